@@ -1,0 +1,62 @@
+# Needs Python 3.10+ and network access to a package index; everything else is installed into .venv.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/uv: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("stream_server needs Python 3.10 or newer; set PYTHON=...") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@touch $@
+
+$(VENV)/.demo: $(BIN)/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@ $(VENV)/.demo
+
+.PHONY: demo
+demo: $(VENV)/.demo  ## A real Airflow, streamed live in this terminal (ARGS=--once: one run, then stop)
+	@$(BIN)/stream-server demo $(ARGS)
+
+.PHONY: test test-unit test-integration test-airflow
+test: $(VENV)/.dev  ## Every test, real PostgreSQL and real Airflow included
+	$(BIN)/python -m pytest $(ARGS)
+
+test-unit: $(VENV)/.dev  ## The pure core
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+test-integration: $(VENV)/.dev  ## A real PostgreSQL with Airflow's schema
+	$(BIN)/python -m pytest tests/integration $(ARGS)
+
+test-airflow: $(VENV)/.dev  ## A real Airflow that runs real DAGs
+	$(BIN)/python -m pytest tests/airflow $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## Formatting, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/.dev  ## Rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: bench-latency
+bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTEN
+	$(BIN)/python -m bench.latency $(ARGS)
+
+.PHONY: constraints
+constraints: $(BIN)/uv  ## Resolve the pinned versions anew
+	$(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-header --no-annotate \
+	  --no-emit-index-url --upgrade --output-file constraints.txt pyproject.toml

@@ -1,0 +1,67 @@
+"""A chat-like chain whose answer should not have to wait for the cleaning up.
+
+Trigger it with ``{"question": "Why is the sky blue?"}``. The task ``answer`` is the only one that nothing but
+a teardown follows, so stream_server takes what it returns for the run's result, and passes it on the moment
+it is committed. Airflow calls the run finished only when the teardown is over.
+"""
+
+from __future__ import annotations
+
+import time
+
+from airflow.sdk import Param, dag, get_current_context, setup, task, teardown
+
+KNOWLEDGE = {
+    "sky": "Air scatters blue light more than red.",
+    "sea": "Water absorbs red light more than blue.",
+    "grass": "Chlorophyll absorbs most light but green.",
+}
+
+
+def think_time() -> None:
+    """Stand in for the work of a model or a search engine."""
+    time.sleep(0.2)
+
+
+@dag(
+    schedule=None,
+    catchup=False,
+    tags=["example"],
+    params={
+        "question": Param("Why is the sky blue?", type="string"),
+        "teardown_seconds": Param(10, type="number", minimum=0),
+    },
+)
+def chat_answer():
+    @setup
+    def open_session() -> str:
+        return "session-1"
+
+    @task
+    def retrieve() -> list[str]:
+        think_time()
+        question = get_current_context()["params"]["question"].lower()
+        return [fact for topic, fact in KNOWLEDGE.items() if topic in question]
+
+    @task
+    def think(facts: list[str]) -> str:
+        think_time()
+        return " ".join(facts) or "I do not know."
+
+    @task
+    def answer(thought: str) -> dict[str, str]:
+        think_time()
+        return {"question": get_current_context()["params"]["question"], "answer": thought}
+
+    @teardown
+    def close_session(session: str) -> None:
+        time.sleep(get_current_context()["params"]["teardown_seconds"])
+
+    session = open_session()
+    facts = retrieve()
+    answered = answer(think(facts))
+    session >> facts
+    answered >> close_session(session)
+
+
+chat_answer()

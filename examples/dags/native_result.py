@@ -1,0 +1,36 @@
+"""Airflow 3.3's own mark, on a task that other tasks follow.
+
+Without ``@result`` the answer would be taken from ``archive``, the last task, seconds after it has been
+known. Trigger it with ``{"question": "Why?", "archive_seconds": 5}``.
+"""
+
+from __future__ import annotations
+
+import time
+
+from airflow.sdk import Param, dag, get_current_context, result, task
+
+
+@dag(
+    schedule=None,
+    catchup=False,
+    tags=["example"],
+    params={
+        "question": Param("Why is the sky blue?", type="string"),
+        "archive_seconds": Param(5, type="number", minimum=0),
+    },
+)
+def native_result():
+    @result
+    @task
+    def answer() -> str:
+        return f"You asked: {get_current_context()['params']['question']}"
+
+    @task
+    def archive(text: str) -> None:
+        time.sleep(get_current_context()["params"]["archive_seconds"])
+
+    archive(answer())
+
+
+native_result()

@@ -1,0 +1,6 @@
+"""`python -m stream_server`."""
+
+from stream_server.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The ASGI application: routes, error answers, and the lifespan that holds tail and hub together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from stream_server.auth import Everybody
+from stream_server.errors import StreamServerError
+from stream_server.hub import Hub
+from stream_server.journal.postgres import Runs
+from stream_server.settings import Settings
+from stream_server.tail import Tail
+from stream_server.transports import sse, websocket
+from stream_server.transports.request import State
+
+log = logging.getLogger(__name__)
+
+RUN_STREAM = "/api/v2/dags/{dag_id}/dagRuns/{run_id}/stream"
+
+
+class Problem(JSONResponse):
+    """An `application/problem+json` answer (RFC 9457)."""
+
+    media_type = "application/problem+json"
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """Make the application.
+
+    Args:
+        settings: What to run with; by default the environment's, read when the application starts.
+    """
+    return Starlette(
+        routes=[
+            Route(RUN_STREAM, sse.stream),
+            WebSocketRoute(RUN_STREAM, websocket.stream),
+            Route("/health", _health),
+            Route("/ready", _ready),
+        ],
+        exception_handlers={
+            StreamServerError: _answer_error,
+            HTTPException: _answer_http_exception,
+            Exception: _answer_fault,
+        },
+        lifespan=_lifespan(settings),
+    )
+
+
+def _lifespan(given: Settings | None) -> Callable[[Starlette], Any]:
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[State]:
+        settings = given
+        if settings is None:
+            # Under a server of somebody else's choice we can't know who can connect.
+            settings = Settings.load()
+            settings.require_auth_choice(loopback=False)
+        url = settings.database_url.get_secret_value()
+        runs = Runs(url, pool_size=settings.pool_size, max_result_bytes=settings.max_result_bytes)
+        hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes)
+        tail = Tail(url, hub, poll_interval=settings.poll_interval)
+        app.state.hub = hub
+        task = asyncio.create_task(tail.run(), name="tail")
+        task.add_done_callback(_stop_process)
+        try:
+            yield State(settings=settings, hub=hub, tail=tail, authorizer=Everybody())
+        finally:
+            task.remove_done_callback(_stop_process)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await hub.close()
+            await runs.close()
+
+    return lifespan
+
+
+def _stop_process(task: asyncio.Task[None]) -> None:
+    """Stop a process whose tail has died: a supervisor starts a working one, while a deaf one would look healthy."""
+    log.critical("The tail has died", exc_info=task.exception() if not task.cancelled() else None)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _health(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _ready(request: Request) -> Response:
+    """Answer 200 while streams are whole and live, else 503 with the reasons."""
+    state: State = request.scope["state"]
+    status = state["tail"].status
+    problems = [*status.problems, *(["the server is shutting down"] if state["hub"].draining else [])]
+    return JSONResponse(
+        {
+            "status": "unavailable" if problems else "ready",
+            "problems": problems,
+            "tail": {"connected": status.connected, "doorbell": status.hears},
+        },
+        status_code=503 if problems else 200,
+    )
+
+
+async def _answer_error(connection: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, StreamServerError), "registered for that class"
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return await _answer(connection, Problem(error.problem(), error.status, headers))
+
+
+async def _answer_http_exception(connection: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for that class"
+    title = HTTPStatus(error.status_code).phrase
+    detail = f"There is nothing at {connection.url.path}" if error.status_code == HTTPStatus.NOT_FOUND else error.detail
+    body = {"type": "about:blank", "title": title, "status": error.status_code, "detail": detail}
+    return await _answer(connection, Problem(body, error.status_code, dict(error.headers or {})))
+
+
+async def _answer_fault(connection: HTTPConnection, error: Exception) -> Response:
+    """Answer what nobody foresaw. Starlette raises it again, so that it is logged; the client learns nothing of it."""
+    body = {
+        "type": "about:blank",
+        "title": "Internal Server Error",
+        "status": 500,
+        "detail": "The server has a fault; its log says more",
+    }
+    return await _answer(connection, Problem(body, 500))
+
+
+async def _answer(connection: HTTPConnection, answer: Response) -> Response:
+    """Refuse the handshake of a WebSocket with an HTTP answer (ASGI extension `websocket.http.response`)."""
+    if isinstance(connection, WebSocket):
+        await connection.send_denial_response(answer)
+    return answer
+
+
+app = create_app()
+"""For `uvicorn stream_server.app:app`; configured by the environment alone."""

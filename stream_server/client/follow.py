@@ -1,0 +1,190 @@
+"""Following one run over WebSocket until its stream ends.
+
+The end of a connection is not the end of a stream: only an `end` frame is. A connection that breaks is made again, and
+the stream goes on with a fresh snapshot.
+
+    ClientError
+    ├── Refused          the server will not stream this
+    ├── StreamClosed     the server closed the stream for good
+    └── ConnectionLost   no connection could be made for too long
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+
+import msgspec
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus, WebSocketException
+
+from stream_server.frames import AnyFrame, Close, End, Ping, decode
+
+PATIENCE_SECONDS = 60.0
+"""How long to go on trying, by default, before a connection counts as lost for good."""
+
+BACKOFF_SECONDS = (0.25, 5.0)
+"""First and longest wait between two attempts; the wait itself is random below that."""
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+"""Larger frames are refused."""
+
+SILENCE_SECONDS = 60.0
+"""Without so much as a `ping` for that long, a connection is given up: the server sends one every 15 s by default."""
+
+_TEMPORARY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class ClientError(Exception):
+    """Base of what `follow` raises."""
+
+
+class Refused(ClientError):
+    """The server will not stream this: there is no such run, or the request is wrong, or not allowed."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        self.status, self.detail = status, detail
+        super().__init__(f"{detail} (HTTP {status})")
+
+
+class StreamClosed(ClientError):
+    """The server closed the stream, and it makes no sense to come back."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code, self.reason = code, reason
+        super().__init__(f"{reason} (code {code})")
+
+
+class ConnectionLost(ClientError):
+    """No connection could be made for too long."""
+
+
+class Message(NamedTuple):
+    """A frame, and its JSON text as it came."""
+
+    frame: AnyFrame
+    text: str
+
+
+def stream_url(url: str, dag_id: str, run_id: str, results: Sequence[str] = (), until: str = "result") -> str:
+    """Return the WebSocket address of a run's stream, given the address of a server (`http://…` or `ws://…`)."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    path = f"{parts.path.rstrip('/')}/api/v2/dags/{quote(dag_id, safe='')}/dagRuns/{quote(run_id, safe='')}/stream"
+    query = urlencode([*(("result", task_id) for task_id in results), ("until", until)])
+    return urlunsplit((scheme, parts.netloc, path, query, ""))
+
+
+async def follow(
+    url: str,
+    dag_id: str,
+    run_id: str,
+    *,
+    results: Sequence[str] = (),
+    until: str = "result",
+    token: str | None = None,
+    patience: float = PATIENCE_SECONDS,
+) -> AsyncIterator[Message]:
+    """Yield the frames of a run, up to and including its `end`; `ping` and `close` are kept back.
+
+    After a broken connection the next frame is a `snapshot`, which takes the place of all that was known.
+
+    Args:
+        url: Address of the server.
+        dag_id: The DAG.
+        run_id: The run.
+        results: Tasks whose return values are the answer; by default those that the DAG's author meant.
+        until: `result` to end with the outcome, `run` to go on to the end of the run.
+        token: Bearer token.
+        patience: Seconds to go on trying after the last sign of life.
+
+    Raises:
+        Refused: The server will not stream this.
+        StreamClosed: The server closed the stream for good.
+        ConnectionLost: No connection could be made for `patience` seconds.
+    """
+    address = stream_url(url, dag_id, run_id, results, until)
+    alive = time.monotonic()
+    wait, longest = BACKOFF_SECONDS
+    while True:
+        pause: float | None = None
+        trouble: BaseException | None = None
+        try:
+            async for message in _connection(address, token):
+                alive, wait = time.monotonic(), BACKOFF_SECONDS[0]
+                if isinstance(message.frame, Close):
+                    pause = _pause_of(message.frame)
+                    continue
+                yield message
+                if isinstance(message.frame, End):
+                    return
+        except InvalidStatus as error:
+            pause = _pause_unless_refused(error)
+            trouble = error
+        except (OSError, asyncio.TimeoutError, WebSocketException) as error:
+            trouble = error
+        if time.monotonic() - alive > patience:
+            raise ConnectionLost(f"No connection to {_origin(address)} for {patience:g} s ({trouble})") from trouble
+        await asyncio.sleep(random.uniform(0, wait) if pause is None else pause)  # noqa: S311 # not for secrets
+        wait = min(wait * 2, longest)
+
+
+async def _connection(address: str, token: str | None) -> AsyncIterator[Message]:
+    """Yield the frames of one connection, for as long as it lives."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    # Our own frames show that the server is alive, so that no pings of the protocol are needed.
+    async with connect(
+        address, additional_headers=headers, max_size=MAX_FRAME_BYTES, ping_interval=None, proxy=None
+    ) as websocket:
+        while True:
+            text = await asyncio.wait_for(websocket.recv(decode=True), SILENCE_SECONDS)
+            try:
+                frame = decode(text)
+            except msgspec.ValidationError:
+                # A type that this version does not know; newer servers may say more than we understand.
+                continue
+            if not isinstance(frame, Ping):
+                yield Message(frame, str(text))
+
+
+def _pause_of(close: Close) -> float | None:
+    """Return how long the server asks to stay away, in seconds.
+
+    Raises:
+        StreamClosed: It makes no sense to come back.
+    """
+    if not close.reconnect:
+        raise StreamClosed(close.code, close.reason)
+    return None if close.retry_ms is None else close.retry_ms / 1000
+
+
+def _pause_unless_refused(error: InvalidStatus) -> float | None:
+    """Return how long the server asks to stay away, in seconds.
+
+    Raises:
+        Refused: The answer will be the same next time.
+    """
+    response = error.response
+    if response.status_code not in _TEMPORARY_STATUSES:
+        raise Refused(response.status_code, _detail(response.body)) from error
+    retry_after = response.headers.get("Retry-After", "")
+    return float(retry_after) if retry_after.isdigit() else None
+
+
+def _detail(body: bytes | bytearray | None) -> str:
+    """Return what a problem+json body says, or the body itself."""
+    text = (body or b"").decode(errors="replace")
+    try:
+        return str(json.loads(text)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return text[:500] or "The server gave no reason"
+
+
+def _origin(address: str) -> str:
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc}"

@@ -1,0 +1,88 @@
+"""How far a reader has read: the epoch of a journal, and a PostgreSQL snapshot.
+
+An identity column is drawn before its transaction commits, so "id greater than the last" loses the rows of transactions
+that commit late. A snapshot says of every transaction whether its rows were visible, and two snapshots say exactly what
+became visible between them (PostgreSQL manual, "Transaction ID and Snapshot Information Functions").
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+
+from stream_server.errors import CursorError
+
+_SNAPSHOT = re.compile(r"([0-9]{1,20}):([0-9]{1,20}):((?:[0-9]{1,20}(?:,[0-9]{1,20})*)?)")
+_WIRE = re.compile(rf"([0-9a-f]{{1,32}})\.({_SNAPSHOT.pattern})(\.end)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in one journal. Opaque to clients; `str()` gives its form on the wire."""
+
+    epoch: str
+    """Made when the journal was created, so that another or a restored database is noticed. Hexadecimal."""
+
+    xmin: int
+    """All transactions below this one had ended."""
+
+    xmax: int
+    """This transaction, and all above it, had not begun."""
+
+    xip: tuple[int, ...] = ()
+    """Transactions from `xmin` on that were in progress, ascending."""
+
+    ended: bool = False
+    """Whether the reader has seen the `end` of its stream; it has no reason to come back."""
+
+    @classmethod
+    def from_snapshot(cls, epoch: str, snapshot: str) -> Cursor:
+        """Make a cursor of a `pg_snapshot` in its text form, `xmin:xmax:xip,xip,...`.
+
+        Raises:
+            CursorError: The text is no snapshot.
+        """
+        match = _SNAPSHOT.fullmatch(snapshot)
+        if match is None:
+            raise CursorError(f"Not a snapshot: {snapshot[:80]!r}")
+        xip = tuple(int(txid) for txid in match[3].split(",") if txid)
+        return cls(epoch, int(match[1]), int(match[2]), xip)
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Read a cursor as it stands on the wire.
+
+        Raises:
+            CursorError: The text was not made by `str(cursor)`.
+        """
+        match = _WIRE.fullmatch(text)
+        if match is None:
+            raise CursorError(f"Not a cursor: {text[:80]!r}")
+        cursor = cls.from_snapshot(match[1], match[2])
+        return cursor.at_end() if match[6] else cursor
+
+    @property
+    def snapshot(self) -> str:
+        """The snapshot in PostgreSQL's text form."""
+        return f"{self.xmin}:{self.xmax}:{','.join(map(str, self.xip))}"
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.snapshot}{'.end' if self.ended else ''}"
+
+    def at_end(self) -> Cursor:
+        """Return this place as that of a reader who has seen the end of its stream."""
+        return replace(self, ended=True)
+
+    def saw(self, txid: int) -> bool:
+        """Tell whether a committed transaction was visible here (`pg_visible_in_snapshot`)."""
+        if txid < self.xmin:
+            return True
+        if txid >= self.xmax:
+            return False
+        place = bisect_left(self.xip, txid)
+        return place == len(self.xip) or self.xip[place] != txid
+
+    def covers(self, other: Cursor) -> bool:
+        """Tell whether all that was visible at `other` was visible here too, in the same journal."""
+        return self.epoch == other.epoch and self.xmax >= other.xmax and not any(other.saw(txid) for txid in self.xip)

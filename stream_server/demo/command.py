@@ -1,0 +1,188 @@
+"""``stream-server demo``: a real Airflow, a stream server, and one run shown live."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import httpx
+
+from stream_server.demo.errors import DemoError
+from stream_server.demo.processes import module, run_in_foreground
+from stream_server.demo.progress import ConsoleProgress
+from stream_server.demo.stack import DemoStack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from types import FrameType
+
+    from stream_server.demo.progress import Progress
+
+DAG_ID = "chat_answer"
+CONF = {"question": "Why is the sky blue?", "teardown_seconds": 10}
+CHECK_SECONDS = 0.5
+
+DONE = 0
+RUN_FAILED = 1
+NOT_STARTED = 2
+INTERRUPTED = 130
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def demo(
+    *,
+    once: bool,
+    port: int | None,
+    airflow_port: int | None,
+    postgres_port: int | None,
+    data_dir: Path,
+    dags: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> int:
+    """Start a stack, show one run of the chat example, and stay until Ctrl-C.
+
+    Standard output belongs to the run; all else is told on standard error.
+
+    Args:
+        once: Stop after the run instead of staying.
+        port: The stream server's port; None for a free one, as with the others.
+        airflow_port: Airflow's port.
+        postgres_port: PostgreSQL's port.
+        data_dir: Where the template cluster and the run directory go.
+        dags: Folders with DAG files, besides the examples.
+        progress: Where to report; standard error by default.
+
+    Returns:
+        The exit code: 0; 1 if the run failed with ``once``; 2 if the stack did not start or broke down; 130 if
+        it was interrupted before it was ready.
+    """
+    progress = progress or ConsoleProgress()
+    with _first_signal_interrupts():
+        try:
+            stack = DemoStack(
+                data_dir,
+                dags=dags,
+                port=port,
+                airflow_port=airflow_port,
+                postgres_port=postgres_port,
+                progress=progress,
+            )
+        except (DemoError, OSError) as error:
+            progress.say(f"The demo cannot start: {error}")
+            return NOT_STARTED
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        return _DemoRun(stack, progress).run(once=once)
+
+
+class _DemoRun:
+    """One demo from its start to its end."""
+
+    def __init__(self, stack: DemoStack, progress: Progress) -> None:
+        self._stack = stack
+        self._progress = progress
+        self._ready = False
+
+    def run(self, *, once: bool) -> int:
+        keep_logs = True
+        try:
+            code = self._show(once=once)
+            keep_logs = code != DONE
+        except (DemoError, OSError, httpx.HTTPError) as error:
+            self._progress.say(f"The demo has broken down: {error}")
+            code = NOT_STARTED
+        except KeyboardInterrupt:
+            code = DONE if self._ready and not once else INTERRUPTED
+            keep_logs = False
+        finally:
+            _ignore_signals()
+            self._progress.say("Stopping everything ...")
+            self._stack.stop(keep_logs=keep_logs)
+            if keep_logs:
+                self._progress.say(f"The logs are in {self._stack.logs}")
+        return code
+
+    def _show(self, *, once: bool) -> int:
+        stack = self._stack
+        stack.start()
+        with stack.rest() as rest:
+            token = rest.token
+        self._ready = True
+        self._progress.say(_addresses(stack))
+        code = run_in_foreground(
+            module(
+                "stream_server",
+                *("run", DAG_ID, "--conf", json.dumps(CONF)),
+                *("--url", stack.server_url, "--airflow-url", stack.airflow_url),
+            ),
+            {**os.environ, "STREAM_SERVER_TOKEN": token},
+        )
+        if once:
+            return DONE if code == 0 else RUN_FAILED
+        self._progress.say(_invitation(stack))
+        while True:
+            stack.check()
+            time.sleep(CHECK_SECONDS)
+
+
+def _addresses(stack: DemoStack) -> str:
+    user = stack.credentials
+    return "\n".join(
+        (
+            "",
+            f"Stream server  {stack.server_url}",
+            f"Airflow        {stack.airflow_url}  (user {user.username}, password {user.password})",
+            f"PostgreSQL     {stack.database_url}",
+            f"Logs           {stack.logs}",
+            "",
+        )
+    )
+
+
+def _invitation(stack: DemoStack) -> str:
+    login = json.dumps({"username": stack.credentials.username, "password": stack.credentials.password})
+    body = json.dumps({"logical_date": None, "conf": {"question": "Why is the grass green?"}})
+    post_json = "curl -s -H 'Content-Type: application/json'"
+    token = f"{post_json} -d '{login}' {stack.airflow_url}/auth/token"
+    return "\n".join(
+        (
+            "",
+            "Trigger more runs, here or in Airflow:",
+            "",
+            f"  export STREAM_SERVER_TOKEN=$({token} | cut -d'\"' -f4)",
+            f"  stream-server run {DAG_ID} --url {stack.server_url} --airflow-url {stack.airflow_url}",
+            f"  {post_json} -N -H 'Accept: text/event-stream' \\",
+            '    -H "Authorization: Bearer $STREAM_SERVER_TOKEN" \\',
+            f"    -d '{body}' '{stack.server_url}/api/v2/dags/{DAG_ID}/dagRuns?wait_for_completion=true'",
+            "",
+            "Ctrl-C stops everything.",
+        )
+    )
+
+
+@contextmanager
+def _first_signal_interrupts() -> Iterator[None]:
+    """Let the first ending signal raise KeyboardInterrupt, and ignore the rest: ending takes some seconds."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        _ignore_signals()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            with suppress(TypeError):  # a handler that was not set from Python cannot be set again
+                signal.signal(number, handler)
+
+
+def _ignore_signals() -> None:
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

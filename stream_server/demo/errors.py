@@ -1,0 +1,44 @@
+"""What can go wrong with the demo's own processes.
+
+DemoError
+└── StartError    a process did not start, or died while it was being waited for
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TAIL_LINES = 25
+TAIL_BYTES = 16_384
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message tells the user why."""
+
+
+class StartError(DemoError):
+    """A process did not start; the message ends with the last lines of its log.
+
+    Attributes:
+        process: Name of the process, as the user sees it.
+        log: The process's log file.
+    """
+
+    def __init__(self, process: str, reason: str, log: Path) -> None:
+        self.process = process
+        self.log = log
+        super().__init__(f"{process} {reason}.\nLast lines of {log}:\n{tail(log)}")
+
+
+def tail(log: Path, lines: int = TAIL_LINES) -> str:
+    """Return the last lines of a log file, indented; a note when there is nothing to show."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError as error:
+        return f"  (unreadable: {error.strerror})"
+    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (empty)"

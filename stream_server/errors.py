@@ -1,0 +1,167 @@
+"""Every error that this package raises on purpose, and every code that it closes a connection with.
+
+    StreamServerError
+    ├── BadRequest            the caller asked for something that can't be
+    │   ├── BadParameter      a query parameter or path has a wrong value
+    │   └── UnknownTask       the DAG has no task of that name
+    ├── RunNotFound           Airflow knows no such DAG run
+    ├── CursorError           a cursor is damaged
+    ├── Unavailable           try again later
+    │   ├── JournalMissing    the journal is not installed, or not whole
+    │   ├── JournalForbidden  the database role lacks a privilege
+    │   ├── JournalUnreachable  PostgreSQL does not answer
+    │   └── Draining          this server is shutting down
+    ├── InstallError          install or uninstall could not be done
+    ├── SettingsError         the configuration contradicts itself
+    └── AirflowError          Airflow's REST API refused or did not answer
+
+Errors that may reach an HTTP client know their status and title; `problem()` gives them as RFC 9457 asks.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, ClassVar
+
+
+class StreamServerError(Exception):
+    """Base of all errors raised on purpose. Its text is meant for people and holds no secret."""
+
+    status: ClassVar[int] = 500
+    """HTTP status code that tells this error to a client."""
+
+    title: ClassVar[str] = "Internal error"
+    """Short summary, the same for every occurrence (RFC 9457 section 3.1.3)."""
+
+    retry_after: ClassVar[int | None] = None
+    """Seconds after which it makes sense to try again, for the `Retry-After` header."""
+
+    def problem(self) -> dict[str, Any]:
+        """Return the members of an `application/problem+json` body (RFC 9457 section 3)."""
+        return {
+            "type": f"urn:stream-server:problem:{self.title.lower().replace(' ', '-')}",
+            "title": self.title,
+            "status": self.status,
+            "detail": str(self),
+        }
+
+
+class BadRequest(StreamServerError):
+    """The caller asked for something that can't be."""
+
+    status = 422
+    title = "Bad request"
+
+
+class BadParameter(BadRequest):
+    """A query parameter has a wrong value. The text says what would be right."""
+
+    title = "Bad parameter"
+
+
+class UnknownTask(BadRequest):
+    """The caller named a result task that the DAG does not have."""
+
+    title = "Unknown task"
+
+    def __init__(self, dag_id: str, task_id: str, known: list[str]) -> None:
+        self.dag_id, self.task_id, self.known = dag_id, task_id, known
+        names = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")  # noqa: PLR2004
+        super().__init__(f"DAG {dag_id!r} has no task {task_id!r}; its tasks are: {names}")
+
+
+class RunNotFound(StreamServerError):
+    """Airflow knows no such DAG run."""
+
+    status = 404
+    title = "Run not found"
+
+    def __init__(self, dag_id: str, run_id: str) -> None:
+        self.dag_id, self.run_id = dag_id, run_id
+        super().__init__(f"DAG {dag_id!r} has no run {run_id!r}")
+
+
+class CursorError(StreamServerError):
+    """A cursor is damaged: it was not made by this server."""
+
+    status = 422
+    title = "Damaged cursor"
+
+
+class Unavailable(StreamServerError):
+    """The request is fine, but can't be served now."""
+
+    status = 503
+    title = "Unavailable"
+    retry_after = 2
+
+
+class JournalMissing(Unavailable):
+    """The journal is not installed in this database, or is not whole."""
+
+    title = "Journal missing"
+
+
+class JournalForbidden(Unavailable):
+    """The database role lacks a privilege."""
+
+    title = "Journal forbidden"
+
+
+class JournalUnreachable(Unavailable):
+    """PostgreSQL does not answer."""
+
+    title = "Journal unreachable"
+
+
+class Draining(Unavailable):
+    """This server is shutting down; another replica, or its successor, will answer."""
+
+    title = "Draining"
+
+    def __init__(self) -> None:
+        super().__init__("This server is shutting down; connect again")
+
+
+class InstallError(StreamServerError):
+    """Install or uninstall could not be done; the database is as it was before."""
+
+
+class SettingsError(StreamServerError):
+    """The configuration is incomplete or contradicts itself."""
+
+
+class AirflowError(StreamServerError):
+    """Airflow's REST API refused a request, or did not answer."""
+
+    title = "Airflow error"
+
+    def __init__(self, message: str, *, http_status: int | None = None) -> None:
+        self.http_status = http_status
+        """Status code of Airflow's answer; `None` where there was no answer."""
+        super().__init__(message)
+
+
+class CloseCode(IntEnum):
+    """Why a stream's connection ends before the stream does.
+
+    The number is the WebSocket close code (RFC 6455 section 7.4.2, private use), and stands in the `close` frame of
+    every transport. Below 4500 the client should connect again, from 4500 on it should not.
+    """
+
+    DRAINING = 4001
+    """The server is shutting down."""
+
+    SLOW = 4002
+    """The client read more slowly than its run produced frames."""
+
+    INTERNAL = 4005
+    """The server lost its place; a new connection starts with a fresh snapshot."""
+
+    @property
+    def reconnect(self) -> bool:
+        """Whether the client should connect again."""
+        return self < FIRST_FINAL_CODE
+
+
+FIRST_FINAL_CODE = 4500

@@ -1,0 +1,175 @@
+"""One watched run: its state, kept current, and those who watch it, grouped by what they asked.
+
+Pure: the hub says what has happened, a feed pushes what follows to its subscriptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from stream_server.cursor import Cursor
+from stream_server.errors import CloseCode, UnknownTask
+from stream_server.frames import AnyFrame, Reset, Wire
+from stream_server.outcome import Answer, Question, Values
+from stream_server.run_state import RunKey, RunState
+from stream_server.subscription import Subscription
+from stream_server.transition import Transition
+
+
+class Channel:
+    """The watchers of one question."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.subscriptions: set[Subscription] = set()
+        self.wanted: frozenset[str] = frozenset()
+        """Tasks whose return values must be read before there is more to tell."""
+
+        self._opening: list[Wire] | None = None
+
+    def tell(self, run: RunState, shared: Sequence[AnyFrame], cursor: Cursor) -> None:
+        """Advance the answer, and push what all of the run's watchers see, then what only these do."""
+        step = self.answer.advance(run)
+        self.wanted = frozenset(step.wanted)
+        self.push([*shared, *step.frames], cursor)
+
+    def receive(self, run: RunState, task_ids: frozenset[str], values: Values, cursor: Cursor) -> None:
+        """Go on with return values, if they are all that is wanted."""
+        if not self.wanted or not self.wanted <= task_ids:
+            return
+        step = self.answer.receive(run, task_ids, values)
+        self.wanted = frozenset(step.wanted)
+        self.push(step.frames, cursor)
+
+    def push(self, frames: Sequence[AnyFrame], cursor: Cursor) -> None:
+        """Push frames to every watcher; the last of them carries the cursor."""
+        self._opening = None
+        if frames and self.subscriptions:
+            wires = wires_of(frames, cursor, ended=self.answer.ended)
+            for subscription in self.subscriptions:
+                subscription.push(wires)
+
+    def open(self, run: RunState, cursor: Cursor) -> list[Wire]:
+        """Return what a new watcher must see first; made once for all who join before the next change."""
+        if self._opening is None:
+            self._opening = wires_of(self.answer.open(run), cursor, ended=self.answer.ended)
+        return self._opening
+
+
+class Feed:
+    """One watched run.
+
+    A feed is loading until `start` has been called; transitions wait for that.
+    """
+
+    def __init__(self, key: RunKey) -> None:
+        self.key = key
+        self.run: RunState | None = None
+        self.channels: dict[Question, Channel] = {}
+        self._loaded_at: Cursor | None = None
+        self._waiting: list[Transition] = []
+
+    @property
+    def subscriptions(self) -> list[Subscription]:
+        """All who watch."""
+        return [one for channel in self.channels.values() for one in channel.subscriptions]
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Tasks whose return values some channel wants."""
+        return frozenset().union(*(channel.wanted for channel in self.channels.values()))
+
+    def start(self, run: RunState, loaded_at: Cursor) -> None:
+        """Go on from what the database said, with what has come since."""
+        waiting, self._waiting = self._waiting, []
+        self.run, self._loaded_at = run, loaded_at
+        for transition in self._unseen(waiting):
+            run.apply(transition)
+
+    def restart(self) -> None:
+        """Be loading again: what was known of the run is worth nothing any more."""
+        self.run = None
+        self._waiting = []
+
+    def apply(self, transitions: Sequence[Transition], cursor: Cursor) -> None:
+        """Follow the transitions of one batch, and push what follows."""
+        if self.run is None:
+            self._waiting.extend(transitions)
+            return
+        frames = [self.run.apply(transition) for transition in self._unseen(transitions)]
+        shared = [frame for frame in frames if frame is not None]
+        for channel in list(self.channels.values()):
+            channel.tell(self.run, shared, self._position(cursor))
+        self._forget_ended()
+
+    def receive(self, task_ids: frozenset[str], values: Values, cursor: Cursor) -> None:
+        """Go on with the return values of some tasks, and push what follows."""
+        if self.run is not None:
+            for channel in list(self.channels.values()):
+                channel.receive(self.run, task_ids, values, self._position(cursor))
+            self._forget_ended()
+
+    def join(self, question: Question, subscription: Subscription, cursor: Cursor) -> None:
+        """Let somebody watch. What is known is due to him at once.
+
+        Raises:
+            UnknownTask: The question names a task that the DAG does not have.
+        """
+        assert self.run is not None, "whoever joins has waited for the feed to start"
+        known = self.run.task_ids
+        for task_id in question.results:
+            if task_id not in known:
+                raise UnknownTask(self.key.dag_id, task_id, sorted(known))
+        channel = self.channels.get(question)
+        position = self._position(cursor)
+        if channel is None:
+            channel = self.channels[question] = Channel(Answer(question, self.run.run.clear_number))
+            channel.subscriptions.add(subscription)
+            channel.tell(self.run, channel.answer.open(self.run)[:1], position)
+            self._forget_ended()
+        else:
+            channel.subscriptions.add(subscription)
+            subscription.push(channel.open(self.run, position))
+
+    def leave(self, subscription: Subscription) -> None:
+        """Forget a watcher, and the channel that nobody watches any more."""
+        for question, channel in list(self.channels.items()):
+            channel.subscriptions.discard(subscription)
+            if not channel.subscriptions:
+                del self.channels[question]
+
+    def begin_anew(self, reason: str, cursor: Cursor) -> None:
+        """Tell all watchers to forget what they were told, and tell them what is known now."""
+        assert self.run is not None, "the feed has started again"
+        reset = Reset(dag_id=self.key.dag_id, run_id=self.key.run_id, reason=reason)  # type: ignore[arg-type]
+        for channel in list(self.channels.values()):
+            channel.answer = Answer(channel.answer.question, self.run.run.clear_number)
+            channel.tell(self.run, [reset, *channel.answer.open(self.run)], self._position(cursor))
+        self._forget_ended()
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End the connection of every watcher."""
+        for subscription in self.subscriptions:
+            subscription.close(code, reason)
+        self.channels.clear()
+
+    def _unseen(self, transitions: Iterable[Transition]) -> list[Transition]:
+        assert self._loaded_at is not None, "the feed has started"
+        return [transition for transition in transitions if not self._loaded_at.saw(transition.txid)]
+
+    def _position(self, cursor: Cursor) -> Cursor:
+        """Return how far this feed's state has come: what it was loaded at, until the tail is there too."""
+        assert self._loaded_at is not None, "the feed has started"
+        return cursor if cursor.covers(self._loaded_at) else self._loaded_at
+
+    def _forget_ended(self) -> None:
+        """Forget channels that have said their last; whoever asks again gets a fresh one."""
+        for question, channel in list(self.channels.items()):
+            if channel.answer.ended:
+                del self.channels[question]
+
+
+def wires_of(frames: Sequence[AnyFrame], cursor: Cursor, *, ended: bool) -> list[Wire]:
+    """Put frames on the wire; the last of them carries the cursor."""
+    *others, last = frames
+    return [*map(Wire, others), Wire(last, cursor.at_end() if ended else cursor)]

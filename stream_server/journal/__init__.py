@@ -1,0 +1,1 @@
+"""The journal in PostgreSQL: installing it, reading it, and hearing that it has grown."""

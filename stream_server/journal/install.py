@@ -1,0 +1,203 @@
+"""Putting the journal and its triggers into Airflow's database, taking them out, and telling how they stand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import anyio
+import asyncpg
+
+from stream_server.errors import InstallError, JournalMissing
+from stream_server.journal.connection import Connection, connect, errors_mapped
+from stream_server.journal.queries import load, load_queries, quote_identifier, quote_literal
+
+VERSION = 1
+"""Version of the journal's schema that this package makes and understands."""
+
+_TABLES = ("task_instance", "dag_run", "xcom")
+
+
+@dataclass(frozen=True)
+class TriggerStatus:
+    """One trigger that should stand."""
+
+    table: str
+    trigger: str
+    installed: bool
+    enabled: bool
+    current: bool
+    """Whether it is as this version makes it."""
+
+    @property
+    def well(self) -> bool:
+        """Whether it does its work."""
+        return self.installed and self.enabled and self.current
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the journal stands."""
+
+    installed: bool
+    version: int | None = None
+    expected_version: int = VERSION
+    epoch: str | None = None
+    airflow_schema: str | None = None
+    triggers: list[TriggerStatus] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, in words; empty if all is well."""
+        if not self.installed:
+            return ["the journal is not installed; run `stream-server install`"]
+        found = []
+        if self.version != self.expected_version:
+            found.append(f"the journal has version {self.version}, this program needs {self.expected_version}")
+        for trigger in self.triggers:
+            name = f"trigger {trigger.trigger} on {trigger.table}"
+            if not trigger.installed:
+                found.append(f"{name} is missing")
+            elif not trigger.current:
+                found.append(f"{name} is not as this version makes it")
+            elif not trigger.enabled:
+                found.append(f"{name} is disabled")
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        return {"well": not self.problems, "problems": self.problems, **asdict(self)}
+
+
+def install_sql(airflow_schema: str) -> str:
+    """Return the script that makes, or completes, the journal and its triggers."""
+    return load("schema.sql").replace("{version}", str(VERSION)).replace("{airflow}", quote_literal(airflow_schema))
+
+
+def uninstall_sql() -> str:
+    """Return the script that removes everything that `install_sql` makes."""
+    return load("uninstall.sql")
+
+
+async def install(url: str, airflow_schema: str, *, lock_timeout: float, attempts: int) -> None:
+    """Make or complete the journal and its triggers, in one transaction.
+
+    Args:
+        url: Database URL; the role must own Airflow's tables and may create a schema.
+        airflow_schema: Schema that holds Airflow's tables.
+        lock_timeout: Seconds that each attempt may wait for a lock on one of Airflow's tables. Airflow's own statements
+            queue behind us for that long at most.
+        attempts: How often to try.
+
+    Raises:
+        InstallError: It could not be done; the database is as it was before.
+        JournalUnreachable: PostgreSQL does not answer.
+    """
+    async with _connection(url) as connection:
+        await _check_airflow(connection, airflow_schema)
+        await _run(connection, install_sql(airflow_schema), lock_timeout, attempts)
+
+
+async def uninstall(url: str, *, lock_timeout: float, attempts: int) -> None:
+    """Remove the triggers, the journal and all else that install has made. Errors as for `install`."""
+    async with _connection(url) as connection:
+        await _run(connection, uninstall_sql(), lock_timeout, attempts)
+
+
+async def status(url: str) -> Status:
+    """Tell how the journal stands.
+
+    Raises:
+        JournalUnreachable: PostgreSQL does not answer.
+    """
+    async with _connection(url) as connection:
+        try:
+            with errors_mapped():
+                meta = await connection.fetchrow("SELECT version, epoch, airflow_schema FROM stream_server.meta")
+                rows = await connection.fetch("SELECT * FROM stream_server.triggers()")
+                await connection.fetch("SELECT FROM stream_server.journal LIMIT 1")
+        except JournalMissing:
+            return Status(installed=False)
+    if meta is None:
+        return Status(installed=False)
+    return Status(
+        installed=True,
+        version=meta["version"],
+        epoch=meta["epoch"],
+        airflow_schema=meta["airflow_schema"],
+        triggers=[
+            TriggerStatus(
+                table=row["table_name"],
+                trigger=row["trigger_name"],
+                installed=row["standing"] is not None,
+                enabled=row["enabled"],
+                current=row["standing"] == row["wanted"],
+            )
+            for row in rows
+        ],
+    )
+
+
+@asynccontextmanager
+async def _connection(url: str) -> AsyncIterator[Connection]:
+    connection = await connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _check_airflow(connection: Connection, schema: str) -> None:
+    missing = [
+        table
+        for table in _TABLES
+        if await connection.fetchval("SELECT to_regclass($1)", f"{quote_identifier(schema)}.{table}") is None
+    ]
+    if missing:
+        raise InstallError(
+            f"Airflow's tables are not in schema {schema!r} of this database ({', '.join(missing)} missing);"
+            " run `airflow db migrate` first, or name another schema with --airflow-schema"
+        )
+
+
+async def _run(connection: Connection, script: str, lock_timeout: float, attempts: int) -> None:
+    for attempt in range(1, attempts + 1):
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
+                await connection.execute(script)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            if attempt == attempts:
+                raise InstallError(
+                    f"Airflow's tables were locked by other transactions in all of {attempts} attempts of"
+                    f" {lock_timeout:g} s; nothing was changed. See pg_stat_activity for transactions that stay open"
+                ) from error
+            await anyio.sleep(random.uniform(0.5, 1.5) * lock_timeout)  # noqa: S311 # not for secrets
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise InstallError(
+                f"The database role may not do that: {error}. It must own Airflow's tables and may create a schema"
+            ) from error
+        else:
+            return
+
+
+async def queries_for(connection: Connection) -> dict[str, str]:
+    """Return the queries as they fit the Airflow in this database.
+
+    Raises:
+        JournalMissing: The journal is not installed, or of another version.
+    """
+    with errors_mapped():
+        meta = await connection.fetchrow("SELECT version, airflow_schema FROM stream_server.meta")
+        if meta is None or meta["version"] != VERSION:
+            found = "none" if meta is None else meta["version"]
+            raise JournalMissing(
+                f"The journal has version {found}, this program needs {VERSION}; run `stream-server install`"
+            )
+        airflow = quote_identifier(meta["airflow_schema"])
+        probe = load_queries(airflow=airflow, dag_result="")["has_dag_result"]
+        has_dag_result = await connection.fetchval(probe)
+        return load_queries(airflow=airflow, dag_result="x.dag_result" if has_dag_result else "NULL::boolean")

@@ -1,0 +1,184 @@
+"""Reading the journal and Airflow's tables.
+
+`Reader` is the tail's own connection. `Runs` answers for joiners, from a small pool.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from stream_server.cursor import Cursor
+from stream_server.errors import RunNotFound
+from stream_server.frames import RunInfo
+from stream_server.graph import Graph
+from stream_server.journal.connection import Connection, connect, connection_arguments, errors_mapped
+from stream_server.journal.install import queries_for
+from stream_server.outcome import Value, Values
+from stream_server.run_state import Instance, Origin, RunKey, RunState
+from stream_server.transition import Kind, Transition
+
+MAX_GRAPHS = 256
+"""DAG versions whose structure is kept in memory."""
+
+
+class Reader:
+    """Reads what a cursor has not seen, on a connection of its own."""
+
+    def __init__(self, connection: Connection, queries: dict[str, str], epoch: str) -> None:
+        self._connection = connection
+        self._queries = queries
+        self.epoch = epoch
+        """Epoch of the journal that this connection reads."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator[Reader]:
+        """Connect, and disconnect at the end.
+
+        Raises:
+            JournalMissing: The journal is not installed.
+            JournalUnreachable: PostgreSQL does not answer.
+        """
+        connection = await connect(url)
+        try:
+            queries = await queries_for(connection)
+            with errors_mapped():
+                epoch = await connection.fetchval("SELECT epoch FROM stream_server.meta")
+            yield cls(connection, queries, epoch)
+        finally:
+            connection.terminate()
+
+    async def now(self) -> Cursor:
+        """Return the cursor of this moment."""
+        with errors_mapped():
+            row = await self._connection.fetchrow(self._queries["journal_now"])
+        assert row is not None, "queries_for has found this row"
+        return Cursor.from_snapshot(row["epoch"], row["snapshot"])
+
+    async def after(self, cursor: Cursor) -> tuple[list[Transition], Cursor]:
+        """Return what a cursor has not seen, in the order of `seq`, and the cursor that has."""
+        with errors_mapped():
+            rows = await self._connection.fetch(self._queries["journal_after"], cursor.snapshot)
+        transitions = [_transition(row) for row in rows if row["id"] is not None]
+        return transitions, Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
+
+    async def problems(self) -> list[str]:
+        """Tell what is wrong with the triggers, in words; empty if all is well."""
+        with errors_mapped():
+            return [row["problem"] for row in await self._connection.fetch(self._queries["problems"])]
+
+
+class Runs:
+    """What joiners need to know of runs, from a small pool of connections."""
+
+    def __init__(self, url: str, *, pool_size: int, max_result_bytes: int) -> None:
+        self._url = url
+        self._pool_size = pool_size
+        self._max_result_bytes = max_result_bytes
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._queries: dict[str, str] | None = None
+        self._graphs: OrderedDict[UUID, Graph] = OrderedDict()
+
+    async def close(self) -> None:
+        """Close all connections; idle ones politely, busy ones not."""
+        if self._pool is not None:
+            self._pool.terminate()
+
+    async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
+        """Read a run, and the cursor that goes on from there.
+
+        Raises:
+            RunNotFound: Airflow knows no such run.
+            JournalMissing: The journal is not installed.
+            JournalUnreachable: PostgreSQL does not answer.
+        """
+        async with self._connection() as (connection, queries):
+            rows = await connection.fetch(queries["run_snapshot"], *key)
+            if not rows:
+                raise RunNotFound(*key)
+            epoch = await connection.fetchval("SELECT epoch FROM stream_server.meta")
+            run = _run_state(key, rows)
+            versions = Counter(row["dag_version_id"] for row in rows if row["dag_version_id"])
+            if versions:
+                run.graph = await self._graph(connection, queries, versions.most_common(1)[0][0])
+        return run, Cursor.from_snapshot(epoch, rows[0]["snapshot"])
+
+    async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
+        """Read what tasks of a run have returned. Errors as for `run_state`, without `RunNotFound`."""
+        async with self._connection() as (connection, queries):
+            rows = await connection.fetch(queries["return_values"], *key, list(task_ids), self._max_result_bytes)
+        return {(row["task_id"], row["map_index"]): Value(row["bytes"], row["json"]) for row in rows}
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[tuple[Connection, dict[str, str]]]:
+        with errors_mapped():
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    **connection_arguments(self._url), min_size=0, max_size=self._pool_size
+                )
+            async with self._pool.acquire() as connection:
+                if self._queries is None:
+                    self._queries = await queries_for(connection)
+                try:
+                    yield connection, self._queries
+                except asyncpg.UndefinedColumnError:
+                    # Airflow was upgraded or downgraded under us; the next call looks anew.
+                    self._queries = None
+                    raise
+
+    async def _graph(self, connection: Connection, queries: dict[str, str], version: UUID) -> Graph | None:
+        """Return the structure of a DAG version. It does not change once a run refers to it."""
+        if version in self._graphs:
+            self._graphs.move_to_end(version)
+            return self._graphs[version]
+        row = await connection.fetchrow(queries["serialized_dag"], version)
+        if row is None:
+            return None
+        try:
+            graph = Graph.parse(row["data"], row["data_compressed"])
+        except msgspec.MsgspecError:
+            return None
+        self._graphs[version] = graph
+        if len(self._graphs) > MAX_GRAPHS:
+            self._graphs.popitem(last=False)
+        return graph
+
+
+def _transition(row: asyncpg.Record) -> Transition:
+    # The columns of journal_after stand in the order of the fields, behind the snapshot.
+    _, seq, txid, at, kind, *rest = row
+    return Transition(seq, txid, at, Kind(kind), *rest)
+
+
+def _run_state(key: RunKey, rows: Sequence[asyncpg.Record]) -> RunState:
+    first = rows[0]
+    run = RunState(
+        key,
+        RunInfo(
+            state=first["run_state"],
+            queued_at=first["run_queued_at"],
+            start_date=first["run_start_date"],
+            end_date=first["run_end_date"],
+            clear_number=first["clear_number"] or 0,
+        ),
+    )
+    for row in rows:
+        if row["task_id"] is None:
+            continue
+        instance = Instance(
+            state=row["state"],
+            try_number=row["try_number"] or 0,
+            start_date=row["start_date"],
+            end_date=row["end_date"],
+            pushed=Origin() if row["pushed"] else None,
+        )
+        run.add(row["task_id"], row["map_index"], instance)
+        if row["pushed"] and row["dag_result"]:
+            run.native_results.add(row["task_id"])
+    return run

@@ -1,0 +1,67 @@
+-- What `stream-server serve` asks. Each block begins with its name; {airflow} is the schema of Airflow's tables, quoted.
+
+-- journal_now --
+-- Where the journal stands: the cursor of a reader that wants only what comes from now on.
+SELECT epoch, pg_current_snapshot()::text AS snapshot FROM stream_server.meta
+
+-- journal_after --
+-- All rows that a snapshot ($1) had not seen, in the order of their identity, and the snapshot that has seen them.
+-- One row with an empty id where there is nothing new. Both arms of the OR use the index on txid.
+SELECT pg_current_snapshot()::text AS snapshot, j.*
+FROM (SELECT 1) AS always
+LEFT JOIN LATERAL (
+    SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
+           clear_number, queued_at, start_date, end_date, xcom_key, dag_result
+    FROM stream_server.journal
+    WHERE txid >= pg_snapshot_xmax($1::text::pg_snapshot)
+       OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
+) AS j ON true
+ORDER BY j.id
+
+-- run_snapshot --
+-- A run ($1 DAG, $2 run), its task instances and which of them have pushed a return value in their current try, as one
+-- snapshot sees them. One row for each task instance, and one row with an empty task_id where there is none.
+-- A cleared task's old XCom stays until its next try has begun, hence the comparison of times.
+SELECT pg_current_snapshot()::text AS snapshot,
+       r.state AS run_state, r.queued_at AS run_queued_at, r.start_date AS run_start_date,
+       r.end_date AS run_end_date, r.clear_number,
+       t.task_id, t.map_index, t.try_number, t.state, t.start_date, t.end_date, t.dag_version_id,
+       coalesce(t.state = 'success' OR (t.state = 'running' AND x.timestamp >= t.start_date), false)
+           AND x.task_id IS NOT NULL AS pushed,
+       {dag_result} AS dag_result
+FROM {airflow}.dag_run AS r
+LEFT JOIN {airflow}.task_instance AS t ON t.dag_id = r.dag_id AND t.run_id = r.run_id
+LEFT JOIN {airflow}.xcom AS x ON x.dag_run_id = r.id AND x.task_id = t.task_id AND x.map_index = t.map_index
+    AND x.key = 'return_value'
+WHERE r.dag_id = $1 AND r.run_id = $2
+ORDER BY t.task_id, t.map_index
+
+-- serialized_dag --
+-- The structure of a version ($1) of a DAG.
+SELECT data::text AS data, data_compressed FROM {airflow}.serialized_dag WHERE dag_version_id = $1
+
+-- return_values --
+-- What tasks ($3) of a run ($1 DAG, $2 run) returned. The text is left out where the values of the task are larger
+-- than $4 bytes together, so that they never leave the database.
+SELECT x.task_id, x.map_index, v.bytes,
+       CASE WHEN sum(v.bytes) OVER (PARTITION BY x.task_id) <= $4 THEN v.text END AS json
+FROM {airflow}.dag_run AS r
+JOIN {airflow}.xcom AS x ON x.dag_run_id = r.id
+CROSS JOIN LATERAL (SELECT x.value::text AS text) AS s
+CROSS JOIN LATERAL (SELECT s.text, octet_length(s.text) AS bytes) AS v
+WHERE r.dag_id = $1 AND r.run_id = $2 AND x.task_id = ANY ($3::text[]) AND x.key = 'return_value'
+
+-- has_dag_result --
+-- Whether this Airflow marks the XComs of its result tasks (3.3).
+SELECT EXISTS (
+    SELECT FROM pg_attribute
+    WHERE attrelid = to_regclass('{airflow}.xcom') AND attname = 'dag_result' AND NOT attisdropped
+)
+
+-- problems --
+-- What is wrong with the triggers, in words; no row where all is well.
+SELECT CASE WHEN standing IS NULL THEN format('trigger %s on %s is missing', trigger_name, table_name)
+            WHEN standing <> wanted THEN format('trigger %s on %s is not as this version makes it', trigger_name, table_name)
+            ELSE format('trigger %s on %s is disabled', trigger_name, table_name) END AS problem
+FROM stream_server.triggers()
+WHERE standing IS DISTINCT FROM wanted OR NOT enabled

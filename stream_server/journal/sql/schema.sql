@@ -1,0 +1,199 @@
+-- The journal of stream_server and its triggers on Airflow's tables.
+--
+-- Safe to run again: what stands already is left alone. Airflow's tables are locked (SHARE ROW EXCLUSIVE, for an instant)
+-- only where a trigger is missing or differs. {airflow} is the schema that holds Airflow's tables, as a literal.
+
+SELECT pg_advisory_xact_lock(hashtext('stream_server install'));
+
+CREATE SCHEMA IF NOT EXISTS stream_server;
+
+CREATE TABLE IF NOT EXISTS stream_server.meta (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    epoch text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 12),
+    version integer NOT NULL,
+    airflow_schema name NOT NULL,
+    installed_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE stream_server.meta IS 'What is installed. The epoch tells this journal from any other one.';
+
+INSERT INTO stream_server.meta (version, airflow_schema) VALUES ({version}, {airflow})
+ON CONFLICT (singleton) DO UPDATE SET version = excluded.version, airflow_schema = excluded.airflow_schema;
+
+CREATE TABLE IF NOT EXISTS stream_server.journal (
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    txid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    queued_at timestamptz,
+    start_date timestamptz,
+    end_date timestamptz,
+    ti_id uuid,
+    map_index integer,
+    try_number integer,
+    clear_number integer,
+    dag_result boolean,
+    kind text NOT NULL,
+    dag_id text,
+    run_id text,
+    task_id text,
+    state text,
+    previous_state text,
+    xcom_key text
+);
+COMMENT ON TABLE stream_server.journal IS 'Committed transitions of Airflow, written by triggers, read by stream_server.';
+
+-- The only index: readers ask for what their snapshot had not seen, and nothing else.
+CREATE INDEX IF NOT EXISTS journal_txid ON stream_server.journal (txid);
+
+-- The functions below run inside Airflow's transactions. They must not fail them, must not block them for longer than
+-- lock_timeout, and must cost next to nothing where no state has changed. They name only columns that Airflow 3.0 to 3.3
+-- all have, and nothing of ours outside the guarded block. After a failure they are silent for the rest of the transaction,
+-- which is incomplete in the journal anyway.
+
+CREATE OR REPLACE FUNCTION stream_server.record_task() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+DECLARE
+    before text;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.state IS NOT DISTINCT FROM OLD.state
+            AND NEW.try_number IS NOT DISTINCT FROM OLD.try_number
+            AND NEW.map_index = OLD.map_index
+        THEN
+            RETURN NULL;
+        END IF;
+        before := OLD.state;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal
+        (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state, start_date, end_date)
+    VALUES
+        ('task', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.try_number, NEW.state, before,
+         NEW.start_date, NEW.end_date);
+    PERFORM pg_notify('stream_server', '');
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    RETURN NULL;
+END
+$body$;
+
+CREATE OR REPLACE FUNCTION stream_server.record_run() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+DECLARE
+    before text;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.state IS NOT DISTINCT FROM OLD.state AND NEW.clear_number = OLD.clear_number THEN
+            RETURN NULL;
+        END IF;
+        before := OLD.state;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        INSERT INTO stream_server.journal (kind, dag_id, run_id, previous_state)
+        VALUES ('run_deleted', OLD.dag_id, OLD.run_id, OLD.state);
+    ELSE
+        INSERT INTO stream_server.journal
+            (kind, dag_id, run_id, state, previous_state, clear_number, queued_at, start_date, end_date)
+        VALUES
+            ('run', NEW.dag_id, NEW.run_id, NEW.state, before, NEW.clear_number, NEW.queued_at, NEW.start_date,
+             NEW.end_date);
+    END IF;
+    PERFORM pg_notify('stream_server', '');
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    RETURN NULL;
+END
+$body$;
+
+-- XComs other than return values answer nobody. A return value that goes away does so with a change of its task's state.
+CREATE OR REPLACE FUNCTION stream_server.record_xcom() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+BEGIN
+    IF NEW.key <> 'return_value' THEN
+        RETURN NULL;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    -- dag_result exists from Airflow 3.3 on. The value is set aside first: it may be large, and this is our copy.
+    NEW.value := NULL;
+    INSERT INTO stream_server.journal (kind, dag_id, run_id, task_id, map_index, xcom_key, dag_result)
+    VALUES
+        ('xcom', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.key,
+         (to_jsonb(NEW) ->> 'dag_result')::boolean);
+    PERFORM pg_notify('stream_server', '');
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    RETURN NULL;
+END
+$body$;
+
+CREATE OR REPLACE FUNCTION stream_server.record_input() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+BEGIN
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal (kind, ti_id) VALUES ('input', NEW.ti_id);
+    PERFORM pg_notify('stream_server', '');
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    RETURN NULL;
+END
+$body$;
+
+-- Every trigger that should stand, beside what stands. A table that this version of Airflow does not have is left out.
+CREATE OR REPLACE FUNCTION stream_server.triggers()
+    RETURNS TABLE (table_name text, trigger_name text, wanted text, standing text, enabled boolean)
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $body$
+    WITH expected (table_name, trigger_name, events, function_name) AS (
+        VALUES ('task_instance', 'stream_server_task', 'INSERT OR UPDATE', 'record_task'),
+               ('dag_run', 'stream_server_run', 'INSERT OR DELETE OR UPDATE', 'record_run'),
+               ('xcom', 'stream_server_xcom', 'INSERT OR UPDATE', 'record_xcom'),
+               ('hitl_detail', 'stream_server_input', 'INSERT OR UPDATE', 'record_input')
+    )
+    SELECT e.table_name,
+           e.trigger_name,
+           format('CREATE TRIGGER %I AFTER %s ON %I.%I FOR EACH ROW EXECUTE FUNCTION stream_server.%I()',
+                  e.trigger_name, e.events, m.airflow_schema, e.table_name, e.function_name),
+           pg_get_triggerdef(t.oid),
+           coalesce(t.tgenabled IN ('O', 'A'), false)
+    FROM expected e
+    CROSS JOIN stream_server.meta m
+    LEFT JOIN pg_namespace n ON n.nspname = m.airflow_schema
+    LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = e.table_name
+    LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = e.trigger_name
+    WHERE c.oid IS NOT NULL OR e.table_name <> 'hitl_detail'
+$body$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA stream_server FROM PUBLIC;
+
+DO $body$
+DECLARE
+    missing record;
+BEGIN
+    FOR missing IN SELECT * FROM stream_server.triggers() WHERE standing IS DISTINCT FROM wanted OR NOT enabled LOOP
+        IF missing.standing IS NOT NULL THEN
+            EXECUTE format('DROP TRIGGER %I ON %I.%I', missing.trigger_name, {airflow}::name, missing.table_name);
+        END IF;
+        EXECUTE missing.wanted;
+    END LOOP;
+END
+$body$;

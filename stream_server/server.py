@@ -1,0 +1,60 @@
+"""Running the application under uvicorn, with a shutdown that ends every stream cleanly."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import uvicorn
+from starlette.applications import Starlette
+
+from stream_server.app import create_app
+from stream_server.settings import Settings, is_loopback
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but streams are drained before their sockets are closed.
+
+    The lifespan's end would be too late for that: uvicorn runs it after it has waited for all connections.
+    """
+
+    def __init__(self, config: uvicorn.Config, grace_period: float) -> None:
+        super().__init__(config)
+        self._grace_period = grace_period
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let every stream end, then shut down as uvicorn does."""
+        await self.config.app.state.hub.drain(self._grace_period)  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        SettingsError: The address can be reached by others and no authorization was chosen.
+    """
+    settings.require_auth_choice(loopback=is_loopback(settings.host))
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    app = create_app(settings)
+    Server(uvicorn_config(app, settings), settings.grace_period).run()
+
+
+def uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    """Return how uvicorn runs the application."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        lifespan="on",
+        log_config=None,
+        log_level=settings.log_level,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.grace_period)),
+    )

@@ -1,0 +1,114 @@
+"""The settings of `stream-server serve`: options of the command, or environment variables with the same names."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from stream_server.errors import SettingsError
+
+PREFIX = "STREAM_SERVER_"
+"""Prefix of the environment variables."""
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)")
+_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: object) -> float:
+    """Read a duration: `500ms`, `5s`, `2m`, `1h`, or plain seconds.
+
+    Raises:
+        ValueError: The text is no duration.
+    """
+    match = _DURATION.fullmatch(str(text).strip())
+    if match is None:
+        raise ValueError(f"{str(text)[:40]!r} is not a duration; write 500ms, 5s, 2m, 1h or plain seconds")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+
+
+class Settings(BaseSettings):
+    """All settings of the server, frozen. `docs/settings.md` describes them, and a test sees to it."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    database_url: SecretStr
+    """Airflow's metadata database, PostgreSQL. SQLAlchemy's forms are accepted."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+
+    port: int = Field(default=8090, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+
+    auth: Literal["none"] | None = None
+    """Who decides what a caller may see. `none`: everybody may read everything; the default on loopback only."""
+
+    airflow_url: str | None = None
+    """Address of Airflow's API server."""
+
+    poll_interval: Duration = Field(default=2.0, gt=0)
+    """How often to look into the journal when no doorbell has rung."""
+
+    ping_interval: Duration = Field(default=15.0, gt=0)
+    """How long a stream may be silent before a `ping` frame is sent."""
+
+    pool_size: int = Field(default=4, ge=1)
+    """Database connections for joiners, beside the two of the tail."""
+
+    max_result_bytes: int = Field(default=1024 * 1024, ge=0)
+    """Return values larger than this are sent as a reference."""
+
+    max_queued_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    """Bytes that may wait for a slow client before it is closed."""
+
+    grace_period: Duration = Field(default=10.0, ge=0)
+    """How long clients may take to go when the server shuts down."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged."""
+
+    @classmethod
+    def load(cls, **options: object) -> Settings:
+        """Make settings of options and environment; options that are `None` count as not given.
+
+        Raises:
+            SettingsError: A setting is missing or wrong. The text says which, and never repeats a secret.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        try:
+            return cls(**given)  # type: ignore[arg-type]
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{PREFIX}{str(item['loc'][0]).upper() if item['loc'] else ''}: {item['msg']}"
+                for item in error.errors(include_input=False, include_url=False, include_context=False)
+            )
+            raise SettingsError(wrong) from None
+
+    def require_auth_choice(self, *, loopback: bool) -> None:
+        """Refuse to show everything to everybody, unless it was chosen or nobody else can connect.
+
+        Raises:
+            SettingsError: No choice was made.
+        """
+        if self.auth is None and not loopback:
+            raise SettingsError(
+                "Without authorization everybody who can connect can read everything, so the server listens on"
+                f" loopback only. To allow it, choose --auth none ({PREFIX}AUTH=none)"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,88 @@
+"""One client's place in a stream: what is due to it, and whether more can come.
+
+Pure: the hub pushes, a transport takes and sends. What a client has not taken yet is bounded in bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from stream_server.errors import CloseCode
+from stream_server.frames import Close, End, Wire
+
+
+class SubscriptionStatistics(NamedTuple):
+    """What `Subscription.statistics()` tells."""
+
+    queued_frames: int
+    queued_bytes: int
+
+
+class Subscription:
+    """Frames due to one client, oldest first.
+
+    Args:
+        limit: Bytes of JSON that may wait. Beyond it the connection is closed with `CloseCode.SLOW`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._due: deque[Wire] = deque()
+        self._bytes = 0
+        self._notify: Callable[[], object] | None = None
+        self.closed: Close | None = None
+        """Why the connection ends before the stream does; `None` while it goes on."""
+
+        self.complete = False
+        """Whether the last frame of the stream, or of the connection, has been pushed."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all has been taken and nothing more will come."""
+        return self.complete and not self._due
+
+    def on_due(self, notify: Callable[[], object]) -> None:
+        """Have `notify` called, in the pusher's turn, whenever something becomes due."""
+        self._notify = notify
+        if self._due:
+            notify()
+
+    def push(self, wires: Iterable[Wire]) -> None:
+        """Put frames in line. After the last one of the stream nothing is accepted any more."""
+        if self.complete:
+            return
+        for wire in wires:
+            self._due.append(wire)
+            self._bytes += len(wire.json)
+            if isinstance(wire.frame, End):
+                self.complete = True
+        if self._bytes > self._limit and not self.complete:
+            # What waits is dropped: the client resumes after the last frame that it has received.
+            self._due.clear()
+            self._bytes = 0
+            self.close(CloseCode.SLOW, "The client reads more slowly than its stream grows")
+        elif self._notify is not None:
+            self._notify()
+
+    def close(self, code: CloseCode, reason: str, *, retry_ms: int | None = None) -> None:
+        """End the connection, after what is due, with a `close` frame that says why."""
+        if self.complete:
+            return
+        self.complete = True
+        self.closed = Close(code=int(code), reason=reason, reconnect=code.reconnect, retry_ms=retry_ms)
+        self._due.append(Wire(self.closed))
+        if self._notify is not None:
+            self._notify()
+
+    def take(self) -> list[Wire]:
+        """Return all that is due, and forget it."""
+        wires = list(self._due)
+        self._due.clear()
+        self._bytes = 0
+        return wires
+
+    def statistics(self) -> SubscriptionStatistics:
+        """Tell how much waits."""
+        return SubscriptionStatistics(len(self._due), self._bytes)

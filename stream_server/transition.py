@@ -1,0 +1,51 @@
+"""One committed row of the journal, as every part of the server handles it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum
+from typing import NamedTuple
+
+RETURN_VALUE = "return_value"
+"""Key of the XCom that holds what a task returned (`airflow.models.xcom.XCOM_RETURN_KEY`)."""
+
+
+class Kind(str, Enum):
+    """What changed."""
+
+    TASK = "task"
+    RUN = "run"
+    RUN_DELETED = "run_deleted"
+    XCOM = "xcom"
+    INPUT = "input"
+
+
+class Transition(NamedTuple):
+    """What one trigger wrote down. Fields that a kind does not have are `None`."""
+
+    seq: int
+    """Identity of the row: unique, and ascending for the transitions of one task instance."""
+
+    txid: int
+    """Transaction that wrote it (`xid8`)."""
+
+    at: datetime
+    """When it was written, UTC; the commit comes a little later."""
+
+    kind: Kind
+    dag_id: str
+    run_id: str
+    task_id: str | None = None
+    map_index: int | None = None
+    """-1 for a task that is not mapped, or not expanded yet."""
+
+    try_number: int | None = None
+    state: str | None = None
+    previous_state: str | None = None
+    clear_number: int | None = None
+    queued_at: datetime | None = None
+    start_date: datetime | None = None
+    end_date: datetime | None = None
+    xcom_key: str | None = None
+    dag_result: bool | None = None
+    """Airflow 3.3's own mark on what the result tasks of a DAG push; `None` before 3.3."""

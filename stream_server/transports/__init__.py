@@ -1,0 +1,1 @@
+"""The edges: how frames reach a client."""

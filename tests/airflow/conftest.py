@@ -1,0 +1,36 @@
+"""A whole stack, once for all tests of this tier."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support.postgres import DATA_DIR, FAST
+
+from stream_server.demo.progress import ConsoleProgress
+from stream_server.demo.stack import DemoStack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stream_server.demo.rest import AirflowRest
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[DemoStack]:
+    """PostgreSQL, Airflow with the example DAGs, and a stream server; where it cannot start, tests fail."""
+    with DemoStack(DATA_DIR, postgres_settings=FAST, progress=ConsoleProgress()) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def airflow(stack: DemoStack) -> Iterator[AirflowRest]:
+    """Airflow's REST API, as its admin: ``airflow.trigger("chat_answer", {"teardown_seconds": 1})``."""
+    with stack.rest() as rest:
+        yield rest
+
+
+@pytest.fixture(scope="session")
+def token(airflow: AirflowRest) -> str:
+    """A bearer token of Airflow's admin."""
+    return airflow.token

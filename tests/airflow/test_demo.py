@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from support.postgres import DATA_DIR
+from support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stream_server.demo.rest import AirflowRest
+    from stream_server.demo.stack import DemoStack
+
+ANSWER = "Air scatters blue light more than red."
+MARK = "STREAM_SERVER_TEST_MARK"
+DEMO_SECONDS = 180.0
+GONE_SECONDS = 15.0
+
+
+class Demo:
+    """``stream-server demo`` as a user starts it, and all processes that come of it."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self._mark = uuid.uuid4().hex
+        self._output, self._messages = directory / "stdout", directory / "stderr"
+        command = [sys.executable, "-m", "stream_server", "demo", "--data-dir", str(DATA_DIR), *options]
+        with self._output.open("w") as output, self._messages.open("w") as messages:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=messages, env={**os.environ, MARK: self._mark}, start_new_session=True
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    @property
+    def messages(self) -> str:
+        return self._messages.read_text()
+
+    def wait_for_message(self, text: str) -> None:
+        def said() -> bool:
+            assert self.process.poll() is None, self.messages
+            return text in self.messages
+
+        eventually(said, DEMO_SECONDS, what=f"the message {text!r}")
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        if number is not None:
+            self.process.send_signal(number)
+        return self.process.wait(DEMO_SECONDS)
+
+    def living(self) -> list[psutil.Process]:
+        """All processes that inherited the mark, whoever is their parent by now."""
+        return [process for process in psutil.process_iter() if _environment(process).get(MARK) == self._mark]
+
+    def run_directory(self) -> Path:
+        found = re.search(r"^Logs +(.+)/logs$", self.messages, re.MULTILINE)
+        assert found, self.messages
+        return Path(found[1])
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+@contextmanager
+def demo(directory: Path, *options: str) -> Iterator[Demo]:
+    started = Demo(directory, *options)
+    try:
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.end(signal.SIGTERM)
+
+
+def test_once_prints_the_result_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with demo(tmp_path, "--once") as once:
+        assert once.end() == 0, once.messages
+        assert ANSWER in once.output
+        assert once.living() == []
+        assert not once.run_directory().exists()
+
+
+def test_ctrl_c_ends_a_demo_that_was_waiting_for_it(tmp_path: Path) -> None:
+    with demo(tmp_path) as staying:
+        staying.wait_for_message("Ctrl-C stops everything")
+        assert ANSWER in staying.output
+        assert len(staying.living()) > 5
+        assert staying.end(signal.SIGINT) == 0, staying.messages
+        assert staying.living() == []
+        assert not staying.run_directory().exists()
+
+
+@pytest.mark.parametrize("phase", ["Starting PostgreSQL", "Starting the stream server", "Starting Airflow"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path: Path, phase: str, number: signal.Signals) -> None:
+    with demo(tmp_path) as starting:
+        starting.wait_for_message(phase)
+        assert starting.end(number) == 130, starting.messages
+        assert starting.living() == []
+
+
+def test_a_killed_demo_takes_everything_with_it(tmp_path: Path) -> None:
+    with demo(tmp_path) as killed:
+        killed.wait_for_message("Starting Airflow")
+        assert killed.end(signal.SIGKILL) == -signal.SIGKILL
+        eventually(lambda: not killed.living(), GONE_SECONDS, what="the end of all processes")
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with demo(tmp_path, "--once", "--airflow-port", str(port)) as refused:
+            assert refused.end() == 2
+            assert f"Port {port} for Airflow cannot be used" in refused.messages
+
+
+def test_an_airflow_that_dies_is_told_with_its_log(tmp_path: Path) -> None:
+    with demo(tmp_path) as broken:
+        broken.wait_for_message("... Starting Airflow")
+        scheduler = eventually(lambda: [each for each in broken.living() if "scheduler" in each.cmdline()])[0]
+        scheduler.kill()
+        assert broken.end() == 2
+        assert "Airflow scheduler ended unexpectedly (killed by SIGKILL)" in broken.messages
+        logs = re.search(r"^The logs are in (.+)$", broken.messages, re.MULTILINE)
+        assert logs, broken.messages
+        assert Path(logs[1], "airflow-scheduler.log").exists()
+
+
+def test_the_chat_example_answers_and_cleans_up(airflow: AirflowRest) -> None:
+    run_id = airflow.trigger("chat_answer", {"question": "Why is the grass green?", "teardown_seconds": 0})
+    assert airflow.finish("chat_answer", run_id) == "success"
+    answer = {"question": "Why is the grass green?", "answer": "Chlorophyll absorbs most light but green."}
+    assert airflow.xcom("chat_answer", run_id, "answer") == answer
+    assert airflow.task_states("chat_answer", run_id)["close_session"] == ["success"]
+
+
+def test_the_failing_example_fails_before_its_teardown_runs(airflow: AirflowRest) -> None:
+    run_id = airflow.trigger("fail_before_teardown", {"teardown_seconds": 0})
+    assert airflow.finish("fail_before_teardown", run_id) == "failed"
+    states = airflow.task_states("fail_before_teardown", run_id)
+    assert (states["think"], states["answer"], states["close_session"]) == (
+        ["failed"],
+        ["upstream_failed"],
+        ["success"],
+    )
+
+
+def test_the_mapped_example_has_a_result_for_each_number(airflow: AirflowRest) -> None:
+    run_id = airflow.trigger("mapped_squares", {"numbers": [2, 3, 4]})
+    assert airflow.finish("mapped_squares", run_id) == "success"
+    assert [airflow.xcom("mapped_squares", run_id, "square", index) for index in range(3)] == [4, 9, 16]
+
+
+def test_the_native_example_marks_a_task_that_another_follows(airflow: AirflowRest) -> None:
+    run_id = airflow.trigger("native_result", {"question": "Why?", "archive_seconds": 0})
+    assert airflow.wait("native_result", run_id) == {"state": "success", "results": {"answer": "You asked: Why?"}}
+
+
+def test_the_server_restarts_on_its_port(stack: DemoStack) -> None:
+    address, pid = stack.server_url, stack.server.child.pid
+    stack.server.restart()
+    assert stack.server.ready()
+    assert (stack.server_url, stack.server.child.pid != pid) == (address, True)

@@ -1,0 +1,5 @@
+"""Fixtures of every tier."""
+
+from __future__ import annotations
+
+pytest_plugins = ["support.fixtures"]

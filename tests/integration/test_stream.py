@@ -1,0 +1,409 @@
+"""From a commit in PostgreSQL to a frame on a socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from support.airflow_sql import CHAIN, AirflowSql
+from support.server import RunningServer, running_server
+from support.streams import frames_of, sse, states, stream_path, types, websocket
+from support.waiting import eventually_async
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+
+
+async def finish(airflow: AirflowSql, run: RunKey) -> None:
+    """Run `CHAIN` to the end of the result task; the teardown still goes on."""
+    await airflow.set_run(run, "running")
+    await airflow.run_task(run, "ask", {"question": "why"})
+    await airflow.run_task(run, "answer", {"text": "because"})
+    await airflow.start_task(run, "clean_up")
+
+
+async def test_a_run_is_followed_from_its_first_transition_to_its_result(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    async with sse(server.url, run) as events:
+        snapshot = await events.next()
+        await finish(airflow, run)
+        frames = await events.rest()
+
+    assert snapshot["type"] == "snapshot"
+    assert snapshot["run"]["state"] == "queued"
+    assert snapshot["result_tasks"] == ["answer"]
+    assert [task["task_id"] for task in snapshot["tasks"]] == sorted(CHAIN)
+    assert states(frames, "ask") == ["scheduled", "queued", "running", "success"]
+    result, end = frames[-2:]
+    assert result["results"] == {"answer": {"text": "because"}}
+    assert (end["type"], end["state"], end["outcome"]) == ("end", "running", "result")
+
+
+async def test_frames_are_the_committed_transitions_in_order(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    async with websocket(server.url, run, "?until=run") as connection:
+        snapshot = json.loads(await connection.recv())
+        await finish(airflow, run)
+        async with airflow.connection.transaction():
+            await airflow.set_task(run, "clean_up", "success")
+            await airflow.set_run(run, "success")
+        frames = await frames_of(connection)
+
+    seen = snapshot["cursor"].split(".")[1]
+    committed = await airflow.connection.fetch(
+        "SELECT id, kind, task_id, state FROM stream_server.journal"
+        " WHERE kind IN ('task', 'run') AND NOT pg_visible_in_snapshot(txid, $1::text::pg_snapshot) ORDER BY id",
+        seen,
+    )
+    told = [
+        (frame["seq"], frame["type"], frame.get("task_id"), frame["state"])
+        for frame in frames
+        if frame["type"] in ("task", "run")
+    ]
+    assert told == [tuple(row) for row in committed]
+    assert types(frames)[-1] == "end"
+
+
+async def test_what_is_rolled_back_is_never_told(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    async with sse(server.url, run) as events:
+        await events.next()
+        transaction = airflow.connection.transaction()
+        await transaction.start()
+        await airflow.set_task(run, "ask", "failed")
+        await transaction.rollback()
+        await airflow.set_task(run, "ask", "scheduled")
+        frame = await events.next()
+
+    assert (frame["task_id"], frame["state"]) == ("ask", "scheduled")
+
+
+async def test_a_transaction_that_commits_late_is_told_though_its_rows_have_lower_ids(
+    airflow: AirflowSql, journal: str, server: RunningServer, run: RunKey
+) -> None:
+    async with sse(server.url, run) as events, AirflowSql.open(journal) as slow:
+        await events.next()
+        transaction = slow.connection.transaction()
+        await transaction.start()
+        await slow.set_task(run, "ask", "scheduled")
+        await airflow.set_task(run, "answer", "scheduled")
+        first = await events.next()
+        await transaction.commit()
+        second = await events.next()
+
+    assert [first["task_id"], second["task_id"]] == ["answer", "ask"]
+    assert second["seq"] < first["seq"]
+
+
+async def test_a_failure_of_the_result_task_is_told_at_once(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    async with sse(server.url, run) as events:
+        await airflow.set_run(run, "running")
+        await airflow.start_task(run, "answer")
+        await airflow.set_task(run, "answer", "failed")
+        frames = await events.rest()
+
+    failure, end = frames[-2:]
+    assert failure["type"] == "failure"
+    assert (failure["reason"], failure["task_id"], failure["try_number"]) == ("task_failed", "answer", 1)
+    assert (end["state"], end["outcome"]) == ("running", "failure")
+
+
+async def test_a_retry_is_no_failure(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    async with sse(server.url, run) as events:
+        await airflow.start_task(run, "answer")
+        await airflow.set_task(run, "answer", "up_for_retry")
+        await airflow.run_task(run, "answer", 42)
+        frames = await events.rest()
+
+    assert states(frames, "answer") == [
+        *("scheduled", "queued", "running", "up_for_retry"),
+        *("scheduled", "queued", "running"),
+        *(["success"] if "success" in states(frames, "answer") else []),
+    ]
+    assert frames[-2]["results"] == {"answer": 42}
+    assert "failure" not in types(frames)
+
+
+async def test_a_task_that_returns_nothing_answers_null(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    async with sse(server.url, run) as events:
+        await airflow.start_task(run, "answer")
+        await airflow.set_task(run, "answer", "success")
+        frames = await events.rest()
+
+    assert frames[-2]["results"] == {"answer": None}
+
+
+async def test_the_caller_chooses_the_result_task(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    async with sse(server.url, run, "?result=ask") as events:
+        snapshot = await events.next()
+        await airflow.run_task(run, "ask", [1, "two", None])
+        frames = await events.rest()
+
+    assert snapshot["result_tasks"] == ["ask"]
+    assert frames[-2]["results"] == {"ask": [1, "two", None]}
+
+
+async def test_several_result_tasks_are_told_together(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    async with sse(server.url, run, "?result=answer&result=ask") as events:
+        await airflow.run_task(run, "ask", 1)
+        await airflow.run_task(run, "answer", 2)
+        frames = await events.rest()
+
+    assert frames[-2]["results"] == {"answer": 2, "ask": 1}
+    assert types(frames).count("result") == 1
+
+
+async def test_airflows_own_mark_beats_the_leaf(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    async with sse(server.url, run) as events:
+        await airflow.start_task(run, "ask")
+        await airflow.push(run, "ask", "marked", dag_result=True)
+        frames = await events.rest()
+
+    assert frames[-2]["results"] == {"ask": "marked"}
+
+
+async def test_a_mapped_result_is_a_list_by_map_index(airflow: AirflowSql, server: RunningServer) -> None:
+    version = await airflow.add_dag("squares", {"numbers": ["square"], "square": []})
+    run = RunKey("squares", "r1")
+    await airflow.trigger(run, version, ["numbers", "square"])
+    async with sse(server.url, run) as events:
+        await events.next()
+        await airflow.run_task(run, "numbers", [1, 2, 3])
+        await airflow.expand(run, version, "square", 3)
+        for map_index in (2, 0, 1):
+            await airflow.run_task(run, "square", (map_index + 1) ** 2, map_index)
+        frames = await events.rest()
+
+    born = [frame["map_index"] for frame in frames if frame["type"] == "task" and frame.get("task_id") == "square"][:3]
+    assert born == [0, 1, 2]
+    assert frames[-2]["results"] == {"square": [1, 4, 9]}
+
+
+async def test_a_push_of_a_killed_task_is_no_result(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    async with sse(server.url, run) as events:
+        await airflow.start_task(run, "answer")
+        await airflow.set_task(run, "answer", "up_for_retry")
+        await airflow.push(run, "answer", "too late")
+        await airflow.run_task(run, "answer", "in time")
+        frames = await events.rest()
+
+    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": "in time"}]
+
+
+async def test_a_value_too_large_is_sent_as_a_reference(
+    airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
+) -> None:
+    async with running_server(settings(max_result_bytes=100)) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run) as events:
+            await airflow.run_task(run, "answer", "x" * 200)
+            frames = await events.rest()
+
+    assert frames[-2]["results"] == {}
+    reference = frames[-2]["references"]["answer"]
+    assert reference["bytes"] == 202
+    assert reference["href"].endswith("/taskInstances/answer/xcomEntries/return_value")
+
+
+async def test_a_run_that_is_over_answers_at_once(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    await finish(airflow, run)
+    await airflow.set_task(run, "clean_up", "success")
+    await airflow.set_run(run, "success")
+
+    async with sse(server.url, run) as events:
+        frames = await events.rest()
+    async with websocket(server.url, run) as connection:
+        assert types(await frames_of(connection)) == ["snapshot", "result", "end"]
+        assert connection.close_code == 1000
+
+    assert types(frames) == ["snapshot", "result", "end"]
+    assert frames[1]["results"] == {"answer": {"text": "because"}}
+    assert (frames[2]["state"], frames[2]["outcome"]) == ("success", "result")
+
+
+async def test_late_joiners_share_what_is_known(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    async with sse(server.url, run, "?until=run") as early:
+        await early.next()
+        await finish(airflow, run)
+        await early.until("result")
+        async with sse(server.url, run, "?until=run") as late:
+            snapshot, result = await late.next(), await late.next()
+            assert server.hub.statistics().runs == 1
+            await airflow.set_task(run, "clean_up", "success")
+            frames = [await early.next(), await late.next()]
+            while frames[0] != frames[1]:
+                frames[0] = await early.next()
+
+    assert {task["task_id"]: task["state"] for task in snapshot["tasks"]} == {
+        "ask": "success",
+        "answer": "success",
+        "clean_up": "running",
+    }
+    assert result["results"] == {"answer": {"text": "because"}}
+
+
+async def test_a_clear_takes_the_answer_back(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    await finish(airflow, run)
+    async with sse(server.url, run, "?until=run") as events:
+        await events.until("result")
+        await airflow.clear(run, ["answer"])
+        taken_back = await events.until("reset")
+        snapshot = await events.next()
+        await airflow.run_task(run, "answer", "anew")
+        again = await events.until("result")
+
+    assert taken_back[-1]["reason"] == "cleared"
+    assert snapshot["run"]["clear_number"] == 1
+    assert next(task["state"] for task in snapshot["tasks"] if task["task_id"] == "answer") is None
+    assert again[-1]["results"] == {"answer": "anew"}
+
+
+async def test_an_old_xcom_of_a_cleared_task_is_no_result(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    await finish(airflow, run)
+    await airflow.clear(run, ["answer"])
+    await airflow.start_task(run, "answer")
+    async with sse(server.url, run) as events:
+        snapshot = await events.next()
+        await airflow.push(run, "answer", "anew")
+        frames = await events.rest()
+
+    assert snapshot["type"] == "snapshot"
+    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": "anew"}]
+
+
+async def test_a_deleted_run_ends_its_streams(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    async with sse(server.url, run) as events:
+        await events.next()
+        await airflow.delete_run(run)
+        failure, end = await events.rest()
+
+    assert failure["reason"] == "run_deleted"
+    assert (end["state"], end["outcome"]) == (None, "failure")
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+async def test_run_ids_work_percent_encoded_or_not(server: RunningServer, run: RunKey, *, encoded: bool) -> None:
+    path = stream_path(run) if encoded else f"/api/v2/dags/{run.dag_id}/dagRuns/{run.run_id}/stream"
+    assert ("%3A" in path) == encoded
+    async with connect(server.url.replace("http", "ws", 1) + path, proxy=None) as connection:
+        assert json.loads(await connection.recv())["run_id"] == run.run_id
+
+
+async def test_an_unknown_run_is_404_before_any_stream(server: RunningServer, run: RunKey) -> None:
+    unknown = RunKey(run.dag_id, "no-such-run")
+    async with sse(server.url, unknown) as events:
+        problem = json.loads(await events.response.aread())
+    assert events.response.status_code == 404
+    assert events.response.headers["content-type"] == "application/problem+json"
+    assert (problem["status"], problem["title"]) == (404, "Run not found")
+    assert "no-such-run" in problem["detail"]
+
+    with pytest.raises(InvalidStatus) as refused:
+        async with websocket(server.url, unknown):
+            pass
+    assert refused.value.response.status_code == 404
+    assert json.loads(refused.value.response.body or b"")["title"] == "Run not found"
+    assert server.hub.statistics().runs == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("?result=nobody", "has no task 'nobody'; its tasks are: answer, ask, clean_up"),
+        ("?result=", "needs the name of a task"),
+        ("?until=never", "neither 'result' nor 'run'"),
+        ("?resutl=answer", "no parameter 'resutl' here; known are result, until"),
+    ],
+)
+async def test_a_wrong_parameter_is_422_and_says_what_would_be_right(
+    server: RunningServer, run: RunKey, query: str, said: str
+) -> None:
+    async with sse(server.url, run, query) as events:
+        problem = json.loads(await events.response.aread())
+    assert events.response.status_code == 422
+    assert said in problem["detail"]
+    with pytest.raises(InvalidStatus) as refused:
+        async with websocket(server.url, run, query):
+            pass
+    assert refused.value.response.status_code == 422
+
+
+async def test_a_path_that_is_nothing_is_a_problem_too(server: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        missing, wrong = await client.get("/nothing"), await client.post("/health")
+    assert (missing.status_code, wrong.status_code) == (404, 405)
+    assert {answer.headers["content-type"] for answer in (missing, wrong)} == {"application/problem+json"}
+
+
+async def test_a_client_that_goes_away_is_forgotten(server: RunningServer, run: RunKey) -> None:
+    async with sse(server.url, run) as events, websocket(server.url, run) as connection:
+        await events.next()
+        await connection.recv()
+        assert server.hub.statistics().subscriptions == 2
+    await eventually_async(lambda: server.hub.statistics()[:2] == (0, 0), what="nobody watches")
+
+
+async def test_a_silent_stream_pings(settings: Callable[..., Settings], run: RunKey) -> None:
+    async with running_server(settings(ping_interval="50ms")) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run) as events, websocket(server.url, run) as connection:
+            assert types([await events.next(), await events.next(), await events.next()]) == [
+                *("snapshot", "ping", "ping")
+            ]
+            await connection.recv()
+            assert json.loads(await connection.recv()) == {"type": "ping"}
+
+
+async def test_the_headers_keep_proxies_from_buffering(server: RunningServer, run: RunKey) -> None:
+    async with sse(server.url, run, headers={"Accept-Encoding": "gzip"}) as events:
+        await events.next()
+        headers = events.response.headers
+    assert headers["content-type"].startswith("text/event-stream")
+    assert headers["cache-control"] == "no-cache, no-transform"
+    assert headers["x-accel-buffering"] == "no"
+    assert "content-encoding" not in headers
+
+
+async def test_only_the_last_frame_of_a_batch_has_an_id(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    async with sse(server.url, run, "?until=run") as events:
+        await events.next()
+        async with airflow.connection.transaction():
+            await airflow.set_task(run, "ask", "scheduled")
+            await airflow.set_task(run, "answer", "scheduled")
+        await events.next()
+        await events.next()
+    assert [identity is None for identity in events.ids] == [False, True, False]
+
+
+async def test_an_event_source_that_returns_after_the_end_gets_204(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    await finish(airflow, run)
+    async with sse(server.url, run) as events:
+        await events.rest()
+    last: Any = events.ids[-1]
+    async with sse(server.url, run, headers={"Last-Event-ID": last}) as events:
+        assert events.response.status_code == 204
+    async with sse(server.url, run, headers={"Last-Event-ID": "damaged"}) as events:
+        assert events.response.status_code == 200
+
+
+async def test_head_answers_and_streams_nothing(server: RunningServer, run: RunKey) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        answer = await client.head(stream_path(run))
+    assert (answer.status_code, answer.content) == (200, b"")
+    await eventually_async(lambda: server.hub.statistics().runs == 0)

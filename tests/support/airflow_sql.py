@@ -1,0 +1,211 @@
+"""The writes of a real Airflow, as SQL: its statements, in their order and transactions, as its own role."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from stream_server.run_state import RunKey
+
+CHAIN = {"ask": ["answer"], "answer": ["clean_up"], "clean_up": []}
+"""A chain with a teardown; `answer` is its only effective leaf."""
+
+
+def serialized_dag(
+    dag_id: str, tasks: Mapping[str, Sequence[str]], teardowns: Mapping[str, bool] | None = None
+) -> dict[str, object]:
+    """Return a DAG as Airflow 3 serialises it: tasks with those below, teardowns with `on_failure_fail_dagrun`."""
+    teardowns = teardowns or {}
+    operators = []
+    for task_id, below in tasks.items():
+        operator: dict[str, object] = {"task_id": task_id, "task_type": "_PythonDecoratedOperator"}
+        if below:
+            operator["downstream_task_ids"] = list(below)
+        if task_id in teardowns:
+            operator |= {"is_teardown": True, "on_failure_fail_dagrun": teardowns[task_id]}
+        operators.append({"__type": "operator", "__var": operator})
+    return {"__version": 3, "dag": {"dag_id": dag_id, "tasks": operators, "task_group": {}}}
+
+
+class AirflowSql:
+    """One session of Airflow's."""
+
+    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        self.connection = connection
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator[AirflowSql]:
+        connection = await asyncpg.connect(url)
+        await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+        await connection.set_type_codec("json", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+        try:
+            yield cls(connection)
+        finally:
+            await connection.close()
+
+    async def add_dag(
+        self, dag_id: str, tasks: Mapping[str, Sequence[str]], teardowns: Mapping[str, bool] | None = None
+    ) -> UUID:
+        """Write a DAG and its first version, as the dag-processor does."""
+        version = uuid4()
+        async with self.connection.transaction():
+            await self.connection.execute("INSERT INTO dag_bundle (name) VALUES ('dags-folder') ON CONFLICT DO NOTHING")
+            await self.connection.execute(
+                "INSERT INTO dag (dag_id, is_paused, is_stale, bundle_name, timetable_type, partition_mapper_info,"
+                " max_active_tasks, max_consecutive_failed_dag_runs, has_task_concurrency_limits)"
+                " VALUES ($1, false, false, 'dags-folder', 'NullTimetable', $2, 16, 0, false)",
+                dag_id,
+                {},
+            )
+            await self.connection.execute(
+                "INSERT INTO dag_version (id, version_number, dag_id, created_at, last_updated)"
+                " VALUES ($1, 1, $2, now(), now())",
+                version,
+                dag_id,
+            )
+            await self.connection.execute(
+                "INSERT INTO serialized_dag (id, dag_id, created_at, last_updated, dag_hash, dag_version_id, data)"
+                " VALUES (gen_random_uuid(), $1, now(), now(), 'hash', $2, $3)",
+                dag_id,
+                version,
+                serialized_dag(dag_id, tasks, teardowns),
+            )
+        return version
+
+    async def trigger(self, key: RunKey, version: UUID, task_ids: Sequence[str]) -> None:
+        """Create a queued run and its task instances, in one transaction (`airflow-facts` 2.2)."""
+        async with self.connection.transaction():
+            await self.connection.execute(
+                "INSERT INTO dag_run (dag_id, run_id, run_type, run_after, state, queued_at, created_dag_version_id)"
+                " VALUES ($1, $2, 'manual', now(), 'queued', now(), $3)",
+                *key,
+                version,
+            )
+            for task_id in task_ids:
+                await self.add_instance(key, version, task_id, -1)
+
+    async def add_instance(self, key: RunKey, version: UUID, task_id: str, map_index: int) -> None:
+        await self.connection.execute(
+            "INSERT INTO task_instance (id, task_id, dag_id, run_id, map_index, try_number, max_tries, pool,"
+            " pool_slots, dag_version_id) VALUES (gen_random_uuid(), $3, $1, $2, $4, 0, 0, 'default_pool', 1, $5)",
+            *key,
+            task_id,
+            map_index,
+            version,
+        )
+
+    async def set_run(self, key: RunKey, state: str) -> None:
+        """Change the state of a run, as the scheduler does."""
+        await self.connection.execute(
+            "UPDATE dag_run SET state = $3::text, updated_at = now(),"
+            " start_date = CASE WHEN $3::text = 'running' THEN now() ELSE start_date END,"
+            " end_date = CASE WHEN $3::text IN ('success', 'failed') THEN now() ELSE end_date END"
+            " WHERE dag_id = $1 AND run_id = $2",
+            *key,
+            state,
+        )
+
+    async def set_task(self, key: RunKey, task_id: str, state: str | None, map_index: int = -1) -> None:
+        """Change the state of a task instance; a new try begins when it is scheduled from nothing or for a retry."""
+        await self.connection.execute(
+            "UPDATE task_instance SET"
+            " try_number = try_number + CASE WHEN $5::text = 'scheduled' AND (state IS NULL OR state = 'up_for_retry')"
+            "     THEN 1 ELSE 0 END,"
+            " state = $5::text, updated_at = clock_timestamp(),"
+            " start_date = CASE WHEN $5::text = 'running' THEN clock_timestamp() ELSE start_date END,"
+            " end_date = CASE WHEN $5::text IN ('success', 'failed', 'skipped', 'upstream_failed')"
+            "     THEN clock_timestamp() ELSE end_date END"
+            " WHERE dag_id = $1 AND run_id = $2 AND task_id = $3 AND map_index = $4",
+            *key,
+            task_id,
+            map_index,
+            state,
+        )
+
+    async def heartbeat(self, key: RunKey, task_id: str) -> None:
+        await self.connection.execute(
+            "UPDATE task_instance SET last_heartbeat_at = clock_timestamp(), updated_at = clock_timestamp()"
+            " WHERE dag_id = $1 AND run_id = $2 AND task_id = $3",
+            *key,
+            task_id,
+        )
+
+    async def push(
+        self,
+        key: RunKey,
+        task_id: str,
+        value: object,
+        map_index: int = -1,
+        *,
+        xcom_key: str = "return_value",
+        dag_result: bool = False,
+    ) -> None:
+        """Push an XCom: a delete and an insert in one transaction (`XComModel.set`)."""
+        async with self.connection.transaction():
+            run = await self.connection.fetchval("SELECT id FROM dag_run WHERE dag_id = $1 AND run_id = $2", *key)
+            await self.connection.execute(
+                "DELETE FROM xcom WHERE dag_run_id = $1 AND task_id = $2 AND map_index = $3 AND key = $4",
+                run,
+                task_id,
+                map_index,
+                xcom_key,
+            )
+            await self.connection.execute(
+                "INSERT INTO xcom (dag_run_id, task_id, map_index, key, dag_id, run_id, value, timestamp, dag_result)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp(), $8)",
+                run,
+                task_id,
+                map_index,
+                xcom_key,
+                *key,
+                value,
+                dag_result,
+            )
+
+    async def start_task(self, key: RunKey, task_id: str, map_index: int = -1) -> None:
+        """Bring a task instance to running, one transaction for each step."""
+        for state in ("scheduled", "queued", "running"):
+            await self.set_task(key, task_id, state, map_index)
+
+    async def run_task(self, key: RunKey, task_id: str, value: object, map_index: int = -1) -> None:
+        """Run a task instance that returns a value."""
+        await self.start_task(key, task_id, map_index)
+        await self.push(key, task_id, value, map_index)
+        await self.set_task(key, task_id, "success", map_index)
+
+    async def clear(self, key: RunKey, task_ids: Sequence[str]) -> None:
+        """Clear tasks of a finished run: first the run, then its tasks, in one transaction (`airflow-facts` 2.4)."""
+        async with self.connection.transaction():
+            await self.connection.execute(
+                "UPDATE dag_run SET state = 'queued', clear_number = clear_number + 1, queued_at = now(),"
+                " start_date = NULL, end_date = NULL WHERE dag_id = $1 AND run_id = $2",
+                *key,
+            )
+            await self.connection.execute(
+                "UPDATE task_instance SET state = NULL, id = gen_random_uuid(), max_tries = try_number"
+                " WHERE dag_id = $1 AND run_id = $2 AND task_id = ANY ($3::text[])",
+                *key,
+                task_ids,
+            )
+
+    async def expand(self, key: RunKey, version: UUID, task_id: str, length: int) -> None:
+        """Expand a mapped task, in one transaction (`airflow-facts` 2.7)."""
+        async with self.connection.transaction():
+            await self.connection.execute(
+                "UPDATE task_instance SET map_index = 0"
+                " WHERE dag_id = $1 AND run_id = $2 AND task_id = $3 AND map_index = -1",
+                *key,
+                task_id,
+            )
+            for map_index in range(1, length):
+                await self.add_instance(key, version, task_id, map_index)
+
+    async def delete_run(self, key: RunKey) -> None:
+        async with self.connection.transaction():
+            await self.connection.execute("DELETE FROM task_instance WHERE dag_id = $1 AND run_id = $2", *key)
+            await self.connection.execute("DELETE FROM dag_run WHERE dag_id = $1 AND run_id = $2", *key)

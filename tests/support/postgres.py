@@ -1,0 +1,58 @@
+"""A real PostgreSQL with Airflow's schema."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stream_server.demo import template
+from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.demo.progress import ConsoleProgress
+from stream_server.demo.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DATA_DIR = Path(__file__).resolve().parents[2] / ".demo"
+
+# Tests lose nothing with a crash of the machine.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+_numbers = itertools.count(1)
+
+
+@contextmanager
+def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[EmbeddedPostgres]:
+    """Run a cluster of our own, copied from the template; its database ``airflow`` is there to be copied.
+
+    Args:
+        settings: Server settings, on top of those that make it fast.
+    """
+    directory = RunDirectory(DATA_DIR)
+    server = EmbeddedPostgres(
+        directory.postgres, settings={**FAST, **(settings or {})}, log=directory.logs / "postgresql.log"
+    )
+    try:
+        template.clone(template.ensure_template(DATA_DIR / "cache", ConsoleProgress()), directory.postgres)
+        server.start()
+        yield server
+    finally:
+        server.stop("immediate")
+        directory.remove()
+
+
+def create_database_from_airflow_template(postgres: EmbeddedPostgres) -> str:
+    """Make a fresh copy of the migrated Airflow database, owned by the role airflow, and return its name."""
+    name = f"airflow_{os.getpid()}_{next(_numbers)}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {template.DATABASE} OWNER {template.ROLE}")
+    return name
+
+
+def drop_database(postgres: EmbeddedPostgres, name: str) -> None:
+    """Drop a database, connections or not; a server that a test has stopped is started again for it."""
+    if not postgres.running:
+        postgres.start()
+    postgres.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

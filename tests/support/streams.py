@@ -1,0 +1,100 @@
+"""Reading streams as a client does, from a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from websockets.asyncio.client import ClientConnection, connect
+
+from stream_server.run_state import RunKey
+
+DEADLINE = 10.0
+"""Seconds in which a frame that is due must have come."""
+
+Frame = dict[str, Any]
+
+
+def stream_path(key: RunKey, query: str = "") -> str:
+    return f"/api/v2/dags/{quote(key.dag_id)}/dagRuns/{quote(key.run_id, safe='')}/stream{query}"
+
+
+class Events:
+    """Server-sent events, parsed as WHATWG HTML 9.2.6 says, kept as (id, event, data)."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self.ids: list[str | None] = []
+        self._events = self._parse()
+
+    async def _parse(self) -> AsyncIterator[Frame]:
+        fields: dict[str, str] = {}
+        async for line in self.response.aiter_lines():
+            if line:
+                name, _, value = line.partition(":")
+                fields[name] = value.removeprefix(" ")
+            elif "data" in fields:
+                frame = json.loads(fields["data"])
+                assert fields["event"] == frame["type"], "the event's name is the frame's type"
+                self.ids.append(fields.get("id"))
+                yield frame
+                fields = {}
+            else:
+                fields = {}
+
+    async def next(self) -> Frame:
+        return await asyncio.wait_for(anext(self._events), DEADLINE)
+
+    async def rest(self) -> list[Frame]:
+        """Return all frames up to the end of the body."""
+        return await asyncio.wait_for(self._all(), DEADLINE)
+
+    async def until(self, kind: str) -> list[Frame]:
+        """Return frames up to and including the first one of a type."""
+        frames = [await self.next()]
+        while frames[-1]["type"] != kind:
+            frames.append(await self.next())
+        return frames
+
+    async def _all(self) -> list[Frame]:
+        return [frame async for frame in self._events]
+
+
+@asynccontextmanager
+async def sse(url: str, key: RunKey, query: str = "", headers: dict[str, str] | None = None) -> AsyncIterator[Events]:
+    """Open a run's stream as server-sent events."""
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client,
+        client.stream("GET", stream_path(key, query), headers=headers) as response,
+    ):
+        yield Events(response)
+
+
+@asynccontextmanager
+async def websocket(url: str, key: RunKey, query: str = "") -> AsyncIterator[ClientConnection]:
+    """Open a run's stream as WebSocket."""
+    async with connect(url.replace("http", "ws", 1) + stream_path(key, query), proxy=None) as connection:
+        yield connection
+
+
+async def frames_of(connection: ClientConnection) -> list[Frame]:
+    """Return all frames up to the close of a WebSocket."""
+
+    async def all_of_them() -> list[Frame]:
+        return [json.loads(text) async for text in connection]
+
+    return await asyncio.wait_for(all_of_them(), DEADLINE)
+
+
+def types(frames: list[Frame]) -> list[str]:
+    return [frame["type"] for frame in frames]
+
+
+def states(frames: list[Frame], task_id: str) -> list[str | None]:
+    """Return the states that a task went through, as its frames tell them."""
+    return [frame["state"] for frame in frames if frame["type"] == "task" and frame["task_id"] == task_id]

@@ -1,0 +1,38 @@
+"""Waiting for a condition with a deadline, never for time to pass."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+POLL_SECONDS = 0.02
+
+Answer = TypeVar("Answer")
+
+
+def eventually(condition: Callable[[], Answer], within: float = 10.0, what: str = "the condition") -> Answer:
+    """Ask until the answer is true, and return it.
+
+    Raises:
+        AssertionError: It was not within so many seconds; the message holds the last answer.
+    """
+    deadline = time.monotonic() + within
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come true within {within} s; last answer: {answer!r}"
+        time.sleep(POLL_SECONDS)
+    return answer
+
+
+async def eventually_async(
+    condition: Callable[[], Answer], within: float = 10.0, what: str = "the condition"
+) -> Answer:
+    """Do as ``eventually`` does, while the event loop goes on."""
+    deadline = time.monotonic() + within
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come true within {within} s; last answer: {answer!r}"
+        await asyncio.sleep(POLL_SECONDS)
+    return answer
