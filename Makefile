@@ -27,7 +27,7 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
 demo: $(VENV)/.demo  ## A real Airflow, streamed live in this terminal (ARGS=--once: one run, then stop)
 	@$(BIN)/stream-server demo $(ARGS)
 
-.PHONY: test test-unit test-integration test-airflow
+.PHONY: test test-unit test-integration test-airflow test-browser
 test: $(VENV)/.dev  ## Every test, real PostgreSQL and real Airflow included
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -39,6 +39,9 @@ test-integration: $(VENV)/.dev  ## A real PostgreSQL with Airflow's schema
 
 test-airflow: $(VENV)/.dev  ## A real Airflow that runs real DAGs
 	$(BIN)/python -m pytest tests/airflow $(ARGS)
+
+test-browser: $(VENV)/.dev  ## A real Chromium: one on PATH, or Debian's where it may be installed
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## Formatting, lint, types and import contracts

@@ -13,6 +13,8 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -38,13 +40,10 @@ class Problem(JSONResponse):
     media_type = "application/problem+json"
 
 
-def create_app(settings: Settings | None = None) -> Starlette:
-    """Make the application.
-
-    Args:
-        settings: What to run with; by default the environment's, read when the application starts.
-    """
+def create_app(settings: Settings) -> Starlette:
+    """Make the application."""
     return Starlette(
+        middleware=[Middleware(CORSMiddleware, allow_origins=settings.cors_origins)],
         routes=[
             Route(RUN_STREAM, sse.stream),
             WebSocketRoute(RUN_STREAM, websocket.stream),
@@ -60,14 +59,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
     )
 
 
-def _lifespan(given: Settings | None) -> Callable[[Starlette], Any]:
+def _lifespan(settings: Settings) -> Callable[[Starlette], Any]:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
-        settings = given
-        if settings is None:
-            # Under a server of somebody else's choice we can't know who can connect.
-            settings = Settings.load()
-            settings.require_auth_choice(loopback=False)
         url = settings.database_url.get_secret_value()
         runs = Runs(url, pool_size=settings.pool_size, max_result_bytes=settings.max_result_bytes)
         hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes)
@@ -144,5 +138,15 @@ async def _answer(connection: HTTPConnection, answer: Response) -> Response:
     return answer
 
 
-app = create_app()
-"""For `uvicorn stream_server.app:app`; configured by the environment alone."""
+def __getattr__(name: str) -> Starlette:
+    """Make `app`, configured by the environment, for `uvicorn stream_server.app:app`.
+
+    Raises:
+        SettingsError: A setting is missing or wrong. Since a server of somebody else's choice does not tell us who can
+            connect, the authorization must have been chosen.
+    """
+    if name != "app":
+        raise AttributeError(name)
+    settings = Settings.load()
+    settings.require_auth_choice(loopback=False)
+    return create_app(settings)

@@ -121,6 +121,9 @@ def serve(
         str | None, typer.Option(help="'none': everybody may read everything. Default on loopback.")
     ] = None,
     airflow_url: Annotated[str | None, typer.Option(help="Address of Airflow's API server.")] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin whose pages may read streams; repeatable.")
+    ] = None,
     poll_interval: Annotated[
         str | None, typer.Option(help="How often to look without a doorbell.  [default: 2s]")
     ] = None,
@@ -140,6 +143,7 @@ def serve(
                 port=port,
                 auth=auth,
                 airflow_url=airflow_url,
+                cors_origins=cors_origin or None,
                 poll_interval=poll_interval,
                 ping_interval=ping_interval,
                 grace_period=grace_period,

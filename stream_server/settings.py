@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     airflow_url: str | None = None
     """Address of Airflow's API server."""
 
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may read streams, such as `https://app.example.com`; a JSON list in the environment."""
+
     poll_interval: Duration = Field(default=2.0, gt=0)
     """How often to look into the journal when no doorbell has rung."""
 

@@ -86,17 +86,19 @@ class Tail:
                     checked = time.monotonic()
                     self.status.problems = await reader.problems()
                 await self._wait(self._poll_interval if listener.hears else DEAF_POLL_SECONDS)
-        raise JournalUnreachable("The listening connection was lost")
+        raise JournalUnreachable("PostgreSQL does not answer (the listening connection was lost)")
 
     async def _take_up(self, reader: Reader) -> None:
-        """Go on from where we were, unless the journal is another one now."""
+        """Go on from where we were, unless the journal is another one now, or has lost what we have read."""
+        now = await reader.now()
         if self._cursor is None:
-            self._cursor = await reader.now()
-            self._hub.begin(self._cursor)
-        elif self._cursor.epoch != reader.epoch:
-            log.warning("The journal was replaced; starting anew", extra={"action": "journal_changed"})
-            self._cursor = await reader.now()
-            self._hub.begin_anew(self._cursor)
+            self._cursor = now
+            self._hub.begin(now)
+        elif not now.covers(self._cursor):
+            # Numbers of transactions that a crash or failover has lost are given out again, to others.
+            log.warning("The journal was replaced or set back; starting anew", extra={"action": "journal_changed"})
+            self._cursor = now
+            self._hub.begin_anew(now)
 
     async def _read(self, reader: Reader) -> None:
         assert self._cursor is not None, "_take_up has set it"

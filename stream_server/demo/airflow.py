@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from stream_server.demo.errors import DemoError
-from stream_server.demo.ports import LOOPBACK, choose_port
+from stream_server.demo.ports import LOOPBACK, NO_PROXY, choose_port
 from stream_server.demo.processes import Child, log_path, module, stop_all, wait_for_call, wait_until
 from stream_server.demo.rest import AirflowRest
 
@@ -91,6 +91,7 @@ def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     return {
         **inherited,
+        **NO_PROXY,
         **LOW_LATENCY,
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
@@ -106,9 +107,6 @@ def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database_url.replace("postgresql://", "postgresql+psycopg2://"),
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
-        # A proxy does not know our own loopback interface.
-        "NO_PROXY": "*",
-        "no_proxy": "*",
     }
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import httpx
@@ -14,6 +13,7 @@ import httpx
 from stream_server.demo.errors import DemoError
 from stream_server.demo.processes import module, run_in_foreground
 from stream_server.demo.progress import ConsoleProgress
+from stream_server.demo.server import environment
 from stream_server.demo.stack import DemoStack
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def demo(
         it was interrupted before it was ready.
     """
     progress = progress or ConsoleProgress()
-    with _first_signal_interrupts():
+    with _signals_interrupt():
         try:
             stack = DemoStack(
                 data_dir,
@@ -121,7 +121,7 @@ class _DemoRun:
                 *("run", DAG_ID, "--conf", json.dumps(CONF)),
                 *("--url", stack.server_url, "--airflow-url", stack.airflow_url),
             ),
-            {**os.environ, "STREAM_SERVER_TOKEN": token},
+            {**environment(), "STREAM_SERVER_TOKEN": token},
         )
         if once:
             return DONE if code == 0 else RUN_FAILED
@@ -167,22 +167,25 @@ def _invitation(stack: DemoStack) -> str:
 
 
 @contextmanager
-def _first_signal_interrupts() -> Iterator[None]:
-    """Let the first ending signal raise KeyboardInterrupt, and ignore the rest: ending takes some seconds."""
+def _signals_interrupt() -> Iterator[None]:
+    """Let each of the ending signals raise KeyboardInterrupt, until they are ignored for the cleaning up."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        _ignore_signals()
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in ENDING_SIGNALS}
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    for number, handler in before.items():
+        # Under nohup a closed terminal is no reason to end.
+        if number != signal.SIGHUP or handler != signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
         for number, handler in before.items():
-            with suppress(TypeError):  # a handler that was not set from Python cannot be set again
-                signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python
 
 
 def _ignore_signals() -> None:
+    """Ignore what would interrupt the cleaning up, which takes some seconds and no more."""
     for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -8,6 +8,9 @@ from stream_server.demo.errors import DemoError
 
 LOOPBACK = "127.0.0.1"
 
+# Environment variables for processes that talk to each other there: a proxy would look for them on its own machine.
+NO_PROXY = {"NO_PROXY": "*", "no_proxy": "*"}
+
 
 def free_port() -> int:
     """Return a port that was free a moment ago."""

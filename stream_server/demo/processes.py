@@ -224,7 +224,7 @@ def wait_until(
             child.check()
         if time.monotonic() > deadline:
             raise StartError(waiting_for.name, f"was not ready within {within:.0f} s", waiting_for.log)
-        progress.tick()
+        progress.tick(f"waiting for {waiting_for.name}")
         time.sleep(POLL_SECONDS)
 
 

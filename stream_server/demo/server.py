@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import httpx
 
-from stream_server.demo.ports import LOOPBACK, choose_port
+from stream_server.demo.ports import LOOPBACK, NO_PROXY, choose_port
 from stream_server.demo.processes import Child, log_path, module, wait_until
 from stream_server.demo.progress import NoProgress
 
@@ -90,6 +91,12 @@ class Server:
         self.start()
 
 
+def environment() -> dict[str, str]:
+    """Return our environment without the user's settings for another stream server."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAM_SERVER_")}
+    return {**inherited, **NO_PROXY}
+
+
 def install(logs: Path, database_url: str, progress: Progress) -> None:
     """Run ``stream-server install``: the journal and its triggers.
 
@@ -98,7 +105,7 @@ def install(logs: Path, database_url: str, progress: Progress) -> None:
     """
     name = "stream-server install"
     command = module("stream_server", "install", "--database-url", database_url)
-    child = Child(name, command, log=log_path(logs, name))
+    child = Child(name, command, log=log_path(logs, name), environment=environment())
     child.start()
     try:
         wait_until(lambda: child.exit_code == 0, within=INSTALL_SECONDS, waiting_for=child, progress=progress)

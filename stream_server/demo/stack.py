@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 def example_dags() -> Path:
-    """Return the folder of the example DAGs: the checkout's, or the copy in the installed package.
+    """Return the folder of the example DAGs: the copy in the installed package, or the checkout's own.
 
     Raises:
         DemoError: There is neither.
     """
     package = Path(stream_server.__file__).parent
-    for folder in (package.parent / "examples" / "dags", package / "demo" / "dags"):
+    for folder in (package / "demo" / "dags", package.parent / "examples" / "dags"):
         if folder.is_dir():
             return folder
     raise DemoError(f"The example DAGs are missing from {package}")
@@ -192,7 +192,7 @@ class DemoStack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self.stop(keep_logs=error is not None)
 
     def _new_server(self, name: str, port: int | None, options: Sequence[str] = ()) -> Server:
         return Server(
@@ -202,4 +202,5 @@ class DemoStack:
             airflow_url=self.airflow_url,
             port=port,
             options=[*self._serve_options, *options],
+            environment=server.environment(),
         )

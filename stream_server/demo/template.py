@@ -41,7 +41,7 @@ def ensure_template(cache_dir: Path, progress: Progress) -> Path:
 
     Args:
         cache_dir: Where templates are kept; made if missing.
-        progress: Is told about the half minute that making one takes.
+        progress: Is told about the time that making one takes.
 
     Raises:
         DemoError: A program is missing or failed.
@@ -104,7 +104,7 @@ def _make(template: Path, progress: Progress) -> None:
             server.start()
             server.execute(f"CREATE ROLE {ROLE} LOGIN")
             server.execute(f"CREATE DATABASE {DATABASE} OWNER {ROLE}")
-        with step(progress, f"Migrating Airflow {airflow.version()}'s database (once, about half a minute)"):
+        with step(progress, f"Migrating Airflow {airflow.version()}'s database (once)"):
             _migrate(making, template.with_name(f"{template.name}.log"), server, progress)
         server.stop()
         shutil.copytree(server.data_dir, making / "complete")

@@ -30,11 +30,9 @@ MAX_GRAPHS = 256
 class Reader:
     """Reads what a cursor has not seen, on a connection of its own."""
 
-    def __init__(self, connection: Connection, queries: dict[str, str], epoch: str) -> None:
+    def __init__(self, connection: Connection, queries: dict[str, str]) -> None:
         self._connection = connection
         self._queries = queries
-        self.epoch = epoch
-        """Epoch of the journal that this connection reads."""
 
     @classmethod
     @asynccontextmanager
@@ -47,10 +45,7 @@ class Reader:
         """
         connection = await connect(url)
         try:
-            queries = await queries_for(connection)
-            with errors_mapped():
-                epoch = await connection.fetchval("SELECT epoch FROM stream_server.meta")
-            yield cls(connection, queries, epoch)
+            yield cls(connection, await queries_for(connection))
         finally:
             connection.terminate()
 

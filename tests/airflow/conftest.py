@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support.postgres import DATA_DIR, FAST
 
 from stream_server.demo.progress import ConsoleProgress
 from stream_server.demo.stack import DemoStack
+from support.postgres import DATA_DIR, FAST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

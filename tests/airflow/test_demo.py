@@ -6,24 +6,25 @@ import signal
 import socket
 import subprocess
 import sys
-import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+
+from stream_server.demo.errors import DemoError
 from support.postgres import DATA_DIR
 from support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from stream_server.demo.postgres import EmbeddedPostgres
     from stream_server.demo.rest import AirflowRest
     from stream_server.demo.stack import DemoStack
 
 ANSWER = "Air scatters blue light more than red."
-MARK = "STREAM_SERVER_TEST_MARK"
 DEMO_SECONDS = 180.0
 GONE_SECONDS = 15.0
 
@@ -32,13 +33,11 @@ class Demo:
     """``stream-server demo`` as a user starts it, and all processes that come of it."""
 
     def __init__(self, directory: Path, *options: str) -> None:
-        self._mark = uuid.uuid4().hex
+        self._seen: set[psutil.Process] = set()
         self._output, self._messages = directory / "stdout", directory / "stderr"
         command = [sys.executable, "-m", "stream_server", "demo", "--data-dir", str(DATA_DIR), *options]
         with self._output.open("w") as output, self._messages.open("w") as messages:
-            self.process = subprocess.Popen(
-                command, stdout=output, stderr=messages, env={**os.environ, MARK: self._mark}, start_new_session=True
-            )
+            self.process = subprocess.Popen(command, stdout=output, stderr=messages, start_new_session=True)
 
     @property
     def output(self) -> str:
@@ -50,31 +49,35 @@ class Demo:
 
     def wait_for_message(self, text: str) -> None:
         def said() -> bool:
+            self._look()
             assert self.process.poll() is None, self.messages
             return text in self.messages
 
         eventually(said, DEMO_SECONDS, what=f"the message {text!r}")
 
     def end(self, number: signal.Signals | None = None) -> int:
+        self._look()
         if number is not None:
             self.process.send_signal(number)
-        return self.process.wait(DEMO_SECONDS)
+        eventually(self._ended, DEMO_SECONDS, what="the demo's end")
+        return self.process.returncode
 
     def living(self) -> list[psutil.Process]:
-        """All processes that inherited the mark, whoever is their parent by now."""
-        return [process for process in psutil.process_iter() if _environment(process).get(MARK) == self._mark]
+        """All processes that came of it and are still there, whoever is their parent by now."""
+        return [process for process in self._seen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+    def _ended(self) -> bool:
+        self._look()
+        return self.process.poll() is not None
+
+    def _look(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            self._seen.update(psutil.Process(self.process.pid).children(recursive=True))
 
     def run_directory(self) -> Path:
         found = re.search(r"^Logs +(.+)/logs$", self.messages, re.MULTILINE)
         assert found, self.messages
         return Path(found[1])
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except psutil.Error:
-        return {}
 
 
 @contextmanager
@@ -99,7 +102,7 @@ def test_ctrl_c_ends_a_demo_that_was_waiting_for_it(tmp_path: Path) -> None:
     with demo(tmp_path) as staying:
         staying.wait_for_message("Ctrl-C stops everything")
         assert ANSWER in staying.output
-        assert len(staying.living()) > 5
+        assert len(staying.living()) > 10
         assert staying.end(signal.SIGINT) == 0, staying.messages
         assert staying.living() == []
         assert not staying.run_directory().exists()
@@ -139,6 +142,37 @@ def test_an_airflow_that_dies_is_told_with_its_log(tmp_path: Path) -> None:
         logs = re.search(r"^The logs are in (.+)$", broken.messages, re.MULTILINE)
         assert logs, broken.messages
         assert Path(logs[1], "airflow-scheduler.log").exists()
+
+
+def test_a_killed_postgres_starts_again_although_a_backend_was_busy(postgres: EmbeddedPostgres) -> None:
+    command = [
+        postgres.installation.program("psql"),
+        postgres.url("postgres", "postgres"),
+        "-c",
+        "SELECT pg_sleep(600)",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as busy:
+        eventually(lambda: postgres.execute("SELECT count(*) FROM pg_stat_activity WHERE query ~ '[(]600'") == "1")
+        address, pid = postgres.url(), postgres.pid
+        postgres.kill()
+        assert busy.wait(10) != 0
+    assert not postgres.running
+    postgres.start()
+    assert postgres.execute("SELECT 1") == "1"
+    assert (postgres.url(), postgres.pid != pid) == (address, True)
+
+
+def test_a_lock_file_whose_number_is_now_anothers_does_not_hinder(postgres: EmbeddedPostgres) -> None:
+    postgres.stop("immediate")
+    lock = [str(os.getpid()), str(postgres.data_dir), "1", str(postgres.port), "", "127.0.0.1"]
+    (postgres.data_dir / "postmaster.pid").write_text("\n".join(lock))
+    postgres.start()
+    assert postgres.execute("SELECT 1") == "1"
+
+
+def test_what_postgres_refuses_is_told(postgres: EmbeddedPostgres) -> None:
+    with pytest.raises(DemoError, match='relation "nowhere" does not exist'):
+        postgres.execute("SELECT * FROM nowhere")
 
 
 def test_the_chat_example_answers_and_cleans_up(airflow: AirflowRest) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
-from support.airflow_sql import CHAIN, AirflowSql
-from support.server import RunningServer, running_server
-from support.streams import frames_of, sse, states, stream_path, types, websocket
-from support.waiting import eventually_async
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
+from support.airflow_sql import CHAIN, AirflowSql
+from support.server import RunningServer, running_server
+from support.streams import frames_of, sse, states, stream_path, types, websocket
+from support.waiting import eventually_async
 
 
 async def finish(airflow: AirflowSql, run: RunKey) -> None:

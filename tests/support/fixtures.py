@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
+from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.journal.install import install
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from stream_server.demo.postgres import EmbeddedPostgres
+from support.server import RunningServer, running_server
+from support.waiting import eventually_async
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +29,44 @@ def airflow_database(postgres: EmbeddedPostgres) -> Iterator[str]:
     name = create_database_from_airflow_template(postgres)
     yield postgres.url(name)
     drop_database(postgres, name)
+
+
+@pytest.fixture
+async def journal(airflow_database: str) -> str:
+    """URL of an Airflow database with the journal installed."""
+    await install(airflow_database, "public", lock_timeout=5, attempts=1)
+    return airflow_database
+
+
+@pytest.fixture
+async def airflow(journal: str) -> AsyncIterator[AirflowSql]:
+    """A session of Airflow's."""
+    async with AirflowSql.open(journal) as session:
+        yield session
+
+
+@pytest.fixture
+def settings(journal: str) -> Callable[..., Settings]:
+    """Settings of a server that follows the journal; options may change them."""
+
+    def make(**options: object) -> Settings:
+        return Settings.load(**{"database_url": journal, "port": 0, "grace_period": 2.0, **options})
+
+    return make
+
+
+@pytest.fixture
+async def server(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
+    """A server with its tail at work."""
+    async with running_server(settings()) as server:
+        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        yield server
+
+
+@pytest.fixture
+async def run(airflow: AirflowSql) -> RunKey:
+    """A run of `CHAIN`, just triggered."""
+    version = await airflow.add_dag("chat", CHAIN, {"clean_up": False})
+    key = RunKey("chat", "manual__2026-11-22T10:00:00+00:00")
+    await airflow.trigger(key, version, list(CHAIN))
+    return key

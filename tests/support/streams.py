@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from stream_server.run_state import RunKey
 
@@ -50,9 +51,9 @@ class Events:
     async def next(self) -> Frame:
         return await asyncio.wait_for(anext(self._events), DEADLINE)
 
-    async def rest(self) -> list[Frame]:
+    async def rest(self, within: float = DEADLINE) -> list[Frame]:
         """Return all frames up to the end of the body."""
-        return await asyncio.wait_for(self._all(), DEADLINE)
+        return await asyncio.wait_for(self._all(), within)
 
     async def until(self, kind: str) -> list[Frame]:
         """Return frames up to and including the first one of a type."""
@@ -66,10 +67,12 @@ class Events:
 
 
 @asynccontextmanager
-async def sse(url: str, key: RunKey, query: str = "", headers: dict[str, str] | None = None) -> AsyncIterator[Events]:
+async def sse(
+    url: str, key: RunKey, query: str = "", headers: dict[str, str] | None = None, timeout: float = DEADLINE
+) -> AsyncIterator[Events]:
     """Open a run's stream as server-sent events."""
     async with (
-        httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client,
+        httpx.AsyncClient(base_url=url, timeout=timeout) as client,
         client.stream("GET", stream_path(key, query), headers=headers) as response,
     ):
         yield Events(response)
@@ -83,12 +86,16 @@ async def websocket(url: str, key: RunKey, query: str = "") -> AsyncIterator[Cli
 
 
 async def frames_of(connection: ClientConnection) -> list[Frame]:
-    """Return all frames up to the close of a WebSocket."""
+    """Return all frames up to the close of a WebSocket, with whatever code."""
+    frames: list[Frame] = []
 
-    async def all_of_them() -> list[Frame]:
-        return [json.loads(text) async for text in connection]
+    async def read() -> None:
+        with suppress(ConnectionClosed):
+            while True:
+                frames.append(json.loads(await connection.recv()))
 
-    return await asyncio.wait_for(all_of_them(), DEADLINE)
+    await asyncio.wait_for(read(), DEADLINE)
+    return frames
 
 
 def types(frames: list[Frame]) -> list[str]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support.waiting import eventually
 
 from stream_server.demo import leash
 from stream_server.demo.errors import StartError
 from stream_server.demo.processes import Child, describe_exit, run_in_foreground, wait_for_call, wait_until
 from stream_server.demo.progress import NoProgress
+from support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,6 +135,14 @@ def test_a_failed_call_is_raised_where_it_is_waited_for(sleeper: Child) -> None:
 def test_a_program_in_the_foreground_gives_its_exit_code() -> None:
     code = run_in_foreground([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ))
     assert code == 3
+
+
+def test_without_proc_the_processes_are_found_through_ps(
+    sleeper: Child, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    by_proc = {process for process in leash.processes() if process.pid == sleeper.pid}
+    monkeypatch.setattr(leash, "PROC", tmp_path)
+    assert {process for process in leash.processes() if process.pid == sleeper.pid} == by_proc
 
 
 @pytest.mark.parametrize(

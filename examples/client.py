@@ -1,0 +1,32 @@
+"""Watch a run over WebSocket, with nothing but the package `websockets`.
+
+    python examples/client.py DAG_ID RUN_ID [SERVER]
+
+`stream_server.client.follow` does the same and takes up again what was cut.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from urllib.parse import quote
+
+from websockets.sync.client import connect
+
+
+def main(dag_id: str, run_id: str, server: str = "ws://127.0.0.1:8090") -> None:
+    path = f"/api/v2/dags/{quote(dag_id)}/dagRuns/{quote(run_id, safe='')}/stream"
+    with connect(server.replace("http", "ws", 1) + path) as websocket:
+        for message in websocket:
+            frame = json.loads(message)
+            match frame["type"]:
+                case "task":
+                    print(f"{frame['task_id']}: {frame['state']}")
+                case "result":
+                    print(f"result: {json.dumps(frame['results'])}")
+                case "failure":
+                    print(f"failure: {frame['reason']} in {frame['task_id']}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,243 @@
+"""Real runs of a real Airflow, as clients see them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from stream_server.demo.rest import AirflowRest
+from stream_server.demo.stack import DemoStack
+from stream_server.run_state import RunKey
+from support.streams import Frame, sse, states, types, websocket
+
+RUN_SECONDS = 60.0
+"""Deadline of anything that waits for a run."""
+
+ANSWER = {"question": "Why is the sky blue?", "answer": "Air scatters blue light more than red."}
+
+
+async def trigger(airflow: AirflowRest, dag_id: str, **conf: Any) -> RunKey:
+    return RunKey(dag_id, await asyncio.to_thread(airflow.trigger, dag_id, conf))
+
+
+async def frames_over_sse(stack: DemoStack, key: RunKey, query: str = "") -> list[Frame]:
+    async with sse(stack.server_url, key, query, timeout=RUN_SECONDS) as events:
+        return await events.rest(RUN_SECONDS)
+
+
+async def frames_over_websocket(stack: DemoStack, key: RunKey, query: str = "") -> list[Frame]:
+    async with websocket(stack.server_url, key, query) as connection:
+        return [json.loads(text) async for text in connection]
+
+
+async def committed(stack: DemoStack, key: RunKey, after: str) -> list[tuple[Any, ...]]:
+    """Return the transitions of a run that a cursor had not seen, from the journal."""
+    connection = await asyncpg.connect(stack.database_url)
+    try:
+        rows = await connection.fetch(
+            "SELECT id, kind, task_id, map_index, try_number, state FROM stream_server.journal"
+            " WHERE dag_id = $1 AND run_id = $2 AND kind IN ('task', 'run')"
+            " AND NOT pg_visible_in_snapshot(txid, $3::text::pg_snapshot) ORDER BY id",
+            *key,
+            after.split(".")[1],
+        )
+    finally:
+        await connection.close()
+    return [tuple(row) for row in rows]
+
+
+def told(frames: list[Frame]) -> list[tuple[Any, ...]]:
+    return [
+        tuple(frame.get(name) for name in ("seq", "type", "task_id", "map_index", "try_number", "state"))
+        for frame in frames
+        if frame["type"] in ("task", "run")
+    ]
+
+
+def duplicates(frames: list[Frame]) -> list[tuple[Any, ...]]:
+    identities = [(frame["type"], frame["seq"]) for frame in frames if "seq" in frame]
+    return [identity for identity in set(identities) if identities.count(identity) > 1]
+
+
+async def test_the_result_comes_long_before_the_teardown_has_ended(stack: DemoStack, airflow: AirflowRest) -> None:
+    key = await trigger(airflow, "chat_answer", teardown_seconds=10)
+    waiting = asyncio.create_task(asyncio.to_thread(airflow.wait, *key, 1.0))
+
+    frames = await frames_over_sse(stack, key)
+    answered = time.monotonic()
+    assert not waiting.done()
+    native = await asyncio.wait_for(waiting, RUN_SECONDS)
+    ahead = time.monotonic() - answered
+
+    assert frames[-2]["results"] == {"answer": ANSWER}
+    assert (frames[-1]["type"], frames[-1]["state"], frames[-1]["outcome"]) == ("end", "running", "result")
+    assert native["state"] == "success"
+    # The teardown begins after the answer and takes ten seconds: no matter how fast this machine is.
+    assert ahead > 9
+
+
+async def test_a_failure_comes_before_the_teardown_has_ended(stack: DemoStack, airflow: AirflowRest) -> None:
+    key = await trigger(airflow, "fail_before_teardown", teardown_seconds=5)
+    over_sse, over_websocket = await asyncio.gather(frames_over_sse(stack, key), frames_over_websocket(stack, key))
+    state = (await asyncio.to_thread(airflow.run, *key))["state"]
+
+    for frames in (over_sse, over_websocket):
+        failure, end = frames[-2:]
+        assert (failure["type"], failure["reason"]) == ("failure", "task_upstream_failed")
+        assert (failure["task_id"], failure["state"]) == ("answer", "upstream_failed")
+        assert (end["state"], end["outcome"]) == ("running", "failure")
+    assert state == "running"
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "conf", "outcome", "results"),
+    [
+        ("chat_answer", {"teardown_seconds": 0}, "result", {"answer": ANSWER}),
+        ("fail_before_teardown", {"teardown_seconds": 0}, "failure", None),
+        ("mapped_squares", {"numbers": [3, 1, 2]}, "result", {"square": [9, 1, 4]}),
+        ("native_result", {"question": "Why?", "archive_seconds": 0}, "result", {"answer": "You asked: Why?"}),
+    ],
+)
+async def test_the_frames_of_a_run_are_its_committed_transitions(
+    stack: DemoStack, airflow: AirflowRest, dag_id: str, conf: dict[str, Any], outcome: str, results: Any
+) -> None:
+    key = await trigger(airflow, dag_id, **conf)
+    everything = await asyncio.gather(
+        frames_over_sse(stack, key, "?until=run"), frames_over_websocket(stack, key, "?until=run")
+    )
+
+    for frames in everything:
+        assert duplicates(frames) == []
+        assert (frames[-1]["type"], frames[-1]["outcome"]) == ("end", outcome)
+        assert [frame["results"] for frame in frames if frame["type"] == "result"] == ([results] if results else [])
+    # SSE has the cursor in the event's id, WebSocket in the frame.
+    over_websocket = everything[1]
+    cursor = over_websocket[0]["cursor"]
+    assert told(over_websocket) == await committed(stack, key, cursor)
+    over_sse = everything[0]
+    shared = told(over_sse)[-len(told(over_websocket)) :]
+    assert shared == told(over_websocket)[-len(shared) :]
+
+
+async def test_a_mapped_task_is_born_expanded_and_collected(stack: DemoStack, airflow: AirflowRest) -> None:
+    key = await trigger(airflow, "mapped_squares", numbers=[1, 2, 3, 4])
+    frames = await frames_over_sse(stack, key)
+    assert frames[-2]["results"] == {"square": [1, 4, 9, 16]}
+    successes = {
+        frame["map_index"]
+        for frame in frames
+        if frame["type"] == "task" and frame["task_id"] == "square" and frame["state"] == "running"
+    }
+    assert successes == {0, 1, 2, 3}
+
+
+async def test_a_run_that_is_over_answers_at_once(stack: DemoStack, airflow: AirflowRest) -> None:
+    key = await trigger(airflow, "chat_answer", teardown_seconds=0)
+    await asyncio.to_thread(airflow.finish, *key)
+    assert types(await frames_over_sse(stack, key)) == ["snapshot", "result", "end"]
+    assert (await frames_over_sse(stack, key, "?result=think"))[1]["results"] == {"think": ANSWER["answer"]}
+
+
+async def test_a_cleared_run_answers_anew(stack: DemoStack, airflow: AirflowRest) -> None:
+    key = await trigger(airflow, "native_result", question="Again?", archive_seconds=0)
+    await asyncio.to_thread(airflow.finish, *key)
+
+    async with sse(stack.server_url, key, "?result=answer&until=run", timeout=RUN_SECONDS) as events:
+        assert types(await events.rest(RUN_SECONDS))[-1] == "end"
+    cleared = await asyncio.to_thread(
+        airflow.request, "POST", f"/dags/native_result/dagRuns/{key.run_id}/clear", json={"dry_run": False}
+    )
+    assert cleared.status_code == 200, cleared.text
+    frames = await frames_over_sse(stack, key, "?result=answer&until=run")
+    assert states(frames, "answer")[-1] == "success"
+    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": "You asked: Again?"}]
+
+
+async def test_an_unknown_run_is_404(stack: DemoStack) -> None:
+    async with httpx.AsyncClient(base_url=stack.server_url) as client:
+        answer = await client.get("/api/v2/dags/chat_answer/dagRuns/nothing/stream")
+    assert (answer.status_code, answer.json()["title"]) == (404, "Run not found")
+
+
+def command(stack: DemoStack, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stream_server", *arguments, "--url", stack.server_url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=RUN_SECONDS,
+        env={**environment, "PATH": "/usr/bin:/bin"},
+    )
+
+
+def run_command(stack: DemoStack, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return command(stack, "run", *arguments, "--airflow-url", stack.airflow_url, **environment)
+
+
+def test_run_prints_the_result_alone(stack: DemoStack, token: str) -> None:
+    done = run_command(stack, "chat_answer", "--conf", '{"teardown_seconds": 0}', STREAM_SERVER_TOKEN=token)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ANSWER
+    assert "think: running" in done.stderr
+    text = run_command(
+        stack,
+        *("chat_answer", "--conf", '{"teardown_seconds": 0}', "--result", "think", "--raw"),
+        *("--username", "admin"),
+        STREAM_SERVER_PASSWORD=stack.credentials.password,
+    )
+    assert (text.returncode, text.stdout) == (0, ANSWER["answer"] + "\n"), text.stderr
+
+
+def test_run_tells_failure_timeout_and_bad_usage_by_its_exit_code(stack: DemoStack, token: str) -> None:
+    failed = run_command(stack, "fail_before_teardown", "--conf", '{"teardown_seconds": 0}', STREAM_SERVER_TOKEN=token)
+    assert (failed.returncode, failed.stdout) == (1, ""), failed.stderr
+    assert "failure: task_upstream_failed in answer" in failed.stderr
+    late = run_command(stack, "chat_answer", "--timeout", "300ms", STREAM_SERVER_TOKEN=token)
+    assert (late.returncode, late.stdout) == (3, ""), late.stderr
+    unknown = run_command(stack, "no_such_dag", STREAM_SERVER_TOKEN=token)
+    assert unknown.returncode == 64
+    assert "Airflow answered 404" in unknown.stderr
+    refused = run_command(stack, "chat_answer", STREAM_SERVER_TOKEN="wrong")
+    assert refused.returncode == 64
+    assert "Airflow answered 403" in refused.stderr
+    assert "wrong" not in refused.stderr
+    for wrong in (["--conf", "[1]"], ["--conf", "{"], ["--until", "never"], ["--bogus"]):
+        assert run_command(stack, "chat_answer", *wrong).returncode == 64
+
+
+def test_tail_writes_frames_as_lines_when_piped(stack: DemoStack, airflow: AirflowRest) -> None:
+    run_id = airflow.trigger("chat_answer", {"teardown_seconds": 0})
+    done = command(stack, "tail", "chat_answer", run_id)
+    assert done.returncode == 0, done.stderr
+    frames = [json.loads(line) for line in done.stdout.splitlines()]
+    assert types(frames)[0] == "snapshot"
+    assert (frames[-1]["type"], frames[-1]["state"]) == ("end", "success")
+    missing = command(stack, "tail", "chat_answer", "no-such-run")
+    assert (missing.returncode, missing.stdout) == (64, "")
+    assert "has no run 'no-such-run'" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_the_client_goes_on_when_the_server_restarts(stack: DemoStack, airflow: AirflowRest) -> None:
+    run_id = airflow.trigger("chat_answer", {"teardown_seconds": 3})
+    with subprocess.Popen(
+        [sys.executable, "-m", "stream_server", "tail", "chat_answer", run_id, "--url", stack.server_url],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as following:
+        assert following.stdout is not None
+        assert json.loads(following.stdout.readline())["type"] == "snapshot"
+        stack.server.restart()
+        frames = [json.loads(line) for line in following.stdout]
+        assert following.wait(RUN_SECONDS) == 0
+    assert "snapshot" in types(frames)
+    assert [frame["results"] for frame in frames if frame["type"] == "result"][-1] == {"answer": ANSWER}
+    assert (frames[-1]["type"], frames[-1]["state"]) == ("end", "success")

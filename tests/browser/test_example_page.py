@@ -1,0 +1,84 @@
+"""The example page, in a real browser."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlencode
+
+from playwright.async_api import async_playwright, expect
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.server import running_server
+from support.waiting import eventually_async
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+# Without these a browser asks its maker's servers for things at every start.
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def files() -> Iterator[str]:
+    """Serve the examples from an origin of their own, as `python3 -m http.server` does."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=EXAMPLES))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+async def test_the_page_shows_a_run_as_it_goes(
+    chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
+) -> None:
+    with files() as origin:
+        async with (
+            running_server(settings(cors_origins=(origin,))) as server,
+            async_playwright() as playwright,
+            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+        ):
+            await eventually_async(lambda: server.hub.live)
+            page = await browser.new_page()
+            query = urlencode({"server": server.url, "dag_id": run.dag_id, "run_id": run.run_id})
+            await page.goto(f"{origin}/page.html?{query}")
+            await expect(page.locator("h1")).to_have_text(run.run_id)
+            await expect(page.locator("#outcome")).to_have_text("waiting …")
+
+            await airflow.start_task(run, "ask")
+            await expect(page.locator("table")).to_contain_text("askrunning")
+            await airflow.run_task(run, "answer", {"text": "because"})
+            await expect(page.locator("#outcome")).to_have_text('{"answer":{"text":"because"}}')
+            # The page closes its source at the end; nobody watches any more, and nobody comes back.
+            await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
+
+
+async def test_a_page_of_another_origin_sees_nothing(
+    chromium: str, settings: Callable[..., Settings], run: RunKey
+) -> None:
+    with files() as origin:
+        async with (
+            running_server(settings(cors_origins=("https://app.example.com",))) as server,
+            async_playwright() as playwright,
+            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+        ):
+            await eventually_async(lambda: server.hub.live)
+            page = await browser.new_page()
+            query = urlencode({"server": server.url, "dag_id": run.dag_id, "run_id": run.run_id})
+            async with page.expect_console_message(lambda message: "CORS policy" in message.text):
+                await page.goto(f"{origin}/page.html?{query}")
+            await expect(page.locator("h1")).to_have_text("")

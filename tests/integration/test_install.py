@@ -1,0 +1,261 @@
+"""What install, uninstall and status do to Airflow's database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from stream_server.errors import InstallError, JournalUnreachable
+from stream_server.journal.install import install, install_sql, status, uninstall
+from stream_server.run_state import RunKey
+from support.airflow_sql import AirflowSql
+
+CATALOG = """
+SELECT 'class', n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+UNION ALL SELECT 'function', n.nspname || '.' || p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+UNION ALL SELECT 'trigger', tgname FROM pg_trigger WHERE NOT tgisinternal
+UNION ALL SELECT 'type', n.nspname || '.' || t.typname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+UNION ALL SELECT 'schema', nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg_%temp%'
+UNION ALL SELECT 'privilege', c.relname || c.relacl::text FROM pg_class c WHERE c.relacl IS NOT NULL
+"""
+
+
+async def install_now(url: str) -> None:
+    await install(url, "public", lock_timeout=1, attempts=1)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def catalog(url: str) -> set[tuple[str, str]]:
+    """Return every object of a database that a statement of ours could have made."""
+    async with connected(url) as connection:
+        # TOAST tables are named by the oid of the table that they belong to, which our triggers do not change.
+        return {tuple(row) for row in await connection.fetch(CATALOG)}
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stream_server", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+async def test_uninstall_leaves_nothing_behind(airflow_database: str) -> None:
+    before = await catalog(airflow_database)
+    await install_now(airflow_database)
+    assert await catalog(airflow_database) > before
+    await uninstall(airflow_database, lock_timeout=1, attempts=1)
+    assert await catalog(airflow_database) == before
+
+
+async def test_uninstall_works_where_half_is_gone(journal: str) -> None:
+    async with connected(journal) as connection:
+        await connection.execute("DROP TABLE stream_server.meta; DROP FUNCTION stream_server.record_xcom() CASCADE")
+    await uninstall(journal, lock_timeout=1, attempts=1)
+    await uninstall(journal, lock_timeout=1, attempts=1)
+    assert not {name for kind, name in await catalog(journal) if "stream_server" in name}
+
+
+async def test_install_is_idempotent_and_keeps_the_journal(journal: str, airflow: AirflowSql, run: RunKey) -> None:
+    before = await status(journal)
+    rows = await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal")
+    await install_now(journal)
+    assert await status(journal) == before
+    assert rows == 4
+    assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") == rows
+
+
+async def test_a_second_install_locks_none_of_airflows_tables(journal: str) -> None:
+    async with connected(journal) as busy, busy.transaction():
+        await busy.execute("LOCK TABLE task_instance, dag_run, xcom IN ROW EXCLUSIVE MODE")
+        await install_now(journal)
+
+
+async def test_install_gives_up_where_airflow_holds_a_lock(airflow_database: str) -> None:
+    before = await catalog(airflow_database)
+    async with connected(airflow_database) as busy, busy.transaction():
+        await busy.execute("LOCK TABLE xcom IN ROW EXCLUSIVE MODE")
+        with pytest.raises(InstallError, match=r"locked by other transactions in all of 2 attempts of 0\.1 s"):
+            await install(airflow_database, "public", lock_timeout=0.1, attempts=2)
+    assert await catalog(airflow_database) == before
+
+
+async def test_two_installs_at_once_both_succeed(airflow_database: str) -> None:
+    await asyncio.gather(*(install(airflow_database, "public", lock_timeout=5, attempts=3) for _ in range(3)))
+    assert (await status(airflow_database)).problems == []
+
+
+async def test_install_says_what_is_missing(postgres: object, airflow_database: str) -> None:
+    with pytest.raises(InstallError, match=r"not in schema 'elsewhere'.*airflow db migrate"):
+        await install(airflow_database, "elsewhere", lock_timeout=1, attempts=1)
+
+
+async def test_install_works_in_a_schema_of_another_name(airflow_database: str) -> None:
+    async with connected(airflow_database) as connection:
+        await connection.execute('CREATE SCHEMA "Air flow"')
+        for table in ("task_instance", "dag_run", "xcom", "hitl_detail"):
+            await connection.execute(f'ALTER TABLE {table} SET SCHEMA "Air flow"')
+    await install(airflow_database, "Air flow", lock_timeout=1, attempts=1)
+    found = await status(airflow_database)
+    assert (found.airflow_schema, found.problems) == ("Air flow", [])
+
+
+async def test_the_triggers_are_those_that_airflows_migrations_bear(journal: str, airflow: AirflowSql) -> None:
+    """No column list and no WHEN: both make `airflow db migrate` fail."""
+    triggers = await airflow.connection.fetch(
+        "SELECT tgrelid::regclass::text AS table_name, tgattr::text AS columns, tgqual IS NOT NULL AS has_when,"
+        " tgtype & 1 = 1 AS for_each_row, tgtype & 2 = 0 AS after, p.prosecdef AS definer, p.proconfig::text AS config"
+        " FROM pg_trigger t JOIN pg_proc p ON p.oid = tgfoid WHERE NOT tgisinternal ORDER BY 1"
+    )
+    assert [row["table_name"] for row in triggers] == ["dag_run", "hitl_detail", "task_instance", "xcom"]
+    for row in triggers:
+        assert (row["columns"], row["has_when"]) == ("", False)
+        assert (row["for_each_row"], row["after"], row["definer"]) == (True, True, True)
+        assert "search_path=pg_catalog, pg_temp" in row["config"]
+    dependent = await airflow.connection.fetchval(
+        "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND connamespace = 'stream_server'::regnamespace"
+    )
+    assert dependent == 0
+
+
+async def test_heartbeats_and_bookkeeping_write_nothing(airflow: AirflowSql, run: RunKey) -> None:
+    await airflow.start_task(run, "ask")
+    before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
+    await airflow.heartbeat(run, "ask")
+    await airflow.connection.execute("UPDATE dag_run SET last_scheduling_decision = now(), updated_at = now()")
+    await airflow.push(run, "ask", 1, xcom_key="other")
+    assert await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal") == before
+
+
+async def test_a_large_value_does_not_enter_the_journal(airflow: AirflowSql, run: RunKey) -> None:
+    await airflow.start_task(run, "ask")
+    await airflow.push(run, "ask", "x" * 5_000_000, dag_result=True)
+    size, mark = await airflow.connection.fetchrow(  # type: ignore[misc]
+        "SELECT pg_column_size(journal.*), dag_result FROM stream_server.journal WHERE kind = 'xcom'"
+    )
+    assert size < 500
+    assert mark is True
+
+
+FAULTS = {
+    "journal dropped": "DROP TABLE stream_server.journal",
+    "journal renamed": "ALTER TABLE stream_server.journal RENAME TO something_else",
+    "column missing": "ALTER TABLE stream_server.journal DROP COLUMN state",
+    "constraint violated": "ALTER TABLE stream_server.journal ADD CHECK (false) NOT VALID",
+    "rights revoked": "REVOKE ALL ON stream_server.journal FROM airflow",
+    "functions of ours dropped": "DROP FUNCTION stream_server.triggers()",
+    "schema dropped": "DROP SCHEMA stream_server CASCADE",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+async def test_airflow_commits_whatever_is_wrong_with_us(airflow: AirflowSql, run: RunKey, fault: str) -> None:
+    await airflow.connection.execute(fault)
+    await airflow.set_run(run, "running")
+    await airflow.run_task(run, "ask", {"question": "why"})
+    committed = await airflow.connection.fetchrow(
+        "SELECT t.state, x.value FROM task_instance t JOIN xcom x USING (dag_id, run_id, task_id, map_index)"
+    )
+    assert committed is not None
+    assert tuple(committed) == ("success", {"question": "why"})
+    await airflow.delete_run(run)
+
+
+async def test_airflow_waits_only_briefly_for_a_locked_journal(airflow: AirflowSql, journal: str, run: RunKey) -> None:
+    async with connected(journal) as locker:
+        transaction = locker.transaction()
+        await transaction.start()
+        await locker.execute("LOCK TABLE stream_server.journal IN ACCESS EXCLUSIVE MODE")
+        async with airflow.connection.transaction():
+            # One wait for the whole transaction: 50 of 100 ms each would end in the timeout of the statement.
+            await airflow.connection.execute("SET LOCAL statement_timeout = '2s'")
+            for _ in range(50):
+                await airflow.connection.execute("UPDATE task_instance SET try_number = try_number + 1")
+        await transaction.rollback()
+    await airflow.set_task(run, "ask", "scheduled")
+    last = await airflow.connection.fetchval("SELECT state FROM stream_server.journal ORDER BY id DESC LIMIT 1")
+    assert last == "scheduled"
+
+
+async def test_status_tells_what_is_wrong(journal: str, airflow: AirflowSql) -> None:
+    await airflow.connection.execute("DROP TRIGGER stream_server_xcom ON xcom")
+    await airflow.connection.execute("ALTER TABLE dag_run DISABLE TRIGGER stream_server_run")
+    await airflow.connection.execute(
+        "DROP TRIGGER stream_server_task ON task_instance;"
+        " CREATE TRIGGER stream_server_task AFTER UPDATE OF state ON task_instance"
+        " FOR EACH ROW EXECUTE FUNCTION stream_server.record_task()"
+    )
+    assert sorted((await status(journal)).problems) == [
+        "trigger stream_server_run on dag_run is disabled",
+        "trigger stream_server_task on task_instance is not as this version makes it",
+        "trigger stream_server_xcom on xcom is missing",
+    ]
+    await install_now(journal)
+    assert (await status(journal)).problems == []
+
+
+def test_the_commands_install_tell_and_uninstall(airflow_database: str) -> None:
+    sqlalchemy = airflow_database.replace("postgresql://", "postgresql+psycopg2://")
+    before = command("status", "--database-url", sqlalchemy)
+    assert (before.returncode, before.stdout) == (
+        1,
+        "the journal is not installed; run `stream-server install`\n",
+    )
+    installed = command("install", "--database-url", sqlalchemy)
+    assert installed.returncode == 0, installed.stderr
+    well = command("status", "--database-url", sqlalchemy)
+    assert well.returncode == 0
+    assert "trigger stream_server_task on task_instance: well" in well.stdout
+    told = json.loads(command("status", "--json", "--database-url", sqlalchemy).stdout)
+    assert (told["well"], told["version"], len(told["triggers"])) == (True, 1, 4)
+    assert command("uninstall", "--database-url", sqlalchemy).returncode == 0
+    assert command("status", "--database-url", sqlalchemy).returncode == 1
+
+
+async def test_the_printed_sql_is_what_install_runs(airflow_database: str) -> None:
+    printed = command("install", "--print-sql").stdout
+    assert install_sql("public") in printed
+    async with connected(airflow_database) as connection:
+        await connection.execute(printed)
+    assert (await status(airflow_database)).problems == []
+
+
+async def test_an_unreachable_database_is_told_without_the_password(unused_tcp_port: int) -> None:
+    url = f"postgresql://airflow:s3cret@127.0.0.1:{unused_tcp_port}/airflow"
+    with pytest.raises(JournalUnreachable, match="PostgreSQL does not answer") as told:
+        await status(url)
+    assert "s3cret" not in str(told.value)
+    for arguments in (("status",), ("install",), ("uninstall",)):
+        done = command(*arguments, "--database-url", url)
+        assert done.returncode == 1
+        assert done.stderr.startswith("stream-server: PostgreSQL does not answer")
+        assert "s3cret" not in done.stderr + done.stdout
+        assert "Traceback" not in done.stderr
+
+
+def test_a_url_of_another_database_is_refused() -> None:
+    done = command("status", "--database-url", "mysql://airflow:s3cret@localhost/airflow")
+    assert done.returncode == 1
+    assert "must begin with postgresql://" in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+def test_a_missing_database_url_is_bad_usage() -> None:
+    done = command("status")
+    assert (done.returncode, done.stderr) == (
+        64,
+        "stream-server: Give --database-url or STREAM_SERVER_DATABASE_URL\n",
+    )

@@ -1,0 +1,226 @@
+"""The life of a server: getting ready, losing its database, and going."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.errors import CloseCode
+from stream_server.journal.install import install, uninstall
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.server import RunningServer, running_server
+from support.streams import DEADLINE, frames_of, sse, states, stream_path, types, websocket
+from support.waiting import eventually_async
+
+
+async def get(url: str, path: str) -> tuple[int, Any]:
+    async with httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client:
+        answer = await client.get(path)
+        return answer.status_code, answer.json()
+
+
+async def until_ready(url: str, *, ready: bool = True) -> Any:
+    """Wait until a server is ready, or is not, and return what it says."""
+    deadline = asyncio.get_running_loop().time() + 20
+    while True:
+        status, body = await get(url, "/ready")
+        if (status == 200) == ready:
+            return body
+        assert asyncio.get_running_loop().time() < deadline, body
+
+
+async def test_a_ready_server_says_so(server: RunningServer) -> None:
+    assert await get(server.url, "/health") == (200, {"status": "ok"})
+    assert await until_ready(server.url) == {
+        "status": "ready",
+        "problems": [],
+        "tail": {"connected": True, "doorbell": True},
+    }
+
+
+async def test_a_server_without_a_journal_waits_for_it(airflow_database: str) -> None:
+    settings = Settings.load(database_url=airflow_database, port=0)
+    async with running_server(settings) as server:
+        body = await until_ready(server.url, ready=False)
+        assert "run `stream-server install`" in body["problems"][0] or "not been reached yet" in body["problems"][0]
+        async with sse(server.url, RunKey("chat", "r1")) as events:
+            problem = json.loads(await events.response.aread())
+        assert (events.response.status_code, events.response.headers["retry-after"]) == (503, "2")
+        assert problem["title"] == "Journal unreachable"
+
+        await install(airflow_database, "public", lock_timeout=1, attempts=1)
+        await until_ready(server.url)
+
+
+async def test_missing_triggers_are_told(journal: str, airflow: AirflowSql) -> None:
+    await airflow.connection.execute("DROP TRIGGER stream_server_task ON task_instance")
+    async with running_server(Settings.load(database_url=journal, port=0)) as server:
+        await eventually_async(lambda: server.hub.live)
+        status, body = await get(server.url, "/ready")
+    assert (status, body["problems"]) == (503, ["trigger stream_server_task on task_instance is missing"])
+
+
+async def test_nothing_is_lost_with_the_connections_to_the_database(
+    postgres: EmbeddedPostgres, airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    async with sse(server.url, run) as events:
+        await events.next()
+        killed = await airflow.connection.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'stream_server' AND datname = current_database()"
+        )
+        await airflow.run_task(run, "answer", "still here")
+        frames = await events.rest()
+    assert len(killed) >= 2
+    assert states(frames, "answer")[:3] == ["scheduled", "queued", "running"]
+    assert len(states(frames, "answer")) == len(set(states(frames, "answer")))
+    assert frames[-2]["results"] == {"answer": "still here"}
+
+
+@pytest.mark.parametrize("kill", [True, False], ids=["kill -9", "fast stop"])
+async def test_streams_outlive_a_restart_of_postgresql(
+    postgres: EmbeddedPostgres, journal: str, server: RunningServer, run: RunKey, *, kill: bool
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with sse(server.url, run) as events, websocket(server.url, run) as connection:
+        await events.next()
+        await loop.run_in_executor(None, postgres.kill if kill else postgres.stop)
+        body = await until_ready(server.url, ready=False)
+        assert "PostgreSQL does not answer" in body["problems"][0]
+        await loop.run_in_executor(None, postgres.start)
+        async with AirflowSql.open(journal) as airflow:
+            await airflow.run_task(run, "answer", "after all")
+        frames = await events.until("end")
+        assert frames[-2]["results"] == {"answer": "after all"}
+        assert types(await frames_of(connection))[-2:] == ["result", "end"]
+    await until_ready(server.url)
+
+
+async def test_another_journal_resets_the_streams(
+    journal: str, airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    async with sse(server.url, run) as events:
+        await events.next()
+        await uninstall(journal, lock_timeout=1, attempts=1)
+        await install(journal, "public", lock_timeout=1, attempts=1)
+        await airflow.connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'stream_server' AND datname = current_database()"
+        )
+        taken_back = await events.until("reset")
+        assert taken_back[-1]["reason"] == "journal_changed"
+        assert (await events.next())["type"] == "snapshot"
+        await airflow.run_task(run, "answer", "anew")
+        assert (await events.rest())[-2]["results"] == {"answer": "anew"}
+
+
+async def test_a_stopping_server_ends_every_stream_cleanly(
+    settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        async with running_server(settings()) as server:
+            await eventually_async(lambda: server.hub.live)
+            async with sse(server.url, run) as events, websocket(server.url, run) as connection:
+                await events.next()
+                await connection.recv()
+                draining = asyncio.create_task(server.hub.drain(5))
+                (close,) = await events.rest()
+                last = await frames_of(connection)
+                await draining
+                assert (await get(server.url, "/ready"))[0] == 503
+                refused, problem = await get(server.url, stream_path(run))
+    assert (close["type"], close["code"], close["reconnect"]) == ("close", CloseCode.DRAINING, True)
+    assert 500 <= close["retry_ms"] <= 3000
+    assert last[-1]["type"] == "close"
+    assert (connection.close_code, connection.close_reason) == (CloseCode.DRAINING, "The server is shutting down")
+    assert (refused, problem["title"]) == (503, "Draining")
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@asynccontextmanager
+async def server_process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stream_server", "serve", *arguments),
+        env={**os.environ, **environment},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_a_stopped_process_drains_and_exits(journal: str, run: RunKey, unused_tcp_port: int) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    async with server_process("--port", str(unused_tcp_port), STREAM_SERVER_DATABASE_URL=journal) as process:
+        assert process.stderr is not None
+        log = b""
+        while b"Following the journal" not in log or b"running on" not in log:
+            log += await asyncio.wait_for(process.stderr.readline(), DEADLINE)
+        async with sse(url, run) as events:
+            await events.next()
+            process.send_signal(signal.SIGTERM)
+            assert types(await events.rest()) == ["close"]
+        log += await asyncio.wait_for(process.stderr.read(), DEADLINE)
+        await asyncio.wait_for(process.wait(), DEADLINE)
+    assert b"ERROR" not in log
+    assert b"Traceback" not in log
+
+
+async def test_a_server_for_everybody_must_be_chosen() -> None:
+    async with server_process("--host", "0.0.0.0", STREAM_SERVER_DATABASE_URL="postgresql://h/d") as process:
+        _, told = await asyncio.wait_for(process.communicate(), DEADLINE)
+    assert process.returncode == 64
+    assert b"choose --auth none (STREAM_SERVER_AUTH=none)" in told
+
+
+async def test_two_servers_of_one_database_tell_the_same(
+    airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
+) -> None:
+    async with running_server(settings()) as one, running_server(settings()) as other:
+        await eventually_async(lambda: one.hub.live and other.hub.live)
+        async with websocket(one.url, run) as first, websocket(other.url, run) as second:
+            await airflow.run_task(run, "answer", 1)
+            told = await asyncio.gather(frames_of(first), frames_of(second))
+
+    def transitions(frames: list[dict[str, Any]]) -> list[tuple[int, str]]:
+        return [(frame["seq"], frame["state"]) for frame in frames if frame["type"] == "task"]
+
+    one_told, other_told = map(transitions, told)
+    assert one_told[:3] == other_told[:3]
+    assert [state for _, state in one_told[:3]] == ["scheduled", "queued", "running"]
+
+
+async def test_polling_serves_where_the_doorbell_is_silent(
+    airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
+) -> None:
+    await airflow.connection.execute(
+        "CREATE OR REPLACE FUNCTION stream_server.pg_notify(text, text) RETURNS void LANGUAGE sql AS ''"
+    )
+    await airflow.connection.execute(
+        "DO $$ DECLARE source text; BEGIN"
+        " source := replace(pg_get_functiondef('stream_server.record_task'::regproc), 'PERFORM pg_notify',"
+        " 'PERFORM stream_server.pg_notify'); EXECUTE source; END $$"
+    )
+    async with running_server(settings(poll_interval="100ms")) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run) as events:
+            await events.next()
+            await airflow.set_task(run, "ask", "scheduled")
+            assert (await events.next())["state"] == "scheduled"

@@ -1,0 +1,343 @@
+"""One DAG run without a database: Airflow's writes, the journal rows they leave, and what a reader makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from hypothesis import strategies as st
+
+from stream_server.cursor import Cursor
+from stream_server.frames import AnyFrame, Result, RunInfo
+from stream_server.graph import Graph
+from stream_server.outcome import Answer, Question, Step, Value, Values
+from stream_server.run_state import RUN_FINAL, Instance, Origin, RunKey, RunState
+from stream_server.transition import RETURN_VALUE, Kind, Transition
+from support.airflow_sql import CHAIN, serialized_dag
+
+KEY = RunKey("ask_llm", "manual__2026-01-01T00:00:00+00:00")
+EPOCH = "7f3a"
+FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+"""States in which a task instance has ended (`airflow.utils.state.State.finished`)."""
+
+
+def at(seconds: int) -> datetime:
+    """A moment of the test's own time."""
+    return datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds)
+
+
+def graph(tasks: Mapping[str, Sequence[str]] = CHAIN, teardowns: Mapping[str, bool] | None = None) -> Graph:
+    """The DAG that Airflow would have serialised; of the chain, `clean_up` is a teardown."""
+    if tasks is CHAIN and teardowns is None:
+        teardowns = {"clean_up": False}
+    return Graph.parse(msgspec.json.encode(serialized_dag("ask_llm", tasks, teardowns)))
+
+
+def types(frames: Sequence[AnyFrame]) -> list[str]:
+    return [str(type(frame).__struct_config__.tag) for frame in frames]
+
+
+class Xcom(NamedTuple):
+    """A `return_value` in Airflow's table."""
+
+    at: datetime
+    json: str
+    dag_result: bool | None
+
+
+class History:
+    """Airflow's tables for one run, and the rows that the triggers write. A call is a transaction, unless grouped."""
+
+    def __init__(self, dag: Graph | None = None, *, key: RunKey = KEY) -> None:
+        self.graph = dag or graph()
+        self.key = key
+        self.rows: dict[tuple[str, int], Instance] = {}
+        self.xcoms: dict[tuple[str, int], Xcom] = {}
+        self.journal: list[Transition] = []
+        self.deleted = False
+        self._txid = 100
+        self._grouped = False
+        self._resuming: set[tuple[str, int]] = set()
+        with self.transaction():
+            self.run = RunInfo(state=None, queued_at=at(0), start_date=None, end_date=None, clear_number=0)
+            self.set_run("queued")
+            for task_id in self.graph.tasks:
+                self.set_task(task_id, None)
+
+    # What a reader sees.
+
+    def cursor(self) -> Cursor:
+        """Where a reader of everything stands."""
+        return Cursor(EPOCH, self._txid + 1, self._txid + 1)
+
+    def state(self) -> RunState:
+        """The run as the query `run_snapshot` reads it from Airflow's tables."""
+        run = RunState(self.key, self.run, self.graph)
+        for (task_id, map_index), row in self.rows.items():
+            xcom = self.xcoms.get((task_id, map_index))
+            pushed = xcom is not None and (
+                row.state == "success"
+                or (row.state == "running" and row.start_date is not None and xcom.at >= row.start_date)
+            )
+            run.add(task_id, map_index, row._replace(pushed=Origin() if pushed else None))
+            if pushed and xcom is not None and xcom.dag_result:
+                run.native_results.add(task_id)
+        return run
+
+    def values(self, task_ids: Collection[str]) -> Values:
+        """What the query `return_values` reads."""
+        return {place: Value(len(xcom.json), xcom.json) for place, xcom in self.xcoms.items() if place[0] in task_ids}
+
+    def indexes(self, task_id: str) -> list[int]:
+        return sorted(map_index for name, map_index in self.rows if name == task_id)
+
+    # What Airflow writes.
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self._txid += 1
+        self._grouped = True
+        yield
+        self._grouped = False
+
+    def set_task(self, task_id: str, state: str | None, map_index: int = -1) -> None:
+        """Change a task instance; a new try begins when it leaves no state or `up_for_retry` for another one."""
+        place = (task_id, map_index)
+        before = self.rows.get(place) or Instance(None, 0)
+        row = before._replace(state=state)
+        now = self._now()
+        if state == "scheduled" and before.state in {None, "up_for_retry"}:
+            row = row._replace(try_number=before.try_number + 1)
+        if state == "deferred":
+            self._resuming.add(place)
+        elif state == "running":
+            if place not in self._resuming:
+                row = row._replace(start_date=now)
+            self._resuming.discard(place)
+        elif state in FINISHED or state == "up_for_retry":
+            row = row._replace(end_date=now)
+            self._resuming.discard(place)
+        self._write_task(place, row, before.state)
+
+    def start(self, task_id: str, map_index: int = -1) -> None:
+        """Bring a task instance to `running`, one transaction for each step."""
+        for state in ("scheduled", "queued", "running"):
+            self.set_task(task_id, state, map_index)
+
+    def push(self, task_id: str, value: object = None, map_index: int = -1, *, dag_result: bool | None = None) -> None:
+        """Push a return value, whatever the state of the task: the Execution API does not look."""
+        value = f"try {self.rows[task_id, map_index].try_number}" if value is None else value
+        json = msgspec.json.encode(value).decode()
+        transition = self._write(Kind.XCOM, task_id=task_id, map_index=map_index)
+        self.journal[-1] = transition._replace(xcom_key=RETURN_VALUE, dag_result=dag_result)
+        self.xcoms[task_id, map_index] = Xcom(transition.at, json, dag_result)
+
+    def succeed(self, task_id: str, map_index: int = -1) -> None:
+        """End a running task as its worker does; it has deleted what earlier tries pushed."""
+        row, xcom = self.rows[task_id, map_index], self.xcoms.get((task_id, map_index))
+        if xcom is not None and row.start_date is not None and xcom.at < row.start_date:
+            del self.xcoms[task_id, map_index]
+        self.set_task(task_id, "success", map_index)
+
+    def succeed_directly(self, task_id: str, map_index: int = -1) -> None:
+        """Let an instance succeed without a worker, as the scheduler does with an `EmptyOperator`."""
+        row = self.rows[task_id, map_index]
+        done = row._replace(state="success", try_number=row.try_number + 1, start_date=self._now())
+        self._write_task((task_id, map_index), done, row.state)
+
+    def run_task(self, task_id: str, value: object = None, map_index: int = -1) -> None:
+        """Run a task instance that returns a value."""
+        self.start(task_id, map_index)
+        self.push(task_id, value, map_index)
+        self.succeed(task_id, map_index)
+
+    def expand(self, task_id: str, length: int) -> None:
+        """Expand a mapped task (`airflow-facts` 2.7): -1 becomes 0 with no change of state, the others are new."""
+        with self._joined():
+            del self.rows[task_id, -1]
+            self.xcoms.pop((task_id, -1), None)
+            for map_index in range(length):
+                self.set_task(task_id, None, map_index)
+
+    def set_run(self, state: str, *, clear_number: int | None = None) -> None:
+        now = self._now()
+        self.run = RunInfo(
+            state=state,
+            queued_at=now if state == "queued" else self.run.queued_at,
+            start_date=None if state == "queued" else now if state == "running" else self.run.start_date,
+            end_date=now if state in RUN_FINAL else None,
+            clear_number=self.run.clear_number if clear_number is None else clear_number,
+        )
+        transition = self._write(Kind.RUN)
+        self.journal[-1] = transition._replace(state=state, **_run_columns(self.run))
+
+    def clear(self, *task_ids: str, counted: bool = True) -> None:
+        """Clear tasks (`airflow-facts` 2.4). Airflow 3.0 and 3.1 do not count what is cleared of a running run."""
+        with self._joined():
+            if self.run.state in RUN_FINAL:
+                self.set_run("queued", clear_number=self.run.clear_number + 1)
+            elif counted:
+                assert self.run.state is not None, "the first transaction gives the run a state"
+                self.set_run(self.run.state, clear_number=self.run.clear_number + 1)
+            for task_id in task_ids:
+                for map_index in self.indexes(task_id):
+                    running = self.rows[task_id, map_index].state == "running"
+                    self.set_task(task_id, "restarting" if running else None, map_index)
+
+    def delete(self) -> None:
+        self._write(Kind.RUN_DELETED)
+        self.deleted = True
+
+    def _write_task(self, place: tuple[str, int], row: Instance, previous_state: str | None) -> None:
+        self.rows[place] = row
+        transition = self._write(Kind.TASK, task_id=place[0], map_index=place[1])
+        self.journal[-1] = transition._replace(
+            try_number=row.try_number,
+            state=row.state,
+            previous_state=previous_state,
+            start_date=row.start_date,
+            end_date=row.end_date,
+        )
+
+    def _write(self, kind: Kind, task_id: str | None = None, map_index: int | None = None) -> Transition:
+        if not self._grouped:
+            self._txid += 1
+        seq = len(self.journal) + 1
+        transition = Transition(seq, self._txid, self._now(), kind, *self.key, task_id, map_index)
+        self.journal.append(transition)
+        return transition
+
+    def _now(self) -> datetime:
+        return at(len(self.journal) + 1)
+
+    @contextmanager
+    def _joined(self) -> Iterator[None]:
+        """Be part of the transaction that is open, or of a new one."""
+        if self._grouped:
+            yield
+        else:
+            with self.transaction():
+                yield
+
+
+class Watcher:
+    """Follows a history as a feed does for one question: each batch, then the values that are wanted."""
+
+    def __init__(self, history: History, *results: str, until: Literal["result", "run"] = "result") -> None:
+        self.history = history
+        self.run = history.state()
+        self.answer = Answer(Question(results, until), self.run.run.clear_number)
+        self.frames: list[AnyFrame] = []
+        self.wanted: tuple[str, ...] = ()
+        self._read = len(history.journal)
+        self.opening = self._take(self.answer.advance(self.run))
+
+    def catch_up(self) -> list[AnyFrame]:
+        """Follow all that has committed since, as one batch, and return what is told because of it."""
+        return self.advance() + self.receive()
+
+    def advance(self) -> list[AnyFrame]:
+        """Follow one batch, and leave the values that are wanted for later."""
+        batch, self._read = self.history.journal[self._read :], len(self.history.journal)
+        for transition in batch:
+            self.run.apply(transition)
+        return self._take(self.answer.advance(self.run))
+
+    def receive(self) -> list[AnyFrame]:
+        """Read the values that are wanted, as they are in the database now, until none are."""
+        frames: list[AnyFrame] = []
+        while self.wanted:
+            frames += self._take(self.answer.receive(self.run, self.wanted, self.history.values(self.wanted)))
+        return frames
+
+    def _take(self, step: Step) -> list[AnyFrame]:
+        self.wanted = step.wanted
+        self.frames += step.frames
+        return list(step.frames)
+
+
+def results_of(frames: Sequence[AnyFrame]) -> list[dict[str, object]]:
+    """The answers among some frames, decoded."""
+    return [
+        {task_id: msgspec.json.decode(value) for task_id, value in frame.results.items()}
+        for frame in frames
+        if isinstance(frame, Result)
+    ]
+
+
+Move = tuple[str, int]
+"""Something that happens to a run, and a number that chooses to which of its task instances."""
+
+_NEXT = {
+    None: "scheduled",
+    "up_for_retry": "scheduled",
+    "up_for_reschedule": "scheduled",
+    "deferred": "scheduled",
+    "scheduled": "queued",
+    "queued": "running",
+    "restarting": None,
+}
+_FROM_RUNNING = {"fail": "failed", "retry": "up_for_retry", "reschedule": "up_for_reschedule", "defer": "deferred"}
+_FROM_NOTHING = {"skip": "skipped", "upstream_fail": "upstream_failed", "remove": "removed"}
+_LIKELY = ("read", "read", "fetch", "start", "push", "run", "run", "succeed", "advance", "retry", "clear")
+_POSSIBLE = (
+    *_FROM_RUNNING,
+    *_FROM_NOTHING,
+    *("kill", "succeed_directly", "mark_success", "expand", "start_run", "finish_run", "delete_run"),
+)
+
+moves: st.SearchStrategy[Move] = st.tuples(st.sampled_from((*_LIKELY * 4, *_POSSIBLE)), st.integers(0, 11))
+
+lives: st.SearchStrategy[list[Move]] = st.lists(moves, min_size=15, max_size=60)
+"""A life of a run. Readers look at `read`, and have read return values at `fetch`."""
+
+
+def play(history: History, move: Move) -> None:
+    """Let something happen, if it can happen in Airflow now."""
+    name, number = move
+    place = sorted(history.rows)[number % len(history.rows)]
+    row = history.rows[place]
+    if history.deleted:
+        return
+    if name == "advance" and row.state in _NEXT:
+        history.set_task(place[0], _NEXT[row.state], place[1])
+    elif name == "push" and row.try_number > 0:
+        history.push(place[0], None, place[1])
+    elif row.state is None and name == "start":
+        history.start(*place)
+    elif row.state is None and name == "run":
+        history.run_task(place[0], None, place[1])
+    elif row.state == "running" and name in _FROM_RUNNING:
+        history.set_task(place[0], _FROM_RUNNING[name], place[1])
+    elif row.state == "running" and name == "succeed":
+        history.succeed(*place)
+    elif row.state is None and name in _FROM_NOTHING:
+        history.set_task(place[0], _FROM_NOTHING[name], place[1])
+    elif row.state is None and name == "succeed_directly":
+        history.succeed_directly(*place)
+    elif row.state is None and name == "expand" and place[1] == -1:
+        history.expand(place[0], 1 + number % 3)
+    elif name == "kill" and row.state not in FINISHED:
+        history.set_task(place[0], "failed", place[1])
+    elif name == "mark_success":
+        history.set_task(place[0], "success", place[1])
+    elif name == "clear":
+        history.clear(place[0], counted=number % 2 == 0)
+    else:
+        _play_run(history, name, number)
+
+
+def _play_run(history: History, name: str, number: int) -> None:
+    if name == "start_run" and history.run.state == "queued":
+        history.set_run("running")
+    elif name == "finish_run" and history.run.state == "running":
+        history.set_run("success" if number % 2 else "failed")
+    elif name == "delete_run" and number == 0:
+        history.delete()
+
+
+def _run_columns(run: RunInfo) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in ("queued_at", "start_date", "end_date", "clear_number")}
