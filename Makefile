@@ -55,7 +55,10 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-latency
+.PHONY: bench-early bench-latency
+bench-early: $(VENV)/.dev  ## The result on a real Airflow, beside its own /wait
+	$(BIN)/python -m bench.early $(ARGS)
+
 bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTEN
 	$(BIN)/python -m bench.latency $(ARGS)
 

@@ -70,7 +70,7 @@ def version() -> str:
         ) from None
 
 
-def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path]) -> dict[str, str]:
+def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path], bytecode: Path) -> dict[str, str]:
     """Return the whole environment of Airflow's processes.
 
     Args:
@@ -78,6 +78,8 @@ def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path
         database_url: ``postgresql://…`` as Airflow's role.
         port: The API server's.
         dags: Folders with DAG files.
+        bytecode: Where to keep compiled modules if the user wants none beside the sources; to compile all of Airflow
+            for each process would take longer than all the rest.
     """
     bundles = [
         {
@@ -89,6 +91,8 @@ def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path
     ]
     # What the user has set up for another Airflow would break this one.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    if inherited.pop("PYTHONDONTWRITEBYTECODE", None):
+        inherited["PYTHONPYCACHEPREFIX"] = str(bytecode)
     return {
         **inherited,
         **NO_PROXY,
@@ -118,6 +122,7 @@ class Airflow:
         logs: Directory for the processes' own logs.
         database_url: A migrated database.
         dags: Folders with DAG files.
+        bytecode: As for ``environment``.
         port: For the API server, or None for a free one.
         triggerer: Whether to run one: deferrable tasks need it.
         settings: Further environment variables: ``{"AIRFLOW__CORE__PARALLELISM": "8"}``.
@@ -130,6 +135,7 @@ class Airflow:
         database_url: str,
         *,
         dags: Sequence[Path],
+        bytecode: Path,
         port: int | None = None,
         triggerer: bool = False,
         settings: Mapping[str, str] | None = None,
@@ -137,7 +143,9 @@ class Airflow:
         self.home = home
         self.port = choose_port(port, "Airflow")
         self.url = f"http://{LOOPBACK}:{self.port}"
-        self.environment = environment(home, database_url, port=self.port, dags=dags) | dict(settings or {})
+        self.environment = environment(home, database_url, port=self.port, dags=dags, bytecode=bytecode) | dict(
+            settings or {}
+        )
         self.api_server = self._child(logs, "api-server", "--host", LOOPBACK, "--port", str(self.port))
         # The API server reads task logs from the same disk; a log server would only take a port.
         self.scheduler = self._child(logs, "scheduler", "--skip-serve-logs")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -18,12 +21,12 @@ from stream_server.demo.stack import DemoStack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
     from types import FrameType
 
     from stream_server.demo.progress import Progress
 
 DAG_ID = "chat_answer"
+RUN_ID = "first"
 CONF = {"question": "Why is the sky blue?", "teardown_seconds": 10}
 CHECK_SECONDS = 0.5
 
@@ -118,7 +121,7 @@ class _DemoRun:
         code = run_in_foreground(
             module(
                 "stream_server",
-                *("run", DAG_ID, "--conf", json.dumps(CONF)),
+                *("run", DAG_ID, "--run-id", RUN_ID, "--conf", json.dumps(CONF)),
                 *("--url", stack.server_url, "--airflow-url", stack.airflow_url),
             ),
             {**environment(), "STREAM_SERVER_TOKEN": token},
@@ -146,24 +149,29 @@ def _addresses(stack: DemoStack) -> str:
 
 
 def _invitation(stack: DemoStack) -> str:
-    login = json.dumps({"username": stack.credentials.username, "password": stack.credentials.password})
-    body = json.dumps({"logical_date": None, "conf": {"question": "Why is the grass green?"}})
-    post_json = "curl -s -H 'Content-Type: application/json'"
-    token = f"{post_json} -d '{login}' {stack.airflow_url}/auth/token"
+    user = stack.credentials
     return "\n".join(
         (
             "",
-            "Trigger more runs, here or in Airflow:",
+            "In another terminal, trigger another run:",
             "",
-            f"  export STREAM_SERVER_TOKEN=$({token} | cut -d'\"' -f4)",
-            f"  stream-server run {DAG_ID} --url {stack.server_url} --airflow-url {stack.airflow_url}",
-            f"  {post_json} -N -H 'Accept: text/event-stream' \\",
-            '    -H "Authorization: Bearer $STREAM_SERVER_TOKEN" \\',
-            f"    -d '{body}' '{stack.server_url}/api/v2/dags/{DAG_ID}/dagRuns?wait_for_completion=true'",
+            f'  {_program()} run {DAG_ID} --conf \'{{"question": "Why is the grass green?"}}\' \\',
+            f"    --url {stack.server_url} --airflow-url {stack.airflow_url} \\",
+            f"    --username {user.username} --password {user.password}",
+            "",
+            "or trigger one in Airflow and watch it, as this one can be watched:",
+            "",
+            f"  curl -N {stack.server_url}/api/v2/dags/{DAG_ID}/dagRuns/{RUN_ID}/stream",
             "",
             "Ctrl-C stops everything.",
         )
     )
+
+
+def _program() -> str:
+    """Return the path of our own command, as it can be typed here."""
+    path = Path(sys.executable).with_name("stream-server")
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class DemoStack:
         progress: Progress | None = None,
     ) -> None:
         self.credentials = ADMIN
-        self._data_dir = data_dir
+        self._cache_dir = data_dir / "cache"
         self._progress = progress or NoProgress()
         self._serve = serve
         self._serve_options = serve_options
@@ -96,6 +96,7 @@ class DemoStack:
                 self.directory.logs,
                 self.postgres.url(),
                 dags=[examples, *(path.absolute() for path in dags)],
+                bytecode=template.bytecode_dir(self._cache_dir),
                 port=airflow_port,
                 triggerer=triggerer,
                 settings=airflow_settings,
@@ -131,7 +132,7 @@ class DemoStack:
         Raises:
             DemoError: Something did not start; what did is stopped by ``stop``.
         """
-        template_dir = template.ensure_template(self._data_dir / "cache", self._progress)
+        template_dir = template.ensure_template(self._cache_dir, self._progress)
         with step(self._progress, "Starting PostgreSQL"):
             template.clone(template_dir, self.directory.postgres)
             self.postgres.start()

@@ -36,6 +36,11 @@ def template_name() -> str:
     return f"airflow-{airflow.version()}-postgres-{postgres}-format-{FORMAT}"
 
 
+def bytecode_dir(cache_dir: Path) -> Path:
+    """Return where compiled modules are kept, see ``airflow.environment``."""
+    return cache_dir.absolute() / "bytecode"
+
+
 def ensure_template(cache_dir: Path, progress: Progress) -> Path:
     """Return the directory of the stopped template cluster, and make it if it is not there.
 
@@ -123,7 +128,9 @@ def _migrate(directory: Path, log: Path, server: EmbeddedPostgres, progress: Pro
     log.unlink(missing_ok=True)
     home = directory / "airflow"
     home.mkdir()
-    environment = airflow.environment(home, server.url(DATABASE, ROLE), port=0, dags=[])
+    environment = airflow.environment(
+        home, server.url(DATABASE, ROLE), port=0, dags=[], bytecode=bytecode_dir(log.parent)
+    )
     child = Child(
         "airflow db migrate",
         module("airflow", "db", "migrate"),

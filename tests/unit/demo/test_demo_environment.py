@@ -14,7 +14,7 @@ URL = "postgresql://airflow@127.0.0.1:5432/airflow"
 
 
 def environment(*dags: Path) -> dict[str, str]:
-    return airflow.environment(Path("/run/airflow"), URL, port=8080, dags=dags)
+    return airflow.environment(Path("/run/airflow"), URL, port=8080, dags=dags, bytecode=Path("/cache"))
 
 
 def test_nothing_of_the_users_own_airflow_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +25,15 @@ def test_nothing_of_the_users_own_airflow_is_passed_on(monkeypatch: pytest.Monke
     assert made["KEPT"] == "yes"
     assert made["AIRFLOW_HOME"] == "/run/airflow"
     assert not {"AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW_CONFIG"} & set(made)
+
+
+def test_who_wants_no_bytecode_beside_the_sources_still_has_it_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    made = environment()
+    assert "PYTHONDONTWRITEBYTECODE" not in made
+    assert made["PYTHONPYCACHEPREFIX"] == "/cache"
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE")
+    assert "PYTHONPYCACHEPREFIX" not in environment()
 
 
 def test_all_processes_reach_the_same_api_server() -> None:
