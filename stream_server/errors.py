@@ -5,6 +5,7 @@
     │   ├── BadParameter      a query parameter or path has a wrong value
     │   └── UnknownTask       the DAG has no task of that name
     ├── RunNotFound           Airflow knows no such DAG run
+    ├── ForeignOrigin         a page of another origin asks
     ├── CursorError           a cursor is damaged
     ├── Unavailable           try again later
     │   ├── JournalMissing    the journal is not installed, or not whole
@@ -79,6 +80,13 @@ class RunNotFound(StreamServerError):
     def __init__(self, dag_id: str, run_id: str) -> None:
         self.dag_id, self.run_id = dag_id, run_id
         super().__init__(f"DAG {dag_id!r} has no run {run_id!r}")
+
+
+class ForeignOrigin(StreamServerError):
+    """A page of another origin asks, and this server was not told to let it."""
+
+    status = 403
+    title = "Foreign origin"
 
 
 class CursorError(StreamServerError):

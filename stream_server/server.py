@@ -14,6 +14,10 @@ from stream_server.settings import Settings, is_loopback
 log = logging.getLogger(__name__)
 
 
+MAX_MESSAGE_BYTES = 64 * 1024
+"""Larger messages of WebSocket clients close their connection (code 1009, RFC 6455 section 7.4.1)."""
+
+
 class Server(uvicorn.Server):
     """uvicorn, but streams are drained before their sockets are closed.
 
@@ -51,6 +55,7 @@ def uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
         http="httptools",
         ws="websockets-sansio",
         ws_per_message_deflate=False,
+        ws_max_size=MAX_MESSAGE_BYTES,
         lifespan="on",
         log_config=None,
         log_level=settings.log_level,

@@ -19,7 +19,7 @@ from stream_server.journal.postgres import Reader
 
 log = logging.getLogger(__name__)
 
-BACKOFF_SECONDS = (0.1, 10.0)
+BACKOFF_SECONDS = (0.1, 5.0)
 """First and longest wait before connecting again; it doubles each time, with jitter."""
 
 CHECK_SECONDS = 30.0

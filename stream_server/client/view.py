@@ -21,6 +21,7 @@ from stream_server.frames import (
     Snapshot,
     TaskTransition,
 )
+from stream_server.run_state import RUN_FINAL
 
 _STYLES = {
     "success": "green",
@@ -127,10 +128,17 @@ def describe(frame: AnyFrame) -> str:
         case Reset():
             text = f"taken back: {frame.reason}"
         case End():
-            text = f"the stream has ended with outcome {frame.outcome}; the run is {frame.state or 'gone'}"
+            text = _farewell(frame)
         case _:
             text = type(frame).__name__.lower()
     return text
+
+
+def _farewell(end: End) -> str:
+    if end.state is None:
+        return "the run is gone"
+    going_on = "" if end.state in RUN_FINAL else ", and goes on"
+    return f"{end.outcome if end.outcome != 'none' else 'no result'}; the run is {end.state}{going_on}"
 
 
 def _state(state: str | None) -> Text:

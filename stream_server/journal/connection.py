@@ -19,6 +19,9 @@ CONNECT_TIMEOUT = 10.0
 COMMAND_TIMEOUT = 30.0
 """Seconds to wait for an answer, after which a connection counts as dead."""
 
+GOODBYE_TIMEOUT = 1.0
+"""Seconds that PostgreSQL may take to close a connection."""
+
 APPLICATION_NAME = "stream_server"
 """What `pg_stat_activity.application_name` shows for our sessions."""
 
@@ -73,6 +76,14 @@ def connection_arguments(url: str) -> dict[str, Any]:
         "command_timeout": COMMAND_TIMEOUT,
         "server_settings": {"application_name": APPLICATION_NAME},
     }
+
+
+async def disconnect(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Say goodbye, so that PostgreSQL's log stays clean, but do not wait for a server that is gone."""
+    try:
+        await connection.close(timeout=GOODBYE_TIMEOUT)
+    except (*_GONE, asyncpg.PostgresError):
+        connection.terminate()
 
 
 async def connect(url: str) -> asyncpg.Connection[asyncpg.Record]:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
-from stream_server.journal.connection import connect, errors_mapped
+from stream_server.journal.connection import connect, disconnect, errors_mapped
 
 CHANNEL = "stream_server"
 """The channel on which the triggers ring, with an empty payload."""
@@ -56,7 +56,7 @@ class Listener:
             yield listener
         finally:
             connection.remove_termination_listener(listener._lose)
-            connection.terminate()
+            await disconnect(connection)
 
     def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         if payload == self._token:

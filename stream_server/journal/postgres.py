@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,14 @@ from stream_server.cursor import Cursor
 from stream_server.errors import RunNotFound
 from stream_server.frames import RunInfo
 from stream_server.graph import Graph
-from stream_server.journal.connection import Connection, connect, connection_arguments, errors_mapped
+from stream_server.journal.connection import (
+    GOODBYE_TIMEOUT,
+    Connection,
+    connect,
+    connection_arguments,
+    disconnect,
+    errors_mapped,
+)
 from stream_server.journal.install import queries_for
 from stream_server.outcome import Value, Values
 from stream_server.run_state import Instance, Origin, RunKey, RunState
@@ -47,7 +55,7 @@ class Reader:
         try:
             yield cls(connection, await queries_for(connection))
         finally:
-            connection.terminate()
+            await disconnect(connection)
 
     async def now(self) -> Cursor:
         """Return the cursor of this moment."""
@@ -81,8 +89,12 @@ class Runs:
         self._graphs: OrderedDict[UUID, Graph] = OrderedDict()
 
     async def close(self) -> None:
-        """Close all connections; idle ones politely, busy ones not."""
-        if self._pool is not None:
+        """Close all connections."""
+        if self._pool is None:
+            return
+        try:
+            await asyncio.wait_for(self._pool.close(), GOODBYE_TIMEOUT)
+        except asyncio.TimeoutError:
             self._pool.terminate()
 
     async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
@@ -97,12 +109,11 @@ class Runs:
             rows = await connection.fetch(queries["run_snapshot"], *key)
             if not rows:
                 raise RunNotFound(*key)
-            epoch = await connection.fetchval("SELECT epoch FROM stream_server.meta")
             run = _run_state(key, rows)
             versions = Counter(row["dag_version_id"] for row in rows if row["dag_version_id"])
             if versions:
                 run.graph = await self._graph(connection, queries, versions.most_common(1)[0][0])
-        return run, Cursor.from_snapshot(epoch, rows[0]["snapshot"])
+        return run, Cursor.from_snapshot(rows[0]["epoch"], rows[0]["snapshot"])
 
     async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
         """Read what tasks of a run have returned. Errors as for `run_state`, without `RunNotFound`."""

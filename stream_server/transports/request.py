@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TypedDict
+from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
 from stream_server.auth import Authorizer
-from stream_server.errors import BadParameter
+from stream_server.errors import BadParameter, ForeignOrigin
 from stream_server.hub import Hub
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey
@@ -47,6 +48,23 @@ def question(connection: HTTPConnection) -> Question:
     if any(not task_id for task_id in results):
         raise BadParameter("result= needs the name of a task; leave it out to get the DAG's own result")
     return Question(results=tuple(dict.fromkeys(results)), until="run" if until == "run" else "result")
+
+
+def refuse_foreign_origin(connection: HTTPConnection) -> None:
+    """Refuse what a page of another origin asks for; browsers keep only WebSockets from being read without our consent.
+
+    Programs that are no browsers send no `Origin` (RFC 6455 section 10.2).
+
+    Raises:
+        ForeignOrigin: The origin is neither ours nor among those that were allowed.
+    """
+    state: State = connection.scope["state"]
+    origin = connection.headers.get("origin")
+    allowed = state["settings"].cors_origins
+    if origin is None or origin in allowed or "*" in allowed:
+        return
+    if urlsplit(origin).netloc != connection.headers.get("host"):
+        raise ForeignOrigin(f"Pages of {origin[:100]} may not read streams here; see STREAM_SERVER_CORS_ORIGINS")
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

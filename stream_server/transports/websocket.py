@@ -9,7 +9,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.frames import Wire
 from stream_server.transports.pump import pump
-from stream_server.transports.request import State, question, run_key
+from stream_server.transports.request import State, question, refuse_foreign_origin, run_key
 
 NORMAL_CLOSURE = 1000
 """RFC 6455 section 7.4.1: the purpose of the connection has been fulfilled."""
@@ -18,6 +18,7 @@ NORMAL_CLOSURE = 1000
 async def stream(websocket: WebSocket) -> None:
     """Answer an upgrade of `…/dagRuns/{run_id}/stream`. What is wrong is told before the handshake, as over HTTP."""
     state: State = websocket.scope["state"]
+    refuse_foreign_origin(websocket)
     key, asked = run_key(websocket), question(websocket)
     await state["authorizer"].authorize(websocket, key)
 

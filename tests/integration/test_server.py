@@ -27,6 +27,8 @@ from support.server import RunningServer, running_server
 from support.streams import DEADLINE, frames_of, sse, states, stream_path, types, websocket
 from support.waiting import eventually_async
 
+OPERATIONS = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
+
 
 async def get(url: str, path: str) -> tuple[int, Any]:
     async with httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client:
@@ -231,8 +233,7 @@ async def test_polling_serves_where_the_doorbell_is_silent(
 async def test_a_role_with_the_documented_rights_can_serve(
     postgres: EmbeddedPostgres, journal: str, airflow: AirflowSql, run: RunKey
 ) -> None:
-    operations = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
-    (grants,) = re.findall(r"```sql\n(GRANT .+?)```", operations.read_text(), re.DOTALL)
+    (grants,) = re.findall(r"```sql\n(GRANT .+?)```", OPERATIONS, re.DOTALL)
     # Roles belong to the cluster, and outlive the database of one test.
     role = f"reader_{os.getpid()}"
     postgres.execute(f"CREATE ROLE {role} LOGIN")

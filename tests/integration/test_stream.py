@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
-
-import httpx
-import pytest
-from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
 
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import RunningServer, running_server
-from support.streams import frames_of, sse, states, stream_path, types, websocket
+from support.streams import frames_of, sse, states, types, websocket
 from support.waiting import eventually_async
-
-
-async def finish(airflow: AirflowSql, run: RunKey) -> None:
-    """Run `CHAIN` to the end of the result task; the teardown still goes on."""
-    await airflow.set_run(run, "running")
-    await airflow.run_task(run, "ask", {"question": "why"})
-    await airflow.run_task(run, "answer", {"text": "because"})
-    await airflow.start_task(run, "clean_up")
 
 
 async def test_a_run_is_followed_from_its_first_transition_to_its_result(
@@ -32,7 +18,7 @@ async def test_a_run_is_followed_from_its_first_transition_to_its_result(
 ) -> None:
     async with sse(server.url, run) as events:
         snapshot = await events.next()
-        await finish(airflow, run)
+        await airflow.answer(run)
         frames = await events.rest()
 
     assert snapshot["type"] == "snapshot"
@@ -50,7 +36,7 @@ async def test_frames_are_the_committed_transitions_in_order(
 ) -> None:
     async with websocket(server.url, run, "?until=run") as connection:
         snapshot = json.loads(await connection.recv())
-        await finish(airflow, run)
+        await airflow.answer(run)
         async with airflow.connection.transaction():
             await airflow.set_task(run, "clean_up", "success")
             await airflow.set_run(run, "success")
@@ -216,7 +202,7 @@ async def test_a_value_too_large_is_sent_as_a_reference(
 
 
 async def test_a_run_that_is_over_answers_at_once(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
-    await finish(airflow, run)
+    await airflow.answer(run)
     await airflow.set_task(run, "clean_up", "success")
     await airflow.set_run(run, "success")
 
@@ -234,7 +220,7 @@ async def test_a_run_that_is_over_answers_at_once(airflow: AirflowSql, server: R
 async def test_late_joiners_share_what_is_known(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     async with sse(server.url, run, "?until=run") as early:
         await early.next()
-        await finish(airflow, run)
+        await airflow.answer(run)
         await early.until("result")
         async with sse(server.url, run, "?until=run") as late:
             snapshot, result = await late.next(), await late.next()
@@ -253,7 +239,7 @@ async def test_late_joiners_share_what_is_known(airflow: AirflowSql, server: Run
 
 
 async def test_a_clear_takes_the_answer_back(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
-    await finish(airflow, run)
+    await airflow.answer(run)
     async with sse(server.url, run, "?until=run") as events:
         await events.until("result")
         await airflow.clear(run, ["answer"])
@@ -271,7 +257,7 @@ async def test_a_clear_takes_the_answer_back(airflow: AirflowSql, server: Runnin
 async def test_an_old_xcom_of_a_cleared_task_is_no_result(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
-    await finish(airflow, run)
+    await airflow.answer(run)
     await airflow.clear(run, ["answer"])
     await airflow.start_task(run, "answer")
     async with sse(server.url, run) as events:
@@ -291,119 +277,3 @@ async def test_a_deleted_run_ends_its_streams(airflow: AirflowSql, server: Runni
 
     assert failure["reason"] == "run_deleted"
     assert (end["state"], end["outcome"]) == (None, "failure")
-
-
-@pytest.mark.parametrize("encoded", [True, False])
-async def test_run_ids_work_percent_encoded_or_not(server: RunningServer, run: RunKey, *, encoded: bool) -> None:
-    path = stream_path(run) if encoded else f"/api/v2/dags/{run.dag_id}/dagRuns/{run.run_id}/stream"
-    assert ("%3A" in path) == encoded
-    async with connect(server.url.replace("http", "ws", 1) + path, proxy=None) as connection:
-        assert json.loads(await connection.recv())["run_id"] == run.run_id
-
-
-async def test_an_unknown_run_is_404_before_any_stream(server: RunningServer, run: RunKey) -> None:
-    unknown = RunKey(run.dag_id, "no-such-run")
-    async with sse(server.url, unknown) as events:
-        problem = json.loads(await events.response.aread())
-    assert events.response.status_code == 404
-    assert events.response.headers["content-type"] == "application/problem+json"
-    assert (problem["status"], problem["title"]) == (404, "Run not found")
-    assert "no-such-run" in problem["detail"]
-
-    with pytest.raises(InvalidStatus) as refused:
-        async with websocket(server.url, unknown):
-            pass
-    assert refused.value.response.status_code == 404
-    assert json.loads(refused.value.response.body or b"")["title"] == "Run not found"
-    assert server.hub.statistics().runs == 0
-
-
-@pytest.mark.parametrize(
-    ("query", "said"),
-    [
-        ("?result=nobody", "has no task 'nobody'; its tasks are: answer, ask, clean_up"),
-        ("?result=", "needs the name of a task"),
-        ("?until=never", "neither 'result' nor 'run'"),
-        ("?resutl=answer", "no parameter 'resutl' here; known are result, until"),
-    ],
-)
-async def test_a_wrong_parameter_is_422_and_says_what_would_be_right(
-    server: RunningServer, run: RunKey, query: str, said: str
-) -> None:
-    async with sse(server.url, run, query) as events:
-        problem = json.loads(await events.response.aread())
-    assert events.response.status_code == 422
-    assert said in problem["detail"]
-    with pytest.raises(InvalidStatus) as refused:
-        async with websocket(server.url, run, query):
-            pass
-    assert refused.value.response.status_code == 422
-
-
-async def test_a_path_that_is_nothing_is_a_problem_too(server: RunningServer) -> None:
-    async with httpx.AsyncClient(base_url=server.url) as client:
-        missing, wrong = await client.get("/nothing"), await client.post("/health")
-    assert (missing.status_code, wrong.status_code) == (404, 405)
-    assert {answer.headers["content-type"] for answer in (missing, wrong)} == {"application/problem+json"}
-
-
-async def test_a_client_that_goes_away_is_forgotten(server: RunningServer, run: RunKey) -> None:
-    async with sse(server.url, run) as events, websocket(server.url, run) as connection:
-        await events.next()
-        await connection.recv()
-        assert server.hub.statistics().subscriptions == 2
-    await eventually_async(lambda: server.hub.statistics()[:2] == (0, 0), what="nobody watches")
-
-
-async def test_a_silent_stream_pings(settings: Callable[..., Settings], run: RunKey) -> None:
-    async with running_server(settings(ping_interval="50ms")) as server:
-        await eventually_async(lambda: server.hub.live)
-        async with sse(server.url, run) as events, websocket(server.url, run) as connection:
-            assert types([await events.next(), await events.next(), await events.next()]) == [
-                *("snapshot", "ping", "ping")
-            ]
-            await connection.recv()
-            assert json.loads(await connection.recv()) == {"type": "ping"}
-
-
-async def test_the_headers_keep_proxies_from_buffering(server: RunningServer, run: RunKey) -> None:
-    async with sse(server.url, run, headers={"Accept-Encoding": "gzip"}) as events:
-        await events.next()
-        headers = events.response.headers
-    assert headers["content-type"].startswith("text/event-stream")
-    assert headers["cache-control"] == "no-cache, no-transform"
-    assert headers["x-accel-buffering"] == "no"
-    assert "content-encoding" not in headers
-
-
-async def test_only_the_last_frame_of_a_batch_has_an_id(
-    airflow: AirflowSql, server: RunningServer, run: RunKey
-) -> None:
-    async with sse(server.url, run, "?until=run") as events:
-        await events.next()
-        async with airflow.connection.transaction():
-            await airflow.set_task(run, "ask", "scheduled")
-            await airflow.set_task(run, "answer", "scheduled")
-        await events.next()
-        await events.next()
-    assert [identity is None for identity in events.ids] == [False, True, False]
-
-
-async def test_an_event_source_that_returns_after_the_end_gets_204(
-    airflow: AirflowSql, server: RunningServer, run: RunKey
-) -> None:
-    await finish(airflow, run)
-    async with sse(server.url, run) as events:
-        await events.rest()
-    last: Any = events.ids[-1]
-    async with sse(server.url, run, headers={"Last-Event-ID": last}) as events:
-        assert events.response.status_code == 204
-    async with sse(server.url, run, headers={"Last-Event-ID": "damaged"}) as events:
-        assert events.response.status_code == 200
-
-
-async def test_head_answers_and_streams_nothing(server: RunningServer, run: RunKey) -> None:
-    async with httpx.AsyncClient(base_url=server.url) as client:
-        answer = await client.head(stream_path(run))
-    assert (answer.status_code, answer.content) == (200, b"")
-    await eventually_async(lambda: server.hub.statistics().runs == 0)

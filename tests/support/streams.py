@@ -79,9 +79,12 @@ async def sse(
 
 
 @asynccontextmanager
-async def websocket(url: str, key: RunKey, query: str = "") -> AsyncIterator[ClientConnection]:
+async def websocket(
+    url: str, key: RunKey, query: str = "", headers: dict[str, str] | None = None
+) -> AsyncIterator[ClientConnection]:
     """Open a run's stream as WebSocket."""
-    async with connect(url.replace("http", "ws", 1) + stream_path(key, query), proxy=None) as connection:
+    address = url.replace("http", "ws", 1) + stream_path(key, query)
+    async with connect(address, additional_headers=headers, proxy=None) as connection:
         yield connection
 
 

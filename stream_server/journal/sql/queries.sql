@@ -22,14 +22,15 @@ ORDER BY j.id
 -- A run ($1 DAG, $2 run), its task instances and which of them have pushed a return value in their current try, as one
 -- snapshot sees them. One row for each task instance, and one row with an empty task_id where there is none.
 -- A cleared task's old XCom stays until its next try has begun, hence the comparison of times.
-SELECT pg_current_snapshot()::text AS snapshot,
+SELECT m.epoch, pg_current_snapshot()::text AS snapshot,
        r.state AS run_state, r.queued_at AS run_queued_at, r.start_date AS run_start_date,
        r.end_date AS run_end_date, r.clear_number,
        t.task_id, t.map_index, t.try_number, t.state, t.start_date, t.end_date, t.dag_version_id,
        coalesce(t.state = 'success' OR (t.state = 'running' AND x.timestamp >= t.start_date), false)
            AND x.task_id IS NOT NULL AS pushed,
        {dag_result} AS dag_result
-FROM {airflow}.dag_run AS r
+FROM stream_server.meta AS m
+CROSS JOIN {airflow}.dag_run AS r
 LEFT JOIN {airflow}.task_instance AS t ON t.dag_id = r.dag_id AND t.run_id = r.run_id
 LEFT JOIN {airflow}.xcom AS x ON x.dag_run_id = r.id AND x.task_id = t.task_id AND x.map_index = t.map_index
     AND x.key = 'return_value'
