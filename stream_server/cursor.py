@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from stream_server.errors import CursorError
 
-_SNAPSHOT = re.compile(r"([0-9]{1,20}):([0-9]{1,20}):((?:[0-9]{1,20}(?:,[0-9]{1,20})*)?)")
+_TXID = "[1-9][0-9]{0,19}"
+_SNAPSHOT = re.compile(rf"({_TXID}):({_TXID}):((?:{_TXID}(?:,{_TXID})*)?)")
 _WIRE = re.compile(rf"([0-9a-f]{{1,32}})\.({_SNAPSHOT.pattern})(\.end)?")
+_LAST_TXID = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,12 @@ class Cursor:
         match = _SNAPSHOT.fullmatch(snapshot)
         if match is None:
             raise CursorError(f"Not a snapshot: {snapshot[:80]!r}")
+        xmin, xmax = int(match[1]), int(match[2])
         xip = tuple(int(txid) for txid in match[3].split(",") if txid)
-        return cls(epoch, int(match[1]), int(match[2]), xip)
+        ascending = all(one < other for one, other in pairwise((xmin - 1, *xip, xmax)))
+        if not ascending or xmin > xmax or xmax > _LAST_TXID:
+            raise CursorError(f"Not a snapshot: {snapshot[:80]!r}")
+        return cls(epoch, xmin, xmax, xip)
 
     @classmethod
     def parse(cls, text: str) -> Cursor:

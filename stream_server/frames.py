@@ -205,4 +205,9 @@ def decode(text: bytes | str) -> AnyFrame:
     Raises:
         msgspec.ValidationError: The text is no frame, or one of a type that this version does not know.
     """
-    return _decoder.decode(text)
+    try:
+        return _decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError as error:
+        raise msgspec.ValidationError(str(error)) from error

@@ -48,6 +48,15 @@ Values = Mapping[tuple[str, int], Value]
 """Return values by task and `map_index`; what is not in it does not exist."""
 
 
+class Part(NamedTuple):
+    """The answer of one task instance."""
+
+    task_id: str
+    map_index: int
+    try_number: int
+    origin: Origin
+
+
 class Pending(NamedTuple):
     """Nothing is certain yet."""
 
@@ -57,6 +66,8 @@ class Answered(NamedTuple):
 
     task_ids: tuple[str, ...]
     origin: Origin
+    parts: frozenset[Part]
+    """By what each instance answered; another answer has others."""
 
 
 class Failed(NamedTuple):
@@ -92,9 +103,9 @@ def judge(run: RunState, question: Question) -> Verdict:
     failed = _first_failed(run, tasks) if tasks else _failed_leaf(run)
     if failed is not None:
         return failed
-    origins = [_answered_by(run.tasks.get(task_id, {})) for task_id in tasks]
-    if origins and all(origins):
-        return Answered(tasks, max((origin for origin in origins if origin), key=lambda origin: origin.seq or 0))
+    answered = _answered(run, tasks)
+    if answered is not None:
+        return answered
     if run.run.state == "failed":
         return Failed("run_failed", run.changed, state="failed")
     return Pending()
@@ -132,22 +143,32 @@ def _failed_task(task_id: str, map_index: int, instance: Instance) -> Failed:
     )
 
 
-def _answered_by(instances: Mapping[int, Instance]) -> Origin | None:
-    """Tell by which row the last instance of a task answered, or `None` while one of them has not."""
-    last: Origin | None = None
-    for instance in instances.values():
-        if instance.state == "removed":
-            continue
-        if instance.state == "running" and instance.pushed is not None:
-            origin = instance.pushed
-        elif instance.state == "success":
-            # A task that returned `None` pushes nothing: its success is the answer.
-            origin = instance.pushed or instance.changed
-        else:
+def _answered(run: RunState, tasks: tuple[str, ...]) -> Answered | None:
+    """Return the answer of all instances of all tasks, or `None` while one is missing."""
+    parts: list[Part] = []
+    for task_id in tasks:
+        present = {index: one for index, one in run.tasks.get(task_id, {}).items() if one.state != "removed"}
+        answered = [
+            Part(task_id, index, one.try_number, origin)
+            for index, one in present.items()
+            if (origin := _answered_by(one)) is not None
+        ]
+        if not answered or len(answered) < len(present):
             return None
-        if last is None or (origin.seq or 0) >= (last.seq or 0):
-            last = origin
-    return last
+        parts.extend(answered)
+    if not parts:
+        return None
+    last = max((part.origin for part in parts), key=lambda origin: origin.seq or 0)
+    return Answered(tasks, last, frozenset(parts))
+
+
+def _answered_by(instance: Instance) -> Origin | None:
+    if instance.state == "running":
+        return instance.pushed
+    if instance.state == "success":
+        # A task that returned `None` pushes nothing: its success is the answer.
+        return instance.pushed or instance.changed
+    return None
 
 
 class Step(NamedTuple):
@@ -168,6 +189,8 @@ class Answer:
 
     told: Result | Failure | None = None
     ended: bool = False
+    _parts: frozenset[Part] = frozenset()
+    """Of what the told result was made."""
 
     def open(self, run: RunState) -> list[AnyFrame]:
         """Return what a new watcher must see first: all that is known, and all that was told."""
@@ -197,21 +220,24 @@ class Answer:
                         run.forget_push(task_id, map_index)
             verdict = judge(run, self.question)
             if isinstance(verdict, Answered) and set(verdict.task_ids) <= set(task_ids):
-                self.told = _result(run, verdict, values)
+                self.told, self._parts = _result(run, verdict, values), verdict.parts
                 return Step([self.told, *self._end(run)])
         return self.advance(run)
 
     def _take_back(self, run: RunState, verdict: Verdict) -> list[Reset | Snapshot]:
         cleared = run.run.clear_number > self.clear_number
-        revoked = (isinstance(self.told, Result) and not isinstance(verdict, Answered)) or (
-            isinstance(self.told, Failure) and not isinstance(verdict, Failed)
-        )
         self.clear_number = run.run.clear_number
-        if not cleared and not revoked:
+        if not cleared and self._stands(verdict):
             return []
         reason = "cleared" if cleared else self._why_revoked(run)
         self.told = None
         return [Reset(dag_id=run.key.dag_id, run_id=run.key.run_id, reason=reason), self._snapshot(run)]
+
+    def _stands(self, verdict: Verdict) -> bool:
+        """Tell whether what was told is still so."""
+        if isinstance(self.told, Result):
+            return isinstance(verdict, Answered) and verdict.parts == self._parts
+        return self.told is None or isinstance(verdict, Failed)
 
     def _why_revoked(self, run: RunState) -> Literal["cleared", "retried", "revoked"]:
         states = {
@@ -219,9 +245,16 @@ class Answer:
             for task_id in result_tasks(run, self.question)
             for instance in run.tasks.get(task_id, {}).values()
         }
-        if "up_for_retry" in states:
-            return "retried"
-        return "cleared" if states & {None, "restarting"} else "revoked"
+        if states & {None, "restarting"}:
+            return "cleared"
+        return "retried" if "up_for_retry" in states or self._tried_again(run) else "revoked"
+
+    def _tried_again(self, run: RunState) -> bool:
+        return any(
+            instance.try_number > part.try_number
+            for part in self._parts
+            if (instance := run.tasks[part.task_id].get(part.map_index)) is not None
+        )
 
     def _end(self, run: RunState) -> list[AnyFrame]:
         told_enough = self.told is not None and self.question.until == "result"

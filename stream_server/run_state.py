@@ -29,6 +29,9 @@ RUN_FINAL = frozenset({"success", "failed"})
 
 _CAN_PUSH = frozenset({"running", "success"})
 
+_KEEPS_PUSH = frozenset({"running", "deferred", "awaiting_input", "scheduled", "queued", "success"})
+"""States through which a try may go without losing its XComs; a deferred one is scheduled and runs again."""
+
 
 class RunKey(NamedTuple):
     """What names a run; Airflow's `UNIQUE (dag_id, run_id)`."""
@@ -142,8 +145,7 @@ class RunState:
             start_date=transition.start_date,
             end_date=transition.end_date,
             changed=Origin(transition.seq, transition.at),
-            # What a try has pushed counts for that try alone, and a try goes from running to success.
-            pushed=before.pushed if before and transition.state == "success" else None,
+            pushed=before.pushed if before and _keeps_push(before, transition) else None,
         )
         return TaskTransition(
             dag_id=transition.dag_id,
@@ -189,6 +191,10 @@ class RunState:
         self.tasks[transition.task_id][transition.map_index] = pushed
         if transition.dag_result:
             self.native_results.add(transition.task_id)
+
+
+def _keeps_push(before: Instance, transition: Transition) -> bool:
+    return transition.state in _KEEPS_PUSH and transition.try_number == before.try_number
 
 
 def _task_infos(task_id: str, instances: dict[int, Instance]) -> Iterator[TaskInfo]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from ipaddress import ip_address
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stream_server.errors import SettingsError
 
@@ -33,6 +34,21 @@ def parse_duration(text: object) -> float:
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 
 
+def _split_list(value: object) -> object:
+    return [part for part in re.split(r"[,\s]+", value) if part] if isinstance(value, str) else value
+
+
+def _check_origin(text: str) -> str:
+    parts = urlsplit(text)
+    if text != "*" and (parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}"):
+        raise ValueError(f"{text[:100]!r} is not an origin; write https://app.example.com, without a path")
+    return text
+
+
+Origin = Annotated[str, AfterValidator(_check_origin)]
+"""Scheme, host and port of a page (RFC 6454), or `*` for all."""
+
+
 class Settings(BaseSettings):
     """All settings of the server, frozen. `docs/settings.md` describes them, and a test sees to it."""
 
@@ -53,8 +69,8 @@ class Settings(BaseSettings):
     airflow_url: str | None = None
     """Address of Airflow's API server."""
 
-    cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may read streams, such as `https://app.example.com`; a JSON list in the environment."""
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_list)] = ()
+    """Origins whose pages may read streams: `https://app.example.com`. In the environment, with commas between."""
 
     poll_interval: Duration = Field(default=2.0, gt=0)
     """How often to look into the journal when no doorbell has rung."""

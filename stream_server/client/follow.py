@@ -20,7 +20,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import msgspec
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from stream_server.frames import AnyFrame, Close, End, Ping, decode
@@ -115,14 +115,18 @@ async def follow(
         pause: float | None = None
         trouble: BaseException | None = None
         try:
-            async for message in _connection(address, token):
-                alive, wait = time.monotonic(), BACKOFF_SECONDS[0]
-                if isinstance(message.frame, Close):
-                    pause = _pause_of(message.frame)
-                    continue
-                yield message
-                if isinstance(message.frame, End):
-                    return
+            async with _connected(address, token) as websocket:
+                wait = BACKOFF_SECONDS[0]
+                try:
+                    async for message in _messages(websocket):
+                        if isinstance(message.frame, Close):
+                            pause = _pause_of(message.frame)
+                            continue
+                        yield message
+                        if isinstance(message.frame, End):
+                            return
+                finally:
+                    alive = time.monotonic()
         except InvalidStatus as error:
             pause = _pause_unless_refused(error)
             trouble = error
@@ -134,22 +138,23 @@ async def follow(
         wait = min(wait * 2, longest)
 
 
-async def _connection(address: str, token: str | None) -> AsyncIterator[Message]:
-    """Yield the frames of one connection, for as long as it lives."""
+def _connected(address: str, token: str | None) -> connect:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     # Our own frames show that the server is alive, so that no pings of the protocol are needed.
-    async with connect(
-        address, additional_headers=headers, max_size=MAX_FRAME_BYTES, ping_interval=None, proxy=None
-    ) as websocket:
-        while True:
-            text = await asyncio.wait_for(websocket.recv(decode=True), SILENCE_SECONDS)
-            try:
-                frame = decode(text)
-            except msgspec.ValidationError:
-                # A type that this version does not know; newer servers may say more than we understand.
-                continue
-            if not isinstance(frame, Ping):
-                yield Message(frame, str(text))
+    return connect(address, additional_headers=headers, max_size=MAX_FRAME_BYTES, ping_interval=None, proxy=None)
+
+
+async def _messages(websocket: ClientConnection) -> AsyncIterator[Message]:
+    """Yield the frames of one connection, until it breaks."""
+    while True:
+        text = await asyncio.wait_for(websocket.recv(decode=True), SILENCE_SECONDS)
+        try:
+            frame = decode(text)
+        except msgspec.ValidationError:
+            # A type that this version does not know; newer servers may say more than we understand.
+            continue
+        if not isinstance(frame, Ping):
+            yield Message(frame, text)
 
 
 def _pause_of(close: Close) -> float | None:

@@ -72,16 +72,23 @@ class RunView:
         self._title = f"{dag_id} / {run_id}"
         self._state: str | None = None
         self._rows: dict[tuple[str, int], _Row] = {}
+        self._counts: dict[str, dict[str, int]] = {}
         self._note = Text()
 
     def follow(self, frame: AnyFrame) -> None:
         """Take in a frame."""
         if isinstance(frame, Snapshot):
             self._state = frame.run.state
+            self._counts = {task_id: dict(states) for task_id, states in frame.counts.items()}
             self._rows = {
                 (task.task_id, task.map_index): _row(task.state, task.try_number, task.start_date, task.end_date)
                 for task in frame.tasks
             }
+        elif isinstance(frame, TaskTransition) and frame.task_id in self._counts:
+            states = self._counts[frame.task_id]
+            for state, change in ((frame.previous_state, -1), (frame.state, +1)):
+                name = state or NO_STATUS
+                states[name] = max(0, states.get(name, 0) + change)
         elif isinstance(frame, TaskTransition):
             if frame.map_index >= 0:
                 self._rows.pop((frame.task_id, -1), None)
@@ -107,6 +114,9 @@ class RunView:
                 str(row.try_number),
                 "" if seconds is None else f"{seconds:.1f}",
             )
+        for task_id, states in self._counts.items():
+            told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+            table.add_row(Text(f"{task_id} [{sum(states.values())}]"), Text(told), "", "")
         return Group(table, Text.assemble("run: ", _state(self._state)), self._note)
 
 

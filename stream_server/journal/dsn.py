@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+import re
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from stream_server.errors import SettingsError
 
-_SCHEMES = frozenset({"postgresql", "postgres"})
+_URL = re.compile(
+    r"(?P<scheme>[^:/?#@]*)://(?:(?P<user>[^:/?@]*)(?::(?P<password>[^@]*))?@)?"
+    r"(?P<hosts>[^/?]*)(?:/(?P<database>[^?]*))?(?:\?(?P<query>.*))?",
+    re.DOTALL,
+)
+"""SQLAlchemy's reading (`sqlalchemy.engine.url`): a password may hold anything but an at sign, escaped or not."""
+
+_URL_WITH_AT = re.compile(_URL.pattern.replace("[^@]*", ".*"), re.DOTALL)
+"""For a password that holds one all the same: it ends at the last."""
 
 _RENAMED = {"ssl": "sslmode"}
 """Query arguments that SQLAlchemy's asyncpg dialect calls by another name than libpq."""
@@ -24,27 +33,41 @@ def normalize(url: str) -> str:
     Raises:
         SettingsError: The URL is none of PostgreSQL's. The message does not repeat it, since it may hold a password.
     """
-    parts = urlsplit(url)
-    scheme = parts.scheme.partition("+")[0]
-    if scheme not in _SCHEMES:
+    parts = _split(url)
+    scheme = parts["scheme"].partition("+")[0].lower()
+    if scheme not in ("postgresql", "postgres"):
         raise SettingsError(
             "The database URL must begin with postgresql:// (or postgresql+psycopg2:// and the like, as in Airflow's"
             f" [database] sql_alchemy_conn), not with {scheme or 'nothing'}://"
         )
+    user, password = (quote(unquote(parts[name]), safe="") for name in ("user", "password"))
+    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
     query = urlencode(
         [
             (_RENAMED.get(name, name), value)
-            for name, value in parse_qsl(parts.query, keep_blank_values=True)
+            for name, value in parse_qsl(parts["query"], keep_blank_values=True)
             if name not in _DIALECT_ONLY
         ],
         quote_via=quote,
+        safe="",
     )
-    # urlunsplit would drop the slashes of a URL without a host, which libpq takes for a path.
-    return f"postgresql://{parts.netloc}{urlunsplit(('', '', parts.path, query, ''))}"
+    database = f"/{parts['database']}" if parts["database"] else ""
+    return f"postgresql://{login}{parts['hosts']}{database}{'?' if query else ''}{query}"
 
 
 def redact(url: str) -> str:
     """Return a URL that may be printed: without password and query."""
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
+    parts = _split(url)
+    user = f"{parts['user']}@" if parts["user"] or parts["password"] else ""
+    database = f"/{parts['database']}" if parts["database"] else ""
+    return f"{parts['scheme']}://{user}{parts['hosts']}{database}"
+
+
+def _split(url: str) -> dict[str, str]:
+    """Return the parts of a URL by name; those that it does not have are empty."""
+    match = _URL.fullmatch(url)
+    if match is not None and "@" in match["hosts"]:
+        match = _URL_WITH_AT.fullmatch(url)
+    if match is None:
+        return dict.fromkeys(("scheme", "user", "password", "hosts", "database", "query"), "")
+    return {name: value or "" for name, value in match.groupdict().items()}

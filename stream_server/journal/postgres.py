@@ -185,6 +185,6 @@ def _run_state(key: RunKey, rows: Sequence[asyncpg.Record]) -> RunState:
             pushed=Origin() if row["pushed"] else None,
         )
         run.add(row["task_id"], row["map_index"], instance)
-        if row["pushed"] and row["dag_result"]:
+        if row["dag_result"]:
             run.native_results.add(row["task_id"])
     return run

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -83,7 +84,7 @@ class History:
                 or (row.state == "running" and row.start_date is not None and xcom.at >= row.start_date)
             )
             run.add(task_id, map_index, row._replace(pushed=Origin() if pushed else None))
-            if pushed and xcom is not None and xcom.dag_result:
+            if xcom is not None and xcom.dag_result:
                 run.native_results.add(task_id)
         return run
 
@@ -259,6 +260,24 @@ class Watcher:
         return list(step.frames)
 
 
+def known(run: RunState) -> dict[str, Any]:
+    """What matters of a state: how it became known does not, and pushes count while their task runs."""
+    return {
+        "run": run.run,
+        "deleted": run.deleted,
+        "tasks": {
+            task_id: {
+                index: (
+                    *(one.state, one.try_number, one.start_date, one.end_date),
+                    one.state == "running" and one.pushed is not None,
+                )
+                for index, one in instances.items()
+            }
+            for task_id, instances in run.tasks.items()
+        },
+    }
+
+
 def results_of(frames: Sequence[AnyFrame]) -> list[dict[str, object]]:
     """The answers among some frames, decoded."""
     return [
@@ -282,61 +301,48 @@ _NEXT = {
 }
 _FROM_RUNNING = {"fail": "failed", "retry": "up_for_retry", "reschedule": "up_for_reschedule", "defer": "deferred"}
 _FROM_NOTHING = {"skip": "skipped", "upstream_fail": "upstream_failed", "remove": "removed"}
-_LIKELY = ("read", "read", "fetch", "start", "push", "run", "run", "succeed", "advance", "retry", "clear")
+_LIKELY = ("read", "read", "fetch", "start", "push", "run", "run", "push", "succeed", "retry")
 _POSSIBLE = (
-    *_FROM_RUNNING,
-    *_FROM_NOTHING,
-    *("kill", "succeed_directly", "mark_success", "expand", "start_run", "finish_run", "delete_run"),
+    *(*_FROM_RUNNING, *_FROM_NOTHING, "advance", "advance", "clear", "clear", "clear", "kill"),
+    *("succeed_directly", "mark_success", "expand", "start_run", "finish_run", "delete_run"),
 )
 
-moves: st.SearchStrategy[Move] = st.tuples(st.sampled_from((*_LIKELY * 4, *_POSSIBLE)), st.integers(0, 11))
 
-lives: st.SearchStrategy[list[Move]] = st.lists(moves, min_size=15, max_size=60)
-"""A life of a run. Readers look at `read`, and have read return values at `fetch`."""
+def lives_of(*names: str) -> st.SearchStrategy[list[Move]]:
+    """Lives of a run in which only these moves occur. Readers look at `read`, and have read the values at `fetch`."""
+    return st.lists(st.tuples(st.sampled_from(names), st.integers(0, 11)), min_size=15, max_size=60)
+
+
+lives = lives_of(*_LIKELY * 4, *_POSSIBLE)
 
 
 def play(history: History, move: Move) -> None:
     """Let something happen, if it can happen in Airflow now."""
     name, number = move
-    place = sorted(history.rows)[number % len(history.rows)]
-    row = history.rows[place]
-    if history.deleted:
-        return
-    if name == "advance" and row.state in _NEXT:
-        history.set_task(place[0], _NEXT[row.state], place[1])
-    elif name == "push" and row.try_number > 0:
-        history.push(place[0], None, place[1])
-    elif row.state is None and name == "start":
-        history.start(*place)
-    elif row.state is None and name == "run":
-        history.run_task(place[0], None, place[1])
-    elif row.state == "running" and name in _FROM_RUNNING:
-        history.set_task(place[0], _FROM_RUNNING[name], place[1])
-    elif row.state == "running" and name == "succeed":
-        history.succeed(*place)
-    elif row.state is None and name in _FROM_NOTHING:
-        history.set_task(place[0], _FROM_NOTHING[name], place[1])
-    elif row.state is None and name == "succeed_directly":
-        history.succeed_directly(*place)
-    elif row.state is None and name == "expand" and place[1] == -1:
-        history.expand(place[0], 1 + number % 3)
-    elif name == "kill" and row.state not in FINISHED:
-        history.set_task(place[0], "failed", place[1])
-    elif name == "mark_success":
-        history.set_task(place[0], "success", place[1])
-    elif name == "clear":
-        history.clear(place[0], counted=number % 2 == 0)
-    else:
-        _play_run(history, name, number)
-
-
-def _play_run(history: History, name: str, number: int) -> None:
-    if name == "start_run" and history.run.state == "queued":
-        history.set_run("running")
-    elif name == "finish_run" and history.run.state == "running":
-        history.set_run("success" if number % 2 else "failed")
-    elif name == "delete_run" and number == 0:
-        history.delete()
+    place = task_id, map_index = sorted(history.rows)[number % len(history.rows)]
+    state = history.rows[place].state
+    set_task = partial(history.set_task, task_id, map_index=map_index)
+    running, fresh = state == "running", state in {None, "up_for_retry"}
+    possible: dict[str, tuple[bool, Callable[[], object]]] = {
+        **{to: (running, partial(set_task, state=_FROM_RUNNING[to])) for to in _FROM_RUNNING},
+        **{to: (state is None, partial(set_task, state=_FROM_NOTHING[to])) for to in _FROM_NOTHING},
+        "advance": (state in _NEXT, partial(set_task, state=_NEXT.get(state))),
+        "start": (fresh, partial(history.start, *place)),
+        "run": (fresh, partial(history.run_task, task_id, None, map_index)),
+        "push": (history.rows[place].try_number > 0, partial(history.push, task_id, None, map_index)),
+        "succeed": (running, partial(history.succeed, *place)),
+        "succeed_directly": (state is None, partial(history.succeed_directly, *place)),
+        "kill": (state not in FINISHED, partial(set_task, state="failed")),
+        "mark_success": (True, partial(set_task, state="success")),
+        "expand": (state is None and map_index == -1, partial(history.expand, task_id, 1 + number % 3)),
+        "clear": (True, partial(history.clear, task_id, counted=number % 2 == 0)),
+        "start_run": (history.run.state == "queued", partial(history.set_run, "running")),
+        "finish_run": (history.run.state == "running", partial(history.set_run, ("failed", "success")[number % 2])),
+        "delete_run": (number == 0, history.delete),
+    }
+    can_be, act = possible.get(name, (False, history.cursor))
+    if can_be and not history.deleted:
+        act()
 
 
 def _run_columns(run: RunInfo) -> dict[str, Any]:

@@ -1,0 +1,8 @@
+"""Properties are tried on as many examples as a quick tier can afford, however slow the machine."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("unit", deadline=None, max_examples=100)
+settings.load_profile("unit")

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from urllib.parse import quote, unquote, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.errors import SettingsError
+from stream_server.journal.connection import connection_arguments
+from stream_server.journal.dsn import normalize, redact
+
+passwords = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(lambda text: f"<{text}>")
+"""Marked, so that they occur nowhere else in a URL."""
+
+raw_passwords = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="@%"), min_size=1).map(
+    lambda text: f"<{text}>"
+)
+"""What may stand in a URL of SQLAlchemy's as it is: anything but the at sign, and what escapes."""
+
+telling_passwords = pytest.mark.parametrize("password", ["a/b", "a?b", "a#b", "a[b", "a]b", "a:b", "a b", "a\u2100b"])
+"""Each has a character that ends a password, or a URL, for one parser or another."""
+
+
+def refusal_of(url: str) -> str:
+    """What `normalize` says against a URL; nothing if it accepts it."""
+    try:
+        normalize(url)
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u:p@h:5432/db", "postgresql://u:p@h:5432/db"),
+        ("postgres://u@h/db", "postgresql://u@h/db"),
+        ("postgresql+psycopg2://u:p@h/db", "postgresql://u:p@h/db"),
+        ("postgresql+psycopg://u:p@h/db", "postgresql://u:p@h/db"),
+        ("postgresql+asyncpg://u:p@h/db?ssl=require", "postgresql://u:p@h/db?sslmode=require"),
+        ("POSTGRESQL+PSYCOPG2://u@h/db", "postgresql://u@h/db"),
+        ("postgresql://u:p%40ss%2F@h/db", "postgresql://u:p%40ss%2F@h/db"),
+        ("postgresql://[::1]:5433/db", "postgresql://[::1]:5433/db"),
+        ("postgresql:///db", "postgresql:///db"),
+        ("postgresql://", "postgresql://"),
+        ("postgresql://h", "postgresql://h"),
+        ("postgresql:///db?host=/var/run/postgresql", "postgresql:///db?host=%2Fvar%2Frun%2Fpostgresql"),
+        ("postgresql+psycopg2://u:p@/db?host=/tmp", "postgresql://u:p@/db?host=%2Ftmp"),
+        (
+            "postgresql://h/db?sslmode=require&sslkey=/a%20b.key",
+            "postgresql://h/db?sslmode=require&sslkey=%2Fa%20b.key",
+        ),
+        ("postgresql://h/db?options=-csearch_path%3Dairflow", "postgresql://h/db?options=-csearch_path%3Dairflow"),
+        ("postgresql+asyncpg://h/db?prepared_statement_cache_size=0&async_fallback=true", "postgresql://h/db"),
+        ("postgresql://h/db?application_name=", "postgresql://h/db?application_name="),
+    ],
+)
+def test_sqlalchemys_forms_become_those_of_libpq(url: str, expected: str) -> None:
+    assert normalize(url) == expected
+    assert normalize(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        *(("mysql+mysqldb://u:secret@h/db", "mysql://"), ("sqlite:////tmp/secret.db", "sqlite://")),
+        *(("secret", "nothing://"), ("", "nothing://"), ("host=h password=secret", "nothing://")),
+    ],
+)
+def test_another_database_is_refused_without_repeating_the_url(url: str, named: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        normalize(url)
+    assert named in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+@given(passwords)
+def test_an_encoded_password_stays_what_it_is(password: str) -> None:
+    url = normalize(f"postgresql+psycopg2://user:{quote(password, safe='')}@host:5432/db")
+    assert unquote(urlsplit(url).password or "") == password
+    assert urlsplit(url).hostname == "host"
+    assert urlsplit(url).path == "/db"
+
+
+@telling_passwords
+def test_a_password_that_sqlalchemy_understands_as_it_is_is_understood(password: str) -> None:
+    """Whoever configures Airflow may write anything up to the at sign (`sqlalchemy.engine.make_url`)."""
+    parts = urlsplit(normalize(f"postgresql+psycopg2://user:{password}@host/db"))
+    assert (unquote(parts.password or ""), parts.hostname, parts.path) == (password, "host", "/db")
+
+
+@given(raw_passwords, st.sampled_from(["postgresql", "postgresql+psycopg2", "mysql"]))
+def test_no_password_makes_normalize_raise_anything_but_a_settings_error(password: str, scheme: str) -> None:
+    assert password not in refusal_of(f"{scheme}://user:{password}@host/db")
+
+
+@given(passwords)
+def test_redact_never_shows_an_encoded_password(password: str) -> None:
+    encoded = quote(password, safe="")
+    shown = redact(f"postgresql://user:{encoded}@host:5432/db?sslpassword={encoded}")
+    assert shown == "postgresql://user@host:5432/db"
+
+
+@given(raw_passwords)
+def test_redact_never_shows_a_raw_password(password: str) -> None:
+    assert password not in redact(f"postgresql://user:{password}@host:5432/db")
+
+
+@telling_passwords
+def test_redact_shows_no_part_of_a_raw_password(password: str) -> None:
+    assert redact(f"postgresql://user:{password}@host:5432/db") == "postgresql://user@host:5432/db"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://user@host/db", "postgresql://user@host/db"),
+        ("postgresql+psycopg2://user:a:b@c@host/db", "postgresql+psycopg2://user@host/db"),
+        ("postgresql:///db?host=/tmp&password=secret", "postgresql:///db"),
+        ("postgresql://:secret@/db", "postgresql://@/db"),
+    ],
+)
+def test_redact_leaves_what_may_be_seen(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+def test_every_connection_says_who_it_is() -> None:
+    arguments = connection_arguments("postgresql+psycopg2://u:p@h/db")
+    assert arguments["dsn"] == "postgresql://u:p@h/db"
+    assert arguments["server_settings"] == {"application_name": "stream_server"}

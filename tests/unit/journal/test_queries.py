@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import re
+from functools import reduce
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.journal.queries import load, load_queries, quote_identifier, quote_literal
+
+NAMES = {
+    *("journal_now", "journal_after", "run_snapshot", "serialized_dag", "return_values", "has_dag_result", "problems"),
+}
+
+
+def test_each_block_is_one_statement_under_its_name() -> None:
+    queries = load_queries()
+    assert queries.keys() >= NAMES
+    for name, text in queries.items():
+        assert re.search(r"^(SELECT|WITH)\b", text, re.MULTILINE), name
+        assert "-- " + name not in text
+
+
+def test_placeholders_are_filled_in() -> None:
+    queries = load_queries(airflow='"my schema"', dag_result="x.dag_result")
+    assert '"my schema".dag_run AS r' in queries["run_snapshot"]
+    assert "x.dag_result AS dag_result" in queries["run_snapshot"]
+    assert not [name for name, text in queries.items() if re.search(r"\{\w+\}", text)]
+
+
+@pytest.mark.parametrize("name", ["schema.sql", "queries.sql", "uninstall.sql"])
+def test_every_file_is_shipped(name: str) -> None:
+    assert load(name).startswith("-- ")
+
+
+def unquoted(text: str, quote: str) -> str:
+    assert text[0] == text[-1] == quote
+    inner = text[1:-1]
+    assert quote not in inner.replace(quote * 2, ""), "nothing ends the name early"
+    return inner.replace(quote * 2, quote)
+
+
+@given(st.text())
+def test_a_quoted_name_is_the_name(name: str) -> None:
+    assert unquoted(quote_identifier(name), '"') == name
+
+
+@given(st.text(st.characters(exclude_characters="\\")))
+def test_a_quoted_text_is_the_text(text: str) -> None:
+    assert unquoted(quote_literal(text), "'") == text
+
+
+def test_quoting_twice_is_undone_by_reading_twice() -> None:
+    twice = reduce(lambda text, _: quote_identifier(text), range(2), 'a"b')
+    assert unquoted(unquoted(twice, '"'), '"') == 'a"b'

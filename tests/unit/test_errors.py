@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import inspect
+import json
+import re
+
+import pytest
+
+from stream_server import errors
+from stream_server.errors import (
+    AirflowError,
+    CloseCode,
+    Draining,
+    RunNotFound,
+    StreamServerError,
+    UnknownTask,
+)
+
+
+def subclasses(kind: type[StreamServerError]) -> list[type[StreamServerError]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in subclasses(child))]
+
+
+ALL = [kind for kind in subclasses(StreamServerError) if kind.__module__ == errors.__name__]
+
+
+def an(kind: type[StreamServerError]) -> StreamServerError:
+    """An error of any kind."""
+    if kind is UnknownTask:
+        return UnknownTask("d", "t", ["a"])
+    if kind is RunNotFound:
+        return RunNotFound("d", "r")
+    return kind() if kind is Draining else kind("What happened")
+
+
+def tree(kind: type[StreamServerError], depth: int = 0) -> list[tuple[int, str]]:
+    return [(depth, kind.__name__), *(row for below in kind.__subclasses__() for row in tree(below, depth + 1))]
+
+
+def documented_tree() -> list[tuple[int, str]]:
+    """The tree in the module's docstring: how deep each name stands, and the name."""
+    lines = re.findall(r"^ {4}([│ ]*(?:[├└]── )?)(\w+)(?: {2,}.*)?$", inspect.getdoc(errors) or "", re.MULTILINE)
+    return [(len(branch) // 4, name) for branch, name in lines]
+
+
+def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
+    assert documented_tree() == tree(StreamServerError)
+
+
+def test_every_error_is_part_of_the_tree() -> None:
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
+    assert set(kinds) == set(ALL)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_error_is_a_problem_as_rfc_9457_has_it(kind: type[StreamServerError]) -> None:
+    error = an(kind)
+    problem = error.problem()
+    assert problem == json.loads(json.dumps(problem))
+    assert list(problem) == ["type", "title", "status", "detail"]
+    assert re.fullmatch(r"urn:stream-server:problem:[a-z]+(-[a-z]+)*", problem["type"])
+    assert 400 <= problem["status"] <= 599
+    assert problem["title"]
+    assert problem["detail"] == str(error)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_error_explains_itself(kind: type[StreamServerError]) -> None:
+    assert (kind.__doc__ or "").endswith(".")
+
+
+def test_a_type_means_one_title_and_one_status() -> None:
+    by_type = {an(kind).problem()["type"]: (kind.title, kind.status) for kind in ALL}
+    assert all(by_type[an(kind).problem()["type"]] == (kind.title, kind.status) for kind in ALL)
+
+
+def test_what_passes_by_itself_says_when_to_try_again() -> None:
+    assert {kind.retry_after is not None for kind in ALL if kind.status == 503} == {True}
+    assert {kind.retry_after for kind in ALL if kind.status < 500} == {None}
+
+
+def test_an_unknown_task_names_some_that_are_known() -> None:
+    assert str(UnknownTask("d", "t", ["a", "b"])) == "DAG 'd' has no task 't'; its tasks are: a, b"
+    many = str(UnknownTask("d", "t", [f"t{number}" for number in range(21)]))
+    assert many.endswith("t18, t19, ...")
+    assert not str(UnknownTask("d", "t", [f"t{number}" for number in range(20)])).endswith("...")
+
+
+def test_airflows_own_status_is_kept() -> None:
+    assert AirflowError("no", http_status=403).http_status == 403
+    assert AirflowError("no").http_status is None
+
+
+@pytest.mark.parametrize("code", CloseCode)
+def test_a_close_code_is_for_private_use_and_says_whether_to_come_again(code: CloseCode) -> None:
+    assert 4000 <= code <= 4999
+    assert code.reconnect == (code < 4500)

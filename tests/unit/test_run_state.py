@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+
+from stream_server.frames import RunTransition, Snapshot, TaskTransition
+from stream_server.run_state import MAX_LISTED_INSTANCES, RunState
+from stream_server.transition import Kind
+from support.builders import History, Move, at, graph, known, lives, play
+
+
+def may_happen(history: History, move: Move) -> bool:
+    """Leave out a deferral after a push, for which there is a test of its own."""
+    place = sorted(history.rows)[move[1] % len(history.rows)]
+    return move[0] != "defer" or place not in history.xcoms
+
+
+def follow(run: RunState, history: History, after: int = 0) -> RunState:
+    for transition in history.journal[after:]:
+        run.apply(transition)
+    return run
+
+
+@given(lives)
+def test_following_from_the_first_row_gives_what_the_database_says_at_any_time(life: list[Move]) -> None:
+    history = History()
+    run = history.state()
+    seen = len(history.journal)
+    for move in life:
+        if move[0] == "read":
+            follow(run, history, seen)
+            seen = len(history.journal)
+            assert run.deleted == history.deleted
+            assert history.deleted or known(run) == known(history.state())
+        elif may_happen(history, move):
+            play(history, move)
+
+
+@given(lives, lives)
+def test_a_snapshot_plus_the_rest_of_the_journal_is_the_whole_journal(before: list[Move], after: list[Move]) -> None:
+    history = History()
+    first = history.state()
+    for move in before:
+        if may_happen(history, move) and move[0] != "delete_run":
+            play(history, move)
+    joined, read = history.state(), len(history.journal)
+    for move in after:
+        if may_happen(history, move):
+            play(history, move)
+    assert known(follow(joined, history, read)) == known(follow(first, history))
+
+
+@given(lives)
+def test_the_frames_of_tasks_tell_their_states(life: list[Move]) -> None:
+    history = History()
+    run = history.state()
+    told: dict[tuple[str, int], tuple[str | None, int]] = {(task_id, -1): (None, 0) for task_id in history.graph.tasks}
+    for move in life:
+        play(history, move)
+    for transition in history.journal:
+        frame = run.apply(transition)
+        if isinstance(frame, TaskTransition):
+            if frame.map_index >= 0:
+                told.pop((frame.task_id, -1), None)
+            told[frame.task_id, frame.map_index] = (frame.state, frame.try_number)
+    assert told == {place: (row.state, row.try_number) for place, row in history.rows.items()}
+
+
+def pushed(history: History, task_id: str = "answer", map_index: int = -1) -> tuple[bool, bool]:
+    """Whether a push counts, for one who has followed it and for one who reads the tables."""
+    followed, read = follow(History().state(), history), history.state()
+    return (
+        followed.tasks[task_id][map_index].pushed is not None,
+        read.tasks[task_id][map_index].pushed is not None,
+    )
+
+
+def test_a_push_of_a_running_task_counts() -> None:
+    history = History()
+    history.start("answer")
+    history.push("answer")
+    assert pushed(history) == (True, True)
+
+
+@pytest.mark.parametrize("state", ["failed", "skipped", "up_for_retry", "queued", "restarting", "deferred", None])
+def test_a_push_of_a_task_that_does_not_run_does_not_count(state: str | None) -> None:
+    history = History()
+    history.start("answer")
+    history.set_task("answer", state)
+    history.push("answer")
+    assert pushed(history) == (False, False)
+
+
+def test_a_push_does_not_count_for_the_next_try() -> None:
+    history = History()
+    history.start("answer")
+    history.push("answer")
+    history.set_task("answer", "up_for_retry")
+    history.start("answer")
+    assert pushed(history) == (False, False)
+
+
+def test_a_push_before_a_deferral_counts_afterwards() -> None:
+    """It is the same try, whose XComs Airflow keeps and whose `start_date` it does not touch."""
+    history = History()
+    history.start("answer")
+    history.push("answer")
+    for state in ("deferred", "scheduled", "queued", "running"):
+        history.set_task("answer", state)
+    assert pushed(history) == (True, True)
+
+
+def test_an_old_value_of_a_cleared_task_does_not_count_until_it_is_pushed_anew() -> None:
+    history = History()
+    history.run_task("answer")
+    history.clear("answer")
+    history.start("answer")
+    assert pushed(history) == (False, False)
+    history.push("answer")
+    assert pushed(history) == (True, True)
+
+
+def test_other_keys_are_no_return_values() -> None:
+    history = History()
+    history.start("answer")
+    history.push("answer")
+    history.journal[-1] = history.journal[-1]._replace(xcom_key="stream")
+    assert pushed(history)[0] is False
+
+
+def test_an_xcom_and_a_question_to_a_human_are_no_frames() -> None:
+    history = History()
+    run = history.state()
+    history.start("answer")
+    follow(run, history)
+    history.push("answer")
+    assert run.apply(history.journal[-1]) is None
+    assert run.apply(history.journal[-1]._replace(kind=Kind.INPUT)) is None
+
+
+def test_an_xcom_of_a_task_that_nobody_knows_is_ignored() -> None:
+    history = History()
+    run = RunState(history.key, history.run)
+    history.start("answer")
+    history.push("answer")
+    run.apply(history.journal[-1])
+    assert run.tasks == {}
+
+
+def test_expanded_instances_take_the_place_of_the_mapped_one() -> None:
+    history = History()
+    run = history.state()
+    history.expand("answer", 3)
+    follow(run, history)
+    assert run.tasks["answer"].keys() == {0, 1, 2}
+
+
+@pytest.mark.parametrize("dag_result", [None, False, True])
+def test_airflows_own_mark_is_remembered(dag_result: bool | None) -> None:  # a value, not a switch
+    history = History()
+    run = history.state()
+    history.start("ask")
+    history.push("ask", dag_result=dag_result)
+    assert follow(run, history).native_results == ({"ask"} if dag_result else set())
+    assert history.state().native_results == ({"ask"} if dag_result else set())
+
+
+def test_airflows_own_mark_is_known_from_the_tables_as_well_after_a_retry() -> None:
+    history = History()
+    run = history.state()
+    history.start("ask")
+    history.push("ask", dag_result=True)
+    history.set_task("ask", "up_for_retry")
+    assert history.state().native_results == follow(run, history).native_results == {"ask"}
+
+
+def test_a_transition_of_the_run_is_told_with_its_row() -> None:
+    history = History()
+    run = history.state()
+    history.set_run("running")
+    frame = run.apply(history.journal[-1])
+    assert isinstance(frame, RunTransition)
+    assert (frame.state, frame.clear_number, frame.seq) == ("running", 0, len(history.journal))
+    assert run.run.start_date == frame.at == at(len(history.journal))
+
+
+@pytest.mark.parametrize(
+    ("state", "final"), [("queued", False), ("running", False), ("success", True), ("failed", True)]
+)
+def test_a_run_is_final_when_airflow_says_so(state: str, *, final: bool) -> None:
+    history = History()
+    history.set_run(state)
+    assert history.state().final is final
+
+
+def test_the_tasks_of_a_run_are_those_of_its_dag_and_those_of_its_rows() -> None:
+    history = History(graph({"a": ["b"], "b": []}, {}))
+    run = history.state()
+    assert run.task_ids == {"a", "b"}
+    run.graph = None
+    del run.tasks["b"]
+    assert run.task_ids == {"a"}
+
+
+def snapshot_of_mapped(length: int, states: Sequence[str | None]) -> Snapshot:
+    history = History(graph({"square": [], "other": []}, {}))
+    history.expand("square", length)
+    for index, state in enumerate(states):
+        history.set_task("square", state, index)
+    return history.state().snapshot(("square",))
+
+
+def test_a_snapshot_lists_instances_in_order() -> None:
+    snapshot = snapshot_of_mapped(3, ["success", "running", None])
+    assert [(task.task_id, task.map_index, task.state) for task in snapshot.tasks] == [
+        ("other", -1, None),
+        ("square", 0, "success"),
+        ("square", 1, "running"),
+        ("square", 2, None),
+    ]
+    assert snapshot.result_tasks == ["square"]
+    assert snapshot.counts == {}
+
+
+def test_a_snapshot_counts_the_instances_of_large_mapped_tasks() -> None:
+    at_most = snapshot_of_mapped(MAX_LISTED_INSTANCES, [])
+    assert len(at_most.tasks) == MAX_LISTED_INSTANCES + 1
+    assert at_most.counts == {}
+    snapshot = snapshot_of_mapped(MAX_LISTED_INSTANCES + 1, ["success", "success", "failed"])
+    assert [task.task_id for task in snapshot.tasks] == ["other"]
+    assert snapshot.counts == {"square": {"success": 2, "failed": 1, "no_status": MAX_LISTED_INSTANCES - 2}}
