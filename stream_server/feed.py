@@ -125,7 +125,7 @@ class Feed:
         if channel is None:
             channel = self.channels[question] = Channel(Answer(question, self.run.run.clear_number))
             channel.subscriptions.add(subscription)
-            channel.tell(self.run, channel.answer.open(self.run)[:1], position)
+            channel.tell(self.run, channel.answer.open(self.run), position)
             self._forget_ended()
         else:
             channel.subscriptions.add(subscription)

@@ -31,6 +31,10 @@ from stream_server.outcome import Value, Values
 from stream_server.run_state import Instance, Origin, RunKey, RunState
 from stream_server.transition import Kind, Transition
 
+READER_SETTINGS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
+"""One plan serves every cursor: it need not be made anew, or compiled, for each read, and a plan that was made while the
+journal was small must do when it has grown."""
+
 MAX_GRAPHS = 256
 """DAG versions whose structure is kept in memory."""
 
@@ -53,6 +57,8 @@ class Reader:
         """
         connection = await connect(url)
         try:
+            with errors_mapped():
+                await connection.execute(READER_SETTINGS)
             yield cls(connection, await queries_for(connection))
         finally:
             await disconnect(connection)

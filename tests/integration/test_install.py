@@ -13,7 +13,8 @@ import asyncpg
 import pytest
 
 from stream_server.errors import InstallError, JournalUnreachable
-from stream_server.journal.install import install, install_sql, status, uninstall
+from stream_server.journal.install import install, install_sql, queries_for, status, uninstall
+from stream_server.journal.postgres import READER_SETTINGS
 from stream_server.run_state import RunKey
 from support.airflow_sql import AirflowSql
 
@@ -259,3 +260,21 @@ def test_a_missing_database_url_is_bad_usage() -> None:
         64,
         "stream-server: Give --database-url or STREAM_SERVER_DATABASE_URL\n",
     )
+
+
+@pytest.mark.parametrize("rows", [0, 20_000])
+@pytest.mark.parametrize("analyzed", [True, False])
+async def test_reading_the_journal_uses_its_index(journal: str, rows: int, *, analyzed: bool) -> None:
+    async with connected(journal) as connection:
+        await connection.execute(
+            "INSERT INTO stream_server.journal (kind, txid) SELECT 'task', n::text::xid8"
+            f" FROM generate_series(1000000, 1000000 + {rows}) AS n"
+        )
+        if analyzed:
+            await connection.execute("ANALYZE stream_server.journal")
+        query = (await queries_for(connection))["journal_after"]
+        await connection.execute(f"{READER_SETTINGS}; PREPARE read (text) AS {query}")
+        plan = await connection.fetch("EXPLAIN EXECUTE read('900000:900000:')")
+    text = "\n".join(row[0] for row in plan)
+    assert text.count("Index Scan on journal_txid") == 2, text
+    assert "Seq Scan" not in text

@@ -6,14 +6,15 @@ SELECT epoch, pg_current_snapshot()::text AS snapshot FROM stream_server.meta
 
 -- journal_after --
 -- All rows that a snapshot ($1) had not seen, in the order of their identity, and the snapshot that has seen them.
--- One row with an empty id where there is nothing new. Both arms of the OR use the index on txid.
+-- One row with an empty id where there is nothing new. Both arms of the OR use the index on txid. Nothing that can be
+-- seen lies above the upper bound; without it, a plan for unknown values would expect a third of the journal and scan it.
 SELECT pg_current_snapshot()::text AS snapshot, j.*
 FROM (SELECT 1) AS always
 LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
            clear_number, queued_at, start_date, end_date, xcom_key, dag_result
     FROM stream_server.journal
-    WHERE txid >= pg_snapshot_xmax($1::text::pg_snapshot)
+    WHERE (txid >= pg_snapshot_xmax($1::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
        OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
 ) AS j ON true
 ORDER BY j.id

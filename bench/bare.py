@@ -1,0 +1,77 @@
+"""The floor: what a program that does nothing else hears from PostgreSQL, and reads from the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import NamedTuple
+
+import asyncpg
+
+from bench.witness import Link
+from stream_server.journal.listener import CHANNEL
+
+# What the tail's query needs at least: the rows that were not there before, by the index on txid. All that lies below
+# the xmin of a snapshot that was read is seen; a row above it may come twice, and counts when it comes first. The upper
+# bound shuts out nothing that can be seen, but with only a lower one the planner expects a third of the journal.
+SELECT = (
+    "SELECT pg_snapshot_xmin(pg_current_snapshot())::text, try_number FROM stream_server.journal"
+    " WHERE txid >= $1::text::xid8 AND txid < pg_snapshot_xmax(pg_current_snapshot())"
+)
+
+# An indexed SELECT, planned once: whatever the statistics of a journal that has just been made.
+SETTINGS = {"enable_seqscan": "off", "plan_cache_mode": "force_generic_plan"}
+
+
+class Ring(NamedTuple):
+    """A notification as it was heard."""
+
+    at: float
+    pid: int
+    """The backend that committed it."""
+
+
+class Heard(NamedTuple):
+    """The testimony."""
+
+    rings: list[Ring]
+    seen: dict[int, float]
+    """When each transition was first read, by its number."""
+
+
+async def hear(link: Link, database_url: str) -> None:
+    """Listen on one connection, and read the journal on another whenever it rings.
+
+    One LISTEN connection serves both figures, since each one that there is costs every commit of the database. The
+    callback notes the time before anything else, so that the reading does not show in the figure for hearing.
+    """
+    listening = await asyncpg.connect(database_url)
+    reading = await asyncpg.connect(database_url, server_settings=SETTINGS)
+    rings: list[Ring] = []
+    seen: dict[int, float] = {}
+    bell = asyncio.Event()
+
+    def ring(_connection: object, pid: int, _channel: str, _payload: object) -> None:
+        rings.append(Ring(time.monotonic(), pid))
+        bell.set()
+
+    async def read() -> None:
+        select = await reading.prepare(SELECT)
+        horizon: str = await reading.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
+        while True:
+            await bell.wait()
+            bell.clear()
+            rows = await select.fetch(horizon)
+            now = time.monotonic()
+            for horizon, number in rows:  # noqa: B007 # the same in every row
+                seen.setdefault(number, now)
+
+    reader = asyncio.create_task(read())
+    try:
+        await listening.add_listener(CHANNEL, ring)
+        await link.observe(lambda: len(seen))
+        link.tell(Heard(rings, seen))
+    finally:
+        reader.cancel()
+        listening.terminate()
+        reading.terminate()

@@ -1,0 +1,249 @@
+"""From what was written and what was noted to figures, and what they must be."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+from bench.bare import Heard, Ring
+from bench.streams import Received
+from bench.writer import Commit
+
+COMMIT, FLOOR, SELECTED = "commit acknowledged", "floor: bare LISTEN", "floor plus one indexed SELECT"
+STREAMS = ("frame over SSE", "frame over WebSocket")
+AIM = 2.0
+"""How many times the floor plus one indexed SELECT the median of a frame may take."""
+
+RATE_KEPT = 0.95
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds from just before the UPDATE was sent."""
+
+    median: float
+    p99: float
+
+    @classmethod
+    def of(cls, seconds: Iterable[float]) -> Latency:
+        ordered = sorted(1000 * one for one in seconds)
+        return cls(statistics.median(ordered), ordered[round(0.99 * (len(ordered) - 1))])
+
+
+@dataclass(frozen=True)
+class Round:
+    """The figures of one round."""
+
+    latencies: dict[str, Latency]
+    server_part: dict[str, float]
+    """Median of each frame's time beyond the floor plus SELECT of the same commit, in milliseconds."""
+
+    server_cpu_us: float
+    """CPU time of the server per transition, for both of its clients."""
+
+    rate: float
+    """Transitions per second, as the writer managed to send them."""
+
+    written: int
+    rings: int
+    """Notifications that reached the floor; fewer than written where the doorbell coalesces."""
+
+    lost: int
+    doubled: int
+    disordered: int
+    unexpected: list[str]
+    """Frames that have no place in such a stream, and what else is odd."""
+
+
+def heard_at(commits: Sequence[Commit], rings: Sequence[Ring]) -> dict[int, float]:
+    """Tell when the notification of each commit was heard.
+
+    A notification is empty, but it says which backend sent it. PostgreSQL delivers them in the order of their commits,
+    and a backend has one transaction at a time. So where each commit has rung, the n-th ring of a backend belongs to
+    its n-th commit, whatever the clock says: the callback may come before the writer's own acknowledgement, which is
+    sent only after the listeners have been signalled, and it may come after the same connection has sent its next
+    UPDATE. Time alone would give such a ring to the later commit too.
+
+    Where rings coalesce, there is only time: a ring speaks for every commit that was sent before it and that no ring
+    has spoken for. "Sent", not "acknowledged", since the ring can outrun the acknowledgement. It may give a ring to a
+    commit that was not through yet, which makes the floor lower, and so the aim harder, never easier.
+    """
+    by_backend: dict[int, list[Commit]] = defaultdict(list)
+    for commit in sorted(commits, key=attrgetter("sent")):
+        by_backend[commit.pid].append(commit)
+    rung: dict[int, list[Ring]] = defaultdict(list)
+    for ring in rings:
+        rung[ring.pid].append(ring)
+    if all(len(rung[pid]) == len(own) for pid, own in by_backend.items()):
+        return {
+            commit.number: ring.at
+            for pid, own in by_backend.items()
+            for commit, ring in zip(own, rung[pid], strict=True)
+        }
+    heard: dict[int, float] = {}
+    waiting = sorted(commits, key=attrgetter("sent"), reverse=True)
+    for ring in rings:
+        while ring.pid in by_backend and waiting and waiting[-1].sent < ring.at:
+            heard[waiting.pop().number] = ring.at
+    return heard
+
+
+def judge(
+    commits: Sequence[Commit],
+    journal: Mapping[int, int],
+    heard: Heard,
+    streams: Sequence[Received],
+    *,
+    warm_up: int,
+    server_seconds: float,
+) -> Round:
+    """Make the figures of a round.
+
+    Args:
+        commits: What was written, in the order of numbers.
+        journal: Number by seq, from the journal.
+        heard: Testimony of the bare clients.
+        streams: Testimony of the streams' clients, as in `STREAMS`.
+        warm_up: How many of the first commits don't count for the latencies. They do count as lost or doubled.
+        server_seconds: CPU time that the server used for all of it.
+    """
+    counted = commits[warm_up:]
+    learned: dict[str, Mapping[int, float]] = {
+        COMMIT: {commit.number: commit.acked for commit in commits},
+        FLOOR: heard_at(commits, heard.rings),
+        SELECTED: heard.seen,
+    }
+    unexpected = []
+    if len(journal) != len(commits):
+        unexpected.append(f"{len(journal)} rows in the journal for {len(commits)} commits")
+    lost = doubled = disordered = 0
+    for name, received in zip(STREAMS, streams, strict=True):
+        learned[name] = {delivery.number: delivery.at for delivery in reversed(received.deliveries)}
+        counts = Counter(delivery.seq for delivery in received.deliveries)
+        lost += sum(seq not in counts for seq in journal)
+        doubled += sum(count - 1 for count in counts.values())
+        disordered += _disordered(commits, [delivery.number for delivery in received.deliveries])
+        strange = sum(journal.get(delivery.seq) != delivery.number for delivery in received.deliveries)
+        if strange:
+            unexpected.append(f"{name}: {strange} frames that are not what the journal holds")
+        others = Counter(received.others) - Counter(snapshot=1)
+        del others["ping"]
+        if others:
+            unexpected.append(f"{name}: frames {dict(others)}")
+    for name in (FLOOR, SELECTED):
+        missing = sum(commit.number not in learned[name] for commit in counted)
+        if missing:
+            unexpected.append(f"{name}: {missing} transitions never came")
+    return Round(
+        latencies={name: Latency.of(_after(counted, times)) for name, times in learned.items()},
+        server_part={
+            name: 1000
+            * statistics.median(
+                learned[name][commit.number] - heard.seen[commit.number]
+                for commit in counted
+                if commit.number in learned[name] and commit.number in heard.seen
+            )
+            for name in STREAMS
+        },
+        server_cpu_us=1e6 * server_seconds / len(commits),
+        rate=(len(counted) - 1) / (counted[-1].sent - counted[0].sent),
+        written=len(commits),
+        rings=len(heard.rings),
+        lost=lost,
+        doubled=doubled,
+        disordered=disordered,
+        unexpected=unexpected,
+    )
+
+
+def _after(commits: Iterable[Commit], times: Mapping[int, float]) -> list[float]:
+    return [times[commit.number] - commit.sent for commit in commits if commit.number in times]
+
+
+def _disordered(commits: Iterable[Commit], delivered: Iterable[int]) -> int:
+    """Count deliveries behind one that can only have been committed after it.
+
+    Transactions that overlapped may come in either order: each batch is in the order of the journal, and a row of a
+    transaction that commits late comes with a later batch. What was acknowledged before another was even sent can't.
+    """
+    by_number = {commit.number: commit for commit in commits}
+    newest = 0.0
+    count = 0
+    for number in delivered:
+        if number in by_number:
+            count += by_number[number].acked < newest
+            newest = max(newest, by_number[number].sent)
+    return count
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Medians over the rounds."""
+
+    rounds: list[Round]
+    offered: float
+
+    def latency(self, name: str) -> Latency:
+        each = [one.latencies[name] for one in self.rounds]
+        return Latency(statistics.median(one.median for one in each), statistics.median(one.p99 for one in each))
+
+    def ratio(self, name: str) -> float:
+        """Return how many times as long it takes as the floor plus one indexed SELECT."""
+        return self.latency(name).median / self.latency(SELECTED).median
+
+    def server_part(self, name: str) -> float:
+        return statistics.median(one.server_part[name] for one in self.rounds)
+
+    @property
+    def server_cpu_us(self) -> float:
+        return statistics.median(one.server_cpu_us for one in self.rounds)
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(one.rate for one in self.rounds)
+
+    def total(self, what: str) -> int:
+        return sum(getattr(one, what) for one in self.rounds)
+
+    def misses(self) -> list[str]:
+        """Return the aims that were fallen short of, in words."""
+        found = [
+            f"{name}: the median is {self.ratio(name):.2f} times that of the {SELECTED}; the aim is {AIM:g}"
+            for name in STREAMS
+            if self.ratio(name) > AIM
+        ]
+        found += [f"{self.total(what)} frames {what}" for what in ("lost", "doubled", "disordered") if self.total(what)]
+        found += [text for one in self.rounds for text in one.unexpected]
+        if self.rate < RATE_KEPT * self.offered:
+            found.append(f"only {self.rate:.0f} of {self.offered:g} transitions/s could be written")
+        return found
+
+    def as_json(self) -> dict[str, object]:
+        """Return the figures as plain values."""
+        keys = dict(
+            zip((COMMIT, FLOOR, SELECTED, *STREAMS), ("commit", "floor", "select", "sse", "websocket"), strict=True)
+        )
+        latencies = {}
+        for name, key in keys.items():
+            latency = self.latency(name)
+            latencies[key] = {
+                "median_ms": round(latency.median, 3),
+                "p99_ms": round(latency.p99, 3),
+                "median_ms_of_rounds": [round(one.latencies[name].median, 3) for one in self.rounds],
+                "p99_ms_of_rounds": [round(one.latencies[name].p99, 3) for one in self.rounds],
+            }
+        return {
+            "benchmark": "latency",
+            "rate": self.offered,
+            "rate_kept": round(self.rate, 1),
+            "rounds": len(self.rounds),
+            **{what: self.total(what) for what in ("written", "rings", "lost", "doubled", "disordered")},
+            "latency": latencies,
+            "ratio_to_select": {keys[name]: round(self.ratio(name), 2) for name in STREAMS},
+            "server_part_ms": {keys[name]: round(self.server_part(name), 3) for name in STREAMS},
+            "server_cpu_us_per_transition": round(self.server_cpu_us, 1),
+            "misses": self.misses(),
+        }

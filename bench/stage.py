@@ -1,0 +1,81 @@
+"""What is measured: a PostgreSQL with real durability, Airflow's schema, the journal, and a real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+from stream_server.demo import template
+from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.demo.progress import ConsoleProgress, NoProgress
+from stream_server.demo.rundir import RunDirectory
+from stream_server.demo.server import Server, install
+from stream_server.settings import PREFIX
+
+DATA_DIR = Path(__file__).resolve().parents[1] / ".demo"
+
+# Nothing answers there: no stream asks Airflow's API for anything.
+NO_AIRFLOW = "http://127.0.0.1:9"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A running database and a running server."""
+
+    database_url: str
+    server_url: str
+    server: psutil.Process
+
+    def server_seconds(self) -> float:
+        """Return the CPU time that the server has used."""
+        times = self.server.cpu_times()
+        return times.user + times.system
+
+
+@contextmanager
+def stage() -> Iterator[Stage]:
+    """Start all of it with default settings, and stop and remove it at the end, whatever happens."""
+    directory = RunDirectory(DATA_DIR)
+    postgres = EmbeddedPostgres(directory.postgres, log=directory.logs / "postgresql.log")
+    server: Server | None = None
+    try:
+        template.clone(template.ensure_template(DATA_DIR / "cache", ConsoleProgress()), directory.postgres)
+        postgres.start()
+        url = postgres.url(template.DATABASE, template.ROLE)
+        install(directory.logs, url, NoProgress())
+        server = Server(
+            "stream server",
+            directory.logs,
+            database_url=url,
+            airflow_url=NO_AIRFLOW,
+            environment={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+        )
+        server.start()
+        yield Stage(url, server.url, psutil.Process(server.child.pid))
+    finally:
+        if server is not None:
+            server.stop()
+        postgres.stop("immediate")
+        directory.remove()
+
+
+@contextmanager
+def termination_raises() -> Iterator[None]:
+    """Have SIGTERM unwind the stack as Ctrl-C does, so that everything is stopped."""
+
+    def leave(_number: int, _frame: types.FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,119 @@
+"""Witnesses: processes of their own that note when they learn of a transition, and tell only when all is over.
+
+Nothing is sent, computed or collected while transitions are written, beyond what a witness must do to learn of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import uvloop
+
+START_SECONDS = 30.0
+STRAGGLER_SECONDS = 10.0
+"""How long after the last commit a transition may still arrive; later it counts as lost."""
+
+SETTLE_SECONDS = 0.2
+"""How long to stay after the last transition, for what comes twice."""
+
+END_SECONDS = 5.0
+
+_processes = multiprocessing.get_context("spawn")
+
+
+class BenchmarkError(Exception):
+    """The benchmark itself broke: there is nothing to tell about the server."""
+
+
+class Witness:
+    """Our end of a witness."""
+
+    def __init__(self, name: str, pid: int, control: Connection) -> None:
+        self.name = name
+        self.pid = pid
+        self._control = control
+
+    def ready(self) -> None:
+        """Wait until it can see transitions."""
+        self._receive(START_SECONDS)
+
+    def testimony(self, written: int) -> Any:  # noqa: ANN401 (each witness has its own)
+        """Return what it has noted, once that is as much as was written or nothing more can be hoped for."""
+        try:
+            self._control.send(written)
+        except OSError as error:
+            raise BenchmarkError(f"The {self.name} ended early; its error stands above") from error
+        return self._receive(STRAGGLER_SECONDS + END_SECONDS)
+
+    def _receive(self, within: float) -> Any:  # noqa: ANN401
+        if not self._control.poll(within):
+            raise BenchmarkError(f"The {self.name} did not answer within {within:g} s")
+        try:
+            return self._control.recv()
+        except EOFError as error:
+            raise BenchmarkError(f"The {self.name} ended early; its error stands above") from error
+
+
+@contextmanager
+def witness(name: str, body: Callable[..., Coroutine[Any, Any, None]], *args: object) -> Iterator[Witness]:
+    """Run `body(Link, *args)` in a process of its own, that does not outlive us."""
+    ours, theirs = _processes.Pipe()
+    process = _processes.Process(target=_run, args=(body, theirs, args), name=name, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        assert process.pid is not None, "it was started"
+        yield Witness(name, process.pid, ours)
+    finally:
+        ours.close()
+        process.join(END_SECONDS)
+        process.kill()
+        process.join()
+
+
+class Link:
+    """The witness's end."""
+
+    def __init__(self, control: Connection) -> None:
+        self._control = control
+
+    async def observe(self, noted: Callable[[], int]) -> None:
+        """Say that we are ready, and return when all has been noted or nothing more can be hoped for.
+
+        Args:
+            noted: How many transitions were noted; asked only when nothing is written any more.
+        """
+        self._control.send("ready")
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
+        loop.add_reader(self._control.fileno(), asked.set)
+        await asked.wait()
+        loop.remove_reader(self._control.fileno())
+        try:
+            written: int = self._control.recv()
+        except EOFError:
+            # Whoever would ask has gone.
+            raise SystemExit(1) from None
+        deadline = loop.time() + STRAGGLER_SECONDS
+        while noted() < written and loop.time() < deadline:  # noqa: ASYNC110 # an event would be set while we measure
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(SETTLE_SECONDS)
+
+    def tell(self, testimony: object) -> None:
+        """Give what was noted."""
+        self._control.send(testimony)
+
+
+def _run(body: Callable[..., Coroutine[Any, Any, None]], control: Connection, args: tuple[object, ...]) -> None:
+    # Ctrl-C reaches the whole group of processes; ours to react is the end of the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A pause of ours would count as the server's.
+    gc.disable()
+    uvloop.run(body(Link(control), *args))
