@@ -32,8 +32,8 @@ from stream_server.run_state import Instance, Origin, RunKey, RunState
 from stream_server.transition import Kind, Transition
 
 READER_SETTINGS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
-"""One plan serves every cursor: it need not be made anew, or compiled, for each read, and a plan that was made while the
-journal was small must do when it has grown."""
+"""One plan serves every cursor: it need not be made anew, or compiled, for each read. It must use the index also if it
+was made while the journal was small."""
 
 MAX_GRAPHS = 256
 """DAG versions whose structure is kept in memory."""
