@@ -114,11 +114,12 @@ def judge(run: RunState, question: Question) -> Verdict:
 def _first_failed(run: RunState, tasks: tuple[str, ...]) -> Failed | None:
     for task_id in tasks:
         instances = run.tasks.get(task_id, {})
+        failed = [index for index, instance in instances.items() if instance.state in _BAD]
         # Indexes beyond the length of a shrunk mapping are removed, and missed by nobody.
-        removed_matters = all(instance.state == "removed" for instance in instances.values())
-        for map_index, instance in sorted(instances.items()):
-            if instance.state in _BAD and (instance.state != "removed" or removed_matters):
-                return _failed_task(task_id, map_index, instance)
+        if len(failed) < len(instances):
+            failed = [index for index in failed if instances[index].state != "removed"]
+        if failed:
+            return _failed_task(task_id, min(failed), instances[min(failed)])
     return None
 
 
@@ -126,9 +127,10 @@ def _failed_leaf(run: RunState) -> Failed | None:
     if run.graph is None:
         return None
     for task_id in sorted(run.graph.effective_leaves):
-        for map_index, instance in sorted(run.tasks.get(task_id, {}).items()):
-            if instance.state in {"failed", "upstream_failed"}:
-                return _failed_task(task_id, map_index, instance)
+        instances = run.tasks.get(task_id, {})
+        failed = [index for index, one in instances.items() if one.state in {"failed", "upstream_failed"}]
+        if failed:
+            return _failed_task(task_id, min(failed), instances[min(failed)])
     return None
 
 
@@ -147,15 +149,16 @@ def _answered(run: RunState, tasks: tuple[str, ...]) -> Answered | None:
     """Return the answer of all instances of all tasks, or `None` while one is missing."""
     parts: list[Part] = []
     for task_id in tasks:
-        present = {index: one for index, one in run.tasks.get(task_id, {}).items() if one.state != "removed"}
-        answered = [
-            Part(task_id, index, one.try_number, origin)
-            for index, one in present.items()
-            if (origin := _answered_by(one)) is not None
-        ]
-        if not answered or len(answered) < len(present):
+        before = len(parts)
+        for map_index, instance in run.tasks.get(task_id, {}).items():
+            if instance.state == "removed":
+                continue
+            origin = _answered_by(instance)
+            if origin is None:
+                return None
+            parts.append(Part(task_id, map_index, instance.try_number, origin))
+        if len(parts) == before:
             return None
-        parts.extend(answered)
     if not parts:
         return None
     last = max((part.origin for part in parts), key=lambda origin: origin.seq or 0)
