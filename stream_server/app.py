@@ -24,6 +24,7 @@ from stream_server.auth import Everybody
 from stream_server.errors import StreamServerError
 from stream_server.hub import Hub
 from stream_server.journal.postgres import Runs
+from stream_server.pruner import prune_forever
 from stream_server.settings import Settings
 from stream_server.tail import Tail
 from stream_server.transports import sse, websocket
@@ -65,16 +66,20 @@ def _lifespan(settings: Settings) -> Callable[[Starlette], Any]:
         url = settings.database_url.get_secret_value()
         runs = Runs(url, pool_size=settings.pool_size, max_result_bytes=settings.max_result_bytes)
         hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes)
-        tail = Tail(url, hub, poll_interval=settings.poll_interval)
+        tail = Tail(url, hub, poll_interval=settings.poll_interval, check_interval=settings.check_interval)
         app.state.hub = hub
-        task = asyncio.create_task(tail.run(), name="tail")
-        task.add_done_callback(_stop_process)
+        tasks = [asyncio.create_task(tail.run(), name="tail")]
+        if settings.retention:
+            tasks.append(asyncio.create_task(prune_forever(runs, settings.retention), name="pruner"))
+        for task in tasks:
+            task.add_done_callback(_stop_process)
         try:
             yield State(settings=settings, hub=hub, tail=tail, authorizer=Everybody())
         finally:
-            task.remove_done_callback(_stop_process)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            for task in tasks:
+                task.remove_done_callback(_stop_process)
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await hub.close()
             await runs.close()
 
@@ -83,7 +88,7 @@ def _lifespan(settings: Settings) -> Callable[[Starlette], Any]:
 
 def _stop_process(task: asyncio.Task[None]) -> None:
     """Stop a process whose tail has died: a supervisor starts a working one, while a deaf one would look healthy."""
-    log.critical("The tail has died", exc_info=task.exception() if not task.cancelled() else None)
+    log.critical("The %s has died", task.get_name(), exc_info=None if task.cancelled() else task.exception())
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -109,6 +109,24 @@ def status(
     raise typer.Exit(1 if found.problems else 0)
 
 
+triggers = typer.Typer(help="Switch the triggers off and on again.", no_args_is_help=True)
+app.add_typer(triggers, name="triggers")
+
+
+@triggers.command("disable")
+def triggers_disable(database_url: DatabaseUrl = "") -> None:
+    """Let the triggers write nothing, from Airflow's next statement on. Streams stand still."""
+    _run(journal.disable(_required(database_url)))
+    _say("The triggers are switched off.")
+
+
+@triggers.command("enable")
+def triggers_enable(database_url: DatabaseUrl = "") -> None:
+    """Let the triggers write again. Streams begin anew."""
+    _run(journal.enable(_required(database_url)))
+    _say("The triggers are switched on.")
+
+
 @app.command()
 def serve(
     *,
@@ -128,6 +146,9 @@ def serve(
         str | None, typer.Option(help="How often to look without a doorbell.  [default: 2s]")
     ] = None,
     ping_interval: Annotated[str | None, typer.Option(help="Longest silence of a stream.  [default: 15s]")] = None,
+    retention: Annotated[
+        str | None, typer.Option(help="Age at which rows of the journal are deleted; 0: never.  [default: 24h]")
+    ] = None,
     grace_period: Annotated[str | None, typer.Option(help="Longest shutdown.  [default: 10s]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.  [default: info]")] = None,
 ) -> None:
@@ -146,6 +167,7 @@ def serve(
                 cors_origins=cors_origin or None,
                 poll_interval=poll_interval,
                 ping_interval=ping_interval,
+                retention=retention,
                 grace_period=grace_period,
                 log_level=log_level,
             )
@@ -293,6 +315,8 @@ def _status_lines(found: journal.Status) -> list[str]:
     lines = [
         f"journal: version {found.version}, epoch {found.epoch}, Airflow's tables in schema {found.airflow_schema}"
     ]
+    if found.losses:
+        lines.append(f"losses: {found.losses}; PostgreSQL's log says why")
     for trigger in found.triggers:
         state = "well" if trigger.well else "not well"
         lines.append(f"trigger {trigger.trigger} on {trigger.table}: {state}")

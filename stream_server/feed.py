@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode, UnknownTask
-from stream_server.frames import AnyFrame, Reset, Wire
+from stream_server.frames import AnyFrame, Reset, ResetReason, Wire
 from stream_server.outcome import Answer, Question, Values
 from stream_server.run_state import RunKey, RunState
 from stream_server.subscription import Subscription
@@ -138,10 +138,10 @@ class Feed:
             if not channel.subscriptions:
                 del self.channels[question]
 
-    def begin_anew(self, reason: str, cursor: Cursor) -> None:
+    def begin_anew(self, reason: ResetReason, cursor: Cursor) -> None:
         """Tell all watchers to forget what they were told, and tell them what is known now."""
         assert self.run is not None, "the feed has started again"
-        reset = Reset(dag_id=self.key.dag_id, run_id=self.key.run_id, reason=reason)  # type: ignore[arg-type]
+        reset = Reset(dag_id=self.key.dag_id, run_id=self.key.run_id, reason=reason)
         for channel in list(self.channels.values()):
             channel.answer = Answer(channel.answer.question, self.run.run.clear_number)
             channel.tell(self.run, [reset, *channel.answer.open(self.run)], self._position(cursor))

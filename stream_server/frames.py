@@ -130,10 +130,13 @@ class Failure(RunFrame, frozen=True, kw_only=True, tag="failure", omit_defaults=
     at: datetime | None = None
 
 
+ResetReason: TypeAlias = Literal["cleared", "retried", "revoked", "journal_changed", "transitions_lost"]
+
+
 class Reset(RunFrame, frozen=True, kw_only=True, tag="reset"):
     """Forget what was said; a snapshot follows."""
 
-    reason: Literal["cleared", "retried", "revoked", "journal_changed"]
+    reason: ResetReason
 
 
 class End(RunFrame, frozen=True, kw_only=True, tag="end"):

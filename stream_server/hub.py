@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode, Draining, JournalUnreachable, RunNotFound, Unavailable
 from stream_server.feed import Feed
+from stream_server.frames import ResetReason
 from stream_server.outcome import Question, Values
 from stream_server.run_state import RunKey, RunState
 from stream_server.subscription import Subscription
@@ -106,12 +107,12 @@ class Hub:
                 watched.feed.apply(batch, cursor)
                 self._fetch_wanted(watched)
 
-    def begin_anew(self, cursor: Cursor) -> None:
-        """Read every run again: the journal is not the one that it was."""
+    def begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
+        """Read every run again: what was known of it may not be true any more."""
         self._cursor = cursor
         for watched in list(self._runs.values()):
             watched.feed.restart()
-            watched.loading = self._task(self._reload(watched), "reload")
+            watched.loading = self._task(self._reload(watched, reason), "reload")
 
     @asynccontextmanager
     async def watch(self, key: RunKey, question: Question) -> AsyncIterator[Subscription]:
@@ -216,7 +217,7 @@ class Hub:
             raise
         watched.feed.start(run, loaded_at)
 
-    async def _reload(self, watched: _Watched) -> None:
+    async def _reload(self, watched: _Watched, reason: ResetReason) -> None:
         try:
             run, loaded_at = await self._patiently(self._source.run_state, watched.feed.key)
         except RunNotFound:
@@ -225,7 +226,7 @@ class Hub:
         watched.feed.start(run, loaded_at)
         assert self._cursor is not None, "begin_anew has set it"
         with self._isolating(watched):
-            watched.feed.begin_anew("journal_changed", self._cursor)
+            watched.feed.begin_anew(reason, self._cursor)
             self._fetch_wanted(watched)
 
     def _fetch_wanted(self, watched: _Watched) -> None:

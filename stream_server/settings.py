@@ -15,7 +15,7 @@ from stream_server.errors import SettingsError
 PREFIX = "STREAM_SERVER_"
 """Prefix of the environment variables."""
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h|)")
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -74,6 +74,12 @@ class Settings(BaseSettings):
 
     poll_interval: Duration = Field(default=2.0, gt=0)
     """How often to look into the journal when no doorbell has rung."""
+
+    check_interval: Duration = Field(default=30.0, gt=0)
+    """How often to look whether the triggers stand; those that are missing are put back."""
+
+    retention: Duration = Field(default=24 * 3600.0, ge=0)
+    """Age at which rows of the journal are deleted; 0 keeps them for ever."""
 
     ping_interval: Duration = Field(default=15.0, gt=0)
     """How long a stream may be silent before a `ping` frame is sent."""

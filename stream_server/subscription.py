@@ -53,12 +53,14 @@ class Subscription:
         """Put frames in line. After the last one of the stream nothing is accepted any more."""
         if self.complete:
             return
+        reads_all = not self._due
         for wire in wires:
             self._due.append(wire)
             self._bytes += len(wire.json)
             if isinstance(wire.frame, End):
                 self.complete = True
-        if self._bytes > self._limit and not self.complete:
+        # Who had read everything is not slow, however large a frame is.
+        if self._bytes > self._limit and not reads_all and not self.complete:
             # What waits is dropped: the client resumes after the last frame that it has received.
             self._due.clear()
             self._bytes = 0

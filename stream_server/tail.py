@@ -10,9 +10,11 @@ import logging
 import random
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from stream_server.cursor import Cursor
-from stream_server.errors import JournalUnreachable, Unavailable
+from stream_server.errors import JournalForbidden, JournalUnreachable, Unavailable
+from stream_server.frames import ResetReason
 from stream_server.hub import Hub
 from stream_server.journal.listener import Listener
 from stream_server.journal.postgres import Reader
@@ -21,9 +23,6 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.1, 5.0)
 """First and longest wait before connecting again; it doubles each time, with jitter."""
-
-CHECK_SECONDS = 30.0
-"""How often the triggers are looked at: `airflow db reset` takes them away."""
 
 DEAF_POLL_SECONDS = 0.5
 """How often to look where the doorbell can't be heard."""
@@ -41,6 +40,33 @@ class TailStatus:
     """Why streams would be incomplete or late, in words; empty if all is well."""
 
 
+class Losses:
+    """Says when watchers must begin anew because something is missing from the journal.
+
+    What is missing may be part of a transaction that has not committed yet, and that no snapshot can show. So once is
+    not enough: they begin anew once more when all transactions have ended that were in progress at the time.
+    """
+
+    def __init__(self) -> None:
+        self._count: int | None = None
+        self._unsettled_below: int | None = None
+
+    def happened(self, cursor: Cursor) -> None:
+        """Note that something is missing of which the counter knows nothing."""
+        self._unsettled_below = cursor.xmax
+
+    def noticed(self, count: int, cursor: Cursor) -> bool:
+        """Tell whether watchers must begin anew, given the counter of the triggers and the cursor that read it."""
+        before, self._count = self._count, count
+        if before is not None and count != before:
+            self.happened(cursor)
+            return True
+        if self._unsettled_below is not None and cursor.xmin >= self._unsettled_below:
+            self._unsettled_below = None
+            return True
+        return False
+
+
 class Tail:
     """Follows the journal of one database for as long as the process lives.
 
@@ -48,14 +74,19 @@ class Tail:
         url: Database URL.
         hub: Where batches go.
         poll_interval: Seconds after which to look without having heard the doorbell.
+        check_interval: Seconds after which to look whether the triggers stand.
     """
 
-    def __init__(self, url: str, hub: Hub, *, poll_interval: float) -> None:
+    def __init__(self, url: str, hub: Hub, *, poll_interval: float, check_interval: float = 30.0) -> None:
         self._url = url
         self._hub = hub
         self._poll_interval = poll_interval
+        self._check_interval = check_interval
         self._bell = asyncio.Event()
         self._cursor: Cursor | None = None
+        self._running_since: datetime | None = None
+        self._losses = Losses()
+        self._whole = True
         self.status = TailStatus()
 
     async def run(self) -> None:
@@ -77,35 +108,64 @@ class Tail:
         """Follow the journal until the connection is lost."""
         async with Reader.open(self._url) as reader, Listener.open(self._url, self._bell.set) as listener:
             await self._take_up(reader)
-            self.status = TailStatus(connected=True, hears=listener.hears, problems=await reader.problems())
-            self._report()
-            checked = time.monotonic()
+            self.status = TailStatus(connected=True, hears=listener.hears, problems=[])
+            self._report(listener)
+            checked = float("-inf")
             while not listener.lost:
-                await self._read(reader)
-                if time.monotonic() - checked > CHECK_SECONDS:
+                if time.monotonic() - checked > self._check_interval:
                     checked = time.monotonic()
-                    self.status.problems = await reader.problems()
+                    await self._check(reader)
+                await self._read(reader)
                 await self._wait(self._poll_interval if listener.hears else DEAF_POLL_SECONDS)
         raise JournalUnreachable("PostgreSQL does not answer (the listening connection was lost)")
 
     async def _take_up(self, reader: Reader) -> None:
         """Go on from where we were, unless the journal is another one now, or has lost what we have read."""
-        now = await reader.now()
+        now, pruned_to, running_since = await reader.now()
+        before, self._running_since = self._running_since, running_since
         if self._cursor is None:
             self._cursor = now
             self._hub.begin(now)
-        elif not now.covers(self._cursor):
-            # Numbers of transactions that a crash or failover has lost are given out again, to others.
-            log.warning("The journal was replaced or set back; starting anew", extra={"action": "journal_changed"})
-            self._cursor = now
-            self._hub.begin_anew(now)
+        elif running_since != before or not now.covers(self._cursor):
+            # A crash or failover forgets transactions whose end it had no need to remember, and gives their numbers to
+            # others, which this cursor would take for what it has seen.
+            self._begin_anew(now, "journal_changed")
+        elif pruned_to is not None and not self._cursor.saw(pruned_to):
+            self._begin_anew(now, "transitions_lost")
 
     async def _read(self, reader: Reader) -> None:
         assert self._cursor is not None, "_take_up has set it"
         # Cleared before reading: a ring during the read may be for a row that the read did not see.
         self._bell.clear()
-        transitions, self._cursor = await reader.after(self._cursor)
-        self._hub.dispatch(transitions, self._cursor)
+        batch = await reader.after(self._cursor)
+        self._cursor = batch.cursor
+        self._hub.dispatch(batch.transitions, batch.cursor)
+        if self._losses.noticed(batch.losses, batch.cursor):
+            self._begin_anew(batch.cursor, "transitions_lost")
+
+    async def _check(self, reader: Reader) -> None:
+        """Look whether the triggers stand, and put back those that `airflow db reset` has taken away."""
+        assert self._cursor is not None, "_take_up has set it"
+        problems = await reader.problems()
+        if problems:
+            log.error("Streams are incomplete: %s", "; ".join(problems), extra={"action": "journal_problem"})
+            self._whole = False
+            try:
+                if put_back := await reader.put_back():
+                    log.warning("Put back %d triggers", put_back, extra={"action": "triggers_put_back"})
+                    problems = await reader.problems()
+            except JournalForbidden as error:
+                log.warning("%s", error, extra={"action": "journal_problem"})
+        if not problems and not self._whole:
+            self._whole = True
+            self._losses.happened(self._cursor)
+            self._begin_anew(self._cursor, "transitions_lost")
+        self.status.problems = problems
+
+    def _begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
+        log.warning("Streams begin anew: %s", reason.replace("_", " "), extra={"action": reason})
+        self._cursor = cursor
+        self._hub.begin_anew(cursor, reason)
 
     async def _wait(self, seconds: float) -> None:
         try:
@@ -113,8 +173,8 @@ class Tail:
         except asyncio.TimeoutError:
             return
 
-    def _report(self) -> None:
-        if self.status.hears:
+    def _report(self, listener: Listener) -> None:
+        if listener.hears:
             log.info("Following the journal", extra={"action": "tail_connected"})
         else:
             log.warning(
@@ -123,5 +183,3 @@ class Tail:
                 DEAF_POLL_SECONDS,
                 extra={"action": "tail_deaf"},
             )
-        for problem in self.status.problems:
-            log.error("Streams will be incomplete: %s", problem, extra={"action": "journal_problem"})

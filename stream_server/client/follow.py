@@ -116,9 +116,10 @@ async def follow(
         trouble: BaseException | None = None
         try:
             async with _connected(address, token) as websocket:
-                wait = BACKOFF_SECONDS[0]
                 try:
                     async for message in _messages(websocket):
+                        # Only now: who accepts connections and drops them at once must not be asked ever faster.
+                        wait = BACKOFF_SECONDS[0]
                         if isinstance(message.frame, Close):
                             pause = _pause_of(message.frame)
                             continue

@@ -69,7 +69,7 @@ class RunView:
     """What is known of a run, as its frames tell it."""
 
     def __init__(self, dag_id: str, run_id: str) -> None:
-        self._title = f"{dag_id} / {run_id}"
+        self._title = Text(f"{dag_id} / {run_id}", style="italic", no_wrap=True, overflow="fold")
         self._state: str | None = None
         self._rows: dict[tuple[str, int], _Row] = {}
         self._counts: dict[str, dict[str, int]] = {}
@@ -100,7 +100,7 @@ class RunView:
             self._note = Text(describe(frame))
 
     def __rich__(self) -> RenderableType:
-        table = Table(title=self._title, title_justify="left", header_style="bold")
+        table = Table(header_style="bold")
         table.add_column("task")
         table.add_column("state")
         table.add_column("try", justify="right")
@@ -117,7 +117,7 @@ class RunView:
         for task_id, states in self._counts.items():
             told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
             table.add_row(Text(f"{task_id} [{sum(states.values())}]"), Text(told), "", "")
-        return Group(table, Text.assemble("run: ", _state(self._state)), self._note)
+        return Group(self._title, table, Text.assemble("run: ", _state(self._state)), self._note)
 
 
 def describe(frame: AnyFrame) -> str:

@@ -62,6 +62,8 @@ def errors_mapped() -> Iterator[None]:
         raise SettingsError(f"The database URL is wrong: {error}") from error
     except _GONE as error:
         raise JournalUnreachable(f"PostgreSQL does not answer ({_describe(error)})") from error
+    except asyncpg.PostgresError as error:
+        raise JournalUnreachable(f"PostgreSQL refuses ({_describe(error)})") from error
 
 
 def _describe(error: BaseException) -> str:

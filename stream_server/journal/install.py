@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import asyncpg
 
-from stream_server.errors import InstallError, JournalMissing
+from stream_server.errors import InstallError, JournalForbidden, JournalMissing
 from stream_server.journal.connection import Connection, connect, errors_mapped
 from stream_server.journal.queries import load, load_queries, quote_identifier, quote_literal
 
@@ -47,6 +47,12 @@ class Status:
     expected_version: int = VERSION
     epoch: str | None = None
     airflow_schema: str | None = None
+    enabled: bool = True
+    """Whether the triggers are switched on."""
+
+    losses: int = 0
+    """How often they could not write something down since the journal was installed."""
+
     triggers: list[TriggerStatus] = field(default_factory=list)
 
     @property
@@ -57,6 +63,8 @@ class Status:
         found = []
         if self.version != self.expected_version:
             found.append(f"the journal has version {self.version}, this program needs {self.expected_version}")
+        if not self.enabled:
+            found.append("the triggers are switched off; run `stream-server triggers enable`")
         for trigger in self.triggers:
             name = f"trigger {trigger.trigger} on {trigger.table}"
             if not trigger.installed:
@@ -107,6 +115,34 @@ async def uninstall(url: str, *, lock_timeout: float, attempts: int) -> None:
         await _run(connection, uninstall_sql(), lock_timeout, attempts)
 
 
+async def disable(url: str) -> None:
+    """Switch the triggers off, at once: no lock on Airflow's tables is needed.
+
+    Raises:
+        InstallError: The role does not own the journal.
+        JournalMissing: The journal is not installed.
+        JournalUnreachable: PostgreSQL does not answer.
+    """
+    await _switch(url, "SELECT stream_server.switch_off()")
+
+
+async def enable(url: str) -> None:
+    """Switch the triggers on. Errors as for `disable`."""
+    found = await status(url)
+    if found.airflow_schema is None:
+        raise JournalMissing("; ".join(found.problems))
+    await _switch(url, load("enable.sql") + install_sql(found.airflow_schema))
+
+
+async def _switch(url: str, script: str) -> None:
+    async with _connection(url) as connection:
+        try:
+            with errors_mapped():
+                await connection.execute(script)
+        except JournalForbidden as error:
+            raise InstallError(f"{error}; the triggers are switched by the role that installed them") from error
+
+
 async def status(url: str) -> Status:
     """Tell how the journal stands.
 
@@ -116,7 +152,10 @@ async def status(url: str) -> Status:
     async with _connection(url) as connection:
         try:
             with errors_mapped():
-                meta = await connection.fetchrow("SELECT version, epoch, airflow_schema FROM stream_server.meta")
+                meta = await connection.fetchrow(
+                    "SELECT version, epoch, airflow_schema, enabled, last_value + is_called::integer AS losses"
+                    " FROM stream_server.meta, stream_server.losses"
+                )
                 rows = await connection.fetch("SELECT * FROM stream_server.triggers()")
                 await connection.fetch("SELECT FROM stream_server.journal LIMIT 1")
         except JournalMissing:
@@ -128,6 +167,8 @@ async def status(url: str) -> Status:
         version=meta["version"],
         epoch=meta["epoch"],
         airflow_schema=meta["airflow_schema"],
+        enabled=meta["enabled"],
+        losses=meta["losses"],
         triggers=[
             TriggerStatus(
                 table=row["table_name"],

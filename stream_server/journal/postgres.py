@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -35,8 +37,37 @@ READER_SETTINGS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan 
 """One plan serves every cursor: it need not be made anew, or compiled, for each read. It must use the index also if it
 was made while the journal was small."""
 
+PUT_BACK_LOCK_TIMEOUT = "500ms"
+"""How long putting back triggers may wait for a lock, and make Airflow wait behind it."""
+
 MAX_GRAPHS = 256
 """DAG versions whose structure is kept in memory."""
+
+
+class Standing(NamedTuple):
+    """Where the journal stands."""
+
+    cursor: Cursor
+    """Of a reader that wants only what comes from now on."""
+
+    pruned_to: int | None
+    """The youngest transaction of which rows were deleted."""
+
+    running_since: datetime
+    """When this PostgreSQL server was started."""
+
+
+class Batch(NamedTuple):
+    """What one read returns."""
+
+    transitions: list[Transition]
+    """In the order of `seq`."""
+
+    cursor: Cursor
+    """Where the next read goes on."""
+
+    losses: int
+    """How often the triggers could not write something down, since the journal was installed."""
 
 
 class Reader:
@@ -63,19 +94,35 @@ class Reader:
         finally:
             await disconnect(connection)
 
-    async def now(self) -> Cursor:
-        """Return the cursor of this moment."""
+    async def now(self) -> Standing:
+        """Return where the journal stands."""
         with errors_mapped():
             row = await self._connection.fetchrow(self._queries["journal_now"])
         assert row is not None, "queries_for has found this row"
-        return Cursor.from_snapshot(row["epoch"], row["snapshot"])
+        cursor = Cursor.from_snapshot(row["epoch"], row["snapshot"])
+        return Standing(cursor, row["pruned_to"], row["running_since"])
 
-    async def after(self, cursor: Cursor) -> tuple[list[Transition], Cursor]:
-        """Return what a cursor has not seen, in the order of `seq`, and the cursor that has."""
+    async def after(self, cursor: Cursor) -> Batch:
+        """Return what a cursor has not seen."""
         with errors_mapped():
             rows = await self._connection.fetch(self._queries["journal_after"], cursor.snapshot)
         transitions = [_transition(row) for row in rows if row["id"] is not None]
-        return transitions, Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
+        return Batch(transitions, Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"]), rows[0]["losses"])
+
+    async def put_back(self) -> int:
+        """Put back the triggers that are missing, and return how many were.
+
+        None is, where one of Airflow's tables could not be locked in time: better later than in Airflow's way.
+
+        Raises:
+            JournalForbidden: The role may not.
+            JournalUnreachable: PostgreSQL does not answer.
+        """
+        with errors_mapped(), suppress(asyncpg.LockNotAvailableError):
+            async with self._connection.transaction():
+                await self._connection.execute(f"SET LOCAL lock_timeout = '{PUT_BACK_LOCK_TIMEOUT}'")
+                return int(await self._connection.fetchval(self._queries["put_back"]))
+        return 0
 
     async def problems(self) -> list[str]:
         """Tell what is wrong with the triggers, in words; empty if all is well."""
@@ -127,6 +174,17 @@ class Runs:
             rows = await connection.fetch(queries["return_values"], *key, list(task_ids), self._max_result_bytes)
         return {(row["task_id"], row["map_index"]): Value(row["bytes"], row["json"]) for row in rows}
 
+    async def prune(self, age: float, at_most: int) -> int:
+        """Delete rows of the journal older than `age` seconds, `at_most` so many, and return how many.
+
+        Raises:
+            JournalForbidden: The role may not.
+            JournalMissing: The journal is not installed.
+            JournalUnreachable: PostgreSQL does not answer.
+        """
+        async with self._connection() as (connection, queries):
+            return int(await connection.fetchval(queries["prune"], age, at_most))
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[tuple[Connection, dict[str, str]]]:
         with errors_mapped():
@@ -163,8 +221,8 @@ class Runs:
 
 
 def _transition(row: asyncpg.Record) -> Transition:
-    # The columns of journal_after stand in the order of the fields, behind the snapshot.
-    _, seq, txid, at, kind, *rest = row
+    # The columns of journal_after stand in the order of the fields, behind what tells of the whole batch.
+    _, _, seq, txid, at, kind, *rest = row
     return Transition(seq, txid, at, Kind(kind), *rest)
 
 

@@ -69,14 +69,6 @@ async def test_a_server_without_a_journal_waits_for_it(airflow_database: str) ->
         await until_ready(server.url)
 
 
-async def test_missing_triggers_are_told(journal: str, airflow: AirflowSql) -> None:
-    await airflow.connection.execute("DROP TRIGGER stream_server_task ON task_instance")
-    async with running_server(Settings.load(database_url=journal, port=0)) as server:
-        await eventually_async(lambda: server.hub.live)
-        status, body = await get(server.url, "/ready")
-    assert (status, body["problems"]) == (503, ["trigger stream_server_task on task_instance is missing"])
-
-
 async def test_nothing_is_lost_with_the_connections_to_the_database(
     postgres: EmbeddedPostgres, airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:

@@ -261,6 +261,18 @@ def test_what_comes_while_loading_waits() -> None:
     assert (feed.run, state.tasks["ask"][-1].state) == (state, "running")
 
 
+def test_what_waited_for_a_load_is_forgotten_with_its_journal() -> None:
+    history = History()
+    history.start("ask")
+    feed = Feed(KEY)
+    feed.apply(history.journal, history.cursor())
+    feed.restart()
+    other = History()
+    feed.start(other.state(), Cursor("07e4", 1, 1))
+    assert feed.run is not None
+    assert feed.run.tasks["ask"][-1].state is None
+
+
 def test_a_watcher_ahead_of_the_tail_stands_where_the_load_was() -> None:
     history = History()
     behind = history.cursor()

@@ -1,15 +1,19 @@
 -- What `stream-server serve` asks. Each block begins with its name; {airflow} is the schema of Airflow's tables, quoted.
 
 -- journal_now --
--- Where the journal stands: the cursor of a reader that wants only what comes from now on.
-SELECT epoch, pg_current_snapshot()::text AS snapshot FROM stream_server.meta
+-- Where the journal stands: the cursor of a reader that wants only what comes from now on, the youngest transaction of
+-- which rows were deleted, and since when the server runs.
+SELECT epoch, pg_current_snapshot()::text AS snapshot, pruned_to::text::bigint AS pruned_to,
+       pg_postmaster_start_time() AS running_since
+FROM stream_server.meta
 
 -- journal_after --
--- All rows that a snapshot ($1) had not seen, in the order of their identity, and the snapshot that has seen them.
+-- All rows that a snapshot ($1) had not seen, in the order of their identity, and the snapshot that has seen them;
+-- and how often the triggers could not write something down.
 -- One row with an empty id where there is nothing new. Both arms of the OR use the index on txid. Nothing that can be
 -- seen lies above the upper bound; without it, a plan for unknown values would expect a third of the journal and scan it.
-SELECT pg_current_snapshot()::text AS snapshot, j.*
-FROM (SELECT 1) AS always
+SELECT pg_current_snapshot()::text AS snapshot, l.last_value + l.is_called::integer AS losses, j.*
+FROM stream_server.losses AS l
 LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
            clear_number, queued_at, start_date, end_date, xcom_key, dag_result
@@ -60,10 +64,21 @@ SELECT EXISTS (
     WHERE attrelid = to_regclass('{airflow}.xcom') AND attname = 'dag_result' AND NOT attisdropped
 )
 
+-- put_back --
+-- Put back the triggers that are missing; how many were.
+SELECT stream_server.put_back(also_disabled => false)
+
+-- prune --
+-- Delete rows older than $1 seconds, $2 at most; how many were deleted.
+SELECT stream_server.prune(make_interval(secs => $1), $2)
+
 -- problems --
 -- What is wrong with the triggers, in words; no row where all is well.
+SELECT 'the triggers are switched off; run `stream-server triggers enable`' AS problem
+FROM stream_server.meta WHERE NOT enabled
+UNION ALL
 SELECT CASE WHEN standing IS NULL THEN format('trigger %s on %s is missing', trigger_name, table_name)
             WHEN standing <> wanted THEN format('trigger %s on %s is not as this version makes it', trigger_name, table_name)
-            ELSE format('trigger %s on %s is disabled', trigger_name, table_name) END AS problem
+            ELSE format('trigger %s on %s is disabled', trigger_name, table_name) END
 FROM stream_server.triggers()
 WHERE standing IS DISTINCT FROM wanted OR NOT enabled

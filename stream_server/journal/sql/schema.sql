@@ -7,42 +7,56 @@ SELECT pg_advisory_xact_lock(hashtext('stream_server install'));
 
 CREATE SCHEMA IF NOT EXISTS stream_server;
 
-CREATE TABLE IF NOT EXISTS stream_server.meta (
-    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-    epoch text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 12),
-    version integer NOT NULL,
-    airflow_schema name NOT NULL,
-    installed_at timestamptz NOT NULL DEFAULT now()
-);
-COMMENT ON TABLE stream_server.meta IS 'What is installed. The epoch tells this journal from any other one.';
+-- What stands is not even looked at by a statement that would lock it: Airflow's triggers would wait behind that.
+DO $body$
+BEGIN
+    IF to_regclass('stream_server.meta') IS NULL THEN
+        CREATE TABLE stream_server.meta (
+            singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+            epoch text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 12),
+            version integer NOT NULL,
+            airflow_schema name NOT NULL,
+            enabled boolean NOT NULL DEFAULT true,
+            pruned_to xid8,
+            installed_at timestamptz NOT NULL DEFAULT now()
+        );
+        COMMENT ON TABLE stream_server.meta IS 'What is installed. The epoch tells this journal from any other one.';
+        COMMENT ON COLUMN stream_server.meta.enabled IS 'Whether the triggers write; see stream_server.switch_off().';
+        COMMENT ON COLUMN stream_server.meta.pruned_to IS 'The youngest transaction of which rows were deleted.';
+    END IF;
+    IF to_regclass('stream_server.journal') IS NULL THEN
+        CREATE TABLE stream_server.journal (
+            id bigint GENERATED ALWAYS AS IDENTITY,
+            txid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+            at timestamptz NOT NULL DEFAULT clock_timestamp(),
+            queued_at timestamptz,
+            start_date timestamptz,
+            end_date timestamptz,
+            ti_id uuid,
+            map_index integer,
+            try_number integer,
+            clear_number integer,
+            dag_result boolean,
+            kind text NOT NULL,
+            dag_id text,
+            run_id text,
+            task_id text,
+            state text,
+            previous_state text,
+            xcom_key text
+        );
+        COMMENT ON TABLE stream_server.journal IS 'Committed transitions of Airflow, written by triggers.';
+        -- The only index: readers ask for what their snapshot had not seen, and nothing else.
+        CREATE INDEX journal_txid ON stream_server.journal (txid);
+    END IF;
+END
+$body$;
 
 INSERT INTO stream_server.meta (version, airflow_schema) VALUES ({version}, {airflow})
 ON CONFLICT (singleton) DO UPDATE SET version = excluded.version, airflow_schema = excluded.airflow_schema;
 
-CREATE TABLE IF NOT EXISTS stream_server.journal (
-    id bigint GENERATED ALWAYS AS IDENTITY,
-    txid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    queued_at timestamptz,
-    start_date timestamptz,
-    end_date timestamptz,
-    ti_id uuid,
-    map_index integer,
-    try_number integer,
-    clear_number integer,
-    dag_result boolean,
-    kind text NOT NULL,
-    dag_id text,
-    run_id text,
-    task_id text,
-    state text,
-    previous_state text,
-    xcom_key text
-);
-COMMENT ON TABLE stream_server.journal IS 'Committed transitions of Airflow, written by triggers, read by stream_server.';
-
--- The only index: readers ask for what their snapshot had not seen, and nothing else.
-CREATE INDEX IF NOT EXISTS journal_txid ON stream_server.journal (txid);
+-- Counts what the triggers could not write down. A sequence, since it keeps its value when a transaction is rolled back.
+CREATE SEQUENCE IF NOT EXISTS stream_server.losses MINVALUE 0 START 0;
 
 -- The functions below run inside Airflow's transactions. They must not fail them, must not block them for longer than
 -- lock_timeout, and must cost next to nothing where no state has changed. They name only columns that Airflow 3.0 to 3.3
@@ -77,6 +91,11 @@ BEGIN
 EXCEPTION WHEN OTHERS THEN
     PERFORM set_config('stream_server.given_up', 'on', true);
     RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
     RETURN NULL;
 END
 $body$;
@@ -111,6 +130,11 @@ BEGIN
 EXCEPTION WHEN OTHERS THEN
     PERFORM set_config('stream_server.given_up', 'on', true);
     RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
     RETURN NULL;
 END
 $body$;
@@ -137,6 +161,11 @@ BEGIN
 EXCEPTION WHEN OTHERS THEN
     PERFORM set_config('stream_server.given_up', 'on', true);
     RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
     RETURN NULL;
 END
 $body$;
@@ -154,6 +183,11 @@ BEGIN
 EXCEPTION WHEN OTHERS THEN
     PERFORM set_config('stream_server.given_up', 'on', true);
     RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
     RETURN NULL;
 END
 $body$;
@@ -183,17 +217,75 @@ AS $body$
     WHERE c.oid IS NOT NULL OR e.table_name <> 'hitl_detail'
 $body$;
 
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA stream_server FROM PUBLIC;
-
-DO $body$
+-- Puts back the triggers that are missing or differ, as after `airflow db reset`; disabled ones only where asked to.
+CREATE OR REPLACE FUNCTION stream_server.put_back(also_disabled boolean) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
 DECLARE
     missing record;
+    done integer := 0;
 BEGIN
-    FOR missing IN SELECT * FROM stream_server.triggers() WHERE standing IS DISTINCT FROM wanted OR NOT enabled LOOP
+    FOR missing IN
+        SELECT t.*, m.airflow_schema FROM stream_server.triggers() t, stream_server.meta m
+        WHERE t.standing IS DISTINCT FROM t.wanted OR (also_disabled AND NOT t.enabled)
+    LOOP
         IF missing.standing IS NOT NULL THEN
-            EXECUTE format('DROP TRIGGER %I ON %I.%I', missing.trigger_name, {airflow}::name, missing.table_name);
+            EXECUTE format('DROP TRIGGER %I ON %I.%I',
+                           missing.trigger_name, missing.airflow_schema, missing.table_name);
         END IF;
         EXECUTE missing.wanted;
+        done := done + 1;
     END LOOP;
+    RETURN done;
 END
 $body$;
+
+-- Switches the triggers off at once: it needs no lock on Airflow's tables, nor any that its transactions hold. Making the
+-- functions anew switches them on.
+CREATE OR REPLACE FUNCTION stream_server.switch_off() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['record_task', 'record_run', 'record_xcom', 'record_input'] LOOP
+        EXECUTE format('CREATE OR REPLACE FUNCTION stream_server.%I() RETURNS trigger LANGUAGE plpgsql AS %L',
+                       name, 'BEGIN RETURN NULL; END');
+    END LOOP;
+    UPDATE stream_server.meta SET enabled = false;
+END
+$body$;
+
+-- Deletes rows older than an age, at_most so many, and returns how many; one replica does it at a time. The oldest are
+-- looked at first, so that a call costs the same however long the journal is.
+CREATE OR REPLACE FUNCTION stream_server.prune(age interval, at_most integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    youngest xid8;
+    deleted integer;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('stream_server prune')) THEN
+        RETURN 0;
+    END IF;
+    WITH oldest AS (
+        SELECT j.ctid, j.at FROM stream_server.journal j ORDER BY j.txid LIMIT at_most
+    ), gone AS (
+        DELETE FROM stream_server.journal j USING oldest o
+        WHERE j.ctid = o.ctid AND o.at < clock_timestamp() - age
+        RETURNING j.txid
+    )
+    SELECT count(*), max(txid::text::numeric)::text::xid8 INTO deleted, youngest FROM gone;
+    IF deleted > 0 THEN
+        UPDATE stream_server.meta SET pruned_to = greatest(pruned_to, youngest);
+    END IF;
+    RETURN deleted;
+END
+$body$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA stream_server FROM PUBLIC;
+
+SELECT stream_server.put_back(also_disabled => true);
+
+-- Where the triggers had been switched off, they stay off.
+SELECT stream_server.switch_off() FROM stream_server.meta WHERE NOT enabled;

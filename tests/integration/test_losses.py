@@ -1,0 +1,198 @@
+"""What is missing from the journal is noticed, and made good."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from stream_server.journal.install import disable, enable, install, status
+from stream_server.journal.postgres import Runs
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.server import RunningServer, running_server
+from support.streams import DEADLINE, Events, Frame, sse
+from support.waiting import eventually_async
+
+BREAK = "REVOKE INSERT ON stream_server.journal FROM airflow"
+MEND = "GRANT INSERT ON stream_server.journal TO airflow"
+
+
+@pytest.fixture
+def quick(settings: Callable[..., Settings]) -> Settings:
+    """Settings of a server that looks often."""
+    return settings(poll_interval="50ms", check_interval="50ms")
+
+
+async def begun_anew(events: Events) -> Frame:
+    """Wait for a reset because of losses, and return the snapshot behind it."""
+    reset = (await events.until("reset"))[-1]
+    assert reset["reason"] == "transitions_lost"
+    snapshot = await events.next()
+    assert snapshot["type"] == "snapshot"
+    return snapshot
+
+
+def state_of(snapshot: Frame, task_id: str) -> str | None:
+    states: dict[str, str | None] = {task["task_id"]: task["state"] for task in snapshot["tasks"]}
+    return states[task_id]
+
+
+async def told(events: Events, task_id: str, state: str) -> None:
+    """Wait until a task's state has been told, by a transition or by the snapshot of one more new beginning."""
+    while True:
+        frame = await events.next()
+        if frame["type"] == "task" and (frame["task_id"], frame["state"]) == (task_id, state):
+            return
+        if frame["type"] == "snapshot" and state_of(frame, task_id) == state:
+            return
+
+
+async def emptied(airflow: AirflowSql) -> None:
+    while await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal"):
+        pass
+
+
+async def test_what_the_triggers_could_not_record_is_in_a_new_snapshot(
+    journal: str, airflow: AirflowSql, quick: Settings, run: RunKey
+) -> None:
+    async with running_server(quick) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run) as events:
+            await events.next()
+            await airflow.connection.execute(BREAK)
+            await airflow.set_task(run, "ask", "scheduled")
+            await airflow.connection.execute(MEND)
+            assert state_of(await begun_anew(events), "ask") == "scheduled"
+            await airflow.run_task(run, "answer", "recovered")
+            assert (await events.until("result"))[-1]["results"] == {"answer": "recovered"}
+    assert (await status(journal)).losses >= 1
+
+
+async def test_a_loss_that_commits_late_is_made_good_when_it_has(
+    airflow: AirflowSql, quick: Settings, run: RunKey
+) -> None:
+    async with running_server(quick) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run) as events:
+            await events.next()
+            transaction = airflow.connection.transaction()
+            await transaction.start()
+            await airflow.connection.execute(BREAK)
+            await airflow.set_task(run, "ask", "scheduled")
+            await airflow.connection.execute(MEND)
+            assert state_of(await begun_anew(events), "ask") is None
+            await transaction.commit()
+            assert state_of(await begun_anew(events), "ask") == "scheduled"
+
+
+async def test_missing_triggers_are_put_back(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
+    async with running_server(quick) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run) as events:
+            await events.next()
+            async with airflow.connection.transaction():
+                await airflow.connection.execute("DROP TRIGGER stream_server_task ON task_instance")
+                await airflow.set_task(run, "ask", "scheduled")
+            assert state_of(await begun_anew(events), "ask") == "scheduled"
+            await airflow.set_task(run, "ask", "queued")
+            await told(events, "ask", "queued")
+
+
+async def test_triggers_are_switched_off_and_on_beside_a_long_transaction(
+    journal: str, airflow: AirflowSql, quick: Settings, run: RunKey
+) -> None:
+    async with running_server(quick) as server, AirflowSql.open(journal) as other:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run) as events:
+            await events.next()
+            transaction = other.connection.transaction()
+            await transaction.start()
+            await other.set_task(run, "clean_up", "scheduled")
+
+            await asyncio.wait_for(disable(journal), 5)
+            rows = await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal")
+            await airflow.set_task(run, "ask", "scheduled")
+            assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") == rows
+            assert (await status(journal)).problems == [
+                "the triggers are switched off; run `stream-server triggers enable`"
+            ]
+            await install(journal, "public", lock_timeout=1, attempts=1)
+            assert (await status(journal)).enabled is False
+
+            await asyncio.wait_for(enable(journal), 5)
+            assert state_of(await begun_anew(events), "ask") == "scheduled"
+            await transaction.commit()
+            await airflow.set_task(run, "ask", "queued")
+            await told(events, "ask", "queued")
+    assert (await status(journal)).problems == []
+
+
+def test_the_commands_switch(journal: str) -> None:
+    for word, code in (("disable", 1), ("enable", 0)):
+        for arguments, expected in ((("triggers", word), 0), (("status",), code)):
+            done = subprocess.run(
+                [sys.executable, "-m", "stream_server", *arguments, "--database-url", journal],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+            assert done.returncode == expected, done.stderr
+
+
+async def test_old_rows_are_pruned_in_batches_and_streams_go_on(
+    journal: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
+) -> None:
+    await airflow.connection.execute(
+        "INSERT INTO stream_server.journal (kind, at) SELECT 'task', now() - interval '2 hours'"
+        " FROM generate_series(1, 2500)"
+    )
+    runs = Runs(journal, pool_size=2, max_result_bytes=0)
+    pruned = [await runs.prune(3600, 1000) for _ in range(4)]
+    assert max(pruned) <= 1000
+    assert (sum(pruned), pruned[-1]) == (2500, 0)
+    await runs.close()
+    assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") == 4
+
+    async with running_server(settings(retention="100ms")) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run) as events:
+            await events.next()
+            await airflow.set_task(run, "ask", "scheduled")
+            assert (await events.next())["state"] == "scheduled"
+            await asyncio.wait_for(emptied(airflow), DEADLINE)
+            await airflow.run_task(run, "answer", "still there")
+            assert (await events.rest())[-2]["results"] == {"answer": "still there"}
+
+
+async def test_two_replicas_do_not_prune_at_once(journal: str, airflow: AirflowSql) -> None:
+    await airflow.connection.execute(
+        "INSERT INTO stream_server.journal (kind, at) SELECT 'task', now() - interval '2 hours'"
+    )
+    runs = Runs(journal, pool_size=1, max_result_bytes=0)
+    async with airflow.connection.transaction():
+        await airflow.connection.execute("SELECT pg_advisory_xact_lock(hashtext('stream_server prune'))")
+        assert await runs.prune(3600, 10) == 0
+    assert await runs.prune(3600, 10) == 1
+    await runs.close()
+
+
+async def test_a_server_cut_off_for_longer_than_the_retention_begins_anew(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    async with sse(server.url, run) as events:
+        await events.next()
+        async with airflow.connection.transaction():
+            # As if the server had been away when the row was written, and when it was pruned.
+            await airflow.set_task(run, "ask", "scheduled")
+            await airflow.connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'stream_server' AND datname = current_database()"
+            )
+            await airflow.connection.execute("SELECT stream_server.prune('0', 1000)")
+        assert state_of(await begun_anew(events), "ask") == "scheduled"
