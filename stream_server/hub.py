@@ -215,7 +215,8 @@ class Hub:
         except BaseException:
             self._strike(watched)
             raise
-        watched.feed.start(run, loaded_at)
+        if watched.loading is asyncio.current_task():
+            watched.feed.start(run, loaded_at)
 
     async def _reload(self, watched: _Watched, reason: ResetReason) -> None:
         try:
@@ -223,6 +224,9 @@ class Hub:
         except RunNotFound:
             self._close(watched, "The run is not in the database any more")
             raise
+        if watched.loading is not asyncio.current_task():
+            # Everything begins anew once more; what was read here misses what came since.
+            return
         watched.feed.start(run, loaded_at)
         assert self._cursor is not None, "begin_anew has set it"
         with self._isolating(watched):
