@@ -55,9 +55,12 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-early bench-latency
+.PHONY: bench-early bench-journal bench-latency
 bench-early: $(VENV)/.dev  ## The result on a real Airflow, beside its own /wait
 	$(BIN)/python -m bench.early $(ARGS)
+
+bench-journal: $(VENV)/.dev  ## What the triggers cost Airflow's commits
+	$(BIN)/python -m bench.journal $(ARGS)
 
 bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTEN
 	$(BIN)/python -m bench.latency $(ARGS)

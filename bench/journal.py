@@ -1,0 +1,219 @@
+"""What the journal costs Airflow's commits: `make bench-journal`.
+
+pgbench writes as Airflow does, on Airflow's schema with real durability, in turn without our triggers, with triggers
+that only write the journal, and with the doorbell and a server that follows it on the same cores. Each figure is a ratio
+to the rate without triggers in the same round; rounds are interleaved, so that the machine's moods fall on all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import asyncpg
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from bench.stage import Stage, stage, termination_raises
+from stream_server.demo.accounts import Installation
+from stream_server.journal.install import enable, install
+from stream_server.run_state import RunKey
+from support.airflow_sql import AirflowSql
+
+KEY = RunKey("bench", "run")
+ROWS = 500
+"""Task instances that belong to one writer, so that writers wait for commits and not for each other."""
+
+WRITERS = (1, 8, 32)
+LISTENERS = (1, 4, 16)
+
+PLACE = "dag_id = 'bench' AND run_id = 'run' AND task_id = 't'"
+FLIP = "state = CASE state WHEN 'queued' THEN 'running' ELSE 'queued' END, updated_at = now()"
+PICK = f"\\set n random(0, {ROWS - 1}) + :client_id * {ROWS}\n"
+WORKLOADS = {
+    "heartbeat": f"{PICK}UPDATE task_instance SET last_heartbeat_at = now(), updated_at = now()"
+    f" WHERE {PLACE} AND map_index = :n;\n",
+    "transition": f"{PICK}UPDATE task_instance SET {FLIP} WHERE {PLACE} AND map_index = :n;\n",
+    "500 rows": f"\\set first :client_id * {ROWS}\nUPDATE task_instance SET {FLIP}"
+    f" WHERE {PLACE} AND map_index BETWEEN :first AND :first + {ROWS - 1};\n",
+}
+
+NONE, JOURNAL, DOORBELL = "no trigger", "journal", "journal and doorbell"
+MODES = (NONE, JOURNAL, DOORBELL)
+
+AIMS = {("heartbeat", 1): 0.98, ("heartbeat", 8): 0.98, ("transition", 1): 0.90, ("transition", 8): 0.75}
+"""Least ratio to the rate without triggers, with the doorbell."""
+
+
+LISTENING = """
+import asyncio, sys, asyncpg
+
+async def main():
+    connection = await asyncpg.connect(sys.argv[1])
+    await connection.add_listener("stream_server", lambda *_: None)
+    print("listening", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+"""A program that hears every ring, as one more server does."""
+
+
+class Case(NamedTuple):
+    """One thing to measure."""
+
+    workload: str
+    writers: int
+    listeners: int = 1
+
+
+def main() -> int:
+    """Run the benchmark; falling short of an aim is told, and is no error."""
+    options = _options()
+    cases = [Case(workload, writers) for workload in WORKLOADS for writers in WRITERS]
+    cases += [Case("transition", 8, listeners) for listeners in LISTENERS[1:]]
+    rates: dict[Case, dict[str, list[float]]] = {case: {mode: [] for mode in MODES} for case in cases}
+    with termination_raises(), stage() as running, TemporaryDirectory() as folder:
+        uvloop.run(_prepare(running.database_url))
+        for number in range(1, options.rounds + 1):
+            print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
+            for case in cases:
+                for mode in MODES:
+                    rates[case][mode].append(_rate(running, Path(folder), case, mode, options.seconds))
+    _show(rates)
+    print(json.dumps(_figures(rates, options)))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench-journal", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=4, help="length of a measurement (default: %(default)d)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)d)")
+    return parser.parse_args()
+
+
+async def _prepare(url: str) -> None:
+    """Make one task instance for each row that a writer may pick."""
+    async with AirflowSql.open(url) as airflow:
+        version = await airflow.add_dag(KEY.dag_id, {"t": []})
+        await airflow.trigger(KEY, version, [])
+        await airflow.connection.execute(
+            "INSERT INTO task_instance (id, task_id, dag_id, run_id, map_index, try_number, max_tries, pool,"
+            " pool_slots, dag_version_id, state) SELECT gen_random_uuid(), 't', $1, $2, n, 1, 0, 'default_pool', 1,"
+            " $3, 'queued' FROM generate_series(0, $4::integer - 1) AS n",
+            *KEY,
+            version,
+            max(WRITERS) * ROWS,
+        )
+        await airflow.connection.execute("VACUUM ANALYZE task_instance")
+
+
+def _rate(running: Stage, folder: Path, case: Case, mode: str, seconds: int) -> float:
+    """Return how many transactions a second pgbench commits."""
+    script = folder / "script.sql"
+    script.write_text(WORKLOADS[case.workload])
+    uvloop.run(_set_mode(running.database_url, mode))
+    with ExitStack() as listening:
+        for _ in range(case.listeners - 1):
+            listening.enter_context(_listener(running.database_url))
+        done = subprocess.run(
+            [
+                *(Installation.find().program("pgbench"), "--no-vacuum", "--protocol=prepared"),
+                *(f"--client={case.writers}", "--jobs=1", f"--time={seconds}", f"--file={script}"),
+                running.database_url,
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    found = re.search(r"^tps = ([0-9.]+)", done.stdout, re.MULTILINE)
+    assert found is not None, done.stdout
+    return float(found[1])
+
+
+async def _set_mode(url: str, mode: str) -> None:
+    """Have the triggers do what a mode says; the journal begins empty, and the table without dead rows."""
+    if mode == DOORBELL:
+        await enable(url)
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("TRUNCATE stream_server.journal")
+        await connection.execute("VACUUM task_instance")
+        if mode == NONE:
+            for row in await connection.fetch("SELECT table_name, trigger_name FROM stream_server.triggers()"):
+                await connection.execute(f"DROP TRIGGER IF EXISTS {row['trigger_name']} ON {row['table_name']}")
+        elif mode == JOURNAL:
+            await install(url, "public", lock_timeout=5, attempts=3)
+            for row in await connection.fetch(
+                "SELECT pg_get_functiondef(p.oid) AS source FROM pg_proc p"
+                " WHERE p.pronamespace = 'stream_server'::regnamespace AND p.proname LIKE 'record%'"
+            ):
+                await connection.execute(row["source"].replace("PERFORM pg_notify('stream_server', '');", ""))
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def _listener(url: str) -> Iterator[None]:
+    """Listen as one more server would."""
+    command = [sys.executable, "-c", LISTENING, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield
+        finally:
+            process.terminate()
+
+
+def _ratio(rates: dict[str, list[float]], mode: str) -> float:
+    return statistics.median(one / base for one, base in zip(rates[mode], rates[NONE], strict=True))
+
+
+def _show(rates: dict[Case, dict[str, list[float]]]) -> None:
+    table = Table(title="Transactions per second, and their ratio to those without triggers", title_justify="left")
+    for column in ("workload", "writers", "servers listening", *MODES):
+        table.add_column(column, justify="left" if column == "workload" else "right")
+    for case, measured in rates.items():
+        cells = [f"{statistics.median(measured[NONE]):.0f}"]
+        cells += [f"{statistics.median(measured[mode]):.0f}  {_ratio(measured, mode):.2f}" for mode in MODES[1:]]
+        table.add_row(case.workload, str(case.writers), str(case.listeners), *cells)
+    Console(width=max(110, Console().width)).print(table)
+
+
+def _figures(rates: dict[Case, dict[str, list[float]]], options: argparse.Namespace) -> dict[str, object]:
+    ratios = {
+        f"{case.workload}, {case.writers} writers, {case.listeners} listening": {
+            "tps": round(statistics.median(measured[NONE])),
+            "journal": round(_ratio(measured, JOURNAL), 3),
+            "doorbell": round(_ratio(measured, DOORBELL), 3),
+        }
+        for case, measured in rates.items()
+    }
+    reached = {aimed: _ratio(rates[Case(*aimed)], DOORBELL) for aimed in AIMS}
+    misses = [
+        f"{workload}, {writers} writers: {reached[workload, writers]:.2f} of the rate without triggers, not {aim}"
+        for (workload, writers), aim in AIMS.items()
+        if reached[workload, writers] < aim
+    ]
+    return {
+        "benchmark": "journal",
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "ratios": ratios,
+        "misses": misses,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
