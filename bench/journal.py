@@ -1,8 +1,9 @@
 """What the journal costs Airflow's commits: `make bench-journal`.
 
 pgbench writes as Airflow does, on Airflow's schema with real durability, in turn without our triggers, with triggers
-that only write the journal, and with the doorbell and a server that follows it on the same cores. Each figure is a ratio
-to the rate without triggers in the same round; rounds are interleaved, so that the machine's moods fall on all alike.
+that only write the journal, and with the doorbell and a server that follows it on the same cores. Each figure is a
+ratio to the rate without triggers in the same round, and the rounds are interleaved, so that the machine's moods fall
+on all alike.
 """
 
 from __future__ import annotations
