@@ -65,6 +65,10 @@ bench-journal: $(VENV)/.dev  ## What the triggers cost Airflow's commits
 bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTEN
 	$(BIN)/python -m bench.latency $(ARGS)
 
+.PHONY: check-lossless
+check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; nothing may be lost
+	PYTHONPATH=tests $(BIN)/python -m support.lossless --seconds $(or $(SECONDS),120) $(ARGS)
+
 .PHONY: constraints
 constraints: $(BIN)/uv  ## Resolve the pinned versions anew
 	$(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-header --no-annotate \

@@ -77,6 +77,11 @@ class Cursor:
     def __str__(self) -> str:
         return f"{self.epoch}.{self.snapshot}{'.end' if self.ended else ''}"
 
+    def up_to(self, txid: int) -> Cursor:
+        """Return the place that has seen nothing of what came after a transaction."""
+        xmax = min(self.xmax, txid + 1)
+        return replace(self, xmin=min(self.xmin, xmax), xmax=xmax, xip=tuple(one for one in self.xip if one < xmax))
+
     def at_end(self) -> Cursor:
         """Return this place as that of a reader who has seen the end of its stream."""
         return replace(self, ended=True)

@@ -10,7 +10,8 @@ import logging
 import random
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
+
+import anyio
 
 from stream_server.cursor import Cursor
 from stream_server.errors import JournalForbidden, JournalUnreachable, Unavailable
@@ -84,7 +85,7 @@ class Tail:
         self._check_interval = check_interval
         self._bell = asyncio.Event()
         self._cursor: Cursor | None = None
-        self._running_since: datetime | None = None
+        self._seen: Cursor | None = None
         self._losses = Losses()
         self._whole = True
         self.status = TailStatus()
@@ -121,14 +122,12 @@ class Tail:
 
     async def _take_up(self, reader: Reader) -> None:
         """Go on from where we were, unless the journal is another one now, or has lost what we have read."""
-        now, pruned_to, running_since = await reader.now()
-        before, self._running_since = self._running_since, running_since
+        now, pruned_to = await reader.now()
         if self._cursor is None:
             self._cursor = now
             self._hub.begin(now)
-        elif running_since != before or not now.covers(self._cursor):
-            # A crash or failover forgets transactions whose end it had no need to remember, and gives their numbers to
-            # others, which this cursor would take for what it has seen.
+        elif not now.covers(self._cursor):
+            # What we have handed on is not there any more: a failover to a server that was behind, or a restored one.
             self._begin_anew(now, "journal_changed")
         elif pruned_to is not None and not self._cursor.saw(pruned_to):
             self._begin_anew(now, "transitions_lost")
@@ -138,9 +137,9 @@ class Tail:
         # Cleared before reading: a ring during the read may be for a row that the read did not see.
         self._bell.clear()
         batch = await reader.after(self._cursor)
-        self._cursor = batch.cursor
+        self._cursor, self._seen = batch.cursor, batch.seen
         self._hub.dispatch(batch.transitions, batch.cursor)
-        if self._losses.noticed(batch.losses, batch.cursor):
+        if self._losses.noticed(batch.losses, batch.seen):
             self._begin_anew(batch.cursor, "transitions_lost")
 
     async def _check(self, reader: Reader) -> None:
@@ -158,7 +157,7 @@ class Tail:
                 log.warning("%s", error, extra={"action": "journal_problem"})
         if not problems and not self._whole:
             self._whole = True
-            self._losses.happened(self._cursor)
+            self._losses.happened(self._seen or self._cursor)
             self._begin_anew(self._cursor, "transitions_lost")
         self.status.problems = problems
 
@@ -168,10 +167,9 @@ class Tail:
         self._hub.begin_anew(cursor, reason)
 
     async def _wait(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._bell.wait(), seconds)
-        except asyncio.TimeoutError:
-            return
+        # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes at the same time as the bell.
+        with anyio.move_on_after(seconds):
+            await self._bell.wait()
 
     def _report(self, listener: Listener) -> None:
         if listener.hears:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
+import anyio
+
 from stream_server.journal.connection import connect, disconnect, errors_mapped
 
 CHANNEL = "stream_server"
@@ -48,11 +50,9 @@ class Listener:
                 connection.add_termination_listener(listener._lose)
                 await connection.add_listener(CHANNEL, listener._hear)
                 await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, listener._token)
-                try:
-                    await asyncio.wait_for(listener._canary.wait(), CANARY_TIMEOUT)
+                with anyio.move_on_after(CANARY_TIMEOUT):
+                    await listener._canary.wait()
                     listener.hears = True
-                except asyncio.TimeoutError:
-                    listener.hears = False
             yield listener
         finally:
             connection.remove_termination_listener(listener._lose)

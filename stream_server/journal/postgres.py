@@ -9,7 +9,6 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -53,9 +52,6 @@ class Standing(NamedTuple):
     pruned_to: int | None
     """The youngest transaction of which rows were deleted."""
 
-    running_since: datetime
-    """When this PostgreSQL server was started."""
-
 
 class Batch(NamedTuple):
     """What one read returns."""
@@ -64,7 +60,11 @@ class Batch(NamedTuple):
     """In the order of `seq`."""
 
     cursor: Cursor
-    """Where the next read goes on."""
+    """Where the next read goes on: it claims nothing of transactions younger than the newest row. A crash may forget
+    those that were rolled back, and give their numbers to others."""
+
+    seen: Cursor
+    """The whole snapshot that the read was made with."""
 
     losses: int
     """How often the triggers could not write something down, since the journal was installed."""
@@ -99,15 +99,17 @@ class Reader:
         with errors_mapped():
             row = await self._connection.fetchrow(self._queries["journal_now"])
         assert row is not None, "queries_for has found this row"
-        cursor = Cursor.from_snapshot(row["epoch"], row["snapshot"])
-        return Standing(cursor, row["pruned_to"], row["running_since"])
+        cursor = Cursor.from_snapshot(row["epoch"], row["snapshot"]).up_to(row["newest"] or 1)
+        return Standing(cursor, row["pruned_to"])
 
     async def after(self, cursor: Cursor) -> Batch:
         """Return what a cursor has not seen."""
         with errors_mapped():
             rows = await self._connection.fetch(self._queries["journal_after"], cursor.snapshot)
         transitions = [_transition(row) for row in rows if row["id"] is not None]
-        return Batch(transitions, Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"]), rows[0]["losses"])
+        newest = max((one.txid for one in transitions), default=0)
+        seen = Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
+        return Batch(transitions, seen.up_to(max(newest, cursor.xmax - 1)), seen, rows[0]["losses"])
 
     async def put_back(self) -> int:
         """Put back the triggers that are missing, and return how many were.
@@ -166,7 +168,7 @@ class Runs:
             versions = Counter(row["dag_version_id"] for row in rows if row["dag_version_id"])
             if versions:
                 run.graph = await self._graph(connection, queries, versions.most_common(1)[0][0])
-        return run, Cursor.from_snapshot(rows[0]["epoch"], rows[0]["snapshot"])
+        return run, Cursor.from_snapshot(rows[0]["epoch"], rows[0]["snapshot"]).up_to(rows[0]["newest"] or 1)
 
     async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
         """Read what tasks of a run have returned. Errors as for `run_state`, without `RunNotFound`."""

@@ -1,10 +1,12 @@
 -- What `stream-server serve` asks. Each block begins with its name; {airflow} is the schema of Airflow's tables, quoted.
 
 -- journal_now --
--- Where the journal stands: the cursor of a reader that wants only what comes from now on, the youngest transaction of
--- which rows were deleted, and since when the server runs.
-SELECT epoch, pg_current_snapshot()::text AS snapshot, pruned_to::text::bigint AS pruned_to,
-       pg_postmaster_start_time() AS running_since
+-- Where the journal stands: for the cursor of a reader that wants only what comes from now on, and the youngest
+-- transaction of which rows were deleted.
+SELECT epoch, pg_current_snapshot()::text AS snapshot,
+       greatest(pruned_to::text::bigint, (SELECT txid::text::bigint FROM stream_server.journal
+                                          ORDER BY txid DESC LIMIT 1)) AS newest,
+       pruned_to::text::bigint AS pruned_to
 FROM stream_server.meta
 
 -- journal_after --
@@ -28,6 +30,8 @@ ORDER BY j.id
 -- snapshot sees them. One row for each task instance, and one row with an empty task_id where there is none.
 -- A cleared task's old XCom stays until its next try has begun, hence the comparison of times.
 SELECT m.epoch, pg_current_snapshot()::text AS snapshot,
+       greatest(m.pruned_to::text::bigint, (SELECT txid::text::bigint FROM stream_server.journal
+                                            ORDER BY txid DESC LIMIT 1)) AS newest,
        r.state AS run_state, r.queued_at AS run_queued_at, r.start_date AS run_start_date,
        r.end_date AS run_end_date, r.clear_number,
        t.task_id, t.map_index, t.try_number, t.state, t.start_date, t.end_date, t.dag_version_id,

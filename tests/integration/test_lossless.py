@@ -1,0 +1,138 @@
+"""Nothing is lost, doubled or out of order, whatever happens to transactions, tails and PostgreSQL.
+
+`STREAM_SERVER_SEED` plays the schedule of a seed again, `make check-lossless` plays a long one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+
+from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.journal.install import install
+from support.lossless import CLUSTER, SCHEDULES
+from support.lossless_clients import Clients
+from support.lossless_tails import TaskTail, quick
+from support.lossless_writers import connect_at_last, prepare_field, read_journal
+from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
+from support.waiting import eventually_async
+
+SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[EmbeddedPostgres]:
+    """A server that prepares transactions, and writes its log to disk for commits only."""
+    with running_postgres({**CLUSTER, "wal_writer_delay": "10s"}) as server:
+        yield server
+
+
+@pytest.fixture
+async def database(cluster: EmbeddedPostgres) -> AsyncIterator[str]:
+    name = create_database_from_airflow_template(cluster)
+    await install(cluster.url(name), "public", lock_timeout=5, attempts=1)
+    yield cluster.url(name)
+    drop_database(cluster, name)
+
+
+@pytest.mark.parametrize("readers", SCHEDULES)
+async def test_every_committed_row_comes_exactly_once(cluster: EmbeddedPostgres, database: str, readers: str) -> None:
+    seed = os.environ.get("STREAM_SERVER_SEED") or secrets.token_hex(4)
+    print(f"STREAM_SERVER_SEED={seed}")  # noqa: T201 # shown where the test fails
+    outcome = await SCHEDULES[readers](cluster, database, seed, SECONDS)
+    assert outcome.verdict.misses == [], outcome.as_json()
+    assert outcome.figures["rows"] > 0
+    assert outcome.figures["committed out of order"] > 0, "the schedule must provoke what the cursor is for"
+
+
+UPDATE = "UPDATE task_instance SET try_number = try_number + 1 WHERE map_index = $1"
+
+
+async def roll_back(database: str) -> int:
+    """Roll some transactions back, of which a crash will know nothing, and return the number of the last."""
+    connection = await asyncpg.connect(database)
+    for map_index in range(5):
+        await connection.execute("BEGIN")
+        number: int = await connection.fetchval("SELECT pg_current_xact_id()::text::bigint")
+        await connection.execute(UPDATE, map_index)
+        await connection.execute("ROLLBACK")
+    connection.terminate()
+    return number
+
+
+async def crash_and_write(cluster: EmbeddedPostgres, database: str, what: str) -> None:
+    """Kill PostgreSQL, or one of its backends, at which it throws all others out and recovers; then write."""
+    if what == "PostgreSQL":
+        await asyncio.to_thread(cluster.kill)
+        await asyncio.to_thread(cluster.start)
+    else:
+        victim = await asyncpg.connect(database)
+        os.kill(await victim.fetchval("SELECT pg_backend_pid()"), signal.SIGKILL)
+        await eventually_async(victim.is_closed, what="the backend is gone")
+    connection = await connect_at_last(database)
+    for number in range(50):
+        await connection.execute(UPDATE, number % 10)
+    await connection.close()
+
+
+@pytest.mark.parametrize("what", ["PostgreSQL", "a backend"])
+async def test_numbers_given_out_again_after_a_crash_lose_nothing(
+    cluster: EmbeddedPostgres, database: str, what: str
+) -> None:
+    """A crash forgets transactions that were rolled back after the last commit; their numbers come again."""
+    field = await prepare_field(database, runs=1, instances=10)
+    tail = TaskTail(database, "tail")
+    with quick():
+        await tail.start()
+        try:
+            await eventually_async(lambda: tail.line.reads, what="the tail follows")
+            forgotten = await roll_back(database)
+            reads = tail.line.reads
+            await eventually_async(lambda: tail.line.reads > reads + 1, what="the tail has looked again")
+            await tail.stop()
+            await crash_and_write(cluster, database, what)
+            tail.go_on()
+            journal = await read_journal(database, field)
+            assert journal[0].txid <= forgotten, "the numbers came again"
+            await eventually_async(lambda: tail.line.complete(journal), what="every row has come")
+        finally:
+            await tail.stop()
+
+
+@pytest.mark.parametrize("what", ["PostgreSQL", "a backend"])
+async def test_numbers_given_out_again_reach_who_came_before(
+    cluster: EmbeddedPostgres, database: str, what: str
+) -> None:
+    """The state of a run was read after the transactions that the crash forgets."""
+    field = await prepare_field(database, runs=1, instances=10)
+    forgotten = await roll_back(database)
+    clients = Clients(database)
+    try:
+        await clients.start([field.runs[0]])
+        await crash_and_write(cluster, database, what)
+        journal = await read_journal(database, field)
+        assert journal[0].txid <= forgotten, "the numbers came again"
+        (line,) = clients.lines
+        await eventually_async(lambda: line.complete(journal), 20, what="every row has come")
+        clients.check()
+    finally:
+        await clients.stop()
+
+
+async def test_a_tail_stops_when_told_to_while_the_doorbell_rings(database: str) -> None:
+    for turns in range(8):
+        tail = TaskTail(database, f"tail after {turns} turns of the loop")
+        await tail.start()
+        try:
+            await eventually_async(lambda: tail.line.reads, what="the tail follows")  # noqa: B023 # called at once
+            tail.ring()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        finally:
+            await tail.stop()

@@ -1,0 +1,265 @@
+"""Many writers, all kinds of faults, and tails and clients that must be told every committed row exactly once.
+
+As a script, for longer runs: `python -m support.lossless --seconds 120 [--seed SEED]`. Its last line is JSON: figures,
+seed and misses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from stream_server.demo.postgres import EmbeddedPostgres, StopMode
+from stream_server.journal.install import install
+from support.lossless_clients import Clients
+from support.lossless_ledger import Ledger, Line, Verdict, judge
+from support.lossless_tails import ProcessTail, TaskTail, quick
+from support.lossless_writers import Field, Writer, connect_at_last, prepare_field, read_journal
+from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
+from support.waiting import eventually_async
+
+CLUSTER = {"max_prepared_transactions": "64", "deadlock_timeout": "100ms"}
+WRITERS = 12
+CATCH_UP_SECONDS = 20.0
+
+
+@dataclass
+class Outcome:
+    """How a schedule went."""
+
+    seed: str
+    verdict: Verdict
+    figures: dict[str, Any]
+
+    def as_json(self) -> str:
+        return json.dumps({**self.figures, "seed": self.seed, "misses": self.verdict.misses})
+
+
+class Saboteur:
+    """Does harm, seeded: every fault once in each round, in random order."""
+
+    def __init__(self, postgres: EmbeddedPostgres, url: str, seed: str) -> None:
+        self._postgres = postgres
+        self._url = postgres.url(url.rpartition("/")[2], "postgres")
+        self._random = random.Random(f"{seed}/saboteur")
+        self.faults: Counter[str] = Counter()
+        self.deck: dict[str, Callable[[], Awaitable[None]]] = {
+            "terminate one of our backends": lambda: self._terminate(1),
+            "terminate all of our backends": lambda: self._terminate(100),
+            "kill -9 a backend": self._crash,
+            "restart PostgreSQL, fast": lambda: self._restart("fast"),
+            "restart PostgreSQL, immediate": lambda: self._restart("immediate"),
+            "restart PostgreSQL, kill -9": lambda: self._restart(None),
+        }
+
+    async def run(self, seconds: float) -> None:
+        """Do harm for so long, and at least once all there is."""
+        ends = time.monotonic() + seconds
+        while True:
+            for fault in self._random.sample(sorted(self.deck), len(self.deck)):
+                await asyncio.sleep(self._random.uniform(0.05, 1.0))
+                await self.deck[fault]()
+                self.faults[fault] += 1
+            if time.monotonic() > ends:
+                return
+
+    def add_process(self, tail: ProcessTail) -> None:
+        async def pause() -> None:
+            tail.pause()
+            await asyncio.sleep(self._random.uniform(0.1, 1.0))
+            tail.resume()
+
+        self.deck["pause a tail"] = pause
+        self.deck["kill -9 a tail"] = lambda: self._start_again(tail)
+
+    def add_task(self, tail: TaskTail) -> None:
+        self.deck["cancel a tail"] = lambda: self._start_again(tail)
+
+    async def _start_again(self, tail: ProcessTail | TaskTail) -> None:
+        tail.check()
+        await tail.stop()
+        await asyncio.sleep(self._random.uniform(0.0, 0.3))
+        await tail.start()
+
+    async def _restart(self, mode: StopMode | None) -> None:
+        if mode is None:
+            await asyncio.to_thread(self._postgres.kill)
+        else:
+            await asyncio.to_thread(self._postgres.stop, mode)
+        await asyncio.sleep(self._random.choice((0.0, 0.0, 0.2, 1.0)))
+        await asyncio.to_thread(self._postgres.start)
+
+    async def _terminate(self, count: int) -> None:
+        async with self._session() as session:
+            pids = [
+                row["pid"]
+                for row in await session.fetch(
+                    "SELECT pid FROM pg_stat_activity"
+                    " WHERE application_name = 'stream_server' AND datname = current_database() ORDER BY pid"
+                )
+            ]
+            for pid in self._random.sample(pids, min(count, len(pids))):
+                await session.execute("SELECT pg_terminate_backend($1)", pid)
+
+    async def _crash(self) -> None:
+        """Kill one backend, at which PostgreSQL throws all of them out and recovers."""
+        async with self._session() as session:
+            pid = await session.fetchval("SELECT pg_backend_pid()")
+            os.kill(pid, signal.SIGKILL)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        session = await connect_at_last(self._url)
+        try:
+            yield session
+        finally:
+            session.terminate()
+
+
+async def run_tails(postgres: EmbeddedPostgres, url: str, seed: str, seconds: float) -> Outcome:
+    """Have tails follow the journal through all faults."""
+    field = await prepare_field(url, runs=4, instances=60)
+    cancelled, process = TaskTail(url, "cancelled tail"), ProcessTail(url, "tail in a process")
+    tails: list[TaskTail | ProcessTail] = [
+        TaskTail(url, "steady tail"),
+        TaskTail(url, "tail hard of hearing", random.Random(f"{seed}/ears")),
+        cancelled,
+        process,
+    ]
+    lines = [tail.line for tail in tails]
+    saboteur = Saboteur(postgres, url, seed)
+    saboteur.add_task(cancelled)
+    saboteur.add_process(process)
+
+    def check() -> None:
+        for tail in tails:
+            tail.check()
+
+    with quick():
+        try:
+            for tail in tails:
+                await tail.start()
+            await eventually_async(lambda: all(line.cursor for line in lines), 30, "every tail has begun")
+            return await _play(url, field, seed, seconds, saboteur, lines, check)
+        finally:
+            for tail in tails:
+                await tail.stop()
+
+
+async def run_clients(postgres: EmbeddedPostgres, url: str, seed: str, seconds: float) -> Outcome:
+    """Have clients watch runs through all that can happen to PostgreSQL."""
+    field = await prepare_field(url, runs=4, instances=60)
+    clients = Clients(url)
+    try:
+        await clients.start([*field.runs, *field.runs])
+        before = clients.megabytes
+        outcome = await _play(url, field, seed, seconds, Saboteur(postgres, url, seed), clients.lines, clients.check)
+        outcome.figures["server's megabytes"] = [round(before, 1), round(clients.megabytes, 1)]
+        return outcome
+    finally:
+        await clients.stop()
+
+
+async def _play(
+    url: str,
+    field: Field,
+    seed: str,
+    seconds: float,
+    saboteur: Saboteur,
+    lines: list[Line],
+    check: Callable[[], None],
+) -> Outcome:
+    """Write and do harm, then wait for the readers, and judge.
+
+    Args:
+        check: Raises what has ended a reader.
+    """
+    ledger = Ledger()
+    began = time.monotonic()
+    stop = asyncio.Event()
+    writers = [
+        asyncio.create_task(Writer(url, field, ledger, f"writer_{number}", seed).run(stop)) for number in range(WRITERS)
+    ]
+    try:
+        harm = asyncio.create_task(saboteur.run(seconds))
+        writers.append(harm)
+        await asyncio.wait(writers, return_when=asyncio.FIRST_COMPLETED)
+        stop.set()
+        await asyncio.wait_for(asyncio.gather(*writers), 60 + seconds)
+    finally:
+        for writer in writers:
+            writer.cancel()
+        await asyncio.gather(*writers, return_exceptions=True)
+    written = time.monotonic() - began
+    journal = await read_journal(url, field)
+    # What has not come by then is told by the judge.
+    with suppress(AssertionError):
+        await eventually_async(lambda: all(line.complete(journal) for line in lines), CATCH_UP_SECONDS)
+    caught = time.monotonic() - began - written
+    check()
+    verdict = judge(ledger, journal, lines)
+    fates = Counter(one.fate.value for one in ledger.transactions)
+    figures = {
+        "rows": len(journal),
+        "transactions": len(ledger.transactions),
+        **fates,
+        "committed out of order": ledger.out_of_order,
+        **ledger.counts,
+        "faults": dict(saboteur.faults),
+        "told": {line.name: len(line.rows) for line in lines},
+        "told to begin anew": {line.name: Counter(one.why for one in line.restarts) for line in lines if line.restarts},
+        "rows excused by that": verdict.excused,
+        "seconds": round(written, 1),
+        "seconds to catch up": round(caught, 2),
+    }
+    return Outcome(seed, verdict, figures)
+
+
+SCHEDULES = {"tails": run_tails, "clients": run_clients}
+
+
+async def _run_one(postgres: EmbeddedPostgres, name: str, seed: str, seconds: float) -> Outcome:
+    database = create_database_from_airflow_template(postgres)
+    url = postgres.url(database)
+    try:
+        await install(url, "public", lock_timeout=5, attempts=1)
+        return await SCHEDULES[name](postgres, url, seed, seconds)
+    finally:
+        drop_database(postgres, database)
+
+
+def main() -> int:
+    """Run for a while; the exit status tells whether anything was missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--seed", default=secrets.token_hex(4))
+    parser.add_argument("--only", choices=SCHEDULES, help="one of the schedules; by default each, half of the time")
+    arguments = parser.parse_args()
+    names = [arguments.only] if arguments.only else list(SCHEDULES)
+    told: dict[str, Any] = {"seed": arguments.seed}
+    misses = []
+    with running_postgres(CLUSTER) as postgres:
+        for name in names:
+            outcome = asyncio.run(_run_one(postgres, name, arguments.seed, arguments.seconds / len(names)))
+            told[name] = outcome.figures
+            misses += [f"{name}: {miss}" for miss in outcome.verdict.misses]
+    print(json.dumps({**told, "misses": misses}))  # noqa: T201
+    return 1 if misses else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""What was written, what was told of it, and whether the two agree."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from stream_server.cursor import Cursor
+from stream_server.transition import Kind, Transition
+
+Place = tuple[str, int]
+"""A task instance: its run, and its map index."""
+
+Token = tuple[Place, int]
+"""One change of a task instance: every UPDATE of the schedule sets a try number of its own."""
+
+
+class Row(NamedTuple):
+    """A transition, as far as it is judged."""
+
+    seq: int
+    run_id: str
+    map_index: int
+    try_number: int
+    state: str | None
+    previous_state: str | None
+
+    @property
+    def place(self) -> Place:
+        return self.run_id, self.map_index
+
+    @property
+    def token(self) -> Token:
+        return self.place, self.try_number
+
+
+def row_of(transition: Transition) -> Row | None:
+    """Return what is judged of a transition; nothing of those that are no task's."""
+    if transition.kind is not Kind.TASK:
+        return None
+    assert transition.map_index is not None
+    assert transition.try_number is not None
+    return Row(
+        transition.seq,
+        transition.run_id,
+        transition.map_index,
+        transition.try_number,
+        transition.state,
+        transition.previous_state,
+    )
+
+
+class Written(NamedTuple):
+    """A row of the journal."""
+
+    row: Row
+    txid: int
+
+
+class Fate(Enum):
+    """How a transaction ended."""
+
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled back"
+    IN_DOUBT = "in doubt"
+    """The connection was lost while PostgreSQL was being told to commit."""
+
+
+@dataclass(eq=False)
+class Transaction:
+    """One transaction of a writer, as the writer knows it."""
+
+    began: float
+    """When its BEGIN was about to be sent (`time.monotonic`)."""
+
+    ended: float = math.inf
+    """When its COMMIT had been acknowledged."""
+
+    fate: Fate = Fate.ROLLED_BACK
+    txid: int = 0
+    tokens: list[Token] = field(default_factory=list)
+
+    def committed(self) -> None:
+        self.fate, self.ended = Fate.COMMITTED, time.monotonic()
+
+
+class Ledger:
+    """All transactions of all writers."""
+
+    def __init__(self) -> None:
+        self.transactions: list[Transaction] = []
+        self.counts: Counter[str] = Counter()
+        """What happened in the schedule, for the figures."""
+
+        self._numbers = itertools.count(1)
+
+    def begin(self) -> Transaction:
+        transaction = Transaction(began=time.monotonic())
+        self.transactions.append(transaction)
+        return transaction
+
+    def next_number(self) -> int:
+        """Return a try number that nobody else has."""
+        return next(self._numbers)
+
+    @property
+    def out_of_order(self) -> int:
+        """How many transactions were committed after one with a higher id."""
+        committed = sorted((one for one in self.transactions if one.fate is Fate.COMMITTED), key=lambda one: one.ended)
+        highest = itertools.accumulate((one.txid for one in committed), max, initial=0)
+        return sum(one.txid < before for one, before in zip(committed, highest, strict=False))
+
+
+class Restart(NamedTuple):
+    """A reader was told to forget everything, and to look for itself."""
+
+    after: int
+    """How many rows it had been told."""
+
+    before: Cursor | None
+    """Where it stood."""
+
+    cursor: Cursor
+    """Where it went on."""
+
+    why: str
+
+    newest: int
+    """Highest identity that it had been told."""
+
+    def excuses(self, one: Written) -> bool:
+        """Whether a row lies between: numbers of transactions may come again after a crash, identities do not."""
+        told = self.before is not None and self.before.saw(one.txid) and one.row.seq <= self.newest
+        return self.cursor.saw(one.txid) and not told
+
+
+class Line:
+    """All that one reader was told, over all its restarts.
+
+    Args:
+        name: For messages.
+        run_id: The only run that it follows, or `None` for all.
+    """
+
+    def __init__(self, name: str, run_id: str | None = None) -> None:
+        self.name = name
+        self.run_id = run_id
+        self.rows: list[Row] = []
+        self.cursor: Cursor | None = None
+        """Where the reader stands."""
+
+        self.reads = 0
+        """How often it was told something, if only that there is nothing new."""
+
+        self.restarts: list[Restart] = []
+
+    def add(self, rows: Iterable[Row], cursor: Cursor) -> None:
+        self.rows.extend(rows)
+        self.reads += 1
+        self.cursor = cursor
+
+    def begin_anew(self, cursor: Cursor, reason: str) -> None:
+        newest = max((row.seq for row in self.rows), default=0)
+        self.restarts.append(Restart(len(self.rows), self.cursor, cursor, reason, newest))
+        self.cursor = cursor
+
+    def due(self, journal: Sequence[Written]) -> list[Written]:
+        """Return all that the reader follows."""
+        return [one for one in journal if self.run_id in {None, one.row.run_id}]
+
+    def missing(self, journal: Sequence[Written]) -> list[Written]:
+        """Return what the reader was not told."""
+        told = {row.seq for row in self.rows}
+        return [one for one in self.due(journal) if one.row.seq not in told]
+
+    def excuses(self, one: Written) -> bool:
+        """Whether the reader has seen a row by looking for itself."""
+        return any(restart.excuses(one) for restart in self.restarts)
+
+    def complete(self, journal: Sequence[Written]) -> bool:
+        return all(map(self.excuses, self.missing(journal)))
+
+
+@dataclass
+class Verdict:
+    """What is wrong, in words, and how much of it was excused."""
+
+    misses: list[str] = field(default_factory=list)
+    excused: int = 0
+    """Rows that a reader was not told, but had seen when it was told to look for itself."""
+
+
+def judge(ledger: Ledger, journal: Sequence[Written], lines: Sequence[Line]) -> Verdict:
+    """Compare what was written with the journal, and the journal with what each reader was told."""
+    verdict = Verdict()
+    writers = {token: one for one in ledger.transactions for token in one.tokens}
+    verdict.misses += _judge_journal(ledger, [one.row for one in journal], writers)
+    for line in lines:
+        verdict.misses += [f"{line.name}: {miss}" for miss in _judge_order(line, writers)]
+        verdict.misses += [f"{line.name}: {miss}" for miss in _judge_content(line, journal)]
+        verdict.misses += [f"{line.name}: {miss}" for miss in _judge_chains(line)]
+        verdict.excused += sum(map(line.excuses, line.missing(journal)))
+    return verdict
+
+
+def _judge_journal(ledger: Ledger, journal: Sequence[Row], writers: dict[Token, Transaction]) -> list[str]:
+    misses = []
+    written = Counter(row.token for row in journal)
+    for token, count in written.items():
+        if count > 1:
+            misses.append(f"the journal has {token} {count} times")
+        if token not in writers:
+            misses.append(f"the journal has {token}, which was rolled back to a savepoint or never written")
+    for one in ledger.transactions:
+        there = sum(token in written for token in one.tokens)
+        allowed = {
+            Fate.COMMITTED: {len(one.tokens)},
+            Fate.ROLLED_BACK: {0},
+            Fate.IN_DOUBT: {0, len(one.tokens)},
+        }[one.fate]
+        if there not in allowed:
+            misses.append(
+                f"the journal has {there} of {len(one.tokens)} rows of transaction {one.txid}, {one.fate.value}"
+            )
+    return misses
+
+
+def _judge_order(line: Line, writers: dict[Token, Transaction]) -> list[str]:
+    """No row precedes one that was committed before it began."""
+    misses = []
+    soonest, earlier = math.inf, None
+    for row in reversed(line.rows):
+        transaction = writers.get(row.token)
+        if transaction is None:
+            continue
+        if soonest < transaction.began:
+            misses.append(f"{row} precedes {earlier}, which was committed before it began")
+        if transaction.ended < soonest:
+            soonest, earlier = transaction.ended, row
+    return misses
+
+
+def _judge_content(line: Line, journal: Sequence[Written]) -> list[str]:
+    """The line has every row exactly once, and no other."""
+    misses = []
+    told = Counter(row.seq for row in line.rows)
+    if twice := [seq for seq, count in told.items() if count > 1]:
+        misses.append(f"{len(twice)} rows came twice or more, among them {twice[:5]}")
+    known = {one.row for one in line.due(journal)}
+    if unknown := [row for row in line.rows if row not in known]:
+        misses.append(f"{len(unknown)} rows are not in the journal, among them {unknown[:5]}")
+    if lost := [one for one in line.missing(journal) if not line.excuses(one)]:
+        misses.append(f"{len(lost)} of {len(known)} rows are missing, among them {lost[:5]}")
+    return misses
+
+
+def _judge_chains(line: Line) -> list[str]:
+    """Each task instance's transitions come in their order, each from the state that the one before led to."""
+    misses = []
+    breaks = [restart.after for restart in line.restarts]
+    last: dict[Place, tuple[int, Row]] = {}
+    broken: dict[Place, int] = defaultdict(int)
+    for place, row in enumerate(line.rows):
+        if row.place in last:
+            at, before = last[row.place]
+            gap = any(at < count <= place for count in breaks)
+            if row.seq < before.seq or (row.previous_state != before.state and not gap):
+                broken[row.place] += 1
+        last[row.place] = place, row
+    if broken:
+        misses.append(f"{sum(broken.values())} breaks in the chains of {len(broken)} task instances")
+    return misses

@@ -1,0 +1,201 @@
+"""Real tails, each with a double of the hub that writes down what it is told; one of them is a process of its own.
+
+Run as a script, `python -m support.lossless_tails URL [CURSOR]`, it is that process: it follows the journal and writes
+a line of JSON to standard output for each batch, [why, cursor, rows].
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+from unittest.mock import patch
+
+import stream_server.tail
+from stream_server.cursor import Cursor
+from stream_server.hub import Hub
+from stream_server.tail import Tail
+from stream_server.transition import Transition
+from support.lossless_ledger import Line, Row, row_of
+
+POLL_SECONDS = 0.2
+CHECK_SECONDS = 1.0
+# As long as the server's own, tails would see few of the faults of a short schedule.
+BACKOFF_SECONDS = (0.05, 0.5)
+STOP_SECONDS = 10.0
+PIPE_BYTES = 2**26
+TESTS = Path(__file__).resolve().parents[1]
+
+Told = Callable[[str, Cursor, list[Row]], None]
+
+
+class HubDouble:
+    """What a tail calls of a hub."""
+
+    def __init__(self, told: Told) -> None:
+        self._told = told
+
+    def begin(self, cursor: Cursor) -> None:
+        self._told("begin", cursor, [])
+
+    def begin_anew(self, cursor: Cursor, reason: str = "journal_changed") -> None:
+        self._told(reason, cursor, [])
+
+    def dispatch(self, transitions: Sequence[Transition], cursor: Cursor) -> None:
+        self._told("", cursor, [row for row in map(row_of, transitions) if row is not None])
+
+
+class HardOfHearing(asyncio.Event):
+    """A doorbell that is heard at random."""
+
+    def __init__(self, dice: random.Random) -> None:
+        super().__init__()
+        self._dice = dice
+
+    def set(self) -> None:
+        if self._dice.random() < 0.5:
+            super().set()
+
+
+def make_tail(url: str, told: Told, cursor: Cursor | None) -> Tail:
+    """Make a tail that goes on from a cursor."""
+    tail = Tail(url, cast("Hub", HubDouble(told)), poll_interval=POLL_SECONDS, check_interval=CHECK_SECONDS)
+    tail._cursor = cursor
+    return tail
+
+
+def tell(line: Line, why: str, cursor: Cursor, rows: list[Row]) -> None:
+    """Write down what a tail has handed on."""
+    if why not in {"", "begin"}:
+        line.begin_anew(cursor, why)
+    else:
+        line.add(rows, cursor)
+
+
+class TaskTail:
+    """A tail in this process, which can be cancelled and started again."""
+
+    def __init__(self, url: str, name: str, dice: random.Random | None = None) -> None:
+        self.line = Line(name)
+        self._url = url
+        self._dice = dice
+        self._tail: Tail | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start one that knows nothing but the last cursor."""
+        line = self.line
+        self._tail = make_tail(self._url, lambda *told: tell(line, *told), line.cursor)
+        if self._dice is not None:
+            self._tail._bell = HardOfHearing(self._dice)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Start the same one again, as after a long wait for PostgreSQL."""
+        assert self._tail is not None
+        self._task = asyncio.create_task(self._tail.run(), name=self.line.name)
+
+    def ring(self) -> None:
+        """Do what the listener does when it hears the doorbell."""
+        assert self._tail is not None
+        self._tail._bell.set()
+
+    async def stop(self) -> None:
+        """Cancel it, as the server does when it stops.
+
+        Raises:
+            AssertionError: It goes on regardless.
+        """
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.wait({self._task}, timeout=STOP_SECONDS)
+        obeyed = self._task.done()
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=1.0)
+        assert obeyed, f"{self.line.name} was cancelled, and went on"
+
+    def check(self) -> None:
+        """Raise what has ended the tail, if anything has."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+
+class ProcessTail:
+    """A tail in a process of its own, which can be paused and killed."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.line = Line(name)
+        self._url = url
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        self._stopping = False
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "support.lossless_tails", self._url),
+            *([str(self.line.cursor)] if self.line.cursor else []),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            limit=PIPE_BYTES,
+        )
+        self._reading = asyncio.create_task(self._read(self._process), name=self.line.name)
+
+    async def stop(self) -> None:
+        """Kill it, whatever it does, and read what it had still to say."""
+        if self._process is None or self._reading is None:
+            return
+        self._stopping = True
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await self._reading
+
+    def pause(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def check(self) -> None:
+        """Raise what has ended the tail, if anything but us has."""
+        if self._reading is not None and self._reading.done():
+            self._reading.result()
+            assert self._stopping, f"{self.line.name} ended with {self._process and self._process.returncode}"
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while (text := await process.stdout.readline()).endswith(b"\n"):
+            why, cursor, rows = json.loads(text)
+            tell(self.line, why, Cursor.parse(cursor), [Row(*row) for row in rows])
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Let tails connect again sooner."""
+    with patch.object(stream_server.tail, "BACKOFF_SECONDS", BACKOFF_SECONDS):
+        yield
+
+
+def _print(why: str, cursor: Cursor, rows: list[Row]) -> None:
+    # In one piece: a line that lacks its end, when we are killed, has not been said.
+    sys.stdout.write(json.dumps([why, str(cursor), rows]) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    url, *rest = sys.argv[1:]
+    with quick():
+        asyncio.run(make_tail(url, _print, Cursor.parse(rest[0]) if rest else None).run())

@@ -1,0 +1,244 @@
+"""Writers that do to Airflow's tables all that PostgreSQL allows, in transactions that follow a seeded schedule."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import asyncpg
+
+from stream_server.run_state import RunKey
+from support.airflow_sql import AirflowSql
+from support.lossless_ledger import Fate, Ledger, Row, Token, Transaction, Written
+
+DAG_ID = "lossless"
+TASK_ID = "work"
+STATES = ("scheduled", "queued", "running", "deferred", "up_for_retry", "success", "failed", "restarting")
+HOLDS = (0.0,) * 20 + (0.002, 0.01, 0.03, 0.1, 0.3)
+"""Seconds for which a transaction stays open before its next step."""
+
+LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncio.TimeoutError,
+    OSError,
+)
+REFUSED = (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
+
+# Whether a transaction rings is for its writer to say. The functions ring through ours, which may be silent.
+MUFFLE = """
+CREATE FUNCTION stream_server.muffled_notify(channel text, payload text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('lossless.silent', true) IS DISTINCT FROM 'on' THEN
+        PERFORM pg_catalog.pg_notify(channel, payload);
+    END IF;
+END $$;
+DO $$
+DECLARE
+    ringing regprocedure;
+BEGIN
+    FOR ringing IN
+        SELECT oid FROM pg_proc WHERE pronamespace = 'stream_server'::regnamespace
+        AND prosrc ~ 'PERFORM pg_notify' AND proname <> 'muffled_notify'
+    LOOP
+        EXECUTE replace(pg_get_functiondef(ringing), 'PERFORM pg_notify', 'PERFORM stream_server.muffled_notify');
+    END LOOP;
+    ASSERT FOUND, 'no function rings the doorbell';
+END $$;
+"""
+
+
+@dataclass(frozen=True)
+class Field:
+    """What the writers work on."""
+
+    runs: Sequence[RunKey]
+    instances: int
+    """Task instances of each run."""
+
+    first_seq: int
+    """Identity of the last row of the journal that is not theirs."""
+
+
+async def prepare_field(url: str, runs: int, instances: int) -> Field:
+    """Write some runs of one mapped task, and let the triggers ring through `muffled_notify`."""
+    async with AirflowSql.open(url) as airflow:
+        version = await airflow.add_dag(DAG_ID, {TASK_ID: []})
+        keys = [RunKey(DAG_ID, f"run_{number}") for number in range(runs)]
+        for key in keys:
+            await airflow.trigger(key, version, [TASK_ID])
+            await airflow.expand(key, version, TASK_ID, instances)
+            await airflow.set_run(key, "running")
+        await airflow.connection.execute(MUFFLE)
+        first = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
+    return Field(keys, instances, first)
+
+
+async def read_journal(url: str, field: Field) -> list[Written]:
+    """Return all that the writers have committed."""
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch(
+            "SELECT txid::text::bigint, id, run_id, map_index, try_number, state, previous_state"
+            " FROM stream_server.journal WHERE kind = 'task' AND id > $1 ORDER BY id",
+            field.first_seq,
+        )
+    finally:
+        await connection.close()
+    return [Written(Row(*row), txid) for txid, *row in rows]
+
+
+async def connect_at_last(url: str, within: float = 30.0) -> asyncpg.Connection[asyncpg.Record]:
+    """Connect as soon as PostgreSQL lets us."""
+
+    async def connect() -> asyncpg.Connection[asyncpg.Record]:
+        while True:
+            try:
+                return await asyncpg.connect(url, timeout=5)
+            except LOST:
+                await asyncio.sleep(0.02)
+
+    return await asyncio.wait_for(connect(), within)
+
+
+class Writer:
+    """One session of Airflow's after another: when its connection is lost it opens the next.
+
+    The short waits are part of the schedule: they are what makes transactions overlap.
+    """
+
+    def __init__(self, url: str, field: Field, ledger: Ledger, name: str, seed: str) -> None:
+        self._url = url
+        self._field = field
+        self._ledger = ledger
+        self._name = name
+        self._random = random.Random(f"{seed}/{name}")
+        self._unsettled: list[tuple[str, bool]] = []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Write until told to stop, and leave no prepared transaction behind."""
+        while not stop.is_set() or self._unsettled:
+            try:
+                connection = await asyncpg.connect(
+                    self._url,
+                    timeout=5,
+                    command_timeout=20,
+                    server_settings={"application_name": self._name, "lock_timeout": "2s"},
+                )
+            except (*LOST, asyncpg.PostgresError):
+                await asyncio.sleep(0.02)
+                continue
+            try:
+                await self._settle(connection)
+                while not stop.is_set():
+                    await self._transact(connection)
+            except (*LOST, asyncpg.ObjectNotInPrerequisiteStateError):
+                # The latter: the backend of the connection that is gone still works on what it has prepared.
+                self._ledger.counts["connections lost by writers"] += 1
+            finally:
+                connection.terminate()
+
+    async def _settle(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Finish what was prepared on a connection that is gone."""
+        while self._unsettled:
+            gid, commit = self._unsettled[0]
+            with suppress(asyncpg.UndefinedObjectError):
+                await connection.execute(f"{'COMMIT' if commit else 'ROLLBACK'} PREPARED '{gid}'")
+            self._unsettled.pop(0)
+
+    async def _transact(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        one = self._ledger.begin()
+        kind = self._random.choices(("plain", "bulk", "savepoints", "two-phase"), (60, 8, 20, 12))[0]
+        commit = self._random.random() > 0.15
+        try:
+            await connection.execute("BEGIN")
+            one.txid = await connection.fetchval("SELECT pg_current_xact_id()::text::bigint")
+            await self._hold()
+            if self._random.random() < (0.9 if kind == "two-phase" else 0.2):
+                # PostgreSQL prepares no transaction that has rung.
+                await connection.execute("SELECT set_config('lossless.silent', 'on', true)")
+                self._ledger.counts["silent transactions"] += 1
+            await self._write(connection, one, kind)
+            await self._hold()
+            if kind == "two-phase":
+                await self._end_in_two_phases(connection, one, commit=commit)
+            else:
+                await self._end(connection, one, commit=commit)
+        except REFUSED:
+            self._ledger.counts["deadlocks and timed out locks"] += 1
+            await connection.execute("ROLLBACK")
+        self._ledger.counts[kind] += 1
+
+    async def _hold(self) -> None:
+        await asyncio.sleep(self._random.choice(HOLDS))
+
+    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], one: Transaction, kind: str) -> None:
+        if kind == "bulk":
+            count = self._random.randint(self._field.instances // 2, self._field.instances)
+            one.tokens += await self._update(connection, count)
+            return
+        for _ in range(self._random.choice((1, 1, 1, 2, 3))):
+            one.tokens += await self._update(connection, 1)
+            await self._hold()
+        while kind == "savepoints" and self._random.random() < 0.7:
+            await connection.execute("SAVEPOINT here")
+            tokens = await self._update(connection, self._random.choice((1, 1, 4)))
+            await self._hold()
+            if self._random.random() < 0.5:
+                await connection.execute("ROLLBACK TO SAVEPOINT here")
+            else:
+                await connection.execute("RELEASE SAVEPOINT here")
+                one.tokens += tokens
+
+    async def _update(self, connection: asyncpg.Connection[asyncpg.Record], count: int) -> list[Token]:
+        """Change the state of some task instances of a run in one statement, some along with a heartbeat."""
+        run = self._random.choice(self._field.runs)
+        number = self._ledger.next_number()
+        if self._random.random() < 0.1:
+            await connection.execute(
+                "UPDATE task_instance SET last_heartbeat_at = clock_timestamp() WHERE run_id = $1 AND map_index = $2",
+                run.run_id,
+                self._random.randrange(self._field.instances),
+            )
+        rows = await connection.fetch(
+            "UPDATE task_instance SET state = $3::text, try_number = $4, updated_at = clock_timestamp(),"
+            " start_date = CASE WHEN $3::text = 'running' THEN clock_timestamp() ELSE start_date END"
+            " WHERE dag_id = $1 AND run_id = $2 AND map_index = ANY ($5::int[]) RETURNING map_index",
+            *run,
+            self._random.choice(STATES),
+            number,
+            self._random.sample(range(self._field.instances), count),
+        )
+        return [((run.run_id, row["map_index"]), number) for row in rows]
+
+    async def _end(self, connection: asyncpg.Connection[asyncpg.Record], one: Transaction, *, commit: bool) -> None:
+        if not commit:
+            await connection.execute("ROLLBACK")
+            return
+        one.fate = Fate.IN_DOUBT
+        await connection.execute("COMMIT")
+        one.committed()
+
+    async def _end_in_two_phases(
+        self, connection: asyncpg.Connection[asyncpg.Record], one: Transaction, *, commit: bool
+    ) -> None:
+        gid = f"{self._name}_{self._ledger.next_number()}"
+        self._unsettled.append((gid, commit))
+        one.fate = Fate.IN_DOUBT if commit else Fate.ROLLED_BACK
+        try:
+            await connection.execute(f"PREPARE TRANSACTION '{gid}'")
+        except asyncpg.FeatureNotSupportedError:
+            # It has rung, and was rolled back for it.
+            self._unsettled.pop()
+            one.fate = Fate.ROLLED_BACK
+            self._ledger.counts["prepares refused"] += 1
+            return
+        await self._hold()
+        await self._settle(connection)
+        if commit:
+            one.committed()
