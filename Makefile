@@ -27,7 +27,7 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
 demo: $(VENV)/.demo  ## A real Airflow, streamed live in this terminal (ARGS=--once: one run, then stop)
 	@$(BIN)/stream-server demo $(ARGS)
 
-.PHONY: test test-unit test-integration test-airflow test-browser
+.PHONY: test test-unit test-integration test-airflow test-browser test-matrix
 test: $(VENV)/.dev  ## Every test, real PostgreSQL and real Airflow included
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -39,6 +39,9 @@ test-integration: $(VENV)/.dev  ## A real PostgreSQL with Airflow's schema
 
 test-airflow: $(VENV)/.dev  ## A real Airflow that runs real DAGs
 	$(BIN)/python -m pytest tests/airflow $(ARGS)
+
+test-matrix: $(VENV)/.dev  ## Airflow 3.0 to 3.3: upgrades, downgrade, clean and reset with the triggers in place
+	$(BIN)/python -m pytest tests/matrix $(ARGS)
 
 test-browser: $(VENV)/.dev  ## A real Chromium: one on PATH, or Debian's where it may be installed
 	$(BIN)/python -m pytest tests/browser $(ARGS)
@@ -73,3 +76,5 @@ check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; no
 constraints: $(BIN)/uv  ## Resolve the pinned versions anew
 	$(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-header --no-annotate \
 	  --no-emit-index-url --upgrade --output-file constraints.txt pyproject.toml
+	for pins in tests/matrix/constraints/*.in; do $(BIN)/uv pip compile --universal --python-version 3.10 --no-header \
+	  --no-annotate --no-emit-index-url --quiet --upgrade --output-file "$${pins%.in}.txt" "$$pins" || exit 1; done

@@ -220,8 +220,15 @@ def wait_until(
         answer = condition()
         if answer is not None and answer is not False:
             return answer
-        for child in (waiting_for, *needed):
-            child.check()
+        try:
+            for child in (waiting_for, *needed):
+                child.check()
+        except StartError:
+            # It may have done its work, and ended, since it was asked.
+            answer = condition()
+            if answer is not None and answer is not False:
+                return answer
+            raise
         if time.monotonic() > deadline:
             raise StartError(waiting_for.name, f"was not ready within {within:.0f} s", waiting_for.log)
         progress.tick(f"waiting for {waiting_for.name}")

@@ -226,7 +226,7 @@ async def _run(connection: Connection, script: str, lock_timeout: float, attempt
 
 
 async def queries_for(connection: Connection) -> dict[str, str]:
-    """Return the queries as they fit the Airflow in this database.
+    """Return the queries for the Airflow in this database.
 
     Raises:
         JournalMissing: The journal is not installed, or of another version.
@@ -238,7 +238,4 @@ async def queries_for(connection: Connection) -> dict[str, str]:
             raise JournalMissing(
                 f"The journal has version {found}, this program needs {VERSION}; run `stream-server install`"
             )
-        airflow = quote_identifier(meta["airflow_schema"])
-        probe = load_queries(airflow=airflow, dag_result="")["has_dag_result"]
-        has_dag_result = await connection.fetchval(probe)
-        return load_queries(airflow=airflow, dag_result="x.dag_result" if has_dag_result else "NULL::boolean")
+        return load_queries(airflow=quote_identifier(meta["airflow_schema"]))

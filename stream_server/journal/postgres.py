@@ -197,12 +197,7 @@ class Runs:
             async with self._pool.acquire() as connection:
                 if self._queries is None:
                     self._queries = await queries_for(connection)
-                try:
-                    yield connection, self._queries
-                except asyncpg.UndefinedColumnError:
-                    # Airflow was upgraded or downgraded under us; the next call looks anew.
-                    self._queries = None
-                    raise
+                yield connection, self._queries
 
     async def _graph(self, connection: Connection, queries: dict[str, str], version: UUID) -> Graph | None:
         """Return the structure of a DAG version. It does not change once a run refers to it."""

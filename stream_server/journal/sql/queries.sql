@@ -28,7 +28,9 @@ ORDER BY j.id
 -- run_snapshot --
 -- A run ($1 DAG, $2 run), its task instances and which of them have pushed a return value in their current try, as one
 -- snapshot sees them. One row for each task instance, and one row with an empty task_id where there is none.
--- A cleared task's old XCom stays until its next try has begun, hence the comparison of times.
+-- A cleared task's old XCom stays until its next try has begun, hence the comparison of times. Only Airflow 3.3 has
+-- xcom.dag_result: a bare name is looked for in the inner FROM first, then in the outer one, where it is empty. PostgreSQL
+-- looks anew when the table changes, so that an upgrade or downgrade under us needs nothing.
 SELECT m.epoch, pg_current_snapshot()::text AS snapshot,
        greatest(m.pruned_to::text::bigint, (SELECT txid::text::bigint FROM stream_server.journal
                                             ORDER BY txid DESC LIMIT 1)) AS newest,
@@ -37,12 +39,16 @@ SELECT m.epoch, pg_current_snapshot()::text AS snapshot,
        t.task_id, t.map_index, t.try_number, t.state, t.start_date, t.end_date, t.dag_version_id,
        coalesce(t.state = 'success' OR (t.state = 'running' AND x.timestamp >= t.start_date), false)
            AND x.task_id IS NOT NULL AS pushed,
-       {dag_result} AS dag_result
+       x.dag_result
 FROM stream_server.meta AS m
+CROSS JOIN (SELECT NULL::boolean AS dag_result) AS without
 CROSS JOIN {airflow}.dag_run AS r
 LEFT JOIN {airflow}.task_instance AS t ON t.dag_id = r.dag_id AND t.run_id = r.run_id
-LEFT JOIN {airflow}.xcom AS x ON x.dag_run_id = r.id AND x.task_id = t.task_id AND x.map_index = t.map_index
-    AND x.key = 'return_value'
+LEFT JOIN LATERAL (
+    SELECT y.task_id, y.timestamp, dag_result
+    FROM {airflow}.xcom AS y
+    WHERE y.dag_run_id = r.id AND y.task_id = t.task_id AND y.map_index = t.map_index AND y.key = 'return_value'
+) AS x ON true
 WHERE r.dag_id = $1 AND r.run_id = $2
 ORDER BY t.task_id, t.map_index
 
@@ -60,13 +66,6 @@ JOIN {airflow}.xcom AS x ON x.dag_run_id = r.id
 CROSS JOIN LATERAL (SELECT x.value::text AS text) AS s
 CROSS JOIN LATERAL (SELECT s.text, octet_length(s.text) AS bytes) AS v
 WHERE r.dag_id = $1 AND r.run_id = $2 AND x.task_id = ANY ($3::text[]) AND x.key = 'return_value'
-
--- has_dag_result --
--- Whether this Airflow marks the XComs of its result tasks (3.3).
-SELECT EXISTS (
-    SELECT FROM pg_attribute
-    WHERE attrelid = to_regclass('{airflow}.xcom') AND attname = 'dag_result' AND NOT attisdropped
-)
 
 -- put_back --
 -- Put back the triggers that are missing; how many were.

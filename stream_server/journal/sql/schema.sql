@@ -217,7 +217,8 @@ AS $body$
     WHERE c.oid IS NOT NULL OR e.table_name <> 'hitl_detail'
 $body$;
 
--- Puts back the triggers that are missing or differ, as after `airflow db reset`; disabled ones only where asked to.
+-- Puts back the triggers that are missing or differ, as after `airflow db reset`; disabled ones only where asked to, and
+-- otherwise none on a table that is missing itself.
 CREATE OR REPLACE FUNCTION stream_server.put_back(also_disabled boolean) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $body$
@@ -227,7 +228,8 @@ DECLARE
 BEGIN
     FOR missing IN
         SELECT t.*, m.airflow_schema FROM stream_server.triggers() t, stream_server.meta m
-        WHERE t.standing IS DISTINCT FROM t.wanted OR (also_disabled AND NOT t.enabled)
+        WHERE (t.standing IS DISTINCT FROM t.wanted OR (also_disabled AND NOT t.enabled))
+          AND (also_disabled OR to_regclass(format('%I.%I', m.airflow_schema, t.table_name)) IS NOT NULL)
     LOOP
         IF missing.standing IS NOT NULL THEN
             EXECUTE format('DROP TRIGGER %I ON %I.%I',

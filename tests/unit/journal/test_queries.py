@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stream_server.journal.queries import load, load_queries, quote_identifier, quote_literal
 
 NAMES = {
-    *("journal_now", "journal_after", "run_snapshot", "serialized_dag", "return_values", "has_dag_result", "problems"),
+    *("journal_now", "journal_after", "run_snapshot", "serialized_dag", "return_values", "problems"),
 }
 
 
@@ -23,9 +23,8 @@ def test_each_block_is_one_statement_under_its_name() -> None:
 
 
 def test_placeholders_are_filled_in() -> None:
-    queries = load_queries(airflow='"my schema"', dag_result="x.dag_result")
+    queries = load_queries(airflow='"my schema"')
     assert '"my schema".dag_run AS r' in queries["run_snapshot"]
-    assert "x.dag_result AS dag_result" in queries["run_snapshot"]
     assert not [name for name, text in queries.items() if re.search(r"\{\w+\}", text)]
 
 

@@ -1,0 +1,65 @@
+"""Environments with older versions of Airflow, each built once, of exactly what is pinned beside this file."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uv import find_uv_bin
+
+from support.postgres import DATA_DIR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONSTRAINTS = Path(__file__).with_name("constraints")
+CACHE = DATA_DIR / "cache"
+BUILD_SECONDS = 600.0
+
+
+def environment_python(version: str) -> Path:
+    """Return the interpreter of an environment with this version of Airflow, which is built if it is not there.
+
+    Raises:
+        AssertionError: It cannot be built; the message ends with what uv says.
+    """
+    pins = CONSTRAINTS / f"airflow-{version}.txt"
+    directory = CACHE / f"airflow-{version}"
+    python = directory / "bin" / "python"
+    complete = directory / "complete"
+    wanted = hashlib.sha256(f"{sys.version} {sys.base_prefix}\n".encode() + pins.read_bytes()).hexdigest()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with _locked(directory.with_name(f"{directory.name}.lock")):
+        if not complete.exists() or complete.read_text() != wanted:
+            # Scripts hold the path of their environment, so it is made in its own place, and is none without the mark.
+            shutil.rmtree(directory, ignore_errors=True)
+            _uv("venv", "--python", sys.executable, str(directory))
+            _uv("pip", "sync", "--python", str(python), str(pins))
+            complete.write_text(wanted)
+    return python
+
+
+def _uv(*arguments: str) -> None:
+    done = subprocess.run(
+        [find_uv_bin(), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=BUILD_SECONDS,
+    )
+    assert done.returncode == 0, f"uv {' '.join(arguments)} failed:\n{done.stdout}"
+
+
+@contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    """Let one process build at a time; the lock goes with its holder, however it ends."""
+    with lock.open("w") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,130 @@
+"""Databases that have come up from Airflow 3.0, one version after the other, with the journal in them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from matrix.environments import environment_python
+from matrix.versioned_sql import VersionedSql, fill, forget_tries
+from stream_server.demo import airflow
+from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.demo.template import ROLE
+from stream_server.journal.install import install, status
+from support.postgres import drop_database
+
+NEWEST = airflow.version()
+HAS_FIRST = sys.version_info < (3, 13)
+"""Whether this Python can run Airflow 3.0."""
+
+VERSIONS = (*(("3.0.6",) if HAS_FIRST else ()), "3.1.8", "3.2.2", NEWEST)
+COMMAND_SECONDS = 300.0
+KEPT = ("dag", "dag_version", "serialized_dag", "dag_run", "task_instance", "xcom")
+"""Tables whose rows a migration must not lose."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A database at one version, as `airflow db migrate` left it and `install` completed it."""
+
+    database: str
+    epoch: str
+    problems: list[str]
+    """What was wrong with the journal before it was completed."""
+
+    rows: dict[str, int]
+    """Rows by table, before it was completed."""
+
+
+class Ladder:
+    """Makes each rung when it is first asked for; tests get copies.
+
+    Args:
+        postgres: The cluster that holds the databases.
+        environment: The environment of Airflow's commands, but for the database.
+    """
+
+    def __init__(self, postgres: EmbeddedPostgres, environment: Mapping[str, str]) -> None:
+        self._postgres = postgres
+        self._environment = environment
+        self._rungs: dict[str, Rung] = {}
+        self._copies: list[str] = []
+
+    async def reach(self, version: str) -> Rung:
+        """Return the database of a version, which nobody may change."""
+        if version not in self._rungs:
+            database = f"ladder_{version.replace('.', '_')}"
+            place = VERSIONS.index(version)
+            drop_database(self._postgres, database)  # what a failure has left, so that it shows again
+            if place == 0:
+                self._postgres.execute(f"CREATE DATABASE {database} OWNER {ROLE}")
+            else:
+                below = await self.reach(VERSIONS[place - 1])
+                self._copy(below.database, database)
+            self._rungs[version] = await self._make(version, self._postgres.url(database), database)
+        return self._rungs[version]
+
+    async def copy(self, version: str) -> str:
+        """Return the URL of a copy of a version's database."""
+        rung = await self.reach(version)
+        name = f"copy_{len(self._copies) + 1}"
+        self._copies.append(name)
+        self._copy(rung.database, name)
+        return self._postgres.url(name)
+
+    def drop_copies(self) -> None:
+        """Drop all copies: nobody needs them any more."""
+        for name in self._copies:
+            drop_database(self._postgres, name)
+        self._copies.clear()
+
+    async def airflow_db(self, version: str, url: str, *arguments: str) -> None:
+        """Run `airflow db …` of a version; the event loop goes on meanwhile.
+
+        Raises:
+            AssertionError: It failed; the message ends with what it says.
+        """
+        await asyncio.to_thread(self._airflow_db, version, url, arguments)
+
+    async def _make(self, version: str, url: str, database: str) -> Rung:
+        await self.airflow_db(version, url, "migrate")
+        if version == VERSIONS[0]:
+            await install_now(url)
+            async with VersionedSql.open(url) as session:
+                await fill(session)
+                await forget_tries(session)
+        found = await status(url)
+        assert found.epoch is not None, "the journal is installed"
+        async with VersionedSql.open(url) as session:
+            rows = {table: await session.count(table) for table in KEPT}
+        await install_now(url)
+        return Rung(database, found.epoch, found.problems, rows)
+
+    def _copy(self, source: str, target: str) -> None:
+        self._postgres.execute(f"CREATE DATABASE {target} TEMPLATE {source} OWNER {ROLE}")
+
+    def _airflow_db(self, version: str, url: str, arguments: tuple[str, ...]) -> None:
+        python = sys.executable if version == NEWEST else str(environment_python(version))
+        done = subprocess.run(
+            [python, "-m", "airflow", "db", *arguments],
+            env={**self._environment, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlalchemy_url(url)},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=COMMAND_SECONDS,
+        )
+        assert done.returncode == 0, f"airflow db {' '.join(arguments)} of {version} failed:\n{done.stdout[-10_000:]}"
+
+
+def sqlalchemy_url(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg2://")
+
+
+async def install_now(url: str) -> None:
+    await install(url, "public", lock_timeout=5, attempts=1)

@@ -1,0 +1,95 @@
+"""What works where streaming works."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+
+from matrix.versioned_sql import LEAVES, VersionedSql
+from stream_server.journal.install import status
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import CHAIN
+from support.server import RunningServer, running_server
+from support.streams import DEADLINE, sse, states
+from support.waiting import POLL_SECONDS, eventually_async
+
+NEVER = 3600.0
+"""A check interval in which nothing is put back: what a test sees does not depend on how long Airflow takes."""
+
+EAGER = 0.1
+"""A check interval that looks while Airflow is still at it."""
+
+_numbers = itertools.count(1)
+
+
+@asynccontextmanager
+async def serving(url: str, check_interval: float = NEVER) -> AsyncIterator[RunningServer]:
+    """Serve a database, as one that begins now."""
+    settings = Settings.load(database_url=url, port=0, grace_period=2.0, check_interval=check_interval)
+    async with running_server(settings) as server:
+        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        yield server
+
+
+async def ready(server: RunningServer) -> tuple[int, list[str]]:
+    """Return how a server says that it is: the status code, and what is wrong."""
+    async with httpx.AsyncClient(base_url=server.url, timeout=DEADLINE) as client:
+        answer = await client.get("/ready")
+    return answer.status_code, answer.json()["problems"]
+
+
+async def assert_completed(url: str) -> None:
+    """The server puts back what is missing."""
+    deadline = asyncio.get_running_loop().time() + DEADLINE
+    while problems := (await status(url)).problems:
+        assert asyncio.get_running_loop().time() < deadline, problems
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def new_run(airflow: VersionedSql, tasks: dict[str, list[str]], teardowns: dict[str, bool]) -> RunKey:
+    """Trigger a run of a DAG that nobody has seen before."""
+    key = RunKey(f"chat_{next(_numbers)}", "manual__2026-11-22T10:00:00+00:00")
+    await airflow.trigger(key, await airflow.add_dag(key.dag_id, tasks, teardowns), list(tasks))
+    return key
+
+
+async def assert_streams(url: str, server: RunningServer) -> None:
+    """A new run is told from its first transition to its result, which does not wait for its task's success."""
+    async with VersionedSql.open(url) as airflow:
+        key = await new_run(airflow, CHAIN, {"clean_up": False})
+        async with sse(server.url, key) as events:
+            assert (await events.next())["type"] == "snapshot"
+            await airflow.set_run(key, "running")
+            await airflow.run_task(key, "ask", {"question": "why"})
+            await airflow.start_task(key, "answer")
+            await airflow.push(key, "answer", {"text": "because"})
+            frames = await events.rest()
+    assert states(frames, "ask") == ["scheduled", "queued", "running", "success"]
+    assert [frame["state"] for frame in frames if frame["type"] == "run"] == ["running"]
+    assert frames[-2]["results"] == {"answer": {"text": "because"}}
+    assert frames[-1]["outcome"] == "result"
+    assert (await status(url)).losses == 0
+    assert await late_results(server, key) == {"answer": {"text": "because"}}
+
+
+async def assert_native_marks(url: str, server: RunningServer) -> None:
+    """A result that bears Airflow 3.3's own mark answers those who wait for it, and those who come late."""
+    async with VersionedSql.open(url) as airflow:
+        key = await new_run(airflow, LEAVES, {})
+        async with sse(server.url, key) as events:
+            assert (await events.next())["result_tasks"] == []
+            await airflow.start_task(key, "answer")
+            await airflow.push(key, "answer", 42, dag_result=True)
+            assert (await events.rest())[-2]["results"] == {"answer": 42}
+    assert await late_results(server, key) == {"answer": 42}
+
+
+async def late_results(server: RunningServer, key: RunKey) -> object:
+    """Return what somebody is told who comes when the answer is there."""
+    async with sse(server.url, key) as events:
+        return (await events.until("result"))[-1]["results"]

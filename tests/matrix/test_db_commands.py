@@ -1,0 +1,106 @@
+"""`airflow db downgrade`, `clean` and `reset`, and our own `uninstall`, on a database in use."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from matrix.ladder import NEWEST, VERSIONS, Ladder, install_now
+from matrix.streaming import EAGER, assert_completed, assert_native_marks, assert_streams, ready, serving
+from matrix.versioned_sql import VersionedSql
+from stream_server.journal.install import status
+from stream_server.run_state import RunKey
+from support.streams import sse, types
+
+PREVIOUS = VERSIONS[-2]
+
+CLEAN = ("clean", "--clean-before-timestamp", "2100-01-01", "--yes", "--error-on-cleanup-failure")
+"""All but the last run of each DAG; without the last option, tables that cannot be cleaned are no error."""
+
+OURS = """
+SELECT 'schema', nspname::text FROM pg_namespace WHERE nspname LIKE '%stream_server%'
+UNION ALL SELECT 'class', oid::regclass::text FROM pg_class WHERE oid::regclass::text LIKE '%stream_server%'
+UNION ALL SELECT 'function', oid::regprocedure::text FROM pg_proc WHERE oid::regprocedure::text LIKE '%stream_server%'
+UNION ALL SELECT 'trigger', tgname FROM pg_trigger WHERE tgname LIKE '%stream_server%'
+UNION ALL SELECT 'setting', array_to_string(setconfig, ' ') FROM pg_db_role_setting
+"""
+
+
+def uninstall(url: str) -> None:
+    command = [sys.executable, "-m", "stream_server", "uninstall", "--database-url", url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+async def test_downgrade_and_upgrade_again_under_a_server(ladder: Ladder) -> None:
+    url = await ladder.copy(NEWEST)
+    async with serving(url) as server:
+        await assert_native_marks(url, server)
+        await ladder.airflow_db(NEWEST, url, "downgrade", "--to-version", PREVIOUS, "--yes")
+        assert (await status(url)).problems == []
+        await assert_streams(url, server)
+        async with serving(url) as fresh:
+            await assert_streams(url, fresh)
+        await ladder.airflow_db(NEWEST, url, "migrate")
+        assert (await status(url)).problems == []
+        await assert_native_marks(url, server)
+
+
+@pytest.mark.parametrize("options", [(), ("--skip-archive",)], ids=["archive", "skip-archive"])
+async def test_clean(ladder: Ladder, options: tuple[str, ...]) -> None:
+    url = await ladder.copy(NEWEST)
+    async with serving(url) as server:
+        async with sse(server.url, RunKey("history", "manual__running"), "?until=run", timeout=60) as events:
+            await events.until("snapshot")
+            await ladder.airflow_db(NEWEST, url, *CLEAN, *options)
+            frames = await events.rest()
+        assert (types(frames)[-1], frames[-1]["state"]) == ("end", None)
+        await assert_streams(url, server)
+    async with VersionedSql.open(url) as airflow:
+        runs = await airflow.connection.fetch("SELECT run_id FROM dag_run WHERE dag_id = 'history'")
+        archived = await airflow.connection.fetch(
+            r"SELECT FROM pg_class WHERE relkind = 'r' AND relname LIKE '\_airflow\_deleted\_\_dag\_run\_\_%'"
+        )
+    assert [row["run_id"] for row in runs] == ["manual__queued"], "the last run of a DAG is kept"
+    assert len(archived) == (0 if options else 1)
+    assert (await status(url)).problems == []
+
+
+async def test_reset_takes_the_triggers_and_install_brings_them_back(ladder: Ladder) -> None:
+    url = await ladder.copy(NEWEST)
+    before = await status(url)
+    async with serving(url) as server:
+        await ladder.airflow_db(NEWEST, url, "reset", "--yes")
+        assert (await status(url)).problems == [
+            f"trigger {trigger.trigger} on {trigger.table} is missing" for trigger in before.triggers
+        ]
+        await install_now(url)
+        assert await status(url) == before
+        await assert_streams(url, server)
+        await assert_native_marks(url, server)
+    async with serving(url) as fresh:
+        assert await ready(fresh) == (200, [])
+        await assert_streams(url, fresh)
+
+
+async def test_a_server_puts_the_triggers_back_after_a_reset(ladder: Ladder) -> None:
+    url = await ladder.copy(NEWEST)
+    async with serving(url, EAGER) as server:
+        async with sse(server.url, RunKey("history", "manual__running"), "?until=run", timeout=60) as events:
+            await events.until("snapshot")
+            await ladder.airflow_db(NEWEST, url, "reset", "--yes")
+            await assert_completed(url)
+            await events.until("close")
+        await assert_streams(url, server)
+
+
+async def test_uninstall_leaves_nothing_of_ours_after_all_upgrades(ladder: Ladder) -> None:
+    url = await ladder.copy(NEWEST)
+    async with VersionedSql.open(url) as airflow:
+        assert await airflow.connection.fetch(OURS)
+        await asyncio.to_thread(uninstall, url)
+        assert [tuple(row) for row in await airflow.connection.fetch(OURS)] == []
+    await ladder.airflow_db(NEWEST, url, "downgrade", "--to-version", PREVIOUS, "--yes")

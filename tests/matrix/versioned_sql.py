@@ -1,0 +1,169 @@
+"""Airflow's writes on whatever version of its schema is there, and tables full of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from uuid import UUID, uuid4
+
+from stream_server.run_state import RunKey
+from support.airflow_sql import CHAIN, AirflowSql, serialized_dag
+
+LEAVES = {"ask": ["answer", "log"], "answer": [], "log": []}
+"""Two leaves: only a mark tells which of them answers."""
+
+LATER_COLUMNS = {
+    "dag": {"timetable_type", "partition_mapper_info"},  # 3.2, 3.3
+    "xcom": {"dag_result"},  # 3.3
+}
+"""Columns that some of the versions do not have; a misspelt one must not count as such."""
+
+
+class VersionedSql(AirflowSql):
+    """A session of an Airflow of any version from 3.0 on."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator[VersionedSql]:
+        async with super().open(url) as session:
+            assert isinstance(session, cls)
+            yield session
+
+    async def add_dag(
+        self, dag_id: str, tasks: Mapping[str, Sequence[str]], teardowns: Mapping[str, bool] | None = None
+    ) -> UUID:
+        version, now = uuid4(), datetime.now(timezone.utc)
+        async with self.connection.transaction():
+            await self.connection.execute("INSERT INTO dag_bundle (name) VALUES ('dags-folder') ON CONFLICT DO NOTHING")
+            await self.insert(
+                "dag",
+                dag_id=dag_id,
+                is_paused=False,
+                is_stale=False,
+                bundle_name="dags-folder",
+                timetable_type="NullTimetable",
+                partition_mapper_info={},
+                max_active_tasks=16,
+                max_consecutive_failed_dag_runs=0,
+                has_task_concurrency_limits=False,
+            )
+            await self.insert(
+                "dag_version", id=version, version_number=1, dag_id=dag_id, created_at=now, last_updated=now
+            )
+            await self.insert(
+                "serialized_dag",
+                id=uuid4(),
+                dag_id=dag_id,
+                created_at=now,
+                last_updated=now,
+                dag_hash="hash",
+                dag_version_id=version,
+                data=serialized_dag(dag_id, tasks, teardowns),
+            )
+        return version
+
+    async def push(
+        self,
+        key: RunKey,
+        task_id: str,
+        value: object,
+        map_index: int = -1,
+        *,
+        xcom_key: str = "return_value",
+        dag_result: bool = False,
+    ) -> None:
+        async with self.connection.transaction():
+            run = await self.connection.fetchval("SELECT id FROM dag_run WHERE dag_id = $1 AND run_id = $2", *key)
+            await self.connection.execute(
+                "DELETE FROM xcom WHERE dag_run_id = $1 AND task_id = $2 AND map_index = $3 AND key = $4",
+                run,
+                task_id,
+                map_index,
+                xcom_key,
+            )
+            await self.insert(
+                "xcom",
+                dag_run_id=run,
+                dag_id=key.dag_id,
+                run_id=key.run_id,
+                task_id=task_id,
+                map_index=map_index,
+                key=xcom_key,
+                value=value,
+                timestamp=await self.connection.fetchval("SELECT clock_timestamp()"),
+                dag_result=dag_result,
+            )
+
+    async def insert(self, table: str, **values: object) -> None:
+        """Insert a row, without those columns that this version does not have."""
+        columns = await self.columns(table)
+        assert values.keys() - columns <= LATER_COLUMNS.get(table, set()), values.keys() - columns
+        present = {name: value for name, value in values.items() if name in columns}
+        places = ", ".join(f"${number}" for number in range(1, len(present) + 1))
+        await self.connection.execute(
+            f"INSERT INTO {table} ({', '.join(present)}) VALUES ({places})", *present.values()
+        )
+
+    async def columns(self, table: str) -> set[str]:
+        rows = await self.connection.fetch(
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
+            table,
+        )
+        return {row["attname"] for row in rows}
+
+    async def count(self, table: str) -> int:
+        return int(await self.connection.fetchval(f"SELECT count(*) FROM {table}"))
+
+
+async def fill(airflow: VersionedSql) -> None:
+    """Leave behind what an Airflow in use does: runs and task instances in many states, with XComs."""
+    version = await airflow.add_dag("history", CHAIN, {"clean_up": False})
+    succeeded, failed, running, queued = (
+        RunKey("history", f"manual__{name}") for name in ("succeeded", "failed", "running", "queued")
+    )
+    for key in (succeeded, failed, running, queued):
+        await airflow.trigger(key, version, list(CHAIN))
+
+    await airflow.answer(succeeded)
+    await airflow.set_task(succeeded, "clean_up", "success")
+    await airflow.set_run(succeeded, "success")
+
+    await airflow.set_run(failed, "running")
+    await airflow.start_task(failed, "ask")
+    await airflow.push(failed, "ask", [1, {"nested": None}], xcom_key="other")
+    await airflow.set_task(failed, "ask", "failed")
+    await airflow.set_task(failed, "answer", "upstream_failed")
+    await airflow.set_task(failed, "clean_up", "skipped")
+    await airflow.set_run(failed, "failed")
+
+    await airflow.set_run(running, "running")
+    await airflow.run_task(running, "ask", "x" * 100_000)
+    await airflow.expand(running, version, "answer", 4)
+    await airflow.run_task(running, "answer", {"text": "first"}, 0)
+    for map_index, state in enumerate(("up_for_retry", "deferred", "removed"), start=1):
+        await airflow.start_task(running, "answer", map_index)
+        await airflow.set_task(running, "answer", state, map_index)
+
+
+async def forget_tries(airflow: VersionedSql) -> None:
+    """Leave a task instance without numbers of tries, as only the oldest versions may: 3.2 fills them in."""
+    await airflow.connection.execute(
+        "UPDATE task_instance SET try_number = NULL, max_tries = NULL"
+        " WHERE run_id = 'manual__queued' AND task_id = 'clean_up'"
+    )
+
+
+async def ask_human(airflow: VersionedSql, key: RunKey, task_id: str) -> None:
+    """Have a task ask a human (3.1), as its operator does before it defers."""
+    await airflow.insert(
+        "hitl_detail",
+        ti_id=await airflow.connection.fetchval(
+            "SELECT id FROM task_instance WHERE dag_id = $1 AND run_id = $2 AND task_id = $3", *key, task_id
+        ),
+        options=["yes", "no"],
+        subject="Go on?",
+        params={},
+        params_input={},
+        created_at=datetime.now(timezone.utc),
+    )
