@@ -78,7 +78,7 @@ class Tail:
         check_interval: Seconds after which to look whether the triggers stand.
     """
 
-    def __init__(self, url: str, hub: Hub, *, poll_interval: float, check_interval: float = 30.0) -> None:
+    def __init__(self, url: str, hub: Hub, *, poll_interval: float, check_interval: float) -> None:
         self._url = url
         self._hub = hub
         self._poll_interval = poll_interval
