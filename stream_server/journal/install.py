@@ -11,12 +11,15 @@ from typing import Any
 import anyio
 import asyncpg
 
-from stream_server.errors import InstallError, JournalForbidden, JournalMissing
+from stream_server.errors import InstallError, JournalMissing
 from stream_server.journal.connection import Connection, connect, errors_mapped
 from stream_server.journal.queries import load, load_queries, quote_identifier, quote_literal
 
 VERSION = 1
 """Version of the journal's schema that this package makes and understands."""
+
+SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS = 2.0, 10
+"""As for install: switching on puts back triggers that are missing."""
 
 _TABLES = ("task_instance", "dag_run", "xcom")
 
@@ -123,45 +126,49 @@ async def disable(url: str) -> None:
         JournalMissing: The journal is not installed.
         JournalUnreachable: PostgreSQL does not answer.
     """
-    await _switch(url, "SELECT stream_server.switch_off()")
+    async with _connection(url) as connection:
+        await _run(connection, "SELECT stream_server.switch_off()", SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS)
 
 
 async def enable(url: str) -> None:
-    """Switch the triggers on. Errors as for `disable`."""
-    found = await status(url)
-    if found.airflow_schema is None:
-        raise JournalMissing("; ".join(found.problems))
-    await _switch(url, load("enable.sql") + install_sql(found.airflow_schema))
-
-
-async def _switch(url: str, script: str) -> None:
+    """Switch the triggers on, and put back those that are missing. Errors as for `disable`."""
     async with _connection(url) as connection:
-        try:
-            with errors_mapped():
-                await connection.execute(script)
-        except JournalForbidden as error:
-            raise InstallError(f"{error}; the triggers are switched by the role that installed them") from error
+        schema = (await read_status(connection)).airflow_schema
+        assert schema is not None, "meta.airflow_schema is NOT NULL"
+        await _run(connection, load("enable.sql") + install_sql(schema), SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS)
 
 
 async def status(url: str) -> Status:
     """Tell how the journal stands.
 
     Raises:
+        JournalForbidden: The role may not look.
         JournalUnreachable: PostgreSQL does not answer.
     """
     async with _connection(url) as connection:
         try:
-            with errors_mapped():
-                meta = await connection.fetchrow(
-                    "SELECT version, epoch, airflow_schema, enabled, last_value + is_called::integer AS losses"
-                    " FROM stream_server.meta, stream_server.losses"
-                )
-                rows = await connection.fetch("SELECT * FROM stream_server.triggers()")
-                await connection.fetch("SELECT FROM stream_server.journal LIMIT 1")
+            return await read_status(connection)
         except JournalMissing:
             return Status(installed=False)
+
+
+async def read_status(connection: Connection) -> Status:
+    """Tell how the journal stands.
+
+    Raises:
+        JournalForbidden: The role may not look.
+        JournalMissing: It is not installed, or not whole.
+        JournalUnreachable: PostgreSQL does not answer.
+    """
+    with errors_mapped():
+        meta = await connection.fetchrow(
+            "SELECT version, epoch, airflow_schema, enabled, last_value + is_called::integer AS losses"
+            " FROM stream_server.meta, stream_server.losses"
+        )
+        rows = await connection.fetch("SELECT * FROM stream_server.triggers()")
+        await connection.fetch("SELECT FROM stream_server.journal LIMIT 1")
     if meta is None:
-        return Status(installed=False)
+        raise JournalMissing("The journal is not whole; run `stream-server install`")
     return Status(
         installed=True,
         version=meta["version"],
@@ -192,11 +199,12 @@ async def _connection(url: str) -> AsyncIterator[Connection]:
 
 
 async def _check_airflow(connection: Connection, schema: str) -> None:
-    missing = [
-        table
-        for table in _TABLES
-        if await connection.fetchval("SELECT to_regclass($1)", f"{quote_identifier(schema)}.{table}") is None
-    ]
+    with errors_mapped():
+        missing = [
+            table
+            for table in _TABLES
+            if await connection.fetchval("SELECT to_regclass($1)", f"{quote_identifier(schema)}.{table}") is None
+        ]
     if missing:
         raise InstallError(
             f"Airflow's tables are not in schema {schema!r} of this database ({', '.join(missing)} missing);"
@@ -204,25 +212,37 @@ async def _check_airflow(connection: Connection, schema: str) -> None:
         )
 
 
+class _LockedOut(Exception):
+    """An attempt did not get its locks."""
+
+
 async def _run(connection: Connection, script: str, lock_timeout: float, attempts: int) -> None:
     for attempt in range(1, attempts + 1):
         try:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
-                await connection.execute(script)
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            await _run_once(connection, script, lock_timeout)
+        except _LockedOut as error:
             if attempt == attempts:
                 raise InstallError(
                     f"Airflow's tables were locked by other transactions in all of {attempts} attempts of"
                     f" {lock_timeout:g} s; nothing was changed. See pg_stat_activity for transactions that stay open"
                 ) from error
             await anyio.sleep(random.uniform(0.5, 1.5) * lock_timeout)  # noqa: S311 # not for secrets
+        else:
+            return
+
+
+async def _run_once(connection: Connection, script: str, lock_timeout: float) -> None:
+    with errors_mapped():
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
+                await connection.execute(script)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            raise _LockedOut from error
         except asyncpg.InsufficientPrivilegeError as error:
             raise InstallError(
                 f"The database role may not do that: {error}. It must own Airflow's tables and may create a schema"
             ) from error
-        else:
-            return
 
 
 async def queries_for(connection: Connection) -> dict[str, str]:

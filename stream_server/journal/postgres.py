@@ -27,7 +27,7 @@ from stream_server.journal.connection import (
     disconnect,
     errors_mapped,
 )
-from stream_server.journal.install import queries_for
+from stream_server.journal.install import queries_for, read_status
 from stream_server.outcome import Value, Values
 from stream_server.run_state import Instance, Origin, RunKey, RunState
 from stream_server.transition import Kind, Transition
@@ -128,8 +128,7 @@ class Reader:
 
     async def problems(self) -> list[str]:
         """Tell what is wrong with the triggers, in words; empty if all is well."""
-        with errors_mapped():
-            return [row["problem"] for row in await self._connection.fetch(self._queries["problems"])]
+        return (await read_status(self._connection)).problems
 
 
 class Runs:

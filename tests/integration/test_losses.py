@@ -14,9 +14,9 @@ from stream_server.journal.postgres import Runs
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.server import RunningServer, running_server
-from support.streams import DEADLINE, Events, Frame, sse
-from support.waiting import eventually_async
+from support.server import RunningServer, cut_off, running_server
+from support.streams import Events, Frame, sse
+from support.waiting import eventually_answered, eventually_async
 
 BREAK = "REVOKE INSERT ON stream_server.journal FROM airflow"
 MEND = "GRANT INSERT ON stream_server.journal TO airflow"
@@ -52,9 +52,8 @@ async def told(events: Events, task_id: str, state: str) -> None:
             return
 
 
-async def emptied(airflow: AirflowSql) -> None:
-    while await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal"):
-        pass
+async def is_empty(airflow: AirflowSql) -> bool:
+    return bool(await airflow.connection.fetchval("SELECT count(*) = 0 FROM stream_server.journal"))
 
 
 async def test_what_the_triggers_could_not_record_is_in_a_new_snapshot(
@@ -165,7 +164,7 @@ async def test_old_rows_are_pruned_in_batches_and_streams_go_on(
             await events.next()
             await airflow.set_task(run, "ask", "scheduled")
             assert (await events.next())["state"] == "scheduled"
-            await asyncio.wait_for(emptied(airflow), DEADLINE)
+            await eventually_answered(lambda: is_empty(airflow), what="an empty journal")
             await airflow.run_task(run, "answer", "still there")
             assert (await events.rest())[-2]["results"] == {"answer": "still there"}
 
@@ -190,9 +189,6 @@ async def test_a_server_cut_off_for_longer_than_the_retention_begins_anew(
         async with airflow.connection.transaction():
             # As if the server had been away when the row was written, and when it was pruned.
             await airflow.set_task(run, "ask", "scheduled")
-            await airflow.connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE application_name = 'stream_server' AND datname = current_database()"
-            )
+            await cut_off(airflow.connection)
             await airflow.connection.execute("SELECT stream_server.prune('0', 1000)")
         assert state_of(await begun_anew(events), "ask") == "scheduled"

@@ -23,7 +23,7 @@ from stream_server.journal.install import install, uninstall
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.server import RunningServer, running_server
+from support.server import RunningServer, cut_off, running_server
 from support.streams import DEADLINE, frames_of, sse, states, stream_path, types, websocket
 from support.waiting import eventually_async
 
@@ -74,13 +74,10 @@ async def test_nothing_is_lost_with_the_connections_to_the_database(
 ) -> None:
     async with sse(server.url, run) as events:
         await events.next()
-        killed = await airflow.connection.fetch(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'stream_server' AND datname = current_database()"
-        )
+        killed = await cut_off(airflow.connection)
         await airflow.run_task(run, "answer", "still here")
         frames = await events.rest()
-    assert len(killed) >= 2
+    assert killed >= 2
     assert states(frames, "answer")[:3] == ["scheduled", "queued", "running"]
     assert len(states(frames, "answer")) == len(set(states(frames, "answer")))
     assert frames[-2]["results"] == {"answer": "still here"}
@@ -112,10 +109,7 @@ async def test_another_journal_resets_the_streams(
         await events.next()
         await uninstall(journal, lock_timeout=1, attempts=1)
         await install(journal, "public", lock_timeout=1, attempts=1)
-        await airflow.connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'stream_server' AND datname = current_database()"
-        )
+        await cut_off(airflow.connection)
         taken_back = await events.until("reset")
         assert taken_back[-1]["reason"] == "journal_changed"
         assert (await events.next())["type"] == "snapshot"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from stream_server.settings import Settings
 from support.airflow_sql import CHAIN
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, sse, states
-from support.waiting import POLL_SECONDS, eventually_async
+from support.waiting import eventually_answered, eventually_async
 
 NEVER = 3600.0
 """A check interval in which nothing is put back: what a test sees does not depend on how long Airflow takes."""
@@ -45,10 +44,11 @@ async def ready(server: RunningServer) -> tuple[int, list[str]]:
 
 async def assert_completed(url: str) -> None:
     """The server puts back what is missing."""
-    deadline = asyncio.get_running_loop().time() + DEADLINE
-    while problems := (await status(url)).problems:
-        assert asyncio.get_running_loop().time() < deadline, problems
-        await asyncio.sleep(POLL_SECONDS)
+
+    async def complete() -> bool:
+        return not (await status(url)).problems
+
+    await eventually_answered(complete, DEADLINE, what="a complete journal")
 
 
 async def new_run(airflow: VersionedSql, tasks: dict[str, list[str]], teardowns: dict[str, bool]) -> RunKey:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import asyncpg
+
 from stream_server.app import create_app
 from stream_server.hub import Hub
 from stream_server.server import Server, uvicorn_config
@@ -37,3 +39,12 @@ async def running_server(settings: Settings) -> AsyncIterator[RunningServer]:
     finally:
         server.should_exit = True
         await task
+
+
+async def cut_off(connection: asyncpg.Connection[asyncpg.Record]) -> int:
+    """Take all servers' connections to a database away, and return how many there were."""
+    killed = await connection.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name = 'stream_server' AND datname = current_database()"
+    )
+    return len(killed)

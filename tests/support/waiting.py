@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 POLL_SECONDS = 0.02
 
@@ -24,6 +24,17 @@ def eventually(condition: Callable[[], Answer], within: float = 10.0, what: str 
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true within {within} s; last answer: {answer!r}"
         time.sleep(POLL_SECONDS)
+    return answer
+
+
+async def eventually_answered(
+    ask: Callable[[], Awaitable[Answer]], within: float = 10.0, what: str = "the answer"
+) -> Answer:
+    """Do as ``eventually`` does, with a condition that must itself be waited for."""
+    deadline = time.monotonic() + within
+    while not (answer := await ask()):
+        assert time.monotonic() < deadline, f"{what} did not come within {within} s; last answer: {answer!r}"
+        await asyncio.sleep(POLL_SECONDS)
     return answer
 
 

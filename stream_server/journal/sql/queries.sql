@@ -74,14 +74,3 @@ SELECT stream_server.put_back(also_disabled => false)
 -- prune --
 -- Delete rows older than $1 seconds, $2 at most; how many were deleted.
 SELECT stream_server.prune(make_interval(secs => $1), $2)
-
--- problems --
--- What is wrong with the triggers, in words; no row where all is well.
-SELECT 'the triggers are switched off; run `stream-server triggers enable`' AS problem
-FROM stream_server.meta WHERE NOT enabled
-UNION ALL
-SELECT CASE WHEN standing IS NULL THEN format('trigger %s on %s is missing', trigger_name, table_name)
-            WHEN standing <> wanted THEN format('trigger %s on %s is not as this version makes it', trigger_name, table_name)
-            ELSE format('trigger %s on %s is disabled', trigger_name, table_name) END
-FROM stream_server.triggers()
-WHERE standing IS DISTINCT FROM wanted OR NOT enabled

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stream_server.journal.queries import load, load_queries, quote_identifier, quote_literal
 
 NAMES = {
-    *("journal_now", "journal_after", "run_snapshot", "serialized_dag", "return_values", "problems"),
+    *("journal_now", "journal_after", "run_snapshot", "serialized_dag", "return_values"),
 }
 
 
