@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from stream_server.errors import JournalMissing
 from stream_server.journal.install import disable, enable, install, status
 from stream_server.journal.postgres import Runs
 from stream_server.run_state import RunKey
@@ -142,6 +143,12 @@ def test_the_commands_switch(journal: str) -> None:
                 timeout=60,
             )
             assert done.returncode == expected, done.stderr
+
+
+@pytest.mark.parametrize("word", ["disable", "enable"])
+async def test_there_is_nothing_to_switch_without_a_journal(airflow_database: str, word: str) -> None:
+    with pytest.raises(JournalMissing, match="run `stream-server install`"):
+        await {"disable": disable, "enable": enable}[word](airflow_database)
 
 
 async def test_old_rows_are_pruned_in_batches_and_streams_go_on(

@@ -63,37 +63,8 @@ class VersionedSql(AirflowSql):
             )
         return version
 
-    async def push(
-        self,
-        key: RunKey,
-        task_id: str,
-        value: object,
-        map_index: int = -1,
-        *,
-        xcom_key: str = "return_value",
-        dag_result: bool = False,
-    ) -> None:
-        async with self.connection.transaction():
-            run = await self.connection.fetchval("SELECT id FROM dag_run WHERE dag_id = $1 AND run_id = $2", *key)
-            await self.connection.execute(
-                "DELETE FROM xcom WHERE dag_run_id = $1 AND task_id = $2 AND map_index = $3 AND key = $4",
-                run,
-                task_id,
-                map_index,
-                xcom_key,
-            )
-            await self.insert(
-                "xcom",
-                dag_run_id=run,
-                dag_id=key.dag_id,
-                run_id=key.run_id,
-                task_id=task_id,
-                map_index=map_index,
-                key=xcom_key,
-                value=value,
-                timestamp=await self.connection.fetchval("SELECT clock_timestamp()"),
-                dag_result=dag_result,
-            )
+    async def insert_xcom(self, **values: object) -> None:
+        await self.insert("xcom", **values, timestamp=await self.connection.fetchval("SELECT clock_timestamp()"))
 
     async def insert(self, table: str, **values: object) -> None:
         """Insert a row, without those columns that this version does not have."""

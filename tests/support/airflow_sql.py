@@ -155,17 +155,23 @@ class AirflowSql:
                 map_index,
                 xcom_key,
             )
-            await self.connection.execute(
-                "INSERT INTO xcom (dag_run_id, task_id, map_index, key, dag_id, run_id, value, timestamp, dag_result)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp(), $8)",
-                run,
-                task_id,
-                map_index,
-                xcom_key,
-                *key,
-                value,
-                dag_result,
+            await self.insert_xcom(
+                dag_run_id=run,
+                dag_id=key.dag_id,
+                run_id=key.run_id,
+                task_id=task_id,
+                map_index=map_index,
+                key=xcom_key,
+                value=value,
+                dag_result=dag_result,
             )
+
+    async def insert_xcom(self, **values: object) -> None:
+        """Insert an XCom of this moment, given its columns."""
+        places = ", ".join(f"${number}" for number in range(1, len(values) + 1))
+        await self.connection.execute(
+            f"INSERT INTO xcom ({', '.join(values)}, timestamp) VALUES ({places}, clock_timestamp())", *values.values()
+        )
 
     async def start_task(self, key: RunKey, task_id: str, map_index: int = -1) -> None:
         """Bring a task instance to running, one transaction for each step."""
