@@ -82,6 +82,7 @@ class Hub:
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._cursor: Cursor | None = None
+        self._on_watch: Callable[[], None] = lambda: None
         self.draining = False
         """Whether this server is shutting down."""
 
@@ -89,6 +90,15 @@ class Hub:
     def live(self) -> bool:
         """Whether the tail has begun, so that runs can be watched."""
         return self._cursor is not None
+
+    @property
+    def watching(self) -> bool:
+        """Whether any run is watched."""
+        return bool(self._runs)
+
+    def on_watch(self, call: Callable[[], None]) -> None:
+        """Have something called whenever a run begins to be watched."""
+        self._on_watch = call
 
     def begin(self, cursor: Cursor) -> None:
         """Say from where on batches will come. Before that nobody can join, since something could be missed."""
@@ -182,6 +192,7 @@ class Hub:
         if watched is None:
             watched = self._runs[key] = _Watched(Feed(key))
             watched.loading = self._task(self._load(watched), "load")
+            self._on_watch()
         return watched
 
     def _join(self, watched: _Watched, question: Question, subscription: Subscription) -> None:

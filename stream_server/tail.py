@@ -1,6 +1,11 @@
 """The loop from the journal to the hub: read all that is new, then wait for the doorbell or the poll interval.
 
 A lost connection loses nothing: the loop connects again and goes on from the same cursor.
+
+A tail that waits for the doorbell has lain down: it holds a lock that tells Airflow's transactions to ring. Under load
+it gets up and reads at its own pace, and the transactions are silent. Before it waits again, it lies down, sees that
+every silent transaction has ended, and reads once more, in this order: so no row is left unread without a ring
+(`docs/decisions/0006`; `tests/unit/test_doorbell_model.py` walks through every order of events).
 """
 
 from __future__ import annotations
@@ -10,6 +15,8 @@ import logging
 import random
 import time
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, Protocol
 
 import anyio
 
@@ -18,15 +25,69 @@ from stream_server.errors import JournalForbidden, JournalUnreachable, Unavailab
 from stream_server.frames import ResetReason
 from stream_server.hub import Hub
 from stream_server.journal.listener import Listener
-from stream_server.journal.postgres import Reader
+from stream_server.journal.postgres import Batch, Reader
+from stream_server.losses import Losses
+from stream_server.pace import Pace
 
 log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.1, 5.0)
 """First and longest wait before connecting again; it doubles each time, with jitter."""
 
-DEAF_POLL_SECONDS = 0.5
-"""How often to look where the doorbell can't be heard."""
+DEAF_POLL_SECONDS = (0.5, 5.0)
+"""How often to look where the doorbell can't be heard: while runs are watched, and while none is."""
+
+DROWSY_SECONDS = (0.005, 0.5)
+"""First and longest wait for the end of silent transactions; it doubles each time."""
+
+
+class Observer(Protocol):
+    """Who counts what a tail does: `stream_server.metrics`."""
+
+    def read(self, why: Why, rows: int, seconds: float) -> None:
+        """A read found so many rows, and took so many seconds."""
+
+    def lag(self, seconds: float) -> None:
+        """A row was handed on so many seconds after it was written, by PostgreSQL's clock."""
+
+    def lost(self) -> None:
+        """A connection was lost, or could not be made."""
+
+    def began_anew(self, reason: ResetReason) -> None:
+        """All watchers were told to begin anew."""
+
+
+Why = Literal["ring", "poll", "load"]
+"""Why a tail reads: the doorbell rang, it had not for long, or there is so much to read that none is needed."""
+
+
+class Nobody:
+    """An observer that does not look."""
+
+    def read(self, why: Why, rows: int, seconds: float) -> None:
+        """Do nothing."""
+
+    def lag(self, seconds: float) -> None:
+        """Do nothing."""
+
+    def lost(self) -> None:
+        """Do nothing."""
+
+    def began_anew(self, reason: ResetReason) -> None:
+        """Do nothing."""
+
+
+class Vigil(Enum):
+    """How awake a tail is."""
+
+    AWAKE = "awake"
+    """It reads at its own pace; transactions may be silent."""
+
+    DROWSY = "drowsy"
+    """It has lain down: transactions ring, but silent ones may be under way."""
+
+    ASLEEP = "asleep"
+    """None is under way, and it waits to be rung for."""
 
 
 @dataclass
@@ -41,33 +102,6 @@ class TailStatus:
     """Why streams would be incomplete or late, in words; empty if all is well."""
 
 
-class Losses:
-    """Says when watchers must begin anew because something is missing from the journal.
-
-    What is missing may be part of a transaction that has not committed yet, and that no snapshot can show. So once is
-    not enough: they begin anew once more when all transactions have ended that were in progress at the time.
-    """
-
-    def __init__(self) -> None:
-        self._count: int | None = None
-        self._unsettled_below: int | None = None
-
-    def happened(self, cursor: Cursor) -> None:
-        """Note that something is missing of which the counter knows nothing."""
-        self._unsettled_below = cursor.xmax
-
-    def noticed(self, count: int, cursor: Cursor) -> bool:
-        """Tell whether watchers must begin anew, given the counter of the triggers and the cursor that read it."""
-        before, self._count = self._count, count
-        if before is not None and count != before:
-            self.happened(cursor)
-            return True
-        if self._unsettled_below is not None and cursor.xmin >= self._unsettled_below:
-            self._unsettled_below = None
-            return True
-        return False
-
-
 class Tail:
     """Follows the journal of one database for as long as the process lives.
 
@@ -76,18 +110,27 @@ class Tail:
         hub: Where batches go.
         poll_interval: Seconds after which to look without having heard the doorbell.
         check_interval: Seconds after which to look whether the triggers stand.
+        observer: Who counts what happens.
     """
 
-    def __init__(self, url: str, hub: Hub, *, poll_interval: float, check_interval: float) -> None:
+    def __init__(
+        self, url: str, hub: Hub, *, poll_interval: float, check_interval: float, observer: Observer | None = None
+    ) -> None:
         self._url = url
         self._hub = hub
         self._poll_interval = poll_interval
         self._check_interval = check_interval
+        self._observer = observer or Nobody()
         self._bell = asyncio.Event()
+        hub.on_watch(self._bell.set)
         self._cursor: Cursor | None = None
         self._seen: Cursor | None = None
         self._losses = Losses()
         self._whole = True
+        self._pace = Pace()
+        self._vigil = Vigil.AWAKE
+        self._drowsy_for = DROWSY_SECONDS[0]
+        self._why: Why = "poll"
         self.status = TailStatus()
 
     async def run(self) -> None:
@@ -102,6 +145,7 @@ class Tail:
                 if time.monotonic() - began > longest:
                     wait = BACKOFF_SECONDS[0]
                 log.warning("%s; connecting again", error, extra={"action": "tail_lost"})
+                self._observer.lost()
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 # not for secrets
             wait = min(wait * 2, longest)
 
@@ -111,13 +155,13 @@ class Tail:
             await self._take_up(reader)
             self.status = TailStatus(connected=True, hears=listener.hears, problems=[])
             self._report(listener)
-            checked = float("-inf")
+            self._vigil, checked = Vigil.AWAKE, float("-inf")
             while not listener.lost:
                 if time.monotonic() - checked > self._check_interval:
                     checked = time.monotonic()
                     await self._check(reader)
                 await self._read(reader)
-                await self._wait(self._poll_interval if listener.hears else DEAF_POLL_SECONDS)
+                await self._rest(listener)
         raise JournalUnreachable("PostgreSQL does not answer (the listening connection was lost)")
 
     async def _take_up(self, reader: Reader) -> None:
@@ -136,16 +180,47 @@ class Tail:
         assert self._cursor is not None, "_take_up has set it"
         # Cleared before reading: a ring during the read may be for a row that the read did not see.
         self._bell.clear()
+        began = time.monotonic()
         batch = await reader.after(self._cursor)
+        took = time.monotonic() - began
         self._cursor, self._seen = batch.cursor, batch.seen
         self._hub.dispatch(batch.transitions, batch.cursor)
         if self._losses.noticed(batch.losses, batch.seen):
             self._begin_anew(batch.cursor, "transitions_lost")
+        self._pace.note(time.monotonic(), len({one.txid for one in batch.transitions}), took)
+        self._observe(batch, took)
+
+    def _observe(self, batch: Batch, took: float) -> None:
+        self._observer.read(self._why, len(batch.transitions), took)
+        for transition in batch.transitions:
+            self._observer.lag((batch.read_at - transition.at).total_seconds())
+
+    async def _rest(self, listener: Listener) -> None:
+        """Wait until it is time to read again; at once where reading again is what makes sleeping safe."""
+        if not listener.hears:
+            await self._wait(DEAF_POLL_SECONDS[0 if self._hub.watching else 1])
+        elif self._vigil is Vigil.ASLEEP:
+            if self._pace.busy:
+                await listener.get_up()
+                self._vigil, self._why = Vigil.AWAKE, "load"
+            else:
+                await self._wait(self._poll_interval)
+        elif self._vigil is Vigil.DROWSY:
+            if await listener.quiet():
+                self._vigil = Vigil.ASLEEP
+            else:
+                await self._wait(self._drowsy_for)
+                self._drowsy_for = min(2 * self._drowsy_for, DROWSY_SECONDS[1])
+        elif self._pace.quiet(time.monotonic()) and await listener.lie_down():
+            self._vigil, self._drowsy_for = Vigil.DROWSY, DROWSY_SECONDS[0]
+        else:
+            # Not until the bell rings: other tails sleep, perhaps, and it rings all the time.
+            await asyncio.sleep(self._pace.pause)
 
     async def _check(self, reader: Reader) -> None:
         """Look whether the triggers stand, and put back those that `airflow db reset` has taken away."""
         assert self._cursor is not None, "_take_up has set it"
-        problems = await reader.problems()
+        problems, put_back = await reader.problems(), 0
         if problems:
             log.error("Streams are incomplete: %s", "; ".join(problems), extra={"action": "journal_problem"})
             self._whole = False
@@ -157,19 +232,24 @@ class Tail:
                 log.warning("%s", error, extra={"action": "journal_problem"})
         if not problems and not self._whole:
             self._whole = True
-            self._losses.happened(self._seen or self._cursor)
+            if not put_back:
+                self._losses.happened(self._seen or self._cursor)
+            # Otherwise once is enough: putting a trigger back has waited for all who had written without it.
             self._begin_anew(self._cursor, "transitions_lost")
         self.status.problems = problems
 
     def _begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
         log.warning("Streams begin anew: %s", reason.replace("_", " "), extra={"action": reason})
+        self._observer.began_anew(reason)
         self._cursor = cursor
         self._hub.begin_anew(cursor, reason)
 
     async def _wait(self, seconds: float) -> None:
         # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes at the same time as the bell.
+        self._why = "poll"
         with anyio.move_on_after(seconds):
             await self._bell.wait()
+            self._why = "ring"
 
     def _report(self, listener: Listener) -> None:
         if listener.hears:
@@ -178,6 +258,6 @@ class Tail:
             log.warning(
                 "LISTEN does not work on this connection (a pooler in transaction mode, or a read replica?);"
                 " polling every %g s. Give a direct URL of the primary",
-                DEAF_POLL_SECONDS,
+                DEAF_POLL_SECONDS[0],
                 extra={"action": "tail_deaf"},
             )

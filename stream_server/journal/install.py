@@ -13,10 +13,23 @@ import asyncpg
 
 from stream_server.errors import InstallError, JournalMissing
 from stream_server.journal.connection import Connection, connect, errors_mapped
-from stream_server.journal.queries import load, load_queries, quote_identifier, quote_literal
+from stream_server.journal.queries import (
+    fill_in,
+    load,
+    load_migrations,
+    load_queries,
+    quote_identifier,
+    quote_literal,
+)
 
 VERSION = 1
-"""Version of the journal's schema that this package makes and understands."""
+"""Version of the journal's schema that this package makes: that of its last migration."""
+
+OLDEST_JOURNAL = 1
+"""Oldest version of the schema with which this server works: at least the one before, for the time of a deployment."""
+
+OLDEST_SERVER = 1
+"""Version of the oldest server that works with the schema that this package makes: at least the one before, too."""
 
 SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS = 2.0, 10
 """As for install: switching on puts back triggers that are missing."""
@@ -48,6 +61,9 @@ class Status:
     installed: bool
     version: int | None = None
     expected_version: int = VERSION
+    oldest_server: int = 0
+    """Servers that expect an older version than this do not understand the journal."""
+
     epoch: str | None = None
     airflow_schema: str | None = None
     enabled: bool = True
@@ -64,8 +80,8 @@ class Status:
         if not self.installed:
             return ["the journal is not installed; run `stream-server install`"]
         found = []
-        if self.version != self.expected_version:
-            found.append(f"the journal has version {self.version}, this program needs {self.expected_version}")
+        if (mismatch := _mismatch(self.version, self.oldest_server)) is not None:
+            found.append(mismatch)
         if not self.enabled:
             found.append("the triggers are switched off; run `stream-server triggers enable`")
         for trigger in self.triggers:
@@ -78,14 +94,34 @@ class Status:
                 found.append(f"{name} is disabled")
         return found
 
+    @property
+    def upgrade_due(self) -> bool:
+        """Whether install would make it newer. Streams are whole meanwhile."""
+        return self.version is not None and self.version < self.expected_version
+
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain values."""
         return {"well": not self.problems, "problems": self.problems, **asdict(self)}
 
 
 def install_sql(airflow_schema: str) -> str:
-    """Return the script that makes, or completes, the journal and its triggers."""
-    return load("schema.sql").replace("{version}", str(VERSION)).replace("{airflow}", quote_literal(airflow_schema))
+    """Return the script that makes, upgrades or completes the journal and its triggers."""
+    migrations = "".join(_migration(version, text) for version, text in load_migrations().items())
+    return fill_in(
+        f"{load('begin.sql')}\n{migrations}{load('functions.sql')}",
+        version=str(VERSION),
+        oldest_server=str(OLDEST_SERVER),
+        airflow=quote_literal(airflow_schema),
+    )
+
+
+def _migration(version: int, text: str) -> str:
+    """Return a statement that migrates to a version, unless it stands already when the script begins."""
+    assert "$migration$" not in text, "it ends the quotation"
+    return (
+        f"DO $step$\nBEGIN\nIF current_setting('stream_server.standing')::integer < {version} THEN"
+        f" EXECUTE $migration$\n{text}$migration$; END IF;\nEND\n$step$;\n\n"
+    )
 
 
 def uninstall_sql() -> str:
@@ -162,7 +198,7 @@ async def read_status(connection: Connection) -> Status:
     """
     with errors_mapped():
         meta = await connection.fetchrow(
-            "SELECT version, epoch, airflow_schema, enabled, last_value + is_called::integer AS losses"
+            "SELECT version, oldest_server, epoch, airflow_schema, enabled, last_value + is_called::integer AS losses"
             " FROM stream_server.meta, stream_server.losses"
         )
         rows = await connection.fetch("SELECT * FROM stream_server.triggers()")
@@ -172,6 +208,7 @@ async def read_status(connection: Connection) -> Status:
     return Status(
         installed=True,
         version=meta["version"],
+        oldest_server=meta["oldest_server"],
         epoch=meta["epoch"],
         airflow_schema=meta["airflow_schema"],
         enabled=meta["enabled"],
@@ -239,6 +276,8 @@ async def _run_once(connection: Connection, script: str, lock_timeout: float) ->
                 await connection.execute(script)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
             raise _LockedOut from error
+        except asyncpg.RaiseError as error:
+            raise InstallError(str(error)) from error
         except asyncpg.InsufficientPrivilegeError as error:
             raise InstallError(
                 f"The database role may not do that: {error}. It must own Airflow's tables and may create a schema"
@@ -252,10 +291,17 @@ async def queries_for(connection: Connection) -> dict[str, str]:
         JournalMissing: The journal is not installed, or of another version.
     """
     with errors_mapped():
-        meta = await connection.fetchrow("SELECT version, airflow_schema FROM stream_server.meta")
-        if meta is None or meta["version"] != VERSION:
-            found = "none" if meta is None else meta["version"]
-            raise JournalMissing(
-                f"The journal has version {found}, this program needs {VERSION}; run `stream-server install`"
-            )
+        meta = await connection.fetchrow("SELECT version, oldest_server, airflow_schema FROM stream_server.meta")
+        mismatch = "it is empty" if meta is None else _mismatch(meta["version"], meta["oldest_server"])
+        if meta is None or mismatch is not None:
+            raise JournalMissing(f"The journal can't be read: {mismatch}")
         return load_queries(airflow=quote_identifier(meta["airflow_schema"]))
+
+
+def _mismatch(version: int | None, oldest_server: int) -> str | None:
+    """Tell why this program does not work with a journal, or `None` if it does."""
+    if version is None or version < OLDEST_JOURNAL:
+        return f"the journal has version {version}, this program needs {OLDEST_JOURNAL}; run `stream-server install`"
+    if oldest_server > VERSION:
+        return f"the journal has version {version}, which needs a newer stream-server; this one knows {VERSION}"
+    return None

@@ -9,7 +9,8 @@ from uuid import uuid4
 
 import anyio
 
-from stream_server.journal.connection import connect, disconnect, errors_mapped
+from stream_server.journal.connection import Connection, connect, disconnect, errors_mapped
+from stream_server.journal.queries import load_queries
 
 CHANNEL = "stream_server"
 """The channel on which the triggers ring, with an empty payload."""
@@ -22,15 +23,17 @@ class Listener:
     """A connection that hears every ring.
 
     Rings are a hint: one may be lost with the connection, and a pooler swallows all of them. Whoever waits for one also
-    looks by himself now and then.
+    looks by himself now and then. Transactions ring only while somebody lies down (`stream_server.ring()`).
     """
 
-    def __init__(self, ring: Callable[[], None]) -> None:
+    def __init__(self, connection: Connection, ring: Callable[[], None]) -> None:
+        self._connection = connection
+        self._queries = load_queries("doorbell.sql")
         self._ring = ring
         self._canary = asyncio.Event()
         self._token = uuid4().hex
         self.hears = False
-        """Whether our own notification came back: LISTEN works on this connection."""
+        """Whether rings come: our own notification came back, and the triggers are not told to be silent."""
 
         self.lost = False
         """Whether the connection is gone."""
@@ -44,19 +47,42 @@ class Listener:
             JournalUnreachable: PostgreSQL does not answer.
         """
         connection = await connect(url)
-        listener = cls(ring)
+        listener = cls(connection, ring)
         try:
             with errors_mapped():
                 connection.add_termination_listener(listener._lose)
                 await connection.add_listener(CHANNEL, listener._hear)
-                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, listener._token)
-                with anyio.move_on_after(CANARY_TIMEOUT):
-                    await listener._canary.wait()
-                    listener.hears = True
+                await listener._prove()
             yield listener
         finally:
             connection.remove_termination_listener(listener._lose)
             await disconnect(connection)
+
+    async def lie_down(self) -> bool:
+        """Have transactions ring from now on; false where it could not be said just now.
+
+        Only a connection that hears may do so: its session is its own.
+        """
+        return await self._ask("lie_down")
+
+    async def get_up(self) -> None:
+        """Let transactions be silent as far as we are concerned."""
+        await self._ask("get_up")
+
+    async def quiet(self) -> bool:
+        """Tell whether all silent transactions have ended. What they wrote can be read then."""
+        return await self._ask("quiet")
+
+    async def _prove(self) -> None:
+        row = await self._connection.fetchrow(self._queries["hears"], CHANNEL, self._token)
+        assert row is not None, "a SELECT without FROM has one row"
+        with anyio.move_on_after(CANARY_TIMEOUT):
+            await self._canary.wait()
+            self.hears = row["rings"]
+
+    async def _ask(self, name: str) -> bool:
+        with errors_mapped():
+            return bool(await self._connection.fetchval(self._queries[name]))
 
     def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         if payload == self._token:

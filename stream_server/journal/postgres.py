@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -69,6 +70,9 @@ class Batch(NamedTuple):
     losses: int
     """How often the triggers could not write something down, since the journal was installed."""
 
+    read_at: datetime
+    """When it was read, by PostgreSQL's clock."""
+
 
 class Reader:
     """Reads what a cursor has not seen, on a connection of its own."""
@@ -109,7 +113,8 @@ class Reader:
         transitions = [_transition(row) for row in rows if row["id"] is not None]
         newest = max((one.txid for one in transitions), default=0)
         seen = Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
-        return Batch(transitions, seen.up_to(max(newest, cursor.xmax - 1)), seen, rows[0]["losses"])
+        told = seen.up_to(max(newest, cursor.xmax - 1))
+        return Batch(transitions, told, seen, rows[0]["losses"], rows[0]["read_at"])
 
     async def put_back(self) -> int:
         """Put back the triggers that are missing, and return how many were.
@@ -218,7 +223,7 @@ class Runs:
 
 def _transition(row: asyncpg.Record) -> Transition:
     # The columns of journal_after stand in the order of the fields, behind what tells of the whole batch.
-    _, _, seq, txid, at, kind, *rest = row
+    _, _, _, seq, txid, at, kind, *rest = row
     return Transition(seq, txid, at, Kind(kind), *rest)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
+DOORBELL_LOCKS = {"sleepers": "1937011301, 1", "silent": "1937011301, 2"}
+"""Keys of the advisory locks by which transactions and tails agree on who must ring. The first half spells "stre"."""
+
 _NAME = re.compile(r"^-- (\w+) --\n", re.MULTILINE)
 
 
@@ -13,13 +16,24 @@ def load(name: str) -> str:
     return (files("stream_server.journal") / "sql" / name).read_text(encoding="utf-8")
 
 
-def load_queries(**placeholders: str) -> dict[str, str]:
-    """Return the named blocks of `queries.sql`, with their placeholders filled in."""
-    text = load("queries.sql")
-    for name, value in placeholders.items():
-        text = text.replace(f"{{{name}}}", value)
-    _, *parts = _NAME.split(text)
+def load_queries(file: str = "queries.sql", **placeholders: str) -> dict[str, str]:
+    """Return the named blocks of a file, with their placeholders filled in."""
+    _, *parts = _NAME.split(fill_in(load(file), **placeholders))
     return {name: block.strip() for name, block in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def load_migrations() -> dict[int, str]:
+    """Return the migrations of our own schema by the version that each leads to, ascending."""
+    folder = files("stream_server.journal") / "sql" / "migrations"
+    texts = {int(file.name[:4]): file.read_text(encoding="utf-8") for file in folder.iterdir()}
+    return dict(sorted(texts.items()))
+
+
+def fill_in(text: str, **placeholders: str) -> str:
+    """Put values, and the keys of the doorbell's locks, in the places of their names in braces."""
+    for name, value in {**DOORBELL_LOCKS, **placeholders}.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
 
 
 def quote_identifier(name: str) -> str:

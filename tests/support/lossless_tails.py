@@ -39,8 +39,13 @@ Told = Callable[[str, Cursor, list[Row]], None]
 class HubDouble:
     """What a tail calls of a hub."""
 
+    watching = True
+
     def __init__(self, told: Told) -> None:
         self._told = told
+
+    def on_watch(self, call: Callable[[], None]) -> None:
+        pass
 
     def begin(self, cursor: Cursor) -> None:
         self._told("begin", cursor, [])

@@ -11,10 +11,11 @@ FROM stream_server.meta
 
 -- journal_after --
 -- All rows that a snapshot ($1) had not seen, in the order of their identity, and the snapshot that has seen them;
--- and how often the triggers could not write something down.
+-- how often the triggers could not write something down, and the time.
 -- One row with an empty id where there is nothing new. Both arms of the OR use the index on txid. Nothing that can be
 -- seen lies above the upper bound; without it, a plan for unknown values would expect a third of the journal and scan it.
-SELECT pg_current_snapshot()::text AS snapshot, l.last_value + l.is_called::integer AS losses, j.*
+SELECT pg_current_snapshot()::text AS snapshot, l.last_value + l.is_called::integer AS losses,
+       clock_timestamp() AS read_at, j.*
 FROM stream_server.losses AS l
 LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,

@@ -28,7 +28,7 @@ def test_placeholders_are_filled_in() -> None:
     assert not [name for name, text in queries.items() if re.search(r"\{\w+\}", text)]
 
 
-@pytest.mark.parametrize("name", ["schema.sql", "queries.sql", "uninstall.sql", "enable.sql"])
+@pytest.mark.parametrize("name", ["begin.sql", "functions.sql", "queries.sql", "doorbell.sql", "uninstall.sql", "enable.sql"])
 def test_every_file_is_shipped(name: str) -> None:
     assert load(name).startswith("-- ")
 

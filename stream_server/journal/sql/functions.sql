@@ -1,62 +1,33 @@
--- The journal of stream_server and its triggers on Airflow's tables.
+-- The functions and triggers, made anew by every install. {airflow} is the schema that holds Airflow's tables, as a literal.
+
+INSERT INTO stream_server.meta (version, oldest_server, airflow_schema)
+VALUES ({version}, {oldest_server}, {airflow})
+ON CONFLICT (singleton) DO UPDATE
+SET version = excluded.version, oldest_server = excluded.oldest_server, airflow_schema = excluded.airflow_schema;
+
+-- Rings the doorbell, once in a transaction, for those tails that sleep. NOTIFY makes commits wait for each other, so a
+-- transaction is silent where every tail is awake and reads on by itself (docs/decisions/0006).
 --
--- Safe to run again: what stands already is left alone. Airflow's tables are locked (SHARE ROW EXCLUSIVE, for an instant)
--- only where a trigger is missing or differs. {airflow} is the schema that holds Airflow's tables, as a literal.
-
-SELECT pg_advisory_xact_lock(hashtext('stream_server install'));
-
-CREATE SCHEMA IF NOT EXISTS stream_server;
-
--- What stands is not even looked at by a statement that would lock it: Airflow's triggers would wait behind that.
-DO $body$
+-- A sleeping tail holds {sleepers} shared, so trying it exclusive, for an instant, tells whether there is one. CASE sees to
+-- it that nothing comes between the two calls. A silent transaction holds {silent} until its end: a tail that is about to
+-- sleep waits for it, and reads once more. The second look is for a tail that has lain down between the first and the lock.
+CREATE OR REPLACE FUNCTION stream_server.ring() RETURNS void
+    LANGUAGE plpgsql
+AS $body$
 BEGIN
-    IF to_regclass('stream_server.meta') IS NULL THEN
-        CREATE TABLE stream_server.meta (
-            singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-            epoch text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 12),
-            version integer NOT NULL,
-            airflow_schema name NOT NULL,
-            enabled boolean NOT NULL DEFAULT true,
-            pruned_to xid8,
-            installed_at timestamptz NOT NULL DEFAULT now()
-        );
-        COMMENT ON TABLE stream_server.meta IS 'What is installed. The epoch tells this journal from any other one.';
-        COMMENT ON COLUMN stream_server.meta.enabled IS 'Whether the triggers write; see stream_server.switch_off().';
-        COMMENT ON COLUMN stream_server.meta.pruned_to IS 'The youngest transaction of which rows were deleted.';
+    IF current_setting('stream_server.rung', true) = 'on' OR current_setting('stream_server.doorbell', true) = 'off' THEN
+        RETURN;
     END IF;
-    IF to_regclass('stream_server.journal') IS NULL THEN
-        CREATE TABLE stream_server.journal (
-            id bigint GENERATED ALWAYS AS IDENTITY,
-            txid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-            at timestamptz NOT NULL DEFAULT clock_timestamp(),
-            queued_at timestamptz,
-            start_date timestamptz,
-            end_date timestamptz,
-            ti_id uuid,
-            map_index integer,
-            try_number integer,
-            clear_number integer,
-            dag_result boolean,
-            kind text NOT NULL,
-            dag_id text,
-            run_id text,
-            task_id text,
-            state text,
-            previous_state text,
-            xcom_key text
-        );
-        COMMENT ON TABLE stream_server.journal IS 'Committed transitions of Airflow, written by triggers.';
-        -- The only index: readers ask for what their snapshot had not seen, and nothing else.
-        CREATE INDEX journal_txid ON stream_server.journal (txid);
+    PERFORM set_config('stream_server.rung', 'on', true);
+    IF (CASE WHEN pg_try_advisory_lock({sleepers}) THEN pg_advisory_unlock({sleepers}) ELSE false END)
+        AND pg_try_advisory_xact_lock_shared({silent})
+        AND (CASE WHEN pg_try_advisory_lock({sleepers}) THEN pg_advisory_unlock({sleepers}) ELSE false END)
+    THEN
+        RETURN;
     END IF;
+    PERFORM pg_notify('stream_server', '');
 END
 $body$;
-
-INSERT INTO stream_server.meta (version, airflow_schema) VALUES ({version}, {airflow})
-ON CONFLICT (singleton) DO UPDATE SET version = excluded.version, airflow_schema = excluded.airflow_schema;
-
--- Counts what the triggers could not write down. A sequence, since it keeps its value when a transaction is rolled back.
-CREATE SEQUENCE IF NOT EXISTS stream_server.losses MINVALUE 0 START 0;
 
 -- The functions below run inside Airflow's transactions. They must not fail them, must not block them for longer than
 -- lock_timeout, and must cost next to nothing where no state has changed. They name only columns that Airflow 3.0 to 3.3
@@ -86,7 +57,7 @@ BEGIN
     VALUES
         ('task', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.try_number, NEW.state, before,
          NEW.start_date, NEW.end_date);
-    PERFORM pg_notify('stream_server', '');
+    PERFORM stream_server.ring();
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
     PERFORM set_config('stream_server.given_up', 'on', true);
@@ -125,7 +96,7 @@ BEGIN
             ('run', NEW.dag_id, NEW.run_id, NEW.state, before, NEW.clear_number, NEW.queued_at, NEW.start_date,
              NEW.end_date);
     END IF;
-    PERFORM pg_notify('stream_server', '');
+    PERFORM stream_server.ring();
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
     PERFORM set_config('stream_server.given_up', 'on', true);
@@ -156,7 +127,7 @@ BEGIN
     VALUES
         ('xcom', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.key,
          (to_jsonb(NEW) ->> 'dag_result')::boolean);
-    PERFORM pg_notify('stream_server', '');
+    PERFORM stream_server.ring();
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
     PERFORM set_config('stream_server.given_up', 'on', true);
@@ -178,7 +149,7 @@ BEGIN
         RETURN NULL;
     END IF;
     INSERT INTO stream_server.journal (kind, ti_id) VALUES ('input', NEW.ti_id);
-    PERFORM pg_notify('stream_server', '');
+    PERFORM stream_server.ring();
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
     PERFORM set_config('stream_server.given_up', 'on', true);

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.cursor import Cursor
-from stream_server.tail import Losses
+from stream_server.losses import Losses
 
 
 def cursor(xmin: int, xmax: int) -> Cursor:
