@@ -1,15 +1,16 @@
 """What the journal costs Airflow's commits: `make bench-journal`.
 
 pgbench writes as Airflow does, on Airflow's schema with real durability, in turn without our triggers, with triggers
-that only write the journal, and with the doorbell and a server that follows it on the same cores. Each figure is a
-ratio to the rate without triggers in the same round, and the rounds are interleaved, so that the machine's moods fall
-on all alike.
+that only write the journal (`stream_server.doorbell` off), with a doorbell that every transaction rings, and with ours,
+which rings for tails that sleep. A server follows on the same cores. Each figure is a ratio to the rate without
+triggers in the same round, and the rounds are interleaved, so that the machine's moods fall on all alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -27,7 +28,7 @@ from rich.table import Table
 
 from bench.stage import Stage, stage, termination_raises
 from stream_server.demo.accounts import Installation
-from stream_server.journal.install import enable, install
+from stream_server.journal.install import install
 from stream_server.run_state import RunKey
 from support.airflow_sql import AirflowSql
 
@@ -49,25 +50,33 @@ WORKLOADS = {
     f" WHERE {PLACE} AND map_index BETWEEN :first AND :first + {ROWS - 1};\n",
 }
 
-NONE, JOURNAL, DOORBELL = "no trigger", "journal", "journal and doorbell"
-MODES = (NONE, JOURNAL, DOORBELL)
+NONE, JOURNAL, ALWAYS, DOORBELL = "no trigger", "journal", "a ring each", "journal and doorbell"
+MODES = (NONE, JOURNAL, ALWAYS, DOORBELL)
 
 AIMS = {("heartbeat", 1): 0.98, ("heartbeat", 8): 0.98, ("transition", 1): 0.90, ("transition", 8): 0.75}
 """Least ratio to the rate without triggers, with the doorbell."""
 
 
-LISTENING = """
-import asyncio, sys, asyncpg
+FOLLOWING = """
+import asyncio, sys
+from support import lossless_tails
+lossless_tails.CHECK_SECONDS = 3600.0
+lossless_tails.POLL_SECONDS = 2.0
+from support.lossless_tails import make_tail
+asyncio.run(make_tail(sys.argv[1], lambda why, *_: print(why, flush=True) if why else None, None).run())
+"""
+"""A program that follows the journal, as one more server does; it says when it has begun."""
 
+SLEEPING = """
+import asyncio, sys, asyncpg
+from stream_server.journal.queries import load_queries
 async def main():
     connection = await asyncpg.connect(sys.argv[1])
-    await connection.add_listener("stream_server", lambda *_: None)
-    print("listening", flush=True)
+    print(await connection.fetchval(load_queries("doorbell.sql")["lie_down"]), flush=True)
     await asyncio.Event().wait()
-
 asyncio.run(main())
 """
-"""A program that hears every ring, as one more server does."""
+"""A program for which every transaction rings, as for a tail that sleeps through it all."""
 
 
 class Case(NamedTuple):
@@ -84,7 +93,8 @@ def main() -> int:
     cases = [Case(workload, writers) for workload in WORKLOADS for writers in WRITERS]
     cases += [Case("transition", 8, listeners) for listeners in LISTENERS[1:]]
     rates: dict[Case, dict[str, list[float]]] = {case: {mode: [] for mode in MODES} for case in cases}
-    with termination_raises(), stage() as running, TemporaryDirectory() as folder:
+    # Triggers that are missing on purpose shall not be put back.
+    with termination_raises(), stage(check_interval="1h") as running, TemporaryDirectory() as folder:
         uvloop.run(_prepare(running.database_url))
         for number in range(1, options.rounds + 1):
             print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
@@ -123,10 +133,12 @@ def _rate(running: Stage, folder: Path, case: Case, mode: str, seconds: int) -> 
     """Return how many transactions a second pgbench commits."""
     script = folder / "script.sql"
     script.write_text(WORKLOADS[case.workload])
-    uvloop.run(_set_mode(running.database_url, mode))
-    with ExitStack() as listening:
+    with ExitStack() as others:
         for _ in range(case.listeners - 1):
-            listening.enter_context(_listener(running.database_url))
+            others.enter_context(_running(FOLLOWING, running.database_url))
+        uvloop.run(_set_mode(running.database_url, mode))
+        if mode == ALWAYS:
+            others.enter_context(_running(SLEEPING, running.database_url))
         done = subprocess.run(
             [
                 *(Installation.find().program("pgbench"), "--no-vacuum", "--protocol=prepared"),
@@ -136,6 +148,7 @@ def _rate(running: Stage, folder: Path, case: Case, mode: str, seconds: int) -> 
             capture_output=True,
             text=True,
             check=True,
+            env={**os.environ, "PGOPTIONS": f"-c stream_server.doorbell={'off' if mode == JOURNAL else 'on'}"},
         )
     found = re.search(r"^tps = ([0-9.]+)", done.stdout, re.MULTILINE)
     assert found is not None, done.stdout
@@ -144,8 +157,7 @@ def _rate(running: Stage, folder: Path, case: Case, mode: str, seconds: int) -> 
 
 async def _set_mode(url: str, mode: str) -> None:
     """Have the triggers do what a mode says; the journal begins empty, and the table without dead rows."""
-    if mode == DOORBELL:
-        await enable(url)
+    await install(url, "public", lock_timeout=5, attempts=3)
     connection = await asyncpg.connect(url)
     try:
         await connection.execute("TRUNCATE stream_server.journal")
@@ -153,25 +165,19 @@ async def _set_mode(url: str, mode: str) -> None:
         if mode == NONE:
             for row in await connection.fetch("SELECT table_name, trigger_name FROM stream_server.triggers()"):
                 await connection.execute(f"DROP TRIGGER IF EXISTS {row['trigger_name']} ON {row['table_name']}")
-        elif mode == JOURNAL:
-            await install(url, "public", lock_timeout=5, attempts=3)
-            for row in await connection.fetch(
-                "SELECT pg_get_functiondef(p.oid) AS source FROM pg_proc p"
-                " WHERE p.pronamespace = 'stream_server'::regnamespace AND p.proname LIKE 'record%'"
-            ):
-                await connection.execute(row["source"].replace("PERFORM pg_notify('stream_server', '');", ""))
     finally:
         await connection.close()
 
 
 @contextmanager
-def _listener(url: str) -> Iterator[None]:
-    """Listen as one more server would."""
-    command = [sys.executable, "-c", LISTENING, url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+def _running(program: str, url: str) -> Iterator[None]:
+    """Run a program, from when it has said that it has begun."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
+    command = [sys.executable, "-c", program, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         try:
             assert process.stdout is not None
-            process.stdout.readline()
+            assert process.stdout.readline(), "it has begun"
             yield
         finally:
             process.terminate()
@@ -197,6 +203,7 @@ def _figures(rates: dict[Case, dict[str, list[float]]], options: argparse.Namesp
         f"{case.workload}, {case.writers} writers, {case.listeners} listening": {
             "tps": round(statistics.median(measured[NONE])),
             "journal": round(_ratio(measured, JOURNAL), 3),
+            "a ring each": round(_ratio(measured, ALWAYS), 3),
             "doorbell": round(_ratio(measured, DOORBELL), 3),
         }
         for case, measured in rates.items()

@@ -41,8 +41,8 @@ class Stage:
 
 
 @contextmanager
-def stage() -> Iterator[Stage]:
-    """Start all of it with default settings, and stop and remove it at the end, whatever happens."""
+def stage(**settings: str) -> Iterator[Stage]:
+    """Start all of it with default settings but these, and stop and remove it at the end, whatever happens."""
     directory = RunDirectory(DATA_DIR)
     postgres = EmbeddedPostgres(directory.postgres, log=directory.logs / "postgresql.log")
     server: Server | None = None
@@ -56,7 +56,10 @@ def stage() -> Iterator[Stage]:
             directory.logs,
             database_url=url,
             airflow_url=NO_AIRFLOW,
-            environment={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+            environment={
+                **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+                **{f"{PREFIX}{name.upper()}": value for name, value in settings.items()},
+            },
         )
         server.start()
         yield Stage(url, server.url, psutil.Process(server.child.pid))
