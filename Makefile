@@ -20,7 +20,7 @@ $(VENV)/.demo: $(BIN)/uv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
 .PHONY: demo
@@ -40,7 +40,7 @@ test-integration: $(VENV)/.dev  ## A real PostgreSQL with Airflow's schema
 test-airflow: $(VENV)/.dev  ## A real Airflow that runs real DAGs
 	$(BIN)/python -m pytest tests/airflow $(ARGS)
 
-test-matrix: $(VENV)/.dev  ## Airflow 3.0 to 3.3: upgrades, downgrade, clean and reset with the triggers in place
+test-matrix: $(VENV)/.dev  ## Airflow 3.0 to 3.3: upgrades, downgrade, clean and reset with the triggers in place; DAG files
 	$(BIN)/python -m pytest tests/matrix $(ARGS)
 
 test-browser: $(VENV)/.dev  ## A real Chromium: one on PATH, or Debian's where it may be installed

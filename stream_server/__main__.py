@@ -1,6 +1,27 @@
-"""`python -m stream_server`."""
+"""The command `stream-server`, also as `python -m stream_server`, where its dependencies may not be installed."""
 
-from stream_server.cli import main
+from __future__ import annotations
+
+import sys
+
+USAGE = 64
+"""Exit code for bad usage, as sysexits.h has it; `stream_server.client.commands.Exit` cannot be imported here."""
+
+
+def main() -> None:
+    """Run the command line, or say what it needs."""
+    try:
+        from stream_server.cli import main as run  # noqa: PLC0415 # what DAG files import is installed without it
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "stream_server":
+            raise
+        sys.stderr.write(
+            f"stream-server: module {error.name!r} is missing; the command needs the extra 'server':"
+            " pip install 'airflow-stream-server[server]'\n"
+        )
+        sys.exit(USAGE)
+    run()
+
 
 if __name__ == "__main__":
     main()

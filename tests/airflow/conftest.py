@@ -8,6 +8,7 @@ import pytest
 
 from stream_server.demo.progress import ConsoleProgress
 from stream_server.demo.stack import DemoStack
+from support.authoring import DAGS
 from support.postgres import DATA_DIR, FAST
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[DemoStack]:
-    """PostgreSQL, Airflow with the example DAGs, and a stream server; where it cannot start, tests fail."""
-    with DemoStack(DATA_DIR, postgres_settings=FAST, progress=ConsoleProgress()) as stack:
+    """PostgreSQL, Airflow with the examples and our own DAGs, a stream server; where it cannot start, tests fail."""
+    with DemoStack(DATA_DIR, dags=[DAGS], postgres_settings=FAST, progress=ConsoleProgress()) as stack:
         yield stack
 
 

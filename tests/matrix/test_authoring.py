@@ -1,0 +1,123 @@
+"""DAG files with our marks, read and serialised by each version of Airflow, with nothing else of ours installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from uv import find_uv_bin
+
+from matrix.environments import BUILD_SECONDS, environment_python
+from matrix.ladder import COMMAND_SECONDS, NEWEST, VERSIONS
+from stream_server.graph import Graph
+from support import authoring
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("read_dags.py")
+
+OURS = {"", ".authoring", *(f".authoring.{name}" for name in ("dag", "decorators", "errors", "marks", "source"))}
+"""All modules of ours that a DAG file may import, below `stream_server`; and what Airflow asks."""
+
+Found = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the distribution as `pip install airflow-stream-server` makes it, dependencies included."""
+    target = tmp_path_factory.mktemp("light")
+    command = [find_uv_bin(), "pip", "install", "--python", sys.executable, "--target", str(target), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def read(light: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
+    """What a version makes of all forms and of all broken files, in one process."""
+
+    @cache
+    def read_all(version: str) -> Found:
+        folder = tmp_path_factory.mktemp(f"airflow-{version}")
+        broken = folder / "dags"
+        broken.mkdir()
+        authoring.write_broken(broken, authoring.BROKEN, authoring.BROKEN_NATIVELY if version == NEWEST else {})
+        python = sys.executable if version == NEWEST else str(environment_python(version))
+        output = folder / "found.json"
+        done = subprocess.run(
+            [python, str(SCRIPT), str(output), str(authoring.DAGS), str(broken)],
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))},
+                "AIRFLOW_HOME": str(folder),
+                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+                "PYTHONPATH": str(light),
+            },
+            cwd="/",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=COMMAND_SECONDS,
+        )
+        assert done.returncode == 0, done.stdout
+        return dict(json.loads(output.read_text()))
+
+    return read_all
+
+
+def test_the_base_distribution_brings_nothing_along(light: Path) -> None:
+    names = {path.name.partition("-")[0] for path in light.glob("[!.]*")}
+    assert names == {"airflow_stream_server", "bin", "stream_server"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_form_is_serialised_with_its_marks(version: str, read: Callable[[str], Found]) -> None:
+    found = read(version)
+    dags = {dag_id: dag for dag_id, dag in found["dags"].items() if dag_id.startswith(authoring.PREFIX)}
+    assert {dag_id: authoring.tagged(dag) for dag_id, dag in dags.items()} == authoring.TAGGED
+    assert {dag_id: authoring.marked_by_params(dag) for dag_id, dag in dags.items()} == authoring.PARAMS
+    seen = {dag_id: Graph.parse(json.dumps(dag)).marked for dag_id, dag in dags.items()}
+    assert seen == {dag_id: frozenset(results) for dag_id, results in authoring.RESULTS.items()}
+    assert "kept" in dags["form_dag_arguments"]["dag"]["tags"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_dags_and_tasks_are_what_airflow_would_have_made(version: str, read: Callable[[str], Found]) -> None:
+    for dag_id, serialized in read(version)["dags"].items():
+        dag = serialized["dag"]
+        assert Path(dag["fileloc"]).parent == authoring.DAGS, dag_id
+        assert not [task for task in dag["tasks"] if task["__var"]["_task_module"].startswith("stream_server")]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_mark_is_seen_in_the_task_s_documentation(version: str, read: Callable[[str], Found]) -> None:
+    def documentation(dag_id: str, task_id: str) -> list[str]:
+        tasks = [operator["__var"] for operator in read(version)["dags"][dag_id]["dag"]["tasks"]]
+        (task,) = [task for task in tasks if task["task_id"] == task_id]
+        return str(task.get("doc_md") or task["partial_kwargs"]["doc_md"]).split("\n\n")
+
+    note = "**Result task**: what it returns answers whoever waits for this DAG (stream_server)."
+    assert documentation("form_decorator", "fetch") == ["Fetch the answer.", note]
+    assert documentation("form_override", "renamed") == ["Own words.", note]
+    assert documentation("form_mapped", "multiply") == [note]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_mistake_is_told_when_the_file_is_read(version: str, read: Callable[[str], Found]) -> None:
+    errors = {name.removesuffix(".py"): text.strip() for name, text in read(version)["errors"].items()}
+    expected = {**authoring.BROKEN, **(authoring.BROKEN_NATIVELY if version == NEWEST else {})}
+    assert errors.keys() == expected.keys()
+    wrong = {name: text for name, text in errors.items() if not text.endswith(expected[name].error)}
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_dag_file_imports_nothing_of_the_server(version: str, read: Callable[[str], Found]) -> None:
+    ours = {name.removeprefix("stream_server") for name in read(version)["modules"] if name.startswith("stream_server")}
+    assert ours == OURS | {".airflow_provider"}

@@ -1,0 +1,325 @@
+"""What is to come of each DAG in `airflow/dags/authoring_forms.py`, and of DAG files with wrong marks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DAGS = Path(__file__).resolve().parents[1] / "airflow" / "dags"
+
+PREFIX = "form_"
+LONG = "answer_" + "x" * 120
+
+RESULTS: dict[str, dict[str, Any]] = {
+    "form_decorator": {"fetch": "answer"},
+    "form_task_result": {"fetch": "answer", "other": {"answer": 42}},
+    "form_result_from": {"answer": "answer"},
+    "form_dag_result_from": {"answer": "answer"},
+    "form_dag_argument": {"answer": "answer"},
+    "form_dag_arguments": {"answer": "answer", "group.answer": "answer"},
+    "form_returned": {"answer": "answer"},
+    "form_operator": {"answer": "answer", "called": "answer"},
+    "form_mapped": {"multiply": [2, 4, 6], "by_kwargs": [1], "echo": ["1", "2"]},
+    "form_override": {"renamed": "answer"},
+    "form_group": {"once.double": 2, "each.double": [2, 4]},
+    "form_twice": {"answer": "answer", "answer__1": "answer"},
+    "form_long_name": {LONG: "answer"},
+    "form_other_interpreter": {"fetch": "answer"},
+    "form_sensor": {"fetch": "answer"},
+    "form_plain": {"answer": "answer", "by_param": "answer"},
+}
+"""What each DAG answers, by result task."""
+
+TAGGED = {
+    dag_id: {
+        "form_long_name": set[str](),
+        "form_plain": {"answer"},
+    }.get(dag_id, set(results))
+    for dag_id, results in RESULTS.items()
+}
+"""Result tasks that a tag tells."""
+
+PARAMS = {dag_id: {"form_plain": {"by_param"}}.get(dag_id, set(results)) for dag_id, results in RESULTS.items()}
+"""Result tasks that their own params tell."""
+
+
+def tagged(serialized: dict[str, Any]) -> set[str]:
+    """Return the result tasks that the tags of a serialised DAG tell."""
+    tags = serialized["dag"].get("tags", [])
+    return {tag.removeprefix("stream-result:") for tag in tags if tag.startswith("stream-result:")}
+
+
+def marked_by_params(serialized: dict[str, Any]) -> set[str]:
+    """Return the result tasks that the task-level params of a serialised DAG tell."""
+    tasks = [operator["__var"] for operator in serialized["dag"]["tasks"]]
+    return {
+        task["task_id"]
+        for task in tasks
+        if dict(task.get("params", [])).get("stream_result", {}).get("default") is True
+    }
+
+
+class Broken(NamedTuple):
+    """A DAG file with wrong marks."""
+
+    source: str
+    """What follows `HEAD`."""
+
+    error: str
+    """How the import error ends that Airflow shows."""
+
+
+HEAD = """
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG as AirflowDAG
+from airflow.sdk import task, task_group
+from stream_server.authoring import DAG, dag, result_from, result_task
+
+@task
+def answer():
+    return "answer"
+
+@task
+def log():
+    pass
+
+@task_group
+def group():
+    answer()
+    log()
+"""
+
+BROKEN = {
+    "misspelt": Broken(
+        """
+@dag(result_task="anser")
+def chat():
+    answer()
+chat()
+""",
+        "UnknownResultTask: DAG 'chat': the result is to come from 'anser', which the DAG does not have."
+        " Did you mean 'answer'?",
+    ),
+    "misspelt_in_with": Broken(
+        """
+with DAG("chat", result_task=["answer", "nothing"]):
+    answer()
+    log()
+""",
+        "UnknownResultTask: DAG 'chat': the result is to come from 'nothing', which the DAG does not have."
+        " Name one of its tasks: 'answer', 'log'.",
+    ),
+    "misspelt_in_tag": Broken(
+        """
+with DAG("chat", tags=["stream-result:logg"]):
+    log()
+""",
+        "UnknownResultTask: DAG 'chat': the result is to come from 'logg', which the DAG does not have."
+        " Did you mean 'log'?",
+    ),
+    "too_early": Broken(
+        """
+with AirflowDAG("chat") as made:
+    result_from(made, "answer")
+    answer()
+""",
+        "UnknownResultTask: DAG 'chat': the result is to come from 'answer', which the DAG does not have."
+        " It has no tasks yet: name it behind its task.",
+    ),
+    "without_group": Broken(
+        """
+with AirflowDAG("chat") as made:
+    group()
+result_from(made, "answer")
+""",
+        "UnknownResultTask: DAG 'chat': the result is to come from 'answer', which the DAG does not have."
+        " Did you mean 'group.answer'?",
+    ),
+    "group_alone": Broken(
+        """
+with DAG("chat", result_task="group") as made:
+    group()
+""",
+        "UnknownResultTask: DAG 'chat': the result is to come from 'group', which is a task group and returns nothing."
+        " Name one of its tasks: 'group.answer', 'group.log'.",
+    ),
+    "two_opinions": Broken(
+        """
+@dag(result_task="answer")
+def chat():
+    answer()
+    result_task(log)()
+chat()
+""",
+        "ContradictingMarks: DAG 'chat': result_task names 'answer', but 'log' is marked as a result task too."
+        " Name all of them, result_task=['answer', 'log'], or remove a mark.",
+    ),
+    "two_opinions_later": Broken(
+        """
+with DAG("chat", result_task="answer") as made:
+    answer()
+    log()
+made.result_from("log")
+""",
+        "ContradictingMarks: DAG 'chat': result_task names 'answer', but 'log' is marked as a result task too."
+        " Name all of them, result_task=['answer', 'log'], or remove a mark.",
+    ),
+    "returns_another": Broken(
+        """
+@dag(result_task="answer")
+def chat():
+    answer()
+    return log()
+chat()
+""",
+        "ContradictingMarks: DAG 'chat': result_task names 'answer', but 'log' is marked as a result task too."
+        " Name all of them, result_task=['answer', 'log'], or remove a mark.",
+    ),
+    "denied": Broken(
+        """
+with AirflowDAG("chat"):
+    result_task(answer).override(params={"stream_result": False})()
+""",
+        "ContradictingMarks: DAG 'chat': task 'answer' is marked as a result task, but its params have"
+        " 'stream_result': False. Remove one of the two.",
+    ),
+    "empty": Broken(
+        """
+with DAG("chat", result_task="nothing"):
+    EmptyOperator(task_id="nothing")
+""",
+        "CannotAnswer: DAG 'chat': task 'nothing' cannot be a result task: EmptyOperator does nothing."
+        " Mark the task that returns the result.",
+    ),
+    "no_push": Broken(
+        """
+with AirflowDAG("chat"):
+    @result_task
+    @task(do_xcom_push=False)
+    def fetch():
+        return "answer"
+    fetch()
+""",
+        "CannotAnswer: DAG 'chat': task 'fetch' cannot be a result task: it has do_xcom_push=False, so that Airflow"
+        " does not store what it returns. Set do_xcom_push=True.",
+    ),
+    "no_push_by_default": Broken(
+        """
+with AirflowDAG("chat", default_args={"do_xcom_push": False}):
+    result_task(answer)()
+""",
+        "CannotAnswer: DAG 'chat': task 'answer' cannot be a result task: it has do_xcom_push=False, so that Airflow"
+        " does not store what it returns. Set do_xcom_push=True.",
+    ),
+    "no_push_mapped": Broken(
+        """
+with AirflowDAG("chat"):
+    result_task(BashOperator.partial(task_id="echo", do_xcom_push=False).expand(bash_command=["echo 1"]))
+""",
+        "CannotAnswer: DAG 'chat': task 'echo' cannot be a result task: it has do_xcom_push=False, so that Airflow"
+        " does not store what it returns. Set do_xcom_push=True.",
+    ),
+    "branch": Broken(
+        """
+with AirflowDAG("chat"):
+    @result_task
+    @task.branch
+    def choose():
+        return "answer"
+    choose() >> [answer(), log()]
+""",
+        "CannotAnswer: DAG 'chat': task 'choose' cannot be a result task: @task.branch chooses what to skip, and"
+        " Airflow does not store what such a task returns where it skips another. Mark a task before or behind it.",
+    ),
+    "short_circuit": Broken(
+        """
+with DAG("chat", result_task="go_on"):
+    @task.short_circuit
+    def go_on():
+        return False
+    go_on() >> log()
+""",
+        "CannotAnswer: DAG 'chat': task 'go_on' cannot be a result task: @task.short_circuit chooses what to skip, and"
+        " Airflow does not store what such a task returns where it skips another. Mark a task before or behind it.",
+    ),
+    "no_task": Broken(
+        """
+@result_task
+def fetch():
+    return "answer"
+""",
+        "MisplacedMark: 'fetch' cannot be a result task: it is no task. Put @result_task on top of @task.",
+    ),
+    "upside_down": Broken(
+        """
+@task
+@result_task
+def fetch():
+    return "answer"
+""",
+        "MisplacedMark: 'fetch' cannot be a result task: it is no task. Put @result_task on top of @task.",
+    ),
+    "on_group": Broken(
+        """
+result_task(group)
+""",
+        "MisplacedMark: 'group' cannot be a result task: it is a task group and returns nothing. Mark a task in it.",
+    ),
+    "not_mapped_yet": Broken(
+        """
+with AirflowDAG("chat"):
+    echo = BashOperator.partial(task_id="echo")
+    echo.expand(bash_command=["echo 1"])
+    result_task(echo)
+""",
+        "MisplacedMark: 'echo' cannot be a result task: it is not mapped yet. Mark what .expand() returns.",
+    ),
+    "part_of_a_value": Broken(
+        """
+with AirflowDAG("chat") as made:
+    result_from(made, answer()["key"])
+""",
+        "MisplacedMark: DAG 'chat': what is made of the return value of 'answer' cannot be the result."
+        " Mark the task, or one that returns what is wanted.",
+    ),
+    "mapped_value": Broken(
+        """
+with AirflowDAG("chat"):
+    result_task(answer().map(len))
+""",
+        "MisplacedMark: DAG 'chat': what is made of the return value of 'answer' cannot be the result."
+        " Mark the task, or one that returns what is wanted.",
+    ),
+    "anything": Broken(
+        """
+result_task(42)
+""",
+        "MisplacedMark: 42 cannot be a result task. Mark a function decorated with @task, or an operator.",
+    ),
+}
+"""By name of the file; on all versions."""
+
+BROKEN_NATIVELY = {
+    "native_opinion": Broken(
+        """
+from airflow.sdk import result
+
+@dag(result_task="answer")
+def chat():
+    answer()
+    result(log)()
+chat()
+""",
+        "ContradictingMarks: DAG 'chat': result_task names 'answer', but 'log' is marked as a result task too."
+        " Name all of them, result_task=['answer', 'log'], or remove a mark.",
+    ),
+}
+"""On Airflow 3.3, which has marks of its own."""
+
+
+def write_broken(folder: Path, *tables: dict[str, Broken]) -> None:
+    """Write the files of these tables into a folder."""
+    for table in tables:
+        for name, broken in table.items():
+            (folder / f"{name}.py").write_text(f"{HEAD}{broken.source}")
