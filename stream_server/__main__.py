@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 
+from stream_server.process_title import conceal_secrets
+
 USAGE = 64
 """Exit code for bad usage, as sysexits.h has it; `stream_server.client.commands.Exit` cannot be imported here."""
 
 
 def main() -> None:
     """Run the command line, or say what it needs."""
+    # Before all that takes time to import.
+    if not conceal_secrets():
+        sys.stderr.write("stream-server: others on this machine can see the secrets given as options\n")
     try:
         from stream_server.cli import main as run  # noqa: PLC0415 # what DAG files import is installed without it
     except ModuleNotFoundError as error:

@@ -17,6 +17,7 @@ from stream_server.errors import StreamServerError
 from stream_server.journal import install as journal
 from stream_server.run_state import RunKey
 from stream_server.settings import PREFIX, parse_duration
+from stream_server.urls import are_hosts, split
 
 T = TypeVar("T")
 
@@ -60,18 +61,20 @@ def install(
     airflow_schema: Annotated[str, typer.Option(help="Schema that holds Airflow's tables.")] = "public",
     lock_timeout: LockTimeout = "2s",
     attempts: Attempts = 10,
+    reader: Annotated[
+        str | None, typer.Option(metavar="ROLE", help="Database role that is given what `serve` needs, and no more.")
+    ] = None,
     print_sql: Annotated[
         bool, typer.Option("--print-sql", help="Print what would be run, and change nothing.")
     ] = False,
 ) -> None:
     """Make, or complete, the journal and its triggers in Airflow's database."""
     if print_sql:
-        sys.stdout.write(f"BEGIN;\n{journal.install_sql(airflow_schema)}COMMIT;\n")
+        sys.stdout.write(f"BEGIN;\n{journal.install_sql(airflow_schema, reader)}COMMIT;\n")
         return
+    timeout = _duration(lock_timeout)
     _run(
-        journal.install(
-            _required(database_url), airflow_schema, lock_timeout=_duration(lock_timeout), attempts=attempts
-        )
+        journal.install(_required(database_url), airflow_schema, lock_timeout=timeout, attempts=attempts, reader=reader)
     )
     _say("The journal is installed.")
 
@@ -128,6 +131,36 @@ def triggers_enable(database_url: DatabaseUrl = "") -> None:
 
 
 @app.command()
+def doctor(
+    *,
+    database_url: DatabaseUrl = "",
+    airflow_url: Annotated[
+        str, typer.Option(envvar=f"{PREFIX}AIRFLOW_URL", help="Address of Airflow's API server.")
+    ] = "",
+    url: Annotated[str, typer.Option(envvar=f"{PREFIX}URL", help="stream_server, as its clients reach it.")] = "",
+    token: Token = None,
+    retention: Annotated[
+        str, typer.Option(envvar=f"{PREFIX}RETENTION", help="As of the server: age at which rows are deleted.")
+    ] = "24h",
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Look for what is wrong, and say what to do about it. Nothing is changed.
+
+    What is given is looked at: database, Airflow's API, stream_server and what is in front of it. Exit codes: 0 no
+    problem, 1 problems, 64 usage.
+    """
+    from stream_server.doctor.command import doctor as run_doctor  # noqa: PLC0415 # the clients need no server
+    from stream_server.doctor.examination import Subject  # noqa: PLC0415
+    from stream_server.doctor.limits import Limits  # noqa: PLC0415
+
+    if not (database_url or airflow_url or url):
+        _fail("Give --database-url, --airflow-url or --url", Exit.USAGE)
+    limits = Limits(retention=_duration(retention))
+    subject = Subject(database_url or None, airflow_url or None, url or None, token, limits)
+    raise typer.Exit(Exit.RESULT if run_doctor(subject, as_json=as_json) else Exit.FAILURE)
+
+
+@app.command()
 def serve(
     *,
     database_url: Annotated[
@@ -149,6 +182,9 @@ def serve(
     retention: Annotated[
         str | None, typer.Option(help="Age at which rows of the journal are deleted; 0: never.  [default: 24h]")
     ] = None,
+    retention_size: Annotated[
+        str | None, typer.Option(help="Size beyond which the oldest rows are deleted: 1GiB; 0: none.  [default: 0]")
+    ] = None,
     grace_period: Annotated[str | None, typer.Option(help="Longest shutdown.  [default: 10s]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.  [default: info]")] = None,
 ) -> None:
@@ -168,6 +204,7 @@ def serve(
                 poll_interval=poll_interval,
                 ping_interval=ping_interval,
                 retention=retention,
+                retention_size=retention_size,
                 grace_period=grace_period,
                 log_level=log_level,
             )
@@ -229,6 +266,7 @@ def run(
         parsed = parse_conf(conf)
     except ValueError as error:
         _fail(f"--conf: {error}", Exit.USAGE)
+    _check_address("--airflow-url", airflow_url)
     login = (username, password) if username is not None and password is not None else None
     follower = _follower(url=url, token=token, results=result, until=until, timeout=timeout, patience=patience)
     code = follower.trigger(dag_id, parsed, run_id, airflow_url, login)
@@ -279,6 +317,7 @@ def _follower(
 ) -> Follower:
     if until not in ("result", "run"):
         _fail("--until is 'result' or 'run'", Exit.USAGE)
+    _check_address("--url", url)
     return Follower(
         url,
         token=token,
@@ -287,6 +326,12 @@ def _follower(
         timeout=None if timeout is None else _duration(timeout),
         patience=_duration(patience),
     )
+
+
+def _check_address(option: str, url: str) -> None:
+    """Refuse what has no host and port, without repeating it: it may hold a password."""
+    if not are_hosts(split(url if "://" in url else f"http://{url}")["hosts"]):
+        _fail(f"{option} is no address; write http://host:port", Exit.USAGE)
 
 
 def _required(database_url: str) -> str:

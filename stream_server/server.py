@@ -9,6 +9,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from stream_server.app import create_app
+from stream_server.journal.dsn import normalize
 from stream_server.settings import Settings, is_loopback
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,10 @@ def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        SettingsError: The address can be reached by others and no authorization was chosen.
+        SettingsError: The address can be reached by others and no authorization was chosen, or the database's URL is
+            none.
     """
+    normalize(settings.database_url.get_secret_value())
     settings.require_auth_choice(loopback=is_loopback(settings.host))
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = create_app(settings)

@@ -17,7 +17,7 @@ from rich.live import Live
 from stream_server.airflow_api import AirflowApi
 from stream_server.client.follow import ConnectionLost, Message, Refused, StreamClosed, follow
 from stream_server.client.view import RunView, describe
-from stream_server.errors import AirflowError
+from stream_server.errors import AirflowError, AirflowRefused
 from stream_server.frames import End, Failure, Result
 from stream_server.run_state import RunKey
 
@@ -92,7 +92,7 @@ class Follower:
         async with AirflowApi.open(airflow_url, self._token) as airflow:
             if login is not None:
                 await airflow.login(*login)
-            key = await airflow.trigger(dag_id, conf, run_id)
+            key = await airflow.trigger(dag_id, {"conf": conf, **({"dag_run_id": run_id} if run_id else {})})
         self._say(f"triggered {key.dag_id} / {key.run_id}")
         return await self._follow(key, self._errors, write_lines=False)
 
@@ -110,7 +110,7 @@ class Follower:
             return Exit.USAGE
         except AirflowError as error:
             self._say(str(error))
-            return Exit.LOST if error.http_status is None else Exit.USAGE
+            return Exit.USAGE if isinstance(error, AirflowRefused) else Exit.LOST
         except KeyboardInterrupt:
             return 130
 

@@ -192,5 +192,6 @@ def _detail(body: bytes | bytearray | None) -> str:
 
 
 def _origin(address: str) -> str:
+    """Return where a stream is, without what is secret in its address."""
     parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

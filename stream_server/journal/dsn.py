@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from stream_server.errors import SettingsError
-
-_URL = re.compile(
-    r"(?P<scheme>[^:/?#@]*)://(?:(?P<user>[^:/?@]*)(?::(?P<password>[^@]*))?@)?"
-    r"(?P<hosts>[^/?]*)(?:/(?P<database>[^?]*))?(?:\?(?P<query>.*))?",
-    re.DOTALL,
-)
-"""SQLAlchemy's reading (`sqlalchemy.engine.url`): a password may hold anything but an at sign, escaped or not."""
-
-_URL_WITH_AT = re.compile(_URL.pattern.replace("[^@]*", ".*"), re.DOTALL)
-"""For a password that holds one all the same: it ends at the last."""
+from stream_server.urls import are_hosts, split
 
 _RENAMED = {"ssl": "sslmode"}
 """Query arguments that SQLAlchemy's asyncpg dialect calls by another name than libpq."""
@@ -33,12 +23,17 @@ def normalize(url: str) -> str:
     Raises:
         SettingsError: The URL is none of PostgreSQL's. The message does not repeat it, since it may hold a password.
     """
-    parts = _split(url)
+    parts = split(url)
     scheme = parts["scheme"].partition("+")[0].lower()
     if scheme not in ("postgresql", "postgres"):
         raise SettingsError(
             "The database URL must begin with postgresql:// (or postgresql+psycopg2:// and the like, as in Airflow's"
             f" [database] sql_alchemy_conn), not with {scheme or 'nothing'}://"
+        )
+    if not are_hosts(parts["hosts"]):
+        raise SettingsError(
+            "The database URL has no proper host and port. Special characters of a password must be encoded in it: %40"
+            " for @, %2F for /"
         )
     user, password = (quote(unquote(parts[name]), safe="") for name in ("user", "password"))
     login = f"{user}:{password}@" if password else f"{user}@" if user else ""
@@ -55,19 +50,14 @@ def normalize(url: str) -> str:
     return f"postgresql://{login}{parts['hosts']}{database}{'?' if query else ''}{query}"
 
 
-def redact(url: str) -> str:
-    """Return a URL that may be printed: without password and query."""
-    parts = _split(url)
-    user = f"{parts['user']}@" if parts["user"] or parts["password"] else ""
-    database = f"/{parts['database']}" if parts["database"] else ""
-    return f"{parts['scheme']}://{user}{parts['hosts']}{database}"
+def each_host(url: str) -> list[str]:
+    """Return a URL for each host that a normalized URL names, in their order.
 
-
-def _split(url: str) -> dict[str, str]:
-    """Return the parts of a URL by name; those that it does not have are empty."""
-    match = _URL.fullmatch(url)
-    if match is not None and "@" in match["hosts"]:
-        match = _URL_WITH_AT.fullmatch(url)
-    if match is None:
-        return dict.fromkeys(("scheme", "user", "password", "hosts", "database", "query"), "")
-    return {name: value or "" for name, value in match.groupdict().items()}
+    One that prefers a standby is left whole: it can't be said of a single host whether another one is better.
+    """
+    parts = split(url)
+    if "," not in parts["hosts"] or "prefer" in parts["query"]:
+        return [url]
+    # A comma in what stands before them is escaped.
+    before, hosts, after = url.partition(parts["hosts"])
+    return [f"{before}{host}{after}" for host in hosts.split(",")]

@@ -13,6 +13,7 @@ import asyncpg
 
 from stream_server.errors import InstallError, JournalMissing
 from stream_server.journal.connection import Connection, connect, errors_mapped
+from stream_server.journal.privileges import grants_sql
 from stream_server.journal.queries import (
     fill_in,
     load,
@@ -22,7 +23,7 @@ from stream_server.journal.queries import (
     quote_literal,
 )
 
-VERSION = 1
+VERSION = 2
 """Version of the journal's schema that this package makes: that of its last migration."""
 
 OLDEST_JOURNAL = 1
@@ -104,15 +105,17 @@ class Status:
         return {"well": not self.problems, "problems": self.problems, **asdict(self)}
 
 
-def install_sql(airflow_schema: str) -> str:
-    """Return the script that makes, upgrades or completes the journal and its triggers."""
+def install_sql(airflow_schema: str, reader: str | None = None) -> str:
+    """Return the script that makes, upgrades or completes the journal and its triggers; and lets a role serve."""
     migrations = "".join(_migration(version, text) for version, text in load_migrations().items())
-    return fill_in(
+    grants = "" if reader is None else f"\n{grants_sql(reader, airflow_schema)}"
+    script = fill_in(
         f"{load('begin.sql')}\n{migrations}{load('functions.sql')}",
         version=str(VERSION),
         oldest_server=str(OLDEST_SERVER),
         airflow=quote_literal(airflow_schema),
     )
+    return script + grants
 
 
 def _migration(version: int, text: str) -> str:
@@ -129,12 +132,15 @@ def uninstall_sql() -> str:
     return load("uninstall.sql")
 
 
-async def install(url: str, airflow_schema: str, *, lock_timeout: float, attempts: int) -> None:
+async def install(
+    url: str, airflow_schema: str, *, lock_timeout: float, attempts: int, reader: str | None = None
+) -> None:
     """Make or complete the journal and its triggers, in one transaction.
 
     Args:
-        url: Database URL; the role must own Airflow's tables and may create a schema.
+        url: Database URL; the role may create a schema, and triggers on Airflow's tables.
         airflow_schema: Schema that holds Airflow's tables.
+        reader: Role that is given what `stream-server serve` needs.
         lock_timeout: Seconds that each attempt may wait for a lock on one of Airflow's tables. Airflow's own statements
             queue behind us for that long at most.
         attempts: How often to try.
@@ -145,7 +151,7 @@ async def install(url: str, airflow_schema: str, *, lock_timeout: float, attempt
     """
     async with _connection(url) as connection:
         await _check_airflow(connection, airflow_schema)
-        await _run(connection, install_sql(airflow_schema), lock_timeout, attempts)
+        await _run(connection, install_sql(airflow_schema, reader), lock_timeout, attempts)
 
 
 async def uninstall(url: str, *, lock_timeout: float, attempts: int) -> None:
@@ -280,7 +286,7 @@ async def _run_once(connection: Connection, script: str, lock_timeout: float) ->
             raise InstallError(str(error)) from error
         except asyncpg.InsufficientPrivilegeError as error:
             raise InstallError(
-                f"The database role may not do that: {error}. It must own Airflow's tables and may create a schema"
+                f"The database role may not do that: {error}. See docs/operations.md, Roles, for what it needs"
             ) from error
 
 

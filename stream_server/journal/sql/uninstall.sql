@@ -6,12 +6,36 @@ DO $body$
 DECLARE
     ours record;
 BEGIN
+    -- From those who may use our schema, what `install --reader` gave them on Airflow's tables, if it was us who gave it.
+    FOR ours IN
+        SELECT format('SELECT ON TABLE %s', c.oid::regclass) AS granted, r.rolname
+        FROM pg_namespace n
+        CROSS JOIN aclexplode(n.nspacl) u
+        JOIN pg_roles r ON r.oid = u.grantee AND r.oid <> n.nspowner
+        CROSS JOIN (pg_class c CROSS JOIN aclexplode(c.relacl) g)
+        WHERE n.nspname = 'stream_server' AND c.relname IN ('dag_run', 'task_instance', 'xcom', 'serialized_dag')
+            AND c.relkind IN ('r', 'p') AND g.grantee = u.grantee AND g.privilege_type = 'SELECT'
+            AND pg_has_role(g.grantor, 'USAGE')
+        UNION
+        SELECT format('USAGE ON SCHEMA %I', a.nspname), r.rolname
+        FROM pg_namespace n
+        CROSS JOIN aclexplode(n.nspacl) u
+        JOIN pg_roles r ON r.oid = u.grantee AND r.oid <> n.nspowner
+        CROSS JOIN (pg_namespace a CROSS JOIN aclexplode(a.nspacl) g)
+        WHERE n.nspname = 'stream_server'
+            AND a.oid IN (SELECT c.relnamespace FROM pg_class c WHERE c.relname = 'task_instance')
+            AND g.grantee = u.grantee AND g.privilege_type = 'USAGE' AND pg_has_role(g.grantor, 'USAGE')
+    LOOP
+        EXECUTE format('REVOKE %s FROM %I', ours.granted, ours.rolname);
+    END LOOP;
+    -- Triggers on tables of another role go with our schema: only the owner of a table may drop them one by one.
     FOR ours IN
         SELECT t.tgname, t.tgrelid::regclass AS table_name
         FROM pg_trigger t
         JOIN pg_proc p ON p.oid = t.tgfoid
         JOIN pg_namespace n ON n.oid = p.pronamespace
-        WHERE n.nspname = 'stream_server'
+        JOIN pg_class c ON c.oid = t.tgrelid
+        WHERE n.nspname = 'stream_server' AND pg_has_role(c.relowner, 'USAGE')
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', ours.tgname, ours.table_name);
     END LOOP;

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stream_server.errors import SettingsError
 from stream_server.journal.connection import connection_arguments
-from stream_server.journal.dsn import normalize, redact
+from stream_server.journal.dsn import each_host, normalize
 
 passwords = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(lambda text: f"<{text}>")
 """Marked, so that they occur nowhere else in a URL."""
@@ -75,6 +75,19 @@ def test_another_database_is_refused_without_repeating_the_url(url: str, named: 
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("postgresql://user:secret", "postgresql://user:secret/db", "postgresql://user:secret@host:secret/db"),
+        *("postgresql://user:p@secret:x/y@host/db", "postgresql://[secret/db", "postgresql://host:secret99999/db"),
+    ],
+)
+def test_what_has_no_proper_host_and_port_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="no proper host and port") as refused:
+        normalize(url)
+    assert "secret" not in str(refused.value)
+
+
 @given(passwords)
 def test_an_encoded_password_stays_what_it_is(password: str) -> None:
     url = normalize(f"postgresql+psycopg2://user:{quote(password, safe='')}@host:5432/db")
@@ -95,37 +108,30 @@ def test_no_password_makes_normalize_raise_anything_but_a_settings_error(passwor
     assert password not in refusal_of(f"{scheme}://user:{password}@host/db")
 
 
-@given(passwords)
-def test_redact_never_shows_an_encoded_password(password: str) -> None:
-    encoded = quote(password, safe="")
-    shown = redact(f"postgresql://user:{encoded}@host:5432/db?sslpassword={encoded}")
-    assert shown == "postgresql://user@host:5432/db"
-
-
-@given(raw_passwords)
-def test_redact_never_shows_a_raw_password(password: str) -> None:
-    assert password not in redact(f"postgresql://user:{password}@host:5432/db")
-
-
-@telling_passwords
-def test_redact_shows_no_part_of_a_raw_password(password: str) -> None:
-    assert redact(f"postgresql://user:{password}@host:5432/db") == "postgresql://user@host:5432/db"
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql://user@host/db", "postgresql://user@host/db"),
-        ("postgresql+psycopg2://user:a:b@c@host/db", "postgresql+psycopg2://user@host/db"),
-        ("postgresql:///db?host=/tmp&password=secret", "postgresql:///db"),
-        ("postgresql://:secret@/db", "postgresql://@/db"),
-    ],
-)
-def test_redact_leaves_what_may_be_seen(url: str, shown: str) -> None:
-    assert redact(url) == shown
-
-
 def test_every_connection_says_who_it_is() -> None:
     arguments = connection_arguments("postgresql+psycopg2://u:p@h/db")
     assert arguments["dsn"] == "postgresql://u:p@h/db"
     assert arguments["server_settings"] == {"application_name": "stream_server"}
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u@h:1/db", ["postgresql://u@h:1/db"]),
+        ("postgresql:///db?host=%2Frun", ["postgresql:///db?host=%2Frun"]),
+        ("postgresql://h1,h2:2", ["postgresql://h1", "postgresql://h2:2"]),
+        (
+            "postgresql+psycopg2://h1,h2:a,b@h1,h2:2/h1,h2?target_session_attrs=read-write",
+            [
+                "postgresql://h1%2Ch2:a%2Cb@h1/h1,h2?target_session_attrs=read-write",
+                "postgresql://h1%2Ch2:a%2Cb@h2:2/h1,h2?target_session_attrs=read-write",
+            ],
+        ),
+        (
+            "postgresql://h1,h2/db?target_session_attrs=prefer-standby",
+            ["postgresql://h1,h2/db?target_session_attrs=prefer-standby"],
+        ),
+    ],
+)
+def test_each_host_has_a_url_of_its_own(url: str, expected: list[str]) -> None:
+    assert each_host(normalize(url)) == expected

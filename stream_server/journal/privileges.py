@@ -1,0 +1,47 @@
+"""What the database role of `stream-server serve` may do, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from stream_server.journal.queries import fill_in, load, quote_literal
+
+OUR_SCHEMA = "stream_server"
+
+
+class Privilege(NamedTuple):
+    """One privilege on one object."""
+
+    kind: Literal["schema", "table", "sequence", "function"]
+    schema: str | None
+    """`None` for that of Airflow's tables."""
+
+    name: str
+    """Empty for the schema itself."""
+
+    privilege: Literal["USAGE", "SELECT", "EXECUTE"]
+
+
+READER = (
+    Privilege("schema", OUR_SCHEMA, "", "USAGE"),
+    *(Privilege("table", OUR_SCHEMA, name, "SELECT") for name in ("journal", "meta")),
+    Privilege("sequence", OUR_SCHEMA, "losses", "SELECT"),
+    *(
+        Privilege("function", OUR_SCHEMA, name, "EXECUTE")
+        for name in ("triggers", "put_back", "prune", "claim", "release")
+    ),
+    Privilege("schema", None, "", "USAGE"),
+    *(Privilege("table", None, name, "SELECT") for name in ("dag_run", "task_instance", "xcom", "serialized_dag")),
+)
+"""All that a server reads and calls (`queries.sql`, `install.read_status`)."""
+
+
+def grants_sql(role: str, airflow_schema: str) -> str:
+    """Return the statement that gives a role what a server needs. What it has already is left as it is."""
+    return fill_in(load("reader.sql"), reader=quote_literal(role), wanted=_values(airflow_schema))
+
+
+def _values(airflow_schema: str) -> str:
+    """Return the privileges as rows of SQL."""
+    rows = [(one.kind, one.schema or airflow_schema, one.name, one.privilege) for one in READER]
+    return ",\n            ".join(f"({', '.join(map(quote_literal, row))})" for row in rows)

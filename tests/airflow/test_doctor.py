@@ -1,0 +1,51 @@
+"""`stream-server doctor` with a real Airflow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from stream_server.demo.stack import DemoStack
+
+
+def doctor(*arguments: str) -> tuple[int, dict[str, Any]]:
+    """Return the exit code, and each check by its name."""
+    command = [sys.executable, "-m", "stream_server", "doctor", "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+
+
+def test_a_whole_stack_is_well(stack: DemoStack, token: str) -> None:
+    code, checks = doctor(
+        *("--database-url", stack.database_url, "--url", stack.server_url),
+        *("--airflow-url", stack.airflow_url, "--token", token),
+    )
+    assert {name: check["found"] for name, check in checks.items() if check["level"] != "ok"} == {}
+    assert (code, len(checks)) == (0, 19)
+    assert checks["airflow-api"]["facts"]["version"].startswith("3.3.")
+    assert checks["token"]["found"] == "Airflow accepts the token"
+
+
+@pytest.mark.parametrize(("wrong", "told"), [("nonsense", "403 Invalid JWT token"), ("a.b.c", "403 Invalid JWT token")])
+def test_a_wrong_token_is_told_and_not_shown(stack: DemoStack, wrong: str, told: str) -> None:
+    code, checks = doctor("--airflow-url", stack.airflow_url, "--token", wrong)
+    assert (code, checks["airflow-api"]["level"], checks["token"]["level"]) == (1, "ok", "problem")
+    assert checks["token"]["found"] == f"Airflow refuses the token with {told}"
+    assert "POST /auth/token" in checks["token"]["remedy"]
+    assert wrong not in json.dumps(checks)
+
+
+def test_the_server_in_the_place_of_airflow_is_told(stack: DemoStack, token: str) -> None:
+    code, checks = doctor("--airflow-url", stack.server_url, "--token", token)
+    assert (code, checks["airflow-api"]["level"], checks["token"]["level"]) == (1, "problem", "skipped")
+    assert "is not Airflow's API (status 404)" in checks["airflow-api"]["found"]
+
+
+def test_airflow_in_the_place_of_the_server_is_told(stack: DemoStack) -> None:
+    code, checks = doctor("--url", stack.airflow_url)
+    assert (code, checks["server"]["level"], checks["buffering"]["level"]) == (1, "problem", "skipped")
+    assert "is not stream_server" in checks["server"]["found"]
