@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
-from stream_server.errors import AirflowError
+from stream_server.errors import AirflowRefused, AirflowSilent, AirflowSlow
 from stream_server.run_state import RunKey
+from stream_server.urls import redact
 
 TIMEOUT_SECONDS = 30.0
+
+MAYBE_CREATED = "; the run may have been created all the same"
+"""What a caller must know where the answer to a trigger is missing."""
 
 
 class AirflowApi:
@@ -20,19 +24,19 @@ class AirflowApi:
 
     Args:
         client: An open client whose base URL is Airflow's address.
-        token: The caller's bearer token.
+        credentials: The caller's headers that say who he is: `Authorization`, or `Cookie` as a whole.
     """
 
-    def __init__(self, client: httpx.AsyncClient, token: str | None) -> None:
+    def __init__(self, client: httpx.AsyncClient, credentials: Mapping[str, str]) -> None:
         self._client = client
-        self._token = token
+        self._credentials = dict(credentials)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, token: str | None) -> AsyncIterator[AirflowApi]:
         """Connect to an Airflow at `url`, the address of its API server with no path of the API."""
         async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS) as client:
-            yield cls(client, token)
+            yield cls(client, {} if token is None else {"Authorization": f"Bearer {token}"})
 
     async def login(self, username: str, password: str) -> None:
         """Exchange a user's name and password for a token (`POST /auth/token`).
@@ -40,35 +44,72 @@ class AirflowApi:
         Raises:
             AirflowError: Airflow refuses them, or does not answer.
         """
-        answer = await self._post("/auth/token", {"username": username, "password": password})
-        self._token = str(answer["access_token"])
+        answer = await self._ask("POST", "/auth/token", {"username": username, "password": password})
+        self._credentials["Authorization"] = f"Bearer {answer['access_token']}"
 
-    async def trigger(self, dag_id: str, conf: dict[str, Any], run_id: str | None = None) -> RunKey:
-        """Trigger a DAG and return its run.
+    async def trigger(self, dag_id: str, body: Mapping[str, Any]) -> RunKey:
+        """Trigger a DAG and return its run (`POST /api/v2/dags/{dag_id}/dagRuns`).
+
+        Args:
+            dag_id: The DAG.
+            body: As Airflow's endpoint has it, but that `logical_date` may be left out.
 
         Raises:
-            AirflowError: Airflow refuses, or does not answer. Without an answer the run may have been created.
+            AirflowRefused: Airflow does not want to.
+            AirflowSilent: There was no answer, and the run may have been created.
         """
-        body: dict[str, Any] = {"conf": conf, "logical_date": None}
-        if run_id is not None:
-            body["dag_run_id"] = run_id
-        answer = await self._post(f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns", body)
+        path = f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns"
+        answer = await self._ask("POST", path, {"logical_date": None, **body}, doubt=MAYBE_CREATED)
         return RunKey(dag_id, str(answer["dag_run_id"]))
 
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+    async def fail(self, key: RunKey) -> str:
+        """Set a run to failed, and return its state then (`PATCH /api/v2/dags/{dag_id}/dagRuns/{dag_run_id}`).
+
+        Airflow stops its tasks; teardowns still run, and while one does the run is not failed yet.
+
+        Raises:
+            AirflowError: Airflow refuses, or does not answer.
+        """
+        answer = await self._ask("PATCH", f"{run_path(key)}?update_mask=state", {"state": "failed"})
+        return str(answer["state"])
+
+    async def pass_on(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
+        """Hand on a request, and return Airflow's answer as it is.
+
+        Raises:
+            AirflowSilent: There was none.
+        """
+        return await self._send(method, path, MAYBE_CREATED, content=body, headers={**headers, **self._credentials})
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any], *, doubt: str = "") -> dict[str, Any]:
+        response = await self._send(method, path, doubt, json=body, headers=self._credentials)
+        if response.is_success:
+            return dict(response.json())
+        what = f"Airflow answered {response.status_code} to {method} {path.partition('?')[0]}: {_detail(response)}"
+        if response.is_client_error:
+            challenge = response.headers.get("www-authenticate")
+            raise AirflowRefused(what, response.status_code, challenge=challenge)
+        raise AirflowSilent(f"{what}{doubt}")
+
+    async def _send(self, method: str, path: str, doubt: str, **what: Any) -> httpx.Response:  # noqa: ANN401
+        address = redact(str(self._client.base_url))
         try:
-            response = await self._client.post(path, json=body, headers=headers)
+            return await self._client.request(method, path, **what)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise AirflowSilent(f"Airflow does not answer at {address} ({_name(error)})") from error
+        except httpx.TimeoutException as error:
+            raise AirflowSlow(f"Airflow at {address} did not answer in time{doubt}") from error
         except httpx.HTTPError as error:
-            raise AirflowError(
-                f"Airflow does not answer at {self._client.base_url} ({error or type(error).__name__})"
-            ) from error
-        if response.is_error:
-            raise AirflowError(
-                f"Airflow answered {response.status_code} to POST {path}: {_detail(response)}",
-                http_status=response.status_code,
-            )
-        return dict(response.json())
+            raise AirflowSilent(f"Airflow at {address} broke off ({_name(error)}){doubt}") from error
+
+
+def run_path(key: RunKey) -> str:
+    """Return the path of a run in Airflow's REST API, and ours."""
+    return f"/api/v2/dags/{quote(key.dag_id, safe='')}/dagRuns/{quote(key.run_id, safe='')}"
+
+
+def _name(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _detail(response: httpx.Response) -> str:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
+import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,18 +22,23 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from stream_server.auth import Everybody
-from stream_server.errors import StreamServerError
+from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.hub import Hub
+from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
-from stream_server.pruner import prune_forever
+from stream_server.meter import Meter
+from stream_server.metrics import Metrics
+from stream_server.pruner import Retention, prune_forever
 from stream_server.settings import Settings
 from stream_server.tail import Tail
-from stream_server.transports import sse, websocket
+from stream_server.transports import longpoll, probe, run_stream, trigger, websocket
+from stream_server.transports.cancellation import Cancellations
 from stream_server.transports.request import State
 
 log = logging.getLogger(__name__)
 
-RUN_STREAM = "/api/v2/dags/{dag_id}/dagRuns/{run_id}/stream"
+RUNS = "/api/v2/dags/{dag_id}/dagRuns"
+RUN_STREAM = f"{RUNS}/{{run_id}}/stream"
 
 
 class Problem(JSONResponse):
@@ -46,10 +52,16 @@ def create_app(settings: Settings) -> Starlette:
     return Starlette(
         middleware=[Middleware(CORSMiddleware, allow_origins=settings.cors_origins)],
         routes=[
-            Route(RUN_STREAM, sse.stream),
+            Route(RUNS, trigger.trigger, methods=["POST"]),
+            Route(RUN_STREAM, run_stream.stream),
+            Route(f"{RUNS}/{{run_id}}/result", longpoll.result),
+            Route(f"{RUNS}/{{run_id}}/cancel", trigger.cancel, methods=["POST"]),
             WebSocketRoute(RUN_STREAM, websocket.stream),
+            Route(probe.PROBE, probe.stream),
+            WebSocketRoute(probe.PROBE, probe.websocket),
             Route("/health", _health),
             Route("/ready", _ready),
+            Route("/metrics", _metrics),
         ],
         exception_handlers={
             StreamServerError: _answer_error,
@@ -66,16 +78,46 @@ def _lifespan(settings: Settings) -> Callable[[Starlette], Any]:
         url = settings.database_url.get_secret_value()
         runs = Runs(url, pool_size=settings.pool_size, max_result_bytes=settings.max_result_bytes)
         hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes)
-        tail = Tail(url, hub, poll_interval=settings.poll_interval, check_interval=settings.check_interval)
+        metrics = Metrics()
+        tail = Tail(
+            url,
+            hub,
+            poll_interval=settings.poll_interval,
+            check_interval=settings.check_interval,
+            observer=metrics,
+        )
+        meter = Meter(runs, settings.check_interval)
+        metrics.attend(hub, tail, meter)
+        retention = Retention(settings.retention or None, settings.retention_size or None)
+        cancellations = Cancellations(hub)
+        airflow = None
+        if settings.airflow_url is not None:
+            airflow = httpx.AsyncClient(base_url=settings.airflow_url, timeout=settings.airflow_timeout)
         app.state.hub = hub
-        tasks = [asyncio.create_task(tail.run(), name="tail")]
-        if settings.retention:
-            tasks.append(asyncio.create_task(prune_forever(runs, settings.retention), name="pruner"))
+        tasks = [
+            asyncio.create_task(tail.run(), name="tail"),
+            asyncio.create_task(meter.run(), name="meter"),
+        ]
+        if retention.bounded:
+            tasks.append(asyncio.create_task(prune_forever(runs, retention, metrics.pruned), name="pruner"))
         for task in tasks:
             task.add_done_callback(_stop_process)
         try:
-            yield State(settings=settings, hub=hub, tail=tail, authorizer=Everybody())
+            yield State(
+                settings=settings,
+                hub=hub,
+                tail=tail,
+                meter=meter,
+                metrics=metrics,
+                authorizer=Everybody(),
+                airflow=airflow,
+                claims=Claims(runs),
+                cancellations=cancellations,
+            )
         finally:
+            await cancellations.close()
+            if airflow is not None:
+                await airflow.aclose()
             for task in tasks:
                 task.remove_done_callback(_stop_process)
                 task.cancel()
@@ -105,15 +147,25 @@ async def _ready(request: Request) -> Response:
         {
             "status": "unavailable" if problems else "ready",
             "problems": problems,
+            "warnings": state["meter"].warnings,
             "tail": {"connected": status.connected, "doorbell": status.hears},
         },
         status_code=503 if problems else 200,
     )
 
 
+async def _metrics(request: Request) -> Response:
+    """Answer a scrape. Nothing is asked for it: the database was measured before."""
+    state: State = request.scope["state"]
+    body, media_type = state["metrics"].exposition(request.headers.get("accept", ""))
+    return Response(body, media_type=media_type)
+
+
 async def _answer_error(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, StreamServerError), "registered for that class"
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if isinstance(error, AirflowRefused) and error.challenge is not None:
+        headers["WWW-Authenticate"] = error.challenge
     return await _answer(connection, Problem(error.problem(), error.status, headers))
 
 

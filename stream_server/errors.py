@@ -3,6 +3,8 @@
     StreamServerError
     ├── BadRequest            the caller asked for something that can't be
     │   ├── BadParameter      a query parameter or path has a wrong value
+    │   ├── KeyReused         an idempotency key was used before, for something else
+    │   ├── TooLarge          a request is larger than this server reads
     │   └── UnknownTask       the DAG has no task of that name
     ├── RunNotFound           Airflow knows no such DAG run
     ├── ForeignOrigin         a page of another origin asks
@@ -14,7 +16,12 @@
     │   └── Draining          this server is shutting down
     ├── InstallError          install or uninstall could not be done
     ├── SettingsError         the configuration contradicts itself
+    ├── NoResult              the bare value was asked for, and there is none
+    ├── AirflowUnknown        this server was not told where Airflow's API is
     └── AirflowError          Airflow's REST API refused or did not answer
+        ├── AirflowRefused    it refused; its status goes on to the client
+        └── AirflowSilent     it did not answer, or with an error of its own
+            └── AirflowSlow   not in time
 
 Errors that may reach an HTTP client know their status and title; `problem()` gives them as RFC 9457 asks.
 """
@@ -22,19 +29,19 @@ Errors that may reach an HTTP client know their status and title; `problem()` gi
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import Any
 
 
 class StreamServerError(Exception):
     """Base of all errors raised on purpose. Its text is meant for people and holds no secret."""
 
-    status: ClassVar[int] = 500
+    status: int = 500
     """HTTP status code that tells this error to a client."""
 
-    title: ClassVar[str] = "Internal error"
+    title: str = "Internal error"
     """Short summary, the same for every occurrence (RFC 9457 section 3.1.3)."""
 
-    retry_after: ClassVar[int | None] = None
+    retry_after: int | None = None
     """Seconds after which it makes sense to try again, for the `Retry-After` header."""
 
     def problem(self) -> dict[str, Any]:
@@ -142,12 +149,71 @@ class SettingsError(StreamServerError):
 class AirflowError(StreamServerError):
     """Airflow's REST API refused a request, or did not answer."""
 
+    status = 502
     title = "Airflow error"
 
-    def __init__(self, message: str, *, http_status: int | None = None) -> None:
-        self.http_status = http_status
-        """Status code of Airflow's answer; `None` where there was no answer."""
+
+class AirflowRefused(AirflowError):
+    """Airflow refused, and its answer goes on to the client with its own status."""
+
+    title = "Refused by Airflow"
+
+    def __init__(self, message: str, status: int, *, challenge: str | None = None) -> None:
+        self.status = status
+        self.challenge = challenge
+        """What Airflow asks of who has not said who he is (`WWW-Authenticate`)."""
         super().__init__(message)
+
+
+class AirflowSilent(AirflowError):
+    """Airflow did not answer, or with an error of its own."""
+
+    title = "Airflow does not answer"
+
+
+class AirflowSlow(AirflowSilent):
+    """Airflow did not answer in time."""
+
+    status = 504
+    title = "Airflow is slow"
+
+
+class AirflowUnknown(StreamServerError):
+    """This server was not told where Airflow's API is."""
+
+    status = 501
+    title = "Airflow address unknown"
+
+    def __init__(self) -> None:
+        super().__init__("This server was started without --airflow-url, so it can ask nothing of Airflow")
+
+
+class KeyReused(BadRequest):
+    """An idempotency key was used before, for something else."""
+
+    title = "Idempotency key reused"
+
+
+class TooLarge(BadRequest):
+    """A request is larger than this server reads."""
+
+    status = 413
+    title = "Request too large"
+
+
+class NoResult(StreamServerError):
+    """The bare value was asked for, and there is none."""
+
+    title = "No result"
+
+    def __init__(self, message: str, status: int, outcome: dict[str, Any]) -> None:
+        self.status = status
+        self._outcome = outcome
+        super().__init__(message)
+
+    def problem(self) -> dict[str, Any]:
+        """Return the problem with all that is known of the outcome."""
+        return {**self._outcome, **super().problem()}
 
 
 class CloseCode(IntEnum):

@@ -33,6 +33,24 @@ def parse_duration(text: object) -> float:
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(B|KiB|MiB|GiB|TiB|)")
+_SIZE_UNITS = {"B": 1, "": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def parse_size(text: object) -> int:
+    """Read a size: `512KiB`, `100MiB`, `1.5GiB`, or plain bytes.
+
+    Raises:
+        ValueError: The text is no size.
+    """
+    match = _SIZE.fullmatch(str(text).strip())
+    if match is None:
+        raise ValueError(f"{str(text)[:40]!r} is not a size; write 512KiB, 100MiB, 1.5GiB or plain bytes")
+    return round(float(match[1]) * _SIZE_UNITS[match[2]])
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+
 
 def _split_list(value: object) -> object:
     return [part for part in re.split(r"[,\s]+", value) if part] if isinstance(value, str) else value
@@ -81,6 +99,9 @@ class Settings(BaseSettings):
     retention: Duration = Field(default=24 * 3600.0, ge=0)
     """Age at which rows of the journal are deleted; 0 keeps them for ever."""
 
+    retention_size: Size = Field(default=0, ge=0)
+    """Bytes of rows from which on the oldest of the journal are deleted; 0 sets no bound."""
+
     ping_interval: Duration = Field(default=15.0, gt=0)
     """How long a stream may be silent before a `ping` frame is sent."""
 
@@ -92,6 +113,15 @@ class Settings(BaseSettings):
 
     max_queued_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     """Bytes that may wait for a slow client before it is closed."""
+
+    airflow_timeout: Duration = Field(default=30.0, gt=0)
+    """How long Airflow's API may take to answer."""
+
+    idempotency_ttl: Duration = Field(default=24 * 3600.0, gt=0)
+    """How long an `Idempotency-Key` stands for its run."""
+
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1)
+    """Larger bodies of requests are refused."""
 
     grace_period: Duration = Field(default=10.0, ge=0)
     """How long clients may take to go when the server shuts down."""

@@ -10,35 +10,42 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from stream_server.cursor import Cursor
-from stream_server.errors import RunNotFound
+from stream_server.errors import JournalMissing, RunNotFound
 from stream_server.frames import RunInfo
 from stream_server.graph import Graph
 from stream_server.journal.connection import (
     GOODBYE_TIMEOUT,
     Connection,
+    Session,
     connect,
     connection_arguments,
     disconnect,
     errors_mapped,
+    open_session,
 )
 from stream_server.journal.install import queries_for, read_status
+from stream_server.journal.replica import Sight, seen_rows
+from stream_server.marks import Mark
 from stream_server.outcome import Value, Values
 from stream_server.run_state import Instance, Origin, RunKey, RunState
 from stream_server.transition import Kind, Transition
 
-READER_SETTINGS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off"
+READER_SETTINGS = ("plan_cache_mode = force_generic_plan", "enable_seqscan = off", "jit = off")
 """One plan serves every cursor: it need not be made anew, or compiled, for each read. It must use the index also if it
 was made while the journal was small."""
 
 PUT_BACK_LOCK_TIMEOUT = "500ms"
 """How long putting back triggers may wait for a lock, and make Airflow wait behind it."""
+
+MAX_HISTORY = 5000
+"""Transitions that are told one by one to who comes later; beyond that, a snapshot says more."""
 
 MAX_GRAPHS = 256
 """DAG versions whose structure is kept in memory."""
@@ -52,6 +59,24 @@ class Standing(NamedTuple):
 
     pruned_to: int | None
     """The youngest transaction of which rows were deleted."""
+
+
+class Measures(NamedTuple):
+    """How large the journal is, and what else only the database knows."""
+
+    live_rows: int
+    """As PostgreSQL's statistics estimate them."""
+
+    dead_rows: int
+    """Those deleted that vacuum has not removed yet; an estimate, too."""
+
+    table_bytes: int
+    index_bytes: int
+    losses: int
+    """How often the triggers could not write something down, since the journal was installed."""
+
+    queue_usage: float
+    """Share of PostgreSQL's queue of notifications that is full."""
 
 
 class Batch(NamedTuple):
@@ -77,9 +102,10 @@ class Batch(NamedTuple):
 class Reader:
     """Reads what a cursor has not seen, on a connection of its own."""
 
-    def __init__(self, connection: Connection, queries: dict[str, str]) -> None:
-        self._connection = connection
+    def __init__(self, connection: Session, queries: dict[str, str]) -> None:
+        self.connection = connection
         self._queries = queries
+        self._sight = Sight(connection, queries) if connection.far.replica else None
 
     @classmethod
     @asynccontextmanager
@@ -92,29 +118,48 @@ class Reader:
         """
         connection = await connect(url)
         try:
-            with errors_mapped():
-                await connection.execute(READER_SETTINGS)
+            if not connection.far.pooled:
+                with errors_mapped():
+                    await connection.execute("; ".join(f"SET {setting}" for setting in READER_SETTINGS))
             yield cls(connection, await queries_for(connection))
         finally:
             await disconnect(connection)
 
     async def now(self) -> Standing:
         """Return where the journal stands."""
-        with errors_mapped():
-            row = await self._connection.fetchrow(self._queries["journal_now"])
-        assert row is not None, "queries_for has found this row"
-        cursor = Cursor.from_snapshot(row["epoch"], row["snapshot"]).up_to(row["newest"] or 1)
-        return Standing(cursor, row["pruned_to"])
+        (row,) = await self._fetch("journal_now")
+        seen, newest = Cursor.from_snapshot(row["epoch"], row["snapshot"]), row["newest"] or 1
+        if self._sight is not None:
+            seen = await self._sight.complete(await self._sight.look(row["epoch"]))
+        return Standing(seen.up_to(newest), row["pruned_to"])
+
+    async def newest(self, at_most: int) -> list[Mark]:
+        """Return the rows of the youngest transactions, the youngest first."""
+        return [Mark(*row) for row in await self._fetch("newest", at_most)]
+
+    async def lacks(self, marks: Sequence[Mark]) -> bool:
+        """Tell whether a row is not in the journal any more, though it is not old enough to have been deleted."""
+        columns = [list(column) for column in zip(*marks, strict=True)] or [[], [], []]
+        (row,) = await self._fetch("lacks", *columns)
+        return bool(row["exists"])
 
     async def after(self, cursor: Cursor) -> Batch:
         """Return what a cursor has not seen."""
-        with errors_mapped():
-            rows = await self._connection.fetch(self._queries["journal_after"], cursor.snapshot)
-        transitions = [_transition(row) for row in rows if row["id"] is not None]
+        before = None if self._sight is None else await self._sight.look(cursor.epoch)
+        rows = await self._fetch("journal_after", cursor.snapshot)
+        transitions = [_transition(row[3:]) for row in rows if row["id"] is not None]
         newest = max((one.txid for one in transitions), default=0)
-        seen = Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
+        if before is None:
+            seen = Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
+        else:
+            seen = before.with_seen([one.txid for one in transitions])
         told = seen.up_to(max(newest, cursor.xmax - 1))
         return Batch(transitions, told, seen, rows[0]["losses"], rows[0]["read_at"])
+
+    async def is_replica(self) -> bool:
+        """Tell whether this is a read replica, still."""
+        (row,) = await self._fetch("is_replica")
+        return bool(row["pg_is_in_recovery"])
 
     async def put_back(self) -> int:
         """Put back the triggers that are missing, and return how many were.
@@ -126,14 +171,22 @@ class Reader:
             JournalUnreachable: PostgreSQL does not answer.
         """
         with errors_mapped(), suppress(asyncpg.LockNotAvailableError):
-            async with self._connection.transaction():
-                await self._connection.execute(f"SET LOCAL lock_timeout = '{PUT_BACK_LOCK_TIMEOUT}'")
-                return int(await self._connection.fetchval(self._queries["put_back"]))
+            async with self.connection.transaction():
+                await self.connection.execute(f"SET LOCAL lock_timeout = '{PUT_BACK_LOCK_TIMEOUT}'")
+                return int(await self.connection.fetchval(self._queries["put_back"]))
         return 0
 
     async def problems(self) -> list[str]:
         """Tell what is wrong with the triggers, in words; empty if all is well."""
-        return (await read_status(self._connection)).problems
+        return (await read_status(self.connection)).problems
+
+    async def _fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
+        with errors_mapped():
+            if not self.connection.far.pooled:
+                return await self.connection.fetch(self._queries[name], *arguments)
+            async with self.connection.transaction():
+                await self.connection.execute("; ".join(f"SET LOCAL {setting}" for setting in READER_SETTINGS))
+                return await self.connection.fetch(self._queries[name], *arguments)
 
 
 class Runs:
@@ -146,6 +199,7 @@ class Runs:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._queries: dict[str, str] | None = None
         self._graphs: OrderedDict[UUID, Graph] = OrderedDict()
+        self._marks: OrderedDict[UUID, frozenset[str]] = OrderedDict()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -164,44 +218,115 @@ class Runs:
             JournalMissing: The journal is not installed.
             JournalUnreachable: PostgreSQL does not answer.
         """
-        async with self._connection() as (connection, queries):
-            rows = await connection.fetch(queries["run_snapshot"], *key)
+        async with self.connection() as (connection, queries):
+            rows, seen = await seen_rows(connection, queries, "run_snapshot", *key)
             if not rows:
                 raise RunNotFound(*key)
             run = _run_state(key, rows)
             versions = Counter(row["dag_version_id"] for row in rows if row["dag_version_id"])
             if versions:
-                run.graph = await self._graph(connection, queries, versions.most_common(1)[0][0])
-        return run, Cursor.from_snapshot(rows[0]["epoch"], rows[0]["snapshot"]).up_to(rows[0]["newest"] or 1)
+                version = versions.most_common(1)[0][0]
+                run.graph = await self._graph(connection, queries, version)
+                run.remembered_results = await self._marked(connection, queries, key.dag_id, version)
+        return run, seen.up_to(rows[0]["newest"] or 1)
+
+    async def history(self, key: RunKey, since: Cursor) -> list[Transition] | None:
+        """Read the transitions of a run that a cursor has not seen.
+
+        Returns:
+            `None` where they are too many to be worth telling one by one, or not all in the journal any more.
+
+        Raises:
+            JournalMissing: The journal is not installed.
+            JournalUnreachable: PostgreSQL does not answer.
+        """
+        async with self.connection() as (connection, queries):
+            rows = await connection.fetch(queries["run_history"], *key, since.snapshot, MAX_HISTORY + 1)
+        pruned_to = rows[0]["pruned_to"]
+        if len(rows) > MAX_HISTORY or (pruned_to is not None and not since.saw(pruned_to)):
+            return None
+        return [_transition(row[1:]) for row in rows if row["id"] is not None]
 
     async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
         """Read what tasks of a run have returned. Errors as for `run_state`, without `RunNotFound`."""
-        async with self._connection() as (connection, queries):
+        async with self.connection() as (connection, queries):
             rows = await connection.fetch(queries["return_values"], *key, list(task_ids), self._max_result_bytes)
         return {(row["task_id"], row["map_index"]): Value(row["bytes"], row["json"]) for row in rows}
 
-    async def prune(self, age: float, at_most: int) -> int:
-        """Delete rows of the journal older than `age` seconds, `at_most` so many, and return how many.
+    async def prune(
+        self,
+        age: float | None,
+        at_most: int,
+        size: int | None = None,
+        *,
+        settled: str | None = None,
+        onward: bool = False,
+    ) -> int:
+        """Delete the oldest rows of the journal, and return how many.
+
+        Args:
+            age: Those older than so many seconds; `None` sets no bound.
+            at_most: No more than so many.
+            size: Those beyond so many bytes, with their part of the index; `None` sets no bound.
+            settled: Only those that this snapshot has seen; `None` sets no bound.
+            onward: From where the last call has ended, instead of from the first row on.
 
         Raises:
             JournalForbidden: The role may not.
             JournalMissing: The journal is not installed.
             JournalUnreachable: PostgreSQL does not answer.
         """
-        async with self._connection() as (connection, queries):
-            return int(await connection.fetchval(queries["prune"], age, at_most))
+        async with self.connection() as (connection, queries):
+            return int(await connection.fetchval(queries["prune"], age, at_most, size, settled, onward))
+
+    async def snapshot(self) -> str:
+        """Return what can be seen just now. Errors as for `prune`."""
+        async with self.connection() as (connection, queries):
+            return str(await connection.fetchval(queries["snapshot"]))
+
+    async def measures(self) -> Measures:
+        """Measure the journal. Errors as for `prune`."""
+        async with self.connection() as (connection, queries):
+            row = await connection.fetchrow(queries["measures"])
+        if row is None:
+            raise JournalMissing("The journal is not installed; run `stream-server install`")
+        return Measures(*row)
+
+    async def refresh(self) -> None:
+        """Make all connections anew as they are needed: the server may be another one."""
+        self._queries = None
+        if self._pool is not None:
+            await self._pool.expire_connections()
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[tuple[Connection, dict[str, str]]]:
+    async def connection(self) -> AsyncIterator[tuple[Connection, dict[str, str]]]:
+        """Lend a connection of the pool, with the queries for the Airflow in this database."""
         with errors_mapped():
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
-                    **connection_arguments(self._url), min_size=0, max_size=self._pool_size
+                    **connection_arguments(self._url),
+                    min_size=0,
+                    max_size=self._pool_size,
+                    connect=cast("Any", open_session),
+                    connection_class=Session,
                 )
             async with self._pool.acquire() as connection:
                 if self._queries is None:
                     self._queries = await queries_for(connection)
                 yield connection, self._queries
+
+    async def _marked(
+        self, connection: Connection, queries: dict[str, str], dag_id: str, version: UUID
+    ) -> frozenset[str]:
+        """Return which tasks of a DAG version bear Airflow's own mark, as far as an earlier run has shown it."""
+        if version not in self._marks:
+            rows = await connection.fetch(queries["marked_before"], dag_id, version)
+            if not rows:
+                return frozenset()
+            self._marks[version] = frozenset(row["task_id"] for row in rows)
+            if len(self._marks) > MAX_GRAPHS:
+                self._marks.popitem(last=False)
+        return self._marks[version]
 
     async def _graph(self, connection: Connection, queries: dict[str, str], version: UUID) -> Graph | None:
         """Return the structure of a DAG version. It does not change once a run refers to it."""
@@ -221,9 +346,9 @@ class Runs:
         return graph
 
 
-def _transition(row: asyncpg.Record) -> Transition:
-    # The columns of journal_after stand in the order of the fields, behind what tells of the whole batch.
-    _, _, _, seq, txid, at, kind, *rest = row
+def _transition(columns: tuple[Any, ...]) -> Transition:
+    # The columns of the journal stand in the order of the fields, in all queries.
+    seq, txid, at, kind, *rest = columns
     return Transition(seq, txid, at, Kind(kind), *rest)
 
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypedDict
 from urllib.parse import urlsplit
 
+import httpx
 from starlette.requests import HTTPConnection
 
+from stream_server.airflow_api import AirflowApi
 from stream_server.auth import Authorizer
-from stream_server.errors import BadParameter, ForeignOrigin
-from stream_server.hub import Hub
+from stream_server.cursor import Cursor
+from stream_server.errors import AirflowUnknown, BadParameter, CursorError, ForeignOrigin
+from stream_server.hub import Hub, Since
+from stream_server.journal.claims import Claims
+from stream_server.meter import Meter
+from stream_server.metrics import Metrics
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey
-from stream_server.settings import Settings
+from stream_server.settings import Settings, parse_duration
 from stream_server.tail import Tail
+from stream_server.transports.cancellation import Cancellations
 
-_PARAMETERS = frozenset({"result", "until"})
+QUESTION = frozenset({"result", "confirm"})
+"""Parameters that say what is asked of a run."""
+
+STREAM = QUESTION | {"until", "cursor"}
+"""Parameters of a stream."""
 
 
 class State(TypedDict):
@@ -25,7 +36,12 @@ class State(TypedDict):
     settings: Settings
     hub: Hub
     tail: Tail
+    meter: Meter
+    metrics: Metrics
     authorizer: Authorizer
+    airflow: httpx.AsyncClient | None
+    claims: Claims
+    cancellations: Cancellations
 
 
 def run_key(connection: HTTPConnection) -> RunKey:
@@ -33,27 +49,147 @@ def run_key(connection: HTTPConnection) -> RunKey:
     return RunKey(connection.path_params["dag_id"], connection.path_params["run_id"])
 
 
-def question(connection: HTTPConnection) -> Question:
+def question(connection: HTTPConnection, known: frozenset[str] = STREAM) -> Question:
     """Return what the query asks.
+
+    Args:
+        connection: The request.
+        known: Names of all parameters that it may have.
 
     Raises:
         BadParameter: A parameter is unknown, or its value is wrong.
     """
     query = connection.query_params
-    _refuse_unknown(query.keys())
-    until = query.get("until", "result")
-    if until not in ("result", "run"):
-        raise BadParameter(f"until={until[:40]} is neither 'result' nor 'run'")
+    refuse_unknown(query.keys(), known)
     results = query.getlist("result")
     if any(not task_id for task_id in results):
         raise BadParameter("result= needs the name of a task; leave it out to get the DAG's own result")
-    return Question(results=tuple(dict.fromkeys(results)), until="run" if until == "run" else "result")
+    until = choice(connection, "until", ("result", "run")) if "until" in known else "result"
+    confirm = choice(connection, "confirm", ("push", "success"))
+    return Question(
+        results=tuple(dict.fromkeys(results)),
+        until="run" if until == "run" else "result",
+        confirm="success" if confirm == "success" else "push",
+    )
+
+
+def since(connection: HTTPConnection) -> Since | None:
+    """Return from where on the client wants to hear everything: where it was when its last connection ended.
+
+    A returning `EventSource` asks for the same URL again, whose `cursor` is older than its `Last-Event-ID`.
+    """
+    text = connection.headers.get("last-event-id") or connection.query_params.get("cursor")
+    if not text:
+        return None
+    try:
+        return Since(Cursor.parse(text))
+    except CursorError:
+        return Since(None)
+
+
+def choice(connection: HTTPConnection, name: str, values: tuple[str, ...]) -> str:
+    """Return a parameter that has one of some values; the first is the default.
+
+    Raises:
+        BadParameter: It has another.
+    """
+    value = connection.query_params.get(name, values[0])
+    if value not in values:
+        raise BadParameter(f"{name}={value[:40]} is neither {' nor '.join(map(repr, values))}")
+    return value
+
+
+def flag(connection: HTTPConnection, name: str) -> bool:
+    """Return a parameter that is `true` or `false`, the default.
+
+    Raises:
+        BadParameter: It is neither.
+    """
+    return choice(connection, name, ("false", "true")) == "true"
+
+
+def duration(connection: HTTPConnection, name: str, default: float) -> float:
+    """Return a parameter that is a duration, in seconds.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    try:
+        return parse_duration(connection.query_params.get(name, default))
+    except ValueError as error:
+        raise BadParameter(f"{name}: {error}") from None
+
+
+def number(connection: HTTPConnection, name: str, default: int, least: int, most: int) -> int:
+    """Return a parameter that is a whole number within bounds.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    text = connection.query_params.get(name, str(default))
+    if not text.isascii() or not text.isdecimal() or not least <= int(text[:9]) <= most:
+        raise BadParameter(f"{name}={text[:40]} is no number from {least} to {most}")
+    return int(text)
+
+
+def refuse_unknown(names: Iterable[str], known: frozenset[str]) -> None:
+    """Refuse parameters that mean nothing here: a misspelt one would be silently ignored.
+
+    Raises:
+        BadParameter: There is one.
+    """
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise BadParameter(f"There is no parameter {unknown[0][:40]!r} here; known are {', '.join(sorted(known))}")
+
+
+def accepts(connection: HTTPConnection, *offers: str) -> str:
+    """Return which media type the client wants most (RFC 9110 section 12.5.1); of equals, the first offered."""
+    wanted = _weights(", ".join(connection.headers.getlist("accept")) or "*/*")
+
+    def weight(offer: str) -> float:
+        kind = offer.partition("/")[0]
+        return next((wanted[one] for one in (offer, f"{kind}/*", "*/*") if one in wanted), 0.0)
+
+    return max(offers, key=weight)
+
+
+def _weights(accept: str) -> Mapping[str, float]:
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = next((one[2:] for one in parameters if one.startswith("q=")), "1")
+        try:
+            weights[name] = float(quality)
+        except ValueError:
+            weights[name] = 0.0
+    return weights
+
+
+def credentials(connection: HTTPConnection) -> dict[str, str]:
+    """Return the headers by which the caller says who he is. Some auth managers need all cookies."""
+    headers = connection.headers
+    return {name: headers[name] for name in ("authorization", "cookie") if name in headers}
+
+
+def airflow_as(connection: HTTPConnection) -> AirflowApi:
+    """Return Airflow's API as the caller sees it, with his own rights.
+
+    Raises:
+        AirflowUnknown: This server was not told where it is.
+    """
+    state: State = connection.scope["state"]
+    client = state["airflow"]
+    if client is None:
+        raise AirflowUnknown
+    return AirflowApi(client, credentials(connection))
 
 
 def refuse_foreign_origin(connection: HTTPConnection) -> None:
-    """Refuse what a page of another origin asks for; browsers keep only WebSockets from being read without our consent.
+    """Refuse what a page of another origin asks for with the rights of its visitor.
 
-    Programs that are no browsers send no `Origin` (RFC 6455 section 10.2).
+    Browsers keep neither WebSockets nor plain POSTs from being sent without our consent. Programs that are no browsers
+    send no `Origin` (RFC 6455 section 10.2).
 
     Raises:
         ForeignOrigin: The origin is neither ours nor among those that were allowed.
@@ -64,12 +200,4 @@ def refuse_foreign_origin(connection: HTTPConnection) -> None:
     if origin is None or origin in allowed or "*" in allowed:
         return
     if urlsplit(origin).netloc != connection.headers.get("host"):
-        raise ForeignOrigin(f"Pages of {origin[:100]} may not read streams here; see STREAM_SERVER_CORS_ORIGINS")
-
-
-def _refuse_unknown(names: Iterable[str]) -> None:
-    unknown = sorted(set(names) - _PARAMETERS)
-    if unknown:
-        raise BadParameter(
-            f"There is no parameter {unknown[0][:40]!r} here; known are {', '.join(sorted(_PARAMETERS))}"
-        )
+        raise ForeignOrigin(f"Pages of {origin[:100]} may not ask that here; see STREAM_SERVER_CORS_ORIGINS")

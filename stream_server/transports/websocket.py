@@ -9,7 +9,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.frames import Wire
 from stream_server.transports.pump import pump
-from stream_server.transports.request import State, question, refuse_foreign_origin, run_key
+from stream_server.transports.request import State, question, refuse_foreign_origin, run_key, since
 
 NORMAL_CLOSURE = 1000
 """RFC 6455 section 7.4.1: the purpose of the connection has been fulfilled."""
@@ -26,7 +26,12 @@ async def stream(websocket: WebSocket) -> None:
         for wire in wires:
             await websocket.send_text(wire.text)
 
-    async with state["hub"].watch(key, asked) as subscription:
+    came_from = since(websocket)
+    if came_from is not None and came_from.ended:
+        await websocket.accept()
+        await websocket.close(NORMAL_CLOSURE)
+        return
+    async with state["hub"].watch(key, asked, since=came_from) as subscription:
         await websocket.accept()
         gone = asyncio.create_task(_disconnected(websocket), name="websocket disconnect")
         try:

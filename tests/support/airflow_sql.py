@@ -51,20 +51,20 @@ class AirflowSql:
     async def add_dag(
         self, dag_id: str, tasks: Mapping[str, Sequence[str]], teardowns: Mapping[str, bool] | None = None
     ) -> UUID:
-        """Write a DAG and its first version, as the dag-processor does."""
+        """Write a version of a DAG, and the DAG itself with the first one, as the dag-processor does."""
         version = uuid4()
         async with self.connection.transaction():
             await self.connection.execute("INSERT INTO dag_bundle (name) VALUES ('dags-folder') ON CONFLICT DO NOTHING")
             await self.connection.execute(
                 "INSERT INTO dag (dag_id, is_paused, is_stale, bundle_name, timetable_type, partition_mapper_info,"
                 " max_active_tasks, max_consecutive_failed_dag_runs, has_task_concurrency_limits)"
-                " VALUES ($1, false, false, 'dags-folder', 'NullTimetable', $2, 16, 0, false)",
+                " VALUES ($1, false, false, 'dags-folder', 'NullTimetable', $2, 16, 0, false) ON CONFLICT DO NOTHING",
                 dag_id,
                 {},
             )
             await self.connection.execute(
                 "INSERT INTO dag_version (id, version_number, dag_id, created_at, last_updated)"
-                " VALUES ($1, 1, $2, now(), now())",
+                " VALUES ($1, (SELECT count(*) + 1 FROM dag_version WHERE dag_id = $2), $2, now(), now())",
                 version,
                 dag_id,
             )

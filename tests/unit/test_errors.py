@@ -8,9 +8,11 @@ import pytest
 
 from stream_server import errors
 from stream_server.errors import (
-    AirflowError,
+    AirflowRefused,
+    AirflowUnknown,
     CloseCode,
     Draining,
+    NoResult,
     RunNotFound,
     StreamServerError,
     UnknownTask,
@@ -30,7 +32,11 @@ def an(kind: type[StreamServerError]) -> StreamServerError:
         return UnknownTask("d", "t", ["a"])
     if kind is RunNotFound:
         return RunNotFound("d", "r")
-    return kind() if kind is Draining else kind("What happened")
+    if kind is AirflowRefused:
+        return AirflowRefused("What happened", 403)
+    if kind is NoResult:
+        return NoResult("What happened", 502, {})
+    return kind() if kind in {Draining, AirflowUnknown} else kind("What happened")
 
 
 def tree(kind: type[StreamServerError], depth: int = 0) -> list[tuple[int, str]]:
@@ -70,8 +76,8 @@ def test_every_error_explains_itself(kind: type[StreamServerError]) -> None:
 
 
 def test_a_type_means_one_title_and_one_status() -> None:
-    by_type = {an(kind).problem()["type"]: (kind.title, kind.status) for kind in ALL}
-    assert all(by_type[an(kind).problem()["type"]] == (kind.title, kind.status) for kind in ALL)
+    by_type = {an(kind).problem()["type"]: kind.title for kind in ALL}
+    assert all(by_type[an(kind).problem()["type"]] == kind.title for kind in ALL)
 
 
 def test_what_passes_by_itself_says_when_to_try_again() -> None:
@@ -87,8 +93,12 @@ def test_an_unknown_task_names_some_that_are_known() -> None:
 
 
 def test_airflows_own_status_is_kept() -> None:
-    assert AirflowError("no", http_status=403).http_status == 403
-    assert AirflowError("no").http_status is None
+    assert AirflowRefused("no", 403).problem()["status"] == 403
+
+
+def test_a_missing_result_is_told_with_what_is_known() -> None:
+    problem = NoResult("The run failed", 502, {"dag_id": "d", "outcome": "failure"}).problem()
+    assert (problem["status"], problem["outcome"], problem["detail"]) == (502, "failure", "The run failed")
 
 
 @pytest.mark.parametrize("code", CloseCode)

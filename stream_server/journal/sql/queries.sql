@@ -9,6 +9,46 @@ SELECT epoch, pg_current_snapshot()::text AS snapshot,
        pruned_to::text::bigint AS pruned_to
 FROM stream_server.meta
 
+-- newest --
+-- The $1 rows of the journal whose transactions are the youngest.
+SELECT id AS seq, txid::text::bigint, at FROM stream_server.journal ORDER BY stream_server.journal.txid DESC LIMIT $1
+
+-- lacks --
+-- Whether one of these rows ($1 identities, $2 transactions, $3 times) is not there any more, though none of its
+-- transaction's was deleted as too old.
+SELECT EXISTS (
+    SELECT FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) AS told (id, txid, at)
+    CROSS JOIN stream_server.meta AS m
+    WHERE told.txid > coalesce(m.pruned_to::text::bigint, 0)
+      AND NOT EXISTS (SELECT FROM stream_server.journal AS j
+                      WHERE j.txid = told.txid::text::xid8 AND j.id = told.id AND j.at = told.at)
+)
+
+-- in_progress --
+-- A snapshot that also names the transactions in progress on the primary, where a read replica's own leave them out.
+-- $1 is an earlier one, or empty: nothing that had ended by then need be looked at again. What is read with a later
+-- snapshot may hold more, and never less, than this one has seen.
+SELECT format('%s:%s:%s', s.xmin, s.xmax, (
+    SELECT string_agg(c.txid::text, ',' ORDER BY c.txid)
+    FROM (SELECT pg_snapshot_xip(b.before)::text::bigint
+          UNION ALL
+          SELECT generate_series(greatest(s.xmin, pg_snapshot_xmax(b.before)::text::bigint), s.xmax - 1)) AS c (txid)
+    WHERE c.txid >= s.xmin AND pg_xact_status(c.txid::text::xid8) = 'in progress'
+))
+FROM (SELECT coalesce($1, '1:1:')::pg_snapshot AS before) AS b
+CROSS JOIN (SELECT pg_snapshot_xmin(now)::text::bigint AS xmin, pg_snapshot_xmax(now)::text::bigint AS xmax
+            FROM pg_current_snapshot() AS now) AS s
+
+-- written_after --
+-- The transactions that a snapshot ($1) had not seen and that have written to the journal.
+SELECT DISTINCT txid::text::bigint
+FROM stream_server.journal
+WHERE txid >= pg_snapshot_xmax($1::text::pg_snapshot) OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
+
+-- is_replica --
+-- Whether this is a read replica.
+SELECT pg_is_in_recovery()
+
 -- journal_after --
 -- All rows that a snapshot ($1) had not seen, in the order of their identity, and the snapshot that has seen them;
 -- how often the triggers could not write something down, and the time.
@@ -53,9 +93,37 @@ LEFT JOIN LATERAL (
 WHERE r.dag_id = $1 AND r.run_id = $2
 ORDER BY t.task_id, t.map_index
 
+-- run_history --
+-- The rows of a run ($1 DAG, $2 run) that a snapshot ($3) had not seen, in the order of their identity; $4 at most. One row
+-- with an empty id where there is none. As in journal_after, both arms use the index: those rows of all runs are looked at.
+SELECT m.pruned_to::text::bigint AS pruned_to, j.*
+FROM stream_server.meta AS m
+LEFT JOIN LATERAL (
+    SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
+           clear_number, queued_at, start_date, end_date, xcom_key, dag_result
+    FROM stream_server.journal
+    WHERE ((txid >= pg_snapshot_xmax($3::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
+           OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($3::text::pg_snapshot))))
+        AND dag_id = $1 AND run_id = $2
+    LIMIT $4
+) AS j ON true
+ORDER BY j.id
+
 -- serialized_dag --
 -- The structure of a version ($1) of a DAG.
 SELECT data::text AS data, data_compressed FROM {airflow}.serialized_dag WHERE dag_version_id = $1
+
+-- marked_before --
+-- Tasks of a DAG ($1) whose return values bore Airflow 3.3's mark in one of its last runs of the same version ($2).
+SELECT DISTINCT x.task_id
+FROM (SELECT id, run_id FROM {airflow}.dag_run WHERE dag_id = $1 ORDER BY id DESC LIMIT 20) AS r
+CROSS JOIN (SELECT NULL::boolean AS dag_result) AS without
+CROSS JOIN LATERAL (
+    SELECT y.task_id, dag_result FROM {airflow}.xcom AS y WHERE y.dag_run_id = r.id AND y.key = 'return_value'
+) AS x
+WHERE x.dag_result
+    AND EXISTS (SELECT FROM {airflow}.task_instance AS t
+                WHERE t.dag_id = $1 AND t.run_id = r.run_id AND t.task_id = x.task_id AND t.dag_version_id = $2)
 
 -- return_values --
 -- What tasks ($3) of a run ($1 DAG, $2 run) returned. The text is left out where the values of the task are larger
@@ -68,10 +136,33 @@ CROSS JOIN LATERAL (SELECT x.value::text AS text) AS s
 CROSS JOIN LATERAL (SELECT s.text, octet_length(s.text) AS bytes) AS v
 WHERE r.dag_id = $1 AND r.run_id = $2 AND x.task_id = ANY ($3::text[]) AND x.key = 'return_value'
 
+-- claim --
+-- Claim a run ($3) for a key ($1) and a request ($2), for $4 seconds.
+SELECT claimed_run, claimed_for, first FROM stream_server.claim($1, $2, $3, make_interval(secs => $4))
+
+-- release --
+-- Give the claim of a run ($2) for a key ($1) back.
+SELECT stream_server.release($1, $2)
+
 -- put_back --
--- Put back the triggers that are missing; how many were.
-SELECT stream_server.put_back(also_disabled => false)
+-- Put back the triggers that are missing; how many were. A read replica leaves that to the primary.
+SELECT CASE WHEN pg_is_in_recovery() THEN 0 ELSE stream_server.put_back(also_disabled => false) END
 
 -- prune --
--- Delete rows older than $1 seconds, $2 at most; how many were deleted.
-SELECT stream_server.prune(make_interval(secs => $1), $2)
+-- Delete rows older than $1 seconds, and those beyond $3 bytes, $2 at most, of those that a snapshot ($4) has seen; from
+-- where the last one has ended, if so wished ($5). How many were deleted. A read replica leaves that to the primary.
+SELECT CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE stream_server.prune(make_interval(secs => $1), $2, $3, $4::text::pg_snapshot, $5) END
+
+-- snapshot --
+-- What can be seen just now.
+SELECT pg_current_snapshot()::text
+
+-- measures --
+-- How large the journal is, how much of it is waiting for vacuum, how often the triggers could not write something down,
+-- and how full PostgreSQL's queue of notifications is, which all databases share.
+SELECT coalesce(s.n_live_tup, 0) AS live_rows, coalesce(s.n_dead_tup, 0) AS dead_rows,
+       pg_table_size(c.oid) AS table_bytes, pg_indexes_size(c.oid) AS index_bytes,
+       l.last_value + l.is_called::integer AS losses, pg_notification_queue_usage() AS queue_usage
+FROM stream_server.losses AS l, pg_class AS c LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid
+WHERE c.oid = 'stream_server.journal'::regclass

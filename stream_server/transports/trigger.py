@@ -1,0 +1,251 @@
+"""`POST …/dagRuns?wait_for_completion=true`: triggering a DAG through Airflow's API, and staying to hear its answer.
+
+Without that parameter the request is passed on as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stream_server.airflow_api import AirflowApi, run_path
+from stream_server.errors import (
+    AirflowRefused,
+    AirflowUnknown,
+    BadParameter,
+    BadRequest,
+    KeyReused,
+    RunNotFound,
+    TooLarge,
+    Unavailable,
+)
+from stream_server.hub import Since
+from stream_server.run_state import RunKey
+from stream_server.transports import longpoll, ndjson, sse
+from stream_server.transports.body import Streaming
+from stream_server.transports.longpoll import Form
+from stream_server.transports.request import (
+    QUESTION,
+    STREAM,
+    State,
+    accepts,
+    airflow_as,
+    choice,
+    credentials,
+    duration,
+    flag,
+    question,
+    refuse_foreign_origin,
+    run_key,
+)
+from stream_server.transports.run_stream import stream_response
+
+JSON = "application/json"
+CONFLICT = 409
+PARAMETERS = STREAM | longpoll.FORM | {"wait_for_completion", "if_exists", "on_disconnect", "grace"}
+DEFAULT_GRACE = 5.0
+"""Seconds in which somebody must come back to a run that shall not go on without."""
+
+MAX_KEY_LENGTH = 255
+PASSED_HEADERS = ("accept", "content-type")
+
+
+class Plan(NamedTuple):
+    """What a request wants beside the run."""
+
+    form: Form
+    attach: bool
+    """Whether a run that exists already is as good as a new one."""
+
+    cancel_after: float | None
+    """Seconds after which a run is stopped that nobody waits for any more; `None` lets it go on."""
+
+
+class Begun(NamedTuple):
+    """A run, and from where it can be heard."""
+
+    key: RunKey
+    since: Since | None
+    """When it did not exist yet; `None` where it was there before."""
+
+
+async def trigger(request: Request) -> Response:
+    """Answer the request."""
+    refuse_foreign_origin(request)
+    if not flag(request, "wait_for_completion"):
+        return await _pass_on(request)
+    state: State = request.scope["state"]
+    question(request, PARAMETERS)
+    plan = _plan(request)
+    airflow = airflow_as(request)
+    begun = await _begin(request, airflow, plan)
+    try:
+        await state["authorizer"].authorize(request, begun.key)
+        return await _answer(request, airflow, begun, plan)
+    except Unavailable as error:
+        # The run exists: who only reads that something is unavailable would trigger another.
+        raise Unavailable(
+            f"{error}. Run {begun.key.run_id!r} was triggered; follow it at {run_path(begun.key)}"
+        ) from error
+
+
+async def cancel(request: Request) -> Response:
+    """Answer `POST …/dagRuns/{run_id}/cancel`: the run is set to failed, with the caller's own rights."""
+    refuse_foreign_origin(request)
+    key = run_key(request)
+    state = await airflow_as(request).fail(key)
+    return Response(
+        msgspec.json.encode({"dag_id": key.dag_id, "dag_run_id": key.run_id, "state": state}), media_type=JSON
+    )
+
+
+def _plan(request: Request) -> Plan:
+    attach = choice(request, "if_exists", ("fail", "attach")) == "attach"
+    cancels = choice(request, "on_disconnect", ("continue", "cancel")) == "cancel"
+    grace = duration(request, "grace", DEFAULT_GRACE)
+    if not cancels and "grace" in request.query_params:
+        raise BadParameter("grace= means something only together with on_disconnect=cancel")
+    return Plan(longpoll.form(request), attach, grace if cancels else None)
+
+
+async def _begin(request: Request, airflow: AirflowApi, plan: Plan) -> Begun:
+    """Trigger the run, or find the one that the request means."""
+    dag_id = str(request.path_params["dag_id"])
+    state: State = request.scope["state"]
+    body = await _read(request)
+    since = Since(state["hub"].cursor, unborn=True)
+    claimed = await _claim(request, dag_id, body)
+    named = claimed.run_id if claimed is not None else body.get("dag_run_id")
+    if claimed is not None:
+        body = {**body, "dag_run_id": claimed.run_id}
+    try:
+        return Begun(await airflow.trigger(dag_id, body), since)
+    except AirflowRefused as error:
+        if error.status == CONFLICT and named is not None and (plan.attach or claimed is not None):
+            return Begun(await _existing(request, RunKey(dag_id, str(named)), error), None)
+        if claimed is not None and claimed.first:
+            await state["claims"].release(claimed.digest, claimed.run_id)
+        raise
+
+
+async def _existing(request: Request, key: RunKey, conflict: AirflowRefused) -> RunKey:
+    """Return a run that is there already; Airflow's conflict may be about something else, such as the logical date."""
+    state: State = request.scope["state"]
+    await state["authorizer"].authorize(request, key)
+    try:
+        async with state["hub"].watch(key, question(request, PARAMETERS)):
+            return key
+    except RunNotFound:
+        raise conflict from None
+
+
+async def _answer(request: Request, airflow: AirflowApi, begun: Begun, plan: Plan) -> Response:
+    state: State = request.scope["state"]
+    key, asked = begun.key, question(request, PARAMETERS)
+    watch = state["hub"].watch(key, asked, since=begun.since)
+    on_gone = _on_gone(state, airflow, key, plan.cancel_after)
+    form = accepts(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
+    if form != JSON:
+        streaming = Streaming(watch, state["settings"].ping_interval, on_gone)
+        return stream_response(request, streaming, _names(request, key, "stream", STREAM))
+    answer = await longpoll.wait(request, watch, key, plan.form.timeout, on_gone)
+    headers = _names(request, key, "result", QUESTION | longpoll.FORM)
+    if answer.outcome == "pending":
+        headers["Location"] = headers["Content-Location"]
+    return longpoll.respond(answer, plan.form, headers)
+
+
+def _on_gone(state: State, airflow: AirflowApi, key: RunKey, grace: float | None) -> Callable[[], None] | None:
+    if grace is None:
+        return None
+    return lambda: state["cancellations"].schedule(key, lambda: airflow.fail(key), grace)
+
+
+def _names(request: Request, key: RunKey, what: str, parameters: frozenset[str]) -> dict[str, str]:
+    """Return the headers that name the run, and where a broken call can be taken up (RFC 9110 sections 8.7, 10.2.2)."""
+    kept = [(name, value) for name, value in request.query_params.multi_items() if name in parameters]
+    query = f"?{urlencode(kept)}" if kept else ""
+    return {"Location": run_path(key), "Content-Location": f"{run_path(key)}/{what}{query}"}
+
+
+class Claimed(NamedTuple):
+    """The run that belongs to an idempotency key."""
+
+    digest: bytes
+    run_id: str
+    first: bool
+
+
+async def _claim(request: Request, dag_id: str, body: Mapping[str, Any]) -> Claimed | None:
+    """Claim a run for the `Idempotency-Key` of a request, if it has one (draft-ietf-httpapi-idempotency-key-header).
+
+    Raises:
+        BadRequest: The key is too long.
+        KeyReused: It was used for another request.
+    """
+    state: State = request.scope["state"]
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise BadRequest(f"The Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters")
+    digest = _digest([dag_id, key])
+    run_id = str(body.get("dag_run_id") or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}")
+    claim = await state["claims"].claim(digest, _digest(body), run_id, state["settings"].idempotency_ttl)
+    if not claim.same:
+        raise KeyReused(
+            "This Idempotency-Key was used for another request to this DAG; use a new key for a new request"
+        )
+    return Claimed(digest, claim.run_id, claim.first)
+
+
+def _digest(what: object) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).digest()
+
+
+async def _read(request: Request) -> dict[str, Any]:
+    """Return the body.
+
+    Raises:
+        BadRequest: It is no JSON object.
+        TooLarge: It is larger than `STREAM_SERVER_MAX_BODY_BYTES`.
+    """
+    raw = await _read_bytes(request)
+    try:
+        return msgspec.json.decode(raw or b"{}", type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"The body must be a JSON object, as Airflow's endpoint has it: {error}") from None
+
+
+async def _read_bytes(request: Request) -> bytes:
+    state: State = request.scope["state"]
+    most = state["settings"].max_body_bytes
+    chunks: list[bytes] = []
+    async for chunk in request.stream():
+        chunks.append(chunk)
+        if sum(map(len, chunks)) > most:
+            raise TooLarge(f"The body has more than {most} bytes")
+    return b"".join(chunks)
+
+
+async def _pass_on(request: Request) -> Response:
+    state: State = request.scope["state"]
+    if state["airflow"] is None:
+        raise AirflowUnknown
+    headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
+    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    answer = await AirflowApi(state["airflow"], credentials(request)).pass_on(
+        "POST", path, await _read_bytes(request), headers
+    )
+    kept = ("content-type", "www-authenticate", "location")
+    return Response(
+        answer.content, answer.status_code, {name: answer.headers[name] for name in kept if name in answer.headers}
+    )

@@ -1,0 +1,247 @@
+"""One call that waits for the outcome, and the stream as lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.server import RunningServer, running_server
+from support.streams import sse, stream_path, types
+from support.waiting import eventually_async
+
+
+@pytest.fixture
+async def client(server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=server.url, timeout=15) as client:
+        yield client
+
+
+def result_path(run: RunKey, query: str = "") -> str:
+    return stream_path(run).removesuffix("stream") + f"result{query}"
+
+
+async def fail(airflow: AirflowSql, run: RunKey, task_id: str) -> None:
+    await airflow.start_task(run, task_id)
+    await airflow.set_task(run, task_id, "failed")
+
+
+async def test_who_waits_is_answered_the_moment_the_result_commits(
+    server: RunningServer, client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
+) -> None:
+    waiting = asyncio.create_task(client.get(result_path(run)))
+    await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
+    await airflow.set_run(run, "running")
+    await airflow.start_task(run, "answer")
+    await airflow.push(run, "answer", {"text": "42"})
+    answer = await waiting
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json() == {
+        "dag_id": run.dag_id,
+        "dag_run_id": run.run_id,
+        "state": "running",
+        "outcome": "result",
+        "results": {"answer": {"text": "42"}},
+    }
+    again = await client.get(result_path(run, "?timeout=0"))
+    assert again.json() == answer.json(), "what is known is told at once"
+
+
+async def test_confirm_waits_for_the_success_of_the_task_itself(
+    client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
+) -> None:
+    await airflow.start_task(run, "answer")
+    await airflow.push(run, "answer", 1)
+    assert (await client.get(result_path(run, "?timeout=0"))).status_code == 200
+    assert (await client.get(result_path(run, "?timeout=0&confirm=success"))).status_code == 202
+    await airflow.set_task(run, "answer", "success")
+    assert (await client.get(result_path(run, "?confirm=success"))).json()["results"] == {"answer": 1}
+
+
+async def test_when_the_time_is_up_the_state_so_far_is_told(
+    client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
+) -> None:
+    await airflow.set_run(run, "running")
+    await airflow.start_task(run, "ask")
+    answer = await client.get(result_path(run, "?timeout=50ms&result=answer"))
+    assert answer.status_code == 202
+    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["location"] == result_path(run, "?timeout=50ms&result=answer")
+    assert answer.json() == {
+        "dag_id": run.dag_id,
+        "dag_run_id": run.run_id,
+        "state": "running",
+        "outcome": "pending",
+        "tasks": {"running": 1, "no_status": 2},
+    }
+
+
+async def test_a_failed_run_is_no_failed_request(client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey) -> None:
+    await fail(airflow, run, "answer")
+    answer = await client.get(result_path(run))
+    assert answer.status_code == 200
+    told = answer.json()
+    assert told["outcome"] == "failure"
+    assert told["failure"]["task_id"] == "answer"
+    assert told["failure"]["reason"] == "task_failed"
+
+
+async def test_the_bare_value_is_for_those_who_want_plain_http(
+    client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
+) -> None:
+    pending = await client.get(result_path(run, "?unwrap=true&timeout=0"))
+    assert pending.status_code == 202
+    await airflow.run_task(run, "answer", ["bare"])
+    answer = await client.get(result_path(run, "?unwrap=true"))
+    assert (answer.status_code, answer.json()) == (200, ["bare"])
+    assert answer.headers["content-type"] == "application/json"
+    await airflow.run_task(run, "ask", 1)
+    both = await client.get(result_path(run, "?unwrap=true&result=answer&result=ask"))
+    assert both.status_code == 422
+    assert "answer, ask answer; name one" in both.json()["detail"]
+
+
+@pytest.mark.parametrize(("query", "status"), [("", 502), ("&fail_status=424", 424)])
+async def test_without_a_bare_value_the_status_tells_the_failure(
+    client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey, query: str, status: int
+) -> None:
+    await fail(airflow, run, "answer")
+    answer = await client.get(result_path(run, f"?unwrap=true{query}"))
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (problem["status"], problem["title"], problem["outcome"]) == (status, "No result", "failure")
+    assert "task failed in task 'answer'" in problem["detail"]
+
+
+async def test_a_value_too_large_is_told_with_where_it_is(
+    settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey
+) -> None:
+    await airflow.run_task(run, "answer", "x" * 1000)
+    async with running_server(settings(max_result_bytes=100)) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            plain = (await client.get(result_path(run))).json()
+            bare = await client.get(result_path(run, "?unwrap=true"))
+    assert plain["references"]["answer"]["bytes"] == 1002
+    assert plain["results"] == {}
+    assert bare.status_code == 502
+    assert "1002 bytes" in bare.json()["detail"]
+    assert bare.json()["references"] == plain["references"]
+
+
+async def test_a_run_without_an_answer_is_told_when_it_ends(client: httpx.AsyncClient, airflow: AirflowSql) -> None:
+    version = await airflow.add_dag("forked", {"one": [], "other": []})
+    key = RunKey("forked", "r")
+    await airflow.trigger(key, version, ["one", "other"])
+    waiting = asyncio.create_task(client.get(result_path(key)))
+    for task_id in ("one", "other"):
+        await airflow.run_task(key, task_id, 1)
+    await airflow.set_run(key, "success")
+    told = (await waiting).json()
+    assert (told["outcome"], told["state"]) == ("none", "success")
+    assert "results" not in told
+    assert (await client.get(result_path(key, "?unwrap=true"))).status_code == 502
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("?timeout=soon", "timeout: 'soon' is not a duration"),
+        ("?unwrap=yes", "unwrap=yes is neither 'false' nor 'true'"),
+        ("?fail_status=200", "fail_status=200 is no number from 400 to 599"),
+        ("?confirm=maybe", "confirm=maybe is neither 'push' nor 'success'"),
+        ("?until=run", "no parameter 'until' here"),
+        ("?result=nobody", "has no task 'nobody'"),
+    ],
+)
+async def test_a_wrong_parameter_is_told(client: httpx.AsyncClient, run: RunKey, query: str, said: str) -> None:
+    answer = await client.get(result_path(run, query))
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"]
+
+
+async def test_an_unknown_run_is_404(client: httpx.AsyncClient, server: RunningServer) -> None:
+    answer = await client.get(result_path(RunKey("chat", "no-such-run")))
+    assert (answer.status_code, answer.json()["title"]) == (404, "Run not found")
+    assert server.hub.statistics().runs == 0
+
+
+async def test_who_goes_away_leaves_nothing(server: RunningServer, client: httpx.AsyncClient, run: RunKey) -> None:
+    waiting = asyncio.create_task(client.get(result_path(run)))
+    await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
+    waiting.cancel()
+    await eventually_async(lambda: server.hub.statistics()[:2] == (0, 0))
+
+
+async def test_who_waits_is_told_to_ask_again_when_the_server_stops(
+    settings: Callable[..., Settings], run: RunKey
+) -> None:
+    async with httpx.AsyncClient(timeout=15) as client:
+        async with running_server(settings()) as server:
+            await eventually_async(lambda: server.hub.live)
+            waiting = asyncio.create_task(client.get(server.url + result_path(run)))
+            await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
+        answer = await waiting
+    assert answer.status_code == 503
+    assert "retry-after" in answer.headers
+    assert answer.json()["detail"] == "The server is shutting down; ask again"
+
+
+async def test_waiting_asks_nothing_of_the_database(
+    server: RunningServer, client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
+) -> None:
+    """While many wait and other runs go on, nothing is asked but what the tail asks for all of them at once."""
+    waiting = [asyncio.create_task(client.get(result_path(run))) for _ in range(50)]
+    await eventually_async(lambda: server.hub.statistics().subscriptions == 50)
+    asked = await last_questions(airflow)
+    assert asked, "the run was read"
+    async with sse(server.url, run) as events:
+        await events.next()
+        for state in ("scheduled", "queued", "running"):
+            await airflow.set_task(run, "ask", state)
+            await events.next()
+    assert await last_questions(airflow) == asked
+    await airflow.run_task(run, "answer", 1)
+    assert {answer.json()["outcome"] for answer in await asyncio.gather(*waiting)} == {"result"}
+
+
+async def last_questions(airflow: AirflowSql) -> dict[int, Any]:
+    """When connections of the server's pool were given back last; that is what asyncpg says then."""
+    rows = await airflow.connection.fetch(
+        "SELECT pid, query_start FROM pg_stat_activity WHERE application_name = 'stream_server'"
+        " AND datname = current_database() AND query LIKE '%UNLISTEN%'"
+    )
+    return {row["pid"]: row["query_start"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("accept", "lines"),
+    [
+        ("application/x-ndjson", True),
+        ("text/event-stream;q=0.5, application/x-ndjson", True),
+        ("text/event-stream, application/x-ndjson", False),
+        ("*/*", False),
+    ],
+)
+async def test_a_stream_is_told_in_lines_to_who_wants_that(
+    client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey, accept: str, *, lines: bool
+) -> None:
+    await airflow.run_task(run, "answer", "line\nbreak")
+    answer = await client.get(stream_path(run), headers={"Accept": accept})
+    media_type = "application/x-ndjson" if lines else "text/event-stream"
+    assert answer.headers["content-type"].partition(";")[0] == media_type
+    assert answer.headers["x-accel-buffering"] == "no"
+    if lines:
+        frames = [json.loads(line) for line in answer.text.splitlines()]
+        assert types(frames) == ["snapshot", "result", "end"]
+        assert frames[1]["results"] == {"answer": "line\nbreak"}
+        assert frames[-1]["cursor"].endswith(".end")
