@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ from stream_server.errors import CursorError
 
 _TXID = "[1-9][0-9]{0,19}"
 _SNAPSHOT = re.compile(rf"({_TXID}):({_TXID}):((?:{_TXID}(?:,{_TXID})*)?)")
-_WIRE = re.compile(rf"([0-9a-f]{{1,32}})\.({_SNAPSHOT.pattern})(\.end)?")
+_WIRE = re.compile(rf"([0-9a-f]{{1,32}})\.({_SNAPSHOT.pattern})(?:\.(result|failure))?(\.end)?")
 _LAST_TXID = 2**64 - 1
 
 
@@ -35,6 +36,9 @@ class Cursor:
 
     xip: tuple[int, ...] = ()
     """Transactions from `xmin` on that were in progress, ascending."""
+
+    told: str | None = None
+    """Which outcome the reader has been told: `result` or `failure`."""
 
     ended: bool = False
     """Whether the reader has seen the `end` of its stream; it has no reason to come back."""
@@ -66,8 +70,7 @@ class Cursor:
         match = _WIRE.fullmatch(text)
         if match is None:
             raise CursorError(f"Not a cursor: {text[:80]!r}")
-        cursor = cls.from_snapshot(match[1], match[2])
-        return cursor.at_end() if match[6] else cursor
+        return replace(cls.from_snapshot(match[1], match[2]), told=match[6], ended=match[7] is not None)
 
     @property
     def snapshot(self) -> str:
@@ -75,16 +78,23 @@ class Cursor:
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, self.xip))}"
 
     def __str__(self) -> str:
-        return f"{self.epoch}.{self.snapshot}{'.end' if self.ended else ''}"
+        told = f".{self.told}" if self.told else ""
+        return f"{self.epoch}.{self.snapshot}{told}{'.end' if self.ended else ''}"
 
     def up_to(self, txid: int) -> Cursor:
         """Return the place that has seen nothing of what came after a transaction."""
         xmax = min(self.xmax, txid + 1)
         return replace(self, xmin=min(self.xmin, xmax), xmax=xmax, xip=tuple(one for one in self.xip if one < xmax))
 
-    def at_end(self) -> Cursor:
-        """Return this place as that of a reader who has seen the end of its stream."""
-        return replace(self, ended=True)
+    def with_seen(self, txids: Collection[int]) -> Cursor:
+        """Return the place that has seen these transactions too, and none between them that had not begun here."""
+        xmax = max(self.xmax, *(txid + 1 for txid in txids)) if txids else self.xmax
+        unseen = {*self.xip, *range(self.xmax, xmax)}.difference(txids)
+        return replace(self, xmax=xmax, xip=tuple(sorted(unseen)))
+
+    def of(self, told: str | None, *, ended: bool) -> Cursor:
+        """Return this place as that of a reader who has been told an outcome, or also the end of its stream."""
+        return replace(self, told=told, ended=ended)
 
     def saw(self, txid: int) -> bool:
         """Tell whether a committed transaction was visible here (`pg_visible_in_snapshot`)."""

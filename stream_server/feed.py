@@ -9,11 +9,14 @@ from collections.abc import Iterable, Sequence
 
 from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode, UnknownTask
-from stream_server.frames import AnyFrame, Reset, ResetReason, Wire
-from stream_server.outcome import Answer, Question, Values
-from stream_server.run_state import RunKey, RunState
+from stream_server.frames import AnyFrame, Reset, ResetReason, Resumed, RunInfo, Wire, type_of
+from stream_server.outcome import Answer, Question, Values, result_tasks
+from stream_server.run_state import RUN_FINAL, RunKey, RunState
 from stream_server.subscription import Subscription
-from stream_server.transition import Transition
+from stream_server.transition import Kind, Transition
+
+NOT_BEGUN = RunInfo(state=None, queued_at=None, start_date=None, end_date=None, clear_number=0)
+"""Of a run of which nothing is known yet."""
 
 
 class Channel:
@@ -45,15 +48,20 @@ class Channel:
         """Push frames to every watcher; the last of them carries the cursor."""
         self._opening = None
         if frames and self.subscriptions:
-            wires = wires_of(frames, cursor, ended=self.answer.ended)
+            wires = wires_of(frames, self.place(cursor))
             for subscription in self.subscriptions:
                 subscription.push(wires)
 
     def open(self, run: RunState, cursor: Cursor) -> list[Wire]:
         """Return what a new watcher must see first; made once for all who join before the next change."""
         if self._opening is None:
-            self._opening = wires_of(self.answer.open(run), cursor, ended=self.answer.ended)
+            self._opening = wires_of(self.answer.open(run), self.place(cursor))
         return self._opening
+
+    def place(self, cursor: Cursor) -> Cursor:
+        """Return a cursor as that of who has been told all that these have been."""
+        told = None if self.answer.told is None else type_of(self.answer.told)
+        return cursor.of(told, ended=self.answer.ended)
 
 
 class Feed:
@@ -91,6 +99,10 @@ class Feed:
         self.run = None
         self._waiting = []
 
+    def is_behind(self, cursor: Cursor) -> bool:
+        """Tell whether all that is known of the run was visible at a cursor."""
+        return self.run is not None and self._loaded_at is not None and cursor.covers(self._loaded_at)
+
     def apply(self, transitions: Sequence[Transition], cursor: Cursor) -> None:
         """Follow the transitions of one batch, and push what follows."""
         if self.run is None:
@@ -109,8 +121,13 @@ class Feed:
                 channel.receive(self.run, task_ids, values, self._position(cursor))
             self._forget_ended()
 
-    def join(self, question: Question, subscription: Subscription, cursor: Cursor) -> None:
-        """Let somebody watch. What is known is due to him at once.
+    def join(
+        self, question: Question, subscription: Subscription, cursor: Cursor, *, opening: bool = True
+    ) -> tuple[Channel, Cursor]:
+        """Let somebody watch. What is known is due to him at once, unless he shall be told in another way.
+
+        Returns:
+            Those who ask the same, and how far what is known has come.
 
         Raises:
             UnknownTask: The question names a task that the DAG does not have.
@@ -125,11 +142,42 @@ class Feed:
         if channel is None:
             channel = self.channels[question] = Channel(Answer(question, self.run.run.clear_number))
             channel.subscriptions.add(subscription)
-            channel.tell(self.run, channel.answer.open(self.run), position)
+            channel.tell(self.run, channel.answer.open(self.run) if opening else [], position)
             self._forget_ended()
         else:
             channel.subscriptions.add(subscription)
-            subscription.push(channel.open(self.run, position))
+            if opening:
+                subscription.push(channel.open(self.run, position))
+            elif channel.answer.told is not None:
+                subscription.push(wires_of([channel.answer.told], channel.place(position)))
+        return channel, position
+
+    def missed(
+        self, history: Iterable[Transition], channel: Channel, position: Cursor, since: Cursor, unborn: bool
+    ) -> list[Wire] | None:
+        """Tell what has happened to the run between a client's cursor and a position.
+
+        Args:
+            history: What the cursor has not seen.
+            channel: Those who ask the same.
+            position: How far it shall be told; what came later comes by itself.
+            since: The client's cursor.
+            unborn: Whether the run did not exist at that cursor; then it is told from a snapshot of nothing on.
+
+        Returns:
+            `None` where something was taken back of what the client has been told.
+        """
+        assert self.run is not None, "somebody has joined"
+        answering = result_tasks(self.run, channel.answer.question)
+        past = [transition for transition in history if position.saw(transition.txid)]
+        if since.told is not None and any(_takes_back(transition, answering) for transition in past):
+            return None
+        # Only for the frames: what they make of the run is known already.
+        scratch = RunState(self.key, NOT_BEGUN, self.run.graph)
+        resumed = Resumed(dag_id=self.key.dag_id, run_id=self.key.run_id, since=str(since))
+        first = scratch.snapshot(answering) if unborn else resumed
+        frames = [frame for transition in past if (frame := scratch.apply(transition)) is not None]
+        return wires_of([first, *frames], position.of(since.told, ended=False))
 
     def leave(self, subscription: Subscription) -> None:
         """Forget a watcher, and the channel that nobody watches any more."""
@@ -169,7 +217,17 @@ class Feed:
                 del self.channels[question]
 
 
-def wires_of(frames: Sequence[AnyFrame], cursor: Cursor, *, ended: bool) -> list[Wire]:
+def wires_of(frames: Sequence[AnyFrame], cursor: Cursor) -> list[Wire]:
     """Put frames on the wire; the last of them carries the cursor."""
     *others, last = frames
-    return [*map(Wire, others), Wire(last, cursor.at_end() if ended else cursor)]
+    return [*map(Wire, others), Wire(last, cursor)]
+
+
+def _takes_back(transition: Transition, answering: tuple[str, ...]) -> bool:
+    """Tell whether a transition may take back an outcome that was told: a run or a task is cleared, or tried again."""
+    if transition.kind is Kind.RUN:
+        return transition.previous_state in RUN_FINAL or transition.state == transition.previous_state
+    if transition.kind is not Kind.TASK or transition.previous_state is None:
+        return False
+    retried = transition.state == "up_for_retry" and transition.task_id in answering
+    return retried or transition.state in {None, "restarting"}

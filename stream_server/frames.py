@@ -130,13 +130,29 @@ class Failure(RunFrame, frozen=True, kw_only=True, tag="failure", omit_defaults=
     at: datetime | None = None
 
 
-ResetReason: TypeAlias = Literal["cleared", "retried", "revoked", "journal_changed", "transitions_lost"]
+ResetReason: TypeAlias = Literal[
+    "cleared",
+    "retried",
+    "revoked",
+    "journal_changed",
+    "transitions_lost",
+    "cursor_expired",
+    "cursor_foreign",
+    "cursor_damaged",
+]
 
 
 class Reset(RunFrame, frozen=True, kw_only=True, tag="reset"):
     """Forget what was said; a snapshot follows."""
 
     reason: ResetReason
+
+
+class Resumed(RunFrame, frozen=True, kw_only=True, tag="resumed"):
+    """The stream goes on where the client was: what was missed follows, and then what comes."""
+
+    since: str
+    """Cursor that the client came back with."""
 
 
 class End(RunFrame, frozen=True, kw_only=True, tag="end"):
@@ -162,7 +178,9 @@ class Ping(Frame, frozen=True, kw_only=True, tag="ping"):
     """Nothing happened, and the connection is alive. A frame, since scripts can't see SSE comments."""
 
 
-AnyFrame: TypeAlias = Snapshot | TaskTransition | RunTransition | Result | Failure | Reset | End | Close | Ping
+AnyFrame: TypeAlias = (
+    Snapshot | TaskTransition | RunTransition | Result | Failure | Reset | Resumed | End | Close | Ping
+)
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame)
@@ -175,12 +193,12 @@ class Wire:
         self.frame = frame
         self.cursor = cursor
         """Place of a client that has received this frame; only the last frame of a batch has it."""
-        self._framed: bytes | None = None
+        self._framed: dict[Callable[[Wire], bytes], bytes] = {}
 
     @cached_property
     def type(self) -> str:
         """The frame's `type`."""
-        return str(type(self.frame).__struct_config__.tag)
+        return type_of(self.frame)
 
     @cached_property
     def json(self) -> bytes:
@@ -196,10 +214,16 @@ class Wire:
         return f'{self.json[:-1].decode()},"cursor":"{self.cursor}"}}'
 
     def framed(self, frame: Callable[[Wire], bytes]) -> bytes:
-        """Return `frame(self)`, computed once: the bytes of the one transport that frames messages itself (SSE)."""
-        if self._framed is None:
-            self._framed = frame(self)
-        return self._framed
+        """Return `frame(self)`, computed once for each way to frame."""
+        framed = self._framed.get(frame)
+        if framed is None:
+            framed = self._framed[frame] = frame(self)
+        return framed
+
+
+def type_of(frame: AnyFrame) -> str:
+    """Return the `type` of a frame."""
+    return str(type(frame).__struct_config__.tag)
 
 
 def decode(text: bytes | str) -> AnyFrame:

@@ -15,10 +15,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
+import anyio
+
 from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode, Draining, JournalUnreachable, RunNotFound, Unavailable
-from stream_server.feed import Feed
-from stream_server.frames import ResetReason
+from stream_server.feed import Channel, Feed
+from stream_server.frames import Reset, ResetReason, Wire
 from stream_server.outcome import Question, Values
 from stream_server.run_state import RunKey, RunState
 from stream_server.subscription import Subscription
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+CATCH_UP_SECONDS = 3.0
+"""How long a client waits whose cursor is ahead of us."""
 
 RETRY_SECONDS = 0.5
 """How long to wait before reading again, where PostgreSQL did not answer."""
@@ -42,8 +47,29 @@ class RunSource(Protocol):
     async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
         """Read a run, and the cursor that goes on from there."""
 
+    async def history(self, key: RunKey, since: Cursor) -> list[Transition] | None:
+        """Read the transitions of a run that a cursor has not seen; `None` where they can't all be told."""
+
     async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
         """Read what tasks of a run have returned."""
+
+    async def refresh(self) -> None:
+        """Make all connections anew: the server may be another one."""
+
+
+class Since(NamedTuple):
+    """From where on a client wants to hear every transition."""
+
+    cursor: Cursor | None
+    """Its place; `None` where what it gave is none."""
+
+    unborn: bool = False
+    """Whether the run did not exist then: the client knows nothing of it."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the client has seen the end of its stream."""
+        return self.cursor is not None and self.cursor.ended
 
 
 class HubStatistics(NamedTuple):
@@ -82,6 +108,7 @@ class Hub:
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._cursor: Cursor | None = None
+        self._moved = asyncio.Event()
         self._on_watch: Callable[[], None] = lambda: None
         self.draining = False
         """Whether this server is shutting down."""
@@ -106,7 +133,7 @@ class Hub:
 
     def dispatch(self, transitions: Sequence[Transition], cursor: Cursor) -> None:
         """Hand a batch to those who watch its runs."""
-        self._cursor = cursor
+        self._move(cursor)
         batches: dict[_Watched, list[Transition]] = {}
         for transition in transitions:
             watched = self._runs.get(RunKey(transition.dag_id, transition.run_id))
@@ -119,14 +146,63 @@ class Hub:
 
     def begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
         """Read every run again: what was known of it may not be true any more."""
-        self._cursor = cursor
+        self._move(cursor)
         for watched in list(self._runs.values()):
-            watched.feed.restart()
-            watched.loading = self._task(self._reload(watched, reason), "reload")
+            self._restart(watched, reason)
+
+    def _move(self, cursor: Cursor) -> None:
+        self._cursor = cursor
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def reconnect(self, cursor: Cursor) -> None:
+        """Go on at a cursor with a server that may be another one.
+
+        Runs that were read after it, or are being read, are read again: nobody can say whether what was read is there.
+        """
+        await self._source.refresh()
+        for watched in list(self._runs.values()):
+            if not watched.feed.is_behind(cursor):
+                self._restart(watched, "journal_changed")
+
+    @property
+    def cursor(self) -> Cursor:
+        """How far the journal has been read.
+
+        Raises:
+            JournalUnreachable: It has not been reached yet.
+            Draining: This server is shutting down.
+        """
+        if self.draining:
+            raise Draining
+        if self._cursor is None:
+            raise JournalUnreachable("The journal has not been reached yet")
+        return self._cursor
+
+    def watched(self, key: RunKey) -> bool:
+        """Whether somebody watches a run."""
+        return key in self._runs
+
+    def reading(self, key: RunKey) -> bool:
+        """Whether return values of a run are being read just now."""
+        watched = self._runs.get(key)
+        return watched is not None and watched.fetching is not None
+
+    def state(self, key: RunKey) -> RunState | None:
+        """Return what is known of a run, if it is watched."""
+        watched = self._runs.get(key)
+        return None if watched is None else watched.feed.run
 
     @asynccontextmanager
-    async def watch(self, key: RunKey, question: Question) -> AsyncIterator[Subscription]:
+    async def watch(
+        self, key: RunKey, question: Question, *, since: Since | None = None
+    ) -> AsyncIterator[Subscription]:
         """Watch a run.
+
+        Args:
+            key: The run.
+            question: What is asked of it.
+            since: From where on every transition is told; by default a snapshot tells what is known.
 
         Raises:
             RunNotFound: Airflow knows no such run.
@@ -134,7 +210,7 @@ class Hub:
             Unavailable: PostgreSQL does not answer, the journal is missing, or this server is shutting down.
         """
         watched = self._watched(key)
-        subscription = Subscription(self._max_queued_bytes)
+        subscription: Subscription | None = None
         watched.holders += 1
         try:
             while watched.feed.run is None:
@@ -142,10 +218,16 @@ class Hub:
                 await asyncio.shield(watched.loading)
             if self._runs.get(key) is not watched:
                 raise Unavailable("The server lost the state of this run; try again")
-            self._join(watched, question, subscription)
+            if since is None:
+                subscription = self._subscription()
+                self._join(watched, question, subscription)
+            else:
+                subscription = await self._go_on(watched, question, since)
             yield subscription
         finally:
-            self._leave(watched, subscription)
+            if subscription is not None:
+                self._dismiss(watched, subscription)
+            self._let_go(watched)
 
     async def drain(self, grace: float) -> None:
         """Refuse new watchers, tell those that there are to connect elsewhere, and wait until they are gone.
@@ -184,10 +266,7 @@ class Hub:
 
     def _watched(self, key: RunKey) -> _Watched:
         """Return a run that is watched already, or begin to load it; those who come at once share the reading."""
-        if self.draining:
-            raise Draining
-        if self._cursor is None:
-            raise JournalUnreachable("The journal has not been reached yet")
+        assert self.cursor, "it raises where there is none"
         watched = self._runs.get(key)
         if watched is None:
             watched = self._runs[key] = _Watched(Feed(key))
@@ -195,36 +274,90 @@ class Hub:
             self._on_watch()
         return watched
 
-    def _join(self, watched: _Watched, question: Question, subscription: Subscription) -> None:
-        if self.draining:
-            raise Draining
-        assert self._cursor is not None, "_watched has seen it"
-        watched.feed.join(question, subscription, self._cursor)
+    def _join(
+        self, watched: _Watched, question: Question, subscription: Subscription, *, opening: bool = True
+    ) -> tuple[Channel, Cursor]:
+        joined = watched.feed.join(question, subscription, self.cursor, opening=opening)
         self._subscriptions.add(subscription)
         self._fetch_wanted(watched)
+        return joined
 
-    def _leave(self, watched: _Watched, subscription: Subscription) -> None:
+    async def _go_on(self, watched: _Watched, question: Question, since: Since) -> Subscription:
+        """Let somebody watch who wants to hear everything since a cursor. What comes meanwhile waits behind it."""
+        feed, cursor = watched.feed, since.cursor
+        why_not = await self._refuse(cursor)
+        if cursor is None or why_not is not None:
+            return self._begin_with(why_not or "cursor_damaged", watched, question)
+        subscription = self._subscription()
+        subscription.knows_outcome = cursor.told is not None
+        channel, position = self._join(watched, question, subscription, opening=False)
+        try:
+            history = await self._source.history(feed.key, cursor)
+            if feed.run is None:
+                # Everything begins anew, and he is told so when it has.
+                return subscription
+            missed = None if history is None else feed.missed(history, channel, position, cursor, since.unborn)
+        except BaseException:
+            self._dismiss(watched, subscription)
+            raise
+        if missed is None:
+            self._dismiss(watched, subscription)
+            return self._begin_with("cursor_expired" if history is None else "revoked", watched, question)
+        subscription.put_first(missed)
+        return subscription
+
+    def _begin_with(self, reason: ResetReason, watched: _Watched, question: Question) -> Subscription:
+        """Let somebody watch who must forget what he knows."""
+        subscription = self._subscription()
+        self._join(watched, question, subscription)
+        key = watched.feed.key
+        subscription.put_first([Wire(Reset(dag_id=key.dag_id, run_id=key.run_id, reason=reason))])
+        return subscription
+
+    def _subscription(self) -> Subscription:
+        return Subscription(self._max_queued_bytes)
+
+    async def _refuse(self, cursor: Cursor | None) -> ResetReason | None:
+        """Tell why a client can't go on at a cursor, or `None` if it can."""
+        if cursor is None:
+            return "cursor_damaged"
+        if cursor.epoch != self.cursor.epoch:
+            return "cursor_foreign"
+        with anyio.move_on_after(CATCH_UP_SECONDS):
+            # It may come from a replica that is ahead of us.
+            while not self.cursor.covers(cursor):
+                await self._moved.wait()
+        return None if self.cursor.covers(cursor) else "cursor_foreign"
+
+    def _dismiss(self, watched: _Watched, subscription: Subscription) -> None:
         watched.feed.leave(subscription)
+        self._subscriptions.discard(subscription)
+        if not self._subscriptions:
+            self._idle.set()
+
+    def _let_go(self, watched: _Watched) -> None:
         watched.holders -= 1
         if watched.holders == 0:
             self._strike(watched)
             for task in (watched.loading, watched.fetching):
                 if task is not None:
                     task.cancel()
-        self._subscriptions.discard(subscription)
-        if not self._subscriptions:
-            self._idle.set()
 
     def _strike(self, watched: _Watched) -> None:
         """Strike a run off the list: whoever asks for it next begins anew."""
         if self._runs.get(watched.feed.key) is watched:
             del self._runs[watched.feed.key]
 
+    def _restart(self, watched: _Watched, reason: ResetReason) -> None:
+        watched.feed.restart()
+        watched.loading = self._task(self._reload(watched, reason), "reload")
+
     async def _load(self, watched: _Watched) -> None:
         try:
             run, loaded_at = await self._source.run_state(watched.feed.key)
         except BaseException:
-            self._strike(watched)
+            if watched.loading is asyncio.current_task():
+                self._strike(watched)
             raise
         if watched.loading is asyncio.current_task():
             watched.feed.start(run, loaded_at)
@@ -233,7 +366,8 @@ class Hub:
         try:
             run, loaded_at = await self._patiently(self._source.run_state, watched.feed.key)
         except RunNotFound:
-            self._close(watched, "The run is not in the database any more")
+            if watched.loading is asyncio.current_task():
+                self._close(watched, "The run is not in the database any more")
             raise
         if watched.loading is not asyncio.current_task():
             # Everything begins anew once more; what was read here misses what came since.
@@ -252,7 +386,11 @@ class Hub:
         """Read return values for as long as the feed wants some."""
         try:
             while task_ids := watched.feed.wanted:
+                loading = watched.loading
                 values = await self._patiently(self._source.values, watched.feed.key, task_ids)
+                if watched.loading is not loading:
+                    # Everything has begun anew meanwhile, perhaps with another database.
+                    continue
                 assert self._cursor is not None, "a feed starts after the tail"
                 with self._isolating(watched):
                     watched.feed.receive(task_ids, values, self._cursor)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from stream_server.errors import CloseCode
-from stream_server.frames import Close, End, Wire
+from stream_server.frames import Close, End, Failure, Reset, Result, Wire
 
 
 class SubscriptionStatistics(NamedTuple):
@@ -35,6 +35,9 @@ class Subscription:
         self.closed: Close | None = None
         """Why the connection ends before the stream does; `None` while it goes on."""
 
+        self.knows_outcome = False
+        """Whether the client has been told the outcome on an earlier connection; it is not told again."""
+
         self.complete = False
         """Whether the last frame of the stream, or of the connection, has been pushed."""
 
@@ -55,6 +58,10 @@ class Subscription:
             return
         reads_all = not self._due
         for wire in wires:
+            if self.knows_outcome and isinstance(wire.frame, (Result, Failure, Reset)):
+                self.knows_outcome = False
+                if not isinstance(wire.frame, Reset):
+                    continue
             self._due.append(wire)
             self._bytes += len(wire.json)
             if isinstance(wire.frame, End):
@@ -67,6 +74,10 @@ class Subscription:
             self.close(CloseCode.SLOW, "The client reads more slowly than its stream grows")
         elif self._notify is not None:
             self._notify()
+
+    def put_first(self, wires: Iterable[Wire]) -> None:
+        """Put frames before all that is due: what happened before it. They are not counted as waiting."""
+        self._due.extendleft(reversed(list(wires)))
 
     def close(self, code: CloseCode, reason: str, *, retry_ms: int | None = None) -> None:
         """End the connection, after what is due, with a `close` frame that says why."""

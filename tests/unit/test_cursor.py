@@ -136,5 +136,16 @@ def test_the_refusal_does_not_repeat_a_long_text() -> None:
 def test_the_end_of_a_stream_is_part_of_the_cursor() -> None:
     cursor = Cursor("7f3a", 5, 9, (5, 7))
     assert str(cursor) == "7f3a.5:9:5,7"
-    assert str(cursor.at_end()) == "7f3a.5:9:5,7.end"
+    assert str(cursor.of(None, ended=True)) == "7f3a.5:9:5,7.end"
     assert Cursor.parse("7f3a.5:9:5,7.end").ended
+
+
+@given(snapshots_of_one_history(), st.sets(st.integers(1, 70)))
+def test_a_cursor_that_is_told_of_more_has_seen_that_and_nothing_else(
+    snapshots: list[tuple[Cursor, frozenset[int]]], more: set[int]
+) -> None:
+    cursor, ended = snapshots[-1]
+    wider = cursor.with_seen(more)
+    assert {txid for txid in range(1, 90) if wider.saw(txid)} == ended | more
+    assert wider.covers(cursor)
+    assert Cursor.parse(str(wider)) == wider

@@ -164,7 +164,7 @@ def test_the_last_frame_of_a_stream_carries_the_cursor_of_its_end() -> None:
     followed.catch_up()
     last = subscription.take()[-1]
     assert isinstance(last.frame, End)
-    assert last.cursor == followed.history.cursor().at_end()
+    assert last.cursor == followed.history.cursor().of("result", ended=True)
 
 
 def test_questions_are_answered_each_for_itself() -> None:

@@ -28,6 +28,12 @@ class Source:
     def __init__(self) -> None:
         self.loads: list[asyncio.Future[tuple[RunState, Cursor]]] = []
         self.reads: list[asyncio.Future[Values]] = []
+        self.histories: list[asyncio.Future[list[Transition] | None]] = []
+        self.refreshed = 0
+
+    async def history(self, key: RunKey, since: Cursor) -> list[Transition] | None:
+        self.histories.append(asyncio.get_running_loop().create_future())
+        return await self.histories[-1]
 
     async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
         self.loads.append(asyncio.get_running_loop().create_future())
@@ -36,6 +42,9 @@ class Source:
     async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
         self.reads.append(asyncio.get_running_loop().create_future())
         return await self.reads[-1]
+
+    async def refresh(self) -> None:
+        self.refreshed += 1
 
 
 class Desk:
@@ -208,3 +217,39 @@ async def test_a_draining_hub_closes_everybody_and_refuses_the_next(desk: Desk) 
                 pass
         assert not draining.done()
     await asyncio.wait_for(draining, 5)
+
+
+async def test_after_a_reconnect_what_was_read_ahead_is_read_again(desk: Desk) -> None:
+    """The tail stands where it stood when the connection was lost; nobody can say whether what was read later is there."""
+    stood = desk.history.cursor()
+    desk.history.run("running")
+    async with watching(desk) as ahead:
+        await desk.hub.reconnect(stood)
+        assert desk.source.refreshed == 1
+        assert taken(ahead) == ["snapshot"]
+        await desk.load(2)
+        await eventually_async(lambda: ahead.statistics().queued_frames > 0, what="told to begin anew")
+        assert taken(ahead) == ["reset", "snapshot"]
+
+
+async def test_after_a_reconnect_what_the_tail_has_told_stays(desk: Desk) -> None:
+    async with watching(desk) as behind:
+        taken(behind)
+        desk.history.run("running")
+        desk.dispatch()
+        await desk.hub.reconnect(desk.history.cursor())
+        desk.history.run("failed")
+        desk.dispatch()
+        assert taken(behind)[:2] == ["run", "run"]
+        assert len(desk.source.loads) == 1
+
+
+async def test_a_reading_that_spans_a_reconnect_counts_for_nothing(desk: Desk) -> None:
+    async with AsyncExitStack() as stack:
+        joining = asyncio.create_task(stack.enter_async_context(desk.hub.watch(KEY, UNTIL_RUN)))
+        of_old = await desk.nth_load(1)
+        await desk.hub.reconnect(desk.history.cursor())
+        await desk.nth_load(2)
+        of_old.set_exception(RunNotFound(*KEY))
+        await desk.load(2)
+        assert taken(await joining)[-1] == "snapshot"

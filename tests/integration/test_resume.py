@@ -1,0 +1,216 @@
+"""Coming back with a cursor: what was missed is told, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.server import RunningServer, running_server
+from support.streams import Frame, frames_of, sse, states, stream_path, types, websocket
+from support.waiting import eventually_async
+
+UNTIL_RUN = "?until=run"
+
+
+@pytest.fixture
+async def other(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
+    """Another replica, which shares nothing with the first but the database."""
+    async with running_server(settings()) as server:
+        await eventually_async(lambda: server.hub.live)
+        yield server
+
+
+@asynccontextmanager
+async def coming_back(
+    server: RunningServer, key: RunKey, cursor: str | None, how: str, query: str
+) -> AsyncIterator[Any]:
+    """Open a stream again, on any transport; yields a function that reads frames up to one of a type."""
+    assert cursor is not None, "the last frame of a batch has one"
+    if how == "websocket":
+        async with websocket(server.url, key, f"{query}&cursor={cursor}") as connection:
+
+            async def until(kind: str) -> list[Frame]:
+                frames = [json.loads(await connection.recv())]
+                while frames[-1]["type"] != kind:
+                    frames.append(json.loads(await connection.recv()))
+                return frames
+
+            yield until
+    elif how == "ndjson":
+        async with (
+            httpx.AsyncClient(base_url=server.url, timeout=10) as client,
+            client.stream(
+                "GET", stream_path(key, f"{query}&cursor={cursor}"), headers={"Accept": "application/x-ndjson"}
+            ) as response,
+        ):
+            lines = response.aiter_lines()
+
+            async def until(kind: str) -> list[Frame]:
+                frames = [json.loads(await anext(lines))]
+                while frames[-1]["type"] != kind:
+                    frames.append(json.loads(await anext(lines)))
+                return frames
+
+            yield until
+    else:
+        async with sse(server.url, key, query, headers={"Last-Event-ID": cursor}) as events:
+            yield events.until
+
+
+@pytest.mark.parametrize("how", ["sse", "websocket", "ndjson"])
+async def test_what_was_missed_is_told_by_any_replica_and_nothing_twice(
+    server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey, how: str
+) -> None:
+    async with sse(server.url, run, UNTIL_RUN) as events:
+        await events.next()
+        await airflow.set_task(run, "ask", "scheduled")
+        before = await events.next()
+        cursor = events.ids[-1]
+    await airflow.set_task(run, "ask", "queued")
+    await airflow.run_task(run, "answer", "while you were away")
+    async with coming_back(other, run, cursor, how, UNTIL_RUN) as until:
+        missed = await until("result")
+        await airflow.set_task(run, "ask", "running")
+        live = await until("task")
+    assert missed[0] == {"type": "resumed", "dag_id": run.dag_id, "run_id": run.run_id, "since": cursor}
+    assert states(missed, "ask") == ["queued"]
+    assert states(missed, "answer")[-2:] == ["running", "success"]
+    assert missed[-1]["results"] == {"answer": "while you were away"}
+    assert states(live, "ask") == ["running"]
+    seqs = [frame["seq"] for frame in [before, *missed, *live] if frame["type"] == "task"]
+    assert seqs == sorted(set(seqs))
+
+
+async def test_an_outcome_that_was_told_is_not_told_again(
+    server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    await airflow.run_task(run, "answer", 42)
+    async with sse(server.url, run, UNTIL_RUN) as events:
+        await events.until("result")
+        cursor = events.ids[-1]
+    assert cursor is not None
+    assert cursor.endswith(".result")
+    await airflow.set_task(run, "clean_up", "success")
+    for replica in (server, other):
+        async with coming_back(replica, run, cursor, "sse", UNTIL_RUN) as until:
+            frames = await until("task")
+        assert types(frames) == ["resumed", "task"]
+    await airflow.set_run(run, "success")
+    async with coming_back(other, run, cursor, "sse", UNTIL_RUN) as until:
+        frames = await until("end")
+    assert types(frames) == ["resumed", "task", "run", "end"]
+    assert frames[-1]["outcome"] == "result"
+
+
+async def test_an_outcome_taken_back_meanwhile_begins_anew(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    await airflow.run_task(run, "answer", "old")
+    async with sse(server.url, run, UNTIL_RUN) as events:
+        await events.until("result")
+        cursor = events.ids[-1]
+    await airflow.clear(run, ["answer"])
+    await airflow.run_task(run, "answer", "new")
+    async with coming_back(server, run, cursor, "sse", UNTIL_RUN) as until:
+        frames = await until("result")
+    assert types(frames) == ["reset", "snapshot", "result"]
+    assert frames[0]["reason"] == "revoked"
+    assert frames[-1]["results"] == {"answer": "new"}
+
+
+@pytest.mark.parametrize(
+    ("cursor", "reason"),
+    [
+        ("nonsense", "cursor_damaged"),
+        ("0123456789ab.5:9:5,7", "cursor_foreign"),
+        ("{epoch}.18446744073709551000:18446744073709551000:", "cursor_foreign"),
+    ],
+)
+async def test_a_cursor_that_is_none_of_ours_begins_anew(
+    server: RunningServer, airflow: AirflowSql, run: RunKey, cursor: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream_server.hub.CATCH_UP_SECONDS", 0.1)
+    epoch = await airflow.connection.fetchval("SELECT epoch FROM stream_server.meta")
+    for how, state in (("sse", "scheduled"), ("websocket", "queued"), ("ndjson", "running")):
+        async with coming_back(server, run, cursor.format(epoch=epoch), how, UNTIL_RUN) as until:
+            frames = await until("snapshot")
+            assert types(frames) == ["reset", "snapshot"]
+            assert frames[0]["reason"] == reason
+            await airflow.set_task(run, "ask", state)
+            assert states(await until("task"), "ask") == [state]
+
+
+async def test_a_cursor_older_than_the_journal_begins_anew(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    async with sse(server.url, run, UNTIL_RUN) as events:
+        await events.next()
+        cursor = events.ids[-1]
+    await airflow.set_task(run, "ask", "scheduled")
+    await airflow.connection.execute(
+        "DELETE FROM stream_server.journal; UPDATE stream_server.meta SET pruned_to = pg_current_xact_id()"
+    )
+    async with coming_back(server, run, cursor, "sse", UNTIL_RUN) as until:
+        frames = await until("snapshot")
+    assert [frames[0]["type"], frames[0]["reason"]] == ["reset", "cursor_expired"]
+    assert {task["task_id"]: task["state"] for task in frames[1]["tasks"]}["ask"] == "scheduled"
+
+
+async def test_who_has_seen_the_end_has_no_reason_to_come_back(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    await airflow.run_task(run, "answer", 1)
+    async with sse(server.url, run) as events:
+        await events.rest()
+        cursor = events.ids[-1]
+    assert cursor is not None
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        again = await client.get(stream_path(run), headers={"Last-Event-ID": cursor})
+        assert (again.status_code, again.content) == (204, b"")
+        assert (await client.get(stream_path(run, f"?cursor={cursor}"))).status_code == 204
+    async with websocket(server.url, run, f"?cursor={cursor}") as connection:
+        assert await frames_of(connection) == []
+        assert connection.close_code == 1000
+
+
+async def test_the_last_event_id_of_a_returning_browser_counts_more_than_its_url(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    async with sse(server.url, run, UNTIL_RUN) as events:
+        await events.next()
+        first = events.ids[-1]
+        await airflow.set_task(run, "ask", "scheduled")
+        await events.next()
+        second = events.ids[-1]
+    assert second is not None
+    async with sse(server.url, run, f"{UNTIL_RUN}&cursor={first}", headers={"Last-Event-ID": second}) as events:
+        assert (await events.next())["since"] == second
+
+
+async def test_a_replica_that_is_behind_catches_up_first(
+    server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    """The client's cursor comes from a replica that has read more than the one it returns to."""
+    behind = other.hub.cursor
+    async with sse(server.url, run, UNTIL_RUN) as events:
+        await events.next()
+        await airflow.set_task(run, "ask", "scheduled")
+        await events.next()
+        cursor = events.ids[-1]
+    ahead = other.hub.cursor
+    other.hub._cursor = behind
+    async with sse(other.url, run, UNTIL_RUN, headers={"Last-Event-ID": cursor or ""}) as events:
+        await eventually_async(lambda: other.hub.statistics().runs == 1)
+        other.hub._move(ahead)
+        await airflow.set_task(run, "ask", "queued")
+        frames = await events.until("task")
+    assert types(frames) == ["resumed", "task"]
+    assert states(frames, "ask") == ["queued"]
