@@ -58,9 +58,12 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-early bench-journal bench-latency
+.PHONY: bench-early bench-held bench-journal bench-latency
 bench-early: $(VENV)/.dev  ## The result on a real Airflow, beside its own /wait
 	$(BIN)/python -m bench.early $(ARGS)
+
+bench-held: $(VENV)/.dev  ## Our reads beside a long transaction of somebody else's
+	$(BIN)/python -m bench.held $(ARGS)
 
 bench-journal: $(VENV)/.dev  ## What the triggers cost Airflow's commits
 	$(BIN)/python -m bench.journal $(ARGS)
@@ -71,6 +74,10 @@ bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTE
 .PHONY: check-lossless
 check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; nothing may be lost
 	PYTHONPATH=tests $(BIN)/python -m support.lossless --seconds $(or $(SECONDS),120) $(ARGS)
+
+.PHONY: check-soak
+check-soak: $(VENV)/.dev  ## 200 rows/s with a retention of a minute for MINUTES=10; nothing may grow, nothing be lost
+	PYTHONPATH=tests $(BIN)/python -m support.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 .PHONY: constraints
 constraints: $(BIN)/uv  ## Resolve the pinned versions anew

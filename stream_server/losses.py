@@ -13,8 +13,13 @@ class Losses:
     """
 
     def __init__(self) -> None:
-        self._count: int | None = None
+        self._count = 0
         self._unsettled_below: int | None = None
+
+    def begin(self, count: int) -> None:
+        """Begin with the counter of the triggers as it stands: what was lost before is no news."""
+        self._count = count
+        self._unsettled_below = None
 
     def happened(self, cursor: Cursor) -> None:
         """Note that something is missing of which the counter knows nothing."""
@@ -23,7 +28,7 @@ class Losses:
     def noticed(self, count: int, cursor: Cursor) -> bool:
         """Tell whether watchers must begin anew, given the counter of the triggers and the cursor that read it."""
         before, self._count = self._count, count
-        if before is not None and count != before:
+        if count != before:
             self.happened(cursor)
             return True
         if self._unsettled_below is not None and cursor.xmin >= self._unsettled_below:

@@ -24,9 +24,10 @@ from stream_server.cursor import Cursor
 from stream_server.errors import JournalForbidden, JournalUnreachable, Unavailable
 from stream_server.frames import ResetReason
 from stream_server.hub import Hub
-from stream_server.journal.listener import Listener
+from stream_server.journal.listener import Listener, Obstacle
 from stream_server.journal.postgres import Batch, Reader
 from stream_server.losses import Losses
+from stream_server.marks import KEPT, Marks
 from stream_server.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class Tail:
         self._cursor: Cursor | None = None
         self._seen: Cursor | None = None
         self._losses = Losses()
+        self._marks = Marks()
         self._whole = True
         self._pace = Pace()
         self._vigil = Vigil.AWAKE
@@ -150,31 +152,41 @@ class Tail:
             wait = min(wait * 2, longest)
 
     async def _follow(self) -> None:
-        """Follow the journal until the connection is lost."""
-        async with Reader.open(self._url) as reader, Listener.open(self._url, self._bell.set) as listener:
+        """Follow the journal until the connection is lost, or the replica at its other end is one no more."""
+        async with (
+            Reader.open(self._url) as reader,
+            Listener.open(self._url, self._bell.set, beside=reader.connection) as listener,
+        ):
             await self._take_up(reader)
             self.status = TailStatus(connected=True, hears=listener.hears, problems=[])
-            self._report(listener)
+            _report(listener.obstacle)
             self._vigil, checked = Vigil.AWAKE, float("-inf")
             while not listener.lost:
                 if time.monotonic() - checked > self._check_interval:
                     checked = time.monotonic()
                     await self._check(reader)
+                    if listener.obstacle is Obstacle.REPLICA and not await reader.is_replica():
+                        log.info("The read replica has become a primary", extra={"action": "tail_promoted"})
+                        return
                 await self._read(reader)
                 await self._rest(listener)
         raise JournalUnreachable("PostgreSQL does not answer (the listening connection was lost)")
 
     async def _take_up(self, reader: Reader) -> None:
-        """Go on from where we were, unless the journal is another one now, or has lost what we have read."""
-        now, pruned_to = await reader.now()
+        """Go on from where we were, unless the journal is another one now, or lacks what we have told."""
+        now, losses = await reader.now()
         if self._cursor is None:
+            self._losses.begin(losses)
+            self._marks.begin(await reader.newest(KEPT))
             self._cursor = now
             self._hub.begin(now)
-        elif not now.covers(self._cursor):
+            return
+        await self._hub.reconnect(self._cursor)
+        if not now.covers(self._cursor) or await reader.lacks(self._marks.all()):
             # What we have handed on is not there any more: a failover to a server that was behind, or a restored one.
+            self._losses.begin(losses)
+            self._marks.begin(await reader.newest(KEPT))
             self._begin_anew(now, "journal_changed")
-        elif pruned_to is not None and not self._cursor.saw(pruned_to):
-            self._begin_anew(now, "transitions_lost")
 
     async def _read(self, reader: Reader) -> None:
         assert self._cursor is not None, "_take_up has set it"
@@ -184,8 +196,9 @@ class Tail:
         batch = await reader.after(self._cursor)
         took = time.monotonic() - began
         self._cursor, self._seen = batch.cursor, batch.seen
+        self._marks.told(batch.transitions)
         self._hub.dispatch(batch.transitions, batch.cursor)
-        if self._losses.noticed(batch.losses, batch.seen):
+        if self._losses.noticed(batch.losses, batch.seen) or batch.pruned:
             self._begin_anew(batch.cursor, "transitions_lost")
         self._pace.note(time.monotonic(), len({one.txid for one in batch.transitions}), took)
         self._observe(batch, took)
@@ -251,13 +264,9 @@ class Tail:
             await self._bell.wait()
             self._why = "ring"
 
-    def _report(self, listener: Listener) -> None:
-        if listener.hears:
-            log.info("Following the journal", extra={"action": "tail_connected"})
-        else:
-            log.warning(
-                "LISTEN does not work on this connection (a pooler in transaction mode, or a read replica?);"
-                " polling every %g s. Give a direct URL of the primary",
-                DEAF_POLL_SECONDS[0],
-                extra={"action": "tail_deaf"},
-            )
+
+def _report(obstacle: Obstacle | None) -> None:
+    if obstacle is None:
+        log.info("Following the journal", extra={"action": "tail_connected"})
+    else:
+        log.warning("%s", obstacle.told(DEAF_POLL_SECONDS[0]), extra={"action": "tail_deaf"})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from enum import Enum
 from uuid import uuid4
 
 import anyio
 
-from stream_server.journal.connection import Connection, connect, disconnect, errors_mapped
+from stream_server.journal.connection import Session, connect, disconnect, errors_mapped
 from stream_server.journal.queries import load_queries
 
 CHANNEL = "stream_server"
@@ -19,6 +20,30 @@ CANARY_TIMEOUT = 5.0
 """Seconds in which our own notification must come back."""
 
 
+MEETINGS = 3
+"""How often another connection looks whether it meets our session."""
+
+
+class Obstacle(Enum):
+    """Why no ring comes: what is there, and what to do about it."""
+
+    REPLICA = "PostgreSQL is a read replica, where LISTEN does not work", "Give the URL of the primary"
+    POOLER = (
+        "A pooler gives each transaction another session, so that LISTEN does not work",
+        "Give a URL that leads to PostgreSQL itself, or through a pool in session mode",
+    )
+    SILENT = (
+        "The setting stream_server.doorbell tells the triggers not to ring",
+        "Reset it (ALTER DATABASE ... RESET stream_server.doorbell), if that was not meant",
+    )
+    UNHEARD = "A notification of our own did not come back", "Give a URL that leads to the primary itself"
+
+    def told(self, seconds: float) -> str:
+        """Say it in one line, given how often is looked instead."""
+        found, remedy = self.value
+        return f"{found}: polling every {seconds:g} s instead. {remedy}"
+
+
 class Listener:
     """A connection that hears every ring.
 
@@ -26,22 +51,32 @@ class Listener:
     looks by himself now and then. Transactions ring only while somebody lies down (`stream_server.ring()`).
     """
 
-    def __init__(self, connection: Connection, ring: Callable[[], None]) -> None:
+    def __init__(self, connection: Session, ring: Callable[[], None]) -> None:
         self._connection = connection
         self._queries = load_queries("doorbell.sql")
         self._ring = ring
         self._canary = asyncio.Event()
         self._token = uuid4().hex
-        self.hears = False
-        """Whether rings come: our own notification came back, and the triggers are not told to be silent."""
+        self.obstacle: Obstacle | None = None
+        """What keeps rings from coming, if anything does."""
 
         self.lost = False
         """Whether the connection is gone."""
 
+    @property
+    def hears(self) -> bool:
+        """Whether rings come: our own notification came back, and the triggers are not told to be silent."""
+        return self.obstacle is None
+
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, ring: Callable[[], None]) -> AsyncIterator[Listener]:
+    async def open(cls, url: str, ring: Callable[[], None], *, beside: Session) -> AsyncIterator[Listener]:
         """Listen, calling `ring` in the event loop at each notification and when the connection is lost.
+
+        Args:
+            url: Database URL.
+            ring: What to call.
+            beside: Another connection to the same database.
 
         Raises:
             JournalUnreachable: PostgreSQL does not answer.
@@ -51,8 +86,7 @@ class Listener:
         try:
             with errors_mapped():
                 connection.add_termination_listener(listener._lose)
-                await connection.add_listener(CHANNEL, listener._hear)
-                await listener._prove()
+                listener.obstacle = await listener._prove(beside)
             yield listener
         finally:
             connection.remove_termination_listener(listener._lose)
@@ -73,12 +107,32 @@ class Listener:
         """Tell whether all silent transactions have ended. What they wrote can be read then."""
         return await self._ask("quiet")
 
-    async def _prove(self) -> None:
-        row = await self._connection.fetchrow(self._queries["hears"], CHANNEL, self._token)
+    async def _prove(self, beside: Session) -> Obstacle | None:
+        """Listen, and ring our own bell from the other connection.
+
+        A pooler in transaction mode would deliver what we ring for ourselves, and nothing else.
+        """
+        if self._connection.far.replica:
+            return Obstacle.REPLICA
+        if self._connection.far.pooled and not await self._is_alone(beside):
+            # LISTEN would stay behind in somebody else's session.
+            return Obstacle.POOLER
+        await self._connection.add_listener(CHANNEL, self._hear)
+        row = await beside.fetchrow(self._queries["hears"], CHANNEL, self._token)
         assert row is not None, "a SELECT without FROM has one row"
         with anyio.move_on_after(CANARY_TIMEOUT):
             await self._canary.wait()
-            self.hears = row["rings"]
+            return None if row["rings"] else Obstacle.SILENT
+        await self._connection.remove_listener(CHANNEL, self._hear)
+        return Obstacle.POOLER if self._connection.far.pooled else Obstacle.UNHEARD
+
+    async def _is_alone(self, beside: Session) -> bool:
+        """Tell whether a pooler keeps our session for us: then nobody else meets it."""
+        process = await self._connection.fetchval("SELECT pg_backend_pid()")
+        for _ in range(MEETINGS):
+            if await beside.fetchval("SELECT pg_backend_pid()") == process:
+                return False
+        return bool(await self._connection.fetchval("SELECT pg_backend_pid()") == process)
 
     async def _ask(self, name: str) -> bool:
         with errors_mapped():

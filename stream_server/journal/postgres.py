@@ -57,8 +57,8 @@ class Standing(NamedTuple):
     cursor: Cursor
     """Of a reader that wants only what comes from now on."""
 
-    pruned_to: int | None
-    """The youngest transaction of which rows were deleted."""
+    losses: int
+    """How often the triggers could not write something down, since the journal was installed."""
 
 
 class Measures(NamedTuple):
@@ -98,6 +98,9 @@ class Batch(NamedTuple):
     read_at: datetime
     """When it was read, by PostgreSQL's clock."""
 
+    pruned: bool
+    """Whether rows that the cursor had not seen were deleted before they could be read."""
+
 
 class Reader:
     """Reads what a cursor has not seen, on a connection of its own."""
@@ -131,7 +134,7 @@ class Reader:
         seen, newest = Cursor.from_snapshot(row["epoch"], row["snapshot"]), row["newest"] or 1
         if self._sight is not None:
             seen = await self._sight.complete(await self._sight.look(row["epoch"]))
-        return Standing(seen.up_to(newest), row["pruned_to"])
+        return Standing(seen.up_to(newest), row["losses"])
 
     async def newest(self, at_most: int) -> list[Mark]:
         """Return the rows of the youngest transactions, the youngest first."""
@@ -147,14 +150,16 @@ class Reader:
         """Return what a cursor has not seen."""
         before = None if self._sight is None else await self._sight.look(cursor.epoch)
         rows = await self._fetch("journal_after", cursor.snapshot)
-        transitions = [_transition(row[3:]) for row in rows if row["id"] is not None]
+        transitions = [_transition(row[4:]) for row in rows if row["id"] is not None]
         newest = max((one.txid for one in transitions), default=0)
         if before is None:
             seen = Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
         else:
             seen = before.with_seen([one.txid for one in transitions])
         told = seen.up_to(max(newest, cursor.xmax - 1))
-        return Batch(transitions, told, seen, rows[0]["losses"], rows[0]["read_at"])
+        first = rows[0]
+        pruned = first["pruned_to"] is not None and not cursor.saw(first["pruned_to"])
+        return Batch(transitions, told, seen, first["losses"], first["read_at"], pruned)
 
     async def is_replica(self) -> bool:
         """Tell whether this is a read replica, still."""
@@ -251,7 +256,16 @@ class Runs:
         """Read what tasks of a run have returned. Errors as for `run_state`, without `RunNotFound`."""
         async with self.connection() as (connection, queries):
             rows = await connection.fetch(queries["return_values"], *key, list(task_ids), self._max_result_bytes)
-        return {(row["task_id"], row["map_index"]): Value(row["bytes"], row["json"]) for row in rows}
+        return _values(rows)
+
+    async def final_values(self, key: RunKey, task_ids: Collection[str] | None) -> Values:
+        """Read what tasks of a run have returned; where none are named, those that Airflow marked as its result.
+
+        Errors as for `values`.
+        """
+        named = None if task_ids is None else list(task_ids)
+        async with self.connection() as (connection, queries):
+            return _values(await connection.fetch(queries["final_values"], *key, named, self._max_result_bytes))
 
     async def prune(
         self,
@@ -350,6 +364,10 @@ def _transition(columns: tuple[Any, ...]) -> Transition:
     # The columns of the journal stand in the order of the fields, in all queries.
     seq, txid, at, kind, *rest = columns
     return Transition(seq, txid, at, Kind(kind), *rest)
+
+
+def _values(rows: Sequence[asyncpg.Record]) -> Values:
+    return {(row["task_id"], row["map_index"]): Value(row["bytes"], row["json"]) for row in rows}
 
 
 def _run_state(key: RunKey, rows: Sequence[asyncpg.Record]) -> RunState:

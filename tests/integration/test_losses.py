@@ -199,3 +199,32 @@ async def test_a_server_cut_off_for_longer_than_the_retention_begins_anew(
             await cut_off(airflow.connection)
             await airflow.connection.execute("SELECT stream_server.prune('0', 1000)")
         assert state_of(await begun_anew(events), "ask") == "scheduled"
+
+
+async def test_rows_that_were_deleted_before_the_tail_had_read_them_are_made_good(
+    airflow: AirflowSql, quick: Settings, run: RunKey
+) -> None:
+    """As where a server slept longer than the retention, and its connections with it."""
+    async with running_server(quick) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run) as events:
+            await events.next()
+            async with airflow.connection.transaction():
+                await airflow.set_task(run, "ask", "scheduled")
+                await airflow.connection.execute(
+                    "DELETE FROM stream_server.journal; UPDATE stream_server.meta SET pruned_to = pg_current_xact_id()"
+                )
+            assert state_of(await begun_anew(events), "ask") == "scheduled"
+            await airflow.set_task(run, "ask", "queued")
+            await told(events, "ask", "queued")
+
+
+async def test_a_loss_before_the_first_read_is_noticed(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
+    async with running_server(quick) as server:
+        await eventually_async(lambda: server.hub.live)
+        # The tail has begun, and has read nothing yet, perhaps.
+        await airflow.connection.execute(BREAK)
+        await airflow.set_task(run, "ask", "scheduled")
+        await airflow.connection.execute(MEND)
+        async with sse(server.url, run) as events:
+            await told(events, "ask", "scheduled")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stream_server.errors import SettingsError
-from stream_server.settings import PREFIX, Settings, is_loopback, parse_duration
+from stream_server.settings import PREFIX, Settings, is_loopback, parse_duration, parse_size
 
 URL = "postgresql://airflow@db/airflow"
 
@@ -55,6 +55,23 @@ def test_no_text_raises_anything_but_a_value_error(text: str) -> None:
 def test_units_are_multiples_of_each_other(number: int, unit: str) -> None:
     factor = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
     assert parse_duration(f"{number}{unit}") == pytest.approx(number * factor)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *(("0", 0), ("1000", 1000), (7, 7), ("5B", 5), ("512KiB", 524288), ("100MiB", 104857600)),
+        *(("1GiB", 2**30), ("1.5 GiB", 3 * 2**29), (" 2TiB ", 2**41)),
+    ],
+)
+def test_sizes(text: object, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "1GB", "1gib", "1 G", "1e9", "nan", True, None, []])
+def test_what_is_no_size_is_refused_with_what_would_be_right(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a size; write 512KiB"):
+        parse_size(text)
 
 
 def test_a_refusal_does_not_repeat_a_long_text() -> None:

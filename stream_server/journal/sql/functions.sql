@@ -25,7 +25,10 @@ BEGIN
     THEN
         RETURN;
     END IF;
-    PERFORM pg_notify('stream_server', '');
+    -- A full queue would fail the commit. Tails look by themselves now and then.
+    IF pg_notification_queue_usage() < 0.9 THEN
+        PERFORM pg_notify('stream_server', '');
+    END IF;
 END
 $body$;
 
@@ -295,11 +298,14 @@ BEGIN
     DELETE FROM stream_server.claims c
     WHERE c.key IN (SELECT o.key FROM stream_server.claims o WHERE o.expires < now() AND o.key <> wanted
                     LIMIT 10 FOR UPDATE SKIP LOCKED);
-    INSERT INTO stream_server.claims AS c VALUES (wanted, request, run_id, now() + lifetime)
-    ON CONFLICT ON CONSTRAINT claims_pkey DO UPDATE
-    SET request = excluded.request, run_id = excluded.run_id, expires = excluded.expires WHERE c.expires < now();
-    first := FOUND;
-    SELECT c.run_id, c.request INTO claimed_run, claimed_for FROM stream_server.claims c WHERE c.key = wanted;
+    -- The claim of somebody else may be released between our finding it and our reading it.
+    WHILE claimed_run IS NULL LOOP
+        INSERT INTO stream_server.claims AS c VALUES (wanted, request, run_id, now() + lifetime)
+        ON CONFLICT ON CONSTRAINT claims_pkey DO UPDATE
+        SET request = excluded.request, run_id = excluded.run_id, expires = excluded.expires WHERE c.expires < now();
+        first := FOUND;
+        SELECT c.run_id, c.request INTO claimed_run, claimed_for FROM stream_server.claims c WHERE c.key = wanted;
+    END LOOP;
     RETURN NEXT;
 END
 $body$;

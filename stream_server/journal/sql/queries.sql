@@ -1,13 +1,14 @@
 -- What `stream-server serve` asks. Each block begins with its name; {airflow} is the schema of Airflow's tables, quoted.
 
 -- journal_now --
--- Where the journal stands: for the cursor of a reader that wants only what comes from now on, and the youngest
--- transaction of which rows were deleted.
+-- Where the journal stands: for the cursor of a reader that wants only what comes from now on, and how often the triggers
+-- could not write something down.
 SELECT epoch, pg_current_snapshot()::text AS snapshot,
        greatest(pruned_to::text::bigint, (SELECT txid::text::bigint FROM stream_server.journal
                                           ORDER BY txid DESC LIMIT 1)) AS newest,
-       pruned_to::text::bigint AS pruned_to
+       l.last_value + l.is_called::integer AS losses
 FROM stream_server.meta
+CROSS JOIN stream_server.losses AS l
 
 -- newest --
 -- The $1 rows of the journal whose transactions are the youngest.
@@ -51,12 +52,14 @@ SELECT pg_is_in_recovery()
 
 -- journal_after --
 -- All rows that a snapshot ($1) had not seen, in the order of their identity, and the snapshot that has seen them;
--- how often the triggers could not write something down, and the time.
+-- how often the triggers could not write something down, the time, and the youngest transaction of which rows were
+-- deleted.
 -- One row with an empty id where there is nothing new. Both arms of the OR use the index on txid. Nothing that can be
 -- seen lies above the upper bound; without it, a plan for unknown values would expect a third of the journal and scan it.
 SELECT pg_current_snapshot()::text AS snapshot, l.last_value + l.is_called::integer AS losses,
-       clock_timestamp() AS read_at, j.*
+       clock_timestamp() AS read_at, m.pruned_to::text::bigint AS pruned_to, j.*
 FROM stream_server.losses AS l
+CROSS JOIN stream_server.meta AS m
 LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
            clear_number, queued_at, start_date, end_date, xcom_key, dag_result
@@ -135,6 +138,22 @@ JOIN {airflow}.xcom AS x ON x.dag_run_id = r.id
 CROSS JOIN LATERAL (SELECT x.value::text AS text) AS s
 CROSS JOIN LATERAL (SELECT s.text, octet_length(s.text) AS bytes) AS v
 WHERE r.dag_id = $1 AND r.run_id = $2 AND x.task_id = ANY ($3::text[]) AND x.key = 'return_value'
+
+-- final_values --
+-- What Airflow's own endpoint returns at the end of a run ($1 DAG, $2 run): what tasks ($3) returned or, where none are
+-- named, those that Airflow has marked as its result. The text is left out as in return_values ($4), the column of the
+-- mark is found as in run_snapshot.
+SELECT x.task_id, x.map_index, v.bytes,
+       CASE WHEN sum(v.bytes) OVER (PARTITION BY x.task_id) <= $4 THEN v.text END AS json
+FROM (SELECT NULL::boolean AS dag_result) AS without
+CROSS JOIN {airflow}.dag_run AS r
+CROSS JOIN LATERAL (
+    SELECT y.task_id, y.map_index, coalesce(y.value::text, 'null') AS text, dag_result AS marked
+    FROM {airflow}.xcom AS y
+    WHERE y.dag_run_id = r.id AND y.key = 'return_value'
+) AS x
+CROSS JOIN LATERAL (SELECT x.text, octet_length(x.text) AS bytes) AS v
+WHERE r.dag_id = $1 AND r.run_id = $2 AND CASE WHEN $3::text[] IS NULL THEN x.marked ELSE x.task_id = ANY ($3) END
 
 -- claim --
 -- Claim a run ($3) for a key ($1) and a request ($2), for $4 seconds.

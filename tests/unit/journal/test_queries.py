@@ -28,9 +28,9 @@ def test_placeholders_are_filled_in() -> None:
     assert not [name for name, text in queries.items() if re.search(r"\{\w+\}", text)]
 
 
-@pytest.mark.parametrize("name", ["begin.sql", "functions.sql", "queries.sql", "doorbell.sql", "uninstall.sql", "enable.sql"])
+@pytest.mark.parametrize("name", ["begin", "functions", "queries", "doorbell", "uninstall", "enable"])
 def test_every_file_is_shipped(name: str) -> None:
-    assert load(name).startswith("-- ")
+    assert load(f"{name}.sql").startswith("-- ")
 
 
 def unquoted(text: str, quote: str) -> str:

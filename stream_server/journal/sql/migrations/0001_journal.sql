@@ -34,10 +34,7 @@ CREATE TABLE stream_server.journal (
     state text,
     previous_state text,
     xcom_key text
-)
--- Rows come and go like in a queue. Vacuum comes early, so that the space of the deleted is soon used again, and does not
--- give space back: for that it would lock out Airflow's transactions.
-WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, vacuum_truncate = off);
+);
 COMMENT ON TABLE stream_server.journal IS 'Committed transitions of Airflow, written by triggers.';
 -- The only index: readers ask for what their snapshot had not seen, and nothing else.
 CREATE INDEX journal_txid ON stream_server.journal (txid);

@@ -1,0 +1,124 @@
+"""What a long transaction of somebody else's costs our reads: `make bench-held`.
+
+In each round reads are timed twice: in quiet, and beside a session that sits in a transaction with an id and another
+one that keeps its snapshot. Before that, 20,000 rows are written and half of all deleted, which vacuum can't remove.
+Each read is the tail's own, after one transaction with one row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import asyncpg
+import uvloop
+
+from bench.stage import stage, termination_raises
+from stream_server.journal.postgres import Reader, Runs
+
+ROWS = 20_000
+QUIET, BESIDE = "in quiet", "beside long transactions"
+AIM = 1.2
+"""How many times as long a read may take."""
+
+WRITE = (
+    "INSERT INTO stream_server.journal (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state)"
+    " VALUES ('task', 'a_dag_of_usual_name', 'manual__2026-11-22T10:00:00.123456+00:00', 'answer', -1, 1, 'running',"
+    " 'queued')"
+)
+
+
+def main() -> int:
+    """Run the benchmark; falling short of an aim is told, and is no error."""
+    parser = argparse.ArgumentParser(prog="bench-held", description=__doc__)
+    parser.add_argument("--reads", type=int, default=1000, help="reads of a measurement (default: %(default)d)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)d)")
+    options = parser.parse_args()
+    # The server of the stage shall neither read at the same time, nor delete.
+    with termination_raises(), stage(poll_interval="1h", retention="0") as running:
+        running.server.suspend()
+        try:
+            times = uvloop.run(_measure(running.database_url, options.rounds, options.reads))
+        finally:
+            running.server.resume()
+    print(json.dumps(_figures(times)))
+    return 0
+
+
+async def _measure(url: str, rounds: int, reads: int) -> dict[str, list[list[float]]]:
+    times: dict[str, list[list[float]]] = {QUIET: [], BESIDE: []}
+    runs = Runs(url, pool_size=1, max_result_bytes=0)
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        for name, found in times.items():
+            async with AsyncExitStack() as stack:
+                if name == BESIDE:
+                    await stack.enter_async_context(_long_transactions(url))
+                writer = await stack.enter_async_context(_session(url))
+                await writer.execute(f"DO $$ BEGIN FOR n IN 1..{ROWS} LOOP {WRITE}; COMMIT; END LOOP; END $$")
+                size = await writer.fetchval("SELECT 216 * count(*) / 2 FROM stream_server.journal")
+                while await runs.prune(None, 1000, size, onward=True):
+                    pass
+                if name == QUIET:
+                    await writer.execute("VACUUM stream_server.journal")
+                found.append(await _read(url, writer, reads))
+    await runs.close()
+    return times
+
+
+async def _read(url: str, writer: asyncpg.Connection[asyncpg.Record], reads: int) -> list[float]:
+    """Return how long reads took, in milliseconds."""
+    found = []
+    async with Reader.open(url) as reader:
+        cursor = (await reader.now()).cursor
+        for _ in range(reads):
+            await writer.execute(WRITE)
+            began = time.perf_counter()
+            batch = await reader.after(cursor)
+            found.append(1000 * (time.perf_counter() - began))
+            cursor = batch.cursor
+            assert len(batch.transitions) == 1
+    return found
+
+
+@asynccontextmanager
+async def _session(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    session = await asyncpg.connect(url)
+    try:
+        yield session
+    finally:
+        await session.close()
+
+
+@asynccontextmanager
+async def _long_transactions(url: str) -> AsyncIterator[None]:
+    async with _session(url) as writer, _session(url) as reader:
+        await writer.execute("BEGIN")
+        await writer.execute("SELECT pg_current_xact_id()")
+        await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        await reader.execute("SELECT FROM stream_server.journal LIMIT 1")
+        yield
+
+
+def _figures(times: dict[str, list[list[float]]]) -> dict[str, object]:
+    medians = {name: [statistics.median(one) for one in each] for name, each in times.items()}
+    p99 = {name: [statistics.quantiles(one, n=100)[98] for one in each] for name, each in times.items()}
+    ratio = statistics.median(b / q for b, q in zip(medians[BESIDE], medians[QUIET], strict=True))
+    return {
+        "benchmark": "held",
+        "rounds": len(medians[QUIET]),
+        "median_ms": {name: round(statistics.median(each), 3) for name, each in medians.items()},
+        "p99_ms": {name: round(statistics.median(each), 3) for name, each in p99.items()},
+        "ratio": round(ratio, 3),
+        "ratio_of_rounds": [round(b / q, 3) for b, q in zip(medians[BESIDE], medians[QUIET], strict=True)],
+        "misses": [f"a read takes {ratio:.2f} times as long, not {AIM}"] if ratio > AIM else [],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

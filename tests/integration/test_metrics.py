@@ -1,0 +1,264 @@
+"""What a scrape tells is what has happened."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import httpx
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream_server import __version__
+from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.journal.install import install, status
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import CHAIN, AirflowSql
+from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
+from support.server import RunningServer, cut_off, running_server
+from support.streams import sse
+from support.waiting import eventually_answered, eventually_async
+
+LABELS = {
+    "why": {"ring", "poll", "load"},
+    "reason": {"journal_changed", "transitions_lost"},
+    "state": {"live", "dead"},
+    "part": {"table", "index"},
+}
+"""All values that a label may have, beside those of the build and the bounds of buckets."""
+
+
+class Scrape(dict[str, float]):
+    """Values by name and labels: `stream_server_reads_total{why=ring}`."""
+
+    def part(self, name: str) -> float:
+        """Return the value of one of our metrics."""
+        return self[f"stream_server_{name}"]
+
+
+async def scrape(server: RunningServer) -> Scrape:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        answer = await client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found = Scrape()
+    for family in text_string_to_metric_families(answer.text):
+        assert family.documentation or family.name.endswith("_created"), f"{family.name} has no HELP"
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+async def told(server: RunningServer, name: str, least: float) -> Scrape:
+    """Scrape until a metric has reached a value."""
+
+    async def reached() -> Scrape | None:
+        found = await scrape(server)
+        return found if found.get(f"stream_server_{name}", -1) >= least else None
+
+    found = await eventually_answered(reached, what=f"{name} at {least}")
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def quick(settings: Callable[..., Settings]) -> Settings:
+    """Settings of a server that looks often."""
+    return settings(poll_interval="50ms", check_interval="50ms")
+
+
+@asynccontextmanager
+async def live_server(settings: Settings) -> AsyncIterator[RunningServer]:
+    """Run a server whose tail has read once, so that it knows how much had been lost before."""
+    async with running_server(settings) as server:
+        await told(server, "read_duration_seconds_count", 1)
+        yield server
+
+
+async def test_what_a_stream_does_is_counted(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
+    async with live_server(quick) as server:
+        before = await scrape(server)
+        assert (before.part("tail_connected"), before.part("doorbell_heard"), before.part("problems")) == (1, 1, 0)
+        assert (before.part("watched_runs"), before.part("open_streams")) == (0, 0)
+        async with sse(server.url, run, "?until=run") as events:
+            await events.next()
+            await airflow.answer(run)
+            await events.until("result")
+            during = await told(server, "read_rows_total", before.part("read_rows_total") + 14)
+            assert (during.part("watched_runs"), during.part("open_streams")) == (1, 1)
+            assert during.part("reads_total{why=ring}") > before.part("reads_total{why=ring}")
+            assert during.part("lag_seconds_count") == during.part("read_rows_total")
+            assert during.part("read_duration_seconds_count") == sum(
+                during.part(f"reads_total{{why={why}}}") for why in LABELS["why"]
+            )
+            assert 0 < during.part("read_duration_seconds_sum") < 60
+        await eventually_answered(lambda: is_watched_by_nobody(server))
+        assert before["process_cpu_seconds_total"] <= during["process_cpu_seconds_total"]
+        assert [name for name in during if f"version={__version__}" in name] == [
+            name for name in during if name.startswith("stream_server_build_info")
+        ]
+
+
+async def is_watched_by_nobody(server: RunningServer) -> bool:
+    found = await scrape(server)
+    return (found.part("watched_runs"), found.part("open_streams")) == (0, 0)
+
+
+async def test_no_label_names_a_dag_or_a_run(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
+    async with live_server(quick) as server, sse(server.url, run) as events:
+        await events.next()
+        await airflow.answer(run)
+        await events.until("result")
+        await told(server, "journal_bytes{part=table}", 1)
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            text = (await client.get("/metrics")).text
+    assert run.dag_id not in text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            for name, value in sample.labels.items():
+                assert name in {"le", "version", "python"} or value in LABELS[name], sample
+
+
+async def test_the_journal_is_measured(airflow: AirflowSql, quick: Settings) -> None:
+    async with live_server(quick) as server:
+        await airflow.connection.execute(
+            "INSERT INTO stream_server.journal (kind) SELECT 'task' FROM generate_series(1, 2000)"
+        )
+        await airflow.connection.execute("ANALYZE stream_server.journal")
+        found = await told(server, "journal_rows{state=live}", 2000)
+        assert found.part("journal_bytes{part=table}") == await airflow.connection.fetchval(
+            "SELECT pg_table_size('stream_server.journal')"
+        )
+        assert found.part("journal_bytes{part=index}") == await airflow.connection.fetchval(
+            "SELECT pg_indexes_size('stream_server.journal')"
+        )
+        assert 0 <= found.part("notify_queue_usage_ratio") < 0.5
+        assert found.part("losses_total") == 0
+
+
+async def test_losses_and_new_beginnings_are_counted(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
+    async with live_server(quick) as server:
+        await airflow.connection.execute("REVOKE INSERT ON stream_server.journal FROM airflow")
+        await airflow.set_task(run, "ask", "scheduled")
+        await airflow.connection.execute("GRANT INSERT ON stream_server.journal TO airflow")
+        await told(server, "losses_total", 1)
+        found = await told(server, "begun_anew_total{reason=transitions_lost}", 1)
+        assert found.part("begun_anew_total{reason=journal_changed}") == 0
+
+
+async def test_lost_connections_are_counted(airflow: AirflowSql, quick: Settings) -> None:
+    async with live_server(quick) as server:
+        assert (await scrape(server)).part("connections_lost_total") == 0
+        assert await cut_off(airflow.connection) > 0
+        await told(server, "connections_lost_total", 1)
+        await told(server, "tail_connected", 1)
+
+
+async def test_a_scrape_asks_the_database_nothing(
+    postgres: EmbeddedPostgres, airflow: AirflowSql, quick: Settings
+) -> None:
+    async with live_server(quick) as server:
+        await told(server, "journal_bytes{part=table}", 1)
+        postgres.stop("immediate")
+        found = await told(server, "connections_lost_total", 1)
+        assert (found.part("tail_connected"), found.part("doorbell_heard")) == (0, 0)
+        assert found.part("problems") == 1
+        assert found.part("journal_bytes{part=table}") > 0
+        measured = found.part("measured_timestamp_seconds")
+        postgres.start()
+        await told(server, "measured_timestamp_seconds", measured + 0.001)
+
+
+async def test_deleted_rows_are_counted(airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey) -> None:
+    async with live_server(settings(retention="100ms")) as server:
+        await told(server, "pruned_rows_total", 4)
+
+
+async def test_every_application_counts_for_itself(
+    airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
+) -> None:
+    async with live_server(settings()) as one, live_server(settings()) as other, sse(one.url, run) as events:
+        await events.next()
+        assert (await scrape(one)).part("open_streams") == 1
+        assert (await scrape(other)).part("open_streams") == 0
+
+
+async def test_openmetrics_is_told_to_who_asks_for_it(server: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert "stream_server_reads" in {family.name for family in openmetrics_families(answer.text)}  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="module")
+def small_queue() -> Iterator[EmbeddedPostgres]:
+    """A server whose queue of notifications is as short as PostgreSQL allows, 64 pages."""
+    with running_postgres({"max_notify_queue_pages": "64"}) as server:
+        yield server
+
+
+@pytest.fixture
+async def crowded(small_queue: EmbeddedPostgres) -> AsyncIterator[str]:
+    """URL of an Airflow database with the journal, on that server."""
+    name = create_database_from_airflow_template(small_queue)
+    await install(small_queue.url(name), "public", lock_timeout=5, attempts=1)
+    yield small_queue.url(name)
+    drop_database(small_queue, name)
+
+
+@asynccontextmanager
+async def queue_held_up(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """Have a session listen and stay in a transaction, and return another one."""
+    deaf, other = await asyncpg.connect(url), await asyncpg.connect(url)
+    try:
+        await deaf.execute("LISTEN somebody")
+        await deaf.execute("BEGIN")
+        yield other
+    finally:
+        await deaf.close()
+        await other.close()
+
+
+async def test_a_full_queue_fails_no_transaction_of_airflow(crowded: str) -> None:
+    settings = Settings.load(database_url=crowded, port=0, poll_interval="50ms")
+    async with live_server(settings) as server, AirflowSql.open(crowded) as airflow:
+        version = await airflow.add_dag("chat", CHAIN, {"clean_up": False})
+        key = RunKey("chat", "run")
+        await airflow.trigger(key, version, list(CHAIN))
+        async with sse(server.url, key) as events, queue_held_up(crowded) as session:
+            await events.next()
+            with pytest.raises(asyncpg.PostgresError, match="too many notifications"):
+                await fill_queue(session, 100)
+            await airflow.run_task(key, "answer", "not rung for")
+            assert (await events.until("result"))[-1]["results"] == {"answer": "not rung for"}
+    assert (await status(crowded)).losses == 0
+
+
+async def fill_queue(session: asyncpg.Connection[asyncpg.Record], pages: int) -> None:
+    """Notify with payloads of which each fills a page."""
+    await session.execute(
+        "SELECT pg_notify('somebody', number || repeat('x', 7900)) FROM generate_series(1, $1) AS number", pages
+    )
+
+
+async def test_a_queue_that_fills_is_a_warning_and_no_problem(crowded: str, caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings.load(database_url=crowded, port=0, check_interval="50ms")
+    async with live_server(settings) as server, queue_held_up(crowded) as session:
+        await told(server, "measured_timestamp_seconds", 1)
+        assert (await scrape(server)).part("notify_queue_usage_ratio") < 0.5
+        await fill_queue(session, 40)
+        await told(server, "notify_queue_usage_ratio", 0.5)
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            answer = await client.get("/ready")
+        assert (answer.status_code, answer.json()["problems"]) == (200, [])
+        assert "queue of notifications is 6" in answer.json()["warnings"][0]
+        await eventually_async(
+            lambda: any(
+                "queue of notifications" in one.message for one in caplog.records if one.levelno == logging.WARNING
+            )
+        )
