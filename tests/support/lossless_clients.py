@@ -1,9 +1,11 @@
-"""A real server, and SSE clients that keep their connections open through everything."""
+"""A real server, and clients of either transport that keep their connections open through everything."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +17,7 @@ from stream_server.demo.server import Server
 from stream_server.run_state import RunKey
 from stream_server.settings import PREFIX
 from support.lossless_ledger import Line, Row
-from support.streams import Events, sse
+from support.streams import DEADLINE, Frame, sse, websocket
 
 LOST = ("journal_changed", "transitions_lost")
 """Reasons of a `reset` that do not come from the run itself."""
@@ -42,7 +44,10 @@ class Clients:
         self.lines: list[Line] = []
 
     async def start(self, runs: list[RunKey]) -> None:
-        """Start the server, and have a client of each of some runs see its first snapshot."""
+        """Start the server, and have a client of each of some runs see its first snapshot.
+
+        Those that are named a second time are watched over WebSocket.
+        """
         logs = Path(self._stack.enter_context(TemporaryDirectory()))
         server = self._server = Server(
             "stream server",
@@ -54,12 +59,12 @@ class Clients:
         self._stack.callback(server.stop)
         await asyncio.to_thread(server.start)
         for number, key in enumerate(runs):
-            events = await self._stack.enter_async_context(sse(server.url, key, "?until=run", timeout=PATIENCE))
+            frames = await (self._websocket if key in runs[:number] else self._sse)(server.url, key)
             line = Line(f"client {number}", key.run_id)
-            first = await events.next()
+            first, _ = await asyncio.wait_for(anext(frames), DEADLINE)
             assert first["type"] == "snapshot"
             self.lines.append(line)
-            self._readers.append(asyncio.create_task(self._read(events, line), name=line.name))
+            self._readers.append(asyncio.create_task(self._read(frames, line), name=line.name))
 
     async def stop(self) -> None:
         for reader in self._readers:
@@ -82,9 +87,29 @@ class Clients:
         assert self._server is not None
         return float(psutil.Process(self._server.child.pid).memory_info().rss) / 2**20
 
-    async def _read(self, events: Events, line: Line) -> None:
+    async def _sse(self, url: str, key: RunKey) -> AsyncIterator[tuple[Frame, str | None]]:
+        """Open a stream, and return its frames with the cursors that they carry."""
+        events = await self._stack.enter_async_context(sse(url, key, "?until=run", timeout=PATIENCE))
+
+        async def frames() -> AsyncIterator[tuple[Frame, str | None]]:
+            async for frame in events._events:
+                yield frame, events.ids[-1]
+
+        return frames()
+
+    async def _websocket(self, url: str, key: RunKey) -> AsyncIterator[tuple[Frame, str | None]]:
+        connection = await self._stack.enter_async_context(websocket(url, key, "?until=run"))
+
+        async def frames() -> AsyncIterator[tuple[Frame, str | None]]:
+            async for text in connection:
+                frame = json.loads(text)
+                yield frame, frame.get("cursor")
+
+        return frames()
+
+    async def _read(self, frames: AsyncIterator[tuple[Frame, str | None]], line: Line) -> None:
         restart = ""
-        async for frame in events._events:
+        async for frame, at in frames:
             assert frame["type"] not in {"close", "end"}, f"{line.name} was sent {frame}"
             if frame["type"] == "reset" and frame["reason"] in LOST:
                 restart = frame["reason"]
@@ -99,7 +124,7 @@ class Clients:
                 )
                 line.rows.append(row)
                 line.reads += 1
-            if (at := events.ids[-1]) is not None:
+            if at is not None:
                 # The last frame of a batch: what a snapshot in it tells is what this cursor saw.
                 cursor = Cursor.parse(at)
                 if restart:

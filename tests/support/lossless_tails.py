@@ -50,6 +50,9 @@ class HubDouble:
     def begin(self, cursor: Cursor) -> None:
         self._told("begin", cursor, [])
 
+    async def reconnect(self, cursor: Cursor) -> None:
+        pass
+
     def begin_anew(self, cursor: Cursor, reason: str = "journal_changed") -> None:
         self._told(reason, cursor, [])
 

@@ -1,0 +1,336 @@
+"""The database behind an address becomes another one: clients stay, and are told the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+
+from stream_server.demo.ports import LOOPBACK
+from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.journal.install import install
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.lossless_clients import Clients
+from support.lossless_writers import prepare_field
+from support.postgres import create_database_from_airflow_template, running_postgres
+from support.proxy import Proxy
+from support.ready import until_ready
+from support.server import RunningServer, running_server
+from support.standby import base_backup, catch_up, promote, running_standby, stop_following
+from support.streams import DEADLINE, Events, Frame, sse, states, websocket
+from support.waiting import eventually_async
+
+WATCHED = "?until=run"
+GROWTH_MEGABYTES = 10.0
+NEXT_NUMBER = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+WAL_WRITER = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"
+
+
+@pytest.fixture
+def primary(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
+    """A server that a test may lose; its parameter is settings of PostgreSQL."""
+    with running_postgres(getattr(request, "param", None)) as server:
+        yield server
+
+
+@pytest.fixture
+async def database(primary: EmbeddedPostgres) -> str:
+    """Name of an Airflow database with the journal installed."""
+    name = create_database_from_airflow_template(primary)
+    await install(primary.url(name), "public", lock_timeout=5, attempts=1)
+    return name
+
+
+@pytest.fixture
+async def run(primary: EmbeddedPostgres, database: str) -> RunKey:
+    """A run of three tasks, just triggered."""
+    async with AirflowSql.open(primary.url(database)) as airflow:
+        version = await airflow.add_dag("chat", {"ask": [], "answer": [], "clean_up": []})
+        key = RunKey("chat", "r1")
+        await airflow.trigger(key, version, ["ask", "answer", "clean_up"])
+    return key
+
+
+def through(proxy: Proxy, database: str) -> str:
+    return f"postgresql://airflow@{LOOPBACK}:{proxy.port}/{database}"
+
+
+@asynccontextmanager
+async def served(proxy: Proxy, database: str, **options: object) -> AsyncIterator[RunningServer]:
+    """Run a server whose database is behind a proxy."""
+    settings = Settings.load(database_url=through(proxy, database), port=0, grace_period=2.0, **options)
+    async with running_server(settings) as server:
+        await until_ready(server.url)
+        yield server
+
+
+async def write(postgres: EmbeddedPostgres, database: str, run: RunKey, *steps: tuple[str, str]) -> list[int]:
+    """Change the states of tasks, each in a transaction, and return the numbers of the transactions."""
+    async with AirflowSql.open(postgres.url(database)) as airflow:
+        before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
+        for task_id, state in steps:
+            await airflow.set_task(run, task_id, state)
+        rows = await airflow.connection.fetch(
+            "SELECT txid::text::bigint AS txid FROM stream_server.journal WHERE id > $1 ORDER BY id", before
+        )
+    return [row["txid"] for row in rows]
+
+
+async def write_under(numbers: list[int], postgres: EmbeddedPostgres, database: str, run: RunKey) -> None:
+    """Bring `answer` to `failed` in transactions that have the numbers of others that are lost, and one more."""
+    left = ["scheduled", "queued", "running", "failed"][-len(numbers) - 1 :]
+    async with AirflowSql.open(postgres.url(database)) as airflow:
+        for number in numbers:
+            while await airflow.connection.fetchval(NEXT_NUMBER) < number:
+                await airflow.connection.fetchval("SELECT pg_current_xact_id()")
+            assert await write(postgres, database, run, ("answer", left.pop(0))) == [number]
+    await write(postgres, database, run, ("answer", left[0]))
+
+
+async def told(events: Events, task_id: str, state: str) -> list[Frame]:
+    """Wait for a transition, and return all frames up to it."""
+    frames = [await events.next()]
+    while (frames[-1].get("task_id"), frames[-1].get("state")) != (task_id, state):
+        frames.append(await events.next())
+    return frames
+
+
+async def begun_anew(events: Events) -> dict[str, str | None]:
+    """Wait for a reset because of another database, and return the states that the snapshot behind it tells."""
+    reset = (await events.until("reset"))[-1]
+    assert reset["reason"] == "journal_changed"
+    return states_in(await events.next())
+
+
+def states_in(snapshot: Frame) -> dict[str, str | None]:
+    assert snapshot["type"] == "snapshot"
+    return {task["task_id"]: task["state"] for task in snapshot["tasks"]}
+
+
+async def received(connection: ClientConnection, kind: str) -> Frame:
+    """Wait for a frame of a type on a WebSocket, with nothing but transitions before it."""
+    while True:
+        frame: Frame = json.loads(await asyncio.wait_for(connection.recv(), DEADLINE))
+        if frame["type"] == kind:
+            return frame
+        assert frame["type"] == "task"
+
+
+async def test_a_restored_backup_begins_anew(primary: EmbeddedPostgres, database: str, run: RunKey) -> None:
+    """A database of the same epoch, at an older state."""
+    with base_backup(primary, standby=False) as backup:
+        async with (
+            Proxy.to(primary.port) as proxy,
+            served(proxy, database) as server,
+            sse(server.url, run, WATCHED) as events,
+            websocket(server.url, run, WATCHED) as connection,
+        ):
+            await events.next()
+            await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
+            await told(events, "ask", "queued")
+
+            await asyncio.to_thread(backup.start)
+            await proxy.turn_to(backup.port)
+            assert await begun_anew(events) == {"ask": None, "answer": None, "clean_up": None}
+            await write(backup, database, run, ("answer", "scheduled"))
+            await told(events, "answer", "scheduled")
+            await received(connection, "snapshot")
+            await received(connection, "reset")
+            assert states_in(await received(connection, "snapshot"))["ask"] is None
+            await until_ready(server.url)
+
+
+async def test_an_empty_database_is_told_at_ready_until_the_journal_is_back(
+    primary: EmbeddedPostgres, database: str, run: RunKey
+) -> None:
+    empty = create_database_from_airflow_template(primary)
+    with base_backup(primary, standby=False) as other:
+        await asyncio.to_thread(other.start)
+        other.execute(f"DROP DATABASE {database}; ALTER DATABASE {empty} RENAME TO {database}")
+        async with (
+            Proxy.to(primary.port) as proxy,
+            served(proxy, database) as server,
+            sse(server.url, run, WATCHED) as events,
+        ):
+            await events.next()
+            await proxy.turn_to(other.port)
+            await until_ready(server.url, ready=False, because="run `stream-server install`")
+            await proxy.turn_to(primary.port)
+            await until_ready(server.url)
+            await write(primary, database, run, ("ask", "scheduled"))
+            frames = await told(events, "ask", "scheduled")
+            assert "reset" not in {frame["type"] for frame in frames}
+
+            # Another journal, that knows nothing of the run.
+            await install(other.url(database), "public", lock_timeout=5, attempts=1)
+            await proxy.turn_to(other.port)
+            (last,) = await events.rest()
+            assert (last["type"], last["reason"]) == ("close", "The run is not in the database any more")
+            await until_ready(server.url)
+
+
+async def test_a_standby_that_is_level_goes_on_where_the_primary_ended(
+    primary: EmbeddedPostgres, database: str, run: RunKey
+) -> None:
+    with running_standby(primary) as standby:
+        async with (
+            Proxy.to(primary.port) as proxy,
+            served(proxy, database) as server,
+            sse(server.url, run, WATCHED) as events,
+            websocket(server.url, run, WATCHED) as connection,
+        ):
+            await events.next()
+            await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
+            await told(events, "ask", "queued")
+            # Not told yet when the primary is lost.
+            await proxy.turn_to(None)
+            await write(primary, database, run, ("ask", "running"))
+            await asyncio.to_thread(catch_up, primary, standby)
+            await asyncio.to_thread(primary.kill)
+            await asyncio.to_thread(promote, standby)
+            await proxy.turn_to(standby.port)
+            await write(standby, database, run, ("ask", "success"))
+            frames = await told(events, "ask", "success")
+            assert [(frame["type"], frame["state"]) for frame in frames] == [("task", "running"), ("task", "success")]
+            snapshot = await received(connection, "snapshot")
+            assert states_in(snapshot)["ask"] is None
+            seen = [(await received(connection, "task"))["state"] for _ in range(4)]
+            assert seen == ["scheduled", "queued", "running", "success"]
+            await until_ready(server.url, doorbell=True)
+
+
+@pytest.mark.parametrize("told_before", [True, False], ids=["told", "in the snapshot"])
+async def test_a_standby_that_was_behind_gives_our_numbers_to_others(
+    primary: EmbeddedPostgres, database: str, run: RunKey, *, told_before: bool
+) -> None:
+    """What was told does not exist there, though its transactions do: as others."""
+    with running_standby(primary) as standby:
+        await asyncio.to_thread(catch_up, primary, standby)
+        await asyncio.to_thread(stop_following, standby)
+        async with Proxy.to(primary.port) as proxy:
+            if not told_before:
+                lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
+            async with served(proxy, database) as server, sse(server.url, run, WATCHED) as events:
+                await events.next()
+                if told_before:
+                    lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
+                    await told(events, "ask", "queued")
+                await proxy.turn_to(None)
+                await until_ready(server.url, ready=False)
+                await asyncio.to_thread(primary.kill)
+                await asyncio.to_thread(promote, standby)
+                await write_under(lost, standby, database, run)
+                await proxy.turn_to(standby.port)
+                assert await begun_anew(events) == {"ask": None, "answer": "failed", "clean_up": None}
+                await write(standby, database, run, ("clean_up", "scheduled"))
+                assert states(await told(events, "clean_up", "scheduled"), "clean_up") == ["scheduled"]
+                await until_ready(server.url)
+
+
+@pytest.mark.parametrize("primary", [{"synchronous_commit": "off"}], indirect=True)
+async def test_a_crash_that_forgets_commits_begins_anew(primary: EmbeddedPostgres, database: str, run: RunKey) -> None:
+    """What was told had been committed, but not been written to disk; a crash gives its numbers to others."""
+    async with (
+        Proxy.to(primary.port) as proxy,
+        served(proxy, database) as server,
+        sse(server.url, run, WATCHED) as events,
+    ):
+        await events.next()
+        primary.execute("CHECKPOINT")
+        wal_writer = int(primary.execute(WAL_WRITER))
+        os.kill(wal_writer, signal.SIGSTOP)
+        lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
+        await told(events, "ask", "queued")
+        await proxy.turn_to(None)
+        os.kill(wal_writer, signal.SIGKILL)
+        await asyncio.to_thread(primary.kill)
+        await asyncio.to_thread(primary.start)
+        await write_under(lost, primary, database, run)
+        await proxy.turn_to(primary.port)
+        assert await begun_anew(events) == {"ask": None, "answer": "failed", "clean_up": None}
+        await until_ready(server.url)
+
+
+async def test_a_url_with_two_hosts_finds_the_new_primary(
+    primary: EmbeddedPostgres, database: str, run: RunKey
+) -> None:
+    with running_standby(primary) as standby:
+        await asyncio.to_thread(catch_up, primary, standby)
+        async with Proxy.to(primary.port) as first, Proxy.to(standby.port) as second:
+            url = (
+                f"postgresql+psycopg2://airflow@{LOOPBACK}:{second.port},{LOOPBACK}:{first.port}/{database}"
+                "?target_session_attrs=read-write"
+            )
+            settings = Settings.load(database_url=url, port=0, grace_period=2.0)
+            async with running_server(settings) as server:
+                await until_ready(server.url, doorbell=True)
+                async with sse(server.url, run, WATCHED) as events:
+                    await events.next()
+                    await write(primary, database, run, ("ask", "scheduled"))
+                    await told(events, "ask", "scheduled")
+                    await asyncio.to_thread(catch_up, primary, standby)
+                    await asyncio.to_thread(primary.kill)
+                    await until_ready(server.url, ready=False)
+                    await asyncio.to_thread(promote, standby)
+                    await write(standby, database, run, ("ask", "queued"))
+                    frames = await told(events, "ask", "queued")
+                    assert [frame["type"] for frame in frames] == ["task"]
+                    await until_ready(server.url, doorbell=True)
+
+
+async def test_a_host_that_hangs_does_not_keep_us_from_the_next(
+    primary: EmbeddedPostgres, database: str, run: RunKey
+) -> None:
+    async with Proxy.to(None) as hung, Proxy.to(primary.port) as sound:
+        url = f"postgresql://airflow@{LOOPBACK}:{hung.port},{LOOPBACK}:{sound.port}/{database}"
+        async with running_server(Settings.load(database_url=url, port=0, grace_period=2.0)) as server:
+            await until_ready(server.url, doorbell=True, within=30)
+            assert hung.accepted > 0
+            async with sse(server.url, run) as events:
+                assert states_in(await events.next())["ask"] is None
+
+
+async def test_memory_stays_flat_while_the_database_comes_and_goes(primary: EmbeddedPostgres, database: str) -> None:
+    field = await prepare_field(primary.url(database), runs=4, instances=60)
+    with base_backup(primary, standby=False) as backup:
+        await asyncio.to_thread(backup.start)
+        async with Proxy.to(primary.port) as proxy:
+            clients = Clients(through(proxy, database))
+            try:
+                await clients.start([*field.runs, *field.runs])
+                await write_everywhere(primary, database)
+                await eventually_async(lambda: all(line.reads for line in clients.lines), what="all have been told")
+                await fail_over(proxy, [backup, primary], database, clients)
+                before = clients.megabytes
+                for _ in range(2):
+                    await fail_over(proxy, [backup, primary], database, clients)
+                clients.check()
+                assert clients.megabytes < before + GROWTH_MEGABYTES
+            finally:
+                await clients.stop()
+
+
+async def fail_over(proxy: Proxy, servers: list[EmbeddedPostgres], database: str, clients: Clients) -> None:
+    """Lead the server to one copy of the database after the other, each with a history of its own."""
+    for postgres in servers:
+        restarts = len(clients.lines[0].restarts)
+        await write_everywhere(postgres, database)
+        await proxy.turn_to(postgres.port)
+        await eventually_async(
+            lambda restarts=restarts: all(len(line.restarts) > restarts for line in clients.lines),  # type: ignore[misc]
+            30,
+            "every client has begun anew",
+        )
+
+
+async def write_everywhere(postgres: EmbeddedPostgres, database: str) -> None:
+    async with AirflowSql.open(postgres.url(database)) as airflow:
+        await airflow.connection.execute("UPDATE task_instance SET try_number = try_number + 1")

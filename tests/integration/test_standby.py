@@ -1,0 +1,234 @@
+"""A server that is pointed at a hot standby: it polls, says so, loses nothing, and goes on after a promotion."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from unittest.mock import patch
+
+import pytest
+
+from stream_server import tail
+from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.journal.install import install
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.lossless import CLUSTER
+from support.lossless_ledger import Ledger, judge
+from support.lossless_tails import TaskTail, quick
+from support.lossless_writers import Field, Writer, prepare_field, read_journal
+from support.postgres import create_database_from_airflow_template, running_postgres
+from support.ready import until_ready
+from support.server import RunningServer, running_server
+from support.standby import catch_up, promote, running_standby
+from support.streams import sse, states, websocket
+from support.waiting import eventually_async
+
+NO_PAUSE = (0.005, 0.005)
+BY_POLLING = {"connected": True, "doorbell": False}
+
+
+@pytest.fixture
+def standby(postgres: EmbeddedPostgres, journal: str) -> Iterator[EmbeddedPostgres]:
+    """A hot standby of the session's server, level with it once the journal is installed."""
+    with running_standby(postgres) as standby:
+        catch_up(postgres, standby)
+        yield standby
+
+
+@pytest.fixture
+def on_standby(standby: EmbeddedPostgres, journal: str, settings: Callable[..., Settings]) -> Callable[..., Settings]:
+    """Settings of a server that follows the standby."""
+    url = standby.url(journal.rpartition("/")[2])
+    return lambda **options: settings(database_url=url, **options)
+
+
+@pytest.fixture
+async def replica_server(on_standby: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
+    async with running_server(on_standby()) as server:
+        await until_ready(server.url)
+        yield server
+
+
+async def level(postgres: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
+    await asyncio.to_thread(catch_up, postgres, standby)
+
+
+async def test_it_polls_and_says_so(
+    on_standby: Callable[..., Settings], airflow: AirflowSql, run: RunKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        async with running_server(on_standby()) as server:
+            assert (await until_ready(server.url))["tail"] == BY_POLLING
+            async with sse(server.url, run) as events, websocket(server.url, run) as connection:
+                await airflow.answer(run)
+                frames = await events.rest()
+                await connection.wait_closed()
+    assert states(frames, "answer")[:3] == ["scheduled", "queued", "running"]
+    assert frames[-2]["results"] == {"answer": {"text": "because"}}
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line == (
+        "PostgreSQL is a read replica, where LISTEN does not work: polling every 0.5 s instead."
+        " Give the URL of the primary"
+    )
+
+
+async def test_what_commits_late_reaches_who_watches(
+    postgres: EmbeddedPostgres,
+    standby: EmbeddedPostgres,
+    journal: str,
+    airflow: AirflowSql,
+    replica_server: RunningServer,
+    run: RunKey,
+) -> None:
+    """A standby's snapshots do not name the transactions that are in progress on the primary."""
+    await level(postgres, standby)
+    async with AirflowSql.open(journal) as other, sse(replica_server.url, run, "?until=run") as events:
+        await events.next()
+        transaction = other.connection.transaction()
+        await transaction.start()
+        await other.set_task(run, "clean_up", "scheduled")
+        await airflow.run_task(run, "ask", "why")
+        told = await events.next()
+        while told["state"] != "success":
+            told = await events.next()
+        await transaction.commit()
+        late = await events.next()
+        assert (late["task_id"], late["state"]) == ("clean_up", "scheduled")
+        await airflow.set_task(run, "clean_up", "queued")
+        last = await events.next()
+        assert (last["task_id"], last["state"], last["seq"] > late["seq"]) == ("clean_up", "queued", True)
+
+
+async def test_what_commits_late_reaches_who_joins_meanwhile(
+    postgres: EmbeddedPostgres,
+    standby: EmbeddedPostgres,
+    journal: str,
+    airflow: AirflowSql,
+    replica_server: RunningServer,
+    run: RunKey,
+) -> None:
+    async with AirflowSql.open(journal) as other:
+        transaction = other.connection.transaction()
+        await transaction.start()
+        await other.set_task(run, "clean_up", "scheduled")
+        await airflow.run_task(run, "ask", "why")
+        await level(postgres, standby)
+        async with sse(replica_server.url, run, "?until=run") as events:
+            snapshot = await events.next()
+            assert {task["task_id"]: task["state"] for task in snapshot["tasks"]} == {
+                "ask": "success",
+                "answer": None,
+                "clean_up": None,
+            }
+            await transaction.commit()
+            await airflow.set_task(run, "answer", "scheduled")
+            frames = [await events.next(), await events.next()]
+    assert [(frame["task_id"], frame["state"]) for frame in frames] == [
+        ("clean_up", "scheduled"),
+        ("answer", "scheduled"),
+    ]
+
+
+async def test_it_leaves_alone_what_only_the_primary_can_do(
+    postgres: EmbeddedPostgres,
+    standby: EmbeddedPostgres,
+    on_standby: Callable[..., Settings],
+    airflow: AirflowSql,
+    run: RunKey,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await airflow.connection.execute("DROP TRIGGER stream_server_xcom ON xcom")
+    await level(postgres, standby)
+    with caplog.at_level(logging.WARNING):
+        async with running_server(on_standby(retention="1s", check_interval="50ms")) as server:
+            body = await until_ready(server.url, ready=False, because="trigger stream_server_xcom on xcom is missing")
+            assert body["tail"] == BY_POLLING
+            await airflow.connection.execute("SELECT stream_server.put_back(false)")
+            await level(postgres, standby)
+            await until_ready(server.url)
+            async with sse(server.url, run) as events:
+                await airflow.run_task(run, "answer", "from the replica")
+                assert (await events.rest())[-2]["results"] == {"answer": "from the replica"}
+    assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") > 0
+    assert {record.__dict__.get("action") for record in caplog.records} <= {
+        "tail_deaf",
+        "journal_problem",
+        "transitions_lost",
+    }
+
+
+async def test_a_promotion_is_followed_without_a_break(
+    postgres: EmbeddedPostgres,
+    standby: EmbeddedPostgres,
+    journal: str,
+    airflow: AirflowSql,
+    replica_server: RunningServer,
+    run: RunKey,
+) -> None:
+    await level(postgres, standby)
+    async with sse(replica_server.url, run) as events, websocket(replica_server.url, run) as connection:
+        await airflow.set_task(run, "answer", "scheduled")
+        assert [frame["state"] for frame in await events.until("task") if frame["type"] == "task"] == ["scheduled"]
+        await level(postgres, standby)
+        await asyncio.to_thread(promote, standby)
+        async with AirflowSql.open(standby.url(journal.rpartition("/")[2])) as promoted:
+            await promoted.set_task(run, "answer", "queued")
+            await promoted.set_task(run, "answer", "running")
+            await promoted.push(run, "answer", "from the new primary")
+            frames = await events.rest()
+            await connection.wait_closed()
+        assert states(frames, "answer") == ["queued", "running"]
+        assert frames[-2]["results"] == {"answer": "from the new primary"}
+        assert "reset" not in {frame["type"] for frame in frames}
+    await eventually_async(lambda: replica_server.hub.statistics().subscriptions == 0)
+
+
+async def test_the_doorbell_is_heard_after_a_promotion(
+    on_standby: Callable[..., Settings], standby: EmbeddedPostgres
+) -> None:
+    async with running_server(on_standby(check_interval="50ms")) as server:
+        await until_ready(server.url)
+        await asyncio.to_thread(promote, standby)
+        await until_ready(server.url, doorbell=True)
+
+
+@pytest.mark.parametrize("promoted", [False, True], ids=["standby", "promoted"])
+async def test_every_row_comes_exactly_once_from_a_replica(*, promoted: bool) -> None:
+    """Many writers on the primary, and transactions that are committed out of order, rolled back or prepared."""
+    seed = os.environ.get("STREAM_SERVER_SEED") or secrets.token_hex(4)
+    print(f"STREAM_SERVER_SEED={seed}")  # noqa: T201 # shown where the test fails
+    with running_postgres(CLUSTER) as primary:
+        name = create_database_from_airflow_template(primary)
+        await install(primary.url(name), "public", lock_timeout=5, attempts=1)
+        field = await prepare_field(primary.url(name), runs=2, instances=30)
+        with running_standby(primary, CLUSTER) as standby, quick(), patch.object(tail, "DEAF_POLL_SECONDS", NO_PAUSE):
+            await level(primary, standby)
+            follower = TaskTail(standby.url(name), "tail on a replica")
+            await follower.start()
+            try:
+                await eventually_async(lambda: follower.line.reads, what="the tail follows")
+                if promoted:
+                    await asyncio.to_thread(promote, standby)
+                ledger = await write_for(3.0, (standby if promoted else primary).url(name), field, seed)
+                journal = await read_journal((standby if promoted else primary).url(name), field)
+                await eventually_async(lambda: follower.line.complete(journal), 20, "every row has come")
+            finally:
+                await follower.stop()
+    assert judge(ledger, journal, [follower.line]).misses == []
+    assert follower.line.restarts == []
+    assert ledger.out_of_order > 0, "the schedule must provoke what the cursor is for"
+
+
+async def write_for(seconds: float, url: str, field: Field, seed: str) -> Ledger:
+    """Have some writers follow their schedules for a while."""
+    ledger, stop = Ledger(), asyncio.Event()
+    writers = [asyncio.create_task(Writer(url, field, ledger, f"writer_{n}", seed).run(stop)) for n in range(8)]
+    await asyncio.wait(writers, timeout=seconds)
+    stop.set()
+    await asyncio.gather(*writers)
+    return ledger

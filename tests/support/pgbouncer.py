@@ -1,0 +1,136 @@
+"""PgBouncer in front of a PostgreSQL. Where CI=true a missing one is a failure; elsewhere the test says so."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from stream_server.demo.ports import LOOPBACK, free_port
+from stream_server.demo.postgres import SUPERUSER, EmbeddedPostgres
+from stream_server.demo.processes import Child, wait_until
+from stream_server.demo.progress import NoProgress
+
+PoolMode = Literal["transaction", "session"]
+
+START_SECONDS = 20.0
+PATHS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+"""Debian puts it where only root's PATH leads."""
+
+CONFIGURATION = """
+[databases]
+* = host={host} port={target}
+[pgbouncer]
+listen_addr = {host}
+listen_port = {port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {users}
+pool_mode = {mode}
+default_pool_size = {size}
+max_client_conn = 100
+{options}
+"""
+
+
+class PgBouncer:
+    """A pooler that can be stopped and started again."""
+
+    def __init__(self, port: int, child: Child, postgres: EmbeddedPostgres) -> None:
+        self.port = port
+        self._child = child
+        self._probe = [postgres.installation.program("pg_isready"), "--host", LOOPBACK, "--port", str(port)]
+
+    def url(self, database_url: str) -> str:
+        """Return the URL of a database of the server behind it, through the pooler."""
+        return re.sub(r":\d+/", f":{self.port}/", database_url)
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._child.start()
+        wait_until(self._answers, within=START_SECONDS, waiting_for=self._child, progress=NoProgress())
+
+    def stop(self) -> None:
+        """Stop it and cut its connections."""
+        self._child.stop()
+
+    def _answers(self) -> bool:
+        return subprocess.run(self._probe, capture_output=True, check=False).returncode == 0
+
+
+def program() -> str:
+    """Return the path of PgBouncer: one on PATH, else Debian's package where it may be installed."""
+    found = shutil.which("pgbouncer", path=PATHS)
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "pgbouncer"]):
+            subprocess.run(
+                ["apt-get", "-qq", *command],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            )
+        found = shutil.which("pgbouncer", path=PATHS)
+    if found is None and os.environ.get("CI") != "true":
+        pytest.skip("no PgBouncer on PATH")
+    assert found is not None, "PgBouncer is not on PATH, and it cannot be installed"
+    return found
+
+
+def version() -> tuple[int, int]:
+    """Return the version of PgBouncer: (1, 18)."""
+    text = subprocess.run([program(), "--version"], check=True, capture_output=True, text=True).stdout
+    match = re.search(r"PgBouncer (\d+)\.(\d+)", text)
+    assert match is not None, text
+    return int(match[1]), int(match[2])
+
+
+@contextmanager
+def running_pgbouncer(
+    postgres: EmbeddedPostgres, mode: PoolMode, *, pool_size: int, options: str = ""
+) -> Iterator[PgBouncer]:
+    """Run a pooler in front of a server.
+
+    Args:
+        postgres: The server.
+        mode: When a client gives its server session back.
+        pool_size: Server sessions for each database and user.
+        options: Further lines of the configuration.
+    """
+    path, port = program(), free_port()
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        directory.chmod(0o755)  # it runs as another user than root
+        users = directory / "users"
+        users.write_text(f'"airflow" ""\n"{SUPERUSER}" ""\n')
+        configuration = directory / "pgbouncer.ini"
+        configuration.write_text(
+            CONFIGURATION.format(
+                host=LOOPBACK,
+                target=postgres.port,
+                port=port,
+                users=users,
+                mode=mode,
+                size=pool_size,
+                options=options,
+            )
+        )
+        child = Child(
+            "PgBouncer",
+            [path, str(configuration)],
+            log=directory / "pgbouncer.log",
+            account=postgres.installation.account,
+        )
+        bouncer = PgBouncer(port, child, postgres)
+        try:
+            bouncer.start()
+            yield bouncer
+        finally:
+            bouncer.stop()

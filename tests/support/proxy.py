@@ -1,0 +1,90 @@
+"""A TCP proxy that a test can turn to another server, as a failover does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from stream_server.demo.ports import LOOPBACK
+
+CHUNK = 2**16
+
+
+class Proxy:
+    """An address that leads to the server of the moment; `None` is one that accepts connections and never answers."""
+
+    def __init__(self, target: int | None) -> None:
+        self._target = target
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.port = 0
+        self.accepted = 0
+        """How many connections have been made, to whatever server."""
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, target: int | None) -> AsyncIterator[Proxy]:
+        """Listen on a free port of the loopback interface.
+
+        Args:
+            target: Port of the server behind it, on the same interface.
+        """
+        proxy = cls(target)
+        server = await asyncio.start_server(proxy._accept, LOOPBACK, 0)
+        proxy.port = server.sockets[0].getsockname()[1]
+        try:
+            yield proxy
+        finally:
+            server.close()
+            await proxy.cut()
+            await server.wait_closed()
+
+    async def turn_to(self, target: int | None) -> None:
+        """Cut all connections, and lead those that come from now on to another server."""
+        self._target = target
+        await self.cut()
+
+    async def cut(self) -> None:
+        """Cut all connections, without a word."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if self._target is None:
+                await reader.read()
+            else:
+                await self._forward(reader, writer, self._target)
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int) -> None:
+        their_reader, their_writer = await asyncio.open_connection(LOOPBACK, target)
+        ways = {
+            asyncio.create_task(_copy(reader, their_writer)),
+            asyncio.create_task(_copy(their_reader, writer)),
+        }
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            their_writer.transport.abort()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while chunk := await reader.read(CHUNK):
+            writer.write(chunk)
+            await writer.drain()

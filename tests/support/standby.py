@@ -1,0 +1,82 @@
+"""Copies of a running PostgreSQL: hot standbys that follow it, and backups that begin a life of their own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from stream_server.demo.errors import DemoError
+from stream_server.demo.postgres import SUPERUSER, EmbeddedPostgres
+from stream_server.demo.rundir import RunDirectory
+from support.postgres import DATA_DIR, FAST
+from support.waiting import eventually
+
+
+@contextmanager
+def base_backup(
+    primary: EmbeddedPostgres, *, standby: bool, settings: Mapping[str, str] | None = None
+) -> Iterator[EmbeddedPostgres]:
+    """Copy a running server to a port of its own; the copy is not started.
+
+    Args:
+        primary: What is copied.
+        standby: Whether the copy is to follow it from then on.
+        settings: Settings of the copy, on top of those that make it fast.
+
+    Raises:
+        DemoError: pg_basebackup failed.
+    """
+    directory = RunDirectory(DATA_DIR)
+    copy = EmbeddedPostgres(
+        directory.postgres, settings={**FAST, **(settings or {})}, log=directory.logs / "postgresql.log"
+    )
+    try:
+        # pg_basebackup runs as the account that may not make directories here, but fills one that is its own.
+        copy.data_dir.mkdir(mode=0o700)
+        if copy.installation.account is not None:
+            copy.installation.account.own(copy.data_dir)
+        command = [
+            *(copy.installation.program("pg_basebackup"), "--dbname", primary.url("postgres", SUPERUSER)),
+            *("--pgdata", str(copy.data_dir), "--wal-method", "stream", "--checkpoint", "fast", "--no-sync"),
+            *(["--write-recovery-conf"] if standby else []),
+        ]
+        done = subprocess.run(
+            command, cwd="/", capture_output=True, text=True, check=False, **copy.installation.as_account()
+        )
+        if done.returncode != 0:
+            raise DemoError(f"pg_basebackup failed: {done.stderr.strip()}")
+        yield copy
+    finally:
+        copy.stop("immediate")
+        directory.remove()
+
+
+@contextmanager
+def running_standby(primary: EmbeddedPostgres, settings: Mapping[str, str] | None = None) -> Iterator[EmbeddedPostgres]:
+    """Run a hot standby of a server, with settings of its own."""
+    with base_backup(primary, standby=True, settings=settings) as standby:
+        standby.start()
+        yield standby
+
+
+def catch_up(primary: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
+    """Wait until a standby has replayed all that its primary has written."""
+    written = primary.execute("SELECT pg_current_wal_flush_lsn()")
+    eventually(
+        lambda: standby.execute(f"SELECT pg_last_wal_replay_lsn() >= '{written}'") == "t", what="the standby is level"
+    )
+
+
+def stop_following(standby: EmbeddedPostgres) -> None:
+    """Have a standby hear nothing of its primary any more, as if the line between them were cut."""
+    standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
+    standby.execute("SELECT pg_reload_conf()")
+    eventually(
+        lambda: standby.execute("SELECT count(*) FROM pg_stat_wal_receiver") == "0", what="the standby is cut off"
+    )
+
+
+def promote(standby: EmbeddedPostgres) -> None:
+    """Make a standby a primary."""
+    assert standby.execute("SELECT pg_promote(wait => true)") == "t", "it was not promoted"
