@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
 from stream_server.cursor import Cursor
+from stream_server.errors import CloseCode
+
+Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A time, UTC; RFC 3339 on the wire."""
 
 NO_STATUS = "no_status"
 """Key under which instances without a state are counted, as in Airflow's own statistics."""
@@ -26,7 +30,10 @@ class RunFrame(Frame, frozen=True, kw_only=True):
     """A frame about one DAG run."""
 
     dag_id: str
+    """The DAG."""
+
     run_id: str
+    """The run, as Airflow names it."""
 
 
 class RowFrame(RunFrame, frozen=True, kw_only=True):
@@ -35,29 +42,46 @@ class RowFrame(RunFrame, frozen=True, kw_only=True):
     seq: int
     """Identity of the row; together with `type` it is unique in the stream."""
 
-    at: datetime
-    """When the row was written, UTC."""
+    at: Moment
+    """When the row was written, inside Airflow's transaction; UTC."""
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """State of a DAG run."""
 
     state: str | None
-    queued_at: datetime | None
-    start_date: datetime | None
-    end_date: datetime | None
+    """`queued`, `running`, `success` or `failed`, and what later versions of Airflow add."""
+
+    queued_at: Moment | None
+    """When it was queued last."""
+
+    start_date: Moment | None
+    """When it began; `null` before."""
+
+    end_date: Moment | None
+    """When it ended; `null` before."""
+
     clear_number: int
+    """How often the run was cleared."""
 
 
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     """State of a task instance."""
 
     task_id: str
+    """The task."""
+
     map_index: int
+    """Place of an instance of a mapped task; -1 for what is not mapped, or not expanded yet."""
+
     try_number: int
+    """Which try it is, counted from 1; 0 before the first."""
+
     state: str | None
-    start_date: datetime | None
-    end_date: datetime | None
+    """As Airflow names it; `null` before the task is scheduled."""
+
+    start_date: Moment | None
+    end_date: Moment | None
 
 
 class Snapshot(RunFrame, frozen=True, kw_only=True, tag="snapshot", omit_defaults=True):
@@ -65,6 +89,8 @@ class Snapshot(RunFrame, frozen=True, kw_only=True, tag="snapshot", omit_default
 
     run: RunInfo
     tasks: list[TaskInfo]
+    """The task instances."""
+
     result_tasks: list[str]
     """Tasks whose return values answer the caller, as far as they are known yet."""
 
@@ -79,13 +105,18 @@ class TaskTransition(RowFrame, frozen=True, kw_only=True, tag="task"):
     map_index: int
     try_number: int
     state: str | None
+    """The new state; `null` where the task is not scheduled, as after it was cleared."""
+
     previous_state: str | None
+    """The state before; `null` where there was none."""
 
 
 class RunTransition(RowFrame, frozen=True, kw_only=True, tag="run"):
-    """The run changed."""
+    """The run changed its state, or was cleared."""
 
     state: str | None
+    """The new state; `null` where the run was deleted."""
+
     previous_state: str | None
     clear_number: int
 
@@ -107,27 +138,46 @@ class Result(RunFrame, frozen=True, kw_only=True, tag="result", omit_defaults=Tr
     """JSON value by task, as the database holds it; of a mapped task a list by `map_index`."""
 
     references: dict[str, Reference] = {}
+    """By task, where to get a value that is too large to be sent."""
+
     seq: int | None = None
     """Row that completed the answer; absent where it was complete before the stream began."""
 
-    at: datetime | None = None
+    at: Moment | None = None
+
+
+FAILURE_REASONS = (
+    "task_failed",
+    "task_upstream_failed",
+    "task_skipped",
+    "task_removed",
+    "run_failed",
+    "run_deleted",
+)
+"""Why an answer will not come. Clients of an older version may meet one that they don't know."""
 
 
 class Failure(RunFrame, frozen=True, kw_only=True, tag="failure", omit_defaults=True):
     """It is certain that the answer will not come."""
 
-    reason: str
-    """`task_failed`, `task_upstream_failed`, `task_skipped`, `task_removed`, `run_failed` or `run_deleted`."""
+    reason: Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(FAILURE_REASONS)})]
+    """What became of the task instance at fault, or of the run where no task is."""
 
     task_id: str | None = None
+    """The task at fault."""
+
     map_index: int | None = None
     try_number: int | None = None
     state: str | None = None
+    """State of the task instance at fault, or of the run where no task is."""
+
     predicted: bool = False
     """Whether Airflow has yet to write down what makes it certain."""
 
     seq: int | None = None
-    at: datetime | None = None
+    """Row that made it certain; absent where it was certain before the stream began."""
+
+    at: Moment | None = None
 
 
 ResetReason: TypeAlias = Literal[
@@ -142,15 +192,25 @@ ResetReason: TypeAlias = Literal[
 ]
 
 
-class Reset(RunFrame, frozen=True, kw_only=True, tag="reset"):
-    """Forget what was said; a snapshot follows."""
+class Reset(Frame, frozen=True, kw_only=True, tag="reset", omit_defaults=True):
+    """Forget what was said; a snapshot follows. In a stream of many runs none does, and no run is named."""
 
+    dag_id: str | None = None
+    run_id: str | None = None
     reason: ResetReason
+    """Why what was said is worth nothing any more.
+
+    `cleared`, `retried`, `revoked`: somebody took back an outcome. `journal_changed`: the database was replaced or set
+    back. `transitions_lost`: something was not written down. `cursor_expired`, `cursor_foreign`, `cursor_damaged`: the
+    client came back with a cursor older than the journal, of another journal, or that is none.
+    """
 
 
-class Resumed(RunFrame, frozen=True, kw_only=True, tag="resumed"):
+class Resumed(Frame, frozen=True, kw_only=True, tag="resumed", omit_defaults=True):
     """The stream goes on where the client was: what was missed follows, and then what comes."""
 
+    dag_id: str | None = None
+    run_id: str | None = None
     since: str
     """Cursor that the client came back with."""
 
@@ -162,14 +222,21 @@ class End(RunFrame, frozen=True, kw_only=True, tag="end"):
     """State of the run; `None` where the run was deleted."""
 
     outcome: Literal["result", "failure", "none"]
+    """What the caller was told; `none` where no task answers."""
 
 
 class Close(Frame, frozen=True, kw_only=True, tag="close"):
     """The connection ends, but the stream does not."""
 
-    code: int
+    code: Annotated[int, msgspec.Meta(extra_json_schema={"enum": [int(code) for code in CloseCode]})]
+    """Also the close code of a WebSocket. Below 4500 the client should connect again, from 4500 on it should not."""
+
     reason: str
+    """The same in words, for people."""
+
     reconnect: bool
+    """Whether the client should connect again; what clients go by that don't know the code."""
+
     retry_ms: int | None = None
     """How long to wait before connecting again, in milliseconds."""
 
@@ -178,8 +245,37 @@ class Ping(Frame, frozen=True, kw_only=True, tag="ping"):
     """Nothing happened, and the connection is alive. A frame, since scripts can't see SSE comments."""
 
 
+class Ack(Frame, frozen=True, kw_only=True, tag="ack"):
+    """What the client asked for on a connection of many streams was done."""
+
+    op: Literal["subscribe", "unsubscribe", "ping"]
+    """What was done."""
+
+    id: str
+    """What the client called it."""
+
+
+class Refusal(Frame, frozen=True, kw_only=True, tag="error"):
+    """What the client asked for on a connection of many streams was refused. The others go on."""
+
+    id: str
+    """What the client called it; empty where it could not be read."""
+
+    problem: str
+    """The `type` of the problem, as in `application/problem+json` (RFC 9457)."""
+
+    title: str
+    """The same in words."""
+
+    status: int
+    """The HTTP status code that a request of its own would have been answered with."""
+
+    detail: str
+    """What was wrong, and what would be right."""
+
+
 AnyFrame: TypeAlias = (
-    Snapshot | TaskTransition | RunTransition | Result | Failure | Reset | Resumed | End | Close | Ping
+    Snapshot | TaskTransition | RunTransition | Result | Failure | Reset | Resumed | End | Close | Ping | Ack | Refusal
 )
 
 _encoder = msgspec.json.Encoder()

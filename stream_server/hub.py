@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import anyio
 from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode, Draining, JournalUnreachable, RunNotFound, Unavailable
 from stream_server.feed import Channel, Feed
+from stream_server.firehose import Filter, Firehose, anew, missed
 from stream_server.frames import Reset, ResetReason, Wire
 from stream_server.outcome import Question, Values
 from stream_server.run_state import RunKey, RunState
@@ -47,8 +49,8 @@ class RunSource(Protocol):
     async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
         """Read a run, and the cursor that goes on from there."""
 
-    async def history(self, key: RunKey, since: Cursor) -> list[Transition] | None:
-        """Read the transitions of a run that a cursor has not seen; `None` where they can't all be told."""
+    async def history(self, key: RunKey | None, since: Cursor) -> list[Transition] | None:
+        """Read the transitions of a run, or of all, that a cursor has not seen; `None` where they can't all be told."""
 
     async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
         """Read what tasks of a run have returned."""
@@ -109,6 +111,7 @@ class Hub:
         self._idle = asyncio.Event()
         self._cursor: Cursor | None = None
         self._moved = asyncio.Event()
+        self._firehose = Firehose()
         self._on_watch: Callable[[], None] = lambda: None
         self.draining = False
         """Whether this server is shutting down."""
@@ -121,7 +124,7 @@ class Hub:
     @property
     def watching(self) -> bool:
         """Whether any run is watched."""
-        return bool(self._runs)
+        return bool(self._runs or self._firehose)
 
     def on_watch(self, call: Callable[[], None]) -> None:
         """Have something called whenever a run begins to be watched."""
@@ -134,6 +137,7 @@ class Hub:
     def dispatch(self, transitions: Sequence[Transition], cursor: Cursor) -> None:
         """Hand a batch to those who watch its runs."""
         self._move(cursor)
+        self._firehose.dispatch(transitions, cursor, time.monotonic())
         batches: dict[_Watched, list[Transition]] = {}
         for transition in transitions:
             watched = self._runs.get(RunKey(transition.dag_id, transition.run_id))
@@ -147,6 +151,7 @@ class Hub:
     def begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
         """Read every run again: what was known of it may not be true any more."""
         self._move(cursor)
+        self._firehose.begin_anew(reason, cursor)
         for watched in list(self._runs.values()):
             self._restart(watched, reason)
 
@@ -214,8 +219,11 @@ class Hub:
         watched.holders += 1
         try:
             while watched.feed.run is None:
-                assert watched.loading is not None, "a feed that has not started is being loaded"
-                await asyncio.shield(watched.loading)
+                loading = watched.loading
+                assert loading is not None, "a feed that has not started is being loaded"
+                await asyncio.wait({loading})
+                if watched.loading is loading:
+                    loading.result()
             if self._runs.get(key) is not watched:
                 raise Unavailable("The server lost the state of this run; try again")
             if since is None:
@@ -228,6 +236,38 @@ class Hub:
             if subscription is not None:
                 self._dismiss(watched, subscription)
             self._let_go(watched)
+
+    @asynccontextmanager
+    async def follow(self, wanted: Filter, *, since: Since | None = None) -> AsyncIterator[Subscription]:
+        """Follow many runs.
+
+        Args:
+            wanted: What shall be told.
+            since: From where on; by default from now on.
+
+        Raises:
+            Unavailable: PostgreSQL does not answer, the journal is missing, or this server is shutting down.
+        """
+        why_not = None if since is None else await self._refuse(since.cursor)
+        subscription, position = self._subscription(), self.cursor
+        self._firehose.join(wanted, subscription, position, time.monotonic())
+        self._subscriptions.add(subscription)
+        self._on_watch()
+        try:
+            if since is not None:
+                subscription.put_first(await self._missed(wanted, since, position, why_not))
+            yield subscription
+        finally:
+            self._firehose.leave(wanted, subscription)
+            self._drop(subscription)
+
+    async def _missed(self, wanted: Filter, since: Since, position: Cursor, why_not: ResetReason | None) -> list[Wire]:
+        if since.cursor is None or why_not is not None:
+            return anew(why_not or "cursor_damaged", position)
+        history = await self._source.history(None, since.cursor)
+        if history is None:
+            return anew("cursor_expired", position)
+        return missed(wanted, history, position, since.cursor)
 
     async def drain(self, grace: float) -> None:
         """Refuse new watchers, tell those that there are to connect elsewhere, and wait until they are gone.
@@ -331,6 +371,9 @@ class Hub:
 
     def _dismiss(self, watched: _Watched, subscription: Subscription) -> None:
         watched.feed.leave(subscription)
+        self._drop(subscription)
+
+    def _drop(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)
         if not self._subscriptions:
             self._idle.set()

@@ -235,8 +235,8 @@ class Runs:
                 run.remembered_results = await self._marked(connection, queries, key.dag_id, version)
         return run, seen.up_to(rows[0]["newest"] or 1)
 
-    async def history(self, key: RunKey, since: Cursor) -> list[Transition] | None:
-        """Read the transitions of a run that a cursor has not seen.
+    async def history(self, key: RunKey | None, since: Cursor) -> list[Transition] | None:
+        """Read the transitions of a run, or of all runs, that a cursor has not seen.
 
         Returns:
             `None` where they are too many to be worth telling one by one, or not all in the journal any more.
@@ -246,11 +246,16 @@ class Runs:
             JournalUnreachable: PostgreSQL does not answer.
         """
         async with self.connection() as (connection, queries):
-            rows = await connection.fetch(queries["run_history"], *key, since.snapshot, MAX_HISTORY + 1)
+            rows = await connection.fetch(queries["history"], *(key or (None, None)), since.snapshot, MAX_HISTORY + 1)
         pruned_to = rows[0]["pruned_to"]
         if len(rows) > MAX_HISTORY or (pruned_to is not None and not since.saw(pruned_to)):
             return None
         return [_transition(row[1:]) for row in rows if row["id"] is not None]
+
+    async def tagged(self, tags: Collection[str]) -> frozenset[str]:
+        """Return the DAGs that bear one of some tags. Errors as for `history`."""
+        async with self.connection() as (connection, queries):
+            return frozenset(row["dag_id"] for row in await connection.fetch(queries["tagged"], list(tags)))
 
     async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
         """Read what tasks of a run have returned. Errors as for `run_state`, without `RunNotFound`."""

@@ -31,7 +31,10 @@ READER = (
         for name in ("triggers", "put_back", "prune", "claim", "release")
     ),
     Privilege("schema", None, "", "USAGE"),
-    *(Privilege("table", None, name, "SELECT") for name in ("dag_run", "task_instance", "xcom", "serialized_dag")),
+    *(
+        Privilege("table", None, name, "SELECT")
+        for name in ("dag_run", "dag_tag", "task_instance", "xcom", "serialized_dag")
+    ),
 )
 """All that a server reads and calls (`queries.sql`, `install.read_status`)."""
 

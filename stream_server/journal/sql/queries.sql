@@ -96,8 +96,8 @@ LEFT JOIN LATERAL (
 WHERE r.dag_id = $1 AND r.run_id = $2
 ORDER BY t.task_id, t.map_index
 
--- run_history --
--- The rows of a run ($1 DAG, $2 run) that a snapshot ($3) had not seen, in the order of their identity; $4 at most. One row
+-- history --
+-- The rows of a run ($1 DAG, $2 run), or of all where they are empty, that a snapshot ($3) had not seen, in the order of their identity; $4 at most. One row
 -- with an empty id where there is none. As in journal_after, both arms use the index: those rows of all runs are looked at.
 SELECT m.pruned_to::text::bigint AS pruned_to, j.*
 FROM stream_server.meta AS m
@@ -107,7 +107,7 @@ LEFT JOIN LATERAL (
     FROM stream_server.journal
     WHERE ((txid >= pg_snapshot_xmax($3::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
            OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($3::text::pg_snapshot))))
-        AND dag_id = $1 AND run_id = $2
+        AND ($1::text IS NULL OR (dag_id = $1 AND run_id = $2))
     LIMIT $4
 ) AS j ON true
 ORDER BY j.id
@@ -127,6 +127,10 @@ CROSS JOIN LATERAL (
 WHERE x.dag_result
     AND EXISTS (SELECT FROM {airflow}.task_instance AS t
                 WHERE t.dag_id = $1 AND t.run_id = r.run_id AND t.task_id = x.task_id AND t.dag_version_id = $2)
+
+-- tagged --
+-- DAGs that bear one of some tags ($1).
+SELECT DISTINCT dag_id FROM {airflow}.dag_tag WHERE name = ANY ($1::text[])
 
 -- return_values --
 -- What tasks ($3) of a run ($1 DAG, $2 run) returned. The text is left out where the values of the task are larger

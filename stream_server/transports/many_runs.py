@@ -1,0 +1,62 @@
+"""`GET /api/v2/stream` and `GET /api/v2/dags/{dag_id}/stream`: the transitions of many runs on one connection."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stream_server.errors import BadParameter
+from stream_server.firehose import TYPES, Filter
+from stream_server.transports.body import Streaming
+from stream_server.transports.request import State, refuse_unknown, since
+from stream_server.transports.run_stream import stream_response
+
+PARAMETERS = ("dag_id", "run_id", "task_id", "state", "type", "tag")
+"""What can be asked for; each may be given many times."""
+
+MAX_NAMES = 100
+"""Values of one parameter."""
+
+
+async def stream(request: Request) -> Response:
+    """Answer the request."""
+    state: State = request.scope["state"]
+    refuse_unknown(request.query_params.keys(), frozenset({*PARAMETERS, "cursor"}))
+    asked = {name: request.query_params.getlist(name) for name in PARAMETERS}
+    if "dag_id" in request.path_params:
+        asked["dag_id"] = [request.path_params["dag_id"]]
+    wanted = await filter_of(state, asked)
+    watch = state["hub"].follow(wanted, since=since(request))
+    return stream_response(request, Streaming(watch, state["settings"].ping_interval))
+
+
+async def filter_of(state: State, asked: Mapping[str, Sequence[str]]) -> Filter:
+    """Return the filter that is asked for; the tags of DAGs are those that they have now.
+
+    Raises:
+        BadParameter: Something is asked for that there can't be.
+    """
+    for name, values in asked.items():
+        if len(values) > MAX_NAMES:
+            raise BadParameter(f"{name} is given {len(values)} times; {MAX_NAMES} are the most")
+    _refuse_others("type", asked.get("type", ()), TYPES)
+    dag_ids = frozenset(asked.get("dag_id", ()))
+    if tags := asked.get("tag"):
+        tagged = await state["runs"].tagged(tags)
+        # No DAG has an empty name: where none is tagged so, nothing is let through.
+        dag_ids = (tagged & dag_ids if dag_ids else tagged) or frozenset({""})
+    return Filter(
+        dag_ids=dag_ids,
+        run_ids=frozenset(asked.get("run_id", ())),
+        task_ids=frozenset(asked.get("task_id", ())),
+        states=frozenset(asked.get("state", ())),
+        types=frozenset(asked.get("type", ())),
+    )
+
+
+def _refuse_others(name: str, values: Collection[str], known: Collection[str]) -> None:
+    for value in values:
+        if value not in known:
+            raise BadParameter(f"{name}={value[:40]} is none of {', '.join(known)}")

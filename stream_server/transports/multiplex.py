@@ -1,0 +1,285 @@
+"""`/api/v2/stream` as WebSocket: many streams on one connection, each with an identity that the client chooses.
+
+What the client says: `{"op": "subscribe", "id": "a", …}`, `{"op": "unsubscribe", "id": "a"}` and
+`{"op": "ping", "id": "p"}`. Each is answered by an `ack` or an `error` with that `id`; every frame of a stream bears it
+as its last member. A refusal disturbs nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal, TypeAlias
+
+import anyio
+import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from stream_server.cursor import Cursor
+from stream_server.errors import (
+    BadParameter,
+    BadRequest,
+    CloseCode,
+    CursorError,
+    IdentityInUse,
+    StreamServerError,
+    TooManySubscriptions,
+)
+from stream_server.frames import Ack, Refusal, Wire
+from stream_server.hub import Since
+from stream_server.outcome import Question
+from stream_server.run_state import RunKey
+from stream_server.subscription import Subscription
+from stream_server.transports.many_runs import filter_of
+from stream_server.transports.pump import PING
+from stream_server.transports.request import State, refuse_foreign_origin
+
+MAX_ID_LENGTH = 64
+MAX_REPLIES = 64
+"""Answers that may wait for a client; beyond that, what it says next is read when it has read."""
+
+
+class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", forbid_unknown_fields=True):
+    """Begin a stream: of one run, where `run_id` is a name, or of all runs that the lists let through."""
+
+    id: str
+    dag_id: str | list[str] = []
+    run_id: str | list[str] = []
+    result: list[str] = []
+    until: Literal["result", "run"] = "result"
+    confirm: Literal["push", "success"] = "push"
+    task_id: list[str] = []
+    state: list[str] = []
+    type: list[str] = []
+    tag: list[str] = []
+    cursor: str | None = None
+
+
+class Unsubscribe(msgspec.Struct, tag_field="op", tag="unsubscribe", forbid_unknown_fields=True):
+    """End a stream. What was on its way may still come, before the answer."""
+
+    id: str
+
+
+class Probe(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=True):
+    """Ask whether the server is there."""
+
+    id: str
+
+
+Operation: TypeAlias = Subscribe | Unsubscribe | Probe
+
+_operations: msgspec.json.Decoder[Operation] = msgspec.json.Decoder(Operation)
+
+
+class _Named(msgspec.Struct):
+    """As much as an answer needs of what can't be understood."""
+
+    id: str = ""
+
+
+async def stream(websocket: WebSocket) -> None:
+    """Answer an upgrade of `/api/v2/stream`."""
+    refuse_foreign_origin(websocket)
+    await websocket.accept()
+    multiplex = Multiplex(websocket)
+    reading = asyncio.create_task(multiplex.read(), name="multiplex reader")
+    try:
+        await multiplex.write(reading)
+    except WebSocketDisconnect:
+        return
+    finally:
+        reading.cancel()
+        await multiplex.close()
+
+
+class _Stream:
+    """One stream of a connection."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.subscription: Subscription | None = None
+        self.over = asyncio.Event()
+
+
+class Multiplex:
+    """The streams of one connection.
+
+    Each is held open by a task of its own; one writer sends what is due to all of them.
+    """
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self._state: State = websocket.scope["state"]
+        self._streams: dict[str, _Stream] = {}
+        self._replies: asyncio.Queue[Wire] = asyncio.Queue(MAX_REPLIES)
+        self._due = asyncio.Event()
+
+    async def read(self) -> None:
+        """Do what the client asks, until it is gone."""
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            text = message.get("text") or message.get("bytes") or b""
+            try:
+                await self._do(_operation(text))
+            except StreamServerError as error:
+                await self._refuse(_identity(text), error)
+
+    async def write(self, reading: asyncio.Task[None]) -> None:
+        """Send what is due, until the client is gone or the server stops."""
+        reading.add_done_callback(lambda _: self._due.set())
+        while not reading.done():
+            with anyio.move_on_after(self._state["settings"].ping_interval):
+                await self._due.wait()
+            if not self._due.is_set():
+                await self._websocket.send_text(PING.text)
+            self._due.clear()
+            await self._send_due()
+            if self._state["hub"].draining:
+                await self._websocket.close(CloseCode.DRAINING, "The server is shutting down")
+                return
+        reading.result()
+
+    async def close(self) -> None:
+        """End all streams."""
+        tasks = [stream.task for stream in self._streams.values() if stream.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send_due(self) -> None:
+        while not self._replies.empty():
+            await self._websocket.send_text(self._replies.get_nowait().text)
+        for identity, stream in list(self._streams.items()):
+            if stream.subscription is None:
+                continue
+            for wire in stream.subscription.take():
+                await self._websocket.send_text(_named(wire, identity))
+            if stream.subscription.finished:
+                stream.over.set()
+
+    async def _do(self, operation: Operation) -> None:
+        if not 0 < len(operation.id) <= MAX_ID_LENGTH:
+            raise BadParameter(f"id must have 1 to {MAX_ID_LENGTH} characters")
+        if isinstance(operation, Subscribe):
+            self._subscribe(operation)
+        elif isinstance(operation, Unsubscribe):
+            await self._unsubscribe(operation.id)
+        else:
+            await self._reply(Wire(Ack(op="ping", id=operation.id)))
+
+    def _subscribe(self, operation: Subscribe) -> None:
+        if operation.id in self._streams:
+            raise IdentityInUse(f"There is a stream {operation.id!r} on this connection; end it, or choose another id")
+        most = self._state["settings"].max_subscriptions
+        if len(self._streams) >= most:
+            raise TooManySubscriptions(f"This connection has {most} streams, the most that are allowed; end one first")
+        stream = self._streams[operation.id] = _Stream()
+        stream.task = asyncio.create_task(self._hold(operation, stream), name="multiplexed stream")
+
+    async def _unsubscribe(self, identity: str) -> None:
+        stream = self._streams.get(identity)
+        if stream is None or stream.task is None:
+            raise BadRequest(f"There is no stream {identity[:MAX_ID_LENGTH]!r} on this connection")
+        stream.task.cancel()
+        await asyncio.wait({stream.task})
+        await self._reply(Wire(Ack(op="unsubscribe", id=identity)))
+
+    async def _hold(self, operation: Subscribe, stream: _Stream) -> None:
+        """Keep a stream open until it is over."""
+        try:
+            async with self._open(operation) as subscription:
+                await self._reply(Wire(Ack(op="subscribe", id=operation.id)))
+                stream.subscription = subscription
+                subscription.on_due(self._due.set)
+                await stream.over.wait()
+        except StreamServerError as error:
+            await self._refuse(operation.id, error)
+        finally:
+            del self._streams[operation.id]
+
+    @asynccontextmanager
+    async def _open(self, operation: Subscribe) -> AsyncIterator[Subscription]:
+        hub, since = self._state["hub"], _since(operation.cursor)
+        if isinstance(operation.run_id, str):
+            key, question = _run_of(operation, operation.run_id)
+            await self._state["authorizer"].authorize(self._websocket, key)
+            watch = hub.watch(key, question, since=since)
+        else:
+            watch = hub.follow(await filter_of(self._state, _lists(operation)), since=since)
+        async with watch as subscription:
+            yield subscription
+
+    async def _refuse(self, identity: str, error: StreamServerError) -> None:
+        problem = error.problem()
+        refusal = Refusal(
+            id=identity[:MAX_ID_LENGTH],
+            problem=problem["type"],
+            title=problem["title"],
+            status=problem["status"],
+            detail=problem["detail"],
+        )
+        await self._reply(Wire(refusal))
+
+    async def _reply(self, wire: Wire) -> None:
+        await self._replies.put(wire)
+        self._due.set()
+
+
+def _operation(text: str | bytes) -> Operation:
+    try:
+        return _operations.decode(text)
+    except msgspec.DecodeError as error:
+        raise BadRequest(
+            f"Not understood: {error}. Send JSON such as"
+            ' {"op":"subscribe","id":"a","dag_id":"d","run_id":"r"}, {"op":"unsubscribe","id":"a"} or'
+            ' {"op":"ping","id":"p"}'
+        ) from None
+
+
+def _identity(text: str | bytes) -> str:
+    try:
+        return msgspec.json.decode(text, type=_Named).id
+    except msgspec.DecodeError:
+        return ""
+
+
+def _named(wire: Wire, identity: str) -> str:
+    """Return a frame as it is for all, with the name that this client gave to its stream as the last member."""
+    return f'{wire.text[:-1]},"id":{msgspec.json.encode(identity).decode()}}}'
+
+
+def _since(cursor: str | None) -> Since | None:
+    if cursor is None:
+        return None
+    try:
+        return Since(Cursor.parse(cursor))
+    except CursorError:
+        return Since(None)
+
+
+def _run_of(operation: Subscribe, run_id: str) -> tuple[RunKey, Question]:
+    if not isinstance(operation.dag_id, str):
+        raise BadParameter("dag_id must be the name of one DAG, where run_id is that of one run")
+    if operation.task_id or operation.state or operation.type or operation.tag:
+        raise BadParameter("task_id, state, type and tag choose among many runs; leave them out, or make run_id a list")
+    question = Question(tuple(dict.fromkeys(operation.result)), operation.until, operation.confirm)
+    return RunKey(operation.dag_id, run_id), question
+
+
+def _lists(operation: Subscribe) -> dict[str, list[str]]:
+    if operation.result:
+        raise BadParameter("result is for a stream of one run; name it by run_id, as a text")
+    dag_ids = [operation.dag_id] if isinstance(operation.dag_id, str) else operation.dag_id
+    assert not isinstance(operation.run_id, str), "that is a stream of one run"
+    return {
+        "dag_id": dag_ids,
+        "run_id": operation.run_id,
+        "task_id": operation.task_id,
+        "state": operation.state,
+        "type": operation.type,
+        "tag": operation.tag,
+    }

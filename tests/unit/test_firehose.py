@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.cursor import Cursor
+from stream_server.errors import CloseCode
+from stream_server.firehose import BOOKMARK_SECONDS, Filter, Firehose, missed
+from stream_server.frames import Wire
+from stream_server.subscription import Subscription
+from stream_server.transition import Kind, Transition
+
+NAMES = st.sampled_from(["a", "b", "c"])
+SOME = st.frozensets(NAMES, max_size=2)
+
+
+def cursor(number: int) -> Cursor:
+    return Cursor("e", number, number)
+
+
+def transition(seq: int, dag_id: str = "a", task_id: str | None = "t", state: str | None = "queued") -> Transition:
+    kind = Kind.RUN if task_id is None else Kind.TASK
+    return Transition(
+        seq, seq, datetime(2026, 1, 1, tzinfo=timezone.utc), kind, dag_id, "r", task_id, -1, 1, state, None, 0
+    )
+
+
+def told(subscription: Subscription) -> list[str]:
+    return [wire.type for wire in subscription.take()]
+
+
+def last_cursor(wires: list[Wire]) -> Cursor | None:
+    assert all(wire.cursor is None for wire in wires[:-1]), "only the last frame of a batch has one"
+    return wires[-1].cursor
+
+
+@given(st.lists(st.tuples(NAMES, NAMES, NAMES)), SOME, SOME, SOME)
+def test_what_a_filter_names_is_let_through_and_nothing_else(
+    rows: list[tuple[str, str, str]],
+    dag_ids: frozenset[str],
+    task_ids: frozenset[str],
+    states: frozenset[str],
+) -> None:
+    wanted = Filter(dag_ids=dag_ids, task_ids=task_ids, states=states)
+    for seq, (dag_id, task_id, state) in enumerate(rows):
+        expected = all(
+            not names or value in names for names, value in ((dag_ids, dag_id), (task_ids, task_id), (states, state))
+        )
+        assert wanted.lets_through(transition(seq, dag_id, task_id, state)) == expected
+
+
+def test_a_filter_of_tasks_lets_no_run_through() -> None:
+    assert not Filter(task_ids=frozenset({"t"})).lets_through(transition(1, task_id=None))
+    assert not Filter(types=frozenset({"task"})).lets_through(transition(1, task_id=None))
+    assert Filter(types=frozenset({"run"})).lets_through(transition(1, task_id=None))
+    assert Filter(states=frozenset({"no_status"})).lets_through(transition(1, state=None))
+
+
+def test_each_hears_what_concerns_him_and_where_it_goes_on() -> None:
+    firehose, all_, some = Firehose(), Subscription(10**6), Subscription(10**6)
+    assert not firehose
+    firehose.join(Filter(), all_, cursor(1), 0.0)
+    firehose.join(Filter(dag_ids=frozenset({"b"})), some, cursor(1), 0.0)
+    assert firehose
+    for one in (all_, some):
+        assert last_cursor(one.take()) == cursor(1)
+    firehose.dispatch([transition(1), transition(2, "b"), transition(3, "b", None), transition(4)], cursor(5), 1.0)
+    wires = all_.take()
+    assert [wire.type for wire in wires] == ["task", "task", "run", "task"]
+    assert last_cursor(wires) == cursor(5)
+    wires = some.take()
+    assert [wire.type for wire in wires] == ["task", "run"]
+    assert last_cursor(wires) == cursor(5)
+
+
+def test_who_hears_nothing_is_told_now_and_then_how_far_it_goes() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
+    told(subscription)
+    firehose.dispatch([transition(1)], cursor(2), BOOKMARK_SECONDS / 2)
+    assert told(subscription) == []
+    firehose.dispatch([], cursor(2), BOOKMARK_SECONDS + 1)
+    assert told(subscription) == [], "the journal has not gone further"
+    firehose.dispatch([transition(2)], cursor(3), BOOKMARK_SECONDS + 1)
+    wires = subscription.take()
+    assert [wire.type for wire in wires] == ["ping"]
+    assert last_cursor(wires) == cursor(3)
+
+
+def test_frames_are_shared_by_all_who_hear_them() -> None:
+    firehose = Firehose()
+    ones = [Subscription(10**6) for _ in range(3)]
+    for one in ones:
+        firehose.join(Filter(), one, cursor(1), 0.0)
+        told(one)
+    firehose.dispatch([transition(1), transition(2)], cursor(3), 0.0)
+    first, *others = [one.take() for one in ones]
+    assert all(wire is same for other in others for wire, same in zip(first, other, strict=True))
+
+
+def test_who_has_left_hears_nothing() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(), subscription, cursor(1), 0.0)
+    told(subscription)
+    firehose.leave(Filter(), subscription)
+    firehose.dispatch([transition(1)], cursor(2), 0.0)
+    firehose.begin_anew("transitions_lost", cursor(2))
+    assert told(subscription) == []
+    assert not firehose
+    firehose.leave(Filter(), subscription)
+
+
+def test_all_are_told_that_something_is_missing() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
+    told(subscription)
+    firehose.begin_anew("transitions_lost", cursor(9))
+    wires = subscription.take()
+    assert [wire.type for wire in wires] == ["reset"]
+    assert last_cursor(wires) == cursor(9)
+
+
+def test_all_can_be_closed() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(), subscription, cursor(1), 0.0)
+    firehose.close(CloseCode.INTERNAL, "gone")
+    assert told(subscription) == ["ping", "close"]
+    assert not firehose
+
+
+@pytest.mark.parametrize("named", ["a", "nobody"])
+def test_what_was_missed_is_told_up_to_where_it_comes_by_itself(named: str) -> None:
+    history = [transition(2), transition(3), transition(7)]
+    wires = missed(Filter(dag_ids=frozenset({named})), history, cursor(5), cursor(2))
+    assert [wire.type for wire in wires] == ["resumed", *(["task", "task"] if named == "a" else [])]
+    assert last_cursor(wires) == cursor(5)
