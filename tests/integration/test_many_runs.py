@@ -144,7 +144,8 @@ async def test_what_was_missed_is_told_to_who_comes_back(
                     frames.append(json.loads(line.removeprefix("data: ")))
                 if types(frames)[-1:] == ["task"]:
                     break
-    assert types(frames) == ["resumed", "run", "task"]
+    # Where the other replica had not read so far yet, its place stands before what comes.
+    assert [kind for kind in types(frames) if kind != "ping"] == ["resumed", "run", "task"]
 
 
 async def test_damaged_and_expired_cursors_begin_anew(
@@ -206,7 +207,7 @@ async def test_many_streams_share_a_connection(talk: Talk, airflow: AirflowSql, 
     assert types(by_stream["c"])[-2:] == ["result", "end"]
     assert by_stream["c"][-2]["results"] == {"answer": "yes"}
     assert {one["dag_id"] for one in by_stream["r"] if one["type"] == "task"} == {"report"}
-    await talk.say(op="subscribe", id="c", dag_id=chat.dag_id, run_id=chat.run_id, cursor=by_stream["c"][0]["cursor"])
+    await talk.say(op="subscribe", id="c", dag_id=chat.dag_id, run_id=chat.run_id, cursor=snapshot["cursor"])
     again = await talk.hear_until("end")
     assert {one["id"] for one in again} == {"c"}, "a name is free again when its stream has ended"
     assert types(again)[:2] == ["ack", "resumed"]
