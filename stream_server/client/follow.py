@@ -1,7 +1,7 @@
 """Following one run over WebSocket until its stream ends.
 
 The end of a connection is not the end of a stream: only an `end` frame is. A connection that breaks is made again, and
-the stream goes on with a fresh snapshot.
+the stream goes on where it was.
 
     ClientError
     ├── Refused          the server will not stream this
@@ -23,7 +23,7 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from stream_server.frames import AnyFrame, Close, End, Ping, decode
+from stream_server.frames import AnyFrame, Close, End, Ping, Reset, Snapshot, decode
 
 PATIENCE_SECONDS = 60.0
 """How long to go on trying, by default, before a connection counts as lost for good."""
@@ -92,7 +92,9 @@ async def follow(
 ) -> AsyncIterator[Message]:
     """Yield the frames of a run, up to and including its `end`; `ping` and `close` are kept back.
 
-    After a broken connection the next frame is a `snapshot`, which takes the place of all that was known.
+    After a broken connection the next frame is `resumed`, and what was missed follows; or `reset`, where that can't be
+    told, and a `snapshot`, which takes the place of all that was known. What came twice, since the connection broke in the
+    middle of a batch, is kept back.
 
     Args:
         url: Address of the server.
@@ -111,11 +113,12 @@ async def follow(
     address = stream_url(url, dag_id, run_id, results, until)
     alive = time.monotonic()
     wait, longest = BACKOFF_SECONDS
+    place = _Place()
     while True:
         pause: float | None = None
         trouble: BaseException | None = None
         try:
-            async with _connected(address, token) as websocket:
+            async with _connected(place.resuming(address), token) as websocket:
                 try:
                     async for message in _messages(websocket):
                         # Only now: who accepts connections and drops them at once must not be asked ever faster.
@@ -123,7 +126,8 @@ async def follow(
                         if isinstance(message.frame, Close):
                             pause = _pause_of(message.frame)
                             continue
-                        yield message
+                        if place.is_news(message):
+                            yield message
                         if isinstance(message.frame, End):
                             return
                 finally:
@@ -137,6 +141,40 @@ async def follow(
             raise ConnectionLost(f"No connection to {_origin(address)} for {patience:g} s ({trouble})") from trouble
         await asyncio.sleep(random.uniform(0, wait) if pause is None else pause)  # noqa: S311 # not for secrets
         wait = min(wait * 2, longest)
+
+
+class _Cursor(msgspec.Struct):
+    """As much of a frame as says where it stands."""
+
+    cursor: str | None = None
+
+
+class _Place:
+    """How far a client has come in a stream."""
+
+    def __init__(self) -> None:
+        self._cursor: str | None = None
+        self._since: set[tuple[type[AnyFrame], int]] = set()
+        """Frames that came after the cursor: they come again if the connection breaks now."""
+
+    def resuming(self, address: str) -> str:
+        """Return the address at which the stream goes on."""
+        return address if self._cursor is None else f"{address}&{urlencode({'cursor': self._cursor})}"
+
+    def is_news(self, message: Message) -> bool:
+        """Note that a frame has come; false if it had come before."""
+        frame = message.frame
+        mark = (type(frame), seq) if (seq := getattr(frame, "seq", None)) is not None else None
+        known = mark in self._since
+        if mark is not None:
+            self._since.add(mark)
+        if isinstance(frame, (Reset, Snapshot)):
+            self._since.clear()
+        cursor = msgspec.json.decode(message.text, type=_Cursor).cursor
+        if cursor is not None:
+            self._cursor = cursor
+            self._since.clear()
+        return not known
 
 
 def _connected(address: str, token: str | None) -> connect:

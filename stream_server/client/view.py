@@ -17,6 +17,7 @@ from stream_server.frames import (
     Failure,
     Reset,
     Result,
+    Resumed,
     RunTransition,
     Snapshot,
     TaskTransition,
@@ -96,7 +97,7 @@ class RunView:
             row.follow(frame.state, frame.try_number)
         elif isinstance(frame, RunTransition):
             self._state = frame.state
-        else:
+        elif not isinstance(frame, Resumed):
             self._note = Text(describe(frame))
 
     def __rich__(self) -> RenderableType:

@@ -7,9 +7,10 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,8 @@ from websockets.http11 import Request, Response
 
 from stream_server.client import ConnectionLost, Message, Refused, StreamClosed, follow
 from stream_server.client.follow import stream_url
-from stream_server.frames import AnyFrame, Close, End, Ping, RunInfo, Snapshot, Wire
+from stream_server.cursor import Cursor
+from stream_server.frames import AnyFrame, Close, End, Ping, Reset, Resumed, RunInfo, Snapshot, TaskTransition, Wire
 from support.builders import KEY, types
 
 RUN = KEY._asdict()
@@ -178,6 +180,43 @@ async def test_a_broken_connection_is_made_again() -> None:
     async with server(breaks_after(SNAPSHOT), breaks_after(), says(SNAPSHOT, END)) as seen:
         assert await followed(seen) == ["snapshot", "snapshot", "end"]
     assert len(seen.requests) == 3
+
+
+def task(seq: int) -> TaskTransition:
+    return TaskTransition(
+        **RUN,
+        seq=seq,
+        at=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        task_id="t",
+        map_index=-1,
+        try_number=1,
+        state="queued",
+        previous_state=None,
+    )
+
+
+def at(frame: AnyFrame, xmax: int) -> str:
+    """A frame that is the last of its batch."""
+    return Wire(frame, Cursor("e", xmax, xmax)).text
+
+
+async def test_a_broken_stream_goes_on_where_it_was_and_tells_nothing_twice() -> None:
+    resumed = Resumed(**RUN, since="e.5:5:")
+    async with server(
+        breaks_after(at(SNAPSHOT, 5), task(1), task(2)),
+        breaks_after(resumed, task(1), at(task(2), 7), task(3)),
+        says(resumed, task(3), at(END, 9)),
+    ) as seen:
+        told = await messages(seen)
+    assert [getattr(message.frame, "seq", None) for message in told] == [None, 1, 2, None, 3, None, None]
+    queries = [parse_qs(urlsplit(request.path).query) for request in seen.requests]
+    assert [query.get("cursor") for query in queries] == [None, ["e.5:5:"], ["e.7:7:"]]
+
+
+async def test_what_begins_anew_is_told_again() -> None:
+    reset = Reset(**RUN, reason="cursor_expired")
+    async with server(breaks_after(at(SNAPSHOT, 5), task(1)), says(reset, SNAPSHOT, task(1), END)) as seen:
+        assert await followed(seen) == ["snapshot", "task", "reset", "snapshot", "task", "end"]
 
 
 async def test_a_connection_that_closes_before_the_end_is_made_again() -> None:
