@@ -153,7 +153,7 @@ class Feed:
         return channel, position
 
     def missed(
-        self, history: Iterable[Transition], channel: Channel, position: Cursor, since: Cursor, unborn: bool
+        self, history: Iterable[Transition], channel: Channel, position: Cursor, since: Cursor, *, unborn: bool
     ) -> list[Wire] | None:
         """Tell what has happened to the run between a client's cursor and a position.
 

@@ -93,7 +93,7 @@ async def follow(
     """Yield the frames of a run, up to and including its `end`; `ping` and `close` are kept back.
 
     After a broken connection the next frame is `resumed`, and what was missed follows; or `reset`, where that can't be
-    told, and a `snapshot`, which takes the place of all that was known. What came twice, since the connection broke in the
+    told, and a `snapshot`, which takes the place of all that was known. What came twice, since it broke in the
     middle of a batch, is kept back.
 
     Args:

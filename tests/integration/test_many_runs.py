@@ -155,10 +155,9 @@ async def test_damaged_and_expired_cursors_begin_anew(
         reset = (await events.until("reset"))[-1]
         assert reset == {"type": "reset", "reason": "cursor_damaged"}
         cursor = events.ids[-1]
-    await airflow.set_run(runs[0], "running")
-    await airflow.connection.execute(
-        "DELETE FROM stream_server.journal; UPDATE stream_server.meta SET pruned_to = pg_current_xact_id()"
-    )
+        await airflow.set_run(runs[0], "running")
+        await events.until("run")
+    await airflow.empty_journal()
     async with following(server, "/api/v2/stream", {"Last-Event-ID": cursor or ""}) as events:
         assert (await events.until("reset"))[-1]["reason"] == "cursor_expired"
         await airflow.set_run(runs[1], "running")

@@ -154,10 +154,11 @@ async def test_a_cursor_older_than_the_journal_begins_anew(
     async with sse(server.url, run, UNTIL_RUN) as events:
         await events.next()
         cursor = events.ids[-1]
-    await airflow.set_task(run, "ask", "scheduled")
-    await airflow.connection.execute(
-        "DELETE FROM stream_server.journal; UPDATE stream_server.meta SET pruned_to = pg_current_xact_id()"
-    )
+    async with sse(server.url, run, UNTIL_RUN) as events:
+        await events.next()
+        await airflow.set_task(run, "ask", "scheduled")
+        await events.next()
+    await airflow.empty_journal()
     async with coming_back(server, run, cursor, "sse", UNTIL_RUN) as until:
         frames = await until("snapshot")
     assert [frames[0]["type"], frames[0]["reason"]] == ["reset", "cursor_expired"]

@@ -218,6 +218,13 @@ class AirflowSql:
             for map_index in range(1, length):
                 await self.add_instance(key, version, task_id, map_index)
 
+    async def empty_journal(self) -> None:
+        """Delete all rows of the journal as too old."""
+        await self.connection.execute(
+            "WITH gone AS (DELETE FROM stream_server.journal RETURNING txid) UPDATE stream_server.meta"
+            " SET pruned_to = (SELECT txid FROM gone ORDER BY txid DESC LIMIT 1)"
+        )
+
     async def delete_run(self, key: RunKey) -> None:
         async with self.connection.transaction():
             await self.connection.execute("DELETE FROM task_instance WHERE dag_id = $1 AND run_id = $2", *key)

@@ -175,7 +175,7 @@ async def test_beginning_anew_twice_forgets_nothing_that_came_between(desk: Desk
 
 
 async def test_return_values_are_asked_for_until_they_come(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream_server.hub.RETRY_SECONDS", 0)
+    monkeypatch.setattr("stream_server.watched.RETRY_SECONDS", 0)
     async with watching(desk) as subscription:
         desk.history.run_task("answer", 42)
         desk.dispatch()
