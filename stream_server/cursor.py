@@ -11,14 +11,39 @@ import re
 from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
 from itertools import pairwise
+from typing import NamedTuple
 
 from stream_server.errors import CursorError
 
 _TXID = "[1-9][0-9]{0,19}"
 _SNAPSHOT = re.compile(rf"({_TXID}):({_TXID}):((?:{_TXID}(?:,{_TXID})*)?)")
-_WIRE = re.compile(rf"([0-9a-f]{{1,32}})\.({_SNAPSHOT.pattern})(?:\.(result|failure))?(\.end)?")
+_WIRE = re.compile(
+    rf"(?P<epoch>[0-9a-f]{{1,32}})\.(?P<snapshot>{_SNAPSHOT.pattern})(?:~(?P<seq>[1-9][0-9]{{0,17}})-(?P<at>0|[1-9][0-9]{{0,16}}))?"
+    r"(?:\.(?P<told>result|failure))?(?P<ended>\.end)?"
+)
 _LAST_TXID = 2**64 - 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Row(NamedTuple):
+    """A row of the journal, by what no other has in common with it, wherever numbers may be given out again."""
+
+    seq: int
+    at: int
+    """When it was written, in microseconds since 1970."""
+
+    @classmethod
+    def of(cls, seq: int, at: datetime) -> Row:
+        """Return the row that was written at a time."""
+        return cls(seq, (at - _EPOCH) // _MICROSECOND)
+
+    @property
+    def time(self) -> datetime:
+        """When it was written."""
+        return _EPOCH + self.at * _MICROSECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +61,9 @@ class Cursor:
 
     xip: tuple[int, ...] = ()
     """Transactions from `xmin` on that were in progress, ascending."""
+
+    row: Row | None = None
+    """One of those that the transaction below `xmax` wrote: where it is missing, the journal has another history."""
 
     told: str | None = None
     """Which outcome the reader has been told: `result` or `failure`."""
@@ -70,7 +98,9 @@ class Cursor:
         match = _WIRE.fullmatch(text)
         if match is None:
             raise CursorError(f"Not a cursor: {text[:80]!r}")
-        return replace(cls.from_snapshot(match[1], match[2]), told=match[6], ended=match[7] is not None)
+        row = None if match["seq"] is None else Row(int(match["seq"]), int(match["at"]))
+        cursor = cls.from_snapshot(match["epoch"], match["snapshot"])
+        return replace(cursor, row=row, told=match["told"], ended=match["ended"] is not None)
 
     @property
     def snapshot(self) -> str:
@@ -78,13 +108,15 @@ class Cursor:
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, self.xip))}"
 
     def __str__(self) -> str:
+        row = "" if self.row is None else f"~{self.row.seq}-{self.row.at}"
         told = f".{self.told}" if self.told else ""
-        return f"{self.epoch}.{self.snapshot}{told}{'.end' if self.ended else ''}"
+        return f"{self.epoch}.{self.snapshot}{row}{told}{'.end' if self.ended else ''}"
 
-    def up_to(self, txid: int) -> Cursor:
-        """Return the place that has seen nothing of what came after a transaction."""
+    def up_to(self, txid: int, row: Row | None = None) -> Cursor:
+        """Return the place that has seen nothing of what came after a transaction, which wrote a row."""
         xmax = min(self.xmax, txid + 1)
-        return replace(self, xmin=min(self.xmin, xmax), xmax=xmax, xip=tuple(one for one in self.xip if one < xmax))
+        xip = tuple(one for one in self.xip if one < xmax)
+        return replace(self, xmin=min(self.xmin, xmax), xmax=xmax, xip=xip, row=row)
 
     def with_seen(self, txids: Collection[int]) -> Cursor:
         """Return the place that has seen these transactions too, and none between them that had not begun here."""

@@ -262,7 +262,8 @@ class Hub:
             # It may come from a replica that is ahead of us.
             while not self.cursor.covers(cursor):
                 await self._moved.wait()
-        return None if self.cursor.covers(cursor) else "cursor_foreign"
+        known = self.cursor.covers(cursor) and not await self._source.lacks(cursor)
+        return None if known else "cursor_foreign"
 
     def _join(
         self, watched: Watched, question: Question, subscription: Subscription, *, opening: bool = True

@@ -35,6 +35,9 @@ class RunSource(Protocol):
     async def history(self, key: RunKey | None, since: Cursor) -> list[Transition] | None:
         """Read the transitions of a run, or of all, that a cursor has not seen; `None` where they can't all be told."""
 
+    async def lacks(self, cursor: Cursor) -> bool:
+        """Tell whether the journal has another history than the one that a cursor comes from."""
+
     async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
         """Read what tasks of a run have returned."""
 

@@ -16,7 +16,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from stream_server.cursor import Cursor
+from stream_server.cursor import Cursor, Row
 from stream_server.errors import JournalMissing, RunNotFound
 from stream_server.frames import RunInfo
 from stream_server.graph import Graph
@@ -131,10 +131,10 @@ class Reader:
     async def now(self) -> Standing:
         """Return where the journal stands."""
         (row,) = await self._fetch("journal_now")
-        seen, newest = Cursor.from_snapshot(row["epoch"], row["snapshot"]), row["newest"] or 1
+        seen = Cursor.from_snapshot(row["epoch"], row["snapshot"])
         if self._sight is not None:
             seen = await self._sight.complete(await self._sight.look(row["epoch"]))
-        return Standing(seen.up_to(newest), row["losses"])
+        return Standing(_as_far_as_written(seen, row), row["losses"])
 
     async def newest(self, at_most: int) -> list[Mark]:
         """Return the rows of the youngest transactions, the youngest first."""
@@ -151,12 +151,15 @@ class Reader:
         before = None if self._sight is None else await self._sight.look(cursor.epoch)
         rows = await self._fetch("journal_after", cursor.snapshot)
         transitions = [_transition(row[4:]) for row in rows if row["id"] is not None]
-        newest = max((one.txid for one in transitions), default=0)
+        newest = max(transitions, key=lambda one: one.txid, default=None)
         if before is None:
             seen = Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
         else:
             seen = before.with_seen([one.txid for one in transitions])
-        told = seen.up_to(max(newest, cursor.xmax - 1))
+        if newest is not None and newest.txid >= cursor.xmax:
+            told = seen.up_to(newest.txid, Row.of(newest.seq, newest.at))
+        else:
+            told = seen.up_to(cursor.xmax - 1, cursor.row)
         first = rows[0]
         pruned = first["pruned_to"] is not None and not cursor.saw(first["pruned_to"])
         return Batch(transitions, told, seen, first["losses"], first["read_at"], pruned)
@@ -233,7 +236,7 @@ class Runs:
                 version = versions.most_common(1)[0][0]
                 run.graph = await self._graph(connection, queries, version)
                 run.remembered_results = await self._marked(connection, queries, key.dag_id, version)
-        return run, seen.up_to(rows[0]["newest"] or 1)
+        return run, _as_far_as_written(seen, rows[0])
 
     async def history(self, key: RunKey | None, since: Cursor) -> list[Transition] | None:
         """Read the transitions of a run, or of all runs, that a cursor has not seen.
@@ -256,6 +259,18 @@ class Runs:
         """Return the DAGs that bear one of some tags. Errors as for `history`."""
         async with self.connection() as (connection, queries):
             return frozenset(row["dag_id"] for row in await connection.fetch(queries["tagged"], list(tags)))
+
+    async def lacks(self, cursor: Cursor) -> bool:
+        """Tell whether the journal has another history than the one that a cursor comes from. Errors as for `history`.
+
+        A failover to a server that was behind, or a crash with `synchronous_commit = off`, forgets transactions, and
+        gives their numbers to others.
+        """
+        if cursor.row is None:
+            return False
+        async with self.connection() as (connection, queries):
+            found = await connection.fetchval(queries["lacks"], [cursor.row.seq], [cursor.xmax - 1], [cursor.row.time])
+        return bool(found)
 
     async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
         """Read what tasks of a run have returned. Errors as for `run_state`, without `RunNotFound`."""
@@ -363,6 +378,14 @@ class Runs:
         if len(self._graphs) > MAX_GRAPHS:
             self._graphs.popitem(last=False)
         return graph
+
+
+def _as_far_as_written(seen: Cursor, row: asyncpg.Record) -> Cursor:
+    """Return the cursor that claims nothing of transactions younger than the newest row of the journal."""
+    newest, pruned_to = row["newest"] or 1, row["pruned_to"] or 1
+    if newest < pruned_to or row["newest"] is None:
+        return seen.up_to(pruned_to)
+    return seen.up_to(newest, Row.of(row["newest_id"], row["newest_at"]))
 
 
 def _transition(columns: tuple[Any, ...]) -> Transition:

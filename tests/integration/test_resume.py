@@ -215,3 +215,18 @@ async def test_a_replica_that_is_behind_catches_up_first(
         frames = await events.until("task")
     assert types(frames) == ["resumed", "task"]
     assert states(frames, "ask") == ["queued"]
+
+
+async def test_a_cursor_of_another_history_begins_anew(
+    server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    """As where a standby that was behind was promoted, and has given our numbers to what came since."""
+    async with sse(server.url, run, UNTIL_RUN) as events:
+        await events.next()
+        await airflow.set_task(run, "ask", "scheduled")
+        await events.next()
+        cursor = events.ids[-1]
+    await airflow.connection.execute("UPDATE stream_server.journal SET at = at + interval '1 microsecond'")
+    async with coming_back(other, run, cursor, "sse", UNTIL_RUN) as until:
+        frames = await until("snapshot")
+    assert [frames[0]["type"], frames[0]["reason"]] == ["reset", "cursor_foreign"]

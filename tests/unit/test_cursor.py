@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import datetime, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.cursor import Cursor
+from stream_server.cursor import Cursor, Row
 from stream_server.errors import CursorError
 
 TXIDS = st.integers(1, 2**64 - 1)
@@ -138,6 +139,17 @@ def test_the_end_of_a_stream_is_part_of_the_cursor() -> None:
     assert str(cursor) == "7f3a.5:9:5,7"
     assert str(cursor.of(None, ended=True)) == "7f3a.5:9:5,7.end"
     assert Cursor.parse("7f3a.5:9:5,7.end").ended
+
+
+def test_a_cursor_knows_the_row_that_it_has_seen_last() -> None:
+    written = datetime(2026, 1, 1, 12, 0, 0, 123456, timezone.utc)
+    cursor = Cursor("7f3a", 5, 9, (5, 7)).up_to(6, Row.of(41, written))
+    assert str(cursor) == "7f3a.5:7:5~41-1767268800123456"
+    read = Cursor.parse(f"{cursor}.result.end")
+    assert read.row is not None
+    assert (read.row.seq, read.row.time) == (41, written)
+    assert (read.told, read.ended) == ("result", True)
+    assert cursor.up_to(6).row is None
 
 
 @given(snapshots_of_one_history(), st.sets(st.integers(1, 70)))

@@ -35,6 +35,9 @@ class Source:
         self.histories.append(asyncio.get_running_loop().create_future())
         return await self.histories[-1]
 
+    async def lacks(self, cursor: Cursor) -> bool:
+        return False
+
     async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
         self.loads.append(asyncio.get_running_loop().create_future())
         return await self.loads[-1]

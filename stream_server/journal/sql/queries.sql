@@ -3,12 +3,12 @@
 -- journal_now --
 -- Where the journal stands: for the cursor of a reader that wants only what comes from now on, and how often the triggers
 -- could not write something down.
-SELECT epoch, pg_current_snapshot()::text AS snapshot,
-       greatest(pruned_to::text::bigint, (SELECT txid::text::bigint FROM stream_server.journal
-                                          ORDER BY txid DESC LIMIT 1)) AS newest,
+SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigint AS pruned_to,
+       n.txid::text::bigint AS newest, n.id AS newest_id, n.at AS newest_at,
        l.last_value + l.is_called::integer AS losses
-FROM stream_server.meta
+FROM stream_server.meta AS m
 CROSS JOIN stream_server.losses AS l
+LEFT JOIN LATERAL (SELECT id, txid, at FROM stream_server.journal ORDER BY txid DESC LIMIT 1) AS n ON true
 
 -- newest --
 -- The $1 rows of the journal whose transactions are the youngest.
@@ -75,9 +75,8 @@ ORDER BY j.id
 -- A cleared task's old XCom stays until its next try has begun, hence the comparison of times. Only Airflow 3.3 has
 -- xcom.dag_result: a bare name is looked for in the inner FROM first, then in the outer one, where it is empty. PostgreSQL
 -- looks anew when the table changes, so that an upgrade or downgrade under us needs nothing.
-SELECT m.epoch, pg_current_snapshot()::text AS snapshot,
-       greatest(m.pruned_to::text::bigint, (SELECT txid::text::bigint FROM stream_server.journal
-                                            ORDER BY txid DESC LIMIT 1)) AS newest,
+SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigint AS pruned_to,
+       n.txid::text::bigint AS newest, n.id AS newest_id, n.at AS newest_at,
        r.state AS run_state, r.queued_at AS run_queued_at, r.start_date AS run_start_date,
        r.end_date AS run_end_date, r.clear_number,
        t.task_id, t.map_index, t.try_number, t.state, t.start_date, t.end_date, t.dag_version_id,
@@ -85,6 +84,7 @@ SELECT m.epoch, pg_current_snapshot()::text AS snapshot,
            AND x.task_id IS NOT NULL AS pushed,
        x.dag_result
 FROM stream_server.meta AS m
+LEFT JOIN LATERAL (SELECT id, txid, at FROM stream_server.journal ORDER BY txid DESC LIMIT 1) AS n ON true
 CROSS JOIN (SELECT NULL::boolean AS dag_result) AS without
 CROSS JOIN {airflow}.dag_run AS r
 LEFT JOIN {airflow}.task_instance AS t ON t.dag_id = r.dag_id AND t.run_id = r.run_id
