@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +41,10 @@ class Stage:
 
 
 @contextmanager
-def stage(**settings: str) -> Iterator[Stage]:
+def stage(postgres_settings: Mapping[str, str] | None = None, **settings: str) -> Iterator[Stage]:
     """Start all of it with default settings but these, and stop and remove it at the end, whatever happens."""
     directory = RunDirectory(DATA_DIR)
-    postgres = EmbeddedPostgres(directory.postgres, log=directory.logs / "postgresql.log")
+    postgres = EmbeddedPostgres(directory.postgres, settings=postgres_settings, log=directory.logs / "postgresql.log")
     server: Server | None = None
     try:
         template.clone(template.ensure_template(DATA_DIR / "cache", ConsoleProgress()), directory.postgres)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
 from stream_server.errors import AirflowRefused, AirflowSilent, AirflowSlow
-from stream_server.run_state import RunKey
+from stream_server.run_state import RUN_FINAL, RunKey
 from stream_server.urls import redact
 
 TIMEOUT_SECONDS = 30.0
@@ -35,7 +37,7 @@ class AirflowApi:
     @asynccontextmanager
     async def open(cls, url: str, token: str | None) -> AsyncIterator[AirflowApi]:
         """Connect to an Airflow at `url`, the address of its API server with no path of the API."""
-        async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS) as client:
+        async with shared_client(url, TIMEOUT_SECONDS) as client:
             yield cls(client, {} if token is None else {"Authorization": f"Bearer {token}"})
 
     async def login(self, username: str, password: str) -> None:
@@ -44,8 +46,8 @@ class AirflowApi:
         Raises:
             AirflowError: Airflow refuses them, or does not answer.
         """
-        answer = await self._ask("POST", "/auth/token", {"username": username, "password": password})
-        self._credentials["Authorization"] = f"Bearer {answer['access_token']}"
+        token = await self._ask("access_token", "POST", "/auth/token", {"username": username, "password": password})
+        self._credentials["Authorization"] = f"Bearer {token}"
 
     async def trigger(self, dag_id: str, body: Mapping[str, Any]) -> RunKey:
         """Trigger a DAG and return its run (`POST /api/v2/dags/{dag_id}/dagRuns`).
@@ -59,19 +61,22 @@ class AirflowApi:
             AirflowSilent: There was no answer, and the run may have been created.
         """
         path = f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns"
-        answer = await self._ask("POST", path, {"logical_date": None, **body}, doubt=MAYBE_CREATED)
-        return RunKey(dag_id, str(answer["dag_run_id"]))
+        body = {"logical_date": None, **body}
+        return RunKey(dag_id, await self._ask("dag_run_id", "POST", path, body, doubt=MAYBE_CREATED))
 
     async def fail(self, key: RunKey) -> str:
         """Set a run to failed, and return its state then (`PATCH /api/v2/dags/{dag_id}/dagRuns/{dag_run_id}`).
 
-        Airflow stops its tasks; teardowns still run, and while one does the run is not failed yet.
+        Airflow stops its tasks; teardowns still run, and while one does the run is not failed yet. A run that is over
+        is left as it is: Airflow would turn a success into a failure.
 
         Raises:
             AirflowError: Airflow refuses, or does not answer.
         """
-        answer = await self._ask("PATCH", f"{run_path(key)}?update_mask=state", {"state": "failed"})
-        return str(answer["state"])
+        state = await self._ask("state", "GET", run_path(key))
+        if state in RUN_FINAL:
+            return state
+        return await self._ask("state", "PATCH", f"{run_path(key)}?update_mask=state", {"state": "failed"})
 
     async def pass_on(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
         """Hand on a request, and return Airflow's answer as it is.
@@ -81,10 +86,13 @@ class AirflowApi:
         """
         return await self._send(method, path, MAYBE_CREATED, content=body, headers={**headers, **self._credentials})
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, Any], *, doubt: str = "") -> dict[str, Any]:
+    async def _ask(
+        self, wanted: str, method: str, path: str, body: Mapping[str, Any] | None = None, *, doubt: str = ""
+    ) -> str:
+        """Ask something, and return one member of the answer."""
         response = await self._send(method, path, doubt, json=body, headers=self._credentials)
-        if response.is_success:
-            return dict(response.json())
+        if response.is_success and wanted in (answer := _object(response)):
+            return str(answer[wanted])
         what = f"Airflow answered {response.status_code} to {method} {path.partition('?')[0]}: {_detail(response)}"
         if response.is_client_error:
             challenge = response.headers.get("www-authenticate")
@@ -103,6 +111,17 @@ class AirflowApi:
             raise AirflowSilent(f"Airflow at {address} broke off ({_name(error)}){doubt}") from error
 
 
+def shared_client(url: str, timeout: float) -> httpx.AsyncClient:
+    """Return a client that many callers may share: a cookie that Airflow sets for one is not sent for another.
+
+    Args:
+        url: Address of Airflow's API server.
+        timeout: Seconds for each step of a request.
+    """
+    keep_none = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+    return httpx.AsyncClient(base_url=url, timeout=timeout, cookies=keep_none)
+
+
 def run_path(key: RunKey) -> str:
     """Return the path of a run in Airflow's REST API, and ours."""
     return f"/api/v2/dags/{quote(key.dag_id, safe='')}/dagRuns/{quote(key.run_id, safe='')}"
@@ -112,10 +131,18 @@ def _name(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def _object(response: httpx.Response) -> dict[str, Any]:
+    """Return the JSON object that was answered; an empty one for what is none, as of a proxy that wants a login."""
+    try:
+        answer = response.json()
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
 def _detail(response: httpx.Response) -> str:
     """Return what Airflow says of an error, without its surroundings."""
-    try:
-        detail = response.json()["detail"]
-    except (ValueError, KeyError, TypeError):
-        return response.text[:500]
-    return detail if isinstance(detail, str) else str(detail)[:500]
+    detail = _object(response).get("detail")
+    if isinstance(detail, str):
+        return detail
+    return (response.text if detail is None else json.dumps(detail, ensure_ascii=False))[:500]

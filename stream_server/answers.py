@@ -28,10 +28,14 @@ class RunAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     dag_id: str
     dag_run_id: str
+    """The run; the member has the name that Airflow's API gives it."""
+
     state: str | None
     """State of the run, which may still go on."""
 
     outcome: Literal["result", "failure", "none", "pending"]
+    """What became of the answer; `none` where no task answers, `pending` where the time was up before."""
+
     results: dict[str, msgspec.Raw] | None = None
     """JSON value by task; of a mapped task a list by `map_index`."""
 
@@ -39,8 +43,64 @@ class RunAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Values too large to be sent."""
 
     failure: FailureInfo | None = None
+    """Why the answer will not come."""
+
     tasks: dict[str, int] | None = None
     """Task instances by state, while the outcome is pending."""
+
+
+class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that was told to stop."""
+
+    dag_id: str
+    dag_run_id: str
+    state: str
+    """State of the run now: while teardowns still run, it is not `failed` yet."""
+
+
+class WaitLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of the answer to `wait`, as Airflow has it."""
+
+    state: str
+    """State of the run."""
+
+    results: dict[str, msgspec.Raw] = {}
+    """Only in the last line: JSON value by task; of a mapped task a list by `map_index`."""
+
+    references: dict[str, Reference] = {}
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The process runs."""
+
+    status: Literal["ok"]
+    """Always the same; that there is an answer is what is told."""
+
+
+class TailReadiness(msgspec.Struct, frozen=True, kw_only=True):
+    """What the tail has of PostgreSQL."""
+
+    connected: bool
+    """Whether PostgreSQL answers."""
+
+    doorbell: bool
+    """Whether notifications come through; if not, the journal is looked into now and then."""
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether streams are whole and live."""
+
+    status: Literal["ready", "unavailable"]
+    """Whether there are no problems."""
+
+    problems: list[str]
+    """Why streams can't be served."""
+
+    warnings: list[str]
+    """What an operator should look at, while streams go on."""
+
+    tail: TailReadiness
+    """How the journal is followed."""
 
 
 class Hearing:

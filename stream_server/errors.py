@@ -3,9 +3,11 @@
     StreamServerError
     ├── BadRequest            the caller asked for something that can't be
     │   ├── BadParameter      a query parameter or path has a wrong value
+    │   ├── UnknownTask       the DAG has no task of that name
+    │   ├── IdentityInUse     one name for two streams of a connection
+    │   ├── TooManySubscriptions  more streams on one connection than are allowed
     │   ├── KeyReused         an idempotency key was used before, for something else
-    │   ├── TooLarge          a request is larger than this server reads
-    │   └── UnknownTask       the DAG has no task of that name
+    │   └── TooLarge          a request is larger than this server reads
     ├── RunNotFound           Airflow knows no such DAG run
     ├── ForeignOrigin         a page of another origin asks
     ├── CursorError           a cursor is damaged
@@ -16,19 +18,21 @@
     │   └── Draining          this server is shutting down
     ├── InstallError          install or uninstall could not be done
     ├── SettingsError         the configuration contradicts itself
-    ├── NoResult              the bare value was asked for, and there is none
+    ├── AirflowError          Airflow's REST API refused or did not answer
+    │   ├── AirflowRefused    it refused; its status goes on to the client
+    │   └── AirflowSilent     it did not answer, or with an error of its own
+    │       └── AirflowSlow   not in time
     ├── AirflowUnknown        this server was not told where Airflow's API is
-    └── AirflowError          Airflow's REST API refused or did not answer
-        ├── AirflowRefused    it refused; its status goes on to the client
-        └── AirflowSilent     it did not answer, or with an error of its own
-            └── AirflowSlow   not in time
+    └── NoResult              the bare value was asked for, and there is none
 
 Errors that may reach an HTTP client know their status and title; `problem()` gives them as RFC 9457 asks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any
 
 
@@ -43,6 +47,9 @@ class StreamServerError(Exception):
 
     retry_after: int | None = None
     """Seconds after which it makes sense to try again, for the `Retry-After` header."""
+
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Further headers of the answer."""
 
     def problem(self) -> dict[str, Any]:
         """Return the members of an `application/problem+json` body (RFC 9457 section 3)."""
@@ -76,6 +83,20 @@ class UnknownTask(BadRequest):
         self.dag_id, self.task_id, self.known = dag_id, task_id, known
         names = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")  # noqa: PLR2004
         super().__init__(f"DAG {dag_id!r} has no task {task_id!r}; its tasks are: {names}")
+
+
+class IdentityInUse(BadRequest):
+    """A client gives one name to two streams of a connection."""
+
+    status = 409
+    title = "Identity in use"
+
+
+class TooManySubscriptions(BadRequest):
+    """A client wants more streams on one connection than this server allows."""
+
+    status = 429
+    title = "Too many subscriptions"
 
 
 class RunNotFound(StreamServerError):

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from stream_server.errors import StreamServerError
 from stream_server.hub import Hub
+from stream_server.outcome import Pending, Question, judge
 from stream_server.run_state import RunKey
 
 log = logging.getLogger(__name__)
@@ -23,11 +24,14 @@ class Cancellations:
         self._hub = hub
         self._tasks: dict[RunKey, asyncio.Task[None]] = {}
 
-    def schedule(self, key: RunKey, cancel: Callable[[], Awaitable[object]], grace: float) -> None:
-        """Stop a run after `grace` seconds, if nobody watches it then. A later call replaces an earlier one."""
+    def schedule(self, key: RunKey, question: Question, cancel: Callable[[], Awaitable[object]], grace: float) -> None:
+        """Stop a run after `grace` seconds, if nobody watches it then, and what was asked of it is still open.
+
+        A later call replaces an earlier one.
+        """
         if (before := self._tasks.pop(key, None)) is not None:
             before.cancel()
-        task = asyncio.create_task(self._cancel(key, cancel, grace), name="cancellation")
+        task = asyncio.create_task(self._cancel(key, question, cancel, grace), name="cancellation")
         self._tasks[key] = task
         task.add_done_callback(lambda done: self._forget(key, done))
 
@@ -40,16 +44,26 @@ class Cancellations:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _cancel(self, key: RunKey, cancel: Callable[[], Awaitable[object]], grace: float) -> None:
+    async def _cancel(
+        self, key: RunKey, question: Question, cancel: Callable[[], Awaitable[object]], grace: float
+    ) -> None:
         await asyncio.sleep(grace)
         if self._hub.watched(key):
             return
         try:
+            if not await self._open(key, question):
+                return
             await cancel()
         except StreamServerError as error:
             log.warning("Run %s was left by all who waited for it, and could not be stopped: %s", key, error)
         else:
             log.info("Stopped run %s, which all had left who waited for it", key)
+
+    async def _open(self, key: RunKey, question: Question) -> bool:
+        """Tell whether a run has not answered yet, as the database has it: nobody has watched it meanwhile."""
+        async with self._hub.watch(key, question):
+            run = self._hub.state(key)
+            return run is not None and not run.final and isinstance(judge(run, question), Pending)
 
     def _forget(self, key: RunKey, task: asyncio.Task[None]) -> None:
         if self._tasks.get(key) is task:

@@ -30,6 +30,12 @@ READING_SECONDS = 5.0
 RETRY_AFTER = "1"
 """Seconds after which to ask again; asking waits, so that there is no need to wait before."""
 
+FAIL_STATUS = 502
+"""HTTP status that tells a failure where the bare value was asked for, unless the caller chooses another."""
+
+FAIL_STATUSES = (400, 599)
+"""Bounds of those that can be chosen."""
+
 FORM = frozenset({"timeout", "unwrap", "fail_status"})
 """Parameters that say how long to wait, and what the answer looks like."""
 
@@ -54,7 +60,7 @@ def form(request: Request) -> Form:
     return Form(
         duration(request, "timeout", DEFAULT_TIMEOUT),
         flag(request, "unwrap"),
-        number(request, "fail_status", 502, 400, 599),
+        number(request, "fail_status", FAIL_STATUS, *FAIL_STATUSES),
     )
 
 

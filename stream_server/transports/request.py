@@ -15,6 +15,7 @@ from stream_server.cursor import Cursor
 from stream_server.errors import AirflowUnknown, BadParameter, CursorError, ForeignOrigin
 from stream_server.hub import Hub, Since
 from stream_server.journal.claims import Claims
+from stream_server.journal.postgres import Runs
 from stream_server.meter import Meter
 from stream_server.metrics import Metrics
 from stream_server.outcome import Question
@@ -29,6 +30,10 @@ QUESTION = frozenset({"result", "confirm"})
 STREAM = QUESTION | {"until", "cursor"}
 """Parameters of a stream."""
 
+UNTIL = ("result", "run")
+CONFIRM = ("push", "success")
+"""Values of these parameters; the first is the default."""
+
 
 class State(TypedDict):
     """What the application's lifespan gives to every request."""
@@ -40,6 +45,7 @@ class State(TypedDict):
     metrics: Metrics
     authorizer: Authorizer
     airflow: httpx.AsyncClient | None
+    runs: Runs
     claims: Claims
     cancellations: Cancellations
 
@@ -64,8 +70,8 @@ def question(connection: HTTPConnection, known: frozenset[str] = STREAM) -> Ques
     results = query.getlist("result")
     if any(not task_id for task_id in results):
         raise BadParameter("result= needs the name of a task; leave it out to get the DAG's own result")
-    until = choice(connection, "until", ("result", "run")) if "until" in known else "result"
-    confirm = choice(connection, "confirm", ("push", "success"))
+    until = choice(connection, "until", UNTIL) if "until" in known else "result"
+    confirm = choice(connection, "confirm", CONFIRM)
     return Question(
         results=tuple(dict.fromkeys(results)),
         until="run" if until == "run" else "result",

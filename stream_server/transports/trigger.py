@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -17,18 +19,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stream_server.airflow_api import AirflowApi, run_path
+from stream_server.answers import Cancelled
 from stream_server.errors import (
     AirflowRefused,
     AirflowUnknown,
     BadParameter,
     BadRequest,
     KeyReused,
+    NoResult,
     RunNotFound,
+    StreamServerError,
     TooLarge,
-    Unavailable,
 )
 from stream_server.hub import Since
+from stream_server.outcome import Question
 from stream_server.run_state import RunKey
+from stream_server.subscription import Subscription
 from stream_server.transports import longpoll, ndjson, sse
 from stream_server.transports.body import Streaming
 from stream_server.transports.longpoll import Form
@@ -54,8 +60,14 @@ PARAMETERS = STREAM | longpoll.FORM | {"wait_for_completion", "if_exists", "on_d
 DEFAULT_GRACE = 5.0
 """Seconds in which somebody must come back to a run that shall not go on without."""
 
+IF_EXISTS = ("fail", "attach")
+ON_DISCONNECT = ("continue", "cancel")
+"""Values of these parameters; the first is the default."""
+
 MAX_KEY_LENGTH = 255
 PASSED_HEADERS = ("accept", "content-type")
+OWN_HEADERS = frozenset({"connection", "content-encoding", "content-length", "date", "keep-alive", "transfer-encoding"})
+"""Headers of Airflow's answer that tell about its connection to us, or about a compression that has been undone."""
 
 
 class Plan(NamedTuple):
@@ -87,14 +99,9 @@ async def trigger(request: Request) -> Response:
     plan = _plan(request)
     airflow = airflow_as(request)
     begun = await _begin(request, airflow, plan)
-    try:
+    with _naming(begun.key):
         await state["authorizer"].authorize(request, begun.key)
         return await _answer(request, airflow, begun, plan)
-    except Unavailable as error:
-        # The run exists: who only reads that something is unavailable would trigger another.
-        raise Unavailable(
-            f"{error}. Run {begun.key.run_id!r} was triggered; follow it at {run_path(begun.key)}"
-        ) from error
 
 
 async def cancel(request: Request) -> Response:
@@ -102,14 +109,13 @@ async def cancel(request: Request) -> Response:
     refuse_foreign_origin(request)
     key = run_key(request)
     state = await airflow_as(request).fail(key)
-    return Response(
-        msgspec.json.encode({"dag_id": key.dag_id, "dag_run_id": key.run_id, "state": state}), media_type=JSON
-    )
+    cancelled = Cancelled(dag_id=key.dag_id, dag_run_id=key.run_id, state=state)
+    return Response(msgspec.json.encode(cancelled), media_type=JSON)
 
 
 def _plan(request: Request) -> Plan:
-    attach = choice(request, "if_exists", ("fail", "attach")) == "attach"
-    cancels = choice(request, "on_disconnect", ("continue", "cancel")) == "cancel"
+    attach = choice(request, "if_exists", IF_EXISTS) == "attach"
+    cancels = choice(request, "on_disconnect", ON_DISCONNECT) == "cancel"
     grace = duration(request, "grace", DEFAULT_GRACE)
     if not cancels and "grace" in request.query_params:
         raise BadParameter("grace= means something only together with on_disconnect=cancel")
@@ -123,50 +129,71 @@ async def _begin(request: Request, airflow: AirflowApi, plan: Plan) -> Begun:
     body = await _read(request)
     since = Since(state["hub"].cursor, unborn=True)
     claimed = await _claim(request, dag_id, body)
+    attach = plan.attach or (claimed is not None and not claimed.foreign)
     named = claimed.run_id if claimed is not None else body.get("dag_run_id")
     if claimed is not None:
         body = {**body, "dag_run_id": claimed.run_id}
     try:
         return Begun(await airflow.trigger(dag_id, body), since)
     except AirflowRefused as error:
-        if error.status == CONFLICT and named is not None and (plan.attach or claimed is not None):
-            return Begun(await _existing(request, RunKey(dag_id, str(named)), error), None)
+        if error.status == CONFLICT and named is not None and attach:
+            # The conflict may be about something else, such as the logical date.
+            key = RunKey(dag_id, str(named))
+            await state["authorizer"].authorize(request, key)
+            if await _exists(state, key):
+                return Begun(key, None)
         if claimed is not None and claimed.first:
             await state["claims"].release(claimed.digest, claimed.run_id)
         raise
 
 
-async def _existing(request: Request, key: RunKey, conflict: AirflowRefused) -> RunKey:
-    """Return a run that is there already; Airflow's conflict may be about something else, such as the logical date."""
-    state: State = request.scope["state"]
-    await state["authorizer"].authorize(request, key)
+async def _exists(state: State, key: RunKey) -> bool:
     try:
-        async with state["hub"].watch(key, question(request, PARAMETERS)):
-            return key
+        async with state["hub"].watch(key, Question()):
+            return True
     except RunNotFound:
-        raise conflict from None
+        return False
 
 
 async def _answer(request: Request, airflow: AirflowApi, begun: Begun, plan: Plan) -> Response:
     state: State = request.scope["state"]
     key, asked = begun.key, question(request, PARAMETERS)
     watch = state["hub"].watch(key, asked, since=begun.since)
-    on_gone = _on_gone(state, airflow, key, plan.cancel_after)
+    on_gone = None
+    if (grace := plan.cancel_after) is not None:
+        on_gone = partial(state["cancellations"].schedule, key, asked, partial(airflow.fail, key), grace)
     form = accepts(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
     if form != JSON:
-        streaming = Streaming(watch, state["settings"].ping_interval, on_gone)
+        streaming = Streaming(_naming_run(watch, key), state["settings"].ping_interval, on_gone)
         return stream_response(request, streaming, _names(request, key, "stream", STREAM))
     answer = await longpoll.wait(request, watch, key, plan.form.timeout, on_gone)
     headers = _names(request, key, "result", QUESTION | longpoll.FORM)
     if answer.outcome == "pending":
         headers["Location"] = headers["Content-Location"]
-    return longpoll.respond(answer, plan.form, headers)
+    try:
+        return longpoll.respond(answer, plan.form, headers)
+    except StreamServerError as error:
+        error.headers = headers
+        raise
 
 
-def _on_gone(state: State, airflow: AirflowApi, key: RunKey, grace: float | None) -> Callable[[], None] | None:
-    if grace is None:
-        return None
-    return lambda: state["cancellations"].schedule(key, lambda: airflow.fail(key), grace)
+@contextmanager
+def _naming(key: RunKey) -> Iterator[None]:
+    """Have errors name the run that is there: who only reads what is wrong would trigger another."""
+    try:
+        yield
+    except StreamServerError as error:
+        error.headers = {"Location": run_path(key), **error.headers}
+        if not isinstance(error, NoResult):
+            error.args = (f"{error}. Run {key.run_id!r} was triggered; follow it at {run_path(key)}",)
+        raise
+
+
+@asynccontextmanager
+async def _naming_run(watch: AbstractAsyncContextManager[Subscription], key: RunKey) -> AsyncIterator[Subscription]:
+    with _naming(key):
+        async with watch as subscription:
+            yield subscription
 
 
 def _names(request: Request, key: RunKey, what: str, parameters: frozenset[str]) -> dict[str, str]:
@@ -182,6 +209,10 @@ class Claimed(NamedTuple):
     digest: bytes
     run_id: str
     first: bool
+    """Whether nobody had used the key before."""
+
+    foreign: bool
+    """Whether the run had been there before the key was used."""
 
 
 async def _claim(request: Request, dag_id: str, body: Mapping[str, Any]) -> Claimed | None:
@@ -198,13 +229,16 @@ async def _claim(request: Request, dag_id: str, body: Mapping[str, Any]) -> Clai
     if not 0 < len(key) <= MAX_KEY_LENGTH:
         raise BadRequest(f"The Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters")
     digest = _digest([dag_id, key])
-    run_id = str(body.get("dag_run_id") or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}")
+    named = body.get("dag_run_id")
+    # To be asked before the claim: whoever comes with the same key meanwhile may be faster than we are.
+    existed = named is not None and await _exists(state, RunKey(dag_id, str(named)))
+    run_id = str(named or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}")
     claim = await state["claims"].claim(digest, _digest(body), run_id, state["settings"].idempotency_ttl)
     if not claim.same:
         raise KeyReused(
             "This Idempotency-Key was used for another request to this DAG; use a new key for a new request"
         )
-    return Claimed(digest, claim.run_id, claim.first)
+    return Claimed(digest, claim.run_id, claim.first, existed and claim.first)
 
 
 def _digest(what: object) -> bytes:
@@ -221,19 +255,19 @@ async def _read(request: Request) -> dict[str, Any]:
     raw = await _read_bytes(request)
     try:
         return msgspec.json.decode(raw or b"{}", type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"The body must be a JSON object, as Airflow's endpoint has it: {error}") from None
 
 
 async def _read_bytes(request: Request) -> bytes:
     state: State = request.scope["state"]
     most = state["settings"].max_body_bytes
-    chunks: list[bytes] = []
+    body = bytearray()
     async for chunk in request.stream():
-        chunks.append(chunk)
-        if sum(map(len, chunks)) > most:
+        body += chunk
+        if len(body) > most:
             raise TooLarge(f"The body has more than {most} bytes")
-    return b"".join(chunks)
+    return bytes(body)
 
 
 async def _pass_on(request: Request) -> Response:
@@ -241,11 +275,12 @@ async def _pass_on(request: Request) -> Response:
     if state["airflow"] is None:
         raise AirflowUnknown
     headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
-    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    path = request.scope["raw_path"].decode() + (f"?{request.url.query}" if request.url.query else "")
     answer = await AirflowApi(state["airflow"], credentials(request)).pass_on(
         "POST", path, await _read_bytes(request), headers
     )
-    kept = ("content-type", "www-authenticate", "location")
-    return Response(
-        answer.content, answer.status_code, {name: answer.headers[name] for name in kept if name in answer.headers}
-    )
+    response = Response(answer.content, answer.status_code)
+    for name, value in answer.headers.multi_items():
+        if name not in OWN_HEADERS:
+            response.headers.append(name, value)
+    return response

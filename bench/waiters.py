@@ -1,0 +1,234 @@
+"""What callers cost who wait for a result, and how soon they are answered: `make bench-waiters`.
+
+Each waits at `…/result` for a run of its own. While nothing happens, pg_stat_statements counts what the server asks of
+the database with one of them, and with all: what is asked more is theirs. Then the values of the runs are pushed one
+by one, each timed from just before its COMMIT is sent to the first byte of the answer, by one clock in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import quote, urlsplit
+
+import asyncpg
+import uvloop
+from rich.console import Console
+
+from bench.stage import Stage, stage, termination_raises
+from stream_server.demo.postgres import SUPERUSER
+from stream_server.demo.template import ROLE
+from stream_server.run_state import RunKey
+from support.airflow_sql import AirflowSql
+
+AIM_MS = 100.0
+"""Milliseconds from the COMMIT to the answer, as a median."""
+
+DEADLINE = 60.0
+
+
+class Waiter(asyncio.Protocol):
+    """One call of `…/result`, read by hand: a client library would take the time that is measured."""
+
+    def __init__(self, key: RunKey, host: str) -> None:
+        self._request = (
+            f"GET /api/v2/dags/{key.dag_id}/dagRuns/{quote(key.run_id, safe='')}/result?timeout=10m HTTP/1.1\r\n"
+            f"Host: {host}\r\n\r\n"
+        )
+        self._received = b""
+        self.answered = asyncio.get_running_loop().create_future()
+        """Resolves to when the answer came, and the outcome."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclass of asyncio's.
+        cast("asyncio.Transport", transport).write(self._request.encode())
+
+    def data_received(self, data: bytes) -> None:
+        at = time.monotonic()
+        self._received += data
+        head, _, body = self._received.partition(b"\r\n\r\n")
+        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        if len(body) == length and not self.answered.done():
+            self.answered.set_result((at, json.loads(body)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.answered.done():
+            self.answered.set_exception(exc or ConnectionError("The server has closed the connection"))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured."""
+
+    waiters: int
+    idle_s: float
+    asked_by_one: dict[str, int]
+    """How often each statement ran while one waited."""
+
+    asked_by_all: dict[str, int]
+    milliseconds: list[float]
+    wrong: int
+    opening_cpu_s: float
+    idle_cpu_s: float
+    answering_cpu_s: float
+
+    def misses(self) -> list[str]:
+        """Return the aims that were fallen short of, in words."""
+        found = [f"{calls} more calls of: {query}" for query, calls in self.more_asked().items()]
+        if self.wrong:
+            found.append(f"{self.wrong} wrong answers")
+        if statistics.median(self.milliseconds) > AIM_MS:
+            found.append(f"the median answer took more than {AIM_MS:g} ms")
+        return found
+
+    def more_asked(self) -> dict[str, int]:
+        """Return what was asked more often by all than by one; one poll may fall into either of two equal spans."""
+        more = {query: calls - self.asked_by_one.get(query, 0) for query, calls in self.asked_by_all.items()}
+        return {query: calls for query, calls in more.items() if calls > (query in self.asked_by_one)}
+
+    def as_json(self) -> dict[str, Any]:
+        ordered = sorted(self.milliseconds)
+        return {
+            "benchmark": "waiters",
+            "waiters": self.waiters,
+            "idle_s": self.idle_s,
+            "calls_of_one": sum(self.asked_by_one.values()),
+            "calls_of_all": sum(self.asked_by_all.values()),
+            "queries_of_waiters": sum(self.more_asked().values()),
+            "answer_ms": {
+                "median": round(statistics.median(ordered), 2),
+                "p99": round(ordered[round(0.99 * (len(ordered) - 1))], 2),
+                "max": round(ordered[-1], 2),
+            },
+            "server_cpu_s": {
+                "opening": round(self.opening_cpu_s, 2),
+                "idle": round(self.idle_cpu_s, 2),
+                "answering": round(self.answering_cpu_s, 2),
+            },
+            "misses": self.misses(),
+        }
+
+
+def main() -> int:
+    """Run the benchmark; falling short of an aim is told, and is no error."""
+    parser = argparse.ArgumentParser(prog="bench-waiters", description=__doc__)
+    parser.add_argument("--waiters", type=int, default=500, help="(default: %(default)d)")
+    parser.add_argument("--idle", type=float, default=5.0, help="seconds of quiet (default: %(default)g)")
+    parser.add_argument("--rate", type=float, default=50.0, help="answers per second (default: %(default)g)")
+    options = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    counting = {"shared_preload_libraries": "pg_stat_statements"}
+    # What the server does at long intervals would fall into one of the spans and not into the other.
+    with termination_raises(), stage(counting, check_interval="1h", retention="0") as running:
+        figures = uvloop.run(_measure(running, options.waiters, options.idle, options.rate))
+    console = Console(stderr=True)
+    for miss in figures.misses():
+        console.print(f"[bold red]missed:[/] {miss}", highlight=False)
+    print(json.dumps(figures.as_json()))
+    return 0
+
+
+async def _measure(running: Stage, count: int, idle: float, rate: float) -> Figures:
+    keys = [RunKey("waiters", f"run_{number:04}") for number in range(count)]
+    counter = await asyncpg.connect(running.database_url.replace(f"//{ROLE}@", f"//{SUPERUSER}@"))
+    try:
+        async with AirflowSql.open(running.database_url) as airflow:
+            await counter.execute("CREATE EXTENSION pg_stat_statements")
+            await _add_runs(airflow, keys)
+            first = await _wait_for(running, keys[:1])
+            await _settled(counter)
+            asked_by_one = await _asked(counter, idle)
+            used = [running.server_seconds()]
+            waiters = first + await _wait_for(running, keys[1:])
+            await _settled(counter)
+            used.append(running.server_seconds())
+            asked_by_all = await _asked(counter, idle)
+            used.append(running.server_seconds())
+            committed = await _answer(airflow, keys, rate)
+            answers = await asyncio.wait_for(asyncio.gather(*(waiter.answered for waiter in waiters)), DEADLINE)
+            used.append(running.server_seconds())
+    finally:
+        await counter.close()
+    expected = [("result", {"answer": number}) for number in range(count)]
+    return Figures(
+        waiters=count,
+        idle_s=idle,
+        asked_by_one=asked_by_one,
+        asked_by_all=asked_by_all,
+        milliseconds=[1000 * (at - sent) for (at, _), sent in zip(answers, committed, strict=True)],
+        wrong=sum((a["outcome"], a.get("results")) != e for (_, a), e in zip(answers, expected, strict=True)),
+        opening_cpu_s=used[1] - used[0],
+        idle_cpu_s=used[2] - used[1],
+        answering_cpu_s=used[3] - used[2],
+    )
+
+
+async def _add_runs(airflow: AirflowSql, keys: Sequence[RunKey]) -> None:
+    version = await airflow.add_dag("waiters", {"answer": []})
+    for key in keys:
+        await airflow.trigger(key, version, ["answer"])
+        await airflow.set_run(key, "running")
+        await airflow.start_task(key, "answer")
+
+
+async def _wait_for(running: Stage, keys: Sequence[RunKey]) -> list[Waiter]:
+    """Open calls, and return when the server serves them all."""
+    parts = urlsplit(running.server_url)
+    assert parts.hostname is not None
+    loop = asyncio.get_running_loop()
+    waiters = [Waiter(key, parts.netloc) for key in keys]
+    for waiter in waiters:
+        await loop.create_connection(lambda waiter=waiter: waiter, parts.hostname, parts.port or 80)  # type: ignore[misc]
+    return waiters
+
+
+async def _settled(counter: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Wait until what has just been opened has been read."""
+    before: dict[str, int] | None = None
+    while (now := await _calls(counter)) != before:
+        before = now
+        await asyncio.sleep(0.5)
+
+
+async def _asked(counter: asyncpg.Connection[asyncpg.Record], seconds: float) -> dict[str, int]:
+    """Return what is asked of the database in so many seconds: how often each statement runs."""
+    await counter.execute("SELECT pg_stat_statements_reset()")
+    await asyncio.sleep(seconds)
+    return await _calls(counter)
+
+
+async def _calls(counter: asyncpg.Connection[asyncpg.Record]) -> dict[str, int]:
+    """Return how often each statement of Airflow's role, which the server has, has run."""
+    rows = await counter.fetch(
+        "SELECT query, sum(calls)::integer AS calls FROM pg_stat_statements AS s JOIN pg_roles AS r ON r.oid = s.userid"
+        " WHERE r.rolname = $1 GROUP BY query",
+        ROLE,
+    )
+    return {row["query"]: row["calls"] for row in rows}
+
+
+async def _answer(airflow: AirflowSql, keys: Sequence[RunKey], rate: float) -> list[float]:
+    """Push a value for each run, and return when each COMMIT was sent."""
+    sent = []
+    began = time.monotonic()
+    for number, key in enumerate(keys):
+        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+        transaction = airflow.connection.transaction()
+        await transaction.start()
+        await airflow.push(key, "answer", number)
+        sent.append(time.monotonic())
+        await transaction.commit()
+    return sent
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Answers that can be told apart, and a failure far above the task that answers."""
+
+from __future__ import annotations
+
+import time
+
+from airflow.sdk import dag, get_current_context, task, teardown
+
+
+@dag(schedule=None)
+def asked_again():
+    """Each try answers with its number; the run goes on for long enough to be cleared meanwhile."""
+
+    @task
+    def answer() -> int:
+        return get_current_context()["ti"].try_number
+
+    @teardown
+    def clean_up() -> None:
+        time.sleep(3)
+
+    answer() >> clean_up()
+
+
+@dag(schedule=None, default_args={"retries": 0})
+def six_below():
+    """The answer would come six levels below the task that fails."""
+
+    @task
+    def fail() -> None:
+        raise RuntimeError("as planned")
+
+    @task
+    def level() -> str:
+        return "never"
+
+    below = fail()
+    for number in range(1, 7):
+        here = level.override(task_id=f"level_{number}")()
+        below >> here
+        below = here
+
+
+asked_again()
+six_below()

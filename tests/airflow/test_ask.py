@@ -1,0 +1,265 @@
+"""One call to a real Airflow, and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime, timezone
+from typing import Any
+
+import httpx
+import pytest
+
+from stream_server.demo.progress import ConsoleProgress
+from stream_server.demo.rest import AirflowRest
+from stream_server.demo.stack import DemoStack
+from stream_server.run_state import RunKey
+from support.streams import Events, Frame, sse, states, types
+from support.waiting import eventually_answered
+
+RUN_SECONDS = 60.0
+
+ANSWER = {"question": "Why is the sky blue?", "answer": "Air scatters blue light more than red."}
+
+
+@pytest.fixture
+async def caller(stack: DemoStack, token: str) -> AsyncIterator[httpx.AsyncClient]:
+    headers = {"Authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(base_url=stack.server_url, headers=headers, timeout=RUN_SECONDS) as client:
+        yield client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dags(stack: DemoStack) -> None:
+    """Airflow knows the DAGs of these tests."""
+    stack.airflow.wait_for_dags(["asked_again", "six_below"], ConsoleProgress())
+
+
+def call(dag_id: str, query: str = "") -> str:
+    return f"/api/v2/dags/{dag_id}/dagRuns?wait_for_completion=true&timeout=60s{query}"
+
+
+def run_path(key: RunKey, what: str) -> str:
+    return f"/api/v2/dags/{key.dag_id}/dagRuns/{key.run_id}/{what}"
+
+
+async def state_of(airflow: AirflowRest, key: RunKey) -> str:
+    return str((await asyncio.to_thread(airflow.run, *key))["state"])
+
+
+def at(frame: Frame) -> datetime:
+    """Return when the row of a frame was written."""
+    return datetime.fromisoformat(frame["at"].replace("Z", "+00:00"))
+
+
+async def test_one_call_triggers_and_answers_while_the_teardown_goes_on(
+    caller: httpx.AsyncClient, airflow: AirflowRest
+) -> None:
+    answer = await caller.post(call("chat_answer"), json={"conf": {"teardown_seconds": 5}, "note": "asked"})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    key = RunKey("chat_answer", told["dag_run_id"])
+    assert (told["outcome"], told["state"], told["results"]) == ("result", "running", {"answer": ANSWER})
+    assert await state_of(airflow, key) == "running"
+    later = await caller.get(answer.headers["content-location"])
+    assert later.json()["results"] == {"answer": ANSWER}
+    run = await asyncio.to_thread(airflow.run, *key)
+    assert (run["note"], run["triggering_user_name"]) == ("asked", "admin"), "triggered with the caller's own rights"
+
+
+async def test_the_result_of_a_run_is_waited_for(caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
+    key = RunKey("chat_answer", await asyncio.to_thread(airflow.trigger, "chat_answer", {"teardown_seconds": 0}))
+    pending = await caller.get(run_path(key, "result?timeout=0"))
+    assert (pending.status_code, pending.json()["outcome"]) == (202, "pending")
+    answer = await caller.get(pending.headers["location"].replace("timeout=0", "timeout=60s&result=think"))
+    assert answer.json()["results"] == {"think": ANSWER["answer"]}
+
+
+async def test_the_bare_value_confirmed_by_the_success_of_its_task(
+    caller: httpx.AsyncClient, airflow: AirflowRest
+) -> None:
+    body = {"conf": {"teardown_seconds": 0}}
+    answer = await caller.post(call("chat_answer", "&unwrap=true&confirm=success"), json=body)
+    assert (answer.status_code, answer.json()) == (200, ANSWER)
+    run_id = answer.headers["location"].rpartition("/")[2].replace("%3A", ":").replace("%2B", "+")
+    assert (await asyncio.to_thread(airflow.task_states, "chat_answer", run_id))["answer"] == ["success"]
+    failed = await caller.post(call("fail_before_teardown", "&unwrap=true&fail_status=424"), json=body)
+    assert (failed.status_code, failed.json()["outcome"]) == (424, "failure")
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson"])
+async def test_one_call_triggers_and_streams_from_the_first_row_on(
+    stack: DemoStack, caller: httpx.AsyncClient, accept: str
+) -> None:
+    body = {"conf": {"numbers": [3, 1, 2]}}
+    async with caller.stream(
+        "POST", call("mapped_squares", "&until=run"), json=body, headers={"Accept": accept}
+    ) as response:
+        assert response.status_code == 200
+        if accept == "text/event-stream":
+            frames = await Events(response).rest(RUN_SECONDS)
+        else:
+            frames = [json.loads(line) async for line in response.aiter_lines()]
+    key = RunKey("mapped_squares", frames[0]["run_id"])
+    assert (frames[0]["type"], frames[0]["tasks"]) == ("snapshot", [])
+    assert [frame["state"] for frame in frames if frame["type"] == "run"] == ["queued", "running", "success"]
+    assert states(frames, "numbers")[-4:] == ["scheduled", "queued", "running", "success"]
+    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"square": [9, 1, 4]}]
+    assert (frames[-1]["type"], frames[-1]["outcome"]) == ("end", "result")
+    async with sse(stack.server_url, key) as events:
+        assert types(await events.rest()) == ["snapshot", "result", "end"]
+
+
+async def test_a_failure_comes_seconds_before_the_run_has_ended(
+    caller: httpx.AsyncClient, airflow: AirflowRest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = {"conf": {"teardown_seconds": 5}}
+    async with caller.stream(
+        "POST", call("fail_before_teardown"), json=body, headers={"Accept": "text/event-stream"}
+    ) as response:
+        frames = await Events(response).rest(RUN_SECONDS)
+    told = time.monotonic()
+    arrived = datetime.now(timezone.utc)
+    failure, end = frames[-2:]
+    assert (failure["type"], end["type"], end["state"]) == ("failure", "end", "running")
+    key = RunKey("fail_before_teardown", end["run_id"])
+    assert await asyncio.to_thread(airflow.finish, *key) == "failed"
+    ahead = time.monotonic() - told
+    with capsys.disabled():
+        print(f"\nfailure {_ms(arrived, failure):.0f} ms after its row, {ahead:.1f} s before the run's end")  # noqa: T201
+    assert ahead > 4, "the teardown alone takes five seconds"
+
+
+async def test_a_failure_six_levels_above_is_known_before_airflow_has_written_it_down(
+    stack: DemoStack, airflow: AirflowRest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = await asyncio.to_thread(airflow.trigger, "six_below", {})
+    key = RunKey("six_below", run_id)
+    async with sse(stack.server_url, key, "?result=level_6&until=run", timeout=RUN_SECONDS) as events:
+        frames = await events.until("failure")
+        arrived = datetime.now(timezone.utc)
+        rest = await events.rest(RUN_SECONDS)
+    failed = next(frame for frame in frames if frame["type"] == "task" and frame["state"] == "failed")
+    last = [frame for frame in rest if frame["type"] == "task" and frame["task_id"] == "level_6"]
+    assert [frame["state"] for frame in last] == ["upstream_failed"], "told after the failure"
+    assert frames[-1]["task_id"] == "fail"
+    assert frames[-1]["predicted"]
+    with capsys.disabled():
+        ahead = (at(last[-1]) - arrived).total_seconds()
+        print(f"\nfailure {_ms(arrived, failed):.0f} ms after its row, {ahead:.1f} s before level six's")  # noqa: T201
+
+
+def _ms(arrived: datetime, frame: Frame) -> float:
+    return (arrived - at(frame)).total_seconds() * 1000
+
+
+async def test_the_stop_button_stops_a_run(caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
+    body = {"conf": {"archive_seconds": 120}}
+    async with caller.stream(
+        "POST", call("native_result", "&until=run"), json=body, headers={"Accept": "text/event-stream"}
+    ) as response:
+        events = Events(response)
+        frames = await asyncio.wait_for(events.until("result"), RUN_SECONDS)
+        key = RunKey("native_result", frames[0]["run_id"])
+        stopped = await caller.post(run_path(key, "cancel"))
+        assert (stopped.status_code, stopped.json()["state"]) == (200, "failed")
+        rest = await events.rest()
+    assert (rest[-1]["type"], rest[-1]["state"]) == ("end", "failed")
+    again = await caller.post(run_path(key, "cancel"))
+    assert (again.status_code, again.json()["state"]) == (200, "failed")
+    nobody = await caller.post(run_path(RunKey("native_result", "nothing"), "cancel"))
+    assert nobody.status_code == 404
+
+
+async def test_a_run_that_is_over_is_not_made_a_failure(caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
+    key = RunKey("mapped_squares", await asyncio.to_thread(airflow.trigger, "mapped_squares", {"numbers": [1]}))
+    assert await asyncio.to_thread(airflow.finish, *key) == "success"
+    assert (await caller.post(run_path(key, "cancel"))).json()["state"] == "success"
+    assert await state_of(airflow, key) == "success"
+
+
+async def test_a_run_that_nobody_waits_for_is_stopped(caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
+    body = {"conf": {"archive_seconds": 120}}
+    async with caller.stream(
+        "POST",
+        call("native_result", "&result=archive&on_disconnect=cancel&grace=100ms"),
+        json=body,
+        headers={"Accept": "text/event-stream"},
+    ) as response:
+        key = RunKey("native_result", (await Events(response).next())["run_id"])
+
+    async def failed() -> bool:
+        return await state_of(airflow, key) == "failed"
+
+    await eventually_answered(failed, within=RUN_SECONDS, what="the run is stopped")
+
+
+async def test_the_same_key_is_one_run(stack: DemoStack, caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
+    replica = stack.replica()
+    await asyncio.to_thread(replica.start)
+    body, key = {"conf": {"numbers": [2]}}, {"Idempotency-Key": "once-and-for-all"}
+    urls = [stack.server_url, stack.server_url, replica.url]
+    try:
+        answers = await asyncio.gather(
+            *(caller.post(f"{url}{call('mapped_squares')}", json=body, headers=key) for url in urls)
+        )
+    finally:
+        await asyncio.to_thread(replica.stop)
+    assert [answer.status_code for answer in answers] == [200, 200, 200], [answer.text for answer in answers]
+    assert len({answer.json()["dag_run_id"] for answer in answers}) == 1
+    assert all(answer.json()["results"] == {"square": [4]} for answer in answers)
+    other = await caller.post(call("mapped_squares"), json={"conf": {"numbers": [3]}}, headers=key)
+    assert (other.status_code, other.json()["title"]) == (422, "Idempotency key reused")
+    run_id = answers[0].json()["dag_run_id"]
+    conflict = await caller.post(call("mapped_squares"), json={"dag_run_id": run_id})
+    assert (conflict.status_code, "Unique constraint violation" in conflict.json()["detail"]) == (409, True)
+    attached = await caller.post(call("mapped_squares", "&if_exists=attach"), json={"dag_run_id": run_id})
+    assert attached.json()["results"] == {"square": [4]}
+
+
+async def test_airflow_says_what_is_wrong_with_a_request(stack: DemoStack, caller: httpx.AsyncClient) -> None:
+    """The statuses and the words are Airflow's own, with and without our parameter."""
+    wrong: list[tuple[str, Any, dict[str, str], int]] = [
+        ("chat_answer", {}, {"Authorization": "Bearer wrong"}, 403),
+        ("chat_answer", {}, {"Authorization": ""}, 401),
+        ("no_such_dag", {}, {}, 404),
+        ("chat_answer", {"dag_run_id": "not/allowed"}, {}, 400),
+        ("chat_answer", {"conf": {"teardown_seconds": -1}}, {}, 400),
+        ("chat_answer", {"surprise": 1}, {}, 422),
+    ]
+    async with httpx.AsyncClient(base_url=stack.airflow_url, headers=caller.headers) as airflow:
+        for dag_id, body, headers, status in wrong:
+            path, whole = f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, **body}
+            native = await airflow.post(path, json=whole, headers=headers)
+            passed = await caller.post(path, json=whole, headers=headers)
+            ours = await caller.post(call(dag_id), json=body, headers=headers)
+            assert native.status_code == passed.status_code == ours.status_code == status, ours.text
+            assert passed.content == native.content
+            detail = native.json()["detail"]
+            text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)[:500]
+            assert ours.json()["detail"].endswith(f": {text}")
+            assert ours.headers.get("www-authenticate") == native.headers.get("www-authenticate")
+
+
+async def test_a_cleared_run_takes_its_answer_back_and_answers_anew(
+    caller: httpx.AsyncClient, airflow: AirflowRest
+) -> None:
+    async with caller.stream(
+        "POST", call("asked_again", "&until=run"), json={}, headers={"Accept": "text/event-stream"}
+    ) as response:
+        events = Events(response)
+        frames = await asyncio.wait_for(events.until("result"), RUN_SECONDS)
+        run_id = frames[0]["run_id"]
+        assert frames[-1]["results"] == {"answer": 1}
+        clear = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["answer"], "only_failed": False}
+        cleared = await asyncio.to_thread(airflow.request, "POST", "/dags/asked_again/clearTaskInstances", json=clear)
+        assert cleared.status_code == 200, cleared.text
+        frames = await events.rest(RUN_SECONDS)
+    kinds = types(frames)
+    reset = kinds.index("reset")
+    assert (frames[reset]["reason"], kinds[reset + 1]) == ("cleared", "snapshot")
+    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": 2}]
+    assert kinds.index("result") > reset
+    assert (frames[-1]["type"], frames[-1]["state"], frames[-1]["outcome"]) == ("end", "success", "result")

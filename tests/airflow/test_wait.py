@@ -1,0 +1,152 @@
+"""Airflow's own way to wait, asked of Airflow and of us: the same answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from itertools import groupby
+from typing import Any
+
+import httpx
+import pytest
+from airflow_client.client import ApiClient, Configuration, DagRunApi
+from airflow_client.client.exceptions import NotFoundException
+
+from stream_server.demo.rest import AirflowRest
+from stream_server.demo.stack import DemoStack
+from stream_server.run_state import RunKey
+
+RUN_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def runs(airflow: AirflowRest) -> dict[str, RunKey]:
+    """Runs that are over: an answer, an answer in parts, one that Airflow itself marks, and a failure."""
+    quick = {"chat_answer": {"teardown_seconds": 0}, "fail_before_teardown": {"teardown_seconds": 0}}
+    confs: dict[str, dict[str, Any]] = {**quick, "native_result": {"archive_seconds": 0}, "mapped_squares": {}}
+    keys = {dag_id: RunKey(dag_id, airflow.trigger(dag_id, conf)) for dag_id, conf in confs.items()}
+    for key in keys.values():
+        airflow.finish(*key)
+    return keys
+
+
+@pytest.fixture
+async def both(stack: DemoStack, token: str) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
+    """Airflow, and us."""
+    headers = {"Authorization": f"Bearer {token}"}
+    async with (
+        httpx.AsyncClient(base_url=stack.airflow_url, headers=headers, timeout=RUN_SECONDS) as native,
+        httpx.AsyncClient(base_url=stack.server_url, headers=headers, timeout=RUN_SECONDS) as ours,
+    ):
+        yield native, ours
+
+
+def path(key: RunKey, query: str) -> str:
+    return f"/api/v2/dags/{key.dag_id}/dagRuns/{key.run_id}/wait{query}"
+
+
+def lines(body: str) -> list[Any]:
+    """Return what the lines say; Airflow tells a state again at each interval, we tell it less often."""
+    return [line for line, _ in groupby(json.loads(line) for line in body.splitlines())]
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "query"),
+    [
+        ("chat_answer", ""),
+        ("chat_answer", "&result=answer"),
+        ("chat_answer", "&result=answer&result=think&result=retrieve"),
+        ("chat_answer", "&result="),
+        ("chat_answer", "&result=&result=think"),
+        ("chat_answer", "&result=nobody"),
+        ("chat_answer", "&result=close_session"),
+        ("chat_answer", "&something=else"),
+        ("native_result", ""),
+        ("native_result", "&result=archive"),
+        ("mapped_squares", ""),
+        ("mapped_squares", "&result=square&result=numbers"),
+        ("fail_before_teardown", ""),
+        ("fail_before_teardown", "&result=retrieve&result=answer"),
+    ],
+)
+async def test_a_run_that_is_over_is_told_alike(
+    both: tuple[httpx.AsyncClient, httpx.AsyncClient], runs: dict[str, RunKey], dag_id: str, query: str
+) -> None:
+    native, ours = [await one.get(path(runs[dag_id], f"?interval=0.1{query}")) for one in both]
+    assert ours.status_code == native.status_code == 200
+    assert ours.headers.get("content-type") == native.headers.get("content-type")
+    assert ours.content == native.content
+
+
+@pytest.mark.parametrize("query", ["", "?interval=", "?interval=0", "?interval=-1", "?interval=x", "?interval=nan"])
+@pytest.mark.parametrize("run_id", [None, "no such run"])
+async def test_what_is_wrong_is_told_alike(
+    both: tuple[httpx.AsyncClient, httpx.AsyncClient], runs: dict[str, RunKey], query: str, run_id: str | None
+) -> None:
+    key = RunKey("chat_answer", run_id or runs["chat_answer"].run_id)
+    native, ours = [await one.get(path(key, query)) for one in both]
+    assert (ours.status_code, ours.json()) == (native.status_code, native.json())
+    assert ours.status_code == 422
+    assert ours.headers["content-type"] == native.headers["content-type"]
+
+
+@pytest.mark.parametrize("key", [RunKey("chat_answer", "no such run"), RunKey("no_such_dag", "r")])
+async def test_what_is_not_there_is_told_alike(both: tuple[httpx.AsyncClient, httpx.AsyncClient], key: RunKey) -> None:
+    native, ours = [await one.get(path(key, "?interval=1")) for one in both]
+    assert (ours.status_code, ours.json()) == (native.status_code, native.json())
+    assert ours.status_code == 404
+    assert ours.headers["content-type"] == native.headers["content-type"]
+
+
+@pytest.mark.parametrize("dag_id", ["native_result", "fail_before_teardown"])
+async def test_a_run_is_told_alike_from_its_first_state_on(
+    both: tuple[httpx.AsyncClient, httpx.AsyncClient], airflow: AirflowRest, dag_id: str
+) -> None:
+    """It waits until both have said that it is queued."""
+    conf = {"archive_seconds": 1} if dag_id == "native_result" else {"teardown_seconds": 1}
+    await asyncio.to_thread(airflow.pause, dag_id)
+    try:
+        key = RunKey(dag_id, await asyncio.to_thread(airflow.trigger, dag_id, conf))
+        begun = [asyncio.Event(), asyncio.Event()]
+        asking = [
+            asyncio.create_task(_read(one, path(key, "?interval=0.05&result=answer"), event))
+            for one, event in zip(both, begun, strict=True)
+        ]
+        await asyncio.wait_for(asyncio.gather(*(event.wait() for event in begun)), RUN_SECONDS)
+    finally:
+        await asyncio.to_thread(airflow.pause, dag_id, paused=False)
+    native, ours = await asyncio.wait_for(asyncio.gather(*asking), RUN_SECONDS)
+    assert lines(ours) == lines(native)
+    assert [line["state"] for line in lines(ours)][:2] == ["queued", "running"]
+    assert len(ours.splitlines()) < len(native.splitlines()), "told by its changes, not by the interval"
+
+
+async def _read(client: httpx.AsyncClient, target: str, begun: asyncio.Event) -> str:
+    text = ""
+    async with client.stream("GET", target) as response:
+        async for part in response.aiter_text():
+            text += part
+            begun.set()
+    return text
+
+
+async def test_airflows_own_client_needs_only_another_address(
+    stack: DemoStack, airflow: AirflowRest, token: str, runs: dict[str, RunKey]
+) -> None:
+    key = RunKey("native_result", await asyncio.to_thread(airflow.trigger, "native_result", {"archive_seconds": 0}))
+
+    def ask(host: str, key: RunKey) -> Any:
+        with ApiClient(Configuration(host=host, access_token=token)) as client:
+            return DagRunApi(client).wait_dag_run_until_finished(*key, interval=0.5)
+
+    both = (stack.airflow_url, stack.server_url)
+    # A run that goes on is answered with text of several lines, one that is over with an object; that is the client's.
+    native, ours = await asyncio.gather(*(asyncio.to_thread(ask, host, key) for host in both))
+    assert lines(ours)[-1] == lines(native)[-1]
+    native, ours = [await asyncio.to_thread(ask, host, runs["native_result"]) for host in both]
+    assert ours == native == {"state": "success", "results": {"answer": ours["results"]["answer"]}}
+    for host in both:
+        with pytest.raises(NotFoundException) as refused:
+            await asyncio.to_thread(ask, host, RunKey("native_result", "nothing"))
+        assert "was not found" in str(refused.value.body)

@@ -1,0 +1,186 @@
+"""Runs that are stopped: because nobody waits for them any more, or by a button."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse, Response
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub, Asked
+from support.asking import COOKIES, TOKEN, WAIT, answer_at_once, caller_of, grace_has_begun, grace_is_over, run_path
+from support.server import RunningServer, running_server
+from support.streams import Events, sse, types
+from support.waiting import eventually_async
+
+KEY = RunKey("chat", "manual__1")
+SHORT, LONG = f"{WAIT}&on_disconnect=cancel&grace=20ms", f"{WAIT}&on_disconnect=cancel&grace=1h"
+STREAM = {"Accept": "text/event-stream"}
+
+
+async def state(airflow: AirflowSql) -> str:
+    found: str = await airflow.connection.fetchval("SELECT state FROM dag_run WHERE run_id = $1", KEY.run_id)
+    return found
+
+
+async def leave_stream(caller: httpx.AsyncClient, path: str) -> None:
+    """Trigger a run, watch it, and go."""
+    async with caller.stream("POST", path, json={}, headers=STREAM) as response:
+        await Events(response).next()
+
+
+async def leave_call(asked: RunningServer, caller: httpx.AsyncClient, path: str) -> None:
+    """Trigger a run, wait for its answer, and go."""
+    calling = asyncio.create_task(caller.post(path, json={}))
+    await eventually_async(lambda: asked.hub.statistics().subscriptions == 1)
+    calling.cancel()
+    await asyncio.wait([calling])
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_run_is_stopped_when_its_caller_has_gone(
+    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, *, streams: bool
+) -> None:
+    await (leave_stream(caller, SHORT) if streams else leave_call(asked, caller, SHORT))
+    await eventually_async(lambda: stub.patches, what="the run is stopped")
+    (patch,) = stub.patches
+    assert patch.target == run_path("manual__1") + "?update_mask=state"
+    assert patch.json == {"state": "failed"}
+    assert (patch.headers["authorization"], patch.headers["cookie"]) == (TOKEN, COOKIES)
+    await grace_is_over()
+    assert await state(airflow) == "failed"
+
+
+@pytest.mark.parametrize("path", [WAIT, f"{WAIT}&on_disconnect=continue"])
+async def test_a_run_goes_on_by_itself_unless_that_was_wanted(
+    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, path: str
+) -> None:
+    await leave_stream(caller, path)
+    await eventually_async(lambda: asked.hub.statistics().subscriptions == 0)
+    async with caller.stream("GET", run_path("manual__1") + "/stream"):
+        pass
+    await grace_is_over()
+    assert stub.patches == []
+
+
+async def test_who_comes_back_in_time_keeps_the_run(
+    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
+) -> None:
+    # The grace is long enough to come back on any machine.
+    await leave_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=500ms")
+    async with sse(asked.url, KEY) as events:
+        await events.next()
+        await grace_is_over()
+        assert stub.patches == []
+        await airflow.answer(KEY)
+        assert types(await events.rest())[-2:] == ["result", "end"]
+
+
+async def test_the_run_goes_on_while_another_watches(
+    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub
+) -> None:
+    async with caller.stream("POST", SHORT, json={"dag_run_id": "manual__1"}, headers=STREAM) as first:
+        watching = Events(first)
+        await watching.next()
+        again = f"{SHORT}&if_exists=attach"
+        async with caller.stream("POST", again, json={"dag_run_id": "manual__1"}, headers=STREAM) as second:
+            await Events(second).next()
+        await grace_has_begun()
+        await grace_is_over()
+        assert stub.patches == []
+    await eventually_async(lambda: stub.patches, what="the last one to go stops it")
+
+
+async def test_a_run_that_has_answered_is_left_alone(
+    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub
+) -> None:
+    stub.then = answer_at_once
+    async with caller.stream("POST", SHORT, json={}, headers=STREAM) as response:
+        await Events(response).until("end")
+    await caller.post(SHORT, json={})
+    await eventually_async(lambda: asked.hub.statistics().subscriptions == 0)
+    await grace_is_over()
+    assert stub.patches == []
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_run_that_answers_within_the_grace_is_left_alone(
+    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, *, ended: bool
+) -> None:
+    """Failing it then would turn a success into a failure."""
+    await leave_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=1s")
+    await grace_has_begun()
+    await (answer_at_once(airflow, KEY) if ended else airflow.answer(KEY))
+    await grace_is_over()
+    assert stub.patches == []
+    assert await state(airflow) == ("success" if ended else "running")
+
+
+async def test_a_run_that_cannot_be_stopped_is_told_to_the_log(
+    caller: httpx.AsyncClient, stub: AirflowStub, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(asked: Asked) -> Response | None:
+        if asked.method != "PATCH":
+            return None
+        return JSONResponse({"detail": "Forbidden"}, 403)
+
+    stub.instead = refuse
+    with caplog.at_level(logging.WARNING):
+        await leave_stream(caller, SHORT)
+        await eventually_async(lambda: "could not be stopped" in caplog.text)
+    assert "Airflow answered 403" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_a_server_that_stops_leaves_runs_going(
+    settings: Callable[..., Settings], stub: AirflowStub, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_server(settings(airflow_url=stub.url)) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with caller_of(server) as caller:
+            await leave_stream(caller, LONG)
+            await grace_has_begun()
+            async with caller.stream(
+                "POST", f"{SHORT}&if_exists=attach", json={"dag_run_id": "manual__1"}, headers=STREAM
+            ) as response:
+                events = Events(response)
+                await events.next()
+                stopping = asyncio.create_task(server.hub.drain(1))
+                assert types(await events.rest())[-1] == "close"
+                await stopping
+    await grace_is_over()
+    assert stub.patches == []
+    assert "goes on: the server stops" in caplog.text
+
+
+async def test_the_stop_button(caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql) -> None:
+    await caller.post(f"{WAIT}&timeout=0", json={})
+    stopped = await caller.post(run_path("manual__1") + "/cancel")
+    assert stopped.status_code == 200
+    assert stopped.json() == {"dag_id": "chat", "dag_run_id": "manual__1", "state": "failed"}
+    assert await state(airflow) == "failed"
+    (patch,) = stub.patches
+    assert (patch.headers["authorization"], patch.json) == (TOKEN, {"state": "failed"})
+
+
+async def test_the_stop_button_does_not_turn_a_success_into_a_failure(
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
+) -> None:
+    stub.then = answer_at_once
+    await caller.post(WAIT, json={})
+    late = await caller.post(run_path("manual__1") + "/cancel")
+    assert (late.status_code, late.json()["state"]) == (200, "success")
+    assert stub.patches == []
+    assert await state(airflow) == "success"
+
+
+async def test_a_run_that_is_not_there_cannot_be_stopped(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+    answer = await caller.post(run_path("nothing") + "/cancel")
+    assert (answer.status_code, answer.json()["title"]) == (404, "Refused by Airflow")
+    assert (await caller.get(run_path("nothing") + "/cancel")).status_code == 405

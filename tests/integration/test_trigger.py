@@ -1,0 +1,329 @@
+"""Triggering a DAG and hearing its answer, in one call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub, Asked, BrokenOff
+from support.asking import ANSWER, COOKIES, RUNS, TOKEN, WAIT, answer_at_once, caller_of, run_path
+from support.server import RunningServer, running_server
+from support.streams import Events, Frame, types
+from support.waiting import eventually_async
+
+MAYBE = "the run may have been created all the same"
+
+
+async def frames_of(response: httpx.Response) -> list[Frame]:
+    """Return the frames of a stream in either form."""
+    if response.headers["content-type"].startswith("text/event-stream"):
+        return await Events(response).rest()
+    return [json.loads(line) async for line in response.aiter_lines()]
+
+
+async def transitions(airflow: AirflowSql, key: RunKey) -> list[tuple[Any, ...]]:
+    rows = await airflow.connection.fetch(
+        "SELECT id, kind, task_id, state FROM stream_server.journal"
+        " WHERE dag_id = $1 AND run_id = $2 AND kind IN ('task', 'run') ORDER BY id",
+        *key,
+    )
+    return [tuple(row) for row in rows]
+
+
+def told(frames: list[Frame]) -> list[tuple[Any, ...]]:
+    return [
+        (frame["seq"], frame["type"], frame.get("task_id"), frame["state"])
+        for frame in frames
+        if frame["type"] in {"task", "run"}
+    ]
+
+
+async def test_one_call_triggers_and_answers(
+    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
+) -> None:
+    calling = asyncio.create_task(caller.post(WAIT, json={"conf": {"question": "why"}, "note": "x"}))
+    await eventually_async(lambda: asked.hub.statistics().subscriptions == 1)
+    assert stub.triggers[0].json == {"conf": {"question": "why"}, "note": "x", "logical_date": None}
+    await airflow.answer(RunKey("chat", "manual__1"))
+    answer = await calling
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {
+        "dag_id": "chat",
+        "dag_run_id": "manual__1",
+        "state": "running",
+        "outcome": "result",
+        "results": {"answer": ANSWER},
+    }
+    assert answer.headers["location"] == run_path("manual__1")
+    assert answer.headers["content-location"] == run_path("manual__1") + "/result"
+    assert (await caller.get(answer.headers["content-location"])).json() == answer.json()
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson"])
+async def test_nothing_of_a_run_is_missed_that_is_over_before_airflow_answers(
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, accept: str
+) -> None:
+    stub.then = answer_at_once
+    async with caller.stream(
+        "POST", f"{WAIT}&until=run", json={"dag_run_id": "fast one"}, headers={"Accept": accept}
+    ) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].partition(";")[0] == accept
+        assert response.headers["location"] == run_path("fast%20one")
+        assert response.headers["content-location"] == run_path("fast%20one") + "/stream?until=run"
+        frames = await frames_of(response)
+    assert types(frames)[0] == "snapshot"
+    assert (frames[0]["run"]["state"], frames[0]["tasks"]) == (None, [])
+    assert told(frames) == await transitions(airflow, RunKey("chat", "fast one"))
+    assert len(told(frames)) > 15
+    assert types(frames)[-2:] == ["result", "end"]
+    assert frames[-2]["results"] == {"answer": ANSWER}
+
+
+async def test_the_blocking_call_does_not_miss_it_either(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+    stub.then = answer_at_once
+    answer = await caller.post(f"{WAIT}&unwrap=true&timeout=10s&result=answer", json={})
+    assert (answer.status_code, answer.json()) == (200, ANSWER)
+    again = answer.headers["content-location"]
+    assert again == run_path("manual__1") + "/result?unwrap=true&timeout=10s&result=answer"
+    assert (await caller.get(again)).json() == ANSWER
+
+
+async def test_a_run_that_goes_on_is_told_from_its_first_row_on(
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
+) -> None:
+    """Half of it has happened before Airflow answers, half after: nothing twice, nothing in another order."""
+
+    async def half(session: AirflowSql, key: RunKey) -> None:
+        await session.set_run(key, "running")
+        await session.run_task(key, "ask", 1)
+        await session.start_task(key, "answer")
+
+    stub.then = half
+    key = RunKey("chat", "manual__1")
+    async with caller.stream("POST", WAIT, json={}, headers={"Accept": "text/event-stream"}) as response:
+        events = Events(response)
+        frames = [await events.next()]
+        await airflow.push(key, "answer", 2)
+        await airflow.set_task(key, "answer", "success")
+        frames += await events.rest()
+    written = await transitions(airflow, key)
+    assert told(frames) == written[: len(told(frames))]
+    assert len(told(frames)) >= len(written) - 1, "the stream ends with the result, before the task's success"
+    assert types(frames)[-2:] == ["result", "end"]
+
+
+async def test_who_was_cut_off_takes_the_call_up(
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
+) -> None:
+    async with caller.stream("POST", WAIT, json={}, headers={"Accept": "application/x-ndjson"}) as response:
+        await anext(response.aiter_lines())
+        place = response.headers["content-location"]
+    await airflow.answer(RunKey("chat", "manual__1"))
+    answer = await caller.get(place, headers={"Accept": "application/x-ndjson"})
+    assert types([json.loads(line) for line in answer.text.splitlines()]) == ["snapshot", "result", "end"]
+    assert len(stub.triggers) == 1
+
+
+async def test_when_the_time_is_up_the_run_is_named(caller: httpx.AsyncClient) -> None:
+    answer = await caller.post(f"{WAIT}&timeout=0&confirm=success", json={})
+    assert (answer.status_code, answer.json()["outcome"]) == (202, "pending")
+    assert answer.headers["location"] == run_path("manual__1") + "/result?timeout=0&confirm=success"
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_a_failure_is_told_by_the_body_or_by_the_status(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+    async def fail(session: AirflowSql, key: RunKey) -> None:
+        await session.start_task(key, "ask")
+        await session.set_task(key, "ask", "failed")
+
+    stub.then = fail
+    told = await caller.post(WAIT, json={})
+    assert (told.status_code, told.json()["outcome"], told.json()["failure"]["task_id"]) == (200, "failure", "ask")
+    bare = await caller.post(f"{WAIT}&unwrap=true&fail_status=418", json={})
+    assert (bare.status_code, bare.json()["outcome"]) == (418, "failure")
+    assert bare.headers["location"] == run_path("manual__2")
+    assert bare.headers["content-location"] == run_path("manual__2") + "/result?unwrap=true&fail_status=418"
+
+
+async def test_what_is_wrong_after_the_run_was_created_names_it(caller: httpx.AsyncClient) -> None:
+    answer = await caller.post(f"{WAIT}&result=nobody", json={})
+    assert (answer.status_code, answer.json()["title"]) == (422, "Unknown task")
+    assert f"Run 'manual__1' was triggered; follow it at {run_path('manual__1')}" in answer.json()["detail"]
+    assert answer.headers["location"] == run_path("manual__1")
+
+
+@pytest.mark.parametrize("query", ["", "?wait_for_completion=false&x=%2F%C3%A4"])
+async def test_without_the_parameter_the_request_is_passed_on_as_it_is(
+    caller: httpx.AsyncClient, stub: AirflowStub, query: str
+) -> None:
+    said = b'{"detail": [1,  2]}'
+
+    async def answer(_asked: Asked) -> Response:
+        response = Response(said, 422, {"X-Told": "yes"}, "application/json; of=airflow")
+        response.set_cookie("_token", "a-new-one")
+        response.set_cookie("other", "one-more")
+        return response
+
+    stub.instead = answer
+    body = b'{"conf":  {"a": 1.0}}'
+    path = f"/api/v2/dags/a%3Fb%20c/dagRuns{query}"
+    got = await caller.post(path, content=body, headers={"Content-Type": "application/json", "Accept": "x/y"})
+    (asked,) = stub.asked
+    assert (asked.target, asked.body) == (path, body)
+    assert (asked.headers["content-type"], asked.headers["accept"]) == ("application/json", "x/y")
+    assert (asked.headers["authorization"], asked.headers["cookie"]) == (TOKEN, COOKIES)
+    assert (got.status_code, got.content, got.headers["x-told"]) == (422, said, "yes")
+    assert got.headers["content-type"] == "application/json; of=airflow"
+    assert [one.partition(";")[0] for one in got.headers.get_list("set-cookie")] == [
+        "_token=a-new-one",
+        "other=one-more",
+    ]
+
+
+@pytest.mark.parametrize("query", ["", "?wait_for_completion=true"])
+async def test_without_airflows_address_nothing_is_triggered(server: RunningServer, query: str) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        answer = await client.post(f"{RUNS}{query}", json={})
+        stop = await client.post(f"{RUNS}/r/cancel")
+    assert (answer.status_code, answer.json()["title"]) == (501, "Airflow address unknown")
+    assert stop.status_code == 501
+
+
+@pytest.mark.parametrize("query", ["", "?wait_for_completion=true"])
+async def test_airflow_down_is_a_502_that_promises_that_nothing_was_created(
+    settings: Callable[..., Settings], unused_tcp_port: int, query: str
+) -> None:
+    async with running_server(settings(airflow_url=f"http://127.0.0.1:{unused_tcp_port}")) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            answer = await client.post(f"{RUNS}{query}", json={})
+    problem = answer.json()
+    assert (answer.status_code, problem["title"]) == (502, "Airflow does not answer")
+    assert f"http://127.0.0.1:{unused_tcp_port}" in problem["detail"]
+    assert "created" not in problem["detail"]
+
+
+@pytest.mark.parametrize("query", ["", "?wait_for_completion=true"])
+async def test_airflow_slow_is_a_504_that_says_that_the_run_may_be_there(
+    settings: Callable[..., Settings], stub: AirflowStub, query: str
+) -> None:
+    async def hang(_session: AirflowSql, _key: RunKey) -> None:
+        await stub.hang()
+
+    stub.then = hang
+    async with running_server(settings(airflow_url=stub.url, airflow_timeout="200ms")) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with caller_of(server) as caller:
+            answer = await caller.post(f"{RUNS}{query}", json={})
+    problem = answer.json()
+    assert (answer.status_code, problem["title"]) == (504, "Airflow is slow")
+    assert problem["detail"].endswith(MAYBE)
+
+
+async def broken_off() -> Response:
+    return BrokenOff()
+
+
+async def not_json() -> Response:
+    return PlainTextResponse("<html>Please log in</html>")
+
+
+async def not_a_run() -> Response:
+    return JSONResponse([{"dag_run_id": "r"}])
+
+
+async def server_error() -> Response:
+    return JSONResponse({"detail": "boom"}, 500)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (broken_off, "broke off"),
+        (not_json, "Please log in"),
+        (not_a_run, "dag_run_id"),
+        (server_error, "Airflow answered 500 to POST /api/v2/dags/chat/dagRuns: boom"),
+    ],
+)
+async def test_an_answer_that_says_nothing_is_a_502_and_the_run_may_be_there(
+    caller: httpx.AsyncClient, stub: AirflowStub, answer: Callable[[], Awaitable[Response]], said: str
+) -> None:
+    async def then(_session: AirflowSql, _key: RunKey) -> Response:
+        return await answer()
+
+    stub.then = then
+    got = await caller.post(WAIT, json={})
+    problem = got.json()
+    assert (got.status_code, problem["title"]) == (502, "Airflow does not answer")
+    assert said in problem["detail"]
+    assert problem["detail"].endswith(MAYBE)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422])
+async def test_what_airflow_refuses_is_refused_with_its_own_words(
+    caller: httpx.AsyncClient, stub: AirflowStub, status: int
+) -> None:
+    detail: Any = "no, because" if status != 422 else [{"loc": ["body", "conf"], "msg": "no, because"}]
+
+    async def refuse(_asked: Asked) -> Response:
+        return JSONResponse({"detail": detail}, status, {"WWW-Authenticate": "Bearer"} if status == 401 else {})
+
+    stub.instead = refuse
+    got = await caller.post(WAIT, json={}, headers={"Accept": "text/event-stream"})
+    problem = got.json()
+    assert (got.status_code, problem["status"], problem["title"]) == (status, status, "Refused by Airflow")
+    assert got.headers["content-type"] == "application/problem+json"
+    words = detail if isinstance(detail, str) else json.dumps(detail)
+    assert problem["detail"].endswith(f": {words}")
+    assert got.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+    assert "location" not in got.headers
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"x" * 10_001, 413, "more than 10000 bytes"),
+        (b"[1]", 422, "must be a JSON object"),
+        (b"{", 422, "must be a JSON object"),
+        (b'{"conf":' + b"[" * 4900 + b"]" * 4900 + b"}", 422, "must be a JSON object"),
+        (b"\xff", 422, "must be a JSON object"),
+    ],
+)
+async def test_a_body_that_can_be_no_request_never_reaches_airflow(
+    caller: httpx.AsyncClient, stub: AirflowStub, body: bytes, status: int, said: str
+) -> None:
+    answer = await caller.post(WAIT, content=body, headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, said in answer.json()["detail"]) == (status, True), answer.text
+    assert stub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("&wait=1", "no parameter 'wait' here"),
+        ("&if_exists=maybe", "if_exists=maybe is neither 'fail' nor 'attach'"),
+        ("&on_disconnect=kill", "on_disconnect=kill is neither 'continue' nor 'cancel'"),
+        ("&grace=5s", "together with on_disconnect=cancel"),
+        ("&on_disconnect=cancel&grace=x", "grace: 'x' is not a duration"),
+        ("&timeout=x", "timeout: 'x' is not a duration"),
+        ("&until=never", "until=never is neither 'result' nor 'run'"),
+    ],
+)
+async def test_a_wrong_parameter_is_told_before_anything_is_triggered(
+    caller: httpx.AsyncClient, stub: AirflowStub, query: str, said: str
+) -> None:
+    answer = await caller.post(f"{WAIT}{query}", json={})
+    assert (answer.status_code, said in answer.json()["detail"]) == (422, True), answer.text
+    wrong = await caller.post(f"{RUNS}?wait_for_completion=yes", json={})
+    assert wrong.status_code == 422
+    assert stub.asked == []

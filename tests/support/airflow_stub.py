@@ -1,0 +1,169 @@
+"""Airflow's REST API as far as triggering goes, on a real socket; its runs are written to a real database.
+
+Only for what a real Airflow can't be made to do when a test wants it: to be slow, to break off, to have run a DAG to
+its end before it answers. `tests/airflow` has the real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import asyncpg
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from stream_server.run_state import RunKey
+from support.airflow_sql import CHAIN, AirflowSql
+from support.waiting import eventually_async
+
+CONFLICT = {
+    "reason": "Unique constraint violation",
+    "statement": "hidden",
+    "orig_error": "hidden",
+    "message": "Serious error when handling your request. Check logs for more details",
+}
+"""What Airflow 3.3 says of a run that is there already (`api_fastapi.common.exceptions`)."""
+
+
+class Asked(NamedTuple):
+    """A request that has reached Airflow."""
+
+    method: str
+    target: str
+    """Path and query, as they came over the wire."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+Behaviour = Callable[[Asked], Awaitable[Response | None]]
+"""What happens instead; where nothing is returned, the request is served."""
+
+
+class AirflowStub:
+    """An Airflow with one DAG, `chat`, whose tasks are those of `CHAIN`."""
+
+    def __init__(self, database_url: str, version: UUID) -> None:
+        self.url = ""
+        self.asked: list[Asked] = []
+        self.instead: Behaviour | None = None
+        """Asked before a run is created or told."""
+
+        self.then: Callable[[AirflowSql, RunKey], Awaitable[Response | None]] | None = None
+        """Asked after a run was created, and before that is answered."""
+
+        self._database_url = database_url
+        self._version = version
+        self._number = 0
+        self._over = asyncio.Event()
+
+    @property
+    def triggers(self) -> list[Asked]:
+        return [asked for asked in self.asked if asked.method == "POST"]
+
+    @property
+    def patches(self) -> list[Asked]:
+        return [asked for asked in self.asked if asked.method == "PATCH"]
+
+    async def hang(self) -> None:
+        """Do nothing until the test is over."""
+        await self._over.wait()
+
+    @classmethod
+    @asynccontextmanager
+    async def serving(cls, database_url: str, airflow: AirflowSql) -> AsyncIterator[AirflowStub]:
+        """Serve until the end of the context."""
+        stub = cls(database_url, await airflow.add_dag("chat", CHAIN, {"clean_up": False}))
+        run = "/api/v2/dags/{dag_id}/dagRuns/{run_id}"
+        routes = [
+            Route("/api/v2/dags/{dag_id}/dagRuns", stub._trigger, methods=["POST"]),
+            Route(run, stub._get, methods=["GET"]),
+            Route(run, stub._patch, methods=["PATCH"]),
+        ]
+        config = uvicorn.Config(
+            Starlette(routes=routes), port=0, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        try:
+            await eventually_async(lambda: server.started or task.done(), what="the stub listens")
+            stub.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+            yield stub
+        finally:
+            stub._over.set()
+            server.should_exit = True
+            await task
+
+    async def _note(self, request: Request) -> Asked:
+        target = request.scope["raw_path"].decode() + (f"?{request.url.query}" if request.url.query else "")
+        asked = Asked(request.method, target, dict(request.headers), await request.body())
+        self.asked.append(asked)
+        return asked
+
+    async def _trigger(self, request: Request) -> Response:
+        asked = await self._note(request)
+        if self.instead is not None and (answer := await self.instead(asked)) is not None:
+            return answer
+        self._number += 1
+        run_id = asked.json.get("dag_run_id") or f"manual__{self._number}"
+        key = RunKey(request.path_params["dag_id"], run_id)
+        async with AirflowSql.open(self._database_url) as airflow:
+            try:
+                await airflow.trigger(key, self._version, list(CHAIN))
+            except asyncpg.UniqueViolationError:
+                return JSONResponse({"detail": CONFLICT}, 409)
+            if self.then is not None and (answer := await self.then(airflow, key)) is not None:
+                return answer
+        return JSONResponse(_run(key, "queued"))
+
+    async def _get(self, request: Request) -> Response:
+        asked = await self._note(request)
+        if self.instead is not None and (answer := await self.instead(asked)) is not None:
+            return answer
+        key = RunKey(request.path_params["dag_id"], request.path_params["run_id"])
+        async with AirflowSql.open(self._database_url) as airflow:
+            state = await _state(airflow, key)
+        return JSONResponse(_run(key, state)) if state else JSONResponse({"detail": "not found"}, 404)
+
+    async def _patch(self, request: Request) -> Response:
+        asked = await self._note(request)
+        if self.instead is not None and (answer := await self.instead(asked)) is not None:
+            return answer
+        key = RunKey(request.path_params["dag_id"], request.path_params["run_id"])
+        async with AirflowSql.open(self._database_url) as airflow:
+            if await _state(airflow, key) is None:
+                return JSONResponse({"detail": "not found"}, 404)
+            await airflow.set_run(key, asked.json["state"])
+        return JSONResponse(_run(key, asked.json["state"]))
+
+
+class BrokenOff(Response):
+    """An answer whose connection ends in the middle of its body."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
+        await send({"type": "http.response.body", "body": b'{"dag_run_id":', "more_body": True})
+
+
+async def _state(airflow: AirflowSql, key: RunKey) -> str | None:
+    state: str | None = await airflow.connection.fetchval(
+        "SELECT state FROM dag_run WHERE dag_id = $1 AND run_id = $2", *key
+    )
+    return state
+
+
+def _run(key: RunKey, state: str | None) -> dict[str, Any]:
+    return {"dag_id": key.dag_id, "dag_run_id": key.run_id, "state": state, "run_type": "manual"}
