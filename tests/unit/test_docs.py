@@ -7,11 +7,15 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import httpx
 import msgspec
 import pytest
 
 from stream_server import errors, frames
 from stream_server.client.commands import Exit
+from stream_server.doctor.examination import airflow_checks, database_checks, server_checks
+from stream_server.doctor.limits import Limits
+from stream_server.doctor.session import Session
 from stream_server.settings import PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -51,16 +55,18 @@ def test_every_problem_is_documented() -> None:
     told = {
         (error.status, error.title)
         for error in _subclasses(errors.StreamServerError)
-        if error.status != errors.StreamServerError.status and error is not errors.BadRequest
+        if error.status != errors.StreamServerError.status and error not in {errors.AirflowError, errors.AirflowRefused}
     }
     documented = {
         (int(status), title) for status, title in re.findall(r"^\| (\d+) \| ([^|]+?) \|", ERRORS, re.MULTILINE)
     }
     assert told <= documented
+    assert f"| Airflow's own | {errors.AirflowRefused.title} |" in ERRORS
+    assert f"| 502, or `fail_status` | {errors.NoResult.title} |" in ERRORS
 
 
 def test_every_close_code_is_documented() -> None:
-    documented = {(int(code), name) for code, name in re.findall(r"^\| (4\d+) \| ([A-Z_]+) \|", ERRORS, re.MULTILINE)}
+    documented = {(int(code), name) for code, name in re.findall(r"^\| (4\d+) \| ([A-Z_]+) \|", PROTOCOL, re.MULTILINE)}
     assert documented == {(int(code), code.name) for code in errors.CloseCode}
 
 
@@ -68,3 +74,15 @@ def test_every_exit_code_is_documented() -> None:
     readme = (DOCS.parent / "README.md").read_text()
     documented = {int(code) for code in re.findall(r"^\| (\d+) \| ", readme, re.MULTILINE)}
     assert documented == {int(code) for code in Exit}
+
+
+def test_every_check_of_the_doctor_is_documented() -> None:
+    section = (DOCS / "operations.md").read_text().split("\n## Doctor\n", 1)[1].split("\n## ", 1)[0]
+    documented = re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)
+    limits, client = Limits(), httpx.AsyncClient()
+    checks = (
+        *database_checks(Session("", 1.0), limits),
+        *airflow_checks(client, "token"),
+        *server_checks(client, None),
+    )
+    assert documented == [name for name, _ in checks]
