@@ -58,9 +58,12 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-early bench-held bench-journal bench-latency
+.PHONY: bench-early bench-fanout bench-held bench-journal bench-judge bench-latency bench-waiters
 bench-early: $(VENV)/.dev  ## The result on a real Airflow, beside its own /wait
 	$(BIN)/python -m bench.early $(ARGS)
+
+bench-fanout: $(VENV)/.dev  ## One frame to 10,000 clients, beside nginx with nchan and sse-starlette
+	$(BIN)/python -m bench.fanout $(ARGS)
 
 bench-held: $(VENV)/.dev  ## Our reads beside a long transaction of somebody else's
 	$(BIN)/python -m bench.held $(ARGS)
@@ -68,12 +71,22 @@ bench-held: $(VENV)/.dev  ## Our reads beside a long transaction of somebody els
 bench-journal: $(VENV)/.dev  ## What the triggers cost Airflow's commits
 	$(BIN)/python -m bench.journal $(ARGS)
 
+bench-judge: $(VENV)/.dev  ## What it costs to judge a batch of a mapped task with 10,000 instances
+	$(BIN)/python -m bench.judge $(ARGS)
+
 bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTEN
 	$(BIN)/python -m bench.latency $(ARGS)
+
+bench-waiters: $(VENV)/.dev  ## Five hundred who wait for a result: what they ask of the database, how soon they hear
+	$(BIN)/python -m bench.waiters $(ARGS)
 
 .PHONY: check-lossless
 check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; nothing may be lost
 	PYTHONPATH=tests $(BIN)/python -m support.lossless --seconds $(or $(SECONDS),120) $(ARGS)
+
+.PHONY: check-outcome
+check-outcome: $(VENV)/.dev  ## What we predict beside what Airflow's scheduler does, in CASES=20000 random runs
+	PYTHONPATH=tests $(BIN)/python -m support.outcome_check --cases $(or $(CASES),20000) $(ARGS)
 
 .PHONY: check-soak
 check-soak: $(VENV)/.dev  ## 200 rows/s with a retention of a minute for MINUTES=10; nothing may grow, nothing be lost

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 import httpx
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,6 +22,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from stream_server.airflow_api import shared_client
+from stream_server.answers import Health, Readiness, TailReadiness
 from stream_server.auth import Everybody
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.hub import Hub
@@ -31,7 +34,17 @@ from stream_server.metrics import Metrics
 from stream_server.pruner import Retention, prune_forever
 from stream_server.settings import Settings
 from stream_server.tail import Tail
-from stream_server.transports import longpoll, probe, run_stream, trigger, websocket
+from stream_server.transports import (
+    describe,
+    longpoll,
+    many_runs,
+    multiplex,
+    probe,
+    run_stream,
+    trigger,
+    wait,
+    websocket,
+)
 from stream_server.transports.cancellation import Cancellations
 from stream_server.transports.request import State
 
@@ -39,6 +52,10 @@ log = logging.getLogger(__name__)
 
 RUNS = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_STREAM = f"{RUNS}/{{run_id}}/stream"
+
+ASKED_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
+TOLD_HEADERS = ("Content-Location", "Location", "Retry-After")
+"""What pages of other origins may send and read, beside what everybody may (WHATWG Fetch, section 3.2)."""
 
 
 class Problem(JSONResponse):
@@ -50,18 +67,31 @@ class Problem(JSONResponse):
 def create_app(settings: Settings) -> Starlette:
     """Make the application."""
     return Starlette(
-        middleware=[Middleware(CORSMiddleware, allow_origins=settings.cors_origins)],
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=("GET", "POST"),
+                allow_headers=ASKED_HEADERS,
+                expose_headers=TOLD_HEADERS,
+            )
+        ],
         routes=[
             Route(RUNS, trigger.trigger, methods=["POST"]),
             Route(RUN_STREAM, run_stream.stream),
             Route(f"{RUNS}/{{run_id}}/result", longpoll.result),
+            Route(f"{RUNS}/{{run_id}}/wait", wait.wait, methods=["GET"]),
             Route(f"{RUNS}/{{run_id}}/cancel", trigger.cancel, methods=["POST"]),
             WebSocketRoute(RUN_STREAM, websocket.stream),
             Route(probe.PROBE, probe.stream),
             WebSocketRoute(probe.PROBE, probe.websocket),
+            Route("/api/v2/stream", many_runs.stream),
+            Route("/api/v2/dags/{dag_id}/stream", many_runs.stream),
+            WebSocketRoute("/api/v2/stream", multiplex.stream),
             Route("/health", _health),
             Route("/ready", _ready),
             Route("/metrics", _metrics),
+            *describe.routes(),
         ],
         exception_handlers={
             StreamServerError: _answer_error,
@@ -90,9 +120,9 @@ def _lifespan(settings: Settings) -> Callable[[Starlette], Any]:
         metrics.attend(hub, tail, meter)
         retention = Retention(settings.retention or None, settings.retention_size or None)
         cancellations = Cancellations(hub)
-        airflow = None
+        airflow: httpx.AsyncClient | None = None
         if settings.airflow_url is not None:
-            airflow = httpx.AsyncClient(base_url=settings.airflow_url, timeout=settings.airflow_timeout)
+            airflow = shared_client(settings.airflow_url, settings.airflow_timeout)
         app.state.hub = hub
         tasks = [
             asyncio.create_task(tail.run(), name="tail"),
@@ -111,6 +141,7 @@ def _lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 metrics=metrics,
                 authorizer=Everybody(),
                 airflow=airflow,
+                runs=runs,
                 claims=Claims(runs),
                 cancellations=cancellations,
             )
@@ -135,7 +166,7 @@ def _stop_process(task: asyncio.Task[None]) -> None:
 
 
 async def _health(request: Request) -> Response:
-    return JSONResponse({"status": "ok"})
+    return Response(msgspec.json.encode(Health(status="ok")), media_type="application/json")
 
 
 async def _ready(request: Request) -> Response:
@@ -143,15 +174,13 @@ async def _ready(request: Request) -> Response:
     state: State = request.scope["state"]
     status = state["tail"].status
     problems = [*status.problems, *(["the server is shutting down"] if state["hub"].draining else [])]
-    return JSONResponse(
-        {
-            "status": "unavailable" if problems else "ready",
-            "problems": problems,
-            "warnings": state["meter"].warnings,
-            "tail": {"connected": status.connected, "doorbell": status.hears},
-        },
-        status_code=503 if problems else 200,
+    readiness = Readiness(
+        status="unavailable" if problems else "ready",
+        problems=problems,
+        warnings=state["meter"].warnings,
+        tail=TailReadiness(connected=status.connected, doorbell=status.hears),
     )
+    return Response(msgspec.json.encode(readiness), 503 if problems else 200, media_type="application/json")
 
 
 async def _metrics(request: Request) -> Response:
@@ -163,7 +192,9 @@ async def _metrics(request: Request) -> Response:
 
 async def _answer_error(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, StreamServerError), "registered for that class"
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, AirflowRefused) and error.challenge is not None:
         headers["WWW-Authenticate"] = error.challenge
     return await _answer(connection, Problem(error.problem(), error.status, headers))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -88,6 +88,8 @@ class Snapshot(RunFrame, frozen=True, kw_only=True, tag="snapshot", omit_default
     """All that is known of the run at this moment; what follows goes on from here."""
 
     run: RunInfo
+    """The run itself."""
+
     tasks: list[TaskInfo]
     """The task instances."""
 
@@ -190,6 +192,7 @@ ResetReason: TypeAlias = Literal[
     "cursor_foreign",
     "cursor_damaged",
 ]
+"""What a server of this version may say. Clients of an older version may meet one that they don't know."""
 
 
 class Reset(Frame, frozen=True, kw_only=True, tag="reset", omit_defaults=True):
@@ -197,7 +200,7 @@ class Reset(Frame, frozen=True, kw_only=True, tag="reset", omit_defaults=True):
 
     dag_id: str | None = None
     run_id: str | None = None
-    reason: ResetReason
+    reason: Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(get_args(ResetReason))})]
     """Why what was said is worth nothing any more.
 
     `cleared`, `retried`, `revoked`: somebody took back an outcome. `journal_changed`: the database was replaced or set

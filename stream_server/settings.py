@@ -67,6 +67,14 @@ Origin = Annotated[str, AfterValidator(_check_origin)]
 """Scheme, host and port of a page (RFC 6454), or `*` for all."""
 
 
+def _check_address(text: str) -> str:
+    parts = urlsplit(text)
+    # A name and a password would take the place of every caller's own.
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise ValueError("this is no address; write https://airflow.example.com:8080, without user and password")
+    return text
+
+
 class Settings(BaseSettings):
     """All settings of the server, frozen. `docs/settings.md` describes them, and a test sees to it."""
 
@@ -84,7 +92,7 @@ class Settings(BaseSettings):
     auth: Literal["none"] | None = None
     """Who decides what a caller may see. `none`: everybody may read everything; the default on loopback only."""
 
-    airflow_url: str | None = None
+    airflow_url: Annotated[str, AfterValidator(_check_address)] | None = None
     """Address of Airflow's API server."""
 
     cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_list)] = ()
@@ -122,6 +130,9 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     """Larger bodies of requests are refused."""
+
+    max_subscriptions: int = Field(default=100, ge=1)
+    """Streams on one WebSocket connection."""
 
     grace_period: Duration = Field(default=10.0, ge=0)
     """How long clients may take to go when the server shuts down."""

@@ -23,7 +23,8 @@ MAX_NAMES = 100
 async def stream(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
-    refuse_unknown(request.query_params.keys(), frozenset({*PARAMETERS, "cursor"}))
+    known = {*PARAMETERS, "cursor"} - request.path_params.keys()
+    refuse_unknown(request.query_params.keys(), frozenset(known))
     asked = {name: request.query_params.getlist(name) for name in PARAMETERS}
     if "dag_id" in request.path_params:
         asked["dag_id"] = [request.path_params["dag_id"]]

@@ -56,7 +56,7 @@ from stream_server.transports.run_stream import stream_response
 
 JSON = "application/json"
 CONFLICT = 409
-PARAMETERS = STREAM | longpoll.FORM | {"wait_for_completion", "if_exists", "on_disconnect", "grace"}
+PARAMETERS = (STREAM - {"cursor"}) | longpoll.FORM | {"wait_for_completion", "if_exists", "on_disconnect", "grace"}
 DEFAULT_GRACE = 5.0
 """Seconds in which somebody must come back to a run that shall not go on without."""
 

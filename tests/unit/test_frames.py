@@ -190,3 +190,9 @@ def test_every_type_has_a_name_of_its_own() -> None:
     kinds = AnyFrame.__args__
     names = {kind.__struct_config__.tag for kind in kinds}
     assert len(names) == len(kinds)
+
+
+def test_clients_bear_reasons_of_later_versions() -> None:
+    later = decode('{"type":"reset","reason":"something_new","dag_id":"d","run_id":"r"}')
+    assert isinstance(later, Reset)
+    assert later.reason == "something_new"

@@ -170,3 +170,11 @@ def test_everything_is_shown_to_everybody_only_by_choice(auth: str | None, *, lo
 )
 def test_loopback(host: str, *, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize("address", ["localhost:8080", "ftp://h", "http://", "http://ada:s3cret@h", "http://h?x=1", ""])
+def test_an_address_of_airflow_without_credentials_of_our_own(address: str) -> None:
+    with pytest.raises(SettingsError, match=r"AIRFLOW_URL: .*this is no address") as wrong:
+        Settings.load(database_url=URL, airflow_url=address)
+    assert "s3cret" not in str(wrong.value)
+    assert Settings.load(database_url=URL, airflow_url="https://h:8080/airflow").airflow_url == "https://h:8080/airflow"

@@ -1,0 +1,277 @@
+"""What a running server says is what it describes, on every transport and in every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from stream_server.transports import asyncapi, openapi
+from stream_server.transports.probe import PROBE
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub
+from support.asking import RUNS, WAIT
+from support.descriptions import refused, undescribed, validator
+from support.server import RunningServer, running_server
+from support.streams import DEADLINE, Events, Frame, frames_of, stream_path, types, websocket
+from support.waiting import eventually_async
+
+HOWS = ["sse", "websocket", "ndjson"]
+MEDIA_TYPES = {"sse": "text/event-stream", "ndjson": "application/x-ndjson"}
+
+
+async def watch(url: str, run: RunKey, how: str, query: str = "") -> list[Frame]:
+    """Return all frames of a stream, up to the end of the connection."""
+    if how == "websocket":
+        async with websocket(url, run, query) as connection:
+            return await frames_of(connection)
+    headers = {"Accept": MEDIA_TYPES[how]}
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client,
+        client.stream("GET", stream_path(run, query), headers=headers) as response,
+    ):
+        assert undescribed_head(response, f"{openapi.RUN}/stream") == []
+        if how == "sse":
+            return await Events(response).rest()
+        return [json.loads(line) async for line in response.aiter_lines()]
+
+
+def undescribed_head(response: httpx.Response, path: str) -> list[str]:
+    return [problem for problem in undescribed(response, path) if not problem.startswith("$")]
+
+
+def assert_described(frames: list[Frame], channel: str) -> None:
+    """Each frame is valid, has no member that is not described, and belongs to the channel."""
+    names = asyncapi.document()["channels"][channel]["messages"]
+    messages = asyncapi.document()["components"]["messages"]
+    known = {messages[name]["name"] for name in names}
+    for frame in frames:
+        assert refused("Frame", frame, strictly=True) == []
+    assert set(types(frames)) <= known
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_every_frame_of_a_run_is_described(
+    server: RunningServer, airflow: AirflowSql, run: RunKey, how: str
+) -> None:
+    watching = asyncio.create_task(watch(server.url, run, how, "?until=run"))
+    await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
+    await airflow.set_run(run, "running")
+    await airflow.run_task(run, "answer", {"text": "because"})
+    async with websocket(server.url, run, "?until=run") as connection:
+        while json.loads(await connection.recv())["type"] != "result":
+            pass
+    await airflow.clear(run, ["answer"])
+    await airflow.start_task(run, "answer")
+    await airflow.set_task(run, "answer", "failed")
+    await airflow.set_run(run, "failed")
+    frames = await watching
+    assert_described(frames, "run")
+    assert set(types(frames)) == {"snapshot", "run", "task", "result", "reset", "failure", "end"}
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_what_a_returning_client_is_told_is_described(
+    server: RunningServer, airflow: AirflowSql, run: RunKey, how: str
+) -> None:
+    await airflow.run_task(run, "answer", "because")
+    async with websocket(server.url, run, "?until=run") as connection:
+        frames = [json.loads(await connection.recv())]
+        while frames[-1]["type"] != "result":
+            frames.append(json.loads(await connection.recv()))
+    cursor = frames[-1]["cursor"]
+    await airflow.set_run(run, "success")
+    resumed = await watch(server.url, run, how, f"?until=run&cursor={cursor}")
+    damaged = await watch(server.url, run, how, "?until=run&cursor=damaged")
+    assert types(resumed) == ["resumed", "run", "end"]
+    assert types(damaged)[:2] == ["reset", "snapshot"]
+    assert_described([*resumed, *damaged], "run")
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_a_heartbeat_and_a_close_are_described(settings: Callable[..., Settings], run: RunKey, how: str) -> None:
+    async with running_server(settings(ping_interval="50ms")) as server:
+        await eventually_async(lambda: server.hub.live)
+        watching = asyncio.create_task(watch(server.url, run, how))
+        await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
+        async with websocket(server.url, run) as connection:
+            assert json.loads(await connection.recv())["type"] == "snapshot"
+            assert json.loads(await connection.recv()) == {"type": "ping"}
+        await server.hub.drain(5)
+    frames = await watching
+    assert_described(frames, "run")
+    assert types(frames)[-1] == "close"
+
+
+async def test_what_is_said_of_many_runs_is_described(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
+    address = server.url.replace("http", "ws", 1) + openapi.ALL
+    frames: list[Frame] = []
+    async with connect(address, proxy=None) as connection:
+
+        async def hear_until(kind: str) -> None:
+            while types(frames)[-1:] != [kind]:
+                frames.append(json.loads(await asyncio.wait_for(connection.recv(), DEADLINE)))
+
+        for operation in (
+            {"op": "subscribe", "id": "one", "dag_id": run.dag_id, "run_id": run.run_id},
+            {"op": "subscribe", "id": "many", "dag_id": [run.dag_id]},
+            {"op": "subscribe", "id": "none", "dag_id": run.dag_id, "run_id": "nobody"},
+        ):
+            assert refused_operation(operation) == []
+            await connection.send(json.dumps(operation))
+        await hear_until("error")
+        await airflow.run_task(run, "answer", 1)
+        await hear_until("end")
+    assert_described(frames, "manyStreams")
+    assert {"ack", "error", "snapshot", "task", "result", "end"} <= set(types(frames))
+    async with (
+        httpx.AsyncClient(base_url=server.url, timeout=DEADLINE) as client,
+        client.stream("GET", openapi.ALL, params={"cursor": "damaged"}) as response,
+    ):
+        events = Events(response)
+        told = await events.until("reset")
+        await airflow.set_run(run, "success")
+        told += await events.until("run")
+        assert undescribed_head(response, openapi.ALL) == []
+    assert_described(told, "allRuns")
+
+
+def refused_operation(operation: dict[str, Any]) -> list[str]:
+    components = asyncapi.document()["components"]
+    schema = {"$ref": "#/components/schemas/Subscribe", "components": components}
+    return [error.message for error in validator(schema).iter_errors(operation)]
+
+
+async def test_every_answer_is_described(
+    asked: RunningServer, caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub, run: RunKey
+) -> None:
+    await eventually_async(lambda: asked.hub.live)
+    runs, one = openapi.RUNS, openapi.RUN
+    here = stream_path(run).removesuffix("/stream")
+
+    async def ask(status: int, path: str, target: str, method: str = "GET", **what: Any) -> httpx.Response:
+        response = await caller.request(method, target, **what)
+        assert response.status_code == status, f"{method} {target}: {response.text}"
+        assert undescribed(response, path) == [], f"{method} {target}"
+        return response
+
+    for path, media_type in (("/openapi.json", openapi.JSON), ("/schema/frames.json", openapi.SCHEMA)):
+        assert (await ask(200, path, path)).headers["content-type"] == media_type
+    for path in ("/asyncapi.json", "/health", "/ready", "/metrics"):
+        await ask(200, path, path)
+    await ask(200, PROBE, PROBE)
+    await ask(202, f"{one}/result", f"{here}/result?timeout=0")
+    await airflow.run_task(run, "answer", {"text": "because"})
+    await ask(200, f"{one}/result", f"{here}/result")
+    await ask(200, f"{one}/result", f"{here}/result?unwrap=true")
+    ended = await ask(200, f"{one}/stream", f"{here}/stream", headers={"Accept": "application/x-ndjson"})
+    cursor = json.loads(ended.text.splitlines()[-1])["cursor"]
+    await ask(204, f"{one}/stream", f"{here}/stream", headers={"Last-Event-ID": cursor})
+    await airflow.start_task(run, "ask")
+    await airflow.set_task(run, "ask", "failed")
+    await ask(200, f"{one}/result", f"{here}/result?result=ask")
+    await ask(502, f"{one}/result", f"{here}/result?result=ask&unwrap=true")
+    for what in ("stream", "result"):
+        await ask(404, f"{one}/{what}", f"{RUNS}/nobody/{what}")
+        await ask(422, f"{one}/{what}", f"{here}/{what}?result=nobody")
+        await ask(422, f"{one}/{what}", f"{here}/{what}?color=blue")
+    await ask(422, openapi.ALL, f"{openapi.ALL}?type=chore")
+    await ask(404, f"{one}/wait", f"{RUNS}/nobody/wait?interval=1")
+    await ask(422, f"{one}/wait", f"{here}/wait")
+    await ask(202, runs, f"{WAIT}&timeout=0", "POST", json={})
+    await ask(422, runs, f"{WAIT}&timeout=soon", "POST", json={})
+    await ask(422, runs, WAIT, "POST", content=b"[]")
+    await ask(413, runs, WAIT, "POST", json={"conf": "x" * 20_000})
+    await ask(403, runs, WAIT, "POST", json={}, headers={"Origin": "https://elsewhere.example.com"})
+    await ask(409, runs, WAIT, "POST", json={"dag_run_id": run.run_id})
+    await ask(200, f"{one}/cancel", f"{here}/cancel", "POST")
+    await ask(404, f"{one}/cancel", f"{RUNS}/nobody/cancel", "POST")
+
+
+async def test_without_airflow_and_while_draining_answers_are_described(server: RunningServer, run: RunKey) -> None:
+    here = stream_path(run).removesuffix("/stream")
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        unknown = [await client.post(WAIT, json={}), await client.post(f"{here}/cancel")]
+        await server.hub.drain(1)
+        refused = [await client.get(f"{here}/{what}") for what in ("stream", "result")]
+        unready = await client.get("/ready")
+    paths = (openapi.RUNS, *(f"{openapi.RUN}/{what}" for what in ("cancel", "stream", "result")), "/ready")
+    answers = [*unknown, *refused, unready]
+    assert [answer.status_code for answer in answers] == [501, 501, 503, 503, 503]
+    assert [undescribed(answer, path) for answer, path in zip(answers, paths, strict=True)] == [[]] * 5
+
+
+async def test_lines_of_wait_are_described(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
+    await airflow.run_task(run, "answer", [1])
+    await airflow.set_run(run, "success")
+    path = stream_path(run).removesuffix("stream") + "wait?interval=1&result=answer"
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        lines = (await client.get(path)).text.splitlines()
+    assert json.loads(lines[-1]) == {"state": "success", "results": {"answer": [1]}}
+    assert [refused("WaitLine", json.loads(line), strictly=True) for line in lines] == [[]] * len(lines)
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/asyncapi.json", "/schema/frames.json"])
+async def test_a_description_is_not_sent_to_who_has_it(server: RunningServer, path: str) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        first = await client.get(path)
+        etag = first.headers["etag"]
+        for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+            again = await client.get(path, headers={"If-None-Match": known})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+            assert undescribed(again, path) == []
+        other = await client.get(path, headers={"If-None-Match": '"other"'})
+    assert (other.status_code, other.json()) == (200, first.json())
+    assert first.headers["cache-control"] == "no-cache"
+
+
+def queries(path: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the parameters of a query that are described, with their schemas."""
+    parameters = openapi.document()["paths"][path]["get"]["parameters"]
+    return [(parameter["name"], parameter["schema"]) for parameter in parameters if parameter["in"] == "query"]
+
+
+def limits(schema: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Return values that a schema just about allows, and values that it just about does not."""
+    items = schema.get("items", {})
+    values = [*schema.get("enum", []), *items.get("enum", [])]
+    right: list[Any] = [*values, *schema.get("examples", [])]
+    wrong: list[Any] = ["nonsense"] if right else []
+    if "minimum" in schema:
+        right += [schema["minimum"], schema["maximum"]]
+        wrong += [schema["minimum"] - 1, schema["maximum"] + 1]
+    if "maxItems" in schema:
+        wrong.append([(right or ["x"])[0]] * (schema["maxItems"] + 1))
+    if "minLength" in items:
+        right.append("answer")
+        wrong.append("")
+    if schema["type"] == "boolean":
+        right += ["true", "false"]
+        wrong.append("yes")
+    return [*right, *([schema["default"]] if schema.get("default") else [])], wrong
+
+
+@pytest.mark.parametrize("path", [f"{openapi.RUN}/stream", f"{openapi.RUN}/result", openapi.ALL, openapi.OF_DAG])
+async def test_what_may_be_asked_is_what_is_described(
+    server: RunningServer, airflow: AirflowSql, run: RunKey, path: str
+) -> None:
+    await airflow.run_task(run, "answer", 1)
+    target = path.format(**run._asdict())
+    async with httpx.AsyncClient(base_url=server.url, timeout=DEADLINE) as client:
+        for name, schema in queries(path):
+            right, wrong = limits(schema)
+            for value in right:
+                async with client.stream("GET", target, params={name: value}) as response:
+                    assert response.status_code == 200, (name, value)
+            for value in wrong:
+                assert (await client.get(target, params={name: value})).status_code == 422, (name, value)
+        refusal = (await client.get(target, params={"nonsense": "x"})).json()["detail"]
+    known = set(refusal.partition("known are ")[2].split(", ")) - {name for name in ("dag_id",) if "{dag_id}" in path}
+    assert known == {name for name, _ in queries(path)}

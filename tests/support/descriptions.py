@@ -1,0 +1,68 @@
+"""Holding what a server says against its own descriptions."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import httpx
+from jsonschema import Draft202012Validator
+from referencing import Registry
+
+from stream_server.transports import openapi
+
+_FORMATS = Draft202012Validator.FORMAT_CHECKER
+
+
+def validator(schema: dict[str, Any]) -> Draft202012Validator:
+    """Return a validator that also looks at formats, and fetches nothing."""
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema, format_checker=_FORMATS, registry=Registry())
+
+
+def refused(kind: str, value: object, *, strictly: bool = False) -> list[str]:
+    """Return what is wrong with a value, by the component `kind` of `/openapi.json`.
+
+    Args:
+        kind: Name of the component.
+        value: What was said.
+        strictly: Whether members are wrong that the description does not know.
+    """
+    return [f"{error.json_path}: {error.message}" for error in _validator(kind, strictly).iter_errors(value)]
+
+
+@cache
+def _validator(kind: str, strictly: bool) -> Draft202012Validator:
+    components = openapi.document()["components"]
+    if strictly:
+        for schema in components["schemas"].values():
+            if "properties" in schema:
+                schema["additionalProperties"] = False
+    return validator({"$ref": f"#/components/schemas/{kind}", "components": components})
+
+
+def undescribed(response: httpx.Response, path: str) -> list[str]:
+    """Return what `/openapi.json` does not say of an answer.
+
+    Args:
+        response: The answer.
+        path: Of the operation, with its variables in braces.
+    """
+    operation = openapi.document()["paths"][path][response.request.method.lower()]
+    told = operation["responses"].get(str(response.status_code))
+    if told is None:
+        return [f"status {response.status_code}"]
+    missing = [f"without {name}" for name in told.get("headers", {}) if name not in response.headers]
+    if "content" not in told:
+        return missing + ([f"a body: {response.text[:100]}"] if response.content else [])
+    media_type = response.headers.get("content-type", "").partition(";")[0]
+    if media_type not in told["content"]:
+        return [*missing, f"media type {media_type!r}"]
+    if not media_type.endswith("json"):
+        return missing
+    schema = told["content"][media_type]["schema"]
+    options = schema.get("anyOf", [schema])
+    # The bare value of a task may be anything.
+    kind = options[0].get("$ref", "").rpartition("/")[2]
+    bare = "unwrap=true" in str(response.request.url) and response.is_success
+    return missing + ([] if bare or not kind else refused(kind, response.json(), strictly=kind != "Problem"))
