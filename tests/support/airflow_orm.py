@@ -1,7 +1,7 @@
 """Airflow's own statements, made by its own models, against any database.
 
 Run as a script, `python -m support.airflow_orm MAPPED`, it is a process that reads database URLs from standard input,
-line by line, does all that is below in each, and answers with a line of JSON: what was committed, or what Airflow raised.
+line by line, does all that is below in each, and answers with a line of JSON: what was committed, or what was raised.
 """
 
 from __future__ import annotations
