@@ -7,6 +7,7 @@ watchers of one question have been told, and says what they must be told next. N
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import quote
@@ -14,11 +15,11 @@ from urllib.parse import quote
 import msgspec
 
 from stream_server.frames import AnyFrame, End, Failure, Reference, Reset, Result, Snapshot
-from stream_server.run_state import Instance, Origin, RunState
+from stream_server.prediction import BAD
+from stream_server.run_state import Origin, RunState
 from stream_server.transition import RETURN_VALUE
 
-_BAD = frozenset({"failed", "upstream_failed", "skipped", "removed"})
-"""States in which a task instance has ended without a value."""
+_ENDED = BAD | {"success"}
 
 _NULL = msgspec.Raw(b"null")
 
@@ -32,6 +33,9 @@ class Question:
 
     until: Literal["result", "run"] = "result"
     """Whether the stream ends with the outcome, or goes on to the end of the run."""
+
+    confirm: Literal["push", "success"] = "push"
+    """Whether a result is told when it is pushed, or when its task has succeeded as well."""
 
 
 class Value(NamedTuple):
@@ -49,12 +53,13 @@ Values = Mapping[tuple[str, int], Value]
 
 
 class Part(NamedTuple):
-    """The answer of one task instance."""
+    """The answer of one task."""
 
     task_id: str
-    map_index: int
-    try_number: int
-    origin: Origin
+    answers: int
+    """How often its answer had changed."""
+
+    tries: int
 
 
 class Pending(NamedTuple):
@@ -66,12 +71,12 @@ class Answered(NamedTuple):
 
     task_ids: tuple[str, ...]
     origin: Origin
-    parts: frozenset[Part]
-    """By what each instance answered; another answer has others."""
+    parts: tuple[Part, ...]
+    """By what each task answered; another answer has others."""
 
 
 class Failed(NamedTuple):
-    """The answer will not come."""
+    """The answer will not come, because of the task instance that is named."""
 
     reason: str
     origin: Origin
@@ -79,19 +84,29 @@ class Failed(NamedTuple):
     map_index: int | None = None
     try_number: int | None = None
     state: str | None = None
+    predicted: bool = False
+    """Whether what makes it certain is still to be written by Airflow."""
 
 
 Verdict = Pending | Answered | Failed
 
 
 def result_tasks(run: RunState, question: Question) -> tuple[str, ...]:
-    """Tell which tasks answer: those the caller names, those the author marked, or the only leaf."""
+    """Tell which tasks answer.
+
+    They are those that the caller names; else those that the author marked, in whatever way; else those whose values
+    Airflow marked in earlier runs; else the only leaf.
+    """
     if question.results:
         return question.results
-    if run.native_results:
-        return tuple(sorted(run.native_results))
-    if run.graph is not None and run.graph.only_leaf is not None:
-        return (run.graph.only_leaf,)
+    graph = run.graph
+    marked: AbstractSet[str] = run.native_results
+    if graph is not None:
+        marked = marked | graph.marked or run.remembered_results & graph.tasks.keys()
+    if marked:
+        return tuple(sorted(marked))
+    if graph is not None and graph.only_leaf is not None:
+        return (graph.only_leaf,)
     return ()
 
 
@@ -100,10 +115,10 @@ def judge(run: RunState, question: Question) -> Verdict:
     if run.deleted:
         return Failed("run_deleted", run.changed)
     tasks = result_tasks(run, question)
-    failed = _first_failed(run, tasks) if tasks else _failed_leaf(run)
+    failed = _failed(run, tasks) if tasks else _failed_leaf(run)
     if failed is not None:
         return failed
-    answered = _answered(run, tasks)
+    answered = _answered(run, tasks, question)
     if answered is not None:
         return answered
     if run.run.state == "failed":
@@ -111,67 +126,80 @@ def judge(run: RunState, question: Question) -> Verdict:
     return Pending()
 
 
-def _first_failed(run: RunState, tasks: tuple[str, ...]) -> Failed | None:
+def _failed(run: RunState, tasks: tuple[str, ...]) -> Failed | None:
+    """Return the failure of the first result task that has ended without a value, or else is certain to."""
     for task_id in tasks:
-        instances = run.tasks.get(task_id, {})
-        failed = [index for index, instance in instances.items() if instance.state in _BAD]
+        instances = run.tasks.get(task_id)
+        if instances is None:
+            continue
         # Indexes beyond the length of a shrunk mapping are removed, and missed by nobody.
-        if len(failed) < len(instances):
-            failed = [index for index in failed if instances[index].state != "removed"]
+        missed = BAD - {"removed"} if instances.wanted() else BAD
+        failed = [min(found) for state, found in instances.by_state.items() if state in missed]
         if failed:
-            return _failed_task(task_id, min(failed), instances[min(failed)])
+            return _blame(run, task_id, min(failed), instances[min(failed)].changed)
+    forecast = run.forecast()
+    if forecast is not None:
+        for task_id in tasks:
+            if doomed := forecast.doomed(task_id):
+                return _blame(run, task_id, min(doomed))
     return None
 
 
 def _failed_leaf(run: RunState) -> Failed | None:
-    if run.graph is None:
+    """Return the failure of an effective leaf: the run fails, whatever else it does."""
+    forecast = run.forecast()
+    if run.graph is None or forecast is None:
         return None
-    for task_id in sorted(run.graph.effective_leaves):
-        instances = run.tasks.get(task_id, {})
-        failed = [index for index, one in instances.items() if one.state in {"failed", "upstream_failed"}]
-        if failed:
-            return _failed_task(task_id, min(failed), instances[min(failed)])
-    return None
+    doomed = [
+        (task_id, min(indexes))
+        for task_id in sorted(run.graph.effective_leaves)
+        if (indexes := forecast.failing(task_id))
+    ]
+    for task_id, map_index in doomed:
+        leaf = run.tasks[task_id].get(map_index)
+        if leaf is not None and leaf.state in BAD:
+            return _blame(run, task_id, map_index, leaf.changed)
+    return _blame(run, *doomed[0]) if doomed else None
 
 
-def _failed_task(task_id: str, map_index: int, instance: Instance) -> Failed:
+def _blame(run: RunState, task_id: str, map_index: int, ended: Origin | None = None) -> Failed:
+    """Return the failure of an instance, which names the one that caused it.
+
+    Args:
+        run: The run.
+        task_id: Task that is doomed, or has ended without a value.
+        map_index: Index of its instance.
+        ended: What ended it; `None` while that is only certain to come.
+    """
+    forecast = run.forecast()
+    culprit = forecast.culprit(task_id, map_index) if forecast is not None else None
+    place = culprit or (task_id, map_index)
+    instances = run.tasks[place[0]]
+    map_index = place[1] if place[1] in instances else min(instances)
+    instance = instances[map_index]
+    # Where all went too well for a task that waits for failures, there is nobody to blame.
+    state = instance.state if instance.state in BAD else "skipped"
     return Failed(
-        reason=f"task_{instance.state}",
-        origin=instance.changed,
-        task_id=task_id,
+        reason=f"task_{state}",
+        origin=ended or instance.changed,
+        task_id=place[0],
         map_index=map_index,
         try_number=instance.try_number,
-        state=instance.state,
+        state=state,
+        predicted=ended is None,
     )
 
 
-def _answered(run: RunState, tasks: tuple[str, ...]) -> Answered | None:
+def _answered(run: RunState, tasks: tuple[str, ...], question: Question) -> Answered | None:
     """Return the answer of all instances of all tasks, or `None` while one is missing."""
-    parts: list[Part] = []
-    for task_id in tasks:
-        before = len(parts)
-        for map_index, instance in run.tasks.get(task_id, {}).items():
-            if instance.state == "removed":
-                continue
-            origin = _answered_by(instance)
-            if origin is None:
-                return None
-            parts.append(Part(task_id, map_index, instance.try_number, origin))
-        if len(parts) == before:
-            return None
-    if not parts:
+    confirmed = question.confirm == "success"
+    answers = [run.tasks.get(task_id) for task_id in tasks]
+    complete = [one for one in answers if one is not None and one.complete(confirmed)]
+    if not complete or len(complete) < len(tasks):
         return None
-    last = max((part.origin for part in parts), key=lambda origin: origin.seq or 0)
-    return Answered(tasks, last, frozenset(parts))
-
-
-def _answered_by(instance: Instance) -> Origin | None:
-    if instance.state == "running":
-        return instance.pushed
-    if instance.state == "success":
-        # A task that returned `None` pushes nothing: its success is the answer.
-        return instance.pushed or instance.changed
-    return None
+    parts = tuple(Part(task_id, one.answers, one.tries) for task_id, one in zip(tasks, complete, strict=True))
+    last = max((one.last_answer(confirmed) for one in complete), key=lambda origin: origin.seq or 0)
+    return Answered(tasks, last, parts)
 
 
 class Step(NamedTuple):
@@ -192,7 +220,7 @@ class Answer:
 
     told: Result | Failure | None = None
     ended: bool = False
-    _parts: frozenset[Part] = frozenset()
+    _parts: tuple[Part, ...] = ()
     """Of what the told result was made."""
 
     def open(self, run: RunState) -> list[AnyFrame]:
@@ -243,21 +271,23 @@ class Answer:
         return self.told is None or isinstance(verdict, Failed)
 
     def _why_revoked(self, run: RunState) -> Literal["cleared", "retried", "revoked"]:
-        states = {
-            instance.state
-            for task_id in result_tasks(run, self.question)
-            for instance in run.tasks.get(task_id, {}).values()
-        }
+        if isinstance(self.told, Failure) and self.told.task_id is not None:
+            return self._why_not_failed(run, self.told)
+        states: set[str | None] = set()
+        for task_id in result_tasks(run, self.question):
+            if task_id in run.tasks:
+                states |= run.tasks[task_id].by_state.keys()
         if states & {None, "restarting"}:
             return "cleared"
-        return "retried" if "up_for_retry" in states or self._tried_again(run) else "revoked"
+        tried_again = any(run.tasks[part.task_id].tries > part.tries for part in self._parts)
+        return "retried" if "up_for_retry" in states or tried_again else "revoked"
 
-    def _tried_again(self, run: RunState) -> bool:
-        return any(
-            instance.try_number > part.try_number
-            for part in self._parts
-            if (instance := run.tasks[part.task_id].get(part.map_index)) is not None
-        )
+    def _why_not_failed(self, run: RunState, told: Failure) -> Literal["cleared", "revoked"]:
+        """Tell what became of the instance that was blamed: one that had ended tries again only if it is cleared."""
+        assert told.task_id is not None, "the failure of a task names it"
+        instance = run.tasks[told.task_id].get(told.map_index if told.map_index is not None else -1)
+        marked = instance is not None and instance.state in _ENDED and instance.try_number == told.try_number
+        return "revoked" if marked else "cleared"
 
     def _end(self, run: RunState) -> list[AnyFrame]:
         told_enough = self.told is not None and self.question.until == "result"
@@ -283,6 +313,7 @@ def _failure(run: RunState, failed: Failed) -> Failure:
         map_index=failed.map_index,
         try_number=failed.try_number,
         state=failed.state,
+        predicted=failed.predicted,
         seq=failed.origin.seq,
         at=failed.origin.at,
     )

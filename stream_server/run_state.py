@@ -5,8 +5,8 @@ Pure. Reading a run from the database gives the same state as following it from 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from stream_server.frames import (
     TaskTransition,
 )
 from stream_server.graph import Graph
+from stream_server.prediction import Forecast, foreseeable
 from stream_server.transition import RETURN_VALUE, Kind, Transition
 
 MAX_LISTED_INSTANCES = 100
@@ -59,6 +60,102 @@ class Instance(NamedTuple):
     """By what its return value became known; `None` while this try has pushed none."""
 
 
+class Instances(Mapping[int, Instance]):
+    """The instances of one task by `map_index`, and sums of them, so that nobody has to go through thousands."""
+
+    def __init__(self) -> None:
+        self._instances: dict[int, Instance] = {}
+        self._by_state: dict[str | None, set[int]] = {}
+        self._last_answers: dict[bool, tuple[int, Origin]] = {}
+        self.answered: set[int] = set()
+        """Indexes of those that have answered: running ones that have pushed, and successful ones."""
+
+        self.answers = 0
+        """Counts whatever changes the answer of the task."""
+
+        self.tries = 0
+        """Sum of all `try_number`s."""
+
+    def __getitem__(self, map_index: int) -> Instance:
+        return self._instances[map_index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._instances)
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    @property
+    def by_state(self) -> Mapping[str | None, AbstractSet[int]]:
+        """Indexes by state; no state without any."""
+        return self._by_state
+
+    def put(self, map_index: int, instance: Instance) -> None:
+        """Add an instance, or replace one."""
+        before = self._instances.get(map_index)
+        self._instances[map_index] = instance
+        if before is None or before.state != instance.state:
+            self._leave(map_index, before)
+            self._by_state.setdefault(instance.state, set()).add(map_index)
+        self.tries += instance.try_number - (before.try_number if before else 0)
+        self._note_answer(map_index, before, instance)
+
+    def drop(self, map_index: int) -> None:
+        """Forget an instance, if there is one."""
+        before = self._instances.pop(map_index, None)
+        if before is not None:
+            self._leave(map_index, before)
+            self.tries -= before.try_number
+            self._note_answer(map_index, before, None)
+
+    def wanted(self) -> int:
+        """Return how many instances must answer: indexes beyond a shrunk mapping are removed, and missed by nobody."""
+        return len(self._instances) - len(self._by_state.get("removed", ()))
+
+    def complete(self, confirmed: bool) -> bool:
+        """Whether all have answered that must; where that is to be confirmed, by their success."""
+        return 0 < self.wanted() == len(self._by_state.get("success", ()) if confirmed else self.answered)
+
+    def last_answer(self, confirmed: bool) -> Origin:
+        """Return by what the last of the answers became known, or its confirmation."""
+        count, origin = self._last_answers.get(confirmed, (None, Origin()))
+        if count != self.answers:
+            ones = [self._instances[one] for one in self.answered]
+            origins = [one.changed if confirmed else _answer(one) or one.changed for one in ones]
+            origin = max(origins, key=lambda origin: origin.seq or 0, default=Origin())
+            self._last_answers[confirmed] = self.answers, origin
+        return origin
+
+    def _leave(self, map_index: int, before: Instance | None) -> None:
+        if before is not None:
+            left = self._by_state[before.state]
+            left.discard(map_index)
+            if not left:
+                del self._by_state[before.state]
+
+    def _note_answer(self, map_index: int, before: Instance | None, after: Instance | None) -> None:
+        old, new = _answer(before), _answer(after)
+        if new is None:
+            self.answered.discard(map_index)
+        else:
+            self.answered.add(map_index)
+        tried_again = before and after and before.try_number != after.try_number
+        if old != new or (new is not None and tried_again):
+            self.answers += 1
+
+
+def _answer(instance: Instance | None) -> Origin | None:
+    """Return by what an instance has answered, or `None` if it has not."""
+    if instance is None:
+        return None
+    if instance.state == "running":
+        return instance.pushed
+    if instance.state == "success":
+        # A task that returned `None` pushes nothing: its success is the answer.
+        return instance.pushed or instance.changed
+    return None
+
+
 class RunState:
     """The state of a run, and what follows from each transition."""
 
@@ -68,11 +165,16 @@ class RunState:
         self.graph = graph
         """Structure of the DAG as this run sees it; `None` where Airflow kept none."""
 
-        self.tasks: dict[str, dict[int, Instance]] = {}
+        self.tasks: dict[str, Instances] = {}
         """Instances by task and `map_index`."""
 
         self.native_results: set[str] = set()
         """Tasks whose return value bears Airflow 3.3's own mark."""
+
+        self.remembered_results: frozenset[str] = frozenset()
+        """Tasks whose return values bore that mark in earlier runs of the DAG."""
+
+        self._forecast: Forecast | None = None
 
         self.changed = Origin()
         self.deleted = False
@@ -89,7 +191,8 @@ class RunState:
 
     def add(self, task_id: str, map_index: int, instance: Instance) -> None:
         """Put in what the database says of one task instance."""
-        self.tasks.setdefault(task_id, {})[map_index] = instance
+        self.tasks.setdefault(task_id, Instances()).put(map_index, instance)
+        self._forecast = None
 
     def apply(self, transition: Transition) -> TaskTransition | RunTransition | None:
         """Follow one transition.
@@ -98,6 +201,7 @@ class RunState:
             The frame that tells it, or `None` for what is no change of a state.
         """
         if transition.kind is Kind.TASK:
+            self._forecast = None
             return self._apply_task(transition)
         if transition.kind is Kind.RUN:
             return self._apply_run(transition)
@@ -111,7 +215,15 @@ class RunState:
     def forget_push(self, task_id: str, map_index: int) -> None:
         """Take back a return value that is not in the database any more."""
         instances = self.tasks[task_id]
-        instances[map_index] = instances[map_index]._replace(pushed=None)
+        instances.put(map_index, instances[map_index]._replace(pushed=None))
+
+    def forecast(self) -> Forecast | None:
+        """Tell how the task instances can end, or `None` where that is nothing but what their states say."""
+        if self._forecast is None and self.graph is not None:
+            states = {task_id: instances.by_state for task_id, instances in self.tasks.items()}
+            if foreseeable(self.graph, states):
+                self._forecast = Forecast(self.graph, states)
+        return self._forecast
 
     def snapshot(self, result_tasks: tuple[str, ...]) -> Snapshot:
         """Tell all that is known."""
@@ -119,8 +231,7 @@ class RunState:
         counts: dict[str, dict[str, int]] = {}
         for task_id, instances in self.tasks.items():
             if len(instances) > MAX_LISTED_INSTANCES:
-                states = Counter(instance.state or NO_STATUS for instance in instances.values())
-                counts[task_id] = dict(states)
+                counts[task_id] = {state or NO_STATUS: len(found) for state, found in instances.by_state.items()}
             else:
                 listed.extend(_task_infos(task_id, instances))
         return Snapshot(
@@ -135,11 +246,11 @@ class RunState:
     def _apply_task(self, transition: Transition) -> TaskTransition:
         assert transition.task_id is not None, "the journal names the task of every task transition"
         assert transition.map_index is not None, "task_instance.map_index is NOT NULL"
-        instances = self.tasks.setdefault(transition.task_id, {})
+        instances = self.tasks.setdefault(transition.task_id, Instances())
         if transition.map_index >= 0:
-            instances.pop(-1, None)
+            instances.drop(-1)
         before = instances.get(transition.map_index)
-        instances[transition.map_index] = Instance(
+        instance = Instance(
             state=transition.state,
             try_number=transition.try_number or 0,
             start_date=transition.start_date,
@@ -147,6 +258,7 @@ class RunState:
             changed=Origin(transition.seq, transition.at),
             pushed=before.pushed if before and _keeps_push(before, transition) else None,
         )
+        instances.put(transition.map_index, instance)
         return TaskTransition(
             dag_id=transition.dag_id,
             run_id=transition.run_id,
@@ -183,12 +295,12 @@ class RunState:
             return
         assert transition.task_id is not None, "an XCom belongs to a task"
         assert transition.map_index is not None, "xcom.map_index is NOT NULL"
-        instance = self.tasks.get(transition.task_id, {}).get(transition.map_index)
+        instances = self.tasks.get(transition.task_id)
+        instance = instances.get(transition.map_index) if instances is not None else None
         # The Execution API accepts XComs of tasks that have been killed; they are no answer any more.
-        if instance is None or instance.state not in _CAN_PUSH:
+        if instances is None or instance is None or instance.state not in _CAN_PUSH:
             return
-        pushed = instance._replace(pushed=Origin(transition.seq, transition.at))
-        self.tasks[transition.task_id][transition.map_index] = pushed
+        instances.put(transition.map_index, instance._replace(pushed=Origin(transition.seq, transition.at)))
         if transition.dag_result:
             self.native_results.add(transition.task_id)
 
@@ -197,7 +309,7 @@ def _keeps_push(before: Instance, transition: Transition) -> bool:
     return transition.state in _KEEPS_PUSH and transition.try_number == before.try_number
 
 
-def _task_infos(task_id: str, instances: dict[int, Instance]) -> Iterator[TaskInfo]:
+def _task_infos(task_id: str, instances: Instances) -> Iterator[TaskInfo]:
     for map_index, instance in sorted(instances.items()):
         yield TaskInfo(
             task_id=task_id,

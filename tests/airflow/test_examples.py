@@ -32,4 +32,4 @@ def test_the_websocket_client_watches_a_run(stack: DemoStack, airflow: AirflowRe
         sys.executable, str(EXAMPLES / "client.py"), "fail_before_teardown", run_id, stack.server_url
     ).splitlines()
     assert "think: failed" in lines
-    assert lines[-1] == "failure: task_upstream_failed in answer"
+    assert lines[-1] == "failure: task_failed in think"

@@ -91,8 +91,8 @@ async def test_a_failure_comes_before_the_teardown_has_ended(stack: DemoStack, a
 
     for frames in (over_sse, over_websocket):
         failure, end = frames[-2:]
-        assert (failure["type"], failure["reason"]) == ("failure", "task_upstream_failed")
-        assert (failure["task_id"], failure["state"]) == ("answer", "upstream_failed")
+        assert (failure["type"], failure["reason"]) == ("failure", "task_failed")
+        assert (failure["task_id"], failure["state"]) == ("think", "failed")
         assert (end["state"], end["outcome"]) == ("running", "failure")
     assert state == "running"
 
@@ -199,7 +199,7 @@ def test_run_prints_the_result_alone(stack: DemoStack, token: str) -> None:
 def test_run_tells_failure_timeout_and_bad_usage_by_its_exit_code(stack: DemoStack, token: str) -> None:
     failed = run_command(stack, "fail_before_teardown", "--conf", '{"teardown_seconds": 0}', STREAM_SERVER_TOKEN=token)
     assert (failed.returncode, failed.stdout) == (1, ""), failed.stderr
-    assert "failure: task_upstream_failed in answer" in failed.stderr
+    assert "failure: task_failed in think" in failed.stderr
     late = run_command(stack, "chat_answer", "--timeout", "300ms", STREAM_SERVER_TOKEN=token)
     assert (late.returncode, late.stdout) == (3, ""), late.stderr
     unknown = run_command(stack, "no_such_dag", STREAM_SERVER_TOKEN=token)

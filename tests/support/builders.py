@@ -121,6 +121,9 @@ class History:
         elif state in FINISHED or state == "up_for_retry":
             row = row._replace(end_date=now)
             self._resuming.discard(place)
+        elif state is None:
+            # A cleared task begins anew, also one that was deferred (`TaskInstance.clear_next_method_args`).
+            self._resuming.discard(place)
         self._write_task(place, row, before.state)
 
     def start(self, task_id: str, map_index: int = -1) -> None:
@@ -227,10 +230,16 @@ class History:
 class Watcher:
     """Follows a history as a feed does for one question: each batch, then the values that are wanted."""
 
-    def __init__(self, history: History, *results: str, until: Literal["result", "run"] = "result") -> None:
+    def __init__(
+        self,
+        history: History,
+        *results: str,
+        until: Literal["result", "run"] = "result",
+        confirm: Literal["push", "success"] = "push",
+    ) -> None:
         self.history = history
         self.run = history.state()
-        self.answer = Answer(Question(results, until), self.run.run.clear_number)
+        self.answer = Answer(Question(results, until, confirm), self.run.run.clear_number)
         self.frames: list[AnyFrame] = []
         self.wanted: tuple[str, ...] = ()
         self._read = len(history.journal)

@@ -8,6 +8,7 @@ from stream_server.frames import AnyFrame, End, Failure, Result
 from stream_server.outcome import Answer, Pending, Question, Value, judge, result_tasks
 from stream_server.run_state import RunState
 from support.builders import KEY, History, Watcher, graph, results_of, types
+from support.dags import Node, dag
 
 TWO_LEAVES = {"ask": ["left", "right"], "left": [], "right": []}
 
@@ -30,6 +31,20 @@ class TestWhoAnswers:
         run = History(graph(TWO_LEAVES, {})).state()
         run.native_results = {"right", "left"}
         assert result_tasks(run, Question()) == ("left", "right")
+
+    def test_else_the_tasks_that_the_author_marked(self) -> None:
+        marked = dag({"ask": Node("left", "right"), "left": Node(params={"stream_result": True}), "right": Node()})
+        run = History(marked).state()
+        assert result_tasks(run, Question()) == ("left",)
+        run.native_results = {"right"}
+        assert result_tasks(run, Question()) == ("left", "right")
+
+    def test_else_the_tasks_that_had_airflows_mark_in_earlier_runs_if_they_are_still_there(self) -> None:
+        run = History(graph(TWO_LEAVES, {})).state()
+        run.remembered_results = frozenset({"right", "gone"})
+        assert result_tasks(run, Question()) == ("right",)
+        run.native_results = {"left"}
+        assert result_tasks(run, Question()) == ("left",)
 
     def test_else_the_only_leaf(self) -> None:
         assert result_tasks(History().state(), Question()) == ("answer",)
@@ -284,10 +299,17 @@ class TestNobodyAnswers:
         history.set_task("left", state)
         assert watcher.catch_up() == []
 
-    def test_a_failed_task_above_the_leaves_is_waited_for(self) -> None:
+    def test_a_failed_task_above_the_leaves_is_a_failure_before_they_are_told_to_fail(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
         watcher = Watcher(history)
         history.set_task("ask", "failed")
+        failure = failure_of(watcher.catch_up())
+        assert (failure.task_id, failure.predicted) == ("ask", True)
+
+    def test_a_skipped_task_above_the_leaves_fails_no_run(self) -> None:
+        history = History(graph(TWO_LEAVES, {}))
+        watcher = Watcher(history)
+        history.set_task("ask", "skipped")
         assert watcher.catch_up() == []
 
     def test_the_stream_ends_with_the_run(self) -> None:

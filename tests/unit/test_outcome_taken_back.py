@@ -6,7 +6,7 @@ import pytest
 
 from stream_server.frames import AnyFrame, Reset, Snapshot
 from stream_server.outcome import Answer, Answered, Question, judge
-from support.builders import History, Watcher, results_of, types
+from support.builders import History, Watcher, graph, results_of, types
 
 
 class TestTakenBack:
@@ -65,6 +65,56 @@ class TestTakenBack:
         assert types(frames) == ["reset", "snapshot", "result"]
         assert self.reason(frames) == "revoked"
         assert results_of(frames) == [{"answer": None}]
+
+    @pytest.mark.parametrize("spread", [False, True])
+    def test_a_predicted_failure_is_taken_back_when_the_culprit_is_marked_as_success(self, *, spread: bool) -> None:
+        history, watcher = self.doomed(spread=spread)
+        history.set_task("ask", "success")
+        if spread:
+            history.set_task("answer", None)
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot"]
+        assert self.reason(frames) == "revoked"
+        history.run_task("answer", "after all")
+        assert results_of(watcher.catch_up()) == [{"answer": "after all"}]
+
+    @pytest.mark.parametrize("spread", [False, True])
+    @pytest.mark.parametrize("counted", [False, True])
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_a_predicted_failure_is_taken_back_when_the_culprit_is_cleared(
+        self, *, spread: bool, counted: bool, at_once: bool
+    ) -> None:
+        history, watcher = self.doomed(spread=spread)
+        history.clear("ask", *["answer"] * spread, counted=counted)
+        if at_once:
+            history.run_task("ask")
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot"]
+        assert self.reason(frames) == "cleared"
+
+    def test_a_failure_that_has_another_culprit_left_stands(self) -> None:
+        history = History(graph({"left": ["join"], "right": ["join"], "join": []}, {}))
+        watcher = Watcher(history, until="run")
+        history.set_task("left", "failed")
+        history.set_task("right", "failed")
+        assert types(watcher.catch_up()) == ["failure"]
+        history.set_task("left", "success")
+        assert watcher.catch_up() == []
+        history.set_task("right", "success")
+        assert types(watcher.catch_up()) == ["reset", "snapshot"]
+
+    @staticmethod
+    def doomed(*, spread: bool) -> tuple[History, Watcher]:
+        """Somebody who was told that `answer` cannot come, maybe with Airflow having written it since."""
+        history = History()
+        watcher = Watcher(history, until="run")
+        history.start("ask")
+        history.set_task("ask", "failed")
+        assert types(watcher.catch_up()) == ["failure"]
+        if spread:
+            history.set_task("answer", "upstream_failed")
+            assert watcher.catch_up() == []
+        return history, watcher
 
     def test_a_clear_that_comes_with_its_new_answer_takes_the_old_one_back(self) -> None:
         history, watcher = self.answered()

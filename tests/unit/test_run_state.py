@@ -38,6 +38,31 @@ def test_following_from_the_first_row_gives_what_the_database_says_at_any_time(l
             play(history, move)
 
 
+@given(lives)
+def test_sums_of_instances_are_those_of_the_instances(life: list[Move]) -> None:
+    history = History()
+    run = history.state()
+    for move in life:
+        play(history, move)
+    for transition in history.journal:
+        run.apply(transition)
+        for instances in run.tasks.values():
+            states = {one.state for one in instances.values()}
+            assert instances.by_state == {
+                state: {index for index, one in instances.items() if one.state == state} for state in states
+            }
+            answered = {
+                index
+                for index, one in instances.items()
+                if one.state == "success" or (one.state == "running" and one.pushed is not None)
+            }
+            wanted = {index for index, one in instances.items() if one.state != "removed"}
+            assert instances.answered == answered
+            assert instances.complete(confirmed=False) == (bool(wanted) and answered == wanted)
+            assert instances.complete(confirmed=True) == (bool(wanted) and states <= {"success", "removed"})
+            assert instances.tries == sum(one.try_number for one in instances.values())
+
+
 @given(lives, lives)
 def test_a_snapshot_plus_the_rest_of_the_journal_is_the_whole_journal(before: list[Move], after: list[Move]) -> None:
     history = History()

@@ -1,0 +1,96 @@
+"""What it costs to judge a batch, for a mapped task with many instances: while all goes well, and after a failure.
+
+`python -m bench.judge [--instances 10000]`. Its last line is JSON, in microseconds per batch of one transition.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+import msgspec
+
+from stream_server.frames import RunInfo
+from stream_server.graph import Graph
+from stream_server.outcome import Question, judge
+from stream_server.run_state import Instance, RunKey, RunState
+from stream_server.transition import Kind, Transition
+
+KEY = RunKey("bench", "run")
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+ROUNDS = 200
+
+
+def dag(*, grouped: bool) -> Graph:
+    """A list, a task mapped over it or two tasks of a mapped group, and their sum beside a log that fails nobody."""
+    values = {"__type": "xcomref", "__var": {"task_id": "list", "key": "return_value"}}
+    expand = {"type": "dict-of-lists", "value": {"__type": "dict", "__var": {"x": values}}}
+    tasks: list[dict[str, object]] = [
+        {"task_id": "list", "downstream_task_ids": ["work", "log"]},
+        {"task_id": "log"},
+        {"task_id": "work", "downstream_task_ids": ["check" if grouped else "sum"]},
+        {"task_id": "sum"},
+    ]
+    children: dict[str, object] = {}
+    if grouped:
+        tasks.append({"task_id": "check", "downstream_task_ids": ["sum"]})
+        group = {"is_mapped": True, "expand_input": expand}
+        children["g"] = ["taskgroup", {**group, "children": {one: ["operator", one] for one in ("work", "check")}}]
+    else:
+        tasks[2] |= {"_is_mapped": True, "expand_input": expand}
+    operators = [{"__type": "operator", "__var": task} for task in tasks]
+    return Graph.parse(msgspec.json.encode({"dag": {"tasks": operators, "task_group": {"children": children}}}))
+
+
+def run_of(graph: Graph, instances: int, *, harmed: bool) -> RunState:
+    """A run in which half of the instances have succeeded, and maybe the log has failed."""
+    info = RunInfo(state="running", queued_at=None, start_date=None, end_date=None, clear_number=0)
+    run = RunState(KEY, info, graph)
+    for task_id in graph.tasks:
+        if task_id in {"work", "check"}:
+            for index in range(instances):
+                done = "success" if task_id == "work" and index < instances // 2 else None
+                run.add(task_id, index, Instance(done, 1))
+        else:
+            state = {"list": "success", "log": "failed" if harmed else "running"}.get(task_id)
+            run.add(task_id, -1, Instance(state, 1))
+    return run
+
+
+def batches(instances: int) -> Iterator[Transition]:
+    """One instance after the other succeeds."""
+    for number in range(ROUNDS):
+        place = ("work", instances // 2 + number)
+        yield Transition(number, number, NOW, Kind.TASK, *KEY, *place, try_number=1, state="success")
+
+
+def measure(instances: int, *, grouped: bool, harmed: bool) -> float:
+    """Return microseconds to apply a batch and judge, for a caller who waits for the mapped task itself."""
+    run = run_of(dag(grouped=grouped), instances, harmed=harmed)
+    question = Question(results=("work",))
+    begun = time.perf_counter()
+    for transition in batches(instances):
+        run.apply(transition)
+        judge(run, question)
+    return (time.perf_counter() - begun) / ROUNDS * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--instances", type=int, default=10_000)
+    instances = parser.parse_args().instances
+    figures = {
+        f"{name}, {fate}": round(measure(instances, grouped=grouped, harmed=harmed), 1)
+        for name, grouped in (("mapped task", False), ("mapped group", True))
+        for fate, harmed in (("all well", False), ("one failed", True))
+    }
+    for name, figure in figures.items():
+        print(f"{name:<28} {figure:>10.1f} us")
+    print(json.dumps({"instances": instances, "microseconds": figures, "misses": []}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Some cases of `make check-outcome`, in processes of their own: importing Airflow configures the one that does it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+CASES = 300
+DEADLINE = 300.0
+
+
+def test_what_we_predict_is_what_airflows_scheduler_does() -> None:
+    command = [sys.executable, "-m", "support.outcome_check", "--cases", str(CASES)]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    done = subprocess.run(
+        command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, told["cases"], told["wrong"]) == (0, CASES, 0), done.stdout + done.stderr
+    assert told["failed_answers"] > CASES, "there was something to predict"

@@ -1,0 +1,208 @@
+"""One DAG run, driven by the code of Airflow's own scheduler on a real database, while a test plays the workers."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from airflow.api_fastapi.execution_api.datamodels.taskinstance import TISkippedDownstreamTasksStatePayload
+from airflow.api_fastapi.execution_api.routes.task_instances import ti_skip_downstream
+from airflow.models.dag import DagModel
+from airflow.models.dag_version import DagVersion
+from airflow.models.dagbundle import DagBundleModel
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance, _stop_remaining_tasks
+from airflow.models.taskmap import TaskMap
+from airflow.models.xcom import XComModel
+from airflow.serialization.serialized_objects import DagSerialization
+from airflow.utils.state import DagRunState
+from airflow.utils.types import DagRunTriggeredByType, DagRunType
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from support.outcome_dags import DAG_ID
+
+FINAL = frozenset({"success", "failed"})
+AT_WORK = frozenset({"scheduled", "queued", "running"})
+
+Place = tuple[str, int]
+
+
+class Row(NamedTuple):
+    """A task instance in the database."""
+
+    state: str | None
+    try_number: int
+
+
+class Deps:
+    """The dependencies of a task, in an order that does not depend on where their classes are in memory.
+
+    Airflow keeps them in a set, and writes a state for each: what stands at the end depends on the order.
+    """
+
+    def __init__(self, deps: Collection[Any]) -> None:
+        self._deps = list(deps)
+
+    def shuffle(self, rng: random.Random) -> None:
+        rng.shuffle(self._deps)
+
+    def __ror__(self, others: Collection[Any]) -> list[Any]:
+        return [*others, *self._deps]
+
+
+class Field:
+    """What all runs of a session need: a DAG and a version. The runs themselves are never committed."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        session.add(DagBundleModel(name="bundle"))
+        session.flush()
+        session.add(DagModel(dag_id=DAG_ID, bundle_name="bundle", is_paused=False, timetable_type="NullTimetable"))
+        session.flush()
+        version = DagVersion(dag_id=DAG_ID, version_number=1, bundle_name="bundle")
+        session.add(version)
+        session.flush()
+        self.version_id, self.created_at = version.id, version.created_at
+        session.commit()
+
+
+class Run:
+    """A run of a DAG, from its creation on.
+
+    Args:
+        field: Where it takes place; `close` takes it back.
+        text: The DAG, serialised.
+        sources: Tasks whose values say how often others are run.
+        rng: Chooses what Airflow leaves to chance.
+    """
+
+    def __init__(self, field: Field, text: str, sources: Collection[str], rng: random.Random) -> None:
+        self._session = field.session
+        self._sources = sources
+        self.dag = DagSerialization.from_dict(json.loads(text))
+        for task in self.dag.task_dict.values():
+            task.deps = Deps(sorted(task.deps, key=lambda dep: dep.NAME))
+        self.shuffle(rng)
+        model: Any = self._session.get(DagModel, DAG_ID)
+        model.fail_fast = bool(self.dag.fail_fast)
+        self._run = DagRun(
+            dag_id=DAG_ID,
+            run_id="run",
+            run_type=DagRunType.MANUAL,
+            state=DagRunState.RUNNING,
+            triggered_by=DagRunTriggeredByType.TEST,
+            run_after=field.created_at,
+            start_date=field.created_at,
+        )
+        self._run.dag = self.dag
+        self._run.created_dag_version_id = field.version_id
+        self._session.add(self._run)
+        self._session.flush()
+        self._run.verify_integrity(session=self._session, dag_version_id=field.version_id)
+        self._session.flush()
+
+    def shuffle(self, rng: random.Random) -> None:
+        """Let Airflow look at the dependencies of tasks in another order."""
+        for task in self.dag.task_dict.values():
+            task.deps.shuffle(rng)
+
+    def close(self) -> None:
+        """Leave nothing behind; forcing others to fail, Airflow commits (`TaskInstance.error`)."""
+        self._session.rollback()
+        self._session.execute(delete(TaskInstance))
+        self._session.execute(delete(DagRun))
+        self._session.commit()
+        self._session.expunge_all()
+
+    @property
+    def state(self) -> str:
+        return str(DagRunState(self._run.state).value)
+
+    def rows(self) -> dict[Place, Row]:
+        """Return all task instances as the database has them."""
+        columns = select(
+            TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state, TaskInstance.try_number
+        ).where(TaskInstance.dag_id == DAG_ID, TaskInstance.run_id == "run")
+        return {
+            (task_id, map_index): Row(None if state is None else str(getattr(state, "value", state)), try_number)
+            for task_id, map_index, state, try_number in self._session.execute(columns)
+        }
+
+    def schedule(self) -> None:
+        """Do what one loop of the scheduler does for a run (`SchedulerJobRunner._schedule_dag_run`)."""
+        ready, _ = self._run.update_state(session=self._session, execute_callbacks=False)
+        self._run.schedule_tis(ready, session=self._session)
+        self._refresh()
+
+    def start(self, place: Place) -> None:
+        self._set(place, "running")
+
+    def succeed(self, place: Place, length: int) -> None:
+        """Return a list of some length, from which others may be expanded."""
+        instance = self._instance(place)
+        if place[0] in self._sources:
+            values = list(range(length))
+            if place[1] < 0:
+                self._session.merge(TaskMap.from_task_instance_xcom(instance, values))
+            self._push(place, "return_value", values)
+        self._set(place, "success")
+
+    def decide(self, place: Place, skipped: list[str]) -> None:
+        """Let a task that branches or short-circuits skip others, and succeed (`SkipMixin`)."""
+        if skipped:
+            branches = "Branch" in self.dag.task_dict[place[0]].task_type
+            direct = self.dag.task_dict[place[0]].downstream_task_ids
+            decision = {"followed": sorted(direct - set(skipped))} if branches else {"skipped": skipped}
+            self._push(place, "skipmixin_key", decision)
+            if place[1] < 0:
+                payload = TISkippedDownstreamTasksStatePayload(tasks=[(task_id, -1) for task_id in skipped])
+                ti_skip_downstream(self._instance(place).id, payload, self._session)
+        self._set(place, "success")
+
+    def fail(self, place: Place) -> None:
+        """Fail for good, and take others along where the DAG says so (`_handle_fail_fast_for_dag`)."""
+        if self.dag.fail_fast:
+            teardowns = {task_id: task.is_teardown for task_id, task in self.dag.task_dict.items()}
+            _stop_remaining_tasks(
+                task_instance=self._instance(place), task_teardown_map=teardowns, session=self._session
+            )
+        self._set(place, "failed")
+
+    def skip(self, place: Place) -> None:
+        self._set(place, "skipped")
+
+    def retry(self, place: Place) -> None:
+        self._set(place, "up_for_retry")
+
+    def _push(self, place: Place, key: str, value: object) -> None:
+        XComModel.set(
+            key=key,
+            value=value,
+            dag_id=DAG_ID,
+            run_id="run",
+            task_id=place[0],
+            map_index=place[1],
+            session=self._session,
+        )
+
+    def _instance(self, place: Place) -> Any:
+        chosen = select(TaskInstance).where(
+            TaskInstance.dag_id == DAG_ID, TaskInstance.task_id == place[0], TaskInstance.map_index == place[1]
+        )
+        instance = self._session.scalars(chosen).one()
+        instance.task = self.dag.task_dict[place[0]]
+        return instance
+
+    def _set(self, place: Place, state: str) -> None:
+        self._instance(place).set_state(state, session=self._session)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Forget what the session knows of task instances: Airflow changes them without it, too."""
+        self._session.flush()
+        for one in list(self._session):
+            if isinstance(one, TaskInstance):
+                self._session.expire(one)

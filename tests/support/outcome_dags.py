@@ -1,0 +1,166 @@
+"""Random DAGs, made with Airflow's own SDK: every trigger rule, setups and teardowns, groups, mapping, branches."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.python import BranchPythonOperator, ShortCircuitOperator
+from airflow.sdk import DAG, BaseOperator, TaskGroup
+from airflow.sdk.definitions._internal.expandinput import DictOfListsExpandInput
+from airflow.sdk.definitions.taskgroup import MappedTaskGroup
+
+DAG_ID = "random"
+
+RULES = [
+    "all_done",
+    "all_done_min_one_success",
+    "always",
+    "none_failed",
+    "none_failed_min_one_success",
+    "none_skipped",
+    "one_done",
+    "one_success",
+]
+"""All but the default, which half of the tasks have, that of teardowns, and the following."""
+
+RACING = ["one_success", "one_failed", "one_done", "none_failed_min_one_success"]
+"""Rules that may be met before it is known how often a task is run, and of which versions differ in mapped groups."""
+
+WANTING_HARM = ["all_failed", "all_skipped", "one_failed"]
+"""Rules by which a task is run because others were not. Half of the DAGs have them."""
+
+
+class Work(BaseOperator):  # type: ignore[misc]
+    """A task that a test decides the end of."""
+
+    def __init__(self, *, value: object = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.value = value
+
+
+class DagMaker:
+    """Makes one DAG.
+
+    Args:
+        rng: Where all choices come from.
+        branching: Whether there may be what nobody can foresee: tasks that branch and short-circuit, rules that may be
+            met before it is known how often a task is run, and mappings over mappings.
+    """
+
+    def __init__(self, rng: random.Random, *, branching: bool) -> None:
+        self._rng = rng
+        self._branching = branching
+        self._tasks: list[Any] = []
+        self._fail_fast = rng.random() < 0.08
+        self._rules = RULES + (WANTING_HARM if rng.random() < 0.5 else [])
+        self._common = {"retry_delay": timedelta(0), "retries": 3}
+
+    def make(self) -> DAG:
+        """Return a DAG that Airflow accepts."""
+        with DAG(DAG_ID, schedule=None, fail_fast=self._fail_fast) as dag:
+            self._fill(self._rng.randint(2, 8), depth=0, mapped=False)
+            self._clean_up()
+        self._obey(dag)
+        dag.validate_setup_teardown()
+        dag.check_cycle()
+        return dag
+
+    def _fill(self, count: int, *, depth: int, mapped: bool) -> None:
+        while count > 0:
+            if depth < 2 and count > 1 and self._chance(0.3):
+                inner = self._rng.randint(1, count)
+                self._group(inner, depth=depth + 1, mapped=mapped)
+                count -= inner
+            else:
+                self._place(self._task(mapped=mapped))
+                count -= 1
+
+    def _group(self, count: int, *, depth: int, mapped: bool) -> None:
+        name = f"g{len(self._tasks)}_{depth}"
+        first = len(self._tasks)
+        # Airflow maps a group within a mapped one, but no task.
+        if self._chance(0.5) and (not mapped or (self._branching and self._chance(0.2))):
+            values = {"value": self._values(literal=mapped)}
+            group: TaskGroup = MappedTaskGroup(group_id=name, expand_input=DictOfListsExpandInput(values))
+            mapped = True
+        else:
+            group = TaskGroup(name)
+        with group:
+            self._fill(count, depth=depth, mapped=mapped)
+        if self._tasks[:first] and self._chance(0.3):
+            self._rng.choice(self._tasks[:first]) >> group
+
+    def _task(self, *, mapped: bool) -> Any:
+        rule = "all_success" if self._fail_fast or self._chance(0.5) else self._rng.choice(self._rules)
+        if mapped and rule == "always":
+            rule = "all_done"  # Airflow allows no other, where another task says how often a group is run
+        expanded = mapped or self._chance(0.25)
+        if not self._branching and expanded and rule in RACING:
+            rule = "all_success"
+        options = {"task_id": f"t{len(self._tasks)}", "trigger_rule": rule, **self._common}
+        if self._branching and self._chance(0.25):
+            if self._chance(0.5):
+                return BranchPythonOperator(python_callable=print, **options)
+            return ShortCircuitOperator(
+                python_callable=print, ignore_downstream_trigger_rules=self._chance(0.5), **options
+            )
+        if not mapped and expanded:
+            return Work.partial(**options).expand(value=self._values())
+        return Work(**options)
+
+    def _values(self, *, literal: bool = False) -> Any:
+        """Return what something is mapped over: some numbers, or what an earlier task will return."""
+        sources = [task for task in self._tasks if task.get_closest_mapped_task_group() is None]
+        if not self._branching:
+            sources = [task for task in sources if not hasattr(task, "partial_kwargs")]
+        if sources and not literal and self._chance(0.6):
+            return self._rng.choice(sources).output
+        return list(range(self._rng.choice([0, 1, 1, 1, 2, 2, 2, 2, 3])))
+
+    def _place(self, task: Any) -> None:
+        """Put a task below some of those that are there."""
+        for above in self._tasks:
+            if self._chance(0.8 / (1 + len(self._tasks) * 0.4)):
+                above >> task
+        self._tasks.append(task)
+
+    def _clean_up(self) -> None:
+        """Make setups of some tasks, and teardowns of some others below them."""
+        if not self._chance(0.45):
+            return
+        for _ in range(self._rng.randint(1, 2)):
+            setup = self._rng.choice(self._tasks)
+            if setup.is_teardown or setup.is_setup or self._is_skipper(setup):
+                continue
+            group = setup.task_group if self._chance(0.7) else None
+            options: dict[str, Any] = {"task_id": f"d{len(self._tasks)}", **self._common}
+            teardown = Work(task_group=group, **options)
+            setup.as_setup()
+            teardown.as_teardown(setups=setup, on_failure_fail_dagrun=self._chance(0.3))
+            for above in self._tasks:
+                if above is not setup and not above.is_teardown and self._chance(0.4):
+                    above >> teardown
+            if self._chance(0.3) and not self._fail_fast:
+                below = Work(task_id=f"a{len(self._tasks)}", trigger_rule=self._rng.choice(self._rules), **self._common)
+                teardown >> below
+                self._tasks.append(below)
+            self._tasks.append(teardown)
+
+    def _obey(self, dag: DAG) -> None:
+        """Give tasks below setups the only rule that Airflow lets them have."""
+        for task in dag.tasks:
+            for below in task.downstream_list if task.is_setup else ():
+                if not below.is_teardown and below.trigger_rule != "all_success":
+                    if hasattr(below, "partial_kwargs"):
+                        below.partial_kwargs["trigger_rule"] = "all_success"
+                    else:
+                        below.trigger_rule = "all_success"
+
+    @staticmethod
+    def _is_skipper(task: Any) -> bool:
+        return isinstance(task, BranchPythonOperator | ShortCircuitOperator)
+
+    def _chance(self, share: float) -> bool:
+        return self._rng.random() < share

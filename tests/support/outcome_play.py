@@ -1,0 +1,310 @@
+"""One random life of one random DAG, and what we say of it at each moment.
+
+A moment is a loop of the scheduler, or something that a worker does. What we said is held against how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+from airflow.serialization.serialized_objects import DagSerialization
+
+from stream_server.frames import RunInfo
+from stream_server.graph import Graph
+from stream_server.outcome import Failed, Question, judge
+from stream_server.prediction import BAD, Forecast, Outlook
+from stream_server.run_state import Instance, RunKey, RunState
+from stream_server.trigger_rules import ANY, F, K, R, S, U
+from support.outcome_airflow import AT_WORK, FINAL, Field, Place, Row, Run
+from support.outcome_dags import DAG_ID, DagMaker
+
+KEY = RunKey(DAG_ID, "run")
+MOMENTS = 300
+"""A life that is longer hangs."""
+
+BITS = {"success": S, "failed": F, "upstream_failed": U, "skipped": K, "removed": R}
+
+NO_QUESTION = ""
+"""Stands for the question that no task answers."""
+
+
+class Habits(NamedTuple):
+    """How the workers of a case behave."""
+
+    eager: float = 0.5
+    """Share of the moments that are not the scheduler's."""
+
+    fail: float = 0.0
+    skip: float = 0.0
+    retry: float = 0.0
+    decide: bool = False
+    """Whether tasks that can skip others do so, and lists have any length."""
+
+    failing: str | None = None
+    """Task that fails whatever the habits are."""
+
+    skipping: str | None = None
+    """Task that skips itself whatever the habits are."""
+
+
+@dataclass
+class Case:
+    """A DAG and the habits of its workers; everything follows from the seed."""
+
+    seed: str
+    branching: bool = field(init=False)
+    text: str = field(init=False)
+    graph: Graph = field(init=False)
+    sources: frozenset[str] = field(init=False)
+    habits: Habits = field(init=False)
+
+    def __post_init__(self) -> None:
+        rng = random.Random(f"{self.seed}/dag")
+        self.branching = rng.random() < 0.5
+        dag = DagMaker(rng, branching=self.branching).make()
+        self.text = json.dumps(DagSerialization.to_dict(dag))
+        self.graph = Graph.parse(self.text)
+        self.sources = frozenset().union(*map(self.graph.expanded_by, self.graph.tasks))
+        skip = rng.choice([0.0, 0.15]) if self.branching else 0.0
+        self.habits = Habits(
+            rng.choice([0.5, 0.7, 0.85]), rng.choice([0.1, 0.25, 0.5]), skip, 0.1, decide=self.branching
+        )
+
+
+class Moment(NamedTuple):
+    """What is so, and what we say of it."""
+
+    rows: Mapping[Place, Row]
+    state: str
+    outlooks: Mapping[str, Outlook]
+    verdicts: Mapping[str, Failed]
+    """By result task, what we tell a caller; by `NO_QUESTION`, where no task answers."""
+
+
+class Life(NamedTuple):
+    """A run from its creation to its end."""
+
+    moments: list[Moment]
+    misread: list[str]
+    """What of the DAG we read otherwise than Airflow."""
+
+    @property
+    def ended(self) -> bool:
+        return self.moments[-1].state in FINAL
+
+    def answers(self, task_id: str) -> bool:
+        """Whether a result task has given its result, when all is over."""
+        rows = [row.state for (name, _), row in self.moments[-1].rows.items() if name == task_id]
+        states = {state for state in rows if state != "removed"}
+        return states == {"success"}
+
+    def told_at(self, question: str) -> int | None:
+        """Return the first moment at which we told a failure."""
+        return next((number for number, one in enumerate(self.moments) if question in one.verdicts), None)
+
+
+def live(case: Case, field: Field, *, until: int | None = None, then: Habits | None = None) -> Life:
+    """Play a life.
+
+    Args:
+        case: What is played.
+        field: Where.
+        until: Last moment that is as the seed wants it, if not all are.
+        then: Habits of the workers from there on.
+    """
+    rng = random.Random(f"{case.seed}/life")
+    run = Run(field, case.text, case.sources, random.Random(f"{case.seed}/deps"))
+    moments = [_moment(case, run)]
+    misread = _misread(case.graph, run)
+    habits = case.habits
+    try:
+        while run.state not in FINAL and len(moments) < MOMENTS:
+            if then is not None and habits is not then and until is not None and len(moments) > until:
+                habits = then
+                run.shuffle(rng)
+            at_work = sorted(place for place, row in moments[-1].rows.items() if row.state in AT_WORK)
+            # A loop of the scheduler that changed nothing need not be repeated.
+            idle = len(moments) > 1 and moments[-1].rows == moments[-2].rows
+            if at_work and (idle or rng.random() < habits.eager):
+                _work(run, rng.choice(at_work), rng, habits)
+            else:
+                run.schedule()
+            moments.append(_moment(case, run, forecast=then is None))
+    finally:
+        run.close()
+    return Life(moments, misread)
+
+
+def _work(run: Run, place: Place, rng: random.Random, habits: Habits) -> None:
+    if rng.random() < 0.1:
+        run.start(place)
+        return
+    length = rng.choice([0, 1, 2, 2, 3] if habits.decide else [1, 2, 2, 3])
+    fate = rng.random() - habits.fail
+    task: Any = run.dag.task_dict[place[0]]
+    if fate < 0 or place[0] == habits.failing:
+        run.fail(place)
+    elif (fate := fate - habits.skip) < 0 or place[0] == habits.skipping:
+        run.skip(place)
+    elif fate - habits.retry < 0:
+        run.retry(place)
+    elif habits.decide and task.inherits_from_skipmixin:
+        run.decide(place, _decision(run, task, rng))
+    else:
+        run.succeed(place, length)
+
+
+def _decision(run: Run, task: Any, rng: random.Random) -> list[str]:
+    """Return which tasks a task skips that branches or short-circuits (`BranchMixIn`, `ShortCircuitOperator`)."""
+    direct = sorted(task.downstream_task_ids)
+    if "Branch" in task.task_type:
+        followed = {one for one in direct if rng.random() < 0.5}
+        for one in sorted(followed):
+            followed |= run.dag.task_dict[one].get_flat_relative_ids(upstream=False)
+        return [one for one in direct if one not in followed]
+    if rng.random() < 0.5:
+        return []
+    ids = sorted(task.get_flat_relative_ids(upstream=False)) if rng.random() < 0.5 else direct
+    return [one for one in ids if not run.dag.task_dict[one].is_teardown]
+
+
+def _misread(graph: Graph, run: Run) -> list[str]:
+    """Return the tasks of which we read something else than Airflow."""
+    found: list[str] = []
+    for task_id, task in run.dag.task_dict.items():
+        setups = set() if task.is_teardown else {one.task_id for one in task.get_upstreams_only_setups()}
+        theirs = (
+            set(task.upstream_task_ids),
+            setups - task.upstream_task_ids,
+            [group.group_id for group in task.iter_mapped_task_groups()],
+            str(getattr(task.trigger_rule, "value", task.trigger_rule)),
+        )
+        ours = (
+            set(graph.upstream[task_id]),
+            set(graph.indirect_setups.get(task_id, ())),
+            list(graph.mapped_groups(task_id)),
+            graph.tasks[task_id].trigger_rule,
+        )
+        if ours != theirs:
+            found.append(f"{task_id}: {ours} is {theirs}")
+    return found
+
+
+def _moment(case: Case, run: Run, *, forecast: bool = True) -> Moment:
+    rows = run.rows()
+    if not forecast:
+        return Moment(rows, run.state, {}, {})
+    info = RunInfo(state=run.state, queued_at=None, start_date=None, end_date=None, clear_number=0)
+    state = RunState(KEY, info, case.graph)
+    for (task_id, map_index), row in rows.items():
+        state.add(task_id, map_index, Instance(row.state, row.try_number))
+    whole = Forecast(case.graph, {task_id: instances.by_state for task_id, instances in state.tasks.items()})
+    verdicts: dict[str, Failed] = {}
+    questions = [Question(results=(task_id,)) for task_id in case.graph.tasks]
+    if case.graph.only_leaf is None:
+        questions.append(Question())
+    for question in questions:
+        verdict = judge(state, question)
+        # What ends with the run itself is no prediction.
+        if isinstance(verdict, Failed) and verdict.task_id is not None:
+            verdicts[question.results[0] if question.results else NO_QUESTION] = verdict
+    return Moment(rows, run.state, {task_id: whole.outlook(task_id) for task_id in case.graph.order}, verdicts)
+
+
+def faults(case: Case, life: Life) -> list[str]:
+    """Return in what we were wrong."""
+    if not life.ended:
+        return ["the run does not end"]
+    found = list(life.misread)
+    last = life.moments[-1]
+    for number, moment in enumerate(life.moments):
+        for question, verdict in moment.verdicts.items():
+            found += [f"moment {number}: {one}" for one in _false(life, moment, question, verdict)]
+        for task_id, outlook in moment.outlooks.items():
+            for (name, index), row in last.rows.items():
+                if name == task_id and row.state in BITS and not _possible(outlook, index) & BITS[row.state]:
+                    found.append(f"moment {number}: {name}[{index}] cannot be {row.state}, only {dict(outlook)}")
+    return found
+
+
+def _false(life: Life, moment: Moment, question: str, verdict: Failed) -> list[str]:
+    found: list[str] = []
+    if question == NO_QUESTION:
+        if life.moments[-1].state != "failed":
+            found.append(f"the run does not fail: {verdict}")
+    elif life.answers(question):
+        found.append(f"{question} answers: {verdict}")
+    assert verdict.task_id is not None, "the others are left out"
+    assert verdict.map_index is not None, "a task is named with an index"
+    blamed = moment.rows[verdict.task_id, verdict.map_index]
+    if blamed.state in BAD:
+        end = life.moments[-1].rows.get((verdict.task_id, verdict.map_index))
+        if verdict.state != blamed.state or (blamed.state == "failed" and end != blamed):
+            found.append(f"{question}: {verdict} blames {blamed}, in the end {end}")
+    return found
+
+
+def _possible(outlook: Outlook, index: int) -> int:
+    """Return how an instance can end; one that is not there yet, like what will be expanded to it, or the reverse."""
+    exact = [ends for ends, found in outlook.items() if index in found]
+    unexpanded = [ends for ends, found in outlook.items() if -1 in found]
+    possible = 0
+    for ends in exact or unexpanded or (outlook if index == -1 else [ANY]):
+        possible |= ends
+    return possible
+
+
+class Known(Enum):
+    """When a failure was told."""
+
+    AT_ONCE = "at once"
+    """At the first fatal moment: until the one before, the result could still come."""
+
+    HOPELESS = "hopeless"
+    """No life of this DAG brings the result, as far as we could find."""
+
+    LATE = "late"
+    """The result could not come any more before, as far as we could find."""
+
+
+def when_known(case: Case, field: Field, life: Life, question: str) -> Known:
+    """Tell whether a failure was told at the first fatal moment.
+
+    Airflow itself shows that: the same life is played again up to the moment before we told, and then goes on with
+    successes only; where that does not bring the result, which a rule like `one_failed` may be the reason for, with one
+    task that fails or skips itself, and at random. Where any of these lives brings the result, it was not certain
+    before we told. Where none does, we were late, or there is a life that was not tried.
+    """
+    told_at = life.told_at(question)
+    before = (len(life.moments) if told_at is None else told_at) - 1
+    if before < 0 or _could_come(case, field, question, before):
+        return Known.AT_ONCE
+    return Known.LATE if before > 0 and _could_come(case, field, question, 0) else Known.HOPELESS
+
+
+def _could_come(case: Case, field: Field, question: str, until: int) -> bool:
+    others = [
+        *(Habits(failing=task_id) for task_id in case.graph.tasks),
+        *(Habits(0.95, skipping=task_id) for task_id in case.graph.tasks),
+        *(Habits(eager, 0.3, 0.3, 0.0, decide=case.branching) for eager in (0.2, 0.4, 0.6, 0.8)),
+    ]
+    return any(_goes_well(live(case, field, until=until, then=then), question) for then in (Habits(), *others))
+
+
+def _goes_well(life: Life, question: str) -> bool:
+    return life.moments[-1].state == "success" if question == NO_QUESTION else life.answers(question)
+
+
+def failed_questions(case: Case, life: Life) -> list[str]:
+    """Return the questions to which there was no result, but for tasks that ended so by themselves."""
+    questions = [*case.graph.tasks, *([NO_QUESTION] if case.graph.only_leaf is None else [])]
+    return [one for one in questions if not _goes_well(life, one) and not _by_itself(life, one)]
+
+
+def _by_itself(life: Life, question: str) -> bool:
+    return any(name == question and row.state == "failed" for (name, _), row in life.moments[-1].rows.items())
