@@ -13,6 +13,7 @@ import asyncpg
 import httpx
 import pytest
 
+from stream_server.cursor import Cursor
 from stream_server.demo.rest import AirflowRest
 from stream_server.demo.stack import DemoStack
 from stream_server.run_state import RunKey
@@ -47,7 +48,7 @@ async def committed(stack: DemoStack, key: RunKey, after: str) -> list[tuple[Any
             " WHERE dag_id = $1 AND run_id = $2 AND kind IN ('task', 'run')"
             " AND NOT pg_visible_in_snapshot(txid, $3::text::pg_snapshot) ORDER BY id",
             *key,
-            after.split(".")[1],
+            Cursor.parse(after).snapshot,
         )
     finally:
         await connection.close()

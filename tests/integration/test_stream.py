@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from stream_server.cursor import Cursor
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
@@ -42,7 +43,7 @@ async def test_frames_are_the_committed_transitions_in_order(
             await airflow.set_run(run, "success")
         frames = await frames_of(connection)
 
-    seen = snapshot["cursor"].split(".")[1]
+    seen = Cursor.parse(snapshot["cursor"]).snapshot
     committed = await airflow.connection.fetch(
         "SELECT id, kind, task_id, state FROM stream_server.journal"
         " WHERE kind IN ('task', 'run') AND NOT pg_visible_in_snapshot(txid, $1::text::pg_snapshot) ORDER BY id",
