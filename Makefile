@@ -58,12 +58,15 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-early bench-fanout bench-held bench-journal bench-judge bench-latency bench-waiters
+.PHONY: bench-early bench-fanout bench-fanout-journal bench-held bench-journal bench-judge bench-latency bench-waiters
 bench-early: $(VENV)/.dev  ## The result on a real Airflow, beside its own /wait
 	$(BIN)/python -m bench.early $(ARGS)
 
 bench-fanout: $(VENV)/.dev  ## One frame to 10,000 clients, beside nginx with nchan and sse-starlette
 	$(BIN)/python -m bench.fanout $(ARGS)
+
+bench-fanout-journal: $(VENV)/.dev  ## From INSERT to 1,000 clients
+	$(BIN)/python -m bench.fanout_journal $(ARGS)
 
 bench-held: $(VENV)/.dev  ## Our reads beside a long transaction of somebody else's
 	$(BIN)/python -m bench.held $(ARGS)

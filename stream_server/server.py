@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 
 from stream_server.app import create_app
 from stream_server.journal.dsn import normalize
+from stream_server.protocols import HttpLine, WebSocketLine, cut_off, notice_the_dead
 from stream_server.settings import Settings, is_loopback
 
 log = logging.getLogger(__name__)
@@ -19,19 +20,35 @@ MAX_MESSAGE_BYTES = 64 * 1024
 """Larger messages of WebSocket clients close their connection (code 1009, RFC 6455 section 7.4.1)."""
 
 
+PATIENCE = 3
+"""For how many times the silence after which a `ping` is sent a client may show no sign of life."""
+
+
 class Server(uvicorn.Server):
     """uvicorn, but streams are drained before their sockets are closed.
 
     The lifespan's end would be too late for that: uvicorn runs it after it has waited for all connections.
+
+    Args:
+        config: As `uvicorn_config` makes it.
+        settings: The application's.
     """
 
-    def __init__(self, config: uvicorn.Config, grace_period: float) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
-        self._grace_period = grace_period
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listening in server.sockets:
+                notice_the_dead(listening, PATIENCE * self._settings.ping_interval)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let every stream end, then shut down as uvicorn does."""
-        await self.config.app.state.hub.drain(self._grace_period)  # type: ignore[union-attr]
+        await self.config.app.state.hub.drain(self._settings.grace_period)  # type: ignore[union-attr]
+        cut_off(self.server_state.connections)
         await super().shutdown(sockets)
 
 
@@ -45,8 +62,10 @@ def serve(settings: Settings) -> None:
     normalize(settings.database_url.get_secret_value())
     settings.require_auth_choice(loopback=is_loopback(settings.host))
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # It would log the headers of Airflow's answers, whose cookies are credentials.
+    logging.getLogger("httpcore").setLevel(logging.INFO)
     app = create_app(settings)
-    Server(uvicorn_config(app, settings), settings.grace_period).run()
+    Server(uvicorn_config(app, settings), settings).run()
 
 
 def uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
@@ -55,13 +74,16 @@ def uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
-        ws="websockets-sansio",
+        http=HttpLine,
+        ws=WebSocketLine,
         ws_per_message_deflate=False,
         ws_max_size=MAX_MESSAGE_BYTES,
+        # A timer for each connection; our own `ping` frames are sent by one wheel for all.
+        ws_ping_interval=None,
         lifespan="on",
         log_config=None,
-        log_level=settings.log_level,
+        # It would log the headers of WebSocket handshakes, credentials included.
+        log_level="info" if settings.log_level == "debug" else settings.log_level,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.grace_period)),

@@ -5,8 +5,7 @@ Pure: the hub pushes, a transport takes and sends. What a client has not taken y
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from stream_server.errors import CloseCode
@@ -29,7 +28,10 @@ class Subscription:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._due: deque[Wire] = deque()
+        self._due: Sequence[Wire] = ()
+        self._shared = True
+        """Whether what is due is a sequence that others hold too."""
+
         self._bytes = 0
         self._notify: Callable[[], object] | None = None
         self.closed: Close | None = None
@@ -53,31 +55,31 @@ class Subscription:
             notify()
 
     def push(self, wires: Iterable[Wire]) -> None:
-        """Put frames in line. After the last one of the stream nothing is accepted any more."""
+        """Put frames in line; a list is kept as it is. After the stream's last one nothing is accepted any more."""
         if self.complete:
             return
         reads_all = not self._due
+        if self.knows_outcome or not isinstance(wires, list):
+            wires = self._untold(wires)
         for wire in wires:
-            if self.knows_outcome and isinstance(wire.frame, (Result, Failure, Reset)):
-                self.knows_outcome = False
-                if not isinstance(wire.frame, Reset):
-                    continue
-            self._due.append(wire)
             self._bytes += len(wire.json)
             if isinstance(wire.frame, End):
                 self.complete = True
+        if reads_all:
+            self._due, self._shared = wires, True
+        else:
+            self._own().extend(wires)
         # Who had read everything is not slow, however large a frame is.
         if self._bytes > self._limit and not reads_all and not self.complete:
             # What waits is dropped: the client resumes after the last frame that it has received.
-            self._due.clear()
-            self._bytes = 0
+            self._due, self._bytes = (), 0
             self.close(CloseCode.SLOW, "The client reads more slowly than its stream grows")
         elif self._notify is not None:
             self._notify()
 
     def put_first(self, wires: Iterable[Wire]) -> None:
         """Put frames before all that is due: what happened before it. They are not counted as waiting."""
-        self._due.extendleft(reversed(list(wires)))
+        self._own()[:0] = wires
 
     def close(self, code: CloseCode, reason: str, *, retry_ms: int | None = None) -> None:
         """End the connection, after what is due, with a `close` frame that says why."""
@@ -85,17 +87,33 @@ class Subscription:
             return
         self.complete = True
         self.closed = Close(code=int(code), reason=reason, reconnect=code.reconnect, retry_ms=retry_ms)
-        self._due.append(Wire(self.closed))
+        self._own().append(Wire(self.closed))
         if self._notify is not None:
             self._notify()
 
     def take(self) -> list[Wire]:
         """Return all that is due, and forget it."""
-        wires = list(self._due)
-        self._due.clear()
+        wires, self._due = self._due, ()
         self._bytes = 0
-        return wires
+        return [*wires]
 
     def statistics(self) -> SubscriptionStatistics:
         """Tell how much waits."""
         return SubscriptionStatistics(len(self._due), self._bytes)
+
+    def _own(self) -> list[Wire]:
+        """Return what is due as a list that belongs to this client alone."""
+        if self._shared or not isinstance(self._due, list):
+            self._due, self._shared = list(self._due), False
+        return self._due
+
+    def _untold(self, wires: Iterable[Wire]) -> list[Wire]:
+        """Leave out the outcome, if this client knows it, up to the frame that takes it back."""
+        untold = []
+        for wire in wires:
+            if self.knows_outcome and isinstance(wire.frame, (Result, Failure, Reset)):
+                self.knows_outcome = False
+                if not isinstance(wire.frame, Reset):
+                    continue
+            untold.append(wire)
+        return untold

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import cache
 from typing import NamedTuple
 
 from starlette.responses import Response
@@ -12,7 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from stream_server.frames import Wire
 from stream_server.subscription import Subscription
-from stream_server.transports.pump import pump
+from stream_server.transports.courier import courier
+from stream_server.transports.delivery import LINE, Framing, Line, Stepped, Straight
 
 HEADERS = {
     # Proxies must neither store, transform (compress, and so buffer) nor buffer the stream.
@@ -41,7 +42,7 @@ async def send_stream(
     receive: Receive,
     send: Send,
     *,
-    frame: Callable[[Wire], bytes],
+    frame: Framing,
     first: bytes = b"",
 ) -> None:
     """Answer with frames until the stream ends, the connection must, or the client is gone.
@@ -55,25 +56,56 @@ async def send_stream(
         frame: Makes bytes of a frame.
         first: Sent before the first frame.
     """
+    start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+    line = scope.get(LINE)
+    if line is not None and line.answers(scope) and scope["method"] != "HEAD":
+        await _send_straight(streaming, line, send, start, frame=frame, first=first)
+        return
 
     async def send_frames(wires: Sequence[Wire]) -> None:
         await send(_body(b"".join([wire.framed(frame) for wire in wires])))
 
     async with streaming.watch as subscription:
-        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await send(start)
         if scope["method"] == "HEAD":
             await send(_body(b"", more=False))
             return
-        gone = asyncio.create_task(disconnected(receive), name="disconnect")
-        try:
-            if first:
-                await send(_body(first))
-            await pump(subscription, gone=gone, silence=streaming.silence, send=send_frames)
-            await send(_body(b"", more=False))
-        finally:
-            gone.cancel()
+        if first:
+            await send(_body(first))
+        delivery = Stepped(subscription, courier(streaming.silence), send_frames, disconnected(receive))
+        with delivery.attended() as over:
+            await over
+        await send(_body(b"", more=False))
     if streaming.on_gone is not None and not subscription.complete:
         streaming.on_gone()
+
+
+async def _send_straight(
+    streaming: Streaming, line: Line, send: Send, start: Message, *, frame: Framing, first: bytes
+) -> None:
+    """Send the headers, and leave the rest to a delivery that writes to the connection."""
+    subscription = await streaming.watch.__aenter__()
+    try:
+        await send(start)
+        delivery = Straight(subscription, courier(streaming.silence), line, chunked(frame))
+    except BaseException as error:
+        await streaming.watch.__aexit__(type(error), error, error.__traceback__)
+        raise
+    delivery.begin_alone(streaming.watch, streaming.on_gone, first=_chunk(first) if first else b"")
+
+
+@cache
+def chunked(frame: Framing) -> Framing:
+    """Return the way to frame something that is sent in chunks: a chunk for each frame (RFC 9112 section 7.1)."""
+
+    def chunk(wire: Wire) -> bytes:
+        return _chunk(wire.framed(frame))
+
+    return chunk
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 async def disconnected(receive: Receive) -> None:

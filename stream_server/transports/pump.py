@@ -1,4 +1,4 @@
-"""Moving frames from a subscription to a client, the same for every transport that streams."""
+"""Moving frames from a subscription to a client, for answers that are made of frames only as they are sent."""
 
 from __future__ import annotations
 

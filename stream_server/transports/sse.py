@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from functools import cache
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
@@ -41,4 +42,9 @@ class EventStream(EventSourceResponse):
 
 def _retry() -> bytes:
     """Return the field `retry` (WHATWG HTML 9.2.6), so chosen that clients don't come back all at once."""
-    return ServerSentEvent(retry=random.randint(*RETRY_MS), sep="\n").encode()  # noqa: S311 # not for secrets
+    return _retry_after(random.randint(*RETRY_MS))  # noqa: S311 # not for secrets
+
+
+@cache
+def _retry_after(milliseconds: int) -> bytes:
+    return ServerSentEvent(retry=milliseconds, sep="\n").encode()

@@ -50,7 +50,7 @@ async def test_an_unknown_run_is_404_before_any_stream(server: RunningServer, ru
         ("?result=nobody", "has no task 'nobody'; its tasks are: answer, ask, clean_up"),
         ("?result=", "needs the name of a task"),
         ("?until=never", "neither 'result' nor 'run'"),
-        ("?resutl=answer", "no parameter 'resutl' here; known are result, until"),
+        ("?resutl=answer", "no parameter 'resutl' here; known are confirm, cursor, result, until"),
     ],
 )
 async def test_a_wrong_parameter_is_422_and_says_what_would_be_right(

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -21,7 +18,7 @@ from stream_server.journal.install import install, uninstall
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.server import RunningServer, cut_off, running_server
+from support.server import RunningServer, cut_off, running_server, server_process
 from support.streams import DEADLINE, frames_of, sse, states, stream_path, types, websocket
 from support.waiting import eventually_async
 
@@ -135,22 +132,6 @@ async def test_a_stopping_server_ends_every_stream_cleanly(
     assert (connection.close_code, connection.close_reason) == (CloseCode.DRAINING, "The server is shutting down")
     assert (refused, problem["title"]) == (503, "Draining")
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
-
-
-@asynccontextmanager
-async def server_process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "stream_server", "serve", *arguments),
-        env={**os.environ, **environment},
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def test_a_stopped_process_drains_and_exits(journal: str, run: RunKey, unused_tcp_port: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,10 +27,18 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def running_server(settings: Settings) -> AsyncIterator[RunningServer]:
-    """Serve on a free port until the end of the context, then drain and stop."""
+async def running_server(settings: Settings, *, straight: bool = True) -> AsyncIterator[RunningServer]:
+    """Serve on a free port until the end of the context, then drain and stop.
+
+    Args:
+        settings: Of the server.
+        straight: Whether streams write to their connections, as they do in ours, or use ASGI alone.
+    """
     app = create_app(settings)
-    server = Server(uvicorn_config(app, settings), settings.grace_period)
+    config = uvicorn_config(app, settings)
+    if not straight:
+        config.http, config.ws = "httptools", "websockets-sansio"
+    server = Server(config, settings)
     task = asyncio.create_task(server.serve())
     try:
         await eventually_async(lambda: server.started or task.done(), what="the server listens")
@@ -39,6 +49,23 @@ async def running_server(settings: Settings) -> AsyncIterator[RunningServer]:
     finally:
         server.should_exit = True
         await task
+
+
+@asynccontextmanager
+async def server_process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `stream-server serve`, and kill it at the end if it still runs."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stream_server", "serve", *arguments),
+        env={**os.environ, **environment},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def cut_off(connection: asyncpg.Connection[asyncpg.Record]) -> int:

@@ -1,0 +1,284 @@
+"""The load generator: connects clients, has frames published, and notes what each client reads and when.
+
+A process of its own. While frames are on their way nothing is done with what is read but to stamp and keep it; numbers
+are looked for when all is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, cast
+
+import psutil
+import uvloop
+
+from bench.fanout_payload import NUMBER, payload, run_id
+from bench.witness import BenchmarkError
+
+CONNECTING = 64
+"""Connections that are being made at once."""
+
+CLIENTS_OF_AN_ADDRESS = 20_000
+"""So that ports don't run out; loopback has many addresses."""
+
+OPEN_SECONDS = 60.0
+STRAGGLER_SECONDS = 20.0
+QUIET_SECONDS = 1.5
+"""For how long nothing must come until it is believed that nothing more will."""
+
+
+class Target(NamedTuple):
+    """Where to connect and to publish."""
+
+    port: int
+    path: str
+    """With `{run}` for the name of a run."""
+
+    websocket: bool
+    opened: bytes
+    """What the first bytes of an open stream hold."""
+
+    feed_port: int
+    publish_path: str | None = None
+    """Where a message is POSTed, with `{run}`; by default numbers are written to the feed."""
+
+
+class Load(NamedTuple):
+    """What is published."""
+
+    rate: float
+    """Bursts per second."""
+
+    burst: int
+    """Frames that are due at once."""
+
+    seconds: float
+    first: int
+    """Number of the first frame."""
+
+    runs: int
+    """Frames go to the runs in turn; each client watches one."""
+
+
+@dataclass
+class Read:
+    """What the clients have read of a load."""
+
+    latencies: list[float]
+    """Milliseconds, ascending."""
+
+    expected: int
+    delivered: int
+    lost: int
+    doubled: int
+    seconds: float
+    """From the first frame to the last delivery."""
+
+    client_cpu: float
+    published: int
+
+
+class Client(asyncio.Protocol):
+    """One connection that stamps what it reads."""
+
+    __slots__ = ("_opened", "_request", "gone", "index", "reads", "ready", "transport")
+
+    def __init__(self, request: bytes, opened: bytes, index: int) -> None:
+        self.index = index
+        """Of the run that it watches."""
+
+        self._request = request
+        self._opened = opened
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.reads: list[tuple[float, bytes]] = []
+        self.gone = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self.reads.append((time.monotonic(), data))
+        if self._opened and self._opened in data:
+            self._opened = b""
+            self.ready.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
+        if not self.ready.done():
+            self.ready.set_exception(BenchmarkError(f"A connection was closed at once: {exc}"))
+
+
+class Generator:
+    """All clients of one candidate."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._clients: list[Client] = []
+        self._feed: asyncio.Transport | None = None
+
+    async def connect(self, count: int, runs: int) -> float:
+        """Connect clients, and return how many seconds that took, up to the first frame of the last of them."""
+        loop = asyncio.get_running_loop()
+        slots = asyncio.Semaphore(CONNECTING)
+        began = time.monotonic()
+
+        async def one(index: int) -> None:
+            async with slots:
+                sock = socket.socket()
+                sock.setblocking(False)
+                # The other side shall not be left with thousands of sockets in TIME_WAIT, and neither shall we.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.bind((f"127.0.0.{2 + index // CLIENTS_OF_AN_ADDRESS}", 0))
+                await loop.sock_connect(sock, ("127.0.0.1", self._target.port))
+                client = Client(_request(self._target, run_id(index % runs)), self._target.opened, index % runs)
+                await loop.create_connection(lambda: client, sock=sock)
+                await asyncio.wait_for(client.ready, OPEN_SECONDS)
+                self._clients.append(client)
+
+        await asyncio.gather(*(one(index) for index in range(count)))
+        took = time.monotonic() - began
+        feed, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", self._target.feed_port)
+        self._feed = feed
+        return took
+
+    async def publish(self, load: Load) -> Read:
+        """Publish, wait until all has arrived or nothing more comes, and tell."""
+        assert self._feed is not None, "it is connected"
+        for client in self._clients:
+            client.reads = []
+        before, sent = _cpu(), dict[int, float]()
+        loop = asyncio.get_running_loop()
+        began, number = loop.time(), load.first
+        for index in range(round(load.rate * load.seconds)):
+            await asyncio.sleep(max(0.0, began + index / load.rate - loop.time()))
+            numbers = range(number, number + load.burst)
+            number += load.burst
+            data = self._publication(numbers, load.runs)
+            sent.update(dict.fromkeys(numbers, time.monotonic()))
+            self._feed.write(data)
+        return await self.collect(sent, load.runs, before)
+
+    async def collect(self, sent: dict[int, float], runs: int, cpu_before: float) -> Read:
+        """Wait until all has arrived or nothing more comes, and tell what was read."""
+        due: dict[int, set[int]] = {}
+        for number in sent:
+            due.setdefault(number % runs, set()).add(number)
+        expected = sum(len(due.get(client.index, ())) for client in self._clients)
+        await self._settle()
+        cpu = _cpu() - cpu_before
+        latencies: list[float] = []
+        lost = doubled = 0
+        last = 0.0
+        for client in self._clients:
+            wanted = due.get(client.index, set())
+            seen: set[int] = set()
+            for at, found in _numbers(client.reads):
+                if found in seen:
+                    doubled += 1
+                elif found in wanted:
+                    seen.add(found)
+                    latencies.append(1000 * (at - sent[found]))
+                    last = max(last, at)
+            lost += len(wanted) - len(seen)
+            client.reads = []
+        latencies.sort()
+        first = min(sent.values())
+        return Read(latencies, expected, len(latencies), lost, doubled, last - first, cpu, len(sent))
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.transport.abort()
+        if self._feed is not None:
+            self._feed.abort()
+
+    async def _settle(self) -> None:
+        deadline = time.monotonic() + STRAGGLER_SECONDS
+        before = -1
+        while time.monotonic() < deadline:
+            read = sum(len(client.reads) for client in self._clients)
+            if read == before:
+                return
+            before = read
+            await asyncio.sleep(QUIET_SECONDS)
+
+    def _publication(self, numbers: Iterable[int], runs: int) -> bytes:
+        target = self._target
+        if target.publish_path is None:
+            return " ".join(map(str, numbers)).encode() + b"\n"
+        requests = []
+        for number in numbers:
+            body = payload(number, runs)
+            path = target.publish_path.format(run=run_id(number % runs))
+            head = (
+                f"POST {path} HTTP/1.1\r\nHost: l\r\nX-EventSource-Event: task\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            requests.append(head.encode() + body)
+        return b"".join(requests)
+
+
+def _request(target: Target, run: str) -> bytes:
+    upgrade = "Accept: text/event-stream\r\n"
+    if target.websocket:
+        upgrade = (
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        )
+    return f"GET {target.path.format(run=run)} HTTP/1.1\r\nHost: localhost\r\n{upgrade}\r\n".encode()
+
+
+def _numbers(reads: Iterable[tuple[float, bytes]]) -> Iterable[tuple[float, int]]:
+    """Return when each number was read to its end. A comma follows each, wherever a read may have cut it."""
+    rest = b""
+    for at, data in reads:
+        text = rest + data
+        end = 0
+        for match in NUMBER.finditer(text):
+            if match.end() < len(text):
+                yield at, int(match[1])
+                end = match.end()
+        rest = text[max(end, len(text) - 40) :]
+
+
+def _cpu() -> float:
+    return time.process_time()
+
+
+def generate(control: Connection, core: int | None) -> None:
+    """Do what the other end of a pipe asks: a name of `Generator`'s and its arguments."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if core is not None:
+        psutil.Process().cpu_affinity([core])
+    # A pause of ours would count as the server's.
+    gc.disable()
+    uvloop.run(_obey(control))
+
+
+async def _obey(control: Connection) -> None:
+    generator: Generator | None = None
+    while True:
+        try:
+            # In a thread, which sleeps while we work: the loop would make the pipe one that does not block.
+            name, *arguments = await asyncio.to_thread(control.recv)
+        except EOFError:
+            return
+        try:
+            if name == "target":
+                generator = Generator(*arguments)
+                control.send(None)
+                continue
+            assert generator is not None, "there is a target"
+            did: Callable[..., Any] = getattr(generator, name)
+            answer = did(*arguments)
+            control.send(await answer if asyncio.iscoroutine(answer) else answer)
+        except Exception as error:  # noqa: BLE001 # whatever it is, the other end tells it
+            control.send(BenchmarkError(f"{name}: {error!r}"))

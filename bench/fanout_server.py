@@ -1,0 +1,188 @@
+"""What is compared, each in a process of its own: our transports and hub, and what most would write with sse-starlette.
+
+Both are fed over one connection to a port of its own: a line of numbers is a batch of transitions that are due at once.
+So nothing but the fan-out is measured; `bench.fanout --journal` has the whole way, with PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from typing import Any
+
+import uvicorn
+from sse_starlette import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+
+from bench.fanout_payload import DAG_ID, STATES, run_id
+from stream_server.auth import Everybody
+from stream_server.cursor import Cursor
+from stream_server.frames import RunInfo
+from stream_server.hub import Hub
+from stream_server.outcome import Values
+from stream_server.run_state import RunKey, RunState
+from stream_server.server import Server, uvicorn_config
+from stream_server.settings import Settings
+from stream_server.transition import Kind, Transition
+from stream_server.transports import run_stream, websocket
+
+EPOCH = "0fa1"
+PATH = "/api/v2/dags/{dag_id}/dagRuns/{run_id}/stream"
+
+
+class Runs:
+    """Runs that are as they were when the first of them was read: what changes comes by the feed."""
+
+    def __init__(self) -> None:
+        self.cursor = Cursor(EPOCH, 1, 1)
+
+    async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
+        info = RunInfo(state="running", queued_at=None, start_date=None, end_date=None, clear_number=0)
+        return RunState(key, info), self.cursor
+
+    async def history(self, key: RunKey, since: Cursor) -> list[Transition] | None:
+        return None
+
+    async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
+        return {}
+
+    async def refresh(self) -> None:
+        """There is nothing to connect to."""
+
+
+def transition(number: int, runs: int) -> Transition:
+    return Transition(
+        seq=number,
+        txid=number,
+        at=datetime.now(timezone.utc),
+        kind=Kind.TASK,
+        dag_id=DAG_ID,
+        run_id=run_id(number % runs),
+        task_id="part_00",
+        map_index=-1,
+        try_number=number,
+        state=STATES[number % 2],
+        previous_state=STATES[(number + 1) % 2],
+    )
+
+
+def ours(runs: int, feed_port: int) -> Starlette:
+    """Make an application of our hub and transports; there is no journal behind it."""
+    source = Runs()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
+        hub = Hub(source, max_queued_bytes=settings().max_queued_bytes)  # type: ignore[arg-type]
+        hub.begin(source.cursor)
+        app.state.hub = hub
+
+        def dispatch(numbers: Sequence[int]) -> None:
+            source.cursor = Cursor(EPOCH, numbers[-1] + 1, numbers[-1] + 1)
+            hub.dispatch([transition(number, runs) for number in numbers], source.cursor)
+
+        async with _fed(feed_port, dispatch):
+            yield {"settings": settings(), "hub": hub, "authorizer": Everybody()}
+
+    return Starlette(routes=[Route(PATH, run_stream.stream), WebSocketRoute(PATH, websocket.stream)], lifespan=lifespan)
+
+
+def naive(runs: int, feed_port: int) -> Starlette:
+    """Make an application with a queue for each client, whose frames are encoded for each client."""
+    queues: defaultdict[str, set[asyncio.Queue[tuple[str, dict[str, object]]]]] = defaultdict(set)
+
+    def dispatch(numbers: Sequence[int]) -> None:
+        for number in numbers:
+            row = transition(number, runs)
+            frame = {
+                "type": "task",
+                "dag_id": row.dag_id,
+                "run_id": row.run_id,
+                "seq": row.seq,
+                "at": row.at.isoformat(),
+                "task_id": row.task_id,
+                "map_index": row.map_index,
+                "try_number": row.try_number,
+                "state": row.state,
+                "previous_state": row.previous_state,
+            }
+            for queue in queues[row.run_id]:
+                queue.put_nowait((f"{EPOCH}.{number}:{number}:", frame))
+
+    async def stream(request: Request) -> Response:
+        async def events() -> AsyncIterator[dict[str, str]]:
+            queue: asyncio.Queue[tuple[str, dict[str, object]]] = asyncio.Queue()
+            queues[request.path_params["run_id"]].add(queue)
+            try:
+                yield {"event": "snapshot", "data": json.dumps({"type": "snapshot"})}
+                while True:
+                    place, frame = await queue.get()
+                    yield {"event": "task", "id": place, "data": json.dumps(frame, separators=(",", ":"))}
+            finally:
+                queues[request.path_params["run_id"]].discard(queue)
+
+        return EventSourceResponse(events())
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with _fed(feed_port, dispatch):
+            yield
+
+    return Starlette(routes=[Route(PATH, stream)], lifespan=lifespan)
+
+
+@asynccontextmanager
+async def _fed(port: int, dispatch: Callable[[Sequence[int]], None]) -> AsyncIterator[None]:
+    class Feed(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.rest = b""
+
+        def data_received(self, data: bytes) -> None:
+            *lines, self.rest = (self.rest + data).split(b"\n")
+            for line in lines:
+                dispatch([int(number) for number in line.split(b" ")])
+
+    server = await asyncio.get_running_loop().create_server(Feed, "127.0.0.1", port)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def settings() -> Settings:
+    return Settings.load(database_url="postgresql://nowhere.invalid/none", port=0)
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("straight", "stepped", "naive"))
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--feed-port", type=int, required=True)
+    parser.add_argument("--runs", type=int, required=True)
+    arguments = parser.parse_args()
+    random.seed(1)
+    if arguments.what == "naive":
+        app = naive(arguments.runs, arguments.feed_port)
+        config = uvicorn.Config(
+            app, port=arguments.port, access_log=False, log_level="warning", timeout_graceful_shutdown=1
+        )
+        uvicorn.Server(config).run()
+        return
+    config = uvicorn_config(ours(arguments.runs, arguments.feed_port), settings())
+    config.port = arguments.port
+    if arguments.what == "stepped":
+        config.http, config.ws = "httptools", "websockets-sansio"
+    Server(config, settings()).run()
+
+
+if __name__ == "__main__":
+    main()

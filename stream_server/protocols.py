@@ -1,0 +1,263 @@
+"""uvicorn's protocols, which let streams write to their connections without a way through ASGI for each frame.
+
+Each puts itself into the scope of its requests, as the `Line` that `transports.delivery` looks for, and tells the
+delivery that has taken it when the connection is full, free again, or lost. Headers, ends of bodies and handshakes
+remain uvicorn's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+from websockets.http11 import Request
+
+from stream_server.frames import Close
+from stream_server.transports.delivery import LINE, Straight
+from stream_server.transports.websocket import closing
+
+LAST_CHUNK = b"0\r\n\r\n"
+"""RFC 9112 section 7.1."""
+
+TAKEN: dict[str, Any] = {"method": "GET"}
+"""Stands in for the scope of a request that is over."""
+
+
+class Gate:
+    """An `asyncio.Event` that takes next to no memory while nobody waits for it: each connection has some."""
+
+    __slots__ = ("_open", "_opened")
+
+    def __init__(self) -> None:
+        self._open = True
+        self._opened: asyncio.Event | None = None
+
+    def is_set(self) -> bool:
+        """Tell whether it is open."""
+        return self._open
+
+    def set(self) -> None:
+        """Open it."""
+        self._open = True
+        if self._opened is not None:
+            self._opened.set()
+            self._opened = None
+
+    def clear(self) -> None:
+        """Shut it."""
+        self._open = False
+
+    async def wait(self) -> bool:
+        """Wait until it is open."""
+        while not self._open:
+            self._opened = self._opened or asyncio.Event()
+            await self._opened.wait()
+        return True
+
+
+class _NoTimer(asyncio.TimerHandle):
+    """Stands in for a timer that has not been set."""
+
+    def __init__(self) -> None:
+        pass
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+
+class _Nowhere:
+    """Stands in for a queue that nobody reads."""
+
+    def put_nowait(self, message: object) -> None:
+        """Forget it."""
+
+
+NO_TIMER, NOWHERE = _NoTimer(), _Nowhere()
+
+
+class HttpLine(HttpToolsProtocol):
+    """A connection that speaks HTTP/1.1."""
+
+    delivery: Straight | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether more is waiting to be sent than should."""
+        return self.flow.write_paused
+
+    def answers(self, scope: dict[str, Any]) -> bool:
+        """Tell whether a request is the one that came last: a pipelined one takes the place of that being answered."""
+        return self.cycle.scope is scope
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin."""
+        super().connection_made(transport)
+        self.flow._is_writable_event = Gate()  # type: ignore[assignment] # noqa: SLF001
+
+    def take(self) -> None:
+        """Have the connection outlive the request, with as little of what that needed as can be."""
+        self._taken = self.cycle
+        # So uvicorn does not complain that the application has returned before the end of the body.
+        self._taken.disconnected = True
+        self._taken.message_event = Gate()  # type: ignore[assignment]
+        self._taken.scope = self.scope = TAKEN  # type: ignore[assignment]
+        self.headers = []
+
+    async def end(self, closed: Close | None) -> None:
+        """End the body, and go on with the connection as uvicorn does."""
+        if self.transport.is_closing():
+            return
+        self.transport.write(LAST_CHUNK)
+        self._taken.response_complete = True
+        if self._taken.keep_alive:
+            self.on_response_complete()
+        else:
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """Begin with a request."""
+        _extras(self.scope)[LINE] = self
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on after a request. What it refers to shall be freed now, and not by the collector of cycles."""
+        _extras(self.scope).pop(LINE, None)
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Be full."""
+        super().pause_writing()
+        if self.delivery is not None:
+            self.delivery.behind = True
+
+    def resume_writing(self) -> None:
+        """Be free again."""
+        super().resume_writing()
+        if self.delivery is not None:
+            self.delivery.catch_up()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Be lost."""
+        if self.scope is not None:
+            _extras(self.scope).pop(LINE, None)
+        super().connection_lost(exc)
+        if self.delivery is not None:
+            self.delivery.gone()
+
+
+class WebSocketLine(WebSocketsSansIOProtocol):
+    """A connection that has been upgraded to WebSocket."""
+
+    delivery: Straight | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether more is waiting to be sent than should."""
+        return not self.writable.is_set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        super().connection_made(transport)
+        self.writable = Gate()  # type: ignore[assignment]
+
+    def take(self) -> None:
+        """Have the connection outlive the handshake, with as little of what that needed as can be."""
+        # So uvicorn does not close the connection when the application has returned.
+        self.close_timer = NO_TIMER
+        self.queue = NOWHERE  # type: ignore[assignment]
+        self.scope = TAKEN  # type: ignore[assignment]
+        del self.request, self.response
+
+    async def end(self, closed: Close | None) -> None:
+        """Say good-bye."""
+        code, reason = closing(closed)
+        with suppress(ClientDisconnected):
+            await self.send({"type": "websocket.close", "code": code, "reason": reason})
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        """The application has returned."""
+        super().on_task_complete(task)
+        if isinstance(self.close_timer, _NoTimer):
+            self.close_timer = None
+
+    def handle_connect(self, event: Request) -> None:
+        """Begin with the handshake. The application runs only in the next turn of the loop."""
+        super().handle_connect(event)
+        if hasattr(self, "scope"):
+            _extras(self.scope)[LINE] = self
+
+    def send_receive_event_to_app(self) -> None:
+        """Hand on a message, unless the connection belongs to a delivery: nobody listens to what comes in there."""
+        if self.delivery is None:
+            super().send_receive_event_to_app()
+        else:
+            self.frames = []
+
+    def handle_close(self, event: Frame) -> None:
+        """The client says good-bye: nothing must be sent after the answer (RFC 6455 section 5.5.1)."""
+        super().handle_close(event)
+        if self.delivery is not None:
+            self.delivery.gone()
+
+    def pause_writing(self) -> None:
+        """Be full."""
+        super().pause_writing()
+        if self.delivery is not None:
+            self.delivery.behind = True
+
+    def resume_writing(self) -> None:
+        """Be free again."""
+        super().resume_writing()
+        if self.delivery is not None:
+            self.delivery.catch_up()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Be lost."""
+        super().connection_lost(exc)
+        if hasattr(self, "scope"):
+            _extras(self.scope).pop(LINE, None)
+        if self.delivery is not None:
+            self.delivery.gone()
+
+
+def cut_off(connections: Iterable[object]) -> None:
+    """Cut off all whose streams have not ended: their clients don't read."""
+    for line in list(connections):
+        if isinstance(line, HttpLine | WebSocketLine) and line.delivery is not None:
+            line.transport.abort()
+
+
+def notice_the_dead(sock: socket.socket, patience: float) -> None:
+    """Have connections that a socket accepts end when their client has vanished without a word.
+
+    The system does it: whoever does not acknowledge what was sent (each stream sends a `ping` now and then), or lets
+    nothing be sent, for as long as that, is gone (RFC 5482); as is, where nothing is sent, who answers no probe.
+
+    Args:
+        sock: A listening socket. What it accepts inherits its options.
+        patience: Seconds.
+    """
+    options = {
+        "TCP_USER_TIMEOUT": round(1000 * patience),
+        "TCP_KEEPIDLE": max(1, round(patience / 3)),
+        "TCP_KEEPINTVL": max(1, round(patience / 3)),
+        "TCP_KEEPCNT": 2,
+    }
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in options.items():
+        # Not every system has all of them.
+        if (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _extras(scope: object) -> dict[str, object]:
+    """Return a scope as what it is: servers may put keys of their own there."""
+    assert isinstance(scope, dict), "ASGI says so"
+    return scope

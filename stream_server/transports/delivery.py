@@ -1,0 +1,199 @@
+"""Ways to bring frames to a client.
+
+Where the server is ours, they are written to the connection itself ("straight"); elsewhere ASGI's `send` is stepped,
+which comes to its end at once unless the client is slow ("stepped").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import coroutine
+from typing import Any, Protocol
+
+from stream_server.frames import Close, Wire
+from stream_server.subscription import Subscription
+from stream_server.transports.courier import Courier, Delivery, Joined
+
+log = logging.getLogger(__name__)
+
+LINE = "stream_server.line"
+"""Where a scope has the `Line` of its connection, if the server is ours."""
+
+Framing = Callable[[Wire], bytes]
+OnGone = Callable[[], None] | None
+
+
+class Line(Protocol):
+    """A connection of our own server, as its deliveries see it."""
+
+    transport: asyncio.Transport
+    delivery: Straight | None
+    """To be told when the connection is full, free again, or lost."""
+
+    @property
+    def full(self) -> bool:
+        """Whether more is waiting to be sent than should."""
+
+    def take(self) -> None:
+        """Have the connection outlive the request, with as little of what that needed as can be."""
+
+    async def end(self, closed: Close | None) -> None:
+        """End what is sent.
+
+        Args:
+            closed: Why the connection ends before the stream does, if so.
+        """
+
+
+class Straight(Delivery):
+    """Brings frames by writing to the connection.
+
+    Args:
+        subscription: Where they come from.
+        courier: Who calls.
+        line: The connection.
+        frame: Makes bytes of a frame, as they are on the wire.
+    """
+
+    __slots__ = ("_first", "_frame", "_line", "_transport")
+
+    def __init__(self, subscription: Subscription, courier: Courier, line: Line, frame: Framing) -> None:
+        super().__init__(subscription, courier)
+        self._line = line
+        self._transport = line.transport
+        self._frame = frame
+        self._first = b""
+        self.behind = line.full
+        line.delivery = self
+        if line.transport.is_closing():
+            self.gone()
+
+    def write(self, wires: Sequence[Wire], joined: Joined) -> None:
+        """Send frames. The connection itself says when it is full."""
+        if self._first:
+            first, self._first = self._first, b""
+            self._transport.write(first + b"".join([wire.framed(self._frame) for wire in wires]))
+            return
+        if len(wires) == 1:
+            self._transport.write(wires[0].framed(self._frame))
+            return
+        key = (self._frame, *wires)
+        data = joined.get(key)
+        if data is None:
+            data = joined[key] = b"".join([wire.framed(self._frame) for wire in wires])
+        self._transport.write(data)
+
+    def detach(self) -> None:
+        """Let go of the connection."""
+        self._line.delivery = None
+
+    def fail(self) -> None:
+        """Nothing can be sent any more: the client shall notice, and come again."""
+        self._transport.abort()
+        self.gone()
+
+    def begin_alone(
+        self, watch: AbstractAsyncContextManager[Subscription], on_gone: OnGone = None, *, first: bytes = b""
+    ) -> None:
+        """Bring frames when the request is over for ASGI: no task and no stack of calls is kept for it.
+
+        Args:
+            watch: Where the subscription comes from, entered; left at the end.
+            on_gone: Called where the client went before the end.
+            first: Bytes before the first frame, in the same write.
+        """
+        self._line.take()
+        self._first = first
+        self.begin()
+        self.over.add_done_callback(lambda _: self._end_in_task(watch, on_gone))
+
+    def _end_in_task(self, watch: AbstractAsyncContextManager[Subscription], on_gone: OnGone) -> None:
+        task = asyncio.create_task(self._end_alone(watch, on_gone), name="end of a stream")
+        _ending.add(task)
+        task.add_done_callback(_ending.discard)
+
+    async def _end_alone(self, watch: AbstractAsyncContextManager[Subscription], on_gone: OnGone) -> None:
+        there = self.over.result()
+        self.stop()
+        try:
+            if there:
+                await self._line.end(self._subscription.closed)
+        finally:
+            await watch.__aexit__(None, None, None)
+        if on_gone is not None and not self._subscription.complete:
+            on_gone()
+
+
+_ending: set[asyncio.Task[None]] = set()
+
+
+class Stepped(Delivery):
+    """Brings frames by stepping ASGI's `send`; only where that waits, since the client is slow, a task goes on with it.
+
+    Args:
+        subscription: Where they come from.
+        courier: Who calls.
+        send: Sends frames, in order. It may wait until the client has read.
+        disconnected: Waits until the client has gone.
+    """
+
+    __slots__ = ("_gone", "_rest", "_send")
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        courier: Courier,
+        send: Callable[[Sequence[Wire]], Coroutine[Any, Any, None]],
+        disconnected: Coroutine[Any, Any, None],
+    ) -> None:
+        super().__init__(subscription, courier)
+        self._send = send
+        self._rest: asyncio.Task[None] | None = None
+        self._gone = asyncio.create_task(disconnected, name="disconnect")
+        self._gone.add_done_callback(lambda _: self.gone())
+
+    def write(self, wires: Sequence[Wire], joined: Joined) -> None:
+        """Send frames."""
+        sending = self._send(wires)
+        try:
+            waits_for = sending.send(None)
+        except StopIteration:
+            return
+        except Exception as error:  # noqa: BLE001 # whatever a server raises to say that nobody is there
+            self._failed(error)
+            return
+        self.behind = True
+        self._rest = asyncio.create_task(_go_on(sending, waits_for), name="slow client")
+        self._rest.add_done_callback(self._sent)
+
+    def detach(self) -> None:
+        """Let go of the connection."""
+        self._gone.cancel()
+        if self._rest is not None:
+            self._rest.cancel()
+
+    def _sent(self, rest: asyncio.Task[None]) -> None:
+        self._rest = None
+        if rest.cancelled():
+            return
+        if (error := rest.exception()) is not None:
+            self._failed(error)
+        else:
+            self.catch_up()
+
+    def _failed(self, error: BaseException) -> None:
+        log.debug("A client went while frames were sent: %r", error)
+        self.gone()
+
+
+@coroutine
+def _go_on(sending: Coroutine[Any, Any, None], waits_for: object) -> Generator[Any, Any, None]:
+    """Bring a coroutine to its end that has been stepped once, and waits for something."""
+    try:
+        yield waits_for
+        yield from sending
+    finally:
+        sending.close()

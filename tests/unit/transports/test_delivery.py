@@ -1,0 +1,198 @@
+"""Deliveries over any ASGI server, which is what they are given: a `send` that waits where the client is slow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from stream_server.errors import CloseCode
+from stream_server.frames import End, Reset, Wire
+from stream_server.subscription import Subscription
+from stream_server.transports.courier import MOST_IN_A_TURN, Joined, courier
+from stream_server.transports.delivery import Stepped
+from stream_server.transports.pump import PING
+from support.waiting import eventually_async
+
+FOREVER = 3600.0
+
+
+def frame(name: str) -> Wire:
+    return Wire(Reset(dag_id=name, run_id="", reason="cleared"))
+
+
+def end() -> Wire:
+    return Wire(End(dag_id="", run_id="", state="success", outcome="none"))
+
+
+class Client:
+    """Somebody behind an ASGI server."""
+
+    def __init__(self, silence: float = FOREVER) -> None:
+        self.subscription = Subscription(10_000)
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.leaves = asyncio.Event()
+        self.fails: Exception | None = None
+        self.sent: list[list[Wire]] = []
+        self._silence = silence
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[asyncio.Future[bool]]:
+        delivery = Stepped(self.subscription, courier(self._silence), self._send, self._left())
+        with delivery.attended() as over:
+            yield over
+
+    async def _send(self, wires: Sequence[Wire]) -> None:
+        await self.reads.wait()
+        if self.fails is not None:
+            raise self.fails
+        self.sent.append(list(wires))
+
+    async def _left(self) -> None:
+        await self.leaves.wait()
+
+
+async def turn() -> None:
+    """Let the event loop do what is due."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_what_becomes_due_in_one_turn_goes_out_in_one_write() -> None:
+    client, wires = Client(), [frame("a"), frame("b"), frame("c")]
+    async with client.served():
+        for wire in wires:
+            client.subscription.push([wire])
+        await turn()
+        assert client.sent == [wires]
+
+
+async def test_what_was_due_before_goes_out_at_once() -> None:
+    client, wire = Client(), frame("a")
+    client.subscription.push([wire])
+    async with client.served():
+        assert client.sent == [[wire]]
+
+
+async def test_sending_takes_no_task_while_clients_read() -> None:
+    clients = [Client() for _ in range(2 * MOST_IN_A_TURN + 1)]
+    waiting = []
+    for client in clients:
+        context = client.served()
+        await context.__aenter__()
+        waiting.append(context)
+    await turn()
+    tasks = len(asyncio.all_tasks())
+    wire = frame("a")
+    for client in clients:
+        client.subscription.push([wire])
+    await eventually_async(lambda: all(client.sent for client in clients))
+    assert len(asyncio.all_tasks()) == tasks
+    assert all(client.sent == [[wire]] for client in clients)
+    for context in waiting:
+        await context.__aexit__(None, None, None)
+
+
+async def test_a_slow_client_delays_nobody_and_gets_the_rest_when_it_reads() -> None:
+    slow, other = Client(), Client()
+    wires = [frame(name) for name in "abc"]
+    async with slow.served(), other.served():
+        slow.reads.clear()
+        for wire in wires:
+            slow.subscription.push([wire])
+            other.subscription.push([wire])
+            await turn()
+        assert (slow.sent, other.sent) == ([], [[wire] for wire in wires])
+        slow.reads.set()
+        await eventually_async(lambda: len(slow.sent) == 2)
+        assert slow.sent == [[wires[0]], wires[1:]]
+
+
+async def test_it_is_over_when_the_last_frame_has_been_sent() -> None:
+    client, last = Client(), end()
+    async with client.served() as over:
+        client.reads.clear()
+        client.subscription.push([last])
+        await turn()
+        assert not over.done()
+        client.reads.set()
+        assert await asyncio.wait_for(over, 10)
+        assert client.sent == [[last]]
+
+
+async def test_a_client_that_is_closed_is_told_why_before_it_is_over() -> None:
+    client = Client()
+    async with client.served() as over:
+        client.subscription.close(CloseCode.DRAINING, "bye")
+        assert await asyncio.wait_for(over, 10)
+    assert [wire.type for wire in client.sent[0]] == ["close"]
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_client_that_is_gone_while_frames_are_sent_is_no_error(slow: bool) -> None:
+    client = Client()
+    async with client.served() as over:
+        client.fails = OSError("gone")
+        if slow:
+            client.reads.clear()
+        client.subscription.push([frame("a")])
+        await turn()
+        client.reads.set()
+        assert not await asyncio.wait_for(over, 10)
+        client.subscription.push([frame("b")])
+        await turn()
+    assert client.sent == []
+
+
+async def test_a_fault_with_one_client_keeps_nothing_from_the_others() -> None:
+    broken, other, wire = Client(), Client(), frame("a")
+
+    class Broken(Stepped):
+        def write(self, wires: Sequence[Wire], joined: Joined) -> None:
+            raise RuntimeError("the handler is closed")
+
+    delivery = Broken(broken.subscription, courier(FOREVER), broken._send, broken._left())
+    with delivery.attended() as over:
+        async with other.served():
+            for client in (broken, other):
+                client.subscription.push([wire])
+            assert not await asyncio.wait_for(over, 10)
+            assert other.sent == [[wire]]
+
+
+async def test_a_client_that_leaves_ends_it() -> None:
+    client = Client()
+    async with client.served() as over:
+        client.leaves.set()
+        assert not await asyncio.wait_for(over, 10)
+
+
+async def test_silence_is_broken_and_traffic_postpones_that() -> None:
+    quiet, talking = Client(silence=0.2), Client(silence=0.2)
+    wire = frame("a")
+    async with quiet.served(), talking.served():
+
+        def talk() -> bool:
+            talking.subscription.push([wire])
+            return quiet.sent == [[PING]] * 3
+
+        await eventually_async(talk)
+    assert [PING] not in talking.sent
+
+
+async def test_nothing_is_left_when_the_last_client_has_gone() -> None:
+    client = Client(silence=0.2)
+    before = courier(0.2)
+    async with client.served() as over:
+        client.leaves.set()
+        await over
+    assert courier(0.2) is not before
+    assert asyncio.all_tasks() == {asyncio.current_task()} or await _ended()
+
+
+async def _ended() -> bool:
+    await eventually_async(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    return True
