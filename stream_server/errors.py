@@ -250,6 +250,9 @@ class CloseCode(IntEnum):
     SLOW = 4002
     """The client read more slowly than its run produced frames."""
 
+    UNAVAILABLE = 4003
+    """The journal can't be followed just now. Only an `EventSource` is told so, which won't come back after a 503."""
+
     INTERNAL = 4005
     """The server lost its place; a new connection starts with a fresh snapshot."""
 

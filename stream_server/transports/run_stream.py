@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from stream_server.errors import CloseCode, Unavailable
+from stream_server.subscription import Subscription
 from stream_server.transports import ndjson, sse
 from stream_server.transports.body import Streaming
 from stream_server.transports.request import State, accepts, question, run_key, since
@@ -29,4 +32,25 @@ def stream_response(request: Request, streaming: Streaming, headers: Mapping[str
     """Return the response in the form that the client wants."""
     if accepts(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE:
         return ndjson.LineStream(streaming, headers)
+    if sse.MEDIA_TYPE in request.headers.get("accept", ""):
+        streaming = streaming._replace(watch=_come_again(request, streaming.watch))
     return sse.EventStream(streaming, headers)
+
+
+@asynccontextmanager
+async def _come_again(
+    request: Request, watch: AbstractAsyncContextManager[Subscription]
+) -> AsyncIterator[Subscription]:
+    """Have an `EventSource` come again where a stream can't be had just now.
+
+    It gives up for good after any status but 200 (WHATWG HTML 9.2.3, "fail the connection"), so that it gets a stream
+    which says so, and ends.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            subscription = await stack.enter_async_context(watch)
+        except Unavailable as error:
+            draining = request.scope["state"]["hub"].draining
+            subscription = Subscription(0)
+            subscription.close(CloseCode.DRAINING if draining else CloseCode.UNAVAILABLE, str(error))
+        yield subscription

@@ -23,7 +23,8 @@ from support.lossless_writers import connect_at_last, prepare_field, read_journa
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.waiting import eventually_async
 
-SECONDS = 5.0
+SECONDS = 75.0 if os.environ.get("CI") else 5.0
+"""Length of each schedule: long where nobody waits for it."""
 
 
 @pytest.fixture(scope="module")

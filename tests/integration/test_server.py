@@ -58,6 +58,12 @@ async def test_a_server_without_a_journal_waits_for_it(airflow_database: str) ->
             problem = json.loads(await events.response.aread())
         assert (events.response.status_code, events.response.headers["retry-after"]) == (503, "2")
         assert problem["title"] == "Journal unreachable"
+        # An EventSource would never come again after that.
+        async with sse(server.url, RunKey("chat", "r1"), headers={"Accept": "text/event-stream"}) as events:
+            (close,) = await events.rest()
+        assert events.response.status_code == 200
+        assert (close["type"], close["code"], close["reconnect"]) == ("close", CloseCode.UNAVAILABLE, True)
+        assert close["reason"] == "The journal has not been reached yet"
 
         await install(airflow_database, "public", lock_timeout=1, attempts=1)
         await until_ready(server.url)
@@ -126,11 +132,14 @@ async def test_a_stopping_server_ends_every_stream_cleanly(
                 await draining
                 assert (await get(server.url, "/ready"))[0] == 503
                 refused, problem = await get(server.url, stream_path(run))
+                async with sse(server.url, run, headers={"Accept": "text/event-stream"}) as refusal:
+                    (later,) = await refusal.rest()
     assert (close["type"], close["code"], close["reconnect"]) == ("close", CloseCode.DRAINING, True)
     assert 500 <= close["retry_ms"] <= 3000
     assert last[-1]["type"] == "close"
     assert (connection.close_code, connection.close_reason) == (CloseCode.DRAINING, "The server is shutting down")
     assert (refused, problem["title"]) == (503, "Draining")
+    assert (later["type"], later["code"], later["reconnect"]) == ("close", CloseCode.DRAINING, True)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
