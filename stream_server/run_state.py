@@ -20,6 +20,7 @@ from stream_server.frames import (
 )
 from stream_server.graph import Graph
 from stream_server.prediction import Forecast, foreseeable
+from stream_server.telling import tell_run, tell_task
 from stream_server.transition import RETURN_VALUE, Kind, Transition
 
 MAX_LISTED_INSTANCES = 100
@@ -259,17 +260,7 @@ class RunState:
             pushed=before.pushed if before and _keeps_push(before, transition) else None,
         )
         instances.put(transition.map_index, instance)
-        return TaskTransition(
-            dag_id=transition.dag_id,
-            run_id=transition.run_id,
-            seq=transition.seq,
-            at=transition.at,
-            task_id=transition.task_id,
-            map_index=transition.map_index,
-            try_number=transition.try_number or 0,
-            state=transition.state,
-            previous_state=transition.previous_state,
-        )
+        return tell_task(transition)
 
     def _apply_run(self, transition: Transition) -> RunTransition:
         self.run = RunInfo(
@@ -280,15 +271,7 @@ class RunState:
             clear_number=transition.clear_number or 0,
         )
         self.changed = Origin(transition.seq, transition.at)
-        return RunTransition(
-            dag_id=transition.dag_id,
-            run_id=transition.run_id,
-            seq=transition.seq,
-            at=transition.at,
-            state=transition.state,
-            previous_state=transition.previous_state,
-            clear_number=transition.clear_number or 0,
-        )
+        return tell_run(transition)
 
     def _apply_xcom(self, transition: Transition) -> None:
         if transition.xcom_key != RETURN_VALUE:
