@@ -25,7 +25,7 @@ from stream_server.errors import JournalForbidden, JournalUnreachable, Unavailab
 from stream_server.frames import ResetReason
 from stream_server.hub import Hub
 from stream_server.journal.listener import Listener, Obstacle
-from stream_server.journal.postgres import Batch, Reader
+from stream_server.journal.reader import Batch, Reader
 from stream_server.losses import Losses
 from stream_server.marks import KEPT, Marks
 from stream_server.pace import Pace

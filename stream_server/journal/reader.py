@@ -1,0 +1,166 @@
+"""Reading the journal: the tail's own connection."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from stream_server.cursor import Cursor, Row
+from stream_server.journal.connection import Session, connect, disconnect, errors_mapped
+from stream_server.journal.install import queries_for, read_status
+from stream_server.journal.replica import Sight
+from stream_server.marks import Mark
+from stream_server.transition import Kind, Transition
+
+READER_SETTINGS = ("plan_cache_mode = force_generic_plan", "enable_seqscan = off", "jit = off")
+"""One plan serves every cursor: it need not be made anew, or compiled, for each read. It must use the index also if it
+was made while the journal was small."""
+
+PUT_BACK_LOCK_TIMEOUT = "500ms"
+"""How long putting back triggers may wait for a lock, and make Airflow wait behind it."""
+
+
+class Standing(NamedTuple):
+    """Where the journal stands."""
+
+    cursor: Cursor
+    """Of a reader that wants only what comes from now on."""
+
+    losses: int
+    """How often the triggers could not write something down, since the journal was installed."""
+
+
+class Batch(NamedTuple):
+    """What one read returns."""
+
+    transitions: list[Transition]
+    """In the order of `seq`."""
+
+    cursor: Cursor
+    """Where the next read goes on: it claims nothing of transactions younger than the newest row. A crash may forget
+    those that were rolled back, and give their numbers to others."""
+
+    seen: Cursor
+    """The whole snapshot that the read was made with."""
+
+    losses: int
+    """How often the triggers could not write something down, since the journal was installed."""
+
+    read_at: datetime
+    """When it was read, by PostgreSQL's clock."""
+
+    pruned: bool
+    """Whether rows that the cursor had not seen were deleted before they could be read."""
+
+
+class Reader:
+    """Reads what a cursor has not seen, on a connection of its own."""
+
+    def __init__(self, connection: Session, queries: dict[str, str]) -> None:
+        self.connection = connection
+        self._queries = queries
+        self._sight = Sight(connection, queries) if connection.far.replica else None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator[Reader]:
+        """Connect, and disconnect at the end.
+
+        Raises:
+            JournalMissing: The journal is not installed.
+            JournalUnreachable: PostgreSQL does not answer.
+        """
+        connection = await connect(url)
+        try:
+            if not connection.far.pooled:
+                with errors_mapped():
+                    await connection.execute("; ".join(f"SET {setting}" for setting in READER_SETTINGS))
+            yield cls(connection, await queries_for(connection))
+        finally:
+            await disconnect(connection)
+
+    async def now(self) -> Standing:
+        """Return where the journal stands."""
+        (row,) = await self._fetch("journal_now")
+        seen = Cursor.from_snapshot(row["epoch"], row["snapshot"])
+        if self._sight is not None:
+            seen = await self._sight.complete(await self._sight.look(row["epoch"]))
+        return Standing(as_far_as_written(seen, row), row["losses"])
+
+    async def newest(self, at_most: int) -> list[Mark]:
+        """Return the rows of the youngest transactions, the youngest first."""
+        return [Mark(*row) for row in await self._fetch("newest", at_most)]
+
+    async def lacks(self, marks: Sequence[Mark]) -> bool:
+        """Tell whether a row is not in the journal any more, though it is not old enough to have been deleted."""
+        columns = [list(column) for column in zip(*marks, strict=True)] or [[], [], []]
+        (row,) = await self._fetch("lacks", *columns)
+        return bool(row["exists"])
+
+    async def after(self, cursor: Cursor) -> Batch:
+        """Return what a cursor has not seen."""
+        before = None if self._sight is None else await self._sight.look(cursor.epoch)
+        rows = await self._fetch("journal_after", cursor.snapshot)
+        transitions = [transition_of(row[4:]) for row in rows if row["id"] is not None]
+        newest = max(transitions, key=lambda one: one.txid, default=None)
+        if before is None:
+            seen = Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
+        else:
+            seen = before.with_seen([one.txid for one in transitions])
+        if newest is not None and newest.txid >= cursor.xmax:
+            told = seen.up_to(newest.txid, Row.of(newest.seq, newest.at))
+        else:
+            told = seen.up_to(cursor.xmax - 1, cursor.row)
+        first = rows[0]
+        pruned = first["pruned_to"] is not None and not cursor.saw(first["pruned_to"])
+        return Batch(transitions, told, seen, first["losses"], first["read_at"], pruned)
+
+    async def is_replica(self) -> bool:
+        """Tell whether this is a read replica, still."""
+        (row,) = await self._fetch("is_replica")
+        return bool(row["pg_is_in_recovery"])
+
+    async def put_back(self) -> int:
+        """Put back the triggers that are missing, and return how many were.
+
+        None is, where one of Airflow's tables could not be locked in time: better later than in Airflow's way.
+
+        Raises:
+            JournalForbidden: The role may not.
+            JournalUnreachable: PostgreSQL does not answer.
+        """
+        with errors_mapped(), suppress(asyncpg.LockNotAvailableError):
+            async with self.connection.transaction():
+                await self.connection.execute(f"SET LOCAL lock_timeout = '{PUT_BACK_LOCK_TIMEOUT}'")
+                return int(await self.connection.fetchval(self._queries["put_back"]))
+        return 0
+
+    async def problems(self) -> list[str]:
+        """Tell what is wrong with the triggers, in words; empty if all is well."""
+        return (await read_status(self.connection)).problems
+
+    async def _fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
+        with errors_mapped():
+            if not self.connection.far.pooled:
+                return await self.connection.fetch(self._queries[name], *arguments)
+            async with self.connection.transaction():
+                await self.connection.execute("; ".join(f"SET LOCAL {setting}" for setting in READER_SETTINGS))
+                return await self.connection.fetch(self._queries[name], *arguments)
+
+
+def as_far_as_written(seen: Cursor, row: asyncpg.Record) -> Cursor:
+    """Return the cursor that claims nothing of transactions younger than the newest row of the journal."""
+    newest, pruned_to = row["newest"] or 1, row["pruned_to"] or 1
+    if newest < pruned_to or row["newest"] is None:
+        return seen.up_to(pruned_to)
+    return seen.up_to(newest, Row.of(row["newest_id"], row["newest_at"]))
+
+
+def transition_of(columns: tuple[Any, ...]) -> Transition:
+    """Return the transition of a row, whose columns stand in the order of the fields in all queries."""
+    seq, txid, at, kind, *rest = columns
+    return Transition(seq, txid, at, Kind(kind), *rest)
