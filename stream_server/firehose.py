@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode
 from stream_server.frames import AnyFrame, Ping, Reset, ResetReason, Resumed, Wire
 from stream_server.subscription import Subscription
 from stream_server.telling import tell
@@ -118,13 +117,6 @@ class Firehose:
         for group in self._groups.values():
             for subscription in group.subscriptions:
                 subscription.push(wires)
-
-    def close(self, code: CloseCode, reason: str) -> None:
-        """End the connections of all."""
-        for group in self._groups.values():
-            for subscription in group.subscriptions:
-                subscription.close(code, reason)
-        self._groups.clear()
 
 
 def anew(reason: ResetReason, cursor: Cursor) -> list[Wire]:

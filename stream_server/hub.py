@@ -18,7 +18,7 @@ from typing import NamedTuple
 import anyio
 
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode, Draining, JournalUnreachable
+from stream_server.errors import CloseCode, CursorError, Draining, JournalUnreachable
 from stream_server.feed import Channel
 from stream_server.firehose import Filter, Firehose, anew, missed
 from stream_server.frames import Reset, ResetReason, Wire
@@ -45,6 +45,16 @@ class Since(NamedTuple):
 
     unborn: bool = False
     """Whether the run did not exist then: the client knows nothing of it."""
+
+    @classmethod
+    def parse(cls, text: str | None) -> Since | None:
+        """Read what a client gave as its place; `None` where it gave nothing."""
+        if text is None:
+            return None
+        try:
+            return cls(Cursor.parse(text))
+        except CursorError:
+            return cls(None)
 
     @property
     def ended(self) -> bool:

@@ -16,12 +16,10 @@ import anyio
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from stream_server.cursor import Cursor
 from stream_server.errors import (
     BadParameter,
     BadRequest,
     CloseCode,
-    CursorError,
     IdentityInUse,
     StreamServerError,
     TooManySubscriptions,
@@ -203,7 +201,7 @@ class Multiplex:
 
     @asynccontextmanager
     async def _open(self, operation: Subscribe) -> AsyncIterator[Subscription]:
-        hub, since = self._state["hub"], _since(operation.cursor)
+        hub, since = self._state["hub"], Since.parse(operation.cursor)
         if isinstance(operation.run_id, str):
             key, question = _run_of(operation, operation.run_id)
             await self._state["authorizer"].authorize(self._websocket, key)
@@ -250,15 +248,6 @@ def _identity(text: str | bytes) -> str:
 def _named(wire: Wire, identity: str) -> str:
     """Return a frame as it is for all, with the name that this client gave to its stream as the last member."""
     return f'{wire.text[:-1]},"id":{msgspec.json.encode(identity).decode()}}}'
-
-
-def _since(cursor: str | None) -> Since | None:
-    if cursor is None:
-        return None
-    try:
-        return Since(Cursor.parse(cursor))
-    except CursorError:
-        return Since(None)
 
 
 def _run_of(operation: Subscribe, run_id: str) -> tuple[RunKey, Question]:

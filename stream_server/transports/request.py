@@ -11,8 +11,7 @@ from starlette.requests import HTTPConnection
 
 from stream_server.airflow_api import AirflowApi
 from stream_server.auth import Authorizer
-from stream_server.cursor import Cursor
-from stream_server.errors import AirflowUnknown, BadParameter, CursorError, ForeignOrigin
+from stream_server.errors import AirflowUnknown, BadParameter, ForeignOrigin
 from stream_server.hub import Hub, Since
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
@@ -84,13 +83,7 @@ def since(connection: HTTPConnection) -> Since | None:
 
     A returning `EventSource` asks for the same URL again, whose `cursor` is older than its `Last-Event-ID`.
     """
-    text = connection.headers.get("last-event-id") or connection.query_params.get("cursor")
-    if not text:
-        return None
-    try:
-        return Since(Cursor.parse(text))
-    except CursorError:
-        return Since(None)
+    return Since.parse(connection.headers.get("last-event-id") or connection.query_params.get("cursor") or None)
 
 
 def choice(connection: HTTPConnection, name: str, values: tuple[str, ...]) -> str:

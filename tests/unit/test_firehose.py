@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode
 from stream_server.firehose import BOOKMARK_SECONDS, Filter, Firehose, missed
 from stream_server.frames import Wire
 from stream_server.subscription import Subscription
@@ -121,14 +120,6 @@ def test_all_are_told_that_something_is_missing() -> None:
     wires = subscription.take()
     assert [wire.type for wire in wires] == ["reset"]
     assert last_cursor(wires) == cursor(9)
-
-
-def test_all_can_be_closed() -> None:
-    firehose, subscription = Firehose(), Subscription(10**6)
-    firehose.join(Filter(), subscription, cursor(1), 0.0)
-    firehose.close(CloseCode.INTERNAL, "gone")
-    assert told(subscription) == ["ping", "close"]
-    assert not firehose
 
 
 @pytest.mark.parametrize("named", ["a", "nobody"])
