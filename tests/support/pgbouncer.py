@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,18 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-import pytest
-
 from stream_server.demo.ports import LOOPBACK, free_port
 from stream_server.demo.postgres import SUPERUSER, EmbeddedPostgres
 from stream_server.demo.processes import Child, wait_until
 from stream_server.demo.progress import NoProgress
+from support import debian
 
 PoolMode = Literal["transaction", "session"]
 
 START_SECONDS = 20.0
-PATHS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-"""Debian puts it where only root's PATH leads."""
 
 CONFIGURATION = """
 [databases]
@@ -68,20 +63,7 @@ class PgBouncer:
 
 def program() -> str:
     """Return the path of PgBouncer: one on PATH, else Debian's package where it may be installed."""
-    found = shutil.which("pgbouncer", path=PATHS)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "pgbouncer"]):
-            subprocess.run(
-                ["apt-get", "-qq", *command],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-            )
-        found = shutil.which("pgbouncer", path=PATHS)
-    if found is None and os.environ.get("CI") != "true":
-        pytest.skip("no PgBouncer on PATH")
-    assert found is not None, "PgBouncer is not on PATH, and it cannot be installed"
-    return found
+    return debian.program("pgbouncer", "pgbouncer")
 
 
 def version() -> tuple[int, int]:
