@@ -187,13 +187,23 @@ def _ratio(rates: dict[str, list[float]], mode: str) -> float:
     return statistics.median(one / base for one, base in zip(rates[mode], rates[NONE], strict=True))
 
 
+def _latency(case: Case, rates: list[float]) -> float:
+    """Return the milliseconds that a transaction takes, on the average: each writer has always one under way."""
+    return 1000 * case.writers / statistics.median(rates)
+
+
 def _show(rates: dict[Case, dict[str, list[float]]]) -> None:
-    table = Table(title="Transactions per second, and their ratio to those without triggers", title_justify="left")
+    title = "Transactions per second, their ratio to those without triggers, and milliseconds for each"
+    table = Table(title=title, title_justify="left")
     for column in ("workload", "writers", "servers listening", *MODES):
         table.add_column(column, justify="left" if column == "workload" else "right")
     for case, measured in rates.items():
-        cells = [f"{statistics.median(measured[NONE]):.0f}"]
-        cells += [f"{statistics.median(measured[mode]):.0f}  {_ratio(measured, mode):.2f}" for mode in MODES[1:]]
+        cells = [f"{statistics.median(measured[NONE]):.0f}  {_latency(case, measured[NONE]):.1f}"]
+        cells += [
+            f"{statistics.median(measured[mode]):.0f}  {_ratio(measured, mode):.2f}"
+            f"  {_latency(case, measured[mode]):.1f}"
+            for mode in MODES[1:]
+        ]
         table.add_row(case.workload, str(case.writers), str(case.listeners), *cells)
     Console(width=max(110, Console().width)).print(table)
 
@@ -205,6 +215,7 @@ def _figures(rates: dict[Case, dict[str, list[float]]], options: argparse.Namesp
             "journal": round(_ratio(measured, JOURNAL), 3),
             "a ring each": round(_ratio(measured, ALWAYS), 3),
             "doorbell": round(_ratio(measured, DOORBELL), 3),
+            "latency_ms": {mode: round(_latency(case, measured[mode]), 2) for mode in MODES},
         }
         for case, measured in rates.items()
     }
