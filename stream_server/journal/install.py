@@ -23,7 +23,7 @@ from stream_server.journal.queries import (
     quote_literal,
 )
 
-VERSION = 2
+VERSION = 3
 """Version of the journal's schema that this package makes: that of its last migration."""
 
 OLDEST_JOURNAL = 1

@@ -1,0 +1,440 @@
+-- What version 2 of the journal installed. Never changed: upgrades must begin from what stands in databases.
+
+-- The journal of stream_server and its triggers on Airflow's tables.
+--
+-- Safe to run again: what stands already is left alone. Airflow's tables are locked (SHARE ROW EXCLUSIVE, for an instant)
+-- only where a trigger is missing or differs.
+
+SELECT pg_advisory_xact_lock(hashtext('stream_server install'));
+
+CREATE SCHEMA IF NOT EXISTS stream_server;
+
+-- What stands is not even looked at by a statement that would lock it: Airflow's triggers would wait behind that.
+DO $begin$
+DECLARE
+    standing integer := 0;
+    remnant text;
+BEGIN
+    IF to_regclass('stream_server.meta') IS NOT NULL AND to_regclass('stream_server.journal') IS NOT NULL
+        AND to_regclass('stream_server.losses') IS NOT NULL
+    THEN
+        SELECT version INTO standing FROM stream_server.meta;
+    END IF;
+    IF standing > 2 THEN
+        RAISE EXCEPTION 'The journal has version %, made by a newer stream-server; this one makes version 2',
+            standing;
+    END IF;
+    IF coalesce(standing, 0) = 0 THEN
+        -- What is not whole is made anew; readers notice by the epoch.
+        FOR remnant IN
+            SELECT format('%s %s', CASE relkind WHEN 'r' THEN 'TABLE' ELSE 'SEQUENCE' END, c.oid::regclass)
+            FROM pg_class c
+            WHERE relnamespace = 'stream_server'::regnamespace AND (relkind = 'r' OR relname = 'losses')
+        LOOP
+            EXECUTE format('DROP %s', remnant);
+        END LOOP;
+    END IF;
+    PERFORM set_config('stream_server.standing', coalesce(standing, 0)::text, true);
+END
+$begin$;
+
+DO $step$
+BEGIN
+IF current_setting('stream_server.standing')::integer < 1 THEN EXECUTE $migration$
+-- The journal, and what is known of it.
+
+CREATE TABLE stream_server.meta (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    epoch text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 12),
+    version integer NOT NULL,
+    oldest_server integer NOT NULL,
+    airflow_schema name NOT NULL,
+    enabled boolean NOT NULL DEFAULT true,
+    pruned_to xid8,
+    installed_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE stream_server.meta IS 'What is installed. The epoch tells this journal from any other one.';
+COMMENT ON COLUMN stream_server.meta.oldest_server IS 'Servers that need a version older than this one do not understand it.';
+COMMENT ON COLUMN stream_server.meta.enabled IS 'Whether the triggers write; see stream_server.switch_off().';
+COMMENT ON COLUMN stream_server.meta.pruned_to IS 'The youngest transaction of which rows were deleted.';
+
+CREATE TABLE stream_server.journal (
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    txid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    queued_at timestamptz,
+    start_date timestamptz,
+    end_date timestamptz,
+    ti_id uuid,
+    map_index integer,
+    try_number integer,
+    clear_number integer,
+    dag_result boolean,
+    kind text NOT NULL,
+    dag_id text,
+    run_id text,
+    task_id text,
+    state text,
+    previous_state text,
+    xcom_key text
+);
+COMMENT ON TABLE stream_server.journal IS 'Committed transitions of Airflow, written by triggers.';
+-- The only index: readers ask for what their snapshot had not seen, and nothing else.
+CREATE INDEX journal_txid ON stream_server.journal (txid);
+
+-- Counts what the triggers could not write down. A sequence, since it keeps its value when a transaction is rolled back.
+CREATE SEQUENCE stream_server.losses MINVALUE 0 START 0;
+$migration$; END IF;
+END
+$step$;
+
+DO $step$
+BEGIN
+IF current_setting('stream_server.standing')::integer < 2 THEN EXECUTE $migration$
+-- Runs that requests with an Idempotency-Key have claimed, and a journal that keeps its size.
+
+-- Rows come and go like in a queue. Vacuum comes early, so that the space of the deleted is soon used again, and does not
+-- give space back: for that it would lock out Airflow's transactions.
+ALTER TABLE stream_server.journal
+    SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, vacuum_truncate = off);
+
+-- Its successor has more parameters.
+DROP FUNCTION IF EXISTS stream_server.prune(interval, integer);
+
+CREATE TABLE stream_server.claims (
+    key bytea PRIMARY KEY,
+    request bytea NOT NULL,
+    run_id text NOT NULL,
+    expires timestamptz NOT NULL
+);
+COMMENT ON TABLE stream_server.claims IS 'Which run a request with an Idempotency-Key triggers. Digests, no values.';
+CREATE INDEX claims_expires ON stream_server.claims (expires);
+$migration$; END IF;
+END
+$step$;
+
+-- The functions and triggers, made anew by every install. 'public' is the schema that holds Airflow's tables, as a literal.
+
+INSERT INTO stream_server.meta (version, oldest_server, airflow_schema)
+VALUES (2, 1, 'public')
+ON CONFLICT (singleton) DO UPDATE
+SET version = excluded.version, oldest_server = excluded.oldest_server, airflow_schema = excluded.airflow_schema;
+
+-- Rings the doorbell, once in a transaction, for those tails that sleep. NOTIFY makes commits wait for each other, so a
+-- transaction is silent where every tail is awake and reads on by itself (docs/decisions/0006).
+--
+-- A sleeping tail holds 1937011301, 1 shared, so trying it exclusive, for an instant, tells whether there is one. CASE sees to
+-- it that nothing comes between the two calls. A silent transaction holds 1937011301, 2 until its end: a tail that is about to
+-- sleep waits for it, and reads once more. The second look is for a tail that has lain down between the first and the lock.
+CREATE OR REPLACE FUNCTION stream_server.ring() RETURNS void
+    LANGUAGE plpgsql
+AS $body$
+BEGIN
+    IF current_setting('stream_server.rung', true) = 'on' OR current_setting('stream_server.doorbell', true) = 'off' THEN
+        RETURN;
+    END IF;
+    PERFORM set_config('stream_server.rung', 'on', true);
+    IF (CASE WHEN pg_try_advisory_lock(1937011301, 1) THEN pg_advisory_unlock(1937011301, 1) ELSE false END)
+        AND pg_try_advisory_xact_lock_shared(1937011301, 2)
+        AND (CASE WHEN pg_try_advisory_lock(1937011301, 1) THEN pg_advisory_unlock(1937011301, 1) ELSE false END)
+    THEN
+        RETURN;
+    END IF;
+    -- A full queue would fail the commit. Tails look by themselves now and then.
+    IF pg_notification_queue_usage() < 0.9 THEN
+        PERFORM pg_notify('stream_server', '');
+    END IF;
+END
+$body$;
+
+-- The functions below run inside Airflow's transactions. They must not fail them, must not block them for longer than
+-- lock_timeout, and must cost next to nothing where no state has changed. They name only columns that Airflow 3.0 to 3.3
+-- all have, and nothing of ours outside the guarded block. After a failure they are silent for the rest of the transaction,
+-- which is incomplete in the journal anyway.
+
+CREATE OR REPLACE FUNCTION stream_server.record_task() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+DECLARE
+    before text;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.state IS NOT DISTINCT FROM OLD.state
+            AND NEW.try_number IS NOT DISTINCT FROM OLD.try_number
+            AND NEW.map_index = OLD.map_index
+        THEN
+            RETURN NULL;
+        END IF;
+        before := OLD.state;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal
+        (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state, start_date, end_date)
+    VALUES
+        ('task', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.try_number, NEW.state, before,
+         NEW.start_date, NEW.end_date);
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+CREATE OR REPLACE FUNCTION stream_server.record_run() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+DECLARE
+    before text;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.state IS NOT DISTINCT FROM OLD.state AND NEW.clear_number = OLD.clear_number THEN
+            RETURN NULL;
+        END IF;
+        before := OLD.state;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        INSERT INTO stream_server.journal (kind, dag_id, run_id, previous_state)
+        VALUES ('run_deleted', OLD.dag_id, OLD.run_id, OLD.state);
+    ELSE
+        INSERT INTO stream_server.journal
+            (kind, dag_id, run_id, state, previous_state, clear_number, queued_at, start_date, end_date)
+        VALUES
+            ('run', NEW.dag_id, NEW.run_id, NEW.state, before, NEW.clear_number, NEW.queued_at, NEW.start_date,
+             NEW.end_date);
+    END IF;
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+-- XComs other than return values answer nobody. A return value that goes away does so with a change of its task's state.
+CREATE OR REPLACE FUNCTION stream_server.record_xcom() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+BEGIN
+    IF NEW.key <> 'return_value' THEN
+        RETURN NULL;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    -- dag_result exists from Airflow 3.3 on. The value is set aside first: it may be large, and this is our copy.
+    NEW.value := NULL;
+    INSERT INTO stream_server.journal (kind, dag_id, run_id, task_id, map_index, xcom_key, dag_result)
+    VALUES
+        ('xcom', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.key,
+         (to_jsonb(NEW) ->> 'dag_result')::boolean);
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+CREATE OR REPLACE FUNCTION stream_server.record_input() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+BEGIN
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal (kind, ti_id) VALUES ('input', NEW.ti_id);
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+-- Every trigger that should stand, beside what stands. A table that this version of Airflow does not have is left out.
+CREATE OR REPLACE FUNCTION stream_server.triggers()
+    RETURNS TABLE (table_name text, trigger_name text, wanted text, standing text, enabled boolean)
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $body$
+    WITH expected (table_name, trigger_name, events, function_name) AS (
+        VALUES ('task_instance', 'stream_server_task', 'INSERT OR UPDATE', 'record_task'),
+               ('dag_run', 'stream_server_run', 'INSERT OR DELETE OR UPDATE', 'record_run'),
+               ('xcom', 'stream_server_xcom', 'INSERT OR UPDATE', 'record_xcom'),
+               ('hitl_detail', 'stream_server_input', 'INSERT OR UPDATE', 'record_input')
+    )
+    SELECT e.table_name,
+           e.trigger_name,
+           format('CREATE TRIGGER %I AFTER %s ON %I.%I FOR EACH ROW EXECUTE FUNCTION stream_server.%I()',
+                  e.trigger_name, e.events, m.airflow_schema, e.table_name, e.function_name),
+           pg_get_triggerdef(t.oid),
+           coalesce(t.tgenabled IN ('O', 'A'), false)
+    FROM expected e
+    CROSS JOIN stream_server.meta m
+    LEFT JOIN pg_namespace n ON n.nspname = m.airflow_schema
+    LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = e.table_name
+    LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = e.trigger_name
+    WHERE c.oid IS NOT NULL OR e.table_name <> 'hitl_detail'
+$body$;
+
+-- Puts back the triggers that are missing or differ, as after `airflow db reset`; disabled ones only where asked to, and
+-- otherwise none on a table that is missing itself.
+CREATE OR REPLACE FUNCTION stream_server.put_back(also_disabled boolean) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    missing record;
+    done integer := 0;
+BEGIN
+    FOR missing IN
+        SELECT t.*, m.airflow_schema FROM stream_server.triggers() t, stream_server.meta m
+        WHERE (t.standing IS DISTINCT FROM t.wanted OR (also_disabled AND NOT t.enabled))
+          AND (also_disabled OR to_regclass(format('%I.%I', m.airflow_schema, t.table_name)) IS NOT NULL)
+    LOOP
+        -- Whoever may make a trigger on a table of another role may replace it (from PostgreSQL 14 on), but not drop it.
+        IF missing.standing IS NULL THEN
+            EXECUTE missing.wanted;
+        ELSIF current_setting('server_version_num')::integer >= 140000 THEN
+            EXECUTE replace(missing.wanted, 'CREATE TRIGGER', 'CREATE OR REPLACE TRIGGER');
+        ELSE
+            EXECUTE format('DROP TRIGGER %I ON %I.%I',
+                           missing.trigger_name, missing.airflow_schema, missing.table_name);
+            EXECUTE missing.wanted;
+        END IF;
+        done := done + 1;
+    END LOOP;
+    RETURN done;
+END
+$body$;
+
+-- Switches the triggers off at once: it needs no lock on Airflow's tables, nor any that its transactions hold. Making the
+-- functions anew switches them on.
+CREATE OR REPLACE FUNCTION stream_server.switch_off() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['record_task', 'record_run', 'record_xcom', 'record_input'] LOOP
+        EXECUTE format('CREATE OR REPLACE FUNCTION stream_server.%I() RETURNS trigger LANGUAGE plpgsql AS %L',
+                       name, 'BEGIN RETURN NULL; END');
+    END LOOP;
+    UPDATE stream_server.meta SET enabled = false;
+END
+$body$;
+
+-- Deletes the oldest rows, those older than an age and those beyond a size in bytes, at_most so many, and returns how
+-- many; one replica does it at a time. Only the oldest are looked at, so that a call costs the same however long the
+-- journal is: from the first row on, or from where the call before has ended (onward), which saves walking over all that
+-- was deleted and that vacuum could not remove yet.
+--
+-- What a snapshot (settled) had not seen stays, however old it is: its transaction may have committed only now. What is
+-- NULL sets no bound.
+--
+-- The size is that of the rows left, not of the file, which does not shrink when rows are deleted. They are counted by
+-- the difference of their identities; to each come 40 bytes of table and index around it.
+CREATE OR REPLACE FUNCTION stream_server.prune(
+    age interval, at_most integer, size bigint DEFAULT NULL, settled pg_snapshot DEFAULT NULL,
+    onward boolean DEFAULT false
+) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+AS $body$
+DECLARE
+    start xid8 := '0';
+    youngest xid8;
+    deleted integer;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('stream_server prune')) THEN
+        RETURN 0;
+    END IF;
+    IF onward THEN
+        SELECT coalesce(m.pruned_to, start) INTO start FROM stream_server.meta m;
+    END IF;
+    WITH oldest AS MATERIALIZED (
+        SELECT j.ctid, j.id, j.txid, j.at, pg_column_size(j.*) + 40 AS bytes,
+               row_number() OVER (ORDER BY j.txid) AS place
+        FROM stream_server.journal j WHERE j.txid >= start
+        ORDER BY j.txid LIMIT at_most
+    ), excess AS MATERIALIZED (
+        SELECT (SELECT j.id FROM stream_server.journal j WHERE j.txid >= start ORDER BY j.txid DESC LIMIT 1)
+               - max(o.id) + count(*) - floor(size / avg(o.bytes)) AS rows
+        FROM oldest o
+    ), gone AS (
+        DELETE FROM stream_server.journal j USING oldest o, excess e
+        WHERE j.ctid = o.ctid
+          AND (o.at < clock_timestamp() - age OR o.place <= e.rows)
+          AND (settled IS NULL OR pg_visible_in_snapshot(o.txid, settled))
+        RETURNING j.txid
+    )
+    SELECT count(*), max(txid::text::numeric)::text::xid8 INTO deleted, youngest FROM gone;
+    IF deleted > 0 THEN
+        UPDATE stream_server.meta SET pruned_to = greatest(pruned_to, youngest);
+    END IF;
+    RETURN deleted;
+END
+$body$;
+
+-- Claims a run for a key, for a time, and returns the run, for whom it was claimed, and whether by this call. Of those who
+-- call at once, one is first. Some claims whose time is over go at each call.
+CREATE OR REPLACE FUNCTION stream_server.claim(wanted bytea, request bytea, run_id text, lifetime interval)
+    RETURNS TABLE (claimed_run text, claimed_for bytea, first boolean)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+BEGIN
+    DELETE FROM stream_server.claims c
+    WHERE c.key IN (SELECT o.key FROM stream_server.claims o WHERE o.expires < now() AND o.key <> wanted
+                    LIMIT 10 FOR UPDATE SKIP LOCKED);
+    -- The claim of somebody else may be released between our finding it and our reading it.
+    WHILE claimed_run IS NULL LOOP
+        INSERT INTO stream_server.claims AS c VALUES (wanted, request, run_id, now() + lifetime)
+        ON CONFLICT ON CONSTRAINT claims_pkey DO UPDATE
+        SET request = excluded.request, run_id = excluded.run_id, expires = excluded.expires WHERE c.expires < now();
+        first := FOUND;
+        SELECT c.run_id, c.request INTO claimed_run, claimed_for FROM stream_server.claims c WHERE c.key = wanted;
+    END LOOP;
+    RETURN NEXT;
+END
+$body$;
+
+-- Gives a claim back, whose run Airflow did not want to create.
+CREATE OR REPLACE FUNCTION stream_server.release(wanted bytea, run text) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+    DELETE FROM stream_server.claims WHERE key = wanted AND run_id = run
+$body$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA stream_server FROM PUBLIC;
+
+SELECT stream_server.put_back(also_disabled => true);
+
+-- Where the triggers had been switched off, they stay off.
+SELECT stream_server.switch_off() FROM stream_server.meta WHERE NOT enabled;
