@@ -27,7 +27,7 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
 demo: $(VENV)/.demo  ## A real Airflow, streamed live in this terminal (ARGS=--once: one run, then stop)
 	@$(BIN)/stream-server demo $(ARGS)
 
-.PHONY: test test-unit test-integration test-airflow test-browser test-matrix
+.PHONY: test test-unit test-integration test-airflow test-browser test-matrix test-web
 test: $(VENV)/.dev  ## Every test, real PostgreSQL and real Airflow included
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -45,6 +45,16 @@ test-matrix: $(VENV)/.dev  ## Airflow 3.0 to 3.3: upgrades, downgrade, clean and
 
 test-browser: $(VENV)/.dev  ## A real Chromium: one on PATH, or Debian's where it may be installed
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+.PHONY: frame-types
+frame-types: $(VENV)/.dev  ## Write the TypeScript types of the frames anew, after a change of stream_server/frames.py
+	$(BIN)/python web/client/scripts/frame_types.py
+
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	cd web && npm ci --no-audit --no-fund
+
+test-web: web/node_modules/.package-lock.json  ## The TypeScript client and hooks, on Node: lint, types, tests, sizes
+	cd web && npm run check && npm run types && npm test && npm run size
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## Formatting, lint, types and import contracts

@@ -1,0 +1,26 @@
+"""What the TypeScript side takes from the server is as the server says it."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+WEB = Path(__file__).resolve().parents[2] / "web"
+
+
+def test_the_types_of_the_frames_are_those_of_the_server() -> None:
+    script = runpy.run_path(str(WEB / "client" / "scripts" / "frame_types.py"))
+    assert script["TARGET"].read_text() == script["typescript"](), "run `make frame-types`"
+
+
+def test_the_lock_file_names_no_registry() -> None:
+    locked = json.loads((WEB / "package-lock.json").read_text())["packages"]
+    assert len(locked) > 20
+    assert {
+        name: package["resolved"]
+        for name, package in locked.items()
+        if "resolved" in package and not package.get("link")
+    } == {}
+    assert re.findall(r"https?://[^\"/]*(?:registry|npm)[^\"/]*", (WEB / "package-lock.json").read_text()) == []

@@ -1,0 +1,106 @@
+"""Write `src/frames.ts`: the frames as TypeScript, made of the server's own JSON Schema. `make frame-types` runs this.
+
+It knows the shapes that the schema of the frames is made of, and refuses any other.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from stream_server.errors import CloseCode
+from stream_server.schema import frames_document
+
+TARGET = Path(__file__).resolve().parents[1] / "src" / "frames.ts"
+
+HEADER = "// Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/frames.py.\n"
+
+LINE_WIDTH = 118
+
+SCALARS = {"string": "string", "integer": "number", "number": "number", "boolean": "boolean", "null": "null"}
+
+OPEN_ENUMS = frozenset({"reason", "code"})
+"""Members whose values may grow with later versions: clients must bear others."""
+
+Schema = dict[str, Any]
+
+
+def typescript() -> str:
+    """Return the text of `src/frames.ts`."""
+    document = frames_document()
+    places = {tag: _name(reference) for tag, reference in document["discriminator"]["mapping"].items()}
+    parts = [
+        HEADER,
+        *(_interface(name, schema) for name, schema in document["$defs"].items()),
+        _comment("Any frame; `type` tells which.", ""),
+        "export type Frame =" + "".join(f"\n  | {name}" for name in places.values()) + "\n\n",
+        _comment("The types that this version knows. Frames of others are ignored.", ""),
+        "export const FRAME_TYPES = [" + "".join(f'\n  "{tag}",' for tag in places) + "\n] as const\n\n",
+        _comment("Why a connection ends before its stream does; also the close code of a WebSocket.", ""),
+        "export const CLOSE_CODES = {" + "".join(map(_close_code, CloseCode)) + "\n} as const\n",
+    ]
+    return "".join(parts)
+
+
+def _interface(name: str, schema: Schema) -> str:
+    required = set(schema.get("required", ()))
+    members = "".join(_member(key, shape, key in required) for key, shape in schema["properties"].items())
+    return f"{_comment(schema.get('description', ''), '')}export interface {name} {{\n{members}}}\n\n"
+
+
+def _member(name: str, shape: Schema, required: bool) -> str:
+    written = _type(shape)
+    if name in OPEN_ENUMS and "enum" in shape:
+        written += " | (string & {})" if shape.get("type") == "string" else " | (number & {})"
+    return f"{_comment(shape.get('description', ''), '  ')}  {name}{'' if required else '?'}: {written}\n"
+
+
+def _type(shape: Schema) -> str:
+    if "$ref" in shape:
+        return _name(shape["$ref"])
+    if "enum" in shape:
+        return " | ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in shape["enum"])
+    if "anyOf" in shape:
+        return " | ".join(map(_type, shape["anyOf"]))
+    return _plain_type(shape)
+
+
+def _plain_type(shape: Schema) -> str:
+    kind = shape.get("type")
+    if kind is None and shape.keys() <= {"description", "default"}:
+        return "unknown"
+    if kind == "array":
+        return f"{_grouped(_type(shape['items']))}[]"
+    if kind == "object" and "additionalProperties" in shape:
+        return f"Record<string, {_type(shape['additionalProperties'])}>"
+    return SCALARS[str(kind)]
+
+
+def _grouped(written: str) -> str:
+    return f"({written})" if "|" in written else written
+
+
+def _name(reference: str) -> str:
+    return reference.rpartition("/")[2]
+
+
+def _close_code(code: CloseCode) -> str:
+    return f"\n  {code.name}: {int(code)},"
+
+
+def _comment(text: str, indent: str) -> str:
+    if not text:
+        return ""
+    if "\n" not in text and len(text) + len(indent) + len("/**  */") <= LINE_WIDTH:
+        return f"{indent}/** {text} */\n"
+    lines = [
+        line
+        for paragraph in text.split("\n")
+        for line in (textwrap.wrap(paragraph, LINE_WIDTH - len(indent) - 3) if paragraph else [""])
+    ]
+    return f"{indent}/**\n" + "".join(f"{indent} * {line}".rstrip() + "\n" for line in lines) + f"{indent} */\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(typescript())

@@ -1,0 +1,1 @@
+export type { Frame } from "airflow-stream-client"
