@@ -23,10 +23,10 @@ from stream_server.settings import Settings, parse_duration
 from stream_server.tail import Tail
 from stream_server.transports.cancellation import Cancellations
 
-QUESTION = frozenset({"result", "confirm"})
+QUESTION = frozenset({"result", "confirm", "until"})
 """Parameters that say what is asked of a run."""
 
-STREAM = QUESTION | {"until", "cursor"}
+STREAM = QUESTION | {"cursor"}
 """Parameters of a stream."""
 
 UNTIL = ("result", "run")
@@ -69,7 +69,7 @@ def question(connection: HTTPConnection, known: frozenset[str] = STREAM) -> Ques
     results = query.getlist("result")
     if any(not task_id for task_id in results):
         raise BadParameter("result= needs the name of a task; leave it out to get the DAG's own result")
-    until = choice(connection, "until", UNTIL) if "until" in known else "result"
+    until = choice(connection, "until", UNTIL)
     confirm = choice(connection, "confirm", CONFIRM)
     return Question(
         results=tuple(dict.fromkeys(results)),

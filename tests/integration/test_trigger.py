@@ -141,6 +141,21 @@ async def test_when_the_time_is_up_the_run_is_named(caller: httpx.AsyncClient) -
     assert answer.headers["retry-after"] == "1"
 
 
+async def test_a_call_that_waits_for_the_end_of_the_run_is_taken_up_as_one(
+    caller: httpx.AsyncClient, airflow: AirflowSql
+) -> None:
+    answer = await caller.post(f"{WAIT}&timeout=0&until=run", json={})
+    assert answer.status_code == 202
+    place = answer.headers["content-location"]
+    assert place == answer.headers["location"] == run_path("manual__1") + "/result?timeout=0&until=run"
+    key = RunKey("chat", "manual__1")
+    await airflow.answer(key)
+    assert (await caller.get(place)).status_code == 202, "the answer is there, and the run goes on"
+    await airflow.set_run(key, "success")
+    ended = (await caller.get(place.replace("timeout=0", "timeout=10s"))).json()
+    assert (ended["state"], ended["outcome"]) == ("success", "result")
+
+
 async def test_a_failure_is_told_by_the_body_or_by_the_status(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
     async def fail(session: AirflowSql, key: RunKey) -> None:
         await session.start_task(key, "ask")
