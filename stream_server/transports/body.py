@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -112,6 +112,19 @@ async def disconnected(receive: Receive) -> None:
     """Wait until the client has gone. What it sends meanwhile has no meaning."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def break_off(receive: Receive) -> None:
+    """Close the connection of an answer before the end of its body, so that the client knows that it is not whole.
+
+    ASGI has no message for that. Under uvicorn, whatever its implementation of HTTP, `receive` belongs to what knows
+    the connection; once that counts as gone, no error is logged for the body without end. Other servers close the
+    connection when the application returns, and complain.
+    """
+    cycle: Any = getattr(receive, "__self__", None)
+    if hasattr(cycle, "transport") and hasattr(cycle, "disconnected"):
+        cycle.disconnected = True
+        cycle.transport.close()
 
 
 def _body(body: bytes, *, more: bool = True) -> Message:

@@ -28,7 +28,7 @@ from stream_server.outcome import Question, Values
 from stream_server.run_state import RUN_FINAL, RunKey
 from stream_server.subscription import Subscription
 from stream_server.transition import RETURN_VALUE
-from stream_server.transports.body import HEADERS, disconnected
+from stream_server.transports.body import HEADERS, break_off, disconnected
 from stream_server.transports.pump import PING, pump
 from stream_server.transports.request import State, run_key
 
@@ -113,6 +113,8 @@ class StateLines(Response):
             gone.cancel()
         if self._complete:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            break_off(receive)
 
     async def _tell(self, wire: Wire) -> bytes:
         """Return the line that follows from a frame, or nothing where the state is not another one."""

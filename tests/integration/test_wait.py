@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,12 +14,15 @@ from starlette.requests import HTTPConnection
 
 from stream_server import app
 from stream_server.auth import Access
+from stream_server.protocols import HttpLine
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server
-from support.streams import sse, stream_path
+from support.streams import DEADLINE, sse, stream_path
 from support.waiting import eventually_answered, eventually_async
+
+MANY = 50
 
 
 @pytest.fixture
@@ -217,6 +222,32 @@ async def test_what_is_not_the_end_of_the_run_is_no_end_of_the_body(
             await (server.hub.drain(1) if why == "the server stops" else airflow.delete_run(run))
             with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
                 await anext(lines)
+
+
+@pytest.mark.parametrize("http", [HttpLine, "httptools", "h11"])
+async def test_a_stopping_server_breaks_off_many_who_wait_without_an_error(
+    settings: Callable[..., Settings], run: RunKey, http: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def first_line_of_a_broken_body(client: httpx.AsyncClient) -> str:
+        async with client.stream("GET", wait_path(run)) as response:
+            lines = response.aiter_lines()
+            first = await anext(lines)
+            waiting.release()
+            with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
+                await anext(lines)
+            return first
+
+    waiting = asyncio.Semaphore(0)
+    limits = httpx.Limits(max_connections=MANY)
+    async with running_server(settings(), http=http) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with httpx.AsyncClient(base_url=server.url, timeout=10, limits=limits) as client:
+            waiters = [asyncio.create_task(first_line_of_a_broken_body(client)) for _ in range(MANY)]
+            for _ in waiters:
+                await asyncio.wait_for(waiting.acquire(), DEADLINE)
+            await server.hub.drain(5)
+            assert await asyncio.gather(*waiters) == ['{"state": "queued"}'] * MANY
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_cleared_run_is_waited_for_again(client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey) -> None:

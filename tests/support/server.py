@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 
@@ -27,17 +28,21 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def running_server(settings: Settings, *, straight: bool = True) -> AsyncIterator[RunningServer]:
+async def running_server(
+    settings: Settings, *, straight: bool = True, http: Any = None
+) -> AsyncIterator[RunningServer]:
     """Serve on a free port until the end of the context, then drain and stop.
 
     Args:
         settings: Of the server.
         straight: Whether streams write to their connections, as they do in ours, or use ASGI alone.
+        http: uvicorn's implementation of HTTP, where it matters.
     """
     app = create_app(settings)
     config = uvicorn_config(app, settings)
     if not straight:
         config.http, config.ws = "httptools", "websockets-sansio"
+    config.http = http or config.http
     server = Server(config, settings)
     task = asyncio.create_task(server.serve())
     try:
