@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +27,7 @@ from stream_server.airflow_api import shared_client
 from stream_server.answers import Health, Readiness, TailReadiness
 from stream_server.auth import Everybody
 from stream_server.errors import AirflowRefused, StreamServerError
+from stream_server.farewell import drained_first
 from stream_server.hub import Hub
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
@@ -64,8 +66,13 @@ class Problem(JSONResponse):
     media_type = "application/problem+json"
 
 
-def create_app(settings: Settings) -> Starlette:
-    """Make the application."""
+def create_app(settings: Settings, *, drains: bool = False) -> Starlette:
+    """Make the application.
+
+    Args:
+        settings: The settings.
+        drains: Whether it sees to it by itself that streams end before the server that runs it does.
+    """
     return Starlette(
         middleware=[
             Middleware(
@@ -98,11 +105,11 @@ def create_app(settings: Settings) -> Starlette:
             HTTPException: _answer_http_exception,
             Exception: _answer_fault,
         },
-        lifespan=_lifespan(settings),
+        lifespan=_lifespan(settings, drains=drains),
     )
 
 
-def _lifespan(settings: Settings) -> Callable[[Starlette], Any]:
+def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         url = settings.database_url.get_secret_value()
@@ -132,19 +139,21 @@ def _lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             tasks.append(asyncio.create_task(prune_forever(runs, retention, metrics.pruned), name="pruner"))
         for task in tasks:
             task.add_done_callback(_stop_process)
+        state = State(
+            settings=settings,
+            hub=hub,
+            tail=tail,
+            meter=meter,
+            metrics=metrics,
+            authorizer=Everybody(),
+            airflow=airflow,
+            runs=runs,
+            claims=Claims(runs),
+            cancellations=cancellations,
+        )
         try:
-            yield State(
-                settings=settings,
-                hub=hub,
-                tail=tail,
-                meter=meter,
-                metrics=metrics,
-                authorizer=Everybody(),
-                airflow=airflow,
-                runs=runs,
-                claims=Claims(runs),
-                cancellations=cancellations,
-            )
+            with drained_first(partial(hub.drain, settings.grace_period)) if drains else nullcontext():
+                yield state
         finally:
             await cancellations.close()
             if airflow is not None:
@@ -237,4 +246,4 @@ def __getattr__(name: str) -> Starlette:
         raise AttributeError(name)
     settings = Settings.load()
     settings.require_auth_choice(loopback=False)
-    return create_app(settings)
+    return create_app(settings, drains=True)

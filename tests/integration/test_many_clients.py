@@ -10,7 +10,7 @@ import signal
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,34 +21,13 @@ from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server, server_process
-from support.streams import DEADLINE, frames_of, sse, stream_path, types, websocket
+from support.streams import DEADLINE, frames_of, sse, stream_path, types, unread, websocket
 from support.waiting import eventually_async
 
 SO_ATTACH_FILTER = 26
 """Linux: see socket(7)."""
 
 CLIENTS = 500
-
-
-@asynccontextmanager
-async def unread(url: str, key: RunKey, *, upgrade: bool) -> AsyncIterator[socket.socket]:
-    """Open a stream, and read no more than its beginning."""
-    handshake = (
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-    )
-    request = f"GET {stream_path(key)} HTTP/1.1\r\nHost: localhost\r\n{handshake if upgrade else ''}\r\n"
-    loop = asyncio.get_running_loop()
-    with socket.socket() as sock:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        parts = urlsplit(url)
-        await loop.sock_connect(sock, (parts.hostname, parts.port))
-        await loop.sock_sendall(sock, request.encode())
-        read = b""
-        while b'"snapshot"' not in read:
-            read += await asyncio.wait_for(loop.sock_recv(sock, 4096), DEADLINE)
-        yield sock
 
 
 def vanish(sock: socket.socket) -> None:

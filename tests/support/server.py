@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +56,16 @@ async def running_server(
         await task
 
 
-@asynccontextmanager
-async def server_process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+def server_process(*arguments: str, **environment: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
     """Run `stream-server serve`, and kill it at the end if it still runs."""
+    return module_process("stream_server", "serve", *arguments, **environment)
+
+
+@asynccontextmanager
+async def module_process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a module with its arguments, and kill it at the end if it still runs."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "stream_server", "serve", *arguments),
+        *(sys.executable, "-m", *arguments),
         env={**os.environ, **environment},
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
@@ -86,6 +87,29 @@ async def websocket(
     address = url.replace("http", "ws", 1) + stream_path(key, query)
     async with connect(address, additional_headers=headers, proxy=None) as connection:
         yield connection
+
+
+@asynccontextmanager
+async def unread(
+    url: str, key: RunKey, query: str = "", *, upgrade: bool, last: str = "snapshot"
+) -> AsyncIterator[socket.socket]:
+    """Open a stream, and read no further than into the first frame of a type."""
+    handshake = (
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    )
+    request = f"GET {stream_path(key, query)} HTTP/1.1\r\nHost: localhost\r\n{handshake if upgrade else ''}\r\n"
+    loop = asyncio.get_running_loop()
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        parts = urlsplit(url)
+        await loop.sock_connect(sock, (parts.hostname, parts.port))
+        await loop.sock_sendall(sock, request.encode())
+        read = b""
+        while f'"type":"{last}"'.encode() not in read:
+            read += await asyncio.wait_for(loop.sock_recv(sock, 4096), DEADLINE)
+        yield sock
 
 
 async def frames_of(connection: ClientConnection) -> list[Frame]:

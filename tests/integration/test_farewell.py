@@ -1,0 +1,117 @@
+"""Stopping under plain uvicorn, which knows nothing of streams, whatever its implementations of HTTP and WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+
+from stream_server.errors import CloseCode
+from stream_server.run_state import RunKey
+from support.airflow_sql import AirflowSql
+from support.server import module_process
+from support.streams import DEADLINE, frames_of, sse, stream_path, types, unread, websocket
+from support.waiting import eventually_answered
+
+LARGE = 12 * 2**20
+"""Bytes of a value that the system's buffers between two sockets do not hold."""
+
+IMPLEMENTATIONS = [("h11", "websockets"), ("httptools", "websockets-sansio")]
+
+
+@asynccontextmanager
+async def plain_uvicorn(journal: str, port: int, *arguments: str) -> AsyncIterator[Process]:
+    """Run `uvicorn stream_server.app:app` until it has begun."""
+    command = ("uvicorn", "stream_server.app:app", "--port", str(port), "--no-access-log", *arguments)
+    environment = {
+        "STREAM_SERVER_DATABASE_URL": journal,
+        "STREAM_SERVER_AUTH": "none",
+        "STREAM_SERVER_MAX_RESULT_BYTES": str(2 * LARGE),
+    }
+    async with module_process(*command, **environment) as process:
+        await eventually_answered(lambda: status(f"http://127.0.0.1:{port}/ready", 200), within=30)
+        yield process
+
+
+async def status(url: str, expected: int) -> bool:
+    try:
+        async with httpx.AsyncClient(timeout=DEADLINE) as client:
+            return (await client.get(url)).status_code == expected
+    except httpx.ConnectError:
+        return False
+
+
+async def stopped(process: Process) -> str:
+    """Return what a process has written on its way out."""
+    _, told = await asyncio.wait_for(process.communicate(), DEADLINE)
+    return str(told.decode())
+
+
+@pytest.mark.parametrize(("http", "ws"), IMPLEMENTATIONS)
+async def test_streams_end_cleanly_when_plain_uvicorn_is_stopped(
+    journal: str, run: RunKey, unused_tcp_port: int, http: str, ws: str
+) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    path = stream_path(run).removesuffix("stream")
+    async with (
+        plain_uvicorn(journal, unused_tcp_port, "--http", http, "--ws", ws) as process,
+        sse(url, run) as events,
+        sse(url, run, headers={"Accept": "application/x-ndjson"}) as lines,
+        websocket(url, run) as one,
+        connect(f"ws://127.0.0.1:{unused_tcp_port}/api/v2/stream", proxy=None) as many,
+        httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client,
+        client.stream("GET", f"{path}wait?interval=60") as waiter,
+    ):
+        await events.next()
+        following = lines.response.aiter_lines()
+        await anext(following)
+        await one.recv()
+        await many.send(json.dumps({"op": "subscribe", "id": "a", "dag_id": run.dag_id, "run_id": run.run_id}))
+        assert [json.loads(await many.recv())["type"] for _ in range(2)] == ["ack", "snapshot"]
+        waiting = waiter.aiter_lines()
+        await anext(waiting)
+
+        process.send_signal(signal.SIGTERM)
+        assert types(await events.rest()) == ["close"]
+        assert types([json.loads(line) async for line in following]) == ["close"]
+        assert types(await frames_of(one)) == ["close"]
+        assert one.close_code == CloseCode.DRAINING
+        assert types(await frames_of(many)) == ["close"]
+        assert many.close_code == CloseCode.DRAINING
+        with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
+            await anext(waiting)
+        log = await stopped(process)
+    assert process.returncode == -signal.SIGTERM, "uvicorn ends by the signal that has stopped it"
+    assert "ERROR" not in log, log
+    assert "Traceback" not in log, log
+
+
+async def test_who_stops_is_not_ready_and_begins_no_stream(
+    journal: str, airflow: AirflowSql, run: RunKey, unused_tcp_port: int
+) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    await airflow.run_task(run, "answer", "x" * LARGE)
+    async with (
+        plain_uvicorn(journal, unused_tcp_port) as process,
+        unread(url, run, "?until=run", upgrade=False, last="result") as slow,
+    ):
+        process.send_signal(signal.SIGTERM)
+        await eventually_answered(lambda: status(f"{url}/ready", 503))
+        async with sse(url, run) as refused:
+            assert json.loads(await refused.response.aread())["title"] == "Draining"
+        assert process.returncode is None
+        loop, read = asyncio.get_running_loop(), b""
+        while not read.endswith(b"0\r\n\r\n"):
+            data = await asyncio.wait_for(loop.sock_recv(slow, 2**20), DEADLINE)
+            assert data, "the body has a clean end"
+            read = read[-1000:] + data
+        assert b'"code":4001' in read
+        log = await stopped(process)
+    assert "ERROR" not in log, log
