@@ -1,1 +1,23 @@
-export * from "./frames.js"
+export { StreamError, type StreamErrorCode } from "./errors.js"
+export {
+  type Ack,
+  CLOSE_CODES,
+  type Close,
+  type End,
+  type Failure,
+  FRAME_TYPES,
+  type Ping,
+  type Reference,
+  type Refusal,
+  type Reset,
+  type Result,
+  type Resumed,
+  type RunInfo,
+  type RunTransition,
+  type Snapshot,
+  type TaskInfo,
+  type TaskTransition,
+} from "./frames.js"
+export type { Chunk, Frame, Progress } from "./output_frames.js"
+export type * from "./types.js"
+export { NOTHING_KNOWN, type Outcome, type Output, type RunView, reduce, taskKey } from "./view.js"
