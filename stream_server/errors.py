@@ -7,6 +7,7 @@
     │   ├── IdentityInUse     one name for two streams of a connection
     │   ├── TooManySubscriptions  more streams on one connection than are allowed
     │   ├── KeyReused         an idempotency key was used before, for something else
+    │   ├── TokenInUrl        a token is given in a URL
     │   └── TooLarge          a request is larger than this server reads
     ├── RunNotFound           Airflow knows no such DAG run
     ├── ForeignOrigin         a page of another origin asks
@@ -215,6 +216,19 @@ class KeyReused(BadRequest):
     title = "Idempotency key reused"
 
 
+class TokenInUrl(BadRequest):
+    """A token is given in a URL, where logs and histories keep it."""
+
+    status = 400
+    title = "Token in URL"
+
+    def __init__(self, parameter: str) -> None:
+        super().__init__(
+            f"{parameter[:40]}= is not read: a URL is kept in logs and histories. Send the token in the header"
+            ' Authorization, or over WebSocket as the first message: {"op":"auth","token":"…"}'
+        )
+
+
 class TooLarge(BadRequest):
     """A request is larger than this server reads."""
 
@@ -255,6 +269,18 @@ class CloseCode(IntEnum):
 
     INTERNAL = 4005
     """The server lost its place; a new connection starts with a fresh snapshot."""
+
+    AUTH_EXPIRING = 4006
+    """The caller's token is about to expire; he goes on with another one."""
+
+    ACCESS_CHANGED = 4007
+    """The caller may see more or less of the run than when he came; a new connection tells him what he may."""
+
+    UNAUTHENTICATED = 4501
+    """The caller did not say who he is, or his token has expired or was revoked."""
+
+    FORBIDDEN = 4503
+    """The caller may not read this any more."""
 
     @property
     def reconnect(self) -> bool:

@@ -19,6 +19,7 @@ from stream_server.hub import Hub
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
 from stream_server.transports.body import disconnected
+from stream_server.transports.caller import caller_of
 from stream_server.transports.request import QUESTION, State, duration, flag, number, question, run_key
 
 DEFAULT_TIMEOUT = 30.0
@@ -67,8 +68,9 @@ def form(request: Request) -> Form:
 async def result(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
+    caller = await caller_of(request)
     key, asked, wanted = run_key(request), question(request, QUESTION | FORM), form(request)
-    await state["authorizer"].authorize(request, key)
+    await state["authorizer"].run(caller, key)
     answer = await wait(request, state["hub"].watch(key, asked), key, wanted.timeout)
     here = f"{run_path(key)}/result" + (f"?{request.url.query}" if request.url.query else "")
     return respond(answer, wanted, {"Location": here} if answer.outcome == "pending" else {})

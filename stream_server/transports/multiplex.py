@@ -16,6 +16,7 @@ import anyio
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from stream_server.auth import Caller
 from stream_server.errors import (
     BadParameter,
     BadRequest,
@@ -29,9 +30,10 @@ from stream_server.hub import Since
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
+from stream_server.transports.caller import caller_of, refuse_foreign_origin
 from stream_server.transports.many_runs import filter_of
 from stream_server.transports.pump import PING
-from stream_server.transports.request import State, refuse_foreign_origin
+from stream_server.transports.request import State
 
 MAX_ID_LENGTH = 64
 MAX_REPLIES = 64
@@ -80,8 +82,9 @@ class _Named(msgspec.Struct):
 async def stream(websocket: WebSocket) -> None:
     """Answer an upgrade of `/api/v2/stream`."""
     refuse_foreign_origin(websocket)
+    caller = await caller_of(websocket)
     await websocket.accept()
-    multiplex = Multiplex(websocket)
+    multiplex = Multiplex(websocket, caller)
     reading = asyncio.create_task(multiplex.read(), name="multiplex reader")
     try:
         await multiplex.write(reading)
@@ -107,8 +110,9 @@ class Multiplex:
     Each is held open by a task of its own; one writer sends what is due to all of them.
     """
 
-    def __init__(self, websocket: WebSocket) -> None:
+    def __init__(self, websocket: WebSocket, caller: Caller) -> None:
         self._websocket = websocket
+        self._caller = caller
         self._state: State = websocket.scope["state"]
         self._streams: dict[str, _Stream] = {}
         self._replies: asyncio.Queue[Wire] = asyncio.Queue(MAX_REPLIES)
@@ -204,7 +208,7 @@ class Multiplex:
         hub, since = self._state["hub"], Since.parse(operation.cursor)
         if isinstance(operation.run_id, str):
             key, question = _run_of(operation, operation.run_id)
-            await self._state["authorizer"].authorize(self._websocket, key)
+            await self._state["authorizer"].run(self._caller, key)
             watch = hub.watch(key, question, since=since)
         else:
             watch = hub.follow(await filter_of(self._state, _lists(operation)), since=since)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import TypedDict
-from urllib.parse import urlsplit
 
 import httpx
 from starlette.requests import HTTPConnection
 
-from stream_server.airflow_api import AirflowApi
 from stream_server.auth import Authorizer
-from stream_server.errors import AirflowUnknown, BadParameter, ForeignOrigin
+from stream_server.errors import BadParameter
 from stream_server.hub import Hub, Since
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
@@ -163,40 +161,3 @@ def _weights(accept: str) -> Mapping[str, float]:
         except ValueError:
             weights[name] = 0.0
     return weights
-
-
-def credentials(connection: HTTPConnection) -> dict[str, str]:
-    """Return the headers by which the caller says who he is. Some auth managers need all cookies."""
-    headers = connection.headers
-    return {name: headers[name] for name in ("authorization", "cookie") if name in headers}
-
-
-def airflow_as(connection: HTTPConnection) -> AirflowApi:
-    """Return Airflow's API as the caller sees it, with his own rights.
-
-    Raises:
-        AirflowUnknown: This server was not told where it is.
-    """
-    state: State = connection.scope["state"]
-    client = state["airflow"]
-    if client is None:
-        raise AirflowUnknown
-    return AirflowApi(client, credentials(connection))
-
-
-def refuse_foreign_origin(connection: HTTPConnection) -> None:
-    """Refuse what a page of another origin asks for with the rights of its visitor.
-
-    Browsers keep neither WebSockets nor plain POSTs from being sent without our consent. Programs that are no browsers
-    send no `Origin` (RFC 6455 section 10.2).
-
-    Raises:
-        ForeignOrigin: The origin is neither ours nor among those that were allowed.
-    """
-    state: State = connection.scope["state"]
-    origin = connection.headers.get("origin")
-    allowed = state["settings"].cors_origins
-    if origin is None or origin in allowed or "*" in allowed:
-        return
-    if urlsplit(origin).netloc != connection.headers.get("host"):
-        raise ForeignOrigin(f"Pages of {origin[:100]} may not ask that here; see STREAM_SERVER_CORS_ORIGINS")

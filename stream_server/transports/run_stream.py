@@ -12,14 +12,16 @@ from stream_server.errors import CloseCode, Unavailable
 from stream_server.subscription import Subscription
 from stream_server.transports import ndjson, sse
 from stream_server.transports.body import Streaming
+from stream_server.transports.caller import caller_of
 from stream_server.transports.request import State, accepts, question, run_key, since
 
 
 async def stream(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
+    caller = await caller_of(request)
     key, asked = run_key(request), question(request)
-    await state["authorizer"].authorize(request, key)
+    await state["authorizer"].run(caller, key)
     came_from = since(request)
     if came_from is not None and came_from.ended:
         # It stops an EventSource from coming again.

@@ -20,9 +20,9 @@ from starlette.responses import Response
 
 from stream_server.airflow_api import AirflowApi, run_path
 from stream_server.answers import Cancelled
+from stream_server.auth import Caller
 from stream_server.errors import (
     AirflowRefused,
-    AirflowUnknown,
     BadParameter,
     BadRequest,
     KeyReused,
@@ -37,19 +37,17 @@ from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
 from stream_server.transports import longpoll, ndjson, sse
 from stream_server.transports.body import Streaming
+from stream_server.transports.caller import airflow_as, caller_of, refuse_foreign_origin
 from stream_server.transports.longpoll import Form
 from stream_server.transports.request import (
     QUESTION,
     STREAM,
     State,
     accepts,
-    airflow_as,
     choice,
-    credentials,
     duration,
     flag,
     question,
-    refuse_foreign_origin,
     run_key,
 )
 from stream_server.transports.run_stream import stream_response
@@ -95,12 +93,13 @@ async def trigger(request: Request) -> Response:
     if not flag(request, "wait_for_completion"):
         return await _pass_on(request)
     state: State = request.scope["state"]
+    caller = await caller_of(request)
     question(request, PARAMETERS)
     plan = _plan(request)
-    airflow = airflow_as(request)
-    begun = await _begin(request, airflow, plan)
+    airflow = airflow_as(request, caller)
+    begun = await _begin(request, caller, airflow, plan)
     with _naming(begun.key):
-        await state["authorizer"].authorize(request, begun.key)
+        await state["authorizer"].run(caller, begun.key)
         return await _answer(request, airflow, begun, plan)
 
 
@@ -108,7 +107,7 @@ async def cancel(request: Request) -> Response:
     """Answer `POST …/dagRuns/{run_id}/cancel`: the run is set to failed, with the caller's own rights."""
     refuse_foreign_origin(request)
     key = run_key(request)
-    state = await airflow_as(request).fail(key)
+    state = await airflow_as(request, await caller_of(request)).fail(key)
     cancelled = Cancelled(dag_id=key.dag_id, dag_run_id=key.run_id, state=state)
     return Response(msgspec.json.encode(cancelled), media_type=JSON)
 
@@ -122,7 +121,7 @@ def _plan(request: Request) -> Plan:
     return Plan(longpoll.form(request), attach, grace if cancels else None)
 
 
-async def _begin(request: Request, airflow: AirflowApi, plan: Plan) -> Begun:
+async def _begin(request: Request, caller: Caller, airflow: AirflowApi, plan: Plan) -> Begun:
     """Trigger the run, or find the one that the request means."""
     dag_id = str(request.path_params["dag_id"])
     state: State = request.scope["state"]
@@ -139,7 +138,7 @@ async def _begin(request: Request, airflow: AirflowApi, plan: Plan) -> Begun:
         if error.status == CONFLICT and named is not None and attach:
             # The conflict may be about something else, such as the logical date.
             key = RunKey(dag_id, str(named))
-            await state["authorizer"].authorize(request, key)
+            await state["authorizer"].run(caller, key)
             if await _exists(state, key):
                 return Begun(key, None)
         if claimed is not None and claimed.first:
@@ -271,14 +270,10 @@ async def _read_bytes(request: Request) -> bytes:
 
 
 async def _pass_on(request: Request) -> Response:
-    state: State = request.scope["state"]
-    if state["airflow"] is None:
-        raise AirflowUnknown
+    airflow = airflow_as(request, await caller_of(request))
     headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
     path = request.scope["raw_path"].decode() + (f"?{request.url.query}" if request.url.query else "")
-    answer = await AirflowApi(state["airflow"], credentials(request)).pass_on(
-        "POST", path, await _read_bytes(request), headers
-    )
+    answer = await airflow.pass_on("POST", path, await _read_bytes(request), headers)
     response = Response(answer.content, answer.status_code)
     for name, value in answer.headers.multi_items():
         if name not in OWN_HEADERS:

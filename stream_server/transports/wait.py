@@ -29,6 +29,7 @@ from stream_server.run_state import RUN_FINAL, RunKey
 from stream_server.subscription import Subscription
 from stream_server.transition import RETURN_VALUE
 from stream_server.transports.body import HEADERS, break_off, disconnected
+from stream_server.transports.caller import caller_of
 from stream_server.transports.pump import PING, pump
 from stream_server.transports.request import State, run_key
 
@@ -44,7 +45,7 @@ async def wait(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
     key, query = run_key(request), request.query_params
-    access = await state["authorizer"].authorize(request, key)
+    access = await state["authorizer"].run(await caller_of(request), key)
     try:
         interval = _interval.validate_python(query["interval"])
     except KeyError:

@@ -10,9 +10,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.frames import Close, Wire
 from stream_server.subscription import Subscription
+from stream_server.transports.caller import caller_of, refuse_foreign_origin
 from stream_server.transports.courier import courier
 from stream_server.transports.delivery import LINE, Line, Stepped, Straight
-from stream_server.transports.request import State, question, refuse_foreign_origin, run_key, since
+from stream_server.transports.request import State, question, run_key, since
 
 NORMAL_CLOSURE = 1000
 """RFC 6455 section 7.4.1: the purpose of the connection has been fulfilled."""
@@ -26,8 +27,9 @@ async def stream(websocket: WebSocket) -> None:
     """Answer an upgrade of `…/dagRuns/{run_id}/stream`. What is wrong is told before the handshake, as over HTTP."""
     state: State = websocket.scope["state"]
     refuse_foreign_origin(websocket)
+    caller = await caller_of(websocket)
     key, asked = run_key(websocket), question(websocket)
-    await state["authorizer"].authorize(websocket, key)
+    await state["authorizer"].run(caller, key)
 
     came_from = since(websocket)
     if came_from is not None and came_from.ended:

@@ -156,3 +156,40 @@ async def test_a_page_of_another_origin_opens_no_websocket(choosy: RunningServer
 async def test_a_page_of_a_known_origin_opens_a_websocket(choosy: RunningServer, run: RunKey, origin: str) -> None:
     async with websocket(choosy.url, run, headers={"Origin": origin.replace("our own", choosy.url)}) as connection:
         assert json.loads(await connection.recv())["type"] == "snapshot"
+
+
+@pytest.mark.parametrize("name", ["token", "access_token", "Authorization"])
+async def test_a_token_in_a_url_is_refused(server: RunningServer, run: RunKey, name: str) -> None:
+    async with sse(server.url, run, f"?{name}=abc.def.ghi") as events:
+        problem = json.loads(await events.response.aread())
+    assert (events.response.status_code, problem["title"]) == (400, "Token in URL")
+    assert "header Authorization" in problem["detail"]
+    assert "abc" not in problem["detail"]
+    with pytest.raises(InvalidStatus) as refused:
+        async with websocket(server.url, run, f"?{name}=abc.def.ghi"):
+            pass
+    assert refused.value.response.status_code == 400
+
+
+async def test_cookies_are_good_for_pages_of_known_origins_alone(choosy: RunningServer, run: RunKey) -> None:
+    statuses = {}
+    for origin in (None, choosy.url, "https://app.example.com", "https://evil.example.com", "null"):
+        headers = {"Cookie": "_token=a", **({} if origin is None else {"Origin": origin})}
+        async with sse(choosy.url, run, headers=headers) as events:
+            statuses[origin] = events.response.status_code
+    assert statuses.pop("https://evil.example.com") == statuses.pop("null") == 403
+    assert set(statuses.values()) == {200}
+
+
+async def test_where_all_origins_are_allowed_it_is_without_cookies(
+    settings: Callable[..., Settings], run: RunKey
+) -> None:
+    async with running_server(settings(cors_origins=("*",))) as server:
+        await eventually_async(lambda: server.hub.live)
+        foreign = {"Origin": "https://evil.example.com"}
+        async with websocket(server.url, run, headers=foreign) as connection:
+            assert json.loads(await connection.recv())["type"] == "snapshot"
+        with pytest.raises(InvalidStatus) as refused:
+            async with websocket(server.url, run, headers={**foreign, "Cookie": "_token=a"}):
+                pass
+    assert refused.value.response.status_code == 403

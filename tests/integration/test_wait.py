@@ -10,10 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.requests import HTTPConnection
 
 from stream_server import app
-from stream_server.auth import Access
+from stream_server.auth import Access, Caller
 from stream_server.protocols import HttpLine
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
@@ -151,7 +150,7 @@ async def test_an_unknown_run_is_told_as_airflow_does(client: httpx.AsyncClient,
 class NoValues:
     """Lets everybody read runs, and nobody what they return."""
 
-    async def authorize(self, _caller: HTTPConnection, _key: RunKey) -> Access:
+    async def run(self, _caller: Caller, _key: RunKey) -> Access:
         return Access(results=False)
 
 

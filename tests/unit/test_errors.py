@@ -15,6 +15,7 @@ from stream_server.errors import (
     NoResult,
     RunNotFound,
     StreamServerError,
+    TokenInUrl,
     UnknownTask,
 )
 
@@ -34,6 +35,8 @@ def an(kind: type[StreamServerError]) -> StreamServerError:
         return RunNotFound("d", "r")
     if kind is AirflowRefused:
         return AirflowRefused("What happened", 403)
+    if kind is TokenInUrl:
+        return TokenInUrl("token")
     if kind is NoResult:
         return NoResult("What happened", 502, {})
     return kind() if kind in {Draining, AirflowUnknown} else kind("What happened")

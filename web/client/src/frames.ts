@@ -246,8 +246,13 @@ export interface Close {
    * - `4003` UNAVAILABLE: The journal can't be followed just now. Only an `EventSource` is told so, which won't come
    * back after a 503.
    * - `4005` INTERNAL: The server lost its place; a new connection starts with a fresh snapshot.
+   * - `4006` AUTH_EXPIRING: The caller's token is about to expire; he goes on with another one.
+   * - `4007` ACCESS_CHANGED: The caller may see more or less of the run than when he came; a new connection tells him
+   * what he may.
+   * - `4501` UNAUTHENTICATED: The caller did not say who he is, or his token has expired or was revoked.
+   * - `4503` FORBIDDEN: The caller may not read this any more.
    */
-  code: 4001 | 4002 | 4003 | 4005 | (number & {})
+  code: 4001 | 4002 | 4003 | 4005 | 4006 | 4007 | 4501 | 4503 | (number & {})
   /** The same in words, for people. */
   reason: string
   /** Whether the client should connect again; what clients go by that don't know the code. */
@@ -331,4 +336,8 @@ export const CLOSE_CODES = {
   SLOW: 4002,
   UNAVAILABLE: 4003,
   INTERNAL: 4005,
+  AUTH_EXPIRING: 4006,
+  ACCESS_CHANGED: 4007,
+  UNAUTHENTICATED: 4501,
+  FORBIDDEN: 4503,
 } as const

@@ -1,0 +1,78 @@
+"""Who asks: read from a request, and never from its URL."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection
+
+from stream_server.airflow_api import AirflowApi
+from stream_server.auth import Caller
+from stream_server.errors import AirflowUnknown, ForeignOrigin, TokenInUrl
+from stream_server.transports.request import State
+
+CREDENTIALS = ("authorization", "cookie")
+"""Headers by which callers say who they are. Some auth managers need all cookies."""
+
+TOKEN_PARAMETERS = frozenset({"access_token", "api_key", "auth", "authorization", "bearer", "jwt", "token"})
+"""Parameters in which clients of other servers send a token."""
+
+
+async def caller_of(connection: HTTPConnection) -> Caller:
+    """Return who asks.
+
+    Raises:
+        TokenInUrl: He gives a token where it does not belong.
+        ForeignOrigin: A page of another origin asks, with the cookies of its visitor.
+    """
+    refuse_token_in_url(connection)
+    caller = Caller({name: connection.headers[name] for name in CREDENTIALS if name in connection.headers})
+    if "cookie" in caller.headers:
+        refuse_foreign_origin(connection)
+    return caller
+
+
+def airflow_as(connection: HTTPConnection, caller: Caller) -> AirflowApi:
+    """Return Airflow's API as a caller sees it, with his own rights.
+
+    Raises:
+        AirflowUnknown: This server was not told where it is.
+    """
+    state: State = connection.scope["state"]
+    client = state["airflow"]
+    if client is None:
+        raise AirflowUnknown
+    return AirflowApi(client, caller.headers)
+
+
+def refuse_token_in_url(connection: HTTPConnection) -> None:
+    """Refuse a bearer token in a query: URLs are kept in logs and histories (RFC 9700 section 4.3.2).
+
+    Raises:
+        TokenInUrl: There is one.
+    """
+    for name in connection.query_params:
+        if name.lower() in TOKEN_PARAMETERS:
+            raise TokenInUrl(name)
+
+
+def refuse_foreign_origin(connection: HTTPConnection) -> None:
+    """Refuse what a page of another origin asks for with the rights of its visitor.
+
+    Browsers keep neither WebSockets nor plain POSTs from being sent without our consent. Programs that are no browsers
+    send no `Origin` (RFC 6455 section 10.2). Where all origins are allowed, it is without cookies, as in WHATWG Fetch
+    section 3.2.5.
+
+    Raises:
+        ForeignOrigin: The origin is neither ours nor among those that were allowed.
+    """
+    state: State = connection.scope["state"]
+    origin, allowed = connection.headers.get("origin"), state["settings"].cors_origins
+    if origin is None or origin in allowed or urlsplit(origin).netloc == connection.headers.get("host"):
+        return
+    if "*" not in allowed:
+        raise ForeignOrigin(f"Pages of {origin[:100]} may not ask that here; see STREAM_SERVER_CORS_ORIGINS")
+    if "cookie" in connection.headers:
+        raise ForeignOrigin(
+            f"Pages of {origin[:100]} may ask that here without cookies only; name them in STREAM_SERVER_CORS_ORIGINS"
+        )
