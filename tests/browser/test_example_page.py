@@ -15,13 +15,11 @@ from playwright.async_api import async_playwright, expect
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
+from support.chromium import QUIET
 from support.server import running_server
 from support.waiting import eventually_async
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
-# Without these a browser asks its maker's servers for things at every start.
-QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 class Handler(SimpleHTTPRequestHandler):

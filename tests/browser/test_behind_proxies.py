@@ -1,0 +1,59 @@
+"""Behind the documented proxies a real browser speaks HTTP/2, and has more than six streams of a host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.async_api import async_playwright
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.certificate import make_certificate
+from support.chromium import QUIET
+from support.reverse_proxies import PROXIES, Behind, reverse_proxy
+from support.server import running_server
+from support.streams import stream_path
+from support.waiting import eventually_async
+
+STREAMS = 12
+"""Twice as many as a browser opens connections to a host that speaks HTTP/1.1."""
+
+OPEN = """
+([path, count]) => {
+  window.ends = 0;
+  window.sources = Array.from({length: count}, () => {
+    const source = new EventSource(path);
+    source.addEventListener("end", () => { source.close(); window.ends += 1; });
+    return source;
+  });
+  window.socket = new WebSocket(location.origin.replace("http", "ws") + path);
+  window.goodbye = new Promise((resolve) => { window.socket.onclose = (event) => resolve(event.code); });
+}
+"""
+PROTOCOL = "() => performance.getEntriesByType('navigation')[0].nextHopProtocol"
+
+
+@pytest.mark.parametrize("name", PROXIES)
+async def test_a_browser_has_many_streams_of_one_host(
+    name: str, chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, tmp_path: Path
+) -> None:
+    async with running_server(settings()) as server:
+        await eventually_async(lambda: server.hub.live)
+        with reverse_proxy(name, Behind(server.url, server.url), make_certificate(tmp_path)) as proxy:
+            async with (
+                async_playwright() as playwright,
+                await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+            ):
+                page = await browser.new_page(ignore_https_errors=True)
+                await page.goto(f"{proxy.url}/health")
+                assert await page.evaluate(PROTOCOL) == "h2"
+                await page.evaluate(OPEN, [stream_path(run), STREAMS])
+                await eventually_async(lambda: server.hub.statistics().subscriptions == STREAMS + 1)
+                # A request of another kind gets through beside them.
+                assert await page.evaluate("async () => (await fetch('/ready')).status") == 200
+                await airflow.answer(run)
+                await page.wait_for_function(f"window.ends === {STREAMS}")
+                assert await page.evaluate("() => window.goodbye") == 1000

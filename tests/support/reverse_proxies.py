@@ -1,0 +1,159 @@
+"""nginx, HAProxy and Caddy in front of Airflow and the server, with the files of `examples/proxies`.
+
+Only addresses, certificates and times are others there.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import psutil
+
+from stream_server.demo.ports import LOOPBACK, free_port
+from stream_server.demo.processes import Child, wait_until
+from stream_server.demo.progress import NoProgress
+from support import debian
+from support.certificate import Certificate
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "proxies"
+PROXIES = ("nginx", "haproxy", "caddy")
+START_SECONDS = 20.0
+
+NGINX = """
+daemon off;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log warn;
+events {{ worker_connections 2000; }}
+http {{
+  access_log off;
+  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
+  uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+  proxy_read_timeout {patience};
+  {gzip}
+  include {directory}/airflow.conf;
+}}
+"""
+GZIP = "gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1;"
+CADDY = "{\n\tadmin off\n\tauto_https disable_redirects\n\tgrace_period 100ms\n}\n"
+
+
+class Behind(NamedTuple):
+    """What is behind a proxy, and how it treats that."""
+
+    airflow: str
+    """Address of Airflow's API server."""
+
+    server: str
+    """Address of ours."""
+
+    patience: str = "60s"
+    """How long it waits for what it has no other bound for: of streams, and of Airflow."""
+
+    compressing: bool = False
+    """Whether it compresses all that comes from behind, where that can be switched on for everything."""
+
+
+class ReverseProxy:
+    """A proxy that can be stopped and started again."""
+
+    def __init__(self, port: int, child: Child) -> None:
+        self.url = f"https://{LOOPBACK}:{port}"
+        self._port = port
+        self._child = child
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self._child.start()
+        wait_until(self._listens, within=START_SECONDS, waiting_for=self._child, progress=NoProgress())
+
+    def stop(self) -> None:
+        """Stop it, and cut its connections."""
+        self._child.stop()
+
+    def reload(self) -> None:
+        """Have nginx read its files again."""
+        self._child.send(signal.SIGHUP)
+
+    def workers(self) -> set[int]:
+        """Return the processes that serve nginx's connections."""
+        return {process.pid for process in psutil.Process(self._child.pid).children()}
+
+    def _listens(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex((LOOPBACK, self._port)) == 0
+
+
+@contextmanager
+def reverse_proxy(name: str, behind: Behind, certificate: Certificate) -> Iterator[ReverseProxy]:
+    """Run one of `PROXIES` on a free port; a missing one is installed, left out or a failure, as `debian` says."""
+    path, port = debian.program(name, name), free_port()
+    with tempfile.TemporaryDirectory(prefix="proxy-") as temporary:
+        directory = Path(temporary)
+        directory.chmod(0o755)  # nginx's worker is nobody where we are root
+        child = Child(
+            name,
+            [path, *_configure(name, behind, certificate, directory, port)],
+            log=directory / "log",
+            environment={"HOME": temporary, "XDG_DATA_HOME": temporary, "XDG_CONFIG_HOME": temporary},
+        )
+        proxy = ReverseProxy(port, child)
+        try:
+            proxy.start()
+            yield proxy
+        finally:
+            proxy.stop()
+
+
+def _configure(name: str, behind: Behind, certificate: Certificate, directory: Path, port: int) -> list[str]:
+    """Write the files of a proxy, and return its arguments."""
+    if name == "nginx":
+        text = _example(
+            "nginx.conf", behind, {"listen 443": f"listen {LOOPBACK}:{port}", "airflow.example.com": LOOPBACK}
+        )
+        text = _replaced(
+            text, {"/etc/ssl/airflow.crt": str(certificate.certificate), "/etc/ssl/airflow.key": str(certificate.key)}
+        )
+        (directory / "airflow.conf").write_text(text)
+        main = NGINX.format(directory=directory, patience=behind.patience, gzip=GZIP if behind.compressing else "")
+        (directory / "nginx.conf").write_text(main)
+        return ["-c", str(directory / "nginx.conf"), "-p", str(directory)]
+    if name == "haproxy":
+        text = _example(
+            "haproxy.cfg", behind, {":443": f"{LOOPBACK}:{port}", "/etc/haproxy/airflow.pem": str(certificate.both)}
+        )
+        if behind.compressing:
+            types = "text/event-stream application/x-ndjson application/json"
+            text = _replaced(text, {"mode http\n": f"mode http\n  compression algo gzip\n  compression type {types}\n"})
+        (directory / "haproxy.cfg").write_text(text)
+        return ["-db", "-f", str(directory / "haproxy.cfg")]
+    site = f"https://{LOOPBACK}:{port} {{\n\ttls {certificate.certificate} {certificate.key}"
+    (directory / "Caddyfile").write_text(CADDY + _example("Caddyfile", behind, {"airflow.example.com {": site}))
+    return ["run", "--adapter", "caddyfile", "--config", str(directory / "Caddyfile")]
+
+
+def _example(name: str, behind: Behind, others: dict[str, str]) -> str:
+    """Return a file of the examples with the addresses and times of a test."""
+    text = (EXAMPLES / name).read_text()
+    addresses = {"127.0.0.1:8080": _address(behind.airflow), "127.0.0.1:8090": _address(behind.server)}
+    # Caddy waits for ever.
+    times = {" 60s": f" {behind.patience}"} if " 60s" in text else {}
+    # Ports of the addresses that are put in must not be taken for others.
+    return _replaced(_replaced(text, others), {**addresses, **times})
+
+
+def _replaced(text: str, replacements: dict[str, str]) -> str:
+    for old, new in replacements.items():
+        assert old in text, f"{old!r} is not in the example any more"
+        text = text.replace(old, new)
+    return text
+
+
+def _address(url: str) -> str:
+    return urlsplit(url).netloc
