@@ -23,27 +23,37 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+# Its build hook builds them, and needs Node only where they are not current; see hatch_build.py.
+PAGES := $(shell find web -type d \( -name node_modules -o -name dist -o -name test \) -prune -o -type f -print)
+
+$(VENV)/.pages: $(VENV)/.demo $(PAGES) hatch_build.py
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+.PHONY: pages
+pages: $(VENV)/.pages  ## Build the run page and the chat page into the package
+
 .PHONY: demo
-demo: $(VENV)/.demo  ## A real Airflow, streamed live in this terminal (ARGS=--once: one run, then stop)
+demo: $(VENV)/.pages  ## A real Airflow, streamed live in this terminal (ARGS=--once: one run, then stop)
 	@$(BIN)/stream-server demo $(ARGS)
 
 .PHONY: test test-unit test-integration test-airflow test-browser test-matrix test-web
-test: $(VENV)/.dev  ## Every test, real PostgreSQL and real Airflow included
+test: $(VENV)/.dev $(VENV)/.pages  ## Every test, real PostgreSQL and real Airflow included
 	$(BIN)/python -m pytest $(ARGS)
 
 test-unit: $(VENV)/.dev  ## The pure core
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
-test-integration: $(VENV)/.dev  ## A real PostgreSQL with Airflow's schema
+test-integration: $(VENV)/.dev $(VENV)/.pages  ## A real PostgreSQL with Airflow's schema
 	$(BIN)/python -m pytest tests/integration $(ARGS)
 
-test-airflow: $(VENV)/.dev  ## A real Airflow that runs real DAGs
+test-airflow: $(VENV)/.dev $(VENV)/.pages  ## A real Airflow that runs real DAGs
 	$(BIN)/python -m pytest tests/airflow $(ARGS)
 
 test-matrix: $(VENV)/.dev  ## Airflow 3.0 to 3.3: upgrades, downgrade, clean and reset with the triggers in place; DAG files
 	$(BIN)/python -m pytest tests/matrix $(ARGS)
 
-test-browser: $(VENV)/.dev  ## A real Chromium: one on PATH, or Debian's where it may be installed
+test-browser: $(VENV)/.dev $(VENV)/.pages  ## A real Chromium: one on PATH, or Debian's where it may be installed
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 .PHONY: frame-types

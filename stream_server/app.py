@@ -33,6 +33,7 @@ from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
 from stream_server.meter import Meter
 from stream_server.metrics import Metrics
+from stream_server.pages import assets
 from stream_server.pruner import Retention, prune_forever
 from stream_server.settings import Settings
 from stream_server.tail import Tail
@@ -99,6 +100,7 @@ def create_app(settings: Settings, *, drains: bool = False) -> Starlette:
             Route("/ready", _ready),
             Route("/metrics", _metrics),
             *describe.routes(),
+            *(assets.routes() if settings.web else []),
         ],
         exception_handlers={
             StreamServerError: _answer_error,

@@ -175,6 +175,9 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Origin whose pages may read streams; repeatable.")
     ] = None,
+    web: Annotated[
+        bool | None, typer.Option("--web/--no-web", help="Serve the run page and the chat page.  [default: web]")
+    ] = None,
     poll_interval: Annotated[
         str | None, typer.Option(help="How often to look without a doorbell.  [default: 2s]")
     ] = None,
@@ -201,6 +204,7 @@ def serve(
                 auth=auth,
                 airflow_url=airflow_url,
                 cors_origins=cors_origin or None,
+                web=web,
                 poll_interval=poll_interval,
                 ping_interval=ping_interval,
                 retention=retention,

@@ -10,6 +10,7 @@
     │   ├── TokenInUrl        a token is given in a URL
     │   └── TooLarge          a request is larger than this server reads
     ├── RunNotFound           Airflow knows no such DAG run
+    ├── PagesMissing          the pages were not built
     ├── ForeignOrigin         a page of another origin asks
     ├── CursorError           a cursor is damaged
     ├── Unavailable           try again later
@@ -109,6 +110,13 @@ class RunNotFound(StreamServerError):
     def __init__(self, dag_id: str, run_id: str) -> None:
         self.dag_id, self.run_id = dag_id, run_id
         super().__init__(f"DAG {dag_id!r} has no run {run_id!r}")
+
+
+class PagesMissing(StreamServerError):
+    """The pages were not built into this installation."""
+
+    status = 404
+    title = "Pages missing"
 
 
 class ForeignOrigin(StreamServerError):

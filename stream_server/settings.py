@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_list)] = ()
     """Origins whose pages may read streams: `https://app.example.com`. In the environment, with commas between."""
 
+    web: bool = True
+    """Whether to serve the run page and the chat page."""
+
     poll_interval: Duration = Field(default=2.0, gt=0)
     """How often to look into the journal when no doorbell has rung."""
 

@@ -46,12 +46,12 @@ async def _describe(make: Callable[[], Json], media_type: str, request: Request)
     """Answer with a description, unless the client has it."""
     description = _description(make)
     headers = {"ETag": description.etag, "Cache-Control": "no-cache"}
-    if _has(request.headers.getlist("if-none-match"), description.etag):
+    if has_etag(request.headers.getlist("if-none-match"), description.etag):
         return Response(status_code=304, headers=headers)
     return Response(description.body, headers=headers, media_type=media_type)
 
 
-def _has(lists: list[str], etag: str) -> bool:
+def has_etag(lists: list[str], etag: str) -> bool:
     """Tell whether an entity tag, or any, is among those of `If-None-Match` (RFC 9110 section 13.1.2)."""
     tags = {tag.strip().removeprefix("W/") for tags in lists for tag in tags.split(",")}
     return bool(tags & {etag, "*"})

@@ -142,7 +142,7 @@ def refuse_unknown(names: Iterable[str], known: frozenset[str]) -> None:
 
 def accepts(connection: HTTPConnection, *offers: str) -> str:
     """Return which media type the client wants most (RFC 9110 section 12.5.1); of equals, the first offered."""
-    wanted = _weights(", ".join(connection.headers.getlist("accept")) or "*/*")
+    wanted = weights(", ".join(connection.headers.getlist("accept")) or "*/*")
 
     def weight(offer: str) -> float:
         kind = offer.partition("/")[0]
@@ -151,13 +151,14 @@ def accepts(connection: HTTPConnection, *offers: str) -> str:
     return max(offers, key=weight)
 
 
-def _weights(accept: str) -> Mapping[str, float]:
-    weights: dict[str, float] = {}
+def weights(accept: str) -> Mapping[str, float]:
+    """Return how much a client wants each of what it lists, in lower case (RFC 9110 section 12.4.2)."""
+    found: dict[str, float] = {}
     for part in accept.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((one[2:] for one in parameters if one.startswith("q=")), "1")
         try:
-            weights[name] = float(quality)
+            found[name] = float(quality)
         except ValueError:
-            weights[name] = 0.0
-    return weights
+            found[name] = 0.0
+    return found
