@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from http import HTTPStatus
@@ -20,12 +20,16 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ExceptionHandler
 from starlette.websockets import WebSocket
 
+from stream_server.admission import Admission
 from stream_server.airflow_api import shared_client
 from stream_server.answers import Health, Readiness, TailReadiness
 from stream_server.auth import Everybody
+from stream_server.deadlines import Deadlines
+from stream_server.edge import Edge
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.farewell import drained_first
 from stream_server.hub import Hub
@@ -48,6 +52,7 @@ from stream_server.transports import (
     wait,
     websocket,
 )
+from stream_server.transports.admitted import Admitted
 from stream_server.transports.cancellation import Cancellations
 from stream_server.transports.request import State
 
@@ -55,6 +60,8 @@ log = logging.getLogger(__name__)
 
 RUNS = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_STREAM = f"{RUNS}/{{run_id}}/stream"
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 ASKED_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
 TOLD_HEADERS = ("Content-Location", "Location", "Retry-After")
@@ -85,30 +92,55 @@ def create_app(settings: Settings, *, drains: bool = False) -> Starlette:
             )
         ],
         routes=[
-            Route(RUNS, trigger.trigger, methods=["POST"]),
-            Route(RUN_STREAM, run_stream.stream),
-            Route(f"{RUNS}/{{run_id}}/result", longpoll.result),
-            Route(f"{RUNS}/{{run_id}}/wait", wait.wait, methods=["GET"]),
-            Route(f"{RUNS}/{{run_id}}/cancel", trigger.cancel, methods=["POST"]),
-            WebSocketRoute(RUN_STREAM, websocket.stream),
-            Route(probe.PROBE, probe.stream),
-            WebSocketRoute(probe.PROBE, probe.websocket),
-            Route("/api/v2/stream", many_runs.stream),
-            Route("/api/v2/dags/{dag_id}/stream", many_runs.stream),
-            WebSocketRoute("/api/v2/stream", multiplex.stream),
-            Route("/health", _health),
-            Route("/ready", _ready),
-            Route("/metrics", _metrics),
-            *describe.routes(),
+            *_api(),
+            *([] if settings.admin_port is not None else _operation()),
             *(assets.routes() if settings.web else []),
         ],
-        exception_handlers={
-            StreamServerError: _answer_error,
-            HTTPException: _answer_http_exception,
-            Exception: _answer_fault,
-        },
+        exception_handlers=ERRORS,
         lifespan=_lifespan(settings, drains=drains),
     )
+
+
+def create_admin_app(settings: Settings) -> Starlette:
+    """Make the application that answers operators, where they have a port of their own.
+
+    It has no lifespan: it lives by that of the other one.
+    """
+    return Starlette(routes=_operation(), exception_handlers=ERRORS)
+
+
+def _api() -> list[BaseRoute]:
+    """Return the routes of callers; each of them may have and do only so much."""
+    admitted = [Middleware(Admitted)]
+    http: tuple[tuple[str, Endpoint, str], ...] = (
+        (RUNS, trigger.trigger, "POST"),
+        (RUN_STREAM, run_stream.stream, "GET"),
+        (f"{RUNS}/{{run_id}}/result", longpoll.result, "GET"),
+        (f"{RUNS}/{{run_id}}/wait", wait.wait, "GET"),
+        (f"{RUNS}/{{run_id}}/cancel", trigger.cancel, "POST"),
+        (probe.PROBE, probe.stream, "GET"),
+        ("/api/v2/stream", many_runs.stream, "GET"),
+        ("/api/v2/dags/{dag_id}/stream", many_runs.stream, "GET"),
+    )
+    websockets = (
+        (RUN_STREAM, websocket.stream),
+        (probe.PROBE, probe.websocket),
+        ("/api/v2/stream", multiplex.stream),
+    )
+    return [
+        *(Route(path, endpoint, methods=[method], middleware=admitted) for path, endpoint, method in http),
+        *(WebSocketRoute(path, endpoint, middleware=admitted) for path, endpoint in websockets),
+    ]
+
+
+def _operation() -> list[BaseRoute]:
+    """Return the routes of operators."""
+    return [
+        Route("/health", _health),
+        Route("/ready", _ready),
+        Route("/metrics", _metrics),
+        *describe.routes(),
+    ]
 
 
 def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]:
@@ -129,6 +161,9 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
         metrics.attend(hub, tail, meter)
         retention = Retention(settings.retention or None, settings.retention_size or None)
         cancellations = Cancellations(hub)
+        loop = asyncio.get_running_loop()
+        edge = Edge(settings, loop)
+        idle: Deadlines[Callable[[], None]] = Deadlines(loop, settings.idle_timeout, lambda over: over())
         airflow: httpx.AsyncClient | None = None
         if settings.airflow_url is not None:
             airflow = shared_client(settings.airflow_url, settings.airflow_timeout)
@@ -152,11 +187,16 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
             runs=runs,
             claims=Claims(runs),
             cancellations=cancellations,
+            admission=Admission(settings.max_streams_per_caller, settings.max_joins_per_second),
+            edge=edge,
+            idle=idle,
         )
         try:
             with drained_first(partial(hub.drain, settings.grace_period)) if drains else nullcontext():
                 yield state
         finally:
+            edge.close()
+            idle.close()
             await cancellations.close()
             if airflow is not None:
                 await airflow.aclose()
@@ -237,6 +277,13 @@ async def _answer(connection: HTTPConnection, answer: Response) -> Response:
     return answer
 
 
+ERRORS: Mapping[Any, ExceptionHandler] = {
+    StreamServerError: _answer_error,
+    HTTPException: _answer_http_exception,
+    Exception: _answer_fault,
+}
+
+
 def __getattr__(name: str) -> Starlette:
     """Make `app`, configured by the environment, for `uvicorn stream_server.app:app`.
 
@@ -248,4 +295,5 @@ def __getattr__(name: str) -> Starlette:
         raise AttributeError(name)
     settings = Settings.load()
     settings.require_auth_choice(loopback=False)
-    return create_app(settings, drains=True)
+    # It has no second port.
+    return create_app(settings.model_copy(update={"admin_port": None}), drains=True)

@@ -168,6 +168,15 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.  [default: 8090]")] = None,
+    admin_host: Annotated[
+        str | None, typer.Option(help="Address of the port for operators.  [default: 127.0.0.1]")
+    ] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port of their own for metrics, health and descriptions.")
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None, typer.Option(help="Proxy whose X-Forwarded-For is believed; repeatable.")
+    ] = None,
     auth: Annotated[
         str | None, typer.Option(help="'none': everybody may read everything. Default on loopback.")
     ] = None,
@@ -201,6 +210,9 @@ def serve(
                 database_url=database_url,
                 host=host,
                 port=port,
+                admin_host=admin_host,
+                admin_port=admin_port,
+                trusted_proxies=trusted_proxy or None,
                 auth=auth,
                 airflow_url=airflow_url,
                 cors_origins=cors_origin or None,

@@ -8,7 +8,11 @@
     │   ├── TooManySubscriptions  more streams on one connection than are allowed
     │   ├── KeyReused         an idempotency key was used before, for something else
     │   ├── TokenInUrl        a token is given in a URL
-    │   └── TooLarge          a request is larger than this server reads
+    │   ├── TooLarge          a request is larger than this server reads
+    │   ├── UrlTooLong        its URL is
+    │   ├── HeadersTooLarge   its headers are
+    │   ├── RequestTooSlow    it has not come in time
+    │   └── NotHttp           it is no request at all
     ├── RunNotFound           Airflow knows no such DAG run
     ├── PagesMissing          the pages were not built
     ├── ForeignOrigin         a page of another origin asks
@@ -17,6 +21,7 @@
     │   ├── JournalMissing    the journal is not installed, or not whole
     │   ├── JournalForbidden  the database role lacks a privilege
     │   ├── JournalUnreachable  PostgreSQL does not answer
+    │   ├── ServerFull        it has as many connections as it may
     │   └── Draining          this server is shutting down
     ├── InstallError          install or uninstall could not be done
     ├── SettingsError         the configuration contradicts itself
@@ -25,6 +30,9 @@
     │   └── AirflowSilent     it did not answer, or with an error of its own
     │       └── AirflowSlow   not in time
     ├── AirflowUnknown        this server was not told where Airflow's API is
+    ├── Throttled             the caller has, or does, more than one may
+    │   ├── TooManyJoins      requests and subscriptions a second
+    │   └── TooManyStreams    streams and waiting requests at once
     └── NoResult              the bare value was asked for, and there is none
 
 Errors that may reach an HTTP client know their status and title; `problem()` gives them as RFC 9457 asks.
@@ -159,6 +167,12 @@ class JournalUnreachable(Unavailable):
     title = "Journal unreachable"
 
 
+class ServerFull(Unavailable):
+    """This server has as many connections as it may."""
+
+    title = "Server full"
+
+
 class Draining(Unavailable):
     """This server is shutting down; another replica, or its successor, will answer."""
 
@@ -244,6 +258,61 @@ class TooLarge(BadRequest):
     title = "Request too large"
 
 
+class UrlTooLong(BadRequest):
+    """The URL of a request is longer than this server reads."""
+
+    status = 414
+    title = "URL too long"
+
+
+class HeadersTooLarge(BadRequest):
+    """A request has more headers, or larger ones, than this server reads."""
+
+    status = 431
+    title = "Headers too large"
+
+
+class RequestTooSlow(BadRequest):
+    """A request has not come in time."""
+
+    status = 408
+    title = "Request too slow"
+
+
+class NotHttp(BadRequest):
+    """What has come is no HTTP."""
+
+    status = 400
+    title = "Not HTTP"
+
+    def __init__(self) -> None:
+        super().__init__("This is no request that HTTP/1.1 knows (RFC 9112)")
+
+
+class Throttled(StreamServerError):
+    """The caller has, or does, more than one caller may."""
+
+    status = 429
+    title = "Too much"
+    retry_after = 1
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class TooManyJoins(Throttled):
+    """The caller begins requests, or subscriptions, faster than one may."""
+
+    title = "Too many joins"
+
+
+class TooManyStreams(Throttled):
+    """The caller has as many streams and waiting requests as one may."""
+
+    title = "Too many streams"
+
+
 class NoResult(StreamServerError):
     """The bare value was asked for, and there is none."""
 
@@ -284,11 +353,17 @@ class CloseCode(IntEnum):
     ACCESS_CHANGED = 4007
     """The caller may see more or less of the run than when he came; a new connection tells him what he may."""
 
+    THROTTLED = 4010
+    """The caller has, or does, more than one may. Only an `EventSource` is told so, which gives up after a 429."""
+
     UNAUTHENTICATED = 4501
     """The caller did not say who he is, or his token has expired or was revoked."""
 
     FORBIDDEN = 4503
     """The caller may not read this any more."""
+
+    IDLE = 4510
+    """Nothing was subscribed to."""
 
     @property
     def reconnect(self) -> bool:

@@ -8,20 +8,26 @@ remain uvicorn's.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.http11 import Request
 
+from stream_server.edge import BoundedHttp
 from stream_server.frames import Close
 from stream_server.transports.delivery import LINE, Straight
 from stream_server.transports.websocket import closing
+
+quiet = logging.getLogger("uvicorn.error.websocket")
+"""Tells what is wrong, and not who comes, goes and says what: URLs and headers are credentials."""
+
+quiet.setLevel(logging.WARNING)
 
 LAST_CHUNK = b"0\r\n\r\n"
 """RFC 9112 section 7.1."""
@@ -82,7 +88,7 @@ class _Nowhere:
 NO_TIMER, NOWHERE = _NoTimer(), _Nowhere()
 
 
-class HttpLine(HttpToolsProtocol):
+class HttpLine(BoundedHttp):
     """A connection that speaks HTTP/1.1."""
 
     delivery: Straight | None = None
@@ -152,6 +158,12 @@ class HttpLine(HttpToolsProtocol):
             self.delivery.gone()
 
 
+class OperatorLine(HttpLine):
+    """A connection to the port of operators: there is room for them, however many clients there are."""
+
+    bounded = False
+
+
 class WebSocketLine(WebSocketsSansIOProtocol):
     """A connection that has been upgraded to WebSocket."""
 
@@ -166,6 +178,7 @@ class WebSocketLine(WebSocketsSansIOProtocol):
         """Begin."""
         super().connection_made(transport)
         self.writable = Gate()  # type: ignore[assignment]
+        self.logger = self.conn.logger = quiet
 
     def take(self) -> None:
         """Have the connection outlive the handshake, with as little of what that needed as can be."""

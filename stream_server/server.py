@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 
 import uvicorn
 from starlette.applications import Starlette
 
-from stream_server.app import create_app
+from stream_server.app import create_admin_app, create_app
+from stream_server.errors import SettingsError
 from stream_server.journal.dsn import normalize
-from stream_server.protocols import HttpLine, WebSocketLine, cut_off, notice_the_dead
+from stream_server.protocols import HttpLine, OperatorLine, WebSocketLine, cut_off, notice_the_dead
 from stream_server.settings import Settings, is_loopback
 
 log = logging.getLogger(__name__)
-
-
-MAX_MESSAGE_BYTES = 64 * 1024
-"""Larger messages of WebSocket clients close their connection (code 1009, RFC 6455 section 7.4.1)."""
 
 
 PATIENCE = 3
@@ -41,9 +39,29 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         await super().startup(sockets)
+        if self._settings.admin_port is not None and self.started:
+            self.servers.append(await self._listen_to_operators())
         for server in self.servers:
             for listening in server.sockets:
                 notice_the_dead(listening, PATIENCE * self._settings.ping_interval)
+
+    async def _listen_to_operators(self) -> asyncio.Server:
+        """Open the port of operators. It is closed with the others."""
+        config = uvicorn_config(create_admin_app(self._settings), self._settings)
+        config.load()
+        loop, settings = asyncio.get_running_loop(), self._settings
+
+        def line() -> asyncio.Protocol:
+            return OperatorLine(config, self.server_state, self.lifespan.state)
+
+        try:
+            server = await loop.create_server(line, settings.admin_host, settings.admin_port, backlog=config.backlog)
+        except OSError as error:
+            await self.lifespan.shutdown()
+            raise SettingsError(f"The port for operators can't be opened: {error.strerror}") from None
+        for listening in server.sockets:
+            log.info("Operators are answered on %s port %d", *listening.getsockname()[:2])
+        return server
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let every stream end, then shut down as uvicorn does."""
@@ -77,7 +95,9 @@ def uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
         http=HttpLine,
         ws=WebSocketLine,
         ws_per_message_deflate=False,
-        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_max_size=settings.max_message_bytes,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=[*settings.trusted_proxies],
         # A timer for each connection; our own `ping` frames are sent by one wheel for all.
         ws_ping_interval=None,
         lifespan="on",

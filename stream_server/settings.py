@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -75,6 +75,14 @@ def _check_address(text: str) -> str:
     return text
 
 
+def _check_network(text: str) -> str:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text[:60]!r} is no address and no network; write 10.0.0.7 or 10.0.0.0/8") from None
+    return text
+
+
 class Settings(BaseSettings):
     """All settings of the server, frozen. `docs/settings.md` describes them, and a test sees to it."""
 
@@ -100,6 +108,44 @@ class Settings(BaseSettings):
 
     web: bool = True
     """Whether to serve the run page and the chat page."""
+
+    admin_host: str = "127.0.0.1"
+    """Address on which operators are answered, where they have a port of their own."""
+
+    admin_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of their own for metrics, health and descriptions, which `port` does not answer then; 0 takes a free one."""
+
+    trusted_proxies: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_network)], ...], NoDecode, BeforeValidator(_split_list)
+    ] = ()
+    """Proxies whose `X-Forwarded-For` says where a client is, as addresses or networks."""
+
+    max_connections: int = Field(default=50_000, ge=1)
+    """Connections of one process; beyond that, who asks for something gets 503."""
+
+    max_streams_per_caller: int = Field(default=1000, ge=1)
+    """Streams and waiting requests of one caller."""
+
+    max_joins_per_second: float = Field(default=100.0, gt=0)
+    """Requests and subscriptions that one caller may begin in a second; ten times as many at once."""
+
+    request_timeout: Duration = Field(default=15.0, gt=0)
+    """How long a request may take to come in, from the first byte to the end of its body."""
+
+    max_url_bytes: int = Field(default=16 * 1024, ge=256)
+    """Longer URLs are refused."""
+
+    max_headers: int = Field(default=100, ge=10)
+    """Requests with more headers are refused."""
+
+    max_header_bytes: int = Field(default=32 * 1024, ge=1024)
+    """Requests with larger headers, all together, are refused."""
+
+    max_message_bytes: int = Field(default=64 * 1024, ge=256)
+    """Larger messages of WebSocket clients close their connection."""
+
+    idle_timeout: Duration = Field(default=60.0, gt=0)
+    """How long a WebSocket of many streams may have none."""
 
     poll_interval: Duration = Field(default=2.0, gt=0)
     """How often to look into the journal when no doorbell has rung."""

@@ -14,6 +14,7 @@ from stream_server.frames import Wire
 from stream_server.subscription import Subscription
 from stream_server.transports.courier import courier
 from stream_server.transports.delivery import LINE, Framing, Line, Stepped, Straight
+from stream_server.transports.places import keep_place
 
 HEADERS = {
     # Proxies must neither store, transform (compress, and so buffer) nor buffer the stream.
@@ -59,7 +60,7 @@ async def send_stream(
     start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
     line = scope.get(LINE)
     if line is not None and line.answers(scope) and scope["method"] != "HEAD":
-        await _send_straight(streaming, line, send, start, frame=frame, first=first)
+        await _send_straight(streaming, line, scope, send, start, frame=frame, first=first)
         return
 
     async def send_frames(wires: Sequence[Wire]) -> None:
@@ -81,7 +82,7 @@ async def send_stream(
 
 
 async def _send_straight(
-    streaming: Streaming, line: Line, send: Send, start: Message, *, frame: Framing, first: bytes
+    streaming: Streaming, line: Line, scope: Scope, send: Send, start: Message, *, frame: Framing, first: bytes
 ) -> None:
     """Send the headers, and leave the rest to a delivery that writes to the connection."""
     subscription = await streaming.watch.__aenter__()
@@ -91,6 +92,7 @@ async def _send_straight(
     except BaseException as error:
         await streaming.watch.__aexit__(type(error), error, error.__traceback__)
         raise
+    keep_place(scope, delivery.over)
     delivery.begin_alone(streaming.watch, streaming.on_gone, first=_chunk(first) if first else b"")
 
 

@@ -32,6 +32,7 @@ from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
 from stream_server.transports.caller import caller_of, refuse_foreign_origin
 from stream_server.transports.many_runs import filter_of
+from stream_server.transports.places import join
 from stream_server.transports.pump import PING
 from stream_server.transports.request import State
 
@@ -117,6 +118,8 @@ class Multiplex:
         self._streams: dict[str, _Stream] = {}
         self._replies: asyncio.Queue[Wire] = asyncio.Queue(MAX_REPLIES)
         self._due = asyncio.Event()
+        self._idle = False
+        self._state["idle"].start(self._be_idle)
 
     async def read(self) -> None:
         """Do what the client asks, until it is gone."""
@@ -143,6 +146,9 @@ class Multiplex:
             if self._state["hub"].draining:
                 await self._websocket.close(CloseCode.DRAINING, "The server is shutting down")
                 return
+            if self._idle:
+                await self._websocket.close(CloseCode.IDLE, "There was no stream on this connection for too long")
+                return
         reading.result()
 
     async def close(self) -> None:
@@ -151,6 +157,11 @@ class Multiplex:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._state["idle"].stop(self._be_idle)
+
+    def _be_idle(self) -> None:
+        self._idle = True
+        self._due.set()
 
     async def _send_due(self) -> None:
         while not self._replies.empty():
@@ -179,6 +190,8 @@ class Multiplex:
         most = self._state["settings"].max_subscriptions
         if len(self._streams) >= most:
             raise TooManySubscriptions(f"This connection has {most} streams, the most that are allowed; end one first")
+        join(self._websocket.scope)
+        self._state["idle"].stop(self._be_idle)
         stream = self._streams[operation.id] = _Stream()
         stream.task = asyncio.create_task(self._hold(operation, stream), name="multiplexed stream")
 
@@ -202,6 +215,8 @@ class Multiplex:
             await self._refuse(operation.id, error)
         finally:
             del self._streams[operation.id]
+            if not self._streams:
+                self._state["idle"].start(self._be_idle)
 
     @asynccontextmanager
     async def _open(self, operation: Subscribe) -> AsyncIterator[Subscription]:

@@ -38,11 +38,13 @@ UNAVAILABLE = (
     errors.JournalMissing,
     errors.JournalForbidden,
     errors.JournalUnreachable,
+    errors.ServerFull,
     errors.Draining,
     errors.Unavailable,
 )
-OF_STREAM = (errors.RunNotFound, errors.BadParameter, errors.UnknownTask, *UNAVAILABLE)
-OF_AIRFLOW = (errors.ForeignOrigin, errors.AirflowUnknown, errors.AirflowSilent, errors.AirflowSlow)
+LIMITED = (errors.TooManyJoins, errors.TooManyStreams)
+OF_STREAM = (errors.RunNotFound, errors.BadParameter, errors.UnknownTask, *LIMITED, *UNAVAILABLE)
+OF_AIRFLOW = (errors.ForeignOrigin, errors.AirflowUnknown, errors.AirflowSilent, errors.AirflowSlow, *LIMITED)
 
 REFUSALS = (400, 401, 403, 404, 409, 422)
 """Statuses with which Airflow refuses; they go on to the client."""
@@ -175,7 +177,7 @@ def _many_runs(path: str) -> Json:
         "parameters": parameters(path, (*many_runs.PARAMETERS, "cursor"), ("Last-Event-ID",)),
         "responses": {
             "200": _streamed({"description": "Frames, as they come"}),
-            **_problems(errors.BadParameter, *UNAVAILABLE),
+            **_problems(errors.BadParameter, *LIMITED, *UNAVAILABLE),
         },
     }
 
@@ -218,7 +220,7 @@ def _wait() -> Json:
                 "content": {ndjson.MEDIA_TYPE: _lines("WaitLine", lines)},
             },
             **airflow,
-            **_problems(*UNAVAILABLE),
+            **_problems(*LIMITED, *UNAVAILABLE),
         },
     }
 
@@ -245,7 +247,7 @@ def _probe() -> Json:
                 "description": "`ping` frames",
                 "content": {sse.MEDIA_TYPE: _lines("Frame", PING.framed(sse.frame).decode())},
             },
-            **_problems(),
+            **_problems(*LIMITED),
         },
     }
 

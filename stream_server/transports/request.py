@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypedDict
 
 import httpx
 from starlette.requests import HTTPConnection
 
+from stream_server.admission import Admission
 from stream_server.auth import Authorizer
+from stream_server.deadlines import Deadlines
+from stream_server.edge import Edge
 from stream_server.errors import BadParameter
 from stream_server.hub import Hub, Since
 from stream_server.journal.claims import Claims
@@ -45,6 +48,10 @@ class State(TypedDict):
     runs: Runs
     claims: Claims
     cancellations: Cancellations
+    admission: Admission
+    edge: Edge
+    idle: Deadlines[Callable[[], None]]
+    """What to call where a connection has had no stream for too long."""
 
 
 def run_key(connection: HTTPConnection) -> RunKey:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stream_server.errors import CloseCode, Unavailable
+from stream_server.errors import CloseCode, Throttled, Unavailable
 from stream_server.subscription import Subscription
 from stream_server.transports import ndjson, sse
 from stream_server.transports.body import Streaming
@@ -56,3 +56,10 @@ async def _come_again(
             subscription = Subscription(0)
             subscription.close(CloseCode.DRAINING if draining else CloseCode.UNAVAILABLE, str(error))
         yield subscription
+
+
+def turned_away(error: Throttled) -> Response:
+    """Return the answer to an `EventSource` that shall come again, but not at once."""
+    subscription = Subscription(0)
+    subscription.close(CloseCode.THROTTLED, str(error), retry_ms=1000 * error.retry_after)
+    return sse.EventStream(Streaming(nullcontext(subscription), 1.0), retry_ms=1000 * error.retry_after)

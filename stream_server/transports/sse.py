@@ -31,18 +31,19 @@ class EventStream(EventSourceResponse):
     wait: frames that are due together go out in one write. Its headers and its framing are kept.
     """
 
-    def __init__(self, streaming: Streaming, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, streaming: Streaming, headers: Mapping[str, str] | None = None, *, retry_ms: int = 0) -> None:
         super().__init__(iter(()), headers={**HEADERS, **(headers or {})})
         self._streaming = streaming
+        self._retry_ms = retry_ms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
-        await send_stream(self._streaming, self, scope, receive, send, frame=frame, first=_retry())
+        await send_stream(self._streaming, self, scope, receive, send, frame=frame, first=_retry(self._retry_ms))
 
 
-def _retry() -> bytes:
+def _retry(least_ms: int) -> bytes:
     """Return the field `retry` (WHATWG HTML 9.2.6), so chosen that clients don't come back all at once."""
-    return _retry_after(random.randint(*RETRY_MS))  # noqa: S311 # not for secrets
+    return _retry_after(least_ms + random.randint(*RETRY_MS))  # noqa: S311 # not for secrets
 
 
 @cache

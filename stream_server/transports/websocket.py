@@ -13,6 +13,7 @@ from stream_server.subscription import Subscription
 from stream_server.transports.caller import caller_of, refuse_foreign_origin
 from stream_server.transports.courier import courier
 from stream_server.transports.delivery import LINE, Line, Stepped, Straight
+from stream_server.transports.places import keep_place
 from stream_server.transports.request import State, question, run_key, since
 
 NORMAL_CLOSURE = 1000
@@ -67,6 +68,7 @@ async def _send_straight(websocket: WebSocket, line: Line, watch: AbstractAsyncC
     except BaseException as error:
         await watch.__aexit__(type(error), error, error.__traceback__)
         raise
+    keep_place(websocket.scope, delivery.over)
     delivery.begin_alone(watch)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -13,9 +14,12 @@ from stream_server.errors import (
     CloseCode,
     Draining,
     NoResult,
+    NotHttp,
     RunNotFound,
     StreamServerError,
+    Throttled,
     TokenInUrl,
+    TooManyJoins,
     UnknownTask,
 )
 
@@ -27,19 +31,22 @@ def subclasses(kind: type[StreamServerError]) -> list[type[StreamServerError]]:
 ALL = [kind for kind in subclasses(StreamServerError) if kind.__module__ == errors.__name__]
 
 
+AN: dict[type[StreamServerError], Callable[[], StreamServerError]] = {
+    UnknownTask: lambda: UnknownTask("d", "t", ["a"]),
+    RunNotFound: lambda: RunNotFound("d", "r"),
+    AirflowRefused: lambda: AirflowRefused("What happened", 403),
+    TokenInUrl: lambda: TokenInUrl("token"),
+    NoResult: lambda: NoResult("What happened", 502, {}),
+    **{kind: kind for kind in (Draining, AirflowUnknown, NotHttp)},
+}
+"""How errors are made that are not made of their text alone."""
+
+
 def an(kind: type[StreamServerError]) -> StreamServerError:
     """An error of any kind."""
-    if kind is UnknownTask:
-        return UnknownTask("d", "t", ["a"])
-    if kind is RunNotFound:
-        return RunNotFound("d", "r")
-    if kind is AirflowRefused:
-        return AirflowRefused("What happened", 403)
-    if kind is TokenInUrl:
-        return TokenInUrl("token")
-    if kind is NoResult:
-        return NoResult("What happened", 502, {})
-    return kind() if kind in {Draining, AirflowUnknown} else kind("What happened")
+    if issubclass(kind, Throttled):
+        return kind("What happened", 1)
+    return AN[kind]() if kind in AN else kind("What happened")
 
 
 def tree(kind: type[StreamServerError], depth: int = 0) -> list[tuple[int, str]]:
@@ -85,7 +92,8 @@ def test_a_type_means_one_title_and_one_status() -> None:
 
 def test_what_passes_by_itself_says_when_to_try_again() -> None:
     assert {kind.retry_after is not None for kind in ALL if kind.status == 503} == {True}
-    assert {kind.retry_after for kind in ALL if kind.status < 500} == {None}
+    assert {kind.retry_after for kind in ALL if kind.status < 500 and not issubclass(kind, Throttled)} == {None}
+    assert TooManyJoins("Too many", 7).retry_after == 7
 
 
 def test_an_unknown_task_names_some_that_are_known() -> None:

@@ -249,10 +249,13 @@ export interface Close {
    * - `4006` AUTH_EXPIRING: The caller's token is about to expire; he goes on with another one.
    * - `4007` ACCESS_CHANGED: The caller may see more or less of the run than when he came; a new connection tells him
    * what he may.
+   * - `4010` THROTTLED: The caller has, or does, more than one may. Only an `EventSource` is told so, which gives up
+   * after a 429.
    * - `4501` UNAUTHENTICATED: The caller did not say who he is, or his token has expired or was revoked.
    * - `4503` FORBIDDEN: The caller may not read this any more.
+   * - `4510` IDLE: Nothing was subscribed to.
    */
-  code: 4001 | 4002 | 4003 | 4005 | 4006 | 4007 | 4501 | 4503 | (number & {})
+  code: 4001 | 4002 | 4003 | 4005 | 4006 | 4007 | 4010 | 4501 | 4503 | 4510 | (number & {})
   /** The same in words, for people. */
   reason: string
   /** Whether the client should connect again; what clients go by that don't know the code. */
@@ -338,6 +341,8 @@ export const CLOSE_CODES = {
   INTERNAL: 4005,
   AUTH_EXPIRING: 4006,
   ACCESS_CHANGED: 4007,
+  THROTTLED: 4010,
   UNAUTHENTICATED: 4501,
   FORBIDDEN: 4503,
+  IDLE: 4510,
 } as const

@@ -1,0 +1,247 @@
+"""Each limit is enforced, says so, and is documented; who keeps within them does not notice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.raw import UPGRADE, raw, request
+from support.server import running_server
+from support.streams import sse, stream_path, types, websocket
+from support.waiting import eventually_answered, eventually_async
+
+Make = Callable[..., Settings]
+
+FROM_AFAR = {"X-Forwarded-For": "203.0.113.7"}
+"""What a trusted proxy says of a client: the tests themselves come from this machine, which is not bounded."""
+
+PROXIED = {"trusted_proxies": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("spoken", "status", "told"),
+    [
+        (request("/health?" + "x" * 400), 414, "STREAM_SERVER_MAX_URL_BYTES"),
+        (b"GET /" + b"x" * 400, 414, "STREAM_SERVER_MAX_URL_BYTES"),
+        (request("/health", "X-Large: " + "x" * 2000), 431, "STREAM_SERVER_MAX_HEADER_BYTES"),
+        (request("/health", *(f"X-{n}: {n}" for n in range(20))), 431, "STREAM_SERVER_MAX_HEADERS"),
+        (request("/health", "X-Endless: " + "x" * 10_000)[:-4], 431, "STREAM_SERVER_MAX_HEADER_BYTES"),
+        (request("/health?" + "x" * 400, *UPGRADE), 414, "STREAM_SERVER_MAX_URL_BYTES"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 40, 400, "RFC 9112"),
+        (b"GET /\xff HTTP/1.1\r\nHost: here\r\n\r\n", 400, "RFC 9112"),
+    ],
+)
+async def test_a_request_that_is_too_large_is_refused(settings: Make, spoken: bytes, status: int, told: str) -> None:
+    bounds = {"max_url_bytes": 300, "max_header_bytes": 1500, "max_headers": 15}
+    async with running_server(settings(**bounds)) as server, raw(server.url) as client:
+        await client.say(spoken)
+        answer = await client.answer()
+    assert (answer.status, told in answer.problem["detail"]) == (status, True), answer
+    assert answer.headers["connection"] == "close"
+
+
+async def test_what_is_within_the_bounds_is_answered(settings: Make) -> None:
+    bounds = {"max_url_bytes": 300, "max_header_bytes": 1500, "max_headers": 15}
+    async with running_server(settings(**bounds)) as server, raw(server.url) as client:
+        await client.say(request("/health?" + "x" * 280, "X-Large: " + "x" * 1400))
+        await client.say(request("/health", *(f"X-{n}: {n}" for n in range(12)), "Connection: close"))
+        assert (await client.hear()).count(b"HTTP/1.1 200 OK") == 2
+
+
+@pytest.mark.parametrize(
+    "spoken",
+    [
+        b"G",
+        b"\r\n\r\n",
+        request("/health")[:-2],
+        request("/api/v2/stream", *UPGRADE)[:-2],
+        request("/api/v2/dags/d/dagRuns?wait_for_completion=true", "Content-Length: 9", method="POST") + b"{",
+    ],
+)
+async def test_a_request_that_comes_too_slowly_is_refused(settings: Make, spoken: bytes) -> None:
+    configured = settings(request_timeout="200ms", airflow_url="http://127.0.0.1:1")
+    async with running_server(configured) as server, raw(server.url) as client:
+        await client.say(spoken)
+        if spoken.strip():
+            answer = await client.answer()
+            assert (answer.status, answer.problem["title"]) == (408, "Request too slow")
+            assert "STREAM_SERVER_REQUEST_TIMEOUT" in answer.problem["detail"]
+        else:
+            assert await client.hear() == b""
+
+
+async def test_who_says_nothing_is_shown_out(settings: Make) -> None:
+    async with running_server(settings(request_timeout="200ms")) as server, raw(server.url) as client:
+        assert await client.hear() == b""
+
+
+async def test_streams_and_waiting_requests_outlast_the_time_for_a_request(settings: Make, run: RunKey) -> None:
+    configured = settings(request_timeout="200ms", ping_interval="300ms")
+    async with running_server(configured) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with (
+            sse(server.url, run) as events,
+            websocket(server.url, run) as connection,
+            httpx.AsyncClient(base_url=server.url) as client,
+        ):
+            waited = await client.get(f"{stream_path(run).removesuffix('stream')}result?timeout=1s")
+            assert waited.status_code == 202
+            assert types([await events.next() for _ in range(3)]) == ["snapshot", "ping", "ping"]
+            assert [json.loads(await connection.recv())["type"] for _ in range(3)] == ["snapshot", "ping", "ping"]
+
+
+async def test_half_a_request_behind_a_stream_ends_it_without_a_word(settings: Make, run: RunKey) -> None:
+    async with running_server(settings(request_timeout="200ms")) as server, raw(server.url) as client:
+        await eventually_async(lambda: server.hub.live)
+        await client.say(request(stream_path(run)))
+        await client.reader.readuntil(b"event: snapshot")
+        await client.say(b"GET /health HTTP/1.1\r\nHo")
+        assert b"HTTP/1.1" not in await client.hear()
+        await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
+
+
+async def test_a_full_server_says_so_and_still_tells_how_it_is(settings: Make, run: RunKey) -> None:
+    async with running_server(settings(max_connections=20)) as server, AsyncExitStack() as stack:
+        await eventually_async(lambda: server.hub.live)
+        for _ in range(20):
+            await stack.enter_async_context(websocket(server.url, run))
+        async with raw(server.url) as client:
+            await client.say(request(stream_path(run)))
+            answer = await client.answer()
+        assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+        assert answer.problem["title"] == "Server full"
+        with pytest.raises(InvalidStatus, match="503"):
+            await connect(server.url.replace("http", "ws", 1) + stream_path(run), proxy=None)
+        async with httpx.AsyncClient(base_url=server.url) as operator:
+            assert (await operator.get("/health")).status_code == 200
+            # Some more than that are answered; beyond them, nobody is.
+            silent = [await stack.enter_async_context(raw(server.url)) for _ in range(2)]
+            assert await silent[-1].hear() == b""
+
+
+async def test_a_caller_has_only_so_many_streams(settings: Make, run: RunKey) -> None:
+    async with running_server(settings(max_streams_per_caller=3, **PROXIED)) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with AsyncExitStack() as stack:
+            for opened in (sse, websocket, sse):
+                await stack.enter_async_context(opened(server.url, run, headers=FROM_AFAR))
+            async with httpx.AsyncClient(base_url=server.url, headers=FROM_AFAR) as client:
+                refused = await client.get(stream_path(run))
+                assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+                assert "STREAM_SERVER_MAX_STREAMS_PER_CALLER" in refused.json()["detail"]
+                assert refused.json()["title"] == "Too many streams"
+            with pytest.raises(InvalidStatus, match="429"):
+                await stack.enter_async_context(websocket(server.url, run, headers=FROM_AFAR))
+            # Others are not concerned, nor is whoever is not named by a proxy that we trust.
+            async with sse(server.url, run, headers={"X-Forwarded-For": "203.0.113.8"}) as events:
+                assert (await events.next())["type"] == "snapshot"
+        async with sse(server.url, run, headers=FROM_AFAR) as events:
+            assert (await events.next())["type"] == "snapshot"
+
+
+@pytest.mark.parametrize("straight", [True, False])
+async def test_places_are_left_however_a_stream_ends(settings: Make, run: RunKey, *, straight: bool) -> None:
+    async with running_server(settings(max_streams_per_caller=1, **PROXIED), straight=straight) as server:
+        await eventually_async(lambda: server.hub.live)
+
+        async def admitted() -> bool:
+            async with httpx.AsyncClient(base_url=server.url, headers=FROM_AFAR) as client:
+                return (await client.get("/api/v2/stream?nothing=1")).status_code == 422
+
+        for opened in (sse, websocket):
+            async with opened(server.url, run, headers=FROM_AFAR):
+                assert not await admitted()
+            await eventually_answered(admitted, what="the place is left")
+
+
+async def test_an_event_source_is_told_to_come_again_later(settings: Make, run: RunKey) -> None:
+    event_source = {**FROM_AFAR, "Accept": "text/event-stream"}
+    async with running_server(settings(max_streams_per_caller=1, **PROXIED)) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run, headers=event_source), sse(server.url, run, headers=event_source) as events:
+            assert events.response.status_code == 200
+            (close,) = await events.rest()
+    assert (close["type"], close["code"], close["reconnect"], close["retry_ms"]) == ("close", 4010, True, 5000)
+
+
+async def test_a_caller_begins_only_so_much_in_a_second(settings: Make, run: RunKey) -> None:
+    async with running_server(settings(max_joins_per_second=0.5, **PROXIED)) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with httpx.AsyncClient(base_url=server.url, headers=FROM_AFAR) as client:
+            answers = [await client.get("/api/v2/stream?nothing=1") for _ in range(6)]
+            assert [answer.status_code for answer in answers] == [*[422] * 5, 429]
+            assert answers[-1].json()["title"] == "Too many joins"
+            assert 1 <= int(answers[-1].headers["retry-after"]) <= 2
+            assert (await client.get("/health")).status_code == 200
+        other = {"X-Forwarded-For": "203.0.113.8"}
+        url = server.url.replace("http", "ws", 1) + "/api/v2/stream"
+        async with connect(url, additional_headers=other, proxy=None) as connection:
+            subscribe = {"op": "subscribe", "id": "", "dag_id": "d"}
+            for number in range(5):
+                await connection.send(json.dumps({**subscribe, "id": str(number)}))
+            answers_heard = [json.loads(await connection.recv()) for _ in range(5)]
+        assert [one.get("status") for one in answers_heard if one["type"] == "error"] == [429]
+
+
+async def test_who_is_not_named_by_a_trusted_proxy_is_taken_for_who_he_is(settings: Make, run: RunKey) -> None:
+    async with (
+        running_server(settings(max_joins_per_second=0.1)) as server,
+        httpx.AsyncClient(base_url=server.url, headers=FROM_AFAR) as client,
+    ):
+        statuses = {(await client.get("/api/v2/stream?nothing=1")).status_code for _ in range(5)}
+    assert statuses == {422}
+
+
+async def test_a_large_message_closes_its_websocket(settings: Make) -> None:
+    async with (
+        running_server(settings(max_message_bytes=300)) as server,
+        connect(server.url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None) as connection,
+    ):
+        await connection.send("x" * 301)
+        with pytest.raises(ConnectionClosed) as closed:
+            await connection.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1009
+
+
+async def test_a_websocket_that_subscribes_to_nothing_is_closed(settings: Make, run: RunKey) -> None:
+    async with running_server(settings(idle_timeout="200ms")) as server:
+        await eventually_async(lambda: server.hub.live)
+        address = server.url.replace("http", "ws", 1) + "/api/v2/stream"
+        async with connect(address, proxy=None) as idle, connect(address, proxy=None) as busy:
+            await busy.send(json.dumps({"op": "subscribe", "id": "a", "dag_id": run.dag_id, "run_id": run.run_id}))
+            with pytest.raises(ConnectionClosed) as closed:
+                await idle.recv()
+            assert closed.value.rcvd is not None
+            assert (closed.value.rcvd.code, "no stream" in closed.value.rcvd.reason) == (4510, True)
+            assert [json.loads(await busy.recv())["type"] for _ in range(2)] == ["ack", "snapshot"]
+            await busy.send(json.dumps({"op": "unsubscribe", "id": "a"}))
+            assert json.loads(await busy.recv())["type"] == "ack"
+            with pytest.raises(ConnectionClosed, match="4510"):
+                await busy.recv()
+
+
+async def test_operators_may_have_a_port_of_their_own(settings: Make, run: RunKey, unused_tcp_port: int) -> None:
+    paths = ("/health", "/ready", "/metrics", "/openapi.json", "/asyncapi.json")
+    configured = settings(admin_port=unused_tcp_port, max_connections=1)
+    async with (
+        running_server(configured) as server,
+        httpx.AsyncClient(base_url=server.url) as public,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{unused_tcp_port}") as operator,
+    ):
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, run) as events:
+            await events.next()
+            assert {(await operator.get(path)).status_code for path in paths} == {200}
+            assert (await operator.get(stream_path(run))).status_code == 404
+        await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
+        await operator.aclose()
+        assert {(await public.get(path)).status_code for path in paths} == {404}

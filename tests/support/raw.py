@@ -1,0 +1,87 @@
+"""Connections that say what no client would, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from support.streams import DEADLINE
+
+
+@dataclass
+class Answer:
+    """What came back before the server closed the connection."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        assert self.headers["content-type"] == "application/problem+json"
+        found: dict[str, Any] = json.loads(self.body)
+        assert found["status"] == self.status
+        return found
+
+
+class Raw:
+    """A connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def say(self, data: bytes) -> None:
+        # Whoever was refused while he spoke hears the answer all the same.
+        with suppress(ConnectionError):
+            self.writer.write(data)
+            await self.writer.drain()
+
+    async def hear(self) -> bytes:
+        """Return all up to the end, whether the server has closed the connection or cut it off."""
+        heard = b""
+        with suppress(ConnectionResetError):
+            while data := await asyncio.wait_for(self.reader.read(2**16), DEADLINE):
+                heard += data
+        return heard
+
+    async def answer(self) -> Answer:
+        """Return the last answer of a connection that ends."""
+        head, _, body = (await self.hear()).partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        return Answer(int(first.split()[1]), {name.lower(): value for name, value in headers.items()}, body)
+
+
+@asynccontextmanager
+async def raw(url: str) -> AsyncIterator[Raw]:
+    """Connect, and say nothing yet."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        yield Raw(reader, writer)
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+def request(path: str, *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: here", *headers]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+UPGRADE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+"""Headers of a handshake (RFC 6455 section 1.3)."""
