@@ -24,3 +24,11 @@ def test_the_lock_file_names_no_registry() -> None:
         if "resolved" in package and not package.get("link")
     } == {}
     assert re.findall(r"https?://[^\"/]*(?:registry|npm)[^\"/]*", (WEB / "package-lock.json").read_text()) == []
+
+
+def test_the_lock_file_is_whole_for_every_platform() -> None:
+    """`npm ci` refuses a lock file that was made where a registry lacks what other platforms need."""
+    locked = json.loads((WEB / "package-lock.json").read_text())["packages"]
+    names = {path.rpartition("node_modules/")[2] for path in locked}
+    wanted = {name for package in locked.values() for name in package.get("optionalDependencies", {})}
+    assert wanted <= names
