@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -16,35 +12,17 @@ from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.chromium import QUIET
+from support.pages import serving
 from support.server import running_server
 from support.waiting import eventually_async
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-class Handler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def files() -> Iterator[str]:
-    """Serve the examples from an origin of their own, as `python3 -m http.server` does."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=EXAMPLES))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 async def test_the_page_shows_a_run_as_it_goes(
     chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
-    with files() as origin:
+    with serving(EXAMPLES) as origin:
         async with (
             running_server(settings(cors_origins=(origin,))) as server,
             async_playwright() as playwright,
@@ -68,7 +46,7 @@ async def test_the_page_shows_a_run_as_it_goes(
 async def test_a_page_of_another_origin_sees_nothing(
     chromium: str, settings: Callable[..., Settings], run: RunKey
 ) -> None:
-    with files() as origin:
+    with serving(EXAMPLES) as origin:
         async with (
             running_server(settings(cors_origins=("https://app.example.com",))) as server,
             async_playwright() as playwright,

@@ -7,19 +7,23 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote, urlsplit
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from stream_server.frames import AnyFrame
 from stream_server.run_state import RunKey
 
 DEADLINE = 10.0
 """Seconds in which a frame that is due must have come."""
 
 Frame = dict[str, Any]
+
+EVENT_NAMES = sorted({str(kind.__struct_config__.tag) for kind in get_args(AnyFrame)} - {"ack", "error"})
+"""Of server-sent events. The others are told on a WebSocket alone; every `EventSource` has an `error` of its own."""
 
 
 def stream_path(key: RunKey, query: str = "") -> str:

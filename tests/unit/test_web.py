@@ -7,7 +7,10 @@ import re
 import runpy
 from pathlib import Path
 
-WEB = Path(__file__).resolve().parents[2] / "web"
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WEB = REPOSITORY / "web"
 
 
 def test_the_types_of_the_frames_are_those_of_the_server() -> None:
@@ -15,15 +18,17 @@ def test_the_types_of_the_frames_are_those_of_the_server() -> None:
     assert script["TARGET"].read_text() == script["typescript"](), "run `make frame-types`"
 
 
-def test_the_lock_file_names_no_registry() -> None:
-    locked = json.loads((WEB / "package-lock.json").read_text())["packages"]
-    assert len(locked) > 20
+@pytest.mark.parametrize("directory", ["web", "tests/clients"])
+def test_the_lock_file_names_no_registry(directory: str) -> None:
+    text = (REPOSITORY / directory / "package-lock.json").read_text()
+    locked = json.loads(text)["packages"]
+    assert len(locked) > 10
     assert {
         name: package["resolved"]
         for name, package in locked.items()
         if "resolved" in package and not package.get("link")
     } == {}
-    assert re.findall(r"https?://[^\"/]*(?:registry|npm)[^\"/]*", (WEB / "package-lock.json").read_text()) == []
+    assert re.findall(r"https?://[^\"/]*(?:registry|npm)[^\"/]*", text) == []
 
 
 def test_the_lock_file_is_whole_for_every_platform() -> None:

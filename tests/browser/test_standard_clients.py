@@ -1,0 +1,60 @@
+"""Clients of others in a real browser: its own `EventSource`, and `@microsoft/fetch-event-source`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+from playwright.async_api import Page, async_playwright
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support import node
+from support.airflow_sql import AirflowSql
+from support.asking import ANSWER
+from support.chromium import QUIET
+from support.pages import serving
+from support.proxy import Proxy
+from support.server import running_server
+from support.streams import EVENT_NAMES, Frame, states, stream_path, types
+from support.waiting import eventually_async
+
+EACH_STATE = ["scheduled", "queued", "running", "success"]
+
+
+async def told(page: Page, kind: str) -> list[Frame]:
+    """Wait until the client was told a frame of a type, and return all that it was told."""
+    await page.wait_for_function(f"window.told?.some((data) => JSON.parse(data).type === '{kind}')")
+    return [json.loads(data) for data in await page.evaluate("() => window.told")]
+
+
+@pytest.mark.parametrize("client", ["EventSource", "fetch-event-source"])
+async def test_browsers_follow_a_run_over_a_cut_connection_to_its_end(
+    chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, client: str
+) -> None:
+    with serving(node.installed_clients()) as origin:
+        async with (
+            running_server(settings(cors_origins=(origin,))) as server,
+            Proxy.to(urlsplit(server.url).port) as proxy,
+            async_playwright() as playwright,
+            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+        ):
+            await eventually_async(lambda: server.hub.live)
+            page = await browser.new_page()
+            url = f"http://127.0.0.1:{proxy.port}{stream_path(run)}"
+            query = urlencode({"client": client, "url": url, "name": EVENT_NAMES}, doseq=True)
+            await page.goto(f"{origin}/page.html?{query}")
+            await told(page, "snapshot")
+            await airflow.start_task(run, "ask")
+            await page.wait_for_function("window.told.filter((data) => JSON.parse(data).type === 'task').length === 3")
+            await proxy.cut()
+            await airflow.set_task(run, "ask", "success")
+            await told(page, "resumed")
+            await airflow.run_task(run, "answer", ANSWER)
+            frames = await told(page, "closed")
+    assert states(frames, "ask") == EACH_STATE
+    assert states(frames, "answer")[:3] == EACH_STATE[:3]
+    assert types(frames)[-3:] == ["result", "end", "closed"]
+    assert frames[-3]["results"] == {"answer": ANSWER}

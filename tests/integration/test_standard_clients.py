@@ -1,0 +1,131 @@
+"""Clients of others, as they are, follow a run to its `end`, and across a connection that was cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from httpx_sse import aconnect_sse
+
+from stream_server.run_state import RunKey
+from support import node
+from support.airflow_sql import AirflowSql
+from support.asking import ANSWER
+from support.proxy import Proxy
+from support.server import RunningServer
+from support.streams import EVENT_NAMES, Frame, states, stream_path, types
+from support.waiting import eventually_async
+
+EACH_STATE = ["scheduled", "queued", "running", "success"]
+
+LINE_SECONDS = 20.0
+"""Longer than the longest `retry`, and than Node takes to start."""
+
+
+class Script:
+    """A client in a process of its own, which writes a line for each frame."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def next(self) -> Frame:
+        """Return what the next line has that holds JSON."""
+        assert self._process.stdout is not None
+        while True:
+            line = await asyncio.wait_for(self._process.stdout.readline(), LINE_SECONDS)
+            assert line, "it goes on until the stream has ended"
+            at = line.find(b"{")
+            if at >= 0:
+                frame: Frame = json.loads(line[at : line.rindex(b"}") + 1])
+                return frame
+
+    async def until(self, kind: str) -> list[Frame]:
+        frames = [await self.next()]
+        while frames[-1]["type"] != kind:
+            frames.append(await self.next())
+        return frames
+
+    async def rest(self) -> str:
+        """Return what it still says, up to its end."""
+        stdout, _ = await asyncio.wait_for(self._process.communicate(), LINE_SECONDS)
+        assert self._process.returncode == 0
+        return stdout.decode()
+
+
+@asynccontextmanager
+async def running(*command: str) -> AsyncIterator[Script]:
+    """Run Node until the end of the context."""
+    directory = node.installed_clients()
+    process = await asyncio.create_subprocess_exec(
+        node.node(),
+        *command,
+        cwd=directory,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Script(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize("client", ["eventsource.js", "eventsource-client.js"])
+async def test_event_sources_follow_a_run_over_a_cut_connection_to_its_end(
+    server: RunningServer, run: RunKey, airflow: AirflowSql, client: str
+) -> None:
+    async with Proxy.to(urlsplit(server.url).port) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}{stream_path(run)}"
+        async with running(client, url, *EVENT_NAMES) as script:
+            frames = await script.until("snapshot")
+            await airflow.start_task(run, "ask")
+            frames += [await script.next() for _ in EACH_STATE[:3]]
+            await proxy.cut()
+            await airflow.set_task(run, "ask", "success")
+            frames += await script.until("resumed")
+            await airflow.run_task(run, "answer", ANSWER)
+            frames += await script.until("end")
+            # They come back after the end, too, and 204 tells them to stop (WHATWG HTML 9.2.3).
+            if client == "eventsource.js":
+                assert await script.next() == {"type": "closed", "code": 204}
+            else:
+                assert (await script.next())["type"] == "closed"
+            assert await script.rest() == ""
+    assert states(frames, "ask") == EACH_STATE
+    assert states(frames, "answer")[:3] == EACH_STATE[:3]
+    assert types(frames)[-2:] == ["result", "end"]
+    assert frames[-2]["results"] == {"answer": ANSWER}
+
+
+async def test_wscat_follows_a_run_to_its_end(server: RunningServer, run: RunKey, airflow: AirflowSql) -> None:
+    url = server.url.replace("http", "ws") + stream_path(run)
+    async with running("node_modules/wscat/bin/wscat", "--no-color", "--connect", url) as script:
+        frames = await script.until("snapshot")
+        await airflow.answer(run)
+        frames += await script.until("end")
+        # It ends with the connection, and would do so with an error had that been one.
+        assert await script.rest() == ""
+    assert states(frames, "ask") == EACH_STATE
+    assert types(frames)[-2:] == ["result", "end"]
+
+
+async def test_httpx_sse_follows_a_run_to_its_end(server: RunningServer, run: RunKey, airflow: AirflowSql) -> None:
+    frames: list[Frame] = []
+    async with (
+        httpx.AsyncClient(base_url=server.url) as client,
+        aconnect_sse(client, "GET", stream_path(run)) as source,
+    ):
+        await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
+        await airflow.answer(run)
+        async for event in source.aiter_sse():
+            if event.data:
+                frames.append(event.json())
+                assert event.event == frames[-1]["type"]
+    assert states(frames, "ask") == EACH_STATE
+    assert types(frames)[-2:] == ["result", "end"]

