@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from stream_server.blame import culprit
 from stream_server.frames import AnyFrame, End, Failure, Reference, Reset, Result, Snapshot
 from stream_server.prediction import BAD
 from stream_server.run_state import Origin, RunState
@@ -172,8 +173,8 @@ def _blame(run: RunState, task_id: str, map_index: int, ended: Origin | None = N
         ended: What ended it; `None` while that is only certain to come.
     """
     forecast = run.forecast()
-    culprit = forecast.culprit(task_id, map_index) if forecast is not None else None
-    place = culprit or (task_id, map_index)
+    blamed = culprit(forecast, task_id, map_index) if forecast is not None else None
+    place = blamed or (task_id, map_index)
     instances = run.tasks[place[0]]
     map_index = place[1] if place[1] in instances else min(instances)
     instance = instances[map_index]

@@ -21,6 +21,7 @@ from stream_server.trigger_rules import (
     RACING,
     RUN,
     SKIPPING_WITH_OTHERS,
+    WAITING_FOR_ALL,
     Above,
     Ends,
     F,
@@ -43,7 +44,9 @@ States: TypeAlias = Mapping[str, Mapping[str | None, AbstractSet[int]]]
 Outlook: TypeAlias = Mapping[Ends, AbstractSet[int]]
 """How the instances of one task can end: indexes, by the set of ends."""
 
-_FINAL: dict[str | None, Ends] = {"success": S, "failed": F, "upstream_failed": U, "skipped": K, "removed": R}
+FINAL: dict[str | None, Ends] = {"success": S, "failed": F, "upstream_failed": U, "skipped": K, "removed": R}
+"""States in which a task instance has ended."""
+
 _STARTED = frozenset({"scheduled", "queued", "running", "deferred", "awaiting_input"})
 """States of an instance whose rule has been met, and is looked at no more."""
 
@@ -73,9 +76,10 @@ class Forecast:
     """
 
     def __init__(self, graph: Graph, states: States) -> None:
-        self._graph = graph
-        self._states = states
+        self.graph = graph
+        self.states = states
         self._outlooks: dict[str, Outlook] = {}
+        self._skipped_only_by_itself: set[str] = set()
         for task_id in graph.order:
             self._outlooks[task_id] = self._outlook(task_id)
 
@@ -99,7 +103,7 @@ class Forecast:
         return frozenset().union(*(found for ends, found in self.outlook(task_id).items() if not ends & (S | K | R)))
 
     def _outlook(self, task_id: str) -> Outlook:
-        states = self._states.get(task_id)
+        states = self.states.get(task_id)
         if not states:
             return _UNKNOWN
         skipped = K if self._is_fail_fast(task_id) else self._skipped_by_others(task_id)
@@ -108,24 +112,29 @@ class Forecast:
         for state, indexes in states.items():
             if state in _WAITING:
                 waiting |= indexes
-            elif state in _FINAL:
+            elif state in FINAL:
                 # A decision to skip overwrites what no worker has done (`ti_skip_downstream`, `_stop_remaining_tasks`).
-                overwritten = skipped if _FINAL[state] in {U, R} else 0
-                _add(outlook, _FINAL[state] | (overwritten or NOW), indexes)
+                overwritten = skipped if FINAL[state] in {U, R} else 0
+                _add(outlook, FINAL[state] | (overwritten or NOW), indexes)
             else:
                 _add(outlook, spread(RUN) if state in _STARTED else ANY, indexes)
         # One who looks at a rule also looks at what the tasks above have decided (`NotPreviouslySkippedDep`).
-        decided = any(self._graph.tasks[above].can_skip_downstream for above in self._graph.upstream[task_id])
+        decided = any(self.graph.tasks[above].can_skip_downstream for above in self.graph.upstream[task_id])
+        skipped = K if decided else skipped
+        if not outlook and not skipped:
+            self._skipped_only_by_itself.add(task_id)
         for ends, indexes in self._waiting(task_id, waiting):
-            _add(outlook, spread(ends) | (K if decided else skipped), indexes)
+            _add(outlook, spread(ends) | skipped, indexes)
+            if ends & K:
+                self._skipped_only_by_itself.discard(task_id)
         return outlook
 
     def _skipped_by_others(self, task_id: str) -> Ends:
         """Return `skipped` if a task above, near or far, may yet decide that a task is skipped, whatever its rule."""
-        return K if any(self._may_run(above) for above in self._graph.deciders.get(task_id, ())) else 0
+        return K if any(self._may_run(above) for above in self.graph.deciders.get(task_id, ())) else 0
 
     def _is_fail_fast(self, task_id: str) -> bool:
-        return self._graph.fail_fast and not self._graph.tasks[task_id].is_teardown
+        return self.graph.fail_fast and not self.graph.tasks[task_id].is_teardown
 
     def _may_run(self, task_id: str) -> bool:
         return any(ends & S and not ends & NOW for ends in self.outlook(task_id))
@@ -134,9 +143,9 @@ class Forecast:
         """Yield how instances can end that wait for their rule to be met."""
         if not indexes:
             return
-        if any(self._is_tangled(task_id, above) for above in self._above(task_id)):
+        if any(self._is_tangled(task_id, above) for above in self.above(task_id)):
             yield ANY, indexes
-        elif -1 in indexes and self._graph.may_expand(task_id):
+        elif -1 in indexes and self.graph.may_expand(task_id):
             yield from self._unexpanded(task_id)
             yield from self._expanded(task_id, indexes - {-1})
         else:
@@ -153,7 +162,7 @@ class Forecast:
         not expanded itself sees all of those instances, or none, depends on the rule and on the version.
         """
         ((ends, alone),) = self._expanded(task_id, frozenset({-1}))
-        siblings = [self.outlook(above) for above in self._above(task_id) if self._is_sibling(task_id, above)]
+        siblings = [self.outlook(above) for above in self.above(task_id) if self.is_sibling(task_id, above)]
         indexes = frozenset[int]().union(
             *(found for outlook in siblings for end, found in outlook.items() if end != R | NOW)
         ) - {-1}
@@ -162,9 +171,9 @@ class Forecast:
         if not ends & RUN:
             # Only one of several instances is removed.
             yield ends & ~R or ends, alone
-        elif self._graph.is_empty(task_id):
+        elif self.graph.is_empty(task_id):
             # Nothing times something that is not known yet is not known either (`NotFullyPopulated`).
-            known = not self._graph.expanded_by(task_id) and not self._graph.mapped_groups(task_id)[1:]
+            known = not self.graph.expanded_by(task_id) and not self.graph.mapped_groups(task_id)[1:]
             yield ends & ~(RUN | R) | K | (0 if known else U), alone
         elif indexes:
             for then, alike in self._expanded(task_id, indexes):
@@ -174,16 +183,16 @@ class Forecast:
 
     def _everything(self, task_id: str) -> _Seen:
         seen = _Seen()
-        for above in self._above(task_id):
+        for above in self.above(task_id):
             seen = self._adding(task_id, seen, above, self.outlook(above))
         return seen
 
     def _seen(self, task_id: str, indexes: AbstractSet[int]) -> dict[_Seen, AbstractSet[int]]:
         """Sort instances by what they see above themselves: inside a mapped group, what has the same index."""
         alike: dict[_Seen, AbstractSet[int]] = {_Seen(): indexes} if indexes else {}
-        for above in self._above(task_id):
+        for above in self.above(task_id):
             outlook = self.outlook(above)
-            if not self._is_sibling(task_id, above):
+            if not self.is_sibling(task_id, above):
                 alike = {self._adding(task_id, seen, above, outlook): one for seen, one in alike.items()}
                 continue
             split: dict[_Seen, AbstractSet[int]] = {}
@@ -202,16 +211,16 @@ class Forecast:
         return alike
 
     def _adding(self, task_id: str, seen: _Seen, above: str, ends: Iterable[Ends]) -> _Seen:
-        if above not in self._graph.upstream[task_id]:
+        if above not in self.graph.upstream[task_id]:
             return seen._replace(indirect_setups=seen.indirect_setups.union(ends))
         direct = seen.direct.union(ends)
-        if self._graph.tasks[above].is_setup:
+        if self.graph.tasks[above].is_setup:
             return seen._replace(direct=direct, setups=seen.setups.union(ends))
         return seen._replace(direct=direct)
 
     def _ends(self, task_id: str, seen: _Seen) -> Ends:
         """Return how instances can end that wait, and see this."""
-        task = self._graph.tasks[task_id]
+        task = self.graph.tasks[task_id]
         sources = self._sources(task_id)
         if self._fails_now(task, seen, sources):
             return U
@@ -220,14 +229,14 @@ class Forecast:
             # The rule may be met before it is known how often the task is run; then it is not expanded, and fails.
             ends |= U
         ends = _unless_harmed(ends, sources, allowed=S)
-        if not self._graph.may_expand(task_id):
+        if not self.graph.may_expand(task_id):
             ends &= ~R
         # Nothing that Airflow could write: a deadlock, which ends the run.
         return ends or RUN | ANY
 
     def _sources(self, task_id: str) -> Above:
         """Return what says how often a task is run, as far as `MappedTaskUpstreamDep` looks: where it is unexpanded."""
-        outlooks = [self.outlook(source) for source in self._graph.expanded_by(task_id)]
+        outlooks = [self.outlook(source) for source in self.graph.expanded_by(task_id)]
         return Above(frozenset(ends for outlook in outlooks for ends, found in outlook.items() if -1 in found))
 
     def _fails_now(self, task: Task, seen: _Seen, sources: Above) -> bool:
@@ -247,82 +256,82 @@ class Forecast:
             return not sources.some(F | U)
         return task.trigger_rule in FAILING_WITH_OTHERS and direct.now(F | U) and not setups.now(K)
 
+    def _fails_before_skips(self, task: Task) -> bool:
+        """Whether a task that fails with others, and is skipped with others, sees one that failed before any skipped.
+
+        A task above that is only about to be run may skip itself. If it waits for the very end because of which another
+        task above is told to fail, it is scheduled by no loop that has not told that. Airflow 3 has no scheduling
+        beside the loop, which reads all instances of a run at once (`DagRun.task_instance_scheduling_decisions`).
+        """
+        above = self.graph.upstream[task.task_id]
+        if task.trigger_rule != "all_success" or any(self._is_tangled(task.task_id, one) for one in above):
+            return False
+        told = frozenset[tuple[str, int]]().union(*map(self._reasons_to_fail, above))
+        skipping = [one for one in above if any(ends & K for ends in self.outlook(one))]
+        return all(told & self._awaited(one) for one in skipping)
+
+    def _reasons_to_fail(self, task_id: str) -> frozenset[tuple[str, int]]:
+        """Return the instances of which each suffices for the next loop to tell all of a waiting task to fail."""
+        failing = self.graph.tasks[task_id].trigger_rule in FAILING_WITH_OTHERS and set(self.outlook(task_id)) == {U}
+        return self._ended_above(task_id, F | U) if failing else frozenset()
+
+    def _awaited(self, task_id: str) -> frozenset[tuple[str, int]]:
+        """Return ended instances that a loop must have seen to run a waiting task that nothing but itself skips."""
+        rule = self.graph.tasks[task_id].trigger_rule
+        if task_id not in self._skipped_only_by_itself or rule not in WAITING_FOR_ALL:
+            return frozenset()
+        above = map(self._awaited_to_end, self.graph.upstream[task_id])
+        return self._ended_above(task_id, ANY).union(*above)
+
+    def _awaited_to_end(self, task_id: str) -> frozenset[tuple[str, int]]:
+        """Return ended instances that a loop must have seen for a waiting task to end, one way or another."""
+        reasons = self._reasons_to_fail(task_id)
+        if not any(ends & (U | R) for ends in self.outlook(task_id)):
+            return self._awaited(task_id)
+        # Any of several reasons would do, or something else that fails it.
+        others = self.graph.indirect_setups.get(task_id) or self._sources(task_id).now(F | U)
+        return reasons if len(reasons) == 1 and not others else frozenset()
+
+    def _ended_above(self, task_id: str, ended: Ends) -> frozenset[tuple[str, int]]:
+        """Return what has ended so, for good, of what all instances of a task see."""
+        return frozenset(
+            (above, index)
+            for above in self.graph.upstream[task_id]
+            if not self.is_sibling(task_id, above)
+            for ends, found in self.outlook(above).items()
+            if ends & NOW and ends & ended
+            for index in found
+        )
+
     def _is_heedless(self, task: Task) -> bool:
         """Whether a task waits for nothing."""
-        return task.trigger_rule == HEEDLESS or not self._graph.upstream[task.task_id]
+        return task.trigger_rule == HEEDLESS or not self.graph.upstream[task.task_id]
 
     def _ends_by_rule(self, task: Task, seen: _Seen) -> Ends:
         if self._is_heedless(task):
             return RUN
         ends = ends_by(task.trigger_rule, Above(seen.direct, seen.setups))
-        if task.trigger_rule in RACING and self._graph.mapped_groups(task.task_id):
+        if ends & U and ends & K and self._fails_before_skips(task):
+            ends &= ~K
+        if task.trigger_rule in RACING and self.graph.mapped_groups(task.task_id):
             ends |= ends_by(task.trigger_rule, Above(self._everything(task.task_id).direct))
         return _unless_harmed(ends, Above(seen.indirect_setups), allowed=S | R)
 
-    def _above(self, task_id: str) -> tuple[str, ...]:
+    def above(self, task_id: str) -> tuple[str, ...]:
         """Return the tasks that decide whether a task is run, but for those that expand it."""
-        return self._graph.upstream[task_id] + self._graph.indirect_setups.get(task_id, ())
+        return self.graph.upstream[task_id] + self.graph.indirect_setups.get(task_id, ())
 
-    def _is_sibling(self, task_id: str, above: str) -> bool:
-        """Whether a task sees, of another one, only what has the same index (`_get_relevant_map_indexes`)."""
-        groups = self._graph.mapped_groups(task_id)
-        return bool(groups) and groups == self._graph.mapped_groups(above) and not self._is_tangled(task_id, above)
+    def is_sibling(self, task_id: str, above: str) -> bool:
+        """Tell whether a task sees, of another one, only what has the same index (`_get_relevant_map_indexes`)."""
+        groups = self.graph.mapped_groups(task_id)
+        return bool(groups) and groups == self.graph.mapped_groups(above) and not self._is_tangled(task_id, above)
 
     def _is_tangled(self, task_id: str, above: str) -> bool:
         """Whether a mapping within a mapping makes it hard to tell what a task sees of another one."""
-        mine, others = self._graph.mapped_groups(task_id), self._graph.mapped_groups(above)
-        tasks = self._graph.tasks
+        mine, others = self.graph.mapped_groups(task_id), self.graph.mapped_groups(above)
+        tasks = self.graph.tasks
         inner = tasks[task_id].is_mapped or tasks[above].is_mapped
         return not set(mine).isdisjoint(others) and (mine != others or inner)
-
-    def culprit(self, task_id: str, map_index: int) -> tuple[str, int] | None:
-        """Return the instance because of which an instance is doomed, or has ended without a value.
-
-        It is the nearest one that failed for good; where none did, that from which failure, or skipping, comes. `None`
-        where there is none either.
-        """
-        outlook = self.outlook(task_id)
-        ends = next((ends for ends, found in outlook.items() if map_index in found), F | U)
-        ways = [(F | U, F), (F | U, U), (K | R, K | R)] if ends & (F | U) else [(K | R, K | R), (F | U, F)]
-        roots = (self._root(task_id, map_index, along, ended) for along, ended in ways)
-        return next((root for root in roots if root is not None), None)
-
-    def _root(self, task_id: str, map_index: int, along: Ends, ended: Ends) -> tuple[str, int] | None:
-        """Go up, level by level, along what is harmed, to what has ended so, and by itself unless it failed."""
-        level: set[tuple[str, int | None]] = {(task_id, map_index)}
-        visited: set[tuple[str, int | None]] = set()
-        while level:
-            visited |= level
-            causes = {place: self._causes(*place, along) for place in level}
-            roots = [
-                (place[0], index)
-                for place in level
-                if ended == F or not causes[place]
-                for index in self._ended(*place, ended)
-            ]
-            if roots:
-                return min(roots)
-            level = set[tuple[str, int | None]]().union(*causes.values()) - visited
-        return None
-
-    def _causes(self, task_id: str, map_index: int | None, harm: Ends) -> set[tuple[str, int | None]]:
-        causes: set[tuple[str, int | None]] = set()
-        for above in {*self._above(task_id), *self._graph.expanded_by(task_id)} if task_id in self._outlooks else ():
-            index = map_index if self._is_sibling(task_id, above) else None
-            if any(
-                ends & harm and not ends & S and (index is None or index in found)
-                for ends, found in self.outlook(above).items()
-            ):
-                causes.add((above, index))
-        return causes
-
-    def _ended(self, task_id: str, map_index: int | None, harm: Ends) -> list[int]:
-        states = self._states.get(task_id, {})
-        return [
-            min(indexes) if map_index is None else map_index
-            for state, indexes in states.items()
-            if _FINAL.get(state, 0) & harm and (map_index is None or map_index in indexes)
-        ]
 
 
 def foreseeable(graph: Graph, states: States) -> bool:

@@ -168,6 +168,20 @@ FAILING_WITH_OTHERS = frozenset({"all_success", "none_failed", "none_failed_min_
 SKIPPING_WITH_OTHERS = frozenset({"all_success", "all_done", "all_done_min_one_success", "none_failed", "none_skipped"})
 """Rules by which a task is skipped only where one above it has been."""
 
+WAITING_FOR_ALL = frozenset(
+    {
+        "all_success",
+        "all_failed",
+        "all_done",
+        "all_done_min_one_success",
+        "all_skipped",
+        "none_failed",
+        "none_failed_min_one_success",
+        "none_skipped",
+    }
+)
+"""Rules by which a task is not run before all above it have ended."""
+
 WANTING_HARM = frozenset({"all_failed", "one_failed", "all_skipped"})
 """Rules by which a task can be skipped although everything above it went well."""
 
