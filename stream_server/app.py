@@ -35,6 +35,7 @@ from stream_server.farewell import drained_first
 from stream_server.hub import Hub
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
+from stream_server.journal.waiters import Waiters
 from stream_server.meter import Meter
 from stream_server.metrics import Metrics
 from stream_server.pages import assets
@@ -160,7 +161,7 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
         meter = Meter(runs, settings.check_interval)
         metrics.attend(hub, tail, meter)
         retention = Retention(settings.retention or None, settings.retention_size or None)
-        cancellations = Cancellations(hub)
+        cancellations = Cancellations(hub, Waiters(runs))
         loop = asyncio.get_running_loop()
         edge = Edge(settings, loop)
         idle: Deadlines[Callable[[], None]] = Deadlines(loop, settings.idle_timeout, lambda over: over())
@@ -171,6 +172,7 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
         tasks = [
             asyncio.create_task(tail.run(), name="tail"),
             asyncio.create_task(meter.run(), name="meter"),
+            asyncio.create_task(cancellations.run(), name="keeper of cancellations"),
         ]
         if retention.bounded:
             tasks.append(asyncio.create_task(prune_forever(runs, retention, metrics.pruned), name="pruner"))

@@ -89,6 +89,7 @@ class Hub:
         self._cursor: Cursor | None = None
         self._moved = asyncio.Event()
         self._on_watch: Callable[[], None] = lambda: None
+        self._on_run: Callable[[RunKey], None] = lambda _: None
         self.draining = False
         """Whether this server is shutting down."""
 
@@ -117,6 +118,10 @@ class Hub:
     def on_watch(self, call: Callable[[], None]) -> None:
         """Have something called whenever somebody begins to watch."""
         self._on_watch = call
+
+    def on_run(self, call: Callable[[RunKey], None]) -> None:
+        """Have something called with the run that somebody begins to watch."""
+        self._on_run = call
 
     # What can be asked.
 
@@ -190,6 +195,7 @@ class Hub:
         why_not = None if since is None else await self._refuse(since.cursor)
         async with self._runs.hold(key) as watched:
             self._on_watch()
+            self._on_run(key)
             subscription: Subscription | None = None
             try:
                 if since is None or since.cursor is None or why_not is not None:

@@ -28,7 +28,7 @@ READER = (
     Privilege("sequence", OUR_SCHEMA, "losses", "SELECT"),
     *(
         Privilege("function", OUR_SCHEMA, name, "EXECUTE")
-        for name in ("triggers", "put_back", "prune", "claim", "release")
+        for name in ("triggers", "put_back", "prune", "claim", "release", "wait", "wait_no_more")
     ),
     Privilege("schema", None, "", "USAGE"),
     *(

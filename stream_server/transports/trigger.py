@@ -160,6 +160,7 @@ async def _answer(request: Request, airflow: AirflowApi, begun: Begun, plan: Pla
     watch = state["hub"].watch(key, asked, since=begun.since)
     on_gone = None
     if (grace := plan.cancel_after) is not None:
+        await state["cancellations"].expect(key)
         on_gone = partial(state["cancellations"].schedule, key, asked, partial(airflow.fail, key), grace)
     form = accepts(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
     if form != JSON:

@@ -17,10 +17,16 @@ from support.airflow_stub import AirflowStub, Asked
 from support.asking import COOKIES, TOKEN, WAIT, answer_at_once, caller_of, grace_has_begun, grace_is_over, run_path
 from support.server import RunningServer, running_server
 from support.streams import Events, sse, types
-from support.waiting import eventually_async
+from support.waiting import eventually_answered, eventually_async
 
 KEY = RunKey("chat", "manual__1")
 SHORT, LONG = f"{WAIT}&on_disconnect=cancel&grace=20ms", f"{WAIT}&on_disconnect=cancel&grace=1h"
+WITHOUT_FUNCTIONS = (
+    "DROP FUNCTION stream_server.wait(text[], text[], uuid, interval, boolean), "
+    "stream_server.wait_no_more(text[], text[], uuid)"
+)
+"""As in a journal of the version before."""
+
 STREAM = {"Accept": "text/event-stream"}
 
 
@@ -80,6 +86,66 @@ async def test_who_comes_back_in_time_keeps_the_run(
         assert stub.patches == []
         await airflow.answer(KEY)
         assert types(await events.rest())[-2:] == ["result", "end"]
+
+
+async def noted(airflow: AirflowSql, servers: int) -> bool:
+    """Tell whether so many servers have noted that somebody waits for the run."""
+    query = "SELECT count(*) FROM stream_server.waiters WHERE run_id = $1 AND expires > now()"
+    return bool(await airflow.connection.fetchval(query, KEY.run_id) == servers)
+
+
+async def test_who_comes_back_to_another_server_keeps_the_run(
+    asked: RunningServer,
+    caller: httpx.AsyncClient,
+    stub: AirflowStub,
+    airflow: AirflowSql,
+    settings: Callable[..., Settings],
+) -> None:
+    async with running_server(settings(airflow_url=stub.url)) as other:
+        await eventually_async(lambda: other.hub.live)
+        await leave_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=2s")
+        async with sse(other.url, KEY) as events:
+            await events.next()
+            await eventually_answered(lambda: noted(airflow, 2))
+            await grace_is_over()
+            assert stub.patches == []
+            await airflow.answer(KEY)
+            assert types(await events.rest())[-2:] == ["result", "end"]
+        await eventually_answered(lambda: noted(airflow, 0))
+
+
+async def test_the_last_of_two_servers_stops_the_run(
+    asked: RunningServer,
+    caller: httpx.AsyncClient,
+    stub: AirflowStub,
+    airflow: AirflowSql,
+    settings: Callable[..., Settings],
+) -> None:
+    again = f"{SHORT}&if_exists=attach"
+    async with running_server(settings(airflow_url=stub.url)) as other, caller_of(other) as second:
+        await eventually_async(lambda: other.hub.live)
+        async with caller.stream("POST", SHORT, json={"dag_run_id": "manual__1"}, headers=STREAM) as response:
+            watching = Events(response)
+            await watching.next()
+            async with second.stream("POST", again, json={"dag_run_id": "manual__1"}, headers=STREAM) as also:
+                await Events(also).next()
+                assert await noted(airflow, 2)
+            await eventually_answered(lambda: noted(airflow, 1))
+            await grace_is_over()
+            assert stub.patches == []
+        await eventually_async(lambda: stub.patches, what="the last one to go stops it")
+    assert await state(airflow) == "failed"
+    assert await noted(airflow, 0)
+
+
+@pytest.mark.parametrize("harm", ["DROP TABLE stream_server.waiters CASCADE", WITHOUT_FUNCTIONS])
+async def test_a_server_that_can_note_nothing_goes_by_its_own_clients(
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    await airflow.connection.execute(harm)
+    await leave_stream(caller, SHORT)
+    await eventually_async(lambda: stub.patches, what="the run is stopped")
+    assert "Other servers do not know" in caplog.text
 
 
 async def test_the_run_goes_on_while_another_watches(

@@ -317,6 +317,43 @@ AS $body$
     DELETE FROM stream_server.claims WHERE key = wanted AND run_id = run
 $body$;
 
+-- Notes for a time that a server has clients who watch some runs, and returns those runs. Where only_beside_others, it is
+-- noted for those runs only that another server has noted. Some notes whose time is over go at each call.
+CREATE OR REPLACE FUNCTION stream_server.wait(
+    dag_ids text[], run_ids text[], here uuid, lifetime interval, only_beside_others boolean
+) RETURNS TABLE (waited_dag text, waited_run text)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+BEGIN
+    DELETE FROM stream_server.waiters w
+    WHERE (w.dag_id, w.run_id, w.server) IN (
+        SELECT o.dag_id, o.run_id, o.server FROM stream_server.waiters o WHERE o.expires < now() AND o.server <> here
+        LIMIT 10 FOR UPDATE SKIP LOCKED);
+    RETURN QUERY
+    INSERT INTO stream_server.waiters AS w
+    SELECT DISTINCT k.dag, k.run, here, now() + lifetime
+    FROM unnest(dag_ids, run_ids) AS k (dag, run)
+    WHERE NOT only_beside_others OR EXISTS (
+        SELECT FROM stream_server.waiters o
+        WHERE o.dag_id = k.dag AND o.run_id = k.run AND o.server <> here AND o.expires > now())
+    ON CONFLICT ON CONSTRAINT waiters_pkey DO UPDATE SET expires = excluded.expires
+    RETURNING w.dag_id, w.run_id;
+END
+$body$;
+
+-- Takes back what was noted of some runs, and returns those for which another server has noted it, too.
+CREATE OR REPLACE FUNCTION stream_server.wait_no_more(dag_ids text[], run_ids text[], here uuid)
+    RETURNS TABLE (waited_dag text, waited_run text)
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+    DELETE FROM stream_server.waiters w USING unnest(dag_ids, run_ids) AS k (dag, run)
+    WHERE w.dag_id = k.dag AND w.run_id = k.run AND w.server = here;
+
+    SELECT DISTINCT o.dag_id, o.run_id
+    FROM stream_server.waiters o JOIN unnest(dag_ids, run_ids) AS k (dag, run) ON o.dag_id = k.dag AND o.run_id = k.run
+    WHERE o.server <> here AND o.expires > now()
+$body$;
+
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA stream_server FROM PUBLIC;
 
 SELECT stream_server.put_back(also_disabled => true);

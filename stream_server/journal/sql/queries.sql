@@ -167,6 +167,19 @@ SELECT claimed_run, claimed_for, first FROM stream_server.claim($1, $2, $3, make
 -- Give the claim of a run ($2) for a key ($1) back.
 SELECT stream_server.release($1, $2)
 
+-- wait --
+-- Note that a server ($3) has clients who watch some runs ($1 DAGs, $2 runs), for $4 seconds; where wished ($5), only beside
+-- others. The runs for which it was noted. A read replica notes nothing.
+SELECT w.waited_dag, w.waited_run
+FROM (SELECT WHERE NOT pg_is_in_recovery()) AS writable,
+     LATERAL stream_server.wait($1::text[], $2::text[], $3, make_interval(secs => $4), $5) AS w
+
+-- wait_no_more --
+-- Take that back, and tell for which of the runs another server has noted it, too.
+SELECT w.waited_dag, w.waited_run
+FROM (SELECT WHERE NOT pg_is_in_recovery()) AS writable,
+     LATERAL stream_server.wait_no_more($1::text[], $2::text[], $3) AS w
+
 -- put_back --
 -- Put back the triggers that are missing; how many were. A read replica leaves that to the primary.
 SELECT CASE WHEN pg_is_in_recovery() THEN 0 ELSE stream_server.put_back(also_disabled => false) END
