@@ -1,3 +1,8 @@
+import { defaultServerConditions } from "vite"
 import { defineConfig } from "vitest/config"
 
-export default defineConfig({ resolve: { conditions: ["stream-server-source"] } })
+export default defineConfig({
+  // The sources of the workspace's packages, so that they need not be built first.
+  resolve: { conditions: ["stream-server-source", ...defaultServerConditions] },
+  ssr: { resolve: { conditions: ["stream-server-source", ...defaultServerConditions] } },
+})

@@ -1,3 +1,4 @@
+export { createClient } from "./client.js"
 export { StreamError, type StreamErrorCode } from "./errors.js"
 export {
   type Ack,

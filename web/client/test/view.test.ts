@@ -1,6 +1,6 @@
 import { expect, test } from "vitest"
 import { type Frame, NOTHING_KNOWN, type RunView, reduce, taskKey } from "../src/index.js"
-import { chunk, end, failure, progress, reset, result, run, snapshot, task } from "./frames.js"
+import { chunk, end, failure, progress, reset, result, run, snapshot, task } from "./support/frames.js"
 
 const fold = (...frames: Frame[]): RunView => frames.reduce(reduce, NOTHING_KNOWN)
 
@@ -114,7 +114,10 @@ test("the outcome: one value, several, none, or a failure", () => {
   expect(fold(snapshot(), end("none")).outcome).toEqual({ kind: "none" })
   expect(fold(result(), end("result")).outcome).toMatchObject({ kind: "result", value: 42 })
   const large = { answer: { href: "/x", bytes: 9 } }
-  expect(fold(result(1, { results: {}, references: large })).outcome).toMatchObject({ value: undefined, references: large })
+  expect(fold(result(1, { results: {}, references: large })).outcome).toMatchObject({
+    value: undefined,
+    references: large,
+  })
 })
 
 test("what is not known or does not concern the run changes nothing", () => {

@@ -1,6 +1,15 @@
 // Frames as the server makes them, for tests.
 
-import type { Chunk, Failure, Frame, Progress, Result, RunTransition, Snapshot, TaskTransition } from "../src/index.js"
+import type {
+  Chunk,
+  Failure,
+  Frame,
+  Progress,
+  Result,
+  RunTransition,
+  Snapshot,
+  TaskTransition,
+} from "../../src/index.js"
 
 export const RUN = { dag_id: "chat", run_id: "r1" }
 const AT = "2026-11-22T14:21:11Z"

@@ -1,0 +1,106 @@
+// Many streams on one WebSocket. It is opened for the first stream, and closed after the last.
+
+import { ALL_RUNS, type Ask } from "./asks.js"
+import type { Ending } from "./endings.js"
+import type { Server } from "./http.js"
+import type { Attempt, Hear, Open } from "./link.js"
+import type { Frame } from "./output_frames.js"
+import { openSocket } from "./websocket.js"
+
+/** How long a connection without streams is kept: who goes to another page of an application needs it again at once. */
+const LINGER_MS = 1_000
+
+interface Member {
+  readonly message: object
+  readonly hear: Hear
+  readonly over: (ending: Ending) => void
+}
+
+export class Multiplex {
+  readonly #server: Server
+  readonly #members = new Map<string, Member>()
+  #names = 0
+  #socket: WebSocket | null = null
+  #connection: AbortController | null = null
+  #stopLingering: (() => void) | null = null
+
+  constructor(server: Server) {
+    this.#server = server
+  }
+
+  /** Returns how to open a stream. */
+  stream(ask: Ask): Open {
+    return (attempt, hear) => new Promise((resolve) => this.#join(ask, attempt, hear, resolve))
+  }
+
+  close(): void {
+    this.#stopLingering?.()
+    this.#connection?.abort()
+  }
+
+  #join(ask: Ask, { cursor, refresh, signal }: Attempt, hear: Hear, resolve: (ending: Ending) => void): void {
+    const id = `s${++this.#names}`
+    const leave = () => {
+      if (this.#members.has(id)) this.#tell({ op: "unsubscribe", id })
+      this.#leave(id)
+      over({ kind: "cut", why: "Left" })
+    }
+    const over = (ending: Ending) => {
+      signal.removeEventListener("abort", leave)
+      resolve(ending)
+    }
+    const message = { op: "subscribe", id, ...ask, ...(cursor === null ? {} : { cursor }) }
+    this.#members.set(id, { message, hear, over })
+    signal.addEventListener("abort", leave)
+    this.#stopLingering?.()
+    if (this.#connection === null) void this.#connect(refresh)
+    else this.#tell(message)
+  }
+
+  async #connect(refresh: boolean): Promise<void> {
+    const connection = new AbortController()
+    this.#connection = connection
+    const ending = await openSocket(this.#server, ALL_RUNS, new URLSearchParams(), refresh, connection.signal, {
+      onOpen: (socket) => {
+        this.#socket = socket
+        for (const { message } of this.#members.values()) this.#tell(message)
+      },
+      onFrame: (frame) => this.#hear(frame),
+    }).catch((error): Ending => ({ kind: "cut", why: String(error) }))
+    this.#socket = null
+    this.#connection = null
+    const members = [...this.#members.values()]
+    this.#members.clear()
+    for (const { over } of members) over(ending)
+  }
+
+  #hear(frame: Frame): void {
+    const id = "id" in frame ? frame.id : undefined
+    if (id === undefined) {
+      // What is said about the connection concerns all.
+      for (const { hear } of [...this.#members.values()]) hear([frame])
+      return
+    }
+    const member = this.#members.get(id)
+    if (frame.type === "error") {
+      this.#leave(id)
+      member?.over({ kind: "refused", status: frame.status, detail: frame.detail, retryAfterMs: null })
+      return
+    }
+    // The server has forgotten the stream by now; there is nothing to unsubscribe from.
+    if (frame.type === "end" || frame.type === "close") this.#leave(id)
+    member?.hear([frame])
+  }
+
+  #tell(message: object): void {
+    this.#socket?.send(JSON.stringify(message))
+  }
+
+  #leave(id: string): void {
+    this.#members.delete(id)
+    if (this.#members.size > 0 || this.#connection === null) return
+    const connection = this.#connection
+    this.#stopLingering?.()
+    this.#stopLingering = this.#server.platform.clock.after(LINGER_MS, () => connection.abort())
+  }
+}
