@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -56,6 +57,19 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     dag_run_id: str
     state: str
     """State of the run now: while teardowns still run, it is not `failed` yet."""
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """A ticket: it opens one of the streams, once."""
+
+    ticket: str
+    """To be put behind `?ticket=`."""
+
+    expires_at: datetime
+    """When it is no good any more, if it was not used."""
+
+    paths: list[str]
+    """What it is for, as they were asked for."""
 
 
 class WaitLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

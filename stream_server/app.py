@@ -30,11 +30,12 @@ from stream_server.answers import Health, Readiness, TailReadiness
 from stream_server.auth import Everybody
 from stream_server.deadlines import Deadlines
 from stream_server.edge import Edge
-from stream_server.errors import AirflowRefused, StreamServerError
+from stream_server.errors import AirflowRefused, StreamServerError, Throttled
 from stream_server.farewell import drained_first
 from stream_server.hub import Hub
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
+from stream_server.journal.tickets import Tickets
 from stream_server.journal.waiters import Waiters
 from stream_server.meter import Meter
 from stream_server.metrics import Metrics
@@ -49,6 +50,7 @@ from stream_server.transports import (
     multiplex,
     probe,
     run_stream,
+    tickets,
     trigger,
     wait,
     websocket,
@@ -119,6 +121,7 @@ def _api() -> list[BaseRoute]:
         (f"{RUNS}/{{run_id}}/result", longpoll.result, "GET"),
         (f"{RUNS}/{{run_id}}/wait", wait.wait, "GET"),
         (f"{RUNS}/{{run_id}}/cancel", trigger.cancel, "POST"),
+        (tickets.PATH, tickets.issue, "POST"),
         (probe.PROBE, probe.stream, "GET"),
         ("/api/v2/stream", many_runs.stream, "GET"),
         ("/api/v2/dags/{dag_id}/stream", many_runs.stream, "GET"),
@@ -188,6 +191,7 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
             airflow=airflow,
             runs=runs,
             claims=Claims(runs),
+            tickets=Tickets(runs),
             cancellations=cancellations,
             admission=Admission(settings.max_streams_per_caller, settings.max_joins_per_second),
             edge=edge,
@@ -245,6 +249,8 @@ async def _metrics(request: Request) -> Response:
 
 async def _answer_error(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, StreamServerError), "registered for that class"
+    if isinstance(error, Throttled) and run_stream.is_event_source(connection):
+        return run_stream.turned_away(error)
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)

@@ -13,6 +13,7 @@
     │   ├── HeadersTooLarge   its headers are
     │   ├── RequestTooSlow    it has not come in time
     │   └── NotHttp           it is no request at all
+    ├── TicketRefused         a ticket is used up, expired, for something else, or none
     ├── RunNotFound           Airflow knows no such DAG run
     ├── PagesMissing          the pages were not built
     ├── ForeignOrigin         a page of another origin asks
@@ -32,6 +33,7 @@
     ├── AirflowUnknown        this server was not told where Airflow's API is
     ├── Throttled             the caller has, or does, more than one may
     │   ├── TooManyJoins      requests and subscriptions a second
+    │   ├── TooManyTickets    tickets that are not used
     │   └── TooManyStreams    streams and waiting requests at once
     └── NoResult              the bare value was asked for, and there is none
 
@@ -107,6 +109,20 @@ class TooManySubscriptions(BadRequest):
 
     status = 429
     title = "Too many subscriptions"
+
+
+class TicketRefused(StreamServerError):
+    """A ticket is used up, expired, for another path, or was never given."""
+
+    status = 401
+    title = "Ticket refused"
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"{why}. A ticket opens one stream, once, and soon after it was given: get another one by"
+            " POST /api/v2/stream/tickets, and go on with cursor= where the stream was"
+        )
 
 
 class RunNotFound(StreamServerError):
@@ -305,6 +321,12 @@ class TooManyJoins(Throttled):
     """The caller begins requests, or subscriptions, faster than one may."""
 
     title = "Too many joins"
+
+
+class TooManyTickets(Throttled):
+    """The caller holds as many unused tickets as one may."""
+
+    title = "Too many tickets"
 
 
 class TooManyStreams(Throttled):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from stream_server.answers import Cancelled, FailureInfo, Health, Readiness, RunAnswer, TailReadiness, WaitLine
+from stream_server.answers import Cancelled, FailureInfo, Health, Readiness, RunAnswer, TailReadiness, Ticket, WaitLine
 from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode
 from stream_server.frames import (
@@ -144,6 +144,11 @@ ANSWERS: tuple[msgspec.Struct, ...] = (
         dag_id=DAG_ID, dag_run_id=RUN_ID, state="running", outcome="pending", tasks={"running": 1, "no_status": 2}
     ),
     Cancelled(dag_id=DAG_ID, dag_run_id=RUN_ID, state="failed"),
+    Ticket(
+        ticket="pRVLnkv0pAxOKJ4DDVu0XrDMKfwb5X8gkRVb2zgJQ1U",
+        expires_at=datetime(2026, 11, 22, 14, 21, 40, tzinfo=timezone.utc),
+        paths=[f"/api/v2/dags/{DAG_ID}/dagRuns/{RUN_ID}/stream"],
+    ),
     WaitLine(state="success", results={"answer": VALUE}),
     Health(status="ok"),
     Readiness(status="ready", problems=[], warnings=[], tail=TailReadiness(connected=True, doorbell=True)),

@@ -129,6 +129,12 @@ class Settings(BaseSettings):
     max_joins_per_second: float = Field(default=100.0, gt=0)
     """Requests and subscriptions that one caller may begin in a second; ten times as many at once."""
 
+    ticket_ttl: Duration = Field(default=30.0, gt=0, le=3600.0)
+    """How long a ticket is good."""
+
+    max_tickets_per_caller: int = Field(default=100, ge=1)
+    """Unused tickets of one caller."""
+
     request_timeout: Duration = Field(default=15.0, gt=0)
     """How long a request may take to come in, from the first byte to the end of its body."""
 

@@ -28,7 +28,10 @@ READER = (
     Privilege("sequence", OUR_SCHEMA, "losses", "SELECT"),
     *(
         Privilege("function", OUR_SCHEMA, name, "EXECUTE")
-        for name in ("triggers", "put_back", "prune", "claim", "release", "wait", "wait_no_more")
+        for name in (
+            *("triggers", "put_back", "prune", "claim", "release", "wait", "wait_no_more"),
+            *("keep_ticket", "redeem_ticket"),
+        )
     ),
     Privilege("schema", None, "", "USAGE"),
     *(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stream_server.admission import address_caller
-from stream_server.errors import Throttled
-from stream_server.transports import sse
-from stream_server.transports.places import PLACE, now
+from stream_server.transports.places import PLACE, now, take_ticket
 from stream_server.transports.request import State
-from stream_server.transports.run_stream import turned_away
 
 
 class Admitted:
@@ -25,25 +21,12 @@ class Admitted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or raise what tells the caller that he has too much."""
         state: State = scope["state"]
+        take_ticket(scope)
         client = scope.get("client")
-        try:
-            place = state["admission"].enter(address_caller(client and client[0]), now())
-        except Throttled as error:
-            if not _is_event_source(scope):
-                raise
-            await turned_away(error)(scope, receive, send)
-            return
+        place = state["admission"].enter(address_caller(client and client[0]), now())
         scope[PLACE] = place
         try:
             await self._app(scope, receive, send)
         finally:
             if not place.held:
                 place.leave()
-
-
-def _is_event_source(scope: Scope) -> bool:
-    return (
-        scope["type"] == "http"
-        and scope["method"] == "GET"
-        and sse.MEDIA_TYPE in Request(scope).headers.get("accept", "")
-    )

@@ -41,7 +41,8 @@ OPERATION_EXAMPLES: Mapping[type[msgspec.Struct], Json] = {
     Probe: {"op": "ping", "id": "p"},
 }
 
-FILTER = (*many_runs.PARAMETERS, "cursor")
+OF_ONE = STREAM | {"ticket"}
+FILTER = (*many_runs.PARAMETERS, "cursor", "ticket")
 
 OVER_HTTP = "As server-sent events, or as lines of JSON."
 OVER_WEBSOCKET = "As one text message for each frame."
@@ -55,16 +56,16 @@ def document() -> Json:
         "defaultContentType": "application/json",
         "channels": {
             "run": _channel(
-                f"{RUN}/stream", "A run: its state, each transition as it commits, its outcome", OF_RUN, STREAM
+                f"{RUN}/stream", "A run: its state, each transition as it commits, its outcome", OF_RUN, OF_ONE
             ),
             "allRuns": _channel(ALL, "Every transition of all runs that the filter lets through", OF_MANY_RUNS),
             "runsOfDag": _channel(OF_DAG, "The same, for the runs of one DAG", OF_MANY_RUNS),
-            "manyStreams": _channel(ALL, "Many streams on one connection", (*FRAME_TYPES, *OPERATIONS), ()),
+            "manyStreams": _channel(ALL, "Many streams on one connection", (*FRAME_TYPES, *OPERATIONS), ("ticket",)),
             "probe": _channel(PROBE, "A second of pings, to see what a proxy in front does to streams", (Ping,), ()),
         },
         "operations": {
             "watchRun": _operation("run", OVER_WEBSOCKET, OF_RUN),
-            "watchRunOverHttp": _operation("run", OVER_HTTP, OF_RUN, STREAM),
+            "watchRunOverHttp": _operation("run", OVER_HTTP, OF_RUN, OF_ONE),
             "followAllRuns": _operation("allRuns", OVER_HTTP, OF_MANY_RUNS, FILTER),
             "followRunsOfDag": _operation("runsOfDag", OVER_HTTP, OF_MANY_RUNS, FILTER[1:]),
             "hearStreams": _operation("manyStreams", OVER_WEBSOCKET, FRAME_TYPES),

@@ -1,4 +1,4 @@
-"""Who asks: read from a request, and never from its URL."""
+"""Who asks: read from a request, and never from its URL, but for tickets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from starlette.requests import HTTPConnection
 
 from stream_server.airflow_api import AirflowApi
 from stream_server.auth import Caller
-from stream_server.errors import AirflowUnknown, ForeignOrigin, TokenInUrl
+from stream_server.errors import AirflowUnknown, ForeignOrigin, TicketRefused, TokenInUrl
+from stream_server.tickets import MAX_TICKET_LENGTH, digest_of, unseal
+from stream_server.transports.places import TICKET
 from stream_server.transports.request import State
 
 CREDENTIALS = ("authorization", "cookie")
@@ -23,13 +25,32 @@ async def caller_of(connection: HTTPConnection) -> Caller:
 
     Raises:
         TokenInUrl: He gives a token where it does not belong.
+        TicketRefused: He gives a ticket that is no good here, or any more.
         ForeignOrigin: A page of another origin asks, with the cookies of its visitor.
     """
     refuse_token_in_url(connection)
+    if (ticket := connection.scope.get(TICKET)) is not None:
+        return await _redeem(connection, ticket)
     caller = Caller({name: connection.headers[name] for name in CREDENTIALS if name in connection.headers})
     if "cookie" in caller.headers:
         refuse_foreign_origin(connection)
     return caller
+
+
+async def _redeem(connection: HTTPConnection, ticket: str) -> Caller:
+    """Return who was given a ticket, which is used up by that."""
+    state: State = connection.scope["state"]
+    kept = await state["tickets"].redeem(digest_of(ticket)) if len(ticket) <= MAX_TICKET_LENGTH else None
+    if kept is None:
+        raise TicketRefused("This ticket is used up, has expired, or was never given")
+    if not kept.good:
+        raise TicketRefused("This ticket has expired")
+    if connection.scope["path"] not in kept.paths:
+        raise TicketRefused("This ticket is for another path, and used up now")
+    headers = unseal(ticket, kept.sealed, kept.paths)
+    if headers is None:
+        raise TicketRefused("This ticket was changed where it is kept")
+    return Caller(headers)
 
 
 def airflow_as(connection: HTTPConnection, caller: Caller) -> AirflowApi:

@@ -9,9 +9,9 @@ import msgspec
 
 import stream_server
 from stream_server import errors, examples
-from stream_server.answers import Cancelled, Health, Readiness, RunAnswer, WaitLine
+from stream_server.answers import Cancelled, Health, Readiness, RunAnswer, Ticket, WaitLine
 from stream_server.schema import DIALECT, Json, frame_schemas, reference, schemas, text_of
-from stream_server.transports import longpoll, many_runs, ndjson, sse, trigger
+from stream_server.transports import longpoll, many_runs, ndjson, sse, tickets, trigger
 from stream_server.transports.parameters import parameters
 from stream_server.transports.probe import PROBE
 from stream_server.transports.pump import PING
@@ -43,7 +43,7 @@ UNAVAILABLE = (
     errors.Unavailable,
 )
 LIMITED = (errors.TooManyJoins, errors.TooManyStreams)
-OF_STREAM = (errors.RunNotFound, errors.BadParameter, errors.UnknownTask, *LIMITED, *UNAVAILABLE)
+OF_STREAM = (errors.TicketRefused, errors.RunNotFound, errors.BadParameter, errors.UnknownTask, *LIMITED, *UNAVAILABLE)
 OF_AIRFLOW = (errors.ForeignOrigin, errors.AirflowUnknown, errors.AirflowSilent, errors.AirflowSlow, *LIMITED)
 
 REFUSALS = (400, 401, 403, 404, 409, 422)
@@ -91,7 +91,9 @@ class Detail(TypedDict):
 def document() -> Json:
     """Return the description."""
     places = "#/components/schemas/{name}"
-    answers = schemas((RunAnswer, Cancelled, WaitLine, Health, Readiness, Problem, Detail), places)
+    answers = schemas(
+        (RunAnswer, Cancelled, Ticket, tickets.Wanted, WaitLine, Health, Readiness, Problem, Detail), places
+    )
     return {
         "openapi": "3.1.0",
         "info": INFO,
@@ -105,6 +107,7 @@ def document() -> Json:
             f"{RUN}/cancel": {"post": _cancel()},
             ALL: {"get": _many_runs(ALL)},
             OF_DAG: {"get": _many_runs(OF_DAG)},
+            tickets.PATH: {"post": _ticket()},
             PROBE: {"get": _probe()},
             "/health": {"get": _health()},
             "/ready": {"get": _ready()},
@@ -160,7 +163,7 @@ def _run_stream() -> Json:
             "As server-sent events, or as lines of JSON, by `Accept`; as WebSocket on upgrade, which `/asyncapi.json`"
             " describes together with the order of frames."
         ),
-        "parameters": parameters(path, STREAM, ("Last-Event-ID",)),
+        "parameters": parameters(path, STREAM | {"ticket"}, ("Last-Event-ID",)),
         "responses": {
             "200": _streamed({"description": "Frames, as they come"}),
             "204": {"description": "The client has seen the `end` of this stream; it has no reason to come back"},
@@ -174,10 +177,10 @@ def _many_runs(path: str) -> Json:
         "operationId": "streamAllRuns" if path == ALL else "streamRunsOfDag",
         "summary": "Follow many runs: every transition that the filter lets through",
         "description": "What they tell is what the journal says: no snapshots, and no outcomes.",
-        "parameters": parameters(path, (*many_runs.PARAMETERS, "cursor"), ("Last-Event-ID",)),
+        "parameters": parameters(path, (*many_runs.PARAMETERS, "cursor", "ticket"), ("Last-Event-ID",)),
         "responses": {
             "200": _streamed({"description": "Frames, as they come"}),
-            **_problems(errors.BadParameter, *LIMITED, *UNAVAILABLE),
+            **_problems(errors.TicketRefused, errors.BadParameter, *LIMITED, *UNAVAILABLE),
         },
     }
 
@@ -234,6 +237,36 @@ def _cancel() -> Json:
         "responses": {
             "200": {"description": text_of(Cancelled), "content": {JSON: _shown(Cancelled)}},
             **_problems(*OF_AIRFLOW, refused=True),
+        },
+    }
+
+
+def _ticket() -> Json:
+    path = f"/api/v2/dags/{examples.DAG_ID}/dagRuns/{examples.RUN_ID}/stream"
+    return {
+        "operationId": "getTicket",
+        "summary": "Get a ticket for streams, for clients that can send no header",
+        "description": (
+            "It opens one of the streams that it is asked for, once, as `?ticket=`, with the rights of who has asked."
+            " Used or expired, it is refused with 401."
+        ),
+        "security": [{name: []} for name in SECURITY],
+        "parameters": parameters(tickets.PATH),
+        "requestBody": {
+            "required": True,
+            "content": {JSON: {"schema": reference(tickets.Wanted), "example": {"paths": [path]}}},
+        },
+        "responses": {
+            "201": {"description": text_of(Ticket), "content": {JSON: _shown(Ticket)}},
+            **_problems(
+                errors.BadRequest,
+                errors.BadParameter,
+                errors.ForeignOrigin,
+                errors.TooLarge,
+                errors.TooManyTickets,
+                *LIMITED,
+                *UNAVAILABLE,
+            ),
         },
     }
 

@@ -50,6 +50,10 @@ QUERY: dict[str, tuple[Json, str]] = {
         {"type": "string"},
         "Where to go on: the last cursor that the client received. The header `Last-Event-ID` counts more.",
     ),
+    "ticket": (
+        {"type": "string"},
+        "A ticket of `POST /api/v2/stream/tickets`, for clients that can send no header; it opens one stream, once.",
+    ),
     "timeout": (_duration(DEFAULT_TIMEOUT), "How long to wait for the answer."),
     "unwrap": (
         FLAG,

@@ -1,17 +1,22 @@
-"""The places of callers, as transports keep and use them; `admitted` gives them out."""
+"""What `admitted` notes of a request for those who answer it: the place of its caller, and his ticket."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import unquote_plus
 
 from starlette.types import Scope
 
 from stream_server.admission import Place
+from stream_server.errors import BadParameter
 from stream_server.transports.request import State
 
 PLACE = "stream_server.place"
 """Where a scope has its caller's `Place`."""
+
+TICKET = "stream_server.ticket"
+"""Where a scope has the ticket that stood in its URL."""
 
 
 def keep_place(scope: Scope, over: asyncio.Future[Any]) -> None:
@@ -32,6 +37,30 @@ def join(scope: Scope) -> None:
     place: Place | None = scope.get(PLACE)
     if place is not None:
         state["admission"].join(place.caller, now())
+
+
+def take_ticket(scope: Scope) -> None:
+    """Take the ticket out of a URL, so that nobody logs it, repeats it or hands it on.
+
+    The scope is that which the server itself logs.
+
+    Raises:
+        BadParameter: There are several.
+    """
+    query: bytes = scope["query_string"]
+    tickets, others = [], []
+    for part in query.split(b"&"):
+        name, _, value = part.partition(b"=")
+        if unquote_plus(name.decode("latin-1")) == "ticket":
+            tickets.append(unquote_plus(value.decode("latin-1")))
+        else:
+            others.append(part)
+    if not tickets:
+        return
+    scope["query_string"] = b"&".join(others)
+    if len(tickets) > 1:
+        raise BadParameter("ticket= is given more than once")
+    scope[TICKET] = tickets[0]
 
 
 def now() -> float:

@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypedDict
 
 import httpx
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from stream_server.admission import Admission
 from stream_server.auth import Authorizer
 from stream_server.deadlines import Deadlines
 from stream_server.edge import Edge
-from stream_server.errors import BadParameter
+from stream_server.errors import BadParameter, TooLarge
 from stream_server.hub import Hub, Since
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
+from stream_server.journal.tickets import Tickets
 from stream_server.meter import Meter
 from stream_server.metrics import Metrics
 from stream_server.outcome import Question
@@ -47,6 +48,7 @@ class State(TypedDict):
     airflow: httpx.AsyncClient | None
     runs: Runs
     claims: Claims
+    tickets: Tickets
     cancellations: Cancellations
     admission: Admission
     edge: Edge
@@ -57,6 +59,22 @@ class State(TypedDict):
 def run_key(connection: HTTPConnection) -> RunKey:
     """Return the run that the path names. Starlette has decoded it."""
     return RunKey(connection.path_params["dag_id"], connection.path_params["run_id"])
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        TooLarge: It is larger than `STREAM_SERVER_MAX_BODY_BYTES`.
+    """
+    state: State = request.scope["state"]
+    most = state["settings"].max_body_bytes
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise TooLarge(f"The body has more than {most} bytes")
+    return bytes(body)
 
 
 def question(connection: HTTPConnection, known: frozenset[str] = STREAM) -> Question:

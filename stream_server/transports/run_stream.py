@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from stream_server.errors import CloseCode, Throttled, Unavailable
@@ -56,6 +56,12 @@ async def _come_again(
             subscription = Subscription(0)
             subscription.close(CloseCode.DRAINING if draining else CloseCode.UNAVAILABLE, str(error))
         yield subscription
+
+
+def is_event_source(connection: HTTPConnection) -> bool:
+    """Tell whether a client gives up for good after any status but 200."""
+    accept = connection.headers.get("accept", "")
+    return connection.scope["type"] == "http" and connection.scope["method"] == "GET" and sse.MEDIA_TYPE in accept
 
 
 def turned_away(error: Throttled) -> Response:

@@ -29,7 +29,6 @@ from stream_server.errors import (
     NoResult,
     RunNotFound,
     StreamServerError,
-    TooLarge,
 )
 from stream_server.hub import Since
 from stream_server.outcome import Question
@@ -48,6 +47,7 @@ from stream_server.transports.request import (
     duration,
     flag,
     question,
+    read_body,
     run_key,
 )
 from stream_server.transports.run_stream import stream_response
@@ -252,29 +252,18 @@ async def _read(request: Request) -> dict[str, Any]:
         BadRequest: It is no JSON object.
         TooLarge: It is larger than `STREAM_SERVER_MAX_BODY_BYTES`.
     """
-    raw = await _read_bytes(request)
+    raw = await read_body(request)
     try:
         return msgspec.json.decode(raw or b"{}", type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"The body must be a JSON object, as Airflow's endpoint has it: {error}") from None
 
 
-async def _read_bytes(request: Request) -> bytes:
-    state: State = request.scope["state"]
-    most = state["settings"].max_body_bytes
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise TooLarge(f"The body has more than {most} bytes")
-    return bytes(body)
-
-
 async def _pass_on(request: Request) -> Response:
     airflow = airflow_as(request, await caller_of(request))
     headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
     path = request.scope["raw_path"].decode() + (f"?{request.url.query}" if request.url.query else "")
-    answer = await airflow.pass_on("POST", path, await _read_bytes(request), headers)
+    answer = await airflow.pass_on("POST", path, await read_body(request), headers)
     response = Response(answer.content, answer.status_code)
     for name, value in answer.headers.multi_items():
         if name not in OWN_HEADERS:

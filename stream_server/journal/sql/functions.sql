@@ -354,6 +354,39 @@ AS $body$
     WHERE o.server <> here AND o.expires > now()
 $body$;
 
+-- Keeps a ticket for a time, and returns when it expires; NULL where its holder has so many already (most). Some tickets
+-- whose time is over go at each call.
+CREATE OR REPLACE FUNCTION stream_server.keep_ticket(
+    ticket bytea, of_holder bytea, for_paths text[], sealed bytea, lifetime interval, most integer
+) RETURNS timestamptz
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    until timestamptz := clock_timestamp() + lifetime;
+BEGIN
+    DELETE FROM stream_server.tickets t
+    WHERE t.digest IN (SELECT o.digest FROM stream_server.tickets o WHERE o.expires < clock_timestamp()
+                       LIMIT 100 FOR UPDATE SKIP LOCKED);
+    IF (SELECT count(*) FROM stream_server.tickets t WHERE t.holder = of_holder AND t.expires > clock_timestamp()) >= most
+    THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.tickets (digest, holder, paths, credential, expires)
+    VALUES (ticket, of_holder, for_paths, sealed, until);
+    RETURN until;
+END
+$body$;
+
+-- Takes a ticket away, and returns what it stands for, and whether it was still good. Of those who come at once with the
+-- same one, one gets it.
+CREATE OR REPLACE FUNCTION stream_server.redeem_ticket(ticket bytea)
+    RETURNS TABLE (for_paths text[], sealed bytea, good boolean)
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+    DELETE FROM stream_server.tickets t WHERE t.digest = ticket
+    RETURNING t.paths, t.credential, t.expires > clock_timestamp()
+$body$;
+
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA stream_server FROM PUBLIC;
 
 SELECT stream_server.put_back(also_disabled => true);

@@ -180,6 +180,14 @@ SELECT w.waited_dag, w.waited_run
 FROM (SELECT WHERE NOT pg_is_in_recovery()) AS writable,
      LATERAL stream_server.wait_no_more($1::text[], $2::text[], $3) AS w
 
+-- keep_ticket --
+-- Keep a ticket ($1) of a holder ($2) for paths ($3), with a sealed credential ($4), for $5 seconds, unless he has $6.
+SELECT stream_server.keep_ticket($1, $2, $3, $4, make_interval(secs => $5), $6)
+
+-- redeem_ticket --
+-- Take a ticket ($1) away: the paths it is for, its sealed credential, and whether it was still good.
+SELECT for_paths, sealed, good FROM stream_server.redeem_ticket($1)
+
 -- put_back --
 -- Put back the triggers that are missing; how many were. A read replica leaves that to the primary.
 SELECT CASE WHEN pg_is_in_recovery() THEN 0 ELSE stream_server.put_back(also_disabled => false) END

@@ -13,12 +13,14 @@ CREATE INDEX output_run ON stream_server.output (dag_id, run_id, id);
 
 CREATE TABLE stream_server.tickets (
     digest bytea PRIMARY KEY,
+    holder bytea NOT NULL,
     paths text[] NOT NULL,
     credential bytea NOT NULL,
     expires timestamptz NOT NULL
 );
 COMMENT ON TABLE stream_server.tickets IS 'Tickets with which browsers may open streams, once. Digests, and credentials that only the ticket opens.';
 CREATE INDEX tickets_expires ON stream_server.tickets (expires);
+CREATE INDEX tickets_holder ON stream_server.tickets (holder);
 
 CREATE TABLE stream_server.waiters (
     dag_id text NOT NULL,

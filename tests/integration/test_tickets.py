@@ -1,0 +1,197 @@
+"""Tickets: one stream each, from whichever replica; nothing that is kept of them is of use to who reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from stream_server.transports.tickets import MAX_PATHS, PATH
+from support.airflow_sql import AirflowSql
+from support.asking import COOKIES, TOKEN
+from support.server import RunningServer, running_server
+from support.streams import sse, stream_path, websocket
+from support.waiting import eventually_async
+
+Make = Callable[..., Settings]
+
+
+async def get_ticket(server: RunningServer, *paths: str, **headers: str) -> dict[str, Any]:
+    async with httpx.AsyncClient(base_url=server.url, headers=headers or {"Authorization": TOKEN}) as client:
+        answer = await client.post(PATH, json={"paths": paths})
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["cache-control"] == "no-store"
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def refusal(server: RunningServer, path: str) -> dict[str, Any]:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        answer = await client.get(path)
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), answer.text
+    problem: dict[str, Any] = answer.json()
+    assert "POST /api/v2/stream/tickets" in problem["detail"]
+    return problem
+
+
+async def kept(airflow: AirflowSql) -> int:
+    count: int = await airflow.connection.fetchval("SELECT count(*) FROM stream_server.tickets")
+    return count
+
+
+@pytest.fixture
+async def other(settings: Make) -> AsyncIterator[RunningServer]:
+    """Another replica."""
+    async with running_server(settings()) as server:
+        await eventually_async(lambda: server.hub.live)
+        yield server
+
+
+async def test_a_ticket_opens_one_stream_on_whatever_replica(
+    server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    path = stream_path(run)
+    ticket = await get_ticket(server, path)
+    assert ticket["paths"] == [path]
+    async with sse(other.url, run, f"?until=run&ticket={ticket['ticket']}") as events:
+        assert (await events.next())["type"] == "snapshot"
+    assert await kept(airflow) == 0
+    for replica in (server, other):
+        problem = await refusal(replica, f"{path}?ticket={ticket['ticket']}")
+        assert (problem["title"], "used up" in problem["detail"]) == ("Ticket refused", True)
+
+
+async def test_websockets_and_lines_take_tickets(server: RunningServer, run: RunKey) -> None:
+    ticket = await get_ticket(server, stream_path(run))
+    async with websocket(server.url, run, f"?ticket={ticket['ticket']}") as connection:
+        assert json.loads(await connection.recv())["type"] == "snapshot"
+    with pytest.raises(InvalidStatus, match="401"):
+        async with websocket(server.url, run, f"?ticket={ticket['ticket']}"):
+            pass
+    ticket = await get_ticket(server, stream_path(run))
+    lines = {"Accept": "application/x-ndjson"}
+    async with (
+        httpx.AsyncClient(base_url=server.url, headers=lines) as client,
+        client.stream("GET", stream_path(run, f"?ticket={ticket['ticket']}")) as answer,
+    ):
+        assert json.loads(await anext(answer.aiter_lines()))["type"] == "snapshot"
+    ticket = await get_ticket(server, "/api/v2/stream")
+    address = f"{server.url.replace('http', 'ws', 1)}/api/v2/stream?ticket={ticket['ticket']}"
+    async with connect(address, proxy=None) as connection:
+        await connection.send('{"op":"ping","id":"p"}')
+        assert json.loads(await connection.recv())["type"] == "ack"
+
+
+async def test_of_many_who_come_at_once_with_a_ticket_one_gets_in(
+    server: RunningServer, other: RunningServer, run: RunKey
+) -> None:
+    ticket = (await get_ticket(server, stream_path(run)))["ticket"]
+
+    async def come(replica: RunningServer) -> int:
+        async with sse(replica.url, run, f"?ticket={ticket}") as events:
+            return events.response.status_code
+
+    statuses = await asyncio.gather(*(come(replica) for replica in (server, other) for _ in range(10)))
+    assert sorted(statuses) == [200, *[401] * 19]
+
+
+async def test_a_ticket_for_another_path_is_refused_and_used_up(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    ticket = (await get_ticket(server, "/api/v2/stream", "/api/v2/dags/other/stream"))["ticket"]
+    problem = await refusal(server, f"{stream_path(run)}?ticket={ticket}")
+    assert "another path" in problem["detail"]
+    assert await kept(airflow) == 0
+
+
+async def test_a_ticket_is_no_good_for_what_is_no_stream(server: RunningServer, run: RunKey) -> None:
+    ticket = (await get_ticket(server, stream_path(run)))["ticket"]
+    await refusal(server, f"{stream_path(run).removesuffix('stream')}result?ticket={ticket}")
+
+
+async def test_an_expired_ticket_is_refused_and_swept_away(settings: Make, airflow: AirflowSql, run: RunKey) -> None:
+    async with running_server(settings(ticket_ttl="1ms")) as server:
+        ticket = (await get_ticket(server, stream_path(run)))["ticket"]
+        problem = await refusal(server, f"{stream_path(run)}?ticket={ticket}")
+        assert "has expired" in problem["detail"]
+        for _ in range(3):
+            await get_ticket(server, stream_path(run))
+        assert await kept(airflow) <= 2
+
+
+@pytest.mark.parametrize("ticket", ["", "x", "x" * 43, "x" * 5000, "%00", "%F0%9F%8E%AB", "a&ticket=b"])
+async def test_what_is_no_ticket_is_refused(server: RunningServer, run: RunKey, ticket: str) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        answer = await client.get(f"{stream_path(run)}?ticket={ticket}")
+    assert answer.status_code == (422 if "&" in ticket else 401)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "paths of streams"),
+        (b"{}", "paths of streams"),
+        (b'{"paths": "/api/v2/stream"}', "paths of streams"),
+        (b'{"paths": ["/api/v2/stream"], "ttl": 9}', "paths of streams"),
+        (b"[" * 100_000, "paths of streams"),
+        (b'{"paths": []}', f"1 to {MAX_PATHS}"),
+        (json.dumps({"paths": ["/api/v2/stream"] * (MAX_PATHS + 1)}).encode(), f"1 to {MAX_PATHS}"),
+        (b'{"paths": ["/api/v2/stream?until=run"]}', "without a query"),
+        (b'{"paths": ["/api/v2/dags/d/dagRuns"]}', "no path of a stream"),
+        (b'{"paths": ["https://elsewhere/api/v2/stream"]}', "no path of a stream"),
+    ],
+)
+async def test_a_wrong_wish_is_refused_and_told_what_would_be_right(
+    server: RunningServer, body: bytes, told: str
+) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        answer = await client.post(PATH, content=body)
+    assert (answer.status_code, told in answer.json()["detail"]) == (422, True), answer.text
+
+
+async def test_a_caller_holds_only_so_many_tickets(settings: Make, run: RunKey) -> None:
+    async with running_server(settings(max_tickets_per_caller=2)) as server:
+        for _ in range(2):
+            await get_ticket(server, stream_path(run))
+        async with httpx.AsyncClient(base_url=server.url, headers={"Authorization": TOKEN}) as client:
+            answer = await client.post(PATH, json={"paths": [stream_path(run)]})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "30")
+        assert answer.json()["title"] == "Too many tickets"
+        await get_ticket(server, stream_path(run), Cookie=COOKIES)
+
+
+async def test_who_reads_the_table_learns_nothing(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
+    tickets = [
+        (await get_ticket(server, stream_path(run), **headers))["ticket"]
+        for headers in ({"Authorization": TOKEN}, {"Cookie": COOKIES})
+    ]
+    rows = await airflow.connection.fetch("SELECT * FROM stream_server.tickets")
+    shown = repr([tuple(row) for row in rows]) + "".join(bytes(row["credential"]).decode("latin-1") for row in rows)
+    assert len(rows) == 2
+    assert not [secret for secret in (*tickets, TOKEN, "the-secret", COOKIES, "_token") if secret in shown]
+
+
+async def test_a_journal_without_tickets_says_so(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
+    await airflow.connection.execute("DROP FUNCTION stream_server.keep_ticket; DROP TABLE stream_server.tickets")
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        asked = await client.post(PATH, json={"paths": [stream_path(run)]})
+        used = await client.get(f"{stream_path(run)}?ticket=x")
+    assert [(answer.status_code, answer.json()["title"]) for answer in (asked, used)] == [(503, "Journal missing")] * 2
+    assert "stream-server install" in asked.json()["detail"]
+
+
+async def test_nobody_else_may_use_them(airflow: AirflowSql) -> None:
+    granted = await airflow.connection.fetchrow(
+        "SELECT has_function_privilege('public', 'stream_server.redeem_ticket(bytea)', 'EXECUTE'),"
+        " has_table_privilege('public', 'stream_server.tickets', 'SELECT')"
+    )
+    assert granted is not None
+    assert tuple(granted) == (False, False)
