@@ -16,13 +16,14 @@ import msgspec
 
 from stream_server.blame import culprit
 from stream_server.frames import AnyFrame, End, Failure, Reference, Reset, Result, Snapshot
-from stream_server.prediction import BAD
+from stream_server.prediction import BAD, Forecast
 from stream_server.run_state import Origin, RunState
 from stream_server.transition import RETURN_VALUE
+from stream_server.trigger_rules import K
 
 _ENDED = BAD | {"success"}
 
-_NULL = msgspec.Raw(b"null")
+_NULL, _NOTHING = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def _failed(run: RunState, tasks: tuple[str, ...]) -> Failed | None:
     """Return the failure of the first result task that has ended without a value, or else is certain to."""
     for task_id in tasks:
         instances = run.tasks.get(task_id)
-        if instances is None:
+        if instances is None or run.is_expanded_to_nothing(task_id):
             continue
         # Indexes beyond the length of a shrunk mapping are removed, and missed by nobody.
         missed = BAD - {"removed"} if instances.wanted() else BAD
@@ -141,9 +142,18 @@ def _failed(run: RunState, tasks: tuple[str, ...]) -> Failed | None:
     forecast = run.forecast()
     if forecast is not None:
         for task_id in tasks:
-            if doomed := forecast.doomed(task_id):
+            if (doomed := forecast.doomed(task_id)) and not _may_come_to_nothing(run, forecast, task_id):
                 return _blame(run, task_id, min(doomed))
     return None
+
+
+def _may_come_to_nothing(run: RunState, forecast: Forecast, task_id: str) -> bool:
+    """Tell whether a task is skipped, or may be, for having no values to be run for: that is an answer."""
+    if run.is_expanded_to_nothing(task_id):
+        return True
+    waits = run.tasks[task_id].by_state.keys() == {None}
+    assert run.graph is not None, "there is a forecast"
+    return waits and run.graph.is_empty(task_id) and any(ends & K for ends in forecast.outlook(task_id))
 
 
 def _failed_leaf(run: RunState) -> Failed | None:
@@ -194,13 +204,16 @@ def _blame(run: RunState, task_id: str, map_index: int, ended: Origin | None = N
 def _answered(run: RunState, tasks: tuple[str, ...], question: Question) -> Answered | None:
     """Return the answer of all instances of all tasks, or `None` while one is missing."""
     confirmed = question.confirm == "success"
-    answers = [run.tasks.get(task_id) for task_id in tasks]
-    complete = [one for one in answers if one is not None and one.complete(confirmed)]
-    if not complete or len(complete) < len(tasks):
-        return None
-    parts = tuple(Part(task_id, one.answers, one.tries) for task_id, one in zip(tasks, complete, strict=True))
-    last = max((one.last_answer(confirmed) for one in complete), key=lambda origin: origin.seq or 0)
-    return Answered(tasks, last, parts)
+    parts: list[Part] = []
+    last: list[Origin] = []
+    for task_id in tasks:
+        instances = run.tasks.get(task_id)
+        nothing = run.is_expanded_to_nothing(task_id)
+        if instances is None or not (nothing or instances.complete(confirmed)):
+            return None
+        parts.append(Part(task_id, instances.answers, instances.tries))
+        last.append(instances[-1].changed if nothing else instances.last_answer(confirmed))
+    return Answered(tasks, max(last, key=lambda origin: origin.seq or 0), tuple(parts)) if last else None
 
 
 class Step(NamedTuple):
@@ -329,6 +342,8 @@ def _result(run: RunState, answered: Answered, values: Values) -> Result:
         if any(value is not None and value.json is None for value in found):
             size = sum(value.bytes for value in found if value is not None)
             references[task_id] = Reference(href=_href(run, task_id, indexes), bytes=size)
+        elif run.is_expanded_to_nothing(task_id):
+            results[task_id] = _NOTHING
         elif indexes == [-1]:
             results[task_id] = _raw(found[0])
         else:

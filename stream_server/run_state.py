@@ -185,6 +185,18 @@ class RunState:
         """Whether the run has ended, as far as Airflow knows."""
         return self.deleted or self.run.state in RUN_FINAL
 
+    def is_expanded_to_nothing(self, task_id: str) -> bool:
+        """Tell whether a task is run for each of some values, and there are none: its answer is an empty list.
+
+        Airflow skips its only instance then, and unlike everything else that skips one, it does not note when
+        (`TaskMap.expand_mapped_task`).
+        """
+        instances = self.tasks.get(task_id)
+        alone = instances.get(-1) if instances is not None and len(instances) == 1 else None
+        if alone is None or alone.state != "skipped" or alone.end_date is not None:
+            return False
+        return self.graph is not None and task_id in self.graph.tasks and self.graph.may_expand(task_id)
+
     @property
     def task_ids(self) -> set[str]:
         """The tasks of the DAG."""

@@ -180,6 +180,18 @@ async def test_a_run_that_is_over_is_not_made_a_failure(caller: httpx.AsyncClien
     assert await state_of(airflow, key) == "success"
 
 
+async def test_a_mapping_over_nothing_is_answered_by_an_empty_list(
+    caller: httpx.AsyncClient, airflow: AirflowRest
+) -> None:
+    """Airflow skips the task, and we take the time that it leaves out as the sign of it."""
+    answer = await caller.post(call("mapped_squares"), json={"conf": {"numbers": []}})
+    assert (answer.json()["outcome"], answer.json()["results"]) == ("result", {"square": []})
+    key = RunKey("mapped_squares", answer.json()["dag_run_id"])
+    assert await asyncio.to_thread(airflow.finish, *key) == "success"
+    again = await caller.get(run_path(key, "result"))
+    assert again.json()["results"] == {"square": []}
+
+
 async def test_a_run_that_nobody_waits_for_is_stopped(caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
     body = {"conf": {"archive_seconds": 120}}
     async with caller.stream(

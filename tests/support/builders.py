@@ -166,6 +166,11 @@ class History:
             for map_index in range(length):
                 self.set_task(task_id, None, map_index)
 
+    def expand_to_nothing(self, task_id: str) -> None:
+        """Skip a mapped task for having no values, as the scheduler does: without a note when."""
+        row = self.rows[task_id, -1]
+        self._write_task((task_id, -1), row._replace(state="skipped"), row.state)
+
     def set_run(self, state: str, *, clear_number: int | None = None) -> None:
         now = self._now()
         self.run = RunInfo(

@@ -35,6 +35,8 @@ class Row(NamedTuple):
 
     state: str | None
     try_number: int
+    dated: bool
+    """Whether it is noted when it ended."""
 
 
 class Deps:
@@ -124,11 +126,15 @@ class Run:
     def rows(self) -> dict[Place, Row]:
         """Return all task instances as the database has them."""
         columns = select(
-            TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state, TaskInstance.try_number
+            TaskInstance.task_id,
+            TaskInstance.map_index,
+            TaskInstance.state,
+            TaskInstance.try_number,
+            TaskInstance.end_date.is_not(None),
         ).where(TaskInstance.dag_id == DAG_ID, TaskInstance.run_id == "run")
         return {
-            (task_id, map_index): Row(None if state is None else str(getattr(state, "value", state)), try_number)
-            for task_id, map_index, state, try_number in self._session.execute(columns)
+            (task_id, map_index): Row(None if state is None else str(getattr(state, "value", state)), try_number, dated)
+            for task_id, map_index, state, try_number, dated in self._session.execute(columns)
         }
 
     def schedule(self) -> None:

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from support.outcome_dags import DAG_ID, DagMaker
 KEY = RunKey(DAG_ID, "run")
 MOMENTS = 300
 """A life that is longer hangs."""
+
+SOME_TIME = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 BITS = {"success": S, "failed": F, "upstream_failed": U, "skipped": K, "removed": R}
 
@@ -98,10 +101,11 @@ class Life(NamedTuple):
         return self.moments[-1].state in FINAL
 
     def answers(self, task_id: str) -> bool:
-        """Whether a result task has given its result, when all is over."""
-        rows = [row.state for (name, _), row in self.moments[-1].rows.items() if name == task_id]
-        states = {state for state in rows if state != "removed"}
-        return states == {"success"}
+        """Whether a result task has given its result, when all is over; mapped over nothing, an empty list."""
+        rows = {index: row for (name, index), row in self.moments[-1].rows.items() if name == task_id}
+        if rows.keys() == {-1} and rows[-1].state == "skipped" and not rows[-1].dated:
+            return True
+        return {row.state for row in rows.values() if row.state != "removed"} == {"success"}
 
     def told_at(self, question: str) -> int | None:
         """Return the first moment at which we told a failure."""
@@ -202,7 +206,8 @@ def _moment(case: Case, run: Run, *, forecast: bool = True) -> Moment:
     info = RunInfo(state=run.state, queued_at=None, start_date=None, end_date=None, clear_number=0)
     state = RunState(KEY, info, case.graph)
     for (task_id, map_index), row in rows.items():
-        state.add(task_id, map_index, Instance(row.state, row.try_number))
+        end_date = SOME_TIME if row.dated else None
+        state.add(task_id, map_index, Instance(row.state, row.try_number, end_date=end_date))
     whole = Forecast(case.graph, {task_id: instances.by_state for task_id, instances in state.tasks.items()})
     verdicts: dict[str, Failed] = {}
     questions = [Question(results=(task_id,)) for task_id in case.graph.tasks]
