@@ -56,6 +56,7 @@ def stage(postgres_settings: Mapping[str, str] | None = None, **settings: str) -
             directory.logs,
             database_url=url,
             airflow_url=NO_AIRFLOW,
+            options=("--auth", "none"),
             environment={
                 **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
                 **{f"{PREFIX}{name.upper()}": value for name, value in settings.items()},

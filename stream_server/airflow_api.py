@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import httpx
@@ -19,6 +19,20 @@ TIMEOUT_SECONDS = 30.0
 
 MAYBE_CREATED = "; the run may have been created all the same"
 """What a caller must know where the answer to a trigger is missing."""
+
+
+class Look(NamedTuple):
+    """What Airflow answered."""
+
+    status: int
+    body: dict[str, Any]
+    """The JSON object; empty for what is none."""
+
+    detail: str
+    """What it says of an error."""
+
+    challenge: str | None
+    """Its `WWW-Authenticate`."""
 
 
 class AirflowApi:
@@ -40,14 +54,15 @@ class AirflowApi:
         async with shared_client(url, TIMEOUT_SECONDS) as client:
             yield cls(client, {} if token is None else {"Authorization": f"Bearer {token}"})
 
-    async def login(self, username: str, password: str) -> None:
-        """Exchange a user's name and password for a token (`POST /auth/token`).
+    async def login(self, username: str, password: str) -> str:
+        """Exchange a user's name and password for a token, which is returned (`POST /auth/token`).
 
         Raises:
             AirflowError: Airflow refuses them, or does not answer.
         """
         token = await self._ask("access_token", "POST", "/auth/token", {"username": username, "password": password})
         self._credentials["Authorization"] = f"Bearer {token}"
+        return token
 
     async def trigger(self, dag_id: str, body: Mapping[str, Any]) -> RunKey:
         """Trigger a DAG and return its run (`POST /api/v2/dags/{dag_id}/dagRuns`).
@@ -78,6 +93,20 @@ class AirflowApi:
             return state
         return await self._ask("state", "PATCH", f"{run_path(key)}?update_mask=state", {"state": "failed"})
 
+    async def look(self, path: str, timeout: float) -> Look:
+        """Ask for something, be it only to see whether Airflow tells it.
+
+        Args:
+            path: What is asked for.
+            timeout: Seconds for each step of the request.
+
+        Raises:
+            AirflowSilent: There was no answer.
+        """
+        response = await self._send("GET", path, "", headers=self._credentials, timeout=timeout)
+        challenge = response.headers.get("www-authenticate")
+        return Look(response.status_code, _object(response), _detail(response), challenge)
+
     async def pass_on(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
         """Hand on a request, and return Airflow's answer as it is.
 
@@ -99,10 +128,22 @@ class AirflowApi:
             raise AirflowRefused(what, response.status_code, challenge=challenge)
         raise AirflowSilent(f"{what}{doubt}")
 
-    async def _send(self, method: str, path: str, doubt: str, **what: Any) -> httpx.Response:  # noqa: ANN401
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        doubt: str,
+        headers: Mapping[str, str],
+        **what: Any,  # noqa: ANN401
+    ) -> httpx.Response:
         address = redact(str(self._client.base_url))
+        # As they came: octets, of which some need not be characters (RFC 9110 section 5.5).
+        octets = {name.encode(): value.encode("latin-1", "surrogateescape") for name, value in headers.items()}
         try:
-            return await self._client.request(method, path, **what)
+            return await self._client.request(method, path, headers=octets, **what)
+        except httpx.LocalProtocolError as error:
+            # Its text would tell the credential.
+            raise AirflowRefused("A header that says who you are has characters that none may have", 400) from error
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise AirflowSilent(f"Airflow does not answer at {address} ({_name(error)})") from error
         except httpx.TimeoutException as error:

@@ -12,6 +12,8 @@ from stream_server.errors import BadParameter, NoResult
 from stream_server.frames import NO_STATUS, AnyFrame, Close, End, Failure, Reference, Reset, Result
 from stream_server.run_state import RunKey, RunState
 
+FORBIDDEN = 403
+
 
 class FailureInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Why the answer will not come; the members are those of the `failure` frame."""
@@ -42,6 +44,9 @@ class RunAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     references: dict[str, Reference] | None = None
     """Values too large to be sent."""
+
+    withheld: bool = False
+    """Whether there are values that the caller may not read."""
 
     failure: FailureInfo | None = None
     """Why the answer will not come."""
@@ -157,6 +162,7 @@ class Hearing:
             outcome=self._end.outcome,
             results=told.results if isinstance(told, Result) else None,
             references=told.references or None if isinstance(told, Result) else None,
+            withheld=isinstance(told, Result) and told.withheld,
             failure=_failure_info(told) if isinstance(told, Failure) else None,
         )
 
@@ -166,18 +172,20 @@ def bare_value(answer: RunAnswer, fail_status: int) -> bytes:
 
     Raises:
         BadParameter: Several tasks answer.
-        NoResult: None does, or the value is too large to be sent.
+        NoResult: None does, or the value is too large to be sent, or is withheld.
     """
     names = [*(answer.results or {}), *(answer.references or {})]
     if answer.outcome == "result" and len(names) > 1:
         raise BadParameter(f"unwrap=true needs one task, and {', '.join(sorted(names))} answer; name one by result=")
     if answer.results and answer.outcome == "result":
         return bytes(next(iter(answer.results.values())))
-    raise NoResult(_why(answer), fail_status, msgspec.to_builtins(answer))
+    raise NoResult(_why(answer), FORBIDDEN if answer.withheld else fail_status, msgspec.to_builtins(answer))
 
 
 def _why(answer: RunAnswer) -> str:
     run = f"run {answer.dag_run_id!r} of DAG {answer.dag_id!r}"
+    if answer.withheld:
+        return f"The caller may not read the result of {run}: Airflow does not let him read XComs"
     if answer.references:
         (reference,) = answer.references.values()
         return (

@@ -26,8 +26,9 @@ from starlette.websockets import WebSocket
 
 from stream_server.admission import Admission
 from stream_server.airflow_api import shared_client
+from stream_server.airflow_auth import AirflowAuthorizer
 from stream_server.answers import Health, Readiness, TailReadiness
-from stream_server.auth import Everybody
+from stream_server.auth import Authorizer, Everybody
 from stream_server.deadlines import Deadlines
 from stream_server.edge import Edge
 from stream_server.errors import AirflowRefused, StreamServerError, Throttled
@@ -171,6 +172,9 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
         airflow: httpx.AsyncClient | None = None
         if settings.airflow_url is not None:
             airflow = shared_client(settings.airflow_url, settings.airflow_timeout)
+        authorizer: Authorizer = Everybody()
+        if settings.asks_airflow and airflow is not None:
+            authorizer = AirflowAuthorizer(airflow, good_for=settings.auth_cache, grace=settings.auth_grace)
         app.state.hub = hub
         tasks = [
             asyncio.create_task(tail.run(), name="tail"),
@@ -179,6 +183,8 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
         ]
         if retention.bounded:
             tasks.append(asyncio.create_task(prune_forever(runs, retention, metrics.pruned), name="pruner"))
+        if isinstance(authorizer, AirflowAuthorizer):
+            tasks.append(asyncio.create_task(authorizer.guards.run(), name="guards"))
         for task in tasks:
             task.add_done_callback(_stop_process)
         state = State(
@@ -187,7 +193,7 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
             tail=tail,
             meter=meter,
             metrics=metrics,
-            authorizer=Everybody(),
+            authorizer=authorizer,
             airflow=airflow,
             runs=runs,
             claims=Claims(runs),
@@ -204,6 +210,8 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
             edge.close()
             idle.close()
             await cancellations.close()
+            if isinstance(authorizer, AirflowAuthorizer):
+                await authorizer.close()
             if airflow is not None:
                 await airflow.aclose()
             for task in tasks:

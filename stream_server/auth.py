@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from datetime import datetime
+from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
+from stream_server.firehose import Readable
 from stream_server.run_state import RunKey
+from stream_server.subscription import Subscription
 
 BEARER = "bearer "
 
@@ -76,23 +79,94 @@ class Access(NamedTuple):
     """Whether he may read return values as well as transitions."""
 
 
+ALL, NO_VALUES = Access(results=True), Access(results=False)
+
+
+class Scope(NamedTuple):
+    """What a stream shows."""
+
+    dag_id: str = ""
+    """The DAG; empty for all that the caller may read."""
+
+    run_id: str = ""
+    """The run, where it is one; empty for all of a DAG."""
+
+
+Expiring: TypeAlias = Callable[[Subscription, datetime], None]
+"""Tells the client of a subscription that his token is about to expire, and when."""
+
+
+class Guard(Protocol):
+    """Keeps a stream to what its caller may see, for as long as it lives."""
+
+    async def renew(self, caller: Caller) -> None:
+        """Go on with another credential. A refusal is raised, and then nothing has changed."""
+
+    def release(self) -> None:
+        """Let go: the stream is over."""
+
+
 class Authorizer(Protocol):
     """Decides what a caller may see. A refusal is raised, as the error that is told to him."""
 
-    async def run(self, caller: Caller, key: RunKey) -> Access:
-        """Return what a caller may see of a run. Nothing is said about whether there is such a run."""
+    asks_who: bool
+    """Whether callers must say who they are."""
 
-    async def dag(self, caller: Caller, dag_id: str) -> Access:
-        """Return what a caller may see of the runs of a DAG."""
+    async def run(self, caller: Caller, key: RunKey) -> Access:
+        """Return what a caller may see of a run."""
+
+    async def dag(self, caller: Caller, dag_id: str) -> None:
+        """Let a caller see the runs of a DAG."""
+
+    async def dags(self, caller: Caller) -> None:
+        """Let a caller see the runs of all DAGs that he may read; which, `readable` tells."""
+
+    def readable(self, caller: Caller) -> Readable | None:
+        """Return which DAGs a caller may read; `None` for all."""
+
+    def guard(
+        self,
+        caller: Caller,
+        scope: Scope,
+        access: Access,
+        subscription: Subscription,
+        expiring: Expiring | None = None,
+    ) -> Guard | None:
+        """Close a stream when its caller may not see it any more.
+
+        Args:
+            caller: Who was let in.
+            scope: What it shows.
+            access: What he was let see.
+            subscription: His place in it.
+            expiring: Called before his token expires; by default the stream is closed, for him to come again.
+        """
 
 
 class Everybody:
     """`--auth none`: everybody may see everything."""
 
+    asks_who = False
+
     async def run(self, caller: Caller, key: RunKey) -> Access:
         """Return that all may be seen."""
-        return Access(results=True)
+        return ALL
 
-    async def dag(self, caller: Caller, dag_id: str) -> Access:
+    async def dag(self, caller: Caller, dag_id: str) -> None:
+        """Let everybody in."""
+
+    async def dags(self, caller: Caller) -> None:
+        """Let everybody in."""
+
+    def readable(self, caller: Caller) -> None:
         """Return that all may be seen."""
-        return Access(results=True)
+
+    def guard(
+        self,
+        caller: Caller,
+        scope: Scope,
+        access: Access,
+        subscription: Subscription,
+        expiring: Expiring | None = None,
+    ) -> None:
+        """Do nothing: it will be so for ever."""

@@ -178,7 +178,18 @@ def serve(
         list[str] | None, typer.Option(help="Proxy whose X-Forwarded-For is believed; repeatable.")
     ] = None,
     auth: Annotated[
-        str | None, typer.Option(help="'none': everybody may read everything. Default on loopback.")
+        str | None,
+        typer.Option(
+            help="'airflow': it decides who may read what; default with --airflow-url. 'none': everybody, on loopback."
+        ),
+    ] = None,
+    i_know_that_everybody_can_read_everything: Annotated[
+        bool | None,
+        typer.Option("--i-know-that-everybody-can-read-everything", help="Allow 'none' where others can connect."),
+    ] = None,
+    auth_cache: Annotated[str | None, typer.Option(help="How long Airflow's answers are good.  [default: 30s]")] = None,
+    auth_grace: Annotated[
+        str | None, typer.Option(help="How long streams go on where Airflow can't be asked.  [default: 5m]")
     ] = None,
     airflow_url: Annotated[str | None, typer.Option(help="Address of Airflow's API server.")] = None,
     cors_origin: Annotated[
@@ -214,6 +225,9 @@ def serve(
                 admin_port=admin_port,
                 trusted_proxies=trusted_proxy or None,
                 auth=auth,
+                i_know_that_everybody_can_read_everything=i_know_that_everybody_can_read_everything,
+                auth_cache=auth_cache,
+                auth_grace=auth_grace,
                 airflow_url=airflow_url,
                 cors_origins=cors_origin or None,
                 web=web,

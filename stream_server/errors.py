@@ -16,6 +16,7 @@
     ├── TicketRefused         a ticket is used up, expired, for something else, or none
     ├── RunNotFound           Airflow knows no such DAG run
     ├── PagesMissing          the pages were not built
+    ├── Unauthenticated       the caller does not say who he is
     ├── ForeignOrigin         a page of another origin asks
     ├── CursorError           a cursor is damaged
     ├── Unavailable           try again later
@@ -23,6 +24,7 @@
     │   ├── JournalForbidden  the database role lacks a privilege
     │   ├── JournalUnreachable  PostgreSQL does not answer
     │   ├── ServerFull        it has as many connections as it may
+    │   ├── PermissionUnknown  Airflow can't be asked who may read what
     │   └── Draining          this server is shutting down
     ├── InstallError          install or uninstall could not be done
     ├── SettingsError         the configuration contradicts itself
@@ -143,6 +145,13 @@ class PagesMissing(StreamServerError):
     title = "Pages missing"
 
 
+class Unauthenticated(StreamServerError):
+    """The caller does not say who he is, where he must."""
+
+    status = 401
+    title = "Unauthenticated"
+
+
 class ForeignOrigin(StreamServerError):
     """A page of another origin asks, and this server was not told to let it."""
 
@@ -187,6 +196,12 @@ class ServerFull(Unavailable):
     """This server has as many connections as it may."""
 
     title = "Server full"
+
+
+class PermissionUnknown(Unavailable):
+    """Airflow can't be asked whether the caller may do what he asks for."""
+
+    title = "Permission unknown"
 
 
 class Draining(Unavailable):
@@ -364,7 +379,10 @@ class CloseCode(IntEnum):
     """The client read more slowly than its run produced frames."""
 
     UNAVAILABLE = 4003
-    """The journal can't be followed just now. Only an `EventSource` is told so, which won't come back after a 503."""
+    """The journal can't be followed, or Airflow can't be asked, just now.
+
+    Before the first frame only an `EventSource` is told so, which won't come back after a 503.
+    """
 
     INTERNAL = 4005
     """The server lost its place; a new connection starts with a fresh snapshot."""
@@ -377,6 +395,9 @@ class CloseCode(IntEnum):
 
     THROTTLED = 4010
     """The caller has, or does, more than one may. Only an `EventSource` is told so, which gives up after a 429."""
+
+    REFUSED = 4500
+    """What was asked for can't be had; the `error` frame before says why."""
 
     UNAUTHENTICATED = 4501
     """The caller did not say who he is, or his token has expired or was revoked."""

@@ -13,6 +13,7 @@ from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode
 from stream_server.frames import (
     Ack,
+    AuthExpiring,
     Close,
     End,
     Failure,
@@ -110,12 +111,14 @@ FRAMES = (
             at=_at(14),
         )
     ),
+    Wire(Result(dag_id=DAG_ID, run_id=RUN_ID, results={}, withheld=True, seq=43, at=_at(11.8))),
     Wire(Resumed(dag_id=DAG_ID, run_id=RUN_ID, since=str(BEGUN))),
     Wire(Reset(dag_id=DAG_ID, run_id=RUN_ID, reason="cleared")),
     Wire(
         Close(code=CloseCode.DRAINING, reason="The server is shutting down", reconnect=True, retry_ms=1840),
     ),
     Wire(Ping()),
+    Wire(AuthExpiring(expires_at=_at(59))),
     Wire(Ack(op="subscribe", id="a")),
     Wire(
         Refusal(

@@ -14,6 +14,7 @@ from stream_server.outcome import Answer, Question, Values, result_tasks
 from stream_server.run_state import RUN_FINAL, RunKey, RunState
 from stream_server.subscription import Subscription
 from stream_server.transition import Kind, Transition
+from stream_server.withholding import withhold
 
 NOT_BEGUN = RunInfo(state=None, queued_at=None, start_date=None, end_date=None, clear_number=0)
 """Of a run of which nothing is known yet."""
@@ -47,16 +48,20 @@ class Channel:
     def push(self, frames: Sequence[AnyFrame], cursor: Cursor) -> None:
         """Push frames to every watcher; the last of them carries the cursor."""
         self._opening = None
-        if frames and self.subscriptions:
-            wires = wires_of(frames, self.place(cursor))
+        if self.subscriptions and (wires := self.wires(frames, self.place(cursor))):
             for subscription in self.subscriptions:
                 subscription.push(wires)
 
     def open(self, run: RunState, cursor: Cursor) -> list[Wire]:
         """Return what a new watcher must see first; made once for all who join before the next change."""
         if self._opening is None:
-            self._opening = wires_of(self.answer.open(run), self.place(cursor))
+            self._opening = self.wires(self.answer.open(run), self.place(cursor))
         return self._opening
+
+    def wires(self, frames: Sequence[AnyFrame], place: Cursor) -> list[Wire]:
+        """Put on the wire what of frames may be told; the last of them carries the place."""
+        told = withhold(frames) if self.answer.question.withheld else frames
+        return wires_of(told, place) if told else []
 
     def place(self, cursor: Cursor) -> Cursor:
         """Return a cursor as that of who has been told all that these have been."""
@@ -149,7 +154,7 @@ class Feed:
             if opening:
                 subscription.push(channel.open(self.run, position))
             elif channel.answer.told is not None:
-                subscription.push(wires_of([channel.answer.told], channel.place(position)))
+                subscription.push(channel.wires([channel.answer.told], channel.place(position)))
         return channel, position
 
     def missed(
@@ -177,7 +182,7 @@ class Feed:
         resumed = Resumed(dag_id=self.key.dag_id, run_id=self.key.run_id, since=str(since))
         first = scratch.snapshot(answering) if unborn else resumed
         frames = [frame for transition in past if (frame := scratch.apply(transition)) is not None]
-        return wires_of([first, *frames], position.of(since.told, ended=False))
+        return channel.wires([first, *frames], position.of(since.told, ended=False))
 
     def leave(self, subscription: Subscription) -> None:
         """Forget a watcher, and the channel that nobody watches any more."""

@@ -6,10 +6,11 @@ wants those watches the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from stream_server.cursor import Cursor
+from stream_server.errors import CloseCode
 from stream_server.frames import AnyFrame, Ping, Reset, ResetReason, Resumed, Wire
 from stream_server.subscription import Subscription
 from stream_server.telling import tell
@@ -17,6 +18,9 @@ from stream_server.transition import Kind, Transition
 
 TYPES = ("task", "run")
 """Types of frames that such a stream has, beside those of the connection."""
+
+MAX_HELD = 10_000
+"""Transitions that may wait until it is known who may read their DAGs."""
 
 BOOKMARK_SECONDS = 5.0
 """How often a client is told how far the journal has been read, although nothing was for it."""
@@ -47,6 +51,19 @@ class Filter(NamedTuple):
         )
 
 
+class Readable(Protocol):
+    """Which DAGs somebody may read. What is not known is not told, and nothing is left out because of it."""
+
+    def may_read(self, dag_id: str) -> bool | None:
+        """Tell whether he may read a DAG; `None` where that is to be asked first."""
+
+    def decide(self, dag_ids: Collection[str], then: Callable[[], None]) -> None:
+        """Ask about DAGs, and call something when all is known."""
+
+    async def among(self, dag_ids: Collection[str]) -> Collection[str]:
+        """Return which of some DAGs he may read, when that is known of all."""
+
+
 class _Telling:
     """A transition on its way, encoded once with a cursor and once without, however many hear of it."""
 
@@ -56,24 +73,108 @@ class _Telling:
         self.last = Wire(frame, cursor)
 
 
-class _Group:
-    """Those with the same filter."""
+class _Batch(NamedTuple):
+    """What a group hears at once."""
 
-    def __init__(self, now: float) -> None:
+    heard: Sequence[_Telling]
+    bookmark: Wire
+    news: bool
+    """Whether anything happened at all."""
+
+    now: float
+
+
+class _Group:
+    """Those with the same filter, who may read the same DAGs."""
+
+    def __init__(self, wanted: Filter, readable: Readable | None, now: float) -> None:
+        self.wanted = wanted
+        self.readable = readable
         self.subscriptions: set[Subscription] = set()
-        self.told_at = now
+        self._held: list[tuple[_Batch, set[Subscription]]] = []
+        """What waits until it is known whether it may be told, all that came after it, and who was there then."""
+
+        self._told_at = now
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to be asked before there is more to tell."""
+        return bool(self._held)
+
+    @property
+    def key(self) -> tuple[Filter, Readable | None]:
+        return self.wanted, self.readable
+
+    def hear(self, tellings: Sequence[_Telling], bookmark: Wire, now: float) -> None:
+        """Tell a batch, or have it wait."""
+        heard = [one for one in tellings if self.wanted.lets_through(one.transition)]
+        batch, rights = _Batch(heard, bookmark, bool(tellings), now), self._rights(heard)
+        if not self._held and None not in rights.values():
+            self._tell(batch, rights, self.subscriptions)
+            return
+        self._held.append((batch, self.subscriptions.copy()))
+        if len(self._held) == 1:
+            self._go_on()
+        elif sum(len(batch.heard) for batch, _ in self._held) > MAX_HELD:
+            for subscription in self.subscriptions:
+                subscription.close(CloseCode.UNAVAILABLE, "Airflow can't be asked which DAGs you may read")
+            self._held.clear()
+
+    def tell_all(self, wires: list[Wire]) -> None:
+        """Tell everybody something that takes the place of all that waits."""
+        self._held.clear()
+        for subscription in self.subscriptions:
+            subscription.push(wires)
+
+    def _go_on(self) -> None:
+        """Tell what waits, until something is to be asked first."""
+        while self._held:
+            batch, there = self._held[0]
+            rights = self._rights(batch.heard)
+            if undecided := {dag_id for dag_id, may in rights.items() if may is None}:
+                assert self.readable is not None, "otherwise everything may be told"
+                self.readable.decide(undecided, self._go_on)
+                return
+            del self._held[0]
+            self._tell(batch, rights, there & self.subscriptions)
+
+    def _rights(self, heard: Iterable[_Telling]) -> dict[str, bool | None]:
+        """Return what may be told, by DAG; nothing where everything may."""
+        if self.readable is None:
+            return {}
+        return {dag_id: self.readable.may_read(dag_id) for dag_id in {one.transition.dag_id for one in heard}}
+
+    def _tell(self, batch: _Batch, rights: Mapping[str, bool | None], to: Iterable[Subscription]) -> None:
+        heard = [one for one in batch.heard if rights[one.transition.dag_id]] if rights else batch.heard
+        if heard:
+            wires = [*(telling.wire for telling in heard[:-1]), heard[-1].last]
+        elif batch.news and batch.now - self._told_at >= BOOKMARK_SECONDS:
+            wires = [batch.bookmark]
+        else:
+            return
+        self._told_at = batch.now
+        for subscription in to:
+            subscription.push(wires)
 
 
 class Firehose:
     """Who follows many runs."""
 
     def __init__(self) -> None:
-        self._groups: dict[Filter, _Group] = {}
+        self._groups: dict[tuple[Filter, Readable | None], _Group] = {}
+        self._places: dict[Subscription, _Group] = {}
 
     def __bool__(self) -> bool:
         return bool(self._groups)
 
-    def join(self, wanted: Filter, subscription: Subscription, cursor: Cursor, now: float) -> None:
+    def join(
+        self,
+        wanted: Filter,
+        subscription: Subscription,
+        cursor: Cursor,
+        now: float,
+        readable: Readable | None = None,
+    ) -> None:
         """Let somebody follow from a cursor on; it is due to him at once, so that he can come back to it.
 
         Args:
@@ -81,17 +182,29 @@ class Firehose:
             subscription: His place.
             cursor: How far the journal has been read.
             now: The time, in seconds of any steady clock.
+            readable: Which DAGs he may read; `None` for all.
         """
-        self._groups.setdefault(wanted, _Group(now)).subscriptions.add(subscription)
+        self._put(wanted, readable, subscription, now)
         subscription.push([Wire(Ping(), cursor)])
 
-    def leave(self, wanted: Filter, subscription: Subscription) -> None:
+    def show(self, subscription: Subscription, readable: Readable | None, now: float) -> None:
+        """Tell somebody other DAGs from the next batch on."""
+        group = self._places[subscription]
+        if group.waiting:
+            # What waits for an answer about him who he was can't be told to who he is.
+            subscription.close(CloseCode.ACCESS_CHANGED, "What you may see has changed")
+            return
+        self.leave(subscription)
+        self._put(group.wanted, readable, subscription, now)
+
+    def leave(self, subscription: Subscription) -> None:
         """Forget somebody."""
-        group = self._groups.get(wanted)
-        if group is not None:
-            group.subscriptions.discard(subscription)
-            if not group.subscriptions:
-                del self._groups[wanted]
+        group = self._places.pop(subscription, None)
+        if group is None:
+            return
+        group.subscriptions.discard(subscription)
+        if not group.subscriptions:
+            del self._groups[group.key]
 
     def dispatch(self, transitions: Iterable[Transition], cursor: Cursor, now: float) -> None:
         """Tell a batch to those whom it concerns, and now and then how far it goes to those whom it does not."""
@@ -99,24 +212,21 @@ class Firehose:
             return
         tellings = _tellings(transitions, cursor)
         bookmark = Wire(Ping(), cursor)
-        for wanted, group in list(self._groups.items()):
-            heard = [telling for telling in tellings if wanted.lets_through(telling.transition)]
-            if heard:
-                wires = [*(telling.wire for telling in heard[:-1]), heard[-1].last]
-            elif tellings and now - group.told_at >= BOOKMARK_SECONDS:
-                wires = [bookmark]
-            else:
-                continue
-            group.told_at = now
-            for subscription in group.subscriptions:
-                subscription.push(wires)
+        for group in list(self._groups.values()):
+            group.hear(tellings, bookmark, now)
 
     def begin_anew(self, reason: ResetReason, cursor: Cursor) -> None:
         """Tell all that something is missing from what they heard."""
         wires = anew(reason, cursor)
         for group in self._groups.values():
-            for subscription in group.subscriptions:
-                subscription.push(wires)
+            group.tell_all(wires)
+
+    def _put(self, wanted: Filter, readable: Readable | None, subscription: Subscription, now: float) -> None:
+        group = self._groups.get((wanted, readable))
+        if group is None:
+            group = self._groups[wanted, readable] = _Group(wanted, readable, now)
+        group.subscriptions.add(subscription)
+        self._places[subscription] = group
 
 
 def anew(reason: ResetReason, cursor: Cursor) -> list[Wire]:

@@ -142,6 +142,9 @@ class Result(RunFrame, frozen=True, kw_only=True, tag="result", omit_defaults=Tr
     references: dict[str, Reference] = {}
     """By task, where to get a value that is too large to be sent."""
 
+    withheld: bool = False
+    """Whether there are values that the caller may not read; then there are neither `results` nor `references`."""
+
     seq: int | None = None
     """Row that completed the answer; absent where it was complete before the stream began."""
 
@@ -248,18 +251,25 @@ class Ping(Frame, frozen=True, kw_only=True, tag="ping"):
     """Nothing happened, and the connection is alive. A frame, since scripts can't see SSE comments."""
 
 
-class Ack(Frame, frozen=True, kw_only=True, tag="ack"):
-    """What the client asked for on a connection of many streams was done."""
+class AuthExpiring(Frame, frozen=True, kw_only=True, tag="auth_expiring"):
+    """The token is about to expire. The client can send another one, and the connection goes on."""
 
-    op: Literal["subscribe", "unsubscribe", "ping"]
+    expires_at: Moment
+    """When it does."""
+
+
+class Ack(Frame, frozen=True, kw_only=True, tag="ack"):
+    """What the client asked for on a WebSocket was done."""
+
+    op: Literal["subscribe", "unsubscribe", "ping", "auth"]
     """What was done."""
 
     id: str
-    """What the client called it."""
+    """What the client called it; empty where it gave no name."""
 
 
 class Refusal(Frame, frozen=True, kw_only=True, tag="error"):
-    """What the client asked for on a connection of many streams was refused. The others go on."""
+    """What the client asked for on a WebSocket was refused. All else goes on."""
 
     id: str
     """What the client called it; empty where it could not be read."""
@@ -278,7 +288,19 @@ class Refusal(Frame, frozen=True, kw_only=True, tag="error"):
 
 
 AnyFrame: TypeAlias = (
-    Snapshot | TaskTransition | RunTransition | Result | Failure | Reset | Resumed | End | Close | Ping | Ack | Refusal
+    Snapshot
+    | TaskTransition
+    | RunTransition
+    | Result
+    | Failure
+    | Reset
+    | Resumed
+    | End
+    | Close
+    | Ping
+    | AuthExpiring
+    | Ack
+    | Refusal
 )
 
 _encoder = msgspec.json.Encoder()

@@ -20,7 +20,7 @@ import anyio
 from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode, CursorError, Draining, JournalUnreachable
 from stream_server.feed import Channel
-from stream_server.firehose import Filter, Firehose, anew, missed
+from stream_server.firehose import Filter, Firehose, Readable, anew, missed
 from stream_server.frames import Reset, ResetReason, Wire
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey, RunState
@@ -208,28 +208,35 @@ class Hub:
                     self._dismiss(watched, subscription)
 
     @asynccontextmanager
-    async def follow(self, wanted: Filter, *, since: Since | None = None) -> AsyncIterator[Subscription]:
+    async def follow(
+        self, wanted: Filter, *, since: Since | None = None, readable: Readable | None = None
+    ) -> AsyncIterator[Subscription]:
         """Follow many runs.
 
         Args:
             wanted: What shall be told.
             since: From where on; by default from now on.
+            readable: Which DAGs may be told; `None` for all.
 
         Raises:
             Unavailable: PostgreSQL does not answer, the journal is missing, or this server is shutting down.
         """
         why_not = None if since is None else await self._refuse(since.cursor)
         subscription, position = Subscription(self._max_queued_bytes), self.cursor
-        self._firehose.join(wanted, subscription, position, time.monotonic())
+        self._firehose.join(wanted, subscription, position, time.monotonic(), readable)
         self._subscriptions.add(subscription)
         self._on_watch()
         try:
             if since is not None:
-                subscription.put_first(await self._missed(wanted, since, position, why_not))
+                subscription.put_first(await self._missed(wanted, since, position, why_not, readable))
             yield subscription
         finally:
-            self._firehose.leave(wanted, subscription)
+            self._firehose.leave(subscription)
             self._forget(subscription)
+
+    def show(self, subscription: Subscription, readable: Readable | None) -> None:
+        """Tell somebody who follows many runs those of other DAGs, from the next batch on."""
+        self._firehose.show(subscription, readable, time.monotonic())
 
     def _begin(self, watched: Watched, question: Question, reset: ResetReason | None) -> Subscription:
         """Let somebody watch who knows nothing, or must forget what he knows."""
@@ -260,12 +267,22 @@ class Hub:
         subscription.put_first(missed)
         return subscription
 
-    async def _missed(self, wanted: Filter, since: Since, position: Cursor, why_not: ResetReason | None) -> list[Wire]:
+    async def _missed(
+        self,
+        wanted: Filter,
+        since: Since,
+        position: Cursor,
+        why_not: ResetReason | None,
+        readable: Readable | None,
+    ) -> list[Wire]:
         if since.cursor is None or why_not is not None:
             return anew(why_not or "cursor_damaged", position)
         history = await self._source.history(None, since.cursor)
         if history is None:
             return anew("cursor_expired", position)
+        if readable is not None:
+            told = await readable.among({one.dag_id for one in history if wanted.lets_through(one)})
+            history = [one for one in history if one.dag_id in told]
         return missed(wanted, history, position, since.cursor)
 
     async def _refuse(self, cursor: Cursor | None) -> ResetReason | None:

@@ -39,6 +39,9 @@ class Question:
     confirm: Literal["push", "success"] = "push"
     """Whether a result is told when it is pushed, or when its task has succeeded as well."""
 
+    withheld: bool = False
+    """Whether the caller may not read return values: he is told that there is a result, and not what it is."""
+
 
 class Value(NamedTuple):
     """A return value in the database."""

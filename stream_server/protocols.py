@@ -186,6 +186,10 @@ class WebSocketLine(WebSocketsSansIOProtocol):
         self.close_timer = NO_TIMER
         self.queue = NOWHERE  # type: ignore[assignment]
         self.scope = TAKEN  # type: ignore[assignment]
+        if self.read_paused:
+            # Something was said before; nobody will come for it.
+            self.read_paused = False
+            self.transport.resume_reading()
         del self.request, self.response
 
     async def end(self, closed: Close | None) -> None:
@@ -207,11 +211,13 @@ class WebSocketLine(WebSocketsSansIOProtocol):
             _extras(self.scope)[LINE] = self
 
     def send_receive_event_to_app(self) -> None:
-        """Hand on a message, unless the connection belongs to a delivery: nobody listens to what comes in there."""
+        """Hand on a message: where the connection belongs to a delivery, to that."""
         if self.delivery is None:
             super().send_receive_event_to_app()
-        else:
-            self.frames = []
+            return
+        data, self.frames = b"".join(self.frames), []
+        if self.delivery.hear is not None:
+            self.delivery.hear(data)
 
     def handle_close(self, event: Frame) -> None:
         """The client says good-bye: nothing must be sent after the answer (RFC 6455 section 5.5.1)."""

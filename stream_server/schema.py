@@ -20,7 +20,7 @@ import msgspec
 from stream_server import frames
 from stream_server.errors import CloseCode
 from stream_server.examples import FRAMES, texts
-from stream_server.frames import Ack, AnyFrame, Close, Frame, Refusal
+from stream_server.frames import Ack, AnyFrame, AuthExpiring, Close, Frame, Refusal
 
 Json: TypeAlias = dict[str, Any]
 
@@ -64,7 +64,7 @@ def frame_schemas(template: str) -> dict[str, Json]:
     found = schemas(FRAME_TYPES, template)
     for kind in FRAME_TYPES:
         members = found[kind.__name__]["properties"]
-        if kind not in {Ack, Refusal}:
+        if kind not in {Ack, AuthExpiring, Refusal}:
             members["id"] = IDENTITY
             if kind is not Close:
                 members["cursor"] = CURSOR

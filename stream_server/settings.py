@@ -97,8 +97,18 @@ class Settings(BaseSettings):
     port: int = Field(default=8090, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
 
-    auth: Literal["none"] | None = None
-    """Who decides what a caller may see. `none`: everybody may read everything; the default on loopback only."""
+    auth: Literal["airflow", "none"] | None = None
+    """Who decides what a caller may see. `airflow`: Airflow, the default where its address is known. `none`: everybody
+    may read everything."""
+
+    i_know_that_everybody_can_read_everything: bool = False
+    """Allows `none` on addresses that others can reach."""
+
+    auth_cache: Duration = Field(default=30.0, gt=0)
+    """How long an answer of Airflow's is good, and after which it is asked for again while a stream lives."""
+
+    auth_grace: Duration = Field(default=300.0, ge=0)
+    """How long streams go on where Airflow can't be asked."""
 
     airflow_url: Annotated[str, AfterValidator(_check_address)] | None = None
     """Address of Airflow's API server."""
@@ -212,16 +222,24 @@ class Settings(BaseSettings):
             )
             raise SettingsError(wrong) from None
 
+    @property
+    def asks_airflow(self) -> bool:
+        """Whether Airflow decides what a caller may see."""
+        return self.auth == "airflow" or (self.auth is None and self.airflow_url is not None)
+
     def require_auth_choice(self, *, loopback: bool) -> None:
         """Refuse to show everything to everybody, unless it was chosen or nobody else can connect.
 
         Raises:
-            SettingsError: No choice was made.
+            SettingsError: No choice was made, or one that can't be.
         """
-        if self.auth is None and not loopback:
+        if self.asks_airflow and self.airflow_url is None:
+            raise SettingsError(f"--auth airflow asks Airflow, so it needs --airflow-url ({PREFIX}AIRFLOW_URL)")
+        if not self.asks_airflow and not loopback and not self.i_know_that_everybody_can_read_everything:
             raise SettingsError(
                 "Without authorization everybody who can connect can read everything, so the server listens on"
-                f" loopback only. To allow it, choose --auth none ({PREFIX}AUTH=none)"
+                f" loopback only. Give --airflow-url ({PREFIX}AIRFLOW_URL), and Airflow decides who may read what; or"
+                " say --i-know-that-everybody-can-read-everything"
             )
 
 

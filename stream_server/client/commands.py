@@ -91,7 +91,7 @@ class Follower:
     ) -> int:
         async with AirflowApi.open(airflow_url, self._token) as airflow:
             if login is not None:
-                await airflow.login(*login)
+                self._token = await airflow.login(*login)
             key = await airflow.trigger(dag_id, {"conf": conf, **({"dag_run_id": run_id} if run_id else {})})
         self._say(f"triggered {key.dag_id} / {key.run_id}")
         return await self._follow(key, self._errors, write_lines=False)

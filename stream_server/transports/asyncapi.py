@@ -9,10 +9,13 @@ import msgspec
 
 from stream_server import examples
 from stream_server.frames import (
+    Ack,
+    AuthExpiring,
     Close,
     End,
     Failure,
     Ping,
+    Refusal,
     Reset,
     Result,
     Resumed,
@@ -22,6 +25,7 @@ from stream_server.frames import (
 )
 from stream_server.schema import FRAME_TYPES, Json, frame_schemas, reference, schemas, tag, text_of
 from stream_server.transports import many_runs
+from stream_server.transports.introduction import Introduction
 from stream_server.transports.multiplex import Operation, Probe, Subscribe, Unsubscribe
 from stream_server.transports.openapi import ALL, INFO, OF_DAG, RUN
 from stream_server.transports.parameters import QUERY, query, variables
@@ -30,6 +34,7 @@ from stream_server.transports.request import STREAM
 
 OF_CONNECTION = (Resumed, Reset, Ping, Close)
 OF_RUN = (Snapshot, TaskTransition, RunTransition, Result, Failure, End, *OF_CONNECTION)
+OF_WEBSOCKET = (*OF_RUN, AuthExpiring, Ack, Refusal)
 OF_MANY_RUNS = (TaskTransition, RunTransition, *OF_CONNECTION)
 
 OPERATIONS: tuple[type[msgspec.Struct], ...] = get_args(Operation)
@@ -39,6 +44,7 @@ OPERATION_EXAMPLES: Mapping[type[msgspec.Struct], Json] = {
     Subscribe: {"op": "subscribe", "id": "a", "dag_id": examples.DAG_ID, "run_id": examples.RUN_ID},
     Unsubscribe: {"op": "unsubscribe", "id": "a"},
     Probe: {"op": "ping", "id": "p"},
+    Introduction: {"op": "auth", "token": "eyJhbGciOiJIUzUxMiJ9.e30.c2ln"},
 }
 
 OF_ONE = STREAM | {"ticket"}
@@ -56,7 +62,10 @@ def document() -> Json:
         "defaultContentType": "application/json",
         "channels": {
             "run": _channel(
-                f"{RUN}/stream", "A run: its state, each transition as it commits, its outcome", OF_RUN, OF_ONE
+                f"{RUN}/stream",
+                "A run: its state, each transition as it commits, its outcome",
+                (*OF_WEBSOCKET, Introduction),
+                OF_ONE,
             ),
             "allRuns": _channel(ALL, "Every transition of all runs that the filter lets through", OF_MANY_RUNS),
             "runsOfDag": _channel(OF_DAG, "The same, for the runs of one DAG", OF_MANY_RUNS),
@@ -64,7 +73,8 @@ def document() -> Json:
             "probe": _channel(PROBE, "A second of pings, to see what a proxy in front does to streams", (Ping,), ()),
         },
         "operations": {
-            "watchRun": _operation("run", OVER_WEBSOCKET, OF_RUN),
+            "watchRun": _operation("run", OVER_WEBSOCKET, OF_WEBSOCKET),
+            "sayWhoYouAre": {**_operation("run", "What the client says.", (Introduction,)), "action": "receive"},
             "watchRunOverHttp": _operation("run", OVER_HTTP, OF_RUN, OF_ONE),
             "followAllRuns": _operation("allRuns", OVER_HTTP, OF_MANY_RUNS, FILTER),
             "followRunsOfDag": _operation("runsOfDag", OVER_HTTP, OF_MANY_RUNS, FILTER[1:]),

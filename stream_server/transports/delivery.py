@@ -24,6 +24,7 @@ LINE = "stream_server.line"
 
 Framing = Callable[[Wire], bytes]
 OnGone = Callable[[], None] | None
+Hear = Callable[[bytes], None]
 
 
 class Line(Protocol):
@@ -56,12 +57,16 @@ class Straight(Delivery):
         courier: Who calls.
         line: The connection.
         frame: Makes bytes of a frame, as they are on the wire.
+        hear: Called with what the client says meanwhile, where that has a meaning.
     """
 
-    __slots__ = ("_first", "_frame", "_line", "_transport")
+    __slots__ = ("_first", "_frame", "_line", "_transport", "hear")
 
-    def __init__(self, subscription: Subscription, courier: Courier, line: Line, frame: Framing) -> None:
+    def __init__(
+        self, subscription: Subscription, courier: Courier, line: Line, frame: Framing, hear: Hear | None = None
+    ) -> None:
         super().__init__(subscription, courier)
+        self.hear = hear
         self._line = line
         self._transport = line.transport
         self._frame = frame

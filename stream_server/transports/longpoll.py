@@ -14,12 +14,14 @@ from starlette.responses import Response
 
 from stream_server.airflow_api import run_path
 from stream_server.answers import Hearing, RunAnswer, bare_value
-from stream_server.errors import Unavailable
+from stream_server.errors import AirflowRefused, CloseCode, StreamServerError, Unavailable
+from stream_server.frames import Close
 from stream_server.hub import Hub
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
 from stream_server.transports.body import disconnected
 from stream_server.transports.caller import caller_of
+from stream_server.transports.permission import permit, until_refused
 from stream_server.transports.request import QUESTION, State, duration, flag, number, question, run_key
 
 DEFAULT_TIMEOUT = 30.0
@@ -39,6 +41,10 @@ FAIL_STATUSES = (400, 599)
 
 FORM = frozenset({"timeout", "unwrap", "fail_status"})
 """Parameters that say how long to wait, and what the answer looks like."""
+
+
+REFUSALS = {int(CloseCode.UNAUTHENTICATED): 401, int(CloseCode.FORBIDDEN): 403}
+"""HTTP statuses that tell what close codes tell."""
 
 
 class Form(NamedTuple):
@@ -70,8 +76,9 @@ async def result(request: Request) -> Response:
     state: State = request.scope["state"]
     caller = await caller_of(request)
     key, asked, wanted = run_key(request), question(request, QUESTION | FORM), form(request)
-    await state["authorizer"].run(caller, key)
-    answer = await wait(request, state["hub"].watch(key, asked), key, wanted.timeout)
+    permission = await permit(state["authorizer"], caller, key)
+    watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked)), until_refused)
+    answer = await wait(request, watch, key, wanted.timeout)
     here = f"{run_path(key)}/result" + (f"?{request.url.query}" if request.url.query else "")
     return respond(answer, wanted, {"Location": here} if answer.outcome == "pending" else {})
 
@@ -94,6 +101,7 @@ async def wait(
 
     Raises:
         Unavailable: The outcome can't be waited for here any more.
+        AirflowRefused: The caller may not read the run any more.
     """
     hub: Hub = request.scope["state"]["hub"]
     hearing = Hearing(key)
@@ -112,8 +120,15 @@ async def wait(
     if left and on_gone is not None and not hearing.over:
         on_gone()
     if hearing.closed is not None:
-        raise Unavailable(f"{hearing.closed.reason}; ask again")
+        raise _why_closed(hearing.closed)
     return answer
+
+
+def _why_closed(closed: Close) -> StreamServerError:
+    """Return the error that tells one who waits for an answer what a stream is told by its close."""
+    if closed.code in REFUSALS:
+        return AirflowRefused(closed.reason, REFUSALS[closed.code])
+    return Unavailable(f"{closed.reason}; ask again")
 
 
 async def _hear(subscription: Subscription, hearing: Hearing, gone: asyncio.Task[None]) -> None:

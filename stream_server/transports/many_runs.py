@@ -7,11 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stream_server.errors import BadParameter
+from stream_server.errors import BadParameter, Unavailable
 from stream_server.firehose import TYPES, Filter
 from stream_server.transports.body import Streaming
+from stream_server.transports.caller import caller_of
+from stream_server.transports.permission import permit_many
 from stream_server.transports.request import State, refuse_unknown, since
-from stream_server.transports.run_stream import stream_response
+from stream_server.transports.run_stream import stream_response, unavailable
 
 PARAMETERS = ("dag_id", "run_id", "task_id", "state", "type", "tag")
 """What can be asked for; each may be given many times."""
@@ -23,13 +25,20 @@ MAX_NAMES = 100
 async def stream(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
+    caller = await caller_of(request)
     known = {*PARAMETERS, "cursor"} - request.path_params.keys()
     refuse_unknown(request.query_params.keys(), frozenset(known))
     asked = {name: request.query_params.getlist(name) for name in PARAMETERS}
     if "dag_id" in request.path_params:
         asked["dag_id"] = [request.path_params["dag_id"]]
-    wanted = await filter_of(state, asked)
-    watch = state["hub"].follow(wanted, since=since(request))
+    wanted, dag_id = await filter_of(state, asked), request.path_params.get("dag_id", "")
+    try:
+        permission = await permit_many(state["authorizer"], caller, dag_id)
+    except Unavailable as error:
+        return unavailable(request, error)
+    # Of one DAG it is known that he may read it.
+    readable = None if dag_id else state["authorizer"].readable(caller)
+    watch = permission.guarded(state["hub"].follow(wanted, since=since(request), readable=readable))
     return stream_response(request, Streaming(watch, state["settings"].ping_interval))
 
 

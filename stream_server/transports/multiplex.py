@@ -8,8 +8,8 @@ as its last member. A refusal disturbs nobody else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import suppress
+from datetime import datetime
 from typing import Literal, TypeAlias
 
 import anyio
@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.auth import Caller
 from stream_server.errors import (
+    AirflowRefused,
     BadParameter,
     BadRequest,
     CloseCode,
@@ -25,18 +26,28 @@ from stream_server.errors import (
     StreamServerError,
     TooManySubscriptions,
 )
-from stream_server.frames import Ack, Refusal, Wire
+from stream_server.frames import Ack, AuthExpiring, Wire
+from stream_server.guards import tells_of_token
 from stream_server.hub import Since
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
 from stream_server.transports.caller import caller_of, refuse_foreign_origin
+from stream_server.transports.introduction import (
+    MAX_ID_LENGTH,
+    Introduction,
+    accept,
+    close_code,
+    introduction,
+    refusal,
+    refuse,
+)
 from stream_server.transports.many_runs import filter_of
+from stream_server.transports.permission import Guarded, permit, permit_many
 from stream_server.transports.places import join
 from stream_server.transports.pump import PING
 from stream_server.transports.request import State
 
-MAX_ID_LENGTH = 64
 MAX_REPLIES = 64
 """Answers that may wait for a client; beyond that, what it says next is read when it has read."""
 
@@ -69,7 +80,7 @@ class Probe(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=Tr
     id: str
 
 
-Operation: TypeAlias = Subscribe | Unsubscribe | Probe
+Operation: TypeAlias = Subscribe | Unsubscribe | Probe | Introduction
 
 _operations: msgspec.json.Decoder[Operation] = msgspec.json.Decoder(Operation)
 
@@ -84,8 +95,14 @@ async def stream(websocket: WebSocket) -> None:
     """Answer an upgrade of `/api/v2/stream`."""
     refuse_foreign_origin(websocket)
     caller = await caller_of(websocket)
-    await websocket.accept()
+    await accept(websocket)
     multiplex = Multiplex(websocket, caller)
+    with suppress(WebSocketDisconnect):
+        try:
+            await multiplex.begin()
+        except StreamServerError as error:
+            await refuse(websocket, error)
+            return
     reading = asyncio.create_task(multiplex.read(), name="multiplex reader")
     try:
         await multiplex.write(reading)
@@ -102,6 +119,7 @@ class _Stream:
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.subscription: Subscription | None = None
+        self.guarded: Guarded | None = None
         self.over = asyncio.Event()
 
 
@@ -118,8 +136,21 @@ class Multiplex:
         self._streams: dict[str, _Stream] = {}
         self._replies: asyncio.Queue[Wire] = asyncio.Queue(MAX_REPLIES)
         self._due = asyncio.Event()
+        self._warned: datetime | None = None
         self._idle = False
         self._state["idle"].start(self._be_idle)
+
+    async def begin(self) -> None:
+        """Have the client say who he is, where he must and has not.
+
+        Raises:
+            AirflowRefused: Airflow does not know him.
+            Unauthenticated: He does not say.
+            Unavailable: Airflow can't be asked.
+        """
+        if self._state["authorizer"].asks_who and self._caller.anonymous:
+            said = await introduction(self._websocket)
+            await self._introduce(said)
 
     async def read(self) -> None:
         """Do what the client asks, until it is gone."""
@@ -175,6 +206,9 @@ class Multiplex:
                 stream.over.set()
 
     async def _do(self, operation: Operation) -> None:
+        if isinstance(operation, Introduction):
+            await self._introduce(operation)
+            return
         if not 0 < len(operation.id) <= MAX_ID_LENGTH:
             raise BadParameter(f"id must have 1 to {MAX_ID_LENGTH} characters")
         if isinstance(operation, Subscribe):
@@ -203,10 +237,43 @@ class Multiplex:
         await asyncio.wait({stream.task})
         await self._reply(Wire(Ack(op="unsubscribe", id=identity)))
 
+    async def _introduce(self, said: Introduction) -> None:
+        """Go on with another credential: what its bearer may not see ends."""
+        authorizer, caller = self._state["authorizer"], said.caller
+        try:
+            await authorizer.dags(caller)
+        except AirflowRefused as error:
+            # He need not be allowed to list DAGs.
+            if tells_of_token(error):
+                raise
+        self._caller = caller
+        for stream in list(self._streams.values()):
+            await self._renew(stream, caller)
+        await self._reply(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])))
+
+    async def _renew(self, stream: _Stream, caller: Caller) -> None:
+        authorizer, subscription, guarded = self._state["authorizer"], stream.subscription, stream.guarded
+        if subscription is None or guarded is None or guarded.guard is None:
+            return
+        try:
+            await guarded.guard.renew(caller)
+        except StreamServerError as error:
+            subscription.close(close_code(error), str(error))
+            return
+        if not guarded.scope.dag_id:
+            self._state["hub"].show(subscription, authorizer.readable(caller))
+
+    def _expiring(self, subscription: Subscription, expires_at: datetime) -> None:
+        """Tell the client once for all his streams that his token is about to expire."""
+        if self._warned != expires_at and not self._replies.full():
+            self._warned = expires_at
+            self._replies.put_nowait(Wire(AuthExpiring(expires_at=expires_at)))
+            self._due.set()
+
     async def _hold(self, operation: Subscribe, stream: _Stream) -> None:
         """Keep a stream open until it is over."""
         try:
-            async with self._open(operation) as subscription:
+            async with await self._open(operation, stream) as subscription:
                 await self._reply(Wire(Ack(op="subscribe", id=operation.id)))
                 stream.subscription = subscription
                 subscription.on_due(self._due.set)
@@ -218,28 +285,21 @@ class Multiplex:
             if not self._streams:
                 self._state["idle"].start(self._be_idle)
 
-    @asynccontextmanager
-    async def _open(self, operation: Subscribe) -> AsyncIterator[Subscription]:
-        hub, since = self._state["hub"], Since.parse(operation.cursor)
+    async def _open(self, operation: Subscribe, stream: _Stream) -> Guarded:
+        hub, since, authorizer = self._state["hub"], Since.parse(operation.cursor), self._state["authorizer"]
         if isinstance(operation.run_id, str):
             key, question = _run_of(operation, operation.run_id)
-            await self._state["authorizer"].run(self._caller, key)
-            watch = hub.watch(key, question, since=since)
+            permission = await permit(authorizer, self._caller, key)
+            watch = hub.watch(key, permission.may_ask(question), since=since)
         else:
-            watch = hub.follow(await filter_of(self._state, _lists(operation)), since=since)
-        async with watch as subscription:
-            yield subscription
+            permission = await permit_many(authorizer, self._caller)
+            readable = authorizer.readable(permission.caller)
+            watch = hub.follow(await filter_of(self._state, _lists(operation)), since=since, readable=readable)
+        stream.guarded = permission.guarded(watch, self._expiring)
+        return stream.guarded
 
     async def _refuse(self, identity: str, error: StreamServerError) -> None:
-        problem = error.problem()
-        refusal = Refusal(
-            id=identity[:MAX_ID_LENGTH],
-            problem=problem["type"],
-            title=problem["title"],
-            status=problem["status"],
-            detail=problem["detail"],
-        )
-        await self._reply(Wire(refusal))
+        await self._reply(Wire(refusal(identity, error)))
 
     async def _reply(self, wire: Wire) -> None:
         await self._replies.put(wire)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TypedDict
 
 import msgspec
@@ -39,15 +39,28 @@ UNAVAILABLE = (
     errors.JournalForbidden,
     errors.JournalUnreachable,
     errors.ServerFull,
+    errors.PermissionUnknown,
     errors.Draining,
     errors.Unavailable,
 )
 LIMITED = (errors.TooManyJoins, errors.TooManyStreams)
-OF_STREAM = (errors.TicketRefused, errors.RunNotFound, errors.BadParameter, errors.UnknownTask, *LIMITED, *UNAVAILABLE)
-OF_AIRFLOW = (errors.ForeignOrigin, errors.AirflowUnknown, errors.AirflowSilent, errors.AirflowSlow, *LIMITED)
+OF_CALLER = (errors.TokenInUrl, errors.ForeignOrigin)
+OF_STREAM = (
+    errors.TicketRefused,
+    errors.RunNotFound,
+    errors.BadParameter,
+    errors.UnknownTask,
+    *OF_CALLER,
+    *LIMITED,
+    *UNAVAILABLE,
+)
+OF_AIRFLOW = (*OF_CALLER, errors.AirflowUnknown, errors.AirflowSilent, errors.AirflowSlow, *LIMITED)
 
 REFUSALS = (400, 401, 403, 404, 409, 422)
 """Statuses with which Airflow refuses; they go on to the client."""
+
+READING = (401, 403, 404)
+"""Those with which it refuses to let something be read."""
 
 SECURITY: Json = {
     "airflowToken": {
@@ -63,6 +76,10 @@ SECURITY: Json = {
         "description": "The same as a cookie of Airflow's pages. All cookies go on to Airflow.",
     },
 }
+
+
+READERS: list[Json] = [{name: []} for name in SECURITY] + [{}]
+"""How a reader says who he is; he need not where everybody may read everything."""
 
 
 class Problem(TypedDict):
@@ -148,7 +165,7 @@ def _trigger() -> Json:
                 errors.NoResult,
                 *OF_AIRFLOW,
                 *UNAVAILABLE,
-                refused=True,
+                refused=REFUSALS,
             ),
         },
     }
@@ -163,11 +180,12 @@ def _run_stream() -> Json:
             "As server-sent events, or as lines of JSON, by `Accept`; as WebSocket on upgrade, which `/asyncapi.json`"
             " describes together with the order of frames."
         ),
+        "security": READERS,
         "parameters": parameters(path, STREAM | {"ticket"}, ("Last-Event-ID",)),
         "responses": {
             "200": _streamed({"description": "Frames, as they come"}),
             "204": {"description": "The client has seen the `end` of this stream; it has no reason to come back"},
-            **_problems(*OF_STREAM),
+            **_problems(*OF_STREAM, refused=READING),
         },
     }
 
@@ -177,10 +195,11 @@ def _many_runs(path: str) -> Json:
         "operationId": "streamAllRuns" if path == ALL else "streamRunsOfDag",
         "summary": "Follow many runs: every transition that the filter lets through",
         "description": "What they tell is what the journal says: no snapshots, and no outcomes.",
+        "security": READERS,
         "parameters": parameters(path, (*many_runs.PARAMETERS, "cursor", "ticket"), ("Last-Event-ID",)),
         "responses": {
             "200": _streamed({"description": "Frames, as they come"}),
-            **_problems(errors.TicketRefused, errors.BadParameter, *LIMITED, *UNAVAILABLE),
+            **_problems(errors.TicketRefused, errors.BadParameter, *OF_CALLER, *LIMITED, *UNAVAILABLE, refused=READING),
         },
     }
 
@@ -190,13 +209,14 @@ def _result() -> Json:
         "operationId": "getResult",
         "summary": "Wait for the outcome of a run",
         "description": "A run that failed is no failed request: the status tells of the call, the body of the run.",
+        "security": READERS,
         "parameters": parameters(f"{RUN}/result", QUESTION | longpoll.FORM),
         "responses": {
             "200": _answers("How the run ended for the caller; with `unwrap`, the bare value", "result", "failure"),
             "202": _answers(
                 "The time is up, and how the run stands", "pending", **_RETRY, Location="Where to ask again."
             ),
-            **_problems(*OF_STREAM, errors.NoResult),
+            **_problems(*OF_STREAM, errors.NoResult, refused=READING),
         },
     }
 
@@ -207,7 +227,8 @@ def _wait() -> Json:
     airflow = {
         status: {"description": text, "content": {JSON: {"schema": reference("Detail")}}}
         for status, text in (
-            ("403", "The caller may not read XComs"),
+            ("401", "Airflow does not know the caller"),
+            ("403", "The caller may not read the run, or XComs"),
             ("404", "There is no such run"),
             ("422", "`interval` is missing or wrong"),
         )
@@ -216,6 +237,7 @@ def _wait() -> Json:
         "operationId": "waitRun",
         "summary": "Wait for the end of a run, as Airflow's own endpoint has it",
         "description": "Parameters, statuses and lines are those of Airflow 3.3; they come when the state changes.",
+        "security": READERS,
         "parameters": parameters(f"{RUN}/wait", ("interval", "result"), required="interval"),
         "responses": {
             "200": {
@@ -236,7 +258,7 @@ def _cancel() -> Json:
         "parameters": parameters(f"{RUN}/cancel"),
         "responses": {
             "200": {"description": text_of(Cancelled), "content": {JSON: _shown(Cancelled)}},
-            **_problems(*OF_AIRFLOW, refused=True),
+            **_problems(*OF_AIRFLOW, refused=REFUSALS),
         },
     }
 
@@ -365,17 +387,17 @@ def _shown(kind: type[msgspec.Struct]) -> Json:
     return {"schema": reference(kind), "example": examples.answers(kind)[0]}
 
 
-def _problems(*kinds: type[errors.StreamServerError], refused: bool = False) -> Json:
+def _problems(*kinds: type[errors.StreamServerError], refused: Collection[int] = ()) -> Json:
     """Return what is answered where something is wrong, by status.
 
     Args:
         kinds: What may be wrong.
-        refused: Whether Airflow may refuse what is asked of it.
+        refused: With which statuses Airflow may refuse what is asked of it.
     """
     by_status: dict[int, list[type[errors.StreamServerError]]] = {}
     for kind in kinds:
         by_status.setdefault(longpoll.FAIL_STATUS if kind is errors.NoResult else kind.status, []).append(kind)
-    for status in REFUSALS if refused else ():
+    for status in refused:
         by_status.setdefault(status, []).append(errors.AirflowRefused)
     found = {str(status): _problem(status, of_status) for status, of_status in sorted(by_status.items())}
     fault = {

@@ -13,6 +13,7 @@ from stream_server.subscription import Subscription
 from stream_server.transports import ndjson, sse
 from stream_server.transports.body import Streaming
 from stream_server.transports.caller import caller_of
+from stream_server.transports.permission import permit
 from stream_server.transports.request import State, accepts, question, run_key, since
 
 
@@ -21,13 +22,24 @@ async def stream(request: Request) -> Response:
     state: State = request.scope["state"]
     caller = await caller_of(request)
     key, asked = run_key(request), question(request)
-    await state["authorizer"].run(caller, key)
+    try:
+        permission = await permit(state["authorizer"], caller, key)
+    except Unavailable as error:
+        return unavailable(request, error)
     came_from = since(request)
     if came_from is not None and came_from.ended:
         # It stops an EventSource from coming again.
         return Response(status_code=204)
-    watch = state["hub"].watch(key, asked, since=came_from)
+    watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked), since=came_from))
     return stream_response(request, Streaming(watch, state["settings"].ping_interval))
+
+
+def unavailable(request: Request, error: Unavailable) -> Response:
+    """Return the response where a stream can't be had just now: an `EventSource` gets one that says so.
+
+    All others are told by `error`, which is raised before the first header.
+    """
+    return stream_response(request, Streaming(_Failing(error), request.scope["state"]["settings"].ping_interval))
 
 
 def stream_response(request: Request, streaming: Streaming, headers: Mapping[str, str] | None = None) -> Response:
@@ -69,3 +81,14 @@ def turned_away(error: Throttled) -> Response:
     subscription = Subscription(0)
     subscription.close(CloseCode.THROTTLED, str(error), retry_ms=1000 * error.retry_after)
     return sse.EventStream(Streaming(nullcontext(subscription), 1.0), retry_ms=1000 * error.retry_after)
+
+
+class _Failing(AbstractAsyncContextManager[Subscription]):
+    def __init__(self, error: Unavailable) -> None:
+        self._error = error
+
+    async def __aenter__(self) -> Subscription:
+        raise self._error
+
+    async def __aexit__(self, *_: object) -> None:
+        pass

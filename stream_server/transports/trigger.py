@@ -38,6 +38,7 @@ from stream_server.transports import longpoll, ndjson, sse
 from stream_server.transports.body import Streaming
 from stream_server.transports.caller import airflow_as, caller_of, refuse_foreign_origin
 from stream_server.transports.longpoll import Form
+from stream_server.transports.permission import Permission, permit, until_refused
 from stream_server.transports.request import (
     QUESTION,
     STREAM,
@@ -97,10 +98,12 @@ async def trigger(request: Request) -> Response:
     question(request, PARAMETERS)
     plan = _plan(request)
     airflow = airflow_as(request, caller)
+    # Who may not read what he triggers had better know before.
+    await state["authorizer"].dag(caller, request.path_params["dag_id"])
     begun = await _begin(request, caller, airflow, plan)
     with _naming(begun.key):
-        await state["authorizer"].run(caller, begun.key)
-        return await _answer(request, airflow, begun, plan)
+        permission = await permit(state["authorizer"], caller, begun.key)
+        return await _answer(request, airflow, permission, begun, plan)
 
 
 async def cancel(request: Request) -> Response:
@@ -154,18 +157,19 @@ async def _exists(state: State, key: RunKey) -> bool:
         return False
 
 
-async def _answer(request: Request, airflow: AirflowApi, begun: Begun, plan: Plan) -> Response:
+async def _answer(request: Request, airflow: AirflowApi, permission: Permission, begun: Begun, plan: Plan) -> Response:
     state: State = request.scope["state"]
-    key, asked = begun.key, question(request, PARAMETERS)
-    watch = state["hub"].watch(key, asked, since=begun.since)
+    key, asked = begun.key, permission.may_ask(question(request, PARAMETERS))
+    watching = state["hub"].watch(key, asked, since=begun.since)
     on_gone = None
     if (grace := plan.cancel_after) is not None:
         await state["cancellations"].expect(key)
         on_gone = partial(state["cancellations"].schedule, key, asked, partial(airflow.fail, key), grace)
     form = accepts(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
     if form != JSON:
-        streaming = Streaming(_naming_run(watch, key), state["settings"].ping_interval, on_gone)
+        streaming = Streaming(_naming_run(permission.guarded(watching), key), state["settings"].ping_interval, on_gone)
         return stream_response(request, streaming, _names(request, key, "stream", STREAM))
+    watch = permission.guarded(watching, until_refused)
     answer = await longpoll.wait(request, watch, key, plan.form.timeout, on_gone)
     headers = _names(request, key, "result", QUESTION | longpoll.FORM)
     if answer.outcome == "pending":

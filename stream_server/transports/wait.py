@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from stream_server.airflow_api import run_path
-from stream_server.errors import RunNotFound, Unavailable
+from stream_server.errors import AirflowRefused, RunNotFound, Unavailable
 from stream_server.frames import End, RunTransition, Snapshot, Wire
 from stream_server.outcome import Question, Values
 from stream_server.run_state import RUN_FINAL, RunKey
@@ -30,6 +30,7 @@ from stream_server.subscription import Subscription
 from stream_server.transition import RETURN_VALUE
 from stream_server.transports.body import HEADERS, break_off, disconnected
 from stream_server.transports.caller import caller_of
+from stream_server.transports.permission import permit, until_refused
 from stream_server.transports.pump import PING, pump
 from stream_server.transports.request import State, run_key
 
@@ -45,7 +46,13 @@ async def wait(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
     key, query = run_key(request), request.query_params
-    access = await state["authorizer"].run(await caller_of(request), key)
+    caller = await caller_of(request)
+    try:
+        permission = await permit(state["authorizer"], caller, key)
+    except AirflowRefused as error:
+        return _refused(error)
+    except RunNotFound:
+        return _not_found(key)
     try:
         interval = _interval.validate_python(query["interval"])
     except KeyError:
@@ -53,7 +60,7 @@ async def wait(request: Request) -> Response:
     except ValidationError as error:
         return _invalid(error.errors(include_url=False))
     named = query.getlist("result") if "result" in query else None
-    if not access.results:
+    if not permission.access.results:
         if named:
             return JSONResponse({"detail": "User is not authorized to read XCom data for this Dag"}, 403)
         named = []
@@ -62,7 +69,8 @@ async def wait(request: Request) -> Response:
         return await state["runs"].final_values(key, named) if named != [] else {}
 
     silence = min(max(interval, LEAST_SILENCE), state["settings"].ping_interval)
-    return StateLines(Waiting(key, state["hub"].watch(key, Question(until="run")), read, silence))
+    watch = permission.guarded(state["hub"].watch(key, Question(until="run")), until_refused)
+    return StateLines(Waiting(key, watch, read, silence))
 
 
 class Waiting(NamedTuple):
@@ -182,6 +190,11 @@ def _line(members: Mapping[str, object]) -> bytes:
 def _invalid(errors: Iterable[Mapping[str, Any]]) -> Response:
     """Answer as FastAPI does to a query parameter that is missing or wrong."""
     return JSONResponse({"detail": [{**error, "loc": ["query", "interval"]} for error in errors]}, 422)
+
+
+def _refused(error: AirflowRefused) -> Response:
+    headers = {} if error.challenge is None else {"WWW-Authenticate": error.challenge}
+    return JSONResponse({"detail": str(error)}, error.status, headers)
 
 
 def _not_found(key: RunKey) -> Response:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
+from datetime import datetime
 from struct import pack
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from stream_server.frames import Close, Wire
+from stream_server.errors import AirflowRefused, StreamServerError
+from stream_server.frames import Ack, AuthExpiring, Close, Wire
+from stream_server.outcome import Question
+from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
 from stream_server.transports.caller import caller_of, refuse_foreign_origin
 from stream_server.transports.courier import courier
 from stream_server.transports.delivery import LINE, Line, Stepped, Straight
+from stream_server.transports.introduction import (
+    MAX_ID_LENGTH,
+    Conversation,
+    accept,
+    introduction,
+    may_introduce_himself,
+    refuse,
+)
+from stream_server.transports.permission import Guarded, Permission, permit
 from stream_server.transports.places import keep_place
 from stream_server.transports.request import State, question, run_key, since
 
@@ -25,19 +38,42 @@ SHORT, LONGER = 125, 0xFFFF
 
 
 async def stream(websocket: WebSocket) -> None:
-    """Answer an upgrade of `…/dagRuns/{run_id}/stream`. What is wrong is told before the handshake, as over HTTP."""
+    """Answer an upgrade of `…/dagRuns/{run_id}/stream`. What is wrong is told before the handshake, as over HTTP.
+
+    Only who does not say who he is gets his handshake, and a few seconds to say it then.
+    """
     state: State = websocket.scope["state"]
     refuse_foreign_origin(websocket)
     caller = await caller_of(websocket)
     key, asked = run_key(websocket), question(websocket)
-    await state["authorizer"].run(caller, key)
+    try:
+        permission = await permit(state["authorizer"], caller, key)
+    except AirflowRefused as error:
+        if not may_introduce_himself(caller, error):
+            raise
+    else:
+        await _stream(websocket, permission, asked)
+        return
+    await accept(websocket)
+    with suppress(WebSocketDisconnect):
+        try:
+            said = await introduction(websocket)
+            permission = await permit(state["authorizer"], said.caller, key)
+            await websocket.send_text(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])).text)
+            await _stream(websocket, permission, asked)
+        except StreamServerError as error:
+            await refuse(websocket, error)
 
+
+async def _stream(websocket: WebSocket, permission: Permission, asked: Question) -> None:
+    state: State = websocket.scope["state"]
     came_from = since(websocket)
     if came_from is not None and came_from.ended:
-        await websocket.accept()
+        await accept(websocket)
         await websocket.close(NORMAL_CLOSURE)
         return
-    watch = state["hub"].watch(key, asked, since=came_from)
+    key = RunKey(permission.scope.dag_id, permission.scope.run_id)
+    watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked), since=came_from), tell_expiry)
     line = websocket.scope.get(LINE)
     if line is not None:
         await _send_straight(websocket, line, watch)
@@ -48,9 +84,10 @@ async def stream(websocket: WebSocket) -> None:
             await websocket.send_text(wire.text)
 
     async with watch as subscription:
-        await websocket.accept()
+        await accept(websocket)
+        conversation = Conversation(watch, subscription)
         mail = courier(state["settings"].ping_interval)
-        with Stepped(subscription, mail, send_frames, _disconnected(websocket)).attended() as over:
+        with Stepped(subscription, mail, send_frames, _listen(websocket, conversation)).attended() as over:
             there = await over
         # Who has gone has nobody left to tell.
         if there:
@@ -58,18 +95,24 @@ async def stream(websocket: WebSocket) -> None:
                 await websocket.close(*closing(subscription.closed))
 
 
-async def _send_straight(websocket: WebSocket, line: Line, watch: AbstractAsyncContextManager[Subscription]) -> None:
+async def _send_straight(websocket: WebSocket, line: Line, watch: Guarded) -> None:
     """Accept the handshake, and leave the rest to a delivery that writes to the connection."""
     state: State = websocket.scope["state"]
     subscription = await watch.__aenter__()
     try:
-        await websocket.accept()
-        delivery = Straight(subscription, courier(state["settings"].ping_interval), line, frame)
+        await accept(websocket)
+        hear = Conversation(watch, subscription).hear
+        delivery = Straight(subscription, courier(state["settings"].ping_interval), line, frame, hear)
     except BaseException as error:
         await watch.__aexit__(type(error), error, error.__traceback__)
         raise
     keep_place(websocket.scope, delivery.over)
     delivery.begin_alone(watch)
+
+
+def tell_expiry(subscription: Subscription, expires_at: datetime) -> None:
+    """Tell a client that his token is about to expire; he can send another one."""
+    subscription.push([Wire(AuthExpiring(expires_at=expires_at))])
 
 
 def frame(wire: Wire) -> bytes:
@@ -89,7 +132,7 @@ def closing(closed: Close | None) -> tuple[int, str]:
     return (NORMAL_CLOSURE, "") if closed is None else (closed.code, closed.reason)
 
 
-async def _disconnected(websocket: WebSocket) -> None:
-    """Wait until the client has gone. What it says meanwhile has no meaning on a stream of one run."""
-    while (await websocket.receive())["type"] != "websocket.disconnect":
-        pass
+async def _listen(websocket: WebSocket, conversation: Conversation) -> None:
+    """Hear what the client says, until it has gone."""
+    while (message := await websocket.receive())["type"] != "websocket.disconnect":
+        conversation.hear(message.get("text") or message.get("bytes") or b"")

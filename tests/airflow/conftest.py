@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[DemoStack]:
     """PostgreSQL, Airflow with the examples and our own DAGs, a stream server; where it cannot start, tests fail."""
-    with DemoStack(DATA_DIR, dags=[DAGS], postgres_settings=FAST, progress=ConsoleProgress()) as stack:
+    # Who may see what is the matter of one test alone, which starts a server for it.
+    options = ("--auth", "none")
+    with DemoStack(
+        DATA_DIR, dags=[DAGS], postgres_settings=FAST, serve_options=options, progress=ConsoleProgress()
+    ) as stack:
         yield stack
 
 

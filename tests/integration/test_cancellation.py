@@ -207,7 +207,7 @@ async def test_a_run_that_cannot_be_stopped_is_told_to_the_log(
 async def test_a_server_that_stops_leaves_runs_going(
     settings: Callable[..., Settings], stub: AirflowStub, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running_server(settings(airflow_url=stub.url)) as server:
+    async with running_server(settings(auth="none", airflow_url=stub.url)) as server:
         await eventually_async(lambda: server.hub.live)
         async with caller_of(server) as caller:
             await leave_stream(caller, LONG)

@@ -73,7 +73,7 @@ async def test_two_at_once_on_two_servers_are_one_run(
         await both_are_here.wait()
 
     stub.instead = wait_for_the_other
-    async with running_server(settings(airflow_url=stub.url)) as other:
+    async with running_server(settings(auth="none", airflow_url=stub.url)) as other:
         await eventually_async(lambda: other.hub.live)
         async with caller_of(asked) as one, caller_of(other) as two:
             answers = await asyncio.gather(*(client.post(NOW, json=body, headers=KEY) for client in (one, two)))
@@ -111,7 +111,7 @@ async def test_a_key_for_another_request_is_422(
 async def test_a_key_stands_for_its_time(
     settings: Callable[..., Settings], stub: AirflowStub, airflow: AirflowSql
 ) -> None:
-    async with running_server(settings(airflow_url=stub.url, idempotency_ttl="1ms")) as server:
+    async with running_server(settings(auth="none", airflow_url=stub.url, idempotency_ttl="1ms")) as server:
         await eventually_async(lambda: server.hub.live)
         async with caller_of(server) as caller:
             for number in range(3):

@@ -66,7 +66,7 @@ class AirflowStub:
         """Asked after a run was created, and before that is answered."""
 
         self._database_url = database_url
-        self._version = version
+        self.version = version
         self._number = 0
         self._over = asyncio.Event()
 
@@ -92,6 +92,9 @@ class AirflowStub:
             Route("/api/v2/dags/{dag_id}/dagRuns", stub._trigger, methods=["POST"]),
             Route(run, stub._get, methods=["GET"]),
             Route(run, stub._patch, methods=["PATCH"]),
+            Route("/api/v2/dags", stub._look({"dags": [], "total_entries": 1}), methods=["GET"]),
+            Route("/api/v2/dags/{dag_id}/dagRuns", stub._look({"dag_runs": [], "total_entries": 0}), methods=["GET"]),
+            Route(f"{run}/taskInstances/~/xcomEntries", stub._look({"xcom_entries": []}), methods=["GET"]),
         ]
         config = uvicorn.Config(
             Starlette(routes=routes), port=0, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
@@ -122,7 +125,7 @@ class AirflowStub:
         key = RunKey(request.path_params["dag_id"], run_id)
         async with AirflowSql.open(self._database_url) as airflow:
             try:
-                await airflow.trigger(key, self._version, list(CHAIN))
+                await airflow.trigger(key, self.version, list(CHAIN))
             except asyncpg.UniqueViolationError:
                 return JSONResponse({"detail": CONFLICT}, 409)
             if self.then is not None and (answer := await self.then(airflow, key)) is not None:
@@ -137,6 +140,17 @@ class AirflowStub:
         async with AirflowSql.open(self._database_url) as airflow:
             state = await _state(airflow, key)
         return JSONResponse(_run(key, state)) if state else JSONResponse({"detail": "not found"}, 404)
+
+    def _look(self, found: dict[str, Any]) -> Callable[[Request], Awaitable[Response]]:
+        """Answer what is asked for only to see whether it is told."""
+
+        async def look(request: Request) -> Response:
+            asked = await self._note(request)
+            if self.instead is not None and (answer := await self.instead(asked)) is not None:
+                return answer
+            return JSONResponse(found)
+
+        return look
 
     async def _patch(self, request: Request) -> Response:
         asked = await self._note(request)

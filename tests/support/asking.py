@@ -34,7 +34,7 @@ async def stub(journal: str, airflow: AirflowSql) -> AsyncIterator[AirflowStub]:
 @pytest.fixture
 async def asked(settings: Callable[..., Settings], stub: AirflowStub) -> AsyncIterator[RunningServer]:
     """A server that may ask that Airflow."""
-    async with running_server(settings(airflow_url=stub.url, max_body_bytes=10_000)) as server:
+    async with running_server(settings(airflow_url=stub.url, auth="none", max_body_bytes=10_000)) as server:
         await eventually_async(lambda: server.hub.live, what="the tail has begun")
         yield server
 

@@ -54,6 +54,7 @@ class Clients:
             logs,
             database_url=self._url,
             airflow_url=NO_AIRFLOW,
+            options=("--auth", "none"),
             environment={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
         )
         self._stack.callback(server.stop)

@@ -267,7 +267,7 @@ async def soak(url: str, seconds: float, options: Sequence[str]) -> dict[str, An
             Path(logs),
             database_url=url,
             airflow_url=NO_AIRFLOW,
-            options=options,
+            options=("--auth", "none", *options),
             environment=environment(),
         )
         try:

@@ -104,12 +104,12 @@ def test_who_has_left_hears_nothing() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.join(Filter(), subscription, cursor(1), 0.0)
     told(subscription)
-    firehose.leave(Filter(), subscription)
+    firehose.leave(subscription)
     firehose.dispatch([transition(1)], cursor(2), 0.0)
     firehose.begin_anew("transitions_lost", cursor(2))
     assert told(subscription) == []
     assert not firehose
-    firehose.leave(Filter(), subscription)
+    firehose.leave(subscription)
 
 
 def test_all_are_told_that_something_is_missing() -> None:

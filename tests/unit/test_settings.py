@@ -150,15 +150,27 @@ def test_settings_do_not_change() -> None:
         settings.port = 1
 
 
-@pytest.mark.parametrize("loopback", [True, False])
 @pytest.mark.parametrize("auth", [None, "none"])
-def test_everything_is_shown_to_everybody_only_by_choice(auth: str | None, *, loopback: bool) -> None:
+def test_everything_is_shown_to_everybody_on_loopback_or_by_confession(auth: str | None) -> None:
     settings = Settings.load(database_url=URL, auth=auth)
-    if auth is None and not loopback:
-        with pytest.raises(SettingsError, match="choose --auth none"):
-            settings.require_auth_choice(loopback=loopback)
-    else:
-        settings.require_auth_choice(loopback=loopback)
+    settings.require_auth_choice(loopback=True)
+    with pytest.raises(SettingsError, match="--i-know-that-everybody-can-read-everything"):
+        settings.require_auth_choice(loopback=False)
+    knowing = Settings.load(database_url=URL, auth=auth, i_know_that_everybody_can_read_everything=True)
+    knowing.require_auth_choice(loopback=False)
+
+
+def test_airflow_decides_where_its_address_is_known() -> None:
+    assert Settings.load(database_url=URL, airflow_url="http://airflow").asks_airflow
+    assert not Settings.load(database_url=URL, airflow_url="http://airflow", auth="none").asks_airflow
+    assert not Settings.load(database_url=URL).asks_airflow
+
+
+@pytest.mark.parametrize("loopback", [True, False])
+def test_airflow_is_asked_only_where_its_address_is_known(*, loopback: bool) -> None:
+    with pytest.raises(SettingsError, match="it needs --airflow-url"):
+        Settings.load(database_url=URL, auth="airflow").require_auth_choice(loopback=loopback)
+    Settings.load(database_url=URL, airflow_url="http://airflow").require_auth_choice(loopback=loopback)
 
 
 @pytest.mark.parametrize(

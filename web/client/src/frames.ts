@@ -120,6 +120,8 @@ export interface Result {
   results: Record<string, unknown>
   /** By task, where to get a value that is too large to be sent. */
   references?: Record<string, Reference>
+  /** Whether there are values that the caller may not read; then there are neither `results` nor `references`. */
+  withheld?: boolean
   /** Row that completed the answer; absent where it was complete before the stream began. */
   seq?: number | null
   /** When the row was written, inside Airflow's transaction; UTC. */
@@ -243,19 +245,21 @@ export interface Close {
    *
    * - `4001` DRAINING: The server is shutting down.
    * - `4002` SLOW: The client read more slowly than its run produced frames.
-   * - `4003` UNAVAILABLE: The journal can't be followed just now. Only an `EventSource` is told so, which won't come
-   * back after a 503.
+   * - `4003` UNAVAILABLE: The journal can't be followed, or Airflow can't be asked, just now.
+   *
+   * Before the first frame only an `EventSource` is told so, which won't come back after a 503.
    * - `4005` INTERNAL: The server lost its place; a new connection starts with a fresh snapshot.
    * - `4006` AUTH_EXPIRING: The caller's token is about to expire; he goes on with another one.
    * - `4007` ACCESS_CHANGED: The caller may see more or less of the run than when he came; a new connection tells him
    * what he may.
    * - `4010` THROTTLED: The caller has, or does, more than one may. Only an `EventSource` is told so, which gives up
    * after a 429.
+   * - `4500` REFUSED: What was asked for can't be had; the `error` frame before says why.
    * - `4501` UNAUTHENTICATED: The caller did not say who he is, or his token has expired or was revoked.
    * - `4503` FORBIDDEN: The caller may not read this any more.
    * - `4510` IDLE: Nothing was subscribed to.
    */
-  code: 4001 | 4002 | 4003 | 4005 | 4006 | 4007 | 4010 | 4501 | 4503 | 4510 | (number & {})
+  code: 4001 | 4002 | 4003 | 4005 | 4006 | 4007 | 4010 | 4500 | 4501 | 4503 | 4510 | (number & {})
   /** The same in words, for people. */
   reason: string
   /** Whether the client should connect again; what clients go by that don't know the code. */
@@ -278,16 +282,23 @@ export interface Ping {
   cursor?: string
 }
 
-/** What the client asked for on a connection of many streams was done. */
+/** The token is about to expire. The client can send another one, and the connection goes on. */
+export interface AuthExpiring {
+  type: "auth_expiring"
+  /** When it does. */
+  expires_at: string
+}
+
+/** What the client asked for on a WebSocket was done. */
 export interface Ack {
   type: "ack"
   /** What was done. */
-  op: "ping" | "subscribe" | "unsubscribe"
-  /** What the client called it. */
+  op: "auth" | "ping" | "subscribe" | "unsubscribe"
+  /** What the client called it; empty where it gave no name. */
   id: string
 }
 
-/** What the client asked for on a connection of many streams was refused. The others go on. */
+/** What the client asked for on a WebSocket was refused. All else goes on. */
 export interface Refusal {
   type: "error"
   /** What the client called it; empty where it could not be read. */
@@ -314,6 +325,7 @@ export type Frame =
   | End
   | Close
   | Ping
+  | AuthExpiring
   | Ack
   | Refusal
 
@@ -329,6 +341,7 @@ export const FRAME_TYPES = [
   "end",
   "close",
   "ping",
+  "auth_expiring",
   "ack",
   "error",
 ] as const
@@ -342,6 +355,7 @@ export const CLOSE_CODES = {
   AUTH_EXPIRING: 4006,
   ACCESS_CHANGED: 4007,
   THROTTLED: 4010,
+  REFUSED: 4500,
   UNAUTHENTICATED: 4501,
   FORBIDDEN: 4503,
   IDLE: 4510,

@@ -1,0 +1,194 @@
+"""`--auth airflow`: Airflow decides. It is asked with the caller's own credential, for things that nobody needs.
+
+Airflow's permissions are those of a DAG (`requires_access_dag` takes nothing but `dag_id` from a request), so that one
+answer is good for all its runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import quote
+from weakref import WeakValueDictionary
+
+import httpx
+
+from stream_server.airflow_api import AirflowApi, run_path
+from stream_server.auth import NO_VALUES, Access, Caller, Expiring, Scope
+from stream_server.errors import AirflowError, PermissionUnknown, RunNotFound
+from stream_server.guards import Guards, StreamGuard
+from stream_server.permits import Permit, Permits
+from stream_server.readable import ReadableDags
+from stream_server.run_state import RunKey
+from stream_server.subscription import Subscription
+
+REFUSED_PART = 1 / 3
+"""For how much of the time that a permit is good a refusal stands."""
+
+KEPT = 20_000
+"""Permits that are kept."""
+
+AT_ONCE = 8
+"""Questions that may be under way."""
+
+TIMEOUT_SECONDS = 10.0
+"""For each step of a question."""
+
+PATH_SEGMENTS = {".", ".."}
+
+NO_RUNS = "limit=1&run_after_gte=9999-12-31T00:00:00Z"
+"""Runs that there are none of: whether they may be read is all that is asked."""
+
+OK, UNAUTHENTICATED, NOT_FOUND = 200, 401, 404
+
+DEFAULT_CHALLENGES = {UNAUTHENTICATED: "Bearer", 403: None, NOT_FOUND: None}
+"""Refusals, and the challenge that comes with them where Airflow gives none (RFC 9110 section 15.5.2)."""
+
+
+class AirflowAuthorizer:
+    """Asks Airflow.
+
+    Args:
+        client: An open client whose base URL is Airflow's address.
+        good_for: Seconds for which an answer is good, and after which it is asked for again while a stream lives.
+        grace: Seconds for which streams go on where Airflow does not answer.
+    """
+
+    asks_who = True
+
+    def __init__(self, client: httpx.AsyncClient, *, good_for: float, grace: float) -> None:
+        self._client = client
+        self._good_for = good_for
+        self._permits = Permits(good_for=good_for, refused_for=good_for * REFUSED_PART, limit=KEPT, at_once=AT_ONCE)
+        self.guards = Guards(self._ask_again, self._permits.identity, interval=good_for, grace=grace)
+        self._readable: WeakValueDictionary[bytes, ReadableDags] = WeakValueDictionary()
+
+    async def run(self, caller: Caller, key: RunKey) -> Access:
+        """Return what a caller may see of a run. Whether it exists is not told.
+
+        Raises:
+            AirflowRefused: He may not read it (401, 403).
+            RunNotFound: There is no such DAG.
+            PermissionUnknown: Airflow does not answer.
+        """
+        return await self._run(caller, key)
+
+    async def dag(self, caller: Caller, dag_id: str) -> None:
+        """Let a caller see the runs of a DAG.
+
+        Raises:
+            AirflowRefused: He may not (401, 403), or there is no such DAG (404).
+            PermissionUnknown: Airflow does not answer.
+        """
+        (await self._dag(caller, dag_id)).require()
+
+    async def dags(self, caller: Caller) -> None:
+        """Let a caller see the runs of all DAGs that he may read.
+
+        Raises:
+            AirflowRefused: He may not list DAGs (401, 403).
+            PermissionUnknown: Airflow does not answer.
+        """
+        (await self._dags(caller)).require()
+
+    def readable(self, caller: Caller) -> ReadableDags:
+        """Return which DAGs a caller may read; one object for all his streams."""
+        identity = self._permits.identity(caller)
+        found = self._readable.get(identity)
+        if found is None:
+
+            async def ask(dag_id: str) -> bool:
+                return (await self._dag(caller, dag_id, anew=True)).granted
+
+            found = self._readable[identity] = ReadableDags(ask, good_for=self._good_for)
+        return found
+
+    def guard(
+        self,
+        caller: Caller,
+        scope: Scope,
+        access: Access,
+        subscription: Subscription,
+        expiring: Expiring | None = None,
+    ) -> StreamGuard:
+        """Close a stream when its caller may not see it any more."""
+        return self.guards.add(caller, scope, access, subscription, expiring)
+
+    async def close(self) -> None:
+        """Stop asking."""
+        await self.guards.close()
+        for readable in list(self._readable.values()):
+            await readable.close()
+        await self._permits.close()
+
+    async def _ask_again(self, caller: Caller, scope: Scope) -> Access:
+        """Ask what a caller may see, whatever was answered before."""
+        if scope.run_id:
+            return await self._run(caller, RunKey(scope.dag_id, scope.run_id), anew=True)
+        (
+            await (self._dag(caller, scope.dag_id, anew=True) if scope.dag_id else self._dags(caller, anew=True))
+        ).require()
+        return NO_VALUES
+
+    async def _run(self, caller: Caller, key: RunKey, *, anew: bool = False) -> Access:
+        if PATH_SEGMENTS & set(key):
+            # What stands for another path can't be asked for, by anybody.
+            raise RunNotFound(*key)
+        asked = self._dag(caller, key.dag_id, key.run_id, anew=anew), self._xcoms(caller, key, anew=anew)
+        runs, xcoms = await asyncio.gather(*asked)
+        if runs.status == NOT_FOUND:
+            raise RunNotFound(*key)
+        runs.require()
+        if xcoms.status == UNAUTHENTICATED:
+            xcoms.require()
+        return Access(results=xcoms.granted)
+
+    async def _dag(self, caller: Caller, dag_id: str, run_id: str = "", *, anew: bool = False) -> Permit:
+        """Ask whether a caller may read a DAG's runs: for one of them where one is known, which costs Airflow less."""
+
+        async def ask() -> Permit:
+            if run_id:
+                permit = await self._ask(caller, run_path(RunKey(dag_id, run_id)), "dag_run_id")
+                if permit.status != NOT_FOUND:
+                    return permit
+            return await self._ask(caller, f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns?{NO_RUNS}", "dag_runs")
+
+        return await self._permits.get(caller, ("runs", dag_id), ask, anew=anew)
+
+    async def _dags(self, caller: Caller, *, anew: bool = False) -> Permit:
+        return await self._permits.get(
+            caller,
+            ("dags", ""),
+            lambda: self._ask(caller, "/api/v2/dags?limit=1", "dags"),
+            anew=anew,
+        )
+
+    async def _xcoms(self, caller: Caller, key: RunKey, *, anew: bool = False) -> Permit:
+        path = f"{run_path(key)}/taskInstances/~/xcomEntries?limit=1"
+        return await self._permits.get(
+            caller,
+            ("xcoms", key.dag_id),
+            lambda: self._ask(caller, path, "xcom_entries"),
+            anew=anew,
+        )
+
+    async def _ask(self, caller: Caller, path: str, member: str) -> Permit:
+        """Ask for something, to see whether Airflow tells it.
+
+        Args:
+            caller: With whose credential.
+            path: What is asked for.
+            member: What the answer must have; the login page of some proxy does not.
+
+        Raises:
+            PermissionUnknown: Nothing can be concluded from what came back.
+        """
+        try:
+            answer = await AirflowApi(self._client, caller.headers).look(path, TIMEOUT_SECONDS)
+        except AirflowError as error:
+            raise PermissionUnknown(str(error)) from error
+        if answer.status == OK and member in answer.body:
+            return Permit(OK)
+        if answer.status in DEFAULT_CHALLENGES:
+            challenge = answer.challenge or DEFAULT_CHALLENGES[answer.status]
+            return Permit(answer.status, answer.detail, challenge)
+        raise PermissionUnknown(f"Airflow answered {answer.status} to the question whether you may read this")
