@@ -64,6 +64,14 @@ class AirflowApi:
         self._credentials["Authorization"] = f"Bearer {token}"
         return token
 
+    async def logout(self) -> None:
+        """Revoke the caller's token, where Airflow can (`GET /api/v2/auth/logout`, 3.2 and later).
+
+        Raises:
+            AirflowSilent: There was no answer.
+        """
+        await self._send("GET", "/api/v2/auth/logout", "", headers=self._credentials)
+
     async def trigger(self, dag_id: str, body: Mapping[str, Any]) -> RunKey:
         """Trigger a DAG and return its run (`POST /api/v2/dags/{dag_id}/dagRuns`).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypedDict
 
 import msgspec
 
@@ -120,6 +120,29 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
     tail: TailReadiness
     """How the journal is followed."""
+
+
+class Problem(TypedDict):
+    """What is wrong with a request (RFC 9457)."""
+
+    type: str
+    """A URN for what is wrong; the same for every occurrence."""
+
+    title: str
+    """The same in words."""
+
+    status: int
+    """HTTP status code of the answer."""
+
+    detail: str
+    """What was wrong, and what would be right."""
+
+
+class Detail(TypedDict):
+    """What is wrong with a request, as Airflow tells it."""
+
+    detail: str | list[dict[str, msgspec.Raw]]
+    """A text, or a list of what is wrong with which parameter."""
 
 
 class Hearing:

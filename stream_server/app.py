@@ -40,7 +40,7 @@ from stream_server.journal.tickets import Tickets
 from stream_server.journal.waiters import Waiters
 from stream_server.meter import Meter
 from stream_server.metrics import Metrics
-from stream_server.pages import assets
+from stream_server.pages import assets, listing, session
 from stream_server.pruner import Retention, prune_forever
 from stream_server.settings import Settings
 from stream_server.tail import Tail
@@ -64,6 +64,7 @@ log = logging.getLogger(__name__)
 
 RUNS = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_STREAM = f"{RUNS}/{{run_id}}/stream"
+SESSION = "/api/v2/stream/session"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -123,6 +124,12 @@ def _api() -> list[BaseRoute]:
         (f"{RUNS}/{{run_id}}/wait", wait.wait, "GET"),
         (f"{RUNS}/{{run_id}}/cancel", trigger.cancel, "POST"),
         (tickets.PATH, tickets.issue, "POST"),
+        (f"{RUNS}/{{run_id}}/graph", listing.graph, "GET"),
+        ("/api/v2/stream/runs", listing.runs, "GET"),
+        ("/api/v2/stream/dags", listing.dags, "GET"),
+        (SESSION, session.tell, "GET"),
+        (SESSION, session.sign_in, "POST"),
+        (SESSION, session.sign_out, "DELETE"),
         (probe.PROBE, probe.stream, "GET"),
         ("/api/v2/stream", many_runs.stream, "GET"),
         ("/api/v2/dags/{dag_id}/stream", many_runs.stream, "GET"),

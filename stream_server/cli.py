@@ -195,6 +195,9 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Origin whose pages may read streams; repeatable.")
     ] = None,
+    airflow_ui_url: Annotated[
+        str | None, typer.Option(help="Address of Airflow's pages as browsers reach them, for links.")
+    ] = None,
     web: Annotated[
         bool | None, typer.Option("--web/--no-web", help="Serve the run page and the chat page.  [default: web]")
     ] = None,
@@ -230,6 +233,7 @@ def serve(
                 auth_grace=auth_grace,
                 airflow_url=airflow_url,
                 cors_origins=cors_origin or None,
+                airflow_ui_url=airflow_ui_url,
                 web=web,
                 poll_interval=poll_interval,
                 ping_interval=ping_interval,

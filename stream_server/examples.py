@@ -30,6 +30,8 @@ from stream_server.frames import (
     TaskTransition,
     Wire,
 )
+from stream_server.graph import Graph, Task
+from stream_server.listings import DagItem, DagList, RunItem, RunList, Session, structure
 
 DAG_ID = "chat_answer"
 RUN_ID = "manual__2026-11-22T14:21:10+00:00"
@@ -132,6 +134,20 @@ FRAMES = (
 )
 """At least one of each type."""
 
+RUN_ITEM = RunItem(
+    dag_id=DAG_ID,
+    run_id=RUN_ID,
+    state="running",
+    run_type="manual",
+    queued_at=_at(10.8),
+    start_date=_at(10.9),
+    end_date=None,
+)
+
+STRUCTURE = structure(
+    DAG_ID, RUN_ID, Graph([Task("ask", ["answer"], operator="@task"), Task("answer", operator="@task")]), ["answer"]
+)
+
 ANSWERS: tuple[msgspec.Struct, ...] = (
     RunAnswer(dag_id=DAG_ID, dag_run_id=RUN_ID, state="running", outcome="result", results={"answer": VALUE}),
     RunAnswer(
@@ -154,6 +170,10 @@ ANSWERS: tuple[msgspec.Struct, ...] = (
     ),
     WaitLine(state="success", results={"answer": VALUE}),
     Health(status="ok"),
+    RunList(runs=[RUN_ITEM], cursor=str(BEGUN)),
+    DagList(dags=[DagItem(dag_id=DAG_ID, description="Answers questions.", is_paused=False)]),
+    STRUCTURE,
+    Session(airflow_ui_url="https://airflow.example.com", can_sign_in=True),
     Readiness(status="ready", problems=[], warnings=[], tail=TailReadiness(connected=True, doorbell=True)),
 )
 """What is answered where nothing is streamed."""

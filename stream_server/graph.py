@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from stream_server.task_tree import NO_GROUPS, TaskTree, task_tree
 from stream_server.trigger_rules import WANTING_HARM
 
 RESULT_PARAM = "stream_result"
@@ -50,6 +51,9 @@ class Task(msgspec.Struct, frozen=True):
 
     is_empty: bool = False
     """Whether it is mapped over no values, as the DAG says."""
+
+    operator: str = ""
+    """What kind of task it is, as Airflow's pages name it."""
 
 
 class MappedGroup(msgspec.Struct, frozen=True):
@@ -90,6 +94,7 @@ class Graph:
             it is run.
         named: Tasks that tags of the DAG name as result tasks.
         fail_fast: Whether the first failure ends all that is not a teardown.
+        tree: The task groups, for those who look at it.
     """
 
     def __init__(
@@ -99,9 +104,11 @@ class Graph:
         *,
         named: Collection[str] = (),
         fail_fast: bool = False,
+        tree: TaskTree = NO_GROUPS,
     ) -> None:
         self.tasks = {task.task_id: task for task in tasks}
         self.fail_fast = fail_fast
+        self.tree = tree
         self._groups = groups or {}
         self._named = frozenset(named)
 
@@ -120,6 +127,7 @@ class Graph:
             dict(_mapped_groups(dag.task_group)),
             named=[tag.removeprefix(RESULT_TAG) for tag in tags if isinstance(tag, str) and tag.startswith(RESULT_TAG)],
             fail_fast=dag.fail_fast is True,
+            tree=task_tree(dag.task_group),
         )
 
     @cached_property
@@ -271,6 +279,7 @@ def _task(fields: dict[str, Any]) -> Task:
             "marked": _is_marked(fields.get("params")) or _is_marked(partial.get("params")),
             "expanded_by": list(_references([fields.get(name) for name in _EXPANSIONS])),
             "is_empty": any(_is_empty(fields.get(name)) for name in _EXPANSIONS),
+            "operator": str(fields.get("_operator_name") or fields.get("task_type") or ""),
         },
         Task,
     )

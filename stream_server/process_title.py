@@ -18,7 +18,7 @@ from stream_server.urls import conceal
 SECRETS = frozenset({"--password", "--token"})
 """Options whose values are secret altogether."""
 
-ADDRESSES = frozenset({"--airflow-url", "--database-url", "--url"})
+ADDRESSES = frozenset({"--airflow-ui-url", "--airflow-url", "--database-url", "--url"})
 """Options whose values may hold a password."""
 
 _ARG_START, _ARG_END = 47, 48

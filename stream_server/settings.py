@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     airflow_url: Annotated[str, AfterValidator(_check_address)] | None = None
     """Address of Airflow's API server."""
 
+    airflow_ui_url: Annotated[str, AfterValidator(_check_address)] | None = None
+    """Address of Airflow's pages as browsers reach them, for links; by default there are none."""
+
     cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_list)] = ()
     """Origins whose pages may read streams: `https://app.example.com`. In the environment, with commas between."""
 

@@ -36,7 +36,7 @@ READER = (
     Privilege("schema", None, "", "USAGE"),
     *(
         Privilege("table", None, name, "SELECT")
-        for name in ("dag_run", "dag_tag", "task_instance", "xcom", "serialized_dag")
+        for name in ("dag", "dag_run", "dag_tag", "task_instance", "xcom", "serialized_dag")
     ),
 )
 """All that a server reads and calls (`queries.sql`, `install.read_status`)."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import TypedDict
+from functools import partial
 
 import msgspec
 
 import stream_server
 from stream_server import errors, examples
-from stream_server.answers import Cancelled, Health, Readiness, RunAnswer, Ticket, WaitLine
+from stream_server.answers import Cancelled, Detail, Health, Problem, Readiness, RunAnswer, Ticket, WaitLine
 from stream_server.schema import DIALECT, Json, frame_schemas, reference, schemas, text_of
 from stream_server.transports import longpoll, many_runs, ndjson, sse, tickets, trigger
-from stream_server.transports.parameters import parameters
+from stream_server.transports.openapi_pages import LISTS, pages_paths
+from stream_server.transports.parameters import SECURITY, parameters
 from stream_server.transports.probe import PROBE
 from stream_server.transports.pump import PING
 from stream_server.transports.request import QUESTION, STREAM
@@ -62,54 +63,16 @@ REFUSALS = (400, 401, 403, 404, 409, 422)
 READING = (401, 403, 404)
 """Those with which it refuses to let something be read."""
 
-SECURITY: Json = {
-    "airflowToken": {
-        "type": "http",
-        "scheme": "bearer",
-        "bearerFormat": "JWT",
-        "description": "The caller's own token of Airflow's API; what is done, is done with its rights.",
-    },
-    "airflowCookie": {
-        "type": "apiKey",
-        "in": "cookie",
-        "name": "_token",
-        "description": "The same as a cookie of Airflow's pages. All cookies go on to Airflow.",
-    },
-}
-
 
 READERS: list[Json] = [{name: []} for name in SECURITY] + [{}]
 """How a reader says who he is; he need not where everybody may read everything."""
-
-
-class Problem(TypedDict):
-    """What is wrong with a request (RFC 9457)."""
-
-    type: str
-    """A URN for what is wrong; the same for every occurrence."""
-
-    title: str
-    """The same in words."""
-
-    status: int
-    """HTTP status code of the answer."""
-
-    detail: str
-    """What was wrong, and what would be right."""
-
-
-class Detail(TypedDict):
-    """What is wrong with a request, as Airflow tells it."""
-
-    detail: str | list[dict[str, msgspec.Raw]]
-    """A text, or a list of what is wrong with which parameter."""
 
 
 def document() -> Json:
     """Return the description."""
     places = "#/components/schemas/{name}"
     answers = schemas(
-        (RunAnswer, Cancelled, Ticket, tickets.Wanted, WaitLine, Health, Readiness, Problem, Detail), places
+        (RunAnswer, Cancelled, Ticket, tickets.Wanted, WaitLine, Health, Readiness, Problem, Detail, *LISTS), places
     )
     return {
         "openapi": "3.1.0",
@@ -125,6 +88,7 @@ def document() -> Json:
             ALL: {"get": _many_runs(ALL)},
             OF_DAG: {"get": _many_runs(OF_DAG)},
             tickets.PATH: {"post": _ticket()},
+            **pages_paths(partial(_problems, *OF_CALLER, *LIMITED, *UNAVAILABLE), _shown, READERS),
             PROBE: {"get": _probe()},
             "/health": {"get": _health()},
             "/ready": {"get": _ready()},

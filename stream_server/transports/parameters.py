@@ -29,6 +29,26 @@ def _names(**further: Any) -> Json:  # noqa: ANN401
     return {"type": "array", "items": {"type": "string", **further}, "maxItems": MAX_NAMES}
 
 
+SECURITY: Json = {
+    "airflowToken": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "The caller's own token of Airflow's API; what is done, is done with its rights.",
+    },
+    "airflowCookie": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "_token",
+        "description": "The same as a cookie of Airflow's pages. All cookies go on to Airflow.",
+    },
+}
+"""How callers say who they are."""
+
+LIMIT = 50
+LIMITS = (1, 200)
+"""How many runs are listed, and bounds of what can be asked for."""
+
 FLAG: Json = {"type": "boolean", "default": False}
 
 NAMES: Json = {"type": "array", "items": {"type": "string", "minLength": 1}}
@@ -85,6 +105,10 @@ QUERY: dict[str, tuple[Json, str]] = {
     "task_id": (_names(), "Only transitions of this task, and none of runs; repeatable."),
     "state": (_names(), f"Only transitions to this state, `{NO_STATUS}` for none; repeatable."),
     "type": (_names(enum=list(TYPES)), "Only frames of this type; repeatable."),
+    "limit": (
+        {"type": "integer", "minimum": LIMITS[0], "maximum": LIMITS[1], "default": LIMIT},
+        "How many runs at most.",
+    ),
     "tag": (_names(), "Only runs of DAGs that have this tag now; repeatable."),
 }
 """Schema and meaning of each parameter of a query."""

@@ -95,6 +95,8 @@ class AirflowStub:
             Route("/api/v2/dags", stub._look({"dags": [], "total_entries": 1}), methods=["GET"]),
             Route("/api/v2/dags/{dag_id}/dagRuns", stub._look({"dag_runs": [], "total_entries": 0}), methods=["GET"]),
             Route(f"{run}/taskInstances/~/xcomEntries", stub._look({"xcom_entries": []}), methods=["GET"]),
+            Route("/auth/token", stub._log_in, methods=["POST"]),
+            Route("/api/v2/auth/logout", stub._log_out, methods=["GET"]),
         ]
         config = uvicorn.Config(
             Starlette(routes=routes), port=0, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
@@ -162,6 +164,16 @@ class AirflowStub:
                 return JSONResponse({"detail": "not found"}, 404)
             await airflow.set_run(key, asked.json["state"])
         return JSONResponse(_run(key, asked.json["state"]))
+
+    async def _log_in(self, request: Request) -> Response:
+        asked = await self._note(request)
+        if asked.json == {"username": "ada", "password": "right"}:
+            return JSONResponse({"access_token": "head.payload.signature"}, 201)
+        return JSONResponse({"detail": "Invalid credentials"}, 401)
+
+    async def _log_out(self, request: Request) -> Response:
+        await self._note(request)
+        return Response(status_code=307, headers={"Location": "/auth/login"})
 
 
 class BrokenOff(Response):

@@ -132,6 +132,30 @@ WHERE x.dag_result
 -- DAGs that bear one of some tags ($1).
 SELECT DISTINCT dag_id FROM {airflow}.dag_tag WHERE name = ANY ($1::text[])
 
+-- recent_runs --
+-- The $2 youngest runs of a DAG ($1), or of all where it is empty, older than one ($3), and where the journal stands. One
+-- row with an empty id where there is none.
+SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigint AS pruned_to,
+       n.txid::text::bigint AS newest, n.id AS newest_id, n.at AS newest_at, r.*
+FROM stream_server.meta AS m
+LEFT JOIN LATERAL (SELECT id, txid, at FROM stream_server.journal ORDER BY txid DESC LIMIT 1) AS n ON true
+LEFT JOIN LATERAL (
+    SELECT id, dag_id, run_id, state, run_type, queued_at, start_date, end_date
+    FROM {airflow}.dag_run
+    WHERE ($1::text IS NULL OR dag_id = $1) AND ($3::integer IS NULL OR id < $3)
+    ORDER BY id DESC
+    LIMIT $2
+) AS r ON true
+ORDER BY r.id DESC
+
+-- dags_to_choose --
+-- The DAGs that bear a tag ($1) and that Airflow still has.
+SELECT d.dag_id, d.description, d.is_paused
+FROM {airflow}.dag_tag AS t
+JOIN {airflow}.dag AS d ON d.dag_id = t.dag_id
+WHERE t.name = $1 AND NOT d.is_stale
+ORDER BY d.dag_id
+
 -- return_values --
 -- What tasks ($3) of a run ($1 DAG, $2 run) returned. The text is left out where the values of the task are larger
 -- than $4 bytes together, so that they never leave the database.

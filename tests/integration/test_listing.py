@@ -1,0 +1,182 @@
+"""What the pages ask for beside streams, and that nobody is told of what he may not read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Any
+
+import httpx
+import pytest
+
+from stream_server import app
+from stream_server.auth import ALL, Access, Caller, Everybody
+from stream_server.errors import AirflowRefused
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import CHAIN, AirflowSql
+from support.descriptions import undescribed
+from support.server import RunningServer, running_server
+from support.streams import Events, stream_path, types
+from support.waiting import eventually_async
+
+RUNS = "/api/v2/stream/runs"
+DAGS = "/api/v2/stream/dags"
+GRAPH = "/api/v2/dags/{dag_id}/dagRuns/{run_id}/graph"
+
+
+async def ask(server: RunningServer, path: str, status: int = 200, **what: Any) -> Any:
+    template = GRAPH if path.endswith("/graph") else path
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        answer = await client.get(path, **what)
+    assert answer.status_code == status, answer.text
+    assert undescribed(answer, template) == []
+    return answer.json()
+
+
+def graph_path(key: RunKey) -> str:
+    return stream_path(key).replace("/stream", "/graph")
+
+
+@pytest.fixture
+async def runs(airflow: AirflowSql) -> list[RunKey]:
+    """Runs of three DAGs, in turn, the youngest first."""
+    versions = {dag_id: await airflow.add_dag(dag_id, CHAIN) for dag_id in ("one", "two", "three")}
+    keys = [RunKey(dag_id, f"r{number}") for number in range(4) for dag_id in versions]
+    for key in keys:
+        await airflow.trigger(key, versions[key.dag_id], list(CHAIN))
+    return keys[::-1]
+
+
+def names(told: dict[str, Any]) -> list[RunKey]:
+    return [RunKey(run["dag_id"], run["run_id"]) for run in told["runs"]]
+
+
+async def test_the_youngest_runs_come_first(server: RunningServer, runs: list[RunKey]) -> None:
+    assert names(await ask(server, RUNS)) == runs
+    assert names(await ask(server, RUNS, params={"limit": 2})) == runs[:2]
+    two = await ask(server, RUNS, params={"dag_id": "two", "limit": 3})
+    assert names(two) == [key for key in runs if key.dag_id == "two"][:3]
+    assert two["runs"][0]["state"] == "queued"
+
+
+async def test_a_stream_goes_on_where_the_list_ends(
+    server: RunningServer, airflow: AirflowSql, runs: list[RunKey]
+) -> None:
+    told = await ask(server, RUNS)
+    await airflow.set_run(runs[3], "running")
+    async with (
+        httpx.AsyncClient(base_url=server.url) as client,
+        client.stream("GET", "/api/v2/stream", params={"type": "run", "cursor": told["cursor"]}) as response,
+    ):
+        frames = await Events(response).until("run")
+    assert types(frames) == ["resumed", "run"]
+    assert (frames[-1]["run_id"], frames[-1]["state"]) == (runs[3].run_id, "running")
+
+
+async def test_without_runs_the_list_is_empty(server: RunningServer) -> None:
+    assert (await ask(server, RUNS))["runs"] == []
+
+
+@pytest.mark.parametrize("query", ["?limit=0", "?limit=201", "?limit=x", "?color=blue"])
+async def test_a_wrong_question_is_refused(server: RunningServer, query: str) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        assert (await client.get(f"{RUNS}{query}")).status_code == 422
+        assert (await client.get(DAGS)).status_code == 422
+
+
+async def test_dags_are_found_by_their_tag(server: RunningServer, airflow: AirflowSql, runs: list[RunKey]) -> None:
+    for dag_id, tag in (("one", "chat"), ("two", "nightly"), ("three", "chat")):
+        await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) VALUES ($1, $2)", dag_id, tag)
+    await airflow.connection.execute("UPDATE dag SET description = 'Answers' WHERE dag_id = 'one'")
+    found = await ask(server, DAGS, params={"tag": "chat"})
+    assert found["dags"] == [
+        {"dag_id": "one", "description": "Answers", "is_paused": False},
+        {"dag_id": "three", "description": None, "is_paused": False},
+    ]
+    await airflow.connection.execute("UPDATE dag SET is_stale = true WHERE dag_id = 'three'")
+    assert len((await ask(server, DAGS, params={"tag": "chat"}))["dags"]) == 1
+
+
+async def test_the_graph_tells_tasks_order_and_who_answers(server: RunningServer, run: RunKey) -> None:
+    graph = await ask(server, graph_path(run))
+    assert [(node["task_id"], node["is_result"], node["is_teardown"]) for node in graph["nodes"]] == [
+        ("ask", False, False),
+        ("answer", True, False),
+        ("clean_up", False, True),
+    ]
+    assert [(edge["source"], edge["target"]) for edge in graph["edges"]] == [("ask", "answer"), ("answer", "clean_up")]
+
+
+async def test_a_run_whose_dag_is_forgotten_has_tasks_without_order(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    await airflow.connection.execute("DELETE FROM serialized_dag")
+    graph = await ask(server, graph_path(run))
+    assert [node["task_id"] for node in graph["nodes"]] == sorted(CHAIN)
+    assert graph["edges"] == []
+
+
+async def test_an_unknown_run_has_no_graph(server: RunningServer, run: RunKey) -> None:
+    await ask(server, graph_path(RunKey(run.dag_id, "nobody")), 404)
+
+
+class One:
+    """Only the DAG `one` may be read."""
+
+    def may_read(self, dag_id: str) -> bool:
+        return dag_id == "one"
+
+    def decide(self, dag_ids: Collection[str], then: Callable[[], None]) -> None:
+        then()
+
+    async def among(self, dag_ids: Collection[str]) -> Collection[str]:
+        return {"one"}.intersection(dag_ids)
+
+
+class OnlyOne(Everybody):
+    """Lets everybody who has a token read the DAG `one`."""
+
+    async def run(self, caller: Caller, key: RunKey) -> Access:
+        await self.dags(caller)
+        if key.dag_id != "one":
+            raise AirflowRefused("Forbidden", 403)
+        return ALL
+
+    async def dags(self, caller: Caller) -> None:
+        if caller.anonymous:
+            raise AirflowRefused("Not authenticated", 401)
+
+    def readable(self, caller: Caller) -> One:  # type: ignore[override] # everybody else may read all
+        return One()
+
+
+@pytest.fixture
+async def guarded(settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningServer]:
+    """A server that tells of the DAG `one` alone."""
+    monkeypatch.setattr(app, "Everybody", OnlyOne)
+    async with running_server(settings()) as server:
+        await eventually_async(lambda: server.hub.live)
+        yield server
+
+
+TOKEN = {"Authorization": "Bearer x"}
+
+
+async def test_nobody_hears_of_what_he_may_not_read(
+    guarded: RunningServer, airflow: AirflowSql, runs: list[RunKey]
+) -> None:
+    await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) SELECT dag_id, 'chat' FROM dag")
+    own = [key for key in runs if key.dag_id == "one"]
+    told = await ask(guarded, RUNS, params={"limit": 2}, headers=TOKEN)
+    assert names(told) == own[:2]
+    chat = await ask(guarded, DAGS, params={"tag": "chat"}, headers=TOKEN)
+    assert [dag["dag_id"] for dag in chat["dags"]] == ["one"]
+    await ask(guarded, graph_path(own[0]), headers=TOKEN)
+    await ask(guarded, graph_path(RunKey("two", "r1")), 403, headers=TOKEN)
+    assert "two" not in json.dumps([told, chat])
+
+
+async def test_who_says_nothing_is_asked_who_he_is(guarded: RunningServer, runs: list[RunKey]) -> None:
+    await ask(guarded, RUNS, 401)
+    await ask(guarded, graph_path(runs[0]), 401)
