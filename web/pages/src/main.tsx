@@ -1,7 +1,8 @@
 import { StrictMode } from "react"
 import { createRoot } from "react-dom/client"
 import { App } from "./App.js"
-import "./styles.css"
+import "./styles/base.css"
+import "./styles/parts.css"
 
 const root = document.getElementById("root")
 if (root === null) throw new Error("the page has no #root")

@@ -1,0 +1,44 @@
+// Where tasks and groups go: dagre's layered layout, which keeps groups together. Pure.
+
+import { Graph as Layered, layout } from "@dagrejs/dagre"
+import type { Structure } from "../server.js"
+
+export const NODE = { width: 190, height: 62 }
+const GROUP_TITLE = 26
+
+export interface Box {
+  readonly x: number
+  readonly y: number
+  readonly width: number
+  readonly height: number
+}
+
+/** Return where everything goes, by id; `down` has the order go from top to bottom. */
+export function placesOf(structure: Structure, down: boolean): ReadonlyMap<string, Box> {
+  const graph = new Layered({ compound: true })
+  graph.setGraph({ rankdir: down ? "TB" : "LR", nodesep: 22, ranksep: 46, marginx: 8, marginy: 8 + GROUP_TITLE })
+  graph.setDefaultEdgeLabel(() => ({}))
+  for (const group of structure.groups) graph.setNode(groupKey(group.group_id), {})
+  for (const group of structure.groups) {
+    if (group.parent_id !== null) graph.setParent(groupKey(group.group_id), groupKey(group.parent_id))
+  }
+  for (const node of structure.nodes) {
+    graph.setNode(node.task_id, { ...NODE })
+    if (node.group_id !== null) graph.setParent(node.task_id, groupKey(node.group_id))
+  }
+  for (const { source, target } of structure.edges) graph.setEdge(source, target)
+  layout(graph)
+  return new Map(graph.nodes().map((id) => [id, boxOf(graph.node(id), id.startsWith(GROUP))]))
+}
+
+const GROUP = "group:"
+
+/** Return the id of a group among those of tasks, which may have the same name. */
+export function groupKey(groupId: string): string {
+  return `${GROUP}${groupId}`
+}
+
+function boxOf({ x = 0, y = 0, width = 0, height = 0 }: Partial<Box>, isGroup: boolean): Box {
+  const title = isGroup ? GROUP_TITLE : 0
+  return { x: x - width / 2, y: y - height / 2 - title, width, height: height + title }
+}
