@@ -23,6 +23,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ class Report(NamedTuple):
 
 def prepare(home: str, url: str) -> None:
     """Make this process one in which Airflow can be imported. It reads its configuration while it is imported."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(
         AIRFLOW_HOME=home,
         AIRFLOW__CORE__LOAD_EXAMPLES="False",
@@ -61,6 +63,14 @@ def prepare(home: str, url: str) -> None:
 
     logging.disable(logging.CRITICAL)
     gc.disable()
+
+
+def _end_with_parent() -> None:
+    """End this process of a pool when its parent has been killed: it would go on with what is in the queue."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 _field: Field | None = None
