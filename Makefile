@@ -103,6 +103,10 @@ bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTE
 bench-waiters: $(VENV)/.dev  ## Five hundred who wait for a result: what they ask of the database, how soon they hear
 	$(BIN)/python -m bench.waiters $(ARGS)
 
+.PHONY: check-clients
+check-clients: $(VENV)/.dev  ## Thousands of clients that come and go for MINUTES=30; nothing may be left behind or lost
+	PYTHONPATH=tests $(BIN)/python -m support.client_soak --minutes $(or $(MINUTES),30) $(ARGS)
+
 .PHONY: check-lossless
 check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; nothing may be lost
 	PYTHONPATH=tests $(BIN)/python -m support.lossless --seconds $(or $(SECONDS),120) $(ARGS)

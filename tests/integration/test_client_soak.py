@@ -1,0 +1,15 @@
+"""Clients of all kinds come and go for a while; `make check-clients` has more of them, for longer."""
+
+from __future__ import annotations
+
+import os
+
+from support.client_soak import soak_clients
+
+SECONDS, CLIENTS = (120.0, 1000) if os.environ.get("CI") == "true" else (15.0, 150)
+"""Long where nobody waits for it."""
+
+
+async def test_nothing_is_lost_doubled_or_left_behind(journal: str) -> None:
+    verdict = await soak_clients(journal, SECONDS, CLIENTS)
+    assert verdict["misses"] == [], verdict

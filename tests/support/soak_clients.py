@@ -1,0 +1,258 @@
+"""Clients that come and go for as long as a soak lasts, and hold what they are told against what must come next.
+
+The runs that they watch are counted through: each transition has the number after that of the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from stream_server.run_state import RunKey
+from support.airflow_sql import CHAIN
+from support.soak_wires import GONE, Frame, Leaving, Lines, Messages, Over, Refused
+from support.streams import stream_path
+
+KINDS = ("sse", "ndjson", "websocket", "multiplex", "firehose", "slow")
+MULTIPLEXED = 4
+"""Runs that are watched on one connection."""
+
+FAST = 0
+"""Place of the run that changes fastest, which slow clients watch."""
+
+VISIT_SECONDS = 8.0
+"""How long a client stays, on the average, that does not stay for good."""
+
+DOZE_SECONDS = (6.0, 14.0)
+"""For how long a slow client does not read."""
+
+TRANSITIONS = 4 * len(CHAIN)
+"""Of the tasks of a run that is run to its end."""
+
+BACKOFF_SECONDS = (0.2, 1.5)
+WAYS: tuple[Leaving, ...] = ("close", "close", "reset", "vanish")
+FORGETFUL = 0.3
+"""Share of those who come back without their cursor."""
+
+
+@dataclass
+class Tally:
+    """What happened to all clients."""
+
+    frames: int = 0
+    lost: int = 0
+    doubled: int = 0
+    repeated: int = 0
+    """Frames that came once more after `resumed`, as they may."""
+
+    visits: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    resumed: int = 0
+    resets: Counter[str] = field(default_factory=Counter)
+    closes: Counter[int] = field(default_factory=Counter)
+    cut: int = 0
+    refused: int = 0
+    answered: int = 0
+    """Runs whose watchers heard all of it."""
+
+    misses: list[str] = field(default_factory=list)
+    ghosts: list[Lines | Messages] = field(default_factory=list)
+    """Connections that were left without a word: they stay open, so that nobody but the server can notice."""
+
+
+class Place:
+    """What a client knows of one run."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._catching_up = False
+        self.number: int | None = None
+
+    def hear(self, frame: Frame) -> None:
+        """Follow a frame."""
+        kind = frame["type"]
+        if kind == "snapshot":
+            self.number = next(task["try_number"] for task in frame["tasks"] if task["task_id"] == "ask")
+        elif kind == "task":
+            self._hear_number(frame["try_number"])
+        elif kind == "resumed":
+            self._tally.resumed += 1
+            self._catching_up = True
+        elif kind == "reset":
+            self._tally.resets[frame["reason"]] += 1
+            self.number = None
+        elif kind == "end":
+            self._tally.misses.append(f"a run that goes on has ended: {frame}")
+
+    def begin(self) -> None:
+        """Be on a new connection."""
+        self._catching_up = False
+
+    def _hear_number(self, number: int) -> None:
+        self._tally.frames += 1
+        if self.number is None or number == self.number + 1:
+            self._catching_up = False
+        elif number > self.number:
+            self._tally.lost += number - self.number - 1
+        elif self._catching_up:
+            self._tally.repeated += 1
+            return
+        else:
+            self._tally.doubled += 1
+            return
+        self.number = number
+
+
+class Client:
+    """One client, which comes again and again.
+
+    Args:
+        kind: One of `KINDS`.
+        ports: Of the servers; each visit goes to one of them.
+        runs: What can be watched.
+        tally: Where it notes what happens.
+        stays: Whether it leaves only when it is told to go.
+    """
+
+    def __init__(self, kind: str, ports: Sequence[int], runs: Sequence[RunKey], tally: Tally, *, stays: bool) -> None:
+        self.kind = kind
+        self.stays = stays
+        self._ports = ports
+        self._tally = tally
+        count = MULTIPLEXED if kind == "multiplex" else 1
+        self.runs = [runs[FAST]] if kind == "slow" else random.sample(list(runs[FAST + 1 :]), count)
+        self.places: dict[str, Place] = {}
+        self._cursors: dict[str, str] = {}
+        self._connection: Lines | Messages | None = None
+
+    async def come_and_go(self, stopping: asyncio.Event) -> None:
+        """Visit, until told to stop."""
+        while not stopping.is_set():
+            self._tally.visits[self.kind] += 1
+            try:
+                await self._visit()
+            except Refused:
+                self._tally.refused += 1
+            except GONE:
+                self._tally.cut += 1
+            await asyncio.sleep(random.uniform(*BACKOFF_SECONDS))
+
+    def behind(self, numbers: Mapping[RunKey, int]) -> list[str]:
+        """Tell which runs it does not know to the last number."""
+        if self.kind == "firehose":
+            known = {key: self.places.get(key.run_id) for key in numbers}
+        elif self.kind == "multiplex":
+            known = {key: self.places.get(str(number)) for number, key in enumerate(self.runs)}
+        else:
+            known = {self.runs[0]: self.places.get("")}
+        return [
+            f"{self.kind}, {key.run_id}: {place and place.number} of {numbers[key]}"
+            for key, place in known.items()
+            if place is None or place.number != numbers[key]
+        ]
+
+    async def _visit(self) -> None:
+        following = asyncio.create_task(self._follow())
+        try:
+            _, pending = await asyncio.wait({following}, timeout=None if self.stays else self._length())
+            if not pending:
+                following.result()
+                return
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                self._leave(connection, random.choice(WAYS) if following.cancelled() and not self.stays else "close")
+        if random.random() < FORGETFUL:
+            self._cursors.clear()
+            self.places.clear()
+
+    def _leave(self, connection: Lines | Messages, how: Leaving) -> None:
+        self._tally.left[how] += 1
+        connection.leave(how)
+        if how == "vanish":
+            self._tally.ghosts.append(connection)
+
+    async def _follow(self) -> None:
+        """Open a connection, and follow it to its end."""
+        self._connection, frames = await self._open()
+        for place in self.places.values():
+            place.begin()
+        dozes_at = asyncio.get_running_loop().time() + 1 if self.kind == "slow" else float("inf")
+        async for frame in frames:
+            identity = frame.get("id") or (frame.get("run_id", "") if self.kind == "firehose" else "")
+            if frame["type"] == "close":
+                self._tally.closes[frame["code"]] += 1
+            elif frame["type"] == "error":
+                raise Refused(frame["detail"])
+            elif identity or self.kind != "firehose":
+                self.places.setdefault(identity, Place(self._tally)).hear(frame)
+            if cursor := frame.get("cursor"):
+                self._cursors[frame.get("id", "")] = cursor
+            if asyncio.get_running_loop().time() > dozes_at:
+                await asyncio.sleep(random.uniform(*DOZE_SECONDS))
+                dozes_at = float("inf")
+
+    async def _open(self) -> tuple[Lines | Messages, AsyncIterator[Frame]]:
+        port, cursor = random.choice(self._ports), self._cursors.get("")
+        path = stream_path(self.runs[0], "?until=run")
+        if self.kind == "websocket":
+            messages = await Messages.open(port, path, cursor=cursor)
+            return messages, messages.frames()
+        if self.kind == "multiplex":
+            messages = await Messages.open(port, "/api/v2/stream")
+            self._connection = messages
+            for number, run in enumerate(self.runs):
+                wanted = {"dag_id": run.dag_id, "run_id": run.run_id, "until": "run"}
+                place = self._cursors.get(str(number))
+                await messages.say(op="subscribe", id=str(number), **wanted, **({"cursor": place} if place else {}))
+            return messages, messages.frames()
+        if self.kind == "firehose":
+            path = f"/api/v2/stream?dag_id={self.runs[0].dag_id}&type=task"
+        media_type = "application/x-ndjson" if self.kind == "ndjson" else "text/event-stream"
+        lines = await Lines.open(port, path, media_type=media_type, cursor=cursor, slow=self.kind == "slow")
+        return lines, lines.frames()
+
+    @staticmethod
+    def _length() -> float:
+        return min(4 * VISIT_SECONDS, random.expovariate(1 / VISIT_SECONDS))
+
+
+async def hear_all(ports: Sequence[int], key: RunKey, kind: str, tally: Tally, opened: Callable[[], None]) -> None:
+    """Watch a run from before its first transition to its end, over as many connections as that takes."""
+    seen: dict[int, str] = {}
+    cursor: str | None = None
+    anew = False
+    path = stream_path(key, "?until=run")
+    while True:
+        tally.visits[f"{kind} to the end"] += 1
+        connection: Lines | Messages | None = None
+        with suppress(Over, *GONE):
+            port = random.choice(ports)
+            if kind == "websocket":
+                connection = await Messages.open(port, path, cursor=cursor)
+            else:
+                connection = await Lines.open(port, path, cursor=cursor)
+            async for frame in connection.frames():
+                if frame["type"] == "snapshot":
+                    opened()
+                cursor = frame.get("cursor") or cursor
+                if frame["type"] == "task":
+                    seen[frame["seq"]] = frame["state"]
+                elif frame["type"] == "reset":
+                    tally.resets[frame["reason"]] += 1
+                    anew = True
+                elif frame["type"] == "end":
+                    connection.leave("close")
+                    if frame["outcome"] != "result" or (len(seen) != TRANSITIONS and not anew):
+                        tally.misses.append(f"{key.run_id}, {kind}: {[*seen.values()]}, {frame['outcome']}")
+                    tally.answered += 1
+                    return
+        if connection is not None:
+            connection.leave("close")
+        await asyncio.sleep(random.uniform(*BACKOFF_SECONDS))

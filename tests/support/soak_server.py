@@ -1,0 +1,86 @@
+"""`stream-server serve`, which also tells at `/soak` what it has in its hands. Settings come by the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+
+import msgspec
+import psutil
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stream_server.app import create_app
+from stream_server.server import Server, uvicorn_config
+from stream_server.settings import Settings
+
+SEND_BUFFER = 16 * 1024
+
+
+class Hands(msgspec.Struct, frozen=True):
+    """What a server has in its hands."""
+
+    subscriptions: int
+    runs: int
+    tasks: int
+    """Of its event loop, without that of the question."""
+
+    sockets: int
+    """Connections of clients that it has not closed, without that of the question."""
+
+    files: int
+    """Open ones, without the connections of clients."""
+
+    objects: int
+    """That the collector of cycles knows of, after it has run."""
+
+    memory: int
+    """Resident, in bytes."""
+
+
+async def tell(request: Request) -> Response:
+    """Answer the question; `?thorough=true` collects what is garbage before."""
+    process, hub = psutil.Process(), request.app.state.hub
+    if request.query_params.get("thorough") == "true":
+        gc.collect()
+    port = request.url.port
+    sockets = [
+        one for one in process.net_connections("tcp") if one.laddr.port == port and one.status != psutil.CONN_LISTEN
+    ]
+    statistics = hub.statistics()
+    hands = Hands(
+        subscriptions=statistics.subscriptions,
+        runs=statistics.runs,
+        tasks=len(asyncio.all_tasks()) - 1,
+        sockets=len(sockets) - 1,
+        files=process.num_fds() - len(sockets),
+        objects=len(gc.get_objects()),
+        memory=process.memory_info().rss,
+    )
+    return Response(msgspec.json.encode(hands), media_type="application/json")
+
+
+class SmallBuffers(Server):
+    """A server for which the system keeps little: what a client does not read waits with us."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            for listening in server.sockets:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    settings = Settings.load()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    app = create_app(settings)
+    app.router.routes.append(Route("/soak", tell))
+    SmallBuffers(uvicorn_config(app, settings), settings).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Connections of many clients at once: as little as reads a stream, so that thousands fit into one process."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import anyio
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from stream_server.demo.ports import LOOPBACK
+
+Frame = dict[str, Any]
+Leaving = Literal["close", "reset", "vanish"]
+
+OPEN_SECONDS = 30.0
+SMALL_BUFFER = 4096
+SO_ATTACH_FILTER = 26
+"""Linux: see socket(7)."""
+
+GONE = (OSError, EOFError, TimeoutError, ConnectionClosed, InvalidHandshake)
+"""What may become of a connection."""
+
+
+class Refused(OSError):
+    """The server answers, but not with a stream."""
+
+
+class Over(Exception):
+    """The client comes back after the end of its stream."""
+
+
+def leave(sock: Any, transport: asyncio.BaseTransport, how: Leaving) -> None:
+    """Leave a connection: with FIN, with RST, or without a word; then the socket stays open, and hears nothing."""
+    if how == "vanish":
+        drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop_all)))
+        return
+    if how == "reset":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert isinstance(transport, asyncio.Transport)
+    transport.abort()
+
+
+class Lines:
+    """A stream over HTTP: server-sent events or NDJSON."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(
+        cls, port: int, path: str, *, media_type: str = "text/event-stream", cursor: str | None, slow: bool = False
+    ) -> Lines:
+        """Ask for a stream.
+
+        Raises:
+            Refused: It can't be had now.
+            Over: It has ended before.
+        """
+        sock = socket.socket()
+        sock.setblocking(False)
+        if slow:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+        try:
+            with anyio.fail_after(OPEN_SECONDS):
+                await asyncio.get_running_loop().sock_connect(sock, (LOOPBACK, port))
+        except BaseException:
+            sock.close()
+            raise
+        reader, writer = await asyncio.open_connection(sock=sock)
+        place = "" if cursor is None else f"Last-Event-ID: {cursor}\r\n"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\nAccept: {media_type}\r\n{place}\r\n".encode())
+        lines = cls(reader, writer)
+        try:
+            with anyio.fail_after(OPEN_SECONDS):
+                await lines._begin()
+        except BaseException:
+            writer.transport.abort()
+            raise
+        return lines
+
+    async def _begin(self) -> None:
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        status = int(head.split(b" ", 2)[1])
+        if status == 204:
+            raise Over
+        if status != 200:
+            raise Refused(status)
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """Yield frames, each with its cursor, up to a clean end of the body.
+
+        Raises:
+            EOFError: The connection was cut.
+        """
+        cursor: str | None = None
+        while True:
+            line = await self._reader.readline()
+            if line.startswith(b"id: "):
+                cursor = line[4:].strip().decode()
+            elif line.startswith((b"data: ", b"{")):
+                frame: Frame = json.loads(line.removeprefix(b"data: "))
+                yield {"cursor": cursor, **frame}
+                cursor = None
+            elif line == b"0\r\n":
+                return
+            elif not line:
+                raise EOFError
+
+    def leave(self, how: Leaving) -> None:
+        """Leave it."""
+        leave(self._writer.get_extra_info("socket"), self._writer.transport, how)
+
+
+class Messages:
+    """A stream over WebSocket."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def open(cls, port: int, path: str, *, cursor: str | None = None) -> Messages:
+        """Ask for a stream."""
+        place = "" if cursor is None else f"{'&' if '?' in path else '?'}cursor={cursor}"
+        connection = await connect(
+            f"ws://{LOOPBACK}:{port}{path}{place}",
+            proxy=None,
+            compression=None,
+            ping_interval=None,
+            open_timeout=OPEN_SECONDS,
+        )
+        return cls(connection)
+
+    async def say(self, **operation: object) -> None:
+        """Ask for something, on a connection of many streams."""
+        await self._connection.send(json.dumps(operation))
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """Yield frames up to the close."""
+        while True:
+            try:
+                frame: Frame = json.loads(await self._connection.recv())
+            except ConnectionClosed as error:
+                if error.rcvd is None:
+                    raise
+                return
+            yield frame
+
+    def leave(self, how: Leaving) -> None:
+        """Leave it."""
+        transport = self._connection.transport
+        leave(transport.get_extra_info("socket"), transport, how)
