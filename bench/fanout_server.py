@@ -49,7 +49,7 @@ class Runs:
         info = RunInfo(state="running", queued_at=None, start_date=None, end_date=None, clear_number=0)
         return RunState(key, info), self.cursor
 
-    async def history(self, key: RunKey, since: Cursor) -> list[Transition] | None:
+    async def history(self, key: RunKey | None, since: Cursor, *, output: bool = True) -> list[Transition] | None:
         return None
 
     async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:

@@ -159,7 +159,12 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         url = settings.database_url.get_secret_value()
-        runs = Runs(url, pool_size=settings.pool_size, max_result_bytes=settings.max_result_bytes)
+        runs = Runs(
+            url,
+            pool_size=settings.pool_size,
+            max_result_bytes=settings.max_result_bytes,
+            max_output_bytes=settings.max_output_bytes,
+        )
         hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes)
         metrics = Metrics()
         tail = Tail(

@@ -14,12 +14,15 @@ from stream_server.errors import CloseCode
 from stream_server.frames import (
     Ack,
     AuthExpiring,
+    Chunk,
     Close,
     End,
     Failure,
     Ping,
+    Progress,
     Reference,
     Refusal,
+    Report,
     Reset,
     Result,
     Resumed,
@@ -114,6 +117,32 @@ FRAMES = (
         )
     ),
     Wire(Result(dag_id=DAG_ID, run_id=RUN_ID, results={}, withheld=True, seq=43, at=_at(11.8))),
+    Wire(
+        Chunk(
+            dag_id=DAG_ID,
+            run_id=RUN_ID,
+            seq=42,
+            at=_at(11.61),
+            task_id="answer",
+            map_index=-1,
+            try_number=1,
+            index=1,
+            value=msgspec.Raw(b'"Bec"'),
+        )
+    ),
+    Wire(
+        Progress(
+            dag_id=DAG_ID,
+            run_id=RUN_ID,
+            seq=42,
+            at=_at(11.61),
+            task_id="answer",
+            map_index=-1,
+            try_number=1,
+            index=0,
+            value=Report(fraction=0.5, text="writing"),
+        )
+    ),
     Wire(Resumed(dag_id=DAG_ID, run_id=RUN_ID, since=str(BEGUN))),
     Wire(Reset(dag_id=DAG_ID, run_id=RUN_ID, reason="cleared")),
     Wire(

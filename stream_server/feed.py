@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 
 from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode, UnknownTask
-from stream_server.frames import AnyFrame, Reset, ResetReason, Resumed, RunInfo, Wire, type_of
+from stream_server.frames import AnyFrame, Chunk, Progress, Reset, ResetReason, Resumed, RunInfo, Wire, type_of
 from stream_server.outcome import Answer, Question, Values, result_tasks
-from stream_server.run_state import RUN_FINAL, RunKey, RunState
+from stream_server.run_state import RUN_FINAL, UNSAID, RunKey, RunState, Unsaid
 from stream_server.subscription import Subscription
+from stream_server.telling import is_output, tell_output
 from stream_server.transition import Kind, Transition
 from stream_server.withholding import withhold
 
@@ -31,10 +32,19 @@ class Channel:
 
         self._opening: list[Wire] | None = None
 
-    def tell(self, run: RunState, shared: Sequence[AnyFrame], cursor: Cursor) -> None:
-        """Advance the answer, and push what all of the run's watchers see, then what only these do."""
-        step = self.answer.advance(run)
+    def tell(self, run: RunState, shared: Sequence[AnyFrame], cursor: Cursor, *, unsaid: Unsaid | None = None) -> None:
+        """Advance the answer, and push what all of the run's watchers see, then what only these do.
+
+        Args:
+            run: The run.
+            shared: What all see, but for what tasks say where that is not asked for.
+            cursor: How far that goes.
+            unsaid: Why something that a task has said is worth nothing any more.
+        """
+        step = self.answer.advance(run, unsaid)
         self.wanted = frozenset(step.wanted)
+        if not self.answer.question.output:
+            shared = [frame for frame in shared if not isinstance(frame, (Chunk, Progress))]
         self.push([*shared, *step.frames], cursor)
 
     def receive(self, run: RunState, task_ids: frozenset[str], values: Values, cursor: Cursor) -> None:
@@ -98,6 +108,7 @@ class Feed:
         self.run, self._loaded_at = run, loaded_at
         for transition in self._unseen(waiting):
             run.apply(transition)
+        run.take_unsaid()
 
     def restart(self) -> None:
         """Be loading again: what was known of the run is worth nothing any more."""
@@ -113,10 +124,10 @@ class Feed:
         if self.run is None:
             self._waiting.extend(transitions)
             return
-        frames = [self.run.apply(transition) for transition in self._unseen(transitions)]
-        shared = [frame for frame in frames if frame is not None]
+        shared = [frame for transition in self._unseen(transitions) for frame in self.run.apply(transition)]
+        unsaid = self.run.take_unsaid()
         for channel in list(self.channels.values()):
-            channel.tell(self.run, shared, self._position(cursor))
+            channel.tell(self.run, shared, self._position(cursor), unsaid=unsaid)
         self._forget_ended()
 
     def receive(self, task_ids: frozenset[str], values: Values, cursor: Cursor) -> None:
@@ -177,11 +188,13 @@ class Feed:
         past = [transition for transition in history if position.saw(transition.txid)]
         if since.told is not None and any(_takes_back(transition, answering) for transition in past):
             return None
+        if channel.answer.question.output and any(self._takes_words_back(transition) for transition in past):
+            return None
         # Only for the frames: what they make of the run is known already.
         scratch = RunState(self.key, NOT_BEGUN, self.run.graph)
         resumed = Resumed(dag_id=self.key.dag_id, run_id=self.key.run_id, since=str(since))
         first = scratch.snapshot(answering) if unborn else resumed
-        frames = [frame for transition in past if (frame := scratch.apply(transition)) is not None]
+        frames = [frame for transition in past for frame in self._frames_of(transition, scratch, channel)]
         return channel.wires([first, *frames], position.of(since.told, ended=False))
 
     def leave(self, subscription: Subscription) -> None:
@@ -205,6 +218,23 @@ class Feed:
         for subscription in self.subscriptions:
             subscription.close(code, reason)
         self.channels.clear()
+
+    def _frames_of(self, transition: Transition, scratch: RunState, channel: Channel) -> Sequence[AnyFrame]:
+        """Return the frames that tell a transition of the past."""
+        assert self.run is not None, "somebody has joined"
+        if not is_output(transition):
+            return scratch.apply(transition)
+        if not channel.answer.question.output:
+            return ()
+        frames = [frame for frame in tell_output(transition) if self.run.stands(frame)]
+        return scratch.output.add(frames, hash(transition.body))[0]
+
+    def _takes_words_back(self, transition: Transition) -> bool:
+        """Tell whether something was taken back by a transition of the past that a task had said before."""
+        assert self.run is not None, "somebody has joined"
+        if is_output(transition):
+            return transition.seq in self.run.output.begun_anew
+        return transition.kind is Kind.TASK and transition.had_spoken and transition.state in UNSAID
 
     def _unseen(self, transitions: Iterable[Transition]) -> list[Transition]:
         assert self._loaded_at is not None, "the feed has started"

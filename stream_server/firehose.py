@@ -7,17 +7,22 @@ wants those watches the run.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode
-from stream_server.frames import AnyFrame, Ping, Reset, ResetReason, Resumed, Wire
+from stream_server.frames import AnyFrame, Ping, Reset, ResetReason, Resumed, Wire, type_of
 from stream_server.subscription import Subscription
 from stream_server.telling import tell
-from stream_server.transition import Kind, Transition
+from stream_server.transition import Transition
+from stream_server.withholding import withhold
 
-TYPES = ("task", "run")
-"""Types of frames that such a stream has, beside those of the connection."""
+TYPES = ("task", "run", "chunk", "progress")
+"""Types of frames that such a stream has, beside those of the connection; the last two only where they are named."""
+
+SAID = frozenset({"chunk", "progress"})
+"""Types of frames about what running tasks say."""
 
 MAX_HELD = 10_000
 """Transitions that may wait until it is known who may read their DAGs."""
@@ -35,19 +40,32 @@ class Filter(NamedTuple):
     """Tasks; runs have none, and are let through only by a filter that names no tasks."""
 
     states: frozenset[str] = frozenset()
-    """States after the transition; `no_status` for none."""
+    """States after the transition; `no_status` for none. What tasks say is let through only by a filter without any."""
 
     types: frozenset[str] = frozenset()
+    """Types of frames; what tasks say is let through only where it is named."""
 
-    def lets_through(self, transition: Transition) -> bool:
-        """Tell whether a transition is told."""
-        kind = "task" if transition.kind is Kind.TASK else "run"
+    @property
+    def wants_output(self) -> bool:
+        """Whether anything that tasks say is let through."""
+        return bool(self.types & SAID) and not self.states
+
+    def concerns(self, transition: Transition) -> bool:
+        """Tell whether the DAG, run and task of a transition are among those that are named."""
         return (
             (not self.dag_ids or transition.dag_id in self.dag_ids)
             and (not self.run_ids or transition.run_id in self.run_ids)
             and (not self.task_ids or transition.task_id in self.task_ids)
-            and (not self.states or (transition.state or "no_status") in self.states)
-            and (not self.types or kind in self.types)
+        )
+
+    def lets_through(self, transition: Transition, kind: str) -> bool:
+        """Tell whether a transition is told by a frame of a type."""
+        if not self.concerns(transition):
+            return False
+        if kind in SAID:
+            return kind in self.types and not self.states
+        return (not self.states or (transition.state or "no_status") in self.states) and (
+            not self.types or kind in self.types
         )
 
 
@@ -69,8 +87,18 @@ class _Telling:
 
     def __init__(self, transition: Transition, frame: AnyFrame, cursor: Cursor) -> None:
         self.transition = transition
+        self.kind = type_of(frame)
         self.wire = Wire(frame)
         self.last = Wire(frame, cursor)
+
+    @cached_property
+    def bare(self) -> _Telling:
+        """The same for who may not read values, as far as is known."""
+        if self.kind not in SAID:
+            return self
+        (frame,), cursor = withhold([self.wire.frame]), self.last.cursor
+        assert cursor is not None, "it is made with one"
+        return _Telling(self.transition, frame, cursor)
 
 
 class _Batch(NamedTuple):
@@ -107,7 +135,7 @@ class _Group:
 
     def hear(self, tellings: Sequence[_Telling], bookmark: Wire, now: float) -> None:
         """Tell a batch, or have it wait."""
-        heard = [one for one in tellings if self.wanted.lets_through(one.transition)]
+        heard = [one for one in tellings if self.wanted.lets_through(one.transition, one.kind)]
         batch, rights = _Batch(heard, bookmark, bool(tellings), now), self._rights(heard)
         if not self._held and None not in rights.values():
             self._tell(batch, rights, self.subscriptions)
@@ -145,7 +173,7 @@ class _Group:
         return {dag_id: self.readable.may_read(dag_id) for dag_id in {one.transition.dag_id for one in heard}}
 
     def _tell(self, batch: _Batch, rights: Mapping[str, bool | None], to: Iterable[Subscription]) -> None:
-        heard = [one for one in batch.heard if rights[one.transition.dag_id]] if rights else batch.heard
+        heard = [one.bare for one in batch.heard if rights[one.transition.dag_id]] if rights else batch.heard
         if heard:
             wires = [*(telling.wire for telling in heard[:-1]), heard[-1].last]
         elif batch.news and batch.now - self._told_at >= BOOKMARK_SECONDS:
@@ -166,6 +194,10 @@ class Firehose:
 
     def __bool__(self) -> bool:
         return bool(self._groups)
+
+    def wants_body(self, transition: Transition) -> bool:
+        """Tell whether somebody wants to know what a task has said."""
+        return any(wanted.wants_output and wanted.concerns(transition) for wanted, _ in self._groups)
 
     def join(
         self,
@@ -234,7 +266,9 @@ def anew(reason: ResetReason, cursor: Cursor) -> list[Wire]:
     return [Wire(Reset(reason=reason), cursor)]
 
 
-def missed(wanted: Filter, history: Sequence[Transition], position: Cursor, since: Cursor) -> list[Wire]:
+def missed(
+    wanted: Filter, history: Sequence[Transition], position: Cursor, since: Cursor, *, bare: bool = False
+) -> list[Wire]:
     """Tell what has happened between a client's cursor and a position.
 
     Args:
@@ -242,13 +276,16 @@ def missed(wanted: Filter, history: Sequence[Transition], position: Cursor, sinc
         history: What its cursor has not seen, at least up to the position.
         position: How far it shall be told; what came later comes by itself.
         since: The client's cursor.
+        bare: Whether what tasks say is told without its values.
     """
-    past = [one for one in history if position.saw(one.txid) and wanted.lets_through(one)]
-    tellings = _tellings(past, position)
+    past = [one for one in history if position.saw(one.txid)]
+    tellings = [one for one in _tellings(past, position) if wanted.lets_through(one.transition, one.kind)]
+    if bare:
+        tellings = [one.bare for one in tellings]
     if not tellings:
         return [Wire(Resumed(since=str(since)), position)]
     return [Wire(Resumed(since=str(since))), *(telling.wire for telling in tellings[:-1]), tellings[-1].last]
 
 
 def _tellings(transitions: Iterable[Transition], cursor: Cursor) -> list[_Telling]:
-    return [_Telling(one, frame, cursor) for one in transitions if (frame := tell(one)) is not None]
+    return [_Telling(one, frame, cursor) for one in transitions for frame in tell(one)]

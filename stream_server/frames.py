@@ -6,7 +6,6 @@ All transports send the same objects. What is encoded is encoded once, in `Wire`
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Literal, TypeAlias, get_args
 
@@ -14,36 +13,35 @@ import msgspec
 
 from stream_server.cursor import Cursor
 from stream_server.errors import CloseCode
+from stream_server.row_frames import (
+    Chunk,
+    Frame,
+    Moment,
+    Progress,
+    Report,
+    RowFrame,
+    RunFrame,
+    RunTransition,
+    Said,
+    TaskTransition,
+)
 
-Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
-"""A time, UTC; RFC 3339 on the wire."""
+__all__ = [
+    "Chunk",
+    "Frame",
+    "Moment",
+    "Progress",
+    "Report",
+    "RowFrame",
+    "RunFrame",
+    "RunTransition",
+    "Said",
+    "TaskTransition",
+]
+"""Of those born of rows, so that all frames can be imported from here."""
 
 NO_STATUS = "no_status"
 """Key under which instances without a state are counted, as in Airflow's own statistics."""
-
-
-class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """What all frames share."""
-
-
-class RunFrame(Frame, frozen=True, kw_only=True):
-    """A frame about one DAG run."""
-
-    dag_id: str
-    """The DAG."""
-
-    run_id: str
-    """The run, as Airflow names it."""
-
-
-class RowFrame(RunFrame, frozen=True, kw_only=True):
-    """A frame born of one journal row."""
-
-    seq: int
-    """Identity of the row; together with `type` it is unique in the stream."""
-
-    at: Moment
-    """When the row was written, inside Airflow's transaction; UTC."""
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,31 +94,8 @@ class Snapshot(RunFrame, frozen=True, kw_only=True, tag="snapshot", omit_default
     result_tasks: list[str]
     """Tasks whose return values answer the caller, as far as they are known yet."""
 
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
     """Instances per state, by task, for mapped tasks with too many instances to list in `tasks`."""
-
-
-class TaskTransition(RowFrame, frozen=True, kw_only=True, tag="task"):
-    """A task instance changed. An instance with `map_index` 0 or more takes the place of the one with -1."""
-
-    task_id: str
-    map_index: int
-    try_number: int
-    state: str | None
-    """The new state; `null` where the task is not scheduled, as after it was cleared."""
-
-    previous_state: str | None
-    """The state before; `null` where there was none."""
-
-
-class RunTransition(RowFrame, frozen=True, kw_only=True, tag="run"):
-    """The run changed its state, or was cleared."""
-
-    state: str | None
-    """The new state; `null` where the run was deleted."""
-
-    previous_state: str | None
-    clear_number: int
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +114,7 @@ class Result(RunFrame, frozen=True, kw_only=True, tag="result", omit_defaults=Tr
     results: dict[str, msgspec.Raw]
     """JSON value by task, as the database holds it; of a mapped task a list by `map_index`."""
 
-    references: dict[str, Reference] = {}
+    references: dict[str, Reference] = msgspec.field(default_factory=dict)
     """By task, where to get a value that is too large to be sent."""
 
     withheld: bool = False
@@ -206,9 +181,9 @@ class Reset(Frame, frozen=True, kw_only=True, tag="reset", omit_defaults=True):
     reason: Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(get_args(ResetReason))})]
     """Why what was said is worth nothing any more.
 
-    `cleared`, `retried`, `revoked`: somebody took back an outcome. `journal_changed`: the database was replaced or set
-    back. `transitions_lost`: something was not written down. `cursor_expired`, `cursor_foreign`, `cursor_damaged`: the
-    client came back with a cursor older than the journal, of another journal, or that is none.
+    `cleared`, `retried`, `revoked`: an outcome was taken back, or what a task had said. `journal_changed`: the database
+    was replaced or set back. `transitions_lost`: something was not written down. `cursor_expired`, `cursor_foreign`,
+    `cursor_damaged`: the client came back with a cursor older than the journal, of another journal, or that is none.
     """
 
 
@@ -291,6 +266,8 @@ AnyFrame: TypeAlias = (
     Snapshot
     | TaskTransition
     | RunTransition
+    | Chunk
+    | Progress
     | Result
     | Failure
     | Reset
@@ -302,6 +279,9 @@ AnyFrame: TypeAlias = (
     | Ack
     | Refusal
 )
+
+_LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\u0085\u2028\u2029")
+"""Ends of lines for Python's `splitlines`, and so for some clients, that JSON need not escape."""
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame)
@@ -323,8 +303,12 @@ class Wire:
 
     @cached_property
     def json(self) -> bytes:
-        """The frame as JSON."""
-        return _encoder.encode(self.frame)
+        """The frame as JSON, in one line whatever a client takes for the end of one."""
+        json = _encoder.encode(self.frame)
+        for character, escaped in _LINE_ENDS:
+            if character in json:
+                json = json.replace(character, escaped)
+        return json
 
     @cached_property
     def text(self) -> str:

@@ -149,6 +149,10 @@ class Hub:
             raise JournalUnreachable("The journal has not been reached yet")
         return self._cursor
 
+    def wants_body(self, transition: Transition) -> bool:
+        """Tell whether somebody wants to know what a task has said."""
+        return self.watched(RunKey(transition.dag_id, transition.run_id)) or self._firehose.wants_body(transition)
+
     def watched(self, key: RunKey) -> bool:
         """Whether somebody watches a run."""
         return self._runs.get(key) is not None
@@ -277,13 +281,13 @@ class Hub:
     ) -> list[Wire]:
         if since.cursor is None or why_not is not None:
             return anew(why_not or "cursor_damaged", position)
-        history = await self._source.history(None, since.cursor)
+        history = await self._source.history(None, since.cursor, output=wanted.wants_output)
         if history is None:
             return anew("cursor_expired", position)
         if readable is not None:
-            told = await readable.among({one.dag_id for one in history if wanted.lets_through(one)})
+            told = await readable.among({one.dag_id for one in history if wanted.concerns(one)})
             history = [one for one in history if one.dag_id in told]
-        return missed(wanted, history, position, since.cursor)
+        return missed(wanted, history, position, since.cursor, bare=readable is not None)
 
     async def _refuse(self, cursor: Cursor | None) -> ResetReason | None:
         """Tell why a client can't go on at a cursor, or `None` if it can."""

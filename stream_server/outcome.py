@@ -17,7 +17,7 @@ import msgspec
 from stream_server.blame import culprit
 from stream_server.frames import AnyFrame, End, Failure, Reference, Reset, Result, Snapshot
 from stream_server.prediction import BAD, Forecast
-from stream_server.run_state import Origin, RunState
+from stream_server.run_state import Origin, RunState, Unsaid
 from stream_server.transition import RETURN_VALUE
 from stream_server.trigger_rules import K
 
@@ -41,6 +41,9 @@ class Question:
 
     withheld: bool = False
     """Whether the caller may not read return values: he is told that there is a result, and not what it is."""
+
+    output: bool = True
+    """Whether what running tasks say is told, too."""
 
 
 class Value(NamedTuple):
@@ -241,16 +244,22 @@ class Answer:
     """Of what the told result was made."""
 
     def open(self, run: RunState) -> list[AnyFrame]:
-        """Return what a new watcher must see first: all that is known, and all that was told."""
-        snapshot = self._snapshot(run)
-        return [snapshot] if self.told is None else [snapshot, self.told]
+        """Return what a new watcher must see first: all that is known, all that was said, and all that was told."""
+        said = run.output.frames if self.question.output else ()
+        told = () if self.told is None else (self.told,)
+        return [self._snapshot(run), *said, *told]
 
-    def advance(self, run: RunState) -> Step:
-        """Return what follows from the state of the run as it is now."""
+    def advance(self, run: RunState, unsaid: Unsaid | None = None) -> Step:
+        """Return what follows from the state of the run as it is now.
+
+        Args:
+            run: The run.
+            unsaid: Why something that a task has said is worth nothing any more.
+        """
         if self.ended:
             return Step([])
         verdict = judge(run, self.question)
-        frames: list[AnyFrame] = list(self._take_back(run, verdict))
+        frames = self._take_back(run, verdict, unsaid)
         if self.told is None:
             if isinstance(verdict, Answered):
                 return Step(frames, verdict.task_ids)
@@ -272,14 +281,17 @@ class Answer:
                 return Step([self.told, *self._end(run)])
         return self.advance(run)
 
-    def _take_back(self, run: RunState, verdict: Verdict) -> list[Reset | Snapshot]:
+    def _take_back(self, run: RunState, verdict: Verdict, unsaid: Unsaid | None) -> list[AnyFrame]:
         cleared = run.run.clear_number > self.clear_number
         self.clear_number = run.run.clear_number
-        if not cleared and self._stands(verdict):
+        if cleared or not self._stands(verdict):
+            reason = "cleared" if cleared else self._why_revoked(run)
+            self.told = None
+        elif unsaid is not None and self.question.output:
+            reason = unsaid
+        else:
             return []
-        reason = "cleared" if cleared else self._why_revoked(run)
-        self.told = None
-        return [Reset(dag_id=run.key.dag_id, run_id=run.key.run_id, reason=reason), self._snapshot(run)]
+        return [Reset(dag_id=run.key.dag_id, run_id=run.key.run_id, reason=reason), *self.open(run)]
 
     def _stands(self, verdict: Verdict) -> bool:
         """Tell whether what was told is still so."""

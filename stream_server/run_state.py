@@ -5,23 +5,20 @@ Pure. Reading a run from the database gives the same state as following it from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from stream_server.frames import (
-    NO_STATUS,
-    RunInfo,
-    RunTransition,
-    Snapshot,
-    TaskInfo,
-    TaskTransition,
-)
+from stream_server.frames import NO_STATUS, AnyFrame, RunInfo, Said, Snapshot, TaskInfo
 from stream_server.graph import Graph
+from stream_server.output import Output
 from stream_server.prediction import Forecast, foreseeable
-from stream_server.telling import tell_run, tell_task
+from stream_server.telling import is_output, tell_output, tell_run, tell_task
 from stream_server.transition import RETURN_VALUE, Kind, Transition
+
+MAX_OUTPUT_BYTES = 1024 * 1024
+"""Bytes of what the tasks of a run have said that are kept by default."""
 
 MAX_LISTED_INSTANCES = 100
 """A task with more instances is told as counts per state: thousands of rows are no help to anybody."""
@@ -31,8 +28,15 @@ RUN_FINAL = frozenset({"success", "failed"})
 
 _CAN_PUSH = frozenset({"running", "success"})
 
+UNSAID = frozenset({None, "restarting", "up_for_retry"})
+"""States into which a task instance comes that will be tried again: what it has said is worth nothing any more."""
+
 _KEEPS_PUSH = frozenset({"running", "deferred", "awaiting_input", "scheduled", "queued", "success"})
 """States through which a try may go without losing its XComs; a deferred one is scheduled and runs again."""
+
+
+Unsaid = Literal["retried", "cleared"]
+"""Why what a task has said is worth nothing any more."""
 
 
 class RunKey(NamedTuple):
@@ -160,7 +164,9 @@ def _answer(instance: Instance | None) -> Origin | None:
 class RunState:
     """The state of a run, and what follows from each transition."""
 
-    def __init__(self, key: RunKey, run: RunInfo, graph: Graph | None = None) -> None:
+    def __init__(
+        self, key: RunKey, run: RunInfo, graph: Graph | None = None, *, output_bytes: int = MAX_OUTPUT_BYTES
+    ) -> None:
         self.key = key
         self.run = run
         self.graph = graph
@@ -175,6 +181,10 @@ class RunState:
         self.remembered_results: frozenset[str] = frozenset()
         """Tasks whose return values bore that mark in earlier runs of the DAG."""
 
+        self.output = Output(output_bytes)
+        """What tasks have said."""
+
+        self._unsaid: Unsaid | None = None
         self._forecast: Forecast | None = None
 
         self.changed = Origin()
@@ -207,23 +217,41 @@ class RunState:
         self.tasks.setdefault(task_id, Instances()).put(map_index, instance)
         self._forecast = None
 
-    def apply(self, transition: Transition) -> TaskTransition | RunTransition | None:
+    def apply(self, transition: Transition) -> Sequence[AnyFrame]:
         """Follow one transition.
 
         Returns:
-            The frame that tells it, or `None` for what is no change of a state.
+            The frames that tell it: none for what is no change of a state, and was not said in a try that stands.
         """
         if transition.kind is Kind.TASK:
             self._forecast = None
-            return self._apply_task(transition)
+            self._apply_task(transition)
+            return [tell_task(transition)]
         if transition.kind is Kind.RUN:
-            return self._apply_run(transition)
+            self._apply_run(transition)
+            return [tell_run(transition)]
+        if is_output(transition):
+            return self._apply_output(transition)
         if transition.kind is Kind.XCOM:
             self._apply_xcom(transition)
         elif transition.kind is Kind.RUN_DELETED:
             self.deleted = True
             self.changed = Origin(transition.seq, transition.at)
-        return None
+        return ()
+
+    def stands(self, said: Said) -> bool:
+        """Tell whether what a task has said is worth something: its try is the current one, and will not be repeated.
+
+        The Execution API accepts XComs of tries that have been killed.
+        """
+        instances = self.tasks.get(said.task_id)
+        instance = instances.get(said.map_index) if instances is not None else None
+        return instance is not None and instance.try_number == said.try_number and instance.state not in UNSAID
+
+    def take_unsaid(self) -> Unsaid | None:
+        """Return why something that was said is worth nothing any more, since this was called last."""
+        unsaid, self._unsaid = self._unsaid, None
+        return unsaid
 
     def forget_push(self, task_id: str, map_index: int) -> None:
         """Take back a return value that is not in the database any more."""
@@ -256,7 +284,7 @@ class RunState:
             counts=counts,
         )
 
-    def _apply_task(self, transition: Transition) -> TaskTransition:
+    def _apply_task(self, transition: Transition) -> None:
         assert transition.task_id is not None, "the journal names the task of every task transition"
         assert transition.map_index is not None, "task_instance.map_index is NOT NULL"
         instances = self.tasks.setdefault(transition.task_id, Instances())
@@ -272,9 +300,13 @@ class RunState:
             pushed=before.pushed if before and _keeps_push(before, transition) else None,
         )
         instances.put(transition.map_index, instance)
-        return tell_task(transition)
+        place = transition.task_id, transition.map_index
+        said_in = self.output.try_of(place)
+        if said_in is not None and (said_in != instance.try_number or instance.state in UNSAID):
+            self.output.take_back(place)
+            self._unsaid = "retried" if transition.state == "up_for_retry" else "cleared"
 
-    def _apply_run(self, transition: Transition) -> RunTransition:
+    def _apply_run(self, transition: Transition) -> None:
         self.run = RunInfo(
             state=transition.state,
             queued_at=transition.queued_at,
@@ -283,7 +315,15 @@ class RunState:
             clear_number=transition.clear_number or 0,
         )
         self.changed = Origin(transition.seq, transition.at)
-        return tell_run(transition)
+
+    def _apply_output(self, transition: Transition) -> Sequence[AnyFrame]:
+        frames = tell_output(transition)
+        if not frames or not self.stands(frames[0]):
+            return ()
+        news, takes_back = self.output.add(frames, hash(transition.body))
+        if takes_back:
+            self._unsaid = "retried"
+        return news
 
     def _apply_xcom(self, transition: Transition) -> None:
         if transition.xcom_key != RETURN_VALUE:

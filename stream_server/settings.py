@@ -187,6 +187,9 @@ class Settings(BaseSettings):
     max_result_bytes: int = Field(default=1024 * 1024, ge=0)
     """Return values larger than this are sent as a reference."""
 
+    max_output_bytes: int = Field(default=1024 * 1024, ge=0)
+    """Bytes of what the tasks of a run have said that are kept for those who join; the last ones."""
+
     max_queued_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     """Bytes that may wait for a slow client before it is closed."""
 

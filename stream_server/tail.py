@@ -194,10 +194,12 @@ class Tail:
         self._bell.clear()
         began = time.monotonic()
         batch = await reader.after(self._cursor)
+        # Whoever begins to watch from now on reads a state that has seen all of it.
+        transitions = await reader.with_bodies(batch.transitions, self._hub.wants_body)
         took = time.monotonic() - began
         self._cursor, self._seen = batch.cursor, batch.seen
         self._marks.told(batch.transitions)
-        self._hub.dispatch(batch.transitions, batch.cursor)
+        self._hub.dispatch(transitions, batch.cursor)
         if self._losses.noticed(batch.losses, batch.seen) or batch.pruned:
             self._begin_anew(batch.cursor, "transitions_lost")
         self._pace.note(time.monotonic(), len({one.txid for one in batch.transitions}), took)

@@ -9,6 +9,9 @@ from typing import NamedTuple
 RETURN_VALUE = "return_value"
 """Key of the XCom that holds what a task returned (`airflow.models.xcom.XCOM_RETURN_KEY`)."""
 
+OUTPUT = "stream_server_output"
+"""Key of the XCom that a running task overwrites with what it says (`stream_server.authoring.output`)."""
+
 
 class Kind(str, Enum):
     """What changed."""
@@ -49,3 +52,9 @@ class Transition(NamedTuple):
     xcom_key: str | None = None
     dag_result: bool | None = None
     """Airflow 3.3's own mark on what the result tasks of a DAG push; `None` before 3.3."""
+
+    body: str | None = None
+    """What a task has said, as JSON text; `None` also where it was too large, or nobody wants to know."""
+
+    had_spoken: bool = False
+    """Whether the task instance had said something before, which this may take back; known of what is read later."""

@@ -32,8 +32,11 @@ class RunSource(Protocol):
     async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
         """Read a run, and the cursor that goes on from there."""
 
-    async def history(self, key: RunKey | None, since: Cursor) -> list[Transition] | None:
-        """Read the transitions of a run, or of all, that a cursor has not seen; `None` where they can't all be told."""
+    async def history(self, key: RunKey | None, since: Cursor, *, output: bool = True) -> list[Transition] | None:
+        """Read the transitions of a run, or of all, that a cursor has not seen; `None` where they can't all be told.
+
+        What tasks have said is left out of them unless that is wanted (`output`).
+        """
 
     async def lacks(self, cursor: Cursor) -> bool:
         """Tell whether the journal has another history than the one that a cursor comes from."""

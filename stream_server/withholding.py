@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
-from stream_server.frames import AnyFrame, Result
+from stream_server.frames import AnyFrame, Chunk, Progress, Result
 
 
 def withhold(frames: Sequence[AnyFrame]) -> list[AnyFrame]:
-    """Return frames without the values in them; that there is a result is told."""
-    return [_bare(frame) if isinstance(frame, Result) else frame for frame in frames]
+    """Return frames without the values in them; that there is a result, or that a task has said something, is told."""
+    return [_bare(frame) for frame in frames]
 
 
-def _bare(result: Result) -> Result:
-    return replace(result, results={}, references={}, withheld=True)
+def _bare(frame: AnyFrame) -> AnyFrame:
+    if isinstance(frame, Result):
+        return replace(frame, results={}, references={}, withheld=True)
+    if isinstance(frame, (Chunk, Progress)):
+        return replace(frame, value=UNSET, withheld=True)
+    return frame

@@ -28,11 +28,21 @@ from stream_server.journal.install import queries_for
 from stream_server.journal.reader import as_far_as_written, transition_of
 from stream_server.journal.replica import seen_rows
 from stream_server.outcome import Value, Values
-from stream_server.run_state import Instance, Origin, RunKey, RunState
-from stream_server.transition import Transition
+from stream_server.run_state import MAX_OUTPUT_BYTES, UNSAID, Instance, Origin, RunKey, RunState
+from stream_server.telling import is_output
+from stream_server.transition import OUTPUT, Kind, Transition
 
 MAX_HISTORY = 5000
 """Transitions that are told one by one to who comes later; beyond that, a snapshot says more."""
+
+MAX_HISTORY_BYTES = 8 * 1024 * 1024
+"""The same for what tasks have said in them."""
+
+MAX_OUTPUT_ROWS = 5000
+"""How much of what the tasks of a run have said is read for who joins: so many times at most, the last ones."""
+
+OUTPUT_VERSION = 3
+"""Version of the journal that has what tasks say."""
 
 MAX_GRAPHS = 256
 """DAG versions whose structure is kept in memory."""
@@ -59,10 +69,13 @@ class Measures(NamedTuple):
 class Runs:
     """What joiners need to know of runs, from a small pool of connections."""
 
-    def __init__(self, url: str, *, pool_size: int, max_result_bytes: int) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int, max_result_bytes: int, max_output_bytes: int = MAX_OUTPUT_BYTES
+    ) -> None:
         self._url = url
         self._pool_size = pool_size
         self._max_result_bytes = max_result_bytes
+        self._max_output_bytes = max_output_bytes
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._queries: dict[str, str] | None = None
         self._graphs: OrderedDict[UUID, Graph] = OrderedDict()
@@ -89,16 +102,24 @@ class Runs:
             rows, seen = await seen_rows(connection, queries, "run_snapshot", *key)
             if not rows:
                 raise RunNotFound(*key)
-            run = _run_state(key, rows)
+            run = _run_state(key, rows, self._max_output_bytes)
+            seen = as_far_as_written(seen, rows[0])
+            if rows[0]["version"] >= OUTPUT_VERSION:
+                await self._hear(connection, queries, run, seen)
             versions = Counter(row["dag_version_id"] for row in rows if row["dag_version_id"])
             if versions:
                 version = versions.most_common(1)[0][0]
                 run.graph = await self._graph(connection, queries, version)
                 run.remembered_results = await self._marked(connection, queries, key.dag_id, version)
-        return run, as_far_as_written(seen, rows[0])
+        return run, seen
 
-    async def history(self, key: RunKey | None, since: Cursor) -> list[Transition] | None:
+    async def history(self, key: RunKey | None, since: Cursor, *, output: bool = True) -> list[Transition] | None:
         """Read the transitions of a run, or of all runs, that a cursor has not seen.
+
+        Args:
+            key: The run; `None` for all.
+            since: The cursor.
+            output: Whether what tasks have said is wanted too.
 
         Returns:
             `None` where they are too many to be worth telling one by one, or not all in the journal any more.
@@ -109,10 +130,15 @@ class Runs:
         """
         async with self.connection() as (connection, queries):
             rows = await connection.fetch(queries["history"], *(key or (None, None)), since.snapshot, MAX_HISTORY + 1)
-        pruned_to = rows[0]["pruned_to"]
-        if len(rows) > MAX_HISTORY or (pruned_to is not None and not since.saw(pruned_to)):
-            return None
-        return [transition_of(row[1:]) for row in rows if row["id"] is not None]
+            pruned_to, version = rows[0]["pruned_to"], rows[0]["version"]
+            if len(rows) > MAX_HISTORY or (pruned_to is not None and not since.saw(pruned_to)):
+                return None
+            transitions = [transition_of(row[2:]) for row in rows if row["id"] is not None]
+            if not output or version < OUTPUT_VERSION:
+                return transitions
+            if key is not None:
+                transitions = await self._with_speakers(connection, queries, key, transitions)
+            return await self._with_bodies(connection, queries, transitions)
 
     async def tagged(self, tags: Collection[str]) -> frozenset[str]:
         """Return the DAGs that bear one of some tags. Errors as for `history`."""
@@ -208,6 +234,40 @@ class Runs:
                     self._queries = await queries_for(connection)
                 yield connection, self._queries
 
+    async def _hear(self, connection: Connection, queries: dict[str, str], run: RunState, seen: Cursor) -> None:
+        """Let a run know what its tasks have said, as far as it was seen."""
+        rows = await connection.fetch(queries["output"], *run.key, MAX_OUTPUT_ROWS, self._max_output_bytes)
+        for seq, txid, at, kind, dag_id, run_id, task_id, map_index, body in rows:
+            if seen.saw(txid):
+                said = Transition(seq, txid, at, Kind(kind), dag_id, run_id, task_id, map_index)
+                run.apply(said._replace(xcom_key=OUTPUT, body=body))
+        run.take_unsaid()
+
+    async def _with_speakers(
+        self, connection: Connection, queries: dict[str, str], key: RunKey, transitions: list[Transition]
+    ) -> list[Transition]:
+        """Return transitions of a run with the note which of them may take back what a task had said."""
+        asked = [one for one in transitions if one.kind is Kind.TASK and one.state in UNSAID]
+        if not asked:
+            return transitions
+        columns = zip(*((one.seq, one.task_id, one.map_index) for one in asked), strict=True)
+        rows = await connection.fetch(queries["had_spoken"], *key, *map(list, columns))
+        found = {row["id"] for row in rows}
+        return [one._replace(had_spoken=True) if one.seq in found else one for one in transitions]
+
+    async def _with_bodies(
+        self, connection: Connection, queries: dict[str, str], transitions: list[Transition]
+    ) -> list[Transition] | None:
+        """Return transitions with what tasks have said in them, or `None` where that is too much."""
+        asked = [one.seq for one in transitions if is_output(one)]
+        if not asked:
+            return transitions
+        rows = await connection.fetch(queries["bodies"], asked, MAX_HISTORY_BYTES)
+        if sum(row["bytes"] or 0 for row in rows) > MAX_HISTORY_BYTES:
+            return None
+        bodies = {row["id"]: row["body"] for row in rows}
+        return [one._replace(body=bodies.get(one.seq)) for one in transitions]
+
     async def _marked(
         self, connection: Connection, queries: dict[str, str], dag_id: str, version: UUID
     ) -> frozenset[str]:
@@ -243,7 +303,7 @@ def _values(rows: Sequence[asyncpg.Record]) -> Values:
     return {(row["task_id"], row["map_index"]): Value(row["bytes"], row["json"]) for row in rows}
 
 
-def _run_state(key: RunKey, rows: Sequence[asyncpg.Record]) -> RunState:
+def _run_state(key: RunKey, rows: Sequence[asyncpg.Record], output_bytes: int) -> RunState:
     first = rows[0]
     run = RunState(
         key,
@@ -254,6 +314,7 @@ def _run_state(key: RunKey, rows: Sequence[asyncpg.Record]) -> RunState:
             end_date=first["run_end_date"],
             clear_number=first["clear_number"] or 0,
         ),
+        output_bytes=output_bytes,
     )
     for row in rows:
         if row["task_id"] is None:

@@ -24,7 +24,7 @@ class Privilege(NamedTuple):
 
 READER = (
     Privilege("schema", OUR_SCHEMA, "", "USAGE"),
-    *(Privilege("table", OUR_SCHEMA, name, "SELECT") for name in ("journal", "meta")),
+    *(Privilege("table", OUR_SCHEMA, name, "SELECT") for name in ("journal", "meta", "output")),
     Privilege("sequence", OUR_SCHEMA, "losses", "SELECT"),
     *(
         Privilege("function", OUR_SCHEMA, name, "EXECUTE")

@@ -5,8 +5,15 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
+from stream_server.transition import OUTPUT
+
 DOORBELL_LOCKS = {"sleepers": "1937011301, 1", "silent": "1937011301, 2"}
 """Keys of the advisory locks by which transactions and tails agree on who must ring. The first half spells "stre"."""
+
+OUTPUT_BYTES = 256 * 1024
+"""What a task has said at once is kept if it has no more bytes, as PostgreSQL writes it."""
+
+CONSTANTS = {**DOORBELL_LOCKS, "output_key": OUTPUT, "output_bytes": str(OUTPUT_BYTES)}
 
 _NAME = re.compile(r"^-- (\w+) --\n", re.MULTILINE)
 
@@ -30,8 +37,8 @@ def load_migrations() -> dict[int, str]:
 
 
 def fill_in(text: str, **placeholders: str) -> str:
-    """Put values, and the keys of the doorbell's locks, in the places of their names in braces."""
-    for name, value in {**DOORBELL_LOCKS, **placeholders}.items():
+    """Put values, and those that are the same everywhere, in the places of their names in braces."""
+    for name, value in {**CONSTANTS, **placeholders}.items():
         text = text.replace(f"{{{name}}}", value)
     return text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from stream_server.journal.connection import Session, connect, disconnect, error
 from stream_server.journal.install import queries_for, read_status
 from stream_server.journal.replica import Sight
 from stream_server.marks import Mark
+from stream_server.telling import is_output
 from stream_server.transition import Kind, Transition
 
 READER_SETTINGS = ("plan_cache_mode = force_generic_plan", "enable_seqscan = off", "jit = off")
@@ -118,6 +119,16 @@ class Reader:
         first = rows[0]
         pruned = first["pruned_to"] is not None and not cursor.saw(first["pruned_to"])
         return Batch(transitions, told, seen, first["losses"], first["read_at"], pruned)
+
+    async def with_bodies(
+        self, transitions: Sequence[Transition], wanted: Callable[[Transition], bool]
+    ) -> list[Transition]:
+        """Return transitions with what tasks have said in those of them that are wanted."""
+        asked = [one.seq for one in transitions if is_output(one) and wanted(one)]
+        if not asked:
+            return [*transitions]
+        bodies = {row["id"]: row["body"] for row in await self._fetch("bodies", asked, None)}
+        return [one._replace(body=bodies[one.seq]) if one.seq in bodies else one for one in transitions]
 
     async def is_replica(self) -> bool:
         """Tell whether this is a read replica, still."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import NamedTuple
 
 import anyio
@@ -75,7 +76,8 @@ async def result(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
     caller = await caller_of(request)
-    key, asked, wanted = run_key(request), question(request, QUESTION | FORM), form(request)
+    key, wanted = run_key(request), form(request)
+    asked = replace(question(request, QUESTION | FORM), output=False)
     permission = await permit(state["authorizer"], caller, key)
     watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked)), until_refused)
     answer = await wait(request, watch, key, wanted.timeout)

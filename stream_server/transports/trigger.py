@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, NamedTuple
@@ -159,13 +160,13 @@ async def _exists(state: State, key: RunKey) -> bool:
 
 async def _answer(request: Request, airflow: AirflowApi, permission: Permission, begun: Begun, plan: Plan) -> Response:
     state: State = request.scope["state"]
-    key, asked = begun.key, permission.may_ask(question(request, PARAMETERS))
-    watching = state["hub"].watch(key, asked, since=begun.since)
+    form = accepts(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
+    asked = permission.may_ask(replace(question(request, PARAMETERS), output=form != JSON))
+    key, watching = begun.key, state["hub"].watch(begun.key, asked, since=begun.since)
     on_gone = None
     if (grace := plan.cancel_after) is not None:
         await state["cancellations"].expect(key)
         on_gone = partial(state["cancellations"].schedule, key, asked, partial(airflow.fail, key), grace)
-    form = accepts(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
     if form != JSON:
         streaming = Streaming(_naming_run(permission.guarded(watching), key), state["settings"].ping_interval, on_gone)
         return stream_response(request, streaming, _names(request, key, "stream", STREAM))

@@ -69,8 +69,8 @@ async def wait(request: Request) -> Response:
         return await state["runs"].final_values(key, named) if named != [] else {}
 
     silence = min(max(interval, LEAST_SILENCE), state["settings"].ping_interval)
-    watch = permission.guarded(state["hub"].watch(key, Question(until="run")), until_refused)
-    return StateLines(Waiting(key, watch, read, silence))
+    watching = state["hub"].watch(key, Question(until="run", output=False))
+    return StateLines(Waiting(key, permission.guarded(watching, until_refused), read, silence))
 
 
 class Waiting(NamedTuple):

@@ -28,6 +28,8 @@ from airflow.utils.types import DagRunTriggeredByType, DagRunType
 from sqlalchemy import Engine, create_engine, func, select, update
 from sqlalchemy.orm import Session
 
+from stream_server.transition import OUTPUT
+
 
 def make_dag(mapped: int) -> Any:  # an Airflow class that is not typed
     """Return a DAG with so many instances of one task, as the scheduler reads it."""
@@ -62,7 +64,8 @@ class Repertoire:
         with Session(self._engine) as session:
             states = select(TaskInstance.state, func.count()).group_by(TaskInstance.state)
             committed["finished"] = {str(state): count for state, count in session.execute(states)}
-            committed["value"] = session.scalars(select(XComModel.value)).one()
+            returned = select(XComModel.value).where(XComModel.key == "return_value")
+            committed["value"] = session.scalars(returned).one()
         with Session(self._engine) as session, session.begin():
             clear_task_instances(list(session.scalars(select(TaskInstance))), session)
         with Session(self._engine) as session, session.begin():
@@ -116,7 +119,9 @@ class Repertoire:
         session.execute(update(TaskInstance).values(last_heartbeat_at=datetime.now(timezone.utc)))
 
     def push(self, session: Session) -> None:
-        """Set a value, and set it again: a delete and an insert each."""
+        """Set a value, and set it again: a delete and an insert each. So is what a task says."""
+        for said in ({"try_number": 1, "index": 0, "items": [{"chunk": "word"}]}, "nonsense", "x" * 1_000_000):
+            XComModel.set(OUTPUT, said, dag_id="orm", task_id="first", run_id="run", session=session)
         for value in ("one", "other"):
             XComModel.set("return_value", value, dag_id="orm", task_id="first", run_id="run", session=session)
 

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from stream_server.run_state import RunKey
+from stream_server.transition import OUTPUT
 
 CHAIN = {"ask": ["answer"], "answer": ["clean_up"], "clean_up": []}
 """A chain with a teardown; `answer` is its only effective leaf."""
@@ -166,6 +167,20 @@ class AirflowSql:
                 dag_result=dag_result,
             )
 
+    async def say(
+        self,
+        key: RunKey,
+        task_id: str,
+        index: int,
+        *items: object,
+        map_index: int = -1,
+        try_number: int = 1,
+    ) -> None:
+        """Say something in a running task, as `stream_server.authoring` does; strings are chunks."""
+        said = [{"chunk": item} if isinstance(item, str) else item for item in items]
+        batch = {"try_number": try_number, "index": index, "items": said}
+        await self.push(key, task_id, batch, map_index, xcom_key=OUTPUT)
+
     async def insert_xcom(self, **values: object) -> None:
         """Insert an XCom of this moment, given its columns."""
         places = ", ".join(f"${number}" for number in range(1, len(values) + 1))
@@ -220,6 +235,7 @@ class AirflowSql:
 
     async def empty_journal(self) -> None:
         """Delete all rows of the journal as too old."""
+        await self.connection.execute("DELETE FROM stream_server.output")
         await self.connection.execute(
             "WITH gone AS (DELETE FROM stream_server.journal RETURNING txid) UPDATE stream_server.meta"
             " SET pruned_to = (SELECT txid FROM gone ORDER BY txid DESC LIMIT 1)"

@@ -16,7 +16,8 @@ from stream_server.frames import AnyFrame, Result, RunInfo
 from stream_server.graph import Graph
 from stream_server.outcome import Answer, Question, Step, Value, Values
 from stream_server.run_state import RUN_FINAL, Instance, Origin, RunKey, RunState
-from stream_server.transition import RETURN_VALUE, Kind, Transition
+from stream_server.telling import is_output
+from stream_server.transition import OUTPUT, RETURN_VALUE, Kind, Transition
 from support.airflow_sql import CHAIN, serialized_dag
 
 KEY = RunKey("ask_llm", "manual__2026-01-01T00:00:00+00:00")
@@ -62,6 +63,7 @@ class History:
         self._txid = 100
         self._grouped = False
         self._resuming: set[tuple[str, int]] = set()
+        self._said: dict[tuple[str, int, int], int] = {}
         with self.transaction():
             self.run = RunInfo(state=None, queued_at=at(0), start_date=None, end_date=None, clear_number=0)
             self.set_run("queued")
@@ -86,7 +88,14 @@ class History:
             run.add(task_id, map_index, row._replace(pushed=Origin() if pushed else None))
             if xcom is not None and xcom.dag_result:
                 run.native_results.add(task_id)
+        for transition in filter(is_output, self.journal):
+            run.apply(transition)
+        run.take_unsaid()
         return run
+
+    def said(self, place: tuple[str, int]) -> int:
+        """How much a task instance has said in its current try."""
+        return self._said.get((*place, self.rows[place].try_number), 0)
 
     def values(self, task_ids: Collection[str]) -> Values:
         """What the query `return_values` reads."""
@@ -138,6 +147,22 @@ class History:
         transition = self._write(Kind.XCOM, task_id=task_id, map_index=map_index)
         self.journal[-1] = transition._replace(xcom_key=RETURN_VALUE, dag_result=dag_result)
         self.xcoms[task_id, map_index] = Xcom(transition.at, json, dag_result)
+
+    def say(
+        self,
+        task_id: str,
+        *chunks: object,
+        map_index: int = -1,
+        index: int | None = None,
+        try_number: int | None = None,
+    ) -> None:
+        """Say something in a task, whatever its state: the Execution API does not look."""
+        number = self.rows[task_id, map_index].try_number if try_number is None else try_number
+        first = self._said.get((task_id, map_index, number), 0) if index is None else index
+        batch = {"try_number": number, "index": first, "items": [{"chunk": chunk} for chunk in chunks]}
+        transition = self._write(Kind.XCOM, task_id=task_id, map_index=map_index)
+        self.journal[-1] = transition._replace(xcom_key=OUTPUT, body=msgspec.json.encode(batch).decode())
+        self._said[task_id, map_index, number] = first + len(chunks)
 
     def succeed(self, task_id: str, map_index: int = -1) -> None:
         """End a running task as its worker does; it has deleted what earlier tries pushed."""
@@ -259,7 +284,7 @@ class Watcher:
         batch, self._read = self.history.journal[self._read :], len(self.history.journal)
         for transition in batch:
             self.run.apply(transition)
-        return self._take(self.answer.advance(self.run))
+        return self._take(self.answer.advance(self.run, self.run.take_unsaid()))
 
     def receive(self) -> list[AnyFrame]:
         """Read the values that are wanted, as they are in the database now, until none are."""
@@ -289,6 +314,7 @@ def known(run: RunState) -> dict[str, Any]:
             }
             for task_id, instances in run.tasks.items()
         },
+        "output": run.output.frames,
     }
 
 
@@ -315,7 +341,7 @@ _NEXT = {
 }
 _FROM_RUNNING = {"fail": "failed", "retry": "up_for_retry", "reschedule": "up_for_reschedule", "defer": "deferred"}
 _FROM_NOTHING = {"skip": "skipped", "upstream_fail": "upstream_failed", "remove": "removed"}
-_LIKELY = ("read", "read", "fetch", "start", "push", "run", "run", "push", "succeed", "retry")
+_LIKELY = ("read", "read", "fetch", "start", "push", "run", "run", "push", "say", "succeed", "retry")
 _POSSIBLE = (
     *(*_FROM_RUNNING, *_FROM_NOTHING, "advance", "advance", "clear", "clear", "clear", "kill"),
     *("succeed_directly", "mark_success", "expand", "start_run", "finish_run", "delete_run"),
@@ -343,6 +369,7 @@ def play(history: History, move: Move) -> None:
         "advance": (state in _NEXT, partial(set_task, state=_NEXT.get(state))),
         "start": (fresh, partial(history.start, *place)),
         "run": (fresh, partial(history.run_task, task_id, None, map_index)),
+        "say": (history.rows[place].try_number > 0, partial(history.say, task_id, "and", "so on", map_index=map_index)),
         "push": (history.rows[place].try_number > 0, partial(history.push, task_id, None, map_index)),
         "succeed": (running, partial(history.succeed, *place)),
         "succeed_directly": (state is None, partial(history.succeed_directly, *place)),

@@ -48,14 +48,14 @@ def test_what_a_filter_names_is_let_through_and_nothing_else(
         expected = all(
             not names or value in names for names, value in ((dag_ids, dag_id), (task_ids, task_id), (states, state))
         )
-        assert wanted.lets_through(transition(seq, dag_id, task_id, state)) == expected
+        assert wanted.lets_through(transition(seq, dag_id, task_id, state), "task") == expected
 
 
 def test_a_filter_of_tasks_lets_no_run_through() -> None:
-    assert not Filter(task_ids=frozenset({"t"})).lets_through(transition(1, task_id=None))
-    assert not Filter(types=frozenset({"task"})).lets_through(transition(1, task_id=None))
-    assert Filter(types=frozenset({"run"})).lets_through(transition(1, task_id=None))
-    assert Filter(states=frozenset({"no_status"})).lets_through(transition(1, state=None))
+    assert not Filter(task_ids=frozenset({"t"})).lets_through(transition(1, task_id=None), "run")
+    assert not Filter(types=frozenset({"task"})).lets_through(transition(1, task_id=None), "run")
+    assert Filter(types=frozenset({"run"})).lets_through(transition(1, task_id=None), "run")
+    assert Filter(states=frozenset({"no_status"})).lets_through(transition(1, state=None), "task")
 
 
 def test_each_hears_what_concerns_him_and_where_it_goes_on() -> None:

@@ -31,7 +31,7 @@ class Source:
         self.histories: list[asyncio.Future[list[Transition] | None]] = []
         self.refreshed = 0
 
-    async def history(self, key: RunKey | None, since: Cursor) -> list[Transition] | None:
+    async def history(self, key: RunKey | None, since: Cursor, *, output: bool = True) -> list[Transition] | None:
         self.histories.append(asyncio.get_running_loop().create_future())
         return await self.histories[-1]
 

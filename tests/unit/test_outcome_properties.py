@@ -139,4 +139,5 @@ def test_a_late_watcher_sees_what_the_others_were_told(watcher: Watcher, life: l
                 standing = None
             elif isinstance(frame, Result | Failure):
                 standing = frame
-        assert watcher.answer.open(watcher.run)[1:] == ([] if standing is None else [standing])
+        _, *opening = watcher.answer.open(watcher.run)
+        assert opening == [*watcher.run.output.frames, *([] if standing is None else [standing])]

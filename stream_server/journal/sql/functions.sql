@@ -114,22 +114,36 @@ END
 $body$;
 
 -- XComs other than return values answer nobody. A return value that goes away does so with a change of its task's state.
+-- What a running task says is an XCom too, whose value is kept beside the journal, up to {output_bytes} bytes of text.
 CREATE OR REPLACE FUNCTION stream_server.record_xcom() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
+DECLARE
+    written record;
+    said text;
 BEGIN
-    IF NEW.key <> 'return_value' THEN
+    IF NEW.key <> 'return_value' AND NEW.key <> '{output_key}' THEN
         RETURN NULL;
     END IF;
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
+    END IF;
+    IF NEW.key = '{output_key}' AND pg_column_size(NEW.value) <= {output_bytes} THEN
+        said := NEW.value::text;
     END IF;
     -- dag_result exists from Airflow 3.3 on. The value is set aside first: it may be large, and this is our copy.
     NEW.value := NULL;
     INSERT INTO stream_server.journal (kind, dag_id, run_id, task_id, map_index, xcom_key, dag_result)
     VALUES
         ('xcom', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.key,
-         (to_jsonb(NEW) ->> 'dag_result')::boolean);
+         (to_jsonb(NEW) ->> 'dag_result')::boolean)
+    RETURNING id, txid, at INTO written;
+    IF NEW.key = '{output_key}' THEN
+        INSERT INTO stream_server.output (id, txid, at, map_index, dag_id, run_id, task_id, body)
+        VALUES
+            (written.id, written.txid, written.at, NEW.map_index, NEW.dag_id, NEW.run_id, NEW.task_id,
+             CASE WHEN octet_length(said) <= {output_bytes} THEN said END);
+    END IF;
     PERFORM stream_server.ring();
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
@@ -246,7 +260,7 @@ $body$;
 -- NULL sets no bound.
 --
 -- The size is that of the rows left, not of the file, which does not shrink when rows are deleted. They are counted by
--- the difference of their identities; to each come 40 bytes of table and index around it.
+-- the difference of their identities; to each come 40 bytes of table and index around it, and what a task has said in it.
 CREATE OR REPLACE FUNCTION stream_server.prune(
     age interval, at_most integer, size bigint DEFAULT NULL, settled pg_snapshot DEFAULT NULL,
     onward boolean DEFAULT false
@@ -265,8 +279,10 @@ BEGIN
         SELECT coalesce(m.pruned_to, start) INTO start FROM stream_server.meta m;
     END IF;
     WITH oldest AS MATERIALIZED (
-        SELECT j.ctid, j.id, j.txid, j.at, pg_column_size(j.*) + 40 AS bytes,
-               row_number() OVER (ORDER BY j.txid) AS place
+        SELECT j.ctid, j.id, j.txid, j.at, row_number() OVER (ORDER BY j.txid) AS place,
+               pg_column_size(j.*) + 40 + CASE WHEN j.xcom_key = '{output_key}' THEN coalesce(
+                   (SELECT 150 + octet_length(t.body) FROM stream_server.output t WHERE t.id = j.id), 0) ELSE 0 END
+               AS bytes
         FROM stream_server.journal j WHERE j.txid >= start
         ORDER BY j.txid LIMIT at_most
     ), excess AS MATERIALIZED (
@@ -278,7 +294,9 @@ BEGIN
         WHERE j.ctid = o.ctid
           AND (o.at < clock_timestamp() - age OR o.place <= e.rows)
           AND (settled IS NULL OR pg_visible_in_snapshot(o.txid, settled))
-        RETURNING j.txid
+        RETURNING j.id, j.txid, j.xcom_key
+    ), unsaid AS (
+        DELETE FROM stream_server.output t USING gone g WHERE g.xcom_key = '{output_key}' AND t.id = g.id
     )
     SELECT count(*), max(txid::text::numeric)::text::xid8 INTO deleted, youngest FROM gone;
     IF deleted > 0 THEN

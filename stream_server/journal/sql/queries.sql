@@ -76,7 +76,7 @@ ORDER BY j.id
 -- xcom.dag_result: a bare name is looked for in the inner FROM first, then in the outer one, where it is empty. PostgreSQL
 -- looks anew when the table changes, so that an upgrade or downgrade under us needs nothing.
 SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigint AS pruned_to,
-       n.txid::text::bigint AS newest, n.id AS newest_id, n.at AS newest_at,
+       n.txid::text::bigint AS newest, n.id AS newest_id, n.at AS newest_at, m.version,
        r.state AS run_state, r.queued_at AS run_queued_at, r.start_date AS run_start_date,
        r.end_date AS run_end_date, r.clear_number,
        t.task_id, t.map_index, t.try_number, t.state, t.start_date, t.end_date, t.dag_version_id,
@@ -99,7 +99,7 @@ ORDER BY t.task_id, t.map_index
 -- history --
 -- The rows of a run ($1 DAG, $2 run), or of all where they are empty, that a snapshot ($3) had not seen, in the order of their identity; $4 at most. One row
 -- with an empty id where there is none. As in journal_after, both arms use the index: those rows of all runs are looked at.
-SELECT m.pruned_to::text::bigint AS pruned_to, j.*
+SELECT m.pruned_to::text::bigint AS pruned_to, m.version, j.*
 FROM stream_server.meta AS m
 LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
@@ -111,6 +111,32 @@ LEFT JOIN LATERAL (
     LIMIT $4
 ) AS j ON true
 ORDER BY j.id
+
+-- bodies --
+-- What was said in rows ($1) of the journal, unless it has more than $2 bytes together; and how many it has.
+SELECT id, octet_length(body) AS bytes,
+       CASE WHEN $2::integer IS NULL OR sum(octet_length(body)) OVER () <= $2 THEN body END AS body
+FROM stream_server.output WHERE id = ANY ($1::bigint[])
+
+-- output --
+-- What the tasks of a run ($1 DAG, $2 run) have said last, in the order in which they did: $3 rows and $4 bytes at most.
+SELECT o.id, o.txid, o.at, 'xcom' AS kind, $1::text AS dag_id, $2::text AS run_id, o.task_id, o.map_index, o.body
+FROM (
+    SELECT id, txid::text::bigint, at, task_id, map_index, body,
+           sum(octet_length(body)) OVER (ORDER BY id DESC) AS bytes
+    FROM stream_server.output WHERE dag_id = $1 AND run_id = $2
+    ORDER BY id DESC LIMIT $3
+) AS o
+WHERE o.bytes <= $4
+ORDER BY o.id
+
+-- had_spoken --
+-- Of rows ($3 identities, $4 tasks, $5 map indexes) of the journal of a run ($1 DAG, $2 run), those before which the task
+-- instance had said something.
+SELECT r.id FROM unnest($3::bigint[], $4::text[], $5::integer[]) AS r (id, task_id, map_index)
+WHERE EXISTS (SELECT FROM stream_server.output AS o
+              WHERE o.dag_id = $1 AND o.run_id = $2 AND o.task_id = r.task_id AND o.map_index = r.map_index
+                AND o.id < r.id)
 
 -- serialized_dag --
 -- The structure of a version ($1) of a DAG.
@@ -227,10 +253,13 @@ SELECT CASE WHEN pg_is_in_recovery() THEN 0
 SELECT pg_current_snapshot()::text
 
 -- measures --
--- How large the journal is, how much of it is waiting for vacuum, how often the triggers could not write something down,
--- and how full PostgreSQL's queue of notifications is, which all databases share.
+-- How large the journal is, with what tasks have said, how much of it is waiting for vacuum, how often the triggers could
+-- not write something down, and how full PostgreSQL's queue of notifications is, which all databases share.
 SELECT coalesce(s.n_live_tup, 0) AS live_rows, coalesce(s.n_dead_tup, 0) AS dead_rows,
-       pg_table_size(c.oid) AS table_bytes, pg_indexes_size(c.oid) AS index_bytes,
+       pg_table_size(c.oid) + coalesce(pg_table_size(o.oid), 0) AS table_bytes,
+       pg_indexes_size(c.oid) + coalesce(pg_indexes_size(o.oid), 0) AS index_bytes,
        l.last_value + l.is_called::integer AS losses, pg_notification_queue_usage() AS queue_usage
-FROM stream_server.losses AS l, pg_class AS c LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid
+FROM stream_server.losses AS l, pg_class AS c
+LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid
+LEFT JOIN pg_class AS o ON o.relnamespace = c.relnamespace AND o.relname = 'output'
 WHERE c.oid = 'stream_server.journal'::regclass

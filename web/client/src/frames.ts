@@ -60,7 +60,7 @@ export interface TaskTransition {
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** Identity of the row; together with `type` it is unique in the stream. */
+  /** Identity of the row; together with `type` it is unique in the stream, but for `chunk` and `progress`. */
   seq: number
   /** When the row was written, inside Airflow's transaction; UTC. */
   at: string
@@ -90,7 +90,7 @@ export interface RunTransition {
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** Identity of the row; together with `type` it is unique in the stream. */
+  /** Identity of the row; together with `type` it is unique in the stream, but for `chunk` and `progress`. */
   seq: number
   /** When the row was written, inside Airflow's transaction; UTC. */
   at: string
@@ -107,6 +107,78 @@ export interface RunTransition {
    * of a batch has it. Over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
+}
+
+/** A running task has said something: a part of its answer, mostly. */
+export interface Chunk {
+  type: "chunk"
+  /** The DAG. */
+  dag_id: string
+  /** The run, as Airflow names it. */
+  run_id: string
+  /** Identity of the row; together with `type` it is unique in the stream, but for `chunk` and `progress`. */
+  seq: number
+  /** When the row was written, inside Airflow's transaction; UTC. */
+  at: string
+  /** The task. */
+  task_id: string
+  /** Place of an instance of a mapped task; -1 for what is not mapped, or not expanded yet. */
+  map_index: number
+  /** Which try it is, counted from 1; 0 before the first. */
+  try_number: number
+  /** Place among all that this try has said, chunks and progress together, from 0. What is missing was never kept. */
+  index: number
+  /** Any JSON value, as the database holds it; text is to be appended to what came before. */
+  value?: unknown
+  /** Whether the caller may not read the value, and it was left out. */
+  withheld?: boolean
+  /** On a connection of many streams, what the client called the stream. */
+  id?: string
+  /**
+   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
+   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   */
+  cursor?: string
+}
+
+/** A running task has said how far it has come. */
+export interface Progress {
+  type: "progress"
+  /** The DAG. */
+  dag_id: string
+  /** The run, as Airflow names it. */
+  run_id: string
+  /** Identity of the row; together with `type` it is unique in the stream, but for `chunk` and `progress`. */
+  seq: number
+  /** When the row was written, inside Airflow's transaction; UTC. */
+  at: string
+  /** The task. */
+  task_id: string
+  /** Place of an instance of a mapped task; -1 for what is not mapped, or not expanded yet. */
+  map_index: number
+  /** Which try it is, counted from 1; 0 before the first. */
+  try_number: number
+  /** Place among all that this try has said, chunks and progress together, from 0. What is missing was never kept. */
+  index: number
+  /** How far; it takes the place of what was said before. */
+  value?: Report
+  /** Whether there are values that the caller may not read; then there are neither `results` nor `references`. */
+  withheld?: boolean
+  /** On a connection of many streams, what the client called the stream. */
+  id?: string
+  /**
+   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
+   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   */
+  cursor?: string
+}
+
+/** How far a task has come. */
+export interface Report {
+  /** From 0 to 1; `null` where that can't be said. */
+  fraction?: number | null
+  /** The same in words. */
+  text?: string | null
 }
 
 /** The answer: what the result tasks returned. The run may still go on. */
@@ -185,9 +257,10 @@ export interface Reset {
   /**
    * Why what was said is worth nothing any more.
    *
-   * `cleared`, `retried`, `revoked`: somebody took back an outcome. `journal_changed`: the database was replaced or
-   * set back. `transitions_lost`: something was not written down. `cursor_expired`, `cursor_foreign`,
-   * `cursor_damaged`: the client came back with a cursor older than the journal, of another journal, or that is none.
+   * `cleared`, `retried`, `revoked`: an outcome was taken back, or what a task had said. `journal_changed`: the
+   * database was replaced or set back. `transitions_lost`: something was not written down. `cursor_expired`,
+   * `cursor_foreign`, `cursor_damaged`: the client came back with a cursor older than the journal, of another
+   * journal, or that is none.
    */
   reason: "cleared" | "retried" | "revoked" | "journal_changed" | "transitions_lost" | "cursor_expired" | "cursor_foreign" | "cursor_damaged" | (string & {})
   /** On a connection of many streams, what the client called the stream. */
@@ -318,6 +391,8 @@ export type Frame =
   | Snapshot
   | TaskTransition
   | RunTransition
+  | Chunk
+  | Progress
   | Result
   | Failure
   | Reset
@@ -334,6 +409,8 @@ export const FRAME_TYPES = [
   "snapshot",
   "task",
   "run",
+  "chunk",
+  "progress",
   "result",
   "failure",
   "reset",

@@ -4,11 +4,16 @@
 CREATE TABLE stream_server.output (
     id bigint PRIMARY KEY,
     txid xid8 NOT NULL,
+    at timestamptz NOT NULL,
+    map_index integer NOT NULL,
     dag_id text NOT NULL,
     run_id text NOT NULL,
-    body text NOT NULL
-);
+    task_id text NOT NULL,
+    body text
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, vacuum_truncate = off,
+        toast.autovacuum_vacuum_scale_factor = 0.05, toast.vacuum_truncate = off);
 COMMENT ON TABLE stream_server.output IS 'What running tasks have said, beside the row of the journal with the same id.';
+COMMENT ON COLUMN stream_server.output.body IS 'As the task has pushed it; empty where it was too large.';
 CREATE INDEX output_run ON stream_server.output (dag_id, run_id, id);
 
 CREATE TABLE stream_server.tickets (
