@@ -227,7 +227,7 @@ async def test_a_refusal_disturbs_nobody(talk: Talk, airflow: AirflowSql, runs: 
         ({"op": "subscribe", "id": "x", "dag_id": ["chat"], "run_id": "run_0"}, 422, "x", "name of one DAG"),
         ({"op": "subscribe", "id": "x", "run_id": [], "result": ["a"]}, 422, "x", "stream of one run"),
         ({"op": "subscribe", "id": "x", "dag_id": "chat", "run_id": "run_0", "tag": ["t"]}, 422, "x", "many runs"),
-        ({"op": "subscribe", "id": "x", "type": ["chunk"]}, 422, "x", "none of task, run"),
+        ({"op": "subscribe", "id": "x", "type": ["result"]}, 422, "x", "none of task, run"),
         ({"op": "subscribe", "id": "", "dag_id": "chat"}, 422, "", "1 to 64 characters"),
         ({"op": "subscribe", "id": "x", "dog_id": "chat"}, 422, "x", "unknown field `dog_id`"),
         ({"op": "subscribe"}, 422, "", "missing required field `id`"),
