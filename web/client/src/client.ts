@@ -91,7 +91,7 @@ class StreamClient implements Client {
 
   /** Sends a request, once more with another credential where one can be had and the first is refused. */
   async #post(path: string, refresh = false): Promise<unknown> {
-    const address = await addressOf(this.#server, path, new URLSearchParams())
+    const address = addressOf(this.#server, path, new URLSearchParams())
     const response = await send(this.#server, address, { method: "POST" }, refresh)
     if (response.ok) return response.json()
     const step = judge(await refusal(response), !refresh && isRenewable(this.#server.auth))

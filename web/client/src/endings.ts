@@ -1,6 +1,7 @@
 // Why a connection ended, and what follows from that. Pure.
 
 import { StreamError } from "./errors.js"
+import { CLOSE_CODES } from "./frames.js"
 
 /** How a connection ended. */
 export type Ending =
@@ -39,7 +40,7 @@ const FIRST_FINAL_CODE = 4500
 const MAY_PASS = new Set([408, 425, 429, 500, 502, 503, 504])
 
 /** Codes of a `close` after which the same token is of no use. */
-const TOKEN_IS_OLD: ReadonlySet<number> = new Set([4006, 4501])
+const TOKEN_IS_OLD: ReadonlySet<number> = new Set([CLOSE_CODES.AUTH_EXPIRING, CLOSE_CODES.UNAUTHENTICATED])
 
 /**
  * Says what follows.
@@ -86,6 +87,8 @@ function unauthenticated(detail: string, status: number, renewable: boolean): St
 /** Returns the ending that a WebSocket's close code means (RFC 6455 section 7.4). */
 export function endingOfCode(code: number, reason: string): Ending {
   if (code < 4000) return { kind: "cut", why: reason || `The connection was closed (code ${code})` }
+  // Who has a stream is not idle; there was none when the server decided.
+  if (code === CLOSE_CODES.IDLE) return { kind: "cut", why: reason }
   return {
     kind: "closed",
     code,

@@ -26,12 +26,22 @@ export async function bearer(auth: Auth, refresh: boolean): Promise<string | nul
   return typeof auth.bearer === "string" ? auth.bearer : await auth.bearer(refresh)
 }
 
-/** Returns the address of a path, with a ticket where tickets are used. */
-export async function addressOf(server: Server, path: string, query: URLSearchParams): Promise<string> {
+/** Returns the address of a path. */
+export function addressOf(server: Server, path: string, query: URLSearchParams): string {
+  return query.size > 0 ? `${server.baseUrl}${path}?${query}` : `${server.baseUrl}${path}`
+}
+
+/** Returns the address of a stream, with a ticket where tickets are used. */
+export async function streamAddress(
+  server: Server,
+  path: string,
+  query: URLSearchParams,
+  cursor: string | null,
+): Promise<string> {
   const asked = new URLSearchParams(query)
+  if (cursor !== null) asked.set("cursor", cursor)
   if (typeof server.auth === "object" && "ticket" in server.auth) asked.set("ticket", await server.auth.ticket([path]))
-  const text = asked.toString()
-  return `${server.baseUrl}${path}${text && `?${text}`}`
+  return addressOf(server, path, asked)
 }
 
 /** Sends a request with the caller's credential. */
@@ -39,7 +49,7 @@ export async function send(server: Server, address: string, init: RequestInit, r
   const token = await bearer(server.auth, refresh)
   const headers = new Headers(init.headers)
   if (token !== null) headers.set("Authorization", `Bearer ${token}`)
-  const credentials = server.auth === "cookie" ? "include" : token === null ? "same-origin" : "omit"
+  const credentials = server.auth === "none" || token !== null ? "omit" : "include"
   return server.platform.fetch(address, { ...init, headers, credentials, cache: "no-store" })
 }
 

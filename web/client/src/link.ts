@@ -48,7 +48,7 @@ export type OnChange = (frames: readonly Frame[]) => void
 const KNOWN: ReadonlySet<string> = new Set(FRAME_TYPES).add("chunk" as never).add("progress" as never)
 
 /** Frames about connections, which are of no concern to those who follow a stream. */
-const OURS: ReadonlySet<string> = new Set(["ping", "close", "ack", "error"])
+const OURS: ReadonlySet<string> = new Set(["ping", "close", "ack", "error", "auth_expiring"])
 
 /** Silences after which a connection is doubted, and given up, in intervals between pings. */
 const STALE_AFTER = 1.5
@@ -153,7 +153,9 @@ export class Link {
         return
       }
     }
-    this.#happened("heard", news)
+    // That somebody is there does not make current what is known.
+    const told = frames.some((frame) => !OURS.has(frame.type) || "cursor" in frame)
+    if (told || this.state === "stale") this.#happened("heard", news)
   }
 
   #heard(frames: readonly Frame[]): void {

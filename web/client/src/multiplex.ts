@@ -5,7 +5,7 @@ import type { Ending } from "./endings.js"
 import type { Server } from "./http.js"
 import type { Attempt, Hear, Open } from "./link.js"
 import type { Frame } from "./output_frames.js"
-import { openSocket } from "./websocket.js"
+import { openSocket, refusalIn } from "./websocket.js"
 
 /** How long a connection without streams is kept: who goes to another page of an application needs it again at once. */
 const LINGER_MS = 1_000
@@ -60,12 +60,16 @@ export class Multiplex {
   async #connect(refresh: boolean): Promise<void> {
     const connection = new AbortController()
     this.#connection = connection
-    const ending = await openSocket(this.#server, ALL_RUNS, new URLSearchParams(), refresh, connection.signal, {
+    const attempt = { cursor: null, refresh, signal: connection.signal }
+    const ending = await openSocket(this.#server, ALL_RUNS, new URLSearchParams(), attempt, {
       onOpen: (socket) => {
         this.#socket = socket
         for (const { message } of this.#members.values()) this.#tell(message)
       },
-      onFrame: (frame) => this.#hear(frame),
+      onFrame: (frame) => {
+        this.#hear(frame)
+        return undefined
+      },
     }).catch((error): Ending => ({ kind: "cut", why: String(error) }))
     this.#socket = null
     this.#connection = null
@@ -84,7 +88,7 @@ export class Multiplex {
     const member = this.#members.get(id)
     if (frame.type === "error") {
       this.#leave(id)
-      member?.over({ kind: "refused", status: frame.status, detail: frame.detail, retryAfterMs: null })
+      member?.over(refusalIn(frame))
       return
     }
     // The server has forgotten the stream by now; there is nothing to unsubscribe from.

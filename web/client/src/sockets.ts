@@ -31,7 +31,7 @@ export function overSockets(
 
 /** All tabs' streams on one connection, where the browser can do that. */
 function tabs(server: Server, name: string, own: Multiplex): Tabs | null {
-  const { locks, BroadcastChannel } = server.platform
+  const { locks, BroadcastChannel, clock } = server.platform
   if (locks === undefined || BroadcastChannel === undefined) return null
-  return new Tabs({ name, locks, BroadcastChannel, own })
+  return new Tabs({ name, locks, BroadcastChannel, clock, own })
 }

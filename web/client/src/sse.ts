@@ -2,7 +2,7 @@
 
 import { createParser } from "eventsource-parser"
 import type { Ending } from "./endings.js"
-import { addressOf, refusal, type Server, send } from "./http.js"
+import { refusal, type Server, send, streamAddress } from "./http.js"
 import type { Hear, Open } from "./link.js"
 import type { Frame } from "./output_frames.js"
 
@@ -11,12 +11,10 @@ const MEDIA_TYPE = "text/event-stream"
 /** Returns how to open the stream of a path. */
 export function overSse(server: Server, path: string, query: URLSearchParams): Open {
   return async ({ cursor, refresh, signal }, hear) => {
-    const asked = new URLSearchParams(query)
-    // In the address: the header Last-Event-ID would cost other origins a preflight for each connection.
-    if (cursor !== null) asked.set("cursor", cursor)
     let response: Response
     try {
-      const address = await addressOf(server, path, asked)
+      // The cursor goes there: the header Last-Event-ID would cost other origins a preflight for each connection.
+      const address = await streamAddress(server, path, query, cursor)
       response = await send(server, address, { headers: { Accept: MEDIA_TYPE }, signal }, refresh)
     } catch (error) {
       return { kind: "cut", why: `No connection: ${error}` }

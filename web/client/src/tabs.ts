@@ -8,6 +8,7 @@ import type { Ending } from "./endings.js"
 import type { Attempt, Hear, Open } from "./link.js"
 import type { Multiplex } from "./multiplex.js"
 import type { Frame } from "./output_frames.js"
+import type { Clock } from "./types.js"
 
 /** What tabs say to each other. `to` and `from` are names of tabs. */
 type Message =
@@ -30,8 +31,12 @@ interface Stream {
   readonly attempt: Attempt
   readonly hear: Hear
   readonly over: (ending: Ending) => void
-  heard: boolean
+  /** Whether the leader has said anything about it. */
+  answered: boolean
 }
+
+/** A leader that takes longer to answer is asleep. */
+const ANSWER_MS = 5_000
 
 /** Why a tab leaves the line: to go to its head. */
 const TAKE_OVER = "take over"
@@ -40,6 +45,7 @@ export interface TabsOptions {
   readonly name: string
   readonly locks: LockManager
   readonly BroadcastChannel: typeof BroadcastChannel
+  readonly clock: Clock
   /** The connection of this tab, when it leads. */
   readonly own: Multiplex
 }
@@ -60,7 +66,6 @@ export class Tabs {
   /** This tab's place in the line of those who wait for the lead. */
   #line = new AbortController()
   #names = 0
-  #unanswered = 0
 
   constructor(options: TabsOptions) {
     this.#options = options
@@ -96,9 +101,9 @@ export class Tabs {
       attempt.signal.removeEventListener("abort", leave)
       resolve(ending)
     }
-    const stream: Stream = { ask, attempt, hear, over, heard: false }
+    const stream: Stream = { ask, attempt, hear, over, answered: false }
     const leave = () => {
-      if (!this.leads) this.#leave(id, stream)
+      if (!this.leads) this.#post({ kind: "leave", from: this.#tab, id })
       over({ kind: "cut", why: "Left" })
     }
     this.#streams.set(id, stream)
@@ -108,8 +113,13 @@ export class Tabs {
     else this.#ask(id, stream)
   }
 
-  #ask(id: string, { ask, attempt }: Stream): void {
-    this.#post({ kind: "open", from: this.#tab, id, ask, cursor: attempt.cursor, refresh: attempt.refresh })
+  /** Asks the leader for a stream; one who does not answer is asleep, and is replaced. */
+  #ask(id: string, stream: Stream): void {
+    const { cursor, refresh } = stream.attempt
+    this.#post({ kind: "open", from: this.#tab, id, ask: stream.ask, cursor, refresh })
+    this.#options.clock.after(ANSWER_MS, () => {
+      if (!stream.answered && !this.leads && this.#streams.has(id)) this.#line.abort(TAKE_OVER)
+    })
   }
 
   async #openHere({ ask, attempt, hear, over }: Stream): Promise<void> {
@@ -118,15 +128,6 @@ export class Tabs {
     this.#own.add(connection)
     over(await this.#options.own.stream(ask)({ ...attempt, signal: connection.signal }, hear))
     this.#own.delete(connection)
-  }
-
-  /** Leaves a stream; a leader that has twice left us without any answer is asleep, and is replaced. */
-  #leave(id: string, { heard }: Stream): void {
-    this.#post({ kind: "leave", from: this.#tab, id })
-    this.#unanswered = heard ? 0 : this.#unanswered + 1
-    if (this.#unanswered < 2) return
-    this.#unanswered = 0
-    this.#line.abort(TAKE_OVER)
   }
 
   #receive(message: Message): void {
@@ -139,29 +140,33 @@ export class Tabs {
   #hear(message: Message & { readonly kind: "frames" | "ending" }): void {
     const stream = this.#streams.get(message.id)
     if (stream === undefined) return
-    this.#unanswered = 0
-    stream.heard = true
-    if (message.kind === "frames") stream.hear(message.frames)
-    else stream.over(message.ending)
+    stream.answered = true
+    if (message.kind === "frames" && message.frames.length > 0) stream.hear(message.frames)
+    if (message.kind === "ending") stream.over(message.ending)
   }
 
   /** Another tab leads from now on. */
   #follow(): void {
     for (const [id, stream] of [...this.#streams]) {
-      if (stream.heard) stream.over({ kind: "cut", why: "Another tab holds the connection now" })
+      if (stream.answered) stream.over({ kind: "cut", why: "Another tab holds the connection now" })
       else this.#ask(id, stream)
     }
   }
 
   #serve({ from, id, ask, cursor, refresh }: Message & { readonly kind: "open" }): void {
     if (!this.leads) return
+    const streams = this.#servedTo(from)
+    // Who asks while the lead changes asks twice.
+    if (streams.has(id)) return
     const connection = new AbortController()
-    this.#servedTo(from).set(id, connection)
+    streams.set(id, connection)
     const hear: Hear = (frames) => this.#post({ kind: "frames", to: from, id, frames })
+    // That somebody is here.
+    hear([])
     void this.#options.own
       .stream(ask)({ cursor, refresh, signal: connection.signal }, hear)
       .then((ending) => {
-        this.#served.get(from)?.delete(id)
+        streams.delete(id)
         this.#post({ kind: "ending", to: from, id, ending })
       })
   }
@@ -202,7 +207,7 @@ export class Tabs {
     this.leads = true
     this.#post({ kind: "lead" })
     for (const stream of [...this.#streams.values()]) {
-      if (stream.heard) stream.over({ kind: "cut", why: "This tab holds the connection now" })
+      if (stream.answered) stream.over({ kind: "cut", why: "This tab holds the connection now" })
       else void this.#openHere(stream)
     }
   }

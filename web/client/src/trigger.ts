@@ -50,7 +50,7 @@ class Trigger {
     const { dagId, streams } = this.#triggering
     let response: Response
     try {
-      const address = await addressOf(this.#server, runsPath(dagId), this.#query())
+      const address = addressOf(this.#server, runsPath(dagId), this.#query())
       response = await send(this.#server, address, { ...this.#request(), signal }, refresh)
     } catch (error) {
       return { kind: "cut", why: `No connection: ${error}` }

@@ -11,7 +11,8 @@ import type { Outcome, RunView } from "./view.js"
  * - `{ bearer }`: a token, or what gives one. It goes into the header `Authorization`, and over a WebSocket into its first
  *   message; never into an address.
  * - `{ ticket }`: what gives a ticket for the paths, each time a connection is opened: from your own backend, which asks
- *   `POST /api/v2/stream/tickets` for it. The browser then never holds a token.
+ *   `POST /api/v2/stream/tickets` for it. The browser then never holds a token. Tickets open streams alone: what triggers
+ *   and cancels goes with the browser's cookies.
  * - `"none"`: nobody; for servers that ask nobody.
  */
 export type Auth =

@@ -93,8 +93,7 @@ export function reduce(view: RunView, frame: Frame): RunView {
     case "progress":
       return output(view, frame)
     case "result": {
-      const { results, references = {} } = frame
-      const withheld = "withheld" in frame && frame.withheld === true
+      const { results, references = {}, withheld = false } = frame
       return { ...view, outcome: { kind: "result", value: value(results), results, references, withheld } }
     }
     case "failure":

@@ -1,8 +1,9 @@
 // A WebSocket (RFC 6455): frames are text messages, the cursor is their last member.
 
 import { type Ending, endingOfCode } from "./endings.js"
-import { addressOf, bearer, type Server } from "./http.js"
-import type { Open } from "./link.js"
+import type { Refusal } from "./frames.js"
+import { bearer, isRenewable, type Server, streamAddress } from "./http.js"
+import type { Attempt, Open } from "./link.js"
 import type { Frame } from "./output_frames.js"
 
 const NORMAL_CLOSURE = 1000
@@ -12,26 +13,22 @@ export const HANDSHAKE_MS = 10_000
 
 /** What a WebSocket does for its user. */
 export interface SocketHandlers {
-  onOpen(socket: WebSocket): void
-  onFrame(frame: Frame): void
+  onOpen?(socket: WebSocket): void
+  /** Returns how the connection ended, where the frame says so. */
+  onFrame(frame: Frame): Ending | undefined
 }
 
-/**
- * Opens a WebSocket, signs in, and says how it ended.
- *
- * @param signal closes it
- */
+/** Opens a WebSocket, signs in, signs in again when that is due, and says how it ended. */
 export async function openSocket(
   server: Server,
   path: string,
   query: URLSearchParams,
-  refresh: boolean,
-  signal: AbortSignal,
+  { cursor, refresh, signal }: Attempt,
   handlers: SocketHandlers,
 ): Promise<Ending> {
   const { WebSocket, clock } = server.platform
   if (WebSocket === undefined) return { kind: "cut", why: "There are no WebSockets here" }
-  const address = new URL(await addressOf(server, path, query), globalThis.location?.href)
+  const address = new URL(await streamAddress(server, path, query, cursor), globalThis.location?.href)
   address.protocol = address.protocol.replace("http", "ws")
   const token = await bearer(server.auth, refresh)
   if (signal.aborted) return { kind: "cut", why: "Left" }
@@ -40,55 +37,70 @@ export async function openSocket(
     let heard = false
     const over = (ending: Ending) => {
       cancelTimeout()
-      signal.removeEventListener("abort", leave)
+      socket.onmessage = null
+      signal.removeEventListener("abort", hangUp)
       resolve(ending)
     }
-    const leave = () => {
+    const leave = (ending: Ending) => {
       socket.close()
       // A connection that is dead may take minutes to close.
-      over({ kind: "cut", why: "Left" })
+      over(ending)
     }
+    const hangUp = () => leave({ kind: "cut", why: "Left" })
     const cancelTimeout = clock.after(HANDSHAKE_MS, () => {
-      if (socket.readyState === WebSocket.CONNECTING) leave()
+      if (socket.readyState === WebSocket.CONNECTING) hangUp()
     })
-    signal.addEventListener("abort", leave)
+    signal.addEventListener("abort", hangUp)
     socket.onopen = () => {
       if (token !== null) signIn(socket, token)
-      handlers.onOpen(socket)
+      handlers.onOpen?.(socket)
     }
     socket.onmessage = ({ data }) => {
       heard = true
       try {
-        handlers.onFrame(JSON.parse(String(data)) as Frame)
+        const frame = JSON.parse(String(data)) as Frame
+        if (frame.type === "auth_expiring") void signInAnew(server, socket)
+        const ending = handlers.onFrame(frame)
+        if (ending !== undefined) leave(ending)
       } catch (error) {
-        socket.close()
-        over({ kind: "cut", why: `Not understood: ${error}` })
+        leave({ kind: "cut", why: `Not understood: ${error}` })
       }
     }
     // What was wrong is not told here; what follows is.
     socket.onerror = () => {}
     socket.onclose = ({ code, reason }) => {
       // Who comes back after the end is told nothing but this.
-      over(code === NORMAL_CLOSURE && !heard && query.has("cursor") ? { kind: "over" } : endingOfCode(code, reason))
+      over(code === NORMAL_CLOSURE && !heard && cursor !== null ? { kind: "over" } : endingOfCode(code, reason))
     }
   })
 }
 
-/** Says who is there; later again, to stay. */
-export function signIn(socket: WebSocket, token: string): void {
+function signIn(socket: WebSocket, token: string): void {
   socket.send(JSON.stringify({ op: "auth", token }))
+}
+
+/** Puts a new token in the place of one that is about to expire. Without one, the server closes in its own time. */
+async function signInAnew(server: Server, socket: WebSocket): Promise<void> {
+  const token = isRenewable(server.auth) ? await bearer(server.auth, true).catch(() => null) : null
+  if (token !== null && socket.readyState === socket.OPEN) signIn(socket, token)
 }
 
 /** Returns how to open the stream of a path. */
 export function overWebSocket(server: Server, path: string, query: URLSearchParams): Open {
-  return ({ cursor, refresh, signal }, hear) => {
-    const asked = new URLSearchParams(query)
-    if (cursor !== null) asked.set("cursor", cursor)
-    return openSocket(server, path, asked, refresh, signal, {
-      onOpen: () => {},
-      onFrame: (frame) => hear([frame]),
+  return (attempt, hear) =>
+    openSocket(server, path, query, attempt, {
+      onFrame: (frame) => {
+        // What a status would have told, if browsers let one see it.
+        if (frame.type === "error") return refusalIn(frame)
+        hear([frame])
+        return undefined
+      },
     })
-  }
+}
+
+/** Returns the ending that an `error` frame means. */
+export function refusalIn({ status, detail }: Refusal): Ending {
+  return { kind: "refused", status, detail, retryAfterMs: null }
 }
 
 /**
