@@ -1,0 +1,127 @@
+"""Clients that read more slowly than their stream grows: closed at the bound, they lose nothing that they need."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+from stream_server.errors import CloseCode
+from stream_server.journal.postgres import MAX_HISTORY
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.server import RunningServer, running_server
+from support.soak_wires import Lines
+from support.streams import DEADLINE, Frame, sse, stream_path, types
+from support.waiting import eventually_async
+
+INSTANCES = 400
+STATES = ("scheduled", "queued", "running", "deferred")
+UNTIL_RUN = "?until=run"
+
+CHANGE_ALL = (
+    "UPDATE task_instance SET state = $3::text, try_number = try_number + 1"
+    " WHERE dag_id = $1 AND run_id = $2 AND task_id = 'square'"
+)
+
+
+async def mapped_run(airflow: AirflowSql) -> RunKey:
+    """Trigger a run of a task with many instances; its name is long, so that its frames are."""
+    version = await airflow.add_dag("squares", {"square": []})
+    key = RunKey("squares", f"manual__{'x' * 200}")
+    await airflow.trigger(key, version, ["square"])
+    await airflow.expand(key, version, "square", INSTANCES)
+    return key
+
+
+async def fall_behind(server: RunningServer, airflow: AirflowSql, key: RunKey) -> Lines:
+    """Open a stream that is not read, and change tasks until that is too slow."""
+    port = urlsplit(server.url).port
+    assert port is not None
+    lines = await Lines.open(port, stream_path(key, UNTIL_RUN), cursor=None, slow=True)
+    await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
+    (subscription,) = server.hub._subscriptions
+    for state in itertools.islice(itertools.cycle(STATES), 100):
+        await airflow.connection.execute(CHANGE_ALL, *key, state)
+        with suppress(AssertionError):
+            await eventually_async(lambda: subscription.closed is not None, within=0.1)
+        if subscription.closed is not None:
+            break
+    assert subscription.closed is not None
+    assert subscription.closed.code == CloseCode.SLOW
+    return lines
+
+
+async def read_all(lines: Lines) -> list[Frame]:
+    async def reading() -> list[Frame]:
+        return [frame async for frame in lines.frames()]
+
+    try:
+        return await asyncio.wait_for(reading(), DEADLINE)
+    finally:
+        lines.leave("close")
+
+
+async def numbers(airflow: AirflowSql, key: RunKey) -> dict[int, list[int]]:
+    """Return the tries of each instance that the journal tells of, in order."""
+    rows = await airflow.connection.fetch(
+        "SELECT map_index, try_number FROM stream_server.journal"
+        " WHERE kind = 'task' AND dag_id = $1 AND run_id = $2 AND try_number > 0 ORDER BY id",
+        *key,
+    )
+    return told([{"type": "task", **row} for row in rows])
+
+
+def told(frames: list[Frame]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for frame in frames:
+        if frame["type"] == "task":
+            found.setdefault(frame["map_index"], []).append(frame["try_number"])
+    return found
+
+
+def place(frames: list[Frame]) -> str:
+    cursor: str = [frame["cursor"] for frame in frames if frame["cursor"]][-1]
+    return cursor
+
+
+async def test_who_was_too_slow_resumes_with_every_transition_it_missed(
+    settings: Callable[..., Settings], airflow: AirflowSql
+) -> None:
+    key = await mapped_run(airflow)
+    async with running_server(settings(max_queued_bytes=2048)) as server:
+        await eventually_async(lambda: server.hub.live)
+        before = await read_all(await fall_behind(server, airflow, key))
+        assert before[-1]["code"] == CloseCode.SLOW
+        assert before[-1]["reconnect"]
+        written = await numbers(airflow, key)
+        async with sse(server.url, key, UNTIL_RUN, {"Last-Event-ID": place(before)}) as events:
+            frames = [await events.next()]
+            seen = {frame["seq"] for frame in before if frame["type"] == "task"}
+            missing = sum(map(len, written.values())) - len(seen)
+            assert missing > 0
+            while missing:
+                frames.append(await events.next())
+                missing -= frames[-1]["seq"] not in seen
+    assert frames[0]["type"] == "resumed"
+    assert told(before + [frame for frame in frames[1:] if frame["seq"] not in seen]) == written
+
+
+async def test_who_has_missed_too_much_is_told_the_newest_states_at_once(
+    settings: Callable[..., Settings], airflow: AirflowSql
+) -> None:
+    key = await mapped_run(airflow)
+    async with running_server(settings(max_queued_bytes=2048)) as server:
+        await eventually_async(lambda: server.hub.live)
+        before = await read_all(await fall_behind(server, airflow, key))
+        for state in itertools.islice(itertools.cycle(STATES), MAX_HISTORY // INSTANCES + 1):
+            await airflow.connection.execute(CHANGE_ALL, *key, state)
+        async with sse(server.url, key, UNTIL_RUN, {"Last-Event-ID": place(before)}) as events:
+            frames = [await events.next(), await events.next()]
+    assert types(frames) == ["reset", "snapshot"]
+    assert frames[0]["reason"] == "cursor_expired"
+    # So many instances are counted, and not listed.
+    assert frames[1]["counts"] == {"square": {state: INSTANCES}}
