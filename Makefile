@@ -107,6 +107,10 @@ bench-waiters: $(VENV)/.dev  ## Five hundred who wait for a result: what they as
 check-clients: $(VENV)/.dev  ## Thousands of clients that come and go for MINUTES=30; nothing may be left behind or lost
 	PYTHONPATH=tests $(BIN)/python -m support.client_soak --minutes $(or $(MINUTES),30) $(ARGS)
 
+.PHONY: check-api
+check-api: $(VENV)/.dev  ## What a real server answers to EXAMPLES=100 of each operation of /openapi.json, right and wrong
+	PYTHONPATH=tests $(BIN)/python -m support.api_check --examples $(or $(EXAMPLES),100) $(ARGS)
+
 .PHONY: check-lossless
 check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; nothing may be lost
 	PYTHONPATH=tests $(BIN)/python -m support.lossless --seconds $(or $(SECONDS),120) $(ARGS)

@@ -149,9 +149,9 @@ class AirflowApi:
         octets = {name.encode(): value.encode("latin-1", "surrogateescape") for name, value in headers.items()}
         try:
             return await self._client.request(method, path, headers=octets, **what)
-        except httpx.LocalProtocolError as error:
-            # Its text would tell the credential.
-            raise AirflowRefused("A header that says who you are has characters that none may have", 400) from error
+        except httpx.LocalProtocolError:
+            # Its text would tell the credential, to whoever logs the cause of this one, too.
+            raise AirflowRefused("A header that says who you are has characters that none may have", 400) from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise AirflowSilent(f"Airflow does not answer at {address} ({_name(error)})") from error
         except httpx.TimeoutException as error:

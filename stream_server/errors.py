@@ -12,6 +12,7 @@
     │   ├── UrlTooLong        its URL is
     │   ├── HeadersTooLarge   its headers are
     │   ├── RequestTooSlow    it has not come in time
+    │   ├── NulInText         it has a character that nothing of Airflow's has
     │   └── NotHttp           it is no request at all
     ├── TicketRefused         a ticket is used up, expired, for something else, or none
     ├── RunNotFound           Airflow knows no such DAG run
@@ -308,6 +309,16 @@ class RequestTooSlow(BadRequest):
 
     status = 408
     title = "Request too slow"
+
+
+class NulInText(BadRequest):
+    """A request has a NUL character, which nothing that PostgreSQL keeps can have."""
+
+    status = 400
+    title = "NUL in text"
+
+    def __init__(self) -> None:
+        super().__init__("Nothing here has a NUL character (%00, \\u0000) in its name; leave it out")
 
 
 class NotHttp(BadRequest):

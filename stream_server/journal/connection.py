@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from stream_server.errors import JournalForbidden, JournalMissing, JournalUnreachable, SettingsError
+from stream_server.errors import JournalForbidden, JournalMissing, JournalUnreachable, NulInText, SettingsError
 from stream_server.journal.dsn import each_host, normalize
 
 CONNECT_TIMEOUT = 10.0
@@ -105,6 +105,8 @@ def errors_mapped() -> Iterator[None]:
         raise JournalMissing(
             f"The journal is not installed, or of another version ({error}); run `stream-server install`"
         ) from error
+    except asyncpg.CharacterNotInRepertoireError as error:
+        raise NulInText from error
     except asyncpg.ClientConfigurationError as error:
         raise SettingsError(f"The database URL is wrong: {error}") from error
     except _GONE as error:

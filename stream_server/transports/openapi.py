@@ -130,6 +130,7 @@ def _trigger() -> Json:
                 *OF_AIRFLOW,
                 *UNAVAILABLE,
                 refused=REFUSALS,
+                passed_on=True,
             ),
         },
     }
@@ -351,12 +352,13 @@ def _shown(kind: type[msgspec.Struct]) -> Json:
     return {"schema": reference(kind), "example": examples.answers(kind)[0]}
 
 
-def _problems(*kinds: type[errors.StreamServerError], refused: Collection[int] = ()) -> Json:
+def _problems(*kinds: type[errors.StreamServerError], refused: Collection[int] = (), passed_on: bool = False) -> Json:
     """Return what is answered where something is wrong, by status.
 
     Args:
         kinds: What may be wrong.
         refused: With which statuses Airflow may refuse what is asked of it.
+        passed_on: Whether its refusal may come back as it is.
     """
     by_status: dict[int, list[type[errors.StreamServerError]]] = {}
     for kind in kinds:
@@ -364,6 +366,8 @@ def _problems(*kinds: type[errors.StreamServerError], refused: Collection[int] =
     for status in refused:
         by_status.setdefault(status, []).append(errors.AirflowRefused)
     found = {str(status): _problem(status, of_status) for status, of_status in sorted(by_status.items())}
+    for status in refused if passed_on else ():
+        found[str(status)]["content"][JSON] = {"schema": reference("Detail")}
     fault = {
         "description": "The server has a fault; its log says more",
         "content": {PROBLEM: {"schema": reference("Problem")}},

@@ -15,6 +15,7 @@ from stream_server.errors import (
     Draining,
     NoResult,
     NotHttp,
+    NulInText,
     RunNotFound,
     StreamServerError,
     Throttled,
@@ -37,7 +38,7 @@ AN: dict[type[StreamServerError], Callable[[], StreamServerError]] = {
     AirflowRefused: lambda: AirflowRefused("What happened", 403),
     TokenInUrl: lambda: TokenInUrl("token"),
     NoResult: lambda: NoResult("What happened", 502, {}),
-    **{kind: kind for kind in (Draining, AirflowUnknown, NotHttp)},
+    **{kind: kind for kind in (Draining, AirflowUnknown, NotHttp, NulInText)},
 }
 """How errors are made that are not made of their text alone."""
 

@@ -1,0 +1,217 @@
+"""What a real server answers to whatever `/openapi.json` allows, and to much that it does not.
+
+Run as a program it goes on for as many examples of each operation as one likes, and ends with a line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple
+
+import msgspec
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import APIOperation, Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import Failure, FailureGroup
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from starlette.responses import JSONResponse, Response
+
+from stream_server.journal.install import install
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub, Asked
+from support.asking import answer_at_once
+from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
+from support.server import running_server
+from support.waiting import eventually_async
+
+KNOWN = {"dag_id": "chat", "run_id": "over"}
+"""A run that is there, and over, so that its streams end."""
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+TOO_LARGE = (414, 431)
+"""What is refused for its size, before anything is read of it; schemathesis does not know them."""
+
+ENDLESS = ("text/event-stream", "application/x-ndjson")
+MOST_OF_A_STREAM = 2000
+"""Bytes that are read of a stream."""
+
+SECONDS = 10.0
+
+
+class Checked(NamedTuple):
+    """What was found."""
+
+    seed: int
+    statuses: dict[str, int]
+    """Answers by status."""
+
+    misses: list[str]
+    """What was wrong, each with a way to see it again."""
+
+
+@asynccontextmanager
+async def target(database_url: str) -> AsyncIterator[str]:
+    """Serve with a run, and an Airflow that can be asked to trigger more."""
+    options: dict[str, object] = {"max_joins_per_second": 1e6, "database_url": database_url, "port": 0}
+    async with AirflowSql.open(database_url) as airflow, AirflowStub.serving(database_url, airflow) as stub:
+        key = RunKey(**KNOWN)
+        await airflow.trigger(key, stub.version, ["ask", "answer", "clean_up"])
+        await answer_at_once(airflow, key)
+        stub.instead, stub.then = _as_airflow, answer_at_once
+        async with running_server(Settings.load(airflow_url=stub.url, grace_period=0, **options)) as server:
+            await eventually_async(lambda: server.hub.live)
+            yield server.url
+
+
+async def _as_airflow(asked: Asked) -> Response | None:
+    """Refuse what Airflow would."""
+    if not re.match(r"/api/v2/dags/chat/dagRuns(/over)?(\?|$)", asked.target):
+        return JSONResponse({"detail": "not found"}, 404)
+    if asked.method != "POST":
+        return None
+    try:
+        run_id = msgspec.json.decode(asked.body, type=dict[str, Any]).get("dag_run_id")
+    except msgspec.DecodeError:
+        return JSONResponse({"detail": "The body is no object"}, 422)
+    if run_id is not None and not (isinstance(run_id, str) and re.fullmatch(r"[A-Za-z0-9_.~:+-]{1,250}", run_id)):
+        return JSONResponse({"detail": "The run ID is invalid"}, 422)
+    return None
+
+
+def check(url: str, examples: int, number: int) -> Checked:
+    """Ask, and look at each answer.
+
+    Args:
+        url: Of the server.
+        examples: Of each operation, of each kind.
+        number: Of which the examples are made.
+    """
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    asker = _Asker(url)
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok), "the document is a proper one"
+        asker.try_all(found.ok(), examples, number)
+    return Checked(number, dict(sorted(asker.statuses.items())), [*asker.misses.values()])
+
+
+class _Asker:
+    """Asks, and notes what is wrong with the answers."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._session = requests.Session()
+        self.statuses: Counter[str] = Counter()
+        self.misses: dict[str, str] = {}
+        """One of each kind: the same is wrong with many answers."""
+
+    def try_all(self, operation: APIOperation[Any, Any, Any, Any], examples: int, number: int) -> None:
+        """Ask for examples of an operation."""
+        bounded = settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        )
+        for wrong in (False, True):
+            for known in (True, False):
+                cases = operation.as_strategy(generation_mode=GenerationMode("negative" if wrong else "positive"))
+                # What has no parameters can't be asked wrongly.
+                with suppress(Unsatisfiable):
+                    seed(number)(bounded(given(cases)(self._asking(known=known, wrong=wrong))))()
+
+    def _asking(self, *, known: bool, wrong: bool) -> Callable[[Case[Any]], None]:
+        def asking(case: Case[Any]) -> None:
+            self.ask(case, known=known, wrong=wrong)
+
+        return asking
+
+    def ask(self, case: Case[Any], *, known: bool, wrong: bool) -> None:
+        """Ask once."""
+        if known:
+            case.path_parameters = {name: KNOWN[name] for name in case.path_parameters or {}}
+        arguments = {**case.as_transport_kwargs(base_url=self._url), "stream": True, "timeout": SECONDS}
+        response = self._session.request(**arguments)
+        _read(response)
+        self.statuses[str(response.status_code)] += 1
+        refused = known or not wrong or response.status_code in TOO_LARGE
+        checks = [*CHECKS, *([] if refused else [negative_data_rejection])]
+        media_type = _media_type(response)
+        # Streams are texts for OpenAPI 3.1, and frames have their own tests. As Airflow's, `wait` has no media type.
+        if media_type in ENDLESS:
+            checks.remove(response_schema_conformance)
+        elif not media_type and case.operation.path.endswith("/wait"):
+            checks.remove(content_type_conformance)
+        try:
+            case.validate_response(response, checks=checks)
+        except (Failure, FailureGroup) as error:
+            kind = f"{case.operation.label} {response.status_code} {str(error)[:80]}"
+            self.misses.setdefault(kind, str(error))
+
+
+def _read(response: requests.Response) -> None:
+    """Read an answer, and of one that does not end the beginning."""
+    if _media_type(response) in ENDLESS:
+        body = b""
+        for piece in response.iter_content(None):
+            body += piece
+            if len(body) > MOST_OF_A_STREAM or b"\n" in body:
+                break
+        response._content, response._content_consumed = body, True
+        response.close()
+    else:
+        assert response.content is not None
+
+
+def _media_type(response: requests.Response) -> str:
+    return response.headers.get("content-type", "").partition(";")[0]
+
+
+async def _main(examples: int, number: int) -> Checked:
+    with running_postgres() as postgres:
+        name = create_database_from_airflow_template(postgres)
+        try:
+            database_url = postgres.url(name)
+            await install(database_url, "public", lock_timeout=5, attempts=1)
+            async with target(database_url) as url:
+                return await asyncio.to_thread(check, url, examples, number)
+        finally:
+            drop_database(postgres, name)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    options = parser.parse_args()
+    checked = asyncio.run(_main(options.examples, options.seed))
+    sys.stderr.write("".join(f"{miss}\n\n" for miss in checked.misses))
+    sys.stdout.write(json.dumps(checked._asdict()) + "\n")
+    sys.exit(1 if checked.misses else 0)
