@@ -5,8 +5,10 @@ Pure: times are given, in seconds of any steady clock.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from ipaddress import IPv6Address, ip_address
 
 from stream_server.errors import TooManyJoins, TooManyStreams
@@ -24,11 +26,14 @@ MAX_CALLERS = 100_000
 class Place:
     """One request or stream of a caller, to be left when it is over."""
 
-    __slots__ = ("_admission", "caller", "held")
+    __slots__ = ("_admission", "caller", "held", "joins_as")
 
     def __init__(self, admission: Admission, caller: str | None) -> None:
         self._admission: Admission | None = admission
         self.caller = caller
+        self.joins_as = caller
+        """Who begins what is begun on this connection."""
+
         self.held = False
         """Whether a stream has it that outlives its request."""
 
@@ -56,14 +61,39 @@ class Admission:
     Args:
         max_streams: Streams and waiting requests that a caller may have at once.
         joins_per_second: Requests and subscriptions that a caller may begin in a second; ten times as many at once.
+        key: Of the digests that credentials are remembered by.
     """
 
-    def __init__(self, max_streams: int, joins_per_second: float) -> None:
+    def __init__(self, max_streams: int, joins_per_second: float, key: bytes) -> None:
         self._max_streams = max_streams
         self._rate = joins_per_second
         self._streams: Counter[str] = Counter()
         self._free: OrderedDict[str, float] = OrderedDict()
         """When each caller's burst is whole again."""
+
+        self._key = key
+        self._vouched: OrderedDict[str, None] = OrderedDict()
+
+    def identity(self, credential: Mapping[str, str]) -> str:
+        """Return who somebody is that shows a credential, as far as it is good."""
+        digest = hashlib.blake2b(key=self._key, digest_size=16)
+        for name in sorted(credential):
+            digest.update(f"{name}:{len(credential[name])}:{credential[name]}".encode("utf-8", "surrogateescape"))
+        return f"credential {digest.hexdigest()}"
+
+    def vouch(self, identity: str) -> None:
+        """Remember that a credential was good: from now on its caller is not one with all who share his address.
+
+        Who makes up credentials is not helped by it, since none of them is good.
+        """
+        self._vouched[identity] = None
+        self._vouched.move_to_end(identity)
+        if len(self._vouched) > MAX_CALLERS:
+            self._vouched.popitem(last=False)
+
+    def vouched(self, identity: str) -> bool:
+        """Tell whether a credential was good."""
+        return identity in self._vouched
 
     def enter(self, caller: str | None, now: float) -> Place:
         """Begin a request.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
@@ -211,7 +212,7 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
             claims=Claims(runs),
             tickets=Tickets(runs),
             cancellations=cancellations,
-            admission=Admission(settings.max_streams_per_caller, settings.max_joins_per_second),
+            admission=Admission(settings.max_streams_per_caller, settings.max_joins_per_second, secrets.token_bytes()),
             edge=edge,
             idle=idle,
         )

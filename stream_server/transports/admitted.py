@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stream_server.admission import address_caller
 from stream_server.errors import NulInText
+from stream_server.transports.caller import credential_of
 from stream_server.transports.places import PLACE, now, take_ticket
+from stream_server.transports.probe import PROBE
 from stream_server.transports.request import State
+
+LEAST_REFUSAL = 400
+"""HTTP statuses below say that a credential was good."""
 
 
 class Admitted:
@@ -25,11 +31,28 @@ class Admitted:
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             raise NulInText
         take_ticket(scope)
+        admission, identity = state["admission"], self._identity(scope)
         client = scope.get("client")
-        place = state["admission"].enter(address_caller(client and client[0]), now())
+        # Whoever makes up credentials remains his address.
+        known = identity is not None and admission.vouched(identity)
+        place = admission.enter(identity if known else address_caller(client and client[0]), now())
         scope[PLACE] = place
+
+        async def vouching(message: Message) -> None:
+            if identity is not None and message["type"] == "http.response.start" and message["status"] < LEAST_REFUSAL:
+                admission.vouch(identity)
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, send if known else vouching)
         finally:
             if not place.held:
                 place.leave()
+
+    def _identity(self, scope: Scope) -> str | None:
+        """Return who the caller is if his credential is good; `None` where that is not asked here."""
+        state: State = scope["state"]
+        if not state["authorizer"].asks_who or scope["path"] == PROBE:
+            return None
+        credential = credential_of(HTTPConnection(scope))
+        return state["admission"].identity(credential) if credential else None

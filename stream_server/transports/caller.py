@@ -10,7 +10,7 @@ from stream_server.airflow_api import AirflowApi
 from stream_server.auth import Caller
 from stream_server.errors import AirflowUnknown, ForeignOrigin, TicketRefused, TokenInUrl
 from stream_server.tickets import MAX_TICKET_LENGTH, digest_of, unseal
-from stream_server.transports.places import TICKET
+from stream_server.transports.places import TICKET, recognize
 from stream_server.transports.request import State
 
 CREDENTIALS = ("authorization", "cookie")
@@ -27,14 +27,22 @@ async def caller_of(connection: HTTPConnection) -> Caller:
         TokenInUrl: He gives a token where it does not belong.
         TicketRefused: He gives a ticket that is no good here, or any more.
         ForeignOrigin: A page of another origin asks, with the cookies of its visitor.
+        TooManyStreams: He has as many as he may.
     """
     refuse_token_in_url(connection)
     if (ticket := connection.scope.get(TICKET)) is not None:
-        return await _redeem(connection, ticket)
-    caller = Caller({name: connection.headers[name] for name in CREDENTIALS if name in connection.headers})
-    if "cookie" in caller.headers:
-        refuse_foreign_origin(connection)
+        caller = await _redeem(connection, ticket)
+    else:
+        caller = Caller(credential_of(connection))
+        if "cookie" in caller.headers:
+            refuse_foreign_origin(connection)
+    recognize(connection.scope, caller.headers)
     return caller
+
+
+def credential_of(connection: HTTPConnection) -> dict[str, str]:
+    """Return the headers by which somebody says who he is."""
+    return {name: connection.headers[name] for name in CREDENTIALS if name in connection.headers}
 
 
 async def _redeem(connection: HTTPConnection, ticket: str) -> Caller:

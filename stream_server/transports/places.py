@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -27,6 +28,18 @@ def keep_place(scope: Scope, over: asyncio.Future[Any]) -> None:
         over.add_done_callback(lambda _: place.leave())
 
 
+def recognize(scope: Scope, credential: Mapping[str, str]) -> None:
+    """Count a request for who shows a credential, instead of for his address: who is refused has no stream.
+
+    Raises:
+        TooManyStreams: He has as many as he may.
+    """
+    state: State = scope["state"]
+    place: Place | None = scope.get(PLACE)
+    if place is not None and credential and state["authorizer"].asks_who:
+        place.pass_to(state["admission"].identity(credential))
+
+
 def join(scope: Scope) -> None:
     """Begin something more on a connection, such as a subscription.
 
@@ -36,7 +49,7 @@ def join(scope: Scope) -> None:
     state: State = scope["state"]
     place: Place | None = scope.get(PLACE)
     if place is not None:
-        state["admission"].join(place.caller, now())
+        state["admission"].join(place.joins_as, now())
 
 
 def take_ticket(scope: Scope) -> None:

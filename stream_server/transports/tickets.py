@@ -6,6 +6,7 @@ asked for, and not for long.
 
 from __future__ import annotations
 
+from typing import Annotated
 from urllib.parse import unquote
 
 import msgspec
@@ -29,6 +30,9 @@ MAX_PATHS = 10
 
 MAX_PATH_LENGTH = 2000
 
+STREAMS = "^/api/v2/(dags/[A-Za-z0-9_.~-]+/(dagRuns/[A-Za-z0-9_.~+:-]+/)?)?stream$"
+"""What they look like, for those who only read the description; names may have any character, percent-encoded."""
+
 RUN_STREAM, DAG_STREAM, STREAM = (
     compile_path(path)[0]
     for path in ("/api/v2/dags/{dag_id}/dagRuns/{run_id}/stream", "/api/v2/dags/{dag_id}/stream", "/api/v2/stream")
@@ -38,7 +42,10 @@ RUN_STREAM, DAG_STREAM, STREAM = (
 class Wanted(msgspec.Struct, forbid_unknown_fields=True):
     """What a ticket is asked for."""
 
-    paths: list[str]
+    paths: Annotated[
+        list[Annotated[str, msgspec.Meta(extra_json_schema={"pattern": STREAMS})]],
+        msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_PATHS}),
+    ]
     """Paths of streams, without query, as they stand in a URL."""
 
 
@@ -99,3 +106,5 @@ async def _authorize(state: State, caller: Caller, path: str) -> None:
         await state["authorizer"].run(caller, RunKey(run["dag_id"], run["run_id"]))
     elif dag := DAG_STREAM.match(path):
         await state["authorizer"].dag(caller, dag["dag_id"])
+    else:
+        await state["authorizer"].dags(caller)

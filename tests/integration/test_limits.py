@@ -8,11 +8,14 @@ from contextlib import AsyncExitStack
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse, Response
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
+from support.airflow_sql import CHAIN, AirflowSql
+from support.airflow_stub import AirflowStub, Asked
 from support.raw import UPGRADE, raw, request
 from support.server import running_server
 from support.streams import sse, stream_path, types, websocket
@@ -67,7 +70,7 @@ async def test_what_is_within_the_bounds_is_answered(settings: Make) -> None:
     ],
 )
 async def test_a_request_that_comes_too_slowly_is_refused(settings: Make, spoken: bytes) -> None:
-    configured = settings(request_timeout="200ms", airflow_url="http://127.0.0.1:1")
+    configured = settings(request_timeout="200ms", airflow_url="http://127.0.0.1:1", auth="none")
     async with running_server(configured) as server, raw(server.url) as client:
         await client.say(spoken)
         if spoken.strip():
@@ -198,6 +201,32 @@ async def test_who_is_not_named_by_a_trusted_proxy_is_taken_for_who_he_is(settin
     ):
         statuses = {(await client.get("/api/v2/stream?nothing=1")).status_code for _ in range(5)}
     assert statuses == {422}
+
+
+async def test_who_says_who_he_is_is_counted_by_that(settings: Make, airflow: AirflowSql, stub: AirflowStub) -> None:
+    key = RunKey("chat", "r1")
+    await airflow.trigger(key, stub.version, list(CHAIN))
+    stub.instead = _only_ada_and_bob
+    ada, bob = ({**FROM_AFAR, "Authorization": f"Bearer {name}"} for name in ("ada", "bob"))
+    limited = settings(airflow_url=stub.url, max_streams_per_caller=1, max_joins_per_second=0.3, **PROXIED)
+    async with running_server(limited) as server:
+        await eventually_async(lambda: server.hub.live)
+        async with sse(server.url, key, headers=ada), sse(server.url, key, headers=bob) as events:
+            assert (await events.next())["type"] == "snapshot"
+            async with httpx.AsyncClient(base_url=server.url) as client:
+                second = await client.get(stream_path(key), headers=ada)
+                assert (second.status_code, second.json()["title"]) == (429, "Too many streams")
+                # The third and last that their address may begin.
+                assert (await client.get(stream_path(key), headers=FROM_AFAR)).status_code == 401
+                made_up = await client.get(stream_path(key), headers={**FROM_AFAR, "Authorization": "Bearer eve"})
+                assert made_up.json()["title"] == "Too many joins"
+        async with sse(server.url, key, headers=bob) as events:
+            assert (await events.next())["type"] == "snapshot"
+
+
+async def _only_ada_and_bob(asked: Asked) -> Response | None:
+    known = asked.headers.get("authorization") in {"Bearer ada", "Bearer bob"}
+    return None if known else JSONResponse({"detail": "Not authenticated"}, 401)
 
 
 async def test_a_large_message_closes_its_websocket(settings: Make) -> None:

@@ -131,7 +131,7 @@ async def test_an_expired_ticket_is_refused_and_swept_away(settings: Make, airfl
 async def test_what_is_no_ticket_is_refused(server: RunningServer, run: RunKey, ticket: str) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.get(f"{stream_path(run)}?ticket={ticket}")
-    assert answer.status_code == (422 if "&" in ticket else 401)
+    assert answer.status_code == {"a&ticket=b": 422, "%00": 400}.get(ticket, 401)
 
 
 @pytest.mark.parametrize(

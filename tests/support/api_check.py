@@ -92,7 +92,7 @@ async def target(database_url: str) -> AsyncIterator[str]:
 
 async def _as_airflow(asked: Asked) -> Response | None:
     """Refuse what Airflow would."""
-    if not re.match(r"/api/v2/dags/chat/dagRuns(/over)?(\?|$)", asked.target):
+    if not re.match(r"/api/v2/dags((/chat/dagRuns(/over(/taskInstances/~/xcomEntries)?)?)?(\?|$))", asked.target):
         return JSONResponse({"detail": "not found"}, 404)
     if asked.method != "POST":
         return None

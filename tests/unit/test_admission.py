@@ -6,6 +6,8 @@ from stream_server import admission
 from stream_server.admission import BURST_SECONDS, Admission, address_caller
 from stream_server.errors import TooManyJoins, TooManyStreams
 
+KEY = b"k" * 32
+
 
 def begun(limits: Admission, caller: str | None, now: float) -> int:
     """How many joins a caller gets before he is refused, of a thousand."""
@@ -18,7 +20,7 @@ def begun(limits: Admission, caller: str | None, now: float) -> int:
 
 
 def test_a_burst_and_then_the_rate() -> None:
-    limits = Admission(10, 2.0)
+    limits = Admission(10, 2.0, KEY)
     assert begun(limits, "a", 0.0) == 2 * BURST_SECONDS
     assert [begun(limits, "a", now) for now in (0.4, 0.5, 2.0, 2.1)] == [0, 1, 3, 0]
     assert begun(limits, "b", 2.1) == 2 * BURST_SECONDS
@@ -26,7 +28,7 @@ def test_a_burst_and_then_the_rate() -> None:
 
 
 def test_a_refusal_says_when_and_costs_nothing() -> None:
-    limits = Admission(10, 0.25)
+    limits = Admission(10, 0.25, KEY)
     begun(limits, "a", 0.0)
     with pytest.raises(TooManyJoins) as refused:
         limits.join("a", 0.0)
@@ -36,7 +38,7 @@ def test_a_refusal_says_when_and_costs_nothing() -> None:
 
 
 def test_places_are_counted_by_caller() -> None:
-    limits = Admission(2, 100.0)
+    limits = Admission(2, 100.0, KEY)
     first, _ = limits.enter("a", 0.0), limits.enter("a", 0.0)
     with pytest.raises(TooManyStreams, match="2 streams"):
         limits.enter("a", 0.0)
@@ -49,7 +51,7 @@ def test_places_are_counted_by_caller() -> None:
 
 
 def test_a_place_passes_to_who_the_caller_turns_out_to_be() -> None:
-    limits = Admission(1, 100.0)
+    limits = Admission(1, 100.0, KEY)
     place = limits.enter("address", 0.0)
     place.pass_to("ada")
     limits.enter("address", 0.0)
@@ -66,7 +68,7 @@ def test_a_place_passes_to_who_the_caller_turns_out_to_be() -> None:
 
 
 def test_who_is_nobody_is_not_bounded() -> None:
-    limits = Admission(1, 0.001)
+    limits = Admission(1, 0.001, KEY)
     assert begun(limits, None, 0.0) == 1000
     places = [limits.enter(None, 0.0) for _ in range(5)]
     for place in places:
@@ -75,7 +77,7 @@ def test_who_is_nobody_is_not_bounded() -> None:
 
 def test_callers_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MAX_CALLERS", 3)
-    limits = Admission(1, 0.1)
+    limits = Admission(1, 0.1, KEY)
     for caller in "abcd":
         limits.join(caller, 0.0)
     assert list(limits._free) == ["b", "c", "d"]
@@ -92,3 +94,23 @@ def test_callers_are_forgotten_when_they_are_too_many(monkeypatch: pytest.Monkey
 )
 def test_callers_by_address(host: str | None, caller: str | None) -> None:
     assert address_caller(host) == caller
+
+
+def test_credentials_are_told_apart_by_digests_that_need_the_key() -> None:
+    limits, others = Admission(1, 1.0, KEY), Admission(1, 1.0, b"o" * 32)
+    ada, bob = {"authorization": "Bearer ada"}, {"authorization": "Bearer bob", "cookie": "a=b"}
+    assert limits.identity(ada) == limits.identity(dict(ada))
+    assert (
+        len({limits.identity(ada), limits.identity(bob), others.identity(ada), limits.identity({"cookie": "a"})}) == 4
+    )
+    assert "ada" not in limits.identity(ada)
+    assert limits.identity({"cookie": "\udcff"})
+
+
+def test_credentials_that_were_good_are_remembered_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "MAX_CALLERS", 2)
+    limits = Admission(1, 1.0, KEY)
+    for identity in "aba":
+        limits.vouch(identity)
+    limits.vouch("c")
+    assert [limits.vouched(identity) for identity in "abc"] == [True, False, True]
