@@ -78,7 +78,7 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-early bench-fanout bench-fanout-journal bench-held bench-journal bench-judge bench-latency bench-waiters
+.PHONY: bench-early bench-fanout bench-fanout-journal bench-held bench-journal bench-judge bench-latency bench-waiters bench-workers
 bench-early: $(VENV)/.dev  ## The result on a real Airflow, beside its own /wait
 	$(BIN)/python -m bench.early $(ARGS)
 
@@ -102,6 +102,9 @@ bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTE
 
 bench-waiters: $(VENV)/.dev  ## Five hundred who wait for a result: what they ask of the database, how soon they hear
 	$(BIN)/python -m bench.waiters $(ARGS)
+
+bench-workers: $(VENV)/.dev  ## Several processes on one port: what each way to read the journal costs
+	PYTHONPATH=tests $(BIN)/python -m bench.workers $(ARGS)
 
 .PHONY: check-clients
 check-clients: $(VENV)/.dev  ## Thousands of clients that come and go for MINUTES=30; nothing may be left behind or lost

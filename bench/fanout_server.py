@@ -34,6 +34,7 @@ from stream_server.server import Server, uvicorn_config
 from stream_server.settings import Settings
 from stream_server.transition import Kind, Transition
 from stream_server.transports import run_stream, websocket
+from stream_server.transports.courier import Courier
 
 EPOCH = "0fa1"
 PATH = "/api/v2/dags/{dag_id}/dagRuns/{run_id}/stream"
@@ -90,7 +91,8 @@ def ours(runs: int, feed_port: int) -> Starlette:
             hub.dispatch([transition(number, runs) for number in numbers], source.cursor)
 
         async with _fed(feed_port, dispatch):
-            yield {"settings": settings(), "hub": hub, "authorizer": Everybody()}
+            courier = Courier(asyncio.get_running_loop(), settings().ping_interval)
+            yield {"settings": settings(), "hub": hub, "authorizer": Everybody(), "courier": courier}
 
     return Starlette(routes=[Route(PATH, run_stream.stream), WebSocketRoute(PATH, websocket.stream)], lifespan=lifespan)
 

@@ -95,7 +95,7 @@ def main() -> int:
     rates: dict[Case, dict[str, list[float]]] = {case: {mode: [] for mode in MODES} for case in cases}
     # Triggers that are missing on purpose shall not be put back.
     with termination_raises(), stage(check_interval="1h") as running, TemporaryDirectory() as folder:
-        uvloop.run(_prepare(running.database_url))
+        uvloop.run(prepare(running.database_url))
         for number in range(1, options.rounds + 1):
             print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
             for case in cases:
@@ -113,7 +113,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _prepare(url: str) -> None:
+async def prepare(url: str) -> None:
     """Make one task instance for each row that a writer may pick."""
     async with AirflowSql.open(url) as airflow:
         version = await airflow.add_dag(KEY.dag_id, {"t": []})

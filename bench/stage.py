@@ -41,34 +41,47 @@ class Stage:
 
 
 @contextmanager
-def stage(postgres_settings: Mapping[str, str] | None = None, **settings: str) -> Iterator[Stage]:
-    """Start all of it with default settings but these, and stop and remove it at the end, whatever happens."""
+def database(postgres_settings: Mapping[str, str] | None = None) -> Iterator[tuple[str, RunDirectory]]:
+    """Start a PostgreSQL with the journal, and stop and remove it at the end, whatever happens."""
     directory = RunDirectory(DATA_DIR)
     postgres = EmbeddedPostgres(directory.postgres, settings=postgres_settings, log=directory.logs / "postgresql.log")
-    server: Server | None = None
     try:
         template.clone(template.ensure_template(DATA_DIR / "cache", ConsoleProgress()), directory.postgres)
         postgres.start()
         url = postgres.url(template.DATABASE, template.ROLE)
         install(directory.logs, url, NoProgress())
-        server = Server(
-            "stream server",
-            directory.logs,
-            database_url=url,
-            airflow_url=NO_AIRFLOW,
-            options=("--auth", "none"),
-            environment={
-                **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
-                **{f"{PREFIX}{name.upper()}": value for name, value in settings.items()},
-            },
-        )
-        server.start()
-        yield Stage(url, server.url, psutil.Process(server.child.pid))
+        yield url, directory
     finally:
-        if server is not None:
-            server.stop()
         postgres.stop("immediate")
         directory.remove()
+
+
+@contextmanager
+def server(url: str, directory: RunDirectory, *options: str, **settings: str) -> Iterator[Server]:
+    """Start a server with default settings but these, and stop it at the end."""
+    found = Server(
+        "stream server",
+        directory.logs,
+        database_url=url,
+        airflow_url=NO_AIRFLOW,
+        options=("--auth", "none", *options),
+        environment={
+            **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+            **{f"{PREFIX}{name.upper()}": value for name, value in settings.items()},
+        },
+    )
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+
+
+@contextmanager
+def stage(postgres_settings: Mapping[str, str] | None = None, **settings: str) -> Iterator[Stage]:
+    """Start all of it with default settings but these, and stop and remove it at the end, whatever happens."""
+    with database(postgres_settings) as (url, directory), server(url, directory, **settings) as started:
+        yield Stage(url, started.url, psutil.Process(started.child.pid))
 
 
 @contextmanager

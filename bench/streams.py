@@ -142,7 +142,8 @@ def _sorted(frames: list[tuple[float, dict[str, Any]]]) -> Received:
     )
 
 
-def _itself(client: Client) -> Client:
+def itself(client: Client) -> Client:
+    """Return a client: what makes its protocol."""
     return client
 
 
@@ -154,7 +155,7 @@ async def watch(link: Link, url: str) -> None:
     assert parts.hostname is not None, "the stage gives the whole address"
     try:
         for client in clients:
-            await loop.create_connection(partial(_itself, client), parts.hostname, parts.port or 80)
+            await loop.create_connection(partial(itself, client), parts.hostname, parts.port or 80)
             await asyncio.wait_for(client.opened, 10)
         await link.observe(lambda: min(len(client.received().deliveries) for client in clients))
         link.tell([client.received() for client in clients])

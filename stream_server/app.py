@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import msgspec
@@ -31,20 +31,19 @@ from stream_server.airflow_auth import AirflowAuthorizer
 from stream_server.answers import Health, Readiness, TailReadiness
 from stream_server.auth import Authorizer, Everybody
 from stream_server.deadlines import Deadlines
+from stream_server.duties import Duties, Upstream
 from stream_server.edge import Edge
 from stream_server.errors import AirflowRefused, StreamServerError, Throttled
+from stream_server.families import encoded
 from stream_server.farewell import drained_first
 from stream_server.hub import Hub
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
 from stream_server.journal.tickets import Tickets
 from stream_server.journal.waiters import Waiters
-from stream_server.meter import Meter
 from stream_server.metrics import Metrics
 from stream_server.pages import assets, listing, session
-from stream_server.pruner import Retention, prune_forever
 from stream_server.settings import Settings
-from stream_server.tail import Tail
 from stream_server.transports import (
     describe,
     longpoll,
@@ -59,6 +58,7 @@ from stream_server.transports import (
 )
 from stream_server.transports.admitted import Admitted
 from stream_server.transports.cancellation import Cancellations
+from stream_server.transports.courier import Courier
 from stream_server.transports.request import State
 
 log = logging.getLogger(__name__)
@@ -80,11 +80,16 @@ class Problem(JSONResponse):
     media_type = "application/problem+json"
 
 
-def create_app(settings: Settings, *, drains: bool = False) -> Starlette:
+Follow: TypeAlias = Callable[[Settings, Hub, Runs, Metrics], Upstream]
+"""Makes what an application hears of the journal by."""
+
+
+def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = False) -> Starlette:
     """Make the application.
 
     Args:
         settings: The settings.
+        follow: Makes what it hears of the journal by; by itself it follows the journal alone.
         drains: Whether it sees to it by itself that streams end before the server that runs it does.
     """
     return Starlette(
@@ -103,7 +108,7 @@ def create_app(settings: Settings, *, drains: bool = False) -> Starlette:
             *(assets.routes() if settings.web else []),
         ],
         exception_handlers=ERRORS,
-        lifespan=_lifespan(settings, drains=drains),
+        lifespan=_lifespan(settings, follow, drains=drains),
     )
 
 
@@ -156,7 +161,7 @@ def _operation() -> list[BaseRoute]:
     ]
 
 
-def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]:
+def _lifespan(settings: Settings, follow: Follow, *, drains: bool) -> Callable[[Starlette], Any]:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         url = settings.database_url.get_secret_value()
@@ -166,18 +171,13 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
             max_result_bytes=settings.max_result_bytes,
             max_output_bytes=settings.max_output_bytes,
         )
-        hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes)
         metrics = Metrics()
-        tail = Tail(
-            url,
-            hub,
-            poll_interval=settings.poll_interval,
-            check_interval=settings.check_interval,
-            observer=metrics,
-        )
-        meter = Meter(runs, settings.check_interval)
-        metrics.attend(hub, tail, meter)
-        retention = Retention(settings.retention or None, settings.retention_size or None)
+        hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes, observer=metrics)
+        age = settings.max_connection_age or None
+        courier = Courier(asyncio.get_running_loop(), settings.ping_interval, age)
+        metrics.attend_hub(hub)
+        metrics.attend_wire(courier)
+        upstream = follow(settings, hub, runs, metrics)
         cancellations = Cancellations(hub, Waiters(runs))
         loop = asyncio.get_running_loop()
         edge = Edge(settings, loop)
@@ -190,12 +190,9 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
             authorizer = AirflowAuthorizer(airflow, good_for=settings.auth_cache, grace=settings.auth_grace)
         app.state.hub = hub
         tasks = [
-            asyncio.create_task(tail.run(), name="tail"),
-            asyncio.create_task(meter.run(), name="meter"),
+            asyncio.create_task(upstream.run(), name="following of the journal"),
             asyncio.create_task(cancellations.run(), name="keeper of cancellations"),
         ]
-        if retention.bounded:
-            tasks.append(asyncio.create_task(prune_forever(runs, retention, metrics.pruned), name="pruner"))
         if isinstance(authorizer, AirflowAuthorizer):
             tasks.append(asyncio.create_task(authorizer.guards.run(), name="guards"))
         for task in tasks:
@@ -203,9 +200,9 @@ def _lifespan(settings: Settings, *, drains: bool) -> Callable[[Starlette], Any]
         state = State(
             settings=settings,
             hub=hub,
-            tail=tail,
-            meter=meter,
+            upstream=upstream,
             metrics=metrics,
+            courier=courier,
             authorizer=authorizer,
             airflow=airflow,
             runs=runs,
@@ -250,12 +247,12 @@ async def _health(request: Request) -> Response:
 async def _ready(request: Request) -> Response:
     """Answer 200 while streams are whole and live, else 503 with the reasons."""
     state: State = request.scope["state"]
-    status = state["tail"].status
+    status = state["upstream"].status
     problems = [*status.problems, *(["the server is shutting down"] if state["hub"].draining else [])]
     readiness = Readiness(
         status="unavailable" if problems else "ready",
         problems=problems,
-        warnings=state["meter"].warnings,
+        warnings=state["upstream"].warnings,
         tail=TailReadiness(connected=status.connected, doorbell=status.hears),
     )
     return Response(msgspec.json.encode(readiness), 503 if problems else 200, media_type="application/json")
@@ -264,14 +261,14 @@ async def _ready(request: Request) -> Response:
 async def _metrics(request: Request) -> Response:
     """Answer a scrape. Nothing is asked for it: the database was measured before."""
     state: State = request.scope["state"]
-    body, media_type = state["metrics"].exposition(request.headers.get("accept", ""))
+    body, media_type = encoded(await state["upstream"].families(), request.headers.get("accept", ""))
     return Response(body, media_type=media_type)
 
 
 async def _answer_error(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, StreamServerError), "registered for that class"
     if isinstance(error, Throttled) and run_stream.is_event_source(connection):
-        return run_stream.turned_away(error)
+        return run_stream.turned_away(error, connection.scope["state"]["courier"])
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)

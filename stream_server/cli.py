@@ -139,6 +139,7 @@ def doctor(
     ] = "",
     url: Annotated[str, typer.Option(envvar=f"{PREFIX}URL", help="stream_server, as its clients reach it.")] = "",
     token: Token = None,
+    max_connection_age: Annotated[str | None, typer.Option(help="Longest life of a connection; 0: no end.")] = None,
     retention: Annotated[
         str, typer.Option(envvar=f"{PREFIX}RETENTION", help="As of the server: age at which rows are deleted.")
     ] = "24h",
@@ -171,12 +172,11 @@ def serve(
     admin_host: Annotated[
         str | None, typer.Option(help="Address of the port for operators.  [default: 127.0.0.1]")
     ] = None,
-    admin_port: Annotated[
-        int | None, typer.Option(help="Port of their own for metrics, health and descriptions.")
-    ] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of its own for metrics, health, descriptions.")] = None,
     trusted_proxy: Annotated[
         list[str] | None, typer.Option(help="Proxy whose X-Forwarded-For is believed; repeatable.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve.  [default: 1]")] = None,
     auth: Annotated[
         str | None,
         typer.Option(
@@ -205,6 +205,7 @@ def serve(
         str | None, typer.Option(help="How often to look without a doorbell.  [default: 2s]")
     ] = None,
     ping_interval: Annotated[str | None, typer.Option(help="Longest silence of a stream.  [default: 15s]")] = None,
+    max_connection_age: Annotated[str | None, typer.Option(help="Longest life of a connection; 0: no end.")] = None,
     retention: Annotated[
         str | None, typer.Option(help="Age at which rows of the journal are deleted; 0: never.  [default: 24h]")
     ] = None,
@@ -215,34 +216,18 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.  [default: info]")] = None,
 ) -> None:
     """Serve streams until stopped. Every option can be set by STREAM_SERVER_… in the environment too."""
-    from stream_server.server import serve as run_server  # noqa: PLC0415 # the clients need no server
+    # Options have the names of settings; the others are ignored.
+    options = locals()
+    from stream_server import server  # noqa: PLC0415 # the clients need no server
     from stream_server.settings import Settings  # noqa: PLC0415
+    from stream_server.workers.supervisor import supervise  # noqa: PLC0415
 
     try:
-        run_server(
-            Settings.load(
-                database_url=database_url,
-                host=host,
-                port=port,
-                admin_host=admin_host,
-                admin_port=admin_port,
-                trusted_proxies=trusted_proxy or None,
-                auth=auth,
-                i_know_that_everybody_can_read_everything=i_know_that_everybody_can_read_everything,
-                auth_cache=auth_cache,
-                auth_grace=auth_grace,
-                airflow_url=airflow_url,
-                cors_origins=cors_origin or None,
-                airflow_ui_url=airflow_ui_url,
-                web=web,
-                poll_interval=poll_interval,
-                ping_interval=ping_interval,
-                retention=retention,
-                retention_size=retention_size,
-                grace_period=grace_period,
-                log_level=log_level,
-            )
+        settings = Settings.load(
+            **{**options, "cors_origins": cors_origin or None, "trusted_proxies": trusted_proxy or None}
         )
+        server.check(settings)
+        (server.serve if settings.workers == 1 else supervise)(settings)
     except StreamServerError as error:
         _fail(str(error), Exit.USAGE)
 

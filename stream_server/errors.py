@@ -395,6 +395,9 @@ class CloseCode(IntEnum):
     Before the first frame only an `EventSource` is told so, which won't come back after a 503.
     """
 
+    AGED = 4004
+    """The connection has lived for as long as this server lets one live."""
+
     INTERNAL = 4005
     """The server lost its place; a new connection starts with a fresh snapshot."""
 

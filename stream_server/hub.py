@@ -11,8 +11,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 import anyio
@@ -22,6 +22,7 @@ from stream_server.errors import CloseCode, CursorError, Draining, JournalUnreac
 from stream_server.feed import Channel
 from stream_server.firehose import Filter, Firehose, Readable, anew, missed
 from stream_server.frames import Reset, ResetReason, Wire
+from stream_server.observing import Connection, Observer, Read
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey, RunState
 from stream_server.subscription import Subscription
@@ -35,6 +36,9 @@ CATCH_UP_SECONDS = 3.0
 
 DRAIN_RETRY_MS = (500, 3000)
 """Bounds of the random delay that drained clients are told to wait before they connect again."""
+
+
+SHUTTING_DOWN = "The server is shutting down"
 
 
 class Since(NamedTuple):
@@ -77,14 +81,17 @@ class Hub:
     Args:
         source: Where runs are read from.
         max_queued_bytes: Bytes of JSON that may wait for one client before it is closed as too slow.
+        observer: Who counts what happens.
     """
 
-    def __init__(self, source: RunSource, *, max_queued_bytes: int) -> None:
+    def __init__(self, source: RunSource, *, max_queued_bytes: int, observer: Observer | None = None) -> None:
         self._source = source
+        self._observer = observer
         self._max_queued_bytes = max_queued_bytes
         self._runs = WatchedRuns(source, self._position)
         self._firehose = Firehose()
         self._subscriptions: set[Subscription] = set()
+        self._connections: set[Connection] = set()
         self._idle = asyncio.Event()
         self._cursor: Cursor | None = None
         self._moved = asyncio.Event()
@@ -99,11 +106,13 @@ class Hub:
         """Say from where on batches will come. Before that nobody can join, since something could be missed."""
         self._cursor = cursor
 
-    def dispatch(self, transitions: Sequence[Transition], cursor: Cursor) -> None:
+    def dispatch(self, transitions: Sequence[Transition], cursor: Cursor, read: Read | None = None) -> None:
         """Hand a batch to those who watch its runs."""
         self._move(cursor)
         self._firehose.dispatch(transitions, cursor, time.monotonic())
         self._runs.dispatch(transitions, cursor)
+        if read is not None and self._observer is not None:
+            self._observer.dispatched(read)
 
     def begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
         """Tell everybody anew: what was known may not be true any more."""
@@ -196,6 +205,7 @@ class Hub:
             Unavailable: PostgreSQL does not answer, the journal is missing, or this server is shutting down.
         """
         assert self.cursor, "it raises where there is none"
+        began = time.monotonic()
         why_not = None if since is None else await self._refuse(since.cursor)
         async with self._runs.hold(key) as watched:
             self._on_watch()
@@ -206,6 +216,7 @@ class Hub:
                     subscription = self._begin(watched, question, None if since is None else why_not)
                 else:
                     subscription = await self._go_on(watched, question, since.cursor, unborn=since.unborn)
+                self._joined(began, since)
                 yield subscription
             finally:
                 if subscription is not None:
@@ -225,6 +236,7 @@ class Hub:
         Raises:
             Unavailable: PostgreSQL does not answer, the journal is missing, or this server is shutting down.
         """
+        began = time.monotonic()
         why_not = None if since is None else await self._refuse(since.cursor)
         subscription, position = Subscription(self._max_queued_bytes), self.cursor
         self._firehose.join(wanted, subscription, position, time.monotonic(), readable)
@@ -233,6 +245,7 @@ class Hub:
         try:
             if since is not None:
                 subscription.put_first(await self._missed(wanted, since, position, why_not, readable))
+            self._joined(began, since)
             yield subscription
         finally:
             self._firehose.leave(subscription)
@@ -241,6 +254,18 @@ class Hub:
     def show(self, subscription: Subscription, readable: Readable | None) -> None:
         """Tell somebody who follows many runs those of other DAGs, from the next batch on."""
         self._firehose.show(subscription, readable, time.monotonic())
+
+    @contextmanager
+    def connection(self, connection: Connection) -> Iterator[None]:
+        """Have a connection that lives longer than its streams closed when this server shuts down."""
+        self._connections.add(connection)
+        if self.draining:
+            connection.close(CloseCode.DRAINING, SHUTTING_DOWN)
+        try:
+            yield
+        finally:
+            self._connections.discard(connection)
+            self._rest()
 
     def _begin(self, watched: Watched, question: Question, reset: ResetReason | None) -> Subscription:
         """Let somebody watch who knows nothing, or must forget what he knows."""
@@ -314,9 +339,18 @@ class Hub:
         watched.feed.leave(subscription)
         self._forget(subscription)
 
+    def _joined(self, began: float, since: Since | None) -> None:
+        if self._observer is not None:
+            self._observer.joined(time.monotonic() - began, resumed=since is not None)
+
     def _forget(self, subscription: Subscription) -> None:
+        if subscription.closed is not None and self._observer is not None:
+            self._observer.closed(CloseCode(subscription.closed.code))
         self._subscriptions.discard(subscription)
-        if not self._subscriptions:
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self._subscriptions and not self._connections:
             self._idle.set()
 
     def _move(self, cursor: Cursor) -> None:
@@ -339,8 +373,10 @@ class Hub:
         self.draining = True
         for subscription in list(self._subscriptions):
             delay = random.randint(*DRAIN_RETRY_MS)  # noqa: S311 # not for secrets
-            subscription.close(CloseCode.DRAINING, "The server is shutting down", retry_ms=delay)
-        if not self._subscriptions:
+            subscription.close(CloseCode.DRAINING, SHUTTING_DOWN, retry_ms=delay)
+        for connection in list(self._connections):
+            connection.close(CloseCode.DRAINING, SHUTTING_DOWN)
+        if not self._subscriptions and not self._connections:
             return
         self._idle.clear()
         try:

@@ -6,21 +6,28 @@ Every application has metrics of its own. No label has a value that a DAG, a run
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from typing import get_args
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from stream_server import __version__
+from stream_server.errors import CloseCode
+from stream_server.families import Family, collected
 from stream_server.frames import ResetReason
 from stream_server.hub import Hub
 from stream_server.meter import Meter
+from stream_server.observing import Read
 from stream_server.tail import Tail, Why
 
 PREFIX = "stream_server"
+
+NEW, RESUMED = "new", "resumed"
+"""How a stream begins."""
 
 READ_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Seconds that a read takes."""
@@ -32,8 +39,36 @@ BEGINNINGS: tuple[ResetReason, ...] = ("journal_changed", "transitions_lost")
 """Reasons for which a tail has all watchers begin anew."""
 
 
+class WireStatistics(NamedTuple):
+    """What one transport has sent, and what it has to send."""
+
+    connections: int
+    frames: int
+    bytes: int
+    unsent: int
+    """Bytes that wait in connections, beside those that wait for their clients to read."""
+
+
+class Sending(Protocol):
+    """Who brings frames to their clients: `transports.courier.Courier`."""
+
+    def when_written(self, call: Callable[[], None]) -> None:
+        """Have something called when all that is due now has been written; not at all, where nothing is."""
+
+    def statistics(self) -> Mapping[str, WireStatistics]:
+        """Tell what was sent, by transport."""
+
+
+class Workers(Protocol):
+    """Who knows how many processes serve: `stream_server.workers`."""
+
+    @property
+    def serving(self) -> int:
+        """How many there are."""
+
+
 class Metrics:
-    """Counts what happens; it is the `tail.Observer`."""
+    """Counts what happens; it is the `Observer` of tail and hub."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -57,20 +92,57 @@ class Metrics:
         self._begun_anew = Counter(
             f"{PREFIX}_begun_anew", "How often all streams began anew, by reason.", ["reason"], registry=registry
         )
+        self._delivery = Histogram(
+            f"{PREFIX}_delivery_seconds",
+            "From the writing of a batch's oldest row to when all its clients had been written to.",
+            buckets=LAG_BUCKETS,
+            registry=registry,
+        )
+        self._joins = Histogram(
+            f"{PREFIX}_join_duration_seconds",
+            "How long it took to begin a stream, new or resumed.",
+            ["how"],
+            buckets=READ_BUCKETS,
+            registry=registry,
+        )
+        self._closes = Counter(
+            f"{PREFIX}_closes", "Streams whose connection ended before they did, by why.", ["code"], registry=registry
+        )
+        self._sending: Sending | None = None
         self._pruned = Counter(f"{PREFIX}_pruned_rows", "Rows that this server deleted.", registry=registry)
         for why in get_args(Why):
             self._reads.labels(why)
         for reason in BEGINNINGS:
             self._begun_anew.labels(reason)
+        for code in CloseCode:
+            self._closes.labels(code.name.lower())
+        for how in (NEW, RESUMED):
+            self._joins.labels(how)
 
-    def attend(self, hub: Hub, tail: Tail, meter: Meter) -> None:
-        """Tell from now on what these know."""
-        self._registry.register(_Present(hub, tail, meter))
+    def attend_tail(self, tail: Tail, meter: Meter) -> None:
+        """Tell from now on how the tail is doing, and what was measured."""
+        self._registry.register(_Following(tail, meter))
 
-    def exposition(self, accept: str = "") -> tuple[bytes, str]:
-        """Return all metrics in a format that a client accepts (its header `Accept`), and its media type."""
-        encode, media_type = choose_encoder(accept)
-        return encode(self._registry), media_type
+    def attend_hub(self, hub: Hub) -> None:
+        """Tell from now on what is watched."""
+        self._registry.register(_Watching(hub))
+
+    def attend_wire(self, sending: Sending) -> None:
+        """Tell from now on what is sent."""
+        self._sending = sending
+        self._registry.register(_Sent(sending))
+
+    def attend_workers(self, workers: Workers) -> None:
+        """Tell from now on how many workers there are, and how many have died."""
+        self._workers_lost = Counter(
+            f"{PREFIX}_workers_lost", "Workers that died, and were replaced.", registry=self._registry
+        )
+        serving = Gauge(f"{PREFIX}_workers", "Workers that serve.", registry=self._registry)
+        serving.set_function(lambda: workers.serving)
+
+    def families(self) -> list[Family]:
+        """Return all metrics of this process."""
+        return collected(self._registry)
 
     def read(self, why: Why, rows: int, seconds: float) -> None:
         """Count a read."""
@@ -91,29 +163,80 @@ class Metrics:
         """Count a new beginning."""
         self._begun_anew.labels(reason).inc()
 
+    def lost_worker(self) -> None:
+        """Count a worker that died."""
+        self._workers_lost.inc()
+
+    def dispatched(self, read: Read) -> None:
+        """Measure how long a batch takes to its clients, once it has been written to all of them."""
+        if self._sending is not None:
+            self._sending.when_written(partial(self._written, read))
+
+    def joined(self, seconds: float, *, resumed: bool) -> None:
+        """Count a stream that began."""
+        self._joins.labels(RESUMED if resumed else NEW).observe(seconds)
+
+    def closed(self, code: CloseCode) -> None:
+        """Count a connection that ended before its stream."""
+        self._closes.labels(code.name.lower()).inc()
+
     def pruned(self, rows: int) -> None:
         """Count rows that were deleted."""
         self._pruned.inc(rows)
 
+    def _written(self, read: Read) -> None:
+        self._delivery.observe(max(0.0, read.lag) + time.monotonic() - read.at)
 
-class _Present(Collector):
-    """What is so at the moment of a scrape, or was when the database was measured last."""
 
-    def __init__(self, hub: Hub, tail: Tail, meter: Meter) -> None:
+class _Sent(Collector):
+    """What was sent until the moment of a scrape."""
+
+    def __init__(self, sending: Sending) -> None:
+        self._sending = sending
+
+    def collect(self) -> Iterator[Metric]:
+        """Look."""
+        label = ["transport"]
+        connections = GaugeMetricFamily(f"{PREFIX}_connections", "Connections, by transport.", labels=label)
+        unsent = GaugeMetricFamily(f"{PREFIX}_unsent_bytes", "Bytes that wait in connections.", labels=label)
+        frames = CounterMetricFamily(f"{PREFIX}_sent_frames", "Frames that were sent.", labels=label)
+        size = CounterMetricFamily(f"{PREFIX}_sent_bytes", "Bytes of frames that were sent.", labels=label)
+        for transport, sent in self._sending.statistics().items():
+            connections.add_metric([transport], sent.connections)
+            unsent.add_metric([transport], sent.unsent)
+            frames.add_metric([transport], sent.frames)
+            size.add_metric([transport], sent.bytes)
+        return iter((connections, unsent, frames, size))
+
+
+class _Watching(Collector):
+    """What is watched at the moment of a scrape."""
+
+    def __init__(self, hub: Hub) -> None:
         self._hub = hub
+
+    def collect(self) -> Iterator[Metric]:
+        """Look."""
+        statistics = self._hub.statistics()
+        yield _gauge("watched_runs", "Runs that are watched.", statistics.runs)
+        yield _gauge("open_streams", "Streams that are open.", statistics.subscriptions)
+        yield _gauge("queued_frames", "Frames that wait for slow clients.", statistics.queued_frames)
+        yield _gauge("queued_bytes", "Bytes of JSON that wait for slow clients.", statistics.queued_bytes)
+
+
+class _Following(Collector):
+    """How the tail is doing at the moment of a scrape, and how the database was when it was measured last."""
+
+    def __init__(self, tail: Tail, meter: Meter) -> None:
         self._tail = tail
         self._meter = meter
 
     def collect(self) -> Iterator[Metric]:
         """Look."""
-        status, statistics = self._tail.status, self._hub.statistics()
+        status = self._tail.status
         yield _gauge("tail_connected", "Whether the tail follows the journal.", status.connected)
         yield _gauge("doorbell_heard", "Whether the doorbell is heard; otherwise the tail polls.", status.hears)
         yield _gauge("problems", "Reasons why streams are incomplete or late; /ready has them.", len(status.problems))
-        yield _gauge("watched_runs", "Runs that are watched.", statistics.runs)
-        yield _gauge("open_streams", "Streams that are open.", statistics.subscriptions)
-        yield _gauge("queued_frames", "Frames that wait for slow clients.", statistics.queued_frames)
-        yield _gauge("queued_bytes", "Bytes of JSON that wait for slow clients.", statistics.queued_bytes)
         if self._meter.measures is None or self._meter.at is None:
             return
         measures = self._meter.measures

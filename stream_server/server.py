@@ -30,11 +30,13 @@ class Server(uvicorn.Server):
     Args:
         config: As `uvicorn_config` makes it.
         settings: The application's.
+        admin: Socket of the port for operators, where it is open already.
     """
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, admin: socket.socket | None = None) -> None:
         super().__init__(config)
         self._settings = settings
+        self._admin = admin
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
@@ -55,6 +57,8 @@ class Server(uvicorn.Server):
             return OperatorLine(config, self.server_state, self.lifespan.state)
 
         try:
+            if self._admin is not None:
+                return await loop.create_server(line, sock=self._admin, backlog=config.backlog)
             server = await loop.create_server(line, settings.admin_host, settings.admin_port, backlog=config.backlog)
         except OSError as error:
             await self.lifespan.shutdown()
@@ -71,7 +75,14 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve by one process until SIGINT or SIGTERM. `check` has found nothing wrong."""
+    begin_log(settings)
+    app = create_app(settings)
+    Server(uvicorn_config(app, settings), settings).run()
+
+
+def check(settings: Settings) -> None:
+    """Look whether a server can have these settings.
 
     Raises:
         SettingsError: The address can be reached by others and no authorization was chosen, or the database's URL is
@@ -79,11 +90,16 @@ def serve(settings: Settings) -> None:
     """
     normalize(settings.database_url.get_secret_value())
     settings.require_auth_choice(loopback=is_loopback(settings.host))
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def begin_log(settings: Settings) -> None:
+    """Write a log to standard error; where several processes do, with their numbers."""
+    process = " [%(process)d]" if settings.workers > 1 else ""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s{process} %(name)s: %(message)s"
+    )
     # It would log the headers of Airflow's answers, whose cookies are credentials.
     logging.getLogger("httpcore").setLevel(logging.INFO)
-    app = create_app(settings)
-    Server(uvicorn_config(app, settings), settings).run()
 
 
 def uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:

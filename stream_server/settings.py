@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     port: int = Field(default=8090, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
 
+    workers: int = Field(default=1, ge=1)
+    """Processes that serve."""
+
     auth: Literal["airflow", "none"] | None = None
     """Who decides what a caller may see. `airflow`: Airflow, the default where its address is known. `none`: everybody
     may read everything."""
@@ -180,6 +183,9 @@ class Settings(BaseSettings):
 
     ping_interval: Duration = Field(default=15.0, gt=0)
     """How long a stream may be silent before a `ping` frame is sent."""
+
+    max_connection_age: Duration = Field(default=0.0, ge=0)
+    """How long the connection of a stream may live; 0 sets no bound."""
 
     pool_size: int = Field(default=4, ge=1)
     """Database connections for joiners, beside the two of the tail."""

@@ -14,7 +14,8 @@ import asyncio
 import logging
 import random
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal, Protocol
 
@@ -23,12 +24,13 @@ import anyio
 from stream_server.cursor import Cursor
 from stream_server.errors import JournalForbidden, JournalUnreachable, Unavailable
 from stream_server.frames import ResetReason
-from stream_server.hub import Hub
 from stream_server.journal.listener import Listener, Obstacle
-from stream_server.journal.reader import Batch, Reader
+from stream_server.journal.reader import Reader
 from stream_server.losses import Losses
 from stream_server.marks import KEPT, Marks
+from stream_server.observing import Read
 from stream_server.pace import Pace
+from stream_server.transition import Transition
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,32 @@ DEAF_POLL_SECONDS = (0.5, 5.0)
 
 DROWSY_SECONDS = (0.005, 0.5)
 """First and longest wait for the end of silent transactions; it doubles each time."""
+
+
+class Audience(Protocol):
+    """Whom a tail tells: a `Hub`, or all those of a host."""
+
+    @property
+    def watching(self) -> bool:
+        """Whether anything is watched."""
+
+    def on_watch(self, call: Callable[[], None]) -> None:
+        """Have something called whenever somebody begins to watch."""
+
+    def wants_body(self, transition: Transition) -> bool:
+        """Tell whether what a task has said is wanted, with the row that says that it has."""
+
+    def begin(self, cursor: Cursor) -> None:
+        """Say from where on batches will come."""
+
+    def dispatch(self, transitions: Sequence[Transition], cursor: Cursor, read: Read | None) -> None:
+        """Hand on a batch, how far it goes, and when it was read, where it has rows."""
+
+    def begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
+        """Say that what was known may not be true any more."""
+
+    async def reconnect(self, cursor: Cursor) -> None:
+        """Say that the server may be another one from here on."""
 
 
 class Observer(Protocol):
@@ -91,7 +119,7 @@ class Vigil(Enum):
     """None is under way, and it waits to be rung for."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class TailStatus:
     """How the tail is doing."""
 
@@ -108,22 +136,28 @@ class Tail:
 
     Args:
         url: Database URL.
-        hub: Where batches go.
+        audience: Where batches go.
         poll_interval: Seconds after which to look without having heard the doorbell.
         check_interval: Seconds after which to look whether the triggers stand.
         observer: Who counts what happens.
     """
 
     def __init__(
-        self, url: str, hub: Hub, *, poll_interval: float, check_interval: float, observer: Observer | None = None
+        self,
+        url: str,
+        audience: Audience,
+        *,
+        poll_interval: float,
+        check_interval: float,
+        observer: Observer | None = None,
     ) -> None:
         self._url = url
-        self._hub = hub
+        self._audience = audience
         self._poll_interval = poll_interval
         self._check_interval = check_interval
         self._observer = observer or Nobody()
         self._bell = asyncio.Event()
-        hub.on_watch(self._bell.set)
+        audience.on_watch(self._bell.set)
         self._cursor: Cursor | None = None
         self._seen: Cursor | None = None
         self._losses = Losses()
@@ -133,7 +167,22 @@ class Tail:
         self._vigil = Vigil.AWAKE
         self._drowsy_for = DROWSY_SECONDS[0]
         self._why: Why = "poll"
-        self.status = TailStatus()
+        self._status = TailStatus()
+        self._on_status: Callable[[], None] = lambda: None
+
+    @property
+    def status(self) -> TailStatus:
+        """How it is doing."""
+        return self._status
+
+    @status.setter
+    def status(self, status: TailStatus) -> None:
+        self._status = status
+        self._on_status()
+
+    def on_status(self, call: Callable[[], None]) -> None:
+        """Have something called whenever it does better or worse."""
+        self._on_status = call
 
     async def run(self) -> None:
         """Follow the journal until cancelled."""
@@ -179,9 +228,9 @@ class Tail:
             self._losses.begin(losses)
             self._marks.begin(await reader.newest(KEPT))
             self._cursor = now
-            self._hub.begin(now)
+            self._audience.begin(now)
             return
-        await self._hub.reconnect(self._cursor)
+        await self._audience.reconnect(self._cursor)
         if not now.covers(self._cursor) or await reader.lacks(self._marks.all()):
             # What we have handed on is not there any more: a failover to a server that was behind, or a restored one.
             self._losses.begin(losses)
@@ -195,25 +244,23 @@ class Tail:
         began = time.monotonic()
         batch = await reader.after(self._cursor)
         # Whoever begins to watch from now on reads a state that has seen all of it.
-        transitions = await reader.with_bodies(batch.transitions, self._hub.wants_body)
+        transitions = await reader.with_bodies(batch.transitions, self._audience.wants_body)
         took = time.monotonic() - began
         self._cursor, self._seen = batch.cursor, batch.seen
         self._marks.told(batch.transitions)
-        self._hub.dispatch(transitions, batch.cursor)
+        lags = [(batch.read_at - transition.at).total_seconds() for transition in batch.transitions]
+        self._audience.dispatch(transitions, batch.cursor, Read(max(lags), began + took) if lags else None)
         if self._losses.noticed(batch.losses, batch.seen) or batch.pruned:
             self._begin_anew(batch.cursor, "transitions_lost")
         self._pace.note(time.monotonic(), len({one.txid for one in batch.transitions}), took)
-        self._observe(batch, took)
-
-    def _observe(self, batch: Batch, took: float) -> None:
         self._observer.read(self._why, len(batch.transitions), took)
-        for transition in batch.transitions:
-            self._observer.lag((batch.read_at - transition.at).total_seconds())
+        for lag in lags:
+            self._observer.lag(lag)
 
     async def _rest(self, listener: Listener) -> None:
         """Wait until it is time to read again; at once where reading again is what makes sleeping safe."""
         if not listener.hears:
-            await self._wait(DEAF_POLL_SECONDS[0 if self._hub.watching else 1])
+            await self._wait(DEAF_POLL_SECONDS[0 if self._audience.watching else 1])
         elif self._vigil is Vigil.ASLEEP:
             if self._pace.busy:
                 await listener.get_up()
@@ -251,13 +298,14 @@ class Tail:
                 self._losses.happened(self._seen or self._cursor)
             # Otherwise once is enough: putting a trigger back has waited for all who had written without it.
             self._begin_anew(self._cursor, "transitions_lost")
-        self.status.problems = problems
+        if problems != self.status.problems:
+            self.status = replace(self.status, problems=problems)
 
     def _begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
         log.warning("Streams begin anew: %s", reason.replace("_", " "), extra={"action": reason})
         self._observer.began_anew(reason)
         self._cursor = cursor
-        self._hub.begin_anew(cursor, reason)
+        self._audience.begin_anew(cursor, reason)
 
     async def _wait(self, seconds: float) -> None:
         # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes at the same time as the bell.

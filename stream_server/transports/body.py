@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from stream_server.frames import Wire
 from stream_server.subscription import Subscription
-from stream_server.transports.courier import courier
+from stream_server.transports.courier import Courier
 from stream_server.transports.delivery import LINE, Framing, Line, Stepped, Straight
 from stream_server.transports.places import keep_place
 
@@ -29,8 +29,8 @@ class Streaming(NamedTuple):
     watch: AbstractAsyncContextManager[Subscription]
     """Where frames come from. What is wrong is raised on entering, before the first header."""
 
-    silence: float
-    """Seconds without a frame after which a `ping` is sent."""
+    courier: Courier
+    """Who brings frames to their clients."""
 
     on_gone: Callable[[], None] | None = None
     """Called where the client went before the end."""
@@ -44,6 +44,7 @@ async def send_stream(
     send: Send,
     *,
     frame: Framing,
+    transport: str,
     first: bytes = b"",
 ) -> None:
     """Answer with frames until the stream ends, the connection must, or the client is gone.
@@ -55,16 +56,19 @@ async def send_stream(
         receive: Of the request.
         send: Of the request.
         frame: Makes bytes of a frame.
+        transport: One of `courier.TRANSPORTS`.
         first: Sent before the first frame.
     """
     start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
     line = scope.get(LINE)
     if line is not None and line.answers(scope) and scope["method"] != "HEAD":
-        await _send_straight(streaming, line, scope, send, start, frame=frame, first=first)
+        await _send_straight(streaming, line, scope, send, start, frame=frame, transport=transport, first=first)
         return
 
-    async def send_frames(wires: Sequence[Wire]) -> None:
-        await send(_body(b"".join([wire.framed(frame) for wire in wires])))
+    async def send_frames(wires: Sequence[Wire]) -> int:
+        data = b"".join([wire.framed(frame) for wire in wires])
+        await send(_body(data))
+        return len(data)
 
     async with streaming.watch as subscription:
         await send(start)
@@ -73,7 +77,8 @@ async def send_stream(
             return
         if first:
             await send(_body(first))
-        delivery = Stepped(subscription, courier(streaming.silence), send_frames, disconnected(receive))
+        gone = disconnected(receive)
+        delivery = Stepped(subscription, streaming.courier, send_frames, gone, transport=transport)
         with delivery.attended() as over:
             await over
         await send(_body(b"", more=False))
@@ -82,13 +87,21 @@ async def send_stream(
 
 
 async def _send_straight(
-    streaming: Streaming, line: Line, scope: Scope, send: Send, start: Message, *, frame: Framing, first: bytes
+    streaming: Streaming,
+    line: Line,
+    scope: Scope,
+    send: Send,
+    start: Message,
+    *,
+    frame: Framing,
+    transport: str,
+    first: bytes,
 ) -> None:
     """Send the headers, and leave the rest to a delivery that writes to the connection."""
     subscription = await streaming.watch.__aenter__()
     try:
         await send(start)
-        delivery = Straight(subscription, courier(streaming.silence), line, chunked(frame))
+        delivery = Straight(subscription, streaming.courier, line, chunked(frame), transport=transport)
     except BaseException as error:
         await streaming.watch.__aexit__(type(error), error, error.__traceback__)
         raise

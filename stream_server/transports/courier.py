@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
-from stream_server.frames import Wire
-from stream_server.subscription import Subscription
+from stream_server.errors import CloseCode
+from stream_server.frames import Close, Wire
+from stream_server.metrics import WireStatistics
 from stream_server.transports.pump import PING
 
 log = logging.getLogger(__name__)
@@ -27,8 +31,58 @@ MOST_IN_A_TURN = 500
 SLOTS = 16
 """Into how many parts the wheel of heartbeats divides the time of silence."""
 
+TRANSPORTS = ("sse", "ndjson", "websocket", "multiplex", "result", "wait")
+"""Ways to a client, as metrics name them; the last two wait for one answer."""
+
+AGE_SPREAD = (0.9, 1.0)
+"""A connection lives for so much of the age that is allowed, so that those who came at once don't all go at once."""
+
 Joined = MutableMapping[tuple[object, ...], bytes]
 """What several clients get in one write, made once: by way of framing and frames."""
+
+
+class Tally:
+    """What has been sent by one transport."""
+
+    __slots__ = ("bytes", "frames", "waiting")
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.bytes = 0
+        """Of frames, as they are framed."""
+
+        self.waiting = 0
+        """Requests that wait for an answer, and get no frames."""
+
+    @contextmanager
+    def one_waiting(self) -> Iterator[None]:
+        """Count a request that waits."""
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+
+
+class Source(Protocol):
+    """Where the frames of a delivery come from: a `Subscription`, or many."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last frame of the connection is due, or has been taken."""
+
+    @property
+    def closed(self) -> Close | None:
+        """Why the connection ends before the stream does."""
+
+    def on_due(self, notify: Callable[[], object]) -> None:
+        """Have something called whenever a frame becomes due."""
+
+    def take(self) -> Sequence[Wire]:
+        """Return all that is due, and forget it."""
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End the connection, after what is due, with a `close` frame that says why."""
 
 
 class Delivery(ABC):
@@ -37,13 +91,19 @@ class Delivery(ABC):
     Args:
         subscription: Where they come from.
         courier: Who calls.
+        transport: One of `TRANSPORTS`.
     """
 
-    __slots__ = ("_courier", "_subscription", "behind", "over", "queued", "silent", "slot", "spoke_at")
+    __slots__ = (
+        *("_courier", "_subscription", "_tally", "behind", "expires_at", "over", "queued", "silent", "slot"),
+        *("spoke_at", "transport_name"),
+    )
 
-    def __init__(self, subscription: Subscription, courier: Courier) -> None:
+    def __init__(self, subscription: Source, courier: Courier, transport: str) -> None:
         self._subscription = subscription
         self._courier = courier
+        self.transport_name = transport
+        self._tally = courier.tallies[transport]
         self.over: asyncio.Future[bool] = courier.loop.create_future()
         """Done when nothing more can be sent: `True` where all has been, `False` where the client is gone."""
 
@@ -55,6 +115,9 @@ class Delivery(ABC):
         """Whether a `ping` is due, unless something else is."""
 
         self.spoke_at = 0.0
+        self.expires_at = math.inf
+        """When the connection has lived for long enough."""
+
         self.slot = 0
 
     @contextmanager
@@ -94,9 +157,14 @@ class Delivery(ABC):
         if wires := self._subscription.take() or (PINGS if self.silent else ()):
             self.silent = False
             self.spoke_at = now
+            self._tally.frames += len(wires)
             self.write(wires, joined)
         if self._subscription.complete and not self.behind:
             self._end(there=True)
+
+    def expire(self) -> None:
+        """Have the client come again: to another server, perhaps, with new rights, over a way that is there still."""
+        self._subscription.close(CloseCode.AGED, "The connection has lived for long enough; the stream goes on")
 
     def catch_up(self) -> None:
         """The client has read: go on."""
@@ -117,6 +185,10 @@ class Delivery(ABC):
     def write(self, wires: Sequence[Wire], joined: Joined) -> None:
         """Send frames. Where the client must read first, be `behind` until `catch_up`."""
 
+    def unsent(self) -> int:
+        """Return how many bytes wait in the connection, as far as that can be told."""
+        return 0
+
     @abstractmethod
     def detach(self) -> None:
         """Let go of the connection."""
@@ -132,11 +204,15 @@ class Courier:
     Args:
         loop: The event loop.
         silence: Seconds without a frame after which a `ping` is sent.
+        age: Seconds after which a connection is closed, so that its client comes again; `None` lets it live.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, silence: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, silence: float, age: float | None = None) -> None:
         self.loop = loop
+        self.tallies = {transport: Tally() for transport in TRANSPORTS}
         self._silence = silence
+        self._age = age
+        self._after: list[Callable[[], None]] = []
         self._due: list[Delivery] = []
         self._tick = silence / SLOTS
         self._wheel: list[set[Delivery]] = [set() for _ in range(SLOTS)]
@@ -152,8 +228,10 @@ class Courier:
 
     def attend(self, delivery: Delivery) -> None:
         """See to it that a client is never left in silence."""
-        delivery.spoke_at = self.loop.time()
-        self._put(delivery, SLOTS)
+        now = delivery.spoke_at = self.loop.time()
+        if self._age is not None:
+            delivery.expires_at = now + self._age * random.uniform(*AGE_SPREAD)  # noqa: S311 # not for secrets
+        self._put(delivery, now + self._silence, now)
         self._attended += 1
         if self._timer is None:
             self._timer = self.loop.call_later(self._tick, self._turn)
@@ -165,8 +243,23 @@ class Courier:
         if not self._attended and self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            if _couriers.get((self.loop, self._silence)) is self:
-                del _couriers[self.loop, self._silence]
+
+    def when_written(self, call: Callable[[], None]) -> None:
+        """Have something called when all that is due now has been written; not at all, where nothing is."""
+        if self._due:
+            self._after.append(call)
+
+    def statistics(self) -> dict[str, WireStatistics]:
+        """Tell, for each transport, what has been sent, and what waits in connections."""
+        connections, unsent = Counter[str](), Counter[str]()
+        for slot in self._wheel:
+            for delivery in slot:
+                connections[delivery.transport_name] += 1
+                unsent[delivery.transport_name] += delivery.unsent()
+        return {
+            name: WireStatistics(connections[name] + tally.waiting, tally.frames, tally.bytes, unsent[name])
+            for name, tally in self.tallies.items()
+        }
 
     def _deliver(self) -> None:
         now, self._due = self._due[:MOST_IN_A_TURN], self._due[MOST_IN_A_TURN:]
@@ -179,6 +272,10 @@ class Courier:
             except Exception as error:  # noqa: BLE001 # the others are still to be called at
                 log.debug("A client could not be sent its frames: %r", error)
                 delivery.fail()
+        if not self._due:
+            after, self._after = self._after, []
+            for call in after:
+                call()
 
     def _turn(self) -> None:
         """Turn the wheel on by one slot."""
@@ -186,34 +283,23 @@ class Courier:
         self._hand = (self._hand + 1) % SLOTS
         here, self._wheel[self._hand] = self._wheel[self._hand], set()
         now = self.loop.time()
+        soon = now + self._tick / 2
         for delivery in here:
-            rest = delivery.spoke_at + self._silence - now
-            if rest <= self._tick / 2:
+            speak_at = delivery.spoke_at + self._silence
+            if delivery.expires_at <= soon:
+                delivery.expires_at = math.inf
+                delivery.expire()
+            elif speak_at <= soon:
                 delivery.silent = True
                 delivery.due()
-                rest = self._silence
-            self._put(delivery, math.ceil(rest / self._tick))
+                speak_at = now + self._silence
+            self._put(delivery, speak_at, now)
 
-    def _put(self, delivery: Delivery, ticks: int) -> None:
-        delivery.slot = (self._hand + min(ticks, SLOTS)) % SLOTS
+    def _put(self, delivery: Delivery, speak_at: float, now: float) -> None:
+        """Have the wheel come by when a `ping` is due, unless the connection is too old before."""
+        ticks = math.ceil((min(speak_at, delivery.expires_at) - now) / self._tick)
+        delivery.slot = (self._hand + min(max(ticks, 1), SLOTS)) % SLOTS
         self._wheel[delivery.slot].add(delivery)
-
-
-_couriers: dict[tuple[asyncio.AbstractEventLoop, float], Courier] = {}
-"""Those who have somebody to call at."""
-
-
-def courier(silence: float) -> Courier:
-    """Return the courier of this event loop.
-
-    Args:
-        silence: Seconds without a frame after which a `ping` is sent.
-    """
-    loop = asyncio.get_running_loop()
-    found = _couriers.get((loop, silence))
-    if found is None:
-        found = _couriers[loop, silence] = Courier(loop, silence)
-    return found
 
 
 def _nothing() -> None:

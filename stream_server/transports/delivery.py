@@ -14,8 +14,7 @@ from types import coroutine
 from typing import Any, Protocol
 
 from stream_server.frames import Close, Wire
-from stream_server.subscription import Subscription
-from stream_server.transports.courier import Courier, Delivery, Joined
+from stream_server.transports.courier import Courier, Delivery, Joined, Source
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +56,23 @@ class Straight(Delivery):
         courier: Who calls.
         line: The connection.
         frame: Makes bytes of a frame, as they are on the wire.
+        transport: One of `courier.TRANSPORTS`.
         hear: Called with what the client says meanwhile, where that has a meaning.
     """
 
     __slots__ = ("_first", "_frame", "_line", "_transport", "hear")
 
     def __init__(
-        self, subscription: Subscription, courier: Courier, line: Line, frame: Framing, hear: Hear | None = None
+        self,
+        subscription: Source,
+        courier: Courier,
+        line: Line,
+        frame: Framing,
+        hear: Hear | None = None,
+        *,
+        transport: str,
     ) -> None:
-        super().__init__(subscription, courier)
+        super().__init__(subscription, courier, transport)
         self.hear = hear
         self._line = line
         self._transport = line.transport
@@ -78,18 +85,22 @@ class Straight(Delivery):
 
     def write(self, wires: Sequence[Wire], joined: Joined) -> None:
         """Send frames. The connection itself says when it is full."""
-        if self._first:
-            first, self._first = self._first, b""
-            self._transport.write(first + b"".join([wire.framed(self._frame) for wire in wires]))
-            return
         if len(wires) == 1:
-            self._transport.write(wires[0].framed(self._frame))
-            return
-        key = (self._frame, *wires)
-        data = joined.get(key)
-        if data is None:
-            data = joined[key] = b"".join([wire.framed(self._frame) for wire in wires])
+            data = wires[0].framed(self._frame)
+        else:
+            key = (self._frame, *wires)
+            found = joined.get(key)
+            if found is None:
+                found = joined[key] = b"".join([wire.framed(self._frame) for wire in wires])
+            data = found
+        self._tally.bytes += len(data)
+        if self._first:
+            data, self._first = self._first + data, b""
         self._transport.write(data)
+
+    def unsent(self) -> int:
+        """Return how many bytes wait in the connection."""
+        return self._transport.get_write_buffer_size()
 
     def detach(self) -> None:
         """Let go of the connection."""
@@ -101,7 +112,7 @@ class Straight(Delivery):
         self.gone()
 
     def begin_alone(
-        self, watch: AbstractAsyncContextManager[Subscription], on_gone: OnGone = None, *, first: bytes = b""
+        self, watch: AbstractAsyncContextManager[object], on_gone: OnGone = None, *, first: bytes = b""
     ) -> None:
         """Bring frames when the request is over for ASGI: no task and no stack of calls is kept for it.
 
@@ -115,12 +126,12 @@ class Straight(Delivery):
         self.begin()
         self.over.add_done_callback(lambda _: self._end_in_task(watch, on_gone))
 
-    def _end_in_task(self, watch: AbstractAsyncContextManager[Subscription], on_gone: OnGone) -> None:
+    def _end_in_task(self, watch: AbstractAsyncContextManager[object], on_gone: OnGone) -> None:
         task = asyncio.create_task(self._end_alone(watch, on_gone), name="end of a stream")
         _ending.add(task)
         task.add_done_callback(_ending.discard)
 
-    async def _end_alone(self, watch: AbstractAsyncContextManager[Subscription], on_gone: OnGone) -> None:
+    async def _end_alone(self, watch: AbstractAsyncContextManager[object], on_gone: OnGone) -> None:
         there = self.over.result()
         self.stop()
         try:
@@ -141,22 +152,25 @@ class Stepped(Delivery):
     Args:
         subscription: Where they come from.
         courier: Who calls.
-        send: Sends frames, in order. It may wait until the client has read.
+        send: Sends frames, in order, and returns how many bytes they were. It may wait until the client has read.
         disconnected: Waits until the client has gone.
+        transport: One of `courier.TRANSPORTS`.
     """
 
     __slots__ = ("_gone", "_rest", "_send")
 
     def __init__(
         self,
-        subscription: Subscription,
+        subscription: Source,
         courier: Courier,
-        send: Callable[[Sequence[Wire]], Coroutine[Any, Any, None]],
+        send: Callable[[Sequence[Wire]], Coroutine[Any, Any, int]],
         disconnected: Coroutine[Any, Any, None],
+        *,
+        transport: str,
     ) -> None:
-        super().__init__(subscription, courier)
+        super().__init__(subscription, courier, transport)
         self._send = send
-        self._rest: asyncio.Task[None] | None = None
+        self._rest: asyncio.Task[int] | None = None
         self._gone = asyncio.create_task(disconnected, name="disconnect")
         self._gone.add_done_callback(lambda _: self.gone())
 
@@ -165,7 +179,8 @@ class Stepped(Delivery):
         sending = self._send(wires)
         try:
             waits_for = sending.send(None)
-        except StopIteration:
+        except StopIteration as sent:
+            self._tally.bytes += sent.value
             return
         except Exception as error:  # noqa: BLE001 # whatever a server raises to say that nobody is there
             self._failed(error)
@@ -180,13 +195,14 @@ class Stepped(Delivery):
         if self._rest is not None:
             self._rest.cancel()
 
-    def _sent(self, rest: asyncio.Task[None]) -> None:
+    def _sent(self, rest: asyncio.Task[int]) -> None:
         self._rest = None
         if rest.cancelled():
             return
         if (error := rest.exception()) is not None:
             self._failed(error)
         else:
+            self._tally.bytes += rest.result()
             self.catch_up()
 
     def _failed(self, error: BaseException) -> None:
@@ -195,10 +211,11 @@ class Stepped(Delivery):
 
 
 @coroutine
-def _go_on(sending: Coroutine[Any, Any, None], waits_for: object) -> Generator[Any, Any, None]:
+def _go_on(sending: Coroutine[Any, Any, int], waits_for: object) -> Generator[Any, Any, int]:
     """Bring a coroutine to its end that has been stepped once, and waits for something."""
     try:
         yield waits_for
-        yield from sending
+        sent: int = yield from sending
+        return sent
     finally:
         sending.close()

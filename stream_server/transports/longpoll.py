@@ -17,7 +17,6 @@ from stream_server.airflow_api import run_path
 from stream_server.answers import Hearing, RunAnswer, bare_value
 from stream_server.errors import AirflowRefused, CloseCode, StreamServerError, Unavailable
 from stream_server.frames import Close
-from stream_server.hub import Hub
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
 from stream_server.transports.body import disconnected
@@ -105,12 +104,12 @@ async def wait(
         Unavailable: The outcome can't be waited for here any more.
         AirflowRefused: The caller may not read the run any more.
     """
-    hub: Hub = request.scope["state"]["hub"]
-    hearing = Hearing(key)
+    state: State = request.scope["state"]
+    hub, hearing = state["hub"], Hearing(key)
     async with watch as subscription:
         gone = asyncio.create_task(disconnected(request.receive), name="disconnect")
         try:
-            with anyio.move_on_after(at_most):
+            with state["courier"].tallies["result"].one_waiting(), anyio.move_on_after(at_most):
                 await _hear(subscription, hearing, gone)
             if not hearing.over and hub.reading(key):
                 with anyio.move_on_after(READING_SECONDS):

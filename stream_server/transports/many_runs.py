@@ -39,7 +39,7 @@ async def stream(request: Request) -> Response:
     # Of one DAG it is known that he may read it.
     readable = None if dag_id else state["authorizer"].readable(caller)
     watch = permission.guarded(state["hub"].follow(wanted, since=since(request), readable=readable))
-    return stream_response(request, Streaming(watch, state["settings"].ping_interval))
+    return stream_response(request, Streaming(watch, state["courier"]))
 
 
 async def filter_of(state: State, asked: Mapping[str, Sequence[str]]) -> Filter:

@@ -31,4 +31,4 @@ class LineStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
-        await send_stream(self._streaming, self, scope, receive, send, frame=frame)
+        await send_stream(self._streaming, self, scope, receive, send, frame=frame, transport="ndjson")

@@ -11,19 +11,19 @@ from starlette.requests import HTTPConnection, Request
 from stream_server.admission import Admission
 from stream_server.auth import Authorizer
 from stream_server.deadlines import Deadlines
+from stream_server.duties import Upstream
 from stream_server.edge import Edge
 from stream_server.errors import BadParameter, TooLarge
 from stream_server.hub import Hub, Since
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
 from stream_server.journal.tickets import Tickets
-from stream_server.meter import Meter
 from stream_server.metrics import Metrics
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings, parse_duration
-from stream_server.tail import Tail
 from stream_server.transports.cancellation import Cancellations
+from stream_server.transports.courier import Courier
 
 QUESTION = frozenset({"result", "confirm", "until"})
 """Parameters that say what is asked of a run."""
@@ -41,9 +41,9 @@ class State(TypedDict):
 
     settings: Settings
     hub: Hub
-    tail: Tail
-    meter: Meter
+    upstream: Upstream
     metrics: Metrics
+    courier: Courier
     authorizer: Authorizer
     airflow: httpx.AsyncClient | None
     runs: Runs

@@ -13,6 +13,7 @@ from stream_server.subscription import Subscription
 from stream_server.transports import ndjson, sse
 from stream_server.transports.body import Streaming
 from stream_server.transports.caller import caller_of
+from stream_server.transports.courier import Courier
 from stream_server.transports.permission import permit
 from stream_server.transports.request import State, accepts, question, run_key, since
 
@@ -31,7 +32,7 @@ async def stream(request: Request) -> Response:
         # It stops an EventSource from coming again.
         return Response(status_code=204)
     watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked), since=came_from))
-    return stream_response(request, Streaming(watch, state["settings"].ping_interval))
+    return stream_response(request, Streaming(watch, state["courier"]))
 
 
 def unavailable(request: Request, error: Unavailable) -> Response:
@@ -76,11 +77,11 @@ def is_event_source(connection: HTTPConnection) -> bool:
     return connection.scope["type"] == "http" and connection.scope["method"] == "GET" and sse.MEDIA_TYPE in accept
 
 
-def turned_away(error: Throttled) -> Response:
+def turned_away(error: Throttled, courier: Courier) -> Response:
     """Return the answer to an `EventSource` that shall come again, but not at once."""
     subscription = Subscription(0)
     subscription.close(CloseCode.THROTTLED, str(error), retry_ms=1000 * error.retry_after)
-    return sse.EventStream(Streaming(nullcontext(subscription), 1.0), retry_ms=1000 * error.retry_after)
+    return sse.EventStream(Streaming(nullcontext(subscription), courier), retry_ms=1000 * error.retry_after)
 
 
 class _Failing(AbstractAsyncContextManager[Subscription]):

@@ -38,7 +38,8 @@ class EventStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
-        await send_stream(self._streaming, self, scope, receive, send, frame=frame, first=_retry(self._retry_ms))
+        first = _retry(self._retry_ms)
+        await send_stream(self._streaming, self, scope, receive, send, frame=frame, transport="sse", first=first)
 
 
 def _retry(least_ms: int) -> bytes:

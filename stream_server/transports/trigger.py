@@ -168,7 +168,7 @@ async def _answer(request: Request, airflow: AirflowApi, permission: Permission,
         await state["cancellations"].expect(key)
         on_gone = partial(state["cancellations"].schedule, key, asked, partial(airflow.fail, key), grace)
     if form != JSON:
-        streaming = Streaming(_naming_run(permission.guarded(watching), key), state["settings"].ping_interval, on_gone)
+        streaming = Streaming(_naming_run(permission.guarded(watching), key), state["courier"], on_gone)
         return stream_response(request, streaming, _names(request, key, "stream", STREAM))
     watch = permission.guarded(watching, until_refused)
     answer = await longpoll.wait(request, watch, key, plan.form.timeout, on_gone)

@@ -30,6 +30,7 @@ from stream_server.subscription import Subscription
 from stream_server.transition import RETURN_VALUE
 from stream_server.transports.body import HEADERS, break_off, disconnected
 from stream_server.transports.caller import caller_of
+from stream_server.transports.courier import Tally
 from stream_server.transports.permission import permit, until_refused
 from stream_server.transports.pump import PING, pump
 from stream_server.transports.request import State, run_key
@@ -70,7 +71,8 @@ async def wait(request: Request) -> Response:
 
     silence = min(max(interval, LEAST_SILENCE), state["settings"].ping_interval)
     watching = state["hub"].watch(key, Question(until="run", output=False))
-    return StateLines(Waiting(key, permission.guarded(watching, until_refused), read, silence))
+    watch = permission.guarded(watching, until_refused)
+    return StateLines(Waiting(key, watch, read, silence, state["courier"].tallies["wait"]))
 
 
 class Waiting(NamedTuple):
@@ -83,6 +85,9 @@ class Waiting(NamedTuple):
 
     silence: float
     """Seconds after which a state is told again."""
+
+    tally: Tally
+    """Where it is counted."""
 
 
 class StateLines(Response):
@@ -117,7 +122,8 @@ class StateLines(Response):
 
         gone = asyncio.create_task(disconnected(receive), name="disconnect")
         try:
-            await pump(subscription, gone=gone, silence=self._waiting.silence, send=send_lines)
+            with self._waiting.tally.one_waiting():
+                await pump(subscription, gone=gone, silence=self._waiting.silence, send=send_lines)
         finally:
             gone.cancel()
         if self._complete:

@@ -15,7 +15,6 @@ from stream_server.outcome import Question
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
 from stream_server.transports.caller import caller_of, refuse_foreign_origin
-from stream_server.transports.courier import courier
 from stream_server.transports.delivery import LINE, Line, Stepped, Straight
 from stream_server.transports.introduction import (
     MAX_ID_LENGTH,
@@ -79,15 +78,16 @@ async def _stream(websocket: WebSocket, permission: Permission, asked: Question)
         await _send_straight(websocket, line, watch)
         return
 
-    async def send_frames(wires: Sequence[Wire]) -> None:
+    async def send_frames(wires: Sequence[Wire]) -> int:
         for wire in wires:
             await websocket.send_text(wire.text)
+        return sum(len(wire.framed(frame)) for wire in wires)
 
     async with watch as subscription:
         await accept(websocket)
-        conversation = Conversation(watch, subscription)
-        mail = courier(state["settings"].ping_interval)
-        with Stepped(subscription, mail, send_frames, _listen(websocket, conversation)).attended() as over:
+        listening = _listen(websocket, Conversation(watch, subscription))
+        delivery = Stepped(subscription, state["courier"], send_frames, listening, transport="websocket")
+        with delivery.attended() as over:
             there = await over
         # Who has gone has nobody left to tell.
         if there:
@@ -102,7 +102,7 @@ async def _send_straight(websocket: WebSocket, line: Line, watch: Guarded) -> No
     try:
         await accept(websocket)
         hear = Conversation(watch, subscription).hear
-        delivery = Straight(subscription, courier(state["settings"].ping_interval), line, frame, hear)
+        delivery = Straight(subscription, state["courier"], line, frame, hear, transport="websocket")
     except BaseException as error:
         await watch.__aexit__(type(error), error, error.__traceback__)
         raise

@@ -33,6 +33,7 @@ async def plain_uvicorn(journal: str, port: int, *arguments: str) -> AsyncIterat
     environment = {
         "STREAM_SERVER_DATABASE_URL": journal,
         "STREAM_SERVER_AUTH": "none",
+        "STREAM_SERVER_I_KNOW_THAT_EVERYBODY_CAN_READ_EVERYTHING": "true",
         "STREAM_SERVER_MAX_RESULT_BYTES": str(2 * LARGE),
     }
     async with module_process(*command, **environment) as process:

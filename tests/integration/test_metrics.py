@@ -14,13 +14,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stream_server import __version__
 from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.errors import CloseCode
 from stream_server.journal.install import install, status
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
+from stream_server.transports.courier import TRANSPORTS
 from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.server import RunningServer, cut_off, running_server
-from support.streams import sse
+from support.streams import frames_of, sse, types, websocket
 from support.waiting import eventually_answered, eventually_async
 
 LABELS = {
@@ -28,6 +30,9 @@ LABELS = {
     "reason": {"journal_changed", "transitions_lost"},
     "state": {"live", "dead"},
     "part": {"table", "index"},
+    "transport": {*TRANSPORTS},
+    "code": {code.name.lower() for code in CloseCode},
+    "how": {"new", "resumed"},
 }
 """All values that a label may have, beside those of the build and the bounds of buckets."""
 
@@ -107,6 +112,37 @@ async def test_what_a_stream_does_is_counted(airflow: AirflowSql, quick: Setting
 async def is_watched_by_nobody(server: RunningServer) -> bool:
     found = await scrape(server)
     return (found.part("watched_runs"), found.part("open_streams")) == (0, 0)
+
+
+async def test_what_goes_over_the_wire_is_counted(
+    airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
+) -> None:
+    async with live_server(settings(max_connection_age="1s", ping_interval="200ms")) as server:
+        async with sse(server.url, run, "?until=run") as events, websocket(server.url, run) as connection:
+            await events.next()
+            await connection.recv()
+            open_now = await scrape(server)
+            assert [open_now.part(f"connections{{transport={one}}}") for one in ("sse", "websocket", "ndjson")] == [
+                *(1, 1, 0)
+            ]
+            await airflow.set_task(run, "ask", "scheduled")
+            frames = await events.rest()
+            assert types(frames)[-1] == "close"
+            assert frames[-1]["code"] == CloseCode.AGED
+            assert types(await frames_of(connection))[-1] == "close"
+            assert connection.close_code == CloseCode.AGED
+        place = next(one for one in reversed(events.ids) if one is not None)
+        async with sse(server.url, run, headers={"Last-Event-ID": place}) as again:
+            assert (await again.next())["type"] == "resumed"
+        found = await told(server, "closes_total{code=aged}", 2)
+        sent = found.part("sent_frames_total{transport=sse}")
+        assert sent >= len(frames) + 2, "the snapshot, and what came back"
+        assert found.part("sent_bytes_total{transport=sse}") > 100 * sent / 2
+        assert found.part("delivery_seconds_count") == 1
+        assert 0 < found.part("delivery_seconds_sum") < 10
+        assert found.part("join_duration_seconds_count{how=new}") == 2
+        assert found.part("join_duration_seconds_count{how=resumed}") == 1
+        assert found.part("unsent_bytes{transport=sse}") == 0
 
 
 async def test_no_label_names_a_dag_or_a_run(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:

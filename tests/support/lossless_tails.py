@@ -15,12 +15,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 from unittest.mock import patch
 
 import stream_server.tail
 from stream_server.cursor import Cursor
-from stream_server.hub import Hub
+from stream_server.observing import Read
 from stream_server.tail import Tail
 from stream_server.transition import Transition
 from support.lossless_ledger import Line, Row, row_of
@@ -47,6 +46,9 @@ class HubDouble:
     def on_watch(self, call: Callable[[], None]) -> None:
         pass
 
+    def wants_body(self, transition: Transition) -> bool:
+        return False
+
     def begin(self, cursor: Cursor) -> None:
         self._told("begin", cursor, [])
 
@@ -56,7 +58,7 @@ class HubDouble:
     def begin_anew(self, cursor: Cursor, reason: str = "journal_changed") -> None:
         self._told(reason, cursor, [])
 
-    def dispatch(self, transitions: Sequence[Transition], cursor: Cursor) -> None:
+    def dispatch(self, transitions: Sequence[Transition], cursor: Cursor, read: Read | None) -> None:
         self._told("", cursor, [row for row in map(row_of, transitions) if row is not None])
 
 
@@ -74,7 +76,7 @@ class HardOfHearing(asyncio.Event):
 
 def make_tail(url: str, told: Told, cursor: Cursor | None) -> Tail:
     """Make a tail that goes on from a cursor."""
-    tail = Tail(url, cast("Hub", HubDouble(told)), poll_interval=POLL_SECONDS, check_interval=CHECK_SECONDS)
+    tail = Tail(url, HubDouble(told), poll_interval=POLL_SECONDS, check_interval=CHECK_SECONDS)
     tail._cursor = cursor
     return tail
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from stream_server.families import encoded
 from stream_server.hub import HubStatistics
 from stream_server.journal.postgres import Measures
 from stream_server.meter import QUEUE_USAGE_WARNING, Meter
-from stream_server.metrics import Metrics
+from stream_server.metrics import Metrics, WireStatistics
+from stream_server.observing import Read
 from stream_server.tail import TailStatus, Why
 
 OPERATIONS = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
@@ -20,24 +24,41 @@ MEASURES = Measures(live_rows=5, dead_rows=2, table_bytes=8192, index_bytes=1638
 
 
 class Watched:
-    """What metrics ask of a hub and a tail."""
+    """What metrics ask of a hub, a tail and a supervisor."""
 
     status = TailStatus(connected=True, hears=True, problems=[])
+    serving = 2
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(runs=1, subscriptions=2, queued_frames=3, queued_bytes=4)
 
 
+class Wire:
+    """What metrics ask of a courier."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
+    def when_written(self, call: Callable[[], None]) -> None:
+        self.calls.append(call)
+
+    def statistics(self) -> dict[str, WireStatistics]:
+        return {"sse": WireStatistics(connections=2, frames=30, bytes=4000, unsent=50)}
+
+
 def attended(measures: Measures | None = MEASURES) -> Metrics:
     metrics, meter, watched = Metrics(), Meter(None, 30.0), Watched()  # type: ignore[arg-type]
     meter.measures, meter.at = measures, None if measures is None else 1_000_000.0
-    metrics.attend(watched, watched, meter)  # type: ignore[arg-type]
+    metrics.attend_hub(watched)  # type: ignore[arg-type]
+    metrics.attend_tail(watched, meter)  # type: ignore[arg-type]
+    metrics.attend_workers(watched)
+    metrics.attend_wire(Wire())
     return metrics
 
 
 def families(metrics: Metrics) -> dict[str, Metric]:
     """Return what a scrape is told, without when each counter began."""
-    body, _ = metrics.exposition()
+    body, _ = encoded(metrics.families())
     found = {family.name: family for family in text_string_to_metric_families(body.decode())}
     return {name: family for name, family in found.items() if not name.endswith("_created")}
 
@@ -107,6 +128,24 @@ def test_a_clock_that_was_set_back_makes_no_negative_lag() -> None:
     metrics.lag(-5.0)
     values = {sample.name: sample.value for sample in families(metrics)["stream_server_lag_seconds"].samples}
     assert (values["stream_server_lag_seconds_sum"], values["stream_server_lag_seconds_count"]) == (0, 1)
+
+
+def test_the_way_to_all_clients_is_measured_when_they_have_been_written_to() -> None:
+    metrics, wire = Metrics(), Wire()
+    metrics.dispatched(Read(0.25, time.monotonic()))
+    metrics.attend_wire(wire)
+    metrics.dispatched(Read(0.25, time.monotonic() - 0.5))
+    assert delivered(metrics) == (0, 0.0)
+    (written,) = wire.calls
+    written()
+    count, seconds = delivered(metrics)
+    assert count == 1
+    assert 0.75 <= seconds < 10
+
+
+def delivered(metrics: Metrics) -> tuple[float, float]:
+    values = {sample.name: sample.value for sample in families(metrics)["stream_server_delivery_seconds"].samples}
+    return values["stream_server_delivery_seconds_count"], values["stream_server_delivery_seconds_sum"]
 
 
 def test_a_queue_that_fills_is_a_warning() -> None:

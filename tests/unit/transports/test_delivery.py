@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
 from stream_server.errors import CloseCode
 from stream_server.frames import End, Reset, Wire
+from stream_server.metrics import WireStatistics
 from stream_server.subscription import Subscription
-from stream_server.transports.courier import MOST_IN_A_TURN, Joined, courier
+from stream_server.transports.courier import MOST_IN_A_TURN, Courier, Joined
 from stream_server.transports.delivery import Stepped
 from stream_server.transports.pump import PING
 from support.waiting import eventually_async
 
 FOREVER = 3600.0
+
+
+def courier(silence: float = FOREVER, age: float | None = None) -> Courier:
+    return Courier(asyncio.get_running_loop(), silence, age)
 
 
 def frame(name: str) -> Wire:
@@ -30,26 +35,27 @@ def end() -> Wire:
 class Client:
     """Somebody behind an ASGI server."""
 
-    def __init__(self, silence: float = FOREVER) -> None:
+    def __init__(self, mail: Courier | None = None) -> None:
         self.subscription = Subscription(10_000)
         self.reads = asyncio.Event()
         self.reads.set()
         self.leaves = asyncio.Event()
         self.fails: Exception | None = None
         self.sent: list[list[Wire]] = []
-        self._silence = silence
+        self.mail = mail or courier()
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[asyncio.Future[bool]]:
-        delivery = Stepped(self.subscription, courier(self._silence), self._send, self._left())
+        delivery = Stepped(self.subscription, self.mail, self._send, self._left(), transport="sse")
         with delivery.attended() as over:
             yield over
 
-    async def _send(self, wires: Sequence[Wire]) -> None:
+    async def _send(self, wires: Sequence[Wire]) -> int:
         await self.reads.wait()
         if self.fails is not None:
             raise self.fails
         self.sent.append(list(wires))
+        return sum(len(wire.json) for wire in wires)
 
     async def _left(self) -> None:
         await self.leaves.wait()
@@ -78,7 +84,8 @@ async def test_what_was_due_before_goes_out_at_once() -> None:
 
 
 async def test_sending_takes_no_task_while_clients_read() -> None:
-    clients = [Client() for _ in range(2 * MOST_IN_A_TURN + 1)]
+    mail = courier()
+    clients = [Client(mail) for _ in range(2 * MOST_IN_A_TURN + 1)]
     waiting = []
     for client in clients:
         context = client.served()
@@ -97,7 +104,8 @@ async def test_sending_takes_no_task_while_clients_read() -> None:
 
 
 async def test_a_slow_client_delays_nobody_and_gets_the_rest_when_it_reads() -> None:
-    slow, other = Client(), Client()
+    mail = courier()
+    slow, other = Client(mail), Client(mail)
     wires = [frame(name) for name in "abc"]
     async with slow.served(), other.served():
         slow.reads.clear()
@@ -148,13 +156,14 @@ async def test_a_client_that_is_gone_while_frames_are_sent_is_no_error(slow: boo
 
 
 async def test_a_fault_with_one_client_keeps_nothing_from_the_others() -> None:
-    broken, other, wire = Client(), Client(), frame("a")
+    mail = courier()
+    broken, other, wire = Client(mail), Client(mail), frame("a")
 
     class Broken(Stepped):
         def write(self, wires: Sequence[Wire], joined: Joined) -> None:
             raise RuntimeError("the handler is closed")
 
-    delivery = Broken(broken.subscription, courier(FOREVER), broken._send, broken._left())
+    delivery = Broken(broken.subscription, mail, broken._send, broken._left(), transport="sse")
     with delivery.attended() as over:
         async with other.served():
             for client in (broken, other):
@@ -171,7 +180,8 @@ async def test_a_client_that_leaves_ends_it() -> None:
 
 
 async def test_silence_is_broken_and_traffic_postpones_that() -> None:
-    quiet, talking = Client(silence=0.2), Client(silence=0.2)
+    mail = courier(silence=0.2)
+    quiet, talking = Client(mail), Client(mail)
     wire = frame("a")
     async with quiet.served(), talking.served():
 
@@ -184,15 +194,70 @@ async def test_silence_is_broken_and_traffic_postpones_that() -> None:
 
 
 async def test_nothing_is_left_when_the_last_client_has_gone() -> None:
-    client = Client(silence=0.2)
-    before = courier(0.2)
+    client = Client(courier(silence=0.2))
     async with client.served() as over:
         client.leaves.set()
         await over
-    assert courier(0.2) is not before
-    assert asyncio.all_tasks() == {asyncio.current_task()} or await _ended()
-
-
-async def _ended() -> bool:
+    assert client.mail._timer is None
     await eventually_async(lambda: asyncio.all_tasks() == {asyncio.current_task()})
-    return True
+
+
+async def test_what_is_sent_is_counted_by_transport() -> None:
+    mail = courier()
+    client, other, wires = Client(mail), Client(mail), [frame("a"), frame("b")]
+    async with client.served(), other.served():
+        other.reads.clear()
+        for one in (client, other):
+            one.subscription.push(wires)
+        await turn()
+        size = sum(len(wire.json) for wire in wires)
+        assert mail.statistics()["sse"] == WireStatistics(connections=2, frames=4, bytes=size, unsent=0)
+        other.reads.set()
+        await eventually_async(lambda: mail.statistics()["sse"].bytes == 2 * size)
+        with mail.tallies["result"].one_waiting():
+            assert mail.statistics()["result"] == WireStatistics(connections=1, frames=0, bytes=0, unsent=0)
+    assert {one.connections for one in mail.statistics().values()} == {0}
+
+
+async def test_what_is_due_is_said_to_have_been_written_when_it_has() -> None:
+    mail, said = courier(), list[int]()
+    clients = [Client(mail) for _ in range(MOST_IN_A_TURN + 1)]
+    async with AsyncExitStack() as stack:
+        for client in clients:
+            await stack.enter_async_context(client.served())
+        await turn()
+        mail.when_written(lambda: said.append(-1))
+        for client in clients:
+            client.subscription.push([frame("a")])
+        mail.when_written(lambda: said.append(sum(bool(client.sent) for client in clients)))
+        await eventually_async(lambda: said)
+    assert said == [MOST_IN_A_TURN + 1], "also where that takes several turns; not where nobody is written to"
+
+
+async def test_a_connection_that_is_old_enough_is_closed_so_that_its_client_comes_again() -> None:
+    mail = courier(silence=0.2, age=0.4)
+    clients = [Client(mail) for _ in range(40)]
+    began = asyncio.get_running_loop().time()
+    async with AsyncExitStack() as stack:
+        waiting = [await stack.enter_async_context(client.served()) for client in clients]
+        ages = [one.expires_at - began for slot in mail._wheel for one in slot]
+        assert await asyncio.wait_for(asyncio.gather(*waiting), 10) == [True] * len(clients)
+    assert 0.36 <= min(ages) < max(ages)
+    assert max(ages) - min(ages) > 0.01, "they don't all come again at once"
+    for client in clients:
+        closed = client.subscription.closed
+        assert closed is not None
+        assert (closed.code, closed.reconnect) == (CloseCode.AGED, True)
+        assert client.sent[-1][-1].frame == closed
+
+
+async def test_what_talks_grows_old_all_the_same() -> None:
+    client = Client(courier(silence=0.2, age=0.3))
+    async with client.served() as over:
+
+        def talk() -> bool:
+            client.subscription.push([frame("a")])
+            return over.done()
+
+        await eventually_async(talk)
+    assert client.subscription.closed is not None

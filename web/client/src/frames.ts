@@ -321,6 +321,7 @@ export interface Close {
    * - `4003` UNAVAILABLE: The journal can't be followed, or Airflow can't be asked, just now.
    *
    * Before the first frame only an `EventSource` is told so, which won't come back after a 503.
+   * - `4004` AGED: The connection has lived for as long as this server lets one live.
    * - `4005` INTERNAL: The server lost its place; a new connection starts with a fresh snapshot.
    * - `4006` AUTH_EXPIRING: The caller's token is about to expire; he goes on with another one.
    * - `4007` ACCESS_CHANGED: The caller may see more or less of the run than when he came; a new connection tells him
@@ -332,7 +333,7 @@ export interface Close {
    * - `4503` FORBIDDEN: The caller may not read this any more.
    * - `4510` IDLE: Nothing was subscribed to.
    */
-  code: 4001 | 4002 | 4003 | 4005 | 4006 | 4007 | 4010 | 4500 | 4501 | 4503 | 4510 | (number & {})
+  code: 4001 | 4002 | 4003 | 4004 | 4005 | 4006 | 4007 | 4010 | 4500 | 4501 | 4503 | 4510 | (number & {})
   /** The same in words, for people. */
   reason: string
   /** Whether the client should connect again; what clients go by that don't know the code. */
@@ -428,6 +429,7 @@ export const CLOSE_CODES = {
   DRAINING: 4001,
   SLOW: 4002,
   UNAVAILABLE: 4003,
+  AGED: 4004,
   INTERNAL: 4005,
   AUTH_EXPIRING: 4006,
   ACCESS_CHANGED: 4007,

@@ -1,0 +1,267 @@
+"""Several processes that follow one journal: `make bench-workers`.
+
+Side by side, in turn: one server; as many servers as workers, which share nothing; one process that listens and rings
+for readers of their own; and one process that reads for all (`--workers`). For each: what Airflow's changes cost at a
+steady rate, in CPU time of PostgreSQL and of the servers, and how long they take to clients of all of them; and how
+many transactions eight writers commit, as fast as they can. At last, how the system spreads connections over workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote
+
+import psutil
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from bench.journal import WORKLOADS, prepare
+from bench.stage import database, server, termination_raises
+from bench.streams import SseClient, itself
+from bench.writer import CONNECTIONS, Commit, add_run, write
+from stream_server.demo.accounts import Installation
+from stream_server.demo.rundir import RunDirectory
+from stream_server.run_state import RunKey
+
+ONE, ALONE, BELL, RELAYED = "one server", "servers that share nothing", "one bell, each reads", "one reads for all"
+WRITERS = 8
+CLIENTS = 16
+STRAGGLER_SECONDS = 10.0
+
+RINGING = """
+import asyncio, os, sys
+from support import lossless_tails
+lossless_tails.CHECK_SECONDS = 3600.0
+lossless_tails.POLL_SECONDS = 2.0
+from stream_server.journal.reader import Reader
+
+async def read(url, pipe):
+    bell, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(pipe, lambda: (os.read(pipe, 4096), bell.set()))
+    async with Reader.open(url) as reader:
+        cursor = (await reader.now()).cursor
+        while True:
+            await bell.wait()
+            bell.clear()
+            cursor = (await reader.after(cursor)).cursor
+
+async def ring(url, pipes):
+    def told(why, *_):
+        for pipe in pipes:
+            os.write(pipe, b"!")
+        if why:
+            print(why, flush=True)
+    await lossless_tails.make_tail(url, told, None).run()
+
+pipes = []
+for _ in range(int(sys.argv[2]) - 1):
+    out, into = os.pipe()
+    if os.fork() == 0:
+        asyncio.run(read(sys.argv[1], out))
+    pipes.append(into)
+asyncio.run(ring(sys.argv[1], pipes))
+"""
+"""A tail that rings for readers: what workers would be that share nothing but the bell. They serve nobody."""
+
+
+class Variant:
+    """Some processes that follow the journal."""
+
+    def __init__(self, processes: list[psutil.Process], urls: list[str]) -> None:
+        self.processes = processes
+        self.urls = urls
+
+    def seconds(self) -> float:
+        """Return the CPU time that they have used."""
+        every = {child for one in self.processes for child in [one, *one.children(recursive=True)]}
+        return sum(times.user + times.system for times in (one.cpu_times() for one in every))
+
+
+def main() -> int:
+    """Run the benchmark."""
+    options = _options()
+    found: dict[str, defaultdict[str, list[float]]] = {name: defaultdict(list) for name in (ONE, ALONE, BELL, RELAYED)}
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with termination_raises(), database() as (url, directory), TemporaryDirectory() as folder:
+        uvloop.run(prepare(url))
+        postmaster = _postmaster(url)
+        for number in range(1, options.rounds + 1):
+            for name, figures in found.items():
+                print(f"round {number} of {options.rounds}: {name}", file=sys.stderr, flush=True)
+                with _variant(name, url, directory, options.workers) as variant:
+                    key = RunKey(f"round_{number}", name)
+                    for figure, value in _steady(url, key, variant, postmaster, options).items():
+                        figures[figure].append(value)
+                    figures["commits_per_s"].append(_flood(url, Path(folder), options.seconds))
+        spread = _spread(url, directory, options)
+    medians = {name: {what: statistics.median(each) for what, each in one.items()} for name, one in found.items()}
+    _show(medians)
+    print(json.dumps({"benchmark": "workers", **vars(options), "figures": medians, "spread": spread, "misses": []}))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench-workers", description=__doc__)
+    parser.add_argument("--workers", type=int, default=4, help="(default: %(default)d)")
+    parser.add_argument("--rate", type=float, default=50.0, help="changes a second (default: %(default)g)")
+    parser.add_argument("--seconds", type=int, default=6, help="length of a measurement (default: %(default)d)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)d)")
+    parser.add_argument("--connections", type=int, default=1000, help="to be spread (default: %(default)d)")
+    return parser.parse_args()
+
+
+@contextmanager
+def _variant(name: str, url: str, directory: RunDirectory, workers: int) -> Iterator[Variant]:
+    with ExitStack() as stack:
+        if name == BELL:
+            yield stack.enter_context(_ringing(url, workers))
+            return
+        options = ("--workers", str(workers)) if name == RELAYED else ()
+        started = [
+            stack.enter_context(server(url, directory, *options, check_interval="1h"))
+            for _ in range(workers if name == ALONE else 1)
+        ]
+        yield Variant([psutil.Process(one.child.pid) for one in started], [one.url for one in started])
+
+
+@contextmanager
+def _ringing(url: str, workers: int) -> Iterator[Variant]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
+    command = [sys.executable, "-c", RINGING, url, str(workers)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        found = psutil.Process(process.pid)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline(), "it has begun"
+            yield Variant([found], [])
+        finally:
+            for one in [*found.children(recursive=True), found]:
+                one.terminate()
+
+
+def _steady(
+    url: str, key: RunKey, variant: Variant, postmaster: psutil.Process, options: argparse.Namespace
+) -> dict[str, float]:
+    """Write at a steady rate, and return what that costs and how long it takes."""
+    instances = uvloop.run(add_run(url, key))
+    count = CONNECTIONS + int(options.seconds * options.rate)
+    writing = partial(write, url, instances, first=1, rate=options.rate, count=count)
+    database_used, used = _database_seconds(postmaster), variant.seconds()
+    latencies = uvloop.run(_watched(key, variant.urls, writing, count))
+    return {
+        "database_us_per_change": 1e6 * (_database_seconds(postmaster) - database_used) / count,
+        "servers_us_per_change": 1e6 * (variant.seconds() - used) / count,
+        "p50_ms": statistics.median(latencies) if latencies else float("nan"),
+        "p99_ms": statistics.quantiles(latencies, n=100)[98] if latencies else float("nan"),
+    }
+
+
+async def _watched(
+    key: RunKey, urls: list[str], writing: Callable[[], Awaitable[list[Commit]]], count: int
+) -> list[float]:
+    """Write while clients watch, and return the milliseconds from the sending of each change to each client."""
+    path = f"/api/v2/dags/{key.dag_id}/dagRuns/{quote(key.run_id, safe='')}/stream?until=run"
+    loop, clients = asyncio.get_running_loop(), []
+    for number in range(CLIENTS if urls else 0):
+        address = urls[number % len(urls)]
+        client = SseClient(address + path)
+        await loop.create_connection(partial(itself, client), "127.0.0.1", int(address.rpartition(":")[2]))
+        await client.opened
+        clients.append(client)
+    commits = {one.number: one.sent for one in await writing()}
+    deadline = loop.time() + STRAGGLER_SECONDS
+    while any(len(one.received().deliveries) < count for one in clients):
+        assert loop.time() < deadline, "a change was lost"
+        await asyncio.sleep(0.2)
+    return [1000 * (one.at - commits[one.number]) for client in clients for one in client.received().deliveries]
+
+
+def _flood(url: str, folder: Path, seconds: int) -> float:
+    """Return how many transactions a second pgbench commits."""
+    script = folder / "script.sql"
+    script.write_text(WORKLOADS["transition"])
+    done = subprocess.run(
+        [
+            *(Installation.find().program("pgbench"), "--no-vacuum", "--protocol=prepared"),
+            *(f"--client={WRITERS}", "--jobs=1", f"--time={seconds}", f"--file={script}", url),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = re.search(r"^tps = ([0-9.]+)", done.stdout, re.MULTILINE)
+    assert found is not None, done.stdout
+    return float(found[1])
+
+
+def _postmaster(url: str) -> psutil.Process:
+    port = int(url.rsplit(":", 1)[1].partition("/")[0])
+    for one in psutil.net_connections("tcp4"):
+        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid is not None:
+            return psutil.Process(one.pid)
+    raise LookupError(f"Nobody listens on port {port}")
+
+
+def _database_seconds(postmaster: psutil.Process) -> float:
+    """Return the CPU time that all sessions have used, those that write included."""
+    total = 0.0
+    for child in postmaster.children():
+        # A worker of vacuum's may end just now.
+        with suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def _spread(url: str, directory: RunDirectory, options: argparse.Namespace) -> list[int]:
+    """Return how many connections each worker accepts."""
+    with server(url, directory, "--workers", str(options.workers)) as started:
+        return uvloop.run(_accepted(psutil.Process(started.child.pid), started.port, options.connections))
+
+
+async def _accepted(parent: psutil.Process, port: int, connections: int) -> list[int]:
+    streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(connections)]
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + STRAGGLER_SECONDS
+    counts: list[int] = []
+    while sum(counts) < connections:
+        assert loop.time() < deadline, "a connection was not accepted"
+        counts = sorted(_established(worker) for worker in parent.children())
+        await asyncio.sleep(0.1)
+    for _, writer in streams:
+        writer.close()
+    return counts
+
+
+def _established(worker: psutil.Process) -> int:
+    return sum(one.status == psutil.CONN_ESTABLISHED for one in worker.net_connections("tcp4"))
+
+
+def _show(medians: dict[str, dict[str, float]]) -> None:
+    columns = ("database_us_per_change", "servers_us_per_change", "p50_ms", "p99_ms", "commits_per_s")
+    table = Table(title="Several processes that follow one journal", title_justify="left")
+    for column in ("", *columns):
+        table.add_column(column.replace("_", " "), justify="right" if column else "left")
+    for name, figures in medians.items():
+        table.add_row(name, *(f"{figures[column]:.1f}" for column in columns))
+    Console(width=max(120, Console().width)).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

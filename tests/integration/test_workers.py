@@ -1,0 +1,337 @@
+"""Several processes on one port: one journal is read for all of them, and nothing is lost with any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import asyncpg
+import httpx
+import psutil
+import pytest
+
+from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.run_state import RunKey
+from support.airflow_sql import CHAIN, AirflowSql
+from support.server import cut_off, server_process
+from support.streams import DEADLINE, Events, Frame, frames_of, sse, states, types, websocket
+from support.waiting import eventually_answered, eventually_async
+
+WORKERS = 3
+CLIENTS = 24
+MISSING = "1 of 3 workers do not serve yet, or have died and are being replaced"
+START = 60.0
+"""Seconds in which all workers must serve, on a busy machine."""
+
+
+class Host:
+    """A server of several processes."""
+
+    def __init__(self, process: Process, url: str, admin: str | None) -> None:
+        self.url = url
+        self.admin = admin or url
+        self.parent = psutil.Process(process.pid)
+        self.process = process
+        self.log: list[str] = []
+
+    def workers(self) -> list[psutil.Process]:
+        return [child for child in self.parent.children() if child.status() != psutil.STATUS_ZOMBIE]
+
+    async def read_log(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.log.append(line.decode())
+
+    async def ready(self) -> bool:
+        return bool((await self.ask("/ready"))["status"] == "ready")
+
+    async def ask(self, path: str) -> Any:
+        with suppress(httpx.TransportError):
+            async with httpx.AsyncClient(base_url=self.admin, timeout=DEADLINE) as client:
+                return (await client.get(path)).json()
+        return {"status": "down", "problems": []}
+
+    async def until_ready(self) -> None:
+        await eventually_answered(self.ready, within=START, what="all workers serve")
+
+    async def metric(self, name: str) -> float:
+        async with httpx.AsyncClient(base_url=self.admin, timeout=DEADLINE) as client:
+            text = (await client.get("/metrics")).text
+        (value,) = re.findall(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(value)
+
+
+def connections_of(worker: psutil.Process) -> int:
+    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port != 0 for one in worker.net_connections("tcp4"))
+
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture
+def host(journal: str, unused_tcp_port: int) -> Serve:
+    """Begin to serve by several processes."""
+
+    @asynccontextmanager
+    async def serving(*arguments: str, admin: str | None = None) -> AsyncIterator[Host]:
+        command = ("--port", str(unused_tcp_port), "--workers", str(WORKERS), "--grace-period", "5s", *arguments)
+        async with server_process(*command, STREAM_SERVER_DATABASE_URL=journal) as process:
+            host = Host(process, f"http://127.0.0.1:{unused_tcp_port}", admin)
+            reading = asyncio.create_task(host.read_log())
+            try:
+                await host.until_ready()
+                yield host
+            finally:
+                if process.returncode is None:
+                    process.terminate()
+                    await asyncio.wait_for(process.wait(), START)
+                await reading
+
+    return serving
+
+
+@asynccontextmanager
+async def many(url: str, key: RunKey, clients: int = CLIENTS) -> AsyncIterator[list[Events]]:
+    """Open many streams, each of which has had its snapshot."""
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(sse(url, key, "?until=run")) for _ in range(clients)]
+        for events in opened:
+            assert (await events.next())["type"] == "snapshot"
+        yield opened
+
+
+def told(frames: list[Frame]) -> list[tuple[int, str]]:
+    return [(frame["seq"], frame["state"]) for frame in frames if frame["type"] in {"task", "run"}]
+
+
+async def written(airflow: AirflowSql, key: RunKey) -> list[tuple[int, str]]:
+    rows = await airflow.connection.fetch(
+        "SELECT id, state FROM stream_server.journal WHERE run_id = $1 AND kind IN ('task', 'run') ORDER BY id",
+        key.run_id,
+    )
+    return [tuple(row) for row in rows]
+
+
+async def test_clients_of_all_workers_hear_every_transition_once(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    before = len(await written(airflow, run))
+    async with host() as serving, many(serving.url, run) as clients:
+        shares = [connections_of(worker) for worker in serving.workers()]
+        assert len(shares) == WORKERS
+        assert min(shares) > 0, "the system has spread the connections"
+        await airflow.answer(run)
+        await airflow.set_task(run, "clean_up", "success")
+        await airflow.set_run(run, "success")
+        heard = [told(await events.rest()) for events in clients]
+        expected = (await written(airflow, run))[before:]
+        assert len(expected) > 10
+        assert heard == [expected] * CLIENTS
+        assert await listeners(airflow) == 1
+    assert "ERROR" not in "".join(serving.log), serving.log
+
+
+async def listeners(airflow: AirflowSql) -> int:
+    """Return how many sessions there are that listen, by what they have said last."""
+    found = await airflow.connection.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'stream_server'"
+        " AND datname = current_database() AND query ~ '^LISTEN|pg_try_advisory_lock|pg_advisory_unlock_shared'",
+    )
+    return int(found)
+
+
+async def test_a_client_goes_on_with_another_worker(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    async with host() as serving:
+        async with sse(serving.url, run, "?until=run") as events:
+            await events.next()
+            await airflow.run_task(run, "ask", 1)
+            first = [await events.next() for _ in range(3)]
+            place = events.ids[-1]
+        await airflow.run_task(run, "answer", 2)
+        await airflow.set_run(run, "success")
+        expected = [one for one in await written(airflow, run) if one[0] > first[-1]["seq"]]
+        # Whichever of them is asked.
+        for _ in range(4 * WORKERS):
+            async with sse(serving.url, run, "?until=run", {"Last-Event-ID": place or ""}) as again:
+                frames = await again.rest()
+            assert frames[0]["type"] == "resumed"
+            assert told(frames) == expected
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(
+    host: Serve, airflow: AirflowSql, run: RunKey
+) -> None:
+    async with host() as serving, many(serving.url, run) as clients:
+        counted = await serving.metric("stream_server_open_streams")
+        assert counted == CLIENTS
+        victim = max(serving.workers(), key=connections_of)
+        victim.kill()
+        await airflow.answer(run)
+        heard = []
+        for events in clients:
+            with suppress(httpx.TransportError):
+                await events.until("result")
+                heard.append(events)
+        assert 0 < len(heard) < CLIENTS
+        await serving.until_ready()
+        assert len(serving.workers()) == WORKERS
+        assert victim.pid not in {one.pid for one in serving.workers()}
+        assert await serving.metric("stream_server_workers_lost_total") == 1
+        assert await serving.metric("stream_server_open_streams") == len(heard)
+        # The new one knows what has happened, and what happens.
+        async with many(serving.url, run) as others:
+            await airflow.set_run(run, "success")
+            for events in others:
+                assert (await events.until("end"))[-1]["outcome"] == "result"
+    assert "A worker has died (signal SIGKILL); starting another" in "".join(serving.log)
+
+
+async def test_ready_means_all_workers(host: Serve) -> None:
+    async with host() as serving:
+        serving.workers()[0].kill()
+
+        async def missed() -> bool:
+            return [*(await serving.ask("/ready"))["problems"]] == [MISSING]
+
+        await eventually_answered(missed, within=START)
+        await serving.until_ready()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_no_worker_outlives_its_parent(host: Serve, run: RunKey, number: signal.Signals) -> None:
+    async with host() as serving, many(serving.url, run, 6) as clients:
+        workers = serving.workers()
+        serving.process.send_signal(number)
+        for events in clients:
+            assert types(await events.rest()) == ["close"], "each is drained, though nobody is there to ask for it"
+        await asyncio.wait_for(serving.process.wait(), START)
+        await eventually_async(lambda: not any(worker.is_running() for worker in workers), within=START)
+    assert serving.process.returncode == (0 if number == signal.SIGTERM else -number)
+    assert "ERROR" not in "".join(serving.log), serving.log
+
+
+async def test_a_worker_that_is_stuck_goes_with_its_parent(host: Serve) -> None:
+    async with host() as serving:
+        workers = serving.workers()
+        workers[0].suspend()
+        serving.process.kill()
+        await eventually_async(lambda: not any(worker.is_running() for worker in workers[1:]), within=START)
+        workers[0].resume()
+        await eventually_async(lambda: not workers[0].is_running(), within=START)
+
+
+async def test_nothing_is_lost_with_the_connections_to_the_database(
+    host: Serve, airflow: AirflowSql, run: RunKey
+) -> None:
+    before = len(await written(airflow, run))
+    async with host() as serving, many(serving.url, run) as clients:
+        assert await cut_off(airflow.connection) >= 2
+        await airflow.answer(run)
+        await airflow.set_run(run, "success")
+        expected = (await written(airflow, run))[before:]
+        for events in clients:
+            assert told(await events.rest()) == expected
+        assert await serving.metric("stream_server_connections_lost_total") == 1
+
+
+async def test_streams_of_all_workers_outlive_a_crash_of_postgresql(
+    postgres: EmbeddedPostgres, journal: str, host: Serve, run: RunKey
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with host() as serving, many(serving.url, run) as clients:
+        await loop.run_in_executor(None, postgres.kill)
+
+        async def noticed() -> bool:
+            return "PostgreSQL does not answer" in "".join((await serving.ask("/ready"))["problems"])
+
+        await eventually_answered(noticed)
+        await loop.run_in_executor(None, postgres.start)
+        async with AirflowSql.open(journal) as airflow:
+            await airflow.run_task(run, "answer", "after all")
+            await airflow.set_run(run, "success")
+        for events in clients:
+            frames = await events.until("end")
+            assert states(frames, "answer")[-3:] == ["queued", "running", "success"]
+            assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": "after all"}]
+
+
+async def test_silent_transactions_are_seen_by_every_worker(
+    journal: str, host: Serve, airflow: AirflowSql, run: RunKey
+) -> None:
+    """Many writers at once: the tail stays awake, and transactions do not ring."""
+    version = await airflow.connection.fetchval("SELECT id FROM dag_version LIMIT 1")
+    keys = [RunKey("chat", f"load_{number}") for number in range(8)]
+    for key in keys:
+        await airflow.trigger(key, version, list(CHAIN))
+    async with host() as serving, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(sse(serving.url, key, "?until=run")) for key in keys]
+        for events in clients:
+            await events.next()
+        before = [len(await written(airflow, key)) for key in keys]
+
+        async def load(key: RunKey) -> None:
+            connection = await asyncpg.connect(journal)
+            for turn in range(60):
+                await connection.execute(
+                    "UPDATE task_instance SET state = $2 WHERE run_id = $1 AND task_id = 'ask'",
+                    key.run_id,
+                    ("queued", "running")[turn % 2],
+                )
+            await connection.close()
+
+        await asyncio.gather(*map(load, keys))
+        for key in keys:
+            await airflow.set_run(key, "success")
+        for key, events, known in zip(keys, clients, before, strict=True):
+            assert told(await events.rest()) == (await written(airflow, key))[known:]
+        assert await serving.metric('stream_server_reads_total{why="load"}') > 0
+        assert await listeners(airflow) == 1
+
+
+async def test_metrics_are_those_of_all_workers(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    async with host() as serving:
+        async with many(serving.url, run) as clients, websocket(serving.url, run) as connection:
+            assert await serving.metric("stream_server_open_streams") == CLIENTS + 1
+            assert await serving.metric("stream_server_workers") == WORKERS
+            assert await serving.metric("stream_server_tail_connected") == 1
+            await airflow.answer(run)
+            for events in clients:
+                await events.until("result")
+            assert types(await frames_of(connection))[-1] == "end"
+            rows = await serving.metric("stream_server_read_rows_total")
+            assert rows == await serving.metric("stream_server_lag_seconds_count") > 0
+        await eventually_answered(lambda: is_metric(serving, "stream_server_open_streams", 0))
+
+
+async def test_operators_have_one_port_for_all_workers(host: Serve, run: RunKey, unused_tcp_port_factory: Any) -> None:
+    port = unused_tcp_port_factory()
+    async with host("--admin-port", str(port), admin=f"http://127.0.0.1:{port}") as serving:
+        assert (await serving.ask("/ready"))["status"] == "ready"
+        assert await serving.metric("stream_server_workers") == WORKERS
+        async with many(serving.url, run), httpx.AsyncClient(base_url=serving.url) as client:
+            assert await serving.metric("stream_server_open_streams") == CLIENTS
+            assert (await client.get("/metrics")).status_code == 404
+
+
+async def is_metric(serving: Host, name: str, value: float) -> bool:
+    return await serving.metric(name) == value
+
+
+async def test_no_secret_is_in_the_list_of_processes(journal: str, host: Serve) -> None:
+    password = "very-secret"
+    async with host("--database-url", journal.replace("@", f":{password}@")) as serving:
+        seen = [" ".join(one.cmdline()) for one in [serving.parent, *serving.workers()]]
+    assert len(seen) == WORKERS + 1
+    assert not [line for line in seen if password in line]
+
+
+async def test_a_port_that_is_taken_is_told(journal: str, host: Serve) -> None:
+    async with host() as serving:
+        port = serving.url.rpartition(":")[2]
+        async with server_process("--port", port, "--workers", "2", STREAM_SERVER_DATABASE_URL=journal) as second:
+            _, said = await asyncio.wait_for(second.communicate(), START)
+        assert second.returncode == 64
+        assert f"Cannot listen on 127.0.0.1:{port}: Address already in use" in said.decode()
