@@ -211,8 +211,8 @@ class WebSocketLine(WebSocketsSansIOProtocol):
             _extras(self.scope)[LINE] = self
 
     def send_receive_event_to_app(self) -> None:
-        """Hand on a message: where the connection belongs to a delivery, to that."""
-        if self.delivery is None:
+        """Hand on a message: to the application or, where the request is over, to the delivery."""
+        if self.delivery is None or not isinstance(self.queue, _Nowhere):
             super().send_receive_event_to_app()
             return
         data, self.frames = b"".join(self.frames), []

@@ -8,11 +8,11 @@ as its last member. A refusal disturbs nobody else.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-import anyio
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -32,7 +32,10 @@ from stream_server.hub import Since
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
+from stream_server.transports.bundle import Bundle
 from stream_server.transports.caller import caller_of, refuse_foreign_origin
+from stream_server.transports.courier import Delivery
+from stream_server.transports.delivery import LINE, Stepped, Straight
 from stream_server.transports.introduction import (
     MAX_ID_LENGTH,
     Introduction,
@@ -45,11 +48,11 @@ from stream_server.transports.introduction import (
 from stream_server.transports.many_runs import filter_of
 from stream_server.transports.permission import Guarded, permit, permit_many
 from stream_server.transports.places import join
-from stream_server.transports.pump import PING
 from stream_server.transports.request import State
+from stream_server.transports.websocket import closing, frame
 
-MAX_REPLIES = 64
-"""Answers that may wait for a client; beyond that, what it says next is read when it has read."""
+TRANSPORT = "multiplex"
+"""How metrics name it."""
 
 
 class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", forbid_unknown_fields=True):
@@ -103,30 +106,23 @@ async def stream(websocket: WebSocket) -> None:
         except StreamServerError as error:
             await refuse(websocket, error)
             return
-    reading = asyncio.create_task(multiplex.read(), name="multiplex reader")
-    try:
-        await multiplex.write(reading)
-    except WebSocketDisconnect:
-        return
-    finally:
-        reading.cancel()
-        await multiplex.close()
+        await multiplex.serve()
 
 
 class _Stream:
     """One stream of a connection."""
 
     def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.subscription: Subscription | None = None
+        self.opening: asyncio.Task[None] | None = None
         self.guarded: Guarded | None = None
-        self.over = asyncio.Event()
+        self.subscription: Subscription | None = None
+        """What is due of it; `None` while it begins, and when it has been left."""
 
 
 class Multiplex:
     """The streams of one connection.
 
-    Each is held open by a task of its own; one writer sends what is due to all of them.
+    None of them has a task of its own but while it begins and while it ends; one delivery brings what is due of all.
     """
 
     def __init__(self, websocket: WebSocket, caller: Caller) -> None:
@@ -134,11 +130,9 @@ class Multiplex:
         self._caller = caller
         self._state: State = websocket.scope["state"]
         self._streams: dict[str, _Stream] = {}
-        self._replies: asyncio.Queue[Wire] = asyncio.Queue(MAX_REPLIES)
-        self._due = asyncio.Event()
+        self._bundle = Bundle(self._over)
+        self._ending: set[asyncio.Task[None]] = set()
         self._warned: datetime | None = None
-        self._idle = False
-        self._state["idle"].start(self._be_idle)
 
     async def begin(self) -> None:
         """Have the client say who he is, where he must and has not.
@@ -152,7 +146,37 @@ class Multiplex:
             said = await introduction(self._websocket)
             await self._introduce(said)
 
-    async def read(self) -> None:
+    async def serve(self) -> None:
+        """Do what the client asks, and send what is due, until it is gone or the connection must end."""
+        reading = asyncio.create_task(self._read(), name="multiplex reader")
+        self._be_idle_later()
+        try:
+            with self._state["hub"].connection(self._bundle), self._delivery(reading).attended() as over:
+                there = await over
+            if reading.done():
+                reading.result()
+        finally:
+            reading.cancel()
+            await self._end()
+        if there:
+            with suppress(WebSocketDisconnect):
+                await self._websocket.close(*closing(self._bundle.closed))
+
+    def _delivery(self, reading: asyncio.Task[None]) -> Delivery:
+        line, courier = self._websocket.scope.get(LINE), self._state["courier"]
+        if line is None:
+            gone = _end_of(reading)
+            return Stepped(self._bundle, courier, self._send, gone, transport=TRANSPORT)
+        delivery = Straight(self._bundle, courier, line, frame, transport=TRANSPORT)
+        reading.add_done_callback(lambda _: delivery.gone())
+        return delivery
+
+    async def _send(self, wires: Sequence[Wire]) -> int:
+        for wire in wires:
+            await self._websocket.send_text(wire.text)
+        return sum(len(wire.framed(frame)) for wire in wires)
+
+    async def _read(self) -> None:
         """Do what the client asks, until it is gone."""
         while True:
             message = await self._websocket.receive()
@@ -163,47 +187,6 @@ class Multiplex:
                 await self._do(_operation(text))
             except StreamServerError as error:
                 await self._refuse(_identity(text), error)
-
-    async def write(self, reading: asyncio.Task[None]) -> None:
-        """Send what is due, until the client is gone or the server stops."""
-        reading.add_done_callback(lambda _: self._due.set())
-        while not reading.done():
-            with anyio.move_on_after(self._state["settings"].ping_interval):
-                await self._due.wait()
-            if not self._due.is_set():
-                await self._websocket.send_text(PING.text)
-            self._due.clear()
-            await self._send_due()
-            if self._state["hub"].draining:
-                await self._websocket.close(CloseCode.DRAINING, "The server is shutting down")
-                return
-            if self._idle:
-                await self._websocket.close(CloseCode.IDLE, "There was no stream on this connection for too long")
-                return
-        reading.result()
-
-    async def close(self) -> None:
-        """End all streams."""
-        tasks = [stream.task for stream in self._streams.values() if stream.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._state["idle"].stop(self._be_idle)
-
-    def _be_idle(self) -> None:
-        self._idle = True
-        self._due.set()
-
-    async def _send_due(self) -> None:
-        while not self._replies.empty():
-            await self._websocket.send_text(self._replies.get_nowait().text)
-        for identity, stream in list(self._streams.items()):
-            if stream.subscription is None:
-                continue
-            for wire in stream.subscription.take():
-                await self._websocket.send_text(_named(wire, identity))
-            if stream.subscription.finished:
-                stream.over.set()
 
     async def _do(self, operation: Operation) -> None:
         if isinstance(operation, Introduction):
@@ -216,7 +199,7 @@ class Multiplex:
         elif isinstance(operation, Unsubscribe):
             await self._unsubscribe(operation.id)
         else:
-            await self._reply(Wire(Ack(op="ping", id=operation.id)))
+            await self._bundle.reply(Wire(Ack(op="ping", id=operation.id)))
 
     def _subscribe(self, operation: Subscribe) -> None:
         if operation.id in self._streams:
@@ -227,15 +210,14 @@ class Multiplex:
         join(self._websocket.scope)
         self._state["idle"].stop(self._be_idle)
         stream = self._streams[operation.id] = _Stream()
-        stream.task = asyncio.create_task(self._hold(operation, stream), name="multiplexed stream")
+        stream.opening = asyncio.create_task(self._begin(operation, stream), name="beginning of a stream")
 
     async def _unsubscribe(self, identity: str) -> None:
         stream = self._streams.get(identity)
-        if stream is None or stream.task is None:
+        if stream is None:
             raise BadRequest(f"There is no stream {identity[:MAX_ID_LENGTH]!r} on this connection")
-        stream.task.cancel()
-        await asyncio.wait({stream.task})
-        await self._reply(Wire(Ack(op="unsubscribe", id=identity)))
+        await self._leave(identity, stream)
+        await self._bundle.reply(Wire(Ack(op="unsubscribe", id=identity)))
 
     async def _introduce(self, said: Introduction) -> None:
         """Go on with another credential: what its bearer may not see ends."""
@@ -249,7 +231,7 @@ class Multiplex:
         self._caller = caller
         for stream in list(self._streams.values()):
             await self._renew(stream, caller)
-        await self._reply(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])))
+        await self._bundle.reply(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])))
 
     async def _renew(self, stream: _Stream, caller: Caller) -> None:
         authorizer, subscription, guarded = self._state["authorizer"], stream.subscription, stream.guarded
@@ -265,25 +247,20 @@ class Multiplex:
 
     def _expiring(self, subscription: Subscription, expires_at: datetime) -> None:
         """Tell the client once for all his streams that his token is about to expire."""
-        if self._warned != expires_at and not self._replies.full():
+        if self._warned != expires_at:
             self._warned = expires_at
-            self._replies.put_nowait(Wire(AuthExpiring(expires_at=expires_at)))
-            self._due.set()
+            self._bundle.tell(Wire(AuthExpiring(expires_at=expires_at)))
 
-    async def _hold(self, operation: Subscribe, stream: _Stream) -> None:
-        """Keep a stream open until it is over."""
+    async def _begin(self, operation: Subscribe, stream: _Stream) -> None:
         try:
-            async with await self._open(operation, stream) as subscription:
-                await self._reply(Wire(Ack(op="subscribe", id=operation.id)))
-                stream.subscription = subscription
-                subscription.on_due(self._due.set)
-                await stream.over.wait()
+            guarded = await self._open(operation, stream)
+            stream.subscription = subscription = await guarded.__aenter__()
         except StreamServerError as error:
+            self._forget(operation.id, stream)
             await self._refuse(operation.id, error)
-        finally:
-            del self._streams[operation.id]
-            if not self._streams:
-                self._state["idle"].start(self._be_idle)
+            return
+        await self._bundle.reply(Wire(Ack(op="subscribe", id=operation.id)))
+        self._bundle.add(operation.id, subscription)
 
     async def _open(self, operation: Subscribe, stream: _Stream) -> Guarded:
         hub, since, authorizer = self._state["hub"], Since.parse(operation.cursor), self._state["authorizer"]
@@ -298,12 +275,52 @@ class Multiplex:
         stream.guarded = permission.guarded(watch, self._expiring)
         return stream.guarded
 
-    async def _refuse(self, identity: str, error: StreamServerError) -> None:
-        await self._reply(Wire(refusal(identity, error)))
+    def _over(self, identity: str) -> None:
+        """A stream has sent its last frame: its name is free again."""
+        stream = self._streams[identity]
+        self._forget(identity, stream)
+        task = asyncio.create_task(self._leave(identity, stream), name="end of a stream")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
-    async def _reply(self, wire: Wire) -> None:
-        await self._replies.put(wire)
-        self._due.set()
+    async def _leave(self, identity: str, stream: _Stream) -> None:
+        """End a stream, however far it has come."""
+        if stream.opening is not None and stream.opening is not asyncio.current_task():
+            stream.opening.cancel()
+            await asyncio.wait({stream.opening})
+        if self._streams.get(identity) is stream:
+            self._bundle.remove(identity)
+            self._forget(identity, stream)
+        if stream.subscription is not None and stream.guarded is not None:
+            stream.subscription = None
+            await stream.guarded.__aexit__(None, None, None)
+
+    async def _end(self) -> None:
+        """End all streams."""
+        for identity, stream in list(self._streams.items()):
+            await self._leave(identity, stream)
+        while self._ending:
+            await asyncio.wait(self._ending)
+        self._state["idle"].stop(self._be_idle)
+
+    def _forget(self, identity: str, stream: _Stream) -> None:
+        if self._streams.get(identity) is stream:
+            del self._streams[identity]
+        if not self._streams:
+            self._be_idle_later()
+
+    def _be_idle_later(self) -> None:
+        self._state["idle"].start(self._be_idle)
+
+    def _be_idle(self) -> None:
+        self._bundle.close(CloseCode.IDLE, "There was no stream on this connection for too long")
+
+    async def _refuse(self, identity: str, error: StreamServerError) -> None:
+        await self._bundle.reply(Wire(refusal(identity, error)))
+
+
+async def _end_of(reading: asyncio.Task[None]) -> None:
+    await asyncio.wait({reading})
 
 
 def _operation(text: str | bytes) -> Operation:
@@ -322,11 +339,6 @@ def _identity(text: str | bytes) -> str:
         return msgspec.json.decode(text, type=_Named).id
     except msgspec.DecodeError:
         return ""
-
-
-def _named(wire: Wire, identity: str) -> str:
-    """Return a frame as it is for all, with the name that this client gave to its stream as the last member."""
-    return f'{wire.text[:-1]},"id":{msgspec.json.encode(identity).decode()}}}'
 
 
 def _run_of(operation: Subscribe, run_id: str) -> tuple[RunKey, Question]:
