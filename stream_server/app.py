@@ -99,6 +99,8 @@ def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = Fa
                 allow_origins=settings.cors_origins,
                 allow_methods=("GET", "POST"),
                 allow_headers=ASKED_HEADERS,
+                # Cookies, for origins that are named; `refuse_foreign_origin` sees to the rest.
+                allow_credentials="*" not in settings.cors_origins,
                 expose_headers=TOLD_HEADERS,
             )
         ],

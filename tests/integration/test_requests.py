@@ -158,6 +158,28 @@ async def test_a_page_of_a_known_origin_opens_a_websocket(choosy: RunningServer,
         assert json.loads(await connection.recv())["type"] == "snapshot"
 
 
+@pytest.mark.parametrize(
+    ("named", "origin", "credentials"),
+    [
+        ("https://app.example.com", "https://app.example.com", "true"),
+        ("https://app.example.com", "https://evil.example.com", None),
+        ("*", "https://app.example.com", None),
+    ],
+)
+async def test_pages_of_named_origins_alone_may_come_with_cookies(
+    settings: Callable[..., Settings], named: str, origin: str, credentials: str | None
+) -> None:
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "Idempotency-Key",
+    }
+    async with running_server(settings(cors_origins=(named,))) as server, httpx.AsyncClient() as client:
+        answer = await client.options(f"{server.url}/api/v2/dags/d/dagRuns", headers=asked)
+    allowed = answer.headers if answer.status_code == 200 else {}
+    assert allowed.get("Access-Control-Allow-Credentials") == credentials
+
+
 @pytest.mark.parametrize("name", ["token", "access_token", "Authorization"])
 async def test_a_token_in_a_url_is_refused(server: RunningServer, run: RunKey, name: str) -> None:
     async with sse(server.url, run, f"?{name}=abc.def.ghi") as events:
