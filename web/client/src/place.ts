@@ -1,6 +1,6 @@
 // How far a stream has been read, and what has been seen. Pure.
 
-import type { Frame } from "./output_frames.js"
+import type { Frame } from "./frames.js"
 
 /** Marks that are remembered. More than a batch holds: what came before the cursor comes again only from a broken proxy. */
 const MOST_MARKS = 10_000

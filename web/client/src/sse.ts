@@ -2,9 +2,9 @@
 
 import { createParser } from "eventsource-parser"
 import type { Ending } from "./endings.js"
+import type { Frame } from "./frames.js"
 import { refusal, type Server, send, streamAddress } from "./http.js"
 import type { Hear, Open } from "./link.js"
-import type { Frame } from "./output_frames.js"
 
 const MEDIA_TYPE = "text/event-stream"
 

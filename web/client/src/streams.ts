@@ -2,9 +2,9 @@
 
 import { Audience } from "./audience.js"
 import { StreamError } from "./errors.js"
+import type { Frame } from "./frames.js"
 import { Link, type LinkOptions, type Open } from "./link.js"
 import { isOver } from "./machine.js"
-import type { Frame } from "./output_frames.js"
 import type { Bookmark, Current, FrameStream, Listener, Platform, RunKey, RunStream, StreamState } from "./types.js"
 import { NOTHING_KNOWN, type Outcome, type RunView, reduce } from "./view.js"
 

@@ -5,9 +5,9 @@
 
 import type { Ask } from "./asks.js"
 import type { Ending } from "./endings.js"
+import type { Frame } from "./frames.js"
 import type { Attempt, Hear, Open } from "./link.js"
 import type { Multiplex } from "./multiplex.js"
-import type { Frame } from "./output_frames.js"
 import type { Clock } from "./types.js"
 
 /** What tabs say to each other. `to` and `from` are names of tabs. */

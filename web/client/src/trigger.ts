@@ -2,6 +2,7 @@
 
 import { runsPath } from "./asks.js"
 import type { Ending } from "./endings.js"
+import type { Frame } from "./frames.js"
 import { addressOf, refusal, type Server, send } from "./http.js"
 import type { Attempt, Hear, Open } from "./link.js"
 import { readEvents } from "./sse.js"
@@ -58,9 +59,17 @@ class Trigger {
     const runId = runIdIn(response.headers.get("Content-Location") ?? response.headers.get("Location"))
     if (runId !== null) this.#begun({ dagId, runId })
     if (!response.ok) return refusal(response)
-    if (streams) return readEvents(response, hear)
+    if (streams) return readEvents(response, (frames) => this.#hear(frames, hear))
     await response.body?.cancel().catch(() => {})
     return runId === null ? { kind: "strange", status: response.status, why: "The answer names no run" } : null
+  }
+
+  /** Takes the run's name from its frames, where headers are kept from pages of other origins. */
+  #hear(frames: readonly Frame[], hear: Hear): void {
+    for (const frame of this.#watch === null ? frames : []) {
+      if ("run_id" in frame && frame.run_id) this.#begun({ dagId: this.#triggering.dagId, runId: frame.run_id })
+    }
+    hear(frames)
   }
 
   #begun(key: RunKey): void {

@@ -1,7 +1,7 @@
 // What users of the client give and get.
 
 import type { StreamError } from "./errors.js"
-import type { Frame } from "./output_frames.js"
+import type { Frame } from "./frames.js"
 import type { Outcome, RunView } from "./view.js"
 
 /**

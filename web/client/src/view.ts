@@ -1,7 +1,18 @@
 // What is known of a run, folded from its frames. Pure: a view is plain JSON and never changes; each frame gives another.
 
-import type { End, Failure, Reference, RunInfo, RunTransition, Snapshot, TaskInfo, TaskTransition } from "./frames.js"
-import type { Chunk, Frame, Progress } from "./output_frames.js"
+import type {
+  Chunk,
+  End,
+  Failure,
+  Frame,
+  Progress,
+  Reference,
+  RunInfo,
+  RunTransition,
+  Snapshot,
+  TaskInfo,
+  TaskTransition,
+} from "./frames.js"
 
 /** What one task instance has said from inside, in its present try. */
 export interface Output {
@@ -178,7 +189,10 @@ function output(view: RunView, frame: Chunk | Progress): RunView {
 
 function said(before: Output, frame: Chunk | Progress): Output {
   if (frame.withheld) return { ...before, withheld: true }
-  if (frame.type === "progress") return { ...before, progress: frame.value ?? null }
+  if (frame.type === "progress") {
+    const { fraction = null, text = null } = frame.value ?? {}
+    return { ...before, progress: { fraction, text } }
+  }
   const text = typeof frame.value === "string" ? before.text + frame.value : before.text
   return { ...before, chunks: [...before.chunks, frame.value], text }
 }

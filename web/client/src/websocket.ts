@@ -1,10 +1,9 @@
 // A WebSocket (RFC 6455): frames are text messages, the cursor is their last member.
 
 import { type Ending, endingOfCode } from "./endings.js"
-import type { Refusal } from "./frames.js"
+import type { Frame, Refusal } from "./frames.js"
 import { bearer, isRenewable, type Server, streamAddress } from "./http.js"
 import type { Attempt, Open } from "./link.js"
-import type { Frame } from "./output_frames.js"
 
 const NORMAL_CLOSURE = 1000
 
@@ -115,7 +114,7 @@ export function withFallback(first: Open, second: Open): Open {
       const ending = await first(attempt, (frames) => {
         heard = true
         hear(frames)
-      })
+      }).catch((error): Ending => ({ kind: "cut", why: String(error) }))
       if (heard || ending.kind !== "cut") return ending
       avoided = true
       if (attempt.signal.aborted) return ending

@@ -69,6 +69,16 @@ test("a stream that breaks is gone on with by GET, from where it was", async () 
   expect(url.pathname + url.search).toBe("/prefix/api/v2/dags/chat/dagRuns/r%2F1/stream?until=run&cursor=c2")
 })
 
+test("a run whose name no header tells is known by its frames", async () => {
+  const { stream, server } = await running([
+    whole(events([at("c1", snapshot())])),
+    whole(events([resumed("c1")]) + OVER),
+  ])
+  expect(await stream.started).toEqual({ dagId: "chat", runId: "r1" })
+  await reached(stream, "ended")
+  expect(server.asked.map(({ request }) => request.method)).toEqual(["POST", "GET"])
+})
+
 test("a stream that breaks before its first frame is gone on with by GET, too", async () => {
   const { stream, server } = await running([begun(""), whole(events([at("c1", snapshot())]) + OVER)])
   await reached(stream, "ended")

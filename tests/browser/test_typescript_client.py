@@ -1,0 +1,90 @@
+"""The TypeScript client in a real browser, whose tabs share a connection."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+from playwright.async_api import BrowserContext, Page, async_playwright, expect
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support import typescript
+from support.airflow_sql import AirflowSql
+from support.asking import ANSWER
+from support.chromium import QUIET
+from support.pages import serving
+from support.proxy import Proxy
+from support.server import running_server
+from support.streams import states
+from support.waiting import eventually_async
+
+
+async def tab(context: BrowserContext, origin: str, run: RunKey, **client: object) -> Page:
+    """Open a page that follows a run."""
+    query = urlencode(
+        {"client": json.dumps(client), "dagId": run.dag_id, "runId": run.run_id},
+    )
+    page = await context.new_page()
+    await page.goto(f"{origin}/client/test/page.html?{query}")
+    await expect(page.locator("output")).to_contain_text("live")
+    return page
+
+
+async def test_tabs_hold_one_connection_and_another_takes_over_when_the_first_is_closed(
+    chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
+) -> None:
+    typescript.built_client()
+    with serving(typescript.WEB) as origin:
+        async with (
+            running_server(settings(cors_origins=(origin,))) as server,
+            Proxy.to(urlsplit(server.url).port) as proxy,
+            async_playwright() as playwright,
+            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+        ):
+            await eventually_async(lambda: server.hub.live)
+            context = await browser.new_context()
+            url = f"http://127.0.0.1:{proxy.port}"
+            leader, *others = [await tab(context, origin, run, baseUrl=url, shareAs="me") for _ in range(10)]
+            assert proxy.accepted == 1
+            await airflow.start_task(run, "ask")
+            for page in (leader, *others):
+                await expect(page.locator("output")).to_contain_text("ask running")
+            await leader.close()
+            await airflow.set_task(run, "ask", "success")
+            await airflow.run_task(run, "answer", ANSWER)
+            await airflow.set_run(run, "success")
+            for page in others:
+                await expect(page.locator("output")).to_contain_text("ended")
+                frames = await page.evaluate("() => window.told")
+                assert states(frames, "ask") == ["scheduled", "queued", "running", "success"]
+                assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": ANSWER}]
+            assert proxy.accepted == 2
+
+
+@pytest.mark.parametrize("transport", ["sse", "websocket", "multiplex"])
+async def test_a_page_follows_a_run_over_a_cut_connection(
+    chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, transport: str
+) -> None:
+    typescript.built_client()
+    with serving(typescript.WEB) as origin:
+        async with (
+            running_server(settings(cors_origins=(origin,))) as server,
+            Proxy.to(urlsplit(server.url).port) as proxy,
+            async_playwright() as playwright,
+            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+        ):
+            await eventually_async(lambda: server.hub.live)
+            context = await browser.new_context()
+            page = await tab(context, origin, run, baseUrl=f"http://127.0.0.1:{proxy.port}", transport=transport)
+            await airflow.start_task(run, "ask")
+            await expect(page.locator("output")).to_contain_text("ask running")
+            await proxy.cut()
+            await airflow.run_task(run, "answer", ANSWER)
+            await airflow.set_run(run, "success")
+            await expect(page.locator("output")).to_contain_text("ended")
+            frames = await page.evaluate("() => window.told")
+    assert states(frames, "ask") == ["scheduled", "queued", "running"]
+    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": ANSWER}]

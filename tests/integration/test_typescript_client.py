@@ -1,0 +1,115 @@
+"""The TypeScript client against the server: nothing is lost and nothing is told twice, whatever breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from urllib.parse import urlsplit
+
+import pytest
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.asking import ANSWER
+from support.proxy import Proxy
+from support.server import RunningServer, running_server
+from support.streams import states
+from support.typescript import Following, following
+from support.waiting import eventually_async
+
+pytestmark = pytest.mark.parametrize("transport", ["sse", "websocket", "multiplex"])
+
+EACH_STATE = ["scheduled", "queued", "running", "success"]
+
+
+def asked(port: int | None, transport: str, run: RunKey, **options: object) -> dict[str, object]:
+    """Return what a client is asked that goes on to the end of the run."""
+    client = {"baseUrl": f"http://127.0.0.1:{port}", "transport": transport, "auth": "none"}
+    return {
+        "client": client,
+        "dagId": run.dag_id,
+        "runId": run.run_id,
+        "options": {"until": "run", **{name: value for name, value in options.items() if value is not None}},
+    }
+
+
+def each_once(*clients: Following) -> list[dict[str, object]]:
+    """Return the frames of clients that took up each other's stream, having seen that none came twice."""
+    frames = [frame for client in clients for frame in client.frames]
+    seqs = [(frame["type"], frame["seq"]) for frame in frames if "seq" in frame]
+    assert len(seqs) == len(set(seqs))
+    return frames
+
+
+async def test_a_run_is_followed_over_cut_connections_to_its_end(
+    server: RunningServer, run: RunKey, airflow: AirflowSql, transport: str
+) -> None:
+    async with Proxy.to(urlsplit(server.url).port) as proxy, following(**asked(proxy.port, transport, run)) as client:
+        await client.until_frame("snapshot")
+        for state in EACH_STATE:
+            await airflow.set_task(run, "ask", state)
+            await client.until_frame("task", task_id="ask", state=state)
+            await proxy.cut()
+        await airflow.run_task(run, "answer", ANSWER)
+        await client.until_frame("result")
+        await airflow.set_run(run, "success")
+        last = await client.end()
+    frames = each_once(client)
+    assert states(frames, "ask") == EACH_STATE
+    assert last["outcome"]["value"] == ANSWER
+    assert last["view"]["run"]["state"] == "success"
+    assert last["view"]["tasks"]["answer"]["state"] == "success"
+
+
+async def test_a_client_that_was_killed_is_followed_by_another_from_its_bookmark(
+    server: RunningServer, run: RunKey, airflow: AirflowSql, transport: str
+) -> None:
+    port = urlsplit(server.url).port
+    async with following(**asked(port, transport, run)) as killed:
+        await killed.until_frame("snapshot")
+        await airflow.set_task(run, "ask", "scheduled")
+        await killed.until_frame("task", task_id="ask")
+        killed.kill()
+    await airflow.set_task(run, "ask", "queued")
+    await airflow.run_task(run, "answer", ANSWER)
+    async with following(**asked(port, transport, run, bookmark=killed.bookmark)) as client:
+        await client.until_frame("result")
+        await airflow.set_run(run, "success")
+        last = await client.end()
+    frames = each_once(killed, client)
+    assert [frame["type"] for frame in frames].count("snapshot") == 1
+    assert states(frames, "ask") == ["scheduled", "queued"]
+    assert states(frames, "answer")[-2:] == ["running", "success"]
+    assert last["view"]["tasks"]["ask"]["state"] == "queued"
+    assert last["outcome"]["value"] == ANSWER
+
+
+async def test_another_server_goes_on_where_one_has_stopped(
+    settings: Callable[..., Settings], run: RunKey, airflow: AirflowSql, transport: str
+) -> None:
+    async with AsyncExitStack() as life, running_server(settings()) as successor, Proxy.to(None) as proxy:
+        first = await life.enter_async_context(running_server(settings()))
+        await eventually_async(lambda: first.hub.live and successor.hub.live)
+        await proxy.turn_to(urlsplit(first.url).port)
+        async with following(**asked(proxy.port, transport, run)) as client:
+            await client.until_frame("snapshot")
+            await airflow.set_task(run, "ask", "scheduled")
+            await client.until_frame("task", state="scheduled")
+            await life.aclose()
+            await airflow.set_task(run, "ask", "queued")
+            await proxy.turn_to(urlsplit(successor.url).port)
+            await client.until_frame("task", state="queued")
+            await airflow.run_task(run, "answer", ANSWER)
+            await airflow.set_run(run, "success")
+            await client.end()
+    assert states(each_once(client), "ask") == ["scheduled", "queued"]
+
+
+async def test_what_is_refused_is_told_with_its_status(server: RunningServer, run: RunKey, transport: str) -> None:
+    unknown = RunKey(run.dag_id, "no_such_run")
+    async with following(**asked(urlsplit(server.url).port, transport, unknown)) as client:
+        last = await client.end()
+    error = last["outcome"]["error"]
+    assert (error["code"], error["status"]) == ("refused", 404)
+    assert "no_such_run" in error["message"]
