@@ -24,4 +24,4 @@ export {
   type TaskTransition,
 } from "./frames.js"
 export type * from "./types.js"
-export { NOTHING_KNOWN, type Outcome, type Output, type RunView, reduce, taskKey } from "./view.js"
+export { chunksOf, NOTHING_KNOWN, type Outcome, type Output, type RunView, reduce, taskKey } from "./view.js"

@@ -1,12 +1,12 @@
 // Triggering a run and watching it as one stream: the POST is its first connection, and what it names is taken up by GET.
 
-import { runsPath } from "./asks.js"
+import { askForRun, queryOf, runsPath } from "./asks.js"
 import type { Ending } from "./endings.js"
 import type { Frame } from "./frames.js"
 import { addressOf, refusal, type Server, send } from "./http.js"
 import type { Attempt, Hear, Open } from "./link.js"
 import { readEvents } from "./sse.js"
-import type { Question, RunKey, RunOptions } from "./types.js"
+import type { RunKey, RunOptions } from "./types.js"
 
 export interface Triggering {
   readonly dagId: string
@@ -78,14 +78,14 @@ class Trigger {
   }
 
   #query(): URLSearchParams {
-    const { options, streams } = this.#triggering
+    const { dagId, options, streams } = this.#triggering
     const query = new URLSearchParams({ wait_for_completion: "true" })
     if (options.ifExists !== undefined) query.set("if_exists", options.ifExists)
     if (!streams) {
       query.set("timeout", "0")
       return query
     }
-    for (const [name, value] of questionOf(options)) query.append(name, value)
+    for (const [name, value] of queryOf(askForRun({ dagId, runId: "" }, options))) query.append(name, value)
     if (options.onDisconnect !== undefined) query.set("on_disconnect", options.onDisconnect)
     return query
   }
@@ -105,14 +105,6 @@ class Trigger {
       body: JSON.stringify(body),
     }
   }
-}
-
-/** Returns the parameters of a question. */
-export function questionOf({ result, until, confirm }: Question): [string, string][] {
-  const parameters: [string, string][] = (result ?? []).map((taskId) => ["result", taskId])
-  if (until !== undefined) parameters.push(["until", until])
-  if (confirm !== undefined) parameters.push(["confirm", confirm])
-  return parameters
 }
 
 /** Reads the run's name from the header that names it. Whatever host stands there, we stay where we are. */

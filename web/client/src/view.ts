@@ -17,8 +17,8 @@ import type {
 /** What one task instance has said from inside, in its present try. */
 export interface Output {
   readonly tryNumber: number
-  /** Its chunks, oldest first. */
-  readonly chunks: readonly unknown[]
+  /** Its chunks, oldest first, in blocks; `chunksOf` joins them. */
+  readonly blocks: readonly (readonly unknown[])[]
   /** Those of its chunks that are text, joined. */
   readonly text: string
   /** The last that it told of its progress. */
@@ -84,11 +84,19 @@ const RUN_FINAL = new Set<string | null>(["success", "failed"])
 /** States in which a try of a task has ended (`airflow.utils.state.State.finished`, and what waits for another try). */
 const TRY_OVER = new Set<string | null>(["success", "failed", "upstream_failed", "skipped", "removed", "up_for_retry"])
 
+/** Chunks in a block. */
+const BLOCK = 256
+
 const NO_STATUS = "no_status"
 
 /** The name of a task instance in a view: `task`, or `task[3]` where the task is mapped. */
 export function taskKey(taskId: string, mapIndex: number): string {
   return mapIndex < 0 ? taskId : `${taskId}[${mapIndex}]`
+}
+
+/** The values of all chunks, oldest first. */
+export function chunksOf(output: Output): unknown[] {
+  return output.blocks.flat(1)
 }
 
 /** Returns the view after a frame. What does not concern the run, or is not known, changes nothing. */
@@ -183,7 +191,7 @@ function output(view: RunView, frame: Chunk | Progress): RunView {
   const kept: Output =
     before?.tryNumber === frame.try_number
       ? before
-      : { tryNumber: frame.try_number, chunks: [], text: "", progress: null, withheld: false }
+      : { tryNumber: frame.try_number, blocks: [], text: "", progress: null, withheld: false }
   return { ...view, output: { ...view.output, [key]: said(kept, frame) } }
 }
 
@@ -194,7 +202,13 @@ function said(before: Output, frame: Chunk | Progress): Output {
     return { ...before, progress: { fraction, text } }
   }
   const text = typeof frame.value === "string" ? before.text + frame.value : before.text
-  return { ...before, chunks: [...before.chunks, frame.value], text }
+  return { ...before, blocks: appended(before.blocks, frame.value), text }
+}
+
+/** To copy all that was said with each chunk would take minutes for a long answer: the last block is enough. */
+function appended(blocks: Output["blocks"], value: unknown): Output["blocks"] {
+  const last = blocks.at(-1)
+  return last === undefined || last.length >= BLOCK ? [...blocks, [value]] : [...blocks.slice(0, -1), [...last, value]]
 }
 
 function value(results: Readonly<Record<string, unknown>>): unknown {

@@ -41,7 +41,7 @@ async function follow(cut: Pick<Cutter, "url" | "next">, bytes: number, options:
 function expectAll(stream: RunStream, bytes: number): void {
   const { view } = stream
   expect(view.output.answer?.text, `cut after ${bytes} bytes`).toBe("Lüft scatters 🌈 light.\r\n")
-  expect(view.output.answer?.chunks.length).toBe(3)
+  expect(view.output.answer?.blocks.flat(1).length).toBe(3)
   expect(view.tasks.answer?.state).toBe("running")
   expect(view.run?.state).toBe("success")
   expect(view.outcome).toMatchObject({ kind: "result", value: { text: "weil" } })

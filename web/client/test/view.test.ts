@@ -1,5 +1,5 @@
 import { expect, test } from "vitest"
-import { type Frame, NOTHING_KNOWN, type RunView, reduce, taskKey } from "../src/index.js"
+import { chunksOf, type Frame, NOTHING_KNOWN, type RunView, reduce, taskKey } from "../src/index.js"
 import { chunk, end, failure, progress, reset, result, run, snapshot, task } from "./support/frames.js"
 
 const fold = (...frames: Frame[]): RunView => frames.reduce(reduce, NOTHING_KNOWN)
@@ -74,12 +74,21 @@ test("what a task says is put together, by instance", () => {
   )
   expect(view.output.answer).toEqual({
     tryNumber: 1,
-    chunks: ["Air ", { source: "a book" }, "scatters"],
+    blocks: [["Air ", { source: "a book" }, "scatters"]],
     text: "Air scatters",
     progress: { fraction: 0.1, text: "searching" },
     withheld: false,
   })
   expect(view.output["answer[3]"]?.text).toBe("other")
+})
+
+test("chunks may be lists, and very many", () => {
+  let view = fold(snapshot())
+  for (let index = 0; index < 50_000; index++) view = reduce(view, chunk(index, index, [index]))
+  const output = view.output.answer
+  const chunks = output === undefined ? [] : chunksOf(output)
+  expect(chunks.length).toBe(50_000)
+  expect(chunks[49_999]).toEqual([49_999])
 })
 
 test("a later try begins anew, and an earlier one has nothing to say any more", () => {
@@ -95,7 +104,7 @@ test("a later try begins anew, and an earlier one has nothing to say any more", 
 test("what is withheld is told to be", () => {
   const { value: _, ...silent } = chunk(1, 0, "")
   const view = fold(snapshot(), { ...silent, withheld: true })
-  expect(view.output.answer).toMatchObject({ withheld: true, chunks: [], text: "" })
+  expect(view.output.answer).toMatchObject({ withheld: true, blocks: [], text: "" })
 })
 
 test("a reset forgets all but the run, and says why", () => {
