@@ -11,11 +11,14 @@ from stream_server import __version__
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return what `airflow/provider.yaml.schema.json` describes: it registers `@task.result`."""
+    """Return what `airflow/provider.yaml.schema.json` describes: it registers `@task.result` and `@task.stream`."""
     return {
         "package-name": "airflow-stream-server",
         "name": "Stream server",
         "description": "Trigger an Airflow DAG and watch it answer.",
         "versions": [__version__],
-        "task-decorators": [{"name": "result", "class-name": "stream_server.authoring.decorators.result"}],
+        "task-decorators": [
+            {"name": "result", "class-name": "stream_server.authoring.decorators.result"},
+            {"name": "stream", "class-name": "stream_server.authoring.stream.stream"},
+        ],
     }

@@ -1,4 +1,4 @@
-"""What DAG files import, on Airflow 3.0 to 3.3: which of a DAG's tasks answers whoever waits for it.
+"""What DAG files import, on Airflow 3.0 to 3.3: which of a DAG's tasks answers, and what its tasks say while they run.
 
 Needs Airflow, and nothing else that this distribution's server needs.
 """
@@ -12,8 +12,10 @@ from stream_server.authoring.errors import (
     CannotAnswer,
     ContradictingMarks,
     MisplacedMark,
+    NothingToStream,
     UnknownResultTask,
 )
+from stream_server.authoring.output import emit, progress
 
 __all__ = [
     "DAG",
@@ -21,8 +23,11 @@ __all__ = [
     "CannotAnswer",
     "ContradictingMarks",
     "MisplacedMark",
+    "NothingToStream",
     "UnknownResultTask",
     "dag",
+    "emit",
+    "progress",
     "result_from",
     "result_task",
 ]

@@ -4,7 +4,8 @@
     ├── MisplacedMark       what was marked is no task
     ├── UnknownResultTask   the DAG has no task of that name
     ├── CannotAnswer        the task never returns a value
-    └── ContradictingMarks  two marks cannot both be meant
+    ├── ContradictingMarks  two marks cannot both be meant
+    └── NothingToStream     a function under @task.stream yields nothing; told when the task runs
 
 Every text names the DAG and the task as far as they are known, and ends with the remedy.
 """
@@ -30,3 +31,7 @@ class CannotAnswer(AuthoringError, ValueError):
 
 class ContradictingMarks(AuthoringError, ValueError):
     """Two marks cannot both be meant."""
+
+
+class NothingToStream(AuthoringError, TypeError):
+    """A function under `@task.stream` yields nothing."""

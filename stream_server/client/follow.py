@@ -23,7 +23,7 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from stream_server.frames import AnyFrame, Close, End, Ping, Reset, Snapshot, decode
+from stream_server.frames import AnyFrame, Chunk, Close, End, Ping, Progress, Reset, Snapshot, decode
 
 PATIENCE_SECONDS = 60.0
 """How long to go on trying, by default, before a connection counts as lost for good."""
@@ -154,7 +154,7 @@ class _Place:
 
     def __init__(self) -> None:
         self._cursor: str | None = None
-        self._since: set[tuple[type[AnyFrame], int]] = set()
+        self._since: set[tuple[object, ...]] = set()
         """Frames that came after the cursor: they come again if the connection breaks now."""
 
     def resuming(self, address: str) -> str:
@@ -164,7 +164,7 @@ class _Place:
     def is_news(self, message: Message) -> bool:
         """Note that a frame has come; false if it had come before."""
         frame = message.frame
-        mark = (type(frame), seq) if (seq := getattr(frame, "seq", None)) is not None else None
+        mark = _mark_of(frame)
         known = mark in self._since
         if mark is not None:
             self._since.add(mark)
@@ -175,6 +175,15 @@ class _Place:
             self._cursor = cursor
             self._since.clear()
         return not known
+
+
+def _mark_of(frame: AnyFrame) -> tuple[object, ...] | None:
+    """Return what no other frame of a stream has in common with this one; `None` where it may come again."""
+    if isinstance(frame, (Chunk, Progress)):
+        # A row may hold several of them, and a try may be written down twice.
+        return frame.task_id, frame.map_index, frame.try_number, frame.index
+    seq = getattr(frame, "seq", None)
+    return None if seq is None else (type(frame), seq)
 
 
 def _connected(address: str, token: str | None) -> connect:

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+import msgspec
+from msgspec import UNSET
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,8 +15,11 @@ from rich.text import Text
 from stream_server.frames import (
     NO_STATUS,
     AnyFrame,
+    Chunk,
     End,
     Failure,
+    Progress,
+    Report,
     Reset,
     Result,
     Resumed,
@@ -23,6 +28,9 @@ from stream_server.frames import (
     TaskTransition,
 )
 from stream_server.run_state import RUN_FINAL
+
+MAX_SAID = 10_000
+"""Characters that are shown of what a task has said, the last ones."""
 
 _STYLES = {
     "success": "green",
@@ -75,10 +83,15 @@ class RunView:
         self._rows: dict[tuple[str, int], _Row] = {}
         self._counts: dict[str, dict[str, int]] = {}
         self._note = Text()
+        self._said: dict[tuple[str, int], str] = {}
+        self._progress: dict[tuple[str, int], Report] = {}
 
     def follow(self, frame: AnyFrame) -> None:
         """Take in a frame."""
-        if isinstance(frame, Snapshot):
+        if isinstance(frame, (Chunk, Progress)):
+            self._hear(frame)
+        elif isinstance(frame, Snapshot):
+            self._said, self._progress = {}, {}
             self._state = frame.run.state
             self._counts = {task_id: dict(states) for task_id, states in frame.counts.items()}
             self._rows = {
@@ -100,6 +113,15 @@ class RunView:
         elif not isinstance(frame, Resumed):
             self._note = Text(describe(frame))
 
+    def _hear(self, frame: Chunk | Progress) -> None:
+        place = (frame.task_id, frame.map_index)
+        if isinstance(frame, Progress):
+            if frame.value is not UNSET:
+                self._progress[place] = frame.value
+        elif frame.value is not UNSET:
+            said = self._said.get(place, "") + _text_of(frame.value)
+            self._said[place] = said[-MAX_SAID:]
+
     def __rich__(self) -> RenderableType:
         table = Table(header_style="bold")
         table.add_column("task")
@@ -107,18 +129,19 @@ class RunView:
         table.add_column("try", justify="right")
         table.add_column("seconds", justify="right")
         for (task_id, map_index), row in self._rows.items():
-            name = task_id if map_index < 0 else f"{task_id} [{map_index}]"
             seconds = row.seconds
+            report = self._progress.get((task_id, map_index)) if row.state == "running" else None
             table.add_row(
-                Text(name),
-                _state(row.state),
+                Text(_name(task_id, map_index)),
+                _state(row.state) if report is None else Text.assemble(_state(row.state), f" {_told(report)}"),
                 str(row.try_number),
                 "" if seconds is None else f"{seconds:.1f}",
             )
         for task_id, states in self._counts.items():
             told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
             table.add_row(Text(f"{task_id} [{sum(states.values())}]"), Text(told), "", "")
-        return Group(self._title, table, Text.assemble("run: ", _state(self._state)), self._note)
+        said = [Text.assemble((f"{_name(*place)}: ", "bold"), text) for place, text in self._said.items()]
+        return Group(self._title, table, *said, Text.assemble("run: ", _state(self._state)), self._note)
 
 
 def describe(frame: AnyFrame) -> str:
@@ -129,6 +152,12 @@ def describe(frame: AnyFrame) -> str:
         case TaskTransition():
             index = "" if frame.map_index < 0 else f" [{frame.map_index}]"
             text = f"{frame.task_id}{index}: {frame.state or NO_STATUS}"
+        case Chunk():
+            text = f"{_name(frame.task_id, frame.map_index)} says: "
+            text += "(withheld)" if frame.value is UNSET else _text_of(frame.value)
+        case Progress():
+            text = f"{_name(frame.task_id, frame.map_index)}: "
+            text += "(withheld)" if frame.value is UNSET else _told(frame.value)
         case RunTransition():
             text = f"run {frame.state}"
         case Result():
@@ -143,6 +172,21 @@ def describe(frame: AnyFrame) -> str:
         case _:
             text = type(frame).__name__.lower()
     return text
+
+
+def _name(task_id: str, map_index: int) -> str:
+    return task_id if map_index < 0 else f"{task_id} [{map_index}]"
+
+
+def _text_of(value: msgspec.Raw) -> str:
+    """Return what is shown of a value: text as it is, anything else as JSON in a line of its own."""
+    decoded = msgspec.json.decode(value)
+    return decoded if isinstance(decoded, str) else f"{bytes(value).decode()}\n"
+
+
+def _told(report: Report) -> str:
+    share = "" if report.fraction is None else f"{report.fraction:.0%}"
+    return " ".join(part for part in (share, report.text) if part)
 
 
 def _farewell(end: End) -> str:

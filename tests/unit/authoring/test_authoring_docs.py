@@ -26,6 +26,8 @@ MARKED = [
         "by_function": {"fetch_answer"},
     },
     {"plain": {"fetch_more"}},
+    {"chat": {"answer"}},
+    {"chat_model": {"answer"}},
 ]
 """By example: the DAGs, and their tasks that are marked by themselves."""
 

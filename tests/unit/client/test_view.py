@@ -3,16 +3,20 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from msgspec import Raw
 from rich.console import Console
 
 from stream_server.client.view import RunView, describe
 from stream_server.frames import (
     AnyFrame,
+    Chunk,
     Close,
     End,
     Failure,
     Ping,
+    Progress,
     Reference,
+    Report,
     Reset,
     Result,
     RunInfo,
@@ -43,6 +47,19 @@ def transition(task_id: str, state: str | None, map_index: int = -1, try_number:
         state=state,
         previous_state=None,
     )
+
+
+def chunk(index: int, value: str | None, map_index: int = -1) -> Chunk:
+    """What a task says, as JSON text; `None` where it is withheld."""
+    place = {**RUN, "seq": 1, "at": at(0), "task_id": "answer", "map_index": map_index, "try_number": 1, "index": index}
+    if value is None:
+        return Chunk(**place, withheld=True)
+    return Chunk(**place, value=Raw(value.encode()))
+
+
+def progress(fraction: float | None, text: str | None = None) -> Progress:
+    place = {**RUN, "seq": 1, "at": at(0), "task_id": "answer", "map_index": -1, "try_number": 1, "index": 0}
+    return Progress(**place, value=Report(fraction=fraction, text=text))
 
 
 def shown(*frames: AnyFrame) -> str:
@@ -131,3 +148,24 @@ def test_the_last_line_tells_what_was_told_last() -> None:
 )
 def test_each_frame_has_a_line(frame: AnyFrame, line: str) -> None:
     assert describe(frame) == line
+
+
+def test_what_a_task_says_is_shown_as_it_grows_and_forgotten_with_what_a_reset_takes_back() -> None:
+    begun: list[AnyFrame] = [
+        snapshot(info("answer", "running")),
+        progress(0.25, "writing"),
+        chunk(1, '"Be"'),
+        chunk(2, '"cause"'),
+    ]
+    text = shown(*begun)
+    assert "answer: Because" in text
+    assert "running 25% writing" in text
+    text = shown(*begun, Reset(**RUN, reason="retried"), snapshot(info("answer", "up_for_retry")), chunk(0, '"So"'))
+    assert "answer: So" in text
+    assert "Because" not in text
+
+
+def test_what_is_no_text_or_withheld_is_told_too() -> None:
+    assert describe(chunk(0, '{"a":1}', 2)) == 'answer [2] says: {"a":1}\n'
+    assert describe(chunk(0, None)) == "answer says: (withheld)"
+    assert describe(progress(None, "searching")) == "answer: searching"

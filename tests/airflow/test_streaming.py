@@ -1,0 +1,113 @@
+"""What running tasks say, on a real Airflow 3.3: from `yield` to the client's frame."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from stream_server.demo.rest import AirflowRest
+from stream_server.demo.stack import DemoStack
+from stream_server.run_state import RunKey
+from support.streams import Frame, sse
+from support.waiting import eventually
+
+RUN_SECONDS = 120.0
+
+SAID: dict[str, list[Any]] = {
+    "stream_text": [{"fraction": 0.5, "text": "writing"}, "Be", "cause"],
+    "stream_returns": [{"row": 1}, "text"],
+    "stream_async": ["one ", "two ", "three"],
+    "stream_plain": ["word", {"not": "text"}, {"fraction": None, "text": "nearly"}],
+    "stream_operator": ["word"],
+    "stream_iterator": ["one", "two"],
+}
+"""What the task of each DAG says."""
+
+RETURNED: dict[str, Any] = {
+    "stream_text": "Because",
+    "stream_returns": {"rows": 1},
+    "stream_async": "one two three",
+    "stream_plain": "done",
+    "stream_operator": "done",
+    "stream_iterator": "onetwo",
+}
+
+
+def said(frames: list[Frame]) -> list[Frame]:
+    return [frame for frame in frames if frame["type"] in {"chunk", "progress"}]
+
+
+async def trigger(airflow: AirflowRest, dag_id: str, conf: dict[str, Any] | None = None) -> RunKey:
+    await asyncio.to_thread(eventually, lambda: airflow.dag(dag_id), RUN_SECONDS, f"{dag_id} is read")
+    return RunKey(dag_id, await asyncio.to_thread(airflow.trigger, dag_id, conf or {}))
+
+
+@pytest.mark.parametrize("dag_id", SAID)
+async def test_a_form_is_heard_in_order_before_the_result(dag_id: str, stack: DemoStack, airflow: AirflowRest) -> None:
+    key = await trigger(airflow, dag_id)
+    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
+        frames = await events.rest(RUN_SECONDS)
+    assert [frame["value"] for frame in said(frames)] == SAID[dag_id]
+    assert [frame["index"] for frame in said(frames)] == list(range(len(SAID[dag_id])))
+    assert [frame["type"] for frame in frames[-2:]] == ["result", "end"]
+    assert list(frames[-2]["results"].values()) == [RETURNED[dag_id]]
+    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
+        late = await events.rest(RUN_SECONDS)
+    assert said(late) == said(frames)
+
+
+async def test_instances_of_a_mapped_task_are_heard_each_for_itself(stack: DemoStack, airflow: AirflowRest) -> None:
+    key = await trigger(airflow, "stream_mapped")
+    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
+        frames = await events.rest(RUN_SECONDS)
+    heard = {index: "".join(one["value"] for one in said(frames) if one["map_index"] == index) for index in (0, 1)}
+    assert heard == {0: "ab", 1: "cd"}
+    assert frames[-2]["results"] == {"each": ["ab", "cd"]}
+
+
+async def test_two_thousand_tokens_come_in_order_and_once_over_two_connections(
+    stack: DemoStack, airflow: AirflowRest
+) -> None:
+    key = await trigger(airflow, "stream_tokens", {"tokens": 2000, "per_second": 100})
+    heard: list[int] = []
+    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
+        while len(heard) < 700:
+            heard += [one["value"]["number"] for one in said([await events.next()])]
+        cursor = next(one for one in reversed(events.ids) if one)
+        place = len(events.ids) - 1 - events.ids[::-1].index(cursor)
+    after = len(events.ids) - 1 - place
+    assert heard == list(range(len(heard)))
+    async with sse(stack.server_url, key, timeout=RUN_SECONDS, headers={"Last-Event-ID": cursor}) as events:
+        frames = await events.rest(RUN_SECONDS)
+    assert frames[0]["type"] == "resumed"
+    rest = [one["value"]["number"] for one in said(frames)]
+    assert rest[after:] == list(range(len(heard), 2000))
+    assert frames[-1]["type"] == "end"
+
+
+async def test_a_retry_after_half_takes_back_what_was_said(stack: DemoStack, airflow: AirflowRest) -> None:
+    key = await trigger(airflow, "stream_retry")
+    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
+        frames = await events.rest(RUN_SECONDS)
+    resets = [place for place, frame in enumerate(frames) if frame["type"] == "reset"]
+    whole = "".join(f"2.{number} " for number in range(10))
+    last = frames[resets[-1] :] if resets else frames
+    assert "".join(frame["value"] for frame in said(last)) == whole
+    assert {frame["try_number"] for frame in said(last)} == {2}
+    assert not resets or frames[resets[-1]]["reason"] == "retried"
+    assert frames[-2]["results"] == {"half": whole}
+    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
+        assert "".join(frame["value"] for frame in said(await events.rest(RUN_SECONDS))) == whole
+
+
+async def test_the_chat_answers_word_by_word(stack: DemoStack, airflow: AirflowRest) -> None:
+    key = await trigger(airflow, "chat_stream", {"message": "What is a pool?", "history": []})
+    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
+        frames = await events.rest(RUN_SECONDS)
+    text = "".join(frame["value"] for frame in frames if frame["type"] == "chunk")
+    assert text.startswith("A pool limits")
+    assert frames[-2]["results"] == {"answer": text}
+    steps = [frame["value"]["text"] for frame in frames if frame["type"] == "progress"]
+    assert steps[:2] == ["searching", "writing"]
