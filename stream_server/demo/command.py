@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DAG_ID = "chat_answer"
 RUN_ID = "first"
 CONF = {"question": "Why is the sky blue?", "teardown_seconds": 10}
+RUN_PAGE = f"/runs/{DAG_ID}/{RUN_ID}"
 CHECK_SECONDS = 0.5
 
 DONE = 0
@@ -139,7 +140,8 @@ def _addresses(stack: DemoStack) -> str:
     return "\n".join(
         (
             "",
-            f"Stream server  {stack.server_url}",
+            f"Pages          {stack.server_url}  (user {user.username}, password {user.password}, as in Airflow)",
+            f"This run       {stack.server_url}{RUN_PAGE}",
             f"Airflow        {stack.airflow_url}  (user {user.username}, password {user.password})",
             f"PostgreSQL     {stack.database_url}",
             f"Logs           {stack.logs}",
@@ -153,6 +155,7 @@ def _invitation(stack: DemoStack) -> str:
     return "\n".join(
         (
             "",
+            f"In a browser, all runs are at {stack.server_url}, and the chat at {stack.server_url}/chat.",
             "In another terminal, trigger another run:",
             "",
             f'  {_program()} run {DAG_ID} --conf \'{{"question": "Why is the grass green?"}}\' \\',

@@ -52,7 +52,7 @@ class Server:
         command = module(
             "stream_server",
             *("serve", "--host", LOOPBACK, "--port", str(self.port)),
-            *("--database-url", database_url, "--airflow-url", airflow_url),
+            *("--database-url", database_url, "--airflow-url", airflow_url, "--airflow-ui-url", airflow_url),
             *options,
         )
         self.child = Child(name, command, log=log_path(logs, name), environment=environment)
