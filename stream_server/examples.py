@@ -202,7 +202,7 @@ ANSWERS: tuple[msgspec.Struct, ...] = (
     RunList(runs=[RUN_ITEM], cursor=str(BEGUN)),
     DagList(dags=[DagItem(dag_id=DAG_ID, description="Answers questions.", is_paused=False)]),
     STRUCTURE,
-    Session(airflow_ui_url="https://airflow.example.com", can_sign_in=True),
+    Session(signed_in=False, airflow_ui_url="https://airflow.example.com", can_sign_in=True),
     Readiness(status="ready", problems=[], warnings=[], tail=TailReadiness(connected=True, doorbell=True)),
 )
 """What is answered where nothing is streamed."""

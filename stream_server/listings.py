@@ -58,6 +58,9 @@ class DagList(msgspec.Struct, frozen=True, kw_only=True):
 class Session(msgspec.Struct, frozen=True, kw_only=True):
     """What a page needs to know before anybody has signed in."""
 
+    signed_in: bool
+    """Whether the browser says who its visitor is, rightly or wrongly, and this server wants to know."""
+
     airflow_ui_url: str | None
     """Where Airflow's own pages are, if this server was told."""
 

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["support.asking", "support.fixtures"]
+pytest_plugins = ["support.asking", "support.fixtures", "support.stack"]

@@ -38,7 +38,12 @@ class SignIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 async def tell(request: Request) -> Response:
     """Answer with what a page needs to know before anybody has signed in."""
     state: State = request.scope["state"]
-    session = Session(airflow_ui_url=state["settings"].airflow_ui_url, can_sign_in=state["airflow"] is not None)
+    caller = await caller_of(request)
+    session = Session(
+        signed_in=state["authorizer"].asks_who and not caller.anonymous,
+        airflow_ui_url=state["settings"].airflow_ui_url,
+        can_sign_in=state["airflow"] is not None,
+    )
     return Response(msgspec.json.encode(session), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+
 import pytest
 
+from stream_server.demo.rest import AirflowRest
+from stream_server.demo.server import Server
+from stream_server.demo.stack import DemoStack
 from support.debian import program
+from support.visitor import Visitor, visiting
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -13,3 +19,26 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 def chromium() -> str:
     """Path of a Chromium: one on PATH, else Debian's package where it may be installed."""
     return program("chromium", *NAMES)
+
+
+@pytest.fixture(scope="session")
+def guarded(stack: DemoStack) -> Iterator[Server]:
+    """A stream server of the stack that has Airflow decide who may see what, and asks it often."""
+    server = stack.replica(options=["--auth", "airflow", "--auth-cache", "1s"])
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def rest(stack: DemoStack) -> Iterator[AirflowRest]:
+    """Airflow's REST API, as its admin."""
+    with stack.rest() as rest:
+        yield rest
+
+
+@pytest.fixture
+async def visitor(chromium: str, guarded: Server, rest: AirflowRest) -> AsyncIterator[Visitor]:
+    """An admin of Airflow who has signed in."""
+    async with visiting(chromium, guarded.url, rest.token) as visitor:
+        yield visitor

@@ -74,9 +74,11 @@ async def test_who_signs_out_loses_cookie_and_token(asked: RunningServer, stub: 
 
 
 async def test_a_page_learns_how_to_sign_in(asked: RunningServer) -> None:
-    assert (await ask(asked, "GET")).json() == {"airflow_ui_url": None, "can_sign_in": True}
+    known = {"airflow_ui_url": None, "can_sign_in": True}
+    assert (await ask(asked, "GET")).json() == {"signed_in": False, **known}
+    assert (await ask(asked, "GET", headers={"Cookie": COOKIES})).json() == {"signed_in": True, **known}
 
 
 async def test_without_airflow_nobody_can_sign_in(server: RunningServer) -> None:
-    assert (await ask(server, "GET")).json() == {"airflow_ui_url": None, "can_sign_in": False}
+    assert (await ask(server, "GET")).json()["can_sign_in"] is False
     assert (await ask(server, "POST", json={"token": "a"})).status_code == 501

@@ -16,5 +16,5 @@ export default defineConfig({
     modulePreload: { polyfill: false },
     target: "es2022",
   },
-  server: { proxy: { "/api": process.env.STREAM_SERVER_URL ?? "http://127.0.0.1:8090" } },
+  server: { proxy: { "/api": { target: process.env.STREAM_SERVER_URL ?? "http://127.0.0.1:8090", ws: true } } },
 })

@@ -45,6 +45,8 @@ export interface Structure {
 }
 
 export interface Session {
+  /** Whether the browser says who its visitor is. */
+  readonly signed_in: boolean
   readonly airflow_ui_url: string | null
   readonly can_sign_in: boolean
 }
@@ -58,6 +60,11 @@ export class Refused extends Error {
     super(detail)
     this.status = status
   }
+}
+
+/** Return what an error says to people. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : `${error}`
 }
 
 /** Ask for something, with the browser's cookies. */

@@ -20,8 +20,10 @@ export function useAsked<Answer>(path: string, attempt = 0): Asked<Answer> {
       (value) => setAsked({ value, error: null }),
       (error: Error) => {
         if (controller.signal.aborted) return
-        if (error instanceof Refused && error.status === 401) signInNeeded(error.message)
-        setAsked({ value: null, error: error.message })
+        const isUnknown = error instanceof Refused && error.status === 401
+        // The form for signing in says so, once for all.
+        if (isUnknown) signInNeeded(error.message)
+        setAsked({ value: null, error: isUnknown ? null : error.message })
       },
     )
     return () => controller.abort()

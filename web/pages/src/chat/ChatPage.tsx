@@ -2,6 +2,7 @@ import { useEffect, useState } from "react"
 import { Connection } from "../parts/Connection.js"
 import { Page } from "../parts/Page.js"
 import type { DagList } from "../server.js"
+import { useSession } from "../session.js"
 import { useAsked } from "../useAsked.js"
 import { Compose } from "./Compose.js"
 import { Messages } from "./Messages.js"
@@ -13,6 +14,7 @@ const TAG = "chat"
 /** A chat with a DAG that is made for it. */
 export function ChatPage() {
   const { value, error } = useAsked<DagList>(`/api/v2/stream/dags?tag=${TAG}`)
+  const { needed } = useSession()
   const [chosen, setChosen] = useState(() => new URLSearchParams(location.search).get("dag_id"))
   const dags = value?.dags ?? []
   const dag = dags.find((one) => one.dag_id === chosen) ?? dags[0]
@@ -27,9 +29,11 @@ export function ChatPage() {
         {dag === undefined ? (
           <>
             <h1>Chat</h1>
-            <p className="card" role="status">
-              {error ?? (value === null ? "Asking which DAGs chat …" : NONE)}
-            </p>
+            {!needed && (
+              <p className="card" role="status">
+                {error ?? (value === null ? "Asking which DAGs chat …" : NONE)}
+              </p>
+            )}
           </>
         ) : (
           <Conversation key={dag.dag_id} dagId={dag.dag_id} isPaused={dag.is_paused}>

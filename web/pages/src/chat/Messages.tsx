@@ -73,7 +73,9 @@ function Answered({ dagId, turn, view, onRetry }: Omit<Props, "turns"> & { turn:
 
 /** What the run is doing while it has yet to answer. */
 function Steps({ view, isSilent }: { view: RunView; isSilent: boolean }) {
-  const tasks = Object.values(view.tasks).filter((task) => task.state !== null && task.map_index < 1)
+  const tasks = Object.values(view.tasks)
+    .filter((task) => task.state !== null && task.map_index < 1)
+    .sort((one, other) => (one.start_date ?? "~").localeCompare(other.start_date ?? "~"))
   const told = Object.entries(view.output).filter(([, output]) => output.progress !== null)
   return (
     <div className="steps">

@@ -1,5 +1,7 @@
 import type { ReactNode } from "react"
+import type { Session } from "../server.js"
 import { signOut, useSession } from "../session.js"
+import { useAsked } from "../useAsked.js"
 import { SignIn } from "./SignIn.js"
 
 interface Props {
@@ -10,7 +12,8 @@ interface Props {
 
 /** What is around every page: the way to the others, and the form for who must sign in. */
 export function Page({ title, here, children }: Props) {
-  const { needed, generation } = useSession()
+  const { needed } = useSession()
+  const { value: session } = useAsked<Session>("/api/v2/stream/session")
   return (
     <>
       <title>{`${title} · stream_server`}</title>
@@ -30,7 +33,7 @@ export function Page({ title, here, children }: Props) {
             Chat
           </a>
         </nav>
-        {generation > 0 && !needed && (
+        {session?.signed_in && !needed && (
           <button type="button" className="quiet" onClick={() => void signOut()}>
             Sign out
           </button>

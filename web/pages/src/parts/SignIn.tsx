@@ -1,5 +1,5 @@
 import { type SubmitEvent, useEffect, useRef, useState } from "react"
-import { ask, type Session } from "../server.js"
+import { ask, messageOf, Refused, type Session } from "../server.js"
 import { begun, signIn, useSession } from "../session.js"
 
 /** Asks who the visitor is. What the page shows stays, and goes on where it was afterwards. */
@@ -25,7 +25,8 @@ export function SignIn() {
     try {
       await signIn(withToken ? { token: text("token") } : { username: text("username"), password: text("password") })
     } catch (error) {
-      setProblem(error instanceof Error ? error.message : `${error}`)
+      const isWrong = error instanceof Refused && error.status === 401
+      setProblem(isWrong ? "Airflow knows nobody of that name and password." : messageOf(error))
       setBusy(false)
     }
   }

@@ -35,7 +35,7 @@ export function Graph({ structure, view }: Props) {
       return { id: task.task_id, type: "task", data, ...inside(places, task.task_id, task.group_id), ariaLabel: said }
     }),
   ]
-  const height = Math.max(...[...places.values()].map((box) => box.y + box.height)) + 40
+  const height = Math.max(...[...places.values()].map((box) => box.y + box.height)) + 64
   return (
     <section className="card flush" aria-labelledby="graph">
       <h2 id="graph">DAG</h2>
@@ -47,7 +47,7 @@ export function Graph({ structure, view }: Props) {
           nodeTypes={NODE_TYPES}
           colorMode={dark ? "dark" : "light"}
           fitView
-          fitViewOptions={{ maxZoom: 1, padding: 0.06 }}
+          fitViewOptions={{ maxZoom: 1, padding: { top: "44px", bottom: "20px", x: "16px" } }}
           minZoom={0.1}
           nodesDraggable={false}
           nodesConnectable={false}

@@ -11,7 +11,12 @@ export function Log({ frames }: { frames: readonly Frame[] }) {
   return (
     <section className="card" aria-labelledby="log">
       <h2 id="log">What happened</h2>
-      <ol className="log" role="log" aria-live="off">
+      <ol
+        className="log"
+        aria-labelledby="log"
+        // biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reached by keyboard, too
+        tabIndex={0}
+      >
         {lines
           .slice(-MAX_LINES)
           .map((frame, index) => (

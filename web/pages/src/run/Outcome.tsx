@@ -18,7 +18,7 @@ export function Outcome({ view, over, rows }: Props) {
         {outcome.kind !== "pending" && !over && <span className="aside">{whatGoesOn(rows)}</span>}
       </div>
       <div aria-live="polite">
-        {outcome.kind === "pending" ? <Pending view={view} /> : <Answer outcome={outcome} />}
+        {outcome.kind === "pending" ? <Pending view={view} /> : <Answer outcome={outcome} over={over} />}
       </div>
     </section>
   )
@@ -58,14 +58,14 @@ function Pending({ view }: { view: RunView }) {
   )
 }
 
-function Answer({ outcome }: { outcome: Exclude<Told, { kind: "pending" }> }) {
+function Answer({ outcome, over }: { outcome: Exclude<Told, { kind: "pending" }>; over: boolean }) {
   if (outcome.kind === "none") return <p>The run has ended, and none of its tasks answers.</p>
   if (outcome.kind === "failure") {
     const { failure } = outcome
     return (
       <>
         <p>{reasonOf(failure)}</p>
-        {failure.predicted && <p className="faint">Airflow has yet to tell the tasks below it.</p>}
+        {failure.predicted && !over && <p className="faint">Airflow has yet to tell the tasks below it.</p>}
       </>
     )
   }

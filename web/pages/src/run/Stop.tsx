@@ -1,4 +1,5 @@
 import { useState } from "react"
+import { messageOf } from "../server.js"
 import { theClient } from "../streams.js"
 
 /** Stops the run, when asked twice. */
@@ -11,7 +12,7 @@ export function Stop({ dagId, runId }: { dagId: string; runId: string }) {
     try {
       await theClient().cancel(dagId, runId)
     } catch (error) {
-      setTold(error instanceof Error ? error.message : `${error}`)
+      setTold(messageOf(error))
     }
   }
 

@@ -1,0 +1,39 @@
+"""A chat whose answers are numbers, told one by one: 20 for `count 20`; `count 20 fail` fails after them."""
+
+from __future__ import annotations
+
+import time
+
+from airflow.sdk import dag, get_current_context, task, teardown
+
+PACE_SECONDS = 0.1
+
+
+@dag(schedule=None, tags=["chat"], description="Says numbers, one by one")
+def told_slowly():
+    @task
+    def read() -> list[str]:
+        conf = get_current_context()["dag_run"].conf
+        words = conf["message"].split()
+        before = len(conf["history"]) // 2
+        return [f"({before} before)", *map(str, range(int(words[1]))), *words[2:]]
+
+    @task
+    def answer(words: list[str]) -> str:
+        instance = get_current_context()["ti"]
+        for index, word in enumerate(words):
+            if word == "fail":
+                raise RuntimeError("as was asked for")
+            value = {"try_number": instance.try_number, "index": index, "items": [{"chunk": f"{word} "}]}
+            instance.xcom_push(key="stream_server_output", value=value)
+            time.sleep(PACE_SECONDS)
+        return " ".join(words)
+
+    @teardown
+    def clean_up() -> None:
+        time.sleep(2)
+
+    answer(read()) >> clean_up()
+
+
+told_slowly()

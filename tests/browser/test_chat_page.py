@@ -1,0 +1,132 @@
+"""The chat page: answers as they come, of a real Airflow, in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+
+import httpx
+from playwright.async_api import Page, expect
+
+from stream_server.demo.rest import AirflowRest
+from stream_server.demo.server import Server
+from stream_server.demo.stack import DemoStack
+from support.visitor import Visitor, visiting
+
+SECONDS = 60_000
+CHAT = "/chat?dag_id=told_slowly"
+
+
+def answer(count: int, before: int = 0) -> str:
+    return " ".join([f"({before} before)", *map(str, range(count))])
+
+
+async def say(page: Page, message: str) -> None:
+    await page.get_by_label("Your message").fill(message)
+    await page.keyboard.press("Enter")
+
+
+async def wait_for(page: Page, word: str) -> None:
+    await expect(page.locator(".by-dag .text").last).to_contain_text(word, timeout=SECONDS)
+
+
+async def assert_told(page: Page, whole: str) -> None:
+    """The answer is whole, and everything that was seen of it before was a part of it, and never less than before."""
+    await expect(page.locator(".by-dag[data-answer=complete]").last).to_contain_text(whole, timeout=SECONDS)
+    seen = [text.strip() for text in json.loads(await page.evaluate("JSON.stringify(window.seen)"))]
+    texts = [text for text in seen if text and whole.startswith(text[:10])]
+    assert [text for text in texts if not whole.startswith(text)] == []
+    assert texts == sorted(texts, key=len)
+    assert len(texts) > 3, "it was told at once"
+
+
+async def test_an_answer_is_told_as_it_comes(visitor: Visitor) -> None:
+    page = await visitor.open(CHAT)
+    await say(page, "count 20")
+    await wait_for(page, "3 4 5")
+    await visitor.keep(page, "chat-coming")
+    assert await visitor.barriers(page) == []
+    await assert_told(page, answer(20))
+    await say(page, "count 4")
+    await expect(page.locator(".by-dag[data-answer=complete]").last).to_contain_text(answer(4, 1), timeout=SECONDS)
+    await visitor.keep(page, "chat")
+
+
+async def test_an_answer_survives_a_reload(visitor: Visitor) -> None:
+    page = await visitor.open(CHAT)
+    await say(page, "count 40")
+    await wait_for(page, "3 4 5")
+    await page.reload()
+    await expect(page.locator(".by-dag .text")).to_contain_text("3 4 5")
+    await assert_told(page, answer(40))
+    await page.reload()
+    await expect(page.locator(".by-dag")).to_contain_text(answer(40))
+
+
+async def test_a_server_that_is_killed_loses_no_word(visitor: Visitor, guarded: Server) -> None:
+    visitor.bears_cuts = True
+    page = await visitor.open(CHAT)
+    await say(page, "count 250")
+    await wait_for(page, "3 4 5")
+    await asyncio.to_thread(guarded.child.stop, end_signal=signal.SIGKILL)
+    await expect(page.get_by_role("status")).to_have_text("Reconnecting …", timeout=SECONDS)
+    await visitor.keep(page, "chat-reconnecting")
+    await asyncio.to_thread(guarded.start)
+    await expect(page.get_by_role("status")).to_have_text("Live", timeout=SECONDS)
+    await expect(page.locator(".by-dag[data-answer=coming]")).to_be_visible()
+    await assert_told(page, answer(250))
+
+
+async def test_an_answer_that_fails_is_told_so_and_asked_for_again(visitor: Visitor) -> None:
+    page = await visitor.open(CHAT)
+    await say(page, "count 3 fail")
+    await expect(page.get_by_role("alert")).to_contain_text("Task “answer” has failed", timeout=SECONDS)
+    await visitor.keep(page, "chat-failed")
+    await page.get_by_role("button", name="Ask again").click()
+    await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    await expect(page.get_by_role("alert")).to_contain_text("Task “answer” has failed", timeout=SECONDS)
+    await expect(page.locator(".by-user")).to_have_count(1)
+
+
+async def test_an_answer_can_be_stopped(visitor: Visitor, rest: AirflowRest) -> None:
+    page = await visitor.open(CHAT)
+    await say(page, "count 500")
+    await wait_for(page, "3 4 5")
+    href = await page.get_by_role("link", name="How it came about").get_attribute("href")
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.locator(".by-dag")).to_contain_text("Stopped.")
+    assert href is not None
+    state = await asyncio.to_thread(rest.finish, "told_slowly", httpx.URL(href).path.rpartition("/")[2])
+    assert state == "failed"
+
+
+async def test_who_is_signed_out_signs_in_and_goes_on(chromium: str, guarded: Server, stack: DemoStack) -> None:
+    async with visiting(chromium, guarded.url) as visitor:
+        page = await visitor.open(CHAT)
+        await expect(page.get_by_role("heading", name="Sign in to Airflow")).to_be_focused()
+        await visitor.keep(page, "sign-in")
+        assert await visitor.barriers(page) == []
+        await sign_in(page, "wrong")
+        await expect(page.get_by_role("alert")).to_contain_text("nobody of that name and password")
+        await sign_in(page, "admin")
+        await say(page, "count 60")
+        await wait_for(page, "3 4 5")
+        await log_out(stack.airflow_url, visitor)
+        await expect(page.get_by_role("heading", name="Sign in to Airflow")).to_be_visible(timeout=SECONDS)
+        await expect(page.locator(".by-dag .text")).to_contain_text("3 4 5")
+        await sign_in(page, "admin")
+        await assert_told(page, answer(60))
+
+
+async def sign_in(page: Page, password: str) -> None:
+    await page.get_by_label("User name").fill("admin")
+    await page.get_by_label("Password").fill(password)
+    await page.get_by_role("button", name="Sign in").click()
+
+
+async def log_out(airflow_url: str, visitor: Visitor) -> None:
+    """Have Airflow revoke the visitor's token, as when he logs out in another tab."""
+    (token,) = [cookie["value"] for cookie in await visitor.context.cookies() if cookie["name"] == "_token"]
+    async with httpx.AsyncClient(base_url=airflow_url) as client:
+        await client.get("/api/v2/auth/logout", headers={"Cookie": f"_token={token}"})

@@ -1,0 +1,104 @@
+"""The run page and the list of runs, of a real Airflow, in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+
+from playwright.async_api import Page, WebSocket, expect
+
+from stream_server.demo.rest import AirflowRest
+from support.visitor import Visitor
+
+SECONDS = 60_000
+
+
+def path_of(dag_id: str, run_id: str) -> str:
+    return f"/runs/{dag_id}/{run_id}"
+
+
+async def trigger(rest: AirflowRest, dag_id: str, **conf: object) -> str:
+    return await asyncio.to_thread(rest.trigger, dag_id, conf)
+
+
+async def test_a_run_is_followed_from_its_trigger_to_its_teardown(visitor: Visitor, rest: AirflowRest) -> None:
+    listed = await visitor.open("/")
+    await expect(listed.get_by_role("status")).to_have_text("Live")
+    run_id = await trigger(rest, "chat_answer", question="Why is the sky blue?", teardown_seconds=3)
+    await listed.get_by_role("link", name=run_id).click()
+    page = listed
+    await expect(page.get_by_role("heading", name="Result")).to_be_visible(timeout=SECONDS)
+    outcome = page.get_by_role("region", name="Result")
+    await expect(outcome).to_contain_text("Air scatters blue light more than red.")
+    await expect(outcome).to_contain_text("The run is still tearing down")
+    await visitor.keep(page, "run")
+    graph = page.get_by_role("region", name="DAG")
+    await expect(graph.locator(".task")).to_have_count(5)
+    await expect(graph.locator(".task[data-result=true]")).to_contain_text("answer")
+    await expect(graph.locator(".task", has_text="close_session")).to_contain_text("success", timeout=SECONDS)
+    await expect(page.get_by_role("status")).to_have_text("Over")
+    await expect(outcome).not_to_contain_text("tearing down")
+    rows = page.get_by_role("table").get_by_role("row")
+    await expect(rows.filter(has_text="success")).to_have_count(5)
+    await expect(page.get_by_role("region", name="What happened")).to_contain_text("The result is there")
+    assert await visitor.barriers(page) == []
+
+
+async def test_a_failure_is_told_before_the_teardown_ends(visitor: Visitor, rest: AirflowRest) -> None:
+    run_id = await trigger(rest, "fail_before_teardown")
+    page = await visitor.open(path_of("fail_before_teardown", run_id))
+    await expect(page.get_by_role("region", name="Failed")).to_contain_text("has failed", timeout=SECONDS)
+    await expect(page.locator(".facts .state")).to_have_text("running")
+    await visitor.keep(page, "failure")
+    assert await visitor.barriers(page) == []
+    await expect(page.get_by_role("status")).to_have_text("Over", timeout=SECONDS)
+
+
+async def test_instances_of_mapped_tasks_are_counted(visitor: Visitor, rest: AirflowRest) -> None:
+    run_id = await trigger(rest, "mapped_squares")
+    page = await visitor.open(path_of("mapped_squares", run_id))
+    await expect(page.get_by_role("region", name="Result")).to_contain_text("25", timeout=SECONDS)
+    await expect(page.locator(".task", has_text="square")).to_contain_text("5/5")
+    await visitor.keep(page, "mapped")
+
+
+async def test_a_run_can_be_stopped(visitor: Visitor, rest: AirflowRest) -> None:
+    run_id = await trigger(rest, "told_slowly", message="count 500", history=[])
+    page = await visitor.open(path_of("told_slowly", run_id))
+    await expect(page.locator(".task", has_text="answer")).to_contain_text("running", timeout=SECONDS)
+    await page.get_by_role("button", name="Stop the run").click()
+    await page.get_by_role("button", name="Set it to failed").click()
+    await expect(page.get_by_role("region", name="Failed")).to_be_visible(timeout=SECONDS)
+
+
+async def test_a_run_that_is_not_there_is_told_so(visitor: Visitor) -> None:
+    page = await visitor.open(path_of("chat_answer", "nobody"))
+    await expect(page.get_by_role("main")).to_contain_text("DAG 'chat_answer' has no run 'nobody'")
+
+
+async def test_the_list_of_runs_is_for_everybody(visitor: Visitor, rest: AirflowRest) -> None:
+    await trigger(rest, "native_result")
+    page = await visitor.open("/")
+    await expect(page.get_by_role("table")).to_contain_text("native_result")
+    await visitor.keep(page, "runs")
+    assert await visitor.barriers(page) == []
+
+
+async def test_tabs_have_one_connection_together(visitor: Visitor, rest: AirflowRest) -> None:
+    opened: list[WebSocket] = []
+
+    def note(socket: WebSocket) -> None:
+        opened.append(socket)
+
+    async def tab() -> Page:
+        page = await visitor.open("/chat")
+        page.on("websocket", note)
+        await page.goto(f"{visitor.url}/")
+        await expect(page.get_by_role("status")).to_have_text("Live")
+        return page
+
+    first, second = await tab(), await tab()
+    assert [socket.is_closed() for socket in opened] == [False]
+    await first.close()
+    run_id = await trigger(rest, "native_result")
+    await expect(second.get_by_role("link", name=run_id)).to_be_visible(timeout=SECONDS)
+    assert len(opened) == 2

@@ -1,0 +1,106 @@
+"""Somebody who looks at the pages in a real browser, and notices whatever goes wrong there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import BrowserContext, ConsoleMessage, Page, async_playwright
+
+from support.chromium import QUIET
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOTS = ROOT / "tests" / "browser" / "screenshots"
+AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
+
+SEEN = """
+(() => {
+  window.seen = [];
+  new MutationObserver(() => {
+    const texts = [...document.querySelectorAll(".by-dag .text")];
+    const text = texts.length === 0 ? "" : texts.at(-1).textContent;
+    if (window.seen.at(-1) !== text) window.seen.push(text);
+  }).observe(document, { subtree: true, childList: true, characterData: true });
+})()
+"""
+"""Writes down each text that the last answer of a chat has had."""
+
+
+class Visitor:
+    """One browser profile with its tabs."""
+
+    def __init__(self, context: BrowserContext, url: str) -> None:
+        self.context = context
+        self.url = url
+        self.problems: list[str] = []
+        self.bears_cuts = False
+        """Whether connections are to break, of which a browser writes an error, too."""
+
+    async def open(self, path: str) -> Page:
+        """Open a page in a tab of its own."""
+        page = await self.context.new_page()
+        page.on("console", self._note)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        await page.goto(f"{self.url}{path}")
+        return page
+
+    async def keep(self, page: Page, name: str) -> None:
+        """Keep what the page looks like, wide and narrow, light and dark, for people to look at."""
+        SHOTS.mkdir(exist_ok=True)
+        before = page.viewport_size
+        assert before is not None
+        for scheme in ("light", "dark"):
+            await page.emulate_media(color_scheme=scheme)
+            for kind, width, height in (("wide", 1280, 900), ("narrow", 390, 844)):
+                await page.set_viewport_size({"width": width, "height": height})
+                await page.screenshot(path=SHOTS / f"{name}-{scheme}-{kind}.png", full_page=True)
+        await page.emulate_media(color_scheme="light")
+        await page.set_viewport_size(before)
+
+    async def barriers(self, page: Page) -> list[str]:
+        """Return what axe finds serious for people who use a keyboard, a screen reader, or see little."""
+        if not AXE.exists():
+            assert os.environ.get("CI") != "true", "run `npm ci` in web/"
+            pytest.skip("axe-core is not installed; run `npm ci` in web/")
+        await page.evaluate(AXE.read_text())
+        found: dict[str, Any] = await page.evaluate("axe.run()")
+        return [
+            f"{one['id']}: {node['html']}"
+            for one in found["violations"]
+            if one["impact"] in {"serious", "critical"}
+            for node in one["nodes"]
+        ]
+
+    def _note(self, message: ConsoleMessage) -> None:
+        # A browser writes an error for each answer of 401, whatever a page makes of it.
+        borne = message.text.startswith("Failed to load resource")
+        borne |= self.bears_cuts and message.text.startswith("WebSocket connection to")
+        if message.type in {"error", "warning"} and not borne:
+            self.problems.append(message.text)
+
+
+@asynccontextmanager
+async def visiting(chromium: str, url: str, token: str | None = None) -> AsyncIterator[Visitor]:
+    """Start a browser, and see at the end that no page had a problem, above all none with its policy.
+
+    Args:
+        chromium: The program.
+        url: The server.
+        token: Airflow's, of who has signed in before.
+    """
+    async with (
+        async_playwright() as playwright,
+        await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+    ):
+        context = await browser.new_context()
+        context.set_default_timeout(60_000)
+        await context.add_init_script(SEEN)
+        if token is not None:
+            await context.add_cookies([{"name": "_token", "value": token, "url": url}])
+        visitor = Visitor(context, url)
+        yield visitor
+        assert visitor.problems == []
