@@ -1,0 +1,147 @@
+"""Clients that mean harm, or nothing at all: they get nothing, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import AirflowSql
+from support.raw import UPGRADE, Raw, raw, request
+from support.server import RunningServer, running_server
+from support.streams import DEADLINE, sse, stream_path
+from support.waiting import eventually_async
+
+CROWD = 1000
+
+bounded = examples(
+    max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+
+async def _crowd(stack: AsyncExitStack, url: str, spoken: bytes) -> list[Raw]:
+    """Connect, and say something that does not lead anywhere."""
+    crowd = [await stack.enter_async_context(raw(url)) for _ in range(CROWD)]
+    for one in crowd:
+        await one.say(spoken)
+    return crowd
+
+
+async def test_a_thousand_who_never_end_their_request(
+    settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey
+) -> None:
+    async with running_server(settings(request_timeout="3s")) as server, AsyncExitStack() as stack:
+        await eventually_async(lambda: server.hub.live)
+        events = await stack.enter_async_context(sse(server.url, run))
+        assert (await events.next())["type"] == "snapshot"
+        crowd = await _crowd(stack, server.url, request(stream_path(run))[:-2])
+        await airflow.set_task(run, "ask", "running")
+        assert (await events.next())["type"] == "task"
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            assert (await client.get("/ready")).status_code == 200
+        for one in crowd:
+            await one.say(b"X")
+        answers = await asyncio.gather(*(one.hear() for one in crowd))
+        assert {answer.split(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 408 Request Timeout"}
+        await airflow.set_task(run, "ask", "success")
+        assert (await events.next())["state"] == "success"
+
+
+async def test_a_thousand_websockets_that_say_nothing(
+    settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey
+) -> None:
+    async with running_server(settings(idle_timeout="3s")) as server, AsyncExitStack() as stack:
+        await eventually_async(lambda: server.hub.live)
+        events = await stack.enter_async_context(sse(server.url, run))
+        assert (await events.next())["type"] == "snapshot"
+        crowd = await _crowd(stack, server.url, request("/api/v2/stream", *UPGRADE))
+        await airflow.set_task(run, "ask", "running")
+        assert (await events.next())["type"] == "task"
+        closes = await asyncio.gather(*(one.reader.readuntil(b"\x11\x9e") for one in crowd))
+        assert all(close.startswith(b"HTTP/1.1 101") for close in closes), "4510 is 0x119e"
+        for one in crowd:
+            one.writer.transport.abort()
+        await airflow.set_task(run, "ask", "success")
+        assert (await events.next())["state"] == "success"
+
+
+NAMES = st.sampled_from(["", "a", "x" * 64, "x" * 65, "\0", "../..", "é", "\U0001f3ab"])
+MEMBERS = st.one_of(NAMES, st.lists(NAMES, max_size=3), st.integers(), st.none(), st.booleans())
+KEYS = ("id", "dag_id", "run_id", "result", "until", "cursor", "tag", "type", "state", "x")
+OPERATIONS = st.builds(
+    lambda op, rest: {"op": op, **rest},
+    st.sampled_from(["subscribe", "unsubscribe", "ping", "auth", "?"]),
+    st.dictionaries(
+        st.sampled_from(["op", "id", "dag_id", "run_id", "result", "until", "cursor", "tag", "type", "state", "x"]),
+        MEMBERS,
+    ),
+)
+MESSAGES = st.one_of(
+    OPERATIONS.map(json.dumps),
+    st.text(max_size=200),
+    st.binary(max_size=200),
+    st.sampled_from(["[" * 20_000, '{"op":"ping","id":"\\ud800"}', "x" * 70_000, "null", "1e999"]),
+)
+
+
+async def _talk(url: str, messages: list[str | bytes]) -> None:
+    """Say something, and hear that the server is still there, or that a message was too large."""
+    async with connect(url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None) as connection:
+        with suppress(ConnectionClosed):
+            for message in messages:
+                await connection.send(message)
+            await connection.send('{"op":"ping","id":"the last"}')
+            while (frame := json.loads(await connection.recv())).get("id") != "the last":
+                assert frame["type"] in {"ack", "error", "snapshot", "reset", "resumed", "ping"}, frame
+                assert frame.get("status", 400) < 500, frame
+            return
+    assert connection.close_code == 1009
+
+
+async def test_whatever_is_said_on_a_websocket_is_answered(server: RunningServer, run: RunKey) -> None:
+    loop = asyncio.get_running_loop()
+
+    @bounded
+    @given(st.lists(MESSAGES, min_size=1, max_size=8))
+    def talk(messages: list[str | bytes]) -> None:
+        asyncio.run_coroutine_threadsafe(_talk(server.url, messages), loop).result(DEADLINE)
+
+    await asyncio.to_thread(talk)
+    await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
+
+
+NUMBERS = st.one_of(st.integers(-1, 2**70).map(str), st.sampled_from(["", "-", "0x1", "\u0661", "1_0", " 1"]))
+CURSORS = st.one_of(
+    st.text(max_size=60),
+    st.builds("{}.{}:{}:{}".format, st.text("0123456789abcdef", max_size=13), NUMBERS, NUMBERS, NUMBERS),
+    st.builds("{}.{}:{}:{}@{}".format, st.text("0123456789abcdef", max_size=13), NUMBERS, NUMBERS, NUMBERS, st.text()),
+)
+
+
+async def test_whatever_is_given_as_a_cursor_is_answered(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    await airflow.answer(run)
+    with httpx.Client(base_url=server.url, timeout=DEADLINE) as client:
+
+        @bounded
+        @given(CURSORS)
+        def ask(cursor: str) -> None:
+            answer = client.get(stream_path(run, f"?cursor={quote(cursor, safe='')}"))
+            told: dict[str, Any] = {"status": answer.status_code, "text": answer.text}
+            assert answer.status_code in {200, 204, 400, 422}, told
+            assert answer.status_code != 200 or "event: end" in answer.text, told
+
+        await asyncio.to_thread(ask)
