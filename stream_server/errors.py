@@ -24,6 +24,7 @@
     │   ├── JournalMissing    the journal is not installed, or not whole
     │   ├── JournalForbidden  the database role lacks a privilege
     │   ├── JournalUnreachable  PostgreSQL does not answer
+    │   ├── ReadReplica       nothing can be kept in a read replica
     │   ├── ServerFull        it has as many connections as it may
     │   ├── PermissionUnknown  Airflow can't be asked who may read what
     │   └── Draining          this server is shutting down
@@ -172,7 +173,7 @@ class Unavailable(StreamServerError):
 
     status = 503
     title = "Unavailable"
-    retry_after = 2
+    retry_after: int | None = 2
 
 
 class JournalMissing(Unavailable):
@@ -191,6 +192,14 @@ class JournalUnreachable(Unavailable):
     """PostgreSQL does not answer."""
 
     title = "Journal unreachable"
+
+
+class ReadReplica(Unavailable):
+    """The database is a read replica, where nothing can be kept."""
+
+    status = 501
+    title = "Read replica"
+    retry_after = None
 
 
 class ServerFull(Unavailable):

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from stream_server.errors import JournalForbidden, JournalMissing, JournalUnreachable, NulInText, SettingsError
+from stream_server.errors import (
+    JournalForbidden,
+    JournalMissing,
+    JournalUnreachable,
+    NulInText,
+    ReadReplica,
+    SettingsError,
+)
 from stream_server.journal.dsn import each_host, normalize
 
 CONNECT_TIMEOUT = 10.0
@@ -101,6 +108,11 @@ def errors_mapped() -> Iterator[None]:
         yield
     except asyncpg.InsufficientPrivilegeError as error:
         raise JournalForbidden(f"The database role lacks a privilege: {error}") from error
+    except asyncpg.ReadOnlySQLTransactionError as error:
+        raise ReadReplica(
+            "The database of this server is a read replica, where nothing can be kept. Ask a server at the primary, or"
+            " leave out what must be kept: an Idempotency-Key, a ticket, on_disconnect=cancel"
+        ) from error
     except _NOT_INSTALLED as error:
         raise JournalMissing(
             f"The journal is not installed, or of another version ({error}); run `stream-server install`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from stream_server.journal.connection import (
     Session,
     connection_arguments,
     errors_mapped,
+    far,
     open_session,
 )
 from stream_server.journal.install import queries_for
@@ -43,6 +45,10 @@ MAX_OUTPUT_ROWS = 5000
 
 OUTPUT_VERSION = 3
 """Version of the journal that has what tasks say."""
+
+REPLICA_LAG_SECONDS, REPLICA_PAUSE_SECONDS = 1.0, 0.05
+"""For how long, and how often, to look for a run that a read replica does not know: it may have been triggered just
+now."""
 
 MAX_GRAPHS = 256
 """DAG versions whose structure is kept in memory."""
@@ -98,10 +104,19 @@ class Runs:
             JournalMissing: The journal is not installed.
             JournalUnreachable: PostgreSQL does not answer.
         """
+        deadline = time.monotonic() + REPLICA_LAG_SECONDS
+        while isinstance(found := await self._run_state(key), bool):
+            if not found or time.monotonic() > deadline:
+                raise RunNotFound(*key)
+            await asyncio.sleep(REPLICA_PAUSE_SECONDS)
+        return found
+
+    async def _run_state(self, key: RunKey) -> tuple[RunState, Cursor] | bool:
+        """Read a run; where it is not there, tell whether it may be on its way, since this is a read replica."""
         async with self.connection() as (connection, queries):
             rows, seen = await seen_rows(connection, queries, "run_snapshot", *key)
             if not rows:
-                raise RunNotFound(*key)
+                return far(connection).replica
             run = _run_state(key, rows, self._max_output_bytes)
             seen = as_far_as_written(seen, rows[0])
             if rows[0]["version"] >= OUTPUT_VERSION:

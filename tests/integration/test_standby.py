@@ -9,14 +9,19 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from unittest.mock import patch
 
+import httpx
 import pytest
 
 from stream_server import tail
 from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.errors import ReadReplica
+from stream_server.journal import postgres as postgres_module
+from stream_server.journal.claims import Claims
 from stream_server.journal.install import install
+from stream_server.journal.postgres import Runs
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
-from support.airflow_sql import AirflowSql
+from support.airflow_sql import CHAIN, AirflowSql
 from support.lossless import CLUSTER
 from support.lossless_ledger import Ledger, judge
 from support.lossless_tails import TaskTail, quick
@@ -25,7 +30,7 @@ from support.postgres import create_database_from_airflow_template, running_post
 from support.ready import until_ready
 from support.server import RunningServer, running_server
 from support.standby import catch_up, promote, running_standby
-from support.streams import sse, states, websocket
+from support.streams import sse, states, stream_path, websocket
 from support.waiting import eventually_async
 
 NO_PAUSE = (0.005, 0.005)
@@ -160,6 +165,31 @@ async def test_it_leaves_alone_what_only_the_primary_can_do(
         "journal_problem",
         "transitions_lost",
     }
+
+
+async def test_a_run_that_is_on_its_way_is_waited_for(
+    replica_server: RunningServer, airflow: AirflowSql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "REPLICA_LAG_SECONDS", 10.0)
+    version = await airflow.add_dag("fresh", CHAIN)
+    key = RunKey("fresh", "just_now")
+    async with httpx.AsyncClient(base_url=replica_server.url, timeout=15) as client:
+        asking = asyncio.create_task(client.get(f"{stream_path(key).removesuffix('stream')}result?timeout=0"))
+        await eventually_async(lambda: replica_server.hub.watched(key))
+        await airflow.trigger(key, version, list(CHAIN))
+        assert (await asking).status_code == 202
+        monkeypatch.setattr(postgres_module, "REPLICA_LAG_SECONDS", 0.0)
+        assert (await client.get(stream_path(RunKey("fresh", "never")))).status_code == 404
+
+
+async def test_what_must_be_kept_is_refused(standby: EmbeddedPostgres, on_standby: Callable[..., Settings]) -> None:
+    settings = on_standby()
+    url = settings.database_url.get_secret_value()
+    runs = Runs(url, pool_size=1, max_result_bytes=0, max_output_bytes=0)
+    with pytest.raises(ReadReplica, match="Ask a server at the primary") as refused:
+        await Claims(runs).claim(b"k", b"r", "run", 60.0)
+    await runs.close()
+    assert (refused.value.status, refused.value.retry_after) == (501, None)
 
 
 async def test_a_promotion_is_followed_without_a_break(
