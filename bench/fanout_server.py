@@ -26,6 +26,7 @@ from starlette.routing import Route, WebSocketRoute
 from bench.fanout_payload import DAG_ID, STATES, run_id
 from stream_server.auth import Everybody
 from stream_server.cursor import Cursor
+from stream_server.edge import Edge
 from stream_server.frames import RunInfo
 from stream_server.hub import Hub
 from stream_server.outcome import Values
@@ -91,8 +92,9 @@ def ours(runs: int, feed_port: int) -> Starlette:
             hub.dispatch([transition(number, runs) for number in numbers], source.cursor)
 
         async with _fed(feed_port, dispatch):
-            courier = Courier(asyncio.get_running_loop(), settings().ping_interval)
-            yield {"settings": settings(), "hub": hub, "authorizer": Everybody(), "courier": courier}
+            loop = asyncio.get_running_loop()
+            courier, edge = Courier(loop, settings().ping_interval), Edge(settings(), loop)
+            yield {"settings": settings(), "hub": hub, "authorizer": Everybody(), "courier": courier, "edge": edge}
 
     return Starlette(routes=[Route(PATH, run_stream.stream), WebSocketRoute(PATH, websocket.stream)], lifespan=lifespan)
 
