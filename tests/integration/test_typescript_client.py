@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
@@ -11,7 +12,9 @@ import pytest
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub
 from support.asking import ANSWER
+from support.callers import Door, Rights, jwt
 from support.proxy import Proxy
 from support.server import RunningServer, running_server
 from support.streams import states
@@ -113,3 +116,61 @@ async def test_what_is_refused_is_told_with_its_status(server: RunningServer, ru
     error = last["outcome"]["error"]
     assert (error["code"], error["status"]) == ("refused", 404)
     assert "no_such_run" in error["message"]
+
+
+@pytest.fixture
+async def guarded(settings: Callable[..., Settings], stub: AirflowStub) -> AsyncIterator[RunningServer]:
+    """A server that asks Airflow who may see what, and asks often."""
+    configured = settings(airflow_url=stub.url, auth_cache=0.2, ping_interval="100ms")
+    async with running_server(configured) as server:
+        await eventually_async(lambda: server.hub.live)
+        yield server
+
+
+async def test_a_token_that_expires_is_replaced_and_nothing_is_missed(
+    guarded: RunningServer, stub: AirflowStub, run: RunKey, airflow: AirflowSql, transport: str
+) -> None:
+    old, new = Rights(), Rights(token=jwt(sub="ada", exp=time.time() + 7200))
+    stub.instead = Door(old, new)
+    wanted = asked(urlsplit(guarded.url).port, transport, run) | {"tokens": [old.token, new.token]}
+    async with following(**wanted) as client:
+        await client.until_frame("snapshot")
+        old.expire()
+        await client.until(lambda line: line.get("state") == "resuming")
+        await airflow.set_task(run, "ask", "scheduled")
+        await client.until_frame("task", state="scheduled")
+        await airflow.run_task(run, "answer", ANSWER)
+        await airflow.set_run(run, "success")
+        last = await client.end()
+    assert states(each_once(client), "ask") == ["scheduled"]
+    assert last["outcome"]["value"] == ANSWER
+
+
+async def test_a_token_that_nothing_replaces_ends_the_stream_and_says_why(
+    guarded: RunningServer, stub: AirflowStub, run: RunKey, transport: str
+) -> None:
+    rights = Rights()
+    stub.instead = Door(rights)
+    wanted = asked(urlsplit(guarded.url).port, transport, run) | {"tokens": [rights.token]}
+    async with following(**wanted) as client:
+        await client.until_frame("snapshot")
+        rights.expire()
+        last = await client.end()
+    assert last["outcome"]["error"]["code"] == "unauthenticated"
+
+
+async def test_each_connection_is_opened_by_a_ticket(
+    guarded: RunningServer, stub: AirflowStub, run: RunKey, airflow: AirflowSql, transport: str
+) -> None:
+    rights = Rights()
+    stub.instead = Door(rights)
+    async with Proxy.to(urlsplit(guarded.url).port) as proxy:
+        wanted = asked(proxy.port, transport, run) | {"ticketsOf": rights.token}
+        async with following(**wanted) as client:
+            await client.until_frame("snapshot")
+            await proxy.cut()
+            await airflow.set_task(run, "ask", "scheduled")
+            await client.until_frame("task", state="scheduled")
+            await airflow.run_task(run, "answer", ANSWER)
+            await airflow.set_run(run, "success")
+            await client.end()

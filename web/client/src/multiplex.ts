@@ -5,12 +5,17 @@ import type { Ending } from "./endings.js"
 import type { Frame } from "./frames.js"
 import type { Server } from "./http.js"
 import type { Attempt, Hear, Open } from "./link.js"
-import { openSocket, refusalIn } from "./websocket.js"
+import { openSocket, refusalIn, signInAnew } from "./websocket.js"
 
 /** How long a connection without streams is kept: who goes to another page of an application needs it again at once. */
 const LINGER_MS = 1_000
 
+/** Why a connection is left: for another one with another credential. */
+const RENEWED = "renewed"
+
 interface Member {
+  /** Whether the server has yet to hear of it. */
+  waits: boolean
   readonly message: object
   readonly hear: Hear
   readonly over: (ending: Ending) => void
@@ -23,6 +28,8 @@ export class Multiplex {
   #socket: WebSocket | null = null
   #connection: AbortController | null = null
   #stopLingering: (() => void) | null = null
+  /** Whether another credential was told; while that is on its way, for all who want it. */
+  #renewing: Promise<boolean> | null = null
 
   constructor(server: Server) {
     this.#server = server
@@ -50,11 +57,32 @@ export class Multiplex {
       resolve(ending)
     }
     const message = { op: "subscribe", id, ...ask, ...(cursor === null ? {} : { cursor }) }
-    this.#members.set(id, { message, hear, over })
+    const member = { message, hear, over, waits: true }
+    this.#members.set(id, member)
     signal.addEventListener("abort", leave)
     this.#stopLingering?.()
     if (this.#connection === null) void this.#connect(refresh)
-    else this.#tell(message)
+    else if (refresh) void this.#renew(this.#connection)
+    else this.#subscribe()
+  }
+
+  /** Subscribes with another credential, on the same connection where it can be told there, else on another one. */
+  async #renew(connection: AbortController): Promise<void> {
+    if (this.#socket === null) return
+    this.#renewing ??= signInAnew(this.#server, this.#socket)
+    const signedIn = await this.#renewing
+    this.#renewing = null
+    if (signedIn) this.#subscribe()
+    else connection.abort(RENEWED)
+  }
+
+  /** Tells the server of the streams that it has not heard of, as soon as it is there. */
+  #subscribe(): void {
+    if (this.#socket === null || this.#renewing !== null) return
+    for (const member of this.#members.values()) {
+      if (member.waits) this.#tell(member.message)
+      member.waits = false
+    }
   }
 
   async #connect(refresh: boolean): Promise<void> {
@@ -64,7 +92,7 @@ export class Multiplex {
     const ending = await openSocket(this.#server, ALL_RUNS, new URLSearchParams(), attempt, {
       onOpen: (socket) => {
         this.#socket = socket
-        for (const { message } of this.#members.values()) this.#tell(message)
+        this.#subscribe()
       },
       onFrame: (frame) => {
         this.#hear(frame)
@@ -73,9 +101,13 @@ export class Multiplex {
     }).catch((error): Ending => ({ kind: "cut", why: String(error) }))
     this.#socket = null
     this.#connection = null
-    const members = [...this.#members.values()]
-    this.#members.clear()
-    for (const { over } of members) over(ending)
+    const renewed = connection.signal.reason === RENEWED
+    for (const [id, { over, waits }] of [...this.#members]) {
+      if (renewed && waits) continue
+      this.#members.delete(id)
+      over(ending)
+    }
+    if (renewed && this.#members.size > 0) await this.#connect(true)
   }
 
   #hear(frame: Frame): void {

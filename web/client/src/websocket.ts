@@ -78,10 +78,12 @@ function signIn(socket: WebSocket, token: string): void {
   socket.send(JSON.stringify({ op: "auth", token }))
 }
 
-/** Puts a new token in the place of one that is about to expire. Without one, the server closes in its own time. */
-async function signInAnew(server: Server, socket: WebSocket): Promise<void> {
+/** Puts a new token in the place of the old one; returns whether there was one. */
+export async function signInAnew(server: Server, socket: WebSocket): Promise<boolean> {
   const token = isRenewable(server.auth) ? await bearer(server.auth, true).catch(() => null) : null
-  if (token !== null && socket.readyState === socket.OPEN) signIn(socket, token)
+  if (token === null || socket.readyState !== socket.OPEN) return false
+  signIn(socket, token)
+  return true
 }
 
 /** Returns how to open the stream of a path. */

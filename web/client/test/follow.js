@@ -2,11 +2,12 @@
 //
 //   node follow.js '{"client": {"baseUrl": …}, "dagId": …, "runId": …, "options": {…}}'
 //
-// Without a runId it triggers one, with `conf`.
+// Without a runId it triggers one, with `conf`. `tokens` are used one after the other; `ticketsOf` is a token that tickets are
+// bought with.
 import { createClient } from "../dist/index.js"
 
-const { client: clientOptions, dagId, runId, conf, options = {} } = JSON.parse(process.argv[2])
-const client = createClient(clientOptions)
+const { client: clientOptions, dagId, runId, conf, options = {}, tokens, ticketsOf } = JSON.parse(process.argv[2])
+const client = createClient({ ...clientOptions, ...credential() })
 const stream = runId === undefined ? client.run(dagId, conf, options) : client.watch(dagId, runId, options)
 const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`)
 
@@ -25,3 +26,20 @@ try {
 }
 say({ outcome, run: await stream.started.catch(() => null), view: stream.view })
 client.close()
+
+function credential() {
+  if (ticketsOf !== undefined) return { auth: { ticket: buy } }
+  if (tokens === undefined) return {}
+  const bearer = (refresh) => {
+    if (refresh && tokens.length > 1) tokens.shift()
+    return tokens[0]
+  }
+  return { auth: { bearer } }
+}
+
+async function buy(paths) {
+  const headers = { Authorization: `Bearer ${ticketsOf}`, "Content-Type": "application/json" }
+  const body = JSON.stringify({ paths })
+  const answer = await fetch(`${clientOptions.baseUrl}/api/v2/stream/tickets`, { method: "POST", headers, body })
+  return (await answer.json()).ticket
+}

@@ -187,6 +187,40 @@ test("when the connection breaks, all streams go on where they were, on one othe
   expect(cursors).toEqual([undefined, undefined, "c-r1", "c-r2"])
 })
 
+test("streams whose token has expired go on with another, on the same connection", async () => {
+  let refreshed = 0
+  const bearer = async (refresh: boolean) => (refresh ? `new-${++refreshed}` : "old")
+  const expired: Frame = { type: "close", code: 4501, reason: "Token Expired", reconnect: false }
+  const server = keep(
+    await serveSockets((socket, { op, id, cursor }) => {
+      if (op !== "subscribe") return
+      send(socket, cursor === undefined ? [at("c1", snapshot()), expired] : [resumed("c1"), task(1, "running")], id)
+    }),
+  )
+  const { client: one } = client(server.url, { transport: "multiplex", auth: { bearer } })
+  const streams = ["r1", "r2"].map((runId) => one.watch("chat", runId))
+  for (const stream of streams) await until(stream, ({ view }) => view.tasks.answer?.state === "running")
+  expect(server.sockets.length).toBe(1)
+  const said = server.said.map(({ op, token }) => token ?? op)
+  expect(said.indexOf("new-1")).toBeLessThan(said.lastIndexOf("subscribe"))
+})
+
+test("streams whose ticket has expired go on with another, on another connection", async () => {
+  let tickets = 0
+  const server = keep(
+    await serveSockets((socket, { op, id, cursor }) => {
+      if (op !== "subscribe") return
+      const expired: Frame = { type: "close", code: 4501, reason: "Token Expired", reconnect: false }
+      send(socket, cursor === undefined ? [at("c1", snapshot()), expired] : [resumed("c1"), task(1, "running")], id)
+    }),
+  )
+  const ticket = () => `ticket-${++tickets}`
+  const { client: one } = client(server.url, { transport: "multiplex", auth: { ticket } })
+  const stream = one.watch("chat", "r1")
+  await until(stream, ({ view }) => view.tasks.answer?.state === "running")
+  expect([server.sockets.length, tickets]).toEqual([2, 2])
+})
+
 test("a stream that is closed is unsubscribed; after the last one the connection is closed, too", async () => {
   const server = await multiplexing((runId) =>
     runId === "r1" ? [at("c1", snapshot()), at("c2", end())] : [at("c1", snapshot())],
