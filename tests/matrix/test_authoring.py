@@ -26,6 +26,12 @@ MODULES = ("dag", "decorators", "errors", "marks", "output", "source", "speaker"
 OURS = {"", ".authoring", *(f".authoring.{name}" for name in MODULES)}
 """All modules of ours that a DAG file may import, below `stream_server`; and what Airflow asks."""
 
+OURS_SHOWN = "@task.stream"
+"""What Airflow's pages call the one kind of task that is ours."""
+
+STREAMING = {"text", "returns", "async", "mapped", "plain", "operator", "iterator", "tokens", "retry"}
+"""Forms in which a task says something (`airflow/dags/streaming_forms.py`)."""
+
 Found = dict[str, Any]
 
 
@@ -89,11 +95,20 @@ def test_every_form_is_serialised_with_its_marks(version: str, read: Callable[[s
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+def test_every_form_that_streams_is_serialised(version: str, read: Callable[[str], Found]) -> None:
+    found = {dag_id.removeprefix("stream_"): dag for dag_id, dag in read(version)["dags"].items()}
+    assert found.keys() >= STREAMING
+    shown = {name: found[name]["dag"]["tasks"][0]["__var"].get("_operator_name") for name in STREAMING}
+    assert {name for name, kind in shown.items() if kind == OURS_SHOWN} == STREAMING - {"plain", "operator"}
+    assert Graph.parse(json.dumps(found["text"])).marked == {"text"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_dags_and_tasks_are_what_airflow_would_have_made(version: str, read: Callable[[str], Found]) -> None:
     for dag_id, serialized in read(version)["dags"].items():
         dag = serialized["dag"]
         assert Path(dag["fileloc"]).parent == authoring.DAGS, dag_id
-        tasks = [task["__var"] for task in dag["tasks"] if task["__var"]["_operator_name"] != "@task.stream"]
+        tasks = [task["__var"] for task in dag["tasks"] if task["__var"].get("_operator_name") != OURS_SHOWN]
         assert not [task for task in tasks if task["_task_module"].startswith("stream_server")]
 
 
