@@ -40,7 +40,8 @@ def unavailable(request: Request, error: Unavailable) -> Response:
 
     All others are told by `error`, which is raised before the first header.
     """
-    return stream_response(request, Streaming(_Failing(error), request.scope["state"]["settings"].ping_interval))
+    state: State = request.scope["state"]
+    return stream_response(request, Streaming(_Failing(error), state["courier"]))
 
 
 def stream_response(request: Request, streaming: Streaming, headers: Mapping[str, str] | None = None) -> Response:
