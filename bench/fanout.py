@@ -102,34 +102,53 @@ class Generator:
 
 
 def main() -> int:
-    """Run the benchmark; falling short of an aim is told, and is no error."""
+    """Run the benchmark; falling short of an aim is told, and is no error. Interrupted, it tells what it has."""
     arguments = _arguments()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     turns: defaultdict[tuple[int, str], list[Turn]] = defaultdict(list)
     absent: dict[str, str] = {}
+    code = 0
     with termination_raises():
         try:
-            for number in range(1, arguments.rounds + 1):
-                for clients in arguments.clients:
-                    for name in arguments.only:
-                        print(f"round {number}: {clients} clients, {name}", file=sys.stderr, flush=True)
-                        try:
-                            turns[clients, name].append(_turn(name, clients, number == 1, arguments))
-                        except FileNotFoundError as error:
-                            absent[name] = str(error)
+            _take_turns(turns, absent, arguments)
         except (BenchmarkError, psutil.Error, OSError) as error:
             print(f"The benchmark broke: {error}", file=sys.stderr)
-            return 1
+            code = 1
         except KeyboardInterrupt:
-            return 130
-    figures = {f"{clients} {name}": _figures(each) for (clients, name), each in turns.items()}
+            code = 130
+        except SystemExit as terminated:
+            code = int(terminated.code or 0)
+    if turns:
+        _tell(turns, absent, arguments, complete=code == 0)
+    return code
+
+
+def _take_turns(
+    turns: defaultdict[tuple[int, str], list[Turn]], absent: dict[str, str], arguments: argparse.Namespace
+) -> None:
+    """Have each candidate serve each number of clients, in every round."""
+    for number in range(1, arguments.rounds + 1):
+        for clients in arguments.clients:
+            for name in arguments.only:
+                print(f"round {number}: {clients} clients, {name}", file=sys.stderr, flush=True)
+                try:
+                    turns[clients, name].append(_turn(name, clients, number == 1, arguments))
+                except FileNotFoundError as error:
+                    absent[name] = str(error)
+
+
+def _tell(
+    turns: dict[tuple[int, str], list[Turn]], absent: dict[str, str], arguments: argparse.Namespace, *, complete: bool
+) -> None:
+    figures = {f"{clients} {name}": _figures(each) for (clients, name), each in turns.items() if each}
     _show(figures)
     aims = _aims(figures, arguments)
     print(
         json.dumps(
             {
                 "benchmark": "fanout",
+                "complete": complete,
                 "rounds": arguments.rounds,
                 "clients": arguments.clients,
                 "figures": figures,
@@ -139,7 +158,6 @@ def main() -> int:
             }
         )
     )
-    return 0
 
 
 def _turn(name: str, clients: int, measure_idle: bool, arguments: argparse.Namespace) -> Turn:
@@ -148,7 +166,9 @@ def _turn(name: str, clients: int, measure_idle: bool, arguments: argparse.Names
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fanout-")))
         turn: Turn | None = None
-        for runs in (1, clients) if arguments.own_runs else (1,):
+        # What takes long, and tells of many, is measured with the most.
+        most = clients == max(arguments.clients)
+        for runs in (1, clients) if arguments.own_runs and most else (1,):
             with candidate(name, directory, runs=runs, core=cores[0]) as serving, _generator(cores[-1]) as generator:
                 generator.ask("target", serving.target)
                 empty = serving.rss()
@@ -156,7 +176,7 @@ def _turn(name: str, clients: int, measure_idle: bool, arguments: argparse.Names
                 time.sleep(SETTLE_SECONDS)
                 if turn is None:
                     turn = Turn((serving.rss() - empty) / clients / 1024, clients / seconds, None, {}, {})
-                    if measure_idle and arguments.idle:
+                    if measure_idle and arguments.idle and most:
                         used = serving.cpu()
                         time.sleep(IDLE_SECONDS)
                         turn.idle = (serving.cpu() - used) / IDLE_SECONDS
@@ -290,7 +310,7 @@ def _show(figures: dict[str, dict[str, Any]]) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench-fanout", description=__doc__)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1000, 10_000], help="(default: %(default)s)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[100, 1000, 10_000], help="(default: %(default)s)")
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 10.0], help="frames/s (default: %(default)s)")
     parser.add_argument("--burst", type=int, default=16, help="frames due at once (default: %(default)d)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a load (default: %(default)g)")

@@ -38,6 +38,8 @@ class Over(Exception):
 
 def leave(sock: Any, transport: asyncio.BaseTransport, how: Leaving) -> None:
     """Leave a connection: with FIN, with RST, or without a word; then the socket stays open, and hears nothing."""
+    if transport.is_closing():
+        return
     if how == "vanish":
         drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop_all)))
