@@ -231,6 +231,8 @@ RUN = f"/api/v2/dags/chat/dagRuns/{quote('manual__2026-11-22T10:00:00+00:00', sa
 PATHS_OF_AIRFLOW = [
     ("GET", "/"),
     ("GET", "/dags/stream/runs/stream"),
+    ("GET", "/assets"),
+    ("GET", "/assets/1"),
     ("GET", "/api/v2/dags"),
     ("GET", "/api/v2/dags/chat"),
     ("GET", "/api/v2/dags/chat/dagRuns"),
@@ -247,11 +249,11 @@ PATHS_OF_AIRFLOW = [
 
 
 def _paths_of_ours(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Return what our application answers below Airflow's API, and what is asked of a server's health."""
+    """Return what our application answers below Airflow's API, our pages, and what is asked of a server's health."""
     for route in create_app(settings).routes:
         assert isinstance(route, (Route, WebSocketRoute))
         path = route.path.format(dag_id="chat", run_id="manual__2026-11-22T10%3A00%3A00%2B00%3A00")
-        if not path.startswith("/api/v2/"):
+        if not path.startswith(("/api/v2/", "/assets/", "/chat", "/runs/")):
             continue
         method = "POST" if isinstance(route, Route) and route.methods == {"POST"} else "GET"
         yield method, f"{path}?wait_for_completion=true" if path.endswith("/dagRuns") else path

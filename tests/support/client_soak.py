@@ -284,7 +284,7 @@ class ClientSoak:
             return not (hands.subscriptions or hands.runs or hands.sockets)
 
         with suppress(AssertionError):
-            await eventually_answered(idle, within=15 * PING_SECONDS)
+            await eventually_answered(idle, within=30 * PING_SECONDS)
         return await self._steady.hands(thorough=True)
 
     def verdict(self) -> dict[str, Any]:
@@ -332,6 +332,7 @@ class ClientSoak:
             "memory_mib": [round(early / 2**20, 1), round(late / 2**20, 1)],
             "objects_left": objects,
             "idle": left,
+            "states": after.states,
             "misses": misses,
         }
 

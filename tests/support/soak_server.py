@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import socket
+from collections import Counter
 
 import msgspec
 import psutil
@@ -30,6 +31,9 @@ class Hands(msgspec.Struct, frozen=True):
 
     sockets: int
     """Connections of clients that it has not closed, without that of the question."""
+
+    states: dict[str, int]
+    """Those connections by their state in TCP."""
 
     files: int
     """Open ones, without the connections of clients."""
@@ -56,6 +60,7 @@ async def tell(request: Request) -> Response:
         runs=statistics.runs,
         tasks=len(asyncio.all_tasks()) - 1,
         sockets=len(sockets) - 1,
+        states=dict(Counter(one.status for one in sockets)),
         files=process.num_fds() - len(sockets),
         objects=len(gc.get_objects()),
         memory=process.memory_info().rss,
