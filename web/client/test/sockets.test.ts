@@ -1,5 +1,6 @@
 // WebSockets: of one run, of many, and one for all tabs.
 
+import { setMaxListeners } from "node:events"
 import { afterEach, expect, test } from "vitest"
 import { WebSocket } from "ws"
 import type { Client, ClientOptions, Frame, Platform, RunStream } from "../src/index.js"
@@ -7,6 +8,9 @@ import { at, chunk, end, result, resumed, snapshot, task } from "./support/frame
 import { Browser } from "./support/locks.js"
 import { type Answer, events, open, type Socketed, serveSockets, status } from "./support/server.js"
 import { type Bench, bench, eventually, reached, until } from "./support/streaming.js"
+
+// Ten tabs in one process wait for each other with one signal each.
+setMaxListeners(0)
 
 const closing: { close(): unknown }[] = []
 afterEach(async () => {
