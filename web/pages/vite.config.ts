@@ -1,5 +1,5 @@
 import { fileURLToPath } from "node:url"
-import { defaultClientConditions, defineConfig } from "vite"
+import { defaultClientConditions, defaultServerConditions, defineConfig } from "vite"
 import { compressed } from "./compressed.js"
 
 const target = fileURLToPath(new URL("../../stream_server/web", import.meta.url))
@@ -8,6 +8,7 @@ export default defineConfig({
   plugins: [compressed(250_000)],
   // The client's and the hooks' sources, so that they need not be built first.
   resolve: { conditions: ["stream-server-source", ...defaultClientConditions] },
+  ssr: { resolve: { conditions: ["stream-server-source", ...defaultServerConditions] } },
   build: {
     outDir: target,
     emptyOutDir: true,

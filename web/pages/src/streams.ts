@@ -24,7 +24,7 @@ export function theClient(): Client {
 }
 
 export interface WatchedRun extends Current {
-  /** All frames that have come, oldest first. */
+  /** What has happened, oldest first: all frames but what tasks say from inside, which the view has. */
   readonly frames: readonly Frame[]
 }
 
@@ -40,10 +40,9 @@ export function useRun(dagId: string, runId: string): WatchedRun {
     const from = bookmark.current === null ? {} : { bookmark: bookmark.current }
     const stream = theClient().watch(dagId, runId, { until: "run", ...from })
     const show = (current: Current, frames: readonly Frame[]) => {
-      last.current = {
-        ...current,
-        frames: frames.length > 0 ? [...last.current.frames, ...frames] : last.current.frames,
-      }
+      const happened = frames.filter(({ type }) => type !== "chunk" && type !== "progress")
+      const before = last.current.frames
+      last.current = { ...current, frames: happened.length > 0 ? [...before, ...happened] : before }
       bookmark.current = stream.bookmark ?? bookmark.current
       setWatched(last.current)
       if (current.error?.code === "unauthenticated") signInNeeded(current.error.message)

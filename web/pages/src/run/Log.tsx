@@ -6,8 +6,7 @@ import { reasonOf } from "../words.js"
 const MAX_LINES = 500
 
 /** What has happened since the page was opened, the youngest first. */
-export function Log({ frames }: { frames: readonly Frame[] }) {
-  const lines = frames.filter((frame) => frame.type !== "chunk" && frame.type !== "progress")
+export function Log({ frames: lines }: { frames: readonly Frame[] }) {
   return (
     <section className="card" aria-labelledby="log">
       <h2 id="log">What happened</h2>
