@@ -289,6 +289,8 @@ def run(
     login = (username, password) if username is not None and password is not None else None
     follower = _follower(url=url, token=token, results=result, until=until, timeout=timeout, patience=patience)
     code = follower.trigger(dag_id, parsed, run_id, airflow_url, login)
+    if code == Exit.RESULT and follower.result is not None and follower.result.withheld:
+        _fail("there is a result, but this token may not read it: Airflow does not let it read XComs", Exit.USAGE)
     if code == Exit.RESULT and follower.result is not None:
         value = value_of(follower.result).decode()
         sys.stdout.write((json.loads(value) if raw and value.startswith('"') else value) + "\n")

@@ -23,7 +23,19 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from stream_server.frames import AnyFrame, Chunk, Close, End, Ping, Progress, Reset, Snapshot, decode
+from stream_server.frames import (
+    AnyFrame,
+    AuthExpiring,
+    Chunk,
+    Close,
+    End,
+    Ping,
+    Progress,
+    Refusal,
+    Reset,
+    Snapshot,
+    decode,
+)
 
 PATIENCE_SECONDS = 60.0
 """How long to go on trying, by default, before a connection counts as lost for good."""
@@ -90,7 +102,7 @@ async def follow(
     token: str | None = None,
     patience: float = PATIENCE_SECONDS,
 ) -> AsyncIterator[Message]:
-    """Yield the frames of a run, up to and including its `end`; `ping` and `close` are kept back.
+    """Yield the frames of a run, up to and including its `end`; what is said of the connection alone is kept back.
 
     After a broken connection the next frame is `resumed`, and what was missed follows; or `reset`, where that can't be
     told, and a `snapshot`, which takes the place of all that was known. What came twice, since it broke in the
@@ -123,6 +135,7 @@ async def follow(
                     async for message in _messages(websocket):
                         # Only now: who accepts connections and drops them at once must not be asked ever faster.
                         wait = BACKOFF_SECONDS[0]
+                        _raise_if_refused(message.frame)
                         if isinstance(message.frame, Close):
                             pause = _pause_of(message.frame)
                             continue
@@ -201,8 +214,18 @@ async def _messages(websocket: ClientConnection) -> AsyncIterator[Message]:
         except msgspec.ValidationError:
             # A type that this version does not know; newer servers may say more than we understand.
             continue
-        if not isinstance(frame, Ping):
+        if not isinstance(frame, Ping | AuthExpiring):
             yield Message(frame, text)
+
+
+def _raise_if_refused(frame: AnyFrame) -> None:
+    """Take a refusal for one, although the handshake was accepted: of who did not say who he is, it always is.
+
+    Raises:
+        Refused: The answer will be the same next time.
+    """
+    if isinstance(frame, Refusal) and frame.status not in _TEMPORARY_STATUSES:
+        raise Refused(frame.status, frame.detail)
 
 
 def _pause_of(close: Close) -> float | None:

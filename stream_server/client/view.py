@@ -161,7 +161,8 @@ def describe(frame: AnyFrame) -> str:
         case RunTransition():
             text = f"run {frame.state}"
         case Result():
-            text = f"result of {', '.join([*frame.results, *frame.references])}"
+            names = ", ".join([*frame.results, *frame.references])
+            text = "there is a result, which may not be read" if frame.withheld else f"result of {names}"
         case Failure():
             task = "" if frame.task_id is None else f" in {frame.task_id} (try {frame.try_number})"
             text = f"failure: {frame.reason}{task}"

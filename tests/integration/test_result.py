@@ -159,7 +159,7 @@ async def test_a_run_without_an_answer_is_told_when_it_ends(client: httpx.AsyncC
         ("?unwrap=yes", "unwrap=yes is neither 'false' nor 'true'"),
         ("?fail_status=200", "fail_status=200 is no number from 400 to 599"),
         ("?confirm=maybe", "confirm=maybe is neither 'push' nor 'success'"),
-        ("?until=run", "no parameter 'until' here"),
+        ("?until=never", "neither 'result' nor 'run'"),
         ("?result=nobody", "has no task 'nobody'"),
     ],
 )

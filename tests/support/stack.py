@@ -9,6 +9,7 @@ import pytest
 
 from stream_server.demo.progress import ConsoleProgress
 from stream_server.demo.stack import DemoStack
+from support.airflow_callers import Denied, airflow_settings
 from support.authoring import DAGS
 from support.postgres import DATA_DIR, FAST
 
@@ -16,7 +17,13 @@ BROWSER_DAGS = Path(__file__).resolve().parents[1] / "browser" / "dags"
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[DemoStack]:
+def denials(tmp_path_factory: pytest.TempPathFactory) -> Denied:
+    """What Airflow denies whom: nothing, but where a test says so."""
+    return Denied(tmp_path_factory.mktemp("airflow") / "denied.json")
+
+
+@pytest.fixture(scope="session")
+def stack(denials: Denied) -> Iterator[DemoStack]:
     """PostgreSQL, Airflow with the examples and our own DAGs, a stream server; where it cannot start, tests fail."""
     # Who may see what is the matter of a few tests, which start servers for it.
     options = ("--auth", "none")
@@ -24,6 +31,7 @@ def stack() -> Iterator[DemoStack]:
         DATA_DIR,
         dags=[DAGS, BROWSER_DAGS],
         postgres_settings=FAST,
+        airflow_settings=airflow_settings(denials.path),
         serve_options=options,
         progress=ConsoleProgress(),
     ) as stack:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from datetime import datetime, timezone
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.cursor import Cursor
-from stream_server.firehose import BOOKMARK_SECONDS, Filter, Firehose, missed
+from stream_server.errors import CloseCode
+from stream_server.firehose import BOOKMARK_SECONDS, MAX_HELD, Filter, Firehose, missed
 from stream_server.frames import Wire
 from stream_server.subscription import Subscription
 from stream_server.transition import Kind, Transition
@@ -128,3 +130,109 @@ def test_what_was_missed_is_told_up_to_where_it_comes_by_itself(named: str) -> N
     wires = missed(Filter(dag_ids=frozenset({named})), history, cursor(5), cursor(2))
     assert [wire.type for wire in wires] == ["resumed", *(["task", "task"] if named == "a" else [])]
     assert last_cursor(wires) == cursor(5)
+
+
+class Reader:
+    """Who may read some DAGs, as far as that is known."""
+
+    def __init__(self, **known: bool) -> None:
+        self.known = known
+        self.asked: list[tuple[set[str], Callable[[], None]]] = []
+
+    def may_read(self, dag_id: str) -> bool | None:
+        return self.known.get(dag_id)
+
+    def decide(self, dag_ids: Collection[str], then: Callable[[], None]) -> None:
+        self.asked.append((set(dag_ids), then))
+
+    async def among(self, dag_ids: Collection[str]) -> Collection[str]:
+        return {dag_id for dag_id in dag_ids if self.known.get(dag_id)}
+
+    def learn(self, **known: bool) -> None:
+        """Know more, and have those called who asked."""
+        self.known |= known
+        asked, self.asked = self.asked, []
+        for _, then in asked:
+            then()
+
+
+def follow(firehose: Firehose, reader: Reader, wanted: Filter | None = None) -> Subscription:
+    subscription = Subscription(10**6)
+    firehose.join(wanted or Filter(), subscription, cursor(1), 0.0, reader)
+    told(subscription)
+    return subscription
+
+
+def dag_ids(subscription: Subscription) -> list[str]:
+    return [getattr(wire.frame, "dag_id", "") for wire in subscription.take()]
+
+
+def test_what_may_not_be_read_is_not_told() -> None:
+    firehose, reader = Firehose(), Reader(a=True, b=False)
+    subscription = follow(firehose, reader)
+    firehose.dispatch([transition(1), transition(2, "b"), transition(3)], cursor(4), 0.0)
+    firehose.dispatch([transition(4, "b")], cursor(5), 0.0)
+    assert dag_ids(subscription) == ["a", "a"]
+
+
+def test_what_is_not_known_waits_and_all_that_comes_after_it() -> None:
+    firehose, reader = Firehose(), Reader(a=True)
+    subscription = follow(firehose, reader)
+    for seq, dag_id in enumerate(["a", "new", "a", "newer", "a"], start=1):
+        firehose.dispatch([transition(seq, dag_id)], cursor(seq + 1), float(seq))
+    assert dag_ids(subscription) == ["a"]
+    assert [asked for asked, _ in reader.asked] == [{"new"}]
+    reader.learn(new=True)
+    assert dag_ids(subscription) == ["new", "a"]
+    reader.learn(newer=False)
+    assert dag_ids(subscription) == ["a"]
+    assert reader.asked == []
+
+
+def test_what_a_filter_keeps_back_is_not_asked_for() -> None:
+    firehose, reader = Firehose(), Reader(a=True)
+    subscription = follow(firehose, reader, Filter(dag_ids=frozenset({"a"})))
+    firehose.dispatch([transition(1), transition(2, "b")], cursor(3), 0.0)
+    assert (dag_ids(subscription), reader.asked) == (["a"], [])
+
+
+def test_who_comes_while_something_waits_hears_only_what_comes_then() -> None:
+    firehose, reader = Firehose(), Reader(a=True)
+    first = follow(firehose, reader)
+    firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
+    second = follow(firehose, reader)
+    firehose.dispatch([transition(2)], cursor(3), 0.0)
+    gone = follow(firehose, reader)
+    firehose.leave(gone)
+    reader.learn(new=True)
+    assert (dag_ids(first), dag_ids(second), dag_ids(gone)) == (["new", "a"], ["a"], [])
+
+
+def test_what_waits_is_bounded() -> None:
+    firehose, reader = Firehose(), Reader()
+    subscription = follow(firehose, reader)
+    for batch in range(3):
+        firehose.dispatch([transition(seq, "new") for seq in range(MAX_HELD // 2)], cursor(batch + 2), 0.0)
+    assert subscription.closed is not None
+    assert (subscription.closed.code, subscription.closed.reconnect) == (CloseCode.UNAVAILABLE, True)
+
+
+def test_who_is_somebody_else_now_hears_what_that_one_may() -> None:
+    firehose, ada, bob = Firehose(), Reader(a=True, b=False), Reader(a=False, b=True)
+    subscription = follow(firehose, ada)
+    firehose.show(subscription, bob, 0.0)
+    firehose.dispatch([transition(1), transition(2, "b")], cursor(3), 0.0)
+    assert dag_ids(subscription) == ["b"]
+    firehose.dispatch([transition(3, "new")], cursor(4), 0.0)
+    firehose.show(subscription, ada, 0.0)
+    assert subscription.closed is not None
+    assert subscription.closed.code == CloseCode.ACCESS_CHANGED
+
+
+def test_something_missing_takes_the_place_of_what_waits() -> None:
+    firehose, reader = Firehose(), Reader()
+    subscription = follow(firehose, reader)
+    firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
+    firehose.begin_anew("transitions_lost", cursor(3))
+    reader.learn(new=True)
+    assert told(subscription) == ["reset"]

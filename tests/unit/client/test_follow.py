@@ -22,7 +22,19 @@ from websockets.http11 import Request, Response
 from stream_server.client import ConnectionLost, Message, Refused, StreamClosed, follow
 from stream_server.client.follow import stream_url
 from stream_server.cursor import Cursor
-from stream_server.frames import AnyFrame, Close, End, Ping, Reset, Resumed, RunInfo, Snapshot, TaskTransition, Wire
+from stream_server.frames import (
+    AnyFrame,
+    Close,
+    End,
+    Ping,
+    Refusal,
+    Reset,
+    Resumed,
+    RunInfo,
+    Snapshot,
+    TaskTransition,
+    Wire,
+)
 from support.builders import KEY, types
 
 RUN = KEY._asdict()
@@ -230,6 +242,15 @@ async def test_a_close_says_when_to_come_again() -> None:
     async with server(says(SNAPSHOT, close), says(SNAPSHOT, END)) as seen:
         assert await followed(seen) == ["snapshot", "snapshot", "end"]
     assert asyncio.get_running_loop().time() - began >= 0.15
+
+
+async def test_a_refusal_after_the_handshake_is_one_too() -> None:
+    refusal = Refusal(id="", problem="urn:x", title="Unauthenticated", status=401, detail="Say who you are")
+    close = Close(code=4501, reason="Unauthenticated", reconnect=False)
+    async with server(says(refusal, close)) as seen:
+        with pytest.raises(Refused, match="Say who you are") as refused:
+            await messages(seen)
+    assert refused.value.status == 401
 
 
 async def test_a_final_close_is_an_error_with_its_reason() -> None:

@@ -1,0 +1,94 @@
+"""What a page of another origin can do with the cookies of its visitor: nothing (cross-site WebSocket hijacking)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from playwright.async_api import Page, async_playwright
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import CHAIN, AirflowSql
+from support.airflow_stub import AirflowStub
+from support.callers import Door, Rights, jwt
+from support.chromium import QUIET
+from support.pages import serving
+from support.server import running_server
+from support.streams import stream_path
+from support.waiting import eventually_async
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+KEY = RunKey("chat", "r1")
+
+TRY = """async ([server, path]) => {
+  const websocket = (path) => new Promise((told) => {
+    const socket = new WebSocket(server.replace("http", "ws") + path);
+    socket.onmessage = (event) => { told(JSON.parse(event.data).type); socket.close(); };
+    socket.onclose = () => told("closed");
+    socket.onopen = () => socket.send('{"op":"ping","id":"p"}');
+  });
+  const source = () => new Promise((told) => {
+    const source = new EventSource(server + path, { withCredentials: true });
+    source.addEventListener("snapshot", () => { told("snapshot"); source.close(); });
+    source.onerror = () => { told("closed"); source.close(); };
+  });
+  const fetched = async (path, options) => {
+    try {
+      const answer = await fetch(server + path, { credentials: "include", ...options });
+      return answer.type === "opaque" ? "opaque" : answer.status;
+    } catch { return "failed"; }
+  };
+  const trigger = { method: "POST", mode: "no-cors", body: "{}" };
+  return {
+    run: await websocket(path),
+    many: await websocket("/api/v2/stream"),
+    source: await source(),
+    result: await fetched(path.replace("/stream", "/result?timeout=0")),
+    trigger: await fetched("/api/v2/dags/chat/dagRuns?wait_for_completion=true&timeout=0", trigger),
+  };
+}"""
+
+
+async def tried(page: Page, server: str) -> Any:
+    return await page.evaluate(TRY, [server, stream_path(KEY)])
+
+
+async def test_cookies_alone_open_nothing_for_a_foreign_page(
+    chromium: str, settings: Callable[..., Settings], airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    ada = Rights(jwt(sub="ada", exp=time.time() + 3600))
+    stub.instead = Door(ada)
+    await airflow.trigger(KEY, stub.version, list(CHAIN))
+    with serving(EXAMPLES) as friendly, serving(EXAMPLES) as foreign:
+        configured = settings(airflow_url=stub.url, cors_origins=(friendly,))
+        async with (
+            running_server(configured) as server,
+            async_playwright() as playwright,
+            await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
+        ):
+            await eventually_async(lambda: server.hub.live)
+            context = await browser.new_context()
+            # For the host, whatever the port: the page of another origin is of the same site, so that they are sent.
+            await context.add_cookies([{"name": "_token", "value": ada.token, "domain": "127.0.0.1", "path": "/"}])
+            page = await context.new_page()
+            await page.goto(f"{foreign}/page.html")
+            assert await tried(page, server.url) == {
+                "run": "closed",
+                "many": "closed",
+                "source": "closed",
+                "result": "failed",
+                "trigger": "opaque",
+            }
+            assert stub.asked == []
+            await page.goto(f"{friendly}/page.html")
+            assert await tried(page, server.url) == {
+                "run": "snapshot",
+                "many": "ack",
+                "source": "snapshot",
+                "result": 202,
+                "trigger": "opaque",
+            }
+            assert len(stub.triggers) == 1
