@@ -81,7 +81,10 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-early bench-fanout bench-fanout-journal bench-held bench-journal bench-judge bench-latency bench-waiters bench-workers
+.PHONY: bench-auth bench-early bench-fanout bench-fanout-journal bench-held bench-journal bench-judge bench-latency bench-waiters bench-workers
+bench-auth: $(VENV)/.dev  ## Keeping 10,000 clients to what they may see
+	$(BIN)/python -m bench.auth $(ARGS)
+
 bench-early: $(VENV)/.dev  ## The result on a real Airflow, beside its own /wait
 	$(BIN)/python -m bench.early $(ARGS)
 

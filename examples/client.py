@@ -1,6 +1,6 @@
 """Watch a run over WebSocket, with nothing but the package `websockets`.
 
-    python examples/client.py DAG_ID RUN_ID [SERVER]
+    STREAM_SERVER_TOKEN=… python examples/client.py DAG_ID RUN_ID [SERVER]
 
 `stream_server.client.follow` does the same and takes up again what was cut.
 """
@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from urllib.parse import quote
 
@@ -16,7 +17,9 @@ from websockets.sync.client import connect
 
 def main(dag_id: str, run_id: str, server: str = "ws://127.0.0.1:8090") -> None:
     path = f"/api/v2/dags/{quote(dag_id)}/dagRuns/{quote(run_id, safe='')}/stream"
-    with connect(server.replace("http", "ws", 1) + path) as websocket:
+    token = os.environ.get("STREAM_SERVER_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with connect(server.replace("http", "ws", 1) + path, additional_headers=headers) as websocket:
         for message in websocket:
             frame = json.loads(message)
             match frame["type"]:

@@ -12,9 +12,9 @@ from weakref import WeakValueDictionary
 
 import httpx
 
-from stream_server.airflow_api import AirflowApi, run_path
+from stream_server.airflow_api import AirflowApi, Look, run_path
 from stream_server.auth import NO_VALUES, Access, Caller, Expiring, Scope
-from stream_server.errors import AirflowError, PermissionUnknown, RunNotFound
+from stream_server.errors import AirflowError, AirflowRefused, PermissionUnknown, RunNotFound
 from stream_server.guards import Guards, StreamGuard
 from stream_server.permits import Permit, Permits
 from stream_server.readable import ReadableDags
@@ -26,6 +26,9 @@ REFUSED_PART = 1 / 3
 
 KEPT = 20_000
 """Permits that are kept."""
+
+PAGE = 100
+"""DAGs that are listed at once: the most that Airflow does by default."""
 
 AT_ONCE = 8
 """Questions that may be under way."""
@@ -85,7 +88,7 @@ class AirflowAuthorizer:
         """Let a caller see the runs of all DAGs that he may read.
 
         Raises:
-            AirflowRefused: He may not list DAGs (401, 403).
+            AirflowRefused: He may not list runs (401, 403).
             PermissionUnknown: Airflow does not answer.
         """
         (await self._dags(caller)).require()
@@ -99,7 +102,10 @@ class AirflowAuthorizer:
             async def ask(dag_id: str) -> bool:
                 return (await self._dag(caller, dag_id, anew=True)).granted
 
-            found = self._readable[identity] = ReadableDags(ask, good_for=self._good_for)
+            async def list_dags() -> set[str]:
+                return await self._list(caller)
+
+            found = self._readable[identity] = ReadableDags(ask, list_dags, good_for=self._good_for)
         return found
 
     def guard(
@@ -158,9 +164,25 @@ class AirflowAuthorizer:
         return await self._permits.get(
             caller,
             ("dags", ""),
-            lambda: self._ask(caller, "/api/v2/dags?limit=1", "dags"),
+            lambda: self._ask(caller, f"/api/v2/dags/~/dagRuns?{NO_RUNS}", "dag_runs"),
             anew=anew,
         )
+
+    async def _list(self, caller: Caller) -> set[str]:
+        """List the DAGs that a caller may read, also those that are not in any file any more."""
+        found: set[str] = set()
+        while True:
+            path = f"/api/v2/dags?limit={PAGE}&offset={len(found)}&order_by=dag_id&exclude_stale=false"
+            async with self._permits.turn:
+                answer = await self._look(caller, path)
+            if answer.status in DEFAULT_CHALLENGES:
+                raise AirflowRefused(answer.detail, answer.status)
+            page = {dag["dag_id"] for dag in answer.body.get("dags", ())}
+            if answer.status != OK or "dags" not in answer.body:
+                raise PermissionUnknown(f"Airflow answered {answer.status} to the question which DAGs you may read")
+            if page <= found:
+                return found
+            found |= page
 
     async def _xcoms(self, caller: Caller, key: RunKey, *, anew: bool = False) -> Permit:
         path = f"{run_path(key)}/taskInstances/~/xcomEntries?limit=1"
@@ -182,13 +204,16 @@ class AirflowAuthorizer:
         Raises:
             PermissionUnknown: Nothing can be concluded from what came back.
         """
-        try:
-            answer = await AirflowApi(self._client, caller.headers).look(path, TIMEOUT_SECONDS)
-        except AirflowError as error:
-            raise PermissionUnknown(str(error)) from error
+        answer = await self._look(caller, path)
         if answer.status == OK and member in answer.body:
             return Permit(OK)
         if answer.status in DEFAULT_CHALLENGES:
             challenge = answer.challenge or DEFAULT_CHALLENGES[answer.status]
             return Permit(answer.status, answer.detail, challenge)
         raise PermissionUnknown(f"Airflow answered {answer.status} to the question whether you may read this")
+
+    async def _look(self, caller: Caller, path: str) -> Look:
+        try:
+            return await AirflowApi(self._client, caller.headers).look(path, TIMEOUT_SECONDS)
+        except AirflowError as error:
+            raise PermissionUnknown(str(error)) from error

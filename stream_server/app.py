@@ -102,8 +102,6 @@ def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = Fa
                 # Cookies, for origins that are named; `refuse_foreign_origin` sees to the rest.
                 allow_credentials="*" not in settings.cors_origins,
                 expose_headers=TOLD_HEADERS,
-                # With all origins allowed, every page of the web would have its visitor's cookies.
-                allow_credentials="*" not in settings.cors_origins,
             )
         ],
         routes=[

@@ -152,6 +152,11 @@ class Guards:
     def __len__(self) -> int:
         return len(self._parties)
 
+    @property
+    def parties(self) -> list[Party]:
+        """All that are looked after."""
+        return list(self._parties.values())
+
     def add(
         self, caller: Caller, scope: Scope, access: Access, subscription: Subscription, expiring: Expiring | None
     ) -> StreamGuard:
@@ -186,7 +191,7 @@ class Guards:
     def look(self) -> None:
         """See what is due."""
         now, wall = self._clock(), self._wall_clock()
-        for party in list(self._parties.values()):
+        for party in self.parties:
             if now - party.confirmed_at > self._interval + self._grace:
                 party.close(CloseCode.UNAVAILABLE, "Airflow can't be asked whether you may still read this")
             elif now >= party.due and party.renewing is None:

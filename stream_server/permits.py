@@ -85,7 +85,8 @@ class Permits:
         self._key = secrets.token_bytes(blake2b.MAX_KEY_SIZE)
         self._kept: OrderedDict[tuple[bytes, Subject], _Kept] = OrderedDict()
         self._asking: dict[tuple[bytes, Subject], asyncio.Task[Permit]] = {}
-        self._turn = asyncio.Semaphore(at_once)
+        self.turn = asyncio.Semaphore(at_once)
+        """To be held by who asks Airflow something, so that it is not asked too much at once."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -129,7 +130,7 @@ class Permits:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self, key: tuple[bytes, Subject], ask: Ask) -> Permit:
-        async with self._turn:
+        async with self.turn:
             asked_at = self._clock()
             permit = await ask()
         if permit.status == NOT_FOUND:

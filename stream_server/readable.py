@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple
 
-from stream_server.errors import PermissionUnknown, StreamServerError
+from stream_server.errors import AirflowRefused, PermissionUnknown, StreamServerError
 
 log = logging.getLogger(__name__)
 
@@ -20,41 +20,57 @@ PATIENCE_SECONDS = 10.0
 """How long somebody waits who comes back."""
 
 STALE = 2
-"""How many times as long as it is good an answer counts, while it is asked for again."""
+"""How many times as long as it is good an answer counts, while it is renewed."""
+
+RENEWED = 10
+"""How many times as long as it is good an answer can be renewed by a list of DAGs, before it is asked for itself."""
 
 
 class _Known(NamedTuple):
     allowed: bool
     asked_at: float
+    """When Airflow was asked about this DAG itself."""
+
+    renewed_at: float
 
 
 class ReadableDags:
     """Implements `stream_server.firehose.Readable`.
 
+    Each DAG is asked for when it is met first. Later one list of all DAGs renews what is known: it costs Airflow about
+    as much as a question about a single one, but says less: which DAGs may be read, and not the runs of which.
+
     Args:
         ask: Asks whether the caller may read the runs of a DAG.
-        good_for: Seconds for which an answer is good. Then it is asked for again when the DAG is met next.
+        list_dags: Lists the DAGs that he may read.
+        good_for: Seconds for which an answer is good. Then it is renewed when the DAG is met next.
         clock: Tells the time in seconds.
     """
 
     def __init__(
-        self, ask: Callable[[str], Awaitable[bool]], *, good_for: float, clock: Callable[[], float] = time.monotonic
+        self,
+        ask: Callable[[str], Awaitable[bool]],
+        list_dags: Callable[[], Awaitable[Collection[str]]],
+        *,
+        good_for: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ask = ask
+        self._ask, self._list_dags = ask, list_dags
         self._good_for = good_for
         self._clock = clock
         self._known: dict[str, _Known] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
+        self._renewing: asyncio.Task[None] | None = None
 
     def may_read(self, dag_id: str) -> bool | None:
         """Tell whether the caller may read a DAG; `None` where that is to be asked first."""
         known = self._known.get(dag_id)
         if known is None:
             return None
-        age = self._clock() - known.asked_at
-        if age > self._good_for * STALE:
+        now = self._clock()
+        if now - known.renewed_at > self._good_for * STALE:
             return None
-        if age > self._good_for:
+        if now - known.renewed_at > self._good_for:
             self._begin(dag_id)
         return known.allowed
 
@@ -86,7 +102,7 @@ class ReadableDags:
 
     async def close(self) -> None:
         """Stop asking."""
-        tasks = list(self._asking.values())
+        tasks = [*self._asking.values(), *([self._renewing] if self._renewing is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -99,12 +115,47 @@ class ReadableDags:
         return asking
 
     async def _find_out(self, dag_id: str) -> None:
+        """Learn about a DAG, by whatever costs Airflow less; it is asked until it answers."""
         while True:
-            asked_at = self._clock()
             try:
-                self._known[dag_id] = _Known(await self._ask(dag_id), asked_at)
+                if not await self._is_renewed(dag_id):
+                    now = self._clock()
+                    self._known[dag_id] = _Known(await self._ask(dag_id), now, now)
             except StreamServerError as error:
                 log.warning("%s; trying again", error)
                 await asyncio.sleep(random.uniform(*RETRY_SECONDS))  # noqa: S311 # not for secrets
             else:
                 return
+
+    async def _is_renewed(self, dag_id: str) -> bool:
+        """Renew all that is known, if this DAG is among that, and tell whether it is known now."""
+        known = self._known.get(dag_id)
+        if known is None or self._clock() - known.asked_at > self._good_for * RENEWED:
+            return False
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew(), name="list of DAGs")
+            self._renewing.add_done_callback(self._renewed)
+        # Those who wait for the same list share it.
+        await asyncio.shield(self._renewing)
+        known = self._known.get(dag_id)
+        return known is not None and self._clock() - known.renewed_at <= self._good_for
+
+    async def _renew(self) -> None:
+        now = self._clock()
+        try:
+            listed = await self._list_dags()
+        except AirflowRefused:
+            # Who may not list DAGs may read some all the same.
+            self._known.clear()
+            return
+        for dag_id, known in list(self._known.items()):
+            if known.allowed == (dag_id in listed):
+                self._known[dag_id] = known._replace(renewed_at=now)
+            else:
+                del self._known[dag_id]
+
+    def _renewed(self, task: asyncio.Task[None]) -> None:
+        self._renewing = None
+        if not task.cancelled():
+            # Seen, also where nobody waits any more.
+            task.exception()

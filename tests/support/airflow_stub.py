@@ -92,7 +92,7 @@ class AirflowStub:
             Route("/api/v2/dags/{dag_id}/dagRuns", stub._trigger, methods=["POST"]),
             Route(run, stub._get, methods=["GET"]),
             Route(run, stub._patch, methods=["PATCH"]),
-            Route("/api/v2/dags", stub._look({"dags": [], "total_entries": 1}), methods=["GET"]),
+            Route("/api/v2/dags", stub._look({"dags": []}), methods=["GET"]),
             Route("/api/v2/dags/{dag_id}/dagRuns", stub._look({"dag_runs": [], "total_entries": 0}), methods=["GET"]),
             Route(f"{run}/taskInstances/~/xcomEntries", stub._look({"xcom_entries": []}), methods=["GET"]),
             Route("/auth/token", stub._log_in, methods=["POST"]),

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from stream_server import readable
-from stream_server.errors import PermissionUnknown
+from stream_server.errors import AirflowRefused, PermissionUnknown
 from stream_server.readable import ReadableDags
 
 
@@ -15,7 +15,16 @@ class World:
         self.allowed = {"mine"}
         self.asked: list[str] = []
         self.down = False
-        self.dags = ReadableDags(self.ask, good_for=30, clock=lambda: self.now)
+        self.listed = 0
+        self.refused = False
+        self.dags = ReadableDags(self.ask, self.list_dags, good_for=30, clock=lambda: self.now)
+
+    async def list_dags(self) -> set[str]:
+        self.listed += 1
+        await asyncio.sleep(0)
+        if self.refused:
+            raise AirflowRefused("Forbidden", 403)
+        return self.allowed
 
     async def ask(self, dag_id: str) -> bool:
         self.asked.append(dag_id)
@@ -54,6 +63,39 @@ async def test_an_answer_is_renewed_when_its_dag_is_met_again(world: World) -> N
     assert world.dags.may_read("mine") is True
     await settled()
     assert world.dags.may_read("mine") is False
+
+
+async def test_one_list_renews_all_that_is_known(world: World) -> None:
+    world.allowed = {f"dag{number}" for number in range(50)}
+    dags = {*world.allowed, "yours"}
+    assert await world.dags.among(dags) == world.allowed
+    world.asked.clear()
+    for listed in (1, 2, 3):
+        world.now += 65
+        assert await world.dags.among(dags) == world.allowed
+        assert (world.listed, world.asked) == (listed, [])
+    world.now += 130
+    await world.dags.among({"dag0"})
+    # A list of DAGs says less than a question about the runs of one.
+    assert world.asked == ["dag0"]
+
+
+async def test_what_the_list_contradicts_is_asked_for_itself(world: World) -> None:
+    world.allowed = {"goes", "stays"}
+    await world.dags.among({"goes", "stays", "comes"})
+    world.asked.clear()
+    world.allowed = {"stays", "comes"}
+    world.now += 65
+    assert await world.dags.among({"goes", "stays", "comes"}) == {"stays", "comes"}
+    assert sorted(world.asked) == ["comes", "goes"]
+
+
+async def test_who_may_not_list_dags_is_asked_for_each(world: World) -> None:
+    world.refused = True
+    await world.dags.among({"mine"})
+    world.now += 65
+    assert await world.dags.among({"mine"}) == {"mine"}
+    assert world.asked == ["mine", "mine"]
 
 
 async def test_an_answer_that_is_too_old_does_not_count(world: World) -> None:

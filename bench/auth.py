@@ -1,0 +1,79 @@
+"""What it costs to keep many clients to what they may see: a round of looking at all, and what is asked of Airflow.
+
+`python -m bench.auth [--clients 10000]`. No Airflow is there: only our side is measured. Its last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+import tracemalloc
+
+from stream_server.auth import ALL, Access, Caller, Scope
+from stream_server.guards import TICKS, Guards
+from stream_server.permits import Permit, Permits
+from stream_server.subscription import Subscription
+
+INTERVAL = 30.0
+RUNS = 100
+
+
+async def _granted() -> Permit:
+    return Permit(200)
+
+
+async def measure(clients: int, credentials: int) -> dict[str, float]:
+    """Let an interval pass, and return what it took.
+
+    Returns:
+        `questions` to Airflow, `look_us` for a look at all parties, `cpu_percent` of a core for looking and asking, and
+        `bytes` for each client.
+    """
+    permits = Permits(good_for=INTERVAL, refused_for=10, limit=20_000, at_once=8)
+    asked, now = 0, 0.0
+
+    async def ask(caller: Caller, scope: Scope) -> Access:
+        nonlocal asked
+        for kind in ("runs", "xcoms"):
+            asked += 1
+            await permits.get(caller, (kind, scope.dag_id), _granted, anew=True)
+        return ALL
+
+    guards = Guards(ask, permits.identity, interval=INTERVAL, grace=300, clock=lambda: now)
+    callers = [Caller.bearing(f"{number}.e30.signature") for number in range(credentials)]
+    subscriptions = [Subscription(0) for _ in range(clients)]
+    tracemalloc.start()
+    for number, subscription in enumerate(subscriptions):
+        guards.add(callers[number % credentials], Scope("chat", f"r{number % RUNS}"), ALL, subscription, None)
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    begun, longest = time.process_time(), 0.0
+    for _ in range(TICKS):
+        now += INTERVAL / TICKS
+        before = time.perf_counter()
+        guards.look()
+        longest = max(longest, time.perf_counter() - before)
+        await asyncio.gather(*(party.renewing for party in guards.parties if party.renewing is not None))
+    return {
+        "questions": asked,
+        "look_us": round(longest * 1e6, 1),
+        "cpu_percent": round((time.process_time() - begun) / INTERVAL * 100, 3),
+        "bytes": round(size / clients, 1),
+    }
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=10_000)
+    clients = parser.parse_args().clients
+    figures = {str(each): await measure(clients, each) for each in (1, 100, clients)}
+    for credentials, figure in figures.items():
+        print(f"{clients} clients with {credentials} credentials: {figure}")
+    misses = [] if figures["1"]["questions"] <= 4 else ["more than two questions in an interval for one credential"]
+    print(json.dumps({"clients": clients, "by_credentials": figures, "misses": misses}))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
