@@ -251,8 +251,10 @@ def _ticket() -> Json:
                 errors.ForeignOrigin,
                 errors.TooLarge,
                 errors.TooManyTickets,
+                *OF_CALLER,
                 *LIMITED,
                 *UNAVAILABLE,
+                refused=READING,
             ),
         },
     }

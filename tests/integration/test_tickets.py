@@ -9,13 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse, Response
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from stream_server.transports.tickets import MAX_PATHS, PATH
-from support.airflow_sql import AirflowSql
+from support.airflow_sql import CHAIN, AirflowSql
+from support.airflow_stub import AirflowStub, Asked
 from support.asking import COOKIES, TOKEN
 from support.server import RunningServer, running_server
 from support.streams import sse, stream_path, websocket
@@ -155,6 +157,32 @@ async def test_a_wrong_wish_is_refused_and_told_what_would_be_right(
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.post(PATH, content=body)
     assert (answer.status_code, told in answer.json()["detail"]) == (422, True), answer.text
+
+
+async def test_a_stream_of_a_ticket_lasts_as_long_as_the_rights_of_who_asked_for_it(
+    settings: Make, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    key, allowed = RunKey("chat", "r1"), {TOKEN}
+    await airflow.trigger(key, stub.version, list(CHAIN))
+
+    async def may(asked: Asked) -> Response | None:
+        known = asked.headers.get("authorization") in allowed
+        return None if known else JSONResponse({"detail": "Forbidden"}, 403)
+
+    stub.instead = may
+    guarded = settings(airflow_url=stub.url, auth_cache="200ms")
+    async with running_server(guarded) as server, running_server(guarded) as replica:
+        await eventually_async(lambda: replica.hub.live)
+        async with httpx.AsyncClient(base_url=server.url, headers={"Authorization": "Bearer eve"}) as client:
+            refused = await client.post(PATH, json={"paths": [stream_path(key)]})
+            everything = await client.post(PATH, json={"paths": ["/api/v2/stream"]})
+        assert (refused.status_code, everything.status_code) == (403, 403)
+        ticket = await get_ticket(server, stream_path(key))
+        async with sse(replica.url, key, f"?until=run&ticket={ticket['ticket']}") as events:
+            assert (await events.next())["type"] == "snapshot"
+            allowed.clear()
+            *_, close = await events.rest()
+    assert (close["type"], close["code"], close["reconnect"]) == ("close", 4503, False)
 
 
 async def test_a_caller_holds_only_so_many_tickets(settings: Make, run: RunKey) -> None:
