@@ -81,7 +81,7 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-auth bench-early bench-fanout bench-fanout-journal bench-held bench-journal bench-judge bench-latency bench-waiters bench-workers
+.PHONY: bench-auth bench-early bench-fanout bench-fanout-journal bench-held bench-journal bench-judge bench-latency bench-tokens bench-waiters bench-workers
 bench-auth: $(VENV)/.dev  ## Keeping 10,000 clients to what they may see
 	$(BIN)/python -m bench.auth $(ARGS)
 
@@ -105,6 +105,9 @@ bench-judge: $(VENV)/.dev  ## What it costs to judge a batch of a mapped task wi
 
 bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTEN
 	$(BIN)/python -m bench.latency $(ARGS)
+
+bench-tokens: $(VENV)/.dev  ## From `yield` in a task to the client's frame, on a real Airflow
+	$(BIN)/python -m bench.tokens $(ARGS)
 
 bench-waiters: $(VENV)/.dev  ## Five hundred who wait for a result: what they ask of the database, how soon they hear
 	$(BIN)/python -m bench.waiters $(ARGS)
