@@ -60,7 +60,7 @@ class Caller:
         try:
             claims = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
             return msgspec.json.decode(claims, type=_Claims).exp
-        except (binascii.Error, ValueError):
+        except (binascii.Error, ValueError, RecursionError):
             return None
 
     def _token(self) -> str:

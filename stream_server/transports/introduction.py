@@ -86,7 +86,7 @@ async def introduction(websocket: WebSocket) -> Introduction:
             raise WebSocketDisconnect(message["code"])
         try:
             return msgspec.json.decode(message.get("text") or message.get("bytes") or b"", type=Introduction)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise Unauthenticated(f"Not understood: {error}; {wanted}") from None
     raise Unauthenticated(f"You did not say who you are within {PATIENCE_SECONDS:g} s; {wanted}")
 
@@ -139,13 +139,13 @@ class Conversation:
         """Do what the client says."""
         try:
             operation = msgspec.json.decode(text, type=_Operation)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return
         if operation.op != "auth":
             return
         try:
             said = msgspec.json.decode(text, type=Introduction)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             self._refuse(operation.id, BadRequest(f"Not understood: {error}"))
             return
         if self._renewing is not None:

@@ -326,7 +326,7 @@ async def _end_of(reading: asyncio.Task[None]) -> None:
 def _operation(text: str | bytes) -> Operation:
     try:
         return _operations.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(
             f"Not understood: {error}. Send JSON such as"
             ' {"op":"subscribe","id":"a","dag_id":"d","run_id":"r"}, {"op":"unsubscribe","id":"a"} or'
@@ -337,7 +337,7 @@ def _operation(text: str | bytes) -> Operation:
 def _identity(text: str | bytes) -> str:
     try:
         return msgspec.json.decode(text, type=_Named).id
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return ""
 
 

@@ -337,6 +337,7 @@ async def test_another_token_must_be_as_good(guarded: RunningServer, key: RunKey
             frame = json.loads(await asyncio.wait_for(connection.recv(), 10))
         assert (frame["type"], frame["status"]) == ("error", 422)
         await connection.send("nonsense")
+        await connection.send('{"op":' + "[" * 30_000)
         assert json.loads(await connection.recv())["type"] == "ping"
 
 
@@ -362,6 +363,7 @@ async def test_a_websocket_without_credentials_introduces_itself(
         ('{"op":"auth","token":"nobody"}', 401, 4501),
         ('{"op":"subscribe"}', 401, 4501),
         ("nonsense", 401, 4501),
+        ('{"a":' + "[" * 30_000, 401, 4501),
         ('{"op":"auth"}', 401, 4501),
     ],
 )

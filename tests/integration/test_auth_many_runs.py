@@ -193,6 +193,16 @@ async def test_a_connection_goes_on_with_another_token(
         assert (error["id"], error["status"]) == ("nobody", 401)
 
 
+async def test_what_is_nested_too_deeply_is_refused_like_all_that_is_not_understood(
+    guarded: RunningServer, ada: Rights
+) -> None:
+    async with multiplex(guarded, ada.headers) as connection:
+        await connection.send('{"a":' + "[" * 30_000)
+        assert (await hear(connection, "error"))["status"] == 422
+        await say(connection, op="ping", id="p")
+        assert (await hear(connection, "ack"))["id"] == "p"
+
+
 async def test_a_connection_without_credentials_introduces_itself(guarded: RunningServer, ada: Rights) -> None:
     async with multiplex(guarded, {}) as connection:
         await say(connection, op="auth", token=ada.token)
