@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from stream_server.settings import Settings
 from support.airflow_stub import AirflowStub
 from support.asking import COOKIES
 from support.descriptions import undescribed
-from support.server import RunningServer
+from support.server import RunningServer, running_server
 
 SESSION = "/api/v2/stream/session"
 
@@ -73,10 +75,13 @@ async def test_who_signs_out_loses_cookie_and_token(asked: RunningServer, stub: 
     assert (told.method, told.target, told.headers["cookie"]) == ("GET", "/api/v2/auth/logout", COOKIES)
 
 
-async def test_a_page_learns_how_to_sign_in(asked: RunningServer) -> None:
+async def test_a_page_learns_how_to_sign_in(settings: Callable[..., Settings], stub: AirflowStub) -> None:
     known = {"airflow_ui_url": None, "can_sign_in": True}
-    assert (await ask(asked, "GET")).json() == {"signed_in": False, **known}
-    assert (await ask(asked, "GET", headers={"Cookie": COOKIES})).json() == {"signed_in": True, **known}
+    for auth, asks_who in (("airflow", True), ("none", False)):
+        async with running_server(settings(airflow_url=stub.url, auth=auth)) as server:
+            assert (await ask(server, "GET")).json() == {"signed_in": False, **known}
+            told = (await ask(server, "GET", headers={"Cookie": COOKIES})).json()
+            assert told == {"signed_in": asks_who, **known}
 
 
 async def test_without_airflow_nobody_can_sign_in(server: RunningServer) -> None:
