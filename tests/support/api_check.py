@@ -63,7 +63,7 @@ ENDLESS = ("text/event-stream", "application/x-ndjson")
 MOST_OF_A_STREAM = 2000
 """Bytes that are read of a stream."""
 
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 class Checked(NamedTuple):
