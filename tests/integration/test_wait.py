@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from stream_server import app
-from stream_server.auth import Access, Caller
+from stream_server.auth import NO_VALUES, Access, Caller, Everybody
 from stream_server.protocols import HttpLine
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
@@ -147,11 +147,11 @@ async def test_an_unknown_run_is_told_as_airflow_does(client: httpx.AsyncClient,
     assert server.hub.statistics().runs == 0
 
 
-class NoValues:
+class NoValues(Everybody):
     """Lets everybody read runs, and nobody what they return."""
 
-    async def run(self, _caller: Caller, _key: RunKey) -> Access:
-        return Access(results=False)
+    async def run(self, caller: Caller, key: RunKey) -> Access:
+        return NO_VALUES
 
 
 async def test_who_may_not_read_values_gets_none(
@@ -181,6 +181,12 @@ async def test_a_state_is_told_again_while_nothing_happens(settings: Callable[..
             assert {await anext(lines) for _ in range(5)} == {'{"state": "queued"}'}
 
 
+async def has_looked_for_others(airflow: AirflowSql, run: RunKey) -> bool:
+    """Tell whether the server has found what another one has noted of the run."""
+    query = "SELECT count(*) FROM stream_server.waiters WHERE dag_id = $1 AND run_id = $2"
+    return bool(await airflow.connection.fetchval(query, *run) > 1)
+
+
 async def test_waiting_asks_nothing_of_the_database(
     server: RunningServer, client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
 ) -> None:
@@ -191,10 +197,14 @@ async def test_waiting_asks_nothing_of_the_database(
         )
         return [row["query_start"] for row in rows]
 
+    await airflow.connection.execute(
+        "INSERT INTO stream_server.waiters VALUES ($1, $2, gen_random_uuid(), now() + interval '1 hour')", *run
+    )
     async with client.stream("GET", wait_path(run, "?interval=0.001")) as response, sse(server.url, run) as events:
         lines = response.aiter_lines()
         await anext(lines)
         await events.next()
+        await eventually_answered(lambda: has_looked_for_others(airflow, run))
         before = await eventually_answered(answered)
         await airflow.set_run(run, "running")
         for state in ("scheduled", "queued", "running"):
