@@ -106,6 +106,9 @@ class Lines:
         cursor: str | None = None
         while True:
             line = await self._reader.readline()
+            if not line.endswith(b"\n"):
+                # Perhaps in the middle of a line.
+                raise EOFError
             if line.startswith(b"id: "):
                 cursor = line[4:].strip().decode()
             elif line.startswith((b"data: ", b"{")):
@@ -114,8 +117,6 @@ class Lines:
                 cursor = None
             elif line == b"0\r\n":
                 return
-            elif not line:
-                raise EOFError
 
     def leave(self, how: Leaving) -> None:
         """Leave it."""
