@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from stream_server.answers import Cancelled, FailureInfo, Health, Readiness, RunAnswer, TailReadiness, Ticket, WaitLine
+from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode
 from stream_server.frames import (
     Ack,
     AuthExpiring,

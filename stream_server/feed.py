@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode, UnknownTask
+from stream_server.errors import UnknownTask
 from stream_server.frames import AnyFrame, Chunk, Progress, Reset, ResetReason, Resumed, RunInfo, Wire, type_of
 from stream_server.outcome import Answer, Question, Values, result_tasks
 from stream_server.run_state import RUN_FINAL, UNSAID, RunKey, RunState, Unsaid

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
+from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode
 from stream_server.frames import AnyFrame, Ping, Reset, ResetReason, Resumed, Wire, type_of
 from stream_server.subscription import Subscription
 from stream_server.telling import tell

@@ -11,8 +11,8 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
 
+from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode
 from stream_server.row_frames import (
     Chunk,
     Frame,

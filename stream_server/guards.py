@@ -15,7 +15,8 @@ from datetime import datetime, timezone
 from typing import TypeAlias
 
 from stream_server.auth import Access, Caller, Expiring, Scope
-from stream_server.errors import AirflowRefused, CloseCode, StreamServerError
+from stream_server.close_codes import CloseCode
+from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.subscription import Subscription
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import anyio
 
+from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode, CursorError, Draining, JournalUnreachable
+from stream_server.errors import CursorError, Draining, JournalUnreachable
 from stream_server.feed import Channel
 from stream_server.firehose import Filter, Firehose, Readable, anew, missed
 from stream_server.frames import Reset, ResetReason, Wire

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stream_server import __version__
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.families import Family, collected
 from stream_server.frames import ResetReason
 from stream_server.hub import Hub

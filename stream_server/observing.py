@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 
 
 class Read(NamedTuple):

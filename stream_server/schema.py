@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, get_args
 import msgspec
 
 from stream_server import frames
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.examples import FRAMES, texts
 from stream_server.frames import Ack, AnyFrame, AuthExpiring, Close, Frame, Refusal
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.frames import Close, End, Failure, Reset, Result, Wire
 
 

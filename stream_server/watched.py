@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode, RunNotFound, Unavailable
+from stream_server.errors import RunNotFound, Unavailable
 from stream_server.feed import Feed
 from stream_server.frames import ResetReason
 from stream_server.outcome import Values

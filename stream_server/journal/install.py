@@ -110,7 +110,7 @@ def install_sql(airflow_schema: str, reader: str | None = None) -> str:
     migrations = "".join(_migration(version, text) for version, text in load_migrations().items())
     grants = "" if reader is None else f"\n{grants_sql(reader, airflow_schema)}"
     script = fill_in(
-        f"{load('begin.sql')}\n{migrations}{load('functions.sql')}",
+        f"{load('begin.sql')}\n{migrations}{load('functions.sql')}\n{load('services.sql')}\n{load('finish.sql')}",
         version=str(VERSION),
         oldest_server=str(OLDEST_SERVER),
         airflow=quote_literal(airflow_schema),

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 
 import msgspec
 
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.frames import Close, Wire
 from stream_server.subscription import Subscription
 

@@ -10,15 +10,8 @@ import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from stream_server.auth import Caller
-from stream_server.errors import (
-    AirflowRefused,
-    BadRequest,
-    CloseCode,
-    Draining,
-    StreamServerError,
-    Unauthenticated,
-    Unavailable,
-)
+from stream_server.close_codes import CloseCode
+from stream_server.errors import AirflowRefused, BadRequest, Draining, StreamServerError, Unauthenticated, Unavailable
 from stream_server.frames import Ack, Close, Refusal, Wire
 from stream_server.guards import tells_of_token
 from stream_server.subscription import Subscription

@@ -15,7 +15,8 @@ from starlette.responses import Response
 
 from stream_server.airflow_api import run_path
 from stream_server.answers import Hearing, RunAnswer, bare_value
-from stream_server.errors import AirflowRefused, CloseCode, StreamServerError, Unavailable
+from stream_server.close_codes import CloseCode
+from stream_server.errors import AirflowRefused, StreamServerError, Unavailable
 from stream_server.frames import Close
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription

@@ -17,11 +17,11 @@ import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.auth import Caller
+from stream_server.close_codes import CloseCode
 from stream_server.errors import (
     AirflowRefused,
     BadParameter,
     BadRequest,
-    CloseCode,
     IdentityInUse,
     StreamServerError,
     TooManySubscriptions,

@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from stream_server.errors import CloseCode, Throttled, Unavailable
+from stream_server.close_codes import CloseCode
+from stream_server.errors import Throttled, Unavailable
 from stream_server.subscription import Subscription
 from stream_server.transports import ndjson, sse
 from stream_server.transports.body import Streaming

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.run_state import RunKey
 from support.airflow_sql import AirflowSql
 from support.server import module_process

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.frames import Reset, Wire
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings

@@ -13,8 +13,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream_server import __version__
+from stream_server.close_codes import CloseCode
 from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.errors import CloseCode
 from stream_server.journal.install import install, status
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from stream_server.close_codes import CloseCode
 from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.errors import CloseCode
 from stream_server.journal.install import install, uninstall
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings

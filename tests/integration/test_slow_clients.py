@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.journal.postgres import MAX_HISTORY
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings

@@ -13,6 +13,7 @@ import pytest
 
 from stream_server import errors, frames
 from stream_server.client.commands import Exit
+from stream_server.close_codes import CloseCode
 from stream_server.doctor.examination import airflow_checks, database_checks, server_checks
 from stream_server.doctor.limits import Limits
 from stream_server.doctor.session import Session
@@ -67,7 +68,7 @@ def test_every_problem_is_documented() -> None:
 
 def test_every_close_code_is_documented() -> None:
     documented = {(int(code), name) for code, name in re.findall(r"^\| (4\d+) \| ([A-Z_]+) \|", PROTOCOL, re.MULTILINE)}
-    assert documented == {(int(code), code.name) for code in errors.CloseCode}
+    assert documented == {(int(code), code.name) for code in CloseCode}
 
 
 def test_every_exit_code_is_documented() -> None:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from stream_server import errors
+from stream_server.close_codes import CloseCode
 from stream_server.errors import (
     AirflowRefused,
     AirflowUnknown,
-    CloseCode,
     Draining,
     NoResult,
     NotHttp,

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode, UnknownTask
+from stream_server.errors import UnknownTask
 from stream_server.feed import Feed
 from stream_server.frames import AnyFrame, Close, End, Reset, RunTransition, Snapshot, TaskTransition, Wire
 from stream_server.outcome import Question

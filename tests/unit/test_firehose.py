@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode
 from stream_server.firehose import BOOKMARK_SECONDS, MAX_HELD, Filter, Firehose, missed
 from stream_server.frames import Wire
 from stream_server.subscription import Subscription

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from stream_server.auth import ALL, NO_VALUES, Access, Caller, Scope
-from stream_server.errors import AirflowRefused, CloseCode, PermissionUnknown
+from stream_server.close_codes import CloseCode
+from stream_server.errors import AirflowRefused, PermissionUnknown
 from stream_server.guards import Guards
 from stream_server.subscription import Subscription
 

@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
+from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.errors import CloseCode, Draining, JournalUnreachable, RunNotFound, UnknownTask
+from stream_server.errors import Draining, JournalUnreachable, RunNotFound, UnknownTask
 from stream_server.hub import Hub
 from stream_server.outcome import Question, Values
 from stream_server.run_state import RunKey, RunState

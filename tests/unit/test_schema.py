@@ -17,6 +17,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from stream_server import errors, examples
 from stream_server.app import create_app
+from stream_server.close_codes import CloseCode
 from stream_server.frames import FAILURE_REASONS, Wire, decode
 from stream_server.prediction import BAD
 from stream_server.schema import CURSOR, FRAME_TYPES, frame_schemas, frames_document, schemas, tag
@@ -123,7 +124,7 @@ def test_docstrings_of_bases_and_of_others_with_the_same_name_describe_a_member(
 
 def test_every_close_code_is_explained() -> None:
     text = frame_schemas("")["Close"]["properties"]["code"]["description"]
-    for code in errors.CloseCode:
+    for code in CloseCode:
         assert f"\n- `{int(code)}` {code.name}: " in text
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.frames import Close, End, Ping, Reset, Wire
 from stream_server.subscription import Subscription
 from support.builders import KEY, types

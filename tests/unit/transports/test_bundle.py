@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.frames import Ack, End, Reset, Wire
 from stream_server.subscription import Subscription
 from stream_server.transports import websocket

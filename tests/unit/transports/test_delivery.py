@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.frames import End, Reset, Wire
 from stream_server.metrics import WireStatistics
 from stream_server.subscription import Subscription

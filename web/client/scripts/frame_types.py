@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from stream_server.errors import CloseCode
+from stream_server.close_codes import CloseCode
 from stream_server.schema import frames_document
 
 TARGET = Path(__file__).resolve().parents[1] / "src" / "frames.ts"
