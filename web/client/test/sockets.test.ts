@@ -338,6 +338,7 @@ test("a leading tab that is asleep is replaced", async () => {
   await reached(stream, "live")
   // The other one goes on through this one.
   await eventually(() => subscriptions(server).length === 3, "it asks again")
+  await eventually(() => sleeper.clock.next === 1_000, "its connection lingers")
   sleeper.clock.elapse(1_000)
   await eventually(() => server.sockets[0]?.readyState === WebSocket.CLOSED, "its connection is closed")
   await until(first, (now) => now.error === null && now.state === "live", "it goes on")
