@@ -32,6 +32,7 @@ FAULTS = {
     "nothing": "SELECT",
     "journal dropped": "DROP TABLE stream_server.journal",
     "output dropped": "DROP TABLE stream_server.output",
+    "output refused": "ALTER TABLE stream_server.output ADD CHECK (false) NOT VALID",
     "journal renamed": "ALTER TABLE stream_server.journal RENAME TO something_else",
     "index broken": "DROP INDEX stream_server.journal_txid",
     "column missing": "ALTER TABLE stream_server.journal DROP COLUMN state",
