@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import anyio
 
-from stream_server.errors import JournalForbidden, JournalMissing, JournalUnreachable, StreamServerError, Unavailable
+from stream_server.errors import JournalForbidden, JournalMissing, JournalUnreachable, ReadReplica, StreamServerError
 from stream_server.hub import Hub
 from stream_server.journal.waiters import Waiters
 from stream_server.outcome import Pending, Question, judge
@@ -70,7 +70,7 @@ class Cancellations:
                 if time.monotonic() - renewed > NOTE_SECONDS / 3:
                     renewed = time.monotonic()
                     await self._waiters.note(self._noted.keys(), NOTE_SECONDS, beside_others=False)
-            except Unavailable as error:
+            except StreamServerError as error:
                 log.debug("What other servers wait for is not known: %s", error)
 
     async def expect(self, key: RunKey) -> None:
@@ -79,7 +79,7 @@ class Cancellations:
         self._due.set()
         try:
             await self._waiters.note({key}, NOTE_SECONDS, beside_others=False)
-        except Unavailable as error:
+        except StreamServerError as error:
             log.warning("Other servers do not know that somebody waits for run %s: %s", key, error)
 
     def schedule(self, key: RunKey, question: Question, cancel: Callable[[], Awaitable[object]], grace: float) -> None:
@@ -102,7 +102,7 @@ class Cancellations:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._noted:
-            with suppress(Unavailable), anyio.move_on_after(GOODBYE_SECONDS):
+            with suppress(StreamServerError), anyio.move_on_after(GOODBYE_SECONDS):
                 await self._waiters.withdraw(self._noted.keys())
 
     def _see(self, key: RunKey) -> None:
@@ -155,7 +155,7 @@ class Cancellations:
     async def _is_watched_elsewhere(self, key: RunKey) -> bool:
         try:
             return key in await self._withdraw({key})
-        except (JournalForbidden, JournalMissing) as error:
+        except (JournalForbidden, JournalMissing, ReadReplica) as error:
             log.warning("Whether another server has clients who watch run %s is not known: %s", key, error)
             return False
 

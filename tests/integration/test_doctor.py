@@ -20,7 +20,7 @@ from stream_server.doctor.examination import Subject, examine
 from stream_server.doctor.limits import Limits
 from stream_server.doctor.report import Finding, Level
 from stream_server.doctor.session import Session
-from stream_server.errors import JournalUnreachable
+from stream_server.errors import ReadReplica
 from stream_server.journal.install import disable
 from stream_server.journal.privileges import READER
 from stream_server.run_state import RunKey
@@ -255,7 +255,7 @@ async def test_a_check_that_waits_hides_no_other(journal: str) -> None:
 
 async def test_nothing_can_be_changed(journal: str) -> None:
     session = Session(journal, 5)
-    with pytest.raises(JournalUnreachable, match="read-only transaction"):
+    with pytest.raises(ReadReplica):
         async with session.transaction() as connection:
             await connection.execute("DELETE FROM stream_server.journal")
     async with session.transaction() as connection:
