@@ -17,6 +17,7 @@ class Proxy:
     def __init__(self, target: int | None) -> None:
         self._target = target
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.port = 0
         self.accepted = 0
         """How many connections have been made, to whatever server."""
@@ -35,6 +36,7 @@ class Proxy:
         try:
             yield proxy
         finally:
+            proxy._closed = True
             server.close()
             await proxy.cut()
             await server.wait_closed()
@@ -52,6 +54,10 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:
+            # It was on its way when the server was closed.
+            writer.transport.abort()
+            return
         self.accepted += 1
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
@@ -77,10 +83,11 @@ class Proxy:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # First of all: it may be cancelled once more while it waits.
+            their_writer.transport.abort()
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            their_writer.transport.abort()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
