@@ -19,6 +19,7 @@ from stream_server.demo.stack import DemoStack
 from stream_server.run_state import RunKey
 from support.airflow_callers import Denied, Told, token
 from support.streams import Frame, frames_of
+from support.waiting import eventually_async
 
 SECONDS = 60.0
 DAG = "chat_answer"
@@ -452,10 +453,11 @@ async def test_streams_of_many_runs_tell_what_the_caller_may_read(
         second = RunKey("mapped_squares", await asyncio.to_thread(airflow.trigger, "mapped_squares"))
         for key in (first, second):
             await asyncio.to_thread(airflow.finish, *key)
-        deadline = asyncio.get_running_loop().time() + SECONDS
-        while not ("mapped_squares" in heard["half"] and heard["whole"] >= {"chat_answer", "mapped_squares"}):
-            assert asyncio.get_running_loop().time() < deadline, heard
-            await asyncio.sleep(0.05)
+        await eventually_async(
+            lambda: "mapped_squares" in heard["half"] and heard["whole"] >= {"chat_answer", "mapped_squares"},
+            SECONDS,
+            "both hear what they may read",
+        )
     finally:
         for task in tasks:
             task.cancel()
