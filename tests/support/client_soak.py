@@ -26,33 +26,27 @@ from typing import Any
 import anyio
 import asyncpg
 import httpx
-import msgspec
+import psutil
 
-from stream_server.demo.ports import LOOPBACK, free_port
-from stream_server.demo.processes import Child, wait_until
-from stream_server.demo.progress import NoProgress
-from stream_server.demo.server import environment
+from stream_server.demo.ports import LOOPBACK
 from stream_server.journal.install import install
 from stream_server.run_state import RunKey
 from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.server import cut_off
 from support.soak_clients import FAST, KINDS, Client, Tally, hear_all
+from support.soak_replica import PING_SECONDS, Replica
 from support.soak_server import Hands
 from support.waiting import eventually_answered
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DAG_ID = "pulse"
 RUNS = 16
 SECONDS_PER_PULSE = 1.0
 FAST_SECONDS_PER_PULSE = 1 / 150
 STATES = ("scheduled", "queued", "running", "deferred")
 
-PING_SECONDS = 2.0
-"""So that those who vanish are given up after three times that."""
-
-MAX_QUEUED_BYTES = 16 * 1024
-"""Little, so that slow clients are too slow."""
+GIVEN_UP_SECONDS = 30 * PING_SECONDS
+"""How long after that they must be given up at the latest; the machine may be busy."""
 
 WATCHERS = (*("sse", "websocket") * 2, "result", "result")
 """Of each run that is run to its end."""
@@ -79,39 +73,6 @@ OBJECTS_LEFT, OBJECTS_PER_VISIT = 1000, 0.02
 PULSE = "UPDATE task_instance SET state = $2, try_number = try_number + 1 WHERE id = $1 RETURNING try_number"
 
 
-class Replica:
-    """A server as a child process."""
-
-    def __init__(self, name: str, logs: Path, database_url: str) -> None:
-        self.port = free_port()
-        settings = {
-            "STREAM_SERVER_DATABASE_URL": database_url,
-            "STREAM_SERVER_PORT": str(self.port),
-            "STREAM_SERVER_PING_INTERVAL": f"{PING_SECONDS}s",
-            "STREAM_SERVER_MAX_QUEUED_BYTES": str(MAX_QUEUED_BYTES),
-            "STREAM_SERVER_GRACE_PERIOD": "2s",
-            "PYTHONPATH": str(REPOSITORY / "tests"),
-        }
-        command = [sys.executable, "-m", "support.soak_server"]
-        self.child = Child(name, command, log=logs / f"{name}.log", environment={**environment(), **settings})
-
-    def start(self) -> None:
-        """Start it, and wait until it is ready."""
-        self.child.start()
-        wait_until(self._ready, within=30, waiting_for=self.child, progress=NoProgress())
-
-    async def hands(self, *, thorough: bool = False) -> Hands:
-        """Ask what it has in its hands."""
-        async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{self.port}", timeout=30) as client:
-            answer = await client.get("/soak", params={"thorough": str(thorough).lower()})
-        return msgspec.json.decode(answer.content, type=Hands)
-
-    def _ready(self) -> bool:
-        with suppress(httpx.TransportError):
-            return httpx.get(f"http://{LOOPBACK}:{self.port}/ready", timeout=5, trust_env=False).is_success
-        return False
-
-
 class ClientSoak:
     """One load, two servers and all their clients."""
 
@@ -128,6 +89,7 @@ class ClientSoak:
         self.samples: list[tuple[float, Hands]] = []
         self.late: list[str] = []
         self.stayed = 0
+        self.buried = 0
 
     async def run(self, seconds: float) -> None:
         """Begin with a small wave, by which all is loaded that is loaded once; then do it for so long."""
@@ -136,12 +98,16 @@ class ClientSoak:
         self.before = await self._idle()
         self.tally.visits.clear()
         self._began = time.monotonic()
-        sampler = asyncio.create_task(self._sample())
+        sampler, undertaker = asyncio.create_task(self._sample()), asyncio.create_task(self._bury())
         await self._wave(seconds, self._clients, faults=True)
         sampler.cancel()
         self.after = await self._idle()
+        undertaker.cancel()
+        for ended in await asyncio.gather(sampler, undertaker, return_exceptions=True):
+            if not isinstance(ended, asyncio.CancelledError):
+                self.tally.misses.append(f"the soak itself: {ended!r}")
         for ghost in self.tally.ghosts:
-            ghost.leave("reset")
+            ghost.connection.leave("reset")
         self.seconds = time.monotonic() - self._began
 
     async def _prepare(self) -> None:
@@ -261,6 +227,28 @@ class ClientSoak:
             print(f"{second:.0f} s: {hands}, {self.tally.frames} frames", flush=True)  # noqa: T201
             await asyncio.sleep(SAMPLE_SECONDS)
 
+    async def _bury(self) -> None:
+        """Close what vanished long ago, so that open files suffice for any length; the servers must have done so."""
+        ghosts = self.tally.ghosts
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            held = await asyncio.to_thread(self._held)
+            while ghosts and ghosts[0].left_at < time.monotonic() - GIVEN_UP_SECONDS:
+                ghost = ghosts.popleft()
+                self.buried += 1
+                ends = [ghost.connection.transport.get_extra_info(end) for end in ("peername", "sockname")]
+                if tuple(map(tuple, ends)) in held:
+                    self.tally.misses.append(f"{ghost.connection} vanished {GIVEN_UP_SECONDS:g} s ago, and is open")
+                ghost.connection.leave("reset")
+
+    def _held(self) -> set[tuple[object, ...]]:
+        """Return the two ends of each connection that a server has open."""
+        return {
+            (tuple(one.laddr), tuple(one.raddr))
+            for one in psutil.net_connections("tcp")
+            if one.pid is not None and one.raddr and one.laddr in {(LOOPBACK, port) for port in self._ports}
+        }
+
     async def _judge_stayers(self, stayers: list[Client]) -> None:
         """Wait until those who stay know the last number of their runs."""
 
@@ -284,7 +272,7 @@ class ClientSoak:
             return not (hands.subscriptions or hands.runs or hands.sockets)
 
         with suppress(AssertionError):
-            await eventually_answered(idle, within=30 * PING_SECONDS)
+            await eventually_answered(idle, within=GIVEN_UP_SECONDS)
         return await self._steady.hands(thorough=True)
 
     def verdict(self) -> dict[str, Any]:
@@ -319,6 +307,7 @@ class ClientSoak:
             "stayed": self.stayed,
             "visits": dict(tally.visits),
             "left": dict(tally.left),
+            "vanished_long_ago": self.buried,
             "frames": tally.frames,
             **_lost(tally),
             "repeated": tally.repeated,

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from stream_server.run_state import RunKey
 from support.airflow_sql import CHAIN
@@ -39,6 +41,15 @@ FORGETFUL = 0.3
 """Share of those who come back without their cursor."""
 
 
+class Ghost(NamedTuple):
+    """A connection that was left without a word: it stays open, so that nobody but the server can notice."""
+
+    left_at: float
+    """By the monotonic clock."""
+
+    connection: Lines | Messages
+
+
 @dataclass
 class Tally:
     """What happened to all clients."""
@@ -60,8 +71,7 @@ class Tally:
     """Runs whose watchers heard all of it."""
 
     misses: list[str] = field(default_factory=list)
-    ghosts: list[Lines | Messages] = field(default_factory=list)
-    """Connections that were left without a word: they stay open, so that nobody but the server can notice."""
+    ghosts: deque[Ghost] = field(default_factory=deque)
 
 
 class Place:
@@ -176,7 +186,7 @@ class Client:
         self._tally.left[how] += 1
         connection.leave(how)
         if how == "vanish":
-            self._tally.ghosts.append(connection)
+            self._tally.ghosts.append(Ghost(time.monotonic(), connection))
 
     async def _follow(self) -> None:
         """Open a connection, and follow it to its end."""

@@ -36,10 +36,11 @@ class Over(Exception):
     """The client comes back after the end of its stream."""
 
 
-def leave(sock: Any, transport: asyncio.BaseTransport, how: Leaving) -> None:
+def leave(transport: asyncio.BaseTransport, how: Leaving) -> None:
     """Leave a connection: with FIN, with RST, or without a word; then the socket stays open, and hears nothing."""
     if transport.is_closing():
         return
+    sock = transport.get_extra_info("socket")
     if how == "vanish":
         drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop_all)))
@@ -118,9 +119,14 @@ class Lines:
             elif line == b"0\r\n":
                 return
 
+    @property
+    def transport(self) -> asyncio.WriteTransport:
+        """The connection itself."""
+        return self._writer.transport
+
     def leave(self, how: Leaving) -> None:
         """Leave it."""
-        leave(self._writer.get_extra_info("socket"), self._writer.transport, how)
+        leave(self.transport, how)
 
 
 class Messages:
@@ -157,7 +163,11 @@ class Messages:
                 return
             yield frame
 
+    @property
+    def transport(self) -> asyncio.BaseTransport:
+        """The connection itself."""
+        return self._connection.transport
+
     def leave(self, how: Leaving) -> None:
         """Leave it."""
-        transport = self._connection.transport
-        leave(transport.get_extra_info("socket"), transport, how)
+        leave(self.transport, how)

@@ -1,0 +1,57 @@
+"""The servers of a soak of clients."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from stream_server.demo.ports import LOOPBACK, free_port
+from stream_server.demo.processes import Child, wait_until
+from stream_server.demo.progress import NoProgress
+from stream_server.demo.server import environment
+from support.soak_server import Hands
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+PING_SECONDS = 2.0
+"""So that those who vanish are given up after three times that."""
+
+MAX_QUEUED_BYTES = 16 * 1024
+"""Little, so that slow clients are too slow."""
+
+
+class Replica:
+    """A server as a child process."""
+
+    def __init__(self, name: str, logs: Path, database_url: str) -> None:
+        self.port = free_port()
+        settings = {
+            "STREAM_SERVER_DATABASE_URL": database_url,
+            "STREAM_SERVER_PORT": str(self.port),
+            "STREAM_SERVER_PING_INTERVAL": f"{PING_SECONDS}s",
+            "STREAM_SERVER_MAX_QUEUED_BYTES": str(MAX_QUEUED_BYTES),
+            "STREAM_SERVER_GRACE_PERIOD": "2s",
+            "PYTHONPATH": str(REPOSITORY / "tests"),
+        }
+        command = [sys.executable, "-m", "support.soak_server"]
+        self.child = Child(name, command, log=logs / f"{name}.log", environment={**environment(), **settings})
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        self.child.start()
+        wait_until(self._ready, within=30, waiting_for=self.child, progress=NoProgress())
+
+    async def hands(self, *, thorough: bool = False) -> Hands:
+        """Ask what it has in its hands."""
+        async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{self.port}", timeout=30) as client:
+            answer = await client.get("/soak", params={"thorough": str(thorough).lower()})
+        return msgspec.json.decode(answer.content, type=Hands)
+
+    def _ready(self) -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"http://{LOOPBACK}:{self.port}/ready", timeout=5, trust_env=False).is_success
+        return False
