@@ -256,8 +256,9 @@ class Multiplex:
             guarded = await self._open(operation, stream)
             stream.subscription = subscription = await guarded.__aenter__()
         except StreamServerError as error:
-            self._forget(operation.id, stream)
+            # It counts among the streams, and ends with the connection, until the client has room for the answer.
             await self._refuse(operation.id, error)
+            self._forget(operation.id, stream)
             return
         await self._bundle.reply(Wire(Ack(op="subscribe", id=operation.id)))
         self._bundle.add(operation.id, subscription)
