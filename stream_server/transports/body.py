@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from typing import Any, NamedTuple
 
+import anyio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -80,8 +82,13 @@ async def send_stream(
         gone = disconnected(receive)
         delivery = Stepped(subscription, streaming.courier, send_frames, gone, transport=transport)
         with delivery.attended() as over:
-            await over
-        await send(_body(b"", more=False))
+            ended = await over
+        if ended:
+            with anyio.move_on_after(streaming.courier.parting_seconds) as parting:
+                await send(_body(b"", more=False))
+            ended = not parting.cancelled_caught
+        if not ended:
+            cut_off(receive)
     if streaming.on_gone is not None and not subscription.complete:
         streaming.on_gone()
 
@@ -136,10 +143,24 @@ def break_off(receive: Receive) -> None:
     the connection; once that counts as gone, no error is logged for the body without end. Other servers close the
     connection when the application returns, and complain.
     """
+    if (transport := _let_go(receive)) is not None:
+        transport.close()
+
+
+def cut_off(receive: Receive) -> None:
+    """Do as `break_off` does with a client that has gone, or reads nothing: what waits for it is forgotten."""
+    if (transport := _let_go(receive)) is not None:
+        transport.abort()
+
+
+def _let_go(receive: Receive) -> asyncio.WriteTransport | None:
+    """Have uvicorn take the client of a request for gone, and return its connection; `None` under other servers."""
     cycle: Any = getattr(receive, "__self__", None)
-    if hasattr(cycle, "transport") and hasattr(cycle, "disconnected"):
-        cycle.disconnected = True
-        cycle.transport.close()
+    if not (hasattr(cycle, "transport") and hasattr(cycle, "disconnected")):
+        return None
+    cycle.disconnected = True
+    transport: asyncio.WriteTransport = cycle.transport
+    return transport
 
 
 def _body(body: bytes, *, more: bool = True) -> Message:

@@ -37,6 +37,10 @@ TRANSPORTS = ("sse", "ndjson", "websocket", "multiplex", "result", "wait")
 AGE_SPREAD = (0.9, 1.0)
 """A connection lives for so much of the age that is allowed, so that those who came at once don't all go at once."""
 
+PARTING_TURNS = 20
+"""For so many times of silence a client may take to read what is due when its connection ends. Then it is cut off: else
+who reads a byte now and then would be here for days."""
+
 Joined = MutableMapping[tuple[object, ...], bytes]
 """What several clients get in one write, made once: by way of framing and frames."""
 
@@ -95,8 +99,8 @@ class Delivery(ABC):
     """
 
     __slots__ = (
-        *("_courier", "_subscription", "_tally", "behind", "expires_at", "over", "queued", "silent", "slot"),
-        *("spoke_at", "transport_name"),
+        *("_courier", "_parting_turns", "_subscription", "_tally", "behind", "expires_at", "over", "queued"),
+        *("silent", "slot", "spoke_at", "transport_name"),
     )
 
     def __init__(self, subscription: Source, courier: Courier, transport: str) -> None:
@@ -119,6 +123,7 @@ class Delivery(ABC):
         """When the connection has lived for long enough."""
 
         self.slot = 0
+        self._parting_turns = 0
 
     @contextmanager
     def attended(self) -> Iterator[asyncio.Future[bool]]:
@@ -165,6 +170,15 @@ class Delivery(ABC):
     def expire(self) -> None:
         """Have the client come again: to another server, perhaps, with new rights, over a way that is there still."""
         self._subscription.close(CloseCode.AGED, "The connection has lived for long enough; the stream goes on")
+
+    def note_silence(self) -> None:
+        """Nothing has been sent for a time of silence: a `ping` is due, unless it is the client that reads nothing."""
+        self.silent = True
+        self.due()
+        if self.behind and self._subscription.complete:
+            self._parting_turns += 1
+            if self._parting_turns >= PARTING_TURNS:
+                self.fail()
 
     def catch_up(self) -> None:
         """The client has read: go on."""
@@ -219,6 +233,11 @@ class Courier:
         self._hand = 0
         self._attended = 0
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def parting_seconds(self) -> float:
+        """How long a client may take to read what is due at the end."""
+        return PARTING_TURNS * self._silence
 
     def call(self, delivery: Delivery) -> None:
         """Call at a client in the next turn of the loop."""
@@ -290,8 +309,7 @@ class Courier:
                 delivery.expires_at = math.inf
                 delivery.expire()
             elif speak_at <= soon:
-                delivery.silent = True
-                delivery.due()
+                delivery.note_silence()
                 speak_at = now + self._silence
             self._put(delivery, speak_at, now)
 

@@ -49,7 +49,7 @@ from stream_server.transports.many_runs import filter_of
 from stream_server.transports.permission import Guarded, permit, permit_many
 from stream_server.transports.places import join
 from stream_server.transports.request import State
-from stream_server.transports.websocket import closing, frame
+from stream_server.transports.websocket import frame, part
 
 TRANSPORT = "multiplex"
 """How metrics name it."""
@@ -159,8 +159,7 @@ class Multiplex:
             reading.cancel()
             await self._end()
         if there:
-            with suppress(WebSocketDisconnect):
-                await self._websocket.close(*closing(self._bundle.closed))
+            await part(self._websocket, self._bundle.closed)
 
     def _delivery(self, reading: asyncio.Task[None]) -> Delivery:
         line, courier = self._websocket.scope.get(LINE), self._state["courier"]

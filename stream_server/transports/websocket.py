@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import datetime
 from struct import pack
 
+import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.errors import AirflowRefused, StreamServerError
@@ -91,8 +92,7 @@ async def _stream(websocket: WebSocket, permission: Permission, asked: Question)
             there = await over
         # Who has gone has nobody left to tell.
         if there:
-            with suppress(WebSocketDisconnect):
-                await websocket.close(*closing(subscription.closed))
+            await part(websocket, subscription.closed)
 
 
 async def _send_straight(websocket: WebSocket, line: Line, watch: Guarded) -> None:
@@ -125,6 +125,13 @@ def frame(wire: Wire) -> bytes:
     else:
         head = pack("!BBQ", FINAL_TEXT, SHORT + 2, len(text))
     return head + text
+
+
+async def part(websocket: WebSocket, closed: Close | None) -> None:
+    """Say good-bye, as long as the client can be expected to read it."""
+    state: State = websocket.scope["state"]
+    with suppress(WebSocketDisconnect), anyio.move_on_after(state["courier"].parting_seconds):
+        await websocket.close(*closing(closed))
 
 
 def closing(closed: Close | None) -> tuple[int, str]:

@@ -27,7 +27,7 @@ IMPLEMENTATIONS = [("h11", "websockets"), ("httptools", "websockets-sansio")]
 
 
 @asynccontextmanager
-async def plain_uvicorn(journal: str, port: int, *arguments: str) -> AsyncIterator[Process]:
+async def plain_uvicorn(journal: str, port: int, *arguments: str, **others: str) -> AsyncIterator[Process]:
     """Run `uvicorn stream_server.app:app` until it has begun."""
     command = ("uvicorn", "stream_server.app:app", "--port", str(port), "--no-access-log", *arguments)
     environment = {
@@ -35,6 +35,7 @@ async def plain_uvicorn(journal: str, port: int, *arguments: str) -> AsyncIterat
         "STREAM_SERVER_AUTH": "none",
         "STREAM_SERVER_I_KNOW_THAT_EVERYBODY_CAN_READ_EVERYTHING": "true",
         "STREAM_SERVER_MAX_RESULT_BYTES": str(2 * LARGE),
+        **others,
     }
     async with module_process(*command, **environment) as process:
         await eventually_answered(lambda: status(f"http://127.0.0.1:{port}/ready", 200), within=30)
@@ -116,3 +117,28 @@ async def test_who_stops_is_not_ready_and_begins_no_stream(
         assert b'"code":4001' in read
         log = await stopped(process)
     assert "ERROR" not in log, log
+
+
+@pytest.mark.parametrize(("http", "ws"), IMPLEMENTATIONS)
+@pytest.mark.parametrize("upgrade", [False, True], ids=["sse", "websocket"])
+async def test_who_does_not_read_the_end_of_its_stream_is_cut_off(
+    journal: str, airflow: AirflowSql, run: RunKey, unused_tcp_port: int, http: str, ws: str, upgrade: bool
+) -> None:
+    """The system would wait for as long as the client's system says that it is there."""
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    await airflow.run_task(run, "answer", "x" * LARGE)
+    how = ("--http", http, "--ws", ws, "--timeout-graceful-shutdown", "1")
+    async with (
+        plain_uvicorn(journal, unused_tcp_port, *how, STREAM_SERVER_PING_INTERVAL="200ms") as process,
+        httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client,
+        unread(url, run, upgrade=upgrade, last="result"),
+    ):
+
+        async def told(line: str) -> bool:
+            return line in (await client.get("/metrics")).text.splitlines()
+
+        assert await told("stream_server_open_streams 1.0")
+        await eventually_answered(lambda: told("stream_server_open_streams 0.0"))
+        process.send_signal(signal.SIGTERM)
+        log = await stopped(process)
+    assert "Traceback" not in log, log

@@ -12,7 +12,7 @@ from stream_server.close_codes import CloseCode
 from stream_server.frames import End, Reset, Wire
 from stream_server.metrics import WireStatistics
 from stream_server.subscription import Subscription
-from stream_server.transports.courier import MOST_IN_A_TURN, Courier, Joined
+from stream_server.transports.courier import MOST_IN_A_TURN, PARTING_TURNS, Courier, Joined
 from stream_server.transports.delivery import Stepped
 from stream_server.transports.pump import PING
 from support.waiting import eventually_async
@@ -261,3 +261,32 @@ async def test_what_talks_grows_old_all_the_same() -> None:
 
         await eventually_async(talk)
     assert client.subscription.closed is not None
+
+
+async def test_who_must_go_and_reads_nothing_of_it_is_cut_off_in_the_end() -> None:
+    mail = courier(silence=0.05)
+    deaf, slow = Client(mail), Client(mail)
+    async with deaf.served() as cut_off, slow.served() as over:
+        for client in (deaf, slow):
+            client.reads.clear()
+            client.subscription.push([frame("a")])
+            await turn()
+            client.subscription.close(CloseCode.SLOW, "slow")
+        slow.reads.set()
+        assert await asyncio.wait_for(over, 10), "who reads at last is told why"
+        assert not await asyncio.wait_for(cut_off, 10)
+    assert [len(wires) for wires in slow.sent] == [1, 1]
+    assert deaf.sent == []
+
+
+async def test_who_may_stay_is_not_cut_off_however_slow_it_is() -> None:
+    client = Client(courier(silence=0.01))
+    async with client.served() as over:
+        client.reads.clear()
+        client.subscription.push([frame("a")])
+        ticks = Client(client.mail)
+        async with ticks.served():
+            await eventually_async(lambda: len(ticks.sent) > 2 * PARTING_TURNS)
+        assert not over.done()
+        client.reads.set()
+        await eventually_async(lambda: client.sent)
