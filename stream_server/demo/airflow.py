@@ -81,14 +81,6 @@ def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path
         bytecode: Where to keep compiled modules if the user wants none beside the sources; to compile all of Airflow
             for each process would take longer than all the rest.
     """
-    bundles = [
-        {
-            "name": f"dags-{number}",
-            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-            "kwargs": {"path": str(path)},
-        }
-        for number, path in enumerate(dags, start=1)
-    ]
     # What the user has set up for another Airflow would break this one.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     if inherited.pop("PYTHONDONTWRITEBYTECODE", None):
@@ -108,10 +100,23 @@ def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / PASSWORDS_FILE),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user.username}:{user.username}" for user in USERS),
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": bundles(dags),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database_url.replace("postgresql://", "postgresql+psycopg2://"),
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
     }
+
+
+def bundles(dags: Sequence[Path]) -> str:
+    """Return the setting that has Airflow read folders with DAG files."""
+    listed = [
+        {
+            "name": f"dags-{number}",
+            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+            "kwargs": {"path": str(path)},
+        }
+        for number, path in enumerate(dags, start=1)
+    ]
+    return json.dumps(listed)
 
 
 class Airflow:

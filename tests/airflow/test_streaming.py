@@ -10,33 +10,11 @@ import pytest
 from stream_server.demo.rest import AirflowRest
 from stream_server.demo.stack import DemoStack
 from stream_server.run_state import RunKey
-from support.streams import Frame, sse
+from support.speaking import RETURNED, SAID, said
+from support.streams import sse
 from support.waiting import eventually
 
 RUN_SECONDS = 120.0
-
-SAID: dict[str, list[Any]] = {
-    "stream_text": [{"fraction": 0.5, "text": "writing"}, "Be", "cause"],
-    "stream_returns": [{"row": 1}, "text"],
-    "stream_async": ["one ", "two ", "three"],
-    "stream_plain": ["word", {"not": "text"}, {"fraction": None, "text": "nearly"}],
-    "stream_operator": ["word"],
-    "stream_iterator": ["one", "two"],
-}
-"""What the task of each DAG says."""
-
-RETURNED: dict[str, Any] = {
-    "stream_text": "Because",
-    "stream_returns": {"rows": 1},
-    "stream_async": "one two three",
-    "stream_plain": "done",
-    "stream_operator": "done",
-    "stream_iterator": "onetwo",
-}
-
-
-def said(frames: list[Frame]) -> list[Frame]:
-    return [frame for frame in frames if frame["type"] in {"chunk", "progress"}]
 
 
 async def trigger(airflow: AirflowRest, dag_id: str, conf: dict[str, Any] | None = None) -> RunKey:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from uv import find_uv_bin
 
+from matrix.environments import BUILD_SECONDS
 from matrix.ladder import Ladder
 from stream_server.demo import airflow, template
 from stream_server.demo.postgres import EmbeddedPostgres
 from support.postgres import DATA_DIR
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the distribution as `pip install airflow-stream-server` makes it, dependencies included."""
+    target = tmp_path_factory.mktemp("light")
+    command = [find_uv_bin(), "pip", "install", "--python", sys.executable, "--target", str(target), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS)
+    assert done.returncode == 0, done.stderr
+    return target
 
 
 @pytest.fixture(scope="session")

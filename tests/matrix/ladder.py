@@ -87,7 +87,21 @@ class Ladder:
         Raises:
             AssertionError: It failed; the message ends with what it says.
         """
-        await asyncio.to_thread(self._airflow_db, version, url, arguments)
+        await self.python(version, url, "-m", "airflow", "db", *arguments)
+
+    async def python(self, version: str, url: str, *arguments: str, **settings: str) -> None:
+        """Run Python with an Airflow of a version that has a database; the event loop goes on meanwhile.
+
+        Args:
+            version: Of Airflow.
+            url: The database's.
+            arguments: Of the interpreter.
+            settings: Further environment variables.
+
+        Raises:
+            AssertionError: It failed; the message ends with what it says.
+        """
+        await asyncio.to_thread(self._python, version, url, arguments, settings)
 
     async def _make(self, version: str, url: str, database: str) -> Rung:
         await self.airflow_db(version, url, "migrate")
@@ -106,11 +120,11 @@ class Ladder:
     def _copy(self, source: str, target: str) -> None:
         self._postgres.execute(f"CREATE DATABASE {target} TEMPLATE {source} OWNER {ROLE}")
 
-    def _airflow_db(self, version: str, url: str, arguments: tuple[str, ...]) -> None:
+    def _python(self, version: str, url: str, arguments: tuple[str, ...], settings: Mapping[str, str]) -> None:
         python = sys.executable if version == NEWEST else str(environment_python(version))
         done = subprocess.run(
-            [python, "-m", "airflow", "db", *arguments],
-            env={**self._environment, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlalchemy_url(url)},
+            [python, *arguments],
+            env={**self._environment, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlalchemy_url(url), **settings},
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -119,7 +133,7 @@ class Ladder:
             check=False,
             timeout=COMMAND_SECONDS,
         )
-        assert done.returncode == 0, f"airflow db {' '.join(arguments)} of {version} failed:\n{done.stdout[-10_000:]}"
+        assert done.returncode == 0, f"python {' '.join(arguments)} on {version} failed:\n{done.stdout[-10_000:]}"
 
 
 def sqlalchemy_url(url: str) -> str:

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from uv import find_uv_bin
 
-from matrix.environments import BUILD_SECONDS, environment_python
+from matrix.environments import environment_python
 from matrix.ladder import COMMAND_SECONDS, NEWEST, VERSIONS
 from stream_server.graph import Graph
 from support import authoring
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("read_dags.py")
 
 MODULES = ("dag", "decorators", "errors", "marks", "output", "source", "speaker", "stream")
@@ -33,16 +31,6 @@ STREAMING = {"text", "returns", "async", "mapped", "plain", "operator", "iterato
 """Forms in which a task says something (`airflow/dags/streaming_forms.py`)."""
 
 Found = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the distribution as `pip install airflow-stream-server` makes it, dependencies included."""
-    target = tmp_path_factory.mktemp("light")
-    command = [find_uv_bin(), "pip", "install", "--python", sys.executable, "--target", str(target), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS)
-    assert done.returncode == 0, done.stderr
-    return target
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,76 @@
+"""What tasks say in `dag.test()` of each version of Airflow: it is in that database, and told from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matrix.ladder import VERSIONS, Ladder
+from matrix.streaming import serving
+from matrix.versioned_sql import VersionedSql
+from stream_server.demo.airflow import bundles
+from stream_server.run_state import RunKey
+from support.authoring import DAGS
+from support.speaking import RETURNED, SAID, said
+from support.streams import Frame, sse
+
+SCRIPT = Path(__file__).with_name("run_dags.py")
+
+FORMS = (*SAID, "stream_mapped", "stream_retry", "stream_tokens")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_every_form_speaks_and_returns(version: str, ladder: Ladder, light: Path, tmp_path: Path) -> None:
+    url, output = await ladder.copy(version), tmp_path / "runs.json"
+    await ladder.python(
+        version,
+        url,
+        *(str(SCRIPT), str(output), str(DAGS), *FORMS),
+        PYTHONPATH=str(light),
+        AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST=bundles([DAGS]),
+    )
+    runs = {dag_id: RunKey(dag_id, run_id) for dag_id, run_id in json.loads(output.read_text()).items()}
+    async with serving(url) as server:
+        told = {dag_id: await told_late(server.url, key) for dag_id, key in runs.items()}
+    assert {dag_id: values(told[dag_id]) for dag_id in SAID} == SAID
+    assert [frame["index"] for frame in said(told["stream_text"])] == [0, 1, 2]
+    assert {dag_id: next(iter(results(told[dag_id]).values())) for dag_id in RETURNED} == RETURNED
+
+    heard = {index: values(told["stream_mapped"], index) for index in (0, 1)}
+    assert heard == {0: ["a", "b"], 1: ["c", "d"]}
+    assert results(told["stream_mapped"]) == {"each": ["ab", "cd"]}
+
+    words = [f"2.{number} " for number in range(10)]
+    assert values(told["stream_retry"]) == words
+    assert results(told["stream_retry"]) == {"half": "".join(words)}
+
+    assert [one["number"] for one in values(told["stream_tokens"])] == list(range(200))
+
+    async with VersionedSql.open(url) as airflow:
+        rows = await airflow.connection.fetch("SELECT dag_id FROM xcom WHERE key = 'stream_server_output'")
+        losses = await airflow.connection.fetchval("SELECT is_called FROM stream_server.losses")
+    assert sorted({row["dag_id"] for row in rows}) == sorted(FORMS)
+    assert not losses
+
+
+async def told_late(url: str, key: RunKey) -> list[Frame]:
+    """Return what somebody is told who comes when a run is over, and asks for what the speaking task returns.
+
+    Before 3.1 `dag.test()` stores no structure of the DAG, so that nobody knows which task answers.
+    """
+    async with sse(url, key, "?until=run") as events:
+        task_id = said(await events.rest())[0]["task_id"]
+    async with sse(url, key, f"?result={task_id}") as events:
+        return await events.rest()
+
+
+def values(frames: list[Frame], map_index: int = -1) -> list[Any]:
+    return [frame["value"] for frame in said(frames) if frame["map_index"] == map_index]
+
+
+def results(frames: list[Frame]) -> dict[str, object]:
+    (result,) = [frame for frame in frames if frame["type"] == "result"]
+    return dict(result["results"])
