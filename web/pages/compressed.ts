@@ -18,7 +18,8 @@ export function compressed(limit: number): Plugin {
     configResolved(config) {
       directory = config.build.outDir
     },
-    closeBundle() {
+    // Not `closeBundle`: it is called for a build that failed as well, and would hide why.
+    writeBundle() {
       const names = readdirSync(directory, { recursive: true, encoding: "utf8" })
       const total = names
         .filter((name) => WORTH_IT.test(name))
