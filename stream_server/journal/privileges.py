@@ -36,7 +36,10 @@ READER = (
     Privilege("schema", None, "", "USAGE"),
     *(
         Privilege("table", None, name, "SELECT")
-        for name in ("dag", "dag_run", "dag_tag", "task_instance", "xcom", "serialized_dag")
+        for name in (
+            *("dag", "dag_run", "dag_tag", "serialized_dag"),
+            *("task_instance", "task_instance_history", "xcom"),
+        )
     ),
 )
 """All that a server reads and calls (`queries.sql`, `install.read_status`)."""

@@ -140,6 +140,29 @@ async def test_a_retry_takes_back_what_was_said(
             assert types(await hear(back, "right")) == ["resumed", *["task"] * 3, "chunk"]
 
 
+@pytest.mark.parametrize("given_up", ["for a retry", "when it was cleared"])
+async def test_what_was_taken_back_is_not_told_again_after_a_task_was_marked(
+    server: RunningServer, other: RunningServer, airflow: AirflowSql, speaking: RunKey, given_up: str
+) -> None:
+    await airflow.start_task(speaking, "ask")
+    await airflow.say(speaking, "ask", 0, "stands")
+    await airflow.say(speaking, "answer", 0, "wrong")
+    async with sse(server.url, speaking, UNTIL_RUN) as events:
+        await hear(events, "wrong")
+        if given_up == "for a retry":
+            await airflow.set_task(speaking, "answer", "up_for_retry")
+        else:
+            await airflow.set_task(speaking, "answer", "failed")
+            await airflow.clear(speaking, ["answer"])
+        assert said([*await events.until("reset"), *await hear(events, "stands")]) == ["stands"]
+        await airflow.set_task(speaking, "answer", "success")
+        await airflow.set_run(speaking, "success")
+        assert said(await events.rest()) == []
+    for replica in (server, other):
+        async with sse(replica.url, speaking, UNTIL_RUN) as joined:
+            assert said(await joined.rest()) == ["stands"]
+
+
 async def test_what_is_not_committed_is_not_told(server: RunningServer, airflow: AirflowSql, speaking: RunKey) -> None:
     async with sse(server.url, speaking) as events:
         await events.next()

@@ -113,6 +113,8 @@ class AirflowSql:
 
     async def set_task(self, key: RunKey, task_id: str, state: str | None, map_index: int = -1) -> None:
         """Change the state of a task instance; a new try begins when it is scheduled from nothing or for a retry."""
+        if state == "up_for_retry":
+            await self.give_up(key, task_id, map_index)
         await self.connection.execute(
             "UPDATE task_instance SET"
             " try_number = try_number + CASE WHEN $5::text = 'scheduled' AND (state IS NULL OR state = 'up_for_retry')"
@@ -126,6 +128,22 @@ class AirflowSql:
             task_id,
             map_index,
             state,
+        )
+
+    async def give_up(self, key: RunKey, task_id: str, map_index: int = -1) -> None:
+        """Copy a try to the history, for a retry or when it is cleared (`TaskInstance.prepare_db_for_next_try`)."""
+        await self.connection.execute(
+            "WITH given_up AS ("
+            " UPDATE task_instance AS t SET id = gen_random_uuid() FROM task_instance AS before"
+            " WHERE t.id = before.id AND t.dag_id = $1 AND t.run_id = $2 AND t.task_id = $3 AND t.map_index = $4"
+            " RETURNING before.*)"
+            " INSERT INTO task_instance_history"
+            " (task_instance_id, dag_id, run_id, task_id, map_index, try_number, state, pool, pool_slots)"
+            " SELECT id, dag_id, run_id, task_id, map_index, try_number, 'failed', pool, pool_slots FROM given_up"
+            " ON CONFLICT DO NOTHING",
+            *key,
+            task_id,
+            map_index,
         )
 
     async def heartbeat(self, key: RunKey, task_id: str) -> None:
@@ -214,8 +232,16 @@ class AirflowSql:
                 " start_date = NULL, end_date = NULL WHERE dag_id = $1 AND run_id = $2",
                 *key,
             )
+            instances = await self.connection.fetch(
+                "SELECT task_id, map_index FROM task_instance"
+                " WHERE dag_id = $1 AND run_id = $2 AND task_id = ANY ($3::text[])",
+                *key,
+                task_ids,
+            )
+            for instance in instances:
+                await self.give_up(key, *instance)
             await self.connection.execute(
-                "UPDATE task_instance SET state = NULL, id = gen_random_uuid(), max_tries = try_number"
+                "UPDATE task_instance SET state = NULL, max_tries = try_number"
                 " WHERE dag_id = $1 AND run_id = $2 AND task_id = ANY ($3::text[])",
                 *key,
                 task_ids,

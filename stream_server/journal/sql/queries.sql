@@ -120,14 +120,30 @@ FROM stream_server.output WHERE id = ANY ($1::bigint[])
 
 -- output --
 -- What the tasks of a run ($1 DAG, $2 run) have said last, in the order in which they did: $3 rows and $4 bytes at most.
+-- Without those whose try was given up, for a retry or when it was cleared: Airflow copies it to its history then. Only
+-- the next try has another number, and a task that is marked as a success meanwhile has none.
+WITH said AS (
+    SELECT o.*
+    FROM (
+        SELECT id, txid::text::bigint, at, task_id, map_index, body,
+               sum(octet_length(body)) OVER (ORDER BY id DESC) AS bytes
+        FROM stream_server.output WHERE dag_id = $1 AND run_id = $2
+        ORDER BY id DESC LIMIT $3
+    ) AS o
+    WHERE o.bytes <= $4
+), given_up AS (
+    SELECT s.task_id, s.map_index
+    FROM (SELECT DISTINCT task_id, map_index FROM said) AS s
+    CROSS JOIN LATERAL (
+        SELECT FROM {airflow}.task_instance AS t
+        JOIN {airflow}.task_instance_history AS h USING (dag_id, run_id, task_id, map_index, try_number)
+        WHERE t.dag_id = $1 AND t.run_id = $2 AND t.task_id = s.task_id AND t.map_index = s.map_index
+        LIMIT 1
+    ) AS archived
+)
 SELECT o.id, o.txid, o.at, 'xcom' AS kind, $1::text AS dag_id, $2::text AS run_id, o.task_id, o.map_index, o.body
-FROM (
-    SELECT id, txid::text::bigint, at, task_id, map_index, body,
-           sum(octet_length(body)) OVER (ORDER BY id DESC) AS bytes
-    FROM stream_server.output WHERE dag_id = $1 AND run_id = $2
-    ORDER BY id DESC LIMIT $3
-) AS o
-WHERE o.bytes <= $4
+FROM said AS o
+WHERE NOT EXISTS (SELECT FROM given_up AS g WHERE g.task_id = o.task_id AND g.map_index = o.map_index)
 ORDER BY o.id
 
 -- had_spoken --
