@@ -1,6 +1,15 @@
 import { NOTHING_KNOWN, type RunView } from "airflow-stream-client"
 import { expect, test } from "vitest"
-import { type Answer, ask, type Conversation, changed, historyOf, kept, textOf } from "../src/chat/conversation.js"
+import {
+  type Answer,
+  ask,
+  type Conversation,
+  changed,
+  historyOf,
+  kept,
+  progressOf,
+  textOf,
+} from "../src/chat/conversation.js"
 
 let made = 0
 const turn = (message: string, answer: Answer) => ({ ...ask(message, () => `id-${made++}`), answer })
@@ -54,4 +63,17 @@ test.each([
 ])("the result takes the place of what was said: %j", (value, text) => {
   const outcome = { kind: "result" as const, value, results: { answer: value }, references: {}, withheld: false }
   expect(textOf(view({ output: { answer: output("Bec") }, outcome }))).toBe(text)
+})
+
+test("only tasks that go on tell how far they have come", () => {
+  const task = { map_index: -1, try_number: 1, start_date: "2026-11-22T10:00:00Z" }
+  const at = (text: string) => ({ ...output(""), progress: { fraction: 0.5, text } })
+  const told = view({
+    tasks: {
+      search: { ...task, task_id: "search", state: "success", end_date: "2026-11-22T10:00:01Z" },
+      answer: { ...task, task_id: "answer", state: "running", end_date: null },
+    },
+    output: { search: at("searching"), answer: at("writing"), other: output("silent") },
+  })
+  expect(progressOf(told)).toEqual([["answer", { fraction: 0.5, text: "writing" }]])
 })

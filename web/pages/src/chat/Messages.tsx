@@ -2,7 +2,7 @@ import type { RunView } from "airflow-stream-client"
 import { useEffect, useRef } from "react"
 import { State } from "../parts/State.js"
 import { runPath } from "../place.js"
-import type { Conversation, Turn } from "./conversation.js"
+import { type Conversation, progressOf, type Turn } from "./conversation.js"
 
 /** How near to its end a page must be to be kept there, in pixels. */
 const NEAR = 160
@@ -76,7 +76,6 @@ function Steps({ view, isSilent }: { view: RunView; isSilent: boolean }) {
   const tasks = Object.values(view.tasks)
     .filter((task) => task.state !== null && task.map_index < 1)
     .sort((one, other) => (one.start_date ?? "~").localeCompare(other.start_date ?? "~"))
-  const told = Object.entries(view.output).filter(([, output]) => output.progress !== null)
   return (
     <div className="steps">
       {isSilent && <span className="thinking">{tasks.length === 0 ? "Waiting for Airflow" : "Working"}</span>}
@@ -89,10 +88,10 @@ function Steps({ view, isSilent }: { view: RunView; isSilent: boolean }) {
           ))}
         </ul>
       )}
-      {told.map(([task, { progress }]) => (
+      {progressOf(view).map(([task, { fraction, text }]) => (
         <label key={task} className="progress">
-          {progress?.text ?? task}
-          <progress max={1} {...(progress?.fraction == null ? {} : { value: progress.fraction })} />
+          {text ?? task}
+          <progress max={1} {...(fraction == null ? {} : { value: fraction })} />
         </label>
       ))}
     </div>

@@ -42,6 +42,17 @@ export function kept(turns: Conversation): Conversation {
   return turns.slice(-KEPT)
 }
 
+/** Whether all that has changed between two states of a conversation is how far answers have come. */
+export function isSameButForWords(before: Conversation, after: Conversation): boolean {
+  return (
+    before.length === after.length &&
+    before.every((turn, place) => {
+      const now = after[place]
+      return now?.id === turn.id && now.runId === turn.runId && now.answer.kind === turn.answer.kind
+    })
+  )
+}
+
 /** Return what was said before a turn, as models want it. */
 export function historyOf(turns: Conversation, id: string): { role: "user" | "assistant"; content: string }[] {
   const before = turns.slice(
@@ -62,6 +73,13 @@ export function textOf(view: RunView): string {
   return speakers(view)
     .map((output) => output.text)
     .join("\n")
+}
+
+/** Return how far tasks have come, those that go on: what one said last before it ended is old news. */
+export function progressOf(view: RunView): [string, NonNullable<Output["progress"]>][] {
+  return Object.entries(view.output).flatMap(([key, { progress }]) =>
+    progress === null || (view.tasks[key]?.end_date ?? null) !== null ? [] : [[key, progress]],
+  )
 }
 
 /** What those who answer have said; where they say nothing, what others have. */

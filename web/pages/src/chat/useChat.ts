@@ -1,10 +1,10 @@
 import { type Current, NOTHING_KNOWN, type RunStream, type RunView, type StreamState } from "airflow-stream-client"
-import { useCallback, useEffect, useState } from "react"
+import { useCallback, useEffect, useMemo, useState } from "react"
 import { signInNeeded, useSession } from "../session.js"
 import { theClient } from "../streams.js"
 import { reasonOf } from "../words.js"
 import { type Answer, ask, type Conversation, changed, historyOf, type Turn, textOf } from "./conversation.js"
-import { load, makeId, save } from "./store.js"
+import { Keeper, load, makeId } from "./store.js"
 
 export interface Chat {
   readonly turns: Conversation
@@ -25,7 +25,7 @@ export function useChat(dagId: string): Chat {
   const [current, setCurrent] = useState<Pick<Current, "state" | "view"> | null>(null)
   const open = turns.find((turn) => turn.answer.kind === "coming")
 
-  useEffect(() => save(dagId, turns), [dagId, turns])
+  useKept(dagId, turns)
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: the stream of a turn is opened once, and again after a sign-in
   useEffect(() => {
@@ -66,6 +66,25 @@ export function useChat(dagId: string): Chat {
     stop,
     clear: () => setTurns([]),
   }
+}
+
+/** Have a conversation survive a reload. */
+function useKept(dagId: string, turns: Conversation): void {
+  // biome-ignore lint/correctness/useExhaustiveDependencies: what was loaded, and not what has come of it
+  const keeper = useMemo(() => new Keeper(dagId, turns), [dagId])
+  useEffect(() => keeper.keep(turns), [keeper, turns])
+  useEffect(() => {
+    // A page that is not seen any more may be dropped without another word; some browsers send `pagehide` alone.
+    const events = [
+      [window, "pagehide"],
+      [document, "visibilitychange"],
+    ] as const
+    for (const [target, event] of events) target.addEventListener(event, keeper.write)
+    return () => {
+      for (const [target, event] of events) target.removeEventListener(event, keeper.write)
+      keeper.write()
+    }
+  }, [keeper])
 }
 
 /** Open the stream of an answer: where it was, if it was begun before. */
