@@ -51,12 +51,12 @@ def chat_stream():
     def search() -> list[str]:
         progress(0.2, "searching")
         params = get_current_context()["params"]
-        earlier = [turn["content"] for turn in params["history"] if isinstance(turn, dict) and "content" in turn]
-        terms = found_in(params["message"])
-        # Who asks "and how many of them?" means what was talked about last.
-        for turn in reversed(earlier):
-            terms = terms or found_in(str(turn))
-        return terms
+        asked = [turn["content"] for turn in params["history"] if turn["role"] == "user"]
+        # Who asks "and how many of them?" means what was asked about before.
+        for question in (params["message"], *reversed(asked)):
+            if terms := found_in(question):
+                return terms
+        return []
 
     @result_task
     @task.stream

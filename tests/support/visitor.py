@@ -20,14 +20,17 @@ AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
 SEEN = """
 (() => {
   window.seen = [];
+  window.steps = [];
   new MutationObserver(() => {
+    for (const { textContent: step } of document.querySelectorAll(".progress"))
+      if (window.steps.at(-1) !== step) window.steps.push(step);
     const texts = [...document.querySelectorAll(".by-dag .text")];
     const text = texts.length === 0 ? "" : texts.at(-1).textContent;
     if (window.seen.at(-1) !== text) window.seen.push(text);
   }).observe(document, { subtree: true, childList: true, characterData: true });
 })()
 """
-"""Writes down each text that the last answer of a chat has had."""
+"""Writes down each text that the last answer of a chat has had, and each step that was shown."""
 
 
 class Visitor:

@@ -6,6 +6,8 @@ import time
 
 from airflow.sdk import dag, get_current_context, task, teardown
 
+from stream_server.authoring import emit
+
 PACE_SECONDS = 0.1
 
 
@@ -20,12 +22,10 @@ def told_slowly():
 
     @task
     def answer(words: list[str]) -> str:
-        instance = get_current_context()["ti"]
-        for index, word in enumerate(words):
+        for word in words:
             if word == "fail":
                 raise RuntimeError("as was asked for")
-            value = {"try_number": instance.try_number, "index": index, "items": [{"chunk": f"{word} "}]}
-            instance.xcom_push(key="stream_server_output", value=value)
+            emit(f"{word} ")
             time.sleep(PACE_SECONDS)
         return " ".join(words)
 
