@@ -80,6 +80,22 @@ async def test_a_retry_after_half_takes_back_what_was_said(stack: DemoStack, air
         assert "".join(frame["value"] for frame in said(await events.rest(RUN_SECONDS))) == whole
 
 
+async def test_what_was_taken_back_is_not_heard_where_the_task_is_marked_instead_of_tried_again(
+    stack: DemoStack, airflow: AirflowRest
+) -> None:
+    key = await trigger(airflow, "stream_given_up")
+    async with sse(stack.server_url, key, "?until=run", timeout=RUN_SECONDS) as events:
+        frames = [await asyncio.wait_for(events.next(), RUN_SECONDS)]
+        while "wrong" not in [frame["value"] for frame in said(frames)] or frames[-1]["type"] != "reset":
+            frames.append(await events.next())
+        path = f"/dags/{key.dag_id}/dagRuns/{key.run_id}/taskInstances/never"
+        answer = await asyncio.to_thread(airflow.request, "PATCH", path, json={"new_state": "success"})
+        assert answer.status_code == 200, answer.text
+        assert said(await events.rest(RUN_SECONDS)) == []
+    async with sse(stack.server_url, key, "?until=run", timeout=RUN_SECONDS) as events:
+        assert said(await events.rest(RUN_SECONDS)) == []
+
+
 async def test_the_chat_answers_word_by_word(stack: DemoStack, airflow: AirflowRest) -> None:
     key = await trigger(airflow, "chat_stream", {"message": "What is a pool?", "history": []})
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:

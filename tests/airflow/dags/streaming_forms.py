@@ -94,3 +94,12 @@ with DAG("stream_retry", schedule=None):
             yield f"{tries}.{number} "
 
     half()
+
+with DAG("stream_given_up", schedule=None):
+
+    @task.stream(retries=1, retry_delay=3600)
+    def never():
+        yield "wrong"
+        raise RuntimeError("to be tried again in an hour")
+
+    never()
