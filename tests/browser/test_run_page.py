@@ -59,6 +59,40 @@ async def test_instances_of_mapped_tasks_are_counted(visitor: Visitor, rest: Air
     await expect(page.get_by_role("region", name="Result")).to_contain_text("25", timeout=SECONDS)
     await expect(page.locator(".task", has_text="square")).to_contain_text("5/5")
     await visitor.keep(page, "mapped")
+    assert await visitor.barriers(page) == []
+
+
+async def test_groups_are_drawn_around_their_tasks(visitor: Visitor, rest: AirflowRest) -> None:
+    run_id = await trigger(rest, "form_group")
+    page = await visitor.open(path_of("form_group", run_id))
+    await expect(page.get_by_role("region", name="Result")).to_be_visible(timeout=SECONDS)
+    graph = page.get_by_role("region", name="DAG")
+    await expect(graph.locator(".group")).to_have_count(2)
+    await expect(graph.locator(".group", has_text="mapped")).to_contain_text("each")
+    await expect(graph.locator(".task[data-result=true]")).to_have_count(2)
+    await expect(graph.locator(".task[data-result=true]", has_text="2/2")).to_have_count(1)
+    await visitor.keep(page, "groups")
+    assert await visitor.barriers(page) == []
+
+
+async def test_everything_can_be_done_with_the_keyboard(visitor: Visitor, rest: AirflowRest) -> None:
+    run_id = await trigger(rest, "told_slowly", message="count 500", history=[])
+    listed = await visitor.open("/")
+    await expect(listed.get_by_role("link", name=run_id)).to_be_visible(timeout=SECONDS)
+    assert (await visitor.by_keyboard(listed))[0] == "a To the content"
+    await listed.get_by_role("link", name=run_id).focus()
+    await listed.keyboard.press("Enter")
+    page = listed
+    await expect(page.locator(".task", has_text="answer")).to_contain_text("running", timeout=SECONDS)
+    reached = await visitor.by_keyboard(page)
+    assert reached[:4] == ["a To the content", "a stream_server", "a Runs", "a Chat"]
+    assert {"button Stop the run", "div answer: running"} <= set(reached)
+    assert any("What happened" in name or name.startswith("ol") for name in reached)
+    await page.get_by_role("button", name="Stop the run").focus()
+    await page.keyboard.press("Enter")
+    await page.get_by_role("button", name="Set it to failed").focus()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("region", name="Failed")).to_be_visible(timeout=SECONDS)
 
 
 async def test_a_run_can_be_stopped(visitor: Visitor, rest: AirflowRest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from stream_server.pages import assets
 from stream_server.settings import Settings
-from support.server import RunningServer, running_server
+from support.server import RunningServer, running_server, server_process
 
 SCRIPT = "console.log('hello');"
 
@@ -82,6 +83,17 @@ async def test_pages_that_were_not_built_are_told_of(
 async def test_pages_can_be_left_out(settings: Callable[..., Settings]) -> None:
     async with running_server(settings(web=False)) as server, httpx.AsyncClient(base_url=server.url) as client:
         assert (await client.get("/")).json()["title"] == "Not Found"
+
+
+async def test_the_command_leaves_pages_out_where_it_is_told_to(journal: str, unused_tcp_port: int) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    options = ("--no-web", "--database-url", journal, "--port", str(unused_tcp_port))
+    async with server_process(*options) as process, httpx.AsyncClient(base_url=url) as client:
+        assert process.stderr is not None
+        while b"Uvicorn running" not in await asyncio.wait_for(process.stderr.readline(), 30):
+            assert process.returncode is None
+        statuses = [(await client.get(path)).status_code for path in ("/", "/chat", "/health")]
+    assert statuses == [404, 404, 200]
 
 
 async def test_the_installed_pages_are_whole(server: RunningServer) -> None:

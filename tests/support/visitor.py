@@ -33,6 +33,17 @@ SEEN = """
 """Writes down each text that the last answer of a chat has had, and each step that was shown."""
 
 
+FOCUSED = """
+(() => {
+  const one = document.activeElement;
+  if (one === null || one === document.body) return null;
+  const name = one.labels?.[0]?.textContent ?? one.getAttribute("aria-label") ?? one.textContent;
+  return `${one.tagName.toLowerCase()} ${name.trim()}`;
+})()
+"""
+"""Returns what has the keyboard: the kind of element, and its name."""
+
+
 class Visitor:
     """One browser profile with its tabs."""
 
@@ -52,7 +63,10 @@ class Visitor:
         return page
 
     async def keep(self, page: Page, name: str) -> None:
-        """Keep what the page looks like, wide and narrow, light and dark, for people to look at."""
+        """Keep what the page looks like, wide and narrow, light and dark, for people to look at.
+
+        Nobody must scroll sideways, on a phone neither.
+        """
         SHOTS.mkdir(exist_ok=True)
         before = page.viewport_size
         assert before is not None
@@ -61,22 +75,45 @@ class Visitor:
             for kind, width, height in (("wide", 1280, 900), ("narrow", 390, 844)):
                 await page.set_viewport_size({"width": width, "height": height})
                 await page.screenshot(path=SHOTS / f"{name}-{scheme}-{kind}.png", full_page=True)
+                assert await page.evaluate("document.documentElement.scrollWidth") <= width
         await page.emulate_media(color_scheme="light")
         await page.set_viewport_size(before)
 
     async def barriers(self, page: Page) -> list[str]:
-        """Return what axe finds serious for people who use a keyboard, a screen reader, or see little."""
+        """Return what axe finds serious for who uses a keyboard or a screen reader, or sees little; light and dark."""
         if not AXE.exists():
             assert os.environ.get("CI") != "true", "run `npm ci` in web/"
             pytest.skip("axe-core is not installed; run `npm ci` in web/")
         await page.evaluate(AXE.read_text())
-        found: dict[str, Any] = await page.evaluate("axe.run()")
-        return [
-            f"{one['id']}: {node['html']}"
-            for one in found["violations"]
-            if one["impact"] in {"serious", "critical"}
-            for node in one["nodes"]
-        ]
+        barriers: list[str] = []
+        for scheme in ("dark", "light"):
+            await page.emulate_media(color_scheme=scheme)
+            # Colours fade into each other, and are none of both meanwhile.
+            await page.evaluate(
+                "Promise.all(document.getAnimations().filter((one) => one instanceof CSSTransition)"
+                ".map((one) => one.finished.catch(() => {})))"
+            )
+            found: dict[str, Any] = await page.evaluate("axe.run()")
+            barriers += [
+                f"{one['id']}, {scheme}: {node['html']}"
+                for one in found["violations"]
+                if one["impact"] in {"serious", "critical"}
+                for node in one["nodes"]
+            ]
+        return barriers
+
+    async def by_keyboard(self, page: Page) -> list[str]:
+        """Return the names of all that the Tab key comes to, in that order, from the top of the page on."""
+        await page.evaluate("document.activeElement?.blur(); window.scrollTo(0, 0)")
+        await page.evaluate("getSelection().removeAllRanges(); getSelection().collapse(document.body, 0)")
+        names: list[str] = []
+        while True:
+            await page.keyboard.press("Tab")
+            name = await page.evaluate(FOCUSED)
+            if name is None or names[:1] == [name]:
+                return names
+            assert len(names) < 200, f"the Tab key does not come around: {names[-5:]}"
+            names.append(name)
 
     def _note(self, message: ConsoleMessage) -> None:
         # A browser writes an error for each answer of 401, whatever a page makes of it.
