@@ -10,7 +10,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timezone
 from typing import TypeAlias
 
@@ -33,6 +34,12 @@ TICKS = 16
 FIRST, LATER = (0.25, 0.5), (0.75, 1.0)
 """Bounds of the random part of an interval after which a party is asked for: the first answer may be a kept one."""
 
+RENEWALS = 8
+"""How many parties are asked for at once: who comes anew does not wait behind all that are due."""
+
+LOOKED_AT = 500
+"""Parties that are looked at in one turn of the loop."""
+
 RETRY_MS = (0, 3000)
 """Bounds of the random delay after which those come back who must."""
 
@@ -41,6 +48,9 @@ INVALID_TOKEN = "Invalid JWT token"  # noqa: S105 # what Airflow says, and no to
 
 Ask: TypeAlias = Callable[[Caller, Scope], Awaitable[Access]]
 """Asks Airflow anew what a caller may see; raises as `Authorizer` does."""
+
+Key: TypeAlias = tuple[bytes, Scope, Access]
+"""What a party has in common: who, what he watches, and what he was let see of it."""
 
 
 class StreamGuard:
@@ -95,7 +105,7 @@ class Party:
 
     __slots__ = ("access", "caller", "confirmed_at", "due", "guards", "key", "renewing", "scope", "warn_at")
 
-    def __init__(self, key: tuple[bytes, Scope], caller: Caller, scope: Scope, access: Access, now: float) -> None:
+    def __init__(self, key: Key, caller: Caller, scope: Scope, access: Access, now: float) -> None:
         self.key = key
         self.caller = caller
         self.scope = scope
@@ -106,7 +116,8 @@ class Party:
         self.warn_at: float | None = None
         """By the wall clock, as tokens have it."""
 
-        self.renewing: asyncio.Task[None] | None = None
+        self.renewing = False
+        """Whether it is being asked for, or in line for that."""
 
     def close(self, code: CloseCode, reason: str) -> None:
         """End the connections of all."""
@@ -148,7 +159,9 @@ class Guards:
         self._identity = identity
         self._interval, self._grace = interval, grace
         self._clock, self._wall_clock = clock, wall_clock
-        self._parties: dict[tuple[bytes, Scope], Party] = {}
+        self._parties: dict[Key, Party] = {}
+        self._due: deque[Party] = deque()
+        self._renewals: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._parties)
@@ -167,9 +180,10 @@ class Guards:
     def party(self, caller: Caller, scope: Scope, access: Access) -> Party:
         """Return those of a caller who stand and fall with a scope: permissions are those of DAGs, not of runs."""
         whose = Scope(scope.dag_id, "~" if scope.run_id else "")
-        key = self._identity(caller), whose
+        # Who was let see another thing is asked for by himself, or he would keep what has been taken from him.
+        key = self._identity(caller), whose, access
         party = self._parties.get(key)
-        if party is None or party.access != access:
+        if party is None:
             now = self._clock()
             party = self._parties[key] = Party(key, caller, scope, access, now)
             party.due = now + self._interval * _between(FIRST)
@@ -187,25 +201,47 @@ class Guards:
         """Look after the streams for ever."""
         while True:
             await asyncio.sleep(self._interval / TICKS)
-            self.look()
+            parties = self.parties
+            for begin in range(0, len(parties), LOOKED_AT):
+                self.look(parties[begin : begin + LOOKED_AT])
+                await asyncio.sleep(0)
 
-    def look(self) -> None:
-        """See what is due."""
+    def look(self, parties: Iterable[Party]) -> None:
+        """See what is due of some parties."""
         now, wall = self._clock(), self._wall_clock()
-        for party in self.parties:
+        for party in parties:
             if now - party.confirmed_at > self._interval + self._grace:
                 party.close(CloseCode.UNAVAILABLE, "Airflow can't be asked whether you may still read this")
-            elif now >= party.due and party.renewing is None:
-                party.renewing = asyncio.create_task(self._renew(party), name="renewal")
+            elif now >= party.due and not party.renewing:
+                party.renewing = True
+                self._due.append(party)
             if party.warn_at is not None and wall >= party.warn_at:
                 party.warn()
+        self._go_on()
 
     async def close(self) -> None:
         """Stop asking."""
-        tasks = [party.renewing for party in self._parties.values() if party.renewing is not None]
-        for task in tasks:
+        self._due.clear()
+        for task in self._renewals:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._renewals, return_exceptions=True)
+
+    def _go_on(self) -> None:
+        """Ask for those that are due, as many as may be asked for at once."""
+        while self._due and len(self._renewals) < RENEWALS:
+            party = self._due.popleft()
+            if not party.guards:
+                # Its clients have gone while it stood in line.
+                party.renewing = False
+                continue
+            task = asyncio.create_task(self._renew(party), name="renewal")
+            self._renewals.add(task)
+            task.add_done_callback(self._renewed)
+
+    def _renewed(self, task: asyncio.Task[None]) -> None:
+        self._renewals.discard(task)
+        if not task.cancelled():
+            self._go_on()
 
     async def _renew(self, party: Party) -> None:
         try:
@@ -219,7 +255,7 @@ class Guards:
                 for guard in list(party.guards):
                     guard.change()
         finally:
-            party.renewing = None
+            party.renewing = False
 
     def _refused(self, party: Party, error: StreamServerError) -> None:
         if isinstance(error, AirflowRefused) and error.status in {401, 403}:

@@ -9,7 +9,7 @@ import pytest
 from stream_server.auth import ALL, NO_VALUES, Access, Caller, Scope
 from stream_server.close_codes import CloseCode
 from stream_server.errors import AirflowRefused, PermissionUnknown
-from stream_server.guards import Guards
+from stream_server.guards import RENEWALS, Guards
 from stream_server.subscription import Subscription
 
 INTERVAL, GRACE = 30.0, 300.0
@@ -22,6 +22,11 @@ class World:
     def __init__(self) -> None:
         self.asked: list[tuple[Caller, Scope]] = []
         self.answer: Access | Exception = ALL
+        self.silence = asyncio.Event()
+        """Cleared while Airflow does not answer."""
+
+        self.silence.set()
+        self.under_way = self.most = 0
         self.now, self.wall = 1000.0, 1_700_000_000.0
         self.guards = Guards(
             self.ask,
@@ -34,6 +39,10 @@ class World:
 
     async def ask(self, caller: Caller, scope: Scope) -> Access:
         self.asked.append((caller, scope))
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await self.silence.wait()
+        self.under_way -= 1
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -45,7 +54,7 @@ class World:
             step = min(2.0, end - self.now)
             self.now += step
             self.wall += step
-            self.guards.look()
+            self.guards.look(self.guards.parties)
             for _ in range(4):
                 await asyncio.sleep(0)
 
@@ -196,3 +205,38 @@ async def test_a_stream_that_has_ended_is_forgotten(world: World) -> None:
         assert len(world.guards) == left
     await world.passes(2 * INTERVAL)
     assert world.asked == []
+
+
+async def test_who_came_with_more_rights_than_the_next_does_not_keep_them(world: World) -> None:
+    first, second = subscription(), subscription()
+    world.guards.add(world.caller(), SCOPE, ALL, first, None)
+    world.answer = NO_VALUES
+    world.guards.add(world.caller(), SCOPE, NO_VALUES, second, None)
+    await world.passes(2 * INTERVAL)
+    assert (code(first), code(second)) == (CloseCode.ACCESS_CHANGED, None)
+
+
+async def test_however_many_are_due_only_a_few_are_asked_for_at_once(world: World) -> None:
+    streams = [subscription() for _ in range(200)]
+    for number, stream in enumerate(streams):
+        world.guards.add(world.caller(f"user{number}"), SCOPE, ALL, stream, None)
+    world.silence.clear()
+    await world.passes(INTERVAL)
+    assert (len(world.asked), world.most) == (RENEWALS, RENEWALS)
+    world.silence.set()
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert (len(world.asked), world.most) == (200, RENEWALS)
+    assert all(code(stream) is None for stream in streams)
+
+
+async def test_who_goes_while_he_stands_in_line_is_not_asked_for(world: World) -> None:
+    guards = [world.guards.add(world.caller(f"user{n}"), SCOPE, ALL, subscription(), None) for n in range(RENEWALS + 1)]
+    world.silence.clear()
+    await world.passes(INTERVAL)
+    for guard in guards:
+        guard.release()
+    world.silence.set()
+    await world.passes(INTERVAL)
+    assert len(world.asked) == RENEWALS
+    await world.guards.close()
