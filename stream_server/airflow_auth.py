@@ -7,6 +7,8 @@ answer is good for all its runs.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
@@ -15,11 +17,14 @@ import httpx
 from stream_server.airflow_api import AirflowApi, Look, run_path
 from stream_server.auth import NO_VALUES, Access, Caller, Expiring, Scope
 from stream_server.errors import AirflowError, AirflowRefused, PermissionUnknown, RunNotFound
+from stream_server.firehose import Reading
 from stream_server.guards import Guards, StreamGuard
 from stream_server.permits import Permit, Permits
 from stream_server.readable import ReadableDags
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
+
+log = logging.getLogger(__name__)
 
 REFUSED_PART = 1 / 3
 """For how much of the time that a permit is good a refusal stands."""
@@ -36,10 +41,16 @@ AT_ONCE = 8
 TIMEOUT_SECONDS = 10.0
 """For each step of a question."""
 
+COMPLAINT_SECONDS = 10.0
+"""How often the log tells that Airflow does not answer, at most."""
+
 PATH_SEGMENTS = {".", ".."}
 
 NO_RUNS = "limit=1&run_after_gte=9999-12-31T00:00:00Z"
 """Runs that there are none of: whether they may be read is all that is asked."""
+
+NO_XCOMS = "limit=1&xcom_key="
+"""XComs that there are none of, which PostgreSQL finds by an index; without a key it counts all of the DAG."""
 
 OK, UNAUTHENTICATED, NOT_FOUND = 200, 401, 404
 
@@ -63,6 +74,7 @@ class AirflowAuthorizer:
         self._good_for = good_for
         self._permits = Permits(good_for=good_for, refused_for=good_for * REFUSED_PART, limit=KEPT, at_once=AT_ONCE)
         self.guards = Guards(self._ask_again, self._permits.identity, interval=good_for, grace=grace)
+        self._unanswered, self._complained_at = 0, float("-inf")
         self._readable: WeakValueDictionary[bytes, ReadableDags] = WeakValueDictionary()
 
     async def run(self, caller: Caller, key: RunKey) -> Access:
@@ -75,14 +87,14 @@ class AirflowAuthorizer:
         """
         return await self._run(caller, key)
 
-    async def dag(self, caller: Caller, dag_id: str) -> None:
-        """Let a caller see the runs of a DAG.
+    async def dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
+        """Return what a caller may see of the runs of a DAG.
 
         Raises:
-            AirflowRefused: He may not (401, 403), or there is no such DAG (404).
+            AirflowRefused: He may not see them (401, 403), or there is no such DAG (404).
             PermissionUnknown: Airflow does not answer.
         """
-        (await self._dag(caller, dag_id)).require()
+        return await self._runs(caller, dag_id, output=output)
 
     async def dags(self, caller: Caller) -> None:
         """Let a caller see the runs of all DAGs that he may read.
@@ -94,13 +106,14 @@ class AirflowAuthorizer:
         (await self._dags(caller)).require()
 
     def readable(self, caller: Caller) -> ReadableDags:
-        """Return which DAGs a caller may read; one object for all his streams."""
+        """Return what a caller may read; one object for all his streams."""
         identity = self._permits.identity(caller)
         found = self._readable.get(identity)
         if found is None:
 
-            async def ask(dag_id: str) -> bool:
-                return (await self._dag(caller, dag_id, anew=True)).granted
+            async def ask(reading: Reading) -> bool:
+                asked = self._xcoms if reading.values else self._dag
+                return (await asked(caller, reading.dag_id, anew=True)).granted
 
             async def list_dags() -> set[str]:
                 return await self._list(caller)
@@ -130,25 +143,29 @@ class AirflowAuthorizer:
         """Ask what a caller may see, whatever was answered before."""
         if scope.run_id:
             return await self._run(caller, RunKey(scope.dag_id, scope.run_id), anew=True)
-        (
-            await (self._dag(caller, scope.dag_id, anew=True) if scope.dag_id else self._dags(caller, anew=True))
-        ).require()
+        if scope.dag_id:
+            return await self._runs(caller, scope.dag_id, output=scope.output, anew=True)
+        (await self._dags(caller, anew=True)).require()
         return NO_VALUES
 
     async def _run(self, caller: Caller, key: RunKey, *, anew: bool = False) -> Access:
         if PATH_SEGMENTS & set(key):
             # What stands for another path can't be asked for, by anybody.
             raise RunNotFound(*key)
-        asked = self._dag(caller, key.dag_id, key.run_id, anew=anew), self._xcoms(caller, key, anew=anew)
+        asked = self._dag(caller, key.dag_id, anew=anew, run_id=key.run_id), self._xcoms(caller, key.dag_id, anew=anew)
         runs, xcoms = await asyncio.gather(*asked)
         if runs.status == NOT_FOUND:
             raise RunNotFound(*key)
-        runs.require()
-        if xcoms.status == UNAUTHENTICATED:
-            xcoms.require()
-        return Access(results=xcoms.granted)
+        return _access(runs, xcoms)
 
-    async def _dag(self, caller: Caller, dag_id: str, run_id: str = "", *, anew: bool = False) -> Permit:
+    async def _runs(self, caller: Caller, dag_id: str, *, output: bool, anew: bool = False) -> Access:
+        if not output:
+            (await self._dag(caller, dag_id, anew=anew)).require()
+            return NO_VALUES
+        asked = self._dag(caller, dag_id, anew=anew), self._xcoms(caller, dag_id, anew=anew)
+        return _access(*await asyncio.gather(*asked))
+
+    async def _dag(self, caller: Caller, dag_id: str, *, anew: bool = False, run_id: str = "") -> Permit:
         """Ask whether a caller may read a DAG's runs: for one of them where one is known, which costs Airflow less."""
 
         async def ask() -> Permit:
@@ -179,16 +196,16 @@ class AirflowAuthorizer:
                 raise AirflowRefused(answer.detail, answer.status)
             page = {dag["dag_id"] for dag in answer.body.get("dags", ())}
             if answer.status != OK or "dags" not in answer.body:
-                raise PermissionUnknown(f"Airflow answered {answer.status} to the question which DAGs you may read")
+                raise self._unknown(f"Airflow answered {answer.status} to the question which DAGs you may read")
             if page <= found:
                 return found
             found |= page
 
-    async def _xcoms(self, caller: Caller, key: RunKey, *, anew: bool = False) -> Permit:
-        path = f"{run_path(key)}/taskInstances/~/xcomEntries?limit=1"
+    async def _xcoms(self, caller: Caller, dag_id: str, *, anew: bool = False) -> Permit:
+        path = f"{run_path(RunKey(dag_id, '~'))}/taskInstances/~/xcomEntries?{NO_XCOMS}"
         return await self._permits.get(
             caller,
-            ("xcoms", key.dag_id),
+            ("xcoms", dag_id),
             lambda: self._ask(caller, path, "xcom_entries"),
             anew=anew,
         )
@@ -210,10 +227,33 @@ class AirflowAuthorizer:
         if answer.status in DEFAULT_CHALLENGES:
             challenge = answer.challenge or DEFAULT_CHALLENGES[answer.status]
             return Permit(answer.status, answer.detail, challenge)
-        raise PermissionUnknown(f"Airflow answered {answer.status} to the question whether you may read this")
+        raise self._unknown(f"Airflow answered {answer.status} to the question whether you may read this")
 
     async def _look(self, caller: Caller, path: str) -> Look:
         try:
             return await AirflowApi(self._client, caller.headers).look(path, TIMEOUT_SECONDS)
         except AirflowError as error:
-            raise PermissionUnknown(str(error)) from error
+            raise self._unknown(str(error)) from error
+
+    def _unknown(self, why: str) -> PermissionUnknown:
+        """Return the error where Airflow does not answer; of many such the log has one now and then."""
+        now = time.monotonic()
+        self._unanswered += 1
+        if now - self._complained_at >= COMPLAINT_SECONDS:
+            log.warning(
+                "Airflow can't be asked who may read what, %d times since this was told last: %s", self._unanswered, why
+            )
+            self._complained_at, self._unanswered = now, 0
+        return PermissionUnknown(why)
+
+
+def _access(runs: Permit, xcoms: Permit) -> Access:
+    """Return what somebody may see, of whom Airflow has said two things.
+
+    Raises:
+        AirflowRefused: He may not read runs, or his credential has become good for nothing between the two.
+    """
+    runs.require()
+    if xcoms.status == UNAUTHENTICATED:
+        xcoms.require()
+    return Access(results=xcoms.granted)

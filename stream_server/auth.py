@@ -76,7 +76,7 @@ class Access(NamedTuple):
     """What a caller may see of a run."""
 
     results: bool
-    """Whether he may read return values as well as transitions."""
+    """Whether he may read what tasks return and say, as well as transitions."""
 
 
 ALL, NO_VALUES = Access(results=True), Access(results=False)
@@ -90,6 +90,9 @@ class Scope(NamedTuple):
 
     run_id: str = ""
     """The run, where it is one; empty for all of a DAG."""
+
+    output: bool = False
+    """Whether it shows what the tasks of a DAG's runs say."""
 
 
 Expiring: TypeAlias = Callable[[Subscription, datetime], None]
@@ -115,14 +118,14 @@ class Authorizer(Protocol):
     async def run(self, caller: Caller, key: RunKey) -> Access:
         """Return what a caller may see of a run."""
 
-    async def dag(self, caller: Caller, dag_id: str) -> None:
-        """Let a caller see the runs of a DAG."""
+    async def dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
+        """Return what a caller may see of the runs of a DAG; where no `output` is wanted, no values."""
 
     async def dags(self, caller: Caller) -> None:
         """Let a caller see the runs of all DAGs that he may read; which, `readable` tells."""
 
     def readable(self, caller: Caller) -> Readable | None:
-        """Return which DAGs a caller may read; `None` for all."""
+        """Return what a caller may read of all DAGs; `None` for everything."""
 
     def guard(
         self,
@@ -152,8 +155,9 @@ class Everybody:
         """Return that all may be seen."""
         return ALL
 
-    async def dag(self, caller: Caller, dag_id: str) -> None:
-        """Let everybody in."""
+    async def dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
+        """Return that all may be seen."""
+        return ALL
 
     async def dags(self, caller: Caller) -> None:
         """Let everybody in."""

@@ -14,7 +14,7 @@ from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
 from stream_server.frames import AnyFrame, Ping, Reset, ResetReason, Resumed, Wire, type_of
 from stream_server.subscription import Subscription
-from stream_server.telling import tell
+from stream_server.telling import is_output, tell
 from stream_server.transition import Transition
 from stream_server.withholding import withhold
 
@@ -45,6 +45,9 @@ class Filter(NamedTuple):
     types: frozenset[str] = frozenset()
     """Types of frames; what tasks say is let through only where it is named."""
 
+    withheld: bool = False
+    """Whether the caller may not read what tasks say: he is told that they have said something, and not what."""
+
     @property
     def wants_output(self) -> bool:
         """Whether anything that tasks say is let through."""
@@ -69,17 +72,29 @@ class Filter(NamedTuple):
         )
 
 
+class Reading(NamedTuple):
+    """Something that one may be allowed to read, or not."""
+
+    dag_id: str
+    values: bool = False
+    """Whether it is what the DAG's tasks say, and not its runs."""
+
+
+Rights = Mapping[Reading, bool | None]
+"""What somebody may read; `None` where that is to be asked first."""
+
+
 class Readable(Protocol):
-    """Which DAGs somebody may read. What is not known is not told, and nothing is left out because of it."""
+    """What somebody may read. What is not known is not told, and nothing is left out because of it."""
 
-    def may_read(self, dag_id: str) -> bool | None:
-        """Tell whether he may read a DAG; `None` where that is to be asked first."""
+    def may_read(self, reading: Reading) -> bool | None:
+        """Tell whether he may read something; `None` where that is to be asked first."""
 
-    def decide(self, dag_ids: Collection[str], then: Callable[[], None]) -> None:
-        """Ask about DAGs, and call something when all is known."""
+    def decide(self, readings: Collection[Reading], then: Callable[[], None]) -> None:
+        """Ask about what is not known, and call something when there is an answer, or none is to be had just now."""
 
-    async def among(self, dag_ids: Collection[str]) -> Collection[str]:
-        """Return which of some DAGs he may read, when that is known of all."""
+    async def among(self, readings: Collection[Reading]) -> Collection[Reading]:
+        """Return what of something he may read, when that is known of all."""
 
 
 class _Telling:
@@ -87,13 +102,14 @@ class _Telling:
 
     def __init__(self, transition: Transition, frame: AnyFrame, cursor: Cursor) -> None:
         self.transition = transition
+        self.dag_id = transition.dag_id
         self.kind = type_of(frame)
         self.wire = Wire(frame)
         self.last = Wire(frame, cursor)
 
     @cached_property
     def bare(self) -> _Telling:
-        """The same for who may not read values, as far as is known."""
+        """The same for who may not read values."""
         if self.kind not in SAID:
             return self
         (frame,), cursor = withhold([self.wire.frame]), self.last.cursor
@@ -156,24 +172,33 @@ class _Group:
 
     def _go_on(self) -> None:
         """Tell what waits, until something is to be asked first."""
+        if not self.subscriptions:
+            # Nobody wants to know any more.
+            self._held.clear()
         while self._held:
             batch, there = self._held[0]
             rights = self._rights(batch.heard)
-            if undecided := {dag_id for dag_id, may in rights.items() if may is None}:
+            if undecided := {reading for reading, may in rights.items() if may is None}:
                 assert self.readable is not None, "otherwise everything may be told"
                 self.readable.decide(undecided, self._go_on)
                 return
             del self._held[0]
             self._tell(batch, rights, there & self.subscriptions)
 
-    def _rights(self, heard: Iterable[_Telling]) -> dict[str, bool | None]:
-        """Return what may be told, by DAG; nothing where everything may."""
+    def _rights(self, heard: Collection[_Telling]) -> Rights:
+        """Return what may be told of a batch; nothing where everything may."""
         if self.readable is None:
             return {}
-        return {dag_id: self.readable.may_read(dag_id) for dag_id in {one.transition.dag_id for one in heard}}
+        rights = {reading: self.readable.may_read(reading) for reading in {Reading(one.dag_id) for one in heard}}
+        for spoken in {Reading(one.dag_id, values=True) for one in heard if one.kind in SAID}:
+            if rights[Reading(spoken.dag_id)] is not False:
+                rights[spoken] = self.readable.may_read(spoken)
+        return rights
 
-    def _tell(self, batch: _Batch, rights: Mapping[str, bool | None], to: Iterable[Subscription]) -> None:
-        heard = [one.bare for one in batch.heard if rights[one.transition.dag_id]] if rights else batch.heard
+    def _tell(self, batch: _Batch, rights: Rights, to: Iterable[Subscription]) -> None:
+        heard = batch.heard if self.readable is None else _allowed(batch.heard, rights)
+        if self.wanted.withheld:
+            heard = [one.bare for one in heard]
         if heard:
             wires = [*(telling.wire for telling in heard[:-1]), heard[-1].last]
         elif batch.news and batch.now - self._told_at >= BOOKMARK_SECONDS:
@@ -214,7 +239,7 @@ class Firehose:
             subscription: His place.
             cursor: How far the journal has been read.
             now: The time, in seconds of any steady clock.
-            readable: Which DAGs he may read; `None` for all.
+            readable: What he may read; `None` for all.
         """
         self._put(wanted, readable, subscription, now)
         subscription.push([Wire(Ping(), cursor)])
@@ -266,8 +291,21 @@ def anew(reason: ResetReason, cursor: Cursor) -> list[Wire]:
     return [Wire(Reset(reason=reason), cursor)]
 
 
+def readings(wanted: Filter, history: Iterable[Transition]) -> set[Reading]:
+    """Return what somebody must be allowed to read to be told all of what has happened that he wants to hear."""
+    concerned = [one for one in history if wanted.concerns(one)]
+    return {
+        *(Reading(one.dag_id) for one in concerned),
+        *(Reading(one.dag_id, values=True) for one in concerned if is_output(one)),
+    }
+
+
 def missed(
-    wanted: Filter, history: Sequence[Transition], position: Cursor, since: Cursor, *, bare: bool = False
+    wanted: Filter,
+    history: Sequence[Transition],
+    position: Cursor,
+    since: Cursor,
+    allowed: Collection[Reading] | None = None,
 ) -> list[Wire]:
     """Tell what has happened between a client's cursor and a position.
 
@@ -276,15 +314,26 @@ def missed(
         history: What its cursor has not seen, at least up to the position.
         position: How far it shall be told; what came later comes by itself.
         since: The client's cursor.
-        bare: Whether what tasks say is told without its values.
+        allowed: What of `readings` the client may read; `None` for all.
     """
     past = [one for one in history if position.saw(one.txid)]
     tellings = [one for one in _tellings(past, position) if wanted.lets_through(one.transition, one.kind)]
-    if bare:
+    if allowed is not None:
+        tellings = _allowed(tellings, dict.fromkeys(allowed, True))
+    if wanted.withheld:
         tellings = [one.bare for one in tellings]
     if not tellings:
         return [Wire(Resumed(since=str(since)), position)]
     return [Wire(Resumed(since=str(since))), *(telling.wire for telling in tellings[:-1]), tellings[-1].last]
+
+
+def _allowed(heard: Iterable[_Telling], rights: Rights) -> list[_Telling]:
+    """Return what may be told of something, with the values that may be read."""
+    return [
+        one if one.kind not in SAID or rights.get(Reading(one.dag_id, values=True)) else one.bare
+        for one in heard
+        if rights.get(Reading(one.dag_id))
+    ]
 
 
 def _tellings(transitions: Iterable[Transition], cursor: Cursor) -> list[_Telling]:

@@ -7,7 +7,6 @@ looks after all parties: there is neither a task nor a timer for each client.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections import deque
@@ -19,8 +18,6 @@ from stream_server.auth import Access, Caller, Expiring, Scope
 from stream_server.close_codes import CloseCode
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.subscription import Subscription
-
-log = logging.getLogger(__name__)
 
 WARNING_SECONDS = 60.0
 """How long before a token expires its bearer is told."""
@@ -179,7 +176,7 @@ class Guards:
 
     def party(self, caller: Caller, scope: Scope, access: Access) -> Party:
         """Return those of a caller who stand and fall with a scope: permissions are those of DAGs, not of runs."""
-        whose = Scope(scope.dag_id, "~" if scope.run_id else "")
+        whose = Scope(scope.dag_id, "~" if scope.run_id or scope.output else "")
         # Who was let see another thing is asked for by himself, or he would keep what has been taken from him.
         key = self._identity(caller), whose, access
         party = self._parties.get(key)
@@ -262,7 +259,6 @@ class Guards:
             code = CloseCode.UNAUTHENTICATED if tells_of_token(error) else CloseCode.FORBIDDEN
             party.close(code, f"Airflow says: {error}")
             return
-        log.warning("Airflow can't be asked who may read what: %s", error)
         party.due = self._clock() + min(RETRY_SECONDS, self._interval) * _between(LATER)
 
 

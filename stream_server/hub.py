@@ -21,7 +21,7 @@ from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
 from stream_server.errors import CursorError, Draining, JournalUnreachable
 from stream_server.feed import Channel
-from stream_server.firehose import Filter, Firehose, Readable, anew, missed
+from stream_server.firehose import Filter, Firehose, Readable, anew, missed, readings
 from stream_server.frames import Reset, ResetReason, Wire
 from stream_server.observing import Connection, Observer, Read
 from stream_server.outcome import Question
@@ -232,7 +232,7 @@ class Hub:
         Args:
             wanted: What shall be told.
             since: From where on; by default from now on.
-            readable: Which DAGs may be told; `None` for all.
+            readable: What may be told; `None` for all.
 
         Raises:
             Unavailable: PostgreSQL does not answer, the journal is missing, or this server is shutting down.
@@ -310,10 +310,8 @@ class Hub:
         history = await self._source.history(None, since.cursor, output=wanted.wants_output)
         if history is None:
             return anew("cursor_expired", position)
-        if readable is not None:
-            told = await readable.among({one.dag_id for one in history if wanted.concerns(one)})
-            history = [one for one in history if one.dag_id in told]
-        return missed(wanted, history, position, since.cursor, bare=readable is not None)
+        allowed = None if readable is None else await readable.among(readings(wanted, history))
+        return missed(wanted, history, position, since.cursor, allowed)
 
     async def _refuse(self, cursor: Cursor | None) -> ResetReason | None:
         """Tell why a client can't go on at a cursor, or `None` if it can."""

@@ -1,17 +1,15 @@
-"""Which DAGs one caller may read, asked as they appear: for streams of many runs."""
+"""What one caller may read of all DAGs, asked as they appear: for streams of many runs."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple
 
 from stream_server.errors import AirflowRefused, PermissionUnknown, StreamServerError
-
-log = logging.getLogger(__name__)
+from stream_server.firehose import Reading
 
 RETRY_SECONDS = (1.0, 5.0)
 """Bounds of the random time after which Airflow is asked again, where it did not answer."""
@@ -23,13 +21,20 @@ STALE = 2
 """How many times as long as it is good an answer counts, while it is renewed."""
 
 RENEWED = 10
-"""How many times as long as it is good an answer can be renewed by a list of DAGs, before it is asked for itself."""
+"""How many times as long as it is good an answer is renewed at most without being asked for itself."""
+
+ASKED = 100
+"""How many answers are asked for themselves while one is good, of those that can be renewed in another way."""
+
+
+KEPT = 10_000
+"""Answers that are kept of a caller."""
 
 
 class _Known(NamedTuple):
     allowed: bool
     asked_at: float
-    """When Airflow was asked about this DAG itself."""
+    """When Airflow was asked about this itself."""
 
     renewed_at: float
 
@@ -37,19 +42,20 @@ class _Known(NamedTuple):
 class ReadableDags:
     """Implements `stream_server.firehose.Readable`.
 
-    Each DAG is asked for when it is met first. Later one list of all DAGs renews what is known: it costs Airflow about
-    as much as a question about a single one, but says less: which DAGs may be read, and not the runs of which.
+    What is met is asked for itself. Where that would be more than `ASKED`, they take turns, and one list of all DAGs
+    renews the others: it costs Airflow about as much as a question about a single one, but says less: which DAGs may be
+    read, and not the runs of which.
 
     Args:
-        ask: Asks whether the caller may read the runs of a DAG.
+        ask: Asks whether the caller may read something.
         list_dags: Lists the DAGs that he may read.
-        good_for: Seconds for which an answer is good. Then it is renewed when the DAG is met next.
+        good_for: Seconds for which an answer is good. Then it is renewed when its DAG is met next.
         clock: Tells the time in seconds.
     """
 
     def __init__(
         self,
-        ask: Callable[[str], Awaitable[bool]],
+        ask: Callable[[Reading], Awaitable[bool]],
         list_dags: Callable[[], Awaitable[Collection[str]]],
         *,
         good_for: float,
@@ -58,25 +64,26 @@ class ReadableDags:
         self._ask, self._list_dags = ask, list_dags
         self._good_for = good_for
         self._clock = clock
-        self._known: dict[str, _Known] = {}
-        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._known: dict[Reading, _Known] = {}
+        self._asking: dict[Reading, asyncio.Task[None]] = {}
         self._renewing: asyncio.Task[None] | None = None
+        self._turns = Turns(good_for)
 
-    def may_read(self, dag_id: str) -> bool | None:
-        """Tell whether the caller may read a DAG; `None` where that is to be asked first."""
-        known = self._known.get(dag_id)
+    def may_read(self, reading: Reading) -> bool | None:
+        """Tell whether the caller may read something; `None` where that is to be asked first."""
+        known = self._known.get(reading)
         if known is None:
             return None
         now = self._clock()
         if now - known.renewed_at > self._good_for * STALE:
             return None
         if now - known.renewed_at > self._good_for:
-            self._begin(dag_id)
+            self._begin(reading)
         return known.allowed
 
-    def decide(self, dag_ids: Collection[str], then: Callable[[], None]) -> None:
-        """Ask about DAGs, and call something when all is known. Airflow is asked until it answers."""
-        waiting = {self._begin(dag_id) for dag_id in dag_ids}
+    def decide(self, readings: Collection[Reading], then: Callable[[], None]) -> None:
+        """Ask about something, and call something when Airflow has answered, or did not: then it can be asked again."""
+        waiting = {self._begin(reading) for reading in readings}
 
         def done(task: asyncio.Task[None]) -> None:
             waiting.discard(task)
@@ -86,19 +93,19 @@ class ReadableDags:
         for task in list(waiting):
             task.add_done_callback(done)
 
-    async def among(self, dag_ids: Collection[str]) -> Collection[str]:
-        """Return which of some DAGs the caller may read, when that is known of all.
+    async def among(self, readings: Collection[Reading]) -> Collection[Reading]:
+        """Return what of something the caller may read, when that is known of all.
 
         Raises:
             PermissionUnknown: Airflow does not answer.
         """
         deadline = self._clock() + PATIENCE_SECONDS
-        while None in (rights := {dag_id: self.may_read(dag_id) for dag_id in dag_ids}).values():
+        while None in (rights := {reading: self.may_read(reading) for reading in readings}).values():
             left = deadline - self._clock()
             if left <= 0:
                 raise PermissionUnknown("Airflow does not say which DAGs you may read")
-            await asyncio.wait([self._begin(dag_id) for dag_id, may in rights.items() if may is None], timeout=left)
-        return {dag_id for dag_id, may in rights.items() if may}
+            await asyncio.wait([self._begin(reading) for reading, may in rights.items() if may is None], timeout=left)
+        return {reading for reading, may in rights.items() if may}
 
     async def close(self) -> None:
         """Stop asking."""
@@ -107,37 +114,46 @@ class ReadableDags:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, dag_id: str) -> asyncio.Task[None]:
-        asking = self._asking.get(dag_id)
+    def _begin(self, reading: Reading) -> asyncio.Task[None]:
+        asking = self._asking.get(reading)
         if asking is None:
-            asking = self._asking[dag_id] = asyncio.create_task(self._find_out(dag_id), name="question about a DAG")
-            asking.add_done_callback(lambda _: self._asking.pop(dag_id, None))
+            asking = self._asking[reading] = asyncio.create_task(self._find_out(reading), name="question about a DAG")
+            asking.add_done_callback(lambda _: self._asking.pop(reading, None))
         return asking
 
-    async def _find_out(self, dag_id: str) -> None:
-        """Learn about a DAG, by whatever costs Airflow less; it is asked until it answers."""
-        while True:
-            try:
-                if not await self._is_renewed(dag_id):
-                    now = self._clock()
-                    self._known[dag_id] = _Known(await self._ask(dag_id), now, now)
-            except StreamServerError as error:
-                log.warning("%s; trying again", error)
-                await asyncio.sleep(random.uniform(*RETRY_SECONDS))  # noqa: S311 # not for secrets
-            else:
-                return
+    async def _find_out(self, reading: Reading) -> None:
+        """Learn whether something may be read, by whatever costs Airflow less.
 
-    async def _is_renewed(self, dag_id: str) -> bool:
-        """Renew all that is known, if this DAG is among that, and tell whether it is known now."""
-        known = self._known.get(dag_id)
-        if known is None or self._clock() - known.asked_at > self._good_for * RENEWED:
+        Where Airflow does not answer, it comes to its end after a while: whoever still wants to know begins anew.
+        """
+        try:
+            if not await self._is_renewed(reading):
+                now = self._clock()
+                self._learn(reading, _Known(await self._ask(reading), now, now))
+        except StreamServerError:
+            await asyncio.sleep(random.uniform(*RETRY_SECONDS))  # noqa: S311 # not for secrets
+
+    def _learn(self, reading: Reading, known: _Known) -> None:
+        self._known.pop(reading, None)
+        self._known[reading] = known
+        if len(self._known) > KEPT:
+            # That which was asked for longest ago.
+            del self._known[next(iter(self._known))]
+
+    async def _is_renewed(self, reading: Reading) -> bool:
+        """Renew what is known by a list, unless it is the turn of this, and tell whether it is known now."""
+        known = self._known.get(reading)
+        if known is None:
+            return False
+        now = self._clock()
+        if self._turns.take(known.asked_at, now) or now - known.asked_at > self._good_for * RENEWED:
             return False
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._renew(), name="list of DAGs")
             self._renewing.add_done_callback(self._renewed)
         # Those who wait for the same list share it.
         await asyncio.shield(self._renewing)
-        known = self._known.get(dag_id)
+        known = self._known.get(reading)
         return known is not None and self._clock() - known.renewed_at <= self._good_for
 
     async def _renew(self) -> None:
@@ -145,17 +161,46 @@ class ReadableDags:
         try:
             listed = await self._list_dags()
         except AirflowRefused:
-            # Who may not list DAGs may read some all the same.
-            self._known.clear()
+            # Who may not list DAGs may read some all the same, each of which is asked for itself.
             return
-        for dag_id, known in list(self._known.items()):
-            if known.allowed == (dag_id in listed):
-                self._known[dag_id] = known._replace(renewed_at=now)
+        for reading, known in list(self._known.items()):
+            if known.allowed and reading.dag_id not in listed:
+                del self._known[reading]
             else:
-                del self._known[dag_id]
+                # What was refused, and is listed now, need not be what was refused: it waits for its turn.
+                self._known[reading] = known._replace(renewed_at=now)
 
     def _renewed(self, task: asyncio.Task[None]) -> None:
         self._renewing = None
         if not task.cancelled():
             # Seen, also where nobody waits any more.
             task.exception()
+
+
+class Turns:
+    """Has no more than `ASKED` answers asked for themselves while one is good, those first that it was longest ago for.
+
+    Args:
+        good_for: Seconds for which an answer is good.
+    """
+
+    def __init__(self, good_for: float) -> None:
+        self._good_for = good_for
+        self._began_at = float("-inf")
+        self._met: list[float] = []
+        """When all that had an answer renewed in this round were asked for last."""
+
+        self._before = float("inf")
+        """Of whatever was asked for later it is not the turn."""
+
+        self._taken = 0
+
+    def take(self, asked_at: float, now: float) -> bool:
+        """Tell whether it is the turn of something that was asked for at a time."""
+        if now - self._began_at >= self._good_for:
+            self._before = sorted(self._met)[ASKED - 1] if len(self._met) > ASKED else float("inf")
+            self._began_at, self._met, self._taken = now, [], 0
+        takes = self._taken < ASKED and asked_at <= self._before
+        self._taken += takes
+        self._met.append(now if takes else asked_at)
+        return takes

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stream_server.errors import BadParameter, JournalMissing
-from stream_server.firehose import Readable
+from stream_server.firehose import Readable, Reading
 from stream_server.journal import listing
 from stream_server.listings import DagItem, DagList, RunItem, RunList, structure, unknown_structure
 from stream_server.outcome import Question, result_tasks
@@ -68,7 +68,7 @@ async def graph(request: Request) -> Response:
 
 
 async def _readable(request: Request) -> Readable | None:
-    """Return which DAGs the caller may read; `None` for all."""
+    """Return what the caller may read; `None` for all."""
     authorizer, caller = request.scope["state"]["authorizer"], await caller_of(request)
     await authorizer.dags(caller)
     readable: Readable | None = authorizer.readable(caller)
@@ -79,8 +79,8 @@ async def _allowed(readable: Readable | None, items: list[Item]) -> list[Item]:
     """Return those of a list that may be told of."""
     if readable is None:
         return items
-    dag_ids = await readable.among({item.dag_id for item in items})
-    return [item for item in items if item.dag_id in dag_ids]
+    allowed = await readable.among({Reading(item.dag_id) for item in items})
+    return [item for item in items if Reading(item.dag_id) in allowed]
 
 
 def _answer(answer: msgspec.Struct) -> Response:

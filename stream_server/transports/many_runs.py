@@ -11,7 +11,7 @@ from stream_server.errors import BadParameter, Unavailable
 from stream_server.firehose import TYPES, Filter
 from stream_server.transports.body import Streaming
 from stream_server.transports.caller import caller_of
-from stream_server.transports.permission import permit_many
+from stream_server.transports.permission import permit_dag, permit_many
 from stream_server.transports.request import State, refuse_unknown, since
 from stream_server.transports.run_stream import stream_response, unavailable
 
@@ -32,12 +32,16 @@ async def stream(request: Request) -> Response:
     if "dag_id" in request.path_params:
         asked["dag_id"] = [request.path_params["dag_id"]]
     wanted, dag_id = await filter_of(state, asked), request.path_params.get("dag_id", "")
+    authorizer, readable = state["authorizer"], None
     try:
-        permission = await permit_many(state["authorizer"], caller, dag_id)
+        if dag_id:
+            permission = await permit_dag(authorizer, caller, dag_id, output=wanted.wants_output)
+            wanted = permission.may_hear(wanted)
+        else:
+            permission = await permit_many(authorizer, caller)
+            readable = authorizer.readable(caller)
     except Unavailable as error:
         return unavailable(request, error)
-    # Of one DAG it is known that he may read it.
-    readable = None if dag_id else state["authorizer"].readable(caller)
     watch = permission.guarded(state["hub"].follow(wanted, since=since(request), readable=readable))
     return stream_response(request, Streaming(watch, state["courier"]))
 

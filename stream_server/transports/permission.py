@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from stream_server.auth import NO_VALUES, Access, Authorizer, Caller, Expiring, Guard, Scope
+from stream_server.firehose import Filter
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
@@ -24,6 +25,10 @@ class Permission(NamedTuple):
     def may_ask(self, question: Question) -> Question:
         """Return a question as the caller may ask it."""
         return question if self.access.results else replace(question, withheld=True)
+
+    def may_hear(self, wanted: Filter) -> Filter:
+        """Return a filter for the runs of a DAG as the caller may have it."""
+        return wanted._replace(withheld=self.scope.output and not self.access.results)
 
     def guarded(self, watch: AbstractAsyncContextManager[Subscription], expiring: Expiring | None = None) -> Guarded:
         """Keep a stream to what the caller may see. `expiring` is as for `Authorizer.guard`."""
@@ -67,10 +72,16 @@ async def permit(authorizer: Authorizer, caller: Caller, key: RunKey) -> Permiss
     return Permission(authorizer, caller, Scope(*key), await authorizer.run(caller, key))
 
 
-async def permit_many(authorizer: Authorizer, caller: Caller, dag_id: str = "") -> Permission:
-    """Let a caller in to all runs of a DAG, or of all that he may read, or raise the error that tells him why not."""
-    await (authorizer.dag(caller, dag_id) if dag_id else authorizer.dags(caller))
-    return Permission(authorizer, caller, Scope(dag_id), NO_VALUES)
+async def permit_dag(authorizer: Authorizer, caller: Caller, dag_id: str, *, output: bool) -> Permission:
+    """Let a caller in to all runs of a DAG, or raise the error that tells him why not."""
+    access = await authorizer.dag(caller, dag_id, output=output)
+    return Permission(authorizer, caller, Scope(dag_id, output=output), access)
+
+
+async def permit_many(authorizer: Authorizer, caller: Caller) -> Permission:
+    """Let a caller in to the runs of all DAGs that he may read, or raise the error that tells him why not."""
+    await authorizer.dags(caller)
+    return Permission(authorizer, caller, Scope(), NO_VALUES)
 
 
 def until_refused(_subscription: Subscription, _expires_at: object) -> None:

@@ -12,6 +12,7 @@ import pytest
 from stream_server import app
 from stream_server.auth import ALL, Access, Caller, Everybody
 from stream_server.errors import AirflowRefused
+from stream_server.firehose import Reading
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
@@ -124,14 +125,14 @@ async def test_an_unknown_run_has_no_graph(server: RunningServer, run: RunKey) -
 class One:
     """Only the DAG `one` may be read."""
 
-    def may_read(self, dag_id: str) -> bool:
-        return dag_id == "one"
+    def may_read(self, reading: Reading) -> bool:
+        return reading.dag_id == "one"
 
-    def decide(self, dag_ids: Collection[str], then: Callable[[], None]) -> None:
+    def decide(self, readings: Collection[Reading], then: Callable[[], None]) -> None:
         then()
 
-    async def among(self, dag_ids: Collection[str]) -> Collection[str]:
-        return {"one"}.intersection(dag_ids)
+    async def among(self, readings: Collection[Reading]) -> Collection[Reading]:
+        return {reading for reading in readings if self.may_read(reading)}
 
 
 class OnlyOne(Everybody):

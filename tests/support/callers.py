@@ -43,6 +43,9 @@ class Rights:
     of_dag: dict[str, Response] = field(default_factory=dict)
     """Instead of runs of these DAGs."""
 
+    xcoms_of: dict[str, Response] = field(default_factory=dict)
+    """Instead of XComs of these DAGs."""
+
     @property
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"}
@@ -84,7 +87,7 @@ class Door:
 def _answer(rights: Rights, asked: Asked) -> Response | None:
     path = asked.target.partition("?")[0]
     if "/xcomEntries" in path:
-        return rights.xcoms
+        return rights.xcoms_of.get(path.split("/")[4], rights.xcoms)
     if path == "/api/v2/dags":
         listed = [{"dag_id": dag_id} for dag_id in rights.known if dag_id not in rights.of_dag]
         return rights.dags or JSONResponse({"dags": listed if "offset=0" in asked.target else []})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
 from datetime import datetime, timezone
 
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 
 from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.firehose import BOOKMARK_SECONDS, MAX_HELD, Filter, Firehose, missed
+from stream_server.firehose import BOOKMARK_SECONDS, MAX_HELD, Filter, Firehose, Reading, missed, readings
 from stream_server.frames import Wire
 from stream_server.subscription import Subscription
-from stream_server.transition import Kind, Transition
+from stream_server.transition import OUTPUT, Kind, Transition
 
 NAMES = st.sampled_from(["a", "b", "c"])
 SOME = st.frozensets(NAMES, max_size=2)
@@ -27,6 +28,12 @@ def transition(seq: int, dag_id: str = "a", task_id: str | None = "t", state: st
     return Transition(
         seq, seq, datetime(2026, 1, 1, tzinfo=timezone.utc), kind, dag_id, "r", task_id, -1, 1, state, None, 0
     )
+
+
+def saying(seq: int, dag_id: str = "a") -> Transition:
+    """What a task says."""
+    body = '{"try_number": 1, "index": 0, "items": [{"chunk": "secret"}]}'
+    return transition(seq, dag_id)._replace(kind=Kind.XCOM, xcom_key=OUTPUT, body=body)
 
 
 def told(subscription: Subscription) -> list[str]:
@@ -133,20 +140,20 @@ def test_what_was_missed_is_told_up_to_where_it_comes_by_itself(named: str) -> N
 
 
 class Reader:
-    """Who may read some DAGs, as far as that is known."""
+    """What somebody may read, as far as that is known: `a` are the runs of a DAG, `a_said` is what its tasks say."""
 
     def __init__(self, **known: bool) -> None:
         self.known = known
         self.asked: list[tuple[set[str], Callable[[], None]]] = []
 
-    def may_read(self, dag_id: str) -> bool | None:
-        return self.known.get(dag_id)
+    def may_read(self, reading: Reading) -> bool | None:
+        return self.known.get(_name(reading))
 
-    def decide(self, dag_ids: Collection[str], then: Callable[[], None]) -> None:
-        self.asked.append((set(dag_ids), then))
+    def decide(self, readings: Collection[Reading], then: Callable[[], None]) -> None:
+        self.asked.append((set(map(_name, readings)), then))
 
-    async def among(self, dag_ids: Collection[str]) -> Collection[str]:
-        return {dag_id for dag_id in dag_ids if self.known.get(dag_id)}
+    async def among(self, readings: Collection[Reading]) -> Collection[Reading]:
+        return {reading for reading in readings if self.known.get(_name(reading))}
 
     def learn(self, **known: bool) -> None:
         """Know more, and have those called who asked."""
@@ -154,6 +161,10 @@ class Reader:
         asked, self.asked = self.asked, []
         for _, then in asked:
             then()
+
+
+def _name(reading: Reading) -> str:
+    return f"{reading.dag_id}_said" if reading.values else reading.dag_id
 
 
 def follow(firehose: Firehose, reader: Reader, wanted: Filter | None = None) -> Subscription:
@@ -236,3 +247,77 @@ def test_something_missing_takes_the_place_of_what_waits() -> None:
     firehose.begin_anew("transitions_lost", cursor(3))
     reader.learn(new=True)
     assert told(subscription) == ["reset"]
+
+
+EVERYTHING = Filter(types=frozenset({"task", "chunk"}))
+
+
+def values(subscription: Subscription) -> list[object]:
+    """Return what is said; `withheld` for what is not told, and `task` for transitions."""
+    return [_value(wire) for wire in subscription.take()]
+
+
+def _value(wire: Wire) -> object:
+    frame = json.loads(wire.json)
+    return "withheld" if frame.get("withheld") else frame.get("value", frame["type"])
+
+
+def test_values_are_told_to_who_may_read_them() -> None:
+    firehose, reader = Firehose(), Reader(a=True, a_said=True, b=True, b_said=False)
+    subscription = follow(firehose, reader, EVERYTHING)
+    firehose.dispatch([saying(1), saying(2, "b"), transition(3)], cursor(4), 0.0)
+    assert values(subscription) == ["secret", "withheld", "task"]
+
+
+def test_values_wait_until_it_is_known_who_may_read_them() -> None:
+    firehose, reader = Firehose(), Reader(a=True)
+    all_, some = follow(firehose, reader, EVERYTHING), follow(firehose, reader)
+    firehose.dispatch([saying(1), transition(2)], cursor(3), 0.0)
+    # Who does not want what tasks say does not wait for that.
+    assert (values(all_), values(some)) == ([], ["task"])
+    assert [asked for asked, _ in reader.asked] == [{"a_said"}]
+    reader.learn(a_said=True)
+    assert values(all_) == ["secret", "task"]
+
+
+def test_values_of_what_may_not_be_read_are_not_asked_for() -> None:
+    firehose, reader = Firehose(), Reader(a=False)
+    subscription = follow(firehose, reader, EVERYTHING)
+    firehose.dispatch([saying(1)], cursor(2), 0.0)
+    assert (values(subscription), reader.asked) == ([], [])
+
+
+def test_a_filter_can_withhold_values() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(EVERYTHING._replace(withheld=True), subscription, cursor(1), 0.0)
+    told(subscription)
+    firehose.dispatch([saying(1), transition(2)], cursor(3), 0.0)
+    assert values(subscription) == ["withheld", "task"]
+
+
+@pytest.mark.parametrize(
+    ("withheld", "allowed", "expected"),
+    [
+        (False, None, ["resumed", "secret", "task"]),
+        (True, None, ["resumed", "withheld", "task"]),
+        (False, {Reading("a")}, ["resumed", "withheld", "task"]),
+        (False, {Reading("a"), Reading("a", values=True)}, ["resumed", "secret", "task"]),
+        (False, set(), ["resumed"]),
+    ],
+)
+def test_what_was_missed_has_the_values_that_may_be_read(
+    allowed: set[Reading] | None, expected: list[str], *, withheld: bool
+) -> None:
+    history, wanted = [saying(1), transition(2)], EVERYTHING._replace(withheld=withheld)
+    assert readings(wanted, history) == {Reading("a"), Reading("a", values=True)}
+    assert [_value(wire) for wire in missed(wanted, history, cursor(5), cursor(1), allowed)] == expected
+
+
+def test_nobody_is_asked_for_who_has_left() -> None:
+    firehose, reader = Firehose(), Reader()
+    subscription = follow(firehose, reader)
+    firehose.dispatch([transition(1)], cursor(2), 0.0)
+    firehose.leave(subscription)
+    # Airflow did not answer.
+    reader.learn()
+    assert reader.asked == []
