@@ -22,8 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
-from starlette.types import ExceptionHandler
-from starlette.websockets import WebSocket
+from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from stream_server.admission import Admission
 from stream_server.airflow_api import shared_client
@@ -92,7 +91,7 @@ def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = Fa
         follow: Makes what it hears of the journal by; by itself it follows the journal alone.
         drains: Whether it sees to it by itself that streams end before the server that runs it does.
     """
-    return Starlette(
+    app = Starlette(
         middleware=[
             Middleware(
                 CORSMiddleware,
@@ -112,6 +111,8 @@ def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = Fa
         exception_handlers=ERRORS,
         lifespan=_lifespan(settings, follow, drains=drains),
     )
+    app.router.default = _nothing
+    return app
 
 
 def create_admin_app(settings: Settings) -> Starlette:
@@ -242,6 +243,11 @@ def _stop_process(task: asyncio.Task[None]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Refuse a handshake as any request is: Starlette would say 403, and not why."""
+    raise HTTPException(HTTPStatus.NOT_FOUND)
+
+
 async def _health(request: Request) -> Response:
     return Response(msgspec.json.encode(Health(status="ok")), media_type="application/json")
 
@@ -276,15 +282,20 @@ async def _answer_error(connection: HTTPConnection, error: Exception) -> Respons
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, AirflowRefused) and error.challenge is not None:
         headers["WWW-Authenticate"] = error.challenge
-    return await _answer(connection, Problem(error.problem(), error.status, headers))
+    return Problem(error.problem(), error.status, headers)
 
 
 async def _answer_http_exception(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for that class"
     title = HTTPStatus(error.status_code).phrase
-    detail = f"There is nothing at {connection.url.path}" if error.status_code == HTTPStatus.NOT_FOUND else error.detail
+    detail, path, headers = error.detail, connection.url.path, dict(error.headers or {})
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        kind = "nothing" if connection.scope["type"] == "http" else "no WebSocket"
+        detail = f"There is {kind} at {path}"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"There is no {connection.scope['method']} at {path}, but {headers['Allow']}"
     body = {"type": "about:blank", "title": title, "status": error.status_code, "detail": detail}
-    return await _answer(connection, Problem(body, error.status_code, dict(error.headers or {})))
+    return Problem(body, error.status_code, headers)
 
 
 async def _answer_fault(connection: HTTPConnection, error: Exception) -> Response:
@@ -295,14 +306,7 @@ async def _answer_fault(connection: HTTPConnection, error: Exception) -> Respons
         "status": 500,
         "detail": "The server has a fault; its log says more",
     }
-    return await _answer(connection, Problem(body, 500))
-
-
-async def _answer(connection: HTTPConnection, answer: Response) -> Response:
-    """Refuse the handshake of a WebSocket with an HTTP answer (ASGI extension `websocket.http.response`)."""
-    if isinstance(connection, WebSocket):
-        await connection.send_denial_response(answer)
-    return answer
+    return Problem(body, 500)
 
 
 ERRORS: Mapping[Any, ExceptionHandler] = {

@@ -198,6 +198,13 @@ class WebSocketLine(WebSocketsSansIOProtocol):
         with suppress(ClientDisconnected):
             await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
+    async def send(self, message: Any) -> None:  # noqa: ANN401 # uvicorn has types of ASGI for itself alone
+        """Send what the application sends, such as the answer that refuses a handshake."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            # So uvicorn does not complain that there was no handshake.
+            self.handshake_complete = True
+
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         """The application has returned."""
         super().on_task_complete(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -27,7 +28,9 @@ async def test_run_ids_work_percent_encoded_or_not(server: RunningServer, run: R
         assert json.loads(await connection.recv())["run_id"] == run.run_id
 
 
-async def test_an_unknown_run_is_404_before_any_stream(server: RunningServer, run: RunKey) -> None:
+async def test_an_unknown_run_is_404_before_any_stream(
+    server: RunningServer, run: RunKey, caplog: pytest.LogCaptureFixture
+) -> None:
     unknown = RunKey(run.dag_id, "no-such-run")
     async with sse(server.url, unknown) as events:
         problem = json.loads(await events.response.aread())
@@ -42,6 +45,35 @@ async def test_an_unknown_run_is_404_before_any_stream(server: RunningServer, ru
     assert refused.value.response.status_code == 404
     assert json.loads(refused.value.response.body or b"")["title"] == "Run not found"
     assert server.hub.statistics().runs == 0
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("/api/v2/dags/chat/stream", 404, "no WebSocket at /api/v2/dags/chat/stream"),
+        ("/nowhere", 404, "no WebSocket at /nowhere"),
+        ("/api/v2/stream?dag_id=chat", 422, "no parameter 'dag_id' here; there is none at all"),
+    ],
+)
+async def test_a_handshake_is_refused_as_any_request_is(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, path: str, status: int, said: str
+) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(server.url.replace("http", "ws", 1) + path, proxy=None):
+            pass
+    answer = refused.value.response
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said in json.loads(answer.body or b"")["detail"]
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_what_is_wrong_with_a_method_is_told(server: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        refused = await client.post("/api/v2/stream")
+    assert refused.status_code == 405
+    assert refused.json()["detail"] == f"There is no POST at /api/v2/stream, but {refused.headers['allow']}"
 
 
 @pytest.mark.parametrize(
