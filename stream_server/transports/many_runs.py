@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from stream_server.errors import BadParameter, Unavailable
 from stream_server.firehose import TYPES, Filter
+from stream_server.frames import NO_STATUS
 from stream_server.transports.body import Streaming
 from stream_server.transports.caller import caller_of
 from stream_server.transports.permission import permit_dag, permit_many
@@ -20,6 +21,24 @@ PARAMETERS = ("dag_id", "run_id", "task_id", "state", "type", "tag")
 
 MAX_NAMES = 100
 """Values of one parameter."""
+
+STATES = (
+    "awaiting_input",
+    "deferred",
+    "failed",
+    NO_STATUS,
+    "queued",
+    "removed",
+    "restarting",
+    "running",
+    "scheduled",
+    "skipped",
+    "success",
+    "up_for_reschedule",
+    "up_for_retry",
+    "upstream_failed",
+)
+"""States of runs and task instances (`airflow.utils.state`, 3.0 to 3.3), and what stands for none."""
 
 
 async def stream(request: Request) -> Response:
@@ -55,7 +74,10 @@ async def filter_of(state: State, asked: Mapping[str, Sequence[str]]) -> Filter:
     for name, values in asked.items():
         if len(values) > MAX_NAMES:
             raise BadParameter(f"{name} is given {len(values)} times; {MAX_NAMES} are the most")
+        if "" in values:
+            raise BadParameter(f"{name} is empty; give it a name, or leave it out to have all let through")
     _refuse_others("type", asked.get("type", ()), TYPES)
+    _refuse_others("state", asked.get("state", ()), STATES)
     dag_ids = frozenset(asked.get("dag_id", ()))
     if tags := asked.get("tag"):
         tagged = await state["runs"].tagged(tags)

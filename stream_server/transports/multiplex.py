@@ -48,7 +48,7 @@ from stream_server.transports.introduction import (
 from stream_server.transports.many_runs import filter_of
 from stream_server.transports.permission import Guarded, permit, permit_many
 from stream_server.transports.places import join
-from stream_server.transports.request import State
+from stream_server.transports.request import State, refuse_unknown
 from stream_server.transports.websocket import frame, part
 
 TRANSPORT = "multiplex"
@@ -98,6 +98,8 @@ async def stream(websocket: WebSocket) -> None:
     """Answer an upgrade of `/api/v2/stream`."""
     refuse_foreign_origin(websocket)
     caller = await caller_of(websocket)
+    # What is wanted is said in `subscribe`.
+    refuse_unknown(websocket.query_params.keys(), frozenset())
     await accept(websocket)
     multiplex = Multiplex(websocket, caller)
     with suppress(WebSocketDisconnect):
@@ -351,8 +353,8 @@ def _run_of(operation: Subscribe, run_id: str) -> tuple[RunKey, Question]:
 
 
 def _lists(operation: Subscribe) -> dict[str, list[str]]:
-    if operation.result:
-        raise BadParameter("result is for a stream of one run; name it by run_id, as a text")
+    if operation.result or operation.until != "result" or operation.confirm != "push":
+        raise BadParameter("result, until and confirm are for a stream of one run; name it by run_id, as a text")
     dag_ids = [operation.dag_id] if isinstance(operation.dag_id, str) else operation.dag_id
     assert not isinstance(operation.run_id, str), "that is a stream of one run"
     return {

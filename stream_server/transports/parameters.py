@@ -9,7 +9,7 @@ from stream_server.firehose import TYPES
 from stream_server.frames import NO_STATUS
 from stream_server.schema import Json
 from stream_server.transports.longpoll import DEFAULT_TIMEOUT, FAIL_STATUS, FAIL_STATUSES
-from stream_server.transports.many_runs import MAX_NAMES
+from stream_server.transports.many_runs import MAX_NAMES, STATES
 from stream_server.transports.request import CONFIRM, UNTIL
 from stream_server.transports.trigger import DEFAULT_GRACE, IF_EXISTS, MAX_KEY_LENGTH, ON_DISCONNECT
 
@@ -26,7 +26,7 @@ def _choice(values: tuple[str, ...]) -> Json:
 
 
 def _names(**further: Any) -> Json:  # noqa: ANN401
-    return {"type": "array", "items": {"type": "string", **further}, "maxItems": MAX_NAMES}
+    return {"type": "array", "items": {"type": "string", **(further or {"minLength": 1})}, "maxItems": MAX_NAMES}
 
 
 SECURITY: Json = {
@@ -103,7 +103,7 @@ QUERY: dict[str, tuple[Json, str]] = {
     "dag_id": (_names(), "Only runs of this DAG; repeatable."),
     "run_id": (_names(), "Only this run; repeatable."),
     "task_id": (_names(), "Only transitions of this task, and none of runs; repeatable."),
-    "state": (_names(), f"Only transitions to this state, `{NO_STATUS}` for none; repeatable."),
+    "state": (_names(enum=list(STATES)), f"Only transitions to this state, `{NO_STATUS}` for none; repeatable."),
     "type": (_names(enum=list(TYPES)), "Only frames of this type; repeatable."),
     "limit": (
         {"type": "integer", "minimum": LIMITS[0], "maximum": LIMITS[1], "default": LIMIT},

@@ -162,7 +162,8 @@ def refuse_unknown(names: Iterable[str], known: frozenset[str]) -> None:
     """
     unknown = sorted(set(names) - known)
     if unknown:
-        raise BadParameter(f"There is no parameter {unknown[0][:40]!r} here; known are {', '.join(sorted(known))}")
+        others = f"known are {', '.join(sorted(known))}" if known else "there is none at all"
+        raise BadParameter(f"There is no parameter {unknown[0][:40]!r} here; {others}")
 
 
 def accepts(connection: HTTPConnection, *offers: str) -> str:

@@ -95,6 +95,8 @@ async def test_types_states_and_tasks_are_filtered_too(
     ("query", "said"),
     [
         ("?type=result", "type=result is none of task, run"),
+        ("?state=runing", "state=runing is none of awaiting_input, deferred"),
+        ("?dag_id=chat&dag_id=", "dag_id is empty"),
         ("?dag=chat", "no parameter 'dag' here"),
         ("?" + "&".join(["run_id=r"] * 101), "run_id is given 101 times; 100 are the most"),
     ],
@@ -228,6 +230,9 @@ async def test_a_refusal_disturbs_nobody(talk: Talk, airflow: AirflowSql, runs: 
         ({"op": "subscribe", "id": "x", "run_id": [], "result": ["a"]}, 422, "x", "stream of one run"),
         ({"op": "subscribe", "id": "x", "dag_id": "chat", "run_id": "run_0", "tag": ["t"]}, 422, "x", "many runs"),
         ({"op": "subscribe", "id": "x", "type": ["result"]}, 422, "x", "none of task, run"),
+        ({"op": "subscribe", "id": "x", "state": ["runing"]}, 422, "x", "none of awaiting_input"),
+        ({"op": "subscribe", "id": "x", "dag_id": ""}, 422, "x", "dag_id is empty"),
+        ({"op": "subscribe", "id": "x", "dag_id": "chat", "until": "run"}, 422, "x", "for a stream of one run"),
         ({"op": "subscribe", "id": "", "dag_id": "chat"}, 422, "", "1 to 64 characters"),
         ({"op": "subscribe", "id": "x", "dog_id": "chat"}, 422, "x", "unknown field `dog_id`"),
         ({"op": "subscribe"}, 422, "", "missing required field `id`"),
