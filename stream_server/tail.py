@@ -252,7 +252,9 @@ class Tail:
         self._audience.dispatch(transitions, batch.cursor, Read(max(lags), began + took) if lags else None)
         if self._losses.noticed(batch.losses, batch.seen) or batch.pruned:
             self._begin_anew(batch.cursor, "transitions_lost")
-        self._pace.note(time.monotonic(), len({one.txid for one in batch.transitions}), took)
+        # Of each transaction, what its last row has waited: the longer it goes on itself, the less it says of others.
+        waits = dict(zip((one.txid for one in batch.transitions), lags, strict=True))
+        self._pace.note(time.monotonic(), waits.values(), took)
         self._observer.read(self._why, len(batch.transitions), took)
         for lag in lags:
             self._observer.lag(lag)

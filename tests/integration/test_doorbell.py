@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from unittest.mock import patch
@@ -34,7 +35,8 @@ def restless() -> Iterator[None]:
     """Let tails get up and lie down all the time."""
     with (
         patch.object(pace, "BUSY_TRANSACTIONS", 3),
-        patch.object(pace, "QUIET_SECONDS", 0.004),
+        patch.object(pace, "BUSY_SECONDS", 0.01),
+        patch.object(pace, "QUIET_TRANSACTIONS", 2),
         patch.object(pace, "PAUSE_SECONDS", (0.0005, 0.002)),
     ):
         yield
@@ -161,6 +163,23 @@ async def test_a_tail_sleeps_only_when_silent_transactions_have_ended(
         await eventually_async(lambda: vigil(tail) is Vigil.ASLEEP)
 
 
+async def test_a_tail_gets_up_where_transactions_wait_for_each_other(
+    journal: str, airflow: AirflowSql, run: RunKey
+) -> None:
+    """Those that ring commit one by one: they are slow then, and never many."""
+    ids = [row["id"] for row in await airflow.connection.fetch("SELECT id FROM task_instance")]
+    with patch.object(pace, "BUSY_TRANSACTIONS", sys.maxsize):
+        async with sleeping(journal) as tail:
+            writers = [asyncio.create_task(write_slowly(journal, ids[n % len(ids)])) for n in range(WRITERS)]
+            try:
+                await eventually_async(lambda: vigil(tail) is Vigil.AWAKE, what="a tail awake")
+            finally:
+                for writer in writers:
+                    writer.cancel()
+                await asyncio.gather(*writers, return_exceptions=True)
+            await eventually_async(lambda: vigil(tail) is Vigil.ASLEEP, what="a tail asleep again")
+
+
 async def test_a_session_may_do_without_the_doorbell(journal: str, airflow: AirflowSql, run: RunKey) -> None:
     """`PREPARE TRANSACTION` fails after a `NOTIFY`."""
     async with rings(journal) as heard, sleeping(journal) as tail:
@@ -217,6 +236,20 @@ def count_turns(tail: TaskTail) -> dict[str, int]:
 
     observer.read = read  # type: ignore[method-assign]
     return turns
+
+
+async def write_slowly(url: str, task_instance: object) -> None:
+    """Commit again and again, each time some while after writing."""
+    connection = await asyncpg.connect(url)
+    try:
+        while True:
+            async with connection.transaction():
+                await connection.execute(
+                    "UPDATE task_instance SET try_number = try_number + 1 WHERE id = $1", task_instance
+                )
+                await connection.execute("SELECT pg_sleep(0.05)")
+    finally:
+        await connection.close()
 
 
 async def write(url: str, task_instance: object, dice: random.Random) -> None:
