@@ -10,6 +10,7 @@ import asyncpg
 
 from bench.witness import Link
 from stream_server.journal.listener import CHANNEL
+from stream_server.journal.queries import load_queries
 
 # What the tail's query needs at least: the rows that were not there before, by the index on txid. All that lies below
 # the xmin of a snapshot that was read is seen; a row above it may come twice, and counts when it comes first. The upper
@@ -43,7 +44,8 @@ async def hear(link: Link, database_url: str) -> None:
     """Listen on one connection, and read the journal on another whenever it rings.
 
     One LISTEN connection serves both figures, since each one that there is costs every commit of the database. The
-    callback notes the time before anything else, so that the reading does not show in the figure for hearing.
+    callback notes the time before anything else, so that the reading does not show in the figure for hearing. It is
+    rung for at each transaction, also while the server reads on without rings.
     """
     listening = await asyncpg.connect(database_url)
     reading = await asyncpg.connect(database_url, server_settings=SETTINGS)
@@ -69,6 +71,7 @@ async def hear(link: Link, database_url: str) -> None:
     reader = asyncio.create_task(read())
     try:
         await listening.add_listener(CHANNEL, ring)
+        assert await listening.fetchval(load_queries("doorbell.sql")["lie_down"]), "nobody is looking for sleepers"
         await link.observe(lambda: len(seen))
         link.tell(Heard(rings, seen))
     finally:
