@@ -7,9 +7,11 @@ import json
 import time
 from dataclasses import dataclass, field
 
+import httpx
 from starlette.responses import JSONResponse, Response
 
 from support.airflow_stub import Asked
+from support.server import RunningServer
 
 
 def jwt(**claims: object) -> str:
@@ -94,3 +96,8 @@ def _answer(rights: Rights, asked: Asked) -> Response | None:
     if path == "/api/v2/dags/~/dagRuns":
         return rights.dags
     return rights.of_dag.get(path.split("/")[4], rights.runs)
+
+
+def client_of(server: RunningServer, caller: Rights | None = None) -> httpx.AsyncClient:
+    """Return a client of this caller's, or of somebody who does not say who he is."""
+    return httpx.AsyncClient(base_url=server.url, headers=caller.headers if caller else {}, timeout=15)

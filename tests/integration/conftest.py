@@ -1,0 +1,50 @@
+"""Fixtures of servers that ask Airflow who may see what: of a stub of it, where tests give and take rights."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from stream_server.run_state import RunKey
+from stream_server.settings import Settings
+from support.airflow_sql import CHAIN, AirflowSql
+from support.airflow_stub import AirflowStub
+from support.callers import Door, Rights
+from support.server import RunningServer, running_server
+from support.waiting import eventually_async
+
+
+@pytest.fixture
+def ada() -> Rights:
+    """Somebody who may read everything, until a test takes that away."""
+    return Rights()
+
+
+@pytest.fixture
+def door(stub: AirflowStub, ada: Rights) -> Door:
+    """What the stub answers to whom."""
+    door = Door(ada)
+    stub.instead = door
+    return door
+
+
+@pytest.fixture
+async def guarded(
+    settings: Callable[..., Settings],
+    stub: AirflowStub,
+    door: Door,
+) -> AsyncIterator[RunningServer]:
+    """A server that asks that Airflow, and asks often."""
+    configured = settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="1s", ping_interval="100ms")
+    async with running_server(configured) as server:
+        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        yield server
+
+
+@pytest.fixture
+async def key(airflow: AirflowSql, stub: AirflowStub) -> RunKey:
+    """A run of `CHAIN`, just triggered."""
+    key = RunKey("chat", "r1")
+    await airflow.trigger(key, stub.version, list(CHAIN))
+    return key

@@ -1,0 +1,147 @@
+"""What Airflow lets a caller see is asked again while his stream lives, and where Airflow itself is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse
+
+from stream_server.run_state import RunKey
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub
+from support.callers import Door, Rights, client_of, jwt
+from support.server import RunningServer
+from support.streams import Events, frames_of, sse, stream_path, types, websocket
+from support.waiting import eventually_async
+
+ENDS: dict[str, tuple[Callable[[Rights], None], int, bool]] = {
+    "logout": (Rights.revoke, 4501, False),
+    "expiry": (Rights.expire, 4501, False),
+    "permission": (Rights.forbid, 4503, False),
+    "XComs": (Rights.withhold, 4007, True),
+}
+
+
+@pytest.mark.parametrize("what", ENDS)
+@pytest.mark.parametrize("transport", ["sse", "ndjson", "websocket"])
+async def test_a_stream_ends_with_what_it_stands_on(
+    guarded: RunningServer, key: RunKey, ada: Rights, transport: str, what: str
+) -> None:
+    end, code, reconnect = ENDS[what]
+    if transport == "websocket":
+        async with websocket(guarded.url, key, headers=ada.headers) as connection:
+            assert json.loads(await connection.recv())["type"] == "snapshot"
+            end(ada)
+            frames = await frames_of(connection)
+            assert connection.close_code == code
+    else:
+        accept = {"Accept": "application/x-ndjson"} if transport == "ndjson" else {}
+        async with (
+            client_of(guarded, ada) as client,
+            client.stream("GET", stream_path(key), headers=accept) as response,
+        ):
+            lines = response.aiter_lines() if accept else None
+            if lines is None:
+                events = Events(response)
+                await events.next()
+                end(ada)
+                frames = await events.rest()
+            else:
+                await anext(lines)
+                end(ada)
+                frames = [json.loads(line) async for line in lines]
+    assert types(frames)[-1] == "close"
+    assert (frames[-1]["code"], frames[-1]["reconnect"]) == (code, reconnect)
+    await eventually_async(lambda: guarded.hub.statistics().subscriptions == 0)
+
+
+@pytest.mark.parametrize(("what", "status"), [("logout", 403), ("expiry", 401), ("permission", 403)])
+async def test_who_waits_for_an_answer_is_told_as_if_he_came_anew(
+    guarded: RunningServer, key: RunKey, ada: Rights, what: str, status: int
+) -> None:
+    async with client_of(guarded, ada) as client:
+        waiting = asyncio.create_task(client.get(f"/api/v2/dags/chat/dagRuns/{key.run_id}/result?timeout=20s"))
+        await eventually_async(lambda: guarded.hub.statistics().subscriptions == 1)
+        ENDS[what][0](ada)
+        answer = await waiting
+    # Airflow says 403 to a token that was revoked; both say that it is good no more.
+    assert answer.status_code == (401 if what == "logout" else status)
+
+
+async def test_while_airflow_is_away_streams_go_on_for_a_while_and_none_begins(
+    guarded: RunningServer, airflow: AirflowSql, key: RunKey, ada: Rights, door: Door
+) -> None:
+    async with sse(guarded.url, key, headers=ada.headers) as events:
+        await events.next()
+        door.down = JSONResponse({"detail": "down"}, 500)
+        async with client_of(guarded, ada) as client:
+
+            async def refused() -> httpx.Response | None:
+                answer = await client.get(f"/api/v2/dags/chat/dagRuns/{key.run_id}/result?timeout=0")
+                return answer if answer.status_code == 503 else None
+
+            answer = None
+            while answer is None:
+                answer = await refused()
+            assert (answer.json()["title"], answer.headers["retry-after"]) == ("Permission unknown", "2")
+            source = await client.get(stream_path(key), headers={"Accept": "text/event-stream"})
+            assert source.status_code == 200
+            assert '"code":4003' in source.text
+        await airflow.set_run(key, "running")
+        assert "run" in types(await events.until("run"))
+        last = (await events.rest())[-1]
+    assert (last["type"], last["code"], last["reconnect"]) == ("close", 4003, True)
+
+
+async def test_an_airflow_that_comes_back_in_time_ends_nothing(
+    guarded: RunningServer,
+    airflow: AirflowSql,
+    key: RunKey,
+    ada: Rights,
+    door: Door,
+    stub: AirflowStub,
+) -> None:
+    async with sse(guarded.url, key, headers=ada.headers) as events:
+        await events.next()
+        door.down = JSONResponse({"detail": "down"}, 500)
+        before = len(stub.asked)
+        await eventually_async(lambda: len(stub.asked) > before + 2)
+        door.down = None
+        before = len(stub.asked)
+        await eventually_async(lambda: len(stub.asked) > before + 4)
+        await airflow.answer(key)
+        assert (await events.rest())[-1]["type"] == "end"
+
+
+@pytest.mark.parametrize("transport", ["sse", "websocket"])
+async def test_a_token_that_expires_is_foretold(
+    guarded: RunningServer, key: RunKey, ada: Rights, door: Door, transport: str
+) -> None:
+    ada.token = jwt(sub="ada", exp=time.time() + 61)
+    if transport == "sse":
+        async with sse(guarded.url, key, headers=ada.headers) as events:
+            await events.next()
+            last = (await events.rest())[-1]
+            assert (last["type"], last["code"], last["reconnect"]) == ("close", 4006, True)
+        async with sse(guarded.url, key, headers=ada.headers) as events:
+            # Told once: he has come with the same again.
+            assert types([await events.next() for _ in range(8)]).count("close") == 0
+        return
+    async with websocket(guarded.url, key, headers=ada.headers) as connection:
+        frame: dict[str, Any] = {}
+        while frame.get("type") != "auth_expiring":
+            frame = json.loads(await asyncio.wait_for(connection.recv(), 10))
+        fresh = Rights(jwt(sub="ada", jti="2"))
+        door.callers.append(fresh)
+        await connection.send(json.dumps({"op": "auth", "id": "n", "token": fresh.token}))
+        while frame["type"] != "ack":
+            frame = json.loads(await asyncio.wait_for(connection.recv(), 10))
+        assert frame == {"type": "ack", "op": "auth", "id": "n"}
+        ada.expire()
+        assert types([json.loads(await connection.recv()) for _ in range(8)]) == ["ping"] * 8
