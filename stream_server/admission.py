@@ -48,6 +48,27 @@ class Place:
             self._admission.vacate(self.caller)
             self.caller = caller
 
+    def introduce(self, caller: str, now: float) -> None:
+        """Count it, and all that is begun on it, for who has shown that he is the caller.
+
+        Raises:
+            TooManyJoins: He has begun too many of late.
+            TooManyStreams: He has as many as he may.
+        """
+        if self._admission is None or caller == self.joins_as:
+            return
+        self._admission.join(caller, now)
+        self.pass_to(caller)
+        self._admission.give_back_join(self.joins_as)
+        self.joins_as = caller
+
+    def know_as(self, caller: str) -> None:
+        """Count it for the caller, even if he has as many as he may: it is there already."""
+        if self._admission is not None and caller != self.caller:
+            self._admission.vacate(self.caller)
+            self._admission.add(caller)
+        self.caller = self.joins_as = caller
+
     def leave(self) -> None:
         """Make room. A second time does nothing."""
         if self._admission is not None:
@@ -125,6 +146,11 @@ class Admission:
         if len(self._free) > MAX_CALLERS:
             self._free.popitem(last=False)
 
+    def give_back_join(self, caller: str | None) -> None:
+        """Undo a join that was another caller's."""
+        if caller is not None and caller in self._free:
+            self._free[caller] -= 1 / self._rate
+
     def occupy(self, caller: str | None) -> None:
         """Count one more for a caller.
 
@@ -140,6 +166,10 @@ class Admission:
                 " STREAM_SERVER_TRUSTED_PROXIES",
                 RETRY_SECONDS,
             )
+        self.add(caller)
+
+    def add(self, caller: str) -> None:
+        """Count one more for a caller, however many he has."""
         self._streams[caller] += 1
 
     def vacate(self, caller: str | None) -> None:

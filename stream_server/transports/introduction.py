@@ -7,15 +7,25 @@ from typing import Annotated
 
 import anyio
 import msgspec
+from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from stream_server.auth import Caller
 from stream_server.close_codes import CloseCode
-from stream_server.errors import AirflowRefused, BadRequest, Draining, StreamServerError, Unauthenticated, Unavailable
+from stream_server.errors import (
+    AirflowRefused,
+    BadRequest,
+    Draining,
+    StreamServerError,
+    Throttled,
+    Unauthenticated,
+    Unavailable,
+)
 from stream_server.frames import Ack, Close, Refusal, Wire
 from stream_server.guards import tells_of_token
 from stream_server.subscription import Subscription
 from stream_server.transports.permission import Guarded
+from stream_server.transports.places import know_as
 
 SUBPROTOCOL = "airflow-stream"
 """What clients may offer (RFC 6455 section 1.9); what else they do is not taken up, and above all no token."""
@@ -87,7 +97,8 @@ async def introduction(websocket: WebSocket) -> Introduction:
 async def refuse(websocket: WebSocket, error: StreamServerError) -> None:
     """Tell on an open WebSocket what would have been told before the handshake, and end it."""
     code = close_code(error)
-    closed = Close(code=int(code), reason=error.title, reconnect=code.reconnect)
+    retry_ms = 1000 * error.retry_after if isinstance(error, Throttled) else None
+    closed = Close(code=int(code), reason=error.title, reconnect=code.reconnect, retry_ms=retry_ms)
     await websocket.send_text(Wire(refusal("", error)).text)
     await websocket.send_text(Wire(closed).text)
     await websocket.close(code, error.title)
@@ -97,6 +108,8 @@ def close_code(error: StreamServerError) -> CloseCode:
     """Return the code that tells what an error tells."""
     if isinstance(error, Unavailable):
         return CloseCode.DRAINING if isinstance(error, Draining) else CloseCode.UNAVAILABLE
+    if isinstance(error, Throttled):
+        return CloseCode.THROTTLED
     if error.status == Unauthenticated.status or (isinstance(error, AirflowRefused) and tells_of_token(error)):
         return CloseCode.UNAUTHENTICATED
     return CloseCode.FORBIDDEN if error.status == FORBIDDEN else CloseCode.REFUSED
@@ -118,14 +131,15 @@ class Conversation:
     """What a client says on the WebSocket of one run: that it has another token. All else has no meaning there.
 
     Args:
+        scope: Of its connection.
         guarded: Its stream.
         subscription: Where answers go.
     """
 
-    __slots__ = ("_guarded", "_renewing", "_subscription")
+    __slots__ = ("_guarded", "_renewing", "_scope", "_subscription")
 
-    def __init__(self, guarded: Guarded, subscription: Subscription) -> None:
-        self._guarded, self._subscription = guarded, subscription
+    def __init__(self, scope: Scope, guarded: Guarded, subscription: Subscription) -> None:
+        self._scope, self._guarded, self._subscription = scope, guarded, subscription
         self._renewing: asyncio.Task[None] | None = None
 
     def hear(self, text: str | bytes) -> None:
@@ -150,6 +164,7 @@ class Conversation:
         try:
             if self._guarded.guard is not None:
                 await self._guarded.guard.renew(said.caller)
+                know_as(self._scope, said.caller.headers)
         except StreamServerError as error:
             self._refuse(said.id, error)
         else:

@@ -8,12 +8,13 @@ as its last member. A refusal disturbs nobody else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Literal, TypeAlias
 
 import msgspec
+from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.auth import Caller
@@ -47,7 +48,7 @@ from stream_server.transports.introduction import (
 )
 from stream_server.transports.many_runs import filter_of
 from stream_server.transports.permission import Guarded, permit, permit_many
-from stream_server.transports.places import join
+from stream_server.transports.places import introduce, join, know_as
 from stream_server.transports.request import State, refuse_unknown
 from stream_server.transports.websocket import frame, part
 
@@ -146,7 +147,7 @@ class Multiplex:
         """
         if self._state["authorizer"].asks_who and self._caller.anonymous:
             said = await introduction(self._websocket)
-            await self._introduce(said)
+            await self._introduce(said, introduce)
 
     async def serve(self) -> None:
         """Do what the client asks, and send what is due, until it is gone or the connection must end."""
@@ -191,7 +192,7 @@ class Multiplex:
 
     async def _do(self, operation: Operation) -> None:
         if isinstance(operation, Introduction):
-            await self._introduce(operation)
+            await self._introduce(operation, know_as)
             return
         if not 0 < len(operation.id) <= MAX_ID_LENGTH:
             raise BadParameter(f"id must have 1 to {MAX_ID_LENGTH} characters")
@@ -220,7 +221,7 @@ class Multiplex:
         await self._leave(identity, stream)
         await self._bundle.reply(Wire(Ack(op="unsubscribe", id=identity)))
 
-    async def _introduce(self, said: Introduction) -> None:
+    async def _introduce(self, said: Introduction, count_as: Callable[[Scope, Mapping[str, str]], None]) -> None:
         """Go on with another credential: what its bearer may not see ends."""
         authorizer, caller = self._state["authorizer"], said.caller
         try:
@@ -229,6 +230,7 @@ class Multiplex:
             # He need not be allowed to list DAGs.
             if tells_of_token(error):
                 raise
+        count_as(self._websocket.scope, caller.headers)
         self._caller = caller
         for stream in list(self._streams.values()):
             await self._renew(stream, caller)
@@ -255,6 +257,7 @@ class Multiplex:
     async def _begin(self, operation: Subscribe, stream: _Stream) -> None:
         try:
             guarded = await self._open(operation, stream)
+            know_as(self._websocket.scope, guarded.caller.headers)
             stream.subscription = subscription = await guarded.__aenter__()
         except StreamServerError as error:
             # It counts among the streams, and ends with the connection, until the client has room for the answer.

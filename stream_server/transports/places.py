@@ -40,6 +40,31 @@ def recognize(scope: Scope, credential: Mapping[str, str]) -> None:
         place.pass_to(state["admission"].identity(credential))
 
 
+def introduce(scope: Scope, credential: Mapping[str, str]) -> None:
+    """Count a connection, and what is begun on it, for who has shown a credential that was good.
+
+    Raises:
+        TooManyJoins: He has begun too much of late.
+        TooManyStreams: He has as many as he may.
+    """
+    state: State = scope["state"]
+    place: Place | None = scope.get(PLACE)
+    if place is not None and credential and state["authorizer"].asks_who:
+        identity = state["admission"].identity(credential)
+        state["admission"].vouch(identity)
+        place.introduce(identity, now())
+
+
+def know_as(scope: Scope, credential: Mapping[str, str]) -> None:
+    """Count a connection as `introduce` does, even if its caller has as many streams as he may: it is there already."""
+    state: State = scope["state"]
+    place: Place | None = scope.get(PLACE)
+    if place is not None and credential and state["authorizer"].asks_who:
+        identity = state["admission"].identity(credential)
+        state["admission"].vouch(identity)
+        place.know_as(identity)
+
+
 def join(scope: Scope) -> None:
     """Begin something more on a connection, such as a subscription.
 

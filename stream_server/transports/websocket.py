@@ -26,7 +26,7 @@ from stream_server.transports.introduction import (
     refuse,
 )
 from stream_server.transports.permission import Guarded, Permission, permit
-from stream_server.transports.places import keep_place
+from stream_server.transports.places import introduce, keep_place
 from stream_server.transports.request import State, question, run_key, since
 
 NORMAL_CLOSURE = 1000
@@ -52,6 +52,7 @@ async def stream(websocket: WebSocket) -> None:
         if not may_introduce_himself(caller, error):
             raise
     else:
+        introduce(websocket.scope, caller.headers)
         await _stream(websocket, permission, asked)
         return
     await accept(websocket)
@@ -59,6 +60,7 @@ async def stream(websocket: WebSocket) -> None:
         try:
             said = await introduction(websocket)
             permission = await permit(state["authorizer"], said.caller, key)
+            introduce(websocket.scope, said.caller.headers)
             await websocket.send_text(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])).text)
             await _stream(websocket, permission, asked)
         except StreamServerError as error:
@@ -86,7 +88,7 @@ async def _stream(websocket: WebSocket, permission: Permission, asked: Question)
 
     async with watch as subscription:
         await accept(websocket)
-        listening = _listen(websocket, Conversation(watch, subscription))
+        listening = _listen(websocket, Conversation(websocket.scope, watch, subscription))
         delivery = Stepped(subscription, state["courier"], send_frames, listening, transport="websocket")
         with delivery.attended() as over:
             there = await over
@@ -101,7 +103,7 @@ async def _send_straight(websocket: WebSocket, line: Line, watch: Guarded) -> No
     subscription = await watch.__aenter__()
     try:
         await accept(websocket)
-        hear = Conversation(watch, subscription).hear
+        hear = Conversation(websocket.scope, watch, subscription).hear
         delivery = Straight(subscription, state["courier"], line, frame, hear, transport="websocket")
     except BaseException as error:
         await watch.__aexit__(type(error), error, error.__traceback__)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import httpx
 import pytest
 from starlette.responses import JSONResponse, Response
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from stream_server.run_state import RunKey
@@ -222,6 +224,57 @@ async def test_who_says_who_he_is_is_counted_by_that(settings: Make, airflow: Ai
                 assert made_up.json()["title"] == "Too many joins"
         async with sse(server.url, key, headers=bob) as events:
             assert (await events.next())["type"] == "snapshot"
+
+
+@pytest.mark.parametrize("path", ["run", "many"])
+async def test_who_says_it_in_a_message_is_counted_by_that(
+    settings: Make, airflow: AirflowSql, stub: AirflowStub, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    # Four joins at once, and another one in four minutes.
+    monkeypatch.setattr("stream_server.admission.BURST_SECONDS", 1000.0)
+    key = RunKey("chat", "r1")
+    await airflow.trigger(key, stub.version, list(CHAIN))
+    stub.instead = _only_ada_and_bob
+    limited = settings(airflow_url=stub.url, max_streams_per_caller=1, max_joins_per_second=0.004, **PROXIED)
+    address = stream_path(key) if path == "run" else "/api/v2/stream"
+
+    async with running_server(limited) as server, AsyncExitStack() as stack:
+        await eventually_async(lambda: server.hub.live)
+
+        async def introduced(name: str) -> ClientConnection:
+            url = server.url.replace("http", "ws", 1) + address
+            connection = await stack.enter_async_context(connect(url, additional_headers=FROM_AFAR, proxy=None))
+            await connection.send(json.dumps({"op": "auth", "token": name}))
+            return connection
+
+        async def heard(connection: ClientConnection) -> dict[str, Any]:
+            frame: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), 10))
+            return frame
+
+        ada = await introduced("ada")
+        assert (await heard(ada))["type"] == "ack"
+        bob = await introduced("bob")
+        assert (await heard(bob))["type"] == "ack"
+        # Their address has room for others again; they have not.
+        second = await introduced("ada")
+        error, close = await heard(second), await heard(second)
+        assert (error["status"], error["title"]) == (429, "Too many streams")
+        assert (close["code"], close["reconnect"], close["retry_ms"]) == (4010, True, 5000)
+        with pytest.raises(ConnectionClosed, match="4010"):
+            await second.recv()
+        if path == "many":
+            # One of her four joins she has begun with, one was refused.
+            statuses: list[int] = []
+            for number in range(3):
+                await ada.send(json.dumps({"op": "subscribe", "id": str(number), "dag_id": "chat", "run_id": "r1"}))
+            while len(statuses) < 3:
+                if (frame := await heard(ada))["type"] in {"ack", "error"}:
+                    statuses.append(frame.get("status", 200))
+            assert sorted(statuses) == [200, 200, 429]
+            await bob.send(json.dumps({"op": "auth", "token": "ada"}))
+            assert (await heard(bob))["type"] == "ack"
+            await bob.send(json.dumps({"op": "subscribe", "id": "a", "dag_id": "chat", "run_id": "r1"}))
+            assert (await heard(bob))["status"] == 429
 
 
 async def _only_ada_and_bob(asked: Asked) -> Response | None:

@@ -67,6 +67,34 @@ def test_a_place_passes_to_who_the_caller_turns_out_to_be() -> None:
     limits.enter("ada", 0.0)
 
 
+def test_who_introduces_himself_takes_what_he_has_begun_upon_himself() -> None:
+    limits = Admission(1, 0.2, KEY)
+    place = limits.enter("address", 0.0)
+    place.introduce("ada", 0.0)
+    assert (begun(limits, "address", 0.0), begun(limits, "ada", 0.0)) == (2, 1)
+    limits.occupy("address")
+    with pytest.raises(TooManyStreams):
+        limits.occupy("ada")
+    with pytest.raises(TooManyJoins):
+        limits.enter(None, 0.0).introduce("ada", 0.0)
+    # A second time does nothing.
+    place.introduce("ada", 0.0)
+    assert place.joins_as == "ada"
+
+
+def test_who_goes_on_under_another_name_keeps_his_place_though_he_has_as_many_as_he_may() -> None:
+    limits = Admission(1, 100.0, KEY)
+    place, other = limits.enter("ada", 0.0), limits.enter("bob", 0.0)
+    place.know_as("bob")
+    assert place.joins_as == "bob"
+    limits.enter("ada", 0.0)
+    place.leave()
+    with pytest.raises(TooManyStreams):
+        limits.occupy("bob")
+    other.leave()
+    limits.occupy("bob")
+
+
 def test_who_is_nobody_is_not_bounded() -> None:
     limits = Admission(1, 0.001, KEY)
     assert begun(limits, None, 0.0) == 1000
