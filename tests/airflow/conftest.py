@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stream_server.demo.rest import AirflowRest
+    from stream_server.demo.server import Server
     from stream_server.demo.stack import DemoStack
+    from support.airflow_callers import Denied
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,19 @@ def airflow(stack: DemoStack) -> Iterator[AirflowRest]:
 def token(airflow: AirflowRest) -> str:
     """A bearer token of Airflow's admin."""
     return airflow.token
+
+
+@pytest.fixture(scope="module")
+def guarded(stack: DemoStack) -> Iterator[Server]:
+    """A server that asks Airflow, and often."""
+    server = stack.replica(options=["--auth", "airflow", "--auth-cache", "1s"])
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def denied(denials: Denied) -> Iterator[Denied]:
+    """What Airflow denies whom: nothing any more, after the test."""
+    yield denials
+    denials.set()

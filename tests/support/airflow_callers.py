@@ -44,6 +44,11 @@ def token(user: str, role: str | None, *, lifetime: float = 3600, secret: str = 
     return jwt.encode(claims, secret, algorithm="HS512", headers={"kid": "not-used"})
 
 
+def bearer(token: str) -> dict[str, str]:
+    """Return the header that shows a token."""
+    return {"Authorization": f"Bearer {token}"}
+
+
 @dataclass(frozen=True)
 class Denied:
     """The file with what is denied."""

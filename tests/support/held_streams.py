@@ -1,0 +1,101 @@
+"""Streams of one caller, of every kind, and what each of them ends with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from websockets.asyncio.client import connect
+
+from stream_server.run_state import RunKey
+from support.asked_airflow import SECONDS, Headers, path_of
+
+OUT = [4501, 4501, 4501, 4501, 401, 0, 4501, 4501, 4501]
+"""What `Streams` end with where a credential is good no more."""
+
+FORBIDDEN = [4503, 4503, 4503, 4503, 403, 0, 4503, 4503, 4503]
+"""What they end with where the caller may not read runs any more."""
+
+
+class Streams:
+    """A stream of every kind, each with what it ends with: a close code, or a status; 0 for one that is broken off."""
+
+    def __init__(self, url: str, headers: Headers, key: RunKey) -> None:
+        self._url, self._headers, self._key = url, dict(headers), key
+        self._client = httpx.AsyncClient(base_url=f"{url}/api/v2", headers=self._headers, timeout=2 * SECONDS)
+        self._begun = asyncio.Semaphore(0)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[list[asyncio.Task[int]]]:
+        """Open them all, and close those that are left at the end."""
+        run = f"{path_of(self._key)}/stream"
+        one = {"op": "subscribe", "id": "a", "dag_id": self._key.dag_id, "run_id": self._key.run_id}
+        work = [
+            self._http(run, "text/event-stream"),
+            self._http(run, "application/x-ndjson"),
+            self._websocket(run),
+            self._websocket("/stream", one),
+            self._result(),
+            self._wait(),
+            self._http("/stream", "application/x-ndjson"),
+            self._http(f"/dags/{self._key.dag_id}/stream", "text/event-stream"),
+            self._websocket("/stream", {"op": "subscribe", "id": "a"}),
+        ]
+        tasks = [asyncio.create_task(one) for one in work]
+        try:
+            for _ in tasks:
+                await asyncio.wait_for(self._begun.acquire(), SECONDS)
+            yield tasks
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._client.aclose()
+
+    async def _http(self, path: str, media_type: str) -> int:
+        async with self._client.stream("GET", path, headers={"Accept": media_type}) as response:
+            last = ""
+            async for line in response.aiter_lines():
+                if "{" in line:
+                    self._begin(last)
+                    last = line
+            return int(json.loads(last[last.index("{") :])["code"])
+
+    async def _websocket(self, path: str, say: object = None) -> int:
+        address = f"{self._url}/api/v2{path}".replace("http", "ws", 1)
+        async with connect(address, additional_headers=self._headers, proxy=None) as connection:
+            if say is not None:
+                await connection.send(json.dumps(say))
+            last = ""
+            while True:
+                frame = json.loads(await asyncio.wait_for(connection.recv(), 2 * SECONDS))
+                if frame["type"] == "close":
+                    return int(frame["code"])
+                self._begin(last)
+                last = frame["type"]
+
+    async def _result(self) -> int:
+        self._begin("")
+        return (await self._client.get(f"{path_of(self._key)}/result?timeout=120s")).status_code
+
+    async def _wait(self) -> int:
+        last = ""
+        try:
+            async with self._client.stream("GET", f"{path_of(self._key)}/wait?interval=1") as response:
+                async for line in response.aiter_lines():
+                    self._begin(last)
+                    last = line
+        except httpx.RemoteProtocolError:
+            return 0
+        return response.status_code
+
+    def _begin(self, last: str) -> None:
+        if not last:
+            self._begun.release()
+
+
+async def within(tasks: list[asyncio.Task[int]], seconds: float) -> list[int]:
+    return await asyncio.wait_for(asyncio.gather(*tasks), seconds)
