@@ -43,6 +43,7 @@ from stream_server.transports.introduction import (
     accept,
     close_code,
     introduction,
+    may_introduce_himself,
     refusal,
     refuse,
 )
@@ -145,9 +146,15 @@ class Multiplex:
             Unauthenticated: He does not say.
             Unavailable: Airflow can't be asked.
         """
-        if self._state["authorizer"].asks_who and self._caller.anonymous:
-            said = await introduction(self._websocket)
-            await self._introduce(said, introduce)
+        authorizer = self._state["authorizer"]
+        if not authorizer.asks_who or not self._caller.anonymous:
+            return
+        try:
+            # Airflow may have a role for who says nothing.
+            await authorizer.dags(self._caller)
+        except AirflowRefused as error:
+            if may_introduce_himself(self._caller, error):
+                await self._introduce(await introduction(self._websocket), introduce)
 
     async def serve(self) -> None:
         """Do what the client asks, and send what is due, until it is gone or the connection must end."""

@@ -10,7 +10,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from stream_server.run_state import RunKey
-from support.callers import Rights
+from support.callers import Door, Rights
 from support.server import RunningServer
 from support.streams import frames_of, stream_path, types, websocket
 
@@ -67,6 +67,22 @@ async def test_a_websocket_that_introduces_itself_badly_is_told_nothing(
         frames = await frames_of(connection)
     assert types(frames) == ["error", "close"]
     assert (frames[0]["status"], frames[1]["code"], connection.close_code) == (status, code, code)
+
+
+@pytest.mark.parametrize("path", ["run", "many"])
+async def test_where_airflow_lets_in_who_says_nothing_nobody_need_introduce_himself(
+    guarded: RunningServer, key: RunKey, door: Door, path: str
+) -> None:
+    door.callers.append(Rights(token=""))
+    address = guarded.url.replace("http", "ws", 1) + (stream_path(key) if path == "run" else "/api/v2/stream")
+    async with connect(address, proxy=None) as connection:
+        if path == "many":
+            subscribe = {"op": "subscribe", "id": "a", "dag_id": key.dag_id, "run_id": key.run_id}
+            await connection.send(json.dumps(subscribe))
+        heard: list[str] = []
+        while "snapshot" not in heard:
+            heard.append(json.loads(await asyncio.wait_for(connection.recv(), 10))["type"])
+    assert set(heard) <= {"ack", "ping", "snapshot"}
 
 
 @pytest.mark.parametrize("path", ["run", "many"])
