@@ -37,7 +37,10 @@ class CloseCode(IntEnum):
     """The caller may see more or less of the run than when he came; a new connection tells him what he may."""
 
     THROTTLED = 4010
-    """The caller has, or does, more than one may. Only an `EventSource` is told so, which gives up after a 429."""
+    """The caller has, or does, more than one may.
+
+    Told to an `EventSource`, which gives up after a 429, and to who says on a WebSocket only in a message who he is.
+    """
 
     REFUSED = 4500
     """What was asked for can't be had; the `error` frame before says why."""
