@@ -50,7 +50,7 @@ test-integration: $(VENV)/.dev $(VENV)/.pages  ## A real PostgreSQL with Airflow
 test-airflow: $(VENV)/.dev $(VENV)/.pages  ## A real Airflow that runs real DAGs
 	$(BIN)/python -m pytest tests/airflow $(ARGS)
 
-test-matrix: $(VENV)/.dev  ## Airflow 3.0 to 3.3: upgrades, downgrade, clean and reset with the triggers in place; DAG files
+test-matrix: $(VENV)/.dev  ## Airflow 3.0 to 3.3: upgrades, downgrade, clean and reset with the triggers in place; DAG files; FAB
 	$(BIN)/python -m pytest tests/matrix $(ARGS)
 
 test-browser: $(VENV)/.dev $(VENV)/.pages  ## A real Chromium: one on PATH, or Debian's where it may be installed

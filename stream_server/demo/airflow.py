@@ -1,4 +1,4 @@
-"""A real Airflow of this interpreter: its processes, and the environment they share."""
+"""A real Airflow: its processes, and the environment they share."""
 
 from __future__ import annotations
 
@@ -131,6 +131,7 @@ class Airflow:
         port: For the API server, or None for a free one.
         triggerer: Whether to run one: deferrable tasks need it.
         settings: Further environment variables: ``{"AIRFLOW__CORE__PARALLELISM": "8"}``.
+        python: The interpreter that has it; ours if None.
     """
 
     def __init__(
@@ -144,8 +145,10 @@ class Airflow:
         port: int | None = None,
         triggerer: bool = False,
         settings: Mapping[str, str] | None = None,
+        python: Path | None = None,
     ) -> None:
         self.home = home
+        self.python = python
         self.port = choose_port(port, "Airflow")
         self.url = f"http://{LOOPBACK}:{self.port}"
         self.environment = environment(home, database_url, port=self.port, dags=dags, bytecode=bytecode) | dict(
@@ -243,7 +246,7 @@ class Airflow:
         name = f"Airflow {command}"
         return Child(
             name,
-            module("airflow", command, *arguments),
+            module("airflow", command, *arguments, python=self.python),
             log=log_path(logs, name),
             environment=self.environment,
         )

@@ -289,9 +289,9 @@ def describe_exit(code: int | None) -> str:
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
-def module(name: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module with our own interpreter."""
-    return [sys.executable, "-m", name, *arguments]
+def module(name: str, *arguments: str, python: Path | None = None) -> list[str]:
+    """Return the command that runs a module, with our own interpreter where no other is given."""
+    return [str(python or sys.executable), "-m", name, *arguments]
 
 
 def log_path(directory: Path, name: str) -> Path:

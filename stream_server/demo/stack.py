@@ -46,11 +46,13 @@ class DemoStack:
     Args:
         data_dir: The demo's data directory, usually ``.demo``, for template clusters and run directories.
         dags: Folders with DAG files, besides the examples.
+        examples: Whether to have the examples, and to wait for them.
         port: The stream server's; None for a free one, as with the others.
         airflow_port: The Airflow API server's.
         postgres_port: PostgreSQL's.
         postgres_settings: Server settings: ``{"fsync": "off"}``.
         airflow_settings: Environment variables of Airflow's processes.
+        airflow_python: The interpreter that has Airflow; ours if None.
         triggerer: Whether to run Airflow's triggerer too.
         serve: Whether to install the journal and run the stream server.
         serve_options: Further options of ``serve``.
@@ -65,11 +67,13 @@ class DemoStack:
         data_dir: Path,
         *,
         dags: Sequence[Path] = (),
+        examples: bool = True,
         port: int | None = None,
         airflow_port: int | None = None,
         postgres_port: int | None = None,
         postgres_settings: Mapping[str, str] | None = None,
         airflow_settings: Mapping[str, str] | None = None,
+        airflow_python: Path | None = None,
         triggerer: bool = False,
         serve: bool = True,
         serve_options: Sequence[str] = (),
@@ -81,8 +85,8 @@ class DemoStack:
         self._serve = serve
         self._serve_options = serve_options
         self._replicas: list[Server] = []
-        examples = example_dags()
-        self._examples = sorted(path.stem for path in examples.glob("*.py"))
+        folders = [example_dags()] if examples else []
+        self._examples = sorted(path.stem for folder in folders for path in folder.glob("*.py"))
         self.directory = RunDirectory(data_dir)
         try:
             self.postgres = EmbeddedPostgres(
@@ -95,11 +99,12 @@ class DemoStack:
                 self.directory.airflow_home,
                 self.directory.logs,
                 self.postgres.url(),
-                dags=[examples, *(path.absolute() for path in dags)],
+                dags=[*folders, *(path.absolute() for path in dags)],
                 bytecode=template.bytecode_dir(self._cache_dir),
                 port=airflow_port,
                 triggerer=triggerer,
                 settings=airflow_settings,
+                python=airflow_python,
             )
             self.server = self._new_server("Stream server", port)
         except BaseException:
@@ -132,10 +137,26 @@ class DemoStack:
         Raises:
             DemoError: Something did not start; what did is stopped by ``stop``.
         """
+        self.start_database()
+        self.start_services()
+
+    def start_database(self) -> None:
+        """Start PostgreSQL with Airflow's migrated database.
+
+        Raises:
+            DemoError: It did not start.
+        """
         template_dir = template.ensure_template(self._cache_dir, self._progress)
         with step(self._progress, "Starting PostgreSQL"):
             template.clone(template_dir, self.directory.postgres)
             self.postgres.start()
+
+    def start_services(self) -> None:
+        """Start all the rest, and wait until the first task would start at once.
+
+        Raises:
+            DemoError: Something did not start; what did is stopped by ``stop``.
+        """
         # Airflow needs longest: all else happens while its processes import it.
         self.airflow.start()
         if self._serve:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import httpx
 import pytest
@@ -14,7 +13,7 @@ from stream_server.demo.stack import DemoStack
 from stream_server.run_state import RunKey
 from support.airflow_callers import Denied, bearer, token
 from support.asked_airflow import SECONDS
-from support.held_streams import FORBIDDEN, OUT, Streams, within
+from support.held_streams import FORBIDDEN, OUT, Streams, hearing, within
 from support.waiting import eventually_async
 
 DAG = "chat_answer"
@@ -57,28 +56,7 @@ async def test_streams_of_many_runs_tell_what_the_caller_may_read(
     stack: DemoStack, guarded: Server, airflow: AirflowRest, denied: Denied
 ) -> None:
     denied.set(half=["chat_answer"])
-    heard: dict[str, set[str]] = {}
-
-    async def hear(name: str) -> None:
-        heard[name] = set()
-        async with (
-            httpx.AsyncClient(
-                base_url=guarded.url, headers=dict(bearer(token(name, "viewer"))), timeout=SECONDS
-            ) as client,
-            client.stream("GET", "/api/v2/stream", headers={"Accept": "application/x-ndjson"}) as response,
-        ):
-            async for line in response.aiter_lines():
-                frame = json.loads(line)
-                if frame["type"] == "ping":
-                    begun.release()
-                else:
-                    heard[name].add(frame["dag_id"])
-
-    begun = asyncio.Semaphore(0)
-    tasks = [asyncio.create_task(hear(name)) for name in ("half", "whole")]
-    try:
-        await begun.acquire()
-        await begun.acquire()
+    async with hearing(guarded.url, {name: bearer(token(name, "viewer")) for name in ("half", "whole")}) as heard:
         first = RunKey("chat_answer", await asyncio.to_thread(airflow.trigger, "chat_answer", {"teardown_seconds": 0}))
         second = RunKey("mapped_squares", await asyncio.to_thread(airflow.trigger, "mapped_squares"))
         for key in (first, second):
@@ -88,8 +66,4 @@ async def test_streams_of_many_runs_tell_what_the_caller_may_read(
             SECONDS,
             "both hear what they may read",
         )
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
     assert heard["half"] == {"mapped_squares"}

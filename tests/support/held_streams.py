@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import httpx
@@ -99,3 +99,31 @@ class Streams:
 
 async def within(tasks: list[asyncio.Task[int]], seconds: float) -> list[int]:
     return await asyncio.wait_for(asyncio.gather(*tasks), seconds)
+
+
+@asynccontextmanager
+async def hearing(url: str, callers: Mapping[str, Headers]) -> AsyncIterator[dict[str, set[str]]]:
+    """Have callers listen to all runs; gives the DAGs that each has heard of, by his name."""
+    heard: dict[str, set[str]] = {name: set() for name in callers}
+    begun = {name: asyncio.Event() for name in callers}
+
+    async def hear(name: str) -> None:
+        async with (
+            httpx.AsyncClient(base_url=url, headers=dict(callers[name]), timeout=SECONDS) as client,
+            client.stream("GET", "/api/v2/stream", headers={"Accept": "application/x-ndjson"}) as response,
+        ):
+            async for line in response.aiter_lines():
+                frame = json.loads(line)
+                begun[name].set()
+                if frame["type"] != "ping":
+                    heard[name].add(frame["dag_id"])
+
+    tasks = [asyncio.create_task(hear(name)) for name in callers]
+    try:
+        for event in begun.values():
+            await asyncio.wait_for(event.wait(), SECONDS)
+        yield heard
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

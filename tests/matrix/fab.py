@@ -1,0 +1,164 @@
+"""A whole Airflow with the auth manager of Flask AppBuilder, its roles and its users."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from matrix.environments import environment_python
+from stream_server.demo.airflow import Credentials
+from stream_server.demo.progress import ConsoleProgress
+from stream_server.demo.stack import DemoStack
+from support.airflow_callers import SECRET, bearer
+from support.postgres import DATA_DIR, FAST
+
+VERSION = "3.3.2-fab"
+MANAGER = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
+DAGS = Path(__file__).with_name("dags")
+COMMANDS = Path(__file__).with_name("airflow_commands.py")
+COMMAND_SECONDS = 180.0
+SECONDS = 60.0
+
+READING = ("DAG Runs", "Task Instances", "XComs")
+"""What a caller must be allowed to read besides a DAG, to see its runs and what they return."""
+
+ROLES = {
+    "guest": READING,
+    "guest without XComs": ("DAG Runs", "Task Instances"),
+    "guest of runs": ("Task Instances", "XComs"),
+    "guest who triggers": READING,
+}
+"""Roles that may read of DAGs only those that name them (`dags/for_guests.py`), and what they may read of these."""
+
+USERS = {
+    "admin": "Admin",
+    "op": "Op",
+    "user": "User",
+    "viewer": "Viewer",
+    "public": "Public",
+    **{role.replace(" ", "_"): role for role in ROLES},
+    "leaver": "Viewer",
+    "loser": "Viewer",
+    "gone": "Viewer",
+    "deserter": "Viewer",
+}
+"""Users, and the role of each; the password is the name."""
+
+
+@dataclass(frozen=True)
+class Fab:
+    """Such an Airflow."""
+
+    stack: DemoStack
+    python: Path
+
+    @property
+    def url(self) -> str:
+        return self.stack.airflow_url
+
+    def run(self, *commands: Sequence[str]) -> None:
+        """Run commands of Airflow's.
+
+        Raises:
+            AssertionError: One failed; the message ends with what it wrote.
+        """
+        done = subprocess.run(
+            [str(self.python), str(COMMANDS)],
+            input="".join(json.dumps(command) + "\n" for command in commands),
+            env=self.stack.airflow.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=COMMAND_SECONDS,
+        )
+        assert done.returncode == 0, f"{commands} failed:\n{done.stdout}"
+
+    def token(self, user: str) -> str:
+        """Return the token that a user gets for his password."""
+        with self.stack.airflow.rest(Credentials(user, user)) as rest:
+            return rest.token
+
+    def cookies(self, user: str) -> dict[str, str]:
+        """Return what a user's browser sends after he has signed in on Airflow's page."""
+        with httpx.Client(base_url=self.url, timeout=SECONDS, trust_env=False, follow_redirects=True) as browser:
+            page = browser.get("/auth/login/").raise_for_status().text
+            form = re.search(r'name="csrf_token"[^>]* value="([^"]+)"', page)
+            assert form is not None, page
+            signed = browser.post("/auth/login/", data={"csrf_token": form[1], "username": user, "password": user})
+            assert "_token" in browser.cookies, signed.text
+            return {"Cookie": "; ".join(f"{name}={value}" for name, value in browser.cookies.items())}
+
+    def give(self, user: str, role: str) -> None:
+        """Let a user have this role, and no other."""
+        self._change("PATCH", user, json={"roles": [{"name": role}]}, params={"update_mask": "roles"})
+
+    def delete(self, user: str) -> None:
+        """Delete a user."""
+        self._change("DELETE", user)
+
+    def _change(self, method: str, user: str, **arguments: Any) -> None:
+        headers = bearer(self.token("admin"))
+        with httpx.Client(base_url=self.url, headers=headers, timeout=SECONDS, trust_env=False) as admin:
+            answer = admin.request(method, f"/auth/fab/v1/users/{user}", **arguments)
+        assert answer.is_success, answer.text
+
+
+@contextmanager
+def running_fab() -> Iterator[Fab]:
+    """Run it, with a stream server beside it that asks nobody."""
+    python = environment_python(VERSION)
+    settings = {
+        "AIRFLOW__API_AUTH__JWT_SECRET": SECRET,
+        "AIRFLOW__CORE__AUTH_MANAGER": MANAGER,
+        # It keeps what its users may for half a minute, and lets nobody log in more than a few times.
+        "AIRFLOW__FAB__CACHE_TTL": "1",
+        "AIRFLOW__FAB__AUTH_RATE_LIMITED": "False",
+    }
+    stack = DemoStack(
+        DATA_DIR,
+        dags=[DAGS],
+        examples=False,
+        postgres_settings=FAST,
+        airflow_settings=settings,
+        airflow_python=python,
+        serve_options=("--auth", "none"),
+        progress=ConsoleProgress(),
+    )
+    try:
+        stack.start_database()
+        fab = Fab(stack, python)
+        fab.run(["fab-db", "migrate"], *_roles(), *_users())
+        stack.start_services()
+        stack.airflow.wait_for_dags(["for_all", "for_guests"], ConsoleProgress())
+        yield fab
+    except BaseException:
+        stack.stop(keep_logs=True)
+        raise
+    stack.stop()
+
+
+def _roles() -> list[list[str]]:
+    adding = (["roles", "add-perms", role, "--action", "can_read", "--resource", *ROLES[role]] for role in ROLES)
+    return [["roles", "create", *ROLES], *adding]
+
+
+def _users() -> list[list[str]]:
+    names = (("--username", "--password", "--firstname", "--lastname"), "--email", "--role")
+    return [
+        [
+            *("users", "create"),
+            *(part for name in names[0] for part in (name, user)),
+            *(names[1], f"{user}@localhost.test"),
+            *(names[2], role),
+        ]
+        for user, role in USERS.items()
+    ]
