@@ -239,8 +239,7 @@ class Multiplex:
                 raise
         count_as(self._websocket.scope, caller.headers)
         self._caller = caller
-        for stream in list(self._streams.values()):
-            await self._renew(stream, caller)
+        await asyncio.gather(*(self._renew(stream, caller) for stream in list(self._streams.values())))
         await self._bundle.reply(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])))
 
     async def _renew(self, stream: _Stream, caller: Caller) -> None:
@@ -252,7 +251,7 @@ class Multiplex:
         except StreamServerError as error:
             subscription.close(close_code(error), str(error))
             return
-        if not guarded.scope.dag_id:
+        if not guarded.scope.dag_id and stream.subscription is subscription:
             self._state["hub"].show(subscription, authorizer.readable(caller))
 
     def _expiring(self, subscription: Subscription, expires_at: datetime) -> None:
@@ -262,27 +261,32 @@ class Multiplex:
             self._bundle.tell(Wire(AuthExpiring(expires_at=expires_at)))
 
     async def _begin(self, operation: Subscribe, stream: _Stream) -> None:
+        caller = self._caller
         try:
-            guarded = await self._open(operation, stream)
-            know_as(self._websocket.scope, guarded.caller.headers)
+            guarded = await self._open(operation, stream, caller)
+            if self._caller is caller:
+                know_as(self._websocket.scope, caller.headers)
             stream.subscription = subscription = await guarded.__aenter__()
         except StreamServerError as error:
             # It counts among the streams, and ends with the connection, until the client has room for the answer.
             await self._refuse(operation.id, error)
             self._forget(operation.id, stream)
             return
+        if self._caller is not caller:
+            # He has said meanwhile that he is somebody else.
+            await self._renew(stream, self._caller)
         await self._bundle.reply(Wire(Ack(op="subscribe", id=operation.id)))
         self._bundle.add(operation.id, subscription)
 
-    async def _open(self, operation: Subscribe, stream: _Stream) -> Guarded:
+    async def _open(self, operation: Subscribe, stream: _Stream, caller: Caller) -> Guarded:
         hub, since, authorizer = self._state["hub"], Since.parse(operation.cursor), self._state["authorizer"]
         if isinstance(operation.run_id, str):
             key, question = _run_of(operation, operation.run_id)
-            permission = await permit(authorizer, self._caller, key)
+            permission = await permit(authorizer, caller, key)
             watch = hub.watch(key, permission.may_ask(question), since=since)
         else:
-            permission = await permit_many(authorizer, self._caller)
-            readable = authorizer.readable(permission.caller)
+            permission = await permit_many(authorizer, caller)
+            readable = authorizer.readable(caller)
             watch = hub.follow(await filter_of(self._state, _lists(operation)), since=since, readable=readable)
         stream.guarded = permission.guarded(watch, self._expiring)
         return stream.guarded
