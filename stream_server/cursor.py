@@ -21,7 +21,7 @@ _TXID = "[1-9][0-9]{0,19}"
 _SNAPSHOT = re.compile(rf"({_TXID}):({_TXID}):((?:{_TXID}(?:,{_TXID})*)?)")
 _WIRE = re.compile(
     rf"(?P<epoch>[0-9a-f]{{1,32}})\.(?P<snapshot>{_SNAPSHOT.pattern})(?:~(?P<seq>[1-9][0-9]{{0,17}})-(?P<at>0|[1-9][0-9]{{0,16}}))?"
-    r"(?:\.(?P<told>result|failure))?(?P<ended>\.end)?"
+    r"(?:\.(?P<told>result|failure))?(?P<withheld>\.withheld)?(?P<ended>\.end)?"
 )
 _LAST_TXID = 2**64 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -68,6 +68,9 @@ class Cursor:
     told: str | None = None
     """Which outcome the reader has been told: `result` or `failure`."""
 
+    withheld: bool = False
+    """Whether the reader may not have read any values."""
+
     ended: bool = False
     """Whether the reader has seen the `end` of its stream; it has no reason to come back."""
 
@@ -100,7 +103,8 @@ class Cursor:
             raise CursorError(f"Not a cursor: {text[:80]!r}")
         row = None if match["seq"] is None else Row(int(match["seq"]), int(match["at"]))
         cursor = cls.from_snapshot(match["epoch"], match["snapshot"])
-        return replace(cursor, row=row, told=match["told"], ended=match["ended"] is not None)
+        withheld, ended = match["withheld"] is not None, match["ended"] is not None
+        return replace(cursor, row=row, told=match["told"], withheld=withheld, ended=ended)
 
     @property
     def snapshot(self) -> str:
@@ -110,7 +114,8 @@ class Cursor:
     def __str__(self) -> str:
         row = "" if self.row is None else f"~{self.row.seq}-{self.row.at}"
         told = f".{self.told}" if self.told else ""
-        return f"{self.epoch}.{self.snapshot}{row}{told}{'.end' if self.ended else ''}"
+        marks = f"{'.withheld' if self.withheld else ''}{'.end' if self.ended else ''}"
+        return f"{self.epoch}.{self.snapshot}{row}{told}{marks}"
 
     def up_to(self, txid: int, row: Row | None = None) -> Cursor:
         """Return the place that has seen nothing of what came after a transaction, which wrote a row."""
@@ -124,9 +129,9 @@ class Cursor:
         unseen = {*self.xip, *range(self.xmax, xmax)}.difference(txids)
         return replace(self, xmax=xmax, xip=tuple(sorted(unseen)))
 
-    def of(self, told: str | None, *, ended: bool) -> Cursor:
-        """Return this place as that of a reader who has been told an outcome, or also the end of its stream."""
-        return replace(self, told=told, ended=ended)
+    def of(self, told: str | None, *, ended: bool, withheld: bool = False) -> Cursor:
+        """Return this place as that of a reader who has been told an outcome, without its values, or also the end."""
+        return replace(self, told=told, withheld=withheld, ended=ended)
 
     def saw(self, txid: int) -> bool:
         """Tell whether a committed transaction was visible here (`pg_visible_in_snapshot`)."""

@@ -77,7 +77,7 @@ class Channel:
     def place(self, cursor: Cursor) -> Cursor:
         """Return a cursor as that of who has been told all that these have been."""
         told = None if self.answer.told is None else type_of(self.answer.told)
-        return cursor.of(told, ended=self.answer.ended)
+        return cursor.of(told, ended=self.answer.ended, withheld=self.answer.question.withheld)
 
 
 class Feed:
@@ -169,6 +169,13 @@ class Feed:
                 subscription.push(channel.wires([channel.answer.told], channel.place(position)))
         return channel, position
 
+    def reveals(self, question: Question, since: Cursor) -> bool:
+        """Tell whether a client may read something now that has been told to him without its values."""
+        assert self.run is not None, "the feed has started"
+        if not since.withheld or question.withheld:
+            return False
+        return since.told == "result" or (question.output and bool(self.run.output.frames))
+
     def missed(
         self, history: Iterable[Transition], channel: Channel, position: Cursor, since: Cursor, *, unborn: bool
     ) -> list[Wire] | None:
@@ -196,7 +203,8 @@ class Feed:
         resumed = Resumed(dag_id=self.key.dag_id, run_id=self.key.run_id, since=str(since))
         first = scratch.snapshot(answering) if unborn else resumed
         frames = [frame for transition in past for frame in self._frames_of(transition, scratch, channel)]
-        return channel.wires([first, *frames], position.of(since.told, ended=False))
+        withheld = channel.answer.question.withheld
+        return channel.wires([first, *frames], position.of(since.told, ended=False, withheld=withheld))
 
     def leave(self, subscription: Subscription) -> None:
         """Forget a watcher, and the channel that nobody watches any more."""

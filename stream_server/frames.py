@@ -169,6 +169,7 @@ ResetReason: TypeAlias = Literal[
     "cursor_expired",
     "cursor_foreign",
     "cursor_damaged",
+    "access_changed",
 ]
 """What a server of this version may say. Clients of an older version may meet one that they don't know."""
 
@@ -184,6 +185,7 @@ class Reset(Frame, frozen=True, kw_only=True, tag="reset", omit_defaults=True):
     `cleared`, `retried`, `revoked`: an outcome was taken back, or what a task had said. `journal_changed`: the database
     was replaced or set back. `transitions_lost`: something was not written down. `cursor_expired`, `cursor_foreign`,
     `cursor_damaged`: the client came back with a cursor older than the journal, of another journal, or that is none.
+    `access_changed`: the client came back, and may read values now that were withheld from him.
     """
 
 

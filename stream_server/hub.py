@@ -280,6 +280,8 @@ class Hub:
     async def _go_on(self, watched: Watched, question: Question, cursor: Cursor, *, unborn: bool) -> Subscription:
         """Let somebody watch who wants to hear everything since a cursor. What comes meanwhile waits behind it."""
         feed, subscription = watched.feed, Subscription(self._max_queued_bytes)
+        if feed.reveals(question, cursor):
+            return self._begin(watched, question, "access_changed")
         subscription.knows_outcome = cursor.told is not None
         channel, position = self._join(watched, question, subscription, opening=False)
         try:

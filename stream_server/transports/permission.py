@@ -51,11 +51,6 @@ class Guarded(AbstractAsyncContextManager[Subscription]):
         """What it shows."""
         return self._permission.scope
 
-    @property
-    def caller(self) -> Caller:
-        """Who was let in."""
-        return self._permission.caller
-
     async def __aenter__(self) -> Subscription:
         """Begin."""
         subscription = await self._watch.__aenter__()

@@ -225,3 +225,45 @@ async def test_who_came_when_more_was_allowed_does_not_keep_it(
             assert (await first.until("close"))["code"] == 4007
             await airflow.say(MINE, "answer", 0, "because")
             assert await second.said(1) == [("chat", None)]
+
+
+async def test_the_result_is_told_again_when_it_may_be_read(
+    guarded: RunningServer, airflow: AirflowSql, ada: Rights
+) -> None:
+    path = stream_path(MINE, "?until=run")
+    ada.withhold()
+    async with over_http(guarded, ada, path) as hearing:
+        await airflow.say(MINE, "answer", 0, "be", "cause")
+        assert await hearing.said(2) == [("chat", None)] * 2
+        await airflow.push(MINE, "answer", "because")
+        assert (await hearing.until("result"))["results"] == {}
+        ada.xcoms = None
+        assert (await hearing.until("close"))["code"] == 4007
+    async with over_http(guarded, ada, path, hearing.cursor) as hearing:
+        assert (await hearing.next())["reason"] == "access_changed"
+        assert (await hearing.next())["type"] == "snapshot"
+        assert await hearing.said(2) == [("chat", "be"), ("chat", "cause")]
+        assert (await hearing.until("result"))["results"] == {"answer": "because"}
+    # It is told once; and when the permission goes, what was told stands.
+    async with over_http(guarded, ada, path, hearing.cursor) as hearing:
+        assert (await hearing.next())["type"] == "resumed"
+        ada.withhold()
+        assert (await hearing.until("close"))["code"] == 4007
+    async with over_http(guarded, ada, path, hearing.cursor) as hearing:
+        assert (await hearing.next())["type"] == "resumed"
+        await airflow.set_run(MINE, "success")
+        assert [(await hearing.next())["type"] for _ in range(2)] == ["run", "end"]
+
+
+async def test_who_missed_no_values_goes_on_when_the_permission_comes(
+    guarded: RunningServer, airflow: AirflowSql, ada: Rights
+) -> None:
+    ada.withhold()
+    async with over_http(guarded, ada, stream_path(MINE)) as hearing:
+        await hearing.until("snapshot")
+        ada.xcoms = None
+        await hearing.until("close")
+    await airflow.push(MINE, "answer", "because")
+    async with over_http(guarded, ada, stream_path(MINE), hearing.cursor) as hearing:
+        assert (await hearing.next())["type"] == "resumed"
+        assert (await hearing.until("result"))["results"] == {"answer": "because"}

@@ -21,7 +21,8 @@ def cursors(draw: st.DrawFn) -> Cursor:
     """Any snapshot that PostgreSQL can take: the running ones ascend from `xmin` and stay below `xmax`."""
     xmin, xmax = sorted((draw(TXIDS), draw(TXIDS)))
     running = draw(st.sets(st.integers(xmin, xmax - 1), max_size=8)) if xmin < xmax else set()
-    return Cursor(draw(EPOCHS), min(running, default=xmin), xmax, tuple(sorted(running)), ended=draw(st.booleans()))
+    snapshot = min(running, default=xmin), xmax, tuple(sorted(running))
+    return Cursor(draw(EPOCHS), *snapshot, withheld=draw(st.booleans()), ended=draw(st.booleans()))
 
 
 @st.composite
@@ -138,6 +139,7 @@ def test_the_end_of_a_stream_is_part_of_the_cursor() -> None:
     cursor = Cursor("7f3a", 5, 9, (5, 7))
     assert str(cursor) == "7f3a.5:9:5,7"
     assert str(cursor.of(None, ended=True)) == "7f3a.5:9:5,7.end"
+    assert str(cursor.of("result", ended=True, withheld=True)) == "7f3a.5:9:5,7.result.withheld.end"
     assert Cursor.parse("7f3a.5:9:5,7.end").ended
 
 

@@ -260,9 +260,10 @@ export interface Reset {
    * `cleared`, `retried`, `revoked`: an outcome was taken back, or what a task had said. `journal_changed`: the
    * database was replaced or set back. `transitions_lost`: something was not written down. `cursor_expired`,
    * `cursor_foreign`, `cursor_damaged`: the client came back with a cursor older than the journal, of another
-   * journal, or that is none.
+   * journal, or that is none. `access_changed`: the client came back, and may read values now that were withheld from
+   * him.
    */
-  reason: "cleared" | "retried" | "revoked" | "journal_changed" | "transitions_lost" | "cursor_expired" | "cursor_foreign" | "cursor_damaged" | (string & {})
+  reason: "cleared" | "retried" | "revoked" | "journal_changed" | "transitions_lost" | "cursor_expired" | "cursor_foreign" | "cursor_damaged" | "access_changed" | (string & {})
   /** On a connection of many streams, what the client called the stream. */
   id?: string
   /**
