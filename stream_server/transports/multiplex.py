@@ -8,6 +8,7 @@ as its last member. A refusal disturbs nobody else.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -52,6 +53,8 @@ from stream_server.transports.permission import Guarded, permit, permit_many
 from stream_server.transports.places import introduce, join, know_as
 from stream_server.transports.request import State, refuse_unknown
 from stream_server.transports.websocket import frame, part
+
+log = logging.getLogger(__name__)
 
 TRANSPORT = "multiplex"
 """How metrics name it."""
@@ -268,15 +271,23 @@ class Multiplex:
                 know_as(self._websocket.scope, caller.headers)
             stream.subscription = subscription = await guarded.__aenter__()
         except StreamServerError as error:
-            # It counts among the streams, and ends with the connection, until the client has room for the answer.
-            await self._refuse(operation.id, error)
-            self._forget(operation.id, stream)
+            await self._refuse_stream(operation.id, stream, error)
+            return
+        except Exception:
+            log.exception("A stream could not be begun")
+            fault = StreamServerError("The server has a fault; its log says more")
+            await self._refuse_stream(operation.id, stream, fault)
             return
         if self._caller is not caller:
             # He has said meanwhile that he is somebody else.
             await self._renew(stream, self._caller)
         await self._bundle.reply(Wire(Ack(op="subscribe", id=operation.id)))
         self._bundle.add(operation.id, subscription)
+
+    async def _refuse_stream(self, identity: str, stream: _Stream, error: StreamServerError) -> None:
+        # It counts among the streams, and ends with the connection, until the client has room for the answer.
+        await self._refuse(identity, error)
+        self._forget(identity, stream)
 
     async def _open(self, operation: Subscribe, stream: _Stream, caller: Caller) -> Guarded:
         hub, since, authorizer = self._state["hub"], Since.parse(operation.cursor), self._state["authorizer"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -17,12 +17,15 @@ from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from stream_server.transports.bundle import MAX_REPLIES
 from support.server import RunningServer, running_server
+from support.soak_wires import leave
+from support.streams import DEADLINE
 from support.waiting import eventually_async
 
 MOST = 20
 """Streams of a connection."""
 
-BEGINNING = "beginning of a stream"
+BEGINNING, ENDING = "beginning of a stream", "end of a stream"
+"""Names of tasks."""
 
 
 def tasks(name: str) -> int:
@@ -68,6 +71,54 @@ async def serving(settings: Callable[..., Settings], request: pytest.FixtureRequ
         yield server
 
 
+@pytest.mark.parametrize("reads", [True, False], ids=["reads", "deaf"])
+async def test_who_vanishes_without_a_word_leaves_no_stream(
+    settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture, *, reads: bool
+) -> None:
+    async with running_server(settings(ping_interval=0.5)) as server, AsyncExitStack() as stack:
+        await eventually_async(lambda: server.hub.live)
+        if reads:
+            connection = await stack.enter_async_context(
+                connect(server.url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None, ping_interval=None)
+            )
+        else:
+            connection = await stack.enter_async_context(deaf(server, run))
+        for number in range(4):
+            await say(connection, op="subscribe", id=str(number), dag_id=run.dag_id, run_id=run.run_id)
+        await eventually_async(lambda: server.hub.statistics().subscriptions >= 4)
+        # Under way while it vanishes, too.
+        await say(connection, op="subscribe", id="late", dag_id=[run.dag_id])
+        leave(connection.transport, "vanish")
+        await eventually_async(lambda: server.hub.statistics()[:2] == (0, 0), within=20)
+        await eventually_async(lambda: tasks("multiplex reader") == tasks(BEGINNING) == tasks(ENDING) == 0)
+        connection.transport.abort()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_fault_with_one_stream_is_told_and_disturbs_no_other(
+    serving: RunningServer, run: RunKey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is known that would provoke one."""
+    address = serving.url.replace("http", "ws", 1) + "/api/v2/stream"
+    async with connect(address, proxy=None) as connection:
+        await say(connection, op="subscribe", id="good", dag_id=run.dag_id, run_id=run.run_id)
+        while json.loads(await asyncio.wait_for(connection.recv(), DEADLINE))["type"] != "snapshot":
+            pass
+        monkeypatch.setattr(serving.hub, "follow", None)
+        await say(connection, op="subscribe", id="bad", dag_id=[run.dag_id])
+        told = json.loads(await asyncio.wait_for(connection.recv(), DEADLINE))
+        assert (told["type"], told["id"], told["status"]) == ("error", "bad", 500)
+        assert "NoneType" not in told["detail"]
+        await say(connection, op="unsubscribe", id="bad")
+        assert json.loads(await asyncio.wait_for(connection.recv(), DEADLINE))["detail"].startswith(
+            "There is no stream"
+        )
+        assert serving.hub.statistics().subscriptions == 1
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
+        "A stream could not be begun"
+    ]
+
+
 async def test_refusals_that_nobody_reads_are_bounded_and_end_with_the_connection(
     serving: RunningServer, run: RunKey
 ) -> None:
@@ -78,8 +129,6 @@ async def test_refusals_that_nobody_reads_are_bounded_and_end_with_the_connectio
             await say(connection, op="subscribe", id=f"s{number}", dag_id=run.dag_id, run_id="nobody")
         # Beyond what a connection may have, it is not even read what it says.
         await eventually_async(lambda: tasks(BEGINNING) == MOST - 1)
-        connection.transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-        )
+        leave(connection.transport, "reset")
     await eventually_async(lambda: tasks(BEGINNING) == 0)
     await eventually_async(lambda: serving.hub.statistics().subscriptions == 0)
