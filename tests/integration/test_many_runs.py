@@ -16,7 +16,7 @@ from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import RunningServer, running_server
-from support.streams import DEADLINE, Events, Frame, frames_of, types
+from support.streams import DEADLINE, Events, Frame, frames_of, sse, types
 from support.waiting import eventually_async
 
 
@@ -212,6 +212,30 @@ async def test_many_streams_share_a_connection(talk: Talk, airflow: AirflowSql, 
     again = await talk.hear_until("end")
     assert {one["id"] for one in again} == {"c"}, "a name is free again when its stream has ended"
     assert types(again)[:2] == ["ack", "resumed"]
+
+
+async def test_a_subscription_goes_on_where_another_connection_was(
+    server: RunningServer, talk: Talk, airflow: AirflowSql, runs: list[RunKey]
+) -> None:
+    key = runs[0]
+    one: dict[str, Any] = {"dag_id": key.dag_id, "run_id": key.run_id}
+    many: dict[str, Any] = {"dag_id": [key.dag_id]}
+    async with sse(server.url, key) as run, following(server, "/api/v2/dags/chat/stream") as all_runs:
+        await run.next()
+        await all_runs.next()
+        places = {"one": run.ids[-1], "many": all_runs.ids[-1]}
+    await airflow.set_task(key, "ask", "scheduled")
+    for name, asked in (("one", one), ("many", many)):
+        await talk.say(op="subscribe", id=name, cursor=places[name], **asked)
+        frames = [frame for frame in await talk.hear_until("task") if frame["type"] != "ping"]
+        assert types(frames) == ["ack", "resumed", "task"]
+        assert (frames[1]["since"], frames[2]["state"]) == (places[name], "scheduled")
+        assert frames[2]["cursor"], "it can come back once more"
+    for number, (asked, told) in enumerate(((one, ["ack", "reset", "snapshot"]), (many, ["ack", "reset"]))):
+        await talk.say(op="subscribe", id=f"damaged {number}", cursor="nonsense", **asked)
+        frames = [frame for frame in await talk.hear_until(told[-1]) if frame["type"] != "ping"]
+        assert types(frames) == told
+        assert frames[1]["reason"] == "cursor_damaged"
 
 
 async def test_a_refusal_disturbs_nobody(talk: Talk, airflow: AirflowSql, runs: list[RunKey]) -> None:

@@ -124,6 +124,18 @@ async def test_a_silent_stream_pings(settings: Callable[..., Settings], run: Run
             assert json.loads(await connection.recv()) == {"type": "ping"}
 
 
+async def test_each_client_is_told_another_time_after_which_to_come_back(server: RunningServer, run: RunKey) -> None:
+    times = []
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        for _ in range(5):
+            async with client.stream("GET", stream_path(run)) as response:
+                first = await anext(response.aiter_lines())
+            assert first.startswith("retry: "), "before all frames"
+            times.append(int(first.removeprefix("retry: ")))
+    assert all(1000 <= time <= 3000 for time in times)
+    assert len(set(times)) > 1
+
+
 async def test_the_headers_keep_proxies_from_buffering(server: RunningServer, run: RunKey) -> None:
     async with sse(server.url, run, headers={"Accept-Encoding": "gzip"}) as events:
         await events.next()
