@@ -26,8 +26,8 @@ from stream_server.frames import (
 from stream_server.schema import FRAME_TYPES, Json, frame_schemas, reference, schemas, tag, text_of
 from stream_server.transports import many_runs
 from stream_server.transports.introduction import Introduction
-from stream_server.transports.multiplex import Operation, Probe, Subscribe, Unsubscribe
 from stream_server.transports.openapi import ALL, INFO, OF_DAG, RUN
+from stream_server.transports.operations import Operation, Probe, Subscribe, Unsubscribe
 from stream_server.transports.parameters import QUERY, query, variables
 from stream_server.transports.probe import PROBE
 from stream_server.transports.request import STREAM

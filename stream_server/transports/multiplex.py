@@ -12,9 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Literal, TypeAlias
 
-import msgspec
 from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -31,8 +29,6 @@ from stream_server.errors import (
 from stream_server.frames import Ack, AuthExpiring, Wire
 from stream_server.guards import tells_of_token
 from stream_server.hub import Since
-from stream_server.outcome import Question
-from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
 from stream_server.transports.bundle import Bundle
 from stream_server.transports.caller import caller_of, refuse_foreign_origin
@@ -49,6 +45,7 @@ from stream_server.transports.introduction import (
     refuse,
 )
 from stream_server.transports.many_runs import filter_of
+from stream_server.transports.operations import Operation, Subscribe, Unsubscribe, identity_of, names_of, parsed, run_of
 from stream_server.transports.permission import Guarded, permit, permit_many
 from stream_server.transports.places import introduce, join, know_as
 from stream_server.transports.request import State, refuse_unknown
@@ -58,45 +55,6 @@ log = logging.getLogger(__name__)
 
 TRANSPORT = "multiplex"
 """How metrics name it."""
-
-
-class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", forbid_unknown_fields=True):
-    """Begin a stream: of one run, where `run_id` is a name, or of all runs that the lists let through."""
-
-    id: str
-    dag_id: str | list[str] = []
-    run_id: str | list[str] = []
-    result: list[str] = []
-    until: Literal["result", "run"] = "result"
-    confirm: Literal["push", "success"] = "push"
-    task_id: list[str] = []
-    state: list[str] = []
-    type: list[str] = []
-    tag: list[str] = []
-    cursor: str | None = None
-
-
-class Unsubscribe(msgspec.Struct, tag_field="op", tag="unsubscribe", forbid_unknown_fields=True):
-    """End a stream. What was on its way may still come, before the answer."""
-
-    id: str
-
-
-class Probe(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=True):
-    """Ask whether the server is there."""
-
-    id: str
-
-
-Operation: TypeAlias = Subscribe | Unsubscribe | Probe | Introduction
-
-_operations: msgspec.json.Decoder[Operation] = msgspec.json.Decoder(Operation)
-
-
-class _Named(msgspec.Struct):
-    """As much as an answer needs of what can't be understood."""
-
-    id: str = ""
 
 
 async def stream(websocket: WebSocket) -> None:
@@ -196,9 +154,9 @@ class Multiplex:
                 return
             text = message.get("text") or message.get("bytes") or b""
             try:
-                await self._do(_operation(text))
+                await self._do(parsed(text))
             except StreamServerError as error:
-                await self._refuse(_identity(text), error)
+                await self._refuse(identity_of(text), error)
 
     async def _do(self, operation: Operation) -> None:
         if isinstance(operation, Introduction):
@@ -292,13 +250,13 @@ class Multiplex:
     async def _open(self, operation: Subscribe, stream: _Stream, caller: Caller) -> Guarded:
         hub, since, authorizer = self._state["hub"], Since.parse(operation.cursor), self._state["authorizer"]
         if isinstance(operation.run_id, str):
-            key, question = _run_of(operation, operation.run_id)
+            key, question = run_of(operation, operation.run_id)
             permission = await permit(authorizer, caller, key)
             watch = hub.watch(key, permission.may_ask(question), since=since)
         else:
             permission = await permit_many(authorizer, caller)
             readable = authorizer.readable(caller)
-            watch = hub.follow(await filter_of(self._state, _lists(operation)), since=since, readable=readable)
+            watch = hub.follow(await filter_of(self._state, names_of(operation)), since=since, readable=readable)
         stream.guarded = permission.guarded(watch, self._expiring)
         return stream.guarded
 
@@ -348,45 +306,3 @@ class Multiplex:
 
 async def _end_of(reading: asyncio.Task[None]) -> None:
     await asyncio.wait({reading})
-
-
-def _operation(text: str | bytes) -> Operation:
-    try:
-        return _operations.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadRequest(
-            f"Not understood: {error}. Send JSON such as"
-            ' {"op":"subscribe","id":"a","dag_id":"d","run_id":"r"}, {"op":"unsubscribe","id":"a"} or'
-            ' {"op":"ping","id":"p"}'
-        ) from None
-
-
-def _identity(text: str | bytes) -> str:
-    try:
-        return msgspec.json.decode(text, type=_Named).id
-    except (msgspec.DecodeError, RecursionError):
-        return ""
-
-
-def _run_of(operation: Subscribe, run_id: str) -> tuple[RunKey, Question]:
-    if not isinstance(operation.dag_id, str):
-        raise BadParameter("dag_id must be the name of one DAG, where run_id is that of one run")
-    if operation.task_id or operation.state or operation.type or operation.tag:
-        raise BadParameter("task_id, state, type and tag choose among many runs; leave them out, or make run_id a list")
-    question = Question(tuple(dict.fromkeys(operation.result)), operation.until, operation.confirm)
-    return RunKey(operation.dag_id, run_id), question
-
-
-def _lists(operation: Subscribe) -> dict[str, list[str]]:
-    if operation.result or operation.until != "result" or operation.confirm != "push":
-        raise BadParameter("result, until and confirm are for a stream of one run; name it by run_id, as a text")
-    dag_ids = [operation.dag_id] if isinstance(operation.dag_id, str) else operation.dag_id
-    assert not isinstance(operation.run_id, str), "that is a stream of one run"
-    return {
-        "dag_id": dag_ids,
-        "run_id": operation.run_id,
-        "task_id": operation.task_id,
-        "state": operation.state,
-        "type": operation.type,
-        "tag": operation.tag,
-    }

@@ -23,7 +23,7 @@ from stream_server.prediction import BAD
 from stream_server.schema import CURSOR, FRAME_TYPES, frame_schemas, frames_document, schemas, tag
 from stream_server.settings import Settings
 from stream_server.transports import asyncapi, describe, openapi
-from stream_server.transports.multiplex import Operation
+from stream_server.transports.operations import Operation
 from stream_server.transports.parameters import QUERY
 from support.descriptions import refused, validator
 
