@@ -1,4 +1,14 @@
-import { Background, Controls, type Edge, Handle, type Node, type NodeProps, Position, ReactFlow } from "@xyflow/react"
+import {
+  Background,
+  Controls,
+  type Edge,
+  Handle,
+  type Node,
+  type NodeHandle,
+  type NodeProps,
+  Position,
+  ReactFlow,
+} from "@xyflow/react"
 import type { RunView } from "airflow-stream-client"
 import { useMemo } from "react"
 import type { Structure, TaskNode } from "../server.js"
@@ -21,20 +31,7 @@ export function Graph({ structure, view }: Props) {
   const dark = useMedia("(prefers-color-scheme: dark)")
   const places = useMemo(() => placesOf(structure, down), [structure, down])
   const edges = useMemo(() => edgesOf(structure, view), [structure, view])
-  const rows = new Map(rowsOf(view, structure).map((row) => [row.taskId, row]))
-  const nodes: (TaskBox | GroupBox)[] = [
-    ...structure.groups.map((group): GroupBox => {
-      const id = groupKey(group.group_id)
-      const data = { name: nameOf(group.group_id, group.parent_id), isMapped: group.is_mapped }
-      return { id, type: "group", data, ...inside(places, id, group.parent_id), selectable: false, focusable: false }
-    }),
-    ...structure.nodes.map((task): TaskBox => {
-      const row = rows.get(task.task_id)
-      const data = { task, row, down }
-      const said = `${task.task_id}: ${(row?.state ?? "no status").replaceAll("_", " ")}`
-      return { id: task.task_id, type: "task", data, ...inside(places, task.task_id, task.group_id), ariaLabel: said }
-    }),
-  ]
+  const nodes = useMemo(() => nodesOf(structure, view, places, down), [structure, view, places, down])
   const height = Math.max(...[...places.values()].map((box) => box.y + box.height)) + 64
   return (
     <section className="card flush" aria-labelledby="graph">
@@ -62,13 +59,42 @@ export function Graph({ structure, view }: Props) {
   )
 }
 
+function nodesOf(structure: Structure, view: RunView, places: ReadonlyMap<string, Box>, down: boolean) {
+  const rows = new Map(rowsOf(view, structure).map((row) => [row.taskId, row]))
+  return [
+    ...structure.groups.map((group): GroupBox => {
+      const id = groupKey(group.group_id)
+      const data = { name: nameOf(group.group_id, group.parent_id), isMapped: group.is_mapped }
+      return { id, type: "group", data, ...inside(places, id, group.parent_id), selectable: false, focusable: false }
+    }),
+    ...structure.nodes.map((task): TaskBox => {
+      const id = task.task_id
+      const row = rows.get(id)
+      const said = `${id}: ${(row?.state ?? "no status").replaceAll("_", " ")}`
+      const box = inside(places, id, task.group_id)
+      const handles = handlesOf(box.measured, down)
+      return { id, type: "task", data: { task, row, down }, ...box, handles, ariaLabel: said }
+    }),
+  ]
+}
+
+/** Return where edges begin and end at a task: left out, they would be measured anew, and edges be gone till then. */
+function handlesOf({ width, height }: { width: number; height: number }, down: boolean): NodeHandle[] {
+  const [x, y] = down ? [width / 2, 0] : [0, height / 2]
+  return [
+    { type: "target", position: down ? Position.Top : Position.Left, x, y },
+    { type: "source", position: down ? Position.Bottom : Position.Right, x: width - x, y: height - y },
+  ]
+}
+
 /** Return where something goes within the group around it, as React Flow wants it. */
 function inside(places: ReadonlyMap<string, Box>, id: string, groupId: string | null) {
   const box = places.get(id) ?? { x: 0, y: 0, width: 0, height: 0 }
   const around = groupId === null ? undefined : places.get(groupKey(groupId))
   const position = { x: box.x - (around?.x ?? 0), y: box.y - (around?.y ?? 0) }
   const parent = groupId === null ? {} : { parentId: groupKey(groupId) }
-  return { position, width: box.width, height: box.height, ...parent }
+  const size = { width: box.width, height: box.height }
+  return { position, ...size, measured: size, ...parent }
 }
 
 function edgesOf(structure: Structure, view: RunView): Edge[] {
