@@ -72,8 +72,8 @@ async def test_steps_words_and_answer_and_what_it_meant_before(visitor: Visitor,
     assert [step for step in steps if step in {"searching", "writing"}] == ["searching", "writing"]
     assert await asyncio.to_thread(rest.xcom, DAG_ID, await run_of(page), "answer") == whole
     reached = await visitor.by_keyboard(page)
-    assert {"select DAG to talk to", "button New chat", "a How it came about", "textarea Your message"} <= set(reached)
-    assert "button Ask again" not in reached
+    assert {"button New chat", "a How it came about", "textarea Your message"} <= set(reached)
+    assert [name for name in reached if name.startswith("select DAG to talk to")] != []
 
     await say(page, "What is a pool?")
     await expect(last(page).locator(".text")).to_have_text(KNOWN["pool"], timeout=SECONDS)
