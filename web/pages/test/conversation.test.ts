@@ -1,15 +1,7 @@
 import { NOTHING_KNOWN, type RunView } from "airflow-stream-client"
 import { expect, test } from "vitest"
-import {
-  type Answer,
-  ask,
-  type Conversation,
-  changed,
-  historyOf,
-  kept,
-  progressOf,
-  textOf,
-} from "../src/chat/conversation.js"
+import { type Answer, ask, type Conversation, changed, historyOf, kept, textOf } from "../src/chat/conversation.js"
+import { progressOf } from "../src/progress.js"
 
 let made = 0
 const turn = (message: string, answer: Answer) => ({ ...ask(message, () => `id-${made++}`), answer })

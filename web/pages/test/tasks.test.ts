@@ -71,6 +71,40 @@ test.each([true, false])("a group is around its tasks, and tasks follow each oth
   }
 })
 
+test.each([true, false])("nothing lies on anything else, and titles of groups are free (down: %s)", (down) => {
+  const group = (group_id: string, parent_id: string | null) => ({ group_id, parent_id, is_mapped: false })
+  const structure: Structure = {
+    nodes: [
+      ...["log", "ask", "end"].map((id) => node(id)),
+      ...["a.one", "a.two", "a.three"].map((id) => node(id, "a")),
+      ...["b.one", "b.two"].map((id) => node(id, "b")),
+      ...["b.in.one", "b.in.two"].map((id) => node(id, "b.in")),
+      node("c.one", "c"),
+    ],
+    groups: [group("a", null), group("b", null), group("b.in", "b"), group("c", null)],
+    edges: [
+      { source: "ask", target: "b.one" },
+      { source: "b.one", target: "b.in.one" },
+      { source: "b.in.one", target: "end" },
+      { source: "a.one", target: "a.two" },
+    ],
+  }
+  const places = [...placesOf(structure, down)]
+  const isIn = (id: string, other: string) =>
+    other.startsWith("group:") && id.replace("group:", "").startsWith(`${other.slice(6)}.`)
+  const overlaps = places.flatMap(([id, one]) =>
+    places
+      .filter(([other]) => other !== id && !isIn(id, other) && !isIn(other, id))
+      .filter(([, two]) => one.x < two.x + two.width && two.x < one.x + one.width)
+      .filter(([, two]) => one.y < two.y + two.height && two.y < one.y + one.height)
+      .map(([other]) => [id, other]),
+  )
+  expect(overlaps).toEqual([])
+  for (const [id, one] of places) {
+    for (const [other, around] of places) if (isIn(id, other)) expect(one.y - around.y).toBeGreaterThanOrEqual(26)
+  }
+})
+
 test("the address of a run leads to it, whatever its name", () => {
   const [dagId, runId] = ["reports.daily", "manual__2026-11-22T14:21:10+00:00"]
   expect(placeOf(runPath(dagId, runId))).toEqual({ page: "run", dagId, runId })

@@ -2,7 +2,8 @@ import type { RunView } from "airflow-stream-client"
 import { useEffect, useRef } from "react"
 import { State } from "../parts/State.js"
 import { runPath } from "../place.js"
-import { type Conversation, progressOf, type Turn } from "./conversation.js"
+import { progressOf } from "../progress.js"
+import type { Conversation, Turn } from "./conversation.js"
 
 /** How near to its end a page must be to be kept there, in pixels. */
 const NEAR = 160

@@ -75,13 +75,6 @@ export function textOf(view: RunView): string {
     .join("\n")
 }
 
-/** Return how far tasks have come, those that go on: what one said last before it ended is old news. */
-export function progressOf(view: RunView): [string, NonNullable<Output["progress"]>][] {
-  return Object.entries(view.output).flatMap(([key, { progress }]) =>
-    progress === null || (view.tasks[key]?.end_date ?? null) !== null ? [] : [[key, progress]],
-  )
-}
-
 /** What those who answer have said; where they say nothing, what others have. */
 function speakers(view: RunView): Output[] {
   const told = Object.entries(view.output).filter(([, output]) => output.text !== "")

@@ -18,7 +18,8 @@ import { rowsOf, type TaskRow } from "./tasks.js"
 import "@xyflow/react/dist/base.css"
 
 type TaskBox = Node<{ task: TaskNode; row: TaskRow | undefined; down: boolean }, "task">
-type GroupBox = Node<{ name: string; isMapped: boolean }, "group">
+/** Not "group", for which React Flow has a look of its own. */
+type GroupBox = Node<{ name: string; isMapped: boolean }, "around">
 
 interface Props {
   readonly structure: Structure
@@ -65,7 +66,7 @@ function nodesOf(structure: Structure, view: RunView, places: ReadonlyMap<string
     ...structure.groups.map((group): GroupBox => {
       const id = groupKey(group.group_id)
       const data = { name: nameOf(group.group_id, group.parent_id), isMapped: group.is_mapped }
-      return { id, type: "group", data, ...inside(places, id, group.parent_id), selectable: false, focusable: false }
+      return { id, type: "around", data, ...inside(places, id, group.parent_id), selectable: false, focusable: false }
     }),
     ...structure.nodes.map((task): TaskBox => {
       const id = task.task_id
@@ -142,4 +143,4 @@ function Group({ data: { name, isMapped } }: NodeProps<GroupBox>) {
   )
 }
 
-const NODE_TYPES = { task: Task, group: Group }
+const NODE_TYPES = { task: Task, around: Group }

@@ -1,4 +1,5 @@
 import type { RunView, Outcome as Told } from "airflow-stream-client"
+import { progressOf } from "../progress.js"
 import { pathOfTask, reasonOf } from "../words.js"
 import type { TaskRow } from "./tasks.js"
 
@@ -39,18 +40,17 @@ function whatGoesOn(rows: readonly TaskRow[]): string {
 }
 
 function Pending({ view }: { view: RunView }) {
-  const told = Object.entries(view.output).filter(([, output]) => output.progress !== null)
   const names = view.resultTasks
   return (
     <>
       <p className="faint">
         {names.length === 0 ? "No task of this DAG answers; it ends when the run does." : `From ${names.join(", ")}.`}
       </p>
-      {told.map(([task, { progress }]) => (
+      {progressOf(view).map(([task, { fraction, text }]) => (
         <p key={task} className="progress">
           <label>
-            {task}: {progress?.text}
-            <progress max={1} {...(progress?.fraction == null ? {} : { value: progress.fraction })} />
+            {task}: {text}
+            <progress max={1} {...(fraction == null ? {} : { value: fraction })} />
           </label>
         </p>
       ))}

@@ -5,6 +5,8 @@ import type { Structure } from "../server.js"
 
 export const NODE = { width: 190, height: 62 }
 const GROUP_TITLE = 26
+const GAP = 22
+const RANK_GAP = 46
 
 export interface Box {
   readonly x: number
@@ -16,7 +18,11 @@ export interface Box {
 /** Return where everything goes, by id; `down` has the order go from top to bottom. */
 export function placesOf(structure: Structure, down: boolean): ReadonlyMap<string, Box> {
   const graph = new Layered({ compound: true })
-  graph.setGraph({ rankdir: down ? "TB" : "LR", nodesep: 22, ranksep: 46, marginx: 8, marginy: 8 + GROUP_TITLE })
+  // What is above each other leaves room for a title between; around a group is as much as between edges.
+  const title = structure.groups.length === 0 ? 0 : GROUP_TITLE
+  const across = { nodesep: GAP + (down ? 0 : title), edgesep: Math.max(GAP, title) }
+  const ranksep = RANK_GAP + (down ? title : 0)
+  graph.setGraph({ rankdir: down ? "TB" : "LR", ...across, ranksep, marginx: 8, marginy: 8 + GROUP_TITLE })
   graph.setDefaultEdgeLabel(() => ({}))
   for (const group of structure.groups) graph.setNode(groupKey(group.group_id), {})
   for (const group of structure.groups) {
