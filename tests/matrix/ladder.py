@@ -21,7 +21,7 @@ HAS_FIRST = sys.version_info < (3, 13)
 """Whether this Python can run Airflow 3.0."""
 
 VERSIONS = (*(("3.0.6",) if HAS_FIRST else ()), "3.1.8", "3.2.2", NEWEST)
-COMMAND_SECONDS = 300.0
+COMMAND_SECONDS = 600.0
 KEPT = ("dag", "dag_version", "serialized_dag", "dag_run", "task_instance", "xcom")
 """Tables whose rows a migration must not lose."""
 
