@@ -1,6 +1,7 @@
 """Airflow's simple auth manager, from whose users a file takes permissions away.
 
-`DENIED_FILE` holds `{"user": ["XCOM", "RUN", "chat_answer"]}`: entities of DAGs, and DAGs.
+`DENIED_FILE` holds `{"user": ["XCOM", "chat_answer", "RUN:chat_answer"]}`: entities of all DAGs, DAGs, and entities of
+one.
 """
 
 from __future__ import annotations
@@ -18,5 +19,7 @@ class StrictAuthManager(SimpleAuthManager):
         if access_entity is not None and access_entity.name in denied:
             return False
         if details is not None and details.id in denied:
+            return False
+        if access_entity is not None and details is not None and f"{access_entity.name}:{details.id}" in denied:
             return False
         return super().is_authorized_dag(method=method, user=user, access_entity=access_entity, details=details)

@@ -1,0 +1,101 @@
+"""What tasks of a real Airflow say is told to those whom it lets read their XComs, also in streams of many runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from stream_server.demo.rest import AirflowRest
+from stream_server.demo.server import Server
+from stream_server.run_state import RunKey
+from support.airflow_callers import Denied, bearer, token
+from support.asked_airflow import SECONDS
+from support.streams import Frame
+from support.waiting import eventually, eventually_async
+
+SPEAKING, OTHER = "stream_text", "stream_plain"
+OUTPUT = "type=chunk&type=progress"
+
+
+async def run(airflow: AirflowRest, dag_id: str) -> RunKey:
+    """Have a DAG run to its end."""
+    await asyncio.to_thread(eventually, lambda: airflow.dag(dag_id), SECONDS, f"{dag_id} is read")
+    key = RunKey(dag_id, await asyncio.to_thread(airflow.trigger, dag_id))
+    assert await asyncio.to_thread(airflow.finish, *key) == "success"
+    return key
+
+
+@asynccontextmanager
+async def heard(server: Server, user: str, path: str) -> AsyncIterator[list[Frame]]:
+    """Have somebody listen, and give what he has heard so far."""
+    frames: list[Frame] = []
+    begun = asyncio.Event()
+
+    async def hear() -> None:
+        headers = {**bearer(token(user, "admin")), "Accept": "application/x-ndjson"}
+        async with (
+            httpx.AsyncClient(base_url=server.url, headers=headers, timeout=2 * SECONDS) as client,
+            client.stream("GET", f"/api/v2{path}") as response,
+        ):
+            async for line in response.aiter_lines():
+                frames.append(json.loads(line))
+                begun.set()
+
+    task = asyncio.create_task(hear())
+    try:
+        await asyncio.wait_for(begun.wait(), SECONDS)
+        yield frames
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def said(frames: list[Frame], dag_id: str = SPEAKING) -> list[object]:
+    """Return the values of what the tasks of a DAG say; `withheld` for what is not told."""
+    spoken = [one for one in frames if one["type"] in {"chunk", "progress"} and one["dag_id"] == dag_id]
+    return ["withheld" if one.get("withheld") else one["value"] for one in spoken]
+
+
+@pytest.mark.parametrize("path", [f"/stream?{OUTPUT}", f"/dags/{SPEAKING}/stream?{OUTPUT}"], ids=["all", "DAG"])
+async def test_values_are_told_as_airflow_lets_each_read_them(
+    guarded: Server, airflow: AirflowRest, denied: Denied, path: str
+) -> None:
+    denied.set(no_xcoms=["XCOM"], not_these=[f"XCOM:{SPEAKING}"])
+    async with (
+        heard(guarded, "all", path) as all_,
+        heard(guarded, "no_xcoms", path) as none,
+        heard(guarded, "not_these", path) as others,
+    ):
+        await run(airflow, SPEAKING)
+        await eventually_async(lambda: len(said(all_)) == len(said(none)) == len(said(others)) > 1, SECONDS)
+        assert said(all_)[0] == {"fraction": 0.5, "text": "writing"}
+        assert "".join(map(str, said(all_)[1:])) == "Because"
+        assert set(map(str, said(none) + said(others))) == {"withheld"}
+        if not path.startswith("/dags"):
+            await run(airflow, OTHER)
+            await eventually_async(lambda: "word" in said(others, OTHER), SECONDS)
+
+
+async def test_the_runs_of_a_dag_that_may_be_read_no_more_are_told_no_more(
+    guarded: Server, airflow: AirflowRest, denied: Denied
+) -> None:
+    async with heard(guarded, "loser", "/stream?type=run") as frames:
+
+        def over(key: RunKey) -> bool:
+            return any((one.get("run_id"), one.get("state")) == (key.run_id, "success") for one in frames)
+
+        before = await run(airflow, SPEAKING)
+        await eventually_async(lambda: over(before), SECONDS)
+        denied.set(loser=[f"RUN:{SPEAKING}"])
+        after = await run(airflow, SPEAKING)
+        other = await run(airflow, OTHER)
+        await eventually_async(lambda: over(other), SECONDS)
+        assert not over(after)
+        denied.set()
+        again = await run(airflow, SPEAKING)
+        await eventually_async(lambda: over(again), SECONDS)
