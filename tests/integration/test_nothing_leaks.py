@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from stream_server.app import SESSION
 from stream_server.run_state import RunKey
 from stream_server.transports.tickets import PATH
 from support.airflow_sql import CHAIN, AirflowSql
@@ -94,11 +95,19 @@ async def _ask_all(client: httpx.AsyncClient, url: str) -> str:
             ("GET", f"{path}?nonsense={SECRET[:0]}", None),
             ("POST", f"{WAIT}&timeout=0", {"conf": {"question": SECRET}}),
             ("POST", f"{path.removesuffix('stream')}cancel", None),
+            ("GET", f"{path.removesuffix('stream')}graph", None),
+            ("POST", SESSION, {"username": "ada", "password": SECRET}),
+            ("POST", SESSION, {"username": SECRET}),
+            ("POST", SESSION, {"token": f"right.{SECRET}"}),
+            ("POST", SESSION, {"token": f"wrong.{SECRET}"}),
+            ("DELETE", SESSION, None),
         ]
         for method, target, body in asked:
             async with client.stream(method, target, json=body, headers=_octets(headers)) as answer:
                 if not answer.is_success:
                     errors.append((await answer.aread()).decode())
+            # Who has signed in is nobody again.
+            client.cookies.clear()
         errors.append(await _use_ticket(client, path, headers))
         await _speak(url, headers)
     return "".join(errors)
