@@ -21,7 +21,7 @@ FOR_ALL, FOR_GUESTS = "for_all", "for_guests"
 PRESET = ("admin", "op", "user", "viewer", "public")
 GUESTS = tuple(role.replace(" ", "_") for role in ROLES)
 
-WAYS = 18
+WAYS = 23
 """Ways to ask about one run, and about one that there is not."""
 
 

@@ -52,7 +52,7 @@ class Airflow:
         except httpx.TransportError:
             # It has broken off, after a fault of its own.
             return Told(500)
-        return Told(answer.status_code, None if answer.is_success else _detail(answer.content))
+        return _without_values(answer)
 
 
 class Ours:
@@ -75,8 +75,7 @@ class Ours:
         return _told(answer, lambda body: not body.get("withheld"))
 
     async def wait(self, key: RunKey, query: str = "") -> Told:
-        answer = await self._client.get(f"{path_of(key)}/wait?interval=1{query}")
-        return Told(answer.status_code, None if answer.is_success else _detail(answer.content))
+        return _without_values(await self._client.get(f"{path_of(key)}/wait?interval=1{query}"))
 
     async def websocket(self, key: RunKey) -> Told:
         async def told(connection: ClientConnection) -> list[Frame]:
@@ -97,6 +96,19 @@ class Ours:
 
         return await self._upgrade("/stream", told)
 
+    async def ticket(self, key: RunKey) -> Told:
+        """Ask for a ticket, and go on with nothing else."""
+        path = f"/api/v2{path_of(key)}/stream"
+        given = await self._client.post("/stream/tickets", json={"paths": [path]})
+        if not given.is_success:
+            return Told(given.status_code, _detail(given.content))
+        query = {"ticket": given.json()["ticket"]}
+        async with httpx.AsyncClient(base_url=self._url, timeout=SECONDS) as stranger:
+            return _of_lines(await stranger.get(path, params=query, headers={"Accept": "application/x-ndjson"}))
+
+    async def graph(self, key: RunKey) -> Told:
+        return _without_values(await self._client.get(f"{path_of(key)}/graph"))
+
     async def trigger(self, dag_id: str) -> Told:
         body = {"conf": {"teardown_seconds": 0}}
         answer = await self._client.post(
@@ -112,6 +124,9 @@ class Ours:
     async def dags(self, _key: RunKey) -> Told:
         return await self._head("/stream")
 
+    async def listed(self, _key: RunKey) -> Told:
+        return _without_values(await self._client.get("/stream/runs?limit=1"))
+
     async def close(self) -> None:
         await self._client.aclose()
 
@@ -120,9 +135,7 @@ class Ours:
         if media_type == "text/event-stream" and answer.is_success:
             frames = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
             return _of_frames(frames)
-        if answer.is_success:
-            return _of_frames([json.loads(line) for line in answer.text.splitlines()])
-        return Told(answer.status_code, _detail(answer.content))
+        return _of_lines(answer)
 
     async def _head(self, path: str) -> Told:
         async with self._client.stream("GET", path, headers={"Accept": "application/x-ndjson"}) as answer:
@@ -148,6 +161,16 @@ def _detail(body: bytes) -> str | None:
         return str(json.loads(body)["detail"])
     except (ValueError, KeyError):
         return None
+
+
+def _without_values(answer: httpx.Response) -> Told:
+    return Told(answer.status_code, None if answer.is_success else _detail(answer.content))
+
+
+def _of_lines(answer: httpx.Response) -> Told:
+    if answer.is_success:
+        return _of_frames([json.loads(line) for line in answer.text.splitlines()])
+    return Told(answer.status_code, _detail(answer.content))
 
 
 def _told(answer: httpx.Response, values: Callable[[dict[str, Any]], bool]) -> Told:
@@ -190,15 +213,16 @@ async def said_and_told(
     try:
         for key in (over, RunKey(over.dag_id, "nowhere")):
             said = await airflow.run(key)
-            ways = (ours.sse, ours.ndjson, ours.websocket, ours.multiplex, ours.result)
+            ways = (ours.sse, ours.ndjson, ours.websocket, ours.multiplex, ours.result, ours.ticket)
             for way, told in zip(ways, await asyncio.gather(*(way(key) for way in ways)), strict=True):
                 pairs.append((f"{way.__name__} {key.run_id}", said, told))
+            pairs.append((f"graph {key.run_id}", said._replace(values=None), await ours.graph(key)))
             for query in ("", "&result=answer", "&result="):
                 said, told = await asyncio.gather(airflow.wait(key, query), ours.wait(key, query))
                 pairs.append((f"wait {key.run_id} {query}", said, told))
-        for many in ("runs", "dags"):
-            said, told = await asyncio.gather(getattr(airflow, many)(over), getattr(ours, many)(over))
-            pairs.append((many, said, told))
+        for theirs, many in ((airflow.runs, ours.runs), (airflow.dags, ours.dags), (airflow.dags, ours.listed)):
+            said, told = await asyncio.gather(theirs(over), many(over))
+            pairs.append((many.__name__, said, told))
         yield pairs
     finally:
         await airflow.close()
