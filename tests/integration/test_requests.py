@@ -136,14 +136,23 @@ async def test_each_client_is_told_another_time_after_which_to_come_back(server:
     assert len(set(times)) > 1
 
 
-async def test_the_headers_keep_proxies_from_buffering(server: RunningServer, run: RunKey) -> None:
-    async with sse(server.url, run, headers={"Accept-Encoding": "gzip"}) as events:
-        await events.next()
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson"])
+async def test_the_headers_keep_proxies_from_buffering(server: RunningServer, run: RunKey, accept: str) -> None:
+    async with sse(server.url, run, headers={"Accept-Encoding": "gzip", "Accept": accept}) as events:
         headers = events.response.headers
-    assert headers["content-type"].startswith("text/event-stream")
+    assert headers["content-type"].startswith(accept)
     assert headers["cache-control"] == "no-cache, no-transform"
     assert headers["x-accel-buffering"] == "no"
     assert "content-encoding" not in headers
+
+
+async def test_no_websocket_is_compressed(server: RunningServer, run: RunKey) -> None:
+    """It would take memory of each client (RFC 7692), and hold frames back."""
+    async with websocket(server.url, run) as connection:
+        assert connection.request is not None
+        assert connection.response is not None
+        assert "permessage-deflate" in connection.request.headers["Sec-WebSocket-Extensions"]
+        assert "Sec-WebSocket-Extensions" not in connection.response.headers
 
 
 async def test_only_the_last_frame_of_a_batch_has_an_id(
