@@ -117,11 +117,19 @@ def _may_use_a_thread() -> bool:
 
 
 def _finish_behind(operator: Any) -> None:  # noqa: ANN401 # Airflow's
-    """Have what was said last pushed before Airflow stores what the task returns."""
+    """Have what was said last pushed before Airflow stores what the task returns, or that it has failed for good.
+
+    Airflow's supervisor stores a failure when the process has ended, and that calls callbacks before
+    (`airflow.sdk.execution_time.supervisor.STATES_SENT_DIRECTLY`).
+    """
     before = operator.post_execute
 
     def post_execute(context: Any, result: Any = None) -> None:  # noqa: ANN401 # Airflow's
         finish()
         before(context, result)
 
+    def on_failure(_context: Any) -> None:  # noqa: ANN401 # Airflow's
+        finish()
+
     operator.post_execute = post_execute
+    operator.on_failure_callback = [on_failure, *(operator.on_failure_callback or ())]

@@ -80,6 +80,17 @@ async def test_a_retry_after_half_takes_back_what_was_said(stack: DemoStack, air
         assert "".join(frame["value"] for frame in said(await events.rest(RUN_SECONDS))) == whole
 
 
+@pytest.mark.parametrize("dag_id", ["stream_fails", "stream_plain_fails"])
+async def test_the_last_words_of_a_task_that_fails_are_heard(
+    dag_id: str, stack: DemoStack, airflow: AirflowRest
+) -> None:
+    key = await trigger(airflow, dag_id)
+    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
+        frames = await events.rest(RUN_SECONDS)
+    assert [frame["value"] for frame in said(frames)] == ["last ", "words"]
+    assert [frame["type"] for frame in frames[-2:]] == ["failure", "end"]
+
+
 async def test_what_was_taken_back_is_not_heard_where_the_task_is_marked_instead_of_tried_again(
     stack: DemoStack, airflow: AirflowRest
 ) -> None:

@@ -103,3 +103,22 @@ with DAG("stream_given_up", schedule=None):
         raise RuntimeError("to be tried again in an hour")
 
     never()
+
+with DAG("stream_fails", schedule=None):
+
+    @task.stream
+    def fails():
+        yield from ("last ", "words")
+        raise RuntimeError("for good")
+
+    fails()
+
+with DAG("stream_plain_fails", schedule=None):
+
+    @task
+    def plain_fails() -> None:
+        emit("last ")
+        emit("words")
+        raise RuntimeError("for good")
+
+    plain_fails()
