@@ -82,6 +82,18 @@ async def test_what_was_due_of_a_stream_that_was_left_is_forgotten() -> None:
     assert desk.taken() == []
 
 
+async def test_a_stream_that_grows_too_fast_ends_alone() -> None:
+    desk = Desk()
+    fast, other = desk.stream("a"), desk.stream("b")
+    for _ in range(2):
+        fast.push([frame("x" * 6_000)])
+    other.push([frame("y")])
+    assert desk.taken() == [("close", "a"), ("reset", "b")]
+    assert (desk.over, desk.bundle.complete) == (["a"], False)
+    other.push([frame("z")])
+    assert desk.taken() == [("reset", "b")]
+
+
 async def test_all_streams_tell_why_the_connection_ends() -> None:
     desk = Desk()
     desk.stream("a").push([frame("x")])
