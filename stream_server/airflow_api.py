@@ -109,6 +109,7 @@ class AirflowApi:
             timeout: Seconds for each step of the request.
 
         Raises:
+            AirflowRefused: The credential can't be sent (400).
             AirflowSilent: There was no answer.
         """
         response = await self._send("GET", path, "", headers=self._credentials, timeout=timeout)

@@ -16,7 +16,7 @@ import httpx
 
 from stream_server.airflow_api import AirflowApi, Look, run_path
 from stream_server.auth import NO_VALUES, Access, Caller, Expiring, Scope
-from stream_server.errors import AirflowError, AirflowRefused, PermissionUnknown, RunNotFound
+from stream_server.errors import AirflowRefused, AirflowSilent, PermissionUnknown, RunNotFound
 from stream_server.firehose import Reading
 from stream_server.guards import Guards, StreamGuard
 from stream_server.permits import Permit, Permits
@@ -232,7 +232,7 @@ class AirflowAuthorizer:
     async def _look(self, caller: Caller, path: str) -> Look:
         try:
             return await AirflowApi(self._client, caller.headers).look(path, TIMEOUT_SECONDS)
-        except AirflowError as error:
+        except AirflowSilent as error:
             raise self._unknown(str(error)) from error
 
     def _unknown(self, why: str) -> PermissionUnknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub
 from support.callers import Door, Rights, client_of, jwt, refused
+from support.raw import UPGRADE, raw, request
 from support.server import RunningServer, running_server
 from support.streams import sse, stream_path
 from support.waiting import eventually_async
@@ -70,6 +72,18 @@ async def test_a_header_that_can_not_be_sent_on_is_told_without_it(guarded: Runn
         answer = await client.get(stream_path(key), headers=[(b"Authorization", b"Bearer s\xe9cret")])
     assert answer.status_code == 401
     assert "cret" not in answer.text
+
+
+@pytest.mark.parametrize("header", ["Authorization: Bearer s\x01cret", "Cookie: _token=s\x7fcret\x02"])
+@pytest.mark.parametrize("upgrade", [(), UPGRADE])
+async def test_a_header_that_none_may_send_is_a_fault_of_the_client(
+    guarded: RunningServer, key: RunKey, header: str, upgrade: tuple[str, ...]
+) -> None:
+    async with raw(guarded.url) as client:
+        await client.say(request(stream_path(key), header, *upgrade))
+        answer = await client.answer()
+    assert answer.status == 400
+    assert "cret" not in json.dumps(answer.problem)
 
 
 async def test_who_may_not_read_xcoms_hears_that_there_is_a_result(
