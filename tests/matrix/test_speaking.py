@@ -19,7 +19,7 @@ from support.streams import Frame, sse
 
 SCRIPT = Path(__file__).with_name("run_dags.py")
 
-FORMS = (*SAID, "stream_mapped", "stream_retry", "stream_tokens")
+FORMS = (*SAID, "stream_mapped", "stream_retry", "stream_tokens", "stream_plain_fails")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -48,6 +48,8 @@ async def test_every_form_speaks_and_returns(version: str, ladder: Ladder, light
     assert results(told["stream_retry"]) == {"half": "".join(words)}
 
     assert [one["number"] for one in values(told["stream_tokens"])] == list(range(200))
+
+    assert values(told["stream_plain_fails"]) == ["last ", "words"]
 
     async with VersionedSql.open(url) as airflow:
         rows = await airflow.connection.fetch("SELECT dag_id FROM xcom WHERE key = 'stream_server_output'")
