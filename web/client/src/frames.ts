@@ -327,8 +327,9 @@ export interface Close {
    * - `4006` AUTH_EXPIRING: The caller's token is about to expire; he goes on with another one.
    * - `4007` ACCESS_CHANGED: The caller may see more or less of the run than when he came; a new connection tells him
    * what he may.
-   * - `4010` THROTTLED: The caller has, or does, more than one may. Only an `EventSource` is told so, which gives up
-   * after a 429.
+   * - `4010` THROTTLED: The caller has, or does, more than one may.
+   *
+   * Told to an `EventSource`, which gives up after a 429, and to who says on a WebSocket only in a message who he is.
    * - `4500` REFUSED: What was asked for can't be had; the `error` frame before says why.
    * - `4501` UNAUTHENTICATED: The caller did not say who he is, or his token has expired or was revoked.
    * - `4503` FORBIDDEN: The caller may not read this any more.
