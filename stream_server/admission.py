@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from stream_server.errors import TooManyJoins, TooManyStreams
@@ -69,7 +70,7 @@ class Place:
             self._admission.add(caller)
         self.caller = self.joins_as = caller
 
-    def leave(self) -> None:
+    def leave(self, _over: object = None) -> None:
         """Make room. A second time does nothing."""
         if self._admission is not None:
             self._admission.vacate(self.caller)
@@ -181,6 +182,7 @@ class Admission:
             del self._streams[caller]
 
 
+@lru_cache(maxsize=1024)
 def address_caller(host: str | None) -> str | None:
     """Return who a caller is that has shown nothing but his address.
 

@@ -55,7 +55,7 @@ from stream_server.transports import (
     wait,
     websocket,
 )
-from stream_server.transports.admitted import Admitted
+from stream_server.transports.admitted import Admitted, answering
 from stream_server.transports.cancellation import Cancellations
 from stream_server.transports.courier import Courier
 from stream_server.transports.request import State
@@ -125,10 +125,10 @@ def create_admin_app(settings: Settings) -> Starlette:
 
 def _api() -> list[BaseRoute]:
     """Return the routes of callers; each of them may have and do only so much."""
-    admitted = [Middleware(Admitted)]
     http: tuple[tuple[str, Endpoint, str], ...] = (
-        (RUNS, trigger.trigger, "POST"),
+        # The first one is asked for most.
         (RUN_STREAM, run_stream.stream, "GET"),
+        (RUNS, trigger.trigger, "POST"),
         (f"{RUNS}/{{run_id}}/result", longpoll.result, "GET"),
         (f"{RUNS}/{{run_id}}/wait", wait.wait, "GET"),
         (f"{RUNS}/{{run_id}}/cancel", trigger.cancel, "POST"),
@@ -149,8 +149,8 @@ def _api() -> list[BaseRoute]:
         ("/api/v2/stream", multiplex.stream),
     )
     return [
-        *(Route(path, endpoint, methods=[method], middleware=admitted) for path, endpoint, method in http),
-        *(WebSocketRoute(path, endpoint, middleware=admitted) for path, endpoint in websockets),
+        *(Route(path, Admitted(answering(endpoint)), methods=[method]) for path, endpoint, method in http),
+        *(WebSocketRoute(path, endpoint, middleware=[Middleware(Admitted)]) for path, endpoint in websockets),
     ]
 
 

@@ -208,20 +208,21 @@ class Hub:
         assert self.cursor, "it raises where there is none"
         began = time.monotonic()
         why_not = None if since is None else await self._refuse(since.cursor)
-        async with self._runs.hold(key) as watched:
+        watched = await self._runs.hold(key)
+        subscription: Subscription | None = None
+        try:
             self._on_watch()
             self._on_run(key)
-            subscription: Subscription | None = None
-            try:
-                if since is None or since.cursor is None or why_not is not None:
-                    subscription = self._begin(watched, question, None if since is None else why_not)
-                else:
-                    subscription = await self._go_on(watched, question, since.cursor, unborn=since.unborn)
-                self._joined(began, since)
-                yield subscription
-            finally:
-                if subscription is not None:
-                    self._dismiss(watched, subscription)
+            if since is None or since.cursor is None or why_not is not None:
+                subscription = self._begin(watched, question, None if since is None else why_not)
+            else:
+                subscription = await self._go_on(watched, question, since.cursor, unborn=since.unborn)
+            self._joined(began, since)
+            yield subscription
+        finally:
+            if subscription is not None:
+                self._dismiss(watched, subscription)
+            self._runs.let_go(watched)
 
     @asynccontextmanager
     async def follow(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -81,9 +81,8 @@ class WatchedRuns:
         """Return a run, if it is watched."""
         return self._runs.get(key)
 
-    @asynccontextmanager
-    async def hold(self, key: RunKey) -> AsyncIterator[Watched]:
-        """Keep a run, which has been read when this is entered; those who come at once share the reading.
+    async def hold(self, key: RunKey) -> Watched:
+        """Keep a run, which has been read then, until `let_go`; those who come at once share the reading.
 
         Raises:
             RunNotFound: Airflow knows no such run.
@@ -95,17 +94,20 @@ class WatchedRuns:
             watched.loading = self._task(self._load(watched), "load")
         watched.holders += 1
         try:
-            while watched.feed.run is None:
-                loading = watched.loading
-                assert loading is not None, "a feed that has not started is being loaded"
-                await asyncio.wait({loading})
-                if watched.loading is loading:
-                    loading.result()
-            if self._runs.get(key) is not watched:
-                raise Unavailable("The server lost the state of this run; try again")
-            yield watched
-        finally:
-            self._let_go(watched)
+            await self._until_read(watched)
+        except BaseException:
+            self.let_go(watched)
+            raise
+        return watched
+
+    def let_go(self, watched: Watched) -> None:
+        """Keep a run no longer for one of those who held it."""
+        watched.holders -= 1
+        if watched.holders == 0:
+            self._strike(watched)
+            for task in (watched.loading, watched.fetching):
+                if task is not None:
+                    task.cancel()
 
     def dispatch(self, transitions: Sequence[Transition], cursor: Cursor) -> None:
         """Follow a batch."""
@@ -146,13 +148,15 @@ class WatchedRuns:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _let_go(self, watched: Watched) -> None:
-        watched.holders -= 1
-        if watched.holders == 0:
-            self._strike(watched)
-            for task in (watched.loading, watched.fetching):
-                if task is not None:
-                    task.cancel()
+    async def _until_read(self, watched: Watched) -> None:
+        while watched.feed.run is None:
+            loading = watched.loading
+            assert loading is not None, "a feed that has not started is being loaded"
+            await asyncio.wait({loading})
+            if watched.loading is loading:
+                loading.result()
+        if self._runs.get(watched.feed.key) is not watched:
+            raise Unavailable("The server lost the state of this run; try again")
 
     def _strike(self, watched: Watched) -> None:
         """Strike a run off the list: whoever asks for it next begins anew."""

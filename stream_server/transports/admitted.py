@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from starlette.requests import HTTPConnection
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stream_server.admission import address_caller
+from stream_server.admission import Admission, address_caller
 from stream_server.errors import NulInText
 from stream_server.transports.caller import credential_of
 from stream_server.transports.places import PLACE, now, take_ticket
@@ -14,6 +17,16 @@ from stream_server.transports.request import State
 
 LEAST_REFUSAL = 400
 """HTTP statuses below say that a credential was good."""
+
+
+def answering(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
+    """Return what answers a request as ASGI has it. What is raised is left to the application, which tells it."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    return answer
 
 
 class Admitted:
@@ -37,14 +50,10 @@ class Admitted:
         known = identity is not None and admission.vouched(identity)
         place = admission.enter(identity if known else address_caller(client and client[0]), now())
         scope[PLACE] = place
-
-        async def vouching(message: Message) -> None:
-            if identity is not None and message["type"] == "http.response.start" and message["status"] < LEAST_REFUSAL:
-                admission.vouch(identity)
-            await send(message)
-
+        if identity is not None and not known:
+            send = _vouching(admission, identity, send)
         try:
-            await self._app(scope, receive, send if known else vouching)
+            await self._app(scope, receive, send)
         finally:
             if not place.held:
                 place.leave()
@@ -56,3 +65,14 @@ class Admitted:
             return None
         credential = credential_of(HTTPConnection(scope))
         return state["admission"].identity(credential) if credential else None
+
+
+def _vouching(admission: Admission, identity: str, send: Send) -> Send:
+    """Have a credential vouched for by an answer that does not refuse it."""
+
+    async def vouching(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] < LEAST_REFUSAL:
+            admission.vouch(identity)
+        await send(message)
+
+    return vouching

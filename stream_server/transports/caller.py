@@ -8,16 +8,13 @@ from starlette.requests import HTTPConnection
 
 from stream_server.airflow_api import AirflowApi
 from stream_server.auth import Caller
-from stream_server.errors import AirflowUnknown, ForeignOrigin, TicketRefused, TokenInUrl
+from stream_server.errors import AirflowUnknown, ForeignOrigin, TicketRefused
 from stream_server.tickets import MAX_TICKET_LENGTH, digest_of, unseal
 from stream_server.transports.places import TICKET, recognize
-from stream_server.transports.request import State
+from stream_server.transports.request import State, query_of
 
 CREDENTIALS = ("authorization", "cookie")
 """Headers by which callers say who they are. Some auth managers need all cookies."""
-
-TOKEN_PARAMETERS = frozenset({"access_token", "api_key", "auth", "authorization", "bearer", "jwt", "token"})
-"""Parameters in which clients of other servers send a token."""
 
 
 async def caller_of(connection: HTTPConnection) -> Caller:
@@ -29,7 +26,8 @@ async def caller_of(connection: HTTPConnection) -> Caller:
         ForeignOrigin: A page of another origin asks, with the cookies of its visitor.
         TooManyStreams: He has as many as he may.
     """
-    refuse_token_in_url(connection)
+    # No token may stand there, whether or not the query is read.
+    query_of(connection)
     if (ticket := connection.scope.get(TICKET)) is not None:
         caller = await _redeem(connection, ticket)
     else:
@@ -72,17 +70,6 @@ def airflow_as(connection: HTTPConnection, caller: Caller) -> AirflowApi:
     if client is None:
         raise AirflowUnknown
     return AirflowApi(client, caller.headers)
-
-
-def refuse_token_in_url(connection: HTTPConnection) -> None:
-    """Refuse a bearer token in a query: URLs are kept in logs and histories (RFC 9700 section 4.3.2).
-
-    Raises:
-        TokenInUrl: There is one.
-    """
-    for name in connection.query_params:
-        if name.lower() in TOKEN_PARAMETERS:
-            raise TokenInUrl(name)
 
 
 def refuse_foreign_origin(connection: HTTPConnection) -> None:

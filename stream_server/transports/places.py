@@ -25,7 +25,7 @@ def keep_place(scope: Scope, over: asyncio.Future[Any]) -> None:
     place: Place | None = scope.get(PLACE)
     if place is not None:
         place.held = True
-        over.add_done_callback(lambda _: place.leave())
+        over.add_done_callback(place.leave)
 
 
 def recognize(scope: Scope, credential: Mapping[str, str]) -> None:
@@ -86,6 +86,8 @@ def take_ticket(scope: Scope) -> None:
         BadParameter: There are several.
     """
     query: bytes = scope["query_string"]
+    if not query:
+        return
     tickets, others = [], []
     for part in query.split(b"&"):
         name, _, value = part.partition(b"=")

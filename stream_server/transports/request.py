@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import TypedDict
 
 import httpx
+from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 
 from stream_server.admission import Admission
@@ -13,7 +15,7 @@ from stream_server.auth import Authorizer
 from stream_server.deadlines import Deadlines
 from stream_server.duties import Upstream
 from stream_server.edge import Edge
-from stream_server.errors import BadParameter, TooLarge
+from stream_server.errors import BadParameter, TokenInUrl, TooLarge
 from stream_server.hub import Hub, Since
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
@@ -30,6 +32,9 @@ QUESTION = frozenset({"result", "confirm", "until"})
 
 STREAM = QUESTION | {"cursor"}
 """Parameters of a stream."""
+
+TOKEN_PARAMETERS = frozenset({"access_token", "api_key", "auth", "authorization", "bearer", "jwt", "token"})
+"""Parameters in which clients of other servers send a token."""
 
 UNTIL = ("result", "run")
 CONFIRM = ("push", "success")
@@ -54,6 +59,25 @@ class State(TypedDict):
     edge: Edge
     idle: Deadlines[Callable[[], None]]
     """What to call where a connection has had no stream for too long."""
+
+
+@lru_cache(maxsize=256)
+def _query(text: bytes) -> QueryParams:
+    query = QueryParams(text)
+    for name in query:
+        if name.lower() in TOKEN_PARAMETERS:
+            # What is raised is not kept.
+            raise TokenInUrl(name)
+    return query
+
+
+def query_of(connection: HTTPConnection) -> QueryParams:
+    """Return the parameters of a request. Most streams are asked for with the same few.
+
+    Raises:
+        TokenInUrl: There is a bearer token among them: URLs are kept in logs and histories (RFC 9700 section 4.3.2).
+    """
+    return _query(connection.scope["query_string"])
 
 
 def run_key(connection: HTTPConnection) -> RunKey:
@@ -87,13 +111,18 @@ def question(connection: HTTPConnection, known: frozenset[str] = STREAM) -> Ques
     Raises:
         BadParameter: A parameter is unknown, or its value is wrong.
     """
-    query = connection.query_params
+    return _question(connection.scope["query_string"], known)
+
+
+@lru_cache(maxsize=256)
+def _question(text: bytes, known: frozenset[str]) -> Question:
+    query = _query(text)
     refuse_unknown(query.keys(), known)
     results = query.getlist("result")
     if any(not task_id for task_id in results):
         raise BadParameter("result= needs the name of a task; leave it out to get the DAG's own result")
-    until = choice(connection, "until", UNTIL)
-    confirm = choice(connection, "confirm", CONFIRM)
+    until = _choice(query, "until", UNTIL)
+    confirm = _choice(query, "confirm", CONFIRM)
     return Question(
         results=tuple(dict.fromkeys(results)),
         until="run" if until == "run" else "result",
@@ -106,7 +135,7 @@ def since(connection: HTTPConnection) -> Since | None:
 
     A returning `EventSource` asks for the same URL again, whose `cursor` is older than its `Last-Event-ID`.
     """
-    return Since.parse(connection.headers.get("last-event-id") or connection.query_params.get("cursor") or None)
+    return Since.parse(connection.headers.get("last-event-id") or query_of(connection).get("cursor") or None)
 
 
 def choice(connection: HTTPConnection, name: str, values: tuple[str, ...]) -> str:
@@ -115,7 +144,11 @@ def choice(connection: HTTPConnection, name: str, values: tuple[str, ...]) -> st
     Raises:
         BadParameter: It has another.
     """
-    value = connection.query_params.get(name, values[0])
+    return _choice(query_of(connection), name, values)
+
+
+def _choice(query: QueryParams, name: str, values: tuple[str, ...]) -> str:
+    value = query.get(name, values[0])
     if value not in values:
         raise BadParameter(f"{name}={value[:40]} is neither {' nor '.join(map(repr, values))}")
     return value
@@ -137,7 +170,7 @@ def duration(connection: HTTPConnection, name: str, default: float) -> float:
         BadParameter: It is none.
     """
     try:
-        return parse_duration(connection.query_params.get(name, default))
+        return parse_duration(query_of(connection).get(name, default))
     except ValueError as error:
         raise BadParameter(f"{name}: {error}") from None
 
@@ -148,7 +181,7 @@ def number(connection: HTTPConnection, name: str, default: int, least: int, most
     Raises:
         BadParameter: It is none.
     """
-    text = connection.query_params.get(name, str(default))
+    text = query_of(connection).get(name, str(default))
     if not text.isascii() or not text.isdecimal() or not least <= int(text[:9]) <= most:
         raise BadParameter(f"{name}={text[:40]} is no number from {least} to {most}")
     return int(text)
@@ -168,7 +201,12 @@ def refuse_unknown(names: Iterable[str], known: frozenset[str]) -> None:
 
 def accepts(connection: HTTPConnection, *offers: str) -> str:
     """Return which media type the client wants most (RFC 9110 section 12.5.1); of equals, the first offered."""
-    wanted = weights(", ".join(connection.headers.getlist("accept")) or "*/*")
+    return _preferred(", ".join(connection.headers.getlist("accept")) or "*/*", offers)
+
+
+@lru_cache(maxsize=256)
+def _preferred(accept: str, offers: tuple[str, ...]) -> str:
+    wanted = weights(accept)
 
     def weight(offer: str) -> float:
         kind = offer.partition("/")[0]

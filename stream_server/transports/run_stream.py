@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from types import TracebackType
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from stream_server.close_codes import CloseCode
 from stream_server.errors import Throttled, Unavailable
+from stream_server.hub import Hub
 from stream_server.subscription import Subscription
 from stream_server.transports import ndjson, sse
 from stream_server.transports.body import Streaming
@@ -50,27 +52,38 @@ def stream_response(request: Request, streaming: Streaming, headers: Mapping[str
     if accepts(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE:
         return ndjson.LineStream(streaming, headers)
     if sse.MEDIA_TYPE in request.headers.get("accept", ""):
-        streaming = streaming._replace(watch=_come_again(request, streaming.watch))
+        state: State = request.scope["state"]
+        streaming = streaming._replace(watch=_ComingAgain(streaming.watch, state["hub"]))
     return sse.EventStream(streaming, headers)
 
 
-@asynccontextmanager
-async def _come_again(
-    request: Request, watch: AbstractAsyncContextManager[Subscription]
-) -> AsyncIterator[Subscription]:
-    """Have an `EventSource` come again where a stream can't be had just now.
+class _ComingAgain(AbstractAsyncContextManager[Subscription]):
+    """Has an `EventSource` come again where a stream can't be had just now.
 
     It gives up for good after any status but 200 (WHATWG HTML 9.2.3, "fail the connection"), so that it gets a stream
     which says so, and ends.
     """
-    async with AsyncExitStack() as stack:
+
+    __slots__ = ("_entered", "_hub", "_watch")
+
+    def __init__(self, watch: AbstractAsyncContextManager[Subscription], hub: Hub) -> None:
+        self._watch, self._hub = watch, hub
+        self._entered = False
+
+    async def __aenter__(self) -> Subscription:
         try:
-            subscription = await stack.enter_async_context(watch)
+            subscription = await self._watch.__aenter__()
         except Unavailable as error:
-            draining = request.scope["state"]["hub"].draining
             subscription = Subscription(0)
-            subscription.close(CloseCode.DRAINING if draining else CloseCode.UNAVAILABLE, str(error))
-        yield subscription
+            subscription.close(CloseCode.DRAINING if self._hub.draining else CloseCode.UNAVAILABLE, str(error))
+        else:
+            self._entered = True
+        return subscription
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._watch.__aexit__(kind, error, traceback) if self._entered else None
 
 
 def is_event_source(connection: HTTPConnection) -> bool:

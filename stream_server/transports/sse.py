@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from stream_server.frames import Wire
-from stream_server.transports.body import HEADERS, Streaming, send_stream
+from stream_server.transports.body import HEADERS, Streaming, raw, send_stream
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -24,7 +25,7 @@ def frame(wire: Wire) -> bytes:
     return ServerSentEvent(wire.json.decode(), event=wire.type, id=place, sep="\n").encode()
 
 
-class EventStream(EventSourceResponse):
+class EventStream(Response):
     """Frames as events.
 
     What sse-starlette does with a task group, a queue and an async generator for each client is done here with one
@@ -32,7 +33,8 @@ class EventStream(EventSourceResponse):
     """
 
     def __init__(self, streaming: Streaming, headers: Mapping[str, str] | None = None, *, retry_ms: int = 0) -> None:
-        super().__init__(iter(()), headers={**HEADERS, **(headers or {})})
+        self.status_code = 200
+        self.raw_headers = [*_theirs(), *raw(headers or {})]
         self._streaming = streaming
         self._retry_ms = retry_ms
 
@@ -44,7 +46,13 @@ class EventStream(EventSourceResponse):
 
 def _retry(least_ms: int) -> bytes:
     """Return the field `retry` (WHATWG HTML 9.2.6), so chosen that clients don't come back all at once."""
-    return _retry_after(least_ms + random.randint(*RETRY_MS))  # noqa: S311 # not for secrets
+    return _retry_after(least_ms + int(random.uniform(*RETRY_MS)))  # noqa: S311 # not for secrets
+
+
+@cache
+def _theirs() -> Sequence[tuple[bytes, bytes]]:
+    """Return the headers that sse-starlette gives to a stream, and ours, which are the same for all."""
+    return EventSourceResponse(iter(()), headers=HEADERS).raw_headers
 
 
 @cache
