@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import random
+import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -21,9 +22,11 @@ from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Route
 
 from bench.fanout_payload import DAG_ID, STATES, run_id
+from stream_server.admission import Admission
+from stream_server.app import create_app
 from stream_server.auth import Everybody
 from stream_server.cursor import Cursor
 from stream_server.edge import Edge
@@ -34,7 +37,6 @@ from stream_server.run_state import RunKey, RunState
 from stream_server.server import Server, uvicorn_config
 from stream_server.settings import Settings
 from stream_server.transition import Kind, Transition
-from stream_server.transports import run_stream, websocket
 from stream_server.transports.courier import Courier
 
 EPOCH = "0fa1"
@@ -78,7 +80,7 @@ def transition(number: int, runs: int) -> Transition:
 
 
 def ours(runs: int, feed_port: int) -> Starlette:
-    """Make an application of our hub and transports; there is no journal behind it."""
+    """Make our application, with a hub that no journal is behind."""
     source = Runs()
 
     @asynccontextmanager
@@ -93,10 +95,20 @@ def ours(runs: int, feed_port: int) -> Starlette:
 
         async with _fed(feed_port, dispatch):
             loop = asyncio.get_running_loop()
-            courier, edge = Courier(loop, settings().ping_interval), Edge(settings(), loop)
-            yield {"settings": settings(), "hub": hub, "authorizer": Everybody(), "courier": courier, "edge": edge}
+            yield {
+                "settings": settings(),
+                "hub": hub,
+                "authorizer": Everybody(),
+                "courier": Courier(loop, settings().ping_interval),
+                "edge": Edge(settings(), loop),
+                "admission": Admission(
+                    settings().max_streams_per_caller, settings().max_joins_per_second, secrets.token_bytes()
+                ),
+            }
 
-    return Starlette(routes=[Route(PATH, run_stream.stream), WebSocketRoute(PATH, websocket.stream)], lifespan=lifespan)
+    application = create_app(settings())
+    application.router.lifespan_context = lifespan
+    return application
 
 
 def naive(runs: int, feed_port: int) -> Starlette:

@@ -58,6 +58,7 @@ from stream_server.transports import (
 from stream_server.transports.admitted import Admitted, answering
 from stream_server.transports.cancellation import Cancellations
 from stream_server.transports.courier import Courier
+from stream_server.transports.delivery import LINE, SEND
 from stream_server.transports.request import State
 
 log = logging.getLogger(__name__)
@@ -79,11 +80,27 @@ class Problem(JSONResponse):
     media_type = "application/problem+json"
 
 
+class Application(Starlette):
+    """An application whose streams know the `send` of the server that runs it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if LINE in scope:
+            await super().__call__(scope, receive, send)
+            return
+        scope[SEND] = send
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # What it belongs to has the scope: it shall be freed now, and not by the collector of cycles.
+            del scope[SEND]
+
+
 Follow: TypeAlias = Callable[[Settings, Hub, Runs, Metrics], Upstream]
 """Makes what an application hears of the journal by."""
 
 
-def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = False) -> Starlette:
+def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = False) -> Application:
     """Make the application.
 
     Args:
@@ -91,7 +108,7 @@ def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = Fa
         follow: Makes what it hears of the journal by; by itself it follows the journal alone.
         drains: Whether it sees to it by itself that streams end before the server that runs it does.
     """
-    app = Starlette(
+    app = Application(
         middleware=[
             Middleware(
                 CORSMiddleware,

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from stream_server.frames import Wire
 from stream_server.subscription import Subscription
 from stream_server.transports.courier import Courier
-from stream_server.transports.delivery import LINE, Framing, Line, Stepped, Straight
+from stream_server.transports.delivery import LINE, SEND, Framing, Line, Stepped, Straight
 from stream_server.transports.places import keep_place
 
 HEADERS = {
@@ -72,9 +72,11 @@ async def send_stream(
         await _send_straight(streaming, line, scope, send, start, frame=frame, transport=transport, first=first)
         return
 
+    send_on: Send = scope.get(SEND, send)
+
     async def send_frames(wires: Sequence[Wire]) -> int:
         data = b"".join([wire.framed(frame) for wire in wires])
-        await send(_body(data))
+        await send_on(_body(data))
         return len(data)
 
     async with streaming.watch as subscription:

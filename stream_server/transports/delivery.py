@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 LINE = "stream_server.line"
 """Where a scope has the `Line` of its connection, if the server is ours."""
 
+SEND = "stream_server.send"
+"""Where a scope has the `send` of the server itself: headers go through all middlewares; what follows them need not."""
+
 Framing = Callable[[Wire], bytes]
 OnGone = Callable[[], None] | None
 Hear = Callable[[bytes], None]
