@@ -88,6 +88,19 @@ class _Nowhere:
 NO_TIMER, NOWHERE = _NoTimer(), _Nowhere()
 
 
+class _Held:
+    """Stands in for a connection, and keeps what is written."""
+
+    __slots__ = ("data",)
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: bytes) -> None:
+        """Keep it."""
+        self.data += data
+
+
 class HttpLine(BoundedHttp):
     """A connection that speaks HTTP/1.1."""
 
@@ -98,9 +111,21 @@ class HttpLine(BoundedHttp):
         """Whether more is waiting to be sent than should."""
         return self.flow.write_paused
 
-    def answers(self, scope: dict[str, Any]) -> bool:
-        """Tell whether a request is the one that came last: a pipelined one takes the place of that being answered."""
-        return self.cycle.scope is scope
+    def claim(self, scope: dict[str, Any]) -> bool:
+        """Tell whether the answer to a request may be written here: unless another one has come behind it since."""
+        if self.cycle.scope is not scope:
+            return False
+        self._taken = self.cycle
+        return True
+
+    def hold(self) -> None:
+        """Keep back what ASGI sends."""
+        self._taken.transport = self._held = _Held()  # type: ignore[assignment]
+
+    def release(self) -> bytes:
+        """Return what was kept back, and keep nothing back any more."""
+        self._taken.transport = self.transport
+        return self._held.data
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
@@ -109,12 +134,14 @@ class HttpLine(BoundedHttp):
 
     def take(self) -> None:
         """Have the connection outlive the request, with as little of what that needed as can be."""
-        self._taken = self.cycle
         # So uvicorn does not complain that the application has returned before the end of the body.
         self._taken.disconnected = True
         self._taken.message_event = Gate()  # type: ignore[assignment]
-        self._taken.scope = self.scope = TAKEN  # type: ignore[assignment]
-        self.headers = []
+        if self.scope is self._taken.scope:
+            # Otherwise another request is on its way already.
+            self.scope = TAKEN  # type: ignore[assignment]
+            self.headers = []
+        self._taken.scope = TAKEN  # type: ignore[assignment]
 
     async def end(self, closed: Close | None) -> None:
         """End the body, and go on with the connection as uvicorn does."""

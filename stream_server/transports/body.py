@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import anyio
 from starlette.responses import Response
@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from stream_server.frames import Wire
 from stream_server.subscription import Subscription
 from stream_server.transports.courier import Courier
-from stream_server.transports.delivery import LINE, SEND, Framing, Line, Stepped, Straight
+from stream_server.transports.delivery import LINE, SEND, AnswerLine, Framing, Stepped, Straight
 from stream_server.transports.places import keep_place
 
 HEADERS = {
@@ -67,8 +67,8 @@ async def send_stream(
         first: Sent before the first frame.
     """
     start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-    line = scope.get(LINE)
-    if line is not None and line.answers(scope) and scope["method"] != "HEAD":
+    line: AnswerLine | None = scope.get(LINE)
+    if line is not None and scope["method"] != "HEAD" and line.claim(cast("dict[str, Any]", scope)):
         await _send_straight(streaming, line, scope, send, start, frame=frame, transport=transport, first=first)
         return
 
@@ -102,7 +102,7 @@ async def send_stream(
 
 async def _send_straight(
     streaming: Streaming,
-    line: Line,
+    line: AnswerLine,
     scope: Scope,
     send: Send,
     start: Message,
@@ -111,16 +111,19 @@ async def _send_straight(
     transport: str,
     first: bytes,
 ) -> None:
-    """Send the headers, and leave the rest to a delivery that writes to the connection."""
+    """Leave all to a delivery that writes to the connection, the headers in one piece with the first frames."""
     subscription = await streaming.watch.__aenter__()
+    line.hold()
     try:
         await send(start)
         delivery = Straight(subscription, streaming.courier, line, chunked(frame), transport=transport)
     except BaseException as error:
+        line.release()
         await streaming.watch.__aexit__(type(error), error, error.__traceback__)
         raise
     keep_place(scope, delivery.over)
-    delivery.begin_alone(streaming.watch, streaming.on_gone, first=_chunk(first) if first else b"")
+    head = line.release()
+    delivery.begin_alone(streaming.watch, streaming.on_gone, first=head + _chunk(first) if first else head)
 
 
 @cache

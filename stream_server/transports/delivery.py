@@ -51,6 +51,19 @@ class Line(Protocol):
         """
 
 
+class AnswerLine(Line, Protocol):
+    """A connection of our own server that is answered by HTTP."""
+
+    def claim(self, scope: dict[str, Any]) -> bool:
+        """Tell whether the answer to a request may be written here: unless another one has come behind it since."""
+
+    def hold(self) -> None:
+        """Keep back what ASGI sends."""
+
+    def release(self) -> bytes:
+        """Return what was kept back, and keep nothing back any more."""
+
+
 class Straight(Delivery):
     """Brings frames by writing to the connection.
 
@@ -127,6 +140,10 @@ class Straight(Delivery):
         self._line.take()
         self._first = first
         self.begin()
+        if self._first and not self._transport.is_closing():
+            # Nothing is due yet, but the client shall know that its stream has begun.
+            self._transport.write(self._first)
+            self._first = b""
         self.over.add_done_callback(lambda _: self._end_in_task(watch, on_gone))
 
     def _end_in_task(self, watch: AbstractAsyncContextManager[object], on_gone: OnGone) -> None:
