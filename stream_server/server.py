@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 PATIENCE = 3
 """For how many times the silence after which a `ping` is sent a client may show no sign of life."""
 
-COLLECT = (10_000, 10, 20)
+COLLECT = (5_000, 5, 4)
 """After how many new objects the collector of cycles looks at these, and how seldom at older ones. Each stream is some
 forty objects that stay for as long as it does: by Python's own measure they are looked at again and again while
-clients connect, in vain, since no stream leaves a cycle behind."""
+clients connect, in vain. What lies about for so much longer is at most a hundred thousand objects."""
 
 
 class Server(uvicorn.Server):
