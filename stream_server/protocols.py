@@ -159,6 +159,12 @@ class HttpLine(BoundedHttp):
         _extras(self.scope)[LINE] = self
         super().on_headers_complete()
 
+    def handle_websocket_upgrade(self) -> None:
+        """Leave the connection to a `WebSocketLine`. Nothing that refers to this one shall outlive it."""
+        super().handle_websocket_upgrade()
+        _extras(self.scope).pop(LINE, None)
+        self.parser = None  # type: ignore[assignment]
+
     def on_response_complete(self) -> None:
         """Go on after a request. What it refers to shall be freed now, and not by the collector of cycles."""
         _extras(self.scope).pop(LINE, None)
