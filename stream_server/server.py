@@ -25,7 +25,8 @@ PATIENCE = 3
 COLLECT = (5_000, 5, 4)
 """After how many new objects the collector of cycles looks at these, and how seldom at older ones. Each stream is some
 forty objects that stay for as long as it does: by Python's own measure they are looked at again and again while
-clients connect, in vain, since next to none leaves a cycle behind. What lies about for so much longer is at most a hundred thousand objects."""
+clients connect, in vain, since next to none leaves a cycle behind. What lies about for so much longer is at most a
+hundred thousand objects."""
 
 
 class Server(uvicorn.Server):

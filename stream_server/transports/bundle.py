@@ -87,6 +87,10 @@ class Bundle:
             subscription.on_due(_nothing)
         self._ready.pop(name, None)
 
+    def let_go(self) -> None:
+        """Tell nobody any more which stream is over. Whoever was told refers to this, and shall go with it."""
+        self._on_over = _nobody
+
     async def reply(self, wire: Wire) -> None:
         """Put an answer in line, before all frames. It waits while the client reads none."""
         while len(self._replies) >= MAX_REPLIES:
@@ -130,6 +134,10 @@ class Bundle:
     def _due(self, name: str) -> None:
         self._ready[name] = None
         self._notify()
+
+
+def _nobody(_name: str) -> None:
+    """Do nothing."""
 
 
 def _nothing() -> None:

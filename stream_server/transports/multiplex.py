@@ -129,6 +129,7 @@ class Multiplex:
         finally:
             reading.cancel()
             await self._end()
+            self._bundle.let_go()
         if there:
             await part(self._websocket, self._bundle.closed)
 
