@@ -236,8 +236,10 @@ class ClientSoak:
             while ghosts and ghosts[0].left_at < time.monotonic() - GIVEN_UP_SECONDS:
                 ghost = ghosts.popleft()
                 self.buried += 1
-                ends = [ghost.connection.transport.get_extra_info(end) for end in ("peername", "sockname")]
-                if tuple(map(tuple, ends)) in held:
+                transport = ghost.connection.transport
+                ends = tuple(tuple(transport.get_extra_info(end)) for end in ("peername", "sockname"))
+                # Whoever was about to say good-bye has gone by himself since; his port may be another's.
+                if not transport.is_closing() and ends in held:
                     self.tally.misses.append(f"{ghost.connection} vanished {GIVEN_UP_SECONDS:g} s ago, and is open")
                 ghost.connection.leave("reset")
 
