@@ -21,8 +21,8 @@ from support.waiting import eventually_async
 
 
 @pytest.fixture
-async def runs(airflow: AirflowSql) -> list[RunKey]:
-    """Two runs of one DAG, and one of another, which bears a tag."""
+async def runs(airflow: AirflowSql, server: RunningServer) -> list[RunKey]:
+    """Two runs of one DAG, and one of another, which bears a tag; that they began has been read."""
     keys = []
     for dag_id in ("chat", "report"):
         version = await airflow.add_dag(dag_id, CHAIN, {"clean_up": False})
@@ -30,6 +30,8 @@ async def runs(airflow: AirflowSql) -> list[RunKey]:
             keys.append(RunKey(dag_id, f"run_{number}"))
             await airflow.trigger(keys[-1], version, list(CHAIN))
     await airflow.connection.execute("INSERT INTO dag_tag (name, dag_id) VALUES ('nightly', 'report')")
+    newest = await airflow.connection.fetchval("SELECT max(txid)::text::bigint FROM stream_server.journal")
+    await eventually_async(lambda: server.hub.live and server.hub.cursor.saw(newest), what="the tail has read all that")
     return keys
 
 
