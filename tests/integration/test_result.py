@@ -13,9 +13,10 @@ import pytest
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
+from support.noted import has_looked_for_others, note_elsewhere
 from support.server import RunningServer, running_server
 from support.streams import sse, stream_path, types
-from support.waiting import eventually_async
+from support.waiting import eventually_answered, eventually_async
 
 
 @pytest.fixture
@@ -200,8 +201,10 @@ async def test_waiting_asks_nothing_of_the_database(
     server: RunningServer, client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
 ) -> None:
     """While many wait and other runs go on, nothing is asked but what the tail asks for all of them at once."""
+    await note_elsewhere(airflow, run)
     waiting = [asyncio.create_task(client.get(result_path(run))) for _ in range(50)]
     await eventually_async(lambda: server.hub.statistics().subscriptions == 50)
+    await eventually_answered(lambda: has_looked_for_others(airflow, run))
     asked = await last_questions(airflow)
     assert asked, "the run was read"
     async with sse(server.url, run) as events:

@@ -17,6 +17,7 @@ from stream_server.protocols import HttpLine
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
+from support.noted import has_looked_for_others, note_elsewhere
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, sse, stream_path
 from support.waiting import eventually_answered, eventually_async
@@ -181,12 +182,6 @@ async def test_a_state_is_told_again_while_nothing_happens(settings: Callable[..
             assert {await anext(lines) for _ in range(5)} == {'{"state": "queued"}'}
 
 
-async def has_looked_for_others(airflow: AirflowSql, run: RunKey) -> bool:
-    """Tell whether the server has found what another one has noted of the run."""
-    query = "SELECT count(*) FROM stream_server.waiters WHERE dag_id = $1 AND run_id = $2"
-    return bool(await airflow.connection.fetchval(query, *run) > 1)
-
-
 async def test_waiting_asks_nothing_of_the_database(
     server: RunningServer, client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
 ) -> None:
@@ -197,9 +192,7 @@ async def test_waiting_asks_nothing_of_the_database(
         )
         return [row["query_start"] for row in rows]
 
-    await airflow.connection.execute(
-        "INSERT INTO stream_server.waiters VALUES ($1, $2, gen_random_uuid(), now() + interval '1 hour')", *run
-    )
+    await note_elsewhere(airflow, run)
     async with client.stream("GET", wait_path(run, "?interval=0.001")) as response, sse(server.url, run) as events:
         lines = response.aiter_lines()
         await anext(lines)

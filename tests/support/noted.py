@@ -1,0 +1,19 @@
+"""What other servers have noted of a run: the one look after that, soon after it is first watched, costs a query."""
+
+from __future__ import annotations
+
+from stream_server.run_state import RunKey
+from support.airflow_sql import AirflowSql
+
+
+async def note_elsewhere(airflow: AirflowSql, run: RunKey) -> None:
+    """Be another server, whose clients watch a run that shall be stopped when nobody does."""
+    await airflow.connection.execute(
+        "INSERT INTO stream_server.waiters VALUES ($1, $2, gen_random_uuid(), now() + interval '1 hour')", *run
+    )
+
+
+async def has_looked_for_others(airflow: AirflowSql, run: RunKey) -> bool:
+    """Tell whether the server has found what another one has noted of the run."""
+    query = "SELECT count(*) FROM stream_server.waiters WHERE dag_id = $1 AND run_id = $2"
+    return bool(await airflow.connection.fetchval(query, *run) > 1)
