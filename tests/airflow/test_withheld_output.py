@@ -93,13 +93,15 @@ async def test_the_runs_of_a_dag_that_may_be_read_no_more_are_told_no_more(
         await eventually_async(lambda: over(before), SECONDS)
         denied.set(loser=[f"RUN:{SPEAKING}"])
 
-        async def told_no_more() -> bool:
-            after, other = await run(airflow, SPEAKING), await run(airflow, OTHER)
+        async def told() -> bool:
+            one, other = await run(airflow, SPEAKING), await run(airflow, OTHER)
             await eventually_async(lambda: over(other), SECONDS)
-            return not over(after)
+            return over(one)
+
+        async def told_no_more() -> bool:
+            return not await told()
 
         # What Airflow answered a moment ago stands for another one, in which a run can be over.
         await eventually_answered(told_no_more, SECONDS)
         denied.set()
-        again = await run(airflow, SPEAKING)
-        await eventually_async(lambda: over(again), SECONDS)
+        await eventually_answered(told, SECONDS)

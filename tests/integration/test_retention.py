@@ -217,7 +217,8 @@ async def test_no_session_of_ours_is_ever_idle_in_a_transaction(
             while True:
                 for row in await observer.fetch(
                     "SELECT state, count(*) AS count FROM pg_stat_activity"
-                    " WHERE application_name = 'stream_server' AND datname = current_database() GROUP BY state"
+                    " WHERE application_name = 'stream_server' AND datname = current_database() AND state IS NOT NULL"
+                    " GROUP BY state"
                 ):
                     seen[row["state"]] += row["count"]
         finally:
