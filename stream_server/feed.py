@@ -27,7 +27,9 @@ class Channel:
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
-        self.subscriptions: set[Subscription] = set()
+        self.subscriptions: dict[Subscription, None] = {}
+        """In the order in which they have come, in which what belongs to them lies in memory."""
+
         self.wanted: frozenset[str] = frozenset()
         """Tasks whose return values must be read before there is more to tell."""
 
@@ -158,11 +160,11 @@ class Feed:
         position = self._position(cursor)
         if channel is None:
             channel = self.channels[question] = Channel(Answer(question, self.run.run.clear_number))
-            channel.subscriptions.add(subscription)
+            channel.subscriptions[subscription] = None
             channel.tell(self.run, channel.answer.open(self.run) if opening else [], position)
             self._forget_ended()
         else:
-            channel.subscriptions.add(subscription)
+            channel.subscriptions[subscription] = None
             if opening:
                 subscription.push(channel.open(self.run, position))
             elif channel.answer.told is not None:
@@ -209,7 +211,7 @@ class Feed:
     def leave(self, subscription: Subscription) -> None:
         """Forget a watcher, and the channel that nobody watches any more."""
         for question, channel in list(self.channels.items()):
-            channel.subscriptions.discard(subscription)
+            channel.subscriptions.pop(subscription, None)
             if not channel.subscriptions:
                 del self.channels[question]
 

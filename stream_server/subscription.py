@@ -26,13 +26,17 @@ class Subscription:
         limit: Bytes of JSON that may wait. Beyond it the connection is closed with `CloseCode.SLOW`.
     """
 
+    __slots__ = ("_bytes", "_due", "_limit", "_notify", "_shared", "closed", "complete", "knows_outcome")
+
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._due: Sequence[Wire] = ()
         self._shared = True
         """Whether what is due is a sequence that others hold too."""
 
-        self._bytes = 0
+        self._bytes: int | None = 0
+        """Bytes that wait; `None` where they need not be counted, since all that waits came at once."""
+
         self._notify: Callable[[], object] | None = None
         self.closed: Close | None = None
         """Why the connection ends before the stream does; `None` while it goes on."""
@@ -58,23 +62,19 @@ class Subscription:
         """Put frames in line; a list is kept as it is. After the stream's last one nothing is accepted any more."""
         if self.complete:
             return
-        reads_all = not self._due
         if self.knows_outcome or not isinstance(wires, list):
             wires = self._untold(wires)
-        for wire in wires:
-            self._bytes += len(wire.json)
-            if isinstance(wire.frame, End):
-                self.complete = True
-        if reads_all:
-            self._due, self._shared = wires, True
-        else:
-            self._own().extend(wires)
-        # Who had read everything is not slow, however large a frame is.
-        if self._bytes > self._limit and not reads_all and not self.complete:
+        if wires and isinstance(wires[-1].frame, End):
+            self.complete = True
+        if not self._due:
+            # Who had read everything is not slow, however large a frame is.
+            self._due, self._shared, self._bytes = wires, True, None
+        elif self._append(wires) > self._limit and not self.complete:
             # What waits is dropped: the client resumes after the last frame that it has received.
             self._due, self._bytes = (), 0
             self.close(CloseCode.SLOW, "The client reads more slowly than its stream grows")
-        elif self._notify is not None:
+            return
+        if self._notify is not None:
             self._notify()
 
     def put_first(self, wires: Iterable[Wire]) -> None:
@@ -91,18 +91,26 @@ class Subscription:
         if self._notify is not None:
             self._notify()
 
-    def take(self) -> list[Wire]:
-        """Return all that is due, and forget it."""
-        wires, self._due = self._due, ()
-        self._bytes = 0
-        return [*wires]
+    def take(self) -> Sequence[Wire]:
+        """Return all that is due, and forget it. Others may hold the same sequence."""
+        wires, self._due, self._bytes = self._due, (), 0
+        return wires
 
     def statistics(self) -> SubscriptionStatistics:
         """Tell how much waits."""
-        return SubscriptionStatistics(len(self._due), self._bytes)
+        return SubscriptionStatistics(len(self._due), _size(self._due) if self._bytes is None else self._bytes)
+
+    def _append(self, wires: list[Wire]) -> int:
+        """Put frames behind others that wait, and return how many bytes wait then."""
+        self._own().extend(wires)
+        assert self._bytes is not None, "_own has counted them"
+        self._bytes += _size(wires)
+        return self._bytes
 
     def _own(self) -> list[Wire]:
-        """Return what is due as a list that belongs to this client alone."""
+        """Return what is due as a list that belongs to this client alone, and have its bytes counted."""
+        if self._bytes is None:
+            self._bytes = _size(self._due)
         if self._shared or not isinstance(self._due, list):
             self._due, self._shared = list(self._due), False
         return self._due
@@ -117,3 +125,7 @@ class Subscription:
                     continue
             untold.append(wire)
         return untold
+
+
+def _size(wires: Iterable[Wire]) -> int:
+    return sum(len(wire.json) for wire in wires)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from typing import Any, NamedTuple, cast
@@ -74,10 +74,8 @@ async def send_stream(
 
     send_on: Send = scope.get(SEND, send)
 
-    async def send_frames(wires: Sequence[Wire]) -> int:
-        data = b"".join([wire.framed(frame) for wire in wires])
-        await send_on(_body(data))
-        return len(data)
+    def send_frames(_wires: Sequence[Wire], data: bytes) -> Awaitable[None]:
+        return send_on(_body(data))
 
     async with streaming.watch as subscription:
         await send(start)
@@ -87,7 +85,7 @@ async def send_stream(
         if first:
             await send(_body(first))
         gone = disconnected(receive)
-        delivery = Stepped(subscription, streaming.courier, send_frames, gone, transport=transport)
+        delivery = Stepped(subscription, streaming.courier, frame, send_frames, gone, transport=transport)
         with delivery.attended() as over:
             ended = await over
         if ended:

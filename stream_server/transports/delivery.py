@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
-from types import coroutine
+from types import CoroutineType, coroutine
 from typing import Any, Protocol
 
 from stream_server.frames import Close, Wire
@@ -101,14 +101,7 @@ class Straight(Delivery):
 
     def write(self, wires: Sequence[Wire], joined: Joined) -> None:
         """Send frames. The connection itself says when it is full."""
-        if len(wires) == 1:
-            data = wires[0].framed(self._frame)
-        else:
-            key = (self._frame, *wires)
-            found = joined.get(key)
-            if found is None:
-                found = joined[key] = b"".join([wire.framed(self._frame) for wire in wires])
-            data = found
+        data = _together(wires, self._frame, joined)
         self._tally.bytes += len(data)
         if self._first:
             data, self._first = self._first + data, b""
@@ -172,35 +165,41 @@ class Stepped(Delivery):
     Args:
         subscription: Where they come from.
         courier: Who calls.
-        send: Sends frames, in order, and returns how many bytes they were. It may wait until the client has read.
+        frame: Makes bytes of a frame.
+        send: Sends frames, in order, given also as bytes. It may wait until the client has read.
         disconnected: Waits until the client has gone.
         transport: One of `courier.TRANSPORTS`.
     """
 
-    __slots__ = ("_gone", "_rest", "_send")
+    __slots__ = ("_frame", "_gone", "_rest", "_send")
 
     def __init__(
         self,
         subscription: Source,
         courier: Courier,
-        send: Callable[[Sequence[Wire]], Coroutine[Any, Any, int]],
+        frame: Framing,
+        send: Callable[[Sequence[Wire], bytes], Awaitable[None]],
         disconnected: Coroutine[Any, Any, None],
         *,
         transport: str,
     ) -> None:
         super().__init__(subscription, courier, transport)
+        self._frame = frame
         self._send = send
-        self._rest: asyncio.Task[int] | None = None
+        self._rest: asyncio.Task[None] | None = None
         self._gone = asyncio.create_task(disconnected, name="disconnect")
         self._gone.add_done_callback(lambda _: self.gone())
 
     def write(self, wires: Sequence[Wire], joined: Joined) -> None:
         """Send frames."""
-        sending = self._send(wires)
+        data = _together(wires, self._frame, joined)
+        self._tally.bytes += len(data)
+        sending = self._send(wires, data)
+        if not isinstance(sending, CoroutineType):
+            sending = _awaited(sending)
         try:
             waits_for = sending.send(None)
-        except StopIteration as sent:
-            self._tally.bytes += sent.value
+        except StopIteration:
             return
         except Exception as error:  # noqa: BLE001 # whatever a server raises to say that nobody is there
             self._failed(error)
@@ -215,14 +214,13 @@ class Stepped(Delivery):
         if self._rest is not None:
             self._rest.cancel()
 
-    def _sent(self, rest: asyncio.Task[int]) -> None:
+    def _sent(self, rest: asyncio.Task[None]) -> None:
         self._rest = None
         if rest.cancelled():
             return
         if (error := rest.exception()) is not None:
             self._failed(error)
         else:
-            self._tally.bytes += rest.result()
             self.catch_up()
 
     def _failed(self, error: BaseException) -> None:
@@ -230,12 +228,27 @@ class Stepped(Delivery):
         self.gone()
 
 
+def _together(wires: Sequence[Wire], frame: Framing, joined: Joined) -> bytes:
+    """Return frames as bytes, made once for all clients that are due the same."""
+    if len(wires) == 1:
+        return wires[0].framed(frame)
+    key = (frame, *wires)
+    data = joined.get(key)
+    if data is None:
+        data = joined[key] = b"".join([wire.framed(frame) for wire in wires])
+    return data
+
+
+async def _awaited(sending: Awaitable[None]) -> None:
+    """Make a coroutine of what some servers return instead."""
+    await sending
+
+
 @coroutine
-def _go_on(sending: Coroutine[Any, Any, int], waits_for: object) -> Generator[Any, Any, int]:
+def _go_on(sending: Coroutine[Any, Any, None], waits_for: object) -> Generator[Any, Any, None]:
     """Bring a coroutine to its end that has been stepped once, and waits for something."""
     try:
         yield waits_for
-        sent: int = yield from sending
-        return sent
+        yield from sending
     finally:
         sending.close()

@@ -137,15 +137,14 @@ class Multiplex:
         line, courier = self._websocket.scope.get(LINE), self._state["courier"]
         if line is None:
             gone = _end_of(reading)
-            return Stepped(self._bundle, courier, self._send, gone, transport=TRANSPORT)
+            return Stepped(self._bundle, courier, frame, self._send, gone, transport=TRANSPORT)
         delivery = Straight(self._bundle, courier, line, frame, transport=TRANSPORT)
         reading.add_done_callback(lambda _: delivery.gone())
         return delivery
 
-    async def _send(self, wires: Sequence[Wire]) -> int:
+    async def _send(self, wires: Sequence[Wire], _data: bytes) -> None:
         for wire in wires:
             await self._websocket.send_text(wire.text)
-        return sum(len(wire.framed(frame)) for wire in wires)
 
     async def _read(self) -> None:
         """Do what the client asks, until it is gone."""

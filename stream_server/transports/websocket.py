@@ -81,15 +81,14 @@ async def _stream(websocket: WebSocket, permission: Permission, asked: Question)
         await _send_straight(websocket, line, watch)
         return
 
-    async def send_frames(wires: Sequence[Wire]) -> int:
+    async def send_frames(wires: Sequence[Wire], _data: bytes) -> None:
         for wire in wires:
             await websocket.send_text(wire.text)
-        return sum(len(wire.framed(frame)) for wire in wires)
 
     async with watch as subscription:
         await accept(websocket)
         listening = _listen(websocket, Conversation(websocket.scope, watch, subscription))
-        delivery = Stepped(subscription, state["courier"], send_frames, listening, transport="websocket")
+        delivery = Stepped(subscription, state["courier"], frame, send_frames, listening, transport="websocket")
         with delivery.attended() as over:
             there = await over
         # Who has gone has nobody left to tell.

@@ -174,10 +174,14 @@ class Client:
                 return
         finally:
             following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                self._leave(connection, random.choice(WAYS) if following.cancelled() and not self.stays else "close")
+            try:
+                await asyncio.gather(following, return_exceptions=True)
+            finally:
+                # Also where it is told to go while it is leaving.
+                connection, self._connection = self._connection, None
+                if connection is not None:
+                    goes = following.cancelled() and not self.stays
+                    self._leave(connection, random.choice(WAYS) if goes else "close")
         if random.random() < FORGETFUL:
             self._cursors.clear()
             self.places.clear()

@@ -80,7 +80,7 @@ def relabelled(rows: Sequence[Transition], txids: Sequence[int]) -> list[Transit
 def test_all_watchers_of_a_question_get_the_same_whenever_they_joined(life: list[Move], joins: set[int]) -> None:
     followed = Followed()
     first = followed.join()
-    heard = first.take()
+    heard = [*first.take()]
     others: list[tuple[int, Subscription]] = []
     for number, move in enumerate(life):
         followed.live(move)
@@ -93,7 +93,7 @@ def test_all_watchers_of_a_question_get_the_same_whenever_they_joined(life: list
     followed.catch_up()
     heard += first.take()
     for since, other in others:
-        assert other.take() == heard[since:], "the very same frames, encoded once"
+        assert [*other.take()] == heard[since:], "the very same frames, encoded once"
 
 
 @given(lives, lives, st.data())
@@ -299,7 +299,7 @@ def test_after_another_journal_all_is_told_anew() -> None:
     followed.feed.start(other.state(), place)
     followed.feed.begin_anew("journal_changed", place)
     for watcher in watchers[:2]:
-        wires: list[Wire] = watcher.take()
+        wires: Sequence[Wire] = watcher.take()
         reset, snapshot = (wire.frame for wire in wires)
         assert isinstance(reset, Reset)
         assert reset.reason == "journal_changed"

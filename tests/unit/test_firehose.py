@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timezone
 
 import pytest
@@ -40,7 +40,7 @@ def told(subscription: Subscription) -> list[str]:
     return [wire.type for wire in subscription.take()]
 
 
-def last_cursor(wires: list[Wire]) -> Cursor | None:
+def last_cursor(wires: Sequence[Wire]) -> Cursor | None:
     assert all(wire.cursor is None for wire in wires[:-1]), "only the last frame of a batch has one"
     return wires[-1].cursor
 

@@ -59,7 +59,7 @@ def test_frames_come_out_in_the_order_in_which_they_went_in(pushes: list[list[in
     for push in wires:
         subscription.push(push)
     assert subscription.statistics().queued_frames == sum(map(len, wires))
-    assert subscription.take() == [wire for push in wires for wire in push]
+    assert [*subscription.take()] == [wire for push in wires for wire in push]
     assert subscription.statistics() == (0, 0)
 
 

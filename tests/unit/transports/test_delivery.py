@@ -28,6 +28,10 @@ def frame(name: str) -> Wire:
     return Wire(Reset(dag_id=name, run_id="", reason="cleared"))
 
 
+def in_json(wire: Wire) -> bytes:
+    return wire.json
+
+
 def end() -> Wire:
     return Wire(End(dag_id="", run_id="", state="success", outcome="none"))
 
@@ -46,16 +50,15 @@ class Client:
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[asyncio.Future[bool]]:
-        delivery = Stepped(self.subscription, self.mail, self._send, self._left(), transport="sse")
+        delivery = Stepped(self.subscription, self.mail, in_json, self._send, self._left(), transport="sse")
         with delivery.attended() as over:
             yield over
 
-    async def _send(self, wires: Sequence[Wire]) -> int:
+    async def _send(self, wires: Sequence[Wire], _data: bytes) -> None:
         await self.reads.wait()
         if self.fails is not None:
             raise self.fails
         self.sent.append(list(wires))
-        return sum(len(wire.json) for wire in wires)
 
     async def _left(self) -> None:
         await self.leaves.wait()
@@ -155,6 +158,26 @@ async def test_a_client_that_is_gone_while_frames_are_sent_is_no_error(slow: boo
     assert client.sent == []
 
 
+async def test_what_a_server_returns_for_a_coroutine_will_do() -> None:
+    mail, sent = courier(), list[asyncio.Future[None]]()
+    subscription, left = Subscription(10_000), asyncio.Event()
+
+    def send(_wires: Sequence[Wire], _data: bytes) -> asyncio.Future[None]:
+        sent.append(asyncio.get_running_loop().create_future())
+        return sent[-1]
+
+    async def gone() -> None:
+        await left.wait()
+
+    with Stepped(subscription, mail, in_json, send, gone(), transport="sse").attended():
+        for number in range(3):
+            subscription.push([frame("a")])
+            await turn()
+            assert len(sent) == number + 1
+            sent[-1].set_result(None)
+            await turn()
+
+
 async def test_a_fault_with_one_client_keeps_nothing_from_the_others() -> None:
     mail = courier()
     broken, other, wire = Client(mail), Client(mail), frame("a")
@@ -163,7 +186,7 @@ async def test_a_fault_with_one_client_keeps_nothing_from_the_others() -> None:
         def write(self, wires: Sequence[Wire], joined: Joined) -> None:
             raise RuntimeError("the handler is closed")
 
-    delivery = Broken(broken.subscription, mail, broken._send, broken._left(), transport="sse")
+    delivery = Broken(broken.subscription, mail, in_json, broken._send, broken._left(), transport="sse")
     with delivery.attended() as over:
         async with other.served():
             for client in (broken, other):
@@ -206,14 +229,11 @@ async def test_what_is_sent_is_counted_by_transport() -> None:
     mail = courier()
     client, other, wires = Client(mail), Client(mail), [frame("a"), frame("b")]
     async with client.served(), other.served():
-        other.reads.clear()
         for one in (client, other):
             one.subscription.push(wires)
         await turn()
         size = sum(len(wire.json) for wire in wires)
-        assert mail.statistics()["sse"] == WireStatistics(connections=2, frames=4, bytes=size, unsent=0)
-        other.reads.set()
-        await eventually_async(lambda: mail.statistics()["sse"].bytes == 2 * size)
+        assert mail.statistics()["sse"] == WireStatistics(connections=2, frames=4, bytes=2 * size, unsent=0)
         with mail.tallies["result"].one_waiting():
             assert mail.statistics()["result"] == WireStatistics(connections=1, frames=0, bytes=0, unsent=0)
     assert {one.connections for one in mail.statistics().values()} == {0}
