@@ -75,6 +75,9 @@ class Read:
     latencies: list[float]
     """Milliseconds, ascending."""
 
+    warm_up: list[float]
+    """Those of the first frames, if they are told apart."""
+
     expected: int
     delivered: int
     lost: int
@@ -167,8 +170,15 @@ class Generator:
             self._feed.write(data)
         return await self.collect(sent, load.runs, before)
 
-    async def collect(self, sent: dict[int, float], runs: int, cpu_before: float) -> Read:
-        """Wait until all has arrived or nothing more comes, and tell what was read."""
+    async def collect(self, sent: dict[int, float], runs: int, cpu_before: float, warm_up: int = 0) -> Read:
+        """Wait until all has arrived or nothing more comes, and tell what was read.
+
+        Args:
+            sent: When each frame was published, by its number.
+            runs: To which it went in turn.
+            cpu_before: What this process had used before.
+            warm_up: Latencies of the frames up to this number are told apart.
+        """
         due: dict[int, set[int]] = {}
         for number in sent:
             due.setdefault(number % runs, set()).add(number)
@@ -176,6 +186,7 @@ class Generator:
         await self._settle()
         cpu = _cpu() - cpu_before
         latencies: list[float] = []
+        early: list[float] = []
         lost = doubled = 0
         last = 0.0
         for client in self._clients:
@@ -186,13 +197,15 @@ class Generator:
                     doubled += 1
                 elif found in wanted:
                     seen.add(found)
-                    latencies.append(1000 * (at - sent[found]))
+                    (latencies if found > warm_up else early).append(1000 * (at - sent[found]))
                     last = max(last, at)
             lost += len(wanted) - len(seen)
             client.reads = []
         latencies.sort()
+        early.sort()
         first = min(sent.values())
-        return Read(latencies, expected, len(latencies), lost, doubled, last - first, cpu, len(sent))
+        delivered = len(latencies) + len(early)
+        return Read(latencies, early, expected, delivered, lost, doubled, last - first, cpu, len(sent))
 
     def close(self) -> None:
         for client in self._clients:

@@ -1,7 +1,8 @@
 """From INSERT to many clients: PostgreSQL, the journal, the tail, the hub and the wire.
 
 The server has the first core, the clients the last one; the writer and PostgreSQL take what they get of both. Latencies
-are from just before the writer sends its UPDATE.
+are from just before the writer sends its UPDATE. Those of the warm-up are told apart: it begins with a transition of
+each connection of the writer's, all at once, for which each backend compiles the trigger's function.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bench.fanout_clients import Read, Target
 from bench.fanout_payload import DAG_ID, run_id
 from bench.stage import Stage, stage, termination_raises
 from bench.witness import BenchmarkError
-from bench.writer import add_run, write
+from bench.writer import CONNECTIONS, add_run, write
 from stream_server.demo.errors import DemoError
 from stream_server.run_state import RunKey
 
@@ -31,6 +32,8 @@ AIMS = {50.0: 15.0, 500.0: 30.0}
 """Milliseconds that 99 % of all frames may take at most, by transitions per second, with 1,000 clients."""
 
 RATE_KEPT = 0.95
+
+WARM_UP_SECONDS = 1.0
 
 
 def main() -> int:
@@ -73,18 +76,19 @@ def _round(running: Stage, rate: float, arguments: argparse.Namespace) -> dict[s
         generator.ask("target", Target(port, path, websocket=False, opened=b"snapshot", feed_port=port))
         seconds = generator.ask("connect", arguments.clients, 1)
         before = cpu_seconds(running.server.pid)
-        commits = uvloop.run(
-            write(running.database_url, instances, first=1, rate=rate, count=round(rate * arguments.seconds))
-        )
-        read: Read = generator.ask("collect", {commit.number: commit.sent for commit in commits}, 1, 0.0)
+        warm_up = CONNECTIONS + round(rate * WARM_UP_SECONDS)
+        count = warm_up + round(rate * arguments.seconds)
+        commits = uvloop.run(write(running.database_url, instances, first=1, rate=rate, count=count))
+        read: Read = generator.ask("collect", {commit.number: commit.sent for commit in commits}, 1, 0.0, warm_up)
         used = cpu_seconds(running.server.pid) - before
     finally:
         generator.close()
     return {
         "p50_ms": percentile(read.latencies, 0.5),
         "p99_ms": percentile(read.latencies, 0.99),
+        "warm_up_max_ms": read.warm_up[-1],
         "commit_p50_ms": 1000 * statistics.median(commit.acked - commit.sent for commit in commits),
-        "rate_kept": (len(commits) - 1) / (commits[-1].sent - commits[0].sent),
+        "rate_kept": (count - CONNECTIONS) / (commits[-1].sent - commits[CONNECTIONS - 1].sent),
         "server_us_per_frame": 1e6 * used / max(1, read.delivered),
         "expected": read.expected,
         "lost": read.lost,
