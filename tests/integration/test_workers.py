@@ -148,14 +148,17 @@ async def test_a_client_goes_on_with_another_worker(host: Serve, airflow: Airflo
         async with sse(serving.url, run, "?until=run") as events:
             await events.next()
             await airflow.run_task(run, "ask", 1)
-            first = [await events.next() for _ in range(3)]
+            first = [await events.next()]
+            while len(first) < 3 or events.ids[-1] is None:
+                # Only the last frame of a batch has a place.
+                first.append(await events.next())
             place = events.ids[-1]
         await airflow.run_task(run, "answer", 2)
         await airflow.set_run(run, "success")
         expected = [one for one in await written(airflow, run) if one[0] > first[-1]["seq"]]
         # Whichever of them is asked.
         for _ in range(4 * WORKERS):
-            async with sse(serving.url, run, "?until=run", {"Last-Event-ID": place or ""}) as again:
+            async with sse(serving.url, run, "?until=run", {"Last-Event-ID": place or "none"}) as again:
                 frames = await again.rest()
             assert frames[0]["type"] == "resumed"
             assert told(frames) == expected
