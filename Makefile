@@ -41,10 +41,6 @@ demo: $(VENV)/.pages  ## A real Airflow, streamed live in this terminal (ARGS=--
 test: $(VENV)/.dev $(VENV)/.pages test-web  ## Every test, real PostgreSQL and real Airflow included
 	$(BIN)/python -m pytest $(ARGS)
 
-.PHONY: test-again
-test-again: $(VENV)/.dev  ## The few tests that have failed in the last run, once more, each for itself
-	PYTHONPATH=tests $(BIN)/python -m support.again
-
 test-unit: $(VENV)/.dev  ## The pure core
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
