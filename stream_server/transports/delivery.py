@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import CoroutineType, coroutine
 from typing import Any, Protocol
 
@@ -193,20 +194,20 @@ class Stepped(Delivery):
     def write(self, wires: Sequence[Wire], joined: Joined) -> None:
         """Send frames."""
         data = _together(wires, self._frame, joined)
-        self._tally.bytes += len(data)
         sending = self._send(wires, data)
         if not isinstance(sending, CoroutineType):
             sending = _awaited(sending)
         try:
             waits_for = sending.send(None)
         except StopIteration:
+            self._tally.bytes += len(data)
             return
         except Exception as error:  # noqa: BLE001 # whatever a server raises to say that nobody is there
             self._failed(error)
             return
         self.behind = True
         self._rest = asyncio.create_task(_go_on(sending, waits_for), name="slow client")
-        self._rest.add_done_callback(self._sent)
+        self._rest.add_done_callback(partial(self._sent, len(data)))
 
     def detach(self) -> None:
         """Let go of the connection."""
@@ -214,13 +215,14 @@ class Stepped(Delivery):
         if self._rest is not None:
             self._rest.cancel()
 
-    def _sent(self, rest: asyncio.Task[None]) -> None:
+    def _sent(self, size: int, rest: asyncio.Task[None]) -> None:
         self._rest = None
         if rest.cancelled():
             return
         if (error := rest.exception()) is not None:
             self._failed(error)
         else:
+            self._tally.bytes += size
             self.catch_up()
 
     def _failed(self, error: BaseException) -> None:

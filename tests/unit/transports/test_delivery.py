@@ -229,11 +229,14 @@ async def test_what_is_sent_is_counted_by_transport() -> None:
     mail = courier()
     client, other, wires = Client(mail), Client(mail), [frame("a"), frame("b")]
     async with client.served(), other.served():
+        other.reads.clear()
         for one in (client, other):
             one.subscription.push(wires)
         await turn()
         size = sum(len(wire.json) for wire in wires)
-        assert mail.statistics()["sse"] == WireStatistics(connections=2, frames=4, bytes=2 * size, unsent=0)
+        assert mail.statistics()["sse"] == WireStatistics(connections=2, frames=4, bytes=size, unsent=0)
+        other.reads.set()
+        await eventually_async(lambda: mail.statistics()["sse"].bytes == 2 * size)
         with mail.tallies["result"].one_waiting():
             assert mail.statistics()["result"] == WireStatistics(connections=1, frames=0, bytes=0, unsent=0)
     assert {one.connections for one in mail.statistics().values()} == {0}
