@@ -225,8 +225,11 @@ async def test_who_came_when_more_was_allowed_does_not_keep_it(
                     while frame["type"] not in {*KINDS, "close"}:
                         frame = await second.next()
                 if frame.get("withheld"):
+                    assert "value" not in frame
                     break
-        assert (await first.until("close"))["code"] == 4007
+        async with listening(guarded, ada, "run, SSE") as third:
+            assert (await first.until("close"))["code"] == 4007
+            assert await third.said(1) == [("chat", None)]
 
 
 async def test_the_result_is_told_again_when_it_may_be_read(
