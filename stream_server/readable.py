@@ -30,6 +30,9 @@ ASKED = 100
 KEPT = 10_000
 """Answers that are kept of a caller."""
 
+OF_ALL_DAGS = Reading("~", values=True)
+"""What tasks say, whatever their DAG, as paths of Airflow's have it (`requires_access_dag`)."""
+
 
 class _Known(NamedTuple):
     allowed: bool
@@ -42,12 +45,13 @@ class _Known(NamedTuple):
 class ReadableDags:
     """Implements `stream_server.firehose.Readable`.
 
-    What is met is asked for itself. Where that would be more than `ASKED`, they take turns, and one list of all DAGs
-    renews the others: it costs Airflow about as much as a question about a single one, but says less: which DAGs may be
-    read, and not the runs of which.
+    What is met is asked for itself. Where that would be more than `ASKED`, they take turns, and others are renewed by
+    what Airflow's own lists of the runs and XComs of many DAGs go by (`permitted_dag_filter_factory`, and a permission
+    that names no DAG): a list of the DAGs that may be read, which costs Airflow about as much as a question about one,
+    and whether XComs may be read at all. Whether runs may be is asked by whoever guards the stream.
 
     Args:
-        ask: Asks whether the caller may read something.
+        ask: Asks whether the caller may read something, or `OF_ALL_DAGS`.
         list_dags: Lists the DAGs that he may read.
         good_for: Seconds for which an answer is good. Then it is renewed when its DAG is met next.
         clock: Tells the time in seconds.
@@ -67,6 +71,9 @@ class ReadableDags:
         self._known: dict[Reading, _Known] = {}
         self._asking: dict[Reading, asyncio.Task[None]] = {}
         self._renewing: asyncio.Task[None] | None = None
+        self._values_of_all = True
+        """Whether what tasks say may be read whatever their DAG, so that a list of DAGs renews that, too."""
+
         self._turns = Turns(good_for)
 
     def may_read(self, reading: Reading) -> bool | None:
@@ -148,6 +155,8 @@ class ReadableDags:
         now = self._clock()
         if self._turns.take(known.asked_at, now) or now - known.asked_at > self._good_for * RENEWED:
             return False
+        if reading.values and known.allowed and not self._values_of_all:
+            return False
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._renew(), name="list of DAGs")
             self._renewing.add_done_callback(self._renewed)
@@ -163,11 +172,15 @@ class ReadableDags:
         except AirflowRefused:
             # Who may not list DAGs may read some all the same, each of which is asked for itself.
             return
+        if any(reading.values for reading in self._known):
+            self._values_of_all = await self._ask(OF_ALL_DAGS)
         for reading, known in list(self._known.items()):
-            if known.allowed and reading.dag_id not in listed:
+            if not known.allowed:
+                # Though its DAG be listed now: it waits for its turn.
+                self._known[reading] = known._replace(renewed_at=now)
+            elif reading.dag_id not in listed:
                 del self._known[reading]
-            else:
-                # What was refused, and is listed now, need not be what was refused: it waits for its turn.
+            elif self._values_of_all or not reading.values:
                 self._known[reading] = known._replace(renewed_at=now)
 
     def _renewed(self, task: asyncio.Task[None]) -> None:

@@ -49,6 +49,7 @@ USERS = {
     "loser": "Viewer",
     "gone": "Viewer",
     "deserter": "Viewer",
+    "forgetter": "guest",
 }
 """Users, and the role of each; the password is the name."""
 

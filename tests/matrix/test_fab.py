@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from matrix.fab import ROLES, Fab, running_fab
+from stream_server import readable
+from stream_server.airflow_api import shared_client
+from stream_server.airflow_auth import AirflowAuthorizer
+from stream_server.auth import Caller
 from stream_server.demo.rest import AirflowRest
 from stream_server.demo.server import Server
+from stream_server.firehose import Reading
 from stream_server.run_state import RunKey
 from support.airflow_callers import bearer, token
 from support.asked_airflow import SECONDS, Headers, Ours, differs, said_and_told
@@ -146,6 +152,22 @@ async def test_who_has_another_role_sees_what_that_may_see(fab: Fab, guarded: Se
     async with Streams(guarded.url, headers, waiting).opened() as tasks:
         await asyncio.to_thread(fab.give, "loser", "Public")
         assert await within(tasks, SECONDS) == FORBIDDEN
+
+
+async def test_lost_xcoms_are_noticed_where_no_dag_is_asked_for_itself(
+    fab: Fab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readable, "ASKED", 0)
+    monkeypatch.setattr(readable, "RENEWED", math.inf)
+    runs, said = Reading(FOR_GUESTS), Reading(FOR_GUESTS, values=True)
+    async with shared_client(fab.url, SECONDS) as client:
+        authorizer = AirflowAuthorizer(client, good_for=1, grace=SECONDS)
+        dags = authorizer.readable(Caller.bearing(fab.token("forgetter")))
+        assert await dags.among({runs, said, Reading(FOR_ALL)}) == {runs, said}
+        await asyncio.to_thread(fab.give, "forgetter", "guest without XComs")
+        await eventually_async(lambda: dags.may_read(said) is False, SECONDS, "what tasks say is told no more")
+        assert await dags.among({runs, said}) == {runs}
+        await authorizer.close()
 
 
 async def test_who_is_deleted_is_out_everywhere(fab: Fab, guarded: Server, waiting: RunKey) -> None:

@@ -7,13 +7,17 @@ import pytest
 from stream_server import readable
 from stream_server.errors import AirflowRefused, PermissionUnknown
 from stream_server.firehose import Reading
-from stream_server.readable import ASKED, ReadableDags
+from stream_server.readable import ASKED, OF_ALL_DAGS, ReadableDags
 
 MINE, YOURS, SAID = Reading("mine"), Reading("yours"), Reading("mine", values=True)
 
 
 def runs_of(*dag_ids: str) -> set[Reading]:
     return {Reading(dag_id) for dag_id in dag_ids}
+
+
+def said_by(*dag_ids: str) -> set[Reading]:
+    return {Reading(dag_id, values=True) for dag_id in dag_ids}
 
 
 class World:
@@ -23,6 +27,9 @@ class World:
         self.asked: list[Reading] = []
         self.silent = False
         """Who may read runs, and not what tasks say."""
+
+        self.heard_by_name = False
+        """Who may read what tasks say of single DAGs, and not of all."""
 
         self.down = False
         self.listed = 0
@@ -41,6 +48,8 @@ class World:
         await asyncio.sleep(0)
         if self.down:
             raise PermissionUnknown("down")
+        if reading == OF_ALL_DAGS:
+            return not self.silent and not self.heard_by_name
         return reading.dag_id in self.allowed and not (reading.values and self.silent)
 
 
@@ -140,6 +149,50 @@ async def test_values_are_asked_for_by_themselves(world: World) -> None:
     world.now += 61
     assert await world.dags.among({MINE, SAID}) == {MINE, SAID}
     assert sorted(world.asked) == [MINE, MINE, SAID, SAID]
+
+
+async def test_what_tasks_say_may_be_heard_no_more_of_any_of_many_dags(world: World) -> None:
+    world.allowed = {f"dag{number}" for number in range(3 * ASKED)}
+    said = said_by(*world.allowed)
+    assert await world.dags.among(said) == said
+    world.now += 31
+    assert all(world.dags.may_read(reading) for reading in said)
+    await settled()
+    assert world.listed == 1
+    assert len(world.asked) <= 4 * ASKED + 1
+    world.silent = True
+    world.now += 31
+    assert all(world.dags.may_read(reading) for reading in said)
+    await settled()
+    assert not any(world.dags.may_read(reading) for reading in said)
+
+
+async def test_what_tasks_say_is_asked_for_each_dag_where_not_all_may_be_heard(world: World) -> None:
+    world.allowed = {f"dag{number}" for number in range(3 * ASKED)}
+    world.heard_by_name = True
+    said = said_by(*world.allowed)
+    await world.dags.among(said)
+    for _ in range(3):
+        world.now += 31
+        world.asked.clear()
+        assert all(world.dags.may_read(reading) for reading in said)
+        await settled()
+        assert said <= set(world.asked)
+    # A list would say nothing, and is not taken again for that.
+    assert world.listed == 1
+
+
+async def test_who_may_hear_no_task_costs_no_more_than_others(world: World) -> None:
+    world.allowed = {f"dag{number}" for number in range(3 * ASKED)}
+    world.silent = True
+    dags, said = runs_of(*world.allowed), said_by(*world.allowed)
+    assert await world.dags.among(dags | said) == dags
+    world.now += 31
+    world.asked.clear()
+    for reading in dags | said:
+        world.dags.may_read(reading)
+    await settled()
+    assert len(world.asked) <= ASKED + 1
 
 
 async def test_who_may_not_list_dags_is_asked_for_each(world: World) -> None:
