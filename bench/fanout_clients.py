@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
-import socket
-import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,16 +18,10 @@ from typing import Any, NamedTuple, cast
 import psutil
 import uvloop
 
+from bench.fanout_dialing import dial
 from bench.fanout_payload import NUMBER, payload, run_id
 from bench.witness import BenchmarkError
 
-CONNECTING = 64
-"""Connections that are being made at once."""
-
-CLIENTS_OF_AN_ADDRESS = 20_000
-"""So that ports don't run out; loopback has many addresses."""
-
-OPEN_SECONDS = 60.0
 STRAGGLER_SECONDS = 20.0
 QUIET_SECONDS = 1.5
 """For how long nothing must come until it is believed that nothing more will."""
@@ -92,32 +84,19 @@ class Read:
 class Client(asyncio.Protocol):
     """One connection that stamps what it reads."""
 
-    __slots__ = ("_opened", "_request", "gone", "index", "reads", "ready", "transport")
+    __slots__ = ("index", "reads", "transport")
 
-    def __init__(self, request: bytes, opened: bytes, index: int) -> None:
+    def __init__(self, index: int) -> None:
         self.index = index
         """Of the run that it watches."""
 
-        self._request = request
-        self._opened = opened
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.reads: list[tuple[float, bytes]] = []
-        self.gone = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self.reads.append((time.monotonic(), data))
-        if self._opened and self._opened in data:
-            self._opened = b""
-            self.ready.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.gone = True
-        if not self.ready.done():
-            self.ready.set_exception(BenchmarkError(f"A connection was closed at once: {exc}"))
 
 
 class Generator:
@@ -131,24 +110,15 @@ class Generator:
     async def connect(self, count: int, runs: int) -> float:
         """Connect clients, and return how many seconds that took, up to the first frame of the last of them."""
         loop = asyncio.get_running_loop()
-        slots = asyncio.Semaphore(CONNECTING)
+        requests = [_request(self._target, run_id(index % runs)) for index in range(count)]
         began = time.monotonic()
-
-        async def one(index: int) -> None:
-            async with slots:
-                sock = socket.socket()
-                sock.setblocking(False)
-                # The other side shall not be left with thousands of sockets in TIME_WAIT, and neither shall we.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                sock.bind((f"127.0.0.{2 + index // CLIENTS_OF_AN_ADDRESS}", 0))
-                await loop.sock_connect(sock, ("127.0.0.1", self._target.port))
-                client = Client(_request(self._target, run_id(index % runs)), self._target.opened, index % runs)
-                await loop.create_connection(lambda: client, sock=sock)
-                await asyncio.wait_for(client.ready, OPEN_SECONDS)
-                self._clients.append(client)
-
-        await asyncio.gather(*(one(index) for index in range(count)))
+        dialed = dial(self._target.port, requests, self._target.opened)
         took = time.monotonic() - began
+        for index, (sock, read) in enumerate(dialed):
+            client = Client(index % runs)
+            client.data_received(read)
+            await loop.create_connection(lambda client=client: client, sock=sock)  # type: ignore[misc]
+            self._clients.append(client)
         feed, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", self._target.feed_port)
         self._feed = feed
         return took

@@ -1,0 +1,84 @@
+"""Connecting the clients of the load generator, as fast as the server lets them in.
+
+Sockets are looked after by hand here, so that it is the server that takes the time, and not the generator.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bench.witness import BenchmarkError
+
+AT_ONCE = 256
+"""Connections that are being made at once. nginx queues no more than 511."""
+
+CLIENTS_OF_AN_ADDRESS = 20_000
+"""So that ports don't run out; loopback has many addresses."""
+
+OPEN_SECONDS = 60.0
+"""How long nothing may come, while something is awaited."""
+
+READ_BYTES = 65_536
+
+
+class Dialed(NamedTuple):
+    """A connection whose stream is open."""
+
+    sock: socket.socket
+    read: bytes
+    """What has come already."""
+
+
+def dial(port: int, requests: Sequence[bytes], opened: bytes) -> list[Dialed]:
+    """Connect to a port of this machine once for each of some requests, and return the connections, in order.
+
+    Args:
+        port: The port.
+        requests: What is sent on each connection.
+        opened: What the answer holds when the stream is open.
+
+    Raises:
+        BenchmarkError: A connection was closed, or nothing comes.
+    """
+    dialed: dict[int, Dialed] = {}
+    waiting: dict[int, bytes] = {}
+    with selectors.DefaultSelector() as selector:
+        for index in range(min(AT_ONCE, len(requests))):
+            selector.register(_begin(port, requests, index), selectors.EVENT_READ, index)
+        begun = min(AT_ONCE, len(requests))
+        while len(dialed) < len(requests):
+            events = selector.select(OPEN_SECONDS)
+            if not events:
+                raise BenchmarkError(f"Nothing has come for {OPEN_SECONDS:g} s")
+            for key, _ in events:
+                index, sock = key.data, key.fileobj
+                assert isinstance(sock, socket.socket), "it was registered"
+                data = sock.recv(READ_BYTES)
+                if not data:
+                    raise BenchmarkError("A connection was closed at once")
+                data = waiting.pop(index, b"") + data
+                if opened not in data:
+                    waiting[index] = data
+                    continue
+                selector.unregister(sock)
+                dialed[index] = Dialed(sock, data)
+                if begun < len(requests):
+                    selector.register(_begin(port, requests, begun), selectors.EVENT_READ, begun)
+                    begun += 1
+    return [dialed[index] for index in range(len(requests))]
+
+
+def _begin(port: int, requests: Sequence[bytes], index: int) -> socket.socket:
+    sock = socket.socket()
+    # The other side shall not be left with thousands of sockets in TIME_WAIT, and neither shall we.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.bind((f"127.0.0.{2 + index // CLIENTS_OF_AN_ADDRESS}", 0))
+    # The kernel connects without the server, which has only to accept: that does not wait for anybody.
+    sock.connect(("127.0.0.1", port))
+    sock.sendall(requests[index])
+    sock.setblocking(False)
+    return sock
