@@ -13,19 +13,21 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import anyio
 
 from stream_server.close_codes import CloseCode
 from stream_server.cursor import Cursor
-from stream_server.errors import CursorError, Draining, JournalUnreachable
+from stream_server.errors import Draining, JournalUnreachable
 from stream_server.feed import Channel
 from stream_server.firehose import Filter, Firehose, Readable, anew, missed, readings
 from stream_server.frames import Reset, ResetReason, Wire
 from stream_server.observing import Connection, Observer, Read
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey, RunState
+from stream_server.since import Since
+from stream_server.stay import Stay
 from stream_server.subscription import Subscription
 from stream_server.transition import Transition
 from stream_server.watched import RunSource, Watched, WatchedRuns
@@ -38,33 +40,11 @@ CATCH_UP_SECONDS = 3.0
 DRAIN_RETRY_MS = (500, 3000)
 """Bounds of the random delay that drained clients are told to wait before they connect again."""
 
-
 SHUTTING_DOWN = "The server is shutting down"
 
 
-class Since(NamedTuple):
-    """From where on a client wants to hear every transition."""
-
-    cursor: Cursor | None
-    """Its place; `None` where what it gave is none."""
-
-    unborn: bool = False
-    """Whether the run did not exist then: the client knows nothing of it."""
-
-    @classmethod
-    def parse(cls, text: str | None) -> Since | None:
-        """Read what a client gave as its place; `None` where it gave nothing."""
-        if text is None:
-            return None
-        try:
-            return cls(Cursor.parse(text))
-        except CursorError:
-            return cls(None)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the client has seen the end of its stream."""
-        return self.cursor is not None and self.cursor.ended
+Watch: TypeAlias = tuple[RunKey, Question, Since | None]
+"""Who watches which run, what he asks of it, and from where on."""
 
 
 class HubStatistics(NamedTuple):
@@ -189,10 +169,7 @@ class Hub:
 
     # Watching.
 
-    @asynccontextmanager
-    async def watch(
-        self, key: RunKey, question: Question, *, since: Since | None = None
-    ) -> AsyncIterator[Subscription]:
+    def watch(self, key: RunKey, question: Question, *, since: Since | None = None) -> Stay[Watch, Watched]:
         """Watch a run.
 
         Args:
@@ -205,11 +182,15 @@ class Hub:
             UnknownTask: The question names a task that the DAG does not have.
             Unavailable: PostgreSQL does not answer, the journal is missing, or this server is shutting down.
         """
+        return Stay(self, (key, question, since))
+
+    async def come(self, asked: Watch) -> tuple[Watched, Subscription]:
+        """Implement `Stay`."""
         assert self.cursor, "it raises where there is none"
+        key, question, since = asked
         began = time.monotonic()
         why_not = None if since is None else await self._refuse(since.cursor)
         watched = await self._runs.hold(key)
-        subscription: Subscription | None = None
         try:
             self._on_watch()
             self._on_run(key)
@@ -217,12 +198,16 @@ class Hub:
                 subscription = self._begin(watched, question, None if since is None else why_not)
             else:
                 subscription = await self._go_on(watched, question, since.cursor, unborn=since.unborn)
-            self._joined(began, since)
-            yield subscription
-        finally:
-            if subscription is not None:
-                self._dismiss(watched, subscription)
+        except BaseException:
             self._runs.let_go(watched)
+            raise
+        self._joined(began, since)
+        return watched, subscription
+
+    def leave(self, place: Watched, subscription: Subscription) -> None:
+        """Implement `Stay`."""
+        self._dismiss(place, subscription)
+        self._runs.let_go(place)
 
     @asynccontextmanager
     async def follow(

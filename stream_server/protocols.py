@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 
 from stream_server.edge import BoundedHttp
+from stream_server.flow import Gate
 from stream_server.frames import Close
 from stream_server.transports.delivery import LINE, Straight
 from stream_server.transports.websocket import closing
@@ -34,38 +35,6 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 TAKEN: dict[str, Any] = {"method": "GET"}
 """Stands in for the scope of a request that is over."""
-
-
-class Gate:
-    """An `asyncio.Event` that takes next to no memory while nobody waits for it: each connection has some."""
-
-    __slots__ = ("_open", "_opened")
-
-    def __init__(self) -> None:
-        self._open = True
-        self._opened: asyncio.Event | None = None
-
-    def is_set(self) -> bool:
-        """Tell whether it is open."""
-        return self._open
-
-    def set(self) -> None:
-        """Open it."""
-        self._open = True
-        if self._opened is not None:
-            self._opened.set()
-            self._opened = None
-
-    def clear(self) -> None:
-        """Shut it."""
-        self._open = False
-
-    async def wait(self) -> bool:
-        """Wait until it is open."""
-        while not self._open:
-            self._opened = self._opened or asyncio.Event()
-            await self._opened.wait()
-        return True
 
 
 class _NoTimer(asyncio.TimerHandle):
@@ -88,6 +57,10 @@ class _Nowhere:
 NO_TIMER, NOWHERE = _NoTimer(), _Nowhere()
 
 
+MOST_HEADS = 1000
+"""Heads that are kept at most: clients choose their `Origin`."""
+
+
 class _Held:
     """Stands in for a connection, and keeps what is written."""
 
@@ -101,10 +74,25 @@ class _Held:
         self.data += data
 
 
+class Heads:
+    """Heads of answers that uvicorn has sent in this second, by what they depend on."""
+
+    def __init__(self) -> None:
+        self._dated: object = None
+        self._kept: dict[Hashable, bytes] = {}
+
+    def of(self, dated: object) -> dict[Hashable, bytes]:
+        """Return those that have the headers which uvicorn gives to all: it has new ones once in a second."""
+        if dated is not self._dated or len(self._kept) > MOST_HEADS:
+            self._dated, self._kept = dated, {}
+        return self._kept
+
+
 class HttpLine(BoundedHttp):
     """A connection that speaks HTTP/1.1."""
 
     delivery: Straight | None = None
+    _heads = Heads()
 
     @property
     def full(self) -> bool:
@@ -118,19 +106,26 @@ class HttpLine(BoundedHttp):
         self._taken = self.cycle
         return True
 
+    def head(self, kind: Hashable) -> bytes | None:
+        """Return the head of an answer, if one of its kind has been sent in this second, and begin with the answer."""
+        cycle = self._taken
+        head = self._heads.of(cycle.default_headers).get((kind, cycle.keep_alive))
+        if head is not None:
+            cycle.response_started, cycle.waiting_for_100_continue = True, False
+        return head
+
     def hold(self) -> None:
         """Keep back what ASGI sends."""
         self._taken.transport = self._held = _Held()  # type: ignore[assignment]
 
-    def release(self) -> bytes:
-        """Return what was kept back, and keep nothing back any more."""
-        self._taken.transport = self.transport
-        return self._held.data
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin."""
-        super().connection_made(transport)
-        self.flow._is_writable_event = Gate()  # type: ignore[assignment] # noqa: SLF001
+    def release(self, kind: Hashable = None) -> bytes:
+        """Return the head that was kept back, and keep nothing back any more."""
+        cycle = self._taken
+        cycle.transport = self.transport
+        head = self._held.data
+        if kind is not None:
+            self._heads.of(cycle.default_headers)[kind, cycle.keep_alive] = head
+        return head
 
     def take(self) -> None:
         """Have the connection outlive the request, with as little of what that needed as can be."""

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stream_server.admission import Admission, address_caller
 from stream_server.errors import NulInText
 from stream_server.transports.caller import credential_of
-from stream_server.transports.places import PLACE, now, take_ticket
+from stream_server.transports.places import OVERHEARD, PLACE, now, take_ticket
 from stream_server.transports.probe import PROBE
 from stream_server.transports.request import State
 
@@ -52,6 +52,7 @@ class Admitted:
         scope[PLACE] = place
         if identity is not None and not known:
             send = _vouching(admission, identity, send)
+            scope[OVERHEARD] = True
         try:
             await self._app(scope, receive, send)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from typing import Any, NamedTuple, cast
@@ -16,7 +16,8 @@ from stream_server.frames import Wire
 from stream_server.subscription import Subscription
 from stream_server.transports.courier import Courier
 from stream_server.transports.delivery import LINE, SEND, AnswerLine, Framing, Stepped, Straight
-from stream_server.transports.places import keep_place
+from stream_server.transports.places import OVERHEARD, keep_place
+from stream_server.transports.request import header_of
 
 HEADERS = {
     # Proxies must neither store, transform (compress, and so buffer) nor buffer the stream.
@@ -73,10 +74,6 @@ async def send_stream(
         return
 
     send_on: Send = scope.get(SEND, send)
-
-    def send_frames(_wires: Sequence[Wire], data: bytes) -> Awaitable[None]:
-        return send_on(_body(data))
-
     async with streaming.watch as subscription:
         await send(start)
         if scope["method"] == "HEAD":
@@ -85,7 +82,7 @@ async def send_stream(
         if first:
             await send(_body(first))
         gone = disconnected(receive)
-        delivery = Stepped(subscription, streaming.courier, frame, send_frames, gone, transport=transport)
+        delivery = Stepped(subscription, streaming.courier, frame, send_on, gone, pack=_packed, transport=transport)
         with delivery.attended() as over:
             ended = await over
         if ended:
@@ -111,17 +108,29 @@ async def _send_straight(
 ) -> None:
     """Leave all to a delivery that writes to the connection, the headers in one piece with the first frames."""
     subscription = await streaming.watch.__aenter__()
-    line.hold()
     try:
-        await send(start)
+        head = await _head(line, scope, send, start)
         delivery = Straight(subscription, streaming.courier, line, chunked(frame), transport=transport)
     except BaseException as error:
-        line.release()
         await streaming.watch.__aexit__(type(error), error, error.__traceback__)
         raise
     keep_place(scope, delivery.over)
-    head = line.release()
     delivery.begin_alone(streaming.watch, streaming.on_gone, first=head + _chunk(first) if first else head)
+
+
+async def _head(line: AnswerLine, scope: Scope, send: Send, start: Message) -> bytes:
+    """Return the head of an answer, as it comes through all middlewares; for all who get the same, once a second."""
+    # What `CORSMiddleware` adds depends on the origin alone.
+    kind = None if OVERHEARD in scope else (start["status"], tuple(start["headers"]), header_of(scope, b"origin"))
+    if kind is not None and (head := line.head(kind)) is not None:
+        return head
+    line.hold()
+    try:
+        await send(start)
+    except BaseException:
+        line.release()
+        raise
+    return line.release(kind)
 
 
 @cache
@@ -169,6 +178,10 @@ def _let_go(receive: Receive) -> asyncio.WriteTransport | None:
     cycle.disconnected = True
     transport: asyncio.WriteTransport = cycle.transport
     return transport
+
+
+def _packed(_wires: Sequence[Wire], data: bytes) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": True}
 
 
 def _body(body: bytes, *, more: bool = True) -> Message:

@@ -13,7 +13,7 @@ from stream_server.tickets import MAX_TICKET_LENGTH, digest_of, unseal
 from stream_server.transports.places import TICKET, recognize
 from stream_server.transports.request import State, query_of
 
-CREDENTIALS = ("authorization", "cookie")
+CREDENTIALS = (b"authorization", b"cookie")
 """Headers by which callers say who they are. Some auth managers need all cookies."""
 
 
@@ -40,7 +40,9 @@ async def caller_of(connection: HTTPConnection) -> Caller:
 
 def credential_of(connection: HTTPConnection) -> dict[str, str]:
     """Return the headers by which somebody says who he is."""
-    return {name: connection.headers[name] for name in CREDENTIALS if name in connection.headers}
+    # Of several, the first counts.
+    headers = reversed([*connection.scope["headers"]])
+    return {name.decode(): value.decode("latin-1") for name, value in headers if name in CREDENTIALS}
 
 
 async def _redeem(connection: HTTPConnection, ticket: str) -> Caller:

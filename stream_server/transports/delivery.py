@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import CoroutineType, coroutine
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from stream_server.frames import Close, Wire
 from stream_server.transports.courier import Courier, Delivery, Joined, Source
@@ -28,6 +28,10 @@ SEND = "stream_server.send"
 Framing = Callable[[Wire], bytes]
 OnGone = Callable[[], None] | None
 Hear = Callable[[bytes], None]
+
+
+Packed = TypeVar("Packed")
+"""What a server sends."""
 
 
 class Line(Protocol):
@@ -58,11 +62,22 @@ class AnswerLine(Line, Protocol):
     def claim(self, scope: dict[str, Any]) -> bool:
         """Tell whether the answer to a request may be written here: unless another one has come behind it since."""
 
+    def head(self, kind: Hashable) -> bytes | None:
+        """Return the head of an answer, if one of its kind has been sent in this second, and begin with the answer.
+
+        Args:
+            kind: All that a head depends on, but for the connection.
+        """
+
     def hold(self) -> None:
         """Keep back what ASGI sends."""
 
-    def release(self) -> bytes:
-        """Return what was kept back, and keep nothing back any more."""
+    def release(self, kind: Hashable = None) -> bytes:
+        """Return the head that was kept back, and keep nothing back any more.
+
+        Args:
+            kind: As for `head`; `None` where that is not to be remembered.
+        """
 
 
 class Straight(Delivery):
@@ -77,7 +92,10 @@ class Straight(Delivery):
         hear: Called with what the client says meanwhile, where that has a meaning.
     """
 
-    __slots__ = ("_first", "_frame", "_line", "_transport", "hear")
+    __slots__ = ("_first", "_frame", "_line", "_on_gone", "_transport", "_watch", "hear")
+
+    _watch: AbstractAsyncContextManager[object]
+    _on_gone: OnGone
 
     def __init__(
         self,
@@ -138,10 +156,11 @@ class Straight(Delivery):
             # Nothing is due yet, but the client shall know that its stream has begun.
             self._transport.write(self._first)
             self._first = b""
-        self.over.add_done_callback(lambda _: self._end_in_task(watch, on_gone))
+        self._watch, self._on_gone = watch, on_gone
+        self.over.add_done_callback(self._end_in_task)
 
-    def _end_in_task(self, watch: AbstractAsyncContextManager[object], on_gone: OnGone) -> None:
-        task = asyncio.create_task(self._end_alone(watch, on_gone), name="end of a stream")
+    def _end_in_task(self, _over: object) -> None:
+        task = asyncio.create_task(self._end_alone(self._watch, self._on_gone), name="end of a stream")
         _ending.add(task)
         task.add_done_callback(_ending.discard)
 
@@ -160,33 +179,37 @@ class Straight(Delivery):
 _ending: set[asyncio.Task[None]] = set()
 
 
-class Stepped(Delivery):
+class Stepped(Delivery, Generic[Packed]):
     """Brings frames by stepping ASGI's `send`; only where that waits, since the client is slow, a task goes on with it.
 
     Args:
         subscription: Where they come from.
         courier: Who calls.
         frame: Makes bytes of a frame.
-        send: Sends frames, in order, given also as bytes. It may wait until the client has read.
+        send: Sends what `pack` makes of frames, in order. It may wait until the client has read. Best the server's own:
+            whatever is around it lies elsewhere in memory for each client, and costs more than it does.
         disconnected: Waits until the client has gone.
+        pack: Makes what is sent of frames, given also as bytes.
         transport: One of `courier.TRANSPORTS`.
     """
 
-    __slots__ = ("_frame", "_gone", "_rest", "_send")
+    __slots__ = ("_frame", "_gone", "_pack", "_rest", "_send")
 
     def __init__(
         self,
         subscription: Source,
         courier: Courier,
         frame: Framing,
-        send: Callable[[Sequence[Wire], bytes], Awaitable[None]],
+        send: Callable[[Packed], Awaitable[None]],
         disconnected: Coroutine[Any, Any, None],
         *,
+        pack: Callable[[Sequence[Wire], bytes], Packed],
         transport: str,
     ) -> None:
         super().__init__(subscription, courier, transport)
         self._frame = frame
         self._send = send
+        self._pack = pack
         self._rest: asyncio.Task[None] | None = None
         self._gone = asyncio.create_task(disconnected, name="disconnect")
         self._gone.add_done_callback(lambda _: self.gone())
@@ -194,7 +217,7 @@ class Stepped(Delivery):
     def write(self, wires: Sequence[Wire], joined: Joined) -> None:
         """Send frames."""
         data = _together(wires, self._frame, joined)
-        sending = self._send(wires, data)
+        sending = self._send(self._pack(wires, data))
         if not isinstance(sending, CoroutineType):
             sending = _awaited(sending)
         try:
@@ -228,6 +251,11 @@ class Stepped(Delivery):
     def _failed(self, error: BaseException) -> None:
         log.debug("A client went while frames were sent: %r", error)
         self.gone()
+
+
+def each(wires: Sequence[Wire], _data: bytes) -> Sequence[Wire]:
+    """Pack frames where each goes out by itself."""
+    return wires
 
 
 def _together(wires: Sequence[Wire], frame: Framing, joined: Joined) -> bytes:

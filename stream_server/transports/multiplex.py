@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 
 from starlette.types import Scope
@@ -28,12 +28,12 @@ from stream_server.errors import (
 )
 from stream_server.frames import Ack, AuthExpiring, Wire
 from stream_server.guards import tells_of_token
-from stream_server.hub import Since
+from stream_server.since import Since
 from stream_server.subscription import Subscription
 from stream_server.transports.bundle import Bundle
 from stream_server.transports.caller import caller_of, refuse_foreign_origin
 from stream_server.transports.courier import Delivery
-from stream_server.transports.delivery import LINE, Stepped, Straight
+from stream_server.transports.delivery import LINE, Stepped, Straight, each
 from stream_server.transports.introduction import (
     MAX_ID_LENGTH,
     Introduction,
@@ -137,12 +137,12 @@ class Multiplex:
         line, courier = self._websocket.scope.get(LINE), self._state["courier"]
         if line is None:
             gone = _end_of(reading)
-            return Stepped(self._bundle, courier, frame, self._send, gone, transport=TRANSPORT)
+            return Stepped(self._bundle, courier, frame, self._send, gone, pack=each, transport=TRANSPORT)
         delivery = Straight(self._bundle, courier, line, frame, transport=TRANSPORT)
         reading.add_done_callback(lambda _: delivery.gone())
         return delivery
 
-    async def _send(self, wires: Sequence[Wire], _data: bytes) -> None:
+    async def _send(self, wires: Sequence[Wire]) -> None:
         for wire in wires:
             await self._websocket.send_text(wire.text)
 
@@ -252,7 +252,7 @@ class Multiplex:
         if isinstance(operation.run_id, str):
             key, question = run_of(operation, operation.run_id)
             permission = await permit(authorizer, caller, key)
-            watch = hub.watch(key, permission.may_ask(question), since=since)
+            watch: AbstractAsyncContextManager[Subscription] = hub.watch(key, permission.may_ask(question), since=since)
         else:
             permission = await permit_many(authorizer, caller)
             readable = authorizer.readable(caller)

@@ -16,6 +16,9 @@ from stream_server.transports.request import State
 PLACE = "stream_server.place"
 """Where a scope has its caller's `Place`."""
 
+OVERHEARD = "stream_server.overheard"
+"""In a scope where somebody waits for the head of its answer."""
+
 TICKET = "stream_server.ticket"
 """Where a scope has the ticket that stood in its URL."""
 

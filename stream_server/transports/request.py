@@ -9,6 +9,7 @@ from typing import TypedDict
 import httpx
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
+from starlette.types import Scope
 
 from stream_server.admission import Admission
 from stream_server.auth import Authorizer
@@ -16,7 +17,7 @@ from stream_server.deadlines import Deadlines
 from stream_server.duties import Upstream
 from stream_server.edge import Edge
 from stream_server.errors import BadParameter, TokenInUrl, TooLarge
-from stream_server.hub import Hub, Since
+from stream_server.hub import Hub
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
 from stream_server.journal.tickets import Tickets
@@ -24,6 +25,7 @@ from stream_server.metrics import Metrics
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings, parse_duration
+from stream_server.since import Since
 from stream_server.transports.cancellation import Cancellations
 from stream_server.transports.courier import Courier
 
@@ -59,6 +61,17 @@ class State(TypedDict):
     edge: Edge
     idle: Deadlines[Callable[[], None]]
     """What to call where a connection has had no stream for too long."""
+
+
+def header_of(scope: Scope, name: bytes) -> str | None:
+    """Return the first header of a request that has a name, given in lower case.
+
+    `Headers` of Starlette decodes whatever it looks at; a stream looks for a handful of headers.
+    """
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value).decode("latin-1")
+    return None
 
 
 @lru_cache(maxsize=256)
@@ -135,7 +148,7 @@ def since(connection: HTTPConnection) -> Since | None:
 
     A returning `EventSource` asks for the same URL again, whose `cursor` is older than its `Last-Event-ID`.
     """
-    return Since.parse(connection.headers.get("last-event-id") or query_of(connection).get("cursor") or None)
+    return Since.parse(header_of(connection.scope, b"last-event-id") or query_of(connection).get("cursor") or None)
 
 
 def choice(connection: HTTPConnection, name: str, values: tuple[str, ...]) -> str:
@@ -201,12 +214,13 @@ def refuse_unknown(names: Iterable[str], known: frozenset[str]) -> None:
 
 def accepts(connection: HTTPConnection, *offers: str) -> str:
     """Return which media type the client wants most (RFC 9110 section 12.5.1); of equals, the first offered."""
-    return _preferred(", ".join(connection.headers.getlist("accept")) or "*/*", offers)
+    accept = b", ".join([value for name, value in connection.scope["headers"] if name == b"accept"])
+    return _preferred(accept or b"*/*", offers)
 
 
 @lru_cache(maxsize=256)
-def _preferred(accept: str, offers: tuple[str, ...]) -> str:
-    wanted = weights(accept)
+def _preferred(accept: bytes, offers: tuple[str, ...]) -> str:
+    wanted = weights(accept.decode("latin-1"))
 
     def weight(offer: str) -> float:
         kind = offer.partition("/")[0]

@@ -18,7 +18,7 @@ from stream_server.transports.body import Streaming
 from stream_server.transports.caller import caller_of
 from stream_server.transports.courier import Courier
 from stream_server.transports.permission import permit
-from stream_server.transports.request import State, accepts, question, run_key, since
+from stream_server.transports.request import State, accepts, header_of, question, run_key, since
 
 
 async def stream(request: Request) -> Response:
@@ -51,7 +51,7 @@ def stream_response(request: Request, streaming: Streaming, headers: Mapping[str
     """Return the response in the form that the client wants."""
     if accepts(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE:
         return ndjson.LineStream(streaming, headers)
-    if sse.MEDIA_TYPE in request.headers.get("accept", ""):
+    if sse.MEDIA_TYPE in (header_of(request.scope, b"accept") or ""):
         state: State = request.scope["state"]
         streaming = streaming._replace(watch=_ComingAgain(streaming.watch, state["hub"]))
     return sse.EventStream(streaming, headers)
@@ -88,8 +88,9 @@ class _ComingAgain(AbstractAsyncContextManager[Subscription]):
 
 def is_event_source(connection: HTTPConnection) -> bool:
     """Tell whether a client gives up for good after any status but 200."""
-    accept = connection.headers.get("accept", "")
-    return connection.scope["type"] == "http" and connection.scope["method"] == "GET" and sse.MEDIA_TYPE in accept
+    scope = connection.scope
+    accept = header_of(scope, b"accept") or ""
+    return sse.MEDIA_TYPE in accept and scope["type"] == "http" and scope["method"] == "GET"
 
 
 def turned_away(error: Throttled, courier: Courier) -> Response:

@@ -31,9 +31,9 @@ from stream_server.errors import (
     RunNotFound,
     StreamServerError,
 )
-from stream_server.hub import Since
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey
+from stream_server.since import Since
 from stream_server.subscription import Subscription
 from stream_server.transports import longpoll, ndjson, sse
 from stream_server.transports.body import Streaming

@@ -16,7 +16,7 @@ from stream_server.outcome import Question
 from stream_server.run_state import RunKey
 from stream_server.subscription import Subscription
 from stream_server.transports.caller import caller_of, refuse_foreign_origin
-from stream_server.transports.delivery import LINE, Line, Stepped, Straight
+from stream_server.transports.delivery import LINE, Line, Stepped, Straight, each
 from stream_server.transports.introduction import (
     MAX_ID_LENGTH,
     Conversation,
@@ -81,14 +81,16 @@ async def _stream(websocket: WebSocket, permission: Permission, asked: Question)
         await _send_straight(websocket, line, watch)
         return
 
-    async def send_frames(wires: Sequence[Wire], _data: bytes) -> None:
+    async def send_frames(wires: Sequence[Wire]) -> None:
         for wire in wires:
             await websocket.send_text(wire.text)
 
     async with watch as subscription:
         await accept(websocket)
         listening = _listen(websocket, Conversation(websocket.scope, watch, subscription))
-        delivery = Stepped(subscription, state["courier"], frame, send_frames, listening, transport="websocket")
+        delivery = Stepped(
+            subscription, state["courier"], frame, send_frames, listening, pack=each, transport="websocket"
+        )
         with delivery.attended() as over:
             there = await over
         # Who has gone has nobody left to tell.

@@ -52,3 +52,25 @@ async def test_everybody_is_never_allowed_with_cookies(settings: Callable[..., S
     assert plain.headers["access-control-allow-origin"] == "*"
     assert "access-control-allow-credentials" not in {**plain.headers, **with_cookie.headers}
     assert with_cookie.status_code == 403
+
+
+async def test_each_stream_has_the_head_that_is_meant_for_it(settings: Callable[..., Settings], run: RunKey) -> None:
+    asked = [("", "keep-alive"), (APP, "keep-alive"), (EVIL, "keep-alive"), ("", "close"), (APP, "close")]
+    heads = []
+    async with (
+        running_server(settings(cors_origins=(APP,))) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        await eventually_async(lambda: server.hub.live)
+        for origin, connection in 2 * asked:
+            headers = {"Connection": connection, **({"Origin": origin} if origin else {})}
+            async with client.stream("GET", stream_path(run), headers=headers) as response:
+                heads.append(response.headers)
+    for head, (origin, connection) in zip(heads, 2 * asked, strict=True):
+        assert head.get("access-control-allow-origin") == (APP if origin == APP else None)
+        assert head.get("access-control-allow-credentials") == ("true" if origin else None)
+        assert ("close" in head["connection"]) == (connection == "close")
+        assert head["vary"] == "Origin"
+        assert head["content-type"].startswith("text/event-stream")
+        assert head["transfer-encoding"] == "chunked"
+        assert "date" in head

@@ -13,7 +13,7 @@ from stream_server.frames import End, Reset, Wire
 from stream_server.metrics import WireStatistics
 from stream_server.subscription import Subscription
 from stream_server.transports.courier import MOST_IN_A_TURN, PARTING_TURNS, Courier, Joined
-from stream_server.transports.delivery import Stepped
+from stream_server.transports.delivery import Stepped, each
 from stream_server.transports.pump import PING
 from support.waiting import eventually_async
 
@@ -50,11 +50,11 @@ class Client:
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[asyncio.Future[bool]]:
-        delivery = Stepped(self.subscription, self.mail, in_json, self._send, self._left(), transport="sse")
+        delivery = Stepped(self.subscription, self.mail, in_json, self._send, self._left(), pack=each, transport="sse")
         with delivery.attended() as over:
             yield over
 
-    async def _send(self, wires: Sequence[Wire], _data: bytes) -> None:
+    async def _send(self, wires: Sequence[Wire]) -> None:
         await self.reads.wait()
         if self.fails is not None:
             raise self.fails
@@ -162,14 +162,14 @@ async def test_what_a_server_returns_for_a_coroutine_will_do() -> None:
     mail, sent = courier(), list[asyncio.Future[None]]()
     subscription, left = Subscription(10_000), asyncio.Event()
 
-    def send(_wires: Sequence[Wire], _data: bytes) -> asyncio.Future[None]:
+    def send(_wires: Sequence[Wire]) -> asyncio.Future[None]:
         sent.append(asyncio.get_running_loop().create_future())
         return sent[-1]
 
     async def gone() -> None:
         await left.wait()
 
-    with Stepped(subscription, mail, in_json, send, gone(), transport="sse").attended():
+    with Stepped(subscription, mail, in_json, send, gone(), pack=each, transport="sse").attended():
         for number in range(3):
             subscription.push([frame("a")])
             await turn()
@@ -182,11 +182,11 @@ async def test_a_fault_with_one_client_keeps_nothing_from_the_others() -> None:
     mail = courier()
     broken, other, wire = Client(mail), Client(mail), frame("a")
 
-    class Broken(Stepped):
+    class Broken(Stepped[Sequence[Wire]]):
         def write(self, wires: Sequence[Wire], joined: Joined) -> None:
             raise RuntimeError("the handler is closed")
 
-    delivery = Broken(broken.subscription, mail, in_json, broken._send, broken._left(), transport="sse")
+    delivery = Broken(broken.subscription, mail, in_json, broken._send, broken._left(), pack=each, transport="sse")
     with delivery.attended() as over:
         async with other.served():
             for client in (broken, other):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from stream_server.protocols import Gate
+from stream_server.flow import Gate
 
 
 async def test_a_gate_is_open_until_it_is_shut() -> None:

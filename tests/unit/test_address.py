@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from stream_server.edge import address
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        (("127.0.0.1", 80), ("127.0.0.1", 80)),
+        (("::1", 80, 0, 0), ("::1", 80)),
+        ("/run/server.sock", ("/run/server.sock", None)),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_an_address_is_told_as_asgi_has_it(known: object, told: object) -> None:
+    assert address(asyncio.Transport(extra={"peername": known}), "peername") == told
