@@ -109,6 +109,7 @@ def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = Fa
         drains: Whether it sees to it by itself that streams end before the server that runs it does.
     """
     app = Application(
+        # What they add to the head of a stream depends on its `Origin` alone: heads are kept by that (`body._head`).
         middleware=[
             Middleware(
                 CORSMiddleware,
