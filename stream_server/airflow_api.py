@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -16,6 +18,12 @@ from stream_server.run_state import RUN_FINAL, RunKey
 from stream_server.urls import redact
 
 TIMEOUT_SECONDS = 30.0
+
+FAIL_TRIES = 4
+"""How often a run is set to failed, where Airflow has a fault."""
+
+PAUSE_SECONDS = (0.1, 0.5)
+"""Bounds of the random time between them."""
 
 MAYBE_CREATED = "; the run may have been created all the same"
 """What a caller must know where the answer to a trigger is missing."""
@@ -91,15 +99,23 @@ class AirflowApi:
         """Set a run to failed, and return its state then (`PATCH /api/v2/dags/{dag_id}/dagRuns/{dag_run_id}`).
 
         Airflow stops its tasks; teardowns still run, and while one does the run is not failed yet. A run that is over
-        is left as it is: Airflow would turn a success into a failure.
+        is left as it is: Airflow would turn a success into a failure. Where the scheduler goes on with the run in the
+        same moment, each of the two can wait for the other, and Airflow answers 500 when the database has rolled one of
+        them back; so that is tried again.
 
         Raises:
             AirflowError: Airflow refuses, or does not answer.
         """
-        state = await self._ask("state", "GET", run_path(key))
-        if state in RUN_FINAL:
-            return state
-        return await self._ask("state", "PATCH", f"{run_path(key)}?update_mask=state", {"state": "failed"})
+        path = f"{run_path(key)}?update_mask=state"
+        for pauses_left in reversed(range(FAIL_TRIES)):
+            state = await self._ask("state", "GET", run_path(key))
+            if state in RUN_FINAL:
+                return state
+            response = await self._send("PATCH", path, "", json={"state": "failed"}, headers=self._credentials)
+            if not response.is_server_error or not pauses_left:
+                break
+            await asyncio.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 # not for secrets
+        return _told("state", response, "PATCH", path)
 
     async def look(self, path: str, timeout: float) -> Look:
         """Ask for something, be it only to see whether Airflow tells it.
@@ -129,13 +145,7 @@ class AirflowApi:
     ) -> str:
         """Ask something, and return one member of the answer."""
         response = await self._send(method, path, doubt, json=body, headers=self._credentials)
-        if response.is_success and wanted in (answer := _object(response)):
-            return str(answer[wanted])
-        what = f"Airflow answered {response.status_code} to {method} {path.partition('?')[0]}: {_detail(response)}"
-        if response.is_client_error:
-            challenge = response.headers.get("www-authenticate")
-            raise AirflowRefused(what, response.status_code, challenge=challenge)
-        raise AirflowSilent(f"{what}{doubt}")
+        return _told(wanted, response, method, path, doubt)
 
     async def _send(
         self,
@@ -159,6 +169,21 @@ class AirflowApi:
             raise AirflowSlow(f"Airflow at {address} did not answer in time{doubt}") from error
         except httpx.HTTPError as error:
             raise AirflowSilent(f"Airflow at {address} broke off ({_name(error)}){doubt}") from error
+
+
+def _told(wanted: str, response: httpx.Response, method: str, path: str, doubt: str = "") -> str:
+    """Return one member of an answer.
+
+    Raises:
+        AirflowRefused: Airflow did not do what it was asked for.
+        AirflowSilent: It has a fault, or something else has answered.
+    """
+    if response.is_success and wanted in (answer := _object(response)):
+        return str(answer[wanted])
+    what = f"Airflow answered {response.status_code} to {method} {path.partition('?')[0]}: {_detail(response)}"
+    if response.is_client_error:
+        raise AirflowRefused(what, response.status_code, challenge=response.headers.get("www-authenticate"))
+    raise AirflowSilent(f"{what}{doubt}")
 
 
 def shared_client(url: str, timeout: float) -> httpx.AsyncClient:

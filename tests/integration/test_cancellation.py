@@ -10,6 +10,7 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, Response
 
+from stream_server.airflow_api import FAIL_TRIES
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
@@ -233,6 +234,39 @@ async def test_the_stop_button(caller: httpx.AsyncClient, stub: AirflowStub, air
     assert await state(airflow) == "failed"
     (patch,) = stub.patches
     assert (patch.headers["authorization"], patch.json) == (TOKEN, {"state": "failed"})
+
+
+@pytest.mark.parametrize(("faults", "status"), [(1, 200), (FAIL_TRIES - 1, 200), (FAIL_TRIES, 502)])
+async def test_a_deadlock_with_the_scheduler_is_tried_again(
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, faults: int, status: int
+) -> None:
+    async def fault(asked: Asked) -> Response | None:
+        if asked.method == "PATCH" and len(stub.patches) <= faults:
+            return JSONResponse({"detail": {"reason": "Database error"}}, 500)
+        return None
+
+    await caller.post(f"{WAIT}&timeout=0", json={})
+    stub.instead = fault
+    stopped = await caller.post(run_path("manual__1") + "/cancel")
+    assert stopped.status_code == status
+    assert len(stub.patches) == min(faults + 1, FAIL_TRIES)
+    assert await state(airflow) == ("failed" if status == 200 else "queued")
+
+
+async def test_a_run_that_ends_between_two_tries_is_left_as_it_is(
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
+) -> None:
+    async def fault(asked: Asked) -> Response | None:
+        if asked.method != "PATCH":
+            return None
+        await answer_at_once(airflow, KEY)
+        return JSONResponse({"detail": {"reason": "Database error"}}, 500)
+
+    await caller.post(f"{WAIT}&timeout=0", json={})
+    stub.instead = fault
+    stopped = await caller.post(run_path("manual__1") + "/cancel")
+    assert (stopped.status_code, stopped.json()["state"]) == (200, "success")
+    assert len(stub.patches) == 1
 
 
 async def test_the_stop_button_does_not_turn_a_success_into_a_failure(
