@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from http import HTTPStatus
@@ -110,17 +110,7 @@ def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = Fa
     """
     app = Application(
         # What they add to the head of a stream depends on its `Origin` alone: heads are kept by that (`body._head`).
-        middleware=[
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=("GET", "POST"),
-                allow_headers=ASKED_HEADERS,
-                # Cookies, for origins that are named; `refuse_foreign_origin` sees to the rest.
-                allow_credentials="*" not in settings.cors_origins,
-                expose_headers=TOLD_HEADERS,
-            )
-        ],
+        middleware=[_cors(settings.cors_origins)] if settings.cors_origins else [],
         routes=[
             *_api(),
             *([] if settings.admin_port is not None else _operation()),
@@ -131,6 +121,18 @@ def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = Fa
     )
     app.router.default = _nothing
     return app
+
+
+def _cors(origins: Sequence[str]) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=ASKED_HEADERS,
+        # Cookies, for origins that are named; `refuse_foreign_origin` sees to the rest.
+        allow_credentials="*" not in origins,
+        expose_headers=TOLD_HEADERS,
+    )
 
 
 def create_admin_app(settings: Settings) -> Starlette:

@@ -53,7 +53,7 @@ def stream_response(request: Request, streaming: Streaming, headers: Mapping[str
         return ndjson.LineStream(streaming, headers)
     if sse.MEDIA_TYPE in (header_of(request.scope, b"accept") or ""):
         state: State = request.scope["state"]
-        streaming = streaming._replace(watch=_ComingAgain(streaming.watch, state["hub"]))
+        streaming = Streaming(_ComingAgain(streaming.watch, state["hub"]), streaming.courier, streaming.on_gone)
     return sse.EventStream(streaming, headers)
 
 

@@ -41,6 +41,17 @@ async def test_only_named_origins_may_read(
     assert granted == [APP if allowed else None] * 4
 
 
+async def test_where_no_origin_is_named_none_may_read(settings: Callable[..., Settings], run: RunKey) -> None:
+    asking = {"Origin": APP, "Access-Control-Request-Method": "POST"}
+    async with running_server(settings()) as server, httpx.AsyncClient(base_url=server.url) as client:
+        await eventually_async(lambda: server.hub.live)
+        preflight = await client.options(PATH, headers=asking)
+        async with client.stream("GET", stream_path(run), headers={"Origin": APP}) as response:
+            answers = [preflight, response]
+    assert [answer.status_code for answer in answers] == [405, 200]
+    assert not any(name.startswith("access-control-") for answer in answers for name in answer.headers)
+
+
 async def test_everybody_is_never_allowed_with_cookies(settings: Callable[..., Settings], run: RunKey) -> None:
     async with (
         running_server(settings(cors_origins=("*",))) as server,
