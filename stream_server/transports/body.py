@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from typing import Any, NamedTuple, cast
@@ -108,8 +108,11 @@ async def _send_straight(
 ) -> None:
     """Leave all to a delivery that writes to the connection, the headers in one piece with the first frames."""
     subscription = await streaming.watch.__aenter__()
+    # What `CORSMiddleware` adds depends on the origin alone.
+    kind = None if OVERHEARD in scope else (start["status"], tuple(start["headers"]), header_of(scope, b"origin"))
     try:
-        head = await _head(line, scope, send, start)
+        # The head comes through all middlewares, once a second for all who get the same.
+        head = (kind and line.head(kind)) or await _head(line, send, start, kind)
         delivery = Straight(subscription, streaming.courier, line, chunked(frame), transport=transport)
     except BaseException as error:
         await streaming.watch.__aexit__(type(error), error, error.__traceback__)
@@ -118,12 +121,7 @@ async def _send_straight(
     delivery.begin_alone(streaming.watch, streaming.on_gone, first=head + _chunk(first) if first else head)
 
 
-async def _head(line: AnswerLine, scope: Scope, send: Send, start: Message) -> bytes:
-    """Return the head of an answer, as it comes through all middlewares; for all who get the same, once a second."""
-    # What `CORSMiddleware` adds depends on the origin alone.
-    kind = None if OVERHEARD in scope else (start["status"], tuple(start["headers"]), header_of(scope, b"origin"))
-    if kind is not None and (head := line.head(kind)) is not None:
-        return head
+async def _head(line: AnswerLine, send: Send, start: Message, kind: Hashable) -> bytes:
     line.hold()
     try:
         await send(start)
