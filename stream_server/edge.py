@@ -135,11 +135,14 @@ class BoundedHttp(HttpToolsProtocol):
             self._raise(UrlTooLong(f"The URL has more than {most} bytes (STREAM_SERVER_MAX_URL_BYTES)"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Read a header."""
-        super().on_header(name, value)
+        """Read a header, as uvicorn does, within bounds. Browsers send some fifteen."""
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        headers, settings = self.headers, self._edge.settings
+        headers.append((name, value))
         self._header_bytes += len(name) + len(value)
-        settings = self._edge.settings
-        if len(self.headers) > settings.max_headers or self._header_bytes > settings.max_header_bytes:
+        if self._header_bytes > settings.max_header_bytes or len(headers) > settings.max_headers:
             self._raise(self._large_headers())
 
     def on_headers_complete(self) -> None:
