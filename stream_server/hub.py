@@ -185,7 +185,7 @@ class Hub:
         return Stay(self, (key, question, since))
 
     async def come(self, asked: Watch) -> tuple[Watched, Subscription]:
-        """Implement `Stay`."""
+        """Implement `stay.Host`."""
         assert self.cursor, "it raises where there is none"
         key, question, since = asked
         began = time.monotonic()
@@ -205,7 +205,7 @@ class Hub:
         return watched, subscription
 
     def leave(self, place: Watched, subscription: Subscription) -> None:
-        """Implement `Stay`."""
+        """Implement `stay.Host`."""
         self._dismiss(place, subscription)
         self._runs.let_go(place)
 
