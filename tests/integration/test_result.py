@@ -202,9 +202,10 @@ async def test_waiting_asks_nothing_of_the_database(
 ) -> None:
     """While many wait and other runs go on, nothing is asked but what the tail asks for all of them at once."""
     await note_elsewhere(airflow, run)
-    waiting = [asyncio.create_task(client.get(result_path(run))) for _ in range(50)]
-    await eventually_async(lambda: server.hub.statistics().subscriptions == 50)
+    waiting = [asyncio.create_task(client.get(result_path(run)))]
     await eventually_answered(lambda: has_looked_for_others(airflow, run))
+    waiting += [asyncio.create_task(client.get(result_path(run))) for _ in range(49)]
+    await eventually_async(lambda: server.hub.statistics().subscriptions == 50)
     asked = await last_questions(airflow)
     assert asked, "the run was read"
     async with sse(server.url, run) as events:

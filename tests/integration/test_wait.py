@@ -193,20 +193,21 @@ async def test_waiting_asks_nothing_of_the_database(
         return [row["query_start"] for row in rows]
 
     await note_elsewhere(airflow, run)
-    async with client.stream("GET", wait_path(run, "?interval=0.001")) as response, sse(server.url, run) as events:
+    async with client.stream("GET", wait_path(run, "?interval=0.001")) as response:
         lines = response.aiter_lines()
         await anext(lines)
-        await events.next()
         await eventually_answered(lambda: has_looked_for_others(airflow, run))
-        before = await eventually_answered(answered)
-        await airflow.set_run(run, "running")
-        for state in ("scheduled", "queued", "running"):
-            await airflow.set_task(run, "ask", state)
-        await anext(lines)
-        await events.until("task")
-        # One line more: a whole interval has gone by.
-        assert await anext(lines) == '{"state": "running"}'
-        assert await answered() == before
+        async with sse(server.url, run) as events:
+            await events.next()
+            before = await eventually_answered(answered)
+            await airflow.set_run(run, "running")
+            for state in ("scheduled", "queued", "running"):
+                await airflow.set_task(run, "ask", state)
+            await anext(lines)
+            await events.until("task")
+            # One line more: a whole interval has gone by.
+            assert await anext(lines) == '{"state": "running"}'
+            assert await answered() == before
 
 
 @pytest.mark.parametrize("why", ["the server stops", "the run is deleted"])

@@ -14,6 +14,12 @@ async def note_elsewhere(airflow: AirflowSql, run: RunKey) -> None:
 
 
 async def has_looked_for_others(airflow: AirflowSql, run: RunKey) -> bool:
-    """Tell whether the server has found what another one has noted of the run."""
-    query = "SELECT count(*) FROM stream_server.waiters WHERE dag_id = $1 AND run_id = $2"
-    return bool(await airflow.connection.fetchval(query, *run) > 1)
+    """Tell whether the server has found what another one has noted of the run, and given the connection back."""
+    noted = await airflow.connection.fetchval(
+        "SELECT count(*) FROM stream_server.waiters WHERE dag_id = $1 AND run_id = $2", *run
+    )
+    asking = await airflow.connection.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'stream_server'"
+        " AND datname = current_database() AND query LIKE '%stream_server.wait(%'"
+    )
+    return bool(noted > 1 and not asking)
