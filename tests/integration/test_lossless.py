@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
@@ -19,7 +18,7 @@ from stream_server.journal.install import install
 from support.lossless import CLUSTER, SCHEDULES
 from support.lossless_clients import Clients
 from support.lossless_tails import TaskTail, quick
-from support.lossless_writers import connect_at_last, prepare_field, read_journal
+from support.lossless_writers import connect_at_last, kill_a_backend, prepare_field, read_journal
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.waiting import eventually_async
 
@@ -74,9 +73,7 @@ async def crash_and_write(cluster: EmbeddedPostgres, database: str, what: str) -
         await asyncio.to_thread(cluster.kill)
         await asyncio.to_thread(cluster.start)
     else:
-        victim = await asyncpg.connect(database)
-        os.kill(await victim.fetchval("SELECT pg_backend_pid()"), signal.SIGKILL)
-        await eventually_async(victim.is_closed, what="the backend is gone")
+        await kill_a_backend(database)
     connection = await connect_at_last(database)
     for number in range(50):
         await connection.execute(UPDATE, number % 10)

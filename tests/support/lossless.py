@@ -9,26 +9,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import secrets
-import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-
-import asyncpg
 
 from stream_server.demo.postgres import EmbeddedPostgres, StopMode
 from stream_server.journal.install import install
 from support.lossless_clients import Clients
 from support.lossless_ledger import Ledger, Line, Verdict, judge
 from support.lossless_tails import ProcessTail, TaskTail, quick
-from support.lossless_writers import Field, Writer, connect_at_last, prepare_field, read_journal
+from support.lossless_writers import Field, Writer, connect_at_last, kill_a_backend, prepare_field, read_journal
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.waiting import eventually_async
 
@@ -60,7 +56,7 @@ class Saboteur:
         self.deck: dict[str, Callable[[], Awaitable[None]]] = {
             "terminate one of our backends": lambda: self._terminate(1),
             "terminate all of our backends": lambda: self._terminate(100),
-            "kill -9 a backend": self._crash,
+            "kill -9 a backend": lambda: kill_a_backend(self._url),
             "restart PostgreSQL, fast": lambda: self._restart("fast"),
             "restart PostgreSQL, immediate": lambda: self._restart("immediate"),
             "restart PostgreSQL, kill -9": lambda: self._restart(None),
@@ -104,7 +100,8 @@ class Saboteur:
         await asyncio.to_thread(self._postgres.start)
 
     async def _terminate(self, count: int) -> None:
-        async with self._session() as session:
+        session = await connect_at_last(self._url)
+        try:
             pids = [
                 row["pid"]
                 for row in await session.fetch(
@@ -114,18 +111,6 @@ class Saboteur:
             ]
             for pid in self._random.sample(pids, min(count, len(pids))):
                 await session.execute("SELECT pg_terminate_backend($1)", pid)
-
-    async def _crash(self) -> None:
-        """Kill one backend, at which PostgreSQL throws all of them out and recovers."""
-        async with self._session() as session:
-            pid = await session.fetchval("SELECT pg_backend_pid()")
-            os.kill(pid, signal.SIGKILL)
-
-    @asynccontextmanager
-    async def _session(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-        session = await connect_at_last(self._url)
-        try:
-            yield session
         finally:
             session.terminate()
 

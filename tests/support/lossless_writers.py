@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
-from collections.abc import Sequence
+import signal
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import asyncpg
 
 from stream_server.run_state import RunKey
 from support.airflow_sql import AirflowSql
 from support.lossless_ledger import Fate, Ledger, Row, Token, Transaction, Written
+from support.waiting import eventually_async
+
+Answer = TypeVar("Answer")
 
 DAG_ID = "lossless"
 TASK_ID = "work"
@@ -79,31 +85,50 @@ async def prepare_field(url: str, runs: int, instances: int) -> Field:
     return Field(keys, instances, first)
 
 
-async def read_journal(url: str, field: Field) -> list[Written]:
-    """Return all that the writers have committed."""
-    connection = await asyncpg.connect(url)
-    try:
-        rows = await connection.fetch(
-            "SELECT txid::text::bigint, id, run_id, map_index, try_number, state, previous_state"
-            " FROM stream_server.journal WHERE kind = 'task' AND id > $1 ORDER BY id",
-            field.first_seq,
-        )
-    finally:
-        await connection.close()
-    return [Written(Row(*row), txid) for txid, *row in rows]
+async def at_last(ask: Callable[[], Awaitable[Answer]], within: float = 30.0) -> Answer:
+    """Ask PostgreSQL again until it answers, which it doesn't while it recovers from the last harm."""
 
-
-async def connect_at_last(url: str, within: float = 30.0) -> asyncpg.Connection[asyncpg.Record]:
-    """Connect as soon as PostgreSQL lets us."""
-
-    async def connect() -> asyncpg.Connection[asyncpg.Record]:
+    async def answered() -> Answer:
         while True:
             try:
-                return await asyncpg.connect(url, timeout=5)
+                return await ask()
             except LOST:
                 await asyncio.sleep(0.02)
 
-    return await asyncio.wait_for(connect(), within)
+    return await asyncio.wait_for(answered(), within)
+
+
+async def connect_at_last(url: str) -> asyncpg.Connection[asyncpg.Record]:
+    """Connect as soon as PostgreSQL lets us."""
+    return await at_last(lambda: asyncpg.connect(url, timeout=5))
+
+
+async def kill_a_backend(url: str) -> None:
+    """Kill a backend with -9, at which PostgreSQL throws all others out and recovers.
+
+    Until it has noticed it lets clients connect, and throws them out; that time is over on return.
+    """
+    victim, other = await connect_at_last(url), await connect_at_last(url)
+    os.kill(await victim.fetchval("SELECT pg_backend_pid()"), signal.SIGKILL)
+    await eventually_async(other.is_closed, what="all backends are thrown out")
+    victim.terminate()
+
+
+async def read_journal(url: str, field: Field) -> list[Written]:
+    """Return all that the writers have committed."""
+
+    async def read() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(url, timeout=5)
+        try:
+            return await connection.fetch(
+                "SELECT txid::text::bigint, id, run_id, map_index, try_number, state, previous_state"
+                " FROM stream_server.journal WHERE kind = 'task' AND id > $1 ORDER BY id",
+                field.first_seq,
+            )
+        finally:
+            connection.terminate()
+
+    return [Written(Row(*row), txid) for txid, *row in await at_last(read)]
 
 
 class Writer:
