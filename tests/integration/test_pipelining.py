@@ -34,3 +34,34 @@ async def test_a_request_behind_a_stream_is_answered_after_it(
     assert b"event: end" in streamed
     assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
     assert TAKEN == {"method": "GET"}, "what is shared by all connections stays as it is"
+
+
+async def test_requests_that_come_while_a_stream_goes_on_are_answered_in_order(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    behind = request("/health") + request("/nowhere", "Connection: close")
+    async with raw(server.url) as client:
+        await client.say(request(stream_path(run), "Accept: text/event-stream"))
+        await asyncio.wait_for(client.reader.readuntil(b"event: snapshot"), DEADLINE)
+        for place in range(0, len(behind), 7):
+            await client.say(behind[place : place + 7])
+        await airflow.answer(run)
+        streamed = await asyncio.wait_for(client.reader.readuntil(b"\r\n0\r\n\r\n"), DEADLINE)
+        first = await asyncio.wait_for(client.reader.readuntil(b'{"status":"ok"}'), DEADLINE)
+        second = await client.answer()
+
+    assert b"HTTP/1.1" not in streamed
+    assert first.startswith(b"HTTP/1.1 200")
+    assert second.status == 404
+
+
+async def test_a_connection_has_one_stream_after_the_other(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    await airflow.answer(run)
+    async with raw(server.url) as client:
+        for _ in range(3):
+            await client.say(request(stream_path(run), "Accept: text/event-stream"))
+            streamed = await asyncio.wait_for(client.reader.readuntil(b"\r\n0\r\n\r\n"), DEADLINE)
+            assert streamed.startswith(b"HTTP/1.1 200")
+            assert b"event: end" in streamed
