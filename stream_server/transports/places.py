@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_plus
@@ -108,4 +109,4 @@ def take_ticket(scope: Scope) -> None:
 
 def now() -> float:
     """Return the time by which joins are counted."""
-    return asyncio.get_running_loop().time()
+    return time.monotonic()

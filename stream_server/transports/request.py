@@ -148,7 +148,12 @@ def since(connection: HTTPConnection) -> Since | None:
 
     A returning `EventSource` asks for the same URL again, whose `cursor` is older than its `Last-Event-ID`.
     """
-    return Since.parse(header_of(connection.scope, b"last-event-id") or query_of(connection).get("cursor") or None)
+    return Since.parse(header_of(connection.scope, b"last-event-id") or _cursor(connection.scope["query_string"]))
+
+
+@lru_cache(maxsize=256)
+def _cursor(text: bytes) -> str | None:
+    return _query(text).get("cursor") or None
 
 
 def choice(connection: HTTPConnection, name: str, values: tuple[str, ...]) -> str:
