@@ -1,4 +1,4 @@
-"""Write `src/frames.ts`: the frames as TypeScript, made of the server's own JSON Schema. `make frame-types` runs this.
+"""Write the frames as TypeScript, made of the server's own JSON Schema. `make frame-types` runs this.
 
 It knows the shapes that the schema of the frames is made of, and refuses any other.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from stream_server.close_codes import CloseCode
 from stream_server.schema import frames_document
 
-TARGET = Path(__file__).resolve().parents[1] / "src" / "frames.ts"
+SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 HEADER = "// Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/frames.py.\n"
 
@@ -26,21 +26,28 @@ OPEN_ENUMS = frozenset({"reason", "code"})
 Schema = dict[str, Any]
 
 
-def typescript() -> str:
-    """Return the text of `src/frames.ts`."""
+def typescript() -> dict[Path, str]:
+    """Return the texts of the files: what is said about a run, and what is said about a connection."""
     document = frames_document()
+    definitions: Schema = document["$defs"]
     places = {tag: _name(reference) for tag, reference in document["discriminator"]["mapping"].items()}
-    parts = [
+    of_connections = [name for name in places.values() if "dag_id" not in definitions[name]["properties"]]
+    frames = [
         HEADER,
-        *(_interface(name, schema) for name, schema in document["$defs"].items()),
+        "\nimport type { " + ", ".join(sorted(of_connections)) + ' } from "./connection.js"\n\n',
+        *(_interface(name, schema) for name, schema in definitions.items() if name not in of_connections),
         _comment("Any frame; `type` tells which.", ""),
         "export type Frame =" + "".join(f"\n  | {name}" for name in places.values()) + "\n\n",
         _comment("The types that this version knows. Frames of others are ignored.", ""),
-        "export const FRAME_TYPES = [" + "".join(f'\n  "{tag}",' for tag in places) + "\n] as const\n\n",
+        "export const FRAME_TYPES = [" + "".join(f'\n  "{tag}",' for tag in places) + "\n] as const\n",
+    ]
+    connection = [
+        HEADER,
+        *(_interface(name, definitions[name]) for name in of_connections),
         _comment("Why a connection ends before its stream does; also the close code of a WebSocket.", ""),
         "export const CLOSE_CODES = {" + "".join(map(_close_code, CloseCode)) + "\n} as const\n",
     ]
-    return "".join(parts)
+    return {SOURCE / "frames.ts": "".join(frames), SOURCE / "connection.ts": "".join(connection)}
 
 
 def _interface(name: str, schema: Schema) -> str:
@@ -103,4 +110,5 @@ def _comment(text: str, indent: str) -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(typescript())
+    for path, text in typescript().items():
+        path.write_text(text)

@@ -1,7 +1,7 @@
 // Why a connection ended, and what follows from that. Pure.
 
+import { CLOSE_CODES } from "./connection.js"
 import { StreamError } from "./errors.js"
-import { CLOSE_CODES } from "./frames.js"
 
 /** How a connection ended. */
 export type Ending =

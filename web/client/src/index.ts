@@ -1,19 +1,14 @@
 export { createClient } from "./client.js"
+export { type Ack, type AuthExpiring, CLOSE_CODES, type Close, type Ping, type Refusal } from "./connection.js"
 export { StreamError, type StreamErrorCode } from "./errors.js"
 export {
-  type Ack,
-  type AuthExpiring,
   type Chunk,
-  CLOSE_CODES,
-  type Close,
   type End,
   type Failure,
   FRAME_TYPES,
   type Frame,
-  type Ping,
   type Progress,
   type Reference,
-  type Refusal,
   type Reset,
   type Result,
   type Resumed,

@@ -1,7 +1,8 @@
 // A WebSocket (RFC 6455): frames are text messages, the cursor is their last member.
 
+import type { Refusal } from "./connection.js"
 import { type Ending, endingOfCode } from "./endings.js"
-import type { Frame, Refusal } from "./frames.js"
+import type { Frame } from "./frames.js"
 import { bearer, isRenewable, type Server, streamAddress } from "./http.js"
 import type { Attempt, Open } from "./link.js"
 
