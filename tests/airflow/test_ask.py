@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -257,10 +258,12 @@ async def test_airflow_says_what_is_wrong_with_a_request(stack: DemoStack, calle
 
 
 async def test_a_cleared_run_takes_its_answer_back_and_answers_anew(
-    caller: httpx.AsyncClient, airflow: AirflowRest
+    caller: httpx.AsyncClient, airflow: AirflowRest, tmp_path: Path
 ) -> None:
+    marker = tmp_path / "cleared"
+    conf = {"conf": {"cleared": str(marker)}}
     async with caller.stream(
-        "POST", call("asked_again", "&until=run"), json={}, headers={"Accept": "text/event-stream"}
+        "POST", call("asked_again", "&until=run"), json=conf, headers={"Accept": "text/event-stream"}
     ) as response:
         events = Events(response)
         frames = await asyncio.wait_for(events.until("result"), RUN_SECONDS)
@@ -269,6 +272,7 @@ async def test_a_cleared_run_takes_its_answer_back_and_answers_anew(
         clear = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["answer"], "only_failed": False}
         cleared = await asyncio.to_thread(airflow.request, "POST", "/dags/asked_again/clearTaskInstances", json=clear)
         assert cleared.status_code == 200, cleared.text
+        marker.touch()
         frames = await events.rest(RUN_SECONDS)
     kinds = types(frames)
     reset = kinds.index("reset")

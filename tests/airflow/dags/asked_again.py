@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from airflow.sdk import dag, get_current_context, task, teardown
+
+WAIT_SECONDS = 60.0
 
 
 @dag(schedule=None)
 def asked_again():
-    """Each try answers with its number; the run goes on for long enough to be cleared meanwhile."""
+    """Each try answers with its number; the run goes on until a file, which `conf` names, says that it was cleared."""
 
     @task
     def answer() -> int:
@@ -17,7 +20,11 @@ def asked_again():
 
     @teardown
     def clean_up() -> None:
-        time.sleep(3)
+        cleared, deadline = Path(get_current_context()["dag_run"].conf["cleared"]), time.monotonic() + WAIT_SECONDS
+        while not cleared.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{cleared} has not come")
+            time.sleep(0.05)
 
     answer() >> clean_up()
 
