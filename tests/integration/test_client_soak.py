@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from support.client_soak import soak_clients
+from support.left_out import IN_CI
 
-SECONDS, CLIENTS = (120.0, 1000) if os.environ.get("CI") == "true" else (15.0, 150)
+SECONDS, CLIENTS = (120.0, 1000) if IN_CI else (15.0, 150)
 """Long where nobody waits for it."""
 
 

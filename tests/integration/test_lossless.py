@@ -15,6 +15,7 @@ import pytest
 
 from stream_server.demo.postgres import EmbeddedPostgres
 from stream_server.journal.install import install
+from support.left_out import IN_CI
 from support.lossless import CLUSTER, SCHEDULES
 from support.lossless_clients import Clients
 from support.lossless_tails import TaskTail, quick
@@ -22,7 +23,7 @@ from support.lossless_writers import connect_at_last, kill_a_backend, prepare_fi
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.waiting import eventually_async
 
-SECONDS = 75.0 if os.environ.get("CI") else 5.0
+SECONDS = 75.0 if IN_CI else 5.0
 """Length of each schedule: long where nobody waits for it."""
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 
-import pytest
+from support.left_out import leave_out
 
 PATHS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 """Debian puts servers where only root's PATH leads."""
@@ -27,9 +27,8 @@ def program(package: str, *names: str) -> str:
                 env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
             )
         found = _on_path(names)
-    if found is None and os.environ.get("CI") != "true":
-        pytest.skip(f"no {package} on PATH")
-    assert found is not None, f"none of {', '.join(names)} is on PATH, and {package} cannot be installed"
+    if found is None:
+        leave_out(f"none of {', '.join(names)} is on PATH, and {package} cannot be installed")
     return found
 
 
