@@ -33,8 +33,7 @@ from stream_server.frames import (
     TaskTransition,
     Wire,
 )
-from stream_server.graph import Graph, Task
-from stream_server.listings import DagItem, DagList, RunItem, RunList, Session, structure
+from stream_server.listings import DagItem, DagList, Edge, Node, RunItem, RunList, Session, Structure
 
 DAG_ID = "chat_answer"
 RUN_ID = "manual__2026-11-22T14:21:10+00:00"
@@ -173,8 +172,31 @@ RUN_ITEM = RunItem(
     end_date=None,
 )
 
-STRUCTURE = structure(
-    DAG_ID, RUN_ID, Graph([Task("ask", ["answer"], operator="@task"), Task("answer", operator="@task")]), ["answer"]
+STRUCTURE = Structure(
+    dag_id=DAG_ID,
+    run_id=RUN_ID,
+    nodes=[
+        Node(
+            task_id="ask",
+            group_id=None,
+            operator="@task",
+            is_mapped=False,
+            is_setup=False,
+            is_teardown=False,
+            is_result=False,
+        ),
+        Node(
+            task_id="answer",
+            group_id=None,
+            operator="@task",
+            is_mapped=False,
+            is_setup=False,
+            is_teardown=False,
+            is_result=True,
+        ),
+    ],
+    groups=[],
+    edges=[Edge(source="ask", target="answer")],
 )
 
 ANSWERS: tuple[msgspec.Struct, ...] = (
