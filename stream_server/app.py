@@ -100,6 +100,13 @@ Follow: TypeAlias = Callable[[Settings, Hub, Runs, Metrics], Upstream]
 """Makes what an application hears of the journal by."""
 
 
+class ServerState(State):
+    """What the application's lifespan gives to the server itself and to operators' endpoints, beside that."""
+
+    upstream: Upstream
+    edge: Edge
+
+
 def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = False) -> Application:
     """Make the application.
 
@@ -186,7 +193,7 @@ def _operation() -> list[BaseRoute]:
 
 def _lifespan(settings: Settings, follow: Follow, *, drains: bool) -> Callable[[Starlette], Any]:
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[State]:
+    async def lifespan(app: Starlette) -> AsyncIterator[ServerState]:
         url = settings.database_url.get_secret_value()
         runs = Runs(
             url,
@@ -220,11 +227,10 @@ def _lifespan(settings: Settings, follow: Follow, *, drains: bool) -> Callable[[
             tasks.append(asyncio.create_task(authorizer.guards.run(), name="guards"))
         for task in tasks:
             task.add_done_callback(_stop_process)
-        state = State(
+        state = ServerState(
             settings=settings,
             hub=hub,
             upstream=upstream,
-            metrics=metrics,
             courier=courier,
             authorizer=authorizer,
             airflow=airflow,
@@ -274,7 +280,7 @@ async def _health(request: Request) -> Response:
 
 async def _ready(request: Request) -> Response:
     """Answer 200 while streams are whole and live, else 503 with the reasons."""
-    state: State = request.scope["state"]
+    state: ServerState = request.scope["state"]
     status = state["upstream"].status
     problems = [*status.problems, *(["the server is shutting down"] if state["hub"].draining else [])]
     readiness = Readiness(
@@ -288,7 +294,7 @@ async def _ready(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     """Answer a scrape. Nothing is asked for it: the database was measured before."""
-    state: State = request.scope["state"]
+    state: ServerState = request.scope["state"]
     body, media_type = encoded(await state["upstream"].families(), request.headers.get("accept", ""))
     return Response(body, media_type=media_type)
 

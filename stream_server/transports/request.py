@@ -14,14 +14,11 @@ from starlette.types import Scope
 from stream_server.admission import Admission
 from stream_server.auth import Authorizer
 from stream_server.deadlines import Deadlines
-from stream_server.duties import Upstream
-from stream_server.edge import Edge
 from stream_server.errors import BadParameter, TokenInUrl, TooLarge
 from stream_server.hub import Hub
 from stream_server.journal.claims import Claims
 from stream_server.journal.postgres import Runs
 from stream_server.journal.tickets import Tickets
-from stream_server.metrics import Metrics
 from stream_server.outcome import Question
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings, parse_duration
@@ -48,8 +45,6 @@ class State(TypedDict):
 
     settings: Settings
     hub: Hub
-    upstream: Upstream
-    metrics: Metrics
     courier: Courier
     authorizer: Authorizer
     airflow: httpx.AsyncClient | None
@@ -58,7 +53,6 @@ class State(TypedDict):
     tickets: Tickets
     cancellations: Cancellations
     admission: Admission
-    edge: Edge
     idle: Deadlines[Callable[[], None]]
     """What to call where a connection has had no stream for too long."""
 
