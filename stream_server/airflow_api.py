@@ -7,11 +7,13 @@ import json
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx
+import msgspec
 
 from stream_server.errors import AirflowRefused, AirflowSilent, AirflowSlow
 from stream_server.run_state import RUN_FINAL, RunKey
@@ -29,12 +31,66 @@ MAYBE_CREATED = "; the run may have been created all the same"
 """What a caller must know where the answer to a trigger is missing."""
 
 
-class Look(NamedTuple):
+Name = Annotated[str, msgspec.Meta(pattern=r"^[^\x00\ud800-\udfff]+$")]
+"""What PostgreSQL can store as a name: JSON can also have NUL and half a surrogate pair in a string."""
+
+
+# The parts of Airflow's answers that are read (`airflow.api_fastapi.core_api.datamodels`). An answer of another shape
+# is an `AirflowSilent`, wherever it is read.
+
+
+class TokenBody(msgspec.Struct):
+    """Answer to a login."""
+
+    access_token: Name
+
+
+class RunBody(msgspec.Struct):
+    """The name of a DAG run."""
+
+    dag_run_id: Name
+
+
+class RunStateBody(msgspec.Struct):
+    """The state of a DAG run."""
+
+    state: Name
+
+
+class RunPage(msgspec.Struct):
+    """List of DAG runs."""
+
+    dag_runs: list[Any]
+
+
+class XComPage(msgspec.Struct):
+    """List of XComs."""
+
+    xcom_entries: list[Any]
+
+
+class DagBody(msgspec.Struct):
+    """The name of a DAG."""
+
+    dag_id: Name
+
+
+class DagPage(msgspec.Struct):
+    """List of DAGs."""
+
+    dags: list[DagBody]
+
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Look(Generic[_Body]):
     """What Airflow answered."""
 
     status: int
-    body: dict[str, Any]
-    """The JSON object; empty for what is none."""
+    body: _Body | None
+    """`None` for every status but 200."""
 
     detail: str
     """What it says of an error."""
@@ -68,9 +124,9 @@ class AirflowApi:
         Raises:
             AirflowError: Airflow refuses them, or does not answer.
         """
-        token = await self._ask("access_token", "POST", "/auth/token", {"username": username, "password": password})
-        self._credentials["Authorization"] = f"Bearer {token}"
-        return token
+        answer = await self._ask(TokenBody, "POST", "/auth/token", {"username": username, "password": password})
+        self._credentials["Authorization"] = f"Bearer {answer.access_token}"
+        return answer.access_token
 
     async def logout(self) -> None:
         """Revoke the caller's token, where Airflow can (`GET /api/v2/auth/logout`, 3.2 and later).
@@ -93,7 +149,8 @@ class AirflowApi:
         """
         path = f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns"
         body = {"logical_date": None, **body}
-        return RunKey(dag_id, await self._ask("dag_run_id", "POST", path, body, doubt=MAYBE_CREATED))
+        run = await self._ask(RunBody, "POST", path, body, doubt=MAYBE_CREATED)
+        return RunKey(dag_id, run.dag_run_id)
 
     async def fail(self, key: RunKey) -> str:
         """Set a run to failed, and return its state then (`PATCH /api/v2/dags/{dag_id}/dagRuns/{dag_run_id}`).
@@ -108,29 +165,32 @@ class AirflowApi:
         """
         path = f"{run_path(key)}?update_mask=state"
         for pauses_left in reversed(range(FAIL_TRIES)):
-            state = await self._ask("state", "GET", run_path(key))
-            if state in RUN_FINAL:
-                return state
+            run = await self._ask(RunStateBody, "GET", run_path(key))
+            if run.state in RUN_FINAL:
+                return run.state
             response = await self._send("PATCH", path, "", json={"state": "failed"}, headers=self._credentials)
             if not response.is_server_error or not pauses_left:
                 break
             await asyncio.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 # not for secrets
-        return _told("state", response, "PATCH", path)
+        return _read(RunStateBody, response, "PATCH", path).state
 
-    async def look(self, path: str, timeout: float) -> Look:
+    async def look(self, shape: type[_Body], path: str, timeout: float) -> Look[_Body]:
         """Ask for something, be it only to see whether Airflow tells it.
 
         Args:
+            shape: What the body of a 200 must be.
             path: What is asked for.
             timeout: Seconds for each step of the request.
 
         Raises:
             AirflowRefused: The credential can't be sent (400).
-            AirflowSilent: There was no answer.
+            AirflowSilent: There was no answer, or a 200 with another body.
         """
         response = await self._send("GET", path, "", headers=self._credentials, timeout=timeout)
         challenge = response.headers.get("www-authenticate")
-        return Look(response.status_code, _object(response), _detail(response), challenge)
+        if response.status_code == httpx.codes.OK:
+            return Look(response.status_code, _read(shape, response, "GET", path), "", challenge)
+        return Look(response.status_code, None, _detail(response), challenge)
 
     async def pass_on(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
         """Hand on a request, and return Airflow's answer as it is.
@@ -141,11 +201,11 @@ class AirflowApi:
         return await self._send(method, path, MAYBE_CREATED, content=body, headers={**headers, **self._credentials})
 
     async def _ask(
-        self, wanted: str, method: str, path: str, body: Mapping[str, Any] | None = None, *, doubt: str = ""
-    ) -> str:
-        """Ask something, and return one member of the answer."""
+        self, shape: type[_Body], method: str, path: str, body: Mapping[str, Any] | None = None, *, doubt: str = ""
+    ) -> _Body:
+        """Ask something, and return the answer."""
         response = await self._send(method, path, doubt, json=body, headers=self._credentials)
-        return _told(wanted, response, method, path, doubt)
+        return _read(shape, response, method, path, doubt)
 
     async def _send(
         self,
@@ -171,16 +231,24 @@ class AirflowApi:
             raise AirflowSilent(f"Airflow at {address} broke off ({_name(error)}){doubt}") from error
 
 
-def _told(wanted: str, response: httpx.Response, method: str, path: str, doubt: str = "") -> str:
-    """Return one member of an answer.
+def _read(shape: type[_Body], response: httpx.Response, method: str, path: str, doubt: str = "") -> _Body:
+    """Return the body of an answer.
 
     Raises:
         AirflowRefused: Airflow did not do what it was asked for.
-        AirflowSilent: It has a fault, or something else has answered.
+        AirflowSilent: It has a fault, or the body has another shape: perhaps something else has answered.
     """
-    if response.is_success and wanted in (answer := _object(response)):
-        return str(answer[wanted])
-    what = f"Airflow answered {response.status_code} to {method} {path.partition('?')[0]}: {_detail(response)}"
+    what = f"Airflow answered {response.status_code} to {method} {path.partition('?')[0]}"
+    if response.is_success:
+        try:
+            return msgspec.convert(response.json(), shape)
+        except msgspec.ValidationError as error:
+            # Of the body itself nothing is repeated: it may hold a token.
+            raise AirflowSilent(f"{what} with JSON of another shape than its API has: {error}{doubt}") from error
+        except (ValueError, RecursionError) as error:
+            kind = response.headers.get("content-type", "no content type")[:100]
+            raise AirflowSilent(f"{what} with a body that can't be read as JSON ({kind}){doubt}") from error
+    what = f"{what}: {_detail(response)}"
     if response.is_client_error:
         raise AirflowRefused(what, response.status_code, challenge=response.headers.get("www-authenticate"))
     raise AirflowSilent(f"{what}{doubt}")
@@ -206,18 +274,16 @@ def _name(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _object(response: httpx.Response) -> dict[str, Any]:
-    """Return the JSON object that was answered; an empty one for what is none, as of a proxy that wants a login."""
-    try:
-        answer = response.json()
-    except ValueError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
+class _ErrorBody(msgspec.Struct):
+    detail: Any
 
 
 def _detail(response: httpx.Response) -> str:
     """Return what Airflow says of an error, without its surroundings."""
-    detail = _object(response).get("detail")
+    try:
+        detail = msgspec.json.decode(response.content, type=_ErrorBody).detail
+    except (ValueError, RecursionError):
+        detail = None
     if isinstance(detail, str):
         return detail
     return (response.text if detail is None else json.dumps(detail, ensure_ascii=False))[:500]

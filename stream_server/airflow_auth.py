@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import TypeVar
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 import httpx
+import msgspec
 
-from stream_server.airflow_api import AirflowApi, Look, run_path
+from stream_server.airflow_api import AirflowApi, DagPage, Look, RunBody, RunPage, XComPage, run_path
 from stream_server.auth import NO_VALUES, Access, Caller, Expiring, Scope
 from stream_server.errors import AirflowRefused, AirflowSilent, PermissionUnknown, RunNotFound
 from stream_server.firehose import Reading
@@ -56,6 +58,8 @@ OK, UNAUTHENTICATED, NOT_FOUND = 200, 401, 404
 
 DEFAULT_CHALLENGES = {UNAUTHENTICATED: "Bearer", 403: None, NOT_FOUND: None}
 """Refusals, and the challenge that comes with them where Airflow gives none (RFC 9110 section 15.5.2)."""
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
 class AirflowAuthorizer:
@@ -170,10 +174,10 @@ class AirflowAuthorizer:
 
         async def ask() -> Permit:
             if run_id:
-                permit = await self._ask(caller, run_path(RunKey(dag_id, run_id)), "dag_run_id")
+                permit = await self._ask(caller, run_path(RunKey(dag_id, run_id)), RunBody)
                 if permit.status != NOT_FOUND:
                     return permit
-            return await self._ask(caller, f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns?{NO_RUNS}", "dag_runs")
+            return await self._ask(caller, f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns?{NO_RUNS}", RunPage)
 
         return await self._permits.get(caller, ("runs", dag_id), ask, anew=anew)
 
@@ -181,7 +185,7 @@ class AirflowAuthorizer:
         return await self._permits.get(
             caller,
             ("dags", ""),
-            lambda: self._ask(caller, f"/api/v2/dags/~/dagRuns?{NO_RUNS}", "dag_runs"),
+            lambda: self._ask(caller, f"/api/v2/dags/~/dagRuns?{NO_RUNS}", RunPage),
             anew=anew,
         )
 
@@ -191,12 +195,12 @@ class AirflowAuthorizer:
         while True:
             path = f"/api/v2/dags?limit={PAGE}&offset={len(found)}&order_by=dag_id&exclude_stale=false"
             async with self._permits.turn:
-                answer = await self._look(caller, path)
+                answer = await self._look(caller, path, DagPage)
             if answer.status in DEFAULT_CHALLENGES:
                 raise AirflowRefused(answer.detail, answer.status)
-            page = {dag["dag_id"] for dag in answer.body.get("dags", ())}
-            if answer.status != OK or "dags" not in answer.body:
+            if answer.body is None:
                 raise self._unknown(f"Airflow answered {answer.status} to the question which DAGs you may read")
+            page = {dag.dag_id for dag in answer.body.dags}
             if page <= found:
                 return found
             found |= page
@@ -206,32 +210,32 @@ class AirflowAuthorizer:
         return await self._permits.get(
             caller,
             ("xcoms", dag_id),
-            lambda: self._ask(caller, path, "xcom_entries"),
+            lambda: self._ask(caller, path, XComPage),
             anew=anew,
         )
 
-    async def _ask(self, caller: Caller, path: str, member: str) -> Permit:
+    async def _ask(self, caller: Caller, path: str, shape: type[msgspec.Struct]) -> Permit:
         """Ask for something, to see whether Airflow tells it.
 
         Args:
             caller: With whose credential.
             path: What is asked for.
-            member: What the answer must have; the login page of some proxy does not.
+            shape: What the answer must be; the login page of some proxy is not.
 
         Raises:
             PermissionUnknown: Nothing can be concluded from what came back.
         """
-        answer = await self._look(caller, path)
-        if answer.status == OK and member in answer.body:
+        answer = await self._look(caller, path, shape)
+        if answer.body is not None:
             return Permit(OK)
         if answer.status in DEFAULT_CHALLENGES:
             challenge = answer.challenge or DEFAULT_CHALLENGES[answer.status]
             return Permit(answer.status, answer.detail, challenge)
         raise self._unknown(f"Airflow answered {answer.status} to the question whether you may read this")
 
-    async def _look(self, caller: Caller, path: str) -> Look:
+    async def _look(self, caller: Caller, path: str, shape: type[_Body]) -> Look[_Body]:
         try:
-            return await AirflowApi(self._client, caller.headers).look(path, TIMEOUT_SECONDS)
+            return await AirflowApi(self._client, caller.headers).look(shape, path, TIMEOUT_SECONDS)
         except AirflowSilent as error:
             raise self._unknown(str(error)) from error
 

@@ -225,11 +225,12 @@ async def _get(client: httpx.AsyncClient, path: str, **headers: str) -> httpx.Re
 
 
 def _member(answer: httpx.Response, name: str) -> str | None:
-    """Return a member of an answer that is a JSON object."""
+    """Return a text that is a member of an answer; `None` where the answer is no JSON object with such a text."""
     try:
-        return str(answer.json()[name])
-    except (ValueError, KeyError, TypeError):
+        member = answer.json()[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return member if isinstance(member, str) else None
 
 
 def _release(version: str) -> tuple[int, ...]:

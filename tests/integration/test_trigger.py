@@ -265,8 +265,8 @@ async def server_error() -> Response:
     ("answer", "said"),
     [
         (broken_off, "broke off"),
-        (not_json, "Please log in"),
-        (not_a_run, "dag_run_id"),
+        (not_json, "a body that can't be read as JSON (text/plain"),
+        (not_a_run, "Expected `object`, got `array`"),
         (server_error, "Airflow answered 500 to POST /api/v2/dags/chat/dagRuns: boom"),
     ],
 )

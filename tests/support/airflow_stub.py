@@ -95,6 +95,7 @@ class AirflowStub:
             Route("/api/v2/dags", stub._look({"dags": []}), methods=["GET"]),
             Route("/api/v2/dags/{dag_id}/dagRuns", stub._look({"dag_runs": [], "total_entries": 0}), methods=["GET"]),
             Route(f"{run}/taskInstances/~/xcomEntries", stub._look({"xcom_entries": []}), methods=["GET"]),
+            Route("/api/v2/version", stub._look({"version": "3.3.0"}), methods=["GET"]),
             Route("/auth/token", stub._log_in, methods=["POST"]),
             Route("/api/v2/auth/logout", stub._log_out, methods=["GET"]),
         ]
@@ -167,6 +168,8 @@ class AirflowStub:
 
     async def _log_in(self, request: Request) -> Response:
         asked = await self._note(request)
+        if self.instead is not None and (answer := await self.instead(asked)) is not None:
+            return answer
         if asked.json == {"username": "ada", "password": "right"}:
             return JSONResponse({"access_token": "head.payload.signature"}, 201)
         return JSONResponse({"detail": "Invalid credentials"}, 401)
@@ -174,6 +177,17 @@ class AirflowStub:
     async def _log_out(self, request: Request) -> Response:
         await self._note(request)
         return Response(status_code=307, headers={"Location": "/auth/login"})
+
+
+def odd_answers(**members: Any) -> list[Response]:
+    """Answers with status 200 that Airflow's API does not give.
+
+    Args:
+        members: Members that such an answer may have, with values of a wrong type.
+    """
+    bodies = [b"", b"null", b"[]", b"5", b"{}", b'{"a":' * 100_000, b"\xff\xfe{", b"<html>Please log in</html>"]
+    bodies += [json.dumps({name: value}).encode() for name, values in members.items() for value in values]
+    return [Response(body, media_type="application/json") for body in bodies]
 
 
 class BrokenOff(Response):

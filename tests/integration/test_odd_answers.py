@@ -1,0 +1,94 @@
+"""An Airflow that answers 200 with something else than its API does."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from stream_server.airflow_api import MAYBE_CREATED
+from stream_server.doctor.examination import Subject, examine
+from stream_server.doctor.report import Level
+from stream_server.run_state import RunKey
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub, Asked, odd_answers
+from support.asking import WAIT, run_path
+from support.callers import Rights, client_of
+from support.server import RunningServer
+
+TOKENS = odd_answers(access_token=[None, 5, "", ["secret"], "a\ud800"])
+RUNS = odd_answers(dag_run_id=[None, 5, "", {}, "a\0", "a\ud800"])
+STATES = odd_answers(state=[None, 5, "", ["failed"], "a\ud800"])
+NO_RUN_LISTS = odd_answers(dag_runs=[None, 5, "a", {}])
+NO_XCOM_LISTS = odd_answers(xcom_entries=[None, 5, "a", {}])
+
+
+def instead(stub: AirflowStub, answer: Response, method: str, path: str) -> None:
+    """Have the stub answer so to requests with this method whose path ends so, and as before to all others."""
+
+    async def behave(asked: Asked) -> Response | None:
+        return answer if asked.method == method and asked.target.partition("?")[0].endswith(path) else None
+
+    stub.instead = behave
+
+
+def error_of(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["title"]
+
+
+async def test_a_trigger_is_a_502_and_the_run_may_exist(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+    for odd in RUNS:
+        instead(stub, odd, "POST", "/dagRuns")
+        answer = await caller.post(WAIT, json={})
+        assert error_of(answer) == (502, "Airflow does not answer"), odd.body[:40]
+        assert answer.json()["detail"].endswith(MAYBE_CREATED)
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH"])
+async def test_a_cancellation_is_a_502(
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, method: str
+) -> None:
+    await caller.post(f"{WAIT}&timeout=0", json={})
+    for odd in STATES:
+        instead(stub, odd, method, "/manual__1")
+        assert error_of(await caller.post(f"{run_path('manual__1')}/cancel")) == (502, "Airflow does not answer"), (
+            odd.body
+        )
+
+
+async def test_a_login_is_a_502_that_repeats_nothing(asked: RunningServer, stub: AirflowStub) -> None:
+    for odd in TOKENS:
+        instead(stub, odd, "POST", "/auth/token")
+        async with httpx.AsyncClient(base_url=asked.url) as client:
+            answer = await client.post("/api/v2/stream/session", json={"username": "ada", "password": "right"})
+        assert error_of(answer) == (502, "Airflow does not answer"), odd.body[:40]
+        assert "set-cookie" not in answer.headers
+        assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(("rights", "odd_ones"), [("runs", RUNS), ("xcoms", NO_XCOM_LISTS)], ids=["runs", "xcoms"])
+async def test_a_permission_for_a_run_is_unknown(
+    guarded: RunningServer, key: RunKey, ada: Rights, rights: str, odd_ones: list[Response]
+) -> None:
+    async with client_of(guarded, ada) as client:
+        for odd in odd_ones:
+            setattr(ada, rights, odd)
+            answer = await client.get(f"/api/v2/dags/chat/dagRuns/{key.run_id}/result?timeout=0")
+            assert error_of(answer) == (503, "Permission unknown"), odd.body[:40]
+            assert answer.headers["retry-after"] == "2"
+
+
+@pytest.mark.parametrize("path", ["/api/v2/stream", "/api/v2/stream/runs", "/api/v2/stream/dags?tag=nightly"])
+async def test_a_permission_for_all_runs_is_unknown(guarded: RunningServer, ada: Rights, path: str) -> None:
+    async with client_of(guarded, ada) as client:
+        for odd in NO_RUN_LISTS:
+            ada.dags = odd
+            assert error_of(await client.get(path)) == (503, "Permission unknown"), odd.body[:40]
+
+
+async def test_a_version_is_not_that_of_airflow(stub: AirflowStub) -> None:
+    for odd in odd_answers(version=[None, 5, {}]):
+        instead(stub, odd, "GET", "/api/v2/version")
+        finding = (await examine(Subject(airflow_url=stub.url))).get("airflow-api")
+        assert finding is not None
+        assert (finding.level, "is not Airflow's API" in finding.found) == (Level.PROBLEM, True), odd.body[:40]
