@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from stream_server.errors import SettingsError
 PREFIX = "STREAM_SERVER_"
 """Prefix of the environment variables."""
 
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h|)")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -25,7 +26,7 @@ def parse_duration(text: object) -> float:
     Raises:
         ValueError: The text is no duration.
     """
-    match = _DURATION.fullmatch(str(text).strip())
+    match = _DURATION.fullmatch(str(text).strip(string.whitespace))
     if match is None:
         raise ValueError(f"{str(text)[:40]!r} is not a duration; write 500ms, 5s, 2m, 1h or plain seconds")
     return float(match[1]) * _UNITS[match[2]]
@@ -33,7 +34,7 @@ def parse_duration(text: object) -> float:
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(B|KiB|MiB|GiB|TiB|)")
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(B|KiB|MiB|GiB|TiB|)", re.ASCII)
 _SIZE_UNITS = {"B": 1, "": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -43,7 +44,7 @@ def parse_size(text: object) -> int:
     Raises:
         ValueError: The text is no size.
     """
-    match = _SIZE.fullmatch(str(text).strip())
+    match = _SIZE.fullmatch(str(text).strip(string.whitespace))
     if match is None:
         raise ValueError(f"{str(text)[:40]!r} is not a size; write 512KiB, 100MiB, 1.5GiB or plain bytes")
     return round(float(match[1]) * _SIZE_UNITS[match[2]])

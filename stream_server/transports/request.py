@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import TypedDict
@@ -38,6 +39,10 @@ TOKEN_PARAMETERS = frozenset({"access_token", "api_key", "auth", "authorization"
 UNTIL = ("result", "run")
 CONFIRM = ("push", "success")
 """Values of these parameters; the first is the default."""
+
+_NUMBER = re.compile("[0-9]{1,9}")
+_QUALITY = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
+"""More than RFC 9110 section 12.4.2 has: some clients send `.2`."""
 
 
 class State(TypedDict):
@@ -188,15 +193,16 @@ def duration(connection: HTTPConnection, name: str, default: float) -> float:
 
 
 def number(connection: HTTPConnection, name: str, default: int, least: int, most: int) -> int:
-    """Return a parameter that is a whole number within bounds.
+    """Return a parameter that is a whole number within bounds, of at most nine digits.
 
     Raises:
         BadParameter: It is none.
     """
     text = query_of(connection).get(name, str(default))
-    if not text.isascii() or not text.isdecimal() or not least <= int(text[:9]) <= most:
+    value = int(text) if _NUMBER.fullmatch(text) else None
+    if value is None or not least <= value <= most:
         raise BadParameter(f"{name}={text[:40]} is no number from {least} to {most}")
-    return int(text)
+    return value
 
 
 def refuse_unknown(names: Iterable[str], known: frozenset[str]) -> None:
@@ -229,13 +235,14 @@ def _preferred(accept: bytes, offers: tuple[str, ...]) -> str:
 
 
 def weights(accept: str) -> Mapping[str, float]:
-    """Return how much a client wants each of what it lists, in lower case (RFC 9110 section 12.4.2)."""
+    """Return how much a client wants each of what it lists, in lower case (RFC 9110 section 12.4.2).
+
+    From 0 to 1; 0 where the weight is no number.
+    """
     found: dict[str, float] = {}
     for part in accept.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((one[2:] for one in parameters if one.startswith("q=")), "1")
-        try:
-            found[name] = float(quality)
-        except ValueError:
-            found[name] = 0.0
+        # `float` also reads `nan`, which is neither more nor less than another weight.
+        found[name] = min(float(quality), 1.0) if _QUALITY.fullmatch(quality) else 0.0
     return found

@@ -79,7 +79,9 @@ async def test_without_runs_the_list_is_empty(server: RunningServer) -> None:
     assert (await ask(server, RUNS))["runs"] == []
 
 
-@pytest.mark.parametrize("query", ["?limit=0", "?limit=201", "?limit=x", "?color=blue"])
+@pytest.mark.parametrize(
+    "query", ["?limit=0", "?limit=201", "?limit=x", "?limit=00000002099999999", f"?limit={'9' * 5000}", "?color=blue"]
+)
 async def test_a_wrong_question_is_refused(server: RunningServer, query: str) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         assert (await client.get(f"{RUNS}{query}")).status_code == 422

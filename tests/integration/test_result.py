@@ -158,7 +158,9 @@ async def test_a_run_without_an_answer_is_told_when_it_ends(client: httpx.AsyncC
     [
         ("?timeout=soon", "timeout: 'soon' is not a duration"),
         ("?unwrap=yes", "unwrap=yes is neither 'false' nor 'true'"),
+        ("?timeout=%D9%A3s", "timeout: '\u0663s' is not a duration"),
         ("?fail_status=200", "fail_status=200 is no number from 400 to 599"),
+        ("?unwrap=true&fail_status=000000400599", "fail_status=000000400599 is no number from 400 to 599"),
         ("?confirm=maybe", "confirm=maybe is neither 'push' nor 'success'"),
         ("?until=never", "neither 'result' nor 'run'"),
         ("?result=nobody", "has no task 'nobody'"),

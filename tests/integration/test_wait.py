@@ -124,6 +124,15 @@ async def test_a_value_too_large_is_told_by_where_it_is(
             {"type": "greater_than", "msg": "Input should be greater than 0", "input": "0", "ctx": {"gt": 0.0}},
         ),
         (
+            "?interval=nan",
+            {
+                "type": "greater_than",
+                "msg": "Input should be greater than 0",
+                "input": "nan",
+                "ctx": {"gt": 0.0},
+            },
+        ),
+        (
             "?interval=often",
             {
                 "type": "float_parsing",

@@ -43,6 +43,8 @@ def test_the_header_counts_more_than_the_cookie() -> None:
         f"Bearer {jwt()}",
         f"Bearer {jwt(exp='soon')}",
         f"Bearer {jwt(exp=None)}",
+        f"Bearer {jwt(exp=float('nan'))}",
+        f"Bearer {jwt(exp=10**400)}",
         f"Bearer a.{base64.urlsafe_b64encode(b'[' * 30_000).decode()}.c",
     ],
 )

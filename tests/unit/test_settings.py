@@ -27,7 +27,7 @@ def empty_environment() -> Iterator[None]:
     ("text", "seconds"),
     [
         *(("500ms", 0.5), ("5s", 5.0), ("2m", 120.0), ("1h", 3600.0), ("7", 7.0), ("0.25", 0.25), ("1.5m", 90.0)),
-        *((" 5 s ", 5.0), ("0", 0.0), (3, 3.0), (2.5, 2.5)),
+        *((" 5 s ", 5.0), ("5s\n", 5.0), ("0", 0.0), (3, 3.0), (2.5, 2.5)),
     ],
 )
 def test_durations(text: object, seconds: float) -> None:
@@ -35,7 +35,11 @@ def test_durations(text: object, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "s", "-1s", "5 sec", "5S", "1d", "1m30s", "1e3", ".5s", "5.", "nan", "inf", "1,5s", True, None, []]
+    "text",
+    [
+        *("", "s", "-1s", "+1s", "5 sec", "5S", "1d", "1m30s", "1e3", "1_0", ".5s", "5.", "nan", "inf", "1,5s"),
+        *("\u0663s", "0.\u0663", "\u00b2", "5\u2003s", "\u20035", "1" * 10, "0" * 5000, True, None, []),
+    ],
 )
 def test_what_is_no_duration_is_refused_with_what_would_be_right(text: object) -> None:
     with pytest.raises(ValueError, match="is not a duration; write 500ms"):
@@ -68,7 +72,9 @@ def test_sizes(text: object, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "-1", "1GB", "1gib", "1 G", "1e9", "nan", True, None, []])
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "-1", "1GB", "1gib", "1 G", "1e9", "nan", "\u0663MiB", "1" * 16, True, None, []]
+)
 def test_what_is_no_size_is_refused_with_what_would_be_right(text: object) -> None:
     with pytest.raises(ValueError, match="is not a size; write 512KiB"):
         parse_size(text)
