@@ -314,7 +314,7 @@ async def _answer_error(connection: HTTPConnection, error: Exception) -> Respons
 async def _answer_http_exception(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for that class"
     title = HTTPStatus(error.status_code).phrase
-    detail, path, headers = error.detail, connection.url.path, dict(error.headers or {})
+    detail, path, headers = error.detail, connection.scope["path"], dict(error.headers or {})
     if error.status_code == HTTPStatus.NOT_FOUND:
         kind = "nothing" if connection.scope["type"] == "http" else "no WebSocket"
         detail = f"There is {kind} at {path}"

@@ -91,7 +91,7 @@ async def _token(airflow: AirflowApi, wanted: SignIn) -> str:
 
 def _with_cookie(request: Request, token: str) -> Response:
     response = Response(status_code=204, headers={"Cache-Control": "no-store"})
-    secure = request.url.scheme == "https"
+    secure = request.scope["scheme"] == "https"
     if token:
         response.set_cookie(COOKIE, token, path="/", secure=secure, httponly=True, samesite="lax")
     else:

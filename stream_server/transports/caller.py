@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import re
 
 from starlette.requests import HTTPConnection
 
@@ -15,6 +15,14 @@ from stream_server.transports.request import State, query_of
 
 CREDENTIALS = (b"authorization", b"cookie")
 """Headers by which callers say who they are. Some auth managers need all cookies."""
+
+_ORIGIN = re.compile(
+    r"[a-z][a-z0-9+.-]*://(?P<authority>(?:[\w.~%!$&'()*+,;=-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?)(?:[/?#]|\Z)",
+    re.ASCII | re.IGNORECASE,
+)
+"""RFC 6454 section 7.1. Browsers send no path; some libraries for WebSockets do."""
+
+LAST_PORT = 65_535
 
 
 async def caller_of(connection: HTTPConnection) -> Caller:
@@ -74,6 +82,14 @@ def airflow_as(connection: HTTPConnection, caller: Caller) -> AirflowApi:
     return AirflowApi(client, caller.headers)
 
 
+def authority_of(origin: str) -> str | None:
+    """Return host and port of an origin, as the header `Host` has them; `None` where the text is no origin."""
+    match = _ORIGIN.match(origin)
+    if match is None or int(match["port"] or 0) > LAST_PORT:
+        return None
+    return match["authority"]
+
+
 def refuse_foreign_origin(connection: HTTPConnection) -> None:
     """Refuse what a page of another origin asks for with the rights of its visitor.
 
@@ -82,11 +98,14 @@ def refuse_foreign_origin(connection: HTTPConnection) -> None:
     section 3.2.5.
 
     Raises:
-        ForeignOrigin: The origin is neither ours nor among those that were allowed.
+        ForeignOrigin: The origin is neither ours nor among those that were allowed, or it is none, as `null`.
     """
     state: State = connection.scope["state"]
     origin, allowed = connection.headers.get("origin"), state["settings"].cors_origins
-    if origin is None or origin in allowed or urlsplit(origin).netloc == connection.headers.get("host"):
+    if origin is None:
+        return
+    authority = authority_of(origin)
+    if authority is not None and (origin in allowed or authority == connection.headers.get("host")):
         return
     if "*" not in allowed:
         raise ForeignOrigin(f"Pages of {origin[:100]} may not ask that here; see STREAM_SERVER_CORS_ORIGINS")

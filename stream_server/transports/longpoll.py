@@ -23,7 +23,7 @@ from stream_server.subscription import Subscription
 from stream_server.transports.body import disconnected
 from stream_server.transports.caller import caller_of
 from stream_server.transports.permission import permit, until_refused
-from stream_server.transports.request import QUESTION, State, duration, flag, number, question, run_key
+from stream_server.transports.request import QUESTION, State, duration, flag, number, query_part, question, run_key
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds; shorter than what most proxies allow."""
@@ -81,7 +81,7 @@ async def result(request: Request) -> Response:
     permission = await permit(state["authorizer"], caller, key)
     watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked)), until_refused)
     answer = await wait(request, watch, key, wanted.timeout)
-    here = f"{run_path(key)}/result" + (f"?{request.url.query}" if request.url.query else "")
+    here = f"{run_path(key)}/result{query_part(request)}"
     return respond(answer, wanted, {"Location": here} if answer.outcome == "pending" else {})
 
 

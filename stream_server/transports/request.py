@@ -92,6 +92,15 @@ def query_of(connection: HTTPConnection) -> QueryParams:
     return _query(connection.scope["query_string"])
 
 
+def query_part(connection: HTTPConnection) -> str:
+    """Return the query of a request as it came, with its question mark; nothing where there is none.
+
+    `connection.url` depends on the header `Host`, which need not be one.
+    """
+    text: bytes = connection.scope["query_string"]
+    return f"?{text.decode('latin-1')}" if text else ""
+
+
 def run_key(connection: HTTPConnection) -> RunKey:
     """Return the run that the path names. Starlette has decoded it."""
     return RunKey(connection.path_params["dag_id"], connection.path_params["run_id"])

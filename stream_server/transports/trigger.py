@@ -48,6 +48,7 @@ from stream_server.transports.request import (
     choice,
     duration,
     flag,
+    query_part,
     question,
     read_body,
     run_key,
@@ -267,7 +268,7 @@ async def _read(request: Request) -> dict[str, Any]:
 async def _pass_on(request: Request) -> Response:
     airflow = airflow_as(request, await caller_of(request))
     headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
-    path = request.scope["raw_path"].decode() + (f"?{request.url.query}" if request.url.query else "")
+    path = request.scope["raw_path"].decode() + query_part(request)
     answer = await airflow.pass_on("POST", path, await read_body(request), headers)
     response = Response(answer.content, answer.status_code)
     for name, value in answer.headers.multi_items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import httpx
@@ -10,11 +11,31 @@ import pytest
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from stream_server.transports.tickets import PATH
-from support.server import running_server
+from support.raw import UPGRADE, raw, request
+from support.server import RunningServer, running_server
 from support.streams import stream_path
 from support.waiting import eventually_async
 
 APP, EVIL = "https://app.example.com", "https://evil.example.com"
+
+ASKS = "Access-Control-Request-Method: POST"
+
+MALFORMED = (
+    *("http://[", "http://[::1", "http://]", "http://[::1]a", "http://[v1.x", "http://a:b", "http://a:99999999"),
+    *(
+        "http://a:-1",
+        "http://a:\xb2",
+        "http://\xff\xfe",
+        "http://\u2100.example",
+        "http://",
+        "://",
+        "",
+        "null",
+        "*",
+        "\t",
+    ),
+)
+"""Values of `Origin` that no browser sends, but for `null`; some can't be parsed."""
 
 
 @pytest.mark.parametrize(("origin", "allowed"), [(APP, True), (EVIL, False), ("null", False), (f"{APP}.evil", False)])
@@ -85,3 +106,56 @@ async def test_each_stream_has_the_head_that_is_meant_for_it(settings: Callable[
         assert head["content-type"].startswith("text/event-stream")
         assert head["transfer-encoding"] == "chunked"
         assert "date" in head
+
+
+async def _status(server: RunningServer, path: str, *headers: str, method: str = "GET", host: str = "here") -> int:
+    body = b"{}" if method == "POST" else b""
+    data = request(path, "Connection: close", *headers, method=method, body=body)
+    async with raw(server.url) as connection:
+        await connection.say(data.replace(b"Host: here", f"Host: {host}".encode()))
+        answer = await connection.answer()
+    if answer.status == 403:
+        assert answer.problem["title"] == "Foreign origin"
+    return answer.status
+
+
+@pytest.mark.parametrize(("named", "in_advance"), [(APP, 400), ("*", 200)])
+async def test_a_malformed_origin_is_a_foreign_one(
+    settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture, named: str, in_advance: int
+) -> None:
+    found = {}
+    async with running_server(settings(cors_origins=(named,))) as server:
+        await eventually_async(lambda: server.hub.live)
+        for origin in MALFORMED:
+            # With cookies, since programs may come without from all origins, where all are allowed.
+            headers = f"Origin: {origin}", "Cookie: _token=a"
+            for host in ("here", "", "[", origin.partition("://")[2]):
+                found[origin, host] = (
+                    await _status(server, PATH, *headers, method="POST", host=host),
+                    await _status(server, stream_path(run), *headers, host=host),
+                    await _status(server, stream_path(run), *headers, *UPGRADE[1:], host=host),
+                    await _status(server, "/api/v2/stream", *headers, *UPGRADE[1:], host=host),
+                    await _status(server, PATH, *headers, ASKS, method="OPTIONS", host=host),
+                )
+    assert found == dict.fromkeys(found, (403, 403, 403, 403, in_advance))
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_malformed_host_is_no_fault(
+    settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {
+        f"{stream_path(run).removesuffix('stream')}result?timeout=0": 202,
+        "/api/v2/stream/session": 200,
+        "/nowhere": 404,
+        PATH: 405,
+    }
+    async with running_server(settings(cors_origins=(APP,), trusted_proxies=("127.0.0.1",))) as server:
+        await eventually_async(lambda: server.hub.live)
+        for host in ("", "[", "[::1", "]", "a:b", "a:99999999", "a b", "http://[", "\xff"):
+            passed_on = f"X-Forwarded-Host: {host}", f"X-Forwarded-For: {host}", f"X-Forwarded-Proto: {host}"
+            headers = *passed_on, f"Forwarded: for={host};host={host}", f"Referer: http://{host}/"
+            assert {path: await _status(server, path, *headers, host=host) for path in asked} == asked, host
+            assert await _status(server, "/nowhere", *headers, *UPGRADE[1:], host=host) == 404, host
+            assert await _status(server, PATH, *headers, method="POST", host=host) == 422, host
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -196,7 +196,7 @@ async def choosy(settings: Callable[..., Settings]) -> AsyncIterator[RunningServ
         yield server
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example.com", "null"])
+@pytest.mark.parametrize("origin", ["https://evil.example.com", "null", "http://[", "http://a:99999999"])
 async def test_a_page_of_another_origin_opens_no_websocket(choosy: RunningServer, run: RunKey, origin: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         async with websocket(choosy.url, run, headers={"Origin": origin}):
@@ -248,11 +248,11 @@ async def test_a_token_in_a_url_is_refused(server: RunningServer, run: RunKey, n
 
 async def test_cookies_are_good_for_pages_of_known_origins_alone(choosy: RunningServer, run: RunKey) -> None:
     statuses = {}
-    for origin in (None, choosy.url, "https://app.example.com", "https://evil.example.com", "null"):
+    for origin in (None, choosy.url, "https://app.example.com", "https://evil.example.com", "null", "http://["):
         headers = {"Cookie": "_token=a", **({} if origin is None else {"Origin": origin})}
         async with sse(choosy.url, run, headers=headers) as events:
             statuses[origin] = events.response.status_code
-    assert statuses.pop("https://evil.example.com") == statuses.pop("null") == 403
+    assert [statuses.pop(origin) for origin in ("https://evil.example.com", "null", "http://[")] == [403] * 3
     assert set(statuses.values()) == {200}
 
 

@@ -50,8 +50,11 @@ async def test_what_says_nobody_is_refused(asked: RunningServer, stub: AirflowSt
     assert stub.asked == []
 
 
-async def test_a_page_of_another_origin_signs_nobody_in_or_out(asked: RunningServer, stub: AirflowStub) -> None:
-    foreign = {"Origin": "https://elsewhere.example.com"}
+@pytest.mark.parametrize("origin", ["https://elsewhere.example.com", "null", "http://[", "http://a:99999999"])
+async def test_a_page_of_another_origin_signs_nobody_in_or_out(
+    asked: RunningServer, stub: AirflowStub, origin: str
+) -> None:
+    foreign = {"Origin": origin}
     who = {"username": "ada", "password": "right"}
     plain = {**foreign, "Content-Type": "text/plain"}
     for answer in (
