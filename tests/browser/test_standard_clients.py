@@ -1,4 +1,4 @@
-"""Clients of others in a real browser: its own `EventSource`, and `@microsoft/fetch-event-source`."""
+"""Third-party clients in a real browser: its own `EventSource`, and `@microsoft/fetch-event-source`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from support.waiting import eventually_async
 EACH_STATE = ["scheduled", "queued", "running", "success"]
 
 
-async def told(page: Page, kind: str) -> list[Frame]:
-    """Wait until the client was told a frame of a type, and return all that it was told."""
-    await page.wait_for_function(f"window.told?.some((data) => JSON.parse(data).type === '{kind}')")
-    return [json.loads(data) for data in await page.evaluate("() => window.told")]
+async def received(page: Page, kind: str) -> list[Frame]:
+    """Wait until the client has received a frame of a type, and return all that it has received."""
+    await page.wait_for_function(f"window.received?.some((data) => JSON.parse(data).type === '{kind}')")
+    return [json.loads(data) for data in await page.evaluate("() => window.received")]
 
 
 @pytest.mark.parametrize("client", ["EventSource", "fetch-event-source"])
@@ -46,14 +46,14 @@ async def test_browsers_follow_a_run_over_a_cut_connection_to_its_end(
             url = f"http://127.0.0.1:{proxy.port}{stream_path(run)}"
             query = urlencode({"client": client, "url": url, "name": EVENT_NAMES}, doseq=True)
             await page.goto(f"{origin}/page.html?{query}")
-            await told(page, "snapshot")
+            await received(page, "snapshot")
             await airflow.start_task(run, "ask")
-            await page.wait_for_function("window.told.filter((data) => JSON.parse(data).type === 'task').length === 3")
+            await page.wait_for_function("window.received.filter((data) => JSON.parse(data).type === 'task').length === 3")
             await proxy.cut()
             await airflow.set_task(run, "ask", "success")
-            await told(page, "resumed")
+            await received(page, "resumed")
             await airflow.run_task(run, "answer", ANSWER)
-            frames = await told(page, "closed")
+            frames = await received(page, "closed")
     assert states(frames, "ask") == EACH_STATE
     assert states(frames, "answer")[:3] == EACH_STATE[:3]
     assert types(frames)[-3:] == ["result", "end", "closed"]

@@ -1,4 +1,4 @@
-"""The TypeScript client in a real browser, whose tabs share a connection."""
+"""The TypeScript client in a real browser, also with a connection that tabs share."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ async def tab(context: BrowserContext, origin: str, run: RunKey, **client: objec
         {"client": json.dumps(client), "dagId": run.dag_id, "runId": run.run_id},
     )
     page = await context.new_page()
-    await page.goto(f"{origin}/client/test/page.html?{query}")
+    await page.goto(f"{origin}/client/test/follow.html?{query}")
     await expect(page.locator("output")).to_contain_text("live")
     return page
 
 
-async def test_tabs_hold_one_connection_and_another_takes_over_when_the_first_is_closed(
+async def test_tabs_share_one_connection_and_another_tab_takes_over(
     chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     typescript.built_client()
@@ -58,7 +58,7 @@ async def test_tabs_hold_one_connection_and_another_takes_over_when_the_first_is
             await airflow.set_run(run, "success")
             for page in others:
                 await expect(page.locator("output")).to_contain_text("ended")
-                frames = await page.evaluate("() => window.told")
+                frames = await page.evaluate("() => window.received")
                 assert states(frames, "ask") == ["scheduled", "queued", "running", "success"]
                 assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": ANSWER}]
             assert proxy.accepted == 2
@@ -85,6 +85,6 @@ async def test_a_page_follows_a_run_over_a_cut_connection(
             await airflow.run_task(run, "answer", ANSWER)
             await airflow.set_run(run, "success")
             await expect(page.locator("output")).to_contain_text("ended")
-            frames = await page.evaluate("() => window.told")
+            frames = await page.evaluate("() => window.received")
     assert states(frames, "ask") == ["scheduled", "queued", "running"]
     assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": ANSWER}]

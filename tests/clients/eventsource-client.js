@@ -1,4 +1,4 @@
-// `eventsource-client`, as its README has it: an iterator over all events, whatever their names.
+// The npm package `eventsource-client`, used as in its README: it iterates over events of any name.
 import { createEventSource } from "eventsource-client";
 
 const source = createEventSource({ url: process.argv[2] });

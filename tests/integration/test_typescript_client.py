@@ -1,4 +1,4 @@
-"""The TypeScript client against the server: nothing is lost and nothing is told twice, whatever breaks."""
+"""The TypeScript client against the server: after each failure, no frame is lost or delivered twice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.callers import Door, Rights, jwt
 from support.proxy import Proxy
 from support.server import RunningServer, running_server
 from support.streams import states
-from support.typescript import Following, following
+from support.typescript import FollowingClient, following
 from support.waiting import eventually_async
 
 pytestmark = pytest.mark.parametrize("transport", ["sse", "websocket", "multiplex"])
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.parametrize("transport", ["sse", "websocket", "multiple
 EACH_STATE = ["scheduled", "queued", "running", "success"]
 
 
-def asked(port: int | None, transport: str, run: RunKey, **options: object) -> dict[str, object]:
-    """Return what a client is asked that goes on to the end of the run."""
+def arguments(port: int | None, transport: str, run: RunKey, **options: object) -> dict[str, object]:
+    """Return the arguments of a client that streams until the end of the run."""
     client = {"baseUrl": f"http://127.0.0.1:{port}", "transport": transport, "auth": "none"}
     return {
         "client": client,
@@ -37,18 +37,18 @@ def asked(port: int | None, transport: str, run: RunKey, **options: object) -> d
     }
 
 
-def each_once(*clients: Following) -> list[dict[str, object]]:
-    """Return the frames of clients that took up each other's stream, having seen that none came twice."""
+def distinct_frames(*clients: FollowingClient) -> list[dict[str, object]]:
+    """Return the frames of clients that resumed one another's stream; assert that none was delivered twice."""
     frames = [frame for client in clients for frame in client.frames]
     seqs = [(frame["type"], frame["seq"]) for frame in frames if "seq" in frame]
     assert len(seqs) == len(set(seqs))
     return frames
 
 
-async def test_a_run_is_followed_over_cut_connections_to_its_end(
+async def test_stream_resumes_after_each_lost_connection(
     server: RunningServer, run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
-    async with Proxy.to(urlsplit(server.url).port) as proxy, following(**asked(proxy.port, transport, run)) as client:
+    async with Proxy.to(urlsplit(server.url).port) as proxy, following(**arguments(proxy.port, transport, run)) as client:
         await client.until_frame("snapshot")
         for state in EACH_STATE:
             await airflow.set_task(run, "ask", state)
@@ -58,29 +58,29 @@ async def test_a_run_is_followed_over_cut_connections_to_its_end(
         await client.until_frame("result")
         await airflow.set_run(run, "success")
         last = await client.end()
-    frames = each_once(client)
+    frames = distinct_frames(client)
     assert states(frames, "ask") == EACH_STATE
     assert last["outcome"]["value"] == ANSWER
     assert last["view"]["run"]["state"] == "success"
     assert last["view"]["tasks"]["answer"]["state"] == "success"
 
 
-async def test_a_client_that_was_killed_is_followed_by_another_from_its_bookmark(
+async def test_another_client_resumes_from_the_bookmark_of_a_killed_one(
     server: RunningServer, run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
     port = urlsplit(server.url).port
-    async with following(**asked(port, transport, run)) as killed:
+    async with following(**arguments(port, transport, run)) as killed:
         await killed.until_frame("snapshot")
         await airflow.set_task(run, "ask", "scheduled")
         await killed.until_frame("task", task_id="ask")
         killed.kill()
     await airflow.set_task(run, "ask", "queued")
     await airflow.run_task(run, "answer", ANSWER)
-    async with following(**asked(port, transport, run, bookmark=killed.bookmark)) as client:
+    async with following(**arguments(port, transport, run, bookmark=killed.bookmark)) as client:
         await client.until_frame("result")
         await airflow.set_run(run, "success")
         last = await client.end()
-    frames = each_once(killed, client)
+    frames = distinct_frames(killed, client)
     assert [frame["type"] for frame in frames].count("snapshot") == 1
     assert states(frames, "ask") == ["scheduled", "queued"]
     assert states(frames, "answer")[-2:] == ["running", "success"]
@@ -88,14 +88,14 @@ async def test_a_client_that_was_killed_is_followed_by_another_from_its_bookmark
     assert last["outcome"]["value"] == ANSWER
 
 
-async def test_another_server_goes_on_where_one_has_stopped(
+async def test_stream_resumes_at_another_server(
     settings: Callable[..., Settings], run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
     async with AsyncExitStack() as life, running_server(settings()) as successor, Proxy.to(None) as proxy:
         first = await life.enter_async_context(running_server(settings()))
         await eventually_async(lambda: first.hub.live and successor.hub.live)
         await proxy.turn_to(urlsplit(first.url).port)
-        async with following(**asked(proxy.port, transport, run)) as client:
+        async with following(**arguments(proxy.port, transport, run)) as client:
             await client.until_frame("snapshot")
             await airflow.set_task(run, "ask", "scheduled")
             await client.until_frame("task", state="scheduled")
@@ -106,12 +106,12 @@ async def test_another_server_goes_on_where_one_has_stopped(
             await airflow.run_task(run, "answer", ANSWER)
             await airflow.set_run(run, "success")
             await client.end()
-    assert states(each_once(client), "ask") == ["scheduled", "queued"]
+    assert states(distinct_frames(client), "ask") == ["scheduled", "queued"]
 
 
-async def test_what_is_refused_is_told_with_its_status(server: RunningServer, run: RunKey, transport: str) -> None:
+async def test_refusal_has_its_status_and_reason(server: RunningServer, run: RunKey, transport: str) -> None:
     unknown = RunKey(run.dag_id, "no_such_run")
-    async with following(**asked(urlsplit(server.url).port, transport, unknown)) as client:
+    async with following(**arguments(urlsplit(server.url).port, transport, unknown)) as client:
         last = await client.end()
     error = last["outcome"]["error"]
     assert (error["code"], error["status"]) == ("refused", 404)
@@ -120,19 +120,19 @@ async def test_what_is_refused_is_told_with_its_status(server: RunningServer, ru
 
 @pytest.fixture
 async def guarded(settings: Callable[..., Settings], stub: AirflowStub) -> AsyncIterator[RunningServer]:
-    """A server that asks Airflow who may see what, and asks often."""
+    """A server that checks permissions with Airflow, often."""
     configured = settings(airflow_url=stub.url, auth_cache=0.2, ping_interval="100ms")
     async with running_server(configured) as server:
         await eventually_async(lambda: server.hub.live)
         yield server
 
 
-async def test_a_token_that_expires_is_replaced_and_nothing_is_missed(
+async def test_expired_token_is_renewed_without_lost_frames(
     guarded: RunningServer, stub: AirflowStub, run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
     old, new = Rights(), Rights(token=jwt(sub="ada", exp=time.time() + 7200))
     stub.instead = Door(old, new)
-    wanted = asked(urlsplit(guarded.url).port, transport, run) | {"tokens": [old.token, new.token]}
+    wanted = arguments(urlsplit(guarded.url).port, transport, run) | {"tokens": [old.token, new.token]}
     async with following(**wanted) as client:
         await client.until_frame("snapshot")
         old.expire()
@@ -142,16 +142,16 @@ async def test_a_token_that_expires_is_replaced_and_nothing_is_missed(
         await airflow.run_task(run, "answer", ANSWER)
         await airflow.set_run(run, "success")
         last = await client.end()
-    assert states(each_once(client), "ask") == ["scheduled"]
+    assert states(distinct_frames(client), "ask") == ["scheduled"]
     assert last["outcome"]["value"] == ANSWER
 
 
-async def test_a_token_that_nothing_replaces_ends_the_stream_and_says_why(
+async def test_expired_token_that_cannot_be_renewed_fails_the_stream(
     guarded: RunningServer, stub: AirflowStub, run: RunKey, transport: str
 ) -> None:
     rights = Rights()
     stub.instead = Door(rights)
-    wanted = asked(urlsplit(guarded.url).port, transport, run) | {"tokens": [rights.token]}
+    wanted = arguments(urlsplit(guarded.url).port, transport, run) | {"tokens": [rights.token]}
     async with following(**wanted) as client:
         await client.until_frame("snapshot")
         rights.expire()
@@ -159,13 +159,13 @@ async def test_a_token_that_nothing_replaces_ends_the_stream_and_says_why(
     assert last["outcome"]["error"]["code"] == "unauthenticated"
 
 
-async def test_each_connection_is_opened_by_a_ticket(
+async def test_each_connection_gets_a_ticket(
     guarded: RunningServer, stub: AirflowStub, run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
     rights = Rights()
     stub.instead = Door(rights)
     async with Proxy.to(urlsplit(guarded.url).port) as proxy:
-        wanted = asked(proxy.port, transport, run) | {"ticketsOf": rights.token}
+        wanted = arguments(proxy.port, transport, run) | {"ticketsOf": rights.token}
         async with following(**wanted) as client:
             await client.until_frame("snapshot")
             await proxy.cut()

@@ -1,4 +1,4 @@
-"""The TypeScript client, built, in a Node of its own."""
+"""Runs the built TypeScript client in a Node process."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from support import node
 WEB = Path(__file__).resolve().parents[2] / "web"
 
 LINE_SECONDS = 20.0
-"""Longer than the longest wait of a client, and than Node takes to start."""
+"""Longer than the longest backoff of the client, and than Node takes to start."""
 
 Line = dict[str, Any]
 
 
-class Following:
-    """A client that follows a run, and tells what it sees."""
+class FollowingClient:
+    """A client that follows a run and prints its frames."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.frames: list[Line] = []
         self.bookmark: Line | None = None
-        """Where the stream stands, as a page would keep it."""
+        """Where to resume the stream, as a page would store it."""
 
     async def until(self, condition: Callable[[Line], bool]) -> Line:
-        """Return the first line from here on of which something is true."""
+        """Return the next line for which the condition is true."""
         assert self._process.stdout is not None
         while True:
             text = await asyncio.wait_for(self._process.stdout.readline(), LINE_SECONDS)
-            assert text, f"it goes on; it has told {self.frames}"
+            assert text, f"the client has exited; its frames: {self.frames}"
             line: Line = json.loads(text)
             if "frame" in line:
                 self.frames.append(line["frame"])
@@ -49,32 +49,32 @@ class Following:
         await self.until(lambda line: wanted.items() <= line.get("frame", {}).items())
 
     async def end(self) -> Line:
-        """Return what it says last: the outcome, the run, the view."""
+        """Return the last line: the outcome, the run, the view."""
         return await self.until(lambda line: "outcome" in line)
 
     def kill(self) -> None:
-        """Kill it, without a chance to say anything more."""
+        """Kill the process; it prints nothing more."""
         self._process.kill()
 
 
 @asynccontextmanager
-async def following(**asked: object) -> AsyncIterator[Following]:
+async def following(**arguments: object) -> AsyncIterator[FollowingClient]:
     """Run a client until the end of the context.
 
     Args:
-        asked: What `web/client/test/follow.js` takes.
+        arguments: Those of `web/client/test/follow.js`.
     """
     process = await asyncio.create_subprocess_exec(
-        *(node.node(), str(built_client() / "test" / "follow.js"), json.dumps(asked)),
+        *(node.node(), str(built_client() / "test" / "follow.js"), json.dumps(arguments)),
         stdout=asyncio.subprocess.PIPE,
         limit=2**20,
     )
     try:
-        yield Following(process)
+        yield FollowingClient(process)
     finally:
         if process.returncode is None:
             process.kill()
-        # It waits for all who hold its pipe.
+        # It waits for each process that has its pipe open.
         await asyncio.wait_for(process.wait(), LINE_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""What the TypeScript side takes from the server is as the server says it."""
+"""The generated TypeScript types, and the lock files of npm."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 WEB = REPOSITORY / "web"
 
 
-def test_the_types_of_the_frames_are_those_of_the_server() -> None:
+def test_frame_types_match_the_servers_schema() -> None:
     script = runpy.run_path(str(WEB / "client" / "scripts" / "frame_types.py"))
-    made = script["typescript"]()
-    assert {path.name for path in made} == {"connection.ts", "frames.ts"}
-    assert {path: path.read_text() for path in made} == made, "run `make frame-types`"
+    generated = script["typescript"]()
+    assert {path.name for path in generated} == {"connection_frames.ts", "frames.ts"}
+    assert {path: path.read_text() for path in generated} == generated, "run `make frame-types`"
 
 
 @pytest.mark.parametrize("directory", ["web", "tests/clients"])
-def test_the_lock_file_names_no_registry(directory: str) -> None:
+def test_lock_files_contain_no_registry(directory: str) -> None:
     text = (REPOSITORY / directory / "package-lock.json").read_text()
     locked = json.loads(text)["packages"]
     assert len(locked) > 10
@@ -33,8 +33,8 @@ def test_the_lock_file_names_no_registry(directory: str) -> None:
     assert re.findall(r"https?://[^\"/]*(?:registry|npm)[^\"/]*", text) == []
 
 
-def test_the_lock_file_is_whole_for_every_platform() -> None:
-    """`npm ci` refuses a lock file that was made where a registry lacks what other platforms need."""
+def test_lock_file_has_the_packages_of_each_platform() -> None:
+    """`npm ci` refuses a lock file without the optional packages of other platforms."""
     locked = json.loads((WEB / "package-lock.json").read_text())["packages"]
     names = {path.rpartition("node_modules/")[2] for path in locked}
     wanted = {name for package in locked.values() for name in package.get("optionalDependencies", {})}

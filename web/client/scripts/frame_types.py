@@ -1,6 +1,6 @@
-"""Write the frames as TypeScript, made of the server's own JSON Schema. `make frame-types` runs this.
+"""Generate the TypeScript types of the frames from the server's JSON Schema. `make frame-types` runs this.
 
-It knows the shapes that the schema of the frames is made of, and refuses any other.
+It supports the parts of JSON Schema that the frames use, and fails for any other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from stream_server.close_codes import CloseCode
 from stream_server.schema import frames_document
 
-SOURCE = Path(__file__).resolve().parents[1] / "src"
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "protocol"
 
 HEADER = "// Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/frames.py.\n"
 
@@ -21,33 +21,33 @@ LINE_WIDTH = 118
 SCALARS = {"string": "string", "integer": "number", "number": "number", "boolean": "boolean", "null": "null"}
 
 OPEN_ENUMS = frozenset({"reason", "code"})
-"""Members whose values may grow with later versions: clients must bear others."""
+"""Members that may have further values in later versions: clients must accept them."""
 
 Schema = dict[str, Any]
 
 
 def typescript() -> dict[Path, str]:
-    """Return the texts of the files: what is said about a run, and what is said about a connection."""
+    """Return the text of each file: frames about a run, and frames about a connection."""
     document = frames_document()
     definitions: Schema = document["$defs"]
-    places = {tag: _name(reference) for tag, reference in document["discriminator"]["mapping"].items()}
-    of_connections = [name for name in places.values() if "dag_id" not in definitions[name]["properties"]]
-    frames = [
+    names = {tag: _name(reference) for tag, reference in document["discriminator"]["mapping"].items()}
+    connection_frames = [name for name in names.values() if "dag_id" not in definitions[name]["properties"]]
+    frames_file = [
         HEADER,
-        "\nimport type { " + ", ".join(sorted(of_connections)) + ' } from "./connection.js"\n\n',
-        *(_interface(name, schema) for name, schema in definitions.items() if name not in of_connections),
-        _comment("Any frame; `type` tells which.", ""),
-        "export type Frame =" + "".join(f"\n  | {name}" for name in places.values()) + "\n\n",
-        _comment("The types that this version knows. Frames of others are ignored.", ""),
-        "export const FRAME_TYPES = [" + "".join(f'\n  "{tag}",' for tag in places) + "\n] as const\n",
+        "\nimport type { " + ", ".join(sorted(connection_frames)) + ' } from "./connection_frames.js"\n\n',
+        *(_interface(name, schema) for name, schema in definitions.items() if name not in connection_frames),
+        _comment("Any frame; `type` is the discriminator.", ""),
+        "export type Frame =" + "".join(f"\n  | {name}" for name in names.values()) + "\n\n",
+        _comment("The frame types that this version supports. Other frames are ignored.", ""),
+        "export const FRAME_TYPES = [" + "".join(f'\n  "{tag}",' for tag in names) + "\n] as const\n",
     ]
-    connection = [
+    connection_file = [
         HEADER,
-        *(_interface(name, definitions[name]) for name in of_connections),
+        *(_interface(name, definitions[name]) for name in connection_frames),
         _comment("Why a connection ends before its stream does; also the close code of a WebSocket.", ""),
         "export const CLOSE_CODES = {" + "".join(map(_close_code, CloseCode)) + "\n} as const\n",
     ]
-    return {SOURCE / "frames.ts": "".join(frames), SOURCE / "connection.ts": "".join(connection)}
+    return {SOURCE / "frames.ts": "".join(frames_file), SOURCE / "connection_frames.ts": "".join(connection_file)}
 
 
 def _interface(name: str, schema: Schema) -> str:

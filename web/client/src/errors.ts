@@ -1,23 +1,23 @@
-/** What went wrong, for programs. */
+/** What went wrong. */
 export type StreamErrorCode =
-  /** The server refuses: `status` and `detail` say why. The answer would be the same next time. */
+  /** The server refused the request; `status` and `message` have the reason. Another attempt would be refused, too. */
   | "refused"
-  /** Who asks is not known, or no longer: sign in again. */
+  /** The credential is missing, invalid or expired. The user has to sign in. */
   | "unauthenticated"
-  /** The server closed the stream for good. */
+  /** The server closed the stream and asked not to reconnect. */
   | "closed_by_server"
   /** No connection could be made for too long. */
   | "lost"
-  /** What answered is no stream: a proxy's page, or another server. */
+  /** The response is not an event stream: it comes from a proxy, or from another server. */
   | "not_a_stream"
-  /** The stream was closed by its user. */
+  /** The stream was closed by the caller. */
   | "closed"
 
-/** Why a stream cannot go on, or why an attempt to connect came to nothing. Its text is meant for people. */
+/** Why a stream failed, or why an attempt to connect failed. The message can be shown to users. */
 export class StreamError extends Error {
   override readonly name = "StreamError"
   readonly code: StreamErrorCode
-  /** HTTP status, or the code of a close; `null` where there was none. */
+  /** HTTP status or WebSocket close code; `null` if there was none. */
   readonly status: number | null
 
   constructor(code: StreamErrorCode, message: string, status: number | null = null, options?: ErrorOptions) {

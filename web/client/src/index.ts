@@ -1,6 +1,13 @@
 export { createClient } from "./client.js"
-export { type Ack, type AuthExpiring, CLOSE_CODES, type Close, type Ping, type Refusal } from "./connection.js"
 export { StreamError, type StreamErrorCode } from "./errors.js"
+export {
+  type Ack,
+  type AuthExpiring,
+  CLOSE_CODES,
+  type Close,
+  type Ping,
+  type Refusal,
+} from "./protocol/connection_frames.js"
 export {
   type Chunk,
   type End,
@@ -17,6 +24,16 @@ export {
   type Snapshot,
   type TaskInfo,
   type TaskTransition,
-} from "./frames.js"
+} from "./protocol/frames.js"
+export {
+  chunksOf,
+  EMPTY_VIEW,
+  NOTHING_KNOWN,
+  type Outcome,
+  type Output,
+  type RunView,
+  reduce,
+  type TaskOutput,
+  taskKey,
+} from "./run_view.js"
 export type * from "./types.js"
-export { chunksOf, NOTHING_KNOWN, type Outcome, type Output, type RunView, reduce, taskKey } from "./view.js"

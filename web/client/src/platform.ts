@@ -1,16 +1,16 @@
-// The browser, or Node: all that the client takes from its surroundings.
+// Everything that the client uses of its environment, a browser or Node.
 
 import type { Platform } from "./types.js"
 
-/** Returns what there is here. */
-export function here(): Platform {
+export function detectPlatform(): Platform {
   return {
+    // Wrapped: called as a method of another object, the browser's `fetch` throws "Illegal invocation".
     fetch: (...request) => globalThis.fetch(...request),
     WebSocket: globalThis.WebSocket,
     locks: globalThis.navigator?.locks,
     BroadcastChannel: globalThis.BroadcastChannel,
     clock: {
-      // Not performance.now(), which stands still while a machine sleeps.
+      // Not performance.now(), which stands still while the machine sleeps.
       now: () => Date.now(),
       after: (ms, callback) => {
         const timer = setTimeout(callback, ms)
@@ -22,17 +22,17 @@ export function here(): Platform {
   }
 }
 
-/** Timers of hidden pages are slow, and connections of frozen ones are gone: better to look than to wait. */
+/** Browsers slow down the timers of hidden pages and drop the connections of frozen ones without an event. */
 function onWake(callback: () => void): () => void {
   if (typeof document === "undefined") return () => {}
-  const shown = () => {
+  const onVisibilityChange = () => {
     if (document.visibilityState === "visible") callback()
   }
-  document.addEventListener("visibilitychange", shown)
+  document.addEventListener("visibilitychange", onVisibilityChange)
   globalThis.addEventListener("pageshow", callback)
   globalThis.addEventListener("online", callback)
   return () => {
-    document.removeEventListener("visibilitychange", shown)
+    document.removeEventListener("visibilitychange", onVisibilityChange)
     globalThis.removeEventListener("pageshow", callback)
     globalThis.removeEventListener("online", callback)
   }

@@ -1,19 +1,19 @@
-// What users of the client give and get.
+// The public types of the client.
 
 import type { StreamError } from "./errors.js"
-import type { Frame } from "./frames.js"
-import type { Outcome, RunView } from "./view.js"
+import type { Frame } from "./protocol/frames.js"
+import type { Outcome, RunView } from "./run_view.js"
 
 /**
- * Who asks.
+ * How requests are authenticated.
  *
- * - `"cookie"`: the browser's cookies go along, as Airflow's login sets them. The default.
- * - `{ bearer }`: a token, or what gives one. It goes into the header `Authorization`, and over a WebSocket into its first
- *   message; never into an address.
- * - `{ ticket }`: what gives a ticket for the paths, each time a connection is opened: from your own backend, which asks
- *   `POST /api/v2/stream/tickets` for it. The browser then never holds a token. Tickets open streams alone: what triggers
- *   and cancels goes with the browser's cookies.
- * - `"none"`: nobody; for servers that ask nobody.
+ * - `"cookie"`: by the browser's cookies, as Airflow's login sets them. The default.
+ * - `{ bearer }`: by a token, or a function that returns one. It is sent in the header `Authorization`, and over a
+ *   WebSocket in the first message; never in a URL.
+ * - `{ ticket }`: by a function that returns a ticket for the paths. It is called for each connection, and gets the ticket
+ *   from your backend, which requests it with `POST /api/v2/stream/tickets`. The browser then never has a token. Tickets
+ *   open streams only: requests that trigger and cancel runs use the browser's cookies.
+ * - `"none"`: not at all, for servers without authentication.
  */
 export type Auth =
   | "cookie"
@@ -21,71 +21,76 @@ export type Auth =
   | { readonly bearer: string | BearerSource }
   | { readonly ticket: (paths: readonly string[]) => string | Promise<string> }
 
-/** Gives a token; where `refresh` is true, the last one was refused or is about to expire. */
+/** Returns a token. `refresh` is true if the last one was refused or is about to expire. */
 export type BearerSource = (refresh: boolean) => string | Promise<string>
 
 /**
- * How frames come.
+ * How frames are transported.
  *
- * - `"sse"`: a request for each stream. The default; at most six at a time to a host without HTTP/2.
- * - `"websocket"`: a WebSocket for each stream.
+ * - `"sse"`: one HTTP request per stream. The default. Without HTTP/2, browsers open at most six per host.
+ * - `"websocket"`: one WebSocket per stream.
  * - `"multiplex"`: one WebSocket for all streams of the client.
  *
- * Where WebSockets do not get through, the stream goes on over SSE from where it was.
+ * Where WebSockets do not work, the client falls back to SSE and resumes the stream.
  */
 export type TransportName = "sse" | "websocket" | "multiplex"
 
 export interface ClientOptions {
-  /** Address of the server, such as `https://airflow.example.com`; by default where the page comes from. */
+  /** URL of the server, such as `https://airflow.example.com`; by default the origin of the page. */
   readonly baseUrl?: string
   readonly auth?: Auth
   readonly transport?: TransportName
   /**
-   * Share one connection among all tabs of a browser that were given the same name; it implies `"multiplex"`. One name
-   * for each signed-in person: all tabs see with the rights of the one that holds the connection. Without Web Locks or
-   * BroadcastChannel each tab has a connection of its own.
+   * Share one connection among all tabs of a browser that use the same name; implies `"multiplex"`. Use a different name for
+   * each signed-in user: all tabs see what the tab with the connection may see. Without Web Locks or BroadcastChannel
+   * each tab has its own connection.
    */
   readonly shareAs?: string
-  /** How long to go on trying while nothing answers, in milliseconds; without end by default. */
+  /** How long to retry while no server answers, in milliseconds; forever by default. */
+  readonly giveUpAfterMs?: number
+  /** @deprecated Use `giveUpAfterMs`. */
   readonly patienceMs?: number
-  /** The server's interval between pings, in milliseconds; 15,000. A longer one is found out. */
+  /** The server's interval between pings, in milliseconds; 15,000 by default. A longer one is detected. */
   readonly pingIntervalMs?: number
-  /** The browser, or what stands for it. */
+  /** Replacements for parts of the browser. */
   readonly platform?: Partial<Platform>
 }
 
-/** What a stream is asked. */
-export interface Question {
-  /** Tasks whose return values are the answer; by default those that the DAG's author meant. */
+/** Which outcome a stream waits for, and when it ends. */
+export interface OutcomeOptions {
+  /** Tasks whose return values are the result; by default those that the DAG marks as result tasks. */
   readonly result?: readonly string[]
-  /** `"result"` (default): the stream ends with the outcome. `"run"`: it goes on to the end of the run. */
+  /** `"result"` (default): the stream ends with the outcome. `"run"`: it ends with the run. */
   readonly until?: "result" | "run"
-  /** `"push"` (default): a result is told when its value is there. `"success"`: when its task has succeeded, too. */
+  /** `"push"` (default): a result is sent as soon as its value is stored. `"success"`: when its task has succeeded. */
   readonly confirm?: "push" | "success"
 }
 
-export interface WatchOptions extends Question {
-  /** Where an earlier stream with the same question had come, to go on from there. */
+/** @deprecated Use `OutcomeOptions`. */
+export type Question = OutcomeOptions
+
+export interface WatchOptions extends OutcomeOptions {
+  /** Resume an earlier stream of the same run with the same options. */
   readonly bookmark?: Bookmark
   /** Closes the stream. */
   readonly signal?: AbortSignal
 }
 
-/** What Airflow's endpoint takes, and how the call is to be. */
-export interface RunOptions extends Question {
+/** Parameters of Airflow's endpoint that triggers runs, and options of the stream. */
+export interface RunOptions extends OutcomeOptions {
   readonly dagRunId?: string
   readonly logicalDate?: string | null
   readonly note?: string
-  /** `"attach"`: a `dagRunId` that is there already is as good as a new one. */
+  /** `"attach"`: if a run with this `dagRunId` exists, stream it instead of failing. */
   readonly ifExists?: "fail" | "attach"
-  /** `"cancel"`: the run is stopped when nobody watches it any more. Over SSE only. */
+  /** `"cancel"`: the run is cancelled when no client watches it any more. Over SSE only. */
   readonly onDisconnect?: "continue" | "cancel"
-  /** Stands for this call, so that trying again cannot trigger twice; made up by default. */
+  /** Identifies this call, so that retries don't trigger a second run; random by default. */
   readonly idempotencyKey?: string
   readonly signal?: AbortSignal
 }
 
-/** What transitions of many runs are let through; each list may hold 100 names. */
+/** Which transitions of many runs are sent; at most 100 values per list. */
 export interface Filter {
   readonly dagId?: readonly string[]
   readonly runId?: readonly string[]
@@ -96,54 +101,57 @@ export interface Filter {
 }
 
 export interface FollowOptions {
-  /** Cursor of an earlier stream with the same filter, to go on from there. */
+  /** Resume after the cursor of an earlier stream with the same filter. */
   readonly cursor?: string
   readonly signal?: AbortSignal
 }
 
-/** Where a stream stands: plain JSON, to be kept over a reload of the page. */
+/** Where to resume a stream. Plain JSON that can be stored across page reloads. */
 export interface Bookmark {
   readonly cursor: string
   readonly view: RunView
 }
 
 /**
- * How a stream is doing.
+ * State of a stream.
  *
- * - `connecting`: nothing has been heard yet
- * - `live`: what is known is current
- * - `stale`: the connection is there, and has been silent for too long
- * - `resuming`: the connection was lost; it is made again, and the stream goes on where it was
- * - `ended`: the stream is over; nothing comes after it
- * - `failed`: it can't go on; `error` says why
- * - `closed`: closed by its user
+ * - `connecting`: no frame has arrived yet
+ * - `live`: the view is up to date
+ * - `stale`: the connection is open, but no frame or ping has arrived for too long
+ * - `resuming`: the connection was lost, and the client reconnects; the view may be out of date
+ * - `ended`: the stream is complete
+ * - `failed`: the stream cannot continue; `error` has the reason
+ * - `closed`: closed by the caller
  */
 export type StreamState = "connecting" | "live" | "stale" | "resuming" | "ended" | "failed" | "closed"
 
-/** How a stream is doing and what is known, at one moment. It never changes; another takes its place. */
-export interface Current {
+/** State and view of a run's stream at one moment. Immutable: each change creates a new object. */
+export interface RunStatus {
   readonly state: StreamState
   readonly view: RunView
-  /** Why it failed; or, while it is `resuming`, what was wrong with the last attempt. */
+  /** Why the stream failed; while it is `resuming` or `connecting`, why the last attempt failed. */
   readonly error: StreamError | null
 }
 
-/** Called after frames or a change of state; `frames` are those that have come since the last call. */
-export type Listener<Now> = (now: Now, frames: readonly Frame[]) => void
+/** @deprecated Use `RunStatus`. */
+export type Current = RunStatus
 
-/** The stream of one run. What is iterated are its frames from now on, without those about connections. */
+/** Called after frames and after changes of the state. `frames` are those that arrived since the last call. */
+export type Listener<Status> = (status: Status, frames: readonly Frame[]) => void
+
+/** The stream of one run. Iterates over its frames from now on, without those about the connection. */
 export interface RunStream extends AsyncIterable<Frame> {
-  /** The same object until something changes: made for `useSyncExternalStore`. */
-  readonly current: Current
+  /** The same object until something changes, as `useSyncExternalStore` requires. */
+  readonly current: RunStatus
   readonly state: StreamState
   readonly view: RunView
-  /** The run, once it is known: at once for `watch`, when it was triggered for `run`. */
+  /** The run. Resolves at once for `watch`, and for `run` when the run is triggered. */
   readonly started: Promise<RunKey>
-  /** The first outcome; a run that fails has one, too. Rejects with a `StreamError` where the stream fails or is closed. */
+  /** The first outcome, which may be a failure of the run. Rejects with a `StreamError` if the stream fails or is closed. */
   readonly result: Promise<Outcome>
-  /** Where the stream stands; `null` before the first batch. */
+  /** Where to resume this stream; `null` before the first batch of frames. */
   readonly bookmark: Bookmark | null
-  subscribe(listener: Listener<Current>): () => void
+  subscribe(listener: Listener<RunStatus>): () => void
   close(): void
 }
 
@@ -162,34 +170,34 @@ export interface RunKey {
 }
 
 export interface Client {
-  /** Watches a run, from what it has come to until its stream ends. */
+  /** Stream a run, from its present state until the stream ends. */
   watch(dagId: string, runId: string, options?: WatchOptions): RunStream
-  /** Triggers a run and watches it. It is triggered once, however often the connection breaks. */
+  /** Trigger a run and stream it. It is triggered once, however often the connection is lost. */
   run(dagId: string, conf?: Readonly<Record<string, unknown>>, options?: RunOptions): RunStream
-  /** Sets a run to failed, and returns its state: `running` while a teardown still has to run. */
+  /** Set a run to failed. Returns its state: `running` while a teardown task has yet to run. */
   cancel(dagId: string, runId: string): Promise<string | null>
-  /** Follows the transitions of many runs. */
+  /** Stream the transitions of many runs. */
   follow(filter?: Filter, options?: FollowOptions): FrameStream
-  /** Closes all streams. */
+  /** Close all streams. */
   close(): void
 }
 
-/** What the client takes from the browser, so that tests and other runtimes can put something else in its place. */
+/** What the client uses of the browser. Tests and other runtimes can replace it. */
 export interface Platform {
   readonly fetch: typeof fetch
   readonly WebSocket: typeof WebSocket | undefined
   readonly locks: LockManager | undefined
   readonly BroadcastChannel: typeof BroadcastChannel | undefined
   readonly clock: Clock
-  /** A number from 0 to below 1. */
+  /** Returns a number from 0 to below 1. */
   readonly random: () => number
-  /** Calls back when the page is shown again or the network is back; returns how to stop that. */
+  /** Calls back when the page becomes visible again or the network is back. Returns a function that stops that. */
   readonly onWake: (callback: () => void) => () => void
 }
 
 export interface Clock {
-  /** Milliseconds since whenever; it only grows. */
+  /** Milliseconds since a fixed moment. Never decreases. */
   now(): number
-  /** Calls back once, after so many milliseconds; returns how to prevent it. */
+  /** Calls back once, after that many milliseconds. Returns a function that prevents it. */
   after(ms: number, callback: () => void): () => void
 }

@@ -1,57 +1,59 @@
-import type { Client, Current, Outcome, Question, StreamError } from "airflow-stream-client"
+import type { Client, Outcome, OutcomeOptions, RunStatus, StreamError } from "airflow-stream-client"
 import { useMemo, useSyncExternalStore } from "react"
-import { NO_RUN, storeOf } from "./run_store.js"
+import { createRunStore, EMPTY_STORE } from "./run_stream_store.js"
 
-/** A run as it is now, and how its stream is doing. */
-export interface DagRun extends Current {
-  /** Begins again where a stream that failed had come: after a sign-in, for example. */
+/** A run, and the state of its stream. */
+export interface DagRun extends RunStatus {
+  /** Continue a stream that has failed, for example after the user has signed in. */
+  readonly resume: () => void
+  /** @deprecated Use `resume`. */
   readonly again: () => void
 }
 
 /**
- * Follows a run while the component is there.
+ * Stream a run while the component is mounted.
  *
- * @param runId `null` as long as there is no run to follow
- * @param question what the stream is asked; it may be a new object each time
+ * @param runId `null` while there is no run
+ * @param options may be a new object in each rendering
  */
-export function useDagRun(client: Client, dagId: string, runId: string | null, question: Question = {}): DagRun {
-  const asked = JSON.stringify([question.result, question.until, question.confirm])
-  // biome-ignore lint/correctness/useExhaustiveDependencies: `asked` is what the question says
+export function useDagRun(client: Client, dagId: string, runId: string | null, options: OutcomeOptions = {}): DagRun {
+  const optionsKey = JSON.stringify([options.result, options.until, options.confirm])
+  // biome-ignore lint/correctness/useExhaustiveDependencies: `optionsKey` has the content of `options`
   const store = useMemo(
-    () => (runId === null ? NO_RUN : storeOf(client, dagId, runId, question)),
-    [client, dagId, runId, asked],
+    () => (runId === null ? EMPTY_STORE : createRunStore(client, dagId, runId, options)),
+    [client, dagId, runId, optionsKey],
   )
-  const current = useSyncExternalStore(store.subscribe, store.getCurrent, store.getCurrent)
-  return useMemo(() => ({ ...current, again: store.again }), [current, store])
+  const status = useSyncExternalStore(store.subscribe, store.getStatus, store.getStatus)
+  return useMemo(() => ({ ...status, resume: store.resume, again: store.resume }), [status, store])
 }
 
-/** The answer of a run, and no more. */
+/** The outcome of a run. */
 export interface DagRunResult {
-  /** `pending` until it is there. */
+  /** `pending` until there is one. */
   readonly outcome: Outcome
-  /** Why no answer will come, though the run may have one: the stream failed. */
+  /** Set if the stream failed; the run may still have an outcome. */
   readonly error: StreamError | null
 }
 
-/** Waits for the answer of a run. The component is rendered when that comes, and not for what happens before. */
+/** Wait for the outcome of a run. Renders when the outcome arrives, and not for transitions before it. */
 export function useDagRunResult(
   client: Client,
   dagId: string,
   runId: string | null,
-  question: Pick<Question, "result" | "confirm"> = {},
+  options: Pick<OutcomeOptions, "result" | "confirm"> = {},
 ): DagRunResult {
-  const asked = JSON.stringify([question.result, question.confirm])
-  // biome-ignore lint/correctness/useExhaustiveDependencies: `asked` is what the question says
+  const optionsKey = JSON.stringify([options.result, options.confirm])
+  // biome-ignore lint/correctness/useExhaustiveDependencies: `optionsKey` has the content of `options`
   const store = useMemo(
-    () => (runId === null ? NO_RUN : storeOf(client, dagId, runId, { ...question, until: "result" })),
-    [client, dagId, runId, asked],
+    () => (runId === null ? EMPTY_STORE : createRunStore(client, dagId, runId, { ...options, until: "result" })),
+    [client, dagId, runId, optionsKey],
   )
-  const outcomeNow = () => store.getCurrent().view.outcome
-  const errorNow = () => {
-    const { state, error } = store.getCurrent()
+  const getOutcome = () => store.getStatus().view.outcome
+  const getError = () => {
+    const { state, error } = store.getStatus()
     return state === "failed" ? error : null
   }
-  const outcome = useSyncExternalStore(store.subscribe, outcomeNow, outcomeNow)
-  const error = useSyncExternalStore(store.subscribe, errorNow, errorNow)
+  const outcome = useSyncExternalStore(store.subscribe, getOutcome, getOutcome)
+  const error = useSyncExternalStore(store.subscribe, getError, getError)
   return { outcome, error }
 }

@@ -1,108 +1,126 @@
 import type { Client } from "airflow-stream-client"
 import { act } from "react"
 import { afterEach, expect, test } from "vitest"
-import { at, chunk, end, failure, progress, reset, result, snapshot, task } from "../../client/test/support/frames.js"
-import { type Answer, events, open, serve, status, type TestServer, whole } from "../../client/test/support/server.js"
-import { bench, eventually } from "../../client/test/support/streaming.js"
+import {
+  chunk,
+  end,
+  failure,
+  progress,
+  reset,
+  result,
+  snapshot,
+  task,
+  withCursor,
+} from "../../client/test/support/frames.js"
+import { createTestClient, eventually } from "../../client/test/support/test_client.js"
+import {
+  type Responder,
+  respondAndStayOpen,
+  respondWithStatus,
+  respondWithStream,
+  serve,
+  type TestServer,
+  toEventStream,
+} from "../../client/test/support/test_server.js"
 import { type DagRunChat, useDagRun, useDagRunChat, useDagRunResult } from "../src/index.js"
-import { show } from "./support/dom.js"
+import { renderStrict } from "./support/dom.js"
 
 const servers: TestServer[] = []
 afterEach(async () => {
   await Promise.all(servers.splice(0).map((server) => server.close()))
 })
 
-async function asking(...answers: Answer[]): Promise<{ client: Client; server: TestServer }> {
-  const server = await serve(...answers)
+async function createClientFor(...responders: Responder[]): Promise<{ client: Client; server: TestServer }> {
+  const server = await serve(...responders)
   servers.push(server)
-  return { client: bench({ baseUrl: server.url }).client, server }
+  return { client: createTestClient({ baseUrl: server.url }).client, server }
 }
 
 function Run({ client, runId }: { client: Client; runId: string | null }) {
-  const { state, view, error, again } = useDagRun(client, "chat", runId, { until: "run" })
+  const { state, view, error, resume } = useDagRun(client, "chat", runId, { until: "run" })
   const text = `${state} ${view.run?.state} ${view.output.answer?.text} ${view.outcome.kind} ${error?.code}`
   return (
-    <button type="button" onClick={again}>
+    <button type="button" onClick={resume}>
       {text}
     </button>
   )
 }
 
-test("useDagRun shows a run as it goes, on one connection", async () => {
-  let response: Parameters<Answer>[0] | undefined
-  const { client, server } = await asking((one) => {
+test("useDagRun renders a live run on one connection", async () => {
+  let response: Parameters<Responder>[0] | undefined
+  const { client, server } = await createClientFor((one) => {
     response = one
-    one.writeHead(200, { "Content-Type": "text/event-stream" }).write(events([at("c1", snapshot())]))
+    one.writeHead(200, { "Content-Type": "text/event-stream" }).write(toEventStream([withCursor("c1", snapshot())]))
   })
-  const shown = await show(<Run client={client} runId="r1" />)
-  await shown.until("live running undefined pending")
-  response?.write(events([task(1, "running"), chunk(2, 0, "Air "), at("c2", chunk(2, 1, "scatters"))]))
-  await shown.until("Air scatters")
-  response?.write(events([at("c3", result())]))
-  await shown.until("result")
-  expect(server.asked.length).toBe(1)
-  expect(server.asked[0]?.url.search).toBe("?until=run")
-  await shown.unmount()
+  const page = await renderStrict(<Run client={client} runId="r1" />)
+  await page.until("live running undefined pending")
+  response?.write(toEventStream([task(1, "running"), chunk(2, 0, "Air "), withCursor("c2", chunk(2, 1, "scatters"))]))
+  await page.until("Air scatters")
+  response?.write(toEventStream([withCursor("c3", result())]))
+  await page.until("result")
+  expect(server.requests.length).toBe(1)
+  expect(server.requests[0]?.url.search).toBe("?until=run")
+  await page.unmount()
   await eventually(() => response?.destroyed === true, "the connection is closed")
 })
 
-test("useDagRun follows another run when it is given one, and none when there is none", async () => {
-  const { client, server } = await asking(open(events([at("c1", snapshot())])))
-  const shown = await show(<Run client={client} runId={null} />)
-  expect(shown.text()).toContain("connecting")
-  expect(server.asked.length).toBe(0)
-  await shown.render(<Run client={client} runId="r1" />)
-  await shown.until("live")
-  await shown.render(<Run client={client} runId="r2" />)
-  await eventually(() => server.asked.length === 2)
-  expect(server.asked[1]?.url.pathname).toContain("/dagRuns/r2/stream")
-  await shown.unmount()
+test("useDagRun switches to another run, and opens no stream without a run", async () => {
+  const { client, server } = await createClientFor(respondAndStayOpen(toEventStream([withCursor("c1", snapshot())])))
+  const page = await renderStrict(<Run client={client} runId={null} />)
+  expect(page.text()).toContain("connecting")
+  expect(server.requests.length).toBe(0)
+  await page.render(<Run client={client} runId="r1" />)
+  await page.until("live")
+  await page.render(<Run client={client} runId="r2" />)
+  await eventually(() => server.requests.length === 2)
+  expect(server.requests[1]?.url.pathname).toContain("/dagRuns/r2/stream")
+  await page.unmount()
 })
 
-test("useDagRun goes on where it was, after a sign-in", async () => {
-  const { client, server } = await asking(
-    whole(events([at("c1", snapshot()), at("c2", chunk(1, 0, "Air "))])),
-    status(401, {}, '{"detail": "Sign in"}'),
-    open(events([{ type: "resumed", since: "c2" }, at("c3", chunk(2, 1, "scatters"))])),
+test("useDagRun resumes after a sign-in", async () => {
+  const { client, server } = await createClientFor(
+    respondWithStream(toEventStream([withCursor("c1", snapshot()), withCursor("c2", chunk(1, 0, "Air "))])),
+    respondWithStatus(401, {}, '{"detail": "Sign in"}'),
+    respondAndStayOpen(toEventStream([{ type: "resumed", since: "c2" }, withCursor("c3", chunk(2, 1, "scatters"))])),
   )
-  const shown = await show(<Run client={client} runId="r1" />)
-  await shown.until("failed running Air  pending unauthenticated")
-  await act(async () => shown.click())
-  await shown.until("live running Air scatters")
-  expect(server.asked[2]?.url.searchParams.get("cursor")).toBe("c2")
-  await shown.unmount()
+  const page = await renderStrict(<Run client={client} runId="r1" />)
+  await page.until("failed running Air  pending unauthenticated")
+  await act(async () => page.click())
+  await page.until("live running Air scatters")
+  expect(server.requests[2]?.url.searchParams.get("cursor")).toBe("c2")
+  await page.unmount()
 })
 
 let renderings = 0
 
-function Answered({ client }: { client: Client }) {
+function ResultText({ client }: { client: Client }) {
   const { outcome, error } = useDagRunResult(client, "chat", "r1")
   renderings++
   return outcome.kind === "result" ? `It is ${outcome.value}` : `Wait ${error?.message ?? ""}`
 }
 
-test("useDagRunResult renders when the answer comes, and not before", async () => {
-  let response: Parameters<Answer>[0] | undefined
-  const { client } = await asking((one) => {
+test("useDagRunResult renders when the outcome arrives, and not before", async () => {
+  let response: Parameters<Responder>[0] | undefined
+  const { client } = await createClientFor((one) => {
     response = one
-    one.writeHead(200, { "Content-Type": "text/event-stream" }).write(events([at("c1", snapshot())]))
+    one.writeHead(200, { "Content-Type": "text/event-stream" }).write(toEventStream([withCursor("c1", snapshot())]))
   })
-  const shown = await show(<Answered client={client} />)
+  const page = await renderStrict(<ResultText client={client} />)
   await eventually(() => response !== undefined)
   const before = renderings
-  response?.write(events([task(1, "running"), at("c2", task(2, "success"))]))
-  response?.end(events([at("c3", result()), at("c4", end())]))
-  await shown.until("It is 42")
+  response?.write(toEventStream([task(1, "running"), withCursor("c2", task(2, "success"))]))
+  response?.end(toEventStream([withCursor("c3", result()), withCursor("c4", end())]))
+  await page.until("It is 42")
   // Strict mode renders everything twice.
   expect(renderings - before).toBe(2)
-  await shown.unmount()
+  await page.unmount()
 })
 
-test("useDagRunResult says why there will be no answer", async () => {
-  const { client } = await asking(status(404, {}, '{"detail": "No such run"}'))
-  const shown = await show(<Answered client={client} />)
-  await shown.until("No such run")
-  await shown.unmount()
+test("useDagRunResult returns the error of the stream", async () => {
+  const { client } = await createClientFor(respondWithStatus(404, {}, '{"detail": "No such run"}'))
+  const page = await renderStrict(<ResultText client={client} />)
+  await page.until("No such run")
+  await page.unmount()
 })
 
 let chat: DagRunChat
@@ -115,39 +133,47 @@ function Chat({ client, storage }: { client: Client; storage?: Storage }) {
   return <>{lines.join("\n") || "Ask"}</>
 }
 
-const triggered = (text: string): Answer => {
+const respondToTrigger = (text: string): Responder => {
   return (response) => {
     const headers = { "Content-Type": "text/event-stream", "Content-Location": "/api/v2/dags/chat/dagRuns/r1/stream" }
     response.writeHead(200, headers).write(text)
   }
 }
 
-test("useDagRunChat asks, shows the answer as it is written, and tells what was said before", async () => {
-  const first = events([at("c1", snapshot()), progress(1, 0, 0.5, "searching"), at("c2", chunk(2, 1, "Because "))])
-  const rest = events([at("c3", chunk(3, 2, "of air")), at("c4", result("Because of air")), at("c5", end())])
-  let response: Parameters<Answer>[0] | undefined
-  const { client, server } = await asking(
-    (one, asked) => {
+test("useDagRunChat sends questions with the history, and renders answers as they arrive", async () => {
+  const first = toEventStream([
+    withCursor("c1", snapshot()),
+    progress(1, 0, 0.5, "searching"),
+    withCursor("c2", chunk(2, 1, "Because ")),
+  ])
+  const rest = toEventStream([
+    withCursor("c3", chunk(3, 2, "of air")),
+    withCursor("c4", result("Because of air")),
+    withCursor("c5", end()),
+  ])
+  let response: Parameters<Responder>[0] | undefined
+  const { client, server } = await createClientFor(
+    (one, request) => {
       response = one
-      triggered(first)(one, asked)
+      respondToTrigger(first)(one, request)
     },
-    triggered(first + rest),
+    respondToTrigger(first + rest),
   )
-  const shown = await show(<Chat client={client} />)
+  const page = await renderStrict(<Chat client={client} />)
   await act(async () => chat.send("Why?"))
-  await shown.until("[Why?] answering: Because  (searching)")
+  await page.until("[Why?] answering: Because  (searching)")
   expect(chat.busy).toBe(true)
   response?.end(rest)
-  await shown.until("[Why?] answered: Because of air ()")
+  await page.until("[Why?] answered: Because of air ()")
   await act(async () => chat.send("Really?"))
-  await shown.until("[Really?] answered")
-  const [one, two] = server.asked.map(({ body }) => JSON.parse(body).conf)
+  await page.until("[Really?] answered")
+  const [one, two] = server.requests.map(({ body }) => JSON.parse(body).conf)
   expect(one).toEqual({ message: "Why?", history: [] })
   expect(two.history).toEqual([
     { role: "user", content: "Why?" },
     { role: "assistant", content: "Because of air" },
   ])
-  await shown.unmount()
+  await page.unmount()
 })
 
 test("useDagRunChat survives a reload in the middle of an answer", async () => {
@@ -156,81 +182,96 @@ test("useDagRunChat survives a reload in the middle of an answer", async () => {
     getItem: (key: string) => kept.get(key) ?? null,
     setItem: (key: string, text: string) => void kept.set(key, text),
   } as Storage
-  const half = events([at("c1", snapshot()), at("c2", chunk(1, 0, "Because "))])
-  const { client, server } = await asking(
-    triggered(half),
-    open(half + events([at("c3", chunk(2, 1, "of air")), at("c4", result("Because of air")), at("c5", end())])),
+  const half = toEventStream([withCursor("c1", snapshot()), withCursor("c2", chunk(1, 0, "Because "))])
+  const { client, server } = await createClientFor(
+    respondToTrigger(half),
+    respondAndStayOpen(
+      half +
+        toEventStream([
+          withCursor("c3", chunk(2, 1, "of air")),
+          withCursor("c4", result("Because of air")),
+          withCursor("c5", end()),
+        ]),
+    ),
   )
-  const shown = await show(<Chat client={client} storage={storage} />)
+  const page = await renderStrict(<Chat client={client} storage={storage} />)
   await act(async () => chat.send("Why?"))
-  await shown.until("answering: Because")
-  await shown.unmount()
-  const again = await show(<Chat client={client} storage={storage} />)
-  await again.until("[Why?] answered: Because of air")
-  expect(server.asked.map(({ request }) => request.method)).toEqual(["POST", "GET"])
-  await again.unmount()
+  await page.until("answering: Because")
+  await page.unmount()
+  const reloaded = await renderStrict(<Chat client={client} storage={storage} />)
+  await reloaded.until("[Why?] answered: Because of air")
+  expect(server.requests.map(({ request }) => request.method)).toEqual(["POST", "GET"])
+  await reloaded.unmount()
 })
 
-test("useDagRunChat takes back what a try that failed had said", async () => {
-  const text = events([
-    at("c1", snapshot()),
-    at("c2", chunk(1, 0, "Half an ")),
+test("useDagRunChat discards the output of a failed try", async () => {
+  const text = toEventStream([
+    withCursor("c1", snapshot()),
+    withCursor("c2", chunk(1, 0, "Half an ")),
     reset("retried"),
-    at("c3", snapshot()),
-    at("c4", chunk(2, 0, "A whole one", { try_number: 2 })),
+    withCursor("c3", snapshot()),
+    withCursor("c4", chunk(2, 0, "A respondWithStream one", { try_number: 2 })),
   ])
-  const { client } = await asking(triggered(text))
-  const shown = await show(<Chat client={client} />)
+  const { client } = await createClientFor(respondToTrigger(text))
+  const page = await renderStrict(<Chat client={client} />)
   await act(async () => chat.send("Why?"))
-  await shown.until("answering: A whole one ()")
-  await shown.unmount()
+  await page.until("answering: A respondWithStream one ()")
+  await page.unmount()
 })
 
-test("useDagRunChat says what went wrong, and asks again", async () => {
-  const { client, server } = await asking(
-    triggered(events([at("c1", snapshot()), at("c2", failure({ try_number: 2 })), at("c3", end("failure"))])),
-    triggered(events([at("c1", snapshot()), at("c2", result({ text: "Now" })), at("c3", end())])),
+test("useDagRunChat reports a failure, and asks again", async () => {
+  const { client, server } = await createClientFor(
+    respondToTrigger(
+      toEventStream([
+        withCursor("c1", snapshot()),
+        withCursor("c2", failure({ try_number: 2 })),
+        withCursor("c3", end("failure")),
+      ]),
+    ),
+    respondToTrigger(
+      toEventStream([withCursor("c1", snapshot()), withCursor("c2", result({ text: "Now" })), withCursor("c3", end())]),
+    ),
   )
-  const shown = await show(<Chat client={client} />)
+  const page = await renderStrict(<Chat client={client} />)
   await act(async () => chat.send("Why?"))
-  await shown.until("failed:  (task failed in answer, try 2)")
+  await page.until("failed:  (task failed in answer, try 2)")
   await act(async () => chat.retry())
-  await shown.until("answered: Now")
-  const keys = server.asked.map(({ request }) => request.headers["idempotency-key"])
+  await page.until("answered: Now")
+  const keys = server.requests.map(({ request }) => request.headers["idempotency-key"])
   expect(new Set(keys).size).toBe(2)
-  await shown.unmount()
+  await page.unmount()
 })
 
-test("useDagRunChat goes on with the same run after a sign-in", async () => {
-  const half = events([at("c1", snapshot()), at("c2", chunk(1, 0, "Because "))])
-  const { client, server } = await asking(
-    (response, asked) => {
-      triggered(half)(response, asked)
+test("useDagRunChat continues with the same run after a sign-in", async () => {
+  const half = toEventStream([withCursor("c1", snapshot()), withCursor("c2", chunk(1, 0, "Because "))])
+  const { client, server } = await createClientFor(
+    (response, request) => {
+      respondToTrigger(half)(response, request)
       response.end()
     },
-    status(401, {}, '{"detail": "Sign in"}'),
-    open(half + events([at("c3", result("Because of air")), at("c4", end())])),
+    respondWithStatus(401, {}, '{"detail": "Sign in"}'),
+    respondAndStayOpen(half + toEventStream([withCursor("c3", result("Because of air")), withCursor("c4", end())])),
   )
-  const shown = await show(<Chat client={client} />)
+  const page = await renderStrict(<Chat client={client} />)
   await act(async () => chat.send("Why?"))
-  await shown.until("failed: Because  (Sign in)")
+  await page.until("failed: Because  (Sign in)")
   await act(async () => chat.retry())
-  await shown.until("answered: Because of air")
-  expect(server.asked.map(({ request }) => request.method)).toEqual(["POST", "GET", "GET"])
-  await shown.unmount()
+  await page.until("answered: Because of air")
+  expect(server.requests.map(({ request }) => request.method)).toEqual(["POST", "GET", "GET"])
+  await page.unmount()
 })
 
-test("useDagRunChat stops a run", async () => {
-  const { client, server } = await asking(
-    triggered(events([at("c1", snapshot()), at("c2", chunk(1, 0, "Because "))])),
-    status(200, { "Content-Type": "application/json" }, '{"state": "failed"}'),
+test("useDagRunChat cancels a run", async () => {
+  const { client, server } = await createClientFor(
+    respondToTrigger(toEventStream([withCursor("c1", snapshot()), withCursor("c2", chunk(1, 0, "Because "))])),
+    respondWithStatus(200, { "Content-Type": "application/json" }, '{"state": "failed"}'),
   )
-  const shown = await show(<Chat client={client} />)
+  const page = await renderStrict(<Chat client={client} />)
   await act(async () => chat.send("Why?"))
-  await shown.until("answering")
+  await page.until("answering")
   await act(async () => chat.stop())
-  await shown.until("stopped: Because")
-  expect(server.asked[1]?.url.pathname).toBe("/api/v2/dags/chat/dagRuns/r1/cancel")
+  await page.until("stopped: Because")
+  expect(server.requests[1]?.url.pathname).toBe("/api/v2/dags/chat/dagRuns/r1/cancel")
   expect(chat.busy).toBe(false)
-  await shown.unmount()
+  await page.unmount()
 })

@@ -1,4 +1,4 @@
-// Frames as the server makes them, for tests.
+// Builds frames like the server's.
 
 import type {
   Chunk,
@@ -98,5 +98,5 @@ export const end = (outcome: "result" | "failure" | "none" = "result", state = "
   outcome,
 })
 
-/** The frame as the last one of a batch. */
-export const at = <Told extends Frame>(cursor: string, frame: Told): Told => ({ ...frame, cursor })
+/** Returns the frame as the last one of a batch, which has a cursor. */
+export const withCursor = <Type extends Frame>(cursor: string, frame: Type): Type => ({ ...frame, cursor })

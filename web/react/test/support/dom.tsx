@@ -1,4 +1,4 @@
-// React in a document, with Node's own fetch.
+// Renders React components into a document, with Node's fetch.
 
 import { Window } from "happy-dom"
 import { act, type ReactNode, StrictMode } from "react"
@@ -9,34 +9,34 @@ Object.assign(globalThis, { window, document: window.document, IS_REACT_ACT_ENVI
 
 const DEADLINE_MS = 5_000
 
-export interface Shown {
+export interface Rendered {
   readonly text: () => string
-  /** Clicks on the first button. */
+  /** Clicks the first button. */
   click(): void
   render(node: ReactNode): Promise<void>
-  /** Resolves when the text contains something. */
+  /** Resolves when the text contains `part`. */
   until(part: string): Promise<void>
   unmount(): Promise<void>
 }
 
-/** Renders in strict mode, which mounts everything twice. */
-export async function show(node: ReactNode): Promise<Shown> {
+/** Renders in strict mode, which mounts each component twice. */
+export async function renderStrict(node: ReactNode): Promise<Rendered> {
   const element = document.createElement("div")
   document.body.append(element)
   const root = createRoot(element)
-  const shown: Shown = {
+  const rendered: Rendered = {
     text: () => element.textContent ?? "",
     click: () => element.querySelector("button")?.click(),
     render: (next) => act(async () => root.render(<StrictMode>{next}</StrictMode>)),
     until: async (part) => {
       const deadline = performance.now() + DEADLINE_MS
-      while (!shown.text().includes(part)) {
-        if (performance.now() > deadline) throw new Error(`Not shown: ${part}; but: ${shown.text()}`)
+      while (!rendered.text().includes(part)) {
+        if (performance.now() > deadline) throw new Error(`Not rendered: ${part}; rendered: ${rendered.text()}`)
         await act(() => new Promise((resolve) => setImmediate(resolve)))
       }
     },
     unmount: () => act(async () => root.unmount()),
   }
-  await shown.render(node)
-  return shown
+  await rendered.render(node)
+  return rendered
 }
