@@ -48,7 +48,9 @@ async def test_browsers_follow_a_run_over_a_cut_connection_to_its_end(
             await page.goto(f"{origin}/page.html?{query}")
             await received(page, "snapshot")
             await airflow.start_task(run, "ask")
-            await page.wait_for_function("window.received.filter((data) => JSON.parse(data).type === 'task').length === 3")
+            await page.wait_for_function(
+                "window.received.filter((data) => JSON.parse(data).type === 'task').length === 3"
+            )
             await proxy.cut()
             await airflow.set_task(run, "ask", "success")
             await received(page, "resumed")

@@ -48,7 +48,10 @@ def distinct_frames(*clients: FollowingClient) -> list[dict[str, object]]:
 async def test_stream_resumes_after_each_lost_connection(
     server: RunningServer, run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
-    async with Proxy.to(urlsplit(server.url).port) as proxy, following(**arguments(proxy.port, transport, run)) as client:
+    async with (
+        Proxy.to(urlsplit(server.url).port) as proxy,
+        following(**arguments(proxy.port, transport, run)) as client,
+    ):
         await client.until_frame("snapshot")
         for state in EACH_STATE:
             await airflow.set_task(run, "ask", state)
