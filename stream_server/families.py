@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ LEAST = frozenset({"process_max_fds", "process_start_time_seconds"})
 
 COUNTING = frozenset({"counter", "histogram"})
 """Types of metrics that only grow."""
+
+_VERSION = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}")
 
 BEGAN = "_created"
 """How the names end of what tells when a counter began."""
@@ -95,9 +98,15 @@ def _both(family: Family, name: str, one: float, other: float) -> float:
     return one + other
 
 
+def _is_comparable(media_range: str) -> bool:
+    """Whether a media range has no version, or one that `choose_encoder` can compare: else it raises a `TypeError`."""
+    parameters = (part.strip().partition("=") for part in media_range.split(";"))
+    return all(_VERSION.fullmatch(value) for name, _, value in parameters if name == "version")
+
+
 def encoded(families: Iterable[Family], accept: str = "") -> tuple[bytes, str]:
     """Return metrics in a format that a client accepts (its header `Accept`), and its media type."""
-    encode, media_type = choose_encoder(accept)
+    encode, media_type = choose_encoder(",".join(filter(_is_comparable, accept.split(","))))
     registry = CollectorRegistry()
     registry.register(_Told(families))
     return encode(registry), media_type

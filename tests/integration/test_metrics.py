@@ -231,6 +231,13 @@ async def test_openmetrics_is_told_to_who_asks_for_it(server: RunningServer) -> 
     assert "stream_server_reads" in {family.name for family in openmetrics_families(answer.text)}  # type: ignore[no-untyped-call]
 
 
+async def test_an_accept_that_can_not_be_read_gets_the_plain_format(server: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.x"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
 @pytest.fixture(scope="module")
 def small_queue() -> Iterator[EmbeddedPostgres]:
     """A server whose queue of notifications is as short as PostgreSQL allows, 64 pages."""

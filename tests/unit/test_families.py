@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -59,3 +60,13 @@ def test_openmetrics_are_told_too() -> None:
     body, media_type = encoded(process(1.0, 1), "application/openmetrics-text; version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize(
+    "version", ["", "x", "1.x", "\u00b9", "1_0.0.0", '"1.0.0"', "9" * 5000, "-1.0.0", "nan", "1.0.0.0.0"]
+)
+@pytest.mark.parametrize("media_type", ["application/openmetrics-text", "text/plain"])
+def test_a_version_that_is_none_is_not_accepted(media_type: str, version: str) -> None:
+    families, media_range = process(1.0, 1), f"{media_type};q=0.9; version={version}"
+    assert encoded(families, media_range) == encoded(families)
+    assert encoded(families, f"{media_range}, application/openmetrics-text")[0].endswith(b"# EOF\n")
