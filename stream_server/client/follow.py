@@ -49,6 +49,9 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 SILENCE_SECONDS = 60.0
 """Without so much as a `ping` for that long, a connection is given up: the server sends one every 15 s by default."""
 
+LONGEST_PAUSE_SECONDS = 3600.0
+"""No server may ask a client to stay away for longer, as in the client in TypeScript."""
+
 _TEMPORARY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -236,7 +239,8 @@ def _pause_of(close: Close) -> float | None:
     """
     if not close.reconnect:
         raise StreamClosed(close.code, close.reason)
-    return None if close.retry_ms is None else close.retry_ms / 1000
+    # Compared before it is divided: an integer in JSON may be larger than any float.
+    return None if close.retry_ms is None else min(close.retry_ms, LONGEST_PAUSE_SECONDS * 1000) / 1000
 
 
 def _pause_unless_refused(error: InvalidStatus) -> float | None:
@@ -249,7 +253,9 @@ def _pause_unless_refused(error: InvalidStatus) -> float | None:
     if response.status_code not in _TEMPORARY_STATUSES:
         raise Refused(response.status_code, _detail(response.body)) from error
     retry_after = response.headers.get("Retry-After", "")
-    return float(retry_after) if retry_after.isdigit() else None
+    if not (retry_after.isascii() and retry_after.isdecimal()):
+        return None
+    return min(float(retry_after), LONGEST_PAUSE_SECONDS)
 
 
 def _detail(body: bytes | bytearray | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ COMPRESSIONS = "gzip, deflate, br, zstd"
 """What browsers accept, so that a proxy that compresses does so here as well."""
 
 OLDEST_AIRFLOW, NEWEST_AIRFLOW = (3, 0), (3, 3)
+
+_NUMBER = re.compile("[0-9]{1,9}")
 
 UNBUFFERED = (
     "have the proxy pass on what comes at once (nginx: proxy_buffering off, or heed X-Accel-Buffering; Apache:"
@@ -58,7 +61,7 @@ class AirflowChecks:
             )
         found = f"Airflow {version} at {where}, in {milliseconds:.0f} ms"
         facts = {"version": version, "milliseconds": milliseconds}
-        if not OLDEST_AIRFLOW <= _release(version) <= NEWEST_AIRFLOW:
+        if not OLDEST_AIRFLOW <= release_of(version) <= NEWEST_AIRFLOW:
             return warning(found, "stream_server is made for Airflow 3.0 to 3.3", **facts)
         return ok(found, **facts)
 
@@ -233,8 +236,9 @@ def _member(answer: httpx.Response, name: str) -> str | None:
     return member if isinstance(member, str) else None
 
 
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+def release_of(version: str) -> tuple[int, ...]:
+    """Return the first two parts of a version, of those that are numbers of at most nine digits."""
+    return tuple(int(part) for part in version.split(".")[:2] if _NUMBER.fullmatch(part))
 
 
 def _name(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from stream_server.doctor.airflow_schema import MARKS, NEEDED_COLUMNS, REVISIONS, judge_schema
-from stream_server.doctor.http_checks import Arrival, is_late, judge_arrival
+from stream_server.doctor.http_checks import Arrival, is_late, judge_arrival, release_of
 from stream_server.doctor.journal_checks import judge_lag
 from stream_server.doctor.limits import Limits
 from stream_server.doctor.postgres_checks import judge_transactions
@@ -20,6 +20,17 @@ def test_a_version_is_told_by_its_columns(marks: int, version: str) -> None:
     columns = COLUMNS | {(table, name) for table, name, _ in MARKS[len(MARKS) - marks :]}
     finding = judge_schema("public", columns, None)
     assert (finding.level, finding.facts["version"]) == (Level.OK, version)
+
+
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [
+        *(("3.0.6", (3, 0)), ("3.3", (3, 3)), ("4", (4,)), ("", ()), ("latest", ()), ("None", ())),
+        *(("3.\u00b2", (3,)), ("\u0663.1", (1,)), (f"3.{'9' * 5000}", (3,)), ("3.-1", (3,)), ("3.1_0", (3,))),
+    ],
+)
+def test_a_release_is_read_from_whatever_names_a_version(version: str, release: tuple[int, ...]) -> None:
+    assert release_of(version) == release
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

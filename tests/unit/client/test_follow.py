@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
+from websockets.exceptions import InvalidStatus
 from websockets.http11 import Request, Response
 
 from stream_server.client import ConnectionLost, Message, Refused, StreamClosed, follow
-from stream_server.client.follow import stream_url
+from stream_server.client.follow import _pause_of, _pause_unless_refused, stream_url
 from stream_server.cursor import Cursor
 from stream_server.frames import (
     AnyFrame,
@@ -242,6 +243,25 @@ async def test_a_close_says_when_to_come_again() -> None:
     async with server(says(SNAPSHOT, close), says(SNAPSHOT, END)) as seen:
         assert await followed(seen) == ["snapshot", "snapshot", "end"]
     assert asyncio.get_running_loop().time() - began >= 0.15
+
+
+@pytest.mark.parametrize(
+    ("retry_ms", "pause"), [(None, None), (0, 0.0), (150, 0.15), (10**12, 3600.0), (10**400, 3600.0)]
+)
+def test_a_close_keeps_a_client_away_for_an_hour_at_most(retry_ms: int | None, pause: float | None) -> None:
+    assert _pause_of(Close(code=4001, reason="again", reconnect=True, retry_ms=retry_ms)) == pause
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause"),
+    [
+        *(("0", 0.0), ("007", 7.0), ("99999999", 3600.0), ("9" * 5000, 3600.0), ("", None), ("-1", None), ("+1", None)),
+        *(("1.5", None), ("1e3", None), ("nan", None), ("\u00b2", None)),
+    ],
+)
+def test_a_refusal_keeps_a_client_away_for_an_hour_at_most(retry_after: str, pause: float | None) -> None:
+    fields = Headers({"Retry-After": retry_after})
+    assert _pause_unless_refused(InvalidStatus(Response(503, "Service Unavailable", fields))) == pause
 
 
 async def test_a_refusal_after_the_handshake_is_one_too() -> None:
