@@ -142,7 +142,7 @@ async def _begin(request: Request, caller: Caller, airflow: AirflowApi, plan: Pl
     except AirflowRefused as error:
         if error.status == CONFLICT and named is not None and attach:
             # The conflict may be about something else, such as the logical date.
-            key = RunKey(dag_id, str(named))
+            key = RunKey(dag_id, named)
             await state["authorizer"].run(caller, key)
             if await _exists(state, key):
                 return Begun(key, None)
@@ -237,8 +237,8 @@ async def _claim(request: Request, dag_id: str, body: Mapping[str, Any]) -> Clai
     digest = _digest([dag_id, key])
     named = body.get("dag_run_id")
     # To be asked before the claim: whoever comes with the same key meanwhile may be faster than we are.
-    existed = named is not None and await _exists(state, RunKey(dag_id, str(named)))
-    run_id = str(named or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}")
+    existed = named is not None and await _exists(state, RunKey(dag_id, named))
+    run_id = named or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}"
     claim = await state["claims"].claim(digest, _digest(body), run_id, state["settings"].idempotency_ttl)
     if not claim.same:
         raise KeyReused(
@@ -255,14 +255,17 @@ async def _read(request: Request) -> dict[str, Any]:
     """Return the body.
 
     Raises:
-        BadRequest: It is no JSON object.
+        BadRequest: It is no JSON object, or names a run by something else than a string.
         TooLarge: It is larger than `STREAM_SERVER_MAX_BODY_BYTES`.
     """
     raw = await read_body(request)
     try:
-        return msgspec.json.decode(raw or b"{}", type=dict[str, Any])
+        body = msgspec.json.decode(raw or b"{}", type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"The body must be a JSON object, as Airflow's endpoint has it: {error}") from None
+    if not isinstance(body.get("dag_run_id"), str | None):
+        raise BadRequest("dag_run_id must be a string, or be left out")
+    return body
 
 
 async def _pass_on(request: Request) -> Response:

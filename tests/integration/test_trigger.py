@@ -245,6 +245,10 @@ async def test_airflow_slow_is_a_504_that_says_that_the_run_may_be_there(
     assert problem["detail"].endswith(MAYBE)
 
 
+NAMES_THAT_ARE_NONE = (b"0", b"5", b"1e300", b"9" * 4000, b"false", b"[]", b'{"a":1}')
+"""What Airflow takes for no name of a run either."""
+
+
 async def broken_off() -> Response:
     return BrokenOff()
 
@@ -312,6 +316,9 @@ async def test_what_airflow_refuses_is_refused_with_its_own_words(
         (b"{", 422, "must be a JSON object"),
         (b'{"conf":' + b"[" * 4900 + b"]" * 4900 + b"}", 422, "must be a JSON object"),
         (b"\xff", 422, "must be a JSON object"),
+        (b'{"conf":{"a":1e999}}', 422, "must be a JSON object"),
+        (b'{"conf":{"a":' + b"9" * 5000 + b"}}", 422, "must be a JSON object"),
+        *((b'{"dag_run_id":%b}' % name, 422, "dag_run_id must be a string") for name in NAMES_THAT_ARE_NONE),
     ],
 )
 async def test_a_body_that_can_be_no_request_never_reaches_airflow(
@@ -342,3 +349,11 @@ async def test_a_wrong_parameter_is_told_before_anything_is_triggered(
     wrong = await caller.post(f"{RUNS}?wait_for_completion=yes", json={})
     assert wrong.status_code == 422
     assert stub.asked == []
+
+
+async def test_numbers_reach_airflow_as_they_are(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+    conf = {"large": 10**400, "least": -(2**63), "exact": 0.1}
+    answer = await caller.post(f"{WAIT}&timeout=0", json={"conf": conf}, headers={"Idempotency-Key": "large"})
+    assert answer.status_code == 202
+    (asked,) = stub.asked
+    assert asked.json["conf"] == conf
