@@ -12,8 +12,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from stream_server.transition import Transition
-
 KEPT = 256
 """Transactions of which a row is remembered. What is forgotten is the end of PostgreSQL's log, so that the last one
 would do, were it not for transactions that become visible in another order than they stand there."""
@@ -38,9 +36,9 @@ class Marks:
         self._kept.clear()
         self._kept.extend(reversed(newest))
 
-    def told(self, transitions: Iterable[Transition]) -> None:
+    def told(self, rows: Iterable[Mark]) -> None:
         """Note that a batch has been told."""
-        self._kept.extend({one.txid: Mark(one.seq, one.txid, one.at) for one in transitions}.values())
+        self._kept.extend({row.txid: row for row in rows}.values())
 
     def all(self) -> list[Mark]:
         """Return them, the oldest first."""

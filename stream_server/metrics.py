@@ -92,6 +92,14 @@ class Metrics:
         self._begun_anew = Counter(
             f"{PREFIX}_begun_anew", "How often all streams began anew, by reason.", ["reason"], registry=registry
         )
+        self._rows_skipped = Counter(
+            f"{PREFIX}_journal_rows_skipped", "Rows of the journal that could not be decoded.", registry=registry
+        )
+        self._messages_failed = Counter(
+            f"{PREFIX}_messages_failed",
+            "Messages between processes that could not be decoded or handled.",
+            registry=registry,
+        )
         self._delivery = Histogram(
             f"{PREFIX}_delivery_seconds",
             "From the writing of a batch's oldest row to when all its clients had been written to.",
@@ -162,6 +170,14 @@ class Metrics:
     def began_anew(self, reason: ResetReason) -> None:
         """Count a new beginning."""
         self._begun_anew.labels(reason).inc()
+
+    def rows_skipped(self, rows: int) -> None:
+        """Count rows that could not be decoded."""
+        self._rows_skipped.inc(rows)
+
+    def message_failed(self) -> None:
+        """Count a message of another process that could not be decoded or handled."""
+        self._messages_failed.inc()
 
     def lost_worker(self) -> None:
         """Count a worker that died."""

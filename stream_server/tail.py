@@ -25,12 +25,13 @@ from stream_server.cursor import Cursor
 from stream_server.errors import JournalForbidden, JournalUnreachable, Unavailable
 from stream_server.frames import ResetReason
 from stream_server.journal.listener import Listener, Obstacle
-from stream_server.journal.reader import Reader
+from stream_server.journal.reader import Reader, SkippedRow, log_skipped
 from stream_server.losses import Losses
 from stream_server.marks import KEPT, Marks
 from stream_server.observing import Read
 from stream_server.pace import Pace
 from stream_server.transition import Transition
+from stream_server.undecodable import Causes, ResyncTimer
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,9 @@ class Observer(Protocol):
     def began_anew(self, reason: ResetReason) -> None:
         """All watchers were told to begin anew."""
 
+    def rows_skipped(self, rows: int) -> None:
+        """So many rows could not be decoded."""
+
 
 Why = Literal["ring", "poll", "load"]
 """Why a tail reads: the doorbell rang, it had not for long, or there is so much to read that none is needed."""
@@ -103,6 +107,9 @@ class Nobody:
         """Do nothing."""
 
     def began_anew(self, reason: ResetReason) -> None:
+        """Do nothing."""
+
+    def rows_skipped(self, rows: int) -> None:
         """Do nothing."""
 
 
@@ -162,6 +169,9 @@ class Tail:
         self._seen: Cursor | None = None
         self._losses = Losses()
         self._marks = Marks()
+        self._causes = Causes()
+        self._resync_timer = ResyncTimer(self._request_resync)
+        self._resync_requested = False
         self._whole = True
         self._pace = Pace()
         self._vigil = Vigil.AWAKE
@@ -247,17 +257,30 @@ class Tail:
         transitions = await reader.with_bodies(batch.transitions, self._audience.wants_body)
         took = time.monotonic() - began
         self._cursor, self._seen = batch.cursor, batch.seen
-        self._marks.told(batch.transitions)
-        lags = [(batch.read_at - transition.at).total_seconds() for transition in batch.transitions]
-        self._audience.dispatch(transitions, batch.cursor, Read(max(lags), began + took) if lags else None)
-        if self._losses.noticed(batch.losses, batch.seen) or batch.pruned:
+        self._marks.told(batch.rows)
+        lags = [(batch.read_at - row.at).total_seconds() for row in batch.rows]
+        self._audience.dispatch(transitions, batch.cursor, Read(max(lags), began + took) if transitions else None)
+        if batch.skipped:
+            self._skip(batch.skipped)
+        if self._losses.noticed(batch.losses, batch.seen) or batch.pruned or self._resync_requested:
             self._begin_anew(batch.cursor, "transitions_lost")
         # Of each transaction, what its last row has waited: the longer it goes on itself, the less it says of others.
-        waits = dict(zip((one.txid for one in batch.transitions), lags, strict=True))
+        waits = dict(zip((row.txid for row in batch.rows), lags, strict=True))
         self._pace.note(time.monotonic(), waits.values(), took)
-        self._observer.read(self._why, len(batch.transitions), took)
+        self._observer.read(self._why, len(batch.rows), took)
         for lag in lags:
             self._observer.lag(lag)
+
+    def _skip(self, skipped: Sequence[SkippedRow]) -> None:
+        """Count and log rows that cannot be decoded, and resync clients: they may have missed something."""
+        self._observer.rows_skipped(len(skipped))
+        log_skipped(skipped, self._causes)
+        self._resync_timer.request()
+
+    def _request_resync(self) -> None:
+        self._resync_requested = True
+        # A request that had to wait comes between two reads: the next one must not wait for a notification.
+        self._bell.set()
 
     async def _rest(self, listener: Listener) -> None:
         """Wait until it is time to read again; at once where reading again is what makes sleeping safe."""
@@ -307,6 +330,7 @@ class Tail:
         log.warning("Streams begin anew: %s", reason.replace("_", " "), extra={"action": reason})
         self._observer.began_anew(reason)
         self._cursor = cursor
+        self._resync_requested = False
         self._audience.begin_anew(cursor, reason)
 
     async def _wait(self, seconds: float) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RETURN_VALUE = "return_value"
 """Key of the XCom that holds what a task returned (`airflow.models.xcom.XCOM_RETURN_KEY`)."""
 
 OUTPUT = "stream_server_output"
 """Key of the XCom that a running task overwrites with what it says (`stream_server.authoring.output`)."""
+
+
+INPUT = "input"
+"""Kind of the rows that requests for human input write (`hitl_detail`). They name a task instance by its id, and no
+run: a trigger must not read Airflow's tables. They are no transitions, and nothing consumes them yet; readers skip
+them."""
 
 
 class Kind(str, Enum):
@@ -20,7 +26,6 @@ class Kind(str, Enum):
     RUN = "run"
     RUN_DELETED = "run_deleted"
     XCOM = "xcom"
-    INPUT = "input"
 
 
 class Transition(NamedTuple):
@@ -58,3 +63,33 @@ class Transition(NamedTuple):
 
     had_spoken: bool = False
     """Whether the task instance had said something before, which this may take back; known of what is read later."""
+
+
+class UndecodableRow(ValueError):
+    """A journal row is no transition. The message names the cause; it is the same for all rows with this cause."""
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+_TASK_KINDS = frozenset({Kind.TASK, Kind.XCOM})
+
+
+def decode_row(columns: tuple[Any, ...]) -> Transition | None:
+    """Return the transition of a journal row, or `None` for a row of kind `INPUT`.
+
+    Args:
+        columns: In the order of the fields of `Transition`; trailing fields may be absent.
+
+    Raises:
+        UndecodableRow: The kind is unknown, as a newer version may write it, or a column that the kind needs is NULL.
+    """
+    seq, txid, at, name, *rest = columns
+    kind = _KINDS.get(name)
+    if kind is None:
+        if name == INPUT:
+            return None
+        raise UndecodableRow(f"unknown kind {name!r}")
+    row = Transition(seq, txid, at, kind, *rest)
+    needs = ("dag_id", "run_id", "task_id", "map_index") if kind in _TASK_KINDS else ("dag_id", "run_id")
+    if missing := [column for column in needs if getattr(row, column) is None]:
+        raise UndecodableRow(f"{' and '.join(missing)} of kind {name!r} must not be NULL")
+    return row

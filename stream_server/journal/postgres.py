@@ -27,12 +27,13 @@ from stream_server.journal.connection import (
     open_session,
 )
 from stream_server.journal.install import queries_for
-from stream_server.journal.reader import as_far_as_written, transition_of
+from stream_server.journal.reader import as_far_as_written, decode_rows, log_skipped
 from stream_server.journal.replica import seen_rows
 from stream_server.outcome import Value, Values
 from stream_server.run_state import MAX_OUTPUT_BYTES, UNSAID, Instance, Origin, RunKey, RunState
 from stream_server.telling import is_output
 from stream_server.transition import OUTPUT, Kind, Transition
+from stream_server.undecodable import Causes
 
 MAX_HISTORY = 5000
 """Transitions that are told one by one to who comes later; beyond that, a snapshot says more."""
@@ -86,6 +87,7 @@ class Runs:
         self._queries: dict[str, str] | None = None
         self._graphs: OrderedDict[UUID, Graph] = OrderedDict()
         self._marks: OrderedDict[UUID, frozenset[str]] = OrderedDict()
+        self._causes = Causes()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -137,7 +139,8 @@ class Runs:
             output: Whether what tasks have said is wanted too.
 
         Returns:
-            `None` where they are too many to be worth telling one by one, or not all in the journal any more.
+            `None` where they are too many to be worth telling one by one, or not all in the journal any more, or where
+            one of them cannot be decoded. Rows of kind `input` are left out.
 
         Raises:
             JournalMissing: The journal is not installed.
@@ -148,7 +151,10 @@ class Runs:
             pruned_to, version = rows[0]["pruned_to"], rows[0]["version"]
             if len(rows) > MAX_HISTORY or (pruned_to is not None and not since.saw(pruned_to)):
                 return None
-            transitions = [transition_of(row[2:]) for row in rows if row["id"] is not None]
+            transitions, skipped = decode_rows(row[2:] for row in rows if row["id"] is not None)
+            if skipped:
+                log_skipped(skipped, self._causes)
+                return None
             if not output or version < OUTPUT_VERSION:
                 return transitions
             if key is not None:

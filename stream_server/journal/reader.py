@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -15,7 +16,10 @@ from stream_server.journal.install import queries_for, read_status
 from stream_server.journal.replica import Sight
 from stream_server.marks import Mark
 from stream_server.telling import is_output
-from stream_server.transition import Kind, Transition
+from stream_server.transition import Transition, UndecodableRow, decode_row
+from stream_server.undecodable import Causes
+
+log = logging.getLogger(__name__)
 
 READER_SETTINGS = ("plan_cache_mode = force_generic_plan", "enable_seqscan = off", "jit = off")
 """One plan serves every cursor: it need not be made anew, or compiled, for each read. It must use the index also if it
@@ -35,11 +39,24 @@ class Standing(NamedTuple):
     """How often the triggers could not write something down, since the journal was installed."""
 
 
+class SkippedRow(NamedTuple):
+    """A row that could not be decoded."""
+
+    seq: int
+    cause: str
+
+
 class Batch(NamedTuple):
     """What one read returns."""
 
     transitions: list[Transition]
     """In the order of `seq`."""
+
+    rows: list[Mark]
+    """All rows that were read, also those that are no transitions."""
+
+    skipped: list[SkippedRow]
+    """Rows that could not be decoded. The cursor moves past them."""
 
     cursor: Cursor
     """Where the next read goes on: it claims nothing of transactions younger than the newest row. A crash may forget
@@ -106,19 +123,22 @@ class Reader:
         """Return what a cursor has not seen."""
         before = None if self._sight is None else await self._sight.look(cursor.epoch)
         rows = await self._fetch("journal_after", cursor.snapshot)
-        transitions = [transition_of(row[4:]) for row in rows if row["id"] is not None]
-        newest = max(transitions, key=lambda one: one.txid, default=None)
+        found = [row[4:] for row in rows if row["id"] is not None]
+        # The cursor is computed from all rows, skipped ones included: else they would be read again for ever.
+        marks = [Mark(*columns[:3]) for columns in found]
+        transitions, skipped = decode_rows(found)
+        newest = max(marks, key=lambda one: one.txid, default=None)
         if before is None:
             seen = Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
         else:
-            seen = before.with_seen([one.txid for one in transitions])
+            seen = before.with_seen([one.txid for one in marks])
         if newest is not None and newest.txid >= cursor.xmax:
             told = seen.up_to(newest.txid, Row.of(newest.seq, newest.at))
         else:
             told = seen.up_to(cursor.xmax - 1, cursor.row)
         first = rows[0]
         pruned = first["pruned_to"] is not None and not cursor.saw(first["pruned_to"])
-        return Batch(transitions, told, seen, first["losses"], first["read_at"], pruned)
+        return Batch(transitions, marks, skipped, told, seen, first["losses"], first["read_at"], pruned)
 
     async def with_bodies(
         self, transitions: Sequence[Transition], wanted: Callable[[Transition], bool]
@@ -171,7 +191,31 @@ def as_far_as_written(seen: Cursor, row: asyncpg.Record) -> Cursor:
     return seen.up_to(newest, Row.of(row["newest_id"], row["newest_at"]))
 
 
-def transition_of(columns: tuple[Any, ...]) -> Transition:
-    """Return the transition of a row, whose columns stand in the order of the fields in all queries."""
-    seq, txid, at, kind, *rest = columns
-    return Transition(seq, txid, at, Kind(kind), *rest)
+def decode_rows(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Transition], list[SkippedRow]]:
+    """Return the transitions of rows, whose columns are in the order of the fields, and the rows that are none.
+
+    Rows of kind `input` are in neither list: they name no run, and nothing consumes them yet.
+    """
+    transitions: list[Transition] = []
+    skipped: list[SkippedRow] = []
+    for columns in rows:
+        try:
+            transition = decode_row(columns)
+        except UndecodableRow as error:
+            skipped.append(SkippedRow(columns[0], str(error)))
+        else:
+            if transition is not None:
+                transitions.append(transition)
+    return transitions, skipped
+
+
+def log_skipped(skipped: Iterable[SkippedRow], causes: Causes) -> None:
+    """Log the rows whose cause was not logged yet."""
+    for seq, cause in skipped:
+        if causes.is_new(cause):
+            log.error(
+                "Skipped row %d of the journal, and all others with the same cause: %s",
+                seq,
+                cause,
+                extra={"action": "journal_row_skipped"},
+            )

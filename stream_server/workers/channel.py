@@ -23,6 +23,10 @@ def packed(message: Message) -> bytes:
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
+class UndecodableMessage(Exception):
+    """A message was received that is none of those that the other end may send. The next one can be received."""
+
+
 class Channel(Generic[T]):
     """One end. What is sent is never lost while the other end lives, and comes in order.
 
@@ -63,12 +67,17 @@ class Channel(Generic[T]):
 
         Raises:
             EOFError: The other end is gone.
+            UndecodableMessage: It is no message. It has been consumed.
         """
         try:
             length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
-            return self._decoder.decode(await self._reader.readexactly(length))
+            body = await self._reader.readexactly(length)
         except (asyncio.IncompleteReadError, OSError) as error:
             raise EOFError("The other process is gone") from error
+        try:
+            return self._decoder.decode(body)
+        except Exception as error:
+            raise UndecodableMessage(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """Close this end."""

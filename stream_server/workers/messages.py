@@ -80,6 +80,10 @@ class Watch(Message, frozen=True, tag="watch"):
     """Somebody has begun to watch."""
 
 
+class Resync(Message, frozen=True, tag="resync"):
+    """The worker could not decode or handle a message: it asks for an `Anew` with a current cursor."""
+
+
 class Counted(Message, frozen=True, tag="counted"):
     """What this worker has counted: the answer to an `Ask`."""
 
@@ -96,4 +100,4 @@ class Scrape(Message, frozen=True, tag="scrape"):
     number: int
 
 
-Up: TypeAlias = Serving | Watch | Counted | Scrape
+Up: TypeAlias = Serving | Watch | Resync | Counted | Scrape

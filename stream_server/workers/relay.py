@@ -15,7 +15,8 @@ from stream_server.frames import ResetReason
 from stream_server.journal.postgres import Runs
 from stream_server.observing import Read
 from stream_server.transition import Transition
-from stream_server.workers.channel import Channel, packed
+from stream_server.undecodable import Causes
+from stream_server.workers.channel import Channel, UndecodableMessage, packed
 from stream_server.workers.messages import (
     Anew,
     Ask,
@@ -24,6 +25,7 @@ from stream_server.workers.messages import (
     Counted,
     Message,
     Reconnect,
+    Resync,
     Scrape,
     Serving,
     Standing,
@@ -62,11 +64,14 @@ class Relay:
     Args:
         runs: Whose connections are made anew when the database server may be another one.
         wanted: How many workers there should be.
+        on_message_failed: Called for each message of a worker that cannot be decoded.
     """
 
-    def __init__(self, runs: Runs, wanted: int) -> None:
+    def __init__(self, runs: Runs, wanted: int, on_message_failed: Callable[[], None]) -> None:
         self._runs = runs
         self._wanted = wanted
+        self._on_message_failed = on_message_failed
+        self._causes = Causes()
         self._members: set[Member] = set()
         self._gone: list[Family] = []
         """What those have counted that are gone: a sum must not shrink."""
@@ -139,9 +144,13 @@ class Relay:
         self.stand()
         try:
             while True:
-                with anyio.fail_after(PATIENCE_SECONDS):
-                    message = await channel.receive()
-                self._hear(member, message)
+                try:
+                    with anyio.fail_after(PATIENCE_SECONDS):
+                        message = await channel.receive()
+                except UndecodableMessage as error:
+                    self._skip(error)
+                else:
+                    self._hear(member, message)
         except EOFError:
             return
         finally:
@@ -164,6 +173,11 @@ class Relay:
         await self._ask()
         return added_up([self._gone, *(member.families for member in self._members)])
 
+    def _skip(self, error: UndecodableMessage) -> None:
+        self._on_message_failed()
+        if self._causes.is_new(str(error)):
+            log.error("Skipped a message of a worker: %s", error, extra={"action": "message_failed"})
+
     def _hear(self, member: Member, message: Up) -> None:
         if isinstance(message, Counted):
             member.watching, member.families = message.watching, message.families
@@ -176,6 +190,10 @@ class Relay:
         elif isinstance(message, Serving):
             member.serving = True
             self.stand()
+        elif isinstance(message, Resync):
+            if self._cursor is not None:
+                # The channel keeps the order: batches after this cursor follow this message.
+                member.channel.send(Anew(self._cursor, "transitions_lost"))
         else:
             member.watching = True
             self._on_watch()

@@ -12,7 +12,8 @@ from stream_server.families import Family
 from stream_server.hub import Hub
 from stream_server.metrics import Metrics
 from stream_server.tail import TailStatus
-from stream_server.workers.channel import Channel
+from stream_server.undecodable import Causes, ResyncTimer
+from stream_server.workers.channel import Channel, UndecodableMessage
 from stream_server.workers.messages import (
     Anew,
     Ask,
@@ -21,6 +22,7 @@ from stream_server.workers.messages import (
     Counted,
     Down,
     Reconnect,
+    Resync,
     Scrape,
     Serving,
     Standing,
@@ -49,6 +51,8 @@ class Relayed:
         self._channel: Channel[Down] | None = None
         self._sums: dict[int, asyncio.Future[list[Family]]] = {}
         self._watch_is_told = False
+        self._causes = Causes()
+        self._resync_timer = ResyncTimer(self._request_resync)
         self.status = TailStatus()
         self.warnings: list[str] = []
 
@@ -60,11 +64,12 @@ class Relayed:
         self._hub.on_watch(self._tell_of_watcher)
         try:
             while True:
-                await self._do(await channel.receive(), channel)
+                await self._do_next(channel)
         except EOFError:
             self.status = TailStatus(problems=["the process that follows the journal is gone"])
             await asyncio.Event().wait()
         finally:
+            self._resync_timer.cancel()
             channel.close()
 
     async def families(self) -> list[Family]:
@@ -80,6 +85,32 @@ class Relayed:
         finally:
             del self._sums[number]
         return self._metrics.families()
+
+    async def _do_next(self, channel: Channel[Down]) -> None:
+        """Handle the next message. One that cannot be decoded or handled costs a resync, never the process."""
+        try:
+            message = await channel.receive()
+        except UndecodableMessage as error:
+            self._fail(error)
+            return
+        try:
+            await self._do(message, channel)
+        except Exception as error:  # noqa: BLE001 # it is logged, once for each cause
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._metrics.message_failed()
+        if self._causes.is_new(repr(error)):
+            log.error(
+                "Skipped a message of the process that follows the journal; clients are resynced",
+                exc_info=error,
+                extra={"action": "message_failed"},
+            )
+        self._resync_timer.request()
+
+    def _request_resync(self) -> None:
+        assert self._channel is not None, "a message was received"
+        self._channel.send(Resync())
 
     async def _do(self, message: Down, channel: Channel[Down]) -> None:
         if isinstance(message, Batch):

@@ -74,7 +74,7 @@ class Supervisor:
             max_result_bytes=settings.max_result_bytes,
             max_output_bytes=settings.max_output_bytes,
         )
-        self._relay = Relay(self._runs, len(sockets))
+        self._relay = Relay(self._runs, len(sockets), self._metrics.message_failed)
         self._metrics.attend_workers(self._relay)
         self._processes: set[Process] = set()
         self._stopping = asyncio.Event()

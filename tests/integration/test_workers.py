@@ -309,6 +309,41 @@ async def test_metrics_are_those_of_all_workers(host: Serve, airflow: AirflowSql
         await eventually_answered(lambda: is_metric(serving, "stream_server_open_streams", 0))
 
 
+async def test_requests_for_human_input_stop_no_worker(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    before = len(await written(airflow, run))
+    async with host() as serving, many(serving.url, run) as clients:
+        workers = {worker.pid for worker in serving.workers()}
+        await airflow.request_input(run, "ask")
+        await airflow.answer(run)
+        await airflow.set_run(run, "success")
+        expected = (await written(airflow, run))[before:]
+        for events in clients:
+            frames = await events.rest()
+            assert told(frames) == expected
+            assert "reset" not in types(frames)
+        assert {worker.pid for worker in serving.workers()} == workers
+        assert await serving.metric("stream_server_messages_failed_total") == 0
+    assert "ERROR" not in "".join(serving.log), serving.log
+
+
+async def test_rows_of_an_unknown_kind_stop_no_worker(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    async with host() as serving, many(serving.url, run) as clients:
+        workers = {worker.pid for worker in serving.workers()}
+        await airflow.write_unknown_row()
+        for events in clients:
+            assert (await events.until("reset"))[-1]["reason"] == "transitions_lost"
+            assert (await events.next())["type"] == "snapshot"
+        before = len(await written(airflow, run))
+        await airflow.answer(run)
+        await airflow.set_run(run, "success")
+        expected = (await written(airflow, run))[before:]
+        for events in clients:
+            assert told(await events.rest()) == expected
+        assert {worker.pid for worker in serving.workers()} == workers
+        assert await serving.metric("stream_server_journal_rows_skipped_total") == 1
+    assert [line for line in serving.log if "ERROR" in line and "unknown kind 'unknown'" in line]
+
+
 async def test_operators_have_one_port_for_all_workers(host: Serve, run: RunKey, unused_tcp_port_factory: Any) -> None:
     port = unused_tcp_port_factory()
     async with host("--admin-port", str(port), admin=f"http://127.0.0.1:{port}") as serving:

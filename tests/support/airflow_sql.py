@@ -259,6 +259,27 @@ class AirflowSql:
             for map_index in range(1, length):
                 await self.add_instance(key, version, task_id, map_index)
 
+    async def request_input(self, key: RunKey, task_id: str) -> None:
+        """Request human input for a task instance, as the Execution API does for a human-in-the-loop operator."""
+        await self.connection.execute(
+            "INSERT INTO hitl_detail (ti_id, options, subject, params, params_input, created_at)"
+            " SELECT id, $4, 'Go on?', $5, $5, now() FROM task_instance"
+            " WHERE dag_id = $1 AND run_id = $2 AND task_id = $3",
+            *key,
+            task_id,
+            ["Approve", "Reject"],
+            {},
+        )
+
+    async def write_unknown_row(self, key: RunKey | None = None) -> None:
+        """Write a row of a kind that no server knows to the journal, as triggers of a newer version might."""
+        async with self.connection.transaction():
+            await self.connection.execute(
+                "INSERT INTO stream_server.journal (kind, dag_id, run_id) VALUES ('unknown', $1, $2)",
+                *(key or (None, None)),
+            )
+            await self.connection.execute("SELECT stream_server.ring()")
+
     async def empty_journal(self) -> None:
         """Delete all rows of the journal as too old."""
         await self.connection.execute("DELETE FROM stream_server.output")

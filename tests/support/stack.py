@@ -14,6 +14,8 @@ from support.authoring import DAGS
 from support.postgres import DATA_DIR, FAST
 
 BROWSER_DAGS = Path(__file__).resolve().parents[1] / "browser" / "dags"
+NEWEST_DAGS = Path(__file__).resolve().parents[1] / "airflow" / "dags_3_3"
+"""DAG files that older versions of Airflow cannot read."""
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +31,7 @@ def stack(denials: Denied) -> Iterator[DemoStack]:
     options = ("--auth", "none")
     with DemoStack(
         DATA_DIR,
-        dags=[DAGS, BROWSER_DAGS],
+        dags=[DAGS, BROWSER_DAGS, NEWEST_DAGS],
         postgres_settings=FAST,
         airflow_settings=airflow_settings(denials.path),
         serve_options=options,

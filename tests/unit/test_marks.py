@@ -6,13 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.marks import KEPT, Mark, Marks
-from stream_server.transition import Kind, Transition
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
-
-
-def transition(seq: int, txid: int) -> Transition:
-    return Transition(seq, txid, NOON + timedelta(seconds=seq), Kind.TASK, "chat", "r1")
 
 
 def mark(seq: int, txid: int) -> Mark:
@@ -21,15 +16,15 @@ def mark(seq: int, txid: int) -> Mark:
 
 def test_one_row_of_each_transaction_is_remembered() -> None:
     marks = Marks()
-    marks.told([transition(1, 10), transition(2, 11), transition(3, 10)])
+    marks.told([mark(1, 10), mark(2, 11), mark(3, 10)])
     assert {(one.txid, one.seq) for one in marks.all()} == {(10, 3), (11, 2)}
 
 
 def test_what_is_there_at_the_beginning_counts_as_told() -> None:
     marks = Marks()
-    marks.told([transition(1, 10)])
+    marks.told([mark(1, 10)])
     marks.begin([mark(9, 90), mark(8, 80)])
-    marks.told([transition(10, 91)])
+    marks.told([mark(10, 91)])
     assert marks.all() == [mark(8, 80), mark(9, 90), mark(10, 91)]
 
 
@@ -37,6 +32,6 @@ def test_what_is_there_at_the_beginning_counts_as_told() -> None:
 def test_the_last_transactions_are_remembered(batches: list[list[int]]) -> None:
     marks, told = Marks(), []
     for batch in batches:
-        marks.told([transition(txid, txid) for txid in batch])
+        marks.told([mark(txid, txid) for txid in batch])
         told += batch
     assert [one.txid for one in marks.all()] == told[-KEPT:]

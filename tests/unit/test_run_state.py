@@ -7,7 +7,6 @@ from hypothesis import given
 
 from stream_server.frames import RunTransition, Snapshot, TaskTransition
 from stream_server.run_state import MAX_LISTED_INSTANCES, UNSAID, RunState
-from stream_server.transition import Kind
 from support.builders import History, Move, at, graph, known, lives, play
 
 
@@ -160,14 +159,13 @@ def test_other_keys_are_no_return_values() -> None:
     assert pushed(history)[0] is False
 
 
-def test_an_xcom_and_a_question_to_a_human_are_no_frames() -> None:
+def test_an_xcom_is_no_frame() -> None:
     history = History()
     run = history.state()
     history.start("answer")
     follow(run, history)
     history.push("answer")
     assert not run.apply(history.journal[-1])
-    assert not run.apply(history.journal[-1]._replace(kind=Kind.INPUT))
 
 
 def test_an_xcom_of_a_task_that_nobody_knows_is_ignored() -> None:

@@ -158,6 +158,8 @@ EXCEPTION WHEN OTHERS THEN
 END
 $body$;
 
+-- A request for human input names its task instance by id. The row has no DAG and no run: to look them up, the trigger would
+-- have to read Airflow's tables. Readers skip rows of this kind: nothing consumes them yet.
 CREATE OR REPLACE FUNCTION stream_server.record_input() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from stream_server import undecodable
 from stream_server.cursor import Cursor, Row
 from stream_server.families import Family, collected
 from stream_server.frames import ResetReason
@@ -22,7 +23,7 @@ from stream_server.tail import TailStatus
 from stream_server.transition import Kind, Transition
 from stream_server.workers import relay as relay_module
 from stream_server.workers.channel import Channel
-from stream_server.workers.messages import Up
+from stream_server.workers.messages import Message, Up
 from stream_server.workers.relay import Relay
 from stream_server.workers.relayed import Relayed
 from support.waiting import eventually_async
@@ -40,6 +41,7 @@ class HubDouble:
         self.told: list[tuple[Any, ...]] = []
         self.watching = False
         self.watch: Callable[[], object] = list
+        self.failing = False
 
     def on_watch(self, call: Callable[[], object]) -> None:
         self.watch = call
@@ -48,6 +50,8 @@ class HubDouble:
         self.told.append(("begin", cursor))
 
     def dispatch(self, transitions: list[Transition], cursor: Cursor, read: Read | None) -> None:
+        if self.failing:
+            raise RuntimeError("no state")
         self.told.append(("dispatch", transitions, cursor, read))
 
     def begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
@@ -64,9 +68,13 @@ class Counting:
     def __init__(self, calls: int) -> None:
         self.registry = CollectorRegistry()
         Counter("calls", "Calls.", registry=self.registry).inc(calls)
+        self.failed = 0
 
     def families(self) -> list[Family]:
         return collected(self.registry)
+
+    def message_failed(self) -> None:
+        self.failed += 1
 
 
 class Upstream:
@@ -98,7 +106,11 @@ class Desk:
 
     def __init__(self, wanted: int) -> None:
         self.runs = Refreshed()
-        self.relay = Relay(cast("Any", self.runs), wanted)
+        self.metrics = Counting(0)
+        self.worker_metrics: list[Counting] = []
+        """The metrics of the workers, in the order of their start."""
+
+        self.relay = Relay(cast("Any", self.runs), wanted, self.metrics.message_failed)
         self.upstream = Upstream()
         self.relay.attend(self.upstream)
 
@@ -106,7 +118,8 @@ class Desk:
     async def worker(self, calls: int = 0) -> AsyncIterator[tuple[Relayed, HubDouble]]:
         ours, theirs = socket.socketpair()
         hub = HubDouble()
-        worker = Relayed(theirs, cast("Hub", hub), cast("Metrics", Counting(calls)))
+        self.worker_metrics.append(Counting(calls))
+        worker = Relayed(theirs, cast("Hub", hub), cast("Metrics", self.worker_metrics[-1]))
         channel: Channel[Up] = await Channel.open(ours, Up)
         serving = self.relay.serving
         tasks = [asyncio.create_task(self.relay.converse(channel)), asyncio.create_task(worker.run())]
@@ -209,3 +222,64 @@ async def test_a_worker_whose_other_process_is_gone_says_so() -> None:
     await eventually_async(lambda: worker.status.problems == ["the process that follows the journal is gone"])
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+WITHOUT_RUN: Any = TRANSITION._replace(dag_id=cast("str", None), run_id=cast("str", None))
+"""A message with it cannot be decoded."""
+
+
+class Unknown(Message, frozen=True, tag="unknown"):
+    """A message that neither end knows."""
+
+
+async def test_a_message_that_cannot_be_decoded_costs_its_worker_a_resync(caplog: pytest.LogCaptureFixture) -> None:
+    desk, later = Desk(1), Cursor("ab12", 9, 10)
+    desk.relay.begin(CURSOR)
+    async with desk.worker() as (worker, hub):
+        desk.relay.dispatch([TRANSITION, WITHOUT_RUN], later, READ)
+        resynced = [("begin", CURSOR), ("anew", later, "transitions_lost")]
+        await eventually_async(lambda: hub.told == resynced)
+        desk.relay.dispatch([TRANSITION], later, None)
+        await eventually_async(lambda: hub.told == [*resynced, ("dispatch", [TRANSITION], later, None)])
+        assert desk.worker_metrics[0].failed == 1
+        assert worker.status.connected
+    assert [record.getMessage() for record in caplog.records] == [
+        "Skipped a message of the process that follows the journal; clients are resynced"
+    ]
+
+
+async def test_workers_resync_at_a_limited_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(undecodable, "RESYNC_SECONDS", 0.5)
+    desk = Desk(1)
+    desk.relay.begin(CURSOR)
+    async with desk.worker() as (_, hub):
+        for _ in range(50):
+            desk.relay.dispatch([WITHOUT_RUN], CURSOR, READ)
+        anew = ("anew", CURSOR, "transitions_lost")
+        await eventually_async(lambda: desk.worker_metrics[0].failed == 50)
+        await eventually_async(lambda: hub.told == [("begin", CURSOR), anew, anew])
+
+
+async def test_an_error_of_the_hub_costs_its_worker_a_resync() -> None:
+    desk = Desk(2)
+    desk.relay.begin(CURSOR)
+    async with desk.worker() as (_, faulty), desk.worker() as (_, sound):
+        faulty.failing = True
+        desk.relay.dispatch([TRANSITION], CURSOR, READ)
+        await eventually_async(lambda: ("anew", CURSOR, "transitions_lost") in faulty.told)
+        faulty.failing = False
+        dispatched = ("dispatch", [TRANSITION], CURSOR, READ)
+        desk.relay.dispatch([TRANSITION], CURSOR, READ)
+        await eventually_async(lambda: faulty.told[-1] == dispatched)
+        await eventually_async(lambda: sound.told == [("begin", CURSOR), dispatched, dispatched])
+        assert [metrics.failed for metrics in desk.worker_metrics] == [1, 0]
+
+
+async def test_a_worker_is_served_on_after_a_message_that_cannot_be_decoded() -> None:
+    desk = Desk(1)
+    async with desk.worker(calls=1) as (worker, _):
+        assert worker._channel is not None
+        worker._channel.send(Unknown())
+        assert await calls_of(worker) == 101
+        assert desk.relay.serving == 1
+    assert desk.metrics.failed == 1

@@ -1,0 +1,99 @@
+"""Human-in-the-loop operators, on a real Airflow 3.3."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import anyio
+import asyncpg
+import httpx
+import psutil
+import pytest
+
+from stream_server.demo.rest import AirflowRest
+from stream_server.demo.server import Server
+from stream_server.demo.stack import DemoStack
+from stream_server.run_state import RunKey
+from support.streams import Events, Frame, sse, states, types
+from support.waiting import eventually
+
+RUN_SECONDS = 120.0
+WORKERS = 2
+DAG_ID = "human_input"
+
+
+@pytest.fixture(scope="module")
+def server(stack: DemoStack) -> Iterator[Server]:
+    """A server of several processes."""
+    server = stack.replica(options=["--workers", str(WORKERS)])
+    server.start()
+    yield server
+    server.stop()
+
+
+def workers(server: Server) -> set[int]:
+    return {child.pid for child in psutil.Process(server.child.pid).children()}
+
+
+@asynccontextmanager
+async def all_runs(url: str, headers: dict[str, str] | None = None) -> AsyncIterator[Events]:
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=RUN_SECONDS) as client,
+        client.stream("GET", f"/api/v2/dags/{DAG_ID}/stream", headers=headers) as response,
+    ):
+        yield Events(response)
+
+
+async def until_state(events: Events, task_id: str, state: str) -> list[Frame]:
+    """Return frames up to and including the one of a task's new state."""
+    frames: list[Frame] = []
+    with anyio.move_on_after(RUN_SECONDS):
+        async for frame in events._events:
+            frames.append(frame)
+            if (frame.get("task_id"), frame.get("state")) == (task_id, state):
+                return frames
+    raise AssertionError(f"{task_id} is not {state}; the last frames are {frames[-5:]}")
+
+
+async def test_streams_go_on_across_a_human_answer(server: Server, stack: DemoStack, airflow: AirflowRest) -> None:
+    await asyncio.to_thread(eventually, lambda: airflow.dag(DAG_ID), RUN_SECONDS, f"{DAG_ID} is read")
+    before = workers(server)
+    assert len(before) == WORKERS
+    async with all_runs(server.url) as firehose:
+        await firehose.next()
+        cursor = firehose.ids[-1] or ""
+        key = RunKey(DAG_ID, await asyncio.to_thread(airflow.trigger, DAG_ID))
+        async with sse(server.url, key, "?until=run", timeout=RUN_SECONDS) as events:
+            frames = await until_state(events, "approve", "awaiting_input")
+            await asyncio.to_thread(approve, airflow, key)
+            frames += await events.rest(RUN_SECONDS)
+        heard = await until_state(firehose, "publish", "success")
+    assert "reset" not in types(frames)
+    assert states(frames, "publish")[-1] == "success"
+    assert frames[-1]["outcome"] == "result"
+    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"publish": "published"}]
+    assert await input_rows(stack) >= 2, "the request and its answer"
+    async with all_runs(server.url, {"Last-Event-ID": cursor}) as firehose:
+        replayed = await until_state(firehose, "publish", "success")
+    assert replayed[0]["type"] == "resumed"
+    assert transitions(replayed) == transitions(heard)
+    assert workers(server) == before
+
+
+def approve(airflow: AirflowRest, key: RunKey) -> None:
+    path = f"/dags/{key.dag_id}/dagRuns/{key.run_id}/taskInstances/approve/-1/hitlDetails"
+    airflow.request("PATCH", path, json={"chosen_options": ["Approve"]}).raise_for_status()
+
+
+async def input_rows(stack: DemoStack) -> int:
+    connection = await asyncpg.connect(stack.database_url)
+    try:
+        return int(await connection.fetchval("SELECT count(*) FROM stream_server.journal WHERE kind = 'input'"))
+    finally:
+        await connection.close()
+
+
+def transitions(frames: list[Frame]) -> list[int]:
+    return [frame["seq"] for frame in frames if frame["type"] in {"task", "run"}]
