@@ -6,6 +6,7 @@ wants those watches the run.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -17,6 +18,8 @@ from stream_server.subscription import Subscription
 from stream_server.telling import is_output, tell
 from stream_server.transition import Transition
 from stream_server.withholding import withhold
+
+log = logging.getLogger(__name__)
 
 TYPES = ("task", "run", "chunk", "progress")
 """Types of frames that such a stream has, beside those of the connection; the last two only where they are named."""
@@ -160,9 +163,13 @@ class _Group:
         if len(self._held) == 1:
             self._go_on()
         elif sum(len(batch.heard) for batch, _ in self._held) > MAX_HELD:
-            for subscription in self.subscriptions:
-                subscription.close(CloseCode.UNAVAILABLE, "Airflow can't be asked which DAGs you may read")
-            self._held.clear()
+            self.close(CloseCode.UNAVAILABLE, "Airflow can't be asked which DAGs you may read")
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Close all connections, and drop all that waits."""
+        self._held.clear()
+        for subscription in self.subscriptions:
+            subscription.close(code, reason)
 
     def tell_all(self, wires: list[Wire]) -> None:
         """Tell everybody something that takes the place of all that waits."""
@@ -264,13 +271,25 @@ class Firehose:
             del self._groups[group.key]
 
     def dispatch(self, transitions: Iterable[Transition], cursor: Cursor, now: float) -> None:
-        """Tell a batch to those whom it concerns, and now and then how far it goes to those whom it does not."""
+        """Tell a batch to those whom it concerns, and now and then how far it goes to those whom it does not.
+
+        An error in a batch costs a reset, and an error in a group costs its connections; neither is raised.
+        """
         if not self._groups:
             return
-        tellings = _tellings(transitions, cursor)
+        try:
+            tellings = _tellings(transitions, cursor)
+        except Exception:
+            log.exception("Cannot make the frames of a batch; streams of many runs are resynced")
+            self.begin_anew("transitions_lost", cursor)
+            return
         bookmark = Wire(Ping(), cursor)
         for group in list(self._groups.values()):
-            group.hear(tellings, bookmark, now)
+            try:
+                group.hear(tellings, bookmark, now)
+            except Exception:
+                log.exception("Cannot send a batch to a group of streams of many runs; their connections are closed")
+                group.close(CloseCode.INTERNAL, "The server lost the state of this stream")
 
     def begin_anew(self, reason: ResetReason, cursor: Cursor) -> None:
         """Tell all that something is missing from what they heard."""

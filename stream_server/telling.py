@@ -84,7 +84,8 @@ def tell_output(transition: Transition) -> list[Said]:
         return []
     try:
         batch = _batches.decode(transition.body)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
+        # msgspec raises RecursionError for values that are nested too deeply.
         return []
     told = (_tell_item(transition, batch, place, item) for place, item in enumerate(batch.items, batch.index))
     return [frame for frame in told if frame is not None]

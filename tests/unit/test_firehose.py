@@ -321,3 +321,53 @@ def test_nobody_is_asked_for_who_has_left() -> None:
     # Airflow did not answer.
     reader.learn()
     assert reader.asked == []
+
+
+def test_a_batch_whose_frames_cannot_be_made_costs_a_reset(caplog: pytest.LogCaptureFixture) -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(), subscription, cursor(1), 0.0)
+    told(subscription)
+    firehose.dispatch([transition(1), transition(2)._replace(map_index=None)], cursor(3), 0.0)
+    wires = subscription.take()
+    assert [wire.type for wire in wires] == ["reset"]
+    assert last_cursor(wires) == cursor(3)
+    firehose.dispatch([transition(3)], cursor(4), 0.0)
+    assert told(subscription) == ["task"]
+    assert "Cannot make the frames of a batch" in caplog.text
+
+
+class Faulty:
+    """Rights whose check raises."""
+
+    def may_read(self, reading: Reading) -> bool | None:
+        raise RuntimeError("no rights")
+
+    def decide(self, readings: Collection[Reading], then: Callable[[], None]) -> None:
+        raise NotImplementedError
+
+    async def among(self, readings: Collection[Reading]) -> Collection[Reading]:
+        raise NotImplementedError
+
+
+def test_an_error_in_one_group_closes_its_connections_and_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    firehose, faulty, sound = Firehose(), Subscription(10**6), Subscription(10**6)
+    firehose.join(Filter(), faulty, cursor(1), 0.0, Faulty())
+    firehose.join(Filter(), sound, cursor(1), 0.0)
+    firehose.dispatch([transition(1)], cursor(2), 0.0)
+    assert told(sound) == ["ping", "task"]
+    assert told(faulty) == ["ping", "close"]
+    assert faulty.closed is not None
+    assert faulty.closed.code == CloseCode.INTERNAL
+    assert "no rights" in caplog.text
+    firehose.leave(faulty)
+    firehose.dispatch([transition(2)], cursor(3), 0.0)
+    assert told(sound) == ["task"]
+
+
+def test_output_that_is_nested_too_deeply_is_no_frame() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(types=frozenset({"chunk"})), subscription, cursor(1), 0.0)
+    told(subscription)
+    deep = '{"try_number": 1, "index": 0, "items": [{"chunk": ' + "[" * 5000 + "]" * 5000 + "}]}"
+    firehose.dispatch([saying(1)._replace(body=deep), saying(2)], cursor(3), 0.0)
+    assert told(subscription) == ["chunk"]
