@@ -7,6 +7,7 @@ looks after all parties: there is neither a task nor a timer for each client.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from stream_server.auth import Access, Caller, Expiring, Scope
 from stream_server.close_codes import CloseCode
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.subscription import Subscription
+
+log = logging.getLogger(__name__)
 
 WARNING_SECONDS = 60.0
 """How long before a token expires its bearer is told."""
@@ -100,7 +103,18 @@ class StreamGuard:
 class Party:
     """Streams that stand and fall by one answer."""
 
-    __slots__ = ("access", "caller", "confirmed_at", "due", "guards", "key", "renewing", "scope", "warn_at")
+    __slots__ = (
+        "access",
+        "caller",
+        "confirmed_at",
+        "due",
+        "guards",
+        "is_failing",
+        "key",
+        "renewing",
+        "scope",
+        "warn_at",
+    )
 
     def __init__(self, key: Key, caller: Caller, scope: Scope, access: Access, now: float) -> None:
         self.key = key
@@ -115,6 +129,9 @@ class Party:
 
         self.renewing = False
         """Whether it is being asked for, or in line for that."""
+
+        self.is_failing = False
+        """Whether the last question had no answer."""
 
     def close(self, code: CloseCode, reason: str) -> None:
         """End the connections of all."""
@@ -243,9 +260,13 @@ class Guards:
     async def _renew(self, party: Party) -> None:
         try:
             access = await self.ask(party.caller, party.scope)
-        except StreamServerError as error:
+        except Exception as error:
+            if not isinstance(error, StreamServerError) and not party.is_failing:
+                # The first in a row only. Errors of our own are logged by the one that asks.
+                log.exception("A look-up of permissions has failed", extra={"action": "lookup_failed"})
             self._refused(party, error)
         else:
+            party.is_failing = False
             party.confirmed_at = self._clock()
             party.due = party.confirmed_at + self._interval * _between(LATER)
             if access != party.access:
@@ -254,11 +275,12 @@ class Guards:
         finally:
             party.renewing = False
 
-    def _refused(self, party: Party, error: StreamServerError) -> None:
+    def _refused(self, party: Party, error: Exception) -> None:
         if isinstance(error, AirflowRefused) and error.status in {401, 403}:
             code = CloseCode.UNAUTHENTICATED if tells_of_token(error) else CloseCode.FORBIDDEN
             party.close(code, f"Airflow says: {error}")
             return
+        party.is_failing = True
         party.due = self._clock() + min(RETRY_SECONDS, self._interval) * _between(LATER)
 
 

@@ -9,7 +9,7 @@ import pytest
 from stream_server.auth import ALL, NO_VALUES, Access, Caller, Scope
 from stream_server.close_codes import CloseCode
 from stream_server.errors import AirflowRefused, PermissionUnknown
-from stream_server.guards import RENEWALS, Guards
+from stream_server.guards import LATER, RENEWALS, RETRY_SECONDS, Guards
 from stream_server.subscription import Subscription
 
 INTERVAL, GRACE = 30.0, 300.0
@@ -125,7 +125,11 @@ async def test_the_first_question_comes_soon_since_what_let_in_may_be_a_kept_ans
     assert len(world.asked) == 1
 
 
-@pytest.mark.parametrize("answer", [PermissionUnknown("down"), AirflowRefused("There is no such DAG", 404)])
+@pytest.mark.parametrize(
+    "answer",
+    [PermissionUnknown("down"), AirflowRefused("There is no such DAG", 404), TypeError("null"), RecursionError()],
+    ids=repr,
+)
 async def test_without_an_answer_streams_go_on_for_a_while(world: World, answer: Exception) -> None:
     stream = subscription()
     world.guards.add(world.caller(), SCOPE, ALL, stream, None)
@@ -136,6 +140,17 @@ async def test_without_an_answer_streams_go_on_for_a_while(world: World, answer:
     assert code(stream) is CloseCode.UNAVAILABLE
     assert stream.closed is not None
     assert stream.closed.reconnect
+    assert len(world.asked) <= (GRACE + INTERVAL + 4) / (RETRY_SECONDS * LATER[0])
+
+
+async def test_only_the_first_unexpected_exception_in_a_row_is_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.guards.add(world.caller(), SCOPE, ALL, subscription(), None)
+    world.answer = TypeError("null")
+    await world.passes(INTERVAL + 60)
+    assert len(world.asked) > 2
+    assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
 async def test_an_answer_ends_the_grace(world: World) -> None:
