@@ -75,7 +75,7 @@ class AirflowAuthorizer:
 
     def __init__(self, client: httpx.AsyncClient, *, good_for: float, grace: float) -> None:
         self._client = client
-        self._good_for = good_for
+        self._good_for, self._grace = good_for, grace
         self._permits = Permits(good_for=good_for, refused_for=good_for * REFUSED_PART, limit=KEPT, at_once=AT_ONCE)
         self.guards = Guards(self._ask_again, self._permits.identity, interval=good_for, grace=grace)
         self._unanswered, self._complained_at = 0, float("-inf")
@@ -122,7 +122,9 @@ class AirflowAuthorizer:
             async def list_dags() -> set[str]:
                 return await self._list(caller)
 
-            found = self._readable[identity] = ReadableDags(ask, list_dags, good_for=self._good_for)
+            found = self._readable[identity] = ReadableDags(
+                ask, list_dags, good_for=self._good_for, max_wait=self._good_for + self._grace
+            )
         return found
 
     def guard(

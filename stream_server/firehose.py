@@ -90,6 +90,9 @@ Rights = Mapping[Reading, bool | None]
 class Readable(Protocol):
     """What somebody may read. What is not known is not told, and nothing is left out because of it."""
 
+    max_wait: float
+    """Seconds for which transitions may wait for an answer."""
+
     def may_read(self, reading: Reading) -> bool | None:
         """Tell whether he may read something; `None` where that is to be asked first."""
 
@@ -162,7 +165,7 @@ class _Group:
         self._held.append((batch, self.subscriptions.copy()))
         if len(self._held) == 1:
             self._go_on()
-        elif sum(len(batch.heard) for batch, _ in self._held) > MAX_HELD:
+        elif self._is_overdue(now) or sum(len(batch.heard) for batch, _ in self._held) > MAX_HELD:
             self.close(CloseCode.UNAVAILABLE, "Airflow can't be asked which DAGs you may read")
 
     def close(self, code: CloseCode, reason: str) -> None:
@@ -170,6 +173,12 @@ class _Group:
         self._held.clear()
         for subscription in self.subscriptions:
             subscription.close(code, reason)
+
+    def _is_overdue(self, now: float) -> bool:
+        """Whether the oldest batch that waits has waited for too long."""
+        assert self.readable is not None, "otherwise nothing waits"
+        oldest, _ = self._held[0]
+        return now - oldest.now > self.readable.max_wait
 
     def tell_all(self, wires: list[Wire]) -> None:
         """Tell everybody something that takes the place of all that waits."""

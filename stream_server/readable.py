@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import NamedTuple
 
 from stream_server.errors import AirflowRefused, PermissionUnknown, StreamServerError
 from stream_server.firehose import Reading
 
-RETRY_SECONDS = (1.0, 5.0)
-"""Bounds of the random time after which Airflow is asked again, where it did not answer."""
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = (1.0, 10.0)
+"""First and longest pause after a look-up that failed; it doubles each time, with jitter."""
 
 PATIENCE_SECONDS = 10.0
 """How long somebody waits who comes back."""
@@ -54,7 +58,9 @@ class ReadableDags:
         ask: Asks whether the caller may read something, or `OF_ALL_DAGS`.
         list_dags: Lists the DAGs that he may read.
         good_for: Seconds for which an answer is good. Then it is renewed when its DAG is met next.
-        clock: Tells the time in seconds.
+        max_wait: Seconds for which transitions may wait for an answer.
+        clock: Returns the time in seconds.
+        sleep: Waits for so many seconds.
     """
 
     def __init__(
@@ -63,14 +69,20 @@ class ReadableDags:
         list_dags: Callable[[], Awaitable[Collection[str]]],
         *,
         good_for: float,
+        max_wait: float,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._ask, self._list_dags = ask, list_dags
         self._good_for = good_for
-        self._clock = clock
+        self.max_wait = max_wait
+        self._clock, self._sleep = clock, sleep
         self._known: dict[Reading, _Known] = {}
+        self._pauses: dict[Reading | None, float] = {}
+        """Seconds of the last pause, by look-up (`None` for the list), where it has failed since its last success."""
+
         self._asking: dict[Reading, asyncio.Task[None]] = {}
-        self._renewing: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[bool] | None = None
         self._values_of_all = True
         """Whether what tasks say may be read whatever their DAG, so that a list of DAGs renews that, too."""
 
@@ -131,14 +143,47 @@ class ReadableDags:
     async def _find_out(self, reading: Reading) -> None:
         """Learn whether something may be read, by whatever costs Airflow less.
 
-        Where Airflow does not answer, it comes to its end after a while: whoever still wants to know begins anew.
+        Ends without an answer, after a pause, where a look-up fails: whoever still wants to know begins anew.
+        """
+        if self._is_renewed_by_list(reading):
+            if self._renewing is None:
+                self._renewing = asyncio.create_task(self._attempt(None, self._renew), name="list of DAGs")
+                self._renewing.add_done_callback(self._renewed)
+            # Those who wait for the same list share it, and the pause after it.
+            has_list = await asyncio.shield(self._renewing)
+            if not has_list or self._is_good(reading):
+                return
+        await self._attempt(reading, partial(self._ask_for, reading))
+
+    async def _attempt(self, subject: Reading | None, look_up: Callable[[], Awaitable[None]]) -> bool:
+        """Make a look-up, and pause where it fails. Return whether it has succeeded.
+
+        An exception that nothing here expects counts as a failure, too: without a pause it would be repeated at once.
         """
         try:
-            if not await self._is_renewed(reading):
-                now = self._clock()
-                self._learn(reading, _Known(await self._ask(reading), now, now))
-        except StreamServerError:
-            await asyncio.sleep(random.uniform(*RETRY_SECONDS))  # noqa: S311 # not for secrets
+            await look_up()
+        except Exception as error:
+            if not isinstance(error, StreamServerError) and not self._pauses:
+                # The first in a row only. Errors of our own are logged by the one that asks.
+                log.exception("A look-up of permissions has failed", extra={"action": "lookup_failed"})
+            await self._sleep(self._next_pause(subject) * random.uniform(0.5, 1.5))  # noqa: S311 # not for secrets
+            return False
+        self._pauses.pop(subject, None)
+        return True
+
+    def _next_pause(self, subject: Reading | None) -> float:
+        first, longest = BACKOFF_SECONDS
+        last = self._pauses.pop(subject, None)
+        pause = first if last is None else min(2 * last, longest)
+        self._pauses[subject] = pause
+        if len(self._pauses) > KEPT:
+            # The one that failed longest ago.
+            del self._pauses[next(iter(self._pauses))]
+        return pause
+
+    async def _ask_for(self, reading: Reading) -> None:
+        now = self._clock()
+        self._learn(reading, _Known(await self._ask(reading), now, now))
 
     def _learn(self, reading: Reading, known: _Known) -> None:
         self._known.pop(reading, None)
@@ -147,21 +192,17 @@ class ReadableDags:
             # That which was asked for longest ago.
             del self._known[next(iter(self._known))]
 
-    async def _is_renewed(self, reading: Reading) -> bool:
-        """Renew what is known by a list, unless it is the turn of this, and tell whether it is known now."""
+    def _is_renewed_by_list(self, reading: Reading) -> bool:
+        """Whether a list can renew what is known of something, and it is not its turn to be asked for itself."""
         known = self._known.get(reading)
         if known is None:
             return False
         now = self._clock()
         if self._turns.take(known.asked_at, now) or now - known.asked_at > self._good_for * RENEWED:
             return False
-        if reading.values and known.allowed and not self._values_of_all:
-            return False
-        if self._renewing is None:
-            self._renewing = asyncio.create_task(self._renew(), name="list of DAGs")
-            self._renewing.add_done_callback(self._renewed)
-        # Those who wait for the same list share it.
-        await asyncio.shield(self._renewing)
+        return self._values_of_all or not (reading.values and known.allowed)
+
+    def _is_good(self, reading: Reading) -> bool:
         known = self._known.get(reading)
         return known is not None and self._clock() - known.renewed_at <= self._good_for
 
@@ -183,11 +224,8 @@ class ReadableDags:
             elif self._values_of_all or not reading.values:
                 self._known[reading] = known._replace(renewed_at=now)
 
-    def _renewed(self, task: asyncio.Task[None]) -> None:
+    def _renewed(self, _task: asyncio.Task[bool]) -> None:
         self._renewing = None
-        if not task.cancelled():
-            # Seen, also where nobody waits any more.
-            task.exception()
 
 
 class Turns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,8 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse, Response
 from websockets.asyncio.client import ClientConnection, connect
 
+from stream_server import readable
 from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
@@ -18,7 +21,7 @@ from support.airflow_stub import AirflowStub
 from support.callers import Door, Rights, jwt, refused
 from support.server import RunningServer, running_server
 from support.streams import Events, Frame
-from support.waiting import eventually_async
+from support.waiting import eventually_answered, eventually_async
 
 MINE, YOURS = RunKey("chat", "r1"), RunKey("secret", "r1")
 
@@ -209,3 +212,141 @@ async def test_a_connection_without_credentials_introduces_itself(guarded: Runni
         assert (await hear(connection, "ack"))["op"] == "auth"
         await say(connection, op="subscribe", id="a", dag_id="chat", run_id="r1")
         assert (await hear(connection, "snapshot"))["id"] == "a"
+
+
+# Look-ups that fail. Longest grace of the servers below: 200 ms + 1 s.
+
+NO_RUNS = [Response("<html>Please log in</html>", media_type="text/html"), JSONResponse({"dag_runs": None})]
+NO_DAGS = [refused(500, "down"), JSONResponse({"dags": None}), JSONResponse({"dags": [{"dag_id": 5}]})]
+ODD_TOTALS = [{}, {"total_entries": None}, {"total_entries": "many"}]
+MOST_LOOK_UPS = 4
+"""In 1.2 s and one pause, with the shortest pauses: after 0, 0.5, 1.5 and 3.5 s."""
+
+
+@pytest.fixture
+async def impatient(
+    settings: Callable[..., Settings], stub: AirflowStub, door: Door, airflow: AirflowSql
+) -> AsyncIterator[RunningServer]:
+    """A server whose streams do not wait for long where Airflow can't be asked."""
+    await airflow.trigger(MINE, stub.version, list(CHAIN))
+    configured = settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="1s", poll_interval="100ms")
+    async with running_server(configured) as server:
+        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        yield server
+
+
+@pytest.fixture
+def bob(door: Door) -> Rights:
+    bob = Rights(jwt(sub="bob"))
+    door.callers.append(bob)
+    return bob
+
+
+def look_ups(stub: AirflowStub, caller: Rights, path: str) -> int:
+    """Return how often a path was asked for with the credential of a caller."""
+    asked = [asked for asked in stub.asked if asked.target.partition("?")[0] == path]
+    return sum(asked.headers.get("authorization") == f"Bearer {caller.token}" for asked in asked)
+
+
+async def runs_until_closed(airflow: AirflowSql, events: Events) -> Frame:
+    """Have the run change its state until a stream ends, and return the last frame of it."""
+    reading, states = asyncio.create_task(events.rest()), ["running", "queued"]
+
+    async def is_closed() -> bool:
+        states.reverse()
+        await airflow.set_run(MINE, states[0])
+        return reading.done()
+
+    await eventually_answered(is_closed, what="the stream ends")
+    return (await reading)[-1]
+
+
+@pytest.mark.parametrize("odd", NO_RUNS, ids=lambda odd: repr(odd.body[:30]))
+async def test_a_stream_ends_whose_permission_stays_unknown_and_others_go_on(
+    impatient: RunningServer, airflow: AirflowSql, stub: AirflowStub, ada: Rights, bob: Rights, odd: Response
+) -> None:
+    ada.of_dag["chat"] = odd
+    async with all_runs(impatient, ada) as events, all_runs(impatient, bob) as others:
+        await events.next()
+        await others.next()
+        await airflow.set_run(MINE, "running")
+        assert [frame["state"] for frame in await told(others, 1)] == ["running"]
+        frames = [frame for frame in await events.rest() if frame["type"] != "ping"]
+        assert [(frame["type"], frame["code"], frame["reconnect"]) for frame in frames] == [("close", 4003, True)]
+        assert 1 <= look_ups(stub, ada, "/api/v2/dags/chat/dagRuns") <= MOST_LOOK_UPS
+        await airflow.set_run(MINE, "success")
+        assert [frame["state"] for frame in await told(others, 1)] == ["success"]
+
+
+@pytest.mark.parametrize("odd", NO_DAGS, ids=lambda odd: repr(odd.body[:30]))
+async def test_a_list_of_dags_that_can_not_be_read_is_an_airflow_that_does_not_answer(
+    impatient: RunningServer,
+    airflow: AirflowSql,
+    stub: AirflowStub,
+    ada: Rights,
+    bob: Rights,
+    odd: Response,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As if the caller's streams met many DAGs: all but the first answer for each comes from a list.
+    monkeypatch.setattr(readable, "ASKED", 0)
+    monkeypatch.setattr(readable, "RENEWED", float("inf"))
+    ada.listed = odd
+    async with all_runs(impatient, ada) as events, all_runs(impatient, bob) as others:
+        last = await runs_until_closed(airflow, events)
+        assert (last["type"], last["code"], last["reconnect"]) == ("close", 4003, True)
+        assert look_ups(stub, ada, "/api/v2/dags/chat/dagRuns") == 1
+        assert 1 <= look_ups(stub, ada, "/api/v2/dags") <= MOST_LOOK_UPS
+        await airflow.set_run(MINE, "failed")
+        while (await told(others, 1))[0]["state"] != "failed":
+            pass
+
+
+@pytest.mark.parametrize("total", ODD_TOTALS, ids=repr)
+async def test_the_number_of_dags_is_not_read(
+    impatient: RunningServer,
+    airflow: AirflowSql,
+    ada: Rights,
+    stub: AirflowStub,
+    total: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(readable, "ASKED", 0)
+    monkeypatch.setattr(readable, "RENEWED", float("inf"))
+    ada.listed = JSONResponse({"dags": [{"dag_id": "chat"}], **total})
+    async with all_runs(impatient, ada) as events:
+        await events.next()
+        number = 0
+        while look_ups(stub, ada, "/api/v2/dags") < 4:
+            number += 1
+            state = ("queued", "running")[number % 2]
+            await airflow.set_run(MINE, state)
+            assert [frame["state"] for frame in await told(events, 1)] == [state]
+
+
+@pytest.mark.parametrize("accept", ["application/x-ndjson", "text/event-stream"])
+async def test_a_client_that_comes_back_is_refused_while_its_permission_is_unknown(
+    impatient: RunningServer,
+    airflow: AirflowSql,
+    stub: AirflowStub,
+    ada: Rights,
+    bob: Rights,
+    accept: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(readable, "PATIENCE_SECONDS", 0.2)
+    async with all_runs(impatient, ada) as events:
+        await events.next()
+    last = {"Last-Event-ID": str(events.ids[-1])}
+    await airflow.set_run(MINE, "running")
+    ada.of_dag["chat"] = JSONResponse({"dag_runs": None})
+    async with httpx.AsyncClient(base_url=impatient.url, timeout=15) as client:
+        answer = await client.get("/api/v2/stream", headers={**ada.headers, **last, "Accept": accept})
+        if accept == "text/event-stream":
+            assert (answer.status_code, '"code":4003' in answer.text) == (200, True)
+        else:
+            assert (answer.status_code, answer.json()["title"]) == (503, "Permission unknown")
+            assert answer.headers["retry-after"] == "2"
+    assert 1 <= look_ups(stub, ada, "/api/v2/dags/chat/dagRuns") <= 2
+    async with all_runs(impatient, bob, last=last["Last-Event-ID"]) as others:
+        assert [(await others.next())["type"] for _ in range(2)] == ["resumed", "run"]

@@ -6,9 +6,10 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from stream_server.airflow_api import MAYBE_CREATED
+from stream_server.airflow_api import MAYBE_CREATED, AirflowApi, DagPage
 from stream_server.doctor.examination import Subject, examine
 from stream_server.doctor.report import Level
+from stream_server.errors import AirflowSilent
 from stream_server.run_state import RunKey
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked, odd_answers
@@ -84,6 +85,14 @@ async def test_a_permission_for_all_runs_is_unknown(guarded: RunningServer, ada:
         for odd in NO_RUN_LISTS:
             ada.dags = odd
             assert error_of(await client.get(path)) == (503, "Permission unknown"), odd.body[:40]
+
+
+async def test_a_list_of_dags_is_that_of_an_airflow_that_does_not_answer(stub: AirflowStub) -> None:
+    async with AirflowApi.open(stub.url, None) as airflow:
+        for odd in odd_answers(dags=[None, 5, {}, [{}], [5], [None], [{"dag_id": 5}], [{"dag_id": None}]]):
+            instead(stub, odd, "GET", "/api/v2/dags")
+            with pytest.raises(AirflowSilent, match="Airflow answered 200 to GET /api/v2/dags with"):
+                await airflow.look(DagPage, "/api/v2/dags?limit=1", 10.0)
 
 
 async def test_a_version_is_not_that_of_airflow(stub: AirflowStub) -> None:

@@ -42,6 +42,9 @@ class Rights:
     known: tuple[str, ...] = ("chat", "secret")
     """DAGs that are listed, but for those that follow."""
 
+    listed: Response | None = None
+    """Instead of a list of DAGs."""
+
     of_dag: dict[str, Response] = field(default_factory=dict)
     """Instead of runs of these DAGs."""
 
@@ -91,8 +94,9 @@ def _answer(rights: Rights, asked: Asked) -> Response | None:
     if "/xcomEntries" in path:
         return rights.xcoms_of.get(path.split("/")[4], rights.xcoms)
     if path == "/api/v2/dags":
-        listed = [{"dag_id": dag_id} for dag_id in rights.known if dag_id not in rights.of_dag]
-        return rights.dags or JSONResponse({"dags": listed if "offset=0" in asked.target else []})
+        known = [{"dag_id": dag_id} for dag_id in rights.known if dag_id not in rights.of_dag]
+        page = JSONResponse({"dags": known if "offset=0" in asked.target else []})
+        return rights.listed or rights.dags or page
     if path == "/api/v2/dags/~/dagRuns":
         return rights.dags
     return rights.of_dag.get(path.split("/")[4], rights.runs)

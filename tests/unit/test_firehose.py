@@ -144,6 +144,7 @@ class Reader:
 
     def __init__(self, **known: bool) -> None:
         self.known = known
+        self.max_wait = 10.0
         self.asked: list[tuple[set[str], Callable[[], None]]] = []
 
     def may_read(self, reading: Reading) -> bool | None:
@@ -226,6 +227,35 @@ def test_what_waits_is_bounded() -> None:
         firehose.dispatch([transition(seq, "new") for seq in range(MAX_HELD // 2)], cursor(batch + 2), 0.0)
     assert subscription.closed is not None
     assert (subscription.closed.code, subscription.closed.reconnect) == (CloseCode.UNAVAILABLE, True)
+
+
+def test_what_waits_for_too_long_ends_the_streams_that_wait_for_it_and_no_others() -> None:
+    firehose, silent, reader = Firehose(), Reader(), Reader(new=True)
+    waiting, other_filter = follow(firehose, silent), follow(firehose, silent, Filter(dag_ids=frozenset({"b"})))
+    other_caller = follow(firehose, reader)
+    firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
+    for seconds in (5.0, 10.0):
+        # The answer is still unknown, and is asked for again.
+        silent.learn()
+        firehose.dispatch([], cursor(2), seconds)
+        assert waiting.closed is None
+    assert len(silent.asked) == 1
+    firehose.dispatch([transition(2, "new")], cursor(3), 10.1)
+    assert waiting.closed is not None
+    assert (waiting.closed.code, waiting.closed.reconnect) == (CloseCode.UNAVAILABLE, True)
+    silent.learn()
+    assert silent.asked == []
+    assert (other_filter.closed, dag_ids(other_caller)) == (None, ["new", "new"])
+
+
+def test_an_answer_in_time_ends_the_wait() -> None:
+    firehose, reader = Firehose(), Reader()
+    subscription = follow(firehose, reader)
+    firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
+    firehose.dispatch([transition(2, "newer")], cursor(3), 9.0)
+    reader.learn(new=True)
+    firehose.dispatch([], cursor(3), 19.0)
+    assert (subscription.closed, dag_ids(subscription)) == (None, ["new"])
 
 
 def test_who_is_somebody_else_now_hears_what_that_one_may() -> None:
@@ -338,6 +368,8 @@ def test_a_batch_whose_frames_cannot_be_made_costs_a_reset(caplog: pytest.LogCap
 
 class Faulty:
     """Rights whose check raises."""
+
+    max_wait = 10.0
 
     def may_read(self, reading: Reading) -> bool | None:
         raise RuntimeError("no rights")
