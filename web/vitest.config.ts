@@ -2,7 +2,7 @@ import { defaultServerConditions } from "vite"
 import { defineConfig } from "vitest/config"
 
 export default defineConfig({
-  // The sources of the workspace's packages, so that they need not be built first.
+  // The sources of the workspace's packages, so that they need no build first.
   resolve: { conditions: ["stream-server-source", ...defaultServerConditions] },
   ssr: { resolve: { conditions: ["stream-server-source", ...defaultServerConditions] } },
 })

@@ -70,7 +70,7 @@ async def test_a_server_that_is_killed_loses_no_word(visitor: Visitor, guarded: 
     await say(page, "count 250")
     await wait_for(page, "3 4 5")
     await asyncio.to_thread(guarded.child.stop, end_signal=signal.SIGKILL)
-    await expect(page.get_by_role("status")).to_have_text("Reconnecting …", timeout=SECONDS)
+    await expect(page.get_by_role("status")).to_have_text("Reconnecting…", timeout=SECONDS)
     await visitor.keep(page, "chat-reconnecting")
     await asyncio.to_thread(guarded.start)
     await expect(page.get_by_role("status")).to_have_text("Live", timeout=SECONDS)
@@ -81,11 +81,11 @@ async def test_a_server_that_is_killed_loses_no_word(visitor: Visitor, guarded: 
 async def test_an_answer_that_fails_is_told_so_and_asked_for_again(visitor: Visitor) -> None:
     page = await visitor.open(CHAT)
     await say(page, "count 3 fail")
-    await expect(page.get_by_role("alert")).to_contain_text("Task “answer” has failed", timeout=SECONDS)
+    await expect(page.get_by_role("alert")).to_contain_text("Task “answer” failed", timeout=SECONDS)
     await visitor.keep(page, "chat-failed")
-    await page.get_by_role("button", name="Ask again").click()
+    await page.get_by_role("button", name="Retry").click()
     await expect(page.get_by_role("button", name="Stop")).to_be_visible()
-    await expect(page.get_by_role("alert")).to_contain_text("Task “answer” has failed", timeout=SECONDS)
+    await expect(page.get_by_role("alert")).to_contain_text("Task “answer” failed", timeout=SECONDS)
     await expect(page.locator(".by-user")).to_have_count(1)
 
 
@@ -93,7 +93,7 @@ async def test_an_answer_can_be_stopped(visitor: Visitor, rest: AirflowRest) -> 
     page = await visitor.open(CHAT)
     await say(page, "count 500")
     await wait_for(page, "3 4 5")
-    href = await page.get_by_role("link", name="How it came about").get_attribute("href")
+    href = await page.get_by_role("link", name="View run").get_attribute("href")
     await page.get_by_role("button", name="Stop").click()
     await expect(page.locator(".by-dag")).to_contain_text("Stopped.")
     assert href is not None
@@ -108,7 +108,7 @@ async def test_who_is_signed_out_signs_in_and_goes_on(chromium: str, guarded: Se
         await visitor.keep(page, "sign-in")
         assert await visitor.barriers(page) == []
         await sign_in(page, "wrong")
-        await expect(page.get_by_role("alert")).to_contain_text("nobody of that name and password")
+        await expect(page.get_by_role("alert")).to_contain_text("Wrong user name or password")
         await sign_in(page, "admin")
         await say(page, "count 60")
         await wait_for(page, "3 4 5")

@@ -41,29 +41,29 @@ async def test_a_run_is_followed_from_its_trigger_to_its_teardown(visitor: Visit
     await expect(page.get_by_role("heading", name="Result")).to_be_visible(timeout=SECONDS)
     outcome = page.get_by_role("region", name="Result")
     await expect(outcome).to_contain_text("Air scatters blue light more than red.")
-    await expect(outcome).to_contain_text("The run is still tearing down")
+    await expect(outcome).to_contain_text("Teardown tasks are running")
     graph = page.get_by_role("region", name="DAG")
     await expect(graph.locator(".task")).to_have_count(5)
     assert await page.evaluate(FEWEST_EDGES) == 5, "edges are there whatever changes"
     await visitor.keep(page, "run")
     await expect(graph.locator(".task[data-result=true]")).to_contain_text("answer")
     await expect(graph.locator(".task", has_text="close_session")).to_contain_text("success", timeout=SECONDS)
-    await expect(page.get_by_role("status")).to_have_text("Over")
-    await expect(outcome).not_to_contain_text("tearing down")
+    await expect(page.get_by_role("status")).to_have_text("Ended")
+    await expect(outcome).not_to_contain_text("Teardown tasks")
     rows = page.get_by_role("table").get_by_role("row")
     await expect(rows.filter(has_text="success")).to_have_count(5)
-    await expect(page.get_by_role("region", name="What happened")).to_contain_text("The result is there")
+    await expect(page.get_by_role("region", name="Event log")).to_contain_text("Result available")
     assert await visitor.barriers(page) == []
 
 
 async def test_a_failure_is_told_before_the_teardown_ends(visitor: Visitor, rest: AirflowRest) -> None:
     run_id = await trigger(rest, "fail_before_teardown")
     page = await visitor.open(path_of("fail_before_teardown", run_id))
-    await expect(page.get_by_role("region", name="Failed")).to_contain_text("has failed", timeout=SECONDS)
-    await expect(page.locator(".facts .state")).to_have_text("running")
+    await expect(page.get_by_role("region", name="Failed")).to_contain_text("failed", timeout=SECONDS)
+    await expect(page.locator(".summary .state")).to_have_text("running")
     await visitor.keep(page, "failure")
     assert await visitor.barriers(page) == []
-    await expect(page.get_by_role("status")).to_have_text("Over", timeout=SECONDS)
+    await expect(page.get_by_role("status")).to_have_text("Ended", timeout=SECONDS)
 
 
 async def test_instances_of_mapped_tasks_are_counted(visitor: Visitor, rest: AirflowRest) -> None:
@@ -92,18 +92,18 @@ async def test_everything_can_be_done_with_the_keyboard(visitor: Visitor, rest: 
     run_id = await trigger(rest, "told_slowly", message="count 500", history=[])
     listed = await visitor.open("/")
     await expect(listed.get_by_role("link", name=run_id)).to_be_visible(timeout=SECONDS)
-    assert (await visitor.by_keyboard(listed))[0] == "a To the content"
+    assert (await visitor.by_keyboard(listed))[0] == "a Skip to content"
     await listed.get_by_role("link", name=run_id).focus()
     await listed.keyboard.press("Enter")
     page = listed
     await expect(page.locator(".task", has_text="answer")).to_contain_text("running", timeout=SECONDS)
     reached = await visitor.by_keyboard(page)
-    assert reached[:4] == ["a To the content", "a stream_server", "a Runs", "a Chat"]
-    assert {"button Stop the run", "div answer: running"} <= set(reached)
-    assert any("What happened" in name or name.startswith("ol") for name in reached)
-    await page.get_by_role("button", name="Stop the run").focus()
+    assert reached[:4] == ["a Skip to content", "a stream_server", "a Runs", "a Chat"]
+    assert {"button Stop run", "div answer: running"} <= set(reached)
+    assert any("Event log" in name or name.startswith("ol") for name in reached)
+    await page.get_by_role("button", name="Stop run").focus()
     await page.keyboard.press("Enter")
-    await page.get_by_role("button", name="Set it to failed").focus()
+    await page.get_by_role("button", name="Mark as failed").focus()
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("region", name="Failed")).to_be_visible(timeout=SECONDS)
 
@@ -112,8 +112,8 @@ async def test_a_run_can_be_stopped(visitor: Visitor, rest: AirflowRest) -> None
     run_id = await trigger(rest, "told_slowly", message="count 500", history=[])
     page = await visitor.open(path_of("told_slowly", run_id))
     await expect(page.locator(".task", has_text="answer")).to_contain_text("running", timeout=SECONDS)
-    await page.get_by_role("button", name="Stop the run").click()
-    await page.get_by_role("button", name="Set it to failed").click()
+    await page.get_by_role("button", name="Stop run").click()
+    await page.get_by_role("button", name="Mark as failed").click()
     await expect(page.get_by_role("region", name="Failed")).to_be_visible(timeout=SECONDS)
 
 

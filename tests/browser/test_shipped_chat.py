@@ -53,7 +53,7 @@ async def wait_for_words(page: Page) -> None:
 
 
 async def run_of(page: Page) -> str:
-    href = await page.get_by_role("link", name="How it came about").last.get_attribute("href")
+    href = await page.get_by_role("link", name="View run").last.get_attribute("href")
     assert href is not None
     return httpx.URL(href).path.rpartition("/")[2]
 
@@ -72,8 +72,8 @@ async def test_steps_words_and_answer_and_what_it_meant_before(visitor: Visitor,
     assert [step for step in steps if step in {"searching", "writing"}] == ["searching", "writing"]
     assert await asyncio.to_thread(rest.xcom, DAG_ID, await run_of(page), "answer") == whole
     reached = await visitor.by_keyboard(page)
-    assert {"button New chat", "a How it came about", "textarea Your message"} <= set(reached)
-    assert [name for name in reached if name.startswith("select DAG to talk to")] != []
+    assert {"button New chat", "a View run", "textarea Your message"} <= set(reached)
+    assert [name for name in reached if name.startswith("select DAG")] != []
 
     await say(page, "What is a pool?")
     await expect(last(page).locator(".text")).to_have_text(KNOWN["pool"], timeout=SECONDS)
@@ -114,8 +114,8 @@ async def test_an_answer_that_fails_is_said_plainly_and_asked_for_again(visitor:
     await wait_for_words(page)
     path = f"/dags/{DAG_ID}/dagRuns/{await run_of(page)}/taskInstances/answer"
     (await asyncio.to_thread(rest.request, "PATCH", path, json={"new_state": "failed"})).raise_for_status()
-    await expect(page.get_by_role("alert")).to_contain_text("Task “answer” has failed", timeout=SECONDS)
+    await expect(page.get_by_role("alert")).to_contain_text("Task “answer” failed", timeout=SECONDS)
     await expect(last(page, "failed").locator(".text")).to_contain_text(KNOWN["DAG"])
-    await page.get_by_role("button", name="Ask again").click()
+    await page.get_by_role("button", name="Retry").click()
     await expect(last(page).locator(".text")).to_have_text("\n\n".join(KNOWN.values()), timeout=SECONDS)
     await expect(page.locator(".by-user")).to_have_count(1)

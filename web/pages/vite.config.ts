@@ -1,18 +1,18 @@
 import { fileURLToPath } from "node:url"
 import { defaultClientConditions, defaultServerConditions, defineConfig } from "vite"
-import { compressed } from "./compressed.js"
+import { compressFiles } from "./compressFiles.js"
 
 const target = fileURLToPath(new URL("../../stream_server/web", import.meta.url))
 
 export default defineConfig({
-  plugins: [compressed(250_000)],
-  // The client's and the hooks' sources, so that they need not be built first.
+  plugins: [compressFiles(250_000)],
+  // The sources of the client and the hooks, so that they need no build first.
   resolve: { conditions: ["stream-server-source", ...defaultClientConditions] },
   ssr: { resolve: { conditions: ["stream-server-source", ...defaultServerConditions] } },
   build: {
     outDir: target,
     emptyOutDir: true,
-    // A data: URL would need a looser policy than the server gives.
+    // The server's Content-Security-Policy forbids data: URLs.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     target: "es2022",

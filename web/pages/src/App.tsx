@@ -1,17 +1,17 @@
 import { lazy, Suspense } from "react"
 import { ChatPage } from "./chat/ChatPage.js"
-import { placeOf } from "./place.js"
+import { parseRoute } from "./routes.js"
 import { RunsPage } from "./runs/RunsPage.js"
 
 const RunPage = lazy(() => import("./run/RunPage.js"))
 
 export function App() {
-  const place = placeOf(location.pathname)
-  if (place.page === "chat") return <ChatPage />
-  if (place.page === "runs") return <RunsPage />
+  const route = parseRoute(location.pathname)
+  if (route.page === "chat") return <ChatPage />
+  if (route.page === "runs") return <RunsPage />
   return (
     <Suspense fallback={null}>
-      <RunPage dagId={place.dagId} runId={place.runId} />
+      <RunPage dagId={route.dagId} runId={route.runId} />
     </Suspense>
   )
 }

@@ -1,45 +1,45 @@
 import { useEffect, useState } from "react"
-import { Connection } from "../parts/Connection.js"
-import { Page } from "../parts/Page.js"
-import type { DagList } from "../server.js"
-import { useSession } from "../session.js"
-import { useAsked } from "../useAsked.js"
-import { Compose } from "./Compose.js"
-import { Messages } from "./Messages.js"
+import type { DagList } from "../api/api.js"
+import { useFetch } from "../api/useFetch.js"
+import { ConnectionState } from "../components/ConnectionState.js"
+import { PageLayout } from "../components/PageLayout.js"
+import { useSignInState } from "../session/signInState.js"
+import { MessageForm } from "./MessageForm.js"
+import { MessageList } from "./MessageList.js"
 import { useChat } from "./useChat.js"
 import "../styles/chat.css"
 
-const TAG = "chat"
+const CHAT_TAG = "chat"
 
-/** A chat with a DAG that is made for it. */
+/** A chat with a DAG that has the tag. */
 export function ChatPage() {
-  const { value, error } = useAsked<DagList>(`/api/v2/stream/dags?tag=${TAG}`)
-  const { needed } = useSession()
-  const [chosen, setChosen] = useState(() => new URLSearchParams(location.search).get("dag_id"))
+  const { data: value, error } = useFetch<DagList>(`/api/v2/stream/dags?tag=${CHAT_TAG}`)
+  const { isSignInRequired: needed } = useSignInState()
+  const [selected, setSelected] = useState(() => new URLSearchParams(location.search).get("dag_id"))
   const dags = value?.dags ?? []
-  const dag = dags.find((one) => one.dag_id === chosen) ?? dags[0]
+  const dag = dags.find((one) => one.dag_id === selected) ?? dags[0]
 
   useEffect(() => {
     if (dag !== undefined) history.replaceState(null, "", `/chat?dag_id=${encodeURIComponent(dag.dag_id)}`)
   }, [dag])
 
   return (
-    <Page title="Chat" here="chat">
+    <PageLayout title="Chat" current="chat">
       <div className="chat">
         {dag === undefined ? (
           <>
             <h1>Chat</h1>
             {!needed && (
               <p className="card" role="status">
-                {error ?? (value === null ? "Asking which DAGs chat …" : NONE)}
+                {error ?? (value === null ? "Loading DAGs…" : NO_CHAT_DAG)}
               </p>
             )}
           </>
         ) : (
           <Conversation key={dag.dag_id} dagId={dag.dag_id} isPaused={dag.is_paused}>
             <label className="picker">
-              <span className="unseen">DAG to talk to</span>
-              <select value={dag.dag_id} onChange={(event) => setChosen(event.target.value)}>
+              <span className="visually-hidden">DAG</span>
+              <select value={dag.dag_id} onChange={(event) => setSelected(event.target.value)}>
                 {dags.map((one) => (
                   <option key={one.dag_id}>{one.dag_id}</option>
                 ))}
@@ -49,11 +49,11 @@ export function ChatPage() {
           </Conversation>
         )}
       </div>
-    </Page>
+    </PageLayout>
   )
 }
 
-const NONE = `No DAG that you may read has the tag “${TAG}”. Give it to one that takes {"message", "history"} and returns a text.`
+const NO_CHAT_DAG = `No DAG that you can read has the tag “${CHAT_TAG}”. Add it to a DAG that takes {"message", "history"} and returns a text.`
 
 interface Props {
   readonly dagId: string
@@ -66,10 +66,10 @@ function Conversation({ dagId, isPaused, children }: Props) {
   return (
     <>
       <div className="heading">
-        <h1 className="unseen">Chat with {dagId}</h1>
+        <h1 className="visually-hidden">Chat with {dagId}</h1>
         <div className="row">{children}</div>
         <div className="row">
-          {state !== null && <Connection state={state} />}
+          {state !== null && <ConnectionState state={state} />}
           {turns.length > 0 && state === null && (
             <button type="button" className="quiet" onClick={clear}>
               New chat
@@ -77,11 +77,9 @@ function Conversation({ dagId, isPaused, children }: Props) {
           )}
         </div>
       </div>
-      {isPaused && (
-        <p className="card problem">This DAG is paused: its answers wait until it is unpaused in Airflow.</p>
-      )}
-      <Messages dagId={dagId} turns={turns} view={view} onRetry={retry} />
-      <Compose busy={state !== null} onSend={send} onStop={stop} />
+      {isPaused && <p className="card problem">This DAG is paused. Unpause it in Airflow to get answers.</p>}
+      <MessageList dagId={dagId} turns={turns} view={view} onRetry={retry} />
+      <MessageForm busy={state !== null} onSend={send} onStop={stop} />
     </>
   )
 }

@@ -1,16 +1,24 @@
-import { type Current, NOTHING_KNOWN, type RunStream, type RunView, type StreamState } from "airflow-stream-client"
+import { EMPTY_VIEW, type RunStatus, type RunStream, type RunView, type StreamState } from "airflow-stream-client"
 import { useCallback, useEffect, useMemo, useState } from "react"
-import { signInNeeded, useSession } from "../session.js"
-import { theClient } from "../streams.js"
-import { reasonOf } from "../words.js"
-import { type Answer, ask, type Conversation, changed, historyOf, type Turn, textOf } from "./conversation.js"
-import { Keeper, load, makeId } from "./store.js"
+import { getClient } from "../api/streamClient.js"
+import { describeFailure } from "../run/failureText.js"
+import { requireSignIn, useSignInState } from "../session/signInState.js"
+import {
+  type Answer,
+  buildHistory,
+  type Conversation,
+  createTurn,
+  getAnswerText,
+  type Turn,
+  updateTurn,
+} from "./conversation.js"
+import { ConversationSaver, createId, loadConversation } from "./conversationStorage.js"
 
 export interface Chat {
   readonly turns: Conversation
-  /** How the connection is doing, while an answer is on its way. */
+  /** State of the stream; `null` if no answer is in progress. */
   readonly state: StreamState | null
-  /** What is known of the run that answers. */
+  /** The run of the answer in progress. */
   readonly view: RunView
   send(message: string): void
   retry(turn: Turn): void
@@ -18,49 +26,49 @@ export interface Chat {
   clear(): void
 }
 
-/** A conversation with a DAG. What is on its way when the page is left goes on when it is opened again. */
+/** A conversation with a DAG. An answer in progress continues after a reload. */
 export function useChat(dagId: string): Chat {
-  const { generation } = useSession()
-  const [turns, setTurns] = useState(() => load(dagId))
-  const [current, setCurrent] = useState<Pick<Current, "state" | "view"> | null>(null)
-  const open = turns.find((turn) => turn.answer.kind === "coming")
+  const { signInCount: generation } = useSignInState()
+  const [turns, setTurns] = useState(() => loadConversation(dagId))
+  const [current, setCurrent] = useState<Pick<RunStatus, "state" | "view"> | null>(null)
+  const openTurn = turns.find((turn) => turn.answer.kind === "coming")
 
-  useKept(dagId, turns)
+  useSavedConversation(dagId, turns)
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: the stream of a turn is opened once, and again after a sign-in
   useEffect(() => {
-    if (open === undefined) return
-    const change = (next: Partial<Turn>) => setTurns((before) => changed(before, open.id, next))
-    const stream = streamOf(dagId, open, turns)
+    if (openTurn === undefined) return
+    const change = (next: Partial<Turn>) => setTurns((before) => updateTurn(before, openTurn.id, next))
+    const stream = openAnswerStream(dagId, openTurn, turns)
     stream.started.then(({ runId }) => change({ runId })).catch(() => {})
-    const unsubscribe = stream.subscribe((now) => {
-      setCurrent({ state: now.state, view: now.view })
-      if (now.error?.code === "unauthenticated") signInNeeded(now.error.message)
-      else change({ answer: answerOf(now), bookmark: stream.bookmark })
+    const unsubscribe = stream.subscribe((status) => {
+      setCurrent({ state: status.state, view: status.view })
+      if (status.error?.code === "unauthenticated") requireSignIn(status.error.message)
+      else change({ answer: toAnswer(status), bookmark: stream.bookmark })
     })
     return () => {
       unsubscribe()
       stream.close()
       setCurrent(null)
     }
-  }, [dagId, open?.id, generation])
+  }, [dagId, openTurn?.id, generation])
 
-  const send = useCallback((message: string) => setTurns((before) => [...before, ask(message, makeId)]), [])
+  const send = useCallback((message: string) => setTurns((before) => [...before, createTurn(message, createId)]), [])
   const retry = (turn: Turn) =>
-    setTurns((before) => [...before.filter((one) => one.id !== turn.id), ask(turn.message, makeId)])
+    setTurns((before) => [...before.filter((one) => one.id !== turn.id), createTurn(turn.message, createId)])
   const stop = () => {
-    if (open === undefined) return
-    const stopped: Answer = { kind: "stopped", text: open.answer.text }
-    setTurns((before) => changed(before, open.id, { answer: stopped, bookmark: null }))
-    if (open.runId !== null)
-      theClient()
-        .cancel(dagId, open.runId)
+    if (openTurn === undefined) return
+    const stopped: Answer = { kind: "stopped", text: openTurn.answer.text }
+    setTurns((before) => updateTurn(before, openTurn.id, { answer: stopped, bookmark: null }))
+    if (openTurn.runId !== null)
+      getClient()
+        .cancel(dagId, openTurn.runId)
         .catch(() => {})
   }
   return {
     turns,
-    state: open === undefined ? null : (current?.state ?? "connecting"),
-    view: current?.view ?? open?.bookmark?.view ?? NOTHING_KNOWN,
+    state: openTurn === undefined ? null : (current?.state ?? "connecting"),
+    view: current?.view ?? openTurn?.bookmark?.view ?? EMPTY_VIEW,
     send,
     retry,
     stop,
@@ -68,44 +76,46 @@ export function useChat(dagId: string): Chat {
   }
 }
 
-/** Have a conversation survive a reload. */
-function useKept(dagId: string, turns: Conversation): void {
-  // biome-ignore lint/correctness/useExhaustiveDependencies: what was loaded, and not what has come of it
-  const keeper = useMemo(() => new Keeper(dagId, turns), [dagId])
-  useEffect(() => keeper.keep(turns), [keeper, turns])
+/** Store the conversation, so that it survives a reload. */
+function useSavedConversation(dagId: string, turns: Conversation): void {
+  // biome-ignore lint/correctness/useExhaustiveDependencies: the loaded turns, not later ones
+  const saver = useMemo(() => new ConversationSaver(dagId, turns), [dagId])
+  useEffect(() => saver.update(turns), [saver, turns])
   useEffect(() => {
-    // A page that is not seen any more may be dropped without another word; some browsers send `pagehide` alone.
+    // A hidden page may be discarded without a further event; some browsers only send `pagehide`.
     const events = [
       [window, "pagehide"],
       [document, "visibilitychange"],
     ] as const
-    for (const [target, event] of events) target.addEventListener(event, keeper.write)
+    for (const [target, event] of events) target.addEventListener(event, saver.save)
     return () => {
-      for (const [target, event] of events) target.removeEventListener(event, keeper.write)
-      keeper.write()
+      for (const [target, event] of events) target.removeEventListener(event, saver.save)
+      saver.save()
     }
-  }, [keeper])
+  }, [saver])
 }
 
-/** Open the stream of an answer: where it was, if it was begun before. */
-function streamOf(dagId: string, turn: Turn, turns: Conversation): RunStream {
+/** Open the stream of an answer; resume it if the run was triggered before. */
+function openAnswerStream(dagId: string, turn: Turn, turns: Conversation): RunStream {
   if (turn.runId !== null) {
-    return theClient().watch(dagId, turn.runId, turn.bookmark === null ? {} : { bookmark: turn.bookmark })
+    return getClient().watch(dagId, turn.runId, turn.bookmark === null ? {} : { bookmark: turn.bookmark })
   }
-  const conf = { message: turn.message, history: historyOf(turns, turn.id) }
-  return theClient().run(dagId, conf, { idempotencyKey: turn.key })
+  const conf = { message: turn.message, history: buildHistory(turns, turn.id) }
+  return getClient().run(dagId, conf, { idempotencyKey: turn.key })
 }
 
-function answerOf({ state, view, error }: Current): Answer {
-  const text = textOf(view)
+function toAnswer({ state, view, error }: RunStatus): Answer {
+  const text = getAnswerText(view)
   const { outcome } = view
-  if (outcome.kind === "failure") return { kind: "failed", text, reason: reasonOf(outcome.failure) }
+  if (outcome.kind === "failure") return { kind: "failed", text, reason: describeFailure(outcome.failure) }
   if (outcome.kind === "none")
-    return { kind: "failed", text, reason: "The run has ended, and none of its tasks answers." }
+    return { kind: "failed", text, reason: "The run has ended without a result: the DAG has no result task." }
   if (outcome.kind === "result") {
-    if (outcome.withheld) return { kind: "failed", text, reason: "You may see this run, and not what it answers." }
+    if (outcome.withheld)
+      return { kind: "failed", text, reason: "You do not have permission to read the answer of this run." }
     return { kind: "complete", text }
   }
-  if (state === "failed") return { kind: "failed", text, reason: error?.message ?? "The answer can’t be followed." }
+  if (state === "failed")
+    return { kind: "failed", text, reason: error?.message ?? "The connection failed. Reload the page to try again." }
   return { kind: "coming", text }
 }

@@ -1,36 +1,36 @@
 import type { RunInfo } from "airflow-stream-client"
-import { Connection } from "../parts/Connection.js"
-import { Page } from "../parts/Page.js"
-import { State } from "../parts/State.js"
-import { apiPath, type Session, type Structure } from "../server.js"
-import { useRun } from "../streams.js"
-import { duration, moment, useNow } from "../time.js"
-import { useAsked } from "../useAsked.js"
-import { Gantt } from "./Gantt.js"
-import { Graph } from "./Graph.js"
-import { Log } from "./Log.js"
-import { Outcome } from "./Outcome.js"
-import { Stop } from "./Stop.js"
-import { rowsOf } from "./tasks.js"
+import { buildRunApiPath, type Session, type Structure } from "../api/api.js"
+import { useFetch } from "../api/useFetch.js"
+import { ConnectionState } from "../components/ConnectionState.js"
+import { PageLayout } from "../components/PageLayout.js"
+import { StateLabel } from "../components/StateLabel.js"
+import { formatDateTime, formatDuration, useNow } from "../components/time.js"
+import { DagGraph } from "./DagGraph.js"
+import { EventLog } from "./EventLog.js"
+import { GanttChart } from "./GanttChart.js"
+import { OutcomeCard } from "./OutcomeCard.js"
+import { StopRunButton } from "./StopRunButton.js"
+import { buildTaskRows } from "./taskRows.js"
+import { useRun } from "./useRun.js"
 import "../styles/run.css"
 
-const OVER = new Set(["success", "failed"])
+const FINAL_STATES = new Set(["success", "failed"])
 
 interface Props {
   readonly dagId: string
   readonly runId: string
 }
 
-/** One run: its answer, its DAG, its tasks in time, and what happened. */
+/** One run: its outcome, DAG, tasks and events. */
 export default function RunPage({ dagId, runId }: Props) {
   const { view, state, error, frames } = useRun(dagId, runId)
-  const { value: structure } = useAsked<Structure>(`${apiPath(dagId, runId)}/graph`)
+  const { data: structure } = useFetch<Structure>(`${buildRunApiPath(dagId, runId)}/graph`)
   const { run } = view
-  const over = run !== null && OVER.has(run.state ?? "")
-  const now = useNow(run !== null && !over)
-  const rows = rowsOf(view, structure)
+  const isOver = run !== null && FINAL_STATES.has(run.state ?? "")
+  const now = useNow(run !== null && !isOver)
+  const rows = buildTaskRows(view, structure)
   return (
-    <Page title={`${dagId} ${run?.state ?? ""}`} here={null}>
+    <PageLayout title={`${dagId} ${run?.state ?? ""}`} current={null}>
       <div className="heading">
         <div>
           <p className="faint">
@@ -38,44 +38,44 @@ export default function RunPage({ dagId, runId }: Props) {
           </p>
           <h1>{runId}</h1>
         </div>
-        <Connection state={state} />
+        <ConnectionState state={state} />
       </div>
       {run === null ? (
         <p className="card" role="status">
-          {error === null ? "Asking for the run …" : error.message}
+          {error === null ? "Loading the run…" : error.message}
         </p>
       ) : (
         <>
-          <Facts dagId={dagId} runId={runId} run={run} over={over} now={now} />
-          <Outcome view={view} over={over} rows={rows} />
-          {structure !== null && structure.nodes.length > 0 && <Graph structure={structure} view={view} />}
-          <Gantt rows={rows} run={run} now={now} />
-          <Log frames={frames} />
+          <RunSummary dagId={dagId} runId={runId} run={run} isOver={isOver} now={now} />
+          <OutcomeCard view={view} isOver={isOver} rows={rows} />
+          {structure !== null && structure.nodes.length > 0 && <DagGraph structure={structure} view={view} />}
+          <GanttChart rows={rows} run={run} now={now} />
+          <EventLog frames={frames} />
         </>
       )}
-    </Page>
+    </PageLayout>
   )
 }
 
-/** What there is to say of the run as a whole, and to do with it. */
-function Facts({ dagId, runId, run, over, now }: Props & { run: RunInfo; over: boolean; now: number }) {
-  const { value: session } = useAsked<Session>("/api/v2/stream/session")
+/** State, times and actions of the run. */
+function RunSummary({ dagId, runId, run, isOver, now }: Props & { run: RunInfo; isOver: boolean; now: number }) {
+  const { data: session } = useFetch<Session>("/api/v2/stream/session")
   const path = `/dags/${encodeURIComponent(dagId)}/runs/${encodeURIComponent(runId)}`
   const end = run.end_date === null ? now : Date.parse(run.end_date)
   return (
-    <div className="facts">
-      <State state={run.state} />
+    <div className="summary">
+      <StateLabel state={run.state} />
       <span>
-        began <b>{moment(run.start_date ?? run.queued_at)}</b>
+        {run.start_date === null ? "Queued" : "Started"} <b>{formatDateTime(run.start_date ?? run.queued_at)}</b>
       </span>
       {run.start_date !== null && (
         <span>
-          {over ? "took" : "for"} <b>{duration(end - Date.parse(run.start_date))}</b>
+          {isOver ? "Duration" : "Running for"} <b>{formatDuration(end - Date.parse(run.start_date))}</b>
         </span>
       )}
-      {run.clear_number > 0 && <span>cleared {run.clear_number === 1 ? "once" : `${run.clear_number} times`}</span>}
-      {session?.airflow_ui_url && <a href={`${session.airflow_ui_url}${path}`}>In Airflow</a>}
-      {!over && <Stop dagId={dagId} runId={runId} />}
+      {run.clear_number > 0 && <span>Cleared {run.clear_number === 1 ? "once" : `${run.clear_number} times`}</span>}
+      {session?.airflow_ui_url && <a href={`${session.airflow_ui_url}${path}`}>Open in Airflow</a>}
+      {!isOver && <StopRunButton dagId={dagId} runId={runId} />}
     </div>
   )
 }

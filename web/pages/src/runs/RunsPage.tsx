@@ -1,24 +1,24 @@
-import { Connection } from "../parts/Connection.js"
-import { Page } from "../parts/Page.js"
-import { State } from "../parts/State.js"
-import { runPath } from "../place.js"
-import type { RunItem } from "../server.js"
-import { duration, moment, useNow } from "../time.js"
+import type { RunItem } from "../api/api.js"
+import { ConnectionState } from "../components/ConnectionState.js"
+import { PageLayout } from "../components/PageLayout.js"
+import { StateLabel } from "../components/StateLabel.js"
+import { formatDateTime, formatDuration, useNow } from "../components/time.js"
+import { buildRunPagePath } from "../routes.js"
 import { useRuns } from "./useRuns.js"
 
-/** The youngest runs, live. */
+/** The newest runs, live. */
 export function RunsPage() {
   const dagId = new URLSearchParams(location.search).get("dag_id")
   const { runs, state, error } = useRuns(dagId)
   const now = useNow(runs?.some((run) => run.end_date === null) ?? false)
   return (
-    <Page title="Runs" here="runs">
+    <PageLayout title="Runs" current="runs">
       <div className="heading">
         <h1>{dagId === null ? "Recent runs" : `Runs of ${dagId}`}</h1>
-        <Connection state={state} />
+        <ConnectionState state={state} />
       </div>
       {error !== null && <p className="card problem">{error}</p>}
-      {runs?.length === 0 && <p className="card">No run yet. Trigger one in Airflow, and it appears here.</p>}
+      {runs?.length === 0 && <p className="card">No runs yet. Trigger a run in Airflow to see it here.</p>}
       {runs !== null && runs.length > 0 && (
         <table className="runs">
           <thead>
@@ -26,8 +26,8 @@ export function RunsPage() {
               <th scope="col">State</th>
               <th scope="col">DAG</th>
               <th scope="col">Run</th>
-              <th scope="col">Began</th>
-              <th scope="col">Took</th>
+              <th scope="col">Start date</th>
+              <th scope="col">Duration</th>
             </tr>
           </thead>
           <tbody>
@@ -37,7 +37,7 @@ export function RunsPage() {
           </tbody>
         </table>
       )}
-    </Page>
+    </PageLayout>
   )
 }
 
@@ -46,7 +46,7 @@ function Row({ run, now }: { run: RunItem; now: number }) {
   return (
     <tr>
       <td>
-        <State state={run.state} />
+        <StateLabel state={run.state} />
       </td>
       <td>
         <a className="quiet" href={`/?dag_id=${encodeURIComponent(run.dag_id)}`}>
@@ -54,10 +54,10 @@ function Row({ run, now }: { run: RunItem; now: number }) {
         </a>
       </td>
       <td className="id">
-        <a href={runPath(run.dag_id, run.run_id)}>{run.run_id}</a>
+        <a href={buildRunPagePath(run.dag_id, run.run_id)}>{run.run_id}</a>
       </td>
-      <td>{moment(run.start_date ?? run.queued_at)}</td>
-      <td>{run.start_date === null ? "—" : duration(end - Date.parse(run.start_date))}</td>
+      <td>{formatDateTime(run.start_date ?? run.queued_at)}</td>
+      <td>{run.start_date === null ? "—" : formatDuration(end - Date.parse(run.start_date))}</td>
     </tr>
   )
 }

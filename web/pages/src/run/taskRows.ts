@@ -1,24 +1,24 @@
-// What a run's tasks come to, for those who look. Pure.
+// Summarises the task instances of a run by task. Pure.
 
 import type { RunView, TaskInfo } from "airflow-stream-client"
-import type { Structure, TaskNode } from "../server.js"
+import type { Structure, TaskNode } from "../api/api.js"
 
-/** A task of the run, all its instances together. */
+/** A task of the run with all its instances. */
 export interface TaskRow {
   readonly taskId: string
   readonly isResult: boolean
   readonly isTeardown: boolean
-  /** The state that says most about its instances. */
+  /** The state with the highest priority among its instances. */
   readonly state: string | null
-  /** How many instances are in which state; more than one only where the task is mapped. */
+  /** Number of instances by state; more than one instance only if the task is mapped. */
   readonly counts: Readonly<Record<string, number>>
   readonly instances: readonly TaskInfo[]
 }
 
 export const NO_STATUS = "no_status"
 
-/** The first of these that an instance has is the state of all together. */
-const SAYS_MOST = [
+/** Highest priority first. */
+const STATE_PRIORITY = [
   "failed",
   "upstream_failed",
   "running",
@@ -35,8 +35,8 @@ const SAYS_MOST = [
   "success",
 ]
 
-/** Return the tasks of a run in their order; those that its DAG does not have any more come last. */
-export function rowsOf(view: RunView, structure: Structure | null): readonly TaskRow[] {
+/** Return the tasks in the order of the DAG; tasks that were removed from it come last. */
+export function buildTaskRows(view: RunView, structure: Structure | null): readonly TaskRow[] {
   const instances = new Map<string, TaskInfo[]>()
   for (const task of Object.values(view.tasks)) {
     instances.set(task.task_id, [...(instances.get(task.task_id) ?? []), task])
@@ -44,14 +44,19 @@ export function rowsOf(view: RunView, structure: Structure | null): readonly Tas
   const nodes = new Map(structure?.nodes.map((node) => [node.task_id, node]))
   const others = [...instances.keys(), ...Object.keys(view.counts)].filter((taskId) => !nodes.has(taskId))
   return [...nodes.keys(), ...new Set(others)].map((taskId) =>
-    rowOf(taskId, view, instances.get(taskId) ?? [], nodes.get(taskId)),
+    buildTaskRow(taskId, view, instances.get(taskId) ?? [], nodes.get(taskId)),
   )
 }
 
-function rowOf(taskId: string, view: RunView, instances: readonly TaskInfo[], node: TaskNode | undefined): TaskRow {
+function buildTaskRow(
+  taskId: string,
+  view: RunView,
+  instances: readonly TaskInfo[],
+  node: TaskNode | undefined,
+): TaskRow {
   const counts = Object.hasOwn(view.counts, taskId) ? view.counts[taskId] : undefined
-  const counted = counts ?? count(instances)
-  const present = SAYS_MOST.find((state) => (counted[state] ?? 0) > 0) ?? Object.keys(counted)[0] ?? NO_STATUS
+  const counted = counts ?? countByState(instances)
+  const present = STATE_PRIORITY.find((state) => (counted[state] ?? 0) > 0) ?? Object.keys(counted)[0] ?? NO_STATUS
   return {
     taskId,
     isResult: view.resultTasks.includes(taskId),
@@ -62,7 +67,7 @@ function rowOf(taskId: string, view: RunView, instances: readonly TaskInfo[], no
   }
 }
 
-function count(instances: readonly TaskInfo[]): Record<string, number> {
+function countByState(instances: readonly TaskInfo[]): Record<string, number> {
   const counts: Record<string, number> = {}
   for (const { state } of instances) counts[state ?? NO_STATUS] = (counts[state ?? NO_STATUS] ?? 0) + 1
   return counts

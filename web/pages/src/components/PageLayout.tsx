@@ -1,24 +1,24 @@
 import type { ReactNode } from "react"
-import type { Session } from "../server.js"
-import { signOut, useSession } from "../session.js"
-import { useAsked } from "../useAsked.js"
-import { SignIn } from "./SignIn.js"
+import type { Session } from "../api/api.js"
+import { useFetch } from "../api/useFetch.js"
+import { SignInForm } from "../session/SignInForm.js"
+import { signOut, useSignInState } from "../session/signInState.js"
 
 interface Props {
   readonly title: string
-  readonly here: "runs" | "chat" | null
+  readonly current: "runs" | "chat" | null
   readonly children: ReactNode
 }
 
-/** What is around every page: the way to the others, and the form for who must sign in. */
-export function Page({ title, here, children }: Props) {
-  const { needed } = useSession()
-  const { value: session } = useAsked<Session>("/api/v2/stream/session")
+/** The frame of each page: navigation, and the sign-in form when it is required. */
+export function PageLayout({ title, current: here, children }: Props) {
+  const { isSignInRequired: needed } = useSignInState()
+  const { data: session } = useFetch<Session>("/api/v2/stream/session")
   return (
     <>
       <title>{`${title} · stream_server`}</title>
       <a className="skip" href="#content">
-        To the content
+        Skip to content
       </a>
       <header className="bar">
         <a className="brand" href="/">
@@ -40,7 +40,7 @@ export function Page({ title, here, children }: Props) {
         )}
       </header>
       <main id="content" tabIndex={-1}>
-        {needed && <SignIn />}
+        {needed && <SignInForm />}
         {children}
       </main>
     </>

@@ -1,5 +1,5 @@
-/** A state of a task or run: Airflow's colour, and its name. */
-export function State({ state }: { state: string | null }) {
+/** The state of a task or run, in Airflow's colour. */
+export function StateLabel({ state }: { state: string | null }) {
   const name = state ?? "no_status"
   return (
     <span className="state" data-state={name}>

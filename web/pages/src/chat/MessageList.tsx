@@ -1,12 +1,12 @@
 import type { RunView } from "airflow-stream-client"
 import { useEffect, useRef } from "react"
-import { State } from "../parts/State.js"
-import { runPath } from "../place.js"
-import { progressOf } from "../progress.js"
+import { StateLabel } from "../components/StateLabel.js"
+import { buildRunPagePath } from "../routes.js"
+import { getRunningProgress } from "../run/taskProgress.js"
 import type { Conversation, Turn } from "./conversation.js"
 
-/** How near to its end a page must be to be kept there, in pixels. */
-const NEAR = 160
+/** A page this close to its end scrolls with new text. */
+const FOLLOW_DISTANCE_PX = 160
 
 interface Props {
   readonly dagId: string
@@ -15,28 +15,29 @@ interface Props {
   onRetry(turn: Turn): void
 }
 
-/** What was said. */
-export function Messages({ dagId, turns, view, onRetry }: Props) {
+export function MessageList({ dagId, turns, view, onRetry }: Props) {
   const end = useRef<HTMLDivElement>(null)
   const text = turns.at(-1)?.answer.text
 
-  // biome-ignore lint/correctness/useExhaustiveDependencies: whatever is said moves the end
+  // biome-ignore lint/correctness/useExhaustiveDependencies: new text moves the end
   useEffect(() => {
     const below = document.documentElement.scrollHeight - window.scrollY - window.innerHeight
-    if (below < NEAR) end.current?.scrollIntoView({ block: "end" })
+    if (below < FOLLOW_DISTANCE_PX) end.current?.scrollIntoView({ block: "end" })
   }, [text, turns.length])
 
   if (turns.length === 0) {
-    return <p className="empty">Ask something. Each answer is a run of {dagId}, told as it comes.</p>
+    return (
+      <p className="empty">Ask a question. Each question triggers a run of {dagId}, and its answer is streamed here.</p>
+    )
   }
   return (
     <div className="messages" role="log" aria-label="Conversation" aria-busy={turns.at(-1)?.answer.kind === "coming"}>
       {turns.map((turn) => (
         <article key={turn.id} className="turn">
-          <h2 className="unseen">You asked</h2>
-          <p className="said by-user">{turn.message}</p>
-          <h2 className="unseen">{dagId} answered</h2>
-          <Answered dagId={dagId} turn={turn} view={view} onRetry={onRetry} />
+          <h2 className="visually-hidden">You</h2>
+          <p className="message by-user">{turn.message}</p>
+          <h2 className="visually-hidden">{dagId}</h2>
+          <AnswerMessage dagId={dagId} turn={turn} view={view} onRetry={onRetry} />
         </article>
       ))}
       <div ref={end} className="end" />
@@ -44,12 +45,12 @@ export function Messages({ dagId, turns, view, onRetry }: Props) {
   )
 }
 
-function Answered({ dagId, turn, view, onRetry }: Omit<Props, "turns"> & { turn: Turn }) {
+function AnswerMessage({ dagId, turn, view, onRetry }: Omit<Props, "turns"> & { turn: Turn }) {
   const { answer, runId } = turn
   return (
-    <div className="said by-dag" data-answer={answer.kind}>
+    <div className="message by-dag" data-answer={answer.kind}>
       {answer.text !== "" && <p className="text">{answer.text}</p>}
-      {answer.kind === "coming" && <Steps view={view} isSilent={answer.text === ""} />}
+      {answer.kind === "coming" && <RunSteps view={view} isWaiting={answer.text === ""} />}
       {answer.kind === "failed" && (
         <p className="problem" role="alert">
           {answer.reason}
@@ -59,12 +60,12 @@ function Answered({ dagId, turn, view, onRetry }: Omit<Props, "turns"> & { turn:
       <p className="below">
         {(answer.kind === "failed" || answer.kind === "stopped") && (
           <button type="button" className="quiet" onClick={() => onRetry(turn)}>
-            Ask again
+            Retry
           </button>
         )}
         {runId !== null && (
-          <a className="faint" href={runPath(dagId, runId)}>
-            How it came about
+          <a className="faint" href={buildRunPagePath(dagId, runId)}>
+            View run
           </a>
         )}
       </p>
@@ -72,24 +73,24 @@ function Answered({ dagId, turn, view, onRetry }: Omit<Props, "turns"> & { turn:
   )
 }
 
-/** What the run is doing while it has yet to answer. */
-function Steps({ view, isSilent }: { view: RunView; isSilent: boolean }) {
+/** The tasks of the run and their progress, while the answer is in progress. */
+function RunSteps({ view, isWaiting }: { view: RunView; isWaiting: boolean }) {
   const tasks = Object.values(view.tasks)
     .filter((task) => task.state !== null && task.map_index < 1)
     .sort((one, other) => (one.start_date ?? "~").localeCompare(other.start_date ?? "~"))
   return (
     <div className="steps">
-      {isSilent && <span className="thinking">{tasks.length === 0 ? "Waiting for Airflow" : "Working"}</span>}
+      {isWaiting && <span className="thinking">{tasks.length === 0 ? "Waiting for Airflow" : "Working"}</span>}
       {tasks.length > 0 && (
         <ul>
           {tasks.map((task) => (
             <li key={task.task_id}>
-              {task.task_id} <State state={task.state} />
+              {task.task_id} <StateLabel state={task.state} />
             </li>
           ))}
         </ul>
       )}
-      {progressOf(view).map(([task, { fraction, text }]) => (
+      {getRunningProgress(view).map(([task, { fraction, text }]) => (
         <label key={task} className="progress">
           {text ?? task}
           <progress max={1} {...(fraction == null ? {} : { value: fraction })} />

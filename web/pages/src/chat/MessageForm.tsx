@@ -1,14 +1,14 @@
 import { type KeyboardEvent, type SubmitEvent, useRef, useState } from "react"
 
 interface Props {
-  /** Whether an answer is on its way. */
+  /** Whether an answer is in progress. */
   readonly busy: boolean
   onSend(message: string): void
   onStop(): void
 }
 
-/** Where people write. Enter sends, Shift and Enter begins a line. */
-export function Compose({ busy, onSend, onStop }: Props) {
+/** Enter sends the message; Shift and Enter starts a new line. */
+export function MessageForm({ busy, onSend, onStop }: Props) {
   const [text, setText] = useState("")
   const form = useRef<HTMLFormElement>(null)
 
@@ -20,7 +20,7 @@ export function Compose({ busy, onSend, onStop }: Props) {
   }
 
   function onKeyDown(event: KeyboardEvent) {
-    // While an input method composes, Enter chooses a word.
+    // In an input method, for example for Japanese, Enter selects a candidate.
     if (event.key !== "Enter" || event.shiftKey || event.nativeEvent.isComposing) return
     event.preventDefault()
     form.current?.requestSubmit()
@@ -28,13 +28,13 @@ export function Compose({ busy, onSend, onStop }: Props) {
 
   return (
     <form className="compose" ref={form} onSubmit={submit}>
-      <label htmlFor="message" className="unseen">
+      <label htmlFor="message" className="visually-hidden">
         Your message
       </label>
       <textarea
         id="message"
         rows={1}
-        placeholder="Ask something"
+        placeholder="Ask a question"
         value={text}
         onChange={(event) => setText(event.target.value)}
         onKeyDown={onKeyDown}

@@ -1,9 +1,9 @@
-import { NOTHING_KNOWN, type RunView, type TaskInfo, taskKey } from "airflow-stream-client"
+import { EMPTY_VIEW, type RunView, type TaskInfo, taskKey } from "airflow-stream-client"
 import { expect, test } from "vitest"
-import { placeOf, runPath } from "../src/place.js"
-import { placesOf } from "../src/run/layout.js"
-import { rowsOf } from "../src/run/tasks.js"
-import type { Structure, TaskNode } from "../src/server.js"
+import type { Structure, TaskNode } from "../src/api/api.js"
+import { buildRunPagePath, parseRoute } from "../src/routes.js"
+import { layOutGraph } from "../src/run/graphLayout.js"
+import { buildTaskRows } from "../src/run/taskRows.js"
 
 function node(task_id: string, group_id: string | null = null): TaskNode {
   return {
@@ -22,7 +22,7 @@ function instance(task_id: string, state: string | null, map_index = -1): TaskIn
 }
 
 function viewOf(...tasks: TaskInfo[]): RunView {
-  return { ...NOTHING_KNOWN, tasks: Object.fromEntries(tasks.map((one) => [taskKey(one.task_id, one.map_index), one])) }
+  return { ...EMPTY_VIEW, tasks: Object.fromEntries(tasks.map((one) => [taskKey(one.task_id, one.map_index), one])) }
 }
 
 const STRUCTURE: Structure = {
@@ -34,8 +34,8 @@ const STRUCTURE: Structure = {
   ],
 }
 
-test("tasks come in the order of the DAG, those that it has no more last", () => {
-  const rows = rowsOf(viewOf(instance("gone", "removed"), instance("ask", "success")), STRUCTURE)
+test("rows have the order of the DAG, with removed tasks last", () => {
+  const rows = buildTaskRows(viewOf(instance("gone", "removed"), instance("ask", "success")), STRUCTURE)
   expect(rows.map((row) => [row.taskId, row.state])).toEqual([
     ["ask", "success"],
     ["work.read", null],
@@ -44,22 +44,22 @@ test("tasks come in the order of the DAG, those that it has no more last", () =>
   ])
 })
 
-test("what says most of many instances stands for all", () => {
+test("a row has the state with the highest priority", () => {
   const states = ["success", "running", "failed", null]
   const instances = states.map((state, index) => instance("ask", state, index))
-  expect(rowsOf(viewOf(...instances), STRUCTURE)[0]?.state).toBe("failed")
-  expect(rowsOf(viewOf(...instances.slice(0, 2)), STRUCTURE)[0]?.state).toBe("running")
+  expect(buildTaskRows(viewOf(...instances), STRUCTURE)[0]?.state).toBe("failed")
+  expect(buildTaskRows(viewOf(...instances.slice(0, 2)), STRUCTURE)[0]?.state).toBe("running")
 })
 
-test("counts stand for instances that are too many to be told", () => {
-  const row = rowsOf({ ...NOTHING_KNOWN, counts: { ask: { success: 1200, no_status: 300 } } }, STRUCTURE)[0]
+test("a row of a task with too many instances has counts", () => {
+  const row = buildTaskRows({ ...EMPTY_VIEW, counts: { ask: { success: 1200, no_status: 300 } } }, STRUCTURE)[0]
   expect(row?.counts).toEqual({ success: 1200, no_status: 300 })
 })
 
-test.each([true, false])("a group is around its tasks, and tasks follow each other (down: %s)", (down) => {
-  const places = placesOf(STRUCTURE, down)
-  const [ask, read, write, work] = ["ask", "work.read", "work.write", "group:work"].map((id) => places.get(id))
-  if (!ask || !read || !write || !work) throw new Error("something has no place")
+test.each([true, false])("a group contains its tasks, and tasks are in order (down: %s)", (down) => {
+  const boxes = layOutGraph(STRUCTURE, down)
+  const [ask, read, write, work] = ["ask", "work.read", "work.write", "group:work"].map((id) => boxes.get(id))
+  if (!ask || !read || !write || !work) throw new Error("a node has no box")
   const along = down ? "y" : "x"
   expect(ask[along]).toBeLessThan(read[along])
   expect(read[along]).toBeLessThan(write[along])
@@ -71,7 +71,7 @@ test.each([true, false])("a group is around its tasks, and tasks follow each oth
   }
 })
 
-test.each([true, false])("nothing lies on anything else, and titles of groups are free (down: %s)", (down) => {
+test.each([true, false])("boxes do not overlap, and group titles are free (down: %s)", (down) => {
   const group = (group_id: string, parent_id: string | null) => ({ group_id, parent_id, is_mapped: false })
   const structure: Structure = {
     nodes: [
@@ -89,25 +89,25 @@ test.each([true, false])("nothing lies on anything else, and titles of groups ar
       { source: "a.one", target: "a.two" },
     ],
   }
-  const places = [...placesOf(structure, down)]
+  const boxes = [...layOutGraph(structure, down)]
   const isIn = (id: string, other: string) =>
     other.startsWith("group:") && id.replace("group:", "").startsWith(`${other.slice(6)}.`)
-  const overlaps = places.flatMap(([id, one]) =>
-    places
+  const overlaps = boxes.flatMap(([id, one]) =>
+    boxes
       .filter(([other]) => other !== id && !isIn(id, other) && !isIn(other, id))
       .filter(([, two]) => one.x < two.x + two.width && two.x < one.x + one.width)
       .filter(([, two]) => one.y < two.y + two.height && two.y < one.y + one.height)
       .map(([other]) => [id, other]),
   )
   expect(overlaps).toEqual([])
-  for (const [id, one] of places) {
-    for (const [other, around] of places) if (isIn(id, other)) expect(one.y - around.y).toBeGreaterThanOrEqual(26)
+  for (const [id, one] of boxes) {
+    for (const [other, group] of boxes) if (isIn(id, other)) expect(one.y - group.y).toBeGreaterThanOrEqual(26)
   }
 })
 
-test("the address of a run leads to it, whatever its name", () => {
+test("the path of a run is parsed as its route", () => {
   const [dagId, runId] = ["reports.daily", "manual__2026-11-22T14:21:10+00:00"]
-  expect(placeOf(runPath(dagId, runId))).toEqual({ page: "run", dagId, runId })
-  expect(placeOf("/chat")).toEqual({ page: "chat" })
-  expect(placeOf("/")).toEqual({ page: "runs" })
+  expect(parseRoute(buildRunPagePath(dagId, runId))).toEqual({ page: "run", dagId, runId })
+  expect(parseRoute("/chat")).toEqual({ page: "chat" })
+  expect(parseRoute("/")).toEqual({ page: "runs" })
 })

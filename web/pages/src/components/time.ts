@@ -1,10 +1,10 @@
-// Times as people read them.
+// Formats times and durations.
 
 import { useEffect, useState } from "react"
 
 const TICK_MS = 500
 
-/** Return the time, which goes on while `running`. */
+/** Return the time in milliseconds, updated while `running`. */
 export function useNow(running: boolean): number {
   const [now, setNow] = useState(Date.now)
   useEffect(() => {
@@ -15,8 +15,8 @@ export function useNow(running: boolean): number {
   return now
 }
 
-/** Return a duration: `0.4 s`, `12.3 s`, `3 min 5 s`, `2 h 4 min`. */
-export function duration(ms: number): string {
+/** Format a duration: `0.4 s`, `12.3 s`, `3 min 5 s`, `2 h 4 min`. */
+export function formatDuration(ms: number): string {
   const seconds = Math.max(0, ms) / 1000
   if (seconds < 60) return `${seconds.toFixed(1)} s`
   const minutes = Math.floor(seconds / 60)
@@ -24,8 +24,8 @@ export function duration(ms: number): string {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`
 }
 
-/** Return a time of day with milliseconds, where the visitor is. */
-export function clock(at: string): string {
+/** Format a time of day with milliseconds, in the local time zone. */
+export function formatTimeOfDay(at: string): string {
   return new Date(at).toLocaleTimeString([], {
     hour12: false,
     hour: "2-digit",
@@ -35,8 +35,8 @@ export function clock(at: string): string {
   })
 }
 
-/** Return a moment: the time for today's, with its day for others. */
-export function moment(at: string | null): string {
+/** Format a time; with its date unless that is today. */
+export function formatDateTime(at: string | null): string {
   if (at === null) return "—"
   const date = new Date(at)
   const today = date.toDateString() === new Date().toDateString()

@@ -1,8 +1,7 @@
-/** Where in the pages the visitor is; the address says so. */
-export type Place = { page: "runs" } | { page: "chat" } | { page: "run"; dagId: string; runId: string }
+/** The page that a URL stands for. */
+export type Route = { page: "runs" } | { page: "chat" } | { page: "run"; dagId: string; runId: string }
 
-/** Return the place that a path of the server stands for. */
-export function placeOf(path: string): Place {
+export function parseRoute(path: string): Route {
   const run = /^\/runs\/([^/]+)\/([^/]+)$/.exec(path)
   if (run?.[1] !== undefined && run[2] !== undefined) {
     return { page: "run", dagId: decodeURIComponent(run[1]), runId: decodeURIComponent(run[2]) }
@@ -11,6 +10,6 @@ export function placeOf(path: string): Place {
 }
 
 /** Return the path of a run's page. */
-export function runPath(dagId: string, runId: string): string {
+export function buildRunPagePath(dagId: string, runId: string): string {
   return `/runs/${encodeURIComponent(dagId)}/${encodeURIComponent(runId)}`
 }

@@ -1,7 +1,7 @@
 import { useSyncExternalStore } from "react"
 
-/** Tell whether a media query holds, now and later. */
-export function useMedia(query: string): boolean {
+/** Whether a media query matches; updated when that changes. */
+export function useMediaQuery(query: string): boolean {
   return useSyncExternalStore(
     (changed) => {
       const media = matchMedia(query)

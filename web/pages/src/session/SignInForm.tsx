@@ -1,32 +1,32 @@
 import { type SubmitEvent, useEffect, useRef, useState } from "react"
-import { ask, messageOf, Refused, type Session } from "../server.js"
-import { begun, signIn, useSession } from "../session.js"
+import { ApiError, fetchJson, messageOfError, type Session } from "../api/api.js"
+import { completeSignIn, signIn, useSignInState } from "./signInState.js"
 
-/** Asks who the visitor is. What the page shows stays, and goes on where it was afterwards. */
-export function SignIn() {
-  const { reason } = useSession()
+/** Signs in to Airflow. The rest of the page stays, and continues after the sign-in. */
+export function SignInForm() {
+  const { reason } = useSignInState()
   const [session, setSession] = useState<Session | null>(null)
   const [withToken, setWithToken] = useState(false)
-  const [problem, setProblem] = useState<string | null>(null)
+  const [error, setError] = useState<string | null>(null)
   const [busy, setBusy] = useState(false)
   const heading = useRef<HTMLHeadingElement>(null)
 
   useEffect(() => {
     heading.current?.focus()
-    ask<Session>("/api/v2/stream/session").then(setSession, () => setSession(null))
+    fetchJson<Session>("/api/v2/stream/session").then(setSession, () => setSession(null))
   }, [])
 
   async function submit(event: SubmitEvent<HTMLFormElement>) {
     event.preventDefault()
-    const given = new FormData(event.currentTarget)
-    const text = (name: string) => `${given.get(name) ?? ""}`
+    const form = new FormData(event.currentTarget)
+    const text = (name: string) => `${form.get(name) ?? ""}`
     setBusy(true)
-    setProblem(null)
+    setError(null)
     try {
       await signIn(withToken ? { token: text("token") } : { username: text("username"), password: text("password") })
     } catch (error) {
-      const isWrong = error instanceof Refused && error.status === 401
-      setProblem(isWrong ? "Airflow knows nobody of that name and password." : messageOf(error))
+      const isRefused = error instanceof ApiError && error.status === 401
+      setError(isRefused ? "Wrong user name or password. Check both and try again." : messageOfError(error))
       setBusy(false)
     }
   }
@@ -37,13 +37,13 @@ export function SignIn() {
         Sign in to Airflow
       </h2>
       <p>
-        Airflow decides what you may see, and does not know who you are, or no longer.
+        Sign in to see the runs that you have permission to read in Airflow.
         {reason !== "" && <span className="faint"> {reason}</span>}
       </p>
       <form onSubmit={(event) => void submit(event)}>
         {withToken ? (
           <label>
-            Token of Airflow’s API
+            Airflow API token
             <input name="token" type="password" autoComplete="off" required />
           </label>
         ) : (
@@ -59,22 +59,22 @@ export function SignIn() {
           </>
         )}
         <p role="alert" className="problem">
-          {problem}
+          {error}
         </p>
         <div className="row">
           <button type="submit" disabled={busy}>
-            {busy ? "Signing in …" : "Sign in"}
+            {busy ? "Signing in…" : "Sign in"}
           </button>
           <button type="button" className="quiet" onClick={() => setWithToken(!withToken)}>
-            {withToken ? "With name and password" : "With a token"}
+            {withToken ? "Use name and password" : "Use a token"}
           </button>
         </div>
       </form>
       {session?.airflow_ui_url && (
         <p className="faint">
-          Or <a href={session.airflow_ui_url}>sign in on Airflow’s own page</a>, if it is on this host, and{" "}
-          <button type="button" className="link" onClick={begun}>
-            go on here
+          If Airflow’s UI is on this host, you can also <a href={session.airflow_ui_url}>sign in there</a>, then{" "}
+          <button type="button" className="link" onClick={completeSignIn}>
+            continue here
           </button>
           .
         </p>

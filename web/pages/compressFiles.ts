@@ -3,29 +3,29 @@ import { join } from "node:path"
 import { brotliCompressSync, gzipSync } from "node:zlib"
 import type { Plugin } from "vite"
 
-const WORTH_IT = /\.(css|html|js|svg)$/
+const COMPRESSIBLE = /\.(css|html|js|svg)$/
 
 /**
- * Writes each file of the build a second and a third time, compressed, and fails where all of them together are too large.
+ * A Vite plugin that writes a gzip and a Brotli version of each file, and fails if their total size is too large.
  *
- * @param limit Bytes of gzip that the pages may have.
+ * @param limit maximum of gzip bytes of all files
  */
-export function compressed(limit: number): Plugin {
+export function compressFiles(limit: number): Plugin {
   let directory = ""
   return {
-    name: "compressed",
+    name: "compress-files",
     apply: "build",
     configResolved(config) {
       directory = config.build.outDir
     },
-    // Not `closeBundle`: it is called for a build that failed as well, and would hide why.
+    // Not `closeBundle`: Vite calls it after a failed build, too, and an error here would hide the cause.
     writeBundle() {
       const names = readdirSync(directory, { recursive: true, encoding: "utf8" })
       const total = names
-        .filter((name) => WORTH_IT.test(name))
+        .filter((name) => COMPRESSIBLE.test(name))
         .reduce((sum, name) => sum + compress(directory, name), 0)
       this.info(`${total} bytes of gzip in all, of ${limit} allowed`)
-      if (total > limit) this.error(`The pages have ${total} bytes of gzip, more than ${limit}`)
+      if (total > limit) this.error(`The pages have ${total} bytes of gzip; the limit is ${limit}`)
     },
   }
 }

@@ -1,4 +1,4 @@
-// What the pages ask the server for beside streams.
+// Requests to the server that are not streams.
 
 export interface RunItem {
   readonly dag_id: string
@@ -12,7 +12,7 @@ export interface RunItem {
 
 export interface RunList {
   readonly runs: readonly RunItem[]
-  /** From where on the transitions of all runs tell what has happened since. */
+  /** Where to start a stream of transitions, so that none is missed after this list. */
   readonly cursor: string
 }
 
@@ -45,14 +45,14 @@ export interface Structure {
 }
 
 export interface Session {
-  /** Whether the browser says who its visitor is. */
+  /** Whether the browser has a credential. */
   readonly signed_in: boolean
   readonly airflow_ui_url: string | null
   readonly can_sign_in: boolean
 }
 
-/** An answer that says no, as a problem (RFC 9457). */
-export class Refused extends Error {
+/** A response with an error status, as a problem (RFC 9457). */
+export class ApiError extends Error {
   override readonly name = "Refused"
   readonly status: number
 
@@ -62,25 +62,24 @@ export class Refused extends Error {
   }
 }
 
-/** Return what an error says to people. */
-export function messageOf(error: unknown): string {
+export function messageOfError(error: unknown): string {
   return error instanceof Error ? error.message : `${error}`
 }
 
-/** Ask for something, with the browser's cookies. */
-export async function ask<Answer>(path: string, init: RequestInit = {}): Promise<Answer> {
+/** Request JSON, with the browser's cookies. */
+export async function fetchJson<Data>(path: string, init: RequestInit = {}): Promise<Data> {
   const response = await fetch(path, { ...init, headers: { Accept: "application/json", ...init.headers } })
-  if (!response.ok) throw new Refused(response.status, await detailOf(response))
-  return (response.status === 204 ? undefined : await response.json()) as Answer
+  if (!response.ok) throw new ApiError(response.status, await readDetail(response))
+  return (response.status === 204 ? undefined : await response.json()) as Data
 }
 
 /** Return the path of a run in the server's API. */
-export function apiPath(dagId: string, runId: string): string {
+export function buildRunApiPath(dagId: string, runId: string): string {
   return `/api/v2/dags/${encodeURIComponent(dagId)}/dagRuns/${encodeURIComponent(runId)}`
 }
 
-async function detailOf(response: Response): Promise<string> {
+async function readDetail(response: Response): Promise<string> {
   const body: unknown = await response.json().catch(() => null)
   const detail = typeof body === "object" && body !== null && "detail" in body ? body.detail : null
-  return typeof detail === "string" ? detail : `The server answered ${response.status}`
+  return typeof detail === "string" ? detail : `The server responded with status ${response.status}.`
 }

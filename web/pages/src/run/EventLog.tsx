@@ -1,0 +1,78 @@
+import type { Frame } from "airflow-stream-client"
+import { StateLabel } from "../components/StateLabel.js"
+import { formatTimeOfDay } from "../components/time.js"
+import { describeFailure } from "./failureText.js"
+
+const MAX_ENTRIES = 500
+
+/** The frames since the page was opened, newest first. */
+export function EventLog({ frames }: { frames: readonly Frame[] }) {
+  return (
+    <section className="card" aria-labelledby="log">
+      <h2 id="log">Event log</h2>
+      <ol
+        className="log"
+        aria-labelledby="log"
+        // biome-ignore lint/a11y/noNoninteractiveTabindex: a scrollable element must be reachable by keyboard
+        tabIndex={0}
+      >
+        {frames
+          .slice(-MAX_ENTRIES)
+          .map((frame, index) => (
+            // biome-ignore lint/suspicious/noArrayIndexKey: frames are only appended, so that their indexes never change
+            <li key={Math.max(0, frames.length - MAX_ENTRIES) + index}>
+              <LogEntry frame={frame} />
+            </li>
+          ))
+          .reverse()}
+      </ol>
+    </section>
+  )
+}
+
+function LogEntry({ frame }: { frame: Frame }) {
+  return (
+    <>
+      <time>{"at" in frame && typeof frame.at === "string" ? formatTimeOfDay(frame.at) : ""}</time>
+      <span>
+        <FrameText frame={frame} />
+      </span>
+    </>
+  )
+}
+
+function FrameText({ frame }: { frame: Frame }) {
+  switch (frame.type) {
+    case "task":
+      return (
+        <>
+          <b>
+            {frame.task_id}
+            {frame.map_index >= 0 && `[${frame.map_index}]`}
+          </b>{" "}
+          <StateLabel state={frame.state} />
+          {frame.try_number > 1 && <span className="faint"> Try {frame.try_number}</span>}
+        </>
+      )
+    case "run":
+      return (
+        <>
+          <b>Run</b> <StateLabel state={frame.state} />
+        </>
+      )
+    case "result":
+      return <b>Result available</b>
+    case "failure":
+      return <b>{describeFailure(frame)}</b>
+    case "reset":
+      return <>Earlier events no longer apply ({frame.reason.replaceAll("_", " ")})</>
+    case "snapshot":
+      return <span className="faint">Current state: {frame.run.state ?? "no status"}</span>
+    case "resumed":
+      return <span className="faint">Reconnected. No events were lost.</span>
+    case "end":
+      return <span className="faint">End of the stream</span>
+    default:
+      return <span className="faint">{frame.type.replaceAll("_", " ")}</span>
+  }
+}

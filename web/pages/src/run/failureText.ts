@@ -1,0 +1,30 @@
+// Texts for failures of runs.
+
+import type { Failure } from "airflow-stream-client"
+
+/** Return why a run has no result, as a sentence for users. */
+export function describeFailure(failure: Failure): string {
+  const task =
+    failure.task_id === null || failure.task_id === undefined
+      ? "A task"
+      : describeTask(failure.task_id, failure.map_index ?? -1)
+  const tries = (failure.try_number ?? 0) > 1 ? ` on try ${failure.try_number}` : ""
+  const text = Object.hasOwn(REASON_TEXTS, failure.reason) ? REASON_TEXTS[failure.reason] : undefined
+  return (text ?? `There will be no result: ${failure.reason.replaceAll("_", " ")}.`)
+    .replace("TASK", `${task}`)
+    .replace(" TRIES", tries)
+}
+
+const REASON_TEXTS: Record<string, string> = {
+  task_failed: "TASK failed TRIES. There will be no result.",
+  task_skipped: "TASK was skipped. There will be no result.",
+  task_removed: "TASK was removed from the DAG. There will be no result.",
+  task_upstream_failed: "TASK did not run because an upstream task failed. There will be no result.",
+  run_failed: "The run failed, but no task did: it timed out, or it was marked as failed.",
+  run_deleted: "The run was deleted.",
+}
+
+/** Return how to refer to a task in a sentence. */
+export function describeTask(taskId: string, mapIndex = -1): string {
+  return mapIndex < 0 ? `Task “${taskId}”` : `Task “${taskId}” [${mapIndex}]`
+}
