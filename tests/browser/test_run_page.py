@@ -38,8 +38,8 @@ async def test_a_run_is_followed_from_its_trigger_to_its_teardown(visitor: Visit
     run_id = await trigger(rest, "chat_answer", question="Why is the sky blue?", teardown_seconds=3)
     await listed.get_by_role("link", name=run_id).click()
     page = listed
-    await expect(page.get_by_role("heading", name="Result")).to_be_visible(timeout=SECONDS)
-    outcome = page.get_by_role("region", name="Result")
+    await expect(page.get_by_role("heading", name="Result", exact=True)).to_be_visible(timeout=SECONDS)
+    outcome = page.get_by_role("region", name="Result", exact=True)
     await expect(outcome).to_contain_text("Air scatters blue light more than red.")
     await expect(outcome).to_contain_text("Teardown tasks are running")
     graph = page.get_by_role("region", name="DAG")
@@ -69,7 +69,7 @@ async def test_a_failure_is_told_before_the_teardown_ends(visitor: Visitor, rest
 async def test_instances_of_mapped_tasks_are_counted(visitor: Visitor, rest: AirflowRest) -> None:
     run_id = await trigger(rest, "mapped_squares")
     page = await visitor.open(path_of("mapped_squares", run_id))
-    await expect(page.get_by_role("region", name="Result")).to_contain_text("25", timeout=SECONDS)
+    await expect(page.get_by_role("region", name="Result", exact=True)).to_contain_text("25", timeout=SECONDS)
     await expect(page.locator(".task", has_text="square")).to_contain_text("5/5")
     await visitor.keep(page, "mapped")
     assert await visitor.barriers(page) == []
@@ -78,7 +78,7 @@ async def test_instances_of_mapped_tasks_are_counted(visitor: Visitor, rest: Air
 async def test_groups_are_drawn_around_their_tasks(visitor: Visitor, rest: AirflowRest) -> None:
     run_id = await trigger(rest, "form_group")
     page = await visitor.open(path_of("form_group", run_id))
-    await expect(page.get_by_role("region", name="Result")).to_be_visible(timeout=SECONDS)
+    await expect(page.get_by_role("region", name="Result", exact=True)).to_be_visible(timeout=SECONDS)
     graph = page.get_by_role("region", name="DAG")
     await expect(graph.locator(".group")).to_have_count(2)
     await expect(graph.locator(".group", has_text="mapped")).to_contain_text("each")

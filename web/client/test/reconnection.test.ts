@@ -172,9 +172,9 @@ test("a silent connection becomes stale, then is replaced, and the stream resume
 test("pings keep a connection live, and a longer ping interval is detected", async () => {
   let response: Parameters<Responder>[0] | undefined
   const { stream, clock } = await watchRun([
-    (one, asked) => {
+    (one, request) => {
       response = one
-      respondAndStayOpen(SNAPSHOT)(one, asked)
+      respondAndStayOpen(SNAPSHOT)(one, request)
     },
   ])
   await waitForState(stream, "live")
@@ -253,14 +253,14 @@ test("a page that was suspended during a ping reconnects at once", async () => {
 })
 
 test("a refused token is renewed once", async () => {
-  const asked: boolean[] = []
+  const refreshes: boolean[] = []
   const bearer = (refresh: boolean) => {
-    asked.push(refresh)
+    refreshes.push(refresh)
     return refresh ? "new" : "old"
   }
   const { stream, server } = await watchRun([respondWithStatus(401), REST], { auth: { bearer } })
   await waitForState(stream, "ended")
-  expect(asked).toEqual([false, true])
+  expect(refreshes).toEqual([false, true])
   expect(server.requests.map(({ request }) => request.headers.authorization)).toEqual(["Bearer old", "Bearer new"])
   expect(server.requests.some(({ url }) => /old|new/.test(url.href))).toBe(false)
 })
@@ -307,9 +307,9 @@ test("each connection gets a new ticket", async () => {
 })
 
 test("a token source may fail temporarily", async () => {
-  let asked = 0
+  let calls = 0
   const bearer = async () => {
-    if (asked++ === 0) throw new Error("offline")
+    if (calls++ === 0) throw new Error("offline")
     return "token"
   }
   const { stream } = await watchRun([REST], { auth: { bearer } })

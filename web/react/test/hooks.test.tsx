@@ -37,7 +37,8 @@ async function createClientFor(...responders: Responder[]): Promise<{ client: Cl
 }
 
 function Run({ client, runId }: { client: Client; runId: string | null }) {
-  const { state, view, error, resume } = useDagRun(client, "chat", runId, { until: "run" })
+  const { state, view, error, resume, again } = useDagRun(client, "chat", runId, { until: "run" })
+  expect(again, "deprecated alias").toBe(resume)
   const text = `${state} ${view.run?.state} ${view.output.answer?.text} ${view.outcome.kind} ${error?.code}`
   return (
     <button type="button" onClick={resume}>
@@ -210,12 +211,12 @@ test("useDagRunChat discards the output of a failed try", async () => {
     withCursor("c2", chunk(1, 0, "Half an ")),
     reset("retried"),
     withCursor("c3", snapshot()),
-    withCursor("c4", chunk(2, 0, "A respondWithStream one", { try_number: 2 })),
+    withCursor("c4", chunk(2, 0, "A whole one", { try_number: 2 })),
   ])
   const { client } = await createClientFor(respondToTrigger(text))
   const page = await renderStrict(<Chat client={client} />)
   await act(async () => chat.send("Why?"))
-  await page.until("answering: A respondWithStream one ()")
+  await page.until("answering: A whole one ()")
   await page.unmount()
 })
 

@@ -15,6 +15,7 @@ export interface Turn {
   readonly bookmark: Bookmark | null
 }
 
+/** `coming` is in progress. Stored across reloads and versions: kinds cannot be renamed. */
 export type Answer =
   | { readonly kind: "coming"; readonly text: string }
   | { readonly kind: "complete"; readonly text: string }
@@ -26,9 +27,9 @@ export type Conversation = readonly Turn[]
 
 const MAX_TURNS = 40
 
-export function createTurn(message: string, makeId: () => string): Turn {
+export function createTurn(message: string, createId: () => string): Turn {
   const answer: Answer = { kind: "coming", text: "" }
-  return { id: makeId(), message, key: makeId(), runId: null, answer, bookmark: null }
+  return { id: createId(), message, key: createId(), runId: null, answer, bookmark: null }
 }
 
 export function updateTurn(turns: Conversation, id: string, change: Partial<Turn>): Conversation {
