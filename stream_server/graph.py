@@ -178,6 +178,16 @@ class Graph:
         return any(task.trigger_rule in WANTING_HARM or self.is_empty(task.task_id) for task in self.tasks.values())
 
     @cached_property
+    def idle_when_all_succeed(self) -> frozenset[str]:
+        """The tasks that are skipped if all others succeed: by their own rule, or because they follow such a task."""
+        idle: set[str] = set()
+        for task_id in self.order:
+            rule, above = self.tasks[task_id].trigger_rule, self.upstream[task_id]
+            if above and (rule in WANTING_HARM or (rule == DEFAULT_RULE and not idle.isdisjoint(above))):
+                idle.add(task_id)
+        return frozenset(idle)
+
+    @cached_property
     def deciders(self) -> dict[str, tuple[str, ...]]:
         """The tasks above each task, near or far, that may decide that it is skipped; of most, none."""
         deciders: dict[str, tuple[str, ...]] = {}

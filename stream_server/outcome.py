@@ -7,7 +7,6 @@ watchers of one question have been told, and says what they must be told next. N
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import quote
@@ -16,6 +15,7 @@ import msgspec
 
 from stream_server.blame import culprit
 from stream_server.frames import AnyFrame, End, Failure, Reference, Reset, Result, Snapshot
+from stream_server.native_marks import are_complete, decide_result, leave_out_skipped, marked_tasks
 from stream_server.prediction import BAD, Forecast
 from stream_server.run_state import Origin, RunState, Unsaid
 from stream_server.transition import RETURN_VALUE
@@ -100,22 +100,18 @@ Verdict = Pending | Answered | Failed
 
 
 def result_tasks(run: RunState, question: Question) -> tuple[str, ...]:
-    """Tell which tasks answer.
+    """Return the tasks that answer, as far as they are known.
 
-    They are those that the caller names; else those that the author marked, in whatever way; else those whose values
-    Airflow marked in earlier runs; else the only leaf.
+    They are those that the caller names; else those that the author marked so that Airflow serialises it; else those
+    that bear Airflow 3.3's own mark; else the only leaf.
     """
     if question.results:
         return question.results
-    graph = run.graph
-    marked: AbstractSet[str] = run.native_results
-    if graph is not None:
-        marked = marked | graph.marked or run.remembered_results & graph.tasks.keys()
-    if marked:
+    if run.graph is not None and run.graph.marked:
+        return tuple(sorted(run.graph.marked))
+    if marked := marked_tasks(run):
         return tuple(sorted(marked))
-    if graph is not None and graph.only_leaf is not None:
-        return (graph.only_leaf,)
-    return ()
+    return (run.graph.only_leaf,) if run.graph is not None and run.graph.only_leaf is not None else ()
 
 
 def judge(run: RunState, question: Question) -> Verdict:
@@ -123,15 +119,32 @@ def judge(run: RunState, question: Question) -> Verdict:
     if run.deleted:
         return Failed("run_deleted", run.changed)
     tasks = result_tasks(run, question)
+    waits_for_end = False
+    if not question.results and decide_result(run):
+        remaining = leave_out_skipped(run, tasks)
+        waits_for_end = not are_complete(run)
+        if waits_for_end and run.run.state != "success":
+            return _judge_incomplete(run, remaining)
+        tasks = remaining or tasks
     failed = _failed(run, tasks) if tasks else _failed_leaf(run)
     if failed is not None:
         return failed
     answered = _answered(run, tasks, question)
     if answered is not None:
-        return answered
+        return answered._replace(origin=run.changed) if waits_for_end else answered
     if run.run.state == "failed":
         return Failed("run_failed", run.changed, state="failed")
     return Pending()
+
+
+def _judge_incomplete(run: RunState, tasks: tuple[str, ...]) -> Failed | Pending:
+    """Judge a run that has not succeeded, while more tasks may be result tasks. If the run fails, the answer does."""
+    failed = _failed(run, tasks)
+    if failed is None and (run.final or run.earlier_marks is None):
+        failed = _failed_leaf(run)
+    if failed is None and run.final:
+        return Failed("run_failed", run.changed, state="failed")
+    return failed or Pending()
 
 
 def _failed(run: RunState, tasks: tuple[str, ...]) -> Failed | None:

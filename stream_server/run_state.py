@@ -64,6 +64,10 @@ class Instance(NamedTuple):
     pushed: Origin | None = None
     """By what its return value became known; `None` while this try has pushed none."""
 
+    mark: bool | None = None
+    """Whether its return value in the database bears Airflow 3.3's own result mark; `None` if there is no value, or an
+    older Airflow wrote it. Airflow deletes the value of an earlier try only when the next one runs."""
+
 
 class Instances(Mapping[int, Instance]):
     """The instances of one task by `map_index`, and sums of them, so that nobody has to go through thousands."""
@@ -81,6 +85,9 @@ class Instances(Mapping[int, Instance]):
         self.tries = 0
         """Sum of all `try_number`s."""
 
+        # How many instances show that the task is not marked, and that it is: indexed by the mark.
+        self._marks = [0, 0]
+
     def __getitem__(self, map_index: int) -> Instance:
         return self._instances[map_index]
 
@@ -95,6 +102,12 @@ class Instances(Mapping[int, Instance]):
         """Indexes by state; no state without any."""
         return self._by_state
 
+    @property
+    def mark(self) -> bool | None:
+        """Whether the task bears Airflow 3.3's own result mark; `None` if no return value of a current try shows it."""
+        unmarked, marked = self._marks
+        return bool(marked) if marked or unmarked else None
+
     def put(self, map_index: int, instance: Instance) -> None:
         """Add an instance, or replace one."""
         before = self._instances.get(map_index)
@@ -104,6 +117,7 @@ class Instances(Mapping[int, Instance]):
             self._by_state.setdefault(instance.state, set()).add(map_index)
         self.tries += instance.try_number - (before.try_number if before else 0)
         self._note_answer(map_index, before, instance)
+        self._count_marks(before, instance)
 
     def drop(self, map_index: int) -> None:
         """Forget an instance, if there is one."""
@@ -112,6 +126,7 @@ class Instances(Mapping[int, Instance]):
             self._leave(map_index, before)
             self.tries -= before.try_number
             self._note_answer(map_index, before, None)
+            self._count_marks(before, None)
 
     def wanted(self) -> int:
         """Return how many instances must answer: indexes beyond a shrunk mapping are removed, and missed by nobody."""
@@ -148,6 +163,11 @@ class Instances(Mapping[int, Instance]):
         if old != new or (new is not None and tried_again):
             self.answers += 1
 
+    def _count_marks(self, before: Instance | None, after: Instance | None) -> None:
+        for instance, change in ((before, -1), (after, 1)):
+            if instance is not None and instance.mark is not None and _shows_mark(instance):
+                self._marks[instance.mark] += change
+
 
 def _answer(instance: Instance | None) -> Origin | None:
     """Return by what an instance has answered, or `None` if it has not."""
@@ -159,6 +179,10 @@ def _answer(instance: Instance | None) -> Origin | None:
         # A task that returned `None` pushes nothing: its success is the answer.
         return instance.pushed or instance.changed
     return None
+
+
+def _shows_mark(instance: Instance) -> bool:
+    return instance.state == "success" or (instance.state == "running" and instance.pushed is not None)
 
 
 class RunState:
@@ -175,11 +199,13 @@ class RunState:
         self.tasks: dict[str, Instances] = {}
         """Instances by task and `map_index`."""
 
-        self.native_results: set[str] = set()
-        """Tasks whose return value bears Airflow 3.3's own mark."""
+        self.native_marks: dict[str, bool] = {}
+        """By task, whether its return value in this run bears Airflow 3.3's own result mark. A task without a return
+        value is missing."""
 
-        self.remembered_results: frozenset[str] = frozenset()
-        """Tasks whose return values bore that mark in earlier runs of the DAG."""
+        self.earlier_marks: Mapping[str, bool] | None = None
+        """The same, from runs of the same DAG version that have ended. A task is missing if it succeeded in none of
+        them; `None` if there is no such run."""
 
         self.output = Output(output_bytes)
         """What tasks have said."""
@@ -214,7 +240,7 @@ class RunState:
 
     def add(self, task_id: str, map_index: int, instance: Instance) -> None:
         """Put in what the database says of one task instance."""
-        self.tasks.setdefault(task_id, Instances()).put(map_index, instance)
+        self._put(task_id, map_index, instance)
         self._forecast = None
 
     def apply(self, transition: Transition) -> Sequence[AnyFrame]:
@@ -255,8 +281,7 @@ class RunState:
 
     def forget_push(self, task_id: str, map_index: int) -> None:
         """Take back a return value that is not in the database any more."""
-        instances = self.tasks[task_id]
-        instances.put(map_index, instances[map_index]._replace(pushed=None))
+        self._put(task_id, map_index, self.tasks[task_id][map_index]._replace(pushed=None, mark=None))
 
     def forecast(self) -> Forecast | None:
         """Tell how the task instances can end, or `None` where that is nothing but what their states say."""
@@ -284,6 +309,15 @@ class RunState:
             counts=counts,
         )
 
+    def _put(self, task_id: str, map_index: int, instance: Instance) -> None:
+        instances = self.tasks.setdefault(task_id, Instances())
+        instances.put(map_index, instance)
+        mark = instances.mark
+        if mark is not None:
+            self.native_marks[task_id] = mark
+        else:
+            self.native_marks.pop(task_id, None)
+
     def _apply_task(self, transition: Transition) -> None:
         assert transition.task_id is not None, "the journal names the task of every task transition"
         assert transition.map_index is not None, "task_instance.map_index is NOT NULL"
@@ -291,15 +325,18 @@ class RunState:
         if transition.map_index >= 0:
             instances.drop(-1)
         before = instances.get(transition.map_index)
+        pushed = before.pushed if before and _keeps_push(before, transition) else None
+        deleted = transition.state == "running" and pushed is None
         instance = Instance(
             state=transition.state,
             try_number=transition.try_number or 0,
             start_date=transition.start_date,
             end_date=transition.end_date,
             changed=Origin(transition.seq, transition.at),
-            pushed=before.pushed if before and _keeps_push(before, transition) else None,
+            pushed=pushed,
+            mark=before.mark if before and not deleted else None,
         )
-        instances.put(transition.map_index, instance)
+        self._put(transition.task_id, transition.map_index, instance)
         place = transition.task_id, transition.map_index
         said_in = self.output.try_of(place)
         if said_in is not None and (said_in != instance.try_number or instance.state in UNSAID):
@@ -332,12 +369,13 @@ class RunState:
         assert transition.map_index is not None, "xcom.map_index is NOT NULL"
         instances = self.tasks.get(transition.task_id)
         instance = instances.get(transition.map_index) if instances is not None else None
-        # The Execution API accepts XComs of tasks that have been killed; they are no answer any more.
-        if instances is None or instance is None or instance.state not in _CAN_PUSH:
+        if instance is None:
             return
-        instances.put(transition.map_index, instance._replace(pushed=Origin(transition.seq, transition.at)))
-        if transition.dag_result:
-            self.native_results.add(transition.task_id)
+        instance = instance._replace(mark=transition.dag_result)
+        # The Execution API accepts XComs of tasks that have been killed; they are no answer any more.
+        if instance.state in _CAN_PUSH:
+            instance = instance._replace(pushed=Origin(transition.seq, transition.at))
+        self._put(transition.task_id, transition.map_index, instance)
 
 
 def _keeps_push(before: Instance, transition: Transition) -> bool:

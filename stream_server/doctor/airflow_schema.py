@@ -7,7 +7,10 @@ from collections.abc import Set as AbstractSet
 from stream_server.doctor.report import Finding, ok, problem, warning
 
 NEEDED_COLUMNS = {
-    "dag_run": ("id", "dag_id", "run_id", "state", "queued_at", "start_date", "end_date", "clear_number"),
+    "dag_run": (
+        *("id", "dag_id", "run_id", "state", "queued_at", "start_date", "end_date", "clear_number"),
+        *("created_dag_version_id",),
+    ),
     "task_instance": (
         *("dag_id", "run_id", "task_id", "map_index", "try_number", "state", "start_date", "end_date"),
         *("dag_version_id",),

@@ -54,6 +54,9 @@ now."""
 MAX_GRAPHS = 256
 """DAG versions whose structure is kept in memory."""
 
+MAX_EARLIER_RUNS = 20
+"""How many of the last ended runs of a DAG are searched for Airflow 3.3's own result marks."""
+
 
 class Measures(NamedTuple):
     """How large the journal is, and what else only the database knows."""
@@ -86,7 +89,6 @@ class Runs:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._queries: dict[str, str] | None = None
         self._graphs: OrderedDict[UUID, Graph] = OrderedDict()
-        self._marks: OrderedDict[UUID, frozenset[str]] = OrderedDict()
         self._causes = Causes()
 
     async def close(self) -> None:
@@ -127,7 +129,8 @@ class Runs:
             if versions:
                 version = versions.most_common(1)[0][0]
                 run.graph = await self._graph(connection, queries, version)
-                run.remembered_results = await self._marked(connection, queries, key.dag_id, version)
+                if run.graph is not None and not run.graph.marked:
+                    run.earlier_marks = await _earlier_marks(connection, queries, key, version, run.graph.tasks)
         return run, seen
 
     async def history(self, key: RunKey | None, since: Cursor, *, output: bool = True) -> list[Transition] | None:
@@ -289,19 +292,6 @@ class Runs:
         bodies = {row["id"]: row["body"] for row in rows}
         return [one._replace(body=bodies.get(one.seq)) for one in transitions]
 
-    async def _marked(
-        self, connection: Connection, queries: dict[str, str], dag_id: str, version: UUID
-    ) -> frozenset[str]:
-        """Return which tasks of a DAG version bear Airflow's own mark, as far as an earlier run has shown it."""
-        if version not in self._marks:
-            rows = await connection.fetch(queries["marked_before"], dag_id, version)
-            if not rows:
-                return frozenset()
-            self._marks[version] = frozenset(row["task_id"] for row in rows)
-            if len(self._marks) > MAX_GRAPHS:
-                self._marks.popitem(last=False)
-        return self._marks[version]
-
     async def _graph(self, connection: Connection, queries: dict[str, str], version: UUID) -> Graph | None:
         """Return the structure of a DAG version. It does not change once a run refers to it."""
         if version in self._graphs:
@@ -318,6 +308,35 @@ class Runs:
         if len(self._graphs) > MAX_GRAPHS:
             self._graphs.popitem(last=False)
         return graph
+
+
+async def _earlier_marks(
+    connection: Connection, queries: dict[str, str], key: RunKey, version: UUID, task_ids: Collection[str]
+) -> dict[str, bool] | None:
+    """Return which tasks of a DAG version bore Airflow 3.3's own result mark in earlier runs that have ended.
+
+    It is not cached: the author can move the mark without a new version, and a run can be cleared.
+
+    Returns:
+        By task, as `RunState.earlier_marks`; `None` if there is no such run, or an older Airflow ran the last of them.
+    """
+    earlier = [row["id"] for row in await connection.fetch(queries["ended_runs"], *key, version, MAX_EARLIER_RUNS)]
+    if not earlier:
+        return None
+    rows = await connection.fetch(queries["shown_marks"], key.dag_id, version, earlier[:1], list(task_ids))
+    if any(row["marked"] is None for row in rows):
+        return None
+    # Older runs show what the last one does not: of tasks that it skipped and, if it shows marks at all, of tasks that
+    # returned nothing. A DAG without marks costs no more than its last run.
+    has_marks = any(row["marked"] for row in rows)
+    shown = {row["task_id"] for row in rows if row["has_value"] or not has_marks}
+    unknown = [task_id for task_id in task_ids if task_id not in shown]
+    if not earlier[1:] or not unknown:
+        return {row["task_id"]: row["marked"] for row in rows}
+    older = await connection.fetch(queries["shown_marks"], key.dag_id, version, earlier[1:], unknown)
+    rows += [row for row in older if row["marked"] is not None]
+    rows.sort(key=lambda row: row["has_value"])
+    return {row["task_id"]: row["marked"] for row in rows}
 
 
 def _values(rows: Sequence[asyncpg.Record]) -> Values:
@@ -346,8 +365,8 @@ def _run_state(key: RunKey, rows: Sequence[asyncpg.Record], output_bytes: int) -
             start_date=row["start_date"],
             end_date=row["end_date"],
             pushed=Origin() if row["pushed"] else None,
+            # A value of an earlier try is about to be deleted.
+            mark=row["dag_result"] if row["pushed"] or row["state"] != "running" else None,
         )
         run.add(row["task_id"], row["map_index"], instance)
-        if row["dag_result"]:
-            run.native_results.add(row["task_id"])
     return run

@@ -159,7 +159,7 @@ def _ms(arrived: datetime, frame: Frame) -> float:
 async def test_the_stop_button_stops_a_run(caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
     body = {"conf": {"archive_seconds": 120}}
     async with caller.stream(
-        "POST", call("native_result", "&until=run"), json=body, headers={"Accept": "text/event-stream"}
+        "POST", call("native_result", "&until=run&result=answer"), json=body, headers={"Accept": "text/event-stream"}
     ) as response:
         events = Events(response)
         frames = await asyncio.wait_for(events.until("result"), RUN_SECONDS)

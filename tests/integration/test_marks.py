@@ -1,62 +1,255 @@
-"""Which task answers is remembered from run to run, where only Airflow's own mark says so."""
+"""Airflow 3.3's own result marks: what a run shows of them, and what is known of them from earlier runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 
 from stream_server.run_state import RunKey
+from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.server import RunningServer
-from support.streams import sse
+from support.server import RunningServer, running_server
+from support.streams import Frame, sse, stream_path, types
+from support.waiting import eventually_async
 
-FORK = {"answer": ["log", "bill"], "log": [], "bill": []}
+LEAVES: dict[str, list[str]] = {"left": [], "right": [], "log": []}
 
 
-async def first_frame(server: RunningServer, key: RunKey) -> dict[str, Any]:
+async def add_version(airflow: AirflowSql) -> UUID:
+    return await airflow.add_dag("marked", LEAVES)
+
+
+async def begin(airflow: AirflowSql, run_id: str, version: UUID) -> RunKey:
+    key = RunKey("marked", run_id)
+    await airflow.trigger(key, version, list(LEAVES))
+    await airflow.set_run(key, "running")
+    return key
+
+
+async def push(airflow: AirflowSql, key: RunKey, task_id: str, value: object) -> None:
+    """Let a task start and push its value, as Airflow 3.3 does: with a mark for `left` and `right`."""
+    await airflow.start_task(key, task_id)
+    await airflow.push(key, task_id, value, dag_result=task_id != "log")
+
+
+async def complete(airflow: AirflowSql, key: RunKey, state: str = "success") -> None:
+    for task_id in LEAVES:
+        await push(airflow, key, task_id, task_id)
+        await airflow.set_task(key, task_id, "success")
+    await airflow.set_run(key, state)
+
+
+async def first_frame(server: RunningServer, key: RunKey) -> Frame:
     async with sse(server.url, key, "?until=run") as events:
         return await events.next()
 
 
-async def begin(airflow: AirflowSql, run_id: str, version: Any) -> RunKey:
-    key = RunKey("forked", run_id)
-    await airflow.trigger(key, version, list(FORK))
-    return key
+async def result_body(server: RunningServer, key: RunKey, query: str = "?timeout=0") -> Any:
+    async with httpx.AsyncClient(base_url=server.url, timeout=15) as client:
+        response = await client.get(f"{stream_path(key).removesuffix('stream')}result{query}")
+    return response.json()
 
 
-async def test_a_native_mark_is_remembered_for_the_next_runs_of_the_same_version(
+@pytest.mark.parametrize("until", ["result", "run"])
+async def test_the_first_run_of_a_version_answers_when_it_ends(
+    server: RunningServer, airflow: AirflowSql, until: str
+) -> None:
+    key = await begin(airflow, "first", await add_version(airflow))
+    async with sse(server.url, key, f"?until={until}") as events:
+        assert (await events.next())["result_tasks"] == []
+        await push(airflow, key, "left", 1)
+        await push(airflow, key, "right", 2)
+        for task_id in ("left", "right"):
+            await airflow.set_task(key, task_id, "success")
+        assert (await result_body(server, key))["outcome"] == "pending"
+        await airflow.set_run(key, "success")
+        frames = await events.rest()
+    assert types(frames)[-3:] == ["run", "result", "end"]
+    assert types(frames).count("result") == 1
+    assert "reset" not in types(frames)
+    assert frames[-2]["results"] == {"left": 1, "right": 2}
+    assert frames[-2]["seq"] == frames[-3]["seq"], "the end of the run completes it"
+    assert (await result_body(server, key))["results"] == {"left": 1, "right": 2}
+
+
+@pytest.mark.parametrize("until", ["result", "run"])
+async def test_the_second_run_answers_with_the_last_value(
+    server: RunningServer, airflow: AirflowSql, until: str
+) -> None:
+    version = await add_version(airflow)
+    await complete(airflow, await begin(airflow, "first", version))
+
+    key = await begin(airflow, "second", version)
+    async with sse(server.url, key, f"?until={until}") as events:
+        assert (await events.next())["result_tasks"] == ["left", "right"]
+        await push(airflow, key, "left", 1)
+        assert (await result_body(server, key))["outcome"] == "pending"
+        await push(airflow, key, "right", 2)
+        frames = await events.until("result")
+        assert frames[-1]["results"] == {"left": 1, "right": 2}
+        assert (await result_body(server, key))["results"] == {"left": 1, "right": 2}
+        await airflow.set_run(key, "success")
+        rest = await events.rest()
+    assert types(rest) == (["end"] if until == "result" else ["run", "end"])
+    assert rest[-1]["outcome"] == "result"
+
+
+async def test_a_run_that_goes_on_is_no_earlier_run(server: RunningServer, airflow: AirflowSql) -> None:
+    """What was known while it went on is not kept for its version."""
+    version = await add_version(airflow)
+    first = await begin(airflow, "first", version)
+    await push(airflow, first, "left", 1)
+    second = await begin(airflow, "second", version)
+    assert (await first_frame(server, second))["result_tasks"] == []
+    await complete(airflow, first)
+    assert (await first_frame(server, second))["result_tasks"] == ["left", "right"]
+    await airflow.clear(first, ["left"])
+    assert (await first_frame(server, second))["result_tasks"] == []
+
+
+async def test_a_marked_task_that_has_not_run_before_is_waited_for(server: RunningServer, airflow: AirflowSql) -> None:
+    version = await add_version(airflow)
+    first = await begin(airflow, "first", version)
+    for task_id in ("left", "log"):
+        await push(airflow, first, task_id, 1)
+        await airflow.set_task(first, task_id, "success")
+    await airflow.set_task(first, "right", "failed")
+    await airflow.set_run(first, "failed")
+
+    key = await begin(airflow, "second", version)
+    async with sse(server.url, key) as events:
+        assert (await events.next())["result_tasks"] == ["left"]
+        await push(airflow, key, "left", 1)
+        assert (await result_body(server, key))["outcome"] == "pending"
+        await push(airflow, key, "right", 2)
+        frames = await events.rest()
+    assert frames[-2]["results"] == {"left": 1, "right": 2}
+
+
+async def test_the_marks_of_several_earlier_runs_are_put_together(server: RunningServer, airflow: AirflowSql) -> None:
+    version = await add_version(airflow)
+    for run_id, taken, skipped in (("first", "left", "right"), ("second", "right", "left")):
+        key = await begin(airflow, run_id, version)
+        await airflow.set_task(key, skipped, "skipped")
+        await push(airflow, key, taken, 1)
+        await airflow.set_task(key, taken, "success")
+        await airflow.set_run(key, "success")
+    third = await begin(airflow, "third", version)
+    assert (await first_frame(server, third))["result_tasks"] == ["left", "right"]
+
+
+async def test_a_success_without_a_value_does_not_hide_a_mark(server: RunningServer, airflow: AirflowSql) -> None:
+    version = await add_version(airflow)
+    await complete(airflow, await begin(airflow, "first", version))
+    second = await begin(airflow, "second", version)
+    await push(airflow, second, "left", 1)
+    await airflow.set_task(second, "right", "success")
+    await airflow.set_run(second, "success")
+    third = await begin(airflow, "third", version)
+    assert (await first_frame(server, third))["result_tasks"] == ["left", "right"]
+
+
+async def test_the_newest_value_shows_where_the_author_has_moved_the_mark(
     server: RunningServer, airflow: AirflowSql
 ) -> None:
-    version = await airflow.add_dag("forked", FORK)
-    first = await begin(airflow, "first", version)
-    assert (await first_frame(server, first))["result_tasks"] == []
-    await airflow.start_task(first, "answer")
-    await airflow.push(first, "answer", 42, dag_result=True)
-
+    version = await add_version(airflow)
+    await complete(airflow, await begin(airflow, "first", version))
     second = await begin(airflow, "second", version)
-    assert (await first_frame(server, second))["result_tasks"] == ["answer"]
-    await airflow.start_task(second, "answer")
-    await airflow.set_task(second, "answer", "failed")
-    async with httpx.AsyncClient(base_url=server.url) as client:
-        path = f"/api/v2/dags/{second.dag_id}/dagRuns/{second.run_id}/result"
-        told = (await client.get(path)).json()
-    assert (told["outcome"], told["failure"]["task_id"]) == ("failure", "answer")
+    for task_id in LEAVES:
+        await airflow.start_task(second, task_id)
+        await airflow.push(second, task_id, 1, dag_result=task_id == "log")
+    await airflow.set_run(second, "success")
+    third = await begin(airflow, "third", version)
+    assert (await first_frame(server, third))["result_tasks"] == ["log"]
 
 
-async def test_the_mark_of_another_version_says_nothing(server: RunningServer, airflow: AirflowSql) -> None:
-    first = await begin(airflow, "first", await airflow.add_dag("forked", FORK))
-    await airflow.start_task(first, "answer")
-    await airflow.push(first, "answer", 42, dag_result=True)
-    second = await begin(airflow, "second", await airflow.add_dag("forked", FORK))
+async def test_every_server_gives_the_same_answer(
+    settings: Callable[..., Settings], server: RunningServer, airflow: AirflowSql
+) -> None:
+    """One has watched since before the earlier run ended, the other joins after it."""
+    version = await add_version(airflow)
+    first, second = [await begin(airflow, run_id, version) for run_id in ("first", "second")]
+    async with running_server(settings()) as other, sse(server.url, second) as watching:
+        await eventually_async(lambda: other.hub.live)
+        assert (await watching.next())["result_tasks"] == []
+        await complete(airflow, first)
+        async with sse(other.url, second) as joined:
+            assert (await joined.next())["result_tasks"] == ["left", "right"]
+            await push(airflow, second, "left", 1)
+            await push(airflow, second, "right", 2)
+            early = await joined.rest()
+        await airflow.set_run(second, "success")
+        late = await watching.rest()
+    for frames in (early, late):
+        assert types(frames).count("result") == 1
+        assert frames[-2]["results"] == {"left": 1, "right": 2}
+
+
+async def test_a_client_that_resumes_gets_the_whole_result_once(server: RunningServer, airflow: AirflowSql) -> None:
+    key = await begin(airflow, "first", await add_version(airflow))
+    async with sse(server.url, key) as events:
+        await events.next()
+        await push(airflow, key, "left", 1)
+        await events.until("task")
+        cursor = events.ids[-1]
+    await complete(airflow, key)
+    async with sse(server.url, key, headers={"Last-Event-ID": str(cursor)}) as events:
+        frames = await events.rest()
+    assert types(frames)[0] == "resumed"
+    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"left": "left", "right": "right"}]
+
+
+async def test_a_failed_first_run_has_no_result(server: RunningServer, airflow: AirflowSql) -> None:
+    key = await begin(airflow, "first", await add_version(airflow))
+    await push(airflow, key, "left", 1)
+    await airflow.set_task(key, "left", "success")
+    await airflow.set_run(key, "failed")
+    body = await result_body(server, key)
+    assert (body["outcome"], body["failure"]["reason"]) == ("failure", "run_failed")
+
+
+async def test_serialised_marks_answer_early_in_the_first_run(server: RunningServer, airflow: AirflowSql) -> None:
+    """Those of `stream_server.authoring` come with the native mark, on Airflow 3.3."""
+    version = await add_version(airflow)
+    await airflow.connection.execute(
+        "UPDATE serialized_dag SET data = jsonb_set(data, '{dag,tags}', '[\"stream-result:left\"]')"
+    )
+    key = await begin(airflow, "first", version)
+    async with sse(server.url, key) as events:
+        assert (await events.next())["result_tasks"] == ["left"]
+        await push(airflow, key, "left", 1)
+        frames = await events.rest()
+    assert frames[-2]["results"] == {"left": 1}
+
+
+async def test_the_marks_of_another_version_show_nothing(server: RunningServer, airflow: AirflowSql) -> None:
+    await complete(airflow, await begin(airflow, "first", await add_version(airflow)))
+    second = await begin(airflow, "second", await add_version(airflow))
     assert (await first_frame(server, second))["result_tasks"] == []
+
+
+async def test_values_of_an_older_airflow_show_nothing(server: RunningServer, airflow: AirflowSql) -> None:
+    version = await add_version(airflow)
+    await complete(airflow, await begin(airflow, "first", version))
+    await airflow.connection.execute("UPDATE xcom SET dag_result = NULL")
+    key = await begin(airflow, "second", version)
+    await push(airflow, key, "left", 1)
+    assert (await result_body(server, key))["outcome"] == "pending"
+    await push(airflow, key, "right", 2)
+    await airflow.set_run(key, "success")
+    assert (await result_body(server, key))["results"] == {"left": 1, "right": 2}
 
 
 @pytest.mark.parametrize("without", ["dag_result"])
 async def test_an_airflow_without_native_marks_is_read_all_the_same(
     server: RunningServer, airflow: AirflowSql, without: str
 ) -> None:
+    version = await add_version(airflow)
+    await complete(airflow, await begin(airflow, "first", version))
     await airflow.connection.execute(f"ALTER TABLE xcom DROP COLUMN {without}")
-    run = await begin(airflow, "first", await airflow.add_dag("forked", FORK))
-    assert (await first_frame(server, run))["result_tasks"] == []
+    second = await begin(airflow, "second", version)
+    assert (await first_frame(server, second))["result_tasks"] == []

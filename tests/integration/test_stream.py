@@ -154,9 +154,13 @@ async def test_airflows_own_mark_beats_the_leaf(airflow: AirflowSql, server: Run
     async with sse(server.url, run) as events:
         await airflow.start_task(run, "ask")
         await airflow.push(run, "ask", "marked", dag_result=True)
+        await airflow.set_task(run, "ask", "success")
+        await airflow.run_task(run, "answer", "not marked")
+        await airflow.set_run(run, "success")
         frames = await events.rest()
 
     assert frames[-2]["results"] == {"ask": "marked"}
+    assert types(frames).count("result") == 1
 
 
 async def test_a_mapped_result_is_a_list_by_map_index(airflow: AirflowSql, server: RunningServer) -> None:

@@ -78,13 +78,14 @@ async def assert_streams(url: str, server: RunningServer) -> None:
 
 
 async def assert_native_marks(url: str, server: RunningServer) -> None:
-    """A result that bears Airflow 3.3's own mark answers those who wait for it, and those who come late."""
+    """A value with Airflow 3.3's own mark is the result at the end of the run, also for a client that joins late."""
     async with VersionedSql.open(url) as airflow:
         key = await new_run(airflow, LEAVES, {})
         async with sse(server.url, key) as events:
             assert (await events.next())["result_tasks"] == []
             await airflow.start_task(key, "answer")
             await airflow.push(key, "answer", 42, dag_result=True)
+            await airflow.set_run(key, "success")
             assert (await events.rest())[-2]["results"] == {"answer": 42}
     assert await late_results(server, key) == {"answer": 42}
 

@@ -60,6 +60,10 @@ class History:
         self.xcoms: dict[tuple[str, int], Xcom] = {}
         self.journal: list[Transition] = []
         self.deleted = False
+        self.marked: Collection[str] | None = None
+        """Tasks that bear Airflow 3.3's own mark; `None` before 3.3."""
+
+        self.earlier_marks: Mapping[str, bool] | None = None
         self._txid = 100
         self._grouped = False
         self._resuming: set[tuple[str, int]] = set()
@@ -79,15 +83,15 @@ class History:
     def state(self) -> RunState:
         """The run as the query `run_snapshot` reads it from Airflow's tables."""
         run = RunState(self.key, self.run, self.graph)
+        run.earlier_marks = self.earlier_marks
         for (task_id, map_index), row in self.rows.items():
             xcom = self.xcoms.get((task_id, map_index))
             pushed = xcom is not None and (
                 row.state == "success"
                 or (row.state == "running" and row.start_date is not None and xcom.at >= row.start_date)
             )
-            run.add(task_id, map_index, row._replace(pushed=Origin() if pushed else None))
-            if xcom is not None and xcom.dag_result:
-                run.native_results.add(task_id)
+            mark = xcom.dag_result if xcom is not None and (pushed or row.state != "running") else None
+            run.add(task_id, map_index, row._replace(pushed=Origin() if pushed else None, mark=mark))
         for transition in filter(is_output, self.journal):
             run.apply(transition)
         run.take_unsaid()
@@ -117,6 +121,8 @@ class History:
         """Change a task instance; a new try begins when it leaves no state or `up_for_retry` for another one."""
         place = (task_id, map_index)
         before = self.rows.get(place) or Instance(None, 0)
+        if before.state == "running":
+            self._delete_earlier_value(place, before)
         row = before._replace(state=state)
         now = self._now()
         if state == "scheduled" and before.state in {None, "up_for_retry"}:
@@ -144,6 +150,8 @@ class History:
         """Push a return value, whatever the state of the task: the Execution API does not look."""
         value = f"try {self.rows[task_id, map_index].try_number}" if value is None else value
         json = msgspec.json.encode(value).decode()
+        if dag_result is None and self.marked is not None:
+            dag_result = task_id in self.marked
         transition = self._write(Kind.XCOM, task_id=task_id, map_index=map_index)
         self.journal[-1] = transition._replace(xcom_key=RETURN_VALUE, dag_result=dag_result)
         self.xcoms[task_id, map_index] = Xcom(transition.at, json, dag_result)
@@ -165,10 +173,7 @@ class History:
         self._said[task_id, map_index, number] = first + len(chunks)
 
     def succeed(self, task_id: str, map_index: int = -1) -> None:
-        """End a running task as its worker does; it has deleted what earlier tries pushed."""
-        row, xcom = self.rows[task_id, map_index], self.xcoms.get((task_id, map_index))
-        if xcom is not None and row.start_date is not None and xcom.at < row.start_date:
-            del self.xcoms[task_id, map_index]
+        """End a running task as its worker does."""
         self.set_task(task_id, "success", map_index)
 
     def succeed_directly(self, task_id: str, map_index: int = -1) -> None:
@@ -224,6 +229,12 @@ class History:
     def delete(self) -> None:
         self._write(Kind.RUN_DELETED)
         self.deleted = True
+
+    def _delete_earlier_value(self, place: tuple[str, int], row: Instance) -> None:
+        """Delete what an earlier try pushed, as the worker does soon after the task has started."""
+        xcom = self.xcoms.get(place)
+        if xcom is not None and row.start_date is not None and xcom.at < row.start_date:
+            del self.xcoms[place]
 
     def _write_task(self, place: tuple[str, int], row: Instance, previous_state: str | None) -> None:
         self.rows[place] = row
@@ -315,6 +326,7 @@ def known(run: RunState) -> dict[str, Any]:
             for task_id, instances in run.tasks.items()
         },
         "output": run.output.frames,
+        "marks": run.native_marks,
     }
 
 

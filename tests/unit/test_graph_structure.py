@@ -50,6 +50,18 @@ class TestTasks:
         assert read.upstream == {"a": (), "b": ("a",)}
         assert read.only_leaf == "b"
 
+    def test_watchers_and_the_tasks_after_them_are_idle_when_all_others_succeed(self) -> None:
+        read = dag(
+            {
+                "work": Node("alarm", "end"),
+                "alarm": Node("page", "end", trigger_rule="one_failed"),
+                "page": Node(),
+                "end": Node(trigger_rule="all_done"),
+                "first": Node(trigger_rule="one_failed"),
+            }
+        )
+        assert read.idle_when_all_succeed == {"alarm", "page"}
+
     def test_a_circle_is_left_out_of_the_order(self) -> None:
         assert dag({"a": Node("b"), "b": Node("a"), "c": Node()}).order == ("c",)
 

@@ -27,23 +27,20 @@ class TestWhoAnswers:
     def test_the_tasks_that_the_caller_names(self) -> None:
         assert result_tasks(History().state(), Question(results=("ask", "answer"))) == ("ask", "answer")
 
-    def test_else_the_tasks_with_airflows_own_mark(self) -> None:
-        run = History(graph(TWO_LEAVES, {})).state()
-        run.native_results = {"right", "left"}
-        assert result_tasks(run, Question()) == ("left", "right")
-
-    def test_else_the_tasks_that_the_author_marked(self) -> None:
+    def test_else_the_tasks_that_the_author_marked_in_the_serialised_dag(self) -> None:
         marked = dag({"ask": Node("left", "right"), "left": Node(params={"stream_result": True}), "right": Node()})
         run = History(marked).state()
         assert result_tasks(run, Question()) == ("left",)
-        run.native_results = {"right"}
-        assert result_tasks(run, Question()) == ("left", "right")
+        run.native_marks = {"left": True, "right": True}
+        assert result_tasks(run, Question()) == ("left",)
 
-    def test_else_the_tasks_that_had_airflows_mark_in_earlier_runs_if_they_are_still_there(self) -> None:
+    def test_else_the_tasks_with_the_native_mark_in_this_run_or_in_earlier_ones(self) -> None:
         run = History(graph(TWO_LEAVES, {})).state()
-        run.remembered_results = frozenset({"right", "gone"})
+        run.earlier_marks = {"ask": False, "right": True}
         assert result_tasks(run, Question()) == ("right",)
-        run.native_results = {"left"}
+        run.native_marks = {"left": True}
+        assert result_tasks(run, Question()) == ("left", "right")
+        run.native_marks = {"left": True, "right": False}
         assert result_tasks(run, Question()) == ("left",)
 
     def test_else_the_only_leaf(self) -> None:
@@ -106,13 +103,6 @@ class TestResult:
         assert watcher.catch_up() == []
         history.run_task("answer", 2)
         assert results_of(watcher.catch_up()) == [{"ask": 1, "answer": 2}]
-
-    def test_the_native_mark_answers_although_there_are_two_leaves(self) -> None:
-        history = History(graph(TWO_LEAVES, {}))
-        watcher = Watcher(history)
-        history.start("right")
-        history.push("right", "marked", dag_result=True)
-        assert results_of(watcher.catch_up()) == [{"right": "marked"}]
 
     def test_a_value_is_passed_on_as_the_database_holds_it(self) -> None:
         history = History()

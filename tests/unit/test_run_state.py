@@ -30,6 +30,7 @@ def follow(run: RunState, history: History, after: int = 0) -> RunState:
 @given(lives)
 def test_following_from_the_first_row_gives_what_the_database_says_at_any_time(life: list[Move]) -> None:
     history = History()
+    history.marked = {"ask"}
     run = history.state()
     seen = len(history.journal)
     for move in life:
@@ -186,22 +187,49 @@ def test_expanded_instances_take_the_place_of_the_mapped_one() -> None:
 
 
 @pytest.mark.parametrize("dag_result", [None, False, True])
-def test_airflows_own_mark_is_remembered(dag_result: bool | None) -> None:  # a value, not a switch
+def test_a_value_shows_whether_its_task_bears_the_native_mark(dag_result: bool | None) -> None:  # a value, not a switch
     history = History()
     run = history.state()
     history.start("ask")
     history.push("ask", dag_result=dag_result)
-    assert follow(run, history).native_results == ({"ask"} if dag_result else set())
-    assert history.state().native_results == ({"ask"} if dag_result else set())
+    shown = {} if dag_result is None else {"ask": dag_result}
+    assert follow(run, history).native_marks == shown
+    assert history.state().native_marks == shown
 
 
-def test_airflows_own_mark_is_known_from_the_tables_as_well_after_a_retry() -> None:
+def native_marks(history: History) -> list[dict[str, bool]]:
+    """What a watcher from the start knows, and one that joins now."""
+    followed = RunState(history.key, history.run, history.graph)
+    for transition in history.journal:
+        followed.apply(transition)
+    return [followed.native_marks, history.state().native_marks]
+
+
+def test_a_native_mark_counts_while_its_value_counts() -> None:
     history = History()
-    run = history.state()
     history.start("ask")
     history.push("ask", dag_result=True)
     history.set_task("ask", "up_for_retry")
-    assert history.state().native_results == follow(run, history).native_results == {"ask"}
+    assert native_marks(history) == [{}, {}]
+    history.start("ask")
+    assert native_marks(history) == [{}, {}]
+    history.succeed("ask")
+    assert native_marks(history) == [{}, {}], "the value of the first try is deleted"
+    history.clear("ask")
+    history.start("ask")
+    history.push("ask", dag_result=True)
+    history.clear("ask")
+    assert native_marks(history) == [{}, {}]
+    history.set_task("ask", "success")
+    assert native_marks(history) == [{"ask": True}] * 2, "marked as a success, the task keeps its value"
+
+
+def test_one_instance_of_a_mapped_task_shows_its_native_mark() -> None:
+    history = History()
+    history.expand("ask", 2)
+    history.start("ask", 0)
+    history.push("ask", 1, 0, dag_result=True)
+    assert native_marks(history) == [{"ask": True}] * 2
 
 
 def test_a_transition_of_the_run_is_told_with_its_row() -> None:

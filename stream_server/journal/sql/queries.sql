@@ -158,17 +158,38 @@ WHERE EXISTS (SELECT FROM stream_server.output AS o
 -- The structure of a version ($1) of a DAG.
 SELECT data::text AS data, data_compressed FROM {airflow}.serialized_dag WHERE dag_version_id = $1
 
--- marked_before --
--- Tasks of a DAG ($1) whose return values bore Airflow 3.3's mark in one of its last runs of the same version ($2).
-SELECT DISTINCT x.task_id
-FROM (SELECT id, run_id FROM {airflow}.dag_run WHERE dag_id = $1 ORDER BY id DESC LIMIT 20) AS r
+-- ended_runs --
+-- Of the last $4 runs of a DAG ($1) that have ended, without one ($2), those of a version ($3), the newest first. The limit
+-- comes first: otherwise the whole history of the DAG is read if the version is new.
+SELECT r.id
+FROM (SELECT id, created_dag_version_id FROM {airflow}.dag_run
+      WHERE dag_id = $1 AND run_id <> $2 AND state IN ('success', 'failed') ORDER BY id DESC LIMIT $4) AS r
+WHERE r.created_dag_version_id = $3
+ORDER BY r.id DESC
+
+-- shown_marks --
+-- Which of some tasks ($4) of a DAG ($1) bear Airflow 3.3's own mark, as shown by some runs ($3) of a version ($2): by the newest
+-- return value, whose mark is empty if an older Airflow wrote it; if there is none, a success shows no mark. Other tasks are
+-- left out. The column of the mark is found as in run_snapshot. Each LIMIT keeps the planner from reading all task instances of
+-- the version.
+SELECT DISTINCT ON (n.task_id) n.task_id, x.has_value IS TRUE AS has_value,
+       CASE WHEN x.has_value THEN x.dag_result ELSE false END AS marked
+FROM unnest($4::text[]) AS n (task_id)
+CROSS JOIN (SELECT id, run_id FROM {airflow}.dag_run WHERE id = ANY ($3::integer[])) AS r
 CROSS JOIN (SELECT NULL::boolean AS dag_result) AS without
+LEFT JOIN LATERAL (
+    SELECT true AS has_value, dag_result
+    FROM {airflow}.xcom AS y
+    WHERE y.dag_run_id = r.id AND y.task_id = n.task_id AND y.key = 'return_value'
+    LIMIT 1
+) AS x ON true
 CROSS JOIN LATERAL (
-    SELECT y.task_id, dag_result FROM {airflow}.xcom AS y WHERE y.dag_run_id = r.id AND y.key = 'return_value'
-) AS x
-WHERE x.dag_result
-    AND EXISTS (SELECT FROM {airflow}.task_instance AS t
-                WHERE t.dag_id = $1 AND t.run_id = r.run_id AND t.task_id = x.task_id AND t.dag_version_id = $2)
+    SELECT FROM {airflow}.task_instance AS t
+    WHERE t.dag_id = $1 AND t.run_id = r.run_id AND t.task_id = n.task_id AND t.dag_version_id = $2
+        AND (x.has_value OR t.state = 'success')
+    LIMIT 1
+) AS shown
+ORDER BY n.task_id, x.has_value, r.id DESC
 
 -- tagged --
 -- DAGs that bear one of some tags ($1).
