@@ -1,7 +1,9 @@
 """Airflow 3.3's own mark, on a task that other tasks follow.
 
-Without ``@result`` the answer would be taken from ``archive``, the last task, seconds after it has been
-known. Trigger it with ``{"question": "Why?", "archive_seconds": 5}``.
+Without ``@result`` the answer would be that of ``archive``, the last task. Airflow 3.3 does not store the mark, so
+the first run of a version answers when it ends, and later ones as soon as ``answer`` has returned. The marks of
+``stream_server.authoring`` answer early in the first run too. Trigger it with
+``{"question": "Why?", "archive_seconds": 5}``.
 """
 
 from __future__ import annotations
