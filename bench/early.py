@@ -21,9 +21,9 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from stream_server.demo.progress import ConsoleProgress
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.stack import DemoStack
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.stack import DemoStack
 
 AIM_MS = 100.0
 """Milliseconds from the journal row to the frame, as a median."""

@@ -25,8 +25,8 @@ from bench.fanout_payload import DAG_ID, run_id
 from bench.stage import Stage, stage, termination_raises
 from bench.witness import BenchmarkError
 from bench.writer import CONNECTIONS, add_run, write
-from stream_server.demo.errors import DemoError
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.errors import DemoError
+from stream_server.domain.run_state import RunKey
 
 AIMS = {50.0: 15.0, 500.0: 30.0}
 """Milliseconds that 99 % of all frames may take at most, by transitions per second, with 1,000 clients."""

@@ -25,19 +25,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bench.fanout_payload import DAG_ID, STATES, run_id
-from stream_server.admission import Admission
-from stream_server.app import create_app
-from stream_server.auth import Everybody
-from stream_server.cursor import Cursor
-from stream_server.edge import Edge
-from stream_server.frames import RunInfo
-from stream_server.hub import Hub
-from stream_server.outcome import Values
-from stream_server.run_state import RunKey, RunState
-from stream_server.server import Server, uvicorn_config
+from stream_server.auth.authorizer import Everybody
+from stream_server.auth.rate_limits import Admission
+from stream_server.domain.outcome import Values
+from stream_server.domain.run_state import RunKey, RunState
+from stream_server.domain.transition import Kind, Transition
+from stream_server.http.delivery.scheduler import Courier
+from stream_server.hub.hub import Hub
+from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.frames import RunInfo
+from stream_server.server.app import create_app
+from stream_server.server.main import Server, uvicorn_config
+from stream_server.server.request_limits import Edge
 from stream_server.settings import Settings
-from stream_server.transition import Kind, Transition
-from stream_server.transports.courier import Courier
 
 EPOCH = "0fa1"
 PATH = "/api/v2/dags/{dag_id}/dagRuns/{run_id}/stream"

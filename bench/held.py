@@ -19,8 +19,8 @@ import asyncpg
 import uvloop
 
 from bench.stage import stage, termination_raises
-from stream_server.journal.postgres import Runs
 from stream_server.journal.reader import Reader
+from stream_server.journal.run_store import Runs
 
 ROWS = 20_000
 QUIET, BESIDE = "in quiet", "beside long transactions"

@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.stage import Stage, stage, termination_raises
-from stream_server.demo.accounts import Installation
-from stream_server.journal.install import install
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.postgres_install import Installation
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.installer import install
 from support.airflow_sql import AirflowSql
 
 KEY = RunKey("bench", "run")

@@ -13,11 +13,11 @@ from datetime import datetime, timezone
 
 import msgspec
 
-from stream_server.frames import RunInfo
-from stream_server.graph import Graph
-from stream_server.outcome import Question, judge
-from stream_server.run_state import Instance, RunKey, RunState
-from stream_server.transition import Kind, Transition
+from stream_server.domain.graph import Graph
+from stream_server.domain.outcome import Question, judge
+from stream_server.domain.run_state import Instance, RunKey, RunState
+from stream_server.domain.transition import Kind, Transition
+from stream_server.protocol.frames import RunInfo
 
 KEY = RunKey("bench", "run")
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)

@@ -30,8 +30,8 @@ from bench.stage import Stage, stage, termination_raises
 from bench.streams import watch
 from bench.witness import BenchmarkError, witness
 from bench.writer import CONNECTIONS, add_run, journal, write
-from stream_server.demo.errors import DemoError
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.errors import DemoError
+from stream_server.domain.run_state import RunKey
 
 
 def main() -> int:

@@ -13,11 +13,11 @@ from typing import NoReturn
 
 import psutil
 
-from stream_server.demo import template
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.demo.progress import ConsoleProgress, NoProgress
-from stream_server.demo.rundir import RunDirectory
-from stream_server.demo.server import Server, install
+from stream_server.cli.demo import template
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.cli.demo.progress import ConsoleProgress, NoProgress
+from stream_server.cli.demo.run_directory import RunDirectory
+from stream_server.cli.demo.server import Server, install
 from stream_server.settings import PREFIX
 
 DATA_DIR = Path(__file__).resolve().parents[1] / ".demo"

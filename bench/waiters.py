@@ -24,9 +24,9 @@ import uvloop
 from rich.console import Console
 
 from bench.stage import Stage, stage, termination_raises
-from stream_server.demo.postgres import SUPERUSER
-from stream_server.demo.template import ROLE
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.postgres import SUPERUSER
+from stream_server.cli.demo.template import ROLE
+from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 
 AIM_MS = 100.0

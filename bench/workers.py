@@ -34,9 +34,9 @@ from bench.journal import WORKLOADS, prepare
 from bench.stage import database, server, termination_raises
 from bench.streams import SseClient, itself
 from bench.writer import CONNECTIONS, Commit, add_run, write
-from stream_server.demo.accounts import Installation
-from stream_server.demo.rundir import RunDirectory
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.postgres_install import Installation
+from stream_server.cli.demo.run_directory import RunDirectory
+from stream_server.domain.run_state import RunKey
 
 ONE, ALONE, BELL, RELAYED = "one server", "servers that share nothing", "one bell, each reads", "one reads for all"
 WRITERS = 8

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 
 CONNECTIONS = 8

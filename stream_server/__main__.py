@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from stream_server.process_title import conceal_secrets
+from stream_server.cli.process_title import conceal_secrets
 
 USAGE = 64
 """Exit code for bad usage, as sysexits.h has it; `stream_server.client.commands.Exit` cannot be imported here."""
@@ -16,7 +16,7 @@ def main() -> None:
     if not conceal_secrets():
         sys.stderr.write("stream-server: others on this machine can see the secrets given as options\n")
     try:
-        from stream_server.cli import main as run  # noqa: PLC0415 # what DAG files import is installed without it
+        from stream_server.cli.main import main as run  # noqa: PLC0415 # what DAG files import is installed without it
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "stream_server":
             raise

@@ -13,7 +13,7 @@ import airflow.sdk
 
 from stream_server.authoring.decorators import is_return_value, operator_of, result_task
 from stream_server.authoring.errors import ContradictingMarks
-from stream_server.authoring.marks import AirflowDag, find, is_marked, listed, mark, place, tagged
+from stream_server.authoring.result_marks import AirflowDag, find, is_marked, listed, mark, place, tagged
 
 Body = Callable[..., Any]
 """A function that makes the tasks of a DAG."""

@@ -13,7 +13,7 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator, OperatorParti
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from stream_server.authoring.errors import MisplacedMark
-from stream_server.authoring.marks import Operator, dag_of, listed, mark, place
+from stream_server.authoring.result_marks import Operator, dag_of, listed, mark, place
 from stream_server.authoring.source import without_decorator
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from uuid import UUID
 from airflow.sdk import get_current_context
 from airflow.sdk.bases.xcom import BaseXCom
 
-from stream_server.authoring.speaker import INTERVAL, Item, Speaker
+from stream_server.authoring.output_buffer import INTERVAL, Item, Speaker
 
 KEY = "stream_server_output"
 """Key of the XCom; `stream_server.transition.OUTPUT` is the other side."""

@@ -1,1 +1,5 @@
-"""The journal in PostgreSQL: installing it, reading it, and hearing that it has grown."""
+"""The journal of committed transitions in PostgreSQL.
+
+Installing, reading, following and pruning it, and the tables beside it. All SQL is in `sql/`. Imports `domain` and
+`protocol`. Start with `tail.py`.
+"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
-from stream_server.transition import OUTPUT
+from stream_server.domain.transition import OUTPUT
 
 DOORBELL_LOCKS = {"sleepers": "1937011301, 1", "silent": "1937011301, 2"}
 """Keys of the advisory locks by which transactions and tails agree on who must ring. The first half spells "stre"."""

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from stream_server.cursor import Cursor, Row
+from stream_server.domain.transition import Transition, UndecodableRow, decode_row
+from stream_server.domain.transition_frames import is_output
 from stream_server.journal.connection import Session, connect, disconnect, errors_mapped
-from stream_server.journal.install import queries_for, read_status
-from stream_server.journal.replica import Sight
-from stream_server.marks import Mark
-from stream_server.telling import is_output
-from stream_server.transition import Transition, UndecodableRow, decode_row
-from stream_server.undecodable import Causes
+from stream_server.journal.installer import queries_for, read_status
+from stream_server.journal.recent_rows import Mark
+from stream_server.journal.replica_snapshot import Sight
+from stream_server.journal.undecodable_rows import Causes
+from stream_server.protocol.cursor import Cursor, Row
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stream_server.demo.rest import AirflowRest
-    from stream_server.demo.server import Server
-    from stream_server.demo.stack import DemoStack
+    from stream_server.cli.demo.airflow_client import AirflowRest
+    from stream_server.cli.demo.server import Server
+    from stream_server.cli.demo.stack import DemoStack
     from support.airflow_callers import Denied
 
 

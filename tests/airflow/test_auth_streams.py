@@ -7,10 +7,10 @@ import asyncio
 import httpx
 import pytest
 
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.server import Server
-from stream_server.demo.stack import DemoStack
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.stack import DemoStack
+from stream_server.domain.run_state import RunKey
 from support.airflow_callers import Denied, bearer, token
 from support.asked_airflow import SECONDS
 from support.held_streams import FORBIDDEN, OUT, Streams, hearing, within

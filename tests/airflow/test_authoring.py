@@ -9,10 +9,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.stack import DemoStack
-from stream_server.graph import Graph
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.stack import DemoStack
+from stream_server.domain.graph import Graph
+from stream_server.domain.run_state import RunKey
 from support import authoring
 from support.streams import sse
 from support.waiting import eventually

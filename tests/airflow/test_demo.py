@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from stream_server.demo.errors import DemoError
+from stream_server.cli.demo.errors import DemoError
 from support.postgres import DATA_DIR
 from support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stream_server.demo.postgres import EmbeddedPostgres
-    from stream_server.demo.rest import AirflowRest
-    from stream_server.demo.stack import DemoStack
+    from stream_server.cli.demo.airflow_client import AirflowRest
+    from stream_server.cli.demo.postgres import EmbeddedPostgres
+    from stream_server.cli.demo.stack import DemoStack
 
 ANSWER = "Air scatters blue light more than red."
 DEMO_SECONDS = 180.0

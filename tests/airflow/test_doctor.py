@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stream_server.demo.stack import DemoStack
+from stream_server.cli.demo.stack import DemoStack
 
 
 def doctor(*arguments: str) -> tuple[int, dict[str, Any]]:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.stack import DemoStack
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.stack import DemoStack
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

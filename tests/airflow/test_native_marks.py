@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server.demo.progress import ConsoleProgress
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.stack import DemoStack
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.stack import DemoStack
+from stream_server.domain.run_state import RunKey
 from support.streams import sse, types
 
 RUN_SECONDS = 60.0

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.stack import DemoStack
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.stack import DemoStack
+from stream_server.domain.run_state import RunKey
 from support.speaking import RETURNED, SAID, said
 from support.streams import sse
 from support.waiting import eventually

@@ -14,10 +14,10 @@ import asyncpg
 import httpx
 import pytest
 
-from stream_server.cursor import Cursor
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.stack import DemoStack
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.stack import DemoStack
+from stream_server.domain.run_state import RunKey
+from stream_server.protocol.cursor import Cursor
 from support.streams import Frame, sse, states, types, websocket
 
 RUN_SECONDS = 60.0

@@ -13,9 +13,9 @@ import pytest
 from airflow_client.client import ApiClient, Configuration, DagRunApi
 from airflow_client.client.exceptions import NotFoundException
 
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.stack import DemoStack
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.stack import DemoStack
+from stream_server.domain.run_state import RunKey
 
 RUN_SECONDS = 60.0
 

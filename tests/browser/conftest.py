@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.server import Server
-from stream_server.demo.stack import DemoStack
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.stack import DemoStack
 from support.debian import program
 from support.visitor import Visitor, visiting
 

@@ -9,9 +9,9 @@ import signal
 import httpx
 from playwright.async_api import Page, expect
 
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.server import Server
-from stream_server.demo.stack import DemoStack
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.stack import DemoStack
 from support.visitor import Visitor, visiting
 
 SECONDS = 60_000

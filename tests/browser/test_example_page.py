@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from playwright.async_api import async_playwright, expect
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.chromium import QUIET

@@ -9,7 +9,7 @@ from typing import Any
 
 from playwright.async_api import Page, async_playwright
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub

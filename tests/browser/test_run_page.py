@@ -6,7 +6,7 @@ import asyncio
 
 from playwright.async_api import Page, WebSocket, expect
 
-from stream_server.demo.rest import AirflowRest
+from stream_server.cli.demo.airflow_client import AirflowRest
 from support.visitor import Visitor
 
 SECONDS = 60_000

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 from playwright.async_api import Locator, Page, expect
 
-from stream_server.demo.rest import AirflowRest
+from stream_server.cli.demo.airflow_client import AirflowRest
 from support.visitor import Visitor
 
 SECONDS = 60_000

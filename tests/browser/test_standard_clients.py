@@ -9,7 +9,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from playwright.async_api import Page, async_playwright
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support import node
 from support.airflow_sql import AirflowSql

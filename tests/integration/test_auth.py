@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub

@@ -13,8 +13,8 @@ import pytest
 from starlette.responses import JSONResponse, Response
 from websockets.asyncio.client import ClientConnection, connect
 
-from stream_server import readable
-from stream_server.run_state import RunKey
+from stream_server.auth import readable_dags as readable
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub

@@ -12,7 +12,7 @@ import pytest
 from starlette.responses import Response
 from websockets.asyncio.client import ClientConnection, connect
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, Asked
@@ -137,7 +137,7 @@ async def test_streams_outlast_an_airflow_that_has_enough_of_questions(
     stub: AirflowStub,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.WARNING, "stream_server.airflow_auth")
+    caplog.set_level(logging.WARNING, "stream_server.auth.airflow_authorizer")
     async with (
         sse(guarded.url, KEY, headers=ada.headers) as events,
         httpx.AsyncClient(base_url=guarded.url, headers=ada.headers) as client,
@@ -151,7 +151,9 @@ async def test_streams_outlast_an_airflow_that_has_enough_of_questions(
         door.down = None
         await airflow.answer(KEY)
         assert types(await events.rest())[-1] == "end"
-    complaints = [record.getMessage() for record in caplog.records if record.name == "stream_server.airflow_auth"]
+    complaints = [
+        record.getMessage() for record in caplog.records if record.name == "stream_server.auth.airflow_authorizer"
+    ]
     assert len(complaints) == 1
     assert "429" in complaints[0]
     assert ada.token not in caplog.text

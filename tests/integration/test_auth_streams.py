@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.callers import Door, Rights, client_of, jwt

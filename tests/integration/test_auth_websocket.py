@@ -9,7 +9,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support.callers import Door, Rights
 from support.server import RunningServer
 from support.streams import frames_of, stream_path, types, websocket
@@ -89,7 +89,7 @@ async def test_where_airflow_lets_in_who_says_nothing_nobody_need_introduce_hims
 async def test_a_websocket_that_says_nothing_is_closed(
     guarded: RunningServer, key: RunKey, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream_server.transports.introduction.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("stream_server.http.websocket_auth.PATIENCE_SECONDS", 0.05)
     address = guarded.url.replace("http", "ws", 1) + (stream_path(key) if path == "run" else "/api/v2/stream")
     async with connect(address, proxy=None) as connection:
         frames = await frames_of(connection)

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from stream_server.airflow_api import FAIL_TRIES
-from stream_server.run_state import RunKey
+from stream_server.auth.airflow_api import FAIL_TRIES
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.http.endpoints.tickets import PATH
 from stream_server.settings import Settings
-from stream_server.transports.tickets import PATH
 from support.raw import UPGRADE, raw, request
 from support.server import RunningServer, running_server
 from support.streams import stream_path

@@ -15,15 +15,15 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.doctor.examination import Subject, examine
-from stream_server.doctor.limits import Limits
-from stream_server.doctor.report import Finding, Level
-from stream_server.doctor.session import Session
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.cli.doctor.report import Finding, Level
+from stream_server.cli.doctor.runner import Subject, examine
+from stream_server.cli.doctor.session import Session
+from stream_server.cli.doctor.thresholds import Limits
+from stream_server.domain.run_state import RunKey
 from stream_server.errors import ReadReplica
-from stream_server.journal.install import disable
+from stream_server.journal.installer import disable
 from stream_server.journal.privileges import READER
-from stream_server.run_state import RunKey
 from support.airflow_sql import AirflowSql
 from support.pgbouncer import running_pgbouncer
 from support.postgres import create_database_from_airflow_template, running_postgres
@@ -218,7 +218,7 @@ async def test_a_role_that_may_have_few_connections(postgres: EmbeddedPostgres, 
 
 async def test_clocks_that_differ(journal: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = asyncio.get_running_loop().time
-    monkeypatch.setattr("stream_server.doctor.postgres_checks.time.time", now)
+    monkeypatch.setattr("stream_server.cli.doctor.postgres_checks.time.time", now)
     finding = await found("clock", journal)
     assert (finding.level, finding.facts["ahead"] > 1000) == (Level.WARNING, True)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.doctor.examination import Subject, examine
-from stream_server.doctor.report import Finding, Level
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.cli.doctor.report import Finding, Level
+from stream_server.cli.doctor.runner import Subject, examine
 from support.http_proxy import Habit, proxy
 from support.server import RunningServer
 

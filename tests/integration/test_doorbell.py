@@ -12,10 +12,10 @@ from unittest.mock import patch
 import asyncpg
 import pytest
 
-from stream_server import pace
+from stream_server.domain.run_state import RunKey
+from stream_server.journal import pacing as pace
 from stream_server.journal.listener import CHANNEL
-from stream_server.run_state import RunKey
-from stream_server.tail import Vigil
+from stream_server.journal.tail import Vigil
 from support import lossless_tails
 from support.airflow_sql import AirflowSql
 from support.lossless_tails import TaskTail

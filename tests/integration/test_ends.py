@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 from websockets.asyncio.client import connect
 
-from stream_server.protocols import HttpLine, WebSocketLine
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.server.connections import HttpLine, WebSocketLine
 from support.raw import raw, request
 from support.server import RunningServer
 from support.streams import sse, stream_path

@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from stream_server.demo.ports import LOOPBACK
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.journal.install import install
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.ports import LOOPBACK
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.installer import install
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.lossless_clients import Clients

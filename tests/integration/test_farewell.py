@@ -13,8 +13,8 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
-from stream_server.close_codes import CloseCode
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.protocol.close_codes import CloseCode
 from support.airflow_sql import AirflowSql
 from support.server import module_process
 from support.streams import DEADLINE, frames_of, sse, stream_path, types, unread, websocket

@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from stream_server.journal.install import disable, enable, status
+from stream_server.journal.installer import disable, enable, status
 from support.airflow_sql import AirflowSql
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from stream_server import undecodable
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.journal import undecodable_rows as undecodable
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub

@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
+from stream_server.domain.run_state import RunKey
 from stream_server.errors import InstallError, JournalUnreachable
-from stream_server.journal.install import VERSION, install, install_sql, queries_for, status, uninstall
+from stream_server.journal.installer import VERSION, install, install_sql, queries_for, status, uninstall
 from stream_server.journal.reader import READER_SETTINGS
-from stream_server.run_state import RunKey
 from support.airflow_sql import AirflowSql
 
 CATALOG = """

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, Asked
@@ -231,7 +231,7 @@ async def test_who_says_it_in_a_message_is_counted_by_that(
     settings: Make, airflow: AirflowSql, stub: AirflowStub, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     # Four joins at once, and another one in four minutes.
-    monkeypatch.setattr("stream_server.admission.BURST_SECONDS", 1000.0)
+    monkeypatch.setattr("stream_server.auth.rate_limits.BURST_SECONDS", 1000.0)
     key = RunKey("chat", "r1")
     await airflow.trigger(key, stub.version, list(CHAIN))
     stub.instead = _only_ada_and_bob

@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server import app
-from stream_server.auth import ALL, Access, Caller, Everybody
+from stream_server.auth.authorizer import ALL, Access, Caller, Everybody
+from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused
-from stream_server.firehose import Reading
-from stream_server.run_state import RunKey
+from stream_server.hub.firehose import Reading
+from stream_server.server import app
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.descriptions import undescribed

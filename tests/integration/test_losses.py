@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
+from stream_server.domain.run_state import RunKey
 from stream_server.errors import JournalMissing
-from stream_server.journal.install import disable, enable, install, status
-from stream_server.journal.postgres import Runs
-from stream_server.run_state import RunKey
+from stream_server.journal.installer import disable, enable, install, status
+from stream_server.journal.run_store import Runs
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, cut_off, running_server

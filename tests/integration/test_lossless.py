@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Iterator
 import asyncpg
 import pytest
 
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.journal.install import install
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.journal.installer import install
 from support.left_out import IN_CI
 from support.lossless import CLUSTER, SCHEDULES
 from support.lossless_clients import Clients

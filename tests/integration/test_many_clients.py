@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from stream_server.close_codes import CloseCode
-from stream_server.frames import Reset, Wire
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.frames import Reset
+from stream_server.protocol.wire import Wire
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server, server_process

@@ -13,12 +13,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream_server import __version__
-from stream_server.close_codes import CloseCode
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.journal.install import install, status
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.domain.run_state import RunKey
+from stream_server.http.delivery.scheduler import TRANSPORTS
+from stream_server.journal.installer import install, status
+from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
-from stream_server.transports.courier import TRANSPORTS
 from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.server import RunningServer, cut_off, running_server

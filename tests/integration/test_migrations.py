@@ -11,11 +11,11 @@ import asyncpg
 import httpx
 import pytest
 
+from stream_server.domain.run_state import RunKey
 from stream_server.errors import InstallError, JournalMissing
-from stream_server.journal import install as installing
-from stream_server.journal.install import VERSION, install, queries_for, status
+from stream_server.journal import installer as installing
+from stream_server.journal.installer import VERSION, install, queries_for, status
 from stream_server.journal.queries import load_migrations
-from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import cut_off, running_server

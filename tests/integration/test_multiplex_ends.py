@@ -12,10 +12,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
-from stream_server.frames import Reset, Wire
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.http.delivery.multiplex_queue import MAX_REPLIES
+from stream_server.protocol.frames import Reset
+from stream_server.protocol.wire import Wire
 from stream_server.settings import Settings
-from stream_server.transports.bundle import MAX_REPLIES
 from support.server import RunningServer, running_server
 from support.soak_wires import leave
 from support.streams import DEADLINE

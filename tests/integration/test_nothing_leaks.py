@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from stream_server.app import SESSION
-from stream_server.run_state import RunKey
-from stream_server.transports.tickets import PATH
+from stream_server.domain.run_state import RunKey
+from stream_server.http.endpoints.tickets import PATH
+from stream_server.http.routes import SESSION
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, Asked, BrokenOff
 from support.asking import WAIT

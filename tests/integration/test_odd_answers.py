@@ -6,11 +6,11 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from stream_server.airflow_api import MAYBE_CREATED, AirflowApi, DagPage
-from stream_server.doctor.examination import Subject, examine
-from stream_server.doctor.report import Level
+from stream_server.auth.airflow_api import MAYBE_CREATED, AirflowApi, DagPage
+from stream_server.cli.doctor.report import Level
+from stream_server.cli.doctor.runner import Subject, examine
+from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowSilent
-from stream_server.run_state import RunKey
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked, odd_answers
 from support.asking import WAIT, run_path

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from stream_server.domain.run_state import RunKey
 from stream_server.journal.queries import OUTPUT_BYTES
-from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stream_server.pages import assets
+from stream_server.http import pages as assets
 from stream_server.settings import Settings
 from support.server import RunningServer, running_server, server_process
 

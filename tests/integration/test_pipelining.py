@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from stream_server.protocols import TAKEN
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.server.connections import TAKEN
 from support.airflow_sql import AirflowSql
 from support.raw import raw, request
 from support.server import RunningServer

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import asyncpg
 import pytest
 
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.journal.postgres import Runs
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.run_store import Runs
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.lossless_tails import TaskTail, quick

@@ -16,9 +16,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 
-from stream_server.app import create_app
-from stream_server.doctor.http_checks import ServerChecks
-from stream_server.run_state import RunKey
+from stream_server.cli.doctor.http_checks import ServerChecks
+from stream_server.domain.run_state import RunKey
+from stream_server.server.app import create_app
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.noted import has_looked_for_others, note_elsewhere

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server
@@ -137,7 +137,7 @@ async def test_an_outcome_taken_back_meanwhile_begins_anew(
 async def test_a_cursor_that_is_none_of_ours_begins_anew(
     server: RunningServer, airflow: AirflowSql, run: RunKey, cursor: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream_server.hub.CATCH_UP_SECONDS", 0.1)
+    monkeypatch.setattr("stream_server.hub.hub.CATCH_UP_SECONDS", 0.1)
     epoch = await airflow.connection.fetchval("SELECT epoch FROM stream_server.meta")
     for how, state in (("sse", "scheduled"), ("websocket", "queued"), ("ndjson", "running")):
         async with coming_back(server, run, cursor.format(epoch=epoch), how, UNTIL_RUN) as until:

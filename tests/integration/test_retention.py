@@ -12,11 +12,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from stream_server import pruner
-from stream_server.journal.postgres import Runs
+from stream_server.domain.run_state import RunKey
+from stream_server.journal import retention as pruner
 from stream_server.journal.queries import load_queries
 from stream_server.journal.reader import READER_SETTINGS
-from stream_server.run_state import RunKey
+from stream_server.journal.run_store import Runs
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import running_server

@@ -16,13 +16,13 @@ import asyncpg
 import httpx
 import pytest
 
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.doctor.examination import Subject, examine
-from stream_server.doctor.report import Level
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.cli.doctor.report import Level
+from stream_server.cli.doctor.runner import Subject, examine
+from stream_server.domain.run_state import RunKey
 from stream_server.errors import InstallError, JournalForbidden
-from stream_server.journal.install import disable, enable, install, install_sql, status, uninstall
+from stream_server.journal.installer import disable, enable, install, install_sql, status, uninstall
 from stream_server.journal.privileges import READER
-from stream_server.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import running_server

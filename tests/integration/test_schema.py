@@ -11,10 +11,10 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.http.docs import asyncapi, openapi
+from stream_server.http.endpoints.probe import PROBE
 from stream_server.settings import Settings
-from stream_server.transports import asyncapi, openapi
-from stream_server.transports.probe import PROBE
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.asking import RUNS, WAIT

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server.close_codes import CloseCode
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.journal.install import install, uninstall
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.installer import install, uninstall
+from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, cut_off, running_server, server_process

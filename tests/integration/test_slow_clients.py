@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from stream_server.close_codes import CloseCode
-from stream_server.journal.postgres import MAX_HISTORY
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.run_store import MAX_HISTORY
+from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server

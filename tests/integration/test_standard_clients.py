@@ -12,7 +12,7 @@ import httpx
 import pytest
 from httpx_sse import aconnect_sse
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support import node
 from support.airflow_sql import AirflowSql
 from support.asking import ANSWER

@@ -12,14 +12,14 @@ from unittest.mock import patch
 import httpx
 import pytest
 
-from stream_server import tail
-from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.domain.run_state import RunKey
 from stream_server.errors import ReadReplica
-from stream_server.journal import postgres as postgres_module
-from stream_server.journal.claims import Claims
-from stream_server.journal.install import install
-from stream_server.journal.postgres import Runs
-from stream_server.run_state import RunKey
+from stream_server.journal import run_store as postgres_module
+from stream_server.journal import tail
+from stream_server.journal.idempotency_keys import Claims
+from stream_server.journal.installer import install
+from stream_server.journal.run_store import Runs
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.lossless import CLUSTER

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from stream_server.cursor import Cursor
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.protocol.cursor import Cursor
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import RunningServer, running_server

@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, Response
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.http.endpoints.tickets import MAX_PATHS, PATH
 from stream_server.settings import Settings
-from stream_server.transports.tickets import MAX_PATHS, PATH
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, Asked
 from support.asking import COOKIES, TOKEN

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked, BrokenOff

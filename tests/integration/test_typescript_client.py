@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server import app
-from stream_server.auth import NO_VALUES, Access, Caller, Everybody
-from stream_server.protocols import HttpLine
-from stream_server.run_state import RunKey
+from stream_server.auth.authorizer import NO_VALUES, Access, Caller, Everybody
+from stream_server.domain.run_state import RunKey
+from stream_server.server import app
+from stream_server.server.connections import HttpLine
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.noted import has_looked_for_others, note_elsewhere

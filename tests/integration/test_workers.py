@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import cut_off, server_process
 from support.streams import DEADLINE, Events, Frame, frames_of, sse, states, types, websocket

@@ -12,8 +12,8 @@ from uv import find_uv_bin
 
 from matrix.environments import BUILD_SECONDS
 from matrix.ladder import Ladder
-from stream_server.demo import airflow, template
-from stream_server.demo.postgres import EmbeddedPostgres
+from stream_server.cli.demo import airflow, template
+from stream_server.cli.demo.postgres import EmbeddedPostgres
 from support.postgres import DATA_DIR
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 
 from matrix.environments import environment_python
-from stream_server.demo.airflow import Credentials
-from stream_server.demo.progress import ConsoleProgress
-from stream_server.demo.stack import DemoStack
+from stream_server.cli.demo.airflow import Credentials
+from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.stack import DemoStack
 from support.airflow_callers import SECRET, bearer
 from support.postgres import DATA_DIR, FAST
 

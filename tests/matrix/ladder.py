@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from matrix.environments import environment_python
 from matrix.versioned_sql import VersionedSql, fill, forget_tries
-from stream_server.demo import airflow
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.demo.template import ROLE
-from stream_server.journal.install import install, status
+from stream_server.cli.demo import airflow
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.cli.demo.template import ROLE
+from stream_server.journal.installer import install, status
 from support.postgres import drop_database
 
 NEWEST = airflow.version()

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import httpx
 
 from matrix.versioned_sql import LEAVES, VersionedSql
-from stream_server.journal.install import status
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.installer import status
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN
 from support.server import RunningServer, running_server

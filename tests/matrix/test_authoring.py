@@ -15,7 +15,7 @@ import pytest
 
 from matrix.environments import environment_python
 from matrix.ladder import COMMAND_SECONDS, NEWEST, VERSIONS
-from stream_server.graph import Graph
+from stream_server.domain.graph import Graph
 from support import authoring
 
 SCRIPT = Path(__file__).with_name("read_dags.py")

@@ -11,8 +11,8 @@ import pytest
 from matrix.ladder import NEWEST, VERSIONS, Ladder, install_now
 from matrix.streaming import EAGER, assert_completed, assert_native_marks, assert_streams, ready, serving
 from matrix.versioned_sql import VersionedSql
-from stream_server.journal.install import status
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.installer import status
 from support.streams import sse, types
 
 PREVIOUS = VERSIONS[-2]

@@ -10,14 +10,14 @@ import httpx
 import pytest
 
 from matrix.fab import ROLES, Fab, running_fab
-from stream_server import readable
-from stream_server.airflow_api import shared_client
-from stream_server.airflow_auth import AirflowAuthorizer
-from stream_server.auth import Caller
-from stream_server.demo.rest import AirflowRest
-from stream_server.demo.server import Server
-from stream_server.firehose import Reading
-from stream_server.run_state import RunKey
+from stream_server.auth import readable_dags as readable
+from stream_server.auth.airflow_api import shared_client
+from stream_server.auth.airflow_authorizer import AirflowAuthorizer
+from stream_server.auth.authorizer import Caller
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.server import Server
+from stream_server.domain.run_state import RunKey
+from stream_server.hub.firehose import Reading
 from support.airflow_callers import bearer, token
 from support.asked_airflow import SECONDS, Headers, Ours, differs, said_and_told
 from support.held_streams import FORBIDDEN, OUT, Streams, hearing, within

@@ -11,8 +11,8 @@ import pytest
 from matrix.ladder import VERSIONS, Ladder
 from matrix.streaming import serving
 from matrix.versioned_sql import VersionedSql
-from stream_server.demo.airflow import bundles
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.airflow import bundles
+from stream_server.domain.run_state import RunKey
 from support.authoring import DAGS
 from support.speaking import RETURNED, SAID, said
 from support.streams import Frame, sse

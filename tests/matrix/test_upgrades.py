@@ -9,8 +9,8 @@ import pytest
 from matrix.ladder import HAS_FIRST, NEWEST, VERSIONS, Ladder
 from matrix.streaming import EAGER, assert_completed, assert_native_marks, assert_streams, new_run, ready, serving
 from matrix.versioned_sql import LEAVES, VersionedSql, ask_human
-from stream_server.journal.install import status
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.installer import status
 from support.left_out import leave_out
 from support.streams import sse, states
 

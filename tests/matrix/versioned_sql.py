@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from uuid import UUID, uuid4
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN, AirflowSql, serialized_dag
 
 LEAVES = {"ask": ["answer", "log"], "answer": [], "log": []}

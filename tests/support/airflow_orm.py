@@ -28,7 +28,7 @@ from airflow.utils.types import DagRunTriggeredByType, DagRunType
 from sqlalchemy import Engine, create_engine, func, select, update
 from sqlalchemy.orm import Session
 
-from stream_server.transition import OUTPUT
+from stream_server.domain.transition import OUTPUT
 
 
 def make_dag(mapped: int) -> Any:  # an Airflow class that is not typed

@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from stream_server.run_state import RunKey
-from stream_server.transition import OUTPUT
+from stream_server.domain.run_state import RunKey
+from stream_server.domain.transition import OUTPUT
 
 CHAIN = {"ask": ["answer"], "answer": ["clean_up"], "clean_up": []}
 """A chain with a teardown; `answer` is its only effective leaf."""

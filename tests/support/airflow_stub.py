@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN, AirflowSql
 from support.waiting import eventually_async
 

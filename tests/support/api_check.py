@@ -34,10 +34,10 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.responses import JSONResponse, Response
 
-from stream_server.journal.install import install
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.http.endpoints.tickets import PATH
+from stream_server.journal.installer import install
 from stream_server.settings import Settings
-from stream_server.transports.tickets import PATH
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked
 from support.asking import answer_at_once

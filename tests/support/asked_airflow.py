@@ -12,7 +12,7 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support.airflow_callers import Told
 from support.streams import Frame, frames_of
 

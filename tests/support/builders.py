@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from hypothesis import strategies as st
 
-from stream_server.cursor import Cursor
-from stream_server.frames import AnyFrame, Result, RunInfo
-from stream_server.graph import Graph
-from stream_server.outcome import Answer, Question, Step, Value, Values
-from stream_server.run_state import RUN_FINAL, Instance, Origin, RunKey, RunState
-from stream_server.telling import is_output
-from stream_server.transition import OUTPUT, RETURN_VALUE, Kind, Transition
+from stream_server.domain.answer import Answer, Step
+from stream_server.domain.graph import Graph
+from stream_server.domain.outcome import Question, Value, Values
+from stream_server.domain.run_state import RUN_FINAL, Instance, Origin, RunKey, RunState
+from stream_server.domain.transition import OUTPUT, RETURN_VALUE, Kind, Transition
+from stream_server.domain.transition_frames import is_output
+from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.frames import AnyFrame, Result, RunInfo
 from support.airflow_sql import CHAIN, serialized_dag
 
 KEY = RunKey("ask_llm", "manual__2026-01-01T00:00:00+00:00")

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from stream_server.demo.ports import LOOPBACK
+from stream_server.cli.demo.ports import LOOPBACK
 
 
 class Certificate(NamedTuple):

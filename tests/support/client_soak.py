@@ -28,9 +28,9 @@ import asyncpg
 import httpx
 import psutil
 
-from stream_server.demo.ports import LOOPBACK
-from stream_server.journal.install import install
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.ports import LOOPBACK
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.installer import install
 from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.server import cut_off

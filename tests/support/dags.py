@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from stream_server.graph import Graph
+from stream_server.domain.graph import Graph
 
 
 class Node:

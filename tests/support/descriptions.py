@@ -9,7 +9,7 @@ import httpx
 from jsonschema import Draft202012Validator
 from referencing import Registry
 
-from stream_server.transports import openapi
+from stream_server.http.docs import openapi
 
 _FORMATS = Draft202012Validator.FORMAT_CHECKER
 

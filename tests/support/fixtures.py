@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.journal.install import install
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.installer import install
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres

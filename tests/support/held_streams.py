@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import httpx
 from websockets.asyncio.client import connect
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support.asked_airflow import SECONDS, Headers, path_of
 
 OUT = [4501, 4501, 4501, 4501, 401, 0, 4501, 4501, 4501]

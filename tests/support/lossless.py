@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from stream_server.demo.postgres import EmbeddedPostgres, StopMode
-from stream_server.journal.install import install
+from stream_server.cli.demo.postgres import EmbeddedPostgres, StopMode
+from stream_server.journal.installer import install
 from support.lossless_clients import Clients
 from support.lossless_ledger import Ledger, Line, Verdict, judge
 from support.lossless_tails import ProcessTail, TaskTail, quick

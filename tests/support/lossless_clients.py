@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from stream_server.cursor import Cursor
-from stream_server.demo.server import Server
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.server import Server
+from stream_server.domain.run_state import RunKey
+from stream_server.protocol.cursor import Cursor
 from stream_server.settings import PREFIX
 from support.lossless_ledger import Line, Row
 from support.streams import DEADLINE, Frame, sse, websocket

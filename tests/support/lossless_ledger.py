@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from stream_server.cursor import Cursor
-from stream_server.transition import Kind, Transition
+from stream_server.domain.transition import Kind, Transition
+from stream_server.protocol.cursor import Cursor
 
 Place = tuple[str, int]
 """A task instance: its run, and its map index."""

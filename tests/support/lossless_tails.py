@@ -17,11 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-import stream_server.tail
-from stream_server.cursor import Cursor
-from stream_server.observing import Read
-from stream_server.tail import Tail
-from stream_server.transition import Transition
+import stream_server.journal.tail
+from stream_server.domain.transition import Read, Transition
+from stream_server.journal.tail import Tail
+from stream_server.protocol.cursor import Cursor
 from support.lossless_ledger import Line, Row, row_of
 
 POLL_SECONDS = 0.2
@@ -195,7 +194,7 @@ class ProcessTail:
 @contextmanager
 def quick() -> Iterator[None]:
     """Let tails connect again sooner."""
-    with patch.object(stream_server.tail, "BACKOFF_SECONDS", BACKOFF_SECONDS):
+    with patch.object(stream_server.journal.tail, "BACKOFF_SECONDS", BACKOFF_SECONDS):
         yield
 
 

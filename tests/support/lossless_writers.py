@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import asyncpg
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 from support.lossless_ledger import Fate, Ledger, Row, Token, Transaction, Written
 from support.waiting import eventually_async

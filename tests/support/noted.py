@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 
 

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 from airflow.serialization.serialized_objects import DagSerialization
 
-from stream_server.frames import RunInfo
-from stream_server.graph import Graph
-from stream_server.outcome import Failed, Question, judge
-from stream_server.prediction import BAD, Forecast, Outlook
-from stream_server.run_state import Instance, RunKey, RunState
-from stream_server.trigger_rules import ANY, F, K, R, S, U
+from stream_server.domain.graph import Graph
+from stream_server.domain.outcome import Failed, Question, judge
+from stream_server.domain.prediction import BAD, Forecast, Outlook
+from stream_server.domain.run_state import Instance, RunKey, RunState
+from stream_server.domain.trigger_rules import ANY, F, K, R, S, U
+from stream_server.protocol.frames import RunInfo
 from support.outcome_airflow import AT_WORK, FINAL, Field, Place, Row, Run
 from support.outcome_dags import DAG_ID, DagMaker
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stream_server.graph import Graph
-from stream_server.prediction import Forecast
+from stream_server.domain.graph import Graph
+from stream_server.domain.prediction import Forecast
 from support.dags import Node, dag
 
 CHAIN = dag({"a": Node("b"), "b": Node("c"), "c": Node("d"), "d": Node("e"), "e": Node("f"), "f": Node()})

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from stream_server.demo.ports import LOOPBACK, free_port
-from stream_server.demo.postgres import SUPERUSER, EmbeddedPostgres
-from stream_server.demo.processes import Child, wait_until
-from stream_server.demo.progress import NoProgress
+from stream_server.cli.demo.ports import LOOPBACK, free_port
+from stream_server.cli.demo.postgres import SUPERUSER, EmbeddedPostgres
+from stream_server.cli.demo.processes import Child, wait_until
+from stream_server.cli.demo.progress import NoProgress
 from support import debian
 
 PoolMode = Literal["transaction", "session"]

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stream_server.demo import template
-from stream_server.demo.postgres import EmbeddedPostgres
-from stream_server.demo.progress import ConsoleProgress
-from stream_server.demo.rundir import RunDirectory
+from stream_server.cli.demo import template
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

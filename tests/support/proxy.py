@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from stream_server.demo.ports import LOOPBACK
+from stream_server.cli.demo.ports import LOOPBACK
 
 CHUNK = 2**16
 

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from stream_server.demo.ports import LOOPBACK, free_port
-from stream_server.demo.processes import Child, wait_until
-from stream_server.demo.progress import NoProgress
+from stream_server.cli.demo.ports import LOOPBACK, free_port
+from stream_server.cli.demo.processes import Child, wait_until
+from stream_server.cli.demo.progress import NoProgress
 from support import debian
 from support.certificate import Certificate
 

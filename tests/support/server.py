@@ -12,9 +12,9 @@ from typing import Any
 
 import asyncpg
 
-from stream_server.app import create_app
-from stream_server.hub import Hub
-from stream_server.server import Server, uvicorn_config
+from stream_server.hub.hub import Hub
+from stream_server.server.app import create_app
+from stream_server.server.main import Server, uvicorn_config
 from stream_server.settings import Settings
 from support.waiting import eventually_async
 

@@ -23,9 +23,9 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream_server.demo.server import Server, environment
-from stream_server.journal.install import install
-from stream_server.run_state import RunKey
+from stream_server.cli.demo.server import Server, environment
+from stream_server.domain.run_state import RunKey
+from stream_server.journal.installer import install
 from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.streams import Events, sse

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN
 from support.soak_wires import GONE, Frame, Leaving, Lines, Messages, Over, Refused
 from support.streams import stream_path

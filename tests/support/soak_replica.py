@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from stream_server.demo.ports import LOOPBACK, free_port
-from stream_server.demo.processes import Child, wait_until
-from stream_server.demo.progress import NoProgress
-from stream_server.demo.server import environment
+from stream_server.cli.demo.ports import LOOPBACK, free_port
+from stream_server.cli.demo.processes import Child, wait_until
+from stream_server.cli.demo.progress import NoProgress
+from stream_server.cli.demo.server import environment
 from support.soak_server import Hands
 
 REPOSITORY = Path(__file__).resolve().parents[2]

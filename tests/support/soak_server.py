@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from stream_server.app import create_app
-from stream_server.server import Server, uvicorn_config
+from stream_server.server.app import create_app
+from stream_server.server.main import Server, uvicorn_config
 from stream_server.settings import Settings
 
 SEND_BUFFER = 16 * 1024

@@ -14,7 +14,7 @@ import anyio
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from stream_server.demo.ports import LOOPBACK
+from stream_server.cli.demo.ports import LOOPBACK
 
 Frame = dict[str, Any]
 Leaving = Literal["close", "reset", "vanish"]

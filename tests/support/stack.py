@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stream_server.demo.progress import ConsoleProgress
-from stream_server.demo.stack import DemoStack
+from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.stack import DemoStack
 from support.airflow_callers import Denied, airflow_settings
 from support.authoring import DAGS
 from support.postgres import DATA_DIR, FAST

@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from stream_server.demo.errors import DemoError
-from stream_server.demo.postgres import SUPERUSER, EmbeddedPostgres
-from stream_server.demo.rundir import RunDirectory
+from stream_server.cli.demo.errors import DemoError
+from stream_server.cli.demo.postgres import SUPERUSER, EmbeddedPostgres
+from stream_server.cli.demo.run_directory import RunDirectory
 from support.postgres import DATA_DIR, FAST
 from support.waiting import eventually
 

@@ -14,8 +14,8 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from stream_server.frames import AnyFrame
-from stream_server.run_state import RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.protocol.frames import AnyFrame
 
 DEADLINE = 10.0
 """Seconds in which a frame that is due must have come."""

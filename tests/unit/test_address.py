@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from stream_server.edge import address
+from stream_server.server.request_limits import address
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import httpx
 import msgspec
 import pytest
 
-from stream_server import errors, frames
-from stream_server.client.commands import Exit
-from stream_server.close_codes import CloseCode
-from stream_server.doctor.examination import airflow_checks, database_checks, server_checks
-from stream_server.doctor.limits import Limits
-from stream_server.doctor.session import Session
+from stream_server import errors
+from stream_server.cli.doctor.runner import airflow_checks, database_checks, server_checks
+from stream_server.cli.doctor.session import Session
+from stream_server.cli.doctor.thresholds import Limits
+from stream_server.cli.follow import Exit
+from stream_server.protocol import frames, wire
+from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -28,7 +29,7 @@ TYPES = get_args(frames.AnyFrame)
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_is_a_frame_with_all_that_it_says(example: str) -> None:
-    frame = frames.decode(example)
+    frame = wire.decode(example)
     sent = json.loads(msgspec.json.encode(frame))
     written = json.loads(example)
     assert sent.keys() | {"cursor"} == written.keys() | {"cursor"}

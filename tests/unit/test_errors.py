@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from stream_server import errors
-from stream_server.close_codes import CloseCode
 from stream_server.errors import (
     AirflowRefused,
     AirflowUnknown,
@@ -23,6 +22,7 @@ from stream_server.errors import (
     TooManyJoins,
     UnknownTask,
 )
+from stream_server.protocol.close_codes import CloseCode
 
 
 def subclasses(kind: type[StreamServerError]) -> list[type[StreamServerError]]:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server import protocols
-from stream_server.protocols import Heads
+from stream_server.server import connections as protocols
+from stream_server.server.connections import Heads
 
 
 def test_heads_are_kept_until_uvicorn_has_another_date() -> None:

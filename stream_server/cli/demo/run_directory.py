@@ -1,0 +1,111 @@
+"""Directories of running demos: each has its own; the next one clears away what a dead one left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from datetime import datetime
+from typing import IO, TYPE_CHECKING
+
+from stream_server.cli.demo.postgres_install import Installation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEEP_SECONDS = 24 * 3600.0
+
+
+class RunDirectory:
+    """The directory of one demo or test session: ``.demo/runs/20261122-140305-4711``.
+
+    Held by a file lock, which goes with the process, however it ends.
+
+    Args:
+        data_dir: The demo's data directory; made if missing.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        runs = data_dir.absolute() / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        with _locked(runs):
+            _clear_dead(runs)
+            self.path = _new_directory(runs)
+            self._lock = _lock(self.path)
+        assert self._lock is not None, "nobody else can know this directory"
+        self.logs = self.path / "logs"
+        self.logs.mkdir()
+        self.airflow_home = self.path / "airflow"
+        self.postgres = self.path / "postgres"
+
+    def remove(self) -> None:
+        """Remove the directory and the cluster that belongs to it, wherever that is."""
+        _remove(self.path)
+        self._release()
+
+    def keep_logs(self) -> None:
+        """Leave the logs for a day, so that the user can read what went wrong; remove the cluster."""
+        _remove_cluster(self.path)
+        (self.path / "kept").touch()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _new_directory(runs: Path) -> Path:
+    name = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    number = os.getpid()
+    while (path := runs / f"{name}-{number}").exists():
+        number += 1
+    path.mkdir()
+    return path
+
+
+def _clear_dead(runs: Path) -> None:
+    """Remove the directories that nobody holds, but for logs that were kept less than a day ago."""
+    for path in runs.iterdir():
+        if not path.is_dir():
+            continue
+        kept = path / "kept"
+        if kept.exists() and time.time() - kept.stat().st_mtime < KEEP_SECONDS:
+            continue
+        lock = _lock(path)
+        if lock is not None:
+            lock.close()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    _remove_cluster(path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_cluster(path: Path) -> None:
+    cluster = path / "postgres"
+    for place in {cluster, Installation.find().place(cluster)}:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """Lock a run directory; None if its demo is alive."""
+    file = (path / "lock").open("w")
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+@contextmanager
+def _locked(runs: Path) -> Iterator[None]:
+    """Keep other demos from making or clearing directories meanwhile."""
+    with (runs / ".lock").open("w") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        yield

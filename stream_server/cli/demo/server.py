@@ -1,0 +1,113 @@
+"""``stream-server serve`` as a child process."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import httpx
+
+from stream_server.cli.demo.ports import LOOPBACK, NO_PROXY, choose_port
+from stream_server.cli.demo.processes import Child, log_path, module, wait_until
+from stream_server.cli.demo.progress import NoProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from stream_server.cli.demo.progress import Progress
+
+START_SECONDS = 60.0
+INSTALL_SECONDS = 60.0
+STOP_SECONDS = 10.0
+REQUEST_SECONDS = 5.0
+
+
+class Server:
+    """One stream server.
+
+    Args:
+        name: As the user should see it.
+        logs: Directory for its log.
+        database_url: Airflow's database, with the journal installed.
+        airflow_url: Airflow's REST API.
+        port: A given port, or None for a free one. It stays the same over restarts.
+        options: Further options of ``serve``.
+        environment: The whole environment; ours if None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        logs: Path,
+        *,
+        database_url: str,
+        airflow_url: str,
+        port: int | None = None,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.port = choose_port(port, "the stream server")
+        self.url = f"http://{LOOPBACK}:{self.port}"
+        command = module(
+            "stream_server",
+            *("serve", "--host", LOOPBACK, "--port", str(self.port)),
+            *("--database-url", database_url, "--airflow-url", airflow_url, "--airflow-ui-url", airflow_url),
+            *options,
+        )
+        self.child = Child(name, command, log=log_path(logs, name), environment=environment)
+
+    def start(self, progress: Progress | None = None, within: float = START_SECONDS) -> None:
+        """Start it and wait until it is ready.
+
+        Raises:
+            StartError: It ended, or was not ready within so many seconds.
+        """
+        self.child.start()
+        self.wait_until_ready(progress or NoProgress(), within)
+
+    def wait_until_ready(self, progress: Progress, within: float = START_SECONDS) -> None:
+        """Wait until ``GET /ready`` is answered with 200.
+
+        Raises:
+            StartError: It ended, or was not ready within so many seconds.
+        """
+        wait_until(self.ready, within=within, waiting_for=self.child, progress=progress)
+
+    def ready(self) -> bool:
+        """Whether it answers, and is ready to serve."""
+        try:
+            return httpx.get(f"{self.url}/ready", timeout=REQUEST_SECONDS, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def stop(self, within: float = STOP_SECONDS) -> None:
+        """Let it drain its clients and end."""
+        self.child.stop(within)
+
+    def restart(self) -> None:
+        """Stop it, and start it on the same port."""
+        self.stop()
+        self.start()
+
+
+def environment() -> dict[str, str]:
+    """Return our environment without the user's settings for another stream server."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAM_SERVER_")}
+    return {**inherited, **NO_PROXY}
+
+
+def install(logs: Path, database_url: str, progress: Progress) -> None:
+    """Run ``stream-server install``: the journal and its triggers.
+
+    Raises:
+        StartError: It failed.
+    """
+    name = "stream-server install"
+    command = module("stream_server", "install", "--database-url", database_url)
+    child = Child(name, command, log=log_path(logs, name), environment=environment())
+    child.start()
+    try:
+        wait_until(lambda: child.exit_code == 0, within=INSTALL_SECONDS, waiting_for=child, progress=progress)
+    finally:
+        child.stop()

@@ -1,0 +1,17 @@
+"""The command `stream-server doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from stream_server.cli.doctor.runner import Subject, examine
+
+
+def doctor(subject: Subject, *, as_json: bool) -> bool:
+    """Write what is found to standard output; return whether there is no problem."""
+    report = asyncio.run(examine(subject))
+    text = json.dumps(report.as_json(), indent=2) if as_json else "\n".join(report.lines())
+    sys.stdout.write(text + "\n")
+    return report.healthy

@@ -1,0 +1,68 @@
+"""Airflow 3.3's own result marks (`@result`): which tasks of a run bear one, and whether all of them are known. Pure.
+
+Airflow 3.3 does not serialise this mark; only `xcom.dag_result` of a return value shows it. So it is known from the
+return values of this run, and of earlier runs of the same DAG version. Moving the mark to another task makes no new
+DAG version: what this run shows overrides what earlier runs showed.
+"""
+
+from __future__ import annotations
+
+from stream_server.domain.run_state import RunState
+from stream_server.domain.trigger_rules import NOW, K
+
+
+def marked_tasks(run: RunState) -> frozenset[str]:
+    """Return the tasks that are known to bear the mark; see `are_complete`."""
+    known = {**(run.earlier_marks or {}), **run.native_marks}
+    return frozenset(task_id for task_id, marked in known.items() if marked)
+
+
+def decide_result(run: RunState) -> bool:
+    """Whether these marks name the result tasks, if the caller names none: the author's serialised marks go first."""
+    return not (run.graph is not None and run.graph.marked) and bool(marked_tasks(run))
+
+
+def are_complete(run: RunState) -> bool:
+    """Whether no further task of a run that goes on can turn out to bear the mark.
+
+    That needs an earlier run of the same version that has ended. Each task must have shown there or here whether it is
+    marked, or must be certain not to return a value here.
+    """
+    if run.earlier_marks is None or run.graph is None:
+        return False
+    if any(run.earlier_marks.get(task_id, marked) is not marked for task_id, marked in run.native_marks.items()):
+        # The author has moved the mark since.
+        return False
+    unknown = run.graph.tasks.keys() - run.earlier_marks.keys() - run.native_marks.keys()
+    return all(_returns_nothing(run, task_id) for task_id in unknown)
+
+
+def leave_out_skipped(run: RunState, task_ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tasks that are neither skipped nor certain to be: a branch may skip some of the marked tasks."""
+    return tuple(task_id for task_id in task_ids if not _is_skipped(run, task_id))
+
+
+def _returns_nothing(run: RunState, task_id: str) -> bool:
+    """Whether a task without a return value so far ends without one.
+
+    A task that failed counts as unknown: it may be marked, and then its failure is that of the answer.
+    """
+    instances = run.tasks.get(task_id)
+    states = instances.by_state.keys() if instances is not None else {None}
+    if states == {None} and run.graph is not None and task_id in run.graph.idle_when_all_succeed:
+        # A watcher has not run in the earlier runs either. The result does not wait for it unless it starts.
+        return True
+    return states <= {"success", "skipped"}
+
+
+def _is_skipped(run: RunState, task_id: str) -> bool:
+    instances = run.tasks.get(task_id)
+    if instances is None:
+        return False
+    if instances.by_state.keys() == {"skipped"}:
+        # Mapped over nothing, it has a value: an empty list.
+        return not run.is_expanded_to_nothing(task_id)
+    forecast = run.forecast()
+    if forecast is None or run.graph is None or task_id not in run.graph.tasks or run.graph.may_expand(task_id):
+        return False
+    return all(ends & ~NOW == K for ends in forecast.outlook(task_id))

@@ -1,0 +1,111 @@
+"""The frames that tell a transition. Pure."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from stream_server.domain.transition import OUTPUT, Kind, Transition
+from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Report, RunTransition, Said, TaskTransition
+
+
+class _Item(msgspec.Struct, frozen=True):
+    """One thing that a task has said."""
+
+    chunk: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    progress: float | msgspec.UnsetType | None = msgspec.UNSET
+    text: str | None = None
+
+
+class _Batch(msgspec.Struct, frozen=True):
+    """What a task has said at once, as `stream_server.authoring.output` pushes it."""
+
+    try_number: int
+    index: Annotated[int, msgspec.Meta(ge=0)]
+    """Place of the first item among all that the try has said."""
+
+    items: list[_Item]
+
+
+_batches = msgspec.json.Decoder(_Batch)
+
+
+def tell(transition: Transition) -> list[AnyFrame]:
+    """Return the frames that tell a transition: none for what is neither a change of a state nor said by a task.
+
+    A run that was deleted has no state any more.
+    """
+    if transition.kind is Kind.TASK:
+        return [tell_task(transition)]
+    if transition.kind in {Kind.RUN, Kind.RUN_DELETED}:
+        return [tell_run(transition)]
+    return [*tell_output(transition)]
+
+
+def tell_task(transition: Transition) -> TaskTransition:
+    """Return the frame that tells a transition of a task instance."""
+    assert transition.task_id is not None, "the journal names the task of every task transition"
+    assert transition.map_index is not None, "task_instance.map_index is NOT NULL"
+    return TaskTransition(
+        dag_id=transition.dag_id,
+        run_id=transition.run_id,
+        seq=transition.seq,
+        at=transition.at,
+        task_id=transition.task_id,
+        map_index=transition.map_index,
+        try_number=transition.try_number or 0,
+        state=transition.state,
+        previous_state=transition.previous_state,
+    )
+
+
+def tell_run(transition: Transition) -> RunTransition:
+    """Return the frame that tells a transition of a run."""
+    return RunTransition(
+        dag_id=transition.dag_id,
+        run_id=transition.run_id,
+        seq=transition.seq,
+        at=transition.at,
+        state=transition.state,
+        previous_state=transition.previous_state,
+        clear_number=transition.clear_number or 0,
+    )
+
+
+def is_output(transition: Transition) -> bool:
+    """Tell whether a transition is something that a running task has said."""
+    return transition.kind is Kind.XCOM and transition.xcom_key == OUTPUT
+
+
+def tell_output(transition: Transition) -> list[Said]:
+    """Return the frames that tell what a task has said; none where that is not known, or not written as ours."""
+    if not is_output(transition) or transition.body is None:
+        return []
+    try:
+        batch = _batches.decode(transition.body)
+    except (msgspec.MsgspecError, RecursionError):
+        # msgspec raises RecursionError for values that are nested too deeply.
+        return []
+    told = (_tell_item(transition, batch, place, item) for place, item in enumerate(batch.items, batch.index))
+    return [frame for frame in told if frame is not None]
+
+
+def _tell_item(transition: Transition, batch: _Batch, index: int, item: _Item) -> Said | None:
+    assert transition.task_id is not None, "an XCom belongs to a task"
+    assert transition.map_index is not None, "xcom.map_index is NOT NULL"
+    origin = {
+        "dag_id": transition.dag_id,
+        "run_id": transition.run_id,
+        "seq": transition.seq,
+        "at": transition.at,
+        "task_id": transition.task_id,
+        "map_index": transition.map_index,
+        "try_number": batch.try_number,
+        "index": index,
+    }
+    if item.chunk is not msgspec.UNSET:
+        return Chunk(**origin, value=item.chunk)  # type: ignore[arg-type]
+    if item.progress is not msgspec.UNSET:
+        return Progress(**origin, value=Report(fraction=item.progress, text=item.text))  # type: ignore[arg-type]
+    return None

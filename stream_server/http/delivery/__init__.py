@@ -1,0 +1,1 @@
+"""Writing frames to connections: framing, write scheduling, heartbeats, back-pressure."""

@@ -1,0 +1,145 @@
+"""The frames of many streams that share a connection, each with the name that the client has given to its stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+
+import msgspec
+
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.frames import Close
+from stream_server.protocol.wire import Wire
+
+MAX_REPLIES = 64
+"""Answers that may wait for a client; beyond that, what it says next is read when it has read."""
+
+KNOWN_NAMES = 10_000
+"""Names for which it is known how frames are framed that bear them."""
+
+Framing = Callable[[Wire], bytes]
+
+
+class Named(Wire):
+    """A frame as it is for all, with the name of a stream as its last member.
+
+    It is framed once for each name: those who call their streams the same share the bytes.
+    """
+
+    def __init__(self, wire: Wire, name: str) -> None:
+        super().__init__(wire.frame, wire.cursor)
+        self._wire = wire
+        self._name = name
+
+    @cached_property
+    def text(self) -> str:
+        """The frame as JSON with its cursor and the name."""
+        return f'{self._wire.text[:-1]},"id":{msgspec.json.encode(self._name).decode()}}}'
+
+    def framed(self, frame: Framing) -> bytes:
+        """Return `frame(self)`, computed once for each way to frame and each name."""
+        return self._wire.framed(_naming(frame, self._name))
+
+
+@lru_cache(KNOWN_NAMES)
+def _naming(frame: Framing, name: str) -> Framing:
+    def named(wire: Wire) -> bytes:
+        return frame(Named(wire, name))
+
+    return named
+
+
+class Bundle:
+    """What is due to one client, of all its streams: a `courier.Source`.
+
+    Args:
+        on_over: Called with the name of a stream whose last frame has been taken.
+    """
+
+    def __init__(self, on_over: Callable[[str], None]) -> None:
+        self._on_over = on_over
+        self._streams: dict[str, Subscription] = {}
+        self._ready: dict[str, None] = {}
+        """Names of streams that have something due, the longest-waiting first."""
+
+        self._replies: list[Wire] = []
+        self._room = asyncio.Event()
+        self._notify: Callable[[], object] = lambda: None
+        self.closed: Close | None = None
+        """Why the connection ends."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing will come any more once all that is due has been taken."""
+        return self.closed is not None
+
+    def add(self, name: str, subscription: Subscription) -> None:
+        """Take in a stream."""
+        self._streams[name] = subscription
+        if self.closed is not None:
+            subscription.close(CloseCode(self.closed.code), self.closed.reason)
+        subscription.on_due(lambda: self._due(name))
+
+    def remove(self, name: str) -> None:
+        """Let go of a stream, and of what is due of it."""
+        if (subscription := self._streams.pop(name, None)) is not None:
+            subscription.on_due(_nothing)
+        self._ready.pop(name, None)
+
+    def let_go(self) -> None:
+        """Tell nobody any more which stream is over. Whoever was told refers to this, and shall go with it."""
+        self._on_over = _nobody
+
+    async def reply(self, wire: Wire) -> None:
+        """Put an answer in line, before all frames. It waits while the client reads none."""
+        while len(self._replies) >= MAX_REPLIES:
+            self._room.clear()
+            await self._room.wait()
+        self.tell(wire)
+
+    def tell(self, wire: Wire) -> None:
+        """Put something in line that is about the connection, before all frames."""
+        self._replies.append(wire)
+        self._notify()
+
+    def on_due(self, notify: Callable[[], object]) -> None:
+        """Have `notify` called whenever something becomes due."""
+        self._notify = notify
+        if self._ready or self._replies:
+            notify()
+
+    def take(self) -> list[Wire]:
+        """Return all that is due, and forget it."""
+        wires, self._replies = self._replies, []
+        self._room.set()
+        ready, self._ready = self._ready, {}
+        for name in ready:
+            subscription = self._streams[name]
+            wires.extend(Named(wire, name) for wire in subscription.take())
+            if subscription.finished:
+                self.remove(name)
+                self._on_over(name)
+        return wires
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End the connection, after what is due; each stream tells why."""
+        if self.closed is not None:
+            return
+        self.closed = Close(code=int(code), reason=reason, reconnect=code.reconnect)
+        for subscription in self._streams.values():
+            subscription.close(code, reason)
+        self._notify()
+
+    def _due(self, name: str) -> None:
+        self._ready[name] = None
+        self._notify()
+
+
+def _nobody(_name: str) -> None:
+    """Do nothing."""
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -1,0 +1,34 @@
+"""Newline-delimited JSON: one line for each frame, with its cursor as the last member."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from stream_server.http.delivery.streaming_body import HEADERS, Streaming, send_stream
+from stream_server.protocol.wire import Wire
+
+MEDIA_TYPE = "application/x-ndjson"
+
+
+def frame(wire: Wire) -> bytes:
+    """Return a frame as a line."""
+    return wire.text.encode() + b"\n"
+
+
+class LineStream(Response):
+    """Frames as lines."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, streaming: Streaming, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(headers={**HEADERS, **(headers or {})})
+        # The length of a stream is not known.
+        del self.headers["content-length"]
+        self._streaming = streaming
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        await send_stream(self._streaming, self, scope, receive, send, frame=frame, transport="ndjson")

@@ -1,0 +1,43 @@
+"""Moving frames from a subscription to a client, for answers that are made of frames only as they are sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.frames import Ping
+from stream_server.protocol.wire import Wire
+
+PING = Wire(Ping())
+
+
+async def pump(
+    subscription: Subscription,
+    *,
+    gone: asyncio.Task[None],
+    silence: float,
+    send: Callable[[Sequence[Wire]], Awaitable[None]],
+) -> None:
+    """Send what becomes due, until all has been sent or the client is gone.
+
+    Args:
+        subscription: Where frames come from. Those that are due together are sent together.
+        gone: Ends when the client has gone.
+        silence: Seconds without a frame after which a `ping` is sent.
+        send: Sends frames, in order. It may wait until the client has read.
+    """
+    due = asyncio.Event()
+    subscription.on_due(due.set)
+    gone.add_done_callback(lambda _: due.set())
+    while not gone.done() and not subscription.finished:
+        with anyio.move_on_after(silence):
+            await due.wait()
+        quiet = not due.is_set()
+        due.clear()
+        if quiet:
+            await send([PING])
+        elif wires := subscription.take():
+            await send(wires)

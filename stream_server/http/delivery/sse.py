@@ -1,0 +1,60 @@
+"""Server-sent events (WHATWG HTML Living Standard, section 9.2)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from stream_server.http.delivery.streaming_body import HEADERS, Streaming, raw, send_stream
+from stream_server.protocol.wire import Wire
+
+MEDIA_TYPE = "text/event-stream"
+
+RETRY_MS = (1000, 3000)
+"""Bounds of the random time after which a browser connects again."""
+
+
+def frame(wire: Wire) -> bytes:
+    """Return a frame as an event: its type, its place if it has one, and its JSON."""
+    place = None if wire.cursor is None else str(wire.cursor)
+    return ServerSentEvent(wire.json.decode(), event=wire.type, id=place, sep="\n").encode()
+
+
+class EventStream(Response):
+    """Frames as events.
+
+    What sse-starlette does with a task group, a queue and an async generator for each client is done here with one
+    wait: frames that are due together go out in one write. Its headers and its framing are kept.
+    """
+
+    def __init__(self, streaming: Streaming, headers: Mapping[str, str] | None = None, *, retry_ms: int = 0) -> None:
+        self.status_code = 200
+        self.raw_headers = [*_theirs(), *raw(headers or {})]
+        self._streaming = streaming
+        self._retry_ms = retry_ms
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        first = _retry(self._retry_ms)
+        await send_stream(self._streaming, self, scope, receive, send, frame=frame, transport="sse", first=first)
+
+
+def _retry(least_ms: int) -> bytes:
+    """Return the field `retry` (WHATWG HTML 9.2.6), so chosen that clients don't come back all at once."""
+    return _retry_after(least_ms + int(random.uniform(*RETRY_MS)))  # noqa: S311 # not for secrets
+
+
+@cache
+def _theirs() -> Sequence[tuple[bytes, bytes]]:
+    """Return the headers that sse-starlette gives to a stream, and ours, which are the same for all."""
+    return EventSourceResponse(iter(()), headers=HEADERS).raw_headers
+
+
+@cache
+def _retry_after(milliseconds: int) -> bytes:
+    return ServerSentEvent(retry=milliseconds, sep="\n").encode()

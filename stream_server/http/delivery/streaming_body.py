@@ -1,0 +1,185 @@
+"""Streaming over plain HTTP: what server-sent events and NDJSON share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import anyio
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from stream_server.http.delivery.scheduler import Courier
+from stream_server.http.delivery.scope import LINE, OVERHEARD, SEND, header_of, keep_place
+from stream_server.http.delivery.writers import AnswerLine, Framing, Stepped, Straight
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.wire import Wire
+
+HEADERS = {
+    # Proxies must neither store, transform (compress, and so buffer) nor buffer the stream.
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+}
+
+
+def raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Return headers as ASGI has them."""
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
+class Streaming(NamedTuple):
+    """What is streamed, and how."""
+
+    watch: AbstractAsyncContextManager[Subscription]
+    """Where frames come from. What is wrong is raised on entering, before the first header."""
+
+    courier: Courier
+    """Who brings frames to their clients."""
+
+    on_gone: Callable[[], None] | None = None
+    """Called where the client went before the end."""
+
+
+async def send_stream(
+    streaming: Streaming,
+    response: Response,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    frame: Framing,
+    transport: str,
+    first: bytes = b"",
+) -> None:
+    """Answer with frames until the stream ends, the connection must, or the client is gone.
+
+    Args:
+        streaming: What is streamed.
+        response: Whose headers are sent.
+        scope: Of the request.
+        receive: Of the request.
+        send: Of the request.
+        frame: Makes bytes of a frame.
+        transport: One of `courier.TRANSPORTS`.
+        first: Sent before the first frame.
+    """
+    start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+    line: AnswerLine | None = scope.get(LINE)
+    if line is not None and scope["method"] != "HEAD" and line.claim(cast("dict[str, Any]", scope)):
+        await _send_straight(streaming, line, scope, send, start, frame=frame, transport=transport, first=first)
+        return
+
+    send_on: Send = scope.get(SEND, send)
+    async with streaming.watch as subscription:
+        await send(start)
+        if scope["method"] == "HEAD":
+            await send(_body(b"", more=False))
+            return
+        if first:
+            await send(_body(first))
+        gone = disconnected(receive)
+        delivery = Stepped(subscription, streaming.courier, frame, send_on, gone, pack=_packed, transport=transport)
+        with delivery.attended() as over:
+            ended = await over
+        if ended:
+            with anyio.move_on_after(streaming.courier.parting_seconds) as parting:
+                await send(_body(b"", more=False))
+            ended = not parting.cancelled_caught
+        if not ended:
+            cut_off(receive)
+    if streaming.on_gone is not None and not subscription.complete:
+        streaming.on_gone()
+
+
+async def _send_straight(
+    streaming: Streaming,
+    line: AnswerLine,
+    scope: Scope,
+    send: Send,
+    start: Message,
+    *,
+    frame: Framing,
+    transport: str,
+    first: bytes,
+) -> None:
+    """Leave all to a delivery that writes to the connection, the headers in one piece with the first frames."""
+    subscription = await streaming.watch.__aenter__()
+    # What `CORSMiddleware` adds depends on the origin alone.
+    kind = None if OVERHEARD in scope else (start["status"], tuple(start["headers"]), header_of(scope, b"origin"))
+    try:
+        # The head comes through all middlewares, once a second for all who get the same.
+        head = (kind and line.head(kind)) or await _head(line, send, start, kind)
+        delivery = Straight(subscription, streaming.courier, line, chunked(frame), transport=transport)
+    except BaseException as error:
+        await streaming.watch.__aexit__(type(error), error, error.__traceback__)
+        raise
+    keep_place(scope, delivery.over)
+    delivery.begin_alone(streaming.watch, streaming.on_gone, first=head + _chunk(first) if first else head)
+
+
+async def _head(line: AnswerLine, send: Send, start: Message, kind: Hashable) -> bytes:
+    line.hold()
+    try:
+        await send(start)
+    except BaseException:
+        line.release()
+        raise
+    return line.release(kind)
+
+
+@cache
+def chunked(frame: Framing) -> Framing:
+    """Return the way to frame something that is sent in chunks: a chunk for each frame (RFC 9112 section 7.1)."""
+
+    def chunk(wire: Wire) -> bytes:
+        return _chunk(wire.framed(frame))
+
+    return chunk
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has gone. What it sends meanwhile has no meaning."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def break_off(receive: Receive) -> None:
+    """Close the connection of an answer before the end of its body, so that the client knows that it is not whole.
+
+    ASGI has no message for that. Under uvicorn, whatever its implementation of HTTP, `receive` belongs to what knows
+    the connection; once that counts as gone, no error is logged for the body without end. Other servers close the
+    connection when the application returns, and complain.
+    """
+    if (transport := _let_go(receive)) is not None:
+        transport.close()
+
+
+def cut_off(receive: Receive) -> None:
+    """Do as `break_off` does with a client that has gone, or reads nothing: what waits for it is forgotten."""
+    if (transport := _let_go(receive)) is not None:
+        transport.abort()
+
+
+def _let_go(receive: Receive) -> asyncio.WriteTransport | None:
+    """Have uvicorn take the client of a request for gone, and return its connection; `None` under other servers."""
+    cycle: Any = getattr(receive, "__self__", None)
+    if not (hasattr(cycle, "transport") and hasattr(cycle, "disconnected")):
+        return None
+    cycle.disconnected = True
+    transport: asyncio.WriteTransport = cycle.transport
+    return transport
+
+
+def _packed(_wires: Sequence[Wire], data: bytes) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": True}
+
+
+def _body(body: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}

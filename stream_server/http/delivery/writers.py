@@ -1,0 +1,279 @@
+"""Ways to bring frames to a client.
+
+Where the server is ours, they are written to the connection itself ("straight"); elsewhere ASGI's `send` is stepped,
+which comes to its end at once unless the client is slow ("stepped").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from types import CoroutineType, coroutine
+from typing import Any, Generic, Protocol, TypeVar
+
+from stream_server.http.delivery.scheduler import Courier, Delivery, Joined, Source
+from stream_server.protocol.frames import Close
+from stream_server.protocol.wire import Wire
+
+log = logging.getLogger(__name__)
+
+Framing = Callable[[Wire], bytes]
+OnGone = Callable[[], None] | None
+Hear = Callable[[bytes], None]
+
+
+Packed = TypeVar("Packed")
+"""What a server sends."""
+
+
+class Line(Protocol):
+    """A connection of our own server, as its deliveries see it."""
+
+    transport: asyncio.Transport
+    delivery: Straight | None
+    """To be told when the connection is full, free again, or lost."""
+
+    @property
+    def full(self) -> bool:
+        """Whether more is waiting to be sent than should."""
+
+    def take(self) -> None:
+        """Have the connection outlive the request, with as little of what that needed as can be."""
+
+    async def end(self, closed: Close | None) -> None:
+        """End what is sent.
+
+        Args:
+            closed: Why the connection ends before the stream does, if so.
+        """
+
+
+class AnswerLine(Line, Protocol):
+    """A connection of our own server that is answered by HTTP."""
+
+    def claim(self, scope: dict[str, Any]) -> bool:
+        """Tell whether the answer to a request may be written here: unless another one has come behind it since."""
+
+    def head(self, kind: Hashable) -> bytes | None:
+        """Return the head of an answer, if one of its kind has been sent in this second, and begin with the answer.
+
+        Args:
+            kind: All that a head depends on, but for the connection.
+        """
+
+    def hold(self) -> None:
+        """Keep back what ASGI sends."""
+
+    def release(self, kind: Hashable = None) -> bytes:
+        """Return the head that was kept back, and keep nothing back any more.
+
+        Args:
+            kind: As for `head`; `None` where that is not to be remembered.
+        """
+
+
+class Straight(Delivery):
+    """Brings frames by writing to the connection.
+
+    Args:
+        subscription: Where they come from.
+        courier: Who calls.
+        line: The connection.
+        frame: Makes bytes of a frame, as they are on the wire.
+        transport: One of `courier.TRANSPORTS`.
+        hear: Called with what the client says meanwhile, where that has a meaning.
+    """
+
+    __slots__ = ("_first", "_frame", "_line", "_on_gone", "_transport", "_watch", "hear")
+
+    _watch: AbstractAsyncContextManager[object]
+    _on_gone: OnGone
+
+    def __init__(
+        self,
+        subscription: Source,
+        courier: Courier,
+        line: Line,
+        frame: Framing,
+        hear: Hear | None = None,
+        *,
+        transport: str,
+    ) -> None:
+        super().__init__(subscription, courier, transport)
+        self.hear = hear
+        self._line = line
+        self._transport = line.transport
+        self._frame = frame
+        self._first = b""
+        self.behind = line.full
+        line.delivery = self
+        if line.transport.is_closing():
+            self.gone()
+
+    def write(self, wires: Sequence[Wire], joined: Joined) -> None:
+        """Send frames. The connection itself says when it is full."""
+        data = _together(wires, self._frame, joined)
+        self._tally.bytes += len(data)
+        if self._first:
+            data, self._first = self._first + data, b""
+        self._transport.write(data)
+
+    def unsent(self) -> int:
+        """Return how many bytes wait in the connection."""
+        return self._transport.get_write_buffer_size()
+
+    def detach(self) -> None:
+        """Let go of the connection."""
+        self._line.delivery = None
+
+    def fail(self) -> None:
+        """Nothing can be sent any more: the client shall notice, and come again."""
+        self._transport.abort()
+        self.gone()
+
+    def begin_alone(
+        self, watch: AbstractAsyncContextManager[object], on_gone: OnGone = None, *, first: bytes = b""
+    ) -> None:
+        """Bring frames when the request is over for ASGI: no task and no stack of calls is kept for it.
+
+        Args:
+            watch: Where the subscription comes from, entered; left at the end.
+            on_gone: Called where the client went before the end.
+            first: Bytes before the first frame, in the same write.
+        """
+        self._line.take()
+        self._first = first
+        self.begin()
+        if self._first and not self._transport.is_closing():
+            # Nothing is due yet, but the client shall know that its stream has begun.
+            self._transport.write(self._first)
+            self._first = b""
+        self._watch, self._on_gone = watch, on_gone
+        self.over.add_done_callback(self._end_in_task)
+
+    def _end_in_task(self, _over: object) -> None:
+        task = asyncio.create_task(self._end_alone(self._watch, self._on_gone), name="end of a stream")
+        _ending.add(task)
+        task.add_done_callback(_ending.discard)
+
+    async def _end_alone(self, watch: AbstractAsyncContextManager[object], on_gone: OnGone) -> None:
+        there = self.over.result()
+        self.stop()
+        try:
+            if there:
+                await self._line.end(self._subscription.closed)
+        finally:
+            await watch.__aexit__(None, None, None)
+        if on_gone is not None and not self._subscription.complete:
+            on_gone()
+
+
+_ending: set[asyncio.Task[None]] = set()
+
+
+class Stepped(Delivery, Generic[Packed]):
+    """Brings frames by stepping ASGI's `send`; only where that waits, since the client is slow, a task goes on with it.
+
+    Args:
+        subscription: Where they come from.
+        courier: Who calls.
+        frame: Makes bytes of a frame.
+        send: Sends what `pack` makes of frames, in order. It may wait until the client has read. Best the server's own:
+            whatever is around it lies elsewhere in memory for each client, and costs more than it does.
+        disconnected: Waits until the client has gone.
+        pack: Makes what is sent of frames, given also as bytes.
+        transport: One of `courier.TRANSPORTS`.
+    """
+
+    __slots__ = ("_frame", "_gone", "_pack", "_rest", "_send")
+
+    def __init__(
+        self,
+        subscription: Source,
+        courier: Courier,
+        frame: Framing,
+        send: Callable[[Packed], Awaitable[None]],
+        disconnected: Coroutine[Any, Any, None],
+        *,
+        pack: Callable[[Sequence[Wire], bytes], Packed],
+        transport: str,
+    ) -> None:
+        super().__init__(subscription, courier, transport)
+        self._frame = frame
+        self._send = send
+        self._pack = pack
+        self._rest: asyncio.Task[None] | None = None
+        self._gone = asyncio.create_task(disconnected, name="disconnect")
+        self._gone.add_done_callback(lambda _: self.gone())
+
+    def write(self, wires: Sequence[Wire], joined: Joined) -> None:
+        """Send frames."""
+        data = _together(wires, self._frame, joined)
+        sending = self._send(self._pack(wires, data))
+        if not isinstance(sending, CoroutineType):
+            sending = _awaited(sending)
+        try:
+            waits_for = sending.send(None)
+        except StopIteration:
+            self._tally.bytes += len(data)
+            return
+        except Exception as error:  # noqa: BLE001 # whatever a server raises to say that nobody is there
+            self._failed(error)
+            return
+        self.behind = True
+        self._rest = asyncio.create_task(_go_on(sending, waits_for), name="slow client")
+        self._rest.add_done_callback(partial(self._sent, len(data)))
+
+    def detach(self) -> None:
+        """Let go of the connection."""
+        self._gone.cancel()
+        if self._rest is not None:
+            self._rest.cancel()
+
+    def _sent(self, size: int, rest: asyncio.Task[None]) -> None:
+        self._rest = None
+        if rest.cancelled():
+            return
+        if (error := rest.exception()) is not None:
+            self._failed(error)
+        else:
+            self._tally.bytes += size
+            self.catch_up()
+
+    def _failed(self, error: BaseException) -> None:
+        log.debug("A client went while frames were sent: %r", error)
+        self.gone()
+
+
+def each(wires: Sequence[Wire], _data: bytes) -> Sequence[Wire]:
+    """Pack frames where each goes out by itself."""
+    return wires
+
+
+def _together(wires: Sequence[Wire], frame: Framing, joined: Joined) -> bytes:
+    """Return frames as bytes, made once for all clients that are due the same."""
+    if len(wires) == 1:
+        return wires[0].framed(frame)
+    key = (frame, *wires)
+    data = joined.get(key)
+    if data is None:
+        data = joined[key] = b"".join([wire.framed(frame) for wire in wires])
+    return data
+
+
+async def _awaited(sending: Awaitable[None]) -> None:
+    """Make a coroutine of what some servers return instead."""
+    await sending
+
+
+@coroutine
+def _go_on(sending: Coroutine[Any, Any, None], waits_for: object) -> Generator[Any, Any, None]:
+    """Bring a coroutine to its end that has been stepped once, and waits for something."""
+    try:
+        yield waits_for
+        yield from sending
+    finally:
+        sending.close()

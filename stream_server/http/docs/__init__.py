@@ -1,0 +1,1 @@
+"""Descriptions of the API: OpenAPI, AsyncAPI, and the parameters that both share."""

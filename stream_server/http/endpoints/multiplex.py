@@ -1,0 +1,319 @@
+"""`/api/v2/stream` as WebSocket: many streams on one connection, each with an identity that the client chooses.
+
+What the client says: `{"op": "subscribe", "id": "a", …}`, `{"op": "unsubscribe", "id": "a"}` and
+`{"op": "ping", "id": "p"}`. Each is answered by an `ack` or an `error` with that `id`; every frame of a stream bears it
+as its last member. A refusal disturbs nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from datetime import datetime
+
+from starlette.types import Scope
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from stream_server.auth.authorizer import Caller
+from stream_server.auth.revalidation import tells_of_token
+from stream_server.errors import (
+    AirflowRefused,
+    BadParameter,
+    BadRequest,
+    IdentityInUse,
+    StreamServerError,
+    TooManySubscriptions,
+)
+from stream_server.http.caller import caller_of, refuse_foreign_origin
+from stream_server.http.delivery.multiplex_queue import Bundle
+from stream_server.http.delivery.scheduler import Delivery
+from stream_server.http.delivery.scope import LINE
+from stream_server.http.delivery.writers import Stepped, Straight, each
+from stream_server.http.endpoints.firehose import filter_of
+from stream_server.http.endpoints.multiplex_messages import (
+    Operation,
+    Subscribe,
+    Unsubscribe,
+    identity_of,
+    names_of,
+    parsed,
+    run_of,
+)
+from stream_server.http.endpoints.websocket import frame, part
+from stream_server.http.params import refuse_unknown
+from stream_server.http.permission import Guarded, permit, permit_many
+from stream_server.http.request_slot import introduce, join, know_as
+from stream_server.http.state import State
+from stream_server.http.websocket_auth import (
+    MAX_ID_LENGTH,
+    Introduction,
+    accept,
+    close_code,
+    introduction,
+    may_introduce_himself,
+    refusal,
+    refuse,
+)
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.cursor import Since
+from stream_server.protocol.frames import Ack, AuthExpiring
+from stream_server.protocol.wire import Wire
+
+log = logging.getLogger(__name__)
+
+TRANSPORT = "multiplex"
+"""How metrics name it."""
+
+
+async def stream(websocket: WebSocket) -> None:
+    """Answer an upgrade of `/api/v2/stream`."""
+    refuse_foreign_origin(websocket)
+    caller = await caller_of(websocket)
+    # What is wanted is said in `subscribe`.
+    refuse_unknown(websocket.query_params.keys(), frozenset())
+    await accept(websocket)
+    multiplex = Multiplex(websocket, caller)
+    with suppress(WebSocketDisconnect):
+        try:
+            await multiplex.begin()
+        except StreamServerError as error:
+            await refuse(websocket, error)
+            return
+        await multiplex.serve()
+
+
+class _Stream:
+    """One stream of a connection."""
+
+    def __init__(self) -> None:
+        self.opening: asyncio.Task[None] | None = None
+        self.guarded: Guarded | None = None
+        self.subscription: Subscription | None = None
+        """What is due of it; `None` while it begins, and when it has been left."""
+
+
+class Multiplex:
+    """The streams of one connection.
+
+    None of them has a task of its own but while it begins and while it ends; one delivery brings what is due of all.
+    """
+
+    def __init__(self, websocket: WebSocket, caller: Caller) -> None:
+        self._websocket = websocket
+        self._caller = caller
+        self._state: State = websocket.scope["state"]
+        self._streams: dict[str, _Stream] = {}
+        self._bundle = Bundle(self._over)
+        self._ending: set[asyncio.Task[None]] = set()
+        self._warned: datetime | None = None
+
+    async def begin(self) -> None:
+        """Have the client say who he is, where he must and has not.
+
+        Raises:
+            AirflowRefused: Airflow does not know him.
+            Unauthenticated: He does not say.
+            Unavailable: Airflow can't be asked.
+        """
+        authorizer = self._state["authorizer"]
+        if not authorizer.asks_who or not self._caller.anonymous:
+            return
+        try:
+            # Airflow may have a role for who says nothing.
+            await authorizer.dags(self._caller)
+        except AirflowRefused as error:
+            if may_introduce_himself(self._caller, error):
+                await self._introduce(await introduction(self._websocket), introduce)
+
+    async def serve(self) -> None:
+        """Do what the client asks, and send what is due, until it is gone or the connection must end."""
+        reading = asyncio.create_task(self._read(), name="multiplex reader")
+        self._be_idle_later()
+        try:
+            with self._state["hub"].connection(self._bundle), self._delivery(reading).attended() as over:
+                there = await over
+            if reading.done():
+                reading.result()
+        finally:
+            reading.cancel()
+            await self._end()
+            self._bundle.let_go()
+        if there:
+            await part(self._websocket, self._bundle.closed)
+
+    def _delivery(self, reading: asyncio.Task[None]) -> Delivery:
+        line, courier = self._websocket.scope.get(LINE), self._state["courier"]
+        if line is None:
+            gone = _end_of(reading)
+            return Stepped(self._bundle, courier, frame, self._send, gone, pack=each, transport=TRANSPORT)
+        delivery = Straight(self._bundle, courier, line, frame, transport=TRANSPORT)
+        reading.add_done_callback(lambda _: delivery.gone())
+        return delivery
+
+    async def _send(self, wires: Sequence[Wire]) -> None:
+        for wire in wires:
+            await self._websocket.send_text(wire.text)
+
+    async def _read(self) -> None:
+        """Do what the client asks, until it is gone."""
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            text = message.get("text") or message.get("bytes") or b""
+            try:
+                await self._do(parsed(text))
+            except StreamServerError as error:
+                await self._refuse(identity_of(text), error)
+
+    async def _do(self, operation: Operation) -> None:
+        if isinstance(operation, Introduction):
+            await self._introduce(operation, know_as)
+            return
+        if not 0 < len(operation.id) <= MAX_ID_LENGTH:
+            raise BadParameter(f"id must have 1 to {MAX_ID_LENGTH} characters")
+        if isinstance(operation, Subscribe):
+            self._subscribe(operation)
+        elif isinstance(operation, Unsubscribe):
+            await self._unsubscribe(operation.id)
+        else:
+            await self._bundle.reply(Wire(Ack(op="ping", id=operation.id)))
+
+    def _subscribe(self, operation: Subscribe) -> None:
+        if operation.id in self._streams:
+            raise IdentityInUse(f"There is a stream {operation.id!r} on this connection; end it, or choose another id")
+        most = self._state["settings"].max_subscriptions
+        if len(self._streams) >= most:
+            raise TooManySubscriptions(f"This connection has {most} streams, the most that are allowed; end one first")
+        join(self._websocket.scope)
+        self._state["idle"].stop(self._be_idle)
+        stream = self._streams[operation.id] = _Stream()
+        stream.opening = asyncio.create_task(self._begin(operation, stream), name="beginning of a stream")
+
+    async def _unsubscribe(self, identity: str) -> None:
+        stream = self._streams.get(identity)
+        if stream is None:
+            raise BadRequest(f"There is no stream {identity[:MAX_ID_LENGTH]!r} on this connection")
+        await self._leave(identity, stream)
+        await self._bundle.reply(Wire(Ack(op="unsubscribe", id=identity)))
+
+    async def _introduce(self, said: Introduction, count_as: Callable[[Scope, Mapping[str, str]], None]) -> None:
+        """Go on with another credential: what its bearer may not see ends."""
+        authorizer, caller = self._state["authorizer"], said.caller
+        try:
+            await authorizer.dags(caller)
+        except AirflowRefused as error:
+            # He need not be allowed to list DAGs.
+            if tells_of_token(error):
+                raise
+        count_as(self._websocket.scope, caller.headers)
+        self._caller = caller
+        await asyncio.gather(*(self._renew(stream, caller) for stream in list(self._streams.values())))
+        await self._bundle.reply(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])))
+
+    async def _renew(self, stream: _Stream, caller: Caller) -> None:
+        authorizer, subscription, guarded = self._state["authorizer"], stream.subscription, stream.guarded
+        if subscription is None or guarded is None or guarded.guard is None:
+            return
+        try:
+            await guarded.guard.renew(caller)
+        except StreamServerError as error:
+            subscription.close(close_code(error), str(error))
+            return
+        if not guarded.scope.dag_id and stream.subscription is subscription:
+            self._state["hub"].show(subscription, authorizer.readable(caller))
+
+    def _expiring(self, subscription: Subscription, expires_at: datetime) -> None:
+        """Tell the client once for all his streams that his token is about to expire."""
+        if self._warned != expires_at:
+            self._warned = expires_at
+            self._bundle.tell(Wire(AuthExpiring(expires_at=expires_at)))
+
+    async def _begin(self, operation: Subscribe, stream: _Stream) -> None:
+        caller = self._caller
+        try:
+            guarded = await self._open(operation, stream, caller)
+            if self._caller is caller:
+                know_as(self._websocket.scope, caller.headers)
+            stream.subscription = subscription = await guarded.__aenter__()
+        except StreamServerError as error:
+            await self._refuse_stream(operation.id, stream, error)
+            return
+        except Exception:
+            log.exception("A stream could not be begun")
+            fault = StreamServerError("The server has a fault; its log says more")
+            await self._refuse_stream(operation.id, stream, fault)
+            return
+        if self._caller is not caller:
+            # He has said meanwhile that he is somebody else.
+            await self._renew(stream, self._caller)
+        await self._bundle.reply(Wire(Ack(op="subscribe", id=operation.id)))
+        self._bundle.add(operation.id, subscription)
+
+    async def _refuse_stream(self, identity: str, stream: _Stream, error: StreamServerError) -> None:
+        # It counts among the streams, and ends with the connection, until the client has room for the answer.
+        await self._refuse(identity, error)
+        self._forget(identity, stream)
+
+    async def _open(self, operation: Subscribe, stream: _Stream, caller: Caller) -> Guarded:
+        hub, since, authorizer = self._state["hub"], Since.parse(operation.cursor), self._state["authorizer"]
+        if isinstance(operation.run_id, str):
+            key, question = run_of(operation, operation.run_id)
+            permission = await permit(authorizer, caller, key)
+            watch: AbstractAsyncContextManager[Subscription] = hub.watch(key, permission.may_ask(question), since=since)
+        else:
+            permission = await permit_many(authorizer, caller)
+            readable = authorizer.readable(caller)
+            watch = hub.follow(await filter_of(self._state, names_of(operation)), since=since, readable=readable)
+        stream.guarded = permission.guarded(watch, self._expiring)
+        return stream.guarded
+
+    def _over(self, identity: str) -> None:
+        """A stream has sent its last frame: its name is free again."""
+        stream = self._streams[identity]
+        self._forget(identity, stream)
+        task = asyncio.create_task(self._leave(identity, stream), name="end of a stream")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _leave(self, identity: str, stream: _Stream) -> None:
+        """End a stream, however far it has come."""
+        if stream.opening is not None and stream.opening is not asyncio.current_task():
+            stream.opening.cancel()
+            await asyncio.wait({stream.opening})
+        if self._streams.get(identity) is stream:
+            self._bundle.remove(identity)
+            self._forget(identity, stream)
+        if stream.subscription is not None and stream.guarded is not None:
+            stream.subscription = None
+            await stream.guarded.__aexit__(None, None, None)
+
+    async def _end(self) -> None:
+        """End all streams."""
+        for identity, stream in list(self._streams.items()):
+            await self._leave(identity, stream)
+        while self._ending:
+            await asyncio.wait(self._ending)
+        self._state["idle"].stop(self._be_idle)
+
+    def _forget(self, identity: str, stream: _Stream) -> None:
+        if self._streams.get(identity) is stream:
+            del self._streams[identity]
+        if not self._streams:
+            self._be_idle_later()
+
+    def _be_idle_later(self) -> None:
+        self._state["idle"].start(self._be_idle)
+
+    def _be_idle(self) -> None:
+        self._bundle.close(CloseCode.IDLE, "There was no stream on this connection for too long")
+
+    async def _refuse(self, identity: str, error: StreamServerError) -> None:
+        await self._bundle.reply(Wire(refusal(identity, error)))
+
+
+async def _end_of(reading: asyncio.Task[None]) -> None:
+    await asyncio.wait({reading})

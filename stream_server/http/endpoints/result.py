@@ -1,0 +1,164 @@
+"""`GET …/dagRuns/{run_id}/result`: waiting for the outcome in one call. Waiting asks nothing of the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import NamedTuple
+
+import anyio
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stream_server.auth.airflow_api import run_path
+from stream_server.domain.run_state import RunKey
+from stream_server.errors import AirflowRefused, StreamServerError, Unavailable
+from stream_server.http.caller import caller_of
+from stream_server.http.delivery.streaming_body import disconnected
+from stream_server.http.endpoints.outcome_body import Hearing, bare_value
+from stream_server.http.params import QUESTION, duration, flag, number, query_part, question, run_key
+from stream_server.http.permission import permit, until_refused
+from stream_server.http.state import State
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.bodies import RunAnswer
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.frames import Close
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds; shorter than what most proxies allow."""
+
+READING_SECONDS = 5.0
+"""How long return values may be read after the time is up: they are there, so that reading them is not waiting."""
+
+RETRY_AFTER = "1"
+"""Seconds after which to ask again; asking waits, so that there is no need to wait before."""
+
+FAIL_STATUS = 502
+"""HTTP status that tells a failure where the bare value was asked for, unless the caller chooses another."""
+
+FAIL_STATUSES = (400, 599)
+"""Bounds of those that can be chosen."""
+
+FORM = frozenset({"timeout", "unwrap", "fail_status"})
+"""Parameters that say how long to wait, and what the answer looks like."""
+
+
+REFUSALS = {int(CloseCode.UNAUTHENTICATED): 401, int(CloseCode.FORBIDDEN): 403}
+"""HTTP statuses that tell what close codes tell."""
+
+
+class Form(NamedTuple):
+    """How long to wait, and what the answer looks like."""
+
+    timeout: float
+    unwrap: bool
+    """Whether to answer with the bare value."""
+
+    fail_status: int
+    """HTTP status that tells a failure, where the bare value was asked for."""
+
+
+def form(request: Request) -> Form:
+    """Return what the query says of the answer.
+
+    Raises:
+        BadParameter: A value is wrong.
+    """
+    return Form(
+        duration(request, "timeout", DEFAULT_TIMEOUT),
+        flag(request, "unwrap"),
+        number(request, "fail_status", FAIL_STATUS, *FAIL_STATUSES),
+    )
+
+
+async def result(request: Request) -> Response:
+    """Answer the request."""
+    state: State = request.scope["state"]
+    caller = await caller_of(request)
+    key, wanted = run_key(request), form(request)
+    asked = replace(question(request, QUESTION | FORM), output=False)
+    permission = await permit(state["authorizer"], caller, key)
+    watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked)), until_refused)
+    answer = await wait(request, watch, key, wanted.timeout)
+    here = f"{run_path(key)}/result{query_part(request)}"
+    return respond(answer, wanted, {"Location": here} if answer.outcome == "pending" else {})
+
+
+async def wait(
+    request: Request,
+    watch: AbstractAsyncContextManager[Subscription],
+    key: RunKey,
+    at_most: float,
+    on_gone: Callable[[], None] | None = None,
+) -> RunAnswer:
+    """Wait for the outcome of a run, or for the time to be up, or for the client to be gone.
+
+    Args:
+        request: Who waits; its body has been read.
+        watch: Where the outcome comes from.
+        key: The run.
+        at_most: Seconds to wait.
+        on_gone: Called where the client went.
+
+    Raises:
+        Unavailable: The outcome can't be waited for here any more.
+        AirflowRefused: The caller may not read the run any more.
+    """
+    state: State = request.scope["state"]
+    hub, hearing = state["hub"], Hearing(key)
+    async with watch as subscription:
+        gone = asyncio.create_task(disconnected(request.receive), name="disconnect")
+        try:
+            with state["courier"].tallies["result"].one_waiting(), anyio.move_on_after(at_most):
+                await _hear(subscription, hearing, gone)
+            if not hearing.over and hub.reading(key):
+                with anyio.move_on_after(READING_SECONDS):
+                    await _hear(subscription, hearing, gone)
+            left = gone.done()
+        finally:
+            gone.cancel()
+        answer = hearing.answer(hub.state(key))
+    if left and on_gone is not None and not hearing.over:
+        on_gone()
+    if hearing.closed is not None:
+        raise _why_closed(hearing.closed)
+    return answer
+
+
+def _why_closed(closed: Close) -> StreamServerError:
+    """Return the error that tells one who waits for an answer what a stream is told by its close."""
+    if closed.code in REFUSALS:
+        return AirflowRefused(closed.reason, REFUSALS[closed.code])
+    return Unavailable(f"{closed.reason}; ask again")
+
+
+async def _hear(subscription: Subscription, hearing: Hearing, gone: asyncio.Task[None]) -> None:
+    due = asyncio.Event()
+    subscription.on_due(due.set)
+    gone.add_done_callback(lambda _: due.set())
+    while not hearing.over and not gone.done():
+        for wire in subscription.take():
+            hearing.hear(wire.frame)
+        if not hearing.over:
+            await due.wait()
+            due.clear()
+
+
+def respond(answer: RunAnswer, wanted: Form, headers: Mapping[str, str]) -> Response:
+    """Return an answer in the form that was asked for.
+
+    Raises:
+        BadParameter: The bare value was asked for, and several tasks answer.
+        NoResult: It was, and there is none.
+    """
+    pending = answer.outcome == "pending"
+    bare = wanted.unwrap and not pending
+    return Response(
+        bare_value(answer, wanted.fail_status) if bare else msgspec.json.encode(answer),
+        status_code=202 if pending else 200,
+        media_type="application/json",
+        headers={"Cache-Control": "no-store", **({"Retry-After": RETRY_AFTER} if pending else {}), **headers},
+    )

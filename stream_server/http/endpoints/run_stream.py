@@ -1,0 +1,113 @@
+"""`GET …/dagRuns/{run_id}/stream`: a run, as server-sent events or NDJSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from types import TracebackType
+
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from stream_server.errors import Throttled, Unavailable
+from stream_server.http.caller import caller_of
+from stream_server.http.delivery import ndjson, sse
+from stream_server.http.delivery.scheduler import Courier
+from stream_server.http.delivery.scope import header_of
+from stream_server.http.delivery.streaming_body import Streaming
+from stream_server.http.params import accepts, question, run_key, since
+from stream_server.http.permission import permit
+from stream_server.http.state import State
+from stream_server.hub.hub import Hub
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.close_codes import CloseCode
+
+
+async def stream(request: Request) -> Response:
+    """Answer the request."""
+    state: State = request.scope["state"]
+    caller = await caller_of(request)
+    key, asked = run_key(request), question(request)
+    try:
+        permission = await permit(state["authorizer"], caller, key)
+    except Unavailable as error:
+        return unavailable(request, error)
+    came_from = since(request)
+    if came_from is not None and came_from.ended:
+        # It stops an EventSource from coming again.
+        return Response(status_code=204)
+    watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked), since=came_from))
+    return stream_response(request, Streaming(watch, state["courier"]))
+
+
+def unavailable(request: Request, error: Unavailable) -> Response:
+    """Return the response where a stream can't be had just now: an `EventSource` gets one that says so.
+
+    All others are told by `error`, which is raised before the first header.
+    """
+    state: State = request.scope["state"]
+    return stream_response(request, Streaming(_Failing(error), state["courier"]))
+
+
+def stream_response(request: Request, streaming: Streaming, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the response in the form that the client wants."""
+    if accepts(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE:
+        return ndjson.LineStream(streaming, headers)
+    if sse.MEDIA_TYPE in (header_of(request.scope, b"accept") or ""):
+        state: State = request.scope["state"]
+        streaming = Streaming(_ComingAgain(streaming.watch, state["hub"]), streaming.courier, streaming.on_gone)
+    return sse.EventStream(streaming, headers)
+
+
+class _ComingAgain(AbstractAsyncContextManager[Subscription]):
+    """Has an `EventSource` come again where a stream can't be had just now.
+
+    It gives up for good after any status but 200 (WHATWG HTML 9.2.3, "fail the connection"), so that it gets a stream
+    which says so, and ends.
+    """
+
+    __slots__ = ("_entered", "_hub", "_watch")
+
+    def __init__(self, watch: AbstractAsyncContextManager[Subscription], hub: Hub) -> None:
+        self._watch, self._hub = watch, hub
+        self._entered = False
+
+    async def __aenter__(self) -> Subscription:
+        try:
+            subscription = await self._watch.__aenter__()
+        except Unavailable as error:
+            subscription = Subscription(0)
+            subscription.close(CloseCode.DRAINING if self._hub.draining else CloseCode.UNAVAILABLE, str(error))
+        else:
+            self._entered = True
+        return subscription
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._watch.__aexit__(kind, error, traceback) if self._entered else None
+
+
+def is_event_source(connection: HTTPConnection) -> bool:
+    """Tell whether a client gives up for good after any status but 200."""
+    scope = connection.scope
+    accept = header_of(scope, b"accept") or ""
+    return sse.MEDIA_TYPE in accept and scope["type"] == "http" and scope["method"] == "GET"
+
+
+def turned_away(error: Throttled, courier: Courier) -> Response:
+    """Return the answer to an `EventSource` that shall come again, but not at once."""
+    subscription = Subscription(0)
+    subscription.close(CloseCode.THROTTLED, str(error), retry_ms=1000 * error.retry_after)
+    return sse.EventStream(Streaming(nullcontext(subscription), courier), retry_ms=1000 * error.retry_after)
+
+
+class _Failing(AbstractAsyncContextManager[Subscription]):
+    def __init__(self, error: Unavailable) -> None:
+        self._error = error
+
+    async def __aenter__(self) -> Subscription:
+        raise self._error
+
+    async def __aexit__(self, *_: object) -> None:
+        pass

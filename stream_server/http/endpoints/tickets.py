@@ -1,0 +1,111 @@
+"""`POST /api/v2/stream/tickets`: a ticket for streams, instead of a credential in a URL. `caller` takes it back.
+
+A URL is kept in logs and histories. A ticket that is found there is used up: it is good once, for the paths that were
+asked for, and not for long.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import unquote
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import compile_path
+
+from stream_server.auth.authorizer import Caller
+from stream_server.auth.tickets import digest_of, holder_of, new_ticket, seal
+from stream_server.domain.run_state import RunKey
+from stream_server.errors import BadParameter, BadRequest, TooManyTickets
+from stream_server.http.caller import caller_of, refuse_foreign_origin
+from stream_server.http.delivery.scope import PLACE
+from stream_server.http.params import read_body
+from stream_server.http.state import State
+from stream_server.protocol.bodies import Ticket
+
+PATH = "/api/v2/stream/tickets"
+
+MAX_PATHS = 10
+"""Streams that one ticket may be for; it opens one of them."""
+
+MAX_PATH_LENGTH = 2000
+
+STREAMS = "^/api/v2/(dags/[A-Za-z0-9_.~-]+/(dagRuns/[A-Za-z0-9_.~+:-]+/)?)?stream$"
+"""What they look like, for those who only read the description; names may have any character, percent-encoded."""
+
+RUN_STREAM, DAG_STREAM, STREAM = (
+    compile_path(path)[0]
+    for path in ("/api/v2/dags/{dag_id}/dagRuns/{run_id}/stream", "/api/v2/dags/{dag_id}/stream", "/api/v2/stream")
+)
+
+
+class Wanted(msgspec.Struct, forbid_unknown_fields=True):
+    """What a ticket is asked for."""
+
+    paths: Annotated[
+        list[Annotated[str, msgspec.Meta(extra_json_schema={"pattern": STREAMS})]],
+        msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_PATHS}),
+    ]
+    """Paths of streams, without query, as they stand in a URL."""
+
+
+async def issue(request: Request) -> Response:
+    """Answer the request."""
+    state: State = request.scope["state"]
+    refuse_foreign_origin(request)
+    caller = await caller_of(request)
+    settings, paths = state["settings"], _paths(await read_body(request))
+    plain = [*dict.fromkeys(unquote(path) for path in paths)]
+    for path in plain:
+        await _authorize(state, caller, path)
+    text, holder = new_ticket(), caller.headers or {"address": str(request.scope[PLACE].caller)}
+    expires = await state["tickets"].keep(
+        digest_of(text),
+        holder_of(holder),
+        plain,
+        seal(text, caller.headers, plain),
+        lifetime=settings.ticket_ttl,
+        most=settings.max_tickets_per_caller,
+    )
+    if expires is None:
+        raise TooManyTickets(
+            f"You have {settings.max_tickets_per_caller} tickets that are not used"
+            " (STREAM_SERVER_MAX_TICKETS_PER_CALLER); ask for one when you need it",
+            max(1, round(settings.ticket_ttl)),
+        )
+    answer = Ticket(ticket=text, expires_at=expires, paths=paths)
+    return Response(msgspec.json.encode(answer), 201, {"Cache-Control": "no-store"}, "application/json")
+
+
+def _paths(body: bytes) -> list[str]:
+    try:
+        paths = msgspec.json.decode(body, type=Wanted).paths
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequest(
+            f'The body must be a JSON object with the paths of streams, {{"paths": ["/api/v2/stream"]}}: {error}'
+        ) from None
+    if not 0 < len(paths) <= MAX_PATHS:
+        raise BadParameter(f"paths must name 1 to {MAX_PATHS} streams")
+    for path in paths:
+        if len(path) > MAX_PATH_LENGTH or not _is_stream(path):
+            raise BadParameter(
+                f"{path[:100]!r} is no path of a stream; write /api/v2/dags/DAG/dagRuns/RUN/stream,"
+                " /api/v2/dags/DAG/stream or /api/v2/stream, without a query"
+            )
+    return paths
+
+
+def _is_stream(path: str) -> bool:
+    plain = unquote(path)
+    return "?" not in path and any(form.match(plain) for form in (RUN_STREAM, DAG_STREAM, STREAM))
+
+
+async def _authorize(state: State, caller: Caller, path: str) -> None:
+    """Refuse a ticket for what could not be opened with it: it would be refused then, and say less."""
+    if run := RUN_STREAM.match(path):
+        await state["authorizer"].run(caller, RunKey(run["dag_id"], run["run_id"]))
+    elif dag := DAG_STREAM.match(path):
+        await state["authorizer"].dag(caller, dag["dag_id"])
+    else:
+        await state["authorizer"].dags(caller)

@@ -1,0 +1,281 @@
+"""`POST …/dagRuns?wait_for_completion=true`: triggering a DAG through Airflow's API, and staying to hear its answer.
+
+Without that parameter the request is passed on as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stream_server.auth.airflow_api import AirflowApi, run_path
+from stream_server.auth.authorizer import Caller
+from stream_server.domain.outcome import Question
+from stream_server.domain.run_state import RunKey
+from stream_server.errors import (
+    AirflowRefused,
+    BadParameter,
+    BadRequest,
+    KeyReused,
+    NoResult,
+    RunNotFound,
+    StreamServerError,
+)
+from stream_server.http.caller import airflow_as, caller_of, refuse_foreign_origin
+from stream_server.http.delivery import ndjson, sse
+from stream_server.http.delivery.streaming_body import Streaming
+from stream_server.http.endpoints import result as longpoll
+from stream_server.http.endpoints.result import Form
+from stream_server.http.endpoints.run_stream import stream_response
+from stream_server.http.params import (
+    QUESTION,
+    STREAM,
+    accepts,
+    choice,
+    duration,
+    flag,
+    query_part,
+    question,
+    read_body,
+    run_key,
+)
+from stream_server.http.permission import Permission, permit, until_refused
+from stream_server.http.state import State
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.bodies import Cancelled
+from stream_server.protocol.cursor import Since
+
+JSON = "application/json"
+CONFLICT = 409
+PARAMETERS = (STREAM - {"cursor"}) | longpoll.FORM | {"wait_for_completion", "if_exists", "on_disconnect", "grace"}
+DEFAULT_GRACE = 5.0
+"""Seconds in which somebody must come back to a run that shall not go on without."""
+
+IF_EXISTS = ("fail", "attach")
+ON_DISCONNECT = ("continue", "cancel")
+"""Values of these parameters; the first is the default."""
+
+MAX_KEY_LENGTH = 255
+PASSED_HEADERS = ("accept", "content-type")
+OWN_HEADERS = frozenset({"connection", "content-encoding", "content-length", "date", "keep-alive", "transfer-encoding"})
+"""Headers of Airflow's answer that tell about its connection to us, or about a compression that has been undone."""
+
+
+class Plan(NamedTuple):
+    """What a request wants beside the run."""
+
+    form: Form
+    attach: bool
+    """Whether a run that exists already is as good as a new one."""
+
+    cancel_after: float | None
+    """Seconds after which a run is stopped that nobody waits for any more; `None` lets it go on."""
+
+
+class Begun(NamedTuple):
+    """A run, and from where it can be heard."""
+
+    key: RunKey
+    since: Since | None
+    """When it did not exist yet; `None` where it was there before."""
+
+
+async def trigger(request: Request) -> Response:
+    """Answer the request."""
+    refuse_foreign_origin(request)
+    if not flag(request, "wait_for_completion"):
+        return await _pass_on(request)
+    state: State = request.scope["state"]
+    caller = await caller_of(request)
+    question(request, PARAMETERS)
+    plan = _plan(request)
+    airflow = airflow_as(request, caller)
+    # Who may not read what he triggers had better know before.
+    await state["authorizer"].dag(caller, request.path_params["dag_id"])
+    begun = await _begin(request, caller, airflow, plan)
+    with _naming(begun.key):
+        permission = await permit(state["authorizer"], caller, begun.key)
+        return await _answer(request, airflow, permission, begun, plan)
+
+
+async def cancel(request: Request) -> Response:
+    """Answer `POST …/dagRuns/{run_id}/cancel`: the run is set to failed, with the caller's own rights."""
+    refuse_foreign_origin(request)
+    key = run_key(request)
+    state = await airflow_as(request, await caller_of(request)).fail(key)
+    cancelled = Cancelled(dag_id=key.dag_id, dag_run_id=key.run_id, state=state)
+    return Response(msgspec.json.encode(cancelled), media_type=JSON)
+
+
+def _plan(request: Request) -> Plan:
+    attach = choice(request, "if_exists", IF_EXISTS) == "attach"
+    cancels = choice(request, "on_disconnect", ON_DISCONNECT) == "cancel"
+    grace = duration(request, "grace", DEFAULT_GRACE)
+    if not cancels and "grace" in request.query_params:
+        raise BadParameter("grace= means something only together with on_disconnect=cancel")
+    return Plan(longpoll.form(request), attach, grace if cancels else None)
+
+
+async def _begin(request: Request, caller: Caller, airflow: AirflowApi, plan: Plan) -> Begun:
+    """Trigger the run, or find the one that the request means."""
+    dag_id = str(request.path_params["dag_id"])
+    state: State = request.scope["state"]
+    body = await _read(request)
+    since = Since(state["hub"].cursor, unborn=True)
+    claimed = await _claim(request, dag_id, body)
+    attach = plan.attach or (claimed is not None and not claimed.foreign)
+    named = claimed.run_id if claimed is not None else body.get("dag_run_id")
+    if claimed is not None:
+        body = {**body, "dag_run_id": claimed.run_id}
+    try:
+        return Begun(await airflow.trigger(dag_id, body), since)
+    except AirflowRefused as error:
+        if error.status == CONFLICT and named is not None and attach:
+            # The conflict may be about something else, such as the logical date.
+            key = RunKey(dag_id, named)
+            await state["authorizer"].run(caller, key)
+            if await _exists(state, key):
+                return Begun(key, None)
+        if claimed is not None and claimed.first:
+            await state["claims"].release(claimed.digest, claimed.run_id)
+        raise
+
+
+async def _exists(state: State, key: RunKey) -> bool:
+    try:
+        async with state["hub"].watch(key, Question()):
+            return True
+    except RunNotFound:
+        return False
+
+
+async def _answer(request: Request, airflow: AirflowApi, permission: Permission, begun: Begun, plan: Plan) -> Response:
+    state: State = request.scope["state"]
+    form = accepts(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
+    asked = permission.may_ask(replace(question(request, PARAMETERS), output=form != JSON))
+    key, watching = begun.key, state["hub"].watch(begun.key, asked, since=begun.since)
+    on_gone = None
+    if (grace := plan.cancel_after) is not None:
+        await state["cancellations"].expect(key)
+        on_gone = partial(state["cancellations"].schedule, key, asked, partial(airflow.fail, key), grace)
+    if form != JSON:
+        streaming = Streaming(_naming_run(permission.guarded(watching), key), state["courier"], on_gone)
+        return stream_response(request, streaming, _names(request, key, "stream", STREAM))
+    watch = permission.guarded(watching, until_refused)
+    answer = await longpoll.wait(request, watch, key, plan.form.timeout, on_gone)
+    headers = _names(request, key, "result", QUESTION | longpoll.FORM)
+    if answer.outcome == "pending":
+        headers["Location"] = headers["Content-Location"]
+    try:
+        return longpoll.respond(answer, plan.form, headers)
+    except StreamServerError as error:
+        error.headers = headers
+        raise
+
+
+@contextmanager
+def _naming(key: RunKey) -> Iterator[None]:
+    """Have errors name the run that is there: who only reads what is wrong would trigger another."""
+    try:
+        yield
+    except StreamServerError as error:
+        error.headers = {"Location": run_path(key), **error.headers}
+        if not isinstance(error, NoResult):
+            error.args = (f"{error}. Run {key.run_id!r} was triggered; follow it at {run_path(key)}",)
+        raise
+
+
+@asynccontextmanager
+async def _naming_run(watch: AbstractAsyncContextManager[Subscription], key: RunKey) -> AsyncIterator[Subscription]:
+    with _naming(key):
+        async with watch as subscription:
+            yield subscription
+
+
+def _names(request: Request, key: RunKey, what: str, parameters: frozenset[str]) -> dict[str, str]:
+    """Return the headers that name the run, and where a broken call can be taken up (RFC 9110 sections 8.7, 10.2.2)."""
+    kept = [(name, value) for name, value in request.query_params.multi_items() if name in parameters]
+    query = f"?{urlencode(kept)}" if kept else ""
+    return {"Location": run_path(key), "Content-Location": f"{run_path(key)}/{what}{query}"}
+
+
+class Claimed(NamedTuple):
+    """The run that belongs to an idempotency key."""
+
+    digest: bytes
+    run_id: str
+    first: bool
+    """Whether nobody had used the key before."""
+
+    foreign: bool
+    """Whether the run had been there before the key was used."""
+
+
+async def _claim(request: Request, dag_id: str, body: Mapping[str, Any]) -> Claimed | None:
+    """Claim a run for the `Idempotency-Key` of a request, if it has one (draft-ietf-httpapi-idempotency-key-header).
+
+    Raises:
+        BadRequest: The key is too long.
+        KeyReused: It was used for another request.
+    """
+    state: State = request.scope["state"]
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise BadRequest(f"The Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters")
+    digest = _digest([dag_id, key])
+    named = body.get("dag_run_id")
+    # To be asked before the claim: whoever comes with the same key meanwhile may be faster than we are.
+    existed = named is not None and await _exists(state, RunKey(dag_id, named))
+    run_id = named or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}"
+    claim = await state["claims"].claim(digest, _digest(body), run_id, state["settings"].idempotency_ttl)
+    if not claim.same:
+        raise KeyReused(
+            "This Idempotency-Key was used for another request to this DAG; use a new key for a new request"
+        )
+    return Claimed(digest, claim.run_id, claim.first, existed and claim.first)
+
+
+def _digest(what: object) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).digest()
+
+
+async def _read(request: Request) -> dict[str, Any]:
+    """Return the body.
+
+    Raises:
+        BadRequest: It is no JSON object, or names a run by something else than a string.
+        TooLarge: It is larger than `STREAM_SERVER_MAX_BODY_BYTES`.
+    """
+    raw = await read_body(request)
+    try:
+        body = msgspec.json.decode(raw or b"{}", type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequest(f"The body must be a JSON object, as Airflow's endpoint has it: {error}") from None
+    if not isinstance(body.get("dag_run_id"), str | None):
+        raise BadRequest("dag_run_id must be a string, or be left out")
+    return body
+
+
+async def _pass_on(request: Request) -> Response:
+    airflow = airflow_as(request, await caller_of(request))
+    headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
+    path = request.scope["raw_path"].decode() + query_part(request)
+    answer = await airflow.pass_on("POST", path, await read_body(request), headers)
+    response = Response(answer.content, answer.status_code)
+    for name, value in answer.headers.multi_items():
+        if name not in OWN_HEADERS:
+            response.headers.append(name, value)
+    return response

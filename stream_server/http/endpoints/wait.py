@@ -1,0 +1,210 @@
+"""`GET …/dagRuns/{run_id}/wait`: Airflow's own endpoint (3.1 and later), but it is told what changes and never asks.
+
+Parameters, statuses, error bodies and lines are those of Airflow 3.3 (`core_api/routes/public/dag_run.py` and
+`core_api/services/public/dag_run.py`, class `DagRunWaiter`), so that its clients need only another address. Only when
+the lines come is ours: when the state changes, and again where it does not for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from itertools import groupby
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import quote
+
+from pydantic import Field, TypeAdapter, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from stream_server.auth.airflow_api import run_path
+from stream_server.domain.outcome import Question, Values
+from stream_server.domain.run_state import RUN_FINAL, RunKey
+from stream_server.domain.transition import RETURN_VALUE
+from stream_server.errors import AirflowRefused, RunNotFound, Unavailable
+from stream_server.http.caller import caller_of
+from stream_server.http.delivery.pump import PING, pump
+from stream_server.http.delivery.scheduler import Tally
+from stream_server.http.delivery.streaming_body import HEADERS, break_off, disconnected
+from stream_server.http.params import run_key
+from stream_server.http.permission import permit, until_refused
+from stream_server.http.state import State
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.frames import End, RunTransition, Snapshot
+from stream_server.protocol.wire import Wire
+
+log = logging.getLogger(__name__)
+
+LEAST_SILENCE = 1.0
+"""Seconds after which a state is told again at the earliest, however short the interval that a client asks for."""
+
+_interval: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0.0)])
+
+
+async def wait(request: Request) -> Response:
+    """Answer the request."""
+    state: State = request.scope["state"]
+    key, query = run_key(request), request.query_params
+    caller = await caller_of(request)
+    try:
+        permission = await permit(state["authorizer"], caller, key)
+    except AirflowRefused as error:
+        return _refused(error)
+    except RunNotFound:
+        return _not_found(key)
+    try:
+        interval = _interval.validate_python(query["interval"])
+    except KeyError:
+        return _invalid([{"type": "missing", "msg": "Field required", "input": None}])
+    except ValidationError as error:
+        return _invalid(error.errors(include_url=False))
+    named = query.getlist("result") if "result" in query else None
+    if not permission.access.results:
+        if named:
+            return JSONResponse({"detail": "User is not authorized to read XCom data for this Dag"}, 403)
+        named = []
+
+    async def read() -> Values:
+        return await state["runs"].final_values(key, named) if named != [] else {}
+
+    silence = min(max(interval, LEAST_SILENCE), state["settings"].ping_interval)
+    watching = state["hub"].watch(key, Question(until="run", output=False))
+    watch = permission.guarded(watching, until_refused)
+    return StateLines(Waiting(key, watch, read, silence, state["courier"].tallies["wait"]))
+
+
+class Waiting(NamedTuple):
+    """Who waits for what."""
+
+    key: RunKey
+    watch: AbstractAsyncContextManager[Subscription]
+    read: Callable[[], Awaitable[Values]]
+    """Reads what is returned with the last line."""
+
+    silence: float
+    """Seconds after which a state is told again."""
+
+    tally: Tally
+    """Where it is counted."""
+
+
+class StateLines(Response):
+    """The state of a run as lines of JSON, up to its end.
+
+    Where the end can't be told, since the server stops or the run was deleted, the connection is broken off: a clean
+    end would make the last line look like the end of the run.
+    """
+
+    def __init__(self, waiting: Waiting) -> None:
+        # No media type, as in Airflow: its Python client does not read a body that has this one.
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._waiting = waiting
+        self._line = b""
+        self._complete = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            async with self._waiting.watch as subscription:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await self._send_lines(subscription, receive, send)
+        except RunNotFound:
+            await _not_found(self._waiting.key)(scope, receive, send)
+
+    async def _send_lines(self, subscription: Subscription, receive: Receive, send: Send) -> None:
+        async def send_lines(wires: Sequence[Wire]) -> None:
+            lines = [await self._tell(wire) for wire in wires]
+            if told := b"".join(lines):
+                await send({"type": "http.response.body", "body": told, "more_body": True})
+
+        gone = asyncio.create_task(disconnected(receive), name="disconnect")
+        try:
+            with self._waiting.tally.one_waiting():
+                await pump(subscription, gone=gone, silence=self._waiting.silence, send=send_lines)
+        finally:
+            gone.cancel()
+        if self._complete:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            break_off(receive)
+
+    async def _tell(self, wire: Wire) -> bytes:
+        """Return the line that follows from a frame, or nothing where the state is not another one."""
+        frame = wire.frame
+        if wire is PING:
+            return self._line
+        if isinstance(frame, End) and frame.state is not None:
+            return await self._tell_end(frame.state)
+        state = frame.run.state if isinstance(frame, Snapshot) else None
+        if isinstance(frame, RunTransition):
+            state = frame.state
+        # An end is told once, with the values: whoever reads lines stops there.
+        line = b"" if state is None or state in RUN_FINAL else _line({"state": state})
+        if line in {b"", self._line}:
+            return b""
+        self._line = line
+        return line
+
+    async def _tell_end(self, state: str) -> bytes:
+        try:
+            values = await self._waiting.read()
+        except Unavailable as error:
+            log.warning("Broke off who waits for run %s: %s", self._waiting.key, error)
+            return b""
+        self._complete = True
+        return last_line(self._waiting.key, state, values)
+
+
+def last_line(key: RunKey, state: str, values: Values) -> bytes:
+    """Return the line that tells the end, with the values as the database holds them.
+
+    Those of a mapped task become a list. Values too large to be sent are told by where Airflow has them, beside the
+    others; that is ours.
+    """
+    results: dict[str, str] = {}
+    references: dict[str, object] = {}
+    for task_id, places in groupby(sorted(values), key=lambda place: place[0]):
+        indexes = [map_index for _, map_index in places]
+        found = [values[task_id, index] for index in indexes]
+        if any(value.json is None for value in found):
+            entries = f"{run_path(key)}/taskInstances/{quote(task_id, safe='')}/xcomEntries"
+            href = f"{entries}/{RETURN_VALUE}" if indexes == [-1] else entries
+            references[task_id] = {"href": href, "bytes": sum(value.bytes for value in found)}
+        else:
+            texts = [value.json or "" for value in found]
+            results[task_id] = texts[0] if indexes == [-1] else f"[{', '.join(texts)}]"
+    members = {"state": json.dumps(state)}
+    if results:
+        members["results"] = _object(results)
+    if references:
+        members["references"] = json.dumps(references)
+    return _object(members).encode() + b"\n"
+
+
+def _object(members: Mapping[str, str]) -> str:
+    """Return a JSON object, given its members as JSON."""
+    return "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in members.items()) + "}"
+
+
+def _line(members: Mapping[str, object]) -> bytes:
+    return json.dumps(members).encode() + b"\n"
+
+
+def _invalid(errors: Iterable[Mapping[str, Any]]) -> Response:
+    """Answer as FastAPI does to a query parameter that is missing or wrong."""
+    return JSONResponse({"detail": [{**error, "loc": ["query", "interval"]} for error in errors]}, 422)
+
+
+def _refused(error: AirflowRefused) -> Response:
+    headers = {} if error.challenge is None else {"WWW-Authenticate": error.challenge}
+    return JSONResponse({"detail": str(error)}, error.status, headers)
+
+
+def _not_found(key: RunKey) -> Response:
+    text = f"The DagRun with dag_id: `{key.dag_id}` and run_id: `{key.run_id}` was not found"
+    return JSONResponse({"detail": text}, 404)

@@ -1,0 +1,151 @@
+"""WebSocket (RFC 6455): one text message for each frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from struct import pack
+
+import anyio
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from stream_server.domain.outcome import Question
+from stream_server.domain.run_state import RunKey
+from stream_server.errors import AirflowRefused, StreamServerError
+from stream_server.http.caller import caller_of, refuse_foreign_origin
+from stream_server.http.delivery.scope import LINE, keep_place
+from stream_server.http.delivery.writers import Line, Stepped, Straight, each
+from stream_server.http.params import question, run_key, since
+from stream_server.http.permission import Guarded, Permission, permit
+from stream_server.http.request_slot import introduce
+from stream_server.http.state import State
+from stream_server.http.websocket_auth import (
+    MAX_ID_LENGTH,
+    Conversation,
+    accept,
+    introduction,
+    may_introduce_himself,
+    refuse,
+)
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.frames import Ack, AuthExpiring, Close
+from stream_server.protocol.wire import Wire
+
+NORMAL_CLOSURE = 1000
+"""RFC 6455 section 7.4.1: the purpose of the connection has been fulfilled."""
+
+FINAL_TEXT = 0x81
+SHORT, LONGER = 125, 0xFFFF
+"""Largest payloads whose length stands in 7 and in 16 bits."""
+
+
+async def stream(websocket: WebSocket) -> None:
+    """Answer an upgrade of `…/dagRuns/{run_id}/stream`. What is wrong is told before the handshake, as over HTTP.
+
+    Only who does not say who he is gets his handshake, and a few seconds to say it then.
+    """
+    state: State = websocket.scope["state"]
+    refuse_foreign_origin(websocket)
+    caller = await caller_of(websocket)
+    key, asked = run_key(websocket), question(websocket)
+    try:
+        permission = await permit(state["authorizer"], caller, key)
+    except AirflowRefused as error:
+        if not may_introduce_himself(caller, error):
+            raise
+    else:
+        introduce(websocket.scope, caller.headers)
+        await _stream(websocket, permission, asked)
+        return
+    await accept(websocket)
+    with suppress(WebSocketDisconnect):
+        try:
+            said = await introduction(websocket)
+            permission = await permit(state["authorizer"], said.caller, key)
+            introduce(websocket.scope, said.caller.headers)
+            await websocket.send_text(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])).text)
+            await _stream(websocket, permission, asked)
+        except StreamServerError as error:
+            await refuse(websocket, error)
+
+
+async def _stream(websocket: WebSocket, permission: Permission, asked: Question) -> None:
+    state: State = websocket.scope["state"]
+    came_from = since(websocket)
+    if came_from is not None and came_from.ended:
+        await accept(websocket)
+        await websocket.close(NORMAL_CLOSURE)
+        return
+    key = RunKey(permission.scope.dag_id, permission.scope.run_id)
+    watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked), since=came_from), tell_expiry)
+    line = websocket.scope.get(LINE)
+    if line is not None:
+        await _send_straight(websocket, line, watch)
+        return
+
+    async def send_frames(wires: Sequence[Wire]) -> None:
+        for wire in wires:
+            await websocket.send_text(wire.text)
+
+    async with watch as subscription:
+        await accept(websocket)
+        listening = _listen(websocket, Conversation(websocket.scope, watch, subscription))
+        delivery = Stepped(
+            subscription, state["courier"], frame, send_frames, listening, pack=each, transport="websocket"
+        )
+        with delivery.attended() as over:
+            there = await over
+        # Who has gone has nobody left to tell.
+        if there:
+            await part(websocket, subscription.closed)
+
+
+async def _send_straight(websocket: WebSocket, line: Line, watch: Guarded) -> None:
+    """Accept the handshake, and leave the rest to a delivery that writes to the connection."""
+    state: State = websocket.scope["state"]
+    subscription = await watch.__aenter__()
+    try:
+        await accept(websocket)
+        hear = Conversation(websocket.scope, watch, subscription).hear
+        delivery = Straight(subscription, state["courier"], line, frame, hear, transport="websocket")
+    except BaseException as error:
+        await watch.__aexit__(type(error), error, error.__traceback__)
+        raise
+    keep_place(websocket.scope, delivery.over)
+    delivery.begin_alone(watch)
+
+
+def tell_expiry(subscription: Subscription, expires_at: datetime) -> None:
+    """Tell a client that his token is about to expire; he can send another one."""
+    subscription.push([Wire(AuthExpiring(expires_at=expires_at))])
+
+
+def frame(wire: Wire) -> bytes:
+    """Return a frame as an unmasked text message of one fragment (RFC 6455 section 5.2)."""
+    text = wire.text.encode()
+    if len(text) <= SHORT:
+        head = pack("!BB", FINAL_TEXT, len(text))
+    elif len(text) <= LONGER:
+        head = pack("!BBH", FINAL_TEXT, SHORT + 1, len(text))
+    else:
+        head = pack("!BBQ", FINAL_TEXT, SHORT + 2, len(text))
+    return head + text
+
+
+async def part(websocket: WebSocket, closed: Close | None) -> None:
+    """Say good-bye, as long as the client can be expected to read it."""
+    state: State = websocket.scope["state"]
+    with suppress(WebSocketDisconnect), anyio.move_on_after(state["courier"].parting_seconds):
+        await websocket.close(*closing(closed))
+
+
+def closing(closed: Close | None) -> tuple[int, str]:
+    """Return the code and the reason with which a connection ends."""
+    return (NORMAL_CLOSURE, "") if closed is None else (closed.code, closed.reason)
+
+
+async def _listen(websocket: WebSocket, conversation: Conversation) -> None:
+    """Hear what the client says, until it has gone."""
+    while (message := await websocket.receive())["type"] != "websocket.disconnect":
+        conversation.hear(message.get("text") or message.get("bytes") or b"")

@@ -1,0 +1,69 @@
+"""Error responses: `application/problem+json` (RFC 9457)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
+from starlette.types import ExceptionHandler, Receive, Scope, Send
+
+from stream_server.errors import AirflowRefused, StreamServerError, Throttled
+from stream_server.http.endpoints import run_stream
+
+
+class Problem(JSONResponse):
+    """An `application/problem+json` answer (RFC 9457)."""
+
+    media_type = "application/problem+json"
+
+
+async def answer_not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Refuse a handshake as any request is: Starlette would say 403, and not why."""
+    raise HTTPException(HTTPStatus.NOT_FOUND)
+
+
+async def _answer_error(connection: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, StreamServerError), "registered for that class"
+    if isinstance(error, Throttled) and run_stream.is_event_source(connection):
+        return run_stream.turned_away(error, connection.scope["state"]["courier"])
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, AirflowRefused) and error.challenge is not None:
+        headers["WWW-Authenticate"] = error.challenge
+    return Problem(error.problem(), error.status, headers)
+
+
+async def _answer_http_exception(connection: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for that class"
+    title = HTTPStatus(error.status_code).phrase
+    detail, path, headers = error.detail, connection.scope["path"], dict(error.headers or {})
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        kind = "nothing" if connection.scope["type"] == "http" else "no WebSocket"
+        detail = f"There is {kind} at {path}"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"There is no {connection.scope['method']} at {path}, but {headers['Allow']}"
+    body = {"type": "about:blank", "title": title, "status": error.status_code, "detail": detail}
+    return Problem(body, error.status_code, headers)
+
+
+async def _answer_fault(connection: HTTPConnection, error: Exception) -> Response:
+    """Answer what nobody foresaw. Starlette raises it again, so that it is logged; the client learns nothing of it."""
+    body = {
+        "type": "about:blank",
+        "title": "Internal Server Error",
+        "status": 500,
+        "detail": "The server has a fault; its log says more",
+    }
+    return Problem(body, 500)
+
+
+ERRORS: Mapping[Any, ExceptionHandler] = {
+    StreamServerError: _answer_error,
+    HTTPException: _answer_http_exception,
+    Exception: _answer_fault,
+}

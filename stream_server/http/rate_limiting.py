@@ -1,0 +1,80 @@
+"""Letting callers in, as long as they have and do no more than they may."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stream_server.auth.rate_limits import Admission, address_caller
+from stream_server.errors import NulInText
+from stream_server.http.caller import credential_of
+from stream_server.http.delivery.scope import OVERHEARD, PLACE
+from stream_server.http.endpoints.probe import PROBE
+from stream_server.http.request_slot import now, take_ticket
+from stream_server.http.state import State
+
+LEAST_REFUSAL = 400
+"""HTTP statuses below say that a credential was good."""
+
+
+def answering(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
+    """Return what answers a request as ASGI has it. What is raised is left to the application, which tells it."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    return answer
+
+
+class Admitted:
+    """ASGI middleware of a route: each request takes a place, and leaves it at its end.
+
+    A stream that outlives its request keeps the place (`places.keep_place`).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or raise what tells the caller that he has too much."""
+        state: State = scope["state"]
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            raise NulInText
+        take_ticket(scope)
+        admission, identity = state["admission"], self._identity(scope)
+        client = scope.get("client")
+        # Whoever makes up credentials remains his address.
+        known = identity is not None and admission.vouched(identity)
+        place = admission.enter(identity if known else address_caller(client and client[0]), now())
+        scope[PLACE] = place
+        if identity is not None and not known:
+            send = _vouching(admission, identity, send)
+            scope[OVERHEARD] = True
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            if not place.held:
+                place.leave()
+
+    def _identity(self, scope: Scope) -> str | None:
+        """Return who the caller is if his credential is good; `None` where that is not asked here."""
+        state: State = scope["state"]
+        if not state["authorizer"].asks_who or scope["path"] == PROBE:
+            return None
+        credential = credential_of(HTTPConnection(scope))
+        return state["admission"].identity(credential) if credential else None
+
+
+def _vouching(admission: Admission, identity: str, send: Send) -> Send:
+    """Have a credential vouched for by an answer that does not refuse it."""
+
+    async def vouching(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] < LEAST_REFUSAL:
+            admission.vouch(identity)
+        await send(message)
+
+    return vouching

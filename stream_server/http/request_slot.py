@@ -1,0 +1,94 @@
+"""What `admitted` notes of a request for those who answer it: the place of its caller, and his ticket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from urllib.parse import unquote_plus
+
+from starlette.types import Scope
+
+from stream_server.auth.rate_limits import Place
+from stream_server.errors import BadParameter
+from stream_server.http.delivery.scope import PLACE, TICKET
+from stream_server.http.state import State
+
+
+def recognize(scope: Scope, credential: Mapping[str, str]) -> None:
+    """Count a request for who shows a credential, instead of for his address: who is refused has no stream.
+
+    Raises:
+        TooManyStreams: He has as many as he may.
+    """
+    state: State = scope["state"]
+    place: Place | None = scope.get(PLACE)
+    if place is not None and credential and state["authorizer"].asks_who:
+        place.pass_to(state["admission"].identity(credential))
+
+
+def introduce(scope: Scope, credential: Mapping[str, str]) -> None:
+    """Count a connection, and what is begun on it, for who has shown a credential that was good.
+
+    Raises:
+        TooManyJoins: He has begun too much of late.
+        TooManyStreams: He has as many as he may.
+    """
+    state: State = scope["state"]
+    place: Place | None = scope.get(PLACE)
+    if place is not None and credential and state["authorizer"].asks_who:
+        identity = state["admission"].identity(credential)
+        state["admission"].vouch(identity)
+        place.introduce(identity, now())
+
+
+def know_as(scope: Scope, credential: Mapping[str, str]) -> None:
+    """Count a connection as `introduce` does, even if its caller has as many streams as he may: it is there already."""
+    state: State = scope["state"]
+    place: Place | None = scope.get(PLACE)
+    if place is not None and credential and state["authorizer"].asks_who:
+        identity = state["admission"].identity(credential)
+        state["admission"].vouch(identity)
+        place.know_as(identity)
+
+
+def join(scope: Scope) -> None:
+    """Begin something more on a connection, such as a subscription.
+
+    Raises:
+        TooManyJoins: The caller has begun too much of late.
+    """
+    state: State = scope["state"]
+    place: Place | None = scope.get(PLACE)
+    if place is not None:
+        state["admission"].join(place.joins_as, now())
+
+
+def take_ticket(scope: Scope) -> None:
+    """Take the ticket out of a URL, so that nobody logs it, repeats it or hands it on.
+
+    The scope is that which the server itself logs.
+
+    Raises:
+        BadParameter: There are several.
+    """
+    query: bytes = scope["query_string"]
+    if not query:
+        return
+    tickets, others = [], []
+    for part in query.split(b"&"):
+        name, _, value = part.partition(b"=")
+        if unquote_plus(name.decode("latin-1")) == "ticket":
+            tickets.append(unquote_plus(value.decode("latin-1")))
+        else:
+            others.append(part)
+    if not tickets:
+        return
+    scope["query_string"] = b"&".join(others)
+    if len(tickets) > 1:
+        raise BadParameter("ticket= is given more than once")
+    scope[TICKET] = tickets[0]
+
+
+def now() -> float:
+    """Return the time by which joins are counted."""
+    return time.monotonic()

@@ -1,0 +1,36 @@
+"""What the application's lifespan gives to every request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypedDict
+
+import httpx
+
+from stream_server.auth.authorizer import Authorizer
+from stream_server.auth.rate_limits import Admission
+from stream_server.http.cancellation import Cancellations
+from stream_server.http.deadlines import Deadlines
+from stream_server.http.delivery.scheduler import Courier
+from stream_server.hub.hub import Hub
+from stream_server.journal.idempotency_keys import Claims
+from stream_server.journal.run_store import Runs
+from stream_server.journal.ticket_store import Tickets
+from stream_server.settings import Settings
+
+
+class State(TypedDict):
+    """What the application's lifespan gives to every request."""
+
+    settings: Settings
+    hub: Hub
+    courier: Courier
+    authorizer: Authorizer
+    airflow: httpx.AsyncClient | None
+    runs: Runs
+    claims: Claims
+    tickets: Tickets
+    cancellations: Cancellations
+    admission: Admission
+    idle: Deadlines[Callable[[], None]]
+    """What to call where a connection has had no stream for too long."""

@@ -1,0 +1,177 @@
+"""What clients say on a WebSocket about who they are: `{"op": "auth", "token": "…"}`, at first or later."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import anyio
+import msgspec
+from starlette.types import Scope
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from stream_server.auth.authorizer import Caller
+from stream_server.auth.revalidation import tells_of_token
+from stream_server.errors import (
+    AirflowRefused,
+    BadRequest,
+    Draining,
+    StreamServerError,
+    Throttled,
+    Unauthenticated,
+    Unavailable,
+)
+from stream_server.http.permission import Guarded
+from stream_server.http.request_slot import know_as
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.frames import Ack, Close, Refusal
+from stream_server.protocol.wire import Wire
+
+SUBPROTOCOL = "airflow-stream"
+"""What clients may offer (RFC 6455 section 1.9); what else they do is not taken up, and above all no token."""
+
+PATIENCE_SECONDS = 5.0
+"""How long a client may take to say who he is."""
+
+MAX_ID_LENGTH = 64
+
+FORBIDDEN = 403
+
+Token = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~+/-]+=*$", max_length=16_384)]
+"""RFC 6750 section 2.1."""
+
+
+class Introduction(msgspec.Struct, tag_field="op", tag="auth", forbid_unknown_fields=True):
+    """Say who you are, with a bearer token of Airflow's; also with a new one, before the last has expired."""
+
+    token: Token
+    """Bearer token of Airflow's API, which says who the client is."""
+
+    id: str = ""
+
+    @property
+    def caller(self) -> Caller:
+        """Who says so."""
+        return Caller.bearing(self.token)
+
+
+class _Operation(msgspec.Struct):
+    op: str = ""
+    id: str = ""
+
+
+async def accept(websocket: WebSocket) -> None:
+    """Accept the handshake, unless that has been done."""
+    if websocket.application_state is WebSocketState.CONNECTING:
+        offered = websocket.scope.get("subprotocols", ())
+        await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+
+
+def may_introduce_himself(caller: Caller, error: AirflowRefused) -> bool:
+    """Tell whether a caller whom Airflow does not know may say yet who he is.
+
+    Browsers can't send an `Authorization` with a handshake, but always send what cookies they have.
+    """
+    return error.status == Unauthenticated.status and "authorization" not in caller.headers
+
+
+async def introduction(websocket: WebSocket) -> Introduction:
+    """Return what a client says first.
+
+    Raises:
+        Unauthenticated: It does not say who it is, or says something else.
+        WebSocketDisconnect: It has gone.
+    """
+    wanted = 'send {"op":"auth","token":"…"} first'
+    with anyio.move_on_after(PATIENCE_SECONDS):
+        message = await websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        try:
+            return msgspec.json.decode(message.get("text") or message.get("bytes") or b"", type=Introduction)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Unauthenticated(f"Not understood: {error}; {wanted}") from None
+    raise Unauthenticated(f"You did not say who you are within {PATIENCE_SECONDS:g} s; {wanted}")
+
+
+async def refuse(websocket: WebSocket, error: StreamServerError) -> None:
+    """Tell on an open WebSocket what would have been told before the handshake, and end it."""
+    code = close_code(error)
+    retry_ms = 1000 * error.retry_after if isinstance(error, Throttled) else None
+    closed = Close(code=int(code), reason=error.title, reconnect=code.reconnect, retry_ms=retry_ms)
+    await websocket.send_text(Wire(refusal("", error)).text)
+    await websocket.send_text(Wire(closed).text)
+    await websocket.close(code, error.title)
+
+
+def close_code(error: StreamServerError) -> CloseCode:
+    """Return the code that tells what an error tells."""
+    if isinstance(error, Unavailable):
+        return CloseCode.DRAINING if isinstance(error, Draining) else CloseCode.UNAVAILABLE
+    if isinstance(error, Throttled):
+        return CloseCode.THROTTLED
+    if error.status == Unauthenticated.status or (isinstance(error, AirflowRefused) and tells_of_token(error)):
+        return CloseCode.UNAUTHENTICATED
+    return CloseCode.FORBIDDEN if error.status == FORBIDDEN else CloseCode.REFUSED
+
+
+def refusal(identity: str, error: StreamServerError) -> Refusal:
+    """Return the frame that tells an error."""
+    problem = error.problem()
+    return Refusal(
+        id=identity[:MAX_ID_LENGTH],
+        problem=problem["type"],
+        title=problem["title"],
+        status=problem["status"],
+        detail=problem["detail"],
+    )
+
+
+class Conversation:
+    """What a client says on the WebSocket of one run: that it has another token. All else has no meaning there.
+
+    Args:
+        scope: Of its connection.
+        guarded: Its stream.
+        subscription: Where answers go.
+    """
+
+    __slots__ = ("_guarded", "_renewing", "_scope", "_subscription")
+
+    def __init__(self, scope: Scope, guarded: Guarded, subscription: Subscription) -> None:
+        self._scope, self._guarded, self._subscription = scope, guarded, subscription
+        self._renewing: asyncio.Task[None] | None = None
+
+    def hear(self, text: str | bytes) -> None:
+        """Do what the client says."""
+        try:
+            operation = msgspec.json.decode(text, type=_Operation)
+        except (msgspec.DecodeError, RecursionError):
+            return
+        if operation.op != "auth":
+            return
+        try:
+            said = msgspec.json.decode(text, type=Introduction)
+        except (msgspec.DecodeError, RecursionError) as error:
+            self._refuse(operation.id, BadRequest(f"Not understood: {error}"))
+            return
+        if self._renewing is not None:
+            self._refuse(said.id, BadRequest("The last token is still being looked at"))
+            return
+        self._renewing = asyncio.create_task(self._renew(said), name="another token")
+
+    async def _renew(self, said: Introduction) -> None:
+        try:
+            if self._guarded.guard is not None:
+                await self._guarded.guard.renew(said.caller)
+                know_as(self._scope, said.caller.headers)
+        except StreamServerError as error:
+            self._refuse(said.id, error)
+        else:
+            self._subscription.push([Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH]))])
+        finally:
+            self._renewing = None
+
+    def _refuse(self, identity: str, error: StreamServerError) -> None:
+        self._subscription.push([Wire(refusal(identity, error))])

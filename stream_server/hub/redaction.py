@@ -1,0 +1,23 @@
+"""What remains of frames for who may read a run, but not its XComs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Result
+
+
+def withhold(frames: Sequence[AnyFrame]) -> list[AnyFrame]:
+    """Return frames without the values in them; that there is a result, or that a task has said something, is told."""
+    return [_bare(frame) for frame in frames]
+
+
+def _bare(frame: AnyFrame) -> AnyFrame:
+    if isinstance(frame, Result):
+        return replace(frame, results={}, references={}, withheld=True)
+    if isinstance(frame, (Chunk, Progress)):
+        return replace(frame, value=UNSET, withheld=True)
+    return frame

@@ -1,1 +1,0 @@
-"""The run page and the chat page, and what they ask for beside streams."""

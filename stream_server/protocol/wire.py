@@ -1,0 +1,75 @@
+"""Encoding and decoding of frames. A frame is encoded once, however many clients receive it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import msgspec
+
+from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.frames import AnyFrame
+
+_LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\u0085\u2028\u2029")
+"""Ends of lines for Python's `splitlines`, and so for some clients, that JSON need not escape."""
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame)
+
+
+class Wire:
+    """A frame on its way to any number of clients, encoded once for each transport."""
+
+    def __init__(self, frame: AnyFrame, cursor: Cursor | None = None) -> None:
+        self.frame = frame
+        self.cursor = cursor
+        """Place of a client that has received this frame; only the last frame of a batch has it."""
+        self._framed: dict[Callable[[Wire], bytes], bytes] = {}
+
+    @cached_property
+    def type(self) -> str:
+        """The frame's `type`."""
+        return type_of(self.frame)
+
+    @cached_property
+    def json(self) -> bytes:
+        """The frame as JSON, in one line whatever a client takes for the end of one."""
+        json = _encoder.encode(self.frame)
+        for character, escaped in _LINE_ENDS:
+            if character in json:
+                json = json.replace(character, escaped)
+        return json
+
+    @cached_property
+    def text(self) -> str:
+        """The frame as JSON with its cursor as the last member, as WebSocket and NDJSON send it."""
+        if self.cursor is None:
+            return self.json.decode()
+        # A cursor is made of digits, letters and ".:,", none of which JSON escapes.
+        return f'{self.json[:-1].decode()},"cursor":"{self.cursor}"}}'
+
+    def framed(self, frame: Callable[[Wire], bytes]) -> bytes:
+        """Return `frame(self)`, computed once for each way to frame."""
+        framed = self._framed.get(frame)
+        if framed is None:
+            framed = self._framed[frame] = frame(self)
+        return framed
+
+
+def type_of(frame: AnyFrame) -> str:
+    """Return the `type` of a frame."""
+    return str(type(frame).__struct_config__.tag)
+
+
+def decode(text: bytes | str) -> AnyFrame:
+    """Read a frame. Unknown members are ignored, so that older clients understand newer servers.
+
+    Raises:
+        msgspec.ValidationError: The text is no frame, or one of a type that this version does not know.
+    """
+    try:
+        return _decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError as error:
+        raise msgspec.ValidationError(str(error)) from error

@@ -1,0 +1,77 @@
+"""The ASGI application."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
+
+from stream_server.http import pages as assets
+from stream_server.http.delivery.scope import LINE, SEND
+from stream_server.http.problems import ERRORS, answer_not_found
+from stream_server.http.routes import api_routes
+from stream_server.server.journal_service import Duties
+from stream_server.server.lifespan import Follow, make_lifespan
+from stream_server.server.operator_api import operator_routes
+from stream_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ASKED_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
+TOLD_HEADERS = ("Content-Location", "Location", "Retry-After")
+"""What pages of other origins may send and read, beside what everybody may (WHATWG Fetch, section 3.2)."""
+
+
+class Application(Starlette):
+    """An application whose streams know the `send` of the server that runs it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if LINE in scope:
+            await super().__call__(scope, receive, send)
+            return
+        scope[SEND] = send
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # What it belongs to has the scope: it shall be freed now, and not by the collector of cycles.
+            del scope[SEND]
+
+
+def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = False) -> Application:
+    """Make the application.
+
+    Args:
+        settings: The settings.
+        follow: Makes what it hears of the journal by; by itself it follows the journal alone.
+        drains: Whether it sees to it by itself that streams end before the server that runs it does.
+    """
+    app = Application(
+        # What they add to the head of a stream depends on its `Origin` alone: heads are kept by that (`body._head`).
+        middleware=[_cors(settings.cors_origins)] if settings.cors_origins else [],
+        routes=[
+            *api_routes(),
+            *([] if settings.admin_port is not None else operator_routes()),
+            *(assets.routes() if settings.web else []),
+        ],
+        exception_handlers=ERRORS,
+        lifespan=make_lifespan(settings, follow, drains=drains),
+    )
+    app.router.default = answer_not_found
+    return app
+
+
+def _cors(origins: Sequence[str]) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=ASKED_HEADERS,
+        # Cookies, for origins that are named; `refuse_foreign_origin` sees to the rest.
+        allow_credentials="*" not in origins,
+        expose_headers=TOLD_HEADERS,
+    )

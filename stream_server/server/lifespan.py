@@ -1,0 +1,128 @@
+"""Start and stop of what an application needs: connections, hub, journal, authorization."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeAlias
+
+import httpx
+from starlette.applications import Starlette
+
+from stream_server.auth.airflow_api import shared_client
+from stream_server.auth.airflow_authorizer import AirflowAuthorizer
+from stream_server.auth.authorizer import Authorizer, Everybody
+from stream_server.auth.rate_limits import Admission
+from stream_server.http.cancellation import Cancellations
+from stream_server.http.deadlines import Deadlines
+from stream_server.http.delivery.scheduler import Courier
+from stream_server.http.state import State
+from stream_server.hub.hub import Hub
+from stream_server.journal.idempotency_keys import Claims
+from stream_server.journal.run_store import Runs
+from stream_server.journal.ticket_store import Tickets
+from stream_server.journal.waiting_servers import Waiters
+from stream_server.server.journal_service import Upstream
+from stream_server.server.metrics import Metrics
+from stream_server.server.request_limits import Edge
+from stream_server.server.signal_drain import drained_first
+from stream_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+Follow: TypeAlias = Callable[[Settings, Hub, Runs, Metrics], Upstream]
+"""Makes what an application hears of the journal by."""
+
+
+class ServerState(State):
+    """What the application's lifespan gives to the server itself and to operators' endpoints, beside that."""
+
+    upstream: Upstream
+    edge: Edge
+
+
+def make_lifespan(settings: Settings, follow: Follow, *, drains: bool) -> Callable[[Starlette], Any]:
+    """Make the function that starts what the application needs, and stops it at the end."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[ServerState]:
+        url = settings.database_url.get_secret_value()
+        runs = Runs(
+            url,
+            pool_size=settings.pool_size,
+            max_result_bytes=settings.max_result_bytes,
+            max_output_bytes=settings.max_output_bytes,
+        )
+        metrics = Metrics()
+        hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes, observer=metrics)
+        age = settings.max_connection_age or None
+        courier = Courier(asyncio.get_running_loop(), settings.ping_interval, age)
+        metrics.attend_hub(hub)
+        metrics.attend_wire(courier)
+        upstream = follow(settings, hub, runs, metrics)
+        cancellations = Cancellations(hub, Waiters(runs))
+        loop = asyncio.get_running_loop()
+        edge = Edge(settings, loop)
+        idle: Deadlines[Callable[[], None]] = Deadlines(loop, settings.idle_timeout, lambda over: over())
+        airflow: httpx.AsyncClient | None = None
+        if settings.airflow_url is not None:
+            airflow = shared_client(settings.airflow_url, settings.airflow_timeout)
+        authorizer: Authorizer = Everybody()
+        if settings.asks_airflow and airflow is not None:
+            authorizer = AirflowAuthorizer(airflow, good_for=settings.auth_cache, grace=settings.auth_grace)
+        app.state.hub = hub
+        tasks = [
+            asyncio.create_task(upstream.run(), name="following of the journal"),
+            asyncio.create_task(cancellations.run(), name="keeper of cancellations"),
+        ]
+        if isinstance(authorizer, AirflowAuthorizer):
+            tasks.append(asyncio.create_task(authorizer.guards.run(), name="guards"))
+        for task in tasks:
+            task.add_done_callback(_stop_process)
+        state = ServerState(
+            settings=settings,
+            hub=hub,
+            upstream=upstream,
+            courier=courier,
+            authorizer=authorizer,
+            airflow=airflow,
+            runs=runs,
+            claims=Claims(runs),
+            tickets=Tickets(runs),
+            cancellations=cancellations,
+            admission=Admission(settings.max_streams_per_caller, settings.max_joins_per_second, secrets.token_bytes()),
+            edge=edge,
+            idle=idle,
+        )
+        try:
+            with drained_first(partial(hub.drain, settings.grace_period)) if drains else nullcontext():
+                yield state
+        finally:
+            edge.close()
+            idle.close()
+            await cancellations.close()
+            if isinstance(authorizer, AirflowAuthorizer):
+                await authorizer.close()
+            if airflow is not None:
+                await airflow.aclose()
+            for task in tasks:
+                task.remove_done_callback(_stop_process)
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await hub.close()
+            await runs.close()
+
+    return lifespan
+
+
+def _stop_process(task: asyncio.Task[None]) -> None:
+    """Stop a process whose tail has died: a supervisor starts a working one, while a deaf one would look healthy."""
+    log.critical("The %s has died", task.get_name(), exc_info=None if task.cancelled() else task.exception())
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,59 @@
+"""Endpoints of operators: health, readiness, metrics."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from stream_server.http.docs import routes as describe
+from stream_server.http.problems import ERRORS
+from stream_server.protocol.bodies import Health, Readiness, TailReadiness
+from stream_server.server.lifespan import ServerState
+from stream_server.server.metric_families import encoded
+from stream_server.settings import Settings
+
+
+def create_admin_app(settings: Settings) -> Starlette:
+    """Make the application that answers operators, where they have a port of their own.
+
+    It has no lifespan: it lives by that of the other one.
+    """
+    return Starlette(routes=operator_routes(), exception_handlers=ERRORS)
+
+
+def operator_routes() -> list[BaseRoute]:
+    """Return the routes of operators."""
+    return [
+        Route("/health", _health),
+        Route("/ready", _ready),
+        Route("/metrics", _metrics),
+        *describe.routes(),
+    ]
+
+
+async def _health(request: Request) -> Response:
+    return Response(msgspec.json.encode(Health(status="ok")), media_type="application/json")
+
+
+async def _ready(request: Request) -> Response:
+    """Answer 200 while streams are whole and live, else 503 with the reasons."""
+    state: ServerState = request.scope["state"]
+    status = state["upstream"].status
+    problems = [*status.problems, *(["the server is shutting down"] if state["hub"].draining else [])]
+    readiness = Readiness(
+        status="unavailable" if problems else "ready",
+        problems=problems,
+        warnings=state["upstream"].warnings,
+        tail=TailReadiness(connected=status.connected, doorbell=status.hears),
+    )
+    return Response(msgspec.json.encode(readiness), 503 if problems else 200, media_type="application/json")
+
+
+async def _metrics(request: Request) -> Response:
+    """Answer a scrape. Nothing is asked for it: the database was measured before."""
+    state: ServerState = request.scope["state"]
+    body, media_type = encoded(await state["upstream"].families(), request.headers.get("accept", ""))
+    return Response(body, media_type=media_type)

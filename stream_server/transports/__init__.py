@@ -1,1 +1,0 @@
-"""The edges: how frames reach a client."""

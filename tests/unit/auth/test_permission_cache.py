@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from stream_server.auth.authorizer import Caller
+from stream_server.auth.permission_cache import Permit, Permits
+from stream_server.errors import AirflowRefused, PermissionUnknown
+
+ADA, BOB = Caller.bearing("ada"), Caller.bearing("bob")
+SUBJECT = ("runs", "chat")
+
+
+class Airflow:
+    """Answers questions, and counts them."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.at_once = self.most_at_once = 0
+        self.permit = Permit(200)
+        self.error: Exception | None = None
+        self.answering = asyncio.Event()
+        self.answering.set()
+
+    async def ask(self) -> Permit:
+        self.asked += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await self.answering.wait()
+        finally:
+            self.at_once -= 1
+        if self.error is not None:
+            raise self.error
+        return self.permit
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def airflow() -> Airflow:
+    return Airflow()
+
+
+@pytest.fixture
+def permits(clock: Callable[[], float]) -> Permits:
+    return Permits(good_for=30, refused_for=10, limit=3, at_once=2, clock=clock)
+
+
+@pytest.mark.parametrize(("permit", "seconds"), [(Permit(200), 30), (Permit(403, "Forbidden"), 10)])
+async def test_an_answer_is_good_for_a_while_and_a_refusal_for_less(
+    permits: Permits, airflow: Airflow, clock: Clock, permit: Permit, seconds: float
+) -> None:
+    airflow.permit = permit
+    for passed, asked in ((0, 1), (seconds - 0.1, 1), (0.1, 2)):
+        clock.now += passed
+        assert await permits.get(ADA, SUBJECT, airflow.ask) == permit
+        assert airflow.asked == asked
+
+
+async def test_an_answer_is_for_one_caller_and_one_subject(permits: Permits, airflow: Airflow) -> None:
+    cookies = Caller({"cookie": "ada"})
+    for caller, subject in ((ADA, SUBJECT), (BOB, SUBJECT), (cookies, SUBJECT), (ADA, ("runs", "other"))):
+        await permits.get(caller, subject, airflow.ask)
+    assert airflow.asked == 4
+
+
+async def test_what_is_not_there_may_be_there_in_a_moment(permits: Permits, airflow: Airflow) -> None:
+    airflow.permit = Permit(404)
+    for _ in range(2):
+        await permits.get(ADA, SUBJECT, airflow.ask)
+    assert airflow.asked == 2
+
+
+async def test_those_who_ask_the_same_at_once_share_the_answer(permits: Permits, airflow: Airflow) -> None:
+    airflow.answering.clear()
+    asking = [asyncio.create_task(permits.get(ADA, SUBJECT, airflow.ask)) for _ in range(100)]
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    airflow.answering.set()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert answers[1:] == [Permit(200)] * 99
+    assert airflow.asked == 1
+
+
+async def test_no_more_than_some_questions_are_under_way(permits: Permits, airflow: Airflow) -> None:
+    airflow.answering.clear()
+    asking = [asyncio.create_task(permits.get(ADA, ("runs", str(number)), airflow.ask)) for number in range(20)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    airflow.answering.set()
+    await asyncio.gather(*asking)
+    assert airflow.most_at_once == 2
+
+
+async def test_those_that_are_asked_for_least_recently_go_first(permits: Permits, airflow: Airflow) -> None:
+    for dag_id in ("a", "b", "c", "a", "d"):
+        await permits.get(ADA, ("runs", dag_id), airflow.ask)
+    assert (len(permits), airflow.asked) == (3, 4)
+    await permits.get(ADA, ("runs", "a"), airflow.ask)
+    assert airflow.asked == 4
+    await permits.get(ADA, ("runs", "b"), airflow.ask)
+    assert airflow.asked == 5
+
+
+async def test_a_fault_is_told_to_all_who_wait_and_not_kept(permits: Permits, airflow: Airflow) -> None:
+    airflow.error = PermissionUnknown("Airflow is down")
+    answers = await asyncio.gather(*(permits.get(ADA, SUBJECT, airflow.ask) for _ in range(3)), return_exceptions=True)
+    assert answers == [airflow.error] * 3
+    airflow.error = None
+    assert (await permits.get(ADA, SUBJECT, airflow.ask)).granted
+    assert airflow.asked == 2
+
+
+async def test_asking_anew_replaces_what_is_kept(permits: Permits, airflow: Airflow) -> None:
+    await permits.get(ADA, SUBJECT, airflow.ask)
+    airflow.permit = Permit(403)
+    await permits.get(ADA, SUBJECT, airflow.ask, anew=True)
+    assert (await permits.get(ADA, SUBJECT, airflow.ask)).status == 403
+    assert airflow.asked == 2
+
+
+async def test_nothing_that_is_kept_has_a_credential(permits: Permits, airflow: Airflow) -> None:
+    await permits.get(ADA, SUBJECT, airflow.ask)
+    assert b"ada" not in permits.identity(ADA)
+    assert "ada" not in repr(vars(permits))
+
+
+def test_a_caller_is_known_by_another_name_in_each_process(permits: Permits) -> None:
+    other = Permits(good_for=1, refused_for=1, limit=1, at_once=1)
+    assert permits.identity(ADA) == permits.identity(Caller.bearing("ada"))
+    assert permits.identity(ADA) != other.identity(ADA)
+
+
+def test_a_refusal_is_raised_as_airflow_gave_it() -> None:
+    Permit(200).require()
+    with pytest.raises(AirflowRefused, match="Not authenticated") as refused:
+        Permit(401, "Not authenticated", "Bearer").require()
+    assert (refused.value.status, refused.value.challenge) == (401, "Bearer")

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+import pytest
+
+from stream_server.auth.authorizer import ALL, NO_VALUES, Access, Caller, Scope
+from stream_server.auth.revalidation import LATER, RENEWALS, RETRY_SECONDS, Guards
+from stream_server.errors import AirflowRefused, PermissionUnknown
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.close_codes import CloseCode
+
+INTERVAL, GRACE = 30.0, 300.0
+SCOPE = Scope("chat", "r1")
+
+
+class World:
+    """What Airflow says, and what time it is."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Caller, Scope]] = []
+        self.answer: Access | Exception = ALL
+        self.silence = asyncio.Event()
+        """Cleared while Airflow does not answer."""
+
+        self.silence.set()
+        self.under_way = self.most = 0
+        self.now, self.wall = 1000.0, 1_700_000_000.0
+        self.guards = Guards(
+            self.ask,
+            lambda caller: caller.headers.get("authorization", "").encode(),
+            interval=INTERVAL,
+            grace=GRACE,
+            clock=lambda: self.now,
+            wall_clock=lambda: self.wall,
+        )
+
+    async def ask(self, caller: Caller, scope: Scope) -> Access:
+        self.asked.append((caller, scope))
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await self.silence.wait()
+        self.under_way -= 1
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def passes(self, seconds: float) -> None:
+        """Let time pass as the loop of the guards sees it."""
+        end = self.now + seconds
+        while self.now < end:
+            step = min(2.0, end - self.now)
+            self.now += step
+            self.wall += step
+            self.guards.look(self.guards.parties)
+            for _ in range(4):
+                await asyncio.sleep(0)
+
+    def caller(self, name: str = "ada", lifetime: float | None = None) -> Caller:
+        claims = {} if lifetime is None else {"exp": self.wall + lifetime}
+        payload = base64.urlsafe_b64encode(json.dumps({"sub": name, **claims}).encode()).decode().rstrip("=")
+        return Caller.bearing(f"e30.{payload}.sig")
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def subscription() -> Subscription:
+    return Subscription(10**6)
+
+
+def code(subscription: Subscription) -> CloseCode | None:
+    return None if subscription.closed is None else CloseCode(subscription.closed.code)
+
+
+async def test_all_streams_of_a_credential_and_a_dag_are_asked_for_once(world: World) -> None:
+    streams = [subscription() for _ in range(1000)]
+    for number, stream in enumerate(streams):
+        world.guards.add(world.caller(), Scope("chat", f"r{number % 10}"), ALL, stream, None)
+    await world.passes(60)
+    assert 2 <= len(world.asked) <= 3
+    assert all(code(stream) is None for stream in streams)
+
+
+async def test_another_credential_another_dag_and_a_stream_of_many_runs_are_other_questions(world: World) -> None:
+    for caller, scope in (
+        (world.caller(), SCOPE),
+        (world.caller("bob"), SCOPE),
+        (world.caller(), Scope("other", "r1")),
+        (world.caller(), Scope("chat")),
+        (world.caller(), Scope()),
+    ):
+        world.guards.add(caller, scope, ALL if scope.run_id else NO_VALUES, subscription(), None)
+    assert len(world.guards) == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (AirflowRefused("Forbidden", 403), CloseCode.FORBIDDEN),
+        (AirflowRefused("Token Expired", 401), CloseCode.UNAUTHENTICATED),
+        (AirflowRefused("Invalid JWT token", 403), CloseCode.UNAUTHENTICATED),
+        (NO_VALUES, CloseCode.ACCESS_CHANGED),
+    ],
+)
+async def test_a_stream_ends_within_a_minute_after_its_permission(
+    world: World, answer: Access | Exception, expected: CloseCode
+) -> None:
+    streams = [subscription(), subscription()]
+    for stream in streams:
+        world.guards.add(world.caller(), SCOPE, ALL, stream, None)
+    await world.passes(INTERVAL)
+    world.answer = answer
+    await world.passes(INTERVAL + 4)
+    assert [code(stream) for stream in streams] == [expected] * 2
+
+
+async def test_the_first_question_comes_soon_since_what_let_in_may_be_a_kept_answer(world: World) -> None:
+    world.guards.add(world.caller(), SCOPE, ALL, subscription(), None)
+    await world.passes(INTERVAL / 2 + 2)
+    assert len(world.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [PermissionUnknown("down"), AirflowRefused("There is no such DAG", 404), TypeError("null"), RecursionError()],
+    ids=repr,
+)
+async def test_without_an_answer_streams_go_on_for_a_while(world: World, answer: Exception) -> None:
+    stream = subscription()
+    world.guards.add(world.caller(), SCOPE, ALL, stream, None)
+    world.answer = answer
+    await world.passes(GRACE)
+    assert code(stream) is None
+    await world.passes(INTERVAL + 4)
+    assert code(stream) is CloseCode.UNAVAILABLE
+    assert stream.closed is not None
+    assert stream.closed.reconnect
+    assert len(world.asked) <= (GRACE + INTERVAL + 4) / (RETRY_SECONDS * LATER[0])
+
+
+async def test_only_the_first_unexpected_exception_in_a_row_is_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.guards.add(world.caller(), SCOPE, ALL, subscription(), None)
+    world.answer = TypeError("null")
+    await world.passes(INTERVAL + 60)
+    assert len(world.asked) > 2
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+async def test_an_answer_ends_the_grace(world: World) -> None:
+    stream = subscription()
+    world.guards.add(world.caller(), SCOPE, ALL, stream, None)
+    world.answer = PermissionUnknown("down")
+    await world.passes(GRACE - 10)
+    world.answer = ALL
+    await world.passes(GRACE - 10)
+    world.answer = PermissionUnknown("down")
+    await world.passes(GRACE - 10)
+    assert code(stream) is None
+
+
+async def test_who_comes_with_a_token_that_will_expire_is_told_once(world: World) -> None:
+    caller, told = world.caller(lifetime=600), subscription()
+    world.guards.add(caller, SCOPE, ALL, told, None)
+    await world.passes(538)
+    assert code(told) is None
+    await world.passes(6)
+    assert code(told) is CloseCode.AUTH_EXPIRING
+    late = subscription()
+    world.guards.add(caller, SCOPE, ALL, late, None)
+    await world.passes(50)
+    assert code(late) is None
+
+
+async def test_who_can_renew_is_told_in_another_way_and_goes_on_with_another_token(world: World) -> None:
+    stream, warned = subscription(), list[float]()
+    guard = world.guards.add(
+        world.caller(lifetime=120), SCOPE, ALL, stream, lambda _, expires_at: warned.append(expires_at.timestamp())
+    )
+    expires_at = world.wall + 120
+    await world.passes(64)
+    assert warned == [expires_at]
+    fresh = world.caller(lifetime=3600)
+    await guard.renew(fresh)
+    assert len(world.guards) == 1
+    await world.passes(INTERVAL)
+    assert world.asked[-1][0] == fresh
+    assert (code(stream), len(warned)) == (None, 1)
+
+
+async def test_another_token_that_is_refused_changes_nothing(world: World) -> None:
+    stream = subscription()
+    guard = world.guards.add(world.caller(), SCOPE, ALL, stream, None)
+    world.answer = AirflowRefused("Forbidden", 403)
+    with pytest.raises(AirflowRefused):
+        await guard.renew(world.caller("bob"))
+    world.answer = ALL
+    await world.passes(INTERVAL)
+    assert world.asked[-1][0] == world.caller()
+
+
+async def test_another_token_that_may_less_begins_anew(world: World) -> None:
+    stream = subscription()
+    guard = world.guards.add(world.caller(), SCOPE, ALL, stream, None)
+    world.answer = NO_VALUES
+    await guard.renew(world.caller("bob"))
+    assert code(stream) is CloseCode.ACCESS_CHANGED
+
+
+async def test_a_stream_that_has_ended_is_forgotten(world: World) -> None:
+    guards = [world.guards.add(world.caller(), SCOPE, ALL, subscription(), None) for _ in range(2)]
+    for guard, left in zip(guards, (1, 0), strict=True):
+        guard.release()
+        assert len(world.guards) == left
+    await world.passes(2 * INTERVAL)
+    assert world.asked == []
+
+
+async def test_who_came_with_more_rights_than_the_next_does_not_keep_them(world: World) -> None:
+    first, second = subscription(), subscription()
+    world.guards.add(world.caller(), SCOPE, ALL, first, None)
+    world.answer = NO_VALUES
+    world.guards.add(world.caller(), SCOPE, NO_VALUES, second, None)
+    await world.passes(2 * INTERVAL)
+    assert (code(first), code(second)) == (CloseCode.ACCESS_CHANGED, None)
+
+
+async def test_however_many_are_due_only_a_few_are_asked_for_at_once(world: World) -> None:
+    streams = [subscription() for _ in range(200)]
+    for number, stream in enumerate(streams):
+        world.guards.add(world.caller(f"user{number}"), SCOPE, ALL, stream, None)
+    world.silence.clear()
+    await world.passes(INTERVAL)
+    assert (len(world.asked), world.most) == (RENEWALS, RENEWALS)
+    world.silence.set()
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert (len(world.asked), world.most) == (200, RENEWALS)
+    assert all(code(stream) is None for stream in streams)
+
+
+async def test_who_goes_while_he_stands_in_line_is_not_asked_for(world: World) -> None:
+    guards = [world.guards.add(world.caller(f"user{n}"), SCOPE, ALL, subscription(), None) for n in range(RENEWALS + 1)]
+    world.silence.clear()
+    await world.passes(INTERVAL)
+    for guard in guards:
+        guard.release()
+    world.silence.set()
+    await world.passes(INTERVAL)
+    assert len(world.asked) == RENEWALS
+    await world.guards.close()

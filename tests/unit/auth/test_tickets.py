@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from stream_server.auth.tickets import MAX_TICKET_LENGTH, digest_of, holder_of, new_ticket, seal, unseal
+
+CREDENTIAL = {"authorization": "Bearer the-secret-of-ada"}
+PATHS = ["/api/v2/stream"]
+
+
+def test_a_ticket_has_256_random_bits_and_stands_in_a_url_as_it_is() -> None:
+    tickets = {new_ticket() for _ in range(1000)}
+    assert len(tickets) == 1000
+    assert all(re.fullmatch(r"[\w-]{43}", ticket) for ticket in tickets)
+    assert MAX_TICKET_LENGTH >= 43
+
+
+def test_only_the_ticket_opens_what_was_sealed() -> None:
+    ticket = new_ticket()
+    sealed = seal(ticket, CREDENTIAL, PATHS)
+    assert unseal(ticket, sealed, PATHS) == CREDENTIAL
+    assert unseal(new_ticket(), sealed, PATHS) is None
+    assert b"the-secret" not in sealed
+
+
+def test_what_was_sealed_for_some_paths_does_not_open_for_others() -> None:
+    ticket = new_ticket()
+    assert unseal(ticket, seal(ticket, CREDENTIAL, PATHS), [*PATHS, "/api/v2/dags/d/stream"]) is None
+
+
+@pytest.mark.parametrize("place", [0, 11, 12, -1])
+def test_what_was_changed_does_not_open(place: int) -> None:
+    ticket = new_ticket()
+    sealed = bytearray(seal(ticket, CREDENTIAL, PATHS))
+    sealed[place] ^= 1
+    assert unseal(ticket, bytes(sealed), PATHS) is None
+
+
+def test_the_same_is_never_sealed_alike() -> None:
+    ticket = new_ticket()
+    assert seal(ticket, CREDENTIAL, PATHS) != seal(ticket, CREDENTIAL, PATHS)
+
+
+def test_digests_tell_tickets_and_holders_apart() -> None:
+    assert digest_of("a") == digest_of("a") != digest_of("b")
+    assert holder_of(CREDENTIAL) == holder_of(dict(CREDENTIAL)) != holder_of({})

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from stream_server.cli.demo import template
+from stream_server.cli.demo.command import NOT_STARTED, demo
+from stream_server.cli.demo.errors import DemoError, tail
+from stream_server.cli.demo.ports import LOOPBACK
+from stream_server.cli.demo.postgres_install import Account, Installation
+from stream_server.cli.demo.progress import NoProgress
+from stream_server.cli.demo.run_directory import KEEP_SECONDS, RunDirectory
+
+
+class Said(NoProgress):
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.lines: list[str] = []
+        self.waiting = threading.Event()
+
+    def start(self, what: str) -> None:
+        self.steps.append(what)
+
+    def tick(self, detail: str = "") -> None:
+        self.waiting.set()
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def die_holding_a_run_directory(data_dir: Path) -> Path:
+    """Leave what a killed demo leaves."""
+    script = f"""
+import os, signal
+from pathlib import Path
+from stream_server.cli.demo.run_directory import RunDirectory
+print(RunDirectory(Path({str(data_dir)!r})).path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    return Path(killed.stdout.strip())
+
+
+def test_two_run_directories_live_side_by_side(tmp_path: Path) -> None:
+    one, two = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    assert one.path != two.path
+    assert one.logs.is_dir()
+    one.remove()
+    assert not one.path.exists()
+    assert two.logs.is_dir()
+    two.remove()
+
+
+def test_the_next_demo_clears_away_what_a_killed_one_left(tmp_path: Path) -> None:
+    left = die_holding_a_run_directory(tmp_path)
+    assert left.exists()
+    RunDirectory(tmp_path).remove()
+    assert not left.exists()
+
+
+def test_kept_logs_stay_for_a_day(tmp_path: Path) -> None:
+    failed = RunDirectory(tmp_path)
+    log = failed.logs / "airflow-scheduler.log"
+    log.write_text("why")
+    failed.keep_logs()
+    RunDirectory(tmp_path).remove()
+    assert log.exists()
+    mark = failed.path / "kept"
+    yesterday = mark.stat().st_mtime - KEEP_SECONDS - 1
+    os.utime(mark, (yesterday, yesterday))
+    RunDirectory(tmp_path).remove()
+    assert not log.exists()
+
+
+def test_the_place_of_a_cluster_is_the_wanted_one_where_it_can_be_reached(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, "18", None)
+    assert installation.place(tmp_path / "cluster") == tmp_path / "cluster"
+
+
+def test_a_place_out_of_reach_is_replaced_by_the_same_one_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Installation, "_runs_in", lambda *_: False)
+    installation = Installation(tmp_path, "18", Account(65_534, 65_534))
+    place = installation.place(tmp_path / "root" / "cluster")
+    assert place == installation.place(tmp_path / "root" / "cluster")
+    assert place != installation.place(tmp_path / "root" / "other")
+    assert place.parent.stat().st_mode & 0o777 == 0o711
+
+
+@pytest.mark.parametrize("trap", ["link", "writable"])
+def test_a_directory_that_others_could_change_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    planted = tmp_path / f"stream-server-{os.geteuid()}"
+    if trap == "link":
+        (tmp_path / "elsewhere").mkdir()
+        planted.symlink_to(tmp_path / "elsewhere")
+    else:
+        planted.mkdir()
+        planted.chmod(0o777)
+    monkeypatch.setattr(Installation, "_runs_in", lambda *_: False)
+    with pytest.raises(DemoError, match="is not a directory that only this user can write to"):
+        Installation(tmp_path, "18", Account(65_534, 65_534)).place(tmp_path / "cluster")
+
+
+def test_the_template_is_named_after_both_versions() -> None:
+    assert template.template_name().startswith("airflow-3.")
+    assert "-postgres-18." in template.template_name()
+
+
+def test_of_two_at_once_one_makes_the_template_and_the_other_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    second = Said()
+
+    def make(directory: Path, _progress: object) -> None:
+        waiter = threading.Thread(target=template.ensure_template, args=(tmp_path, second))
+        waiter.start()
+        waiters.append(waiter)
+        assert second.waiting.wait(10)
+        directory.mkdir()
+        made.append(directory)
+
+    waiters: list[threading.Thread] = []
+    monkeypatch.setattr(template, "_make", make)
+    directory = template.ensure_template(tmp_path, NoProgress())
+    waiters[0].join(10)
+    assert made == [directory]
+    assert second.steps == ["Another process is preparing the Airflow database"]
+
+
+def test_a_log_is_told_by_its_last_lines(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("".join(f"line {number}\n" for number in range(100)))
+    assert tail(log, 2) == "  line 98\n  line 99"
+    assert tail(tmp_path / "missing") == "  (unreadable: No such file or directory)"
+
+
+def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path) -> None:
+    said = Said()
+    with socket.create_server((LOOPBACK, 0)) as other:
+        port = other.getsockname()[1]
+        code = demo(once=True, port=port, airflow_port=None, postgres_port=None, data_dir=tmp_path, progress=said)
+    assert code == NOT_STARTED
+    assert said.steps == []
+    assert f"Port {port} for the stream server cannot be used (Address already in use)" in said.lines[0]
+    assert [path for path in (tmp_path / "runs").iterdir() if path.is_dir()] == []

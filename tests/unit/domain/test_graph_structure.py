@@ -1,0 +1,196 @@
+"""What the prediction needs of a DAG: rules, setups, groups, mapping, and the author's marks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.domain.graph import Graph, Task
+from support.dags import Node, dag, mapped_group, plain_group, setup, teardown
+
+PARAM = {
+    "__class": "airflow.sdk.definitions.param.Param",
+    "default": True,
+    "description": None,
+    "schema": {"__var": {}, "__type": "dict"},
+    "source": "task",
+}
+
+
+class TestTasks:
+    def test_the_default_rule_is_all_success(self) -> None:
+        assert dag({"a": Node()}).tasks["a"].trigger_rule == "all_success"
+
+    def test_a_mapped_operator_keeps_its_rule_and_its_kind_apart(self) -> None:
+        partial = {"trigger_rule": "all_done", "is_setup": True, "is_teardown": True, "on_failure_fail_dagrun": True}
+        read = dag({"a": Node(mapped_over=[1], partial_kwargs=partial)}).tasks["a"]
+        assert read == Task(
+            "a",
+            [],
+            is_mapped=True,
+            trigger_rule="all_done",
+            is_setup=True,
+            is_teardown=True,
+            on_failure_fail_dagrun=True,
+        )
+
+    def test_a_task_that_branches_is_known(self) -> None:
+        assert dag({"a": Node(_can_skip_downstream=True)}).tasks["a"].can_skip_downstream
+
+    def test_the_tasks_above_are_those_that_name_it_below_themselves(self) -> None:
+        read = dag({"c": Node(), "b": Node("c"), "a": Node("b", "c", "c")})
+        assert read.upstream == {"a": (), "b": ("a",), "c": ("a", "b")}
+        assert read.order == ("a", "b", "c")
+
+    def test_a_task_below_that_is_not_there_is_left_out(self) -> None:
+        read = dag({"a": Node("gone", "b"), "b": Node()})
+        assert read.upstream == {"a": (), "b": ("a",)}
+        assert read.only_leaf == "b"
+
+    def test_watchers_and_the_tasks_after_them_are_idle_when_all_others_succeed(self) -> None:
+        read = dag(
+            {
+                "work": Node("alarm", "end"),
+                "alarm": Node("page", "end", trigger_rule="one_failed"),
+                "page": Node(),
+                "end": Node(trigger_rule="all_done"),
+                "first": Node(trigger_rule="one_failed"),
+            }
+        )
+        assert read.idle_when_all_succeed == {"alarm", "page"}
+
+    def test_a_circle_is_left_out_of_the_order(self) -> None:
+        assert dag({"a": Node("b"), "b": Node("a"), "c": Node()}).order == ("c",)
+
+
+class TestSetups:
+    def test_a_setup_counts_for_what_lies_before_its_teardown(self) -> None:
+        read = dag({"s": setup("a", "t"), "a": Node("b"), "b": Node("t", "c"), "t": teardown(), "c": Node()})
+        assert read.indirect_setups == {"b": ("s",)}
+
+    def test_a_setup_without_teardown_counts_for_all_below(self) -> None:
+        read = dag({"s": setup("a"), "a": Node("b"), "b": Node("c"), "c": Node()})
+        assert read.indirect_setups == {"b": ("s",), "c": ("s",)}
+
+    def test_several_are_sorted(self) -> None:
+        read = dag({"s2": setup("a"), "s1": setup("a"), "a": Node("b", "t"), "b": Node(), "t": teardown()})
+        assert read.indirect_setups == {"b": ("s1", "s2")}
+
+
+class TestDeciders:
+    def test_a_branch_may_decide_about_all_that_is_below(self) -> None:
+        branch = Node("a", _can_skip_downstream=True)
+        read = dag({"x": Node("a"), "first": branch, "a": Node("b"), "b": Node("c"), "c": Node()})
+        assert read.deciders == dict.fromkeys(("a", "b", "c"), ("first",))
+
+
+class TestGroups:
+    def test_what_is_in_a_mapped_group_however_deep_may_expand(self) -> None:
+        inner = plain_group("g.deep.b")
+        group = plain_group("a", "c", g=mapped_group("g.a", over="a") | {})
+        group["children"]["g"][1]["children"]["g.deep"] = ["taskgroup", inner]
+        read = dag({name: Node() for name in ("a", "c", "g.a", "g.deep.b")}, group)
+        assert {name: read.mapped_groups(name) for name in read.tasks} == {
+            "a": (),
+            "c": (),
+            "g.a": ("g",),
+            "g.deep.b": ("g",),
+        }
+        assert [name for name in read.tasks if read.may_expand(name)] == ["g.a", "g.deep.b"]
+        assert read.expanded_by("g.deep.b") == {"a"}
+
+    def test_mapped_groups_are_told_from_the_innermost_outwards(self) -> None:
+        outer = mapped_group("o.a", over=[1, 2])
+        outer["children"]["o.i"] = ["taskgroup", mapped_group("o.i.b", over=[1, 2, 3])]
+        read = dag({"o.a": Node(), "o.i.b": Node()}, plain_group(o=outer))
+        assert read.mapped_groups("o.i.b") == ("o.i", "o")
+
+    @pytest.mark.parametrize(
+        "reference",
+        [
+            {"task_id": "a", "key": "return_value"},
+            {"type": "map", "arg": {"task_id": "a", "key": "return_value"}, "callables": ["lambda x: x"]},
+            {"type": "zip", "args": [{"task_id": "a"}, {"type": "concat", "args": [{"task_id": "a"}]}]},
+        ],
+    )
+    @pytest.mark.parametrize("attribute", ["expand_input", "op_kwargs_expand_input"])
+    def test_what_a_task_is_mapped_over_is_found(self, reference: dict[str, Any], attribute: str) -> None:
+        value = {"__type": "xcomref", "__var": reference}
+        written: dict[str, Any] = {attribute: {"type": "list-of-dicts", "value": value}}
+        node = Node(_is_mapped=True, **written)
+        assert dag({"a": Node("b"), "b": node}).expanded_by("b") == {"a"}
+
+    @pytest.mark.parametrize(
+        ("values", "empty"),
+        [
+            ({"type": "dict-of-lists", "value": {"__type": "dict", "__var": {"x": [1], "y": []}}}, True),
+            ({"type": "dict-of-lists", "value": {"__type": "dict", "__var": {"x": {"__var": {}}}}}, True),
+            ({"type": "dict-of-lists", "value": {"__type": "dict", "__var": {"x": [1]}}}, False),
+            ({"type": "list-of-dicts", "value": []}, True),
+            ({"type": "list-of-dicts", "value": [{"x": 1}]}, False),
+            ({"type": "list-of-dicts", "value": {"__type": "xcomref", "__var": {"task_id": "a"}}}, False),
+        ],
+    )
+    def test_a_mapping_over_nothing_is_known(self, values: dict[str, Any], *, empty: bool) -> None:
+        assert dag({"b": Node(_is_mapped=True, expand_input=values)}).is_empty("b") is empty
+
+
+class TestMarks:
+    @pytest.mark.parametrize(
+        "params",
+        [
+            [["stream_result", PARAM]],
+            [["other", PARAM | {"default": False}], ["stream_result", PARAM]],
+            {"stream_result": True},
+            {"__type": "dict", "__var": {"stream_result": True}},
+            {"stream_result": {"__var": PARAM, "__type": "param"}},
+        ],
+    )
+    @pytest.mark.parametrize("partial", [False, True])
+    def test_a_param_of_a_task_marks_it(self, params: object, *, partial: bool) -> None:
+        fields: dict[str, Any] = {"partial_kwargs": {"params": params}} if partial else {"params": params}
+        assert dag({"a": Node("b", **fields), "b": Node()}).marked == {"a"}
+
+    @pytest.mark.parametrize(
+        "params", [None, [], "stream_result", [["stream_result"]], [["stream_result", PARAM | {"default": "yes"}]], 7]
+    )
+    def test_other_params_do_not(self, params: object) -> None:
+        assert dag({"a": Node(params=params)}).marked == set()
+
+    def test_a_tag_of_the_dag_marks_a_task_that_there_is(self) -> None:
+        tags = ["ml", "stream-result:b", "stream-result:gone", 3]
+        assert dag({"a": Node("b"), "b": Node()}, tags=tags).marked == {"b"}
+
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 3) | st.sampled_from(["a", "taskgroup", "operator", "xcomref", "dict"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["__var", "__type", "children", "task_id", "is_mapped", "expand_input", "type", "value", "default"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+ODD = ("trigger_rule", "is_setup", "is_teardown", "_is_mapped", "_can_skip_downstream", "params", "partial_kwargs")
+
+
+@given(st.dictionaries(st.sampled_from((*ODD, "expand_input")), json), json, json, json)
+def test_shapes_that_nobody_knows_harm_nothing(
+    fields: dict[str, Any], group: object, tags: object, fail_fast: object
+) -> None:
+    read = dag({"a": Node("b", **fields), "b": Node()}, tags=tags, fail_fast=fail_fast, task_group=group)
+    assert isinstance(read, Graph)
+    assert read.order == ("a", "b")
+    for task_id in read.tasks:
+        assert read.expanded_by(task_id) <= read.tasks.keys()
+        assert read.marked <= read.tasks.keys()
+        assert isinstance(read.is_empty(task_id), bool)
+        assert read.mapped_groups(task_id) is not None

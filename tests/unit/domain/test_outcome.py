@@ -1,0 +1,291 @@
+"""Single cases of the rule, one batch for each step. Properties of random runs are in `test_outcome_properties`."""
+
+from __future__ import annotations
+
+import pytest
+
+from stream_server.domain.answer import Answer
+from stream_server.domain.outcome import Pending, Question, Value, judge, result_tasks
+from stream_server.domain.run_state import RunState
+from stream_server.protocol.frames import AnyFrame, End, Failure, Result
+from support.builders import KEY, History, Watcher, graph, results_of, types
+from support.dags import Node, dag
+
+TWO_LEAVES = {"ask": ["left", "right"], "left": [], "right": []}
+
+
+def failure_of(frames: list[AnyFrame]) -> Failure:
+    (failure,) = [frame for frame in frames if isinstance(frame, Failure)]
+    return failure
+
+
+def end_of(frames: list[AnyFrame]) -> End:
+    assert isinstance(frames[-1], End)
+    return frames[-1]
+
+
+class TestWhoAnswers:
+    def test_the_tasks_that_the_caller_names(self) -> None:
+        assert result_tasks(History().state(), Question(results=("ask", "answer"))) == ("ask", "answer")
+
+    def test_else_the_tasks_that_the_author_marked_in_the_serialised_dag(self) -> None:
+        marked = dag({"ask": Node("left", "right"), "left": Node(params={"stream_result": True}), "right": Node()})
+        run = History(marked).state()
+        assert result_tasks(run, Question()) == ("left",)
+        run.native_marks = {"left": True, "right": True}
+        assert result_tasks(run, Question()) == ("left",)
+
+    def test_else_the_tasks_with_the_native_mark_in_this_run_or_in_earlier_ones(self) -> None:
+        run = History(graph(TWO_LEAVES, {})).state()
+        run.earlier_marks = {"ask": False, "right": True}
+        assert result_tasks(run, Question()) == ("right",)
+        run.native_marks = {"left": True}
+        assert result_tasks(run, Question()) == ("left", "right")
+        run.native_marks = {"left": True, "right": False}
+        assert result_tasks(run, Question()) == ("left",)
+
+    def test_else_the_only_leaf(self) -> None:
+        assert result_tasks(History().state(), Question()) == ("answer",)
+
+    def test_else_nobody(self) -> None:
+        assert result_tasks(History(graph(TWO_LEAVES, {})).state(), Question()) == ()
+        assert result_tasks(RunState(KEY, History().run), Question()) == ()
+
+
+class TestResult:
+    def test_a_result_is_told_when_it_is_pushed_before_the_task_succeeds(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.start("answer")
+        assert watcher.catch_up() == []
+        history.push("answer", {"text": "because"})
+        frames = watcher.catch_up()
+        assert results_of(frames) == [{"answer": {"text": "because"}}]
+        assert types(frames) == ["result", "end"]
+        assert end_of(frames).outcome == "result"
+
+    def test_it_names_the_row_that_completed_it(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.start("answer")
+        history.push("answer")
+        pushed = history.journal[-1]
+        history.succeed("answer")
+        result = watcher.catch_up()[0]
+        assert isinstance(result, Result)
+        assert (result.seq, result.at) == (pushed.seq, pushed.at)
+
+    def test_what_was_complete_before_the_stream_began_has_no_row(self) -> None:
+        history = History()
+        history.run_task("answer", 42)
+        watcher = Watcher(history)
+        (result, end) = watcher.receive()
+        assert isinstance(result, Result)
+        assert (result.seq, result.at, results_of([result])) == (None, None, [{"answer": 42}])
+        assert isinstance(end, End)
+
+    def test_a_task_that_returns_none_answers_null_by_its_success(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.start("answer")
+        history.succeed("answer")
+        assert results_of(watcher.catch_up()) == [{"answer": None}]
+
+    def test_a_task_without_a_worker_answers_null(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.succeed_directly("answer")
+        assert results_of(watcher.catch_up()) == [{"answer": None}]
+
+    def test_several_result_tasks_answer_together(self) -> None:
+        history = History()
+        watcher = Watcher(history, "ask", "answer")
+        history.run_task("ask", 1)
+        assert watcher.catch_up() == []
+        history.run_task("answer", 2)
+        assert results_of(watcher.catch_up()) == [{"ask": 1, "answer": 2}]
+
+    def test_a_value_is_passed_on_as_the_database_holds_it(self) -> None:
+        history = History()
+        history.run_task("answer")
+        run = history.state()
+        step = Answer(Question()).receive(run, {"answer"}, {("answer", -1): Value(9, '{"a": 1.0}')})
+        assert isinstance(step.frames[0], Result)
+        assert bytes(step.frames[0].results["answer"]) == b'{"a": 1.0}'
+
+    def test_a_large_value_is_a_reference_with_quoted_ids(self) -> None:
+        history = History()
+        history.run_task("answer")
+        step = Answer(Question()).receive(history.state(), {"answer"}, {("answer", -1): Value(5_000_000, None)})
+        assert isinstance(step.frames[0], Result)
+        assert step.frames[0].results == {}
+        reference = step.frames[0].references["answer"]
+        assert reference.bytes == 5_000_000
+        assert reference.href == (
+            "/api/v2/dags/ask_llm/dagRuns/manual__2026-01-01T00%3A00%3A00%2B00%3A00"
+            "/taskInstances/answer/xcomEntries/return_value"
+        )
+
+
+class TestFailure:
+    @pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped", "removed"])
+    def test_a_result_task_that_ended_without_a_value(self, state: str) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.set_task("answer", state)
+        row = history.journal[-1]
+        frames = watcher.catch_up()
+        failure = failure_of(frames)
+        assert (failure.reason, failure.task_id, failure.state) == (f"task_{state}", "answer", state)
+        assert (failure.seq, failure.at, failure.predicted) == (row.seq, row.at, False)
+        assert end_of(frames).outcome == "failure"
+
+    @pytest.mark.parametrize(
+        "state",
+        [None, "scheduled", "queued", "running", "restarting", "up_for_retry", "up_for_reschedule", "deferred"],
+    )
+    def test_a_result_task_that_may_still_answer_is_waited_for(self, state: str | None) -> None:
+        history = History()
+        history.set_task("answer", state)
+        assert judge(history.state(), Question()) == Pending()
+
+    def test_one_of_several_result_tasks_failing_is_enough(self) -> None:
+        history = History()
+        watcher = Watcher(history, "ask", "answer")
+        history.set_task("answer", "failed")
+        assert failure_of(watcher.catch_up()).task_id == "answer"
+
+    def test_a_failed_run_fails_the_answer(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.set_run("failed")
+        failure = failure_of(watcher.catch_up())
+        assert (failure.reason, failure.task_id, failure.state) == ("run_failed", None, "failed")
+
+    def test_a_failed_run_does_not_take_an_answer_back(self) -> None:
+        history = History()
+        watcher = Watcher(history, until="run")
+        history.run_task("answer", 1)
+        watcher.catch_up()
+        history.set_task("clean_up", "failed")
+        history.set_run("failed")
+        frames = watcher.catch_up()
+        assert types(frames) == ["end"]
+        assert (end_of(frames).state, end_of(frames).outcome) == ("failed", "result")
+
+    def test_a_deleted_run_fails_the_answer(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.delete()
+        frames = watcher.catch_up()
+        assert failure_of(frames).reason == "run_deleted"
+        assert (end_of(frames).state, end_of(frames).outcome) == (None, "failure")
+
+    def test_a_run_deleted_while_its_values_are_read_is_a_failure(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.run_task("answer")
+        watcher.advance()
+        history.delete()
+        assert types(watcher.advance()) == ["failure", "end"]
+        assert watcher.receive() == []
+
+    def test_a_run_marked_as_failed_fails_what_ran(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.start("answer")
+        with history.transaction():
+            history.set_run("failed")
+            history.set_task("answer", "failed")
+        assert failure_of(watcher.catch_up()).reason == "task_failed"
+
+
+class TestNobodyAnswers:
+    def test_a_failed_effective_leaf_is_a_failure(self) -> None:
+        history = History(graph(TWO_LEAVES, {}))
+        watcher = Watcher(history)
+        history.set_task("left", "failed")
+        assert failure_of(watcher.catch_up()).task_id == "left"
+
+    @pytest.mark.parametrize("state", ["skipped", "removed", "up_for_retry"])
+    def test_a_leaf_that_is_only_skipped_removed_or_retried_is_none(self, state: str) -> None:
+        history = History(graph(TWO_LEAVES, {}))
+        watcher = Watcher(history)
+        history.set_task("left", state)
+        assert watcher.catch_up() == []
+
+    def test_a_failed_task_above_the_leaves_is_a_failure_before_they_are_told_to_fail(self) -> None:
+        history = History(graph(TWO_LEAVES, {}))
+        watcher = Watcher(history)
+        history.set_task("ask", "failed")
+        failure = failure_of(watcher.catch_up())
+        assert (failure.task_id, failure.predicted) == ("ask", True)
+
+    def test_a_skipped_task_above_the_leaves_fails_no_run(self) -> None:
+        history = History(graph(TWO_LEAVES, {}))
+        watcher = Watcher(history)
+        history.set_task("ask", "skipped")
+        assert watcher.catch_up() == []
+
+    def test_the_stream_ends_with_the_run(self) -> None:
+        history = History(graph(TWO_LEAVES, {}))
+        watcher = Watcher(history)
+        for task_id in TWO_LEAVES:
+            history.run_task(task_id)
+        assert watcher.catch_up() == []
+        history.set_run("success")
+        frames = watcher.catch_up()
+        assert types(frames) == ["end"]
+        assert (end_of(frames).state, end_of(frames).outcome) == ("success", "none")
+
+    @pytest.mark.parametrize(("may_fail_the_run", "told"), [(True, ["failure", "end"]), (False, [])])
+    def test_a_failed_teardown_counts_only_if_it_may_fail_the_run(
+        self, told: list[str], *, may_fail_the_run: bool
+    ) -> None:
+        tasks = {"left": ["tear_down"], "right": ["tear_down"], "tear_down": []}
+        history = History(graph(tasks, {"tear_down": may_fail_the_run}))
+        watcher = Watcher(history)
+        history.set_task("tear_down", "failed")
+        assert types(watcher.catch_up()) == told
+
+    def test_without_a_graph_the_stream_ends_with_the_run(self) -> None:
+        run = RunState(KEY, History().run)
+        assert judge(run, Question()) == Pending()
+
+
+class TestEnd:
+    def test_until_run_goes_on_after_the_answer(self) -> None:
+        history = History()
+        watcher = Watcher(history, until="run")
+        history.run_task("answer", 1)
+        assert types(watcher.catch_up()) == ["result"]
+        history.run_task("clean_up")
+        assert watcher.catch_up() == []
+        history.set_run("success")
+        assert types(watcher.catch_up()) == ["end"]
+
+    def test_a_run_that_succeeds_while_the_answer_is_open_ends_with_nothing(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.set_run("success")
+        frames = watcher.catch_up()
+        assert types(frames) == ["end"]
+        assert end_of(frames).outcome == "none"
+
+    def test_the_end_waits_for_the_values(self) -> None:
+        history = History()
+        watcher = Watcher(history, until="run")
+        history.run_task("answer", 1)
+        history.set_run("success")
+        assert watcher.advance() == []
+        assert types(watcher.receive()) == ["result", "end"]
+
+    def test_nothing_comes_after_the_end(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.run_task("answer")
+        watcher.catch_up()
+        history.clear("answer")
+        history.set_task("answer", "failed")
+        assert watcher.catch_up() == []
+        assert watcher.answer.receive(watcher.run, ("answer",), {}).frames == []

@@ -1,0 +1,110 @@
+"""Outcomes that are told before Airflow has written them, or when it has confirmed them."""
+
+from __future__ import annotations
+
+from stream_server.protocol.frames import AnyFrame, End, Failure, Result
+from support.builders import History, Watcher, graph, results_of, types
+from support.dags import Node, dag
+
+
+def failure_of(frames: list[AnyFrame]) -> Failure:
+    (failure,) = [frame for frame in frames if isinstance(frame, Failure)]
+    return failure
+
+
+class TestConfirmed:
+    def test_a_result_is_told_when_its_task_has_succeeded_as_well(self) -> None:
+        history = History()
+        watcher = Watcher(history, confirm="success")
+        history.start("answer")
+        history.push("answer", 42)
+        assert watcher.catch_up() == []
+        history.succeed("answer")
+        frames = watcher.catch_up()
+        assert results_of(frames) == [{"answer": 42}]
+        assert isinstance(frames[0], Result)
+        assert frames[0].seq == history.journal[-1].seq
+
+    def test_a_try_that_pushes_and_then_fails_is_never_told(self) -> None:
+        history = History()
+        watcher = Watcher(history, confirm="success")
+        history.start("answer")
+        history.push("answer", "first")
+        watcher.catch_up()
+        history.set_task("answer", "up_for_retry")
+        assert watcher.catch_up() == []
+        history.run_task("answer", "second")
+        assert results_of(watcher.catch_up()) == [{"answer": "second"}]
+
+    def test_all_instances_of_a_mapped_task_must_have_succeeded(self) -> None:
+        history = History(graph({"square": []}, {}))
+        watcher = Watcher(history, confirm="success")
+        history.expand("square", 2)
+        history.run_task("square", 0, 0)
+        history.start("square", 1)
+        history.push("square", 1, 1)
+        assert watcher.catch_up() == []
+        history.succeed("square", 1)
+        assert results_of(watcher.catch_up()) == [{"square": [0, 1]}]
+
+
+class TestPredicted:
+    def test_a_failure_is_told_before_airflow_has_told_the_result_task(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.start("ask")
+        history.set_task("ask", "failed")
+        row = history.journal[-1]
+        frames = watcher.catch_up()
+        failure = failure_of(frames)
+        assert (failure.reason, failure.task_id, failure.state) == ("task_failed", "ask", "failed")
+        assert (failure.map_index, failure.try_number) == (-1, 1)
+        assert (failure.predicted, failure.seq, failure.at) == (True, row.seq, row.at)
+        assert isinstance(frames[-1], End)
+        assert frames[-1].outcome == "failure"
+
+    def test_what_was_predicted_is_not_told_again_when_it_comes_true(self) -> None:
+        history = History()
+        watcher = Watcher(history, until="run")
+        history.set_task("ask", "failed")
+        assert types(watcher.catch_up()) == ["failure"]
+        history.set_task("answer", "upstream_failed")
+        assert watcher.catch_up() == []
+
+    def test_who_comes_later_is_told_the_culprit_too(self) -> None:
+        history = History()
+        history.set_task("ask", "failed")
+        history.set_task("answer", "upstream_failed")
+        failure = failure_of(Watcher(history).opening)
+        assert (failure.task_id, failure.predicted, failure.seq) == ("ask", False, None)
+
+    def test_a_predicted_skip_names_where_skipping_began(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.set_task("ask", "skipped")
+        failure = failure_of(watcher.catch_up())
+        assert (failure.reason, failure.task_id, failure.predicted) == ("task_skipped", "ask", True)
+
+    def test_an_answer_to_failure_that_is_not_needed_names_itself(self) -> None:
+        history = History(dag({"ask": Node("mend"), "mend": Node(trigger_rule="one_failed")}))
+        watcher = Watcher(history)
+        history.run_task("ask")
+        failure = failure_of(watcher.catch_up())
+        assert (failure.reason, failure.task_id, failure.state) == ("task_skipped", "mend", "skipped")
+        assert failure.predicted
+
+    def test_a_task_that_is_tried_again_fails_nothing(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.start("ask")
+        history.set_task("ask", "up_for_retry")
+        assert watcher.catch_up() == []
+
+    def test_one_failed_instance_above_is_enough(self) -> None:
+        history = History(dag({"square": Node("sum", mapped_over=[1, 2, 3]), "sum": Node()}))
+        watcher = Watcher(history)
+        history.expand("square", 3)
+        history.start("square", 1)
+        history.set_task("square", "failed", 1)
+        failure = failure_of(watcher.catch_up())
+        assert (failure.task_id, failure.map_index, failure.predicted) == ("square", 1, True)

@@ -1,0 +1,151 @@
+"""What holds for any life of a run, however it reaches the server in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.domain.outcome import Answered, Failed, judge, result_tasks
+from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, Snapshot
+from support.airflow_sql import CHAIN
+from support.builders import History, Move, Watcher, graph, lives, lives_of, play
+
+GRAPHS = (
+    graph(CHAIN),
+    graph({"ask": ["answer"], "answer": []}, {}),
+    graph({"answer": []}, {}),
+    graph({"ask": ["left", "right"], "left": [], "right": []}, {}),
+    graph({"left": ["tear_down"], "right": ["tear_down"], "tear_down": []}, {"tear_down": True}),
+)
+
+
+@st.composite
+def watched(draw: st.DrawFn) -> Watcher:
+    """Somebody who asks anything of any DAG."""
+    dag = draw(st.sampled_from(GRAPHS))
+    results = draw(st.lists(st.sampled_from(sorted(dag.tasks)), unique=True, max_size=2))
+    until: Literal["result", "run"] = draw(st.sampled_from(["result", "run"]))
+    history = History(dag)
+    history.marked = draw(st.none() | st.sets(st.sampled_from(sorted(dag.tasks))))
+    if history.marked is not None and draw(st.booleans()):
+        shown = draw(st.sets(st.sampled_from(sorted(dag.tasks))))
+        history.earlier_marks = {task_id: task_id in history.marked for task_id in shown}
+    return Watcher(history, *results, until=until)
+
+
+def live(watcher: Watcher, life: list[Move]) -> Iterator[list[AnyFrame]]:
+    """Yield what is told, step by step; the values that are wanted may come late."""
+    yield watcher.opening
+    for move in life:
+        if move[0] == "read":
+            yield watcher.advance()
+        elif move[0] == "fetch":
+            yield watcher.receive()
+        else:
+            play(watcher.history, move)
+    yield watcher.catch_up()
+
+
+@given(watched(), lives)
+def test_what_was_told_is_taken_back_before_something_else_is_told(watcher: Watcher, life: list[Move]) -> None:
+    told = False
+    before: AnyFrame | None = None
+    for frame in (frame for frames in live(watcher, life) for frame in frames):
+        assert not isinstance(before, End), "nothing comes after the end"
+        assert isinstance(frame, Snapshot) == isinstance(before, Reset), "a snapshot follows each reset"
+        if isinstance(frame, Result | Failure):
+            assert not told, "one answer at a time"
+            told = True
+        elif isinstance(frame, Reset):
+            told = False
+        before = frame
+
+
+@given(watched(), lives)
+def test_a_result_is_told_only_while_all_result_tasks_have_answered_in_their_current_try(
+    watcher: Watcher, life: list[Move]
+) -> None:
+    for frames in live(watcher, life):
+        for frame in frames:
+            if isinstance(frame, Result):
+                tasks = set(result_tasks(watcher.run, watcher.answer.question))
+                if not watcher.answer.question.results:
+                    # A branch may skip some of the tasks with Airflow's own mark.
+                    tasks -= {one for one in tasks if watcher.run.tasks[one].by_state.keys() == {"skipped"}}
+                assert frame.results.keys() == tasks
+                for task_id in tasks:
+                    present = [one for one in watcher.run.tasks[task_id].values() if one.state != "removed"]
+                    assert present
+                    assert all(one.state == "success" or (one.state == "running" and one.pushed) for one in present)
+
+
+@given(watched(), lives)
+def test_a_failure_is_told_only_where_something_has_failed(watcher: Watcher, life: list[Move]) -> None:
+    for frames in live(watcher, life):
+        for frame in frames:
+            if isinstance(frame, Failure) and frame.task_id is not None:
+                assert frame.map_index is not None
+                instance = watcher.run.tasks[frame.task_id][frame.map_index]
+                assert (instance.state, instance.try_number) == (frame.state, frame.try_number)
+                assert instance.state in {"failed", "upstream_failed", "skipped", "removed"}
+            elif isinstance(frame, Failure):
+                assert watcher.run.deleted or watcher.run.run.state == "failed"
+
+
+@given(watched(), lives)
+def test_what_is_told_is_the_verdict_whenever_no_value_is_wanted(watcher: Watcher, life: list[Move]) -> None:
+    for _ in live(watcher, life):
+        if not watcher.wanted and not watcher.answer.ended:
+            verdict, told = judge(watcher.run, watcher.answer.question), watcher.answer.told
+            assert isinstance(told, Result) == isinstance(verdict, Answered)
+            assert isinstance(told, Failure) == isinstance(verdict, Failed)
+
+
+@given(watched(), lives)
+def test_a_stream_ends_when_and_only_when_there_is_nothing_more_to_tell(watcher: Watcher, life: list[Move]) -> None:
+    ended = False
+    for frames in live(watcher, life):
+        for frame in frames:
+            if isinstance(frame, End):
+                told = watcher.answer.told
+                outcome = {Result: "result", Failure: "failure", type(None): "none"}[type(told)]
+                assert frame.outcome == outcome
+                assert frame.state == (None if watcher.run.deleted else watcher.run.run.state)
+                ended = True
+        if not watcher.wanted and not ended:
+            assert not watcher.run.final
+            assert watcher.answer.question.until == "run" or watcher.answer.told is None
+
+
+@given(lives_of("read", "fetch", "start", "push", "succeed", "run", "retry", "clear"))
+def test_a_result_that_stands_is_that_of_the_current_tries(life: list[Move]) -> None:
+    watcher = Watcher(History(graph({"answer": []}, {})), until="run")
+    tries: dict[tuple[str, int], int] = {}
+    for frames in live(watcher, life):
+        result = watcher.answer.told
+        if not isinstance(result, Result) or watcher.wanted or watcher.answer.ended:
+            continue
+        now = {
+            (task_id, index): one.try_number
+            for task_id in result.results
+            for index, one in watcher.run.tasks[task_id].items()
+        }
+        if result in frames:
+            tries = now
+        assert now == tries, "a new try is told"
+
+
+@given(watched(), lives)
+def test_a_late_watcher_sees_what_the_others_were_told(watcher: Watcher, life: list[Move]) -> None:
+    standing: AnyFrame | None = None
+    for frames in live(watcher, life):
+        for frame in frames:
+            if isinstance(frame, Reset):
+                standing = None
+            elif isinstance(frame, Result | Failure):
+                standing = frame
+        _, *opening = watcher.answer.open(watcher.run)
+        assert opening == [*watcher.run.output.frames, *([] if standing is None else [standing])]

@@ -1,0 +1,240 @@
+"""What people and failing tries take back, and the traps on the way to a result (`airflow-facts` 2.5)."""
+
+from __future__ import annotations
+
+import pytest
+
+from stream_server.domain.answer import Answer
+from stream_server.domain.outcome import Answered, Question, judge
+from stream_server.protocol.frames import AnyFrame, Reset, Snapshot
+from support.builders import History, Watcher, graph, results_of, types
+
+
+class TestTakenBack:
+    def answered(self) -> tuple[History, Watcher]:
+        history = History()
+        watcher = Watcher(history, until="run")
+        history.start("answer")
+        history.push("answer", "first")
+        assert results_of(watcher.catch_up()) == [{"answer": "first"}]
+        return history, watcher
+
+    @staticmethod
+    def reason(frames: list[AnyFrame]) -> str:
+        assert isinstance(frames[0], Reset)
+        assert isinstance(frames[1], Snapshot)
+        return frames[0].reason
+
+    def test_a_try_that_fails_after_its_push_is_retried(self) -> None:
+        history, watcher = self.answered()
+        history.set_task("answer", "up_for_retry")
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot"]
+        assert self.reason(frames) == "retried"
+        history.run_task("answer", "second")
+        assert results_of(watcher.catch_up()) == [{"answer": "second"}]
+
+    def test_a_task_that_fails_for_good_after_its_push_is_a_failure(self) -> None:
+        history, watcher = self.answered()
+        history.set_task("answer", "failed")
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot", "failure"]
+        assert self.reason(frames) == "revoked"
+
+    @pytest.mark.parametrize("counted", [True, False])
+    def test_a_clear_takes_the_answer_back(self, *, counted: bool) -> None:
+        history, watcher = self.answered()
+        history.succeed("answer")
+        history.clear("answer", counted=counted)
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot"]
+        assert self.reason(frames) == "cleared"
+
+    def test_a_clear_of_a_running_task_takes_the_answer_back(self) -> None:
+        history, watcher = self.answered()
+        history.clear("answer", counted=False)
+        assert history.rows["answer", -1].state == "restarting"
+        assert self.reason(watcher.catch_up()) == "cleared"
+
+    def test_a_failed_task_marked_as_success_takes_the_failure_back(self) -> None:
+        history = History()
+        watcher = Watcher(history, until="run")
+        history.set_task("answer", "failed")
+        assert types(watcher.catch_up()) == ["failure"]
+        history.set_task("answer", "success")
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot", "result"]
+        assert self.reason(frames) == "revoked"
+        assert results_of(frames) == [{"answer": None}]
+
+    @pytest.mark.parametrize("spread", [False, True])
+    def test_a_predicted_failure_is_taken_back_when_the_culprit_is_marked_as_success(self, *, spread: bool) -> None:
+        history, watcher = self.doomed(spread=spread)
+        history.set_task("ask", "success")
+        if spread:
+            history.set_task("answer", None)
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot"]
+        assert self.reason(frames) == "revoked"
+        history.run_task("answer", "after all")
+        assert results_of(watcher.catch_up()) == [{"answer": "after all"}]
+
+    @pytest.mark.parametrize("spread", [False, True])
+    @pytest.mark.parametrize("counted", [False, True])
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_a_predicted_failure_is_taken_back_when_the_culprit_is_cleared(
+        self, *, spread: bool, counted: bool, at_once: bool
+    ) -> None:
+        history, watcher = self.doomed(spread=spread)
+        history.clear("ask", *["answer"] * spread, counted=counted)
+        if at_once:
+            history.run_task("ask")
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot"]
+        assert self.reason(frames) == "cleared"
+
+    def test_a_failure_that_has_another_culprit_left_stands(self) -> None:
+        history = History(graph({"left": ["join"], "right": ["join"], "join": []}, {}))
+        watcher = Watcher(history, until="run")
+        history.set_task("left", "failed")
+        history.set_task("right", "failed")
+        assert types(watcher.catch_up()) == ["failure"]
+        history.set_task("left", "success")
+        assert watcher.catch_up() == []
+        history.set_task("right", "success")
+        assert types(watcher.catch_up()) == ["reset", "snapshot"]
+
+    @staticmethod
+    def doomed(*, spread: bool) -> tuple[History, Watcher]:
+        """Somebody who was told that `answer` cannot come, maybe with Airflow having written it since."""
+        history = History()
+        watcher = Watcher(history, until="run")
+        history.start("ask")
+        history.set_task("ask", "failed")
+        assert types(watcher.catch_up()) == ["failure"]
+        if spread:
+            history.set_task("answer", "upstream_failed")
+            assert watcher.catch_up() == []
+        return history, watcher
+
+    def test_a_clear_that_comes_with_its_new_answer_takes_the_old_one_back(self) -> None:
+        history, watcher = self.answered()
+        history.succeed("answer")
+        history.clear("answer")
+        history.run_task("answer", "second")
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot", "result"]
+        assert results_of(frames) == [{"answer": "second"}]
+
+    def test_a_retry_that_comes_with_its_new_answer_takes_the_old_one_back(self) -> None:
+        history, watcher = self.answered()
+        history.set_task("answer", "up_for_retry")
+        history.run_task("answer", "second")
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot", "result"]
+        assert results_of(frames) == [{"answer": "second"}]
+
+    def test_an_uncounted_clear_that_comes_with_its_new_answer_takes_the_old_one_back(self) -> None:
+        history, watcher = self.answered()
+        history.succeed("answer")
+        history.clear("answer", counted=False)
+        history.run_task("answer", "second")
+        frames = watcher.catch_up()
+        assert types(frames) == ["reset", "snapshot", "result"]
+        assert results_of(frames) == [{"answer": "second"}]
+
+    def test_a_clear_before_anything_was_told_is_told_too(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.clear("ask")
+        assert self.reason(watcher.catch_up()) == "cleared"
+
+    def test_a_clear_is_told_once(self) -> None:
+        history, watcher = self.answered()
+        history.clear("ask")
+        assert types(watcher.catch_up()) == ["reset", "snapshot", "result"]
+        history.run_task("ask")
+        assert watcher.catch_up() == []
+
+    def test_an_answer_stands_while_other_tasks_are_cleared_uncounted(self) -> None:
+        history, watcher = self.answered()
+        history.clear("ask", counted=False)
+        assert watcher.catch_up() == []
+
+
+class TestTraps:
+    def test_a_push_of_a_killed_task_is_no_answer(self) -> None:
+        history = History()
+        watcher = Watcher(history, until="run")
+        history.start("answer")
+        history.set_task("answer", "failed")
+        watcher.catch_up()
+        history.push("answer", "too late")
+        assert watcher.catch_up() == []
+
+    def test_a_push_between_two_tries_is_no_answer(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.start("answer")
+        history.set_task("answer", "up_for_retry")
+        history.push("answer", "too late")
+        history.start("answer")
+        assert watcher.catch_up() == []
+
+    def test_push_and_failure_in_one_batch_is_a_failure_only(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.start("answer")
+        history.push("answer")
+        history.set_task("answer", "failed")
+        assert types(watcher.catch_up()) == ["failure", "end"]
+
+    def test_a_try_that_fails_while_its_value_is_read_is_no_answer(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.start("answer")
+        history.push("answer")
+        assert watcher.advance() == []
+        assert watcher.wanted == ("answer",)
+        history.set_task("answer", "up_for_retry")
+        assert watcher.advance() == []
+        assert watcher.receive() == []
+
+    def test_a_value_that_is_gone_from_a_running_task_is_waited_for_again(self) -> None:
+        history = History()
+        watcher = Watcher(history)
+        history.start("answer")
+        history.push("answer")
+        watcher.advance()
+        del history.xcoms["answer", -1]
+        assert watcher.receive() == []
+        history.push("answer", "anew")
+        assert results_of(watcher.catch_up()) == [{"answer": "anew"}]
+
+    def test_values_of_other_tasks_than_those_wanted_now_are_not_enough(self) -> None:
+        history = History()
+        history.run_task("ask", 1)
+        history.run_task("answer", 2)
+        run = history.state()
+        step = Answer(Question(results=("ask", "answer"))).receive(run, {"ask"}, history.values({"ask"}))
+        assert step.frames == []
+        assert step.wanted == ("ask", "answer")
+
+    def test_a_late_watcher_sees_what_was_told(self) -> None:
+        history = History()
+        watcher = Watcher(history, until="run")
+        history.run_task("answer", 1)
+        told = watcher.catch_up()
+        assert types(watcher.answer.open(watcher.run)) == ["snapshot", "result"]
+        assert watcher.answer.open(watcher.run)[1:] == told
+
+    def test_the_verdict_names_the_last_row_that_was_needed(self) -> None:
+        history = History()
+        run = history.state()
+        history.run_task("ask")
+        history.run_task("answer")
+        for transition in history.journal:
+            run.apply(transition)
+        verdict = judge(run, Question(results=("ask", "answer")))
+        assert isinstance(verdict, Answered)
+        assert verdict.origin.seq == max(row.seq for row in history.journal if row.xcom_key)

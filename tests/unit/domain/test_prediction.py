@@ -1,0 +1,259 @@
+"""What is foreseen in single cases; Airflow's own scheduler is asked in `tests/airflow/test_outcome_check.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from stream_server.domain.graph import Graph
+from stream_server.domain.prediction import Forecast, foreseeable
+from support.dags import Node, dag, mapped_group, plain_group, setup, teardown
+from support.outlooks import CHAIN, forecast
+
+
+def doomed(graph: Graph, **states: str | Mapping[int, str | None] | None) -> set[str]:
+    told = forecast(graph, **states)
+    return {task_id for task_id in graph.tasks if told.doomed(task_id)}
+
+
+class TestSpreading:
+    def test_a_failure_is_followed_to_the_end_at_once(self) -> None:
+        assert doomed(CHAIN, a="success", b="failed") == {"b", "c", "d", "e", "f"}
+        assert forecast(CHAIN, a="success", b="failed").failing("f") == {-1}
+
+    @pytest.mark.parametrize(
+        "state", ["success", "running", "queued", "up_for_retry", "restarting", "deferred", "awaiting_input", "new"]
+    )
+    def test_what_may_still_go_well_dooms_nothing(self, state: str) -> None:
+        assert doomed(CHAIN, a=state) == set()
+
+    def test_who_waits_for_the_culprit_skips_too_late_to_save_the_run(self) -> None:
+        """A loop that has `c` run has told `b` to fail; so `d` fails, although `c` may skip itself (`all_success`)."""
+        graph = dag({"a": Node("b", "c"), "b": Node("d"), "c": Node("d", trigger_rule="none_skipped"), "d": Node()})
+        assert forecast(graph, a="failed").failing("d") == {-1}
+
+    def test_it_may_also_wait_for_what_only_the_culprit_ends(self) -> None:
+        nodes = {"a": Node("b", "x"), "b": Node("d"), "x": Node("c"), "c": Node("d", trigger_rule="all_done")}
+        assert forecast(dag({**nodes, "d": Node()}), a="failed").failing("d") == {-1}
+
+    @pytest.mark.parametrize(
+        ("nodes", "states"),
+        [
+            # Scheduled by a loop that had not seen the failure yet, it may skip itself before the next one has.
+            ({"a": Node("b"), "b": Node("d"), "c": Node("d"), "d": Node()}, {"a": "failed"}),
+            ({"a": Node("b"), "b": Node("d"), "x": Node("c"), "c": Node("d"), "d": Node()}, {"a": "failed"}),
+            # So may one that is at work, or that waits for the first of several.
+            ({"a": Node("b", "c"), "b": Node("d"), "c": Node("d", trigger_rule="none_skipped"), "d": Node()},
+             {"a": "failed", "c": "running"}),
+            ({"a": Node("b", "c"), "x": Node("c"), "b": Node("d"), "c": Node("d", trigger_rule="one_done"),
+              "d": Node()}, {"a": "failed"}),
+            # Of two reasons to fail, a loop may have seen the other one.
+            ({"a": Node("b", "x"), "b": Node("d"), "y": Node("x"), "x": Node("c"),
+              "c": Node("d", trigger_rule="all_done"), "d": Node()}, {"a": "failed", "y": "failed"}),
+            # What is two loops away may come after the skip.
+            ({"a": Node("b", "c"), "b": Node("e"), "e": Node("d"), "c": Node("d", trigger_rule="none_skipped"),
+              "d": Node()}, {"a": "failed"}),
+        ],
+    )  # fmt: skip
+    def test_who_may_skip_itself_before_that_may_save_the_run(
+        self, nodes: Mapping[str, Node], states: dict[str, str]
+    ) -> None:
+        told = forecast(dag(nodes), **states)
+        assert told.doomed("d") == {-1}
+        assert told.failing("d") == frozenset()
+
+    def test_skipping_spreads_and_fails_no_run(self) -> None:
+        told = forecast(CHAIN, a="skipped")
+        assert told.doomed("f") == {-1}
+        assert told.failing("f") == frozenset()
+
+    def test_a_task_that_is_at_work_has_passed_its_rule(self) -> None:
+        assert doomed(CHAIN, a="failed", b="running") == {"a"}
+
+    def test_what_is_removed_is_as_good_as_successful(self) -> None:
+        assert doomed(CHAIN, a="removed") == {"a"}
+
+    def test_a_rule_that_nobody_knows_dooms_nothing(self) -> None:
+        graph = dag({"a": Node("b"), "b": Node(trigger_rule="all_new")})
+        assert doomed(graph, a="failed") == {"a"}
+
+    def test_a_task_without_instances_dooms_nothing(self) -> None:
+        told = Forecast(CHAIN, {"a": {"failed": {-1}}, "c": {None: {-1}}})
+        assert told.doomed("c") == frozenset()
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("rule", "left", "right", "is_doomed"),
+        [
+            ("all_success", "failed", None, True),
+            ("none_failed", "skipped", None, False),
+            ("none_failed", "upstream_failed", None, True),
+            ("none_failed_min_one_success", "skipped", None, False),
+            ("none_failed_min_one_success", "skipped", "skipped", True),
+            ("one_success", "failed", None, False),
+            ("one_success", "failed", "skipped", True),
+            ("all_done", "failed", "failed", False),
+            ("always", "failed", "failed", False),
+            ("one_failed", "success", None, False),
+            ("one_failed", "success", "success", True),
+            ("all_failed", "success", None, True),
+            ("all_skipped", "failed", None, True),
+            ("none_skipped", "failed", None, False),
+            ("none_skipped", "skipped", None, True),
+            ("one_done", "skipped", "upstream_failed", True),
+            ("all_done_min_one_success", "failed", "failed", True),
+            ("all_done_min_one_success", "failed", None, False),
+        ],
+    )
+    def test_a_rule_dooms_when_it_cannot_be_met(
+        self, rule: str, left: str, right: str | None, *, is_doomed: bool
+    ) -> None:
+        graph = dag({"left": Node("join"), "right": Node("join"), "join": Node(trigger_rule=rule)})
+        assert ("join" in doomed(graph, left=left, right=right)) is is_doomed
+
+    def test_a_race_between_failing_and_skipping_is_left_open(self) -> None:
+        """Whether `middle` is told to fail before `right` skips itself decides about `end`."""
+        nodes = {"left": Node("near"), "near": Node("middle"), "right": Node("middle"), "middle": Node("end")}
+        graph = dag({**nodes, "end": Node(trigger_rule="none_failed")})
+        assert doomed(graph, left="failed", right="running") == {"left", "near", "middle"}
+        assert "end" in doomed(graph, left="failed", right="success")
+
+
+class TestSetupsAndTeardowns:
+    GRAPH = dag({"s": setup("a", "t"), "a": Node("b"), "b": Node("t", trigger_rule="all_done"), "t": teardown()})
+
+    def test_a_failed_setup_dooms_what_is_far_below_whatever_its_rule(self) -> None:
+        assert doomed(self.GRAPH, s="failed") == {"s", "a", "b", "t"}
+
+    def test_a_skipped_setup_goes_before_what_has_failed_directly_above(self) -> None:
+        """So that the task is skipped, and no failure of the run (`_evaluate_setup_constraint` comes first)."""
+        graph = dag({"s": setup("a"), "a": Node("b"), "b": Node("c"), "c": Node(), "x": Node("c")})
+        told = forecast(graph, s="skipped", a="running", x="failed")
+        assert told.doomed("c") == {-1}
+        assert told.failing("c") == frozenset()
+        assert forecast(graph, s="success", a="running", x="failed").failing("c") == {-1}
+
+    def test_a_teardown_runs_if_its_setup_has(self) -> None:
+        assert doomed(self.GRAPH, s="success", a="failed") == {"a"}
+
+    def test_a_skipped_setup_skips_its_teardown(self) -> None:
+        assert forecast(self.GRAPH, s="skipped").failing("t") == frozenset()
+        assert "t" in doomed(self.GRAPH, s="skipped")
+
+
+class TestMapped:
+    def test_one_failed_instance_dooms_what_wants_all(self) -> None:
+        graph = dag({"m": Node("sum", mapped_over=[1, 2]), "sum": Node()})
+        assert doomed(graph, m={0: "success", 1: "failed", 2: None}) == {"m", "sum"}
+
+    def test_a_failed_instance_dooms_the_list_although_others_go_on(self) -> None:
+        graph = dag({"m": Node(mapped_over=[1, 2])})
+        assert forecast(graph, m={0: "running", 1: "failed"}).doomed("m") == {1}
+
+    def test_a_removed_instance_is_missed_by_nobody_unless_all_are(self) -> None:
+        graph = dag({"m": Node(mapped_over=[1, 2])})
+        assert forecast(graph, m={0: "running", 1: "removed"}).doomed("m") == frozenset()
+        assert forecast(graph, m={0: "removed", 1: "failed"}).doomed("m") == {1}
+        assert forecast(graph, m={0: "removed", 1: "removed"}).doomed("m") == {0, 1}
+
+    def test_what_says_how_often_a_task_is_run_must_succeed_whatever_the_rule(self) -> None:
+        graph = dag({"list": Node("m"), "m": Node(mapped_over="list", trigger_rule="all_done")})
+        assert doomed(graph, list="failed") == {"list", "m"}
+
+    def test_a_rule_that_is_met_before_the_length_is_known_fails_the_task(self) -> None:
+        """Airflow expands it to nothing then, and calls that `upstream_failed` (`TaskMap.expand_mapped_task`)."""
+        nodes = {"ready": Node("m", "list"), "list": Node("m", trigger_rule="one_failed")}
+        graph = dag({**nodes, "m": Node("end", mapped_over="list", trigger_rule="one_done"), "end": Node()})
+        told = forecast(graph, ready="success")
+        assert told.doomed("end") == {-1}
+        assert told.failing("m") == frozenset()
+        below = dag(
+            {
+                **nodes,
+                "m": Node("end", mapped_over="list", trigger_rule="one_done"),
+                "end": Node(trigger_rule="none_failed"),
+            }
+        )
+        assert forecast(below, ready="success").doomed("end") == frozenset()
+
+    def test_what_skips_a_mapped_task_comes_before_a_rule_that_waits_for_all(self) -> None:
+        nodes = {"a": Node("m"), "b": Node("m"), "list": Node("m")}
+        graph = dag({**nodes, "m": Node(mapped_over="list", trigger_rule="one_success")})
+        assert forecast(graph, a="upstream_failed", b="running", list="skipped").failing("m") == frozenset()
+
+    def test_a_mapping_over_nothing_is_known_from_the_start(self) -> None:
+        graph = dag({"m": Node("end", mapped_over=[]), "end": Node()})
+        assert foreseeable(graph, {})
+        assert doomed(graph) == {"m", "end"}
+        assert forecast(graph).failing("end") == frozenset()
+
+    def test_a_task_that_waits_for_failures_of_a_mapping_over_nothing_is_skipped(self) -> None:
+        graph = dag({"m": Node("mend", mapped_over=[]), "mend": Node(trigger_rule="one_failed")})
+        assert doomed(graph) == {"m", "mend"}
+
+    def test_an_unexpanded_task_may_come_to_anything(self) -> None:
+        graph = dag({"list": Node("m"), "m": Node("end", mapped_over="list"), "end": Node(trigger_rule="none_failed")})
+        assert doomed(graph, list="success") == set()
+
+
+class TestMappedGroup:
+    GRAPH = dag(
+        {"list": Node("g.a"), "g.a": Node("g.b"), "g.b": Node("end"), "end": Node()},
+        plain_group("list", "end", g=mapped_group("g.a", "g.b", over="list")),
+    )
+
+    def test_only_the_same_index_counts_within_the_group(self) -> None:
+        told = forecast(self.GRAPH, list="success", g_a={0: "failed", 1: "success"}, g_b={0: None, 1: None})
+        assert told.doomed("g.b") == {0}
+        assert told.doomed("end") == {-1}
+
+    def test_what_is_not_expanded_yet_is_known_by_its_siblings(self) -> None:
+        told = forecast(self.GRAPH, list="success", g_a={0: "failed", 1: None})
+        assert told.doomed("g.b") == {0}
+        assert told.doomed("end") == {-1}
+
+    def test_what_is_far_within_the_group_is_doomed_with_what_the_group_is_mapped_over(self) -> None:
+        assert doomed(self.GRAPH, list="failed") == {"list", "g.a", "g.b", "end"}
+
+    def test_rules_in_which_versions_differ_are_predicted_where_all_agree(self) -> None:
+        graph = dag(
+            {"g.a": Node("g.b"), "g.b": Node(trigger_rule="one_success")},
+            plain_group(g=mapped_group("g.a", "g.b", over=[1, 2])),
+        )
+        pending = {0: None, 1: None}
+        assert forecast(graph, g_a={0: "failed", 1: "running"}, g_b=pending).doomed("g.b") == frozenset()
+        assert forecast(graph, g_a={0: "failed", 1: "failed"}, g_b=pending).doomed("g.b") == {0, 1}
+
+    def test_a_mapping_within_a_mapping_is_waited_for(self) -> None:
+        outer = mapped_group("o.a", over=[1, 2])
+        outer["children"]["o.i"] = ["taskgroup", mapped_group("o.i.b", over=[1, 2])]
+        graph = dag({"o.a": Node("o.i.b"), "o.i.b": Node()}, plain_group(o=outer))
+        assert doomed(graph, o_a={0: "failed", 1: "failed"}, o_i_b=dict.fromkeys(range(4))) == {"o.a"}
+
+
+class TestSkippedByOthers:
+    def test_a_branch_that_has_not_decided_may_skip(self) -> None:
+        """`failed` does not overwrite, but `upstream_failed` is: what is below it may run after all."""
+        nodes = {"branch": Node("a", _can_skip_downstream=True), "other": Node("a"), "a": Node("end")}
+        graph = dag({**nodes, "end": Node(trigger_rule="none_failed")})
+        assert "end" not in doomed(graph, branch="running", other="failed", a="upstream_failed")
+        assert "end" in doomed(graph, branch="success", other="failed", a="upstream_failed")
+
+    def test_all_that_a_failed_branch_decides_about_is_doomed(self) -> None:
+        nodes = {"branch": Node("a", "b", _can_skip_downstream=True), "a": Node("end"), "b": Node("end")}
+        graph = dag({**nodes, "end": Node(trigger_rule="none_failed_min_one_success")})
+        assert doomed(graph, branch="failed") == {"branch", "a", "b", "end"}
+
+    def test_fail_fast_skips_what_was_told_to_fail(self) -> None:
+        graph = dag({"a": Node("b"), "b": Node(), "c": Node()}, fail_fast=True)
+        told = forecast(graph, a="failed", b="upstream_failed", c="running")
+        assert told.doomed("b") == {-1}
+        assert told.failing("b") == frozenset()
+
+
+def test_nothing_is_foreseen_while_nothing_has_ended_badly() -> None:
+    assert not foreseeable(CHAIN, {"a": {"success": {-1}}, "b": {None: {-1}}})
+    assert foreseeable(CHAIN, {"a": {"failed": {-1}}})
+    assert foreseeable(dag({"a": Node("b"), "b": Node(trigger_rule="one_failed")}), {})

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+
+from stream_server.domain.run_state import MAX_LISTED_INSTANCES, UNSAID, RunState
+from stream_server.protocol.frames import RunTransition, Snapshot, TaskTransition
+from support.builders import History, Move, at, graph, known, lives, play
+
+
+def may_happen(history: History, move: Move) -> bool:
+    """Leave out a deferral after a push, for which there is a test of its own.
+
+    And what ends a task that is to be tried again without another try: whoever joins then hears what the last one said.
+    """
+    place = sorted(history.rows)[move[1] % len(history.rows)]
+    if history.said(place) and history.rows[place].state in UNSAID:
+        return move[0] in {"read", "advance", "start", "run", "say", "clear"}
+    return move[0] != "defer" or place not in history.xcoms
+
+
+def follow(run: RunState, history: History, after: int = 0) -> RunState:
+    for transition in history.journal[after:]:
+        run.apply(transition)
+    return run
+
+
+@given(lives)
+def test_following_from_the_first_row_gives_what_the_database_says_at_any_time(life: list[Move]) -> None:
+    history = History()
+    history.marked = {"ask"}
+    run = history.state()
+    seen = len(history.journal)
+    for move in life:
+        if move[0] == "read":
+            follow(run, history, seen)
+            seen = len(history.journal)
+            assert run.deleted == history.deleted
+            assert history.deleted or known(run) == known(history.state())
+        elif may_happen(history, move):
+            play(history, move)
+
+
+@given(lives)
+def test_sums_of_instances_are_those_of_the_instances(life: list[Move]) -> None:
+    history = History()
+    run = history.state()
+    for move in life:
+        play(history, move)
+    for transition in history.journal:
+        run.apply(transition)
+        for instances in run.tasks.values():
+            states = {one.state for one in instances.values()}
+            assert instances.by_state == {
+                state: {index for index, one in instances.items() if one.state == state} for state in states
+            }
+            answered = {
+                index
+                for index, one in instances.items()
+                if one.state == "success" or (one.state == "running" and one.pushed is not None)
+            }
+            wanted = {index for index, one in instances.items() if one.state != "removed"}
+            assert instances.answered == answered
+            assert instances.complete(confirmed=False) == (bool(wanted) and answered == wanted)
+            assert instances.complete(confirmed=True) == (bool(wanted) and states <= {"success", "removed"})
+            assert instances.tries == sum(one.try_number for one in instances.values())
+
+
+@given(lives, lives)
+def test_a_snapshot_plus_the_rest_of_the_journal_is_the_whole_journal(before: list[Move], after: list[Move]) -> None:
+    history = History()
+    first = history.state()
+    for move in before:
+        if may_happen(history, move) and move[0] != "delete_run":
+            play(history, move)
+    joined, read = history.state(), len(history.journal)
+    for move in after:
+        if may_happen(history, move):
+            play(history, move)
+    assert known(follow(joined, history, read)) == known(follow(first, history))
+
+
+@given(lives)
+def test_the_frames_of_tasks_tell_their_states(life: list[Move]) -> None:
+    history = History()
+    run = history.state()
+    told: dict[tuple[str, int], tuple[str | None, int]] = {(task_id, -1): (None, 0) for task_id in history.graph.tasks}
+    for move in life:
+        play(history, move)
+    for transition in history.journal:
+        for frame in run.apply(transition):
+            if isinstance(frame, TaskTransition):
+                if frame.map_index >= 0:
+                    told.pop((frame.task_id, -1), None)
+                told[frame.task_id, frame.map_index] = (frame.state, frame.try_number)
+    assert told == {place: (row.state, row.try_number) for place, row in history.rows.items()}
+
+
+def pushed(history: History, task_id: str = "answer", map_index: int = -1) -> tuple[bool, bool]:
+    """Whether a push counts, for one who has followed it and for one who reads the tables."""
+    followed, read = follow(History().state(), history), history.state()
+    return (
+        followed.tasks[task_id][map_index].pushed is not None,
+        read.tasks[task_id][map_index].pushed is not None,
+    )
+
+
+def test_a_push_of_a_running_task_counts() -> None:
+    history = History()
+    history.start("answer")
+    history.push("answer")
+    assert pushed(history) == (True, True)
+
+
+@pytest.mark.parametrize("state", ["failed", "skipped", "up_for_retry", "queued", "restarting", "deferred", None])
+def test_a_push_of_a_task_that_does_not_run_does_not_count(state: str | None) -> None:
+    history = History()
+    history.start("answer")
+    history.set_task("answer", state)
+    history.push("answer")
+    assert pushed(history) == (False, False)
+
+
+def test_a_push_does_not_count_for_the_next_try() -> None:
+    history = History()
+    history.start("answer")
+    history.push("answer")
+    history.set_task("answer", "up_for_retry")
+    history.start("answer")
+    assert pushed(history) == (False, False)
+
+
+def test_a_push_before_a_deferral_counts_afterwards() -> None:
+    """It is the same try, whose XComs Airflow keeps and whose `start_date` it does not touch."""
+    history = History()
+    history.start("answer")
+    history.push("answer")
+    for state in ("deferred", "scheduled", "queued", "running"):
+        history.set_task("answer", state)
+    assert pushed(history) == (True, True)
+
+
+def test_an_old_value_of_a_cleared_task_does_not_count_until_it_is_pushed_anew() -> None:
+    history = History()
+    history.run_task("answer")
+    history.clear("answer")
+    history.start("answer")
+    assert pushed(history) == (False, False)
+    history.push("answer")
+    assert pushed(history) == (True, True)
+
+
+def test_other_keys_are_no_return_values() -> None:
+    history = History()
+    history.start("answer")
+    history.push("answer")
+    history.journal[-1] = history.journal[-1]._replace(xcom_key="stream")
+    assert pushed(history)[0] is False
+
+
+def test_an_xcom_is_no_frame() -> None:
+    history = History()
+    run = history.state()
+    history.start("answer")
+    follow(run, history)
+    history.push("answer")
+    assert not run.apply(history.journal[-1])
+
+
+def test_an_xcom_of_a_task_that_nobody_knows_is_ignored() -> None:
+    history = History()
+    run = RunState(history.key, history.run)
+    history.start("answer")
+    history.push("answer")
+    run.apply(history.journal[-1])
+    assert run.tasks == {}
+
+
+def test_expanded_instances_take_the_place_of_the_mapped_one() -> None:
+    history = History()
+    run = history.state()
+    history.expand("answer", 3)
+    follow(run, history)
+    assert run.tasks["answer"].keys() == {0, 1, 2}
+
+
+@pytest.mark.parametrize("dag_result", [None, False, True])
+def test_a_value_shows_whether_its_task_bears_the_native_mark(dag_result: bool | None) -> None:  # a value, not a switch
+    history = History()
+    run = history.state()
+    history.start("ask")
+    history.push("ask", dag_result=dag_result)
+    shown = {} if dag_result is None else {"ask": dag_result}
+    assert follow(run, history).native_marks == shown
+    assert history.state().native_marks == shown
+
+
+def native_marks(history: History) -> list[dict[str, bool]]:
+    """What a watcher from the start knows, and one that joins now."""
+    followed = RunState(history.key, history.run, history.graph)
+    for transition in history.journal:
+        followed.apply(transition)
+    return [followed.native_marks, history.state().native_marks]
+
+
+def test_a_native_mark_counts_while_its_value_counts() -> None:
+    history = History()
+    history.start("ask")
+    history.push("ask", dag_result=True)
+    history.set_task("ask", "up_for_retry")
+    assert native_marks(history) == [{}, {}]
+    history.start("ask")
+    assert native_marks(history) == [{}, {}]
+    history.succeed("ask")
+    assert native_marks(history) == [{}, {}], "the value of the first try is deleted"
+    history.clear("ask")
+    history.start("ask")
+    history.push("ask", dag_result=True)
+    history.clear("ask")
+    assert native_marks(history) == [{}, {}]
+    history.set_task("ask", "success")
+    assert native_marks(history) == [{"ask": True}] * 2, "marked as a success, the task keeps its value"
+
+
+def test_one_instance_of_a_mapped_task_shows_its_native_mark() -> None:
+    history = History()
+    history.expand("ask", 2)
+    history.start("ask", 0)
+    history.push("ask", 1, 0, dag_result=True)
+    assert native_marks(history) == [{"ask": True}] * 2
+
+
+def test_a_transition_of_the_run_is_told_with_its_row() -> None:
+    history = History()
+    run = history.state()
+    history.set_run("running")
+    (frame,) = run.apply(history.journal[-1])
+    assert isinstance(frame, RunTransition)
+    assert (frame.state, frame.clear_number, frame.seq) == ("running", 0, len(history.journal))
+    assert run.run.start_date == frame.at == at(len(history.journal))
+
+
+@pytest.mark.parametrize(
+    ("state", "final"), [("queued", False), ("running", False), ("success", True), ("failed", True)]
+)
+def test_a_run_is_final_when_airflow_says_so(state: str, *, final: bool) -> None:
+    history = History()
+    history.set_run(state)
+    assert history.state().final is final
+
+
+def test_the_tasks_of_a_run_are_those_of_its_dag_and_those_of_its_rows() -> None:
+    history = History(graph({"a": ["b"], "b": []}, {}))
+    run = history.state()
+    assert run.task_ids == {"a", "b"}
+    run.graph = None
+    del run.tasks["b"]
+    assert run.task_ids == {"a"}
+
+
+def snapshot_of_mapped(length: int, states: Sequence[str | None]) -> Snapshot:
+    history = History(graph({"square": [], "other": []}, {}))
+    history.expand("square", length)
+    for index, state in enumerate(states):
+        history.set_task("square", state, index)
+    return history.state().snapshot(("square",))
+
+
+def test_a_snapshot_lists_instances_in_order() -> None:
+    snapshot = snapshot_of_mapped(3, ["success", "running", None])
+    assert [(task.task_id, task.map_index, task.state) for task in snapshot.tasks] == [
+        ("other", -1, None),
+        ("square", 0, "success"),
+        ("square", 1, "running"),
+        ("square", 2, None),
+    ]
+    assert snapshot.result_tasks == ["square"]
+    assert snapshot.counts == {}
+
+
+def test_a_snapshot_counts_the_instances_of_large_mapped_tasks() -> None:
+    at_most = snapshot_of_mapped(MAX_LISTED_INSTANCES, [])
+    assert len(at_most.tasks) == MAX_LISTED_INSTANCES + 1
+    assert at_most.counts == {}
+    snapshot = snapshot_of_mapped(MAX_LISTED_INSTANCES + 1, ["success", "success", "failed"])
+    assert [task.task_id for task in snapshot.tasks] == ["other"]
+    assert snapshot.counts == {"square": {"success": 2, "failed": 1, "no_status": MAX_LISTED_INSTANCES - 2}}

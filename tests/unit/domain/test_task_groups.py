@@ -1,0 +1,41 @@
+"""Task groups, as Airflow serialises them."""
+
+from __future__ import annotations
+
+import pytest
+
+from stream_server.domain.task_groups import NO_GROUPS, Group, task_tree
+
+NESTED = {
+    "_group_id": None,
+    "children": {
+        "ask": ["operator", "ask"],
+        "search": [
+            "taskgroup",
+            {
+                "_group_id": "search",
+                "children": {
+                    "search.plan": ["operator", "search.plan"],
+                    "search.pages": [
+                        "taskgroup",
+                        {"is_mapped": True, "children": {"search.pages.read": ["operator", "search.pages.read"]}},
+                    ],
+                },
+            },
+        ],
+    },
+}
+
+
+def test_groups_come_before_those_within_them() -> None:
+    tree = task_tree(NESTED)
+    assert tree.groups == (
+        Group("search", None, is_mapped=False),
+        Group("search.pages", "search", is_mapped=True),
+    )
+    assert tree.places == {"search.plan": "search", "search.pages.read": "search.pages"}
+
+
+@pytest.mark.parametrize("shape", [None, {}, [], {"children": None}, {"children": {"a": "operator"}}, {"children": []}])
+def test_a_shape_that_nobody_knows_has_no_groups(shape: object) -> None:
+    assert task_tree(shape) == NO_GROUPS

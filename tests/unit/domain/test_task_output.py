@@ -1,0 +1,324 @@
+"""What running tasks say: kept while it stands, told to whom it concerns, and taken back when its try is repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.domain.outcome import Question
+from stream_server.domain.run_state import UNSAID, RunState
+from stream_server.domain.task_output import FRAME_BYTES, Output
+from stream_server.domain.transition import OUTPUT, Kind, Transition
+from stream_server.domain.transition_frames import is_output, tell_output
+from stream_server.hub.run_feed import Feed
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, Resumed
+from support.builders import KEY, History, Move, at, lives_of, play, types
+
+UNTIL_RUN = Question(until="run")
+
+Heard = list[tuple[str, int, int, int]]
+
+
+def chunks(frames: Iterable[AnyFrame]) -> list[tuple[str, int, int, int]]:
+    """What was said, by what makes it unique."""
+    return [
+        (one.task_id, one.map_index, one.try_number, one.index) for one in frames if isinstance(one, Chunk | Progress)
+    ]
+
+
+def texts(frames: Iterable[AnyFrame]) -> list[Any]:
+    return [msgspec.json.decode(one.value) for one in frames if isinstance(one, Chunk) and one.value]
+
+
+class Client:
+    """What a client knows that does as the protocol says."""
+
+    def __init__(self) -> None:
+        self.heard: Heard = []
+
+    def hear(self, frames: Iterable[AnyFrame]) -> None:
+        for frame in frames:
+            if isinstance(frame, Reset):
+                self.heard = []
+            self.heard += [one for one in chunks([frame]) if one not in self.heard]
+
+
+class Desk:
+    """A feed that follows a history, and its clients."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.feed = Feed(KEY)
+        self.feed.start(self.history.state(), self.history.cursor())
+        self._read = len(self.history.journal)
+        self._clients: list[tuple[Client, Subscription]] = []
+
+    @property
+    def run(self) -> RunState:
+        assert self.feed.run is not None
+        return self.feed.run
+
+    def join(self, question: Question = UNTIL_RUN) -> Subscription:
+        subscription = Subscription(10_000_000)
+        self.feed.join(question, subscription, self.history.cursor())
+        return subscription
+
+    def follow(self) -> Client:
+        """Have somebody watch until he goes away."""
+        self._clients.append((Client(), self.join()))
+        return self._clients[-1][0]
+
+    def read(self) -> None:
+        """Hand a batch on, and all that follows to those who watch."""
+        batch, self._read = self.history.journal[self._read :], len(self.history.journal)
+        self.feed.apply(batch, self.history.cursor())
+        for client, subscription in self._clients:
+            client.hear(wire.frame for wire in subscription.take())
+
+    def come_back(self, read: int) -> list[AnyFrame] | None:
+        """What is told to who was here when so many rows had been read; `None` where that can't be."""
+        subscription, since = Subscription(10_000_000), self._cursor_at(read)
+        channel, position = self.feed.join(UNTIL_RUN, subscription, self.history.cursor(), opening=False)
+        past = [self._known(one) for one in self.history.journal[read:]]
+        missed = self.feed.missed(past, channel, position, since, unborn=False)
+        return None if missed is None else [wire.frame for wire in missed]
+
+    def _cursor_at(self, read: int) -> Any:
+        xmax = self.history.journal[read - 1].txid + 1
+        return self.history.cursor().__class__(self.history.cursor().epoch, xmax, xmax)
+
+    def _known(self, one: Transition) -> Transition:
+        """As `history` reads it."""
+        if one.kind is not Kind.TASK or one.state not in UNSAID:
+            return one
+        earlier = [row for row in self.history.journal if is_output(row) and row.seq < one.seq]
+        spoke = any((row.task_id, row.map_index) == (one.task_id, one.map_index) for row in earlier)
+        return one._replace(had_spoken=spoke)
+
+
+talkative = lives_of(*("say", "say", "start", "start", "read", "retry", "advance", "run", "fail", "clear", "expand"))
+
+
+@given(talkative)
+def test_a_client_that_was_there_knows_what_stands(life: list[Move]) -> None:
+    desk = Desk()
+    client = desk.follow()
+    late: list[Client] = []
+    for number, move in enumerate(life):
+        if move[0] == "read":
+            desk.read()
+            if number % 3 == 0:
+                late.append(desk.follow())
+        else:
+            play(desk.history, move)
+    desk.read()
+    for one in (client, *late):
+        assert one.heard == chunks(desk.run.output.frames)
+
+
+@given(talkative, st.data())
+def test_a_client_that_comes_back_knows_what_stands_or_is_told_to_begin_anew(
+    life: list[Move], data: st.DataObject
+) -> None:
+    desk = Desk()
+    client = desk.follow()
+    places: list[tuple[int, Heard]] = []
+    for move in life:
+        if move[0] == "read":
+            desk.read()
+            places.append((len(desk.history.journal), [*client.heard]))
+        else:
+            play(desk.history, move)
+    desk.read()
+    if not places or not desk.feed.channels:
+        return
+    read, heard = data.draw(st.sampled_from(places))
+    missed = desk.come_back(read)
+    if missed is not None:
+        assert isinstance(missed[0], Resumed)
+        back = Client()
+        back.heard = heard
+        back.hear(missed)
+        assert back.heard == chunks(desk.run.output.frames)
+
+
+def test_what_is_said_is_told_once_and_in_order_to_all_who_watch() -> None:
+    desk = Desk()
+    first = desk.join()
+    first.take()
+    desk.history.start("answer")
+    desk.history.say("answer", "Be", "cause")
+    desk.history.say("answer", {"any": ["thing"]}, None)
+    desk.read()
+    frames = [wire.frame for wire in first.take()]
+    assert types(frames) == ["task"] * 3 + ["chunk"] * 4
+    assert texts(frames) == ["Be", "cause", {"any": ["thing"]}, None]
+    assert chunks(frames) == [("answer", -1, 1, index) for index in range(4)]
+    assert [one.seq for one in frames if isinstance(one, Chunk)] == [8, 8, 9, 9]
+    joined = [wire.frame for wire in desk.join().take()]
+    assert joined[1:] == frames[3:]
+
+
+def test_a_retry_takes_back_what_the_try_has_said_and_nothing_else() -> None:
+    desk = Desk()
+    watcher = desk.join()
+    desk.history.start("ask")
+    desk.history.say("ask", "why")
+    desk.history.start("answer")
+    desk.history.say("answer", "Be", "caus")
+    desk.read()
+    watcher.take()
+    desk.history.set_task("answer", "up_for_retry")
+    desk.history.say("answer", "e")
+    desk.read()
+    frames = [wire.frame for wire in watcher.take()]
+    assert types(frames) == ["task", "reset", "snapshot", "chunk"]
+    assert isinstance(frames[1], Reset)
+    assert frames[1].reason == "retried"
+    assert texts(frames) == ["why"]
+    desk.history.start("answer")
+    desk.history.say("answer", "Therefore")
+    desk.history.say("answer", "late", try_number=1)
+    desk.read()
+    assert texts(wire.frame for wire in watcher.take()) == ["Therefore"]
+    assert texts(wire.frame for wire in desk.join().take()) == ["why", "Therefore"]
+
+
+def test_a_retry_of_a_task_that_has_said_nothing_takes_nothing_back() -> None:
+    desk = Desk()
+    watcher = desk.join()
+    desk.history.start("ask")
+    desk.history.say("ask", "why")
+    desk.history.start("answer")
+    desk.history.set_task("answer", "up_for_retry")
+    desk.read()
+    assert "reset" not in types([wire.frame for wire in watcher.take()])
+
+
+def test_a_task_that_is_cleared_takes_its_words_back_and_a_result_that_stands_is_told_again() -> None:
+    desk = Desk()
+    watcher = desk.join(Question(("ask",), until="run"))
+    desk.history.start("answer")
+    desk.history.say("answer", "Because")
+    desk.history.run_task("ask", "why")
+    desk.read()
+    desk.feed.receive(frozenset({"ask"}), desk.history.values({"ask"}), desk.history.cursor())
+    watcher.take()
+    desk.history.clear("answer", counted=False)
+    desk.read()
+    frames = [wire.frame for wire in watcher.take()]
+    assert types(frames) == ["task", "reset", "snapshot", "result"]
+    assert isinstance(frames[1], Reset)
+    assert frames[1].reason == "cleared"
+
+
+def test_a_result_comes_after_what_was_said_before_it() -> None:
+    desk = Desk()
+    watcher = desk.join(Question())
+    desk.history.start("answer")
+    desk.history.say("answer", "Because")
+    desk.history.push("answer", "Because")
+    desk.read()
+    desk.feed.receive(frozenset({"answer"}), desk.history.values({"answer"}), desk.history.cursor())
+    assert types([wire.frame for wire in watcher.take()])[-3:] == ["chunk", "result", "end"]
+    again = desk.join(Question())
+    desk.feed.receive(frozenset({"answer"}), desk.history.values({"answer"}), desk.history.cursor())
+    assert types([wire.frame for wire in again.take()]) == ["snapshot", "chunk", "result", "end"]
+
+
+def test_who_wants_an_answer_alone_hears_nothing_of_it() -> None:
+    desk = Desk()
+    watcher = desk.join(Question(output=False, until="run"))
+    desk.history.start("answer")
+    desk.history.say("answer", "Because")
+    desk.read()
+    desk.history.set_task("answer", "up_for_retry")
+    desk.read()
+    assert types([wire.frame for wire in watcher.take()]) == ["snapshot", *["task"] * 4]
+
+
+def test_what_was_written_twice_is_told_once() -> None:
+    desk = Desk()
+    watcher = desk.join()
+    desk.history.start("answer")
+    desk.history.say("answer", "a", "b")
+    desk.history.say("answer", "a", "b", index=0)
+    desk.history.say("answer", "c", index=2)
+    desk.read()
+    assert texts(wire.frame for wire in watcher.take()) == ["a", "b", "c"]
+
+
+def test_a_try_that_begins_anew_takes_back_what_it_has_said() -> None:
+    """A sensor in mode `reschedule` is another process with each poke, and Airflow deletes what the last one pushed."""
+    desk = Desk()
+    watcher = desk.join()
+    desk.history.start("answer")
+    desk.history.say("answer", "first", "poke")
+    desk.read()
+    read = len(desk.history.journal)
+    watcher.take()
+    desk.history.set_task("answer", "up_for_reschedule")
+    desk.history.set_task("answer", "running")
+    desk.history.say("answer", "second", index=0)
+    desk.read()
+    frames = [wire.frame for wire in watcher.take()]
+    assert types(frames)[-3:] == ["reset", "snapshot", "chunk"]
+    assert desk.come_back(read) is None
+    assert texts(desk.run.output.frames) == ["second"]
+    assert desk.history.state().output.frames == desk.run.output.frames
+
+
+def test_the_oldest_is_forgotten_beyond_the_bound() -> None:
+    output = Output(3 * FRAME_BYTES)
+    for index in range(5):
+        output.add(tell_output(row([{"chunk": ""}], index=index)), index)
+    assert [one.index for one in output.frames] == [3, 4]
+    kept_nothing = Output(0)
+    assert kept_nothing.add(tell_output(row([{"chunk": ""}])), 0)[0]
+    assert not kept_nothing.frames
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        "nonsense",
+        "[]",
+        "null",
+        '{"index": 0, "items": []}',
+        '{"try_number": 1, "index": -1, "items": [{"chunk": 1}]}',
+        '{"try_number": 1, "index": 0, "items": [{"progress": "half"}]}',
+        '{"try_number": 1, "index": 0, "items": [{"neither": 1}]}',
+        '{"try_number": 1, "index": 0, "items": []}',
+        '{"try_number": 1, "index": 1e400, "items": []}',
+    ],
+)
+def test_what_a_task_pushes_in_another_form_is_ignored(body: str | None) -> None:
+    history = History()
+    history.start("answer")
+    run = history.state()
+    assert not run.apply(row([])._replace(body=body))
+    assert not run.output.frames
+
+
+def test_progress_is_told_with_its_words() -> None:
+    items = [{"progress": 0.5}, {"progress": None, "text": "searching"}, {"progress": 1, "text": None}, {"chunk": 0.5}]
+    told = tell_output(row(items, index=7))
+    assert [msgspec.to_builtins(one.value) for one in told if isinstance(one, Progress)] == [
+        {"fraction": 0.5, "text": None},
+        {"fraction": None, "text": "searching"},
+        {"fraction": 1.0, "text": None},
+    ]
+    assert [one.index for one in told] == [7, 8, 9, 10]
+
+
+def row(items: list[Any], *, index: int = 0) -> Transition:
+    body = msgspec.json.encode({"try_number": 1, "index": index, "items": items}).decode()
+    made = Transition(index + 1, index + 1, at(index), Kind.XCOM, *KEY, "answer", -1)
+    return made._replace(xcom_key=OUTPUT, body=body)

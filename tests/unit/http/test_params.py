@@ -1,0 +1,84 @@
+"""Values that clients write into queries and headers."""
+
+from __future__ import annotations
+
+import math
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import HTTPConnection
+
+from stream_server.errors import BadParameter
+from stream_server.http.params import accepts, number, weights
+
+JSON, SSE = "application/json", "text/event-stream"
+
+
+def connection(query: str = "", accept: str = "") -> HTTPConnection:
+    headers = [(b"accept", accept.encode("latin-1"))]
+    return HTTPConnection({"type": "http", "query_string": query.encode(), "headers": headers})
+
+
+def limit(text: str) -> int:
+    return number(connection(f"limit={quote(text, safe='')}"), "limit", 50, 1, 200)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), ("200", 200), ("050", 50), ("000000200", 200)])
+def test_a_number_within_bounds_is_used(text: str, value: int) -> None:
+    assert limit(text) == value
+
+
+def test_a_number_that_is_not_given_has_its_default() -> None:
+    assert number(connection(), "limit", 50, 1, 200) == 50
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "0", "201", "-1", "+5", " 5", "5 ", "5\n", "5_0", "5.0", "1e1", "0x5", "NaN", "inf"),
+        *("\u0665", "\u00b2", "\uff15"),
+        *("00000002099999999", "0000000005", "9" * 5000, "0" * 5000 + "5"),
+    ],
+)
+def test_what_is_no_number_within_bounds_is_refused(text: str) -> None:
+    with pytest.raises(BadParameter, match="is no number from 1 to 200"):
+        limit(text)
+
+
+@given(st.one_of(st.text(max_size=30), st.from_regex("0{0,20}[0-9]{0,20}", fullmatch=True)))
+def test_every_number_that_is_used_is_within_its_bounds(text: str) -> None:
+    try:
+        value = limit(text)
+    except BadParameter:
+        return
+    assert 1 <= value <= 200
+    assert value == int(text)
+
+
+@pytest.mark.parametrize(
+    ("quality", "weight"), [("1", 1.0), ("0", 0.0), ("0.5", 0.5), ("1.000", 1.0), (".2", 0.2), ("0.", 0.0), ("5", 1.0)]
+)
+def test_a_weight_is_from_0_to_1(quality: str, weight: float) -> None:
+    assert weights(f"a;q={quality}") == {"a": weight}
+
+
+@pytest.mark.parametrize(
+    "quality", ["", ".", "nan", "inf", "-1", "+1", "1e0", "1_0", "0x1", "\u0663", "\u00b2", "9" * 5000 + "x"]
+)
+def test_what_is_no_weight_counts_as_0(quality: str) -> None:
+    assert weights(f"a;q={quality}") == {"a": 0.0}
+
+
+def test_a_weight_of_many_digits_is_read() -> None:
+    assert weights(f"a;q={'9' * 5000}") == {"a": 1.0}
+
+
+@given(st.text(max_size=20))
+def test_every_weight_can_be_compared(quality: str) -> None:
+    assert all(0 <= weight <= 1 and not math.isnan(weight) for weight in weights(f"a;q={quality}").values())
+
+
+def test_a_weight_that_is_no_number_does_not_win() -> None:
+    assert accepts(connection(accept=f"{JSON};q=nan, {SSE}"), JSON, SSE) == SSE

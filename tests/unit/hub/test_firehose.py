@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.domain.transition import OUTPUT, Kind, Transition
+from stream_server.hub.firehose import BOOKMARK_SECONDS, MAX_HELD, Filter, Firehose, Reading, missed, readings
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.wire import Wire
+
+NAMES = st.sampled_from(["a", "b", "c"])
+SOME = st.frozensets(NAMES, max_size=2)
+
+
+def cursor(number: int) -> Cursor:
+    return Cursor("e", number, number)
+
+
+def transition(seq: int, dag_id: str = "a", task_id: str | None = "t", state: str | None = "queued") -> Transition:
+    kind = Kind.RUN if task_id is None else Kind.TASK
+    return Transition(
+        seq, seq, datetime(2026, 1, 1, tzinfo=timezone.utc), kind, dag_id, "r", task_id, -1, 1, state, None, 0
+    )
+
+
+def saying(seq: int, dag_id: str = "a") -> Transition:
+    """What a task says."""
+    body = '{"try_number": 1, "index": 0, "items": [{"chunk": "secret"}]}'
+    return transition(seq, dag_id)._replace(kind=Kind.XCOM, xcom_key=OUTPUT, body=body)
+
+
+def told(subscription: Subscription) -> list[str]:
+    return [wire.type for wire in subscription.take()]
+
+
+def last_cursor(wires: Sequence[Wire]) -> Cursor | None:
+    assert all(wire.cursor is None for wire in wires[:-1]), "only the last frame of a batch has one"
+    return wires[-1].cursor
+
+
+@given(st.lists(st.tuples(NAMES, NAMES, NAMES)), SOME, SOME, SOME)
+def test_what_a_filter_names_is_let_through_and_nothing_else(
+    rows: list[tuple[str, str, str]],
+    dag_ids: frozenset[str],
+    task_ids: frozenset[str],
+    states: frozenset[str],
+) -> None:
+    wanted = Filter(dag_ids=dag_ids, task_ids=task_ids, states=states)
+    for seq, (dag_id, task_id, state) in enumerate(rows):
+        expected = all(
+            not names or value in names for names, value in ((dag_ids, dag_id), (task_ids, task_id), (states, state))
+        )
+        assert wanted.lets_through(transition(seq, dag_id, task_id, state), "task") == expected
+
+
+def test_a_filter_of_tasks_lets_no_run_through() -> None:
+    assert not Filter(task_ids=frozenset({"t"})).lets_through(transition(1, task_id=None), "run")
+    assert not Filter(types=frozenset({"task"})).lets_through(transition(1, task_id=None), "run")
+    assert Filter(types=frozenset({"run"})).lets_through(transition(1, task_id=None), "run")
+    assert Filter(states=frozenset({"no_status"})).lets_through(transition(1, state=None), "task")
+
+
+def test_each_hears_what_concerns_him_and_where_it_goes_on() -> None:
+    firehose, all_, some = Firehose(), Subscription(10**6), Subscription(10**6)
+    assert not firehose
+    firehose.join(Filter(), all_, cursor(1), 0.0)
+    firehose.join(Filter(dag_ids=frozenset({"b"})), some, cursor(1), 0.0)
+    assert firehose
+    for one in (all_, some):
+        assert last_cursor(one.take()) == cursor(1)
+    firehose.dispatch([transition(1), transition(2, "b"), transition(3, "b", None), transition(4)], cursor(5), 1.0)
+    wires = all_.take()
+    assert [wire.type for wire in wires] == ["task", "task", "run", "task"]
+    assert last_cursor(wires) == cursor(5)
+    wires = some.take()
+    assert [wire.type for wire in wires] == ["task", "run"]
+    assert last_cursor(wires) == cursor(5)
+
+
+def test_who_hears_nothing_is_told_now_and_then_how_far_it_goes() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
+    told(subscription)
+    firehose.dispatch([transition(1)], cursor(2), BOOKMARK_SECONDS / 2)
+    assert told(subscription) == []
+    firehose.dispatch([], cursor(2), BOOKMARK_SECONDS + 1)
+    assert told(subscription) == [], "the journal has not gone further"
+    firehose.dispatch([transition(2)], cursor(3), BOOKMARK_SECONDS + 1)
+    wires = subscription.take()
+    assert [wire.type for wire in wires] == ["ping"]
+    assert last_cursor(wires) == cursor(3)
+
+
+def test_frames_are_shared_by_all_who_hear_them() -> None:
+    firehose = Firehose()
+    ones = [Subscription(10**6) for _ in range(3)]
+    for one in ones:
+        firehose.join(Filter(), one, cursor(1), 0.0)
+        told(one)
+    firehose.dispatch([transition(1), transition(2)], cursor(3), 0.0)
+    first, *others = [one.take() for one in ones]
+    assert all(wire is same for other in others for wire, same in zip(first, other, strict=True))
+
+
+def test_who_has_left_hears_nothing() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(), subscription, cursor(1), 0.0)
+    told(subscription)
+    firehose.leave(subscription)
+    firehose.dispatch([transition(1)], cursor(2), 0.0)
+    firehose.begin_anew("transitions_lost", cursor(2))
+    assert told(subscription) == []
+    assert not firehose
+    firehose.leave(subscription)
+
+
+def test_all_are_told_that_something_is_missing() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
+    told(subscription)
+    firehose.begin_anew("transitions_lost", cursor(9))
+    wires = subscription.take()
+    assert [wire.type for wire in wires] == ["reset"]
+    assert last_cursor(wires) == cursor(9)
+
+
+@pytest.mark.parametrize("named", ["a", "nobody"])
+def test_what_was_missed_is_told_up_to_where_it_comes_by_itself(named: str) -> None:
+    history = [transition(2), transition(3), transition(7)]
+    wires = missed(Filter(dag_ids=frozenset({named})), history, cursor(5), cursor(2))
+    assert [wire.type for wire in wires] == ["resumed", *(["task", "task"] if named == "a" else [])]
+    assert last_cursor(wires) == cursor(5)
+
+
+class Reader:
+    """What somebody may read, as far as that is known: `a` are the runs of a DAG, `a_said` is what its tasks say."""
+
+    def __init__(self, **known: bool) -> None:
+        self.known = known
+        self.max_wait = 10.0
+        self.asked: list[tuple[set[str], Callable[[], None]]] = []
+
+    def may_read(self, reading: Reading) -> bool | None:
+        return self.known.get(_name(reading))
+
+    def decide(self, readings: Collection[Reading], then: Callable[[], None]) -> None:
+        self.asked.append((set(map(_name, readings)), then))
+
+    async def among(self, readings: Collection[Reading]) -> Collection[Reading]:
+        return {reading for reading in readings if self.known.get(_name(reading))}
+
+    def learn(self, **known: bool) -> None:
+        """Know more, and have those called who asked."""
+        self.known |= known
+        asked, self.asked = self.asked, []
+        for _, then in asked:
+            then()
+
+
+def _name(reading: Reading) -> str:
+    return f"{reading.dag_id}_said" if reading.values else reading.dag_id
+
+
+def follow(firehose: Firehose, reader: Reader, wanted: Filter | None = None) -> Subscription:
+    subscription = Subscription(10**6)
+    firehose.join(wanted or Filter(), subscription, cursor(1), 0.0, reader)
+    told(subscription)
+    return subscription
+
+
+def dag_ids(subscription: Subscription) -> list[str]:
+    return [getattr(wire.frame, "dag_id", "") for wire in subscription.take()]
+
+
+def test_what_may_not_be_read_is_not_told() -> None:
+    firehose, reader = Firehose(), Reader(a=True, b=False)
+    subscription = follow(firehose, reader)
+    firehose.dispatch([transition(1), transition(2, "b"), transition(3)], cursor(4), 0.0)
+    firehose.dispatch([transition(4, "b")], cursor(5), 0.0)
+    assert dag_ids(subscription) == ["a", "a"]
+
+
+def test_what_is_not_known_waits_and_all_that_comes_after_it() -> None:
+    firehose, reader = Firehose(), Reader(a=True)
+    subscription = follow(firehose, reader)
+    for seq, dag_id in enumerate(["a", "new", "a", "newer", "a"], start=1):
+        firehose.dispatch([transition(seq, dag_id)], cursor(seq + 1), float(seq))
+    assert dag_ids(subscription) == ["a"]
+    assert [asked for asked, _ in reader.asked] == [{"new"}]
+    reader.learn(new=True)
+    assert dag_ids(subscription) == ["new", "a"]
+    reader.learn(newer=False)
+    assert dag_ids(subscription) == ["a"]
+    assert reader.asked == []
+
+
+def test_what_a_filter_keeps_back_is_not_asked_for() -> None:
+    firehose, reader = Firehose(), Reader(a=True)
+    subscription = follow(firehose, reader, Filter(dag_ids=frozenset({"a"})))
+    firehose.dispatch([transition(1), transition(2, "b")], cursor(3), 0.0)
+    assert (dag_ids(subscription), reader.asked) == (["a"], [])
+
+
+def test_who_comes_while_something_waits_hears_only_what_comes_then() -> None:
+    firehose, reader = Firehose(), Reader(a=True)
+    first = follow(firehose, reader)
+    firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
+    second = follow(firehose, reader)
+    firehose.dispatch([transition(2)], cursor(3), 0.0)
+    gone = follow(firehose, reader)
+    firehose.leave(gone)
+    reader.learn(new=True)
+    assert (dag_ids(first), dag_ids(second), dag_ids(gone)) == (["new", "a"], ["a"], [])
+
+
+def test_what_waits_is_bounded() -> None:
+    firehose, reader = Firehose(), Reader()
+    subscription = follow(firehose, reader)
+    for batch in range(3):
+        firehose.dispatch([transition(seq, "new") for seq in range(MAX_HELD // 2)], cursor(batch + 2), 0.0)
+    assert subscription.closed is not None
+    assert (subscription.closed.code, subscription.closed.reconnect) == (CloseCode.UNAVAILABLE, True)
+
+
+def test_what_waits_for_too_long_ends_the_streams_that_wait_for_it_and_no_others() -> None:
+    firehose, silent, reader = Firehose(), Reader(), Reader(new=True)
+    waiting, other_filter = follow(firehose, silent), follow(firehose, silent, Filter(dag_ids=frozenset({"b"})))
+    other_caller = follow(firehose, reader)
+    firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
+    for seconds in (5.0, 10.0):
+        # The answer is still unknown, and is asked for again.
+        silent.learn()
+        firehose.dispatch([], cursor(2), seconds)
+        assert waiting.closed is None
+    assert len(silent.asked) == 1
+    firehose.dispatch([transition(2, "new")], cursor(3), 10.1)
+    assert waiting.closed is not None
+    assert (waiting.closed.code, waiting.closed.reconnect) == (CloseCode.UNAVAILABLE, True)
+    silent.learn()
+    assert silent.asked == []
+    assert (other_filter.closed, dag_ids(other_caller)) == (None, ["new", "new"])
+
+
+def test_an_answer_in_time_ends_the_wait() -> None:
+    firehose, reader = Firehose(), Reader()
+    subscription = follow(firehose, reader)
+    firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
+    firehose.dispatch([transition(2, "newer")], cursor(3), 9.0)
+    reader.learn(new=True)
+    firehose.dispatch([], cursor(3), 19.0)
+    assert (subscription.closed, dag_ids(subscription)) == (None, ["new"])
+
+
+def test_who_is_somebody_else_now_hears_what_that_one_may() -> None:
+    firehose, ada, bob = Firehose(), Reader(a=True, b=False), Reader(a=False, b=True)
+    subscription = follow(firehose, ada)
+    firehose.show(subscription, bob, 0.0)
+    firehose.dispatch([transition(1), transition(2, "b")], cursor(3), 0.0)
+    assert dag_ids(subscription) == ["b"]
+    firehose.dispatch([transition(3, "new")], cursor(4), 0.0)
+    firehose.show(subscription, ada, 0.0)
+    assert subscription.closed is not None
+    assert subscription.closed.code == CloseCode.ACCESS_CHANGED
+
+
+def test_something_missing_takes_the_place_of_what_waits() -> None:
+    firehose, reader = Firehose(), Reader()
+    subscription = follow(firehose, reader)
+    firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
+    firehose.begin_anew("transitions_lost", cursor(3))
+    reader.learn(new=True)
+    assert told(subscription) == ["reset"]
+
+
+EVERYTHING = Filter(types=frozenset({"task", "chunk"}))
+
+
+def values(subscription: Subscription) -> list[object]:
+    """Return what is said; `withheld` for what is not told, and `task` for transitions."""
+    return [_value(wire) for wire in subscription.take()]
+
+
+def _value(wire: Wire) -> object:
+    frame = json.loads(wire.json)
+    return "withheld" if frame.get("withheld") else frame.get("value", frame["type"])
+
+
+def test_values_are_told_to_who_may_read_them() -> None:
+    firehose, reader = Firehose(), Reader(a=True, a_said=True, b=True, b_said=False)
+    subscription = follow(firehose, reader, EVERYTHING)
+    firehose.dispatch([saying(1), saying(2, "b"), transition(3)], cursor(4), 0.0)
+    assert values(subscription) == ["secret", "withheld", "task"]
+
+
+def test_values_wait_until_it_is_known_who_may_read_them() -> None:
+    firehose, reader = Firehose(), Reader(a=True)
+    all_, some = follow(firehose, reader, EVERYTHING), follow(firehose, reader)
+    firehose.dispatch([saying(1), transition(2)], cursor(3), 0.0)
+    # Who does not want what tasks say does not wait for that.
+    assert (values(all_), values(some)) == ([], ["task"])
+    assert [asked for asked, _ in reader.asked] == [{"a_said"}]
+    reader.learn(a_said=True)
+    assert values(all_) == ["secret", "task"]
+
+
+def test_values_of_what_may_not_be_read_are_not_asked_for() -> None:
+    firehose, reader = Firehose(), Reader(a=False)
+    subscription = follow(firehose, reader, EVERYTHING)
+    firehose.dispatch([saying(1)], cursor(2), 0.0)
+    assert (values(subscription), reader.asked) == ([], [])
+
+
+def test_a_filter_can_withhold_values() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(EVERYTHING._replace(withheld=True), subscription, cursor(1), 0.0)
+    told(subscription)
+    firehose.dispatch([saying(1), transition(2)], cursor(3), 0.0)
+    assert values(subscription) == ["withheld", "task"]
+
+
+@pytest.mark.parametrize(
+    ("withheld", "allowed", "expected"),
+    [
+        (False, None, ["resumed", "secret", "task"]),
+        (True, None, ["resumed", "withheld", "task"]),
+        (False, {Reading("a")}, ["resumed", "withheld", "task"]),
+        (False, {Reading("a"), Reading("a", values=True)}, ["resumed", "secret", "task"]),
+        (False, set(), ["resumed"]),
+    ],
+)
+def test_what_was_missed_has_the_values_that_may_be_read(
+    allowed: set[Reading] | None, expected: list[str], *, withheld: bool
+) -> None:
+    history, wanted = [saying(1), transition(2)], EVERYTHING._replace(withheld=withheld)
+    assert readings(wanted, history) == {Reading("a"), Reading("a", values=True)}
+    assert [_value(wire) for wire in missed(wanted, history, cursor(5), cursor(1), allowed)] == expected
+
+
+def test_nobody_is_asked_for_who_has_left() -> None:
+    firehose, reader = Firehose(), Reader()
+    subscription = follow(firehose, reader)
+    firehose.dispatch([transition(1)], cursor(2), 0.0)
+    firehose.leave(subscription)
+    # Airflow did not answer.
+    reader.learn()
+    assert reader.asked == []
+
+
+def test_a_batch_whose_frames_cannot_be_made_costs_a_reset(caplog: pytest.LogCaptureFixture) -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(), subscription, cursor(1), 0.0)
+    told(subscription)
+    firehose.dispatch([transition(1), transition(2)._replace(map_index=None)], cursor(3), 0.0)
+    wires = subscription.take()
+    assert [wire.type for wire in wires] == ["reset"]
+    assert last_cursor(wires) == cursor(3)
+    firehose.dispatch([transition(3)], cursor(4), 0.0)
+    assert told(subscription) == ["task"]
+    assert "Cannot make the frames of a batch" in caplog.text
+
+
+class Faulty:
+    """Rights whose check raises."""
+
+    max_wait = 10.0
+
+    def may_read(self, reading: Reading) -> bool | None:
+        raise RuntimeError("no rights")
+
+    def decide(self, readings: Collection[Reading], then: Callable[[], None]) -> None:
+        raise NotImplementedError
+
+    async def among(self, readings: Collection[Reading]) -> Collection[Reading]:
+        raise NotImplementedError
+
+
+def test_an_error_in_one_group_closes_its_connections_and_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    firehose, faulty, sound = Firehose(), Subscription(10**6), Subscription(10**6)
+    firehose.join(Filter(), faulty, cursor(1), 0.0, Faulty())
+    firehose.join(Filter(), sound, cursor(1), 0.0)
+    firehose.dispatch([transition(1)], cursor(2), 0.0)
+    assert told(sound) == ["ping", "task"]
+    assert told(faulty) == ["ping", "close"]
+    assert faulty.closed is not None
+    assert faulty.closed.code == CloseCode.INTERNAL
+    assert "no rights" in caplog.text
+    firehose.leave(faulty)
+    firehose.dispatch([transition(2)], cursor(3), 0.0)
+    assert told(sound) == ["task"]
+
+
+def test_output_that_is_nested_too_deeply_is_no_frame() -> None:
+    firehose, subscription = Firehose(), Subscription(10**6)
+    firehose.join(Filter(types=frozenset({"chunk"})), subscription, cursor(1), 0.0)
+    told(subscription)
+    deep = '{"try_number": 1, "index": 0, "items": [{"chunk": ' + "[" * 5000 + "]" * 5000 + "}]}"
+    firehose.dispatch([saying(1)._replace(body=deep), saying(2)], cursor(3), 0.0)
+    assert told(subscription) == ["chunk"]

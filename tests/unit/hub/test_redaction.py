@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from stream_server.hub.redaction import withhold
+from stream_server.protocol.examples import FRAMES
+from stream_server.protocol.frames import Chunk, Progress, Result
+
+
+def test_frames_lose_their_values_and_all_else_stays() -> None:
+    frames = [wire.frame for wire in FRAMES]
+    shown = withhold(frames)
+    for frame, bare in zip(frames, shown, strict=True):
+        if not isinstance(frame, (Result, Chunk, Progress)):
+            assert bare is frame
+            continue
+        before, after = (json.loads(msgspec.json.encode(one)) for one in (frame, bare))
+        assert after["withheld"] is True
+        assert not after.get("results")
+        assert "value" not in after
+        for without in (before, after):
+            for name in ("withheld", "results", "references", "value"):
+                without.pop(name, None)
+        assert after == before

@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.domain.outcome import Question
+from stream_server.domain.transition import Kind, Transition
+from stream_server.errors import UnknownTask
+from stream_server.hub.run_feed import Feed
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.frames import AnyFrame, Close, End, Reset, RunTransition, Snapshot, TaskTransition
+from stream_server.protocol.wire import Wire
+from support.builders import EPOCH, KEY, History, Move, graph, known, lives, play, results_of, types
+
+UNTIL_RUN = Question(until="run")
+
+
+class Followed:
+    """A feed that follows a history, as the hub lets it."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.feed = Feed(KEY)
+        self.feed.start(self.history.state(), self.history.cursor())
+        self._read = len(self.history.journal)
+
+    def join(self, question: Question = UNTIL_RUN, limit: int = 1_000_000) -> Subscription:
+        subscription = Subscription(limit)
+        self.feed.join(question, subscription, self.history.cursor())
+        return subscription
+
+    def read(self) -> None:
+        batch, self._read = self.history.journal[self._read :], len(self.history.journal)
+        self.feed.apply(batch, self.history.cursor())
+
+    def fetch(self) -> None:
+        while wanted := self.feed.wanted:
+            self.feed.receive(wanted, self.history.values(wanted), self.history.cursor())
+
+    def catch_up(self) -> None:
+        self.read()
+        self.fetch()
+
+    def live(self, move: Move) -> None:
+        if move[0] == "read":
+            self.read()
+        elif move[0] == "fetch":
+            self.fetch()
+        else:
+            play(self.history, move)
+
+
+def frames(subscription: Subscription) -> list[AnyFrame]:
+    return [wire.frame for wire in subscription.take()]
+
+
+def taken(subscription: Subscription) -> list[str]:
+    return types(frames(subscription))
+
+
+def cursor_of(rows: Sequence[Transition]) -> Cursor:
+    """The snapshot that sees these rows and nothing else."""
+    committed = {row.txid for row in rows}
+    xmax = max(committed) + 1
+    xip = tuple(txid for txid in range(101, xmax) if txid not in committed)
+    return Cursor(EPOCH, min(xip, default=xmax), xmax, xip)
+
+
+def relabelled(rows: Sequence[Transition], txids: Sequence[int]) -> list[Transition]:
+    """The same rows, by transactions that began in another order than they committed in."""
+    label = dict(zip(sorted(set(txids)), txids, strict=True))
+    return [row._replace(txid=label[row.txid]) for row in rows]
+
+
+@given(lives, st.sets(st.integers(0, 60), min_size=1, max_size=5))
+def test_all_watchers_of_a_question_get_the_same_whenever_they_joined(life: list[Move], joins: set[int]) -> None:
+    followed = Followed()
+    first = followed.join()
+    heard = [*first.take()]
+    others: list[tuple[int, Subscription]] = []
+    for number, move in enumerate(life):
+        followed.live(move)
+        heard += first.take()
+        if number in joins and not first.complete:
+            other = followed.join()
+            opening = [kind for kind in taken(other) if kind != "chunk"]
+            assert opening in (["snapshot"], ["snapshot", "result"], ["snapshot", "failure"])
+            others.append((len(heard), other))
+    followed.catch_up()
+    heard += first.take()
+    for since, other in others:
+        assert [*other.take()] == heard[since:], "the very same frames, encoded once"
+
+
+@given(lives, lives, st.data())
+def test_rows_that_the_load_saw_are_not_applied_twice(
+    before: list[Move], after: list[Move], data: st.DataObject
+) -> None:
+    history = History()
+    for move in before:
+        if move[0] != "delete_run":
+            play(history, move)
+    state, seen = history.state(), len(history.journal)
+    for move in after:
+        play(history, move)
+    txids = sorted({row.txid for row in history.journal})
+    journal = relabelled(history.journal, data.draw(st.permutations(txids)))
+    lag = data.draw(st.integers(0, seen), label="rows that the tail had read before")
+    started = data.draw(st.integers(lag, len(journal)), label="rows that it had read when the load was done")
+    loaded_at = cursor_of(journal[:seen])
+    expected = history.state()
+
+    feed, subscription = Feed(KEY), Subscription(1_000_000)
+    feed.apply(journal[lag:started], cursor_of(journal))
+    feed.start(state, loaded_at)
+    feed.join(UNTIL_RUN, subscription, cursor_of(journal[: max(started, 1)]))
+    over = subscription.complete
+    feed.apply(journal[started:], cursor_of(journal))
+
+    assert feed.run is not None
+    assert known(feed.run)["tasks"] == known(expected)["tasks"]
+    assert feed.run.run == expected.run
+    wires = subscription.take()
+    assert all(wire.cursor.covers(loaded_at) for wire in wires if wire.cursor)
+    told = [wire.frame.seq for wire in wires if isinstance(wire.frame, TaskTransition | RunTransition)]
+    new = [row.seq for row in journal[max(seen, started) :] if row.kind in {Kind.TASK, Kind.RUN}]
+    assert told == ([] if over else new)
+
+
+def test_the_first_watcher_gets_a_snapshot_with_his_place() -> None:
+    followed = Followed()
+    (wire,) = followed.join().take()
+    assert isinstance(wire.frame, Snapshot)
+    assert wire.cursor == followed.history.cursor()
+
+
+def test_those_who_join_between_two_changes_share_their_opening() -> None:
+    followed = Followed()
+    followed.join()
+    one, two = followed.join().take(), followed.join().take()
+    assert one == two
+    followed.history.set_run("running")
+    followed.read()
+    assert followed.join().take() != one
+
+
+def test_only_the_last_frame_of_a_batch_carries_the_cursor() -> None:
+    followed = Followed()
+    subscription = followed.join()
+    subscription.take()
+    followed.history.start("ask")
+    followed.read()
+    wires = subscription.take()
+    assert types([wire.frame for wire in wires]) == ["task", "task", "task"]
+    assert [wire.cursor for wire in wires] == [None, None, followed.history.cursor()]
+
+
+def test_the_last_frame_of_a_stream_carries_the_cursor_of_its_end() -> None:
+    followed = Followed()
+    subscription = followed.join(Question())
+    followed.history.run_task("answer")
+    followed.catch_up()
+    last = subscription.take()[-1]
+    assert isinstance(last.frame, End)
+    assert last.cursor == followed.history.cursor().of("result", ended=True)
+
+
+def test_questions_are_answered_each_for_itself() -> None:
+    followed = Followed()
+    ask, answer = followed.join(Question(("ask",))), followed.join(Question(("answer",)))
+    followed.history.run_task("ask", 1)
+    followed.catch_up()
+    assert results_of(frames(ask)) == [{"ask": 1}]
+    assert ask.complete
+    assert results_of(frames(answer)) == []
+    followed.history.run_task("answer", 2)
+    followed.catch_up()
+    assert results_of(frames(answer)) == [{"answer": 2}]
+
+
+def test_whoever_asks_again_after_the_end_gets_everything_at_once() -> None:
+    followed = Followed()
+    followed.join(Question())
+    followed.history.run_task("answer", 1)
+    followed.catch_up()
+    assert followed.feed.channels == {}
+    again = followed.join(Question())
+    followed.fetch()
+    assert taken(again) == ["snapshot", "result", "end"]
+
+
+def test_an_unknown_task_is_refused_and_leaves_nothing_behind() -> None:
+    followed = Followed()
+    with pytest.raises(UnknownTask) as refused:
+        followed.join(Question(("ask", "nobody")))
+    assert (refused.value.task_id, refused.value.known) == ("nobody", ["answer", "ask", "clean_up"])
+    assert followed.feed.channels == {}
+
+
+def test_what_is_read_for_others_only_is_not_an_answer() -> None:
+    followed = Followed()
+    both = followed.join(Question(("ask", "answer")))
+    followed.history.run_task("ask", 1)
+    followed.history.run_task("answer", 2)
+    followed.read()
+    both.take()
+    assert followed.feed.wanted == {"ask", "answer"}
+    followed.feed.receive(frozenset({"ask"}), followed.history.values({"ask"}), followed.history.cursor())
+    assert taken(both) == []
+    followed.fetch()
+    assert taken(both) == ["result", "end"]
+
+
+def test_a_watcher_who_has_left_gets_nothing_and_nothing_is_read_for_him() -> None:
+    followed = Followed()
+    gone, stays = followed.join(), followed.join()
+    gone.take()
+    followed.feed.leave(gone)
+    followed.history.run_task("answer")
+    followed.read()
+    assert taken(gone) == []
+    assert followed.feed.subscriptions == [stays]
+    followed.feed.leave(stays)
+    assert followed.feed.wanted == frozenset()
+    assert followed.feed.channels == {}
+
+
+def test_a_slow_watcher_is_closed_and_the_others_go_on() -> None:
+    followed = Followed()
+    slow, quick = followed.join(limit=1500), followed.join()
+    for _ in range(10):
+        followed.history.start("ask")
+        followed.history.set_task("ask", "up_for_retry")
+        followed.read()
+    (close,) = frames(slow)
+    assert isinstance(close, Close)
+    assert close.code == CloseCode.SLOW
+    assert taken(quick) == ["snapshot"] + ["task"] * 40
+
+
+def test_after_close_nothing_is_accepted() -> None:
+    followed = Followed()
+    one, two = followed.join(), followed.join(Question())
+    followed.feed.close(CloseCode.INTERNAL, "lost")
+    followed.history.run_task("answer")
+    followed.catch_up()
+    assert [taken(one), taken(two)] == [["snapshot", "close"]] * 2
+    assert followed.feed.subscriptions == []
+
+
+def test_what_comes_while_loading_waits() -> None:
+    history = History()
+    state, loaded_at = history.state(), history.cursor()
+    feed = Feed(KEY)
+    history.start("ask")
+    feed.apply(history.journal, history.cursor())
+    assert (feed.run, state.tasks["ask"][-1].state) == (None, None)
+    feed.start(state, loaded_at)
+    assert (feed.run, state.tasks["ask"][-1].state) == (state, "running")
+
+
+def test_what_waited_for_a_load_is_forgotten_with_its_journal() -> None:
+    history = History()
+    history.start("ask")
+    feed = Feed(KEY)
+    feed.apply(history.journal, history.cursor())
+    feed.restart()
+    other = History()
+    feed.start(other.state(), Cursor("07e4", 1, 1))
+    assert feed.run is not None
+    assert feed.run.tasks["ask"][-1].state is None
+
+
+def test_a_watcher_ahead_of_the_tail_stands_where_the_load_was() -> None:
+    history = History()
+    behind = history.cursor()
+    history.start("ask")
+    feed, subscription = Feed(KEY), Subscription(10_000)
+    feed.start(history.state(), history.cursor())
+    feed.join(UNTIL_RUN, subscription, behind)
+    (wire,) = subscription.take()
+    assert wire.cursor == history.cursor()
+
+
+def test_after_another_journal_all_is_told_anew() -> None:
+    followed = Followed()
+    watchers = [followed.join(), followed.join(), followed.join(Question())]
+    followed.history.run_task("answer", "old")
+    followed.catch_up()
+    for watcher in watchers:
+        watcher.take()
+    other, place = History(graph({"answer": []}, {})), Cursor("07e4", 500, 500)
+    followed.feed.restart()
+    assert followed.feed.run is None
+    followed.feed.start(other.state(), place)
+    followed.feed.begin_anew("journal_changed", place)
+    for watcher in watchers[:2]:
+        wires: Sequence[Wire] = watcher.take()
+        reset, snapshot = (wire.frame for wire in wires)
+        assert isinstance(reset, Reset)
+        assert reset.reason == "journal_changed"
+        assert isinstance(snapshot, Snapshot)
+        assert [task.task_id for task in snapshot.tasks] == ["answer"]
+        assert wires[-1].cursor == place
+    assert taken(watchers[2]) == [], "his stream had ended"
+
+
+def test_a_watcher_whose_run_was_answered_before_another_journal_gets_the_answer_again() -> None:
+    followed = Followed()
+    watcher = followed.join()
+    followed.history.run_task("answer", "again")
+    followed.catch_up()
+    watcher.take()
+    followed.feed.restart()
+    followed.feed.start(followed.history.state(), followed.history.cursor())
+    followed.feed.begin_anew("journal_changed", followed.history.cursor())
+    followed.fetch()
+    told = frames(watcher)
+    assert types(told) == ["reset", "snapshot", "result"]
+    assert results_of(told) == [{"answer": "again"}]

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.frames import Close, End, Ping, Reset
+from stream_server.protocol.wire import Wire
+from support.builders import KEY, types
+
+LIMIT = 1000
+
+
+def frame(size: int) -> Wire:
+    """A frame of exactly that many bytes of JSON."""
+    empty = Wire(Reset(dag_id="", run_id="", reason="cleared"))
+    wire = Wire(Reset(dag_id="x" * (size - len(empty.json)), run_id="", reason="cleared"))
+    assert len(wire.json) == size
+    return wire
+
+
+def end() -> Wire:
+    return Wire(End(dag_id=KEY.dag_id, run_id=KEY.run_id, state="success", outcome="result"))
+
+
+def taken(subscription: Subscription) -> list[str]:
+    return types([wire.frame for wire in subscription.take()])
+
+
+sizes = st.integers(60, 400)
+
+
+@given(st.lists(st.lists(sizes, min_size=1, max_size=4) | st.none(), max_size=12))
+def test_what_waits_exceeds_the_bound_only_for_who_had_read_everything(pushes: list[list[int] | None]) -> None:
+    subscription = Subscription(LIMIT)
+    waiting = 0
+    for push in pushes:
+        if push is None:
+            subscription.take()
+            waiting = 0
+            continue
+        behind = waiting > 0
+        subscription.push(map(frame, push))
+        waiting += sum(push)
+        if behind and waiting > LIMIT:
+            assert subscription.closed is not None
+            assert subscription.closed.code == CloseCode.SLOW
+            assert taken(subscription) == ["close"]
+            return
+        assert subscription.closed is None
+        assert subscription.statistics().queued_bytes == waiting
+    assert not subscription.complete
+
+
+@given(st.lists(st.lists(sizes, max_size=2), max_size=8))
+def test_frames_come_out_in_the_order_in_which_they_went_in(pushes: list[list[int]]) -> None:
+    subscription = Subscription(10_000)
+    wires = [[frame(size) for size in push] for push in pushes]
+    for push in wires:
+        subscription.push(push)
+    assert subscription.statistics().queued_frames == sum(map(len, wires))
+    assert [*subscription.take()] == [wire for push in wires for wire in push]
+    assert subscription.statistics() == (0, 0)
+
+
+def test_exactly_the_bound_is_allowed() -> None:
+    subscription = Subscription(LIMIT)
+    subscription.push([frame(500), frame(500)])
+    assert subscription.closed is None
+
+
+def test_a_slow_client_is_told_to_come_again_and_nothing_else() -> None:
+    subscription = Subscription(LIMIT)
+    subscription.push([frame(500)])
+    subscription.push([frame(501)])
+    (wire,) = subscription.take()
+    assert isinstance(wire.frame, Close)
+    assert (wire.frame.code, wire.frame.reconnect) == (4002, True)
+    assert wire.cursor is None
+    assert subscription.finished
+
+
+def test_a_stream_that_ends_is_delivered_however_much_waits() -> None:
+    subscription = Subscription(LIMIT)
+    subscription.push([frame(900), frame(900), end()])
+    assert subscription.closed is None
+    assert taken(subscription) == ["reset", "reset", "end"]
+
+
+def test_after_the_end_nothing_is_accepted() -> None:
+    subscription = Subscription(LIMIT)
+    subscription.push([end()])
+    subscription.push([frame(100)])
+    subscription.close(CloseCode.DRAINING, "too late")
+    assert subscription.closed is None
+    assert taken(subscription) == ["end"]
+
+
+def test_after_a_close_nothing_is_accepted() -> None:
+    subscription = Subscription(LIMIT)
+    subscription.close(CloseCode.DRAINING, "bye", retry_ms=700)
+    subscription.close(CloseCode.INTERNAL, "again")
+    subscription.push([frame(100), end()])
+    (wire,) = subscription.take()
+    assert wire.frame == Close(code=4001, reason="bye", reconnect=True, retry_ms=700)
+    assert subscription.closed is wire.frame
+
+
+def test_a_close_comes_after_what_is_due() -> None:
+    subscription = Subscription(LIMIT)
+    subscription.push([frame(100)])
+    subscription.close(CloseCode.DRAINING, "bye")
+    assert taken(subscription) == ["reset", "close"]
+
+
+def test_it_is_finished_only_when_all_has_been_taken() -> None:
+    subscription = Subscription(LIMIT)
+    assert not subscription.finished
+    subscription.push([end()])
+    assert subscription.complete
+    assert not subscription.finished
+    subscription.take()
+    assert subscription.finished
+
+
+def test_a_notice_comes_with_each_push_and_with_the_close() -> None:
+    notices: list[str] = []
+    subscription = Subscription(LIMIT)
+    subscription.on_due(lambda: notices.append("due"))
+    assert notices == []
+    subscription.push([Wire(Ping())])
+    subscription.close(CloseCode.DRAINING, "bye")
+    assert notices == ["due", "due"]
+    subscription.push([Wire(Ping())])
+    assert notices == ["due", "due"]
+
+
+def test_a_slow_client_is_noticed_once() -> None:
+    notices: list[str] = []
+    subscription = Subscription(LIMIT)
+    subscription.on_due(lambda: notices.append("due"))
+    subscription.push([frame(1001)])
+    assert notices == ["due"]
+
+
+def test_what_was_due_before_anybody_listened_is_noticed_at_once() -> None:
+    notices: list[str] = []
+    subscription = Subscription(LIMIT)
+    subscription.push([Wire(Ping())])
+    subscription.on_due(lambda: notices.append("due"))
+    assert notices == ["due"]

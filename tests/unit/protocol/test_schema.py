@@ -1,0 +1,237 @@
+"""What the server says of itself is true, whole, and of the form that others can read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openapi_spec_validator
+import pytest
+from jsonschema import Draft202012Validator
+from starlette.applications import Starlette
+from starlette.routing import Route, WebSocketRoute
+
+from stream_server import errors
+from stream_server.domain.prediction import BAD
+from stream_server.http.docs import asyncapi, openapi
+from stream_server.http.docs import routes as describe
+from stream_server.http.docs.parameters import QUERY
+from stream_server.http.endpoints.multiplex_messages import Operation
+from stream_server.protocol import examples
+from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.frames import FAILURE_REASONS
+from stream_server.protocol.schema import CURSOR, FRAME_TYPES, frame_schemas, frames_document, schemas, tag
+from stream_server.protocol.wire import Wire, decode
+from stream_server.server.app import create_app
+from stream_server.settings import Settings
+from support.descriptions import refused, validator
+
+ROOT = Path(__file__).resolve().parents[3]
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+
+EXAMPLES = [(kind, example) for kind, shown in examples.texts(examples.FRAMES).items() for example in shown]
+DOCUMENTS = [frames_document, openapi.document, asyncapi.document]
+
+
+@pytest.fixture(scope="module")
+def app() -> Starlette:
+    return create_app(Settings.load(database_url="postgresql://nobody@nowhere/nothing"))
+
+
+def example_of(kind: str) -> dict[str, Any]:
+    return next(dict(example) for name, example in EXAMPLES if name == kind)
+
+
+@pytest.mark.parametrize("example", [example for _, example in EXAMPLES], ids=[kind for kind, _ in EXAMPLES])
+def test_every_example_of_a_frame_is_valid(example: dict[str, Any]) -> None:
+    assert refused("Frame", example) == []
+
+
+def test_every_type_of_frame_has_an_example() -> None:
+    assert {kind for kind, _ in EXAMPLES} == set(map(tag, FRAME_TYPES))
+
+
+@pytest.mark.parametrize("answer", examples.ANSWERS, ids=lambda answer: type(answer).__name__)
+def test_every_example_of_an_answer_is_valid(answer: msgspec.Struct) -> None:
+    assert refused(type(answer).__name__, msgspec.json.decode(msgspec.json.encode(answer))) == []
+
+
+def test_every_example_of_what_a_client_says_is_valid_and_understood() -> None:
+    decoder: msgspec.json.Decoder[Operation] = msgspec.json.Decoder(Operation)
+    found = schemas(asyncapi.OPERATIONS, "#/$defs/{name}")
+    for kind, example in asyncapi.OPERATION_EXAMPLES.items():
+        assert list(validator({**found[kind.__name__], "$defs": found}).iter_errors(example)) == []
+        assert type(decoder.decode(json.dumps(example))) is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("reset", {"reason": "whim"}),
+        ("end", {"outcome": "perhaps"}),
+        ("close", {"code": 4999}),
+        ("failure", {"reason": "task_bored"}),
+        ("task", {"seq": "41"}),
+        ("task", {"at": "yesterday"}),
+        ("task", {"state": 3}),
+        ("snapshot", {"tasks": [{"task_id": "answer"}]}),
+        ("task", {"type": "chore"}),
+        ("end", {"type": "task"}),
+    ],
+)
+def test_what_is_none_of_ours_is_refused(kind: str, change: dict[str, Any]) -> None:
+    assert refused("Frame", {**example_of(kind), **change})
+
+
+@pytest.mark.parametrize("kind", [tag(kind) for kind in FRAME_TYPES])
+def test_members_may_be_added_and_none_left_out(kind: str) -> None:
+    example = example_of(kind)
+    assert refused("Frame", {**example, "new": 1}) == []
+    assert refused("Frame", {**example, "new": 1}, strictly=True)
+    (name,) = (one.__name__ for one in FRAME_TYPES if tag(one) == kind)
+    for member in frame_schemas("")[name]["required"]:
+        assert refused("Frame", {other: value for other, value in example.items() if other != member})
+
+
+def test_the_reasons_of_a_failure_are_those_that_there_are() -> None:
+    assert set(FAILURE_REASONS) == {*(f"task_{state}" for state in BAD), "run_failed", "run_deleted"}
+
+
+@pytest.mark.parametrize("make", DOCUMENTS)
+def test_every_member_is_described(make: Callable[[], dict[str, Any]]) -> None:
+    document = make()
+    components = document["$defs"] if "$defs" in document else document["components"]["schemas"]
+    bare = [
+        f"{name}.{member}"
+        for name, schema in components.items()
+        for member, shape in schema.get("properties", {}).items()
+        if not shape.get("description") and member not in {"type", "op"}
+    ]
+    assert bare == []
+    assert [name for name, schema in components.items() if not schema.get("description")] == []
+
+
+def test_docstrings_of_bases_and_of_others_with_the_same_name_describe_a_member() -> None:
+    found = schemas(FRAME_TYPES, "#/{name}")
+    own, inherited, same = (
+        found[kind]["properties"][member]["description"]
+        for kind, member in (("RunInfo", "clear_number"), ("TaskTransition", "seq"), ("RunTransition", "clear_number"))
+    )
+    assert own == same == "How often the run was cleared."
+    assert inherited.startswith("Identity of the row; together with `type`")
+
+
+def test_every_close_code_is_explained() -> None:
+    text = frame_schemas("")["Close"]["properties"]["code"]["description"]
+    for code in CloseCode:
+        assert f"\n- `{int(code)}` {code.name}: " in text
+
+
+def references(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == "$ref" or (name == "mapping" and isinstance(inner, dict)):
+                yield from [inner] if isinstance(inner, str) else inner.values()
+            else:
+                yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+@pytest.mark.parametrize("make", DOCUMENTS)
+def test_every_reference_leads_somewhere(make: Callable[[], dict[str, Any]]) -> None:
+    document = make()
+    found = set(references(document))
+    assert found
+    for place in found:
+        inner: Any = document
+        for step in place.removeprefix("#/").split("/"):
+            inner = inner[step]
+
+
+def test_the_schema_of_frames_is_one() -> None:
+    Draft202012Validator.check_schema(frames_document())
+
+
+def test_openapi_is_valid() -> None:
+    openapi_spec_validator.validate(openapi.document())
+
+
+def test_asyncapi_has_the_shape_that_version_3_asks_for() -> None:
+    """No package ships its JSON Schema; these are the members that the specification requires, and where they lead."""
+    document = asyncapi.document()
+    assert document["asyncapi"] == "3.0.0"
+    assert document["info"].keys() >= {"title", "version"}
+    for channel in document["channels"].values():
+        assert channel["address"].startswith("/")
+        assert channel["messages"]
+    for operation in document["operations"].values():
+        assert operation["action"] in {"send", "receive"}
+        channel = operation["channel"]["$ref"]
+        assert channel.removeprefix("#/channels/") in document["channels"]
+        assert all(message["$ref"].startswith(f"{channel}/messages/") for message in operation["messages"])
+
+
+def test_every_route_is_described_and_nothing_else(app: Starlette) -> None:
+    routed = {
+        (route.path, method.lower())
+        for route in app.routes
+        if isinstance(route, Route) and route.include_in_schema
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    described = {(path, method) for path, item in openapi.document()["paths"].items() for method in item}
+    assert described == routed
+
+
+def test_every_websocket_is_described_and_nothing_else(app: Starlette) -> None:
+    routed = {route.path for route in app.routes if isinstance(route, WebSocketRoute)}
+    channels = asyncapi.document()["channels"].values()
+    assert {channel["address"] for channel in channels if "ws" in channel.get("bindings", {})} == routed
+    assert {channel["address"] for channel in channels} <= {
+        route.path for route in app.routes if hasattr(route, "path")
+    }
+
+
+def test_every_parameter_is_one_of_some_operation() -> None:
+    operations = [operation for item in openapi.document()["paths"].values() for operation in item.values()]
+    used = {one["name"] for operation in operations for one in operation.get("parameters", []) if one["in"] == "query"}
+    assert used == set(QUERY)
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+
+
+def test_examples_of_problems_are_what_is_sent() -> None:
+    unavailable = openapi.document()["paths"][f"{openapi.RUN}/stream"]["get"]["responses"]["503"]
+    assert "Retry-After" in unavailable["headers"]
+    shown = unavailable["content"]["application/problem+json"]["examples"]["Draining"]["value"]
+    told = errors.Draining().problem()
+    assert {**shown, "detail": ""} == {**told, "detail": ""}
+    assert refused("Problem", told) == []
+
+
+@pytest.mark.parametrize("text", re.findall(r"```json\n(\{\"type\".+?)\n```", PROTOCOL, re.DOTALL))
+def test_an_example_of_the_docs_is_one_of_the_code(text: str) -> None:
+    written = json.loads(text)
+    assert refused("Frame", written, strictly=True) == []
+    same = [wire for wire in examples.FRAMES if wire.frame == decode(text)]
+    assert written.get("cursor") in {cursor_of(wire) for wire in same}, "it is another example"
+
+
+def cursor_of(wire: Wire) -> str | None:
+    return None if wire.cursor is None else str(wire.cursor)
+
+
+def test_cursors_are_those_of_a_frame_and_not_of_what_is_said_about_the_connection() -> None:
+    found = frame_schemas("")
+    with_cursor = {name for name, schema in found.items() if CURSOR in schema.get("properties", {}).values()}
+    assert with_cursor == {kind.__name__ for kind in FRAME_TYPES} - {"Close", "AuthExpiring", "Ack", "Refusal"}
+
+
+def test_a_description_is_made_once() -> None:
+    one, other = (describe._description(openapi.document) for _ in range(2))
+    assert one is other
+    assert re.fullmatch('"[0-9a-f]{32}"', one.etag)

@@ -1,0 +1,72 @@
+"""Metrics of several processes, added up."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream_server.server.metric_families import Family, added_up, collected, encoded
+
+
+def process(began: float, calls: int) -> list[Family]:
+    """Return what one process would tell, as it arrives at another."""
+    registry = CollectorRegistry()
+    Info("build", "Version.", registry=registry).info({"version": "1"})
+    Gauge("process_start_time_seconds", "When it began.", registry=registry).set(began)
+    Gauge("open", "What is open.", registry=registry).set(calls)
+    counter = Counter("calls", "Calls.", ["why"], registry=registry)
+    counter.labels("ring").inc(calls)
+    if calls > 1:
+        counter.labels("poll").inc()
+    seconds = Histogram("seconds", "How long.", buckets=(1.0, 2.0), registry=registry)
+    for _ in range(calls):
+        seconds.observe(1.5)
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(collected(registry)), type=list[Family])
+
+
+def values(families: list[Family], accept: str = "") -> dict[str, float]:
+    text = encoded(families, accept)[0].decode()
+    return {
+        f"{sample.name}{sorted(sample.labels.values())}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_values_are_sums_by_their_labels() -> None:
+    found = values(added_up([process(10.0, 1), process(20.0, 3)]))
+    assert found["open[]"] == 4
+    assert (found["calls_total['ring']"], found["calls_total['poll']"]) == (4, 1)
+    assert [found[f"seconds_bucket['{bound}']"] for bound in ("1.0", "2.0", "+Inf")] == [0, 4, 4]
+    assert (found["seconds_count[]"], found["seconds_sum[]"]) == (4, 6)
+
+
+def test_what_can_not_be_added_up_is_the_least() -> None:
+    one, other = process(10.0, 1), process(20.0, 1)
+    found = values(added_up([other, one]))
+    assert found["process_start_time_seconds[]"] == 10.0
+    assert found["build_info['1']"] == 1
+    created = min(values(each)["calls_created['ring']"] for each in (one, other))
+    assert found["calls_created['ring']"] == created
+
+
+def test_only_what_grows_counts() -> None:
+    assert {family.name for family in process(1.0, 1) if family.counts} == {"calls", "seconds"}
+
+
+def test_openmetrics_are_told_too() -> None:
+    body, media_type = encoded(process(1.0, 1), "application/openmetrics-text; version=1.0.0")
+    assert media_type.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize(
+    "version", ["", "x", "1.x", "\u00b9", "1_0.0.0", '"1.0.0"', "9" * 5000, "-1.0.0", "nan", "1.0.0.0.0"]
+)
+@pytest.mark.parametrize("media_type", ["application/openmetrics-text", "text/plain"])
+def test_a_version_that_is_none_is_not_accepted(media_type: str, version: str) -> None:
+    families, media_range = process(1.0, 1), f"{media_type};q=0.9; version={version}"
+    assert encoded(families, media_range) == encoded(families)
+    assert encoded(families, f"{media_range}, application/openmetrics-text")[0].endswith(b"# EOF\n")

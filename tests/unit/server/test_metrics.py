@@ -1,0 +1,158 @@
+"""The metrics, without a server."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream_server.domain.transition import Read
+from stream_server.http.delivery.scheduler import WireStatistics
+from stream_server.hub.hub import HubStatistics
+from stream_server.journal.gauges import QUEUE_USAGE_WARNING, Meter
+from stream_server.journal.run_store import Measures
+from stream_server.journal.tail import TailStatus, Why
+from stream_server.server.metric_families import encoded
+from stream_server.server.metrics import Metrics
+
+OPERATIONS = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text()
+MEASURES = Measures(live_rows=5, dead_rows=2, table_bytes=8192, index_bytes=16384, losses=3, queue_usage=0.25)
+
+
+class Watched:
+    """What metrics ask of a hub, a tail and a supervisor."""
+
+    status = TailStatus(connected=True, hears=True, problems=[])
+    serving = 2
+
+    def statistics(self) -> HubStatistics:
+        return HubStatistics(runs=1, subscriptions=2, queued_frames=3, queued_bytes=4)
+
+
+class Wire:
+    """What metrics ask of a courier."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
+    def when_written(self, call: Callable[[], None]) -> None:
+        self.calls.append(call)
+
+    def statistics(self) -> dict[str, WireStatistics]:
+        return {"sse": WireStatistics(connections=2, frames=30, bytes=4000, unsent=50)}
+
+
+def attended(measures: Measures | None = MEASURES) -> Metrics:
+    metrics, meter, watched = Metrics(), Meter(None, 30.0), Watched()  # type: ignore[arg-type]
+    meter.measures, meter.at = measures, None if measures is None else 1_000_000.0
+    metrics.attend_hub(watched)  # type: ignore[arg-type]
+    metrics.attend_tail(watched, meter)  # type: ignore[arg-type]
+    metrics.attend_workers(watched)
+    metrics.attend_wire(Wire())
+    return metrics
+
+
+def families(metrics: Metrics) -> dict[str, Metric]:
+    """Return what a scrape is told, without when each counter began."""
+    body, _ = encoded(metrics.families())
+    found = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    return {name: family for name, family in found.items() if not name.endswith("_created")}
+
+
+def full_name(family: Metric) -> str:
+    """Return the name under which a metric is asked for."""
+    return f"{family.name}_total" if family.type == "counter" else family.name
+
+
+def test_every_metric_is_documented_and_every_documented_one_told() -> None:
+    documented = set(re.findall(r"^\| `(stream_server_\w+)(?:\{[\w, ]+\})?` \|", OPERATIONS, re.MULTILINE))
+    told = {full_name(family) for family in families(attended()).values()}
+    assert documented == {name for name in told if not name.startswith("process_")}
+
+
+def test_every_label_is_documented() -> None:
+    documented = {
+        name: set(labels.split(", "))
+        for name, labels in re.findall(r"^\| `(stream_server_\w+)\{([\w, ]+)\}` \|", OPERATIONS, re.MULTILINE)
+    }
+    told = {
+        full_name(family): {name for sample in family.samples for name in sample.labels} - {"le"}
+        for family in families(attended()).values()
+    }
+    assert documented == {name: labels for name, labels in told.items() if labels}
+
+
+def test_alerts_ask_for_metrics_that_there_are() -> None:
+    alerts = re.findall(r"expr: (.+)", OPERATIONS)
+    told = {sample.name for family in families(attended()).values() for sample in family.samples}
+    asked = {name for alert in alerts for name in re.findall(r"stream_server_\w+", alert)}
+    assert len(alerts) > 3
+    assert asked <= told
+
+
+def test_the_names_follow_the_conventions_of_prometheus() -> None:
+    for name, family in families(attended()).items():
+        assert name.startswith(("stream_server_", "process_"))
+        assert family.documentation.endswith("."), name
+        assert family.type != "unknown", name
+
+
+def test_what_was_never_measured_is_not_told() -> None:
+    missing = set(families(attended())) - set(families(attended(None)))
+    assert missing == {
+        "stream_server_journal_rows",
+        "stream_server_journal_bytes",
+        "stream_server_losses",
+        "stream_server_notify_queue_usage_ratio",
+        "stream_server_measured_timestamp_seconds",
+    }
+
+
+def test_counters_begin_at_zero_with_every_label() -> None:
+    found = families(attended())
+    assert {sample.labels["why"]: sample.value for sample in found["stream_server_reads"].samples} == dict.fromkeys(
+        get_args(Why), 0.0
+    )
+    assert {sample.labels["reason"] for sample in found["stream_server_begun_anew"].samples} == {
+        "journal_changed",
+        "transitions_lost",
+    }
+
+
+def test_a_clock_that_was_set_back_makes_no_negative_lag() -> None:
+    metrics = attended()
+    metrics.lag(-5.0)
+    values = {sample.name: sample.value for sample in families(metrics)["stream_server_lag_seconds"].samples}
+    assert (values["stream_server_lag_seconds_sum"], values["stream_server_lag_seconds_count"]) == (0, 1)
+
+
+def test_the_way_to_all_clients_is_measured_when_they_have_been_written_to() -> None:
+    metrics, wire = Metrics(), Wire()
+    metrics.dispatched(Read(0.25, time.monotonic()))
+    metrics.attend_wire(wire)
+    metrics.dispatched(Read(0.25, time.monotonic() - 0.5))
+    assert delivered(metrics) == (0, 0.0)
+    (written,) = wire.calls
+    written()
+    count, seconds = delivered(metrics)
+    assert count == 1
+    assert 0.75 <= seconds < 10
+
+
+def delivered(metrics: Metrics) -> tuple[float, float]:
+    values = {sample.name: sample.value for sample in families(metrics)["stream_server_delivery_seconds"].samples}
+    return values["stream_server_delivery_seconds_count"], values["stream_server_delivery_seconds_sum"]
+
+
+def test_a_queue_that_fills_is_a_warning() -> None:
+    meter = Meter(None, 30.0)  # type: ignore[arg-type]
+    assert meter.warnings == []
+    meter.measures = MEASURES
+    assert meter.warnings == []
+    meter.measures = MEASURES._replace(queue_usage=QUEUE_USAGE_WARNING)
+    assert "50% full" in meter.warnings[0]

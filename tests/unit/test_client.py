@@ -1,0 +1,359 @@
+"""Against a real WebSocket server on loopback, whose connections each follow a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidStatus
+from websockets.http11 import Request, Response
+
+from stream_server.client import (
+    ConnectionLost,
+    Message,
+    Refused,
+    StreamClosed,
+    _pause_of,
+    _pause_unless_refused,
+    follow,
+    stream_url,
+)
+from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.frames import (
+    AnyFrame,
+    Close,
+    End,
+    Ping,
+    Refusal,
+    Reset,
+    Resumed,
+    RunInfo,
+    Snapshot,
+    TaskTransition,
+)
+from stream_server.protocol.wire import Wire
+from support.builders import KEY, types
+
+RUN = KEY._asdict()
+SNAPSHOT = Snapshot(
+    **RUN,
+    run=RunInfo(state="running", queued_at=None, start_date=None, end_date=None, clear_number=0),
+    tasks=[],
+    result_tasks=[],
+)
+END = End(**RUN, state="success", outcome="result")
+
+Script = Callable[[ServerConnection], Awaitable[None]]
+
+
+def says(*frames: AnyFrame | str) -> Script:
+    """Send some frames, then close the connection."""
+
+    async def script(connection: ServerConnection) -> None:
+        for frame in frames:
+            await connection.send(frame if isinstance(frame, str) else Wire(frame).text)
+
+    return script
+
+
+def breaks_after(*frames: AnyFrame | str) -> Script:
+    """Send some frames, then let the connection break."""
+
+    async def script(connection: ServerConnection) -> None:
+        await says(*frames)(connection)
+        connection.transport.abort()
+
+    return script
+
+
+class Server:
+    """What a server has seen, and its address."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.url = ""
+
+
+@asynccontextmanager
+async def server(*answers: Script | Response) -> AsyncIterator[Server]:
+    """Answer each connection with the next script or response, and all further ones with the last."""
+    seen = Server()
+
+    def turn() -> Script | Response:
+        return answers[min(len(seen.requests), len(answers)) - 1]
+
+    def refuse(_: ServerConnection, request: Request) -> Response | None:
+        seen.requests.append(request)
+        answer = turn()
+        return answer if isinstance(answer, Response) else None
+
+    async def handle(connection: ServerConnection) -> None:
+        script = turn()
+        assert not isinstance(script, Response)
+        await script(connection)
+
+    async with serve(handle, "127.0.0.1", 0, process_request=refuse, close_timeout=0.1) as listening:
+        seen.url = f"http://127.0.0.1:{next(iter(listening.sockets)).getsockname()[1]}"
+        yield seen
+
+
+def response(status: HTTPStatus, body: str, **headers: str) -> Response:
+    fields = Headers({name.replace("_", "-"): value for name, value in headers.items()})
+    fields["Content-Length"] = str(len(body))
+    fields["Connection"] = "close"
+    return Response(status.value, status.phrase, fields, body.encode())
+
+
+async def followed(seen: Server, **options: Any) -> list[str]:
+    return types([message.frame for message in await messages(seen, **options)])
+
+
+async def messages(seen: Server, **options: Any) -> list[Message]:
+    return [message async for message in follow(seen.url, *KEY, **{"patience": 5.0, **options})]
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://h:8090", "ws://h:8090"),
+        ("https://h", "wss://h"),
+        ("ws://h", "ws://h"),
+        ("wss://h/", "wss://h"),
+        ("h:8090", "ws://h:8090"),
+        ("http://h/airflow/", "ws://h/airflow"),
+    ],
+)
+def test_the_address_is_that_of_the_server(url: str, address: str) -> None:
+    assert stream_url(url, "d", "r") == f"{address}/api/v2/dags/d/dagRuns/r/stream?until=result"
+
+
+def test_ids_are_quoted_in_the_path_and_the_query() -> None:
+    url = stream_url("http://h", "team.dag", "manual__2026-01-01T00:00:00+00:00", ["a b", "c"], "run")
+    assert url == (
+        "ws://h/api/v2/dags/team.dag/dagRuns/manual__2026-01-01T00%3A00%3A00%2B00%3A00/stream"
+        "?result=a+b&result=c&until=run"
+    )
+
+
+@given(st.text(min_size=1), st.text(min_size=1), st.lists(st.text(min_size=1)))
+def test_any_ids_come_back_out_of_the_address(dag_id: str, run_id: str, results: list[str]) -> None:
+    parts = urlsplit(stream_url("http://h", dag_id, run_id, results))
+    assert [unquote(part) for part in parts.path.split("/")[4:]] == [dag_id, "dagRuns", run_id, "stream"]
+    assert parse_qsl(parts.query) == [*(("result", task_id) for task_id in results), ("until", "result")]
+
+
+async def test_all_frames_are_told_up_to_the_end_as_they_came() -> None:
+    async with server(says(SNAPSHOT, END)) as seen:
+        told = await messages(seen)
+    assert [message.frame for message in told] == [SNAPSHOT, END]
+    assert [message.text for message in told] == [Wire(SNAPSHOT).text, Wire(END).text]
+
+
+async def test_the_request_says_what_is_asked_and_by_whom() -> None:
+    async with server(says(END)) as seen:
+        await messages(seen, results=["ask", "answer"], until="run", token="t0ken")
+        await messages(seen)
+    one, two = seen.requests
+    assert one.path.endswith("/stream?result=ask&result=answer&until=run")
+    assert one.headers["Authorization"] == "Bearer t0ken"
+    assert "Authorization" not in two.headers
+
+
+async def test_after_the_end_nothing_is_waited_for() -> None:
+    async def stays(connection: ServerConnection) -> None:
+        await says(END)(connection)
+        await connection.wait_closed()
+
+    async with server(stays) as seen:
+        assert await asyncio.wait_for(followed(seen), 1) == ["end"]
+    assert len(seen.requests) == 1
+
+
+async def test_pings_are_kept_back() -> None:
+    async with server(says(Ping(), SNAPSHOT, Ping(), END)) as seen:
+        assert await followed(seen) == ["snapshot", "end"]
+
+
+async def test_types_of_later_versions_are_ignored() -> None:
+    async with server(says(SNAPSHOT, '{"type":"chunk","value":1}', END)) as seen:
+        assert await followed(seen) == ["snapshot", "end"]
+
+
+@pytest.mark.parametrize("text", ["<html>", "", "[]", '{"type":'])
+async def test_what_is_no_frame_is_ignored_too(text: str) -> None:
+    async with server(says(SNAPSHOT, text, END)) as seen:
+        assert await followed(seen) == ["snapshot", "end"]
+
+
+async def test_a_broken_connection_is_made_again() -> None:
+    async with server(breaks_after(SNAPSHOT), breaks_after(), says(SNAPSHOT, END)) as seen:
+        assert await followed(seen) == ["snapshot", "snapshot", "end"]
+    assert len(seen.requests) == 3
+
+
+def task(seq: int) -> TaskTransition:
+    return TaskTransition(
+        **RUN,
+        seq=seq,
+        at=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        task_id="t",
+        map_index=-1,
+        try_number=1,
+        state="queued",
+        previous_state=None,
+    )
+
+
+def at(frame: AnyFrame, xmax: int) -> str:
+    """A frame that is the last of its batch."""
+    return Wire(frame, Cursor("e", xmax, xmax)).text
+
+
+async def test_a_broken_stream_goes_on_where_it_was_and_tells_nothing_twice() -> None:
+    resumed = Resumed(**RUN, since="e.5:5:")
+    async with server(
+        breaks_after(at(SNAPSHOT, 5), task(1), task(2)),
+        breaks_after(resumed, task(1), at(task(2), 7), task(3)),
+        says(resumed, task(3), at(END, 9)),
+    ) as seen:
+        told = await messages(seen)
+    assert [getattr(message.frame, "seq", None) for message in told] == [None, 1, 2, None, 3, None, None]
+    queries = [parse_qs(urlsplit(request.path).query) for request in seen.requests]
+    assert [query.get("cursor") for query in queries] == [None, ["e.5:5:"], ["e.7:7:"]]
+
+
+async def test_what_begins_anew_is_told_again() -> None:
+    reset = Reset(**RUN, reason="cursor_expired")
+    async with server(breaks_after(at(SNAPSHOT, 5), task(1)), says(reset, SNAPSHOT, task(1), END)) as seen:
+        assert await followed(seen) == ["snapshot", "task", "reset", "snapshot", "task", "end"]
+
+
+async def test_a_connection_that_closes_before_the_end_is_made_again() -> None:
+    async with server(says(SNAPSHOT), says(SNAPSHOT, END)) as seen:
+        assert await followed(seen) == ["snapshot", "snapshot", "end"]
+
+
+async def test_a_close_says_when_to_come_again() -> None:
+    close = Close(code=4001, reason="The server is shutting down", reconnect=True, retry_ms=150)
+    began = asyncio.get_running_loop().time()
+    async with server(says(SNAPSHOT, close), says(SNAPSHOT, END)) as seen:
+        assert await followed(seen) == ["snapshot", "snapshot", "end"]
+    assert asyncio.get_running_loop().time() - began >= 0.15
+
+
+@pytest.mark.parametrize(
+    ("retry_ms", "pause"), [(None, None), (0, 0.0), (150, 0.15), (10**12, 3600.0), (10**400, 3600.0)]
+)
+def test_a_close_keeps_a_client_away_for_an_hour_at_most(retry_ms: int | None, pause: float | None) -> None:
+    assert _pause_of(Close(code=4001, reason="again", reconnect=True, retry_ms=retry_ms)) == pause
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause"),
+    [
+        *(("0", 0.0), ("007", 7.0), ("99999999", 3600.0), ("9" * 5000, 3600.0), ("", None), ("-1", None), ("+1", None)),
+        *(("1.5", None), ("1e3", None), ("nan", None), ("\u00b2", None)),
+    ],
+)
+def test_a_refusal_keeps_a_client_away_for_an_hour_at_most(retry_after: str, pause: float | None) -> None:
+    fields = Headers({"Retry-After": retry_after})
+    assert _pause_unless_refused(InvalidStatus(Response(503, "Service Unavailable", fields))) == pause
+
+
+async def test_a_refusal_after_the_handshake_is_one_too() -> None:
+    refusal = Refusal(id="", problem="urn:x", title="Unauthenticated", status=401, detail="Say who you are")
+    close = Close(code=4501, reason="Unauthenticated", reconnect=False)
+    async with server(says(refusal, close)) as seen:
+        with pytest.raises(Refused, match="Say who you are") as refused:
+            await messages(seen)
+    assert refused.value.status == 401
+
+
+async def test_a_final_close_is_an_error_with_its_reason() -> None:
+    async with server(says(SNAPSHOT, Close(code=4500, reason="No longer allowed", reconnect=False))) as seen:
+        with pytest.raises(StreamClosed, match=r"No longer allowed \(code 4500\)") as closed:
+            await messages(seen)
+    assert (closed.value.code, closed.value.reason) == (4500, "No longer allowed")
+    assert len(seen.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (json.dumps({"title": "Run not found", "detail": "DAG 'd' has no run 'r'"}), "DAG 'd' has no run 'r'"),
+        ("<h1>Not here</h1>", "<h1>Not here</h1>"),
+        ('["detail"]', '["detail"]'),
+        ("", "The server gave no reason"),
+    ],
+)
+async def test_a_refusal_is_final_and_says_why(body: str, detail: str) -> None:
+    async with server(response(HTTPStatus.NOT_FOUND, body)) as seen:
+        with pytest.raises(Refused) as refused:
+            await messages(seen)
+    assert (refused.value.status, refused.value.detail) == (404, detail)
+    assert str(refused.value) == f"{detail} (HTTP 404)"
+    assert len(seen.requests) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 422, 501])
+async def test_what_will_not_change_is_not_tried_again(status: int) -> None:
+    async with server(response(HTTPStatus(status), "no")) as seen:
+        with pytest.raises(Refused):
+            await messages(seen)
+    assert len(seen.requests) == 1
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+async def test_what_passes_by_itself_is_tried_again_when_the_server_says(status: int) -> None:
+    async with server(response(HTTPStatus(status), "", Retry_After="0"), says(END)) as seen:
+        assert await followed(seen) == ["end"]
+
+
+async def test_without_a_server_the_connection_is_lost_after_a_while() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    nobody = Server()
+    nobody.url = f"http://127.0.0.1:{port}"
+    with pytest.raises(ConnectionLost, match=f"No connection to ws://127.0.0.1:{port} for 0.05 s") as lost:
+        await messages(nobody, patience=0.05, token="t0ken")
+    assert "t0ken" not in str(lost.value)
+    assert isinstance(lost.value.__cause__, OSError)
+
+
+async def test_a_server_that_stays_unavailable_is_given_up() -> None:
+    async with server(response(HTTPStatus.SERVICE_UNAVAILABLE, "", Retry_After="0")) as seen:
+        with pytest.raises(ConnectionLost, match="HTTP 503"):
+            await messages(seen, patience=0.05)
+    assert len(seen.requests) > 1
+
+
+async def test_each_sign_of_life_renews_the_patience() -> None:
+    close = Close(code=4001, reason="again", reconnect=True, retry_ms=100)
+    async with server(*[says(SNAPSHOT, close)] * 4, says(END)) as seen:
+        assert await followed(seen, patience=0.3) == ["snapshot"] * 4 + ["end"]
+
+
+async def test_a_connection_that_breaks_after_a_long_silence_is_made_again() -> None:
+    """Only pings come while a task takes its time; they are signs of life, too."""
+
+    async def silent(connection: ServerConnection) -> None:
+        await says(SNAPSHOT)(connection)
+        for _ in range(10):
+            await says(Ping())(connection)
+            await asyncio.sleep(0.03)
+        connection.transport.abort()
+
+    async with server(silent, says(SNAPSHOT, END)) as seen:
+        assert await followed(seen, patience=0.2) == ["snapshot", "snapshot", "end"]
