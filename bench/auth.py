@@ -12,17 +12,17 @@ import json
 import time
 import tracemalloc
 
-from stream_server.auth.authorizer import ALL, Access, Caller, Scope
-from stream_server.auth.permission_cache import Permit, Permits
-from stream_server.auth.revalidation import LOOKED_AT, TICKS, Guards
+from stream_server.auth.authorizer import FULL_ACCESS, Access, Caller, StreamScope
+from stream_server.auth.permission_cache import CachedPermission, PermissionCache
+from stream_server.auth.revalidation import CHECKS_PER_INTERVAL, GROUPS_PER_TURN, Revalidator
 from stream_server.hub.subscription import Subscription
 
 INTERVAL = 30.0
 RUNS = 100
 
 
-async def _granted() -> Permit:
-    return Permit(200)
+async def _granted() -> CachedPermission:
+    return CachedPermission(200)
 
 
 async def measure(clients: int, credentials: int) -> dict[str, float]:
@@ -32,36 +32,38 @@ async def measure(clients: int, credentials: int) -> dict[str, float]:
         `questions` to Airflow, `turn_us` for the longest turn of the loop but for what the garbage collector takes,
         `cpu_percent` of a core for looking and asking, and `bytes` for each client.
     """
-    permits = Permits(good_for=INTERVAL, refused_for=10, limit=20_000, at_once=8)
+    permits = PermissionCache(good_for=INTERVAL, refused_for=10, limit=20_000, at_once=8)
     asked, now = 0, 0.0
 
-    async def ask(caller: Caller, scope: Scope) -> Access:
+    async def ask(caller: Caller, scope: StreamScope) -> Access:
         nonlocal asked
         for kind in ("runs", "xcoms"):
             asked += 1
             await permits.get(caller, (kind, scope.dag_id), _granted, anew=True)
-        return ALL
+        return FULL_ACCESS
 
-    guards = Guards(ask, permits.identity, interval=INTERVAL, grace=300, clock=lambda: now)
-    callers = [Caller.bearing(f"{number}.e30.signature") for number in range(credentials)]
+    guards = Revalidator(ask, permits.credential_digest, interval=INTERVAL, grace=300, clock=lambda: now)
+    callers = [Caller.from_token(f"{number}.e30.signature") for number in range(credentials)]
     subscriptions = [Subscription(0) for _ in range(clients)]
     tracemalloc.start()
     for number, subscription in enumerate(subscriptions):
-        guards.add(callers[number % credentials], Scope("chat", f"r{number % RUNS}"), ALL, subscription, None)
+        guards.register(
+            callers[number % credentials], StreamScope("chat", f"r{number % RUNS}"), FULL_ACCESS, subscription, None
+        )
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     gc.collect()
     gc.disable()
     begun, longest = time.process_time(), 0.0
-    for _ in range(TICKS):
-        now += INTERVAL / TICKS
-        parties = guards.parties
-        for first in range(0, len(parties), LOOKED_AT):
+    for _ in range(CHECKS_PER_INTERVAL):
+        now += INTERVAL / CHECKS_PER_INTERVAL
+        parties = guards.groups
+        for first in range(0, len(parties), GROUPS_PER_TURN):
             before = time.thread_time()
-            guards.look(parties[first : first + LOOKED_AT])
+            guards.check_groups(parties[first : first + GROUPS_PER_TURN])
             longest = max(longest, time.thread_time() - before)
             longest = max(longest, await _turn())
-        while any(party.renewing for party in parties):
+        while any(party.is_queued for party in parties):
             longest = max(longest, *[await _turn() for _ in range(100)])
     gc.enable()
     return {

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import asyncpg
 
 from bench.witness import Link
-from stream_server.journal.listener import CHANNEL
+from stream_server.journal.listener import NOTIFY_CHANNEL
 from stream_server.journal.queries import load_queries
 
 # What the tail's query needs at least: the rows that were not there before, by the index on txid. All that lies below
@@ -70,7 +70,7 @@ async def hear(link: Link, database_url: str) -> None:
 
     reader = asyncio.create_task(read())
     try:
-        await listening.add_listener(CHANNEL, ring)
+        await listening.add_listener(NOTIFY_CHANNEL, ring)
         assert await listening.fetchval(load_queries("doorbell.sql")["lie_down"]), "nobody is looking for sleepers"
         await link.observe(lambda: len(seen))
         link.tell(Heard(rings, seen))

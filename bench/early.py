@@ -21,8 +21,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from stream_server.cli.demo.airflow_client import AirflowRest
-from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.airflow_client import AirflowRestClient
+from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 
 AIM_MS = 100.0
@@ -46,7 +46,7 @@ async def main() -> int:
     """Run the benchmark and return its exit code."""
     options = _options()
     console = Console(stderr=True)
-    with DemoStack(Path(".demo"), progress=ConsoleProgress()) as stack, stack.rest() as airflow:
+    with DemoStack(Path(".demo"), progress=ConsoleReporter()) as stack, stack.rest_client() as airflow:
         await _timed_run(stack, airflow, teardown=0)
         timings = []
         for number in range(1, options.runs + 1):
@@ -63,8 +63,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _timed_run(stack: DemoStack, airflow: AirflowRest, teardown: float) -> Timing:
-    run_id = await asyncio.to_thread(airflow.trigger, "chat_answer", {"teardown_seconds": teardown})
+async def _timed_run(stack: DemoStack, airflow: AirflowRestClient, teardown: float) -> Timing:
+    run_id = await asyncio.to_thread(airflow.trigger_run, "chat_answer", {"teardown_seconds": teardown})
     waiting = asyncio.create_task(asyncio.to_thread(_time_wait, airflow, run_id))
     arrived, frame = await asyncio.wait_for(_result_frame(stack.server_url, run_id), DEADLINE)
     written = datetime.fromisoformat(frame["at"].replace("Z", "+00:00")).timestamp()
@@ -72,8 +72,8 @@ async def _timed_run(stack: DemoStack, airflow: AirflowRest, teardown: float) ->
     return Timing(frame_ms=(arrived - written) * 1000, ahead_s=answered - arrived)
 
 
-def _time_wait(airflow: AirflowRest, run_id: str) -> float:
-    airflow.wait("chat_answer", run_id, interval=1.0)
+def _time_wait(airflow: AirflowRestClient, run_id: str) -> float:
+    airflow.wait_at_airflow("chat_answer", run_id, interval=1.0)
     return time.time()
 
 

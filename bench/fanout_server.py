@@ -25,18 +25,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bench.fanout_payload import DAG_ID, STATES, run_id
-from stream_server.auth.authorizer import Everybody
-from stream_server.auth.rate_limits import Admission
-from stream_server.domain.outcome import Values
+from stream_server.auth.authorizer import AllowAll
+from stream_server.auth.rate_limits import RateLimits
+from stream_server.domain.outcome import ReturnValues
 from stream_server.domain.run_state import RunKey, RunState
-from stream_server.domain.transition import Kind, Transition
+from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.http.delivery.scheduler import Courier
 from stream_server.hub.hub import Hub
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import RunInfo
 from stream_server.server.app import create_app
-from stream_server.server.main import Server, uvicorn_config
-from stream_server.server.request_limits import Edge
+from stream_server.server.main import DrainingServer, build_uvicorn_config
+from stream_server.server.request_limits import RequestLimits
 from stream_server.settings import Settings
 
 EPOCH = "0fa1"
@@ -47,19 +47,21 @@ class Runs:
     """Runs that are as they were when the first of them was read: what changes comes by the feed."""
 
     def __init__(self) -> None:
-        self.cursor = Cursor(EPOCH, 1, 1)
+        self.cursor = JournalPosition(EPOCH, 1, 1)
 
-    async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
+    async def read_run(self, key: RunKey) -> tuple[RunState, JournalPosition]:
         info = RunInfo(state="running", queued_at=None, start_date=None, end_date=None, clear_number=0)
         return RunState(key, info), self.cursor
 
-    async def history(self, key: RunKey | None, since: Cursor, *, output: bool = True) -> list[Transition] | None:
+    async def read_history(
+        self, key: RunKey | None, since: JournalPosition, *, output: bool = True
+    ) -> list[Transition] | None:
         return None
 
-    async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
+    async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
         return {}
 
-    async def refresh(self) -> None:
+    async def reconnect(self) -> None:
         """There is nothing to connect to."""
 
 
@@ -68,7 +70,7 @@ def transition(number: int, runs: int) -> Transition:
         seq=number,
         txid=number,
         at=datetime.now(timezone.utc),
-        kind=Kind.TASK,
+        kind=TransitionKind.TASK,
         dag_id=DAG_ID,
         run_id=run_id(number % runs),
         task_id="part_00",
@@ -86,11 +88,11 @@ def ours(runs: int, feed_port: int) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         hub = Hub(source, max_queued_bytes=settings().max_queued_bytes)  # type: ignore[arg-type]
-        hub.begin(source.cursor)
+        hub.start(source.cursor)
         app.state.hub = hub
 
         def dispatch(numbers: Sequence[int]) -> None:
-            source.cursor = Cursor(EPOCH, numbers[-1] + 1, numbers[-1] + 1)
+            source.cursor = JournalPosition(EPOCH, numbers[-1] + 1, numbers[-1] + 1)
             hub.dispatch([transition(number, runs) for number in numbers], source.cursor)
 
         async with _fed(feed_port, dispatch):
@@ -98,10 +100,10 @@ def ours(runs: int, feed_port: int) -> Starlette:
             yield {
                 "settings": settings(),
                 "hub": hub,
-                "authorizer": Everybody(),
+                "authorizer": AllowAll(),
                 "courier": Courier(loop, settings().ping_interval),
-                "edge": Edge(settings(), loop),
-                "admission": Admission(
+                "edge": RequestLimits(settings(), loop),
+                "admission": RateLimits(
                     settings().max_streams_per_caller, settings().max_joins_per_second, secrets.token_bytes()
                 ),
             }
@@ -193,11 +195,11 @@ def main() -> None:
         )
         uvicorn.Server(config).run()
         return
-    config = uvicorn_config(ours(arguments.runs, arguments.feed_port), settings())
+    config = build_uvicorn_config(ours(arguments.runs, arguments.feed_port), settings())
     config.port = arguments.port
     if arguments.what == "stepped":
         config.http, config.ws = "httptools", "websockets-sansio"
-    Server(config, settings()).run()
+    DrainingServer(config, settings()).run()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import asyncpg
 import uvloop
 
 from bench.stage import stage, termination_raises
-from stream_server.journal.reader import Reader
-from stream_server.journal.run_store import Runs
+from stream_server.journal.reader import JournalReader
+from stream_server.journal.run_store import RunStore
 
 ROWS = 20_000
 QUIET, BESIDE = "in quiet", "beside long transactions"
@@ -53,7 +53,7 @@ def main() -> int:
 
 async def _measure(url: str, rounds: int, reads: int) -> dict[str, list[list[float]]]:
     times: dict[str, list[list[float]]] = {QUIET: [], BESIDE: []}
-    runs = Runs(url, pool_size=1, max_result_bytes=0)
+    runs = RunStore(url, pool_size=1, max_result_bytes=0)
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         for name, found in times.items():
@@ -63,7 +63,7 @@ async def _measure(url: str, rounds: int, reads: int) -> dict[str, list[list[flo
                 writer = await stack.enter_async_context(_session(url))
                 await writer.execute(f"DO $$ BEGIN FOR n IN 1..{ROWS} LOOP {WRITE}; COMMIT; END LOOP; END $$")
                 size = await writer.fetchval("SELECT 216 * count(*) / 2 FROM stream_server.journal")
-                while await runs.prune(None, 1000, size, onward=True):
+                while await runs.prune_journal(None, 1000, size, onward=True):
                     pass
                 if name == QUIET:
                     await writer.execute("VACUUM stream_server.journal")
@@ -75,14 +75,14 @@ async def _measure(url: str, rounds: int, reads: int) -> dict[str, list[list[flo
 async def _read(url: str, writer: asyncpg.Connection[asyncpg.Record], reads: int) -> list[float]:
     """Return how long reads took, in milliseconds."""
     found = []
-    async with Reader.open(url) as reader:
-        cursor = (await reader.now()).cursor
+    async with JournalReader.open(url) as reader:
+        cursor = (await reader.read_head()).position
         for _ in range(reads):
             await writer.execute(WRITE)
             began = time.perf_counter()
-            batch = await reader.after(cursor)
+            batch = await reader.read_after(cursor)
             found.append(1000 * (time.perf_counter() - began))
-            cursor = batch.cursor
+            cursor = batch.position
             assert len(batch.transitions) == 1
     return found
 

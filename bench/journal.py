@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.stage import Stage, stage, termination_raises
-from stream_server.cli.demo.postgres_install import Installation
+from stream_server.cli.demo.postgres_install import PostgresInstallation
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import install
+from stream_server.journal.installer import install_journal
 from support.airflow_sql import AirflowSql
 
 KEY = RunKey("bench", "run")
@@ -161,7 +161,7 @@ def _rate(running: Stage, folder: Path, case: Case, mode: str, seconds: int) -> 
             others.enter_context(_running(SLEEPING, running.database_url))
         done = subprocess.run(
             [
-                *(Installation.find().program("pgbench"), "--no-vacuum", "--protocol=prepared"),
+                *(PostgresInstallation.find().program_path("pgbench"), "--no-vacuum", "--protocol=prepared"),
                 *(f"--client={case.writers}", "--jobs=1", f"--time={seconds}", f"--file={script}"),
                 running.database_url,
             ],
@@ -177,7 +177,7 @@ def _rate(running: Stage, folder: Path, case: Case, mode: str, seconds: int) -> 
 
 async def _set_mode(url: str, mode: str) -> None:
     """Have the triggers do what a mode says; the journal begins empty, and the table without dead rows."""
-    await install(url, "public", lock_timeout=5, attempts=3)
+    await install_journal(url, "public", lock_timeout=5, attempts=3)
     connection = await asyncpg.connect(url)
     try:
         await connection.execute("TRUNCATE stream_server.journal")

@@ -14,9 +14,9 @@ from datetime import datetime, timezone
 import msgspec
 
 from stream_server.domain.graph import Graph
-from stream_server.domain.outcome import Question, judge
-from stream_server.domain.run_state import Instance, RunKey, RunState
-from stream_server.domain.transition import Kind, Transition
+from stream_server.domain.outcome import WatchOptions, evaluate
+from stream_server.domain.run_state import RunKey, RunState, TaskInstance
+from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.protocol.frames import RunInfo
 
 KEY = RunKey("bench", "run")
@@ -53,10 +53,10 @@ def run_of(graph: Graph, instances: int, *, harmed: bool) -> RunState:
         if task_id in {"work", "check"}:
             for index in range(instances):
                 done = "success" if task_id == "work" and index < instances // 2 else None
-                run.add(task_id, index, Instance(done, 1))
+                run.add_instance(task_id, index, TaskInstance(done, 1))
         else:
             state = {"list": "success", "log": "failed" if harmed else "running"}.get(task_id)
-            run.add(task_id, -1, Instance(state, 1))
+            run.add_instance(task_id, -1, TaskInstance(state, 1))
     return run
 
 
@@ -64,17 +64,17 @@ def batches(instances: int) -> Iterator[Transition]:
     """One instance after the other succeeds."""
     for number in range(ROUNDS):
         place = ("work", instances // 2 + number)
-        yield Transition(number, number, NOW, Kind.TASK, *KEY, *place, try_number=1, state="success")
+        yield Transition(number, number, NOW, TransitionKind.TASK, *KEY, *place, try_number=1, state="success")
 
 
 def measure(instances: int, *, grouped: bool, harmed: bool) -> float:
     """Return microseconds to apply a batch and judge, for a caller who waits for the mapped task itself."""
     run = run_of(dag(grouped=grouped), instances, harmed=harmed)
-    question = Question(results=("work",))
+    question = WatchOptions(result_tasks=("work",))
     begun = time.perf_counter()
     for transition in batches(instances):
         run.apply(transition)
-        judge(run, question)
+        evaluate(run, question)
     return (time.perf_counter() - begun) / ROUNDS * 1e6
 
 

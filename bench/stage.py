@@ -15,10 +15,10 @@ import psutil
 
 from stream_server.cli.demo import template
 from stream_server.cli.demo.postgres import EmbeddedPostgres
-from stream_server.cli.demo.progress import ConsoleProgress, NoProgress
+from stream_server.cli.demo.progress import ConsoleReporter, SilentReporter
 from stream_server.cli.demo.run_directory import RunDirectory
-from stream_server.cli.demo.server import Server, install
-from stream_server.settings import PREFIX
+from stream_server.cli.demo.server import StreamServerProcess, install_journal
+from stream_server.settings import ENV_PREFIX
 
 DATA_DIR = Path(__file__).resolve().parents[1] / ".demo"
 
@@ -46,10 +46,10 @@ def database(postgres_settings: Mapping[str, str] | None = None) -> Iterator[tup
     directory = RunDirectory(DATA_DIR)
     postgres = EmbeddedPostgres(directory.postgres, settings=postgres_settings, log=directory.logs / "postgresql.log")
     try:
-        template.clone(template.ensure_template(DATA_DIR / "cache", ConsoleProgress()), directory.postgres)
+        template.clone_template(template.ensure_template(DATA_DIR / "cache", ConsoleReporter()), directory.postgres)
         postgres.start()
         url = postgres.url(template.DATABASE, template.ROLE)
-        install(directory.logs, url, NoProgress())
+        install_journal(directory.logs, url, SilentReporter())
         yield url, directory
     finally:
         postgres.stop("immediate")
@@ -57,17 +57,17 @@ def database(postgres_settings: Mapping[str, str] | None = None) -> Iterator[tup
 
 
 @contextmanager
-def server(url: str, directory: RunDirectory, *options: str, **settings: str) -> Iterator[Server]:
+def server(url: str, directory: RunDirectory, *options: str, **settings: str) -> Iterator[StreamServerProcess]:
     """Start a server with default settings but these, and stop it at the end."""
-    found = Server(
+    found = StreamServerProcess(
         "stream server",
         directory.logs,
         database_url=url,
         airflow_url=NO_AIRFLOW,
         options=("--auth", "none", *options),
         environment={
-            **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
-            **{f"{PREFIX}{name.upper()}": value for name, value in settings.items()},
+            **{name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)},
+            **{f"{ENV_PREFIX}{name.upper()}": value for name, value in settings.items()},
         },
     )
     try:

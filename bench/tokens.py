@@ -22,8 +22,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from stream_server.cli.demo.airflow_client import AirflowRest
-from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.airflow_client import AirflowRestClient
+from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 
 DAGS = Path(__file__).resolve().parents[1] / "tests" / "airflow" / "dags"
@@ -54,9 +54,9 @@ async def main() -> int:
     """Run the benchmark and return its exit code."""
     options = _options()
     console = Console(stderr=True)
-    with DemoStack(Path(".demo"), dags=[DAGS], progress=ConsoleProgress()) as stack, stack.rest() as airflow:
+    with DemoStack(Path(".demo"), dags=[DAGS], progress=ConsoleReporter()) as stack, stack.rest_client() as airflow:
         runs = []
-        while not airflow.dag(DAG_ID):
+        while not airflow.get_dag(DAG_ID):
             time.sleep(0.5)  # noqa: ASYNC251 # nothing else runs yet
         for number in range(options.runs + 1):
             took = await _timed_run(stack, airflow, options.tokens, options.per_second)
@@ -75,13 +75,13 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _timed_run(stack: DemoStack, airflow: AirflowRest, tokens: int, per_second: float) -> list[Token]:
+async def _timed_run(stack: DemoStack, airflow: AirflowRestClient, tokens: int, per_second: float) -> list[Token]:
     """Return how long each token took.
 
     Raises:
         RuntimeError: One is missing, came twice, or out of order.
     """
-    run_id = await asyncio.to_thread(airflow.trigger, DAG_ID, {"tokens": tokens, "per_second": per_second})
+    run_id = await asyncio.to_thread(airflow.trigger_run, DAG_ID, {"tokens": tokens, "per_second": per_second})
     path = f"{stack.server_url}/api/v2/dags/{DAG_ID}/dagRuns/{run_id}/stream"
     took, numbers = [], []
     headers = {"Authorization": f"Bearer {airflow.token}"}

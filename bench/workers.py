@@ -34,7 +34,7 @@ from bench.journal import WORKLOADS, prepare
 from bench.stage import database, server, termination_raises
 from bench.streams import SseClient, itself
 from bench.writer import CONNECTIONS, Commit, add_run, write
-from stream_server.cli.demo.postgres_install import Installation
+from stream_server.cli.demo.postgres_install import PostgresInstallation
 from stream_server.cli.demo.run_directory import RunDirectory
 from stream_server.domain.run_state import RunKey
 
@@ -198,7 +198,7 @@ def _flood(url: str, folder: Path, seconds: int) -> float:
     script.write_text(WORKLOADS["transition"])
     done = subprocess.run(
         [
-            *(Installation.find().program("pgbench"), "--no-vacuum", "--protocol=prepared"),
+            *(PostgresInstallation.find().program_path("pgbench"), "--no-vacuum", "--protocol=prepared"),
             *(f"--client={WRITERS}", "--jobs=1", f"--time={seconds}", f"--file={script}", url),
         ],
         capture_output=True,

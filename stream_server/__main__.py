@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from stream_server.cli.process_title import conceal_secrets
+from stream_server.cli.process_title import redact_command_line
 
-USAGE = 64
+USAGE_EXIT_CODE = 64
 """Exit code for bad usage, as sysexits.h has it; `stream_server.client.commands.Exit` cannot be imported here."""
 
 
 def main() -> None:
     """Run the command line, or say what it needs."""
     # Before all that takes time to import.
-    if not conceal_secrets():
+    if not redact_command_line():
         sys.stderr.write("stream-server: others on this machine can see the secrets given as options\n")
     try:
         from stream_server.cli.main import main as run  # noqa: PLC0415 # what DAG files import is installed without it
@@ -24,7 +24,7 @@ def main() -> None:
             f"stream-server: module {error.name!r} is missing; the command needs the extra 'server':"
             " pip install 'airflow-stream-server[server]'\n"
         )
-        sys.exit(USAGE)
+        sys.exit(USAGE_EXIT_CODE)
     run()
 
 

@@ -18,6 +18,6 @@ def __getattr__(name: str) -> Starlette:
     if name != "app":
         raise AttributeError(name)
     settings = Settings.load()
-    settings.require_auth_choice(loopback=False)
+    settings.check_auth_choice(loopback=False)
     # It has no second port.
     return create_app(settings.model_copy(update={"admin_port": None}), drains=True)

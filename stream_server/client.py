@@ -26,11 +26,11 @@ from stream_server.protocol.frames import (
     Reset,
     Snapshot,
 )
-from stream_server.protocol.wire import decode
+from stream_server.protocol.wire import decode_frame
 
 __all__ = ["ClientError", "ConnectionLost", "Message", "Refused", "StreamClosed", "follow"]
 
-PATIENCE_SECONDS = 60.0
+DEFAULT_PATIENCE_SECONDS = 60.0
 """How long to go on trying, by default, before a connection counts as lost for good."""
 
 BACKOFF_SECONDS = (0.25, 5.0)
@@ -39,7 +39,7 @@ BACKOFF_SECONDS = (0.25, 5.0)
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """Larger frames are refused."""
 
-SILENCE_SECONDS = 60.0
+RECEIVE_TIMEOUT_SECONDS = 60.0
 """Without so much as a `ping` for that long, a connection is given up: the server sends one every 15 s by default."""
 
 LONGEST_PAUSE_SECONDS = 3600.0
@@ -96,7 +96,7 @@ async def follow(
     results: Sequence[str] = (),
     until: str = "result",
     token: str | None = None,
-    patience: float = PATIENCE_SECONDS,
+    patience: float = DEFAULT_PATIENCE_SECONDS,
 ) -> AsyncIterator[Message]:
     """Yield the frames of a run, up to and including its `end`; what is said of the connection alone is kept back.
 
@@ -121,72 +121,74 @@ async def follow(
     address = stream_url(url, dag_id, run_id, results, until)
     alive = time.monotonic()
     wait, longest = BACKOFF_SECONDS
-    place = _Place()
+    place = _ResumeState()
     while True:
         pause: float | None = None
         trouble: BaseException | None = None
         try:
-            async with _connected(place.resuming(address), token) as websocket:
+            async with _connect(place.resume_url(address), token) as websocket:
                 try:
-                    async for message in _messages(websocket):
+                    async for message in _receive_messages(websocket):
                         # Only now: who accepts connections and drops them at once must not be asked ever faster.
                         wait = BACKOFF_SECONDS[0]
                         _raise_if_refused(message.frame)
                         if isinstance(message.frame, Close):
-                            pause = _pause_of(message.frame)
+                            pause = _retry_delay_of_close(message.frame)
                             continue
-                        if place.is_news(message):
+                        if place.record_if_new(message):
                             yield message
                         if isinstance(message.frame, End):
                             return
                 finally:
                     alive = time.monotonic()
         except InvalidStatus as error:
-            pause = _pause_unless_refused(error)
+            pause = _retry_delay_of_response(error)
             trouble = error
         except (OSError, asyncio.TimeoutError, WebSocketException) as error:
             trouble = error
         if time.monotonic() - alive > patience:
-            raise ConnectionLost(f"No connection to {_origin(address)} for {patience:g} s ({trouble})") from trouble
+            raise ConnectionLost(
+                f"No connection to {_origin_without_secrets(address)} for {patience:g} s ({trouble})"
+            ) from trouble
         await asyncio.sleep(random.uniform(0, wait) if pause is None else pause)  # noqa: S311 # not for secrets
         wait = min(wait * 2, longest)
 
 
-class _Cursor(msgspec.Struct):
+class _FrameCursor(msgspec.Struct):
     """As much of a frame as says where it stands."""
 
     cursor: str | None = None
 
 
-class _Place:
+class _ResumeState:
     """How far a client has come in a stream."""
 
     def __init__(self) -> None:
         self._cursor: str | None = None
-        self._since: set[tuple[object, ...]] = set()
+        self._seen_since_cursor: set[tuple[object, ...]] = set()
         """Frames that came after the cursor: they come again if the connection breaks now."""
 
-    def resuming(self, address: str) -> str:
+    def resume_url(self, address: str) -> str:
         """Return the address at which the stream goes on."""
         return address if self._cursor is None else f"{address}&{urlencode({'cursor': self._cursor})}"
 
-    def is_news(self, message: Message) -> bool:
+    def record_if_new(self, message: Message) -> bool:
         """Note that a frame has come; false if it had come before."""
         frame = message.frame
-        mark = _mark_of(frame)
-        known = mark in self._since
+        mark = _identity_of(frame)
+        known = mark in self._seen_since_cursor
         if mark is not None:
-            self._since.add(mark)
+            self._seen_since_cursor.add(mark)
         if isinstance(frame, (Reset, Snapshot)):
-            self._since.clear()
-        cursor = msgspec.json.decode(message.text, type=_Cursor).cursor
+            self._seen_since_cursor.clear()
+        cursor = msgspec.json.decode(message.text, type=_FrameCursor).cursor
         if cursor is not None:
             self._cursor = cursor
-            self._since.clear()
+            self._seen_since_cursor.clear()
         return not known
 
 
-def _mark_of(frame: AnyFrame) -> tuple[object, ...] | None:
+def _identity_of(frame: AnyFrame) -> tuple[object, ...] | None:
     """Return what no other frame of a stream has in common with this one; `None` where it may come again."""
     if isinstance(frame, (Chunk, Progress)):
         # A row may hold several of them, and a try may be written down twice.
@@ -195,18 +197,18 @@ def _mark_of(frame: AnyFrame) -> tuple[object, ...] | None:
     return None if seq is None else (type(frame), seq)
 
 
-def _connected(address: str, token: str | None) -> connect:
+def _connect(address: str, token: str | None) -> connect:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     # Our own frames show that the server is alive, so that no pings of the protocol are needed.
     return connect(address, additional_headers=headers, max_size=MAX_FRAME_BYTES, ping_interval=None, proxy=None)
 
 
-async def _messages(websocket: ClientConnection) -> AsyncIterator[Message]:
+async def _receive_messages(websocket: ClientConnection) -> AsyncIterator[Message]:
     """Yield the frames of one connection, until it breaks."""
     while True:
-        text = await asyncio.wait_for(websocket.recv(decode=True), SILENCE_SECONDS)
+        text = await asyncio.wait_for(websocket.recv(decode=True), RECEIVE_TIMEOUT_SECONDS)
         try:
-            frame = decode(text)
+            frame = decode_frame(text)
         except msgspec.ValidationError:
             # A type that this version does not know; newer servers may say more than we understand.
             continue
@@ -224,7 +226,7 @@ def _raise_if_refused(frame: AnyFrame) -> None:
         raise Refused(frame.status, frame.detail)
 
 
-def _pause_of(close: Close) -> float | None:
+def _retry_delay_of_close(close: Close) -> float | None:
     """Return how long the server asks to stay away, in seconds.
 
     Raises:
@@ -236,7 +238,7 @@ def _pause_of(close: Close) -> float | None:
     return None if close.retry_ms is None else min(close.retry_ms, LONGEST_PAUSE_SECONDS * 1000) / 1000
 
 
-def _pause_unless_refused(error: InvalidStatus) -> float | None:
+def _retry_delay_of_response(error: InvalidStatus) -> float | None:
     """Return how long the server asks to stay away, in seconds.
 
     Raises:
@@ -244,14 +246,14 @@ def _pause_unless_refused(error: InvalidStatus) -> float | None:
     """
     response = error.response
     if response.status_code not in _TEMPORARY_STATUSES:
-        raise Refused(response.status_code, _detail(response.body)) from error
+        raise Refused(response.status_code, _error_detail(response.body)) from error
     retry_after = response.headers.get("Retry-After", "")
     if not (retry_after.isascii() and retry_after.isdecimal()):
         return None
     return min(float(retry_after), LONGEST_PAUSE_SECONDS)
 
 
-def _detail(body: bytes | bytearray | None) -> str:
+def _error_detail(body: bytes | bytearray | None) -> str:
     """Return what a problem+json body says, or the body itself."""
     text = (body or b"").decode(errors="replace")
     try:
@@ -260,7 +262,7 @@ def _detail(body: bytes | bytearray | None) -> str:
         return text[:500] or "The server gave no reason"
 
 
-def _origin(address: str) -> str:
+def _origin_without_secrets(address: str) -> str:
     """Return where a stream is, without what is secret in its address."""
     parts = urlsplit(address)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

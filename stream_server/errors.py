@@ -4,11 +4,11 @@
     ├── BadRequest            the caller asked for something that can't be
     │   ├── BadParameter      a query parameter or path has a wrong value
     │   ├── UnknownTask       the DAG has no task of that name
-    │   ├── IdentityInUse     one name for two streams of a connection
+    │   ├── StreamIdInUse     one name for two streams of a connection
     │   ├── TooManySubscriptions  more streams on one connection than are allowed
-    │   ├── KeyReused         an idempotency key was used before, for something else
+    │   ├── IdempotencyKeyReused         an idempotency key was used before, for something else
     │   ├── TokenInUrl        a token is given in a URL
-    │   ├── TooLarge          a request is larger than this server reads
+    │   ├── RequestTooLarge          a request is larger than this server reads
     │   ├── UrlTooLong        its URL is
     │   ├── HeadersTooLarge   its headers are
     │   ├── RequestTooSlow    it has not come in time
@@ -18,7 +18,7 @@
     ├── RunNotFound           Airflow knows no such DAG run
     ├── PagesMissing          the pages were not built
     ├── Unauthenticated       the caller does not say who he is
-    ├── ForeignOrigin         a page of another origin asks
+    ├── OriginNotAllowed         a page of another origin asks
     ├── CursorError           a cursor is damaged
     ├── Unavailable           try again later
     │   ├── JournalMissing    the journal is not installed, or not whole
@@ -32,9 +32,9 @@
     ├── SettingsError         the configuration contradicts itself
     ├── AirflowError          Airflow's REST API refused or did not answer
     │   ├── AirflowRefused    it refused; its status goes on to the client
-    │   └── AirflowSilent     it did not answer, or with an error of its own
-    │       └── AirflowSlow   not in time
-    ├── AirflowUnknown        this server was not told where Airflow's API is
+    │   └── AirflowNotResponding     it did not answer, or with an error of its own
+    │       └── AirflowTimeout   not in time
+    ├── AirflowUrlMissing        this server was not told where Airflow's API is
     ├── Throttled             the caller has, or does, more than one may
     │   ├── TooManyJoins      requests and subscriptions a second
     │   ├── TooManyTickets    tickets that are not used
@@ -66,7 +66,7 @@ class StreamServerError(Exception):
     headers: Mapping[str, str] = MappingProxyType({})
     """Further headers of the answer."""
 
-    def problem(self) -> dict[str, Any]:
+    def problem_body(self) -> dict[str, Any]:
         """Return the members of an `application/problem+json` body (RFC 9457 section 3)."""
         return {
             "type": f"urn:stream-server:problem:{self.title.lower().replace(' ', '-')}",
@@ -100,7 +100,7 @@ class UnknownTask(BadRequest):
         super().__init__(f"DAG {dag_id!r} has no task {task_id!r}; its tasks are: {names}")
 
 
-class IdentityInUse(BadRequest):
+class StreamIdInUse(BadRequest):
     """A client gives one name to two streams of a connection."""
 
     status = 409
@@ -153,7 +153,7 @@ class Unauthenticated(StreamServerError):
     title = "Unauthenticated"
 
 
-class ForeignOrigin(StreamServerError):
+class OriginNotAllowed(StreamServerError):
     """A page of another origin asks, and this server was not told to let it."""
 
     status = 403
@@ -249,20 +249,20 @@ class AirflowRefused(AirflowError):
         super().__init__(message)
 
 
-class AirflowSilent(AirflowError):
+class AirflowNotResponding(AirflowError):
     """Airflow did not answer, or with an error of its own."""
 
     title = "Airflow does not answer"
 
 
-class AirflowSlow(AirflowSilent):
+class AirflowTimeout(AirflowNotResponding):
     """Airflow did not answer in time."""
 
     status = 504
     title = "Airflow is slow"
 
 
-class AirflowUnknown(StreamServerError):
+class AirflowUrlMissing(StreamServerError):
     """This server was not told where Airflow's API is."""
 
     status = 501
@@ -272,7 +272,7 @@ class AirflowUnknown(StreamServerError):
         super().__init__("This server was started without --airflow-url, so it can ask nothing of Airflow")
 
 
-class KeyReused(BadRequest):
+class IdempotencyKeyReused(BadRequest):
     """An idempotency key was used before, for something else."""
 
     title = "Idempotency key reused"
@@ -291,7 +291,7 @@ class TokenInUrl(BadRequest):
         )
 
 
-class TooLarge(BadRequest):
+class RequestTooLarge(BadRequest):
     """A request is larger than this server reads."""
 
     status = 413
@@ -376,9 +376,9 @@ class NoResult(StreamServerError):
 
     def __init__(self, message: str, status: int, outcome: dict[str, Any]) -> None:
         self.status = status
-        self._outcome = outcome
+        self._body = outcome
         super().__init__(message)
 
-    def problem(self) -> dict[str, Any]:
+    def problem_body(self) -> dict[str, Any]:
         """Return the problem with all that is known of the outcome."""
-        return {**self._outcome, **super().problem()}
+        return {**self._body, **super().problem_body()}

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stream_server.errors import SettingsError
 
-PREFIX = "STREAM_SERVER_"
+ENV_PREFIX = "STREAM_SERVER_"
 """Prefix of the environment variables."""
 
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h|)", re.ASCII)
@@ -87,7 +87,7 @@ def _check_network(text: str) -> str:
 class Settings(BaseSettings):
     """All settings of the server, frozen. `docs/settings.md` describes them, and a test sees to it."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
 
     database_url: SecretStr
     """Airflow's metadata database, PostgreSQL. SQLAlchemy's forms are accepted."""
@@ -230,29 +230,29 @@ class Settings(BaseSettings):
             return cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
             wrong = "; ".join(
-                f"{PREFIX}{str(item['loc'][0]).upper() if item['loc'] else ''}: {item['msg']}"
+                f"{ENV_PREFIX}{str(item['loc'][0]).upper() if item['loc'] else ''}: {item['msg']}"
                 for item in error.errors(include_input=False, include_url=False, include_context=False)
             )
             raise SettingsError(wrong) from None
 
     @property
-    def asks_airflow(self) -> bool:
+    def uses_airflow_auth(self) -> bool:
         """Whether Airflow decides what a caller may see."""
         return self.auth == "airflow" or (self.auth is None and self.airflow_url is not None)
 
-    def require_auth_choice(self, *, loopback: bool) -> None:
+    def check_auth_choice(self, *, loopback: bool) -> None:
         """Refuse to show everything to everybody, unless it was chosen or nobody else can connect.
 
         Raises:
             SettingsError: No choice was made, or one that can't be.
         """
-        if self.asks_airflow and self.airflow_url is None:
-            raise SettingsError(f"--auth airflow asks Airflow, so it needs --airflow-url ({PREFIX}AIRFLOW_URL)")
-        if not self.asks_airflow and not loopback and not self.i_know_that_everybody_can_read_everything:
+        if self.uses_airflow_auth and self.airflow_url is None:
+            raise SettingsError(f"--auth airflow asks Airflow, so it needs --airflow-url ({ENV_PREFIX}AIRFLOW_URL)")
+        if not self.uses_airflow_auth and not loopback and not self.i_know_that_everybody_can_read_everything:
             raise SettingsError(
                 "Without authorization everybody who can connect can read everything, so the server listens on"
-                f" loopback only. Give --airflow-url ({PREFIX}AIRFLOW_URL), and Airflow decides who may read what; or"
-                " say --i-know-that-everybody-can-read-everything"
+                f" loopback only. Give --airflow-url ({ENV_PREFIX}AIRFLOW_URL), and Airflow decides who may read what;"
+                " or say --i-know-that-everybody-can-read-everything"
             )
 
 

@@ -15,16 +15,16 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from stream_server.domain.run_state import RUN_FINAL, RunKey
-from stream_server.errors import AirflowRefused, AirflowSilent, AirflowSlow
-from stream_server.urls import redact
+from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
+from stream_server.errors import AirflowNotResponding, AirflowRefused, AirflowTimeout
+from stream_server.urls import redact_url
 
 TIMEOUT_SECONDS = 30.0
 
-FAIL_TRIES = 4
+MAX_FAIL_ATTEMPTS = 4
 """How often a run is set to failed, where Airflow has a fault."""
 
-PAUSE_SECONDS = (0.1, 0.5)
+FAIL_PAUSE_SECONDS = (0.1, 0.5)
 """Bounds of the random time between them."""
 
 MAYBE_CREATED = "; the run may have been created all the same"
@@ -85,7 +85,7 @@ _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
-class Look(Generic[_Body]):
+class AirflowAnswer(Generic[_Body]):
     """What Airflow answered."""
 
     status: int
@@ -115,7 +115,7 @@ class AirflowApi:
     @asynccontextmanager
     async def open(cls, url: str, token: str | None) -> AsyncIterator[AirflowApi]:
         """Connect to an Airflow at `url`, the address of its API server with no path of the API."""
-        async with shared_client(url, TIMEOUT_SECONDS) as client:
+        async with create_shared_client(url, TIMEOUT_SECONDS) as client:
             yield cls(client, {} if token is None else {"Authorization": f"Bearer {token}"})
 
     async def login(self, username: str, password: str) -> str:
@@ -124,7 +124,9 @@ class AirflowApi:
         Raises:
             AirflowError: Airflow refuses them, or does not answer.
         """
-        answer = await self._ask(TokenBody, "POST", "/auth/token", {"username": username, "password": password})
+        answer = await self._request_member(
+            TokenBody, "POST", "/auth/token", {"username": username, "password": password}
+        )
         self._credentials["Authorization"] = f"Bearer {answer.access_token}"
         return answer.access_token
 
@@ -136,7 +138,7 @@ class AirflowApi:
         """
         await self._send("GET", "/api/v2/auth/logout", "", headers=self._credentials)
 
-    async def trigger(self, dag_id: str, body: Mapping[str, Any]) -> RunKey:
+    async def trigger_run(self, dag_id: str, body: Mapping[str, Any]) -> RunKey:
         """Trigger a DAG and return its run (`POST /api/v2/dags/{dag_id}/dagRuns`).
 
         Args:
@@ -149,10 +151,10 @@ class AirflowApi:
         """
         path = f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns"
         body = {"logical_date": None, **body}
-        run = await self._ask(RunBody, "POST", path, body, doubt=MAYBE_CREATED)
+        run = await self._request_member(RunBody, "POST", path, body, doubt=MAYBE_CREATED)
         return RunKey(dag_id, run.dag_run_id)
 
-    async def fail(self, key: RunKey) -> str:
+    async def fail_run(self, key: RunKey) -> str:
         """Set a run to failed, and return its state then (`PATCH /api/v2/dags/{dag_id}/dagRuns/{dag_run_id}`).
 
         Airflow stops its tasks; teardowns still run, and while one does the run is not failed yet. A run that is over
@@ -164,17 +166,17 @@ class AirflowApi:
             AirflowError: Airflow refuses, or does not answer.
         """
         path = f"{run_path(key)}?update_mask=state"
-        for pauses_left in reversed(range(FAIL_TRIES)):
-            run = await self._ask(RunStateBody, "GET", run_path(key))
-            if run.state in RUN_FINAL:
+        for pauses_left in reversed(range(MAX_FAIL_ATTEMPTS)):
+            run = await self._request_member(RunStateBody, "GET", run_path(key))
+            if run.state in FINAL_RUN_STATES:
                 return run.state
             response = await self._send("PATCH", path, "", json={"state": "failed"}, headers=self._credentials)
             if not response.is_server_error or not pauses_left:
                 break
-            await asyncio.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 # not for secrets
+            await asyncio.sleep(random.uniform(*FAIL_PAUSE_SECONDS))  # noqa: S311 # not for secrets
         return _read(RunStateBody, response, "PATCH", path).state
 
-    async def look(self, shape: type[_Body], path: str, timeout: float) -> Look[_Body]:
+    async def get(self, shape: type[_Body], path: str, timeout: float) -> AirflowAnswer[_Body]:
         """Ask for something, be it only to see whether Airflow tells it.
 
         Args:
@@ -189,10 +191,10 @@ class AirflowApi:
         response = await self._send("GET", path, "", headers=self._credentials, timeout=timeout)
         challenge = response.headers.get("www-authenticate")
         if response.status_code == httpx.codes.OK:
-            return Look(response.status_code, _read(shape, response, "GET", path), "", challenge)
-        return Look(response.status_code, None, _detail(response), challenge)
+            return AirflowAnswer(response.status_code, _read(shape, response, "GET", path), "", challenge)
+        return AirflowAnswer(response.status_code, None, _read_detail(response), challenge)
 
-    async def pass_on(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
+    async def forward(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
         """Hand on a request, and return Airflow's answer as it is.
 
         Raises:
@@ -200,7 +202,7 @@ class AirflowApi:
         """
         return await self._send(method, path, MAYBE_CREATED, content=body, headers={**headers, **self._credentials})
 
-    async def _ask(
+    async def _request_member(
         self, shape: type[_Body], method: str, path: str, body: Mapping[str, Any] | None = None, *, doubt: str = ""
     ) -> _Body:
         """Ask something, and return the answer."""
@@ -215,7 +217,7 @@ class AirflowApi:
         headers: Mapping[str, str],
         **what: Any,  # noqa: ANN401
     ) -> httpx.Response:
-        address = redact(str(self._client.base_url))
+        address = redact_url(str(self._client.base_url))
         # As they came: octets, of which some need not be characters (RFC 9110 section 5.5).
         octets = {name.encode(): value.encode("latin-1", "surrogateescape") for name, value in headers.items()}
         try:
@@ -224,11 +226,11 @@ class AirflowApi:
             # Its text would tell the credential, to whoever logs the cause of this one, too.
             raise AirflowRefused("A header that says who you are has characters that none may have", 400) from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise AirflowSilent(f"Airflow does not answer at {address} ({_name(error)})") from error
+            raise AirflowNotResponding(f"Airflow does not answer at {address} ({_describe_error(error)})") from error
         except httpx.TimeoutException as error:
-            raise AirflowSlow(f"Airflow at {address} did not answer in time{doubt}") from error
+            raise AirflowTimeout(f"Airflow at {address} did not answer in time{doubt}") from error
         except httpx.HTTPError as error:
-            raise AirflowSilent(f"Airflow at {address} broke off ({_name(error)}){doubt}") from error
+            raise AirflowNotResponding(f"Airflow at {address} broke off ({_describe_error(error)}){doubt}") from error
 
 
 def _read(shape: type[_Body], response: httpx.Response, method: str, path: str, doubt: str = "") -> _Body:
@@ -244,17 +246,17 @@ def _read(shape: type[_Body], response: httpx.Response, method: str, path: str, 
             return msgspec.convert(response.json(), shape)
         except msgspec.ValidationError as error:
             # Of the body itself nothing is repeated: it may hold a token.
-            raise AirflowSilent(f"{what} with JSON of another shape than its API has: {error}{doubt}") from error
+            raise AirflowNotResponding(f"{what} with JSON of another shape than its API has: {error}{doubt}") from error
         except (ValueError, RecursionError) as error:
             kind = response.headers.get("content-type", "no content type")[:100]
-            raise AirflowSilent(f"{what} with a body that can't be read as JSON ({kind}){doubt}") from error
-    what = f"{what}: {_detail(response)}"
+            raise AirflowNotResponding(f"{what} with a body that can't be read as JSON ({kind}){doubt}") from error
+    what = f"{what}: {_read_detail(response)}"
     if response.is_client_error:
         raise AirflowRefused(what, response.status_code, challenge=response.headers.get("www-authenticate"))
-    raise AirflowSilent(f"{what}{doubt}")
+    raise AirflowNotResponding(f"{what}{doubt}")
 
 
-def shared_client(url: str, timeout: float) -> httpx.AsyncClient:
+def create_shared_client(url: str, timeout: float) -> httpx.AsyncClient:
     """Return a client that many callers may share: a cookie that Airflow sets for one is not sent for another.
 
     Args:
@@ -270,7 +272,7 @@ def run_path(key: RunKey) -> str:
     return f"/api/v2/dags/{quote(key.dag_id, safe='')}/dagRuns/{quote(key.run_id, safe='')}"
 
 
-def _name(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
@@ -278,7 +280,7 @@ class _ErrorBody(msgspec.Struct):
     detail: Any
 
 
-def _detail(response: httpx.Response) -> str:
+def _read_detail(response: httpx.Response) -> str:
     """Return what Airflow says of an error, without its surroundings."""
     try:
         detail = msgspec.json.decode(response.content, type=_ErrorBody).detail

@@ -12,16 +12,16 @@ from typing import NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from stream_server.domain.run_state import RunKey
-from stream_server.hub.firehose import Readable
+from stream_server.hub.firehose import ReadPermissions
 from stream_server.hub.subscription import Subscription
 
-BEARER = "bearer "
+BEARER_PREFIX = "bearer "
 
-COOKIE = "_token="
+COOKIE_PREFIX = "_token="
 """Where Airflow keeps the token of a browser (`airflow.api_fastapi.auth.managers.base_auth_manager`)."""
 
 
-class _Claims(msgspec.Struct):
+class _JwtClaims(msgspec.Struct):
     """As much of a token as says how long it is good."""
 
     exp: float | None = None
@@ -38,12 +38,12 @@ class Caller:
     """`authorization`, or `cookie` as a whole: some auth managers keep several."""
 
     @classmethod
-    def bearing(cls, token: str) -> Caller:
+    def from_token(cls, token: str) -> Caller:
         """Return who has a bearer token (RFC 6750)."""
         return cls({"authorization": f"Bearer {token}"})
 
     @property
-    def anonymous(self) -> bool:
+    def is_anonymous(self) -> bool:
         """Whether he does not say who he is."""
         return not self.headers
 
@@ -53,36 +53,40 @@ class Caller:
 
         Read without looking at the signature, so that it is good for nothing but timing: Airflow decides.
         """
-        _, _, payload = self._token().partition(".")
+        _, _, payload = self._find_token().partition(".")
         payload, _, signature = payload.partition(".")
         if not signature:
             return None
         try:
             claims = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-            return msgspec.json.decode(claims, type=_Claims).exp
+            return msgspec.json.decode(claims, type=_JwtClaims).exp
         except (binascii.Error, ValueError, RecursionError):
             return None
 
-    def _token(self) -> str:
+    def _find_token(self) -> str:
         """Return the token that Airflow goes by, if there is one."""
         authorization = self.headers.get("authorization")
         if authorization is not None:
-            return authorization[len(BEARER) :] if authorization[: len(BEARER)].lower() == BEARER else ""
+            return (
+                authorization[len(BEARER_PREFIX) :]
+                if authorization[: len(BEARER_PREFIX)].lower() == BEARER_PREFIX
+                else ""
+            )
         cookies = (cookie.strip() for cookie in self.headers.get("cookie", "").split(";"))
-        return next((cookie[len(COOKIE) :] for cookie in cookies if cookie.startswith(COOKIE)), "")
+        return next((cookie[len(COOKIE_PREFIX) :] for cookie in cookies if cookie.startswith(COOKIE_PREFIX)), "")
 
 
 class Access(NamedTuple):
     """What a caller may see of a run."""
 
-    results: bool
+    can_read_values: bool
     """Whether he may read what tasks return and say, as well as transitions."""
 
 
-ALL, NO_VALUES = Access(results=True), Access(results=False)
+FULL_ACCESS, ACCESS_WITHOUT_VALUES = Access(can_read_values=True), Access(can_read_values=False)
 
 
-class Scope(NamedTuple):
+class StreamScope(NamedTuple):
     """What a stream shows."""
 
     dag_id: str = ""
@@ -95,14 +99,14 @@ class Scope(NamedTuple):
     """Whether it shows what the tasks of a DAG's runs say."""
 
 
-Expiring: TypeAlias = Callable[[Subscription, datetime], None]
+OnTokenExpiring: TypeAlias = Callable[[Subscription, datetime], None]
 """Tells the client of a subscription that his token is about to expire, and when."""
 
 
-class Guard(Protocol):
+class LivePermission(Protocol):
     """Keeps a stream to what its caller may see, for as long as it lives."""
 
-    async def renew(self, caller: Caller) -> None:
+    async def revalidate(self, caller: Caller) -> None:
         """Go on with another credential. A refusal is raised, and then nothing has changed."""
 
     def release(self) -> None:
@@ -112,29 +116,29 @@ class Guard(Protocol):
 class Authorizer(Protocol):
     """Decides what a caller may see. A refusal is raised, as the error that is told to him."""
 
-    asks_who: bool
+    requires_credential: bool
     """Whether callers must say who they are."""
 
-    async def run(self, caller: Caller, key: RunKey) -> Access:
+    async def check_run(self, caller: Caller, key: RunKey) -> Access:
         """Return what a caller may see of a run."""
 
-    async def dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
+    async def check_dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
         """Return what a caller may see of the runs of a DAG; where no `output` is wanted, no values."""
 
-    async def dags(self, caller: Caller) -> None:
+    async def check_dags(self, caller: Caller) -> None:
         """Let a caller see the runs of all DAGs that he may read; which, `readable` tells."""
 
-    def readable(self, caller: Caller) -> Readable | None:
+    def readable_dags(self, caller: Caller) -> ReadPermissions | None:
         """Return what a caller may read of all DAGs; `None` for everything."""
 
-    def guard(
+    def register_stream(
         self,
         caller: Caller,
-        scope: Scope,
+        scope: StreamScope,
         access: Access,
         subscription: Subscription,
-        expiring: Expiring | None = None,
-    ) -> Guard | None:
+        expiring: OnTokenExpiring | None = None,
+    ) -> LivePermission | None:
         """Close a stream when its caller may not see it any more.
 
         Args:
@@ -146,31 +150,31 @@ class Authorizer(Protocol):
         """
 
 
-class Everybody:
+class AllowAll:
     """`--auth none`: everybody may see everything."""
 
-    asks_who = False
+    requires_credential = False
 
-    async def run(self, caller: Caller, key: RunKey) -> Access:
+    async def check_run(self, caller: Caller, key: RunKey) -> Access:
         """Return that all may be seen."""
-        return ALL
+        return FULL_ACCESS
 
-    async def dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
+    async def check_dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
         """Return that all may be seen."""
-        return ALL
+        return FULL_ACCESS
 
-    async def dags(self, caller: Caller) -> None:
+    async def check_dags(self, caller: Caller) -> None:
         """Let everybody in."""
 
-    def readable(self, caller: Caller) -> None:
+    def readable_dags(self, caller: Caller) -> None:
         """Return that all may be seen."""
 
-    def guard(
+    def register_stream(
         self,
         caller: Caller,
-        scope: Scope,
+        scope: StreamScope,
         access: Access,
         subscription: Subscription,
-        expiring: Expiring | None = None,
+        expiring: OnTokenExpiring | None = None,
     ) -> None:
         """Do nothing: it will be so for ever."""

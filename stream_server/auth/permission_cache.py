@@ -18,11 +18,11 @@ from stream_server.errors import AirflowRefused
 
 NOT_FOUND = 404
 
-CALLER_BYTES = 16
+DIGEST_BYTES = 16
 """Size of the hash of a credential."""
 
 
-class Permit(NamedTuple):
+class CachedPermission(NamedTuple):
     """An answer of Airflow's."""
 
     status: int
@@ -35,32 +35,32 @@ class Permit(NamedTuple):
     """Its `WWW-Authenticate`."""
 
     @property
-    def granted(self) -> bool:
+    def is_granted(self) -> bool:
         """Whether the caller may."""
         return self.status == 200  # noqa: PLR2004
 
-    def require(self) -> None:
+    def raise_if_refused(self) -> None:
         """Do nothing if the caller may.
 
         Raises:
             AirflowRefused: He may not.
         """
-        if not self.granted:
+        if not self.is_granted:
             raise AirflowRefused(self.detail, self.status, challenge=self.challenge)
 
 
-Subject = tuple[str, str]
+PermissionSubject = tuple[str, str]
 """What a permit is for: the kind of thing, and the DAG whose it is."""
 
-Ask = Callable[[], Awaitable[Permit]]
+FetchPermission = Callable[[], Awaitable[CachedPermission]]
 
 
-class _Kept(NamedTuple):
-    permit: Permit
+class _Entry(NamedTuple):
+    permission: CachedPermission
     asked_at: float
 
 
-class Permits:
+class PermissionCache:
     """Permits by caller and subject.
 
     Args:
@@ -83,22 +83,24 @@ class Permits:
         self._good_for, self._refused_for, self._limit = good_for, refused_for, limit
         self._clock = clock
         self._key = secrets.token_bytes(blake2b.MAX_KEY_SIZE)
-        self._kept: OrderedDict[tuple[bytes, Subject], _Kept] = OrderedDict()
-        self._asking: dict[tuple[bytes, Subject], asyncio.Task[Permit]] = {}
-        self.turn = asyncio.Semaphore(at_once)
+        self._entries: OrderedDict[tuple[bytes, PermissionSubject], _Entry] = OrderedDict()
+        self._requests: dict[tuple[bytes, PermissionSubject], asyncio.Task[CachedPermission]] = {}
+        self.request_limit = asyncio.Semaphore(at_once)
         """To be held by who asks Airflow something, so that it is not asked too much at once."""
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
-    def identity(self, caller: Caller) -> bytes:
+    def credential_digest(self, caller: Caller) -> bytes:
         """Return what stands for a caller in this process: the same for the same credential, and for no other."""
-        digest = blake2b(digest_size=CALLER_BYTES, key=self._key)
+        digest = blake2b(digest_size=DIGEST_BYTES, key=self._key)
         for name, value in sorted(caller.headers.items()):
             digest.update(f"{len(name)}:{name}{len(value)}:{value}".encode(errors="surrogateescape"))
         return digest.digest()
 
-    async def get(self, caller: Caller, subject: Subject, ask: Ask, *, anew: bool = False) -> Permit:
+    async def get(
+        self, caller: Caller, subject: PermissionSubject, ask: FetchPermission, *, anew: bool = False
+    ) -> CachedPermission:
         """Return a permit: one that is kept, or what Airflow says. Those who ask the same at once share the answer.
 
         Args:
@@ -110,43 +112,43 @@ class Permits:
         Raises:
             StreamServerError: What `ask` raises; nothing is kept then.
         """
-        key = self.identity(caller), subject
-        kept = None if anew else self._kept.get(key)
-        if kept is not None and self._clock() - kept.asked_at < self._lifetime(kept.permit):
-            self._kept.move_to_end(key)
-            return kept.permit
-        asking = self._asking.get(key)
+        key = self.credential_digest(caller), subject
+        kept = None if anew else self._entries.get(key)
+        if kept is not None and self._clock() - kept.asked_at < self._lifetime(kept.permission):
+            self._entries.move_to_end(key)
+            return kept.permission
+        asking = self._requests.get(key)
         if asking is None:
-            asking = self._asking[key] = asyncio.create_task(self._ask(key, ask), name="question to Airflow")
-            asking.add_done_callback(lambda task: self._asked(key, task))
+            asking = self._requests[key] = asyncio.create_task(self._fetch(key, ask), name="question to Airflow")
+            asking.add_done_callback(lambda task: self._on_fetched(key, task))
         # Who goes away does not take the answer from the others.
         return await asyncio.shield(asking)
 
     async def close(self) -> None:
         """Stop asking."""
-        tasks = list(self._asking.values())
+        tasks = list(self._requests.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, key: tuple[bytes, Subject], ask: Ask) -> Permit:
-        async with self.turn:
+    async def _fetch(self, key: tuple[bytes, PermissionSubject], ask: FetchPermission) -> CachedPermission:
+        async with self.request_limit:
             asked_at = self._clock()
             permit = await ask()
         if permit.status == NOT_FOUND:
             # It may be there in a moment.
             return permit
-        self._kept[key] = _Kept(permit, asked_at)
-        self._kept.move_to_end(key)
-        while len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
+        self._entries[key] = _Entry(permit, asked_at)
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._limit:
+            self._entries.popitem(last=False)
         return permit
 
-    def _asked(self, key: tuple[bytes, Subject], task: asyncio.Task[Permit]) -> None:
-        self._asking.pop(key, None)
+    def _on_fetched(self, key: tuple[bytes, PermissionSubject], task: asyncio.Task[CachedPermission]) -> None:
+        self._requests.pop(key, None)
         if not task.cancelled():
             # Seen, also where nobody waits any more.
             task.exception()
 
-    def _lifetime(self, permit: Permit) -> float:
-        return self._good_for if permit.granted else self._refused_for
+    def _lifetime(self, permit: CachedPermission) -> float:
+        return self._good_for if permit.is_granted else self._refused_for

@@ -24,60 +24,60 @@ MAX_CALLERS = 100_000
 """Callers whose joins are counted; of more, who has not come for the longest time is forgotten."""
 
 
-class Place:
+class CallerSlot:
     """One request or stream of a caller, to be left when it is over."""
 
-    __slots__ = ("_admission", "caller", "held", "joins_as")
+    __slots__ = ("_limits", "caller", "joining_caller", "outlives_request")
 
-    def __init__(self, admission: Admission, caller: str | None) -> None:
-        self._admission: Admission | None = admission
+    def __init__(self, admission: RateLimits, caller: str | None) -> None:
+        self._limits: RateLimits | None = admission
         self.caller = caller
-        self.joins_as = caller
+        self.joining_caller = caller
         """Who begins what is begun on this connection."""
 
-        self.held = False
+        self.outlives_request = False
         """Whether a stream has it that outlives its request."""
 
-    def pass_to(self, caller: str | None) -> None:
+    def attribute_to(self, caller: str | None) -> None:
         """Count it for somebody else: for who the caller has turned out to be.
 
         Raises:
             TooManyStreams: He has as many as he may.
         """
-        if self._admission is not None and caller != self.caller:
-            self._admission.occupy(caller)
-            self._admission.vacate(self.caller)
+        if self._limits is not None and caller != self.caller:
+            self._limits.take(caller)
+            self._limits.release(self.caller)
             self.caller = caller
 
-    def introduce(self, caller: str, now: float) -> None:
+    def authenticate_as(self, caller: str, now: float) -> None:
         """Count it, and all that is begun on it, for who has shown that he is the caller.
 
         Raises:
             TooManyJoins: He has begun too many of late.
             TooManyStreams: He has as many as he may.
         """
-        if self._admission is None or caller == self.joins_as:
+        if self._limits is None or caller == self.joining_caller:
             return
-        self._admission.join(caller, now)
-        self.pass_to(caller)
-        self._admission.give_back_join(self.joins_as)
-        self.joins_as = caller
+        self._limits.record_join(caller, now)
+        self.attribute_to(caller)
+        self._limits.refund_join(self.joining_caller)
+        self.joining_caller = caller
 
-    def know_as(self, caller: str) -> None:
+    def attribute_without_limit(self, caller: str) -> None:
         """Count it for the caller, even if he has as many as he may: it is there already."""
-        if self._admission is not None and caller != self.caller:
-            self._admission.vacate(self.caller)
-            self._admission.add(caller)
-        self.caller = self.joins_as = caller
+        if self._limits is not None and caller != self.caller:
+            self._limits.release(self.caller)
+            self._limits.take_without_limit(caller)
+        self.caller = self.joining_caller = caller
 
-    def leave(self, _over: object = None) -> None:
+    def release(self, _over: object = None) -> None:
         """Make room. A second time does nothing."""
-        if self._admission is not None:
-            self._admission.vacate(self.caller)
-            self._admission = None
+        if self._limits is not None:
+            self._limits.release(self.caller)
+            self._limits = None
 
 
-class Admission:
+class RateLimits:
     """Who has how much. A caller that is `None` is not bounded.
 
     Args:
@@ -90,45 +90,45 @@ class Admission:
         self._max_streams = max_streams
         self._rate = joins_per_second
         self._streams: Counter[str] = Counter()
-        self._free: OrderedDict[str, float] = OrderedDict()
+        self._burst_full_at: OrderedDict[str, float] = OrderedDict()
         """When each caller's burst is whole again."""
 
         self._key = key
-        self._vouched: OrderedDict[str, None] = OrderedDict()
+        self._verified: OrderedDict[str, None] = OrderedDict()
 
-    def identity(self, credential: Mapping[str, str]) -> str:
+    def caller_of_credential(self, credential: Mapping[str, str]) -> str:
         """Return who somebody is that shows a credential, as far as it is good."""
         digest = hashlib.blake2b(key=self._key, digest_size=16)
         for name in sorted(credential):
             digest.update(f"{name}:{len(credential[name])}:{credential[name]}".encode("utf-8", "surrogateescape"))
         return f"credential {digest.hexdigest()}"
 
-    def vouch(self, identity: str) -> None:
+    def mark_verified(self, identity: str) -> None:
         """Remember that a credential was good: from now on its caller is not one with all who share his address.
 
         Who makes up credentials is not helped by it, since none of them is good.
         """
-        self._vouched[identity] = None
-        self._vouched.move_to_end(identity)
-        if len(self._vouched) > MAX_CALLERS:
-            self._vouched.popitem(last=False)
+        self._verified[identity] = None
+        self._verified.move_to_end(identity)
+        if len(self._verified) > MAX_CALLERS:
+            self._verified.popitem(last=False)
 
-    def vouched(self, identity: str) -> bool:
+    def is_verified(self, identity: str) -> bool:
         """Tell whether a credential was good."""
-        return identity in self._vouched
+        return identity in self._verified
 
-    def enter(self, caller: str | None, now: float) -> Place:
+    def acquire(self, caller: str | None, now: float) -> CallerSlot:
         """Begin a request.
 
         Raises:
             TooManyJoins: The caller has begun too many of late.
             TooManyStreams: He has too many.
         """
-        self.join(caller, now)
-        self.occupy(caller)
-        return Place(self, caller)
+        self.record_join(caller, now)
+        self.take(caller)
+        return CallerSlot(self, caller)
 
-    def join(self, caller: str | None, now: float) -> None:
+    def record_join(self, caller: str | None, now: float) -> None:
         """Begin something that is no request of its own, such as a subscription.
 
         Raises:
@@ -136,23 +136,23 @@ class Admission:
         """
         if caller is None:
             return
-        whole = max(self._free.get(caller, now), now) + 1 / self._rate
+        whole = max(self._burst_full_at.get(caller, now), now) + 1 / self._rate
         if whole - now > BURST_SECONDS:
             raise TooManyJoins(
                 f"You begin more than {self._rate:g} requests a second (STREAM_SERVER_MAX_JOINS_PER_SECOND)",
                 math.ceil(whole - now - BURST_SECONDS),
             )
-        self._free[caller] = whole
-        self._free.move_to_end(caller)
-        if len(self._free) > MAX_CALLERS:
-            self._free.popitem(last=False)
+        self._burst_full_at[caller] = whole
+        self._burst_full_at.move_to_end(caller)
+        if len(self._burst_full_at) > MAX_CALLERS:
+            self._burst_full_at.popitem(last=False)
 
-    def give_back_join(self, caller: str | None) -> None:
+    def refund_join(self, caller: str | None) -> None:
         """Undo a join that was another caller's."""
-        if caller is not None and caller in self._free:
-            self._free[caller] -= 1 / self._rate
+        if caller is not None and caller in self._burst_full_at:
+            self._burst_full_at[caller] -= 1 / self._rate
 
-    def occupy(self, caller: str | None) -> None:
+    def take(self, caller: str | None) -> None:
         """Count one more for a caller.
 
         Raises:
@@ -167,13 +167,13 @@ class Admission:
                 " STREAM_SERVER_TRUSTED_PROXIES",
                 RETRY_SECONDS,
             )
-        self.add(caller)
+        self.take_without_limit(caller)
 
-    def add(self, caller: str) -> None:
+    def take_without_limit(self, caller: str) -> None:
         """Count one more for a caller, however many he has."""
         self._streams[caller] += 1
 
-    def vacate(self, caller: str | None) -> None:
+    def release(self, caller: str | None) -> None:
         """Count one less."""
         if caller is None:
             return
@@ -183,7 +183,7 @@ class Admission:
 
 
 @lru_cache(maxsize=1024)
-def address_caller(host: str | None) -> str | None:
+def caller_of_address(host: str | None) -> str | None:
     """Return who a caller is that has shown nothing but his address.
 
     Of IPv6 addresses the network counts, since a host has as many as it likes there (RFC 6177). Nobody is `None`: who

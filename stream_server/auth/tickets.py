@@ -29,35 +29,39 @@ def new_ticket() -> str:
     return secrets.token_urlsafe(TICKET_BYTES)
 
 
-def digest_of(ticket: str) -> bytes:
+def ticket_digest(ticket: str) -> bytes:
     """Return what a ticket is found by; it can't be got back from that."""
     return hashlib.sha256(b"stream_server ticket\0" + ticket.encode()).digest()
 
 
-def holder_of(credential: Mapping[str, str]) -> bytes:
+def holder_digest(credential: Mapping[str, str]) -> bytes:
     """Return what a caller's tickets are counted by."""
     return hashlib.sha256(b"stream_server holder\0" + msgspec.json.encode(dict(credential))).digest()
 
 
-def seal(ticket: str, credential: Mapping[str, str], paths: Sequence[str]) -> bytes:
+def seal_credential(ticket: str, credential: Mapping[str, str], paths: Sequence[str]) -> bytes:
     """Encrypt a caller's headers, so that only the ticket opens them, and only for these paths."""
     nonce = secrets.token_bytes(NONCE_BYTES)
-    return nonce + AESGCM(_key(ticket)).encrypt(nonce, msgspec.json.encode(dict(credential)), _bound(paths))
+    return nonce + AESGCM(_derive_key(ticket)).encrypt(
+        nonce, msgspec.json.encode(dict(credential)), _associated_data(paths)
+    )
 
 
-def unseal(ticket: str, sealed: bytes, paths: Sequence[str]) -> dict[str, str] | None:
+def unseal_credential(ticket: str, sealed: bytes, paths: Sequence[str]) -> dict[str, str] | None:
     """Return the headers that were sealed; `None` where somebody has changed them, or the paths."""
     try:
-        opened = AESGCM(_key(ticket)).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _bound(paths))
+        opened = AESGCM(_derive_key(ticket)).decrypt(
+            sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _associated_data(paths)
+        )
     except InvalidTag:
         return None
     return msgspec.json.decode(opened, type=dict[str, str])
 
 
-def _key(ticket: str) -> bytes:
+def _derive_key(ticket: str) -> bytes:
     """Derive a key (RFC 5869). The ticket has its full strength, so that no salt is needed (section 3.1)."""
     return HKDF(SHA256(), length=32, salt=None, info=b"stream_server ticket credential").derive(ticket.encode())
 
 
-def _bound(paths: Sequence[str]) -> bytes:
+def _associated_data(paths: Sequence[str]) -> bytes:
     return msgspec.json.encode(list(paths))

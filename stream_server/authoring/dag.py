@@ -13,9 +13,17 @@ import airflow.sdk
 
 from stream_server.authoring.decorators import is_return_value, operator_of, result_task
 from stream_server.authoring.errors import ContradictingMarks
-from stream_server.authoring.result_marks import AirflowDag, find, is_marked, listed, mark, place, tagged
+from stream_server.authoring.result_marks import (
+    AirflowDag,
+    error_prefix,
+    find_task,
+    format_task_ids,
+    is_marked,
+    mark_result_task,
+    tagged_task_ids,
+)
 
-Body = Callable[..., Any]
+DagFunction = Callable[..., Any]
 """A function that makes the tasks of a DAG."""
 
 ResultTasks = str | Sequence[str] | None
@@ -56,7 +64,7 @@ class DAG(airflow.sdk.DAG):  # type: ignore[misc] # Airflow is not type-checked 
             CannotAnswer: A task that is named never returns a value.
         """
         super().validate()
-        self._mark([*self.result_tasks, *tagged(self.tags)])
+        self._mark_tasks([*self.result_tasks, *tagged_task_ids(self.tags)])
         self._check_marks()
 
     def __exit__(
@@ -65,19 +73,19 @@ class DAG(airflow.sdk.DAG):  # type: ignore[misc] # Airflow is not type-checked 
         super().__exit__(kind, error, trace)
         if kind is None:
             # What is missing may still come; Airflow calls `validate` at the end of the file.
-            self._mark([task_id for task_id in self.result_tasks if task_id in self.task_dict])
+            self._mark_tasks([task_id for task_id in self.result_tasks if task_id in self.task_dict])
 
-    def _mark(self, task_ids: Sequence[str]) -> None:
+    def _mark_tasks(self, task_ids: Sequence[str]) -> None:
         for task_id in task_ids:
-            mark(find(self, task_id))
+            mark_result_task(find_task(self, task_id))
 
     def _check_marks(self) -> None:
         marked = [task_id for task_id, task in self.task_dict.items() if is_marked(task)]
         if self.result_tasks and (others := [each for each in marked if each not in self.result_tasks]):
             raise ContradictingMarks(
-                f"{place(self)}result_task names {listed(self.result_tasks)}, but {listed(others)} is marked as a"
-                f" result task too. Name all of them, result_task=[{listed([*self.result_tasks, *others])}], or remove"
-                " a mark."
+                f"{error_prefix(self)}result_task names {format_task_ids(self.result_tasks)}, but"
+                f" {format_task_ids(others)} is marked as a result task too. Name all of them,"
+                f" result_task=[{format_task_ids([*self.result_tasks, *others])}], or remove a mark."
             )
 
 
@@ -94,11 +102,11 @@ def result_from(dag: AirflowDag, *tasks: object) -> None:
         ContradictingMarks: The task's params say that it does not answer.
     """
     for task in tasks:
-        mark(find(dag, task if isinstance(task, str) else operator_of(task).task_id))
+        mark_result_task(find_task(dag, task if isinstance(task, str) else operator_of(task).task_id))
 
 
 @overload
-def dag(function: Body, /) -> Callable[..., DAG]: ...
+def dag(function: DagFunction, /) -> Callable[..., DAG]: ...
 
 
 @overload
@@ -108,16 +116,16 @@ def dag(
     *,
     result_task: ResultTasks = None,
     **options: Any,  # noqa: ANN401 # Airflow's
-) -> Callable[[Body], Callable[..., DAG]]: ...
+) -> Callable[[DagFunction], Callable[..., DAG]]: ...
 
 
 def dag(
-    dag_id_or_function: str | Body = "",
+    dag_id_or_function: str | DagFunction = "",
     /,
     *,
     result_task: ResultTasks = None,
     **options: Any,
-) -> Callable[..., DAG] | Callable[[Body], Callable[..., DAG]]:
+) -> Callable[..., DAG] | Callable[[DagFunction], Callable[..., DAG]]:
     """Make a DAG of a function, as Airflow's `@dag` does, and say which tasks answer.
 
     What the function returns answers too, if it is what one of its tasks returns: Airflow 3.3 has it so, and here all
@@ -132,12 +140,14 @@ def dag(
         AuthoringError: Where the function is called, for the same reasons as `DAG.validate`.
     """
     if not isinstance(dag_id_or_function, str):
-        return _factory(dag_id_or_function, "", result_task, options)
+        return _make_dag_factory(dag_id_or_function, "", result_task, options)
     name = dag_id_or_function.strip()
-    return lambda function: _factory(function, name, result_task, options)
+    return lambda function: _make_dag_factory(function, name, result_task, options)
 
 
-def _factory(function: Body, name: str, result_tasks: ResultTasks, options: dict[str, Any]) -> Callable[..., DAG]:
+def _make_dag_factory(
+    function: DagFunction, name: str, result_tasks: ResultTasks, options: dict[str, Any]
+) -> Callable[..., DAG]:
     signature = inspect.signature(function)
     dag_options = {"dag_id": name or function.__name__, **options}
 

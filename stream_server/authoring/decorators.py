@@ -13,15 +13,15 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator, OperatorParti
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from stream_server.authoring.errors import MisplacedMark
-from stream_server.authoring.result_marks import Operator, dag_of, listed, mark, place
-from stream_server.authoring.source import without_decorator
+from stream_server.authoring.result_marks import Operator, dag_of, error_prefix, format_task_ids, mark_result_task
+from stream_server.authoring.source import remove_decorators
 
 T = TypeVar("T")
 
-Decorated: TypeAlias = Any
+DecoratedTask: TypeAlias = Any
 """A function decorated as a task: Airflow's private `_TaskDecorator`."""
 
-Class: TypeAlias = Any
+AirflowClass: TypeAlias = Any
 """A class of Airflow's."""
 
 RETURN_VALUE = "return_value"
@@ -47,9 +47,9 @@ def result_task(task: T) -> T:
         ContradictingMarks: The task's params say that it does not answer.
     """
     if getattr(task, "_airflow_is_task_decorator", False):
-        answering: T = _answering(task)
+        answering: T = _mark_decorator(task)
         return answering
-    mark(operator_of(task))
+    mark_result_task(operator_of(task))
     return task
 
 
@@ -71,7 +71,7 @@ def operator_of(task: object) -> Operator:
         return task
     if is_return_value(task):
         return task.operator  # type: ignore[attr-defined]
-    raise MisplacedMark(_misplaced(task))
+    raise MisplacedMark(_describe_misplaced_mark(task))
 
 
 def is_return_value(value: object) -> bool:
@@ -79,14 +79,14 @@ def is_return_value(value: object) -> bool:
     return isinstance(value, PlainXComArg) and value.key == RETURN_VALUE
 
 
-def _misplaced(task: Any) -> str:  # noqa: ANN401 # anything
+def _describe_misplaced_mark(task: Any) -> str:  # noqa: ANN401 # anything
     if isinstance(task, OperatorPartial):
         return f"{task.kwargs['task_id']!r} cannot be a result task: it is not mapped yet. Mark what .expand() returns."
     if isinstance(task, XComArg):
         operators = [operator for operator, _ in task.iter_references()]
-        sources = listed(operator.task_id for operator in operators)
+        sources = format_task_ids(operator.task_id for operator in operators)
         return (
-            f"{place(dag_of(operators[0]))}what is made of the return value of {sources}"
+            f"{error_prefix(dag_of(operators[0]))}what is made of the return value of {sources}"
             " cannot be the result. Mark the task, or one that returns what is wanted."
         )
     name = getattr(task, "__name__", None) or getattr(getattr(task, "function", None), "__name__", None) or task
@@ -97,16 +97,16 @@ def _misplaced(task: Any) -> str:  # noqa: ANN401 # anything
     return f"{name!r} cannot be a result task. Mark a function decorated with @task, or an operator."
 
 
-def _answering(task: Decorated) -> Decorated:
+def _mark_decorator(task: DecoratedTask) -> DecoratedTask:
     marked = task.override()
     # Others test for Airflow's class, such as @setup and @task.run_if on top; its own methods copy into the same class.
-    marked.__class__ = _answering_decorator(task.__class__)
-    marked.operator_class = _shipping_operator(task.operator_class)
+    marked.__class__ = _marking_decorator_class(task.__class__)
+    marked.operator_class = _marking_operator_class(task.operator_class)
     return marked
 
 
 @cache
-def _answering_decorator(base: Class) -> Class:
+def _marking_decorator_class(base: AirflowClass) -> AirflowClass:
     """Return the class of a decorator whose tasks are marked when they are made."""
 
     def call(self: object, *args: object, **kwargs: object) -> object:
@@ -122,18 +122,18 @@ def _answering_decorator(base: Class) -> Class:
 
 
 @cache
-def _shipping_operator(base: Class) -> Class:
+def _marking_operator_class(base: AirflowClass) -> AirflowClass:
     """Return an operator class that ships its function's source without `@result_task`."""
 
     def get_python_source(self: Operator) -> str:
         known = getattr(self.python_callable, "__globals__", {})
         names = {result_task.__name__, *(name for name, value in known.items() if value is result_task)}
-        return without_decorator(base.get_python_source(self), names)
+        return remove_decorators(base.get_python_source(self), names)
 
     return _subclass(base, get_python_source=get_python_source)
 
 
-def _subclass(base: Class, **methods: object) -> Class:
+def _subclass(base: AirflowClass, **methods: object) -> AirflowClass:
     """Return a subclass that bears its base's name: Airflow's user interface shows the classes of operators."""
     namespace = {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods}
     return types.new_class(base.__name__, (base,), exec_body=lambda body: body.update(namespace))

@@ -16,16 +16,16 @@ from uuid import UUID
 from airflow.sdk import get_current_context
 from airflow.sdk.bases.xcom import BaseXCom
 
-from stream_server.authoring.output_buffer import INTERVAL, Item, Speaker
+from stream_server.authoring.output_buffer import PUSH_INTERVAL_SECONDS, Item, OutputBuffer
 
-KEY = "stream_server_output"
+OUTPUT_KEY = "stream_server_output"
 """Key of the XCom; `stream_server.transition.OUTPUT` is the other side."""
 
 RunningTask: TypeAlias = Any
 """Airflow's `RuntimeTaskInstance`, which is not type-checked here."""
 
 _lock = threading.Lock()
-_speaking: tuple[UUID | str, Speaker] | None = None
+_current: tuple[UUID | str, OutputBuffer] | None = None
 """Who speaks in this process: one task instance in one try, or one after the other, as in `dag.test()`."""
 
 
@@ -37,7 +37,7 @@ def emit(value: object) -> None:
     Args:
         value: Any JSON value, of 64 KiB at most as JSON text. Clients append text to what came before.
     """
-    _say({"chunk": value})
+    _emit_item({"chunk": value})
 
 
 def progress(fraction: float | None, text: str | None = None) -> None:
@@ -47,31 +47,31 @@ def progress(fraction: float | None, text: str | None = None) -> None:
         fraction: From 0 to 1; `None` where that can't be said.
         text: The same in words.
     """
-    _say({"progress": None if fraction is None else min(max(float(fraction), 0.0), 1.0), "text": text})
+    _emit_item({"progress": None if fraction is None else min(max(float(fraction), 0.0), 1.0), "text": text})
 
 
 def finish() -> None:
     """Push what was said and not pushed yet. Airflow calls it at the end of a task that has said something."""
-    global _speaking  # a process runs one task at a time
+    global _current  # a process runs one task at a time
     with _lock:
-        speaking, _speaking = _speaking, None
+        speaking, _current = _current, None
     if speaking is not None:
         speaking[1].close()
 
 
-def _say(item: Item) -> None:
+def _emit_item(item: Item) -> None:
     task = _running_task()
     if task is None:
         return
-    speaker = _speaker_of(task)
+    speaker = _buffer_of(task)
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        speaker.say(item)
+        speaker.add(item)
     else:
-        speaker.say(item)
+        speaker.add(item)
         # Nothing else would push it while the task waits for something.
-        loop.call_later(INTERVAL, speaker.flush)
+        loop.call_later(PUSH_INTERVAL_SECONDS, speaker.flush)
 
 
 def _running_task() -> RunningTask | None:
@@ -82,27 +82,32 @@ def _running_task() -> RunningTask | None:
     return task if hasattr(task, "try_number") else None
 
 
-def _speaker_of(task: RunningTask) -> Speaker:
-    global _speaking  # noqa: PLW0603 # as above
+def _buffer_of(task: RunningTask) -> OutputBuffer:
+    global _current  # noqa: PLW0603 # as above
     with _lock:
-        if _speaking is not None and _speaking[0] == task.id:
-            return _speaking[1]
+        if _current is not None and _current[0] == task.id:
+            return _current[1]
     finish()
-    speaker = Speaker(task.try_number, partial(_push, task), threaded=_may_use_a_thread())
+    speaker = OutputBuffer(task.try_number, partial(_push_xcom, task), threaded=_can_push_from_thread())
     with _lock:
-        _speaking = (task.id, speaker)
-    _finish_behind(task.task)
+        _current = (task.id, speaker)
+    _finish_after_task(task.task)
     return speaker
 
 
-def _push(task: RunningTask, batch: dict[str, Any]) -> None:
+def _push_xcom(task: RunningTask, batch: dict[str, Any]) -> None:
     # Not `task.xcom_push`: an XCom backend may put values elsewhere, and the triggers see the database alone.
     BaseXCom.set(
-        key=KEY, value=batch, dag_id=task.dag_id, task_id=task.task_id, run_id=task.run_id, map_index=task.map_index
+        key=OUTPUT_KEY,
+        value=batch,
+        dag_id=task.dag_id,
+        task_id=task.task_id,
+        run_id=task.run_id,
+        map_index=task.map_index,
     )
 
 
-def _may_use_a_thread() -> bool:
+def _can_push_from_thread() -> bool:
     """Tell whether Airflow guards the connection to the supervisor against threads, as from 3.2 on.
 
     Not beside an event loop: Airflow 3.3 fails a call from its thread that finds the connection taken.
@@ -116,7 +121,7 @@ def _may_use_a_thread() -> bool:
     return False
 
 
-def _finish_behind(operator: Any) -> None:  # noqa: ANN401 # Airflow's
+def _finish_after_task(operator: Any) -> None:  # noqa: ANN401 # Airflow's
     """Have what was said last pushed before Airflow stores what the task returns, or that it has failed for good.
 
     Airflow's supervisor stores a failure when the process has ended, and that calls callbacks before

@@ -21,7 +21,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 0.04
+PUSH_INTERVAL_SECONDS = 0.04
 """Seconds between two pushes, at least."""
 
 MAX_BATCH_BYTES = 128 * 1024
@@ -39,14 +39,14 @@ TRY_BYTES_VARIABLE = "STREAM_SERVER_EMIT_MAX_BYTES"
 MAX_FAILURES = 3
 """Pushes that may fail, one after the other, before a try says nothing more."""
 
-CLOSING_SECONDS = 10.0
+CLOSE_TIMEOUT_SECONDS = 10.0
 """How long the end of a task waits for a push that is under way."""
 
 Item = dict[str, Any]
 Push = Callable[[dict[str, Any]], object]
 
 
-class Speaker:
+class OutputBuffer:
     """Says what one try of a task instance says. Nothing here ever fails the task: what goes wrong is logged, once.
 
     Args:
@@ -58,12 +58,12 @@ class Speaker:
     def __init__(self, try_number: int, push: Push, *, threaded: bool) -> None:
         self._try_number = try_number
         self._push = push
-        self._due: deque[tuple[Item, int]] = deque()
+        self._queue: deque[tuple[Item, int]] = deque()
         self._changed = threading.Condition()
-        self._pushing = threading.Lock()
-        self._unsent: dict[str, Any] | None = None
-        self._index = 0
-        self._bytes_left = _max_try_bytes()
+        self._push_lock = threading.Lock()
+        self._unsent_batch: dict[str, Any] | None = None
+        self._next_index = 0
+        self._bytes_left = _read_max_try_bytes()
         self._failures = 0
         self._pushed_at = float("-inf")
         self._closed = False
@@ -72,31 +72,31 @@ class Speaker:
             threading.Thread(target=self._run, name="stream_server output", daemon=True) if threaded else None
         )
 
-    def say(self, item: Item) -> None:
+    def add(self, item: Item) -> None:
         """Have something pushed."""
-        cleaned, size = self._checked(item)
+        cleaned, size = self._sanitize(item)
         with self._changed:
             if cleaned is None or self._closed or self._failures >= MAX_FAILURES:
                 return
             if size > self._bytes_left:
-                self._warn(
-                    f"It has said more than {_max_try_bytes()} bytes, and nothing more of it is streamed; set"
+                self._warn_once(
+                    f"It has said more than {_read_max_try_bytes()} bytes, and nothing more of it is streamed; set"
                     f" {TRY_BYTES_VARIABLE} on the worker to change that"
                 )
                 self._bytes_left = 0
                 return
             self._bytes_left -= size
-            self._due.append((cleaned, size))
+            self._queue.append((cleaned, size))
             self._changed.notify()
         if self._thread is None:
-            if time.monotonic() - self._pushed_at >= INTERVAL:
+            if time.monotonic() - self._pushed_at >= PUSH_INTERVAL_SECONDS:
                 self.flush()
         elif self._thread.ident is None:
             self._thread.start()
 
     def flush(self) -> None:
         """Push all that is due, from this thread."""
-        while self._push_some():
+        while self._push_batch():
             pass
 
     def close(self) -> None:
@@ -105,89 +105,91 @@ class Speaker:
             self._closed = True
             self._changed.notify()
         if self._thread is not None and self._thread.ident is not None:
-            self._thread.join(CLOSING_SECONDS)
+            self._thread.join(CLOSE_TIMEOUT_SECONDS)
         else:
             self.flush()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._due and self._unsent is None and not self._closed:
+                while not self._queue and self._unsent_batch is None and not self._closed:
                     self._changed.wait()
-                rest = self._pushed_at + INTERVAL - time.monotonic()
+                rest = self._pushed_at + PUSH_INTERVAL_SECONDS - time.monotonic()
                 if rest > 0 and not self._closed:
                     self._changed.wait(rest)
                     continue
-            if not self._push_some() and self._closed:
+            if not self._push_batch() and self._closed:
                 return
 
-    def _push_some(self) -> bool:
+    def _push_batch(self) -> bool:
         """Push as much as may be pushed at once; false if nothing was due, or it failed."""
-        with self._pushing:
-            if self._unsent is None:
-                self._unsent = self._next_batch()
-            if self._unsent is None:
+        with self._push_lock:
+            if self._unsent_batch is None:
+                self._unsent_batch = self._take_batch()
+            if self._unsent_batch is None:
                 return False
             try:
-                self._push(self._unsent)
+                self._push(self._unsent_batch)
             except Exception as error:  # noqa: BLE001 # whatever it is, the task goes on
-                self._failed(error)
+                self._record_failure(error)
                 return False
             finally:
                 self._pushed_at = time.monotonic()
-            self._unsent, self._failures = None, 0
+            self._unsent_batch, self._failures = None, 0
         return True
 
-    def _next_batch(self) -> dict[str, Any] | None:
+    def _take_batch(self) -> dict[str, Any] | None:
         with self._changed:
             batch: list[Item] = []
             size = 0
-            while self._due and (not batch or size + self._due[0][1] <= MAX_BATCH_BYTES):
-                item, more = self._due.popleft()
+            while self._queue and (not batch or size + self._queue[0][1] <= MAX_BATCH_BYTES):
+                item, more = self._queue.popleft()
                 batch.append(item)
                 size += more
-            first, self._index = self._index, self._index + len(batch)
+            first, self._next_index = self._next_index, self._next_index + len(batch)
         return {"try_number": self._try_number, "index": first, "items": batch} if batch else None
 
-    def _failed(self, error: Exception) -> None:
+    def _record_failure(self, error: Exception) -> None:
         """Try the same batch again next time: where it was stored after all, the server knows it by its index."""
         self._failures += 1
-        self._warn(f"What it says could not be pushed, and may not be streamed: {error!r}")
+        self._warn_once(f"What it says could not be pushed, and may not be streamed: {error!r}")
         if self._failures >= MAX_FAILURES:
-            self._unsent = None
+            self._unsent_batch = None
             with self._changed:
-                self._due.clear()
+                self._queue.clear()
 
-    def _checked(self, item: Item) -> tuple[Item | None, int]:
+    def _sanitize(self, item: Item) -> tuple[Item | None, int]:
         """Return an item as PostgreSQL can store it, and its size; `None` instead of what can't be."""
         try:
-            text = json.dumps(_storable(item), allow_nan=False)
+            text = json.dumps(_remove_unstorable(item), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            self._warn(f"Only JSON values can be streamed, and one is none: {error}")
+            self._warn_once(f"Only JSON values can be streamed, and one is none: {error}")
             return None, 0
         if len(text) > MAX_ITEM_BYTES:
-            self._warn(f"A value has {len(text)} bytes as JSON text, and is not streamed; at most {MAX_ITEM_BYTES} are")
+            self._warn_once(
+                f"A value has {len(text)} bytes as JSON text, and is not streamed; at most {MAX_ITEM_BYTES} are"
+            )
             return None, 0
         return json.loads(text), len(text)
 
-    def _warn(self, text: str) -> None:
+    def _warn_once(self, text: str) -> None:
         kind = text[:20]
         if kind not in self._warned:
             self._warned.add(kind)
             log.warning("%s (the task itself goes on)", text)
 
 
-def _storable(value: object) -> object:
+def _remove_unstorable(value: object) -> object:
     """Return a value without the characters that PostgreSQL's `jsonb` refuses: NUL, and halves of surrogate pairs."""
     if isinstance(value, str):
         return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {_storable(key): _storable(member) for key, member in value.items()}
+        return {_remove_unstorable(key): _remove_unstorable(member) for key, member in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_storable(member) for member in value]
+        return [_remove_unstorable(member) for member in value]
     return value
 
 
-def _max_try_bytes() -> int:
+def _read_max_try_bytes() -> int:
     text = os.environ.get(TRY_BYTES_VARIABLE, "")
     return int(text) if text.isascii() and text.isdecimal() else MAX_TRY_BYTES

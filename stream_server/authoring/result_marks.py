@@ -20,23 +20,23 @@ Operator: TypeAlias = Any
 AirflowDag: TypeAlias = Any
 """Airflow's `DAG`, or ours."""
 
-PARAM = "stream_result"
+RESULT_PARAM = "stream_result"
 """The task-level param that marks its task where it is true."""
 
-TAG = "stream-result:"
+TAG_PREFIX = "stream-result:"
 """A tag of the DAG that begins so goes on with the name of a result task."""
 
-TAG_LENGTH = 100
+MAX_TAG_LENGTH = 100
 """Longest tag, in characters (`airflow.sdk.definitions.dag.TAG_MAX_LEN`, and the column `dag_tag.name`)."""
 
-NOTE = "**Result task**: what it returns answers whoever waits for this DAG (stream_server)."
+DOC_NOTE = "**Result task**: what it returns answers whoever waits for this DAG (stream_server)."
 """What a marked task's documentation ends with."""
 
-NAMED_TASKS = 20
+MAX_LISTED_TASKS = 20
 """How many tasks an error names at most."""
 
 
-def mark(operator: Operator) -> None:
+def mark_result_task(operator: Operator) -> None:
     """Mark a task of an Airflow DAG as one that answers; a second time changes nothing.
 
     Raises:
@@ -44,25 +44,25 @@ def mark(operator: Operator) -> None:
         ContradictingMarks: Its own params say that it does not answer.
     """
     task_id, dag = operator.task_id, dag_of(operator)
-    if reason := unable(operator):
-        raise CannotAnswer(f"{place(dag)}task {task_id!r} cannot be a result task: {reason}")
-    if operator.params.get(PARAM, True) is not True:
+    if reason := why_no_result(operator):
+        raise CannotAnswer(f"{error_prefix(dag)}task {task_id!r} cannot be a result task: {reason}")
+    if operator.params.get(RESULT_PARAM, True) is not True:
         raise ContradictingMarks(
-            f"{place(dag)}task {task_id!r} is marked as a result task, but its params have"
-            f" {PARAM!r}: {operator.params[PARAM]!r}. Remove one of the two."
+            f"{error_prefix(dag)}task {task_id!r} is marked as a result task, but its params have"
+            f" {RESULT_PARAM!r}: {operator.params[RESULT_PARAM]!r}. Remove one of the two."
         )
-    if PARAM not in operator.params:
-        operator.params[PARAM] = True
-        _document(operator)
+    if RESULT_PARAM not in operator.params:
+        operator.params[RESULT_PARAM] = True
+        _add_doc_note(operator)
     if hasattr(operator, "returns_dag_result"):
         operator.returns_dag_result = True
-    if dag is not None and (tag := tag_of(task_id)) is not None:
+    if dag is not None and (tag := result_tag(task_id)) is not None:
         dag.tags.add(tag)
 
 
 def is_marked(operator: Operator) -> bool:
     """Whether a task is marked, be it by Airflow's own mark."""
-    return operator.params.get(PARAM) is True or getattr(operator, "returns_dag_result", False) is True
+    return operator.params.get(RESULT_PARAM) is True or getattr(operator, "returns_dag_result", False) is True
 
 
 def dag_of(operator: Operator) -> AirflowDag | None:
@@ -75,7 +75,7 @@ def is_mapped(operator: Operator) -> bool:
     return hasattr(operator, "partial_kwargs")
 
 
-def find(dag: AirflowDag, task_id: str) -> Operator:
+def find_task(dag: AirflowDag, task_id: str) -> Operator:
     """Return a task of an Airflow DAG by its name, the prefixes of its task groups included.
 
     Raises:
@@ -85,14 +85,14 @@ def find(dag: AirflowDag, task_id: str) -> Operator:
         return dag.task_dict[task_id]
     group = dag.task_group_dict.get(task_id)
     if group is not None:
-        within = listed(child for child in dag.task_ids if child.startswith(f"{task_id}."))
+        within = format_task_ids(child for child in dag.task_ids if child.startswith(f"{task_id}."))
         reason, remedy = "which is a task group and returns nothing", f"Name one of its tasks: {within}."
     else:
-        reason, remedy = "which the DAG does not have", suggestion(task_id, dag.task_ids)
-    raise UnknownResultTask(f"{place(dag)}the result is to come from {task_id!r}, {reason}. {remedy}")
+        reason, remedy = "which the DAG does not have", suggest_task(task_id, dag.task_ids)
+    raise UnknownResultTask(f"{error_prefix(dag)}the result is to come from {task_id!r}, {reason}. {remedy}")
 
 
-def unable(operator: Operator) -> str | None:
+def why_no_result(operator: Operator) -> str | None:
     """Return why a task never returns a value, and the remedy; `None` where it can.
 
     Sensors can (`PokeReturnValue`), and so can setups and teardowns.
@@ -112,39 +112,43 @@ def unable(operator: Operator) -> str | None:
     return None
 
 
-def tag_of(task_id: str) -> str | None:
+def result_tag(task_id: str) -> str | None:
     """Return the tag that names a result task; `None` where it would be too long."""
-    tag = f"{TAG}{task_id}"
-    return tag if len(tag) <= TAG_LENGTH else None
+    tag = f"{TAG_PREFIX}{task_id}"
+    return tag if len(tag) <= MAX_TAG_LENGTH else None
 
 
-def tagged(tags: Iterable[str]) -> list[str]:
+def tagged_task_ids(tags: Iterable[str]) -> list[str]:
     """Return the names of the result tasks that tags tell, sorted."""
-    return sorted(tag.removeprefix(TAG) for tag in tags if tag.startswith(TAG))
+    return sorted(tag.removeprefix(TAG_PREFIX) for tag in tags if tag.startswith(TAG_PREFIX))
 
 
-def suggestion(task_id: str, known: Collection[str]) -> str:
+def suggest_task(task_id: str, known: Collection[str]) -> str:
     """Return a sentence that helps somebody who named an unknown task."""
     last = task_id.rpartition(".")[2]
     grouped = [each for each in known if each.rpartition(".")[2] == last]
     if meant := grouped or difflib.get_close_matches(task_id, known):
         return f"Did you mean {' or '.join(map(repr, meant))}?"
-    return f"Name one of its tasks: {listed(known)}." if known else "It has no tasks yet: name it behind its task."
+    return (
+        f"Name one of its tasks: {format_task_ids(known)}."
+        if known
+        else "It has no tasks yet: name it behind its task."
+    )
 
 
-def listed(task_ids: Iterable[str]) -> str:
+def format_task_ids(task_ids: Iterable[str]) -> str:
     """Return names as text, and as many as anybody would read."""
     names = [repr(task_id) for task_id in task_ids]
-    return ", ".join(names[:NAMED_TASKS]) + (", …" if len(names) > NAMED_TASKS else "")
+    return ", ".join(names[:MAX_LISTED_TASKS]) + (", …" if len(names) > MAX_LISTED_TASKS else "")
 
 
-def place(dag: AirflowDag | None) -> str:
+def error_prefix(dag: AirflowDag | None) -> str:
     """Return how an error begins."""
     return "" if dag is None else f"DAG {dag.dag_id!r}: "
 
 
-def _document(operator: Operator) -> None:
-    text = f"{operator.doc_md}\n\n{NOTE}" if operator.doc_md else NOTE
+def _add_doc_note(operator: Operator) -> None:
+    text = f"{operator.doc_md}\n\n{DOC_NOTE}" if operator.doc_md else DOC_NOTE
     if is_mapped(operator):
         operator.partial_kwargs["doc_md"] = text
     else:

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Collection
 
 
-def without_decorator(source: str, names: Collection[str]) -> str:
+def remove_decorators(source: str, names: Collection[str]) -> str:
     """Return the source of a function without the decorators of these names.
 
     Airflow's `DecoratedOperator.get_python_source` takes out its own decorators alone; ours is not known where
@@ -19,12 +19,12 @@ def without_decorator(source: str, names: Collection[str]) -> str:
     statement = ast.parse(source).body[0]
     decorators = getattr(statement, "decorator_list", [])
     lines = source.splitlines(keepends=True)
-    for decorator in reversed([each for each in decorators if _name(each) in names]):
+    for decorator in reversed([each for each in decorators if _decorator_name(each) in names]):
         del lines[decorator.lineno - 1 : decorator.end_lineno]
     return "".join(lines)
 
 
-def _name(decorator: ast.expr) -> str | None:
+def _decorator_name(decorator: ast.expr) -> str | None:
     if isinstance(decorator, ast.Attribute):
         return decorator.attr
     return decorator.id if isinstance(decorator, ast.Name) else None

@@ -22,7 +22,7 @@ class StreamOperator(_PythonDecoratedOperator):  # type: ignore[misc] # Airflow 
     def execute(self, context: Any) -> Any:  # noqa: ANN401 # Airflow's
         """Run the function to its end, and return what the task returns."""
         function: Callable[..., Any] = self.python_callable  # type: ignore[has-type]
-        self.python_callable = _streaming(function)
+        self.python_callable = _emit_yielded(function)
         try:
             return super().execute(context)
         finally:
@@ -53,16 +53,16 @@ def stream(
     )
 
 
-def _streaming(function: Callable[..., Any]) -> Callable[..., Any]:
+def _emit_yielded(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a plain function that says what the other one yields, and returns what the task shall return."""
 
     @wraps(function)
     def run(*args: object, **kwargs: object) -> object:
         made = function(*args, **kwargs)
         if isinstance(made, AsyncIterable):
-            return asyncio.run(_say_all_async(made))
+            return asyncio.run(_emit_all_async(made))
         if isinstance(made, Iterable) and not isinstance(made, (str, bytes, Mapping)):
-            return _say_all(made)
+            return _emit_all(made)
         raise NothingToStream(
             f"{function.__name__!r} returned {type(made).__name__}, which yields nothing; a function under @task.stream"
             " must yield, or return an iterator. Use @task for one that does not."
@@ -71,26 +71,26 @@ def _streaming(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-class _Whole:
+class _TextCollector:
     """All that was yielded, as far as it is text."""
 
     def __init__(self) -> None:
-        self._texts: list[str] | None = []
+        self._parts: list[str] | None = []
 
     def add(self, value: object) -> None:
         emit(value)
-        if self._texts is not None and isinstance(value, str):
-            self._texts.append(value)
+        if self._parts is not None and isinstance(value, str):
+            self._parts.append(value)
         else:
-            self._texts = None
+            self._parts = None
 
     @property
     def text(self) -> str | None:
-        return "".join(self._texts) if self._texts else None
+        return "".join(self._parts) if self._parts else None
 
 
-def _say_all(made: Iterable[object]) -> object:
-    whole, iterator = _Whole(), iter(made)
+def _emit_all(made: Iterable[object]) -> object:
+    whole, iterator = _TextCollector(), iter(made)
     while True:
         try:
             whole.add(next(iterator))
@@ -98,8 +98,8 @@ def _say_all(made: Iterable[object]) -> object:
             return whole.text if stop.value is None else stop.value
 
 
-async def _say_all_async(made: AsyncIterable[object]) -> object:
-    whole = _Whole()
+async def _emit_all_async(made: AsyncIterable[object]) -> object:
+    whole = _TextCollector()
     async for value in made:
         whole.add(value)
     return whole.text

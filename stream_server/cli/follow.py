@@ -15,19 +15,19 @@ from rich.console import Console
 from rich.live import Live
 
 from stream_server.auth.airflow_api import AirflowApi
-from stream_server.cli.run_table import RunView, describe
+from stream_server.cli.run_table import RunTable, describe_frame
 from stream_server.client import ConnectionLost, Message, Refused, StreamClosed, follow
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowError, AirflowRefused
 from stream_server.protocol.frames import End, Failure, Result
 
 
-class Exit(IntEnum):
+class ExitCode(IntEnum):
     """Exit codes of the commands."""
 
     RESULT = 0
     FAILURE = 1
-    LOST = 2
+    CONNECTION_LOST = 2
     TIMEOUT = 3
     USAGE = 64
     """As `EX_USAGE` in sysexits.h; also for what the server or Airflow refuses."""
@@ -68,9 +68,9 @@ class Follower:
         """Show a run: as a live table on standard output, or as NDJSON. Return the exit code."""
         console = Console()
         lines = as_json or not console.is_terminal
-        return self._run(self._follow(key, None if lines else console, write_lines=lines))
+        return self._run_with_timeout(self._follow_run(key, None if lines else console, write_lines=lines))
 
-    def trigger(
+    def trigger_and_follow(
         self,
         dag_id: str,
         conf: dict[str, Any],
@@ -79,7 +79,7 @@ class Follower:
         login: tuple[str, str] | None,
     ) -> int:
         """Trigger a DAG and show its run on standard error. Return the exit code; the result is in `result`."""
-        return self._run(self._trigger(dag_id, conf, run_id, airflow_url, login))
+        return self._run_with_timeout(self._trigger(dag_id, conf, run_id, airflow_url, login))
 
     async def _trigger(
         self,
@@ -92,30 +92,30 @@ class Follower:
         async with AirflowApi.open(airflow_url, self._token) as airflow:
             if login is not None:
                 self._token = await airflow.login(*login)
-            key = await airflow.trigger(dag_id, {"conf": conf, **({"dag_run_id": run_id} if run_id else {})})
-        self._say(f"triggered {key.dag_id} / {key.run_id}")
-        return await self._follow(key, self._errors, write_lines=False)
+            key = await airflow.trigger_run(dag_id, {"conf": conf, **({"dag_run_id": run_id} if run_id else {})})
+        self._print_error(f"triggered {key.dag_id} / {key.run_id}")
+        return await self._follow_run(key, self._errors, write_lines=False)
 
-    def _run(self, work: Coroutine[Any, Any, int]) -> int:
+    def _run_with_timeout(self, work: Coroutine[Any, Any, int]) -> int:
         try:
             return asyncio.run(asyncio.wait_for(work, self._timeout))
         except asyncio.TimeoutError:
-            self._say(f"no outcome within {self._timeout:g} s; the run goes on")
-            return Exit.TIMEOUT
+            self._print_error(f"no outcome within {self._timeout:g} s; the run goes on")
+            return ExitCode.TIMEOUT
         except (ConnectionLost, StreamClosed) as error:
-            self._say(str(error))
-            return Exit.LOST
+            self._print_error(str(error))
+            return ExitCode.CONNECTION_LOST
         except Refused as error:
-            self._say(str(error))
-            return Exit.USAGE
+            self._print_error(str(error))
+            return ExitCode.USAGE
         except AirflowError as error:
-            self._say(str(error))
-            return Exit.USAGE if isinstance(error, AirflowRefused) else Exit.LOST
+            self._print_error(str(error))
+            return ExitCode.USAGE if isinstance(error, AirflowRefused) else ExitCode.CONNECTION_LOST
         except KeyboardInterrupt:
             return 130
 
-    async def _follow(self, key: RunKey, console: Console | None, *, write_lines: bool) -> int:
-        view = RunView(*key)
+    async def _follow_run(self, key: RunKey, console: Console | None, *, write_lines: bool) -> int:
+        view = RunTable(*key)
         live = console is not None and console.is_terminal
         outcome = "none"
         with Live(view, console=console, refresh_per_second=8) if live else nullcontext():
@@ -127,28 +127,28 @@ class Follower:
                 token=self._token,
                 patience=self._patience,
             ):
-                view.follow(message.frame)
-                self._show(message, console if not live else None, write_lines=write_lines)
+                view.update(message.frame)
+                self._print_frame(message, console if not live else None, write_lines=write_lines)
                 if isinstance(message.frame, Result):
                     self.result = message.frame
                 elif isinstance(message.frame, Failure):
                     self.result = None
                 elif isinstance(message.frame, End):
                     outcome = message.frame.outcome
-        return Exit.FAILURE if outcome == "failure" else Exit.RESULT
+        return ExitCode.FAILURE if outcome == "failure" else ExitCode.RESULT
 
-    def _show(self, message: Message, console: Console | None, *, write_lines: bool) -> None:
+    def _print_frame(self, message: Message, console: Console | None, *, write_lines: bool) -> None:
         if write_lines:
             sys.stdout.write(message.text + "\n")
             sys.stdout.flush()
         elif console is not None:
-            console.print(describe(message.frame), markup=False, highlight=False)
+            console.print(describe_frame(message.frame), markup=False, highlight=False)
 
-    def _say(self, text: str) -> None:
+    def _print_error(self, text: str) -> None:
         self._errors.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def value_of(result: Result) -> bytes:
+def encode_result_value(result: Result) -> bytes:
     """Return what a result says as JSON: the value of its only task, or else an object by task."""
     parts: dict[str, Any] = {**result.results, **result.references}
     only = next(iter(parts.values())) if len(parts) == 1 else parts

@@ -12,18 +12,18 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from stream_server import __version__
-from stream_server.cli.follow import Exit, Follower, parse_conf, value_of
+from stream_server.cli.follow import ExitCode, Follower, encode_result_value, parse_conf
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import StreamServerError
 from stream_server.journal import installer as journal
-from stream_server.settings import PREFIX, parse_duration
-from stream_server.urls import are_hosts, split
+from stream_server.settings import ENV_PREFIX, parse_duration
+from stream_server.urls import are_valid_hosts, split_url
 
 T = TypeVar("T")
 
 # Bad usage exits as sysexits.h has it, since 2 says that the connection was lost. The class is click's, which some
 # versions of typer bring along and others depend on.
-typer.BadParameter.__mro__[1].exit_code = Exit.USAGE  # type: ignore[attr-defined]
+typer.BadParameter.__mro__[1].exit_code = ExitCode.USAGE  # type: ignore[attr-defined]
 
 app = typer.Typer(
     name="stream-server",
@@ -36,13 +36,13 @@ app = typer.Typer(
 DatabaseUrl = Annotated[
     str,
     typer.Option(
-        envvar=f"{PREFIX}DATABASE_URL",
+        envvar=f"{ENV_PREFIX}DATABASE_URL",
         help="Airflow's metadata database. SQLAlchemy's forms, such as postgresql+psycopg2://, are accepted.",
         show_envvar=True,
     ),
 ]
-Url = Annotated[str, typer.Option(envvar=f"{PREFIX}URL", help="Address of stream_server.")]
-Token = Annotated[str | None, typer.Option(envvar=f"{PREFIX}TOKEN", help="Bearer token of Airflow's REST API.")]
+Url = Annotated[str, typer.Option(envvar=f"{ENV_PREFIX}URL", help="Address of stream_server.")]
+Token = Annotated[str | None, typer.Option(envvar=f"{ENV_PREFIX}TOKEN", help="Bearer token of Airflow's REST API.")]
 ResultTask = Annotated[
     list[str] | None,
     typer.Option("--result", help="Task whose return value is the answer; repeatable. Default: what the author meant."),
@@ -70,13 +70,15 @@ def install(
 ) -> None:
     """Make, or complete, the journal and its triggers in Airflow's database."""
     if print_sql:
-        sys.stdout.write(f"BEGIN;\n{journal.install_sql(airflow_schema, reader)}COMMIT;\n")
+        sys.stdout.write(f"BEGIN;\n{journal.build_install_sql(airflow_schema, reader)}COMMIT;\n")
         return
-    timeout = _duration(lock_timeout)
-    _run(
-        journal.install(_required(database_url), airflow_schema, lock_timeout=timeout, attempts=attempts, reader=reader)
+    timeout = _parse_duration_option(lock_timeout)
+    _run_or_exit(
+        journal.install_journal(
+            _require_database_url(database_url), airflow_schema, lock_timeout=timeout, attempts=attempts, reader=reader
+        )
     )
-    _say("The journal is installed.")
+    _print_message("The journal is installed.")
 
 
 @app.command()
@@ -91,10 +93,14 @@ def uninstall(
 ) -> None:
     """Remove the triggers and the journal; nothing is left behind."""
     if print_sql:
-        sys.stdout.write(f"BEGIN;\n{journal.uninstall_sql()}COMMIT;\n")
+        sys.stdout.write(f"BEGIN;\n{journal.build_uninstall_sql()}COMMIT;\n")
         return
-    _run(journal.uninstall(_required(database_url), lock_timeout=_duration(lock_timeout), attempts=attempts))
-    _say("The journal is removed.")
+    _run_or_exit(
+        journal.uninstall_journal(
+            _require_database_url(database_url), lock_timeout=_parse_duration_option(lock_timeout), attempts=attempts
+        )
+    )
+    _print_message("The journal is removed.")
 
 
 @app.command()
@@ -104,11 +110,11 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
     """Tell how the journal and its triggers stand; exit code 0 only if all is well."""
-    found = _run(journal.status(_required(database_url)))
+    found = _run_or_exit(journal.fetch_status(_require_database_url(database_url)))
     if as_json:
         sys.stdout.write(json.dumps(found.as_json(), indent=2) + "\n")
     else:
-        sys.stdout.write("".join(f"{line}\n" for line in _status_lines(found)))
+        sys.stdout.write("".join(f"{line}\n" for line in _format_status(found)))
     raise typer.Exit(1 if found.problems else 0)
 
 
@@ -119,15 +125,15 @@ app.add_typer(triggers, name="triggers")
 @triggers.command("disable")
 def triggers_disable(database_url: DatabaseUrl = "") -> None:
     """Let the triggers write nothing, from Airflow's next statement on. Streams stand still."""
-    _run(journal.disable(_required(database_url)))
-    _say("The triggers are switched off.")
+    _run_or_exit(journal.disable_triggers(_require_database_url(database_url)))
+    _print_message("The triggers are switched off.")
 
 
 @triggers.command("enable")
 def triggers_enable(database_url: DatabaseUrl = "") -> None:
     """Let the triggers write again. Streams begin anew."""
-    _run(journal.enable(_required(database_url)))
-    _say("The triggers are switched on.")
+    _run_or_exit(journal.enable_triggers(_require_database_url(database_url)))
+    _print_message("The triggers are switched on.")
 
 
 @app.command()
@@ -135,13 +141,13 @@ def doctor(
     *,
     database_url: DatabaseUrl = "",
     airflow_url: Annotated[
-        str, typer.Option(envvar=f"{PREFIX}AIRFLOW_URL", help="Address of Airflow's API server.")
+        str, typer.Option(envvar=f"{ENV_PREFIX}AIRFLOW_URL", help="Address of Airflow's API server.")
     ] = "",
-    url: Annotated[str, typer.Option(envvar=f"{PREFIX}URL", help="stream_server, as its clients reach it.")] = "",
+    url: Annotated[str, typer.Option(envvar=f"{ENV_PREFIX}URL", help="stream_server, as its clients reach it.")] = "",
     token: Token = None,
     max_connection_age: Annotated[str | None, typer.Option(help="Longest life of a connection; 0: no end.")] = None,
     retention: Annotated[
-        str, typer.Option(envvar=f"{PREFIX}RETENTION", help="As of the server: age at which rows are deleted.")
+        str, typer.Option(envvar=f"{ENV_PREFIX}RETENTION", help="As of the server: age at which rows are deleted.")
     ] = "24h",
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
@@ -150,22 +156,22 @@ def doctor(
     What is given is looked at: database, Airflow's API, stream_server and what is in front of it. Exit codes: 0 no
     problem, 1 problems, 64 usage.
     """
-    from stream_server.cli.doctor.command import doctor as run_doctor  # noqa: PLC0415 # the clients need no server
-    from stream_server.cli.doctor.runner import Subject  # noqa: PLC0415
-    from stream_server.cli.doctor.thresholds import Limits  # noqa: PLC0415
+    from stream_server.cli.doctor.command import run_doctor  # noqa: PLC0415 # the clients need no server
+    from stream_server.cli.doctor.runner import DoctorTargets  # noqa: PLC0415
+    from stream_server.cli.doctor.thresholds import Thresholds  # noqa: PLC0415
 
     if not (database_url or airflow_url or url):
-        _fail("Give --database-url, --airflow-url or --url", Exit.USAGE)
-    limits = Limits(retention=_duration(retention))
-    subject = Subject(database_url or None, airflow_url or None, url or None, token, limits)
-    raise typer.Exit(Exit.RESULT if run_doctor(subject, as_json=as_json) else Exit.FAILURE)
+        _exit_with_error("Give --database-url, --airflow-url or --url", ExitCode.USAGE)
+    limits = Thresholds(retention=_parse_duration_option(retention))
+    subject = DoctorTargets(database_url or None, airflow_url or None, url or None, token, limits)
+    raise typer.Exit(ExitCode.RESULT if run_doctor(subject, as_json=as_json) else ExitCode.FAILURE)
 
 
 @app.command()
 def serve(
     *,
     database_url: Annotated[
-        str | None, typer.Option(envvar=f"{PREFIX}DATABASE_URL", help="Airflow's database.")
+        str | None, typer.Option(envvar=f"{ENV_PREFIX}DATABASE_URL", help="Airflow's database.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.  [default: 8090]")] = None,
@@ -219,17 +225,17 @@ def serve(
     # Options have the names of settings; the others are ignored.
     options = locals()
     from stream_server.server import main as server  # noqa: PLC0415 # the clients need no server
-    from stream_server.server.workers.supervisor import supervise  # noqa: PLC0415
+    from stream_server.server.workers.supervisor import run_supervisor  # noqa: PLC0415
     from stream_server.settings import Settings  # noqa: PLC0415
 
     try:
         settings = Settings.load(
             **{**options, "cors_origins": cors_origin or None, "trusted_proxies": trusted_proxy or None}
         )
-        server.check(settings)
-        (server.serve if settings.workers == 1 else supervise)(settings)
+        server.check_settings(settings)
+        (server.run_server if settings.workers == 1 else run_supervisor)(settings)
     except StreamServerError as error:
-        _fail(str(error), Exit.USAGE)
+        _exit_with_error(str(error), ExitCode.USAGE)
 
 
 @app.command()
@@ -249,7 +255,7 @@ def tail(
 
     Exit codes: 0 result (or an end without one), 1 failure, 2 connection lost for good, 3 timeout, 64 usage.
     """
-    follower = _follower(url=url, token=token, results=result, until=until, timeout=timeout, patience=patience)
+    follower = _make_follower(url=url, token=token, results=result, until=until, timeout=timeout, patience=patience)
     raise typer.Exit(follower.tail(RunKey(dag_id, run_id), as_json=as_json))
 
 
@@ -261,17 +267,17 @@ def run(
     run_id: Annotated[str | None, typer.Option(help="Name of the run. Default: Airflow's choice.")] = None,
     url: Url = "http://127.0.0.1:8090",
     airflow_url: Annotated[
-        str, typer.Option(envvar=f"{PREFIX}AIRFLOW_URL", help="Address of Airflow's API server.")
+        str, typer.Option(envvar=f"{ENV_PREFIX}AIRFLOW_URL", help="Address of Airflow's API server.")
     ] = "http://127.0.0.1:8080",
     result: ResultTask = None,
     until: Until = "result",
     token: Token = None,
     username: Annotated[
-        str | None, typer.Option(envvar=f"{PREFIX}USERNAME", help="Airflow user, without a token.")
+        str | None, typer.Option(envvar=f"{ENV_PREFIX}USERNAME", help="Airflow user, without a token.")
     ] = None,
     password: Annotated[
         str | None,
-        typer.Option(envvar=f"{PREFIX}PASSWORD", help="His password; better given by the environment."),
+        typer.Option(envvar=f"{ENV_PREFIX}PASSWORD", help="His password; better given by the environment."),
     ] = None,
     timeout: Timeout = None,
     patience: Patience = "60s",
@@ -284,15 +290,17 @@ def run(
     try:
         parsed = parse_conf(conf)
     except ValueError as error:
-        _fail(f"--conf: {error}", Exit.USAGE)
-    _check_address("--airflow-url", airflow_url)
+        _exit_with_error(f"--conf: {error}", ExitCode.USAGE)
+    _require_address("--airflow-url", airflow_url)
     login = (username, password) if username is not None and password is not None else None
-    follower = _follower(url=url, token=token, results=result, until=until, timeout=timeout, patience=patience)
-    code = follower.trigger(dag_id, parsed, run_id, airflow_url, login)
-    if code == Exit.RESULT and follower.result is not None and follower.result.withheld:
-        _fail("there is a result, but this token may not read it: Airflow does not let it read XComs", Exit.USAGE)
-    if code == Exit.RESULT and follower.result is not None:
-        value = value_of(follower.result).decode()
+    follower = _make_follower(url=url, token=token, results=result, until=until, timeout=timeout, patience=patience)
+    code = follower.trigger_and_follow(dag_id, parsed, run_id, airflow_url, login)
+    if code == ExitCode.RESULT and follower.result is not None and follower.result.withheld:
+        _exit_with_error(
+            "there is a result, but this token may not read it: Airflow does not let it read XComs", ExitCode.USAGE
+        )
+    if code == ExitCode.RESULT and follower.result is not None:
+        value = encode_result_value(follower.result).decode()
         sys.stdout.write((json.loads(value) if raw and value.startswith('"') else value) + "\n")
     raise typer.Exit(code)
 
@@ -308,7 +316,7 @@ def demo(
     dags: Annotated[list[Path] | None, typer.Option(help="Folder of DAGs, beside the examples; repeatable.")] = None,
 ) -> None:
     """Start a real Airflow on an embedded PostgreSQL, trigger a DAG and stream it here. Needs the extra 'demo'."""
-    from stream_server.cli.demo.command import demo as run_demo  # noqa: PLC0415 # most installations have no demo
+    from stream_server.cli.demo.command import run_demo  # noqa: PLC0415 # most installations have no demo
 
     raise typer.Exit(
         run_demo(
@@ -333,49 +341,49 @@ def main() -> None:
     app()
 
 
-def _follower(
+def _make_follower(
     *, url: str, token: str | None, results: list[str] | None, until: str, timeout: str | None, patience: str
 ) -> Follower:
     if until not in ("result", "run"):
-        _fail("--until is 'result' or 'run'", Exit.USAGE)
-    _check_address("--url", url)
+        _exit_with_error("--until is 'result' or 'run'", ExitCode.USAGE)
+    _require_address("--url", url)
     return Follower(
         url,
         token=token,
         results=results or (),
         until=until,
-        timeout=None if timeout is None else _duration(timeout),
-        patience=_duration(patience),
+        timeout=None if timeout is None else _parse_duration_option(timeout),
+        patience=_parse_duration_option(patience),
     )
 
 
-def _check_address(option: str, url: str) -> None:
+def _require_address(option: str, url: str) -> None:
     """Refuse what has no host and port, without repeating it: it may hold a password."""
-    if not are_hosts(split(url if "://" in url else f"http://{url}")["hosts"]):
-        _fail(f"{option} is no address; write http://host:port", Exit.USAGE)
+    if not are_valid_hosts(split_url(url if "://" in url else f"http://{url}")["hosts"]):
+        _exit_with_error(f"{option} is no address; write http://host:port", ExitCode.USAGE)
 
 
-def _required(database_url: str) -> str:
+def _require_database_url(database_url: str) -> str:
     if not database_url:
-        _fail(f"Give --database-url or {PREFIX}DATABASE_URL", Exit.USAGE)
+        _exit_with_error(f"Give --database-url or {ENV_PREFIX}DATABASE_URL", ExitCode.USAGE)
     return database_url
 
 
-def _duration(text: str) -> float:
+def _parse_duration_option(text: str) -> float:
     try:
         return parse_duration(text)
     except ValueError as error:
-        _fail(str(error), Exit.USAGE)
+        _exit_with_error(str(error), ExitCode.USAGE)
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def _run_or_exit(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except StreamServerError as error:
-        _fail(str(error), Exit.FAILURE)
+        _exit_with_error(str(error), ExitCode.FAILURE)
 
 
-def _status_lines(found: journal.Status) -> list[str]:
+def _format_status(found: journal.JournalStatus) -> list[str]:
     if not found.installed:
         return found.problems
     lines = [
@@ -384,15 +392,15 @@ def _status_lines(found: journal.Status) -> list[str]:
     if found.losses:
         lines.append(f"losses: {found.losses}; PostgreSQL's log says why")
     for trigger in found.triggers:
-        state = "well" if trigger.well else "not well"
+        state = "well" if trigger.is_working else "not well"
         lines.append(f"trigger {trigger.trigger} on {trigger.table}: {state}")
     return lines + [f"problem: {problem}" for problem in found.problems]
 
 
-def _say(text: str) -> None:
+def _print_message(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def _fail(text: str, code: int) -> NoReturn:
-    _say(f"stream-server: {text}")
+def _exit_with_error(text: str, code: int) -> NoReturn:
+    _print_message(f"stream-server: {text}")
     raise typer.Exit(code)

@@ -13,30 +13,30 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stream_server.urls import conceal
+from stream_server.urls import mask_secrets
 
-SECRETS = frozenset({"--password", "--token"})
+SECRET_OPTIONS = frozenset({"--password", "--token"})
 """Options whose values are secret altogether."""
 
-ADDRESSES = frozenset({"--airflow-ui-url", "--airflow-url", "--database-url", "--url"})
+URL_OPTIONS = frozenset({"--airflow-ui-url", "--airflow-url", "--database-url", "--url"})
 """Options whose values may hold a password."""
 
 _ARG_START, _ARG_END = 47, 48
 """Places of the addresses of the arguments in /proc/self/stat, counted from 0 (proc_pid_stat(5))."""
 
 
-def conceal_secrets() -> bool:
+def redact_command_line() -> bool:
     """Overwrite the secrets among the arguments of this process.
 
     Returns:
         Whether nothing secret can be seen any more. False where the system does not let us.
     """
     arguments = [os.fsencode(argument) for argument in sys.orig_argv]
-    shown = concealed(arguments)
+    shown = redact_arguments(arguments)
     if shown == arguments:
         return True
     try:
-        places = list(_places(arguments))
+        places = list(_argument_addresses(arguments))
     except (OSError, ValueError, AttributeError):
         return False
     for place, before, after in zip(places, arguments, shown, strict=True):
@@ -46,29 +46,29 @@ def conceal_secrets() -> bool:
     return True
 
 
-def concealed(arguments: Sequence[bytes]) -> list[bytes]:
+def redact_arguments(arguments: Sequence[bytes]) -> list[bytes]:
     """Return arguments of the same lengths that may be seen."""
     shown = []
     option = ""
     for argument in arguments:
         # One character for each byte, so that the length stays what it is.
         name, equals, value = argument.decode("latin-1").partition("=")
-        if option in SECRETS | ADDRESSES:
+        if option in SECRET_OPTIONS | URL_OPTIONS:
             value, name, equals = name + equals + value, "", ""
         else:
             option = name
-        shown.append((name + equals + _concealed(option, value)).encode("latin-1"))
+        shown.append((name + equals + _redact_value(option, value)).encode("latin-1"))
         option = option if name and not equals else ""
     return shown
 
 
-def _concealed(option: str, value: str) -> str:
-    if option in SECRETS:
+def _redact_value(option: str, value: str) -> str:
+    if option in SECRET_OPTIONS:
         return "*" * len(value)
-    return conceal(value) if option in ADDRESSES else value
+    return mask_secrets(value) if option in URL_OPTIONS else value
 
 
-def _places(arguments: Sequence[bytes]) -> Iterator[int]:
+def _argument_addresses(arguments: Sequence[bytes]) -> Iterator[int]:
     """Return the addresses of the arguments in our memory.
 
     Raises:
@@ -76,7 +76,7 @@ def _places(arguments: Sequence[bytes]) -> Iterator[int]:
         ValueError: Something else is there.
     """
     if sys.platform == "darwin":
-        yield from _places_on_macos(arguments)
+        yield from _argument_addresses_on_macos(arguments)
         return
     fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     # The first two fields, number and name, are cut off above.
@@ -89,7 +89,7 @@ def _places(arguments: Sequence[bytes]) -> Iterator[int]:
         place += len(argument) + 1
 
 
-def _places_on_macos(arguments: Sequence[bytes]) -> Iterator[int]:
+def _argument_addresses_on_macos(arguments: Sequence[bytes]) -> Iterator[int]:
     vector = ctypes.CDLL(None)._NSGetArgv  # noqa: SLF001 # its name in crt_externs.h
     vector.restype = ctypes.POINTER(ctypes.POINTER(ctypes.c_void_p))
     for argument, place in zip(arguments, vector().contents, strict=False):

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stream_server.domain.run_state import RUN_FINAL
+from stream_server.domain.run_state import FINAL_RUN_STATES
 from stream_server.protocol.frames import (
     NO_STATUS,
     AnyFrame,
@@ -29,10 +29,10 @@ from stream_server.protocol.frames import (
     TaskTransition,
 )
 
-MAX_SAID = 10_000
+MAX_OUTPUT_CHARACTERS = 10_000
 """Characters that are shown of what a task has said, the last ones."""
 
-_STYLES = {
+_STATE_STYLES = {
     "success": "green",
     "running": "bright_green",
     "failed": "bold red",
@@ -51,51 +51,53 @@ _STYLES = {
 
 
 @dataclass
-class _Row:
+class _TaskRow:
     state: str | None
     try_number: int
-    since: float = field(default_factory=time.monotonic)
-    began: float | None = None
-    took: float | None = None
+    changed_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
+    duration: float | None = None
 
-    def follow(self, state: str | None, try_number: int) -> None:
+    def update(self, state: str | None, try_number: int) -> None:
         now = time.monotonic()
         if state == "running":
-            self.began, self.took = now, None
-        elif self.began is not None and self.took is None:
-            self.took = now - self.began
-        self.state, self.try_number, self.since = state, try_number, now
+            self.started_at, self.duration = now, None
+        elif self.started_at is not None and self.duration is None:
+            self.duration = now - self.started_at
+        self.state, self.try_number, self.changed_at = state, try_number, now
 
     @property
-    def seconds(self) -> float | None:
+    def elapsed_seconds(self) -> float | None:
         """How long it has run, or ran."""
-        if self.took is not None or self.began is None:
-            return self.took
-        return time.monotonic() - self.began
+        if self.duration is not None or self.started_at is None:
+            return self.duration
+        return time.monotonic() - self.started_at
 
 
-class RunView:
+class RunTable:
     """What is known of a run, as its frames tell it."""
 
     def __init__(self, dag_id: str, run_id: str) -> None:
         self._title = Text(f"{dag_id} / {run_id}", style="italic", no_wrap=True, overflow="fold")
         self._state: str | None = None
-        self._rows: dict[tuple[str, int], _Row] = {}
+        self._rows: dict[tuple[str, int], _TaskRow] = {}
         self._counts: dict[str, dict[str, int]] = {}
-        self._note = Text()
-        self._said: dict[tuple[str, int], str] = {}
+        self._last_event = Text()
+        self._output: dict[tuple[str, int], str] = {}
         self._progress: dict[tuple[str, int], Report] = {}
 
-    def follow(self, frame: AnyFrame) -> None:
+    def update(self, frame: AnyFrame) -> None:
         """Take in a frame."""
         if isinstance(frame, (Chunk, Progress)):
-            self._hear(frame)
+            self._add_output(frame)
         elif isinstance(frame, Snapshot):
-            self._said, self._progress = {}, {}
+            self._output, self._progress = {}, {}
             self._state = frame.run.state
             self._counts = {task_id: dict(states) for task_id, states in frame.counts.items()}
             self._rows = {
-                (task.task_id, task.map_index): _row(task.state, task.try_number, task.start_date, task.end_date)
+                (task.task_id, task.map_index): _initial_row(
+                    task.state, task.try_number, task.start_date, task.end_date
+                )
                 for task in frame.tasks
             }
         elif isinstance(frame, TaskTransition) and frame.task_id in self._counts:
@@ -106,21 +108,21 @@ class RunView:
         elif isinstance(frame, TaskTransition):
             if frame.map_index >= 0:
                 self._rows.pop((frame.task_id, -1), None)
-            row = self._rows.setdefault((frame.task_id, frame.map_index), _Row(None, 0))
-            row.follow(frame.state, frame.try_number)
+            row = self._rows.setdefault((frame.task_id, frame.map_index), _TaskRow(None, 0))
+            row.update(frame.state, frame.try_number)
         elif isinstance(frame, RunTransition):
             self._state = frame.state
         elif not isinstance(frame, Resumed):
-            self._note = Text(describe(frame))
+            self._last_event = Text(describe_frame(frame))
 
-    def _hear(self, frame: Chunk | Progress) -> None:
+    def _add_output(self, frame: Chunk | Progress) -> None:
         place = (frame.task_id, frame.map_index)
         if isinstance(frame, Progress):
             if frame.value is not UNSET:
                 self._progress[place] = frame.value
         elif frame.value is not UNSET:
-            said = self._said.get(place, "") + _text_of(frame.value)
-            self._said[place] = said[-MAX_SAID:]
+            said = self._output.get(place, "") + _format_output(frame.value)
+            self._output[place] = said[-MAX_OUTPUT_CHARACTERS:]
 
     def __rich__(self) -> RenderableType:
         table = Table(header_style="bold")
@@ -129,22 +131,24 @@ class RunView:
         table.add_column("try", justify="right")
         table.add_column("seconds", justify="right")
         for (task_id, map_index), row in self._rows.items():
-            seconds = row.seconds
+            seconds = row.elapsed_seconds
             report = self._progress.get((task_id, map_index)) if row.state == "running" else None
             table.add_row(
-                Text(_name(task_id, map_index)),
-                _state(row.state) if report is None else Text.assemble(_state(row.state), f" {_told(report)}"),
+                Text(_task_label(task_id, map_index)),
+                _format_state(row.state)
+                if report is None
+                else Text.assemble(_format_state(row.state), f" {_format_progress(report)}"),
                 str(row.try_number),
                 "" if seconds is None else f"{seconds:.1f}",
             )
         for task_id, states in self._counts.items():
             told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
             table.add_row(Text(f"{task_id} [{sum(states.values())}]"), Text(told), "", "")
-        said = [Text.assemble((f"{_name(*place)}: ", "bold"), text) for place, text in self._said.items()]
-        return Group(self._title, table, *said, Text.assemble("run: ", _state(self._state)), self._note)
+        said = [Text.assemble((f"{_task_label(*place)}: ", "bold"), text) for place, text in self._output.items()]
+        return Group(self._title, table, *said, Text.assemble("run: ", _format_state(self._state)), self._last_event)
 
 
-def describe(frame: AnyFrame) -> str:
+def describe_frame(frame: AnyFrame) -> str:
     """Tell a frame in one line."""
     match frame:
         case Snapshot():
@@ -153,11 +157,11 @@ def describe(frame: AnyFrame) -> str:
             index = "" if frame.map_index < 0 else f" [{frame.map_index}]"
             text = f"{frame.task_id}{index}: {frame.state or NO_STATUS}"
         case Chunk():
-            text = f"{_name(frame.task_id, frame.map_index)} says: "
-            text += "(withheld)" if frame.value is UNSET else _text_of(frame.value)
+            text = f"{_task_label(frame.task_id, frame.map_index)} says: "
+            text += "(withheld)" if frame.value is UNSET else _format_output(frame.value)
         case Progress():
-            text = f"{_name(frame.task_id, frame.map_index)}: "
-            text += "(withheld)" if frame.value is UNSET else _told(frame.value)
+            text = f"{_task_label(frame.task_id, frame.map_index)}: "
+            text += "(withheld)" if frame.value is UNSET else _format_progress(frame.value)
         case RunTransition():
             text = f"run {frame.state}"
         case Result():
@@ -169,43 +173,43 @@ def describe(frame: AnyFrame) -> str:
         case Reset():
             text = f"taken back: {frame.reason}"
         case End():
-            text = _farewell(frame)
+            text = _describe_end(frame)
         case _:
             text = type(frame).__name__.lower()
     return text
 
 
-def _name(task_id: str, map_index: int) -> str:
+def _task_label(task_id: str, map_index: int) -> str:
     return task_id if map_index < 0 else f"{task_id} [{map_index}]"
 
 
-def _text_of(value: msgspec.Raw) -> str:
+def _format_output(value: msgspec.Raw) -> str:
     """Return what is shown of a value: text as it is, anything else as JSON in a line of its own."""
     decoded = msgspec.json.decode(value)
     return decoded if isinstance(decoded, str) else f"{bytes(value).decode()}\n"
 
 
-def _told(report: Report) -> str:
+def _format_progress(report: Report) -> str:
     share = "" if report.fraction is None else f"{report.fraction:.0%}"
     return " ".join(part for part in (share, report.text) if part)
 
 
-def _farewell(end: End) -> str:
+def _describe_end(end: End) -> str:
     if end.state is None:
         return "the run is gone"
-    going_on = "" if end.state in RUN_FINAL else ", and goes on"
+    going_on = "" if end.state in FINAL_RUN_STATES else ", and goes on"
     return f"{end.outcome if end.outcome != 'none' else 'no result'}; the run is {end.state}{going_on}"
 
 
-def _state(state: str | None) -> Text:
-    return Text(state or NO_STATUS, style=_STYLES.get(state or "", "grey50"))
+def _format_state(state: str | None) -> Text:
+    return Text(state or NO_STATUS, style=_STATE_STYLES.get(state or "", "grey50"))
 
 
-def _row(state: str | None, try_number: int, start: datetime | None, end: datetime | None) -> _Row:
-    row = _Row(state, try_number)
+def _initial_row(state: str | None, try_number: int, start: datetime | None, end: datetime | None) -> _TaskRow:
+    row = _TaskRow(state, try_number)
     if start is not None and state is not None:
         finish = end if end is not None and state != "running" else datetime.now(timezone.utc)
         seconds = max(0.0, (finish - start).total_seconds())
-        row.began = time.monotonic() - seconds
-        row.took = None if state == "running" else seconds
+        row.started_at = time.monotonic() - seconds
+        row.duration = None if state == "running" else seconds
     return row

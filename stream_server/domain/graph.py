@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from stream_server.domain.task_groups import NO_GROUPS, TaskTree, task_tree
-from stream_server.domain.trigger_rules import WANTING_HARM
+from stream_server.domain.task_groups import NO_GROUPS, TaskGroups, parse_task_groups
+from stream_server.domain.trigger_rules import MAY_SKIP_ON_SUCCESS
 
 RESULT_PARAM = "stream_result"
 """Task-level param by which an author marks a result task, on any Airflow 3."""
@@ -23,11 +23,11 @@ RESULT_PARAM = "stream_result"
 RESULT_TAG = "stream-result:"
 """Prefix of a DAG tag that names a result task."""
 
-DEFAULT_RULE = "all_success"
+DEFAULT_TRIGGER_RULE = "all_success"
 """Rule of a task that names none (`airflow.task.trigger_rule.TriggerRule`)."""
 
-_PARTIAL = "partial_kwargs"
-_EXPANSIONS = ("expand_input", "op_kwargs_expand_input")
+_PARTIAL_KWARGS = "partial_kwargs"
+_EXPAND_INPUTS = ("expand_input", "op_kwargs_expand_input")
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ class Task(msgspec.Struct, frozen=True):
     is_setup: bool = False
     is_teardown: bool = False
     on_failure_fail_dagrun: bool = False
-    trigger_rule: str = DEFAULT_RULE
+    trigger_rule: str = DEFAULT_TRIGGER_RULE
     is_mapped: bool = False
     can_skip_downstream: bool = False
     """Whether it may decide that others are skipped: it branches, or short-circuits."""
@@ -63,26 +63,26 @@ class MappedGroup(msgspec.Struct, frozen=True):
     expanded_by: frozenset[str]
     """Tasks whose return values say how often."""
 
-    is_empty: bool
+    has_no_values: bool
     """Whether there are no values, as the DAG says."""
 
 
-class _Operator(msgspec.Struct):
+class _SerializedOperator(msgspec.Struct):
     fields: dict[str, Any] = msgspec.field(name="__var")
 
 
-class _Dag(msgspec.Struct):
-    tasks: list[_Operator]
+class _SerializedDag(msgspec.Struct):
+    tasks: list[_SerializedOperator]
     tags: Any = None
     fail_fast: Any = None
     task_group: Any = None
 
 
-class _Serialized(msgspec.Struct):
-    dag: _Dag
+class _SerializedDocument(msgspec.Struct):
+    dag: _SerializedDag
 
 
-_decoder = msgspec.json.Decoder(_Serialized)
+_decoder = msgspec.json.Decoder(_SerializedDocument)
 
 
 class Graph:
@@ -104,13 +104,13 @@ class Graph:
         *,
         named: Collection[str] = (),
         fail_fast: bool = False,
-        tree: TaskTree = NO_GROUPS,
+        tree: TaskGroups = NO_GROUPS,
     ) -> None:
         self.tasks = {task.task_id: task for task in tasks}
         self.fail_fast = fail_fast
-        self.tree = tree
-        self._groups = groups or {}
-        self._named = frozenset(named)
+        self.task_groups = tree
+        self._iter_mapped_groups = groups or {}
+        self._tagged_tasks = frozenset(named)
 
     @classmethod
     def parse(cls, data: str | bytes | None, compressed: bytes | None = None) -> Graph:
@@ -123,76 +123,81 @@ class Graph:
         dag = _decoder.decode(text).dag
         tags = dag.tags if isinstance(dag.tags, list) else []
         return cls(
-            [_task(operator.fields) for operator in dag.tasks],
-            dict(_mapped_groups(dag.task_group)),
+            [_parse_operator(operator.fields) for operator in dag.tasks],
+            dict(_iter_mapped_groups(dag.task_group)),
             named=[tag.removeprefix(RESULT_TAG) for tag in tags if isinstance(tag, str) and tag.startswith(RESULT_TAG)],
             fail_fast=dag.fail_fast is True,
-            tree=task_tree(dag.task_group),
+            tree=parse_task_groups(dag.task_group),
         )
 
     @cached_property
-    def marked(self) -> frozenset[str]:
+    def marked_tasks(self) -> frozenset[str]:
         """The tasks that the author marked as answering, by param or by tag."""
-        return frozenset(one for one, task in self.tasks.items() if task.marked or one in self._named)
+        return frozenset(one for one, task in self.tasks.items() if task.marked or one in self._tagged_tasks)
 
     @cached_property
     def upstream(self) -> dict[str, tuple[str, ...]]:
         """The tasks directly above each task, sorted."""
         above: dict[str, list[str]] = {task_id: [] for task_id in self.tasks}
         for task_id in sorted(self.tasks):
-            for below in self.below(task_id):
+            for below in self.downstream(task_id):
                 above[below].append(task_id)
         return {task_id: tuple(others) for task_id, others in above.items()}
 
     @cached_property
-    def order(self) -> tuple[str, ...]:
+    def topological_order(self) -> tuple[str, ...]:
         """All tasks, each behind those above it; those in a circle, which Airflow refuses, are left out."""
         waits_for = {task_id: len(above) for task_id, above in self.upstream.items()}
         order = [task_id for task_id, count in waits_for.items() if not count]
         for task_id in order:
-            for below in self.below(task_id):
+            for below in self.downstream(task_id):
                 waits_for[below] -= 1
                 if not waits_for[below]:
                     order.append(below)
         return tuple(order)
 
-    def below(self, task_id: str) -> Iterator[str]:
+    def downstream(self, task_id: str) -> Iterator[str]:
         """Yield the tasks directly below a task."""
         return (below for below in dict.fromkeys(self.tasks[task_id].downstream_task_ids) if below in self.tasks)
 
-    def mapped_groups(self, task_id: str) -> tuple[str, ...]:
+    def mapped_group_ids(self, task_id: str) -> tuple[str, ...]:
         """Return the mapped task groups around a task, the innermost first."""
-        return tuple(group.group_id for group in self._groups.get(task_id, ()))
+        return tuple(group.group_id for group in self._iter_mapped_groups.get(task_id, ()))
 
     def may_expand(self, task_id: str) -> bool:
         """Whether a task has an instance for each of some values: it is mapped, or a group around it is."""
-        return self.tasks[task_id].is_mapped or task_id in self._groups
+        return self.tasks[task_id].is_mapped or task_id in self._iter_mapped_groups
 
-    def is_empty(self, task_id: str) -> bool:
+    def is_mapped_over_nothing(self, task_id: str) -> bool:
         """Whether a task is run for each of no values, as the DAG says."""
-        return self.tasks[task_id].is_empty or any(group.is_empty for group in self._groups.get(task_id, ()))
+        return self.tasks[task_id].is_empty or any(
+            group.has_no_values for group in self._iter_mapped_groups.get(task_id, ())
+        )
 
     @cached_property
-    def has_dead_ends(self) -> bool:
+    def may_skip_on_success(self) -> bool:
         """Whether a task may be skipped although all goes well."""
-        return any(task.trigger_rule in WANTING_HARM or self.is_empty(task.task_id) for task in self.tasks.values())
+        return any(
+            task.trigger_rule in MAY_SKIP_ON_SUCCESS or self.is_mapped_over_nothing(task.task_id)
+            for task in self.tasks.values()
+        )
 
     @cached_property
     def idle_when_all_succeed(self) -> frozenset[str]:
         """The tasks that are skipped if all others succeed: by their own rule, or because they follow such a task."""
         idle: set[str] = set()
-        for task_id in self.order:
+        for task_id in self.topological_order:
             rule, above = self.tasks[task_id].trigger_rule, self.upstream[task_id]
-            if above and (rule in WANTING_HARM or (rule == DEFAULT_RULE and not idle.isdisjoint(above))):
+            if above and (rule in MAY_SKIP_ON_SUCCESS or (rule == DEFAULT_TRIGGER_RULE and not idle.isdisjoint(above))):
                 idle.add(task_id)
         return frozenset(idle)
 
     @cached_property
-    def deciders(self) -> dict[str, tuple[str, ...]]:
+    def skip_deciders(self) -> dict[str, tuple[str, ...]]:
         """The tasks above each task, near or far, that may decide that it is skipped; of most, none."""
         deciders: dict[str, tuple[str, ...]] = {}
         for task in self.tasks.values():
-            for below in self._reached(task.task_id, self.below) if task.can_skip_downstream else ():
+            for below in self._reachable(task.task_id, self.downstream) if task.can_skip_downstream else ():
                 deciders[below] = (*deciders.get(below, ()), task.task_id)
         return deciders
 
@@ -205,17 +210,17 @@ class Graph:
         """
         setups: dict[str, tuple[str, ...]] = {}
         for setup in sorted(task.task_id for task in self.tasks.values() if task.is_setup):
-            teardowns = [below for below in self.below(setup) if self.tasks[below].is_teardown]
-            scope = self._reached(setup, self.below) - set(self.below(setup))
+            teardowns = [below for below in self.downstream(setup) if self.tasks[below].is_teardown]
+            scope = self._reachable(setup, self.downstream) - set(self.downstream(setup))
             if teardowns:
-                scope &= set[str]().union(*(self._reached(one, self.upstream.__getitem__) for one in teardowns))
+                scope &= set[str]().union(*(self._reachable(one, self.upstream.__getitem__) for one in teardowns))
             for task_id in scope:
                 if not self.tasks[task_id].is_teardown:
                     setups[task_id] = (*setups.get(task_id, ()), setup)
         return setups
 
     @staticmethod
-    def _reached(task_id: str, neighbours: Callable[[str], Iterable[str]]) -> set[str]:
+    def _reachable(task_id: str, neighbours: Callable[[str], Iterable[str]]) -> set[str]:
         """Return all tasks that are reached from one, step by step."""
         reached: set[str] = set()
         reach = [task_id]
@@ -226,13 +231,13 @@ class Graph:
                     reach.append(one)
         return reached
 
-    def expanded_by(self, task_id: str) -> frozenset[str]:
+    def expansion_sources(self, task_id: str) -> frozenset[str]:
         """Return the tasks that must succeed for a task to be expanded (`MappedTaskUpstreamDep`)."""
         task = self.tasks[task_id]
         if task.is_mapped:
             sources = task.expanded_by
         else:
-            groups = self._groups.get(task_id)
+            groups = self._iter_mapped_groups.get(task_id)
             sources = groups[0].expanded_by if groups else frozenset()
         return sources & self.tasks.keys()
 
@@ -253,7 +258,7 @@ class Graph:
         leaves = [
             task.task_id
             for task in self.tasks.values()
-            if not task.is_teardown and all(self.tasks[below].is_teardown for below in self.below(task.task_id))
+            if not task.is_teardown and all(self.tasks[below].is_teardown for below in self.downstream(task.task_id))
         ]
         return leaves[0] if len(leaves) == 1 else None
 
@@ -261,16 +266,16 @@ class Graph:
         def ignorable(task: Task) -> bool:
             return task.is_teardown and not task.on_failure_fail_dagrun
 
-        return not ignorable(task) and all(ignorable(self.tasks[below]) for below in self.below(task.task_id))
+        return not ignorable(task) and all(ignorable(self.tasks[below]) for below in self.downstream(task.task_id))
 
 
-def _task(fields: dict[str, Any]) -> Task:
+def _parse_operator(fields: dict[str, Any]) -> Task:
     """Read one operator; of a mapped one, most stands in `partial_kwargs`.
 
     Raises:
         msgspec.ValidationError: It has no task id, or no list of tasks below it.
     """
-    partial = fields.get(_PARTIAL)
+    partial = fields.get(_PARTIAL_KWARGS)
     partial = partial if isinstance(partial, dict) else {}
 
     def flag(name: str) -> bool:
@@ -283,19 +288,19 @@ def _task(fields: dict[str, Any]) -> Task:
             "is_setup": flag("is_setup"),
             "is_teardown": flag("is_teardown"),
             "on_failure_fail_dagrun": flag("on_failure_fail_dagrun"),
-            "trigger_rule": str(fields.get("trigger_rule", partial.get("trigger_rule", DEFAULT_RULE))),
+            "trigger_rule": str(fields.get("trigger_rule", partial.get("trigger_rule", DEFAULT_TRIGGER_RULE))),
             "is_mapped": flag("_is_mapped"),
             "can_skip_downstream": flag("_can_skip_downstream"),
-            "marked": _is_marked(fields.get("params")) or _is_marked(partial.get("params")),
-            "expanded_by": list(_references([fields.get(name) for name in _EXPANSIONS])),
-            "is_empty": any(_is_empty(fields.get(name)) for name in _EXPANSIONS),
+            "marked": _has_result_mark(fields.get("params")) or _has_result_mark(partial.get("params")),
+            "expanded_by": list(_iter_xcom_tasks([fields.get(name) for name in _EXPAND_INPUTS])),
+            "is_empty": any(_is_empty_literal(fields.get(name)) for name in _EXPAND_INPUTS),
             "operator": str(fields.get("_operator_name") or fields.get("task_type") or ""),
         },
         Task,
     )
 
 
-def _is_marked(params: object) -> bool:
+def _has_result_mark(params: object) -> bool:
     """Whether serialised params hold the mark: a list of pairs, or an object, of values or of serialised `Param`s."""
     if isinstance(params, dict):
         params = params.get("__var", params)
@@ -303,18 +308,18 @@ def _is_marked(params: object) -> bool:
         params = list(params.items())
     for pair in params if isinstance(params, list) else ():
         match pair:
-            case (name, value) if name == RESULT_PARAM and _value(value) is True:
+            case (name, value) if name == RESULT_PARAM and _unwrap_param(value) is True:
                 return True
     return False
 
 
-def _value(param: object) -> object:
+def _unwrap_param(param: object) -> object:
     while isinstance(param, dict) and ("default" in param or "__var" in param):
         param = param["default"] if "default" in param else param["__var"]
     return param
 
 
-def _mapped_groups(
+def _iter_mapped_groups(
     group: object, around: tuple[MappedGroup, ...] = ()
 ) -> Iterator[tuple[str, tuple[MappedGroup, ...]]]:
     """Yield each task of a group, near or far within, that has mapped groups around it."""
@@ -325,15 +330,15 @@ def _mapped_groups(
         match child:
             case ["taskgroup", dict() as inner] if inner.get("is_mapped") is True:
                 values = inner.get("expand_input")
-                mapped = MappedGroup(name, frozenset(_references(values)), _is_empty(values))
-                yield from _mapped_groups(inner, (mapped, *around))
+                mapped = MappedGroup(name, frozenset(_iter_xcom_tasks(values)), _is_empty_literal(values))
+                yield from _iter_mapped_groups(inner, (mapped, *around))
             case ["taskgroup", inner]:
-                yield from _mapped_groups(inner, around)
+                yield from _iter_mapped_groups(inner, around)
             case ["operator", str() as task_id] if around:
                 yield task_id, around
 
 
-def _is_empty(expand_input: object) -> bool:
+def _is_empty_literal(expand_input: object) -> bool:
     """Whether something is mapped over a literal without values (`SchedulerDictOfListsExpandInput`)."""
     match expand_input:
         case {"type": "dict-of-lists", "value": {"__var": dict() as values}}:
@@ -343,25 +348,25 @@ def _is_empty(expand_input: object) -> bool:
     return False
 
 
-def _references(value: object) -> Iterator[str]:
+def _iter_xcom_tasks(value: object) -> Iterator[str]:
     """Yield the tasks whose XComs a serialised value refers to (`airflow.serialization.definitions.xcom_arg`)."""
     if isinstance(value, list):
         for one in value:
-            yield from _references(one)
+            yield from _iter_xcom_tasks(one)
     elif isinstance(value, dict):
         if value.get("__type") == "xcomref":
-            yield from _named_tasks(value.get("__var"))
+            yield from _iter_reference_tasks(value.get("__var"))
         else:
             for one in value.values():
-                yield from _references(one)
+                yield from _iter_xcom_tasks(one)
 
 
-def _named_tasks(reference: object) -> Iterator[str]:
+def _iter_reference_tasks(reference: object) -> Iterator[str]:
     if isinstance(reference, list):
         for one in reference:
-            yield from _named_tasks(one)
+            yield from _iter_reference_tasks(one)
     elif isinstance(reference, dict):
         if isinstance(reference.get("task_id"), str):
             yield reference["task_id"]
         for name in ("arg", "args"):
-            yield from _named_tasks(reference.get(name))
+            yield from _iter_reference_tasks(reference.get(name))

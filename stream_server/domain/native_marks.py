@@ -19,7 +19,7 @@ def marked_tasks(run: RunState) -> frozenset[str]:
 
 def decide_result(run: RunState) -> bool:
     """Whether these marks name the result tasks, if the caller names none: the author's serialised marks go first."""
-    return not (run.graph is not None and run.graph.marked) and bool(marked_tasks(run))
+    return not (run.graph is not None and run.graph.marked_tasks) and bool(marked_tasks(run))
 
 
 def are_complete(run: RunState) -> bool:
@@ -62,7 +62,7 @@ def _is_skipped(run: RunState, task_id: str) -> bool:
     if instances.by_state.keys() == {"skipped"}:
         # Mapped over nothing, it has a value: an empty list.
         return not run.is_expanded_to_nothing(task_id)
-    forecast = run.forecast()
+    forecast = run.predict()
     if forecast is None or run.graph is None or task_id not in run.graph.tasks or run.graph.may_expand(task_id):
         return False
-    return all(ends & ~NOW == K for ends in forecast.outlook(task_id))
+    return all(ends & ~NOW == K for ends in forecast.possible_states(task_id))

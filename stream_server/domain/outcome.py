@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from stream_server.domain.native_marks import are_complete, decide_result, leave_out_skipped, marked_tasks
-from stream_server.domain.prediction import BAD, Forecast
-from stream_server.domain.root_cause import culprit
-from stream_server.domain.run_state import Origin, RunState
+from stream_server.domain.prediction import UNSUCCESSFUL_STATES, Prediction
+from stream_server.domain.root_cause import find_root_cause
+from stream_server.domain.run_state import RunState, SourceRow
 from stream_server.domain.trigger_rules import K
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class WatchOptions:
     """What a caller wants to know of a run."""
 
-    results: tuple[str, ...] = ()
+    result_tasks: tuple[str, ...] = ()
     """Tasks whose return values are wanted; empty for those that the DAG's author meant."""
 
     until: Literal["result", "run"] = "result"
@@ -26,14 +26,14 @@ class Question:
     confirm: Literal["push", "success"] = "push"
     """Whether a result is told when it is pushed, or when its task has succeeded as well."""
 
-    withheld: bool = False
+    redact_values: bool = False
     """Whether the caller may not read return values: he is told that there is a result, and not what it is."""
 
-    output: bool = True
+    include_output: bool = True
     """Whether what running tasks say is told, too."""
 
 
-class Value(NamedTuple):
+class ReturnValue(NamedTuple):
     """A return value in the database."""
 
     bytes: int
@@ -43,38 +43,38 @@ class Value(NamedTuple):
     """The JSON text; `None` where it is too large to be sent."""
 
 
-Values = Mapping[tuple[str, int], Value]
+ReturnValues = Mapping[tuple[str, int], ReturnValue]
 """Return values by task and `map_index`; what is not in it does not exist."""
 
 
-class Part(NamedTuple):
+class ResultVersion(NamedTuple):
     """The answer of one task."""
 
     task_id: str
-    answers: int
+    changes: int
     """How often its answer had changed."""
 
     tries: int
 
 
-class Pending(NamedTuple):
+class Undecided(NamedTuple):
     """Nothing is certain yet."""
 
 
-class Answered(NamedTuple):
+class ResultKnown(NamedTuple):
     """Every result task has answered."""
 
     task_ids: tuple[str, ...]
-    origin: Origin
-    parts: tuple[Part, ...]
+    source: SourceRow
+    versions: tuple[ResultVersion, ...]
     """By what each task answered; another answer has others."""
 
 
-class Failed(NamedTuple):
+class FailureKnown(NamedTuple):
     """The answer will not come, because of the task instance that is named."""
 
     reason: str
-    origin: Origin
+    source: SourceRow
     task_id: str | None = None
     map_index: int | None = None
     try_number: int | None = None
@@ -83,103 +83,107 @@ class Failed(NamedTuple):
     """Whether what makes it certain is still to be written by Airflow."""
 
 
-Verdict = Pending | Answered | Failed
+Decision = Undecided | ResultKnown | FailureKnown
 
 
-def result_tasks(run: RunState, question: Question) -> tuple[str, ...]:
+def select_result_tasks(run: RunState, question: WatchOptions) -> tuple[str, ...]:
     """Return the tasks that answer, as far as they are known.
 
     They are those that the caller names; else those that the author marked so that Airflow serialises it; else those
     that bear Airflow 3.3's own mark; else the only leaf.
     """
-    if question.results:
-        return question.results
-    if run.graph is not None and run.graph.marked:
-        return tuple(sorted(run.graph.marked))
+    if question.result_tasks:
+        return question.result_tasks
+    if run.graph is not None and run.graph.marked_tasks:
+        return tuple(sorted(run.graph.marked_tasks))
     if marked := marked_tasks(run):
         return tuple(sorted(marked))
     return (run.graph.only_leaf,) if run.graph is not None and run.graph.only_leaf is not None else ()
 
 
-def judge(run: RunState, question: Question) -> Verdict:
+def evaluate(run: RunState, question: WatchOptions) -> Decision:
     """Tell what is certain about the answer to a question."""
-    if run.deleted:
-        return Failed("run_deleted", run.changed)
-    tasks = result_tasks(run, question)
+    if run.is_deleted:
+        return FailureKnown("run_deleted", run.changed)
+    tasks = select_result_tasks(run, question)
     waits_for_end = False
-    if not question.results and decide_result(run):
+    if not question.result_tasks and decide_result(run):
         remaining = leave_out_skipped(run, tasks)
         waits_for_end = not are_complete(run)
-        if waits_for_end and run.run.state != "success":
+        if waits_for_end and run.info.state != "success":
             return _judge_incomplete(run, remaining)
         tasks = remaining or tasks
-    failed = _failed(run, tasks) if tasks else _failed_leaf(run)
+    failed = _find_failed_result_task(run, tasks) if tasks else _find_failed_leaf(run)
     if failed is not None:
         return failed
-    answered = _answered(run, tasks, question)
+    answered = _find_result(run, tasks, question)
     if answered is not None:
-        return answered._replace(origin=run.changed) if waits_for_end else answered
-    if run.run.state == "failed":
-        return Failed("run_failed", run.changed, state="failed")
-    return Pending()
+        return answered._replace(source=run.changed) if waits_for_end else answered
+    if run.info.state == "failed":
+        return FailureKnown("run_failed", run.changed, state="failed")
+    return Undecided()
 
 
-def _judge_incomplete(run: RunState, tasks: tuple[str, ...]) -> Failed | Pending:
+def _judge_incomplete(run: RunState, tasks: tuple[str, ...]) -> FailureKnown | Undecided:
     """Judge a run that has not succeeded, while more tasks may be result tasks. If the run fails, the answer does."""
-    failed = _failed(run, tasks)
-    if failed is None and (run.final or run.earlier_marks is None):
-        failed = _failed_leaf(run)
-    if failed is None and run.final:
-        return Failed("run_failed", run.changed, state="failed")
-    return failed or Pending()
+    failed = _find_failed_result_task(run, tasks)
+    if failed is None and (run.has_ended or run.earlier_marks is None):
+        failed = _find_failed_leaf(run)
+    if failed is None and run.has_ended:
+        return FailureKnown("run_failed", run.changed, state="failed")
+    return failed or Undecided()
 
 
-def _failed(run: RunState, tasks: tuple[str, ...]) -> Failed | None:
+def _find_failed_result_task(run: RunState, tasks: tuple[str, ...]) -> FailureKnown | None:
     """Return the failure of the first result task that has ended without a value, or else is certain to."""
     for task_id in tasks:
         instances = run.tasks.get(task_id)
         if instances is None or run.is_expanded_to_nothing(task_id):
             continue
         # Indexes beyond the length of a shrunk mapping are removed, and missed by nobody.
-        missed = BAD - {"removed"} if instances.wanted() else BAD
+        missed = UNSUCCESSFUL_STATES - {"removed"} if instances.count_expected() else UNSUCCESSFUL_STATES
         failed = [min(found) for state, found in instances.by_state.items() if state in missed]
         if failed:
-            return _blame(run, task_id, min(failed), instances[min(failed)].changed)
-    forecast = run.forecast()
+            return _build_failure(run, task_id, min(failed), instances[min(failed)].changed)
+    forecast = run.predict()
     if forecast is not None:
         for task_id in tasks:
-            if (doomed := forecast.doomed(task_id)) and not _may_come_to_nothing(run, forecast, task_id):
-                return _blame(run, task_id, min(doomed))
+            if (doomed := forecast.cannot_succeed(task_id)) and not _may_expand_to_nothing(run, forecast, task_id):
+                return _build_failure(run, task_id, min(doomed))
     return None
 
 
-def _may_come_to_nothing(run: RunState, forecast: Forecast, task_id: str) -> bool:
+def _may_expand_to_nothing(run: RunState, forecast: Prediction, task_id: str) -> bool:
     """Tell whether a task is skipped, or may be, for having no values to be run for: that is an answer."""
     if run.is_expanded_to_nothing(task_id):
         return True
     waits = run.tasks[task_id].by_state.keys() == {None}
     assert run.graph is not None, "there is a forecast"
-    return waits and run.graph.is_empty(task_id) and any(ends & K for ends in forecast.outlook(task_id))
+    return (
+        waits
+        and run.graph.is_mapped_over_nothing(task_id)
+        and any(ends & K for ends in forecast.possible_states(task_id))
+    )
 
 
-def _failed_leaf(run: RunState) -> Failed | None:
+def _find_failed_leaf(run: RunState) -> FailureKnown | None:
     """Return the failure of an effective leaf: the run fails, whatever else it does."""
-    forecast = run.forecast()
+    forecast = run.predict()
     if run.graph is None or forecast is None:
         return None
     doomed = [
         (task_id, min(indexes))
         for task_id in sorted(run.graph.effective_leaves)
-        if (indexes := forecast.failing(task_id))
+        if (indexes := forecast.must_fail(task_id))
     ]
     for task_id, map_index in doomed:
         leaf = run.tasks[task_id].get(map_index)
-        if leaf is not None and leaf.state in BAD:
-            return _blame(run, task_id, map_index, leaf.changed)
-    return _blame(run, *doomed[0]) if doomed else None
+        if leaf is not None and leaf.state in UNSUCCESSFUL_STATES:
+            return _build_failure(run, task_id, map_index, leaf.changed)
+    return _build_failure(run, *doomed[0]) if doomed else None
 
 
-def _blame(run: RunState, task_id: str, map_index: int, ended: Origin | None = None) -> Failed:
+def _build_failure(run: RunState, task_id: str, map_index: int, ended: SourceRow | None = None) -> FailureKnown:
     """Return the failure of an instance, which names the one that caused it.
 
     Args:
@@ -188,17 +192,17 @@ def _blame(run: RunState, task_id: str, map_index: int, ended: Origin | None = N
         map_index: Index of its instance.
         ended: What ended it; `None` while that is only certain to come.
     """
-    forecast = run.forecast()
-    blamed = culprit(forecast, task_id, map_index) if forecast is not None else None
+    forecast = run.predict()
+    blamed = find_root_cause(forecast, task_id, map_index) if forecast is not None else None
     place = blamed or (task_id, map_index)
     instances = run.tasks[place[0]]
     map_index = place[1] if place[1] in instances else min(instances)
     instance = instances[map_index]
     # Where all went too well for a task that waits for failures, there is nobody to blame.
-    state = instance.state if instance.state in BAD else "skipped"
-    return Failed(
+    state = instance.state if instance.state in UNSUCCESSFUL_STATES else "skipped"
+    return FailureKnown(
         reason=f"task_{state}",
-        origin=ended or instance.changed,
+        source=ended or instance.changed,
         task_id=place[0],
         map_index=map_index,
         try_number=instance.try_number,
@@ -207,16 +211,16 @@ def _blame(run: RunState, task_id: str, map_index: int, ended: Origin | None = N
     )
 
 
-def _answered(run: RunState, tasks: tuple[str, ...], question: Question) -> Answered | None:
+def _find_result(run: RunState, tasks: tuple[str, ...], question: WatchOptions) -> ResultKnown | None:
     """Return the answer of all instances of all tasks, or `None` while one is missing."""
     confirmed = question.confirm == "success"
-    parts: list[Part] = []
-    last: list[Origin] = []
+    parts: list[ResultVersion] = []
+    last: list[SourceRow] = []
     for task_id in tasks:
         instances = run.tasks.get(task_id)
         nothing = run.is_expanded_to_nothing(task_id)
-        if instances is None or not (nothing or instances.complete(confirmed)):
+        if instances is None or not (nothing or instances.has_all_results(confirmed)):
             return None
-        parts.append(Part(task_id, instances.answers, instances.tries))
-        last.append(instances[-1].changed if nothing else instances.last_answer(confirmed))
-    return Answered(tasks, max(last, key=lambda origin: origin.seq or 0), tuple(parts)) if last else None
+        parts.append(ResultVersion(task_id, instances.result_changes, instances.tries))
+        last.append(instances[-1].changed if nothing else instances.last_result_source(confirmed))
+    return ResultKnown(tasks, max(last, key=lambda origin: origin.seq or 0), tuple(parts)) if last else None

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from stream_server.protocol.frames import Chunk, Said
+from stream_server.protocol.frames import AnyOutputFrame, Chunk
 
-FRAME_BYTES = 300
+FRAME_OVERHEAD_BYTES = 300
 """About what a frame takes in memory beside its value."""
 
-Place = tuple[str, int]
+InstanceKey = tuple[str, int]
 """A task and a `map_index`."""
 
 
-class _Speaker(NamedTuple):
+class _OutputState(NamedTuple):
     """A task instance that has said something."""
 
     try_number: int
@@ -26,7 +26,7 @@ class _Speaker(NamedTuple):
     """Fingerprint of the batch that came last."""
 
 
-class Output:
+class RunOutput:
     """What stands of all that was said, in the order in which it was written.
 
     Args:
@@ -35,23 +35,23 @@ class Output:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._frames: deque[Said] = deque()
+        self._frames: deque[AnyOutputFrame] = deque()
         self._bytes = 0
-        self._speakers: dict[Place, _Speaker] = {}
-        self.begun_anew: set[int] = set()
+        self._states: dict[InstanceKey, _OutputState] = {}
+        self.retracting_rows: set[int] = set()
         """Rows with which a try began to say other things than before, as one does that was rescheduled."""
 
     @property
-    def frames(self) -> Sequence[Said]:
+    def frames(self) -> Sequence[AnyOutputFrame]:
         """All that stands and is kept."""
         return self._frames
 
-    def try_of(self, place: Place) -> int | None:
+    def get_try_number(self, place: InstanceKey) -> int | None:
         """Return the try in which a task instance has said something that stands."""
-        speaker = self._speakers.get(place)
+        speaker = self._states.get(place)
         return None if speaker is None else speaker.try_number
 
-    def add(self, frames: Sequence[Said], batch: int) -> tuple[Sequence[Said], bool]:
+    def add_frames(self, frames: Sequence[AnyOutputFrame], batch: int) -> tuple[Sequence[AnyOutputFrame], bool]:
         """Take in what a task instance has said at once, in the try that stands.
 
         Args:
@@ -66,31 +66,31 @@ class Output:
             return (), False
         first, last = frames[0], frames[-1]
         place = first.task_id, first.map_index
-        before = self._speakers.get(place)
+        before = self._states.get(place)
         takes_back = before is not None and first.index < before.next_index
         if takes_back:
             assert before is not None, "it has spoken"
             if before.batch == batch:
                 return (), False
-            self.begun_anew.add(first.seq)
-            self.take_back(place)
-        self._speakers[place] = _Speaker(first.try_number, last.index + 1, batch)
+            self.retracting_rows.add(first.seq)
+            self.retract(place)
+        self._states[place] = _OutputState(first.try_number, last.index + 1, batch)
         self._frames.extend(frames)
-        self._bytes += sum(map(_size, frames))
+        self._bytes += sum(map(_frame_size, frames))
         while self._bytes > self._limit:
-            self._bytes -= _size(self._frames.popleft())
+            self._bytes -= _frame_size(self._frames.popleft())
         return frames, takes_back
 
-    def take_back(self, place: Place) -> bool:
+    def retract(self, place: InstanceKey) -> bool:
         """Forget what a task instance has said; false if it had said nothing."""
-        if self._speakers.pop(place, None) is None:
+        if self._states.pop(place, None) is None:
             return False
         self._frames = deque(frame for frame in self._frames if (frame.task_id, frame.map_index) != place)
-        self._bytes = sum(map(_size, self._frames))
+        self._bytes = sum(map(_frame_size, self._frames))
         return True
 
 
-def _size(frame: Said) -> int:
+def _frame_size(frame: AnyOutputFrame) -> int:
     if isinstance(frame, Chunk):
-        return FRAME_BYTES + (0 if frame.value is msgspec.UNSET else len(frame.value))
-    return FRAME_BYTES
+        return FRAME_OVERHEAD_BYTES + (0 if frame.value is msgspec.UNSET else len(frame.value))
+    return FRAME_OVERHEAD_BYTES

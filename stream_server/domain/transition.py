@@ -6,10 +6,10 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple
 
-RETURN_VALUE = "return_value"
+RETURN_VALUE_KEY = "return_value"
 """Key of the XCom that holds what a task returned (`airflow.models.xcom.XCOM_RETURN_KEY`)."""
 
-OUTPUT = "stream_server_output"
+OUTPUT_KEY = "stream_server_output"
 """Key of the XCom that a running task overwrites with what it says (`stream_server.authoring.output`)."""
 
 
@@ -19,7 +19,7 @@ run: a trigger must not read Airflow's tables. They are no transitions, and noth
 them."""
 
 
-class Kind(str, Enum):
+class TransitionKind(str, Enum):
     """What changed."""
 
     TASK = "task"
@@ -40,7 +40,7 @@ class Transition(NamedTuple):
     at: datetime
     """When it was written, UTC; the commit comes a little later."""
 
-    kind: Kind
+    kind: TransitionKind
     dag_id: str
     run_id: str
     task_id: str | None = None
@@ -69,8 +69,8 @@ class UndecodableRow(ValueError):
     """A journal row is no transition. The message names the cause; it is the same for all rows with this cause."""
 
 
-_KINDS = {kind.value: kind for kind in Kind}
-_TASK_KINDS = frozenset({Kind.TASK, Kind.XCOM})
+_KINDS = {kind.value: kind for kind in TransitionKind}
+_TASK_KINDS = frozenset({TransitionKind.TASK, TransitionKind.XCOM})
 
 
 def decode_row(columns: tuple[Any, ...]) -> Transition | None:
@@ -95,7 +95,7 @@ def decode_row(columns: tuple[Any, ...]) -> Transition | None:
     return row
 
 
-class Read(NamedTuple):
+class ReadTiming(NamedTuple):
     """When a batch was read, and how old it was then."""
 
     lag: float

@@ -6,11 +6,19 @@ from typing import Annotated
 
 import msgspec
 
-from stream_server.domain.transition import OUTPUT, Kind, Transition
-from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Report, RunTransition, Said, TaskTransition
+from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
+from stream_server.protocol.frames import (
+    AnyFrame,
+    AnyOutputFrame,
+    Chunk,
+    Progress,
+    Report,
+    RunTransition,
+    TaskTransition,
+)
 
 
-class _Item(msgspec.Struct, frozen=True):
+class _OutputItem(msgspec.Struct, frozen=True):
     """One thing that a task has said."""
 
     chunk: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -18,32 +26,32 @@ class _Item(msgspec.Struct, frozen=True):
     text: str | None = None
 
 
-class _Batch(msgspec.Struct, frozen=True):
+class _OutputBatch(msgspec.Struct, frozen=True):
     """What a task has said at once, as `stream_server.authoring.output` pushes it."""
 
     try_number: int
     index: Annotated[int, msgspec.Meta(ge=0)]
     """Place of the first item among all that the try has said."""
 
-    items: list[_Item]
+    items: list[_OutputItem]
 
 
-_batches = msgspec.json.Decoder(_Batch)
+_batch_decoder = msgspec.json.Decoder(_OutputBatch)
 
 
-def tell(transition: Transition) -> list[AnyFrame]:
+def frames_of(transition: Transition) -> list[AnyFrame]:
     """Return the frames that tell a transition: none for what is neither a change of a state nor said by a task.
 
     A run that was deleted has no state any more.
     """
-    if transition.kind is Kind.TASK:
-        return [tell_task(transition)]
-    if transition.kind in {Kind.RUN, Kind.RUN_DELETED}:
-        return [tell_run(transition)]
-    return [*tell_output(transition)]
+    if transition.kind is TransitionKind.TASK:
+        return [task_frame(transition)]
+    if transition.kind in {TransitionKind.RUN, TransitionKind.RUN_DELETED}:
+        return [run_frame(transition)]
+    return [*output_frames(transition)]
 
 
-def tell_task(transition: Transition) -> TaskTransition:
+def task_frame(transition: Transition) -> TaskTransition:
     """Return the frame that tells a transition of a task instance."""
     assert transition.task_id is not None, "the journal names the task of every task transition"
     assert transition.map_index is not None, "task_instance.map_index is NOT NULL"
@@ -60,7 +68,7 @@ def tell_task(transition: Transition) -> TaskTransition:
     )
 
 
-def tell_run(transition: Transition) -> RunTransition:
+def run_frame(transition: Transition) -> RunTransition:
     """Return the frame that tells a transition of a run."""
     return RunTransition(
         dag_id=transition.dag_id,
@@ -75,23 +83,23 @@ def tell_run(transition: Transition) -> RunTransition:
 
 def is_output(transition: Transition) -> bool:
     """Tell whether a transition is something that a running task has said."""
-    return transition.kind is Kind.XCOM and transition.xcom_key == OUTPUT
+    return transition.kind is TransitionKind.XCOM and transition.xcom_key == OUTPUT_KEY
 
 
-def tell_output(transition: Transition) -> list[Said]:
+def output_frames(transition: Transition) -> list[AnyOutputFrame]:
     """Return the frames that tell what a task has said; none where that is not known, or not written as ours."""
     if not is_output(transition) or transition.body is None:
         return []
     try:
-        batch = _batches.decode(transition.body)
+        batch = _batch_decoder.decode(transition.body)
     except (msgspec.MsgspecError, RecursionError):
         # msgspec raises RecursionError for values that are nested too deeply.
         return []
-    told = (_tell_item(transition, batch, place, item) for place, item in enumerate(batch.items, batch.index))
+    told = (_output_frame(transition, batch, place, item) for place, item in enumerate(batch.items, batch.index))
     return [frame for frame in told if frame is not None]
 
 
-def _tell_item(transition: Transition, batch: _Batch, index: int, item: _Item) -> Said | None:
+def _output_frame(transition: Transition, batch: _OutputBatch, index: int, item: _OutputItem) -> AnyOutputFrame | None:
     assert transition.task_id is not None, "an XCom belongs to a task"
     assert transition.map_index is not None, "xcom.map_index is NOT NULL"
     origin = {

@@ -32,114 +32,131 @@ RUN: Final = 64
 ANY: Final = S | F | U | K | R
 
 
-def spread(ends: Ends) -> Ends:
+def ends_once_run(ends: Ends) -> Ends:
     """Return in what an instance can end that may be run: tasks can fail, and skip themselves."""
     return ends & ~RUN | S | F | K if ends & RUN else ends
 
 
-class Above(NamedTuple):
+class UpstreamStates(NamedTuple):
     """The instances that a rule looks at, by how they can end; how many they are matters to no rule."""
 
     ends: frozenset[Ends] = frozenset()
     setups: frozenset[Ends] = frozenset()
     """The setups among them."""
 
-    def now(self, ends: Ends) -> bool:
+    def has_ended_in(self, ends: Ends) -> bool:
         """Whether one of them has ended so, for good."""
         return any(one & NOW and one & ends for one in self.ends)
 
-    def some(self, ends: Ends) -> bool:
+    def any_can_end_in(self, ends: Ends) -> bool:
         """Whether one of them can end so."""
         return any(one & ends for one in self.ends)
 
-    def every(self, ends: Ends) -> bool:
+    def all_can_end_in(self, ends: Ends) -> bool:
         """Whether all of them can end so; true where there is none."""
         return all(one & ends for one in self.ends)
 
-    def setups_every(self, ends: Ends) -> bool:
+    def all_setups_can_end_in(self, ends: Ends) -> bool:
         """Whether all setups among them can end so."""
         return all(one & ends for one in self.setups)
 
 
-def _if(condition: bool, ends: Ends) -> Ends:
+def _ends_if(condition: bool, ends: Ends) -> Ends:
     return ends if condition else 0
 
 
-def _all_success(above: Above) -> Ends:
-    if above.now(F | U):
+def _all_success(above: UpstreamStates) -> Ends:
+    if above.has_ended_in(F | U):
         return U
-    return _if(above.every(S | R), RUN) | _if(above.some(F | U), U) | _if(above.some(K), K) | _if(above.some(R), R)
+    return (
+        _ends_if(above.all_can_end_in(S | R), RUN)
+        | _ends_if(above.any_can_end_in(F | U), U)
+        | _ends_if(above.any_can_end_in(K), K)
+        | _ends_if(above.any_can_end_in(R), R)
+    )
 
 
-def _none_failed(above: Above) -> Ends:
-    if above.now(F | U):
+def _none_failed(above: UpstreamStates) -> Ends:
+    if above.has_ended_in(F | U):
         return U
-    return _if(above.every(S | K | R), RUN) | _if(above.some(F | U), U)
+    return _ends_if(above.all_can_end_in(S | K | R), RUN) | _ends_if(above.any_can_end_in(F | U), U)
 
 
-def _none_failed_min_one_success(above: Above) -> Ends:
-    if above.now(F | U):
+def _none_failed_min_one_success(above: UpstreamStates) -> Ends:
+    if above.has_ended_in(F | U):
         return U
     # Before 3.3, none skipped and none successful is a deadlock, which fails the run.
-    empty = _if(above.every(K), K) | _if(above.every(K | R), U)
-    return _if(above.every(S | K | R) and above.some(S), RUN) | _if(above.some(F | U), U) | empty
+    empty = _ends_if(above.all_can_end_in(K), K) | _ends_if(above.all_can_end_in(K | R), U)
+    return (
+        _ends_if(above.all_can_end_in(S | K | R) and above.any_can_end_in(S), RUN)
+        | _ends_if(above.any_can_end_in(F | U), U)
+        | empty
+    )
 
 
-def _one_success(above: Above) -> Ends:
-    if above.now(S):
+def _one_success(above: UpstreamStates) -> Ends:
+    if above.has_ended_in(S):
         return RUN
-    return _if(above.some(S), RUN) | _if(above.every(K), K) | _if(above.every(F | U | K | R), U)
+    return (
+        _ends_if(above.any_can_end_in(S), RUN)
+        | _ends_if(above.all_can_end_in(K), K)
+        | _ends_if(above.all_can_end_in(F | U | K | R), U)
+    )
 
 
-def _one_failed(above: Above) -> Ends:
-    if above.now(F | U):
+def _one_failed(above: UpstreamStates) -> Ends:
+    if above.has_ended_in(F | U):
         return RUN
-    return _if(above.some(F | U), RUN) | _if(above.every(S | K | R), K)
+    return _ends_if(above.any_can_end_in(F | U), RUN) | _ends_if(above.all_can_end_in(S | K | R), K)
 
 
-def _one_done(above: Above) -> Ends:
-    if above.now(S | F):
+def _one_done(above: UpstreamStates) -> Ends:
+    if above.has_ended_in(S | F):
         return RUN
-    return _if(above.some(S | F), RUN) | _if(above.every(U | K | R), K)
+    return _ends_if(above.any_can_end_in(S | F), RUN) | _ends_if(above.all_can_end_in(U | K | R), K)
 
 
-def _all_failed(above: Above) -> Ends:
-    if above.now(S | K):
+def _all_failed(above: UpstreamStates) -> Ends:
+    if above.has_ended_in(S | K):
         return K
-    return _if(above.every(F | U | R), RUN) | _if(above.some(S | K), K)
+    return _ends_if(above.all_can_end_in(F | U | R), RUN) | _ends_if(above.any_can_end_in(S | K), K)
 
 
-def _all_skipped(above: Above) -> Ends:
-    if above.now(S | F | U):
+def _all_skipped(above: UpstreamStates) -> Ends:
+    if above.has_ended_in(S | F | U):
         return K
-    return _if(above.every(K), RUN) | _if(above.some(S | F | U), K)
+    return _ends_if(above.all_can_end_in(K), RUN) | _ends_if(above.any_can_end_in(S | F | U), K)
 
 
-def _none_skipped(above: Above) -> Ends:
-    if above.now(K):
+def _none_skipped(above: UpstreamStates) -> Ends:
+    if above.has_ended_in(K):
         return K
-    return _if(above.every(S | F | U | R), RUN) | _if(above.some(K), K)
+    return _ends_if(above.all_can_end_in(S | F | U | R), RUN) | _ends_if(above.any_can_end_in(K), K)
 
 
-def _all_done(_: Above) -> Ends:
+def _all_done(_: UpstreamStates) -> Ends:
     return RUN
 
 
-def _all_done_min_one_success(above: Above) -> Ends:
-    if above.now(K):
+def _all_done_min_one_success(above: UpstreamStates) -> Ends:
+    if above.has_ended_in(K):
         return K
-    run = above.every(S | F | U | R) and above.some(S)
-    return _if(run, RUN) | _if(above.some(K), K) | _if(above.every(F | U | R), U)
+    run = above.all_can_end_in(S | F | U | R) and above.any_can_end_in(S)
+    return _ends_if(run, RUN) | _ends_if(above.any_can_end_in(K), K) | _ends_if(above.all_can_end_in(F | U | R), U)
 
 
-def _all_done_setup_success(above: Above) -> Ends:
+def _all_done_setup_success(above: UpstreamStates) -> Ends:
     if not above.setups:
         return RUN
     run = any(one & S for one in above.setups)
-    return _if(run, RUN) | _if(above.setups_every(K), K) | _if(above.setups_every(F | U | K | R), U)
+    return (
+        _ends_if(run, RUN)
+        | _ends_if(above.all_setups_can_end_in(K), K)
+        | _ends_if(above.all_setups_can_end_in(F | U | K | R), U)
+    )
 
 
-RULES: dict[str, Callable[[Above], Ends]] = {
+RULES: dict[str, Callable[[UpstreamStates], Ends]] = {
     "all_success": _all_success,
     "all_failed": _all_failed,
     "all_done": _all_done,
@@ -156,19 +173,19 @@ RULES: dict[str, Callable[[Above], Ends]] = {
 }
 """By name (`airflow.task.trigger_rule.TriggerRule`). Of a rule that is not here, nothing is foreseen."""
 
-HEEDLESS = "always"
+ALWAYS = "always"
 """The rule that looks at nothing at all, not even at setups."""
 
-RACING = frozenset({"one_success", "one_failed", "one_done", "none_failed_min_one_success"})
+VERSION_DEPENDENT_RULES = frozenset({"one_success", "one_failed", "one_done", "none_failed_min_one_success"})
 """Rules that in a mapped group look, in some versions, at all instances above instead of those with the same index."""
 
-FAILING_WITH_OTHERS = frozenset({"all_success", "none_failed", "none_failed_min_one_success"})
+FAILS_WITH_UPSTREAM = frozenset({"all_success", "none_failed", "none_failed_min_one_success"})
 """Rules by which a task is told to fail as soon as one above it has failed, whatever the others do."""
 
-SKIPPING_WITH_OTHERS = frozenset({"all_success", "all_done", "all_done_min_one_success", "none_failed", "none_skipped"})
+SKIPS_WITH_UPSTREAM = frozenset({"all_success", "all_done", "all_done_min_one_success", "none_failed", "none_skipped"})
 """Rules by which a task is skipped only where one above it has been."""
 
-WAITING_FOR_ALL = frozenset(
+WAITS_FOR_ALL = frozenset(
     {
         "all_success",
         "all_failed",
@@ -182,11 +199,11 @@ WAITING_FOR_ALL = frozenset(
 )
 """Rules by which a task is not run before all above it have ended."""
 
-WANTING_HARM = frozenset({"all_failed", "one_failed", "all_skipped"})
+MAY_SKIP_ON_SUCCESS = frozenset({"all_failed", "one_failed", "all_skipped"})
 """Rules by which a task can be skipped although everything above it went well."""
 
 
-def ends_by(rule: str, above: Above) -> Ends:
+def apply_rule(rule: str, above: UpstreamStates) -> Ends:
     """Return how an instance with a rule can end."""
     known = RULES.get(rule)
     return RUN | ANY if known is None else known(above)

@@ -8,8 +8,8 @@ from starlette.requests import HTTPConnection
 
 from stream_server.auth.airflow_api import AirflowApi
 from stream_server.auth.authorizer import Caller
-from stream_server.auth.tickets import MAX_TICKET_LENGTH, digest_of, unseal
-from stream_server.errors import AirflowUnknown, ForeignOrigin, TicketRefused
+from stream_server.auth.tickets import MAX_TICKET_LENGTH, ticket_digest, unseal_credential
+from stream_server.errors import AirflowUrlMissing, OriginNotAllowed, TicketRefused
 from stream_server.http.delivery.scope import TICKET
 from stream_server.http.params import query_of
 from stream_server.http.request_slot import recognize
@@ -58,14 +58,14 @@ def credential_of(connection: HTTPConnection) -> dict[str, str]:
 async def _redeem(connection: HTTPConnection, ticket: str) -> Caller:
     """Return who was given a ticket, which is used up by that."""
     state: State = connection.scope["state"]
-    kept = await state["tickets"].redeem(digest_of(ticket)) if len(ticket) <= MAX_TICKET_LENGTH else None
+    kept = await state["tickets"].redeem_ticket(ticket_digest(ticket)) if len(ticket) <= MAX_TICKET_LENGTH else None
     if kept is None:
         raise TicketRefused("This ticket is used up, has expired, or was never given")
-    if not kept.good:
+    if not kept.is_valid:
         raise TicketRefused("This ticket has expired")
     if connection.scope["path"] not in kept.paths:
         raise TicketRefused("This ticket is for another path, and used up now")
-    headers = unseal(ticket, kept.sealed, kept.paths)
+    headers = unseal_credential(ticket, kept.sealed_credential, kept.paths)
     if headers is None:
         raise TicketRefused("This ticket was changed where it is kept")
     return Caller(headers)
@@ -80,7 +80,7 @@ def airflow_as(connection: HTTPConnection, caller: Caller) -> AirflowApi:
     state: State = connection.scope["state"]
     client = state["airflow"]
     if client is None:
-        raise AirflowUnknown
+        raise AirflowUrlMissing
     return AirflowApi(client, caller.headers)
 
 
@@ -110,8 +110,8 @@ def refuse_foreign_origin(connection: HTTPConnection) -> None:
     if authority is not None and (origin in allowed or authority == connection.headers.get("host")):
         return
     if "*" not in allowed:
-        raise ForeignOrigin(f"Pages of {origin[:100]} may not ask that here; see STREAM_SERVER_CORS_ORIGINS")
+        raise OriginNotAllowed(f"Pages of {origin[:100]} may not ask that here; see STREAM_SERVER_CORS_ORIGINS")
     if "cookie" in connection.headers:
-        raise ForeignOrigin(
+        raise OriginNotAllowed(
             f"Pages of {origin[:100]} may ask that here without cookies only; name them in STREAM_SERVER_CORS_ORIGINS"
         )

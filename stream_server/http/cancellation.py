@@ -14,11 +14,11 @@ from contextlib import suppress
 
 import anyio
 
-from stream_server.domain.outcome import Pending, Question, judge
+from stream_server.domain.outcome import Undecided, WatchOptions, evaluate
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import JournalForbidden, JournalMissing, JournalUnreachable, ReadReplica, StreamServerError
 from stream_server.hub.hub import Hub
-from stream_server.journal.waiting_servers import Waiters
+from stream_server.journal.waiting_servers import WaitingServers
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Cancellations:
             own clients only.
     """
 
-    def __init__(self, hub: Hub, waiters: Waiters) -> None:
+    def __init__(self, hub: Hub, waiters: WaitingServers) -> None:
         self._hub = hub
         self._waiters = waiters
         self._tasks: dict[RunKey, asyncio.Task[None]] = {}
@@ -55,7 +55,7 @@ class Cancellations:
         """By run, the time before which nobody need watch it."""
         self._begun: set[RunKey] = set()
         self._due = asyncio.Event()
-        hub.on_run(self._see)
+        hub.on_run_watched(self._see)
 
     async def run(self) -> None:
         """Note for which runs there are clients, until cancelled."""
@@ -69,7 +69,7 @@ class Cancellations:
                 await self._look()
                 if time.monotonic() - renewed > NOTE_SECONDS / 3:
                     renewed = time.monotonic()
-                    await self._waiters.note(self._noted.keys(), NOTE_SECONDS, beside_others=False)
+                    await self._waiters.register_runs(self._noted.keys(), NOTE_SECONDS, beside_others=False)
             except StreamServerError as error:
                 log.debug("What other servers wait for is not known: %s", error)
 
@@ -78,11 +78,13 @@ class Cancellations:
         self._noted[key] = time.monotonic() + BEGIN_SECONDS
         self._due.set()
         try:
-            await self._waiters.note({key}, NOTE_SECONDS, beside_others=False)
+            await self._waiters.register_runs({key}, NOTE_SECONDS, beside_others=False)
         except StreamServerError as error:
             log.warning("Other servers do not know that somebody waits for run %s: %s", key, error)
 
-    def schedule(self, key: RunKey, question: Question, cancel: Callable[[], Awaitable[object]], grace: float) -> None:
+    def schedule(
+        self, key: RunKey, question: WatchOptions, cancel: Callable[[], Awaitable[object]], grace: float
+    ) -> None:
         """Stop a run after `grace` seconds, if nobody watches it then, and what was asked of it is still open.
 
         A later call replaces an earlier one.
@@ -103,7 +105,7 @@ class Cancellations:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._noted:
             with suppress(StreamServerError), anyio.move_on_after(GOODBYE_SECONDS):
-                await self._waiters.withdraw(self._noted.keys())
+                await self._waiters.unregister_runs(self._noted.keys())
 
     def _see(self, key: RunKey) -> None:
         """Take notice that somebody watches a run."""
@@ -113,11 +115,11 @@ class Cancellations:
 
     async def _look(self) -> None:
         """Note those new runs that others have noted, and take back what is not so any more."""
-        begun = {key for key in self._begun if self._hub.watched(key)}
+        begun = {key for key in self._begun if self._hub.is_watched(key)}
         self._begun.clear()
         if begun:
             try:
-                found = await self._waiters.note(begun, NOTE_SECONDS, beside_others=True)
+                found = await self._waiters.register_runs(begun, NOTE_SECONDS, beside_others=True)
             except JournalUnreachable:
                 self._begun |= begun
                 raise
@@ -127,7 +129,7 @@ class Cancellations:
         left = {
             key
             for key, begins in self._noted.items()
-            if begins < now and key not in self._tasks and not self._hub.watched(key)
+            if begins < now and key not in self._tasks and not self._hub.is_watched(key)
         }
         if left:
             await self._withdraw(left)
@@ -135,13 +137,13 @@ class Cancellations:
     async def _withdraw(self, keys: set[RunKey]) -> frozenset[RunKey]:
         for key in keys:
             self._noted.pop(key, None)
-        return await self._waiters.withdraw(keys)
+        return await self._waiters.unregister_runs(keys)
 
     async def _cancel(
-        self, key: RunKey, question: Question, cancel: Callable[[], Awaitable[object]], grace: float
+        self, key: RunKey, question: WatchOptions, cancel: Callable[[], Awaitable[object]], grace: float
     ) -> None:
         await asyncio.sleep(grace)
-        if self._hub.watched(key):
+        if self._hub.is_watched(key):
             return
         try:
             if await self._is_watched_elsewhere(key) or not await self._open(key, question):
@@ -159,11 +161,11 @@ class Cancellations:
             log.warning("Whether another server has clients who watch run %s is not known: %s", key, error)
             return False
 
-    async def _open(self, key: RunKey, question: Question) -> bool:
+    async def _open(self, key: RunKey, question: WatchOptions) -> bool:
         """Tell whether a run has not answered yet, as the database has it: nobody has watched it meanwhile."""
-        async with self._hub.watch(key, question):
-            run = self._hub.state(key)
-            return run is not None and not run.final and isinstance(judge(run, question), Pending)
+        async with self._hub.subscribe(key, question):
+            run = self._hub.run_state(key)
+            return run is not None and not run.has_ended and isinstance(evaluate(run, question), Undecided)
 
     def _forget(self, key: RunKey, task: asyncio.Task[None]) -> None:
         if self._tasks.get(key) is task:

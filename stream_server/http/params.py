@@ -9,12 +9,12 @@ from functools import lru_cache
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 
-from stream_server.domain.outcome import Question
+from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import BadParameter, TokenInUrl, TooLarge
+from stream_server.errors import BadParameter, RequestTooLarge, TokenInUrl
 from stream_server.http.delivery.scope import header_of
 from stream_server.http.state import State
-from stream_server.protocol.cursor import Since
+from stream_server.protocol.cursor import ResumePoint
 from stream_server.settings import parse_duration
 
 QUESTION = frozenset({"result", "confirm", "until"})
@@ -80,11 +80,11 @@ async def read_body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > most:
-            raise TooLarge(f"The body has more than {most} bytes")
+            raise RequestTooLarge(f"The body has more than {most} bytes")
     return bytes(body)
 
 
-def question(connection: HTTPConnection, known: frozenset[str] = STREAM) -> Question:
+def question(connection: HTTPConnection, known: frozenset[str] = STREAM) -> WatchOptions:
     """Return what the query asks.
 
     Args:
@@ -98,7 +98,7 @@ def question(connection: HTTPConnection, known: frozenset[str] = STREAM) -> Ques
 
 
 @lru_cache(maxsize=256)
-def _question(text: bytes, known: frozenset[str]) -> Question:
+def _question(text: bytes, known: frozenset[str]) -> WatchOptions:
     query = _query(text)
     refuse_unknown(query.keys(), known)
     results = query.getlist("result")
@@ -106,19 +106,19 @@ def _question(text: bytes, known: frozenset[str]) -> Question:
         raise BadParameter("result= needs the name of a task; leave it out to get the DAG's own result")
     until = _choice(query, "until", UNTIL)
     confirm = _choice(query, "confirm", CONFIRM)
-    return Question(
-        results=tuple(dict.fromkeys(results)),
+    return WatchOptions(
+        result_tasks=tuple(dict.fromkeys(results)),
         until="run" if until == "run" else "result",
         confirm="success" if confirm == "success" else "push",
     )
 
 
-def since(connection: HTTPConnection) -> Since | None:
+def since(connection: HTTPConnection) -> ResumePoint | None:
     """Return from where on the client wants to hear everything: where it was when its last connection ended.
 
     A returning `EventSource` asks for the same URL again, whose `cursor` is older than its `Last-Event-ID`.
     """
-    return Since.parse(header_of(connection.scope, b"last-event-id") or _cursor(connection.scope["query_string"]))
+    return ResumePoint.parse(header_of(connection.scope, b"last-event-id") or _cursor(connection.scope["query_string"]))
 
 
 @lru_cache(maxsize=256)

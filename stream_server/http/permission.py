@@ -7,8 +7,16 @@ from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple
 
-from stream_server.auth.authorizer import NO_VALUES, Access, Authorizer, Caller, Expiring, Guard, Scope
-from stream_server.domain.outcome import Question
+from stream_server.auth.authorizer import (
+    ACCESS_WITHOUT_VALUES,
+    Access,
+    Authorizer,
+    Caller,
+    LivePermission,
+    OnTokenExpiring,
+    StreamScope,
+)
+from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.hub.firehose import Filter
 from stream_server.hub.subscription import Subscription
@@ -19,18 +27,20 @@ class Permission(NamedTuple):
 
     authorizer: Authorizer
     caller: Caller
-    scope: Scope
+    scope: StreamScope
     access: Access
 
-    def may_ask(self, question: Question) -> Question:
+    def may_ask(self, question: WatchOptions) -> WatchOptions:
         """Return a question as the caller may ask it."""
-        return question if self.access.results else replace(question, withheld=True)
+        return question if self.access.can_read_values else replace(question, redact_values=True)
 
     def may_hear(self, wanted: Filter) -> Filter:
         """Return a filter for the runs of a DAG as the caller may have it."""
-        return wanted._replace(withheld=self.scope.output and not self.access.results)
+        return wanted._replace(redacted=self.scope.output and not self.access.can_read_values)
 
-    def guarded(self, watch: AbstractAsyncContextManager[Subscription], expiring: Expiring | None = None) -> Guarded:
+    def guarded(
+        self, watch: AbstractAsyncContextManager[Subscription], expiring: OnTokenExpiring | None = None
+    ) -> Guarded:
         """Keep a stream to what the caller may see. `expiring` is as for `Authorizer.guard`."""
         return Guarded(self, watch, expiring)
 
@@ -41,13 +51,13 @@ class Guarded(AbstractAsyncContextManager[Subscription]):
     __slots__ = ("_expiring", "_permission", "_watch", "guard")
 
     def __init__(
-        self, permission: Permission, watch: AbstractAsyncContextManager[Subscription], expiring: Expiring | None
+        self, permission: Permission, watch: AbstractAsyncContextManager[Subscription], expiring: OnTokenExpiring | None
     ) -> None:
         self._permission, self._watch, self._expiring = permission, watch, expiring
-        self.guard: Guard | None = None
+        self.guard: LivePermission | None = None
 
     @property
-    def scope(self) -> Scope:
+    def scope(self) -> StreamScope:
         """What it shows."""
         return self._permission.scope
 
@@ -55,7 +65,7 @@ class Guarded(AbstractAsyncContextManager[Subscription]):
         """Begin."""
         subscription = await self._watch.__aenter__()
         authorizer, caller, scope, access = self._permission
-        self.guard = authorizer.guard(caller, scope, access, subscription, self._expiring)
+        self.guard = authorizer.register_stream(caller, scope, access, subscription, self._expiring)
         return subscription
 
     async def __aexit__(
@@ -69,19 +79,19 @@ class Guarded(AbstractAsyncContextManager[Subscription]):
 
 async def permit(authorizer: Authorizer, caller: Caller, key: RunKey) -> Permission:
     """Let a caller in to a run, or raise the error that tells him why not."""
-    return Permission(authorizer, caller, Scope(*key), await authorizer.run(caller, key))
+    return Permission(authorizer, caller, StreamScope(*key), await authorizer.check_run(caller, key))
 
 
 async def permit_dag(authorizer: Authorizer, caller: Caller, dag_id: str, *, output: bool) -> Permission:
     """Let a caller in to all runs of a DAG, or raise the error that tells him why not."""
-    access = await authorizer.dag(caller, dag_id, output=output)
-    return Permission(authorizer, caller, Scope(dag_id, output=output), access)
+    access = await authorizer.check_dag(caller, dag_id, output=output)
+    return Permission(authorizer, caller, StreamScope(dag_id, output=output), access)
 
 
 async def permit_many(authorizer: Authorizer, caller: Caller) -> Permission:
     """Let a caller in to the runs of all DAGs that he may read, or raise the error that tells him why not."""
-    await authorizer.dags(caller)
-    return Permission(authorizer, caller, Scope(), NO_VALUES)
+    await authorizer.check_dags(caller)
+    return Permission(authorizer, caller, StreamScope(), ACCESS_WITHOUT_VALUES)
 
 
 def until_refused(_subscription: Subscription, _expires_at: object) -> None:

@@ -35,7 +35,7 @@ async def _answer_error(connection: HTTPConnection, error: Exception) -> Respons
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, AirflowRefused) and error.challenge is not None:
         headers["WWW-Authenticate"] = error.challenge
-    return Problem(error.problem(), error.status, headers)
+    return Problem(error.problem_body(), error.status, headers)
 
 
 async def _answer_http_exception(connection: HTTPConnection, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stream_server.auth.rate_limits import Admission, address_caller
+from stream_server.auth.rate_limits import RateLimits, caller_of_address
 from stream_server.errors import NulInText
 from stream_server.http.caller import credential_of
 from stream_server.http.delivery.scope import OVERHEARD, PLACE
@@ -48,8 +48,8 @@ class Admitted:
         admission, identity = state["admission"], self._identity(scope)
         client = scope.get("client")
         # Whoever makes up credentials remains his address.
-        known = identity is not None and admission.vouched(identity)
-        place = admission.enter(identity if known else address_caller(client and client[0]), now())
+        known = identity is not None and admission.is_verified(identity)
+        place = admission.acquire(identity if known else caller_of_address(client and client[0]), now())
         scope[PLACE] = place
         if identity is not None and not known:
             send = _vouching(admission, identity, send)
@@ -57,24 +57,24 @@ class Admitted:
         try:
             await self._app(scope, receive, send)
         finally:
-            if not place.held:
-                place.leave()
+            if not place.outlives_request:
+                place.release()
 
     def _identity(self, scope: Scope) -> str | None:
         """Return who the caller is if his credential is good; `None` where that is not asked here."""
         state: State = scope["state"]
-        if not state["authorizer"].asks_who or scope["path"] == PROBE:
+        if not state["authorizer"].requires_credential or scope["path"] == PROBE:
             return None
         credential = credential_of(HTTPConnection(scope))
-        return state["admission"].identity(credential) if credential else None
+        return state["admission"].caller_of_credential(credential) if credential else None
 
 
-def _vouching(admission: Admission, identity: str, send: Send) -> Send:
+def _vouching(admission: RateLimits, identity: str, send: Send) -> Send:
     """Have a credential vouched for by an answer that does not refuse it."""
 
     async def vouching(message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] < LEAST_REFUSAL:
-            admission.vouch(identity)
+            admission.mark_verified(identity)
         await send(message)
 
     return vouching

@@ -8,7 +8,7 @@ from urllib.parse import unquote_plus
 
 from starlette.types import Scope
 
-from stream_server.auth.rate_limits import Place
+from stream_server.auth.rate_limits import CallerSlot
 from stream_server.errors import BadParameter
 from stream_server.http.delivery.scope import PLACE, TICKET
 from stream_server.http.state import State
@@ -21,9 +21,9 @@ def recognize(scope: Scope, credential: Mapping[str, str]) -> None:
         TooManyStreams: He has as many as he may.
     """
     state: State = scope["state"]
-    place: Place | None = scope.get(PLACE)
-    if place is not None and credential and state["authorizer"].asks_who:
-        place.pass_to(state["admission"].identity(credential))
+    place: CallerSlot | None = scope.get(PLACE)
+    if place is not None and credential and state["authorizer"].requires_credential:
+        place.attribute_to(state["admission"].caller_of_credential(credential))
 
 
 def introduce(scope: Scope, credential: Mapping[str, str]) -> None:
@@ -34,21 +34,21 @@ def introduce(scope: Scope, credential: Mapping[str, str]) -> None:
         TooManyStreams: He has as many as he may.
     """
     state: State = scope["state"]
-    place: Place | None = scope.get(PLACE)
-    if place is not None and credential and state["authorizer"].asks_who:
-        identity = state["admission"].identity(credential)
-        state["admission"].vouch(identity)
-        place.introduce(identity, now())
+    place: CallerSlot | None = scope.get(PLACE)
+    if place is not None and credential and state["authorizer"].requires_credential:
+        identity = state["admission"].caller_of_credential(credential)
+        state["admission"].mark_verified(identity)
+        place.authenticate_as(identity, now())
 
 
 def know_as(scope: Scope, credential: Mapping[str, str]) -> None:
     """Count a connection as `introduce` does, even if its caller has as many streams as he may: it is there already."""
     state: State = scope["state"]
-    place: Place | None = scope.get(PLACE)
-    if place is not None and credential and state["authorizer"].asks_who:
-        identity = state["admission"].identity(credential)
-        state["admission"].vouch(identity)
-        place.know_as(identity)
+    place: CallerSlot | None = scope.get(PLACE)
+    if place is not None and credential and state["authorizer"].requires_credential:
+        identity = state["admission"].caller_of_credential(credential)
+        state["admission"].mark_verified(identity)
+        place.attribute_without_limit(identity)
 
 
 def join(scope: Scope) -> None:
@@ -58,9 +58,9 @@ def join(scope: Scope) -> None:
         TooManyJoins: The caller has begun too much of late.
     """
     state: State = scope["state"]
-    place: Place | None = scope.get(PLACE)
+    place: CallerSlot | None = scope.get(PLACE)
     if place is not None:
-        state["admission"].join(place.joins_as, now())
+        state["admission"].record_join(place.joining_caller, now())
 
 
 def take_ticket(scope: Scope) -> None:

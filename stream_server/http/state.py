@@ -8,14 +8,14 @@ from typing import TypedDict
 import httpx
 
 from stream_server.auth.authorizer import Authorizer
-from stream_server.auth.rate_limits import Admission
+from stream_server.auth.rate_limits import RateLimits
 from stream_server.http.cancellation import Cancellations
 from stream_server.http.deadlines import Deadlines
 from stream_server.http.delivery.scheduler import Courier
 from stream_server.hub.hub import Hub
-from stream_server.journal.idempotency_keys import Claims
-from stream_server.journal.run_store import Runs
-from stream_server.journal.ticket_store import Tickets
+from stream_server.journal.idempotency_keys import IdempotencyKeys
+from stream_server.journal.run_store import RunStore
+from stream_server.journal.ticket_store import TicketStore
 from stream_server.settings import Settings
 
 
@@ -27,10 +27,10 @@ class State(TypedDict):
     courier: Courier
     authorizer: Authorizer
     airflow: httpx.AsyncClient | None
-    runs: Runs
-    claims: Claims
-    tickets: Tickets
+    runs: RunStore
+    claims: IdempotencyKeys
+    tickets: TicketStore
     cancellations: Cancellations
-    admission: Admission
+    admission: RateLimits
     idle: Deadlines[Callable[[], None]]
     """What to call where a connection has had no stream for too long."""

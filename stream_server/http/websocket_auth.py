@@ -11,7 +11,7 @@ from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from stream_server.auth.authorizer import Caller
-from stream_server.auth.revalidation import tells_of_token
+from stream_server.auth.revalidation import is_credential_refused
 from stream_server.errors import (
     AirflowRefused,
     BadRequest,
@@ -53,7 +53,7 @@ class Introduction(msgspec.Struct, tag_field="op", tag="auth", forbid_unknown_fi
     @property
     def caller(self) -> Caller:
         """Who says so."""
-        return Caller.bearing(self.token)
+        return Caller.from_token(self.token)
 
 
 class _Operation(msgspec.Struct):
@@ -99,7 +99,7 @@ async def refuse(websocket: WebSocket, error: StreamServerError) -> None:
     """Tell on an open WebSocket what would have been told before the handshake, and end it."""
     code = close_code(error)
     retry_ms = 1000 * error.retry_after if isinstance(error, Throttled) else None
-    closed = Close(code=int(code), reason=error.title, reconnect=code.reconnect, retry_ms=retry_ms)
+    closed = Close(code=int(code), reason=error.title, reconnect=code.should_reconnect, retry_ms=retry_ms)
     await websocket.send_text(Wire(refusal("", error)).text)
     await websocket.send_text(Wire(closed).text)
     await websocket.close(code, error.title)
@@ -111,14 +111,14 @@ def close_code(error: StreamServerError) -> CloseCode:
         return CloseCode.DRAINING if isinstance(error, Draining) else CloseCode.UNAVAILABLE
     if isinstance(error, Throttled):
         return CloseCode.THROTTLED
-    if error.status == Unauthenticated.status or (isinstance(error, AirflowRefused) and tells_of_token(error)):
+    if error.status == Unauthenticated.status or (isinstance(error, AirflowRefused) and is_credential_refused(error)):
         return CloseCode.UNAUTHENTICATED
     return CloseCode.FORBIDDEN if error.status == FORBIDDEN else CloseCode.REFUSED
 
 
 def refusal(identity: str, error: StreamServerError) -> Refusal:
     """Return the frame that tells an error."""
-    problem = error.problem()
+    problem = error.problem_body()
     return Refusal(
         id=identity[:MAX_ID_LENGTH],
         problem=problem["type"],
@@ -164,7 +164,7 @@ class Conversation:
     async def _renew(self, said: Introduction) -> None:
         try:
             if self._guarded.guard is not None:
-                await self._guarded.guard.renew(said.caller)
+                await self._guarded.guard.revalidate(said.caller)
                 know_as(self._scope, said.caller.headers)
         except StreamServerError as error:
             self._refuse(said.id, error)

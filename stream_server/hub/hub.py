@@ -17,18 +17,18 @@ from typing import NamedTuple, TypeAlias
 
 import anyio
 
-from stream_server.domain.outcome import Question
+from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey, RunState
-from stream_server.domain.transition import Read, Transition
+from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import Draining, JournalUnreachable
-from stream_server.hub.firehose import Filter, Firehose, Readable, anew, missed, readings
-from stream_server.hub.observer import Connection, Observer
-from stream_server.hub.run_feed import Channel
+from stream_server.hub.firehose import Filter, Firehose, ReadPermissions, replay, required_resources, reset_wires
+from stream_server.hub.observer import HubObserver, MultiplexConnection
+from stream_server.hub.run_feed import SubscriberGroup
 from stream_server.hub.subscription import Subscription
 from stream_server.hub.watch import Stay
-from stream_server.hub.watched_runs import RunSource, Watched, WatchedRuns
+from stream_server.hub.watched_runs import RunSource, WatchedRun, WatchedRuns
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import Cursor, Since
+from stream_server.protocol.cursor import JournalPosition, ResumePoint
 from stream_server.protocol.frames import Reset, ResetReason
 from stream_server.protocol.wire import Wire
 
@@ -43,7 +43,7 @@ DRAIN_RETRY_MS = (500, 3000)
 SHUTTING_DOWN = "The server is shutting down"
 
 
-Watch: TypeAlias = tuple[RunKey, Question, Since | None]
+Watch: TypeAlias = tuple[RunKey, WatchOptions, ResumePoint | None]
 """Who watches which run, what he asks of it, and from where on."""
 
 
@@ -65,97 +65,101 @@ class Hub:
         observer: Who counts what happens.
     """
 
-    def __init__(self, source: RunSource, *, max_queued_bytes: int, observer: Observer | None = None) -> None:
+    def __init__(self, source: RunSource, *, max_queued_bytes: int, observer: HubObserver | None = None) -> None:
         self._source = source
         self._observer = observer
         self._max_queued_bytes = max_queued_bytes
-        self._runs = WatchedRuns(source, self._position)
+        self._runs = WatchedRuns(source, self._current_cursor)
         self._firehose = Firehose()
         self._subscriptions: set[Subscription] = set()
-        self._connections: set[Connection] = set()
+        self._connections: set[MultiplexConnection] = set()
         self._idle = asyncio.Event()
-        self._cursor: Cursor | None = None
-        self._moved = asyncio.Event()
-        self._on_watch: Callable[[], None] = lambda: None
-        self._on_run: Callable[[RunKey], None] = lambda _: None
-        self.draining = False
+        self._cursor: JournalPosition | None = None
+        self._cursor_moved = asyncio.Event()
+        self._notify_subscribed: Callable[[], None] = lambda: None
+        self._notify_run_watched: Callable[[RunKey], None] = lambda _: None
+        self.is_draining = False
         """Whether this server is shutting down."""
 
     # What the tail says.
 
-    def begin(self, cursor: Cursor) -> None:
+    def start(self, cursor: JournalPosition) -> None:
         """Say from where on batches will come. Before that nobody can join, since something could be missed."""
         self._cursor = cursor
 
-    def dispatch(self, transitions: Sequence[Transition], cursor: Cursor, read: Read | None = None) -> None:
+    def dispatch(
+        self, transitions: Sequence[Transition], cursor: JournalPosition, read: ReadTiming | None = None
+    ) -> None:
         """Hand a batch to those who watch its runs."""
-        self._move(cursor)
+        self._move_cursor(cursor)
         self._firehose.dispatch(transitions, cursor, time.monotonic())
         self._runs.dispatch(transitions, cursor)
         if read is not None and self._observer is not None:
-            self._observer.dispatched(read)
+            self._observer.record_dispatch(read)
 
-    def begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
+    def resync(self, cursor: JournalPosition, reason: ResetReason) -> None:
         """Tell everybody anew: what was known may not be true any more."""
-        self._move(cursor)
-        self._firehose.begin_anew(reason, cursor)
-        self._runs.begin_anew(reason)
+        self._move_cursor(cursor)
+        self._firehose.resync(reason, cursor)
+        self._runs.resync(reason)
 
-    async def reconnect(self, cursor: Cursor) -> None:
+    async def reconnect(self, cursor: JournalPosition) -> None:
         """Go on at a cursor with a server that may be another one."""
         await self._runs.reconnect(cursor)
 
-    def on_watch(self, call: Callable[[], None]) -> None:
+    def on_subscribe(self, call: Callable[[], None]) -> None:
         """Have something called whenever somebody begins to watch."""
-        self._on_watch = call
+        self._notify_subscribed = call
 
-    def on_run(self, call: Callable[[RunKey], None]) -> None:
+    def on_run_watched(self, call: Callable[[RunKey], None]) -> None:
         """Have something called with the run that somebody begins to watch."""
-        self._on_run = call
+        self._notify_run_watched = call
 
     # What can be asked.
 
     @property
-    def live(self) -> bool:
+    def is_live(self) -> bool:
         """Whether the tail has begun, so that runs can be watched."""
         return self._cursor is not None
 
     @property
-    def watching(self) -> bool:
+    def has_subscribers(self) -> bool:
         """Whether anything is watched."""
         return bool(self._runs or self._firehose)
 
     @property
-    def cursor(self) -> Cursor:
+    def cursor(self) -> JournalPosition:
         """How far the journal has been read.
 
         Raises:
             JournalUnreachable: It has not been reached yet.
             Draining: This server is shutting down.
         """
-        if self.draining:
+        if self.is_draining:
             raise Draining
         if self._cursor is None:
             raise JournalUnreachable("The journal has not been reached yet")
         return self._cursor
 
-    def wants_body(self, transition: Transition) -> bool:
+    def wants_output_of(self, transition: Transition) -> bool:
         """Tell whether somebody wants to know what a task has said."""
-        return self.watched(RunKey(transition.dag_id, transition.run_id)) or self._firehose.wants_body(transition)
+        return self.is_watched(RunKey(transition.dag_id, transition.run_id)) or self._firehose.wants_output_of(
+            transition
+        )
 
-    def watched(self, key: RunKey) -> bool:
+    def is_watched(self, key: RunKey) -> bool:
         """Whether somebody watches a run."""
         return self._runs.get(key) is not None
 
-    def reading(self, key: RunKey) -> bool:
+    def is_reading_values(self, key: RunKey) -> bool:
         """Whether return values of a run are being read just now."""
         watched = self._runs.get(key)
-        return watched is not None and watched.fetching is not None
+        return watched is not None and watched.fetch_task is not None
 
-    def state(self, key: RunKey) -> RunState | None:
+    def run_state(self, key: RunKey) -> RunState | None:
         """Return what is known of a run, if it is watched."""
         watched = self._runs.get(key)
-        return None if watched is None else watched.feed.run
+        return None if watched is None else watched.feed.run_state
 
     def statistics(self) -> HubStatistics:
         """Tell how much is watched, and how much waits for slow clients."""
@@ -169,7 +173,9 @@ class Hub:
 
     # Watching.
 
-    def watch(self, key: RunKey, question: Question, *, since: Since | None = None) -> Stay[Watch, Watched]:
+    def subscribe(
+        self, key: RunKey, question: WatchOptions, *, since: ResumePoint | None = None
+    ) -> Stay[Watch, WatchedRun]:
         """Watch a run.
 
         Args:
@@ -184,34 +190,34 @@ class Hub:
         """
         return Stay(self, (key, question, since))
 
-    async def come(self, asked: Watch) -> tuple[Watched, Subscription]:
+    async def come(self, asked: Watch) -> tuple[WatchedRun, Subscription]:
         """Implement `stay.Host`."""
         assert self.cursor, "it raises where there is none"
         key, question, since = asked
         began = time.monotonic()
-        why_not = None if since is None else await self._refuse(since.cursor)
-        watched = await self._runs.hold(key)
+        why_not = None if since is None else await self._find_reset_reason(since.token)
+        watched = await self._runs.acquire(key)
         try:
-            self._on_watch()
-            self._on_run(key)
-            if since is None or since.cursor is None or why_not is not None:
-                subscription = self._begin(watched, question, None if since is None else why_not)
+            self._notify_subscribed()
+            self._notify_run_watched(key)
+            if since is None or since.token is None or why_not is not None:
+                subscription = self._subscribe_fresh(watched, question, None if since is None else why_not)
             else:
-                subscription = await self._go_on(watched, question, since.cursor, unborn=since.unborn)
+                subscription = await self._resume(watched, question, since.token, unborn=since.before_creation)
         except BaseException:
-            self._runs.let_go(watched)
+            self._runs.release(watched)
             raise
-        self._joined(began, since)
+        self._record_join(began, since)
         return watched, subscription
 
-    def leave(self, place: Watched, subscription: Subscription) -> None:
+    def leave(self, place: WatchedRun, subscription: Subscription) -> None:
         """Implement `stay.Host`."""
-        self._dismiss(place, subscription)
-        self._runs.let_go(place)
+        self._leave_feed(place, subscription)
+        self._runs.release(place)
 
     @asynccontextmanager
-    async def follow(
-        self, wanted: Filter, *, since: Since | None = None, readable: Readable | None = None
+    async def subscribe_firehose(
+        self, wanted: Filter, *, since: ResumePoint | None = None, readable: ReadPermissions | None = None
     ) -> AsyncIterator[Subscription]:
         """Follow many runs.
 
@@ -224,84 +230,86 @@ class Hub:
             Unavailable: PostgreSQL does not answer, the journal is missing, or this server is shutting down.
         """
         began = time.monotonic()
-        why_not = None if since is None else await self._refuse(since.cursor)
+        why_not = None if since is None else await self._find_reset_reason(since.token)
         subscription, position = Subscription(self._max_queued_bytes), self.cursor
-        self._firehose.join(wanted, subscription, position, time.monotonic(), readable)
+        self._firehose.add(wanted, subscription, position, time.monotonic(), readable)
         self._subscriptions.add(subscription)
-        self._on_watch()
+        self._notify_subscribed()
         try:
             if since is not None:
-                subscription.put_first(await self._missed(wanted, since, position, why_not, readable))
-            self._joined(began, since)
+                subscription.prepend(await self._replay_firehose(wanted, since, position, why_not, readable))
+            self._record_join(began, since)
             yield subscription
         finally:
-            self._firehose.leave(subscription)
-            self._forget(subscription)
+            self._firehose.remove(subscription)
+            self._discard(subscription)
 
-    def show(self, subscription: Subscription, readable: Readable | None) -> None:
+    def update_permissions(self, subscription: Subscription, readable: ReadPermissions | None) -> None:
         """Tell somebody who follows many runs those of other DAGs, from the next batch on."""
-        self._firehose.show(subscription, readable, time.monotonic())
+        self._firehose.update_permissions(subscription, readable, time.monotonic())
 
     @contextmanager
-    def connection(self, connection: Connection) -> Iterator[None]:
+    def register_connection(self, connection: MultiplexConnection) -> Iterator[None]:
         """Have a connection that lives longer than its streams closed when this server shuts down."""
         self._connections.add(connection)
-        if self.draining:
-            connection.close(CloseCode.DRAINING, SHUTTING_DOWN)
+        if self.is_draining:
+            connection.disconnect(CloseCode.DRAINING, SHUTTING_DOWN)
         try:
             yield
         finally:
             self._connections.discard(connection)
-            self._rest()
+            self._notify_if_idle()
 
-    def _begin(self, watched: Watched, question: Question, reset: ResetReason | None) -> Subscription:
+    def _subscribe_fresh(self, watched: WatchedRun, question: WatchOptions, reset: ResetReason | None) -> Subscription:
         """Let somebody watch who knows nothing, or must forget what he knows."""
         subscription = Subscription(self._max_queued_bytes)
-        self._join(watched, question, subscription)
+        self._join_feed(watched, question, subscription)
         if reset is not None:
             key = watched.feed.key
-            subscription.put_first([Wire(Reset(dag_id=key.dag_id, run_id=key.run_id, reason=reset))])
+            subscription.prepend([Wire(Reset(dag_id=key.dag_id, run_id=key.run_id, reason=reset))])
         return subscription
 
-    async def _go_on(self, watched: Watched, question: Question, cursor: Cursor, *, unborn: bool) -> Subscription:
+    async def _resume(
+        self, watched: WatchedRun, question: WatchOptions, cursor: JournalPosition, *, unborn: bool
+    ) -> Subscription:
         """Let somebody watch who wants to hear everything since a cursor. What comes meanwhile waits behind it."""
         feed, subscription = watched.feed, Subscription(self._max_queued_bytes)
         if feed.reveals(question, cursor):
-            return self._begin(watched, question, "access_changed")
+            return self._subscribe_fresh(watched, question, "access_changed")
         subscription.knows_outcome = cursor.told is not None
-        channel, position = self._join(watched, question, subscription, opening=False)
+        channel, position = self._join_feed(watched, question, subscription, opening=False)
         try:
-            history = await self._source.history(feed.key, cursor)
-            if feed.run is None:
+            history = await self._source.read_history(feed.key, cursor)
+            if feed.run_state is None:
                 # Everything begins anew, and he is told so when it has.
                 return subscription
-            missed = None if history is None else feed.missed(history, channel, position, cursor, unborn=unborn)
+            missed = None if history is None else feed.replay(history, channel, position, cursor, unborn=unborn)
         except BaseException:
-            self._dismiss(watched, subscription)
+            self._leave_feed(watched, subscription)
             raise
         if missed is None:
-            self._dismiss(watched, subscription)
-            return self._begin(watched, question, "cursor_expired" if history is None else "revoked")
-        subscription.put_first(missed)
+            self._leave_feed(watched, subscription)
+            return self._subscribe_fresh(watched, question, "cursor_expired" if history is None else "revoked")
+        subscription.prepend(missed)
         return subscription
 
-    async def _missed(
+    async def _replay_firehose(
         self,
         wanted: Filter,
-        since: Since,
-        position: Cursor,
+        since: ResumePoint,
+        position: JournalPosition,
         why_not: ResetReason | None,
-        readable: Readable | None,
+        readable: ReadPermissions | None,
     ) -> list[Wire]:
-        if since.cursor is None or why_not is not None:
-            return anew(why_not or "cursor_damaged", position)
-        history = await self._source.history(None, since.cursor, output=wanted.wants_output)
+        if since.token is None or why_not is not None:
+            return reset_wires(why_not or "cursor_damaged", position)
+        history = await self._source.read_history(None, since.token, output=wanted.wants_output)
         if history is None:
-            return anew("cursor_expired", position)
-        allowed = None if readable is None else await readable.among(readings(wanted, history))
-        return missed(wanted, history, position, since.cursor, allowed)
+            return reset_wires("cursor_expired", position)
+        allowed = None if readable is None else await readable.filter_readable(required_resources(wanted, history))
+        return replay(wanted, history, position, since.token, allowed)
 
-    async def _refuse(self, cursor: Cursor | None) -> ResetReason | None:
+    async def _find_reset_reason(self, cursor: JournalPosition | None) -> ResetReason | None:
         """Tell why a client can't go on at a cursor, or `None` if it can."""
         if cursor is None:
             return "cursor_damaged"
@@ -310,42 +318,42 @@ class Hub:
         with anyio.move_on_after(CATCH_UP_SECONDS):
             # It may come from a replica that is ahead of us.
             while not self.cursor.covers(cursor):
-                await self._moved.wait()
-        known = self.cursor.covers(cursor) and not await self._source.lacks(cursor)
+                await self._cursor_moved.wait()
+        known = self.cursor.covers(cursor) and not await self._source.is_foreign(cursor)
         return None if known else "cursor_foreign"
 
-    def _join(
-        self, watched: Watched, question: Question, subscription: Subscription, *, opening: bool = True
-    ) -> tuple[Channel, Cursor]:
-        joined = watched.feed.join(question, subscription, self.cursor, opening=opening)
+    def _join_feed(
+        self, watched: WatchedRun, question: WatchOptions, subscription: Subscription, *, opening: bool = True
+    ) -> tuple[SubscriberGroup, JournalPosition]:
+        joined = watched.feed.add_subscription(question, subscription, self.cursor, opening=opening)
         self._subscriptions.add(subscription)
-        self._runs.fetch_wanted(watched)
+        self._runs.start_fetch(watched)
         return joined
 
-    def _dismiss(self, watched: Watched, subscription: Subscription) -> None:
-        watched.feed.leave(subscription)
-        self._forget(subscription)
+    def _leave_feed(self, watched: WatchedRun, subscription: Subscription) -> None:
+        watched.feed.remove_subscription(subscription)
+        self._discard(subscription)
 
-    def _joined(self, began: float, since: Since | None) -> None:
+    def _record_join(self, began: float, since: ResumePoint | None) -> None:
         if self._observer is not None:
-            self._observer.joined(time.monotonic() - began, resumed=since is not None)
+            self._observer.record_join(time.monotonic() - began, resumed=since is not None)
 
-    def _forget(self, subscription: Subscription) -> None:
+    def _discard(self, subscription: Subscription) -> None:
         if subscription.closed is not None and self._observer is not None:
-            self._observer.closed(CloseCode(subscription.closed.code))
+            self._observer.record_close(CloseCode(subscription.closed.code))
         self._subscriptions.discard(subscription)
-        self._rest()
+        self._notify_if_idle()
 
-    def _rest(self) -> None:
+    def _notify_if_idle(self) -> None:
         if not self._subscriptions and not self._connections:
             self._idle.set()
 
-    def _move(self, cursor: Cursor) -> None:
+    def _move_cursor(self, cursor: JournalPosition) -> None:
         self._cursor = cursor
-        self._moved.set()
-        self._moved = asyncio.Event()
+        self._cursor_moved.set()
+        self._cursor_moved = asyncio.Event()
 
-    def _position(self) -> Cursor:
+    def _current_cursor(self) -> JournalPosition:
         assert self._cursor is not None, "nothing is watched before the tail has begun"
         return self._cursor
 
@@ -357,12 +365,12 @@ class Hub:
         Args:
             grace: Seconds to wait at most.
         """
-        self.draining = True
+        self.is_draining = True
         for subscription in list(self._subscriptions):
             delay = random.randint(*DRAIN_RETRY_MS)  # noqa: S311 # not for secrets
-            subscription.close(CloseCode.DRAINING, SHUTTING_DOWN, retry_ms=delay)
+            subscription.disconnect(CloseCode.DRAINING, SHUTTING_DOWN, retry_ms=delay)
         for connection in list(self._connections):
-            connection.close(CloseCode.DRAINING, SHUTTING_DOWN)
+            connection.disconnect(CloseCode.DRAINING, SHUTTING_DOWN)
         if not self._subscriptions and not self._connections:
             return
         self._idle.clear()

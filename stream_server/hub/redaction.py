@@ -10,12 +10,12 @@ from msgspec.structs import replace
 from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Result
 
 
-def withhold(frames: Sequence[AnyFrame]) -> list[AnyFrame]:
+def redact(frames: Sequence[AnyFrame]) -> list[AnyFrame]:
     """Return frames without the values in them; that there is a result, or that a task has said something, is told."""
-    return [_bare(frame) for frame in frames]
+    return [_without_values(frame) for frame in frames]
 
 
-def _bare(frame: AnyFrame) -> AnyFrame:
+def _without_values(frame: AnyFrame) -> AnyFrame:
     if isinstance(frame, Result):
         return replace(frame, results={}, references={}, withheld=True)
     if isinstance(frame, (Chunk, Progress)):

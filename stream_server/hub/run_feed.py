@@ -7,37 +7,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stream_server.domain.answer import Answer
-from stream_server.domain.outcome import Question, Values, result_tasks
-from stream_server.domain.run_state import RUN_FINAL, UNSAID, RunKey, RunState, Unsaid
-from stream_server.domain.transition import Kind, Transition
-from stream_server.domain.transition_frames import is_output, tell_output
+from stream_server.domain.answer import OutcomeTracker
+from stream_server.domain.outcome import ReturnValues, WatchOptions, select_result_tasks
+from stream_server.domain.run_state import FINAL_RUN_STATES, RETRACTING_STATES, RetractionReason, RunKey, RunState
+from stream_server.domain.transition import Transition, TransitionKind
+from stream_server.domain.transition_frames import is_output, output_frames
 from stream_server.errors import UnknownTask
-from stream_server.hub.redaction import withhold
+from stream_server.hub.redaction import redact
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, ResetReason, Resumed, RunInfo
 from stream_server.protocol.wire import Wire, type_of
 
-NOT_BEGUN = RunInfo(state=None, queued_at=None, start_date=None, end_date=None, clear_number=0)
+UNKNOWN_RUN = RunInfo(state=None, queued_at=None, start_date=None, end_date=None, clear_number=0)
 """Of a run of which nothing is known yet."""
 
 
-class Channel:
+class SubscriberGroup:
     """The watchers of one question."""
 
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
+    def __init__(self, answer: OutcomeTracker) -> None:
+        self.tracker = answer
         self.subscriptions: dict[Subscription, None] = {}
         """In the order in which they have come, in which what belongs to them lies in memory."""
 
-        self.wanted: frozenset[str] = frozenset()
+        self.wanted_tasks: frozenset[str] = frozenset()
         """Tasks whose return values must be read before there is more to tell."""
 
-        self._opening: list[Wire] | None = None
+        self._initial_wires: list[Wire] | None = None
 
-    def tell(self, run: RunState, shared: Sequence[AnyFrame], cursor: Cursor, *, unsaid: Unsaid | None = None) -> None:
+    def apply(
+        self,
+        run: RunState,
+        shared: Sequence[AnyFrame],
+        cursor: JournalPosition,
+        *,
+        unsaid: RetractionReason | None = None,
+    ) -> None:
         """Advance the answer, and push what all of the run's watchers see, then what only these do.
 
         Args:
@@ -46,45 +53,47 @@ class Channel:
             cursor: How far that goes.
             unsaid: Why something that a task has said is worth nothing any more.
         """
-        step = self.answer.advance(run, unsaid)
-        self.wanted = frozenset(step.wanted)
-        if not self.answer.question.output:
+        step = self.tracker.update(run, unsaid)
+        self.wanted_tasks = frozenset(step.values_needed)
+        if not self.tracker.options.include_output:
             shared = [frame for frame in shared if not isinstance(frame, (Chunk, Progress))]
-        self.push([*shared, *step.frames], cursor)
+        self.publish([*shared, *step.frames], cursor)
 
-    def receive(self, run: RunState, task_ids: frozenset[str], values: Values, cursor: Cursor) -> None:
+    def add_values(
+        self, run: RunState, task_ids: frozenset[str], values: ReturnValues, cursor: JournalPosition
+    ) -> None:
         """Go on with return values, if they are all that is wanted."""
-        if not self.wanted or not self.wanted <= task_ids:
+        if not self.wanted_tasks or not self.wanted_tasks <= task_ids:
             return
-        step = self.answer.receive(run, task_ids, values)
-        self.wanted = frozenset(step.wanted)
-        self.push(step.frames, cursor)
+        step = self.tracker.add_values(run, task_ids, values)
+        self.wanted_tasks = frozenset(step.values_needed)
+        self.publish(step.frames, cursor)
 
-    def push(self, frames: Sequence[AnyFrame], cursor: Cursor) -> None:
+    def publish(self, frames: Sequence[AnyFrame], cursor: JournalPosition) -> None:
         """Push frames to every watcher; the last of them carries the cursor."""
-        self._opening = None
-        if self.subscriptions and (wires := self.wires(frames, self.place(cursor))):
+        self._initial_wires = None
+        if self.subscriptions and (wires := self.encode(frames, self.resume_token(cursor))):
             for subscription in self.subscriptions:
                 subscription.push(wires)
 
-    def open(self, run: RunState, cursor: Cursor) -> list[Wire]:
+    def initial_wires(self, run: RunState, cursor: JournalPosition) -> list[Wire]:
         """Return what a new watcher must see first; made once for all who join before the next change."""
-        if self._opening is None:
-            self._opening = self.wires(self.answer.open(run), self.place(cursor))
-        return self._opening
+        if self._initial_wires is None:
+            self._initial_wires = self.encode(self.tracker.initial_frames(run), self.resume_token(cursor))
+        return self._initial_wires
 
-    def wires(self, frames: Sequence[AnyFrame], place: Cursor) -> list[Wire]:
+    def encode(self, frames: Sequence[AnyFrame], place: JournalPosition) -> list[Wire]:
         """Put on the wire what of frames may be told; the last of them carries the place."""
-        told = withhold(frames) if self.answer.question.withheld else frames
-        return wires_of(told, place) if told else []
+        told = redact(frames) if self.tracker.options.redact_values else frames
+        return encode_frames(told, place) if told else []
 
-    def place(self, cursor: Cursor) -> Cursor:
+    def resume_token(self, cursor: JournalPosition) -> JournalPosition:
         """Return a cursor as that of who has been told all that these have been."""
-        told = None if self.answer.told is None else type_of(self.answer.told)
-        return cursor.of(told, ended=self.answer.ended, withheld=self.answer.question.withheld)
+        told = None if self.tracker.sent_outcome is None else type_of(self.tracker.sent_outcome)
+        return cursor.of(told, ended=self.tracker.has_ended, withheld=self.tracker.options.redact_values)
 
 
-class Feed:
+class RunFeed:
     """One watched run.
 
     A feed is loading until `start` has been called; transitions wait for that.
@@ -92,59 +101,59 @@ class Feed:
 
     def __init__(self, key: RunKey) -> None:
         self.key = key
-        self.run: RunState | None = None
-        self.channels: dict[Question, Channel] = {}
-        self._loaded_at: Cursor | None = None
-        self._waiting: list[Transition] = []
+        self.run_state: RunState | None = None
+        self.groups: dict[WatchOptions, SubscriberGroup] = {}
+        self._loaded_at: JournalPosition | None = None
+        self._pending: list[Transition] = []
 
     @property
     def subscriptions(self) -> list[Subscription]:
         """All who watch."""
-        return [one for channel in self.channels.values() for one in channel.subscriptions]
+        return [one for channel in self.groups.values() for one in channel.subscriptions]
 
     @property
-    def wanted(self) -> frozenset[str]:
+    def wanted_tasks(self) -> frozenset[str]:
         """Tasks whose return values some channel wants."""
-        return frozenset().union(*(channel.wanted for channel in self.channels.values()))
+        return frozenset().union(*(channel.wanted_tasks for channel in self.groups.values()))
 
-    def start(self, run: RunState, loaded_at: Cursor) -> None:
+    def start(self, run: RunState, loaded_at: JournalPosition) -> None:
         """Go on from what the database said, with what has come since."""
-        waiting, self._waiting = self._waiting, []
-        self.run, self._loaded_at = run, loaded_at
+        waiting, self._pending = self._pending, []
+        self.run_state, self._loaded_at = run, loaded_at
         for transition in self._unseen(waiting):
             run.apply(transition)
-        run.take_unsaid()
+        run.take_retraction()
 
-    def restart(self) -> None:
+    def restart_loading(self) -> None:
         """Be loading again: what was known of the run is worth nothing any more."""
-        self.run = None
-        self._waiting = []
+        self.run_state = None
+        self._pending = []
 
-    def is_behind(self, cursor: Cursor) -> bool:
+    def is_covered_by(self, cursor: JournalPosition) -> bool:
         """Tell whether all that is known of the run was visible at a cursor."""
-        return self.run is not None and self._loaded_at is not None and cursor.covers(self._loaded_at)
+        return self.run_state is not None and self._loaded_at is not None and cursor.covers(self._loaded_at)
 
-    def apply(self, transitions: Sequence[Transition], cursor: Cursor) -> None:
+    def apply(self, transitions: Sequence[Transition], cursor: JournalPosition) -> None:
         """Follow the transitions of one batch, and push what follows."""
-        if self.run is None:
-            self._waiting.extend(transitions)
+        if self.run_state is None:
+            self._pending.extend(transitions)
             return
-        shared = [frame for transition in self._unseen(transitions) for frame in self.run.apply(transition)]
-        unsaid = self.run.take_unsaid()
-        for channel in list(self.channels.values()):
-            channel.tell(self.run, shared, self._position(cursor), unsaid=unsaid)
-        self._forget_ended()
+        shared = [frame for transition in self._unseen(transitions) for frame in self.run_state.apply(transition)]
+        unsaid = self.run_state.take_retraction()
+        for channel in list(self.groups.values()):
+            channel.apply(self.run_state, shared, self._position(cursor), unsaid=unsaid)
+        self._drop_ended_groups()
 
-    def receive(self, task_ids: frozenset[str], values: Values, cursor: Cursor) -> None:
+    def add_values(self, task_ids: frozenset[str], values: ReturnValues, cursor: JournalPosition) -> None:
         """Go on with the return values of some tasks, and push what follows."""
-        if self.run is not None:
-            for channel in list(self.channels.values()):
-                channel.receive(self.run, task_ids, values, self._position(cursor))
-            self._forget_ended()
+        if self.run_state is not None:
+            for channel in list(self.groups.values()):
+                channel.add_values(self.run_state, task_ids, values, self._position(cursor))
+            self._drop_ended_groups()
 
-    def join(
-        self, question: Question, subscription: Subscription, cursor: Cursor, *, opening: bool = True
-    ) -> tuple[Channel, Cursor]:
+    def add_subscription(
+        self, question: WatchOptions, subscription: Subscription, cursor: JournalPosition, *, opening: bool = True
+    ) -> tuple[SubscriberGroup, JournalPosition]:
         """Let somebody watch. What is known is due to him at once, unless he shall be told in another way.
 
         Returns:
@@ -153,35 +162,43 @@ class Feed:
         Raises:
             UnknownTask: The question names a task that the DAG does not have.
         """
-        assert self.run is not None, "whoever joins has waited for the feed to start"
-        known = self.run.task_ids
-        for task_id in question.results:
+        assert self.run_state is not None, "whoever joins has waited for the feed to start"
+        known = self.run_state.task_ids
+        for task_id in question.result_tasks:
             if task_id not in known:
                 raise UnknownTask(self.key.dag_id, task_id, sorted(known))
-        channel = self.channels.get(question)
+        channel = self.groups.get(question)
         position = self._position(cursor)
         if channel is None:
-            channel = self.channels[question] = Channel(Answer(question, self.run.run.clear_number))
+            channel = self.groups[question] = SubscriberGroup(
+                OutcomeTracker(question, self.run_state.info.clear_number)
+            )
             channel.subscriptions[subscription] = None
-            channel.tell(self.run, channel.answer.open(self.run) if opening else [], position)
-            self._forget_ended()
+            channel.apply(self.run_state, channel.tracker.initial_frames(self.run_state) if opening else [], position)
+            self._drop_ended_groups()
         else:
             channel.subscriptions[subscription] = None
             if opening:
-                subscription.push(channel.open(self.run, position))
-            elif channel.answer.told is not None:
-                subscription.push(channel.wires([channel.answer.told], channel.place(position)))
+                subscription.push(channel.initial_wires(self.run_state, position))
+            elif channel.tracker.sent_outcome is not None:
+                subscription.push(channel.encode([channel.tracker.sent_outcome], channel.resume_token(position)))
         return channel, position
 
-    def reveals(self, question: Question, since: Cursor) -> bool:
+    def reveals(self, question: WatchOptions, since: JournalPosition) -> bool:
         """Tell whether a client may read something now that has been told to him without its values."""
-        assert self.run is not None, "the feed has started"
-        if not since.withheld or question.withheld:
+        assert self.run_state is not None, "the feed has started"
+        if not since.withheld or question.redact_values:
             return False
-        return since.told == "result" or (question.output and bool(self.run.output.frames))
+        return since.told == "result" or (question.include_output and bool(self.run_state.output.frames))
 
-    def missed(
-        self, history: Iterable[Transition], channel: Channel, position: Cursor, since: Cursor, *, unborn: bool
+    def replay(
+        self,
+        history: Iterable[Transition],
+        channel: SubscriberGroup,
+        position: JournalPosition,
+        since: JournalPosition,
+        *,
+        unborn: bool,
     ) -> list[Wire] | None:
         """Tell what has happened to the run between a client's cursor and a position.
 
@@ -195,87 +212,93 @@ class Feed:
         Returns:
             `None` where something was taken back of what the client has been told.
         """
-        assert self.run is not None, "somebody has joined"
-        answering = result_tasks(self.run, channel.answer.question)
-        past = [transition for transition in history if position.saw(transition.txid)]
-        if since.told is not None and any(_takes_back(transition, answering) for transition in past):
+        assert self.run_state is not None, "somebody has joined"
+        answering = select_result_tasks(self.run_state, channel.tracker.options)
+        past = [transition for transition in history if position.is_visible(transition.txid)]
+        if since.told is not None and any(_may_retract_outcome(transition, answering) for transition in past):
             return None
-        if channel.answer.question.output and any(self._takes_words_back(transition) for transition in past):
+        if channel.tracker.options.include_output and any(self._retracts_output(transition) for transition in past):
             return None
         # Only for the frames: what they make of the run is known already.
-        scratch = RunState(self.key, NOT_BEGUN, self.run.graph)
+        scratch = RunState(self.key, UNKNOWN_RUN, self.run_state.graph)
         resumed = Resumed(dag_id=self.key.dag_id, run_id=self.key.run_id, since=str(since))
         first = scratch.snapshot(answering) if unborn else resumed
-        frames = [frame for transition in past for frame in self._frames_of(transition, scratch, channel)]
-        withheld = channel.answer.question.withheld
-        return channel.wires([first, *frames], position.of(since.told, ended=False, withheld=withheld))
+        frames = [frame for transition in past for frame in self._replayed_frames(transition, scratch, channel)]
+        withheld = channel.tracker.options.redact_values
+        return channel.encode([first, *frames], position.of(since.told, ended=False, withheld=withheld))
 
-    def leave(self, subscription: Subscription) -> None:
+    def remove_subscription(self, subscription: Subscription) -> None:
         """Forget a watcher, and the channel that nobody watches any more."""
-        for question, channel in list(self.channels.items()):
+        for question, channel in list(self.groups.items()):
             channel.subscriptions.pop(subscription, None)
             if not channel.subscriptions:
-                del self.channels[question]
+                del self.groups[question]
 
-    def begin_anew(self, reason: ResetReason, cursor: Cursor) -> None:
+    def resync(self, reason: ResetReason, cursor: JournalPosition) -> None:
         """Tell all watchers to forget what they were told, and tell them what is known now."""
-        assert self.run is not None, "the feed has started again"
+        assert self.run_state is not None, "the feed has started again"
         reset = Reset(dag_id=self.key.dag_id, run_id=self.key.run_id, reason=reason)
-        for channel in list(self.channels.values()):
-            channel.answer = Answer(channel.answer.question, self.run.run.clear_number)
-            channel.tell(self.run, [reset, *channel.answer.open(self.run)], self._position(cursor))
-        self._forget_ended()
+        for channel in list(self.groups.values()):
+            channel.tracker = OutcomeTracker(channel.tracker.options, self.run_state.info.clear_number)
+            channel.apply(
+                self.run_state, [reset, *channel.tracker.initial_frames(self.run_state)], self._position(cursor)
+            )
+        self._drop_ended_groups()
 
-    def close(self, code: CloseCode, reason: str) -> None:
+    def disconnect(self, code: CloseCode, reason: str) -> None:
         """End the connection of every watcher."""
         for subscription in self.subscriptions:
-            subscription.close(code, reason)
-        self.channels.clear()
+            subscription.disconnect(code, reason)
+        self.groups.clear()
 
-    def _frames_of(self, transition: Transition, scratch: RunState, channel: Channel) -> Sequence[AnyFrame]:
+    def _replayed_frames(
+        self, transition: Transition, scratch: RunState, channel: SubscriberGroup
+    ) -> Sequence[AnyFrame]:
         """Return the frames that tell a transition of the past."""
-        assert self.run is not None, "somebody has joined"
+        assert self.run_state is not None, "somebody has joined"
         if not is_output(transition):
             return scratch.apply(transition)
-        if not channel.answer.question.output:
+        if not channel.tracker.options.include_output:
             return ()
-        frames = [frame for frame in tell_output(transition) if self.run.stands(frame)]
-        return scratch.output.add(frames, hash(transition.body))[0]
+        frames = [frame for frame in output_frames(transition) if self.run_state.is_current(frame)]
+        return scratch.output.add_frames(frames, hash(transition.body))[0]
 
-    def _takes_words_back(self, transition: Transition) -> bool:
+    def _retracts_output(self, transition: Transition) -> bool:
         """Tell whether something was taken back by a transition of the past that a task had said before."""
-        assert self.run is not None, "somebody has joined"
+        assert self.run_state is not None, "somebody has joined"
         if is_output(transition):
-            return transition.seq in self.run.output.begun_anew
-        return transition.kind is Kind.TASK and transition.had_spoken and transition.state in UNSAID
+            return transition.seq in self.run_state.output.retracting_rows
+        return (
+            transition.kind is TransitionKind.TASK and transition.had_spoken and transition.state in RETRACTING_STATES
+        )
 
     def _unseen(self, transitions: Iterable[Transition]) -> list[Transition]:
         assert self._loaded_at is not None, "the feed has started"
-        return [transition for transition in transitions if not self._loaded_at.saw(transition.txid)]
+        return [transition for transition in transitions if not self._loaded_at.is_visible(transition.txid)]
 
-    def _position(self, cursor: Cursor) -> Cursor:
+    def _position(self, cursor: JournalPosition) -> JournalPosition:
         """Return how far this feed's state has come: what it was loaded at, until the tail is there too."""
         assert self._loaded_at is not None, "the feed has started"
         return cursor if cursor.covers(self._loaded_at) else self._loaded_at
 
-    def _forget_ended(self) -> None:
+    def _drop_ended_groups(self) -> None:
         """Forget channels that have said their last; whoever asks again gets a fresh one."""
-        for question, channel in list(self.channels.items()):
-            if channel.answer.ended:
-                del self.channels[question]
+        for question, channel in list(self.groups.items()):
+            if channel.tracker.has_ended:
+                del self.groups[question]
 
 
-def wires_of(frames: Sequence[AnyFrame], cursor: Cursor) -> list[Wire]:
+def encode_frames(frames: Sequence[AnyFrame], cursor: JournalPosition) -> list[Wire]:
     """Put frames on the wire; the last of them carries the cursor."""
     *others, last = frames
     return [*map(Wire, others), Wire(last, cursor)]
 
 
-def _takes_back(transition: Transition, answering: tuple[str, ...]) -> bool:
+def _may_retract_outcome(transition: Transition, answering: tuple[str, ...]) -> bool:
     """Tell whether a transition may take back an outcome that was told: a run or a task is cleared, or tried again."""
-    if transition.kind is Kind.RUN:
-        return transition.previous_state in RUN_FINAL or transition.state == transition.previous_state
-    if transition.kind is not Kind.TASK or transition.previous_state is None:
+    if transition.kind is TransitionKind.RUN:
+        return transition.previous_state in FINAL_RUN_STATES or transition.state == transition.previous_state
+    if transition.kind is not TransitionKind.TASK or transition.previous_state is None:
         return False
     retried = transition.state == "up_for_retry" and transition.task_id in answering
     return retried or transition.state in {None, "restarting"}

@@ -18,7 +18,7 @@ from stream_server.errors import (
     ReadReplica,
     SettingsError,
 )
-from stream_server.journal.dsn import each_host, normalize
+from stream_server.journal.dsn import normalize_url, split_hosts
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to wait for a connection."""
@@ -29,13 +29,13 @@ HOST_TIMEOUT = 3.0
 COMMAND_TIMEOUT = 30.0
 """Seconds to wait for an answer, after which a connection counts as dead."""
 
-GOODBYE_TIMEOUT = 1.0
+CLOSE_TIMEOUT = 1.0
 """Seconds that PostgreSQL may take to close a connection."""
 
 APPLICATION_NAME = "stream_server"
 """What `pg_stat_activity.application_name` shows for our sessions."""
 
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+AnyConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 """A connection, whether it is one's own or a pool's."""
 
 if TYPE_CHECKING:
@@ -44,31 +44,31 @@ else:
     _Connection = asyncpg.Connection
 
 
-class Far(NamedTuple):
+class ServerInfo(NamedTuple):
     """What is at the other end of a connection."""
 
-    pooled: bool = False
+    is_pooled: bool = False
     """Whether a pooler stands between, which may give each transaction another server process."""
 
-    replica: bool = False
+    is_replica: bool = False
     """Whether it was a read replica when we connected."""
 
 
-class Session(_Connection):
+class DatabaseConnection(_Connection):
     """A connection that knows what it leads to.
 
     Behind a pooler it leaves nothing behind: no setting, no lock and no named statement of ours meets another client.
     """
 
-    __slots__ = ("far",)
+    __slots__ = ("server_info",)
 
-    far: Far
+    server_info: ServerInfo
 
     def get_reset_query(self) -> str:
         """Return what a pool of ours says between two uses; behind a pooler it would reset another client's session."""
-        return "" if self.far.pooled else super().get_reset_query()
+        return "" if self.server_info.is_pooled else super().get_reset_query()
 
-    async def look(self) -> None:
+    async def detect_server(self) -> None:
         """Find out what is there.
 
         A pooler makes up the process number that it announces. The command tag tells both, so that the simple protocol
@@ -79,16 +79,16 @@ class Session(_Connection):
             " + 2 * pg_is_in_recovery()::integer)"
         )
         found = int(tag.removeprefix("SELECT "))
-        self.far = Far(pooled=bool(found & 1), replica=bool(found & 2))
+        self.server_info = ServerInfo(is_pooled=bool(found & 1), is_replica=bool(found & 2))
 
 
-_NOT_INSTALLED = (
+_OBJECT_MISSING = (
     asyncpg.UndefinedTableError,
     asyncpg.InvalidSchemaNameError,
     asyncpg.UndefinedFunctionError,
     asyncpg.UndefinedColumnError,
 )
-_GONE = (
+_UNREACHABLE = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
@@ -102,7 +102,7 @@ _GONE = (
 
 
 @contextmanager
-def errors_mapped() -> Iterator[None]:
+def map_postgres_errors() -> Iterator[None]:
     """Turn what asyncpg raises into our `Unavailable` errors; most specific first."""
     try:
         yield
@@ -113,7 +113,7 @@ def errors_mapped() -> Iterator[None]:
             "The database of this server is a read replica, where nothing can be kept. Ask a server at the primary, or"
             " leave out what must be kept: an Idempotency-Key, a ticket, on_disconnect=cancel"
         ) from error
-    except _NOT_INSTALLED as error:
+    except _OBJECT_MISSING as error:
         raise JournalMissing(
             f"The journal is not installed, or of another version ({error}); run `stream-server install`"
         ) from error
@@ -121,80 +121,80 @@ def errors_mapped() -> Iterator[None]:
         raise NulInText from error
     except asyncpg.ClientConfigurationError as error:
         raise SettingsError(f"The database URL is wrong: {error}") from error
-    except _GONE as error:
-        raise JournalUnreachable(f"PostgreSQL does not answer ({_describe(error)})") from error
+    except _UNREACHABLE as error:
+        raise JournalUnreachable(f"PostgreSQL does not answer ({_describe_error(error)})") from error
     except asyncpg.PostgresError as error:
-        raise JournalUnreachable(f"PostgreSQL refuses ({_describe(error)})") from error
+        raise JournalUnreachable(f"PostgreSQL refuses ({_describe_error(error)})") from error
 
 
-def _describe(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def connection_arguments(url: str) -> dict[str, Any]:
+def build_connect_arguments(url: str) -> dict[str, Any]:
     """Return the keyword arguments with which asyncpg connects to a database URL."""
     return {
-        "dsn": normalize(url),
+        "dsn": normalize_url(url),
         "timeout": CONNECT_TIMEOUT,
         "command_timeout": COMMAND_TIMEOUT,
         "server_settings": {"application_name": APPLICATION_NAME},
     }
 
 
-async def disconnect(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+async def close_connection(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     """Say goodbye, so that PostgreSQL's log stays clean, but do not wait for a server that is gone."""
     try:
-        await connection.close(timeout=GOODBYE_TIMEOUT)
-    except (*_GONE, asyncpg.PostgresError):
+        await connection.close(timeout=CLOSE_TIMEOUT)
+    except (*_UNREACHABLE, asyncpg.PostgresError):
         connection.terminate()
 
 
-async def connect(url: str) -> Session:
+async def connect(url: str) -> DatabaseConnection:
     """Open one connection.
 
     Raises:
         JournalUnreachable: PostgreSQL does not answer, or does not let us in.
         SettingsError: The URL is wrong.
     """
-    with errors_mapped():
-        return await open_session(**connection_arguments(url))
+    with map_postgres_errors():
+        return await open_connection(**build_connect_arguments(url))
 
 
-def far(connection: Connection) -> Far:
+def get_server_info(connection: AnyConnection) -> ServerInfo:
     """Return what is at the other end of a session, also through a pool's proxy."""
     session = getattr(connection, "_con", connection)
-    assert isinstance(session, Session), "connections of ours are made by open_session"
-    return session.far
+    assert isinstance(session, DatabaseConnection), "connections of ours are made by open_session"
+    return session.server_info
 
 
-async def open_session(dsn: str, *, timeout: float, **arguments: Any) -> Session:  # noqa: ANN401 # handed on
+async def open_connection(dsn: str, *, timeout: float, **arguments: Any) -> DatabaseConnection:  # noqa: ANN401 # handed on
     """Connect to the first host of a URL that will do; a pool's `connect`.
 
     asyncpg would wait for a host that hangs until all the time is up.
     """
-    *others, last = each_host(dsn)
+    *others, last = split_hosts(dsn)
     for host in others:
         try:
-            return await _open(host, {**arguments, "timeout": min(timeout, HOST_TIMEOUT)})
-        except (*_GONE, asyncpg.PostgresError):
+            return await _open_host(host, {**arguments, "timeout": min(timeout, HOST_TIMEOUT)})
+        except (*_UNREACHABLE, asyncpg.PostgresError):
             continue
-    return await _open(last, {**arguments, "timeout": timeout})
+    return await _open_host(last, {**arguments, "timeout": timeout})
 
 
-async def _open(dsn: str, arguments: dict[str, Any]) -> Session:
-    session = await _look(dsn, arguments)
-    if not session.far.pooled:
+async def _open_host(dsn: str, arguments: dict[str, Any]) -> DatabaseConnection:
+    session = await _open_and_detect(dsn, arguments)
+    if not session.server_info.is_pooled:
         return session
-    await disconnect(session)
+    await close_connection(session)
     # Without a cache asyncpg parses anew what it executes, under no name.
-    return await _look(dsn, {**arguments, "statement_cache_size": 0})
+    return await _open_and_detect(dsn, {**arguments, "statement_cache_size": 0})
 
 
-async def _look(dsn: str, arguments: dict[str, Any]) -> Session:
-    session = await asyncpg.connect(dsn, **{**arguments, "connection_class": Session})
-    assert isinstance(session, Session), "the class that was asked for"
+async def _open_and_detect(dsn: str, arguments: dict[str, Any]) -> DatabaseConnection:
+    session = await asyncpg.connect(dsn, **{**arguments, "connection_class": DatabaseConnection})
+    assert isinstance(session, DatabaseConnection), "the class that was asked for"
     try:
-        await session.look()
+        await session.detect_server()
     except BaseException:
         session.terminate()
         raise

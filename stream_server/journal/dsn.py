@@ -5,16 +5,16 @@ from __future__ import annotations
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from stream_server.errors import SettingsError
-from stream_server.urls import are_hosts, split
+from stream_server.urls import are_valid_hosts, split_url
 
-_RENAMED = {"ssl": "sslmode"}
+_LIBPQ_NAMES = {"ssl": "sslmode"}
 """Query arguments that SQLAlchemy's asyncpg dialect calls by another name than libpq."""
 
 _DIALECT_ONLY = frozenset({"async_fallback", "prepared_statement_cache_size", "prepared_statement_name_func"})
 """Query arguments that mean something to SQLAlchemy alone."""
 
 
-def normalize(url: str) -> str:
+def normalize_url(url: str) -> str:
     """Return a URL that libpq and asyncpg understand, given one in SQLAlchemy's form.
 
     `postgresql+psycopg2://`, `postgresql+asyncpg://` and the like lose their driver; PostgreSQL is the only database
@@ -23,14 +23,14 @@ def normalize(url: str) -> str:
     Raises:
         SettingsError: The URL is none of PostgreSQL's. The message does not repeat it, since it may hold a password.
     """
-    parts = split(url)
+    parts = split_url(url)
     scheme = parts["scheme"].partition("+")[0].lower()
     if scheme not in ("postgresql", "postgres"):
         raise SettingsError(
             "The database URL must begin with postgresql:// (or postgresql+psycopg2:// and the like, as in Airflow's"
             f" [database] sql_alchemy_conn), not with {scheme or 'nothing'}://"
         )
-    if not are_hosts(parts["hosts"]):
+    if not are_valid_hosts(parts["hosts"]):
         raise SettingsError(
             "The database URL has no proper host and port. Special characters of a password must be encoded in it: %40"
             " for @, %2F for /"
@@ -39,7 +39,7 @@ def normalize(url: str) -> str:
     login = f"{user}:{password}@" if password else f"{user}@" if user else ""
     query = urlencode(
         [
-            (_RENAMED.get(name, name), value)
+            (_LIBPQ_NAMES.get(name, name), value)
             for name, value in parse_qsl(parts["query"], keep_blank_values=True)
             if name not in _DIALECT_ONLY
         ],
@@ -50,12 +50,12 @@ def normalize(url: str) -> str:
     return f"postgresql://{login}{parts['hosts']}{database}{'?' if query else ''}{query}"
 
 
-def each_host(url: str) -> list[str]:
+def split_hosts(url: str) -> list[str]:
     """Return a URL for each host that a normalized URL names, in their order.
 
     One that prefers a standby is left whole: it can't be said of a single host whether another one is better.
     """
-    parts = split(url)
+    parts = split_url(url)
     if "," not in parts["hosts"] or "prefer" in parts["query"]:
         return [url]
     # A comma in what stands before them is escaped.

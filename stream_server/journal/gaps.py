@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 
 
-class Losses:
+class GapDetector:
     """Says when watchers must begin anew because something is missing from the journal.
 
     What is missing may be part of a transaction that has not committed yet, and that no snapshot can show. So once is
@@ -14,24 +14,24 @@ class Losses:
 
     def __init__(self) -> None:
         self._count = 0
-        self._unsettled_below: int | None = None
+        self._recheck_from_xmin: int | None = None
 
-    def begin(self, count: int) -> None:
+    def start(self, count: int) -> None:
         """Begin with the counter of the triggers as it stands: what was lost before is no news."""
         self._count = count
-        self._unsettled_below = None
+        self._recheck_from_xmin = None
 
-    def happened(self, cursor: Cursor) -> None:
+    def record_gap(self, cursor: JournalPosition) -> None:
         """Note that something is missing of which the counter knows nothing."""
-        self._unsettled_below = cursor.xmax
+        self._recheck_from_xmin = cursor.xmax
 
-    def noticed(self, count: int, cursor: Cursor) -> bool:
+    def check(self, count: int, cursor: JournalPosition) -> bool:
         """Tell whether watchers must begin anew, given the counter of the triggers and the cursor that read it."""
         before, self._count = self._count, count
         if count != before:
-            self.happened(cursor)
+            self.record_gap(cursor)
             return True
-        if self._unsettled_below is not None and cursor.xmin >= self._unsettled_below:
-            self._unsettled_below = None
+        if self._recheck_from_xmin is not None and cursor.xmin >= self._recheck_from_xmin:
+            self._recheck_from_xmin = None
             return True
         return False

@@ -7,7 +7,7 @@ import logging
 import time
 
 from stream_server.errors import Unavailable
-from stream_server.journal.run_store import Measures, Runs
+from stream_server.journal.run_store import GaugeValues, RunStore
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ QUEUE_USAGE_WARNING = 0.5
 fails the transaction that uses it, whosever that is."""
 
 
-class Meter:
+class DatabaseGauges:
     """What was measured last.
 
     Args:
@@ -24,18 +24,18 @@ class Meter:
         interval: Seconds from one measurement to the next.
     """
 
-    def __init__(self, runs: Runs, interval: float) -> None:
+    def __init__(self, runs: RunStore, interval: float) -> None:
         self._runs = runs
         self._interval = interval
-        self.measures: Measures | None = None
-        self.at: float | None = None
+        self.values: GaugeValues | None = None
+        self.read_at: float | None = None
         """When it was measured, in seconds since 1970."""
 
     async def run(self) -> None:
         """Measure until cancelled."""
         while True:
             try:
-                self.measures, self.at = await self._runs.measures(), time.time()
+                self.values, self.read_at = await self._runs.read_gauges(), time.time()
             except Unavailable as error:
                 # The tail has said so already, or will.
                 log.debug("The journal was not measured: %s", error)
@@ -46,7 +46,7 @@ class Meter:
     @property
     def warnings(self) -> list[str]:
         """What an operator should look at before it becomes a problem, in words."""
-        if self.measures is None or self.measures.queue_usage < QUEUE_USAGE_WARNING:
+        if self.values is None or self.values.notify_queue_usage < QUEUE_USAGE_WARNING:
             return []
-        full = f"PostgreSQL's queue of notifications is {self.measures.queue_usage:.0%} full"
+        full = f"PostgreSQL's queue of notifications is {self.values.notify_queue_usage:.0%} full"
         return [f"{full}; a session that listens and stays in a transaction holds it up: see pg_stat_activity"]

@@ -12,30 +12,30 @@ import anyio
 import asyncpg
 
 from stream_server.errors import InstallError, JournalMissing
-from stream_server.journal.connection import Connection, connect, errors_mapped
-from stream_server.journal.privileges import grants_sql
+from stream_server.journal.connection import AnyConnection, connect, map_postgres_errors
+from stream_server.journal.privileges import build_grants_sql
 from stream_server.journal.queries import (
-    fill_in,
-    load,
+    fill_placeholders,
     load_migrations,
     load_queries,
+    load_sql,
     quote_identifier,
     quote_literal,
 )
 
-VERSION = 3
+SCHEMA_VERSION = 3
 """Version of the journal's schema that this package makes: that of its last migration."""
 
-OLDEST_JOURNAL = 1
+OLDEST_READABLE_SCHEMA = 1
 """Oldest version of the schema with which this server works: at least the one before, for the time of a deployment."""
 
-OLDEST_SERVER = 1
+OLDEST_COMPATIBLE_SERVER = 1
 """Version of the oldest server that works with the schema that this package makes: at least the one before, too."""
 
 SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS = 2.0, 10
 """As for install: switching on puts back triggers that are missing."""
 
-_TABLES = ("task_instance", "dag_run", "xcom")
+_REQUIRED_TABLES = ("task_instance", "dag_run", "xcom")
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class TriggerStatus:
     """Whether it is as this version makes it."""
 
     @property
-    def well(self) -> bool:
+    def is_working(self) -> bool:
         """Whether it does its work."""
         return self.installed and self.enabled and self.current
 
 
 @dataclass(frozen=True)
-class Status:
+class JournalStatus:
     """How the journal stands."""
 
     installed: bool
     version: int | None = None
-    expected_version: int = VERSION
+    expected_version: int = SCHEMA_VERSION
     oldest_server: int = 0
     """Servers that expect an older version than this do not understand the journal."""
 
@@ -81,7 +81,7 @@ class Status:
         if not self.installed:
             return ["the journal is not installed; run `stream-server install`"]
         found = []
-        if (mismatch := _mismatch(self.version, self.oldest_server)) is not None:
+        if (mismatch := _describe_mismatch(self.version, self.oldest_server)) is not None:
             found.append(mismatch)
         if not self.enabled:
             found.append("the triggers are switched off; run `stream-server triggers enable`")
@@ -105,20 +105,20 @@ class Status:
         return {"well": not self.problems, "problems": self.problems, **asdict(self)}
 
 
-def install_sql(airflow_schema: str, reader: str | None = None) -> str:
+def build_install_sql(airflow_schema: str, reader: str | None = None) -> str:
     """Return the script that makes, upgrades or completes the journal and its triggers; and lets a role serve."""
-    migrations = "".join(_migration(version, text) for version, text in load_migrations().items())
-    grants = "" if reader is None else f"\n{grants_sql(reader, airflow_schema)}"
-    script = fill_in(
-        f"{load('begin.sql')}\n{migrations}{load('functions.sql')}\n{load('services.sql')}\n{load('finish.sql')}",
-        version=str(VERSION),
-        oldest_server=str(OLDEST_SERVER),
+    migrations = "".join(_build_migration_step(version, text) for version, text in load_migrations().items())
+    grants = "" if reader is None else f"\n{build_grants_sql(reader, airflow_schema)}"
+    script = fill_placeholders(
+        f"{load_sql('begin.sql')}\n{migrations}{load_sql('functions.sql')}\n{load_sql('services.sql')}\n{load_sql('finish.sql')}",
+        version=str(SCHEMA_VERSION),
+        oldest_server=str(OLDEST_COMPATIBLE_SERVER),
         airflow=quote_literal(airflow_schema),
     )
     return script + grants
 
 
-def _migration(version: int, text: str) -> str:
+def _build_migration_step(version: int, text: str) -> str:
     """Return a statement that migrates to a version, unless it stands already when the script begins."""
     assert "$migration$" not in text, "it ends the quotation"
     return (
@@ -127,12 +127,12 @@ def _migration(version: int, text: str) -> str:
     )
 
 
-def uninstall_sql() -> str:
+def build_uninstall_sql() -> str:
     """Return the script that removes everything that `install_sql` makes."""
-    return load("uninstall.sql")
+    return load_sql("uninstall.sql")
 
 
-async def install(
+async def install_journal(
     url: str, airflow_schema: str, *, lock_timeout: float, attempts: int, reader: str | None = None
 ) -> None:
     """Make or complete the journal and its triggers, in one transaction.
@@ -149,18 +149,18 @@ async def install(
         InstallError: It could not be done; the database is as it was before.
         JournalUnreachable: PostgreSQL does not answer.
     """
-    async with _connection(url) as connection:
-        await _check_airflow(connection, airflow_schema)
-        await _run(connection, install_sql(airflow_schema, reader), lock_timeout, attempts)
+    async with _connected(url) as connection:
+        await _require_airflow_tables(connection, airflow_schema)
+        await _run_with_retries(connection, build_install_sql(airflow_schema, reader), lock_timeout, attempts)
 
 
-async def uninstall(url: str, *, lock_timeout: float, attempts: int) -> None:
+async def uninstall_journal(url: str, *, lock_timeout: float, attempts: int) -> None:
     """Remove the triggers, the journal and all else that install has made. Errors as for `install`."""
-    async with _connection(url) as connection:
-        await _run(connection, uninstall_sql(), lock_timeout, attempts)
+    async with _connected(url) as connection:
+        await _run_with_retries(connection, build_uninstall_sql(), lock_timeout, attempts)
 
 
-async def disable(url: str) -> None:
+async def disable_triggers(url: str) -> None:
     """Switch the triggers off, at once: no lock on Airflow's tables is needed.
 
     Raises:
@@ -168,33 +168,35 @@ async def disable(url: str) -> None:
         JournalMissing: The journal is not installed.
         JournalUnreachable: PostgreSQL does not answer.
     """
-    async with _connection(url) as connection:
-        await _run(connection, "SELECT stream_server.switch_off()", SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS)
+    async with _connected(url) as connection:
+        await _run_with_retries(connection, "SELECT stream_server.switch_off()", SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS)
 
 
-async def enable(url: str) -> None:
+async def enable_triggers(url: str) -> None:
     """Switch the triggers on, and put back those that are missing. Errors as for `disable`."""
-    async with _connection(url) as connection:
+    async with _connected(url) as connection:
         schema = (await read_status(connection)).airflow_schema
         assert schema is not None, "meta.airflow_schema is NOT NULL"
-        await _run(connection, load("enable.sql") + install_sql(schema), SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS)
+        await _run_with_retries(
+            connection, load_sql("enable.sql") + build_install_sql(schema), SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS
+        )
 
 
-async def status(url: str) -> Status:
+async def fetch_status(url: str) -> JournalStatus:
     """Tell how the journal stands.
 
     Raises:
         JournalForbidden: The role may not look.
         JournalUnreachable: PostgreSQL does not answer.
     """
-    async with _connection(url) as connection:
+    async with _connected(url) as connection:
         try:
             return await read_status(connection)
         except JournalMissing:
-            return Status(installed=False)
+            return JournalStatus(installed=False)
 
 
-async def read_status(connection: Connection) -> Status:
+async def read_status(connection: AnyConnection) -> JournalStatus:
     """Tell how the journal stands.
 
     Raises:
@@ -202,7 +204,7 @@ async def read_status(connection: Connection) -> Status:
         JournalMissing: It is not installed, or not whole.
         JournalUnreachable: PostgreSQL does not answer.
     """
-    with errors_mapped():
+    with map_postgres_errors():
         meta = await connection.fetchrow(
             "SELECT version, oldest_server, epoch, airflow_schema, enabled, last_value + is_called::integer AS losses"
             " FROM stream_server.meta, stream_server.losses"
@@ -211,7 +213,7 @@ async def read_status(connection: Connection) -> Status:
         await connection.fetch("SELECT FROM stream_server.journal LIMIT 1")
     if meta is None:
         raise JournalMissing("The journal is not whole; run `stream-server install`")
-    return Status(
+    return JournalStatus(
         installed=True,
         version=meta["version"],
         oldest_server=meta["oldest_server"],
@@ -233,7 +235,7 @@ async def read_status(connection: Connection) -> Status:
 
 
 @asynccontextmanager
-async def _connection(url: str) -> AsyncIterator[Connection]:
+async def _connected(url: str) -> AsyncIterator[AnyConnection]:
     connection = await connect(url)
     try:
         yield connection
@@ -241,11 +243,11 @@ async def _connection(url: str) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-async def _check_airflow(connection: Connection, schema: str) -> None:
-    with errors_mapped():
+async def _require_airflow_tables(connection: AnyConnection, schema: str) -> None:
+    with map_postgres_errors():
         missing = [
             table
-            for table in _TABLES
+            for table in _REQUIRED_TABLES
             if await connection.fetchval("SELECT to_regclass($1)", f"{quote_identifier(schema)}.{table}") is None
         ]
     if missing:
@@ -255,15 +257,15 @@ async def _check_airflow(connection: Connection, schema: str) -> None:
         )
 
 
-class _LockedOut(Exception):
+class _LockTimeout(Exception):
     """An attempt did not get its locks."""
 
 
-async def _run(connection: Connection, script: str, lock_timeout: float, attempts: int) -> None:
+async def _run_with_retries(connection: AnyConnection, script: str, lock_timeout: float, attempts: int) -> None:
     for attempt in range(1, attempts + 1):
         try:
             await _run_once(connection, script, lock_timeout)
-        except _LockedOut as error:
+        except _LockTimeout as error:
             if attempt == attempts:
                 raise InstallError(
                     f"Airflow's tables were locked by other transactions in all of {attempts} attempts of"
@@ -274,14 +276,14 @@ async def _run(connection: Connection, script: str, lock_timeout: float, attempt
             return
 
 
-async def _run_once(connection: Connection, script: str, lock_timeout: float) -> None:
-    with errors_mapped():
+async def _run_once(connection: AnyConnection, script: str, lock_timeout: float) -> None:
+    with map_postgres_errors():
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
                 await connection.execute(script)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
-            raise _LockedOut from error
+            raise _LockTimeout from error
         except asyncpg.RaiseError as error:
             raise InstallError(str(error)) from error
         except asyncpg.InsufficientPrivilegeError as error:
@@ -290,24 +292,27 @@ async def _run_once(connection: Connection, script: str, lock_timeout: float) ->
             ) from error
 
 
-async def queries_for(connection: Connection) -> dict[str, str]:
+async def load_queries_for(connection: AnyConnection) -> dict[str, str]:
     """Return the queries for the Airflow in this database.
 
     Raises:
         JournalMissing: The journal is not installed, or of another version.
     """
-    with errors_mapped():
+    with map_postgres_errors():
         meta = await connection.fetchrow("SELECT version, oldest_server, airflow_schema FROM stream_server.meta")
-        mismatch = "it is empty" if meta is None else _mismatch(meta["version"], meta["oldest_server"])
+        mismatch = "it is empty" if meta is None else _describe_mismatch(meta["version"], meta["oldest_server"])
         if meta is None or mismatch is not None:
             raise JournalMissing(f"The journal can't be read: {mismatch}")
         return load_queries(airflow=quote_identifier(meta["airflow_schema"]))
 
 
-def _mismatch(version: int | None, oldest_server: int) -> str | None:
+def _describe_mismatch(version: int | None, oldest_server: int) -> str | None:
     """Tell why this program does not work with a journal, or `None` if it does."""
-    if version is None or version < OLDEST_JOURNAL:
-        return f"the journal has version {version}, this program needs {OLDEST_JOURNAL}; run `stream-server install`"
-    if oldest_server > VERSION:
-        return f"the journal has version {version}, which needs a newer stream-server; this one knows {VERSION}"
+    if version is None or version < OLDEST_READABLE_SCHEMA:
+        return (
+            f"the journal has version {version}, this program needs {OLDEST_READABLE_SCHEMA};"
+            " run `stream-server install`"
+        )
+    if oldest_server > SCHEMA_VERSION:
+        return f"the journal has version {version}, which needs a newer stream-server; this one knows {SCHEMA_VERSION}"
     return None

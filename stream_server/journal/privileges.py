@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from stream_server.journal.queries import fill_in, load, quote_literal
+from stream_server.journal.queries import fill_placeholders, load_sql, quote_literal
 
-OUR_SCHEMA = "stream_server"
+JOURNAL_SCHEMA = "stream_server"
 
 
 class Privilege(NamedTuple):
@@ -22,12 +22,12 @@ class Privilege(NamedTuple):
     privilege: Literal["USAGE", "SELECT", "EXECUTE"]
 
 
-READER = (
-    Privilege("schema", OUR_SCHEMA, "", "USAGE"),
-    *(Privilege("table", OUR_SCHEMA, name, "SELECT") for name in ("journal", "meta", "output")),
-    Privilege("sequence", OUR_SCHEMA, "losses", "SELECT"),
+READER_PRIVILEGES = (
+    Privilege("schema", JOURNAL_SCHEMA, "", "USAGE"),
+    *(Privilege("table", JOURNAL_SCHEMA, name, "SELECT") for name in ("journal", "meta", "output")),
+    Privilege("sequence", JOURNAL_SCHEMA, "losses", "SELECT"),
     *(
-        Privilege("function", OUR_SCHEMA, name, "EXECUTE")
+        Privilege("function", JOURNAL_SCHEMA, name, "EXECUTE")
         for name in (
             *("triggers", "put_back", "prune", "claim", "release", "wait", "wait_no_more"),
             *("keep_ticket", "redeem_ticket"),
@@ -45,12 +45,12 @@ READER = (
 """All that a server reads and calls (`queries.sql`, `install.read_status`)."""
 
 
-def grants_sql(role: str, airflow_schema: str) -> str:
+def build_grants_sql(role: str, airflow_schema: str) -> str:
     """Return the statement that gives a role what a server needs. What it has already is left as it is."""
-    return fill_in(load("reader.sql"), reader=quote_literal(role), wanted=_values(airflow_schema))
+    return fill_placeholders(load_sql("reader.sql"), reader=quote_literal(role), wanted=_format_values(airflow_schema))
 
 
-def _values(airflow_schema: str) -> str:
+def _format_values(airflow_schema: str) -> str:
     """Return the privileges as rows of SQL."""
-    rows = [(one.kind, one.schema or airflow_schema, one.name, one.privilege) for one in READER]
+    rows = [(one.kind, one.schema or airflow_schema, one.name, one.privilege) for one in READER_PRIVILEGES]
     return ",\n            ".join(f"({', '.join(map(quote_literal, row))})" for row in rows)

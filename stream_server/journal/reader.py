@@ -12,12 +12,12 @@ import asyncpg
 
 from stream_server.domain.transition import Transition, UndecodableRow, decode_row
 from stream_server.domain.transition_frames import is_output
-from stream_server.journal.connection import Session, connect, disconnect, errors_mapped
-from stream_server.journal.installer import queries_for, read_status
-from stream_server.journal.recent_rows import Mark
-from stream_server.journal.replica_snapshot import Sight
+from stream_server.journal.connection import DatabaseConnection, close_connection, connect, map_postgres_errors
+from stream_server.journal.installer import load_queries_for, read_status
+from stream_server.journal.recent_rows import RecentRow
+from stream_server.journal.replica_snapshot import ReplicaSnapshot
 from stream_server.journal.undecodable_rows import Causes
-from stream_server.protocol.cursor import Cursor, Row
+from stream_server.protocol.cursor import JournalPosition, JournalRow
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +25,17 @@ READER_SETTINGS = ("plan_cache_mode = force_generic_plan", "enable_seqscan = off
 """One plan serves every cursor: it need not be made anew, or compiled, for each read. It must use the index also if it
 was made while the journal was small."""
 
-PUT_BACK_LOCK_TIMEOUT = "500ms"
+RESTORE_LOCK_TIMEOUT = "500ms"
 """How long putting back triggers may wait for a lock, and make Airflow wait behind it."""
 
 
-class Standing(NamedTuple):
+class JournalHead(NamedTuple):
     """Where the journal stands."""
 
-    cursor: Cursor
+    position: JournalPosition
     """Of a reader that wants only what comes from now on."""
 
-    losses: int
+    dropped_writes: int
     """How often the triggers could not write something down, since the journal was installed."""
 
 
@@ -46,46 +46,46 @@ class SkippedRow(NamedTuple):
     cause: str
 
 
-class Batch(NamedTuple):
+class JournalBatch(NamedTuple):
     """What one read returns."""
 
     transitions: list[Transition]
     """In the order of `seq`."""
 
-    rows: list[Mark]
+    rows: list[RecentRow]
     """All rows that were read, also those that are no transitions."""
 
     skipped: list[SkippedRow]
     """Rows that could not be decoded. The cursor moves past them."""
 
-    cursor: Cursor
+    position: JournalPosition
     """Where the next read goes on: it claims nothing of transactions younger than the newest row. A crash may forget
     those that were rolled back, and give their numbers to others."""
 
-    seen: Cursor
+    full_snapshot: JournalPosition
     """The whole snapshot that the read was made with."""
 
-    losses: int
+    dropped_writes: int
     """How often the triggers could not write something down, since the journal was installed."""
 
     read_at: datetime
     """When it was read, by PostgreSQL's clock."""
 
-    pruned: bool
+    missed_pruned_rows: bool
     """Whether rows that the cursor had not seen were deleted before they could be read."""
 
 
-class Reader:
+class JournalReader:
     """Reads what a cursor has not seen, on a connection of its own."""
 
-    def __init__(self, connection: Session, queries: dict[str, str]) -> None:
+    def __init__(self, connection: DatabaseConnection, queries: dict[str, str]) -> None:
         self.connection = connection
         self._queries = queries
-        self._sight = Sight(connection, queries) if connection.far.replica else None
+        self._replica_snapshot = ReplicaSnapshot(connection, queries) if connection.server_info.is_replica else None
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator[Reader]:
+    async def open(cls, url: str) -> AsyncIterator[JournalReader]:
         """Connect, and disconnect at the end.
 
         Raises:
@@ -94,53 +94,55 @@ class Reader:
         """
         connection = await connect(url)
         try:
-            if not connection.far.pooled:
-                with errors_mapped():
+            if not connection.server_info.is_pooled:
+                with map_postgres_errors():
                     await connection.execute("; ".join(f"SET {setting}" for setting in READER_SETTINGS))
-            yield cls(connection, await queries_for(connection))
+            yield cls(connection, await load_queries_for(connection))
         finally:
-            await disconnect(connection)
+            await close_connection(connection)
 
-    async def now(self) -> Standing:
+    async def read_head(self) -> JournalHead:
         """Return where the journal stands."""
         (row,) = await self._fetch("journal_now")
-        seen = Cursor.from_snapshot(row["epoch"], row["snapshot"])
-        if self._sight is not None:
-            seen = await self._sight.complete(await self._sight.look(row["epoch"]))
-        return Standing(as_far_as_written(seen, row), row["losses"])
+        seen = JournalPosition.from_snapshot(row["epoch"], row["snapshot"])
+        if self._replica_snapshot is not None:
+            seen = await self._replica_snapshot.add_written_transactions(
+                await self._replica_snapshot.read_lower_bound(row["epoch"])
+            )
+        return JournalHead(limit_to_newest_row(seen, row), row["losses"])
 
-    async def newest(self, at_most: int) -> list[Mark]:
+    async def read_newest_rows(self, at_most: int) -> list[RecentRow]:
         """Return the rows of the youngest transactions, the youngest first."""
-        return [Mark(*row) for row in await self._fetch("newest", at_most)]
+        return [RecentRow(*row) for row in await self._fetch("newest", at_most)]
 
-    async def lacks(self, marks: Sequence[Mark]) -> bool:
+    async def is_any_row_missing(self, marks: Sequence[RecentRow]) -> bool:
         """Tell whether a row is not in the journal any more, though it is not old enough to have been deleted."""
         columns = [list(column) for column in zip(*marks, strict=True)] or [[], [], []]
         (row,) = await self._fetch("lacks", *columns)
         return bool(row["exists"])
 
-    async def after(self, cursor: Cursor) -> Batch:
+    async def read_after(self, cursor: JournalPosition) -> JournalBatch:
         """Return what a cursor has not seen."""
-        before = None if self._sight is None else await self._sight.look(cursor.epoch)
+        before = None if self._replica_snapshot is None else await self._replica_snapshot.read_lower_bound(cursor.epoch)
         rows = await self._fetch("journal_after", cursor.snapshot)
         found = [row[4:] for row in rows if row["id"] is not None]
         # The cursor is computed from all rows, skipped ones included: else they would be read again for ever.
-        marks = [Mark(*columns[:3]) for columns in found]
+        marks = [RecentRow(*columns[:3]) for columns in found]
         transitions, skipped = decode_rows(found)
         newest = max(marks, key=lambda one: one.txid, default=None)
         if before is None:
-            seen = Cursor.from_snapshot(cursor.epoch, rows[0]["snapshot"])
+            seen = JournalPosition.from_snapshot(cursor.epoch, rows[0]["snapshot"])
         else:
-            seen = before.with_seen([one.txid for one in marks])
+            seen = before.with_visible([one.txid for one in marks])
         if newest is not None and newest.txid >= cursor.xmax:
-            told = seen.up_to(newest.txid, Row.of(newest.seq, newest.at))
+            told = seen.up_to(newest.txid, JournalRow.from_time(newest.seq, newest.at))
         else:
             told = seen.up_to(cursor.xmax - 1, cursor.row)
         first = rows[0]
-        pruned = first["pruned_to"] is not None and not cursor.saw(first["pruned_to"])
-        return Batch(transitions, marks, skipped, told, seen, first["losses"], first["read_at"], pruned)
+        pruned = first["pruned_to"] is not None and not cursor.is_visible(first["pruned_to"])
+        return JournalBatch(transitions, marks, skipped, told, seen, first["losses"], first["read_at"], pruned)
 
-    async def with_bodies(
+    async def add_output_bodies(
         self, transitions: Sequence[Transition], wanted: Callable[[Transition], bool]
     ) -> list[Transition]:
         """Return transitions with what tasks have said in those of them that are wanted."""
@@ -155,7 +157,7 @@ class Reader:
         (row,) = await self._fetch("is_replica")
         return bool(row["pg_is_in_recovery"])
 
-    async def put_back(self) -> int:
+    async def restore_triggers(self) -> int:
         """Put back the triggers that are missing, and return how many were.
 
         None is, where one of Airflow's tables could not be locked in time: better later than in Airflow's way.
@@ -164,31 +166,31 @@ class Reader:
             JournalForbidden: The role may not.
             JournalUnreachable: PostgreSQL does not answer.
         """
-        with errors_mapped(), suppress(asyncpg.LockNotAvailableError):
+        with map_postgres_errors(), suppress(asyncpg.LockNotAvailableError):
             async with self.connection.transaction():
-                await self.connection.execute(f"SET LOCAL lock_timeout = '{PUT_BACK_LOCK_TIMEOUT}'")
+                await self.connection.execute(f"SET LOCAL lock_timeout = '{RESTORE_LOCK_TIMEOUT}'")
                 return int(await self.connection.fetchval(self._queries["put_back"]))
         return 0
 
-    async def problems(self) -> list[str]:
+    async def find_trigger_problems(self) -> list[str]:
         """Tell what is wrong with the triggers, in words; empty if all is well."""
         return (await read_status(self.connection)).problems
 
     async def _fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
-        with errors_mapped():
-            if not self.connection.far.pooled:
+        with map_postgres_errors():
+            if not self.connection.server_info.is_pooled:
                 return await self.connection.fetch(self._queries[name], *arguments)
             async with self.connection.transaction():
                 await self.connection.execute("; ".join(f"SET LOCAL {setting}" for setting in READER_SETTINGS))
                 return await self.connection.fetch(self._queries[name], *arguments)
 
 
-def as_far_as_written(seen: Cursor, row: asyncpg.Record) -> Cursor:
+def limit_to_newest_row(seen: JournalPosition, row: asyncpg.Record) -> JournalPosition:
     """Return the cursor that claims nothing of transactions younger than the newest row of the journal."""
     newest, pruned_to = row["newest"] or 1, row["pruned_to"] or 1
     if newest < pruned_to or row["newest"] is None:
         return seen.up_to(pruned_to)
-    return seen.up_to(newest, Row.of(row["newest_id"], row["newest_at"]))
+    return seen.up_to(newest, JournalRow.from_time(row["newest_id"], row["newest_at"]))
 
 
 def decode_rows(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Transition], list[SkippedRow]]:

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-KEPT = 256
+MAX_RECENT_ROWS = 256
 """Transactions of which a row is remembered. What is forgotten is the end of PostgreSQL's log, so that the last one
 would do, were it not for transactions that become visible in another order than they stand there."""
 
 
-class Mark(NamedTuple):
+class RecentRow(NamedTuple):
     """A row of the journal, by what no other row has in common with it."""
 
     seq: int
@@ -25,21 +25,21 @@ class Mark(NamedTuple):
     at: datetime
 
 
-class Marks:
+class RecentRows:
     """A row of each of the transactions that were told last."""
 
     def __init__(self) -> None:
-        self._kept: deque[Mark] = deque(maxlen=KEPT)
+        self._rows: deque[RecentRow] = deque(maxlen=MAX_RECENT_ROWS)
 
-    def begin(self, newest: Sequence[Mark]) -> None:
+    def start(self, newest: Sequence[RecentRow]) -> None:
         """Begin with what is there already, the youngest first: it counts as told."""
-        self._kept.clear()
-        self._kept.extend(reversed(newest))
+        self._rows.clear()
+        self._rows.extend(reversed(newest))
 
-    def told(self, rows: Iterable[Mark]) -> None:
+    def add(self, rows: Iterable[RecentRow]) -> None:
         """Note that a batch has been told."""
-        self._kept.extend({row.txid: row for row in rows}.values())
+        self._rows.extend({row.txid: row for row in rows}.values())
 
-    def all(self) -> list[Mark]:
+    def list_rows(self) -> list[RecentRow]:
         """Return them, the oldest first."""
-        return list(self._kept)
+        return list(self._rows)

@@ -12,14 +12,14 @@ from dataclasses import replace
 
 import asyncpg
 
-from stream_server.journal.connection import Connection, errors_mapped, far
-from stream_server.protocol.cursor import Cursor
+from stream_server.journal.connection import AnyConnection, get_server_info, map_postgres_errors
+from stream_server.protocol.cursor import JournalPosition
 
-NOWHERE = Cursor("0", 1, 1)
+EMPTY_POSITION = JournalPosition("0", 1, 1)
 """A cursor that has seen nothing, of no journal."""
 
 
-class Sight:
+class ReplicaSnapshot:
     """The eyes of one reader on a replica.
 
     Args:
@@ -27,38 +27,38 @@ class Sight:
         queries: The blocks of `queries.sql`.
     """
 
-    def __init__(self, connection: Connection, queries: Mapping[str, str]) -> None:
+    def __init__(self, connection: AnyConnection, queries: Mapping[str, str]) -> None:
         self._connection = connection
         self._queries = queries
         self._before: str | None = None
 
-    async def look(self, epoch: str) -> Cursor:
+    async def read_lower_bound(self, epoch: str) -> JournalPosition:
         """Return what can be seen at least by what is read from now on."""
-        with errors_mapped():
+        with map_postgres_errors():
             self._before = await self._connection.fetchval(self._queries["in_progress"], self._before)
         assert self._before is not None, "an aggregate has one row"
-        return Cursor.from_snapshot(epoch, self._before)
+        return JournalPosition.from_snapshot(epoch, self._before)
 
-    async def complete(self, before: Cursor) -> Cursor:
+    async def add_written_transactions(self, before: JournalPosition) -> JournalPosition:
         """Return what can be seen now, exactly, as far as the journal goes."""
-        with errors_mapped():
+        with map_postgres_errors():
             rows = await self._connection.fetch(self._queries["written_after"], before.snapshot)
-        return before.with_seen([row["txid"] for row in rows])
+        return before.with_visible([row["txid"] for row in rows])
 
 
-async def seen_rows(
-    connection: Connection, queries: Mapping[str, str], name: str, *arguments: object
-) -> tuple[list[asyncpg.Record], Cursor]:
+async def fetch_with_snapshot(
+    connection: AnyConnection, queries: Mapping[str, str], name: str, *arguments: object
+) -> tuple[list[asyncpg.Record], JournalPosition]:
     """Ask a query whose rows hold their `epoch` and `snapshot`, and return with them what they were read with.
 
     Where there are no rows, the cursor says nothing.
     """
-    if not far(connection).replica:
+    if not get_server_info(connection).is_replica:
         rows = await connection.fetch(queries[name], *arguments)
-        return rows, Cursor.from_snapshot(rows[0]["epoch"], rows[0]["snapshot"]) if rows else NOWHERE
-    sight = Sight(connection, queries)
-    before = await sight.look(NOWHERE.epoch)
+        return rows, JournalPosition.from_snapshot(rows[0]["epoch"], rows[0]["snapshot"]) if rows else EMPTY_POSITION
+    sight = ReplicaSnapshot(connection, queries)
+    before = await sight.read_lower_bound(EMPTY_POSITION.epoch)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         rows = await connection.fetch(queries[name], *arguments)
-        seen = await sight.complete(before)
-    return rows, replace(seen, epoch=rows[0]["epoch"]) if rows else NOWHERE
+        seen = await sight.add_written_transactions(before)
+    return rows, replace(seen, epoch=rows[0]["epoch"]) if rows else EMPTY_POSITION

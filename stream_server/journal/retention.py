@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from stream_server.errors import Unavailable
-from stream_server.journal.run_store import Runs
+from stream_server.journal.run_store import RunStore
 
 log = logging.getLogger(__name__)
 
@@ -31,25 +31,25 @@ ROUND_SECONDS = (60.0, 10.0)
 class Retention(NamedTuple):
     """What the journal may hold."""
 
-    age: float | None
+    max_age: float | None
     """Seconds; `None` sets no bound."""
 
-    size: int | None
+    max_bytes: int | None
     """Bytes of its rows and their part of the index; `None` sets no bound."""
 
     @property
-    def bounded(self) -> bool:
+    def is_bounded(self) -> bool:
         """Whether anything is ever deleted."""
-        return self.age is not None or self.size is not None
+        return self.max_age is not None or self.max_bytes is not None
 
     @property
     def interval(self) -> float:
         """Seconds from one round to the next."""
-        longest = ROUND_SECONDS[0 if self.size is None else 1]
-        return longest if self.age is None else min(longest, self.age / 2)
+        longest = ROUND_SECONDS[0 if self.max_bytes is None else 1]
+        return longest if self.max_age is None else min(longest, self.max_age / 2)
 
 
-async def prune_forever(runs: Runs, retention: Retention, pruned: Callable[[int], None]) -> None:
+async def prune_forever(runs: RunStore, retention: Retention, pruned: Callable[[int], None]) -> None:
     """Delete what is beyond the retention, until cancelled.
 
     Args:
@@ -60,18 +60,20 @@ async def prune_forever(runs: Runs, retention: Retention, pruned: Callable[[int]
     settled: str | None = None
     while True:
         try:
-            settled = await _round(runs, retention, settled, pruned)
+            settled = await _prune_round(runs, retention, settled, pruned)
         except Unavailable as error:
             log.warning("The journal was not pruned: %s", error, extra={"action": "prune_failed"})
         await asyncio.sleep(retention.interval * random.uniform(0.5, 1.5))  # noqa: S311 # not for secrets
 
 
-async def _round(runs: Runs, retention: Retention, settled: str | None, pruned: Callable[[int], None]) -> str:
+async def _prune_round(runs: RunStore, retention: Retention, settled: str | None, pruned: Callable[[int], None]) -> str:
     """Delete in batches until nothing is left to delete, and return what the next round may."""
-    seen = await runs.snapshot()
+    seen = await runs.read_snapshot()
     onward = False
     while settled is not None:
-        deleted = await runs.prune(retention.age, BATCH_ROWS, retention.size, settled=settled, onward=onward)
+        deleted = await runs.prune_journal(
+            retention.max_age, BATCH_ROWS, retention.max_bytes, settled=settled, onward=onward
+        )
         if deleted == 0:
             break
         pruned(deleted)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stream_server.journal.reader import as_far_as_written
-from stream_server.journal.replica_snapshot import seen_rows
-from stream_server.journal.run_store import Runs
+from stream_server.journal.reader import limit_to_newest_row
+from stream_server.journal.replica_snapshot import fetch_with_snapshot
+from stream_server.journal.run_store import RunStore
 from stream_server.protocol.bodies import DagItem, RunItem
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 
 
 class RecentRuns(NamedTuple):
     """Runs, the youngest first, and from where on the journal tells what has happened since."""
 
     runs: list[RunItem]
-    cursor: Cursor | None
+    position: JournalPosition | None
     """`None` where the journal is not whole."""
 
-    before: int | None
+    next_before: int | None
     """What to ask with for those that are older; `None` where there are none."""
 
 
-async def recent_runs(source: Runs, dag_id: str | None, limit: int, before: int | None = None) -> RecentRuns:
+async def read_recent_runs(source: RunStore, dag_id: str | None, limit: int, before: int | None = None) -> RecentRuns:
     """Read the youngest runs of a DAG, or of all. Errors as for `Runs.history`.
 
     Args:
@@ -31,8 +31,8 @@ async def recent_runs(source: Runs, dag_id: str | None, limit: int, before: int 
         limit: How many at most.
         before: Only those that were created before this one.
     """
-    async with source.connection() as (connection, queries):
-        rows, seen = await seen_rows(connection, queries, "recent_runs", dag_id, limit, before)
+    async with source.acquire_connection() as (connection, queries):
+        rows, seen = await fetch_with_snapshot(connection, queries, "recent_runs", dag_id, limit, before)
     found = [row for row in rows if row["id"] is not None]
     runs = [
         RunItem(
@@ -46,12 +46,12 @@ async def recent_runs(source: Runs, dag_id: str | None, limit: int, before: int 
         )
         for row in found
     ]
-    cursor = as_far_as_written(seen, rows[0]) if rows else None
+    cursor = limit_to_newest_row(seen, rows[0]) if rows else None
     return RecentRuns(runs, cursor, found[-1]["id"] if len(found) == limit else None)
 
 
-async def dags_to_choose(source: Runs, tag: str) -> list[DagItem]:
+async def read_tagged_dags(source: RunStore, tag: str) -> list[DagItem]:
     """Read the DAGs that bear a tag. Errors as for `Runs.history`."""
-    async with source.connection() as (connection, queries):
+    async with source.acquire_connection() as (connection, queries):
         rows = await connection.fetch(queries["dags_to_choose"], tag)
     return [DagItem(dag_id=row["dag_id"], description=row["description"], is_paused=row["is_paused"]) for row in rows]

@@ -14,25 +14,32 @@ import asyncpg
 import msgspec
 
 from stream_server.domain.graph import Graph
-from stream_server.domain.outcome import Value, Values
-from stream_server.domain.run_state import MAX_OUTPUT_BYTES, UNSAID, Instance, Origin, RunKey, RunState
-from stream_server.domain.transition import OUTPUT, Kind, Transition
+from stream_server.domain.outcome import ReturnValue, ReturnValues
+from stream_server.domain.run_state import (
+    MAX_OUTPUT_BYTES,
+    RETRACTING_STATES,
+    RunKey,
+    RunState,
+    SourceRow,
+    TaskInstance,
+)
+from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
 from stream_server.errors import JournalMissing, RunNotFound
 from stream_server.journal.connection import (
-    GOODBYE_TIMEOUT,
-    Connection,
-    Session,
-    connection_arguments,
-    errors_mapped,
-    far,
-    open_session,
+    CLOSE_TIMEOUT,
+    AnyConnection,
+    DatabaseConnection,
+    build_connect_arguments,
+    get_server_info,
+    map_postgres_errors,
+    open_connection,
 )
-from stream_server.journal.installer import queries_for
-from stream_server.journal.reader import as_far_as_written, decode_rows, log_skipped
-from stream_server.journal.replica_snapshot import seen_rows
+from stream_server.journal.installer import load_queries_for
+from stream_server.journal.reader import decode_rows, limit_to_newest_row, log_skipped
+from stream_server.journal.replica_snapshot import fetch_with_snapshot
 from stream_server.journal.undecodable_rows import Causes
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import RunInfo
 
 MAX_HISTORY = 5000
@@ -44,7 +51,7 @@ MAX_HISTORY_BYTES = 8 * 1024 * 1024
 MAX_OUTPUT_ROWS = 5000
 """How much of what the tasks of a run have said is read for who joins: so many times at most, the last ones."""
 
-OUTPUT_VERSION = 3
+OUTPUT_SCHEMA_VERSION = 3
 """Version of the journal that has what tasks say."""
 
 REPLICA_LAG_SECONDS, REPLICA_PAUSE_SECONDS = 1.0, 0.05
@@ -58,7 +65,7 @@ MAX_EARLIER_RUNS = 20
 """How many of the last ended runs of a DAG are searched for Airflow 3.3's own result marks."""
 
 
-class Measures(NamedTuple):
+class GaugeValues(NamedTuple):
     """How large the journal is, and what else only the database knows."""
 
     live_rows: int
@@ -69,14 +76,14 @@ class Measures(NamedTuple):
 
     table_bytes: int
     index_bytes: int
-    losses: int
+    dropped_writes: int
     """How often the triggers could not write something down, since the journal was installed."""
 
-    queue_usage: float
+    notify_queue_usage: float
     """Share of PostgreSQL's queue of notifications that is full."""
 
 
-class Runs:
+class RunStore:
     """What joiners need to know of runs, from a small pool of connections."""
 
     def __init__(
@@ -96,11 +103,11 @@ class Runs:
         if self._pool is None:
             return
         try:
-            await asyncio.wait_for(self._pool.close(), GOODBYE_TIMEOUT)
+            await asyncio.wait_for(self._pool.close(), CLOSE_TIMEOUT)
         except asyncio.TimeoutError:
             self._pool.terminate()
 
-    async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
+    async def read_run(self, key: RunKey) -> tuple[RunState, JournalPosition]:
         """Read a run, and the cursor that goes on from there.
 
         Raises:
@@ -109,31 +116,33 @@ class Runs:
             JournalUnreachable: PostgreSQL does not answer.
         """
         deadline = time.monotonic() + REPLICA_LAG_SECONDS
-        while isinstance(found := await self._run_state(key), bool):
+        while isinstance(found := await self._try_read_run(key), bool):
             if not found or time.monotonic() > deadline:
                 raise RunNotFound(*key)
             await asyncio.sleep(REPLICA_PAUSE_SECONDS)
         return found
 
-    async def _run_state(self, key: RunKey) -> tuple[RunState, Cursor] | bool:
+    async def _try_read_run(self, key: RunKey) -> tuple[RunState, JournalPosition] | bool:
         """Read a run; where it is not there, tell whether it may be on its way, since this is a read replica."""
-        async with self.connection() as (connection, queries):
-            rows, seen = await seen_rows(connection, queries, "run_snapshot", *key)
+        async with self.acquire_connection() as (connection, queries):
+            rows, seen = await fetch_with_snapshot(connection, queries, "run_snapshot", *key)
             if not rows:
-                return far(connection).replica
-            run = _run_state(key, rows, self._max_output_bytes)
-            seen = as_far_as_written(seen, rows[0])
-            if rows[0]["version"] >= OUTPUT_VERSION:
-                await self._hear(connection, queries, run, seen)
+                return get_server_info(connection).is_replica
+            run = _build_run_state(key, rows, self._max_output_bytes)
+            seen = limit_to_newest_row(seen, rows[0])
+            if rows[0]["version"] >= OUTPUT_SCHEMA_VERSION:
+                await self._load_output(connection, queries, run, seen)
             versions = Counter(row["dag_version_id"] for row in rows if row["dag_version_id"])
             if versions:
                 version = versions.most_common(1)[0][0]
-                run.graph = await self._graph(connection, queries, version)
-                if run.graph is not None and not run.graph.marked:
+                run.graph = await self._read_graph(connection, queries, version)
+                if run.graph is not None and not run.graph.marked_tasks:
                     run.earlier_marks = await _earlier_marks(connection, queries, key, version, run.graph.tasks)
         return run, seen
 
-    async def history(self, key: RunKey | None, since: Cursor, *, output: bool = True) -> list[Transition] | None:
+    async def read_history(
+        self, key: RunKey | None, since: JournalPosition, *, output: bool = True
+    ) -> list[Transition] | None:
         """Read the transitions of a run, or of all runs, that a cursor has not seen.
 
         Args:
@@ -149,27 +158,27 @@ class Runs:
             JournalMissing: The journal is not installed.
             JournalUnreachable: PostgreSQL does not answer.
         """
-        async with self.connection() as (connection, queries):
+        async with self.acquire_connection() as (connection, queries):
             rows = await connection.fetch(queries["history"], *(key or (None, None)), since.snapshot, MAX_HISTORY + 1)
             pruned_to, version = rows[0]["pruned_to"], rows[0]["version"]
-            if len(rows) > MAX_HISTORY or (pruned_to is not None and not since.saw(pruned_to)):
+            if len(rows) > MAX_HISTORY or (pruned_to is not None and not since.is_visible(pruned_to)):
                 return None
             transitions, skipped = decode_rows(row[2:] for row in rows if row["id"] is not None)
             if skipped:
                 log_skipped(skipped, self._causes)
                 return None
-            if not output or version < OUTPUT_VERSION:
+            if not output or version < OUTPUT_SCHEMA_VERSION:
                 return transitions
             if key is not None:
-                transitions = await self._with_speakers(connection, queries, key, transitions)
-            return await self._with_bodies(connection, queries, transitions)
+                transitions = await self._flag_prior_output(connection, queries, key, transitions)
+            return await self._add_output_bodies(connection, queries, transitions)
 
-    async def tagged(self, tags: Collection[str]) -> frozenset[str]:
+    async def read_dag_ids_with_tags(self, tags: Collection[str]) -> frozenset[str]:
         """Return the DAGs that bear one of some tags. Errors as for `history`."""
-        async with self.connection() as (connection, queries):
+        async with self.acquire_connection() as (connection, queries):
             return frozenset(row["dag_id"] for row in await connection.fetch(queries["tagged"], list(tags)))
 
-    async def lacks(self, cursor: Cursor) -> bool:
+    async def is_foreign(self, cursor: JournalPosition) -> bool:
         """Tell whether the journal has another history than the one that a cursor comes from. Errors as for `history`.
 
         A failover to a server that was behind, or a crash with `synchronous_commit = off`, forgets transactions, and
@@ -177,26 +186,28 @@ class Runs:
         """
         if cursor.row is None:
             return False
-        async with self.connection() as (connection, queries):
-            found = await connection.fetchval(queries["lacks"], [cursor.row.seq], [cursor.xmax - 1], [cursor.row.time])
+        async with self.acquire_connection() as (connection, queries):
+            found = await connection.fetchval(
+                queries["lacks"], [cursor.row.seq], [cursor.xmax - 1], [cursor.row.written_at]
+            )
         return bool(found)
 
-    async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
+    async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
         """Read what tasks of a run have returned. Errors as for `run_state`, without `RunNotFound`."""
-        async with self.connection() as (connection, queries):
+        async with self.acquire_connection() as (connection, queries):
             rows = await connection.fetch(queries["return_values"], *key, list(task_ids), self._max_result_bytes)
-        return _values(rows)
+        return _build_values(rows)
 
-    async def final_values(self, key: RunKey, task_ids: Collection[str] | None) -> Values:
+    async def read_final_values(self, key: RunKey, task_ids: Collection[str] | None) -> ReturnValues:
         """Read what tasks of a run have returned; where none are named, those that Airflow marked as its result.
 
         Errors as for `values`.
         """
         named = None if task_ids is None else list(task_ids)
-        async with self.connection() as (connection, queries):
-            return _values(await connection.fetch(queries["final_values"], *key, named, self._max_result_bytes))
+        async with self.acquire_connection() as (connection, queries):
+            return _build_values(await connection.fetch(queries["final_values"], *key, named, self._max_result_bytes))
 
-    async def prune(
+    async def prune_journal(
         self,
         age: float | None,
         at_most: int,
@@ -219,59 +230,61 @@ class Runs:
             JournalMissing: The journal is not installed.
             JournalUnreachable: PostgreSQL does not answer.
         """
-        async with self.connection() as (connection, queries):
+        async with self.acquire_connection() as (connection, queries):
             return int(await connection.fetchval(queries["prune"], age, at_most, size, settled, onward))
 
-    async def snapshot(self) -> str:
+    async def read_snapshot(self) -> str:
         """Return what can be seen just now. Errors as for `prune`."""
-        async with self.connection() as (connection, queries):
+        async with self.acquire_connection() as (connection, queries):
             return str(await connection.fetchval(queries["snapshot"]))
 
-    async def measures(self) -> Measures:
+    async def read_gauges(self) -> GaugeValues:
         """Measure the journal. Errors as for `prune`."""
-        async with self.connection() as (connection, queries):
+        async with self.acquire_connection() as (connection, queries):
             row = await connection.fetchrow(queries["measures"])
         if row is None:
             raise JournalMissing("The journal is not installed; run `stream-server install`")
-        return Measures(*row)
+        return GaugeValues(*row)
 
-    async def refresh(self) -> None:
+    async def reconnect(self) -> None:
         """Make all connections anew as they are needed: the server may be another one."""
         self._queries = None
         if self._pool is not None:
             await self._pool.expire_connections()
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[tuple[Connection, dict[str, str]]]:
+    async def acquire_connection(self) -> AsyncIterator[tuple[AnyConnection, dict[str, str]]]:
         """Lend a connection of the pool, with the queries for the Airflow in this database."""
-        with errors_mapped():
+        with map_postgres_errors():
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
-                    **connection_arguments(self._url),
+                    **build_connect_arguments(self._url),
                     min_size=0,
                     max_size=self._pool_size,
-                    connect=cast("Any", open_session),
-                    connection_class=Session,
+                    connect=cast("Any", open_connection),
+                    connection_class=DatabaseConnection,
                 )
             async with self._pool.acquire() as connection:
                 if self._queries is None:
-                    self._queries = await queries_for(connection)
+                    self._queries = await load_queries_for(connection)
                 yield connection, self._queries
 
-    async def _hear(self, connection: Connection, queries: dict[str, str], run: RunState, seen: Cursor) -> None:
+    async def _load_output(
+        self, connection: AnyConnection, queries: dict[str, str], run: RunState, seen: JournalPosition
+    ) -> None:
         """Let a run know what its tasks have said, as far as it was seen."""
         rows = await connection.fetch(queries["output"], *run.key, MAX_OUTPUT_ROWS, self._max_output_bytes)
         for seq, txid, at, kind, dag_id, run_id, task_id, map_index, body in rows:
-            if seen.saw(txid):
-                said = Transition(seq, txid, at, Kind(kind), dag_id, run_id, task_id, map_index)
-                run.apply(said._replace(xcom_key=OUTPUT, body=body))
-        run.take_unsaid()
+            if seen.is_visible(txid):
+                said = Transition(seq, txid, at, TransitionKind(kind), dag_id, run_id, task_id, map_index)
+                run.apply(said._replace(xcom_key=OUTPUT_KEY, body=body))
+        run.take_retraction()
 
-    async def _with_speakers(
-        self, connection: Connection, queries: dict[str, str], key: RunKey, transitions: list[Transition]
+    async def _flag_prior_output(
+        self, connection: AnyConnection, queries: dict[str, str], key: RunKey, transitions: list[Transition]
     ) -> list[Transition]:
         """Return transitions of a run with the note which of them may take back what a task had said."""
-        asked = [one for one in transitions if one.kind is Kind.TASK and one.state in UNSAID]
+        asked = [one for one in transitions if one.kind is TransitionKind.TASK and one.state in RETRACTING_STATES]
         if not asked:
             return transitions
         columns = zip(*((one.seq, one.task_id, one.map_index) for one in asked), strict=True)
@@ -279,8 +292,8 @@ class Runs:
         found = {row["id"] for row in rows}
         return [one._replace(had_spoken=True) if one.seq in found else one for one in transitions]
 
-    async def _with_bodies(
-        self, connection: Connection, queries: dict[str, str], transitions: list[Transition]
+    async def _add_output_bodies(
+        self, connection: AnyConnection, queries: dict[str, str], transitions: list[Transition]
     ) -> list[Transition] | None:
         """Return transitions with what tasks have said in them, or `None` where that is too much."""
         asked = [one.seq for one in transitions if is_output(one)]
@@ -292,7 +305,7 @@ class Runs:
         bodies = {row["id"]: row["body"] for row in rows}
         return [one._replace(body=bodies.get(one.seq)) for one in transitions]
 
-    async def _graph(self, connection: Connection, queries: dict[str, str], version: UUID) -> Graph | None:
+    async def _read_graph(self, connection: AnyConnection, queries: dict[str, str], version: UUID) -> Graph | None:
         """Return the structure of a DAG version. It does not change once a run refers to it."""
         if version in self._graphs:
             self._graphs.move_to_end(version)
@@ -311,7 +324,7 @@ class Runs:
 
 
 async def _earlier_marks(
-    connection: Connection, queries: dict[str, str], key: RunKey, version: UUID, task_ids: Collection[str]
+    connection: AnyConnection, queries: dict[str, str], key: RunKey, version: UUID, task_ids: Collection[str]
 ) -> dict[str, bool] | None:
     """Return which tasks of a DAG version bore Airflow 3.3's own result mark in earlier runs that have ended.
 
@@ -339,11 +352,11 @@ async def _earlier_marks(
     return {row["task_id"]: row["marked"] for row in rows}
 
 
-def _values(rows: Sequence[asyncpg.Record]) -> Values:
-    return {(row["task_id"], row["map_index"]): Value(row["bytes"], row["json"]) for row in rows}
+def _build_values(rows: Sequence[asyncpg.Record]) -> ReturnValues:
+    return {(row["task_id"], row["map_index"]): ReturnValue(row["bytes"], row["json"]) for row in rows}
 
 
-def _run_state(key: RunKey, rows: Sequence[asyncpg.Record], output_bytes: int) -> RunState:
+def _build_run_state(key: RunKey, rows: Sequence[asyncpg.Record], output_bytes: int) -> RunState:
     first = rows[0]
     run = RunState(
         key,
@@ -359,14 +372,14 @@ def _run_state(key: RunKey, rows: Sequence[asyncpg.Record], output_bytes: int) -
     for row in rows:
         if row["task_id"] is None:
             continue
-        instance = Instance(
+        instance = TaskInstance(
             state=row["state"],
             try_number=row["try_number"] or 0,
             start_date=row["start_date"],
             end_date=row["end_date"],
-            pushed=Origin() if row["pushed"] else None,
+            pushed=SourceRow() if row["pushed"] else None,
             # A value of an earlier try is about to be deleted.
             mark=row["dag_result"] if row["pushed"] or row["state"] != "running" else None,
         )
-        run.add(row["task_id"], row["map_index"], instance)
+        run.add_instance(row["task_id"], row["map_index"], instance)
     return run

@@ -21,107 +21,107 @@ from typing import Literal, Protocol
 
 import anyio
 
-from stream_server.domain.transition import Read, Transition
+from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import JournalForbidden, JournalUnreachable, Unavailable
-from stream_server.journal.gaps import Losses
-from stream_server.journal.listener import Listener, Obstacle
-from stream_server.journal.pacing import Pace
-from stream_server.journal.reader import Reader, SkippedRow, log_skipped
-from stream_server.journal.recent_rows import KEPT, Marks
+from stream_server.journal.gaps import GapDetector
+from stream_server.journal.listener import Listener, ListenObstacle
+from stream_server.journal.pacing import Pacing
+from stream_server.journal.reader import JournalReader, SkippedRow, log_skipped
+from stream_server.journal.recent_rows import MAX_RECENT_ROWS, RecentRows
 from stream_server.journal.undecodable_rows import Causes, ResyncTimer
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import ResetReason
 
 log = logging.getLogger(__name__)
 
-BACKOFF_SECONDS = (0.1, 5.0)
+RECONNECT_SECONDS = (0.1, 5.0)
 """First and longest wait before connecting again; it doubles each time, with jitter."""
 
-DEAF_POLL_SECONDS = (0.5, 5.0)
+POLL_WITHOUT_NOTIFY_SECONDS = (0.5, 5.0)
 """How often to look where the doorbell can't be heard: while runs are watched, and while none is."""
 
-DROWSY_SECONDS = (0.005, 0.5)
+SETTLE_SECONDS = (0.005, 0.5)
 """First and longest wait for the end of silent transactions; it doubles each time."""
 
 
-class Audience(Protocol):
+class BatchSink(Protocol):
     """Whom a tail tells: a `Hub`, or all those of a host."""
 
     @property
-    def watching(self) -> bool:
+    def has_subscribers(self) -> bool:
         """Whether anything is watched."""
 
-    def on_watch(self, call: Callable[[], None]) -> None:
+    def on_subscribe(self, call: Callable[[], None]) -> None:
         """Have something called whenever somebody begins to watch."""
 
-    def wants_body(self, transition: Transition) -> bool:
+    def wants_output_of(self, transition: Transition) -> bool:
         """Tell whether what a task has said is wanted, with the row that says that it has."""
 
-    def begin(self, cursor: Cursor) -> None:
+    def start(self, cursor: JournalPosition) -> None:
         """Say from where on batches will come."""
 
-    def dispatch(self, transitions: Sequence[Transition], cursor: Cursor, read: Read | None) -> None:
+    def dispatch(self, transitions: Sequence[Transition], cursor: JournalPosition, read: ReadTiming | None) -> None:
         """Hand on a batch, how far it goes, and when it was read, where it has rows."""
 
-    def begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
+    def resync(self, cursor: JournalPosition, reason: ResetReason) -> None:
         """Say that what was known may not be true any more."""
 
-    async def reconnect(self, cursor: Cursor) -> None:
+    async def reconnect(self, cursor: JournalPosition) -> None:
         """Say that the server may be another one from here on."""
 
 
-class Observer(Protocol):
+class TailObserver(Protocol):
     """Who counts what a tail does: `stream_server.metrics`."""
 
-    def read(self, why: Why, rows: int, seconds: float) -> None:
+    def record_read(self, why: ReadReason, rows: int, seconds: float) -> None:
         """A read found so many rows, and took so many seconds."""
 
-    def lag(self, seconds: float) -> None:
+    def record_lag(self, seconds: float) -> None:
         """A row was handed on so many seconds after it was written, by PostgreSQL's clock."""
 
-    def lost(self) -> None:
+    def record_connection_loss(self) -> None:
         """A connection was lost, or could not be made."""
 
-    def began_anew(self, reason: ResetReason) -> None:
+    def record_resync(self, reason: ResetReason) -> None:
         """All watchers were told to begin anew."""
 
     def rows_skipped(self, rows: int) -> None:
         """So many rows could not be decoded."""
 
 
-Why = Literal["ring", "poll", "load"]
+ReadReason = Literal["ring", "poll", "load"]
 """Why a tail reads: the doorbell rang, it had not for long, or there is so much to read that none is needed."""
 
 
-class Nobody:
+class NullTailObserver:
     """An observer that does not look."""
 
-    def read(self, why: Why, rows: int, seconds: float) -> None:
+    def record_read(self, why: ReadReason, rows: int, seconds: float) -> None:
         """Do nothing."""
 
-    def lag(self, seconds: float) -> None:
+    def record_lag(self, seconds: float) -> None:
         """Do nothing."""
 
-    def lost(self) -> None:
+    def record_connection_loss(self) -> None:
         """Do nothing."""
 
-    def began_anew(self, reason: ResetReason) -> None:
+    def record_resync(self, reason: ResetReason) -> None:
         """Do nothing."""
 
     def rows_skipped(self, rows: int) -> None:
         """Do nothing."""
 
 
-class Vigil(Enum):
+class IdleState(Enum):
     """How awake a tail is."""
 
-    AWAKE = "awake"
+    ACTIVE = "awake"
     """It reads at its own pace; transactions may be silent."""
 
-    DROWSY = "drowsy"
+    SETTLING = "drowsy"
     """It has lain down: transactions ring, but silent ones may be under way."""
 
-    ASLEEP = "asleep"
+    IDLE = "asleep"
     """None is under way, and it waits to be rung for."""
 
 
@@ -129,8 +129,8 @@ class Vigil(Enum):
 class TailStatus:
     """How the tail is doing."""
 
-    connected: bool = False
-    hears: bool = False
+    is_connected: bool = False
+    receives_notifications: bool = False
     """Whether the doorbell works; otherwise the tail polls."""
 
     problems: list[str] = field(default_factory=lambda: ["the journal has not been reached yet"])
@@ -151,31 +151,31 @@ class Tail:
     def __init__(
         self,
         url: str,
-        audience: Audience,
+        audience: BatchSink,
         *,
         poll_interval: float,
         check_interval: float,
-        observer: Observer | None = None,
+        observer: TailObserver | None = None,
     ) -> None:
         self._url = url
-        self._audience = audience
+        self._sink = audience
         self._poll_interval = poll_interval
         self._check_interval = check_interval
-        self._observer = observer or Nobody()
-        self._bell = asyncio.Event()
-        audience.on_watch(self._bell.set)
-        self._cursor: Cursor | None = None
-        self._seen: Cursor | None = None
-        self._losses = Losses()
-        self._marks = Marks()
+        self._observer = observer or NullTailObserver()
+        self._wake = asyncio.Event()
+        audience.on_subscribe(self._wake.set)
+        self._position: JournalPosition | None = None
+        self._full_snapshot: JournalPosition | None = None
+        self._gaps = GapDetector()
+        self._recent_rows = RecentRows()
         self._causes = Causes()
         self._resync_timer = ResyncTimer(self._request_resync)
         self._resync_requested = False
-        self._whole = True
-        self._pace = Pace()
-        self._vigil = Vigil.AWAKE
-        self._drowsy_for = DROWSY_SECONDS[0]
-        self._why: Why = "poll"
+        self._triggers_complete = True
+        self._pacing = Pacing()
+        self._idle_state = IdleState.ACTIVE
+        self._settle_seconds = SETTLE_SECONDS[0]
+        self._read_reason: ReadReason = "poll"
         self._status = TailStatus()
         self._on_status: Callable[[], None] = lambda: None
 
@@ -195,7 +195,7 @@ class Tail:
 
     async def run(self) -> None:
         """Follow the journal until cancelled."""
-        wait, longest = BACKOFF_SECONDS
+        wait, longest = RECONNECT_SECONDS
         while True:
             began = time.monotonic()
             try:
@@ -203,72 +203,78 @@ class Tail:
             except Unavailable as error:
                 self.status = TailStatus(problems=[str(error)])
                 if time.monotonic() - began > longest:
-                    wait = BACKOFF_SECONDS[0]
+                    wait = RECONNECT_SECONDS[0]
                 log.warning("%s; connecting again", error, extra={"action": "tail_lost"})
-                self._observer.lost()
+                self._observer.record_connection_loss()
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 # not for secrets
             wait = min(wait * 2, longest)
 
     async def _follow(self) -> None:
         """Follow the journal until the connection is lost, or the replica at its other end is one no more."""
         async with (
-            Reader.open(self._url) as reader,
-            Listener.open(self._url, self._bell.set, beside=reader.connection) as listener,
+            JournalReader.open(self._url) as reader,
+            Listener.open(self._url, self._wake.set, beside=reader.connection) as listener,
         ):
-            await self._take_up(reader)
-            self.status = TailStatus(connected=True, hears=listener.hears, problems=[])
-            _report(listener.obstacle)
-            self._vigil, checked = Vigil.AWAKE, float("-inf")
-            while not listener.lost:
+            await self._start_from(reader)
+            self.status = TailStatus(
+                is_connected=True, receives_notifications=listener.receives_notifications, problems=[]
+            )
+            _log_listener_state(listener.obstacle)
+            self._idle_state, checked = IdleState.ACTIVE, float("-inf")
+            while not listener.is_lost:
                 if time.monotonic() - checked > self._check_interval:
                     checked = time.monotonic()
-                    await self._check(reader)
-                    if listener.obstacle is Obstacle.REPLICA and not await reader.is_replica():
+                    await self._check_triggers(reader)
+                    if listener.obstacle is ListenObstacle.REPLICA and not await reader.is_replica():
                         log.info("The read replica has become a primary", extra={"action": "tail_promoted"})
                         return
-                await self._read(reader)
-                await self._rest(listener)
+                await self._read_batch(reader)
+                await self._wait_for_work(listener)
         raise JournalUnreachable("PostgreSQL does not answer (the listening connection was lost)")
 
-    async def _take_up(self, reader: Reader) -> None:
+    async def _start_from(self, reader: JournalReader) -> None:
         """Go on from where we were, unless the journal is another one now, or lacks what we have told."""
-        now, losses = await reader.now()
-        if self._cursor is None:
-            self._losses.begin(losses)
-            self._marks.begin(await reader.newest(KEPT))
-            self._cursor = now
-            self._audience.begin(now)
+        now, losses = await reader.read_head()
+        if self._position is None:
+            self._gaps.start(losses)
+            self._recent_rows.start(await reader.read_newest_rows(MAX_RECENT_ROWS))
+            self._position = now
+            self._sink.start(now)
             return
-        await self._audience.reconnect(self._cursor)
-        if not now.covers(self._cursor) or await reader.lacks(self._marks.all()):
+        await self._sink.reconnect(self._position)
+        if not now.covers(self._position) or await reader.is_any_row_missing(self._recent_rows.list_rows()):
             # What we have handed on is not there any more: a failover to a server that was behind, or a restored one.
-            self._losses.begin(losses)
-            self._marks.begin(await reader.newest(KEPT))
-            self._begin_anew(now, "journal_changed")
+            self._gaps.start(losses)
+            self._recent_rows.start(await reader.read_newest_rows(MAX_RECENT_ROWS))
+            self._resync(now, "journal_changed")
 
-    async def _read(self, reader: Reader) -> None:
-        assert self._cursor is not None, "_take_up has set it"
+    async def _read_batch(self, reader: JournalReader) -> None:
+        assert self._position is not None, "_take_up has set it"
         # Cleared before reading: a ring during the read may be for a row that the read did not see.
-        self._bell.clear()
+        self._wake.clear()
         began = time.monotonic()
-        batch = await reader.after(self._cursor)
+        batch = await reader.read_after(self._position)
         # Whoever begins to watch from now on reads a state that has seen all of it.
-        transitions = await reader.with_bodies(batch.transitions, self._audience.wants_body)
+        transitions = await reader.add_output_bodies(batch.transitions, self._sink.wants_output_of)
         took = time.monotonic() - began
-        self._cursor, self._seen = batch.cursor, batch.seen
-        self._marks.told(batch.rows)
+        self._position, self._full_snapshot = batch.position, batch.full_snapshot
+        self._recent_rows.add(batch.rows)
         lags = [(batch.read_at - row.at).total_seconds() for row in batch.rows]
-        self._audience.dispatch(transitions, batch.cursor, Read(max(lags), began + took) if transitions else None)
+        self._sink.dispatch(transitions, batch.position, ReadTiming(max(lags), began + took) if transitions else None)
         if batch.skipped:
             self._skip(batch.skipped)
-        if self._losses.noticed(batch.losses, batch.seen) or batch.pruned or self._resync_requested:
-            self._begin_anew(batch.cursor, "transitions_lost")
+        if (
+            self._gaps.check(batch.dropped_writes, batch.full_snapshot)
+            or batch.missed_pruned_rows
+            or self._resync_requested
+        ):
+            self._resync(batch.position, "transitions_lost")
         # Of each transaction, what its last row has waited: the longer it goes on itself, the less it says of others.
         waits = dict(zip((row.txid for row in batch.rows), lags, strict=True))
-        self._pace.note(time.monotonic(), waits.values(), took)
-        self._observer.read(self._why, len(batch.rows), took)
+        self._pacing.record(time.monotonic(), waits.values(), took)
+        self._observer.record_read(self._read_reason, len(batch.rows), took)
         for lag in lags:
-            self._observer.lag(lag)
+            self._observer.record_lag(lag)
 
     def _skip(self, skipped: Sequence[SkippedRow]) -> None:
         """Count and log rows that cannot be decoded, and resync clients: they may have missed something."""
@@ -279,69 +285,69 @@ class Tail:
     def _request_resync(self) -> None:
         self._resync_requested = True
         # A request that had to wait comes between two reads: the next one must not wait for a notification.
-        self._bell.set()
+        self._wake.set()
 
-    async def _rest(self, listener: Listener) -> None:
+    async def _wait_for_work(self, listener: Listener) -> None:
         """Wait until it is time to read again; at once where reading again is what makes sleeping safe."""
-        if not listener.hears:
-            await self._wait(DEAF_POLL_SECONDS[0 if self._audience.watching else 1])
-        elif self._vigil is Vigil.ASLEEP:
-            if self._pace.busy:
-                await listener.get_up()
-                self._vigil, self._why = Vigil.AWAKE, "load"
+        if not listener.receives_notifications:
+            await self._wait_for_wake(POLL_WITHOUT_NOTIFY_SECONDS[0 if self._sink.has_subscribers else 1])
+        elif self._idle_state is IdleState.IDLE:
+            if self._pacing.is_busy:
+                await listener.wake_up()
+                self._idle_state, self._read_reason = IdleState.ACTIVE, "load"
             else:
-                await self._wait(self._poll_interval)
-        elif self._vigil is Vigil.DROWSY:
-            if await listener.quiet():
-                self._vigil = Vigil.ASLEEP
+                await self._wait_for_wake(self._poll_interval)
+        elif self._idle_state is IdleState.SETTLING:
+            if await listener.unnotified_writers_ended():
+                self._idle_state = IdleState.IDLE
             else:
-                await self._wait(self._drowsy_for)
-                self._drowsy_for = min(2 * self._drowsy_for, DROWSY_SECONDS[1])
-        elif self._pace.quiet(time.monotonic()) and await listener.lie_down():
-            self._vigil, self._drowsy_for = Vigil.DROWSY, DROWSY_SECONDS[0]
+                await self._wait_for_wake(self._settle_seconds)
+                self._settle_seconds = min(2 * self._settle_seconds, SETTLE_SECONDS[1])
+        elif self._pacing.is_quiet(time.monotonic()) and await listener.go_idle():
+            self._idle_state, self._settle_seconds = IdleState.SETTLING, SETTLE_SECONDS[0]
         else:
             # Not until the bell rings: other tails sleep, perhaps, and it rings all the time.
-            await asyncio.sleep(self._pace.pause)
+            await asyncio.sleep(self._pacing.pause_seconds)
 
-    async def _check(self, reader: Reader) -> None:
+    async def _check_triggers(self, reader: JournalReader) -> None:
         """Look whether the triggers stand, and put back those that `airflow db reset` has taken away."""
-        assert self._cursor is not None, "_take_up has set it"
-        problems, put_back = await reader.problems(), 0
+        assert self._position is not None, "_take_up has set it"
+        problems, put_back = await reader.find_trigger_problems(), 0
         if problems:
             log.error("Streams are incomplete: %s", "; ".join(problems), extra={"action": "journal_problem"})
-            self._whole = False
+            self._triggers_complete = False
             try:
-                if put_back := await reader.put_back():
+                if put_back := await reader.restore_triggers():
                     log.warning("Put back %d triggers", put_back, extra={"action": "triggers_put_back"})
-                    problems = await reader.problems()
+                    problems = await reader.find_trigger_problems()
             except JournalForbidden as error:
                 log.warning("%s", error, extra={"action": "journal_problem"})
-        if not problems and not self._whole:
-            self._whole = True
+        if not problems and not self._triggers_complete:
+            self._triggers_complete = True
             if not put_back:
-                self._losses.happened(self._seen or self._cursor)
+                self._gaps.record_gap(self._full_snapshot or self._position)
             # Otherwise once is enough: putting a trigger back has waited for all who had written without it.
-            self._begin_anew(self._cursor, "transitions_lost")
+            self._resync(self._position, "transitions_lost")
         if problems != self.status.problems:
             self.status = replace(self.status, problems=problems)
 
-    def _begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
+    def _resync(self, cursor: JournalPosition, reason: ResetReason) -> None:
         log.warning("Streams begin anew: %s", reason.replace("_", " "), extra={"action": reason})
-        self._observer.began_anew(reason)
-        self._cursor = cursor
+        self._observer.record_resync(reason)
+        self._position = cursor
         self._resync_requested = False
-        self._audience.begin_anew(cursor, reason)
+        self._sink.resync(cursor, reason)
 
-    async def _wait(self, seconds: float) -> None:
+    async def _wait_for_wake(self, seconds: float) -> None:
         # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes at the same time as the bell.
-        self._why = "poll"
+        self._read_reason = "poll"
         with anyio.move_on_after(seconds):
-            await self._bell.wait()
-            self._why = "ring"
+            await self._wake.wait()
+            self._read_reason = "ring"
 
 
-def _report(obstacle: Obstacle | None) -> None:
+def _log_listener_state(obstacle: ListenObstacle | None) -> None:
     if obstacle is None:
         log.info("Following the journal", extra={"action": "tail_connected"})
     else:
-        log.warning("%s", obstacle.told(DEAF_POLL_SECONDS[0]), extra={"action": "tail_deaf"})
+        log.warning("%s", obstacle.describe(POLL_WITHOUT_NOTIFY_SECONDS[0]), extra={"action": "tail_deaf"})

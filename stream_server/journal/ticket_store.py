@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from stream_server.journal.run_store import Runs
+from stream_server.journal.run_store import RunStore
 
 
-class Kept(NamedTuple):
+class StoredTicket(NamedTuple):
     """What a ticket stood for."""
 
     paths: list[str]
-    sealed: bytes
-    good: bool
+    sealed_credential: bytes
+    is_valid: bool
     """Whether it came in time."""
 
 
-class Tickets:
+class TicketStore:
     """The tickets in a database. Its functions write with the rights of who installed them.
 
     Every method raises `JournalForbidden`, `JournalMissing` and `JournalUnreachable` as `Runs` does.
     """
 
-    def __init__(self, runs: Runs) -> None:
-        self._runs = runs
+    def __init__(self, runs: RunStore) -> None:
+        self._run_store = runs
 
-    async def keep(
+    async def store_ticket(
         self, digest: bytes, holder: bytes, paths: Sequence[str], sealed: bytes, *, lifetime: float, most: int
     ) -> datetime | None:
         """Keep a ticket, and return when it expires; `None` where its holder has too many.
@@ -40,13 +40,13 @@ class Tickets:
             lifetime: Seconds for which it is good.
             most: How many the holder may have.
         """
-        async with self._runs.connection() as (connection, queries):
+        async with self._run_store.acquire_connection() as (connection, queries):
             arguments = (digest, holder, list(paths), sealed, lifetime, most)
             expires: datetime | None = await connection.fetchval(queries["keep_ticket"], *arguments)
         return expires
 
-    async def redeem(self, digest: bytes) -> Kept | None:
+    async def redeem_ticket(self, digest: bytes) -> StoredTicket | None:
         """Take a ticket away, and return what it stood for."""
-        async with self._runs.connection() as (connection, queries):
+        async with self._run_store.acquire_connection() as (connection, queries):
             row = await connection.fetchrow(queries["redeem_ticket"], digest)
-        return None if row is None else Kept(row["for_paths"], row["sealed"], row["good"])
+        return None if row is None else StoredTicket(row["for_paths"], row["sealed"], row["good"])

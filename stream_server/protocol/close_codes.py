@@ -55,7 +55,7 @@ class CloseCode(IntEnum):
     """Nothing was subscribed to."""
 
     @property
-    def reconnect(self) -> bool:
+    def should_reconnect(self) -> bool:
         """Whether the client should connect again."""
         return self < FIRST_FINAL_CODE
 

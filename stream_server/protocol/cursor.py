@@ -14,16 +14,16 @@ from stream_server.errors import CursorError
 
 _TXID = "[1-9][0-9]{0,19}"
 _SNAPSHOT = re.compile(rf"({_TXID}):({_TXID}):((?:{_TXID}(?:,{_TXID})*)?)")
-_WIRE = re.compile(
+_TOKEN = re.compile(
     rf"(?P<epoch>[0-9a-f]{{1,32}})\.(?P<snapshot>{_SNAPSHOT.pattern})(?:~(?P<seq>[1-9][0-9]{{0,17}})-(?P<at>0|[1-9][0-9]{{0,16}}))?"
     r"(?:\.(?P<told>result|failure))?(?P<withheld>\.withheld)?(?P<ended>\.end)?"
 )
 _LAST_TXID = 2**64 - 1
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class Row(NamedTuple):
+class JournalRow(NamedTuple):
     """A row of the journal, by what no other has in common with it, wherever numbers may be given out again."""
 
     seq: int
@@ -31,18 +31,18 @@ class Row(NamedTuple):
     """When it was written, in microseconds since 1970."""
 
     @classmethod
-    def of(cls, seq: int, at: datetime) -> Row:
+    def from_time(cls, seq: int, at: datetime) -> JournalRow:
         """Return the row that was written at a time."""
-        return cls(seq, (at - _EPOCH) // _MICROSECOND)
+        return cls(seq, (at - _UNIX_EPOCH) // _MICROSECOND)
 
     @property
-    def time(self) -> datetime:
+    def written_at(self) -> datetime:
         """When it was written."""
-        return _EPOCH + self.at * _MICROSECOND
+        return _UNIX_EPOCH + self.at * _MICROSECOND
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor:
+class JournalPosition:
     """A place in one journal. Opaque to clients; `str()` gives its form on the wire."""
 
     epoch: str
@@ -57,7 +57,7 @@ class Cursor:
     xip: tuple[int, ...] = ()
     """Transactions from `xmin` on that were in progress, ascending."""
 
-    row: Row | None = None
+    row: JournalRow | None = None
     """One of those that the transaction below `xmax` wrote: where it is missing, the journal has another history."""
 
     told: str | None = None
@@ -70,7 +70,7 @@ class Cursor:
     """Whether the reader has seen the `end` of its stream; it has no reason to come back."""
 
     @classmethod
-    def from_snapshot(cls, epoch: str, snapshot: str) -> Cursor:
+    def from_snapshot(cls, epoch: str, snapshot: str) -> JournalPosition:
         """Make a cursor of a `pg_snapshot` in its text form, `xmin:xmax:xip,xip,...`.
 
         Raises:
@@ -87,16 +87,16 @@ class Cursor:
         return cls(epoch, xmin, xmax, xip)
 
     @classmethod
-    def parse(cls, text: str) -> Cursor:
+    def parse(cls, text: str) -> JournalPosition:
         """Read a cursor as it stands on the wire.
 
         Raises:
             CursorError: The text was not made by `str(cursor)`.
         """
-        match = _WIRE.fullmatch(text)
+        match = _TOKEN.fullmatch(text)
         if match is None:
             raise CursorError(f"Not a cursor: {text[:80]!r}")
-        row = None if match["seq"] is None else Row(int(match["seq"]), int(match["at"]))
+        row = None if match["seq"] is None else JournalRow(int(match["seq"]), int(match["at"]))
         cursor = cls.from_snapshot(match["epoch"], match["snapshot"])
         withheld, ended = match["withheld"] is not None, match["ended"] is not None
         return replace(cursor, row=row, told=match["told"], withheld=withheld, ended=ended)
@@ -112,23 +112,23 @@ class Cursor:
         marks = f"{'.withheld' if self.withheld else ''}{'.end' if self.ended else ''}"
         return f"{self.epoch}.{self.snapshot}{row}{told}{marks}"
 
-    def up_to(self, txid: int, row: Row | None = None) -> Cursor:
+    def up_to(self, txid: int, row: JournalRow | None = None) -> JournalPosition:
         """Return the place that has seen nothing of what came after a transaction, which wrote a row."""
         xmax = min(self.xmax, txid + 1)
         xip = tuple(one for one in self.xip if one < xmax)
         return replace(self, xmin=min(self.xmin, xmax), xmax=xmax, xip=xip, row=row)
 
-    def with_seen(self, txids: Collection[int]) -> Cursor:
+    def with_visible(self, txids: Collection[int]) -> JournalPosition:
         """Return the place that has seen these transactions too, and none between them that had not begun here."""
         xmax = max(self.xmax, *(txid + 1 for txid in txids)) if txids else self.xmax
         unseen = {*self.xip, *range(self.xmax, xmax)}.difference(txids)
         return replace(self, xmax=xmax, xip=tuple(sorted(unseen)))
 
-    def of(self, told: str | None, *, ended: bool, withheld: bool = False) -> Cursor:
+    def of(self, told: str | None, *, ended: bool, withheld: bool = False) -> JournalPosition:
         """Return this place as that of a reader who has been told an outcome, without its values, or also the end."""
         return replace(self, told=told, withheld=withheld, ended=ended)
 
-    def saw(self, txid: int) -> bool:
+    def is_visible(self, txid: int) -> bool:
         """Tell whether a committed transaction was visible here (`pg_visible_in_snapshot`)."""
         if txid < self.xmin:
             return True
@@ -137,34 +137,34 @@ class Cursor:
         place = bisect_left(self.xip, txid)
         return place == len(self.xip) or self.xip[place] != txid
 
-    def covers(self, other: Cursor) -> bool:
+    def covers(self, other: JournalPosition) -> bool:
         """Tell whether all that was visible at `other` was visible here too, in the same journal."""
         if self.epoch != other.epoch or self.xmax < other.xmax:
             return False
         # Mostly there are none.
-        return not (self.xip and any(other.saw(txid) for txid in self.xip))
+        return not (self.xip and any(other.is_visible(txid) for txid in self.xip))
 
 
-class Since(NamedTuple):
+class ResumePoint(NamedTuple):
     """From where on a client wants to hear every transition."""
 
-    cursor: Cursor | None
+    token: JournalPosition | None
     """Its place; `None` where what it gave is none."""
 
-    unborn: bool = False
+    before_creation: bool = False
     """Whether the run did not exist then: the client knows nothing of it."""
 
     @classmethod
-    def parse(cls, text: str | None) -> Since | None:
+    def parse(cls, text: str | None) -> ResumePoint | None:
         """Read what a client gave as its place; `None` where it gave nothing."""
         if text is None:
             return None
         try:
-            return cls(Cursor.parse(text))
+            return cls(JournalPosition.parse(text))
         except CursorError:
             return cls(None)
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the client has seen the end of its stream."""
-        return self.cursor is not None and self.cursor.ended
+        return self.token is not None and self.token.ended

@@ -27,7 +27,7 @@ from stream_server.protocol.bodies import (
     WaitLine,
 )
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import (
     Ack,
     AuthExpiring,
@@ -54,11 +54,11 @@ from stream_server.protocol.wire import Wire
 DAG_ID = "chat_answer"
 RUN_ID = "manual__2026-11-22T14:21:10+00:00"
 
-EPOCH = "4c1f0be2a9d7"
+JOURNAL_EPOCH = "4c1f0be2a9d7"
 
-BEGUN = Cursor(EPOCH, 1093, 1095, (1093,))
-TOLD = Cursor(EPOCH, 1098, 1098, told="result")
-OVER = Cursor(EPOCH, 1099, 1099, told="result", ended=True)
+START_TOKEN = JournalPosition(JOURNAL_EPOCH, 1093, 1095, (1093,))
+RESULT_TOKEN = JournalPosition(JOURNAL_EPOCH, 1098, 1098, told="result")
+END_TOKEN = JournalPosition(JOURNAL_EPOCH, 1099, 1099, told="result", ended=True)
 
 
 def _at(second: float) -> datetime:
@@ -67,7 +67,7 @@ def _at(second: float) -> datetime:
 
 VALUE = msgspec.Raw(b'{"text":"because"}')
 
-LARGE = Reference(
+LARGE_VALUE = Reference(
     href="/api/v2/dags/report/dagRuns/r1/taskInstances/render/xcomEntries/return_value",
     bytes=7340032,
 )
@@ -83,7 +83,7 @@ STREAM = (
             ],
             result_tasks=["answer"],
         ),
-        BEGUN,
+        START_TOKEN,
     ),
     Wire(
         TaskTransition(
@@ -98,8 +98,8 @@ STREAM = (
             previous_state="queued",
         )
     ),
-    Wire(Result(dag_id=DAG_ID, run_id=RUN_ID, results={"answer": VALUE}, seq=43, at=_at(11.8)), TOLD),
-    Wire(End(dag_id=DAG_ID, run_id=RUN_ID, state="running", outcome="result"), OVER),
+    Wire(Result(dag_id=DAG_ID, run_id=RUN_ID, results={"answer": VALUE}, seq=43, at=_at(11.8)), RESULT_TOKEN),
+    Wire(End(dag_id=DAG_ID, run_id=RUN_ID, state="running", outcome="result"), END_TOKEN),
 )
 """A short stream of one run, to its end."""
 
@@ -116,7 +116,7 @@ FRAMES = (
             clear_number=0,
         )
     ),
-    Wire(Result(dag_id="report", run_id="r1", results={}, references={"render": LARGE})),
+    Wire(Result(dag_id="report", run_id="r1", results={}, references={"render": LARGE_VALUE})),
     Wire(
         Failure(
             dag_id=DAG_ID,
@@ -158,7 +158,7 @@ FRAMES = (
             value=Report(fraction=0.5, text="writing"),
         )
     ),
-    Wire(Resumed(dag_id=DAG_ID, run_id=RUN_ID, since=str(BEGUN))),
+    Wire(Resumed(dag_id=DAG_ID, run_id=RUN_ID, since=str(START_TOKEN))),
     Wire(Reset(dag_id=DAG_ID, run_id=RUN_ID, reason="cleared")),
     Wire(
         Close(code=CloseCode.DRAINING, reason="The server is shutting down", reconnect=True, retry_ms=1840),
@@ -215,7 +215,7 @@ STRUCTURE = Structure(
     edges=[Edge(source="ask", target="answer")],
 )
 
-ANSWERS: tuple[msgspec.Struct, ...] = (
+BODIES: tuple[msgspec.Struct, ...] = (
     RunAnswer(dag_id=DAG_ID, dag_run_id=RUN_ID, state="running", outcome="result", results={"answer": VALUE}),
     RunAnswer(
         dag_id=DAG_ID,
@@ -237,7 +237,7 @@ ANSWERS: tuple[msgspec.Struct, ...] = (
     ),
     WaitLine(state="success", results={"answer": VALUE}),
     Health(status="ok"),
-    RunList(runs=[RUN_ITEM], cursor=str(BEGUN)),
+    RunList(runs=[RUN_ITEM], cursor=str(START_TOKEN)),
     DagList(dags=[DagItem(dag_id=DAG_ID, description="Answers questions.", is_paused=False)]),
     STRUCTURE,
     Session(signed_in=False, airflow_ui_url="https://airflow.example.com", can_sign_in=True),
@@ -246,7 +246,7 @@ ANSWERS: tuple[msgspec.Struct, ...] = (
 """What is answered where nothing is streamed."""
 
 
-def texts(wires: Iterable[Wire]) -> Mapping[str, list[Any]]:
+def frame_examples(wires: Iterable[Wire]) -> Mapping[str, list[Any]]:
     """Return examples of frames as JSON values, by type."""
     found: dict[str, list[Any]] = {}
     for wire in wires:
@@ -254,6 +254,6 @@ def texts(wires: Iterable[Wire]) -> Mapping[str, list[Any]]:
     return found
 
 
-def answers(kind: type[msgspec.Struct]) -> list[Any]:
+def body_examples(kind: type[msgspec.Struct]) -> list[Any]:
     """Return examples of answers of one type as JSON values."""
-    return [msgspec.json.decode(msgspec.json.encode(answer)) for answer in ANSWERS if isinstance(answer, kind)]
+    return [msgspec.json.decode(msgspec.json.encode(answer)) for answer in BODIES if isinstance(answer, kind)]

@@ -12,7 +12,7 @@ import msgspec
 
 from stream_server.protocol.close_codes import CloseCode
 
-Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
+Timestamp: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 """A time, UTC; RFC 3339 on the wire."""
 
 
@@ -36,7 +36,7 @@ class RowFrame(RunFrame, frozen=True, kw_only=True):
     seq: int
     """Identity of the row; together with `type` it is unique in the stream, but for `chunk` and `progress`."""
 
-    at: Moment
+    at: Timestamp
     """When the row was written, inside Airflow's transaction; UTC."""
 
 
@@ -102,7 +102,7 @@ class Progress(OutputFrame, frozen=True, kw_only=True, tag="progress", omit_defa
     withheld: bool = False
 
 
-Said: TypeAlias = Chunk | Progress
+AnyOutputFrame: TypeAlias = Chunk | Progress
 """What running tasks say."""
 
 NO_STATUS = "no_status"
@@ -115,13 +115,13 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     state: str | None
     """`queued`, `running`, `success` or `failed`, and what later versions of Airflow add."""
 
-    queued_at: Moment | None
+    queued_at: Timestamp | None
     """When it was queued last."""
 
-    start_date: Moment | None
+    start_date: Timestamp | None
     """When it began; `null` before."""
 
-    end_date: Moment | None
+    end_date: Timestamp | None
     """When it ended; `null` before."""
 
     clear_number: int
@@ -143,8 +143,8 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     state: str | None
     """As Airflow names it; `null` before the task is scheduled."""
 
-    start_date: Moment | None
-    end_date: Moment | None
+    start_date: Timestamp | None
+    end_date: Timestamp | None
 
 
 class Snapshot(RunFrame, frozen=True, kw_only=True, tag="snapshot", omit_defaults=True):
@@ -188,7 +188,7 @@ class Result(RunFrame, frozen=True, kw_only=True, tag="result", omit_defaults=Tr
     seq: int | None = None
     """Row that completed the answer; absent where it was complete before the stream began."""
 
-    at: Moment | None = None
+    at: Timestamp | None = None
 
 
 FAILURE_REASONS = (
@@ -222,7 +222,7 @@ class Failure(RunFrame, frozen=True, kw_only=True, tag="failure", omit_defaults=
     seq: int | None = None
     """Row that made it certain; absent where it was certain before the stream began."""
 
-    at: Moment | None = None
+    at: Timestamp | None = None
 
 
 ResetReason: TypeAlias = Literal[
@@ -296,7 +296,7 @@ class Ping(Frame, frozen=True, kw_only=True, tag="ping"):
 class AuthExpiring(Frame, frozen=True, kw_only=True, tag="auth_expiring"):
     """The token is about to expire. The client can send another one, and the connection goes on."""
 
-    expires_at: Moment
+    expires_at: Timestamp
     """When it does."""
 
 

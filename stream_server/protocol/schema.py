@@ -19,7 +19,7 @@ import msgspec
 
 from stream_server.protocol import frames
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.examples import FRAMES, texts
+from stream_server.protocol.examples import FRAMES, frame_examples
 from stream_server.protocol.frames import Ack, AnyFrame, AuthExpiring, Close, Frame, Refusal
 
 Json: TypeAlias = dict[str, Any]
@@ -28,9 +28,9 @@ FRAME_TYPES: tuple[type[Frame], ...] = get_args(AnyFrame)
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-OPEN = "Clients ignore members and types that they do not know: later versions may add some."
+IGNORE_UNKNOWN = "Clients ignore members and types that they do not know: later versions may add some."
 
-CURSOR: Json = {
+CURSOR_SCHEMA: Json = {
     "type": "string",
     "description": (
         "Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last"
@@ -38,42 +38,42 @@ CURSOR: Json = {
     ),
 }
 
-IDENTITY: Json = {
+STREAM_ID_SCHEMA: Json = {
     "type": "string",
     "description": "On a connection of many streams, what the client called the stream.",
 }
 
 
-def frames_document() -> Json:
+def build_frames_document() -> Json:
     """Return the JSON Schema of all frames, as a document of its own."""
     return {
         "$schema": DIALECT,
         "$id": "urn:stream-server:frames",
-        **_frame("#/$defs/{name}"),
-        "examples": [example for examples in texts(FRAMES).values() for example in examples],
-        "$defs": frame_schemas("#/$defs/{name}"),
+        **_frame_union("#/$defs/{name}"),
+        "examples": [example for examples in frame_examples(FRAMES).values() for example in examples],
+        "$defs": build_frame_schemas("#/$defs/{name}"),
     }
 
 
-def frame_schemas(template: str) -> dict[str, Json]:
+def build_frame_schemas(template: str) -> dict[str, Json]:
     """Return the schemas of all frames and of what is in them, by name.
 
     Args:
         template: Of a reference to one of them, with `{name}` in it.
     """
-    found = schemas(FRAME_TYPES, template)
+    found = build_schemas(FRAME_TYPES, template)
     for kind in FRAME_TYPES:
         members = found[kind.__name__]["properties"]
         if kind not in {Ack, AuthExpiring, Refusal}:
-            members["id"] = IDENTITY
+            members["id"] = STREAM_ID_SCHEMA
             if kind is not Close:
-                members["cursor"] = CURSOR
+                members["cursor"] = CURSOR_SCHEMA
     code = found[Close.__name__]["properties"]["code"]
-    code["description"] += f"\n\n{_described(CloseCode)}"
-    return {"Frame": _frame(template), **found} if not template.startswith("#/$defs") else found
+    code["description"] += f"\n\n{_describe_codes(CloseCode)}"
+    return {"Frame": _frame_union(template), **found} if not template.startswith("#/$defs") else found
 
 
-def schemas(kinds: Iterable[type], template: str, words: Mapping[str, str] | None = None) -> dict[str, Json]:
+def build_schemas(kinds: Iterable[type], template: str, words: Mapping[str, str] | None = None) -> dict[str, Json]:
     """Return the schemas of types and of those in them, by name.
 
     Args:
@@ -94,26 +94,26 @@ def schemas(kinds: Iterable[type], template: str, words: Mapping[str, str] | Non
     return dict(found)
 
 
-def tag(kind: type[msgspec.Struct]) -> str:
+def tag_of(kind: type[msgspec.Struct]) -> str:
     """Return how a kind of frames, or of what clients say, is marked on the wire."""
     return str(kind.__struct_config__.tag)
 
 
-def text_of(kind: type) -> str:
+def description_of(kind: type) -> str:
     """Return the docstring of a class, without the breaks of its lines."""
-    return _flow(inspect.getdoc(kind) or "")
+    return _join_lines(inspect.getdoc(kind) or "")
 
 
-def reference(kind: type | str) -> Json:
+def reference_to(kind: type | str) -> Json:
     """Return a reference to a schema among the components of a document."""
     return {"$ref": f"#/components/schemas/{kind if isinstance(kind, str) else kind.__name__}"}
 
 
-def _frame(template: str) -> Json:
-    places = {tag(kind): template.format(name=kind.__name__) for kind in FRAME_TYPES}
+def _frame_union(template: str) -> Json:
+    places = {tag_of(kind): template.format(name=kind.__name__) for kind in FRAME_TYPES}
     return {
         "title": "Frame",
-        "description": f"{_flow((frames.__doc__ or '').strip())} {OPEN}",
+        "description": f"{_join_lines((frames.__doc__ or '').strip())} {IGNORE_UNKNOWN}",
         "type": "object",
         "oneOf": [{"$ref": place} for place in places.values()],
         "discriminator": {"propertyName": "type", "mapping": places},
@@ -125,7 +125,7 @@ def _describe(shape: Json, text: str) -> None:
     shape["description"] = text
 
 
-def _described(codes: type[IntEnum]) -> str:
+def _describe_codes(codes: type[IntEnum]) -> str:
     texts = _classes(codes.__module__)[codes.__name__]
     return "\n".join(f"- `{int(code)}` {code.name}: {texts[code.name]}" for code in codes)
 
@@ -155,10 +155,10 @@ def _documented(node: ast.ClassDef) -> dict[str, str]:
         else:
             continue
         if isinstance(target, ast.Name) and isinstance(other, ast.Expr) and isinstance(other.value, ast.Constant):
-            found[target.id] = _flow(inspect.cleandoc(str(other.value.value)))
+            found[target.id] = _join_lines(inspect.cleandoc(str(other.value.value)))
     return found
 
 
-def _flow(text: str) -> str:
+def _join_lines(text: str) -> str:
     """Return a text with a line for each paragraph."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))

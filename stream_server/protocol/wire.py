@@ -7,7 +7,7 @@ from functools import cached_property
 
 import msgspec
 
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import AnyFrame
 
 _LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\u0085\u2028\u2029")
@@ -20,7 +20,7 @@ _decoder: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame)
 class Wire:
     """A frame on its way to any number of clients, encoded once for each transport."""
 
-    def __init__(self, frame: AnyFrame, cursor: Cursor | None = None) -> None:
+    def __init__(self, frame: AnyFrame, cursor: JournalPosition | None = None) -> None:
         self.frame = frame
         self.cursor = cursor
         """Place of a client that has received this frame; only the last frame of a batch has it."""
@@ -61,7 +61,7 @@ def type_of(frame: AnyFrame) -> str:
     return str(type(frame).__struct_config__.tag)
 
 
-def decode(text: bytes | str) -> AnyFrame:
+def decode_frame(text: bytes | str) -> AnyFrame:
     """Read a frame. Unknown members are ignored, so that older clients understand newer servers.
 
     Raises:

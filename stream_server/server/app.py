@@ -14,15 +14,15 @@ from stream_server.http import pages as assets
 from stream_server.http.delivery.scope import LINE, SEND
 from stream_server.http.problems import ERRORS, answer_not_found
 from stream_server.http.routes import api_routes
-from stream_server.server.journal_service import Duties
-from stream_server.server.lifespan import Follow, make_lifespan
+from stream_server.server.journal_service import JournalService
+from stream_server.server.lifespan import JournalSourceFactory, make_lifespan
 from stream_server.server.operator_api import operator_routes
 from stream_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ASKED_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
-TOLD_HEADERS = ("Content-Location", "Location", "Retry-After")
+ALLOWED_REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
+EXPOSED_RESPONSE_HEADERS = ("Content-Location", "Location", "Retry-After")
 """What pages of other origins may send and read, beside what everybody may (WHATWG Fetch, section 3.2)."""
 
 
@@ -42,7 +42,9 @@ class Application(Starlette):
             del scope[SEND]
 
 
-def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = False) -> Application:
+def create_app(
+    settings: Settings, *, follow: JournalSourceFactory = JournalService, drains: bool = False
+) -> Application:
     """Make the application.
 
     Args:
@@ -52,7 +54,7 @@ def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = Fa
     """
     app = Application(
         # What they add to the head of a stream depends on its `Origin` alone: heads are kept by that (`body._head`).
-        middleware=[_cors(settings.cors_origins)] if settings.cors_origins else [],
+        middleware=[_build_cors_middleware(settings.cors_origins)] if settings.cors_origins else [],
         routes=[
             *api_routes(),
             *([] if settings.admin_port is not None else operator_routes()),
@@ -65,13 +67,13 @@ def create_app(settings: Settings, *, follow: Follow = Duties, drains: bool = Fa
     return app
 
 
-def _cors(origins: Sequence[str]) -> Middleware:
+def _build_cors_middleware(origins: Sequence[str]) -> Middleware:
     return Middleware(
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=("GET", "POST"),
-        allow_headers=ASKED_HEADERS,
+        allow_headers=ALLOWED_REQUEST_HEADERS,
         # Cookies, for origins that are named; `refuse_foreign_origin` sees to the rest.
         allow_credentials="*" not in origins,
-        expose_headers=TOLD_HEADERS,
+        expose_headers=EXPOSED_RESPONSE_HEADERS,
     )

@@ -7,42 +7,42 @@ import asyncio
 from uvicorn.protocols.http.flow_control import FlowControl
 
 
-class Gate:
+class ResumeEvent:
     """An `asyncio.Event` that takes next to no memory while nobody waits for it."""
 
-    __slots__ = ("_open", "_opened")
+    __slots__ = ("_event", "_is_set")
 
     def __init__(self) -> None:
-        self._open = True
-        self._opened: asyncio.Event | None = None
+        self._is_set = True
+        self._event: asyncio.Event | None = None
 
     def is_set(self) -> bool:
         """Tell whether it is open."""
-        return self._open
+        return self._is_set
 
     def set(self) -> None:
         """Open it."""
-        self._open = True
-        if self._opened is not None:
-            self._opened.set()
-            self._opened = None
+        self._is_set = True
+        if self._event is not None:
+            self._event.set()
+            self._event = None
 
     def clear(self) -> None:
         """Shut it."""
-        self._open = False
+        self._is_set = False
 
     async def wait(self) -> bool:
         """Wait until it is open."""
-        while not self._open:
-            self._opened = self._opened or asyncio.Event()
-            await self._opened.wait()
+        while not self._is_set:
+            self._event = self._event or asyncio.Event()
+            await self._event.wait()
         return True
 
 
-class Flow(FlowControl):
+class SmallFlowControl(FlowControl):
     """uvicorn's, with a gate."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self.read_paused = self.write_paused = False
-        self._is_writable_event = Gate()  # type: ignore[assignment]
+        self._is_writable_event = ResumeEvent()  # type: ignore[assignment]

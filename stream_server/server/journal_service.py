@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from stream_server.journal.gauges import Meter
+from stream_server.journal.gauges import DatabaseGauges
 from stream_server.journal.retention import Retention, prune_forever
-from stream_server.journal.run_store import Runs
-from stream_server.journal.tail import Audience, Tail, TailStatus
-from stream_server.server.metric_families import Family
+from stream_server.journal.run_store import RunStore
+from stream_server.journal.tail import BatchSink, Tail, TailStatus
+from stream_server.server.metric_families import MetricFamily
 from stream_server.server.metrics import Metrics
 from stream_server.settings import Settings
 
 
-class Upstream(Protocol):
-    """Where an application hears of the journal: `Duties` of its own, or those of the process that has started it."""
+class JournalSource(Protocol):
+    """Where an application gets the journal from: its own `JournalService`, or the supervisor's process."""
 
     @property
     def status(self) -> TailStatus:
@@ -29,11 +29,11 @@ class Upstream(Protocol):
     async def run(self) -> None:
         """Hand on what happens, until cancelled."""
 
-    async def families(self) -> list[Family]:
+    async def collect_metrics(self) -> list[MetricFamily]:
         """Return the metrics of all processes that serve together."""
 
 
-class Duties:
+class JournalService:
     """The duties of one process.
 
     Args:
@@ -43,7 +43,7 @@ class Duties:
         metrics: Counts what happens.
     """
 
-    def __init__(self, settings: Settings, audience: Audience, runs: Runs, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, audience: BatchSink, runs: RunStore, metrics: Metrics) -> None:
         self.tail = Tail(
             settings.database_url.get_secret_value(),
             audience,
@@ -51,11 +51,11 @@ class Duties:
             check_interval=settings.check_interval,
             observer=metrics,
         )
-        self._meter = Meter(runs, settings.check_interval)
+        self._gauges = DatabaseGauges(runs, settings.check_interval)
         self._retention = Retention(settings.retention or None, settings.retention_size or None)
-        self._runs = runs
+        self._run_store = runs
         self._metrics = metrics
-        metrics.attend_tail(self.tail, self._meter)
+        metrics.register_tail(self.tail, self._gauges)
 
     @property
     def status(self) -> TailStatus:
@@ -65,12 +65,12 @@ class Duties:
     @property
     def warnings(self) -> list[str]:
         """What an operator should look at before it becomes a problem."""
-        return self._meter.warnings
+        return self._gauges.warnings
 
     async def run(self) -> None:
         """Do all of it until cancelled. An error of one part ends the others."""
-        parts: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tail": self.tail.run, "meter": self._meter.run}
-        if self._retention.bounded:
+        parts: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tail": self.tail.run, "meter": self._gauges.run}
+        if self._retention.is_bounded:
             parts["pruner"] = self._prune
         tasks = [asyncio.create_task(part(), name=name) for name, part in parts.items()]
         try:
@@ -82,9 +82,9 @@ class Duties:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def families(self) -> list[Family]:
+    async def collect_metrics(self) -> list[MetricFamily]:
         """Return the metrics of this process."""
-        return self._metrics.families()
+        return self._metrics.collect()
 
     async def _prune(self) -> None:
-        await prune_forever(self._runs, self._retention, self._metrics.pruned)
+        await prune_forever(self._run_store, self._retention, self._metrics.record_pruned_rows)

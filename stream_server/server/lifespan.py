@@ -15,46 +15,46 @@ from typing import Any, TypeAlias
 import httpx
 from starlette.applications import Starlette
 
-from stream_server.auth.airflow_api import shared_client
+from stream_server.auth.airflow_api import create_shared_client
 from stream_server.auth.airflow_authorizer import AirflowAuthorizer
-from stream_server.auth.authorizer import Authorizer, Everybody
-from stream_server.auth.rate_limits import Admission
+from stream_server.auth.authorizer import AllowAll, Authorizer
+from stream_server.auth.rate_limits import RateLimits
 from stream_server.http.cancellation import Cancellations
 from stream_server.http.deadlines import Deadlines
 from stream_server.http.delivery.scheduler import Courier
 from stream_server.http.state import State
 from stream_server.hub.hub import Hub
-from stream_server.journal.idempotency_keys import Claims
-from stream_server.journal.run_store import Runs
-from stream_server.journal.ticket_store import Tickets
-from stream_server.journal.waiting_servers import Waiters
-from stream_server.server.journal_service import Upstream
+from stream_server.journal.idempotency_keys import IdempotencyKeys
+from stream_server.journal.run_store import RunStore
+from stream_server.journal.ticket_store import TicketStore
+from stream_server.journal.waiting_servers import WaitingServers
+from stream_server.server.journal_service import JournalSource
 from stream_server.server.metrics import Metrics
-from stream_server.server.request_limits import Edge
-from stream_server.server.signal_drain import drained_first
+from stream_server.server.request_limits import RequestLimits
+from stream_server.server.signal_drain import drain_on_signals
 from stream_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-Follow: TypeAlias = Callable[[Settings, Hub, Runs, Metrics], Upstream]
+JournalSourceFactory: TypeAlias = Callable[[Settings, Hub, RunStore, Metrics], JournalSource]
 """Makes what an application hears of the journal by."""
 
 
 class ServerState(State):
     """What the application's lifespan gives to the server itself and to operators' endpoints, beside that."""
 
-    upstream: Upstream
-    edge: Edge
+    upstream: JournalSource
+    edge: RequestLimits
 
 
-def make_lifespan(settings: Settings, follow: Follow, *, drains: bool) -> Callable[[Starlette], Any]:
+def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: bool) -> Callable[[Starlette], Any]:
     """Make the function that starts what the application needs, and stops it at the end."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[ServerState]:
         url = settings.database_url.get_secret_value()
-        runs = Runs(
+        runs = RunStore(
             url,
             pool_size=settings.pool_size,
             max_result_bytes=settings.max_result_bytes,
@@ -64,18 +64,18 @@ def make_lifespan(settings: Settings, follow: Follow, *, drains: bool) -> Callab
         hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes, observer=metrics)
         age = settings.max_connection_age or None
         courier = Courier(asyncio.get_running_loop(), settings.ping_interval, age)
-        metrics.attend_hub(hub)
-        metrics.attend_wire(courier)
+        metrics.register_hub(hub)
+        metrics.register_scheduler(courier)
         upstream = follow(settings, hub, runs, metrics)
-        cancellations = Cancellations(hub, Waiters(runs))
+        cancellations = Cancellations(hub, WaitingServers(runs))
         loop = asyncio.get_running_loop()
-        edge = Edge(settings, loop)
+        edge = RequestLimits(settings, loop)
         idle: Deadlines[Callable[[], None]] = Deadlines(loop, settings.idle_timeout, lambda over: over())
         airflow: httpx.AsyncClient | None = None
         if settings.airflow_url is not None:
-            airflow = shared_client(settings.airflow_url, settings.airflow_timeout)
-        authorizer: Authorizer = Everybody()
-        if settings.asks_airflow and airflow is not None:
+            airflow = create_shared_client(settings.airflow_url, settings.airflow_timeout)
+        authorizer: Authorizer = AllowAll()
+        if settings.uses_airflow_auth and airflow is not None:
             authorizer = AirflowAuthorizer(airflow, good_for=settings.auth_cache, grace=settings.auth_grace)
         app.state.hub = hub
         tasks = [
@@ -83,9 +83,9 @@ def make_lifespan(settings: Settings, follow: Follow, *, drains: bool) -> Callab
             asyncio.create_task(cancellations.run(), name="keeper of cancellations"),
         ]
         if isinstance(authorizer, AirflowAuthorizer):
-            tasks.append(asyncio.create_task(authorizer.guards.run(), name="guards"))
+            tasks.append(asyncio.create_task(authorizer.revalidator.run(), name="guards"))
         for task in tasks:
-            task.add_done_callback(_stop_process)
+            task.add_done_callback(_stop_process_on_failure)
         state = ServerState(
             settings=settings,
             hub=hub,
@@ -94,15 +94,15 @@ def make_lifespan(settings: Settings, follow: Follow, *, drains: bool) -> Callab
             authorizer=authorizer,
             airflow=airflow,
             runs=runs,
-            claims=Claims(runs),
-            tickets=Tickets(runs),
+            claims=IdempotencyKeys(runs),
+            tickets=TicketStore(runs),
             cancellations=cancellations,
-            admission=Admission(settings.max_streams_per_caller, settings.max_joins_per_second, secrets.token_bytes()),
+            admission=RateLimits(settings.max_streams_per_caller, settings.max_joins_per_second, secrets.token_bytes()),
             edge=edge,
             idle=idle,
         )
         try:
-            with drained_first(partial(hub.drain, settings.grace_period)) if drains else nullcontext():
+            with drain_on_signals(partial(hub.drain, settings.grace_period)) if drains else nullcontext():
                 yield state
         finally:
             edge.close()
@@ -113,7 +113,7 @@ def make_lifespan(settings: Settings, follow: Follow, *, drains: bool) -> Callab
             if airflow is not None:
                 await airflow.aclose()
             for task in tasks:
-                task.remove_done_callback(_stop_process)
+                task.remove_done_callback(_stop_process_on_failure)
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await hub.close()
@@ -122,7 +122,7 @@ def make_lifespan(settings: Settings, follow: Follow, *, drains: bool) -> Callab
     return lifespan
 
 
-def _stop_process(task: asyncio.Task[None]) -> None:
+def _stop_process_on_failure(task: asyncio.Task[None]) -> None:
     """Stop a process whose tail has died: a supervisor starts a working one, while a deaf one would look healthy."""
     log.critical("The %s has died", task.get_name(), exc_info=None if task.cancelled() else task.exception())
     os.kill(os.getpid(), signal.SIGTERM)

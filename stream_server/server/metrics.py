@@ -16,14 +16,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stream_server import __version__
-from stream_server.domain.transition import Read
+from stream_server.domain.transition import ReadTiming
 from stream_server.http.delivery.scheduler import WireStatistics
 from stream_server.hub.hub import Hub
-from stream_server.journal.gauges import Meter
-from stream_server.journal.tail import Tail, Why
+from stream_server.journal.gauges import DatabaseGauges
+from stream_server.journal.tail import ReadReason, Tail
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import ResetReason
-from stream_server.server.metric_families import Family, collected
+from stream_server.server.metric_families import MetricFamily, collect_registry
 
 PREFIX = "stream_server"
 
@@ -36,11 +36,11 @@ READ_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 LAG_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
 """Seconds from the writing of a row to its reading: from the doorbell's speed over the poll interval to an outage."""
 
-BEGINNINGS: tuple[ResetReason, ...] = ("journal_changed", "transitions_lost")
+RESYNC_REASONS: tuple[ResetReason, ...] = ("journal_changed", "transitions_lost")
 """Reasons for which a tail has all watchers begin anew."""
 
 
-class Sending(Protocol):
+class FrameScheduler(Protocol):
     """Who brings frames to their clients: `transports.courier.Courier`."""
 
     def when_written(self, call: Callable[[], None]) -> None:
@@ -50,11 +50,11 @@ class Sending(Protocol):
         """Tell what was sent, by transport."""
 
 
-class Workers(Protocol):
+class WorkerPool(Protocol):
     """Who knows how many processes serve: `stream_server.server.workers`."""
 
     @property
-    def serving(self) -> int:
+    def serving_count(self) -> int:
         """How many there are."""
 
 
@@ -66,21 +66,21 @@ class Metrics:
         ProcessCollector(registry=registry)
         build = Info(f"{PREFIX}_build", "Version of this server.", registry=registry)
         build.info({"version": __version__, "python": platform.python_version()})
-        self._rows = Counter(f"{PREFIX}_read_rows", "Rows of the journal that were read.", registry=registry)
+        self._read_rows = Counter(f"{PREFIX}_read_rows", "Rows of the journal that were read.", registry=registry)
         self._reads = Counter(f"{PREFIX}_reads", "Reads of the journal, by why.", ["why"], registry=registry)
         self._read_seconds = Histogram(
             f"{PREFIX}_read_duration_seconds", "How long reads took.", buckets=READ_BUCKETS, registry=registry
         )
-        self._lag = Histogram(
+        self._lag_seconds = Histogram(
             f"{PREFIX}_lag_seconds",
             "From the writing of a row to its reading, by PostgreSQL's clock.",
             buckets=LAG_BUCKETS,
             registry=registry,
         )
-        self._lost = Counter(
+        self._connection_losses = Counter(
             f"{PREFIX}_connections_lost", "Connections to PostgreSQL lost, or not made, by the tail.", registry=registry
         )
-        self._begun_anew = Counter(
+        self._resyncs = Counter(
             f"{PREFIX}_begun_anew", "How often all streams began anew, by reason.", ["reason"], registry=registry
         )
         self._rows_skipped = Counter(
@@ -91,13 +91,13 @@ class Metrics:
             "Messages between processes that could not be decoded or handled.",
             registry=registry,
         )
-        self._delivery = Histogram(
+        self._delivery_seconds = Histogram(
             f"{PREFIX}_delivery_seconds",
             "From the writing of a batch's oldest row to when all its clients had been written to.",
             buckets=LAG_BUCKETS,
             registry=registry,
         )
-        self._joins = Histogram(
+        self._join_seconds = Histogram(
             f"{PREFIX}_join_duration_seconds",
             "How long it took to begin a stream, new or resumed.",
             ["how"],
@@ -107,60 +107,60 @@ class Metrics:
         self._closes = Counter(
             f"{PREFIX}_closes", "Streams whose connection ended before they did, by why.", ["code"], registry=registry
         )
-        self._sending: Sending | None = None
-        self._pruned = Counter(f"{PREFIX}_pruned_rows", "Rows that this server deleted.", registry=registry)
-        for why in get_args(Why):
+        self._scheduler: FrameScheduler | None = None
+        self._pruned_rows = Counter(f"{PREFIX}_pruned_rows", "Rows that this server deleted.", registry=registry)
+        for why in get_args(ReadReason):
             self._reads.labels(why)
-        for reason in BEGINNINGS:
-            self._begun_anew.labels(reason)
+        for reason in RESYNC_REASONS:
+            self._resyncs.labels(reason)
         for code in CloseCode:
             self._closes.labels(code.name.lower())
         for how in (NEW, RESUMED):
-            self._joins.labels(how)
+            self._join_seconds.labels(how)
 
-    def attend_tail(self, tail: Tail, meter: Meter) -> None:
+    def register_tail(self, tail: Tail, meter: DatabaseGauges) -> None:
         """Tell from now on how the tail is doing, and what was measured."""
-        self._registry.register(_Following(tail, meter))
+        self._registry.register(_TailCollector(tail, meter))
 
-    def attend_hub(self, hub: Hub) -> None:
+    def register_hub(self, hub: Hub) -> None:
         """Tell from now on what is watched."""
-        self._registry.register(_Watching(hub))
+        self._registry.register(_HubCollector(hub))
 
-    def attend_wire(self, sending: Sending) -> None:
+    def register_scheduler(self, sending: FrameScheduler) -> None:
         """Tell from now on what is sent."""
-        self._sending = sending
-        self._registry.register(_Sent(sending))
+        self._scheduler = sending
+        self._registry.register(_DeliveryCollector(sending))
 
-    def attend_workers(self, workers: Workers) -> None:
+    def register_workers(self, workers: WorkerPool) -> None:
         """Tell from now on how many workers there are, and how many have died."""
-        self._workers_lost = Counter(
+        self._worker_losses = Counter(
             f"{PREFIX}_workers_lost", "Workers that died, and were replaced.", registry=self._registry
         )
         serving = Gauge(f"{PREFIX}_workers", "Workers that serve.", registry=self._registry)
-        serving.set_function(lambda: workers.serving)
+        serving.set_function(lambda: workers.serving_count)
 
-    def families(self) -> list[Family]:
+    def collect(self) -> list[MetricFamily]:
         """Return all metrics of this process."""
-        return collected(self._registry)
+        return collect_registry(self._registry)
 
-    def read(self, why: Why, rows: int, seconds: float) -> None:
+    def record_read(self, why: ReadReason, rows: int, seconds: float) -> None:
         """Count a read."""
         self._reads.labels(why).inc()
-        self._rows.inc(rows)
+        self._read_rows.inc(rows)
         self._read_seconds.observe(seconds)
 
-    def lag(self, seconds: float) -> None:
+    def record_lag(self, seconds: float) -> None:
         """Count a row."""
         # The clock of PostgreSQL's machine may be set back between the two.
-        self._lag.observe(max(0.0, seconds))
+        self._lag_seconds.observe(max(0.0, seconds))
 
-    def lost(self) -> None:
+    def record_connection_loss(self) -> None:
         """Count a connection."""
-        self._lost.inc()
+        self._connection_losses.inc()
 
-    def began_anew(self, reason: ResetReason) -> None:
+    def record_resync(self, reason: ResetReason) -> None:
         """Count a new beginning."""
-        self._begun_anew.labels(reason).inc()
+        self._resyncs.labels(reason).inc()
 
     def rows_skipped(self, rows: int) -> None:
         """Count rows that could not be decoded."""
@@ -170,36 +170,36 @@ class Metrics:
         """Count a message of another process that could not be decoded or handled."""
         self._messages_failed.inc()
 
-    def lost_worker(self) -> None:
+    def record_worker_loss(self) -> None:
         """Count a worker that died."""
-        self._workers_lost.inc()
+        self._worker_losses.inc()
 
-    def dispatched(self, read: Read) -> None:
+    def record_dispatch(self, read: ReadTiming) -> None:
         """Measure how long a batch takes to its clients, once it has been written to all of them."""
-        if self._sending is not None:
-            self._sending.when_written(partial(self._written, read))
+        if self._scheduler is not None:
+            self._scheduler.when_written(partial(self._record_delivery, read))
 
-    def joined(self, seconds: float, *, resumed: bool) -> None:
+    def record_join(self, seconds: float, *, resumed: bool) -> None:
         """Count a stream that began."""
-        self._joins.labels(RESUMED if resumed else NEW).observe(seconds)
+        self._join_seconds.labels(RESUMED if resumed else NEW).observe(seconds)
 
-    def closed(self, code: CloseCode) -> None:
+    def record_close(self, code: CloseCode) -> None:
         """Count a connection that ended before its stream."""
         self._closes.labels(code.name.lower()).inc()
 
-    def pruned(self, rows: int) -> None:
+    def record_pruned_rows(self, rows: int) -> None:
         """Count rows that were deleted."""
-        self._pruned.inc(rows)
+        self._pruned_rows.inc(rows)
 
-    def _written(self, read: Read) -> None:
-        self._delivery.observe(max(0.0, read.lag) + time.monotonic() - read.at)
+    def _record_delivery(self, read: ReadTiming) -> None:
+        self._delivery_seconds.observe(max(0.0, read.lag) + time.monotonic() - read.at)
 
 
-class _Sent(Collector):
+class _DeliveryCollector(Collector):
     """What was sent until the moment of a scrape."""
 
-    def __init__(self, sending: Sending) -> None:
-        self._sending = sending
+    def __init__(self, sending: FrameScheduler) -> None:
+        self._scheduler = sending
 
     def collect(self) -> Iterator[Metric]:
         """Look."""
@@ -208,7 +208,7 @@ class _Sent(Collector):
         unsent = GaugeMetricFamily(f"{PREFIX}_unsent_bytes", "Bytes that wait in connections.", labels=label)
         frames = CounterMetricFamily(f"{PREFIX}_sent_frames", "Frames that were sent.", labels=label)
         size = CounterMetricFamily(f"{PREFIX}_sent_bytes", "Bytes of frames that were sent.", labels=label)
-        for transport, sent in self._sending.statistics().items():
+        for transport, sent in self._scheduler.statistics().items():
             connections.add_metric([transport], sent.connections)
             unsent.add_metric([transport], sent.unsent)
             frames.add_metric([transport], sent.frames)
@@ -216,7 +216,7 @@ class _Sent(Collector):
         return iter((connections, unsent, frames, size))
 
 
-class _Watching(Collector):
+class _HubCollector(Collector):
     """What is watched at the moment of a scrape."""
 
     def __init__(self, hub: Hub) -> None:
@@ -231,22 +231,24 @@ class _Watching(Collector):
         yield _gauge("queued_bytes", "Bytes of JSON that wait for slow clients.", statistics.queued_bytes)
 
 
-class _Following(Collector):
+class _TailCollector(Collector):
     """How the tail is doing at the moment of a scrape, and how the database was when it was measured last."""
 
-    def __init__(self, tail: Tail, meter: Meter) -> None:
+    def __init__(self, tail: Tail, meter: DatabaseGauges) -> None:
         self._tail = tail
-        self._meter = meter
+        self._gauges = meter
 
     def collect(self) -> Iterator[Metric]:
         """Look."""
         status = self._tail.status
-        yield _gauge("tail_connected", "Whether the tail follows the journal.", status.connected)
-        yield _gauge("doorbell_heard", "Whether the doorbell is heard; otherwise the tail polls.", status.hears)
+        yield _gauge("tail_connected", "Whether the tail follows the journal.", status.is_connected)
+        yield _gauge(
+            "doorbell_heard", "Whether the doorbell is heard; otherwise the tail polls.", status.receives_notifications
+        )
         yield _gauge("problems", "Reasons why streams are incomplete or late; /ready has them.", len(status.problems))
-        if self._meter.measures is None or self._meter.at is None:
+        if self._gauges.values is None or self._gauges.read_at is None:
             return
-        measures = self._meter.measures
+        measures = self._gauges.values
         rows = GaugeMetricFamily(f"{PREFIX}_journal_rows", "Rows of the journal, estimated.", labels=["state"])
         rows.add_metric(["live"], measures.live_rows)
         rows.add_metric(["dead"], measures.dead_rows)
@@ -256,12 +258,14 @@ class _Following(Collector):
         size.add_metric(["index"], measures.index_bytes)
         yield size
         yield CounterMetricFamily(
-            f"{PREFIX}_losses", "How often the triggers could not write something down.", measures.losses
+            f"{PREFIX}_losses", "How often the triggers could not write something down.", measures.dropped_writes
         )
         yield _gauge(
-            "notify_queue_usage_ratio", "Share of PostgreSQL's queue of notifications in use.", measures.queue_usage
+            "notify_queue_usage_ratio",
+            "Share of PostgreSQL's queue of notifications in use.",
+            measures.notify_queue_usage,
         )
-        yield _gauge("measured_timestamp_seconds", "When the database was measured last.", self._meter.at)
+        yield _gauge("measured_timestamp_seconds", "When the database was measured last.", self._gauges.read_at)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -12,7 +12,7 @@ from stream_server.http.docs import routes as describe
 from stream_server.http.problems import ERRORS
 from stream_server.protocol.bodies import Health, Readiness, TailReadiness
 from stream_server.server.lifespan import ServerState
-from stream_server.server.metric_families import encoded
+from stream_server.server.metric_families import encode_families
 from stream_server.settings import Settings
 
 
@@ -27,33 +27,33 @@ def create_admin_app(settings: Settings) -> Starlette:
 def operator_routes() -> list[BaseRoute]:
     """Return the routes of operators."""
     return [
-        Route("/health", _health),
-        Route("/ready", _ready),
-        Route("/metrics", _metrics),
+        Route("/health", _get_health),
+        Route("/ready", _get_readiness),
+        Route("/metrics", _get_metrics),
         *describe.routes(),
     ]
 
 
-async def _health(request: Request) -> Response:
+async def _get_health(request: Request) -> Response:
     return Response(msgspec.json.encode(Health(status="ok")), media_type="application/json")
 
 
-async def _ready(request: Request) -> Response:
+async def _get_readiness(request: Request) -> Response:
     """Answer 200 while streams are whole and live, else 503 with the reasons."""
     state: ServerState = request.scope["state"]
     status = state["upstream"].status
-    problems = [*status.problems, *(["the server is shutting down"] if state["hub"].draining else [])]
+    problems = [*status.problems, *(["the server is shutting down"] if state["hub"].is_draining else [])]
     readiness = Readiness(
         status="unavailable" if problems else "ready",
         problems=problems,
         warnings=state["upstream"].warnings,
-        tail=TailReadiness(connected=status.connected, doorbell=status.hears),
+        tail=TailReadiness(connected=status.is_connected, doorbell=status.receives_notifications),
     )
     return Response(msgspec.json.encode(readiness), 503 if problems else 200, media_type="application/json")
 
 
-async def _metrics(request: Request) -> Response:
+async def _get_metrics(request: Request) -> Response:
     """Answer a scrape. Nothing is asked for it: the database was measured before."""
     state: ServerState = request.scope["state"]
-    body, media_type = encoded(await state["upstream"].families(), request.headers.get("accept", ""))
+    body, media_type = encode_families(await state["upstream"].collect_metrics(), request.headers.get("accept", ""))
     return Response(body, media_type=media_type)

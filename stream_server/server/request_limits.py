@@ -21,21 +21,21 @@ from stream_server.errors import (
     UrlTooLong,
 )
 from stream_server.http.deadlines import Deadlines
-from stream_server.server.flow_control import Flow
+from stream_server.server.flow_control import SmallFlowControl
 from stream_server.settings import Settings
 
 LINGER_SECONDS = 1.0
 """How long a client that was refused may take to read why; closed at once, TCP may take the answer from him
 (RFC 9112 section 9.6)."""
 
-OVERFLOW = 1.1
+ABORT_FACTOR = 1.1
 """Of so many times `max_connections`, those beyond are cut off, and not answered."""
 
-OPERATION = (b"/health", b"/ready", b"/metrics")
+OPERATOR_PATHS = (b"/health", b"/ready", b"/metrics")
 """Paths that are answered however many connections there are."""
 
 
-class Edge:
+class RequestLimits:
     """The bounds of all connections of a server.
 
     Args:
@@ -45,19 +45,23 @@ class Edge:
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.settings = settings
-        self.coming: Deadlines[BoundedHttp] = Deadlines(loop, settings.request_timeout, BoundedHttp.too_slow)
+        self.pending_requests: Deadlines[LimitedHttpProtocol] = Deadlines(
+            loop, settings.request_timeout, LimitedHttpProtocol.on_request_timeout
+        )
         """Connections whose request has not come as a whole."""
 
-        self.refused: Deadlines[BoundedHttp] = Deadlines(loop, LINGER_SECONDS, BoundedHttp.cut_off)
+        self.refused_connections: Deadlines[LimitedHttpProtocol] = Deadlines(
+            loop, LINGER_SECONDS, LimitedHttpProtocol.abort
+        )
         """Connections that have been refused, and not closed."""
 
     def close(self) -> None:
         """Forget all connections."""
-        self.coming.close()
-        self.refused.close()
+        self.pending_requests.close()
+        self.refused_connections.close()
 
 
-def address(transport: asyncio.Transport, name: str) -> tuple[str, int | None] | None:
+def get_address(transport: asyncio.Transport, name: str) -> tuple[str, int | None] | None:
     """Return an address of a connection as ASGI has it: host and port, or a path without one.
 
     Args:
@@ -71,16 +75,16 @@ def address(transport: asyncio.Transport, name: str) -> tuple[str, int | None] |
     return (known, None) if isinstance(known, str) and known else None
 
 
-class BoundedHttp(HttpToolsProtocol):
+class LimitedHttpProtocol(HttpToolsProtocol):
     """A connection that speaks HTTP/1.1, within bounds."""
 
-    bounded = True
+    is_limited = True
     """Whether there may be too many of them."""
 
-    _edge: Edge
+    _limits: RequestLimits
     _refusal: StreamServerError | None = None
-    _coming = False
-    _in_head = False
+    _awaits_request = False
+    _is_reading_head = False
     _head_bytes = 0
     _header_bytes = 0
 
@@ -91,141 +95,143 @@ class BoundedHttp(HttpToolsProtocol):
         """
         self.connections.add(self)
         self.transport = transport
-        self.flow = Flow(transport)
-        self.server, peer = address(transport, "sockname"), address(transport, "peername")
+        self.flow = SmallFlowControl(transport)
+        self.server, peer = get_address(transport, "sockname"), get_address(transport, "peername")
         self.client = None if peer is None or peer[1] is None else (peer[0], peer[1])
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
-        self._edge = cast("Edge", self.app_state["edge"])
-        if self.bounded and len(self.connections) > OVERFLOW * self._edge.settings.max_connections:
+        self._limits = cast("RequestLimits", self.app_state["edge"])
+        if self.is_limited and len(self.connections) > ABORT_FACTOR * self._limits.settings.max_connections:
             transport.abort()
             return
-        self._come()
+        self._start_request_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Be lost."""
-        self._have_come()
-        self._edge.refused.stop(self)
+        self._stop_request_timer()
+        self._limits.refused_connections.stop(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless the client was refused."""
         if self._refusal is not None:
             return
-        if not self._coming:
-            self._come()
+        if not self._awaits_request:
+            self._start_request_timer()
         super().data_received(data)
-        if self._in_head and self._refusal is None:
+        if self._is_reading_head and self._refusal is None:
             # The parser keeps a header to itself until it is whole.
             self._head_bytes += len(data)
-            if self._head_bytes > self._edge.settings.max_url_bytes + self._edge.settings.max_header_bytes:
-                self._refuse(self._large_headers())
+            if self._head_bytes > self._limits.settings.max_url_bytes + self._limits.settings.max_header_bytes:
+                self._send_refusal(self._headers_too_large())
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._in_head, self._head_bytes, self._header_bytes = True, 0, 0
-        if not self._coming:
-            self._come()
+        self._is_reading_head, self._head_bytes, self._header_bytes = True, 0, 0
+        if not self._awaits_request:
+            self._start_request_timer()
 
     def on_url(self, url: bytes) -> None:
         """Read a part of the URL."""
         super().on_url(url)
-        most = self._edge.settings.max_url_bytes
+        most = self._limits.settings.max_url_bytes
         if len(self.url) > most:
-            self._raise(UrlTooLong(f"The URL has more than {most} bytes (STREAM_SERVER_MAX_URL_BYTES)"))
+            self._abort_parsing(UrlTooLong(f"The URL has more than {most} bytes (STREAM_SERVER_MAX_URL_BYTES)"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Read a header, as uvicorn does, within bounds. Browsers send some fifteen."""
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
-        headers, settings = self.headers, self._edge.settings
+        headers, settings = self.headers, self._limits.settings
         headers.append((name, value))
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > settings.max_header_bytes or len(headers) > settings.max_headers:
-            self._raise(self._large_headers())
+            self._abort_parsing(self._headers_too_large())
 
     def on_headers_complete(self) -> None:
         """Begin with the request, if there is room."""
         if (
-            self.bounded
-            and len(self.connections) > self._edge.settings.max_connections
-            and not self.url.startswith(OPERATION)
+            self.is_limited
+            and len(self.connections) > self._limits.settings.max_connections
+            and not self.url.startswith(OPERATOR_PATHS)
         ):
-            self._raise(ServerFull("This server has as many connections as it may (STREAM_SERVER_MAX_CONNECTIONS)"))
-        self._in_head = False
+            self._abort_parsing(
+                ServerFull("This server has as many connections as it may (STREAM_SERVER_MAX_CONNECTIONS)")
+            )
+        self._is_reading_head = False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The request has come as a whole."""
-        self._have_come()
+        self._stop_request_timer()
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what can't be parsed, or must not be."""
         error, self._refusal = self._refusal or NotHttp(), None
-        self._refuse(error)
+        self._send_refusal(error)
 
-    def too_slow(self) -> None:
+    def on_request_timeout(self) -> None:
         """The time for a request is over."""
-        self._coming = False
+        self._awaits_request = False
         if self.parser is None or self.transport.is_closing():
             return
         cycle = self.cycle
         answering = cycle is not None and not cycle.response_complete
-        if self._in_head or (answering and cycle.more_body):
-            seconds = self._edge.settings.request_timeout
-            self._refuse(
+        if self._is_reading_head or (answering and cycle.more_body):
+            seconds = self._limits.settings.request_timeout
+            self._send_refusal(
                 RequestTooSlow(f"The request has not come within {seconds:g} s (STREAM_SERVER_REQUEST_TIMEOUT)")
             )
         elif not answering:
             self.transport.close()
 
-    def cut_off(self) -> None:
+    def abort(self) -> None:
         """The time to read why one was refused is over."""
         self.transport.abort()
 
-    def _come(self) -> None:
-        self._coming = True
-        self._edge.coming.start(self)
+    def _start_request_timer(self) -> None:
+        self._awaits_request = True
+        self._limits.pending_requests.start(self)
 
-    def _have_come(self) -> None:
-        self._coming = False
-        self._edge.coming.stop(self)
+    def _stop_request_timer(self) -> None:
+        self._awaits_request = False
+        self._limits.pending_requests.stop(self)
 
-    def _large_headers(self) -> HeadersTooLarge:
-        settings = self._edge.settings
+    def _headers_too_large(self) -> HeadersTooLarge:
+        settings = self._limits.settings
         return HeadersTooLarge(
             f"The request has more than {settings.max_headers} headers (STREAM_SERVER_MAX_HEADERS), or more than"
             f" {settings.max_header_bytes} bytes of them (STREAM_SERVER_MAX_HEADER_BYTES)"
         )
 
-    def _raise(self, error: StreamServerError) -> None:
+    def _abort_parsing(self, error: StreamServerError) -> None:
         """Stop the parser; what it makes of that comes to `send_400_response`."""
         self._refusal = error
         raise error
 
-    def _refuse(self, error: StreamServerError) -> None:
+    def _send_refusal(self, error: StreamServerError) -> None:
         """Answer what is wrong, and end the connection."""
         self._refusal = error
-        self._have_come()
+        self._stop_request_timer()
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
-            if self._in_head or cycle.response_started:
+            if self._is_reading_head or cycle.response_started:
                 # There is an answer under way, of which the client must not take this for a part.
                 self.transport.abort()
                 return
             cycle.disconnected = True
             cycle.message_event.set()
-        self.transport.write(raw_answer(error))
+        self.transport.write(encode_problem(error))
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._edge.refused.start(self)
+        self._limits.refused_connections.start(self)
 
 
-def raw_answer(error: StreamServerError) -> bytes:
+def encode_problem(error: StreamServerError) -> bytes:
     """Return a problem as bytes on the wire, after which the connection ends."""
-    body = json.dumps(error.problem()).encode()
+    body = json.dumps(error.problem_body()).encode()
     headers: dict[str, Any] = {
         "content-type": "application/problem+json",
         "content-length": len(body),

@@ -23,7 +23,7 @@ Handler: TypeAlias = Callable[[int, "FrameType | None"], Any]
 
 
 @contextmanager
-def drained_first(drain: Callable[[], Awaitable[None]]) -> Iterator[None]:
+def drain_on_signals(drain: Callable[[], Awaitable[None]]) -> Iterator[None]:
     """Have the server's handlers of signals called when streams have been drained; a second signal comes there at once.
 
     What handles signals in another way, as asyncio's `add_signal_handler` does, is told at the same time as we are.
@@ -34,13 +34,13 @@ def drained_first(drain: Callable[[], Awaitable[None]]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    farewell = _Farewell(asyncio.get_running_loop(), drain)
+    farewell = _SignalDrain(asyncio.get_running_loop(), drain)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     theirs = {
         number: one for number, one in handlers.items() if callable(one) and one is not signal.default_int_handler
     }
     for number, handler in theirs.items():
-        signal.signal(number, farewell.before(handler))
+        signal.signal(number, farewell.wrap_handler(handler))
     try:
         yield
     finally:
@@ -48,27 +48,27 @@ def drained_first(drain: Callable[[], Awaitable[None]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Farewell:
+class _SignalDrain:
     def __init__(self, loop: asyncio.AbstractEventLoop, drain: Callable[[], Awaitable[None]]) -> None:
         self._loop = loop
         self._drain = drain
         self._draining: asyncio.Task[None] | None = None
 
-    def before(self, handler: Handler) -> Handler:
+    def wrap_handler(self, handler: Handler) -> Handler:
         """Return a handler that drains, and then calls another."""
 
         def handle(number: int, frame: FrameType | None) -> None:
-            self._loop.call_soon_threadsafe(self._begin, lambda: handler(number, frame))
+            self._loop.call_soon_threadsafe(self._start_drain, lambda: handler(number, frame))
 
         return handle
 
-    def _begin(self, go: Callable[[], None]) -> None:
+    def _start_drain(self, go: Callable[[], None]) -> None:
         if self._draining is not None:
             go()
             return
-        self._draining = asyncio.create_task(self._drain_and(go), name="drain")
+        self._draining = asyncio.create_task(self._drain_then(go), name="drain")
 
-    async def _drain_and(self, go: Callable[[], None]) -> None:
+    async def _drain_then(self, go: Callable[[], None]) -> None:
         try:
             await self._drain()
         except Exception:

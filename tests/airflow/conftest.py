@@ -9,29 +9,29 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stream_server.cli.demo.airflow_client import AirflowRest
-    from stream_server.cli.demo.server import Server
+    from stream_server.cli.demo.airflow_client import AirflowRestClient
+    from stream_server.cli.demo.server import StreamServerProcess
     from stream_server.cli.demo.stack import DemoStack
     from support.airflow_callers import Denied
 
 
 @pytest.fixture(scope="session")
-def airflow(stack: DemoStack) -> Iterator[AirflowRest]:
+def airflow(stack: DemoStack) -> Iterator[AirflowRestClient]:
     """Airflow's REST API, as its admin: ``airflow.trigger("chat_answer", {"teardown_seconds": 1})``."""
-    with stack.rest() as rest:
+    with stack.rest_client() as rest:
         yield rest
 
 
 @pytest.fixture(scope="session")
-def token(airflow: AirflowRest) -> str:
+def token(airflow: AirflowRestClient) -> str:
     """A bearer token of Airflow's admin."""
     return airflow.token
 
 
 @pytest.fixture(scope="module")
-def guarded(stack: DemoStack) -> Iterator[Server]:
+def guarded(stack: DemoStack) -> Iterator[StreamServerProcess]:
     """A server that asks Airflow, and often."""
-    server = stack.replica(options=["--auth", "airflow", "--auth-cache", "1s"])
+    server = stack.add_server(options=["--auth", "airflow", "--auth-cache", "1s"])
     server.start()
     yield server
     server.stop()

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server.cli.demo.airflow_client import AirflowRest
-from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.airflow_client import AirflowRestClient
+from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
 from support.streams import Events, Frame, sse, states, types
@@ -35,7 +35,7 @@ async def caller(stack: DemoStack, token: str) -> AsyncIterator[httpx.AsyncClien
 @pytest.fixture(scope="module", autouse=True)
 def dags(stack: DemoStack) -> None:
     """Airflow knows the DAGs of these tests."""
-    stack.airflow.wait_for_dags(["asked_again", "six_below"], ConsoleProgress())
+    stack.airflow.wait_for_dags(["asked_again", "six_below"], ConsoleReporter())
 
 
 def call(dag_id: str, query: str = "") -> str:
@@ -46,8 +46,8 @@ def run_path(key: RunKey, what: str) -> str:
     return f"/api/v2/dags/{key.dag_id}/dagRuns/{key.run_id}/{what}"
 
 
-async def state_of(airflow: AirflowRest, key: RunKey) -> str:
-    return str((await asyncio.to_thread(airflow.run, *key))["state"])
+async def state_of(airflow: AirflowRestClient, key: RunKey) -> str:
+    return str((await asyncio.to_thread(airflow.get_run, *key))["state"])
 
 
 def at(frame: Frame) -> datetime:
@@ -56,7 +56,7 @@ def at(frame: Frame) -> datetime:
 
 
 async def test_one_call_triggers_and_answers_while_the_teardown_goes_on(
-    caller: httpx.AsyncClient, airflow: AirflowRest
+    caller: httpx.AsyncClient, airflow: AirflowRestClient
 ) -> None:
     answer = await caller.post(call("chat_answer"), json={"conf": {"teardown_seconds": 5}, "note": "asked"})
     assert answer.status_code == 200, answer.text
@@ -66,12 +66,12 @@ async def test_one_call_triggers_and_answers_while_the_teardown_goes_on(
     assert await state_of(airflow, key) == "running"
     later = await caller.get(answer.headers["content-location"])
     assert later.json()["results"] == {"answer": ANSWER}
-    run = await asyncio.to_thread(airflow.run, *key)
+    run = await asyncio.to_thread(airflow.get_run, *key)
     assert (run["note"], run["triggering_user_name"]) == ("asked", "admin"), "triggered with the caller's own rights"
 
 
-async def test_the_result_of_a_run_is_waited_for(caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
-    key = RunKey("chat_answer", await asyncio.to_thread(airflow.trigger, "chat_answer", {"teardown_seconds": 0}))
+async def test_the_result_of_a_run_is_waited_for(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
+    key = RunKey("chat_answer", await asyncio.to_thread(airflow.trigger_run, "chat_answer", {"teardown_seconds": 0}))
     pending = await caller.get(run_path(key, "result?timeout=0"))
     assert (pending.status_code, pending.json()["outcome"]) == (202, "pending")
     answer = await caller.get(pending.headers["location"].replace("timeout=0", "timeout=60s&result=think"))
@@ -79,13 +79,13 @@ async def test_the_result_of_a_run_is_waited_for(caller: httpx.AsyncClient, airf
 
 
 async def test_the_bare_value_confirmed_by_the_success_of_its_task(
-    caller: httpx.AsyncClient, airflow: AirflowRest
+    caller: httpx.AsyncClient, airflow: AirflowRestClient
 ) -> None:
     body = {"conf": {"teardown_seconds": 0}}
     answer = await caller.post(call("chat_answer", "&unwrap=true&confirm=success"), json=body)
     assert (answer.status_code, answer.json()) == (200, ANSWER)
     run_id = answer.headers["location"].rpartition("/")[2].replace("%3A", ":").replace("%2B", "+")
-    assert (await asyncio.to_thread(airflow.task_states, "chat_answer", run_id))["answer"] == ["success"]
+    assert (await asyncio.to_thread(airflow.get_task_states, "chat_answer", run_id))["answer"] == ["success"]
     failed = await caller.post(call("fail_before_teardown", "&unwrap=true&fail_status=424"), json=body)
     assert (failed.status_code, failed.json()["outcome"]) == (424, "failure")
 
@@ -114,7 +114,7 @@ async def test_one_call_triggers_and_streams_from_the_first_row_on(
 
 
 async def test_a_failure_comes_seconds_before_the_run_has_ended(
-    caller: httpx.AsyncClient, airflow: AirflowRest, capsys: pytest.CaptureFixture[str]
+    caller: httpx.AsyncClient, airflow: AirflowRestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = {"conf": {"teardown_seconds": 5}}
     async with caller.stream(
@@ -126,7 +126,7 @@ async def test_a_failure_comes_seconds_before_the_run_has_ended(
     failure, end = frames[-2:]
     assert (failure["type"], end["type"], end["state"]) == ("failure", "end", "running")
     key = RunKey("fail_before_teardown", end["run_id"])
-    assert await asyncio.to_thread(airflow.finish, *key) == "failed"
+    assert await asyncio.to_thread(airflow.wait_until_finished, *key) == "failed"
     ahead = time.monotonic() - told
     with capsys.disabled():
         print(f"\nfailure {_ms(arrived, failure):.0f} ms after its row, {ahead:.1f} s before the run's end")  # noqa: T201
@@ -134,9 +134,9 @@ async def test_a_failure_comes_seconds_before_the_run_has_ended(
 
 
 async def test_a_failure_six_levels_above_is_known_before_airflow_has_written_it_down(
-    stack: DemoStack, airflow: AirflowRest, capsys: pytest.CaptureFixture[str]
+    stack: DemoStack, airflow: AirflowRestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_id = await asyncio.to_thread(airflow.trigger, "six_below", {})
+    run_id = await asyncio.to_thread(airflow.trigger_run, "six_below", {})
     key = RunKey("six_below", run_id)
     async with sse(stack.server_url, key, "?result=level_6&until=run", timeout=RUN_SECONDS) as events:
         frames = await events.until("failure")
@@ -156,7 +156,7 @@ def _ms(arrived: datetime, frame: Frame) -> float:
     return (arrived - at(frame)).total_seconds() * 1000
 
 
-async def test_the_stop_button_stops_a_run(caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
+async def test_the_stop_button_stops_a_run(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
     body = {"conf": {"archive_seconds": 120}}
     async with caller.stream(
         "POST", call("native_result", "&until=run&result=answer"), json=body, headers={"Accept": "text/event-stream"}
@@ -175,26 +175,26 @@ async def test_the_stop_button_stops_a_run(caller: httpx.AsyncClient, airflow: A
     assert nobody.status_code == 404
 
 
-async def test_a_run_that_is_over_is_not_made_a_failure(caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
-    key = RunKey("mapped_squares", await asyncio.to_thread(airflow.trigger, "mapped_squares", {"numbers": [1]}))
-    assert await asyncio.to_thread(airflow.finish, *key) == "success"
+async def test_a_run_that_is_over_is_not_made_a_failure(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
+    key = RunKey("mapped_squares", await asyncio.to_thread(airflow.trigger_run, "mapped_squares", {"numbers": [1]}))
+    assert await asyncio.to_thread(airflow.wait_until_finished, *key) == "success"
     assert (await caller.post(run_path(key, "cancel"))).json()["state"] == "success"
     assert await state_of(airflow, key) == "success"
 
 
 async def test_a_mapping_over_nothing_is_answered_by_an_empty_list(
-    caller: httpx.AsyncClient, airflow: AirflowRest
+    caller: httpx.AsyncClient, airflow: AirflowRestClient
 ) -> None:
     """Airflow skips the task, and we take the time that it leaves out as the sign of it."""
     answer = await caller.post(call("mapped_squares"), json={"conf": {"numbers": []}})
     assert (answer.json()["outcome"], answer.json()["results"]) == ("result", {"square": []})
     key = RunKey("mapped_squares", answer.json()["dag_run_id"])
-    assert await asyncio.to_thread(airflow.finish, *key) == "success"
+    assert await asyncio.to_thread(airflow.wait_until_finished, *key) == "success"
     again = await caller.get(run_path(key, "result"))
     assert again.json()["results"] == {"square": []}
 
 
-async def test_a_run_that_nobody_waits_for_is_stopped(caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
+async def test_a_run_that_nobody_waits_for_is_stopped(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
     body = {"conf": {"archive_seconds": 120}}
     async with caller.stream(
         "POST",
@@ -210,8 +210,8 @@ async def test_a_run_that_nobody_waits_for_is_stopped(caller: httpx.AsyncClient,
     await eventually_answered(failed, within=RUN_SECONDS, what="the run is stopped")
 
 
-async def test_the_same_key_is_one_run(stack: DemoStack, caller: httpx.AsyncClient, airflow: AirflowRest) -> None:
-    replica = stack.replica()
+async def test_the_same_key_is_one_run(stack: DemoStack, caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
+    replica = stack.add_server()
     await asyncio.to_thread(replica.start)
     body, key = {"conf": {"numbers": [2]}}, {"Idempotency-Key": "once-and-for-all"}
     urls = [stack.server_url, stack.server_url, replica.url]
@@ -258,7 +258,7 @@ async def test_airflow_says_what_is_wrong_with_a_request(stack: DemoStack, calle
 
 
 async def test_a_cleared_run_takes_its_answer_back_and_answers_anew(
-    caller: httpx.AsyncClient, airflow: AirflowRest, tmp_path: Path
+    caller: httpx.AsyncClient, airflow: AirflowRestClient, tmp_path: Path
 ) -> None:
     marker = tmp_path / "cleared"
     conf = {"conf": {"cleared": str(marker)}}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from stream_server.cli.demo.airflow_client import AirflowRest
-from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.airflow_client import AirflowRestClient
+from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
 from support.airflow_callers import Denied, bearer, token
@@ -16,10 +16,10 @@ DAG = "chat_answer"
 
 
 @pytest.fixture(scope="module")
-def over(airflow: AirflowRest) -> RunKey:
+def over(airflow: AirflowRestClient) -> RunKey:
     """A run that has answered."""
-    key = RunKey(DAG, airflow.trigger(DAG, {"teardown_seconds": 0}))
-    assert airflow.finish(*key) == "success"
+    key = RunKey(DAG, airflow.trigger_run(DAG, {"teardown_seconds": 0}))
+    assert airflow.wait_until_finished(*key) == "success"
     return key
 
 
@@ -56,7 +56,7 @@ DENIED = {"no_runs": ["RUN"], "no_xcoms": ["XCOM"], "no_dag": [DAG]}
 
 
 async def test_everybody_is_told_what_airflow_would_tell_him(
-    stack: DemoStack, guarded: Server, over: RunKey, denied: Denied
+    stack: DemoStack, guarded: StreamServerProcess, over: RunKey, denied: Denied
 ) -> None:
     denied.set(**DENIED)
     deviations, asked = [], 0
@@ -82,7 +82,7 @@ async def test_everybody_is_told_what_airflow_would_tell_him(
     ],
 )
 async def test_who_triggers_is_told_what_he_may_read(
-    stack: DemoStack, guarded: Server, denied: Denied, name: str, status: int, *, values: bool | None
+    stack: DemoStack, guarded: StreamServerProcess, denied: Denied, name: str, status: int, *, values: bool | None
 ) -> None:
     denied.set(**DENIED)
     role = name if name in {"admin", "user", "viewer"} else "admin"

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.graph import Graph
 from stream_server.domain.run_state import RunKey
@@ -25,10 +25,10 @@ NATIVE = {dag_id: results for dag_id, results in authoring.RESULTS.items() if da
 
 
 @pytest.fixture(scope="module")
-def runs(airflow: AirflowRest) -> dict[str, RunKey]:
+def runs(airflow: AirflowRestClient) -> dict[str, RunKey]:
     """A run of each DAG, all triggered at once."""
-    eventually(lambda: all(airflow.dag(dag_id) for dag_id in authoring.RESULTS), RUN_SECONDS, "all DAGs are read")
-    return {dag_id: RunKey(dag_id, airflow.trigger(dag_id)) for dag_id in authoring.RESULTS}
+    eventually(lambda: all(airflow.get_dag(dag_id) for dag_id in authoring.RESULTS), RUN_SECONDS, "all DAGs are read")
+    return {dag_id: RunKey(dag_id, airflow.trigger_run(dag_id)) for dag_id in authoring.RESULTS}
 
 
 async def fetch(stack: DemoStack, query: str, *arguments: object) -> list[Any]:
@@ -44,7 +44,7 @@ async def test_a_form_marks_its_tasks_in_the_database(dag_id: str, stack: DemoSt
     (row,) = await fetch(stack, "SELECT data::text AS data FROM serialized_dag WHERE dag_id = $1", dag_id)
     serialized = json.loads(row["data"])
     assert authoring.marked_by_params(serialized) == authoring.PARAMS[dag_id]
-    assert Graph.parse(row["data"]).marked == authoring.RESULTS[dag_id].keys()
+    assert Graph.parse(row["data"]).marked_tasks == authoring.RESULTS[dag_id].keys()
     tags = await fetch(stack, "SELECT name FROM dag_tag WHERE dag_id = $1 AND name LIKE 'stream-result:%'", dag_id)
     assert {tag["name"].removeprefix("stream-result:") for tag in tags} == authoring.TAGGED[dag_id]
 
@@ -59,15 +59,17 @@ async def test_a_form_answers(dag_id: str, stack: DemoStack, runs: dict[str, Run
 
 
 @pytest.mark.parametrize("dag_id", NATIVE)
-async def test_airflows_own_wait_answers_the_same(dag_id: str, airflow: AirflowRest, runs: dict[str, RunKey]) -> None:
-    native = await asyncio.to_thread(airflow.wait, *runs[dag_id])
+async def test_airflows_own_wait_answers_the_same(
+    dag_id: str, airflow: AirflowRestClient, runs: dict[str, RunKey]
+) -> None:
+    native = await asyncio.to_thread(airflow.wait_at_airflow, *runs[dag_id])
     assert native == {"state": "success", "results": NATIVE[dag_id]}
 
 
-async def test_what_a_branch_returns_is_not_stored(stack: DemoStack, airflow: AirflowRest) -> None:
+async def test_what_a_branch_returns_is_not_stored(stack: DemoStack, airflow: AirflowRestClient) -> None:
     """Which is why a task that may skip others is refused as a result task."""
-    run_id = await asyncio.to_thread(airflow.trigger, "branch_returns")
-    assert await asyncio.to_thread(airflow.finish, "branch_returns", run_id) == "success"
+    run_id = await asyncio.to_thread(airflow.trigger_run, "branch_returns")
+    assert await asyncio.to_thread(airflow.wait_until_finished, "branch_returns", run_id) == "success"
     rows = await fetch(stack, "SELECT task_id, key FROM xcom WHERE dag_id = 'branch_returns' AND run_id = $1", run_id)
     assert {(row["task_id"], row["key"]) for row in rows} == {
         ("choose", "skipmixin_key"),

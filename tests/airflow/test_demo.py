@@ -20,7 +20,7 @@ from support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stream_server.cli.demo.airflow_client import AirflowRest
+    from stream_server.cli.demo.airflow_client import AirflowRestClient
     from stream_server.cli.demo.postgres import EmbeddedPostgres
     from stream_server.cli.demo.stack import DemoStack
 
@@ -146,7 +146,7 @@ def test_an_airflow_that_dies_is_told_with_its_log(tmp_path: Path) -> None:
 
 def test_a_killed_postgres_starts_again_although_a_backend_was_busy(postgres: EmbeddedPostgres) -> None:
     command = [
-        postgres.installation.program("psql"),
+        postgres.installation.program_path("psql"),
         postgres.url("postgres", "postgres"),
         "-c",
         "SELECT pg_sleep(600)",
@@ -156,7 +156,7 @@ def test_a_killed_postgres_starts_again_although_a_backend_was_busy(postgres: Em
         address, pid = postgres.url(), postgres.pid
         postgres.kill()
         assert busy.wait(10) != 0
-    assert not postgres.running
+    assert not postgres.is_running
     postgres.start()
     assert postgres.execute("SELECT 1") == "1"
     assert (postgres.url(), postgres.pid != pid) == (address, True)
@@ -175,18 +175,18 @@ def test_what_postgres_refuses_is_told(postgres: EmbeddedPostgres) -> None:
         postgres.execute("SELECT * FROM nowhere")
 
 
-def test_the_chat_example_answers_and_cleans_up(airflow: AirflowRest) -> None:
-    run_id = airflow.trigger("chat_answer", {"question": "Why is the grass green?", "teardown_seconds": 0})
-    assert airflow.finish("chat_answer", run_id) == "success"
+def test_the_chat_example_answers_and_cleans_up(airflow: AirflowRestClient) -> None:
+    run_id = airflow.trigger_run("chat_answer", {"question": "Why is the grass green?", "teardown_seconds": 0})
+    assert airflow.wait_until_finished("chat_answer", run_id) == "success"
     answer = {"question": "Why is the grass green?", "answer": "Chlorophyll absorbs most light but green."}
-    assert airflow.xcom("chat_answer", run_id, "answer") == answer
-    assert airflow.task_states("chat_answer", run_id)["close_session"] == ["success"]
+    assert airflow.get_return_value("chat_answer", run_id, "answer") == answer
+    assert airflow.get_task_states("chat_answer", run_id)["close_session"] == ["success"]
 
 
-def test_the_failing_example_fails_before_its_teardown_runs(airflow: AirflowRest) -> None:
-    run_id = airflow.trigger("fail_before_teardown", {"teardown_seconds": 0})
-    assert airflow.finish("fail_before_teardown", run_id) == "failed"
-    states = airflow.task_states("fail_before_teardown", run_id)
+def test_the_failing_example_fails_before_its_teardown_runs(airflow: AirflowRestClient) -> None:
+    run_id = airflow.trigger_run("fail_before_teardown", {"teardown_seconds": 0})
+    assert airflow.wait_until_finished("fail_before_teardown", run_id) == "failed"
+    states = airflow.get_task_states("fail_before_teardown", run_id)
     assert (states["think"], states["answer"], states["close_session"]) == (
         ["failed"],
         ["upstream_failed"],
@@ -194,19 +194,22 @@ def test_the_failing_example_fails_before_its_teardown_runs(airflow: AirflowRest
     )
 
 
-def test_the_mapped_example_has_a_result_for_each_number(airflow: AirflowRest) -> None:
-    run_id = airflow.trigger("mapped_squares", {"numbers": [2, 3, 4]})
-    assert airflow.finish("mapped_squares", run_id) == "success"
-    assert [airflow.xcom("mapped_squares", run_id, "square", index) for index in range(3)] == [4, 9, 16]
+def test_the_mapped_example_has_a_result_for_each_number(airflow: AirflowRestClient) -> None:
+    run_id = airflow.trigger_run("mapped_squares", {"numbers": [2, 3, 4]})
+    assert airflow.wait_until_finished("mapped_squares", run_id) == "success"
+    assert [airflow.get_return_value("mapped_squares", run_id, "square", index) for index in range(3)] == [4, 9, 16]
 
 
-def test_the_native_example_marks_a_task_that_another_follows(airflow: AirflowRest) -> None:
-    run_id = airflow.trigger("native_result", {"question": "Why?", "archive_seconds": 0})
-    assert airflow.wait("native_result", run_id) == {"state": "success", "results": {"answer": "You asked: Why?"}}
+def test_the_native_example_marks_a_task_that_another_follows(airflow: AirflowRestClient) -> None:
+    run_id = airflow.trigger_run("native_result", {"question": "Why?", "archive_seconds": 0})
+    assert airflow.wait_at_airflow("native_result", run_id) == {
+        "state": "success",
+        "results": {"answer": "You asked: Why?"},
+    }
 
 
 def test_the_server_restarts_on_its_port(stack: DemoStack) -> None:
     address, pid = stack.server_url, stack.server.child.pid
     stack.server.restart()
-    assert stack.server.ready()
+    assert stack.server.is_ready()
     assert (stack.server_url, stack.server.child.pid != pid) == (address, True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -18,16 +18,16 @@ def output_of(*command: str) -> str:
     return done.stdout
 
 
-def test_curl_watches_a_run(stack: DemoStack, airflow: AirflowRest) -> None:
-    run_id = airflow.trigger("chat_answer", {"teardown_seconds": 0})
+def test_curl_watches_a_run(stack: DemoStack, airflow: AirflowRestClient) -> None:
+    run_id = airflow.trigger_run("chat_answer", {"teardown_seconds": 0})
     lines = output_of(str(EXAMPLES / "watch.sh"), "chat_answer", run_id, stack.server_url).splitlines()
     assert "event: snapshot" in lines
     assert lines.index("event: result") < lines.index("event: end")
     assert any('"results":{"answer":{' in line for line in lines)
 
 
-def test_the_websocket_client_watches_a_run(stack: DemoStack, airflow: AirflowRest) -> None:
-    run_id = airflow.trigger("fail_before_teardown", {"teardown_seconds": 0})
+def test_the_websocket_client_watches_a_run(stack: DemoStack, airflow: AirflowRestClient) -> None:
+    run_id = airflow.trigger_run("fail_before_teardown", {"teardown_seconds": 0})
     lines = output_of(
         sys.executable, str(EXAMPLES / "client.py"), "fail_before_teardown", run_id, stack.server_url
     ).splitlines()

@@ -12,8 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from stream_server.cli.demo.airflow_client import AirflowRest
-from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.airflow_client import AirflowRestClient
+from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
 from support.streams import Events, Frame, sse, states, types
@@ -25,15 +25,15 @@ DAG_ID = "human_input"
 
 
 @pytest.fixture(scope="module")
-def server(stack: DemoStack) -> Iterator[Server]:
+def server(stack: DemoStack) -> Iterator[StreamServerProcess]:
     """A server of several processes."""
-    server = stack.replica(options=["--workers", str(WORKERS)])
+    server = stack.add_server(options=["--workers", str(WORKERS)])
     server.start()
     yield server
     server.stop()
 
 
-def workers(server: Server) -> set[int]:
+def workers(server: StreamServerProcess) -> set[int]:
     return {child.pid for child in psutil.Process(server.child.pid).children()}
 
 
@@ -57,14 +57,16 @@ async def until_state(events: Events, task_id: str, state: str) -> list[Frame]:
     raise AssertionError(f"{task_id} is not {state}; the last frames are {frames[-5:]}")
 
 
-async def test_streams_go_on_across_a_human_answer(server: Server, stack: DemoStack, airflow: AirflowRest) -> None:
-    await asyncio.to_thread(eventually, lambda: airflow.dag(DAG_ID), RUN_SECONDS, f"{DAG_ID} is read")
+async def test_streams_go_on_across_a_human_answer(
+    server: StreamServerProcess, stack: DemoStack, airflow: AirflowRestClient
+) -> None:
+    await asyncio.to_thread(eventually, lambda: airflow.get_dag(DAG_ID), RUN_SECONDS, f"{DAG_ID} is read")
     before = workers(server)
     assert len(before) == WORKERS
     async with all_runs(server.url) as firehose:
         await firehose.next()
         cursor = firehose.ids[-1] or ""
-        key = RunKey(DAG_ID, await asyncio.to_thread(airflow.trigger, DAG_ID))
+        key = RunKey(DAG_ID, await asyncio.to_thread(airflow.trigger_run, DAG_ID))
         async with sse(server.url, key, "?until=run", timeout=RUN_SECONDS) as events:
             frames = await until_state(events, "approve", "awaiting_input")
             await asyncio.to_thread(approve, airflow, key)
@@ -82,7 +84,7 @@ async def test_streams_go_on_across_a_human_answer(server: Server, stack: DemoSt
     assert workers(server) == before
 
 
-def approve(airflow: AirflowRest, key: RunKey) -> None:
+def approve(airflow: AirflowRestClient, key: RunKey) -> None:
     path = f"/dags/{key.dag_id}/dagRuns/{key.run_id}/taskInstances/approve/-1/hitlDetails"
     airflow.request("PATCH", path, json={"chosen_options": ["Approve"]}).raise_for_status()
 

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server.cli.demo.airflow_client import AirflowRest
-from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.airflow_client import AirflowRestClient
+from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
 from support.streams import sse, types
@@ -22,18 +22,18 @@ RESULTS = {"left": "left", "right": "right"}
 @pytest.fixture(scope="module", autouse=True)
 def dags(stack: DemoStack) -> None:
     """Airflow knows the DAGs of these tests."""
-    stack.airflow.wait_for_dags(["native_marks_streamed", "native_marks_called"], ConsoleProgress())
+    stack.airflow.wait_for_dags(["native_marks_streamed", "native_marks_called"], ConsoleReporter())
 
 
-async def wait_natively(airflow: AirflowRest, key: RunKey) -> dict[str, Any]:
-    return await asyncio.to_thread(airflow.wait, *key)
+async def wait_natively(airflow: AirflowRestClient, key: RunKey) -> dict[str, Any]:
+    return await asyncio.to_thread(airflow.wait_at_airflow, *key)
 
 
 async def test_a_stream_has_one_result_with_the_tasks_of_airflows_own_wait(
-    stack: DemoStack, airflow: AirflowRest
+    stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
     for state in ("success", "running"):
-        key = RunKey("native_marks_streamed", await asyncio.to_thread(airflow.trigger, "native_marks_streamed"))
+        key = RunKey("native_marks_streamed", await asyncio.to_thread(airflow.trigger_run, "native_marks_streamed"))
         async with (
             sse(stack.server_url, key, timeout=RUN_SECONDS) as short,
             sse(stack.server_url, key, "?until=run", timeout=RUN_SECONDS) as long,
@@ -49,7 +49,7 @@ async def test_a_stream_has_one_result_with_the_tasks_of_airflows_own_wait(
 
 
 async def test_a_call_returns_the_tasks_of_airflows_own_wait(
-    stack: DemoStack, airflow: AirflowRest, token: str
+    stack: DemoStack, airflow: AirflowRestClient, token: str
 ) -> None:
     path = "/api/v2/dags/native_marks_called/dagRuns?wait_for_completion=true&timeout=60s"
     headers = {"Authorization": f"Bearer {token}"}

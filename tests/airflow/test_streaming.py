@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
 from support.speaking import RETURNED, SAID, said
@@ -17,13 +17,15 @@ from support.waiting import eventually
 RUN_SECONDS = 120.0
 
 
-async def trigger(airflow: AirflowRest, dag_id: str, conf: dict[str, Any] | None = None) -> RunKey:
-    await asyncio.to_thread(eventually, lambda: airflow.dag(dag_id), RUN_SECONDS, f"{dag_id} is read")
-    return RunKey(dag_id, await asyncio.to_thread(airflow.trigger, dag_id, conf or {}))
+async def trigger(airflow: AirflowRestClient, dag_id: str, conf: dict[str, Any] | None = None) -> RunKey:
+    await asyncio.to_thread(eventually, lambda: airflow.get_dag(dag_id), RUN_SECONDS, f"{dag_id} is read")
+    return RunKey(dag_id, await asyncio.to_thread(airflow.trigger_run, dag_id, conf or {}))
 
 
 @pytest.mark.parametrize("dag_id", SAID)
-async def test_a_form_is_heard_in_order_before_the_result(dag_id: str, stack: DemoStack, airflow: AirflowRest) -> None:
+async def test_a_form_is_heard_in_order_before_the_result(
+    dag_id: str, stack: DemoStack, airflow: AirflowRestClient
+) -> None:
     key = await trigger(airflow, dag_id)
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
@@ -36,7 +38,9 @@ async def test_a_form_is_heard_in_order_before_the_result(dag_id: str, stack: De
     assert said(late) == said(frames)
 
 
-async def test_instances_of_a_mapped_task_are_heard_each_for_itself(stack: DemoStack, airflow: AirflowRest) -> None:
+async def test_instances_of_a_mapped_task_are_heard_each_for_itself(
+    stack: DemoStack, airflow: AirflowRestClient
+) -> None:
     key = await trigger(airflow, "stream_mapped")
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
@@ -46,7 +50,7 @@ async def test_instances_of_a_mapped_task_are_heard_each_for_itself(stack: DemoS
 
 
 async def test_two_thousand_tokens_come_in_order_and_once_over_two_connections(
-    stack: DemoStack, airflow: AirflowRest
+    stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
     key = await trigger(airflow, "stream_tokens", {"tokens": 2000, "per_second": 100})
     heard: list[int] = []
@@ -65,7 +69,7 @@ async def test_two_thousand_tokens_come_in_order_and_once_over_two_connections(
     assert frames[-1]["type"] == "end"
 
 
-async def test_a_retry_after_half_takes_back_what_was_said(stack: DemoStack, airflow: AirflowRest) -> None:
+async def test_a_retry_after_half_takes_back_what_was_said(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "stream_retry")
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
@@ -82,7 +86,7 @@ async def test_a_retry_after_half_takes_back_what_was_said(stack: DemoStack, air
 
 @pytest.mark.parametrize("dag_id", ["stream_fails", "stream_plain_fails"])
 async def test_the_last_words_of_a_task_that_fails_are_heard(
-    dag_id: str, stack: DemoStack, airflow: AirflowRest
+    dag_id: str, stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
     key = await trigger(airflow, dag_id)
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
@@ -92,7 +96,7 @@ async def test_the_last_words_of_a_task_that_fails_are_heard(
 
 
 async def test_what_was_taken_back_is_not_heard_where_the_task_is_marked_instead_of_tried_again(
-    stack: DemoStack, airflow: AirflowRest
+    stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
     key = await trigger(airflow, "stream_given_up")
     async with sse(stack.server_url, key, "?until=run", timeout=RUN_SECONDS) as events:
@@ -107,7 +111,7 @@ async def test_what_was_taken_back_is_not_heard_where_the_task_is_marked_instead
         assert said(await events.rest(RUN_SECONDS)) == []
 
 
-async def test_the_chat_answers_word_by_word(stack: DemoStack, airflow: AirflowRest) -> None:
+async def test_the_chat_answers_word_by_word(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "chat_stream", {"message": "What is a pool?", "history": []})
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)

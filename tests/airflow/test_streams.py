@@ -14,10 +14,10 @@ import asyncpg
 import httpx
 import pytest
 
-from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from support.streams import Frame, sse, states, types, websocket
 
 RUN_SECONDS = 60.0
@@ -26,8 +26,8 @@ RUN_SECONDS = 60.0
 ANSWER = {"question": "Why is the sky blue?", "answer": "Air scatters blue light more than red."}
 
 
-async def trigger(airflow: AirflowRest, dag_id: str, **conf: Any) -> RunKey:
-    return RunKey(dag_id, await asyncio.to_thread(airflow.trigger, dag_id, conf))
+async def trigger(airflow: AirflowRestClient, dag_id: str, **conf: Any) -> RunKey:
+    return RunKey(dag_id, await asyncio.to_thread(airflow.trigger_run, dag_id, conf))
 
 
 async def frames_over_sse(stack: DemoStack, key: RunKey, query: str = "") -> list[Frame]:
@@ -49,7 +49,7 @@ async def committed(stack: DemoStack, key: RunKey, after: str) -> list[tuple[Any
             " WHERE dag_id = $1 AND run_id = $2 AND kind IN ('task', 'run')"
             " AND NOT pg_visible_in_snapshot(txid, $3::text::pg_snapshot) ORDER BY id",
             *key,
-            Cursor.parse(after).snapshot,
+            JournalPosition.parse(after).snapshot,
         )
     finally:
         await connection.close()
@@ -69,9 +69,11 @@ def duplicates(frames: list[Frame]) -> list[tuple[Any, ...]]:
     return [identity for identity in set(identities) if identities.count(identity) > 1]
 
 
-async def test_the_result_comes_long_before_the_teardown_has_ended(stack: DemoStack, airflow: AirflowRest) -> None:
+async def test_the_result_comes_long_before_the_teardown_has_ended(
+    stack: DemoStack, airflow: AirflowRestClient
+) -> None:
     key = await trigger(airflow, "chat_answer", teardown_seconds=10)
-    waiting = asyncio.create_task(asyncio.to_thread(airflow.wait, *key, 1.0))
+    waiting = asyncio.create_task(asyncio.to_thread(airflow.wait_at_airflow, *key, 1.0))
 
     frames = await frames_over_sse(stack, key)
     answered = time.monotonic()
@@ -86,10 +88,10 @@ async def test_the_result_comes_long_before_the_teardown_has_ended(stack: DemoSt
     assert ahead > 9
 
 
-async def test_a_failure_comes_before_the_teardown_has_ended(stack: DemoStack, airflow: AirflowRest) -> None:
+async def test_a_failure_comes_before_the_teardown_has_ended(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "fail_before_teardown", teardown_seconds=5)
     over_sse, over_websocket = await asyncio.gather(frames_over_sse(stack, key), frames_over_websocket(stack, key))
-    state = (await asyncio.to_thread(airflow.run, *key))["state"]
+    state = (await asyncio.to_thread(airflow.get_run, *key))["state"]
 
     for frames in (over_sse, over_websocket):
         failure, end = frames[-2:]
@@ -109,7 +111,7 @@ async def test_a_failure_comes_before_the_teardown_has_ended(stack: DemoStack, a
     ],
 )
 async def test_the_frames_of_a_run_are_its_committed_transitions(
-    stack: DemoStack, airflow: AirflowRest, dag_id: str, conf: dict[str, Any], outcome: str, results: Any
+    stack: DemoStack, airflow: AirflowRestClient, dag_id: str, conf: dict[str, Any], outcome: str, results: Any
 ) -> None:
     key = await trigger(airflow, dag_id, **conf)
     everything = await asyncio.gather(
@@ -134,7 +136,7 @@ async def test_the_frames_of_a_run_are_its_committed_transitions(
     assert shared == told(over_websocket)[-len(shared) :]
 
 
-async def test_a_mapped_task_is_born_expanded_and_collected(stack: DemoStack, airflow: AirflowRest) -> None:
+async def test_a_mapped_task_is_born_expanded_and_collected(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "mapped_squares", numbers=[1, 2, 3, 4])
     frames = await frames_over_sse(stack, key)
     assert frames[-2]["results"] == {"square": [1, 4, 9, 16]}
@@ -146,16 +148,16 @@ async def test_a_mapped_task_is_born_expanded_and_collected(stack: DemoStack, ai
     assert successes == {0, 1, 2, 3}
 
 
-async def test_a_run_that_is_over_answers_at_once(stack: DemoStack, airflow: AirflowRest) -> None:
+async def test_a_run_that_is_over_answers_at_once(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "chat_answer", teardown_seconds=0)
-    await asyncio.to_thread(airflow.finish, *key)
+    await asyncio.to_thread(airflow.wait_until_finished, *key)
     assert types(await frames_over_sse(stack, key)) == ["snapshot", "result", "end"]
     assert (await frames_over_sse(stack, key, "?result=think"))[1]["results"] == {"think": ANSWER["answer"]}
 
 
-async def test_a_cleared_run_answers_anew(stack: DemoStack, airflow: AirflowRest) -> None:
+async def test_a_cleared_run_answers_anew(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "native_result", question="Again?", archive_seconds=0)
-    await asyncio.to_thread(airflow.finish, *key)
+    await asyncio.to_thread(airflow.wait_until_finished, *key)
 
     async with sse(stack.server_url, key, "?result=answer&until=run", timeout=RUN_SECONDS) as events:
         assert types(await events.rest(RUN_SECONDS))[-1] == "end"
@@ -220,8 +222,8 @@ def test_run_tells_failure_timeout_and_bad_usage_by_its_exit_code(stack: DemoSta
         assert run_command(stack, "chat_answer", *wrong).returncode == 64
 
 
-def test_tail_writes_frames_as_lines_when_piped(stack: DemoStack, airflow: AirflowRest) -> None:
-    run_id = airflow.trigger("chat_answer", {"teardown_seconds": 0})
+def test_tail_writes_frames_as_lines_when_piped(stack: DemoStack, airflow: AirflowRestClient) -> None:
+    run_id = airflow.trigger_run("chat_answer", {"teardown_seconds": 0})
     done = command(stack, "tail", "chat_answer", run_id)
     assert done.returncode == 0, done.stderr
     frames = [json.loads(line) for line in done.stdout.splitlines()]
@@ -233,8 +235,8 @@ def test_tail_writes_frames_as_lines_when_piped(stack: DemoStack, airflow: Airfl
     assert "Traceback" not in missing.stderr
 
 
-def test_the_client_goes_on_when_the_server_restarts(stack: DemoStack, airflow: AirflowRest) -> None:
-    run_id = airflow.trigger("chat_answer", {"teardown_seconds": 3})
+def test_the_client_goes_on_when_the_server_restarts(stack: DemoStack, airflow: AirflowRestClient) -> None:
+    run_id = airflow.trigger_run("chat_answer", {"teardown_seconds": 3})
     with subprocess.Popen(
         [sys.executable, "-m", "stream_server", "tail", "chat_answer", run_id, "--url", stack.server_url],
         stdout=subprocess.PIPE,

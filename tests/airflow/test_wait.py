@@ -13,7 +13,7 @@ import pytest
 from airflow_client.client import ApiClient, Configuration, DagRunApi
 from airflow_client.client.exceptions import NotFoundException
 
-from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
 
@@ -21,13 +21,13 @@ RUN_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def runs(airflow: AirflowRest) -> dict[str, RunKey]:
+def runs(airflow: AirflowRestClient) -> dict[str, RunKey]:
     """Runs that are over: an answer, an answer in parts, one that Airflow itself marks, and a failure."""
     quick = {"chat_answer": {"teardown_seconds": 0}, "fail_before_teardown": {"teardown_seconds": 0}}
     confs: dict[str, dict[str, Any]] = {**quick, "native_result": {"archive_seconds": 0}, "mapped_squares": {}}
-    keys = {dag_id: RunKey(dag_id, airflow.trigger(dag_id, conf)) for dag_id, conf in confs.items()}
+    keys = {dag_id: RunKey(dag_id, airflow.trigger_run(dag_id, conf)) for dag_id, conf in confs.items()}
     for key in keys.values():
-        airflow.finish(*key)
+        airflow.wait_until_finished(*key)
     return keys
 
 
@@ -101,13 +101,13 @@ async def test_what_is_not_there_is_told_alike(both: tuple[httpx.AsyncClient, ht
 
 @pytest.mark.parametrize("dag_id", ["native_result", "fail_before_teardown"])
 async def test_a_run_is_told_alike_from_its_first_state_on(
-    both: tuple[httpx.AsyncClient, httpx.AsyncClient], airflow: AirflowRest, dag_id: str
+    both: tuple[httpx.AsyncClient, httpx.AsyncClient], airflow: AirflowRestClient, dag_id: str
 ) -> None:
     """It waits until both have said that it is queued."""
     conf = {"archive_seconds": 1} if dag_id == "native_result" else {"teardown_seconds": 1}
-    await asyncio.to_thread(airflow.pause, dag_id)
+    await asyncio.to_thread(airflow.set_paused, dag_id)
     try:
-        key = RunKey(dag_id, await asyncio.to_thread(airflow.trigger, dag_id, conf))
+        key = RunKey(dag_id, await asyncio.to_thread(airflow.trigger_run, dag_id, conf))
         begun = [asyncio.Event(), asyncio.Event()]
         asking = [
             asyncio.create_task(_read(one, path(key, "?interval=0.05&result=answer"), event))
@@ -115,7 +115,7 @@ async def test_a_run_is_told_alike_from_its_first_state_on(
         ]
         await asyncio.wait_for(asyncio.gather(*(event.wait() for event in begun)), RUN_SECONDS)
     finally:
-        await asyncio.to_thread(airflow.pause, dag_id, paused=False)
+        await asyncio.to_thread(airflow.set_paused, dag_id, paused=False)
     native, ours = await asyncio.wait_for(asyncio.gather(*asking), RUN_SECONDS)
     assert lines(ours) == lines(native)
     assert [line["state"] for line in lines(ours)][:2] == ["queued", "running"]
@@ -132,9 +132,9 @@ async def _read(client: httpx.AsyncClient, target: str, begun: asyncio.Event) ->
 
 
 async def test_airflows_own_client_needs_only_another_address(
-    stack: DemoStack, airflow: AirflowRest, token: str, runs: dict[str, RunKey]
+    stack: DemoStack, airflow: AirflowRestClient, token: str, runs: dict[str, RunKey]
 ) -> None:
-    key = RunKey("native_result", await asyncio.to_thread(airflow.trigger, "native_result", {"archive_seconds": 0}))
+    key = RunKey("native_result", await asyncio.to_thread(airflow.trigger_run, "native_result", {"archive_seconds": 0}))
 
     def ask(host: str, key: RunKey) -> Any:
         with ApiClient(Configuration(host=host, access_token=token)) as client:

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from stream_server.cli.demo.airflow_client import AirflowRest
-from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.airflow_client import AirflowRestClient
+from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
 from support.airflow_callers import Denied, bearer, token
 from support.asked_airflow import SECONDS
@@ -22,16 +22,16 @@ SPEAKING, OTHER = "stream_text", "stream_plain"
 OUTPUT = "type=chunk&type=progress"
 
 
-async def run(airflow: AirflowRest, dag_id: str) -> RunKey:
+async def run(airflow: AirflowRestClient, dag_id: str) -> RunKey:
     """Have a DAG run to its end."""
-    await asyncio.to_thread(eventually, lambda: airflow.dag(dag_id), SECONDS, f"{dag_id} is read")
-    key = RunKey(dag_id, await asyncio.to_thread(airflow.trigger, dag_id))
-    assert await asyncio.to_thread(airflow.finish, *key) == "success"
+    await asyncio.to_thread(eventually, lambda: airflow.get_dag(dag_id), SECONDS, f"{dag_id} is read")
+    key = RunKey(dag_id, await asyncio.to_thread(airflow.trigger_run, dag_id))
+    assert await asyncio.to_thread(airflow.wait_until_finished, *key) == "success"
     return key
 
 
 @asynccontextmanager
-async def heard(server: Server, user: str, path: str) -> AsyncIterator[list[Frame]]:
+async def heard(server: StreamServerProcess, user: str, path: str) -> AsyncIterator[list[Frame]]:
     """Have somebody listen, and give what he has heard so far."""
     frames: list[Frame] = []
     begun = asyncio.Event()
@@ -63,7 +63,7 @@ def said(frames: list[Frame], dag_id: str = SPEAKING) -> list[object]:
 
 @pytest.mark.parametrize("path", [f"/stream?{OUTPUT}", f"/dags/{SPEAKING}/stream?{OUTPUT}"], ids=["all", "DAG"])
 async def test_values_are_told_as_airflow_lets_each_read_them(
-    guarded: Server, airflow: AirflowRest, denied: Denied, path: str
+    guarded: StreamServerProcess, airflow: AirflowRestClient, denied: Denied, path: str
 ) -> None:
     denied.set(no_xcoms=["XCOM"], not_these=[f"XCOM:{SPEAKING}"])
     async with (
@@ -82,7 +82,7 @@ async def test_values_are_told_as_airflow_lets_each_read_them(
 
 
 async def test_the_runs_of_a_dag_that_may_be_read_no_more_are_told_no_more(
-    guarded: Server, airflow: AirflowRest, denied: Denied
+    guarded: StreamServerProcess, airflow: AirflowRestClient, denied: Denied
 ) -> None:
     async with heard(guarded, "loser", "/stream?type=run") as frames:
 

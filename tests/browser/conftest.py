@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from stream_server.cli.demo.airflow_client import AirflowRest
-from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.airflow_client import AirflowRestClient
+from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from support.debian import program
 from support.visitor import Visitor, visiting
@@ -22,23 +22,23 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def guarded(stack: DemoStack) -> Iterator[Server]:
+def guarded(stack: DemoStack) -> Iterator[StreamServerProcess]:
     """A stream server of the stack that has Airflow decide who may see what, and asks it often."""
-    server = stack.replica(options=["--auth", "airflow", "--auth-cache", "1s"])
+    server = stack.add_server(options=["--auth", "airflow", "--auth-cache", "1s"])
     server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def rest(stack: DemoStack) -> Iterator[AirflowRest]:
+def rest(stack: DemoStack) -> Iterator[AirflowRestClient]:
     """Airflow's REST API, as its admin."""
-    with stack.rest() as rest:
+    with stack.rest_client() as rest:
         yield rest
 
 
 @pytest.fixture
-async def visitor(chromium: str, guarded: Server, rest: AirflowRest) -> AsyncIterator[Visitor]:
+async def visitor(chromium: str, guarded: StreamServerProcess, rest: AirflowRestClient) -> AsyncIterator[Visitor]:
     """An admin of Airflow who has signed in."""
     async with visiting(chromium, guarded.url, rest.token) as visitor:
         yield visitor

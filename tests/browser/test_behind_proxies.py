@@ -41,7 +41,7 @@ async def test_a_browser_has_many_streams_of_one_host(
     name: str, chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, tmp_path: Path
 ) -> None:
     async with running_server(settings()) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         with reverse_proxy(name, Behind(server.url, server.url), make_certificate(tmp_path)) as proxy:
             async with (
                 async_playwright() as playwright,

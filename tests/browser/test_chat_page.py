@@ -9,8 +9,8 @@ import signal
 import httpx
 from playwright.async_api import Page, expect
 
-from stream_server.cli.demo.airflow_client import AirflowRest
-from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.airflow_client import AirflowRestClient
+from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from support.visitor import Visitor, visiting
 
@@ -64,7 +64,7 @@ async def test_an_answer_survives_a_reload(visitor: Visitor) -> None:
     await expect(page.locator(".by-dag")).to_contain_text(answer(40))
 
 
-async def test_a_server_that_is_killed_loses_no_word(visitor: Visitor, guarded: Server) -> None:
+async def test_a_server_that_is_killed_loses_no_word(visitor: Visitor, guarded: StreamServerProcess) -> None:
     visitor.bears_cuts = True
     page = await visitor.open(CHAT)
     await say(page, "count 250")
@@ -89,7 +89,7 @@ async def test_an_answer_that_fails_is_told_so_and_asked_for_again(visitor: Visi
     await expect(page.locator(".by-user")).to_have_count(1)
 
 
-async def test_an_answer_can_be_stopped(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_an_answer_can_be_stopped(visitor: Visitor, rest: AirflowRestClient) -> None:
     page = await visitor.open(CHAT)
     await say(page, "count 500")
     await wait_for(page, "3 4 5")
@@ -97,11 +97,13 @@ async def test_an_answer_can_be_stopped(visitor: Visitor, rest: AirflowRest) -> 
     await page.get_by_role("button", name="Stop").click()
     await expect(page.locator(".by-dag")).to_contain_text("Stopped.")
     assert href is not None
-    state = await asyncio.to_thread(rest.finish, "told_slowly", httpx.URL(href).path.rpartition("/")[2])
+    state = await asyncio.to_thread(rest.wait_until_finished, "told_slowly", httpx.URL(href).path.rpartition("/")[2])
     assert state == "failed"
 
 
-async def test_who_is_signed_out_signs_in_and_goes_on(chromium: str, guarded: Server, stack: DemoStack) -> None:
+async def test_who_is_signed_out_signs_in_and_goes_on(
+    chromium: str, guarded: StreamServerProcess, stack: DemoStack
+) -> None:
     async with visiting(chromium, guarded.url) as visitor:
         page = await visitor.open(CHAT)
         await expect(page.get_by_role("heading", name="Sign in to Airflow")).to_be_focused()

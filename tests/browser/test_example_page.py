@@ -28,7 +28,7 @@ async def test_the_page_shows_a_run_as_it_goes(
             async_playwright() as playwright,
             await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
         ):
-            await eventually_async(lambda: server.hub.live)
+            await eventually_async(lambda: server.hub.is_live)
             page = await browser.new_page()
             query = urlencode({"server": server.url, "dag_id": run.dag_id, "run_id": run.run_id})
             await page.goto(f"{origin}/page.html?{query}")
@@ -52,7 +52,7 @@ async def test_a_page_of_another_origin_sees_nothing(
             async_playwright() as playwright,
             await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
         ):
-            await eventually_async(lambda: server.hub.live)
+            await eventually_async(lambda: server.hub.is_live)
             page = await browser.new_page()
             query = urlencode({"server": server.url, "dag_id": run.dag_id, "run_id": run.run_id})
             async with page.expect_console_message(lambda message: "CORS policy" in message.text):

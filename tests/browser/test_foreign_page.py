@@ -69,7 +69,7 @@ async def test_cookies_alone_open_nothing_for_a_foreign_page(
             async_playwright() as playwright,
             await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
         ):
-            await eventually_async(lambda: server.hub.live)
+            await eventually_async(lambda: server.hub.is_live)
             context = await browser.new_context()
             # For the host, whatever the port: the page of another origin is of the same site, so that they are sent.
             await context.add_cookies([{"name": "_token", "value": ada.token, "domain": "127.0.0.1", "path": "/"}])

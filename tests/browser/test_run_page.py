@@ -6,7 +6,7 @@ import asyncio
 
 from playwright.async_api import Page, WebSocket, expect
 
-from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.airflow_client import AirflowRestClient
 from support.visitor import Visitor
 
 SECONDS = 60_000
@@ -28,11 +28,11 @@ def path_of(dag_id: str, run_id: str) -> str:
     return f"/runs/{dag_id}/{run_id}"
 
 
-async def trigger(rest: AirflowRest, dag_id: str, **conf: object) -> str:
-    return await asyncio.to_thread(rest.trigger, dag_id, conf)
+async def trigger(rest: AirflowRestClient, dag_id: str, **conf: object) -> str:
+    return await asyncio.to_thread(rest.trigger_run, dag_id, conf)
 
 
-async def test_a_run_is_followed_from_its_trigger_to_its_teardown(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_a_run_is_followed_from_its_trigger_to_its_teardown(visitor: Visitor, rest: AirflowRestClient) -> None:
     listed = await visitor.open("/")
     await expect(listed.get_by_role("status")).to_have_text("Live")
     run_id = await trigger(rest, "chat_answer", question="Why is the sky blue?", teardown_seconds=3)
@@ -56,7 +56,7 @@ async def test_a_run_is_followed_from_its_trigger_to_its_teardown(visitor: Visit
     assert await visitor.barriers(page) == []
 
 
-async def test_a_failure_is_told_before_the_teardown_ends(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_a_failure_is_told_before_the_teardown_ends(visitor: Visitor, rest: AirflowRestClient) -> None:
     run_id = await trigger(rest, "fail_before_teardown")
     page = await visitor.open(path_of("fail_before_teardown", run_id))
     await expect(page.get_by_role("region", name="Failed")).to_contain_text("failed", timeout=SECONDS)
@@ -66,7 +66,7 @@ async def test_a_failure_is_told_before_the_teardown_ends(visitor: Visitor, rest
     await expect(page.get_by_role("status")).to_have_text("Ended", timeout=SECONDS)
 
 
-async def test_instances_of_mapped_tasks_are_counted(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_instances_of_mapped_tasks_are_counted(visitor: Visitor, rest: AirflowRestClient) -> None:
     run_id = await trigger(rest, "mapped_squares")
     page = await visitor.open(path_of("mapped_squares", run_id))
     await expect(page.get_by_role("region", name="Result", exact=True)).to_contain_text("25", timeout=SECONDS)
@@ -75,7 +75,7 @@ async def test_instances_of_mapped_tasks_are_counted(visitor: Visitor, rest: Air
     assert await visitor.barriers(page) == []
 
 
-async def test_groups_are_drawn_around_their_tasks(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_groups_are_drawn_around_their_tasks(visitor: Visitor, rest: AirflowRestClient) -> None:
     run_id = await trigger(rest, "form_group")
     page = await visitor.open(path_of("form_group", run_id))
     await expect(page.get_by_role("region", name="Result", exact=True)).to_be_visible(timeout=SECONDS)
@@ -88,7 +88,7 @@ async def test_groups_are_drawn_around_their_tasks(visitor: Visitor, rest: Airfl
     assert await visitor.barriers(page) == []
 
 
-async def test_everything_can_be_done_with_the_keyboard(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_everything_can_be_done_with_the_keyboard(visitor: Visitor, rest: AirflowRestClient) -> None:
     run_id = await trigger(rest, "told_slowly", message="count 500", history=[])
     listed = await visitor.open("/")
     await expect(listed.get_by_role("link", name=run_id)).to_be_visible(timeout=SECONDS)
@@ -108,7 +108,7 @@ async def test_everything_can_be_done_with_the_keyboard(visitor: Visitor, rest: 
     await expect(page.get_by_role("region", name="Failed")).to_be_visible(timeout=SECONDS)
 
 
-async def test_a_run_can_be_stopped(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_a_run_can_be_stopped(visitor: Visitor, rest: AirflowRestClient) -> None:
     run_id = await trigger(rest, "told_slowly", message="count 500", history=[])
     page = await visitor.open(path_of("told_slowly", run_id))
     await expect(page.locator(".task", has_text="answer")).to_contain_text("running", timeout=SECONDS)
@@ -122,7 +122,7 @@ async def test_a_run_that_is_not_there_is_told_so(visitor: Visitor) -> None:
     await expect(page.get_by_role("main")).to_contain_text("DAG 'chat_answer' has no run 'nobody'")
 
 
-async def test_the_list_of_runs_is_for_everybody(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_the_list_of_runs_is_for_everybody(visitor: Visitor, rest: AirflowRestClient) -> None:
     await trigger(rest, "native_result")
     page = await visitor.open("/")
     await expect(page.get_by_role("table")).to_contain_text("native_result")
@@ -130,7 +130,7 @@ async def test_the_list_of_runs_is_for_everybody(visitor: Visitor, rest: Airflow
     assert await visitor.barriers(page) == []
 
 
-async def test_tabs_have_one_connection_together(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_tabs_have_one_connection_together(visitor: Visitor, rest: AirflowRestClient) -> None:
     opened: list[WebSocket] = []
 
     def note(socket: WebSocket) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 from playwright.async_api import Locator, Page, expect
 
-from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.airflow_client import AirflowRestClient
 from support.visitor import Visitor
 
 SECONDS = 60_000
@@ -58,7 +58,7 @@ async def run_of(page: Page) -> str:
     return httpx.URL(href).path.rpartition("/")[2]
 
 
-async def test_steps_words_and_answer_and_what_it_meant_before(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_steps_words_and_answer_and_what_it_meant_before(visitor: Visitor, rest: AirflowRestClient) -> None:
     page = await ask(visitor, ALL)
     await wait_for_words(page)
     await visitor.keep(page, "chat-example-coming")
@@ -70,7 +70,7 @@ async def test_steps_words_and_answer_and_what_it_meant_before(visitor: Visitor,
     assert len(seen) > 20, "it was not told word by word"
     steps = await page.evaluate("window.steps")
     assert [step for step in steps if step in {"searching", "writing"}] == ["searching", "writing"]
-    assert await asyncio.to_thread(rest.xcom, DAG_ID, await run_of(page), "answer") == whole
+    assert await asyncio.to_thread(rest.get_return_value, DAG_ID, await run_of(page), "answer") == whole
     reached = await visitor.by_keyboard(page)
     assert {"button New chat", "a View run", "textarea Your message"} <= set(reached)
     assert [name for name in reached if name.startswith("select DAG")] != []
@@ -98,18 +98,23 @@ async def test_a_reload_in_the_middle_loses_no_word(visitor: Visitor) -> None:
     assert seen[0].startswith(KNOWN["DAG"]), "what was there before is there at once"
 
 
-async def test_it_is_stopped(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_it_is_stopped(visitor: Visitor, rest: AirflowRestClient) -> None:
     page = await ask(visitor, ALL)
     await wait_for_words(page)
     run_id = await run_of(page)
     await page.get_by_role("button", name="Stop").click()
     await expect(last(page, "stopped")).to_contain_text("Stopped.")
     await expect(last(page, "stopped").locator(".text")).to_contain_text(KNOWN["DAG"])
-    assert await asyncio.to_thread(rest.finish, DAG_ID, run_id) == "failed"
-    assert await asyncio.to_thread(rest.task_states, DAG_ID, run_id) == {"search": ["success"], "answer": ["failed"]}
+    assert await asyncio.to_thread(rest.wait_until_finished, DAG_ID, run_id) == "failed"
+    assert await asyncio.to_thread(rest.get_task_states, DAG_ID, run_id) == {
+        "search": ["success"],
+        "answer": ["failed"],
+    }
 
 
-async def test_an_answer_that_fails_is_said_plainly_and_asked_for_again(visitor: Visitor, rest: AirflowRest) -> None:
+async def test_an_answer_that_fails_is_said_plainly_and_asked_for_again(
+    visitor: Visitor, rest: AirflowRestClient
+) -> None:
     page = await ask(visitor, ALL)
     await wait_for_words(page)
     path = f"/dags/{DAG_ID}/dagRuns/{await run_of(page)}/taskInstances/answer"

@@ -41,7 +41,7 @@ async def test_browsers_follow_a_run_over_a_cut_connection_to_its_end(
             async_playwright() as playwright,
             await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
         ):
-            await eventually_async(lambda: server.hub.live)
+            await eventually_async(lambda: server.hub.is_live)
             page = await browser.new_page()
             url = f"http://127.0.0.1:{proxy.port}{stream_path(run)}"
             query = urlencode({"client": client, "url": url, "name": EVENT_NAMES}, doseq=True)

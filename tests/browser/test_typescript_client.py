@@ -44,7 +44,7 @@ async def test_tabs_share_one_connection_and_another_tab_takes_over(
             async_playwright() as playwright,
             await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
         ):
-            await eventually_async(lambda: server.hub.live)
+            await eventually_async(lambda: server.hub.is_live)
             context = await browser.new_context()
             url = f"http://127.0.0.1:{proxy.port}"
             leader, *others = [await tab(context, origin, run, baseUrl=url, shareAs="me") for _ in range(10)]
@@ -76,7 +76,7 @@ async def test_a_page_follows_a_run_over_a_cut_connection(
             async_playwright() as playwright,
             await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
         ):
-            await eventually_async(lambda: server.hub.live)
+            await eventually_async(lambda: server.hub.is_live)
             context = await browser.new_context()
             page = await tab(context, origin, run, baseUrl=f"http://127.0.0.1:{proxy.port}", transport=transport)
             await airflow.start_task(run, "ask")

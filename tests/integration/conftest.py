@@ -38,7 +38,7 @@ async def guarded(
     """A server that asks that Airflow, and asks often."""
     configured = settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="1s", ping_interval="100ms")
     async with running_server(configured) as server:
-        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
         yield server
 
 

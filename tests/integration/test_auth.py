@@ -158,7 +158,7 @@ async def test_the_same_question_is_asked_once(
     for number in range(5):
         await airflow.trigger(RunKey("chat", f"r{number}"), stub.version, list(CHAIN))
     async with running_server(settings(airflow_url=stub.url)) as server, client_of(server, ada) as client:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         paths = [f"/api/v2/dags/chat/dagRuns/r{number % 5}/result?timeout=0" for number in range(40)]
         answers = await asyncio.gather(*(client.get(path) for path in paths))
     assert {answer.status_code for answer in answers} == {202}

@@ -45,7 +45,7 @@ async def guarded(
     await airflow.trigger(MINE, stub.version, list(CHAIN))
     await airflow.trigger(YOURS, version, list(CHAIN))
     async with running_server(settings(airflow_url=stub.url, auth_cache="200ms")) as server:
-        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
         yield server
 
 
@@ -231,7 +231,7 @@ async def impatient(
     await airflow.trigger(MINE, stub.version, list(CHAIN))
     configured = settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="1s", poll_interval="100ms")
     async with running_server(configured) as server:
-        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
         yield server
 
 
@@ -289,8 +289,8 @@ async def test_a_list_of_dags_that_can_not_be_read_is_an_airflow_that_does_not_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As if the caller's streams met many DAGs: all but the first answer for each comes from a list.
-    monkeypatch.setattr(readable, "ASKED", 0)
-    monkeypatch.setattr(readable, "RENEWED", float("inf"))
+    monkeypatch.setattr(readable, "MAX_DIRECT_REQUESTS", 0)
+    monkeypatch.setattr(readable, "MAX_RENEWAL_FACTOR", float("inf"))
     ada.listed = odd
     async with all_runs(impatient, ada) as events, all_runs(impatient, bob) as others:
         last = await runs_until_closed(airflow, events)
@@ -311,8 +311,8 @@ async def test_the_number_of_dags_is_not_read(
     total: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(readable, "ASKED", 0)
-    monkeypatch.setattr(readable, "RENEWED", float("inf"))
+    monkeypatch.setattr(readable, "MAX_DIRECT_REQUESTS", 0)
+    monkeypatch.setattr(readable, "MAX_RENEWAL_FACTOR", float("inf"))
     ada.listed = JSONResponse({"dags": [{"dag_id": "chat"}], **total})
     async with all_runs(impatient, ada) as events:
         await events.next()
@@ -334,7 +334,7 @@ async def test_a_client_that_comes_back_is_refused_while_its_permission_is_unkno
     accept: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(readable, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(readable, "MAX_WAIT_SECONDS", 0.2)
     async with all_runs(impatient, ada) as events:
         await events.next()
     last = {"Last-Event-ID": str(events.ids[-1])}

@@ -68,7 +68,7 @@ async def guarded(
 ) -> AsyncIterator[RunningServer]:
     await airflow.trigger(KEY, stub.version, list(CHAIN))
     async with running_server(settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="30s")) as server:
-        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
         yield server
 
 

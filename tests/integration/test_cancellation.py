@@ -10,7 +10,7 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from stream_server.auth.airflow_api import FAIL_TRIES
+from stream_server.auth.airflow_api import MAX_FAIL_ATTEMPTS
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
@@ -103,7 +103,7 @@ async def test_who_comes_back_to_another_server_keeps_the_run(
     settings: Callable[..., Settings],
 ) -> None:
     async with running_server(settings(airflow_url=stub.url)) as other:
-        await eventually_async(lambda: other.hub.live)
+        await eventually_async(lambda: other.hub.is_live)
         await leave_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=2s")
         async with sse(other.url, KEY) as events:
             await events.next()
@@ -124,7 +124,7 @@ async def test_the_last_of_two_servers_stops_the_run(
 ) -> None:
     again = f"{SHORT}&if_exists=attach"
     async with running_server(settings(airflow_url=stub.url)) as other, caller_of(other) as second:
-        await eventually_async(lambda: other.hub.live)
+        await eventually_async(lambda: other.hub.is_live)
         async with caller.stream("POST", SHORT, json={"dag_run_id": "manual__1"}, headers=STREAM) as response:
             watching = Events(response)
             await watching.next()
@@ -209,7 +209,7 @@ async def test_a_server_that_stops_leaves_runs_going(
     settings: Callable[..., Settings], stub: AirflowStub, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running_server(settings(auth="none", airflow_url=stub.url)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with caller_of(server) as caller:
             await leave_stream(caller, LONG)
             await grace_has_begun()
@@ -236,7 +236,7 @@ async def test_the_stop_button(caller: httpx.AsyncClient, stub: AirflowStub, air
     assert (patch.headers["authorization"], patch.json) == (TOKEN, {"state": "failed"})
 
 
-@pytest.mark.parametrize(("faults", "status"), [(1, 200), (FAIL_TRIES - 1, 200), (FAIL_TRIES, 502)])
+@pytest.mark.parametrize(("faults", "status"), [(1, 200), (MAX_FAIL_ATTEMPTS - 1, 200), (MAX_FAIL_ATTEMPTS, 502)])
 async def test_a_deadlock_with_the_scheduler_is_tried_again(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, faults: int, status: int
 ) -> None:
@@ -249,7 +249,7 @@ async def test_a_deadlock_with_the_scheduler_is_tried_again(
     stub.instead = fault
     stopped = await caller.post(run_path("manual__1") + "/cancel")
     assert stopped.status_code == status
-    assert len(stub.patches) == min(faults + 1, FAIL_TRIES)
+    assert len(stub.patches) == min(faults + 1, MAX_FAIL_ATTEMPTS)
     assert await state(airflow) == ("failed" if status == 200 else "queued")
 
 

@@ -97,7 +97,7 @@ async def test_a_restarted_server_is_found_again(
 ) -> None:
     chosen = settings(port=unused_tcp_port)
     async with running_server(chosen) as first:
-        await eventually_async(lambda: first.hub.live)
+        await eventually_async(lambda: first.hub.is_live)
         process = await tail(first.url, run, "--until", "result")
         await watched(first)
     async with running_server(chosen) as second:

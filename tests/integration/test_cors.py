@@ -51,7 +51,7 @@ async def test_only_named_origins_may_read(
         running_server(settings(cors_origins=(APP,))) as server,
         httpx.AsyncClient(base_url=server.url, headers={"Origin": origin}) as client,
     ):
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         preflight = await client.options(PATH, headers=asking)
         read = await client.get(f"{stream_path(run).removesuffix('stream')}result?timeout=0")
         ticket = await client.post(PATH, json={"paths": [stream_path(run)]})
@@ -65,7 +65,7 @@ async def test_only_named_origins_may_read(
 async def test_where_no_origin_is_named_none_may_read(settings: Callable[..., Settings], run: RunKey) -> None:
     asking = {"Origin": APP, "Access-Control-Request-Method": "POST"}
     async with running_server(settings()) as server, httpx.AsyncClient(base_url=server.url) as client:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         preflight = await client.options(PATH, headers=asking)
         async with client.stream("GET", stream_path(run), headers={"Origin": APP}) as response:
             answers = [preflight, response]
@@ -78,7 +78,7 @@ async def test_everybody_is_never_allowed_with_cookies(settings: Callable[..., S
         running_server(settings(cors_origins=("*",))) as server,
         httpx.AsyncClient(base_url=server.url, headers={"Origin": EVIL}) as client,
     ):
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         result = f"{stream_path(run).removesuffix('stream')}result?timeout=0"
         plain, with_cookie = await client.get(result), await client.get(result, headers={"Cookie": "_token=x"})
     assert plain.headers["access-control-allow-origin"] == "*"
@@ -93,7 +93,7 @@ async def test_each_stream_has_the_head_that_is_meant_for_it(settings: Callable[
         running_server(settings(cors_origins=(APP,))) as server,
         httpx.AsyncClient(base_url=server.url) as client,
     ):
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         for origin, connection in 2 * asked:
             headers = {"Connection": connection, **({"Origin": origin} if origin else {})}
             async with client.stream("GET", stream_path(run), headers=headers) as response:
@@ -125,7 +125,7 @@ async def test_a_malformed_origin_is_a_foreign_one(
 ) -> None:
     found = {}
     async with running_server(settings(cors_origins=(named,))) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         for origin in MALFORMED:
             # With cookies, since programs may come without from all origins, where all are allowed.
             headers = f"Origin: {origin}", "Cookie: _token=a"
@@ -151,7 +151,7 @@ async def test_a_malformed_host_is_no_fault(
         PATH: 405,
     }
     async with running_server(settings(cors_origins=(APP,), trusted_proxies=("127.0.0.1",))) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         for host in ("", "[", "[::1", "]", "a:b", "a:99999999", "a b", "http://[", "\xff"):
             passed_on = f"X-Forwarded-Host: {host}", f"X-Forwarded-For: {host}", f"X-Forwarded-Proto: {host}"
             headers = *passed_on, f"Forwarded: for={host};host={host}", f"Referer: http://{host}/"

@@ -17,13 +17,13 @@ import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.cli.doctor.report import Finding, Level
-from stream_server.cli.doctor.runner import Subject, examine
-from stream_server.cli.doctor.session import Session
-from stream_server.cli.doctor.thresholds import Limits
+from stream_server.cli.doctor.runner import DoctorTargets, run_checks
+from stream_server.cli.doctor.session import ReadOnlySession
+from stream_server.cli.doctor.thresholds import Thresholds
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import ReadReplica
-from stream_server.journal.installer import disable
-from stream_server.journal.privileges import READER
+from stream_server.journal.installer import disable_triggers
+from stream_server.journal.privileges import READER_PRIVILEGES
 from support.airflow_sql import AirflowSql
 from support.pgbouncer import running_pgbouncer
 from support.postgres import create_database_from_airflow_template, running_postgres
@@ -52,11 +52,11 @@ async def doctor(*arguments: str) -> tuple[int | None, str, str]:
 
 async def found(check: str, url: str, **limits: float) -> Finding:
     """Examine a database, and return what one check has found."""
-    return await found_in(check, Subject(database_url=url, limits=Limits(**limits)))  # type: ignore[arg-type]
+    return await found_in(check, DoctorTargets(database_url=url, thresholds=Thresholds(**limits)))  # type: ignore[arg-type]
 
 
-async def found_in(check: str, subject: Subject) -> Finding:
-    finding = (await examine(subject)).get(check)
+async def found_in(check: str, subject: DoctorTargets) -> Finding:
+    finding = (await run_checks(subject)).get(check)
     assert finding is not None, f"{check} was not made"
     return finding
 
@@ -99,7 +99,7 @@ async def test_a_journal_that_is_not_installed(airflow_database: str) -> None:
 
 
 async def test_triggers_that_are_switched_off(journal: str) -> None:
-    await disable(journal)
+    await disable_triggers(journal)
     finding = await found("triggers", journal)
     assert (finding.level, finding.remedy) == (Level.PROBLEM, "run `stream-server triggers enable`")
     assert "switched off" in finding.found
@@ -135,7 +135,7 @@ async def test_a_role_without_rights(stranger: str, airflow: AirflowSql) -> None
     assert finding.facts["missing"] == [
         # PUBLIC may use the schema `public`.
         f"{one.privilege} on {one.kind} {'.'.join(filter(None, (one.schema or 'public', one.name)))}"
-        for one in READER
+        for one in READER_PRIVILEGES
         if one.schema or one.name
     ]
     assert f"run `stream-server install --reader {urlsplit(stranger).username}`" in (finding.remedy or "")
@@ -244,7 +244,7 @@ async def test_two_phase_commit_is_told() -> None:
 async def test_a_check_that_waits_hides_no_other(journal: str) -> None:
     async with connected(journal) as locker, locker.transaction():
         await locker.execute("LOCK TABLE stream_server.meta IN ACCESS EXCLUSIVE MODE")
-        report = await examine(Subject(database_url=journal, limits=Limits(check=1.0)))
+        report = await run_checks(DoctorTargets(database_url=journal, thresholds=Thresholds(check_timeout=1.0)))
     waiting = report.get("triggers")
     assert waiting is not None
     assert waiting.level is Level.PROBLEM
@@ -254,7 +254,7 @@ async def test_a_check_that_waits_hides_no_other(journal: str) -> None:
 
 
 async def test_nothing_can_be_changed(journal: str) -> None:
-    session = Session(journal, 5)
+    session = ReadOnlySession(journal, 5)
     with pytest.raises(ReadReplica):
         async with session.transaction() as connection:
             await connection.execute("DELETE FROM stream_server.journal")
@@ -300,10 +300,10 @@ PASSWORDS = [
 @pytest.mark.parametrize("url", PASSWORDS)
 async def test_no_password_is_told(url: str) -> None:
     secret = "s3cr3t-passw0rd"
-    subject = Subject(database_url=url.replace("{}", secret))
-    report = await examine(subject)
-    told = json.dumps(report.as_json()) + "\n".join(report.lines())
-    assert not report.healthy
+    subject = DoctorTargets(database_url=url.replace("{}", secret))
+    report = await run_checks(subject)
+    told = json.dumps(report.as_json()) + "\n".join(report.format_lines())
+    assert not report.is_healthy
     assert secret not in told, told
     assert "check itself failed" not in told, told
 
@@ -315,9 +315,9 @@ async def test_no_password_is_told(url: str) -> None:
 async def test_no_password_of_an_address_is_told(url: str) -> None:
     secret = "s3cr3t-passw0rd"
     address = url.replace("{}", secret)
-    report = await examine(Subject(airflow_url=address, url=address, token="t0ken-of-mine"))
-    told = json.dumps(report.as_json()) + "\n".join(report.lines())
-    assert not report.healthy
+    report = await run_checks(DoctorTargets(airflow_url=address, url=address, token="t0ken-of-mine"))
+    told = json.dumps(report.as_json()) + "\n".join(report.format_lines())
+    assert not report.is_healthy
     assert secret not in told, told
     assert "t0ken" not in told
     assert "check itself failed" not in told, told
@@ -326,9 +326,11 @@ async def test_no_password_of_an_address_is_told(url: str) -> None:
 @pytest.mark.parametrize("size", [1, 4])
 async def test_a_pooler_in_transaction_mode(postgres: EmbeddedPostgres, journal: str, size: int) -> None:
     with running_pgbouncer(postgres, "transaction", pool_size=size) as pooler:
-        report = await examine(Subject(database_url=pooler.url(journal)))
+        report = await run_checks(DoctorTargets(database_url=pooler.url(journal)))
     levels = {check: finding.level for check in DATABASE if (finding := report.get(check)) is not None}
-    assert {check for check in DATABASE if levels[check] is not Level.OK} == {"pooler", "doorbell"}, report.lines()
+    assert {check for check in DATABASE if levels[check] is not Level.OK} == {"pooler", "doorbell"}, (
+        report.format_lines()
+    )
     for check in ("pooler", "doorbell"):
         finding = report.get(check)
         assert finding is not None
@@ -340,8 +342,8 @@ async def test_a_pooler_in_transaction_mode(postgres: EmbeddedPostgres, journal:
 
 async def test_a_pooler_in_session_mode(postgres: EmbeddedPostgres, journal: str) -> None:
     with running_pgbouncer(postgres, "session", pool_size=4) as pooler:
-        report = await examine(Subject(database_url=pooler.url(journal)))
-    assert report.healthy, report.lines()
+        report = await run_checks(DoctorTargets(database_url=pooler.url(journal)))
+    assert report.is_healthy, report.format_lines()
     finding = report.get("pooler")
     assert finding is not None
     assert finding.facts == {"pooler": "session"}
@@ -350,9 +352,9 @@ async def test_a_pooler_in_session_mode(postgres: EmbeddedPostgres, journal: str
 async def test_a_read_replica(postgres: EmbeddedPostgres, journal: str) -> None:
     with running_standby(postgres) as standby:
         catch_up(postgres, standby)
-        report = await examine(Subject(database_url=standby.url(journal.rpartition("/")[2])))
+        report = await run_checks(DoctorTargets(database_url=standby.url(journal.rpartition("/")[2])))
     wrong = [check for check in DATABASE if (finding := report.get(check)) and finding.level is not Level.OK]
-    assert wrong == ["primary", "doorbell"], report.lines()
+    assert wrong == ["primary", "doorbell"], report.format_lines()
     finding = report.get("primary")
     assert finding is not None
     assert "target_session_attrs=read-write" in (finding.remedy or "")

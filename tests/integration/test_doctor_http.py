@@ -6,20 +6,20 @@ import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.cli.doctor.report import Finding, Level
-from stream_server.cli.doctor.runner import Subject, examine
+from stream_server.cli.doctor.runner import DoctorTargets, run_checks
 from support.http_proxy import Habit, proxy
 from support.server import RunningServer
 
 
 async def found(check: str, url: str) -> Finding:
-    finding = (await examine(Subject(url=url))).get(check)
+    finding = (await run_checks(DoctorTargets(url=url))).get(check)
     assert finding is not None, f"{check} was not made"
     return finding
 
 
 async def test_a_proxy_that_passes_on(server: RunningServer) -> None:
     async with proxy(server.url, "pass on") as url:
-        report = await examine(Subject(url=url))
+        report = await run_checks(DoctorTargets(url=url))
     buffering, websocket = report.get("buffering"), report.get("websocket")
     assert buffering is not None
     assert websocket is not None
@@ -59,7 +59,7 @@ async def test_a_server_that_is_not_ready(server: RunningServer) -> None:
 
 
 async def test_an_address_of_something_else(postgres: EmbeddedPostgres) -> None:
-    report = await examine(Subject(url=f"http://127.0.0.1:{postgres.port}"))
+    report = await run_checks(DoctorTargets(url=f"http://127.0.0.1:{postgres.port}"))
     finding = report.get("server")
     assert finding is not None
     assert (finding.level, "nothing answers at http://127.0.0.1" in finding.found) == (Level.PROBLEM, True)

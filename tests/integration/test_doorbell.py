@@ -14,8 +14,8 @@ import pytest
 
 from stream_server.domain.run_state import RunKey
 from stream_server.journal import pacing as pace
-from stream_server.journal.listener import CHANNEL
-from stream_server.journal.tail import Vigil
+from stream_server.journal.listener import NOTIFY_CHANNEL
+from stream_server.journal.tail import IdleState
 from support import lossless_tails
 from support.airflow_sql import AirflowSql
 from support.lossless_tails import TaskTail
@@ -37,7 +37,7 @@ def restless() -> Iterator[None]:
         patch.object(pace, "BUSY_TRANSACTIONS", 3),
         patch.object(pace, "BUSY_SECONDS", 0.01),
         patch.object(pace, "QUIET_TRANSACTIONS", 2),
-        patch.object(pace, "PAUSE_SECONDS", (0.0005, 0.002)),
+        patch.object(pace, "PAUSE_BOUNDS", (0.0005, 0.002)),
     ):
         yield
 
@@ -48,27 +48,27 @@ async def sleeping(url: str, name: str = "tail") -> AsyncIterator[TaskTail]:
     tail = TaskTail(url, name)
     await tail.start()
     try:
-        await eventually_async(lambda: vigil(tail) is Vigil.ASLEEP, what="a tail asleep")
+        await eventually_async(lambda: vigil(tail) is IdleState.IDLE, what="a tail asleep")
         yield tail
         tail.check()
     finally:
         await tail.stop()
 
 
-def vigil(tail: TaskTail) -> Vigil:
+def vigil(tail: TaskTail) -> IdleState:
     assert tail._tail is not None
-    return tail._tail._vigil
+    return tail._tail._idle_state
 
 
 async def get_up(tail: TaskTail) -> None:
     """Have a tail be awake, and stay so."""
     assert tail._tail is not None
-    tail._tail._pace = Sleepless()
+    tail._tail._pacing = Sleepless()
     tail.ring()
-    await eventually_async(lambda: vigil(tail) is Vigil.AWAKE, what="a tail awake")
+    await eventually_async(lambda: vigil(tail) is IdleState.ACTIVE, what="a tail awake")
 
 
-class Sleepless(pace.Pace):
+class Sleepless(pace.Pacing):
     busy = True
 
     def quiet(self, now: float) -> bool:
@@ -85,7 +85,7 @@ async def rings(url: str) -> AsyncIterator[list[str]]:
     heard: list[str] = []
     connection = await asyncpg.connect(url)
     try:
-        await connection.add_listener(CHANNEL, lambda *told: heard.append(str(told[3])))
+        await connection.add_listener(NOTIFY_CHANNEL, lambda *told: heard.append(str(told[3])))
         yield heard
     finally:
         await connection.close()
@@ -93,7 +93,7 @@ async def rings(url: str) -> AsyncIterator[list[str]]:
 
 async def all_heard(airflow: AirflowSql, heard: list[str]) -> None:
     """Wait until whatever was rung before has been heard."""
-    await airflow.connection.execute("SELECT pg_notify($1, 'last')", CHANNEL)
+    await airflow.connection.execute("SELECT pg_notify($1, 'last')", NOTIFY_CHANNEL)
     await eventually_async(lambda: "last" in heard)
     heard.remove("last")
 
@@ -156,11 +156,11 @@ async def test_a_tail_sleeps_only_when_silent_transactions_have_ended(
         await transaction.start()
         await airflow.set_task(run, "ask", "scheduled")
         assert tail._tail is not None
-        tail._tail._pace = pace.Pace()
-        await eventually_async(lambda: vigil(tail) is Vigil.DROWSY)
+        tail._tail._pacing = pace.Pacing()
+        await eventually_async(lambda: vigil(tail) is IdleState.SETTLING)
         await transaction.commit()
         await eventually_async(lambda: rows(tail) == before + 1)
-        await eventually_async(lambda: vigil(tail) is Vigil.ASLEEP)
+        await eventually_async(lambda: vigil(tail) is IdleState.IDLE)
 
 
 async def test_a_tail_gets_up_where_transactions_wait_for_each_other(
@@ -172,12 +172,12 @@ async def test_a_tail_gets_up_where_transactions_wait_for_each_other(
         async with sleeping(journal) as tail:
             writers = [asyncio.create_task(write_slowly(journal, ids[n % len(ids)])) for n in range(WRITERS)]
             try:
-                await eventually_async(lambda: vigil(tail) is Vigil.AWAKE, what="a tail awake")
+                await eventually_async(lambda: vigil(tail) is IdleState.ACTIVE, what="a tail awake")
             finally:
                 for writer in writers:
                     writer.cancel()
                 await asyncio.gather(*writers, return_exceptions=True)
-            await eventually_async(lambda: vigil(tail) is Vigil.ASLEEP, what="a tail asleep again")
+            await eventually_async(lambda: vigil(tail) is IdleState.IDLE, what="a tail asleep again")
 
 
 async def test_a_session_may_do_without_the_doorbell(journal: str, airflow: AirflowSql, run: RunKey) -> None:
@@ -237,7 +237,7 @@ def count_turns(tail: TaskTail) -> dict[str, int]:
         turns["got up"] += why == "load" != before[0]
         before[0] = why
 
-    observer.read = read  # type: ignore[method-assign]
+    observer.record_read = read  # type: ignore[method-assign]
     return turns
 
 

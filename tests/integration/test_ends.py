@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from stream_server.domain.run_state import RunKey
-from stream_server.server.connections import HttpLine, WebSocketLine
+from stream_server.server.connections import HttpConnection, WebSocketConnection
 from support.raw import raw, request
 from support.server import RunningServer
 from support.streams import sse, stream_path
@@ -18,7 +18,7 @@ from support.waiting import eventually_async
 
 
 def connections() -> list[object]:
-    return [one for one in gc.get_objects() if type(one) in (HttpLine, WebSocketLine)]
+    return [one for one in gc.get_objects() if type(one) in (HttpConnection, WebSocketConnection)]
 
 
 async def _stream(server: RunningServer, run: RunKey) -> None:

@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection
 from stream_server.cli.demo.ports import LOOPBACK
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import install
+from stream_server.journal.installer import install_journal
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.lossless_clients import Clients
@@ -45,7 +45,7 @@ def primary(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
 async def database(primary: EmbeddedPostgres) -> str:
     """Name of an Airflow database with the journal installed."""
     name = create_database_from_airflow_template(primary)
-    await install(primary.url(name), "public", lock_timeout=5, attempts=1)
+    await install_journal(primary.url(name), "public", lock_timeout=5, attempts=1)
     return name
 
 
@@ -170,7 +170,7 @@ async def test_an_empty_database_is_told_at_ready_until_the_journal_is_back(
             assert "reset" not in {frame["type"] for frame in frames}
 
             # Another journal, that knows nothing of the run.
-            await install(other.url(database), "public", lock_timeout=5, attempts=1)
+            await install_journal(other.url(database), "public", lock_timeout=5, attempts=1)
             await proxy.turn_to(other.port)
             (last,) = await events.rest()
             assert (last["type"], last["reason"]) == ("close", "The run is not in the database any more")

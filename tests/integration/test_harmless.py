@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from stream_server.journal.installer import disable, enable, status
+from stream_server.journal.installer import disable_triggers, enable_triggers, fetch_status
 from support.airflow_sql import AirflowSql
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -135,11 +135,11 @@ async def test_airflow_commits_while_the_functions_are_replaced(models: Airflow,
     working = asyncio.create_task(asyncio.to_thread(models.work, journal))
     switched = 0
     while not working.done() or switched < 3:
-        await disable(journal)
-        await enable(journal)
+        await disable_triggers(journal)
+        await enable_triggers(journal)
         switched += 1
     assert await working == {"committed": COMMITTED}
-    assert (await status(journal)).problems == []
+    assert (await fetch_status(journal)).problems == []
 
 
 async def test_the_role_is_no_superuser(airflow: AirflowSql) -> None:

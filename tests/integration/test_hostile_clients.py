@@ -44,7 +44,7 @@ async def test_a_thousand_who_never_end_their_request(
     settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey
 ) -> None:
     async with running_server(settings(request_timeout="3s")) as server, AsyncExitStack() as stack:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         events = await stack.enter_async_context(sse(server.url, run))
         assert (await events.next())["type"] == "snapshot"
         crowd = await _crowd(stack, server.url, request(stream_path(run))[:-2])
@@ -64,7 +64,7 @@ async def test_a_thousand_websockets_that_say_nothing(
     settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey
 ) -> None:
     async with running_server(settings(idle_timeout="3s")) as server, AsyncExitStack() as stack:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         events = await stack.enter_async_context(sse(server.url, run))
         assert (await events.next())["type"] == "snapshot"
         crowd = await _crowd(stack, server.url, request("/api/v2/stream", *UPGRADE))

@@ -31,7 +31,9 @@ async def all_runs(url: str, headers: Mapping[str, str] | None = None) -> AsyncI
 
 async def has_read_all(server: RunningServer, airflow: AirflowSql) -> None:
     newest = await airflow.connection.fetchval("SELECT max(txid)::text::bigint FROM stream_server.journal")
-    await eventually_async(lambda: server.hub.live and server.hub.cursor.saw(newest), what="the tail has read all that")
+    await eventually_async(
+        lambda: server.hub.is_live and server.hub.cursor.is_visible(newest), what="the tail has read all that"
+    )
 
 
 async def metric(server: RunningServer, name: str) -> float:

@@ -74,7 +74,7 @@ async def test_two_at_once_on_two_servers_are_one_run(
 
     stub.instead = wait_for_the_other
     async with running_server(settings(auth="none", airflow_url=stub.url)) as other:
-        await eventually_async(lambda: other.hub.live)
+        await eventually_async(lambda: other.hub.is_live)
         async with caller_of(asked) as one, caller_of(other) as two:
             answers = await asyncio.gather(*(client.post(NOW, json=body, headers=KEY) for client in (one, two)))
     assert [answer.status_code for answer in answers] == [202, 202], [answer.text for answer in answers]
@@ -112,7 +112,7 @@ async def test_a_key_stands_for_its_time(
     settings: Callable[..., Settings], stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     async with running_server(settings(auth="none", airflow_url=stub.url, idempotency_ttl="1ms")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with caller_of(server) as caller:
             for number in range(3):
                 answer = await caller.post(NOW, json={"conf": {"number": number}}, headers=KEY)

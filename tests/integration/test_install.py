@@ -14,7 +14,14 @@ import pytest
 
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import InstallError, JournalUnreachable
-from stream_server.journal.installer import VERSION, install, install_sql, queries_for, status, uninstall
+from stream_server.journal.installer import (
+    SCHEMA_VERSION,
+    build_install_sql,
+    fetch_status,
+    install_journal,
+    load_queries_for,
+    uninstall_journal,
+)
 from stream_server.journal.reader import READER_SETTINGS
 from support.airflow_sql import AirflowSql
 
@@ -29,7 +36,7 @@ UNION ALL SELECT 'privilege', c.relname || c.relacl::text FROM pg_class c WHERE 
 
 
 async def install_now(url: str) -> None:
-    await install(url, "public", lock_timeout=1, attempts=1)
+    await install_journal(url, "public", lock_timeout=1, attempts=1)
 
 
 @asynccontextmanager
@@ -58,23 +65,23 @@ async def test_uninstall_leaves_nothing_behind(airflow_database: str) -> None:
     before = await catalog(airflow_database)
     await install_now(airflow_database)
     assert await catalog(airflow_database) > before
-    await uninstall(airflow_database, lock_timeout=1, attempts=1)
+    await uninstall_journal(airflow_database, lock_timeout=1, attempts=1)
     assert await catalog(airflow_database) == before
 
 
 async def test_uninstall_works_where_half_is_gone(journal: str) -> None:
     async with connected(journal) as connection:
         await connection.execute("DROP TABLE stream_server.meta; DROP FUNCTION stream_server.record_xcom() CASCADE")
-    await uninstall(journal, lock_timeout=1, attempts=1)
-    await uninstall(journal, lock_timeout=1, attempts=1)
+    await uninstall_journal(journal, lock_timeout=1, attempts=1)
+    await uninstall_journal(journal, lock_timeout=1, attempts=1)
     assert not {name for kind, name in await catalog(journal) if "stream_server" in name}
 
 
 async def test_install_is_idempotent_and_keeps_the_journal(journal: str, airflow: AirflowSql, run: RunKey) -> None:
-    before = await status(journal)
+    before = await fetch_status(journal)
     rows = await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal")
     await install_now(journal)
-    assert await status(journal) == before
+    assert await fetch_status(journal) == before
     assert rows == 4
     assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") == rows
 
@@ -98,18 +105,18 @@ async def test_install_gives_up_where_airflow_holds_a_lock(airflow_database: str
     async with connected(airflow_database) as busy, busy.transaction():
         await busy.execute("LOCK TABLE xcom IN ROW EXCLUSIVE MODE")
         with pytest.raises(InstallError, match=r"locked by other transactions in all of 2 attempts of 0\.1 s"):
-            await install(airflow_database, "public", lock_timeout=0.1, attempts=2)
+            await install_journal(airflow_database, "public", lock_timeout=0.1, attempts=2)
     assert await catalog(airflow_database) == before
 
 
 async def test_two_installs_at_once_both_succeed(airflow_database: str) -> None:
-    await asyncio.gather(*(install(airflow_database, "public", lock_timeout=5, attempts=3) for _ in range(3)))
-    assert (await status(airflow_database)).problems == []
+    await asyncio.gather(*(install_journal(airflow_database, "public", lock_timeout=5, attempts=3) for _ in range(3)))
+    assert (await fetch_status(airflow_database)).problems == []
 
 
 async def test_install_says_what_is_missing(postgres: object, airflow_database: str) -> None:
     with pytest.raises(InstallError, match=r"not in schema 'elsewhere'.*airflow db migrate"):
-        await install(airflow_database, "elsewhere", lock_timeout=1, attempts=1)
+        await install_journal(airflow_database, "elsewhere", lock_timeout=1, attempts=1)
 
 
 async def test_install_works_in_a_schema_of_another_name(airflow_database: str) -> None:
@@ -117,8 +124,8 @@ async def test_install_works_in_a_schema_of_another_name(airflow_database: str) 
         await connection.execute('CREATE SCHEMA "Air flow"')
         for table in ("task_instance", "dag_run", "xcom", "hitl_detail"):
             await connection.execute(f'ALTER TABLE {table} SET SCHEMA "Air flow"')
-    await install(airflow_database, "Air flow", lock_timeout=1, attempts=1)
-    found = await status(airflow_database)
+    await install_journal(airflow_database, "Air flow", lock_timeout=1, attempts=1)
+    found = await fetch_status(airflow_database)
     assert (found.airflow_schema, found.problems) == ("Air flow", [])
 
 
@@ -183,13 +190,13 @@ async def test_status_tells_what_is_wrong(journal: str, airflow: AirflowSql) -> 
         " CREATE TRIGGER stream_server_task AFTER UPDATE OF state ON task_instance"
         " FOR EACH ROW EXECUTE FUNCTION stream_server.record_task()"
     )
-    assert sorted((await status(journal)).problems) == [
+    assert sorted((await fetch_status(journal)).problems) == [
         "trigger stream_server_run on dag_run is disabled",
         "trigger stream_server_task on task_instance is not as this version makes it",
         "trigger stream_server_xcom on xcom is missing",
     ]
     await install_now(journal)
-    assert (await status(journal)).problems == []
+    assert (await fetch_status(journal)).problems == []
 
 
 def test_the_commands_install_tell_and_uninstall(airflow_database: str) -> None:
@@ -205,23 +212,23 @@ def test_the_commands_install_tell_and_uninstall(airflow_database: str) -> None:
     assert well.returncode == 0
     assert "trigger stream_server_task on task_instance: well" in well.stdout
     told = json.loads(command("status", "--json", "--database-url", sqlalchemy).stdout)
-    assert (told["well"], told["version"], len(told["triggers"])) == (True, VERSION, 4)
+    assert (told["well"], told["version"], len(told["triggers"])) == (True, SCHEMA_VERSION, 4)
     assert command("uninstall", "--database-url", sqlalchemy).returncode == 0
     assert command("status", "--database-url", sqlalchemy).returncode == 1
 
 
 async def test_the_printed_sql_is_what_install_runs(airflow_database: str) -> None:
     printed = command("install", "--print-sql").stdout
-    assert install_sql("public") in printed
+    assert build_install_sql("public") in printed
     async with connected(airflow_database) as connection:
         await connection.execute(printed)
-    assert (await status(airflow_database)).problems == []
+    assert (await fetch_status(airflow_database)).problems == []
 
 
 async def test_an_unreachable_database_is_told_without_the_password(unused_tcp_port: int) -> None:
     url = f"postgresql://airflow:s3cret@127.0.0.1:{unused_tcp_port}/airflow"
     with pytest.raises(JournalUnreachable, match="PostgreSQL does not answer") as told:
-        await status(url)
+        await fetch_status(url)
     assert "s3cret" not in str(told.value)
     for arguments in (("status",), ("install",), ("uninstall",)):
         done = command(*arguments, "--database-url", url)
@@ -256,7 +263,7 @@ async def test_reading_the_journal_uses_its_index(journal: str, rows: int, *, an
         )
         if analyzed:
             await connection.execute("ANALYZE stream_server.journal")
-        query = (await queries_for(connection))["journal_after"]
+        query = (await load_queries_for(connection))["journal_after"]
         settings = "; ".join(f"SET {setting}" for setting in READER_SETTINGS)
         await connection.execute(f"{settings}; PREPARE read (text) AS {query}")
         plan = await connection.fetch("EXPLAIN EXECUTE read('900000:900000:')")

@@ -91,7 +91,7 @@ async def test_who_says_nothing_is_shown_out(settings: Make) -> None:
 async def test_streams_and_waiting_requests_outlast_the_time_for_a_request(settings: Make, run: RunKey) -> None:
     configured = settings(request_timeout="200ms", ping_interval="300ms")
     async with running_server(configured) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with (
             sse(server.url, run) as events,
             websocket(server.url, run) as connection,
@@ -105,7 +105,7 @@ async def test_streams_and_waiting_requests_outlast_the_time_for_a_request(setti
 
 async def test_half_a_request_behind_a_stream_ends_it_without_a_word(settings: Make, run: RunKey) -> None:
     async with running_server(settings(request_timeout="200ms")) as server, raw(server.url) as client:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         await client.say(request(stream_path(run)))
         await client.reader.readuntil(b"event: snapshot")
         await client.say(b"GET /health HTTP/1.1\r\nHo")
@@ -115,7 +115,7 @@ async def test_half_a_request_behind_a_stream_ends_it_without_a_word(settings: M
 
 async def test_a_full_server_says_so_and_still_tells_how_it_is(settings: Make, run: RunKey) -> None:
     async with running_server(settings(max_connections=20)) as server, AsyncExitStack() as stack:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         for _ in range(20):
             await stack.enter_async_context(websocket(server.url, run))
         async with raw(server.url) as client:
@@ -134,7 +134,7 @@ async def test_a_full_server_says_so_and_still_tells_how_it_is(settings: Make, r
 
 async def test_a_caller_has_only_so_many_streams(settings: Make, run: RunKey) -> None:
     async with running_server(settings(max_streams_per_caller=3, **PROXIED)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with AsyncExitStack() as stack:
             for opened in (sse, websocket, sse):
                 await stack.enter_async_context(opened(server.url, run, headers=FROM_AFAR))
@@ -155,7 +155,7 @@ async def test_a_caller_has_only_so_many_streams(settings: Make, run: RunKey) ->
 @pytest.mark.parametrize("straight", [True, False])
 async def test_places_are_left_however_a_stream_ends(settings: Make, run: RunKey, *, straight: bool) -> None:
     async with running_server(settings(max_streams_per_caller=1, **PROXIED), straight=straight) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
 
         async def admitted() -> bool:
             async with httpx.AsyncClient(base_url=server.url, headers=FROM_AFAR) as client:
@@ -170,7 +170,7 @@ async def test_places_are_left_however_a_stream_ends(settings: Make, run: RunKey
 async def test_an_event_source_is_told_to_come_again_later(settings: Make, run: RunKey) -> None:
     event_source = {**FROM_AFAR, "Accept": "text/event-stream"}
     async with running_server(settings(max_streams_per_caller=1, **PROXIED)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run, headers=event_source), sse(server.url, run, headers=event_source) as events:
             assert events.response.status_code == 200
             (close,) = await events.rest()
@@ -179,7 +179,7 @@ async def test_an_event_source_is_told_to_come_again_later(settings: Make, run: 
 
 async def test_a_caller_begins_only_so_much_in_a_second(settings: Make, run: RunKey) -> None:
     async with running_server(settings(max_joins_per_second=0.5, **PROXIED)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url, headers=FROM_AFAR) as client:
             answers = [await client.get("/api/v2/stream?nothing=1") for _ in range(6)]
             assert [answer.status_code for answer in answers] == [*[422] * 5, 429]
@@ -212,7 +212,7 @@ async def test_who_says_who_he_is_is_counted_by_that(settings: Make, airflow: Ai
     ada, bob = ({**FROM_AFAR, "Authorization": f"Bearer {name}"} for name in ("ada", "bob"))
     limited = settings(airflow_url=stub.url, max_streams_per_caller=1, max_joins_per_second=0.3, **PROXIED)
     async with running_server(limited) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, key, headers=ada), sse(server.url, key, headers=bob) as events:
             assert (await events.next())["type"] == "snapshot"
             async with httpx.AsyncClient(base_url=server.url) as client:
@@ -239,7 +239,7 @@ async def test_who_says_it_in_a_message_is_counted_by_that(
     address = stream_path(key) if path == "run" else "/api/v2/stream"
 
     async with running_server(limited) as server, AsyncExitStack() as stack:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
 
         async def introduced(name: str) -> ClientConnection:
             url = server.url.replace("http", "ws", 1) + address
@@ -296,7 +296,7 @@ async def test_a_large_message_closes_its_websocket(settings: Make) -> None:
 
 async def test_a_websocket_that_subscribes_to_nothing_is_closed(settings: Make, run: RunKey) -> None:
     async with running_server(settings(idle_timeout="200ms")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         address = server.url.replace("http", "ws", 1) + "/api/v2/stream"
         async with connect(address, proxy=None) as idle, connect(address, proxy=None) as busy:
             await busy.send(json.dumps({"op": "subscribe", "id": "a", "dag_id": run.dag_id, "run_id": run.run_id}))
@@ -319,7 +319,7 @@ async def test_operators_may_have_a_port_of_their_own(settings: Make, run: RunKe
         httpx.AsyncClient(base_url=server.url) as public,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{unused_tcp_port}") as operator,
     ):
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
             assert {(await operator.get(path)).status_code for path in paths} == {200}

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server.auth.authorizer import ALL, Access, Caller, Everybody
+from stream_server.auth.authorizer import FULL_ACCESS, Access, AllowAll, Caller
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused
-from stream_server.hub.firehose import Reading
+from stream_server.hub.firehose import Resource
 from stream_server.server import app
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
@@ -127,39 +127,39 @@ async def test_an_unknown_run_has_no_graph(server: RunningServer, run: RunKey) -
 class One:
     """Only the DAG `one` may be read."""
 
-    def may_read(self, reading: Reading) -> bool:
+    def may_read(self, reading: Resource) -> bool:
         return reading.dag_id == "one"
 
-    def decide(self, readings: Collection[Reading], then: Callable[[], None]) -> None:
+    def request_decision(self, readings: Collection[Resource], then: Callable[[], None]) -> None:
         then()
 
-    async def among(self, readings: Collection[Reading]) -> Collection[Reading]:
+    async def filter_readable(self, readings: Collection[Resource]) -> Collection[Resource]:
         return {reading for reading in readings if self.may_read(reading)}
 
 
-class OnlyOne(Everybody):
+class OnlyOne(AllowAll):
     """Lets everybody who has a token read the DAG `one`."""
 
-    async def run(self, caller: Caller, key: RunKey) -> Access:
-        await self.dags(caller)
+    async def check_run(self, caller: Caller, key: RunKey) -> Access:
+        await self.check_dags(caller)
         if key.dag_id != "one":
             raise AirflowRefused("Forbidden", 403)
-        return ALL
+        return FULL_ACCESS
 
-    async def dags(self, caller: Caller) -> None:
-        if caller.anonymous:
+    async def check_dags(self, caller: Caller) -> None:
+        if caller.is_anonymous:
             raise AirflowRefused("Not authenticated", 401)
 
-    def readable(self, caller: Caller) -> One:  # type: ignore[override] # everybody else may read all
+    def readable_dags(self, caller: Caller) -> One:  # type: ignore[override] # everybody else may read all
         return One()
 
 
 @pytest.fixture
 async def guarded(settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningServer]:
     """A server that tells of the DAG `one` alone."""
-    monkeypatch.setattr(app, "Everybody", OnlyOne)
+    monkeypatch.setattr(app, "AllowAll", OnlyOne)
     async with running_server(settings()) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         yield server
 
 

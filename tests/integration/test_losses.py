@@ -11,8 +11,8 @@ import pytest
 
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import JournalMissing
-from stream_server.journal.installer import disable, enable, install, status
-from stream_server.journal.run_store import Runs
+from stream_server.journal.installer import disable_triggers, enable_triggers, fetch_status, install_journal
+from stream_server.journal.run_store import RunStore
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, cut_off, running_server
@@ -61,7 +61,7 @@ async def test_what_the_triggers_could_not_record_is_in_a_new_snapshot(
     journal: str, airflow: AirflowSql, quick: Settings, run: RunKey
 ) -> None:
     async with running_server(quick) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
             await airflow.connection.execute(BREAK)
@@ -70,14 +70,14 @@ async def test_what_the_triggers_could_not_record_is_in_a_new_snapshot(
             assert state_of(await begun_anew(events), "ask") == "scheduled"
             await airflow.run_task(run, "answer", "recovered")
             assert (await events.until("result"))[-1]["results"] == {"answer": "recovered"}
-    assert (await status(journal)).losses >= 1
+    assert (await fetch_status(journal)).losses >= 1
 
 
 async def test_a_loss_that_commits_late_is_made_good_when_it_has(
     airflow: AirflowSql, quick: Settings, run: RunKey
 ) -> None:
     async with running_server(quick) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
             transaction = airflow.connection.transaction()
@@ -92,7 +92,7 @@ async def test_a_loss_that_commits_late_is_made_good_when_it_has(
 
 async def test_missing_triggers_are_put_back(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
     async with running_server(quick) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
             async with airflow.connection.transaction():
@@ -107,29 +107,29 @@ async def test_triggers_are_switched_off_and_on_beside_a_long_transaction(
     journal: str, airflow: AirflowSql, quick: Settings, run: RunKey
 ) -> None:
     async with running_server(quick) as server, AirflowSql.open(journal) as other:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
             transaction = other.connection.transaction()
             await transaction.start()
             await other.set_task(run, "clean_up", "scheduled")
 
-            await asyncio.wait_for(disable(journal), 5)
+            await asyncio.wait_for(disable_triggers(journal), 5)
             rows = await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal")
             await airflow.set_task(run, "ask", "scheduled")
             assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") == rows
-            assert (await status(journal)).problems == [
+            assert (await fetch_status(journal)).problems == [
                 "the triggers are switched off; run `stream-server triggers enable`"
             ]
-            await install(journal, "public", lock_timeout=1, attempts=1)
-            assert (await status(journal)).enabled is False
+            await install_journal(journal, "public", lock_timeout=1, attempts=1)
+            assert (await fetch_status(journal)).enabled is False
 
-            await asyncio.wait_for(enable(journal), 5)
+            await asyncio.wait_for(enable_triggers(journal), 5)
             assert state_of(await begun_anew(events), "ask") == "scheduled"
             await transaction.commit()
             await airflow.set_task(run, "ask", "queued")
             await told(events, "ask", "queued")
-    assert (await status(journal)).problems == []
+    assert (await fetch_status(journal)).problems == []
 
 
 def test_the_commands_switch(journal: str) -> None:
@@ -148,7 +148,7 @@ def test_the_commands_switch(journal: str) -> None:
 @pytest.mark.parametrize("word", ["disable", "enable"])
 async def test_there_is_nothing_to_switch_without_a_journal(airflow_database: str, word: str) -> None:
     with pytest.raises(JournalMissing, match="run `stream-server install`"):
-        await {"disable": disable, "enable": enable}[word](airflow_database)
+        await {"disable": disable_triggers, "enable": enable_triggers}[word](airflow_database)
 
 
 async def test_old_rows_are_pruned_in_batches_and_streams_go_on(
@@ -158,15 +158,15 @@ async def test_old_rows_are_pruned_in_batches_and_streams_go_on(
         "INSERT INTO stream_server.journal (kind, at) SELECT 'task', now() - interval '2 hours'"
         " FROM generate_series(1, 2500)"
     )
-    runs = Runs(journal, pool_size=2, max_result_bytes=0)
-    pruned = [await runs.prune(3600, 1000) for _ in range(4)]
+    runs = RunStore(journal, pool_size=2, max_result_bytes=0)
+    pruned = [await runs.prune_journal(3600, 1000) for _ in range(4)]
     assert max(pruned) <= 1000
     assert (sum(pruned), pruned[-1]) == (2500, 0)
     await runs.close()
     assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") == 4
 
     async with running_server(settings(retention="100ms")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
             await airflow.set_task(run, "ask", "scheduled")
@@ -180,11 +180,11 @@ async def test_two_replicas_do_not_prune_at_once(journal: str, airflow: AirflowS
     await airflow.connection.execute(
         "INSERT INTO stream_server.journal (kind, at) SELECT 'task', now() - interval '2 hours'"
     )
-    runs = Runs(journal, pool_size=1, max_result_bytes=0)
+    runs = RunStore(journal, pool_size=1, max_result_bytes=0)
     async with airflow.connection.transaction():
         await airflow.connection.execute("SELECT pg_advisory_xact_lock(hashtext('stream_server prune'))")
-        assert await runs.prune(3600, 10) == 0
-    assert await runs.prune(3600, 10) == 1
+        assert await runs.prune_journal(3600, 10) == 0
+    assert await runs.prune_journal(3600, 10) == 1
     await runs.close()
 
 
@@ -206,7 +206,7 @@ async def test_rows_that_were_deleted_before_the_tail_had_read_them_are_made_goo
 ) -> None:
     """As where a server slept longer than the retention, and its connections with it."""
     async with running_server(quick) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
             async with airflow.connection.transaction():
@@ -221,7 +221,7 @@ async def test_rows_that_were_deleted_before_the_tail_had_read_them_are_made_goo
 
 async def test_a_loss_before_the_first_read_is_noticed(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
     async with running_server(quick) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         # The tail has begun, and has read nothing yet, perhaps.
         await airflow.connection.execute(BREAK)
         await airflow.set_task(run, "ask", "scheduled")

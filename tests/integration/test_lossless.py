@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
-from stream_server.journal.installer import install
+from stream_server.journal.installer import install_journal
 from support.left_out import IN_CI
 from support.lossless import CLUSTER, SCHEDULES
 from support.lossless_clients import Clients
@@ -37,7 +37,7 @@ def cluster() -> Iterator[EmbeddedPostgres]:
 @pytest.fixture
 async def database(cluster: EmbeddedPostgres) -> AsyncIterator[str]:
     name = create_database_from_airflow_template(cluster)
-    await install(cluster.url(name), "public", lock_timeout=5, attempts=1)
+    await install_journal(cluster.url(name), "public", lock_timeout=5, attempts=1)
     yield cluster.url(name)
     drop_database(cluster, name)
 

@@ -50,7 +50,7 @@ def push(server: RunningServer, wire: Wire) -> None:
 async def tight(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
     """A server that lets little wait for a slow client."""
     async with running_server(settings(max_queued_bytes=100_000, ping_interval=0.5)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         yield server
 
 
@@ -83,7 +83,7 @@ async def test_a_slow_client_that_reads_again_is_told_why_it_must_come_again(
     settings: Callable[..., Settings], run: RunKey
 ) -> None:
     async with running_server(settings(max_queued_bytes=100_000)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with unread(server.url, run, upgrade=False) as sock:
             wire = large(50_000)
 
@@ -178,7 +178,7 @@ async def test_the_connection_of_a_stream_that_ended_answers_the_next_request(
 
 async def test_streams_end_cleanly_under_any_asgi_server(settings: Callable[..., Settings], run: RunKey) -> None:
     async with running_server(settings(), straight=False) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events, websocket(server.url, run) as connection:
             await events.next()
             push(server, large(200_000))
@@ -193,7 +193,7 @@ async def test_who_does_not_read_is_cut_off_when_the_server_stops(
     settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with AsyncExitStack() as clients, running_server(settings(grace_period=0.5)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         for upgrade in (False, True):
             await clients.enter_async_context(unread(server.url, run, upgrade=upgrade))
         wire = large(1_000_000)

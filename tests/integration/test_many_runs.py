@@ -31,7 +31,9 @@ async def runs(airflow: AirflowSql, server: RunningServer) -> list[RunKey]:
             await airflow.trigger(keys[-1], version, list(CHAIN))
     await airflow.connection.execute("INSERT INTO dag_tag (name, dag_id) VALUES ('nightly', 'report')")
     newest = await airflow.connection.fetchval("SELECT max(txid)::text::bigint FROM stream_server.journal")
-    await eventually_async(lambda: server.hub.live and server.hub.cursor.saw(newest), what="the tail has read all that")
+    await eventually_async(
+        lambda: server.hub.is_live and server.hub.cursor.is_visible(newest), what="the tail has read all that"
+    )
     return keys
 
 
@@ -135,7 +137,7 @@ async def test_what_was_missed_is_told_to_who_comes_back(
     assert cursor is not None
     await tell_all(airflow, runs[1:], "running")
     async with running_server(settings()) as other:
-        await eventually_async(lambda: other.hub.live)
+        await eventually_async(lambda: other.hub.is_live)
         async with (
             httpx.AsyncClient(base_url=other.url, timeout=DEADLINE) as client,
             client.stream(
@@ -297,7 +299,7 @@ async def test_streams_of_a_connection_are_bounded(
     settings: Callable[..., Settings], airflow: AirflowSql, runs: list[RunKey]
 ) -> None:
     async with running_server(settings(max_subscriptions=2)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with connect(server.url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None) as connection:
             talk = Talk(connection)
             for number in range(3):
@@ -311,7 +313,7 @@ async def test_a_server_that_stops_tells_every_stream_and_closes(
     settings: Callable[..., Settings], airflow: AirflowSql, runs: list[RunKey]
 ) -> None:
     async with running_server(settings()) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         connection = await connect(server.url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None)
         talk = Talk(connection)
         await talk.say(op="subscribe", id="one", dag_id="chat", run_id="run_0")

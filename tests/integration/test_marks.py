@@ -174,7 +174,7 @@ async def test_every_server_gives_the_same_answer(
     version = await add_version(airflow)
     first, second = [await begin(airflow, run_id, version) for run_id in ("first", "second")]
     async with running_server(settings()) as other, sse(server.url, second) as watching:
-        await eventually_async(lambda: other.hub.live)
+        await eventually_async(lambda: other.hub.is_live)
         assert (await watching.next())["result_tasks"] == []
         await complete(airflow, first)
         async with sse(other.url, second) as joined:

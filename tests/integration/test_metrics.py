@@ -16,7 +16,7 @@ from stream_server import __version__
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import RunKey
 from stream_server.http.delivery.scheduler import TRANSPORTS
-from stream_server.journal.installer import install, status
+from stream_server.journal.installer import fetch_status, install_journal
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
@@ -249,7 +249,7 @@ def small_queue() -> Iterator[EmbeddedPostgres]:
 async def crowded(small_queue: EmbeddedPostgres) -> AsyncIterator[str]:
     """URL of an Airflow database with the journal, on that server."""
     name = create_database_from_airflow_template(small_queue)
-    await install(small_queue.url(name), "public", lock_timeout=5, attempts=1)
+    await install_journal(small_queue.url(name), "public", lock_timeout=5, attempts=1)
     yield small_queue.url(name)
     drop_database(small_queue, name)
 
@@ -279,7 +279,7 @@ async def test_a_full_queue_fails_no_transaction_of_airflow(crowded: str) -> Non
                 await fill_queue(session, 100)
             await airflow.run_task(key, "answer", "not rung for")
             assert (await events.until("result"))[-1]["results"] == {"answer": "not rung for"}
-    assert (await status(crowded)).losses == 0
+    assert (await fetch_status(crowded)).losses == 0
 
 
 async def fill_queue(session: asyncpg.Connection[asyncpg.Record], pages: int) -> None:

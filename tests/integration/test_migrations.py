@@ -14,7 +14,7 @@ import pytest
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import InstallError, JournalMissing
 from stream_server.journal import installer as installing
-from stream_server.journal.installer import VERSION, install, queries_for, status
+from stream_server.journal.installer import SCHEMA_VERSION, fetch_status, install_journal, load_queries_for
 from stream_server.journal.queries import load_migrations
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
@@ -23,7 +23,7 @@ from support.streams import sse, states, types
 from support.waiting import eventually_answered, eventually_async
 
 SCHEMAS = Path(__file__).parent / "schemas"
-OLD_VERSIONS = range(1, VERSION)
+OLD_VERSIONS = range(1, SCHEMA_VERSION)
 
 DESCRIPTION = """
 SELECT 'column', format('%s.%s %s', a.attrelid::regclass, a.attnum, a.attname),
@@ -47,7 +47,7 @@ UNION ALL SELECT 'trigger', tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE
 
 
 async def install_now(url: str) -> None:
-    await install(url, "public", lock_timeout=1, attempts=1)
+    await install_journal(url, "public", lock_timeout=1, attempts=1)
 
 
 def installed_by(version: int) -> list[Path]:
@@ -75,19 +75,19 @@ async def described(url: str) -> set[tuple[str, ...]]:
 
 
 @contextmanager
-def next_version(migration: str, oldest_server: int = VERSION) -> Iterator[None]:
+def next_version(migration: str, oldest_server: int = SCHEMA_VERSION) -> Iterator[None]:
     """Have install make the version that comes after this one."""
-    migrations = {**load_migrations(), VERSION + 1: migration}
+    migrations = {**load_migrations(), SCHEMA_VERSION + 1: migration}
     with (
-        patch.object(installing, "VERSION", VERSION + 1),
-        patch.object(installing, "OLDEST_SERVER", oldest_server),
+        patch.object(installing, "SCHEMA_VERSION", SCHEMA_VERSION + 1),
+        patch.object(installing, "OLDEST_COMPATIBLE_SERVER", oldest_server),
         patch.object(installing, "load_migrations", lambda: migrations),
     ):
         yield
 
 
 def test_migrations_are_numbered_without_a_gap_up_to_this_version() -> None:
-    assert list(load_migrations()) == list(range(1, VERSION + 1))
+    assert list(load_migrations()) == list(range(1, SCHEMA_VERSION + 1))
     kept = {version: installed_by(version) for version in OLD_VERSIONS}
     assert all(kept.values())
     assert sorted(SCHEMAS.iterdir()) == [part for parts in kept.values() for part in parts]
@@ -97,7 +97,7 @@ def test_migrations_are_numbered_without_a_gap_up_to_this_version() -> None:
 async def test_an_upgrade_ends_in_the_schema_of_a_fresh_install(airflow_database: str, version: int) -> None:
     await install_now(airflow_database)
     fresh = await described(airflow_database)
-    await installing.uninstall(airflow_database, lock_timeout=1, attempts=1)
+    await installing.uninstall_journal(airflow_database, lock_timeout=1, attempts=1)
 
     await install_version(airflow_database, version)
     assert await described(airflow_database) != fresh
@@ -109,18 +109,18 @@ async def test_an_upgrade_ends_in_the_schema_of_a_fresh_install(airflow_database
         assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") == rows > 0
         assert await airflow.connection.fetchrow("SELECT epoch, installed_at FROM stream_server.meta") == before
     assert await described(airflow_database) == fresh
-    found = await status(airflow_database)
-    assert (found.version, found.problems) == (VERSION, [])
+    found = await fetch_status(airflow_database)
+    assert (found.version, found.problems) == (SCHEMA_VERSION, [])
 
 
 async def test_a_new_server_works_on_the_journal_before_and_while_it_is_upgraded(
     airflow_database: str, settings_for: Callable[[str], Settings]
 ) -> None:
-    await install_version(airflow_database, VERSION - 1)
+    await install_version(airflow_database, SCHEMA_VERSION - 1)
     async with AirflowSql.open(airflow_database) as airflow, running_server(settings_for(airflow_database)) as server:
         key = RunKey("chat", "r")
         await airflow.trigger(key, await airflow.add_dag("chat", CHAIN), list(CHAIN))
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, key) as events:
             await events.next()
             await airflow.set_task(key, "ask", "scheduled")
@@ -142,7 +142,7 @@ async def test_this_server_works_on_the_next_journal(
     async with AirflowSql.open(airflow_database) as airflow, running_server(settings_for(airflow_database)) as server:
         key = RunKey("chat", "r")
         await airflow.trigger(key, await airflow.add_dag("chat", CHAIN), list(CHAIN))
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, key) as events:
             await events.next()
             with next_version("ALTER TABLE stream_server.journal ADD COLUMN new_thing text DEFAULT 'new'"):
@@ -158,13 +158,16 @@ async def test_this_server_works_on_the_next_journal(
 
 async def test_this_server_says_so_where_the_next_journal_is_not_for_it(airflow_database: str) -> None:
     await install_now(airflow_database)
-    with next_version("SELECT", oldest_server=VERSION + 1):
+    with next_version("SELECT", oldest_server=SCHEMA_VERSION + 1):
         await install_now(airflow_database)
-    said = f"the journal has version {VERSION + 1}, which needs a newer stream-server; this one knows {VERSION}"
-    assert (await status(airflow_database)).problems == [said]
+    said = (
+        f"the journal has version {SCHEMA_VERSION + 1}, which needs a newer stream-server;"
+        f" this one knows {SCHEMA_VERSION}"
+    )
+    assert (await fetch_status(airflow_database)).problems == [said]
     connection = await asyncpg.connect(airflow_database)
     with pytest.raises(JournalMissing, match=said):
-        await queries_for(connection)
+        await load_queries_for(connection)
     await connection.close()
 
 
@@ -172,7 +175,7 @@ async def test_an_older_install_does_not_touch_a_newer_journal(airflow_database:
     with next_version("CREATE TABLE stream_server.new_thing ()"):
         await install_now(airflow_database)
     before = await described(airflow_database)
-    with pytest.raises(InstallError, match=f"has version {VERSION + 1}, made by a newer stream-server"):
+    with pytest.raises(InstallError, match=f"has version {SCHEMA_VERSION + 1}, made by a newer stream-server"):
         await install_now(airflow_database)
     assert await described(airflow_database) == before
 
@@ -182,18 +185,18 @@ async def test_a_migration_that_fails_leaves_all_as_it_was(journal: str) -> None
     with next_version("CREATE TABLE stream_server.new_thing (); SELECT 1 / 0"), pytest.raises(Exception, match="zero"):
         await install_now(journal)
     assert await described(journal) == before
-    assert (await status(journal)).problems == []
+    assert (await fetch_status(journal)).problems == []
 
 
 @pytest.mark.parametrize("missing", ["TABLE stream_server.journal", "SEQUENCE stream_server.losses"])
 async def test_what_is_not_whole_is_made_anew(journal: str, missing: str) -> None:
-    fresh, epoch = await described(journal), (await status(journal)).epoch
+    fresh, epoch = await described(journal), (await fetch_status(journal)).epoch
     connection = await asyncpg.connect(journal)
     await connection.execute(f"DROP {missing}")
     await connection.close()
     await install_now(journal)
     assert await described(journal) == fresh
-    assert (await status(journal)).epoch != epoch, "readers notice"
+    assert (await fetch_status(journal)).epoch != epoch, "readers notice"
 
 
 @pytest.fixture

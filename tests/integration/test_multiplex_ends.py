@@ -68,7 +68,7 @@ async def say(connection: ClientConnection, **operation: object) -> None:
 @pytest.fixture(params=[True, False], ids=["straight", "stepped"])
 async def serving(settings: Callable[..., Settings], request: pytest.FixtureRequest) -> AsyncIterator[RunningServer]:
     async with running_server(settings(max_subscriptions=MOST), straight=request.param) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         yield server
 
 
@@ -77,7 +77,7 @@ async def test_who_vanishes_without_a_word_leaves_no_stream(
     settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture, *, reads: bool
 ) -> None:
     async with running_server(settings(ping_interval=0.5)) as server, AsyncExitStack() as stack:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         if reads:
             connection = await stack.enter_async_context(
                 connect(server.url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None, ping_interval=None)
@@ -105,7 +105,7 @@ async def test_a_fault_with_one_stream_is_told_and_disturbs_no_other(
         await say(connection, op="subscribe", id="good", dag_id=run.dag_id, run_id=run.run_id)
         while json.loads(await asyncio.wait_for(connection.recv(), DEADLINE))["type"] != "snapshot":
             pass
-        monkeypatch.setattr(serving.hub, "follow", None)
+        monkeypatch.setattr(serving.hub, "subscribe_firehose", None)
         await say(connection, op="subscribe", id="bad", dag_id=[run.dag_id])
         told = json.loads(await asyncio.wait_for(connection.recv(), DEADLINE))
         assert (told["type"], told["id"], told["status"]) == ("error", "bad", 500)

@@ -8,9 +8,9 @@ from starlette.responses import Response
 
 from stream_server.auth.airflow_api import MAYBE_CREATED, AirflowApi, DagPage
 from stream_server.cli.doctor.report import Level
-from stream_server.cli.doctor.runner import Subject, examine
+from stream_server.cli.doctor.runner import DoctorTargets, run_checks
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import AirflowSilent
+from stream_server.errors import AirflowNotResponding
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked, odd_answers
 from support.asking import WAIT, run_path
@@ -91,13 +91,13 @@ async def test_a_list_of_dags_is_that_of_an_airflow_that_does_not_answer(stub: A
     async with AirflowApi.open(stub.url, None) as airflow:
         for odd in odd_answers(dags=[None, 5, {}, [{}], [5], [None], [{"dag_id": 5}], [{"dag_id": None}]]):
             instead(stub, odd, "GET", "/api/v2/dags")
-            with pytest.raises(AirflowSilent, match="Airflow answered 200 to GET /api/v2/dags with"):
-                await airflow.look(DagPage, "/api/v2/dags?limit=1", 10.0)
+            with pytest.raises(AirflowNotResponding, match="Airflow answered 200 to GET /api/v2/dags with"):
+                await airflow.get(DagPage, "/api/v2/dags?limit=1", 10.0)
 
 
 async def test_a_version_is_not_that_of_airflow(stub: AirflowStub) -> None:
     for odd in odd_answers(version=[None, 5, {}]):
         instead(stub, odd, "GET", "/api/v2/version")
-        finding = (await examine(Subject(airflow_url=stub.url))).get("airflow-api")
+        finding = (await run_checks(DoctorTargets(airflow_url=stub.url))).get("airflow-api")
         assert finding is not None
         assert (finding.level, "is not Airflow's API" in finding.found) == (Level.PROBLEM, True), odd.body[:40]

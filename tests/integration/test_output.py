@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.queries import OUTPUT_BYTES
+from stream_server.journal.queries import MAX_STORED_OUTPUT_BYTES
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server
@@ -37,7 +37,7 @@ async def hear(events: Events, last: object) -> list[Frame]:
 async def other(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
     """Another replica."""
     async with running_server(settings()) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         yield server
 
 
@@ -179,13 +179,13 @@ async def test_more_than_the_bound_is_left_out_and_seen_by_a_gap(
 ) -> None:
     async with sse(server.url, speaking) as events:
         await events.next()
-        await airflow.say(speaking, "answer", 0, "x" * (OUTPUT_BYTES - 60))
-        await airflow.say(speaking, "answer", 1, "y" * OUTPUT_BYTES)
+        await airflow.say(speaking, "answer", 0, "x" * (MAX_STORED_OUTPUT_BYTES - 60))
+        await airflow.say(speaking, "answer", 1, "y" * MAX_STORED_OUTPUT_BYTES)
         await airflow.say(speaking, "answer", 2, "end")
         frames = await hear(events, "end")
     assert [frame["index"] for frame in frames] == [0, 2]
     bodies = await airflow.connection.fetch("SELECT octet_length(body) FROM stream_server.output ORDER BY id")
-    assert bodies[0][0] <= OUTPUT_BYTES
+    assert bodies[0][0] <= MAX_STORED_OUTPUT_BYTES
     assert bodies[1][0] is None
 
 
@@ -193,7 +193,7 @@ async def test_the_last_of_it_is_kept_for_who_joins(
     settings: Callable[..., Settings], airflow: AirflowSql, speaking: RunKey
 ) -> None:
     async with running_server(settings(max_output_bytes=100_000)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         for index in range(20):
             await airflow.say(speaking, "answer", index, f"{index:05}" * 2_000)
         async with sse(server.url, speaking) as fresh:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from stream_server.domain.run_state import RunKey
-from stream_server.server.connections import TAKEN
+from stream_server.server.connections import DETACHED_SCOPE
 from support.airflow_sql import AirflowSql
 from support.raw import raw, request
 from support.server import RunningServer
@@ -33,7 +33,7 @@ async def test_a_request_behind_a_stream_is_answered_after_it(
     assert begun.count(b"HTTP/1.1") == 1
     assert b"event: end" in streamed
     assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
-    assert TAKEN == {"method": "GET"}, "what is shared by all connections stays as it is"
+    assert DETACHED_SCOPE == {"method": "GET"}, "what is shared by all connections stays as it is"
 
 
 async def test_requests_that_come_while_a_stream_goes_on_are_answered_in_order(

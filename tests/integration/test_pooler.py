@@ -11,7 +11,7 @@ import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.run_store import Runs
+from stream_server.journal.run_store import RunStore
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.lossless_tails import TaskTail, quick
@@ -140,8 +140,8 @@ async def test_the_pool_of_joiners_resets_nobody(postgres: EmbeddedPostgres, jou
         other = await asyncpg.connect(url, statement_cache_size=0)
         await other.execute("SET work_mem = '7MB'")
         await other.execute("SELECT pg_advisory_lock(4711)")
-        runs = Runs(url, pool_size=2, max_result_bytes=1000)
-        state, _ = await runs.run_state(run)
+        runs = RunStore(url, pool_size=2, max_result_bytes=1000)
+        state, _ = await runs.read_run(run)
         await runs.close()
         assert state.task_ids == {"ask", "answer", "clean_up"}
         assert await other.fetchval("SHOW work_mem") == "7MB"

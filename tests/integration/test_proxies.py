@@ -56,7 +56,7 @@ def in_front(request: pytest.FixtureRequest, certificate: Certificate, monkeypat
 async def lively(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
     """A server whose streams are never silent for long."""
     async with running_server(settings(ping_interval=PING_SECONDS)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         yield server
 
 
@@ -222,7 +222,7 @@ async def test_the_doctor_finds_nothing_wrong_with_the_proxy(in_front: InFront, 
     with in_front(server.url, compressing=True) as proxy:
         async with httpx.AsyncClient(base_url=proxy.url, timeout=DEADLINE) as client:
             checks = ServerChecks(client, None)
-            found = [await checks.server(), await checks.buffering(), await checks.websocket()]
+            found = [await checks.check_server(), await checks.check_buffering(), await checks.check_websocket()]
     assert [one.level for one in found if one.level == "problem"] == []
 
 

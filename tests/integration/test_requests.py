@@ -115,7 +115,7 @@ async def test_a_client_that_goes_away_is_forgotten(server: RunningServer, run: 
 
 async def test_a_silent_stream_pings(settings: Callable[..., Settings], run: RunKey) -> None:
     async with running_server(settings(ping_interval="50ms")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events, websocket(server.url, run) as connection:
             assert types([await events.next(), await events.next(), await events.next()]) == [
                 *("snapshot", "ping", "ping")
@@ -192,7 +192,7 @@ async def test_head_answers_and_streams_nothing(server: RunningServer, run: RunK
 async def choosy(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
     """A server that lets one origin read its streams."""
     async with running_server(settings(cors_origins=("https://app.example.com",))) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         yield server
 
 
@@ -260,7 +260,7 @@ async def test_where_all_origins_are_allowed_it_is_without_cookies(
     settings: Callable[..., Settings], run: RunKey
 ) -> None:
     async with running_server(settings(cors_origins=("*",))) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         foreign = {"Origin": "https://evil.example.com"}
         async with websocket(server.url, run, headers=foreign) as connection:
             assert json.loads(await connection.recv())["type"] == "snapshot"

@@ -128,7 +128,7 @@ async def test_a_value_too_large_is_told_with_where_it_is(
 ) -> None:
     await airflow.run_task(run, "answer", "x" * 1000)
     async with running_server(settings(max_result_bytes=100)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url) as client:
             plain = (await client.get(result_path(run))).json()
             bare = await client.get(result_path(run, "?unwrap=true"))
@@ -190,7 +190,7 @@ async def test_who_waits_is_told_to_ask_again_when_the_server_stops(
 ) -> None:
     async with httpx.AsyncClient(timeout=15) as client:
         async with running_server(settings()) as server:
-            await eventually_async(lambda: server.hub.live)
+            await eventually_async(lambda: server.hub.is_live)
             waiting = asyncio.create_task(client.get(server.url + result_path(run)))
             await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
         answer = await waiting

@@ -24,7 +24,7 @@ UNTIL_RUN = "?until=run"
 async def other(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
     """Another replica, which shares nothing with the first but the database."""
     async with running_server(settings()) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         yield server
 
 
@@ -210,7 +210,7 @@ async def test_a_replica_that_is_behind_catches_up_first(
     other.hub._cursor = behind
     async with sse(other.url, run, UNTIL_RUN, headers={"Last-Event-ID": cursor or ""}) as events:
         await eventually_async(lambda: other.hub.statistics().runs == 1)
-        other.hub._move(ahead)
+        other.hub._move_cursor(ahead)
         await airflow.set_task(run, "ask", "queued")
         frames = await events.until("task")
     assert types(frames) == ["resumed", "task"]

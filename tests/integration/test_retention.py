@@ -16,7 +16,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.journal import retention as pruner
 from stream_server.journal.queries import load_queries
 from stream_server.journal.reader import READER_SETTINGS
-from stream_server.journal.run_store import Runs
+from stream_server.journal.run_store import RunStore
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import running_server
@@ -45,21 +45,21 @@ async def count_rows(airflow: AirflowSql) -> int:
 
 
 @pytest.fixture
-async def runs(journal: str) -> AsyncIterator[Runs]:
-    runs = Runs(journal, pool_size=2, max_result_bytes=0)
+async def runs(journal: str) -> AsyncIterator[RunStore]:
+    runs = RunStore(journal, pool_size=2, max_result_bytes=0)
     yield runs
     await runs.close()
 
 
-async def prune_all(runs: Runs, age: float | None, size: int | None) -> list[int]:
+async def prune_all(runs: RunStore, age: float | None, size: int | None) -> list[int]:
     """Delete as the pruner does, and return how many rows each batch had."""
-    batches = [await runs.prune(age, 1000, size)]
+    batches = [await runs.prune_journal(age, 1000, size)]
     while batches[-1]:
-        batches.append(await runs.prune(age, 1000, size, onward=True))
+        batches.append(await runs.prune_journal(age, 1000, size, onward=True))
     return batches[:-1]
 
 
-async def test_what_is_left_has_the_size_that_was_wished_for(airflow: AirflowSql, runs: Runs) -> None:
+async def test_what_is_left_has_the_size_that_was_wished_for(airflow: AirflowSql, runs: RunStore) -> None:
     await write_rows(airflow, 20_000)
     size = 1_500_000
     batches = await prune_all(runs, None, size)
@@ -73,7 +73,7 @@ async def test_what_is_left_has_the_size_that_was_wished_for(airflow: AirflowSql
     assert newest == await airflow.connection.fetchval("SELECT min(id) - 1 FROM stream_server.journal"), "oldest first"
 
 
-async def test_rows_that_are_few_enough_stay(airflow: AirflowSql, runs: Runs) -> None:
+async def test_rows_that_are_few_enough_stay(airflow: AirflowSql, runs: RunStore) -> None:
     await write_rows(airflow, 1000, LONG_AGO)
     assert await prune_all(runs, None, 1_000_000) == []
     assert await prune_all(runs, None, None) == []
@@ -81,34 +81,36 @@ async def test_rows_that_are_few_enough_stay(airflow: AirflowSql, runs: Runs) ->
     assert await count_rows(airflow) == 1000
 
 
-async def test_either_bound_deletes(airflow: AirflowSql, runs: Runs) -> None:
+async def test_either_bound_deletes(airflow: AirflowSql, runs: RunStore) -> None:
     await write_rows(airflow, 500, LONG_AGO)
     await write_rows(airflow, 1500)
     assert sum(await prune_all(runs, 3600, 10_000_000)) == 500
     assert sum(await prune_all(runs, 3600, 100_000)) > 500
 
 
-async def test_a_gap_among_the_identities_deletes_no_more(airflow: AirflowSql, runs: Runs) -> None:
+async def test_a_gap_among_the_identities_deletes_no_more(airflow: AirflowSql, runs: RunStore) -> None:
     await write_rows(airflow, 10)
     await airflow.connection.execute("SELECT setval(pg_get_serial_sequence('stream_server.journal', 'id'), 1000000)")
     await write_rows(airflow, 990)
     assert await prune_all(runs, None, 1_000_000) == []
 
 
-async def test_a_row_stays_that_has_only_just_been_committed(journal: str, airflow: AirflowSql, runs: Runs) -> None:
+async def test_a_row_stays_that_has_only_just_been_committed(journal: str, airflow: AirflowSql, runs: RunStore) -> None:
     await write_rows(airflow, 10, LONG_AGO)
     async with AirflowSql.open(journal) as late:
         transaction = late.connection.transaction()
         await transaction.start()
         await late.connection.execute(f"INSERT INTO stream_server.journal (kind, at) VALUES ('task', {LONG_AGO})")
-        settled = await runs.snapshot()
+        settled = await runs.read_snapshot()
         await transaction.commit()
-    assert await runs.prune(3600, 1000, 1, settled=settled) == 10
+    assert await runs.prune_journal(3600, 1000, 1, settled=settled) == 10
     assert await count_rows(airflow) == 1
-    assert await runs.prune(3600, 1000, 1, settled=await runs.snapshot()) == 1
+    assert await runs.prune_journal(3600, 1000, 1, settled=await runs.read_snapshot()) == 1
 
 
-async def test_deleting_costs_the_same_beside_a_long_transaction(journal: str, airflow: AirflowSql, runs: Runs) -> None:
+async def test_deleting_costs_the_same_beside_a_long_transaction(
+    journal: str, airflow: AirflowSql, runs: RunStore
+) -> None:
     await write_rows(airflow, 20_000)
     async with long_transactions(journal):
         await prune_all(runs, None, 1_000_000)
@@ -119,7 +121,7 @@ async def test_deleting_costs_the_same_beside_a_long_transaction(journal: str, a
             " ORDER BY txid LIMIT 1000",
         )
         assert buffers(plan) < 100
-        assert await runs.prune(None, 1000, 900_000, onward=True) > 0
+        assert await runs.prune_journal(None, 1000, 900_000, onward=True) > 0
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ async def test_a_run_is_watched_across_its_own_deletion_by_size(
     airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     async with running_server(settings(retention="0", retention_size="1")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
             await airflow.set_task(run, "ask", "scheduled")
@@ -182,7 +184,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan] + [node for child in plan.get("Plans", []) for node in nodes(child)]
 
 
-async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: AirflowSql, runs: Runs) -> None:
+async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: AirflowSql, runs: RunStore) -> None:
     await airflow.connection.execute("; ".join(f"SET {setting}" for setting in READER_SETTINGS))
     await airflow.connection.execute(
         f"PREPARE journal_after (text) AS {load_queries(airflow='public')['journal_after']}"
@@ -194,7 +196,7 @@ async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: Ai
                 await write_rows(airflow, 20_000)
                 # Half of it deleted, which vacuum can't remove now.
                 assert sum(await prune_all(runs, None, 2_000_000)) > 5000
-            cursor = await runs.snapshot()
+            cursor = await runs.read_snapshot()
             await write_rows(airflow, 50)
             plan = await explain(airflow.connection, f"EXECUTE journal_after ('{cursor}')")
         assert plan["Actual Rows"] == 50
@@ -226,7 +228,7 @@ async def test_no_session_of_ours_is_ever_idle_in_a_transaction(
 
     quick = settings(poll_interval="5ms", check_interval="5ms", retention="10ms", retention_size="1")
     async with running_server(quick) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         observing = asyncio.create_task(watch())
         async with sse(server.url, run, "?until=run") as events:
             await events.next()

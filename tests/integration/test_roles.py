@@ -18,11 +18,18 @@ import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.cli.doctor.report import Level
-from stream_server.cli.doctor.runner import Subject, examine
+from stream_server.cli.doctor.runner import DoctorTargets, run_checks
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import InstallError, JournalForbidden
-from stream_server.journal.installer import disable, enable, install, install_sql, status, uninstall
-from stream_server.journal.privileges import READER
+from stream_server.journal.installer import (
+    build_install_sql,
+    disable_triggers,
+    enable_triggers,
+    fetch_status,
+    install_journal,
+    uninstall_journal,
+)
+from stream_server.journal.privileges import READER_PRIVILEGES
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import running_server
@@ -75,7 +82,7 @@ async def fetch(url: str, query: str, *arguments: object) -> Any:
 
 
 async def install_for(url: str, reader: str | None) -> None:
-    await install(url, "public", lock_timeout=1, attempts=1, reader=reader)
+    await install_journal(url, "public", lock_timeout=1, attempts=1, reader=reader)
 
 
 async def privileges(url: str, role: str) -> set[tuple[str, str]]:
@@ -105,7 +112,7 @@ async def serves(url: str, airflow: AirflowSql, run: RunKey) -> None:
     settings = Settings.load(database_url=url, port=0, retention="1s", check_interval="200ms", grace_period=2.0)
     await airflow.connection.execute("UPDATE stream_server.journal SET at = at - interval '1 hour'")
     async with running_server(settings) as server, httpx.AsyncClient(base_url=server.url) as client:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events, websocket(server.url, run) as socket:
             await airflow.run_task(run, "answer", {"read": "only"})
             assert (await events.rest())[-2]["results"] == {"answer": {"read": "only"}}
@@ -121,11 +128,11 @@ async def serves(url: str, airflow: AirflowSql, run: RunKey) -> None:
         await airflow.connection.execute("DROP TRIGGER stream_server_xcom ON xcom")
 
         async def whole() -> bool:
-            return (await status(url)).problems == [] and (await client.get("/ready")).status_code == 200
+            return (await fetch_status(url)).problems == [] and (await client.get("/ready")).status_code == 200
 
         await eventually_answered(whole, within=DEADLINE, what="the trigger is back")
-    report = await examine(Subject(database_url=url))
-    assert report.healthy, report.lines()
+    report = await run_checks(DoctorTargets(database_url=url))
+    assert report.is_healthy, report.format_lines()
     finding = report.get("privileges")
     assert finding is not None
     assert finding.level is Level.OK
@@ -138,7 +145,7 @@ async def test_a_reader_gets_what_serve_needs_and_nothing_else(
     await install_for(airflow_database, reader)
     given = await privileges(airflow_database, reader)
     # PUBLIC may use the schema `public` already.
-    wanted = {(one.name or one.schema, one.privilege) for one in READER if one.name or one.schema}
+    wanted = {(one.name or one.schema, one.privilege) for one in READER_PRIVILEGES if one.name or one.schema}
     assert {(name.rpartition(".")[2], privilege) for name, privilege in given} == wanted
     await install_for(airflow_database, reader)
     assert await privileges(airflow_database, reader) == given
@@ -163,7 +170,7 @@ async def test_uninstall_takes_back_what_the_reader_got(airflow_database: str, r
     await fetch(airflow_database, f"GRANT SELECT ON dag_run, xcom TO {analyst}")
     before = await privileges(airflow_database, analyst)
     await install_for(airflow_database, reader)
-    await uninstall(airflow_database, lock_timeout=1, attempts=1)
+    await uninstall_journal(airflow_database, lock_timeout=1, attempts=1)
     assert await privileges(airflow_database, reader) == set()
     assert await privileges(airflow_database, analyst) == before
 
@@ -175,20 +182,20 @@ async def test_another_schema_is_opened_to_the_reader_and_closed(
     await fetch(airflow_database, 'CREATE SCHEMA "Air flow"')
     for table in ("task_instance", "dag_run", "xcom", "hitl_detail", "serialized_dag"):
         await fetch(airflow_database, f'ALTER TABLE {table} SET SCHEMA "Air flow"')
-    await install(airflow_database, "Air flow", lock_timeout=1, attempts=1, reader=reader)
+    await install_journal(airflow_database, "Air flow", lock_timeout=1, attempts=1, reader=reader)
     given = await privileges(airflow_database, reader)
     assert {("Air flow", "USAGE"), ('"Air flow".xcom', "SELECT")} <= given
-    finding = (await examine(Subject(database_url=url_as(reader, airflow_database)))).get("privileges")
+    finding = (await run_checks(DoctorTargets(database_url=url_as(reader, airflow_database)))).get("privileges")
     assert finding is not None
     assert finding.level is Level.OK
-    await uninstall(airflow_database, lock_timeout=1, attempts=1)
+    await uninstall_journal(airflow_database, lock_timeout=1, attempts=1)
     assert await privileges(airflow_database, reader) == set()
 
 
 async def test_a_reader_that_does_not_exist_is_told(airflow_database: str) -> None:
     with pytest.raises(InstallError, match=r'There is no role "no such"; make it first: CREATE ROLE "no such" LOGIN'):
         await install_for(airflow_database, "no such")
-    assert not (await status(airflow_database)).installed
+    assert not (await fetch_status(airflow_database)).installed
 
 
 async def test_the_printed_sql_has_the_grants(airflow_database: str, role: Callable[[str], str]) -> None:
@@ -198,7 +205,7 @@ async def test_the_printed_sql_has_the_grants(airflow_database: str, role: Calla
         stdout=asyncio.subprocess.PIPE,
     )
     output, _ = await process.communicate()
-    assert install_sql("public", reader) in output.decode()
+    assert build_install_sql("public", reader) in output.decode()
     await execute(airflow_database, output.decode())
     assert ("stream_server.journal", "SELECT") in await privileges(airflow_database, reader)
 
@@ -213,7 +220,7 @@ async def test_an_owner_who_may_only_make_triggers(
     postgres.execute(documented("GRANT CREATE", airflow=database, stream_owner=owner), database=database)
     with pytest.raises(InstallError, match="may not do that: permission denied for table"):
         await install_for(url, reader)
-    assert not (await status(airflow_database)).installed
+    assert not (await fetch_status(airflow_database)).installed
     await let_read(airflow_database, reader)
     await install_for(url, reader)
     await install_for(url, reader)
@@ -229,15 +236,15 @@ async def test_an_owner_who_may_only_make_triggers(
         for table in ("dag_run", "xcom"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await fetch(url, f"SELECT * FROM {table}")
-        await disable(url)
-        await enable(url)
+        await disable_triggers(url)
+        await enable_triggers(url)
         await airflow.connection.execute("ALTER TABLE xcom DISABLE TRIGGER stream_server_xcom")
-        assert (await status(url)).problems == ["trigger stream_server_xcom on xcom is disabled"]
+        assert (await fetch_status(url)).problems == ["trigger stream_server_xcom on xcom is disabled"]
         await install_for(url, reader)
-        assert (await status(url)).problems == []
+        assert (await fetch_status(url)).problems == []
 
     assert not any([await is_superuser(url_as(name, airflow_database)) for name in ("airflow", owner, reader)])
-    await uninstall(url, lock_timeout=1, attempts=1)
+    await uninstall_journal(url, lock_timeout=1, attempts=1)
     ((triggers,),) = await fetch(airflow_database, "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal")
     assert triggers == 0
 

@@ -98,7 +98,7 @@ async def test_what_a_returning_client_is_told_is_described(
 @pytest.mark.parametrize("how", HOWS)
 async def test_a_heartbeat_and_a_close_are_described(settings: Callable[..., Settings], run: RunKey, how: str) -> None:
     async with running_server(settings(ping_interval="50ms")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         watching = asyncio.create_task(watch(server.url, run, how))
         await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
         async with websocket(server.url, run) as connection:
@@ -152,7 +152,7 @@ def refused_operation(operation: dict[str, Any]) -> list[str]:
 async def test_every_answer_is_described(
     asked: RunningServer, caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub, run: RunKey
 ) -> None:
-    await eventually_async(lambda: asked.hub.live)
+    await eventually_async(lambda: asked.hub.is_live)
     runs, one = openapi.RUNS, openapi.RUN
     here = stream_path(run).removesuffix("/stream")
 

@@ -14,7 +14,7 @@ import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import install, uninstall
+from stream_server.journal.installer import install_journal, uninstall_journal
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
@@ -65,7 +65,7 @@ async def test_a_server_without_a_journal_waits_for_it(airflow_database: str) ->
         assert (close["type"], close["code"], close["reconnect"]) == ("close", CloseCode.UNAVAILABLE, True)
         assert close["reason"] == "The journal has not been reached yet"
 
-        await install(airflow_database, "public", lock_timeout=1, attempts=1)
+        await install_journal(airflow_database, "public", lock_timeout=1, attempts=1)
         await until_ready(server.url)
 
 
@@ -107,8 +107,8 @@ async def test_another_journal_resets_the_streams(
 ) -> None:
     async with sse(server.url, run) as events:
         await events.next()
-        await uninstall(journal, lock_timeout=1, attempts=1)
-        await install(journal, "public", lock_timeout=1, attempts=1)
+        await uninstall_journal(journal, lock_timeout=1, attempts=1)
+        await install_journal(journal, "public", lock_timeout=1, attempts=1)
         await cut_off(airflow.connection)
         taken_back = await events.until("reset")
         assert taken_back[-1]["reason"] == "journal_changed"
@@ -122,7 +122,7 @@ async def test_a_stopping_server_ends_every_stream_cleanly(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         async with running_server(settings()) as server:
-            await eventually_async(lambda: server.hub.live)
+            await eventually_async(lambda: server.hub.is_live)
             async with sse(server.url, run) as events, websocket(server.url, run) as connection:
                 await events.next()
                 await connection.recv()
@@ -172,7 +172,7 @@ async def test_two_servers_of_one_database_tell_the_same(
     airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     async with running_server(settings()) as one, running_server(settings()) as other:
-        await eventually_async(lambda: one.hub.live and other.hub.live)
+        await eventually_async(lambda: one.hub.is_live and other.hub.is_live)
         async with websocket(one.url, run) as first, websocket(other.url, run) as second:
             await airflow.run_task(run, "answer", 1)
             told = await asyncio.gather(frames_of(first), frames_of(second))
@@ -197,7 +197,7 @@ async def test_polling_serves_where_the_doorbell_is_silent(
         " 'PERFORM stream_server.pg_notify'); EXECUTE source; END $$"
     )
     async with running_server(settings(poll_interval="100ms")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
             await airflow.set_task(run, "ask", "scheduled")

@@ -93,7 +93,7 @@ async def test_who_was_too_slow_resumes_with_every_transition_it_missed(
 ) -> None:
     key = await mapped_run(airflow)
     async with running_server(settings(max_queued_bytes=2048)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         before = await read_all(await fall_behind(server, airflow, key))
         assert before[-1]["code"] == CloseCode.SLOW
         assert before[-1]["reconnect"]
@@ -115,7 +115,7 @@ async def test_who_has_missed_too_much_is_told_the_newest_states_at_once(
 ) -> None:
     key = await mapped_run(airflow)
     async with running_server(settings(max_queued_bytes=2048)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         before = await read_all(await fall_behind(server, airflow, key))
         for state in itertools.islice(itertools.cycle(STATES), MAX_HISTORY // INSTANCES + 1):
             await airflow.connection.execute(CHANGE_ALL, *key, state)

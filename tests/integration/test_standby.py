@@ -17,9 +17,9 @@ from stream_server.domain.run_state import RunKey
 from stream_server.errors import ReadReplica
 from stream_server.journal import run_store as postgres_module
 from stream_server.journal import tail
-from stream_server.journal.idempotency_keys import Claims
-from stream_server.journal.installer import install
-from stream_server.journal.run_store import Runs
+from stream_server.journal.idempotency_keys import IdempotencyKeys
+from stream_server.journal.installer import install_journal
+from stream_server.journal.run_store import RunStore
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.lossless import CLUSTER
@@ -175,7 +175,7 @@ async def test_a_run_that_is_on_its_way_is_waited_for(
     key = RunKey("fresh", "just_now")
     async with httpx.AsyncClient(base_url=replica_server.url, timeout=15) as client:
         asking = asyncio.create_task(client.get(f"{stream_path(key).removesuffix('stream')}result?timeout=0"))
-        await eventually_async(lambda: replica_server.hub.watched(key))
+        await eventually_async(lambda: replica_server.hub.is_watched(key))
         await airflow.trigger(key, version, list(CHAIN))
         assert (await asking).status_code == 202
         monkeypatch.setattr(postgres_module, "REPLICA_LAG_SECONDS", 0.0)
@@ -185,9 +185,9 @@ async def test_a_run_that_is_on_its_way_is_waited_for(
 async def test_what_must_be_kept_is_refused(standby: EmbeddedPostgres, on_standby: Callable[..., Settings]) -> None:
     settings = on_standby()
     url = settings.database_url.get_secret_value()
-    runs = Runs(url, pool_size=1, max_result_bytes=0, max_output_bytes=0)
+    runs = RunStore(url, pool_size=1, max_result_bytes=0, max_output_bytes=0)
     with pytest.raises(ReadReplica, match="Ask a server at the primary") as refused:
-        await Claims(runs).claim(b"k", b"r", "run", 60.0)
+        await IdempotencyKeys(runs).claim_run(b"k", b"r", "run", 60.0)
     await runs.close()
     assert (refused.value.status, refused.value.retry_after) == (501, None)
 
@@ -234,9 +234,13 @@ async def test_every_row_comes_exactly_once_from_a_replica(*, promoted: bool) ->
     print(f"STREAM_SERVER_SEED={seed}")  # noqa: T201 # shown where the test fails
     with running_postgres(CLUSTER) as primary:
         name = create_database_from_airflow_template(primary)
-        await install(primary.url(name), "public", lock_timeout=5, attempts=1)
+        await install_journal(primary.url(name), "public", lock_timeout=5, attempts=1)
         field = await prepare_field(primary.url(name), runs=2, instances=30)
-        with running_standby(primary, CLUSTER) as standby, quick(), patch.object(tail, "DEAF_POLL_SECONDS", NO_PAUSE):
+        with (
+            running_standby(primary, CLUSTER) as standby,
+            quick(),
+            patch.object(tail, "POLL_WITHOUT_NOTIFY_SECONDS", NO_PAUSE),
+        ):
             await level(primary, standby)
             follower = TaskTail(standby.url(name), "tail on a replica")
             await follower.start()

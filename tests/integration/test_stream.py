@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from stream_server.domain.run_state import RunKey
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import RunningServer, running_server
@@ -43,7 +43,7 @@ async def test_frames_are_the_committed_transitions_in_order(
             await airflow.set_run(run, "success")
         frames = await frames_of(connection)
 
-    seen = Cursor.parse(snapshot["cursor"]).snapshot
+    seen = JournalPosition.parse(snapshot["cursor"]).snapshot
     committed = await airflow.connection.fetch(
         "SELECT id, kind, task_id, state FROM stream_server.journal"
         " WHERE kind IN ('task', 'run') AND NOT pg_visible_in_snapshot(txid, $1::text::pg_snapshot) ORDER BY id",
@@ -195,7 +195,7 @@ async def test_a_value_too_large_is_sent_as_a_reference(
     airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     async with running_server(settings(max_result_bytes=100)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await airflow.run_task(run, "answer", "x" * 200)
             frames = await events.rest()

@@ -53,7 +53,7 @@ async def kept(airflow: AirflowSql) -> int:
 async def other(settings: Make) -> AsyncIterator[RunningServer]:
     """Another replica."""
     async with running_server(settings()) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         yield server
 
 
@@ -172,7 +172,7 @@ async def test_a_stream_of_a_ticket_lasts_as_long_as_the_rights_of_who_asked_for
     stub.instead = may
     guarded = settings(airflow_url=stub.url, auth_cache="200ms")
     async with running_server(guarded) as server, running_server(guarded) as replica:
-        await eventually_async(lambda: replica.hub.live)
+        await eventually_async(lambda: replica.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url, headers={"Authorization": "Bearer eve"}) as client:
             refused = await client.post(PATH, json={"paths": [stream_path(key)]})
             everything = await client.post(PATH, json={"paths": ["/api/v2/stream"]})

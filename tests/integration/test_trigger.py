@@ -219,7 +219,7 @@ async def test_airflow_down_is_a_502_that_promises_that_nothing_was_created(
     settings: Callable[..., Settings], unused_tcp_port: int, query: str
 ) -> None:
     async with running_server(settings(auth="none", airflow_url=f"http://127.0.0.1:{unused_tcp_port}")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url) as client:
             answer = await client.post(f"{RUNS}{query}", json={})
     problem = answer.json()
@@ -237,7 +237,7 @@ async def test_airflow_slow_is_a_504_that_says_that_the_run_may_be_there(
 
     stub.then = hang
     async with running_server(settings(auth="none", airflow_url=stub.url, airflow_timeout="200ms")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with caller_of(server) as caller:
             answer = await caller.post(f"{RUNS}{query}", json={})
     problem = answer.json()

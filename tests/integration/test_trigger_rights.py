@@ -42,7 +42,7 @@ async def test_a_page_of_an_origin_that_may_can_do_all_that_a_program_can(
         "Access-Control-Request-Headers": "authorization, content-type, idempotency-key",
     }
     async with running_server(settings(airflow_url=stub.url, cors_origins="https://app.example")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url) as client:
             allowed = await client.options(WAIT, headers=preflight)
             answer = await client.post(WAIT + "&timeout=0", json={}, headers=page)

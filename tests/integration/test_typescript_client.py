@@ -96,7 +96,7 @@ async def test_stream_resumes_at_another_server(
 ) -> None:
     async with AsyncExitStack() as life, running_server(settings()) as successor, Proxy.to(None) as proxy:
         first = await life.enter_async_context(running_server(settings()))
-        await eventually_async(lambda: first.hub.live and successor.hub.live)
+        await eventually_async(lambda: first.hub.is_live and successor.hub.is_live)
         await proxy.turn_to(urlsplit(first.url).port)
         async with following(**arguments(proxy.port, transport, run)) as client:
             await client.until_frame("snapshot")
@@ -126,7 +126,7 @@ async def guarded(settings: Callable[..., Settings], stub: AirflowStub) -> Async
     """A server that checks permissions with Airflow, often."""
     configured = settings(airflow_url=stub.url, auth_cache=0.2, ping_interval="100ms")
     async with running_server(configured) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         yield server
 
 

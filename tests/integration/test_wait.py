@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server.auth.authorizer import NO_VALUES, Access, Caller, Everybody
+from stream_server.auth.authorizer import ACCESS_WITHOUT_VALUES, Access, AllowAll, Caller
 from stream_server.domain.run_state import RunKey
 from stream_server.server import app
-from stream_server.server.connections import HttpLine
+from stream_server.server.connections import HttpConnection
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.noted import has_looked_for_others, note_elsewhere
@@ -102,7 +102,7 @@ async def test_a_value_too_large_is_told_by_where_it_is(
     await end(airflow, run)
     await airflow.push(run, "ask", "x" * 1000)
     async with running_server(settings(max_result_bytes=100)) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url) as client:
             answer = await client.get(wait_path(run, "?interval=1&result=ask&result=answer"))
     path = stream_path(run).removesuffix("stream")
@@ -157,20 +157,20 @@ async def test_an_unknown_run_is_told_as_airflow_does(client: httpx.AsyncClient,
     assert server.hub.statistics().runs == 0
 
 
-class NoValues(Everybody):
+class NoValues(AllowAll):
     """Lets everybody read runs, and nobody what they return."""
 
-    async def run(self, caller: Caller, key: RunKey) -> Access:
-        return NO_VALUES
+    async def check_run(self, caller: Caller, key: RunKey) -> Access:
+        return ACCESS_WITHOUT_VALUES
 
 
 async def test_who_may_not_read_values_gets_none(
     settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await end(airflow, run)
-    monkeypatch.setattr(app, "Everybody", NoValues)
+    monkeypatch.setattr(app, "AllowAll", NoValues)
     async with running_server(settings()) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url) as client:
             default = await client.get(wait_path(run))
             named = await client.get(wait_path(run, "?interval=1&result=answer"))
@@ -182,7 +182,7 @@ async def test_who_may_not_read_values_gets_none(
 async def test_a_state_is_told_again_while_nothing_happens(settings: Callable[..., Settings], run: RunKey) -> None:
     """Clients and proxies may count on a line within each interval; nothing is asked for it."""
     async with running_server(settings(ping_interval="20ms")) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with (
             httpx.AsyncClient(base_url=server.url) as client,
             client.stream("GET", wait_path(run)) as response,
@@ -224,7 +224,7 @@ async def test_what_is_not_the_end_of_the_run_is_no_end_of_the_body(
     settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey, why: str
 ) -> None:
     async with running_server(settings()) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with (
             httpx.AsyncClient(base_url=server.url, timeout=10) as client,
             client.stream("GET", wait_path(run)) as response,
@@ -236,7 +236,7 @@ async def test_what_is_not_the_end_of_the_run_is_no_end_of_the_body(
                 await anext(lines)
 
 
-@pytest.mark.parametrize("http", [HttpLine, "httptools", "h11"])
+@pytest.mark.parametrize("http", [HttpConnection, "httptools", "h11"])
 async def test_a_stopping_server_breaks_off_many_who_wait_without_an_error(
     settings: Callable[..., Settings], run: RunKey, http: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -252,7 +252,7 @@ async def test_a_stopping_server_breaks_off_many_who_wait_without_an_error(
     waiting = asyncio.Semaphore(0)
     limits = httpx.Limits(max_connections=MANY)
     async with running_server(settings(), http=http) as server:
-        await eventually_async(lambda: server.hub.live)
+        await eventually_async(lambda: server.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url, timeout=10, limits=limits) as client:
             waiters = [asyncio.create_task(first_line_of_a_broken_body(client)) for _ in range(MANY)]
             for _ in waiters:

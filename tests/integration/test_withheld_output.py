@@ -55,7 +55,7 @@ async def guarded(
         await airflow.set_run(key, "running")
         await airflow.start_task(key, "answer")
     async with running_server(settings(airflow_url=stub.url, auth_cache="200ms")) as server:
-        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
         yield server
 
 

@@ -32,7 +32,7 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole_ladder(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Ladder:
     """Databases that have come up from Airflow 3.0; they go with the cluster."""
-    environment = airflow.environment(
+    environment = airflow.airflow_environment(
         tmp_path_factory.mktemp("airflow"),
         postgres.url(),
         port=0,

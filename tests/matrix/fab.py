@@ -15,7 +15,7 @@ import httpx
 
 from matrix.environments import environment_python
 from stream_server.cli.demo.airflow import Credentials
-from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 from support.airflow_callers import SECRET, bearer
 from support.postgres import DATA_DIR, FAST
@@ -85,7 +85,7 @@ class Fab:
 
     def token(self, user: str) -> str:
         """Return the token that a user gets for his password."""
-        with self.stack.airflow.rest(Credentials(user, user)) as rest:
+        with self.stack.airflow.rest_client(Credentials(user, user)) as rest:
             return rest.token
 
     def cookies(self, user: str) -> dict[str, str]:
@@ -132,14 +132,14 @@ def running_fab() -> Iterator[Fab]:
         airflow_settings=settings,
         airflow_python=python,
         serve_options=("--auth", "none"),
-        progress=ConsoleProgress(),
+        progress=ConsoleReporter(),
     )
     try:
         stack.start_database()
         fab = Fab(stack, python)
         fab.run(["fab-db", "migrate"], *_roles(), *_users())
         stack.start_services()
-        stack.airflow.wait_for_dags(["for_all", "for_guests"], ConsoleProgress())
+        stack.airflow.wait_for_dags(["for_all", "for_guests"], ConsoleReporter())
         yield fab
     except BaseException:
         stack.stop(keep_logs=True)

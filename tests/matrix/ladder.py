@@ -13,10 +13,10 @@ from matrix.versioned_sql import VersionedSql, fill, forget_tries
 from stream_server.cli.demo import airflow
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.cli.demo.template import ROLE
-from stream_server.journal.installer import install, status
+from stream_server.journal.installer import fetch_status, install_journal
 from support.postgres import drop_database
 
-NEWEST = airflow.version()
+NEWEST = airflow.airflow_version()
 HAS_FIRST = sys.version_info < (3, 13)
 """Whether this Python can run Airflow 3.0."""
 
@@ -110,7 +110,7 @@ class Ladder:
             async with VersionedSql.open(url) as session:
                 await fill(session)
                 await forget_tries(session)
-        found = await status(url)
+        found = await fetch_status(url)
         assert found.epoch is not None, "the journal is installed"
         async with VersionedSql.open(url) as session:
             rows = {table: await session.count(table) for table in KEPT}
@@ -141,4 +141,4 @@ def sqlalchemy_url(url: str) -> str:
 
 
 async def install_now(url: str) -> None:
-    await install(url, "public", lock_timeout=5, attempts=1)
+    await install_journal(url, "public", lock_timeout=5, attempts=1)

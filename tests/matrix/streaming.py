@@ -10,7 +10,7 @@ import httpx
 
 from matrix.versioned_sql import LEAVES, VersionedSql
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import status
+from stream_server.journal.installer import fetch_status
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN
 from support.server import RunningServer, running_server
@@ -31,7 +31,7 @@ async def serving(url: str, check_interval: float = NEVER) -> AsyncIterator[Runn
     """Serve a database, as one that begins now."""
     settings = Settings.load(database_url=url, port=0, grace_period=2.0, check_interval=check_interval)
     async with running_server(settings) as server:
-        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
         yield server
 
 
@@ -46,7 +46,7 @@ async def assert_completed(url: str) -> None:
     """The server puts back what is missing."""
 
     async def complete() -> bool:
-        return not (await status(url)).problems
+        return not (await fetch_status(url)).problems
 
     await eventually_answered(complete, DEADLINE, what="a complete journal")
 
@@ -73,7 +73,7 @@ async def assert_streams(url: str, server: RunningServer) -> None:
     assert [frame["state"] for frame in frames if frame["type"] == "run"] == ["running"]
     assert frames[-2]["results"] == {"answer": {"text": "because"}}
     assert frames[-1]["outcome"] == "result"
-    assert (await status(url)).losses == 0
+    assert (await fetch_status(url)).losses == 0
     assert await late_results(server, key) == {"answer": {"text": "because"}}
 
 

@@ -77,7 +77,7 @@ def test_every_form_is_serialised_with_its_marks(version: str, read: Callable[[s
     dags = {dag_id: dag for dag_id, dag in found["dags"].items() if dag_id.startswith(authoring.PREFIX)}
     assert {dag_id: authoring.tagged(dag) for dag_id, dag in dags.items()} == authoring.TAGGED
     assert {dag_id: authoring.marked_by_params(dag) for dag_id, dag in dags.items()} == authoring.PARAMS
-    seen = {dag_id: Graph.parse(json.dumps(dag)).marked for dag_id, dag in dags.items()}
+    seen = {dag_id: Graph.parse(json.dumps(dag)).marked_tasks for dag_id, dag in dags.items()}
     assert seen == {dag_id: frozenset(results) for dag_id, results in authoring.RESULTS.items()}
     assert "kept" in dags["form_dag_arguments"]["dag"]["tags"]
 
@@ -88,7 +88,7 @@ def test_every_form_that_streams_is_serialised(version: str, read: Callable[[str
     assert found.keys() >= STREAMING
     shown = {name: found[name]["dag"]["tasks"][0]["__var"].get("_operator_name") for name in STREAMING}
     assert {name for name, kind in shown.items() if kind == OURS_SHOWN} == STREAMING - {"plain", "operator"}
-    assert Graph.parse(json.dumps(found["text"])).marked == {"text"}
+    assert Graph.parse(json.dumps(found["text"])).marked_tasks == {"text"}
 
 
 @pytest.mark.parametrize("version", VERSIONS)

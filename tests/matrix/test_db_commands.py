@@ -12,7 +12,7 @@ from matrix.ladder import NEWEST, VERSIONS, Ladder, install_now
 from matrix.streaming import EAGER, assert_completed, assert_native_marks, assert_streams, ready, serving
 from matrix.versioned_sql import VersionedSql
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import status
+from stream_server.journal.installer import fetch_status
 from support.streams import sse, types
 
 PREVIOUS = VERSIONS[-2]
@@ -40,12 +40,12 @@ async def test_downgrade_and_upgrade_again_under_a_server(ladder: Ladder) -> Non
     async with serving(url) as server:
         await assert_native_marks(url, server)
         await ladder.airflow_db(NEWEST, url, "downgrade", "--to-version", PREVIOUS, "--yes")
-        assert (await status(url)).problems == []
+        assert (await fetch_status(url)).problems == []
         await assert_streams(url, server)
         async with serving(url) as fresh:
             await assert_streams(url, fresh)
         await ladder.airflow_db(NEWEST, url, "migrate")
-        assert (await status(url)).problems == []
+        assert (await fetch_status(url)).problems == []
         await assert_native_marks(url, server)
 
 
@@ -66,19 +66,19 @@ async def test_clean(ladder: Ladder, options: tuple[str, ...]) -> None:
         )
     assert [row["run_id"] for row in runs] == ["manual__queued"], "the last run of a DAG is kept"
     assert len(archived) == (0 if options else 1)
-    assert (await status(url)).problems == []
+    assert (await fetch_status(url)).problems == []
 
 
 async def test_reset_takes_the_triggers_and_install_brings_them_back(ladder: Ladder) -> None:
     url = await ladder.copy(NEWEST)
-    before = await status(url)
+    before = await fetch_status(url)
     async with serving(url) as server:
         await ladder.airflow_db(NEWEST, url, "reset", "--yes")
-        assert (await status(url)).problems == [
+        assert (await fetch_status(url)).problems == [
             f"trigger {trigger.trigger} on {trigger.table} is missing" for trigger in before.triggers
         ]
         await install_now(url)
-        assert await status(url) == before
+        assert await fetch_status(url) == before
         await assert_streams(url, server)
         await assert_native_marks(url, server)
     async with serving(url) as fresh:

@@ -11,13 +11,13 @@ import pytest
 
 from matrix.fab import ROLES, Fab, running_fab
 from stream_server.auth import readable_dags as readable
-from stream_server.auth.airflow_api import shared_client
+from stream_server.auth.airflow_api import create_shared_client
 from stream_server.auth.airflow_authorizer import AirflowAuthorizer
 from stream_server.auth.authorizer import Caller
-from stream_server.cli.demo.airflow_client import AirflowRest
-from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.airflow_client import AirflowRestClient
+from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
-from stream_server.hub.firehose import Reading
+from stream_server.hub.firehose import Resource
 from support.airflow_callers import bearer, token
 from support.asked_airflow import SECONDS, Headers, Ours, differs, said_and_told
 from support.held_streams import FORBIDDEN, OUT, Streams, hearing, within
@@ -38,30 +38,30 @@ def fab() -> Iterator[Fab]:
 
 
 @pytest.fixture(scope="module")
-def rest(fab: Fab) -> Iterator[AirflowRest]:
-    with fab.stack.rest() as rest:
+def rest(fab: Fab) -> Iterator[AirflowRestClient]:
+    with fab.stack.rest_client() as rest:
         yield rest
 
 
 @pytest.fixture(scope="module")
-def guarded(fab: Fab) -> Iterator[Server]:
+def guarded(fab: Fab) -> Iterator[StreamServerProcess]:
     """A server that asks Airflow, and often."""
-    server = fab.stack.replica(options=["--auth", "airflow", "--auth-cache", "1s"])
+    server = fab.stack.add_server(options=["--auth", "airflow", "--auth-cache", "1s"])
     server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def over(rest: AirflowRest) -> dict[str, RunKey]:
+def over(rest: AirflowRestClient) -> dict[str, RunKey]:
     """A run of each DAG that has answered."""
-    keys = {dag_id: RunKey(dag_id, rest.trigger(dag_id)) for dag_id in (FOR_ALL, FOR_GUESTS)}
-    assert [rest.finish(*key) for key in keys.values()] == ["success", "success"]
+    keys = {dag_id: RunKey(dag_id, rest.trigger_run(dag_id)) for dag_id in (FOR_ALL, FOR_GUESTS)}
+    assert [rest.wait_until_finished(*key) for key in keys.values()] == ["success", "success"]
     return keys
 
 
 @pytest.fixture(scope="module")
-def waiting(rest: AirflowRest) -> RunKey:
+def waiting(rest: AirflowRestClient) -> RunKey:
     """A run that never begins."""
     body = {"logical_date": None, "run_after": "2099-01-01T00:00:00Z", "dag_run_id": "waiting"}
     assert rest.request("POST", f"/dags/{FOR_GUESTS}/dagRuns", json=body).is_success
@@ -88,7 +88,7 @@ def callers(fab: Fab) -> dict[str, Headers]:
 
 
 async def test_everybody_is_told_what_airflow_would_tell_him(
-    fab: Fab, guarded: Server, over: dict[str, RunKey]
+    fab: Fab, guarded: StreamServerProcess, over: dict[str, RunKey]
 ) -> None:
     deviations, asked = [], 0
     for name, headers in callers(fab).items():
@@ -113,7 +113,7 @@ async def test_everybody_is_told_what_airflow_would_tell_him(
     ],
 )
 async def test_who_triggers_is_told_what_he_may_read(
-    fab: Fab, guarded: Server, user: str, status: int, *, values: bool | None
+    fab: Fab, guarded: StreamServerProcess, user: str, status: int, *, values: bool | None
 ) -> None:
     ours = Ours(guarded.url, bearer(fab.token(user)))
     told = await ours.trigger(FOR_GUESTS)
@@ -122,12 +122,12 @@ async def test_who_triggers_is_told_what_he_may_read(
 
 
 async def test_streams_of_many_runs_tell_of_the_dags_that_name_the_caller(
-    fab: Fab, guarded: Server, rest: AirflowRest
+    fab: Fab, guarded: StreamServerProcess, rest: AirflowRestClient
 ) -> None:
     async with hearing(guarded.url, {user: bearer(fab.token(user)) for user in ("guest", "viewer")}) as heard:
         for dag_id in (FOR_ALL, FOR_GUESTS):
-            run_id = await asyncio.to_thread(rest.trigger, dag_id)
-            await asyncio.to_thread(rest.finish, dag_id, run_id)
+            run_id = await asyncio.to_thread(rest.trigger_run, dag_id)
+            await asyncio.to_thread(rest.wait_until_finished, dag_id, run_id)
         await eventually_async(
             lambda: FOR_GUESTS in heard["guest"] and heard["viewer"] == {FOR_ALL, FOR_GUESTS},
             SECONDS,
@@ -136,14 +136,16 @@ async def test_streams_of_many_runs_tell_of_the_dags_that_name_the_caller(
     assert heard["guest"] == {FOR_GUESTS}
 
 
-async def test_who_logs_out_is_out_everywhere(fab: Fab, guarded: Server, waiting: RunKey) -> None:
+async def test_who_logs_out_is_out_everywhere(fab: Fab, guarded: StreamServerProcess, waiting: RunKey) -> None:
     headers = bearer(fab.token("leaver"))
     async with Streams(guarded.url, headers, waiting).opened() as tasks, httpx.AsyncClient(timeout=SECONDS) as client:
         assert (await client.get(f"{fab.url}/api/v2/auth/logout", headers=headers)).status_code == 307
         assert await within(tasks, SECONDS) == OUT
 
 
-async def test_who_has_another_role_sees_what_that_may_see(fab: Fab, guarded: Server, waiting: RunKey) -> None:
+async def test_who_has_another_role_sees_what_that_may_see(
+    fab: Fab, guarded: StreamServerProcess, waiting: RunKey
+) -> None:
     headers = bearer(fab.token("loser"))
     async with Streams(guarded.url, headers, waiting).opened() as tasks:
         await asyncio.to_thread(fab.give, "loser", "guest without XComs")
@@ -157,20 +159,20 @@ async def test_who_has_another_role_sees_what_that_may_see(fab: Fab, guarded: Se
 async def test_lost_xcoms_are_noticed_where_no_dag_is_asked_for_itself(
     fab: Fab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readable, "ASKED", 0)
-    monkeypatch.setattr(readable, "RENEWED", math.inf)
-    runs, said = Reading(FOR_GUESTS), Reading(FOR_GUESTS, values=True)
-    async with shared_client(fab.url, SECONDS) as client:
+    monkeypatch.setattr(readable, "MAX_DIRECT_REQUESTS", 0)
+    monkeypatch.setattr(readable, "MAX_RENEWAL_FACTOR", math.inf)
+    runs, said = Resource(FOR_GUESTS), Resource(FOR_GUESTS, output=True)
+    async with create_shared_client(fab.url, SECONDS) as client:
         authorizer = AirflowAuthorizer(client, good_for=1, grace=SECONDS)
-        dags = authorizer.readable(Caller.bearing(fab.token("forgetter")))
-        assert await dags.among({runs, said, Reading(FOR_ALL)}) == {runs, said}
+        dags = authorizer.readable_dags(Caller.from_token(fab.token("forgetter")))
+        assert await dags.filter_readable({runs, said, Resource(FOR_ALL)}) == {runs, said}
         await asyncio.to_thread(fab.give, "forgetter", "guest without XComs")
         await eventually_async(lambda: dags.may_read(said) is False, SECONDS, "what tasks say is told no more")
-        assert await dags.among({runs, said}) == {runs}
+        assert await dags.filter_readable({runs, said}) == {runs}
         await authorizer.close()
 
 
-async def test_who_is_deleted_is_out_everywhere(fab: Fab, guarded: Server, waiting: RunKey) -> None:
+async def test_who_is_deleted_is_out_everywhere(fab: Fab, guarded: StreamServerProcess, waiting: RunKey) -> None:
     async with Streams(guarded.url, bearer(fab.token("deserter")), waiting).opened() as tasks:
         await asyncio.to_thread(fab.delete, "deserter")
         assert await within(tasks, SECONDS) == OUT

@@ -11,7 +11,7 @@ import pytest
 from matrix.ladder import VERSIONS, Ladder
 from matrix.streaming import serving
 from matrix.versioned_sql import VersionedSql
-from stream_server.cli.demo.airflow import bundles
+from stream_server.cli.demo.airflow import dag_bundle_setting
 from stream_server.domain.run_state import RunKey
 from support.authoring import DAGS
 from support.speaking import RETURNED, SAID, said
@@ -30,7 +30,7 @@ async def test_every_form_speaks_and_returns(version: str, ladder: Ladder, light
         url,
         *(str(SCRIPT), str(output), str(DAGS), *FORMS),
         PYTHONPATH=str(light),
-        AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST=bundles([DAGS]),
+        AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST=dag_bundle_setting([DAGS]),
     )
     runs = {dag_id: RunKey(dag_id, run_id) for dag_id, run_id in json.loads(output.read_text()).items()}
     async with serving(url) as server:

@@ -10,7 +10,7 @@ from matrix.ladder import HAS_FIRST, NEWEST, VERSIONS, Ladder
 from matrix.streaming import EAGER, assert_completed, assert_native_marks, assert_streams, new_run, ready, serving
 from matrix.versioned_sql import LEAVES, VersionedSql, ask_human
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import status
+from stream_server.journal.installer import fetch_status
 from support.left_out import leave_out
 from support.streams import sse, states
 
@@ -26,7 +26,7 @@ async def test_an_upgrade_keeps_rows_journal_and_triggers(ladder: Ladder, before
     assert rung.rows == below.rows
     assert rung.epoch == below.epoch
     assert rung.problems == NEW_TABLES.get(version, [])
-    found = await status(await ladder.copy(version))
+    found = await fetch_status(await ladder.copy(version))
     assert (found.problems, found.losses) == ([], 0)
 
 

@@ -28,7 +28,7 @@ from airflow.utils.types import DagRunTriggeredByType, DagRunType
 from sqlalchemy import Engine, create_engine, func, select, update
 from sqlalchemy.orm import Session
 
-from stream_server.domain.transition import OUTPUT
+from stream_server.domain.transition import OUTPUT_KEY
 
 
 def make_dag(mapped: int) -> Any:  # an Airflow class that is not typed
@@ -121,7 +121,7 @@ class Repertoire:
     def push(self, session: Session) -> None:
         """Set a value, and set it again: a delete and an insert each. So is what a task says."""
         for said in ({"try_number": 1, "index": 0, "items": [{"chunk": "word"}]}, "nonsense", "x" * 1_000_000):
-            XComModel.set(OUTPUT, said, dag_id="orm", task_id="first", run_id="run", session=session)
+            XComModel.set(OUTPUT_KEY, said, dag_id="orm", task_id="first", run_id="run", session=session)
         for value in ("one", "other"):
             XComModel.set("return_value", value, dag_id="orm", task_id="first", run_id="run", session=session)
 

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from stream_server.domain.run_state import RunKey
-from stream_server.domain.transition import OUTPUT
+from stream_server.domain.transition import OUTPUT_KEY
 
 CHAIN = {"ask": ["answer"], "answer": ["clean_up"], "clean_up": []}
 """A chain with a teardown; `answer` is its only effective leaf."""
@@ -197,7 +197,7 @@ class AirflowSql:
         """Say something in a running task, as `stream_server.authoring` does; strings are chunks."""
         said = [{"chunk": item} if isinstance(item, str) else item for item in items]
         batch = {"try_number": try_number, "index": index, "items": said}
-        await self.push(key, task_id, batch, map_index, xcom_key=OUTPUT)
+        await self.push(key, task_id, batch, map_index, xcom_key=OUTPUT_KEY)
 
     async def insert_xcom(self, **values: object) -> None:
         """Insert an XCom of this moment, given its columns."""

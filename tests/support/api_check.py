@@ -36,7 +36,7 @@ from starlette.responses import JSONResponse, Response
 
 from stream_server.domain.run_state import RunKey
 from stream_server.http.endpoints.tickets import PATH
-from stream_server.journal.installer import install
+from stream_server.journal.installer import install_journal
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked
@@ -87,7 +87,7 @@ async def target(database_url: str) -> AsyncIterator[str]:
         await answer_at_once(airflow, key)
         stub.instead, stub.then = _as_airflow, answer_at_once
         async with running_server(Settings.load(airflow_url=stub.url, grace_period=0, **options)) as server:
-            await eventually_async(lambda: server.hub.live)
+            await eventually_async(lambda: server.hub.is_live)
             yield server.url
 
 
@@ -202,7 +202,7 @@ async def _main(examples: int, number: int) -> Checked:
         name = create_database_from_airflow_template(postgres)
         try:
             database_url = postgres.url(name)
-            await install(database_url, "public", lock_timeout=5, attempts=1)
+            await install_journal(database_url, "public", lock_timeout=5, attempts=1)
             async with target(database_url) as url:
                 return await asyncio.to_thread(check, url, examples, number)
         finally:

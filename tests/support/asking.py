@@ -35,7 +35,7 @@ async def stub(journal: str, airflow: AirflowSql) -> AsyncIterator[AirflowStub]:
 async def asked(settings: Callable[..., Settings], stub: AirflowStub) -> AsyncIterator[RunningServer]:
     """A server that may ask that Airflow."""
     async with running_server(settings(airflow_url=stub.url, auth="none", max_body_bytes=10_000)) as server:
-        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
         yield server
 
 

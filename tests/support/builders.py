@@ -11,13 +11,13 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from hypothesis import strategies as st
 
-from stream_server.domain.answer import Answer, Step
+from stream_server.domain.answer import OutcomeTracker, TrackerUpdate
 from stream_server.domain.graph import Graph
-from stream_server.domain.outcome import Question, Value, Values
-from stream_server.domain.run_state import RUN_FINAL, Instance, Origin, RunKey, RunState
-from stream_server.domain.transition import OUTPUT, RETURN_VALUE, Kind, Transition
+from stream_server.domain.outcome import ReturnValue, ReturnValues, WatchOptions
+from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey, RunState, SourceRow, TaskInstance
+from stream_server.domain.transition import OUTPUT_KEY, RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import AnyFrame, Result, RunInfo
 from support.airflow_sql import CHAIN, serialized_dag
 
@@ -57,7 +57,7 @@ class History:
     def __init__(self, dag: Graph | None = None, *, key: RunKey = KEY) -> None:
         self.graph = dag or graph()
         self.key = key
-        self.rows: dict[tuple[str, int], Instance] = {}
+        self.rows: dict[tuple[str, int], TaskInstance] = {}
         self.xcoms: dict[tuple[str, int], Xcom] = {}
         self.journal: list[Transition] = []
         self.deleted = False
@@ -77,9 +77,9 @@ class History:
 
     # What a reader sees.
 
-    def cursor(self) -> Cursor:
+    def cursor(self) -> JournalPosition:
         """Where a reader of everything stands."""
-        return Cursor(EPOCH, self._txid + 1, self._txid + 1)
+        return JournalPosition(EPOCH, self._txid + 1, self._txid + 1)
 
     def state(self) -> RunState:
         """The run as the query `run_snapshot` reads it from Airflow's tables."""
@@ -92,19 +92,21 @@ class History:
                 or (row.state == "running" and row.start_date is not None and xcom.at >= row.start_date)
             )
             mark = xcom.dag_result if xcom is not None and (pushed or row.state != "running") else None
-            run.add(task_id, map_index, row._replace(pushed=Origin() if pushed else None, mark=mark))
+            run.add_instance(task_id, map_index, row._replace(pushed=SourceRow() if pushed else None, mark=mark))
         for transition in filter(is_output, self.journal):
             run.apply(transition)
-        run.take_unsaid()
+        run.take_retraction()
         return run
 
     def said(self, place: tuple[str, int]) -> int:
         """How much a task instance has said in its current try."""
         return self._said.get((*place, self.rows[place].try_number), 0)
 
-    def values(self, task_ids: Collection[str]) -> Values:
+    def values(self, task_ids: Collection[str]) -> ReturnValues:
         """What the query `return_values` reads."""
-        return {place: Value(len(xcom.json), xcom.json) for place, xcom in self.xcoms.items() if place[0] in task_ids}
+        return {
+            place: ReturnValue(len(xcom.json), xcom.json) for place, xcom in self.xcoms.items() if place[0] in task_ids
+        }
 
     def indexes(self, task_id: str) -> list[int]:
         return sorted(map_index for name, map_index in self.rows if name == task_id)
@@ -121,7 +123,7 @@ class History:
     def set_task(self, task_id: str, state: str | None, map_index: int = -1) -> None:
         """Change a task instance; a new try begins when it leaves no state or `up_for_retry` for another one."""
         place = (task_id, map_index)
-        before = self.rows.get(place) or Instance(None, 0)
+        before = self.rows.get(place) or TaskInstance(None, 0)
         if before.state == "running":
             self._delete_earlier_value(place, before)
         row = before._replace(state=state)
@@ -153,8 +155,8 @@ class History:
         json = msgspec.json.encode(value).decode()
         if dag_result is None and self.marked is not None:
             dag_result = task_id in self.marked
-        transition = self._write(Kind.XCOM, task_id=task_id, map_index=map_index)
-        self.journal[-1] = transition._replace(xcom_key=RETURN_VALUE, dag_result=dag_result)
+        transition = self._write(TransitionKind.XCOM, task_id=task_id, map_index=map_index)
+        self.journal[-1] = transition._replace(xcom_key=RETURN_VALUE_KEY, dag_result=dag_result)
         self.xcoms[task_id, map_index] = Xcom(transition.at, json, dag_result)
 
     def say(
@@ -169,8 +171,8 @@ class History:
         number = self.rows[task_id, map_index].try_number if try_number is None else try_number
         first = self._said.get((task_id, map_index, number), 0) if index is None else index
         batch = {"try_number": number, "index": first, "items": [{"chunk": chunk} for chunk in chunks]}
-        transition = self._write(Kind.XCOM, task_id=task_id, map_index=map_index)
-        self.journal[-1] = transition._replace(xcom_key=OUTPUT, body=msgspec.json.encode(batch).decode())
+        transition = self._write(TransitionKind.XCOM, task_id=task_id, map_index=map_index)
+        self.journal[-1] = transition._replace(xcom_key=OUTPUT_KEY, body=msgspec.json.encode(batch).decode())
         self._said[task_id, map_index, number] = first + len(chunks)
 
     def succeed(self, task_id: str, map_index: int = -1) -> None:
@@ -208,16 +210,16 @@ class History:
             state=state,
             queued_at=now if state == "queued" else self.run.queued_at,
             start_date=None if state == "queued" else now if state == "running" else self.run.start_date,
-            end_date=now if state in RUN_FINAL else None,
+            end_date=now if state in FINAL_RUN_STATES else None,
             clear_number=self.run.clear_number if clear_number is None else clear_number,
         )
-        transition = self._write(Kind.RUN)
+        transition = self._write(TransitionKind.RUN)
         self.journal[-1] = transition._replace(state=state, **_run_columns(self.run))
 
     def clear(self, *task_ids: str, counted: bool = True) -> None:
         """Clear tasks (`airflow-facts` 2.4). Airflow 3.0 and 3.1 do not count what is cleared of a running run."""
         with self._joined():
-            if self.run.state in RUN_FINAL:
+            if self.run.state in FINAL_RUN_STATES:
                 self.set_run("queued", clear_number=self.run.clear_number + 1)
             elif counted:
                 assert self.run.state is not None, "the first transaction gives the run a state"
@@ -228,18 +230,18 @@ class History:
                     self.set_task(task_id, "restarting" if running else None, map_index)
 
     def delete(self) -> None:
-        self._write(Kind.RUN_DELETED)
+        self._write(TransitionKind.RUN_DELETED)
         self.deleted = True
 
-    def _delete_earlier_value(self, place: tuple[str, int], row: Instance) -> None:
+    def _delete_earlier_value(self, place: tuple[str, int], row: TaskInstance) -> None:
         """Delete what an earlier try pushed, as the worker does soon after the task has started."""
         xcom = self.xcoms.get(place)
         if xcom is not None and row.start_date is not None and xcom.at < row.start_date:
             del self.xcoms[place]
 
-    def _write_task(self, place: tuple[str, int], row: Instance, previous_state: str | None) -> None:
+    def _write_task(self, place: tuple[str, int], row: TaskInstance, previous_state: str | None) -> None:
         self.rows[place] = row
-        transition = self._write(Kind.TASK, task_id=place[0], map_index=place[1])
+        transition = self._write(TransitionKind.TASK, task_id=place[0], map_index=place[1])
         self.journal[-1] = transition._replace(
             try_number=row.try_number,
             state=row.state,
@@ -248,7 +250,7 @@ class History:
             end_date=row.end_date,
         )
 
-    def _write(self, kind: Kind, task_id: str | None = None, map_index: int | None = None) -> Transition:
+    def _write(self, kind: TransitionKind, task_id: str | None = None, map_index: int | None = None) -> Transition:
         if not self._grouped:
             self._txid += 1
         seq = len(self.journal) + 1
@@ -281,11 +283,11 @@ class Watcher:
     ) -> None:
         self.history = history
         self.run = history.state()
-        self.answer = Answer(Question(results, until, confirm), self.run.run.clear_number)
+        self.answer = OutcomeTracker(WatchOptions(results, until, confirm), self.run.info.clear_number)
         self.frames: list[AnyFrame] = []
         self.wanted: tuple[str, ...] = ()
         self._read = len(history.journal)
-        self.opening = self._take(self.answer.advance(self.run))
+        self.opening = self._take(self.answer.update(self.run))
 
     def catch_up(self) -> list[AnyFrame]:
         """Follow all that has committed since, as one batch, and return what is told because of it."""
@@ -296,17 +298,17 @@ class Watcher:
         batch, self._read = self.history.journal[self._read :], len(self.history.journal)
         for transition in batch:
             self.run.apply(transition)
-        return self._take(self.answer.advance(self.run, self.run.take_unsaid()))
+        return self._take(self.answer.update(self.run, self.run.take_retraction()))
 
     def receive(self) -> list[AnyFrame]:
         """Read the values that are wanted, as they are in the database now, until none are."""
         frames: list[AnyFrame] = []
         while self.wanted:
-            frames += self._take(self.answer.receive(self.run, self.wanted, self.history.values(self.wanted)))
+            frames += self._take(self.answer.add_values(self.run, self.wanted, self.history.values(self.wanted)))
         return frames
 
-    def _take(self, step: Step) -> list[AnyFrame]:
-        self.wanted = step.wanted
+    def _take(self, step: TrackerUpdate) -> list[AnyFrame]:
+        self.wanted = step.values_needed
         self.frames += step.frames
         return list(step.frames)
 
@@ -314,8 +316,8 @@ class Watcher:
 def known(run: RunState) -> dict[str, Any]:
     """What matters of a state: how it became known does not, and pushes count while their task runs."""
     return {
-        "run": run.run,
-        "deleted": run.deleted,
+        "run": run.info,
+        "deleted": run.is_deleted,
         "tasks": {
             task_id: {
                 index: (

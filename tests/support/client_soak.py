@@ -30,7 +30,7 @@ import psutil
 
 from stream_server.cli.demo.ports import LOOPBACK
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import install
+from stream_server.journal.installer import install_journal
 from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.server import cut_off
@@ -375,7 +375,7 @@ def main() -> int:
         database = create_database_from_airflow_template(postgres)
         url = postgres.url(database)
         try:
-            asyncio.run(install(url, "public", lock_timeout=5, attempts=1))
+            asyncio.run(install_journal(url, "public", lock_timeout=5, attempts=1))
             verdict = asyncio.run(soak_clients(url, 60 * arguments.minutes, arguments.clients))
         finally:
             drop_database(postgres, database)

@@ -8,7 +8,7 @@ import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import install
+from stream_server.journal.installer import install_journal
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
@@ -34,7 +34,7 @@ def airflow_database(postgres: EmbeddedPostgres) -> Iterator[str]:
 @pytest.fixture
 async def journal(airflow_database: str) -> str:
     """URL of an Airflow database with the journal installed."""
-    await install(airflow_database, "public", lock_timeout=5, attempts=1)
+    await install_journal(airflow_database, "public", lock_timeout=5, attempts=1)
     return airflow_database
 
 
@@ -59,7 +59,7 @@ def settings(journal: str) -> Callable[..., Settings]:
 async def server(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
     """A server with its tail at work."""
     async with running_server(settings()) as server:
-        await eventually_async(lambda: server.hub.live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
         yield server
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres, StopMode
-from stream_server.journal.installer import install
+from stream_server.journal.installer import install_journal
 from support.lossless_clients import Clients
 from support.lossless_ledger import Ledger, Line, Verdict, judge
 from support.lossless_tails import ProcessTail, TaskTail, quick
@@ -221,7 +221,7 @@ async def _run_one(postgres: EmbeddedPostgres, name: str, seed: str, seconds: fl
     database = create_database_from_airflow_template(postgres)
     url = postgres.url(database)
     try:
-        await install(url, "public", lock_timeout=5, attempts=1)
+        await install_journal(url, "public", lock_timeout=5, attempts=1)
         return await SCHEDULES[name](postgres, url, seed, seconds)
     finally:
         drop_database(postgres, database)

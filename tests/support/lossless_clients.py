@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
-from stream_server.protocol.cursor import Cursor
-from stream_server.settings import PREFIX
+from stream_server.protocol.cursor import JournalPosition
+from stream_server.settings import ENV_PREFIX
 from support.lossless_ledger import Line, Row
 from support.streams import DEADLINE, Frame, sse, websocket
 
@@ -40,7 +40,7 @@ class Clients:
         self._url = url
         self._stack = AsyncExitStack()
         self._readers: list[asyncio.Task[None]] = []
-        self._server: Server | None = None
+        self._server: StreamServerProcess | None = None
         self.lines: list[Line] = []
 
     async def start(self, runs: list[RunKey]) -> None:
@@ -49,13 +49,13 @@ class Clients:
         Those that are named a second time are watched over WebSocket.
         """
         logs = Path(self._stack.enter_context(TemporaryDirectory()))
-        server = self._server = Server(
+        server = self._server = StreamServerProcess(
             "stream server",
             logs,
             database_url=self._url,
             airflow_url=NO_AIRFLOW,
             options=("--auth", "none"),
-            environment={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+            environment={name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)},
         )
         self._stack.callback(server.stop)
         await asyncio.to_thread(server.start)
@@ -76,7 +76,7 @@ class Clients:
     def check(self) -> None:
         """Raise what has ended a client or the server, if anything has: none may lose its connection."""
         assert self._server is not None
-        assert self._server.child.running, "the server ended"
+        assert self._server.child.is_running, "the server ended"
         for reader in self._readers:
             if reader.done():
                 reader.result()
@@ -127,7 +127,7 @@ class Clients:
                 line.reads += 1
             if at is not None:
                 # The last frame of a batch: what a snapshot in it tells is what this cursor saw.
-                cursor = Cursor.parse(at)
+                cursor = JournalPosition.parse(at)
                 if restart:
                     line.begin_anew(cursor, restart)
                 line.cursor, restart = cursor, ""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from stream_server.domain.transition import Kind, Transition
-from stream_server.protocol.cursor import Cursor
+from stream_server.domain.transition import Transition, TransitionKind
+from stream_server.protocol.cursor import JournalPosition
 
 Place = tuple[str, int]
 """A task instance: its run, and its map index."""
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 def row_of(transition: Transition) -> Row | None:
     """Return what is judged of a transition; nothing of those that are no task's."""
-    if transition.kind is not Kind.TASK:
+    if transition.kind is not TransitionKind.TASK:
         return None
     assert transition.map_index is not None
     assert transition.try_number is not None
@@ -123,10 +123,10 @@ class Restart(NamedTuple):
     after: int
     """How many rows it had been told."""
 
-    before: Cursor | None
+    before: JournalPosition | None
     """Where it stood."""
 
-    cursor: Cursor
+    cursor: JournalPosition
     """Where it went on."""
 
     why: str
@@ -136,8 +136,8 @@ class Restart(NamedTuple):
 
     def excuses(self, one: Written) -> bool:
         """Whether a row lies between: numbers of transactions may come again after a crash, identities do not."""
-        told = self.before is not None and self.before.saw(one.txid) and one.row.seq <= self.newest
-        return self.cursor.saw(one.txid) and not told
+        told = self.before is not None and self.before.is_visible(one.txid) and one.row.seq <= self.newest
+        return self.cursor.is_visible(one.txid) and not told
 
 
 class Line:
@@ -152,7 +152,7 @@ class Line:
         self.name = name
         self.run_id = run_id
         self.rows: list[Row] = []
-        self.cursor: Cursor | None = None
+        self.cursor: JournalPosition | None = None
         """Where the reader stands."""
 
         self.reads = 0
@@ -160,12 +160,12 @@ class Line:
 
         self.restarts: list[Restart] = []
 
-    def add(self, rows: Iterable[Row], cursor: Cursor) -> None:
+    def add(self, rows: Iterable[Row], cursor: JournalPosition) -> None:
         self.rows.extend(rows)
         self.reads += 1
         self.cursor = cursor
 
-    def begin_anew(self, cursor: Cursor, reason: str) -> None:
+    def begin_anew(self, cursor: JournalPosition, reason: str) -> None:
         newest = max((row.seq for row in self.rows), default=0)
         self.restarts.append(Restart(len(self.rows), self.cursor, cursor, reason, newest))
         self.cursor = cursor

@@ -18,9 +18,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import stream_server.journal.tail
-from stream_server.domain.transition import Read, Transition
+from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.journal.tail import Tail
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from support.lossless_ledger import Line, Row, row_of
 
 POLL_SECONDS = 0.2
@@ -31,33 +31,33 @@ STOP_SECONDS = 10.0
 PIPE_BYTES = 2**26
 TESTS = Path(__file__).resolve().parents[1]
 
-Told = Callable[[str, Cursor, list[Row]], None]
+Told = Callable[[str, JournalPosition, list[Row]], None]
 
 
 class HubDouble:
     """What a tail calls of a hub."""
 
-    watching = True
+    has_subscribers = True
 
     def __init__(self, told: Told) -> None:
         self._told = told
 
-    def on_watch(self, call: Callable[[], None]) -> None:
+    def on_subscribe(self, call: Callable[[], None]) -> None:
         pass
 
-    def wants_body(self, transition: Transition) -> bool:
+    def wants_output_of(self, transition: Transition) -> bool:
         return False
 
-    def begin(self, cursor: Cursor) -> None:
+    def start(self, cursor: JournalPosition) -> None:
         self._told("begin", cursor, [])
 
-    async def reconnect(self, cursor: Cursor) -> None:
+    async def reconnect(self, cursor: JournalPosition) -> None:
         pass
 
-    def begin_anew(self, cursor: Cursor, reason: str = "journal_changed") -> None:
+    def resync(self, cursor: JournalPosition, reason: str = "journal_changed") -> None:
         self._told(reason, cursor, [])
 
-    def dispatch(self, transitions: Sequence[Transition], cursor: Cursor, read: Read | None) -> None:
+    def dispatch(self, transitions: Sequence[Transition], cursor: JournalPosition, read: ReadTiming | None) -> None:
         self._told("", cursor, [row for row in map(row_of, transitions) if row is not None])
 
 
@@ -73,14 +73,14 @@ class HardOfHearing(asyncio.Event):
             super().set()
 
 
-def make_tail(url: str, told: Told, cursor: Cursor | None) -> Tail:
+def make_tail(url: str, told: Told, cursor: JournalPosition | None) -> Tail:
     """Make a tail that goes on from a cursor."""
     tail = Tail(url, HubDouble(told), poll_interval=POLL_SECONDS, check_interval=CHECK_SECONDS)
-    tail._cursor = cursor
+    tail._position = cursor
     return tail
 
 
-def tell(line: Line, why: str, cursor: Cursor, rows: list[Row]) -> None:
+def tell(line: Line, why: str, cursor: JournalPosition, rows: list[Row]) -> None:
     """Write down what a tail has handed on."""
     if why not in {"", "begin"}:
         line.begin_anew(cursor, why)
@@ -103,7 +103,7 @@ class TaskTail:
         line = self.line
         self._tail = make_tail(self._url, lambda *told: tell(line, *told), line.cursor)
         if self._dice is not None:
-            self._tail._bell = HardOfHearing(self._dice)
+            self._tail._wake = HardOfHearing(self._dice)
         self.go_on()
 
     def go_on(self) -> None:
@@ -114,7 +114,7 @@ class TaskTail:
     def ring(self) -> None:
         """Do what the listener does when it hears the doorbell."""
         assert self._tail is not None
-        self._tail._bell.set()
+        self._tail._wake.set()
 
     async def stop(self) -> None:
         """Cancel it, as the server does when it stops.
@@ -188,17 +188,17 @@ class ProcessTail:
         assert process.stdout is not None
         while (text := await process.stdout.readline()).endswith(b"\n"):
             why, cursor, rows = json.loads(text)
-            tell(self.line, why, Cursor.parse(cursor), [Row(*row) for row in rows])
+            tell(self.line, why, JournalPosition.parse(cursor), [Row(*row) for row in rows])
 
 
 @contextmanager
 def quick() -> Iterator[None]:
     """Let tails connect again sooner."""
-    with patch.object(stream_server.journal.tail, "BACKOFF_SECONDS", BACKOFF_SECONDS):
+    with patch.object(stream_server.journal.tail, "RECONNECT_SECONDS", BACKOFF_SECONDS):
         yield
 
 
-def _print(why: str, cursor: Cursor, rows: list[Row]) -> None:
+def _print(why: str, cursor: JournalPosition, rows: list[Row]) -> None:
     # In one piece: a line that lacks its end, when we are killed, has not been said.
     sys.stdout.write(json.dumps([why, str(cursor), rows]) + "\n")
     sys.stdout.flush()
@@ -207,4 +207,4 @@ def _print(why: str, cursor: Cursor, rows: list[Row]) -> None:
 if __name__ == "__main__":
     url, *rest = sys.argv[1:]
     with quick():
-        asyncio.run(make_tail(url, _print, Cursor.parse(rest[0]) if rest else None).run())
+        asyncio.run(make_tail(url, _print, JournalPosition.parse(rest[0]) if rest else None).run())

@@ -144,7 +144,7 @@ def replay(seed: str) -> None:
     say = sys.stdout.write
     say(f"{case.habits} branching={case.branching} fail_fast={case.graph.fail_fast}\n")
     for task in case.graph.tasks.values():
-        groups, values = case.graph.mapped_groups(task.task_id), sorted(case.graph.expanded_by(task.task_id))
+        groups, values = case.graph.mapped_group_ids(task.task_id), sorted(case.graph.expansion_sources(task.task_id))
         kinds = [
             name for name in ("is_setup", "is_teardown", "is_mapped", "can_skip_downstream") if getattr(task, name)
         ]

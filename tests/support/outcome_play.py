@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from airflow.serialization.serialized_objects import DagSerialization
 
 from stream_server.domain.graph import Graph
-from stream_server.domain.outcome import Failed, Question, judge
-from stream_server.domain.prediction import BAD, Forecast, Outlook
-from stream_server.domain.run_state import Instance, RunKey, RunState
+from stream_server.domain.outcome import FailureKnown, WatchOptions, evaluate
+from stream_server.domain.prediction import UNSUCCESSFUL_STATES, PossibleStates, Prediction
+from stream_server.domain.run_state import RunKey, RunState, TaskInstance
 from stream_server.domain.trigger_rules import ANY, F, K, R, S, U
 from stream_server.protocol.frames import RunInfo
 from support.outcome_airflow import AT_WORK, FINAL, Field, Place, Row, Run
@@ -72,7 +72,7 @@ class Case:
         dag = DagMaker(rng, branching=self.branching).make()
         self.text = json.dumps(DagSerialization.to_dict(dag))
         self.graph = Graph.parse(self.text)
-        self.sources = frozenset().union(*map(self.graph.expanded_by, self.graph.tasks))
+        self.sources = frozenset().union(*map(self.graph.expansion_sources, self.graph.tasks))
         skip = rng.choice([0.0, 0.15]) if self.branching else 0.0
         self.habits = Habits(
             rng.choice([0.5, 0.7, 0.85]), rng.choice([0.1, 0.25, 0.5]), skip, 0.1, decide=self.branching
@@ -84,8 +84,8 @@ class Moment(NamedTuple):
 
     rows: Mapping[Place, Row]
     state: str
-    outlooks: Mapping[str, Outlook]
-    verdicts: Mapping[str, Failed]
+    outlooks: Mapping[str, PossibleStates]
+    verdicts: Mapping[str, FailureKnown]
     """By result task, what we tell a caller; by `NO_QUESTION`, where no task answers."""
 
 
@@ -191,7 +191,7 @@ def _misread(graph: Graph, run: Run) -> list[str]:
         ours = (
             set(graph.upstream[task_id]),
             set(graph.indirect_setups.get(task_id, ())),
-            list(graph.mapped_groups(task_id)),
+            list(graph.mapped_group_ids(task_id)),
             graph.tasks[task_id].trigger_rule,
         )
         if ours != theirs:
@@ -207,18 +207,20 @@ def _moment(case: Case, run: Run, *, forecast: bool = True) -> Moment:
     state = RunState(KEY, info, case.graph)
     for (task_id, map_index), row in rows.items():
         end_date = SOME_TIME if row.dated else None
-        state.add(task_id, map_index, Instance(row.state, row.try_number, end_date=end_date))
-    whole = Forecast(case.graph, {task_id: instances.by_state for task_id, instances in state.tasks.items()})
-    verdicts: dict[str, Failed] = {}
-    questions = [Question(results=(task_id,)) for task_id in case.graph.tasks]
+        state.add_instance(task_id, map_index, TaskInstance(row.state, row.try_number, end_date=end_date))
+    whole = Prediction(case.graph, {task_id: instances.by_state for task_id, instances in state.tasks.items()})
+    verdicts: dict[str, FailureKnown] = {}
+    questions = [WatchOptions(result_tasks=(task_id,)) for task_id in case.graph.tasks]
     if case.graph.only_leaf is None:
-        questions.append(Question())
+        questions.append(WatchOptions())
     for question in questions:
-        verdict = judge(state, question)
+        verdict = evaluate(state, question)
         # What ends with the run itself is no prediction.
-        if isinstance(verdict, Failed) and verdict.task_id is not None:
-            verdicts[question.results[0] if question.results else NO_QUESTION] = verdict
-    return Moment(rows, run.state, {task_id: whole.outlook(task_id) for task_id in case.graph.order}, verdicts)
+        if isinstance(verdict, FailureKnown) and verdict.task_id is not None:
+            verdicts[question.result_tasks[0] if question.result_tasks else NO_QUESTION] = verdict
+    return Moment(
+        rows, run.state, {task_id: whole.possible_states(task_id) for task_id in case.graph.topological_order}, verdicts
+    )
 
 
 def faults(case: Case, life: Life) -> list[str]:
@@ -237,7 +239,7 @@ def faults(case: Case, life: Life) -> list[str]:
     return found
 
 
-def _false(life: Life, moment: Moment, question: str, verdict: Failed) -> list[str]:
+def _false(life: Life, moment: Moment, question: str, verdict: FailureKnown) -> list[str]:
     found: list[str] = []
     if question == NO_QUESTION:
         if life.moments[-1].state != "failed":
@@ -247,14 +249,14 @@ def _false(life: Life, moment: Moment, question: str, verdict: Failed) -> list[s
     assert verdict.task_id is not None, "the others are left out"
     assert verdict.map_index is not None, "a task is named with an index"
     blamed = moment.rows[verdict.task_id, verdict.map_index]
-    if blamed.state in BAD:
+    if blamed.state in UNSUCCESSFUL_STATES:
         end = life.moments[-1].rows.get((verdict.task_id, verdict.map_index))
         if verdict.state != blamed.state or (blamed.state == "failed" and end != blamed):
             found.append(f"{question}: {verdict} blames {blamed}, in the end {end}")
     return found
 
 
-def _possible(outlook: Outlook, index: int) -> int:
+def _possible(outlook: PossibleStates, index: int) -> int:
     """Return how an instance can end; one that is not there yet, like what will be expanded to it, or the reverse."""
     exact = [ends for ends, found in outlook.items() if index in found]
     unexpanded = [ends for ends, found in outlook.items() if -1 in found]

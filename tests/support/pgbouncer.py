@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from stream_server.cli.demo.ports import LOOPBACK, free_port
+from stream_server.cli.demo.ports import LOOPBACK, find_free_port
 from stream_server.cli.demo.postgres import SUPERUSER, EmbeddedPostgres
-from stream_server.cli.demo.processes import Child, wait_until
-from stream_server.cli.demo.progress import NoProgress
+from stream_server.cli.demo.processes import ChildProcess, wait_until
+from stream_server.cli.demo.progress import SilentReporter
 from support import debian
 
 PoolMode = Literal["transaction", "session"]
@@ -39,10 +39,10 @@ max_client_conn = 100
 class PgBouncer:
     """A pooler that can be stopped and started again."""
 
-    def __init__(self, port: int, child: Child, postgres: EmbeddedPostgres) -> None:
+    def __init__(self, port: int, child: ChildProcess, postgres: EmbeddedPostgres) -> None:
         self.port = port
         self._child = child
-        self._probe = [postgres.installation.program("pg_isready"), "--host", LOOPBACK, "--port", str(port)]
+        self._probe = [postgres.installation.program_path("pg_isready"), "--host", LOOPBACK, "--port", str(port)]
 
     def url(self, database_url: str) -> str:
         """Return the URL of a database of the server behind it, through the pooler."""
@@ -51,7 +51,7 @@ class PgBouncer:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self._child.start()
-        wait_until(self._answers, within=START_SECONDS, waiting_for=self._child, progress=NoProgress())
+        wait_until(self._answers, within=START_SECONDS, waiting_for=self._child, progress=SilentReporter())
 
     def stop(self) -> None:
         """Stop it and cut its connections."""
@@ -86,7 +86,7 @@ def running_pgbouncer(
         pool_size: Server sessions for each database and user.
         options: Further lines of the configuration.
     """
-    path, port = program(), free_port()
+    path, port = program(), find_free_port()
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         directory.chmod(0o755)  # it runs as another user than root
@@ -104,7 +104,7 @@ def running_pgbouncer(
                 options=options,
             )
         )
-        child = Child(
+        child = ChildProcess(
             "PgBouncer",
             [path, str(configuration)],
             log=directory / "pgbouncer.log",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stream_server.cli.demo import template
 from stream_server.cli.demo.postgres import EmbeddedPostgres
-from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[Embe
         directory.postgres, settings={**FAST, **(settings or {})}, log=directory.logs / "postgresql.log"
     )
     try:
-        template.clone(template.ensure_template(DATA_DIR / "cache", ConsoleProgress()), directory.postgres)
+        template.clone_template(template.ensure_template(DATA_DIR / "cache", ConsoleReporter()), directory.postgres)
         server.start()
         yield server
     finally:
@@ -53,6 +53,6 @@ def create_database_from_airflow_template(postgres: EmbeddedPostgres) -> str:
 
 def drop_database(postgres: EmbeddedPostgres, name: str) -> None:
     """Drop a database, connections or not; a server that a test has stopped is started again for it."""
-    if not postgres.running:
+    if not postgres.is_running:
         postgres.start()
     postgres.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

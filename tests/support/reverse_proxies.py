@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from stream_server.cli.demo.ports import LOOPBACK, free_port
-from stream_server.cli.demo.processes import Child, wait_until
-from stream_server.cli.demo.progress import NoProgress
+from stream_server.cli.demo.ports import LOOPBACK, find_free_port
+from stream_server.cli.demo.processes import ChildProcess, wait_until
+from stream_server.cli.demo.progress import SilentReporter
 from support import debian
 from support.certificate import Certificate
 
@@ -63,7 +63,7 @@ class Behind(NamedTuple):
 class ReverseProxy:
     """A proxy that can be stopped and started again."""
 
-    def __init__(self, port: int, child: Child) -> None:
+    def __init__(self, port: int, child: ChildProcess) -> None:
         self.url = f"https://{LOOPBACK}:{port}"
         self._port = port
         self._child = child
@@ -71,7 +71,7 @@ class ReverseProxy:
     def start(self) -> None:
         """Start it, and wait until it listens."""
         self._child.start()
-        wait_until(self._listens, within=START_SECONDS, waiting_for=self._child, progress=NoProgress())
+        wait_until(self._listens, within=START_SECONDS, waiting_for=self._child, progress=SilentReporter())
 
     def stop(self) -> None:
         """Stop it, and cut its connections."""
@@ -79,7 +79,7 @@ class ReverseProxy:
 
     def reload(self) -> None:
         """Have nginx read its files again."""
-        self._child.send(signal.SIGHUP)
+        self._child.send_signal(signal.SIGHUP)
 
     def workers(self) -> set[int]:
         """Return the processes that serve nginx's connections."""
@@ -93,11 +93,11 @@ class ReverseProxy:
 @contextmanager
 def reverse_proxy(name: str, behind: Behind, certificate: Certificate) -> Iterator[ReverseProxy]:
     """Run one of `PROXIES` on a free port; a missing one is installed, left out or a failure, as `debian` says."""
-    path, port = debian.program(name, name), free_port()
+    path, port = debian.program(name, name), find_free_port()
     with tempfile.TemporaryDirectory(prefix="proxy-") as temporary:
         directory = Path(temporary)
         directory.chmod(0o755)  # nginx's worker is nobody where we are root
-        child = Child(
+        child = ChildProcess(
             name,
             [path, *_configure(name, behind, certificate, directory, port)],
             log=directory / "log",

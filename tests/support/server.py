@@ -14,7 +14,7 @@ import asyncpg
 
 from stream_server.hub.hub import Hub
 from stream_server.server.app import create_app
-from stream_server.server.main import Server, uvicorn_config
+from stream_server.server.main import DrainingServer, build_uvicorn_config
 from stream_server.settings import Settings
 from support.waiting import eventually_async
 
@@ -39,11 +39,11 @@ async def running_server(
         http: uvicorn's implementation of HTTP, where it matters.
     """
     app = create_app(settings)
-    config = uvicorn_config(app, settings)
+    config = build_uvicorn_config(app, settings)
     if not straight:
         config.http, config.ws = "httptools", "websockets-sansio"
     config.http = http or config.http
-    server = Server(config, settings)
+    server = DrainingServer(config, settings)
     task = asyncio.create_task(server.serve())
     try:
         await eventually_async(lambda: server.started or task.done(), what="the server listens")

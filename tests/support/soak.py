@@ -23,9 +23,9 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream_server.cli.demo.server import Server, environment
+from stream_server.cli.demo.server import StreamServerProcess, server_environment
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import install
+from stream_server.journal.installer import install_journal
 from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.streams import Events, sse
@@ -87,7 +87,7 @@ class Sample:
 class Soak:
     """One load, one server and its clients."""
 
-    def __init__(self, url: str, server: Server) -> None:
+    def __init__(self, url: str, server: StreamServerProcess) -> None:
         self._url = url
         self._server = server
         self._pacer = Pacer(RATE)
@@ -262,13 +262,13 @@ def _medians(samples: Sequence[Sample]) -> dict[str, float]:
 async def soak(url: str, seconds: float, options: Sequence[str]) -> dict[str, Any]:
     """Run all of it on a database with the journal, and return figures and misses."""
     with TemporaryDirectory() as logs:
-        server = Server(
+        server = StreamServerProcess(
             "stream server",
             Path(logs),
             database_url=url,
             airflow_url=NO_AIRFLOW,
             options=("--auth", "none", *options),
-            environment=environment(),
+            environment=server_environment(),
         )
         try:
             await asyncio.to_thread(server.start)
@@ -291,7 +291,7 @@ def main() -> int:
         database = create_database_from_airflow_template(postgres)
         url = postgres.url(database)
         try:
-            asyncio.run(install(url, "public", lock_timeout=5, attempts=1))
+            asyncio.run(install_journal(url, "public", lock_timeout=5, attempts=1))
             verdict = asyncio.run(soak(url, 60 * arguments.minutes, options))
         finally:
             drop_database(postgres, database)

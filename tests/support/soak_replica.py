@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from stream_server.cli.demo.ports import LOOPBACK, free_port
-from stream_server.cli.demo.processes import Child, wait_until
-from stream_server.cli.demo.progress import NoProgress
-from stream_server.cli.demo.server import environment
+from stream_server.cli.demo.ports import LOOPBACK, find_free_port
+from stream_server.cli.demo.processes import ChildProcess, wait_until
+from stream_server.cli.demo.progress import SilentReporter
+from stream_server.cli.demo.server import server_environment
 from support.soak_server import Hands
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ class Replica:
     """A server as a child process."""
 
     def __init__(self, name: str, logs: Path, database_url: str) -> None:
-        self.port = free_port()
+        self.port = find_free_port()
         settings = {
             "STREAM_SERVER_DATABASE_URL": database_url,
             "STREAM_SERVER_PORT": str(self.port),
@@ -38,12 +38,14 @@ class Replica:
             "PYTHONPATH": str(REPOSITORY / "tests"),
         }
         command = [sys.executable, "-m", "support.soak_server"]
-        self.child = Child(name, command, log=logs / f"{name}.log", environment={**environment(), **settings})
+        self.child = ChildProcess(
+            name, command, log=logs / f"{name}.log", environment={**server_environment(), **settings}
+        )
 
     def start(self) -> None:
         """Start it, and wait until it is ready."""
         self.child.start()
-        wait_until(self._ready, within=30, waiting_for=self.child, progress=NoProgress())
+        wait_until(self._ready, within=30, waiting_for=self.child, progress=SilentReporter())
 
     async def hands(self, *, thorough: bool = False) -> Hands:
         """Ask what it has in its hands."""

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stream_server.server.app import create_app
-from stream_server.server.main import Server, uvicorn_config
+from stream_server.server.main import DrainingServer, build_uvicorn_config
 from stream_server.settings import Settings
 
 SEND_BUFFER = 16 * 1024
@@ -68,7 +68,7 @@ async def tell(request: Request) -> Response:
     return Response(msgspec.json.encode(hands), media_type="application/json")
 
 
-class SmallBuffers(Server):
+class SmallBuffers(DrainingServer):
     """A server for which the system keeps little: what a client does not read waits with us."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -84,7 +84,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = create_app(settings)
     app.router.routes.append(Route("/soak", tell))
-    SmallBuffers(uvicorn_config(app, settings), settings).run()
+    SmallBuffers(build_uvicorn_config(app, settings), settings).run()
 
 
 if __name__ == "__main__":

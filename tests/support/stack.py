@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stream_server.cli.demo.progress import ConsoleProgress
+from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 from support.airflow_callers import Denied, airflow_settings
 from support.authoring import DAGS
@@ -35,6 +35,6 @@ def stack(denials: Denied) -> Iterator[DemoStack]:
         postgres_settings=FAST,
         airflow_settings=airflow_settings(denials.path),
         serve_options=options,
-        progress=ConsoleProgress(),
+        progress=ConsoleReporter(),
     ) as stack:
         yield stack

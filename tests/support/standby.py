@@ -35,14 +35,14 @@ def base_backup(
         # pg_basebackup runs as the account that may not make directories here, but fills one that is its own.
         copy.data_dir.mkdir(mode=0o700)
         if copy.installation.account is not None:
-            copy.installation.account.own(copy.data_dir)
+            copy.installation.account.take_ownership_of(copy.data_dir)
         command = [
-            *(copy.installation.program("pg_basebackup"), "--dbname", primary.url("postgres", SUPERUSER)),
+            *(copy.installation.program_path("pg_basebackup"), "--dbname", primary.url("postgres", SUPERUSER)),
             *("--pgdata", str(copy.data_dir), "--wal-method", "stream", "--checkpoint", "fast", "--no-sync"),
             *(["--write-recovery-conf"] if standby else []),
         ]
         done = subprocess.run(
-            command, cwd="/", capture_output=True, text=True, check=False, **copy.installation.as_account()
+            command, cwd="/", capture_output=True, text=True, check=False, **copy.installation.account_arguments()
         )
         if done.returncode != 0:
             raise DemoError(f"pg_basebackup failed: {done.stderr.strip()}")

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from stream_server.server.request_limits import address
+from stream_server.server.request_limits import get_address
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,4 @@ from stream_server.server.request_limits import address
     ],
 )
 def test_an_address_is_told_as_asgi_has_it(known: object, told: object) -> None:
-    assert address(asyncio.Transport(extra={"peername": known}), "peername") == told
+    assert get_address(asyncio.Transport(extra={"peername": known}), "peername") == told

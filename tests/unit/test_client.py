@@ -25,12 +25,12 @@ from stream_server.client import (
     Message,
     Refused,
     StreamClosed,
-    _pause_of,
-    _pause_unless_refused,
+    _retry_delay_of_close,
+    _retry_delay_of_response,
     follow,
     stream_url,
 )
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import (
     AnyFrame,
     Close,
@@ -218,7 +218,7 @@ def task(seq: int) -> TaskTransition:
 
 def at(frame: AnyFrame, xmax: int) -> str:
     """A frame that is the last of its batch."""
-    return Wire(frame, Cursor("e", xmax, xmax)).text
+    return Wire(frame, JournalPosition("e", xmax, xmax)).text
 
 
 async def test_a_broken_stream_goes_on_where_it_was_and_tells_nothing_twice() -> None:
@@ -257,7 +257,7 @@ async def test_a_close_says_when_to_come_again() -> None:
     ("retry_ms", "pause"), [(None, None), (0, 0.0), (150, 0.15), (10**12, 3600.0), (10**400, 3600.0)]
 )
 def test_a_close_keeps_a_client_away_for_an_hour_at_most(retry_ms: int | None, pause: float | None) -> None:
-    assert _pause_of(Close(code=4001, reason="again", reconnect=True, retry_ms=retry_ms)) == pause
+    assert _retry_delay_of_close(Close(code=4001, reason="again", reconnect=True, retry_ms=retry_ms)) == pause
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_close_keeps_a_client_away_for_an_hour_at_most(retry_ms: int | None, p
 )
 def test_a_refusal_keeps_a_client_away_for_an_hour_at_most(retry_after: str, pause: float | None) -> None:
     fields = Headers({"Retry-After": retry_after})
-    assert _pause_unless_refused(InvalidStatus(Response(503, "Service Unavailable", fields))) == pause
+    assert _retry_delay_of_response(InvalidStatus(Response(503, "Service Unavailable", fields))) == pause
 
 
 async def test_a_refusal_after_the_handshake_is_one_too() -> None:

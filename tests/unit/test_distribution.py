@@ -10,7 +10,7 @@ from pathlib import Path
 
 import stream_server
 from stream_server.airflow_provider import get_provider_info
-from stream_server.cli.follow import Exit
+from stream_server.cli.follow import ExitCode
 
 ROOT = Path(stream_server.__file__).parents[1]
 NAME = "airflow-stream-server"
@@ -31,7 +31,7 @@ def test_the_command_says_what_to_install() -> None:
         check=False,
         timeout=60,
     )
-    assert (done.returncode, done.stdout) == (Exit.USAGE, "")
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
     assert done.stderr == (
         "stream-server: module 'typer' is missing; the command needs the extra 'server':"
         " pip install 'airflow-stream-server[server]'\n"

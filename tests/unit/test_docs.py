@@ -12,13 +12,13 @@ import msgspec
 import pytest
 
 from stream_server import errors
-from stream_server.cli.doctor.runner import airflow_checks, database_checks, server_checks
-from stream_server.cli.doctor.session import Session
-from stream_server.cli.doctor.thresholds import Limits
-from stream_server.cli.follow import Exit
+from stream_server.cli.doctor.runner import list_airflow_checks, list_database_checks, list_server_checks
+from stream_server.cli.doctor.session import ReadOnlySession
+from stream_server.cli.doctor.thresholds import Thresholds
+from stream_server.cli.follow import ExitCode
 from stream_server.protocol import frames, wire
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.settings import PREFIX, Settings
+from stream_server.settings import ENV_PREFIX, Settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PROTOCOL = (DOCS / "protocol.md").read_text()
@@ -29,7 +29,7 @@ TYPES = get_args(frames.AnyFrame)
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_is_a_frame_with_all_that_it_says(example: str) -> None:
-    frame = wire.decode(example)
+    frame = wire.decode_frame(example)
     sent = json.loads(msgspec.json.encode(frame))
     written = json.loads(example)
     assert sent.keys() | {"cursor"} == written.keys() | {"cursor"}
@@ -45,8 +45,8 @@ def test_every_frame_is_described_and_has_an_example(kind: type[frames.Frame]) -
 
 
 def test_every_setting_is_documented() -> None:
-    documented = set(re.findall(rf"^\| `({PREFIX}\w+)` \|", (DOCS / "settings.md").read_text(), re.MULTILINE))
-    assert documented == {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    documented = set(re.findall(rf"^\| `({ENV_PREFIX}\w+)` \|", (DOCS / "settings.md").read_text(), re.MULTILINE))
+    assert documented == {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
 
 
 def _subclasses(kind: type[errors.StreamServerError]) -> set[type[errors.StreamServerError]]:
@@ -75,16 +75,16 @@ def test_every_close_code_is_documented() -> None:
 def test_every_exit_code_is_documented() -> None:
     readme = (DOCS.parent / "README.md").read_text()
     documented = {int(code) for code in re.findall(r"^\| (\d+) \| ", readme, re.MULTILINE)}
-    assert documented == {int(code) for code in Exit}
+    assert documented == {int(code) for code in ExitCode}
 
 
 def test_every_check_of_the_doctor_is_documented() -> None:
     section = (DOCS / "operations.md").read_text().split("\n## Doctor\n", 1)[1].split("\n## ", 1)[0]
     documented = re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)
-    limits, client = Limits(), httpx.AsyncClient()
+    limits, client = Thresholds(), httpx.AsyncClient()
     checks = (
-        *database_checks(Session("", 1.0), limits),
-        *airflow_checks(client, "token"),
-        *server_checks(client, None),
+        *list_database_checks(ReadOnlySession("", 1.0), limits),
+        *list_airflow_checks(client, "token"),
+        *list_server_checks(client, None),
     )
     assert documented == [name for name, _ in checks]

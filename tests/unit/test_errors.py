@@ -10,7 +10,7 @@ import pytest
 from stream_server import errors
 from stream_server.errors import (
     AirflowRefused,
-    AirflowUnknown,
+    AirflowUrlMissing,
     Draining,
     NoResult,
     NotHttp,
@@ -38,7 +38,7 @@ AN: dict[type[StreamServerError], Callable[[], StreamServerError]] = {
     AirflowRefused: lambda: AirflowRefused("What happened", 403),
     TokenInUrl: lambda: TokenInUrl("token"),
     NoResult: lambda: NoResult("What happened", 502, {}),
-    **{kind: kind for kind in (Draining, AirflowUnknown, NotHttp, NulInText)},
+    **{kind: kind for kind in (Draining, AirflowUrlMissing, NotHttp, NulInText)},
 }
 """How errors are made that are not made of their text alone."""
 
@@ -72,7 +72,7 @@ def test_every_error_is_part_of_the_tree() -> None:
 @pytest.mark.parametrize("kind", ALL)
 def test_every_error_is_a_problem_as_rfc_9457_has_it(kind: type[StreamServerError]) -> None:
     error = an(kind)
-    problem = error.problem()
+    problem = error.problem_body()
     assert problem == json.loads(json.dumps(problem))
     assert list(problem) == ["type", "title", "status", "detail"]
     assert re.fullmatch(r"urn:stream-server:problem:[a-z]+(-[a-z]+)*", problem["type"])
@@ -87,8 +87,8 @@ def test_every_error_explains_itself(kind: type[StreamServerError]) -> None:
 
 
 def test_a_type_means_one_title_and_one_status() -> None:
-    by_type = {an(kind).problem()["type"]: kind.title for kind in ALL}
-    assert all(by_type[an(kind).problem()["type"]] == kind.title for kind in ALL)
+    by_type = {an(kind).problem_body()["type"]: kind.title for kind in ALL}
+    assert all(by_type[an(kind).problem_body()["type"]] == kind.title for kind in ALL)
 
 
 def test_what_passes_by_itself_says_when_to_try_again() -> None:
@@ -105,15 +105,15 @@ def test_an_unknown_task_names_some_that_are_known() -> None:
 
 
 def test_airflows_own_status_is_kept() -> None:
-    assert AirflowRefused("no", 403).problem()["status"] == 403
+    assert AirflowRefused("no", 403).problem_body()["status"] == 403
 
 
 def test_a_missing_result_is_told_with_what_is_known() -> None:
-    problem = NoResult("The run failed", 502, {"dag_id": "d", "outcome": "failure"}).problem()
+    problem = NoResult("The run failed", 502, {"dag_id": "d", "outcome": "failure"}).problem_body()
     assert (problem["status"], problem["outcome"], problem["detail"]) == (502, "failure", "The run failed")
 
 
 @pytest.mark.parametrize("code", CloseCode)
 def test_a_close_code_is_for_private_use_and_says_whether_to_come_again(code: CloseCode) -> None:
     assert 4000 <= code <= 4999
-    assert code.reconnect == (code < 4500)
+    assert code.should_reconnect == (code < 4500)

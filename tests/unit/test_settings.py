@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stream_server.errors import SettingsError
-from stream_server.settings import PREFIX, Settings, is_loopback, parse_duration, parse_size
+from stream_server.settings import ENV_PREFIX, Settings, is_loopback, parse_duration, parse_size
 
 URL = "postgresql://airflow@db/airflow"
 
@@ -18,7 +18,7 @@ URL = "postgresql://airflow@db/airflow"
 def empty_environment() -> Iterator[None]:
     """Take our variables away, once for all examples of a property, and put them back."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+        for name in [name for name in os.environ if name.upper().startswith(ENV_PREFIX)]:
             patch.delenv(name)
         yield
 
@@ -123,7 +123,7 @@ def test_a_setting_that_is_missing_is_named() -> None:
     ],
 )
 def test_a_wrong_value_is_named_with_its_setting(name: str, value: object) -> None:
-    with pytest.raises(SettingsError, match=f"{PREFIX}{name.upper()}: "):
+    with pytest.raises(SettingsError, match=f"{ENV_PREFIX}{name.upper()}: "):
         Settings.load(database_url=URL, **{name: value})
 
 
@@ -159,24 +159,24 @@ def test_settings_do_not_change() -> None:
 @pytest.mark.parametrize("auth", [None, "none"])
 def test_everything_is_shown_to_everybody_on_loopback_or_by_confession(auth: str | None) -> None:
     settings = Settings.load(database_url=URL, auth=auth)
-    settings.require_auth_choice(loopback=True)
+    settings.check_auth_choice(loopback=True)
     with pytest.raises(SettingsError, match="--i-know-that-everybody-can-read-everything"):
-        settings.require_auth_choice(loopback=False)
+        settings.check_auth_choice(loopback=False)
     knowing = Settings.load(database_url=URL, auth=auth, i_know_that_everybody_can_read_everything=True)
-    knowing.require_auth_choice(loopback=False)
+    knowing.check_auth_choice(loopback=False)
 
 
 def test_airflow_decides_where_its_address_is_known() -> None:
-    assert Settings.load(database_url=URL, airflow_url="http://airflow").asks_airflow
-    assert not Settings.load(database_url=URL, airflow_url="http://airflow", auth="none").asks_airflow
-    assert not Settings.load(database_url=URL).asks_airflow
+    assert Settings.load(database_url=URL, airflow_url="http://airflow").uses_airflow_auth
+    assert not Settings.load(database_url=URL, airflow_url="http://airflow", auth="none").uses_airflow_auth
+    assert not Settings.load(database_url=URL).uses_airflow_auth
 
 
 @pytest.mark.parametrize("loopback", [True, False])
 def test_airflow_is_asked_only_where_its_address_is_known(*, loopback: bool) -> None:
     with pytest.raises(SettingsError, match="it needs --airflow-url"):
-        Settings.load(database_url=URL, auth="airflow").require_auth_choice(loopback=loopback)
-    Settings.load(database_url=URL, airflow_url="http://airflow").require_auth_choice(loopback=loopback)
+        Settings.load(database_url=URL, auth="airflow").check_auth_choice(loopback=loopback)
+    Settings.load(database_url=URL, airflow_url="http://airflow").check_auth_choice(loopback=loopback)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.urls import conceal, redact, secrets
+from stream_server.urls import find_secrets, mask_secrets, redact_url
 
 passwords = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(lambda text: f"<{text}>")
 """Marked, so that they occur nowhere else in a URL."""
@@ -20,23 +20,23 @@ telling_passwords = pytest.mark.parametrize(
 @given(passwords)
 def test_redact_never_shows_an_encoded_password(password: str) -> None:
     encoded = quote(password, safe="")
-    shown = redact(f"postgresql://user:{encoded}@host:5432/db?sslpassword={encoded}")
+    shown = redact_url(f"postgresql://user:{encoded}@host:5432/db?sslpassword={encoded}")
     assert shown == "postgresql://user@host:5432/db"
 
 
 @given(passwords)
 def test_nothing_shows_a_raw_password(password: str) -> None:
     url = f"postgresql://user:{password}@host:5432/db"
-    assert password not in redact(url)
-    assert password not in conceal(url)
+    assert password not in redact_url(url)
+    assert password not in mask_secrets(url)
 
 
 @telling_passwords
 def test_nothing_shows_a_part_of_a_raw_password(password: str) -> None:
     url = f"postgresql://user:{password}@host:5432/db"
-    assert redact(url) == "postgresql://user@host:5432/db"
-    assert conceal(url) == f"postgresql://user:{'*' * len(password)}@host:5432/db"
-    assert secrets(url) == {password}
+    assert redact_url(url) == "postgresql://user@host:5432/db"
+    assert mask_secrets(url) == f"postgresql://user:{'*' * len(password)}@host:5432/db"
+    assert find_secrets(url) == {password}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_nothing_shows_a_part_of_a_raw_password(password: str) -> None:
     ],
 )
 def test_redact_leaves_what_may_be_seen(url: str, shown: str) -> None:
-    assert redact(url) == shown
+    assert redact_url(url) == shown
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_redact_leaves_what_may_be_seen(url: str, shown: str) -> None:
     ],
 )
 def test_conceal_keeps_the_length(url: str, shown: str) -> None:
-    assert conceal(url) == shown
+    assert mask_secrets(url) == shown
     assert len(shown) == len(url)
 
 
 @given(st.text())
 def test_conceal_keeps_the_length_of_anything(text: str) -> None:
-    assert len(conceal(text)) == len(text)
+    assert len(mask_secrets(text)) == len(text)
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def test_conceal_keeps_the_length_of_anything(text: str) -> None:
     ],
 )
 def test_secrets_are_what_is_not_shown_elsewhere(url: str, hidden: set[str]) -> None:
-    assert secrets(url) == hidden
+    assert find_secrets(url) == hidden

@@ -5,8 +5,8 @@ Nothing here imports Airflow into our own process: it runs as ``python -m airflo
 
 from __future__ import annotations
 
-from stream_server.cli.demo.command import demo
+from stream_server.cli.demo.command import run_demo
 from stream_server.cli.demo.errors import DemoError, StartError
 from stream_server.cli.demo.stack import DemoStack
 
-__all__ = ["DemoError", "DemoStack", "StartError", "demo"]
+__all__ = ["DemoError", "DemoStack", "StartError", "run_demo"]

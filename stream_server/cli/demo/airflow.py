@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from stream_server.cli.demo.airflow_client import AirflowRest
+from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.errors import DemoError
 from stream_server.cli.demo.ports import LOOPBACK, NO_PROXY, choose_port
-from stream_server.cli.demo.processes import Child, log_path, module, stop_all, wait_for_call, wait_until
+from stream_server.cli.demo.processes import ChildProcess, log_path, module_command, stop_all, wait_for_call, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from stream_server.cli.demo.progress import Progress
+    from stream_server.cli.demo.progress import ProgressReporter
 
 START_SECONDS = 300.0
 # A running task would hold up the scheduler for as long as it takes.
@@ -56,7 +56,7 @@ LOW_LATENCY = {
 }
 
 
-def version() -> str:
+def airflow_version() -> str:
     """Return the installed Airflow's version, without importing it.
 
     Raises:
@@ -70,7 +70,9 @@ def version() -> str:
         ) from None
 
 
-def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path], bytecode: Path) -> dict[str, str]:
+def airflow_environment(
+    home: Path, database_url: str, *, port: int, dags: Sequence[Path], bytecode: Path
+) -> dict[str, str]:
     """Return the whole environment of Airflow's processes.
 
     Args:
@@ -100,13 +102,13 @@ def environment(home: Path, database_url: str, *, port: int, dags: Sequence[Path
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / PASSWORDS_FILE),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user.username}:{user.username}" for user in USERS),
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": bundles(dags),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": dag_bundle_setting(dags),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database_url.replace("postgresql://", "postgresql+psycopg2://"),
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
     }
 
 
-def bundles(dags: Sequence[Path]) -> str:
+def dag_bundle_setting(dags: Sequence[Path]) -> str:
     """Return the setting that has Airflow read folders with DAG files."""
     listed = [
         {
@@ -151,17 +153,17 @@ class Airflow:
         self.python = python
         self.port = choose_port(port, "Airflow")
         self.url = f"http://{LOOPBACK}:{self.port}"
-        self.environment = environment(home, database_url, port=self.port, dags=dags, bytecode=bytecode) | dict(
+        self.environment = airflow_environment(home, database_url, port=self.port, dags=dags, bytecode=bytecode) | dict(
             settings or {}
         )
-        self.api_server = self._child(logs, "api-server", "--host", LOOPBACK, "--port", str(self.port))
+        self.api_server = self._make_child(logs, "api-server", "--host", LOOPBACK, "--port", str(self.port))
         # The API server reads task logs from the same disk; a log server would only take a port.
-        self.scheduler = self._child(logs, "scheduler", "--skip-serve-logs")
-        self.dag_processor = self._child(logs, "dag-processor")
-        self._parts = {"scheduler": self.scheduler, "dag_processor": self.dag_processor}
+        self.scheduler = self._make_child(logs, "scheduler", "--skip-serve-logs")
+        self.dag_processor = self._make_child(logs, "dag-processor")
+        self._components = {"scheduler": self.scheduler, "dag_processor": self.dag_processor}
         if triggerer:
-            self._parts["triggerer"] = self._child(logs, "triggerer", "--skip-serve-logs")
-        self.children = [self.api_server, *self._parts.values()]
+            self._components["triggerer"] = self._make_child(logs, "triggerer", "--skip-serve-logs")
+        self.children = [self.api_server, *self._components.values()]
 
     def start(self) -> None:
         """Start the processes; they need many seconds until they are ready."""
@@ -171,44 +173,44 @@ class Airflow:
         for child in self.children:
             child.start()
 
-    def wait_until_healthy(self, progress: Progress, within: float = START_SECONDS) -> None:
+    def wait_until_healthy(self, progress: ProgressReporter, within: float = START_SECONDS) -> None:
         """Wait until the API server answers and each other process has reported to the database.
 
         Raises:
             StartError: One of the processes ended, or time is up.
         """
-        with self.rest() as rest:
+        with self.rest_client() as rest:
             wait_until(
-                lambda: rest.health() is not None,
+                lambda: rest.fetch_health() is not None,
                 within=within,
                 waiting_for=self.api_server,
                 needed=self.children,
                 progress=progress,
             )
-            for part, child in self._parts.items():
+            for part, child in self._components.items():
                 wait_until(
-                    partial(rest.healthy, part),
+                    partial(rest.is_healthy, part),
                     within=within,
                     waiting_for=child,
                     needed=self.children,
                     progress=progress,
                 )
 
-    def wait_for_dags(self, dag_ids: Iterable[str], progress: Progress, within: float = START_SECONDS) -> None:
+    def wait_for_dags(self, dag_ids: Iterable[str], progress: ProgressReporter, within: float = START_SECONDS) -> None:
         """Wait until Airflow has read these DAGs.
 
         Raises:
             DemoError: A DAG file is broken.
             StartError: One of the processes ended, or time is up.
         """
-        with self.rest() as rest:
+        with self.rest_client() as rest:
             missing = set(dag_ids)
 
             def all_known() -> bool:
                 for dag_id in sorted(missing):
-                    if rest.dag(dag_id) is not None:
+                    if rest.get_dag(dag_id) is not None:
                         missing.discard(dag_id)
-                if missing and (errors := rest.import_errors()):
+                if missing and (errors := rest.get_import_errors()):
                     raise DemoError("\n".join(f"{name} cannot be read:\n{trace}" for name, trace in errors.items()))
                 return not missing
 
@@ -220,7 +222,7 @@ class Airflow:
                 progress=progress,
             )
 
-    def warm_up(self, progress: Progress, within: float = START_SECONDS) -> None:
+    def warm_up(self, progress: ProgressReporter, within: float = START_SECONDS) -> None:
         """Make the API server build its Execution API, for which the first task would otherwise wait.
 
         Raises:
@@ -234,19 +236,19 @@ class Airflow:
             progress=progress,
         )
 
-    def rest(self, user: Credentials = ADMIN) -> AirflowRest:
+    def rest_client(self, user: Credentials = ADMIN) -> AirflowRestClient:
         """Return a client of the REST API, for a with statement."""
-        return AirflowRest(self.url, user.username, user.password)
+        return AirflowRestClient(self.url, user.username, user.password)
 
     def stop(self, within: float = STOP_SECONDS) -> None:
         """End all processes and what they started."""
         stop_all(self.children, within)
 
-    def _child(self, logs: Path, command: str, *arguments: str) -> Child:
+    def _make_child(self, logs: Path, command: str, *arguments: str) -> ChildProcess:
         name = f"Airflow {command}"
-        return Child(
+        return ChildProcess(
             name,
-            module("airflow", command, *arguments, python=self.python),
+            module_command("airflow", command, *arguments, python=self.python),
             log=log_path(logs, name),
             environment=self.environment,
         )

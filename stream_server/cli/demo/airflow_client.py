@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 REQUEST_SECONDS = 60.0
 RUN_SECONDS = 120.0
 POLL_SECONDS = 0.1
-OVER = frozenset({"success", "failed"})
+FINAL_STATES = frozenset({"success", "failed"})
 
 
-class AirflowRest:
+class AirflowRestClient:
     """A blocking client, logged in as one user.
 
     Args:
@@ -49,7 +49,7 @@ class AirflowRest:
             self._token = str(answer.json()["access_token"])
         return self._token
 
-    def health(self) -> dict[str, Any] | None:
+    def fetch_health(self) -> dict[str, Any] | None:
         """Return how Airflow is, ``{"scheduler": {"status": "healthy"}}``; None while it is silent."""
         try:
             answer = self._http.get("/api/v2/monitor/health")
@@ -57,9 +57,9 @@ class AirflowRest:
             return None
         return dict(answer.json()) if answer.is_success else None
 
-    def healthy(self, part: str) -> bool:
+    def is_healthy(self, part: str) -> bool:
         """Whether a part, ``scheduler``, ``dag_processor`` or ``triggerer``, says that it works."""
-        health = self.health()
+        health = self.fetch_health()
         return health is not None and health[part]["status"] == "healthy"
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:  # noqa: ANN401 (httpx's own)
@@ -73,21 +73,21 @@ class AirflowRest:
         headers = {"Authorization": f"Bearer {self.token}"}
         return self._http.request(method, f"/api/v2{path}", headers=headers, **arguments)
 
-    def dag(self, dag_id: str) -> dict[str, Any] | None:
+    def get_dag(self, dag_id: str) -> dict[str, Any] | None:
         """Return a DAG, or None while Airflow does not know it."""
         answer = self.request("GET", f"/dags/{dag_id}")
-        return _object(answer) if answer.status_code != httpx.codes.NOT_FOUND else None
+        return _json_object(answer) if answer.status_code != httpx.codes.NOT_FOUND else None
 
-    def pause(self, dag_id: str, *, paused: bool = True) -> None:
+    def set_paused(self, dag_id: str, *, paused: bool = True) -> None:
         """Pause a DAG, or let it go on."""
-        _object(self.request("PATCH", f"/dags/{dag_id}", json={"is_paused": paused}))
+        _json_object(self.request("PATCH", f"/dags/{dag_id}", json={"is_paused": paused}))
 
-    def import_errors(self) -> dict[str, str]:
+    def get_import_errors(self) -> dict[str, str]:
         """Return the DAG files that could not be read: {file name: traceback}."""
-        found = _object(self.request("GET", "/importErrors"))["import_errors"]
+        found = _json_object(self.request("GET", "/importErrors"))["import_errors"]
         return {error["filename"]: error["stack_trace"] for error in found}
 
-    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, run_id: str | None = None) -> str:
+    def trigger_run(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, run_id: str | None = None) -> str:
         """Trigger a run and return its id.
 
         Raises:
@@ -96,41 +96,41 @@ class AirflowRest:
         body: dict[str, Any] = {"logical_date": None, "conf": dict(conf or {})}
         if run_id is not None:
             body["dag_run_id"] = run_id
-        return str(_object(self.request("POST", f"/dags/{dag_id}/dagRuns", json=body))["dag_run_id"])
+        return str(_json_object(self.request("POST", f"/dags/{dag_id}/dagRuns", json=body))["dag_run_id"])
 
-    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+    def get_run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """Return a run: ``{"state": "running", …}``."""
-        return _object(self.request("GET", f"/dags/{dag_id}/dagRuns/{run_id}"))
+        return _json_object(self.request("GET", f"/dags/{dag_id}/dagRuns/{run_id}"))
 
-    def task_states(self, dag_id: str, run_id: str) -> dict[str, list[str | None]]:
+    def get_task_states(self, dag_id: str, run_id: str) -> dict[str, list[str | None]]:
         """Return the states of a run's task instances, in order of their map indexes: {task id: [state]}."""
         answer = self.request("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 100})
         states: dict[str, list[str | None]] = {}
-        for instance in sorted(_object(answer)["task_instances"], key=lambda instance: instance["map_index"]):
+        for instance in sorted(_json_object(answer)["task_instances"], key=lambda instance: instance["map_index"]):
             states.setdefault(instance["task_id"], []).append(instance["state"])
         return states
 
-    def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Any:  # noqa: ANN401 (any JSON)
+    def get_return_value(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Any:  # noqa: ANN401 (any JSON)
         """Return what a task instance returned."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
-        return _object(self.request("GET", path, params={"map_index": map_index, "deserialize": False}))["value"]
+        return _json_object(self.request("GET", path, params={"map_index": map_index, "deserialize": False}))["value"]
 
-    def wait(self, dag_id: str, run_id: str, interval: float = 1.0) -> dict[str, Any]:
+    def wait_at_airflow(self, dag_id: str, run_id: str, interval: float = 1.0) -> dict[str, Any]:
         """Wait at Airflow's own endpoint for the end of the whole run, and return the answer's last line."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/wait"
         lines = self.request("GET", path, params={"interval": interval}).raise_for_status().text.splitlines()
         return dict(json.loads(lines[-1]))
 
-    def finish(self, dag_id: str, run_id: str, within: float = RUN_SECONDS) -> str:
+    def wait_until_finished(self, dag_id: str, run_id: str, within: float = RUN_SECONDS) -> str:
         """Wait until a run, with all its teardowns, is over, and return its state.
 
         Raises:
             DemoError: It was not over within so many seconds.
         """
         deadline = time.monotonic() + within
-        while (state := str(self.run(dag_id, run_id)["state"])) not in OVER:
+        while (state := str(self.get_run(dag_id, run_id)["state"])) not in FINAL_STATES:
             if time.monotonic() > deadline:
-                states = self.task_states(dag_id, run_id)
+                states = self.get_task_states(dag_id, run_id)
                 raise DemoError(f"Run {run_id} of {dag_id} is {state} after {within:.0f} s; its tasks: {states}")
             time.sleep(POLL_SECONDS)
         return state
@@ -148,7 +148,7 @@ class AirflowRest:
         self.close()
 
 
-def _object(answer: httpx.Response) -> dict[str, Any]:
+def _json_object(answer: httpx.Response) -> dict[str, Any]:
     """Return the JSON object that was answered.
 
     Raises:

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import httpx
 
 from stream_server.cli.demo.errors import DemoError
-from stream_server.cli.demo.processes import module, run_in_foreground
-from stream_server.cli.demo.progress import ConsoleProgress
-from stream_server.cli.demo.server import environment
+from stream_server.cli.demo.processes import module_command, run_in_foreground
+from stream_server.cli.demo.progress import ConsoleReporter
+from stream_server.cli.demo.server import server_environment
 from stream_server.cli.demo.stack import DemoStack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
-    from stream_server.cli.demo.progress import Progress
+    from stream_server.cli.demo.progress import ProgressReporter
 
 DAG_ID = "chat_answer"
 RUN_ID = "first"
@@ -39,7 +39,7 @@ INTERRUPTED = 130
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def demo(
+def run_demo(
     *,
     once: bool,
     port: int | None,
@@ -47,7 +47,7 @@ def demo(
     postgres_port: int | None,
     data_dir: Path,
     dags: Sequence[Path] = (),
-    progress: Progress | None = None,
+    progress: ProgressReporter | None = None,
 ) -> int:
     """Start a stack, show one run of the chat example, and stay until Ctrl-C.
 
@@ -66,8 +66,8 @@ def demo(
         The exit code: 0; 1 if the run failed with ``once``; 2 if the stack did not start or broke down; 130 if
         it was interrupted before it was ready.
     """
-    progress = progress or ConsoleProgress()
-    with _signals_interrupt():
+    progress = progress or ConsoleReporter()
+    with _interrupt_on_signals():
         try:
             stack = DemoStack(
                 data_dir,
@@ -78,7 +78,7 @@ def demo(
                 progress=progress,
             )
         except (DemoError, OSError) as error:
-            progress.say(f"The demo cannot start: {error}")
+            progress.print_line(f"The demo cannot start: {error}")
             return NOT_STARTED
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -88,54 +88,54 @@ def demo(
 class _DemoRun:
     """One demo from its start to its end."""
 
-    def __init__(self, stack: DemoStack, progress: Progress) -> None:
+    def __init__(self, stack: DemoStack, progress: ProgressReporter) -> None:
         self._stack = stack
-        self._progress = progress
+        self._reporter = progress
         self._ready = False
 
     def run(self, *, once: bool) -> int:
         keep_logs = True
         try:
-            code = self._show(once=once)
+            code = self._run_example(once=once)
             keep_logs = code != DONE
         except (DemoError, OSError, httpx.HTTPError) as error:
-            self._progress.say(f"The demo has broken down: {error}")
+            self._reporter.print_line(f"The demo has broken down: {error}")
             code = NOT_STARTED
         except KeyboardInterrupt:
             code = DONE if self._ready and not once else INTERRUPTED
             keep_logs = False
         finally:
             _ignore_signals()
-            self._progress.say("Stopping everything ...")
+            self._reporter.print_line("Stopping everything ...")
             self._stack.stop(keep_logs=keep_logs)
             if keep_logs:
-                self._progress.say(f"The logs are in {self._stack.logs}")
+                self._reporter.print_line(f"The logs are in {self._stack.logs}")
         return code
 
-    def _show(self, *, once: bool) -> int:
+    def _run_example(self, *, once: bool) -> int:
         stack = self._stack
         stack.start()
-        with stack.rest() as rest:
+        with stack.rest_client() as rest:
             token = rest.token
         self._ready = True
-        self._progress.say(_addresses(stack))
+        self._reporter.print_line(_format_addresses(stack))
         code = run_in_foreground(
-            module(
+            module_command(
                 "stream_server",
                 *("run", DAG_ID, "--run-id", RUN_ID, "--conf", json.dumps(CONF)),
                 *("--url", stack.server_url, "--airflow-url", stack.airflow_url),
             ),
-            {**environment(), "STREAM_SERVER_TOKEN": token},
+            {**server_environment(), "STREAM_SERVER_TOKEN": token},
         )
         if once:
             return DONE if code == 0 else RUN_FAILED
-        self._progress.say(_invitation(stack))
+        self._reporter.print_line(_format_instructions(stack))
         while True:
-            stack.check()
+            stack.raise_if_ended()
             time.sleep(CHECK_SECONDS)
 
 
-def _addresses(stack: DemoStack) -> str:
+def _format_addresses(stack: DemoStack) -> str:
     user = stack.credentials
     return "\n".join(
         (
@@ -150,7 +150,7 @@ def _addresses(stack: DemoStack) -> str:
     )
 
 
-def _invitation(stack: DemoStack) -> str:
+def _format_instructions(stack: DemoStack) -> str:
     user = stack.credentials
     return "\n".join(
         (
@@ -158,7 +158,7 @@ def _invitation(stack: DemoStack) -> str:
             f"In a browser, all runs are at {stack.server_url}, and the chat at {stack.server_url}/chat.",
             "In another terminal, trigger another run:",
             "",
-            f'  {_program()} run {DAG_ID} --conf \'{{"question": "Why is the grass green?"}}\' \\',
+            f'  {_program_path()} run {DAG_ID} --conf \'{{"question": "Why is the grass green?"}}\' \\',
             f"    --url {stack.server_url} --airflow-url {stack.airflow_url} \\",
             f"    --username {user.username} --password {user.password}",
             "",
@@ -174,14 +174,14 @@ def _invitation(stack: DemoStack) -> str:
     )
 
 
-def _program() -> str:
+def _program_path() -> str:
     """Return the path of our own command, as it can be typed here."""
     path = Path(sys.executable).with_name("stream-server")
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
+def _interrupt_on_signals() -> Iterator[None]:
     """Let each of the ending signals raise KeyboardInterrupt, until they are ignored for the cleaning up."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -30,10 +30,10 @@ class StartError(DemoError):
     def __init__(self, process: str, reason: str, log: Path) -> None:
         self.process = process
         self.log = log
-        super().__init__(f"{process} {reason}.\nLast lines of {log}:\n{tail(log)}")
+        super().__init__(f"{process} {reason}.\nLast lines of {log}:\n{read_last_lines(log)}")
 
 
-def tail(log: Path, lines: int = TAIL_LINES) -> str:
+def read_last_lines(log: Path, lines: int = TAIL_LINES) -> str:
     """Return the last lines of a log file, indented; a note when there is nothing to show."""
     try:
         with log.open("rb") as file:

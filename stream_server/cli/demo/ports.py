@@ -12,7 +12,7 @@ LOOPBACK = "127.0.0.1"
 NO_PROXY = {"NO_PROXY": "*", "no_proxy": "*"}
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """Return a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
@@ -31,7 +31,7 @@ def choose_port(wanted: int | None, purpose: str) -> int:
         DemoError: The wanted port is taken, or may not be used by this user.
     """
     if wanted is None:
-        return free_port()
+        return find_free_port()
     with socket.socket() as probe:
         # As servers do: a connection that lingers after a server's end does not make its port taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

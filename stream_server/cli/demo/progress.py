@@ -18,51 +18,51 @@ PLAIN_INTERVAL_SECONDS = 10.0
 LIVE_INTERVAL_SECONDS = 0.2
 
 
-class Progress(Protocol):
+class ProgressReporter(Protocol):
     """Where long work reports to, one step at a time; whoever waits calls ``tick`` several times a second."""
 
-    def start(self, what: str) -> None:
+    def start_step(self, what: str) -> None:
         """Begin a step: "the database is starting"."""
 
-    def tick(self, detail: str = "") -> None:
+    def update_step(self, detail: str = "") -> None:
         """Say that the step goes on, and what of it is still missing."""
 
-    def finish(self, *, done: bool) -> None:
+    def finish_step(self, *, done: bool) -> None:
         """End the step: done, or given up."""
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Show a line to the user."""
 
 
-class NoProgress:
+class SilentReporter:
     """Progress that nobody wants to see."""
 
-    def start(self, what: str) -> None:
+    def start_step(self, what: str) -> None:
         """Begin a step."""
 
-    def tick(self, detail: str = "") -> None:
+    def update_step(self, detail: str = "") -> None:
         """Go on."""
 
-    def finish(self, *, done: bool) -> None:
+    def finish_step(self, *, done: bool) -> None:
         """End a step."""
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Say nothing."""
 
 
 @contextmanager
-def step(progress: Progress, what: str) -> Iterator[None]:
+def report_step(progress: ProgressReporter, what: str) -> Iterator[None]:
     """Report the body of a with statement as one step."""
-    progress.start(what)
+    progress.start_step(what)
     done = False
     try:
         yield
         done = True
     finally:
-        progress.finish(done=done)
+        progress.finish_step(done=done)
 
 
-def seconds(duration: float) -> str:
+def format_duration(duration: float) -> str:
     """Format a duration for people: 0.4 s, 12 s, 3 min 5 s."""
     if duration < 10:  # noqa: PLR2004
         return f"{duration:.1f} s"
@@ -70,7 +70,7 @@ def seconds(duration: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-class _Console(Console):
+class _BrokenPipeConsole(Console):
     """A console whose reader may go: rich would end the program, instead of letting it clean up."""
 
     def on_broken_pipe(self) -> None:
@@ -78,7 +78,7 @@ class _Console(Console):
         self.quiet = True
 
 
-class ConsoleProgress:
+class ConsoleReporter:
     """Progress on a console: a moving line in a terminal, elsewhere plain lines now and then.
 
     Args:
@@ -87,14 +87,14 @@ class ConsoleProgress:
     """
 
     def __init__(self, file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = _Console(file=file, stderr=file is None, highlight=False)
+        self._console = _BrokenPipeConsole(file=file, stderr=file is None, highlight=False)
         self._clock = clock
         self._what = ""
         self._started = 0.0
         self._shown = 0.0
         self._status: Status | None = None
 
-    def start(self, what: str) -> None:
+    def start_step(self, what: str) -> None:
         """Begin a step."""
         self._what = what
         self._started = self._shown = self._clock()
@@ -102,33 +102,33 @@ class ConsoleProgress:
             self._status = self._console.status(Text(what))
             self._status.start()
         else:
-            self._line(f"... {what}")
+            self._print(f"... {what}")
 
-    def tick(self, detail: str = "") -> None:
+    def update_step(self, detail: str = "") -> None:
         """Show how long the step has taken, if it is time to."""
         now = self._clock()
         if now - self._shown < (LIVE_INTERVAL_SECONDS if self._status else PLAIN_INTERVAL_SECONDS):
             return
         self._shown = now
-        text = f"{self._what} ({seconds(now - self._started)}{', ' + detail if detail else ''})"
+        text = f"{self._what} ({format_duration(now - self._started)}{', ' + detail if detail else ''})"
         if self._status:
             self._status.update(Text(text))
         else:
-            self._line(f"... {text}")
+            self._print(f"... {text}")
 
-    def finish(self, *, done: bool) -> None:
+    def finish_step(self, *, done: bool) -> None:
         """End the step with a line that stays."""
         if self._status:
             self._status.stop()
             self._status = None
         word = "ok " if done else "!! "
-        self._line(f"{word} {self._what} ({seconds(self._clock() - self._started)})")
+        self._print(f"{word} {self._what} ({format_duration(self._clock() - self._started)})")
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Show a line to the user, between steps or during one."""
-        self._line(text)
+        self._print(text)
 
-    def _line(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         with suppress(OSError):  # nobody reads it any more
             # Addresses and commands are there to be copied: they are not wrapped.
             self._console.print(Text(text), soft_wrap=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 8.0
 POLL_SECONDS = 0.05
 PROC = Path("/proc")
-PS = ["/bin/ps", "-axo", "pid=,ppid=,stat=,comm="]
+PS_COMMAND = ["/bin/ps", "-axo", "pid=,ppid=,stat=,comm="]
 
 
 class Process(NamedTuple):
@@ -43,24 +43,24 @@ class Process(NamedTuple):
     name: str
 
 
-def processes() -> list[Process]:
+def list_processes() -> list[Process]:
     """Return all living processes of this machine."""
     if (PROC / "self" / "stat").exists():
         found = (_from_proc(entry) for entry in PROC.iterdir() if entry.name.isdigit())
     else:
-        listing = subprocess.run(PS, capture_output=True, text=True, check=True)
+        listing = subprocess.run(PS_COMMAND, capture_output=True, text=True, check=True)
         found = (_from_ps(line) for line in listing.stdout.splitlines())
     return [process for process in found if process is not None]
 
 
-def session_members(session: int) -> set[int]:
+def session_pids(session: int) -> set[int]:
     """Return the pids of a session: whatever its leader started, orphans too, except what called setsid."""
-    return {process.pid for process in processes() if process.session == session}
+    return {process.pid for process in list_processes() if process.session == session}
 
 
-def family(leader: int) -> set[int]:
+def family_pids(leader: int) -> set[int]:
     """Return the pids of a session, its leader, and all that descends from them in an unbroken line."""
-    everybody = processes()
+    everybody = list_processes()
     found = {process.pid for process in everybody if leader in (process.pid, process.session)}
     grown = True
     while grown:
@@ -70,7 +70,7 @@ def family(leader: int) -> set[int]:
     return found
 
 
-def signal_all(pids: Iterable[int], number: int) -> None:
+def send_signal(pids: Iterable[int], number: int) -> None:
     """Send a signal to each process; those that have just ended are passed over."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
@@ -95,7 +95,7 @@ def _from_ps(line: str) -> Process | None:
         return None
 
 
-def watch() -> None:
+def watch_parent() -> None:
     """Follow the register on standard input; when it ends, end all that is left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -106,19 +106,19 @@ def watch() -> None:
             registered[int(pid)] = int(number_field[0])
         else:
             registered.pop(int(pid), None)
-    end(registered)
+    end_processes(registered)
 
 
-def end(registered: dict[int, int]) -> None:
+def end_processes(registered: dict[int, int]) -> None:
     """End processes and what they started, {leader: signal}: politely, and after a grace period by force."""
-    left: set[int] = set().union(*(family(leader) for leader in registered))
+    left: set[int] = set().union(*(family_pids(leader) for leader in registered))
     for leader, number in registered.items():
-        signal_all({leader, *session_members(leader)}, number)
+        send_signal({leader, *session_pids(leader)}, number)
     deadline = time.monotonic() + GRACE_SECONDS
     while left and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-        left &= {process.pid for process in processes()}
-    signal_all(left.union(*(session_members(leader) for leader in registered)), signal.SIGKILL)
+        left &= {process.pid for process in list_processes()}
+    send_signal(left.union(*(session_pids(leader) for leader in registered)), signal.SIGKILL)
 
 
 def register_and_exec(register: int, number: int, uid: int, gid: int, command: list[str]) -> None:
@@ -138,7 +138,7 @@ def register_and_exec(register: int, number: int, uid: int, gid: int, command: l
 def main(arguments: list[str]) -> None:
     """Run as ``watch`` or ``exec``; see the module's docstring."""
     if arguments[0] == "watch":
-        watch()
+        watch_parent()
     else:
         register, number, uid, gid = (int(field) for field in arguments[1:5])
         register_and_exec(register, number, uid, gid, arguments[5:])

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import IO, TYPE_CHECKING
 
-from stream_server.cli.demo.postgres_install import Installation
+from stream_server.cli.demo.postgres_install import PostgresInstallation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-KEEP_SECONDS = 24 * 3600.0
+KEEP_LOGS_SECONDS = 24 * 3600.0
 
 
 class RunDirectory:
@@ -31,10 +31,10 @@ class RunDirectory:
     def __init__(self, data_dir: Path) -> None:
         runs = data_dir.absolute() / "runs"
         runs.mkdir(parents=True, exist_ok=True)
-        with _locked(runs):
-            _clear_dead(runs)
-            self.path = _new_directory(runs)
-            self._lock = _lock(self.path)
+        with _exclusive_lock(runs):
+            _remove_abandoned(runs)
+            self.path = _create_directory(runs)
+            self._lock = _try_lock(self.path)
         assert self._lock is not None, "nobody else can know this directory"
         self.logs = self.path / "logs"
         self.logs.mkdir()
@@ -43,7 +43,7 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Remove the directory and the cluster that belongs to it, wherever that is."""
-        _remove(self.path)
+        _remove_run(self.path)
         self._release()
 
     def keep_logs(self) -> None:
@@ -58,7 +58,7 @@ class RunDirectory:
             self._lock = None
 
 
-def _new_directory(runs: Path) -> Path:
+def _create_directory(runs: Path) -> Path:
     name = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     number = os.getpid()
     while (path := runs / f"{name}-{number}").exists():
@@ -67,32 +67,32 @@ def _new_directory(runs: Path) -> Path:
     return path
 
 
-def _clear_dead(runs: Path) -> None:
+def _remove_abandoned(runs: Path) -> None:
     """Remove the directories that nobody holds, but for logs that were kept less than a day ago."""
     for path in runs.iterdir():
         if not path.is_dir():
             continue
         kept = path / "kept"
-        if kept.exists() and time.time() - kept.stat().st_mtime < KEEP_SECONDS:
+        if kept.exists() and time.time() - kept.stat().st_mtime < KEEP_LOGS_SECONDS:
             continue
-        lock = _lock(path)
+        lock = _try_lock(path)
         if lock is not None:
             lock.close()
-            _remove(path)
+            _remove_run(path)
 
 
-def _remove(path: Path) -> None:
+def _remove_run(path: Path) -> None:
     _remove_cluster(path)
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_cluster(path: Path) -> None:
     cluster = path / "postgres"
-    for place in {cluster, Installation.find().place(cluster)}:
+    for place in {cluster, PostgresInstallation.find().data_directory_for(cluster)}:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _lock(path: Path) -> IO[str] | None:
+def _try_lock(path: Path) -> IO[str] | None:
     """Lock a run directory; None if its demo is alive."""
     file = (path / "lock").open("w")
     try:
@@ -104,7 +104,7 @@ def _lock(path: Path) -> IO[str] | None:
 
 
 @contextmanager
-def _locked(runs: Path) -> Iterator[None]:
+def _exclusive_lock(runs: Path) -> Iterator[None]:
     """Keep other demos from making or clearing directories meanwhile."""
     with (runs / ".lock").open("w") as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX)

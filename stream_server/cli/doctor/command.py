@@ -6,12 +6,12 @@ import asyncio
 import json
 import sys
 
-from stream_server.cli.doctor.runner import Subject, examine
+from stream_server.cli.doctor.runner import DoctorTargets, run_checks
 
 
-def doctor(subject: Subject, *, as_json: bool) -> bool:
+def run_doctor(subject: DoctorTargets, *, as_json: bool) -> bool:
     """Write what is found to standard output; return whether there is no problem."""
-    report = asyncio.run(examine(subject))
-    text = json.dumps(report.as_json(), indent=2) if as_json else "\n".join(report.lines())
+    report = asyncio.run(run_checks(subject))
+    text = json.dumps(report.as_json(), indent=2) if as_json else "\n".join(report.format_lines())
     sys.stdout.write(text + "\n")
-    return report.healthy
+    return report.is_healthy

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-LONG_SECRET = 6
+MIN_SUBSTRING_SECRET_LENGTH = 6
 """Characters from which on a secret is hidden inside of words, too; "a" can't be."""
 
 
@@ -57,7 +57,7 @@ def skipped(reason: str) -> Finding:
     return Finding(Level.SKIPPED, reason)
 
 
-class Report:
+class DoctorReport:
     """All findings, each under the name of its check, in the order in which they were made.
 
     Args:
@@ -65,16 +65,16 @@ class Report:
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        self._secrets = _pattern(secrets)
+        self._secrets = _secrets_pattern(secrets)
         self._findings: list[tuple[str, Finding]] = []
 
     def add(self, check: str, finding: Finding) -> None:
         """Add what a check has found."""
         shown = replace(
             finding,
-            found=self._hide(finding.found),
-            remedy=self._hide(finding.remedy),
-            facts={name: self._hide(value) for name, value in finding.facts.items()},
+            found=self._redact(finding.found),
+            remedy=self._redact(finding.remedy),
+            facts={name: self._redact(value) for name, value in finding.facts.items()},
         )
         self._findings.append((check, shown))
 
@@ -87,46 +87,49 @@ class Report:
         return sum(finding.level is level for _, finding in self._findings)
 
     @property
-    def healthy(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether there is no problem."""
         return not self.count(Level.PROBLEM)
 
-    def lines(self) -> list[str]:
+    def format_lines(self) -> list[str]:
         """Return a line for each check, and one that sums up."""
         width = max((len(check) for check, _ in self._findings), default=0)
-        told = [f"{finding.level.value:<7}  {check:<{width}}  {_line(finding)}" for check, finding in self._findings]
+        told = [
+            f"{finding.level.value:<7}  {check:<{width}}  {_format_finding(finding)}"
+            for check, finding in self._findings
+        ]
         counts = ", ".join(f"{self.count(level)} {level.value}" for level in Level if self.count(level))
         return [*told, f"{len(self._findings)} checks: {counts}"]
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain values."""
         return {
-            "healthy": self.healthy,
+            "healthy": self.is_healthy,
             "counts": {level.value: self.count(level) for level in Level},
             "checks": [{"check": check, **asdict(finding)} for check, finding in self._findings],
         }
 
-    def _hide(self, value: Any) -> Any:  # noqa: ANN401 # any plain value
+    def _redact(self, value: Any) -> Any:  # noqa: ANN401 # any plain value
         if isinstance(value, str):
             return value if self._secrets is None else self._secrets.sub("***", value)
         if isinstance(value, (list, tuple)):
-            return [self._hide(item) for item in value]
+            return [self._redact(item) for item in value]
         return value
 
 
-def _line(finding: Finding) -> str:
+def _format_finding(finding: Finding) -> str:
     text = finding.found if finding.remedy is None else f"{finding.found} -> {finding.remedy}"
     return " ".join(text.split())
 
 
-def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
+def _secrets_pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
     # The longest first: one secret may begin with another one.
     ordered = sorted(filter(None, secrets), key=len, reverse=True)
     if not ordered:
         return None
     return re.compile(
         "|".join(
-            re.escape(secret) if len(secret) >= LONG_SECRET else rf"(?<!\w){re.escape(secret)}(?!\w)"
+            re.escape(secret) if len(secret) >= MIN_SUBSTRING_SECRET_LENGTH else rf"(?<!\w){re.escape(secret)}(?!\w)"
             for secret in ordered
         )
     )

@@ -11,11 +11,11 @@ import httpx
 
 from stream_server.cli.doctor.http_checks import AirflowChecks, ServerChecks
 from stream_server.cli.doctor.journal_checks import JournalChecks
-from stream_server.cli.doctor.notify_checks import DoorbellChecks
+from stream_server.cli.doctor.notify_checks import NotifyChecks
 from stream_server.cli.doctor.postgres_checks import PostgresChecks
-from stream_server.cli.doctor.report import Finding, Report, problem, skipped
-from stream_server.cli.doctor.session import Session
-from stream_server.cli.doctor.thresholds import Limits
+from stream_server.cli.doctor.report import DoctorReport, Finding, problem, skipped
+from stream_server.cli.doctor.session import ReadOnlySession
+from stream_server.cli.doctor.thresholds import Thresholds
 from stream_server.errors import (
     JournalForbidden,
     JournalMissing,
@@ -23,9 +23,9 @@ from stream_server.errors import (
     SettingsError,
     StreamServerError,
 )
-from stream_server.urls import secrets
+from stream_server.urls import find_secrets
 
-Check = tuple[str, Callable[[], Awaitable[Finding]]]
+NamedCheck = tuple[str, Callable[[], Awaitable[Finding]]]
 
 REMEDIES: dict[type[StreamServerError], str] = {
     JournalForbidden: "run `stream-server install --reader ROLE` for this role, as the role that owns Airflow's tables",
@@ -38,7 +38,7 @@ REMEDIES: dict[type[StreamServerError], str] = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class DoctorTargets:
     """What is to be looked at; what is `None` is not."""
 
     database_url: str | None = None
@@ -49,80 +49,84 @@ class Subject:
     token: str | None = None
     """Bearer token of Airflow's API."""
 
-    limits: Limits = field(default_factory=Limits)
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     @property
     def secrets(self) -> frozenset[str]:
         """What no text may hold."""
         urls = filter(None, (self.database_url, self.airflow_url, self.url))
-        return frozenset({self.token or ""}.union(*map(secrets, urls))) - {""}
+        return frozenset({self.token or ""}.union(*map(find_secrets, urls))) - {""}
 
 
-async def examine(subject: Subject) -> Report:
+async def run_checks(subject: DoctorTargets) -> DoctorReport:
     """Make all checks of what there is to look at."""
-    report = Report(subject.secrets)
-    limits = subject.limits
+    report = DoctorReport(subject.secrets)
+    limits = subject.thresholds
     if subject.database_url is not None:
-        session = Session(subject.database_url, limits.check / 2)
+        session = ReadOnlySession(subject.database_url, limits.check_timeout / 2)
         try:
-            await _make(report, database_checks(session, limits), limits)
+            await _run_and_report(report, list_database_checks(session, limits), limits)
         finally:
             await session.close()
     if subject.airflow_url is not None:
-        async with _client(subject.airflow_url, limits) as client:
-            await _make(report, airflow_checks(client, subject.token), limits)
+        async with _make_client(subject.airflow_url, limits) as client:
+            await _run_and_report(report, list_airflow_checks(client, subject.token), limits)
     if subject.url is not None:
-        async with _client(subject.url, limits) as client:
-            await _make(report, server_checks(client, subject.token), limits)
+        async with _make_client(subject.url, limits) as client:
+            await _run_and_report(report, list_server_checks(client, subject.token), limits)
     return report
 
 
-def database_checks(session: Session, limits: Limits) -> list[Check]:
+def list_database_checks(session: ReadOnlySession, limits: Thresholds) -> list[NamedCheck]:
     """Return the checks of a database."""
     postgres = PostgresChecks(session, limits)
     journal = JournalChecks(session, limits)
-    doorbell = DoorbellChecks(session, limits)
+    doorbell = NotifyChecks(session, limits)
     return [
-        ("connection", postgres.connection),
-        ("primary", postgres.primary),
-        ("pooler", doorbell.pooler),
-        ("doorbell", doorbell.doorbell),
-        ("airflow", journal.airflow),
-        ("privileges", journal.privileges),
-        ("triggers", journal.triggers),
-        ("lag", journal.lag),
-        ("size", journal.size),
-        ("queue", postgres.queue),
-        ("transactions", postgres.transactions),
-        ("two-phase", postgres.two_phase),
-        ("connections", postgres.connections),
-        ("clock", postgres.clock),
+        ("connection", postgres.check_connection),
+        ("primary", postgres.check_primary),
+        ("pooler", doorbell.check_pooler),
+        ("doorbell", doorbell.check_notify),
+        ("airflow", journal.check_airflow_schema),
+        ("privileges", journal.check_privileges),
+        ("triggers", journal.check_triggers),
+        ("lag", journal.check_lag),
+        ("size", journal.check_size),
+        ("queue", postgres.check_queue),
+        ("transactions", postgres.check_transactions),
+        ("two-phase", postgres.check_two_phase),
+        ("connections", postgres.check_connections),
+        ("clock", postgres.check_clock),
     ]
 
 
-def airflow_checks(client: httpx.AsyncClient, token: str | None) -> list[Check]:
+def list_airflow_checks(client: httpx.AsyncClient, token: str | None) -> list[NamedCheck]:
     """Return the checks of Airflow's API."""
     airflow = AirflowChecks(client, token)
-    return [("airflow-api", airflow.api), *([] if token is None else [("token", airflow.token)])]
+    return [("airflow-api", airflow.check_api), *([] if token is None else [("token", airflow.check_token)])]
 
 
-def server_checks(client: httpx.AsyncClient, token: str | None) -> list[Check]:
+def list_server_checks(client: httpx.AsyncClient, token: str | None) -> list[NamedCheck]:
     """Return the checks of stream_server, and of what is in front of it."""
     server = ServerChecks(client, token)
-    return [("server", server.server), ("buffering", server.buffering), ("websocket", server.websocket)]
+    return [
+        ("server", server.check_server),
+        ("buffering", server.check_buffering),
+        ("websocket", server.check_websocket),
+    ]
 
 
-async def _make(report: Report, checks: list[Check], limits: Limits) -> None:
+async def _run_and_report(report: DoctorReport, checks: list[NamedCheck], limits: Thresholds) -> None:
     """Make checks. Where the first one finds that nothing answers, the others can't be made."""
     for name, ask in checks:
         first = report.get(checks[0][0])
         if first is not None and first.facts.get("answers") is False:
             report.add(name, skipped(f"see the check `{checks[0][0]}`"))
         else:
-            report.add(name, await _made(ask, limits.check))
+            report.add(name, await _run_check(ask, limits.check_timeout))
 
 
-async def _made(ask: Callable[[], Awaitable[Finding]], limit: float) -> Finding:
+async def _run_check(ask: Callable[[], Awaitable[Finding]], limit: float) -> Finding:
     """Make one check; whatever happens to it, the others are made as well."""
     try:
         with anyio.fail_after(limit):
@@ -137,9 +141,9 @@ async def _made(ask: Callable[[], Awaitable[Finding]], limit: float) -> Finding:
         return problem(f"the check itself failed ({type(error).__name__}: {error})", "please report it")
 
 
-def _client(url: str, limits: Limits) -> httpx.AsyncClient:
+def _make_client(url: str, limits: Thresholds) -> httpx.AsyncClient:
     """Return a client for an address; where it is none, every request of it says so."""
     try:
-        return httpx.AsyncClient(base_url=url, timeout=limits.check / 2)
+        return httpx.AsyncClient(base_url=url, timeout=limits.check_timeout / 2)
     except httpx.InvalidURL:
-        return httpx.AsyncClient(base_url="invalid://", timeout=limits.check / 2)
+        return httpx.AsyncClient(base_url="invalid://", timeout=limits.check_timeout / 2)

@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from stream_server.journal.connection import connection_arguments, disconnect, errors_mapped
+from stream_server.journal.connection import build_connect_arguments, close_connection, map_postgres_errors
 
 APPLICATION_NAME = "stream_server doctor"
 
 
-class Session:
+class ReadOnlySession:
     """Connections to one database, made when they are needed.
 
     Each question has a transaction of its own, and no prepared statement outlives it: so it can be asked through any
@@ -43,7 +43,7 @@ class Session:
         connection = self._connection
         milliseconds = int(self._timeout * 1000)
         try:
-            with errors_mapped():
+            with map_postgres_errors():
                 async with connection.transaction(readonly=True):
                     await connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
                     yield connection
@@ -56,16 +56,16 @@ class Session:
     async def connect(self) -> asyncpg.Connection[asyncpg.Record]:
         """Make a connection of its own, that the caller closes. Errors as for `transaction`."""
         arguments = {
-            **connection_arguments(self._url),
+            **build_connect_arguments(self._url),
             "timeout": self._timeout,
             "command_timeout": self._timeout,
             "statement_cache_size": 0,
             "server_settings": {"application_name": APPLICATION_NAME},
         }
-        with errors_mapped():
+        with map_postgres_errors():
             return await asyncpg.connect(**arguments)
 
     async def close(self) -> None:
         """Close what is open."""
         if self._connection is not None:
-            await disconnect(self._connection)
+            await close_connection(self._connection)

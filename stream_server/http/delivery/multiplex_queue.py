@@ -71,7 +71,7 @@ class Bundle:
         """Why the connection ends."""
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether nothing will come any more once all that is due has been taken."""
         return self.closed is not None
 
@@ -79,7 +79,7 @@ class Bundle:
         """Take in a stream."""
         self._streams[name] = subscription
         if self.closed is not None:
-            subscription.close(CloseCode(self.closed.code), self.closed.reason)
+            subscription.disconnect(CloseCode(self.closed.code), self.closed.reason)
         subscription.on_due(lambda: self._due(name))
 
     def remove(self, name: str) -> None:
@@ -118,18 +118,18 @@ class Bundle:
         for name in ready:
             subscription = self._streams[name]
             wires.extend(Named(wire, name) for wire in subscription.take())
-            if subscription.finished:
+            if subscription.is_finished:
                 self.remove(name)
                 self._on_over(name)
         return wires
 
-    def close(self, code: CloseCode, reason: str) -> None:
+    def disconnect(self, code: CloseCode, reason: str) -> None:
         """End the connection, after what is due; each stream tells why."""
         if self.closed is not None:
             return
-        self.closed = Close(code=int(code), reason=reason, reconnect=code.reconnect)
+        self.closed = Close(code=int(code), reason=reason, reconnect=code.should_reconnect)
         for subscription in self._streams.values():
-            subscription.close(code, reason)
+            subscription.disconnect(code, reason)
         self._notify()
 
     def _due(self, name: str) -> None:

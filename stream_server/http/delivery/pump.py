@@ -32,7 +32,7 @@ async def pump(
     due = asyncio.Event()
     subscription.on_due(due.set)
     gone.add_done_callback(lambda _: due.set())
-    while not gone.done() and not subscription.finished:
+    while not gone.done() and not subscription.is_finished:
         with anyio.move_on_after(silence):
             await due.wait()
         quiet = not due.is_set()

@@ -72,7 +72,7 @@ class Source(Protocol):
     """Where the frames of a delivery come from: a `Subscription`, or many."""
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the last frame of the connection is due, or has been taken."""
 
     @property
@@ -85,7 +85,7 @@ class Source(Protocol):
     def take(self) -> Sequence[Wire]:
         """Return all that is due, and forget it."""
 
-    def close(self, code: CloseCode, reason: str) -> None:
+    def disconnect(self, code: CloseCode, reason: str) -> None:
         """End the connection, after what is due, with a `close` frame that says why."""
 
 
@@ -164,18 +164,18 @@ class Delivery(ABC):
             self.spoke_at = now
             self._tally.frames += len(wires)
             self.write(wires, joined)
-        if self._subscription.complete and not self.behind:
+        if self._subscription.is_complete and not self.behind:
             self._end(there=True)
 
     def expire(self) -> None:
         """Have the client come again: to another server, perhaps, with new rights, over a way that is there still."""
-        self._subscription.close(CloseCode.AGED, "The connection has lived for long enough; the stream goes on")
+        self._subscription.disconnect(CloseCode.AGED, "The connection has lived for long enough; the stream goes on")
 
     def note_silence(self) -> None:
         """Nothing has been sent for a time of silence: a `ping` is due, unless it is the client that reads nothing."""
         self.silent = True
         self.due()
-        if self.behind and self._subscription.complete:
+        if self.behind and self._subscription.is_complete:
             self._parting_turns += 1
             if self._parting_turns >= PARTING_TURNS:
                 self.fail()

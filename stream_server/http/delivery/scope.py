@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from stream_server.auth.rate_limits import Place
+from stream_server.auth.rate_limits import CallerSlot
 
 
 def header_of(scope: Scope, name: bytes) -> str | None:
@@ -33,10 +33,10 @@ TICKET = "stream_server.ticket"
 
 def keep_place(scope: Scope, over: asyncio.Future[Any]) -> None:
     """Have a stream keep the place of its request until it is over."""
-    place: Place | None = scope.get(PLACE)
+    place: CallerSlot | None = scope.get(PLACE)
     if place is not None:
-        place.held = True
-        over.add_done_callback(place.leave)
+        place.outlives_request = True
+        over.add_done_callback(place.release)
 
 
 LINE = "stream_server.line"

@@ -68,7 +68,7 @@ async def send_stream(
     """
     start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
     line: AnswerLine | None = scope.get(LINE)
-    if line is not None and scope["method"] != "HEAD" and line.claim(cast("dict[str, Any]", scope)):
+    if line is not None and scope["method"] != "HEAD" and line.claim_response(cast("dict[str, Any]", scope)):
         await _send_straight(streaming, line, scope, send, start, frame=frame, transport=transport, first=first)
         return
 
@@ -90,7 +90,7 @@ async def send_stream(
             ended = not parting.cancelled_caught
         if not ended:
             cut_off(receive)
-    if streaming.on_gone is not None and not subscription.complete:
+    if streaming.on_gone is not None and not subscription.is_complete:
         streaming.on_gone()
 
 
@@ -111,7 +111,7 @@ async def _send_straight(
     kind = None if OVERHEARD in scope else (start["status"], tuple(start["headers"]), header_of(scope, b"origin"))
     try:
         # The head comes through all middlewares, once a second for all who get the same.
-        head = (kind and line.head(kind)) or await _head(line, send, start, kind)
+        head = (kind and line.start_with_cached_head(kind)) or await _head(line, send, start, kind)
         delivery = Straight(subscription, streaming.courier, line, chunked(frame), transport=transport)
     except BaseException as error:
         await streaming.watch.__aexit__(type(error), error, error.__traceback__)
@@ -121,13 +121,13 @@ async def _send_straight(
 
 
 async def _head(line: AnswerLine, send: Send, start: Message, kind: Hashable) -> bytes:
-    line.hold()
+    line.capture()
     try:
         await send(start)
     except BaseException:
-        line.release()
+        line.flush()
         raise
-    return line.release(kind)
+    return line.flush(kind)
 
 
 @cache

@@ -37,13 +37,13 @@ class Line(Protocol):
     """To be told when the connection is full, free again, or lost."""
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether more is waiting to be sent than should."""
 
-    def take(self) -> None:
+    def detach(self) -> None:
         """Have the connection outlive the request, with as little of what that needed as can be."""
 
-    async def end(self, closed: Close | None) -> None:
+    async def close(self, closed: Close | None) -> None:
         """End what is sent.
 
         Args:
@@ -54,20 +54,20 @@ class Line(Protocol):
 class AnswerLine(Line, Protocol):
     """A connection of our own server that is answered by HTTP."""
 
-    def claim(self, scope: dict[str, Any]) -> bool:
+    def claim_response(self, scope: dict[str, Any]) -> bool:
         """Tell whether the answer to a request may be written here: unless another one has come behind it since."""
 
-    def head(self, kind: Hashable) -> bytes | None:
+    def start_with_cached_head(self, kind: Hashable) -> bytes | None:
         """Return the head of an answer, if one of its kind has been sent in this second, and begin with the answer.
 
         Args:
             kind: All that a head depends on, but for the connection.
         """
 
-    def hold(self) -> None:
+    def capture(self) -> None:
         """Keep back what ASGI sends."""
 
-    def release(self, kind: Hashable = None) -> bytes:
+    def flush(self, kind: Hashable = None) -> bytes:
         """Return the head that was kept back, and keep nothing back any more.
 
         Args:
@@ -108,7 +108,7 @@ class Straight(Delivery):
         self._transport = line.transport
         self._frame = frame
         self._first = b""
-        self.behind = line.full
+        self.behind = line.is_full
         line.delivery = self
         if line.transport.is_closing():
             self.gone()
@@ -144,7 +144,7 @@ class Straight(Delivery):
             on_gone: Called where the client went before the end.
             first: Bytes before the first frame, in the same write.
         """
-        self._line.take()
+        self._line.detach()
         self._first = first
         self.begin()
         if self._first and not self._transport.is_closing():
@@ -164,10 +164,10 @@ class Straight(Delivery):
         self.stop()
         try:
             if there:
-                await self._line.end(self._subscription.closed)
+                await self._line.close(self._subscription.closed)
         finally:
             await watch.__aexit__(None, None, None)
-        if on_gone is not None and not self._subscription.complete:
+        if on_gone is not None and not self._subscription.is_complete:
             on_gone()
 
 

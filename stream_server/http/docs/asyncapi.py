@@ -30,7 +30,15 @@ from stream_server.protocol.frames import (
     Snapshot,
     TaskTransition,
 )
-from stream_server.protocol.schema import FRAME_TYPES, Json, frame_schemas, reference, schemas, tag, text_of
+from stream_server.protocol.schema import (
+    FRAME_TYPES,
+    Json,
+    build_frame_schemas,
+    build_schemas,
+    description_of,
+    reference_to,
+    tag_of,
+)
 
 OF_CONNECTION = (Resumed, Reset, Ping, Close)
 OF_RUN = (Snapshot, TaskTransition, RunTransition, Result, Failure, End, *OF_CONNECTION)
@@ -90,24 +98,24 @@ def document() -> Json:
 def _schemas() -> Json:
     places = "#/components/schemas/{name}"
     words = {name: text for name, (_, text) in QUERY.items()} | {"id": "What the client calls it."}
-    found = {**frame_schemas(places), **schemas(OPERATIONS, places, words)}
+    found = {**build_frame_schemas(places), **build_schemas(OPERATIONS, places, words)}
     # A discriminator is another thing here (AsyncAPI 3.0, Schema Object), and each message has its own schema.
     del found["Frame"]
     return found
 
 
 def _messages() -> Json:
-    shown = examples.texts(examples.FRAMES)
-    frames = {kind.__name__: _message(kind, shown[tag(kind)]) for kind in FRAME_TYPES}
+    shown = examples.frame_examples(examples.FRAMES)
+    frames = {kind.__name__: _message(kind, shown[tag_of(kind)]) for kind in FRAME_TYPES}
     return {**frames, **{kind.__name__: _message(kind, [OPERATION_EXAMPLES[kind]]) for kind in OPERATIONS}}
 
 
 def _message(kind: type[msgspec.Struct], shown: Iterable[Any]) -> Json:
     return {
-        "name": tag(kind),
+        "name": tag_of(kind),
         "title": kind.__name__,
-        "summary": text_of(kind),
-        "payload": reference(kind),
+        "summary": description_of(kind),
+        "payload": reference_to(kind),
         "examples": [{"payload": one} for one in shown],
     }
 

@@ -20,7 +20,14 @@ from stream_server.http.endpoints.probe import PROBE
 from stream_server.http.params import QUESTION, STREAM
 from stream_server.protocol import examples
 from stream_server.protocol.bodies import Cancelled, Detail, Health, Problem, Readiness, RunAnswer, Ticket, WaitLine
-from stream_server.protocol.schema import DIALECT, Json, frame_schemas, reference, schemas, text_of
+from stream_server.protocol.schema import (
+    DIALECT,
+    Json,
+    build_frame_schemas,
+    build_schemas,
+    description_of,
+    reference_to,
+)
 
 RUNS = "/api/v2/dags/{dag_id}/dagRuns"
 RUN = f"{RUNS}/{{run_id}}"
@@ -49,7 +56,7 @@ UNAVAILABLE = (
     errors.Unavailable,
 )
 LIMITED = (errors.TooManyJoins, errors.TooManyStreams)
-OF_CALLER = (errors.TokenInUrl, errors.ForeignOrigin)
+OF_CALLER = (errors.TokenInUrl, errors.OriginNotAllowed)
 OF_STREAM = (
     errors.TicketRefused,
     errors.RunNotFound,
@@ -59,7 +66,7 @@ OF_STREAM = (
     *LIMITED,
     *UNAVAILABLE,
 )
-OF_AIRFLOW = (*OF_CALLER, errors.AirflowUnknown, errors.AirflowSilent, errors.AirflowSlow, *LIMITED)
+OF_AIRFLOW = (*OF_CALLER, errors.AirflowUrlMissing, errors.AirflowNotResponding, errors.AirflowTimeout, *LIMITED)
 
 REFUSALS = (400, 401, 403, 404, 409, 422)
 """Statuses with which Airflow refuses; they go on to the client."""
@@ -75,7 +82,7 @@ READERS: list[Json] = [{name: []} for name in SECURITY] + [{}]
 def document() -> Json:
     """Return the description."""
     places = "#/components/schemas/{name}"
-    answers = schemas(
+    answers = build_schemas(
         (RunAnswer, Cancelled, Ticket, tickets.Wanted, WaitLine, Health, Readiness, Problem, Detail, *LISTS), places
     )
     return {
@@ -101,7 +108,7 @@ def document() -> Json:
             "/asyncapi.json": {"get": _description("asyncapi", "All streams, as AsyncAPI 3.0 describes them", JSON)},
             "/schema/frames.json": {"get": _description("frames", "JSON Schema of all frames", SCHEMA)},
         },
-        "components": {"schemas": {**frame_schemas(places), **answers}, "securitySchemes": SECURITY},
+        "components": {"schemas": {**build_frame_schemas(places), **answers}, "securitySchemes": SECURITY},
     }
 
 
@@ -128,8 +135,8 @@ def _trigger() -> Json:
                 errors.RunNotFound,
                 errors.BadParameter,
                 errors.UnknownTask,
-                errors.KeyReused,
-                errors.TooLarge,
+                errors.IdempotencyKeyReused,
+                errors.RequestTooLarge,
                 errors.NoResult,
                 *OF_AIRFLOW,
                 *UNAVAILABLE,
@@ -191,10 +198,10 @@ def _result() -> Json:
 
 
 def _wait() -> Json:
-    line = examples.answers(WaitLine)[0]
+    line = examples.body_examples(WaitLine)[0]
     lines = f'{{"state": "running"}}\n{msgspec.json.encode(line).decode()}\n'
     airflow = {
-        status: {"description": text, "content": {JSON: {"schema": reference("Detail")}}}
+        status: {"description": text, "content": {JSON: {"schema": reference_to("Detail")}}}
         for status, text in (
             ("401", "Airflow does not know the caller"),
             ("403", "The caller may not read the run, or XComs"),
@@ -226,7 +233,7 @@ def _cancel() -> Json:
         "security": [{name: []} for name in SECURITY],
         "parameters": parameters(f"{RUN}/cancel"),
         "responses": {
-            "200": {"description": text_of(Cancelled), "content": {JSON: _shown(Cancelled)}},
+            "200": {"description": description_of(Cancelled), "content": {JSON: _shown(Cancelled)}},
             **_problems(*OF_AIRFLOW, refused=REFUSALS),
         },
     }
@@ -245,15 +252,15 @@ def _ticket() -> Json:
         "parameters": parameters(tickets.PATH),
         "requestBody": {
             "required": True,
-            "content": {JSON: {"schema": reference(tickets.Wanted), "example": {"paths": [path]}}},
+            "content": {JSON: {"schema": reference_to(tickets.Wanted), "example": {"paths": [path]}}},
         },
         "responses": {
-            "201": {"description": text_of(Ticket), "content": {JSON: _shown(Ticket)}},
+            "201": {"description": description_of(Ticket), "content": {JSON: _shown(Ticket)}},
             **_problems(
                 errors.BadRequest,
                 errors.BadParameter,
-                errors.ForeignOrigin,
-                errors.TooLarge,
+                errors.OriginNotAllowed,
+                errors.RequestTooLarge,
                 errors.TooManyTickets,
                 *OF_CALLER,
                 *LIMITED,
@@ -279,7 +286,7 @@ def _probe() -> Json:
 
 
 def _health() -> Json:
-    answer = {"description": text_of(Health), "content": {JSON: _shown(Health)}}
+    answer = {"description": description_of(Health), "content": {JSON: _shown(Health)}}
     return {
         "operationId": "getHealth",
         "summary": "Whether the process runs",
@@ -293,7 +300,7 @@ def _ready() -> Json:
         "summary": "Whether streams are whole and live",
         "responses": {
             "200": {"description": "They are", "content": {JSON: _shown(Readiness)}},
-            "503": {"description": "They are not", "content": {JSON: {"schema": reference(Readiness)}}},
+            "503": {"description": "They are not", "content": {JSON: {"schema": reference_to(Readiness)}}},
             **_problems(),
         },
     }
@@ -334,9 +341,9 @@ def _headers(texts: dict[str, str]) -> Json:
 
 
 def _answers(description: str, *outcomes: str, **headers: str) -> Json:
-    shown = {one["outcome"]: {"value": one} for one in examples.answers(RunAnswer) if one["outcome"] in outcomes}
+    shown = {one["outcome"]: {"value": one} for one in examples.body_examples(RunAnswer) if one["outcome"] in outcomes}
     content = {
-        JSON: {"schema": {"anyOf": [reference(RunAnswer), {"description": "The bare value."}]}, "examples": shown}
+        JSON: {"schema": {"anyOf": [reference_to(RunAnswer), {"description": "The bare value."}]}, "examples": shown}
     }
     return {"description": description, "headers": _headers(headers), "content": content}
 
@@ -351,11 +358,11 @@ def _streamed(answer: Json) -> Json:
 
 def _lines(kind: str, example: str) -> Json:
     """Return what a body of many values is; OpenAPI before 3.2 has no word for the schema of each."""
-    return {"schema": {"type": "string", "x-itemSchema": reference(kind)}, "example": example}
+    return {"schema": {"type": "string", "x-itemSchema": reference_to(kind)}, "example": example}
 
 
 def _shown(kind: type[msgspec.Struct]) -> Json:
-    return {"schema": reference(kind), "example": examples.answers(kind)[0]}
+    return {"schema": reference_to(kind), "example": examples.body_examples(kind)[0]}
 
 
 def _problems(*kinds: type[errors.StreamServerError], refused: Collection[int] = (), passed_on: bool = False) -> Json:
@@ -373,10 +380,10 @@ def _problems(*kinds: type[errors.StreamServerError], refused: Collection[int] =
         by_status.setdefault(status, []).append(errors.AirflowRefused)
     found = {str(status): _problem(status, of_status) for status, of_status in sorted(by_status.items())}
     for status in refused if passed_on else ():
-        found[str(status)]["content"][JSON] = {"schema": reference("Detail")}
+        found[str(status)]["content"][JSON] = {"schema": reference_to("Detail")}
     fault = {
         "description": "The server has a fault; its log says more",
-        "content": {PROBLEM: {"schema": reference("Problem")}},
+        "content": {PROBLEM: {"schema": reference_to("Problem")}},
     }
     return {**found, "default": fault}
 
@@ -385,12 +392,12 @@ def _problem(status: int, kinds: Iterable[type[errors.StreamServerError]]) -> Js
     kinds = tuple(kinds)
     shown: Json = {}
     for kind in kinds:
-        error = kind.__new__(kind, text_of(kind))
+        error = kind.__new__(kind, description_of(kind))
         error.status = status
-        shown[kind.__name__] = {"summary": kind.title, "value": errors.StreamServerError.problem(error)}
+        shown[kind.__name__] = {"summary": kind.title, "value": errors.StreamServerError.problem_body(error)}
     retried = {"Retry-After": "Seconds after which to try again."} if any(kind.retry_after for kind in kinds) else {}
     return {
-        "description": "\n".join(f"- {kind.title}: {text_of(kind)}" for kind in kinds),
+        "description": "\n".join(f"- {kind.title}: {description_of(kind)}" for kind in kinds),
         "headers": _headers(retried),
-        "content": {PROBLEM: {"schema": reference("Problem"), "examples": shown}},
+        "content": {PROBLEM: {"schema": reference_to("Problem"), "examples": shown}},
     }

@@ -9,7 +9,7 @@ import msgspec
 from stream_server import errors
 from stream_server.http.docs.parameters import parameters
 from stream_server.protocol.bodies import DagList, RunList, Session, Structure
-from stream_server.protocol.schema import Json, text_of
+from stream_server.protocol.schema import Json, description_of
 
 GRAPH = "/api/v2/dags/{dag_id}/dagRuns/{run_id}/graph"
 RUN_LIST = "/api/v2/stream/runs"
@@ -19,7 +19,7 @@ SESSION = "/api/v2/stream/session"
 LISTS: tuple[type[msgspec.Struct], ...] = (RunList, DagList, Structure, Session)
 """What is answered."""
 
-_AIRFLOW = (errors.AirflowUnknown, errors.AirflowSilent, errors.AirflowSlow)
+_AIRFLOW = (errors.AirflowUrlMissing, errors.AirflowNotResponding, errors.AirflowTimeout)
 _REFUSED_READING = (401, 403, 404)
 _REFUSED_SIGN_IN = (400, 401, 403, 422)
 """Statuses with which Airflow refuses."""
@@ -54,7 +54,7 @@ def pages_paths(
     """
 
     def told(kind: type[msgspec.Struct]) -> Json:
-        return {"200": {"description": text_of(kind), "content": {"application/json": shown(kind)}}}
+        return {"200": {"description": description_of(kind), "content": {"application/json": shown(kind)}}}
 
     return {
         GRAPH: {
@@ -104,7 +104,7 @@ def pages_paths(
                             "Set-Cookie": {"schema": {"type": "string"}, "description": "HttpOnly, SameSite=Lax."}
                         },
                     },
-                    **problems(errors.BadRequest, errors.TooLarge, *_AIRFLOW, refused=_REFUSED_SIGN_IN),
+                    **problems(errors.BadRequest, errors.RequestTooLarge, *_AIRFLOW, refused=_REFUSED_SIGN_IN),
                 },
             },
             "delete": {

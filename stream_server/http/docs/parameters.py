@@ -10,7 +10,7 @@ from stream_server.http.endpoints.lists import LIMIT, LIMITS
 from stream_server.http.endpoints.result import DEFAULT_TIMEOUT, FAIL_STATUS, FAIL_STATUSES
 from stream_server.http.endpoints.trigger import DEFAULT_GRACE, IF_EXISTS, MAX_KEY_LENGTH, ON_DISCONNECT
 from stream_server.http.params import CONFIRM, UNTIL
-from stream_server.hub.firehose import TYPES
+from stream_server.hub.firehose import FRAME_TYPES
 from stream_server.protocol.frames import NO_STATUS
 from stream_server.protocol.schema import Json
 
@@ -101,7 +101,7 @@ QUERY: dict[str, tuple[Json, str]] = {
     "run_id": (_names(), "Only this run; repeatable."),
     "task_id": (_names(), "Only transitions of this task, and none of runs; repeatable."),
     "state": (_names(enum=list(STATES)), f"Only transitions to this state, `{NO_STATUS}` for none; repeatable."),
-    "type": (_names(enum=list(TYPES)), "Only frames of this type; repeatable."),
+    "type": (_names(enum=list(FRAME_TYPES)), "Only frames of this type; repeatable."),
     "limit": (
         {"type": "integer", "minimum": LIMITS[0], "maximum": LIMITS[1], "default": LIMIT},
         "How many runs at most.",

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from stream_server.http.docs import asyncapi, openapi
 from stream_server.http.params import has_etag
-from stream_server.protocol.schema import Json, frames_document
+from stream_server.protocol.schema import Json, build_frames_document
 
 
 class Description(NamedTuple):
@@ -32,7 +32,7 @@ def routes() -> list[Route]:
         for path, make, media_type in (
             ("/openapi.json", openapi.document, openapi.JSON),
             ("/asyncapi.json", asyncapi.document, openapi.JSON),
-            ("/schema/frames.json", frames_document, openapi.SCHEMA),
+            ("/schema/frames.json", build_frames_document, openapi.SCHEMA),
         )
     ]
 

@@ -14,7 +14,7 @@ from stream_server.http.endpoints.run_stream import stream_response, unavailable
 from stream_server.http.params import refuse_unknown, since
 from stream_server.http.permission import permit_dag, permit_many
 from stream_server.http.state import State
-from stream_server.hub.firehose import TYPES, Filter
+from stream_server.hub.firehose import FRAME_TYPES, Filter
 from stream_server.protocol.frames import NO_STATUS
 
 PARAMETERS = ("dag_id", "run_id", "task_id", "state", "type", "tag")
@@ -59,10 +59,10 @@ async def stream(request: Request) -> Response:
             wanted = permission.may_hear(wanted)
         else:
             permission = await permit_many(authorizer, caller)
-            readable = authorizer.readable(caller)
+            readable = authorizer.readable_dags(caller)
     except Unavailable as error:
         return unavailable(request, error)
-    watch = permission.guarded(state["hub"].follow(wanted, since=since(request), readable=readable))
+    watch = permission.guarded(state["hub"].subscribe_firehose(wanted, since=since(request), readable=readable))
     return stream_response(request, Streaming(watch, state["courier"]))
 
 
@@ -77,11 +77,11 @@ async def filter_of(state: State, asked: Mapping[str, Sequence[str]]) -> Filter:
             raise BadParameter(f"{name} is given {len(values)} times; {MAX_NAMES} are the most")
         if "" in values:
             raise BadParameter(f"{name} is empty; give it a name, or leave it out to have all let through")
-    _refuse_others("type", asked.get("type", ()), TYPES)
+    _refuse_others("type", asked.get("type", ()), FRAME_TYPES)
     _refuse_others("state", asked.get("state", ()), STATES)
     dag_ids = frozenset(asked.get("dag_id", ()))
     if tags := asked.get("tag"):
-        tagged = await state["runs"].tagged(tags)
+        tagged = await state["runs"].read_dag_ids_with_tags(tags)
         # No DAG has an empty name: where none is tagged so, nothing is let through.
         dag_ids = (tagged & dag_ids if dag_ids else tagged) or frozenset({""})
     return Filter(

@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stream_server.domain.graph import Graph, Task
-from stream_server.domain.outcome import Question, result_tasks
-from stream_server.domain.task_groups import TaskTree
+from stream_server.domain.outcome import WatchOptions, select_result_tasks
+from stream_server.domain.task_groups import TaskGroups
 from stream_server.errors import BadParameter, JournalMissing
 from stream_server.http.caller import caller_of
 from stream_server.http.params import number, refuse_unknown, run_key
 from stream_server.http.state import State
-from stream_server.hub.firehose import Readable, Reading
+from stream_server.hub.firehose import ReadPermissions, Resource
 from stream_server.journal import run_lists as listing
 from stream_server.protocol.bodies import DagItem, DagList, Edge, Node, NodeGroup, RunItem, RunList, Structure
 
@@ -33,12 +33,16 @@ def structure(dag_id: str, run_id: str, graph: Graph, answering: Collection[str]
     return Structure(
         dag_id=dag_id,
         run_id=run_id,
-        nodes=[_node(graph.tasks[task_id], graph.tree, answering) for task_id in graph.order],
+        nodes=[_node(graph.tasks[task_id], graph.task_groups, answering) for task_id in graph.topological_order],
         groups=[
-            NodeGroup(group_id=group.group_id, parent_id=group.parent, is_mapped=group.is_mapped)
-            for group in graph.tree.groups
+            NodeGroup(group_id=group.group_id, parent_id=group.parent_id, is_mapped=group.is_mapped)
+            for group in graph.task_groups.groups
         ],
-        edges=[Edge(source=task_id, target=below) for task_id in graph.order for below in graph.below(task_id)],
+        edges=[
+            Edge(source=task_id, target=below)
+            for task_id in graph.topological_order
+            for below in graph.downstream(task_id)
+        ],
     )
 
 
@@ -47,10 +51,10 @@ def unknown_structure(dag_id: str, run_id: str, task_ids: Collection[str], answe
     return structure(dag_id, run_id, Graph([Task(task_id) for task_id in sorted(task_ids)]), answering)
 
 
-def _node(task: Task, tree: TaskTree, answering: Collection[str]) -> Node:
+def _node(task: Task, tree: TaskGroups, answering: Collection[str]) -> Node:
     return Node(
         task_id=task.task_id,
-        group_id=tree.places.get(task.task_id),
+        group_id=tree.group_of_task.get(task.task_id),
         operator=task.operator,
         is_mapped=task.is_mapped,
         is_setup=task.is_setup,
@@ -72,15 +76,15 @@ async def runs(request: Request) -> Response:
     limit = number(request, "limit", LIMIT, *LIMITS)
     dag_id = request.query_params.get("dag_id")
     readable = await _readable(request)
-    read = await listing.recent_runs(state["runs"], dag_id, limit)
-    cursor = read.cursor
+    read = await listing.read_recent_runs(state["runs"], dag_id, limit)
+    cursor = read.position
     if cursor is None:
         raise JournalMissing("The journal is not whole; run `stream-server install`")
     found = await _allowed(readable, read.runs)
     for _ in range(MAX_READS):
-        if len(found) >= limit or read.before is None:
+        if len(found) >= limit or read.next_before is None:
             break
-        read = await listing.recent_runs(state["runs"], dag_id, limit, read.before)
+        read = await listing.read_recent_runs(state["runs"], dag_id, limit, read.next_before)
         found += await _allowed(readable, read.runs)
     return _answer(RunList(runs=found[:limit], cursor=str(cursor)))
 
@@ -93,7 +97,7 @@ async def dags(request: Request) -> Response:
     if not tag:
         raise BadParameter("tag= is missing; it names the tag that the DAGs bear")
     readable = await _readable(request)
-    return _answer(DagList(dags=await _allowed(readable, await listing.dags_to_choose(state["runs"], tag))))
+    return _answer(DagList(dags=await _allowed(readable, await listing.read_tagged_dags(state["runs"], tag))))
 
 
 async def graph(request: Request) -> Response:
@@ -101,28 +105,28 @@ async def graph(request: Request) -> Response:
     refuse_unknown(request.query_params.keys(), frozenset())
     state: State = request.scope["state"]
     key = run_key(request)
-    await state["authorizer"].run(await caller_of(request), key)
-    run, _ = await state["runs"].run_state(key)
-    answering = result_tasks(run, Question())
+    await state["authorizer"].check_run(await caller_of(request), key)
+    run, _ = await state["runs"].read_run(key)
+    answering = select_result_tasks(run, WatchOptions())
     if run.graph is None:
         return _answer(unknown_structure(*key, run.tasks.keys(), answering))
     return _answer(structure(*key, run.graph, answering))
 
 
-async def _readable(request: Request) -> Readable | None:
+async def _readable(request: Request) -> ReadPermissions | None:
     """Return what the caller may read; `None` for all."""
     authorizer, caller = request.scope["state"]["authorizer"], await caller_of(request)
     await authorizer.dags(caller)
-    readable: Readable | None = authorizer.readable(caller)
+    readable: ReadPermissions | None = authorizer.readable(caller)
     return readable
 
 
-async def _allowed(readable: Readable | None, items: list[Item]) -> list[Item]:
+async def _allowed(readable: ReadPermissions | None, items: list[Item]) -> list[Item]:
     """Return those of a list that may be told of."""
     if readable is None:
         return items
-    allowed = await readable.among({Reading(item.dag_id) for item in items})
-    return [item for item in items if Reading(item.dag_id) in allowed]
+    allowed = await readable.filter_readable({Resource(item.dag_id) for item in items})
+    return [item for item in items if Resource(item.dag_id) in allowed]
 
 
 def _answer(answer: msgspec.Struct) -> Response:

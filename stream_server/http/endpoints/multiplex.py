@@ -17,12 +17,12 @@ from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.auth.authorizer import Caller
-from stream_server.auth.revalidation import tells_of_token
+from stream_server.auth.revalidation import is_credential_refused
 from stream_server.errors import (
     AirflowRefused,
     BadParameter,
     BadRequest,
-    IdentityInUse,
+    StreamIdInUse,
     StreamServerError,
     TooManySubscriptions,
 )
@@ -58,7 +58,7 @@ from stream_server.http.websocket_auth import (
 )
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import Since
+from stream_server.protocol.cursor import ResumePoint
 from stream_server.protocol.frames import Ack, AuthExpiring
 from stream_server.protocol.wire import Wire
 
@@ -119,11 +119,11 @@ class Multiplex:
             Unavailable: Airflow can't be asked.
         """
         authorizer = self._state["authorizer"]
-        if not authorizer.asks_who or not self._caller.anonymous:
+        if not authorizer.requires_credential or not self._caller.is_anonymous:
             return
         try:
             # Airflow may have a role for who says nothing.
-            await authorizer.dags(self._caller)
+            await authorizer.check_dags(self._caller)
         except AirflowRefused as error:
             if may_introduce_himself(self._caller, error):
                 await self._introduce(await introduction(self._websocket), introduce)
@@ -133,7 +133,7 @@ class Multiplex:
         reading = asyncio.create_task(self._read(), name="multiplex reader")
         self._be_idle_later()
         try:
-            with self._state["hub"].connection(self._bundle), self._delivery(reading).attended() as over:
+            with self._state["hub"].register_connection(self._bundle), self._delivery(reading).attended() as over:
                 there = await over
             if reading.done():
                 reading.result()
@@ -184,7 +184,7 @@ class Multiplex:
 
     def _subscribe(self, operation: Subscribe) -> None:
         if operation.id in self._streams:
-            raise IdentityInUse(f"There is a stream {operation.id!r} on this connection; end it, or choose another id")
+            raise StreamIdInUse(f"There is a stream {operation.id!r} on this connection; end it, or choose another id")
         most = self._state["settings"].max_subscriptions
         if len(self._streams) >= most:
             raise TooManySubscriptions(f"This connection has {most} streams, the most that are allowed; end one first")
@@ -204,10 +204,10 @@ class Multiplex:
         """Go on with another credential: what its bearer may not see ends."""
         authorizer, caller = self._state["authorizer"], said.caller
         try:
-            await authorizer.dags(caller)
+            await authorizer.check_dags(caller)
         except AirflowRefused as error:
             # He need not be allowed to list DAGs.
-            if tells_of_token(error):
+            if is_credential_refused(error):
                 raise
         count_as(self._websocket.scope, caller.headers)
         self._caller = caller
@@ -219,12 +219,12 @@ class Multiplex:
         if subscription is None or guarded is None or guarded.guard is None:
             return
         try:
-            await guarded.guard.renew(caller)
+            await guarded.guard.revalidate(caller)
         except StreamServerError as error:
-            subscription.close(close_code(error), str(error))
+            subscription.disconnect(close_code(error), str(error))
             return
         if not guarded.scope.dag_id and stream.subscription is subscription:
-            self._state["hub"].show(subscription, authorizer.readable(caller))
+            self._state["hub"].update_permissions(subscription, authorizer.readable_dags(caller))
 
     def _expiring(self, subscription: Subscription, expires_at: datetime) -> None:
         """Tell the client once for all his streams that his token is about to expire."""
@@ -259,15 +259,19 @@ class Multiplex:
         self._forget(identity, stream)
 
     async def _open(self, operation: Subscribe, stream: _Stream, caller: Caller) -> Guarded:
-        hub, since, authorizer = self._state["hub"], Since.parse(operation.cursor), self._state["authorizer"]
+        hub, since, authorizer = self._state["hub"], ResumePoint.parse(operation.cursor), self._state["authorizer"]
         if isinstance(operation.run_id, str):
             key, question = run_of(operation, operation.run_id)
             permission = await permit(authorizer, caller, key)
-            watch: AbstractAsyncContextManager[Subscription] = hub.watch(key, permission.may_ask(question), since=since)
+            watch: AbstractAsyncContextManager[Subscription] = hub.subscribe(
+                key, permission.may_ask(question), since=since
+            )
         else:
             permission = await permit_many(authorizer, caller)
-            readable = authorizer.readable(caller)
-            watch = hub.follow(await filter_of(self._state, names_of(operation)), since=since, readable=readable)
+            readable = authorizer.readable_dags(caller)
+            watch = hub.subscribe_firehose(
+                await filter_of(self._state, names_of(operation)), since=since, readable=readable
+            )
         stream.guarded = permission.guarded(watch, self._expiring)
         return stream.guarded
 
@@ -309,7 +313,7 @@ class Multiplex:
         self._state["idle"].start(self._be_idle)
 
     def _be_idle(self) -> None:
-        self._bundle.close(CloseCode.IDLE, "There was no stream on this connection for too long")
+        self._bundle.disconnect(CloseCode.IDLE, "There was no stream on this connection for too long")
 
     async def _refuse(self, identity: str, error: StreamServerError) -> None:
         await self._bundle.reply(Wire(refusal(identity, error)))

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from stream_server.domain.outcome import Question
+from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import BadParameter, BadRequest
 from stream_server.http.websocket_auth import Introduction
@@ -75,7 +75,7 @@ def identity_of(text: str | bytes) -> str:
         return ""
 
 
-def run_of(operation: Subscribe, run_id: str) -> tuple[RunKey, Question]:
+def run_of(operation: Subscribe, run_id: str) -> tuple[RunKey, WatchOptions]:
     """Return the run that a stream is of, and what is asked of it.
 
     Raises:
@@ -85,7 +85,7 @@ def run_of(operation: Subscribe, run_id: str) -> tuple[RunKey, Question]:
         raise BadParameter("dag_id must be the name of one DAG, where run_id is that of one run")
     if operation.task_id or operation.state or operation.type or operation.tag:
         raise BadParameter("task_id, state, type and tag choose among many runs; leave them out, or make run_id a list")
-    question = Question(tuple(dict.fromkeys(operation.result)), operation.until, operation.confirm)
+    question = WatchOptions(tuple(dict.fromkeys(operation.result)), operation.until, operation.confirm)
     return RunKey(operation.dag_id, run_id), question
 
 

@@ -44,7 +44,7 @@ class Hearing:
         """Return the outcome, or how the run stands."""
         dag_id, run_id = self._key
         if self._end is None:
-            state = None if run is None else run.run.state
+            state = None if run is None else run.info.state
             return RunAnswer(dag_id=dag_id, dag_run_id=run_id, state=state, outcome="pending", tasks=_counts(run))
         told = self._told
         return RunAnswer(

@@ -79,9 +79,9 @@ async def result(request: Request) -> Response:
     state: State = request.scope["state"]
     caller = await caller_of(request)
     key, wanted = run_key(request), form(request)
-    asked = replace(question(request, QUESTION | FORM), output=False)
+    asked = replace(question(request, QUESTION | FORM), include_output=False)
     permission = await permit(state["authorizer"], caller, key)
-    watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked)), until_refused)
+    watch = permission.guarded(state["hub"].subscribe(key, permission.may_ask(asked)), until_refused)
     answer = await wait(request, watch, key, wanted.timeout)
     here = f"{run_path(key)}/result{query_part(request)}"
     return respond(answer, wanted, {"Location": here} if answer.outcome == "pending" else {})
@@ -114,13 +114,13 @@ async def wait(
         try:
             with state["courier"].tallies["result"].one_waiting(), anyio.move_on_after(at_most):
                 await _hear(subscription, hearing, gone)
-            if not hearing.over and hub.reading(key):
+            if not hearing.over and hub.is_reading_values(key):
                 with anyio.move_on_after(READING_SECONDS):
                     await _hear(subscription, hearing, gone)
             left = gone.done()
         finally:
             gone.cancel()
-        answer = hearing.answer(hub.state(key))
+        answer = hearing.answer(hub.run_state(key))
     if left and on_gone is not None and not hearing.over:
         on_gone()
     if hearing.closed is not None:

@@ -33,10 +33,10 @@ async def stream(request: Request) -> Response:
     except Unavailable as error:
         return unavailable(request, error)
     came_from = since(request)
-    if came_from is not None and came_from.ended:
+    if came_from is not None and came_from.has_ended:
         # It stops an EventSource from coming again.
         return Response(status_code=204)
-    watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked), since=came_from))
+    watch = permission.guarded(state["hub"].subscribe(key, permission.may_ask(asked), since=came_from))
     return stream_response(request, Streaming(watch, state["courier"]))
 
 
@@ -77,7 +77,7 @@ class _ComingAgain(AbstractAsyncContextManager[Subscription]):
             subscription = await self._watch.__aenter__()
         except Unavailable as error:
             subscription = Subscription(0)
-            subscription.close(CloseCode.DRAINING if self._hub.draining else CloseCode.UNAVAILABLE, str(error))
+            subscription.disconnect(CloseCode.DRAINING if self._hub.is_draining else CloseCode.UNAVAILABLE, str(error))
         else:
             self._entered = True
         return subscription
@@ -98,7 +98,7 @@ def is_event_source(connection: HTTPConnection) -> bool:
 def turned_away(error: Throttled, courier: Courier) -> Response:
     """Return the answer to an `EventSource` that shall come again, but not at once."""
     subscription = Subscription(0)
-    subscription.close(CloseCode.THROTTLED, str(error), retry_ms=1000 * error.retry_after)
+    subscription.disconnect(CloseCode.THROTTLED, str(error), retry_ms=1000 * error.retry_after)
     return sse.EventStream(Streaming(nullcontext(subscription), courier), retry_ms=1000 * error.retry_after)
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from stream_server.auth.airflow_api import AirflowApi
 from stream_server.auth.authorizer import Caller
-from stream_server.errors import AirflowSilent, BadRequest
+from stream_server.errors import AirflowNotResponding, BadRequest
 from stream_server.http.caller import airflow_as, caller_of, refuse_foreign_origin
 from stream_server.http.params import read_body
 from stream_server.http.state import State
@@ -41,7 +41,7 @@ async def tell(request: Request) -> Response:
     state: State = request.scope["state"]
     caller = await caller_of(request)
     session = Session(
-        signed_in=state["authorizer"].asks_who and not caller.anonymous,
+        signed_in=state["authorizer"].requires_credential and not caller.is_anonymous,
         airflow_ui_url=state["settings"].airflow_ui_url,
         can_sign_in=state["airflow"] is not None,
     )
@@ -62,7 +62,7 @@ async def sign_out(request: Request) -> Response:
     refuse_foreign_origin(request)
     airflow = airflow_as(request, await caller_of(request))
     # Where Airflow does not answer, the browser forgets it all the same.
-    with suppress(AirflowSilent):
+    with suppress(AirflowNotResponding):
         await airflow.logout()
     return _with_cookie(request, "")
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from stream_server.auth.authorizer import Caller
-from stream_server.auth.tickets import digest_of, holder_of, new_ticket, seal
+from stream_server.auth.tickets import holder_digest, new_ticket, seal_credential, ticket_digest
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import BadParameter, BadRequest, TooManyTickets
 from stream_server.http.caller import caller_of, refuse_foreign_origin
@@ -60,11 +60,11 @@ async def issue(request: Request) -> Response:
     for path in plain:
         await _authorize(state, caller, path)
     text, holder = new_ticket(), caller.headers or {"address": str(request.scope[PLACE].caller)}
-    expires = await state["tickets"].keep(
-        digest_of(text),
-        holder_of(holder),
+    expires = await state["tickets"].store_ticket(
+        ticket_digest(text),
+        holder_digest(holder),
         plain,
-        seal(text, caller.headers, plain),
+        seal_credential(text, caller.headers, plain),
         lifetime=settings.ticket_ttl,
         most=settings.max_tickets_per_caller,
     )
@@ -104,8 +104,8 @@ def _is_stream(path: str) -> bool:
 async def _authorize(state: State, caller: Caller, path: str) -> None:
     """Refuse a ticket for what could not be opened with it: it would be refused then, and say less."""
     if run := RUN_STREAM.match(path):
-        await state["authorizer"].run(caller, RunKey(run["dag_id"], run["run_id"]))
+        await state["authorizer"].check_run(caller, RunKey(run["dag_id"], run["run_id"]))
     elif dag := DAG_STREAM.match(path):
-        await state["authorizer"].dag(caller, dag["dag_id"])
+        await state["authorizer"].check_dag(caller, dag["dag_id"])
     else:
-        await state["authorizer"].dags(caller)
+        await state["authorizer"].check_dags(caller)

@@ -21,13 +21,13 @@ from starlette.responses import Response
 
 from stream_server.auth.airflow_api import AirflowApi, run_path
 from stream_server.auth.authorizer import Caller
-from stream_server.domain.outcome import Question
+from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import (
     AirflowRefused,
     BadParameter,
     BadRequest,
-    KeyReused,
+    IdempotencyKeyReused,
     NoResult,
     RunNotFound,
     StreamServerError,
@@ -54,7 +54,7 @@ from stream_server.http.permission import Permission, permit, until_refused
 from stream_server.http.state import State
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.bodies import Cancelled
-from stream_server.protocol.cursor import Since
+from stream_server.protocol.cursor import ResumePoint
 
 JSON = "application/json"
 CONFLICT = 409
@@ -87,7 +87,7 @@ class Begun(NamedTuple):
     """A run, and from where it can be heard."""
 
     key: RunKey
-    since: Since | None
+    since: ResumePoint | None
     """When it did not exist yet; `None` where it was there before."""
 
 
@@ -102,7 +102,7 @@ async def trigger(request: Request) -> Response:
     plan = _plan(request)
     airflow = airflow_as(request, caller)
     # Who may not read what he triggers had better know before.
-    await state["authorizer"].dag(caller, request.path_params["dag_id"])
+    await state["authorizer"].check_dag(caller, request.path_params["dag_id"])
     begun = await _begin(request, caller, airflow, plan)
     with _naming(begun.key):
         permission = await permit(state["authorizer"], caller, begun.key)
@@ -113,7 +113,7 @@ async def cancel(request: Request) -> Response:
     """Answer `POST …/dagRuns/{run_id}/cancel`: the run is set to failed, with the caller's own rights."""
     refuse_foreign_origin(request)
     key = run_key(request)
-    state = await airflow_as(request, await caller_of(request)).fail(key)
+    state = await airflow_as(request, await caller_of(request)).fail_run(key)
     cancelled = Cancelled(dag_id=key.dag_id, dag_run_id=key.run_id, state=state)
     return Response(msgspec.json.encode(cancelled), media_type=JSON)
 
@@ -132,29 +132,29 @@ async def _begin(request: Request, caller: Caller, airflow: AirflowApi, plan: Pl
     dag_id = str(request.path_params["dag_id"])
     state: State = request.scope["state"]
     body = await _read(request)
-    since = Since(state["hub"].cursor, unborn=True)
+    since = ResumePoint(state["hub"].cursor, before_creation=True)
     claimed = await _claim(request, dag_id, body)
     attach = plan.attach or (claimed is not None and not claimed.foreign)
     named = claimed.run_id if claimed is not None else body.get("dag_run_id")
     if claimed is not None:
         body = {**body, "dag_run_id": claimed.run_id}
     try:
-        return Begun(await airflow.trigger(dag_id, body), since)
+        return Begun(await airflow.trigger_run(dag_id, body), since)
     except AirflowRefused as error:
         if error.status == CONFLICT and named is not None and attach:
             # The conflict may be about something else, such as the logical date.
             key = RunKey(dag_id, named)
-            await state["authorizer"].run(caller, key)
+            await state["authorizer"].check_run(caller, key)
             if await _exists(state, key):
                 return Begun(key, None)
         if claimed is not None and claimed.first:
-            await state["claims"].release(claimed.digest, claimed.run_id)
+            await state["claims"].release_run(claimed.digest, claimed.run_id)
         raise
 
 
 async def _exists(state: State, key: RunKey) -> bool:
     try:
-        async with state["hub"].watch(key, Question()):
+        async with state["hub"].subscribe(key, WatchOptions()):
             return True
     except RunNotFound:
         return False
@@ -163,12 +163,12 @@ async def _exists(state: State, key: RunKey) -> bool:
 async def _answer(request: Request, airflow: AirflowApi, permission: Permission, begun: Begun, plan: Plan) -> Response:
     state: State = request.scope["state"]
     form = accepts(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
-    asked = permission.may_ask(replace(question(request, PARAMETERS), output=form != JSON))
-    key, watching = begun.key, state["hub"].watch(begun.key, asked, since=begun.since)
+    asked = permission.may_ask(replace(question(request, PARAMETERS), include_output=form != JSON))
+    key, watching = begun.key, state["hub"].subscribe(begun.key, asked, since=begun.since)
     on_gone = None
     if (grace := plan.cancel_after) is not None:
         await state["cancellations"].expect(key)
-        on_gone = partial(state["cancellations"].schedule, key, asked, partial(airflow.fail, key), grace)
+        on_gone = partial(state["cancellations"].schedule, key, asked, partial(airflow.fail_run, key), grace)
     if form != JSON:
         streaming = Streaming(_naming_run(permission.guarded(watching), key), state["courier"], on_gone)
         return stream_response(request, streaming, _names(request, key, "stream", STREAM))
@@ -240,12 +240,12 @@ async def _claim(request: Request, dag_id: str, body: Mapping[str, Any]) -> Clai
     # To be asked before the claim: whoever comes with the same key meanwhile may be faster than we are.
     existed = named is not None and await _exists(state, RunKey(dag_id, named))
     run_id = named or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}"
-    claim = await state["claims"].claim(digest, _digest(body), run_id, state["settings"].idempotency_ttl)
-    if not claim.same:
-        raise KeyReused(
+    claim = await state["claims"].claim_run(digest, _digest(body), run_id, state["settings"].idempotency_ttl)
+    if not claim.is_same_request:
+        raise IdempotencyKeyReused(
             "This Idempotency-Key was used for another request to this DAG; use a new key for a new request"
         )
-    return Claimed(digest, claim.run_id, claim.first, existed and claim.first)
+    return Claimed(digest, claim.run_id, claim.is_new, existed and claim.is_new)
 
 
 def _digest(what: object) -> bytes:
@@ -273,7 +273,7 @@ async def _pass_on(request: Request) -> Response:
     airflow = airflow_as(request, await caller_of(request))
     headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
     path = request.scope["raw_path"].decode() + query_part(request)
-    answer = await airflow.pass_on("POST", path, await read_body(request), headers)
+    answer = await airflow.forward("POST", path, await read_body(request), headers)
     response = Response(answer.content, answer.status_code)
     for name, value in answer.headers.multi_items():
         if name not in OWN_HEADERS:

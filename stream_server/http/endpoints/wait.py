@@ -22,9 +22,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from stream_server.auth.airflow_api import run_path
-from stream_server.domain.outcome import Question, Values
-from stream_server.domain.run_state import RUN_FINAL, RunKey
-from stream_server.domain.transition import RETURN_VALUE
+from stream_server.domain.outcome import ReturnValues, WatchOptions
+from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
+from stream_server.domain.transition import RETURN_VALUE_KEY
 from stream_server.errors import AirflowRefused, RunNotFound, Unavailable
 from stream_server.http.caller import caller_of
 from stream_server.http.delivery.pump import PING, pump
@@ -63,16 +63,16 @@ async def wait(request: Request) -> Response:
     except ValidationError as error:
         return _invalid(error.errors(include_url=False))
     named = query.getlist("result") if "result" in query else None
-    if not permission.access.results:
+    if not permission.access.can_read_values:
         if named:
             return JSONResponse({"detail": "User is not authorized to read XCom data for this Dag"}, 403)
         named = []
 
-    async def read() -> Values:
-        return await state["runs"].final_values(key, named) if named != [] else {}
+    async def read() -> ReturnValues:
+        return await state["runs"].read_final_values(key, named) if named != [] else {}
 
     silence = min(max(interval, LEAST_SILENCE), state["settings"].ping_interval)
-    watching = state["hub"].watch(key, Question(until="run", output=False))
+    watching = state["hub"].subscribe(key, WatchOptions(until="run", include_output=False))
     watch = permission.guarded(watching, until_refused)
     return StateLines(Waiting(key, watch, read, silence, state["courier"].tallies["wait"]))
 
@@ -82,7 +82,7 @@ class Waiting(NamedTuple):
 
     key: RunKey
     watch: AbstractAsyncContextManager[Subscription]
-    read: Callable[[], Awaitable[Values]]
+    read: Callable[[], Awaitable[ReturnValues]]
     """Reads what is returned with the last line."""
 
     silence: float
@@ -144,7 +144,7 @@ class StateLines(Response):
         if isinstance(frame, RunTransition):
             state = frame.state
         # An end is told once, with the values: whoever reads lines stops there.
-        line = b"" if state is None or state in RUN_FINAL else _line({"state": state})
+        line = b"" if state is None or state in FINAL_RUN_STATES else _line({"state": state})
         if line in {b"", self._line}:
             return b""
         self._line = line
@@ -160,7 +160,7 @@ class StateLines(Response):
         return last_line(self._waiting.key, state, values)
 
 
-def last_line(key: RunKey, state: str, values: Values) -> bytes:
+def last_line(key: RunKey, state: str, values: ReturnValues) -> bytes:
     """Return the line that tells the end, with the values as the database holds them.
 
     Those of a mapped task become a list. Values too large to be sent are told by where Airflow has them, beside the
@@ -173,7 +173,7 @@ def last_line(key: RunKey, state: str, values: Values) -> bytes:
         found = [values[task_id, index] for index in indexes]
         if any(value.json is None for value in found):
             entries = f"{run_path(key)}/taskInstances/{quote(task_id, safe='')}/xcomEntries"
-            href = f"{entries}/{RETURN_VALUE}" if indexes == [-1] else entries
+            href = f"{entries}/{RETURN_VALUE_KEY}" if indexes == [-1] else entries
             references[task_id] = {"href": href, "bytes": sum(value.bytes for value in found)}
         else:
             texts = [value.json or "" for value in found]

@@ -10,7 +10,7 @@ from struct import pack
 import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from stream_server.domain.outcome import Question
+from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.http.caller import caller_of, refuse_foreign_origin
@@ -70,15 +70,15 @@ async def stream(websocket: WebSocket) -> None:
             await refuse(websocket, error)
 
 
-async def _stream(websocket: WebSocket, permission: Permission, asked: Question) -> None:
+async def _stream(websocket: WebSocket, permission: Permission, asked: WatchOptions) -> None:
     state: State = websocket.scope["state"]
     came_from = since(websocket)
-    if came_from is not None and came_from.ended:
+    if came_from is not None and came_from.has_ended:
         await accept(websocket)
         await websocket.close(NORMAL_CLOSURE)
         return
     key = RunKey(permission.scope.dag_id, permission.scope.run_id)
-    watch = permission.guarded(state["hub"].watch(key, permission.may_ask(asked), since=came_from), tell_expiry)
+    watch = permission.guarded(state["hub"].subscribe(key, permission.may_ask(asked), since=came_from), tell_expiry)
     line = websocket.scope.get(LINE)
     if line is not None:
         await _send_straight(websocket, line, watch)

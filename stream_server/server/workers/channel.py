@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from stream_server.server.workers.messages import Message
+from stream_server.server.workers.messages import WorkerMessage
 
 LENGTH_BYTES = 4
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 
 
-def packed(message: Message) -> bytes:
+def encode_message(message: WorkerMessage) -> bytes:
     """Return a message as it is sent."""
     body = _encoder.encode(message)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
@@ -54,11 +54,11 @@ class Channel(Generic[T]):
         reader, writer = await asyncio.open_connection(sock=sock)
         return cls(reader, writer, msgspec.msgpack.Decoder(kind))
 
-    def send(self, message: Message) -> None:
+    def send(self, message: WorkerMessage) -> None:
         """Send a message."""
-        self.write(packed(message))
+        self.send_encoded(encode_message(message))
 
-    def write(self, data: bytes) -> None:
+    def send_encoded(self, data: bytes) -> None:
         """Send a message that has been packed. What the other end has not read waits here."""
         self._writer.write(data)
 

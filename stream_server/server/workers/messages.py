@@ -9,94 +9,96 @@ from typing import TypeAlias
 
 import msgspec
 
-from stream_server.domain.transition import Read, Transition
-from stream_server.protocol.cursor import Cursor
+from stream_server.domain.transition import ReadTiming, Transition
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import ResetReason
-from stream_server.server.metric_families import Family
+from stream_server.server.metric_families import MetricFamily
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True):
+class WorkerMessage(msgspec.Struct, frozen=True, array_like=True):
     """What all messages share."""
 
 
-class Begin(Message, frozen=True, tag="begin"):
+class StartMessage(WorkerMessage, frozen=True, tag="begin"):
     """Batches will come from here on."""
 
-    cursor: Cursor
+    position: JournalPosition
 
 
-class Batch(Message, frozen=True, tag="batch"):
+class BatchMessage(WorkerMessage, frozen=True, tag="batch"):
     """What a read of the journal has found."""
 
     transitions: list[Transition]
-    cursor: Cursor
-    read: Read | None
+    position: JournalPosition
+    timing: ReadTiming | None
 
 
-class Anew(Message, frozen=True, tag="anew"):
+class ResyncMessage(WorkerMessage, frozen=True, tag="anew"):
     """What was known may not be true any more."""
 
-    cursor: Cursor
+    position: JournalPosition
     reason: ResetReason
 
 
-class Reconnect(Message, frozen=True, tag="reconnect"):
+class ReconnectMessage(WorkerMessage, frozen=True, tag="reconnect"):
     """The database server may be another one from here on."""
 
-    cursor: Cursor
+    position: JournalPosition
 
 
-class Standing(Message, frozen=True, tag="standing"):
+class TailStatusMessage(WorkerMessage, frozen=True, tag="standing"):
     """How the tail and the workers are doing: what `/ready` tells."""
 
-    connected: bool
-    hears: bool
+    is_connected: bool
+    receives_notifications: bool
     problems: list[str]
     warnings: list[str]
 
 
-class Ask(Message, frozen=True, tag="ask"):
+class MetricsRequest(WorkerMessage, frozen=True, tag="ask"):
     """Tell what you have counted. Whoever does not answer for long is taken for dead."""
 
     number: int
 
 
-class Sums(Message, frozen=True, tag="sums"):
+class TotalMetrics(WorkerMessage, frozen=True, tag="sums"):
     """What all processes together have counted: the answer to a `Scrape`."""
 
     number: int
-    families: list[Family]
+    families: list[MetricFamily]
 
 
-Down: TypeAlias = Begin | Batch | Anew | Reconnect | Standing | Ask | Sums
+ToWorker: TypeAlias = (
+    StartMessage | BatchMessage | ResyncMessage | ReconnectMessage | TailStatusMessage | MetricsRequest | TotalMetrics
+)
 
 
-class Serving(Message, frozen=True, tag="serving"):
+class WorkerReady(WorkerMessage, frozen=True, tag="serving"):
     """The worker begins to serve."""
 
 
-class Watch(Message, frozen=True, tag="watch"):
+class WatchStarted(WorkerMessage, frozen=True, tag="watch"):
     """Somebody has begun to watch."""
 
 
-class Resync(Message, frozen=True, tag="resync"):
-    """The worker could not decode or handle a message: it asks for an `Anew` with a current cursor."""
+class Resync(WorkerMessage, frozen=True, tag="resync"):
+    """The worker could not decode or handle a message: it asks for an `ResyncMessage` with a current cursor."""
 
 
-class Counted(Message, frozen=True, tag="counted"):
-    """What this worker has counted: the answer to an `Ask`."""
+class WorkerMetrics(WorkerMessage, frozen=True, tag="counted"):
+    """What this worker has counted: the answer to an `MetricsRequest`."""
 
     number: int
-    watching: bool
+    has_subscribers: bool
     """Whether anything is watched."""
 
-    families: list[Family]
+    families: list[MetricFamily]
 
 
-class Scrape(Message, frozen=True, tag="scrape"):
+class TotalMetricsRequest(WorkerMessage, frozen=True, tag="scrape"):
     """Tell what all processes have counted."""
 
     number: int
 
 
-Up: TypeAlias = Serving | Watch | Resync | Counted | Scrape
+FromWorker: TypeAlias = WorkerReady | WatchStarted | Resync | WorkerMetrics | TotalMetricsRequest

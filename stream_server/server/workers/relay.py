@@ -8,53 +8,53 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from stream_server.domain.transition import Read, Transition
-from stream_server.journal.run_store import Runs
+from stream_server.domain.transition import ReadTiming, Transition
+from stream_server.journal.run_store import RunStore
 from stream_server.journal.undecodable_rows import Causes
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import ResetReason
-from stream_server.server.journal_service import Upstream
-from stream_server.server.metric_families import Family, added_up
-from stream_server.server.workers.channel import Channel, UndecodableMessage, packed
+from stream_server.server.journal_service import JournalSource
+from stream_server.server.metric_families import MetricFamily, sum_families
+from stream_server.server.workers.channel import Channel, UndecodableMessage, encode_message
 from stream_server.server.workers.messages import (
-    Anew,
-    Ask,
-    Batch,
-    Begin,
-    Counted,
-    Message,
-    Reconnect,
+    BatchMessage,
+    FromWorker,
+    MetricsRequest,
+    ReconnectMessage,
     Resync,
-    Scrape,
-    Serving,
-    Standing,
-    Sums,
-    Up,
+    ResyncMessage,
+    StartMessage,
+    TailStatusMessage,
+    TotalMetrics,
+    TotalMetricsRequest,
+    WorkerMessage,
+    WorkerMetrics,
+    WorkerReady,
 )
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 """How often workers are asked what they have counted, so that little is forgotten when one dies."""
 
-PATIENCE_SECONDS = 30.0
+WORKER_TIMEOUT_SECONDS = 30.0
 """For how long a worker may say nothing, also after its start, before it is taken for dead."""
 
-SCRAPE_SECONDS = 1.0
+METRICS_TIMEOUT_SECONDS = 1.0
 """How long a scrape waits for the answers of all workers; who is late is told as it was before."""
 
 
-class Member:
+class WorkerConnection:
     """A worker, as the relay sees it."""
 
-    def __init__(self, channel: Channel[Up]) -> None:
+    def __init__(self, channel: Channel[FromWorker]) -> None:
         self.channel = channel
-        self.serving = False
-        self.watching = False
-        self.families: list[Family] = []
+        self.is_serving = False
+        self.has_subscribers = False
+        self.families: list[MetricFamily] = []
         """What it has counted when it was asked last."""
 
-        self.asked: dict[int, asyncio.Future[None]] = {}
+        self.pending_requests: dict[int, asyncio.Future[None]] = {}
 
 
 class Relay:
@@ -66,166 +66,172 @@ class Relay:
         on_message_failed: Called for each message of a worker that cannot be decoded.
     """
 
-    def __init__(self, runs: Runs, wanted: int, on_message_failed: Callable[[], None]) -> None:
-        self._runs = runs
-        self._wanted = wanted
+    def __init__(self, runs: RunStore, wanted: int, on_message_failed: Callable[[], None]) -> None:
+        self._run_store = runs
+        self._worker_count = wanted
         self._on_message_failed = on_message_failed
         self._causes = Causes()
-        self._members: set[Member] = set()
-        self._gone: list[Family] = []
+        self._workers: set[WorkerConnection] = set()
+        self._metrics_of_ended_workers: list[MetricFamily] = []
         """What those have counted that are gone: a sum must not shrink."""
 
-        self._cursor: Cursor | None = None
-        self._on_watch: Callable[[], None] = lambda: None
-        self._upstream: Upstream | None = None
-        self._number = 0
+        self._position: JournalPosition | None = None
+        self._notify_subscribed: Callable[[], None] = lambda: None
+        self._journal_source: JournalSource | None = None
+        self._request_number = 0
 
     # What the tail says.
 
     @property
-    def watching(self) -> bool:
+    def has_subscribers(self) -> bool:
         """Whether anything is watched in any worker."""
-        return any(member.watching for member in self._members)
+        return any(member.has_subscribers for member in self._workers)
 
-    def on_watch(self, call: Callable[[], None]) -> None:
+    def on_subscribe(self, call: Callable[[], None]) -> None:
         """Have something called whenever somebody begins to watch."""
-        self._on_watch = call
+        self._notify_subscribed = call
 
-    def wants_body(self, transition: Transition) -> bool:  # the question is the same for all
+    def wants_output_of(self, transition: Transition) -> bool:  # the question is the same for all
         """Want what tasks say in all runs: that somebody begins to watch one is heard here too late."""
         return True
 
-    def begin(self, cursor: Cursor) -> None:
+    def start(self, cursor: JournalPosition) -> None:
         """Say from where on batches will come."""
-        self._cursor = cursor
-        self._tell(Begin(cursor))
+        self._position = cursor
+        self._broadcast(StartMessage(cursor))
 
-    def dispatch(self, transitions: Sequence[Transition], cursor: Cursor, read: Read | None) -> None:
+    def dispatch(self, transitions: Sequence[Transition], cursor: JournalPosition, read: ReadTiming | None) -> None:
         """Hand on a batch."""
-        self._cursor = cursor
-        self._tell(Batch(list(transitions), cursor, read))
+        self._position = cursor
+        self._broadcast(BatchMessage(list(transitions), cursor, read))
 
-    def begin_anew(self, cursor: Cursor, reason: ResetReason) -> None:
+    def resync(self, cursor: JournalPosition, reason: ResetReason) -> None:
         """Say that what was known may not be true any more."""
-        self._cursor = cursor
-        self._tell(Anew(cursor, reason))
+        self._position = cursor
+        self._broadcast(ResyncMessage(cursor, reason))
 
-    async def reconnect(self, cursor: Cursor) -> None:
+    async def reconnect(self, cursor: JournalPosition) -> None:
         """Say that the database server may be another one."""
-        await self._runs.refresh()
-        self._tell(Reconnect(cursor))
+        await self._run_store.reconnect()
+        self._broadcast(ReconnectMessage(cursor))
 
     # The workers.
 
     @property
-    def serving(self) -> int:
+    def serving_count(self) -> int:
         """How many workers serve."""
-        return sum(member.serving for member in self._members)
+        return sum(member.is_serving for member in self._workers)
 
-    def attend(self, upstream: Upstream) -> None:
+    def attach(self, upstream: JournalSource) -> None:
         """Tell workers from now on how the tail is doing."""
-        self._upstream = upstream
+        self._journal_source = upstream
 
-    def stand(self) -> None:
+    def send_status(self) -> None:
         """Tell every worker how tail and workers are doing now."""
-        self._tell(self._standing())
+        self._broadcast(self._build_status())
 
-    async def converse(self, channel: Channel[Up]) -> None:
+    async def serve_worker(self, channel: Channel[FromWorker]) -> None:
         """Tell a worker everything, and do what it asks, for as long as it lives.
 
         Raises:
             TimeoutError: It has said nothing for so long that it will not any more.
         """
-        member = Member(channel)
-        if self._cursor is not None:
-            channel.send(Begin(self._cursor))
-        self._members.add(member)
-        self.stand()
+        member = WorkerConnection(channel)
+        if self._position is not None:
+            channel.send(StartMessage(self._position))
+        self._workers.add(member)
+        self.send_status()
         try:
             while True:
                 try:
-                    with anyio.fail_after(PATIENCE_SECONDS):
+                    with anyio.fail_after(WORKER_TIMEOUT_SECONDS):
                         message = await channel.receive()
                 except UndecodableMessage as error:
                     self._skip(error)
                 else:
-                    self._hear(member, message)
+                    self._handle(member, message)
         except EOFError:
             return
         finally:
-            self._members.discard(member)
-            self._gone = [family for family in added_up([self._gone, member.families]) if family.counts]
-            for answered in member.asked.values():
+            self._workers.discard(member)
+            self._metrics_of_ended_workers = [
+                family
+                for family in sum_families([self._metrics_of_ended_workers, member.families])
+                if family.is_cumulative
+            ]
+            for answered in member.pending_requests.values():
                 answered.cancel()
             channel.close()
-            self.stand()
+            self.send_status()
 
-    async def beat(self) -> None:
+    async def send_heartbeats(self) -> None:
         """Ask workers now and then what they have counted, until cancelled."""
         while True:
-            await asyncio.sleep(BEAT_SECONDS)
-            self.stand()
-            await self._ask()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            self.send_status()
+            await self._request_metrics()
 
-    async def families(self) -> list[Family]:
+    async def collect_metrics(self) -> list[MetricFamily]:
         """Return what all workers have counted, those included that are gone."""
-        await self._ask()
-        return added_up([self._gone, *(member.families for member in self._members)])
+        await self._request_metrics()
+        return sum_families([self._metrics_of_ended_workers, *(member.families for member in self._workers)])
 
     def _skip(self, error: UndecodableMessage) -> None:
         self._on_message_failed()
         if self._causes.is_new(str(error)):
             log.error("Skipped a message of a worker: %s", error, extra={"action": "message_failed"})
 
-    def _hear(self, member: Member, message: Up) -> None:
-        if isinstance(message, Counted):
-            member.watching, member.families = message.watching, message.families
-            if (answered := member.asked.pop(message.number, None)) is not None and not answered.done():
+    def _handle(self, member: WorkerConnection, message: FromWorker) -> None:
+        if isinstance(message, WorkerMetrics):
+            member.has_subscribers, member.families = message.has_subscribers, message.families
+            if (answered := member.pending_requests.pop(message.number, None)) is not None and not answered.done():
                 answered.set_result(None)
-        elif isinstance(message, Scrape):
-            task = asyncio.create_task(self._answer(member, message.number), name="scrape")
+        elif isinstance(message, TotalMetricsRequest):
+            task = asyncio.create_task(self._send_total_metrics(member, message.number), name="scrape")
             _scrapes.add(task)
             task.add_done_callback(_scrapes.discard)
-        elif isinstance(message, Serving):
-            member.serving = True
-            self.stand()
+        elif isinstance(message, WorkerReady):
+            member.is_serving = True
+            self.send_status()
         elif isinstance(message, Resync):
-            if self._cursor is not None:
+            if self._position is not None:
                 # The channel keeps the order: batches after this cursor follow this message.
-                member.channel.send(Anew(self._cursor, "transitions_lost"))
+                member.channel.send(ResyncMessage(self._position, "transitions_lost"))
         else:
-            member.watching = True
-            self._on_watch()
+            member.has_subscribers = True
+            self._notify_subscribed()
 
-    async def _answer(self, member: Member, number: int) -> None:
-        assert self._upstream is not None, "workers are started when there is one"
-        families = added_up([await self._upstream.families(), await self.families()])
-        member.channel.send(Sums(number, families))
+    async def _send_total_metrics(self, member: WorkerConnection, number: int) -> None:
+        assert self._journal_source is not None, "workers are started when there is one"
+        families = sum_families([await self._journal_source.collect_metrics(), await self.collect_metrics()])
+        member.channel.send(TotalMetrics(number, families))
 
-    async def _ask(self) -> None:
-        self._number += 1
-        number, answers = self._number, []
-        for member in self._members:
-            answered = member.asked[number] = asyncio.get_running_loop().create_future()
+    async def _request_metrics(self) -> None:
+        self._request_number += 1
+        number, answers = self._request_number, []
+        for member in self._workers:
+            answered = member.pending_requests[number] = asyncio.get_running_loop().create_future()
             answers.append(answered)
-            member.channel.send(Ask(number))
+            member.channel.send(MetricsRequest(number))
         if answers:
-            await asyncio.wait(answers, timeout=SCRAPE_SECONDS)
+            await asyncio.wait(answers, timeout=METRICS_TIMEOUT_SECONDS)
 
-    def _standing(self) -> Standing:
-        assert self._upstream is not None, "workers are started when there is one"
-        status, missing = self._upstream.status, self._wanted - self.serving
+    def _build_status(self) -> TailStatusMessage:
+        assert self._journal_source is not None, "workers are started when there is one"
+        status, missing = self._journal_source.status, self._worker_count - self.serving_count
         problems = [*status.problems]
         if missing:
             problems.append(
-                f"{missing} of {self._wanted} workers do not serve yet, or have died and are being replaced"
+                f"{missing} of {self._worker_count} workers do not serve yet, or have died and are being replaced"
             )
-        return Standing(status.connected, status.hears, problems, self._upstream.warnings)
+        return TailStatusMessage(
+            status.is_connected, status.receives_notifications, problems, self._journal_source.warnings
+        )
 
-    def _tell(self, message: Message) -> None:
-        data = packed(message)
-        for member in self._members:
-            member.channel.write(data)
+    def _broadcast(self, message: WorkerMessage) -> None:
+        data = encode_message(message)
+        for member in self._workers:
+            member.channel.send_encoded(data)
 
 
 _scrapes: set[asyncio.Task[None]] = set()

@@ -11,31 +11,31 @@ import anyio
 from stream_server.hub.hub import Hub
 from stream_server.journal.tail import TailStatus
 from stream_server.journal.undecodable_rows import Causes, ResyncTimer
-from stream_server.server.metric_families import Family
+from stream_server.server.metric_families import MetricFamily
 from stream_server.server.metrics import Metrics
 from stream_server.server.workers.channel import Channel, UndecodableMessage
 from stream_server.server.workers.messages import (
-    Anew,
-    Ask,
-    Batch,
-    Begin,
-    Counted,
-    Down,
-    Reconnect,
+    BatchMessage,
+    MetricsRequest,
+    ReconnectMessage,
     Resync,
-    Scrape,
-    Serving,
-    Standing,
-    Watch,
+    ResyncMessage,
+    StartMessage,
+    TailStatusMessage,
+    TotalMetricsRequest,
+    ToWorker,
+    WatchStarted,
+    WorkerMetrics,
+    WorkerReady,
 )
 
 log = logging.getLogger(__name__)
 
-SUMS_SECONDS = 3.0
+TOTAL_METRICS_TIMEOUT_SECONDS = 3.0
 """How long to wait for what all processes have counted, before only what this one has is told."""
 
 
-class Relayed:
+class RelayClient:
     """Hears of the journal from another process: a `duties.Upstream`.
 
     Args:
@@ -48,9 +48,9 @@ class Relayed:
         self._sock = sock
         self._hub = hub
         self._metrics = metrics
-        self._channel: Channel[Down] | None = None
-        self._sums: dict[int, asyncio.Future[list[Family]]] = {}
-        self._watch_is_told = False
+        self._channel: Channel[ToWorker] | None = None
+        self._pending_totals: dict[int, asyncio.Future[list[MetricFamily]]] = {}
+        self._watch_is_scheduled = False
         self._causes = Causes()
         self._resync_timer = ResyncTimer(self._request_resync)
         self.status = TailStatus()
@@ -58,10 +58,10 @@ class Relayed:
 
     async def run(self) -> None:
         """Hand on what is told, until cancelled. When the other process is gone, this one will be stopped."""
-        channel: Channel[Down] = await Channel.open(self._sock, Down)
+        channel: Channel[ToWorker] = await Channel.open(self._sock, ToWorker)
         self._channel = channel
-        channel.send(Serving())
-        self._hub.on_watch(self._tell_of_watcher)
+        channel.send(WorkerReady())
+        self._hub.on_subscribe(self._schedule_watch_message)
         try:
             while True:
                 await self._do_next(channel)
@@ -72,21 +72,21 @@ class Relayed:
             self._resync_timer.cancel()
             channel.close()
 
-    async def families(self) -> list[Family]:
+    async def collect_metrics(self) -> list[MetricFamily]:
         """Return what all processes together have counted."""
         assert self._channel is not None, "whoever asks has been served"
-        number = max(self._sums, default=0) + 1
-        answer: asyncio.Future[list[Family]] = asyncio.get_running_loop().create_future()
-        self._sums[number] = answer
-        self._channel.send(Scrape(number))
+        number = max(self._pending_totals, default=0) + 1
+        answer: asyncio.Future[list[MetricFamily]] = asyncio.get_running_loop().create_future()
+        self._pending_totals[number] = answer
+        self._channel.send(TotalMetricsRequest(number))
         try:
-            with anyio.move_on_after(SUMS_SECONDS):
+            with anyio.move_on_after(TOTAL_METRICS_TIMEOUT_SECONDS):
                 return await answer
         finally:
-            del self._sums[number]
-        return self._metrics.families()
+            del self._pending_totals[number]
+        return self._metrics.collect()
 
-    async def _do_next(self, channel: Channel[Down]) -> None:
+    async def _do_next(self, channel: Channel[ToWorker]) -> None:
         """Handle the next message. One that cannot be decoded or handled costs a resync, never the process."""
         try:
             message = await channel.receive()
@@ -94,7 +94,7 @@ class Relayed:
             self._fail(error)
             return
         try:
-            await self._do(message, channel)
+            await self._handle(message, channel)
         except Exception as error:  # noqa: BLE001 # it is logged, once for each cause
             self._fail(error)
 
@@ -112,30 +112,30 @@ class Relayed:
         assert self._channel is not None, "a message was received"
         self._channel.send(Resync())
 
-    async def _do(self, message: Down, channel: Channel[Down]) -> None:
-        if isinstance(message, Batch):
-            self._hub.dispatch(message.transitions, message.cursor, message.read)
-        elif isinstance(message, Begin):
-            self._hub.begin(message.cursor)
-        elif isinstance(message, Anew):
-            self._hub.begin_anew(message.cursor, message.reason)
-        elif isinstance(message, Reconnect):
-            await self._hub.reconnect(message.cursor)
-        elif isinstance(message, Standing):
-            self.status = TailStatus(message.connected, message.hears, message.problems)
+    async def _handle(self, message: ToWorker, channel: Channel[ToWorker]) -> None:
+        if isinstance(message, BatchMessage):
+            self._hub.dispatch(message.transitions, message.position, message.timing)
+        elif isinstance(message, StartMessage):
+            self._hub.start(message.position)
+        elif isinstance(message, ResyncMessage):
+            self._hub.resync(message.position, message.reason)
+        elif isinstance(message, ReconnectMessage):
+            await self._hub.reconnect(message.position)
+        elif isinstance(message, TailStatusMessage):
+            self.status = TailStatus(message.is_connected, message.receives_notifications, message.problems)
             self.warnings = message.warnings
-        elif isinstance(message, Ask):
-            channel.send(Counted(message.number, self._hub.watching, self._metrics.families()))
-        elif (answer := self._sums.get(message.number)) is not None and not answer.done():
+        elif isinstance(message, MetricsRequest):
+            channel.send(WorkerMetrics(message.number, self._hub.has_subscribers, self._metrics.collect()))
+        elif (answer := self._pending_totals.get(message.number)) is not None and not answer.done():
             answer.set_result(message.families)
 
-    def _tell_of_watcher(self) -> None:
+    def _schedule_watch_message(self) -> None:
         """Say that somebody watches; once in a turn of the loop, however many begin."""
-        if not self._watch_is_told:
-            self._watch_is_told = True
-            asyncio.get_running_loop().call_soon(self._tell_now)
+        if not self._watch_is_scheduled:
+            self._watch_is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._send_watch_message)
 
-    def _tell_now(self) -> None:
-        self._watch_is_told = False
+    def _send_watch_message(self) -> None:
+        self._watch_is_scheduled = False
         assert self._channel is not None, "the hub tells only once there is one"
-        self._channel.send(Watch())
+        self._channel.send(WatchStarted())

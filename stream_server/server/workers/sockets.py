@@ -13,14 +13,14 @@ from contextlib import closing
 
 from stream_server.errors import SettingsError
 
-SPREAD = platform.system() == "Linux"
+SPREADS_CONNECTIONS = platform.system() == "Linux"
 """Whether the system spreads connections over the sockets at one port. Others give all of them to the newest."""
 
 BACKLOG = 2048
 """Connections that may wait to be accepted, of each socket."""
 
 
-def listening(host: str, port: int, workers: int) -> list[list[socket.socket]]:
+def open_listeners(host: str, port: int, workers: int) -> list[list[socket.socket]]:
     """Return the sockets of each worker: one for each address of the host.
 
     Args:
@@ -34,28 +34,28 @@ def listening(host: str, port: int, workers: int) -> list[list[socket.socket]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         addresses = list(dict.fromkeys((family, address[0]) for family, _, _, _, address in found))
-        port = _free(*addresses[0], port)
-        if not SPREAD:
-            return [[_listen(*address, port, shared=False) for address in addresses]] * workers
-        return [[_listen(*address, port, shared=True) for address in addresses] for _ in range(workers)]
+        port = _find_free_port(*addresses[0], port)
+        if not SPREADS_CONNECTIONS:
+            return [[_open_listener(*address, port, shared=False) for address in addresses]] * workers
+        return [[_open_listener(*address, port, shared=True) for address in addresses] for _ in range(workers)]
     except OSError as error:
         raise SettingsError(f"Cannot listen on {host}:{port}: {error.strerror}") from error
 
 
-def _free(family: int, host: str | int, port: int) -> int:
+def _find_free_port(family: int, host: str | int, port: int) -> int:
     """Return a port that nobody listens on; with `SO_REUSEPORT` alone, we would share that of another server."""
-    with closing(_bound(family, host, port, shared=False)) as sock:
+    with closing(_bind(family, host, port, shared=False)) as sock:
         return int(sock.getsockname()[1])
 
 
-def _listen(family: int, host: str | int, port: int, *, shared: bool) -> socket.socket:
-    sock = _bound(family, host, port, shared=shared)
+def _open_listener(family: int, host: str | int, port: int, *, shared: bool) -> socket.socket:
+    sock = _bind(family, host, port, shared=shared)
     sock.listen(BACKLOG)
     sock.setblocking(False)
     return sock
 
 
-def _bound(family: int, host: str | int, port: int, *, shared: bool) -> socket.socket:
+def _bind(family: int, host: str | int, port: int, *, shared: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

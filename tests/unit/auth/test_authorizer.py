@@ -53,9 +53,9 @@ def test_what_tells_no_time_is_no_error(authorization: str) -> None:
 
 
 def test_a_caller_is_shown_without_what_he_is_known_by() -> None:
-    assert "secret" not in repr(Caller.bearing("secret"))
+    assert "secret" not in repr(Caller.from_token("secret"))
 
 
 def test_who_says_nothing_is_anonymous() -> None:
-    assert Caller().anonymous
-    assert not Caller.bearing("x").anonymous
+    assert Caller().is_anonymous
+    assert not Caller.from_token("x").is_anonymous

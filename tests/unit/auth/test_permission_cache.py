@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 
 from stream_server.auth.authorizer import Caller
-from stream_server.auth.permission_cache import Permit, Permits
+from stream_server.auth.permission_cache import CachedPermission, PermissionCache
 from stream_server.errors import AirflowRefused, PermissionUnknown
 
-ADA, BOB = Caller.bearing("ada"), Caller.bearing("bob")
+ADA, BOB = Caller.from_token("ada"), Caller.from_token("bob")
 SUBJECT = ("runs", "chat")
 
 
@@ -19,12 +19,12 @@ class Airflow:
     def __init__(self) -> None:
         self.asked = 0
         self.at_once = self.most_at_once = 0
-        self.permit = Permit(200)
+        self.permit = CachedPermission(200)
         self.error: Exception | None = None
         self.answering = asyncio.Event()
         self.answering.set()
 
-    async def ask(self) -> Permit:
+    async def ask(self) -> CachedPermission:
         self.asked += 1
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -56,13 +56,13 @@ def airflow() -> Airflow:
 
 
 @pytest.fixture
-def permits(clock: Callable[[], float]) -> Permits:
-    return Permits(good_for=30, refused_for=10, limit=3, at_once=2, clock=clock)
+def permits(clock: Callable[[], float]) -> PermissionCache:
+    return PermissionCache(good_for=30, refused_for=10, limit=3, at_once=2, clock=clock)
 
 
-@pytest.mark.parametrize(("permit", "seconds"), [(Permit(200), 30), (Permit(403, "Forbidden"), 10)])
+@pytest.mark.parametrize(("permit", "seconds"), [(CachedPermission(200), 30), (CachedPermission(403, "Forbidden"), 10)])
 async def test_an_answer_is_good_for_a_while_and_a_refusal_for_less(
-    permits: Permits, airflow: Airflow, clock: Clock, permit: Permit, seconds: float
+    permits: PermissionCache, airflow: Airflow, clock: Clock, permit: CachedPermission, seconds: float
 ) -> None:
     airflow.permit = permit
     for passed, asked in ((0, 1), (seconds - 0.1, 1), (0.1, 2)):
@@ -71,21 +71,21 @@ async def test_an_answer_is_good_for_a_while_and_a_refusal_for_less(
         assert airflow.asked == asked
 
 
-async def test_an_answer_is_for_one_caller_and_one_subject(permits: Permits, airflow: Airflow) -> None:
+async def test_an_answer_is_for_one_caller_and_one_subject(permits: PermissionCache, airflow: Airflow) -> None:
     cookies = Caller({"cookie": "ada"})
     for caller, subject in ((ADA, SUBJECT), (BOB, SUBJECT), (cookies, SUBJECT), (ADA, ("runs", "other"))):
         await permits.get(caller, subject, airflow.ask)
     assert airflow.asked == 4
 
 
-async def test_what_is_not_there_may_be_there_in_a_moment(permits: Permits, airflow: Airflow) -> None:
-    airflow.permit = Permit(404)
+async def test_what_is_not_there_may_be_there_in_a_moment(permits: PermissionCache, airflow: Airflow) -> None:
+    airflow.permit = CachedPermission(404)
     for _ in range(2):
         await permits.get(ADA, SUBJECT, airflow.ask)
     assert airflow.asked == 2
 
 
-async def test_those_who_ask_the_same_at_once_share_the_answer(permits: Permits, airflow: Airflow) -> None:
+async def test_those_who_ask_the_same_at_once_share_the_answer(permits: PermissionCache, airflow: Airflow) -> None:
     airflow.answering.clear()
     asking = [asyncio.create_task(permits.get(ADA, SUBJECT, airflow.ask)) for _ in range(100)]
     await asyncio.sleep(0)
@@ -93,11 +93,11 @@ async def test_those_who_ask_the_same_at_once_share_the_answer(permits: Permits,
     airflow.answering.set()
     answers = await asyncio.gather(*asking, return_exceptions=True)
     assert isinstance(answers[0], asyncio.CancelledError)
-    assert answers[1:] == [Permit(200)] * 99
+    assert answers[1:] == [CachedPermission(200)] * 99
     assert airflow.asked == 1
 
 
-async def test_no_more_than_some_questions_are_under_way(permits: Permits, airflow: Airflow) -> None:
+async def test_no_more_than_some_questions_are_under_way(permits: PermissionCache, airflow: Airflow) -> None:
     airflow.answering.clear()
     asking = [asyncio.create_task(permits.get(ADA, ("runs", str(number)), airflow.ask)) for number in range(20)]
     for _ in range(10):
@@ -107,7 +107,7 @@ async def test_no_more_than_some_questions_are_under_way(permits: Permits, airfl
     assert airflow.most_at_once == 2
 
 
-async def test_those_that_are_asked_for_least_recently_go_first(permits: Permits, airflow: Airflow) -> None:
+async def test_those_that_are_asked_for_least_recently_go_first(permits: PermissionCache, airflow: Airflow) -> None:
     for dag_id in ("a", "b", "c", "a", "d"):
         await permits.get(ADA, ("runs", dag_id), airflow.ask)
     assert (len(permits), airflow.asked) == (3, 4)
@@ -117,37 +117,37 @@ async def test_those_that_are_asked_for_least_recently_go_first(permits: Permits
     assert airflow.asked == 5
 
 
-async def test_a_fault_is_told_to_all_who_wait_and_not_kept(permits: Permits, airflow: Airflow) -> None:
+async def test_a_fault_is_told_to_all_who_wait_and_not_kept(permits: PermissionCache, airflow: Airflow) -> None:
     airflow.error = PermissionUnknown("Airflow is down")
     answers = await asyncio.gather(*(permits.get(ADA, SUBJECT, airflow.ask) for _ in range(3)), return_exceptions=True)
     assert answers == [airflow.error] * 3
     airflow.error = None
-    assert (await permits.get(ADA, SUBJECT, airflow.ask)).granted
+    assert (await permits.get(ADA, SUBJECT, airflow.ask)).is_granted
     assert airflow.asked == 2
 
 
-async def test_asking_anew_replaces_what_is_kept(permits: Permits, airflow: Airflow) -> None:
+async def test_asking_anew_replaces_what_is_kept(permits: PermissionCache, airflow: Airflow) -> None:
     await permits.get(ADA, SUBJECT, airflow.ask)
-    airflow.permit = Permit(403)
+    airflow.permit = CachedPermission(403)
     await permits.get(ADA, SUBJECT, airflow.ask, anew=True)
     assert (await permits.get(ADA, SUBJECT, airflow.ask)).status == 403
     assert airflow.asked == 2
 
 
-async def test_nothing_that_is_kept_has_a_credential(permits: Permits, airflow: Airflow) -> None:
+async def test_nothing_that_is_kept_has_a_credential(permits: PermissionCache, airflow: Airflow) -> None:
     await permits.get(ADA, SUBJECT, airflow.ask)
-    assert b"ada" not in permits.identity(ADA)
+    assert b"ada" not in permits.credential_digest(ADA)
     assert "ada" not in repr(vars(permits))
 
 
-def test_a_caller_is_known_by_another_name_in_each_process(permits: Permits) -> None:
-    other = Permits(good_for=1, refused_for=1, limit=1, at_once=1)
-    assert permits.identity(ADA) == permits.identity(Caller.bearing("ada"))
-    assert permits.identity(ADA) != other.identity(ADA)
+def test_a_caller_is_known_by_another_name_in_each_process(permits: PermissionCache) -> None:
+    other = PermissionCache(good_for=1, refused_for=1, limit=1, at_once=1)
+    assert permits.credential_digest(ADA) == permits.credential_digest(Caller.from_token("ada"))
+    assert permits.credential_digest(ADA) != other.credential_digest(ADA)
 
 
 def test_a_refusal_is_raised_as_airflow_gave_it() -> None:
-    Permit(200).require()
+    CachedPermission(200).raise_if_refused()
     with pytest.raises(AirflowRefused, match="Not authenticated") as refused:
-        Permit(401, "Not authenticated", "Bearer").require()
+        CachedPermission(401, "Not authenticated", "Bearer").raise_if_refused()
     assert (refused.value.status, refused.value.challenge) == (401, "Bearer")

@@ -7,29 +7,29 @@ from datetime import datetime, timezone
 import pytest
 
 from stream_server.auth import readable_dags as readable
-from stream_server.auth.readable_dags import ASKED, OF_ALL_DAGS, ReadableDags
-from stream_server.domain.transition import Kind, Transition
+from stream_server.auth.readable_dags import MAX_DIRECT_REQUESTS, OUTPUT_OF_ALL_DAGS, ReadableDags
+from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.errors import AirflowRefused, PermissionUnknown
-from stream_server.hub.firehose import Filter, Firehose, Reading
+from stream_server.hub.firehose import Filter, Firehose, Resource
 from stream_server.hub.subscription import Subscription
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 
-MINE, YOURS, SAID = Reading("mine"), Reading("yours"), Reading("mine", values=True)
-
-
-def runs_of(*dag_ids: str) -> set[Reading]:
-    return {Reading(dag_id) for dag_id in dag_ids}
+MINE, YOURS, SAID = Resource("mine"), Resource("yours"), Resource("mine", output=True)
 
 
-def said_by(*dag_ids: str) -> set[Reading]:
-    return {Reading(dag_id, values=True) for dag_id in dag_ids}
+def runs_of(*dag_ids: str) -> set[Resource]:
+    return {Resource(dag_id) for dag_id in dag_ids}
+
+
+def said_by(*dag_ids: str) -> set[Resource]:
+    return {Resource(dag_id, output=True) for dag_id in dag_ids}
 
 
 class World:
     def __init__(self) -> None:
         self.now = 100.0
         self.allowed = {"mine"}
-        self.asked: list[Reading] = []
+        self.asked: list[Resource] = []
         self.silent = False
         """Who may read runs, and not what tasks say."""
 
@@ -59,14 +59,14 @@ class World:
             raise self.list_fault
         return self.allowed
 
-    async def ask(self, reading: Reading) -> bool:
+    async def ask(self, reading: Resource) -> bool:
         self.asked.append(reading)
         await asyncio.sleep(0)
         if self.fault is not None:
             raise self.fault
-        if reading == OF_ALL_DAGS:
+        if reading == OUTPUT_OF_ALL_DAGS:
             return not self.silent and not self.heard_by_name
-        return reading.dag_id in self.allowed and not (reading.values and self.silent)
+        return reading.dag_id in self.allowed and not (reading.output and self.silent)
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ async def settled() -> None:
 async def test_what_is_not_known_is_asked_for_once(world: World) -> None:
     assert world.dags.may_read(MINE) is None
     called: list[str] = []
-    world.dags.decide({MINE, YOURS}, lambda: called.append("first"))
-    world.dags.decide({MINE}, lambda: called.append("second"))
+    world.dags.request_decision({MINE, YOURS}, lambda: called.append("first"))
+    world.dags.request_decision({MINE}, lambda: called.append("second"))
     await settled()
     assert sorted(world.asked) == [MINE, YOURS]
     assert sorted(called) == ["first", "second"]
@@ -91,7 +91,7 @@ async def test_what_is_not_known_is_asked_for_once(world: World) -> None:
 
 
 async def test_an_answer_is_renewed_when_its_dag_is_met_again(world: World) -> None:
-    assert await world.dags.among({MINE}) == {MINE}
+    assert await world.dags.filter_readable({MINE}) == {MINE}
     world.allowed.clear()
     world.now += 31
     # It still counts, while it is asked for.
@@ -101,21 +101,21 @@ async def test_an_answer_is_renewed_when_its_dag_is_met_again(world: World) -> N
 
 
 async def test_each_is_asked_for_itself_within_a_minute(world: World) -> None:
-    world.allowed = {f"dag{number}" for number in range(ASKED)}
+    world.allowed = {f"dag{number}" for number in range(MAX_DIRECT_REQUESTS)}
     dags = runs_of(*world.allowed)
-    assert await world.dags.among(dags) == dags
+    assert await world.dags.filter_readable(dags) == dags
     for renewal in (2, 3, 4):
         world.now += 31
         for reading in dags:
             assert world.dags.may_read(reading)
         await settled()
-        assert (len(world.asked), world.listed) == (renewal * ASKED, 0)
+        assert (len(world.asked), world.listed) == (renewal * MAX_DIRECT_REQUESTS, 0)
 
 
 async def test_beyond_that_each_has_its_turn_and_a_list_renews_the_others(world: World) -> None:
-    world.allowed = {f"dag{number}" for number in range(3 * ASKED)}
+    world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     dags = runs_of(*world.allowed)
-    assert await world.dags.among(dags) == dags
+    assert await world.dags.filter_readable(dags) == dags
     for renewal in range(1, 10):
         world.now += 31
         world.asked.clear()
@@ -123,8 +123,8 @@ async def test_beyond_that_each_has_its_turn_and_a_list_renews_the_others(world:
             assert world.dags.may_read(reading)
         await settled()
         assert world.listed == renewal
-        assert len(world.asked) <= ASKED
-    assert await world.dags.among(dags) == dags
+        assert len(world.asked) <= MAX_DIRECT_REQUESTS
+    assert await world.dags.filter_readable(dags) == dags
     world.allowed.clear()
     world.now += 31
     assert all(world.dags.may_read(reading) for reading in dags)
@@ -134,9 +134,9 @@ async def test_beyond_that_each_has_its_turn_and_a_list_renews_the_others(world:
 
 
 async def test_the_turn_of_each_comes(world: World) -> None:
-    world.allowed = {f"dag{number}" for number in range(3 * ASKED)}
+    world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     dags = runs_of(*world.allowed)
-    await world.dags.among(dags)
+    await world.dags.filter_readable(dags)
     world.asked.clear()
     for _ in range(3):
         world.now += 31
@@ -147,35 +147,35 @@ async def test_the_turn_of_each_comes(world: World) -> None:
 
 
 async def test_what_has_its_turn_no_more_is_asked_for_after_five_minutes(world: World) -> None:
-    await world.dags.among({MINE})
+    await world.dags.filter_readable({MINE})
     world.asked.clear()
     world.now += 301
-    others = {f"dag{number}" for number in range(ASKED)}
+    others = {f"dag{number}" for number in range(MAX_DIRECT_REQUESTS)}
     world.allowed |= others
-    await world.dags.among(runs_of(*others))
+    await world.dags.filter_readable(runs_of(*others))
     world.now += 61
-    assert await world.dags.among({*runs_of(*others), MINE}) == {*runs_of(*others), MINE}
+    assert await world.dags.filter_readable({*runs_of(*others), MINE}) == {*runs_of(*others), MINE}
     assert MINE in world.asked
 
 
 async def test_values_are_asked_for_by_themselves(world: World) -> None:
     world.silent = True
-    assert await world.dags.among({MINE, SAID}) == {MINE}
+    assert await world.dags.filter_readable({MINE, SAID}) == {MINE}
     world.silent = False
     world.now += 61
-    assert await world.dags.among({MINE, SAID}) == {MINE, SAID}
+    assert await world.dags.filter_readable({MINE, SAID}) == {MINE, SAID}
     assert sorted(world.asked) == [MINE, MINE, SAID, SAID]
 
 
 async def test_what_tasks_say_may_be_heard_no_more_of_any_of_many_dags(world: World) -> None:
-    world.allowed = {f"dag{number}" for number in range(3 * ASKED)}
+    world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     said = said_by(*world.allowed)
-    assert await world.dags.among(said) == said
+    assert await world.dags.filter_readable(said) == said
     world.now += 31
     assert all(world.dags.may_read(reading) for reading in said)
     await settled()
     assert world.listed == 1
-    assert len(world.asked) <= 4 * ASKED + 1
+    assert len(world.asked) <= 4 * MAX_DIRECT_REQUESTS + 1
     world.silent = True
     world.now += 31
     assert all(world.dags.may_read(reading) for reading in said)
@@ -184,10 +184,10 @@ async def test_what_tasks_say_may_be_heard_no_more_of_any_of_many_dags(world: Wo
 
 
 async def test_what_tasks_say_is_asked_for_each_dag_where_not_all_may_be_heard(world: World) -> None:
-    world.allowed = {f"dag{number}" for number in range(3 * ASKED)}
+    world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     world.heard_by_name = True
     said = said_by(*world.allowed)
-    await world.dags.among(said)
+    await world.dags.filter_readable(said)
     for _ in range(3):
         world.now += 31
         world.asked.clear()
@@ -199,28 +199,28 @@ async def test_what_tasks_say_is_asked_for_each_dag_where_not_all_may_be_heard(w
 
 
 async def test_who_may_hear_no_task_costs_no_more_than_others(world: World) -> None:
-    world.allowed = {f"dag{number}" for number in range(3 * ASKED)}
+    world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     world.silent = True
     dags, said = runs_of(*world.allowed), said_by(*world.allowed)
-    assert await world.dags.among(dags | said) == dags
+    assert await world.dags.filter_readable(dags | said) == dags
     world.now += 31
     world.asked.clear()
     for reading in dags | said:
         world.dags.may_read(reading)
     await settled()
-    assert len(world.asked) <= ASKED + 1
+    assert len(world.asked) <= MAX_DIRECT_REQUESTS + 1
 
 
 async def test_who_may_not_list_dags_is_asked_for_each(world: World) -> None:
     world.list_fault = AirflowRefused("Forbidden", 403)
-    await world.dags.among({MINE})
+    await world.dags.filter_readable({MINE})
     world.now += 65
-    assert await world.dags.among({MINE}) == {MINE}
+    assert await world.dags.filter_readable({MINE}) == {MINE}
     assert world.asked == [MINE, MINE]
 
 
 async def test_an_answer_that_is_too_old_does_not_count(world: World) -> None:
-    await world.dags.among({MINE})
+    await world.dags.filter_readable({MINE})
     world.now += 61
     assert world.dags.may_read(MINE) is None
 
@@ -258,20 +258,20 @@ async def test_a_look_up_that_fails_is_repeated_after_a_pause_and_on_request_onl
     world.fault = fault
     for number in range(1, 8):
         called = asyncio.Event()
-        world.dags.decide({MINE}, called.set)
+        world.dags.request_decision({MINE}, called.set)
         await asyncio.wait_for(called.wait(), 5)
         await settled()
         assert (world.dags.may_read(MINE), len(world.asked), len(world.pauses)) == (None, number, number)
     assert are_growing(world.pauses)
     world.fault = None
-    assert await world.dags.among({MINE}) == {MINE}
+    assert await world.dags.filter_readable({MINE}) == {MINE}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
 async def test_a_client_that_comes_back_waits_for_few_look_ups(world: World, fault: Exception) -> None:
     world.fault = fault
     with pytest.raises(PermissionUnknown):
-        await world.dags.among({MINE})
+        await world.dags.filter_readable({MINE})
     # With the shortest pauses, 0.5, 1, 2, 4 and 5 s, the fifth one ends after the patience.
     assert len(world.asked) <= 5
     assert len(world.pauses) == len(world.asked)
@@ -283,10 +283,10 @@ async def test_a_stream_that_waits_makes_no_look_up_during_the_pause(world: Worl
     pauses = Pauses()
     dags = world.readable_dags(pauses.sleep)
     firehose, subscription = Firehose(), Subscription(10**6)
-    firehose.join(Filter(), subscription, Cursor("e", 1, 1), 0.0, dags)
-    row = Transition(1, 1, datetime(2026, 1, 1, tzinfo=timezone.utc), Kind.RUN, "mine", "r", state="queued")
+    firehose.add(Filter(), subscription, JournalPosition("e", 1, 1), 0.0, dags)
+    row = Transition(1, 1, datetime(2026, 1, 1, tzinfo=timezone.utc), TransitionKind.RUN, "mine", "r", state="queued")
     for seconds in range(100):
-        firehose.dispatch([row], Cursor("e", 2, 2), float(seconds))
+        firehose.dispatch([row], JournalPosition("e", 2, 2), float(seconds))
         await settled()
     assert len(world.asked) == 1
     pauses.end_one()
@@ -294,7 +294,7 @@ async def test_a_stream_that_waits_makes_no_look_up_during_the_pause(world: Worl
     assert len(world.asked) == 2
     world.fault = None
     pauses.end_one()
-    assert await asyncio.wait_for(dags.among({MINE}), 5) == {MINE}
+    assert await asyncio.wait_for(dags.filter_readable({MINE}), 5) == {MINE}
     await settled()
     assert [wire.type for wire in subscription.take()] == ["ping"] + ["run"] * 100
     assert len(world.asked) == 3
@@ -303,14 +303,14 @@ async def test_a_stream_that_waits_makes_no_look_up_during_the_pause(world: Worl
 async def test_a_success_makes_the_next_pause_a_short_one(world: World) -> None:
     world.fault = TypeError("null")
     with pytest.raises(PermissionUnknown):
-        await world.dags.among({MINE})
+        await world.dags.filter_readable({MINE})
     world.fault = None
-    assert await world.dags.among({MINE}) == {MINE}
+    assert await world.dags.filter_readable({MINE}) == {MINE}
     world.fault = TypeError("null")
     world.now += 61
     world.pauses.clear()
     with pytest.raises(PermissionUnknown):
-        await world.dags.among({MINE})
+        await world.dags.filter_readable({MINE})
     assert are_growing(world.pauses)
 
 
@@ -318,18 +318,18 @@ async def test_a_look_up_that_fails_holds_up_no_other(world: World) -> None:
     world.fault = TypeError("null")
     pauses = Pauses()
     dags = world.readable_dags(pauses.sleep)
-    dags.decide({YOURS}, lambda: None)
+    dags.request_decision({YOURS}, lambda: None)
     await asyncio.wait_for(pauses.begun.wait(), 5)
     world.fault = None
-    assert await asyncio.wait_for(dags.among({MINE}), 5) == {MINE}
+    assert await asyncio.wait_for(dags.filter_readable({MINE}), 5) == {MINE}
     await dags.close()
 
 
 @pytest.mark.parametrize("fault", [PermissionUnknown("down"), TypeError("null")], ids=repr)
 async def test_a_list_that_fails_is_taken_once_for_all_that_need_it(world: World, fault: Exception) -> None:
-    world.allowed = {f"dag{number}" for number in range(3 * ASKED)}
+    world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     dags = runs_of(*world.allowed)
-    await world.dags.among(dags)
+    await world.dags.filter_readable(dags)
     world.now += 31
     world.asked.clear()
     world.list_fault = fault
@@ -338,7 +338,7 @@ async def test_a_list_that_fails_is_taken_once_for_all_that_need_it(world: World
         await settled()
         assert (world.listed, len(world.pauses)) == (number, number)
     assert are_growing(world.pauses)
-    assert len(world.asked) <= ASKED
+    assert len(world.asked) <= MAX_DIRECT_REQUESTS
     world.list_fault = None
     assert all(world.dags.may_read(reading) for reading in dags)
     await settled()
@@ -350,39 +350,39 @@ async def test_only_the_first_unexpected_exception_in_a_row_is_logged(
 ) -> None:
     world.fault = TypeError("null")
     with pytest.raises(PermissionUnknown):
-        await world.dags.among({MINE, YOURS})
+        await world.dags.filter_readable({MINE, YOURS})
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
 async def test_what_is_kept_of_failures_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readable, "KEPT", 2)
+    monkeypatch.setattr(readable, "MAX_ANSWERS", 2)
     world.fault = TypeError("null")
     for reading in (MINE, YOURS, SAID, MINE):
         world.pauses.clear()
         called = asyncio.Event()
-        world.dags.decide({reading}, called.set)
+        world.dags.request_decision({reading}, called.set)
         await asyncio.wait_for(called.wait(), 5)
         # That of the first has been forgotten.
         assert are_growing(world.pauses)
 
 
 async def test_what_is_kept_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readable, "KEPT", 2)
+    monkeypatch.setattr(readable, "MAX_ANSWERS", 2)
     for reading in (MINE, YOURS, SAID):
-        await world.dags.among({reading})
+        await world.dags.filter_readable({reading})
     assert [world.dags.may_read(reading) for reading in (MINE, YOURS, SAID)] == [None, False, True]
 
 
 async def test_who_comes_back_does_not_wait_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readable, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(readable, "MAX_WAIT_SECONDS", 0)
     with pytest.raises(PermissionUnknown):
-        await world.dags.among({MINE})
+        await world.dags.filter_readable({MINE})
     await world.dags.close()
 
 
 async def test_nothing_is_asked_any_more_at_the_end(world: World) -> None:
     called: list[str] = []
-    world.dags.decide({MINE}, lambda: called.append("x"))
+    world.dags.request_decision({MINE}, lambda: called.append("x"))
     await world.dags.close()
     await settled()
     assert called == []

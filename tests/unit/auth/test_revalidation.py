@@ -6,29 +6,29 @@ import json
 
 import pytest
 
-from stream_server.auth.authorizer import ALL, NO_VALUES, Access, Caller, Scope
-from stream_server.auth.revalidation import LATER, RENEWALS, RETRY_SECONDS, Guards
+from stream_server.auth.authorizer import ACCESS_WITHOUT_VALUES, FULL_ACCESS, Access, Caller, StreamScope
+from stream_server.auth.revalidation import LATER_DELAY, MAX_CONCURRENT_CHECKS, RETRY_SECONDS, Revalidator
 from stream_server.errors import AirflowRefused, PermissionUnknown
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 
 INTERVAL, GRACE = 30.0, 300.0
-SCOPE = Scope("chat", "r1")
+SCOPE = StreamScope("chat", "r1")
 
 
 class World:
     """What Airflow says, and what time it is."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Caller, Scope]] = []
-        self.answer: Access | Exception = ALL
+        self.asked: list[tuple[Caller, StreamScope]] = []
+        self.answer: Access | Exception = FULL_ACCESS
         self.silence = asyncio.Event()
         """Cleared while Airflow does not answer."""
 
         self.silence.set()
         self.under_way = self.most = 0
         self.now, self.wall = 1000.0, 1_700_000_000.0
-        self.guards = Guards(
+        self.guards = Revalidator(
             self.ask,
             lambda caller: caller.headers.get("authorization", "").encode(),
             interval=INTERVAL,
@@ -37,7 +37,7 @@ class World:
             wall_clock=lambda: self.wall,
         )
 
-    async def ask(self, caller: Caller, scope: Scope) -> Access:
+    async def ask(self, caller: Caller, scope: StreamScope) -> Access:
         self.asked.append((caller, scope))
         self.under_way += 1
         self.most = max(self.most, self.under_way)
@@ -54,14 +54,14 @@ class World:
             step = min(2.0, end - self.now)
             self.now += step
             self.wall += step
-            self.guards.look(self.guards.parties)
+            self.guards.check_groups(self.guards.groups)
             for _ in range(4):
                 await asyncio.sleep(0)
 
     def caller(self, name: str = "ada", lifetime: float | None = None) -> Caller:
         claims = {} if lifetime is None else {"exp": self.wall + lifetime}
         payload = base64.urlsafe_b64encode(json.dumps({"sub": name, **claims}).encode()).decode().rstrip("=")
-        return Caller.bearing(f"e30.{payload}.sig")
+        return Caller.from_token(f"e30.{payload}.sig")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def code(subscription: Subscription) -> CloseCode | None:
 async def test_all_streams_of_a_credential_and_a_dag_are_asked_for_once(world: World) -> None:
     streams = [subscription() for _ in range(1000)]
     for number, stream in enumerate(streams):
-        world.guards.add(world.caller(), Scope("chat", f"r{number % 10}"), ALL, stream, None)
+        world.guards.register(world.caller(), StreamScope("chat", f"r{number % 10}"), FULL_ACCESS, stream, None)
     await world.passes(60)
     assert 2 <= len(world.asked) <= 3
     assert all(code(stream) is None for stream in streams)
@@ -90,11 +90,13 @@ async def test_another_credential_another_dag_and_a_stream_of_many_runs_are_othe
     for caller, scope in (
         (world.caller(), SCOPE),
         (world.caller("bob"), SCOPE),
-        (world.caller(), Scope("other", "r1")),
-        (world.caller(), Scope("chat")),
-        (world.caller(), Scope()),
+        (world.caller(), StreamScope("other", "r1")),
+        (world.caller(), StreamScope("chat")),
+        (world.caller(), StreamScope()),
     ):
-        world.guards.add(caller, scope, ALL if scope.run_id else NO_VALUES, subscription(), None)
+        world.guards.register(
+            caller, scope, FULL_ACCESS if scope.run_id else ACCESS_WITHOUT_VALUES, subscription(), None
+        )
     assert len(world.guards) == 5
 
 
@@ -104,7 +106,7 @@ async def test_another_credential_another_dag_and_a_stream_of_many_runs_are_othe
         (AirflowRefused("Forbidden", 403), CloseCode.FORBIDDEN),
         (AirflowRefused("Token Expired", 401), CloseCode.UNAUTHENTICATED),
         (AirflowRefused("Invalid JWT token", 403), CloseCode.UNAUTHENTICATED),
-        (NO_VALUES, CloseCode.ACCESS_CHANGED),
+        (ACCESS_WITHOUT_VALUES, CloseCode.ACCESS_CHANGED),
     ],
 )
 async def test_a_stream_ends_within_a_minute_after_its_permission(
@@ -112,7 +114,7 @@ async def test_a_stream_ends_within_a_minute_after_its_permission(
 ) -> None:
     streams = [subscription(), subscription()]
     for stream in streams:
-        world.guards.add(world.caller(), SCOPE, ALL, stream, None)
+        world.guards.register(world.caller(), SCOPE, FULL_ACCESS, stream, None)
     await world.passes(INTERVAL)
     world.answer = answer
     await world.passes(INTERVAL + 4)
@@ -120,7 +122,7 @@ async def test_a_stream_ends_within_a_minute_after_its_permission(
 
 
 async def test_the_first_question_comes_soon_since_what_let_in_may_be_a_kept_answer(world: World) -> None:
-    world.guards.add(world.caller(), SCOPE, ALL, subscription(), None)
+    world.guards.register(world.caller(), SCOPE, FULL_ACCESS, subscription(), None)
     await world.passes(INTERVAL / 2 + 2)
     assert len(world.asked) == 1
 
@@ -132,7 +134,7 @@ async def test_the_first_question_comes_soon_since_what_let_in_may_be_a_kept_ans
 )
 async def test_without_an_answer_streams_go_on_for_a_while(world: World, answer: Exception) -> None:
     stream = subscription()
-    world.guards.add(world.caller(), SCOPE, ALL, stream, None)
+    world.guards.register(world.caller(), SCOPE, FULL_ACCESS, stream, None)
     world.answer = answer
     await world.passes(GRACE)
     assert code(stream) is None
@@ -140,13 +142,13 @@ async def test_without_an_answer_streams_go_on_for_a_while(world: World, answer:
     assert code(stream) is CloseCode.UNAVAILABLE
     assert stream.closed is not None
     assert stream.closed.reconnect
-    assert len(world.asked) <= (GRACE + INTERVAL + 4) / (RETRY_SECONDS * LATER[0])
+    assert len(world.asked) <= (GRACE + INTERVAL + 4) / (RETRY_SECONDS * LATER_DELAY[0])
 
 
 async def test_only_the_first_unexpected_exception_in_a_row_is_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.guards.add(world.caller(), SCOPE, ALL, subscription(), None)
+    world.guards.register(world.caller(), SCOPE, FULL_ACCESS, subscription(), None)
     world.answer = TypeError("null")
     await world.passes(INTERVAL + 60)
     assert len(world.asked) > 2
@@ -155,10 +157,10 @@ async def test_only_the_first_unexpected_exception_in_a_row_is_logged(
 
 async def test_an_answer_ends_the_grace(world: World) -> None:
     stream = subscription()
-    world.guards.add(world.caller(), SCOPE, ALL, stream, None)
+    world.guards.register(world.caller(), SCOPE, FULL_ACCESS, stream, None)
     world.answer = PermissionUnknown("down")
     await world.passes(GRACE - 10)
-    world.answer = ALL
+    world.answer = FULL_ACCESS
     await world.passes(GRACE - 10)
     world.answer = PermissionUnknown("down")
     await world.passes(GRACE - 10)
@@ -167,27 +169,31 @@ async def test_an_answer_ends_the_grace(world: World) -> None:
 
 async def test_who_comes_with_a_token_that_will_expire_is_told_once(world: World) -> None:
     caller, told = world.caller(lifetime=600), subscription()
-    world.guards.add(caller, SCOPE, ALL, told, None)
+    world.guards.register(caller, SCOPE, FULL_ACCESS, told, None)
     await world.passes(538)
     assert code(told) is None
     await world.passes(6)
     assert code(told) is CloseCode.AUTH_EXPIRING
     late = subscription()
-    world.guards.add(caller, SCOPE, ALL, late, None)
+    world.guards.register(caller, SCOPE, FULL_ACCESS, late, None)
     await world.passes(50)
     assert code(late) is None
 
 
 async def test_who_can_renew_is_told_in_another_way_and_goes_on_with_another_token(world: World) -> None:
     stream, warned = subscription(), list[float]()
-    guard = world.guards.add(
-        world.caller(lifetime=120), SCOPE, ALL, stream, lambda _, expires_at: warned.append(expires_at.timestamp())
+    guard = world.guards.register(
+        world.caller(lifetime=120),
+        SCOPE,
+        FULL_ACCESS,
+        stream,
+        lambda _, expires_at: warned.append(expires_at.timestamp()),
     )
     expires_at = world.wall + 120
     await world.passes(64)
     assert warned == [expires_at]
     fresh = world.caller(lifetime=3600)
-    await guard.renew(fresh)
+    await guard.revalidate(fresh)
     assert len(world.guards) == 1
     await world.passes(INTERVAL)
     assert world.asked[-1][0] == fresh
@@ -196,25 +202,25 @@ async def test_who_can_renew_is_told_in_another_way_and_goes_on_with_another_tok
 
 async def test_another_token_that_is_refused_changes_nothing(world: World) -> None:
     stream = subscription()
-    guard = world.guards.add(world.caller(), SCOPE, ALL, stream, None)
+    guard = world.guards.register(world.caller(), SCOPE, FULL_ACCESS, stream, None)
     world.answer = AirflowRefused("Forbidden", 403)
     with pytest.raises(AirflowRefused):
-        await guard.renew(world.caller("bob"))
-    world.answer = ALL
+        await guard.revalidate(world.caller("bob"))
+    world.answer = FULL_ACCESS
     await world.passes(INTERVAL)
     assert world.asked[-1][0] == world.caller()
 
 
 async def test_another_token_that_may_less_begins_anew(world: World) -> None:
     stream = subscription()
-    guard = world.guards.add(world.caller(), SCOPE, ALL, stream, None)
-    world.answer = NO_VALUES
-    await guard.renew(world.caller("bob"))
+    guard = world.guards.register(world.caller(), SCOPE, FULL_ACCESS, stream, None)
+    world.answer = ACCESS_WITHOUT_VALUES
+    await guard.revalidate(world.caller("bob"))
     assert code(stream) is CloseCode.ACCESS_CHANGED
 
 
 async def test_a_stream_that_has_ended_is_forgotten(world: World) -> None:
-    guards = [world.guards.add(world.caller(), SCOPE, ALL, subscription(), None) for _ in range(2)]
+    guards = [world.guards.register(world.caller(), SCOPE, FULL_ACCESS, subscription(), None) for _ in range(2)]
     for guard, left in zip(guards, (1, 0), strict=True):
         guard.release()
         assert len(world.guards) == left
@@ -224,9 +230,9 @@ async def test_a_stream_that_has_ended_is_forgotten(world: World) -> None:
 
 async def test_who_came_with_more_rights_than_the_next_does_not_keep_them(world: World) -> None:
     first, second = subscription(), subscription()
-    world.guards.add(world.caller(), SCOPE, ALL, first, None)
-    world.answer = NO_VALUES
-    world.guards.add(world.caller(), SCOPE, NO_VALUES, second, None)
+    world.guards.register(world.caller(), SCOPE, FULL_ACCESS, first, None)
+    world.answer = ACCESS_WITHOUT_VALUES
+    world.guards.register(world.caller(), SCOPE, ACCESS_WITHOUT_VALUES, second, None)
     await world.passes(2 * INTERVAL)
     assert (code(first), code(second)) == (CloseCode.ACCESS_CHANGED, None)
 
@@ -234,24 +240,27 @@ async def test_who_came_with_more_rights_than_the_next_does_not_keep_them(world:
 async def test_however_many_are_due_only_a_few_are_asked_for_at_once(world: World) -> None:
     streams = [subscription() for _ in range(200)]
     for number, stream in enumerate(streams):
-        world.guards.add(world.caller(f"user{number}"), SCOPE, ALL, stream, None)
+        world.guards.register(world.caller(f"user{number}"), SCOPE, FULL_ACCESS, stream, None)
     world.silence.clear()
     await world.passes(INTERVAL)
-    assert (len(world.asked), world.most) == (RENEWALS, RENEWALS)
+    assert (len(world.asked), world.most) == (MAX_CONCURRENT_CHECKS, MAX_CONCURRENT_CHECKS)
     world.silence.set()
     for _ in range(1000):
         await asyncio.sleep(0)
-    assert (len(world.asked), world.most) == (200, RENEWALS)
+    assert (len(world.asked), world.most) == (200, MAX_CONCURRENT_CHECKS)
     assert all(code(stream) is None for stream in streams)
 
 
 async def test_who_goes_while_he_stands_in_line_is_not_asked_for(world: World) -> None:
-    guards = [world.guards.add(world.caller(f"user{n}"), SCOPE, ALL, subscription(), None) for n in range(RENEWALS + 1)]
+    guards = [
+        world.guards.register(world.caller(f"user{n}"), SCOPE, FULL_ACCESS, subscription(), None)
+        for n in range(MAX_CONCURRENT_CHECKS + 1)
+    ]
     world.silence.clear()
     await world.passes(INTERVAL)
     for guard in guards:
         guard.release()
     world.silence.set()
     await world.passes(INTERVAL)
-    assert len(world.asked) == RENEWALS
+    assert len(world.asked) == MAX_CONCURRENT_CHECKS
     await world.guards.close()

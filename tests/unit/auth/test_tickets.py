@@ -4,7 +4,14 @@ import re
 
 import pytest
 
-from stream_server.auth.tickets import MAX_TICKET_LENGTH, digest_of, holder_of, new_ticket, seal, unseal
+from stream_server.auth.tickets import (
+    MAX_TICKET_LENGTH,
+    holder_digest,
+    new_ticket,
+    seal_credential,
+    ticket_digest,
+    unseal_credential,
+)
 
 CREDENTIAL = {"authorization": "Bearer the-secret-of-ada"}
 PATHS = ["/api/v2/stream"]
@@ -19,30 +26,32 @@ def test_a_ticket_has_256_random_bits_and_stands_in_a_url_as_it_is() -> None:
 
 def test_only_the_ticket_opens_what_was_sealed() -> None:
     ticket = new_ticket()
-    sealed = seal(ticket, CREDENTIAL, PATHS)
-    assert unseal(ticket, sealed, PATHS) == CREDENTIAL
-    assert unseal(new_ticket(), sealed, PATHS) is None
+    sealed = seal_credential(ticket, CREDENTIAL, PATHS)
+    assert unseal_credential(ticket, sealed, PATHS) == CREDENTIAL
+    assert unseal_credential(new_ticket(), sealed, PATHS) is None
     assert b"the-secret" not in sealed
 
 
 def test_what_was_sealed_for_some_paths_does_not_open_for_others() -> None:
     ticket = new_ticket()
-    assert unseal(ticket, seal(ticket, CREDENTIAL, PATHS), [*PATHS, "/api/v2/dags/d/stream"]) is None
+    assert (
+        unseal_credential(ticket, seal_credential(ticket, CREDENTIAL, PATHS), [*PATHS, "/api/v2/dags/d/stream"]) is None
+    )
 
 
 @pytest.mark.parametrize("place", [0, 11, 12, -1])
 def test_what_was_changed_does_not_open(place: int) -> None:
     ticket = new_ticket()
-    sealed = bytearray(seal(ticket, CREDENTIAL, PATHS))
+    sealed = bytearray(seal_credential(ticket, CREDENTIAL, PATHS))
     sealed[place] ^= 1
-    assert unseal(ticket, bytes(sealed), PATHS) is None
+    assert unseal_credential(ticket, bytes(sealed), PATHS) is None
 
 
 def test_the_same_is_never_sealed_alike() -> None:
     ticket = new_ticket()
-    assert seal(ticket, CREDENTIAL, PATHS) != seal(ticket, CREDENTIAL, PATHS)
+    assert seal_credential(ticket, CREDENTIAL, PATHS) != seal_credential(ticket, CREDENTIAL, PATHS)
 
 
 def test_digests_tell_tickets_and_holders_apart() -> None:
-    assert digest_of("a") == digest_of("a") != digest_of("b")
-    assert holder_of(CREDENTIAL) == holder_of(dict(CREDENTIAL)) != holder_of({})
+    assert ticket_digest("a") == ticket_digest("a") != ticket_digest("b")
+    assert holder_digest(CREDENTIAL) == holder_digest(dict(CREDENTIAL)) != holder_digest({})

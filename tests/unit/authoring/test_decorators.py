@@ -11,7 +11,7 @@ from airflow.sdk import result as native_result
 
 from stream_server.authoring import CannotAnswer, result_task
 from stream_server.authoring import result_task as answers
-from stream_server.authoring.result_marks import NOTE, is_marked
+from stream_server.authoring.result_marks import DOC_NOTE, is_marked
 
 
 @task
@@ -38,7 +38,7 @@ def test_what_is_marked_twice_is_marked_once() -> None:
         returned = result_task(result_task(fetch))()
         assert result_task(result_task(returned)) is returned
     operator = result_task(only(dag))
-    assert operator.doc_md == f"Fetch.\n\n{NOTE}"
+    assert operator.doc_md == f"Fetch.\n\n{DOC_NOTE}"
     assert dict(operator.params) == {"stream_result": True}
     assert dag.tags == {"stream-result:fetch"}
 

@@ -10,10 +10,10 @@ import pytest
 
 from stream_server.authoring import output
 from stream_server.authoring import output_buffer as speaker
-from stream_server.authoring.output_buffer import MAX_BATCH_BYTES, MAX_FAILURES, MAX_ITEM_BYTES, Speaker
-from stream_server.authoring.stream import _streaming
-from stream_server.domain.transition import OUTPUT
-from stream_server.journal.queries import OUTPUT_BYTES
+from stream_server.authoring.output_buffer import MAX_BATCH_BYTES, MAX_FAILURES, MAX_ITEM_BYTES, OutputBuffer
+from stream_server.authoring.stream import _emit_yielded
+from stream_server.domain.transition import OUTPUT_KEY
+from stream_server.journal.queries import MAX_STORED_OUTPUT_BYTES
 
 Batch = dict[str, Any]
 
@@ -43,10 +43,10 @@ class Airflow:
         return [item["chunk"] for one in self.batches for item in one["items"]]
 
 
-def speaking(airflow: Airflow, *values: object, threaded: bool = False) -> Speaker:
-    made = Speaker(2, airflow.push, threaded=threaded)
+def speaking(airflow: Airflow, *values: object, threaded: bool = False) -> OutputBuffer:
+    made = OutputBuffer(2, airflow.push, threaded=threaded)
     for value in values:
-        made.say({"chunk": value})
+        made.add({"chunk": value})
     return made
 
 
@@ -72,7 +72,7 @@ def test_a_thread_pushes_what_nothing_follows() -> None:
     made = speaking(airflow, "a", threaded=True)
     assert airflow.came.wait(10)
     airflow.came.clear()
-    made.say({"chunk": "b"})
+    made.add({"chunk": "b"})
     assert airflow.came.wait(10)
     assert airflow.heard == ["a", "b"]
     made.close()
@@ -83,8 +83,12 @@ def test_pushes_are_no_larger_than_the_server_keeps() -> None:
     value = "x" * (MAX_ITEM_BYTES - 100)
     speaking(airflow, *[value] * 10).close()
     assert airflow.heard == [value] * 10
-    assert max(len(one["items"]) for one in airflow.batches) * MAX_ITEM_BYTES <= MAX_BATCH_BYTES <= OUTPUT_BYTES / 2
-    assert output.KEY == OUTPUT
+    assert (
+        max(len(one["items"]) for one in airflow.batches) * MAX_ITEM_BYTES
+        <= MAX_BATCH_BYTES
+        <= MAX_STORED_OUTPUT_BYTES / 2
+    )
+    assert output.OUTPUT_KEY == OUTPUT_KEY
 
 
 @pytest.mark.parametrize("threaded", [False, True])
@@ -112,7 +116,7 @@ def test_a_try_that_is_refused_again_and_again_falls_silent() -> None:
     made = speaking(airflow, "a")
     for _ in range(10):
         made.flush()
-        made.say({"chunk": "b"})
+        made.add({"chunk": "b"})
     made.close()
     assert airflow.asked == MAX_FAILURES
 
@@ -157,7 +161,7 @@ def test_outside_of_a_running_task_nothing_happens() -> None:
 
 def test_what_yields_nothing_is_refused_with_a_remedy() -> None:
     with pytest.raises(TypeError, match="must yield, or return an iterator"):
-        _streaming(lambda: "text")()
+        _emit_yielded(lambda: "text")()
 
 
 async def some() -> Any:
@@ -175,4 +179,4 @@ async def some() -> Any:
     ],
 )
 def test_text_is_returned_as_a_whole(function: Any, returned: object) -> None:
-    assert _streaming(function)() == returned
+    assert _emit_yielded(function)() == returned

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.authoring.source import without_decorator
+from stream_server.authoring.source import remove_decorators
 
 NAMES = {"result_task", "answers"}
 BARE = "def fetch():\n    return 1\n"
@@ -26,4 +26,4 @@ BARE = "def fetch():\n    return 1\n"
     ],
 )
 def test_our_decorator_is_taken_out_and_nothing_else(source: str, expected: str) -> None:
-    assert without_decorator(source, NAMES) == expected
+    assert remove_decorators(source, NAMES) == expected

@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from stream_server.cli.main import app
-from stream_server.cli.process_title import ADDRESSES, SECRETS, conceal_secrets, concealed
+from stream_server.cli.process_title import SECRET_OPTIONS, URL_OPTIONS, redact_arguments, redact_command_line
 
 
 def test_secrets_become_asterisks_of_the_same_length() -> None:
@@ -19,7 +19,7 @@ def test_secrets_become_asterisks_of_the_same_length() -> None:
         *("python", "-m", "stream_server", "run", "chat", "--conf", '{"password": "mine"}', "--until", "--token"),
         *("*******", "tökén", "--password=***", "--url", "https://u:*@h:1/x", "--raw"),
     ]
-    assert concealed([text.encode() for text in given]) == [text.encode() for text in shown]
+    assert redact_arguments([text.encode() for text in given]) == [text.encode() for text in shown]
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,11 @@ def test_secrets_become_asterisks_of_the_same_length() -> None:
     ],
 )
 def test_both_ways_to_give_an_option(given: list[str], shown: list[str]) -> None:
-    assert concealed([text.encode() for text in given]) == [text.encode() for text in shown]
+    assert redact_arguments([text.encode() for text in given]) == [text.encode() for text in shown]
 
 
 def test_arguments_that_are_no_text_stay_what_they_are() -> None:
-    assert concealed([b"\xff\xfe", b"--token", b"\xff\xfe"]) == [b"\xff\xfe", b"--token", b"**"]
+    assert redact_arguments([b"\xff\xfe", b"--token", b"\xff\xfe"]) == [b"\xff\xfe", b"--token", b"**"]
 
 
 def test_no_command_has_an_option_for_a_secret_that_is_not_known() -> None:
@@ -52,7 +52,7 @@ def test_no_command_has_an_option_for_a_secret_that_is_not_known() -> None:
         for option in parameter.opts
         if telling & set(option.strip("-").split("-"))
     }
-    assert options == SECRETS | ADDRESSES
+    assert options == SECRET_OPTIONS | URL_OPTIONS
 
 
 class Libc:
@@ -83,11 +83,11 @@ def macos(monkeypatch: pytest.MonkeyPatch) -> Libc:
 
 
 def test_arguments_are_overwritten_on_macos(macos: Libc) -> None:
-    assert conceal_secrets()
+    assert redact_command_line()
     assert [buffer.value for buffer in macos.buffers] == [b"python", b"--token", b"******"]
 
 
 def test_nothing_is_overwritten_where_the_arguments_are_others(macos: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["python", "--token", "another"])
-    assert not conceal_secrets()
+    assert not redact_command_line()
     assert [buffer.value for buffer in macos.buffers] == [b"python", b"--token", b"secret"]

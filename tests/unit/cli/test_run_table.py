@@ -6,7 +6,7 @@ import pytest
 from msgspec import Raw
 from rich.console import Console
 
-from stream_server.cli.run_table import RunView, describe
+from stream_server.cli.run_table import RunTable, describe_frame
 from stream_server.protocol.frames import (
     AnyFrame,
     Chunk,
@@ -64,9 +64,9 @@ def progress(fraction: float | None, text: str | None = None) -> Progress:
 
 def shown(*frames: AnyFrame) -> str:
     """What a terminal shows after some frames."""
-    view = RunView(*KEY)
+    view = RunTable(*KEY)
     for frame in frames:
-        view.follow(frame)
+        view.update(frame)
     console = Console(width=120, color_system=None)
     with console.capture() as capture:
         console.print(view)
@@ -147,7 +147,7 @@ def test_the_last_line_tells_what_was_told_last() -> None:
     ],
 )
 def test_each_frame_has_a_line(frame: AnyFrame, line: str) -> None:
-    assert describe(frame) == line
+    assert describe_frame(frame) == line
 
 
 def test_what_a_task_says_is_shown_as_it_grows_and_forgotten_with_what_a_reset_takes_back() -> None:
@@ -166,6 +166,6 @@ def test_what_a_task_says_is_shown_as_it_grows_and_forgotten_with_what_a_reset_t
 
 
 def test_what_is_no_text_or_withheld_is_told_too() -> None:
-    assert describe(chunk(0, '{"a":1}', 2)) == 'answer [2] says: {"a":1}\n'
-    assert describe(chunk(0, None)) == "answer says: (withheld)"
-    assert describe(progress(None, "searching")) == "answer: searching"
+    assert describe_frame(chunk(0, '{"a":1}', 2)) == 'answer [2] says: {"a":1}\n'
+    assert describe_frame(chunk(0, None)) == "answer says: (withheld)"
+    assert describe_frame(progress(None, "searching")) == "answer: searching"

@@ -43,7 +43,7 @@ class TestTasks:
     def test_the_tasks_above_are_those_that_name_it_below_themselves(self) -> None:
         read = dag({"c": Node(), "b": Node("c"), "a": Node("b", "c", "c")})
         assert read.upstream == {"a": (), "b": ("a",), "c": ("a", "b")}
-        assert read.order == ("a", "b", "c")
+        assert read.topological_order == ("a", "b", "c")
 
     def test_a_task_below_that_is_not_there_is_left_out(self) -> None:
         read = dag({"a": Node("gone", "b"), "b": Node()})
@@ -63,7 +63,7 @@ class TestTasks:
         assert read.idle_when_all_succeed == {"alarm", "page"}
 
     def test_a_circle_is_left_out_of_the_order(self) -> None:
-        assert dag({"a": Node("b"), "b": Node("a"), "c": Node()}).order == ("c",)
+        assert dag({"a": Node("b"), "b": Node("a"), "c": Node()}).topological_order == ("c",)
 
 
 class TestSetups:
@@ -84,7 +84,7 @@ class TestDeciders:
     def test_a_branch_may_decide_about_all_that_is_below(self) -> None:
         branch = Node("a", _can_skip_downstream=True)
         read = dag({"x": Node("a"), "first": branch, "a": Node("b"), "b": Node("c"), "c": Node()})
-        assert read.deciders == dict.fromkeys(("a", "b", "c"), ("first",))
+        assert read.skip_deciders == dict.fromkeys(("a", "b", "c"), ("first",))
 
 
 class TestGroups:
@@ -93,20 +93,20 @@ class TestGroups:
         group = plain_group("a", "c", g=mapped_group("g.a", over="a") | {})
         group["children"]["g"][1]["children"]["g.deep"] = ["taskgroup", inner]
         read = dag({name: Node() for name in ("a", "c", "g.a", "g.deep.b")}, group)
-        assert {name: read.mapped_groups(name) for name in read.tasks} == {
+        assert {name: read.mapped_group_ids(name) for name in read.tasks} == {
             "a": (),
             "c": (),
             "g.a": ("g",),
             "g.deep.b": ("g",),
         }
         assert [name for name in read.tasks if read.may_expand(name)] == ["g.a", "g.deep.b"]
-        assert read.expanded_by("g.deep.b") == {"a"}
+        assert read.expansion_sources("g.deep.b") == {"a"}
 
     def test_mapped_groups_are_told_from_the_innermost_outwards(self) -> None:
         outer = mapped_group("o.a", over=[1, 2])
         outer["children"]["o.i"] = ["taskgroup", mapped_group("o.i.b", over=[1, 2, 3])]
         read = dag({"o.a": Node(), "o.i.b": Node()}, plain_group(o=outer))
-        assert read.mapped_groups("o.i.b") == ("o.i", "o")
+        assert read.mapped_group_ids("o.i.b") == ("o.i", "o")
 
     @pytest.mark.parametrize(
         "reference",
@@ -121,7 +121,7 @@ class TestGroups:
         value = {"__type": "xcomref", "__var": reference}
         written: dict[str, Any] = {attribute: {"type": "list-of-dicts", "value": value}}
         node = Node(_is_mapped=True, **written)
-        assert dag({"a": Node("b"), "b": node}).expanded_by("b") == {"a"}
+        assert dag({"a": Node("b"), "b": node}).expansion_sources("b") == {"a"}
 
     @pytest.mark.parametrize(
         ("values", "empty"),
@@ -135,7 +135,7 @@ class TestGroups:
         ],
     )
     def test_a_mapping_over_nothing_is_known(self, values: dict[str, Any], *, empty: bool) -> None:
-        assert dag({"b": Node(_is_mapped=True, expand_input=values)}).is_empty("b") is empty
+        assert dag({"b": Node(_is_mapped=True, expand_input=values)}).is_mapped_over_nothing("b") is empty
 
 
 class TestMarks:
@@ -152,17 +152,17 @@ class TestMarks:
     @pytest.mark.parametrize("partial", [False, True])
     def test_a_param_of_a_task_marks_it(self, params: object, *, partial: bool) -> None:
         fields: dict[str, Any] = {"partial_kwargs": {"params": params}} if partial else {"params": params}
-        assert dag({"a": Node("b", **fields), "b": Node()}).marked == {"a"}
+        assert dag({"a": Node("b", **fields), "b": Node()}).marked_tasks == {"a"}
 
     @pytest.mark.parametrize(
         "params", [None, [], "stream_result", [["stream_result"]], [["stream_result", PARAM | {"default": "yes"}]], 7]
     )
     def test_other_params_do_not(self, params: object) -> None:
-        assert dag({"a": Node(params=params)}).marked == set()
+        assert dag({"a": Node(params=params)}).marked_tasks == set()
 
     def test_a_tag_of_the_dag_marks_a_task_that_there_is(self) -> None:
         tags = ["ml", "stream-result:b", "stream-result:gone", 3]
-        assert dag({"a": Node("b"), "b": Node()}, tags=tags).marked == {"b"}
+        assert dag({"a": Node("b"), "b": Node()}, tags=tags).marked_tasks == {"b"}
 
 
 json = st.recursive(
@@ -188,9 +188,9 @@ def test_shapes_that_nobody_knows_harm_nothing(
 ) -> None:
     read = dag({"a": Node("b", **fields), "b": Node()}, tags=tags, fail_fast=fail_fast, task_group=group)
     assert isinstance(read, Graph)
-    assert read.order == ("a", "b")
+    assert read.topological_order == ("a", "b")
     for task_id in read.tasks:
-        assert read.expanded_by(task_id) <= read.tasks.keys()
-        assert read.marked <= read.tasks.keys()
-        assert isinstance(read.is_empty(task_id), bool)
-        assert read.mapped_groups(task_id) is not None
+        assert read.expansion_sources(task_id) <= read.tasks.keys()
+        assert read.marked_tasks <= read.tasks.keys()
+        assert isinstance(read.is_mapped_over_nothing(task_id), bool)
+        assert read.mapped_group_ids(task_id) is not None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.domain.answer import Answer
-from stream_server.domain.outcome import Pending, Question, Value, judge, result_tasks
+from stream_server.domain.answer import OutcomeTracker
+from stream_server.domain.outcome import ReturnValue, Undecided, WatchOptions, evaluate, select_result_tasks
 from stream_server.domain.run_state import RunState
 from stream_server.protocol.frames import AnyFrame, End, Failure, Result
 from support.builders import KEY, History, Watcher, graph, results_of, types
@@ -26,30 +26,30 @@ def end_of(frames: list[AnyFrame]) -> End:
 
 class TestWhoAnswers:
     def test_the_tasks_that_the_caller_names(self) -> None:
-        assert result_tasks(History().state(), Question(results=("ask", "answer"))) == ("ask", "answer")
+        assert select_result_tasks(History().state(), WatchOptions(result_tasks=("ask", "answer"))) == ("ask", "answer")
 
     def test_else_the_tasks_that_the_author_marked_in_the_serialised_dag(self) -> None:
         marked = dag({"ask": Node("left", "right"), "left": Node(params={"stream_result": True}), "right": Node()})
         run = History(marked).state()
-        assert result_tasks(run, Question()) == ("left",)
+        assert select_result_tasks(run, WatchOptions()) == ("left",)
         run.native_marks = {"left": True, "right": True}
-        assert result_tasks(run, Question()) == ("left",)
+        assert select_result_tasks(run, WatchOptions()) == ("left",)
 
     def test_else_the_tasks_with_the_native_mark_in_this_run_or_in_earlier_ones(self) -> None:
         run = History(graph(TWO_LEAVES, {})).state()
         run.earlier_marks = {"ask": False, "right": True}
-        assert result_tasks(run, Question()) == ("right",)
+        assert select_result_tasks(run, WatchOptions()) == ("right",)
         run.native_marks = {"left": True}
-        assert result_tasks(run, Question()) == ("left", "right")
+        assert select_result_tasks(run, WatchOptions()) == ("left", "right")
         run.native_marks = {"left": True, "right": False}
-        assert result_tasks(run, Question()) == ("left",)
+        assert select_result_tasks(run, WatchOptions()) == ("left",)
 
     def test_else_the_only_leaf(self) -> None:
-        assert result_tasks(History().state(), Question()) == ("answer",)
+        assert select_result_tasks(History().state(), WatchOptions()) == ("answer",)
 
     def test_else_nobody(self) -> None:
-        assert result_tasks(History(graph(TWO_LEAVES, {})).state(), Question()) == ()
-        assert result_tasks(RunState(KEY, History().run), Question()) == ()
+        assert select_result_tasks(History(graph(TWO_LEAVES, {})).state(), WatchOptions()) == ()
+        assert select_result_tasks(RunState(KEY, History().run), WatchOptions()) == ()
 
 
 class TestResult:
@@ -109,14 +109,18 @@ class TestResult:
         history = History()
         history.run_task("answer")
         run = history.state()
-        step = Answer(Question()).receive(run, {"answer"}, {("answer", -1): Value(9, '{"a": 1.0}')})
+        step = OutcomeTracker(WatchOptions()).add_values(
+            run, {"answer"}, {("answer", -1): ReturnValue(9, '{"a": 1.0}')}
+        )
         assert isinstance(step.frames[0], Result)
         assert bytes(step.frames[0].results["answer"]) == b'{"a": 1.0}'
 
     def test_a_large_value_is_a_reference_with_quoted_ids(self) -> None:
         history = History()
         history.run_task("answer")
-        step = Answer(Question()).receive(history.state(), {"answer"}, {("answer", -1): Value(5_000_000, None)})
+        step = OutcomeTracker(WatchOptions()).add_values(
+            history.state(), {"answer"}, {("answer", -1): ReturnValue(5_000_000, None)}
+        )
         assert isinstance(step.frames[0], Result)
         assert step.frames[0].results == {}
         reference = step.frames[0].references["answer"]
@@ -147,7 +151,7 @@ class TestFailure:
     def test_a_result_task_that_may_still_answer_is_waited_for(self, state: str | None) -> None:
         history = History()
         history.set_task("answer", state)
-        assert judge(history.state(), Question()) == Pending()
+        assert evaluate(history.state(), WatchOptions()) == Undecided()
 
     def test_one_of_several_result_tasks_failing_is_enough(self) -> None:
         history = History()
@@ -250,7 +254,7 @@ class TestNobodyAnswers:
 
     def test_without_a_graph_the_stream_ends_with_the_run(self) -> None:
         run = RunState(KEY, History().run)
-        assert judge(run, Question()) == Pending()
+        assert evaluate(run, WatchOptions()) == Undecided()
 
 
 class TestEnd:
@@ -288,4 +292,4 @@ class TestEnd:
         history.clear("answer")
         history.set_task("answer", "failed")
         assert watcher.catch_up() == []
-        assert watcher.answer.receive(watcher.run, ("answer",), {}).frames == []
+        assert watcher.answer.add_values(watcher.run, ("answer",), {}).frames == []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.domain.answer import Answer
-from stream_server.domain.outcome import Question, Value
+from stream_server.domain.answer import OutcomeTracker
+from stream_server.domain.outcome import ReturnValue, WatchOptions
 from stream_server.protocol.frames import AnyFrame, Failure, Result
 from support.builders import History, Watcher, graph, results_of, types
 from support.dags import Node, dag
@@ -118,8 +118,8 @@ class TestMapped:
         history, _ = self.mapped(2)
         for index in range(2):
             history.run_task("square", index, index)
-        values = {("square", 0): Value(10, None), ("square", 1): Value(20, None)}
-        (result, _) = Answer(Question()).receive(history.state(), {"square"}, values).frames
+        values = {("square", 0): ReturnValue(10, None), ("square", 1): ReturnValue(20, None)}
+        (result, _) = OutcomeTracker(WatchOptions()).add_values(history.state(), {"square"}, values).frames
         assert isinstance(result, Result)
         assert result.references["square"].bytes == 30
         assert result.references["square"].href.endswith("/taskInstances/square/xcomEntries")

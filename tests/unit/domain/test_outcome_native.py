@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.domain.graph import Graph
-from stream_server.domain.outcome import Answered, Failed, Pending, Question, judge
+from stream_server.domain.outcome import FailureKnown, ResultKnown, Undecided, WatchOptions, evaluate
 from stream_server.protocol.frames import Failure, Reset, Result
 from support.builders import History, Move, Watcher, graph, lives, play, results_of, types
 from support.dags import Node, dag
@@ -101,7 +101,9 @@ class TestTheFirstRunOfAVersion:
         watcher.catch_up()
         history.set_run("failed")
         assert types(watcher.catch_up()) == ["failure", "end"]
-        assert judge(history.state(), Question()) == Failed("run_failed", history.state().changed, state="failed")
+        assert evaluate(history.state(), WatchOptions()) == FailureKnown(
+            "run_failed", history.state().changed, state="failed"
+        )
 
 
 class TestAfterARunThatHasEnded:
@@ -185,10 +187,10 @@ class TestAfterARunThatHasEnded:
         )
         history = history_of(watched, marked=("left", "alarm"), earlier={"left": True, "log": False})
         history.run_task("left", 1)
-        assert isinstance(judge(history.state(), Question()), Answered)
+        assert isinstance(evaluate(history.state(), WatchOptions()), ResultKnown)
         history.set_task("log", "failed")
         history.start("alarm")
-        assert judge(history.state(), Question()) == Pending()
+        assert evaluate(history.state(), WatchOptions()) == Undecided()
 
     def test_a_mark_that_was_moved_makes_the_earlier_ones_worthless(self) -> None:
         """Which makes no new version: Airflow does not serialise the mark."""
@@ -271,8 +273,8 @@ def test_the_first_run_answers_at_its_end_with_all_marked_values(marked: tuple[s
                 values = {task_id for (task_id, _), xcom in history.xcoms.items() if xcom.dag_result}
                 succeeded = {one for one in values if watcher.run.tasks[one].by_state.keys() == {"success"}}
                 assert succeeded <= frame.results.keys() <= values
-        joining = judge(history.state(), Question())
-        assert history.deleted or type(judge(watcher.run, Question())) is type(joining)
+        joining = evaluate(history.state(), WatchOptions())
+        assert history.deleted or type(evaluate(watcher.run, WatchOptions())) is type(joining)
 
 
 @given(marks, lives)

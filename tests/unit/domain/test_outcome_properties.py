@@ -8,7 +8,7 @@ from typing import Literal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.domain.outcome import Answered, Failed, judge, result_tasks
+from stream_server.domain.outcome import FailureKnown, ResultKnown, evaluate, select_result_tasks
 from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, Snapshot
 from support.airflow_sql import CHAIN
 from support.builders import History, Move, Watcher, graph, lives, lives_of, play
@@ -71,8 +71,8 @@ def test_a_result_is_told_only_while_all_result_tasks_have_answered_in_their_cur
     for frames in live(watcher, life):
         for frame in frames:
             if isinstance(frame, Result):
-                tasks = set(result_tasks(watcher.run, watcher.answer.question))
-                if not watcher.answer.question.results:
+                tasks = set(select_result_tasks(watcher.run, watcher.answer.options))
+                if not watcher.answer.options.result_tasks:
                     # A branch may skip some of the tasks with Airflow's own mark.
                     tasks -= {one for one in tasks if watcher.run.tasks[one].by_state.keys() == {"skipped"}}
                 assert frame.results.keys() == tasks
@@ -92,16 +92,16 @@ def test_a_failure_is_told_only_where_something_has_failed(watcher: Watcher, lif
                 assert (instance.state, instance.try_number) == (frame.state, frame.try_number)
                 assert instance.state in {"failed", "upstream_failed", "skipped", "removed"}
             elif isinstance(frame, Failure):
-                assert watcher.run.deleted or watcher.run.run.state == "failed"
+                assert watcher.run.is_deleted or watcher.run.info.state == "failed"
 
 
 @given(watched(), lives)
 def test_what_is_told_is_the_verdict_whenever_no_value_is_wanted(watcher: Watcher, life: list[Move]) -> None:
     for _ in live(watcher, life):
-        if not watcher.wanted and not watcher.answer.ended:
-            verdict, told = judge(watcher.run, watcher.answer.question), watcher.answer.told
-            assert isinstance(told, Result) == isinstance(verdict, Answered)
-            assert isinstance(told, Failure) == isinstance(verdict, Failed)
+        if not watcher.wanted and not watcher.answer.has_ended:
+            verdict, told = evaluate(watcher.run, watcher.answer.options), watcher.answer.sent_outcome
+            assert isinstance(told, Result) == isinstance(verdict, ResultKnown)
+            assert isinstance(told, Failure) == isinstance(verdict, FailureKnown)
 
 
 @given(watched(), lives)
@@ -110,14 +110,14 @@ def test_a_stream_ends_when_and_only_when_there_is_nothing_more_to_tell(watcher:
     for frames in live(watcher, life):
         for frame in frames:
             if isinstance(frame, End):
-                told = watcher.answer.told
+                told = watcher.answer.sent_outcome
                 outcome = {Result: "result", Failure: "failure", type(None): "none"}[type(told)]
                 assert frame.outcome == outcome
-                assert frame.state == (None if watcher.run.deleted else watcher.run.run.state)
+                assert frame.state == (None if watcher.run.is_deleted else watcher.run.info.state)
                 ended = True
         if not watcher.wanted and not ended:
-            assert not watcher.run.final
-            assert watcher.answer.question.until == "run" or watcher.answer.told is None
+            assert not watcher.run.has_ended
+            assert watcher.answer.options.until == "run" or watcher.answer.sent_outcome is None
 
 
 @given(lives_of("read", "fetch", "start", "push", "succeed", "run", "retry", "clear"))
@@ -125,8 +125,8 @@ def test_a_result_that_stands_is_that_of_the_current_tries(life: list[Move]) -> 
     watcher = Watcher(History(graph({"answer": []}, {})), until="run")
     tries: dict[tuple[str, int], int] = {}
     for frames in live(watcher, life):
-        result = watcher.answer.told
-        if not isinstance(result, Result) or watcher.wanted or watcher.answer.ended:
+        result = watcher.answer.sent_outcome
+        if not isinstance(result, Result) or watcher.wanted or watcher.answer.has_ended:
             continue
         now = {
             (task_id, index): one.try_number
@@ -147,5 +147,5 @@ def test_a_late_watcher_sees_what_the_others_were_told(watcher: Watcher, life: l
                 standing = None
             elif isinstance(frame, Result | Failure):
                 standing = frame
-        _, *opening = watcher.answer.open(watcher.run)
+        _, *opening = watcher.answer.initial_frames(watcher.run)
         assert opening == [*watcher.run.output.frames, *([] if standing is None else [standing])]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.domain.answer import Answer
-from stream_server.domain.outcome import Answered, Question, judge
+from stream_server.domain.answer import OutcomeTracker
+from stream_server.domain.outcome import ResultKnown, WatchOptions, evaluate
 from stream_server.protocol.frames import AnyFrame, Reset, Snapshot
 from support.builders import History, Watcher, graph, results_of, types
 
@@ -216,17 +216,19 @@ class TestTraps:
         history.run_task("ask", 1)
         history.run_task("answer", 2)
         run = history.state()
-        step = Answer(Question(results=("ask", "answer"))).receive(run, {"ask"}, history.values({"ask"}))
+        step = OutcomeTracker(WatchOptions(result_tasks=("ask", "answer"))).add_values(
+            run, {"ask"}, history.values({"ask"})
+        )
         assert step.frames == []
-        assert step.wanted == ("ask", "answer")
+        assert step.values_needed == ("ask", "answer")
 
     def test_a_late_watcher_sees_what_was_told(self) -> None:
         history = History()
         watcher = Watcher(history, until="run")
         history.run_task("answer", 1)
         told = watcher.catch_up()
-        assert types(watcher.answer.open(watcher.run)) == ["snapshot", "result"]
-        assert watcher.answer.open(watcher.run)[1:] == told
+        assert types(watcher.answer.initial_frames(watcher.run)) == ["snapshot", "result"]
+        assert watcher.answer.initial_frames(watcher.run)[1:] == told
 
     def test_the_verdict_names_the_last_row_that_was_needed(self) -> None:
         history = History()
@@ -235,6 +237,6 @@ class TestTraps:
         history.run_task("answer")
         for transition in history.journal:
             run.apply(transition)
-        verdict = judge(run, Question(results=("ask", "answer")))
-        assert isinstance(verdict, Answered)
-        assert verdict.origin.seq == max(row.seq for row in history.journal if row.xcom_key)
+        verdict = evaluate(run, WatchOptions(result_tasks=("ask", "answer")))
+        assert isinstance(verdict, ResultKnown)
+        assert verdict.source.seq == max(row.seq for row in history.journal if row.xcom_key)

@@ -7,20 +7,20 @@ from collections.abc import Mapping
 import pytest
 
 from stream_server.domain.graph import Graph
-from stream_server.domain.prediction import Forecast, foreseeable
+from stream_server.domain.prediction import Prediction, is_predictable
 from support.dags import Node, dag, mapped_group, plain_group, setup, teardown
 from support.outlooks import CHAIN, forecast
 
 
 def doomed(graph: Graph, **states: str | Mapping[int, str | None] | None) -> set[str]:
     told = forecast(graph, **states)
-    return {task_id for task_id in graph.tasks if told.doomed(task_id)}
+    return {task_id for task_id in graph.tasks if told.cannot_succeed(task_id)}
 
 
 class TestSpreading:
     def test_a_failure_is_followed_to_the_end_at_once(self) -> None:
         assert doomed(CHAIN, a="success", b="failed") == {"b", "c", "d", "e", "f"}
-        assert forecast(CHAIN, a="success", b="failed").failing("f") == {-1}
+        assert forecast(CHAIN, a="success", b="failed").must_fail("f") == {-1}
 
     @pytest.mark.parametrize(
         "state", ["success", "running", "queued", "up_for_retry", "restarting", "deferred", "awaiting_input", "new"]
@@ -31,11 +31,11 @@ class TestSpreading:
     def test_who_waits_for_the_culprit_skips_too_late_to_save_the_run(self) -> None:
         """A loop that has `c` run has told `b` to fail; so `d` fails, although `c` may skip itself (`all_success`)."""
         graph = dag({"a": Node("b", "c"), "b": Node("d"), "c": Node("d", trigger_rule="none_skipped"), "d": Node()})
-        assert forecast(graph, a="failed").failing("d") == {-1}
+        assert forecast(graph, a="failed").must_fail("d") == {-1}
 
     def test_it_may_also_wait_for_what_only_the_culprit_ends(self) -> None:
         nodes = {"a": Node("b", "x"), "b": Node("d"), "x": Node("c"), "c": Node("d", trigger_rule="all_done")}
-        assert forecast(dag({**nodes, "d": Node()}), a="failed").failing("d") == {-1}
+        assert forecast(dag({**nodes, "d": Node()}), a="failed").must_fail("d") == {-1}
 
     @pytest.mark.parametrize(
         ("nodes", "states"),
@@ -60,13 +60,13 @@ class TestSpreading:
         self, nodes: Mapping[str, Node], states: dict[str, str]
     ) -> None:
         told = forecast(dag(nodes), **states)
-        assert told.doomed("d") == {-1}
-        assert told.failing("d") == frozenset()
+        assert told.cannot_succeed("d") == {-1}
+        assert told.must_fail("d") == frozenset()
 
     def test_skipping_spreads_and_fails_no_run(self) -> None:
         told = forecast(CHAIN, a="skipped")
-        assert told.doomed("f") == {-1}
-        assert told.failing("f") == frozenset()
+        assert told.cannot_succeed("f") == {-1}
+        assert told.must_fail("f") == frozenset()
 
     def test_a_task_that_is_at_work_has_passed_its_rule(self) -> None:
         assert doomed(CHAIN, a="failed", b="running") == {"a"}
@@ -79,8 +79,8 @@ class TestSpreading:
         assert doomed(graph, a="failed") == {"a"}
 
     def test_a_task_without_instances_dooms_nothing(self) -> None:
-        told = Forecast(CHAIN, {"a": {"failed": {-1}}, "c": {None: {-1}}})
-        assert told.doomed("c") == frozenset()
+        told = Prediction(CHAIN, {"a": {"failed": {-1}}, "c": {None: {-1}}})
+        assert told.cannot_succeed("c") == frozenset()
 
 
 class TestRules:
@@ -131,15 +131,15 @@ class TestSetupsAndTeardowns:
         """So that the task is skipped, and no failure of the run (`_evaluate_setup_constraint` comes first)."""
         graph = dag({"s": setup("a"), "a": Node("b"), "b": Node("c"), "c": Node(), "x": Node("c")})
         told = forecast(graph, s="skipped", a="running", x="failed")
-        assert told.doomed("c") == {-1}
-        assert told.failing("c") == frozenset()
-        assert forecast(graph, s="success", a="running", x="failed").failing("c") == {-1}
+        assert told.cannot_succeed("c") == {-1}
+        assert told.must_fail("c") == frozenset()
+        assert forecast(graph, s="success", a="running", x="failed").must_fail("c") == {-1}
 
     def test_a_teardown_runs_if_its_setup_has(self) -> None:
         assert doomed(self.GRAPH, s="success", a="failed") == {"a"}
 
     def test_a_skipped_setup_skips_its_teardown(self) -> None:
-        assert forecast(self.GRAPH, s="skipped").failing("t") == frozenset()
+        assert forecast(self.GRAPH, s="skipped").must_fail("t") == frozenset()
         assert "t" in doomed(self.GRAPH, s="skipped")
 
 
@@ -150,13 +150,13 @@ class TestMapped:
 
     def test_a_failed_instance_dooms_the_list_although_others_go_on(self) -> None:
         graph = dag({"m": Node(mapped_over=[1, 2])})
-        assert forecast(graph, m={0: "running", 1: "failed"}).doomed("m") == {1}
+        assert forecast(graph, m={0: "running", 1: "failed"}).cannot_succeed("m") == {1}
 
     def test_a_removed_instance_is_missed_by_nobody_unless_all_are(self) -> None:
         graph = dag({"m": Node(mapped_over=[1, 2])})
-        assert forecast(graph, m={0: "running", 1: "removed"}).doomed("m") == frozenset()
-        assert forecast(graph, m={0: "removed", 1: "failed"}).doomed("m") == {1}
-        assert forecast(graph, m={0: "removed", 1: "removed"}).doomed("m") == {0, 1}
+        assert forecast(graph, m={0: "running", 1: "removed"}).cannot_succeed("m") == frozenset()
+        assert forecast(graph, m={0: "removed", 1: "failed"}).cannot_succeed("m") == {1}
+        assert forecast(graph, m={0: "removed", 1: "removed"}).cannot_succeed("m") == {0, 1}
 
     def test_what_says_how_often_a_task_is_run_must_succeed_whatever_the_rule(self) -> None:
         graph = dag({"list": Node("m"), "m": Node(mapped_over="list", trigger_rule="all_done")})
@@ -167,8 +167,8 @@ class TestMapped:
         nodes = {"ready": Node("m", "list"), "list": Node("m", trigger_rule="one_failed")}
         graph = dag({**nodes, "m": Node("end", mapped_over="list", trigger_rule="one_done"), "end": Node()})
         told = forecast(graph, ready="success")
-        assert told.doomed("end") == {-1}
-        assert told.failing("m") == frozenset()
+        assert told.cannot_succeed("end") == {-1}
+        assert told.must_fail("m") == frozenset()
         below = dag(
             {
                 **nodes,
@@ -176,18 +176,18 @@ class TestMapped:
                 "end": Node(trigger_rule="none_failed"),
             }
         )
-        assert forecast(below, ready="success").doomed("end") == frozenset()
+        assert forecast(below, ready="success").cannot_succeed("end") == frozenset()
 
     def test_what_skips_a_mapped_task_comes_before_a_rule_that_waits_for_all(self) -> None:
         nodes = {"a": Node("m"), "b": Node("m"), "list": Node("m")}
         graph = dag({**nodes, "m": Node(mapped_over="list", trigger_rule="one_success")})
-        assert forecast(graph, a="upstream_failed", b="running", list="skipped").failing("m") == frozenset()
+        assert forecast(graph, a="upstream_failed", b="running", list="skipped").must_fail("m") == frozenset()
 
     def test_a_mapping_over_nothing_is_known_from_the_start(self) -> None:
         graph = dag({"m": Node("end", mapped_over=[]), "end": Node()})
-        assert foreseeable(graph, {})
+        assert is_predictable(graph, {})
         assert doomed(graph) == {"m", "end"}
-        assert forecast(graph).failing("end") == frozenset()
+        assert forecast(graph).must_fail("end") == frozenset()
 
     def test_a_task_that_waits_for_failures_of_a_mapping_over_nothing_is_skipped(self) -> None:
         graph = dag({"m": Node("mend", mapped_over=[]), "mend": Node(trigger_rule="one_failed")})
@@ -206,13 +206,13 @@ class TestMappedGroup:
 
     def test_only_the_same_index_counts_within_the_group(self) -> None:
         told = forecast(self.GRAPH, list="success", g_a={0: "failed", 1: "success"}, g_b={0: None, 1: None})
-        assert told.doomed("g.b") == {0}
-        assert told.doomed("end") == {-1}
+        assert told.cannot_succeed("g.b") == {0}
+        assert told.cannot_succeed("end") == {-1}
 
     def test_what_is_not_expanded_yet_is_known_by_its_siblings(self) -> None:
         told = forecast(self.GRAPH, list="success", g_a={0: "failed", 1: None})
-        assert told.doomed("g.b") == {0}
-        assert told.doomed("end") == {-1}
+        assert told.cannot_succeed("g.b") == {0}
+        assert told.cannot_succeed("end") == {-1}
 
     def test_what_is_far_within_the_group_is_doomed_with_what_the_group_is_mapped_over(self) -> None:
         assert doomed(self.GRAPH, list="failed") == {"list", "g.a", "g.b", "end"}
@@ -223,8 +223,8 @@ class TestMappedGroup:
             plain_group(g=mapped_group("g.a", "g.b", over=[1, 2])),
         )
         pending = {0: None, 1: None}
-        assert forecast(graph, g_a={0: "failed", 1: "running"}, g_b=pending).doomed("g.b") == frozenset()
-        assert forecast(graph, g_a={0: "failed", 1: "failed"}, g_b=pending).doomed("g.b") == {0, 1}
+        assert forecast(graph, g_a={0: "failed", 1: "running"}, g_b=pending).cannot_succeed("g.b") == frozenset()
+        assert forecast(graph, g_a={0: "failed", 1: "failed"}, g_b=pending).cannot_succeed("g.b") == {0, 1}
 
     def test_a_mapping_within_a_mapping_is_waited_for(self) -> None:
         outer = mapped_group("o.a", over=[1, 2])
@@ -249,11 +249,11 @@ class TestSkippedByOthers:
     def test_fail_fast_skips_what_was_told_to_fail(self) -> None:
         graph = dag({"a": Node("b"), "b": Node(), "c": Node()}, fail_fast=True)
         told = forecast(graph, a="failed", b="upstream_failed", c="running")
-        assert told.doomed("b") == {-1}
-        assert told.failing("b") == frozenset()
+        assert told.cannot_succeed("b") == {-1}
+        assert told.must_fail("b") == frozenset()
 
 
 def test_nothing_is_foreseen_while_nothing_has_ended_badly() -> None:
-    assert not foreseeable(CHAIN, {"a": {"success": {-1}}, "b": {None: {-1}}})
-    assert foreseeable(CHAIN, {"a": {"failed": {-1}}})
-    assert foreseeable(dag({"a": Node("b"), "b": Node(trigger_rule="one_failed")}), {})
+    assert not is_predictable(CHAIN, {"a": {"success": {-1}}, "b": {None: {-1}}})
+    assert is_predictable(CHAIN, {"a": {"failed": {-1}}})
+    assert is_predictable(dag({"a": Node("b"), "b": Node(trigger_rule="one_failed")}), {})

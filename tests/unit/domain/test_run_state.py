@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 
-from stream_server.domain.run_state import MAX_LISTED_INSTANCES, UNSAID, RunState
+from stream_server.domain.run_state import MAX_LISTED_INSTANCES, RETRACTING_STATES, RunState
 from stream_server.protocol.frames import RunTransition, Snapshot, TaskTransition
 from support.builders import History, Move, at, graph, known, lives, play
 
@@ -16,7 +16,7 @@ def may_happen(history: History, move: Move) -> bool:
     And what ends a task that is to be tried again without another try: whoever joins then hears what the last one said.
     """
     place = sorted(history.rows)[move[1] % len(history.rows)]
-    if history.said(place) and history.rows[place].state in UNSAID:
+    if history.said(place) and history.rows[place].state in RETRACTING_STATES:
         return move[0] in {"read", "advance", "start", "run", "say", "clear"}
     return move[0] != "defer" or place not in history.xcoms
 
@@ -37,7 +37,7 @@ def test_following_from_the_first_row_gives_what_the_database_says_at_any_time(l
         if move[0] == "read":
             follow(run, history, seen)
             seen = len(history.journal)
-            assert run.deleted == history.deleted
+            assert run.is_deleted == history.deleted
             assert history.deleted or known(run) == known(history.state())
         elif may_happen(history, move):
             play(history, move)
@@ -62,9 +62,9 @@ def test_sums_of_instances_are_those_of_the_instances(life: list[Move]) -> None:
                 if one.state == "success" or (one.state == "running" and one.pushed is not None)
             }
             wanted = {index for index, one in instances.items() if one.state != "removed"}
-            assert instances.answered == answered
-            assert instances.complete(confirmed=False) == (bool(wanted) and answered == wanted)
-            assert instances.complete(confirmed=True) == (bool(wanted) and states <= {"success", "removed"})
+            assert instances.indexes_with_result == answered
+            assert instances.has_all_results(confirmed=False) == (bool(wanted) and answered == wanted)
+            assert instances.has_all_results(confirmed=True) == (bool(wanted) and states <= {"success", "removed"})
             assert instances.tries == sum(one.try_number for one in instances.values())
 
 
@@ -239,7 +239,7 @@ def test_a_transition_of_the_run_is_told_with_its_row() -> None:
     (frame,) = run.apply(history.journal[-1])
     assert isinstance(frame, RunTransition)
     assert (frame.state, frame.clear_number, frame.seq) == ("running", 0, len(history.journal))
-    assert run.run.start_date == frame.at == at(len(history.journal))
+    assert run.info.start_date == frame.at == at(len(history.journal))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_transition_of_the_run_is_told_with_its_row() -> None:
 def test_a_run_is_final_when_airflow_says_so(state: str, *, final: bool) -> None:
     history = History()
     history.set_run(state)
-    assert history.state().final is final
+    assert history.state().has_ended is final
 
 
 def test_the_tasks_of_a_run_are_those_of_its_dag_and_those_of_its_rows() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.domain.task_groups import NO_GROUPS, Group, task_tree
+from stream_server.domain.task_groups import NO_GROUPS, TaskGroup, parse_task_groups
 
 NESTED = {
     "_group_id": None,
@@ -28,14 +28,14 @@ NESTED = {
 
 
 def test_groups_come_before_those_within_them() -> None:
-    tree = task_tree(NESTED)
+    tree = parse_task_groups(NESTED)
     assert tree.groups == (
-        Group("search", None, is_mapped=False),
-        Group("search.pages", "search", is_mapped=True),
+        TaskGroup("search", None, is_mapped=False),
+        TaskGroup("search.pages", "search", is_mapped=True),
     )
-    assert tree.places == {"search.plan": "search", "search.pages.read": "search.pages"}
+    assert tree.group_of_task == {"search.plan": "search", "search.pages.read": "search.pages"}
 
 
 @pytest.mark.parametrize("shape", [None, {}, [], {"children": None}, {"children": {"a": "operator"}}, {"children": []}])
 def test_a_shape_that_nobody_knows_has_no_groups(shape: object) -> None:
-    assert task_tree(shape) == NO_GROUPS
+    assert parse_task_groups(shape) == NO_GROUPS

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.domain.outcome import Question
-from stream_server.domain.run_state import UNSAID, RunState
-from stream_server.domain.task_output import FRAME_BYTES, Output
-from stream_server.domain.transition import OUTPUT, Kind, Transition
-from stream_server.domain.transition_frames import is_output, tell_output
-from stream_server.hub.run_feed import Feed
+from stream_server.domain.outcome import WatchOptions
+from stream_server.domain.run_state import RETRACTING_STATES, RunState
+from stream_server.domain.task_output import FRAME_OVERHEAD_BYTES, RunOutput
+from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
+from stream_server.domain.transition_frames import is_output, output_frames
+from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, Resumed
 from support.builders import KEY, History, Move, at, lives_of, play, types
 
-UNTIL_RUN = Question(until="run")
+UNTIL_RUN = WatchOptions(until="run")
 
 Heard = list[tuple[str, int, int, int]]
 
@@ -54,19 +54,19 @@ class Desk:
 
     def __init__(self) -> None:
         self.history = History()
-        self.feed = Feed(KEY)
+        self.feed = RunFeed(KEY)
         self.feed.start(self.history.state(), self.history.cursor())
         self._read = len(self.history.journal)
         self._clients: list[tuple[Client, Subscription]] = []
 
     @property
     def run(self) -> RunState:
-        assert self.feed.run is not None
-        return self.feed.run
+        assert self.feed.run_state is not None
+        return self.feed.run_state
 
-    def join(self, question: Question = UNTIL_RUN) -> Subscription:
+    def join(self, question: WatchOptions = UNTIL_RUN) -> Subscription:
         subscription = Subscription(10_000_000)
-        self.feed.join(question, subscription, self.history.cursor())
+        self.feed.add_subscription(question, subscription, self.history.cursor())
         return subscription
 
     def follow(self) -> Client:
@@ -84,9 +84,9 @@ class Desk:
     def come_back(self, read: int) -> list[AnyFrame] | None:
         """What is told to who was here when so many rows had been read; `None` where that can't be."""
         subscription, since = Subscription(10_000_000), self._cursor_at(read)
-        channel, position = self.feed.join(UNTIL_RUN, subscription, self.history.cursor(), opening=False)
+        channel, position = self.feed.add_subscription(UNTIL_RUN, subscription, self.history.cursor(), opening=False)
         past = [self._known(one) for one in self.history.journal[read:]]
-        missed = self.feed.missed(past, channel, position, since, unborn=False)
+        missed = self.feed.replay(past, channel, position, since, unborn=False)
         return None if missed is None else [wire.frame for wire in missed]
 
     def _cursor_at(self, read: int) -> Any:
@@ -95,7 +95,7 @@ class Desk:
 
     def _known(self, one: Transition) -> Transition:
         """As `history` reads it."""
-        if one.kind is not Kind.TASK or one.state not in UNSAID:
+        if one.kind is not TransitionKind.TASK or one.state not in RETRACTING_STATES:
             return one
         earlier = [row for row in self.history.journal if is_output(row) and row.seq < one.seq]
         spoke = any((row.task_id, row.map_index) == (one.task_id, one.map_index) for row in earlier)
@@ -136,7 +136,7 @@ def test_a_client_that_comes_back_knows_what_stands_or_is_told_to_begin_anew(
         else:
             play(desk.history, move)
     desk.read()
-    if not places or not desk.feed.channels:
+    if not places or not desk.feed.groups:
         return
     read, heard = data.draw(st.sampled_from(places))
     missed = desk.come_back(read)
@@ -203,12 +203,12 @@ def test_a_retry_of_a_task_that_has_said_nothing_takes_nothing_back() -> None:
 
 def test_a_task_that_is_cleared_takes_its_words_back_and_a_result_that_stands_is_told_again() -> None:
     desk = Desk()
-    watcher = desk.join(Question(("ask",), until="run"))
+    watcher = desk.join(WatchOptions(("ask",), until="run"))
     desk.history.start("answer")
     desk.history.say("answer", "Because")
     desk.history.run_task("ask", "why")
     desk.read()
-    desk.feed.receive(frozenset({"ask"}), desk.history.values({"ask"}), desk.history.cursor())
+    desk.feed.add_values(frozenset({"ask"}), desk.history.values({"ask"}), desk.history.cursor())
     watcher.take()
     desk.history.clear("answer", counted=False)
     desk.read()
@@ -220,21 +220,21 @@ def test_a_task_that_is_cleared_takes_its_words_back_and_a_result_that_stands_is
 
 def test_a_result_comes_after_what_was_said_before_it() -> None:
     desk = Desk()
-    watcher = desk.join(Question())
+    watcher = desk.join(WatchOptions())
     desk.history.start("answer")
     desk.history.say("answer", "Because")
     desk.history.push("answer", "Because")
     desk.read()
-    desk.feed.receive(frozenset({"answer"}), desk.history.values({"answer"}), desk.history.cursor())
+    desk.feed.add_values(frozenset({"answer"}), desk.history.values({"answer"}), desk.history.cursor())
     assert types([wire.frame for wire in watcher.take()])[-3:] == ["chunk", "result", "end"]
-    again = desk.join(Question())
-    desk.feed.receive(frozenset({"answer"}), desk.history.values({"answer"}), desk.history.cursor())
+    again = desk.join(WatchOptions())
+    desk.feed.add_values(frozenset({"answer"}), desk.history.values({"answer"}), desk.history.cursor())
     assert types([wire.frame for wire in again.take()]) == ["snapshot", "chunk", "result", "end"]
 
 
 def test_who_wants_an_answer_alone_hears_nothing_of_it() -> None:
     desk = Desk()
-    watcher = desk.join(Question(output=False, until="run"))
+    watcher = desk.join(WatchOptions(include_output=False, until="run"))
     desk.history.start("answer")
     desk.history.say("answer", "Because")
     desk.read()
@@ -275,12 +275,12 @@ def test_a_try_that_begins_anew_takes_back_what_it_has_said() -> None:
 
 
 def test_the_oldest_is_forgotten_beyond_the_bound() -> None:
-    output = Output(3 * FRAME_BYTES)
+    output = RunOutput(3 * FRAME_OVERHEAD_BYTES)
     for index in range(5):
-        output.add(tell_output(row([{"chunk": ""}], index=index)), index)
+        output.add_frames(output_frames(row([{"chunk": ""}], index=index)), index)
     assert [one.index for one in output.frames] == [3, 4]
-    kept_nothing = Output(0)
-    assert kept_nothing.add(tell_output(row([{"chunk": ""}])), 0)[0]
+    kept_nothing = RunOutput(0)
+    assert kept_nothing.add_frames(output_frames(row([{"chunk": ""}])), 0)[0]
     assert not kept_nothing.frames
 
 
@@ -309,7 +309,7 @@ def test_what_a_task_pushes_in_another_form_is_ignored(body: str | None) -> None
 
 def test_progress_is_told_with_its_words() -> None:
     items = [{"progress": 0.5}, {"progress": None, "text": "searching"}, {"progress": 1, "text": None}, {"chunk": 0.5}]
-    told = tell_output(row(items, index=7))
+    told = output_frames(row(items, index=7))
     assert [msgspec.to_builtins(one.value) for one in told if isinstance(one, Progress)] == [
         {"fraction": 0.5, "text": None},
         {"fraction": None, "text": "searching"},
@@ -320,5 +320,5 @@ def test_progress_is_told_with_its_words() -> None:
 
 def row(items: list[Any], *, index: int = 0) -> Transition:
     body = msgspec.json.encode({"try_number": 1, "index": index, "items": items}).decode()
-    made = Transition(index + 1, index + 1, at(index), Kind.XCOM, *KEY, "answer", -1)
-    return made._replace(xcom_key=OUTPUT, body=body)
+    made = Transition(index + 1, index + 1, at(index), TransitionKind.XCOM, *KEY, "answer", -1)
+    return made._replace(xcom_key=OUTPUT_KEY, body=body)

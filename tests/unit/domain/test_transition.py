@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stream_server.domain.transition import Kind, Transition, UndecodableRow, decode_row
+from stream_server.domain.transition import Transition, TransitionKind, UndecodableRow, decode_row
 from stream_server.journal.reader import SkippedRow, decode_rows, log_skipped
 from stream_server.journal.undecodable_rows import Causes
 
@@ -21,8 +21,8 @@ def row(columns: Mapping[str, object], seq: int = 1) -> tuple[Any, ...]:
     return tuple(given.get(name) for name in Transition._fields[:17])
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_a_row_of_each_kind_is_decoded(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", list(TransitionKind))
+def test_a_row_of_each_kind_is_decoded(kind: TransitionKind) -> None:
     transition = decode_row(row({**TASK, "kind": kind.value}))
     assert transition == Transition(1, 8, AT, kind, "chat", "r1", "answer", -1)
 

@@ -10,7 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_server.domain.trigger_rules import ANY, NOW, RULES, RUN, Above, Ends, F, K, R, S, U, ends_by, spread
+from stream_server.domain.trigger_rules import (
+    ANY,
+    NOW,
+    RULES,
+    RUN,
+    Ends,
+    F,
+    K,
+    R,
+    S,
+    U,
+    UpstreamStates,
+    apply_rule,
+    ends_once_run,
+)
 
 BITS = {"success": S, "failed": F, "upstream_failed": U, "skipped": K, "removed": R}
 RUNS = "it is run"
@@ -126,11 +140,11 @@ def test_a_rule_leaves_out_nothing_that_airflow_may_come_to(
     before_3_3: bool,
 ) -> None:
     outcomes = {airflow(rule, look, before_3_3=before_3_3) for look in looks(above)} - {None}
-    seen = Above(
+    seen = UpstreamStates(
         frozenset(one.ends for one in above),
         frozenset(one.ends for one in above if one.is_setup),
     )
-    ends = ends_by(rule, seen)
+    ends = apply_rule(rule, seen)
     assert bool(ends & RUN) == (RUNS in outcomes), "run, if and only if it can be"
     for outcome in outcomes - {RUNS}:
         assert outcome is not None
@@ -138,14 +152,14 @@ def test_a_rule_leaves_out_nothing_that_airflow_may_come_to(
 
 
 def test_an_instance_that_is_run_can_fail_and_skip_itself() -> None:
-    assert spread(RUN) == S | F | K
-    assert spread(RUN | U) == S | F | K | U
-    assert spread(U | K) == U | K
+    assert ends_once_run(RUN) == S | F | K
+    assert ends_once_run(RUN | U) == S | F | K | U
+    assert ends_once_run(U | K) == U | K
 
 
 @pytest.mark.parametrize("ends", [S, F, U, K, R, S | NOW, F | NOW])
 def test_a_rule_that_nobody_knows_may_do_anything(ends: Ends) -> None:
-    assert spread(ends_by("all_new", Above(frozenset({ends})))) == ANY
+    assert ends_once_run(apply_rule("all_new", UpstreamStates(frozenset({ends})))) == ANY
 
 
 def test_the_rules_are_those_of_airflow() -> None:

@@ -8,23 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.domain.transition import OUTPUT, Kind, Transition
-from stream_server.hub.firehose import BOOKMARK_SECONDS, MAX_HELD, Filter, Firehose, Reading, missed, readings
+from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
+from stream_server.hub.firehose import (
+    BOOKMARK_SECONDS,
+    MAX_PENDING_TRANSITIONS,
+    Filter,
+    Firehose,
+    Resource,
+    replay,
+    required_resources,
+)
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.wire import Wire
 
 NAMES = st.sampled_from(["a", "b", "c"])
 SOME = st.frozensets(NAMES, max_size=2)
 
 
-def cursor(number: int) -> Cursor:
-    return Cursor("e", number, number)
+def cursor(number: int) -> JournalPosition:
+    return JournalPosition("e", number, number)
 
 
 def transition(seq: int, dag_id: str = "a", task_id: str | None = "t", state: str | None = "queued") -> Transition:
-    kind = Kind.RUN if task_id is None else Kind.TASK
+    kind = TransitionKind.RUN if task_id is None else TransitionKind.TASK
     return Transition(
         seq, seq, datetime(2026, 1, 1, tzinfo=timezone.utc), kind, dag_id, "r", task_id, -1, 1, state, None, 0
     )
@@ -33,14 +41,14 @@ def transition(seq: int, dag_id: str = "a", task_id: str | None = "t", state: st
 def saying(seq: int, dag_id: str = "a") -> Transition:
     """What a task says."""
     body = '{"try_number": 1, "index": 0, "items": [{"chunk": "secret"}]}'
-    return transition(seq, dag_id)._replace(kind=Kind.XCOM, xcom_key=OUTPUT, body=body)
+    return transition(seq, dag_id)._replace(kind=TransitionKind.XCOM, xcom_key=OUTPUT_KEY, body=body)
 
 
 def told(subscription: Subscription) -> list[str]:
     return [wire.type for wire in subscription.take()]
 
 
-def last_cursor(wires: Sequence[Wire]) -> Cursor | None:
+def last_cursor(wires: Sequence[Wire]) -> JournalPosition | None:
     assert all(wire.cursor is None for wire in wires[:-1]), "only the last frame of a batch has one"
     return wires[-1].cursor
 
@@ -57,21 +65,21 @@ def test_what_a_filter_names_is_let_through_and_nothing_else(
         expected = all(
             not names or value in names for names, value in ((dag_ids, dag_id), (task_ids, task_id), (states, state))
         )
-        assert wanted.lets_through(transition(seq, dag_id, task_id, state), "task") == expected
+        assert wanted.matches(transition(seq, dag_id, task_id, state), "task") == expected
 
 
 def test_a_filter_of_tasks_lets_no_run_through() -> None:
-    assert not Filter(task_ids=frozenset({"t"})).lets_through(transition(1, task_id=None), "run")
-    assert not Filter(types=frozenset({"task"})).lets_through(transition(1, task_id=None), "run")
-    assert Filter(types=frozenset({"run"})).lets_through(transition(1, task_id=None), "run")
-    assert Filter(states=frozenset({"no_status"})).lets_through(transition(1, state=None), "task")
+    assert not Filter(task_ids=frozenset({"t"})).matches(transition(1, task_id=None), "run")
+    assert not Filter(types=frozenset({"task"})).matches(transition(1, task_id=None), "run")
+    assert Filter(types=frozenset({"run"})).matches(transition(1, task_id=None), "run")
+    assert Filter(states=frozenset({"no_status"})).matches(transition(1, state=None), "task")
 
 
 def test_each_hears_what_concerns_him_and_where_it_goes_on() -> None:
     firehose, all_, some = Firehose(), Subscription(10**6), Subscription(10**6)
     assert not firehose
-    firehose.join(Filter(), all_, cursor(1), 0.0)
-    firehose.join(Filter(dag_ids=frozenset({"b"})), some, cursor(1), 0.0)
+    firehose.add(Filter(), all_, cursor(1), 0.0)
+    firehose.add(Filter(dag_ids=frozenset({"b"})), some, cursor(1), 0.0)
     assert firehose
     for one in (all_, some):
         assert last_cursor(one.take()) == cursor(1)
@@ -86,7 +94,7 @@ def test_each_hears_what_concerns_him_and_where_it_goes_on() -> None:
 
 def test_who_hears_nothing_is_told_now_and_then_how_far_it_goes() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
-    firehose.join(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
+    firehose.add(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
     told(subscription)
     firehose.dispatch([transition(1)], cursor(2), BOOKMARK_SECONDS / 2)
     assert told(subscription) == []
@@ -102,7 +110,7 @@ def test_frames_are_shared_by_all_who_hear_them() -> None:
     firehose = Firehose()
     ones = [Subscription(10**6) for _ in range(3)]
     for one in ones:
-        firehose.join(Filter(), one, cursor(1), 0.0)
+        firehose.add(Filter(), one, cursor(1), 0.0)
         told(one)
     firehose.dispatch([transition(1), transition(2)], cursor(3), 0.0)
     first, *others = [one.take() for one in ones]
@@ -111,21 +119,21 @@ def test_frames_are_shared_by_all_who_hear_them() -> None:
 
 def test_who_has_left_hears_nothing() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
-    firehose.join(Filter(), subscription, cursor(1), 0.0)
+    firehose.add(Filter(), subscription, cursor(1), 0.0)
     told(subscription)
-    firehose.leave(subscription)
+    firehose.remove(subscription)
     firehose.dispatch([transition(1)], cursor(2), 0.0)
-    firehose.begin_anew("transitions_lost", cursor(2))
+    firehose.resync("transitions_lost", cursor(2))
     assert told(subscription) == []
     assert not firehose
-    firehose.leave(subscription)
+    firehose.remove(subscription)
 
 
 def test_all_are_told_that_something_is_missing() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
-    firehose.join(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
+    firehose.add(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
     told(subscription)
-    firehose.begin_anew("transitions_lost", cursor(9))
+    firehose.resync("transitions_lost", cursor(9))
     wires = subscription.take()
     assert [wire.type for wire in wires] == ["reset"]
     assert last_cursor(wires) == cursor(9)
@@ -134,7 +142,7 @@ def test_all_are_told_that_something_is_missing() -> None:
 @pytest.mark.parametrize("named", ["a", "nobody"])
 def test_what_was_missed_is_told_up_to_where_it_comes_by_itself(named: str) -> None:
     history = [transition(2), transition(3), transition(7)]
-    wires = missed(Filter(dag_ids=frozenset({named})), history, cursor(5), cursor(2))
+    wires = replay(Filter(dag_ids=frozenset({named})), history, cursor(5), cursor(2))
     assert [wire.type for wire in wires] == ["resumed", *(["task", "task"] if named == "a" else [])]
     assert last_cursor(wires) == cursor(5)
 
@@ -147,13 +155,13 @@ class Reader:
         self.max_wait = 10.0
         self.asked: list[tuple[set[str], Callable[[], None]]] = []
 
-    def may_read(self, reading: Reading) -> bool | None:
+    def may_read(self, reading: Resource) -> bool | None:
         return self.known.get(_name(reading))
 
-    def decide(self, readings: Collection[Reading], then: Callable[[], None]) -> None:
+    def request_decision(self, readings: Collection[Resource], then: Callable[[], None]) -> None:
         self.asked.append((set(map(_name, readings)), then))
 
-    async def among(self, readings: Collection[Reading]) -> Collection[Reading]:
+    async def filter_readable(self, readings: Collection[Resource]) -> Collection[Resource]:
         return {reading for reading in readings if self.known.get(_name(reading))}
 
     def learn(self, **known: bool) -> None:
@@ -164,13 +172,13 @@ class Reader:
             then()
 
 
-def _name(reading: Reading) -> str:
-    return f"{reading.dag_id}_said" if reading.values else reading.dag_id
+def _name(reading: Resource) -> str:
+    return f"{reading.dag_id}_said" if reading.output else reading.dag_id
 
 
 def follow(firehose: Firehose, reader: Reader, wanted: Filter | None = None) -> Subscription:
     subscription = Subscription(10**6)
-    firehose.join(wanted or Filter(), subscription, cursor(1), 0.0, reader)
+    firehose.add(wanted or Filter(), subscription, cursor(1), 0.0, reader)
     told(subscription)
     return subscription
 
@@ -215,7 +223,7 @@ def test_who_comes_while_something_waits_hears_only_what_comes_then() -> None:
     second = follow(firehose, reader)
     firehose.dispatch([transition(2)], cursor(3), 0.0)
     gone = follow(firehose, reader)
-    firehose.leave(gone)
+    firehose.remove(gone)
     reader.learn(new=True)
     assert (dag_ids(first), dag_ids(second), dag_ids(gone)) == (["new", "a"], ["a"], [])
 
@@ -224,7 +232,9 @@ def test_what_waits_is_bounded() -> None:
     firehose, reader = Firehose(), Reader()
     subscription = follow(firehose, reader)
     for batch in range(3):
-        firehose.dispatch([transition(seq, "new") for seq in range(MAX_HELD // 2)], cursor(batch + 2), 0.0)
+        firehose.dispatch(
+            [transition(seq, "new") for seq in range(MAX_PENDING_TRANSITIONS // 2)], cursor(batch + 2), 0.0
+        )
     assert subscription.closed is not None
     assert (subscription.closed.code, subscription.closed.reconnect) == (CloseCode.UNAVAILABLE, True)
 
@@ -261,11 +271,11 @@ def test_an_answer_in_time_ends_the_wait() -> None:
 def test_who_is_somebody_else_now_hears_what_that_one_may() -> None:
     firehose, ada, bob = Firehose(), Reader(a=True, b=False), Reader(a=False, b=True)
     subscription = follow(firehose, ada)
-    firehose.show(subscription, bob, 0.0)
+    firehose.update_permissions(subscription, bob, 0.0)
     firehose.dispatch([transition(1), transition(2, "b")], cursor(3), 0.0)
     assert dag_ids(subscription) == ["b"]
     firehose.dispatch([transition(3, "new")], cursor(4), 0.0)
-    firehose.show(subscription, ada, 0.0)
+    firehose.update_permissions(subscription, ada, 0.0)
     assert subscription.closed is not None
     assert subscription.closed.code == CloseCode.ACCESS_CHANGED
 
@@ -274,7 +284,7 @@ def test_something_missing_takes_the_place_of_what_waits() -> None:
     firehose, reader = Firehose(), Reader()
     subscription = follow(firehose, reader)
     firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
-    firehose.begin_anew("transitions_lost", cursor(3))
+    firehose.resync("transitions_lost", cursor(3))
     reader.learn(new=True)
     assert told(subscription) == ["reset"]
 
@@ -319,7 +329,7 @@ def test_values_of_what_may_not_be_read_are_not_asked_for() -> None:
 
 def test_a_filter_can_withhold_values() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
-    firehose.join(EVERYTHING._replace(withheld=True), subscription, cursor(1), 0.0)
+    firehose.add(EVERYTHING._replace(redacted=True), subscription, cursor(1), 0.0)
     told(subscription)
     firehose.dispatch([saying(1), transition(2)], cursor(3), 0.0)
     assert values(subscription) == ["withheld", "task"]
@@ -330,24 +340,24 @@ def test_a_filter_can_withhold_values() -> None:
     [
         (False, None, ["resumed", "secret", "task"]),
         (True, None, ["resumed", "withheld", "task"]),
-        (False, {Reading("a")}, ["resumed", "withheld", "task"]),
-        (False, {Reading("a"), Reading("a", values=True)}, ["resumed", "secret", "task"]),
+        (False, {Resource("a")}, ["resumed", "withheld", "task"]),
+        (False, {Resource("a"), Resource("a", output=True)}, ["resumed", "secret", "task"]),
         (False, set(), ["resumed"]),
     ],
 )
 def test_what_was_missed_has_the_values_that_may_be_read(
-    allowed: set[Reading] | None, expected: list[str], *, withheld: bool
+    allowed: set[Resource] | None, expected: list[str], *, withheld: bool
 ) -> None:
-    history, wanted = [saying(1), transition(2)], EVERYTHING._replace(withheld=withheld)
-    assert readings(wanted, history) == {Reading("a"), Reading("a", values=True)}
-    assert [_value(wire) for wire in missed(wanted, history, cursor(5), cursor(1), allowed)] == expected
+    history, wanted = [saying(1), transition(2)], EVERYTHING._replace(redacted=withheld)
+    assert required_resources(wanted, history) == {Resource("a"), Resource("a", output=True)}
+    assert [_value(wire) for wire in replay(wanted, history, cursor(5), cursor(1), allowed)] == expected
 
 
 def test_nobody_is_asked_for_who_has_left() -> None:
     firehose, reader = Firehose(), Reader()
     subscription = follow(firehose, reader)
     firehose.dispatch([transition(1)], cursor(2), 0.0)
-    firehose.leave(subscription)
+    firehose.remove(subscription)
     # Airflow did not answer.
     reader.learn()
     assert reader.asked == []
@@ -355,7 +365,7 @@ def test_nobody_is_asked_for_who_has_left() -> None:
 
 def test_a_batch_whose_frames_cannot_be_made_costs_a_reset(caplog: pytest.LogCaptureFixture) -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
-    firehose.join(Filter(), subscription, cursor(1), 0.0)
+    firehose.add(Filter(), subscription, cursor(1), 0.0)
     told(subscription)
     firehose.dispatch([transition(1), transition(2)._replace(map_index=None)], cursor(3), 0.0)
     wires = subscription.take()
@@ -371,34 +381,34 @@ class Faulty:
 
     max_wait = 10.0
 
-    def may_read(self, reading: Reading) -> bool | None:
+    def may_read(self, reading: Resource) -> bool | None:
         raise RuntimeError("no rights")
 
-    def decide(self, readings: Collection[Reading], then: Callable[[], None]) -> None:
+    def request_decision(self, readings: Collection[Resource], then: Callable[[], None]) -> None:
         raise NotImplementedError
 
-    async def among(self, readings: Collection[Reading]) -> Collection[Reading]:
+    async def filter_readable(self, readings: Collection[Resource]) -> Collection[Resource]:
         raise NotImplementedError
 
 
 def test_an_error_in_one_group_closes_its_connections_and_no_others(caplog: pytest.LogCaptureFixture) -> None:
     firehose, faulty, sound = Firehose(), Subscription(10**6), Subscription(10**6)
-    firehose.join(Filter(), faulty, cursor(1), 0.0, Faulty())
-    firehose.join(Filter(), sound, cursor(1), 0.0)
+    firehose.add(Filter(), faulty, cursor(1), 0.0, Faulty())
+    firehose.add(Filter(), sound, cursor(1), 0.0)
     firehose.dispatch([transition(1)], cursor(2), 0.0)
     assert told(sound) == ["ping", "task"]
     assert told(faulty) == ["ping", "close"]
     assert faulty.closed is not None
     assert faulty.closed.code == CloseCode.INTERNAL
     assert "no rights" in caplog.text
-    firehose.leave(faulty)
+    firehose.remove(faulty)
     firehose.dispatch([transition(2)], cursor(3), 0.0)
     assert told(sound) == ["task"]
 
 
 def test_output_that_is_nested_too_deeply_is_no_frame() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
-    firehose.join(Filter(types=frozenset({"chunk"})), subscription, cursor(1), 0.0)
+    firehose.add(Filter(types=frozenset({"chunk"})), subscription, cursor(1), 0.0)
     told(subscription)
     deep = '{"try_number": 1, "index": 0, "items": [{"chunk": ' + "[" * 5000 + "]" * 5000 + "}]}"
     firehose.dispatch([saying(1)._replace(body=deep), saying(2)], cursor(3), 0.0)

@@ -8,18 +8,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from stream_server.domain.outcome import Question, Values
+from stream_server.domain.outcome import ReturnValues, WatchOptions
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import Transition
 from stream_server.errors import Draining, JournalUnreachable, RunNotFound, UnknownTask
 from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from support.builders import KEY, History, types
 from support.waiting import eventually_async
 
-UNTIL_RUN = Question(until="run")
+UNTIL_RUN = WatchOptions(until="run")
 OTHER = RunKey(KEY.dag_id, "another")
 
 
@@ -27,27 +27,29 @@ class Source:
     """A database whose answers are given by the test, in the order of the reads."""
 
     def __init__(self) -> None:
-        self.loads: list[asyncio.Future[tuple[RunState, Cursor]]] = []
-        self.reads: list[asyncio.Future[Values]] = []
+        self.loads: list[asyncio.Future[tuple[RunState, JournalPosition]]] = []
+        self.reads: list[asyncio.Future[ReturnValues]] = []
         self.histories: list[asyncio.Future[list[Transition] | None]] = []
         self.refreshed = 0
 
-    async def history(self, key: RunKey | None, since: Cursor, *, output: bool = True) -> list[Transition] | None:
+    async def read_history(
+        self, key: RunKey | None, since: JournalPosition, *, output: bool = True
+    ) -> list[Transition] | None:
         self.histories.append(asyncio.get_running_loop().create_future())
         return await self.histories[-1]
 
-    async def lacks(self, cursor: Cursor) -> bool:
+    async def is_foreign(self, cursor: JournalPosition) -> bool:
         return False
 
-    async def run_state(self, key: RunKey) -> tuple[RunState, Cursor]:
+    async def read_run(self, key: RunKey) -> tuple[RunState, JournalPosition]:
         self.loads.append(asyncio.get_running_loop().create_future())
         return await self.loads[-1]
 
-    async def values(self, key: RunKey, task_ids: Collection[str]) -> Values:
+    async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
         self.reads.append(asyncio.get_running_loop().create_future())
         return await self.reads[-1]
 
-    async def refresh(self) -> None:
+    async def reconnect(self) -> None:
         self.refreshed += 1
 
 
@@ -58,10 +60,10 @@ class Desk:
         self.history = History()
         self.source = Source()
         self.hub = Hub(self.source, max_queued_bytes=100_000)
-        self.hub.begin(self.history.cursor())
+        self.hub.start(self.history.cursor())
         self._dispatched = len(self.history.journal)
 
-    async def nth_load(self, number: int) -> asyncio.Future[tuple[RunState, Cursor]]:
+    async def nth_load(self, number: int) -> asyncio.Future[tuple[RunState, JournalPosition]]:
         await eventually_async(lambda: len(self.source.loads) >= number)
         return self.source.loads[number - 1]
 
@@ -88,9 +90,9 @@ def taken(subscription: Subscription) -> list[str]:
 
 
 @asynccontextmanager
-async def watching(desk: Desk, question: Question = UNTIL_RUN) -> AsyncIterator[Subscription]:
+async def watching(desk: Desk, question: WatchOptions = UNTIL_RUN) -> AsyncIterator[Subscription]:
     """Watch the run, which the first who asks has loaded at once."""
-    watch = desk.hub.watch(KEY, question)
+    watch = desk.hub.subscribe(KEY, question)
     entering = asyncio.create_task(watch.__aenter__())
     if not desk.source.loads:
         await desk.load()
@@ -101,13 +103,15 @@ async def watching(desk: Desk, question: Question = UNTIL_RUN) -> AsyncIterator[
 async def test_before_the_tail_has_begun_nobody_can_join() -> None:
     hub = Hub(Source(), max_queued_bytes=1)
     with pytest.raises(JournalUnreachable):
-        async with hub.watch(KEY, UNTIL_RUN):
+        async with hub.subscribe(KEY, UNTIL_RUN):
             pass
 
 
 async def test_joiners_share_one_read(desk: Desk) -> None:
     async with AsyncExitStack() as stack:
-        joining = [asyncio.create_task(stack.enter_async_context(desk.hub.watch(KEY, UNTIL_RUN))) for _ in range(20)]
+        joining = [
+            asyncio.create_task(stack.enter_async_context(desk.hub.subscribe(KEY, UNTIL_RUN))) for _ in range(20)
+        ]
         await desk.load()
         subscriptions = await asyncio.gather(*joining)
         assert [taken(one) for one in subscriptions] == [["snapshot"]] * 20
@@ -118,7 +122,7 @@ async def test_joiners_share_one_read(desk: Desk) -> None:
 
 async def test_a_run_that_is_not_found_is_told_to_all_and_looked_for_anew(desk: Desk) -> None:
     async def join() -> None:
-        async with desk.hub.watch(KEY, UNTIL_RUN):
+        async with desk.hub.subscribe(KEY, UNTIL_RUN):
             pass
 
     joining = [asyncio.create_task(join()) for _ in range(3)]
@@ -131,7 +135,7 @@ async def test_a_run_that_is_not_found_is_told_to_all_and_looked_for_anew(desk: 
 
 
 async def test_who_goes_while_a_run_is_read_leaves_nothing(desk: Desk) -> None:
-    joining = asyncio.create_task(desk.hub.watch(KEY, UNTIL_RUN).__aenter__())
+    joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN).__aenter__())
     load = await desk.nth_load(1)
     joining.cancel()
     await asyncio.gather(joining, return_exceptions=True)
@@ -141,13 +145,13 @@ async def test_who_goes_while_a_run_is_read_leaves_nothing(desk: Desk) -> None:
 
 async def test_a_wrong_question_leaves_nothing(desk: Desk) -> None:
     with pytest.raises(UnknownTask):
-        async with watching(desk, Question(results=("nobody",))):
+        async with watching(desk, WatchOptions(result_tasks=("nobody",))):
             pass
     assert desk.hub.statistics().runs == 0
 
 
 async def test_what_comes_while_a_run_is_read_is_told_behind_the_snapshot(desk: Desk) -> None:
-    joining = asyncio.create_task(desk.hub.watch(KEY, UNTIL_RUN).__aenter__())
+    joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN).__aenter__())
     load = await desk.nth_load(1)
     read = (desk.history.state(), desk.history.cursor())
     desk.history.set_task("ask", "scheduled")
@@ -161,8 +165,8 @@ async def test_what_comes_while_a_run_is_read_is_told_behind_the_snapshot(desk: 
 async def test_beginning_anew_twice_forgets_nothing_that_came_between(desk: Desk) -> None:
     async with watching(desk) as subscription:
         subscription.take()
-        desk.hub.begin_anew(desk.history.cursor(), "transitions_lost")
-        desk.hub.begin_anew(desk.history.cursor(), "transitions_lost")
+        desk.hub.resync(desk.history.cursor(), "transitions_lost")
+        desk.hub.resync(desk.history.cursor(), "transitions_lost")
         await desk.nth_load(3)
         before = (desk.history.state(), desk.history.cursor())
         await desk.load(2)
@@ -193,7 +197,7 @@ async def test_return_values_are_asked_for_until_they_come(desk: Desk, monkeypat
 
 async def test_a_fault_in_one_run_is_no_fault_of_another(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     async with watching(desk) as subscription:
-        joining = asyncio.create_task(desk.hub.watch(OTHER, UNTIL_RUN).__aenter__())
+        joining = asyncio.create_task(desk.hub.subscribe(OTHER, UNTIL_RUN).__aenter__())
         other = History(key=OTHER)
         (await desk.nth_load(2)).set_result((other.state(), desk.history.cursor()))
         unlucky = await joining
@@ -214,10 +218,10 @@ async def test_a_fault_in_one_run_is_no_fault_of_another(desk: Desk, caplog: pyt
 async def test_a_draining_hub_closes_everybody_and_refuses_the_next(desk: Desk) -> None:
     async with watching(desk) as subscription:
         draining = asyncio.create_task(desk.hub.drain(grace=5))
-        await eventually_async(lambda: subscription.complete)
+        await eventually_async(lambda: subscription.is_complete)
         assert taken(subscription) == ["snapshot", "close"]
         with pytest.raises(Draining):
-            async with desk.hub.watch(KEY, UNTIL_RUN):
+            async with desk.hub.subscribe(KEY, UNTIL_RUN):
                 pass
         assert not draining.done()
     await asyncio.wait_for(draining, 5)
@@ -250,7 +254,7 @@ async def test_after_a_reconnect_what_the_tail_has_told_stays(desk: Desk) -> Non
 
 async def test_a_reading_that_spans_a_reconnect_counts_for_nothing(desk: Desk) -> None:
     async with AsyncExitStack() as stack:
-        joining = asyncio.create_task(stack.enter_async_context(desk.hub.watch(KEY, UNTIL_RUN)))
+        joining = asyncio.create_task(stack.enter_async_context(desk.hub.subscribe(KEY, UNTIL_RUN)))
         of_old = await desk.nth_load(1)
         await desk.hub.reconnect(desk.history.cursor())
         await desk.nth_load(2)

@@ -4,14 +4,14 @@ import json
 
 import msgspec
 
-from stream_server.hub.redaction import withhold
+from stream_server.hub.redaction import redact
 from stream_server.protocol.examples import FRAMES
 from stream_server.protocol.frames import Chunk, Progress, Result
 
 
 def test_frames_lose_their_values_and_all_else_stays() -> None:
     frames = [wire.frame for wire in FRAMES]
-    shown = withhold(frames)
+    shown = redact(frames)
     for frame, bare in zip(frames, shown, strict=True):
         if not isinstance(frame, (Result, Chunk, Progress)):
             assert bare is frame

@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.domain.outcome import Question
-from stream_server.domain.transition import Kind, Transition
+from stream_server.domain.outcome import WatchOptions
+from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.errors import UnknownTask
-from stream_server.hub.run_feed import Feed
+from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import AnyFrame, Close, End, Reset, RunTransition, Snapshot, TaskTransition
 from stream_server.protocol.wire import Wire
 from support.builders import EPOCH, KEY, History, Move, graph, known, lives, play, results_of, types
 
-UNTIL_RUN = Question(until="run")
+UNTIL_RUN = WatchOptions(until="run")
 
 
 class Followed:
@@ -25,13 +25,13 @@ class Followed:
 
     def __init__(self) -> None:
         self.history = History()
-        self.feed = Feed(KEY)
+        self.feed = RunFeed(KEY)
         self.feed.start(self.history.state(), self.history.cursor())
         self._read = len(self.history.journal)
 
-    def join(self, question: Question = UNTIL_RUN, limit: int = 1_000_000) -> Subscription:
+    def join(self, question: WatchOptions = UNTIL_RUN, limit: int = 1_000_000) -> Subscription:
         subscription = Subscription(limit)
-        self.feed.join(question, subscription, self.history.cursor())
+        self.feed.add_subscription(question, subscription, self.history.cursor())
         return subscription
 
     def read(self) -> None:
@@ -39,8 +39,8 @@ class Followed:
         self.feed.apply(batch, self.history.cursor())
 
     def fetch(self) -> None:
-        while wanted := self.feed.wanted:
-            self.feed.receive(wanted, self.history.values(wanted), self.history.cursor())
+        while wanted := self.feed.wanted_tasks:
+            self.feed.add_values(wanted, self.history.values(wanted), self.history.cursor())
 
     def catch_up(self) -> None:
         self.read()
@@ -63,12 +63,12 @@ def taken(subscription: Subscription) -> list[str]:
     return types(frames(subscription))
 
 
-def cursor_of(rows: Sequence[Transition]) -> Cursor:
+def cursor_of(rows: Sequence[Transition]) -> JournalPosition:
     """The snapshot that sees these rows and nothing else."""
     committed = {row.txid for row in rows}
     xmax = max(committed) + 1
     xip = tuple(txid for txid in range(101, xmax) if txid not in committed)
-    return Cursor(EPOCH, min(xip, default=xmax), xmax, xip)
+    return JournalPosition(EPOCH, min(xip, default=xmax), xmax, xip)
 
 
 def relabelled(rows: Sequence[Transition], txids: Sequence[int]) -> list[Transition]:
@@ -86,7 +86,7 @@ def test_all_watchers_of_a_question_get_the_same_whenever_they_joined(life: list
     for number, move in enumerate(life):
         followed.live(move)
         heard += first.take()
-        if number in joins and not first.complete:
+        if number in joins and not first.is_complete:
             other = followed.join()
             opening = [kind for kind in taken(other) if kind != "chunk"]
             assert opening in (["snapshot"], ["snapshot", "result"], ["snapshot", "failure"])
@@ -115,20 +115,20 @@ def test_rows_that_the_load_saw_are_not_applied_twice(
     loaded_at = cursor_of(journal[:seen])
     expected = history.state()
 
-    feed, subscription = Feed(KEY), Subscription(1_000_000)
+    feed, subscription = RunFeed(KEY), Subscription(1_000_000)
     feed.apply(journal[lag:started], cursor_of(journal))
     feed.start(state, loaded_at)
-    feed.join(UNTIL_RUN, subscription, cursor_of(journal[: max(started, 1)]))
-    over = subscription.complete
+    feed.add_subscription(UNTIL_RUN, subscription, cursor_of(journal[: max(started, 1)]))
+    over = subscription.is_complete
     feed.apply(journal[started:], cursor_of(journal))
 
-    assert feed.run is not None
-    assert known(feed.run)["tasks"] == known(expected)["tasks"]
-    assert feed.run.run == expected.run
+    assert feed.run_state is not None
+    assert known(feed.run_state)["tasks"] == known(expected)["tasks"]
+    assert feed.run_state.info == expected.info
     wires = subscription.take()
     assert all(wire.cursor.covers(loaded_at) for wire in wires if wire.cursor)
     told = [wire.frame.seq for wire in wires if isinstance(wire.frame, TaskTransition | RunTransition)]
-    new = [row.seq for row in journal[max(seen, started) :] if row.kind in {Kind.TASK, Kind.RUN}]
+    new = [row.seq for row in journal[max(seen, started) :] if row.kind in {TransitionKind.TASK, TransitionKind.RUN}]
     assert told == ([] if over else new)
 
 
@@ -162,7 +162,7 @@ def test_only_the_last_frame_of_a_batch_carries_the_cursor() -> None:
 
 def test_the_last_frame_of_a_stream_carries_the_cursor_of_its_end() -> None:
     followed = Followed()
-    subscription = followed.join(Question())
+    subscription = followed.join(WatchOptions())
     followed.history.run_task("answer")
     followed.catch_up()
     last = subscription.take()[-1]
@@ -172,11 +172,11 @@ def test_the_last_frame_of_a_stream_carries_the_cursor_of_its_end() -> None:
 
 def test_questions_are_answered_each_for_itself() -> None:
     followed = Followed()
-    ask, answer = followed.join(Question(("ask",))), followed.join(Question(("answer",)))
+    ask, answer = followed.join(WatchOptions(("ask",))), followed.join(WatchOptions(("answer",)))
     followed.history.run_task("ask", 1)
     followed.catch_up()
     assert results_of(frames(ask)) == [{"ask": 1}]
-    assert ask.complete
+    assert ask.is_complete
     assert results_of(frames(answer)) == []
     followed.history.run_task("answer", 2)
     followed.catch_up()
@@ -185,11 +185,11 @@ def test_questions_are_answered_each_for_itself() -> None:
 
 def test_whoever_asks_again_after_the_end_gets_everything_at_once() -> None:
     followed = Followed()
-    followed.join(Question())
+    followed.join(WatchOptions())
     followed.history.run_task("answer", 1)
     followed.catch_up()
-    assert followed.feed.channels == {}
-    again = followed.join(Question())
+    assert followed.feed.groups == {}
+    again = followed.join(WatchOptions())
     followed.fetch()
     assert taken(again) == ["snapshot", "result", "end"]
 
@@ -197,20 +197,20 @@ def test_whoever_asks_again_after_the_end_gets_everything_at_once() -> None:
 def test_an_unknown_task_is_refused_and_leaves_nothing_behind() -> None:
     followed = Followed()
     with pytest.raises(UnknownTask) as refused:
-        followed.join(Question(("ask", "nobody")))
+        followed.join(WatchOptions(("ask", "nobody")))
     assert (refused.value.task_id, refused.value.known) == ("nobody", ["answer", "ask", "clean_up"])
-    assert followed.feed.channels == {}
+    assert followed.feed.groups == {}
 
 
 def test_what_is_read_for_others_only_is_not_an_answer() -> None:
     followed = Followed()
-    both = followed.join(Question(("ask", "answer")))
+    both = followed.join(WatchOptions(("ask", "answer")))
     followed.history.run_task("ask", 1)
     followed.history.run_task("answer", 2)
     followed.read()
     both.take()
-    assert followed.feed.wanted == {"ask", "answer"}
-    followed.feed.receive(frozenset({"ask"}), followed.history.values({"ask"}), followed.history.cursor())
+    assert followed.feed.wanted_tasks == {"ask", "answer"}
+    followed.feed.add_values(frozenset({"ask"}), followed.history.values({"ask"}), followed.history.cursor())
     assert taken(both) == []
     followed.fetch()
     assert taken(both) == ["result", "end"]
@@ -220,14 +220,14 @@ def test_a_watcher_who_has_left_gets_nothing_and_nothing_is_read_for_him() -> No
     followed = Followed()
     gone, stays = followed.join(), followed.join()
     gone.take()
-    followed.feed.leave(gone)
+    followed.feed.remove_subscription(gone)
     followed.history.run_task("answer")
     followed.read()
     assert taken(gone) == []
     assert followed.feed.subscriptions == [stays]
-    followed.feed.leave(stays)
-    assert followed.feed.wanted == frozenset()
-    assert followed.feed.channels == {}
+    followed.feed.remove_subscription(stays)
+    assert followed.feed.wanted_tasks == frozenset()
+    assert followed.feed.groups == {}
 
 
 def test_a_slow_watcher_is_closed_and_the_others_go_on() -> None:
@@ -245,8 +245,8 @@ def test_a_slow_watcher_is_closed_and_the_others_go_on() -> None:
 
 def test_after_close_nothing_is_accepted() -> None:
     followed = Followed()
-    one, two = followed.join(), followed.join(Question())
-    followed.feed.close(CloseCode.INTERNAL, "lost")
+    one, two = followed.join(), followed.join(WatchOptions())
+    followed.feed.disconnect(CloseCode.INTERNAL, "lost")
     followed.history.run_task("answer")
     followed.catch_up()
     assert [taken(one), taken(two)] == [["snapshot", "close"]] * 2
@@ -256,49 +256,49 @@ def test_after_close_nothing_is_accepted() -> None:
 def test_what_comes_while_loading_waits() -> None:
     history = History()
     state, loaded_at = history.state(), history.cursor()
-    feed = Feed(KEY)
+    feed = RunFeed(KEY)
     history.start("ask")
     feed.apply(history.journal, history.cursor())
-    assert (feed.run, state.tasks["ask"][-1].state) == (None, None)
+    assert (feed.run_state, state.tasks["ask"][-1].state) == (None, None)
     feed.start(state, loaded_at)
-    assert (feed.run, state.tasks["ask"][-1].state) == (state, "running")
+    assert (feed.run_state, state.tasks["ask"][-1].state) == (state, "running")
 
 
 def test_what_waited_for_a_load_is_forgotten_with_its_journal() -> None:
     history = History()
     history.start("ask")
-    feed = Feed(KEY)
+    feed = RunFeed(KEY)
     feed.apply(history.journal, history.cursor())
-    feed.restart()
+    feed.restart_loading()
     other = History()
-    feed.start(other.state(), Cursor("07e4", 1, 1))
-    assert feed.run is not None
-    assert feed.run.tasks["ask"][-1].state is None
+    feed.start(other.state(), JournalPosition("07e4", 1, 1))
+    assert feed.run_state is not None
+    assert feed.run_state.tasks["ask"][-1].state is None
 
 
 def test_a_watcher_ahead_of_the_tail_stands_where_the_load_was() -> None:
     history = History()
     behind = history.cursor()
     history.start("ask")
-    feed, subscription = Feed(KEY), Subscription(10_000)
+    feed, subscription = RunFeed(KEY), Subscription(10_000)
     feed.start(history.state(), history.cursor())
-    feed.join(UNTIL_RUN, subscription, behind)
+    feed.add_subscription(UNTIL_RUN, subscription, behind)
     (wire,) = subscription.take()
     assert wire.cursor == history.cursor()
 
 
 def test_after_another_journal_all_is_told_anew() -> None:
     followed = Followed()
-    watchers = [followed.join(), followed.join(), followed.join(Question())]
+    watchers = [followed.join(), followed.join(), followed.join(WatchOptions())]
     followed.history.run_task("answer", "old")
     followed.catch_up()
     for watcher in watchers:
         watcher.take()
-    other, place = History(graph({"answer": []}, {})), Cursor("07e4", 500, 500)
-    followed.feed.restart()
-    assert followed.feed.run is None
+    other, place = History(graph({"answer": []}, {})), JournalPosition("07e4", 500, 500)
+    followed.feed.restart_loading()
+    assert followed.feed.run_state is None
     followed.feed.start(other.state(), place)
-    followed.feed.begin_anew("journal_changed", place)
+    followed.feed.resync("journal_changed", place)
     for watcher in watchers[:2]:
         wires: Sequence[Wire] = watcher.take()
         reset, snapshot = (wire.frame for wire in wires)
@@ -316,9 +316,9 @@ def test_a_watcher_whose_run_was_answered_before_another_journal_gets_the_answer
     followed.history.run_task("answer", "again")
     followed.catch_up()
     watcher.take()
-    followed.feed.restart()
+    followed.feed.restart_loading()
     followed.feed.start(followed.history.state(), followed.history.cursor())
-    followed.feed.begin_anew("journal_changed", followed.history.cursor())
+    followed.feed.resync("journal_changed", followed.history.cursor())
     followed.fetch()
     told = frames(watcher)
     assert types(told) == ["reset", "snapshot", "result"]

@@ -50,7 +50,7 @@ def test_what_waits_exceeds_the_bound_only_for_who_had_read_everything(pushes: l
             return
         assert subscription.closed is None
         assert subscription.statistics().queued_bytes == waiting
-    assert not subscription.complete
+    assert not subscription.is_complete
 
 
 @given(st.lists(st.lists(sizes, max_size=2), max_size=8))
@@ -78,7 +78,7 @@ def test_a_slow_client_is_told_to_come_again_and_nothing_else() -> None:
     assert isinstance(wire.frame, Close)
     assert (wire.frame.code, wire.frame.reconnect) == (4002, True)
     assert wire.cursor is None
-    assert subscription.finished
+    assert subscription.is_finished
 
 
 def test_a_stream_that_ends_is_delivered_however_much_waits() -> None:
@@ -92,15 +92,15 @@ def test_after_the_end_nothing_is_accepted() -> None:
     subscription = Subscription(LIMIT)
     subscription.push([end()])
     subscription.push([frame(100)])
-    subscription.close(CloseCode.DRAINING, "too late")
+    subscription.disconnect(CloseCode.DRAINING, "too late")
     assert subscription.closed is None
     assert taken(subscription) == ["end"]
 
 
 def test_after_a_close_nothing_is_accepted() -> None:
     subscription = Subscription(LIMIT)
-    subscription.close(CloseCode.DRAINING, "bye", retry_ms=700)
-    subscription.close(CloseCode.INTERNAL, "again")
+    subscription.disconnect(CloseCode.DRAINING, "bye", retry_ms=700)
+    subscription.disconnect(CloseCode.INTERNAL, "again")
     subscription.push([frame(100), end()])
     (wire,) = subscription.take()
     assert wire.frame == Close(code=4001, reason="bye", reconnect=True, retry_ms=700)
@@ -110,18 +110,18 @@ def test_after_a_close_nothing_is_accepted() -> None:
 def test_a_close_comes_after_what_is_due() -> None:
     subscription = Subscription(LIMIT)
     subscription.push([frame(100)])
-    subscription.close(CloseCode.DRAINING, "bye")
+    subscription.disconnect(CloseCode.DRAINING, "bye")
     assert taken(subscription) == ["reset", "close"]
 
 
 def test_it_is_finished_only_when_all_has_been_taken() -> None:
     subscription = Subscription(LIMIT)
-    assert not subscription.finished
+    assert not subscription.is_finished
     subscription.push([end()])
-    assert subscription.complete
-    assert not subscription.finished
+    assert subscription.is_complete
+    assert not subscription.is_finished
     subscription.take()
-    assert subscription.finished
+    assert subscription.is_finished
 
 
 def test_a_notice_comes_with_each_push_and_with_the_close() -> None:
@@ -130,7 +130,7 @@ def test_a_notice_comes_with_each_push_and_with_the_close() -> None:
     subscription.on_due(lambda: notices.append("due"))
     assert notices == []
     subscription.push([Wire(Ping())])
-    subscription.close(CloseCode.DRAINING, "bye")
+    subscription.disconnect(CloseCode.DRAINING, "bye")
     assert notices == ["due", "due"]
     subscription.push([Wire(Ping())])
     assert notices == ["due", "due"]

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.errors import SettingsError
-from stream_server.journal.connection import connection_arguments
-from stream_server.journal.dsn import each_host, normalize
+from stream_server.journal.connection import build_connect_arguments
+from stream_server.journal.dsn import normalize_url, split_hosts
 
 passwords = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(lambda text: f"<{text}>")
 """Marked, so that they occur nowhere else in a URL."""
@@ -25,7 +25,7 @@ telling_passwords = pytest.mark.parametrize("password", ["a/b", "a?b", "a#b", "a
 def refusal_of(url: str) -> str:
     """What `normalize` says against a URL; nothing if it accepts it."""
     try:
-        normalize(url)
+        normalize_url(url)
     except SettingsError as error:
         return str(error)
     return ""
@@ -57,8 +57,8 @@ def refusal_of(url: str) -> str:
     ],
 )
 def test_sqlalchemys_forms_become_those_of_libpq(url: str, expected: str) -> None:
-    assert normalize(url) == expected
-    assert normalize(expected) == expected
+    assert normalize_url(url) == expected
+    assert normalize_url(expected) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_sqlalchemys_forms_become_those_of_libpq(url: str, expected: str) -> Non
 )
 def test_another_database_is_refused_without_repeating_the_url(url: str, named: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        normalize(url)
+        normalize_url(url)
     assert named in str(refused.value)
     assert "secret" not in str(refused.value)
 
@@ -84,13 +84,13 @@ def test_another_database_is_refused_without_repeating_the_url(url: str, named: 
 )
 def test_what_has_no_proper_host_and_port_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="no proper host and port") as refused:
-        normalize(url)
+        normalize_url(url)
     assert "secret" not in str(refused.value)
 
 
 @given(passwords)
 def test_an_encoded_password_stays_what_it_is(password: str) -> None:
-    url = normalize(f"postgresql+psycopg2://user:{quote(password, safe='')}@host:5432/db")
+    url = normalize_url(f"postgresql+psycopg2://user:{quote(password, safe='')}@host:5432/db")
     assert unquote(urlsplit(url).password or "") == password
     assert urlsplit(url).hostname == "host"
     assert urlsplit(url).path == "/db"
@@ -99,7 +99,7 @@ def test_an_encoded_password_stays_what_it_is(password: str) -> None:
 @telling_passwords
 def test_a_password_that_sqlalchemy_understands_as_it_is_is_understood(password: str) -> None:
     """Whoever configures Airflow may write anything up to the at sign (`sqlalchemy.engine.make_url`)."""
-    parts = urlsplit(normalize(f"postgresql+psycopg2://user:{password}@host/db"))
+    parts = urlsplit(normalize_url(f"postgresql+psycopg2://user:{password}@host/db"))
     assert (unquote(parts.password or ""), parts.hostname, parts.path) == (password, "host", "/db")
 
 
@@ -109,7 +109,7 @@ def test_no_password_makes_normalize_raise_anything_but_a_settings_error(passwor
 
 
 def test_every_connection_says_who_it_is() -> None:
-    arguments = connection_arguments("postgresql+psycopg2://u:p@h/db")
+    arguments = build_connect_arguments("postgresql+psycopg2://u:p@h/db")
     assert arguments["dsn"] == "postgresql://u:p@h/db"
     assert arguments["server_settings"] == {"application_name": "stream_server"}
 
@@ -134,4 +134,4 @@ def test_every_connection_says_who_it_is() -> None:
     ],
 )
 def test_each_host_has_a_url_of_its_own(url: str, expected: list[str]) -> None:
-    assert each_host(normalize(url)) == expected
+    assert split_hosts(normalize_url(url)) == expected

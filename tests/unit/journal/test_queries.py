@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.journal.queries import load, load_queries, quote_identifier, quote_literal
+from stream_server.journal.queries import load_queries, load_sql, quote_identifier, quote_literal
 
 NAMES = {
     *("journal_now", "journal_after", "run_snapshot", "serialized_dag", "return_values"),
@@ -30,7 +30,7 @@ def test_placeholders_are_filled_in() -> None:
 
 @pytest.mark.parametrize("name", ["begin", "functions", "queries", "doorbell", "uninstall", "enable"])
 def test_every_file_is_shipped(name: str) -> None:
-    assert load(f"{name}.sql").startswith("-- ")
+    assert load_sql(f"{name}.sql").startswith("-- ")
 
 
 def unquoted(text: str, quote: str) -> str:

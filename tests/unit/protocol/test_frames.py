@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.protocol.cursor import Cursor
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import (
     AnyFrame,
     Close,
@@ -25,10 +25,10 @@ from stream_server.protocol.frames import (
     TaskInfo,
     TaskTransition,
 )
-from stream_server.protocol.wire import Wire, decode
+from stream_server.protocol.wire import Wire, decode_frame
 from support.builders import EPOCH, KEY, at
 
-CURSOR = Cursor(EPOCH, 5, 9, (5, 7))
+CURSOR = JournalPosition(EPOCH, 5, 9, (5, 7))
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 moments = st.datetimes(timezones=st.just(timezone.utc))
@@ -89,8 +89,8 @@ frames: st.SearchStrategy[AnyFrame] = st.one_of(
 
 @given(frames)
 def test_a_frame_survives_the_wire(frame: AnyFrame) -> None:
-    assert decode(Wire(frame).json) == frame
-    assert decode(Wire(frame, CURSOR).text) == frame
+    assert decode_frame(Wire(frame).json) == frame
+    assert decode_frame(Wire(frame, CURSOR).text) == frame
 
 
 @given(frames)
@@ -114,7 +114,7 @@ def test_a_frame_is_one_line(frame: AnyFrame) -> None:
 
 @given(frames, st.dictionaries(texts.map(lambda text: f"new {text}"), st.integers(), min_size=1, max_size=3))
 def test_members_that_are_not_known_are_ignored(frame: AnyFrame, unknown: dict[str, int]) -> None:
-    assert decode(json.dumps({**json.loads(Wire(frame).json), **unknown})) == frame
+    assert decode_frame(json.dumps({**json.loads(Wire(frame).json), **unknown})) == frame
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_members_that_are_not_known_are_ignored(frame: AnyFrame, unknown: dict[s
 )
 def test_what_is_no_frame_is_refused_as_documented(text: str) -> None:
     with pytest.raises(msgspec.ValidationError):
-        decode(text)
+        decode_frame(text)
 
 
 def test_times_are_rfc_3339_in_utc() -> None:
@@ -138,7 +138,7 @@ def test_times_are_rfc_3339_in_utc() -> None:
         dag_id="d", run_id="r", seq=1, at=at(1), state="running", previous_state="queued", clear_number=0
     )
     assert json.loads(Wire(frame).json)["at"] == "2026-01-01T00:00:01Z"
-    assert isinstance(decode(Wire(frame).json), RunTransition)
+    assert isinstance(decode_frame(Wire(frame).json), RunTransition)
 
 
 def test_a_value_passes_as_the_database_holds_it() -> None:
@@ -192,6 +192,6 @@ def test_every_type_has_a_name_of_its_own() -> None:
 
 
 def test_clients_bear_reasons_of_later_versions() -> None:
-    later = decode('{"type":"reset","reason":"something_new","dag_id":"d","run_id":"r"}')
+    later = decode_frame('{"type":"reset","reason":"something_new","dag_id":"d","run_id":"r"}')
     assert isinstance(later, Reset)
     assert later.reason == "something_new"

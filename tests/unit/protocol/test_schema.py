@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route, WebSocketRoute
 
 from stream_server import errors
-from stream_server.domain.prediction import BAD
+from stream_server.domain.prediction import UNSUCCESSFUL_STATES
 from stream_server.http.docs import asyncapi, openapi
 from stream_server.http.docs import routes as describe
 from stream_server.http.docs.parameters import QUERY
@@ -24,8 +24,15 @@ from stream_server.http.endpoints.multiplex_messages import Operation
 from stream_server.protocol import examples
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import FAILURE_REASONS
-from stream_server.protocol.schema import CURSOR, FRAME_TYPES, frame_schemas, frames_document, schemas, tag
-from stream_server.protocol.wire import Wire, decode
+from stream_server.protocol.schema import (
+    CURSOR_SCHEMA,
+    FRAME_TYPES,
+    build_frame_schemas,
+    build_frames_document,
+    build_schemas,
+    tag_of,
+)
+from stream_server.protocol.wire import Wire, decode_frame
 from stream_server.server.app import create_app
 from stream_server.settings import Settings
 from support.descriptions import refused, validator
@@ -33,8 +40,8 @@ from support.descriptions import refused, validator
 ROOT = Path(__file__).resolve().parents[3]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 
-EXAMPLES = [(kind, example) for kind, shown in examples.texts(examples.FRAMES).items() for example in shown]
-DOCUMENTS = [frames_document, openapi.document, asyncapi.document]
+EXAMPLES = [(kind, example) for kind, shown in examples.frame_examples(examples.FRAMES).items() for example in shown]
+DOCUMENTS = [build_frames_document, openapi.document, asyncapi.document]
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +59,17 @@ def test_every_example_of_a_frame_is_valid(example: dict[str, Any]) -> None:
 
 
 def test_every_type_of_frame_has_an_example() -> None:
-    assert {kind for kind, _ in EXAMPLES} == set(map(tag, FRAME_TYPES))
+    assert {kind for kind, _ in EXAMPLES} == set(map(tag_of, FRAME_TYPES))
 
 
-@pytest.mark.parametrize("answer", examples.ANSWERS, ids=lambda answer: type(answer).__name__)
+@pytest.mark.parametrize("answer", examples.BODIES, ids=lambda answer: type(answer).__name__)
 def test_every_example_of_an_answer_is_valid(answer: msgspec.Struct) -> None:
     assert refused(type(answer).__name__, msgspec.json.decode(msgspec.json.encode(answer))) == []
 
 
 def test_every_example_of_what_a_client_says_is_valid_and_understood() -> None:
     decoder: msgspec.json.Decoder[Operation] = msgspec.json.Decoder(Operation)
-    found = schemas(asyncapi.OPERATIONS, "#/$defs/{name}")
+    found = build_schemas(asyncapi.OPERATIONS, "#/$defs/{name}")
     for kind, example in asyncapi.OPERATION_EXAMPLES.items():
         assert list(validator({**found[kind.__name__], "$defs": found}).iter_errors(example)) == []
         assert type(decoder.decode(json.dumps(example))) is kind
@@ -87,18 +94,18 @@ def test_what_is_none_of_ours_is_refused(kind: str, change: dict[str, Any]) -> N
     assert refused("Frame", {**example_of(kind), **change})
 
 
-@pytest.mark.parametrize("kind", [tag(kind) for kind in FRAME_TYPES])
+@pytest.mark.parametrize("kind", [tag_of(kind) for kind in FRAME_TYPES])
 def test_members_may_be_added_and_none_left_out(kind: str) -> None:
     example = example_of(kind)
     assert refused("Frame", {**example, "new": 1}) == []
     assert refused("Frame", {**example, "new": 1}, strictly=True)
-    (name,) = (one.__name__ for one in FRAME_TYPES if tag(one) == kind)
-    for member in frame_schemas("")[name]["required"]:
+    (name,) = (one.__name__ for one in FRAME_TYPES if tag_of(one) == kind)
+    for member in build_frame_schemas("")[name]["required"]:
         assert refused("Frame", {other: value for other, value in example.items() if other != member})
 
 
 def test_the_reasons_of_a_failure_are_those_that_there_are() -> None:
-    assert set(FAILURE_REASONS) == {*(f"task_{state}" for state in BAD), "run_failed", "run_deleted"}
+    assert set(FAILURE_REASONS) == {*(f"task_{state}" for state in UNSUCCESSFUL_STATES), "run_failed", "run_deleted"}
 
 
 @pytest.mark.parametrize("make", DOCUMENTS)
@@ -116,7 +123,7 @@ def test_every_member_is_described(make: Callable[[], dict[str, Any]]) -> None:
 
 
 def test_docstrings_of_bases_and_of_others_with_the_same_name_describe_a_member() -> None:
-    found = schemas(FRAME_TYPES, "#/{name}")
+    found = build_schemas(FRAME_TYPES, "#/{name}")
     own, inherited, same = (
         found[kind]["properties"][member]["description"]
         for kind, member in (("RunInfo", "clear_number"), ("TaskTransition", "seq"), ("RunTransition", "clear_number"))
@@ -126,7 +133,7 @@ def test_docstrings_of_bases_and_of_others_with_the_same_name_describe_a_member(
 
 
 def test_every_close_code_is_explained() -> None:
-    text = frame_schemas("")["Close"]["properties"]["code"]["description"]
+    text = build_frame_schemas("")["Close"]["properties"]["code"]["description"]
     for code in CloseCode:
         assert f"\n- `{int(code)}` {code.name}: " in text
 
@@ -155,7 +162,7 @@ def test_every_reference_leads_somewhere(make: Callable[[], dict[str, Any]]) -> 
 
 
 def test_the_schema_of_frames_is_one() -> None:
-    Draft202012Validator.check_schema(frames_document())
+    Draft202012Validator.check_schema(build_frames_document())
 
 
 def test_openapi_is_valid() -> None:
@@ -208,7 +215,7 @@ def test_examples_of_problems_are_what_is_sent() -> None:
     unavailable = openapi.document()["paths"][f"{openapi.RUN}/stream"]["get"]["responses"]["503"]
     assert "Retry-After" in unavailable["headers"]
     shown = unavailable["content"]["application/problem+json"]["examples"]["Draining"]["value"]
-    told = errors.Draining().problem()
+    told = errors.Draining().problem_body()
     assert {**shown, "detail": ""} == {**told, "detail": ""}
     assert refused("Problem", told) == []
 
@@ -217,7 +224,7 @@ def test_examples_of_problems_are_what_is_sent() -> None:
 def test_an_example_of_the_docs_is_one_of_the_code(text: str) -> None:
     written = json.loads(text)
     assert refused("Frame", written, strictly=True) == []
-    same = [wire for wire in examples.FRAMES if wire.frame == decode(text)]
+    same = [wire for wire in examples.FRAMES if wire.frame == decode_frame(text)]
     assert written.get("cursor") in {cursor_of(wire) for wire in same}, "it is another example"
 
 
@@ -226,8 +233,8 @@ def cursor_of(wire: Wire) -> str | None:
 
 
 def test_cursors_are_those_of_a_frame_and_not_of_what_is_said_about_the_connection() -> None:
-    found = frame_schemas("")
-    with_cursor = {name for name, schema in found.items() if CURSOR in schema.get("properties", {}).values()}
+    found = build_frame_schemas("")
+    with_cursor = {name for name, schema in found.items() if CURSOR_SCHEMA in schema.get("properties", {}).values()}
     assert with_cursor == {kind.__name__ for kind in FRAME_TYPES} - {"Close", "AuthExpiring", "Ack", "Refusal"}
 
 

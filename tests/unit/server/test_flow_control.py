@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import asyncio
 
-from stream_server.server.flow_control import Gate
+from stream_server.server.flow_control import ResumeEvent
 
 
 async def test_a_gate_is_open_until_it_is_shut() -> None:
-    gate = Gate()
+    gate = ResumeEvent()
     assert gate.is_set()
     assert await gate.wait()
     gate.clear()
@@ -14,7 +14,7 @@ async def test_a_gate_is_open_until_it_is_shut() -> None:
 
 
 async def test_all_who_wait_pass_when_a_gate_is_opened() -> None:
-    gate = Gate()
+    gate = ResumeEvent()
     gate.clear()
     waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
     await asyncio.sleep(0)
@@ -24,7 +24,7 @@ async def test_all_who_wait_pass_when_a_gate_is_opened() -> None:
 
 
 async def test_who_finds_a_gate_shut_again_waits_on() -> None:
-    gate = Gate()
+    gate = ResumeEvent()
     gate.clear()
     waiting = asyncio.create_task(gate.wait())
     await asyncio.sleep(0)

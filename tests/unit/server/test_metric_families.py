@@ -7,10 +7,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream_server.server.metric_families import Family, added_up, collected, encoded
+from stream_server.server.metric_families import MetricFamily, collect_registry, encode_families, sum_families
 
 
-def process(began: float, calls: int) -> list[Family]:
+def process(began: float, calls: int) -> list[MetricFamily]:
     """Return what one process would tell, as it arrives at another."""
     registry = CollectorRegistry()
     Info("build", "Version.", registry=registry).info({"version": "1"})
@@ -23,11 +23,11 @@ def process(began: float, calls: int) -> list[Family]:
     seconds = Histogram("seconds", "How long.", buckets=(1.0, 2.0), registry=registry)
     for _ in range(calls):
         seconds.observe(1.5)
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(collected(registry)), type=list[Family])
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(collect_registry(registry)), type=list[MetricFamily])
 
 
-def values(families: list[Family], accept: str = "") -> dict[str, float]:
-    text = encoded(families, accept)[0].decode()
+def values(families: list[MetricFamily], accept: str = "") -> dict[str, float]:
+    text = encode_families(families, accept)[0].decode()
     return {
         f"{sample.name}{sorted(sample.labels.values())}": sample.value
         for family in text_string_to_metric_families(text)
@@ -36,7 +36,7 @@ def values(families: list[Family], accept: str = "") -> dict[str, float]:
 
 
 def test_values_are_sums_by_their_labels() -> None:
-    found = values(added_up([process(10.0, 1), process(20.0, 3)]))
+    found = values(sum_families([process(10.0, 1), process(20.0, 3)]))
     assert found["open[]"] == 4
     assert (found["calls_total['ring']"], found["calls_total['poll']"]) == (4, 1)
     assert [found[f"seconds_bucket['{bound}']"] for bound in ("1.0", "2.0", "+Inf")] == [0, 4, 4]
@@ -45,7 +45,7 @@ def test_values_are_sums_by_their_labels() -> None:
 
 def test_what_can_not_be_added_up_is_the_least() -> None:
     one, other = process(10.0, 1), process(20.0, 1)
-    found = values(added_up([other, one]))
+    found = values(sum_families([other, one]))
     assert found["process_start_time_seconds[]"] == 10.0
     assert found["build_info['1']"] == 1
     created = min(values(each)["calls_created['ring']"] for each in (one, other))
@@ -53,11 +53,11 @@ def test_what_can_not_be_added_up_is_the_least() -> None:
 
 
 def test_only_what_grows_counts() -> None:
-    assert {family.name for family in process(1.0, 1) if family.counts} == {"calls", "seconds"}
+    assert {family.name for family in process(1.0, 1) if family.is_cumulative} == {"calls", "seconds"}
 
 
 def test_openmetrics_are_told_too() -> None:
-    body, media_type = encoded(process(1.0, 1), "application/openmetrics-text; version=1.0.0")
+    body, media_type = encode_families(process(1.0, 1), "application/openmetrics-text; version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
 
@@ -68,5 +68,5 @@ def test_openmetrics_are_told_too() -> None:
 @pytest.mark.parametrize("media_type", ["application/openmetrics-text", "text/plain"])
 def test_a_version_that_is_none_is_not_accepted(media_type: str, version: str) -> None:
     families, media_range = process(1.0, 1), f"{media_type};q=0.9; version={version}"
-    assert encoded(families, media_range) == encoded(families)
-    assert encoded(families, f"{media_range}, application/openmetrics-text")[0].endswith(b"# EOF\n")
+    assert encode_families(families, media_range) == encode_families(families)
+    assert encode_families(families, f"{media_range}, application/openmetrics-text")[0].endswith(b"# EOF\n")

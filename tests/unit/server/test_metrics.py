@@ -11,24 +11,26 @@ from typing import get_args
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream_server.domain.transition import Read
+from stream_server.domain.transition import ReadTiming
 from stream_server.http.delivery.scheduler import WireStatistics
 from stream_server.hub.hub import HubStatistics
-from stream_server.journal.gauges import QUEUE_USAGE_WARNING, Meter
-from stream_server.journal.run_store import Measures
-from stream_server.journal.tail import TailStatus, Why
-from stream_server.server.metric_families import encoded
+from stream_server.journal.gauges import QUEUE_USAGE_WARNING, DatabaseGauges
+from stream_server.journal.run_store import GaugeValues
+from stream_server.journal.tail import ReadReason, TailStatus
+from stream_server.server.metric_families import encode_families
 from stream_server.server.metrics import Metrics
 
 OPERATIONS = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text()
-MEASURES = Measures(live_rows=5, dead_rows=2, table_bytes=8192, index_bytes=16384, losses=3, queue_usage=0.25)
+MEASURES = GaugeValues(
+    live_rows=5, dead_rows=2, table_bytes=8192, index_bytes=16384, dropped_writes=3, notify_queue_usage=0.25
+)
 
 
 class Watched:
     """What metrics ask of a hub, a tail and a supervisor."""
 
-    status = TailStatus(connected=True, hears=True, problems=[])
-    serving = 2
+    status = TailStatus(is_connected=True, receives_notifications=True, problems=[])
+    serving_count = 2
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(runs=1, subscriptions=2, queued_frames=3, queued_bytes=4)
@@ -47,19 +49,19 @@ class Wire:
         return {"sse": WireStatistics(connections=2, frames=30, bytes=4000, unsent=50)}
 
 
-def attended(measures: Measures | None = MEASURES) -> Metrics:
-    metrics, meter, watched = Metrics(), Meter(None, 30.0), Watched()  # type: ignore[arg-type]
-    meter.measures, meter.at = measures, None if measures is None else 1_000_000.0
-    metrics.attend_hub(watched)  # type: ignore[arg-type]
-    metrics.attend_tail(watched, meter)  # type: ignore[arg-type]
-    metrics.attend_workers(watched)
-    metrics.attend_wire(Wire())
+def attended(measures: GaugeValues | None = MEASURES) -> Metrics:
+    metrics, meter, watched = Metrics(), DatabaseGauges(None, 30.0), Watched()  # type: ignore[arg-type]
+    meter.values, meter.read_at = measures, None if measures is None else 1_000_000.0
+    metrics.register_hub(watched)  # type: ignore[arg-type]
+    metrics.register_tail(watched, meter)  # type: ignore[arg-type]
+    metrics.register_workers(watched)
+    metrics.register_scheduler(Wire())
     return metrics
 
 
 def families(metrics: Metrics) -> dict[str, Metric]:
     """Return what a scrape is told, without when each counter began."""
-    body, _ = encoded(metrics.families())
+    body, _ = encode_families(metrics.collect())
     found = {family.name: family for family in text_string_to_metric_families(body.decode())}
     return {name: family for name, family in found.items() if not name.endswith("_created")}
 
@@ -116,7 +118,7 @@ def test_what_was_never_measured_is_not_told() -> None:
 def test_counters_begin_at_zero_with_every_label() -> None:
     found = families(attended())
     assert {sample.labels["why"]: sample.value for sample in found["stream_server_reads"].samples} == dict.fromkeys(
-        get_args(Why), 0.0
+        get_args(ReadReason), 0.0
     )
     assert {sample.labels["reason"] for sample in found["stream_server_begun_anew"].samples} == {
         "journal_changed",
@@ -126,16 +128,16 @@ def test_counters_begin_at_zero_with_every_label() -> None:
 
 def test_a_clock_that_was_set_back_makes_no_negative_lag() -> None:
     metrics = attended()
-    metrics.lag(-5.0)
+    metrics.record_lag(-5.0)
     values = {sample.name: sample.value for sample in families(metrics)["stream_server_lag_seconds"].samples}
     assert (values["stream_server_lag_seconds_sum"], values["stream_server_lag_seconds_count"]) == (0, 1)
 
 
 def test_the_way_to_all_clients_is_measured_when_they_have_been_written_to() -> None:
     metrics, wire = Metrics(), Wire()
-    metrics.dispatched(Read(0.25, time.monotonic()))
-    metrics.attend_wire(wire)
-    metrics.dispatched(Read(0.25, time.monotonic() - 0.5))
+    metrics.record_dispatch(ReadTiming(0.25, time.monotonic()))
+    metrics.register_scheduler(wire)
+    metrics.record_dispatch(ReadTiming(0.25, time.monotonic() - 0.5))
     assert delivered(metrics) == (0, 0.0)
     (written,) = wire.calls
     written()
@@ -150,9 +152,9 @@ def delivered(metrics: Metrics) -> tuple[float, float]:
 
 
 def test_a_queue_that_fills_is_a_warning() -> None:
-    meter = Meter(None, 30.0)  # type: ignore[arg-type]
+    meter = DatabaseGauges(None, 30.0)  # type: ignore[arg-type]
     assert meter.warnings == []
-    meter.measures = MEASURES
+    meter.values = MEASURES
     assert meter.warnings == []
-    meter.measures = MEASURES._replace(queue_usage=QUEUE_USAGE_WARNING)
+    meter.values = MEASURES._replace(notify_queue_usage=QUEUE_USAGE_WARNING)
     assert "50% full" in meter.warnings[0]

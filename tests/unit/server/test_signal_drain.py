@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stream_server.server.signal_drain import drained_first
+from stream_server.server.signal_drain import drain_on_signals
 from support.waiting import eventually_async
 
 
@@ -37,7 +37,7 @@ async def test_a_second_signal_reaches_the_server_at_once(signals: Signals) -> N
     async def drain() -> None:
         await drained.wait()
 
-    with drained_first(drain):
+    with drain_on_signals(drain):
         signal.raise_signal(signal.SIGTERM)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -56,7 +56,7 @@ async def test_a_server_that_can_not_drain_stops_all_the_same(
     async def fail() -> None:
         raise RuntimeError("no")
 
-    with drained_first(fail):
+    with drain_on_signals(fail):
         signal.raise_signal(signal.SIGTERM)
         await eventually_async(lambda: signals.heard == [signal.SIGTERM])
     assert "Streams could not be drained" in caplog.text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.schema import frames_document
+from stream_server.protocol.schema import build_frames_document
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "protocol"
 
@@ -31,7 +31,7 @@ Schema = dict[str, Any]
 
 def typescript() -> dict[Path, str]:
     """Return the text of each file: frames about a run, and frames about a connection."""
-    document = frames_document()
+    document = build_frames_document()
     definitions: Schema = document["$defs"]
     names = {tag: _name(reference) for tag, reference in document["discriminator"]["mapping"].items()}
     connection_frames = [name for name in names.values() if "dag_id" not in definitions[name]["properties"]]

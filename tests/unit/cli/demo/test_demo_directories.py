@@ -11,27 +11,27 @@ from pathlib import Path
 import pytest
 
 from stream_server.cli.demo import template
-from stream_server.cli.demo.command import NOT_STARTED, demo
-from stream_server.cli.demo.errors import DemoError, tail
+from stream_server.cli.demo.command import NOT_STARTED, run_demo
+from stream_server.cli.demo.errors import DemoError, read_last_lines
 from stream_server.cli.demo.ports import LOOPBACK
-from stream_server.cli.demo.postgres_install import Account, Installation
-from stream_server.cli.demo.progress import NoProgress
-from stream_server.cli.demo.run_directory import KEEP_SECONDS, RunDirectory
+from stream_server.cli.demo.postgres_install import Account, PostgresInstallation
+from stream_server.cli.demo.progress import SilentReporter
+from stream_server.cli.demo.run_directory import KEEP_LOGS_SECONDS, RunDirectory
 
 
-class Said(NoProgress):
+class Said(SilentReporter):
     def __init__(self) -> None:
         self.steps: list[str] = []
         self.lines: list[str] = []
         self.waiting = threading.Event()
 
-    def start(self, what: str) -> None:
+    def start_step(self, what: str) -> None:
         self.steps.append(what)
 
-    def tick(self, detail: str = "") -> None:
+    def update_step(self, detail: str = "") -> None:
         self.waiting.set()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self.lines.append(text)
 
 
@@ -73,26 +73,26 @@ def test_kept_logs_stay_for_a_day(tmp_path: Path) -> None:
     RunDirectory(tmp_path).remove()
     assert log.exists()
     mark = failed.path / "kept"
-    yesterday = mark.stat().st_mtime - KEEP_SECONDS - 1
+    yesterday = mark.stat().st_mtime - KEEP_LOGS_SECONDS - 1
     os.utime(mark, (yesterday, yesterday))
     RunDirectory(tmp_path).remove()
     assert not log.exists()
 
 
 def test_the_place_of_a_cluster_is_the_wanted_one_where_it_can_be_reached(tmp_path: Path) -> None:
-    installation = Installation(tmp_path, "18", None)
-    assert installation.place(tmp_path / "cluster") == tmp_path / "cluster"
+    installation = PostgresInstallation(tmp_path, "18", None)
+    assert installation.data_directory_for(tmp_path / "cluster") == tmp_path / "cluster"
 
 
 def test_a_place_out_of_reach_is_replaced_by_the_same_one_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(Installation, "_runs_in", lambda *_: False)
-    installation = Installation(tmp_path, "18", Account(65_534, 65_534))
-    place = installation.place(tmp_path / "root" / "cluster")
-    assert place == installation.place(tmp_path / "root" / "cluster")
-    assert place != installation.place(tmp_path / "root" / "other")
+    monkeypatch.setattr(PostgresInstallation, "_can_run_in", lambda *_: False)
+    installation = PostgresInstallation(tmp_path, "18", Account(65_534, 65_534))
+    place = installation.data_directory_for(tmp_path / "root" / "cluster")
+    assert place == installation.data_directory_for(tmp_path / "root" / "cluster")
+    assert place != installation.data_directory_for(tmp_path / "root" / "other")
     assert place.parent.stat().st_mode & 0o777 == 0o711
 
 
@@ -108,9 +108,9 @@ def test_a_directory_that_others_could_change_is_not_used(
     else:
         planted.mkdir()
         planted.chmod(0o777)
-    monkeypatch.setattr(Installation, "_runs_in", lambda *_: False)
+    monkeypatch.setattr(PostgresInstallation, "_can_run_in", lambda *_: False)
     with pytest.raises(DemoError, match="is not a directory that only this user can write to"):
-        Installation(tmp_path, "18", Account(65_534, 65_534)).place(tmp_path / "cluster")
+        PostgresInstallation(tmp_path, "18", Account(65_534, 65_534)).data_directory_for(tmp_path / "cluster")
 
 
 def test_the_template_is_named_after_both_versions() -> None:
@@ -133,8 +133,8 @@ def test_of_two_at_once_one_makes_the_template_and_the_other_waits(
         made.append(directory)
 
     waiters: list[threading.Thread] = []
-    monkeypatch.setattr(template, "_make", make)
-    directory = template.ensure_template(tmp_path, NoProgress())
+    monkeypatch.setattr(template, "_make_template", make)
+    directory = template.ensure_template(tmp_path, SilentReporter())
     waiters[0].join(10)
     assert made == [directory]
     assert second.steps == ["Another process is preparing the Airflow database"]
@@ -143,15 +143,15 @@ def test_of_two_at_once_one_makes_the_template_and_the_other_waits(
 def test_a_log_is_told_by_its_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("".join(f"line {number}\n" for number in range(100)))
-    assert tail(log, 2) == "  line 98\n  line 99"
-    assert tail(tmp_path / "missing") == "  (unreadable: No such file or directory)"
+    assert read_last_lines(log, 2) == "  line 98\n  line 99"
+    assert read_last_lines(tmp_path / "missing") == "  (unreadable: No such file or directory)"
 
 
 def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path) -> None:
     said = Said()
     with socket.create_server((LOOPBACK, 0)) as other:
         port = other.getsockname()[1]
-        code = demo(once=True, port=port, airflow_port=None, postgres_port=None, data_dir=tmp_path, progress=said)
+        code = run_demo(once=True, port=port, airflow_port=None, postgres_port=None, data_dir=tmp_path, progress=said)
     assert code == NOT_STARTED
     assert said.steps == []
     assert f"Port {port} for the stream server cannot be used (Address already in use)" in said.lines[0]

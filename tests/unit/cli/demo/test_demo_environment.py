@@ -14,7 +14,7 @@ URL = "postgresql://airflow@127.0.0.1:5432/airflow"
 
 
 def environment(*dags: Path) -> dict[str, str]:
-    return airflow.environment(Path("/run/airflow"), URL, port=8080, dags=dags, bytecode=Path("/cache"))
+    return airflow.airflow_environment(Path("/run/airflow"), URL, port=8080, dags=dags, bytecode=Path("/cache"))
 
 
 def test_nothing_of_the_users_own_airflow_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,11 @@ import socket
 import pytest
 
 from stream_server.cli.demo.errors import DemoError
-from stream_server.cli.demo.ports import LOOPBACK, choose_port, free_port
+from stream_server.cli.demo.ports import LOOPBACK, choose_port, find_free_port
 
 
 def test_a_free_port_can_be_listened_on() -> None:
-    with socket.create_server((LOOPBACK, free_port())):
+    with socket.create_server((LOOPBACK, find_free_port())):
         pass
 
 
@@ -18,7 +18,7 @@ def test_without_a_wish_any_free_port_is_chosen() -> None:
 
 
 def test_a_wanted_port_is_kept() -> None:
-    wanted = free_port()
+    wanted = find_free_port()
     assert choose_port(wanted, "Airflow") == wanted
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from stream_server.cli.demo import reaper as leash
 from stream_server.cli.demo.errors import StartError
-from stream_server.cli.demo.processes import Child, describe_exit, run_in_foreground, wait_for_call, wait_until
-from stream_server.cli.demo.progress import NoProgress
+from stream_server.cli.demo.processes import ChildProcess, describe_exit, run_in_foreground, wait_for_call, wait_until
+from stream_server.cli.demo.progress import SilentReporter
 from support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ signal.pause()
 """
 
 
-def python(code: str, log: Path) -> Child:
-    return Child("a program", [sys.executable, "-c", code], log=log)
+def python(code: str, log: Path) -> ChildProcess:
+    return ChildProcess("a program", [sys.executable, "-c", code], log=log)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sleeper(log: Path) -> Iterator[Child]:
+def sleeper(log: Path) -> Iterator[ChildProcess]:
     child = python("import signal; print('ready', flush=True); signal.pause()", log)
     child.start()
     eventually(lambda: "ready" in log.read_text())
@@ -46,26 +46,26 @@ def sleeper(log: Path) -> Iterator[Child]:
     child.stop()
 
 
-def test_a_child_is_ours_and_leads_a_session(sleeper: Child) -> None:
+def test_a_child_is_ours_and_leads_a_session(sleeper: ChildProcess) -> None:
     assert psutil.Process(sleeper.pid).ppid() == os.getpid()
     assert os.getsid(sleeper.pid) == sleeper.pid
 
 
-def test_a_stopped_child_is_gone_and_may_start_again(sleeper: Child) -> None:
+def test_a_stopped_child_is_gone_and_may_start_again(sleeper: ChildProcess) -> None:
     first = sleeper.pid
     sleeper.stop()
-    assert not sleeper.running
+    assert not sleeper.is_running
     assert sleeper.exit_code == -signal.SIGTERM
     assert not psutil.pid_exists(first)
     sleeper.start()
-    assert sleeper.running
+    assert sleeper.is_running
 
 
 def test_stopping_what_never_started_or_has_ended_does_nothing(log: Path) -> None:
     child = python("", log)
     child.stop()
     child.start()
-    eventually(lambda: not child.running)
+    eventually(lambda: not child.is_running)
     child.stop()
     child.stop()
 
@@ -74,10 +74,10 @@ def test_what_does_not_end_politely_is_killed_with_all_it_started(log: Path) -> 
     child = python(STUBBORN, log)
     child.start()
     eventually(lambda: "deaf" in log.read_text())
-    family = leash.family(child.pid)
+    family = leash.family_pids(child.pid)
     assert len(family) == 2
     child.stop(within=0.2)
-    assert not family & {process.pid for process in leash.processes()}
+    assert not family & {process.pid for process in leash.list_processes()}
 
 
 def test_what_our_death_leaves_behind_ends_too(log: Path, tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_what_our_death_leaves_behind_ends_too(log: Path, tmp_path: Path) -> Non
     script = f"""
 import signal
 from pathlib import Path
-from stream_server.cli.demo.processes import Child
-child = Child("a program", {["sleep", "600"]!r}, log=Path({str(log)!r}))
+from stream_server.cli.demo.processes import ChildProcess
+child = ChildProcess("a program", {["sleep", "600"]!r}, log=Path({str(log)!r}))
 child.start()
 Path({str(tmp_path / "pid")!r}).write_text(f"{{child.pid}}.")
 signal.pause()
@@ -98,38 +98,38 @@ signal.pause()
     assert psutil.pid_exists(orphan)
     parent.kill()
     parent.wait()
-    eventually(lambda: orphan not in {process.pid for process in leash.processes()}, what="the orphan's end")
+    eventually(lambda: orphan not in {process.pid for process in leash.list_processes()}, what="the orphan's end")
 
 
 def test_a_child_that_dies_is_told_with_its_last_words(log: Path) -> None:
     child = python("print('out of paper'); raise SystemExit(3)", log)
     child.start()
     with pytest.raises(StartError, match=r"a program ended unexpectedly \(exit code 3\)(?s:.*)out of paper"):
-        wait_until(lambda: None, within=10, waiting_for=child, progress=NoProgress())
+        wait_until(lambda: None, within=10, waiting_for=child, progress=SilentReporter())
 
 
 def test_a_program_that_is_missing_is_told_by_name(log: Path) -> None:
-    child = Child("a program", ["/nowhere/postgres"], log=log)
+    child = ChildProcess("a program", ["/nowhere/postgres"], log=log)
     child.start()
     with pytest.raises(StartError, match="cannot run /nowhere/postgres: No such file"):
-        wait_until(lambda: None, within=10, waiting_for=child, progress=NoProgress())
+        wait_until(lambda: None, within=10, waiting_for=child, progress=SilentReporter())
 
 
-def test_waiting_ends_with_the_deadline(sleeper: Child) -> None:
+def test_waiting_ends_with_the_deadline(sleeper: ChildProcess) -> None:
     with pytest.raises(StartError, match="was not ready within 0 s"):
-        wait_until(lambda: None, within=0, waiting_for=sleeper, progress=NoProgress())
+        wait_until(lambda: None, within=0, waiting_for=sleeper, progress=SilentReporter())
 
 
-def test_waiting_returns_the_answer(sleeper: Child) -> None:
-    assert wait_until(lambda: 42, within=1, waiting_for=sleeper, progress=NoProgress()) == 42
+def test_waiting_returns_the_answer(sleeper: ChildProcess) -> None:
+    assert wait_until(lambda: 42, within=1, waiting_for=sleeper, progress=SilentReporter()) == 42
 
 
-def test_a_failed_call_is_raised_where_it_is_waited_for(sleeper: Child) -> None:
+def test_a_failed_call_is_raised_where_it_is_waited_for(sleeper: ChildProcess) -> None:
     def refuse() -> None:
         raise ConnectionError("refused")
 
     with pytest.raises(ConnectionError, match="refused"):
-        wait_for_call(refuse, within=10, waiting_for=sleeper, progress=NoProgress())
+        wait_for_call(refuse, within=10, waiting_for=sleeper, progress=SilentReporter())
 
 
 def test_a_program_in_the_foreground_gives_its_exit_code() -> None:
@@ -138,11 +138,11 @@ def test_a_program_in_the_foreground_gives_its_exit_code() -> None:
 
 
 def test_without_proc_the_processes_are_found_through_ps(
-    sleeper: Child, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    sleeper: ChildProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    by_proc = {process for process in leash.processes() if process.pid == sleeper.pid}
+    by_proc = {process for process in leash.list_processes() if process.pid == sleeper.pid}
     monkeypatch.setattr(leash, "PROC", tmp_path)
-    assert {process for process in leash.processes() if process.pid == sleeper.pid} == by_proc
+    assert {process for process in leash.list_processes() if process.pid == sleeper.pid} == by_proc
 
 
 @pytest.mark.parametrize(

@@ -5,20 +5,25 @@ from typing import Any
 import httpx
 import pytest
 
-from stream_server.cli.doctor.airflow_schema import MARKS, NEEDED_COLUMNS, REVISIONS, judge_schema
-from stream_server.cli.doctor.http_checks import Arrival, is_late, judge_arrival, release_of
-from stream_server.cli.doctor.journal_checks import judge_lag
-from stream_server.cli.doctor.postgres_checks import judge_transactions
+from stream_server.cli.doctor.airflow_schema import (
+    RELEASE_REVISIONS,
+    REQUIRED_COLUMNS,
+    VERSION_COLUMNS,
+    evaluate_schema,
+)
+from stream_server.cli.doctor.http_checks import ProbeTiming, evaluate_probe, is_buffered, release_of
+from stream_server.cli.doctor.journal_checks import evaluate_lag
+from stream_server.cli.doctor.postgres_checks import evaluate_transactions
 from stream_server.cli.doctor.report import Level
-from stream_server.cli.doctor.thresholds import Limits
+from stream_server.cli.doctor.thresholds import Thresholds
 
-COLUMNS = {(table, name) for table, names in NEEDED_COLUMNS.items() for name in names}
+COLUMNS = {(table, name) for table, names in REQUIRED_COLUMNS.items() for name in names}
 
 
 @pytest.mark.parametrize(("marks", "version"), [(0, "3.0"), (1, "3.1"), (2, "3.2"), (3, "3.3")])
 def test_a_version_is_told_by_its_columns(marks: int, version: str) -> None:
-    columns = COLUMNS | {(table, name) for table, name, _ in MARKS[len(MARKS) - marks :]}
-    finding = judge_schema("public", columns, None)
+    columns = COLUMNS | {(table, name) for table, name, _ in VERSION_COLUMNS[len(VERSION_COLUMNS) - marks :]}
+    finding = evaluate_schema("public", columns, None)
     assert (finding.level, finding.facts["version"]) == (Level.OK, version)
 
 
@@ -33,23 +38,23 @@ def test_a_release_is_read_from_whatever_names_a_version(version: str, release: 
     assert release_of(version) == release
 
 
-@pytest.mark.parametrize("revision", REVISIONS)
+@pytest.mark.parametrize("revision", RELEASE_REVISIONS)
 def test_a_released_revision_is_well(revision: str) -> None:
-    assert judge_schema("public", COLUMNS, revision).level is Level.OK
+    assert evaluate_schema("public", COLUMNS, revision).level is Level.OK
 
 
 def test_an_unknown_revision_is_told() -> None:
-    assert judge_schema("public", COLUMNS, "abc").level is Level.WARNING
+    assert evaluate_schema("public", COLUMNS, "abc").level is Level.WARNING
 
 
 @pytest.mark.parametrize("absent", sorted(COLUMNS))
 def test_every_column_is_missed(absent: tuple[str, str]) -> None:
-    finding = judge_schema("public", COLUMNS - {absent}, None)
+    finding = evaluate_schema("public", COLUMNS - {absent}, None)
     assert (finding.level, ".".join(absent) in finding.found) == (Level.PROBLEM, True)
 
 
 def test_a_database_without_airflow() -> None:
-    finding = judge_schema("public", set(), None)
+    finding = evaluate_schema("public", set(), None)
     assert finding.level is Level.PROBLEM
     assert "dag_run, serialized_dag, task_instance, xcom missing" in finding.found
 
@@ -70,7 +75,9 @@ def test_a_database_without_airflow() -> None:
     ],
 )
 def test_lag(newest: float | None, change: float | None, installed: float, level: Level, *, pruned: bool) -> None:
-    finding = judge_lag(newest_age=newest, change_age=change, installed_age=installed, pruned=pruned, limits=Limits())
+    finding = evaluate_lag(
+        newest_age=newest, change_age=change, installed_age=installed, pruned=pruned, limits=Thresholds()
+    )
     assert finding.level is level, finding
 
 
@@ -92,18 +99,18 @@ def transaction(**values: Any) -> Any:
     ],
 )
 def test_transactions(row: dict[str, Any], level: Level, words: str) -> None:
-    finding = judge_transactions([transaction(), transaction(**row)][1:], Limits())
+    finding = evaluate_transactions([transaction(), transaction(**row)][1:], Thresholds())
     assert (finding.level, words in finding.found) == (level, True), finding
 
 
 def test_what_another_role_may_not_see_is_told() -> None:
-    finding = judge_transactions([transaction(), transaction(seconds=None, in_state=None)], Limits())
+    finding = evaluate_transactions([transaction(), transaction(seconds=None, in_state=None)], Thresholds())
     assert (finding.level, "of 1 it can't be told" in finding.found) == (Level.OK, True)
 
 
 def test_our_own_idle_transaction_is_told_before_others() -> None:
     rows = [transaction(idle=True, in_state=900.0), transaction(idle=True, in_state=61.0, ours=True)]
-    assert judge_transactions(rows, Limits()).level is Level.PROBLEM
+    assert evaluate_transactions(rows, Thresholds()).level is Level.PROBLEM
 
 
 ON_TIME = [0.01, 0.26, 0.51, 0.76]
@@ -131,7 +138,7 @@ WELL = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
     ],
 )
 def test_how_a_probe_came_through(pings: list[float], headers: dict[str, str], level: Level, words: str) -> None:
-    arrival = Arrival(200, httpx.Headers(headers), 0.005, pings)
-    finding = judge_arrival(arrival)
+    arrival = ProbeTiming(200, httpx.Headers(headers), 0.005, pings)
+    finding = evaluate_probe(arrival)
     assert (finding.level, words in finding.found) == (level, True), finding
-    assert is_late(arrival) is (level is Level.PROBLEM)
+    assert is_buffered(arrival) is (level is Level.PROBLEM)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from stream_server.cli.doctor.report import Level, Report, ok, problem, skipped, warning
+from stream_server.cli.doctor.report import DoctorReport, Level, ok, problem, skipped, warning
 
 
-def report(*secrets: str) -> Report:
-    made = Report(secrets)
+def report(*secrets: str) -> DoctorReport:
+    made = DoctorReport(secrets)
     made.add("connection", ok("PostgreSQL 18", version="18"))
     made.add("triggers", problem("one is missing", "run `stream-server install`"))
     made.add("size", warning("much\nof it", "prune"))
@@ -17,7 +17,7 @@ def report(*secrets: str) -> Report:
 
 
 def test_each_check_has_a_line() -> None:
-    assert report().lines() == [
+    assert report().format_lines() == [
         "ok       connection  PostgreSQL 18",
         "problem  triggers    one is missing -> run `stream-server install`",
         "warning  size        much of it -> prune",
@@ -41,13 +41,13 @@ def test_programs_get_the_same() -> None:
 
 @pytest.mark.parametrize(("level", "healthy"), [(ok("x"), True), (warning("x", "y"), True), (problem("x", "y"), False)])
 def test_only_problems_are_unhealthy(level: object, *, healthy: bool) -> None:
-    made = Report()
+    made = DoctorReport()
     made.add("check", level)  # type: ignore[arg-type]
-    assert made.healthy is healthy
+    assert made.is_healthy is healthy
 
 
 def test_secrets_are_hidden_wherever_they_stand() -> None:
-    made = Report(["swordfish", "x"])
+    made = DoctorReport(["swordfish", "x"])
     made.add("check", problem("xylophone swordfish1 x", "no x", texts=["a swordfish"], number=1, text="x.y", none=None))
     finding = made.get("check")
     assert finding is not None
@@ -56,9 +56,9 @@ def test_secrets_are_hidden_wherever_they_stand() -> None:
 
 
 def test_of_two_secrets_the_longer_one_is_hidden_whole() -> None:
-    made = Report(["sword", "sword-fish"])
+    made = DoctorReport(["sword", "sword-fish"])
     made.add("check", ok("the sword-fish"))
-    assert made.lines()[0].endswith("the ***")
+    assert made.format_lines()[0].endswith("the ***")
 
 
 def test_a_check_that_was_not_made_has_no_finding() -> None:

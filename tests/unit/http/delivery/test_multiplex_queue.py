@@ -90,7 +90,7 @@ async def test_a_stream_that_grows_too_fast_ends_alone() -> None:
         fast.push([frame("x" * 6_000)])
     other.push([frame("y")])
     assert desk.taken() == [("close", "a"), ("reset", "b")]
-    assert (desk.over, desk.bundle.complete) == (["a"], False)
+    assert (desk.over, desk.bundle.is_complete) == (["a"], False)
     other.push([frame("z")])
     assert desk.taken() == [("reset", "b")]
 
@@ -98,10 +98,10 @@ async def test_a_stream_that_grows_too_fast_ends_alone() -> None:
 async def test_all_streams_tell_why_the_connection_ends() -> None:
     desk = Desk()
     desk.stream("a").push([frame("x")])
-    desk.bundle.close(CloseCode.AGED, "old")
-    desk.bundle.close(CloseCode.DRAINING, "too late to matter")
+    desk.bundle.disconnect(CloseCode.AGED, "old")
+    desk.bundle.disconnect(CloseCode.DRAINING, "too late to matter")
     desk.stream("b")
-    assert desk.bundle.complete
+    assert desk.bundle.is_complete
     assert desk.bundle.closed is not None
     assert (desk.bundle.closed.code, desk.bundle.closed.reconnect) == (CloseCode.AGED, True)
     assert desk.taken() == [("reset", "a"), ("close", "a"), ("close", "b")]

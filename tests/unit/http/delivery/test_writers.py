@@ -137,7 +137,7 @@ async def test_it_is_over_when_the_last_frame_has_been_sent() -> None:
 async def test_a_client_that_is_closed_is_told_why_before_it_is_over() -> None:
     client = Client()
     async with client.served() as over:
-        client.subscription.close(CloseCode.DRAINING, "bye")
+        client.subscription.disconnect(CloseCode.DRAINING, "bye")
         assert await asyncio.wait_for(over, 10)
     assert [wire.type for wire in client.sent[0]] == ["close"]
 
@@ -294,7 +294,7 @@ async def test_who_must_go_and_reads_nothing_of_it_is_cut_off_in_the_end() -> No
             client.reads.clear()
             client.subscription.push([frame("a")])
             await turn()
-            client.subscription.close(CloseCode.SLOW, "slow")
+            client.subscription.disconnect(CloseCode.SLOW, "slow")
         slow.reads.set()
         assert await asyncio.wait_for(over, 10), "who reads at last is told why"
         assert not await asyncio.wait_for(cut_off, 10)
