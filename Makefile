@@ -81,12 +81,12 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-auth bench-early bench-fanout bench-fanout-journal bench-held bench-journal bench-judge bench-latency bench-tokens bench-waiters bench-workers
+.PHONY: bench-auth bench-early bench-evaluate bench-fanout bench-fanout-journal bench-journal bench-latency bench-long-transactions bench-tokens bench-waiters bench-workers
 bench-auth: $(VENV)/.dev  ## Keeping 10,000 clients to what they may see
 	$(BIN)/python -m bench.auth $(ARGS)
 
 bench-early: $(VENV)/.dev  ## The result on a real Airflow, beside its own /wait
-	$(BIN)/python -m bench.early $(ARGS)
+	$(BIN)/python -m bench.early_result $(ARGS)
 
 bench-fanout: $(VENV)/.dev  ## One frame to 10,000 clients, beside nginx with nchan and sse-starlette
 	$(BIN)/python -m bench.fanout $(ARGS)
@@ -94,14 +94,14 @@ bench-fanout: $(VENV)/.dev  ## One frame to 10,000 clients, beside nginx with nc
 bench-fanout-journal: $(VENV)/.dev  ## From INSERT to 1,000 clients
 	$(BIN)/python -m bench.fanout_journal $(ARGS)
 
-bench-held: $(VENV)/.dev  ## Our reads beside a long transaction of somebody else's
-	$(BIN)/python -m bench.held $(ARGS)
+bench-long-transactions: $(VENV)/.dev  ## Our reads beside a long transaction of somebody else's
+	$(BIN)/python -m bench.long_transactions $(ARGS)
 
 bench-journal: $(VENV)/.dev  ## What the triggers cost Airflow's commits
 	$(BIN)/python -m bench.journal $(ARGS)
 
-bench-judge: $(VENV)/.dev  ## What it costs to judge a batch of a mapped task with 10,000 instances
-	$(BIN)/python -m bench.judge $(ARGS)
+bench-evaluate: $(VENV)/.dev  ## What it costs to judge a batch of a mapped task with 10,000 instances
+	$(BIN)/python -m bench.evaluate $(ARGS)
 
 bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTEN
 	$(BIN)/python -m bench.latency $(ARGS)

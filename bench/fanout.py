@@ -30,8 +30,8 @@ from rich.table import Table
 
 from bench.fanout_candidates import ALL, NCHAN_SSE, NCHAN_WEBSOCKET, SSE, SSE_STARLETTE, STEPPED, WEBSOCKET, candidate
 from bench.fanout_clients import Load, Read, generate
-from bench.stage import termination_raises
-from bench.witness import BenchmarkError
+from bench.recorder import BenchmarkError
+from bench.testbed import termination_raises
 
 OWN_RUNS = "own runs, 200/s"
 SETTLE_SECONDS = 1.0

@@ -16,7 +16,7 @@ import psutil
 
 from bench.fanout_clients import Target
 from bench.fanout_payload import DAG_ID
-from bench.witness import BenchmarkError
+from bench.recorder import BenchmarkError
 from stream_server.cli.demo.ports import choose_port
 
 SSE, STEPPED, WEBSOCKET = "SSE", "SSE, plain ASGI", "WebSocket"

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, cast
 import psutil
 import uvloop
 
-from bench.fanout_dialing import dial
+from bench.fanout_connecting import dial
 from bench.fanout_payload import NUMBER, payload, run_id
-from bench.witness import BenchmarkError
+from bench.recorder import BenchmarkError
 
 STRAGGLER_SECONDS = 20.0
 QUIET_SECONDS = 1.5

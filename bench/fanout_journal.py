@@ -22,8 +22,8 @@ from bench.fanout import Generator, percentile
 from bench.fanout_candidates import cpu_seconds
 from bench.fanout_clients import Read, Target
 from bench.fanout_payload import DAG_ID, run_id
-from bench.stage import Stage, stage, termination_raises
-from bench.witness import BenchmarkError
+from bench.recorder import BenchmarkError
+from bench.testbed import Stage, stage, termination_raises
 from bench.writer import CONNECTIONS, add_run, write
 from stream_server.cli.demo.errors import DemoError
 from stream_server.domain.run_state import RunKey

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from bench.bare import Heard, Ring
-from bench.streams import Received
+from bench.baseline import Heard, Ring
+from bench.stream_clients import Received
 from bench.writer import Commit
 
 COMMIT, FLOOR, SELECTED = "commit acknowledged", "floor: bare LISTEN", "floor plus one indexed SELECT"

@@ -27,7 +27,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.stage import Stage, stage, termination_raises
+from bench.testbed import Stage, stage, termination_raises
 from stream_server.cli.demo.postgres_install import PostgresInstallation
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.installer import install_journal

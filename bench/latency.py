@@ -24,11 +24,11 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.bare import hear
+from bench.baseline import hear
 from bench.figures import AIM, COMMIT, FLOOR, SELECTED, STREAMS, Figures, Round, judge
-from bench.stage import Stage, stage, termination_raises
-from bench.streams import watch
-from bench.witness import BenchmarkError, witness
+from bench.recorder import BenchmarkError, witness
+from bench.stream_clients import watch
+from bench.testbed import Stage, stage, termination_raises
 from bench.writer import CONNECTIONS, add_run, journal, write
 from stream_server.cli.demo.errors import DemoError
 from stream_server.domain.run_state import RunKey

@@ -23,7 +23,7 @@ import asyncpg
 import uvloop
 from rich.console import Console
 
-from bench.stage import Stage, stage, termination_raises
+from bench.testbed import Stage, stage, termination_raises
 from stream_server.cli.demo.postgres import SUPERUSER
 from stream_server.cli.demo.template import ROLE
 from stream_server.domain.run_state import RunKey

@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.journal import WORKLOADS, prepare
-from bench.stage import database, server, termination_raises
-from bench.streams import SseClient, itself
+from bench.stream_clients import SseClient, itself
+from bench.testbed import database, server, termination_raises
 from bench.writer import CONNECTIONS, Commit, add_run, write
 from stream_server.cli.demo.postgres_install import PostgresInstallation
 from stream_server.cli.demo.run_directory import RunDirectory

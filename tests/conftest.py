@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["support.asking", "support.fixtures", "support.stack"]
+pytest_plugins = ["support.airflow_stub_fixtures", "support.fixtures", "support.stack"]

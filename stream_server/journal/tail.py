@@ -5,7 +5,7 @@ A lost connection loses nothing: the loop connects again and goes on from the sa
 A tail that waits for the doorbell has lain down: it holds a lock that tells Airflow's transactions to ring. Under load
 it gets up and reads at its own pace, and the transactions are silent. Before it waits again, it lies down, sees that
 every silent transaction has ended, and reads once more, in this order: so no row is left unread without a ring
-(`docs/decisions/0006`; `tests/unit/test_doorbell_model.py` walks through every order of events).
+(`docs/decisions/0006`; `tests/unit/journal/test_notify_protocol_model.py` walks through every order of events).
 """
 
 from __future__ import annotations

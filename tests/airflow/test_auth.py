@@ -10,7 +10,7 @@ from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
 from support.airflow_callers import Denied, bearer, token
-from support.asked_airflow import Headers, Ours, differs, said_and_told
+from support.permission_comparison import Headers, Ours, differs, said_and_told
 
 DAG = "chat_answer"
 

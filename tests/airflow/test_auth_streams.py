@@ -12,8 +12,8 @@ from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
 from support.airflow_callers import Denied, bearer, token
-from support.asked_airflow import SECONDS
-from support.held_streams import FORBIDDEN, OUT, Streams, hearing, within
+from support.open_streams import FORBIDDEN, OUT, Streams, hearing, within
+from support.permission_comparison import SECONDS
 from support.waiting import eventually_async
 
 DAG = "chat_answer"

@@ -13,22 +13,24 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.graph import Graph
 from stream_server.domain.run_state import RunKey
-from support import authoring
+from support import authoring_forms
 from support.streams import sse
 from support.waiting import eventually
 
 RUN_SECONDS = 120.0
 """Deadline of all runs together."""
 
-NATIVE = {dag_id: results for dag_id, results in authoring.RESULTS.items() if dag_id != "form_plain"}
+NATIVE = {dag_id: results for dag_id, results in authoring_forms.RESULTS.items() if dag_id != "form_plain"}
 """Those that our package has marked, for Airflow too."""
 
 
 @pytest.fixture(scope="module")
 def runs(airflow: AirflowRestClient) -> dict[str, RunKey]:
     """A run of each DAG, all triggered at once."""
-    eventually(lambda: all(airflow.get_dag(dag_id) for dag_id in authoring.RESULTS), RUN_SECONDS, "all DAGs are read")
-    return {dag_id: RunKey(dag_id, airflow.trigger_run(dag_id)) for dag_id in authoring.RESULTS}
+    eventually(
+        lambda: all(airflow.get_dag(dag_id) for dag_id in authoring_forms.RESULTS), RUN_SECONDS, "all DAGs are read"
+    )
+    return {dag_id: RunKey(dag_id, airflow.trigger_run(dag_id)) for dag_id in authoring_forms.RESULTS}
 
 
 async def fetch(stack: DemoStack, query: str, *arguments: object) -> list[Any]:
@@ -39,23 +41,23 @@ async def fetch(stack: DemoStack, query: str, *arguments: object) -> list[Any]:
         await connection.close()
 
 
-@pytest.mark.parametrize("dag_id", authoring.RESULTS)
+@pytest.mark.parametrize("dag_id", authoring_forms.RESULTS)
 async def test_a_form_marks_its_tasks_in_the_database(dag_id: str, stack: DemoStack, runs: dict[str, RunKey]) -> None:
     (row,) = await fetch(stack, "SELECT data::text AS data FROM serialized_dag WHERE dag_id = $1", dag_id)
     serialized = json.loads(row["data"])
-    assert authoring.marked_by_params(serialized) == authoring.PARAMS[dag_id]
-    assert Graph.parse(row["data"]).marked_tasks == authoring.RESULTS[dag_id].keys()
+    assert authoring_forms.marked_by_params(serialized) == authoring_forms.PARAMS[dag_id]
+    assert Graph.parse(row["data"]).marked_tasks == authoring_forms.RESULTS[dag_id].keys()
     tags = await fetch(stack, "SELECT name FROM dag_tag WHERE dag_id = $1 AND name LIKE 'stream-result:%'", dag_id)
-    assert {tag["name"].removeprefix("stream-result:") for tag in tags} == authoring.TAGGED[dag_id]
+    assert {tag["name"].removeprefix("stream-result:") for tag in tags} == authoring_forms.TAGGED[dag_id]
 
 
-@pytest.mark.parametrize("dag_id", authoring.RESULTS)
+@pytest.mark.parametrize("dag_id", authoring_forms.RESULTS)
 async def test_a_form_answers(dag_id: str, stack: DemoStack, runs: dict[str, RunKey]) -> None:
     async with sse(stack.server_url, runs[dag_id], timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
     assert frames[-1]["outcome"] == "result", frames[-2:]
-    assert frames[-2]["results"] == authoring.RESULTS[dag_id]
-    assert set(frames[0]["result_tasks"]) == authoring.RESULTS[dag_id].keys()
+    assert frames[-2]["results"] == authoring_forms.RESULTS[dag_id]
+    assert set(frames[0]["result_tasks"]) == authoring_forms.RESULTS[dag_id].keys()
 
 
 @pytest.mark.parametrize("dag_id", NATIVE)

@@ -10,7 +10,7 @@ import pytest
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
-from support.speaking import RETURNED, SAID, said
+from support.streaming_forms import RETURNED, SAID, said
 from support.streams import sse
 from support.waiting import eventually
 

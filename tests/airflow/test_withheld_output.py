@@ -14,7 +14,7 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
 from support.airflow_callers import Denied, bearer, token
-from support.asked_airflow import SECONDS
+from support.permission_comparison import SECONDS
 from support.streams import Frame
 from support.waiting import eventually, eventually_answered, eventually_async
 

@@ -9,8 +9,8 @@ import pytest
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
-from support.debian import program
-from support.visitor import Visitor, visiting
+from support.browser_session import Visitor, visiting
+from support.system_programs import program
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -12,10 +12,10 @@ from playwright.async_api import Page, expect
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
-from support.visitor import Visitor, visiting
+from support.browser_session import Visitor, visiting
 
 SECONDS = 60_000
-CHAT = "/chat?dag_id=told_slowly"
+CHAT = "/chat?dag_id=slow_chat"
 
 
 def answer(count: int, before: int = 0) -> str:
@@ -97,7 +97,7 @@ async def test_an_answer_can_be_stopped(visitor: Visitor, rest: AirflowRestClien
     await page.get_by_role("button", name="Stop").click()
     await expect(page.locator(".by-dag")).to_contain_text("Stopped.")
     assert href is not None
-    state = await asyncio.to_thread(rest.wait_until_finished, "told_slowly", httpx.URL(href).path.rpartition("/")[2])
+    state = await asyncio.to_thread(rest.wait_until_finished, "slow_chat", httpx.URL(href).path.rpartition("/")[2])
     assert state == "failed"
 
 

@@ -12,8 +12,8 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.chromium import QUIET
-from support.pages import serving
 from support.server import running_server
+from support.static_files import serving
 from support.waiting import eventually_async
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -13,11 +13,11 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub
-from support.callers import Door, Rights, jwt
 from support.chromium import QUIET
-from support.pages import serving
 from support.server import running_server
+from support.static_files import serving
 from support.streams import stream_path
+from support.stub_callers import Door, Rights, jwt
 from support.waiting import eventually_async
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -7,7 +7,7 @@ import asyncio
 from playwright.async_api import Page, WebSocket, expect
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
-from support.visitor import Visitor
+from support.browser_session import Visitor
 
 SECONDS = 60_000
 
@@ -89,7 +89,7 @@ async def test_groups_are_drawn_around_their_tasks(visitor: Visitor, rest: Airfl
 
 
 async def test_everything_can_be_done_with_the_keyboard(visitor: Visitor, rest: AirflowRestClient) -> None:
-    run_id = await trigger(rest, "told_slowly", message="count 500", history=[])
+    run_id = await trigger(rest, "slow_chat", message="count 500", history=[])
     listed = await visitor.open("/")
     await expect(listed.get_by_role("link", name=run_id)).to_be_visible(timeout=SECONDS)
     assert (await visitor.by_keyboard(listed))[0] == "a Skip to content"
@@ -109,8 +109,8 @@ async def test_everything_can_be_done_with_the_keyboard(visitor: Visitor, rest: 
 
 
 async def test_a_run_can_be_stopped(visitor: Visitor, rest: AirflowRestClient) -> None:
-    run_id = await trigger(rest, "told_slowly", message="count 500", history=[])
-    page = await visitor.open(path_of("told_slowly", run_id))
+    run_id = await trigger(rest, "slow_chat", message="count 500", history=[])
+    page = await visitor.open(path_of("slow_chat", run_id))
     await expect(page.locator(".task", has_text="answer")).to_contain_text("running", timeout=SECONDS)
     await page.get_by_role("button", name="Stop run").click()
     await page.get_by_role("button", name="Mark as failed").click()

@@ -10,7 +10,7 @@ import httpx
 from playwright.async_api import Locator, Page, expect
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
-from support.visitor import Visitor
+from support.browser_session import Visitor
 
 SECONDS = 60_000
 DAG_ID = "chat_stream"

@@ -13,12 +13,12 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support import typescript
 from support.airflow_sql import AirflowSql
-from support.asking import ANSWER
+from support.airflow_stub_fixtures import ANSWER
 from support.chromium import QUIET
-from support.pages import serving
-from support.proxy import Proxy
 from support.server import running_server
+from support.static_files import serving
 from support.streams import states
+from support.tcp_proxy import Proxy
 from support.waiting import eventually_async
 
 

@@ -10,8 +10,8 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub
-from support.callers import Door, Rights
 from support.server import RunningServer, running_server
+from support.stub_callers import Door, Rights
 from support.waiting import eventually_async
 
 

@@ -12,10 +12,10 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub
-from support.callers import Door, Rights, client_of, jwt, refused
-from support.raw import UPGRADE, raw, request
+from support.raw_connection import UPGRADE, raw, request
 from support.server import RunningServer, running_server
 from support.streams import sse, stream_path
+from support.stub_callers import Door, Rights, client_of, jwt, refused
 from support.waiting import eventually_async
 
 PATHS = {

@@ -18,9 +18,9 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub
-from support.callers import Door, Rights, jwt, refused
 from support.server import RunningServer, running_server
 from support.streams import Events, Frame
+from support.stub_callers import Door, Rights, jwt, refused
 from support.waiting import eventually_answered, eventually_async
 
 MINE, YOURS = RunKey("chat", "r1"), RunKey("secret", "r1")

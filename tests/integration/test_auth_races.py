@@ -16,9 +16,9 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, Asked
-from support.callers import Door, Rights, jwt, refused
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, Frame, sse, types
+from support.stub_callers import Door, Rights, jwt, refused
 from support.waiting import eventually_async
 
 KEY = RunKey("chat", "r1")

@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
-from support.callers import Door, Rights, client_of, jwt
 from support.server import RunningServer
 from support.streams import Events, frames_of, sse, stream_path, types, websocket
+from support.stub_callers import Door, Rights, client_of, jwt
 from support.waiting import eventually_async
 
 ENDS: dict[str, tuple[Callable[[Rights], None], int, bool]] = {

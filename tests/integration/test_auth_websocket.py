@@ -10,9 +10,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from stream_server.domain.run_state import RunKey
-from support.callers import Door, Rights
 from support.server import RunningServer
 from support.streams import frames_of, stream_path, types, websocket
+from support.stub_callers import Door, Rights
 
 
 async def test_another_token_must_be_as_good(guarded: RunningServer, key: RunKey, ada: Rights) -> None:

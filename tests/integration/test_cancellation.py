@@ -15,7 +15,16 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked
-from support.asking import COOKIES, TOKEN, WAIT, answer_at_once, caller_of, grace_has_begun, grace_is_over, run_path
+from support.airflow_stub_fixtures import (
+    COOKIES,
+    TOKEN,
+    WAIT,
+    answer_at_once,
+    caller_of,
+    grace_has_begun,
+    grace_is_over,
+    run_path,
+)
 from support.server import RunningServer, running_server
 from support.streams import Events, sse, types
 from support.waiting import eventually_answered, eventually_async

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from support.client_soak import soak_clients
-from support.left_out import IN_CI
+from support.skipping import IN_CI
 
 SECONDS, CLIENTS = (120.0, 1000) if IN_CI else (15.0, 150)
 """Long where nobody waits for it."""

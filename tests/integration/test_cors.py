@@ -11,7 +11,7 @@ import pytest
 from stream_server.domain.run_state import RunKey
 from stream_server.http.endpoints.tickets import PATH
 from stream_server.settings import Settings
-from support.raw import UPGRADE, raw, request
+from support.raw_connection import UPGRADE, raw, request
 from support.server import RunningServer, running_server
 from support.streams import stream_path
 from support.waiting import eventually_async

@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 
 from stream_server.domain.run_state import RunKey
 from stream_server.server.connections import HttpConnection, WebSocketConnection
-from support.raw import raw, request
+from support.raw_connection import raw, request
 from support.server import RunningServer
 from support.streams import sse, stream_path
 from support.waiting import eventually_async

@@ -21,11 +21,11 @@ from support.airflow_sql import AirflowSql
 from support.lossless_clients import Clients
 from support.lossless_writers import prepare_field
 from support.postgres import create_database_from_airflow_template, running_postgres
-from support.proxy import Proxy
-from support.ready import until_ready
+from support.readiness import until_ready
 from support.server import RunningServer, running_server
 from support.standby import base_backup, catch_up, promote, running_standby, stop_following
 from support.streams import DEADLINE, Events, Frame, sse, states, websocket
+from support.tcp_proxy import Proxy
 from support.waiting import eventually_async
 
 WATCHED = "?until=run"

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.raw import UPGRADE, Raw, raw, request
+from support.raw_connection import UPGRADE, Raw, raw, request
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, sse, stream_path
 from support.waiting import eventually_async

@@ -14,9 +14,9 @@ from stream_server.journal import undecodable_rows as undecodable
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
-from support.callers import Door, Rights
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, Events, sse, states, types
+from support.stub_callers import Door, Rights
 from support.waiting import eventually_async
 
 

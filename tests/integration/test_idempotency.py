@@ -15,7 +15,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import CONFLICT, AirflowStub, Asked, BrokenOff
-from support.asking import ANSWER, WAIT, answer_at_once, caller_of
+from support.airflow_stub_fixtures import ANSWER, WAIT, answer_at_once, caller_of
 from support.server import RunningServer, running_server
 from support.streams import types
 from support.waiting import eventually_async

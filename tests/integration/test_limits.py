@@ -18,7 +18,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, Asked
-from support.raw import UPGRADE, raw, request
+from support.raw_connection import UPGRADE, raw, request
 from support.server import running_server
 from support.streams import sse, stream_path, types, websocket
 from support.waiting import eventually_answered, eventually_async

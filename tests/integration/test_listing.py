@@ -16,7 +16,7 @@ from stream_server.hub.firehose import Resource
 from stream_server.server import app
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
-from support.descriptions import undescribed
+from support.openapi_validation import undescribed
 from support.server import RunningServer, running_server
 from support.streams import Events, stream_path, types
 from support.waiting import eventually_async

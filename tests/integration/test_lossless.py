@@ -15,12 +15,12 @@ import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.journal.installer import install_journal
-from support.left_out import IN_CI
 from support.lossless import CLUSTER, SCHEDULES
 from support.lossless_clients import Clients
 from support.lossless_tails import TaskTail, quick
 from support.lossless_writers import connect_at_last, kill_a_backend, prepare_field, read_journal
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
+from support.skipping import IN_CI
 from support.waiting import eventually_async
 
 SECONDS = 75.0 if IN_CI else 5.0

@@ -18,7 +18,7 @@ from stream_server.protocol.frames import Reset
 from stream_server.protocol.wire import Wire
 from stream_server.settings import Settings
 from support.server import RunningServer, running_server
-from support.soak_wires import leave
+from support.soak_connections import leave
 from support.streams import DEADLINE
 from support.waiting import eventually_async
 

@@ -19,7 +19,7 @@ from stream_server.http.endpoints.tickets import PATH
 from stream_server.http.routes import SESSION
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, Asked, BrokenOff
-from support.asking import WAIT
+from support.airflow_stub_fixtures import WAIT
 from support.server import cut_off, server_process
 from support.streams import DEADLINE, stream_path
 from support.waiting import eventually_answered

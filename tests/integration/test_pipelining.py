@@ -9,7 +9,7 @@ import pytest
 from stream_server.domain.run_state import RunKey
 from stream_server.server.connections import DETACHED_SCOPE
 from support.airflow_sql import AirflowSql
-from support.raw import raw, request
+from support.raw_connection import raw, request
 from support.server import RunningServer
 from support.streams import DEADLINE, stream_path
 

@@ -17,7 +17,7 @@ from support.airflow_sql import AirflowSql
 from support.lossless_tails import TaskTail, quick
 from support.lossless_writers import prepare_field, read_journal
 from support.pgbouncer import running_pgbouncer, version
-from support.ready import until_ready
+from support.readiness import until_ready
 from support.server import running_server
 from support.streams import sse, states, types, websocket
 from support.waiting import eventually_async

@@ -22,7 +22,7 @@ from stream_server.server.app import create_app
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
-from support.asking import ANSWER, RUNS, TOKEN, WAIT
+from support.airflow_stub_fixtures import ANSWER, RUNS, TOKEN, WAIT
 from support.certificate import Certificate, make_certificate
 from support.reverse_proxies import PROXIES, Behind, ReverseProxy, reverse_proxy
 from support.server import RunningServer, running_server

@@ -13,10 +13,10 @@ import pytest
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.noted import has_looked_for_others, note_elsewhere
 from support.server import RunningServer, running_server
 from support.streams import sse, stream_path, types
 from support.waiting import eventually_answered, eventually_async
+from support.waiting_servers import has_looked_for_others, note_elsewhere
 
 
 @pytest.fixture

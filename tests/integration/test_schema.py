@@ -17,8 +17,8 @@ from stream_server.http.endpoints.probe import PROBE
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
-from support.asking import RUNS, WAIT
-from support.descriptions import refused, undescribed, validator
+from support.airflow_stub_fixtures import RUNS, WAIT
+from support.openapi_validation import refused, undescribed, validator
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, Events, Frame, frames_of, stream_path, types, websocket
 from support.waiting import eventually_async

@@ -10,8 +10,8 @@ import pytest
 
 from stream_server.settings import Settings
 from support.airflow_stub import AirflowStub
-from support.asking import COOKIES
-from support.descriptions import undescribed
+from support.airflow_stub_fixtures import COOKIES
+from support.openapi_validation import undescribed
 from support.server import RunningServer, running_server
 
 SESSION = "/api/v2/stream/session"

@@ -14,7 +14,7 @@ from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server
-from support.soak_wires import Lines
+from support.soak_connections import Lines
 from support.streams import DEADLINE, Frame, sse, stream_path, types
 from support.waiting import eventually_async
 

@@ -15,10 +15,10 @@ from httpx_sse import aconnect_sse
 from stream_server.domain.run_state import RunKey
 from support import node
 from support.airflow_sql import AirflowSql
-from support.asking import ANSWER
-from support.proxy import Proxy
+from support.airflow_stub_fixtures import ANSWER
 from support.server import RunningServer
 from support.streams import EVENT_NAMES, Frame, states, stream_path, types
+from support.tcp_proxy import Proxy
 from support.waiting import eventually_async
 
 EACH_STATE = ["scheduled", "queued", "running", "success"]

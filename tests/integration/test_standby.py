@@ -27,7 +27,7 @@ from support.lossless_ledger import Ledger, judge
 from support.lossless_tails import TaskTail, quick
 from support.lossless_writers import Field, Writer, prepare_field, read_journal
 from support.postgres import create_database_from_airflow_template, running_postgres
-from support.ready import until_ready
+from support.readiness import until_ready
 from support.server import RunningServer, running_server
 from support.standby import catch_up, promote, running_standby
 from support.streams import sse, states, stream_path, websocket

@@ -18,7 +18,7 @@ from stream_server.http.endpoints.tickets import MAX_PATHS, PATH
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, Asked
-from support.asking import COOKIES, TOKEN
+from support.airflow_stub_fixtures import COOKIES, TOKEN
 from support.server import RunningServer, running_server
 from support.streams import sse, stream_path, websocket
 from support.waiting import eventually_async

@@ -15,7 +15,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked, BrokenOff
-from support.asking import ANSWER, COOKIES, RUNS, TOKEN, WAIT, answer_at_once, caller_of, run_path
+from support.airflow_stub_fixtures import ANSWER, COOKIES, RUNS, TOKEN, WAIT, answer_at_once, caller_of, run_path
 from support.server import RunningServer, running_server
 from support.streams import Events, Frame, types
 from support.waiting import eventually_async

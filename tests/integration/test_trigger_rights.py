@@ -15,7 +15,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
-from support.asking import COOKIES, RUNS, TOKEN, WAIT, run_path
+from support.airflow_stub_fixtures import COOKIES, RUNS, TOKEN, WAIT, run_path
 from support.server import running_server
 from support.streams import DEADLINE, websocket
 from support.waiting import eventually_async

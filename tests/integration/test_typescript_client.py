@@ -13,11 +13,11 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
-from support.asking import ANSWER
-from support.callers import Door, Rights, jwt
-from support.proxy import Proxy
+from support.airflow_stub_fixtures import ANSWER
 from support.server import RunningServer, running_server
 from support.streams import states
+from support.stub_callers import Door, Rights, jwt
+from support.tcp_proxy import Proxy
 from support.typescript import FollowingClient, following
 from support.waiting import eventually_async
 

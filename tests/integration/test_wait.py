@@ -17,10 +17,10 @@ from stream_server.server import app
 from stream_server.server.connections import HttpConnection
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.noted import has_looked_for_others, note_elsewhere
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, sse, stream_path
 from support.waiting import eventually_answered, eventually_async
+from support.waiting_servers import has_looked_for_others, note_elsewhere
 
 MANY = 50
 

@@ -11,7 +11,7 @@ import pytest
 from uv import find_uv_bin
 
 from matrix.environments import BUILD_SECONDS
-from matrix.ladder import Ladder
+from matrix.upgraded_databases import Ladder
 from stream_server.cli.demo import airflow, template
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from support.postgres import DATA_DIR

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from matrix.environments import environment_python
-from matrix.ladder import COMMAND_SECONDS, NEWEST, VERSIONS
+from matrix.upgraded_databases import COMMAND_SECONDS, NEWEST, VERSIONS
 from stream_server.domain.graph import Graph
-from support import authoring
+from support import authoring_forms
 
 SCRIPT = Path(__file__).with_name("read_dags.py")
 
@@ -42,11 +42,13 @@ def read(light: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         folder = tmp_path_factory.mktemp(f"airflow-{version}")
         broken = folder / "dags"
         broken.mkdir()
-        authoring.write_broken(broken, authoring.BROKEN, authoring.BROKEN_NATIVELY if version == NEWEST else {})
+        authoring_forms.write_broken(
+            broken, authoring_forms.BROKEN, authoring_forms.BROKEN_NATIVELY if version == NEWEST else {}
+        )
         python = sys.executable if version == NEWEST else str(environment_python(version))
         output = folder / "found.json"
         done = subprocess.run(
-            [python, str(SCRIPT), str(output), str(authoring.DAGS), str(broken)],
+            [python, str(SCRIPT), str(output), str(authoring_forms.DAGS), str(broken)],
             env={
                 **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))},
                 "AIRFLOW_HOME": str(folder),
@@ -74,11 +76,11 @@ def test_the_base_distribution_brings_nothing_along(light: Path) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_form_is_serialised_with_its_marks(version: str, read: Callable[[str], Found]) -> None:
     found = read(version)
-    dags = {dag_id: dag for dag_id, dag in found["dags"].items() if dag_id.startswith(authoring.PREFIX)}
-    assert {dag_id: authoring.tagged(dag) for dag_id, dag in dags.items()} == authoring.TAGGED
-    assert {dag_id: authoring.marked_by_params(dag) for dag_id, dag in dags.items()} == authoring.PARAMS
+    dags = {dag_id: dag for dag_id, dag in found["dags"].items() if dag_id.startswith(authoring_forms.PREFIX)}
+    assert {dag_id: authoring_forms.tagged(dag) for dag_id, dag in dags.items()} == authoring_forms.TAGGED
+    assert {dag_id: authoring_forms.marked_by_params(dag) for dag_id, dag in dags.items()} == authoring_forms.PARAMS
     seen = {dag_id: Graph.parse(json.dumps(dag)).marked_tasks for dag_id, dag in dags.items()}
-    assert seen == {dag_id: frozenset(results) for dag_id, results in authoring.RESULTS.items()}
+    assert seen == {dag_id: frozenset(results) for dag_id, results in authoring_forms.RESULTS.items()}
     assert "kept" in dags["form_dag_arguments"]["dag"]["tags"]
 
 
@@ -95,7 +97,7 @@ def test_every_form_that_streams_is_serialised(version: str, read: Callable[[str
 def test_dags_and_tasks_are_what_airflow_would_have_made(version: str, read: Callable[[str], Found]) -> None:
     for dag_id, serialized in read(version)["dags"].items():
         dag = serialized["dag"]
-        assert Path(dag["fileloc"]).parent == authoring.DAGS, dag_id
+        assert Path(dag["fileloc"]).parent == authoring_forms.DAGS, dag_id
         tasks = [task["__var"] for task in dag["tasks"] if task["__var"].get("_operator_name") != OURS_SHOWN]
         assert not [task for task in tasks if task["_task_module"].startswith("stream_server")]
 
@@ -116,7 +118,7 @@ def test_a_mark_is_seen_in_the_task_s_documentation(version: str, read: Callable
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_mistake_is_told_when_the_file_is_read(version: str, read: Callable[[str], Found]) -> None:
     errors = {name.removesuffix(".py"): text.strip() for name, text in read(version)["errors"].items()}
-    expected = {**authoring.BROKEN, **(authoring.BROKEN_NATIVELY if version == NEWEST else {})}
+    expected = {**authoring_forms.BROKEN, **(authoring_forms.BROKEN_NATIVELY if version == NEWEST else {})}
     assert errors.keys() == expected.keys()
     wrong = {name: text for name, text in errors.items() if not text.endswith(expected[name].error)}
     assert wrong == {}

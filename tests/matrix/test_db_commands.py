@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from matrix.ladder import NEWEST, VERSIONS, Ladder, install_now
-from matrix.streaming import EAGER, assert_completed, assert_native_marks, assert_streams, ready, serving
+from matrix.streaming_checks import EAGER, assert_completed, assert_native_marks, assert_streams, ready, serving
+from matrix.upgraded_databases import NEWEST, VERSIONS, Ladder, install_now
 from matrix.versioned_sql import VersionedSql
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.installer import fetch_status

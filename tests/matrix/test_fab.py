@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from matrix.fab import ROLES, Fab, running_fab
+from matrix.fab_airflow import ROLES, Fab, running_fab
 from stream_server.auth import readable_dags as readable
 from stream_server.auth.airflow_api import create_shared_client
 from stream_server.auth.airflow_authorizer import AirflowAuthorizer
@@ -19,8 +19,8 @@ from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
 from stream_server.hub.firehose import Resource
 from support.airflow_callers import bearer, token
-from support.asked_airflow import SECONDS, Headers, Ours, differs, said_and_told
-from support.held_streams import FORBIDDEN, OUT, Streams, hearing, within
+from support.open_streams import FORBIDDEN, OUT, Streams, hearing, within
+from support.permission_comparison import SECONDS, Headers, Ours, differs, said_and_told
 from support.waiting import eventually_async
 
 FOR_ALL, FOR_GUESTS = "for_all", "for_guests"

@@ -6,12 +6,20 @@ import itertools
 
 import pytest
 
-from matrix.ladder import HAS_FIRST, NEWEST, VERSIONS, Ladder
-from matrix.streaming import EAGER, assert_completed, assert_native_marks, assert_streams, new_run, ready, serving
+from matrix.streaming_checks import (
+    EAGER,
+    assert_completed,
+    assert_native_marks,
+    assert_streams,
+    new_run,
+    ready,
+    serving,
+)
+from matrix.upgraded_databases import HAS_FIRST, NEWEST, VERSIONS, Ladder
 from matrix.versioned_sql import LEAVES, VersionedSql, ask_human
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.installer import fetch_status
-from support.left_out import leave_out
+from support.skipping import leave_out
 from support.streams import sse, states
 
 STEPS = list(itertools.pairwise(VERSIONS))

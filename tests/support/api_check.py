@@ -40,7 +40,7 @@ from stream_server.journal.installer import install_journal
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked
-from support.asking import answer_at_once
+from support.airflow_stub_fixtures import answer_at_once
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.server import running_server
 from support.waiting import eventually_async

@@ -35,8 +35,8 @@ from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.server import cut_off
 from support.soak_clients import FAST, KINDS, Client, Tally, hear_all
-from support.soak_replica import PING_SECONDS, Replica
 from support.soak_server import Hands
+from support.soak_server_process import PING_SECONDS, Replica
 from support.waiting import eventually_answered
 
 DAG_ID = "pulse"

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from support.left_out import leave_out
+from support.skipping import leave_out
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
 """Clients of others, each as it is."""

@@ -33,7 +33,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from support.outcome_airflow import Field
+    from support.outcome_scheduler import Field
 
 SAMPLED = 20
 """Of so many failures, one is looked at for whether we told it at the first fatal moment: that takes many lives."""
@@ -92,7 +92,7 @@ def _new_field() -> Field:
     from sqlalchemy.orm import Session  # noqa: PLC0415
     from sqlalchemy.pool import StaticPool  # noqa: PLC0415
 
-    from support.outcome_airflow import Field  # noqa: PLC0415
+    from support.outcome_scheduler import Field  # noqa: PLC0415
 
     import_all_models()
     url = os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
@@ -114,7 +114,7 @@ def check(seed: str, numbers: range) -> Report:
 
 
 def _check_case(seed: str, figures: Counter[str], remarks: list[str]) -> None:
-    from support.outcome_play import Case, Known, failed_questions, faults, live, when_known  # noqa: PLC0415
+    from support.outcome_simulation import Case, Known, failed_questions, faults, live, when_known  # noqa: PLC0415
 
     case = Case(seed)
     life = live(case, field())
@@ -138,7 +138,7 @@ def _check_case(seed: str, figures: Counter[str], remarks: list[str]) -> None:
 
 def replay(seed: str) -> None:
     """Tell one case moment by moment."""
-    from support.outcome_play import Case, faults, live  # noqa: PLC0415
+    from support.outcome_simulation import Case, faults, live  # noqa: PLC0415
 
     case = Case(seed)
     say = sys.stdout.write

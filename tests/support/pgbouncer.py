@@ -14,7 +14,7 @@ from stream_server.cli.demo.ports import LOOPBACK, find_free_port
 from stream_server.cli.demo.postgres import SUPERUSER, EmbeddedPostgres
 from stream_server.cli.demo.processes import ChildProcess, wait_until
 from stream_server.cli.demo.progress import SilentReporter
-from support import debian
+from support import system_programs
 
 PoolMode = Literal["transaction", "session"]
 
@@ -63,7 +63,7 @@ class PgBouncer:
 
 def program() -> str:
     """Return the path of PgBouncer: one on PATH, else Debian's package where it may be installed."""
-    return debian.program("pgbouncer", "pgbouncer")
+    return system_programs.program("pgbouncer", "pgbouncer")
 
 
 def version() -> tuple[int, int]:

@@ -19,7 +19,7 @@ import psutil
 from stream_server.cli.demo.ports import LOOPBACK, find_free_port
 from stream_server.cli.demo.processes import ChildProcess, wait_until
 from stream_server.cli.demo.progress import SilentReporter
-from support import debian
+from support import system_programs
 from support.certificate import Certificate
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "proxies"
@@ -92,8 +92,8 @@ class ReverseProxy:
 
 @contextmanager
 def reverse_proxy(name: str, behind: Behind, certificate: Certificate) -> Iterator[ReverseProxy]:
-    """Run one of `PROXIES` on a free port; a missing one is installed, left out or a failure, as `debian` says."""
-    path, port = debian.program(name, name), find_free_port()
+    """Run one of `PROXIES` on a free port. A missing program is installed, or the test is skipped or fails."""
+    path, port = system_programs.program(name, name), find_free_port()
     with tempfile.TemporaryDirectory(prefix="proxy-") as temporary:
         directory = Path(temporary)
         directory.chmod(0o755)  # nginx's worker is nobody where we are root

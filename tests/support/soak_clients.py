@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN
-from support.soak_wires import GONE, Frame, Leaving, Lines, Messages, Over, Refused
+from support.soak_connections import GONE, Frame, Leaving, Lines, Messages, Over, Refused
 from support.streams import stream_path
 
 KINDS = ("sse", "ndjson", "websocket", "multiplex", "firehose", "slow")

@@ -10,7 +10,7 @@ import pytest
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 from support.airflow_callers import Denied, airflow_settings
-from support.authoring import DAGS
+from support.authoring_forms import DAGS
 from support.postgres import DATA_DIR, FAST
 
 BROWSER_DAGS = Path(__file__).resolve().parents[1] / "browser" / "dags"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.domain.graph import Graph, Task
-from support.dags import Node, dag, mapped_group, plain_group, setup, teardown
+from support.serialized_dags import Node, dag, mapped_group, plain_group, setup, teardown
 
 PARAM = {
     "__class": "airflow.sdk.definitions.param.Param",

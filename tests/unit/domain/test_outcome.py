@@ -9,7 +9,7 @@ from stream_server.domain.outcome import ReturnValue, Undecided, WatchOptions, e
 from stream_server.domain.run_state import RunState
 from stream_server.protocol.frames import AnyFrame, End, Failure, Result
 from support.builders import KEY, History, Watcher, graph, results_of, types
-from support.dags import Node, dag
+from support.serialized_dags import Node, dag
 
 TWO_LEAVES = {"ask": ["left", "right"], "left": [], "right": []}
 

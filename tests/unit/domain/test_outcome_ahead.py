@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stream_server.protocol.frames import AnyFrame, End, Failure, Result
 from support.builders import History, Watcher, graph, results_of, types
-from support.dags import Node, dag
+from support.serialized_dags import Node, dag
 
 
 def failure_of(frames: list[AnyFrame]) -> Failure:

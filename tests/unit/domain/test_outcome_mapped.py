@@ -8,7 +8,7 @@ from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.outcome import ReturnValue, WatchOptions
 from stream_server.protocol.frames import AnyFrame, Failure, Result
 from support.builders import History, Watcher, graph, results_of, types
-from support.dags import Node, dag
+from support.serialized_dags import Node, dag
 
 MAPPED = dag({"list": Node("square"), "square": Node(mapped_over="list")})
 

@@ -13,7 +13,7 @@ from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import FailureKnown, ResultKnown, Undecided, WatchOptions, evaluate
 from stream_server.protocol.frames import Failure, Reset, Result
 from support.builders import History, Move, Watcher, graph, lives, play, results_of, types
-from support.dags import Node, dag
+from support.serialized_dags import Node, dag
 
 LEAVES: dict[str, list[str]] = {"left": [], "right": [], "log": []}
 ALL_SHOWN = {"left": True, "right": True, "log": False}

@@ -8,8 +8,8 @@ import pytest
 
 from stream_server.domain.graph import Graph
 from stream_server.domain.prediction import Prediction, is_predictable
-from support.dags import Node, dag, mapped_group, plain_group, setup, teardown
-from support.outlooks import CHAIN, forecast
+from support.predictions import CHAIN, forecast
+from support.serialized_dags import Node, dag, mapped_group, plain_group, setup, teardown
 
 
 def doomed(graph: Graph, **states: str | Mapping[int, str | None] | None) -> set[str]:

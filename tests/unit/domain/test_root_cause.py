@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from stream_server.domain.root_cause import find_root_cause
-from support.dags import Node, dag, mapped_group, plain_group, setup, teardown
-from support.outlooks import CHAIN, forecast
+from support.predictions import CHAIN, forecast
+from support.serialized_dags import Node, dag, mapped_group, plain_group, setup, teardown
 
 SETUP = dag({"s": setup("a", "t"), "a": Node("b"), "b": Node("t", trigger_rule="all_done"), "t": teardown()})
 MAPPED_GROUP = dag(

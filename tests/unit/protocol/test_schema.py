@@ -35,7 +35,7 @@ from stream_server.protocol.schema import (
 from stream_server.protocol.wire import Wire, decode_frame
 from stream_server.server.app import create_app
 from stream_server.settings import Settings
-from support.descriptions import refused, validator
+from support.openapi_validation import refused, validator
 
 ROOT = Path(__file__).resolve().parents[3]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()

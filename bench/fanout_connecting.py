@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.witness import BenchmarkError
+from bench.recorder import BenchmarkError
 
 AT_ONCE = 256
 """Connections that are being made at once. nginx queues no more than 511."""

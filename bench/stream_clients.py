@@ -19,7 +19,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
-from bench.witness import Link
+from bench.recorder import Link
 
 
 class Delivery(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from stream_server.domain.graph import Graph
 from stream_server.domain.prediction import Prediction
-from support.dags import Node, dag
+from support.serialized_dags import Node, dag
 
 CHAIN = dag({"a": Node("b"), "b": Node("c"), "c": Node("d"), "d": Node("e"), "e": Node("f"), "f": Node()})
 

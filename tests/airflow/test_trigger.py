@@ -35,7 +35,7 @@ async def caller(stack: DemoStack, token: str) -> AsyncIterator[httpx.AsyncClien
 @pytest.fixture(scope="module", autouse=True)
 def dags(stack: DemoStack) -> None:
     """Airflow knows the DAGs of these tests."""
-    stack.airflow.wait_for_dags(["asked_again", "six_below"], ConsoleReporter())
+    stack.airflow.wait_for_dags(["numbered_tries", "failure_six_levels_up"], ConsoleReporter())
 
 
 def call(dag_id: str, query: str = "") -> str:
@@ -136,8 +136,8 @@ async def test_a_failure_comes_seconds_before_the_run_has_ended(
 async def test_a_failure_six_levels_above_is_known_before_airflow_has_written_it_down(
     stack: DemoStack, airflow: AirflowRestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_id = await asyncio.to_thread(airflow.trigger_run, "six_below", {})
-    key = RunKey("six_below", run_id)
+    run_id = await asyncio.to_thread(airflow.trigger_run, "failure_six_levels_up", {})
+    key = RunKey("failure_six_levels_up", run_id)
     async with sse(stack.server_url, key, "?result=level_6&until=run", timeout=RUN_SECONDS) as events:
         frames = await events.until("failure")
         arrived = datetime.now(timezone.utc)
@@ -263,14 +263,16 @@ async def test_a_cleared_run_takes_its_answer_back_and_answers_anew(
     marker = tmp_path / "cleared"
     conf = {"conf": {"cleared": str(marker)}}
     async with caller.stream(
-        "POST", call("asked_again", "&until=run"), json=conf, headers={"Accept": "text/event-stream"}
+        "POST", call("numbered_tries", "&until=run"), json=conf, headers={"Accept": "text/event-stream"}
     ) as response:
         events = Events(response)
         frames = await asyncio.wait_for(events.until("result"), RUN_SECONDS)
         run_id = frames[0]["run_id"]
         assert frames[-1]["results"] == {"answer": 1}
         clear = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["answer"], "only_failed": False}
-        cleared = await asyncio.to_thread(airflow.request, "POST", "/dags/asked_again/clearTaskInstances", json=clear)
+        cleared = await asyncio.to_thread(
+            airflow.request, "POST", "/dags/numbered_tries/clearTaskInstances", json=clear
+        )
         assert cleared.status_code == 200, cleared.text
         marker.touch()
         frames = await events.rest(RUN_SECONDS)

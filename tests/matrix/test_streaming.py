@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from matrix.ladder import VERSIONS, Ladder
-from matrix.streaming import serving
+from matrix.streaming_checks import serving
+from matrix.upgraded_databases import VERSIONS, Ladder
 from matrix.versioned_sql import VersionedSql
 from stream_server.cli.demo.airflow import dag_bundle_setting
 from stream_server.domain.run_state import RunKey
-from support.authoring import DAGS
-from support.speaking import RETURNED, SAID, said
+from support.authoring_forms import DAGS
+from support.streaming_forms import RETURNED, SAID, said
 from support.streams import Frame, sse
 
 SCRIPT = Path(__file__).with_name("run_dags.py")

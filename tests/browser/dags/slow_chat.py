@@ -12,7 +12,7 @@ PACE_SECONDS = 0.1
 
 
 @dag(schedule=None, tags=["chat"], description="Says numbers, one by one")
-def told_slowly():
+def slow_chat():
     @task
     def read() -> list[str]:
         conf = get_current_context()["dag_run"].conf
@@ -36,4 +36,4 @@ def told_slowly():
     answer(read()) >> clean_up()
 
 
-told_slowly()
+slow_chat()

@@ -13,9 +13,9 @@ from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowNotResponding
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, Asked, odd_answers
-from support.asking import WAIT, run_path
-from support.callers import Rights, client_of
+from support.airflow_stub_fixtures import WAIT, run_path
 from support.server import RunningServer
+from support.stub_callers import Rights, client_of
 
 TOKENS = odd_answers(access_token=[None, 5, "", ["secret"], "a\ud800"])
 RUNS = odd_answers(dag_run_id=[None, 5, "", {}, "a\0", "a\ud800"])

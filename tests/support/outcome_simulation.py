@@ -21,8 +21,8 @@ from stream_server.domain.prediction import UNSUCCESSFUL_STATES, PossibleStates,
 from stream_server.domain.run_state import RunKey, RunState, TaskInstance
 from stream_server.domain.trigger_rules import ANY, F, K, R, S, U
 from stream_server.protocol.frames import RunInfo
-from support.outcome_airflow import AT_WORK, FINAL, Field, Place, Row, Run
 from support.outcome_dags import DAG_ID, DagMaker
+from support.outcome_scheduler import AT_WORK, FINAL, Field, Place, Row, Run
 
 KEY = RunKey(DAG_ID, "run")
 MOMENTS = 300

@@ -1,6 +1,6 @@
 """What it costs to judge a batch, for a mapped task with many instances: while all goes well, and after a failure.
 
-`python -m bench.judge [--instances 10000]`. Its last line is JSON, in microseconds per batch of one transition.
+`python -m bench.evaluate [--instances 10000]`. Its last line is JSON, in microseconds per batch of one transition.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 from playwright.async_api import BrowserContext, ConsoleMessage, Page, async_playwright
 
 from support.chromium import QUIET
-from support.left_out import leave_out
+from support.skipping import leave_out
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "tests" / "browser" / "screenshots"

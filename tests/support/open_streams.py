@@ -11,7 +11,7 @@ import httpx
 from websockets.asyncio.client import connect
 
 from stream_server.domain.run_state import RunKey
-from support.asked_airflow import SECONDS, Headers, path_of
+from support.permission_comparison import SECONDS, Headers, path_of
 
 OUT = [4501, 4501, 4501, 4501, 401, 0, 4501, 4501, 4501]
 """What `Streams` end with where a credential is good no more."""

@@ -1,4 +1,4 @@
-"""What a long transaction of somebody else's costs our reads: `make bench-held`.
+"""What a long transaction of somebody else's costs our reads: `make bench-long-transactions`.
 
 In each round reads are timed twice: in quiet, and beside a session that sits in a transaction with an id and another
 one that keeps its snapshot. Before that, 20,000 rows are written and half of all deleted, which vacuum can't remove.
@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import asyncpg
 import uvloop
 
-from bench.stage import stage, termination_raises
+from bench.testbed import stage, termination_raises
 from stream_server.journal.reader import JournalReader
 from stream_server.journal.run_store import RunStore
 
@@ -36,7 +36,7 @@ WRITE = (
 
 def main() -> int:
     """Run the benchmark; falling short of an aim is told, and is no error."""
-    parser = argparse.ArgumentParser(prog="bench-held", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bench-long-transactions", description=__doc__)
     parser.add_argument("--reads", type=int, default=1000, help="reads of a measurement (default: %(default)d)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)d)")
     options = parser.parse_args()

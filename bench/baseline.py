@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import asyncpg
 
-from bench.witness import Link
+from bench.recorder import Link
 from stream_server.journal.listener import NOTIFY_CHANNEL
 from stream_server.journal.queries import load_queries
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 
-from support.left_out import leave_out
+from support.skipping import leave_out
 
 PATHS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 """Debian puts servers where only root's PATH leads."""

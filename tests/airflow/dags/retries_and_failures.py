@@ -11,7 +11,7 @@ WAIT_SECONDS = 60.0
 
 
 @dag(schedule=None)
-def asked_again():
+def numbered_tries():
     """Each try answers with its number; the run goes on until a file, which `conf` names, says that it was cleared."""
 
     @task
@@ -30,7 +30,7 @@ def asked_again():
 
 
 @dag(schedule=None, default_args={"retries": 0})
-def six_below():
+def failure_six_levels_up():
     """The answer would come six levels below the task that fails."""
 
     @task
@@ -48,5 +48,5 @@ def six_below():
         below = here
 
 
-asked_again()
-six_below()
+numbered_tries()
+failure_six_levels_up()
