@@ -16,7 +16,7 @@ from stream_server.domain.transition_frames import frames_of, is_output
 from stream_server.hub.redaction import redact
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import AnyFrame, Ping, Reset, ResetReason, Resumed
 from stream_server.protocol.wire import Wire, type_of
 
@@ -107,21 +107,21 @@ class ReadPermissions(Protocol):
 class _EncodedTransition:
     """A transition on its way, encoded once with a cursor and once without, however many hear of it."""
 
-    def __init__(self, transition: Transition, frame: AnyFrame, cursor: JournalPosition) -> None:
+    def __init__(self, transition: Transition, frame: AnyFrame, token: ResumeToken) -> None:
         self.transition = transition
         self.dag_id = transition.dag_id
         self.frame_type = type_of(frame)
         self.wire = Wire(frame)
-        self.wire_with_cursor = Wire(frame, cursor)
+        self.wire_with_cursor = Wire(frame, token)
 
     @cached_property
     def without_values(self) -> _EncodedTransition:
         """The same for who may not read values."""
         if self.frame_type not in OUTPUT_TYPES:
             return self
-        (frame,), cursor = redact([self.wire.frame]), self.wire_with_cursor.cursor
-        assert cursor is not None, "it is made with one"
-        return _EncodedTransition(self.transition, frame, cursor)
+        (frame,), token = redact([self.wire.frame]), self.wire_with_cursor.token
+        assert token is not None, "it is made with one"
+        return _EncodedTransition(self.transition, frame, token)
 
 
 class _GroupBatch(NamedTuple):
@@ -261,7 +261,7 @@ class Firehose:
             readable: What he may read; `None` for all.
         """
         self._add_to_group(wanted, readable, subscription, now)
-        subscription.push([Wire(Ping(), cursor)])
+        subscription.push([Wire(Ping(), ResumeToken(cursor))])
 
     def update_permissions(self, subscription: Subscription, readable: ReadPermissions | None, now: float) -> None:
         """Tell somebody other DAGs from the next batch on."""
@@ -295,7 +295,7 @@ class Firehose:
             log.exception("Cannot make the frames of a batch; streams of many runs are resynced")
             self.resync("transitions_lost", cursor)
             return
-        bookmark = Wire(Ping(), cursor)
+        bookmark = Wire(Ping(), ResumeToken(cursor))
         for group in list(self._groups.values()):
             try:
                 group.enqueue(tellings, bookmark, now)
@@ -321,7 +321,7 @@ class Firehose:
 
 def reset_wires(reason: ResetReason, cursor: JournalPosition) -> list[Wire]:
     """Tell that something is missing, and where it goes on."""
-    return [Wire(Reset(reason=reason), cursor)]
+    return [Wire(Reset(reason=reason), ResumeToken(cursor))]
 
 
 def required_resources(wanted: Filter, history: Iterable[Transition]) -> set[Resource]:
@@ -337,7 +337,7 @@ def replay(
     wanted: Filter,
     history: Sequence[Transition],
     position: JournalPosition,
-    since: JournalPosition,
+    since: ResumeToken,
     allowed: Collection[Resource] | None = None,
 ) -> list[Wire]:
     """Tell what has happened between a client's cursor and a position.
@@ -356,7 +356,7 @@ def replay(
     if wanted.redacted:
         tellings = [one.without_values for one in tellings]
     if not tellings:
-        return [Wire(Resumed(since=str(since)), position)]
+        return [Wire(Resumed(since=str(since)), ResumeToken(position))]
     return [
         Wire(Resumed(since=str(since))),
         *(telling.wire for telling in tellings[:-1]),
@@ -376,4 +376,5 @@ def _filter_permitted(heard: Iterable[_EncodedTransition], rights: PermissionMap
 
 
 def _encode(transitions: Iterable[Transition], cursor: JournalPosition) -> list[_EncodedTransition]:
-    return [_EncodedTransition(one, frame, cursor) for one in transitions for frame in frames_of(one)]
+    token = ResumeToken(cursor)
+    return [_EncodedTransition(one, frame, token) for one in transitions for frame in frames_of(one)]

@@ -28,7 +28,7 @@ from stream_server.hub.subscription import Subscription
 from stream_server.hub.watch import Stay
 from stream_server.hub.watched_runs import RunSource, WatchedRun, WatchedRuns
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import JournalPosition, ResumePoint
+from stream_server.protocol.cursor import JournalPosition, ResumePoint, ResumeToken
 from stream_server.protocol.frames import Reset, ResetReason
 from stream_server.protocol.wire import Wire
 
@@ -270,20 +270,20 @@ class Hub:
         return subscription
 
     async def _resume(
-        self, watched: WatchedRun, question: WatchOptions, cursor: JournalPosition, *, unborn: bool
+        self, watched: WatchedRun, question: WatchOptions, token: ResumeToken, *, unborn: bool
     ) -> Subscription:
         """Let somebody watch who wants to hear everything since a cursor. What comes meanwhile waits behind it."""
         feed, subscription = watched.feed, Subscription(self._max_queued_bytes)
-        if feed.reveals(question, cursor):
+        if feed.reveals(question, token):
             return self._subscribe_fresh(watched, question, "access_changed")
-        subscription.knows_outcome = cursor.told is not None
+        subscription.knows_outcome = token.sent_outcome is not None
         channel, position = self._join_feed(watched, question, subscription, opening=False)
         try:
-            history = await self._source.read_history(feed.key, cursor)
+            history = await self._source.read_history(feed.key, token.position)
             if feed.run_state is None:
                 # Everything begins anew, and he is told so when it has.
                 return subscription
-            missed = None if history is None else feed.replay(history, channel, position, cursor, unborn=unborn)
+            missed = None if history is None else feed.replay(history, channel, position, token, unborn=unborn)
         except BaseException:
             self._leave_feed(watched, subscription)
             raise
@@ -303,23 +303,24 @@ class Hub:
     ) -> list[Wire]:
         if since.token is None or why_not is not None:
             return reset_wires(why_not or "cursor_damaged", position)
-        history = await self._source.read_history(None, since.token, output=wanted.wants_output)
+        history = await self._source.read_history(None, since.token.position, output=wanted.wants_output)
         if history is None:
             return reset_wires("cursor_expired", position)
         allowed = None if readable is None else await readable.filter_readable(required_resources(wanted, history))
         return replay(wanted, history, position, since.token, allowed)
 
-    async def _find_reset_reason(self, cursor: JournalPosition | None) -> ResetReason | None:
-        """Tell why a client can't go on at a cursor, or `None` if it can."""
-        if cursor is None:
+    async def _find_reset_reason(self, token: ResumeToken | None) -> ResetReason | None:
+        """Return why a client can't resume from a token, or `None` if it can."""
+        if token is None:
             return "cursor_damaged"
-        if cursor.epoch != self.cursor.epoch:
+        position = token.position
+        if position.epoch != self.cursor.epoch:
             return "cursor_foreign"
         with anyio.move_on_after(CATCH_UP_SECONDS):
             # It may come from a replica that is ahead of us.
-            while not self.cursor.covers(cursor):
+            while not self.cursor.covers(position):
                 await self._cursor_moved.wait()
-        known = self.cursor.covers(cursor) and not await self._source.is_foreign(cursor)
+        known = self.cursor.covers(position) and not await self._source.is_foreign(position)
         return None if known else "cursor_foreign"
 
     def _join_feed(

@@ -16,9 +16,9 @@ from stream_server.errors import UnknownTask
 from stream_server.hub.redaction import redact
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import JournalPosition
-from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, ResetReason, Resumed, RunInfo
-from stream_server.protocol.wire import Wire, type_of
+from stream_server.protocol.cursor import JournalPosition, ResumeToken, SentOutcome
+from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, ResetReason, Result, Resumed, RunInfo
+from stream_server.protocol.wire import Wire
 
 UNKNOWN_RUN = RunInfo(state=None, queued_at=None, start_date=None, end_date=None, clear_number=0)
 """Of a run of which nothing is known yet."""
@@ -82,15 +82,18 @@ class SubscriberGroup:
             self._initial_wires = self.encode(self.tracker.initial_frames(run), self.resume_token(cursor))
         return self._initial_wires
 
-    def encode(self, frames: Sequence[AnyFrame], place: JournalPosition) -> list[Wire]:
+    def encode(self, frames: Sequence[AnyFrame], token: ResumeToken) -> list[Wire]:
         """Put on the wire what of frames may be told; the last of them carries the place."""
         told = redact(frames) if self.tracker.options.redact_values else frames
-        return encode_frames(told, place) if told else []
+        return encode_frames(told, token) if told else []
 
-    def resume_token(self, cursor: JournalPosition) -> JournalPosition:
-        """Return a cursor as that of who has been told all that these have been."""
-        told = None if self.tracker.sent_outcome is None else type_of(self.tracker.sent_outcome)
-        return cursor.of(told, ended=self.tracker.has_ended, withheld=self.tracker.options.redact_values)
+    def resume_token(self, position: JournalPosition) -> ResumeToken:
+        """Return the token of a client that has received all frames of the group up to a position."""
+        tracker = self.tracker
+        outcome: SentOutcome | None = None
+        if tracker.sent_outcome is not None:
+            outcome = "result" if isinstance(tracker.sent_outcome, Result) else "failure"
+        return ResumeToken(position, outcome, tracker.options.redact_values, tracker.has_ended)
 
 
 class RunFeed:
@@ -184,19 +187,19 @@ class RunFeed:
                 subscription.push(channel.encode([channel.tracker.sent_outcome], channel.resume_token(position)))
         return channel, position
 
-    def reveals(self, question: WatchOptions, since: JournalPosition) -> bool:
+    def reveals(self, question: WatchOptions, since: ResumeToken) -> bool:
         """Tell whether a client may read something now that has been told to him without its values."""
         assert self.run_state is not None, "the feed has started"
-        if not since.withheld or question.redact_values:
+        if not since.is_redacted or question.redact_values:
             return False
-        return since.told == "result" or (question.include_output and bool(self.run_state.output.frames))
+        return since.sent_outcome == "result" or (question.include_output and bool(self.run_state.output.frames))
 
     def replay(
         self,
         history: Iterable[Transition],
         channel: SubscriberGroup,
         position: JournalPosition,
-        since: JournalPosition,
+        since: ResumeToken,
         *,
         unborn: bool,
     ) -> list[Wire] | None:
@@ -215,7 +218,7 @@ class RunFeed:
         assert self.run_state is not None, "somebody has joined"
         answering = select_result_tasks(self.run_state, channel.tracker.options)
         past = [transition for transition in history if position.is_visible(transition.txid)]
-        if since.told is not None and any(_may_retract_outcome(transition, answering) for transition in past):
+        if since.sent_outcome is not None and any(_may_retract_outcome(transition, answering) for transition in past):
             return None
         if channel.tracker.options.include_output and any(self._retracts_output(transition) for transition in past):
             return None
@@ -225,7 +228,7 @@ class RunFeed:
         first = scratch.snapshot(answering) if unborn else resumed
         frames = [frame for transition in past for frame in self._replayed_frames(transition, scratch, channel)]
         withheld = channel.tracker.options.redact_values
-        return channel.encode([first, *frames], position.of(since.told, ended=False, withheld=withheld))
+        return channel.encode([first, *frames], ResumeToken(position, since.sent_outcome, withheld))
 
     def remove_subscription(self, subscription: Subscription) -> None:
         """Forget a watcher, and the channel that nobody watches any more."""
@@ -288,10 +291,10 @@ class RunFeed:
                 del self.groups[question]
 
 
-def encode_frames(frames: Sequence[AnyFrame], cursor: JournalPosition) -> list[Wire]:
-    """Put frames on the wire; the last of them carries the cursor."""
+def encode_frames(frames: Sequence[AnyFrame], token: ResumeToken) -> list[Wire]:
+    """Put frames on the wire; the last of them carries the token."""
     *others, last = frames
-    return [*map(Wire, others), Wire(last, cursor)]
+    return [*map(Wire, others), Wire(last, token)]
 
 
 def _may_retract_outcome(transition: Transition, answering: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Resume cursors: the epoch of a journal and a PostgreSQL snapshot."""
+"""Positions in a journal, and the resume tokens that clients get as cursors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 from stream_server.errors import CursorError
 
@@ -16,15 +16,20 @@ _TXID = "[1-9][0-9]{0,19}"
 _SNAPSHOT = re.compile(rf"({_TXID}):({_TXID}):((?:{_TXID}(?:,{_TXID})*)?)")
 _TOKEN = re.compile(
     rf"(?P<epoch>[0-9a-f]{{1,32}})\.(?P<snapshot>{_SNAPSHOT.pattern})(?:~(?P<seq>[1-9][0-9]{{0,17}})-(?P<at>0|[1-9][0-9]{{0,16}}))?"
-    r"(?:\.(?P<told>result|failure))?(?P<withheld>\.withheld)?(?P<ended>\.end)?"
+    r"(?:\.(?P<outcome>result|failure))?(?P<redacted>\.withheld)?(?P<ended>\.end)?"
 )
 _LAST_TXID = 2**64 - 1
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
+SentOutcome: TypeAlias = Literal["result", "failure"]
+
 
 class JournalRow(NamedTuple):
-    """A row of the journal, by what no other has in common with it, wherever numbers may be given out again."""
+    """Identity of a journal row.
+
+    The time belongs to it because a failover or a restored backup can give a `seq` out again.
+    """
 
     seq: int
     at: int
@@ -32,139 +37,157 @@ class JournalRow(NamedTuple):
 
     @classmethod
     def from_time(cls, seq: int, at: datetime) -> JournalRow:
-        """Return the row that was written at a time."""
         return cls(seq, (at - _UNIX_EPOCH) // _MICROSECOND)
 
     @property
     def written_at(self) -> datetime:
-        """When it was written."""
         return _UNIX_EPOCH + self.at * _MICROSECOND
 
 
 @dataclass(frozen=True, slots=True)
 class JournalPosition:
-    """A place in one journal. Opaque to clients; `str()` gives its form on the wire."""
+    """Which transactions a reader of the journal has seen: an epoch and a PostgreSQL snapshot.
+
+    A transaction has been seen if it was visible in the snapshot (`pg_visible_in_snapshot`): it is below `xmin`, or
+    below `xmax` and not in `xip`. Rows commit in another order than their `seq`, so no single number can say this.
+    """
 
     epoch: str
-    """Made when the journal was created, so that another or a restored database is noticed. Hexadecimal."""
+    """Made when the journal was created, hexadecimal. Another database, or one that was restored, has another."""
 
     xmin: int
     """All transactions below this one had ended."""
 
     xmax: int
-    """This transaction, and all above it, had not begun."""
+    """This transaction, and all above it, had not started."""
 
     xip: tuple[int, ...] = ()
     """Transactions from `xmin` on that were in progress, ascending."""
 
     row: JournalRow | None = None
-    """One of those that the transaction below `xmax` wrote: where it is missing, the journal has another history."""
-
-    told: str | None = None
-    """Which outcome the reader has been told: `result` or `failure`."""
-
-    withheld: bool = False
-    """Whether the reader may not have read any values."""
-
-    ended: bool = False
-    """Whether the reader has seen the `end` of its stream; it has no reason to come back."""
+    """A row of transaction `xmax - 1`. If the journal lacks it, its history is another one (`RunStore.lacks`)."""
 
     @classmethod
     def from_snapshot(cls, epoch: str, snapshot: str) -> JournalPosition:
-        """Make a cursor of a `pg_snapshot` in its text form, `xmin:xmax:xip,xip,...`.
+        """Return the position of a `pg_snapshot` in text form, `xmin:xmax:xip,xip,...`.
 
         Raises:
-            CursorError: The text is no snapshot.
+            CursorError: The text is not a snapshot.
         """
         match = _SNAPSHOT.fullmatch(snapshot)
         if match is None:
             raise CursorError(f"Not a snapshot: {snapshot[:80]!r}")
         xmin, xmax = int(match[1]), int(match[2])
         xip = tuple(int(txid) for txid in match[3].split(",") if txid)
-        ascending = all(one < other for one, other in pairwise((xmin - 1, *xip, xmax)))
-        if not ascending or xmin > xmax or xmax > _LAST_TXID:
+        is_ascending = all(one < other for one, other in pairwise((xmin - 1, *xip, xmax)))
+        if not is_ascending or xmin > xmax or xmax > _LAST_TXID:
             raise CursorError(f"Not a snapshot: {snapshot[:80]!r}")
         return cls(epoch, xmin, xmax, xip)
-
-    @classmethod
-    def parse(cls, text: str) -> JournalPosition:
-        """Read a cursor as it stands on the wire.
-
-        Raises:
-            CursorError: The text was not made by `str(cursor)`.
-        """
-        match = _TOKEN.fullmatch(text)
-        if match is None:
-            raise CursorError(f"Not a cursor: {text[:80]!r}")
-        row = None if match["seq"] is None else JournalRow(int(match["seq"]), int(match["at"]))
-        cursor = cls.from_snapshot(match["epoch"], match["snapshot"])
-        withheld, ended = match["withheld"] is not None, match["ended"] is not None
-        return replace(cursor, row=row, told=match["told"], withheld=withheld, ended=ended)
 
     @property
     def snapshot(self) -> str:
         """The snapshot in PostgreSQL's text form."""
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, self.xip))}"
 
-    def __str__(self) -> str:
-        row = "" if self.row is None else f"~{self.row.seq}-{self.row.at}"
-        told = f".{self.told}" if self.told else ""
-        marks = f"{'.withheld' if self.withheld else ''}{'.end' if self.ended else ''}"
-        return f"{self.epoch}.{self.snapshot}{row}{told}{marks}"
-
     def up_to(self, txid: int, row: JournalRow | None = None) -> JournalPosition:
-        """Return the place that has seen nothing of what came after a transaction, which wrote a row."""
+        """Return the position that has not seen any transaction above `txid`.
+
+        Args:
+            txid: A transaction.
+            row: A row that it wrote.
+        """
         xmax = min(self.xmax, txid + 1)
         xip = tuple(one for one in self.xip if one < xmax)
         return replace(self, xmin=min(self.xmin, xmax), xmax=xmax, xip=xip, row=row)
 
     def with_visible(self, txids: Collection[int]) -> JournalPosition:
-        """Return the place that has seen these transactions too, and none between them that had not begun here."""
+        """Return the position that has seen these transactions too.
+
+        Transactions between `xmax` and the highest of them that are not among them count as in progress.
+        """
         xmax = max(self.xmax, *(txid + 1 for txid in txids)) if txids else self.xmax
         unseen = {*self.xip, *range(self.xmax, xmax)}.difference(txids)
         return replace(self, xmax=xmax, xip=tuple(sorted(unseen)))
 
-    def of(self, told: str | None, *, ended: bool, withheld: bool = False) -> JournalPosition:
-        """Return this place as that of a reader who has been told an outcome, without its values, or also the end."""
-        return replace(self, told=told, withheld=withheld, ended=ended)
-
     def is_visible(self, txid: int) -> bool:
-        """Tell whether a committed transaction was visible here (`pg_visible_in_snapshot`)."""
+        """Whether a committed transaction had been seen here (`pg_visible_in_snapshot`)."""
         if txid < self.xmin:
             return True
         if txid >= self.xmax:
             return False
-        place = bisect_left(self.xip, txid)
-        return place == len(self.xip) or self.xip[place] != txid
+        index = bisect_left(self.xip, txid)
+        return index == len(self.xip) or self.xip[index] != txid
 
     def covers(self, other: JournalPosition) -> bool:
-        """Tell whether all that was visible at `other` was visible here too, in the same journal."""
+        """Whether all that had been seen at `other` had been seen here too, in the same journal."""
         if self.epoch != other.epoch or self.xmax < other.xmax:
             return False
-        # Mostly there are none.
+        # `xip` is empty most of the time.
         return not (self.xip and any(other.is_visible(txid) for txid in self.xip))
 
 
-class ResumePoint(NamedTuple):
-    """From where on a client wants to hear every transition."""
+class ResumeToken(NamedTuple):
+    """What one client has received: a journal position, and what was sent of the outcome.
 
-    token: JournalPosition | None
-    """Its place; `None` where what it gave is none."""
+    Clients get it as an opaque cursor; `str()` is its text form.
+    """
+
+    position: JournalPosition
+    sent_outcome: SentOutcome | None = None
+    is_redacted: bool = False
+    """Whether values were left out because the client could not read them."""
+
+    has_ended: bool = False
+    """Whether the client has received the `end` of its stream, so that there is nothing to resume."""
+
+    @classmethod
+    def parse(cls, text: str) -> ResumeToken:
+        """Return the token of a cursor.
+
+        Raises:
+            CursorError: The text was not made by `str(token)`.
+        """
+        match = _TOKEN.fullmatch(text)
+        if match is None:
+            raise CursorError(f"Not a cursor: {text[:80]!r}")
+        row = None if match["seq"] is None else JournalRow(int(match["seq"]), int(match["at"]))
+        position = replace(JournalPosition.from_snapshot(match["epoch"], match["snapshot"]), row=row)
+        outcome = cast("SentOutcome | None", match["outcome"])
+        return cls(position, outcome, match["redacted"] is not None, match["ended"] is not None)
+
+    def __str__(self) -> str:
+        position, row = self.position, self.position.row
+        return "".join(
+            (
+                f"{position.epoch}.{position.snapshot}",
+                "" if row is None else f"~{row.seq}-{row.at}",
+                f".{self.sent_outcome}" if self.sent_outcome else "",
+                ".withheld" if self.is_redacted else "",
+                ".end" if self.has_ended else "",
+            )
+        )
+
+
+class ResumePoint(NamedTuple):
+    """Where a client wants its stream to continue."""
+
+    token: ResumeToken | None
+    """`None` if the cursor that the client sent is damaged."""
 
     before_creation: bool = False
-    """Whether the run did not exist then: the client knows nothing of it."""
+    """Whether the run did not exist at that position, so that the client has no snapshot of it."""
 
     @classmethod
     def parse(cls, text: str | None) -> ResumePoint | None:
-        """Read what a client gave as its place; `None` where it gave nothing."""
+        """Return the resume point of a cursor; `None` if the client sent none."""
         if text is None:
             return None
         try:
-            return cls(JournalPosition.parse(text))
+            return cls(ResumeToken.parse(text))
         except CursorError:
             return cls(None)
 
     @property
     def has_ended(self) -> bool:
-        """Whether the client has seen the end of its stream."""
-        return self.token is not None and self.token.ended
+        """Whether the client has received the `end` of its stream."""
+        return self.token is not None and self.token.has_ended

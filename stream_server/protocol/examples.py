@@ -27,7 +27,7 @@ from stream_server.protocol.bodies import (
     WaitLine,
 )
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import (
     Ack,
     AuthExpiring,
@@ -56,9 +56,9 @@ RUN_ID = "manual__2026-11-22T14:21:10+00:00"
 
 JOURNAL_EPOCH = "4c1f0be2a9d7"
 
-START_TOKEN = JournalPosition(JOURNAL_EPOCH, 1093, 1095, (1093,))
-RESULT_TOKEN = JournalPosition(JOURNAL_EPOCH, 1098, 1098, told="result")
-END_TOKEN = JournalPosition(JOURNAL_EPOCH, 1099, 1099, told="result", ended=True)
+START_TOKEN = ResumeToken(JournalPosition(JOURNAL_EPOCH, 1093, 1095, (1093,)))
+RESULT_TOKEN = ResumeToken(JournalPosition(JOURNAL_EPOCH, 1098, 1098), "result")
+END_TOKEN = ResumeToken(JournalPosition(JOURNAL_EPOCH, 1099, 1099), "result", has_ended=True)
 
 
 def _at(second: float) -> datetime:

@@ -7,23 +7,23 @@ from functools import cached_property
 
 import msgspec
 
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import ResumeToken
 from stream_server.protocol.frames import AnyFrame
 
+# JSON need not escape them, but `str.splitlines`, and with it some NDJSON clients, takes them for the end of a line.
 _LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\u0085\u2028\u2029")
-"""Ends of lines for Python's `splitlines`, and so for some clients, that JSON need not escape."""
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame)
 
 
 class Wire:
-    """A frame on its way to any number of clients, encoded once for each transport."""
+    """A frame that is sent to any number of clients, encoded once for each transport."""
 
-    def __init__(self, frame: AnyFrame, cursor: JournalPosition | None = None) -> None:
+    def __init__(self, frame: AnyFrame, token: ResumeToken | None = None) -> None:
         self.frame = frame
-        self.cursor = cursor
-        """Place of a client that has received this frame; only the last frame of a batch has it."""
+        self.token = token
+        """Token of a client that has received this frame; only the last frame of a batch has one."""
         self._framed: dict[Callable[[Wire], bytes], bytes] = {}
 
     @cached_property
@@ -33,7 +33,7 @@ class Wire:
 
     @cached_property
     def json(self) -> bytes:
-        """The frame as JSON, in one line whatever a client takes for the end of one."""
+        """The frame as one line of JSON, without its cursor."""
         json = _encoder.encode(self.frame)
         for character, escaped in _LINE_ENDS:
             if character in json:
@@ -42,14 +42,14 @@ class Wire:
 
     @cached_property
     def text(self) -> str:
-        """The frame as JSON with its cursor as the last member, as WebSocket and NDJSON send it."""
-        if self.cursor is None:
+        """The frame as JSON with the cursor as the last member, as on WebSocket and NDJSON."""
+        if self.token is None:
             return self.json.decode()
-        # A cursor is made of digits, letters and ".:,", none of which JSON escapes.
-        return f'{self.json[:-1].decode()},"cursor":"{self.cursor}"}}'
+        # A cursor has only letters, digits and ".:,~-", none of which JSON escapes.
+        return f'{self.json[:-1].decode()},"cursor":"{self.token}"}}'
 
     def framed(self, frame: Callable[[Wire], bytes]) -> bytes:
-        """Return `frame(self)`, computed once for each way to frame."""
+        """Return `frame(self)`, computed once for each transport's framing."""
         framed = self._framed.get(frame)
         if framed is None:
             framed = self._framed[frame] = frame(self)
@@ -62,10 +62,10 @@ def type_of(frame: AnyFrame) -> str:
 
 
 def decode_frame(text: bytes | str) -> AnyFrame:
-    """Read a frame. Unknown members are ignored, so that older clients understand newer servers.
+    """Return the frame of a JSON text. Unknown members are ignored, so that older clients understand newer servers.
 
     Raises:
-        msgspec.ValidationError: The text is no frame, or one of a type that this version does not know.
+        msgspec.ValidationError: The text is not a frame, or of a type that this version does not know.
     """
     try:
         return _decoder.decode(text)

@@ -17,7 +17,7 @@ import pytest
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import ResumeToken
 from support.streams import Frame, sse, states, types, websocket
 
 RUN_SECONDS = 60.0
@@ -49,7 +49,7 @@ async def committed(stack: DemoStack, key: RunKey, after: str) -> list[tuple[Any
             " WHERE dag_id = $1 AND run_id = $2 AND kind IN ('task', 'run')"
             " AND NOT pg_visible_in_snapshot(txid, $3::text::pg_snapshot) ORDER BY id",
             *key,
-            JournalPosition.parse(after).snapshot,
+            ResumeToken.parse(after).position.snapshot,
         )
     finally:
         await connection.close()

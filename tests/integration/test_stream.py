@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from stream_server.domain.run_state import RunKey
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import ResumeToken
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.server import RunningServer, running_server
@@ -43,7 +43,7 @@ async def test_frames_are_the_committed_transitions_in_order(
             await airflow.set_run(run, "success")
         frames = await frames_of(connection)
 
-    seen = JournalPosition.parse(snapshot["cursor"]).snapshot
+    seen = ResumeToken.parse(snapshot["cursor"]).position.snapshot
     committed = await airflow.connection.fetch(
         "SELECT id, kind, task_id, state FROM stream_server.journal"
         " WHERE kind IN ('task', 'run') AND NOT pg_visible_in_snapshot(txid, $1::text::pg_snapshot) ORDER BY id",

@@ -14,7 +14,7 @@ import psutil
 
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import ResumeToken
 from stream_server.settings import ENV_PREFIX
 from support.lossless_ledger import Line, Row
 from support.streams import DEADLINE, Frame, sse, websocket
@@ -127,7 +127,7 @@ class Clients:
                 line.reads += 1
             if at is not None:
                 # The last frame of a batch: what a snapshot in it tells is what this cursor saw.
-                cursor = JournalPosition.parse(at)
+                cursor = ResumeToken.parse(at).position
                 if restart:
                     line.begin_anew(cursor, restart)
                 line.cursor, restart = cursor, ""

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import stream_server.journal.tail
 from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.journal.tail import Tail
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from support.lossless_ledger import Line, Row, row_of
 
 POLL_SECONDS = 0.2
@@ -152,7 +152,7 @@ class ProcessTail:
         self._stopping = False
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "support.lossless_tails", self._url),
-            *([str(self.line.cursor)] if self.line.cursor else []),
+            *([str(ResumeToken(self.line.cursor))] if self.line.cursor else []),
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -188,7 +188,7 @@ class ProcessTail:
         assert process.stdout is not None
         while (text := await process.stdout.readline()).endswith(b"\n"):
             why, cursor, rows = json.loads(text)
-            tell(self.line, why, JournalPosition.parse(cursor), [Row(*row) for row in rows])
+            tell(self.line, why, ResumeToken.parse(cursor).position, [Row(*row) for row in rows])
 
 
 @contextmanager
@@ -200,11 +200,11 @@ def quick() -> Iterator[None]:
 
 def _print(why: str, cursor: JournalPosition, rows: list[Row]) -> None:
     # In one piece: a line that lacks its end, when we are killed, has not been said.
-    sys.stdout.write(json.dumps([why, str(cursor), rows]) + "\n")
+    sys.stdout.write(json.dumps([why, str(ResumeToken(cursor)), rows]) + "\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
     url, *rest = sys.argv[1:]
     with quick():
-        asyncio.run(make_tail(url, _print, JournalPosition.parse(rest[0]) if rest else None).run())
+        asyncio.run(make_tail(url, _print, ResumeToken.parse(rest[0]).position if rest else None).run())

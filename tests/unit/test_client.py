@@ -30,7 +30,7 @@ from stream_server.client import (
     follow,
     stream_url,
 )
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import (
     AnyFrame,
     Close,
@@ -218,7 +218,7 @@ def task(seq: int) -> TaskTransition:
 
 def at(frame: AnyFrame, xmax: int) -> str:
     """A frame that is the last of its batch."""
-    return Wire(frame, JournalPosition("e", xmax, xmax)).text
+    return Wire(frame, ResumeToken(JournalPosition("e", xmax, xmax))).text
 
 
 async def test_a_broken_stream_goes_on_where_it_was_and_tells_nothing_twice() -> None:

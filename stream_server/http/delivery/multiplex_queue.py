@@ -29,7 +29,7 @@ class Named(Wire):
     """
 
     def __init__(self, wire: Wire, name: str) -> None:
-        super().__init__(wire.frame, wire.cursor)
+        super().__init__(wire.frame, wire.token)
         self._wire = wire
         self._name = name
 

@@ -21,7 +21,7 @@ RETRY_MS = (1000, 3000)
 
 def frame(wire: Wire) -> bytes:
     """Return a frame as an event: its type, its place if it has one, and its JSON."""
-    place = None if wire.cursor is None else str(wire.cursor)
+    place = None if wire.token is None else str(wire.token)
     return ServerSentEvent(wire.json.decode(), event=wire.type, id=place, sep="\n").encode()
 
 

@@ -19,6 +19,7 @@ from stream_server.http.state import State
 from stream_server.hub.firehose import ReadPermissions, Resource
 from stream_server.journal import run_lists as listing
 from stream_server.protocol.bodies import DagItem, DagList, Edge, Node, NodeGroup, RunItem, RunList, Structure
+from stream_server.protocol.cursor import ResumeToken
 
 
 def structure(dag_id: str, run_id: str, graph: Graph, answering: Collection[str]) -> Structure:
@@ -86,7 +87,7 @@ async def runs(request: Request) -> Response:
             break
         read = await listing.read_recent_runs(state["runs"], dag_id, limit, read.next_before)
         found += await _allowed(readable, read.runs)
-    return _answer(RunList(runs=found[:limit], cursor=str(cursor)))
+    return _answer(RunList(runs=found[:limit], cursor=str(ResumeToken(cursor))))
 
 
 async def dags(request: Request) -> Response:

@@ -54,7 +54,7 @@ from stream_server.http.permission import Permission, permit, until_refused
 from stream_server.http.state import State
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.bodies import Cancelled
-from stream_server.protocol.cursor import ResumePoint
+from stream_server.protocol.cursor import ResumePoint, ResumeToken
 
 JSON = "application/json"
 CONFLICT = 409
@@ -132,7 +132,7 @@ async def _begin(request: Request, caller: Caller, airflow: AirflowApi, plan: Pl
     dag_id = str(request.path_params["dag_id"])
     state: State = request.scope["state"]
     body = await _read(request)
-    since = ResumePoint(state["hub"].cursor, before_creation=True)
+    since = ResumePoint(ResumeToken(state["hub"].cursor), before_creation=True)
     claimed = await _claim(request, dag_id, body)
     attach = plan.attach or (claimed is not None and not claimed.foreign)
     named = claimed.run_id if claimed is not None else body.get("dag_run_id")

@@ -17,8 +17,9 @@ from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKi
 from stream_server.domain.transition_frames import is_output, output_frames
 from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
+from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, Resumed
-from support.builders import KEY, History, Move, at, lives_of, play, types
+from support.builders import EPOCH, KEY, History, Move, at, lives_of, play, types
 
 UNTIL_RUN = WatchOptions(until="run")
 
@@ -89,9 +90,9 @@ class Desk:
         missed = self.feed.replay(past, channel, position, since, unborn=False)
         return None if missed is None else [wire.frame for wire in missed]
 
-    def _cursor_at(self, read: int) -> Any:
+    def _cursor_at(self, read: int) -> ResumeToken:
         xmax = self.history.journal[read - 1].txid + 1
-        return self.history.cursor().__class__(self.history.cursor().epoch, xmax, xmax)
+        return ResumeToken(JournalPosition(EPOCH, xmax, xmax))
 
     def _known(self, one: Transition) -> Transition:
         """As `history` reads it."""

@@ -20,7 +20,7 @@ from stream_server.hub.firehose import (
 )
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.wire import Wire
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -49,8 +49,9 @@ def told(subscription: Subscription) -> list[str]:
 
 
 def last_cursor(wires: Sequence[Wire]) -> JournalPosition | None:
-    assert all(wire.cursor is None for wire in wires[:-1]), "only the last frame of a batch has one"
-    return wires[-1].cursor
+    assert all(wire.token is None for wire in wires[:-1]), "only the last frame of a batch has one"
+    token = wires[-1].token
+    return None if token is None else token.position
 
 
 @given(st.lists(st.tuples(NAMES, NAMES, NAMES)), SOME, SOME, SOME)
@@ -142,7 +143,7 @@ def test_all_are_told_that_something_is_missing() -> None:
 @pytest.mark.parametrize("named", ["a", "nobody"])
 def test_what_was_missed_is_told_up_to_where_it_comes_by_itself(named: str) -> None:
     history = [transition(2), transition(3), transition(7)]
-    wires = replay(Filter(dag_ids=frozenset({named})), history, cursor(5), cursor(2))
+    wires = replay(Filter(dag_ids=frozenset({named})), history, cursor(5), ResumeToken(cursor(2)))
     assert [wire.type for wire in wires] == ["resumed", *(["task", "task"] if named == "a" else [])]
     assert last_cursor(wires) == cursor(5)
 
@@ -350,7 +351,7 @@ def test_what_was_missed_has_the_values_that_may_be_read(
 ) -> None:
     history, wanted = [saying(1), transition(2)], EVERYTHING._replace(redacted=withheld)
     assert required_resources(wanted, history) == {Resource("a"), Resource("a", output=True)}
-    assert [_value(wire) for wire in replay(wanted, history, cursor(5), cursor(1), allowed)] == expected
+    assert [_value(wire) for wire in replay(wanted, history, cursor(5), ResumeToken(cursor(1)), allowed)] == expected
 
 
 def test_nobody_is_asked_for_who_has_left() -> None:

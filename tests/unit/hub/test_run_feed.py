@@ -12,7 +12,7 @@ from stream_server.errors import UnknownTask
 from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import AnyFrame, Close, End, Reset, RunTransition, Snapshot, TaskTransition
 from stream_server.protocol.wire import Wire
 from support.builders import EPOCH, KEY, History, Move, graph, known, lives, play, results_of, types
@@ -126,7 +126,7 @@ def test_rows_that_the_load_saw_are_not_applied_twice(
     assert known(feed.run_state)["tasks"] == known(expected)["tasks"]
     assert feed.run_state.info == expected.info
     wires = subscription.take()
-    assert all(wire.cursor.covers(loaded_at) for wire in wires if wire.cursor)
+    assert all(wire.token.position.covers(loaded_at) for wire in wires if wire.token)
     told = [wire.frame.seq for wire in wires if isinstance(wire.frame, TaskTransition | RunTransition)]
     new = [row.seq for row in journal[max(seen, started) :] if row.kind in {TransitionKind.TASK, TransitionKind.RUN}]
     assert told == ([] if over else new)
@@ -136,7 +136,7 @@ def test_the_first_watcher_gets_a_snapshot_with_his_place() -> None:
     followed = Followed()
     (wire,) = followed.join().take()
     assert isinstance(wire.frame, Snapshot)
-    assert wire.cursor == followed.history.cursor()
+    assert wire.token == ResumeToken(followed.history.cursor())
 
 
 def test_those_who_join_between_two_changes_share_their_opening() -> None:
@@ -157,7 +157,7 @@ def test_only_the_last_frame_of_a_batch_carries_the_cursor() -> None:
     followed.read()
     wires = subscription.take()
     assert types([wire.frame for wire in wires]) == ["task", "task", "task"]
-    assert [wire.cursor for wire in wires] == [None, None, followed.history.cursor()]
+    assert [wire.token for wire in wires] == [None, None, ResumeToken(followed.history.cursor())]
 
 
 def test_the_last_frame_of_a_stream_carries_the_cursor_of_its_end() -> None:
@@ -167,7 +167,7 @@ def test_the_last_frame_of_a_stream_carries_the_cursor_of_its_end() -> None:
     followed.catch_up()
     last = subscription.take()[-1]
     assert isinstance(last.frame, End)
-    assert last.cursor == followed.history.cursor().of("result", ended=True)
+    assert last.token == ResumeToken(followed.history.cursor(), "result", has_ended=True)
 
 
 def test_questions_are_answered_each_for_itself() -> None:
@@ -284,7 +284,7 @@ def test_a_watcher_ahead_of_the_tail_stands_where_the_load_was() -> None:
     feed.start(history.state(), history.cursor())
     feed.add_subscription(UNTIL_RUN, subscription, behind)
     (wire,) = subscription.take()
-    assert wire.cursor == history.cursor()
+    assert wire.token == ResumeToken(history.cursor())
 
 
 def test_after_another_journal_all_is_told_anew() -> None:
@@ -306,7 +306,7 @@ def test_after_another_journal_all_is_told_anew() -> None:
         assert reset.reason == "journal_changed"
         assert isinstance(snapshot, Snapshot)
         assert [task.task_id for task in snapshot.tasks] == ["answer"]
-        assert wires[-1].cursor == place
+        assert wires[-1].token == ResumeToken(place)
     assert taken(watchers[2]) == [], "his stream had ended"
 
 

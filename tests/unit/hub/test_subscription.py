@@ -77,7 +77,7 @@ def test_a_slow_client_is_told_to_come_again_and_nothing_else() -> None:
     (wire,) = subscription.take()
     assert isinstance(wire.frame, Close)
     assert (wire.frame.code, wire.frame.reconnect) == (4002, True)
-    assert wire.cursor is None
+    assert wire.token is None
     assert subscription.is_finished
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import (
     AnyFrame,
     Close,
@@ -28,7 +28,7 @@ from stream_server.protocol.frames import (
 from stream_server.protocol.wire import Wire, decode_frame
 from support.builders import EPOCH, KEY, at
 
-CURSOR = JournalPosition(EPOCH, 5, 9, (5, 7))
+CURSOR = ResumeToken(JournalPosition(EPOCH, 5, 9, (5, 7)))
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 moments = st.datetimes(timezones=st.just(timezone.utc))

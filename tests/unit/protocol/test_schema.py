@@ -229,7 +229,7 @@ def test_an_example_of_the_docs_is_one_of_the_code(text: str) -> None:
 
 
 def cursor_of(wire: Wire) -> str | None:
-    return None if wire.cursor is None else str(wire.cursor)
+    return None if wire.token is None else str(wire.token)
 
 
 def test_cursors_are_those_of_a_frame_and_not_of_what_is_said_about_the_connection() -> None:
