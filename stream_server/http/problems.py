@@ -29,7 +29,7 @@ async def answer_not_found(_scope: Scope, _receive: Receive, _send: Send) -> Non
 async def _answer_error(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, StreamServerError), "registered for that class"
     if isinstance(error, Throttled) and run_stream.is_event_source(connection):
-        return run_stream.turned_away(error, connection.scope["state"]["courier"])
+        return run_stream.throttled_response(error, connection.scope["state"]["courier"])
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)

@@ -12,7 +12,7 @@ from stream_server.auth.rate_limits import RateLimits, caller_of_address
 from stream_server.errors import NulInText
 from stream_server.http.caller import credential_of
 from stream_server.http.delivery.scope import OVERHEARD, PLACE
-from stream_server.http.endpoints.probe import PROBE
+from stream_server.http.endpoints.probe import PROBE_PATH
 from stream_server.http.request_slot import now, take_ticket
 from stream_server.http.state import State
 
@@ -63,7 +63,7 @@ class Admitted:
     def _identity(self, scope: Scope) -> str | None:
         """Return who the caller is if his credential is good; `None` where that is not asked here."""
         state: State = scope["state"]
-        if not state["authorizer"].requires_credential or scope["path"] == PROBE:
+        if not state["authorizer"].requires_credential or scope["path"] == PROBE_PATH:
             return None
         credential = credential_of(HTTPConnection(scope))
         return state["admission"].caller_of_credential(credential) if credential else None

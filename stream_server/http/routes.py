@@ -10,23 +10,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from stream_server.http.endpoints import (
-    firehose as many_runs,
-)
-from stream_server.http.endpoints import (
-    lists as listing,
-)
-from stream_server.http.endpoints import (
+    firehose,
+    lists,
     multiplex,
     probe,
+    result,
     run_stream,
     session,
     tickets,
     trigger,
     wait,
     websocket,
-)
-from stream_server.http.endpoints import (
-    result as longpoll,
 )
 from stream_server.http.rate_limiting import Admitted, answering
 
@@ -41,26 +35,26 @@ def api_routes() -> list[BaseRoute]:
     """Return the routes of callers; each of them may have and do only so much."""
     http: tuple[tuple[str, Endpoint, str], ...] = (
         # The first one is asked for most.
-        (RUN_STREAM, run_stream.stream, "GET"),
-        (RUNS, trigger.trigger, "POST"),
-        (f"{RUNS}/{{run_id}}/result", longpoll.result, "GET"),
-        (f"{RUNS}/{{run_id}}/wait", wait.wait, "GET"),
-        (f"{RUNS}/{{run_id}}/cancel", trigger.cancel, "POST"),
-        (tickets.PATH, tickets.issue, "POST"),
-        (f"{RUNS}/{{run_id}}/graph", listing.graph, "GET"),
-        ("/api/v2/stream/runs", listing.runs, "GET"),
-        ("/api/v2/stream/dags", listing.dags, "GET"),
-        (SESSION, session.tell, "GET"),
+        (RUN_STREAM, run_stream.stream_run, "GET"),
+        (RUNS, trigger.trigger_run, "POST"),
+        (f"{RUNS}/{{run_id}}/result", result.get_result, "GET"),
+        (f"{RUNS}/{{run_id}}/wait", wait.wait_for_run, "GET"),
+        (f"{RUNS}/{{run_id}}/cancel", trigger.cancel_run, "POST"),
+        (tickets.TICKETS_PATH, tickets.issue_ticket, "POST"),
+        (f"{RUNS}/{{run_id}}/graph", lists.get_run_graph, "GET"),
+        ("/api/v2/stream/runs", lists.list_runs, "GET"),
+        ("/api/v2/stream/dags", lists.list_dags, "GET"),
+        (SESSION, session.get_session, "GET"),
         (SESSION, session.sign_in, "POST"),
         (SESSION, session.sign_out, "DELETE"),
-        (probe.PROBE, probe.stream, "GET"),
-        ("/api/v2/stream", many_runs.stream, "GET"),
-        ("/api/v2/dags/{dag_id}/stream", many_runs.stream, "GET"),
+        (probe.PROBE_PATH, probe.stream_pings, "GET"),
+        ("/api/v2/stream", firehose.stream_firehose, "GET"),
+        ("/api/v2/dags/{dag_id}/stream", firehose.stream_firehose, "GET"),
     )
     websockets = (
-        (RUN_STREAM, websocket.stream),
-        (probe.PROBE, probe.websocket),
-        ("/api/v2/stream", multiplex.stream),
+        (RUN_STREAM, websocket.serve_run_websocket),
+        (probe.PROBE_PATH, probe.serve_ping_websocket),
+        ("/api/v2/stream", multiplex.serve_multiplex),
     )
     return [
         *(Route(path, Admitted(answering(endpoint)), methods=[method]) for path, endpoint, method in http),

@@ -22,7 +22,7 @@ from websockets.http11 import Request
 
 from stream_server.http.delivery.scope import LINE
 from stream_server.http.delivery.writers import Straight
-from stream_server.http.endpoints.websocket import closing
+from stream_server.http.endpoints.websocket import close_code_and_reason
 from stream_server.protocol.frames import Close
 from stream_server.server.flow_control import ResumeEvent
 from stream_server.server.request_limits import LimitedHttpProtocol
@@ -250,7 +250,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
     async def close(self, closed: Close | None) -> None:
         """Say good-bye."""
-        code, reason = closing(closed)
+        code, reason = close_code_and_reason(closed)
         with suppress(ClientDisconnected):
             await self.send({"type": "websocket.close", "code": code, "reason": reason})
 

@@ -30,7 +30,7 @@ def operator_routes() -> list[BaseRoute]:
         Route("/health", _get_health),
         Route("/ready", _get_readiness),
         Route("/metrics", _get_metrics),
-        *describe.routes(),
+        *describe.document_routes(),
     ]
 
 

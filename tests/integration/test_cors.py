@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from stream_server.domain.run_state import RunKey
-from stream_server.http.endpoints.tickets import PATH
+from stream_server.http.endpoints.tickets import TICKETS_PATH
 from stream_server.settings import Settings
 from support.raw_connection import UPGRADE, raw, request
 from support.server import RunningServer, running_server
@@ -52,9 +52,9 @@ async def test_only_named_origins_may_read(
         httpx.AsyncClient(base_url=server.url, headers={"Origin": origin}) as client,
     ):
         await eventually_async(lambda: server.hub.is_live)
-        preflight = await client.options(PATH, headers=asking)
+        preflight = await client.options(TICKETS_PATH, headers=asking)
         read = await client.get(f"{stream_path(run).removesuffix('stream')}result?timeout=0")
-        ticket = await client.post(PATH, json={"paths": [stream_path(run)]})
+        ticket = await client.post(TICKETS_PATH, json={"paths": [stream_path(run)]})
         refused = await client.get(stream_path(run, "?until=never"))
     assert (preflight.status_code == 200) is allowed
     assert ticket.status_code == (201 if allowed else 403)
@@ -66,7 +66,7 @@ async def test_where_no_origin_is_named_none_may_read(settings: Callable[..., Se
     asking = {"Origin": APP, "Access-Control-Request-Method": "POST"}
     async with running_server(settings()) as server, httpx.AsyncClient(base_url=server.url) as client:
         await eventually_async(lambda: server.hub.is_live)
-        preflight = await client.options(PATH, headers=asking)
+        preflight = await client.options(TICKETS_PATH, headers=asking)
         async with client.stream("GET", stream_path(run), headers={"Origin": APP}) as response:
             answers = [preflight, response]
     assert [answer.status_code for answer in answers] == [405, 200]
@@ -131,11 +131,11 @@ async def test_a_malformed_origin_is_a_foreign_one(
             headers = f"Origin: {origin}", "Cookie: _token=a"
             for host in ("here", "", "[", origin.partition("://")[2]):
                 found[origin, host] = (
-                    await _status(server, PATH, *headers, method="POST", host=host),
+                    await _status(server, TICKETS_PATH, *headers, method="POST", host=host),
                     await _status(server, stream_path(run), *headers, host=host),
                     await _status(server, stream_path(run), *headers, *UPGRADE[1:], host=host),
                     await _status(server, "/api/v2/stream", *headers, *UPGRADE[1:], host=host),
-                    await _status(server, PATH, *headers, ASKS, method="OPTIONS", host=host),
+                    await _status(server, TICKETS_PATH, *headers, ASKS, method="OPTIONS", host=host),
                 )
     assert found == dict.fromkeys(found, (403, 403, 403, 403, in_advance))
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -148,7 +148,7 @@ async def test_a_malformed_host_is_no_fault(
         f"{stream_path(run).removesuffix('stream')}result?timeout=0": 202,
         "/api/v2/stream/session": 200,
         "/nowhere": 404,
-        PATH: 405,
+        TICKETS_PATH: 405,
     }
     async with running_server(settings(cors_origins=(APP,), trusted_proxies=("127.0.0.1",))) as server:
         await eventually_async(lambda: server.hub.is_live)
@@ -157,5 +157,5 @@ async def test_a_malformed_host_is_no_fault(
             headers = *passed_on, f"Forwarded: for={host};host={host}", f"Referer: http://{host}/"
             assert {path: await _status(server, path, *headers, host=host) for path in asked} == asked, host
             assert await _status(server, "/nowhere", *headers, *UPGRADE[1:], host=host) == 404, host
-            assert await _status(server, PATH, *headers, method="POST", host=host) == 422, host
+            assert await _status(server, TICKETS_PATH, *headers, method="POST", host=host) == 422, host
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

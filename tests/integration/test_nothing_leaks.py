@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from stream_server.domain.run_state import RunKey
-from stream_server.http.endpoints.tickets import PATH
+from stream_server.http.endpoints.tickets import TICKETS_PATH
 from stream_server.http.routes import SESSION
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, Asked, BrokenOff
@@ -118,7 +118,7 @@ def _octets(headers: dict[str, str]) -> httpx.Headers:
 
 
 async def _use_ticket(client: httpx.AsyncClient, path: str, headers: dict[str, str]) -> str:
-    answer = await client.post(PATH, json={"paths": [path]}, headers=_octets(headers))
+    answer = await client.post(TICKETS_PATH, json={"paths": [path]}, headers=_octets(headers))
     if answer.status_code != 201:
         return answer.text
     target = f"{path}?until=run&ticket={answer.json()['ticket']}"

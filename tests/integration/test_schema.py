@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 
 from stream_server.domain.run_state import RunKey
 from stream_server.http.docs import asyncapi, openapi
-from stream_server.http.endpoints.probe import PROBE
+from stream_server.http.endpoints.probe import PROBE_PATH
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
@@ -37,7 +37,7 @@ async def watch(url: str, run: RunKey, how: str, query: str = "") -> list[Frame]
         httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client,
         client.stream("GET", stream_path(run, query), headers=headers) as response,
     ):
-        assert undescribed_head(response, f"{openapi.RUN}/stream") == []
+        assert undescribed_head(response, f"{openapi.RUN_PATH}/stream") == []
         if how == "sse":
             return await Events(response).rest()
         return [json.loads(line) async for line in response.aiter_lines()]
@@ -49,8 +49,8 @@ def undescribed_head(response: httpx.Response, path: str) -> list[str]:
 
 def assert_described(frames: list[Frame], channel: str) -> None:
     """Each frame is valid, has no member that is not described, and belongs to the channel."""
-    names = asyncapi.document()["channels"][channel]["messages"]
-    messages = asyncapi.document()["components"]["messages"]
+    names = asyncapi.build_asyncapi()["channels"][channel]["messages"]
+    messages = asyncapi.build_asyncapi()["components"]["messages"]
     known = {messages[name]["name"] for name in names}
     for frame in frames:
         assert refused("Frame", frame, strictly=True) == []
@@ -111,7 +111,7 @@ async def test_a_heartbeat_and_a_close_are_described(settings: Callable[..., Set
 
 
 async def test_what_is_said_of_many_runs_is_described(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
-    address = server.url.replace("http", "ws", 1) + openapi.ALL
+    address = server.url.replace("http", "ws", 1) + openapi.FIREHOSE_PATH
     frames: list[Frame] = []
     async with connect(address, proxy=None) as connection:
 
@@ -133,18 +133,18 @@ async def test_what_is_said_of_many_runs_is_described(server: RunningServer, air
     assert {"ack", "error", "snapshot", "task", "result", "end"} <= set(types(frames))
     async with (
         httpx.AsyncClient(base_url=server.url, timeout=DEADLINE) as client,
-        client.stream("GET", openapi.ALL, params={"cursor": "damaged"}) as response,
+        client.stream("GET", openapi.FIREHOSE_PATH, params={"cursor": "damaged"}) as response,
     ):
         events = Events(response)
         told = await events.until("reset")
         await airflow.set_run(run, "success")
         told += await events.until("run")
-        assert undescribed_head(response, openapi.ALL) == []
+        assert undescribed_head(response, openapi.FIREHOSE_PATH) == []
     assert_described(told, "allRuns")
 
 
 def refused_operation(operation: dict[str, Any]) -> list[str]:
-    components = asyncapi.document()["components"]
+    components = asyncapi.build_asyncapi()["components"]
     schema = {"$ref": "#/components/schemas/Subscribe", "components": components}
     return [error.message for error in validator(schema).iter_errors(operation)]
 
@@ -153,7 +153,7 @@ async def test_every_answer_is_described(
     asked: RunningServer, caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub, run: RunKey
 ) -> None:
     await eventually_async(lambda: asked.hub.is_live)
-    runs, one = openapi.RUNS, openapi.RUN
+    runs, one = openapi.RUNS_PATH, openapi.RUN_PATH
     here = stream_path(run).removesuffix("/stream")
 
     async def ask(status: int, path: str, target: str, method: str = "GET", **what: Any) -> httpx.Response:
@@ -162,11 +162,11 @@ async def test_every_answer_is_described(
         assert undescribed(response, path) == [], f"{method} {target}"
         return response
 
-    for path, media_type in (("/openapi.json", openapi.JSON), ("/schema/frames.json", openapi.SCHEMA)):
+    for path, media_type in (("/openapi.json", openapi.JSON_TYPE), ("/schema/frames.json", openapi.SCHEMA_TYPE)):
         assert (await ask(200, path, path)).headers["content-type"] == media_type
     for path in ("/asyncapi.json", "/health", "/ready", "/metrics"):
         await ask(200, path, path)
-    await ask(200, PROBE, PROBE)
+    await ask(200, PROBE_PATH, PROBE_PATH)
     await ask(202, f"{one}/result", f"{here}/result?timeout=0")
     await airflow.run_task(run, "answer", {"text": "because"})
     await ask(200, f"{one}/result", f"{here}/result")
@@ -182,7 +182,7 @@ async def test_every_answer_is_described(
         await ask(404, f"{one}/{what}", f"{RUNS}/nobody/{what}")
         await ask(422, f"{one}/{what}", f"{here}/{what}?result=nobody")
         await ask(422, f"{one}/{what}", f"{here}/{what}?color=blue")
-    await ask(422, openapi.ALL, f"{openapi.ALL}?type=chore")
+    await ask(422, openapi.FIREHOSE_PATH, f"{openapi.FIREHOSE_PATH}?type=chore")
     await ask(404, f"{one}/wait", f"{RUNS}/nobody/wait?interval=1")
     await ask(422, f"{one}/wait", f"{here}/wait")
     await ask(202, runs, f"{WAIT}&timeout=0", "POST", json={})
@@ -202,7 +202,7 @@ async def test_without_airflow_and_while_draining_answers_are_described(server: 
         await server.hub.drain(1)
         refused = [await client.get(f"{here}/{what}") for what in ("stream", "result")]
         unready = await client.get("/ready")
-    paths = (openapi.RUNS, *(f"{openapi.RUN}/{what}" for what in ("cancel", "stream", "result")), "/ready")
+    paths = (openapi.RUNS_PATH, *(f"{openapi.RUN_PATH}/{what}" for what in ("cancel", "stream", "result")), "/ready")
     answers = [*unknown, *refused, unready]
     assert [answer.status_code for answer in answers] == [501, 501, 503, 503, 503]
     assert [undescribed(answer, path) for answer, path in zip(answers, paths, strict=True)] == [[]] * 5
@@ -234,7 +234,7 @@ async def test_a_description_is_not_sent_to_who_has_it(server: RunningServer, pa
 
 def queries(path: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the parameters of a query that are described, with their schemas."""
-    parameters = openapi.document()["paths"][path]["get"]["parameters"]
+    parameters = openapi.build_openapi()["paths"][path]["get"]["parameters"]
     return [(parameter["name"], parameter["schema"]) for parameter in parameters if parameter["in"] == "query"]
 
 
@@ -258,7 +258,10 @@ def limits(schema: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     return [*right, *([schema["default"]] if schema.get("default") else [])], wrong
 
 
-@pytest.mark.parametrize("path", [f"{openapi.RUN}/stream", f"{openapi.RUN}/result", openapi.ALL, openapi.OF_DAG])
+@pytest.mark.parametrize(
+    "path",
+    [f"{openapi.RUN_PATH}/stream", f"{openapi.RUN_PATH}/result", openapi.FIREHOSE_PATH, openapi.DAG_FIREHOSE_PATH],
+)
 async def test_what_may_be_asked_is_what_is_described(
     server: RunningServer, airflow: AirflowSql, run: RunKey, path: str
 ) -> None:

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from stream_server.domain.run_state import RunKey
-from stream_server.http.endpoints.tickets import MAX_PATHS, PATH
+from stream_server.http.endpoints.tickets import MAX_PATHS, TICKETS_PATH
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, Asked
@@ -28,7 +28,7 @@ Make = Callable[..., Settings]
 
 async def get_ticket(server: RunningServer, *paths: str, **headers: str) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=server.url, headers=headers or {"Authorization": TOKEN}) as client:
-        answer = await client.post(PATH, json={"paths": paths})
+        answer = await client.post(TICKETS_PATH, json={"paths": paths})
     assert answer.status_code == 201, answer.text
     assert answer.headers["cache-control"] == "no-store"
     found: dict[str, Any] = answer.json()
@@ -155,7 +155,7 @@ async def test_a_wrong_wish_is_refused_and_told_what_would_be_right(
     server: RunningServer, body: bytes, told: str
 ) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
-        answer = await client.post(PATH, content=body)
+        answer = await client.post(TICKETS_PATH, content=body)
     assert (answer.status_code, told in answer.json()["detail"]) == (422, True), answer.text
 
 
@@ -174,8 +174,8 @@ async def test_a_stream_of_a_ticket_lasts_as_long_as_the_rights_of_who_asked_for
     async with running_server(guarded) as server, running_server(guarded) as replica:
         await eventually_async(lambda: replica.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url, headers={"Authorization": "Bearer eve"}) as client:
-            refused = await client.post(PATH, json={"paths": [stream_path(key)]})
-            everything = await client.post(PATH, json={"paths": ["/api/v2/stream"]})
+            refused = await client.post(TICKETS_PATH, json={"paths": [stream_path(key)]})
+            everything = await client.post(TICKETS_PATH, json={"paths": ["/api/v2/stream"]})
         assert (refused.status_code, everything.status_code) == (403, 403)
         ticket = await get_ticket(server, stream_path(key))
         async with sse(replica.url, key, f"?until=run&ticket={ticket['ticket']}") as events:
@@ -190,7 +190,7 @@ async def test_a_caller_holds_only_so_many_tickets(settings: Make, run: RunKey) 
         for _ in range(2):
             await get_ticket(server, stream_path(run))
         async with httpx.AsyncClient(base_url=server.url, headers={"Authorization": TOKEN}) as client:
-            answer = await client.post(PATH, json={"paths": [stream_path(run)]})
+            answer = await client.post(TICKETS_PATH, json={"paths": [stream_path(run)]})
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "30")
         assert answer.json()["title"] == "Too many tickets"
         await get_ticket(server, stream_path(run), Cookie=COOKIES)
@@ -210,7 +210,7 @@ async def test_who_reads_the_table_learns_nothing(server: RunningServer, airflow
 async def test_a_journal_without_tickets_says_so(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
     await airflow.connection.execute("DROP FUNCTION stream_server.keep_ticket; DROP TABLE stream_server.tickets")
     async with httpx.AsyncClient(base_url=server.url) as client:
-        asked = await client.post(PATH, json={"paths": [stream_path(run)]})
+        asked = await client.post(TICKETS_PATH, json={"paths": [stream_path(run)]})
         used = await client.get(f"{stream_path(run)}?ticket=x")
     assert [(answer.status_code, answer.json()["title"]) for answer in (asked, used)] == [(503, "Journal missing")] * 2
     assert "stream-server install" in asked.json()["detail"]

@@ -35,7 +35,7 @@ from schemathesis.specs.openapi.checks import (
 from starlette.responses import JSONResponse, Response
 
 from stream_server.domain.run_state import RunKey
-from stream_server.http.endpoints.tickets import PATH
+from stream_server.http.endpoints.tickets import TICKETS_PATH
 from stream_server.journal.installer import install_journal
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
@@ -158,7 +158,7 @@ class _Asker:
         """Ask once."""
         if known:
             case.path_parameters = {name: KNOWN[name] for name in case.path_parameters or {}}
-            if case.operation.path == PATH and not wrong:
+            if case.operation.path == TICKETS_PATH and not wrong:
                 case.body = {"paths": ["/api/v2/dags/chat/dagRuns/over/stream"]}
         arguments = {**case.as_transport_kwargs(base_url=self._url), "stream": True, "timeout": SECONDS}
         response = self._session.request(**arguments)

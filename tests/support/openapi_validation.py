@@ -33,7 +33,7 @@ def refused(kind: str, value: object, *, strictly: bool = False) -> list[str]:
 
 @cache
 def _validator(kind: str, strictly: bool) -> Draft202012Validator:
-    components = openapi.document()["components"]
+    components = openapi.build_openapi()["components"]
     if strictly:
         for schema in components["schemas"].values():
             if "properties" in schema:
@@ -48,7 +48,7 @@ def undescribed(response: httpx.Response, path: str) -> list[str]:
         response: The answer.
         path: Of the operation, with its variables in braces.
     """
-    operation = openapi.document()["paths"][path][response.request.method.lower()]
+    operation = openapi.build_openapi()["paths"][path][response.request.method.lower()]
     told = operation["responses"].get(str(response.status_code))
     if told is None:
         return [f"status {response.status_code}"]

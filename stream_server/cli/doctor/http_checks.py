@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
 from stream_server.cli.doctor.report import Finding, ok, problem, warning
-from stream_server.http.endpoints.probe import INTERVAL, PINGS, PROBE
+from stream_server.http.endpoints.probe import PING_COUNT, PING_INTERVAL, PROBE_PATH
 from stream_server.urls import redact_url
 
 ACCEPTED_ENCODINGS = "gzip, deflate, br, zstd"
@@ -149,7 +149,7 @@ class ServerChecks:
 
     async def check_websocket(self) -> Finding:
         """Tell whether a WebSocket comes through."""
-        address = str(self._client.base_url).rstrip("/").replace("http", "ws", 1) + PROBE
+        address = str(self._client.base_url).rstrip("/").replace("http", "ws", 1) + PROBE_PATH
         try:
             async with connect(address, additional_headers=self._headers, open_timeout=self._timeout()) as connection:
                 frames = [frame async for frame in connection]
@@ -164,7 +164,7 @@ class ServerChecks:
         began = time.perf_counter()
         pings: list[float] = []
         try:
-            async with self._client.stream("GET", PROBE, headers=headers) as response:
+            async with self._client.stream("GET", PROBE_PATH, headers=headers) as response:
                 begun = time.perf_counter() - began
                 async for part in response.aiter_bytes():
                     pings += [time.perf_counter() - began] * part.count(b"event: ping")
@@ -179,18 +179,18 @@ class ServerChecks:
 def is_buffered(arrival: ProbeTiming) -> bool:
     """Tell whether pings that were sent one by one came all at once, or nearly so."""
     return (
-        len(arrival.pings_after) == PINGS
-        and arrival.pings_after[-1] - arrival.pings_after[0] < (PINGS - 1) * INTERVAL / 2
+        len(arrival.pings_after) == PING_COUNT
+        and arrival.pings_after[-1] - arrival.pings_after[0] < (PING_COUNT - 1) * PING_INTERVAL / 2
     )
 
 
 def evaluate_probe(arrival: ProbeTiming) -> Finding:
     """Judge how the probe came through."""
     headers = arrival.headers
-    if len(arrival.pings_after) != PINGS:
+    if len(arrival.pings_after) != PING_COUNT:
         return warning(
-            f"whether streams are buffered can't be told: {PROBE} is answered with status {arrival.status} and"
-            f" {len(arrival.pings_after)} of {PINGS} pings",
+            f"whether streams are buffered can't be told: {PROBE_PATH} is answered with status {arrival.status} and"
+            f" {len(arrival.pings_after)} of {PING_COUNT} pings",
             "have the proxy lead /api/v2/stream to stream_server as well",
             status=arrival.status,
         )
@@ -214,7 +214,7 @@ def evaluate_probe(arrival: ProbeTiming) -> Finding:
         compressed = "" if encoding is None else f" and compressed with {encoding}"
         remedy = BUFFERING_REMEDY if encoding is None else f"{COMPRESSION_REMEDY}; {BUFFERING_REMEDY}"
         return problem(
-            f"streams are buffered{compressed}{by}: {times} instead of {INTERVAL * 1000:.0f}", remedy, **facts
+            f"streams are buffered{compressed}{by}: {times} instead of {PING_INTERVAL * 1000:.0f}", remedy, **facts
         )
     if encoding is not None:
         return warning(f"streams are compressed with {encoding}{by}; {times}", COMPRESSION_REMEDY, **facts)

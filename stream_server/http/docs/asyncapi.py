@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 import msgspec
 
-from stream_server.http.docs.openapi import ALL, INFO, OF_DAG, RUN
-from stream_server.http.docs.parameters import QUERY, query, variables
-from stream_server.http.endpoints import firehose as many_runs
-from stream_server.http.endpoints.multiplex_messages import Operation, Probe, Subscribe, Unsubscribe
-from stream_server.http.endpoints.probe import PROBE
+from stream_server.http.docs.openapi import DAG_FIREHOSE_PATH, FIREHOSE_PATH, INFO, RUN_PATH
+from stream_server.http.docs.parameters import QUERY_PARAMETERS, build_query_schema, describe_path_variables
+from stream_server.http.endpoints.firehose import FILTER_PARAMETERS
+from stream_server.http.endpoints.multiplex_messages import ClientMessage, Probe, Subscribe, Unsubscribe
+from stream_server.http.endpoints.probe import PROBE_PATH
 from stream_server.http.params import STREAM
 from stream_server.http.websocket_auth import Introduction
 from stream_server.protocol import examples
@@ -40,77 +40,89 @@ from stream_server.protocol.schema import (
     tag_of,
 )
 
-OF_CONNECTION = (Resumed, Reset, Ping, Close)
-OF_RUN = (Snapshot, TaskTransition, RunTransition, Result, Failure, End, *OF_CONNECTION)
-OF_WEBSOCKET = (*OF_RUN, AuthExpiring, Ack, Refusal)
-OF_MANY_RUNS = (TaskTransition, RunTransition, *OF_CONNECTION)
+CONNECTION_FRAMES = (Resumed, Reset, Ping, Close)
+RUN_FRAMES = (Snapshot, TaskTransition, RunTransition, Result, Failure, End, *CONNECTION_FRAMES)
+WEBSOCKET_FRAMES = (*RUN_FRAMES, AuthExpiring, Ack, Refusal)
+FIREHOSE_FRAMES = (TaskTransition, RunTransition, *CONNECTION_FRAMES)
 
-OPERATIONS: tuple[type[msgspec.Struct], ...] = get_args(Operation)
+CLIENT_MESSAGES: tuple[type[msgspec.Struct], ...] = get_args(ClientMessage)
 """What a client may say on a connection of many streams."""
 
-OPERATION_EXAMPLES: Mapping[type[msgspec.Struct], Json] = {
+CLIENT_MESSAGE_EXAMPLES: Mapping[type[msgspec.Struct], Json] = {
     Subscribe: {"op": "subscribe", "id": "a", "dag_id": examples.DAG_ID, "run_id": examples.RUN_ID},
     Unsubscribe: {"op": "unsubscribe", "id": "a"},
     Probe: {"op": "ping", "id": "p"},
     Introduction: {"op": "auth", "token": "eyJhbGciOiJIUzUxMiJ9.e30.c2ln"},
 }
 
-OF_ONE = STREAM | {"ticket"}
-FILTER = (*many_runs.PARAMETERS, "cursor", "ticket")
+RUN_STREAM_PARAMETERS = STREAM | {"ticket"}
+FIREHOSE_PARAMETERS = (*FILTER_PARAMETERS, "cursor", "ticket")
 
 OVER_HTTP = "As server-sent events, or as lines of JSON."
 OVER_WEBSOCKET = "As one text message for each frame."
 
 
-def document() -> Json:
+def build_asyncapi() -> Json:
     """Return the description."""
     return {
         "asyncapi": "3.0.0",
         "info": {**INFO, "license": {"name": INFO["license"]["name"]}},
         "defaultContentType": "application/json",
         "channels": {
-            "run": _channel(
-                f"{RUN}/stream",
+            "run": _build_channel(
+                f"{RUN_PATH}/stream",
                 "A run: its state, each transition as it commits, its outcome",
-                (*OF_WEBSOCKET, Introduction),
-                OF_ONE,
+                (*WEBSOCKET_FRAMES, Introduction),
+                RUN_STREAM_PARAMETERS,
             ),
-            "allRuns": _channel(ALL, "Every transition of all runs that the filter lets through", OF_MANY_RUNS),
-            "runsOfDag": _channel(OF_DAG, "The same, for the runs of one DAG", OF_MANY_RUNS),
-            "manyStreams": _channel(ALL, "Many streams on one connection", (*FRAME_TYPES, *OPERATIONS), ("ticket",)),
-            "probe": _channel(PROBE, "A second of pings, to see what a proxy in front does to streams", (Ping,), ()),
+            "allRuns": _build_channel(
+                FIREHOSE_PATH, "Every transition of all runs that the filter lets through", FIREHOSE_FRAMES
+            ),
+            "runsOfDag": _build_channel(DAG_FIREHOSE_PATH, "The same, for the runs of one DAG", FIREHOSE_FRAMES),
+            "manyStreams": _build_channel(
+                FIREHOSE_PATH, "Many streams on one connection", (*FRAME_TYPES, *CLIENT_MESSAGES), ("ticket",)
+            ),
+            "probe": _build_channel(
+                PROBE_PATH, "A second of pings, to see what a proxy in front does to streams", (Ping,), ()
+            ),
         },
         "operations": {
-            "watchRun": _operation("run", OVER_WEBSOCKET, OF_WEBSOCKET),
-            "sayWhoYouAre": {**_operation("run", "What the client says.", (Introduction,)), "action": "receive"},
-            "watchRunOverHttp": _operation("run", OVER_HTTP, OF_RUN, OF_ONE),
-            "followAllRuns": _operation("allRuns", OVER_HTTP, OF_MANY_RUNS, FILTER),
-            "followRunsOfDag": _operation("runsOfDag", OVER_HTTP, OF_MANY_RUNS, FILTER[1:]),
-            "hearStreams": _operation("manyStreams", OVER_WEBSOCKET, FRAME_TYPES),
-            "askForStreams": {**_operation("manyStreams", "What the client says.", OPERATIONS), "action": "receive"},
-            "hearPings": _operation("probe", OVER_WEBSOCKET, (Ping,)),
-            "hearPingsOverHttp": _operation("probe", "As server-sent events.", (Ping,), ()),
+            "watchRun": _build_operation("run", OVER_WEBSOCKET, WEBSOCKET_FRAMES),
+            "sayWhoYouAre": {**_build_operation("run", "What the client says.", (Introduction,)), "action": "receive"},
+            "watchRunOverHttp": _build_operation("run", OVER_HTTP, RUN_FRAMES, RUN_STREAM_PARAMETERS),
+            "followAllRuns": _build_operation("allRuns", OVER_HTTP, FIREHOSE_FRAMES, FIREHOSE_PARAMETERS),
+            "followRunsOfDag": _build_operation("runsOfDag", OVER_HTTP, FIREHOSE_FRAMES, FIREHOSE_PARAMETERS[1:]),
+            "hearStreams": _build_operation("manyStreams", OVER_WEBSOCKET, FRAME_TYPES),
+            "askForStreams": {
+                **_build_operation("manyStreams", "What the client says.", CLIENT_MESSAGES),
+                "action": "receive",
+            },
+            "hearPings": _build_operation("probe", OVER_WEBSOCKET, (Ping,)),
+            "hearPingsOverHttp": _build_operation("probe", "As server-sent events.", (Ping,), ()),
         },
-        "components": {"schemas": _schemas(), "messages": _messages()},
+        "components": {"schemas": _build_schemas(), "messages": _build_messages()},
     }
 
 
-def _schemas() -> Json:
+def _build_schemas() -> Json:
     places = "#/components/schemas/{name}"
-    words = {name: text for name, (_, text) in QUERY.items()} | {"id": "What the client calls it."}
-    found = {**build_frame_schemas(places), **build_schemas(OPERATIONS, places, words)}
+    words = {name: text for name, (_, text) in QUERY_PARAMETERS.items()} | {"id": "What the client calls it."}
+    found = {**build_frame_schemas(places), **build_schemas(CLIENT_MESSAGES, places, words)}
     # A discriminator is another thing here (AsyncAPI 3.0, Schema Object), and each message has its own schema.
     del found["Frame"]
     return found
 
 
-def _messages() -> Json:
+def _build_messages() -> Json:
     shown = examples.frame_examples(examples.FRAMES)
-    frames = {kind.__name__: _message(kind, shown[tag_of(kind)]) for kind in FRAME_TYPES}
-    return {**frames, **{kind.__name__: _message(kind, [OPERATION_EXAMPLES[kind]]) for kind in OPERATIONS}}
+    frames = {kind.__name__: _build_message(kind, shown[tag_of(kind)]) for kind in FRAME_TYPES}
+    return {
+        **frames,
+        **{kind.__name__: _build_message(kind, [CLIENT_MESSAGE_EXAMPLES[kind]]) for kind in CLIENT_MESSAGES},
+    }
 
 
-def _message(kind: type[msgspec.Struct], shown: Iterable[Any]) -> Json:
+def _build_message(kind: type[msgspec.Struct], shown: Iterable[Any]) -> Json:
     return {
         "name": tag_of(kind),
         "title": kind.__name__,
@@ -120,7 +132,7 @@ def _message(kind: type[msgspec.Struct], shown: Iterable[Any]) -> Json:
     }
 
 
-def _channel(
+def _build_channel(
     address: str, title: str, kinds: Iterable[type[msgspec.Struct]], upgrade: Collection[str] | None = None
 ) -> Json:
     """Return a channel.
@@ -135,14 +147,17 @@ def _channel(
         "address": address,
         "title": title,
         "messages": {kind.__name__: {"$ref": f"#/components/messages/{kind.__name__}"} for kind in kinds},
-        "parameters": {name: {"description": text} for name, text in variables(address).items()},
+        "parameters": {name: {"description": text} for name, text in describe_path_variables(address).items()},
     }
     if upgrade is None:
         return found
-    return {**found, "bindings": {"ws": {"method": "GET", "query": query(upgrade), "bindingVersion": "0.1.0"}}}
+    return {
+        **found,
+        "bindings": {"ws": {"method": "GET", "query": build_query_schema(upgrade), "bindingVersion": "0.1.0"}},
+    }
 
 
-def _operation(
+def _build_operation(
     channel: str, summary: str, kinds: Iterable[type[msgspec.Struct]], names: Collection[str] | None = None
 ) -> Json:
     """Return what the server says on a channel.
@@ -161,4 +176,7 @@ def _operation(
     }
     if names is None:
         return found
-    return {**found, "bindings": {"http": {"method": "GET", "query": query(names), "bindingVersion": "0.3.0"}}}
+    return {
+        **found,
+        "bindings": {"http": {"method": "GET", "query": build_query_schema(names), "bindingVersion": "0.3.0"}},
+    }

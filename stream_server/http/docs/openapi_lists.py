@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from stream_server import errors
-from stream_server.http.docs.parameters import parameters
+from stream_server.http.docs.parameters import build_parameters
 from stream_server.protocol.bodies import DagList, RunList, Session, Structure
 from stream_server.protocol.schema import Json, description_of
 
@@ -16,15 +16,15 @@ RUN_LIST = "/api/v2/stream/runs"
 DAG_LIST = "/api/v2/stream/dags"
 SESSION = "/api/v2/stream/session"
 
-LISTS: tuple[type[msgspec.Struct], ...] = (RunList, DagList, Structure, Session)
+LIST_BODIES: tuple[type[msgspec.Struct], ...] = (RunList, DagList, Structure, Session)
 """What is answered."""
 
-_AIRFLOW = (errors.AirflowUrlMissing, errors.AirflowNotResponding, errors.AirflowTimeout)
-_REFUSED_READING = (401, 403, 404)
-_REFUSED_SIGN_IN = (400, 401, 403, 422)
+_AIRFLOW_ERRORS = (errors.AirflowUrlMissing, errors.AirflowNotResponding, errors.AirflowTimeout)
+_READ_REFUSAL_STATUSES = (401, 403, 404)
+_SIGN_IN_REFUSAL_STATUSES = (400, 401, 403, 422)
 """Statuses with which Airflow refuses."""
 
-_SIGN_IN: Json = {
+_SIGN_IN_SCHEMA: Json = {
     "oneOf": [
         {
             "type": "object",
@@ -42,7 +42,7 @@ _SIGN_IN: Json = {
 }
 
 
-def pages_paths(
+def build_list_paths(
     problems: Callable[..., Json], shown: Callable[[type[msgspec.Struct]], Json], readers: list[Json]
 ) -> Json:
     """Return the operations by path.
@@ -62,10 +62,10 @@ def pages_paths(
                 "operationId": "getRunGraph",
                 "summary": "The DAG of a run: its tasks, their groups and their order",
                 "security": readers,
-                "parameters": parameters(GRAPH),
+                "parameters": build_parameters(GRAPH),
                 "responses": {
                     **told(Structure),
-                    **problems(errors.RunNotFound, errors.BadParameter, refused=_REFUSED_READING),
+                    **problems(errors.RunNotFound, errors.BadParameter, refused=_READ_REFUSAL_STATUSES),
                 },
             }
         },
@@ -74,8 +74,8 @@ def pages_paths(
                 "operationId": "listRuns",
                 "summary": "The youngest runs, and from where on to follow what happens to them",
                 "security": readers,
-                "parameters": parameters(RUN_LIST, ("limit", "dag_id")),
-                "responses": {**told(RunList), **problems(errors.BadParameter, refused=_REFUSED_READING)},
+                "parameters": build_parameters(RUN_LIST, ("limit", "dag_id")),
+                "responses": {**told(RunList), **problems(errors.BadParameter, refused=_READ_REFUSAL_STATUSES)},
             }
         },
         DAG_LIST: {
@@ -83,8 +83,8 @@ def pages_paths(
                 "operationId": "listDags",
                 "summary": "The DAGs that bear a tag",
                 "security": readers,
-                "parameters": parameters(DAG_LIST, ("tag",), required="tag"),
-                "responses": {**told(DagList), **problems(errors.BadParameter, refused=_REFUSED_READING)},
+                "parameters": build_parameters(DAG_LIST, ("tag",), required="tag"),
+                "responses": {**told(DagList), **problems(errors.BadParameter, refused=_READ_REFUSAL_STATUSES)},
             }
         },
         SESSION: {
@@ -96,7 +96,7 @@ def pages_paths(
             "post": {
                 "operationId": "signIn",
                 "summary": "Sign in to Airflow: the answer sets the cookie that Airflow's own login sets",
-                "requestBody": {"required": True, "content": {"application/json": {"schema": _SIGN_IN}}},
+                "requestBody": {"required": True, "content": {"application/json": {"schema": _SIGN_IN_SCHEMA}}},
                 "responses": {
                     "204": {
                         "description": "Signed in",
@@ -104,7 +104,9 @@ def pages_paths(
                             "Set-Cookie": {"schema": {"type": "string"}, "description": "HttpOnly, SameSite=Lax."}
                         },
                     },
-                    **problems(errors.BadRequest, errors.RequestTooLarge, *_AIRFLOW, refused=_REFUSED_SIGN_IN),
+                    **problems(
+                        errors.BadRequest, errors.RequestTooLarge, *_AIRFLOW_ERRORS, refused=_SIGN_IN_REFUSAL_STATUSES
+                    ),
                 },
             },
             "delete": {
@@ -112,7 +114,7 @@ def pages_paths(
                 "summary": "Sign out: the cookie goes, and Airflow revokes the token where it can",
                 "responses": {
                     "204": {"description": "Signed out"},
-                    **problems(*_AIRFLOW),
+                    **problems(*_AIRFLOW_ERRORS),
                 },
             },
         },

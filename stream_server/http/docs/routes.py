@@ -17,7 +17,7 @@ from stream_server.http.params import has_etag
 from stream_server.protocol.schema import Json, build_frames_document
 
 
-class Description(NamedTuple):
+class Document(NamedTuple):
     """A description as it is sent."""
 
     body: bytes
@@ -25,27 +25,27 @@ class Description(NamedTuple):
     """Its entity tag (RFC 9110 section 8.8.3)."""
 
 
-def routes() -> list[Route]:
+def document_routes() -> list[Route]:
     """Return the routes of all descriptions."""
     return [
-        Route(path, partial(_describe, make, media_type))
+        Route(path, partial(_serve_document, make, media_type))
         for path, make, media_type in (
-            ("/openapi.json", openapi.document, openapi.JSON),
-            ("/asyncapi.json", asyncapi.document, openapi.JSON),
-            ("/schema/frames.json", build_frames_document, openapi.SCHEMA),
+            ("/openapi.json", openapi.build_openapi, openapi.JSON_TYPE),
+            ("/asyncapi.json", asyncapi.build_asyncapi, openapi.JSON_TYPE),
+            ("/schema/frames.json", build_frames_document, openapi.SCHEMA_TYPE),
         )
     ]
 
 
 @cache
-def _description(make: Callable[[], Json]) -> Description:
+def _render_document(make: Callable[[], Json]) -> Document:
     body = msgspec.json.encode(make())
-    return Description(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+    return Document(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 
 
-async def _describe(make: Callable[[], Json], media_type: str, request: Request) -> Response:
+async def _serve_document(make: Callable[[], Json], media_type: str, request: Request) -> Response:
     """Answer with a description, unless the client has it."""
-    description = _description(make)
+    description = _render_document(make)
     headers = {"ETag": description.etag, "Cache-Control": "no-cache"}
     if has_etag(request.headers.getlist("if-none-match"), description.etag):
         return Response(status_code=304, headers=headers)

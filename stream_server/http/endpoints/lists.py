@@ -17,12 +17,12 @@ from stream_server.http.caller import caller_of
 from stream_server.http.params import number, refuse_unknown, run_key
 from stream_server.http.state import State
 from stream_server.hub.firehose import ReadPermissions, Resource
-from stream_server.journal import run_lists as listing
+from stream_server.journal.run_lists import read_recent_runs, read_tagged_dags
 from stream_server.protocol.bodies import DagItem, DagList, Edge, Node, NodeGroup, RunItem, RunList, Structure
 from stream_server.protocol.cursor import ResumeToken
 
 
-def structure(dag_id: str, run_id: str, graph: Graph, answering: Collection[str]) -> Structure:
+def build_structure(dag_id: str, run_id: str, graph: Graph, answering: Collection[str]) -> Structure:
     """Return the structure of a run.
 
     Args:
@@ -34,7 +34,7 @@ def structure(dag_id: str, run_id: str, graph: Graph, answering: Collection[str]
     return Structure(
         dag_id=dag_id,
         run_id=run_id,
-        nodes=[_node(graph.tasks[task_id], graph.task_groups, answering) for task_id in graph.topological_order],
+        nodes=[_build_node(graph.tasks[task_id], graph.task_groups, answering) for task_id in graph.topological_order],
         groups=[
             NodeGroup(group_id=group.group_id, parent_id=group.parent_id, is_mapped=group.is_mapped)
             for group in graph.task_groups.groups
@@ -47,12 +47,14 @@ def structure(dag_id: str, run_id: str, graph: Graph, answering: Collection[str]
     )
 
 
-def unknown_structure(dag_id: str, run_id: str, task_ids: Collection[str], answering: Collection[str]) -> Structure:
+def build_structure_without_edges(
+    dag_id: str, run_id: str, task_ids: Collection[str], answering: Collection[str]
+) -> Structure:
     """Return what is known of a run whose DAG Airflow has forgotten: its tasks, and not their order."""
-    return structure(dag_id, run_id, Graph([Task(task_id) for task_id in sorted(task_ids)]), answering)
+    return build_structure(dag_id, run_id, Graph([Task(task_id) for task_id in sorted(task_ids)]), answering)
 
 
-def _node(task: Task, tree: TaskGroups, answering: Collection[str]) -> Node:
+def _build_node(task: Task, tree: TaskGroups, answering: Collection[str]) -> Node:
     return Node(
         task_id=task.task_id,
         group_id=tree.group_of_task.get(task.task_id),
@@ -70,38 +72,38 @@ MAX_READS = 5
 Item = TypeVar("Item", RunItem, DagItem)
 
 
-async def runs(request: Request) -> Response:
+async def list_runs(request: Request) -> Response:
     """Answer with the youngest runs."""
     refuse_unknown(request.query_params.keys(), frozenset({"limit", "dag_id"}))
     state: State = request.scope["state"]
-    limit = number(request, "limit", LIMIT, *LIMITS)
+    limit = number(request, "limit", DEFAULT_RUN_LIMIT, *RUN_LIMIT_BOUNDS)
     dag_id = request.query_params.get("dag_id")
-    readable = await _readable(request)
-    read = await listing.read_recent_runs(state["runs"], dag_id, limit)
+    readable = await _load_read_permissions(request)
+    read = await read_recent_runs(state["runs"], dag_id, limit)
     cursor = read.position
     if cursor is None:
         raise JournalMissing("The journal is not whole; run `stream-server install`")
-    found = await _allowed(readable, read.runs)
+    found = await _filter_readable(readable, read.runs)
     for _ in range(MAX_READS):
         if len(found) >= limit or read.next_before is None:
             break
-        read = await listing.read_recent_runs(state["runs"], dag_id, limit, read.next_before)
-        found += await _allowed(readable, read.runs)
-    return _answer(RunList(runs=found[:limit], cursor=str(ResumeToken(cursor))))
+        read = await read_recent_runs(state["runs"], dag_id, limit, read.next_before)
+        found += await _filter_readable(readable, read.runs)
+    return _json_response(RunList(runs=found[:limit], cursor=str(ResumeToken(cursor))))
 
 
-async def dags(request: Request) -> Response:
+async def list_dags(request: Request) -> Response:
     """Answer with the DAGs that bear a tag."""
     refuse_unknown(request.query_params.keys(), frozenset({"tag"}))
     state: State = request.scope["state"]
     tag = request.query_params.get("tag")
     if not tag:
         raise BadParameter("tag= is missing; it names the tag that the DAGs bear")
-    readable = await _readable(request)
-    return _answer(DagList(dags=await _allowed(readable, await listing.read_tagged_dags(state["runs"], tag))))
+    readable = await _load_read_permissions(request)
+    return _json_response(DagList(dags=await _filter_readable(readable, await read_tagged_dags(state["runs"], tag))))
 
 
-async def graph(request: Request) -> Response:
+async def get_run_graph(request: Request) -> Response:
     """Answer with the structure of a run's DAG."""
     refuse_unknown(request.query_params.keys(), frozenset())
     state: State = request.scope["state"]
@@ -110,19 +112,19 @@ async def graph(request: Request) -> Response:
     run, _ = await state["runs"].read_run(key)
     answering = select_result_tasks(run, WatchOptions())
     if run.graph is None:
-        return _answer(unknown_structure(*key, run.tasks.keys(), answering))
-    return _answer(structure(*key, run.graph, answering))
+        return _json_response(build_structure_without_edges(*key, run.tasks.keys(), answering))
+    return _json_response(build_structure(*key, run.graph, answering))
 
 
-async def _readable(request: Request) -> ReadPermissions | None:
+async def _load_read_permissions(request: Request) -> ReadPermissions | None:
     """Return what the caller may read; `None` for all."""
-    authorizer, caller = request.scope["state"]["authorizer"], await caller_of(request)
-    await authorizer.dags(caller)
-    readable: ReadPermissions | None = authorizer.readable(caller)
-    return readable
+    state: State = request.scope["state"]
+    caller = await caller_of(request)
+    await state["authorizer"].check_dags(caller)
+    return state["authorizer"].readable_dags(caller)
 
 
-async def _allowed(readable: ReadPermissions | None, items: list[Item]) -> list[Item]:
+async def _filter_readable(readable: ReadPermissions | None, items: list[Item]) -> list[Item]:
     """Return those of a list that may be told of."""
     if readable is None:
         return items
@@ -130,10 +132,10 @@ async def _allowed(readable: ReadPermissions | None, items: list[Item]) -> list[
     return [item for item in items if Resource(item.dag_id) in allowed]
 
 
-def _answer(answer: msgspec.Struct) -> Response:
+def _json_response(answer: msgspec.Struct) -> Response:
     return Response(msgspec.json.encode(answer), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-LIMIT = 50
-LIMITS = (1, 200)
+DEFAULT_RUN_LIMIT = 50
+RUN_LIMIT_BOUNDS = (1, 200)
 """How many runs are listed, and bounds of what can be asked for."""

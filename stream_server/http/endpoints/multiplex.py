@@ -31,17 +31,17 @@ from stream_server.http.delivery.multiplex_queue import Bundle
 from stream_server.http.delivery.scheduler import Delivery
 from stream_server.http.delivery.scope import LINE
 from stream_server.http.delivery.writers import Stepped, Straight, each
-from stream_server.http.endpoints.firehose import filter_of
+from stream_server.http.endpoints.firehose import build_filter
 from stream_server.http.endpoints.multiplex_messages import (
-    Operation,
+    ClientMessage,
     Subscribe,
     Unsubscribe,
-    identity_of,
-    names_of,
-    parsed,
-    run_of,
+    collect_filter_values,
+    parse_message,
+    parse_run_stream,
+    read_message_id,
 )
-from stream_server.http.endpoints.websocket import frame, part
+from stream_server.http.endpoints.websocket import close_websocket, encode_text_message
 from stream_server.http.params import refuse_unknown
 from stream_server.http.permission import Guarded, permit, permit_many
 from stream_server.http.request_slot import introduce, join, know_as
@@ -68,7 +68,7 @@ TRANSPORT = "multiplex"
 """How metrics name it."""
 
 
-async def stream(websocket: WebSocket) -> None:
+async def serve_multiplex(websocket: WebSocket) -> None:
     """Answer an upgrade of `/api/v2/stream`."""
     refuse_foreign_origin(websocket)
     caller = await caller_of(websocket)
@@ -142,14 +142,14 @@ class Multiplex:
             await self._end()
             self._bundle.let_go()
         if there:
-            await part(self._websocket, self._bundle.closed)
+            await close_websocket(self._websocket, self._bundle.closed)
 
     def _delivery(self, reading: asyncio.Task[None]) -> Delivery:
         line, courier = self._websocket.scope.get(LINE), self._state["courier"]
         if line is None:
             gone = _end_of(reading)
-            return Stepped(self._bundle, courier, frame, self._send, gone, pack=each, transport=TRANSPORT)
-        delivery = Straight(self._bundle, courier, line, frame, transport=TRANSPORT)
+            return Stepped(self._bundle, courier, encode_text_message, self._send, gone, pack=each, transport=TRANSPORT)
+        delivery = Straight(self._bundle, courier, line, encode_text_message, transport=TRANSPORT)
         reading.add_done_callback(lambda _: delivery.gone())
         return delivery
 
@@ -165,11 +165,11 @@ class Multiplex:
                 return
             text = message.get("text") or message.get("bytes") or b""
             try:
-                await self._do(parsed(text))
+                await self._do(parse_message(text))
             except StreamServerError as error:
-                await self._refuse(identity_of(text), error)
+                await self._refuse(read_message_id(text), error)
 
-    async def _do(self, operation: Operation) -> None:
+    async def _do(self, operation: ClientMessage) -> None:
         if isinstance(operation, Introduction):
             await self._introduce(operation, know_as)
             return
@@ -261,7 +261,7 @@ class Multiplex:
     async def _open(self, operation: Subscribe, stream: _Stream, caller: Caller) -> Guarded:
         hub, since, authorizer = self._state["hub"], ResumePoint.parse(operation.cursor), self._state["authorizer"]
         if isinstance(operation.run_id, str):
-            key, question = run_of(operation, operation.run_id)
+            key, question = parse_run_stream(operation, operation.run_id)
             permission = await permit(authorizer, caller, key)
             watch: AbstractAsyncContextManager[Subscription] = hub.subscribe(
                 key, permission.may_ask(question), since=since
@@ -270,7 +270,7 @@ class Multiplex:
             permission = await permit_many(authorizer, caller)
             readable = authorizer.readable_dags(caller)
             watch = hub.subscribe_firehose(
-                await filter_of(self._state, names_of(operation)), since=since, readable=readable
+                await build_filter(self._state, collect_filter_values(operation)), since=since, readable=readable
             )
         stream.guarded = permission.guarded(watch, self._expiring)
         return stream.guarded

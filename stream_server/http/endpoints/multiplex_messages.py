@@ -40,25 +40,25 @@ class Probe(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=Tr
     id: str
 
 
-Operation: TypeAlias = Subscribe | Unsubscribe | Probe | Introduction
+ClientMessage: TypeAlias = Subscribe | Unsubscribe | Probe | Introduction
 
-_operations: msgspec.json.Decoder[Operation] = msgspec.json.Decoder(Operation)
+_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 
 
-class _Named(msgspec.Struct):
+class _MessageId(msgspec.Struct):
     """As much as an answer needs of what can't be understood."""
 
     id: str = ""
 
 
-def parsed(text: str | bytes) -> Operation:
+def parse_message(text: str | bytes) -> ClientMessage:
     """Return what a client says.
 
     Raises:
         BadRequest: It is nothing that can be done.
     """
     try:
-        return _operations.decode(text)
+        return _decoder.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(
             f"Not understood: {error}. Send JSON such as"
@@ -67,15 +67,15 @@ def parsed(text: str | bytes) -> Operation:
         ) from None
 
 
-def identity_of(text: str | bytes) -> str:
+def read_message_id(text: str | bytes) -> str:
     """Return the `id` of what can't be done, as far as it can be read; else nothing."""
     try:
-        return msgspec.json.decode(text, type=_Named).id
+        return msgspec.json.decode(text, type=_MessageId).id
     except (msgspec.DecodeError, RecursionError):
         return ""
 
 
-def run_of(operation: Subscribe, run_id: str) -> tuple[RunKey, WatchOptions]:
+def parse_run_stream(operation: Subscribe, run_id: str) -> tuple[RunKey, WatchOptions]:
     """Return the run that a stream is of, and what is asked of it.
 
     Raises:
@@ -89,8 +89,8 @@ def run_of(operation: Subscribe, run_id: str) -> tuple[RunKey, WatchOptions]:
     return RunKey(operation.dag_id, run_id), question
 
 
-def names_of(operation: Subscribe) -> dict[str, list[str]]:
-    """Return what a stream of many runs lets through, as `many_runs.filter_of` wants it.
+def collect_filter_values(operation: Subscribe) -> dict[str, list[str]]:
+    """Return what a stream of many runs lets through, as `build_filter` wants it.
 
     Raises:
         BadParameter: Something is said that is for a stream of one run.

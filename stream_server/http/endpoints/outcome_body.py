@@ -45,7 +45,9 @@ class Hearing:
         dag_id, run_id = self._key
         if self._end is None:
             state = None if run is None else run.info.state
-            return RunAnswer(dag_id=dag_id, dag_run_id=run_id, state=state, outcome="pending", tasks=_counts(run))
+            return RunAnswer(
+                dag_id=dag_id, dag_run_id=run_id, state=state, outcome="pending", tasks=_count_task_states(run)
+            )
         told = self._told
         return RunAnswer(
             dag_id=dag_id,
@@ -55,11 +57,11 @@ class Hearing:
             results=told.results if isinstance(told, Result) else None,
             references=told.references or None if isinstance(told, Result) else None,
             withheld=isinstance(told, Result) and told.withheld,
-            failure=_failure_info(told) if isinstance(told, Failure) else None,
+            failure=_build_failure_info(told) if isinstance(told, Failure) else None,
         )
 
 
-def bare_value(answer: RunAnswer, fail_status: int) -> bytes:
+def encode_bare_value(answer: RunAnswer, fail_status: int) -> bytes:
     """Return the value of the only result task, as JSON.
 
     Raises:
@@ -71,10 +73,12 @@ def bare_value(answer: RunAnswer, fail_status: int) -> bytes:
         raise BadParameter(f"unwrap=true needs one task, and {', '.join(sorted(names))} answer; name one by result=")
     if answer.results and answer.outcome == "result":
         return bytes(next(iter(answer.results.values())))
-    raise NoResult(_why(answer), FORBIDDEN if answer.withheld else fail_status, msgspec.to_builtins(answer))
+    raise NoResult(
+        _explain_missing_value(answer), FORBIDDEN if answer.withheld else fail_status, msgspec.to_builtins(answer)
+    )
 
 
-def _why(answer: RunAnswer) -> str:
+def _explain_missing_value(answer: RunAnswer) -> str:
     run = f"run {answer.dag_run_id!r} of DAG {answer.dag_id!r}"
     if answer.withheld:
         return f"The caller may not read the result of {run}: Airflow does not let him read XComs"
@@ -89,7 +93,7 @@ def _why(answer: RunAnswer) -> str:
     return f"The result of {run} will not come: {answer.failure.reason.replace('_', ' ')}{task}"
 
 
-def _failure_info(failure: Failure) -> FailureInfo:
+def _build_failure_info(failure: Failure) -> FailureInfo:
     return FailureInfo(
         reason=failure.reason,
         task_id=failure.task_id,
@@ -100,7 +104,7 @@ def _failure_info(failure: Failure) -> FailureInfo:
     )
 
 
-def _counts(run: RunState | None) -> dict[str, int]:
+def _count_task_states(run: RunState | None) -> dict[str, int]:
     if run is None:
         return {}
     states = (instance.state for instances in run.tasks.values() for instance in instances.values())

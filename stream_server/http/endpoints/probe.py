@@ -19,16 +19,16 @@ from stream_server.http.delivery.sse import frame
 from stream_server.http.delivery.streaming_body import HEADERS
 from stream_server.http.endpoints.websocket import NORMAL_CLOSURE
 
-PROBE = "/api/v2/stream/probe"
+PROBE_PATH = "/api/v2/stream/probe"
 
-PINGS = 4
+PING_COUNT = 4
 """Frames of the stream; the first one is due at once."""
 
-INTERVAL = 0.25
+PING_INTERVAL = 0.25
 """Seconds between two of them."""
 
 
-async def stream(request: Request) -> Response:
+async def stream_pings(request: Request) -> Response:
     """Answer `GET /api/v2/stream/probe` with a few pings as server-sent events."""
     return ProbeResponse(iter(()), headers=HEADERS)
 
@@ -39,17 +39,17 @@ class ProbeResponse(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all of them. It takes a second, so that a client that goes earlier need not be noticed."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        for number in range(PINGS if scope["method"] != "HEAD" else 0):
-            await asyncio.sleep(INTERVAL if number else 0)
+        for number in range(PING_COUNT if scope["method"] != "HEAD" else 0):
+            await asyncio.sleep(PING_INTERVAL if number else 0)
             await send({"type": "http.response.body", "body": PING.framed(frame), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def websocket(websocket: WebSocket) -> None:
+async def serve_ping_websocket(websocket: WebSocket) -> None:
     """Answer an upgrade of `/api/v2/stream/probe` with the same pings."""
     await websocket.accept()
     with suppress(WebSocketDisconnect):
-        for number in range(PINGS):
-            await asyncio.sleep(INTERVAL if number else 0)
+        for number in range(PING_COUNT):
+            await asyncio.sleep(PING_INTERVAL if number else 0)
             await websocket.send_text(PING.text)
         await websocket.close(NORMAL_CLOSURE)

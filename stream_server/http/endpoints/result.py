@@ -18,7 +18,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, StreamServerError, Unavailable
 from stream_server.http.caller import caller_of
 from stream_server.http.delivery.streaming_body import disconnected
-from stream_server.http.endpoints.outcome_body import Hearing, bare_value
+from stream_server.http.endpoints.outcome_body import Hearing, encode_bare_value
 from stream_server.http.params import QUESTION, duration, flag, number, query_part, question, run_key
 from stream_server.http.permission import permit, until_refused
 from stream_server.http.state import State
@@ -30,27 +30,27 @@ from stream_server.protocol.frames import Close
 DEFAULT_TIMEOUT = 30.0
 """Seconds; shorter than what most proxies allow."""
 
-READING_SECONDS = 5.0
+VALUE_READ_SECONDS = 5.0
 """How long return values may be read after the time is up: they are there, so that reading them is not waiting."""
 
 RETRY_AFTER = "1"
 """Seconds after which to ask again; asking waits, so that there is no need to wait before."""
 
-FAIL_STATUS = 502
+DEFAULT_FAIL_STATUS = 502
 """HTTP status that tells a failure where the bare value was asked for, unless the caller chooses another."""
 
-FAIL_STATUSES = (400, 599)
+FAIL_STATUS_BOUNDS = (400, 599)
 """Bounds of those that can be chosen."""
 
-FORM = frozenset({"timeout", "unwrap", "fail_status"})
+RESPONSE_PARAMETERS = frozenset({"timeout", "unwrap", "fail_status"})
 """Parameters that say how long to wait, and what the answer looks like."""
 
 
-REFUSALS = {int(CloseCode.UNAUTHENTICATED): 401, int(CloseCode.FORBIDDEN): 403}
+STATUS_OF_CLOSE_CODE = {int(CloseCode.UNAUTHENTICATED): 401, int(CloseCode.FORBIDDEN): 403}
 """HTTP statuses that tell what close codes tell."""
 
 
-class Form(NamedTuple):
+class ResponseOptions(NamedTuple):
     """How long to wait, and what the answer looks like."""
 
     timeout: float
@@ -61,33 +61,33 @@ class Form(NamedTuple):
     """HTTP status that tells a failure, where the bare value was asked for."""
 
 
-def form(request: Request) -> Form:
+def parse_response_options(request: Request) -> ResponseOptions:
     """Return what the query says of the answer.
 
     Raises:
         BadParameter: A value is wrong.
     """
-    return Form(
+    return ResponseOptions(
         duration(request, "timeout", DEFAULT_TIMEOUT),
         flag(request, "unwrap"),
-        number(request, "fail_status", FAIL_STATUS, *FAIL_STATUSES),
+        number(request, "fail_status", DEFAULT_FAIL_STATUS, *FAIL_STATUS_BOUNDS),
     )
 
 
-async def result(request: Request) -> Response:
+async def get_result(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
     caller = await caller_of(request)
-    key, wanted = run_key(request), form(request)
-    asked = replace(question(request, QUESTION | FORM), include_output=False)
+    key, wanted = run_key(request), parse_response_options(request)
+    asked = replace(question(request, QUESTION | RESPONSE_PARAMETERS), include_output=False)
     permission = await permit(state["authorizer"], caller, key)
     watch = permission.guarded(state["hub"].subscribe(key, permission.may_ask(asked)), until_refused)
-    answer = await wait(request, watch, key, wanted.timeout)
+    answer = await wait_for_outcome(request, watch, key, wanted.timeout)
     here = f"{run_path(key)}/result{query_part(request)}"
-    return respond(answer, wanted, {"Location": here} if answer.outcome == "pending" else {})
+    return build_response(answer, wanted, {"Location": here} if answer.outcome == "pending" else {})
 
 
-async def wait(
+async def wait_for_outcome(
     request: Request,
     watch: AbstractAsyncContextManager[Subscription],
     key: RunKey,
@@ -115,7 +115,7 @@ async def wait(
             with state["courier"].tallies["result"].one_waiting(), anyio.move_on_after(at_most):
                 await _hear(subscription, hearing, gone)
             if not hearing.over and hub.is_reading_values(key):
-                with anyio.move_on_after(READING_SECONDS):
+                with anyio.move_on_after(VALUE_READ_SECONDS):
                     await _hear(subscription, hearing, gone)
             left = gone.done()
         finally:
@@ -124,14 +124,14 @@ async def wait(
     if left and on_gone is not None and not hearing.over:
         on_gone()
     if hearing.closed is not None:
-        raise _why_closed(hearing.closed)
+        raise _error_of_close(hearing.closed)
     return answer
 
 
-def _why_closed(closed: Close) -> StreamServerError:
+def _error_of_close(closed: Close) -> StreamServerError:
     """Return the error that tells one who waits for an answer what a stream is told by its close."""
-    if closed.code in REFUSALS:
-        return AirflowRefused(closed.reason, REFUSALS[closed.code])
+    if closed.code in STATUS_OF_CLOSE_CODE:
+        return AirflowRefused(closed.reason, STATUS_OF_CLOSE_CODE[closed.code])
     return Unavailable(f"{closed.reason}; ask again")
 
 
@@ -147,7 +147,7 @@ async def _hear(subscription: Subscription, hearing: Hearing, gone: asyncio.Task
             due.clear()
 
 
-def respond(answer: RunAnswer, wanted: Form, headers: Mapping[str, str]) -> Response:
+def build_response(answer: RunAnswer, wanted: ResponseOptions, headers: Mapping[str, str]) -> Response:
     """Return an answer in the form that was asked for.
 
     Raises:
@@ -157,7 +157,7 @@ def respond(answer: RunAnswer, wanted: Form, headers: Mapping[str, str]) -> Resp
     pending = answer.outcome == "pending"
     bare = wanted.unwrap and not pending
     return Response(
-        bare_value(answer, wanted.fail_status) if bare else msgspec.json.encode(answer),
+        encode_bare_value(answer, wanted.fail_status) if bare else msgspec.json.encode(answer),
         status_code=202 if pending else 200,
         media_type="application/json",
         headers={"Cache-Control": "no-store", **({"Retry-After": RETRY_AFTER} if pending else {}), **headers},

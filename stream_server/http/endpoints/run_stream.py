@@ -23,7 +23,7 @@ from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 
 
-async def stream(request: Request) -> Response:
+async def stream_run(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
     caller = await caller_of(request)
@@ -31,25 +31,25 @@ async def stream(request: Request) -> Response:
     try:
         permission = await permit(state["authorizer"], caller, key)
     except Unavailable as error:
-        return unavailable(request, error)
+        return unavailable_response(request, error)
     came_from = since(request)
     if came_from is not None and came_from.has_ended:
         # It stops an EventSource from coming again.
         return Response(status_code=204)
     watch = permission.guarded(state["hub"].subscribe(key, permission.may_ask(asked), since=came_from))
-    return stream_response(request, Streaming(watch, state["courier"]))
+    return build_stream_response(request, Streaming(watch, state["courier"]))
 
 
-def unavailable(request: Request, error: Unavailable) -> Response:
+def unavailable_response(request: Request, error: Unavailable) -> Response:
     """Return the response where a stream can't be had just now: an `EventSource` gets one that says so.
 
     All others are told by `error`, which is raised before the first header.
     """
     state: State = request.scope["state"]
-    return stream_response(request, Streaming(_Failing(error), state["courier"]))
+    return build_stream_response(request, Streaming(_Failing(error), state["courier"]))
 
 
-def stream_response(request: Request, streaming: Streaming, headers: Mapping[str, str] | None = None) -> Response:
+def build_stream_response(request: Request, streaming: Streaming, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response in the form that the client wants."""
     if accepts(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE:
         return ndjson.LineStream(streaming, headers)
@@ -95,7 +95,7 @@ def is_event_source(connection: HTTPConnection) -> bool:
     return sse.MEDIA_TYPE in accept and scope["type"] == "http" and scope["method"] == "GET"
 
 
-def turned_away(error: Throttled, courier: Courier) -> Response:
+def throttled_response(error: Throttled, courier: Courier) -> Response:
     """Return the answer to an `EventSource` that shall come again, but not at once."""
     subscription = Subscription(0)
     subscription.disconnect(CloseCode.THROTTLED, str(error), retry_ms=1000 * error.retry_after)

@@ -21,7 +21,7 @@ from stream_server.http.params import read_body
 from stream_server.http.state import State
 from stream_server.protocol.bodies import Session
 
-COOKIE = "_token"
+SESSION_COOKIE = "_token"
 """Of Airflow's login (`airflow.api_fastapi.auth.managers.base_auth_manager.COOKIE_NAME_JWT_TOKEN`)."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")
@@ -36,7 +36,7 @@ class SignIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     token: str | None = None
 
 
-async def tell(request: Request) -> Response:
+async def get_session(request: Request) -> Response:
     """Answer with what a page needs to know before anybody has signed in."""
     state: State = request.scope["state"]
     caller = await caller_of(request)
@@ -52,9 +52,9 @@ async def sign_in(request: Request) -> Response:
     """Answer with the cookie of who has signed in."""
     # Else a page elsewhere could sign its visitor in as somebody else.
     refuse_foreign_origin(request)
-    wanted = _wanted(request, await read_body(request))
+    wanted = _parse_credentials(request, await read_body(request))
     airflow = airflow_as(request, Caller())
-    return _with_cookie(request, await _token(airflow, wanted))
+    return _cookie_response(request, await _obtain_token(airflow, wanted))
 
 
 async def sign_out(request: Request) -> Response:
@@ -64,10 +64,10 @@ async def sign_out(request: Request) -> Response:
     # Where Airflow does not answer, the browser forgets it all the same.
     with suppress(AirflowNotResponding):
         await airflow.logout()
-    return _with_cookie(request, "")
+    return _cookie_response(request, "")
 
 
-def _wanted(request: Request, body: bytes) -> SignIn:
+def _parse_credentials(request: Request, body: bytes) -> SignIn:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise BadRequest("Who signs in is told as application/json")
     try:
@@ -80,7 +80,7 @@ def _wanted(request: Request, body: bytes) -> SignIn:
     return wanted
 
 
-async def _token(airflow: AirflowApi, wanted: SignIn) -> str:
+async def _obtain_token(airflow: AirflowApi, wanted: SignIn) -> str:
     if wanted.username is not None and wanted.password is not None:
         token = await airflow.login(wanted.username, wanted.password)
     else:
@@ -90,11 +90,11 @@ async def _token(airflow: AirflowApi, wanted: SignIn) -> str:
     return token
 
 
-def _with_cookie(request: Request, token: str) -> Response:
+def _cookie_response(request: Request, token: str) -> Response:
     response = Response(status_code=204, headers={"Cache-Control": "no-store"})
     secure = request.scope["scheme"] == "https"
     if token:
-        response.set_cookie(COOKIE, token, path="/", secure=secure, httponly=True, samesite="lax")
+        response.set_cookie(SESSION_COOKIE, token, path="/", secure=secure, httponly=True, samesite="lax")
     else:
-        response.delete_cookie(COOKIE, path="/", secure=secure, httponly=True, samesite="lax")
+        response.delete_cookie(SESSION_COOKIE, path="/", secure=secure, httponly=True, samesite="lax")
     return response

@@ -24,14 +24,14 @@ from stream_server.http.params import read_body
 from stream_server.http.state import State
 from stream_server.protocol.bodies import Ticket
 
-PATH = "/api/v2/stream/tickets"
+TICKETS_PATH = "/api/v2/stream/tickets"
 
 MAX_PATHS = 10
 """Streams that one ticket may be for; it opens one of them."""
 
 MAX_PATH_LENGTH = 2000
 
-STREAMS = "^/api/v2/(dags/[A-Za-z0-9_.~-]+/(dagRuns/[A-Za-z0-9_.~+:-]+/)?)?stream$"
+STREAM_PATH_PATTERN = "^/api/v2/(dags/[A-Za-z0-9_.~-]+/(dagRuns/[A-Za-z0-9_.~+:-]+/)?)?stream$"
 """What they look like, for those who only read the description; names may have any character, percent-encoded."""
 
 RUN_STREAM, DAG_STREAM, STREAM = (
@@ -44,21 +44,21 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
     """What a ticket is asked for."""
 
     paths: Annotated[
-        list[Annotated[str, msgspec.Meta(extra_json_schema={"pattern": STREAMS})]],
+        list[Annotated[str, msgspec.Meta(extra_json_schema={"pattern": STREAM_PATH_PATTERN})]],
         msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_PATHS}),
     ]
     """Paths of streams, without query, as they stand in a URL."""
 
 
-async def issue(request: Request) -> Response:
+async def issue_ticket(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
     refuse_foreign_origin(request)
     caller = await caller_of(request)
-    settings, paths = state["settings"], _paths(await read_body(request))
+    settings, paths = state["settings"], _parse_paths(await read_body(request))
     plain = [*dict.fromkeys(unquote(path) for path in paths)]
     for path in plain:
-        await _authorize(state, caller, path)
+        await _check_access(state, caller, path)
     text, holder = new_ticket(), caller.headers or {"address": str(request.scope[PLACE].caller)}
     expires = await state["tickets"].store_ticket(
         ticket_digest(text),
@@ -78,7 +78,7 @@ async def issue(request: Request) -> Response:
     return Response(msgspec.json.encode(answer), 201, {"Cache-Control": "no-store"}, "application/json")
 
 
-def _paths(body: bytes) -> list[str]:
+def _parse_paths(body: bytes) -> list[str]:
     try:
         paths = msgspec.json.decode(body, type=Wanted).paths
     except (msgspec.DecodeError, RecursionError) as error:
@@ -88,7 +88,7 @@ def _paths(body: bytes) -> list[str]:
     if not 0 < len(paths) <= MAX_PATHS:
         raise BadParameter(f"paths must name 1 to {MAX_PATHS} streams")
     for path in paths:
-        if len(path) > MAX_PATH_LENGTH or not _is_stream(path):
+        if len(path) > MAX_PATH_LENGTH or not _is_stream_path(path):
             raise BadParameter(
                 f"{path[:100]!r} is no path of a stream; write /api/v2/dags/DAG/dagRuns/RUN/stream,"
                 " /api/v2/dags/DAG/stream or /api/v2/stream, without a query"
@@ -96,12 +96,12 @@ def _paths(body: bytes) -> list[str]:
     return paths
 
 
-def _is_stream(path: str) -> bool:
+def _is_stream_path(path: str) -> bool:
     plain = unquote(path)
     return "?" not in path and any(form.match(plain) for form in (RUN_STREAM, DAG_STREAM, STREAM))
 
 
-async def _authorize(state: State, caller: Caller, path: str) -> None:
+async def _check_access(state: State, caller: Caller, path: str) -> None:
     """Refuse a ticket for what could not be opened with it: it would be refused then, and say less."""
     if run := RUN_STREAM.match(path):
         await state["authorizer"].check_run(caller, RunKey(run["dag_id"], run["run_id"]))

@@ -35,9 +35,14 @@ from stream_server.errors import (
 from stream_server.http.caller import airflow_as, caller_of, refuse_foreign_origin
 from stream_server.http.delivery import ndjson, sse
 from stream_server.http.delivery.streaming_body import Streaming
-from stream_server.http.endpoints import result as longpoll
-from stream_server.http.endpoints.result import Form
-from stream_server.http.endpoints.run_stream import stream_response
+from stream_server.http.endpoints.result import (
+    RESPONSE_PARAMETERS,
+    ResponseOptions,
+    build_response,
+    parse_response_options,
+    wait_for_outcome,
+)
+from stream_server.http.endpoints.run_stream import build_stream_response
 from stream_server.http.params import (
     QUESTION,
     STREAM,
@@ -58,7 +63,9 @@ from stream_server.protocol.cursor import ResumePoint, ResumeToken
 
 JSON = "application/json"
 CONFLICT = 409
-PARAMETERS = (STREAM - {"cursor"}) | longpoll.FORM | {"wait_for_completion", "if_exists", "on_disconnect", "grace"}
+TRIGGER_PARAMETERS = (
+    (STREAM - {"cursor"}) | RESPONSE_PARAMETERS | {"wait_for_completion", "if_exists", "on_disconnect", "grace"}
+)
 DEFAULT_GRACE = 5.0
 """Seconds in which somebody must come back to a run that shall not go on without."""
 
@@ -67,15 +74,15 @@ ON_DISCONNECT = ("continue", "cancel")
 """Values of these parameters; the first is the default."""
 
 MAX_KEY_LENGTH = 255
-PASSED_HEADERS = ("accept", "content-type")
-OWN_HEADERS = frozenset({"connection", "content-encoding", "content-length", "date", "keep-alive", "transfer-encoding"})
+FORWARDED_HEADERS = ("accept", "content-type")
+HOP_HEADERS = frozenset({"connection", "content-encoding", "content-length", "date", "keep-alive", "transfer-encoding"})
 """Headers of Airflow's answer that tell about its connection to us, or about a compression that has been undone."""
 
 
-class Plan(NamedTuple):
+class TriggerOptions(NamedTuple):
     """What a request wants beside the run."""
 
-    form: Form
+    response: ResponseOptions
     attach: bool
     """Whether a run that exists already is as good as a new one."""
 
@@ -83,33 +90,33 @@ class Plan(NamedTuple):
     """Seconds after which a run is stopped that nobody waits for any more; `None` lets it go on."""
 
 
-class Begun(NamedTuple):
+class TriggeredRun(NamedTuple):
     """A run, and from where it can be heard."""
 
     key: RunKey
-    since: ResumePoint | None
+    resume_point: ResumePoint | None
     """When it did not exist yet; `None` where it was there before."""
 
 
-async def trigger(request: Request) -> Response:
+async def trigger_run(request: Request) -> Response:
     """Answer the request."""
     refuse_foreign_origin(request)
     if not flag(request, "wait_for_completion"):
-        return await _pass_on(request)
+        return await _forward_to_airflow(request)
     state: State = request.scope["state"]
     caller = await caller_of(request)
-    question(request, PARAMETERS)
-    plan = _plan(request)
+    question(request, TRIGGER_PARAMETERS)
+    plan = _parse_options(request)
     airflow = airflow_as(request, caller)
     # Who may not read what he triggers had better know before.
     await state["authorizer"].check_dag(caller, request.path_params["dag_id"])
-    begun = await _begin(request, caller, airflow, plan)
-    with _naming(begun.key):
+    begun = await _trigger_or_attach(request, caller, airflow, plan)
+    with _name_run_in_errors(begun.key):
         permission = await permit(state["authorizer"], caller, begun.key)
-        return await _answer(request, airflow, permission, begun, plan)
+        return await _respond(request, airflow, permission, begun, plan)
 
 
-async def cancel(request: Request) -> Response:
+async def cancel_run(request: Request) -> Response:
     """Answer `POST …/dagRuns/{run_id}/cancel`: the run is set to failed, with the caller's own rights."""
     refuse_foreign_origin(request)
     key = run_key(request)
@@ -118,41 +125,43 @@ async def cancel(request: Request) -> Response:
     return Response(msgspec.json.encode(cancelled), media_type=JSON)
 
 
-def _plan(request: Request) -> Plan:
+def _parse_options(request: Request) -> TriggerOptions:
     attach = choice(request, "if_exists", IF_EXISTS) == "attach"
     cancels = choice(request, "on_disconnect", ON_DISCONNECT) == "cancel"
     grace = duration(request, "grace", DEFAULT_GRACE)
     if not cancels and "grace" in request.query_params:
         raise BadParameter("grace= means something only together with on_disconnect=cancel")
-    return Plan(longpoll.form(request), attach, grace if cancels else None)
+    return TriggerOptions(parse_response_options(request), attach, grace if cancels else None)
 
 
-async def _begin(request: Request, caller: Caller, airflow: AirflowApi, plan: Plan) -> Begun:
+async def _trigger_or_attach(
+    request: Request, caller: Caller, airflow: AirflowApi, plan: TriggerOptions
+) -> TriggeredRun:
     """Trigger the run, or find the one that the request means."""
     dag_id = str(request.path_params["dag_id"])
     state: State = request.scope["state"]
-    body = await _read(request)
+    body = await _read_json_object(request)
     since = ResumePoint(ResumeToken(state["hub"].cursor), before_creation=True)
-    claimed = await _claim(request, dag_id, body)
-    attach = plan.attach or (claimed is not None and not claimed.foreign)
+    claimed = await _claim_key(request, dag_id, body)
+    attach = plan.attach or (claimed is not None and not claimed.is_run_older)
     named = claimed.run_id if claimed is not None else body.get("dag_run_id")
     if claimed is not None:
         body = {**body, "dag_run_id": claimed.run_id}
     try:
-        return Begun(await airflow.trigger_run(dag_id, body), since)
+        return TriggeredRun(await airflow.trigger_run(dag_id, body), since)
     except AirflowRefused as error:
         if error.status == CONFLICT and named is not None and attach:
             # The conflict may be about something else, such as the logical date.
             key = RunKey(dag_id, named)
             await state["authorizer"].check_run(caller, key)
-            if await _exists(state, key):
-                return Begun(key, None)
-        if claimed is not None and claimed.first:
+            if await _run_exists(state, key):
+                return TriggeredRun(key, None)
+        if claimed is not None and claimed.is_new:
             await state["claims"].release_run(claimed.digest, claimed.run_id)
         raise
 
 
-async def _exists(state: State, key: RunKey) -> bool:
+async def _run_exists(state: State, key: RunKey) -> bool:
     try:
         async with state["hub"].subscribe(key, WatchOptions()):
             return True
@@ -160,32 +169,34 @@ async def _exists(state: State, key: RunKey) -> bool:
         return False
 
 
-async def _answer(request: Request, airflow: AirflowApi, permission: Permission, begun: Begun, plan: Plan) -> Response:
+async def _respond(
+    request: Request, airflow: AirflowApi, permission: Permission, begun: TriggeredRun, plan: TriggerOptions
+) -> Response:
     state: State = request.scope["state"]
     form = accepts(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
-    asked = permission.may_ask(replace(question(request, PARAMETERS), include_output=form != JSON))
-    key, watching = begun.key, state["hub"].subscribe(begun.key, asked, since=begun.since)
+    asked = permission.may_ask(replace(question(request, TRIGGER_PARAMETERS), include_output=form != JSON))
+    key, watching = begun.key, state["hub"].subscribe(begun.key, asked, since=begun.resume_point)
     on_gone = None
     if (grace := plan.cancel_after) is not None:
         await state["cancellations"].expect(key)
         on_gone = partial(state["cancellations"].schedule, key, asked, partial(airflow.fail_run, key), grace)
     if form != JSON:
-        streaming = Streaming(_naming_run(permission.guarded(watching), key), state["courier"], on_gone)
-        return stream_response(request, streaming, _names(request, key, "stream", STREAM))
+        streaming = Streaming(_watch_naming_run(permission.guarded(watching), key), state["courier"], on_gone)
+        return build_stream_response(request, streaming, _build_run_headers(request, key, "stream", STREAM))
     watch = permission.guarded(watching, until_refused)
-    answer = await longpoll.wait(request, watch, key, plan.form.timeout, on_gone)
-    headers = _names(request, key, "result", QUESTION | longpoll.FORM)
+    answer = await wait_for_outcome(request, watch, key, plan.response.timeout, on_gone)
+    headers = _build_run_headers(request, key, "result", QUESTION | RESPONSE_PARAMETERS)
     if answer.outcome == "pending":
         headers["Location"] = headers["Content-Location"]
     try:
-        return longpoll.respond(answer, plan.form, headers)
+        return build_response(answer, plan.response, headers)
     except StreamServerError as error:
         error.headers = headers
         raise
 
 
 @contextmanager
-def _naming(key: RunKey) -> Iterator[None]:
+def _name_run_in_errors(key: RunKey) -> Iterator[None]:
     """Have errors name the run that is there: who only reads what is wrong would trigger another."""
     try:
         yield
@@ -197,32 +208,34 @@ def _naming(key: RunKey) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _naming_run(watch: AbstractAsyncContextManager[Subscription], key: RunKey) -> AsyncIterator[Subscription]:
-    with _naming(key):
+async def _watch_naming_run(
+    watch: AbstractAsyncContextManager[Subscription], key: RunKey
+) -> AsyncIterator[Subscription]:
+    with _name_run_in_errors(key):
         async with watch as subscription:
             yield subscription
 
 
-def _names(request: Request, key: RunKey, what: str, parameters: frozenset[str]) -> dict[str, str]:
+def _build_run_headers(request: Request, key: RunKey, what: str, parameters: frozenset[str]) -> dict[str, str]:
     """Return the headers that name the run, and where a broken call can be taken up (RFC 9110 sections 8.7, 10.2.2)."""
     kept = [(name, value) for name, value in request.query_params.multi_items() if name in parameters]
     query = f"?{urlencode(kept)}" if kept else ""
     return {"Location": run_path(key), "Content-Location": f"{run_path(key)}/{what}{query}"}
 
 
-class Claimed(NamedTuple):
+class KeyClaim(NamedTuple):
     """The run that belongs to an idempotency key."""
 
     digest: bytes
     run_id: str
-    first: bool
+    is_new: bool
     """Whether nobody had used the key before."""
 
-    foreign: bool
+    is_run_older: bool
     """Whether the run had been there before the key was used."""
 
 
-async def _claim(request: Request, dag_id: str, body: Mapping[str, Any]) -> Claimed | None:
+async def _claim_key(request: Request, dag_id: str, body: Mapping[str, Any]) -> KeyClaim | None:
     """Claim a run for the `Idempotency-Key` of a request, if it has one (draft-ietf-httpapi-idempotency-key-header).
 
     Raises:
@@ -235,24 +248,24 @@ async def _claim(request: Request, dag_id: str, body: Mapping[str, Any]) -> Clai
         return None
     if not 0 < len(key) <= MAX_KEY_LENGTH:
         raise BadRequest(f"The Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters")
-    digest = _digest([dag_id, key])
+    digest = _compute_digest([dag_id, key])
     named = body.get("dag_run_id")
     # To be asked before the claim: whoever comes with the same key meanwhile may be faster than we are.
-    existed = named is not None and await _exists(state, RunKey(dag_id, named))
+    existed = named is not None and await _run_exists(state, RunKey(dag_id, named))
     run_id = named or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}"
-    claim = await state["claims"].claim_run(digest, _digest(body), run_id, state["settings"].idempotency_ttl)
+    claim = await state["claims"].claim_run(digest, _compute_digest(body), run_id, state["settings"].idempotency_ttl)
     if not claim.is_same_request:
         raise IdempotencyKeyReused(
             "This Idempotency-Key was used for another request to this DAG; use a new key for a new request"
         )
-    return Claimed(digest, claim.run_id, claim.is_new, existed and claim.is_new)
+    return KeyClaim(digest, claim.run_id, claim.is_new, existed and claim.is_new)
 
 
-def _digest(what: object) -> bytes:
+def _compute_digest(what: object) -> bytes:
     return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).digest()
 
 
-async def _read(request: Request) -> dict[str, Any]:
+async def _read_json_object(request: Request) -> dict[str, Any]:
     """Return the body.
 
     Raises:
@@ -269,13 +282,13 @@ async def _read(request: Request) -> dict[str, Any]:
     return body
 
 
-async def _pass_on(request: Request) -> Response:
+async def _forward_to_airflow(request: Request) -> Response:
     airflow = airflow_as(request, await caller_of(request))
-    headers = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
+    headers = {name: request.headers[name] for name in FORWARDED_HEADERS if name in request.headers}
     path = request.scope["raw_path"].decode() + query_part(request)
     answer = await airflow.forward("POST", path, await read_body(request), headers)
     response = Response(answer.content, answer.status_code)
     for name, value in answer.headers.multi_items():
-        if name not in OWN_HEADERS:
+        if name not in HOP_HEADERS:
             response.headers.append(name, value)
     return response

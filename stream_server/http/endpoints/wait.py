@@ -39,13 +39,13 @@ from stream_server.protocol.wire import Wire
 
 log = logging.getLogger(__name__)
 
-LEAST_SILENCE = 1.0
+MIN_REPEAT_SECONDS = 1.0
 """Seconds after which a state is told again at the earliest, however short the interval that a client asks for."""
 
 _interval: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0.0)])
 
 
-async def wait(request: Request) -> Response:
+async def wait_for_run(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
     key, query = run_key(request), request.query_params
@@ -53,15 +53,15 @@ async def wait(request: Request) -> Response:
     try:
         permission = await permit(state["authorizer"], caller, key)
     except AirflowRefused as error:
-        return _refused(error)
+        return _refused_response(error)
     except RunNotFound:
-        return _not_found(key)
+        return _not_found_response(key)
     try:
         interval = _interval.validate_python(query["interval"])
     except KeyError:
-        return _invalid([{"type": "missing", "msg": "Field required", "input": None}])
+        return _invalid_interval([{"type": "missing", "msg": "Field required", "input": None}])
     except ValidationError as error:
-        return _invalid(error.errors(include_url=False))
+        return _invalid_interval(error.errors(include_url=False))
     named = query.getlist("result") if "result" in query else None
     if not permission.access.can_read_values:
         if named:
@@ -71,7 +71,7 @@ async def wait(request: Request) -> Response:
     async def read() -> ReturnValues:
         return await state["runs"].read_final_values(key, named) if named != [] else {}
 
-    silence = min(max(interval, LEAST_SILENCE), state["settings"].ping_interval)
+    silence = min(max(interval, MIN_REPEAT_SECONDS), state["settings"].ping_interval)
     watching = state["hub"].subscribe(key, WatchOptions(until="run", include_output=False))
     watch = permission.guarded(watching, until_refused)
     return StateLines(Waiting(key, watch, read, silence, state["courier"].tallies["wait"]))
@@ -114,7 +114,7 @@ class StateLines(Response):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 await self._send_lines(subscription, receive, send)
         except RunNotFound:
-            await _not_found(self._waiting.key)(scope, receive, send)
+            await _not_found_response(self._waiting.key)(scope, receive, send)
 
     async def _send_lines(self, subscription: Subscription, receive: Receive, send: Send) -> None:
         async def send_lines(wires: Sequence[Wire]) -> None:
@@ -144,7 +144,7 @@ class StateLines(Response):
         if isinstance(frame, RunTransition):
             state = frame.state
         # An end is told once, with the values: whoever reads lines stops there.
-        line = b"" if state is None or state in FINAL_RUN_STATES else _line({"state": state})
+        line = b"" if state is None or state in FINAL_RUN_STATES else _encode_line({"state": state})
         if line in {b"", self._line}:
             return b""
         self._line = line
@@ -157,10 +157,10 @@ class StateLines(Response):
             log.warning("Broke off who waits for run %s: %s", self._waiting.key, error)
             return b""
         self._complete = True
-        return last_line(self._waiting.key, state, values)
+        return build_last_line(self._waiting.key, state, values)
 
 
-def last_line(key: RunKey, state: str, values: ReturnValues) -> bytes:
+def build_last_line(key: RunKey, state: str, values: ReturnValues) -> bytes:
     """Return the line that tells the end, with the values as the database holds them.
 
     Those of a mapped task become a list. Values too large to be sent are told by where Airflow has them, beside the
@@ -180,31 +180,31 @@ def last_line(key: RunKey, state: str, values: ReturnValues) -> bytes:
             results[task_id] = texts[0] if indexes == [-1] else f"[{', '.join(texts)}]"
     members = {"state": json.dumps(state)}
     if results:
-        members["results"] = _object(results)
+        members["results"] = _join_members(results)
     if references:
         members["references"] = json.dumps(references)
-    return _object(members).encode() + b"\n"
+    return _join_members(members).encode() + b"\n"
 
 
-def _object(members: Mapping[str, str]) -> str:
+def _join_members(members: Mapping[str, str]) -> str:
     """Return a JSON object, given its members as JSON."""
     return "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in members.items()) + "}"
 
 
-def _line(members: Mapping[str, object]) -> bytes:
+def _encode_line(members: Mapping[str, object]) -> bytes:
     return json.dumps(members).encode() + b"\n"
 
 
-def _invalid(errors: Iterable[Mapping[str, Any]]) -> Response:
+def _invalid_interval(errors: Iterable[Mapping[str, Any]]) -> Response:
     """Answer as FastAPI does to a query parameter that is missing or wrong."""
     return JSONResponse({"detail": [{**error, "loc": ["query", "interval"]} for error in errors]}, 422)
 
 
-def _refused(error: AirflowRefused) -> Response:
+def _refused_response(error: AirflowRefused) -> Response:
     headers = {} if error.challenge is None else {"WWW-Authenticate": error.challenge}
     return JSONResponse({"detail": str(error)}, error.status, headers)
 
 
-def _not_found(key: RunKey) -> Response:
+def _not_found_response(key: RunKey) -> Response:
     text = f"The DagRun with dag_id: `{key.dag_id}` and run_id: `{key.run_id}` was not found"
     return JSONResponse({"detail": text}, 404)

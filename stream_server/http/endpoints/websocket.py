@@ -35,12 +35,12 @@ from stream_server.protocol.wire import Wire
 NORMAL_CLOSURE = 1000
 """RFC 6455 section 7.4.1: the purpose of the connection has been fulfilled."""
 
-FINAL_TEXT = 0x81
-SHORT, LONGER = 125, 0xFFFF
+FINAL_TEXT_FRAME = 0x81
+MAX_7_BIT_LENGTH, MAX_16_BIT_LENGTH = 125, 0xFFFF
 """Largest payloads whose length stands in 7 and in 16 bits."""
 
 
-async def stream(websocket: WebSocket) -> None:
+async def serve_run_websocket(websocket: WebSocket) -> None:
     """Answer an upgrade of `…/dagRuns/{run_id}/stream`. What is wrong is told before the handshake, as over HTTP.
 
     Only who does not say who he is gets his handshake, and a few seconds to say it then.
@@ -56,7 +56,7 @@ async def stream(websocket: WebSocket) -> None:
             raise
     else:
         introduce(websocket.scope, caller.headers)
-        await _stream(websocket, permission, asked)
+        await _serve_run(websocket, permission, asked)
         return
     await accept(websocket)
     with suppress(WebSocketDisconnect):
@@ -65,12 +65,12 @@ async def stream(websocket: WebSocket) -> None:
             permission = await permit(state["authorizer"], said.caller, key)
             introduce(websocket.scope, said.caller.headers)
             await websocket.send_text(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])).text)
-            await _stream(websocket, permission, asked)
+            await _serve_run(websocket, permission, asked)
         except StreamServerError as error:
             await refuse(websocket, error)
 
 
-async def _stream(websocket: WebSocket, permission: Permission, asked: WatchOptions) -> None:
+async def _serve_run(websocket: WebSocket, permission: Permission, asked: WatchOptions) -> None:
     state: State = websocket.scope["state"]
     came_from = since(websocket)
     if came_from is not None and came_from.has_ended:
@@ -78,10 +78,12 @@ async def _stream(websocket: WebSocket, permission: Permission, asked: WatchOpti
         await websocket.close(NORMAL_CLOSURE)
         return
     key = RunKey(permission.scope.dag_id, permission.scope.run_id)
-    watch = permission.guarded(state["hub"].subscribe(key, permission.may_ask(asked), since=came_from), tell_expiry)
+    watch = permission.guarded(
+        state["hub"].subscribe(key, permission.may_ask(asked), since=came_from), send_auth_expiring
+    )
     line = websocket.scope.get(LINE)
     if line is not None:
-        await _send_straight(websocket, line, watch)
+        await _serve_directly(websocket, line, watch)
         return
 
     async def send_frames(wires: Sequence[Wire]) -> None:
@@ -90,25 +92,31 @@ async def _stream(websocket: WebSocket, permission: Permission, asked: WatchOpti
 
     async with watch as subscription:
         await accept(websocket)
-        listening = _listen(websocket, Conversation(websocket.scope, watch, subscription))
+        listening = _read_messages(websocket, Conversation(websocket.scope, watch, subscription))
         delivery = Stepped(
-            subscription, state["courier"], frame, send_frames, listening, pack=each, transport="websocket"
+            subscription,
+            state["courier"],
+            encode_text_message,
+            send_frames,
+            listening,
+            pack=each,
+            transport="websocket",
         )
         with delivery.attended() as over:
             there = await over
         # Who has gone has nobody left to tell.
         if there:
-            await part(websocket, subscription.closed)
+            await close_websocket(websocket, subscription.closed)
 
 
-async def _send_straight(websocket: WebSocket, line: Line, watch: Guarded) -> None:
+async def _serve_directly(websocket: WebSocket, line: Line, watch: Guarded) -> None:
     """Accept the handshake, and leave the rest to a delivery that writes to the connection."""
     state: State = websocket.scope["state"]
     subscription = await watch.__aenter__()
     try:
         await accept(websocket)
         hear = Conversation(websocket.scope, watch, subscription).hear
-        delivery = Straight(subscription, state["courier"], line, frame, hear, transport="websocket")
+        delivery = Straight(subscription, state["courier"], line, encode_text_message, hear, transport="websocket")
     except BaseException as error:
         await watch.__aexit__(type(error), error, error.__traceback__)
         raise
@@ -116,36 +124,36 @@ async def _send_straight(websocket: WebSocket, line: Line, watch: Guarded) -> No
     delivery.begin_alone(watch)
 
 
-def tell_expiry(subscription: Subscription, expires_at: datetime) -> None:
+def send_auth_expiring(subscription: Subscription, expires_at: datetime) -> None:
     """Tell a client that his token is about to expire; he can send another one."""
     subscription.push([Wire(AuthExpiring(expires_at=expires_at))])
 
 
-def frame(wire: Wire) -> bytes:
+def encode_text_message(wire: Wire) -> bytes:
     """Return a frame as an unmasked text message of one fragment (RFC 6455 section 5.2)."""
     text = wire.text.encode()
-    if len(text) <= SHORT:
-        head = pack("!BB", FINAL_TEXT, len(text))
-    elif len(text) <= LONGER:
-        head = pack("!BBH", FINAL_TEXT, SHORT + 1, len(text))
+    if len(text) <= MAX_7_BIT_LENGTH:
+        head = pack("!BB", FINAL_TEXT_FRAME, len(text))
+    elif len(text) <= MAX_16_BIT_LENGTH:
+        head = pack("!BBH", FINAL_TEXT_FRAME, MAX_7_BIT_LENGTH + 1, len(text))
     else:
-        head = pack("!BBQ", FINAL_TEXT, SHORT + 2, len(text))
+        head = pack("!BBQ", FINAL_TEXT_FRAME, MAX_7_BIT_LENGTH + 2, len(text))
     return head + text
 
 
-async def part(websocket: WebSocket, closed: Close | None) -> None:
+async def close_websocket(websocket: WebSocket, closed: Close | None) -> None:
     """Say good-bye, as long as the client can be expected to read it."""
     state: State = websocket.scope["state"]
     with suppress(WebSocketDisconnect), anyio.move_on_after(state["courier"].parting_seconds):
-        await websocket.close(*closing(closed))
+        await websocket.close(*close_code_and_reason(closed))
 
 
-def closing(closed: Close | None) -> tuple[int, str]:
+def close_code_and_reason(closed: Close | None) -> tuple[int, str]:
     """Return the code and the reason with which a connection ends."""
     return (NORMAL_CLOSURE, "") if closed is None else (closed.code, closed.reason)
 
 
-async def _listen(websocket: WebSocket, conversation: Conversation) -> None:
+async def _read_messages(websocket: WebSocket, conversation: Conversation) -> None:
     """Hear what the client says, until it has gone."""
     while (message := await websocket.receive())["type"] != "websocket.disconnect":
         conversation.hear(message.get("text") or message.get("bytes") or b"")

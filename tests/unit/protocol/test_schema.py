@@ -19,8 +19,8 @@ from stream_server import errors
 from stream_server.domain.prediction import UNSUCCESSFUL_STATES
 from stream_server.http.docs import asyncapi, openapi
 from stream_server.http.docs import routes as describe
-from stream_server.http.docs.parameters import QUERY
-from stream_server.http.endpoints.multiplex_messages import Operation
+from stream_server.http.docs.parameters import QUERY_PARAMETERS
+from stream_server.http.endpoints.multiplex_messages import ClientMessage
 from stream_server.protocol import examples
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import FAILURE_REASONS
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 
 EXAMPLES = [(kind, example) for kind, shown in examples.frame_examples(examples.FRAMES).items() for example in shown]
-DOCUMENTS = [build_frames_document, openapi.document, asyncapi.document]
+DOCUMENTS = [build_frames_document, openapi.build_openapi, asyncapi.build_asyncapi]
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,9 @@ def test_every_example_of_an_answer_is_valid(answer: msgspec.Struct) -> None:
 
 
 def test_every_example_of_what_a_client_says_is_valid_and_understood() -> None:
-    decoder: msgspec.json.Decoder[Operation] = msgspec.json.Decoder(Operation)
-    found = build_schemas(asyncapi.OPERATIONS, "#/$defs/{name}")
-    for kind, example in asyncapi.OPERATION_EXAMPLES.items():
+    decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
+    found = build_schemas(asyncapi.CLIENT_MESSAGES, "#/$defs/{name}")
+    for kind, example in asyncapi.CLIENT_MESSAGE_EXAMPLES.items():
         assert list(validator({**found[kind.__name__], "$defs": found}).iter_errors(example)) == []
         assert type(decoder.decode(json.dumps(example))) is kind
 
@@ -166,12 +166,12 @@ def test_the_schema_of_frames_is_one() -> None:
 
 
 def test_openapi_is_valid() -> None:
-    openapi_spec_validator.validate(openapi.document())
+    openapi_spec_validator.validate(openapi.build_openapi())
 
 
 def test_asyncapi_has_the_shape_that_version_3_asks_for() -> None:
     """No package ships its JSON Schema; these are the members that the specification requires, and where they lead."""
-    document = asyncapi.document()
+    document = asyncapi.build_asyncapi()
     assert document["asyncapi"] == "3.0.0"
     assert document["info"].keys() >= {"title", "version"}
     for channel in document["channels"].values():
@@ -191,13 +191,13 @@ def test_every_route_is_described_and_nothing_else(app: Starlette) -> None:
         if isinstance(route, Route) and route.include_in_schema
         for method in (route.methods or set()) - {"HEAD"}
     }
-    described = {(path, method) for path, item in openapi.document()["paths"].items() for method in item}
+    described = {(path, method) for path, item in openapi.build_openapi()["paths"].items() for method in item}
     assert described == routed
 
 
 def test_every_websocket_is_described_and_nothing_else(app: Starlette) -> None:
     routed = {route.path for route in app.routes if isinstance(route, WebSocketRoute)}
-    channels = asyncapi.document()["channels"].values()
+    channels = asyncapi.build_asyncapi()["channels"].values()
     assert {channel["address"] for channel in channels if "ws" in channel.get("bindings", {})} == routed
     assert {channel["address"] for channel in channels} <= {
         route.path for route in app.routes if hasattr(route, "path")
@@ -205,14 +205,14 @@ def test_every_websocket_is_described_and_nothing_else(app: Starlette) -> None:
 
 
 def test_every_parameter_is_one_of_some_operation() -> None:
-    operations = [operation for item in openapi.document()["paths"].values() for operation in item.values()]
+    operations = [operation for item in openapi.build_openapi()["paths"].values() for operation in item.values()]
     used = {one["name"] for operation in operations for one in operation.get("parameters", []) if one["in"] == "query"}
-    assert used == set(QUERY)
+    assert used == set(QUERY_PARAMETERS)
     assert len({operation["operationId"] for operation in operations}) == len(operations)
 
 
 def test_examples_of_problems_are_what_is_sent() -> None:
-    unavailable = openapi.document()["paths"][f"{openapi.RUN}/stream"]["get"]["responses"]["503"]
+    unavailable = openapi.build_openapi()["paths"][f"{openapi.RUN_PATH}/stream"]["get"]["responses"]["503"]
     assert "Retry-After" in unavailable["headers"]
     shown = unavailable["content"]["application/problem+json"]["examples"]["Draining"]["value"]
     told = errors.Draining().problem_body()
@@ -239,6 +239,6 @@ def test_cursors_are_those_of_a_frame_and_not_of_what_is_said_about_the_connecti
 
 
 def test_a_description_is_made_once() -> None:
-    one, other = (describe._description(openapi.document) for _ in range(2))
+    one, other = (describe._render_document(openapi.build_openapi) for _ in range(2))
     assert one is other
     assert re.fullmatch('"[0-9a-f]{32}"', one.etag)

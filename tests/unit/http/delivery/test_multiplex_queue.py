@@ -59,9 +59,9 @@ async def test_a_frame_is_framed_once_for_all_who_call_their_stream_the_same() -
     for desk in desks:
         desk.stream("a").push([wire])
     (first,), (second,) = (desk.bundle.take() for desk in desks)
-    assert first.framed(websocket.frame) is second.framed(websocket.frame)
-    assert first.framed(websocket.frame).endswith(b',"id":"a"}')
-    assert b'"id"' not in wire.framed(websocket.frame)
+    assert first.framed(websocket.encode_text_message) is second.framed(websocket.encode_text_message)
+    assert first.framed(websocket.encode_text_message).endswith(b',"id":"a"}')
+    assert b'"id"' not in wire.framed(websocket.encode_text_message)
 
 
 async def test_a_stream_that_has_ended_is_let_go() -> None:
