@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stream_server.errors import SettingsError
+from stream_server.urls import Origin
 
 ENV_PREFIX = "STREAM_SERVER_"
 """Prefix of the environment variables."""
@@ -58,13 +59,13 @@ def _split_list(value: object) -> object:
 
 
 def _check_origin(text: str) -> str:
-    parts = urlsplit(text)
-    if text != "*" and (parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}"):
+    origin = Origin.parse(text)
+    if text != "*" and (origin is None or origin.scheme not in ("http", "https") or text != str(origin)):
         raise ValueError(f"{text[:100]!r} is not an origin; write https://app.example.com, without a path")
     return text
 
 
-Origin = Annotated[str, AfterValidator(_check_origin)]
+AllowedOrigin = Annotated[str, AfterValidator(_check_origin)]
 """Scheme, host and port of a page (RFC 6454), or `*` for all."""
 
 
@@ -120,7 +121,7 @@ class Settings(BaseSettings):
     airflow_ui_url: Annotated[str, AfterValidator(_check_address)] | None = None
     """Address of Airflow's pages as browsers reach them, for links; by default there are none."""
 
-    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_list)] = ()
+    cors_origins: Annotated[tuple[AllowedOrigin, ...], NoDecode, BeforeValidator(_split_list)] = ()
     """Origins whose pages may read streams: `https://app.example.com`. In the environment, with commas between."""
 
     web: bool = True

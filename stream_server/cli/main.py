@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DatabaseUrl = Annotated[
+DatabaseUrlOption = Annotated[
     str,
     typer.Option(
         envvar=f"{ENV_PREFIX}DATABASE_URL",
@@ -56,7 +56,7 @@ Attempts = Annotated[int, typer.Option(min=1, help="How often to try to get the 
 
 @app.command()
 def install(
-    database_url: DatabaseUrl = "",
+    database_url: DatabaseUrlOption = "",
     *,
     airflow_schema: Annotated[str, typer.Option(help="Schema that holds Airflow's tables.")] = "public",
     lock_timeout: LockTimeout = "2s",
@@ -83,7 +83,7 @@ def install(
 
 @app.command()
 def uninstall(
-    database_url: DatabaseUrl = "",
+    database_url: DatabaseUrlOption = "",
     *,
     lock_timeout: LockTimeout = "2s",
     attempts: Attempts = 10,
@@ -105,7 +105,7 @@ def uninstall(
 
 @app.command()
 def status(
-    database_url: DatabaseUrl = "",
+    database_url: DatabaseUrlOption = "",
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
@@ -123,14 +123,14 @@ app.add_typer(triggers, name="triggers")
 
 
 @triggers.command("disable")
-def triggers_disable(database_url: DatabaseUrl = "") -> None:
+def triggers_disable(database_url: DatabaseUrlOption = "") -> None:
     """Let the triggers write nothing, from Airflow's next statement on. Streams stand still."""
     _run_or_exit(journal.disable_triggers(_require_database_url(database_url)))
     _print_message("The triggers are switched off.")
 
 
 @triggers.command("enable")
-def triggers_enable(database_url: DatabaseUrl = "") -> None:
+def triggers_enable(database_url: DatabaseUrlOption = "") -> None:
     """Let the triggers write again. Streams begin anew."""
     _run_or_exit(journal.enable_triggers(_require_database_url(database_url)))
     _print_message("The triggers are switched on.")
@@ -139,7 +139,7 @@ def triggers_enable(database_url: DatabaseUrl = "") -> None:
 @app.command()
 def doctor(
     *,
-    database_url: DatabaseUrl = "",
+    database_url: DatabaseUrlOption = "",
     airflow_url: Annotated[
         str, typer.Option(envvar=f"{ENV_PREFIX}AIRFLOW_URL", help="Address of Airflow's API server.")
     ] = "",

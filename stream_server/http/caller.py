@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from starlette.requests import HTTPConnection
 
 from stream_server.auth.airflow_api import AirflowApi
@@ -14,17 +12,10 @@ from stream_server.http.delivery.scope import TICKET
 from stream_server.http.params import query_of
 from stream_server.http.request_slot import recognize
 from stream_server.http.state import State
+from stream_server.urls import Origin
 
 CREDENTIALS = (b"authorization", b"cookie")
 """Headers by which callers say who they are. Some auth managers need all cookies."""
-
-_ORIGIN = re.compile(
-    r"[a-z][a-z0-9+.-]*://(?P<authority>(?:[\w.~%!$&'()*+,;=-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?)(?:[/?#]|\Z)",
-    re.ASCII | re.IGNORECASE,
-)
-"""RFC 6454 section 7.1. Browsers send no path; some libraries for WebSockets do."""
-
-LAST_PORT = 65_535
 
 
 async def caller_of(connection: HTTPConnection) -> Caller:
@@ -84,14 +75,6 @@ def airflow_as(connection: HTTPConnection, caller: Caller) -> AirflowApi:
     return AirflowApi(client, caller.headers)
 
 
-def authority_of(origin: str) -> str | None:
-    """Return host and port of an origin, as the header `Host` has them; `None` where the text is no origin."""
-    match = _ORIGIN.match(origin)
-    if match is None or int(match["port"] or 0) > LAST_PORT:
-        return None
-    return match["authority"]
-
-
 def refuse_foreign_origin(connection: HTTPConnection) -> None:
     """Refuse what a page of another origin asks for with the rights of its visitor.
 
@@ -106,8 +89,8 @@ def refuse_foreign_origin(connection: HTTPConnection) -> None:
     origin, allowed = connection.headers.get("origin"), state["settings"].cors_origins
     if origin is None:
         return
-    authority = authority_of(origin)
-    if authority is not None and (origin in allowed or authority == connection.headers.get("host")):
+    parsed = Origin.parse(origin)
+    if parsed is not None and (origin in allowed or parsed.authority == connection.headers.get("host")):
         return
     if "*" not in allowed:
         raise OriginNotAllowed(f"Pages of {origin[:100]} may not ask that here; see STREAM_SERVER_CORS_ORIGINS")

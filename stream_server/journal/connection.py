@@ -1,4 +1,4 @@
-"""Connecting to PostgreSQL, and what its errors mean to us."""
+"""Connections to PostgreSQL, and the mapping of asyncpg's errors to ours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+from typing_extensions import override
 
 from stream_server.errors import (
     JournalForbidden,
@@ -18,25 +19,25 @@ from stream_server.errors import (
     ReadReplica,
     SettingsError,
 )
-from stream_server.journal.dsn import normalize_url, split_hosts
+from stream_server.urls import DatabaseUrl
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to wait for a connection."""
 
 HOST_TIMEOUT = 3.0
-"""Seconds to wait for each host, where the URL names several: one that hangs must not keep us from the next."""
+"""Seconds to wait for each host but the last, if the URL names several."""
 
 COMMAND_TIMEOUT = 30.0
-"""Seconds to wait for an answer, after which a connection counts as dead."""
+"""Seconds to wait for a response. After that, the connection counts as dead."""
 
 CLOSE_TIMEOUT = 1.0
 """Seconds that PostgreSQL may take to close a connection."""
 
 APPLICATION_NAME = "stream_server"
-"""What `pg_stat_activity.application_name` shows for our sessions."""
+"""`pg_stat_activity.application_name` of our sessions."""
 
 AnyConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
-"""A connection, whether it is one's own or a pool's."""
+"""A connection of our own, or one that a pool lends."""
 
 if TYPE_CHECKING:
     _Connection = asyncpg.Connection[asyncpg.Record]
@@ -45,40 +46,42 @@ else:
 
 
 class ServerInfo(NamedTuple):
-    """What is at the other end of a connection."""
+    """What a connection leads to."""
 
     is_pooled: bool = False
-    """Whether a pooler stands between, which may give each transaction another server process."""
+    """Whether a pooler is in between. It may assign each transaction to another server process."""
 
     is_replica: bool = False
-    """Whether it was a read replica when we connected."""
+    """Whether the server was a read replica when the connection was opened."""
 
 
 class DatabaseConnection(_Connection):
-    """A connection that knows what it leads to.
+    """A connection with its `ServerInfo`.
 
-    Behind a pooler it leaves nothing behind: no setting, no lock and no named statement of ours meets another client.
+    Through a pooler it leaves no state in the server session, which may serve another client next: no settings, no
+    locks, no named statements.
     """
 
     __slots__ = ("server_info",)
 
     server_info: ServerInfo
 
+    @override
     def get_reset_query(self) -> str:
-        """Return what a pool of ours says between two uses; behind a pooler it would reset another client's session."""
+        # A pool runs it between two uses. Through a pooler, it would reset the session of another client.
         return "" if self.server_info.is_pooled else super().get_reset_query()
 
     async def detect_server(self) -> None:
-        """Find out what is there.
+        """Set `server_info`.
 
-        A pooler makes up the process number that it announces. The command tag tells both, so that the simple protocol
-        will do: nothing is prepared.
+        A pooler announces a process id of its own, so that differs from `pg_backend_pid()`. The number of rows encodes
+        both facts, and the command tag contains it. So the simple query protocol is enough: nothing is prepared.
         """
-        tag = await self.execute(
+        status = await self.execute(
             f"SELECT FROM generate_series(1, (pg_backend_pid() <> {self.get_server_pid()})::integer"
             " + 2 * pg_is_in_recovery()::integer)"
         )
-        found = int(tag.removeprefix("SELECT "))
+        found = int(status.removeprefix("SELECT "))
         self.server_info = ServerInfo(is_pooled=bool(found & 1), is_replica=bool(found & 2))
 
 
@@ -103,19 +106,19 @@ _UNREACHABLE = (
 
 @contextmanager
 def map_postgres_errors() -> Iterator[None]:
-    """Turn what asyncpg raises into our `Unavailable` errors; most specific first."""
+    """Raise errors of asyncpg as errors of ours. The order of the clauses matters: the most specific class is first."""
     try:
         yield
     except asyncpg.InsufficientPrivilegeError as error:
         raise JournalForbidden(f"The database role lacks a privilege: {error}") from error
     except asyncpg.ReadOnlySQLTransactionError as error:
         raise ReadReplica(
-            "The database of this server is a read replica, where nothing can be kept. Ask a server at the primary, or"
-            " leave out what must be kept: an Idempotency-Key, a ticket, on_disconnect=cancel"
+            "The database of this server is a read replica, which can't store anything. Use a server at the primary, or"
+            " omit what must be stored: an Idempotency-Key, a ticket, on_disconnect=cancel"
         ) from error
     except _OBJECT_MISSING as error:
         raise JournalMissing(
-            f"The journal is not installed, or of another version ({error}); run `stream-server install`"
+            f"The journal is not installed, or has another version ({error}); run `stream-server install`"
         ) from error
     except asyncpg.CharacterNotInRepertoireError as error:
         raise NulInText from error
@@ -124,7 +127,7 @@ def map_postgres_errors() -> Iterator[None]:
     except _UNREACHABLE as error:
         raise JournalUnreachable(f"PostgreSQL does not answer ({_describe_error(error)})") from error
     except asyncpg.PostgresError as error:
-        raise JournalUnreachable(f"PostgreSQL refuses ({_describe_error(error)})") from error
+        raise JournalUnreachable(f"PostgreSQL reports an error ({_describe_error(error)})") from error
 
 
 def _describe_error(error: BaseException) -> str:
@@ -132,9 +135,9 @@ def _describe_error(error: BaseException) -> str:
 
 
 def build_connect_arguments(url: str) -> dict[str, Any]:
-    """Return the keyword arguments with which asyncpg connects to a database URL."""
+    """Return asyncpg's keyword arguments for a database URL."""
     return {
-        "dsn": normalize_url(url),
+        "dsn": DatabaseUrl.parse(url).text,
         "timeout": CONNECT_TIMEOUT,
         "command_timeout": COMMAND_TIMEOUT,
         "server_settings": {"application_name": APPLICATION_NAME},
@@ -142,7 +145,7 @@ def build_connect_arguments(url: str) -> dict[str, Any]:
 
 
 async def close_connection(connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    """Say goodbye, so that PostgreSQL's log stays clean, but do not wait for a server that is gone."""
+    """Close a connection so that PostgreSQL logs no error, but abort it if the server does not respond."""
     try:
         await connection.close(timeout=CLOSE_TIMEOUT)
     except (*_UNREACHABLE, asyncpg.PostgresError):
@@ -150,29 +153,35 @@ async def close_connection(connection: asyncpg.Connection[asyncpg.Record]) -> No
 
 
 async def connect(url: str) -> DatabaseConnection:
-    """Open one connection.
+    """Open a connection.
 
     Raises:
-        JournalUnreachable: PostgreSQL does not answer, or does not let us in.
-        SettingsError: The URL is wrong.
+        JournalUnreachable: PostgreSQL does not answer, or rejects the login.
+        SettingsError: The URL is not a valid PostgreSQL URL.
     """
     with map_postgres_errors():
         return await open_connection(**build_connect_arguments(url))
 
 
 def get_server_info(connection: AnyConnection) -> ServerInfo:
-    """Return what is at the other end of a session, also through a pool's proxy."""
+    """Return the `ServerInfo` of a connection, also through a pool's proxy."""
+    # The proxy has no public attribute for the connection that it wraps.
     session = getattr(connection, "_con", connection)
-    assert isinstance(session, DatabaseConnection), "connections of ours are made by open_session"
+    assert isinstance(session, DatabaseConnection), "all connections are opened by open_connection"
     return session.server_info
 
 
-async def open_connection(dsn: str, *, timeout: float, **arguments: Any) -> DatabaseConnection:  # noqa: ANN401 # handed on
-    """Connect to the first host of a URL that will do; a pool's `connect`.
+async def open_connection(
+    dsn: str,
+    *,
+    timeout: float,
+    **arguments: Any,  # noqa: ANN401 # asyncpg's
+) -> DatabaseConnection:
+    """Connect to the first host of a URL that accepts the connection. Pools use this as their `connect`.
 
-    asyncpg would wait for a host that hangs until all the time is up.
+    asyncpg itself would wait for a host that does not respond until the whole timeout has passed.
     """
-    *others, last = split_hosts(dsn)
+    *others, last = (url.text for url in DatabaseUrl.parse(dsn).split_hosts())
     for host in others:
         try:
             return await _open_host(host, {**arguments, "timeout": min(timeout, HOST_TIMEOUT)})
@@ -186,13 +195,13 @@ async def _open_host(dsn: str, arguments: dict[str, Any]) -> DatabaseConnection:
     if not session.server_info.is_pooled:
         return session
     await close_connection(session)
-    # Without a cache asyncpg parses anew what it executes, under no name.
+    # Without a statement cache, asyncpg uses unnamed statements only.
     return await _open_and_detect(dsn, {**arguments, "statement_cache_size": 0})
 
 
 async def _open_and_detect(dsn: str, arguments: dict[str, Any]) -> DatabaseConnection:
     session = await asyncpg.connect(dsn, **{**arguments, "connection_class": DatabaseConnection})
-    assert isinstance(session, DatabaseConnection), "the class that was asked for"
+    assert isinstance(session, DatabaseConnection), "this is the connection_class"
     try:
         await session.detect_server()
     except BaseException:

@@ -11,7 +11,6 @@ import uvicorn
 from starlette.applications import Starlette
 
 from stream_server.errors import SettingsError
-from stream_server.journal.dsn import normalize_url
 from stream_server.server.app import create_app
 from stream_server.server.connections import (
     HttpConnection,
@@ -22,6 +21,7 @@ from stream_server.server.connections import (
 )
 from stream_server.server.operator_api import create_admin_app
 from stream_server.settings import Settings, is_loopback
+from stream_server.urls import DatabaseUrl
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def check_settings(settings: Settings) -> None:
         SettingsError: The address can be reached by others and no authorization was chosen, or the database's URL is
             none.
     """
-    normalize_url(settings.database_url.get_secret_value())
+    DatabaseUrl.parse(settings.database_url.get_secret_value())
     settings.check_auth_choice(loopback=is_loopback(settings.host))
 
 

@@ -69,9 +69,9 @@ async def _silent() -> AsyncIterator[str]:
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["serve", "--database-url", "postgresql://u:s3cret/db"], 64, "no proper host and port"),
+        (["serve", "--database-url", "postgresql://u:s3cret/db"], 64, "no valid host and port"),
         (["serve", "--database-url", "mysql://u:s3cret@h/db"], 64, "must begin with postgresql://"),
-        (["status", "--database-url", "postgresql://u:s3cret"], 1, "no proper host and port"),
+        (["status", "--database-url", "postgresql://u:s3cret"], 1, "no valid host and port"),
         (["tail", "d", "r", "--patience", "0", "--url", "http://u:s3cret@127.0.0.1:1"], 2, "ws://127.0.0.1:1 for 0 s"),
         (["tail", "d", "r", "--url", "http://u:s3cret"], 64, "--url is no address"),
         (["run", "d", "--airflow-url", "http://u:s3cret@127.0.0.1:1"], 2, "does not answer at http://u@127.0.0.1:1"),

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.urls import find_secrets, mask_secrets, redact_url
+from stream_server.urls import Origin, find_secrets, mask_secrets, redact_url
 
 passwords = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(lambda text: f"<{text}>")
-"""Marked, so that they occur nowhere else in a URL."""
+"""In angle brackets, so that they occur nowhere else in a URL."""
 
-telling_passwords = pytest.mark.parametrize(
+special_passwords = pytest.mark.parametrize(
     "password", ["a/b", "a?b", "a#b", "a[b", "a]b", "a:b", "a b", "a@b", "a@b/c:d"]
 )
-"""Each has a character that ends a password, or a URL, for one parser or another."""
+"""Each has a character that ends a password, or a URL, for some parser."""
 
 
 @given(passwords)
@@ -31,7 +31,7 @@ def test_nothing_shows_a_raw_password(password: str) -> None:
     assert password not in mask_secrets(url)
 
 
-@telling_passwords
+@special_passwords
 def test_nothing_shows_a_part_of_a_raw_password(password: str) -> None:
     url = f"postgresql://user:{password}@host:5432/db"
     assert redact_url(url) == "postgresql://user@host:5432/db"
@@ -52,7 +52,7 @@ def test_nothing_shows_a_part_of_a_raw_password(password: str) -> None:
         ("host=h password=secret", ""),
     ],
 )
-def test_redact_leaves_what_may_be_seen(url: str, shown: str) -> None:
+def test_redact_keeps_the_public_parts(url: str, shown: str) -> None:
     assert redact_url(url) == shown
 
 
@@ -67,13 +67,13 @@ def test_redact_leaves_what_may_be_seen(url: str, shown: str) -> None:
         ("", ""),
     ],
 )
-def test_conceal_keeps_the_length(url: str, shown: str) -> None:
+def test_mask_keeps_the_length(url: str, shown: str) -> None:
     assert mask_secrets(url) == shown
     assert len(shown) == len(url)
 
 
 @given(st.text())
-def test_conceal_keeps_the_length_of_anything(text: str) -> None:
+def test_mask_keeps_the_length_of_anything(text: str) -> None:
     assert len(mask_secrets(text)) == len(text)
 
 
@@ -87,5 +87,55 @@ def test_conceal_keeps_the_length_of_anything(text: str) -> None:
         ("http://h:80/x", set()),
     ],
 )
-def test_secrets_are_what_is_not_shown_elsewhere(url: str, hidden: set[str]) -> None:
+def test_secrets_are_the_parts_that_are_not_public(url: str, hidden: set[str]) -> None:
     assert find_secrets(url) == hidden
+
+
+@pytest.mark.parametrize(
+    ("origin", "authority"),
+    [
+        ("http://here", "here"),
+        ("https://app.example.com", "app.example.com"),
+        ("http://127.0.0.1:8090", "127.0.0.1:8090"),
+        ("http://[::1]:8090", "[::1]:8090"),
+        ("http://my_service:65535", "my_service:65535"),
+        ("https://xn--mnchen-3ya.example", "xn--mnchen-3ya.example"),
+        ("HTTP://Here", "Here"),
+        ("http://here/", "here"),
+        ("http://here/page?a=b", "here"),
+        ("vscode-webview://abc", "abc"),
+    ],
+)
+def test_an_origin_has_host_and_port(origin: str, authority: str) -> None:
+    parsed = Origin.parse(origin)
+    assert parsed is not None
+    assert parsed.authority == authority
+    assert origin.startswith(str(parsed))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("", "null", "*", "here", "here:8090", "//here", "://here", "http:here", "http:/here", "http://", "http:///"),
+        *("http://[", "http://]", "http://[::1", "http://::1", "http://[::1]a", "http://[v1.x]", "http://[]"),
+        *("http://a:", "http://a:b", "http://a:-1", "http://a:65536", "http://a:99999999", "http://a:" + "9" * 5000),
+        *(
+            "http://a:\u00b2",
+            "http://a:\u0663",
+            "http://\xff",
+            "http://\u2100",
+            "http://a b",
+            "http://a\tb",
+            "http://a\n",
+        ),
+        *("http://user@here", "http://a,b@here", " http://here", "http://here ", "http://here, http://there"),
+    ],
+)
+def test_a_text_that_is_no_origin_has_none(origin: str) -> None:
+    assert Origin.parse(origin) is None
+
+
+@given(st.one_of(st.text(), st.text("htp:/[]@a1.", max_size=20)))
+def test_no_text_makes_origin_raise(origin: str) -> None:
+    parsed = Origin.parse(origin)
+    assert parsed is None or parsed.authority

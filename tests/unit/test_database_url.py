@@ -8,24 +8,24 @@ from hypothesis import strategies as st
 
 from stream_server.errors import SettingsError
 from stream_server.journal.connection import build_connect_arguments
-from stream_server.journal.dsn import normalize_url, split_hosts
+from stream_server.urls import DatabaseUrl
 
 passwords = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(lambda text: f"<{text}>")
-"""Marked, so that they occur nowhere else in a URL."""
+"""In angle brackets, so that they occur nowhere else in a URL."""
 
 raw_passwords = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="@%"), min_size=1).map(
     lambda text: f"<{text}>"
 )
-"""What may stand in a URL of SQLAlchemy's as it is: anything but the at sign, and what escapes."""
+"""Passwords that SQLAlchemy accepts unencoded: any text without `@` and `%`."""
 
-telling_passwords = pytest.mark.parametrize("password", ["a/b", "a?b", "a#b", "a[b", "a]b", "a:b", "a b", "a\u2100b"])
-"""Each has a character that ends a password, or a URL, for one parser or another."""
+special_passwords = pytest.mark.parametrize("password", ["a/b", "a?b", "a#b", "a[b", "a]b", "a:b", "a b", "a\u2100b"])
+"""Each has a character that ends a password, or a URL, for some parser."""
 
 
-def refusal_of(url: str) -> str:
-    """What `normalize` says against a URL; nothing if it accepts it."""
+def error_of(url: str) -> str:
+    """Return the error text for a URL; empty if it is accepted."""
     try:
-        normalize_url(url)
+        DatabaseUrl.parse(url)
     except SettingsError as error:
         return str(error)
     return ""
@@ -56,9 +56,9 @@ def refusal_of(url: str) -> str:
         ("postgresql://h/db?application_name=", "postgresql://h/db?application_name="),
     ],
 )
-def test_sqlalchemys_forms_become_those_of_libpq(url: str, expected: str) -> None:
-    assert normalize_url(url) == expected
-    assert normalize_url(expected) == expected
+def test_the_form_of_sqlalchemy_becomes_that_of_libpq(url: str, expected: str) -> None:
+    assert DatabaseUrl.parse(url).text == expected
+    assert DatabaseUrl.parse(expected).text == expected
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_sqlalchemys_forms_become_those_of_libpq(url: str, expected: str) -> Non
         *(("secret", "nothing://"), ("", "nothing://"), ("host=h password=secret", "nothing://")),
     ],
 )
-def test_another_database_is_refused_without_repeating_the_url(url: str, named: str) -> None:
+def test_another_database_is_refused_without_the_url(url: str, named: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        normalize_url(url)
+        DatabaseUrl.parse(url)
     assert named in str(refused.value)
     assert "secret" not in str(refused.value)
 
@@ -82,33 +82,33 @@ def test_another_database_is_refused_without_repeating_the_url(url: str, named: 
         *("postgresql://user:p@secret:x/y@host/db", "postgresql://[secret/db", "postgresql://host:secret99999/db"),
     ],
 )
-def test_what_has_no_proper_host_and_port_is_refused(url: str) -> None:
-    with pytest.raises(SettingsError, match="no proper host and port") as refused:
-        normalize_url(url)
+def test_a_url_without_a_valid_host_and_port_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="no valid host and port") as refused:
+        DatabaseUrl.parse(url)
     assert "secret" not in str(refused.value)
 
 
 @given(passwords)
-def test_an_encoded_password_stays_what_it_is(password: str) -> None:
-    url = normalize_url(f"postgresql+psycopg2://user:{quote(password, safe='')}@host:5432/db")
+def test_an_encoded_password_is_unchanged(password: str) -> None:
+    url = DatabaseUrl.parse(f"postgresql+psycopg2://user:{quote(password, safe='')}@host:5432/db").text
     assert unquote(urlsplit(url).password or "") == password
     assert urlsplit(url).hostname == "host"
     assert urlsplit(url).path == "/db"
 
 
-@telling_passwords
-def test_a_password_that_sqlalchemy_understands_as_it_is_is_understood(password: str) -> None:
-    """Whoever configures Airflow may write anything up to the at sign (`sqlalchemy.engine.make_url`)."""
-    parts = urlsplit(normalize_url(f"postgresql+psycopg2://user:{password}@host/db"))
+@special_passwords
+def test_an_unencoded_password_is_read_as_sqlalchemy_reads_it(password: str) -> None:
+    """Airflow's configuration may have any character up to the at sign (`sqlalchemy.engine.make_url`)."""
+    parts = urlsplit(DatabaseUrl.parse(f"postgresql+psycopg2://user:{password}@host/db").text)
     assert (unquote(parts.password or ""), parts.hostname, parts.path) == (password, "host", "/db")
 
 
 @given(raw_passwords, st.sampled_from(["postgresql", "postgresql+psycopg2", "mysql"]))
-def test_no_password_makes_normalize_raise_anything_but_a_settings_error(password: str, scheme: str) -> None:
-    assert password not in refusal_of(f"{scheme}://user:{password}@host/db")
+def test_every_password_is_accepted_or_a_settings_error(password: str, scheme: str) -> None:
+    assert password not in error_of(f"{scheme}://user:{password}@host/db")
 
 
-def test_every_connection_says_who_it_is() -> None:
+def test_every_connection_has_our_application_name() -> None:
     arguments = build_connect_arguments("postgresql+psycopg2://u:p@h/db")
     assert arguments["dsn"] == "postgresql://u:p@h/db"
     assert arguments["server_settings"] == {"application_name": "stream_server"}
@@ -133,5 +133,13 @@ def test_every_connection_says_who_it_is() -> None:
         ),
     ],
 )
-def test_each_host_has_a_url_of_its_own(url: str, expected: list[str]) -> None:
-    assert split_hosts(normalize_url(url)) == expected
+def test_a_url_is_split_into_one_for_each_host(url: str, expected: list[str]) -> None:
+    assert [each.text for each in DatabaseUrl.parse(url).split_hosts()] == expected
+
+
+@given(passwords)
+def test_neither_str_nor_repr_shows_secrets(password: str) -> None:
+    encoded = quote(password, safe="")
+    url = DatabaseUrl.parse(f"postgresql://user:{encoded}@host:5432/db?sslpassword={encoded}")
+    assert str(url) == "postgresql://user@host:5432/db"
+    assert repr(url) == "DatabaseUrl(user='user', hosts='host:5432', database='db')"
