@@ -71,7 +71,7 @@ async def hear(link: Link, database_url: str) -> None:
     reader = asyncio.create_task(read())
     try:
         await listening.add_listener(NOTIFY_CHANNEL, ring)
-        assert await listening.fetchval(load_queries("doorbell.sql")["lie_down"]), "nobody is looking for sleepers"
+        assert await listening.fetchval(load_queries("notify.sql")["go_idle"]), "nobody is looking for sleepers"
         await link.observe(lambda: len(seen))
         link.tell(Heard(rings, seen))
     finally:

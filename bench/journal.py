@@ -73,7 +73,7 @@ import asyncio, sys, asyncpg
 from stream_server.journal.queries import load_queries
 async def main():
     connection = await asyncpg.connect(sys.argv[1])
-    print(await connection.fetchval(load_queries("doorbell.sql")["lie_down"]), flush=True)
+    print(await connection.fetchval(load_queries("notify.sql")["go_idle"]), flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())
 """

@@ -1,4 +1,4 @@
-"""When watchers must begin anew because the triggers could not write something down. Pure."""
+"""When clients must resync because rows are missing from the journal. Pure."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ from stream_server.protocol.cursor import JournalPosition
 
 
 class GapDetector:
-    """Says when watchers must begin anew because something is missing from the journal.
+    """Decides when clients must resync because the triggers dropped a write.
 
-    What is missing may be part of a transaction that has not committed yet, and that no snapshot can show. So once is
-    not enough: they begin anew once more when all transactions have ended that were in progress at the time.
+    The counter of dropped writes is a sequence, so it changes at once, while the transaction that lost the write may
+    still be in progress: a resync at that moment reads the state before its commit. So a gap causes two resyncs: one at
+    once, and one when all transactions that were in progress at the time have ended.
     """
 
     def __init__(self) -> None:
         self._count = 0
-        self._recheck_from_xmin: int | None = None
+        self._recheck_at_xmin: int | None = None
 
     def start(self, count: int) -> None:
-        """Begin with the counter of the triggers as it stands: what was lost before is no news."""
+        """Start with the current counter of dropped writes: earlier gaps need no resync."""
         self._count = count
-        self._recheck_from_xmin = None
+        self._recheck_at_xmin = None
 
-    def record_gap(self, cursor: JournalPosition) -> None:
-        """Note that something is missing of which the counter knows nothing."""
-        self._recheck_from_xmin = cursor.xmax
+    def record_gap(self, snapshot: JournalPosition) -> None:
+        """Record a gap that the counter does not show. The caller resyncs; `check` requests the second resync."""
+        self._recheck_at_xmin = snapshot.xmax
 
-    def check(self, count: int, cursor: JournalPosition) -> bool:
-        """Tell whether watchers must begin anew, given the counter of the triggers and the cursor that read it."""
-        before, self._count = self._count, count
-        if count != before:
-            self.record_gap(cursor)
+    def check(self, count: int, snapshot: JournalPosition) -> bool:
+        """Whether clients must resync, given the counter of dropped writes and the snapshot in which it was read."""
+        last_count, self._count = self._count, count
+        if count != last_count:
+            self.record_gap(snapshot)
             return True
-        if self._recheck_from_xmin is not None and cursor.xmin >= self._recheck_from_xmin:
-            self._recheck_from_xmin = None
+        if self._recheck_at_xmin is not None and snapshot.xmin >= self._recheck_at_xmin:
+            self._recheck_at_xmin = None
             return True
         return False

@@ -1,4 +1,4 @@
-"""Measuring what only the database knows, now and then, so that nobody who wants to know it asks the database."""
+"""Sizes of the journal and lag of vacuum, read periodically, so that a scrape of the metrics does no query."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from stream_server.journal.run_store import GaugeValues, RunStore
 log = logging.getLogger(__name__)
 
 QUEUE_USAGE_WARNING = 0.5
-"""Share of PostgreSQL's queue of notifications, if full, that is worth a warning. Where all of it is full, `NOTIFY`
-fails the transaction that uses it, whosever that is."""
+"""Used share of PostgreSQL's notification queue from which on a warning is logged. If the queue is full, every
+transaction with a `NOTIFY` fails at commit."""
 
 
 class DatabaseGauges:
-    """What was measured last.
+    """The values of the last successful read.
 
     Args:
-        runs: Where to measure.
-        interval: Seconds from one measurement to the next.
+        run_store: Reads the values.
+        interval: Seconds between two reads.
     """
 
-    def __init__(self, runs: RunStore, interval: float) -> None:
-        self._runs = runs
+    def __init__(self, run_store: RunStore, interval: float) -> None:
+        self._run_store = run_store
         self._interval = interval
         self.values: GaugeValues | None = None
         self.read_at: float | None = None
-        """When it was measured, in seconds since 1970."""
+        """Unix time of the read."""
 
     async def run(self) -> None:
-        """Measure until cancelled."""
+        """Read the values every `interval` seconds until cancelled."""
         while True:
             try:
-                self.values, self.read_at = await self._runs.read_gauges(), time.time()
+                self.values, self.read_at = await self._run_store.read_gauges(), time.time()
             except Unavailable as error:
-                # The tail has said so already, or will.
-                log.debug("The journal was not measured: %s", error)
+                # The tail logs the same error as a warning.
+                log.debug("Cannot read the gauges of the journal: %s", error)
             for warning in self.warnings:
                 log.warning("%s", warning, extra={"action": "journal_warning"})
             await asyncio.sleep(self._interval)
 
     @property
     def warnings(self) -> list[str]:
-        """What an operator should look at before it becomes a problem, in words."""
+        """Warnings for operators, as sentences; empty if there are none."""
         if self.values is None or self.values.notify_queue_usage < QUEUE_USAGE_WARNING:
             return []
-        full = f"PostgreSQL's queue of notifications is {self.values.notify_queue_usage:.0%} full"
-        return [f"{full}; a session that listens and stays in a transaction holds it up: see pg_stat_activity"]
+        usage = f"PostgreSQL's notification queue is {self.values.notify_queue_usage:.0%} full"
+        return [f"{usage}; a listening session in a long transaction keeps it from being emptied: see pg_stat_activity"]

@@ -1,4 +1,4 @@
-"""Which run a request with an `Idempotency-Key` triggers, agreed on by all replicas."""
+"""Idempotency keys in the database: which run a request with an `Idempotency-Key` triggers, the same on all servers."""
 
 from __future__ import annotations
 
@@ -8,40 +8,39 @@ from stream_server.journal.run_store import RunStore
 
 
 class ClaimedRun(NamedTuple):
-    """Which run a key stands for."""
+    """The run that has the claim on a key."""
 
     run_id: str
     is_same_request: bool
-    """Whether it was claimed for the same request."""
+    """Whether the claim was made by an identical request."""
 
     is_new: bool
-    """Whether it was claimed just now."""
+    """Whether this call made the claim."""
 
 
 class IdempotencyKeys:
-    """The claims in a database. Its functions write with the rights of who installed them.
+    """The table `stream_server.claims`, written through functions that run with the rights of the installing role.
 
-    Every method raises `JournalForbidden`, `JournalMissing` and `JournalUnreachable` as `Runs` does.
+    Every method raises `JournalForbidden`, `JournalMissing` and `JournalUnreachable` as `RunStore` does.
     """
 
-    def __init__(self, runs: RunStore) -> None:
-        self._run_store = runs
+    def __init__(self, run_store: RunStore) -> None:
+        self._run_store = run_store
 
     async def claim_run(self, key: bytes, request: bytes, run_id: str, lifetime: float) -> ClaimedRun:
-        """Claim a run for a key, or learn which one was claimed before.
+        """Claim a run for a key. Return the run that has the claim, which may be an earlier one.
 
         Args:
             key: Digest of the key.
-            request: Digest of what is asked.
-            run_id: The run that is claimed, if nobody came before us.
-            lifetime: Seconds for which the claim stands.
+            request: Digest of the request.
+            run_id: The run to claim.
+            lifetime: Seconds after which the claim expires.
         """
         async with self._run_store.acquire_connection() as (connection, queries):
-            row = await connection.fetchrow(queries["claim"], key, request, run_id, lifetime)
+            row = await connection.fetchrow(queries["claim_run"], key, request, run_id, lifetime)
         assert row is not None, "the function returns one row"
         return ClaimedRun(row["claimed_run"], row["claimed_for"] == request, row["first"])
 
     async def release_run(self, key: bytes, run_id: str) -> None:
-        """Give the claim of a run back."""
         async with self._run_store.acquire_connection() as (connection, queries):
-            await connection.execute(queries["release"], key, run_id)
+            await connection.execute(queries["release_run"], key, run_id)

@@ -1,4 +1,4 @@
-"""Putting the journal and its triggers into Airflow's database, taking them out, and telling how they stand."""
+"""Install, uninstall, disable and enable the journal and its triggers, and read their status."""
 
 from __future__ import annotations
 
@@ -24,129 +24,126 @@ from stream_server.journal.queries import (
 )
 
 SCHEMA_VERSION = 3
-"""Version of the journal's schema that this package makes: that of its last migration."""
+"""Schema version that this package installs: that of the last migration."""
 
 OLDEST_READABLE_SCHEMA = 1
-"""Oldest version of the schema with which this server works: at least the one before, for the time of a deployment."""
+"""Oldest schema version that this server can read. At least the previous one, so that deployments can be gradual."""
 
 OLDEST_COMPATIBLE_SERVER = 1
-"""Version of the oldest server that works with the schema that this package makes: at least the one before, too."""
+"""Oldest server, by the schema version that it installs, that can read this schema. At least the previous one."""
 
 SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS = 2.0, 10
-"""As for install: switching on puts back triggers that are missing."""
+"""Arguments of `install_journal` for enabling, which restores missing triggers, and for disabling."""
 
 _REQUIRED_TABLES = ("task_instance", "dag_run", "xcom")
 
 
 @dataclass(frozen=True)
 class TriggerStatus:
-    """One trigger that should stand."""
+    """One of the triggers of the journal."""
 
     table: str
     trigger: str
     installed: bool
     enabled: bool
     current: bool
-    """Whether it is as this version makes it."""
+    """Whether its definition is that of this version."""
 
     @property
     def is_working(self) -> bool:
-        """Whether it does its work."""
         return self.installed and self.enabled and self.current
 
 
 @dataclass(frozen=True)
 class JournalStatus:
-    """How the journal stands."""
+    """The installed version of the journal, and the state of its triggers."""
 
     installed: bool
     version: int | None = None
     expected_version: int = SCHEMA_VERSION
     oldest_server: int = 0
-    """Servers that expect an older version than this do not understand the journal."""
+    """Servers of an older version than this can't read the journal."""
 
     epoch: str | None = None
     airflow_schema: str | None = None
     enabled: bool = True
-    """Whether the triggers are switched on."""
+    """Whether the triggers write to the journal; see `stream_server.switch_off()`."""
 
     losses: int = 0
-    """How often they could not write something down since the journal was installed."""
+    """Number of writes that the triggers dropped since the installation."""
 
     triggers: list[TriggerStatus] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, in words; empty if all is well."""
+        """What is wrong and what to do, as sentences; empty if nothing is."""
         if not self.installed:
             return ["the journal is not installed; run `stream-server install`"]
-        found = []
+        problems = []
         if (mismatch := _describe_mismatch(self.version, self.oldest_server)) is not None:
-            found.append(mismatch)
+            problems.append(mismatch)
         if not self.enabled:
-            found.append("the triggers are switched off; run `stream-server triggers enable`")
+            problems.append("the triggers are disabled; run `stream-server triggers enable`")
         for trigger in self.triggers:
             name = f"trigger {trigger.trigger} on {trigger.table}"
             if not trigger.installed:
-                found.append(f"{name} is missing")
+                problems.append(f"{name} is missing")
             elif not trigger.current:
-                found.append(f"{name} is not as this version makes it")
+                problems.append(f"{name} is not that of this version")
             elif not trigger.enabled:
-                found.append(f"{name} is disabled")
-        return found
-
-    @property
-    def upgrade_due(self) -> bool:
-        """Whether install would make it newer. Streams are whole meanwhile."""
-        return self.version is not None and self.version < self.expected_version
+                problems.append(f"{name} is disabled")
+        return problems
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as plain values."""
+        """Return the output of `stream-server status --json`."""
         return {"well": not self.problems, "problems": self.problems, **asdict(self)}
 
 
 def build_install_sql(airflow_schema: str, reader: str | None = None) -> str:
-    """Return the script that makes, upgrades or completes the journal and its triggers; and lets a role serve."""
+    """Return the script that installs, upgrades or repairs the journal, and grants `reader` its privileges."""
     migrations = "".join(_build_migration_step(version, text) for version, text in load_migrations().items())
     grants = "" if reader is None else f"\n{build_grants_sql(reader, airflow_schema)}"
+    files = ("begin.sql", "functions.sql", "services.sql", "finish.sql")
+    begin, *rest = map(load_sql, files)
     script = fill_placeholders(
-        f"{load_sql('begin.sql')}\n{migrations}{load_sql('functions.sql')}\n{load_sql('services.sql')}\n{load_sql('finish.sql')}",
+        "\n".join((begin, migrations, *rest)),
         version=str(SCHEMA_VERSION),
         oldest_server=str(OLDEST_COMPATIBLE_SERVER),
         airflow=quote_literal(airflow_schema),
+        exception_handler=load_sql("exception_handler.sql").rstrip(),
     )
     return script + grants
 
 
 def _build_migration_step(version: int, text: str) -> str:
-    """Return a statement that migrates to a version, unless it stands already when the script begins."""
-    assert "$migration$" not in text, "it ends the quotation"
+    """Return a statement that migrates to a version, unless the journal had that version at the start of the script."""
+    assert "$migration$" not in text, "it would end the dollar quotes"
     return (
-        f"DO $step$\nBEGIN\nIF current_setting('stream_server.standing')::integer < {version} THEN"
+        f"DO $step$\nBEGIN\nIF current_setting('stream_server.installed_version')::integer < {version} THEN"
         f" EXECUTE $migration$\n{text}$migration$; END IF;\nEND\n$step$;\n\n"
     )
 
 
 def build_uninstall_sql() -> str:
-    """Return the script that removes everything that `install_sql` makes."""
+    """Return the script that removes everything that `build_install_sql` creates."""
     return load_sql("uninstall.sql")
 
 
 async def install_journal(
     url: str, airflow_schema: str, *, lock_timeout: float, attempts: int, reader: str | None = None
 ) -> None:
-    """Make or complete the journal and its triggers, in one transaction.
+    """Install, upgrade or repair the journal and its triggers, in one transaction.
 
     Args:
-        url: Database URL; the role may create a schema, and triggers on Airflow's tables.
-        airflow_schema: Schema that holds Airflow's tables.
-        reader: Role that is given what `stream-server serve` needs.
-        lock_timeout: Seconds that each attempt may wait for a lock on one of Airflow's tables. Airflow's own statements
-            queue behind us for that long at most.
-        attempts: How often to try.
+        url: Database URL. The role must be allowed to create a schema, and triggers on Airflow's tables.
+        airflow_schema: Schema of Airflow's tables.
+        reader: Role that is granted what `stream-server serve` needs.
+        lock_timeout: Seconds that each attempt may wait for a lock on an Airflow table. Airflow's own statements wait
+            behind ours for that time at most.
+        attempts: Maximum number of attempts.
 
     Raises:
-        InstallError: It could not be done; the database is as it was before.
+        InstallError: It failed. The database is unchanged.
         JournalUnreachable: PostgreSQL does not answer.
     """
     async with _connected(url) as connection:
@@ -155,13 +152,13 @@ async def install_journal(
 
 
 async def uninstall_journal(url: str, *, lock_timeout: float, attempts: int) -> None:
-    """Remove the triggers, the journal and all else that install has made. Errors as for `install`."""
+    """Remove everything that `install_journal` created. Errors as for `install_journal`."""
     async with _connected(url) as connection:
         await _run_with_retries(connection, build_uninstall_sql(), lock_timeout, attempts)
 
 
 async def disable_triggers(url: str) -> None:
-    """Switch the triggers off, at once: no lock on Airflow's tables is needed.
+    """Disable the triggers at once: this needs no lock on Airflow's tables.
 
     Raises:
         InstallError: The role does not own the journal.
@@ -173,7 +170,7 @@ async def disable_triggers(url: str) -> None:
 
 
 async def enable_triggers(url: str) -> None:
-    """Switch the triggers on, and put back those that are missing. Errors as for `disable`."""
+    """Enable the triggers, and restore missing ones. Errors as for `disable_triggers`."""
     async with _connected(url) as connection:
         schema = (await read_status(connection)).airflow_schema
         assert schema is not None, "meta.airflow_schema is NOT NULL"
@@ -183,10 +180,10 @@ async def enable_triggers(url: str) -> None:
 
 
 async def fetch_status(url: str) -> JournalStatus:
-    """Tell how the journal stands.
+    """Return the status of the journal, also if it is not installed.
 
     Raises:
-        JournalForbidden: The role may not look.
+        JournalForbidden: The role may not read it.
         JournalUnreachable: PostgreSQL does not answer.
     """
     async with _connected(url) as connection:
@@ -197,11 +194,11 @@ async def fetch_status(url: str) -> JournalStatus:
 
 
 async def read_status(connection: AnyConnection) -> JournalStatus:
-    """Tell how the journal stands.
+    """Return the status of an installed journal.
 
     Raises:
-        JournalForbidden: The role may not look.
-        JournalMissing: It is not installed, or not whole.
+        JournalForbidden: The role may not read it.
+        JournalMissing: It is not installed, or incomplete.
         JournalUnreachable: PostgreSQL does not answer.
     """
     with map_postgres_errors():
@@ -212,7 +209,7 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
         rows = await connection.fetch("SELECT * FROM stream_server.triggers()")
         await connection.fetch("SELECT FROM stream_server.journal LIMIT 1")
     if meta is None:
-        raise JournalMissing("The journal is not whole; run `stream-server install`")
+        raise JournalMissing("The journal is incomplete; run `stream-server install`")
     return JournalStatus(
         installed=True,
         version=meta["version"],
@@ -252,13 +249,13 @@ async def _require_airflow_tables(connection: AnyConnection, schema: str) -> Non
         ]
     if missing:
         raise InstallError(
-            f"Airflow's tables are not in schema {schema!r} of this database ({', '.join(missing)} missing);"
-            " run `airflow db migrate` first, or name another schema with --airflow-schema"
+            f"Schema {schema!r} of this database lacks Airflow's tables {', '.join(missing)};"
+            " run `airflow db migrate` first, or give another schema with --airflow-schema"
         )
 
 
 class _LockTimeout(Exception):
-    """An attempt did not get its locks."""
+    """An attempt timed out at a lock."""
 
 
 async def _run_with_retries(connection: AnyConnection, script: str, lock_timeout: float, attempts: int) -> None:
@@ -268,8 +265,8 @@ async def _run_with_retries(connection: AnyConnection, script: str, lock_timeout
         except _LockTimeout as error:
             if attempt == attempts:
                 raise InstallError(
-                    f"Airflow's tables were locked by other transactions in all of {attempts} attempts of"
-                    f" {lock_timeout:g} s; nothing was changed. See pg_stat_activity for transactions that stay open"
+                    f"Other transactions locked Airflow's tables in all of {attempts} attempts of {lock_timeout:g} s;"
+                    " nothing was changed. See pg_stat_activity for long transactions"
                 ) from error
             await anyio.sleep(random.uniform(0.5, 1.5) * lock_timeout)  # noqa: S311 # not for secrets
         else:
@@ -288,15 +285,15 @@ async def _run_once(connection: AnyConnection, script: str, lock_timeout: float)
             raise InstallError(str(error)) from error
         except asyncpg.InsufficientPrivilegeError as error:
             raise InstallError(
-                f"The database role may not do that: {error}. See docs/operations.md, Roles, for what it needs"
+                f"The database role lacks a privilege: {error}. See Roles in docs/operations.md"
             ) from error
 
 
 async def load_queries_for(connection: AnyConnection) -> dict[str, str]:
-    """Return the queries for the Airflow in this database.
+    """Return the blocks of `queries.sql` for the schema of Airflow's tables in this database.
 
     Raises:
-        JournalMissing: The journal is not installed, or of another version.
+        JournalMissing: The journal is not installed, or this server can't read its version.
     """
     with map_postgres_errors():
         meta = await connection.fetchrow("SELECT version, oldest_server, airflow_schema FROM stream_server.meta")
@@ -307,7 +304,7 @@ async def load_queries_for(connection: AnyConnection) -> dict[str, str]:
 
 
 def _describe_mismatch(version: int | None, oldest_server: int) -> str | None:
-    """Tell why this program does not work with a journal, or `None` if it does."""
+    """Return why this server can't read a journal; `None` if it can."""
     if version is None or version < OLDEST_READABLE_SCHEMA:
         return (
             f"the journal has version {version}, this program needs {OLDEST_READABLE_SCHEMA};"

@@ -1,6 +1,6 @@
-"""How fast a tail reads: at each ring, or, under load, without waiting for any.
+"""Adaptive polling: when a tail waits for NOTIFY, and when, under load, it reads without it.
 
-Pure: times are given, in seconds of any steady clock.
+Pure: the caller passes all times, in seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 BUSY_TRANSACTIONS, BUSY_SECONDS = 50, 0.1
-"""A tail stays awake from so many transactions in so many seconds on. Airflow rarely comes there; below that, a ring
-for each transaction costs little, and brings it at once."""
+"""A tail is busy from this number of transactions in this time. Airflow rarely reaches it. Below it, a NOTIFY for each
+transaction costs little and is faster than polling."""
 
 BUSY_QUEUE_LENGTH = 3.0
-"""It also does where so many transactions at a time, on the average of that time, have written and are not read yet.
+"""A tail is also busy if this number of transactions, on average over `BUSY_SECONDS`, have written and are not read
+yet.
 
-Those that ring commit one by one, each with a flush of its own. Where they come faster than that, they wait for each
-other, and there are never as many in a second as without rings: their number alone does not tell."""
+Transactions with a NOTIFY commit one after the other, each with its own flush. On a slow disk they wait for each other,
+and their rate stays below `BUSY_TRANSACTIONS` for as long as they notify: the rate alone does not show the load."""
 
 QUIET_TRANSACTIONS = 5
-"""An awake tail that has found fewer in that time lies down."""
+"""An active tail that has read fewer transactions in `BUSY_SECONDS` goes idle."""
 
 PAUSE_BOUNDS = (0.002, 0.02)
-"""Bounds of the pause between two reads of an awake tail."""
+"""Shortest and longest pause between two reads of an active tail, in seconds."""
 
 PAUSE_RATIO = 2.0
-"""So much longer than a read is the pause after it, that many tails do not crowd out those who write."""
+"""Length of the pause relative to the read before it: many tails must not take the CPU from the writers."""
 
 
 class _ReadResult(NamedTuple):
@@ -36,20 +37,19 @@ class _ReadResult(NamedTuple):
 
 
 class Pacing:
-    """What a tail has found of late."""
+    """The results of the reads of the last `BUSY_SECONDS`."""
 
     def __init__(self) -> None:
         self._recent_reads: deque[_ReadResult] = deque()
         self._read_seconds = 0.0
 
     def record(self, now: float, waits: Collection[float], took: float) -> None:
-        """Note what a read has found.
+        """Record a read.
 
         Args:
-            now: When.
-            waits: For each transaction of which it found rows, the seconds from the last of them being written to
-                the read.
-            took: How many seconds the read took.
+            now: Time of the read.
+            waits: For each transaction with rows in the result, the seconds from the write of its last row to the read.
+            took: Duration of the read in seconds.
         """
         self._read_seconds = took
         if waits:
@@ -58,26 +58,26 @@ class Pacing:
 
     @property
     def is_busy(self) -> bool:
-        """Whether reading on without a ring is worth it."""
-        # Little's law: how many come in a second, times the seconds that each waits, is how many wait at a time. A wait
-        # counts no longer than what is looked at, since it may be the transaction's own length.
-        waiting = sum(one.waited_seconds for one in self._recent_reads) / BUSY_SECONDS
+        """Whether the tail should read without waiting for NOTIFY."""
+        # Little's law: arrivals per second times the seconds that each waits is the average number that waits. A wait
+        # counts as BUSY_SECONDS at most: a longer one may be the length of the transaction itself.
+        waiting = sum(read.waited_seconds for read in self._recent_reads) / BUSY_SECONDS
         return waiting >= BUSY_QUEUE_LENGTH or self._transaction_count >= BUSY_TRANSACTIONS
 
     def is_quiet(self, now: float) -> bool:
-        """Tell whether so little has come of late that the tail may lie down."""
+        """Whether so few transactions were read that the tail may go idle."""
         self._drop_old_reads(now)
         return self._transaction_count < QUIET_TRANSACTIONS and not self.is_busy
 
     @property
     def pause_seconds(self) -> float:
-        """Seconds to wait before the next read of an awake tail."""
+        """Pause before the next read of an active tail."""
         shortest, longest = PAUSE_BOUNDS
         return min(max(shortest, PAUSE_RATIO * self._read_seconds), longest)
 
     @property
     def _transaction_count(self) -> int:
-        return sum(one.transactions for one in self._recent_reads)
+        return sum(read.transactions for read in self._recent_reads)
 
     def _drop_old_reads(self, now: float) -> None:
         while self._recent_reads and self._recent_reads[0].at <= now - BUSY_SECONDS:

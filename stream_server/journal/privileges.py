@@ -1,4 +1,4 @@
-"""What the database role of `stream-server serve` may do, and nothing else."""
+"""The privileges that the database role of `stream-server serve` needs, and the SQL that grants them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Privilege(NamedTuple):
 
     kind: Literal["schema", "table", "sequence", "function"]
     schema: str | None
-    """`None` for that of Airflow's tables."""
+    """`None` for the schema of Airflow's tables."""
 
     name: str
     """Empty for the schema itself."""
@@ -22,35 +22,47 @@ class Privilege(NamedTuple):
     privilege: Literal["USAGE", "SELECT", "EXECUTE"]
 
 
+_JOURNAL_TABLES = ("journal", "meta", "output")
+
+_JOURNAL_FUNCTIONS = (
+    "triggers",
+    "put_back",
+    "prune",
+    "claim",
+    "release",
+    "wait",
+    "wait_no_more",
+    "keep_ticket",
+    "redeem_ticket",
+)
+
+_AIRFLOW_TABLES = (
+    "dag",
+    "dag_run",
+    "dag_tag",
+    "serialized_dag",
+    "task_instance",
+    "task_instance_history",
+    "xcom",
+)
+
 READER_PRIVILEGES = (
     Privilege("schema", JOURNAL_SCHEMA, "", "USAGE"),
-    *(Privilege("table", JOURNAL_SCHEMA, name, "SELECT") for name in ("journal", "meta", "output")),
+    *(Privilege("table", JOURNAL_SCHEMA, name, "SELECT") for name in _JOURNAL_TABLES),
     Privilege("sequence", JOURNAL_SCHEMA, "losses", "SELECT"),
-    *(
-        Privilege("function", JOURNAL_SCHEMA, name, "EXECUTE")
-        for name in (
-            *("triggers", "put_back", "prune", "claim", "release", "wait", "wait_no_more"),
-            *("keep_ticket", "redeem_ticket"),
-        )
-    ),
+    *(Privilege("function", JOURNAL_SCHEMA, name, "EXECUTE") for name in _JOURNAL_FUNCTIONS),
     Privilege("schema", None, "", "USAGE"),
-    *(
-        Privilege("table", None, name, "SELECT")
-        for name in (
-            *("dag", "dag_run", "dag_tag", "serialized_dag"),
-            *("task_instance", "task_instance_history", "xcom"),
-        )
-    ),
+    *(Privilege("table", None, name, "SELECT") for name in _AIRFLOW_TABLES),
 )
-"""All that a server reads and calls (`queries.sql`, `install.read_status`)."""
+"""All objects that `queries.sql` and `installer.read_status` read and call."""
 
 
 def build_grants_sql(role: str, airflow_schema: str) -> str:
-    """Return the statement that gives a role what a server needs. What it has already is left as it is."""
+    """Return the statement that grants a role the privileges that it lacks."""
     return fill_placeholders(load_sql("reader.sql"), reader=quote_literal(role), wanted=_format_values(airflow_schema))
 
 
 def _format_values(airflow_schema: str) -> str:
-    """Return the privileges as rows of SQL."""
-    rows = [(one.kind, one.schema or airflow_schema, one.name, one.privilege) for one in READER_PRIVILEGES]
+    """Return the privileges as rows of a VALUES list."""
+    rows = [(each.kind, each.schema or airflow_schema, each.name, each.privilege) for each in READER_PRIVILEGES]
     return ",\n            ".join(f"({', '.join(map(quote_literal, row))})" for row in rows)

@@ -1,4 +1,4 @@
-"""Reading the journal: the tail's own connection."""
+"""Reads of the journal, on the connection of the tail."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from stream_server.journal.connection import DatabaseConnection, close_connectio
 from stream_server.journal.installer import load_queries_for, read_status
 from stream_server.journal.recent_rows import RecentRow
 from stream_server.journal.replica_snapshot import ReplicaSnapshot
-from stream_server.journal.undecodable_rows import Causes
+from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition, JournalRow
 
 log = logging.getLogger(__name__)
 
 READER_SETTINGS = ("plan_cache_mode = force_generic_plan", "enable_seqscan = off", "jit = off")
-"""One plan serves every cursor: it need not be made anew, or compiled, for each read. It must use the index also if it
-was made while the journal was small."""
+"""One plan for all positions, so that reads need no planning and no compilation. It must use the index also if it was
+made while the journal was small."""
 
 RESTORE_LOCK_TIMEOUT = "500ms"
-"""How long putting back triggers may wait for a lock, and make Airflow wait behind it."""
+"""How long restoring triggers may wait for a lock. Airflow's statements wait behind it."""
 
 
 class JournalHead(NamedTuple):
-    """Where the journal stands."""
+    """The end of the journal."""
 
     position: JournalPosition
-    """Of a reader that wants only what comes from now on."""
+    """Position of a reader that starts here: rows committed from now on come after it."""
 
     dropped_writes: int
-    """How often the triggers could not write something down, since the journal was installed."""
+    """Number of writes that the triggers dropped since the installation."""
 
 
 class SkippedRow(NamedTuple):
@@ -47,7 +47,7 @@ class SkippedRow(NamedTuple):
 
 
 class JournalBatch(NamedTuple):
-    """What one read returns."""
+    """The result of one read."""
 
     transitions: list[Transition]
     """In the order of `seq`."""
@@ -56,27 +56,27 @@ class JournalBatch(NamedTuple):
     """All rows that were read, also those that are no transitions."""
 
     skipped: list[SkippedRow]
-    """Rows that could not be decoded. The cursor moves past them."""
+    """Rows that could not be decoded. The position moves past them."""
 
     position: JournalPosition
-    """Where the next read goes on: it claims nothing of transactions younger than the newest row. A crash may forget
-    those that were rolled back, and give their numbers to others."""
+    """Where the next read starts. It covers no transaction that is younger than the newest row: after a crash,
+    PostgreSQL may assign the ids of transactions without committed rows again."""
 
     full_snapshot: JournalPosition
-    """The whole snapshot that the read was made with."""
+    """The snapshot of the read, which may cover transactions younger than the newest row."""
 
     dropped_writes: int
-    """How often the triggers could not write something down, since the journal was installed."""
+    """Number of writes that the triggers dropped since the installation."""
 
     read_at: datetime
-    """When it was read, by PostgreSQL's clock."""
+    """Time of the read by PostgreSQL's clock."""
 
     missed_pruned_rows: bool
-    """Whether rows that the cursor had not seen were deleted before they could be read."""
+    """Whether rows after the position were pruned before they were read."""
 
 
 class JournalReader:
-    """Reads what a cursor has not seen, on a connection of its own."""
+    """Reads the rows after a position, on a connection of its own."""
 
     def __init__(self, connection: DatabaseConnection, queries: dict[str, str]) -> None:
         self.connection = connection
@@ -86,7 +86,7 @@ class JournalReader:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator[JournalReader]:
-        """Connect, and disconnect at the end.
+        """Open a connection. Close it on exit.
 
         Raises:
             JournalMissing: The journal is not installed.
@@ -102,78 +102,90 @@ class JournalReader:
             await close_connection(connection)
 
     async def read_head(self) -> JournalHead:
-        """Return where the journal stands."""
-        (row,) = await self._fetch("journal_now")
-        seen = JournalPosition.from_snapshot(row["epoch"], row["snapshot"])
+        (row,) = await self._fetch("journal_head")
+        snapshot = JournalPosition.from_snapshot(row["epoch"], row["snapshot"])
         if self._replica_snapshot is not None:
-            seen = await self._replica_snapshot.add_written_transactions(
-                await self._replica_snapshot.read_lower_bound(row["epoch"])
-            )
-        return JournalHead(limit_to_newest_row(seen, row), row["losses"])
+            lower_bound = await self._replica_snapshot.read_lower_bound(row["epoch"])
+            snapshot = await self._replica_snapshot.add_written_transactions(lower_bound)
+        return JournalHead(limit_to_newest_row(snapshot, row), row["dropped_writes"])
 
     async def read_newest_rows(self, at_most: int) -> list[RecentRow]:
-        """Return the rows of the youngest transactions, the youngest first."""
-        return [RecentRow(*row) for row in await self._fetch("newest", at_most)]
+        """Return the rows with the highest transaction ids, the highest first."""
+        return [RecentRow(*row) for row in await self._fetch("newest_rows", at_most)]
 
-    async def is_any_row_missing(self, marks: Sequence[RecentRow]) -> bool:
-        """Tell whether a row is not in the journal any more, though it is not old enough to have been deleted."""
-        columns = [list(column) for column in zip(*marks, strict=True)] or [[], [], []]
-        (row,) = await self._fetch("lacks", *columns)
+    async def is_any_row_missing(self, rows: Sequence[RecentRow]) -> bool:
+        """Whether a row is missing from the journal that was not pruned: the journal has another history."""
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
+        (row,) = await self._fetch("is_any_row_missing", *columns)
         return bool(row["exists"])
 
-    async def read_after(self, cursor: JournalPosition) -> JournalBatch:
-        """Return what a cursor has not seen."""
-        before = None if self._replica_snapshot is None else await self._replica_snapshot.read_lower_bound(cursor.epoch)
-        rows = await self._fetch("journal_after", cursor.snapshot)
-        found = [row[4:] for row in rows if row["id"] is not None]
-        # The cursor is computed from all rows, skipped ones included: else they would be read again for ever.
-        marks = [RecentRow(*columns[:3]) for columns in found]
+    async def read_after(self, position: JournalPosition) -> JournalBatch:
+        """Return the rows after a position. See the comment on positions in `queries.sql`."""
+        lower_bound = None
+        if self._replica_snapshot is not None:
+            # Before the rows are read; see the docstring of replica_snapshot.py.
+            lower_bound = await self._replica_snapshot.read_lower_bound(position.epoch)
+        records = await self._fetch("rows_after", position.snapshot)
+        first = records[0]
+        found = [record[4:] for record in records if record["id"] is not None]
+        # The next position is computed from all rows, also undecodable ones: otherwise they would be read again for
+        # ever.
+        rows = [RecentRow(*columns[:3]) for columns in found]
         transitions, skipped = decode_rows(found)
-        newest = max(marks, key=lambda one: one.txid, default=None)
-        if before is None:
-            seen = JournalPosition.from_snapshot(cursor.epoch, rows[0]["snapshot"])
+        if lower_bound is None:
+            snapshot = JournalPosition.from_snapshot(position.epoch, first["snapshot"])
         else:
-            seen = before.with_visible([one.txid for one in marks])
-        if newest is not None and newest.txid >= cursor.xmax:
-            told = seen.up_to(newest.txid, JournalRow.from_time(newest.seq, newest.at))
+            snapshot = lower_bound.with_visible([row.txid for row in rows])
+        newest = max(rows, key=lambda row: row.txid, default=None)
+        # The snapshot may cover transactions above the newest row. They have no rows, at least none that are committed,
+        # so the next position must not cover them; see limit_to_newest_row.
+        if newest is not None and newest.txid >= position.xmax:
+            next_position = snapshot.up_to(newest.txid, JournalRow.from_time(newest.seq, newest.at))
         else:
-            told = seen.up_to(cursor.xmax - 1, cursor.row)
-        first = rows[0]
-        pruned = first["pruned_to"] is not None and not cursor.is_visible(first["pruned_to"])
-        return JournalBatch(transitions, marks, skipped, told, seen, first["losses"], first["read_at"], pruned)
+            next_position = snapshot.up_to(position.xmax - 1, position.row)
+        return JournalBatch(
+            transitions=transitions,
+            rows=rows,
+            skipped=skipped,
+            position=next_position,
+            full_snapshot=snapshot,
+            dropped_writes=first["dropped_writes"],
+            read_at=first["read_at"],
+            missed_pruned_rows=first["pruned_to"] is not None and not position.is_visible(first["pruned_to"]),
+        )
 
     async def add_output_bodies(
-        self, transitions: Sequence[Transition], wanted: Callable[[Transition], bool]
+        self, transitions: Sequence[Transition], is_wanted: Callable[[Transition], bool]
     ) -> list[Transition]:
-        """Return transitions with what tasks have said in those of them that are wanted."""
-        asked = [one.seq for one in transitions if is_output(one) and wanted(one)]
-        if not asked:
+        """Return the transitions, with the output bodies of those for which `is_wanted` returns true."""
+        wanted = [one.seq for one in transitions if is_output(one) and is_wanted(one)]
+        if not wanted:
             return [*transitions]
-        bodies = {row["id"]: row["body"] for row in await self._fetch("bodies", asked, None)}
+        bodies = {row["id"]: row["body"] for row in await self._fetch("output_bodies", wanted, None)}
         return [one._replace(body=bodies[one.seq]) if one.seq in bodies else one for one in transitions]
 
     async def is_replica(self) -> bool:
-        """Tell whether this is a read replica, still."""
+        """Whether the server is a read replica now: it may have been promoted since the connection was opened."""
         (row,) = await self._fetch("is_replica")
         return bool(row["pg_is_in_recovery"])
 
     async def restore_triggers(self) -> int:
-        """Put back the triggers that are missing, and return how many were.
+        """Restore the triggers that are missing, and return how many.
 
-        None is, where one of Airflow's tables could not be locked in time: better later than in Airflow's way.
+        Restore none if a table can't be locked within `RESTORE_LOCK_TIMEOUT`. The next check tries again.
 
         Raises:
-            JournalForbidden: The role may not.
+            JournalForbidden: The role lacks a privilege.
             JournalUnreachable: PostgreSQL does not answer.
         """
         with map_postgres_errors(), suppress(asyncpg.LockNotAvailableError):
             async with self.connection.transaction():
                 await self.connection.execute(f"SET LOCAL lock_timeout = '{RESTORE_LOCK_TIMEOUT}'")
-                return int(await self.connection.fetchval(self._queries["put_back"]))
+                return int(await self.connection.fetchval(self._queries["restore_triggers"]))
         return 0
 
     async def find_trigger_problems(self) -> list[str]:
-        """Tell what is wrong with the triggers, in words; empty if all is well."""
+        """Return what is wrong with the triggers, as sentences; empty if nothing is."""
         return (await read_status(self.connection)).problems
 
     async def _fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
@@ -185,16 +197,20 @@ class JournalReader:
                 return await self.connection.fetch(self._queries[name], *arguments)
 
 
-def limit_to_newest_row(seen: JournalPosition, row: asyncpg.Record) -> JournalPosition:
-    """Return the cursor that claims nothing of transactions younger than the newest row of the journal."""
+def limit_to_newest_row(snapshot: JournalPosition, row: asyncpg.Record) -> JournalPosition:
+    """Return the part of a snapshot up to the newest row of the journal.
+
+    A position must not cover transactions without rows. After a crash, PostgreSQL may assign their ids again, and the
+    rows that the new transactions write would count as read.
+    """
     newest, pruned_to = row["newest"] or 1, row["pruned_to"] or 1
     if newest < pruned_to or row["newest"] is None:
-        return seen.up_to(pruned_to)
-    return seen.up_to(newest, JournalRow.from_time(row["newest_id"], row["newest_at"]))
+        return snapshot.up_to(pruned_to)
+    return snapshot.up_to(newest, JournalRow.from_time(row["newest_id"], row["newest_at"]))
 
 
 def decode_rows(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Transition], list[SkippedRow]]:
-    """Return the transitions of rows, whose columns are in the order of the fields, and the rows that are none.
+    """Return the transitions of rows, and the rows that can't be decoded. Columns are in the order of the fields.
 
     Rows of kind `input` are in neither list: they name no run, and nothing consumes them yet.
     """
@@ -211,10 +227,10 @@ def decode_rows(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Transition], list
     return transitions, skipped
 
 
-def log_skipped(skipped: Iterable[SkippedRow], causes: Causes) -> None:
-    """Log the rows whose cause was not logged yet."""
+def log_skipped_rows(skipped: Iterable[SkippedRow], logged_causes: LoggedCauses) -> None:
+    """Log each row whose cause was not logged before."""
     for seq, cause in skipped:
-        if causes.is_new(cause):
+        if logged_causes.add_if_new(cause):
             log.error(
                 "Skipped row %d of the journal, and all others with the same cause: %s",
                 seq,

@@ -1,8 +1,8 @@
-"""What was told last, to see after a reconnect whether it is still there. Pure.
+"""The rows that were read last. After a reconnect, they must still be in the journal. Pure.
 
-A failover to a standby that was behind, a restored backup, or a crash with `synchronous_commit = off` forgets the
-transactions that were committed last. Their numbers, and the identities of their rows, are given out again: only the
-row itself, with the time at which it was written, tells that it is the same.
+A failover to a standby that was behind, a restored backup, or a crash with `synchronous_commit = off` loses the last
+commits. PostgreSQL assigns their transaction ids, and the ids of their rows, again. So a row is identified by its id,
+its transaction and the time at which it was written.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from datetime import datetime
 from typing import NamedTuple
 
 MAX_RECENT_ROWS = 256
-"""Transactions of which a row is remembered. What is forgotten is the end of PostgreSQL's log, so that the last one
-would do, were it not for transactions that become visible in another order than they stand there."""
+"""Maximum number of transactions with a stored row. What is lost is always the end of PostgreSQL's log. The last row
+alone would not be enough, because transactions become visible in another order than they are logged."""
 
 
 class RecentRow(NamedTuple):
-    """A row of the journal, by what no other row has in common with it."""
+    """The identity of a row of the journal."""
 
     seq: int
     txid: int
@@ -26,20 +26,20 @@ class RecentRow(NamedTuple):
 
 
 class RecentRows:
-    """A row of each of the transactions that were told last."""
+    """One row of each of the last transactions that were read."""
 
     def __init__(self) -> None:
         self._rows: deque[RecentRow] = deque(maxlen=MAX_RECENT_ROWS)
 
     def start(self, newest: Sequence[RecentRow]) -> None:
-        """Begin with what is there already, the youngest first: it counts as told."""
+        """Replace all rows by these, the youngest first: they count as read."""
         self._rows.clear()
         self._rows.extend(reversed(newest))
 
     def add(self, rows: Iterable[RecentRow]) -> None:
-        """Note that a batch has been told."""
+        """Add the rows of a batch: the last one of each transaction."""
         self._rows.extend({row.txid: row for row in rows}.values())
 
     def list_rows(self) -> list[RecentRow]:
-        """Return them, the oldest first."""
+        """Return the rows, the oldest first."""
         return list(self._rows)

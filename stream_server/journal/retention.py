@@ -1,8 +1,8 @@
-"""Keeping the journal short: its oldest rows are deleted in small batches, by one replica at a time.
+"""Retention: deletes the oldest rows of the journal in small batches, on one server at a time.
 
-Nobody may miss a row because it was deleted before he could read it. So a round deletes only what the round before
-could already see, which is longer ago than a tail waits between two reads. By their age alone one could not tell: a
-transaction may write a row and commit it an hour later.
+No reader may miss a row because it was deleted too early. So a round deletes only rows that were visible to the round
+before it: the time between two rounds is longer than that between two reads of a tail. The age of a row is not enough:
+a transaction may write a row and commit an hour later.
 """
 
 from __future__ import annotations
@@ -19,64 +19,66 @@ from stream_server.journal.run_store import RunStore
 log = logging.getLogger(__name__)
 
 BATCH_ROWS = 1000
-"""Rows that one transaction deletes at most."""
+"""Maximum number of rows that one transaction deletes."""
 
 PAUSE_SECONDS = 0.1
-"""Between two batches, so that deleting is never all that the database does."""
+"""Pause between two batches, so that pruning does not take all of the database's time."""
 
 ROUND_SECONDS = (60.0, 10.0)
-"""From one round to the next: where age alone is bounded, and where the size is, which may grow fast."""
+"""Longest time between two rounds: with a bound on the age only, and with a bound on the size, which may grow fast."""
 
 
 class Retention(NamedTuple):
-    """What the journal may hold."""
+    """Bounds of the journal."""
 
     max_age: float | None
     """Seconds; `None` sets no bound."""
 
     max_bytes: int | None
-    """Bytes of its rows and their part of the index; `None` sets no bound."""
+    """Bytes of the rows and their index entries; `None` sets no bound."""
 
     @property
     def is_bounded(self) -> bool:
-        """Whether anything is ever deleted."""
+        """Whether rows are deleted at all."""
         return self.max_age is not None or self.max_bytes is not None
 
     @property
     def interval(self) -> float:
-        """Seconds from one round to the next."""
+        """Average seconds between two rounds."""
         longest = ROUND_SECONDS[0 if self.max_bytes is None else 1]
         return longest if self.max_age is None else min(longest, self.max_age / 2)
 
 
-async def prune_forever(runs: RunStore, retention: Retention, pruned: Callable[[int], None]) -> None:
-    """Delete what is beyond the retention, until cancelled.
+async def prune_forever(run_store: RunStore, retention: Retention, on_pruned: Callable[[int], None]) -> None:
+    """Delete rows beyond the bounds until cancelled.
 
     Args:
-        runs: Where to delete.
-        retention: What may stay.
-        pruned: Is told how many rows each batch has deleted.
+        run_store: Deletes the rows.
+        retention: The bounds.
+        on_pruned: Called after each batch with the number of deleted rows.
     """
     settled: str | None = None
     while True:
         try:
-            settled = await _prune_round(runs, retention, settled, pruned)
+            settled = await _prune_round(run_store, retention, settled, on_pruned)
         except Unavailable as error:
-            log.warning("The journal was not pruned: %s", error, extra={"action": "prune_failed"})
+            log.warning("Cannot prune the journal: %s", error, extra={"action": "prune_failed"})
         await asyncio.sleep(retention.interval * random.uniform(0.5, 1.5))  # noqa: S311 # not for secrets
 
 
-async def _prune_round(runs: RunStore, retention: Retention, settled: str | None, pruned: Callable[[int], None]) -> str:
-    """Delete in batches until nothing is left to delete, and return what the next round may."""
-    seen = await runs.read_snapshot()
+async def _prune_round(
+    run_store: RunStore, retention: Retention, settled: str | None, on_pruned: Callable[[int], None]
+) -> str:
+    """Delete in batches until no row is left to delete. Return the snapshot that limits the next round."""
+    snapshot = await run_store.read_snapshot()
     onward = False
     while settled is not None:
-        deleted = await runs.prune_journal(
+        deleted = await run_store.prune_journal(
             retention.max_age, BATCH_ROWS, retention.max_bytes, settled=settled, onward=onward
         )
         if deleted == 0:
             break
-        pruned(deleted)
+        on_pruned(deleted)
         onward = True
         await asyncio.sleep(PAUSE_SECONDS)
-    return seen
+    return snapshot

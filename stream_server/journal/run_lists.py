@@ -1,4 +1,4 @@
-"""Reading lists for the pages, from the connections of those who join."""
+"""Queries of the lists of runs and DAGs."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from stream_server.protocol.cursor import JournalPosition
 
 
 class RecentRuns(NamedTuple):
-    """Runs, the youngest first, and from where on the journal tells what has happened since."""
+    """Runs, the youngest first, and the position from which the journal continues."""
 
     runs: list[RunItem]
     position: JournalPosition | None
-    """`None` where the journal is not whole."""
+    """`None` if the journal is incomplete."""
 
     next_before: int | None
-    """What to ask with for those that are older; `None` where there are none."""
+    """The argument `before` for the next page; `None` if there is none."""
 
 
-async def read_recent_runs(source: RunStore, dag_id: str | None, limit: int, before: int | None = None) -> RecentRuns:
-    """Read the youngest runs of a DAG, or of all. Errors as for `Runs.history`.
+async def read_recent_runs(
+    run_store: RunStore, dag_id: str | None, limit: int, before: int | None = None
+) -> RecentRuns:
+    """Return the youngest runs of a DAG, or of all DAGs. Errors as for `RunStore.read_history`.
 
     Args:
-        source: Where runs are read from.
+        run_store: The database.
         dag_id: The DAG; `None` for all.
-        limit: How many at most.
-        before: Only those that were created before this one.
+        limit: Maximum number of runs.
+        before: Only runs that were created before this one (`dag_run.id`).
     """
-    async with source.acquire_connection() as (connection, queries):
-        rows, seen = await fetch_with_snapshot(connection, queries, "recent_runs", dag_id, limit, before)
+    async with run_store.acquire_connection() as (connection, queries):
+        rows, snapshot = await fetch_with_snapshot(connection, queries, "recent_runs", dag_id, limit, before)
     found = [row for row in rows if row["id"] is not None]
     runs = [
         RunItem(
@@ -46,12 +48,12 @@ async def read_recent_runs(source: RunStore, dag_id: str | None, limit: int, bef
         )
         for row in found
     ]
-    cursor = limit_to_newest_row(seen, rows[0]) if rows else None
-    return RecentRuns(runs, cursor, found[-1]["id"] if len(found) == limit else None)
+    position = limit_to_newest_row(snapshot, rows[0]) if rows else None
+    return RecentRuns(runs, position, found[-1]["id"] if len(found) == limit else None)
 
 
-async def read_tagged_dags(source: RunStore, tag: str) -> list[DagItem]:
-    """Read the DAGs that bear a tag. Errors as for `Runs.history`."""
-    async with source.acquire_connection() as (connection, queries):
-        rows = await connection.fetch(queries["dags_to_choose"], tag)
+async def read_tagged_dags(run_store: RunStore, tag: str) -> list[DagItem]:
+    """Return the DAGs with a tag. Errors as for `RunStore.read_history`."""
+    async with run_store.acquire_connection() as (connection, queries):
+        rows = await connection.fetch(queries["tagged_dags"], tag)
     return [DagItem(dag_id=row["dag_id"], description=row["description"], is_paused=row["is_paused"]) for row in rows]

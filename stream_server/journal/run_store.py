@@ -1,4 +1,4 @@
-"""Reading Airflow's tables, and what joiners need of the journal, from a small pool of connections."""
+"""Reads of Airflow's tables and of the journal for new subscriptions, on a small pool of connections."""
 
 from __future__ import annotations
 
@@ -36,55 +36,54 @@ from stream_server.journal.connection import (
     open_connection,
 )
 from stream_server.journal.installer import load_queries_for
-from stream_server.journal.reader import decode_rows, limit_to_newest_row, log_skipped
+from stream_server.journal.reader import decode_rows, limit_to_newest_row, log_skipped_rows
 from stream_server.journal.replica_snapshot import fetch_with_snapshot
-from stream_server.journal.undecodable_rows import Causes
+from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import RunInfo
 
 MAX_HISTORY = 5000
-"""Transitions that are told one by one to who comes later; beyond that, a snapshot says more."""
+"""Maximum number of transitions that are replayed to a resuming client. Beyond that, it gets a snapshot."""
 
 MAX_HISTORY_BYTES = 8 * 1024 * 1024
-"""The same for what tasks have said in them."""
+"""Maximum size of the output that is replayed."""
 
 MAX_OUTPUT_ROWS = 5000
-"""How much of what the tasks of a run have said is read for who joins: so many times at most, the last ones."""
+"""Maximum number of output rows that are read for a snapshot: the last ones of the run."""
 
 OUTPUT_SCHEMA_VERSION = 3
-"""Version of the journal that has what tasks say."""
+"""First schema version with the table `output`."""
 
 REPLICA_LAG_SECONDS, REPLICA_PAUSE_SECONDS = 1.0, 0.05
-"""For how long, and how often, to look for a run that a read replica does not know: it may have been triggered just
-now."""
+"""Timeout and interval for a run that a read replica does not have yet: it may have been triggered a moment ago."""
 
 MAX_GRAPHS = 256
-"""DAG versions whose structure is kept in memory."""
+"""Maximum number of DAG versions whose structure is cached."""
 
 MAX_EARLIER_RUNS = 20
 """How many of the last ended runs of a DAG are searched for Airflow 3.3's own result marks."""
 
 
 class GaugeValues(NamedTuple):
-    """How large the journal is, and what else only the database knows."""
+    """Sizes of the journal, and usage of the notification queue."""
 
     live_rows: int
-    """As PostgreSQL's statistics estimate them."""
+    """An estimate, from PostgreSQL's statistics."""
 
     dead_rows: int
-    """Those deleted that vacuum has not removed yet; an estimate, too."""
+    """Deleted rows that vacuum has not removed yet; also an estimate."""
 
     table_bytes: int
     index_bytes: int
     dropped_writes: int
-    """How often the triggers could not write something down, since the journal was installed."""
+    """Number of writes that the triggers dropped since the installation."""
 
     notify_queue_usage: float
-    """Share of PostgreSQL's queue of notifications that is full."""
+    """Used share of PostgreSQL's notification queue."""
 
 
 class RunStore:
-    """What joiners need to know of runs, from a small pool of connections."""
+    """Reads run states, histories and values. Shared by all subscriptions of a process."""
 
     def __init__(
         self, url: str, *, pool_size: int, max_result_bytes: int, max_output_bytes: int = MAX_OUTPUT_BYTES
@@ -96,10 +95,9 @@ class RunStore:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._queries: dict[str, str] | None = None
         self._graphs: OrderedDict[UUID, Graph] = OrderedDict()
-        self._causes = Causes()
+        self._logged_causes = LoggedCauses()
 
     async def close(self) -> None:
-        """Close all connections."""
         if self._pool is None:
             return
         try:
@@ -108,10 +106,10 @@ class RunStore:
             self._pool.terminate()
 
     async def read_run(self, key: RunKey) -> tuple[RunState, JournalPosition]:
-        """Read a run, and the cursor that goes on from there.
+        """Return the state of a run, and the position from which the journal continues.
 
         Raises:
-            RunNotFound: Airflow knows no such run.
+            RunNotFound: Airflow has no such run.
             JournalMissing: The journal is not installed.
             JournalUnreachable: PostgreSQL does not answer.
         """
@@ -123,36 +121,36 @@ class RunStore:
         return found
 
     async def _try_read_run(self, key: RunKey) -> tuple[RunState, JournalPosition] | bool:
-        """Read a run; where it is not there, tell whether it may be on its way, since this is a read replica."""
+        """Return a run. If it does not exist, return whether it may arrive: this is a read replica."""
         async with self.acquire_connection() as (connection, queries):
-            rows, seen = await fetch_with_snapshot(connection, queries, "run_snapshot", *key)
+            rows, snapshot = await fetch_with_snapshot(connection, queries, "run_snapshot", *key)
             if not rows:
                 return get_server_info(connection).is_replica
             run = _build_run_state(key, rows, self._max_output_bytes)
-            seen = limit_to_newest_row(seen, rows[0])
+            position = limit_to_newest_row(snapshot, rows[0])
             if rows[0]["version"] >= OUTPUT_SCHEMA_VERSION:
-                await self._load_output(connection, queries, run, seen)
+                await self._load_output(connection, queries, run, position)
             versions = Counter(row["dag_version_id"] for row in rows if row["dag_version_id"])
             if versions:
                 version = versions.most_common(1)[0][0]
                 run.graph = await self._read_graph(connection, queries, version)
                 if run.graph is not None and not run.graph.marked_tasks:
                     run.earlier_marks = await _earlier_marks(connection, queries, key, version, run.graph.tasks)
-        return run, seen
+        return run, position
 
     async def read_history(
         self, key: RunKey | None, since: JournalPosition, *, output: bool = True
     ) -> list[Transition] | None:
-        """Read the transitions of a run, or of all runs, that a cursor has not seen.
+        """Return the transitions of a run, or of all runs, after a position.
 
         Args:
             key: The run; `None` for all.
-            since: The cursor.
-            output: Whether what tasks have said is wanted too.
+            since: The position.
+            output: Whether to read the output of tasks.
 
         Returns:
-            `None` where they are too many to be worth telling one by one, or not all in the journal any more, or where
-            one of them cannot be decoded. Rows of kind `input` are left out.
+            `None` if there are more than `MAX_HISTORY`, if some were pruned, or if one can't be decoded. Rows of kind
+            `input` are left out.
 
         Raises:
             JournalMissing: The journal is not installed.
@@ -165,7 +163,7 @@ class RunStore:
                 return None
             transitions, skipped = decode_rows(row[2:] for row in rows if row["id"] is not None)
             if skipped:
-                log_skipped(skipped, self._causes)
+                log_skipped_rows(skipped, self._logged_causes)
                 return None
             if not output or version < OUTPUT_SCHEMA_VERSION:
                 return transitions
@@ -174,34 +172,33 @@ class RunStore:
             return await self._add_output_bodies(connection, queries, transitions)
 
     async def read_dag_ids_with_tags(self, tags: Collection[str]) -> frozenset[str]:
-        """Return the DAGs that bear one of some tags. Errors as for `history`."""
+        """Return the DAGs that have one of some tags. Errors as for `read_history`."""
         async with self.acquire_connection() as (connection, queries):
-            return frozenset(row["dag_id"] for row in await connection.fetch(queries["tagged"], list(tags)))
+            return frozenset(row["dag_id"] for row in await connection.fetch(queries["dag_ids_with_tags"], list(tags)))
 
-    async def is_foreign(self, cursor: JournalPosition) -> bool:
-        """Tell whether the journal has another history than the one that a cursor comes from. Errors as for `history`.
+    async def is_foreign(self, position: JournalPosition) -> bool:
+        """Whether the row of a position is missing from the journal. Errors as for `read_history`.
 
-        A failover to a server that was behind, or a crash with `synchronous_commit = off`, forgets transactions, and
-        gives their numbers to others.
+        Then the journal has another history than the one that the position comes from, after a failover to a server
+        that was behind, or a crash with `synchronous_commit = off`.
         """
-        if cursor.row is None:
+        if position.row is None:
             return False
         async with self.acquire_connection() as (connection, queries):
-            found = await connection.fetchval(
-                queries["lacks"], [cursor.row.seq], [cursor.xmax - 1], [cursor.row.written_at]
-            )
-        return bool(found)
+            row, txid = position.row, position.xmax - 1
+            is_missing = await connection.fetchval(queries["is_any_row_missing"], [row.seq], [txid], [row.written_at])
+        return bool(is_missing)
 
     async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
-        """Read what tasks of a run have returned. Errors as for `run_state`, without `RunNotFound`."""
+        """Return the return values of tasks of a run. Errors as for `read_run`, without `RunNotFound`."""
         async with self.acquire_connection() as (connection, queries):
             rows = await connection.fetch(queries["return_values"], *key, list(task_ids), self._max_result_bytes)
         return _build_values(rows)
 
     async def read_final_values(self, key: RunKey, task_ids: Collection[str] | None) -> ReturnValues:
-        """Read what tasks of a run have returned; where none are named, those that Airflow marked as its result.
+        """Return the return values of tasks of a run; with `None`, of the tasks with Airflow's own result mark.
 
-        Errors as for `values`.
+        Errors as for `read_values`.
         """
         named = None if task_ids is None else list(task_ids)
         async with self.acquire_connection() as (connection, queries):
@@ -219,42 +216,42 @@ class RunStore:
         """Delete the oldest rows of the journal, and return how many.
 
         Args:
-            age: Those older than so many seconds; `None` sets no bound.
-            at_most: No more than so many.
-            size: Those beyond so many bytes, with their part of the index; `None` sets no bound.
-            settled: Only those that this snapshot has seen; `None` sets no bound.
-            onward: From where the last call has ended, instead of from the first row on.
+            age: Delete rows older than this, in seconds; `None` sets no bound.
+            at_most: Maximum number of rows.
+            size: Delete the oldest rows beyond this size, in bytes with index entries; `None` sets no bound.
+            settled: Delete only rows that are visible in this snapshot; `None` sets no bound.
+            onward: Whether to start where the last call ended, instead of at the first row.
 
         Raises:
-            JournalForbidden: The role may not.
+            JournalForbidden: The role lacks a privilege.
             JournalMissing: The journal is not installed.
             JournalUnreachable: PostgreSQL does not answer.
         """
         async with self.acquire_connection() as (connection, queries):
-            return int(await connection.fetchval(queries["prune"], age, at_most, size, settled, onward))
+            return int(await connection.fetchval(queries["prune_journal"], age, at_most, size, settled, onward))
 
     async def read_snapshot(self) -> str:
-        """Return what can be seen just now. Errors as for `prune`."""
+        """Return the current snapshot. Errors as for `prune_journal`."""
         async with self.acquire_connection() as (connection, queries):
-            return str(await connection.fetchval(queries["snapshot"]))
+            return str(await connection.fetchval(queries["current_snapshot"]))
 
     async def read_gauges(self) -> GaugeValues:
-        """Measure the journal. Errors as for `prune`."""
+        """Errors as for `prune_journal`."""
         async with self.acquire_connection() as (connection, queries):
-            row = await connection.fetchrow(queries["measures"])
+            row = await connection.fetchrow(queries["gauges"])
         if row is None:
             raise JournalMissing("The journal is not installed; run `stream-server install`")
         return GaugeValues(*row)
 
     async def reconnect(self) -> None:
-        """Make all connections anew as they are needed: the server may be another one."""
+        """Replace all connections when they are used next: the server may be another one."""
         self._queries = None
         if self._pool is not None:
             await self._pool.expire_connections()
 
     @asynccontextmanager
     async def acquire_connection(self) -> AsyncIterator[tuple[AnyConnection, dict[str, str]]]:
-        """Lend a connection of the pool, with the queries for the Airflow in this database."""
+        """Lend a connection of the pool, with the blocks of `queries.sql`."""
         with map_postgres_errors():
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
@@ -270,43 +267,43 @@ class RunStore:
                 yield connection, self._queries
 
     async def _load_output(
-        self, connection: AnyConnection, queries: dict[str, str], run: RunState, seen: JournalPosition
+        self, connection: AnyConnection, queries: dict[str, str], run: RunState, position: JournalPosition
     ) -> None:
-        """Let a run know what its tasks have said, as far as it was seen."""
-        rows = await connection.fetch(queries["output"], *run.key, MAX_OUTPUT_ROWS, self._max_output_bytes)
+        """Apply the output of its tasks to a run, as far as it is visible in the snapshot of the run."""
+        rows = await connection.fetch(queries["run_output"], *run.key, MAX_OUTPUT_ROWS, self._max_output_bytes)
         for seq, txid, at, kind, dag_id, run_id, task_id, map_index, body in rows:
-            if seen.is_visible(txid):
-                said = Transition(seq, txid, at, TransitionKind(kind), dag_id, run_id, task_id, map_index)
-                run.apply(said._replace(xcom_key=OUTPUT_KEY, body=body))
+            if position.is_visible(txid):
+                output = Transition(seq, txid, at, TransitionKind(kind), dag_id, run_id, task_id, map_index)
+                run.apply(output._replace(xcom_key=OUTPUT_KEY, body=body))
         run.take_retraction()
 
     async def _flag_prior_output(
         self, connection: AnyConnection, queries: dict[str, str], key: RunKey, transitions: list[Transition]
     ) -> list[Transition]:
-        """Return transitions of a run with the note which of them may take back what a task had said."""
-        asked = [one for one in transitions if one.kind is TransitionKind.TASK and one.state in RETRACTING_STATES]
-        if not asked:
+        """Return transitions of a run, with `had_output` set for those that may retract output."""
+        candidates = [one for one in transitions if one.kind is TransitionKind.TASK and one.state in RETRACTING_STATES]
+        if not candidates:
             return transitions
-        columns = zip(*((one.seq, one.task_id, one.map_index) for one in asked), strict=True)
-        rows = await connection.fetch(queries["had_spoken"], *key, *map(list, columns))
+        columns = zip(*((one.seq, one.task_id, one.map_index) for one in candidates), strict=True)
+        rows = await connection.fetch(queries["rows_after_output"], *key, *map(list, columns))
         found = {row["id"] for row in rows}
         return [one._replace(had_spoken=True) if one.seq in found else one for one in transitions]
 
     async def _add_output_bodies(
         self, connection: AnyConnection, queries: dict[str, str], transitions: list[Transition]
     ) -> list[Transition] | None:
-        """Return transitions with what tasks have said in them, or `None` where that is too much."""
-        asked = [one.seq for one in transitions if is_output(one)]
-        if not asked:
+        """Return transitions with their output, or `None` if it exceeds `MAX_HISTORY_BYTES`."""
+        output_ids = [one.seq for one in transitions if is_output(one)]
+        if not output_ids:
             return transitions
-        rows = await connection.fetch(queries["bodies"], asked, MAX_HISTORY_BYTES)
+        rows = await connection.fetch(queries["output_bodies"], output_ids, MAX_HISTORY_BYTES)
         if sum(row["bytes"] or 0 for row in rows) > MAX_HISTORY_BYTES:
             return None
         bodies = {row["id"]: row["body"] for row in rows}
         return [one._replace(body=bodies.get(one.seq)) for one in transitions]
 
     async def _read_graph(self, connection: AnyConnection, queries: dict[str, str], version: UUID) -> Graph | None:
-        """Return the structure of a DAG version. It does not change once a run refers to it."""
+        """Return the structure of a DAG version. It is immutable once a run refers to it, so it is cached."""
         if version in self._graphs:
             self._graphs.move_to_end(version)
             return self._graphs[version]
@@ -326,7 +323,7 @@ class RunStore:
 async def _earlier_marks(
     connection: AnyConnection, queries: dict[str, str], key: RunKey, version: UUID, task_ids: Collection[str]
 ) -> dict[str, bool] | None:
-    """Return which tasks of a DAG version bore Airflow 3.3's own result mark in earlier runs that have ended.
+    """Return which tasks of a DAG version had Airflow 3.3's own result mark in earlier runs that have ended.
 
     It is not cached: the author can move the mark without a new version, and a run can be cleared.
 
@@ -336,7 +333,7 @@ async def _earlier_marks(
     earlier = [row["id"] for row in await connection.fetch(queries["ended_runs"], *key, version, MAX_EARLIER_RUNS)]
     if not earlier:
         return None
-    rows = await connection.fetch(queries["shown_marks"], key.dag_id, version, earlier[:1], list(task_ids))
+    rows = await connection.fetch(queries["earlier_result_marks"], key.dag_id, version, earlier[:1], list(task_ids))
     if any(row["marked"] is None for row in rows):
         return None
     # Older runs show what the last one does not: of tasks that it skipped and, if it shows marks at all, of tasks that
@@ -346,7 +343,7 @@ async def _earlier_marks(
     unknown = [task_id for task_id in task_ids if task_id not in shown]
     if not earlier[1:] or not unknown:
         return {row["task_id"]: row["marked"] for row in rows}
-    older = await connection.fetch(queries["shown_marks"], key.dag_id, version, earlier[1:], unknown)
+    older = await connection.fetch(queries["earlier_result_marks"], key.dag_id, version, earlier[1:], unknown)
     rows += [row for row in older if row["marked"] is not None]
     rows.sort(key=lambda row: row["has_value"])
     return {row["task_id"]: row["marked"] for row in rows}

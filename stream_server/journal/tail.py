@@ -13,7 +13,7 @@ States (`IdleState`), and why no row stays unread without a notification:
       |  many transactions: release the lock
     ACTIVE
 
-The order of these steps matters. `docs/decisions/0006` explains it, and `tests/unit/journal/test_notify_protocol_model.py`
+The order of these steps matters. `docs/decisions/0006` explains it; `tests/unit/journal/test_notify_protocol_model.py`
 checks every order of events of writers and tails.
 """
 

@@ -1,4 +1,4 @@
-"""What readers do with rows and messages that they cannot decode: log each cause once, resync at a limited rate."""
+"""Rows and messages that can't be decoded: each cause is logged once, and clients resync at a limited rate."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import asyncio
 from collections.abc import Callable
 
 MAX_CAUSES = 100
-"""Causes that are remembered. Further ones are counted only, so that odd input cannot fill the log or the memory."""
+"""Maximum number of causes. Further ones are not logged, so that bad input can't fill the log or the memory."""
 
 RESYNC_SECONDS = 5.0
-"""Shortest time between two resyncs: each makes every process read all its watched runs again."""
+"""Shortest time between two resyncs: for each, every process reads all its watched runs again."""
 
 
-class Causes:
+class LoggedCauses:
     """The causes that were logged."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
-    def is_new(self, cause: str) -> bool:
-        """Whether a cause must be logged. It is remembered."""
+    def add_if_new(self, cause: str) -> bool:
+        """Add a cause. Return whether it must be logged."""
         if cause in self._known or len(self._known) >= MAX_CAUSES:
             return False
         self._known.add(cause)
@@ -27,10 +27,10 @@ class Causes:
 
 
 class ResyncTimer:
-    """Resyncs at the first request at once, and later at most every `RESYNC_SECONDS`. No request is dropped.
+    """Resyncs at once at the first request, and then at most every `RESYNC_SECONDS`. No request is dropped.
 
     Args:
-        resync: Called in the event loop of the requests.
+        resync: Called in the event loop.
     """
 
     def __init__(self, resync: Callable[[], None]) -> None:
@@ -39,7 +39,7 @@ class ResyncTimer:
         self._timer: asyncio.TimerHandle | None = None
 
     def request(self) -> None:
-        """Resync now, or as soon as the rate allows it. Requests that wait are one."""
+        """Resync now, or as soon as the rate allows it. Pending requests are merged."""
         if self._timer is not None:
             return
         loop = asyncio.get_running_loop()
@@ -49,7 +49,7 @@ class ResyncTimer:
             self._timer = loop.call_at(self._earliest, self._run)
 
     def cancel(self) -> None:
-        """Drop a request that waits."""
+        """Drop the pending request."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""Which servers have clients who watch a run that shall be stopped when nobody does."""
+"""Servers with clients that watch a run which is cancelled when the last client disconnects."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from stream_server.journal.run_store import RunStore
 
 
 class WaitingServers:
-    """The notes of all servers in a database. Its functions write with the rights of who installed them.
+    """The table `stream_server.waiters`, written through functions that run with the rights of the installing role.
 
-    Every method raises `JournalForbidden`, `JournalMissing` and `JournalUnreachable` as `Runs` does. A read replica
-    takes no note, and knows of nobody else's.
+    Every method raises `JournalForbidden`, `JournalMissing` and `JournalUnreachable` as `RunStore` does. On a read
+    replica nothing is registered, and no other server is found.
     """
 
-    def __init__(self, runs: RunStore) -> None:
-        self._run_store = runs
+    def __init__(self, run_store: RunStore) -> None:
+        self._run_store = run_store
         self._server_id: UUID = uuid4()
 
     async def register_runs(
         self, keys: Collection[RunKey], lifetime: float, *, beside_others: bool
     ) -> frozenset[RunKey]:
-        """Note that clients of this server watch some runs, and return those runs.
+        """Register this server for some runs, and return the runs that were registered.
 
         Args:
             keys: The runs.
-            lifetime: Seconds for which the note stands.
-            beside_others: Only for those runs for which another server has noted it, too.
+            lifetime: Seconds after which the registration expires.
+            beside_others: Register only runs that another server has registered.
         """
-        return await self._call("wait", keys, lifetime, beside_others)
+        return await self._call("register_runs", keys, lifetime, beside_others)
 
     async def unregister_runs(self, keys: Collection[RunKey]) -> frozenset[RunKey]:
-        """Take the notes back, and return those runs that clients of other servers watch."""
-        return await self._call("wait_no_more", keys)
+        """Unregister this server, and return the runs that other servers have registered."""
+        return await self._call("unregister_runs", keys)
 
     async def _call(self, query: str, keys: Collection[RunKey], *arguments: object) -> frozenset[RunKey]:
         dag_ids, run_ids = [key.dag_id for key in keys], [key.run_id for key in keys]

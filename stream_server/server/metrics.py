@@ -162,7 +162,7 @@ class Metrics:
         """Count a new beginning."""
         self._resyncs.labels(reason).inc()
 
-    def rows_skipped(self, rows: int) -> None:
+    def record_skipped_rows(self, rows: int) -> None:
         """Count rows that could not be decoded."""
         self._rows_skipped.inc(rows)
 

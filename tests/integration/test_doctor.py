@@ -102,7 +102,7 @@ async def test_triggers_that_are_switched_off(journal: str) -> None:
     await disable_triggers(journal)
     finding = await found("triggers", journal)
     assert (finding.level, finding.remedy) == (Level.PROBLEM, "run `stream-server triggers enable`")
-    assert "switched off" in finding.found
+    assert "disabled" in finding.found
 
 
 async def test_a_missing_trigger(journal: str, airflow: AirflowSql) -> None:

@@ -119,7 +119,7 @@ async def test_triggers_are_switched_off_and_on_beside_a_long_transaction(
             await airflow.set_task(run, "ask", "scheduled")
             assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") == rows
             assert (await fetch_status(journal)).problems == [
-                "the triggers are switched off; run `stream-server triggers enable`"
+                "the triggers are disabled; run `stream-server triggers enable`"
             ]
             await install_journal(journal, "public", lock_timeout=1, attempts=1)
             assert (await fetch_status(journal)).enabled is False

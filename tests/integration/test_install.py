@@ -104,7 +104,7 @@ async def test_install_gives_up_where_airflow_holds_a_lock(airflow_database: str
     before = await catalog(airflow_database)
     async with connected(airflow_database) as busy, busy.transaction():
         await busy.execute("LOCK TABLE xcom IN ROW EXCLUSIVE MODE")
-        with pytest.raises(InstallError, match=r"locked by other transactions in all of 2 attempts of 0\.1 s"):
+        with pytest.raises(InstallError, match=r"in all of 2 attempts of 0\.1 s"):
             await install_journal(airflow_database, "public", lock_timeout=0.1, attempts=2)
     assert await catalog(airflow_database) == before
 
@@ -115,7 +115,7 @@ async def test_two_installs_at_once_both_succeed(airflow_database: str) -> None:
 
 
 async def test_install_says_what_is_missing(postgres: object, airflow_database: str) -> None:
-    with pytest.raises(InstallError, match=r"not in schema 'elsewhere'.*airflow db migrate"):
+    with pytest.raises(InstallError, match=r"Schema 'elsewhere'.*airflow db migrate"):
         await install_journal(airflow_database, "elsewhere", lock_timeout=1, attempts=1)
 
 
@@ -192,7 +192,7 @@ async def test_status_tells_what_is_wrong(journal: str, airflow: AirflowSql) -> 
     )
     assert sorted((await fetch_status(journal)).problems) == [
         "trigger stream_server_run on dag_run is disabled",
-        "trigger stream_server_task on task_instance is not as this version makes it",
+        "trigger stream_server_task on task_instance is not that of this version",
         "trigger stream_server_xcom on xcom is missing",
     ]
     await install_now(journal)
@@ -263,7 +263,7 @@ async def test_reading_the_journal_uses_its_index(journal: str, rows: int, *, an
         )
         if analyzed:
             await connection.execute("ANALYZE stream_server.journal")
-        query = (await load_queries_for(connection))["journal_after"]
+        query = (await load_queries_for(connection))["rows_after"]
         settings = "; ".join(f"SET {setting}" for setting in READER_SETTINGS)
         await connection.execute(f"{settings}; PREPARE read (text) AS {query}")
         plan = await connection.fetch("EXPLAIN EXECUTE read('900000:900000:')")

@@ -131,7 +131,7 @@ async def test_a_tail_stops_when_told_to_while_the_doorbell_rings(database: str)
         await tail.start()
         try:
             await eventually_async(lambda: tail.line.reads, what="the tail follows")  # noqa: B023 # called at once
-            tail.ring()
+            tail.wake()
             for _ in range(turns):
                 await asyncio.sleep(0)
         finally:

@@ -299,7 +299,7 @@ async def test_a_queue_that_fills_is_a_warning_and_no_problem(crowded: str, capl
         async with httpx.AsyncClient(base_url=server.url) as client:
             answer = await client.get("/ready")
         assert (answer.status_code, answer.json()["problems"]) == (200, [])
-        assert "queue of notifications is 6" in answer.json()["warnings"][0]
+        assert "notification queue is 6" in answer.json()["warnings"][0]
         await eventually_async(
             lambda: any(
                 "queue of notifications" in one.message for one in caplog.records if one.levelno == logging.WARNING

@@ -1,4 +1,4 @@
-"""Who rings, and that nobody waits in vain for a ring. The tails here never look by themselves."""
+"""When transactions notify, and that no row waits for a notification that does not come. The tails do not poll."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from stream_server.domain.run_state import RunKey
-from stream_server.journal import pacing as pace
+from stream_server.journal import pacing
 from stream_server.journal.listener import NOTIFY_CHANNEL
 from stream_server.journal.tail import IdleState
 from support import lossless_tails
@@ -25,167 +25,163 @@ WRITERS, ROUNDS = 6, 8
 
 
 @pytest.fixture(autouse=True)
-def nobody_polls() -> Iterator[None]:
+def no_polling() -> Iterator[None]:
     with patch.object(lossless_tails, "POLL_SECONDS", 3600.0), patch.object(lossless_tails, "CHECK_SECONDS", 3600.0):
         yield
 
 
 @pytest.fixture
-def restless() -> Iterator[None]:
-    """Let tails get up and lie down all the time."""
+def eager_tails() -> Iterator[None]:
+    """Let tails change between active and idle all the time."""
     with (
-        patch.object(pace, "BUSY_TRANSACTIONS", 3),
-        patch.object(pace, "BUSY_SECONDS", 0.01),
-        patch.object(pace, "QUIET_TRANSACTIONS", 2),
-        patch.object(pace, "PAUSE_BOUNDS", (0.0005, 0.002)),
+        patch.object(pacing, "BUSY_TRANSACTIONS", 3),
+        patch.object(pacing, "BUSY_SECONDS", 0.01),
+        patch.object(pacing, "QUIET_TRANSACTIONS", 2),
+        patch.object(pacing, "PAUSE_BOUNDS", (0.0005, 0.002)),
     ):
         yield
 
 
 @asynccontextmanager
-async def sleeping(url: str, name: str = "tail") -> AsyncIterator[TaskTail]:
-    """Run a tail that has lain down."""
+async def idle_tail(url: str, name: str = "tail") -> AsyncIterator[TaskTail]:
+    """Run a tail, and wait until it is idle."""
     tail = TaskTail(url, name)
     await tail.start()
     try:
-        await eventually_async(lambda: vigil(tail) is IdleState.IDLE, what="a tail asleep")
+        await eventually_async(lambda: idle_state(tail) is IdleState.IDLE, what="the tail is idle")
         yield tail
         tail.check()
     finally:
         await tail.stop()
 
 
-def vigil(tail: TaskTail) -> IdleState:
+def idle_state(tail: TaskTail) -> IdleState:
     assert tail._tail is not None
     return tail._tail._idle_state
 
 
-async def get_up(tail: TaskTail) -> None:
-    """Have a tail be awake, and stay so."""
+async def make_active(tail: TaskTail) -> None:
+    """Make a tail active, for good."""
     assert tail._tail is not None
-    tail._tail._pacing = Sleepless()
-    tail.ring()
-    await eventually_async(lambda: vigil(tail) is IdleState.ACTIVE, what="a tail awake")
+    tail._tail._pacing = AlwaysBusy()
+    tail.wake()
+    await eventually_async(lambda: idle_state(tail) is IdleState.ACTIVE, what="the tail is active")
 
 
-class Sleepless(pace.Pacing):
-    busy = True
+class AlwaysBusy(pacing.Pacing):
+    is_busy = True
 
-    def quiet(self, now: float) -> bool:
+    def is_quiet(self, now: float) -> bool:
         return False
 
 
-def rows(tail: TaskTail) -> int:
+def row_count(tail: TaskTail) -> int:
     return len(tail.line.rows)
 
 
 @asynccontextmanager
-async def rings(url: str) -> AsyncIterator[list[str]]:
-    """Listen, without saying that we sleep."""
-    heard: list[str] = []
+async def notifications(url: str) -> AsyncIterator[list[str]]:
+    """Listen without the idle-consumer lock, and collect the payloads."""
+    received: list[str] = []
     connection = await asyncpg.connect(url)
     try:
-        await connection.add_listener(NOTIFY_CHANNEL, lambda *told: heard.append(str(told[3])))
-        yield heard
+        await connection.add_listener(NOTIFY_CHANNEL, lambda *arguments: received.append(str(arguments[3])))
+        yield received
     finally:
         await connection.close()
 
 
-async def all_heard(airflow: AirflowSql, heard: list[str]) -> None:
-    """Wait until whatever was rung before has been heard."""
+async def wait_for_notifications(airflow: AirflowSql, received: list[str]) -> None:
+    """Wait until all earlier notifications have arrived."""
     await airflow.connection.execute("SELECT pg_notify($1, 'last')", NOTIFY_CHANNEL)
-    await eventually_async(lambda: "last" in heard)
-    heard.remove("last")
+    await eventually_async(lambda: "last" in received)
+    received.remove("last")
 
 
-async def test_a_transaction_rings_for_who_sleeps_and_for_nobody_else(
-    journal: str, airflow: AirflowSql, run: RunKey
-) -> None:
-    async with rings(journal) as heard:
+async def test_a_transaction_notifies_only_if_a_tail_is_idle(journal: str, airflow: AirflowSql, run: RunKey) -> None:
+    async with notifications(journal) as received:
         await airflow.set_task(run, "ask", "scheduled")
-        await all_heard(airflow, heard)
-        assert heard == [], "there is no tail"
-        async with sleeping(journal) as tail:
-            await all_heard(airflow, heard)
-            heard.clear()
-            before = rows(tail)
+        await wait_for_notifications(airflow, received)
+        assert received == [], "there is no tail"
+        async with idle_tail(journal) as tail:
+            await wait_for_notifications(airflow, received)
+            received.clear()
+            before = row_count(tail)
             async with airflow.connection.transaction():
                 await airflow.set_task(run, "ask", "queued")
                 await airflow.set_task(run, "ask", "running")
-            await eventually_async(lambda: rows(tail) == before + 2)
-            await all_heard(airflow, heard)
-            assert heard == [""], "once for a transaction"
-            await get_up(tail)
+            await eventually_async(lambda: row_count(tail) == before + 2)
+            await wait_for_notifications(airflow, received)
+            assert received == [""], "once per transaction"
+            await make_active(tail)
             await airflow.set_task(run, "ask", "success")
-            await eventually_async(lambda: rows(tail) == before + 3)
-            await all_heard(airflow, heard)
-            assert heard == [""], "an awake tail needs no ring"
+            await eventually_async(lambda: row_count(tail) == before + 3)
+            await wait_for_notifications(airflow, received)
+            assert received == [""], "an active tail needs no notification"
 
 
-async def test_one_that_sleeps_is_rung_for_beside_one_that_is_awake(
-    journal: str, airflow: AirflowSql, run: RunKey
-) -> None:
-    async with sleeping(journal, "awake") as awake, sleeping(journal, "asleep") as asleep:
-        await get_up(awake)
-        before = rows(asleep)
+async def test_an_idle_tail_is_notified_beside_an_active_one(journal: str, airflow: AirflowSql, run: RunKey) -> None:
+    async with idle_tail(journal, "active") as active, idle_tail(journal, "idle") as idle:
+        await make_active(active)
+        before = row_count(idle)
         await airflow.set_task(run, "ask", "scheduled")
-        await eventually_async(lambda: rows(asleep) == before + 1 == rows(awake))
+        await eventually_async(lambda: row_count(idle) == before + 1 == row_count(active))
 
 
-async def test_what_a_savepoint_rang_is_rung_again_when_it_is_rolled_back(
+async def test_a_transaction_notifies_after_a_rolled_back_savepoint_that_had_notified(
     journal: str, airflow: AirflowSql, run: RunKey
 ) -> None:
-    async with sleeping(journal) as tail:
-        before = rows(tail)
+    async with idle_tail(journal) as tail:
+        before = row_count(tail)
         async with airflow.connection.transaction():
             savepoint = airflow.connection.transaction()
             await savepoint.start()
             await airflow.set_task(run, "ask", "scheduled")
             await savepoint.rollback()
             await airflow.set_task(run, "ask", "queued")
-        await eventually_async(lambda: rows(tail) == before + 1)
+        await eventually_async(lambda: row_count(tail) == before + 1)
 
 
-async def test_a_tail_sleeps_only_when_silent_transactions_have_ended(
+async def test_a_tail_is_idle_only_when_unnotified_transactions_have_ended(
     journal: str, airflow: AirflowSql, run: RunKey
 ) -> None:
-    async with sleeping(journal) as tail:
-        await get_up(tail)
-        before = rows(tail)
+    async with idle_tail(journal) as tail:
+        await make_active(tail)
+        before = row_count(tail)
         transaction = airflow.connection.transaction()
         await transaction.start()
         await airflow.set_task(run, "ask", "scheduled")
         assert tail._tail is not None
-        tail._tail._pacing = pace.Pacing()
-        await eventually_async(lambda: vigil(tail) is IdleState.SETTLING)
+        tail._tail._pacing = pacing.Pacing()
+        await eventually_async(lambda: idle_state(tail) is IdleState.SETTLING)
         await transaction.commit()
-        await eventually_async(lambda: rows(tail) == before + 1)
-        await eventually_async(lambda: vigil(tail) is IdleState.IDLE)
+        await eventually_async(lambda: row_count(tail) == before + 1)
+        await eventually_async(lambda: idle_state(tail) is IdleState.IDLE)
 
 
-async def test_a_tail_gets_up_where_transactions_wait_for_each_other(
+async def test_a_tail_becomes_active_if_transactions_wait_for_each_other(
     journal: str, airflow: AirflowSql, run: RunKey
 ) -> None:
-    """Those that ring commit one by one: they are slow then, and never many."""
+    """Transactions that notify commit one after the other, so their rate stays low."""
     ids = [row["id"] for row in await airflow.connection.fetch("SELECT id FROM task_instance")]
-    with patch.object(pace, "BUSY_TRANSACTIONS", sys.maxsize):
-        async with sleeping(journal) as tail:
+    with patch.object(pacing, "BUSY_TRANSACTIONS", sys.maxsize):
+        async with idle_tail(journal) as tail:
             writers = [asyncio.create_task(write_slowly(journal, ids[n % len(ids)])) for n in range(WRITERS)]
             try:
-                await eventually_async(lambda: vigil(tail) is IdleState.ACTIVE, what="a tail awake")
+                await eventually_async(lambda: idle_state(tail) is IdleState.ACTIVE, what="the tail is active")
             finally:
                 for writer in writers:
                     writer.cancel()
                 await asyncio.gather(*writers, return_exceptions=True)
-            await eventually_async(lambda: vigil(tail) is IdleState.IDLE, what="a tail asleep again")
+            await eventually_async(lambda: idle_state(tail) is IdleState.IDLE, what="the tail is idle again")
 
 
-async def test_a_session_may_do_without_the_doorbell(journal: str, airflow: AirflowSql, run: RunKey) -> None:
+async def test_a_session_can_disable_notifications(journal: str, airflow: AirflowSql, run: RunKey) -> None:
     """`PREPARE TRANSACTION` fails after a `NOTIFY`."""
-    async with rings(journal) as heard, sleeping(journal) as tail:
-        await all_heard(airflow, heard)
-        heard.clear()
-        before = rows(tail)
+    async with notifications(journal) as received, idle_tail(journal) as tail:
+        await wait_for_notifications(airflow, received)
+        received.clear()
+        before = row_count(tail)
         await airflow.connection.execute("SET stream_server.doorbell = 'off'")
         await airflow.connection.execute("BEGIN")
         await airflow.set_task(run, "ask", "scheduled")
@@ -194,19 +190,21 @@ async def test_a_session_may_do_without_the_doorbell(journal: str, airflow: Airf
             await airflow.connection.execute("COMMIT PREPARED 'ours'")
         else:
             await airflow.connection.execute("COMMIT")
-        await all_heard(airflow, heard)
-        assert heard == []
-        tail.ring()
-        await eventually_async(lambda: rows(tail) == before + 1)
+        await wait_for_notifications(airflow, received)
+        assert received == []
+        tail.wake()
+        await eventually_async(lambda: row_count(tail) == before + 1)
 
 
-@pytest.mark.usefixtures("restless")
-async def test_no_row_waits_for_a_ring_that_does_not_come(journal: str, airflow: AirflowSql, run: RunKey) -> None:
-    """Writers come and go so that tails get up and lie down between any two of their steps."""
+@pytest.mark.usefixtures("eager_tails")
+async def test_no_row_waits_for_a_notification_that_does_not_come(
+    journal: str, airflow: AirflowSql, run: RunKey
+) -> None:
+    """Bursts of writers make tails change between active and idle at any step of the writers."""
     ids = [row["id"] for row in await airflow.connection.fetch("SELECT id FROM task_instance")]
     seed = random.randrange(2**32)
-    async with sleeping(journal, "one") as one, sleeping(journal, "other") as other:
-        turns = [count_turns(one), count_turns(other)]
+    async with idle_tail(journal, "one") as one, idle_tail(journal, "other") as other:
+        counts = [count_wake_ups(one), count_wake_ups(other)]
         dice = random.Random(seed)
         for _ in range(ROUNDS):
             await asyncio.gather(
@@ -223,26 +221,26 @@ async def test_no_row_waits_for_a_ring_that_does_not_come(journal: str, airflow:
                 10,
                 f"every row up to {written} read by {tail.line.name} (seed {seed})",
             )
-    assert all(turn["got up"] > ROUNDS // 2 for turn in turns), turns
+    assert all(count["wake-ups"] > ROUNDS // 2 for count in counts), counts
 
 
-def count_turns(tail: TaskTail) -> dict[str, int]:
-    """Count how often a tail gets up."""
+def count_wake_ups(tail: TaskTail) -> dict[str, int]:
+    """Count how often a tail becomes active."""
     assert tail._tail is not None
-    turns = {"got up": 0}
+    count = {"wake-ups": 0}
     observer = tail._tail._observer
-    before = ["ring"]
+    last_reason = ["ring"]
 
-    def read(why: str, rows: int, seconds: float) -> None:
-        turns["got up"] += why == "load" != before[0]
-        before[0] = why
+    def record_read(reason: str, rows: int, seconds: float) -> None:
+        count["wake-ups"] += reason == "load" != last_reason[0]
+        last_reason[0] = reason
 
-    observer.record_read = read  # type: ignore[method-assign]
-    return turns
+    observer.record_read = record_read  # type: ignore[method-assign]
+    return count
 
 
 async def write_slowly(url: str, task_instance: object) -> None:
-    """Commit again and again, each time some while after writing."""
+    """Commit again and again, each time 50 ms after the write."""
     connection = await asyncpg.connect(url)
     try:
         while True:
@@ -256,7 +254,7 @@ async def write_slowly(url: str, task_instance: object) -> None:
 
 
 async def write(url: str, task_instance: object, dice: random.Random) -> None:
-    """Commit in bursts, some of whose transactions stay open for a while."""
+    """Commit in bursts, with some transactions that stay open for a while."""
     connection = await asyncpg.connect(url)
     try:
         for _ in range(5):

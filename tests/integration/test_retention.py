@@ -186,9 +186,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: AirflowSql, runs: RunStore) -> None:
     await airflow.connection.execute("; ".join(f"SET {setting}" for setting in READER_SETTINGS))
-    await airflow.connection.execute(
-        f"PREPARE journal_after (text) AS {load_queries(airflow='public')['journal_after']}"
-    )
+    await airflow.connection.execute(f"PREPARE rows_after (text) AS {load_queries(airflow='public')['rows_after']}")
     looked_at = {}
     for name in ("before", "beside"):
         async with long_transactions(journal):
@@ -198,7 +196,7 @@ async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: Ai
                 assert sum(await prune_all(runs, None, 2_000_000)) > 5000
             cursor = await runs.read_snapshot()
             await write_rows(airflow, 50)
-            plan = await explain(airflow.connection, f"EXECUTE journal_after ('{cursor}')")
+            plan = await explain(airflow.connection, f"EXECUTE rows_after ('{cursor}')")
         assert plan["Actual Rows"] == 50
         assert sum(node.get("Rows Removed by Filter", 0) for node in nodes(plan)) == 0
         assert sum(node.get("Rows Removed by Index Recheck", 0) for node in nodes(plan)) == 0

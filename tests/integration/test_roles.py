@@ -193,7 +193,9 @@ async def test_another_schema_is_opened_to_the_reader_and_closed(
 
 
 async def test_a_reader_that_does_not_exist_is_told(airflow_database: str) -> None:
-    with pytest.raises(InstallError, match=r'There is no role "no such"; make it first: CREATE ROLE "no such" LOGIN'):
+    with pytest.raises(
+        InstallError, match=r'Role "no such" does not exist; create it first: CREATE ROLE "no such" LOGIN'
+    ):
         await install_for(airflow_database, "no such")
     assert not (await fetch_status(airflow_database)).installed
 
@@ -218,7 +220,7 @@ async def test_an_owner_who_may_only_make_triggers(
     database = urlsplit(airflow_database).path[1:]
     url = url_as(owner, airflow_database)
     postgres.execute(documented("GRANT CREATE", airflow=database, stream_owner=owner), database=database)
-    with pytest.raises(InstallError, match="may not do that: permission denied for table"):
+    with pytest.raises(InstallError, match="lacks a privilege: permission denied for table"):
         await install_for(url, reader)
     assert not (await fetch_status(airflow_database)).installed
     await let_read(airflow_database, reader)

@@ -61,8 +61,8 @@ class HubDouble:
         self._told("", cursor, [row for row in map(row_of, transitions) if row is not None])
 
 
-class HardOfHearing(asyncio.Event):
-    """A doorbell that is heard at random."""
+class UnreliableEvent(asyncio.Event):
+    """A wake-up event that loses half of the notifications."""
 
     def __init__(self, dice: random.Random) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class TaskTail:
         line = self.line
         self._tail = make_tail(self._url, lambda *told: tell(line, *told), line.cursor)
         if self._dice is not None:
-            self._tail._wake = HardOfHearing(self._dice)
+            self._tail._wake = UnreliableEvent(self._dice)
         self.go_on()
 
     def go_on(self) -> None:
@@ -111,7 +111,7 @@ class TaskTail:
         assert self._tail is not None
         self._task = asyncio.create_task(self._tail.run(), name=self.line.name)
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Do what the listener does when it hears the doorbell."""
         assert self._tail is not None
         self._tail._wake.set()

@@ -66,7 +66,7 @@ async def issue_ticket(request: Request) -> Response:
         plain,
         seal_credential(text, caller.headers, plain),
         lifetime=settings.ticket_ttl,
-        most=settings.max_tickets_per_caller,
+        max_per_holder=settings.max_tickets_per_caller,
     )
     if expires is None:
         raise TooManyTickets(

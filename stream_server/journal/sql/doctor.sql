@@ -1,7 +1,7 @@
--- What `stream-server doctor` asks, each in a transaction that can only read. Each block begins with its name.
+-- The queries of `stream-server doctor`. Each runs in a read-only transaction. Each block starts with its name.
 
 -- server --
--- Who we are, where, and on what.
+-- This role, this connection, and the server.
 SELECT current_user AS role, current_database() AS database, pg_backend_pid() AS pid,
        host(inet_server_addr()) AS host, inet_server_port() AS port,
        current_setting('server_version') AS version, current_setting('server_version_num')::integer AS version_number,
@@ -12,15 +12,15 @@ SELECT current_user AS role, current_database() AS database, pg_backend_pid() AS
        current_setting('max_prepared_transactions')::integer AS max_prepared_transactions
 
 -- clock --
--- The time, as PostgreSQL sees it.
+-- PostgreSQL's clock.
 SELECT clock_timestamp()
 
 -- queue --
--- How full the queue of notifications is; it is one for all databases.
+-- The used share of the notification queue, which all databases share.
 SELECT pg_notification_queue_usage()
 
 -- connections --
--- How many connections are ours, how many there are in all, and how many there may be.
+-- The number of our connections, of all connections, and the limits.
 SELECT (SELECT count(*) FROM pg_stat_activity
         WHERE application_name = 'stream_server' AND datname = current_database()) AS ours,
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used,
@@ -31,8 +31,8 @@ SELECT (SELECT count(*) FROM pg_stat_activity
        (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user) AS used_by_role
 
 -- transactions --
--- What keeps vacuum from the dead rows of this database: open transactions, prepared ones, replication slots. Of other
--- roles' sessions PostgreSQL tells only their snapshots, unless this role has pg_read_all_stats.
+-- What keeps vacuum from removing dead rows of this database: open transactions, prepared transactions, replication
+-- slots. Of other roles' sessions PostgreSQL shows only the snapshots, unless this role has pg_read_all_stats.
 SELECT 'session' AS kind, format('%s (%s, pid %s)', usename, coalesce(nullif(application_name, ''), '?'), pid) AS who,
        application_name = 'stream_server' AS ours, coalesce(state, '') LIKE 'idle in transaction%' AS idle,
        extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds,
@@ -52,7 +52,7 @@ FROM pg_replication_slots WHERE xmin IS NOT NULL
 ORDER BY held DESC NULLS LAST
 
 -- airflow_schemas --
--- Schemas that hold Airflow's tables, the usual one first.
+-- Schemas with Airflow's tables, `public` first.
 SELECT n.nspname FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid
 WHERE c.relname IN ('task_instance', 'dag_run', 'xcom', 'serialized_dag') AND c.relkind IN ('r', 'p')
 GROUP BY n.nspname HAVING count(*) = 4
@@ -67,14 +67,14 @@ JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdro
 WHERE n.nspname = $1 AND c.relname = ANY ($2::text[])
 
 -- may_read_version --
--- Whether this role may read which version Airflow's migrations have reached, in a schema ($1).
+-- Whether this role may read the version of Airflow's schema ($1), in alembic_version.
 SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
 FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid
 WHERE n.nspname = $1 AND c.relname = 'alembic_version'
 
 -- privileges --
 -- Whether this role has privileges ($4) on objects: their kinds ($1), schemas ($2) and names ($3, empty for the schema
--- itself). Nothing for what does not exist.
+-- itself). NULL for an object that does not exist.
 SELECT w.kind, w.schema, w.name, w.privilege,
        CASE w.kind
            WHEN 'schema' THEN has_schema_privilege(n.oid, w.privilege)
@@ -83,14 +83,14 @@ SELECT w.kind, w.schema, w.name, w.privilege,
            WHEN 'sequence' THEN has_sequence_privilege(c.oid, w.privilege)
            ELSE has_table_privilege(c.oid, w.privilege)
        END AS granted
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS w (kind, schema, name, privilege, place)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS w (kind, schema, name, privilege, ordinal)
 LEFT JOIN pg_namespace AS n ON n.nspname = w.schema
 LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = w.name
     AND c.relkind = ANY (CASE w.kind WHEN 'sequence' THEN '{S}' ELSE '{r,p}' END::"char"[])
-ORDER BY w.place
+ORDER BY w.ordinal
 
 -- journal --
--- How large the journal is, what its oldest and newest rows are, and how vacuum goes on.
+-- The size of the journal, the age of its oldest and newest rows, and its last vacuum.
 SELECT pg_table_size(c.oid) AS table_bytes, pg_indexes_size(c.oid) AS index_bytes,
        coalesce(s.n_live_tup, 0) AS live_rows, coalesce(s.n_dead_tup, 0) AS dead_rows,
        greatest(s.last_autovacuum, s.last_vacuum) AS last_vacuum,
@@ -104,6 +104,6 @@ FROM stream_server.meta AS m, pg_class AS c LEFT JOIN pg_stat_all_tables AS s ON
 WHERE c.oid = 'stream_server.journal'::regclass
 
 -- newest_change --
--- Age of the newest change of a DAG run, among those created last, as Airflow has written it.
+-- The age of the newest change, in seconds, among the 200 DAG runs created last.
 SELECT extract(epoch FROM clock_timestamp() - max(greatest(queued_at, start_date, end_date)))::float8
 FROM (SELECT queued_at, start_date, end_date FROM {airflow}.dag_run ORDER BY id DESC LIMIT 200) AS r

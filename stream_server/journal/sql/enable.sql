@@ -1,6 +1,6 @@
--- Has the triggers switched on by what is run after it: the install script, which makes their functions anew.
+-- Enables the triggers. The install script, which runs after this one, creates their functions again.
 
--- What happened meanwhile is not in the journal.
+-- Changes since the triggers were disabled are not in the journal, so readers must resync.
 SELECT nextval('stream_server.losses') FROM stream_server.meta WHERE NOT enabled;
 UPDATE stream_server.meta SET enabled = true;
 

@@ -1,8 +1,8 @@
--- The end of every install.
+-- The end of the install script.
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA stream_server FROM PUBLIC;
 
 SELECT stream_server.put_back(also_disabled => true);
 
--- Where the triggers had been switched off, they stay off.
+-- Triggers that were disabled stay disabled.
 SELECT stream_server.switch_off() FROM stream_server.meta WHERE NOT enabled;

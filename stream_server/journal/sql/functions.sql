@@ -1,16 +1,22 @@
--- The functions and triggers, made anew by every install. {airflow} is the schema that holds Airflow's tables, as a literal.
+-- The trigger functions and triggers. Every install creates them again. {airflow} is the schema of Airflow's tables, as
+-- a literal.
 
 INSERT INTO stream_server.meta (version, oldest_server, airflow_schema)
 VALUES ({version}, {oldest_server}, {airflow})
 ON CONFLICT (singleton) DO UPDATE
 SET version = excluded.version, oldest_server = excluded.oldest_server, airflow_schema = excluded.airflow_schema;
 
--- Rings the doorbell, once in a transaction, for those tails that sleep. NOTIFY makes commits wait for each other, so a
--- transaction is silent where every tail is awake and reads on by itself (docs/decisions/0006).
+-- Notifies idle tails, at most once in a transaction. NOTIFY serialises commits, so a transaction does not notify if no
+-- tail is idle: active tails read without notifications (docs/decisions/0006).
 --
--- A sleeping tail holds {sleepers} shared, so trying it exclusive, for an instant, tells whether there is one. CASE sees to
--- it that nothing comes between the two calls. A silent transaction holds {silent} until its end: a tail that is about to
--- sleep waits for it, and reads once more. The second look is for a tail that has lain down between the first and the lock.
+-- Two advisory locks decide. An idle tail holds the idle-consumer lock, {idle_consumers}, in shared mode. So this
+-- function tries the lock in exclusive mode: if it fails, a tail is idle. The lock is released at once; CASE guarantees
+-- the order of the two calls. A transaction that does not notify holds the unnotified-writer lock,
+-- {unnotified_writers}, in shared mode until its end. A tail that becomes idle waits until this lock is free, and reads
+-- once more before it waits for NOTIFY.
+--
+-- The idle-consumer lock is tried a second time, because a tail may have become idle between the first try and the
+-- unnotified-writer lock. That tail may have seen the unnotified-writer lock free, and would miss this transaction.
 CREATE OR REPLACE FUNCTION stream_server.ring() RETURNS void
     LANGUAGE plpgsql
 AS $body$
@@ -19,29 +25,34 @@ BEGIN
         RETURN;
     END IF;
     PERFORM set_config('stream_server.rung', 'on', true);
-    IF (CASE WHEN pg_try_advisory_lock({sleepers}) THEN pg_advisory_unlock({sleepers}) ELSE false END)
-        AND pg_try_advisory_xact_lock_shared({silent})
-        AND (CASE WHEN pg_try_advisory_lock({sleepers}) THEN pg_advisory_unlock({sleepers}) ELSE false END)
+    IF (CASE WHEN pg_try_advisory_lock({idle_consumers}) THEN pg_advisory_unlock({idle_consumers}) ELSE false END)
+        AND pg_try_advisory_xact_lock_shared({unnotified_writers})
+        AND (CASE WHEN pg_try_advisory_lock({idle_consumers}) THEN pg_advisory_unlock({idle_consumers}) ELSE false END)
     THEN
         RETURN;
     END IF;
-    -- A full queue would fail the commit. Tails look by themselves now and then.
+    -- If the queue is full, NOTIFY fails the commit. Without a notification, tails find the row at their next poll.
     IF pg_notification_queue_usage() < 0.9 THEN
         PERFORM pg_notify('stream_server', '');
     END IF;
 END
 $body$;
 
--- The functions below run inside Airflow's transactions. They must not fail them, must not block them for longer than
--- lock_timeout, and must cost next to nothing where no state has changed. They name only columns that Airflow 3.0 to 3.3
--- all have, and nothing of ours outside the guarded block. After a failure they are silent for the rest of the transaction,
--- which is incomplete in the journal anyway.
+-- The trigger functions below run inside Airflow's transactions. They must not fail a transaction, must not block it
+-- for longer than lock_timeout, and must cost almost nothing if no state has changed. So:
+--
+-- * They name only columns that all of Airflow 3.0 to 3.3 have. A missing column would be an error at the first row.
+-- * They name objects of our schema only inside the block with the exception handler: any of them may be missing.
+-- * After an error they write nothing for the rest of the transaction (stream_server.given_up): its rows in the journal
+--   are incomplete anyway, and each further row could wait for lock_timeout again.
+-- * The exception handler, inserted from exception_handler.sql, depends on no object of our schema outside a block
+--   of its own. It is text in each function, and not a function, because that could be missing too.
 
 CREATE OR REPLACE FUNCTION stream_server.record_task() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
 DECLARE
-    before text;
+    old_state text;
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         IF NEW.state IS NOT DISTINCT FROM OLD.state
@@ -50,7 +61,7 @@ BEGIN
         THEN
             RETURN NULL;
         END IF;
-        before := OLD.state;
+        old_state := OLD.state;
     END IF;
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
@@ -58,19 +69,11 @@ BEGIN
     INSERT INTO stream_server.journal
         (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state, start_date, end_date)
     VALUES
-        ('task', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.try_number, NEW.state, before,
+        ('task', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.try_number, NEW.state, old_state,
          NEW.start_date, NEW.end_date);
     PERFORM stream_server.ring();
     RETURN NULL;
-EXCEPTION WHEN OTHERS THEN
-    PERFORM set_config('stream_server.given_up', 'on', true);
-    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
-    BEGIN
-        PERFORM nextval('stream_server.losses');
-    EXCEPTION WHEN OTHERS THEN
-        NULL;
-    END;
-    RETURN NULL;
+{exception_handler}
 END
 $body$;
 
@@ -78,13 +81,13 @@ CREATE OR REPLACE FUNCTION stream_server.record_run() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
 DECLARE
-    before text;
+    old_state text;
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         IF NEW.state IS NOT DISTINCT FROM OLD.state AND NEW.clear_number = OLD.clear_number THEN
             RETURN NULL;
         END IF;
-        before := OLD.state;
+        old_state := OLD.state;
     END IF;
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
@@ -96,31 +99,24 @@ BEGIN
         INSERT INTO stream_server.journal
             (kind, dag_id, run_id, state, previous_state, clear_number, queued_at, start_date, end_date)
         VALUES
-            ('run', NEW.dag_id, NEW.run_id, NEW.state, before, NEW.clear_number, NEW.queued_at, NEW.start_date,
+            ('run', NEW.dag_id, NEW.run_id, NEW.state, old_state, NEW.clear_number, NEW.queued_at, NEW.start_date,
              NEW.end_date);
     END IF;
     PERFORM stream_server.ring();
     RETURN NULL;
-EXCEPTION WHEN OTHERS THEN
-    PERFORM set_config('stream_server.given_up', 'on', true);
-    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
-    BEGIN
-        PERFORM nextval('stream_server.losses');
-    EXCEPTION WHEN OTHERS THEN
-        NULL;
-    END;
-    RETURN NULL;
+{exception_handler}
 END
 $body$;
 
--- XComs other than return values answer nobody. A return value that goes away does so with a change of its task's state.
--- What a running task says is an XCom too, whose value is kept beside the journal, up to {output_bytes} bytes of text.
+-- Records return values and the output of running tasks. Other XComs are no results. A DELETE is not recorded: when a
+-- return value is deleted, the state of its task changes too. Output is stored in its own table, up to {output_bytes}
+-- bytes of text.
 CREATE OR REPLACE FUNCTION stream_server.record_xcom() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
 DECLARE
-    written record;
-    said text;
+    journal_row record;
+    output_text text;
 BEGIN
     IF NEW.key <> 'return_value' AND NEW.key <> '{output_key}' THEN
         RETURN NULL;
@@ -129,37 +125,30 @@ BEGIN
         RETURN NULL;
     END IF;
     IF NEW.key = '{output_key}' AND pg_column_size(NEW.value) <= {output_bytes} THEN
-        said := NEW.value::text;
+        output_text := NEW.value::text;
     END IF;
-    -- dag_result exists from Airflow 3.3 on. The value is set aside first: it may be large, and this is our copy.
+    -- Only Airflow 3.3 has dag_result, so it is read through JSON. The value is removed first, from this copy of the
+    -- row: it may be large, and to_jsonb would convert it.
     NEW.value := NULL;
     INSERT INTO stream_server.journal (kind, dag_id, run_id, task_id, map_index, xcom_key, dag_result)
     VALUES
         ('xcom', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.key,
          (to_jsonb(NEW) ->> 'dag_result')::boolean)
-    RETURNING id, txid, at INTO written;
+    RETURNING id, txid, at INTO journal_row;
     IF NEW.key = '{output_key}' THEN
         INSERT INTO stream_server.output (id, txid, at, map_index, dag_id, run_id, task_id, body)
         VALUES
-            (written.id, written.txid, written.at, NEW.map_index, NEW.dag_id, NEW.run_id, NEW.task_id,
-             CASE WHEN octet_length(said) <= {output_bytes} THEN said END);
+            (journal_row.id, journal_row.txid, journal_row.at, NEW.map_index, NEW.dag_id, NEW.run_id, NEW.task_id,
+             CASE WHEN octet_length(output_text) <= {output_bytes} THEN output_text END);
     END IF;
     PERFORM stream_server.ring();
     RETURN NULL;
-EXCEPTION WHEN OTHERS THEN
-    PERFORM set_config('stream_server.given_up', 'on', true);
-    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
-    BEGIN
-        PERFORM nextval('stream_server.losses');
-    EXCEPTION WHEN OTHERS THEN
-        NULL;
-    END;
-    RETURN NULL;
+{exception_handler}
 END
 $body$;
 
--- A request for human input names its task instance by id. The row has no DAG and no run: to look them up, the trigger would
--- have to read Airflow's tables. Readers skip rows of this kind: nothing consumes them yet.
+-- A request for human input names its task instance by id. The row has no DAG and no run: to look them up, the trigger
+-- would have to read Airflow's tables. Readers skip rows of this kind: nothing consumes them yet.
 CREATE OR REPLACE FUNCTION stream_server.record_input() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
@@ -170,19 +159,12 @@ BEGIN
     INSERT INTO stream_server.journal (kind, ti_id) VALUES ('input', NEW.ti_id);
     PERFORM stream_server.ring();
     RETURN NULL;
-EXCEPTION WHEN OTHERS THEN
-    PERFORM set_config('stream_server.given_up', 'on', true);
-    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
-    BEGIN
-        PERFORM nextval('stream_server.losses');
-    EXCEPTION WHEN OTHERS THEN
-        NULL;
-    END;
-    RETURN NULL;
+{exception_handler}
 END
 $body$;
 
--- Every trigger that should stand, beside what stands. A table that this version of Airflow does not have is left out.
+-- Returns each trigger: its wanted and its existing (standing) definition. hitl_detail is left out if this version of
+-- Airflow does not have it.
 CREATE OR REPLACE FUNCTION stream_server.triggers()
     RETURNS TABLE (table_name text, trigger_name text, wanted text, standing text, enabled boolean)
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -207,21 +189,23 @@ AS $body$
     WHERE c.oid IS NOT NULL OR e.table_name <> 'hitl_detail'
 $body$;
 
--- Puts back the triggers that are missing or differ, as after `airflow db reset`; disabled ones only where asked to, and
--- otherwise none on a table that is missing itself.
+-- Restores the triggers that are missing or differ, for example after `airflow db reset`, and returns how many. If
+-- also_disabled, restores disabled triggers too, and raises an error if a table is missing. Otherwise skips missing
+-- tables.
 CREATE OR REPLACE FUNCTION stream_server.put_back(also_disabled boolean) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $body$
 DECLARE
     missing record;
-    done integer := 0;
+    restored integer := 0;
 BEGIN
     FOR missing IN
         SELECT t.*, m.airflow_schema FROM stream_server.triggers() t, stream_server.meta m
         WHERE (t.standing IS DISTINCT FROM t.wanted OR (also_disabled AND NOT t.enabled))
           AND (also_disabled OR to_regclass(format('%I.%I', m.airflow_schema, t.table_name)) IS NOT NULL)
     LOOP
-        -- Whoever may make a trigger on a table of another role may replace it (from PostgreSQL 14 on), but not drop it.
+        -- The TRIGGER privilege allows to create and, from PostgreSQL 14, to replace a trigger on another role's table,
+        -- but not to drop it.
         IF missing.standing IS NULL THEN
             EXECUTE missing.wanted;
         ELSIF current_setting('server_version_num')::integer >= 140000 THEN
@@ -231,23 +215,23 @@ BEGIN
                            missing.trigger_name, missing.airflow_schema, missing.table_name);
             EXECUTE missing.wanted;
         END IF;
-        done := done + 1;
+        restored := restored + 1;
     END LOOP;
-    RETURN done;
+    RETURN restored;
 END
 $body$;
 
--- Switches the triggers off at once: it needs no lock on Airflow's tables, nor any that its transactions hold. Making the
--- functions anew switches them on.
+-- Disables the triggers at once, by functions that do nothing: this needs no lock on Airflow's tables, and none that
+-- its transactions hold. The install script enables them again: it creates the functions anew.
 CREATE OR REPLACE FUNCTION stream_server.switch_off() RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $body$
 DECLARE
-    name text;
+    function_name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['record_task', 'record_run', 'record_xcom', 'record_input'] LOOP
+    FOREACH function_name IN ARRAY ARRAY['record_task', 'record_run', 'record_xcom', 'record_input'] LOOP
         EXECUTE format('CREATE OR REPLACE FUNCTION stream_server.%I() RETURNS trigger LANGUAGE plpgsql AS %L',
-                       name, 'BEGIN RETURN NULL; END');
+                       function_name, 'BEGIN RETURN NULL; END');
     END LOOP;
     UPDATE stream_server.meta SET enabled = false;
 END

@@ -1,34 +1,44 @@
--- What `stream-server serve` asks. Each block begins with its name; {airflow} is the schema of Airflow's tables, quoted.
+-- The queries of `stream-server serve`. Each block starts with its name. {airflow} is the schema of Airflow's tables,
+-- quoted.
+--
+-- Positions. A position in the journal is a snapshot, `xmin:xmax:xip,...`. It covers the rows of the transactions that
+-- are visible in it: those below xmax, except the ones listed in xip, which were in progress. The rows that come after
+-- it are those with txid >= xmax OR txid = ANY (xip).
+--
+-- A position can't be a number. The order of `id` and of `txid` is the order in which transactions begin to write, not
+-- the order in which they commit: a transaction with a lower id may commit after one with a higher id was read. A
+-- reader that asks for `id > last` loses it. A snapshot lists it in xip, and the read after its commit finds it.
+--
+-- NOT pg_visible_in_snapshot(txid, $1) has the same meaning, but can't use the index on txid. Both arms of the OR can.
 
--- journal_now --
--- Where the journal stands: for the cursor of a reader that wants only what comes from now on, and how often the triggers
--- could not write something down.
+-- journal_head --
+-- The current end of the journal, for a reader that starts there, and the number of writes that the triggers dropped.
 SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigint AS pruned_to,
        n.txid::text::bigint AS newest, n.id AS newest_id, n.at AS newest_at,
-       l.last_value + l.is_called::integer AS losses
+       l.last_value + l.is_called::integer AS dropped_writes
 FROM stream_server.meta AS m
 CROSS JOIN stream_server.losses AS l
 LEFT JOIN LATERAL (SELECT id, txid, at FROM stream_server.journal ORDER BY txid DESC LIMIT 1) AS n ON true
 
--- newest --
--- The $1 rows of the journal whose transactions are the youngest.
+-- newest_rows --
+-- The $1 rows with the highest transaction ids.
 SELECT id AS seq, txid::text::bigint, at FROM stream_server.journal ORDER BY stream_server.journal.txid DESC LIMIT $1
 
--- lacks --
--- Whether one of these rows ($1 identities, $2 transactions, $3 times) is not there any more, though none of its
--- transaction's was deleted as too old.
+-- is_any_row_missing --
+-- Whether one of some rows ($1 ids, $2 transactions, $3 times) is missing, although no row of its transaction was
+-- pruned. All three columns are compared: after a failover, ids and transaction ids are assigned again.
 SELECT EXISTS (
-    SELECT FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) AS told (id, txid, at)
+    SELECT FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) AS known (id, txid, at)
     CROSS JOIN stream_server.meta AS m
-    WHERE told.txid > coalesce(m.pruned_to::text::bigint, 0)
+    WHERE known.txid > coalesce(m.pruned_to::text::bigint, 0)
       AND NOT EXISTS (SELECT FROM stream_server.journal AS j
-                      WHERE j.txid = told.txid::text::xid8 AND j.id = told.id AND j.at = told.at)
+                      WHERE j.txid = known.txid::text::xid8 AND j.id = known.id AND j.at = known.at)
 )
 
--- in_progress --
--- A snapshot that also names the transactions in progress on the primary, where a read replica's own leave them out.
--- $1 is an earlier one, or empty: nothing that had ended by then need be looked at again. What is read with a later
--- snapshot may hold more, and never less, than this one has seen.
+-- replica_snapshot --
+-- A snapshot that lists the transactions in progress on the primary. On a read replica, pg_current_snapshot() does not
+-- list them. $1 is an earlier result, or NULL: transactions that had ended then are not checked again. A later query
+-- sees at least what this snapshot covers, and maybe more.
 SELECT format('%s:%s:%s', s.xmin, s.xmax, (
     SELECT string_agg(c.txid::text, ',' ORDER BY c.txid)
     FROM (SELECT pg_snapshot_xip(b.before)::text::bigint
@@ -40,23 +50,25 @@ FROM (SELECT coalesce($1, '1:1:')::pg_snapshot AS before) AS b
 CROSS JOIN (SELECT pg_snapshot_xmin(now)::text::bigint AS xmin, pg_snapshot_xmax(now)::text::bigint AS xmax
             FROM pg_current_snapshot() AS now) AS s
 
--- written_after --
--- The transactions that a snapshot ($1) had not seen and that have written to the journal.
+-- transactions_after --
+-- The transactions with rows in the journal that a snapshot ($1) does not cover.
 SELECT DISTINCT txid::text::bigint
 FROM stream_server.journal
 WHERE txid >= pg_snapshot_xmax($1::text::pg_snapshot) OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
 
 -- is_replica --
--- Whether this is a read replica.
+-- Whether this server is a read replica.
 SELECT pg_is_in_recovery()
 
--- journal_after --
--- All rows that a snapshot ($1) had not seen, in the order of their identity, and the snapshot that has seen them;
--- how often the triggers could not write something down, the time, and the youngest transaction of which rows were
--- deleted.
--- One row with an empty id where there is nothing new. Both arms of the OR use the index on txid. Nothing that can be
--- seen lies above the upper bound; without it, a plan for unknown values would expect a third of the journal and scan it.
-SELECT pg_current_snapshot()::text AS snapshot, l.last_value + l.is_called::integer AS losses,
+-- rows_after --
+-- All rows that a snapshot ($1) does not cover, ordered by id; with each, the snapshot of this read, the number of
+-- dropped writes, the time, and the youngest transaction of which rows were pruned. One row with a NULL id if there are
+-- none.
+--
+-- All transactions in xip are below xmax, so the arms of the OR don't overlap. The upper bound (txid < xmax of the
+-- current snapshot) excludes no visible row. Without it, a generic plan assumes that a third of the journal matches,
+-- and scans it.
+SELECT pg_current_snapshot()::text AS snapshot, l.last_value + l.is_called::integer AS dropped_writes,
        clock_timestamp() AS read_at, m.pruned_to::text::bigint AS pruned_to, j.*
 FROM stream_server.losses AS l
 CROSS JOIN stream_server.meta AS m
@@ -70,11 +82,15 @@ LEFT JOIN LATERAL (
 ORDER BY j.id
 
 -- run_snapshot --
--- A run ($1 DAG, $2 run), its task instances and which of them have pushed a return value in their current try, as one
--- snapshot sees them. One row for each task instance, and one row with an empty task_id where there is none.
--- A cleared task's old XCom stays until its next try has begun, hence the comparison of times. Only Airflow 3.3 has
--- xcom.dag_result: a bare name is looked for in the inner FROM first, then in the outer one, where it is empty. PostgreSQL
--- looks anew when the table changes, so that an upgrade or downgrade under us needs nothing.
+-- A run ($1 DAG, $2 run), its task instances, and which of them pushed a return value in their current try, all in one
+-- snapshot. One row for each task instance, or one row with a NULL task_id if there are none.
+--
+-- The XCom of a cleared task remains until its next try is running, and is deleted a moment later. So an XCom of a
+-- running task counts only if it is not older than the start of the try.
+--
+-- Only Airflow 3.3 has xcom.dag_result. The unqualified name dag_result is resolved in the inner FROM first (the column
+-- of xcom), and else in the outer one (the NULL of "without"). PostgreSQL resolves it again when the table changes, so
+-- an upgrade or downgrade of Airflow needs no restart.
 SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigint AS pruned_to,
        n.txid::text::bigint AS newest, n.id AS newest_id, n.at AS newest_at, m.version,
        r.state AS run_state, r.queued_at AS run_queued_at, r.start_date AS run_start_date,
@@ -97,8 +113,9 @@ WHERE r.dag_id = $1 AND r.run_id = $2
 ORDER BY t.task_id, t.map_index
 
 -- history --
--- The rows of a run ($1 DAG, $2 run), or of all where they are empty, that a snapshot ($3) had not seen, in the order of their identity; $4 at most. One row
--- with an empty id where there is none. As in journal_after, both arms use the index: those rows of all runs are looked at.
+-- The rows of a run ($1 DAG, $2 run), or of all runs if both are NULL, that a snapshot ($3) does not cover, ordered by
+-- id, at most $4. One row with a NULL id if there are none. The index is that on txid, as in rows_after: rows of all
+-- runs are read.
 SELECT m.pruned_to::text::bigint AS pruned_to, m.version, j.*
 FROM stream_server.meta AS m
 LEFT JOIN LATERAL (
@@ -112,17 +129,18 @@ LEFT JOIN LATERAL (
 ) AS j ON true
 ORDER BY j.id
 
--- bodies --
--- What was said in rows ($1) of the journal, unless it has more than $2 bytes together; and how many it has.
+-- output_bodies --
+-- The output that belongs to rows ($1) of the journal, with its bytes. The bodies are NULL if they have more than $2
+-- bytes together.
 SELECT id, octet_length(body) AS bytes,
        CASE WHEN $2::integer IS NULL OR sum(octet_length(body)) OVER () <= $2 THEN body END AS body
 FROM stream_server.output WHERE id = ANY ($1::bigint[])
 
--- output --
--- What the tasks of a run ($1 DAG, $2 run) have said last, in the order in which they did: $3 rows and $4 bytes at most.
--- Without those whose try was given up, for a retry or when it was cleared: Airflow copies it to its history then. Only
--- the next try has another number, and a task that is marked as a success meanwhile has none.
-WITH said AS (
+-- run_output --
+-- The latest output of the tasks of a run ($1 DAG, $2 run), oldest first: at most $3 rows and $4 bytes. It excludes
+-- task instances whose current try was abandoned, by a retry or a clear. Airflow copies an abandoned try to
+-- task_instance_history, while task_instance keeps its number until the next try starts.
+WITH latest AS (
     SELECT o.*
     FROM (
         SELECT id, txid::text::bigint, at, task_id, map_index, body,
@@ -131,9 +149,9 @@ WITH said AS (
         ORDER BY id DESC LIMIT $3
     ) AS o
     WHERE o.bytes <= $4
-), given_up AS (
+), abandoned AS (
     SELECT s.task_id, s.map_index
-    FROM (SELECT DISTINCT task_id, map_index FROM said) AS s
+    FROM (SELECT DISTINCT task_id, map_index FROM latest) AS s
     CROSS JOIN LATERAL (
         SELECT FROM {airflow}.task_instance AS t
         JOIN {airflow}.task_instance_history AS h USING (dag_id, run_id, task_id, map_index, try_number)
@@ -142,36 +160,36 @@ WITH said AS (
     ) AS archived
 )
 SELECT o.id, o.txid, o.at, 'xcom' AS kind, $1::text AS dag_id, $2::text AS run_id, o.task_id, o.map_index, o.body
-FROM said AS o
-WHERE NOT EXISTS (SELECT FROM given_up AS g WHERE g.task_id = o.task_id AND g.map_index = o.map_index)
+FROM latest AS o
+WHERE NOT EXISTS (SELECT FROM abandoned AS a WHERE a.task_id = o.task_id AND a.map_index = o.map_index)
 ORDER BY o.id
 
--- had_spoken --
--- Of rows ($3 identities, $4 tasks, $5 map indexes) of the journal of a run ($1 DAG, $2 run), those before which the task
--- instance had said something.
+-- rows_after_output --
+-- Of some journal rows ($3 ids, $4 tasks, $5 map indexes) of a run ($1 DAG, $2 run), those with earlier output of the
+-- same task instance.
 SELECT r.id FROM unnest($3::bigint[], $4::text[], $5::integer[]) AS r (id, task_id, map_index)
 WHERE EXISTS (SELECT FROM stream_server.output AS o
               WHERE o.dag_id = $1 AND o.run_id = $2 AND o.task_id = r.task_id AND o.map_index = r.map_index
                 AND o.id < r.id)
 
 -- serialized_dag --
--- The structure of a version ($1) of a DAG.
+-- The serialised structure of a DAG version ($1).
 SELECT data::text AS data, data_compressed FROM {airflow}.serialized_dag WHERE dag_version_id = $1
 
 -- ended_runs --
--- Of the last $4 runs of a DAG ($1) that have ended, without one ($2), those of a version ($3), the newest first. The limit
--- comes first: otherwise the whole history of the DAG is read if the version is new.
+-- Of the last $4 ended runs of a DAG ($1) other than one ($2), those of a version ($3), the newest first. The limit is
+-- in the inner query: otherwise the whole history of the DAG is read if the version is new.
 SELECT r.id
 FROM (SELECT id, created_dag_version_id FROM {airflow}.dag_run
       WHERE dag_id = $1 AND run_id <> $2 AND state IN ('success', 'failed') ORDER BY id DESC LIMIT $4) AS r
 WHERE r.created_dag_version_id = $3
 ORDER BY r.id DESC
 
--- shown_marks --
--- Which of some tasks ($4) of a DAG ($1) bear Airflow 3.3's own mark, as shown by some runs ($3) of a version ($2): by the newest
--- return value, whose mark is empty if an older Airflow wrote it; if there is none, a success shows no mark. Other tasks are
--- left out. The column of the mark is found as in run_snapshot. Each LIMIT keeps the planner from reading all task instances of
--- the version.
+-- earlier_result_marks --
+-- Which of some tasks ($4) of a DAG ($1) have Airflow 3.3's own result mark, according to some runs ($3) of a version
+-- ($2). The newest return value decides: its mark is NULL if an older Airflow wrote it. A task that succeeded without a
+-- return value has no mark. Other tasks are left out. dag_result is resolved as in run_snapshot. Without each LIMIT,
+-- the planner would read all task instances of the version.
 SELECT DISTINCT ON (n.task_id) n.task_id, x.has_value IS TRUE AS has_value,
        CASE WHEN x.has_value THEN x.dag_result ELSE false END AS marked
 FROM unnest($4::text[]) AS n (task_id)
@@ -191,13 +209,13 @@ CROSS JOIN LATERAL (
 ) AS shown
 ORDER BY n.task_id, x.has_value, r.id DESC
 
--- tagged --
--- DAGs that bear one of some tags ($1).
+-- dag_ids_with_tags --
+-- DAGs that have one of some tags ($1).
 SELECT DISTINCT dag_id FROM {airflow}.dag_tag WHERE name = ANY ($1::text[])
 
 -- recent_runs --
--- The $2 youngest runs of a DAG ($1), or of all where it is empty, older than one ($3), and where the journal stands. One
--- row with an empty id where there is none.
+-- The $2 youngest runs of a DAG ($1), or of all DAGs if it is NULL, older than a run ($3) unless that is NULL, and the
+-- current end of the journal. One row with a NULL id if there are none.
 SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigint AS pruned_to,
        n.txid::text::bigint AS newest, n.id AS newest_id, n.at AS newest_at, r.*
 FROM stream_server.meta AS m
@@ -211,8 +229,8 @@ LEFT JOIN LATERAL (
 ) AS r ON true
 ORDER BY r.id DESC
 
--- dags_to_choose --
--- The DAGs that bear a tag ($1) and that Airflow still has.
+-- tagged_dags --
+-- The DAGs that have a tag ($1), without stale ones.
 SELECT d.dag_id, d.description, d.is_paused
 FROM {airflow}.dag_tag AS t
 JOIN {airflow}.dag AS d ON d.dag_id = t.dag_id
@@ -220,8 +238,8 @@ WHERE t.name = $1 AND NOT d.is_stale
 ORDER BY d.dag_id
 
 -- return_values --
--- What tasks ($3) of a run ($1 DAG, $2 run) returned. The text is left out where the values of the task are larger
--- than $4 bytes together, so that they never leave the database.
+-- The return values of tasks ($3) of a run ($1 DAG, $2 run). The text is NULL if the values of the task have more than
+-- $4 bytes together: larger values never leave the database.
 SELECT x.task_id, x.map_index, v.bytes,
        CASE WHEN sum(v.bytes) OVER (PARTITION BY x.task_id) <= $4 THEN v.text END AS json
 FROM {airflow}.dag_run AS r
@@ -231,9 +249,9 @@ CROSS JOIN LATERAL (SELECT s.text, octet_length(s.text) AS bytes) AS v
 WHERE r.dag_id = $1 AND r.run_id = $2 AND x.task_id = ANY ($3::text[]) AND x.key = 'return_value'
 
 -- final_values --
--- What Airflow's own endpoint returns at the end of a run ($1 DAG, $2 run): what tasks ($3) returned or, where none are
--- named, those that Airflow has marked as its result. The text is left out as in return_values ($4), the column of the
--- mark is found as in run_snapshot.
+-- The values that Airflow's own /wait endpoint returns at the end of a run ($1 DAG, $2 run): the return values of tasks
+-- ($3) or, if that is NULL, of the tasks with Airflow's result mark. The text is limited as in return_values ($4).
+-- dag_result is resolved as in run_snapshot.
 SELECT x.task_id, x.map_index, v.bytes,
        CASE WHEN sum(v.bytes) OVER (PARTITION BY x.task_id) <= $4 THEN v.text END AS json
 FROM (SELECT NULL::boolean AS dag_result) AS without
@@ -246,56 +264,58 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (SELECT x.text, octet_length(x.text) AS bytes) AS v
 WHERE r.dag_id = $1 AND r.run_id = $2 AND CASE WHEN $3::text[] IS NULL THEN x.marked ELSE x.task_id = ANY ($3) END
 
--- claim --
--- Claim a run ($3) for a key ($1) and a request ($2), for $4 seconds.
+-- claim_run --
+-- Claims a run ($3) for a key ($1) and a request ($2), for $4 seconds.
 SELECT claimed_run, claimed_for, first FROM stream_server.claim($1, $2, $3, make_interval(secs => $4))
 
--- release --
--- Give the claim of a run ($2) for a key ($1) back.
+-- release_run --
+-- Releases the claim of a key ($1) on a run ($2).
 SELECT stream_server.release($1, $2)
 
--- wait --
--- Note that a server ($3) has clients who watch some runs ($1 DAGs, $2 runs), for $4 seconds; where wished ($5), only beside
--- others. The runs for which it was noted. A read replica notes nothing.
+-- register_runs --
+-- Registers, for $4 seconds, that a server ($3) has clients that watch some runs ($1 DAGs, $2 runs); if $5, only runs
+-- that another server has registered. Returns the registered runs. On a read replica: none.
 SELECT w.waited_dag, w.waited_run
 FROM (SELECT WHERE NOT pg_is_in_recovery()) AS writable,
      LATERAL stream_server.wait($1::text[], $2::text[], $3, make_interval(secs => $4), $5) AS w
 
--- wait_no_more --
--- Take that back, and tell for which of the runs another server has noted it, too.
+-- unregister_runs --
+-- Unregisters a server ($3) for some runs ($1 DAGs, $2 runs), and returns the runs that other servers have registered.
 SELECT w.waited_dag, w.waited_run
 FROM (SELECT WHERE NOT pg_is_in_recovery()) AS writable,
      LATERAL stream_server.wait_no_more($1::text[], $2::text[], $3) AS w
 
--- keep_ticket --
--- Keep a ticket ($1) of a holder ($2) for paths ($3), with a sealed credential ($4), for $5 seconds, unless he has $6.
+-- store_ticket --
+-- Stores a ticket ($1) of a holder ($2) for paths ($3), with a sealed credential ($4), for $5 seconds, unless the
+-- holder has $6.
 SELECT stream_server.keep_ticket($1, $2, $3, $4, make_interval(secs => $5), $6)
 
 -- redeem_ticket --
--- Take a ticket ($1) away: the paths it is for, its sealed credential, and whether it was still good.
+-- Deletes a ticket ($1), and returns its paths, its sealed credential and whether it was still valid.
 SELECT for_paths, sealed, good FROM stream_server.redeem_ticket($1)
 
--- put_back --
--- Put back the triggers that are missing; how many were. A read replica leaves that to the primary.
+-- restore_triggers --
+-- Restores the triggers that are missing, and returns how many. On a read replica: 0.
 SELECT CASE WHEN pg_is_in_recovery() THEN 0 ELSE stream_server.put_back(also_disabled => false) END
 
--- prune --
--- Delete rows older than $1 seconds, and those beyond $3 bytes, $2 at most, of those that a snapshot ($4) has seen; from
--- where the last one has ended, if so wished ($5). How many were deleted. A read replica leaves that to the primary.
+-- prune_journal --
+-- Deletes rows that are older than $1 seconds or beyond $3 bytes, at most $2, of those that a snapshot ($4) covers; if
+-- $5, starting where the last call ended. Returns how many. On a read replica: 0.
 SELECT CASE WHEN pg_is_in_recovery() THEN 0
             ELSE stream_server.prune(make_interval(secs => $1), $2, $3, $4::text::pg_snapshot, $5) END
 
--- snapshot --
--- What can be seen just now.
+-- current_snapshot --
+-- The current snapshot.
 SELECT pg_current_snapshot()::text
 
--- measures --
--- How large the journal is, with what tasks have said, how much of it is waiting for vacuum, how often the triggers could
--- not write something down, and how full PostgreSQL's queue of notifications is, which all databases share.
+-- gauges --
+-- The size of the journal and of the output of tasks, the rows that wait for vacuum, the number of dropped writes, and
+-- the used share of PostgreSQL's notification queue, which all databases share.
 SELECT coalesce(s.n_live_tup, 0) AS live_rows, coalesce(s.n_dead_tup, 0) AS dead_rows,
        pg_table_size(c.oid) + coalesce(pg_table_size(o.oid), 0) AS table_bytes,
        pg_indexes_size(c.oid) + coalesce(pg_indexes_size(o.oid), 0) AS index_bytes,
-       l.last_value + l.is_called::integer AS losses, pg_notification_queue_usage() AS queue_usage
+       l.last_value + l.is_called::integer AS dropped_writes,
+       pg_notification_queue_usage() AS notify_queue_usage
 FROM stream_server.losses AS l, pg_class AS c
 LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid
 LEFT JOIN pg_class AS o ON o.relnamespace = c.relnamespace AND o.relname = 'output'

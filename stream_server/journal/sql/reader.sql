@@ -1,11 +1,11 @@
--- Lets a role do what `stream-server serve` does, and nothing else; what it may do already is left as it is. The places
--- in braces are the role, as a literal, and rows of kind, schema, name (empty for the schema itself) and privilege.
+-- Grants a role the privileges of `stream-server serve` that it lacks, and no others. The placeholders in braces are
+-- the role, as a literal, and rows of kind, schema, name (empty for the schema itself) and privilege.
 DO $reader$
 DECLARE
     missing record;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {reader}) THEN
-        RAISE EXCEPTION '%', format('There is no role %I; make it first: CREATE ROLE %1$I LOGIN', {reader});
+        RAISE EXCEPTION '%', format('Role %I does not exist; create it first: CREATE ROLE %1$I LOGIN', {reader});
     END IF;
     FOR missing IN
         WITH wanted (kind, schema, name, privilege) AS (VALUES

@@ -1,15 +1,20 @@
--- What servers call, made anew by every install. It does what their role may not do by itself.
+-- Functions that servers call. Every install creates them again. They run with the privileges of the role that
+-- installed them, since the role of a server may not write.
 
--- Deletes the oldest rows, those older than an age and those beyond a size in bytes, at_most so many, and returns how
--- many; one replica does it at a time. Only the oldest are looked at, so that a call costs the same however long the
--- journal is: from the first row on, or from where the call before has ended (onward), which saves walking over all that
--- was deleted and that vacuum could not remove yet.
+-- Deletes the oldest rows of the journal, at_most so many, and returns how many. It deletes rows that are older than
+-- age, and the oldest of those beyond size bytes. NULL sets no bound. One server at a time prunes; a concurrent call
+-- returns 0.
 --
--- What a snapshot (settled) had not seen stays, however old it is: its transaction may have committed only now. What is
--- NULL sets no bound.
+-- Only the oldest at_most rows are read, so the cost of a call does not depend on the length of the journal. The scan
+-- starts at the first row, or (onward) where the previous call ended. The latter skips deleted rows that vacuum has not
+-- removed yet.
 --
--- The size is that of the rows left, not of the file, which does not shrink when rows are deleted. They are counted by
--- the difference of their identities; to each come 40 bytes of table and index around it, and what a task has said in it.
+-- Rows that are not visible in the snapshot settled are kept, also if they are old: a transaction may write a row and
+-- commit an hour later, and readers must have time to read it after the commit.
+--
+-- The size is that of the remaining rows. The size of the file is no measure: it does not shrink when rows are deleted.
+-- The number of rows is estimated by the difference of their ids. Each row counts with 40 bytes for its tuple header
+-- and index entry, and with the output that belongs to it.
 CREATE OR REPLACE FUNCTION stream_server.prune(
     age interval, at_most integer, size bigint DEFAULT NULL, settled pg_snapshot DEFAULT NULL,
     onward boolean DEFAULT false
@@ -28,7 +33,7 @@ BEGIN
         SELECT coalesce(m.pruned_to, start) INTO start FROM stream_server.meta m;
     END IF;
     WITH oldest AS MATERIALIZED (
-        SELECT j.ctid, j.id, j.txid, j.at, row_number() OVER (ORDER BY j.txid) AS place,
+        SELECT j.ctid, j.id, j.txid, j.at, row_number() OVER (ORDER BY j.txid) AS ordinal,
                pg_column_size(j.*) + 40 + CASE WHEN j.xcom_key = '{output_key}' THEN coalesce(
                    (SELECT 150 + octet_length(t.body) FROM stream_server.output t WHERE t.id = j.id), 0) ELSE 0 END
                AS bytes
@@ -38,16 +43,16 @@ BEGIN
         SELECT (SELECT j.id FROM stream_server.journal j WHERE j.txid >= start ORDER BY j.txid DESC LIMIT 1)
                - max(o.id) + count(*) - floor(size / avg(o.bytes)) AS rows
         FROM oldest o
-    ), gone AS (
+    ), deleted_rows AS (
         DELETE FROM stream_server.journal j USING oldest o, excess e
         WHERE j.ctid = o.ctid
-          AND (o.at < clock_timestamp() - age OR o.place <= e.rows)
+          AND (o.at < clock_timestamp() - age OR o.ordinal <= e.rows)
           AND (settled IS NULL OR pg_visible_in_snapshot(o.txid, settled))
         RETURNING j.id, j.txid, j.xcom_key
-    ), unsaid AS (
-        DELETE FROM stream_server.output t USING gone g WHERE g.xcom_key = '{output_key}' AND t.id = g.id
+    ), deleted_output AS (
+        DELETE FROM stream_server.output t USING deleted_rows d WHERE d.xcom_key = '{output_key}' AND t.id = d.id
     )
-    SELECT count(*), max(txid::text::numeric)::text::xid8 INTO deleted, youngest FROM gone;
+    SELECT count(*), max(txid::text::numeric)::text::xid8 INTO deleted, youngest FROM deleted_rows;
     IF deleted > 0 THEN
         UPDATE stream_server.meta SET pruned_to = greatest(pruned_to, youngest);
     END IF;
@@ -55,8 +60,8 @@ BEGIN
 END
 $body$;
 
--- Claims a run for a key, for a time, and returns the run, for whom it was claimed, and whether by this call. Of those who
--- call at once, one is first. Some claims whose time is over go at each call.
+-- Claims a run for an idempotency key, and returns the run that has the claim, the digest of the request that made it,
+-- and whether this call made it. Of concurrent calls, one is first. Each call also deletes up to 10 expired claims.
 CREATE OR REPLACE FUNCTION stream_server.claim(wanted bytea, request bytea, run_id text, lifetime interval)
     RETURNS TABLE (claimed_run text, claimed_for bytea, first boolean)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -65,7 +70,7 @@ BEGIN
     DELETE FROM stream_server.claims c
     WHERE c.key IN (SELECT o.key FROM stream_server.claims o WHERE o.expires < now() AND o.key <> wanted
                     LIMIT 10 FOR UPDATE SKIP LOCKED);
-    -- The claim of somebody else may be released between our finding it and our reading it.
+    -- Another call may release its claim between the INSERT, which finds it, and the SELECT.
     WHILE claimed_run IS NULL LOOP
         INSERT INTO stream_server.claims AS c VALUES (wanted, request, run_id, now() + lifetime)
         ON CONFLICT ON CONSTRAINT claims_pkey DO UPDATE
@@ -77,15 +82,16 @@ BEGIN
 END
 $body$;
 
--- Gives a claim back, whose run Airflow did not want to create.
+-- Releases a claim whose run Airflow refused to create.
 CREATE OR REPLACE FUNCTION stream_server.release(wanted bytea, run text) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $body$
     DELETE FROM stream_server.claims WHERE key = wanted AND run_id = run
 $body$;
 
--- Notes for a time that a server has clients who watch some runs, and returns those runs. Where only_beside_others, it is
--- noted for those runs only that another server has noted. Some notes whose time is over go at each call.
+-- Registers, for lifetime, that a server (here) has clients that watch some runs, and returns the registered runs. If
+-- only_beside_others, registers only runs that another server has registered. Each call also deletes up to 10 expired
+-- rows.
 CREATE OR REPLACE FUNCTION stream_server.wait(
     dag_ids text[], run_ids text[], here uuid, lifetime interval, only_beside_others boolean
 ) RETURNS TABLE (waited_dag text, waited_run text)
@@ -108,7 +114,7 @@ BEGIN
 END
 $body$;
 
--- Takes back what was noted of some runs, and returns those for which another server has noted it, too.
+-- Unregisters a server (here) for some runs, and returns the runs that other servers have registered.
 CREATE OR REPLACE FUNCTION stream_server.wait_no_more(dag_ids text[], run_ids text[], here uuid)
     RETURNS TABLE (waited_dag text, waited_run text)
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -121,8 +127,8 @@ AS $body$
     WHERE o.server <> here AND o.expires > now()
 $body$;
 
--- Keeps a ticket for a time, and returns when it expires; NULL where its holder has so many already (most). Some tickets
--- whose time is over go at each call.
+-- Stores a ticket, and returns when it expires, or NULL if its holder already has the maximum (most). Each call also
+-- deletes up to 100 expired tickets.
 CREATE OR REPLACE FUNCTION stream_server.keep_ticket(
     ticket bytea, of_holder bytea, for_paths text[], sealed bytea, lifetime interval, most integer
 ) RETURNS timestamptz
@@ -144,8 +150,8 @@ BEGIN
 END
 $body$;
 
--- Takes a ticket away, and returns what it stands for, and whether it was still good. Of those who come at once with the
--- same one, one gets it.
+-- Deletes a ticket, and returns its paths, its sealed credential and whether it was still valid. Of concurrent calls
+-- with the same ticket, one gets a row.
 CREATE OR REPLACE FUNCTION stream_server.redeem_ticket(ticket bytea)
     RETURNS TABLE (for_paths text[], sealed bytea, good boolean)
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp

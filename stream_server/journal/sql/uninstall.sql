@@ -1,4 +1,4 @@
--- Removes everything that install has made, also where half of it is gone already.
+-- Removes everything that the install script created, also if only part of it is left.
 
 SELECT pg_advisory_xact_lock(hashtext('stream_server install'));
 
@@ -6,7 +6,8 @@ DO $body$
 DECLARE
     ours record;
 BEGIN
-    -- From those who may use our schema, what `install --reader` gave them on Airflow's tables, if it was us who gave it.
+    -- Privileges on Airflow's tables that `install --reader` granted: roles with access to our schema have them, and
+    -- this role granted them.
     FOR ours IN
         SELECT format('SELECT ON TABLE %s', c.oid::regclass) AS granted, r.rolname
         FROM pg_namespace n
@@ -29,7 +30,8 @@ BEGIN
     LOOP
         EXECUTE format('REVOKE %s FROM %I', ours.granted, ours.rolname);
     END LOOP;
-    -- Triggers on tables of another role go with our schema: only the owner of a table may drop them one by one.
+    -- Only the owner of a table may drop a trigger on it. Triggers on tables of other roles are dropped with our
+    -- schema.
     FOR ours IN
         SELECT t.tgname, t.tgrelid::regclass AS table_name
         FROM pg_trigger t

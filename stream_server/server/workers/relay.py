@@ -10,7 +10,7 @@ import anyio
 
 from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.journal.run_store import RunStore
-from stream_server.journal.undecodable_rows import Causes
+from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import ResetReason
 from stream_server.server.journal_service import JournalSource
@@ -70,7 +70,7 @@ class Relay:
         self._run_store = runs
         self._worker_count = wanted
         self._on_message_failed = on_message_failed
-        self._causes = Causes()
+        self._causes = LoggedCauses()
         self._workers: set[WorkerConnection] = set()
         self._metrics_of_ended_workers: list[MetricFamily] = []
         """What those have counted that are gone: a sum must not shrink."""
@@ -178,7 +178,7 @@ class Relay:
 
     def _skip(self, error: UndecodableMessage) -> None:
         self._on_message_failed()
-        if self._causes.is_new(str(error)):
+        if self._causes.add_if_new(str(error)):
             log.error("Skipped a message of a worker: %s", error, extra={"action": "message_failed"})
 
     def _handle(self, member: WorkerConnection, message: FromWorker) -> None:

@@ -10,7 +10,7 @@ import anyio
 
 from stream_server.hub.hub import Hub
 from stream_server.journal.tail import TailStatus
-from stream_server.journal.undecodable_rows import Causes, ResyncTimer
+from stream_server.journal.undecodable_rows import LoggedCauses, ResyncTimer
 from stream_server.server.metric_families import MetricFamily
 from stream_server.server.metrics import Metrics
 from stream_server.server.workers.channel import Channel, UndecodableMessage
@@ -51,7 +51,7 @@ class RelayClient:
         self._channel: Channel[ToWorker] | None = None
         self._pending_totals: dict[int, asyncio.Future[list[MetricFamily]]] = {}
         self._watch_is_scheduled = False
-        self._causes = Causes()
+        self._causes = LoggedCauses()
         self._resync_timer = ResyncTimer(self._request_resync)
         self.status = TailStatus()
         self.warnings: list[str] = []
@@ -100,7 +100,7 @@ class RelayClient:
 
     def _fail(self, error: Exception) -> None:
         self._metrics.message_failed()
-        if self._causes.is_new(repr(error)):
+        if self._causes.add_if_new(repr(error)):
             log.error(
                 "Skipped a message of the process that follows the journal; clients are resynced",
                 exc_info=error,

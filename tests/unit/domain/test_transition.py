@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from stream_server.domain.transition import Transition, TransitionKind, UndecodableRow, decode_row
-from stream_server.journal.reader import SkippedRow, decode_rows, log_skipped
-from stream_server.journal.undecodable_rows import Causes
+from stream_server.journal.reader import SkippedRow, decode_rows, log_skipped_rows
+from stream_server.journal.undecodable_rows import LoggedCauses
 
 AT = datetime(2026, 11, 22, 10, tzinfo=timezone.utc)
 TASK = {"kind": "task", "dag_id": "chat", "run_id": "r1", "task_id": "answer", "map_index": -1}
@@ -62,9 +62,9 @@ def test_one_odd_row_costs_only_itself() -> None:
 
 
 def test_each_cause_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    causes = Causes()
+    causes = LoggedCauses()
     for seq in range(3):
-        log_skipped([SkippedRow(seq, "one"), SkippedRow(seq + 10, "other")], causes)
+        log_skipped_rows([SkippedRow(seq, "one"), SkippedRow(seq + 10, "other")], causes)
     prefix = "and all others with the same cause"
     assert [record.getMessage() for record in caplog.records] == [
         f"Skipped row 0 of the journal, {prefix}: one",

@@ -1,7 +1,8 @@
-"""Walks through every order in which transactions and tails can act, and finds none that leaves a row unread.
+"""Model check of the notify protocol: no order of steps of transactions and tails leaves a row unread.
 
-A model of `stream_server.ring()`, of `Tail._rest` and of PostgreSQL's commit, one atomic step at a time: a commit
-becomes visible first, gives its locks back then, and is heard last (`CommitTransaction` in PostgreSQL's `xact.c`).
+The model has `stream_server.ring()`, `Tail._wait_for_work` and PostgreSQL's commit, one atomic step at a time. A commit
+first becomes visible, then releases its locks, and then sends its notification (`CommitTransaction` in PostgreSQL's
+`xact.c`).
 """
 
 from __future__ import annotations
@@ -16,43 +17,43 @@ _T = TypeVar("_T")
 
 
 class Rules(NamedTuple):
-    """What the protocol asks for. Each can be left out, to see that it is needed."""
+    """The rules of the protocol. The tests leave out each of them, to show that it is needed."""
 
-    look_twice: bool = True
-    """A transaction that means to be silent looks for sleepers once more when it has said so."""
+    try_twice: bool = True
+    """A transaction that will not notify tries the idle-consumer lock again when it has the unnotified-writer lock."""
 
-    say_so: bool = True
-    """A silent transaction holds a lock until its end."""
+    take_writer_lock: bool = True
+    """A transaction that does not notify holds the unnotified-writer lock until its end."""
 
     hold_past_visible: bool = True
-    """It gives the lock back when its rows can be seen, and not before."""
+    """It releases the lock when its rows are visible, and not before."""
 
-    wait_for_silent: bool = True
-    """A tail that has lain down waits for the end of silent transactions."""
+    wait_for_writers: bool = True
+    """A settling tail waits for the end of transactions that did not notify."""
 
     read_once_more: bool = True
-    """It reads when they have ended, and only then waits for the bell."""
+    """It reads when they have ended, and only then waits for a notification."""
 
-    lie_down_first: bool = True
-    """It says that it sleeps before it looks for silent transactions."""
+    take_consumer_lock_first: bool = True
+    """It takes the idle-consumer lock before it tries the unnotified-writer lock."""
 
     clear_before_reading: bool = True
-    """It forgets the bell's last ring before it reads, and not after."""
+    """It clears the wake-up event before it reads, and not after."""
 
 
 class Writer(NamedTuple):
     at: str = "written"
-    rings: bool = False
-    silent: bool = False
+    notifies: bool = False
+    holds_lock: bool = False
     visible: bool = False
 
 
 class Tail(NamedTuple):
-    at: str = "awake"
+    at: str = "active"
     seen: frozenset[int] = frozenset()
-    lying: bool = False
-    bell: bool = False
-    may_get_up: int = 1
+    holds_lock: bool = False
+    is_woken: bool = False
+    may_wake_up: int = 1
     may_crash: int = 1
 
 
@@ -62,7 +63,7 @@ class World(NamedTuple):
 
 
 def walk(rules: Rules, writers: int, tails: int) -> tuple[int, World | None]:
-    """Visit every state that can be reached; how many there are, and one in which all wait and a row is unread."""
+    """Visit every reachable state. Return their number, and one in which all wait and a row is unread, or `None`."""
     first = World((Writer(),) * writers, (Tail(), *(Tail(may_crash=0),) * (tails - 1)))
     seen, queue = {first}, [first]
     while queue:
@@ -70,10 +71,10 @@ def walk(rules: Rules, writers: int, tails: int) -> tuple[int, World | None]:
         following = list(steps(rules, world))
         if not following and any(len(tail.seen) < writers for tail in world.tails):
             return len(seen), world
-        for one in following:
-            if one not in seen:
-                seen.add(one)
-                queue.append(one)
+        for state in following:
+            if state not in seen:
+                seen.add(state)
+                queue.append(state)
     return len(seen), None
 
 
@@ -84,7 +85,7 @@ def steps(rules: Rules, world: World) -> Iterator[World]:
             for number, writer in enumerate(world.writers)
             for after in writer_steps(rules, writer, world)
         ),
-        (heard(world, number) for number, writer in enumerate(world.writers) if writer.at == "released"),
+        (notify_tails(world, number) for number, writer in enumerate(world.writers) if writer.at == "released"),
         (
             world._replace(tails=replaced(world.tails, number, after))
             for number, tail in enumerate(world.tails)
@@ -94,58 +95,64 @@ def steps(rules: Rules, world: World) -> Iterator[World]:
 
 
 def writer_steps(rules: Rules, writer: Writer, world: World) -> Iterator[Writer]:
-    somebody_sleeps = any(tail.lying for tail in world.tails)
+    is_any_tail_idle = any(tail.holds_lock for tail in world.tails)
     if writer.at == "written":
-        yield writer._replace(at="decided", rings=True) if somebody_sleeps else writer._replace(at="looked")
-    elif writer.at == "looked":
-        yield writer._replace(at="silent", silent=rules.say_so)
-    elif writer.at == "silent":
-        yield writer._replace(at="decided", rings=somebody_sleeps and rules.look_twice)
+        yield writer._replace(at="decided", notifies=True) if is_any_tail_idle else writer._replace(at="tried")
+    elif writer.at == "tried":
+        yield writer._replace(at="locked", holds_lock=rules.take_writer_lock)
+    elif writer.at == "locked":
+        yield writer._replace(at="decided", notifies=is_any_tail_idle and rules.try_twice)
     elif writer.at == "decided":
         early = not rules.hold_past_visible
-        yield writer._replace(at="gave back", silent=False) if early else writer._replace(at="visible", visible=True)
-    elif writer.at in {"visible", "gave back"}:
-        yield writer._replace(at="released", silent=False, visible=True)
+        yield (
+            writer._replace(at="released early", holds_lock=False)
+            if early
+            else writer._replace(at="visible", visible=True)
+        )
+    elif writer.at in {"visible", "released early"}:
+        yield writer._replace(at="released", holds_lock=False, visible=True)
 
 
-def heard(world: World, number: int) -> World:
+def notify_tails(world: World, number: int) -> World:
     writer = world.writers[number]
     done = with_writer(world, number, writer._replace(at="done"))
-    return done._replace(tails=tuple(tail._replace(bell=True) for tail in done.tails)) if writer.rings else done
+    return done._replace(tails=tuple(tail._replace(is_woken=True) for tail in done.tails)) if writer.notifies else done
 
 
 def tail_steps(rules: Rules, tail: Tail, world: World) -> Iterator[Tail]:
     read = tail._replace(seen=frozenset(number for number, writer in enumerate(world.writers) if writer.visible))
     if tail.may_crash:
-        # It connects again: its lock is gone, and so is what it had not heard yet.
-        yield Tail(seen=tail.seen, may_get_up=tail.may_get_up, may_crash=tail.may_crash - 1)
-    if tail.at in {"asleep", "woken", "has read"}:
-        yield from sleeper_steps(rules, tail, read)
-    elif tail.at == "awake":
-        yield read._replace(at="lies down" if rules.lie_down_first else "drowsy")
+        # It reconnects. Its lock is gone, and so are notifications that it has not handled.
+        yield Tail(seen=tail.seen, may_wake_up=tail.may_wake_up, may_crash=tail.may_crash - 1)
+    if tail.at in {"idle", "woken", "has read"}:
+        yield from idle_steps(rules, tail, read)
+    elif tail.at == "active":
+        yield read._replace(at="takes lock" if rules.take_consumer_lock_first else "settling")
         if read != tail:
             yield read
-    elif tail.at == "lies down":
-        yield tail._replace(at="drowsy", lying=True)
-    elif tail.at == "drowsy":
-        if not (rules.wait_for_silent and any(writer.silent for writer in world.writers)):
-            yield tail._replace(at="last read" if rules.read_once_more else "asleep", lying=rules.lie_down_first)
+    elif tail.at == "takes lock":
+        yield tail._replace(at="settling", holds_lock=True)
+    elif tail.at == "settling":
+        if not (rules.wait_for_writers and any(writer.holds_lock for writer in world.writers)):
+            yield tail._replace(
+                at="last read" if rules.read_once_more else "idle", holds_lock=rules.take_consumer_lock_first
+            )
         if read != tail:
             yield read
     elif tail.at == "last read":
-        yield read._replace(at="asleep", lying=True)
+        yield read._replace(at="idle", holds_lock=True)
 
 
-def sleeper_steps(rules: Rules, tail: Tail, read: Tail) -> Iterator[Tail]:
-    if tail.at == "asleep":
-        if tail.bell:
-            yield tail._replace(at="woken", bell=not rules.clear_before_reading)
-        if tail.may_get_up:
-            yield tail._replace(at="awake", lying=False, may_get_up=tail.may_get_up - 1)
+def idle_steps(rules: Rules, tail: Tail, read: Tail) -> Iterator[Tail]:
+    if tail.at == "idle":
+        if tail.is_woken:
+            yield tail._replace(at="woken", is_woken=not rules.clear_before_reading)
+        if tail.may_wake_up:
+            yield tail._replace(at="active", holds_lock=False, may_wake_up=tail.may_wake_up - 1)
     elif tail.at == "woken":
-        yield read._replace(at="asleep" if rules.clear_before_reading else "has read")
+        yield read._replace(at="idle" if rules.clear_before_reading else "has read")
     elif tail.at == "has read":
-        yield tail._replace(at="asleep", bell=False)
+        yield tail._replace(at="idle", is_woken=False)
 
 
 def with_writer(world: World, number: int, writer: Writer) -> World:
@@ -157,10 +164,10 @@ def replaced(items: tuple[_T, ...], number: int, item: _T) -> tuple[_T, ...]:
 
 
 @pytest.mark.parametrize(("writers", "tails"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)])
-def test_nobody_sleeps_while_a_row_is_unread(writers: int, tails: int) -> None:
+def test_no_row_stays_unread_while_all_wait(writers: int, tails: int) -> None:
     states, stuck = walk(Rules(), writers, tails)
     assert stuck is None
-    assert states > 50, "the model moves"
+    assert states > 50, "the model has steps"
 
 
 @pytest.mark.parametrize("rule", list(Rules._fields))

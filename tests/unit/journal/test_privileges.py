@@ -6,12 +6,12 @@ from stream_server.journal.privileges import JOURNAL_SCHEMA, READER_PRIVILEGES, 
 from stream_server.journal.queries import load_sql
 
 
-def test_a_reader_may_do_all_that_the_queries_do() -> None:
+def test_a_reader_has_the_privileges_of_all_queries() -> None:
     queries = re.sub(r"^--.*", "", load_sql("queries.sql"), flags=re.MULTILINE)
-    ours = {*re.findall(rf"{JOURNAL_SCHEMA}\.(\w+)", queries), "triggers"}
-    theirs = set(re.findall(r"\{airflow\}\.(\w+)", queries))
-    assert {one.name for one in READER_PRIVILEGES if one.schema == JOURNAL_SCHEMA} == ours | {""}
-    assert {one.name for one in READER_PRIVILEGES if one.schema is None} == theirs | {""}
+    journal_objects = {*re.findall(rf"{JOURNAL_SCHEMA}\.(\w+)", queries), "triggers"}
+    airflow_tables = set(re.findall(r"\{airflow\}\.(\w+)", queries))
+    assert {each.name for each in READER_PRIVILEGES if each.schema == JOURNAL_SCHEMA} == journal_objects | {""}
+    assert {each.name for each in READER_PRIVILEGES if each.schema is None} == airflow_tables | {""}
 
 
 def test_names_are_quoted() -> None:

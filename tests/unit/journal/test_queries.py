@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 
 from stream_server.journal.queries import load_queries, load_sql, quote_identifier, quote_literal
 
-NAMES = {
-    *("journal_now", "journal_after", "run_snapshot", "serialized_dag", "return_values"),
-}
+NAMES = {"journal_head", "rows_after", "run_snapshot", "serialized_dag", "return_values"}
 
 
 def test_each_block_is_one_statement_under_its_name() -> None:
@@ -28,7 +26,7 @@ def test_placeholders_are_filled_in() -> None:
     assert not [name for name, text in queries.items() if re.search(r"\{\w+\}", text)]
 
 
-@pytest.mark.parametrize("name", ["begin", "functions", "queries", "doorbell", "uninstall", "enable"])
+@pytest.mark.parametrize("name", ["begin", "functions", "queries", "notify", "uninstall", "enable"])
 def test_every_file_is_shipped(name: str) -> None:
     assert load_sql(f"{name}.sql").startswith("-- ")
 
@@ -50,6 +48,6 @@ def test_a_quoted_text_is_the_text(text: str) -> None:
     assert unquoted(quote_literal(text), "'") == text
 
 
-def test_quoting_twice_is_undone_by_reading_twice() -> None:
+def test_a_name_can_be_quoted_twice() -> None:
     twice = reduce(lambda text, _: quote_identifier(text), range(2), 'a"b')
     assert unquoted(unquoted(twice, '"'), '"') == 'a"b'

@@ -10,28 +10,28 @@ from stream_server.journal.recent_rows import MAX_RECENT_ROWS, RecentRow, Recent
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 
 
-def mark(seq: int, txid: int) -> RecentRow:
+def row(seq: int, txid: int) -> RecentRow:
     return RecentRow(seq, txid, NOON + timedelta(seconds=seq))
 
 
-def test_one_row_of_each_transaction_is_remembered() -> None:
-    marks = RecentRows()
-    marks.add([mark(1, 10), mark(2, 11), mark(3, 10)])
-    assert {(one.txid, one.seq) for one in marks.list_rows()} == {(10, 3), (11, 2)}
+def test_the_last_row_of_each_transaction_is_kept() -> None:
+    recent = RecentRows()
+    recent.add([row(1, 10), row(2, 11), row(3, 10)])
+    assert {(each.txid, each.seq) for each in recent.list_rows()} == {(10, 3), (11, 2)}
 
 
-def test_what_is_there_at_the_beginning_counts_as_told() -> None:
-    marks = RecentRows()
-    marks.add([mark(1, 10)])
-    marks.start([mark(9, 90), mark(8, 80)])
-    marks.add([mark(10, 91)])
-    assert marks.list_rows() == [mark(8, 80), mark(9, 90), mark(10, 91)]
+def test_start_replaces_all_rows() -> None:
+    recent = RecentRows()
+    recent.add([row(1, 10)])
+    recent.start([row(9, 90), row(8, 80)])
+    recent.add([row(10, 91)])
+    assert recent.list_rows() == [row(8, 80), row(9, 90), row(10, 91)]
 
 
 @given(st.lists(st.lists(st.integers(1, 2000), max_size=40, unique=True), max_size=30))
-def test_the_last_transactions_are_remembered(batches: list[list[int]]) -> None:
-    marks, told = RecentRows(), []
+def test_the_last_transactions_are_kept(batches: list[list[int]]) -> None:
+    recent, added = RecentRows(), []
     for batch in batches:
-        marks.add([mark(txid, txid) for txid in batch])
-        told += batch
-    assert [one.txid for one in marks.list_rows()] == told[-MAX_RECENT_ROWS:]
+        recent.add([row(txid, txid) for txid in batch])
+        added += batch
+    assert [each.txid for each in recent.list_rows()] == added[-MAX_RECENT_ROWS:]

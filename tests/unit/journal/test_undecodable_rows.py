@@ -5,13 +5,13 @@ import asyncio
 import pytest
 
 from stream_server.journal import undecodable_rows as undecodable
-from stream_server.journal.undecodable_rows import MAX_CAUSES, Causes, ResyncTimer
+from stream_server.journal.undecodable_rows import MAX_CAUSES, LoggedCauses, ResyncTimer
 from support.waiting import eventually_async
 
 
 def test_causes_are_bounded() -> None:
-    causes = Causes()
-    new = [causes.is_new(str(number)) for number in [0, *range(MAX_CAUSES + 5)]]
+    causes = LoggedCauses()
+    new = [causes.add_if_new(str(number)) for number in [0, *range(MAX_CAUSES + 5)]]
     assert new == [True, False, *[True] * (MAX_CAUSES - 1), *[False] * 5]
 
 

@@ -1,4 +1,4 @@
--- The journal, and what is known of it.
+-- The journal and its metadata.
 
 CREATE TABLE stream_server.meta (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
@@ -36,8 +36,9 @@ CREATE TABLE stream_server.journal (
     xcom_key text
 );
 COMMENT ON TABLE stream_server.journal IS 'Committed transitions of Airflow, written by triggers.';
--- The only index: readers ask for what their snapshot had not seen, and nothing else.
+-- The only index: the only query on the journal is for the rows that a snapshot does not cover.
 CREATE INDEX journal_txid ON stream_server.journal (txid);
 
--- Counts what the triggers could not write down. A sequence, since it keeps its value when a transaction is rolled back.
+-- Counts the writes that the triggers dropped. A sequence, because it keeps its value when a transaction is rolled
+-- back.
 CREATE SEQUENCE stream_server.losses MINVALUE 0 START 0;

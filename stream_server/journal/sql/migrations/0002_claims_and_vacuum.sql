@@ -1,11 +1,11 @@
--- Runs that requests with an Idempotency-Key have claimed, and a journal that keeps its size.
+-- Idempotency keys, and autovacuum settings for the journal.
 
--- Rows come and go like in a queue. Vacuum comes early, so that the space of the deleted is soon used again, and does not
--- give space back: for that it would lock out Airflow's transactions.
+-- The journal is a queue: rows are inserted at one end and deleted at the other. Vacuum starts early, so that the space
+-- of deleted rows is reused soon. It does not truncate the file: for that it would lock out Airflow's transactions.
 ALTER TABLE stream_server.journal
     SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, vacuum_truncate = off);
 
--- Its successor has more parameters.
+-- Its replacement in services.sql has more parameters.
 DROP FUNCTION IF EXISTS stream_server.prune(interval, integer);
 
 CREATE TABLE stream_server.claims (

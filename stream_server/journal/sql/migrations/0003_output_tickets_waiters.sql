@@ -1,5 +1,5 @@
--- What running tasks say, the tickets of browsers, and who waits for runs. Tables of their own: a column more in the
--- journal would lock it, and Airflow's transactions out.
+-- Output of running tasks, tickets of browsers, and servers with interested clients. Output has a table of its own: to
+-- add a column to the journal would lock out Airflow's transactions.
 
 CREATE TABLE stream_server.output (
     id bigint PRIMARY KEY,
@@ -12,8 +12,8 @@ CREATE TABLE stream_server.output (
     body text
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000, vacuum_truncate = off,
         toast.autovacuum_vacuum_scale_factor = 0.05, toast.vacuum_truncate = off);
-COMMENT ON TABLE stream_server.output IS 'What running tasks have said, beside the row of the journal with the same id.';
-COMMENT ON COLUMN stream_server.output.body IS 'As the task has pushed it; empty where it was too large.';
+COMMENT ON TABLE stream_server.output IS 'Output that running tasks emitted. Each row belongs to the journal row with the same id.';
+COMMENT ON COLUMN stream_server.output.body IS 'The XCom value that the task pushed; NULL if it was too large.';
 CREATE INDEX output_run ON stream_server.output (dag_id, run_id, id);
 
 CREATE TABLE stream_server.tickets (
@@ -23,7 +23,7 @@ CREATE TABLE stream_server.tickets (
     credential bytea NOT NULL,
     expires timestamptz NOT NULL
 );
-COMMENT ON TABLE stream_server.tickets IS 'Tickets with which browsers may open streams, once. Digests, and credentials that only the ticket opens.';
+COMMENT ON TABLE stream_server.tickets IS 'One-time tickets with which browsers open streams: digests, and credentials that only the ticket decrypts.';
 CREATE INDEX tickets_expires ON stream_server.tickets (expires);
 CREATE INDEX tickets_holder ON stream_server.tickets (holder);
 
@@ -34,5 +34,5 @@ CREATE TABLE stream_server.waiters (
     expires timestamptz NOT NULL,
     PRIMARY KEY (dag_id, run_id, server)
 );
-COMMENT ON TABLE stream_server.waiters IS 'Servers at which somebody waits for a run that shall be stopped when nobody does.';
+COMMENT ON TABLE stream_server.waiters IS 'Servers with clients that watch a run which is cancelled when the last client disconnects.';
 CREATE INDEX waiters_expires ON stream_server.waiters (expires);
