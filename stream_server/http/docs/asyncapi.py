@@ -1,4 +1,4 @@
-"""The description of all streams and their frames, as AsyncAPI 3.0 has it. Pure."""
+"""AsyncAPI 3.0 document of all streams and their frames. Pure."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WEBSOCKET_FRAMES = (*RUN_FRAMES, AuthExpiring, Ack, Refusal)
 FIREHOSE_FRAMES = (TaskTransition, RunTransition, *CONNECTION_FRAMES)
 
 CLIENT_MESSAGES: tuple[type[msgspec.Struct], ...] = get_args(ClientMessage)
-"""What a client may say on a connection of many streams."""
+"""Messages from a client on the multiplexed WebSocket."""
 
 CLIENT_MESSAGE_EXAMPLES: Mapping[type[msgspec.Struct], Json] = {
     Subscribe: {"op": "subscribe", "id": "a", "dag_id": examples.DAG_ID, "run_id": examples.RUN_ID},
@@ -58,12 +58,11 @@ CLIENT_MESSAGE_EXAMPLES: Mapping[type[msgspec.Struct], Json] = {
 RUN_STREAM_PARAMETERS = STREAM | {"ticket"}
 FIREHOSE_PARAMETERS = (*FILTER_PARAMETERS, "cursor", "ticket")
 
-OVER_HTTP = "As server-sent events, or as lines of JSON."
-OVER_WEBSOCKET = "As one text message for each frame."
+OVER_HTTP = "Server-sent events, or NDJSON: one JSON object per line."
+OVER_WEBSOCKET = "One text message per frame."
 
 
 def build_asyncapi() -> Json:
-    """Return the description."""
     return {
         "asyncapi": "3.0.0",
         "info": {**INFO, "license": {"name": INFO["license"]["name"]}},
@@ -71,44 +70,52 @@ def build_asyncapi() -> Json:
         "channels": {
             "run": _build_channel(
                 f"{RUN_PATH}/stream",
-                "A run: its state, each transition as it commits, its outcome",
+                "One run: its state, each transition as it commits, its outcome",
                 (*WEBSOCKET_FRAMES, Introduction),
                 RUN_STREAM_PARAMETERS,
             ),
             "allRuns": _build_channel(
-                FIREHOSE_PATH, "Every transition of all runs that the filter lets through", FIREHOSE_FRAMES
+                FIREHOSE_PATH, "All transitions of all runs that match the filter", FIREHOSE_FRAMES
             ),
-            "runsOfDag": _build_channel(DAG_FIREHOSE_PATH, "The same, for the runs of one DAG", FIREHOSE_FRAMES),
+            "runsOfDag": _build_channel(
+                DAG_FIREHOSE_PATH, "All transitions of the runs of one DAG that match the filter", FIREHOSE_FRAMES
+            ),
             "manyStreams": _build_channel(
-                FIREHOSE_PATH, "Many streams on one connection", (*FRAME_TYPES, *CLIENT_MESSAGES), ("ticket",)
+                FIREHOSE_PATH, "Several streams on one connection", (*FRAME_TYPES, *CLIENT_MESSAGES), ("ticket",)
             ),
             "probe": _build_channel(
-                PROBE_PATH, "A second of pings, to see what a proxy in front does to streams", (Ping,), ()
+                PROBE_PATH,
+                "Pings for one second, to test how a proxy in front of the server treats streams",
+                (Ping,),
+                (),
             ),
         },
         "operations": {
             "watchRun": _build_operation("run", OVER_WEBSOCKET, WEBSOCKET_FRAMES),
-            "sayWhoYouAre": {**_build_operation("run", "What the client says.", (Introduction,)), "action": "receive"},
+            "sayWhoYouAre": {
+                **_build_operation("run", "Messages from the client.", (Introduction,)),
+                "action": "receive",
+            },
             "watchRunOverHttp": _build_operation("run", OVER_HTTP, RUN_FRAMES, RUN_STREAM_PARAMETERS),
             "followAllRuns": _build_operation("allRuns", OVER_HTTP, FIREHOSE_FRAMES, FIREHOSE_PARAMETERS),
             "followRunsOfDag": _build_operation("runsOfDag", OVER_HTTP, FIREHOSE_FRAMES, FIREHOSE_PARAMETERS[1:]),
             "hearStreams": _build_operation("manyStreams", OVER_WEBSOCKET, FRAME_TYPES),
             "askForStreams": {
-                **_build_operation("manyStreams", "What the client says.", CLIENT_MESSAGES),
+                **_build_operation("manyStreams", "Messages from the client.", CLIENT_MESSAGES),
                 "action": "receive",
             },
             "hearPings": _build_operation("probe", OVER_WEBSOCKET, (Ping,)),
-            "hearPingsOverHttp": _build_operation("probe", "As server-sent events.", (Ping,), ()),
+            "hearPingsOverHttp": _build_operation("probe", "Server-sent events.", (Ping,), ()),
         },
         "components": {"schemas": _build_schemas(), "messages": _build_messages()},
     }
 
 
 def _build_schemas() -> Json:
-    places = "#/components/schemas/{name}"
-    words = {name: text for name, (_, text) in QUERY_PARAMETERS.items()} | {"id": "What the client calls it."}
-    found = {**build_frame_schemas(places), **build_schemas(CLIENT_MESSAGES, places, words)}
-    # A discriminator is another thing here (AsyncAPI 3.0, Schema Object), and each message has its own schema.
+    references = "#/components/schemas/{name}"
+    descriptions = {name: text for name, (_, text) in QUERY_PARAMETERS.items()} | {"id": "ID that the client chooses."}
+    found = {**build_frame_schemas(references), **build_schemas(CLIENT_MESSAGES, references, descriptions)}
+    # AsyncAPI's discriminator differs from OpenAPI's (AsyncAPI 3.0, Schema Object); each message has its own schema.
     del found["Frame"]
     return found
 
@@ -138,10 +145,10 @@ def _build_channel(
     """Return a channel.
 
     Args:
-        address: Its path.
-        title: What it is.
-        kinds: What is said there, by whomever.
-        upgrade: Parameters of the query of a WebSocket's handshake; `None` where there is no WebSocket.
+        address: Path template.
+        title: What the channel carries.
+        kinds: Messages in both directions.
+        upgrade: Query parameters of the WebSocket handshake; `None` if the channel has no WebSocket.
     """
     found = {
         "address": address,
@@ -160,13 +167,13 @@ def _build_channel(
 def _build_operation(
     channel: str, summary: str, kinds: Iterable[type[msgspec.Struct]], names: Collection[str] | None = None
 ) -> Json:
-    """Return what the server says on a channel.
+    """Return the operation in which the server sends messages on a channel.
 
     Args:
-        channel: The channel.
-        summary: How it is said.
-        kinds: What it says.
-        names: Parameters of the query, over HTTP; `None` over WebSocket.
+        channel: Key of the channel.
+        summary: How messages are framed.
+        kinds: Messages.
+        names: Query parameters over HTTP; `None` over WebSocket.
     """
     found = {
         "action": "send",

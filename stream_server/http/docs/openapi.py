@@ -1,4 +1,4 @@
-"""The description of all that is answered over HTTP, as OpenAPI 3.1 has it. Pure."""
+"""OpenAPI 3.1 document of the HTTP API. Pure."""
 
 from __future__ import annotations
 
@@ -75,22 +75,20 @@ AIRFLOW_ERRORS = (
 )
 
 REFUSAL_STATUSES = (400, 401, 403, 404, 409, 422)
-"""Statuses with which Airflow refuses; they go on to the client."""
+"""Statuses with which Airflow refuses requests; the client gets the same."""
 
 READ_REFUSAL_STATUSES = (401, 403, 404)
-"""Those with which it refuses to let something be read."""
-
+"""Statuses with which Airflow refuses read requests."""
 
 OPTIONAL_SECURITY: list[Json] = [{name: []} for name in SECURITY_SCHEMES] + [{}]
-"""How a reader says who he is; he need not where everybody may read everything."""
+"""A credential is optional: with `--auth none` every caller may read everything."""
 
 
 def build_openapi() -> Json:
-    """Return the description."""
-    places = "#/components/schemas/{name}"
+    references = "#/components/schemas/{name}"
     answers = build_schemas(
         (RunAnswer, Cancelled, Ticket, tickets.Wanted, WaitLine, Health, Readiness, Problem, Detail, *LIST_BODIES),
-        places,
+        references,
     )
     return {
         "openapi": "3.1.0",
@@ -115,28 +113,30 @@ def build_openapi() -> Json:
             "/health": {"get": _health_operation()},
             "/ready": {"get": _ready_operation()},
             "/metrics": {"get": _metrics_operation()},
-            "/openapi.json": {"get": _document_operation("openapi", "This description", JSON_TYPE)},
+            "/openapi.json": {"get": _document_operation("openapi", "This document", JSON_TYPE)},
             "/asyncapi.json": {
-                "get": _document_operation("asyncapi", "All streams, as AsyncAPI 3.0 describes them", JSON_TYPE)
+                "get": _document_operation("asyncapi", "AsyncAPI 3.0 document of all streams", JSON_TYPE)
             },
             "/schema/frames.json": {"get": _document_operation("frames", "JSON Schema of all frames", SCHEMA_TYPE)},
         },
-        "components": {"schemas": {**build_frame_schemas(places), **answers}, "securitySchemes": SECURITY_SCHEMES},
+        "components": {"schemas": {**build_frame_schemas(references), **answers}, "securitySchemes": SECURITY_SCHEMES},
     }
 
 
 def _trigger_operation() -> Json:
-    # A run that is new has no cursor to come back with.
+    # A new run has no cursor to resume from.
     names = trigger.TRIGGER_PARAMETERS - {"cursor"}
-    pending = _outcome_response("The time is up, and how the run stands", "pending", **_RUN_HEADERS, **_RETRY_HEADERS)
+    pending = _outcome_response(
+        "The timeout has passed; the body has the current state of the run", "pending", **_RUN_HEADERS, **_RETRY_HEADERS
+    )
     return {
         "operationId": "triggerRun",
-        "summary": "Trigger a DAG, and hear its answer in the same call",
+        "summary": "Trigger a DAG and get its result in the same call",
         "description": (
-            "The body is that of Airflow's endpoint, but that `logical_date` may be left out. With"
-            " `wait_for_completion=true` the run is triggered with the caller's own rights, and then the call waits for"
-            " its answer, or streams, by `Accept`. Without it the request is passed on to Airflow as it is, and its"
-            " answer comes back as it is."
+            "The body is that of Airflow's endpoint, except that `logical_date` may be omitted. With"
+            " `wait_for_completion=true`, the server triggers the run with the caller's rights, and then waits for the"
+            " outcome or streams the run, depending on `Accept`. Otherwise it forwards the request to Airflow and"
+            " Airflow's response to the client, both unchanged."
         ),
         "security": [{name: []} for name in SECURITY_SCHEMES],
         "parameters": build_parameters(RUNS_PATH, names, ("Idempotency-Key",)),
@@ -145,7 +145,7 @@ def _trigger_operation() -> Json:
         },
         "responses": {
             "200": _add_stream_content(
-                _outcome_response("How the run ended for the caller", "result", "failure", **_RUN_HEADERS)
+                _outcome_response("The outcome of the run", "result", "failure", **_RUN_HEADERS)
             ),
             "202": pending,
             **_problem_responses(
@@ -158,7 +158,7 @@ def _trigger_operation() -> Json:
                 *AIRFLOW_ERRORS,
                 *UNAVAILABLE_ERRORS,
                 refused=REFUSAL_STATUSES,
-                passed_on=True,
+                is_forwarded=True,
             ),
         },
     }
@@ -168,16 +168,16 @@ def _run_stream_operation() -> Json:
     path = f"{RUN_PATH}/stream"
     return {
         "operationId": "streamRun",
-        "summary": "Watch a run: its state, each transition as it commits, and its outcome",
+        "summary": "Stream a run: its state, each transition as it commits, and its outcome",
         "description": (
-            "As server-sent events, or as lines of JSON, by `Accept`; as WebSocket on upgrade, which `/asyncapi.json`"
-            " describes together with the order of frames."
+            "Server-sent events or NDJSON, depending on `Accept`, or a WebSocket after an upgrade. `/asyncapi.json`"
+            " describes the WebSocket and all frames."
         ),
         "security": OPTIONAL_SECURITY,
         "parameters": build_parameters(path, STREAM | {"ticket"}, ("Last-Event-ID",)),
         "responses": {
-            "200": _add_stream_content({"description": "Frames, as they come"}),
-            "204": {"description": "The client has seen the `end` of this stream; it has no reason to come back"},
+            "200": _add_stream_content({"description": "Frames, sent as they occur"}),
+            "204": {"description": "The client has received the `end` frame of this stream and need not reconnect"},
             **_problem_responses(*STREAM_ERRORS, refused=READ_REFUSAL_STATUSES),
         },
     }
@@ -186,12 +186,12 @@ def _run_stream_operation() -> Json:
 def _firehose_operation(path: str) -> Json:
     return {
         "operationId": "streamAllRuns" if path == FIREHOSE_PATH else "streamRunsOfDag",
-        "summary": "Follow many runs: every transition that the filter lets through",
-        "description": "What they tell is what the journal says: no snapshots, and no outcomes.",
+        "summary": "Stream many runs: all transitions that match the filter",
+        "description": "Only transitions: no snapshots and no outcomes.",
         "security": OPTIONAL_SECURITY,
         "parameters": build_parameters(path, (*FILTER_PARAMETERS, "cursor", "ticket"), ("Last-Event-ID",)),
         "responses": {
-            "200": _add_stream_content({"description": "Frames, as they come"}),
+            "200": _add_stream_content({"description": "Frames, sent as they occur"}),
             **_problem_responses(
                 errors.TicketRefused,
                 errors.BadParameter,
@@ -208,15 +208,16 @@ def _result_operation() -> Json:
     return {
         "operationId": "getResult",
         "summary": "Wait for the outcome of a run",
-        "description": "A run that failed is no failed request: the status tells of the call, the body of the run.",
+        "description": "The status describes the request, the body the run: a failed run has status 200.",
         "security": OPTIONAL_SECURITY,
         "parameters": build_parameters(f"{RUN_PATH}/result", QUESTION | RESPONSE_PARAMETERS),
         "responses": {
-            "200": _outcome_response(
-                "How the run ended for the caller; with `unwrap`, the bare value", "result", "failure"
-            ),
+            "200": _outcome_response("The outcome of the run; with `unwrap`, the bare value", "result", "failure"),
             "202": _outcome_response(
-                "The time is up, and how the run stands", "pending", **_RETRY_HEADERS, Location="Where to ask again."
+                "The timeout has passed; the body has the current state of the run",
+                "pending",
+                **_RETRY_HEADERS,
+                Location="URL of the next request.",
             ),
             **_problem_responses(*STREAM_ERRORS, errors.NoResult, refused=READ_REFUSAL_STATUSES),
         },
@@ -229,21 +230,21 @@ def _wait_operation() -> Json:
     airflow = {
         status: {"description": text, "content": {JSON_TYPE: {"schema": reference_to("Detail")}}}
         for status, text in (
-            ("401", "Airflow does not know the caller"),
+            ("401", "Airflow does not accept the credential"),
             ("403", "The caller may not read the run, or XComs"),
-            ("404", "There is no such run"),
-            ("422", "`interval` is missing or wrong"),
+            ("404", "The run does not exist"),
+            ("422", "`interval` is missing or invalid"),
         )
     }
     return {
         "operationId": "waitRun",
-        "summary": "Wait for the end of a run, as Airflow's own endpoint has it",
-        "description": "Parameters, statuses and lines are those of Airflow 3.3; they come when the state changes.",
+        "summary": "Wait for the end of a run, compatible with Airflow's endpoint",
+        "description": "Parameters, statuses and lines are those of Airflow 3.3. A change of the state sends a line.",
         "security": OPTIONAL_SECURITY,
         "parameters": build_parameters(f"{RUN_PATH}/wait", ("interval", "result"), required="interval"),
         "responses": {
             "200": {
-                "description": "Lines, of which the last tells the end, and what was returned; without a media type",
+                "description": "Lines without a media type; the last one has the final state and the return values",
                 "content": {ndjson.MEDIA_TYPE: _lines_content("WaitLine", lines)},
             },
             **airflow,
@@ -255,7 +256,7 @@ def _wait_operation() -> Json:
 def _cancel_operation() -> Json:
     return {
         "operationId": "cancelRun",
-        "summary": "Stop a run: set it to failed, with the caller's own rights",
+        "summary": "Cancel a run: set it to failed, with the caller's rights",
         "security": [{name: []} for name in SECURITY_SCHEMES],
         "parameters": build_parameters(f"{RUN_PATH}/cancel"),
         "responses": {
@@ -269,10 +270,10 @@ def _ticket_operation() -> Json:
     path = f"/api/v2/dags/{examples.DAG_ID}/dagRuns/{examples.RUN_ID}/stream"
     return {
         "operationId": "getTicket",
-        "summary": "Get a ticket for streams, for clients that can send no header",
+        "summary": "Get a ticket for a stream, for clients that cannot send headers",
         "description": (
-            "It opens one of the streams that it is asked for, once, as `?ticket=`, with the rights of who has asked."
-            " Used or expired, it is refused with 401."
+            "A ticket opens one of the requested streams, once, as `?ticket=`, with the rights of the caller that"
+            " requested it. A used or expired ticket is refused with 401."
         ),
         "security": [{name: []} for name in SECURITY_SCHEMES],
         "parameters": build_parameters(tickets.TICKETS_PATH),
@@ -300,7 +301,7 @@ def _ticket_operation() -> Json:
 def _probe_operation() -> Json:
     return {
         "operationId": "probeStreams",
-        "summary": "A second of pings, to see what a proxy in front does to streams",
+        "summary": "Stream pings for one second, to test how a proxy in front of the server treats streams",
         "responses": {
             "200": {
                 "description": "`ping` frames",
@@ -315,7 +316,7 @@ def _health_operation() -> Json:
     answer = {"description": description_of(Health), "content": {JSON_TYPE: _body_content(Health)}}
     return {
         "operationId": "getHealth",
-        "summary": "Whether the process runs",
+        "summary": "Check that the process runs",
         "responses": {"200": answer, **_problem_responses()},
     }
 
@@ -323,10 +324,10 @@ def _health_operation() -> Json:
 def _ready_operation() -> Json:
     return {
         "operationId": "getReadiness",
-        "summary": "Whether streams are whole and live",
+        "summary": "Check that streams are complete and up to date",
         "responses": {
-            "200": {"description": "They are", "content": {JSON_TYPE: _body_content(Readiness)}},
-            "503": {"description": "They are not", "content": {JSON_TYPE: {"schema": reference_to(Readiness)}}},
+            "200": {"description": "Ready", "content": {JSON_TYPE: _body_content(Readiness)}},
+            "503": {"description": "Not ready", "content": {JSON_TYPE: {"schema": reference_to(Readiness)}}},
             **_problem_responses(),
         },
     }
@@ -336,33 +337,33 @@ def _metrics_operation() -> Json:
     texts: Json = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
     return {
         "operationId": "getMetrics",
-        "summary": "Metrics for Prometheus",
+        "summary": "Get metrics for Prometheus",
         "responses": {
-            "200": {"description": "In the form that is asked for", "content": texts},
+            "200": {"description": "In the format that `Accept` requests", "content": texts},
             **_problem_responses(),
         },
     }
 
 
 def _document_operation(what: str, summary: str, media_type: str) -> Json:
-    tag = {"ETag": {"schema": {"type": "string"}, "description": "Changes with the description."}}
+    tag = {"ETag": {"schema": {"type": "string"}, "description": "Changes with the document."}}
     return {
         "operationId": f"describe{what.capitalize()}",
         "summary": summary,
         "parameters": build_parameters("", (), ("If-None-Match",)),
         "responses": {
             "200": {"description": summary, "headers": tag, "content": {media_type: {"schema": {"type": "object"}}}},
-            "304": {"description": "The client has it", "headers": tag},
+            "304": {"description": "The client's copy is up to date", "headers": tag},
             **_problem_responses(),
         },
     }
 
 
 _RUN_HEADERS = {
-    "Location": "The run, from the first byte on.",
-    "Content-Location": "Where a broken call can be taken up.",
+    "Location": "URL of the run.",
+    "Content-Location": "URL at which a broken call can be resumed.",
 }
-_RETRY_HEADERS = {"Retry-After": "Seconds after which to ask again; asking waits."}
+_RETRY_HEADERS = {"Retry-After": "Seconds after which to send the next request, which waits again."}
 
 
 def _build_headers(texts: dict[str, str]) -> Json:
@@ -380,16 +381,19 @@ def _outcome_response(description: str, *outcomes: str, **headers: str) -> Json:
     return {"description": description, "headers": _build_headers(headers), "content": content}
 
 
-def _add_stream_content(answer: Json) -> Json:
-    """Return an answer that may also be a stream of frames."""
+def _add_stream_content(response: Json) -> Json:
+    """Return a response that may also be a stream of frames."""
     events = b"".join(wire.framed(sse.frame) for wire in examples.STREAM).decode()
     lines = b"".join(wire.framed(ndjson.frame) for wire in examples.STREAM).decode()
     streams = {sse.MEDIA_TYPE: _lines_content("Frame", events), ndjson.MEDIA_TYPE: _lines_content("Frame", lines)}
-    return {**answer, "content": {**answer.get("content", {}), **streams}}
+    return {**response, "content": {**response.get("content", {}), **streams}}
 
 
 def _lines_content(kind: str, example: str) -> Json:
-    """Return what a body of many values is; OpenAPI before 3.2 has no word for the schema of each."""
+    """Return the content of a body with many values.
+
+    OpenAPI has `itemSchema` for the schema of each value only from 3.2 on.
+    """
     return {"schema": {"type": "string", "x-itemSchema": reference_to(kind)}, "example": example}
 
 
@@ -398,14 +402,14 @@ def _body_content(kind: type[msgspec.Struct]) -> Json:
 
 
 def _problem_responses(
-    *kinds: type[errors.StreamServerError], refused: Collection[int] = (), passed_on: bool = False
+    *kinds: type[errors.StreamServerError], refused: Collection[int] = (), is_forwarded: bool = False
 ) -> Json:
-    """Return what is answered where something is wrong, by status.
+    """Return the error responses of an operation, by status.
 
     Args:
-        kinds: What may be wrong.
-        refused: With which statuses Airflow may refuse what is asked of it.
-        passed_on: Whether its refusal may come back as it is.
+        kinds: Errors that the operation may raise.
+        refused: Statuses with which Airflow may refuse the request.
+        is_forwarded: Whether Airflow's own response may be forwarded unchanged.
     """
     by_status: dict[int, list[type[errors.StreamServerError]]] = {}
     for kind in kinds:
@@ -413,10 +417,10 @@ def _problem_responses(
     for status in refused:
         by_status.setdefault(status, []).append(errors.AirflowRefused)
     found = {str(status): _problem_response(status, of_status) for status, of_status in sorted(by_status.items())}
-    for status in refused if passed_on else ():
+    for status in refused if is_forwarded else ():
         found[str(status)]["content"][JSON_TYPE] = {"schema": reference_to("Detail")}
     fault = {
-        "description": "The server has a fault; its log says more",
+        "description": "Internal error; the server's log has details",
         "content": {PROBLEM_TYPE: {"schema": reference_to("Problem")}},
     }
     return {**found, "default": fault}
@@ -429,7 +433,7 @@ def _problem_response(status: int, kinds: Iterable[type[errors.StreamServerError
         error = kind.__new__(kind, description_of(kind))
         error.status = status
         shown[kind.__name__] = {"summary": kind.title, "value": errors.StreamServerError.problem_body(error)}
-    retried = {"Retry-After": "Seconds after which to try again."} if any(kind.retry_after for kind in kinds) else {}
+    retried = {"Retry-After": "Seconds after which to retry."} if any(kind.retry_after for kind in kinds) else {}
     return {
         "description": "\n".join(f"- {kind.title}: {description_of(kind)}" for kind in kinds),
         "headers": _build_headers(retried),

@@ -1,4 +1,4 @@
-"""The description of what the pages ask for beside streams, as OpenAPI has it. Pure."""
+"""OpenAPI paths of the lists and the session, which the web pages use beside streams. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DAG_LIST = "/api/v2/stream/dags"
 SESSION = "/api/v2/stream/session"
 
 LIST_BODIES: tuple[type[msgspec.Struct], ...] = (RunList, DagList, Structure, Session)
-"""What is answered."""
+"""Response bodies."""
 
 _AIRFLOW_ERRORS = (errors.AirflowUrlMissing, errors.AirflowNotResponding, errors.AirflowTimeout)
 _READ_REFUSAL_STATUSES = (401, 403, 404)
 _SIGN_IN_REFUSAL_STATUSES = (400, 401, 403, 422)
-"""Statuses with which Airflow refuses."""
+"""Statuses with which Airflow refuses requests."""
 
 _SIGN_IN_SCHEMA: Json = {
     "oneOf": [
@@ -48,23 +48,23 @@ def build_list_paths(
     """Return the operations by path.
 
     Args:
-        problems: Describes what may be wrong, by the classes of errors, beside what may be wrong with every request.
-        shown: Describes an answer, with an example.
-        readers: How callers say who they are.
+        problems: Builds error responses of the given error classes and of those common to all requests.
+        shown: Builds the content of a response, with an example.
+        readers: Security requirements.
     """
 
-    def told(kind: type[msgspec.Struct]) -> Json:
+    def success(kind: type[msgspec.Struct]) -> Json:
         return {"200": {"description": description_of(kind), "content": {"application/json": shown(kind)}}}
 
     return {
         GRAPH: {
             "get": {
                 "operationId": "getRunGraph",
-                "summary": "The DAG of a run: its tasks, their groups and their order",
+                "summary": "Get the graph of a run's DAG: tasks, task groups and edges",
                 "security": readers,
                 "parameters": build_parameters(GRAPH),
                 "responses": {
-                    **told(Structure),
+                    **success(Structure),
                     **problems(errors.RunNotFound, errors.BadParameter, refused=_READ_REFUSAL_STATUSES),
                 },
             }
@@ -72,30 +72,30 @@ def build_list_paths(
         RUN_LIST: {
             "get": {
                 "operationId": "listRuns",
-                "summary": "The youngest runs, and from where on to follow what happens to them",
+                "summary": "List the latest runs, with a cursor from which to stream their changes",
                 "security": readers,
                 "parameters": build_parameters(RUN_LIST, ("limit", "dag_id")),
-                "responses": {**told(RunList), **problems(errors.BadParameter, refused=_READ_REFUSAL_STATUSES)},
+                "responses": {**success(RunList), **problems(errors.BadParameter, refused=_READ_REFUSAL_STATUSES)},
             }
         },
         DAG_LIST: {
             "get": {
                 "operationId": "listDags",
-                "summary": "The DAGs that bear a tag",
+                "summary": "List the DAGs that have a tag",
                 "security": readers,
                 "parameters": build_parameters(DAG_LIST, ("tag",), required="tag"),
-                "responses": {**told(DagList), **problems(errors.BadParameter, refused=_READ_REFUSAL_STATUSES)},
+                "responses": {**success(DagList), **problems(errors.BadParameter, refused=_READ_REFUSAL_STATUSES)},
             }
         },
         SESSION: {
             "get": {
                 "operationId": "getSession",
-                "summary": "What a page needs to know before anybody has signed in",
-                "responses": {**told(Session), **problems()},
+                "summary": "Get what the web pages need before sign-in",
+                "responses": {**success(Session), **problems()},
             },
             "post": {
                 "operationId": "signIn",
-                "summary": "Sign in to Airflow: the answer sets the cookie that Airflow's own login sets",
+                "summary": "Sign in to Airflow; the response sets the cookie that Airflow's login sets",
                 "requestBody": {"required": True, "content": {"application/json": {"schema": _SIGN_IN_SCHEMA}}},
                 "responses": {
                     "204": {
@@ -111,7 +111,7 @@ def build_list_paths(
             },
             "delete": {
                 "operationId": "signOut",
-                "summary": "Sign out: the cookie goes, and Airflow revokes the token where it can",
+                "summary": "Sign out; the response deletes the cookie, and Airflow revokes the token if it can",
                 "responses": {
                     "204": {"description": "Signed out"},
                     **problems(*_AIRFLOW_ERRORS),

@@ -1,4 +1,4 @@
-"""What may be asked for: each parameter once, with its bounds and its default, for all descriptions. Pure."""
+"""Path, query and header parameters, with bounds and defaults, for OpenAPI and AsyncAPI. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stream_server.protocol.frames import NO_STATUS
 from stream_server.protocol.schema import Json
 
 DURATION_EXAMPLES = ["500ms", "5s", "2m", "1h", "2.5"]
-"""Examples of durations; a plain number is one of seconds."""
+"""Examples of durations; a plain number means seconds."""
 
 
 def _duration_schema(seconds: float) -> Json:
@@ -26,10 +26,10 @@ def _choice_schema(values: tuple[str, ...]) -> Json:
     return {"type": "string", "enum": list(values), "default": values[0]}
 
 
-def _names_schema(**further: Any) -> Json:  # noqa: ANN401
+def _names_schema(**keywords: Any) -> Json:  # noqa: ANN401
     return {
         "type": "array",
-        "items": {"type": "string", **(further or {"minLength": 1})},
+        "items": {"type": "string", **(keywords or {"minLength": 1})},
         "maxItems": MAX_FILTER_VALUES,
     }
 
@@ -39,49 +39,52 @@ SECURITY_SCHEMES: Json = {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "JWT",
-        "description": "The caller's own token of Airflow's API; what is done, is done with its rights.",
+        "description": "A token of Airflow's API. The server acts with the caller's rights.",
     },
     "airflowCookie": {
         "type": "apiKey",
         "in": "cookie",
         "name": "_token",
-        "description": "The same as a cookie of Airflow's pages. All cookies go on to Airflow.",
+        "description": "The same token in the cookie that Airflow's UI sets. All cookies are forwarded to Airflow.",
     },
 }
-"""How callers say who they are."""
+"""How callers authenticate."""
 
 FLAG_SCHEMA: Json = {"type": "boolean", "default": False}
 
 NAMES_SCHEMA: Json = {"type": "array", "items": {"type": "string", "minLength": 1}}
 
 PATH_VARIABLES: dict[str, str] = {
-    "dag_id": "The DAG.",
-    "run_id": "The run, as Airflow names it; percent-encoded or not.",
+    "dag_id": "The DAG ID.",
+    "run_id": "The run ID, percent-encoded or not.",
 }
-"""What the variables of paths mean."""
+"""Description of each path variable."""
 
 QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
-    "result": (NAMES_SCHEMA, "A task whose return value is the answer; repeatable. Without it: those of the DAG."),
+    "result": (
+        NAMES_SCHEMA,
+        "A task whose return value is the result; repeatable. Default: the result tasks of the DAG.",
+    ),
     "until": (
         _choice_schema(UNTIL),
-        "`result`: the stream ends with the outcome. `run`: it goes on to the end of the run.",
+        "`result`: the stream ends with the outcome. `run`: it ends with the run.",
     ),
     "confirm": (
         _choice_schema(CONFIRM),
-        "`push`: a result is told when it is pushed. `success`: when its task has succeeded as well.",
+        "`push`: a result is sent when its task pushes it. `success`: when the task has succeeded as well.",
     ),
     "cursor": (
         {"type": "string"},
-        "Where to go on: the last cursor that the client received. The header `Last-Event-ID` counts more.",
+        "Resume after this cursor, the last that the client received. The header `Last-Event-ID` takes precedence.",
     ),
     "ticket": (
         {"type": "string"},
-        "A ticket of `POST /api/v2/stream/tickets`, for clients that can send no header; it opens one stream, once.",
+        "A ticket from `POST /api/v2/stream/tickets`, for clients that cannot send headers. It opens one stream, once.",
     ),
-    "timeout": (_duration_schema(DEFAULT_TIMEOUT), "How long to wait for the answer."),
+    "timeout": (_duration_schema(DEFAULT_TIMEOUT), "How long to wait for the outcome."),
     "unwrap": (
         FLAG_SCHEMA,
-        "Whether to answer with the bare value of the only result task, and with an error if there is none.",
+        "Whether to respond with the bare value of the only result task, and with an error if there is none.",
     ),
     "fail_status": (
         {
@@ -90,34 +93,34 @@ QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
             "maximum": FAIL_STATUS_BOUNDS[1],
             "default": DEFAULT_FAIL_STATUS,
         },
-        "HTTP status that tells a failure where `unwrap` is true.",
+        "HTTP status of a response without a value, if `unwrap` is true.",
     ),
     "wait_for_completion": (
         FLAG_SCHEMA,
-        "Whether to stay and hear the answer; without it the request is passed on as it is.",
+        "Whether to wait for the outcome. Otherwise the request is forwarded to Airflow unchanged.",
     ),
     "if_exists": (
         _choice_schema(IF_EXISTS),
-        "`attach`: a run that exists already under the given name is as good as a new one.",
+        "`attach`: use the run with the given ID if it exists already. `fail`: respond with Airflow's error 409.",
     ),
     "on_disconnect": (
         _choice_schema(ON_DISCONNECT),
-        "`cancel`: the run is set to failed when nobody waits for it any more, and what was asked of it is still open.",
+        "`cancel`: the run is set to failed when no client waits for it any more and its outcome is still open.",
     ),
     "grace": (
         _duration_schema(DEFAULT_GRACE),
-        "How long somebody may take to come back to the run, with `on_disconnect=cancel`.",
+        "How long the run continues without any client, with `on_disconnect=cancel`.",
     ),
     "interval": (
         {"type": "number", "exclusiveMinimum": 0},
-        "Seconds after which the state is told again where it does not change.",
+        "Seconds after which an unchanged state is sent again.",
     ),
     "dag_id": (_names_schema(), "Only runs of this DAG; repeatable."),
-    "run_id": (_names_schema(), "Only this run; repeatable."),
-    "task_id": (_names_schema(), "Only transitions of this task, and none of runs; repeatable."),
+    "run_id": (_names_schema(), "Only the run with this ID; repeatable."),
+    "task_id": (_names_schema(), "Only transitions of this task, none of runs; repeatable."),
     "state": (
         _names_schema(enum=list(KNOWN_STATES)),
-        f"Only transitions to this state, `{NO_STATUS}` for none; repeatable.",
+        f"Only transitions to this state; `{NO_STATUS}` means no state. Repeatable.",
     ),
     "type": (_names_schema(enum=list(FRAME_TYPES)), "Only frames of this type; repeatable."),
     "limit": (
@@ -127,30 +130,30 @@ QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
             "maximum": RUN_LIMIT_BOUNDS[1],
             "default": DEFAULT_RUN_LIMIT,
         },
-        "How many runs at most.",
+        "Maximum number of runs.",
     ),
     "tag": (_names_schema(), "Only runs of DAGs that have this tag now; repeatable."),
 }
-"""Schema and meaning of each parameter of a query."""
+"""Schema and description of each query parameter."""
 
 REQUEST_HEADERS: dict[str, tuple[Json, str]] = {
-    "Last-Event-ID": ({"type": "string"}, "The same as `cursor`; a returning `EventSource` sends it by itself."),
+    "Last-Event-ID": ({"type": "string"}, "The same as `cursor`. An `EventSource` sends it when it reconnects."),
     "Idempotency-Key": (
         {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
-        "The same key with the same body stands for the same run, from whichever replica.",
+        "Requests with the same key and the same body use the same run, on all replicas.",
     ),
-    "If-None-Match": ({"type": "string"}, "`ETag` of the description that the client has."),
+    "If-None-Match": ({"type": "string"}, "`ETag` of the document that the client has."),
 }
-"""Schema and meaning of each header of a request."""
+"""Schema and description of each request header."""
 
 
 def describe_path_variables(path: str) -> dict[str, str]:
-    """Return what the variables of a path mean, by name."""
+    """Return the descriptions of the variables in a path, by name."""
     return {name: text for name, text in PATH_VARIABLES.items() if f"{{{name}}}" in path}
 
 
 def build_query_schema(names: Collection[str]) -> Json:
-    """Return a query as the schema of an object, as the bindings of AsyncAPI want it."""
+    """Return the schema of a query as an object (AsyncAPI bindings for HTTP and WebSocket, field `query`)."""
     properties = {
         name: {**schema, "description": text} for name, (schema, text) in QUERY_PARAMETERS.items() if name in names
     }
@@ -160,13 +163,13 @@ def build_query_schema(names: Collection[str]) -> Json:
 def build_parameters(
     path: str, names: Collection[str] = (), headers: Collection[str] = (), required: str = ""
 ) -> list[Json]:
-    """Return the parameters of an operation, as OpenAPI wants them.
+    """Return the parameters of an OpenAPI operation.
 
     Args:
-        path: With its variables in braces.
-        names: Those of the query.
-        headers: Those that mean something here.
-        required: The one of the query that must be given.
+        path: Path template; its variables become parameters.
+        names: Query parameters.
+        headers: Request headers.
+        required: The query parameter that is required, if any.
     """
     text_schema = {"type": "string"}
     return [
@@ -183,6 +186,6 @@ def build_parameters(
     ]
 
 
-def _build_parameter(place: str, name: str, schema: Json, text: str, *, required: bool = False) -> Json:
-    found = {"name": name, "in": place, "schema": schema, "description": text}
+def _build_parameter(location: str, name: str, schema: Json, text: str, *, required: bool = False) -> Json:
+    found = {"name": name, "in": location, "schema": schema, "description": text}
     return {**found, "required": True} if required else found

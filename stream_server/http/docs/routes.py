@@ -1,4 +1,4 @@
-"""Serving the descriptions of this server; each is made once, when it is first asked for."""
+"""Routes of the OpenAPI, AsyncAPI and JSON Schema documents. Each is rendered once, on the first request."""
 
 from __future__ import annotations
 
@@ -18,18 +18,15 @@ from stream_server.protocol.schema import Json, build_frames_document
 
 
 class Document(NamedTuple):
-    """A description as it is sent."""
-
     body: bytes
     etag: str
-    """Its entity tag (RFC 9110 section 8.8.3)."""
+    """Entity tag (RFC 9110 section 8.8.3)."""
 
 
 def document_routes() -> list[Route]:
-    """Return the routes of all descriptions."""
     return [
-        Route(path, partial(_serve_document, make, media_type))
-        for path, make, media_type in (
+        Route(path, partial(_serve_document, build, media_type))
+        for path, build, media_type in (
             ("/openapi.json", openapi.build_openapi, openapi.JSON_TYPE),
             ("/asyncapi.json", asyncapi.build_asyncapi, openapi.JSON_TYPE),
             ("/schema/frames.json", build_frames_document, openapi.SCHEMA_TYPE),
@@ -38,15 +35,14 @@ def document_routes() -> list[Route]:
 
 
 @cache
-def _render_document(make: Callable[[], Json]) -> Document:
-    body = msgspec.json.encode(make())
+def _render_document(build: Callable[[], Json]) -> Document:
+    body = msgspec.json.encode(build())
     return Document(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 
 
-async def _serve_document(make: Callable[[], Json], media_type: str, request: Request) -> Response:
-    """Answer with a description, unless the client has it."""
-    description = _render_document(make)
-    headers = {"ETag": description.etag, "Cache-Control": "no-cache"}
-    if has_etag(request.headers.getlist("if-none-match"), description.etag):
+async def _serve_document(build: Callable[[], Json], media_type: str, request: Request) -> Response:
+    document = _render_document(build)
+    headers = {"ETag": document.etag, "Cache-Control": "no-cache"}
+    if has_etag(request.headers.getlist("if-none-match"), document.etag):
         return Response(status_code=304, headers=headers)
-    return Response(description.body, headers=headers, media_type=media_type)
+    return Response(document.body, headers=headers, media_type=media_type)
