@@ -13,7 +13,7 @@ from stream_server.auth.authorizer import FULL_ACCESS, Access, AllowAll, Caller
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused
 from stream_server.hub.firehose import Resource
-from stream_server.server import app
+from stream_server.server import lifespan
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.openapi_validation import undescribed
@@ -157,7 +157,7 @@ class OnlyOne(AllowAll):
 @pytest.fixture
 async def guarded(settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningServer]:
     """A server that tells of the DAG `one` alone."""
-    monkeypatch.setattr(app, "AllowAll", OnlyOne)
+    monkeypatch.setattr(lifespan, "AllowAll", OnlyOne)
     async with running_server(settings()) as server:
         await eventually_async(lambda: server.hub.is_live)
         yield server

@@ -139,16 +139,16 @@ async def test_what_is_no_ticket_is_refused(server: RunningServer, run: RunKey, 
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        (b"", "paths of streams"),
-        (b"{}", "paths of streams"),
-        (b'{"paths": "/api/v2/stream"}', "paths of streams"),
-        (b'{"paths": ["/api/v2/stream"], "ttl": 9}', "paths of streams"),
-        (b"[" * 100_000, "paths of streams"),
+        (b"", "must be a JSON object"),
+        (b"{}", "must be a JSON object"),
+        (b'{"paths": "/api/v2/stream"}', "must be a JSON object"),
+        (b'{"paths": ["/api/v2/stream"], "ttl": 9}', "must be a JSON object"),
+        (b"[" * 100_000, "must be a JSON object"),
         (b'{"paths": []}', f"1 to {MAX_PATHS}"),
         (json.dumps({"paths": ["/api/v2/stream"] * (MAX_PATHS + 1)}).encode(), f"1 to {MAX_PATHS}"),
         (b'{"paths": ["/api/v2/stream?until=run"]}', "without a query"),
-        (b'{"paths": ["/api/v2/dags/d/dagRuns"]}', "no path of a stream"),
-        (b'{"paths": ["https://elsewhere/api/v2/stream"]}', "no path of a stream"),
+        (b'{"paths": ["/api/v2/dags/d/dagRuns"]}', "must have paths such as"),
+        (b'{"paths": ["https://elsewhere/api/v2/stream"]}', "must have paths such as"),
     ],
 )
 async def test_a_wrong_wish_is_refused_and_told_what_would_be_right(

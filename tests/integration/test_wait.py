@@ -13,7 +13,7 @@ import pytest
 
 from stream_server.auth.authorizer import ACCESS_WITHOUT_VALUES, Access, AllowAll, Caller
 from stream_server.domain.run_state import RunKey
-from stream_server.server import app
+from stream_server.server import lifespan
 from stream_server.server.connections import HttpConnection
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
@@ -168,7 +168,7 @@ async def test_who_may_not_read_values_gets_none(
     settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await end(airflow, run)
-    monkeypatch.setattr(app, "AllowAll", NoValues)
+    monkeypatch.setattr(lifespan, "AllowAll", NoValues)
     async with running_server(settings()) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url) as client:

@@ -1,1 +1,1 @@
-"""One file for each URL, or for a few that belong together."""
+"""Endpoints: one file for each URL, or for a few that belong together."""

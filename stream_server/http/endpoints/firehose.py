@@ -1,4 +1,4 @@
-"""`GET /api/v2/stream` and `GET /api/v2/dags/{dag_id}/stream`: the transitions of many runs on one connection."""
+"""`GET /api/v2/stream` and `GET /api/v2/dags/{dag_id}/stream`: transitions of many runs in one stream."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from stream_server.hub.firehose import FRAME_TYPES, Filter
 from stream_server.protocol.frames import NO_STATUS
 
 FILTER_PARAMETERS = ("dag_id", "run_id", "task_id", "state", "type", "tag")
-"""What can be asked for; each may be given many times."""
+"""Repeatable query parameters of the filter."""
 
 MAX_FILTER_VALUES = 100
-"""Values of one parameter."""
+"""Maximum number of values of one parameter."""
 
 KNOWN_STATES = (
     "awaiting_input",
@@ -39,19 +39,18 @@ KNOWN_STATES = (
     "up_for_retry",
     "upstream_failed",
 )
-"""States of runs and task instances (`airflow.utils.state`, 3.0 to 3.3), and what stands for none."""
+"""States of runs and task instances (`airflow.utils.state`, 3.0 to 3.3), and the name of no state."""
 
 
 async def stream_firehose(request: Request) -> Response:
-    """Answer the request."""
     state: State = request.scope["state"]
     caller = await caller_of(request)
     known = {*FILTER_PARAMETERS, "cursor"} - request.path_params.keys()
     refuse_unknown(request.query_params.keys(), frozenset(known))
-    asked = {name: request.query_params.getlist(name) for name in FILTER_PARAMETERS}
+    values_by_name = {name: request.query_params.getlist(name) for name in FILTER_PARAMETERS}
     if "dag_id" in request.path_params:
-        asked["dag_id"] = [request.path_params["dag_id"]]
-    wanted, dag_id = await build_filter(state, asked), request.path_params.get("dag_id", "")
+        values_by_name["dag_id"] = [request.path_params["dag_id"]]
+    wanted, dag_id = await build_filter(state, values_by_name), request.path_params.get("dag_id", "")
     authorizer, readable = state["authorizer"], None
     try:
         if dag_id:
@@ -66,34 +65,38 @@ async def stream_firehose(request: Request) -> Response:
     return build_stream_response(request, Streaming(watch, state["courier"]))
 
 
-async def build_filter(state: State, asked: Mapping[str, Sequence[str]]) -> Filter:
-    """Return the filter that is asked for; the tags of DAGs are those that they have now.
+async def build_filter(state: State, values_by_name: Mapping[str, Sequence[str]]) -> Filter:
+    """Return a filter. `tag` is resolved to the DAGs that have the tag now.
+
+    Args:
+        state: Application state.
+        values_by_name: Values of the parameters `FILTER_PARAMETERS`.
 
     Raises:
-        BadParameter: Something is asked for that there can't be.
+        BadParameter: A value is not allowed.
     """
-    for name, values in asked.items():
+    for name, values in values_by_name.items():
         if len(values) > MAX_FILTER_VALUES:
-            raise BadParameter(f"{name} is given {len(values)} times; {MAX_FILTER_VALUES} are the most")
+            raise BadParameter(f"`{name}` must have at most {MAX_FILTER_VALUES} values, got {len(values)}")
         if "" in values:
-            raise BadParameter(f"{name} is empty; give it a name, or leave it out to have all let through")
-    _check_values("type", asked.get("type", ()), FRAME_TYPES)
-    _check_values("state", asked.get("state", ()), KNOWN_STATES)
-    dag_ids = frozenset(asked.get("dag_id", ()))
-    if tags := asked.get("tag"):
+            raise BadParameter(f"`{name}` must not be empty; omit it to match everything")
+    _check_values("type", values_by_name.get("type", ()), FRAME_TYPES)
+    _check_values("state", values_by_name.get("state", ()), KNOWN_STATES)
+    dag_ids = frozenset(values_by_name.get("dag_id", ()))
+    if tags := values_by_name.get("tag"):
         tagged = await state["runs"].read_dag_ids_with_tags(tags)
-        # No DAG has an empty name: where none is tagged so, nothing is let through.
+        # An empty set means all DAGs. No DAG has an empty ID, so that this matches none if no DAG has the tag.
         dag_ids = (tagged & dag_ids if dag_ids else tagged) or frozenset({""})
     return Filter(
         dag_ids=dag_ids,
-        run_ids=frozenset(asked.get("run_id", ())),
-        task_ids=frozenset(asked.get("task_id", ())),
-        states=frozenset(asked.get("state", ())),
-        types=frozenset(asked.get("type", ())),
+        run_ids=frozenset(values_by_name.get("run_id", ())),
+        task_ids=frozenset(values_by_name.get("task_id", ())),
+        states=frozenset(values_by_name.get("state", ())),
+        types=frozenset(values_by_name.get("type", ())),
     )
 
 
-def _check_values(name: str, values: Collection[str], known: Collection[str]) -> None:
+def _check_values(name: str, values: Collection[str], allowed: Collection[str]) -> None:
     for value in values:
-        if value not in known:
-            raise BadParameter(f"{name}={value[:40]} is none of {', '.join(known)}")
+        if value not in allowed:
+            raise BadParameter(f"`{name}` must be one of {', '.join(allowed)}, got {value[:40]!r}")

@@ -1,4 +1,4 @@
-"""What clients say on the WebSocket of many streams: `{"op": "subscribe", "id": "a", …}`."""
+"""Messages from clients on the multiplexed WebSocket, such as `{"op": "subscribe", "id": "a", …}`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stream_server.http.websocket_auth import Introduction
 
 
 class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", forbid_unknown_fields=True):
-    """Begin a stream: of one run, where `run_id` is a name, or of all runs that the lists let through."""
+    """Open a stream: of one run, if `run_id` is a string, or else of all runs that match the lists."""
 
     id: str
     dag_id: str | list[str] = []
@@ -29,13 +29,13 @@ class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", forbid_unknown_
 
 
 class Unsubscribe(msgspec.Struct, tag_field="op", tag="unsubscribe", forbid_unknown_fields=True):
-    """End a stream. What was on its way may still come, before the answer."""
+    """Close a stream. Frames may still arrive before the `ack`."""
 
     id: str
 
 
 class Probe(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=True):
-    """Ask whether the server is there."""
+    """Request an `ack`, to test the connection."""
 
     id: str
 
@@ -46,64 +46,68 @@ _decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessa
 
 
 class _MessageId(msgspec.Struct):
-    """As much as an answer needs of what can't be understood."""
+    """The part of an invalid message that the `error` frame needs."""
 
     id: str = ""
 
 
 def parse_message(text: str | bytes) -> ClientMessage:
-    """Return what a client says.
+    """Return the decoded message.
 
     Raises:
-        BadRequest: It is nothing that can be done.
+        BadRequest: The message is invalid.
     """
     try:
         return _decoder.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(
-            f"Not understood: {error}. Send JSON such as"
+            f"Invalid message: {error}. Send JSON such as"
             ' {"op":"subscribe","id":"a","dag_id":"d","run_id":"r"}, {"op":"unsubscribe","id":"a"} or'
             ' {"op":"ping","id":"p"}'
         ) from None
 
 
 def read_message_id(text: str | bytes) -> str:
-    """Return the `id` of what can't be done, as far as it can be read; else nothing."""
+    """Return the `id` of an invalid message, or an empty string."""
     try:
         return msgspec.json.decode(text, type=_MessageId).id
     except (msgspec.DecodeError, RecursionError):
         return ""
 
 
-def parse_run_stream(operation: Subscribe, run_id: str) -> tuple[RunKey, WatchOptions]:
-    """Return the run that a stream is of, and what is asked of it.
+def parse_run_stream(message: Subscribe, run_id: str) -> tuple[RunKey, WatchOptions]:
+    """Return run and options of a stream of one run.
 
     Raises:
-        BadParameter: Something is said that is for streams of many runs.
+        BadParameter: The message has members for streams of many runs.
     """
-    if not isinstance(operation.dag_id, str):
-        raise BadParameter("dag_id must be the name of one DAG, where run_id is that of one run")
-    if operation.task_id or operation.state or operation.type or operation.tag:
-        raise BadParameter("task_id, state, type and tag choose among many runs; leave them out, or make run_id a list")
-    question = WatchOptions(tuple(dict.fromkeys(operation.result)), operation.until, operation.confirm)
-    return RunKey(operation.dag_id, run_id), question
+    if not isinstance(message.dag_id, str):
+        raise BadParameter("`dag_id` must be a string if `run_id` is a string")
+    if message.task_id or message.state or message.type or message.tag:
+        raise BadParameter(
+            "`task_id`, `state`, `type` and `tag` are for streams of many runs; omit them, or make `run_id` a list"
+        )
+    options = WatchOptions(tuple(dict.fromkeys(message.result)), message.until, message.confirm)
+    return RunKey(message.dag_id, run_id), options
 
 
-def collect_filter_values(operation: Subscribe) -> dict[str, list[str]]:
-    """Return what a stream of many runs lets through, as `build_filter` wants it.
+def collect_filter_values(message: Subscribe) -> dict[str, list[str]]:
+    """Return the arguments of `build_filter` for a stream of many runs.
 
     Raises:
-        BadParameter: Something is said that is for a stream of one run.
+        BadParameter: The message has members for a stream of one run.
     """
-    if operation.result or operation.until != "result" or operation.confirm != "push":
-        raise BadParameter("result, until and confirm are for a stream of one run; name it by run_id, as a text")
-    dag_ids = [operation.dag_id] if isinstance(operation.dag_id, str) else operation.dag_id
-    assert not isinstance(operation.run_id, str), "that is a stream of one run"
+    if message.result or message.until != "result" or message.confirm != "push":
+        raise BadParameter(
+            "`result`, `until` and `confirm` are for a stream of one run; make `run_id` a string, or omit them"
+        )
+    dag_ids = [message.dag_id] if isinstance(message.dag_id, str) else message.dag_id
+    assert not isinstance(message.run_id, str), "a stream of one run"
     return {
         "dag_id": dag_ids,
-        "run_id": operation.run_id,
-        "task_id": operation.task_id,
-        "state": operation.state,
-        "type": operation.type,
-        "tag": operation.tag,
+        "run_id": message.run_id,
+        "task_id": message.task_id,
+        "state": message.state,
+        "type": message.type,
+        "tag": message.tag,
     }

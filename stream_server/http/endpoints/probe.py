@@ -1,6 +1,7 @@
-"""A short stream that needs neither a run nor the database: it shows what a proxy in front does to streams.
+"""`/api/v2/stream/probe`: a short stream that needs neither a run nor the database.
 
-Its path is one that a proxy leads here together with the streams, and its headers are theirs.
+It shows whether a proxy in front of the server buffers streams. Path and headers are those of streams, so that the
+proxy applies the same rules.
 """
 
 from __future__ import annotations
@@ -22,22 +23,19 @@ from stream_server.http.endpoints.websocket import NORMAL_CLOSURE
 PROBE_PATH = "/api/v2/stream/probe"
 
 PING_COUNT = 4
-"""Frames of the stream; the first one is due at once."""
+"""Number of pings; the first one is sent at once."""
 
 PING_INTERVAL = 0.25
-"""Seconds between two of them."""
+"""Seconds between two pings."""
 
 
 async def stream_pings(request: Request) -> Response:
-    """Answer `GET /api/v2/stream/probe` with a few pings as server-sent events."""
     return ProbeResponse(iter(()), headers=HEADERS)
 
 
 class ProbeResponse(EventSourceResponse):
-    """Pings, one by one."""
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all of them. It takes a second, so that a client that goes earlier need not be noticed."""
+        # The base class watches for a disconnect; a stream of one second does not need that.
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         for number in range(PING_COUNT if scope["method"] != "HEAD" else 0):
             await asyncio.sleep(PING_INTERVAL if number else 0)
@@ -46,7 +44,6 @@ class ProbeResponse(EventSourceResponse):
 
 
 async def serve_ping_websocket(websocket: WebSocket) -> None:
-    """Answer an upgrade of `/api/v2/stream/probe` with the same pings."""
     await websocket.accept()
     with suppress(WebSocketDisconnect):
         for number in range(PING_COUNT):

@@ -1,7 +1,7 @@
-"""Signing in to Airflow from a page, without going there: pages can't ask Airflow themselves, being of another origin.
+"""`/api/v2/stream/session`: sign in to Airflow from the web pages, which cannot call Airflow on another origin.
 
-The token comes back as the cookie that Airflow's own login sets. No script can read it, and since cookies ignore ports
-it counts in Airflow's pages on the same host, as theirs counts here.
+The response sets the cookie that Airflow's own login sets. Scripts cannot read it. Cookies ignore ports, so that it is
+valid for Airflow's UI on the same host, and Airflow's cookie is valid here.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from stream_server.http.state import State
 from stream_server.protocol.bodies import Session
 
 SESSION_COOKIE = "_token"
-"""Of Airflow's login (`airflow.api_fastapi.auth.managers.base_auth_manager.COOKIE_NAME_JWT_TOKEN`)."""
+"""Cookie of Airflow's login (`airflow.api_fastapi.auth.managers.base_auth_manager.COOKIE_NAME_JWT_TOKEN`)."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")
-"""What a bearer token may consist of (RFC 6750 section 2.1), as far as it fits into a cookie."""
+"""Syntax of a bearer token (RFC 6750 section 2.1), limited to what fits into a cookie."""
 
 
 class SignIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who signs in: by name and password, or with a token that he has."""
+    """Either `username` and `password`, or `token`."""
 
     username: str | None = None
     password: str | None = None
@@ -37,7 +37,6 @@ class SignIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 async def get_session(request: Request) -> Response:
-    """Answer with what a page needs to know before anybody has signed in."""
     state: State = request.scope["state"]
     caller = await caller_of(request)
     session = Session(
@@ -49,19 +48,17 @@ async def get_session(request: Request) -> Response:
 
 
 async def sign_in(request: Request) -> Response:
-    """Answer with the cookie of who has signed in."""
-    # Else a page elsewhere could sign its visitor in as somebody else.
+    # Otherwise a page of another origin could sign its visitor in with another account (login CSRF).
     refuse_foreign_origin(request)
-    wanted = _parse_credentials(request, await read_body(request))
+    credentials = _parse_credentials(request, await read_body(request))
     airflow = airflow_as(request, Caller())
-    return _cookie_response(request, await _obtain_token(airflow, wanted))
+    return _cookie_response(request, await _obtain_token(airflow, credentials))
 
 
 async def sign_out(request: Request) -> Response:
-    """Answer by taking the cookie away, and have Airflow revoke it."""
     refuse_foreign_origin(request)
     airflow = airflow_as(request, await caller_of(request))
-    # Where Airflow does not answer, the browser forgets it all the same.
+    # The response deletes the cookie even if Airflow does not respond.
     with suppress(AirflowNotResponding):
         await airflow.logout()
     return _cookie_response(request, "")
@@ -69,24 +66,24 @@ async def sign_out(request: Request) -> Response:
 
 def _parse_credentials(request: Request, body: bytes) -> SignIn:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise BadRequest("Who signs in is told as application/json")
+        raise BadRequest("Content-Type must be application/json")
     try:
-        wanted = msgspec.json.decode(body, type=SignIn)
+        credentials = msgspec.json.decode(body, type=SignIn)
     except (msgspec.DecodeError, RecursionError):
-        # Its message could repeat what was sent.
-        raise BadRequest('Write {"username": …, "password": …} or {"token": …}') from None
-    if (wanted.token is None) == (wanted.username is None or wanted.password is None):
-        raise BadRequest('Write {"username": …, "password": …} or {"token": …}')
-    return wanted
+        # The decoder's message could contain the password.
+        raise BadRequest('The body must be {"username": …, "password": …} or {"token": …}') from None
+    if (credentials.token is None) == (credentials.username is None or credentials.password is None):
+        raise BadRequest('The body must be {"username": …, "password": …} or {"token": …}')
+    return credentials
 
 
-async def _obtain_token(airflow: AirflowApi, wanted: SignIn) -> str:
-    if wanted.username is not None and wanted.password is not None:
-        token = await airflow.login(wanted.username, wanted.password)
+async def _obtain_token(airflow: AirflowApi, credentials: SignIn) -> str:
+    if credentials.username is not None and credentials.password is not None:
+        token = await airflow.login(credentials.username, credentials.password)
     else:
-        token = (wanted.token or "").strip()
+        token = (credentials.token or "").strip()
     if not _TOKEN.fullmatch(token):
-        raise BadRequest("That is no token: it has other characters, or too many")
+        raise BadRequest("`token` must have 1 to 4096 characters, of A-Z a-z 0-9 . _ ~ + / = -")
     return token
 
 

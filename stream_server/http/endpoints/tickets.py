@@ -1,7 +1,7 @@
-"""`POST /api/v2/stream/tickets`: a ticket for streams, instead of a credential in a URL. `caller` takes it back.
+"""`POST /api/v2/stream/tickets`: issue a ticket for the URL of a stream. `http/caller.py` redeems it.
 
-A URL is kept in logs and histories. A ticket that is found there is used up: it is good once, for the paths that were
-asked for, and not for long.
+Logs and histories keep URLs, so that a credential does not belong there. A ticket is valid once, for a short time, and
+for the requested paths only.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from stream_server.protocol.bodies import Ticket
 TICKETS_PATH = "/api/v2/stream/tickets"
 
 MAX_PATHS = 10
-"""Streams that one ticket may be for; it opens one of them."""
+"""Maximum number of streams for one ticket, which opens one of them."""
 
 MAX_PATH_LENGTH = 2000
 
 STREAM_PATH_PATTERN = "^/api/v2/(dags/[A-Za-z0-9_.~-]+/(dagRuns/[A-Za-z0-9_.~+:-]+/)?)?stream$"
-"""What they look like, for those who only read the description; names may have any character, percent-encoded."""
+"""Published pattern of `paths`. IDs may have any other character percent-encoded, which the pattern does not show."""
 
 RUN_STREAM, DAG_STREAM, STREAM = (
     compile_path(path)[0]
@@ -41,17 +41,16 @@ RUN_STREAM, DAG_STREAM, STREAM = (
 
 
 class Wanted(msgspec.Struct, forbid_unknown_fields=True):
-    """What a ticket is asked for."""
+    """Request for a ticket."""
 
     paths: Annotated[
         list[Annotated[str, msgspec.Meta(extra_json_schema={"pattern": STREAM_PATH_PATTERN})]],
         msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_PATHS}),
     ]
-    """Paths of streams, without query, as they stand in a URL."""
+    """Paths of streams, percent-encoded as in a URL, without a query."""
 
 
 async def issue_ticket(request: Request) -> Response:
-    """Answer the request."""
     state: State = request.scope["state"]
     refuse_foreign_origin(request)
     caller = await caller_of(request)
@@ -59,50 +58,48 @@ async def issue_ticket(request: Request) -> Response:
     plain = [*dict.fromkeys(unquote(path) for path in paths)]
     for path in plain:
         await _check_access(state, caller, path)
-    text, holder = new_ticket(), caller.headers or {"address": str(request.scope[PLACE].caller)}
+    ticket, holder = new_ticket(), caller.headers or {"address": str(request.scope[PLACE].caller)}
     expires = await state["tickets"].store_ticket(
-        ticket_digest(text),
+        ticket_digest(ticket),
         holder_digest(holder),
         plain,
-        seal_credential(text, caller.headers, plain),
+        seal_credential(ticket, caller.headers, plain),
         lifetime=settings.ticket_ttl,
         max_per_holder=settings.max_tickets_per_caller,
     )
     if expires is None:
         raise TooManyTickets(
-            f"You have {settings.max_tickets_per_caller} tickets that are not used"
-            " (STREAM_SERVER_MAX_TICKETS_PER_CALLER); ask for one when you need it",
+            f"You have {settings.max_tickets_per_caller} unused tickets, the maximum"
+            " (STREAM_SERVER_MAX_TICKETS_PER_CALLER); request a ticket only when you need it",
             max(1, round(settings.ticket_ttl)),
         )
-    answer = Ticket(ticket=text, expires_at=expires, paths=paths)
-    return Response(msgspec.json.encode(answer), 201, {"Cache-Control": "no-store"}, "application/json")
+    body = Ticket(ticket=ticket, expires_at=expires, paths=paths)
+    return Response(msgspec.json.encode(body), 201, {"Cache-Control": "no-store"}, "application/json")
 
 
 def _parse_paths(body: bytes) -> list[str]:
     try:
         paths = msgspec.json.decode(body, type=Wanted).paths
     except (msgspec.DecodeError, RecursionError) as error:
-        raise BadRequest(
-            f'The body must be a JSON object with the paths of streams, {{"paths": ["/api/v2/stream"]}}: {error}'
-        ) from None
+        raise BadRequest(f'The body must be a JSON object such as {{"paths": ["/api/v2/stream"]}}: {error}') from None
     if not 0 < len(paths) <= MAX_PATHS:
-        raise BadParameter(f"paths must name 1 to {MAX_PATHS} streams")
+        raise BadParameter(f"`paths` must have 1 to {MAX_PATHS} items, got {len(paths)}")
     for path in paths:
         if len(path) > MAX_PATH_LENGTH or not _is_stream_path(path):
             raise BadParameter(
-                f"{path[:100]!r} is no path of a stream; write /api/v2/dags/DAG/dagRuns/RUN/stream,"
-                " /api/v2/dags/DAG/stream or /api/v2/stream, without a query"
+                "`paths` must have paths such as /api/v2/dags/DAG/dagRuns/RUN/stream, /api/v2/dags/DAG/stream or"
+                f" /api/v2/stream, without a query, got {path[:100]!r}"
             )
     return paths
 
 
 def _is_stream_path(path: str) -> bool:
     plain = unquote(path)
-    return "?" not in path and any(form.match(plain) for form in (RUN_STREAM, DAG_STREAM, STREAM))
+    return "?" not in path and any(pattern.match(plain) for pattern in (RUN_STREAM, DAG_STREAM, STREAM))
 
 
 async def _check_access(state: State, caller: Caller, path: str) -> None:
-    """Refuse a ticket for what could not be opened with it: it would be refused then, and say less."""
+    """Raise the error that opening the stream would raise: a client sees it better here than in an `EventSource`."""
     if run := RUN_STREAM.match(path):
         await state["authorizer"].check_run(caller, RunKey(run["dag_id"], run["run_id"]))
     elif dag := DAG_STREAM.match(path):
