@@ -9,11 +9,13 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from stream_server.http import pages as assets
-from stream_server.http.delivery.scope import LINE, SEND
+from stream_server.http.delivery.scope import CONNECTION, RESPONSE, SEND
 from stream_server.http.problems import ERRORS, answer_not_found
 from stream_server.http.routes import api_routes
+from stream_server.server.connections import find_response
 from stream_server.server.journal_service import JournalService
 from stream_server.server.lifespan import JournalSourceFactory, make_lifespan
 from stream_server.server.operator_api import operator_routes
@@ -27,19 +29,22 @@ EXPOSED_RESPONSE_HEADERS = ("Content-Location", "Location", "Retry-After")
 
 
 class Application(Starlette):
-    """An application whose streams know the `send` of the server that runs it."""
+    """Adds to each scope what streams need of the server (`http.delivery.scope`)."""
 
+    @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        if LINE in scope:
-            await super().__call__(scope, receive, send)
-            return
-        scope[SEND] = send
+        extensions = scope["extensions"] = scope.get("extensions") or {}
+        if scope["type"] == "http":
+            extensions[RESPONSE] = find_response(receive)
+        if CONNECTION not in extensions:
+            scope[SEND] = send
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # What it belongs to has the scope: it shall be freed now, and not by the collector of cycles.
-            del scope[SEND]
+            # Both refer to the server's object for the request, which refers to the scope. Without these references, it
+            # is freed now, and not by the garbage collector.
+            extensions.pop(RESPONSE, None)
+            scope.pop(SEND, None)
 
 
 def create_app(

@@ -1,8 +1,12 @@
-"""uvicorn's protocols, which let streams write to their connections without a way through ASGI for each frame.
+"""Our subclasses of uvicorn's protocols, which let streams write to their connections past ASGI.
 
-Each puts itself into the scope of its requests, as the `Line` that `transports.delivery` looks for, and tells the
-delivery that has taken it when the connection is full, free again, or lost. Headers, ends of bodies and handshakes
-remain uvicorn's.
+Each puts itself into the scopes of its requests (`delivery.scope.CONNECTION`). A stream that finds its connection there
+detaches it from uvicorn's request and writes frames to the transport; the connection notifies the stream when the write
+buffer is full, when it has drained, and when the connection is lost. Headers, ends of bodies, and handshakes
+stay uvicorn's (`docs/decisions/0010`).
+
+This package alone uses private parts of uvicorn: here, in `request_limits`, `flow_control` and `main`. `pyproject.toml`
+bounds the version, and `tests/unit/server/test_uvicorn_internals.py` fails when one of these parts disappears.
 """
 
 from __future__ import annotations
@@ -15,12 +19,15 @@ from contextlib import suppress
 from typing import Any
 
 import httptools
+from starlette.types import Receive
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.http11 import Request
 
-from stream_server.http.delivery.scope import LINE
+from stream_server.http.delivery.scope import CONNECTION
 from stream_server.http.delivery.writers import Straight
 from stream_server.http.endpoints.websocket import close_code_and_reason
 from stream_server.protocol.frames import Close
@@ -28,43 +35,43 @@ from stream_server.server.flow_control import ResumeEvent
 from stream_server.server.request_limits import LimitedHttpProtocol
 
 websocket_log = logging.getLogger("uvicorn.error.websocket")
-"""Tells what is wrong, and not who comes, goes and says what: URLs and headers are credentials."""
+"""Replaces uvicorn's logger, which logs URLs and headers of WebSockets at INFO and DEBUG: they may hold credentials."""
 
 websocket_log.setLevel(logging.WARNING)
 
 LAST_CHUNK = b"0\r\n\r\n"
-"""RFC 9112 section 7.1."""
+"""End of a chunked body (RFC 9112 section 7.1)."""
 
 DETACHED_SCOPE: dict[str, Any] = {"method": "GET"}
-"""Stands in for the scope of a request that is over."""
+"""Replaces the scope of a request whose connection was detached, which is freed then. uvicorn reads the method."""
+
+MAX_CACHED_HEADS = 1000
+"""Bound of the response-head cache: its keys contain the header `Origin`, which clients choose."""
 
 
 class _NullTimer(asyncio.TimerHandle):
-    """Stands in for a timer that has not been set."""
+    """Replaces a timer that is not set."""
 
     def __init__(self) -> None:
         pass
 
+    @override
     def cancel(self) -> None:
-        """Do nothing."""
+        pass
 
 
 class _NullQueue:
-    """Stands in for a queue that nobody reads."""
+    """Replaces the queue of a WebSocket whose application has returned."""
 
     def put_nowait(self, message: object) -> None:
-        """Forget it."""
+        pass
 
 
 NULL_TIMER, NULL_QUEUE = _NullTimer(), _NullQueue()
 
 
-MAX_CACHED_HEADS = 1000
-"""Heads that are kept at most: clients choose their `Origin`."""
-
-
 class _CapturingTransport:
-    """Stands in for a connection, and keeps what is written."""
+    """Replaces the transport of a request while the head of its response is captured."""
 
     __slots__ = ("data",)
 
@@ -72,69 +79,84 @@ class _CapturingTransport:
         self.data = b""
 
     def write(self, data: bytes) -> None:
-        """Keep it."""
         self.data += data
 
 
 class ResponseHeads:
-    """Heads of answers that uvicorn has sent in this second, by what they depend on."""
+    """Response heads that uvicorn has written in the current second, by what they depend on."""
 
     def __init__(self) -> None:
         self._default_headers: object = None
-        self._head_cache: dict[Hashable, bytes] = {}
+        self._heads: dict[Hashable, bytes] = {}
 
-    def for_default_headers(self, dated: object) -> dict[Hashable, bytes]:
-        """Return those that have the headers which uvicorn gives to all: it has new ones once in a second."""
-        if dated is not self._default_headers or len(self._head_cache) > MAX_CACHED_HEADS:
-            self._default_headers, self._head_cache = dated, {}
-        return self._head_cache
+    def for_default_headers(self, default_headers: object) -> dict[Hashable, bytes]:
+        """Return the heads that contain these headers, as a dictionary that new ones are added to.
+
+        Args:
+            default_headers: uvicorn's list of headers for all responses. It contains `Date`, so uvicorn replaces the
+                list every second; it is compared by identity.
+        """
+        if default_headers is not self._default_headers or len(self._heads) > MAX_CACHED_HEADS:
+            self._default_headers, self._heads = default_headers, {}
+        return self._heads
 
 
 class _SmallQueue(list[Any]):
-    """A queue of requests that takes next to no memory while it is empty; a `deque` takes 600 bytes."""
+    """Replaces uvicorn's `deque` of pipelined requests, which takes 600 bytes while it is empty."""
 
     __slots__ = ()
 
-    def appendleft(self, one: object) -> None:
-        """Put one behind all others: `pop` takes the first."""
-        self.insert(0, one)
+    def appendleft(self, request: object) -> None:
+        """Add a request. uvicorn adds on the left, and takes with `pop` on the right."""
+        self.insert(0, request)
 
 
 class HttpConnection(LimitedHttpProtocol):
-    """A connection that speaks HTTP/1.1."""
+    """An HTTP/1.1 connection that streams can write to directly."""
 
     delivery: Straight | None = None
+    """The stream that has detached the connection."""
+
+    # uvicorn's attribute. `None` while a stream goes on: the parser and the methods that it binds take a kilobyte.
     parser: httptools.HttpRequestParser | None  # type: ignore[assignment]
-    """`None` while none is needed: with what it calls, it takes a kilobyte."""
 
     _head_cache = ResponseHeads()
+    _claimed_cycle: RequestResponseCycle
+    """uvicorn's object for the request whose response is written directly."""
+
+    _captured: _CapturingTransport
 
     @property
     def is_full(self) -> bool:
-        """Whether more is waiting to be sent than should."""
+        """Whether the write buffer is above its high-water mark."""
+        # uvicorn sets it in `pause_writing` and `resume_writing`.
         return self.flow.write_paused
 
     def claim_response(self, scope: dict[str, Any]) -> bool:
-        """Tell whether the answer to a request may be written here: unless another one has come behind it since."""
+        """Whether the response to a request may be written directly: not if a pipelined request came after it."""
+        # `cycle` is the request that was received last. It is answered last, so only its response may be claimed.
         if self.cycle.scope is not scope:
             return False
         self._claimed_cycle = self.cycle
         return True
 
     def start_with_cached_head(self, kind: Hashable) -> bytes | None:
-        """Return the head of an answer, if one of its kind has been sent in this second, and begin with the answer."""
+        """Start the response with a cached head of its kind, and return the head; `None` where none is cached."""
         cycle = self._claimed_cycle
+        # `default_headers` and `keep_alive` go into each head that uvicorn writes.
         head = self._head_cache.for_default_headers(cycle.default_headers).get((kind, cycle.keep_alive))
         if head is not None:
+            # What uvicorn sets when it writes a head.
             cycle.response_started, cycle.waiting_for_100_continue = True, False
         return head
 
     def capture(self) -> None:
-        """Keep back what ASGI sends."""
+        """Capture what uvicorn writes for the claimed response, until `flush`."""
+        # uvicorn writes responses to `transport` of the cycle, and has checked them before.
         self._claimed_cycle.transport = self._captured = _CapturingTransport()  # type: ignore[assignment]
 
     def flush(self, kind: Hashable = None) -> bytes:
-        """Return the head that was kept back, and keep nothing back any more."""
+        """Stop capturing, and return what was captured; cache it as the head of a kind, unless that is `None`."""
         cycle = self._claimed_cycle
         cycle.transport = self.transport
         head = self._captured.data
@@ -143,138 +165,160 @@ class HttpConnection(LimitedHttpProtocol):
         return head
 
     def detach(self) -> None:
-        """Have the connection outlive the request, with as little of what that needed as can be."""
-        # So uvicorn does not complain that the application has returned before the end of the body.
-        self._claimed_cycle.disconnected = True
-        self._claimed_cycle.message_event = ResumeEvent()  # type: ignore[assignment]
-        if self.scope is self._claimed_cycle.scope:
-            # Otherwise another request is on its way already.
+        """Keep the connection open when the application returns, and free what uvicorn holds for the request."""
+        cycle = self._claimed_cycle
+        # uvicorn does not log "returned without completing response" for a client that has gone.
+        cycle.disconnected = True
+        # uvicorn sets the event when the connection is lost; nothing waits for it any more.
+        cycle.message_event = ResumeEvent()  # type: ignore[assignment]
+        if self.scope is cycle.scope:
+            # Otherwise they are those of the next request already.
             self.scope = DETACHED_SCOPE  # type: ignore[assignment]
             self.headers = []
-        self._claimed_cycle.scope = DETACHED_SCOPE  # type: ignore[assignment]
+        # uvicorn's `send` reads the method, if the end of the body is sent by ASGI.
+        cycle.scope = DETACHED_SCOPE  # type: ignore[assignment]
         if not self.pipeline:
             self.pipeline = _SmallQueue()  # type: ignore[assignment]
         if not self._awaits_request:
-            # The next request, if there is one, gets another.
+            # Otherwise it has parsed a part of the next request. `data_received` makes a new one.
             self.parser = None
 
     async def close(self, closed: Close | None) -> None:
-        """End the body, and go on with the connection as uvicorn does."""
+        """End the body, and go on with the connection as uvicorn does after a response."""
         if self.transport.is_closing():
             return
         self.transport.write(LAST_CHUNK)
+        # What uvicorn does at the end of a body. With `keep_alive`, `on_response_complete` starts the next pipelined
+        # request, or the timer of idle connections.
         self._claimed_cycle.response_complete = True
         if self._claimed_cycle.keep_alive:
             self.on_response_complete()
         else:
             self.transport.close()
 
+    @override
     def data_received(self, data: bytes) -> None:
-        """Read on."""
         if self.parser is None:
             self.parser = httptools.HttpRequestParser(self)
-            # As uvicorn does.
+            # As in uvicorn's constructor.
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         super().data_received(data)
 
+    @override
     def on_headers_complete(self) -> None:
-        """Begin with a request."""
-        _mutable_scope(self.scope)[LINE] = self
+        # Before uvicorn starts the application. uvicorn's HTTP scopes have no extensions.
+        _extensible(self.scope)["extensions"] = {CONNECTION: self}
         super().on_headers_complete()
 
+    @override
     def handle_websocket_upgrade(self) -> None:
-        """Leave the connection to a `WebSocketConnection`. Nothing that refers to this one shall outlive it."""
         super().handle_websocket_upgrade()
-        _mutable_scope(self.scope).pop(LINE, None)
+        # The connection belongs to a `WebSocketConnection` now. No reference to this object may outlive it: the garbage
+        # collector runs rarely (`main.GC_THRESHOLDS`).
+        self._break_cycle()
         self.parser = None
 
+    @override
     def on_response_complete(self) -> None:
-        """Go on after a request. What it refers to shall be freed now, and not by the collector of cycles."""
-        _mutable_scope(self.scope).pop(LINE, None)
+        self._break_cycle()
         super().on_response_complete()
 
+    @override
     def pause_writing(self) -> None:
-        """Be full."""
         super().pause_writing()
         if self.delivery is not None:
             self.delivery.behind = True
 
+    @override
     def resume_writing(self) -> None:
-        """Be free again."""
         super().resume_writing()
         if self.delivery is not None:
             self.delivery.catch_up()
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """Be lost."""
         if self.scope is not None:
-            _mutable_scope(self.scope).pop(LINE, None)
+            self._break_cycle()
         super().connection_lost(exc)
         if self.delivery is not None:
             self.delivery.gone()
 
+    def _break_cycle(self) -> None:
+        """Remove the connection from the scope, which it refers to: both are freed at once, without the collector."""
+        _extensible(self.scope).get("extensions", {}).pop(CONNECTION, None)
+
 
 class OperatorConnection(HttpConnection):
-    """A connection to the port of operators: there is room for them, however many clients there are."""
+    """A connection to the operators' port, which is open however many clients there are."""
 
-    bounded = False
+    is_limited = False
 
 
 class WebSocketConnection(WebSocketsSansIOProtocol):
-    """A connection that has been upgraded to WebSocket."""
+    """A WebSocket connection that streams can write to directly."""
 
     delivery: Straight | None = None
+    """The stream that has detached the connection."""
 
     @property
     def is_full(self) -> bool:
-        """Whether more is waiting to be sent than should."""
+        """Whether the write buffer is above its high-water mark."""
+        # uvicorn clears and sets it in `pause_writing` and `resume_writing`.
         return not self.writable.is_set()
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
         super().connection_made(transport)
         self.writable = ResumeEvent()  # type: ignore[assignment]
+        # Both loggers: uvicorn's own, and that of its `websockets.ServerProtocol`.
         self.logger = self.conn.logger = websocket_log
 
     def detach(self) -> None:
-        """Have the connection outlive the handshake, with as little of what that needed as can be."""
-        # So uvicorn does not close the connection when the application has returned.
+        """Keep the connection open when the application returns, and free what uvicorn holds for the handshake."""
+        # When the application returns, uvicorn closes the connection, unless this timer of the closing handshake runs.
         self.close_timer = NULL_TIMER
+        # uvicorn puts messages for the application there.
         self.queue = NULL_QUEUE  # type: ignore[assignment]
         self.scope = DETACHED_SCOPE  # type: ignore[assignment]
         if self.read_paused:
-            # Something was said before; nobody will come for it.
+            # uvicorn pauses reading after each message until the application has received it, which it will not.
             self.read_paused = False
             self.transport.resume_reading()
+        # uvicorn's handshake, which is complete.
         del self.request, self.response
 
     async def close(self, closed: Close | None) -> None:
-        """Say good-bye."""
+        """Send a close frame."""
         code, reason = close_code_and_reason(closed)
         with suppress(ClientDisconnected):
             await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
-    async def send(self, message: Any) -> None:  # noqa: ANN401 # uvicorn has types of ASGI for itself alone
-        """Send what the application sends, such as the answer that refuses a handshake."""
+    @override
+    async def send(self, message: Any) -> None:  # uvicorn's types of ASGI messages are private
         await super().send(message)
         if message["type"] == "websocket.http.response.body":
-            # So uvicorn does not complain that there was no handshake.
+            # The application has refused the handshake with a response (ASGI extension `websocket.http.response`).
+            # uvicorn would log "returned without completing handshake" and write a second response.
             self.handshake_complete = True
 
+    @override
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
-        """The application has returned."""
         super().on_task_complete(task)
         if isinstance(self.close_timer, _NullTimer):
+            # From now on, uvicorn must see that no closing handshake has begun.
             self.close_timer = None
 
+    @override
     def handle_connect(self, event: Request) -> None:
-        """Begin with the handshake. The application runs only in the next turn of the loop."""
         super().handle_connect(event)
+        # uvicorn sets no scope where the request is no handshake. The application starts in the next turn of the loop,
+        # so it finds what is added here.
         if hasattr(self, "scope"):
-            _mutable_scope(self.scope)[LINE] = self
+            _extensible(self.scope)["extensions"][CONNECTION] = self
 
+    @override
     def send_receive_event_to_app(self) -> None:
-        """Hand on a message: to the application or, where the request is over, to the delivery."""
+        # uvicorn calls this for each whole message, with its fragments in `frames`.
         if self.delivery is None or not isinstance(self.queue, _NullQueue):
             super().send_receive_event_to_app()
             return
@@ -282,54 +326,96 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         if self.delivery.hear is not None:
             self.delivery.hear(data)
 
+    @override
     def handle_close(self, event: Frame) -> None:
-        """The client says good-bye: nothing must be sent after the answer (RFC 6455 section 5.5.1)."""
         super().handle_close(event)
         if self.delivery is not None:
+            # uvicorn has answered with a close frame, after which nothing may be sent (RFC 6455 section 5.5.1).
             self.delivery.gone()
 
+    @override
     def pause_writing(self) -> None:
-        """Be full."""
         super().pause_writing()
         if self.delivery is not None:
             self.delivery.behind = True
 
+    @override
     def resume_writing(self) -> None:
-        """Be free again."""
         super().resume_writing()
         if self.delivery is not None:
             self.delivery.catch_up()
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """Be lost."""
         super().connection_lost(exc)
         if hasattr(self, "scope"):
-            _mutable_scope(self.scope).pop(LINE, None)
+            # The scope refers to the connection, and the connection to the scope.
+            _extensible(self.scope).get("extensions", {}).pop(CONNECTION, None)
         if self.delivery is not None:
             self.delivery.gone()
 
 
-def abort_open_streams(connections: Iterable[object]) -> None:
-    """Cut off all whose streams have not ended: their clients don't read."""
-    for line in list(connections):
-        if isinstance(line, HttpConnection | WebSocketConnection) and line.delivery is not None:
-            line.transport.abort()
+class UvicornResponse:
+    """A response of any of uvicorn's HTTP implementations, which can be ended before its body is complete.
+
+    ASGI has no message for that. Other servers close the connection when the application returns, and log an error.
+    """
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def reset(self) -> None:
+        """Close the connection after what was written, without an end of the body."""
+        # uvicorn logs no error about the incomplete body of a client that has gone.
+        self._cycle.disconnected = True
+        self._cycle.transport.close()
+
+    def abort(self) -> None:
+        """Close the connection at once. What the client has not read is discarded."""
+        self._cycle.disconnected = True
+        self._cycle.transport.abort()
 
 
-def set_dead_peer_timeout(sock: socket.socket, patience: float) -> None:
-    """Have connections that a socket accepts end when their client has vanished without a word.
-
-    The system does it: whoever does not acknowledge what was sent (each stream sends a `ping` now and then), or lets
-    nothing be sent, for as long as that, is gone (RFC 5482); as is, where nothing is sent, who answers no probe.
+def find_response(receive: Receive) -> UvicornResponse | None:
+    """Return the response to a request, if uvicorn is the server.
 
     Args:
-        sock: A listening socket. What it accepts inherits its options.
-        patience: Seconds.
+        receive: As uvicorn passes it to the application.
+    """
+    # `receive` is a method of a `RequestResponseCycle`: of the one in `httptools_impl`, or of its twin in `h11_impl`.
+    cycle: Any = getattr(receive, "__self__", None)
+    if hasattr(cycle, "transport") and hasattr(cycle, "disconnected"):
+        return UvicornResponse(cycle)
+    return None
+
+
+def abort_open_streams(connections: Iterable[object]) -> None:
+    """Abort the connections whose streams have not ended: their clients do not read.
+
+    Args:
+        connections: uvicorn's set of open connections, which changes meanwhile.
+    """
+    for connection in list(connections):
+        if isinstance(connection, HttpConnection | WebSocketConnection) and connection.delivery is not None:
+            connection.transport.abort()
+
+
+def set_dead_peer_timeout(sock: socket.socket, seconds: float) -> None:
+    """Have the system end connections whose client has vanished.
+
+    A client counts as vanished if it acknowledges no data for so long, or accepts none (RFC 5482). Each stream sends a
+    `ping` now and then. Where nothing is sent, keep-alive probes that are not answered end the connection.
+
+    Args:
+        sock: A listening socket. The connections that it accepts inherit its options.
+        seconds: Time without an acknowledgement.
     """
     options = {
-        "TCP_USER_TIMEOUT": round(1000 * patience),
-        "TCP_KEEPIDLE": max(1, round(patience / 3)),
-        "TCP_KEEPINTVL": max(1, round(patience / 3)),
+        "TCP_USER_TIMEOUT": round(1000 * seconds),
+        "TCP_KEEPIDLE": max(1, round(seconds / 3)),
+        "TCP_KEEPINTVL": max(1, round(seconds / 3)),
         "TCP_KEEPCNT": 2,
     }
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -339,7 +425,7 @@ def set_dead_peer_timeout(sock: socket.socket, patience: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _mutable_scope(scope: object) -> dict[str, object]:
-    """Return a scope as what it is: servers may put keys of their own there."""
-    assert isinstance(scope, dict), "ASGI says so"
+def _extensible(scope: object) -> dict[str, Any]:
+    """Return a scope as a plain dictionary: uvicorn's types allow no keys of our own."""
+    assert isinstance(scope, dict), "an ASGI scope is a dictionary"
     return scope

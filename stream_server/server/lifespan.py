@@ -44,8 +44,8 @@ JournalSourceFactory: TypeAlias = Callable[[Settings, Hub, RunStore, Metrics], J
 class ServerState(State):
     """What the application's lifespan gives to the server itself and to operators' endpoints, beside that."""
 
-    upstream: JournalSource
-    edge: RequestLimits
+    journal_source: JournalSource
+    request_limits: RequestLimits
 
 
 def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: bool) -> Callable[[Starlette], Any]:
@@ -89,7 +89,7 @@ def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: b
         state = ServerState(
             settings=settings,
             hub=hub,
-            upstream=upstream,
+            journal_source=upstream,
             courier=courier,
             authorizer=authorizer,
             airflow=airflow,
@@ -98,7 +98,7 @@ def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: b
             tickets=TicketStore(runs),
             cancellations=cancellations,
             admission=RateLimits(settings.max_streams_per_caller, settings.max_joins_per_second, secrets.token_bytes()),
-            edge=edge,
+            request_limits=edge,
             idle=idle,
         )
         try:

@@ -9,6 +9,7 @@ import socket
 
 import uvicorn
 from starlette.applications import Starlette
+from typing_extensions import override
 
 from stream_server.errors import SettingsError
 from stream_server.server.app import create_app
@@ -25,107 +26,120 @@ from stream_server.urls import DatabaseUrl
 
 log = logging.getLogger(__name__)
 
-
 DEAD_PEER_PINGS = 3
-"""For how many times the silence after which a `ping` is sent a client may show no sign of life."""
+"""A client that acknowledges nothing for so many ping intervals counts as vanished."""
 
 GC_THRESHOLDS = (2_000, 5, 50)
-"""After how many new objects the collector of cycles looks at these, and how seldom at older ones. Each stream is some
-forty objects that stay for as long as it does: by Python's own measure they are looked at again and again while
-clients connect, in vain, since next to none leaves a cycle behind. To look at those of 10,000 clients takes 150 ms, in
-which nobody is told anything. What lies about for so much longer is at most 600,000 objects."""
+"""Thresholds of the garbage collector, far above Python's. A stream is some forty objects that live as long as it does.
+With Python's thresholds, they are traversed again and again while clients connect, although hardly any of them becomes
+cyclic garbage. One pass over the objects of 10,000 clients takes 150 ms, in which no frame is sent. At most 600,000
+objects of garbage wait for the collector."""
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, but streams are drained before their sockets are closed.
+    """uvicorn's server, but with streams drained before the connections are closed.
 
-    The lifespan's end would be too late for that: uvicorn runs it after it has waited for all connections.
+    The end of the lifespan would be too late: uvicorn runs it after all connections have closed.
 
     Args:
-        config: As `uvicorn_config` makes it.
-        settings: The application's.
-        admin: Socket of the port for operators, where it is open already.
+        config: Made by `build_uvicorn_config`.
+        settings: Those of the application.
+        admin: Listening socket of the operators' port, if it is open already.
     """
+
+    _settings: Settings
+    _admin_socket: socket.socket | None
 
     def __init__(self, config: uvicorn.Config, settings: Settings, admin: socket.socket | None = None) -> None:
         super().__init__(config)
         self._settings = settings
         self._admin_socket = admin
 
+    @override
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until SIGINT or SIGTERM, in a process that does nothing else."""
         gc.collect()
-        # What has been imported stays; nobody need look at it any more.
+        # Imported modules live as long as the process: the collector need not traverse them.
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         super().run(sockets)
 
+    @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
         await super().startup(sockets)
         if self._settings.admin_port is not None and self.started:
             self.servers.append(await self._start_admin_server())
+        # `servers` are uvicorn's asyncio servers; its `shutdown` closes them.
         for server in self.servers:
-            for listening in server.sockets:
-                set_dead_peer_timeout(listening, DEAD_PEER_PINGS * self._settings.ping_interval)
+            for listener in server.sockets:
+                set_dead_peer_timeout(listener, DEAD_PEER_PINGS * self._settings.ping_interval)
 
     async def _start_admin_server(self) -> asyncio.Server:
-        """Open the port of operators. It is closed with the others."""
+        """Listen on the operators' port, with the state and the connections of this server.
+
+        Raises:
+            SettingsError: The port is in use, or the address is not one of this machine.
+        """
         config = build_uvicorn_config(create_admin_app(self._settings), self._settings)
         config.load()
         loop, settings = asyncio.get_running_loop(), self._settings
 
-        def line() -> asyncio.Protocol:
+        def create_connection() -> asyncio.Protocol:
+            # As uvicorn's `startup` does for its own port: `lifespan.state` is what the lifespan has yielded.
             return OperatorConnection(config, self.server_state, self.lifespan.state)
 
         try:
             if self._admin_socket is not None:
-                return await loop.create_server(line, sock=self._admin_socket, backlog=config.backlog)
-            server = await loop.create_server(line, settings.admin_host, settings.admin_port, backlog=config.backlog)
+                return await loop.create_server(create_connection, sock=self._admin_socket, backlog=config.backlog)
+            server = await loop.create_server(
+                create_connection, settings.admin_host, settings.admin_port, backlog=config.backlog
+            )
         except OSError as error:
+            # As uvicorn does when it cannot listen on its own port.
             await self.lifespan.shutdown()
-            raise SettingsError(f"The port for operators can't be opened: {error.strerror}") from None
-        for listening in server.sockets:
-            log.info("Operators are answered on %s port %d", *listening.getsockname()[:2])
+            raise SettingsError(f"Cannot listen on the operators' port: {error.strerror}") from None
+        for listener in server.sockets:
+            log.info("Operators' endpoints are on %s port %d", *listener.getsockname()[:2])
         return server
 
+    @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let every stream end, then shut down as uvicorn does."""
+        # Streams end before uvicorn waits for their connections, and before it closes the listening sockets: until
+        # then, `/ready` answers that this server shuts down.
         await self.config.app.state.hub.drain(self._settings.grace_period)  # type: ignore[union-attr]
         abort_open_streams(self.server_state.connections)
         await super().shutdown(sockets)
 
 
 def run_server(settings: Settings) -> None:
-    """Serve by one process until SIGINT or SIGTERM. `check` has found nothing wrong."""
+    """Serve in this process until SIGINT or SIGTERM. `check_settings` comes first."""
     configure_logging(settings)
     app = create_app(settings)
     DrainingServer(build_uvicorn_config(app, settings), settings).run()
 
 
 def check_settings(settings: Settings) -> None:
-    """Look whether a server can have these settings.
+    """Check what settings mean together, and the database's URL.
 
     Raises:
-        SettingsError: The address can be reached by others and no authorization was chosen, or the database's URL is
-            none.
+        SettingsError: Other machines can reach the address and no authorization was chosen, or the URL is invalid.
     """
     DatabaseUrl.parse(settings.database_url.get_secret_value())
     settings.check_auth_choice(loopback=is_loopback(settings.host))
 
 
 def configure_logging(settings: Settings) -> None:
-    """Write a log to standard error; where several processes do, with their numbers."""
+    """Log to standard error, with process ids if there are several processes."""
     process = " [%(process)d]" if settings.workers > 1 else ""
     logging.basicConfig(
         level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s{process} %(name)s: %(message)s"
     )
-    # It would log the headers of Airflow's answers, whose cookies are credentials.
+    # At DEBUG it logs the headers of Airflow's responses, whose cookies are credentials.
     logging.getLogger("httpcore").setLevel(logging.INFO)
 
 
 def build_uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
-    """Return how uvicorn runs the application."""
+    """Return the configuration of uvicorn for an application."""
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -136,11 +150,11 @@ def build_uvicorn_config(app: Starlette, settings: Settings) -> uvicorn.Config:
         ws_max_size=settings.max_message_bytes,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=[*settings.trusted_proxies],
-        # A timer for each connection; our own `ping` frames are sent by one wheel for all.
+        # uvicorn has a timer for each connection; our own `ping` frames come from one timer wheel for all.
         ws_ping_interval=None,
         lifespan="on",
         log_config=None,
-        # It would log the headers of WebSocket handshakes, credentials included.
+        # At DEBUG, uvicorn logs the headers of WebSocket handshakes, which contain credentials.
         log_level="info" if settings.log_level == "debug" else settings.log_level,
         access_log=False,
         server_header=False,

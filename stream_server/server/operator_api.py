@@ -41,12 +41,12 @@ async def _get_health(request: Request) -> Response:
 async def _get_readiness(request: Request) -> Response:
     """Answer 200 while streams are whole and live, else 503 with the reasons."""
     state: ServerState = request.scope["state"]
-    status = state["upstream"].status
+    status = state["journal_source"].status
     problems = [*status.problems, *(["the server is shutting down"] if state["hub"].is_draining else [])]
     readiness = Readiness(
         status="unavailable" if problems else "ready",
         problems=problems,
-        warnings=state["upstream"].warnings,
+        warnings=state["journal_source"].warnings,
         tail=TailReadiness(connected=status.is_connected, doorbell=status.receives_notifications),
     )
     return Response(msgspec.json.encode(readiness), 503 if problems else 200, media_type="application/json")
@@ -55,5 +55,7 @@ async def _get_readiness(request: Request) -> Response:
 async def _get_metrics(request: Request) -> Response:
     """Answer a scrape. Nothing is asked for it: the database was measured before."""
     state: ServerState = request.scope["state"]
-    body, media_type = encode_families(await state["upstream"].collect_metrics(), request.headers.get("accept", ""))
+    body, media_type = encode_families(
+        await state["journal_source"].collect_metrics(), request.headers.get("accept", "")
+    )
     return Response(body, media_type=media_type)

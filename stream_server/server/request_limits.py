@@ -1,6 +1,6 @@
-"""What a connection may take, in bytes and in time, before a request of its has been understood.
+"""Limits of a connection, in bytes and in time, that apply before a request has been parsed.
 
-uvicorn and its parser bound neither. What is wrong is answered as everywhere else, by a problem (RFC 9457); then the
+uvicorn and its parser limit neither. Errors are answered as everywhere else, by a problem (RFC 9457); then the
 connection ends.
 """
 
@@ -10,6 +10,7 @@ import asyncio
 import json
 from typing import Any, cast
 
+from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from stream_server.errors import (
@@ -25,121 +26,129 @@ from stream_server.server.flow_control import SmallFlowControl
 from stream_server.settings import Settings
 
 LINGER_SECONDS = 1.0
-"""How long a client that was refused may take to read why; closed at once, TCP may take the answer from him
-(RFC 9112 section 9.6)."""
+"""How long a refused client has to read the answer. If the connection is closed while the client still sends, the
+TCP stack may discard the answer (RFC 9112 section 9.6)."""
 
 ABORT_FACTOR = 1.1
-"""Of so many times `max_connections`, those beyond are cut off, and not answered."""
+"""Connections beyond this multiple of `max_connections` are aborted without an answer."""
 
 OPERATOR_PATHS = (b"/health", b"/ready", b"/metrics")
 """Paths that are answered however many connections there are."""
 
 
 class RequestLimits:
-    """The bounds of all connections of a server.
-
-    Args:
-        settings: The server's.
-        loop: The event loop.
-    """
+    """The limits of one server, and the timers of all its connections."""
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.settings = settings
         self.pending_requests: Deadlines[LimitedHttpProtocol] = Deadlines(
             loop, settings.request_timeout, LimitedHttpProtocol.on_request_timeout
         )
-        """Connections whose request has not come as a whole."""
+        """Connections that have not received a whole request."""
 
         self.refused_connections: Deadlines[LimitedHttpProtocol] = Deadlines(
             loop, LINGER_SECONDS, LimitedHttpProtocol.abort
         )
-        """Connections that have been refused, and not closed."""
+        """Connections that were answered with a refusal and are still open."""
 
     def close(self) -> None:
-        """Forget all connections."""
+        """Stop the timers."""
         self.pending_requests.close()
         self.refused_connections.close()
 
 
 def get_address(transport: asyncio.Transport, name: str) -> tuple[str, int | None] | None:
-    """Return an address of a connection as ASGI has it: host and port, or a path without one.
+    """Return an address of a connection as in an ASGI scope: host and port, or the path of a Unix socket and `None`.
 
     Args:
         transport: The connection.
         name: `sockname` or `peername`.
     """
-    known = transport.get_extra_info(name)
-    if isinstance(known, tuple):
-        # IPv6 has two numbers more.
-        return str(known[0]), int(known[1])
-    return (known, None) if isinstance(known, str) and known else None
+    address = transport.get_extra_info(name)
+    if isinstance(address, tuple):
+        # An IPv6 address has two more items: flow and scope.
+        return str(address[0]), int(address[1])
+    return (address, None) if isinstance(address, str) and address else None
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """A connection that speaks HTTP/1.1, within bounds."""
+    """uvicorn's HTTP/1.1 connection, with limits."""
 
     is_limited = True
-    """Whether there may be too many of them."""
+    """Whether `max_connections` applies."""
 
     _limits: RequestLimits
     _refusal: StreamServerError | None = None
+    """Why the connection ends. Nothing more is read from it."""
+
     _awaits_request = False
+    """Whether the request timer runs."""
+
     _is_reading_head = False
     _head_bytes = 0
+    """Bytes received since the request began, as long as its head is incomplete."""
+
     _header_bytes = 0
+    """Bytes of the complete headers of the request."""
 
+    @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin, as uvicorn does.
-
-        uvloop knows the addresses. uvicorn asks a socket, which is made for that, and takes ten times as long.
-        """
+        # In place of uvicorn's method, not around it: uvicorn makes a socket object to ask for the addresses, which
+        # takes 8 µs, and uvloop knows them. Sets all attributes that uvicorn's method sets; logs nothing.
         self.connections.add(self)
         self.transport = transport
         self.flow = SmallFlowControl(transport)
         self.server, peer = get_address(transport, "sockname"), get_address(transport, "peername")
         self.client = None if peer is None or peer[1] is None else (peer[0], peer[1])
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
-        self._limits = cast("RequestLimits", self.app_state["edge"])
+        # `app_state` is what the lifespan has yielded: a `ServerState`.
+        self._limits = cast("RequestLimits", self.app_state["request_limits"])
         if self.is_limited and len(self.connections) > ABORT_FACTOR * self._limits.settings.max_connections:
             transport.abort()
             return
         self._start_request_timer()
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """Be lost."""
         self._stop_request_timer()
         self._limits.refused_connections.stop(self)
         super().connection_lost(exc)
 
+    @override
     def data_received(self, data: bytes) -> None:
-        """Read on, unless the client was refused."""
         if self._refusal is not None:
             return
         if not self._awaits_request:
             self._start_request_timer()
         super().data_received(data)
         if self._is_reading_head and self._refusal is None:
-            # The parser keeps a header to itself until it is whole.
+            # httptools calls `on_header` with whole headers only: a header without end must be counted here.
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.settings.max_url_bytes + self._limits.settings.max_header_bytes:
                 self._send_refusal(self._headers_too_large())
 
+    # Callbacks of the parser, in the order of its calls.
+
+    @override
     def on_message_begin(self) -> None:
-        """A request begins."""
         super().on_message_begin()
         self._is_reading_head, self._head_bytes, self._header_bytes = True, 0, 0
         if not self._awaits_request:
+            # A second request in the same segment.
             self._start_request_timer()
 
+    @override
     def on_url(self, url: bytes) -> None:
-        """Read a part of the URL."""
         super().on_url(url)
-        most = self._limits.settings.max_url_bytes
-        if len(self.url) > most:
-            self._abort_parsing(UrlTooLong(f"The URL has more than {most} bytes (STREAM_SERVER_MAX_URL_BYTES)"))
+        # `url` is a part; uvicorn joins the parts in `self.url`.
+        limit = self._limits.settings.max_url_bytes
+        if len(self.url) > limit:
+            self._abort_parsing(UrlTooLong(f"The URL has more than {limit} bytes (STREAM_SERVER_MAX_URL_BYTES)"))
 
+    @override
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Read a header, as uvicorn does, within bounds. Browsers send some fifteen."""
+        # In place of uvicorn's method, not around it: browsers send some fifteen headers, and a second call for each
+        # costs. `expect_100_continue` and `headers` are all that uvicorn's method sets.
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -149,46 +158,50 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._header_bytes > settings.max_header_bytes or len(headers) > settings.max_headers:
             self._abort_parsing(self._headers_too_large())
 
+    @override
     def on_headers_complete(self) -> None:
-        """Begin with the request, if there is room."""
         if (
             self.is_limited
             and len(self.connections) > self._limits.settings.max_connections
             and not self.url.startswith(OPERATOR_PATHS)
         ):
             self._abort_parsing(
-                ServerFull("This server has as many connections as it may (STREAM_SERVER_MAX_CONNECTIONS)")
+                ServerFull("The server has as many connections as it may have (STREAM_SERVER_MAX_CONNECTIONS)")
             )
         self._is_reading_head = False
         super().on_headers_complete()
 
+    @override
     def on_message_complete(self) -> None:
-        """The request has come as a whole."""
         self._stop_request_timer()
         super().on_message_complete()
 
+    @override
     def send_400_response(self, msg: str) -> None:
-        """Refuse what can't be parsed, or must not be."""
+        # uvicorn calls this when the parser has failed: because the request is not HTTP, or in `_abort_parsing`.
         error, self._refusal = self._refusal or NotHttp(), None
         self._send_refusal(error)
 
+    # Timers.
+
     def on_request_timeout(self) -> None:
-        """The time for a request is over."""
+        """End a connection that has not sent a whole request in time."""
         self._awaits_request = False
         if self.parser is None or self.transport.is_closing():
             return
+        # `cycle` is uvicorn's request with its answer: the last one of the connection, or `None` before the first.
         cycle = self.cycle
-        answering = cycle is not None and not cycle.response_complete
-        if self._is_reading_head or (answering and cycle.more_body):
+        is_answering = cycle is not None and not cycle.response_complete
+        if self._is_reading_head or (is_answering and cycle.more_body):
             seconds = self._limits.settings.request_timeout
             self._send_refusal(
-                RequestTooSlow(f"The request has not come within {seconds:g} s (STREAM_SERVER_REQUEST_TIMEOUT)")
+                RequestTooSlow(f"The request was not received within {seconds:g} s (STREAM_SERVER_REQUEST_TIMEOUT)")
             )
-        elif not answering:
+        elif not is_answering:
             self.transport.close()
 
     def abort(self) -> None:
-        """The time to read why one was refused is over."""
+        """End a refused connection whose client has not closed it in time."""
         self.transport.abort()
 
     def _start_request_timer(self) -> None:
@@ -199,6 +212,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._awaits_request = False
         self._limits.pending_requests.stop(self)
 
+    # Refusals.
+
     def _headers_too_large(self) -> HeadersTooLarge:
         settings = self._limits.settings
         return HeadersTooLarge(
@@ -207,20 +222,22 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         )
 
     def _abort_parsing(self, error: StreamServerError) -> None:
-        """Stop the parser; what it makes of that comes to `send_400_response`."""
+        """Raise an error in a callback of the parser. uvicorn catches the parser's and calls `send_400_response`."""
         self._refusal = error
         raise error
 
     def _send_refusal(self, error: StreamServerError) -> None:
-        """Answer what is wrong, and end the connection."""
+        """Answer with a problem, and end the connection once the client has read it."""
         self._refusal = error
         self._stop_request_timer()
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if self._is_reading_head or cycle.response_started:
-                # There is an answer under way, of which the client must not take this for a part.
+                # The answer to an earlier request is being sent: the client would take the problem for a part of it.
                 self.transport.abort()
                 return
+            # uvicorn's flags for a client that has gone: the application's `receive` returns `http.disconnect`, and
+            # nothing that it sends is written.
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.write(encode_problem(error))
@@ -230,7 +247,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 def encode_problem(error: StreamServerError) -> bytes:
-    """Return a problem as bytes on the wire, after which the connection ends."""
+    """Return a whole HTTP response with a problem, after which the connection ends."""
     body = json.dumps(error.problem_body()).encode()
     headers: dict[str, Any] = {
         "content-type": "application/problem+json",
@@ -240,4 +257,5 @@ def encode_problem(error: StreamServerError) -> bytes:
     if error.retry_after is not None:
         headers["retry-after"] = error.retry_after
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    # uvicorn's table of status lines.
     return STATUS_LINE[error.status] + head.encode() + b"\r\n" + body

@@ -1,4 +1,4 @@
-"""Requests that come behind one whose stream goes on (RFC 9112 section 9.3.2): answered in order, and by themselves."""
+"""Pipelined requests behind one whose stream goes on (RFC 9112 section 9.3.2) are answered in order."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import Scope
 
@@ -39,8 +39,43 @@ def keep_place(scope: Scope, over: asyncio.Future[Any]) -> None:
         over.add_done_callback(place.release)
 
 
-LINE = "stream_server.line"
-"""Where a scope has the `Line` of its connection, if the server is ours."""
-
 SEND = "stream_server.send"
 """Where a scope has the `send` of the server itself: headers go through all middlewares; what follows them need not."""
+
+CONNECTION = "stream_server.connection"
+"""Extension with the connection of a request as a `writers.Line`, if the server is ours."""
+
+RESPONSE = "stream_server.response"
+"""Extension with the `ServerResponse` to an HTTP request, if the server is uvicorn."""
+
+
+class ServerResponse(Protocol):
+    """A response that can be ended before its body is complete, for which ASGI has no message."""
+
+    def reset(self) -> None:
+        """Close the connection after what was written, without an end of the body."""
+
+    def abort(self) -> None:
+        """Close the connection at once. What the client has not read is discarded."""
+
+
+def find_extension(scope: Scope, name: str) -> Any:  # noqa: ANN401 # an extension is anything
+    """Return an extension of a scope, or `None` (ASGI specification, "Extensions")."""
+    return (scope.get("extensions") or {}).get(name)
+
+
+def reset_response(scope: Scope) -> None:
+    """Close the connection of an HTTP request before the end of the body, so that the client sees an incomplete body.
+
+    Under servers other than uvicorn, it is closed when the application returns.
+    """
+    response: ServerResponse | None = find_extension(scope, RESPONSE)
+    if response is not None:
+        response.reset()
+
+
+def abort_response(scope: Scope) -> None:
+    """As `reset_response`, but discard what the client has not read: it has gone, or does not read."""
+    response: ServerResponse | None = find_extension(scope, RESPONSE)
+    if response is not None:
+        response.abort()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
@@ -13,7 +12,15 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from stream_server.http.delivery.scheduler import Courier
-from stream_server.http.delivery.scope import LINE, OVERHEARD, SEND, header_of, keep_place
+from stream_server.http.delivery.scope import (
+    CONNECTION,
+    OVERHEARD,
+    SEND,
+    abort_response,
+    find_extension,
+    header_of,
+    keep_place,
+)
 from stream_server.http.delivery.writers import AnswerLine, Framing, Stepped, Straight
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.wire import Wire
@@ -67,7 +74,7 @@ async def send_stream(
         first: Sent before the first frame.
     """
     start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-    line: AnswerLine | None = scope.get(LINE)
+    line: AnswerLine | None = find_extension(scope, CONNECTION)
     if line is not None and scope["method"] != "HEAD" and line.claim_response(cast("dict[str, Any]", scope)):
         await _send_straight(streaming, line, scope, send, start, frame=frame, transport=transport, first=first)
         return
@@ -89,7 +96,7 @@ async def send_stream(
                 await send(_body(b"", more=False))
             ended = not parting.cancelled_caught
         if not ended:
-            cut_off(receive)
+            abort_response(scope)
     if streaming.on_gone is not None and not subscription.is_complete:
         streaming.on_gone()
 
@@ -148,33 +155,6 @@ async def disconnected(receive: Receive) -> None:
     """Wait until the client has gone. What it sends meanwhile has no meaning."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def break_off(receive: Receive) -> None:
-    """Close the connection of an answer before the end of its body, so that the client knows that it is not whole.
-
-    ASGI has no message for that. Under uvicorn, whatever its implementation of HTTP, `receive` belongs to what knows
-    the connection; once that counts as gone, no error is logged for the body without end. Other servers close the
-    connection when the application returns, and complain.
-    """
-    if (transport := _let_go(receive)) is not None:
-        transport.close()
-
-
-def cut_off(receive: Receive) -> None:
-    """Do as `break_off` does with a client that has gone, or reads nothing: what waits for it is forgotten."""
-    if (transport := _let_go(receive)) is not None:
-        transport.abort()
-
-
-def _let_go(receive: Receive) -> asyncio.WriteTransport | None:
-    """Have uvicorn take the client of a request for gone, and return its connection; `None` under other servers."""
-    cycle: Any = getattr(receive, "__self__", None)
-    if not (hasattr(cycle, "transport") and hasattr(cycle, "disconnected")):
-        return None
-    cycle.disconnected = True
-    transport: asyncio.WriteTransport = cycle.transport
-    return transport
 
 
 def _packed(_wires: Sequence[Wire], data: bytes) -> Message:

@@ -29,7 +29,7 @@ from stream_server.errors import (
 from stream_server.http.caller import caller_of, refuse_foreign_origin
 from stream_server.http.delivery.multiplex_queue import Bundle
 from stream_server.http.delivery.scheduler import Delivery
-from stream_server.http.delivery.scope import LINE
+from stream_server.http.delivery.scope import CONNECTION, find_extension
 from stream_server.http.delivery.writers import Stepped, Straight, each
 from stream_server.http.endpoints.firehose import build_filter
 from stream_server.http.endpoints.multiplex_messages import (
@@ -145,7 +145,7 @@ class Multiplex:
             await close_websocket(self._websocket, self._bundle.closed)
 
     def _delivery(self, reading: asyncio.Task[None]) -> Delivery:
-        line, courier = self._websocket.scope.get(LINE), self._state["courier"]
+        line, courier = find_extension(self._websocket.scope, CONNECTION), self._state["courier"]
         if line is None:
             gone = _end_of(reading)
             return Stepped(self._bundle, courier, encode_text_message, self._send, gone, pack=each, transport=TRANSPORT)

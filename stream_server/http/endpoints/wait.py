@@ -29,7 +29,8 @@ from stream_server.errors import AirflowRefused, RunNotFound, Unavailable
 from stream_server.http.caller import caller_of
 from stream_server.http.delivery.pump import PING, pump
 from stream_server.http.delivery.scheduler import Tally
-from stream_server.http.delivery.streaming_body import HEADERS, break_off, disconnected
+from stream_server.http.delivery.scope import reset_response
+from stream_server.http.delivery.streaming_body import HEADERS, disconnected
 from stream_server.http.params import run_key
 from stream_server.http.permission import permit, until_refused
 from stream_server.http.state import State
@@ -112,11 +113,11 @@ class StateLines(Response):
         try:
             async with self._waiting.watch as subscription:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await self._send_lines(subscription, receive, send)
+                await self._send_lines(subscription, scope, receive, send)
         except RunNotFound:
             await _not_found_response(self._waiting.key)(scope, receive, send)
 
-    async def _send_lines(self, subscription: Subscription, receive: Receive, send: Send) -> None:
+    async def _send_lines(self, subscription: Subscription, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_lines(wires: Sequence[Wire]) -> None:
             lines = [await self._tell(wire) for wire in wires]
             if told := b"".join(lines):
@@ -131,7 +132,7 @@ class StateLines(Response):
         if self._complete:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
-            break_off(receive)
+            reset_response(scope)
 
     async def _tell(self, wire: Wire) -> bytes:
         """Return the line that follows from a frame, or nothing where the state is not another one."""

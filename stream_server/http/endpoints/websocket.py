@@ -14,7 +14,7 @@ from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.http.caller import caller_of, refuse_foreign_origin
-from stream_server.http.delivery.scope import LINE, keep_place
+from stream_server.http.delivery.scope import CONNECTION, find_extension, keep_place
 from stream_server.http.delivery.writers import Line, Stepped, Straight, each
 from stream_server.http.params import question, run_key, since
 from stream_server.http.permission import Guarded, Permission, permit
@@ -81,7 +81,7 @@ async def _serve_run(websocket: WebSocket, permission: Permission, asked: WatchO
     watch = permission.guarded(
         state["hub"].subscribe(key, permission.may_ask(asked), since=came_from), send_auth_expiring
     )
-    line = websocket.scope.get(LINE)
+    line: Line | None = find_extension(websocket.scope, CONNECTION)
     if line is not None:
         await _serve_directly(websocket, line, watch)
         return
