@@ -1,4 +1,4 @@
-"""Metrics as data: to be sent from process to process, added up, and told in Prometheus' formats."""
+"""Metrics as data: sent from process to process, summed, and encoded in Prometheus' formats."""
 
 from __future__ import annotations
 
@@ -11,81 +11,84 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from typing_extensions import override
 
 MINIMUM_METRICS = frozenset({"process_max_fds", "process_start_time_seconds"})
-"""Of these the least of all processes is told; of all others the sum."""
+"""Metrics of which the minimum over all processes is exported; all others are summed."""
 
 CUMULATIVE_TYPES = frozenset({"counter", "histogram"})
-"""Types of metrics that only grow."""
 
 _VERSION = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}")
 
 CREATED_SUFFIX = "_created"
-"""How the names end of what tells when a counter began."""
+"""Suffix of the sample that holds when a counter was created (OpenMetrics). Its minimum is exported."""
 
 
 class Sample(NamedTuple):
-    """One value."""
-
     name: str
     labels: tuple[tuple[str, str], ...]
+    """Name and value, sorted by name."""
+
     value: float
 
 
 class MetricFamily(msgspec.Struct, frozen=True):
-    """One metric, with its values for all labels."""
+    """One metric with the samples of all its labels."""
 
     name: str
     help_text: str
     metric_type: str
-    """Its type, as Prometheus names it."""
+    """In Prometheus' terms: "counter", "gauge", …"""
 
     samples: list[Sample]
 
     @property
     def is_cumulative(self) -> bool:
-        """Whether it only grows."""
+        """Whether the value only grows, so that it must be kept when its process ends."""
         return self.metric_type in CUMULATIVE_TYPES
 
 
 class _Collector(Collector):
-    """Families, as the encoders of the library want them."""
+    """Families as prometheus_client's encoders accept them."""
 
     def __init__(self, families: Iterable[MetricFamily]) -> None:
         self._families = families
 
+    @override
     def collect(self) -> Iterator[Metric]:
-        """Return them."""
         for family in self._families:
             metric = Metric(family.name, family.help_text, family.metric_type)
-            for figure in family.samples:
-                metric.add_sample(figure.name, dict(figure.labels), figure.value)
+            for sample in family.samples:
+                metric.add_sample(sample.name, dict(sample.labels), sample.value)
             yield metric
 
 
 def collect_registry(registry: CollectorRegistry) -> list[MetricFamily]:
-    """Return all that a registry knows."""
+    """Return all metrics of a registry."""
     return [
         MetricFamily(
             metric.name,
             metric.documentation,
             metric.type,
-            [Sample(one.name, tuple(sorted(one.labels.items())), float(one.value)) for one in metric.samples],
+            [
+                Sample(sample.name, tuple(sorted(sample.labels.items())), float(sample.value))
+                for sample in metric.samples
+            ],
         )
         for metric in registry.collect()
     ]
 
 
-def sum_families(each: Sequence[Iterable[MetricFamily]]) -> list[MetricFamily]:
+def sum_families(processes: Sequence[Iterable[MetricFamily]]) -> list[MetricFamily]:
     """Return the metrics of several processes as those of one."""
     families: dict[str, MetricFamily] = {}
     sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-    for family in (family for families_of_one in each for family in families_of_one):
+    for family in (family for process in processes for family in process):
         families.setdefault(family.name, family)
-        found = sums.setdefault(family.name, {})
+        totals = sums.setdefault(family.name, {})
         for name, labels, value in family.samples:
-            before = found.get((name, labels))
-            found[name, labels] = value if before is None else _combine(family, name, before, value)
+            total = totals.get((name, labels))
+            totals[name, labels] = value if total is None else _combine(family, name, total, value)
     return [
         MetricFamily(
             family.name,
@@ -97,8 +100,8 @@ def sum_families(each: Sequence[Iterable[MetricFamily]]) -> list[MetricFamily]:
     ]
 
 
-def _combine(family: MetricFamily, name: str, one: float, other: float) -> float:
-    if family.metric_type == "info" or name in MINIMUM_METRICS or name.endswith(CREATED_SUFFIX):
+def _combine(family: MetricFamily, sample_name: str, one: float, other: float) -> float:
+    if family.metric_type == "info" or sample_name in MINIMUM_METRICS or sample_name.endswith(CREATED_SUFFIX):
         return min(one, other)
     return one + other
 
@@ -110,7 +113,7 @@ def _is_comparable(media_range: str) -> bool:
 
 
 def encode_families(families: Iterable[MetricFamily], accept: str = "") -> tuple[bytes, str]:
-    """Return metrics in a format that a client accepts (its header `Accept`), and its media type."""
+    """Return metrics in a format that the header `Accept` allows, and the media type of that format."""
     encode, media_type = choose_encoder(",".join(filter(_is_comparable, accept.split(","))))
     registry = CollectorRegistry()
     registry.register(_Collector(families))

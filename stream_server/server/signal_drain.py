@@ -1,7 +1,7 @@
-"""Draining under a server of somebody else's choice: on SIGTERM and SIGINT streams end first, and then it is told.
+"""Draining under a server that is not ours: on SIGTERM and SIGINT, streams end before the server gets the signal.
 
-uvicorn runs the end of the lifespan only after it has waited for all connections, which would be for ever. So the
-handlers that it has set are put behind ours for as long as the application lives.
+uvicorn runs the end of the lifespan only after all connections are closed, and streams do not close by themselves. So
+while the application runs, our signal handlers stand before the server's.
 """
 
 from __future__ import annotations
@@ -24,27 +24,30 @@ Handler: TypeAlias = Callable[[int, "FrameType | None"], Any]
 
 @contextmanager
 def drain_on_signals(drain: Callable[[], Awaitable[None]]) -> Iterator[None]:
-    """Have the server's handlers of signals called when streams have been drained; a second signal comes there at once.
+    """Call the server's signal handlers after streams have been drained; call them at once on a second signal.
 
-    What handles signals in another way, as asyncio's `add_signal_handler` does, is told at the same time as we are.
+    Handlers that were set with asyncio's `add_signal_handler` cannot be delayed: they run while the streams end.
 
     Args:
-        drain: Ends all streams, in a time that is bounded.
+        drain: Ends all streams within a bounded time.
     """
     if threading.current_thread() is not threading.main_thread():
+        # Python allows signal handlers in the main thread only.
         yield
         return
-    farewell = _SignalDrain(asyncio.get_running_loop(), drain)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    theirs = {
-        number: one for number, one in handlers.items() if callable(one) and one is not signal.default_int_handler
+    signal_drain = _SignalDrain(asyncio.get_running_loop(), drain)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    replaced = {
+        number: handler
+        for number, handler in before.items()
+        if callable(handler) and handler is not signal.default_int_handler
     }
-    for number, handler in theirs.items():
-        signal.signal(number, farewell.wrap_handler(handler))
+    for number, handler in replaced.items():
+        signal.signal(number, signal_drain.wrap_handler(handler))
     try:
         yield
     finally:
-        for number, handler in theirs.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
 
 
@@ -55,23 +58,24 @@ class _SignalDrain:
         self._draining: asyncio.Task[None] | None = None
 
     def wrap_handler(self, handler: Handler) -> Handler:
-        """Return a handler that drains, and then calls another."""
+        """Return a handler that drains, and then calls the given one."""
 
         def handle(number: int, frame: FrameType | None) -> None:
+            # A signal handler runs between any two bytecodes, where tasks must not be created.
             self._loop.call_soon_threadsafe(self._start_drain, lambda: handler(number, frame))
 
         return handle
 
-    def _start_drain(self, go: Callable[[], None]) -> None:
+    def _start_drain(self, call_handler: Callable[[], None]) -> None:
         if self._draining is not None:
-            go()
+            call_handler()
             return
-        self._draining = asyncio.create_task(self._drain_then(go), name="drain")
+        self._draining = asyncio.create_task(self._drain_then(call_handler), name="drain")
 
-    async def _drain_then(self, go: Callable[[], None]) -> None:
+    async def _drain_then(self, call_handler: Callable[[], None]) -> None:
         try:
             await self._drain()
         except Exception:
-            log.exception("Streams could not be drained")
+            log.exception("Draining the streams failed")
         finally:
-            go()
+            call_handler()

@@ -1,7 +1,7 @@
-"""A worker lives no longer than the process that has started it, however that ends.
+"""A worker ends with the process that started it, however that process ends.
 
-The settings come over a pipe, which stays open for as long as that process lives. A thread waits for its end, so that
-also a worker whose event loop is stuck goes.
+The parent writes the settings to a pipe and keeps the pipe open while it lives. A thread waits for the end of the pipe,
+so that a worker whose event loop is stuck ends too.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from stream_server.settings import Settings
 
 
 def read_settings(pipe: BinaryIO) -> Settings:
-    """Read the settings. They hold secrets, so that neither arguments nor environment will do."""
+    """Read the settings from the pipe: they hold secrets, which arguments and environment variables would expose."""
     settings = pickle.load(pipe)  # noqa: S301 # written by the process that has started this one
-    assert isinstance(settings, Settings), "that is what is written"
+    assert isinstance(settings, Settings), "the supervisor writes settings"
     return settings
 
 
 def watch_parent(settings: Settings) -> None:
-    """End this process when the other one is gone: with a drain, and by force where that takes too long."""
-    threading.Thread(
-        target=_wait_for_parent_end, args=(2 * settings.grace_period + 1,), name="leash", daemon=True
-    ).start()
+    """Start a thread that ends this process when the parent has ended: by SIGTERM, and after a timeout by force."""
+    timeout = 2 * settings.grace_period + 1
+    threading.Thread(target=_wait_for_parent_end, args=(timeout,), name="parent watch", daemon=True).start()
 
 
-def _wait_for_parent_end(patience: float) -> None:
+def _wait_for_parent_end(timeout: float) -> None:
+    # The descriptor itself: `sys.stdin.buffer` takes a lock, which the interpreter needs at its end.
     while os.read(sys.stdin.fileno(), 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(patience)
+    time.sleep(timeout)
     os._exit(1)

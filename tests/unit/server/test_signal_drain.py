@@ -1,4 +1,4 @@
-"""Signals go to the server when its streams have been drained."""
+"""The server's signal handlers run after the streams have been drained."""
 
 from __future__ import annotations
 
@@ -14,49 +14,47 @@ from support.waiting import eventually_async
 
 
 class Signals:
-    """A server's handlers of signals."""
+    """Records the signals that reach the server's handler."""
 
     def __init__(self) -> None:
-        self.heard: list[int] = []
+        self.received: list[int] = []
 
     def handle(self, number: int, _frame: Any) -> None:
-        self.heard.append(number)
+        self.received.append(number)
 
 
 @pytest.fixture
 def signals() -> Iterator[Signals]:
-    found = Signals()
-    before = signal.signal(signal.SIGTERM, found.handle)
-    yield found
+    signals = Signals()
+    before = signal.signal(signal.SIGTERM, signals.handle)
+    yield signals
     signal.signal(signal.SIGTERM, before)
 
 
-async def test_a_second_signal_reaches_the_server_at_once(signals: Signals) -> None:
-    drained = asyncio.Event()
+async def test_second_signal_reaches_the_server_at_once(signals: Signals) -> None:
+    is_drained = asyncio.Event()
 
     async def drain() -> None:
-        await drained.wait()
+        await is_drained.wait()
 
     with drain_on_signals(drain):
         signal.raise_signal(signal.SIGTERM)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert signals.heard == []
+        assert signals.received == []
         signal.raise_signal(signal.SIGTERM)
-        await eventually_async(lambda: signals.heard == [signal.SIGTERM])
-        drained.set()
-        await eventually_async(lambda: signals.heard == [signal.SIGTERM] * 2)
+        await eventually_async(lambda: signals.received == [signal.SIGTERM])
+        is_drained.set()
+        await eventually_async(lambda: signals.received == [signal.SIGTERM] * 2)
     signal.raise_signal(signal.SIGTERM)
-    assert len(signals.heard) == 3
+    assert len(signals.received) == 3
 
 
-async def test_a_server_that_can_not_drain_stops_all_the_same(
-    signals: Signals, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_server_gets_the_signal_when_draining_fails(signals: Signals, caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> None:
         raise RuntimeError("no")
 
     with drain_on_signals(fail):
         signal.raise_signal(signal.SIGTERM)
-        await eventually_async(lambda: signals.heard == [signal.SIGTERM])
-    assert "Streams could not be drained" in caplog.text
+        await eventually_async(lambda: signals.received == [signal.SIGTERM])
+    assert "Draining the streams failed" in caplog.text
