@@ -62,9 +62,9 @@ async def measure(clients: int, credentials: int) -> dict[str, float]:
             before = time.thread_time()
             guards.check_groups(parties[first : first + GROUPS_PER_TURN])
             longest = max(longest, time.thread_time() - before)
-            longest = max(longest, await _turn())
+            longest = max(longest, await _run_loop_once())
         while any(party.is_queued for party in parties):
-            longest = max(longest, *[await _turn() for _ in range(100)])
+            longest = max(longest, *[await _run_loop_once() for _ in range(100)])
     gc.enable()
     return {
         "questions": asked,
@@ -74,7 +74,7 @@ async def measure(clients: int, credentials: int) -> dict[str, float]:
     }
 
 
-async def _turn() -> float:
+async def _run_loop_once() -> float:
     """Let the loop turn once, and return how many seconds of the processor it took: others want that too."""
     before = time.thread_time()
     await asyncio.sleep(0)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import asyncpg
 
-from bench.recorder import Link
+from bench.recorder import RecorderLink
 from stream_server.journal.listener import NOTIFY_CHANNEL
 from stream_server.journal.queries import load_queries
 
@@ -24,7 +24,7 @@ SELECT = (
 SETTINGS = {"enable_seqscan": "off", "plan_cache_mode": "force_generic_plan"}
 
 
-class Ring(NamedTuple):
+class Notification(NamedTuple):
     """A notification as it was heard."""
 
     at: float
@@ -32,15 +32,15 @@ class Ring(NamedTuple):
     """The backend that committed it."""
 
 
-class Heard(NamedTuple):
+class BaselineRecording(NamedTuple):
     """The testimony."""
 
-    rings: list[Ring]
+    rings: list[Notification]
     seen: dict[int, float]
     """When each transition was first read, by its number."""
 
 
-async def hear(link: Link, database_url: str) -> None:
+async def record_baseline(link: RecorderLink, database_url: str) -> None:
     """Listen on one connection, and read the journal on another whenever it rings.
 
     One LISTEN connection serves both figures, since each one that there is costs every commit of the database. The
@@ -49,12 +49,12 @@ async def hear(link: Link, database_url: str) -> None:
     """
     listening = await asyncpg.connect(database_url)
     reading = await asyncpg.connect(database_url, server_settings=SETTINGS)
-    rings: list[Ring] = []
+    rings: list[Notification] = []
     seen: dict[int, float] = {}
     bell = asyncio.Event()
 
     def ring(_connection: object, pid: int, _channel: str, _payload: object) -> None:
-        rings.append(Ring(time.monotonic(), pid))
+        rings.append(Notification(time.monotonic(), pid))
         bell.set()
 
     async def read() -> None:
@@ -72,8 +72,8 @@ async def hear(link: Link, database_url: str) -> None:
     try:
         await listening.add_listener(NOTIFY_CHANNEL, ring)
         assert await listening.fetchval(load_queries("notify.sql")["go_idle"]), "nobody is looking for sleepers"
-        await link.observe(lambda: len(seen))
-        link.tell(Heard(rings, seen))
+        await link.wait_for_end(lambda: len(seen))
+        link.send(BaselineRecording(rings, seen))
     finally:
         reader.cancel()
         listening.terminate()

@@ -25,7 +25,7 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 
-AIM_MS = 100.0
+TARGET_MS = 100.0
 """Milliseconds from the journal row to the frame, as a median."""
 
 DEADLINE = 120.0
@@ -52,7 +52,7 @@ async def main() -> int:
         for number in range(1, options.runs + 1):
             timings.append(await _timed_run(stack, airflow, teardown=options.teardown))
             console.print(f"run {number}: {timings[-1]}", highlight=False)
-    _report(timings, options.teardown)
+    _print_report(timings, options.teardown)
     return 0
 
 
@@ -65,14 +65,14 @@ def _options() -> argparse.Namespace:
 
 async def _timed_run(stack: DemoStack, airflow: AirflowRestClient, teardown: float) -> Timing:
     run_id = await asyncio.to_thread(airflow.trigger_run, "chat_answer", {"teardown_seconds": teardown})
-    waiting = asyncio.create_task(asyncio.to_thread(_time_wait, airflow, run_id))
+    waiting = asyncio.create_task(asyncio.to_thread(_time_airflow_wait, airflow, run_id))
     arrived, frame = await asyncio.wait_for(_result_frame(stack.server_url, run_id), DEADLINE)
     written = datetime.fromisoformat(frame["at"].replace("Z", "+00:00")).timestamp()
     answered = await asyncio.wait_for(waiting, DEADLINE)
     return Timing(frame_ms=(arrived - written) * 1000, ahead_s=answered - arrived)
 
 
-def _time_wait(airflow: AirflowRestClient, run_id: str) -> float:
+def _time_airflow_wait(airflow: AirflowRestClient, run_id: str) -> float:
     airflow.wait_at_airflow("chat_answer", run_id, interval=1.0)
     return time.time()
 
@@ -86,7 +86,7 @@ async def _result_frame(url: str, run_id: str) -> tuple[float, dict[str, str]]:
     raise RuntimeError("The stream ended without a result")
 
 
-def _report(timings: list[Timing], teardown: float) -> None:
+def _print_report(timings: list[Timing], teardown: float) -> None:
     frames = [timing.frame_ms for timing in timings]
     ahead = [timing.ahead_s for timing in timings]
     table = Table("", "median", "worst", title=f"{len(timings)} runs with a teardown of {teardown:g} s")
@@ -94,8 +94,8 @@ def _report(timings: list[Timing], teardown: float) -> None:
     table.add_row("result frame ahead of Airflow's /wait, s", f"{statistics.median(ahead):.2f}", f"{min(ahead):.2f}")
     Console().print(table)
     misses = []
-    if statistics.median(frames) > AIM_MS:
-        misses.append(f"median from journal row to frame above {AIM_MS:g} ms")
+    if statistics.median(frames) > TARGET_MS:
+        misses.append(f"median from journal row to frame above {TARGET_MS:g} ms")
     if min(ahead) <= teardown - 1:
         misses.append(f"a result less than {teardown - 1:g} s ahead of /wait")
     figures = {

@@ -24,7 +24,7 @@ NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 ROUNDS = 200
 
 
-def dag(*, grouped: bool) -> Graph:
+def make_graph(*, grouped: bool) -> Graph:
     """A list, a task mapped over it or two tasks of a mapped group, and their sum beside a log that fails nobody."""
     values = {"__type": "xcomref", "__var": {"task_id": "list", "key": "return_value"}}
     expand = {"type": "dict-of-lists", "value": {"__type": "dict", "__var": {"x": values}}}
@@ -45,7 +45,7 @@ def dag(*, grouped: bool) -> Graph:
     return Graph.parse(msgspec.json.encode({"dag": {"tasks": operators, "task_group": {"children": children}}}))
 
 
-def run_of(graph: Graph, instances: int, *, harmed: bool) -> RunState:
+def make_run(graph: Graph, instances: int, *, harmed: bool) -> RunState:
     """A run in which half of the instances have succeeded, and maybe the log has failed."""
     info = RunInfo(state="running", queued_at=None, start_date=None, end_date=None, clear_number=0)
     run = RunState(KEY, info, graph)
@@ -60,7 +60,7 @@ def run_of(graph: Graph, instances: int, *, harmed: bool) -> RunState:
     return run
 
 
-def batches(instances: int) -> Iterator[Transition]:
+def make_batches(instances: int) -> Iterator[Transition]:
     """One instance after the other succeeds."""
     for number in range(ROUNDS):
         place = ("work", instances // 2 + number)
@@ -69,10 +69,10 @@ def batches(instances: int) -> Iterator[Transition]:
 
 def measure(instances: int, *, grouped: bool, harmed: bool) -> float:
     """Return microseconds to apply a batch and judge, for a caller who waits for the mapped task itself."""
-    run = run_of(dag(grouped=grouped), instances, harmed=harmed)
+    run = make_run(make_graph(grouped=grouped), instances, harmed=harmed)
     question = WatchOptions(result_tasks=("work",))
     begun = time.perf_counter()
-    for transition in batches(instances):
+    for transition in make_batches(instances):
         run.apply(transition)
         evaluate(run, question)
     return (time.perf_counter() - begun) / ROUNDS * 1e6

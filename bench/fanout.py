@@ -28,10 +28,19 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from bench.fanout_candidates import ALL, NCHAN_SSE, NCHAN_WEBSOCKET, SSE, SSE_STARLETTE, STEPPED, WEBSOCKET, candidate
-from bench.fanout_clients import Load, Read, generate
+from bench.fanout_candidates import (
+    ALL,
+    NCHAN_SSE,
+    NCHAN_WEBSOCKET,
+    SSE,
+    SSE_STARLETTE,
+    STEPPED,
+    WEBSOCKET,
+    running_candidate,
+)
+from bench.fanout_clients import Load, ReadResult, run_generator
 from bench.recorder import BenchmarkError
-from bench.testbed import termination_raises
+from bench.testbed import raise_on_sigterm
 
 OWN_RUNS = "own runs, 200/s"
 SETTLE_SECONDS = 1.0
@@ -42,7 +51,7 @@ LEAST_FRAMES = 3
 
 
 @dataclass(frozen=True)
-class Aim:
+class TargetFigure:
     """What a figure should be."""
 
     text: str
@@ -50,12 +59,12 @@ class Aim:
     most: float
 
     @property
-    def missed(self) -> bool:
+    def is_missed(self) -> bool:
         return self.figure > self.most
 
 
 @dataclass
-class Turn:
+class CandidateRun:
     """What one candidate showed in one round."""
 
     rss_kib: float
@@ -67,7 +76,7 @@ class Turn:
     idle: float | None
     """Share of a core that it needs where nothing happens, pings included."""
 
-    reads: dict[str, Read]
+    reads: dict[str, ReadResult]
     cpu_us: dict[str, float]
     """Of the server per delivered frame, by load."""
 
@@ -78,11 +87,11 @@ class Generator:
     def __init__(self, core: int | None) -> None:
         context = multiprocessing.get_context("spawn")
         self._control, theirs = context.Pipe()
-        self._process = context.Process(target=generate, args=(theirs, core), daemon=True)
+        self._process = context.Process(target=run_generator, args=(theirs, core), daemon=True)
         self._process.start()
         theirs.close()
 
-    def ask(self, *request: object, within: float = 300.0) -> Any:  # noqa: ANN401 (each request has its own answer)
+    def request(self, *request: object, within: float = 300.0) -> Any:  # noqa: ANN401 (each request has its own answer)
         try:
             self._control.send(request)
             if not self._control.poll(within):
@@ -106,12 +115,12 @@ def main() -> int:
     arguments = _arguments()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    turns: defaultdict[tuple[int, str], list[Turn]] = defaultdict(list)
+    turns: defaultdict[tuple[int, str], list[CandidateRun]] = defaultdict(list)
     absent: dict[str, str] = {}
     code = 0
-    with termination_raises():
+    with raise_on_sigterm():
         try:
-            _take_turns(turns, absent, arguments)
+            _run_candidates(turns, absent, arguments)
         except (BenchmarkError, psutil.Error, OSError) as error:
             print(f"The benchmark broke: {error}", file=sys.stderr)
             code = 1
@@ -120,12 +129,12 @@ def main() -> int:
         except SystemExit as terminated:
             code = int(terminated.code or 0)
     if turns:
-        _tell(turns, absent, arguments, complete=code == 0)
+        _print_report(turns, absent, arguments, complete=code == 0)
     return code
 
 
-def _take_turns(
-    turns: defaultdict[tuple[int, str], list[Turn]], absent: dict[str, str], arguments: argparse.Namespace
+def _run_candidates(
+    turns: defaultdict[tuple[int, str], list[CandidateRun]], absent: dict[str, str], arguments: argparse.Namespace
 ) -> None:
     """Have each candidate serve each number of clients, in every round."""
     for number in range(1, arguments.rounds + 1):
@@ -133,17 +142,21 @@ def _take_turns(
             for name in arguments.only:
                 print(f"round {number}: {clients} clients, {name}", file=sys.stderr, flush=True)
                 try:
-                    turns[clients, name].append(_turn(name, clients, number == 1, arguments))
+                    turns[clients, name].append(_run_candidate(name, clients, number == 1, arguments))
                 except FileNotFoundError as error:
                     absent[name] = str(error)
 
 
-def _tell(
-    turns: dict[tuple[int, str], list[Turn]], absent: dict[str, str], arguments: argparse.Namespace, *, complete: bool
+def _print_report(
+    turns: dict[tuple[int, str], list[CandidateRun]],
+    absent: dict[str, str],
+    arguments: argparse.Namespace,
+    *,
+    complete: bool,
 ) -> None:
     figures = {f"{clients} {name}": _figures(each) for (clients, name), each in turns.items() if each}
     _show(figures)
-    aims = _aims(figures, arguments)
+    aims = _compare_with_targets(figures, arguments)
     print(
         json.dumps(
             {
@@ -160,22 +173,25 @@ def _tell(
     )
 
 
-def _turn(name: str, clients: int, measure_idle: bool, arguments: argparse.Namespace) -> Turn:
+def _run_candidate(name: str, clients: int, measure_idle: bool, arguments: argparse.Namespace) -> CandidateRun:
     """Have one candidate serve all loads."""
     cores = psutil.Process().cpu_affinity()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fanout-")))
-        turn: Turn | None = None
+        turn: CandidateRun | None = None
         # What takes long, and tells of many, is measured with the most.
         most = clients == max(arguments.clients)
         for runs in (1, clients) if arguments.own_runs and most else (1,):
-            with candidate(name, directory, runs=runs, core=cores[0]) as serving, _generator(cores[-1]) as generator:
-                generator.ask("target", serving.target)
+            with (
+                running_candidate(name, directory, runs=runs, core=cores[0]) as serving,
+                _generator(cores[-1]) as generator,
+            ):
+                generator.request("target", serving.target)
                 empty = serving.rss()
-                seconds = generator.ask("connect", clients, runs)
+                seconds = generator.request("connect", clients, runs)
                 time.sleep(SETTLE_SECONDS)
                 if turn is None:
-                    turn = Turn((serving.rss() - empty) / clients / 1024, clients / seconds, None, {}, {})
+                    turn = CandidateRun((serving.rss() - empty) / clients / 1024, clients / seconds, None, {}, {})
                     if measure_idle and arguments.idle and most:
                         used = serving.cpu()
                         time.sleep(IDLE_SECONDS)
@@ -183,11 +199,11 @@ def _turn(name: str, clients: int, measure_idle: bool, arguments: argparse.Names
                 first = 1
                 for what, load in _loads(runs, arguments):
                     used = serving.cpu()
-                    read: Read = generator.ask("publish", load._replace(first=first))
+                    read: ReadResult = generator.request("publish", load._replace(first=first))
                     turn.reads[what] = read
                     turn.cpu_us[what] = 1e6 * (serving.cpu() - used) / max(1, read.delivered)
                     first += read.published
-                generator.ask("close")
+                generator.request("close")
         assert turn is not None, "there was a load"
         return turn
 
@@ -211,7 +227,7 @@ def _generator(core: int) -> Iterator[Generator]:
         generator.close()
 
 
-def _figures(turns: list[Turn]) -> dict[str, Any]:
+def _figures(turns: list[CandidateRun]) -> dict[str, Any]:
     """Return medians over the rounds."""
     loads = {}
     for what in turns[0].reads:
@@ -242,7 +258,7 @@ def percentile(ordered: list[float], share: float) -> float:
     return ordered[round(share * (len(ordered) - 1))] if ordered else float("nan")
 
 
-def _aims(figures: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> list[Aim]:
+def _compare_with_targets(figures: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> list[TargetFigure]:
     """Compare with the aims, as far as what they need was measured."""
     most = max(arguments.clients)
     by_name = {name: figures[f"{most} {name}"] for name in ALL if f"{most} {name}" in figures}
@@ -261,25 +277,27 @@ def _aims(figures: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> 
         ):
             one, other = us(ours, rate), us(theirs, rate)
             if one is not None and other:
-                aims.append(Aim(f"CPU per frame, {ours} to {theirs}, {rate}", one / other, ratio))
+                aims.append(TargetFigure(f"CPU per frame, {ours} to {theirs}, {rate}", one / other, ratio))
     for name, kib in ((SSE, 12.0), (WEBSOCKET, 20.0)):
         if name in by_name:
-            aims.append(Aim(f"KiB per idle connection, {name}", by_name[name]["rss_kib_per_connection"], kib))
+            aims.append(TargetFigure(f"KiB per idle connection, {name}", by_name[name]["rss_kib_per_connection"], kib))
             burst = us(name, f"bursts of {arguments.burst}")
             if burst is not None:
-                aims.append(Aim(f"µs per frame of a burst, {name}", burst, 2.0))
+                aims.append(TargetFigure(f"µs per frame of a burst, {name}", burst, 2.0))
             idle = by_name[name]["idle_share_of_a_core"]
             if idle is not None:
-                aims.append(Aim(f"share of a core where nothing happens, {name}", idle, 0.02))
-            aims.append(Aim(f"seconds to connect {most}, {name}", most / by_name[name]["connects_per_s"], 30.0))
+                aims.append(TargetFigure(f"share of a core where nothing happens, {name}", idle, 0.02))
+            aims.append(
+                TargetFigure(f"seconds to connect {most}, {name}", most / by_name[name]["connects_per_s"], 30.0)
+            )
     if SSE in by_name and SSE_STARLETTE in by_name:
         share = by_name[SSE_STARLETTE]["connects_per_s"] / by_name[SSE]["connects_per_s"]
-        aims.append(Aim(f"connects per second, {SSE_STARLETTE} to {SSE}", share, 0.2))
+        aims.append(TargetFigure(f"connects per second, {SSE_STARLETTE} to {SSE}", share, 0.2))
     return aims
 
 
-def _misses(figures: dict[str, dict[str, Any]], aims: list[Aim], absent: dict[str, str]) -> list[str]:
-    found = [f"{aim.text}: {aim.figure:.3g}; the aim is {aim.most:g}" for aim in aims if aim.missed]
+def _misses(figures: dict[str, dict[str, Any]], aims: list[TargetFigure], absent: dict[str, str]) -> list[str]:
+    found = [f"{aim.text}: {aim.figure:.3g}; the aim is {aim.most:g}" for aim in aims if aim.is_missed]
     for name, each in figures.items():
         if not name.endswith((SSE, STEPPED, WEBSOCKET)):
             continue

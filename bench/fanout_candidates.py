@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import psutil
 
-from bench.fanout_clients import Target
+from bench.fanout_clients import Endpoint
 from bench.fanout_payload import DAG_ID
 from bench.recorder import BenchmarkError
 from stream_server.cli.demo.ports import choose_port
@@ -60,10 +60,10 @@ http {{
 """
 
 
-class Serving(NamedTuple):
+class RunningCandidate(NamedTuple):
     """A candidate that serves."""
 
-    target: Target
+    target: Endpoint
     processes: list[psutil.Process]
 
     def rss(self) -> int:
@@ -80,7 +80,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def candidate(name: str, directory: Path, *, runs: int, core: int) -> Iterator[Serving]:
+def running_candidate(name: str, directory: Path, *, runs: int, core: int) -> Iterator[RunningCandidate]:
     """Have a candidate serve on a core.
 
     Raises:
@@ -89,13 +89,13 @@ def candidate(name: str, directory: Path, *, runs: int, core: int) -> Iterator[S
     if name in OURS:
         with _python(OURS[name], runs, core) as (port, feed_port, process):
             opened = b"snapshot"
-            yield Serving(Target(port, STREAM, name == WEBSOCKET, opened, feed_port), [process])
+            yield RunningCandidate(Endpoint(port, STREAM, name == WEBSOCKET, opened, feed_port), [process])
         return
     websocket = name == NCHAN_WEBSOCKET
     with _nginx(directory, core) as (port, processes):
         path, opened = ("/websocket", b"101 Switching") if websocket else ("/sse", b"200 OK")
-        target = Target(port, f"{path}?run={{run}}", websocket, opened, port, "/publish?run={run}")
-        yield Serving(target, processes)
+        target = Endpoint(port, f"{path}?run={{run}}", websocket, opened, port, "/publish?run={run}")
+        yield RunningCandidate(target, processes)
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def _python(what: str, runs: int, core: int) -> Iterator[tuple[int, int, psutil.
         *(sys.executable, "-m", "bench.fanout_server", what),
         *("--port", str(port), "--feed-port", str(feed_port), "--runs", str(runs)),
     ]
-    with _running(command, core, lambda: _listens(port)) as process:
+    with _running_process(command, core, lambda: _listens(port)) as process:
         yield port, feed_port, process
 
 
@@ -121,7 +121,7 @@ def _nginx(directory: Path, core: int) -> Iterator[tuple[int, list[psutil.Proces
     text = NCHAN.format(module=NCHAN_MODULE, directory=directory, port=port, files=20_000, connections=19_000)
     configuration.write_text(text)
     command = [binary, "-c", str(configuration), "-p", str(directory)]
-    with _running(command, core, lambda: _listens(port)) as process:
+    with _running_process(command, core, lambda: _listens(port)) as process:
         deadline = time.monotonic() + START_SECONDS
         while not (workers := process.children()) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -129,7 +129,7 @@ def _nginx(directory: Path, core: int) -> Iterator[tuple[int, list[psutil.Proces
 
 
 @contextmanager
-def _running(command: list[str], core: int, started: Callable[[], bool]) -> Iterator[psutil.Process]:
+def _running_process(command: list[str], core: int, started: Callable[[], bool]) -> Iterator[psutil.Process]:
     child = subprocess.Popen(command)
     try:
         process = psutil.Process(child.pid)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import psutil
 import uvloop
 
-from bench.fanout_connecting import dial
+from bench.fanout_connecting import connect_clients
 from bench.fanout_payload import NUMBER, payload, run_id
 from bench.recorder import BenchmarkError
 
@@ -27,7 +27,7 @@ QUIET_SECONDS = 1.5
 """For how long nothing must come until it is believed that nothing more will."""
 
 
-class Target(NamedTuple):
+class Endpoint(NamedTuple):
     """Where to connect and to publish."""
 
     port: int
@@ -61,7 +61,7 @@ class Load(NamedTuple):
 
 
 @dataclass
-class Read:
+class ReadResult:
     """What the clients have read of a load."""
 
     latencies: list[float]
@@ -102,7 +102,7 @@ class Client(asyncio.Protocol):
 class Generator:
     """All clients of one candidate."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Endpoint) -> None:
         self._target = target
         self._clients: list[Client] = []
         self._feed: asyncio.Transport | None = None
@@ -112,7 +112,7 @@ class Generator:
         loop = asyncio.get_running_loop()
         requests = [_request(self._target, run_id(index % runs)) for index in range(count)]
         began = time.monotonic()
-        dialed = dial(self._target.port, requests, self._target.opened)
+        dialed = connect_clients(self._target.port, requests, self._target.opened)
         took = time.monotonic() - began
         for index, (sock, read) in enumerate(dialed):
             client = Client(index % runs)
@@ -123,12 +123,12 @@ class Generator:
         self._feed = feed
         return took
 
-    async def publish(self, load: Load) -> Read:
+    async def publish(self, load: Load) -> ReadResult:
         """Publish, wait until all has arrived or nothing more comes, and tell."""
         assert self._feed is not None, "it is connected"
         for client in self._clients:
             client.reads = []
-        before, sent = _cpu(), dict[int, float]()
+        before, sent = _cpu_seconds(), dict[int, float]()
         loop = asyncio.get_running_loop()
         began, number = loop.time(), load.first
         for index in range(round(load.rate * load.seconds)):
@@ -140,7 +140,7 @@ class Generator:
             self._feed.write(data)
         return await self.collect(sent, load.runs, before)
 
-    async def collect(self, sent: dict[int, float], runs: int, cpu_before: float, warm_up: int = 0) -> Read:
+    async def collect(self, sent: dict[int, float], runs: int, cpu_before: float, warm_up: int = 0) -> ReadResult:
         """Wait until all has arrived or nothing more comes, and tell what was read.
 
         Args:
@@ -154,7 +154,7 @@ class Generator:
             due.setdefault(number % runs, set()).add(number)
         expected = sum(len(due.get(client.index, ())) for client in self._clients)
         await self._settle()
-        cpu = _cpu() - cpu_before
+        cpu = _cpu_seconds() - cpu_before
         latencies: list[float] = []
         early: list[float] = []
         lost = doubled = 0
@@ -162,7 +162,7 @@ class Generator:
         for client in self._clients:
             wanted = due.get(client.index, set())
             seen: set[int] = set()
-            for at, found in _numbers(client.reads):
+            for at, found in _read_times(client.reads):
                 if found in seen:
                     doubled += 1
                 elif found in wanted:
@@ -175,7 +175,7 @@ class Generator:
         early.sort()
         first = min(sent.values())
         delivered = len(latencies) + len(early)
-        return Read(latencies, early, expected, delivered, lost, doubled, last - first, cpu, len(sent))
+        return ReadResult(latencies, early, expected, delivered, lost, doubled, last - first, cpu, len(sent))
 
     def close(self) -> None:
         for client in self._clients:
@@ -208,7 +208,7 @@ class Generator:
         return b"".join(requests)
 
 
-def _request(target: Target, run: str) -> bytes:
+def _request(target: Endpoint, run: str) -> bytes:
     upgrade = "Accept: text/event-stream\r\n"
     if target.websocket:
         upgrade = (
@@ -218,7 +218,7 @@ def _request(target: Target, run: str) -> bytes:
     return f"GET {target.path.format(run=run)} HTTP/1.1\r\nHost: localhost\r\n{upgrade}\r\n".encode()
 
 
-def _numbers(reads: Iterable[tuple[float, bytes]]) -> Iterable[tuple[float, int]]:
+def _read_times(reads: Iterable[tuple[float, bytes]]) -> Iterable[tuple[float, int]]:
     """Return when each number was read to its end. A comma follows each, wherever a read may have cut it."""
     rest = b""
     for at, data in reads:
@@ -231,11 +231,11 @@ def _numbers(reads: Iterable[tuple[float, bytes]]) -> Iterable[tuple[float, int]
         rest = text[max(end, len(text) - 40) :]
 
 
-def _cpu() -> float:
+def _cpu_seconds() -> float:
     return time.process_time()
 
 
-def generate(control: Connection, core: int | None) -> None:
+def run_generator(control: Connection, core: int | None) -> None:
     """Do what the other end of a pipe asks: a name of `Generator`'s and its arguments."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -243,10 +243,10 @@ def generate(control: Connection, core: int | None) -> None:
         psutil.Process().cpu_affinity([core])
     # A pause of ours would count as the server's.
     gc.disable()
-    uvloop.run(_obey(control))
+    uvloop.run(_handle_requests(control))
 
 
-async def _obey(control: Connection) -> None:
+async def _handle_requests(control: Connection) -> None:
     generator: Generator | None = None
     while True:
         try:

@@ -16,7 +16,7 @@ from bench.recorder import BenchmarkError
 AT_ONCE = 256
 """Connections that are being made at once. nginx queues no more than 511."""
 
-CLIENTS_OF_AN_ADDRESS = 20_000
+CLIENTS_PER_ADDRESS = 20_000
 """So that ports don't run out; loopback has many addresses."""
 
 OPEN_SECONDS = 60.0
@@ -25,7 +25,7 @@ OPEN_SECONDS = 60.0
 READ_BYTES = 65_536
 
 
-class Dialed(NamedTuple):
+class OpenConnection(NamedTuple):
     """A connection whose stream is open."""
 
     sock: socket.socket
@@ -33,7 +33,7 @@ class Dialed(NamedTuple):
     """What has come already."""
 
 
-def dial(port: int, requests: Sequence[bytes], opened: bytes) -> list[Dialed]:
+def connect_clients(port: int, requests: Sequence[bytes], opened: bytes) -> list[OpenConnection]:
     """Connect to a port of this machine once for each of some requests, and return the connections, in order.
 
     Args:
@@ -44,11 +44,11 @@ def dial(port: int, requests: Sequence[bytes], opened: bytes) -> list[Dialed]:
     Raises:
         BenchmarkError: A connection was closed, or nothing comes.
     """
-    dialed: dict[int, Dialed] = {}
+    dialed: dict[int, OpenConnection] = {}
     waiting: dict[int, bytes] = {}
     with selectors.DefaultSelector() as selector:
         for index in range(min(AT_ONCE, len(requests))):
-            selector.register(_begin(port, requests, index), selectors.EVENT_READ, index)
+            selector.register(_start_connecting(port, requests, index), selectors.EVENT_READ, index)
         begun = min(AT_ONCE, len(requests))
         while len(dialed) < len(requests):
             events = selector.select(OPEN_SECONDS)
@@ -65,18 +65,18 @@ def dial(port: int, requests: Sequence[bytes], opened: bytes) -> list[Dialed]:
                     waiting[index] = data
                     continue
                 selector.unregister(sock)
-                dialed[index] = Dialed(sock, data)
+                dialed[index] = OpenConnection(sock, data)
                 if begun < len(requests):
-                    selector.register(_begin(port, requests, begun), selectors.EVENT_READ, begun)
+                    selector.register(_start_connecting(port, requests, begun), selectors.EVENT_READ, begun)
                     begun += 1
     return [dialed[index] for index in range(len(requests))]
 
 
-def _begin(port: int, requests: Sequence[bytes], index: int) -> socket.socket:
+def _start_connecting(port: int, requests: Sequence[bytes], index: int) -> socket.socket:
     sock = socket.socket()
     # The other side shall not be left with thousands of sockets in TIME_WAIT, and neither shall we.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.bind((f"127.0.0.{2 + index // CLIENTS_OF_AN_ADDRESS}", 0))
+    sock.bind((f"127.0.0.{2 + index // CLIENTS_PER_ADDRESS}", 0))
     # The kernel connects without the server, which has only to accept: that does not wait for anybody.
     sock.connect(("127.0.0.1", port))
     sock.sendall(requests[index])

@@ -20,15 +20,15 @@ import uvloop
 
 from bench.fanout import Generator, percentile
 from bench.fanout_candidates import cpu_seconds
-from bench.fanout_clients import Read, Target
+from bench.fanout_clients import Endpoint, ReadResult
 from bench.fanout_payload import DAG_ID, run_id
 from bench.recorder import BenchmarkError
-from bench.testbed import Stage, stage, termination_raises
-from bench.writer import CONNECTIONS, add_run, write
+from bench.testbed import Testbed, raise_on_sigterm, running_testbed
+from bench.writer import CONNECTIONS, add_run, write_transitions
 from stream_server.cli.demo.errors import DemoError
 from stream_server.domain.run_state import RunKey
 
-AIMS = {50.0: 15.0, 500.0: 30.0}
+TARGETS = {50.0: 15.0, 500.0: 30.0}
 """Milliseconds that 99 % of all frames may take at most, by transitions per second, with 1,000 clients."""
 
 RATE_KEPT = 0.95
@@ -47,12 +47,12 @@ def main() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     found: dict[float, list[dict[str, float]]] = {rate: [] for rate in arguments.rates}
-    with termination_raises():
+    with raise_on_sigterm():
         try:
             for number in range(arguments.rounds):
                 for rate, rounds in found.items():
                     print(f"round {number + 1}: {rate:g} transitions/s", file=sys.stderr, flush=True)
-                    with stage() as running:
+                    with running_testbed() as running:
                         rounds.append(_round(running, rate, arguments))
         except (BenchmarkError, DemoError, psutil.Error, OSError, asyncpg.PostgresError) as error:
             print(f"The benchmark broke: {error}", file=sys.stderr)
@@ -63,7 +63,7 @@ def main() -> int:
     return 0
 
 
-def _round(running: Stage, rate: float, arguments: argparse.Namespace) -> dict[str, float]:
+def _round(running: Testbed, rate: float, arguments: argparse.Namespace) -> dict[str, float]:
     cores = psutil.Process().cpu_affinity()
     running.server.cpu_affinity([cores[0]])
     key = RunKey(DAG_ID, run_id(0))
@@ -73,13 +73,15 @@ def _round(running: Stage, rate: float, arguments: argparse.Namespace) -> dict[s
     path = f"/api/v2/dags/{DAG_ID}/dagRuns/{{run}}/stream?until=run"
     generator = Generator(cores[-1])
     try:
-        generator.ask("target", Target(port, path, websocket=False, opened=b"snapshot", feed_port=port))
-        seconds = generator.ask("connect", arguments.clients, 1)
+        generator.request("target", Endpoint(port, path, websocket=False, opened=b"snapshot", feed_port=port))
+        seconds = generator.request("connect", arguments.clients, 1)
         before = cpu_seconds(running.server.pid)
         warm_up = CONNECTIONS + round(rate * WARM_UP_SECONDS)
         count = warm_up + round(rate * arguments.seconds)
-        commits = uvloop.run(write(running.database_url, instances, first=1, rate=rate, count=count))
-        read: Read = generator.ask("collect", {commit.number: commit.sent for commit in commits}, 1, 0.0, warm_up)
+        commits = uvloop.run(write_transitions(running.database_url, instances, first=1, rate=rate, count=count))
+        read: ReadResult = generator.request(
+            "collect", {commit.number: commit.sent for commit in commits}, 1, 0.0, warm_up
+        )
         used = cpu_seconds(running.server.pid) - before
     finally:
         generator.close()
@@ -112,7 +114,7 @@ def _figures(found: dict[float, list[dict[str, float]]], clients: int) -> dict[s
         misses += [f"{rate:g}/s: {total[what]:g} frames {what}" for what in ("lost", "doubled") if total[what]]
         if medians["rate_kept"] < RATE_KEPT * rate:
             misses.append(f"{rate:g}/s: only {medians['rate_kept']:.0f} transitions/s could be written")
-        aim = AIMS.get(rate)
+        aim = TARGETS.get(rate)
         if aim is not None and medians["p99_ms"] > aim:
             misses.append(f"{rate:g}/s: p99 is {medians['p99_ms']:.1f} ms; the aim is {aim:g}")
     return {"benchmark": "fanout-journal", "clients": clients, "figures": figures, "misses": misses}

@@ -81,7 +81,7 @@ def transition(number: int, runs: int) -> Transition:
     )
 
 
-def ours(runs: int, feed_port: int) -> Starlette:
+def make_server_app(runs: int, feed_port: int) -> Starlette:
     """Make our application, with a hub that no journal is behind."""
     source = Runs()
 
@@ -95,7 +95,7 @@ def ours(runs: int, feed_port: int) -> Starlette:
             source.cursor = JournalPosition(EPOCH, numbers[-1] + 1, numbers[-1] + 1)
             hub.dispatch([transition(number, runs) for number in numbers], source.cursor)
 
-        async with _fed(feed_port, dispatch):
+        async with _serve_feed(feed_port, dispatch):
             loop = asyncio.get_running_loop()
             yield {
                 "settings": settings(),
@@ -113,7 +113,7 @@ def ours(runs: int, feed_port: int) -> Starlette:
     return application
 
 
-def naive(runs: int, feed_port: int) -> Starlette:
+def make_naive_app(runs: int, feed_port: int) -> Starlette:
     """Make an application with a queue for each client, whose frames are encoded for each client."""
     queues: defaultdict[str, set[asyncio.Queue[tuple[str, dict[str, object]]]]] = defaultdict(set)
 
@@ -151,14 +151,14 @@ def naive(runs: int, feed_port: int) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with _fed(feed_port, dispatch):
+        async with _serve_feed(feed_port, dispatch):
             yield
 
     return Starlette(routes=[Route(PATH, stream)], lifespan=lifespan)
 
 
 @asynccontextmanager
-async def _fed(port: int, dispatch: Callable[[Sequence[int]], None]) -> AsyncIterator[None]:
+async def _serve_feed(port: int, dispatch: Callable[[Sequence[int]], None]) -> AsyncIterator[None]:
     class Feed(asyncio.Protocol):
         def __init__(self) -> None:
             self.rest = b""
@@ -189,13 +189,13 @@ def main() -> None:
     arguments = parser.parse_args()
     random.seed(1)
     if arguments.what == "naive":
-        app = naive(arguments.runs, arguments.feed_port)
+        app = make_naive_app(arguments.runs, arguments.feed_port)
         config = uvicorn.Config(
             app, port=arguments.port, access_log=False, log_level="warning", timeout_graceful_shutdown=1
         )
         uvicorn.Server(config).run()
         return
-    config = build_uvicorn_config(ours(arguments.runs, arguments.feed_port), settings())
+    config = build_uvicorn_config(make_server_app(arguments.runs, arguments.feed_port), settings())
     config.port = arguments.port
     if arguments.what == "stepped":
         config.http, config.ws = "httptools", "websockets-sansio"

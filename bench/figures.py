@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from bench.baseline import Heard, Ring
+from bench.baseline import BaselineRecording, Notification
 from bench.stream_clients import Received
 from bench.writer import Commit
 
 COMMIT, FLOOR, SELECTED = "commit acknowledged", "floor: bare LISTEN", "floor plus one indexed SELECT"
 STREAMS = ("frame over SSE", "frame over WebSocket")
-AIM = 2.0
+TARGET_RATIO = 2.0
 """How many times the floor plus one indexed SELECT the median of a frame may take."""
 
 RATE_KEPT = 0.95
@@ -58,7 +58,7 @@ class Round:
     """Frames that have no place in such a stream, and what else is odd."""
 
 
-def heard_at(commits: Sequence[Commit], rings: Sequence[Ring]) -> dict[int, float]:
+def notification_times(commits: Sequence[Commit], rings: Sequence[Notification]) -> dict[int, float]:
     """Tell when the notification of each commit was heard.
 
     A notification is empty, but it says which backend sent it. PostgreSQL delivers them in the order of their commits,
@@ -74,7 +74,7 @@ def heard_at(commits: Sequence[Commit], rings: Sequence[Ring]) -> dict[int, floa
     by_backend: dict[int, list[Commit]] = defaultdict(list)
     for commit in sorted(commits, key=attrgetter("sent")):
         by_backend[commit.pid].append(commit)
-    rung: dict[int, list[Ring]] = defaultdict(list)
+    rung: dict[int, list[Notification]] = defaultdict(list)
     for ring in rings:
         rung[ring.pid].append(ring)
     if all(len(rung[pid]) == len(own) for pid, own in by_backend.items()):
@@ -91,10 +91,10 @@ def heard_at(commits: Sequence[Commit], rings: Sequence[Ring]) -> dict[int, floa
     return heard
 
 
-def judge(
+def evaluate_round(
     commits: Sequence[Commit],
     journal: Mapping[int, int],
-    heard: Heard,
+    heard: BaselineRecording,
     streams: Sequence[Received],
     *,
     warm_up: int,
@@ -113,7 +113,7 @@ def judge(
     counted = commits[warm_up:]
     learned: dict[str, Mapping[int, float]] = {
         COMMIT: {commit.number: commit.acked for commit in commits},
-        FLOOR: heard_at(commits, heard.rings),
+        FLOOR: notification_times(commits, heard.rings),
         SELECTED: heard.seen,
     }
     unexpected = []
@@ -125,7 +125,7 @@ def judge(
         counts = Counter(delivery.seq for delivery in received.deliveries)
         lost += sum(seq not in counts for seq in journal)
         doubled += sum(count - 1 for count in counts.values())
-        disordered += _disordered(commits, [delivery.number for delivery in received.deliveries])
+        disordered += _count_disordered(commits, [delivery.number for delivery in received.deliveries])
         strange = sum(journal.get(delivery.seq) != delivery.number for delivery in received.deliveries)
         if strange:
             unexpected.append(f"{name}: {strange} frames that are not what the journal holds")
@@ -138,7 +138,7 @@ def judge(
         if missing:
             unexpected.append(f"{name}: {missing} transitions never came")
     return Round(
-        latencies={name: Latency.of(_after(counted, times)) for name, times in learned.items()},
+        latencies={name: Latency.of(_latencies(counted, times)) for name, times in learned.items()},
         server_part={
             name: 1000
             * statistics.median(
@@ -159,11 +159,11 @@ def judge(
     )
 
 
-def _after(commits: Iterable[Commit], times: Mapping[int, float]) -> list[float]:
+def _latencies(commits: Iterable[Commit], times: Mapping[int, float]) -> list[float]:
     return [times[commit.number] - commit.sent for commit in commits if commit.number in times]
 
 
-def _disordered(commits: Iterable[Commit], delivered: Iterable[int]) -> int:
+def _count_disordered(commits: Iterable[Commit], delivered: Iterable[int]) -> int:
     """Count deliveries behind one that can only have been committed after it.
 
     Transactions that overlapped may come in either order: each batch is in the order of the journal, and a row of a
@@ -211,9 +211,9 @@ class Figures:
     def misses(self) -> list[str]:
         """Return the aims that were fallen short of, in words."""
         found = [
-            f"{name}: the median is {self.ratio(name):.2f} times that of the {SELECTED}; the aim is {AIM:g}"
+            f"{name}: the median is {self.ratio(name):.2f} times that of the {SELECTED}; the aim is {TARGET_RATIO:g}"
             for name in STREAMS
-            if self.ratio(name) > AIM
+            if self.ratio(name) > TARGET_RATIO
         ]
         found += [f"{self.total(what)} frames {what}" for what in ("lost", "doubled", "disordered") if self.total(what)]
         found += [text for one in self.rounds for text in one.unexpected]

@@ -27,7 +27,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.testbed import Stage, stage, termination_raises
+from bench.testbed import Testbed, raise_on_sigterm, running_testbed
 from stream_server.cli.demo.postgres_install import PostgresInstallation
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.installer import install_journal
@@ -54,7 +54,7 @@ WORKLOADS = {
 NONE, JOURNAL, ALWAYS, DOORBELL = "no trigger", "journal", "a ring each", "journal and doorbell"
 MODES = (NONE, JOURNAL, ALWAYS, DOORBELL)
 
-AIMS = {("heartbeat", 1): 0.98, ("heartbeat", 8): 0.98, ("transition", 1): 0.90, ("transition", 8): 0.75}
+TARGETS = {("heartbeat", 1): 0.98, ("heartbeat", 8): 0.98, ("transition", 1): 0.90, ("transition", 8): 0.75}
 """Least ratio to the rate without triggers, with the doorbell."""
 
 
@@ -97,10 +97,10 @@ def main() -> int:
     rates: dict[Case, dict[str, list[float]]] = {case: {mode: [] for mode in MODES} for case in cases}
     # Triggers that are missing on purpose shall not be put back.
     with (
-        termination_raises(),
-        stage(check_interval="1h") as running,
+        raise_on_sigterm(),
+        running_testbed(check_interval="1h") as running,
         TemporaryDirectory() as folder,
-        _busy(options.busy),
+        _busy_processes(options.busy),
     ):
         uvloop.run(prepare(running.database_url))
         for number in range(1, options.rounds + 1):
@@ -123,7 +123,7 @@ def _options() -> argparse.Namespace:
 
 
 @contextmanager
-def _busy(processes: int) -> Iterator[None]:
+def _busy_processes(processes: int) -> Iterator[None]:
     spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield
@@ -149,16 +149,16 @@ async def prepare(url: str) -> None:
         await airflow.connection.execute("VACUUM ANALYZE task_instance")
 
 
-def _rate(running: Stage, folder: Path, case: Case, mode: str, seconds: int) -> float:
+def _rate(running: Testbed, folder: Path, case: Case, mode: str, seconds: int) -> float:
     """Return how many transactions a second pgbench commits."""
     script = folder / "script.sql"
     script.write_text(WORKLOADS[case.workload])
     with ExitStack() as others:
         for _ in range(case.listeners - 1):
-            others.enter_context(_running(FOLLOWING, running.database_url))
+            others.enter_context(_running_program(FOLLOWING, running.database_url))
         uvloop.run(_set_mode(running.database_url, mode))
         if mode == ALWAYS:
-            others.enter_context(_running(SLEEPING, running.database_url))
+            others.enter_context(_running_program(SLEEPING, running.database_url))
         done = subprocess.run(
             [
                 *(PostgresInstallation.find().program_path("pgbench"), "--no-vacuum", "--protocol=prepared"),
@@ -190,7 +190,7 @@ async def _set_mode(url: str, mode: str) -> None:
 
 
 @contextmanager
-def _running(program: str, url: str) -> Iterator[None]:
+def _running_program(program: str, url: str) -> Iterator[None]:
     """Run a program, from when it has said that it has begun."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
     command = [sys.executable, "-c", program, url]
@@ -239,10 +239,10 @@ def _figures(rates: dict[Case, dict[str, list[float]]], options: argparse.Namesp
         }
         for case, measured in rates.items()
     }
-    reached = {aimed: _ratio(rates[Case(*aimed)], DOORBELL) for aimed in AIMS if Case(*aimed) in rates}
+    reached = {aimed: _ratio(rates[Case(*aimed)], DOORBELL) for aimed in TARGETS if Case(*aimed) in rates}
     misses = [
         f"{workload}, {writers} writers: {reached[workload, writers]:.2f} of the rate without triggers, not {aim}"
-        for (workload, writers), aim in AIMS.items()
+        for (workload, writers), aim in TARGETS.items()
         if reached.get((workload, writers), aim) < aim
     ]
     return {

@@ -24,12 +24,12 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.baseline import hear
-from bench.figures import AIM, COMMIT, FLOOR, SELECTED, STREAMS, Figures, Round, judge
-from bench.recorder import BenchmarkError, witness
-from bench.stream_clients import watch
-from bench.testbed import Stage, stage, termination_raises
-from bench.writer import CONNECTIONS, add_run, journal, write
+from bench.baseline import record_baseline
+from bench.figures import COMMIT, FLOOR, SELECTED, STREAMS, TARGET_RATIO, Figures, Round, evaluate_round
+from bench.recorder import BenchmarkError, running_recorder
+from bench.stream_clients import record_streams
+from bench.testbed import Testbed, raise_on_sigterm, running_testbed
+from bench.writer import CONNECTIONS, add_run, read_journal, write_transitions
 from stream_server.cli.demo.errors import DemoError
 from stream_server.domain.run_state import RunKey
 
@@ -38,9 +38,9 @@ def main() -> int:
     """Run the benchmark; falling short of an aim is told, and is no error."""
     arguments = _arguments()
     rounds = []
-    with termination_raises():
+    with raise_on_sigterm():
         try:
-            with stage() as running:
+            with running_testbed() as running:
                 if arguments.pin:
                     _pin(running.server.pid, first=True)
                     _pin(os.getpid(), first=False)
@@ -58,7 +58,7 @@ def main() -> int:
     return 0
 
 
-def _round(running: Stage, number: int, arguments: argparse.Namespace) -> Round:
+def _round(running: Testbed, number: int, arguments: argparse.Namespace) -> Round:
     """Write and watch one run."""
     key = RunKey(f"latency_{number}", "manual__2026-01-01T00:00:00+00:00")
     # Until the end of the run, so that no answer ends the stream.
@@ -67,20 +67,22 @@ def _round(running: Stage, number: int, arguments: argparse.Namespace) -> Round:
     warm_up = CONNECTIONS + int(arguments.warm_up * arguments.rate)
     count = warm_up + int(arguments.seconds * arguments.rate)
     with (
-        witness("bare clients", hear, running.database_url) as bare,
-        witness("streams' clients", watch, url) as streams,
+        running_recorder("bare clients", record_baseline, running.database_url) as bare,
+        running_recorder("streams' clients", record_streams, url) as streams,
     ):
         for one in (bare, streams):
-            one.ready()
+            one.wait_until_ready()
         used_before = running.server_seconds()
         with _no_collection():
-            commits = uvloop.run(write(running.database_url, instances, first=1, rate=arguments.rate, count=count))
+            commits = uvloop.run(
+                write_transitions(running.database_url, instances, first=1, rate=arguments.rate, count=count)
+            )
         # The slowest clients wait for the last frame, so by then the server has done all of its work.
-        received = streams.testimony(len(commits))
+        received = streams.collect(len(commits))
         used = running.server_seconds() - used_before
-        heard = bare.testimony(len(commits))
-    written = asyncio.run(journal(running.database_url, key))
-    return judge(commits, written, heard, received, warm_up=warm_up, server_seconds=used)
+        heard = bare.collect(len(commits))
+    written = asyncio.run(read_journal(running.database_url, key))
+    return evaluate_round(commits, written, heard, received, warm_up=warm_up, server_seconds=used)
 
 
 @contextlib.contextmanager
@@ -126,7 +128,9 @@ def _show(figures: Figures) -> None:
     for miss in misses:
         console.print(f"[bold red]missed:[/] {miss}", highlight=False)
     if not misses:
-        console.print(f"The aim is met: the median of a frame within {AIM:g} times floor + SELECT.", highlight=False)
+        console.print(
+            f"The aim is met: the median of a frame within {TARGET_RATIO:g} times floor + SELECT.", highlight=False
+        )
 
 
 def _arguments() -> argparse.Namespace:

@@ -18,13 +18,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import asyncpg
 import uvloop
 
-from bench.testbed import stage, termination_raises
+from bench.testbed import raise_on_sigterm, running_testbed
 from stream_server.journal.reader import JournalReader
 from stream_server.journal.run_store import RunStore
 
 ROWS = 20_000
 QUIET, BESIDE = "in quiet", "beside long transactions"
-AIM = 1.2
+TARGET_RATIO = 1.2
 """How many times as long a read may take."""
 
 WRITE = (
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)d)")
     options = parser.parse_args()
     # The server of the stage shall neither read at the same time, nor delete.
-    with termination_raises(), stage(poll_interval="1h", retention="0") as running:
+    with raise_on_sigterm(), running_testbed(poll_interval="1h", retention="0") as running:
         running.server.suspend()
         try:
             times = uvloop.run(_measure(running.database_url, options.rounds, options.reads))
@@ -117,7 +117,7 @@ def _figures(times: dict[str, list[list[float]]]) -> dict[str, object]:
         "p99_ms": {name: round(statistics.median(each), 3) for name, each in p99.items()},
         "ratio": round(ratio, 3),
         "ratio_of_rounds": [round(b / q, 3) for b, q in zip(medians[BESIDE], medians[QUIET], strict=True)],
-        "misses": [f"a read takes {ratio:.2f} times as long, not {AIM}"] if ratio > AIM else [],
+        "misses": [f"a read takes {ratio:.2f} times as long, not {TARGET_RATIO}"] if ratio > TARGET_RATIO else [],
     }
 
 

@@ -32,7 +32,7 @@ class BenchmarkError(Exception):
     """The benchmark itself broke: there is nothing to tell about the server."""
 
 
-class Witness:
+class Recorder:
     """Our end of a witness."""
 
     def __init__(self, name: str, pid: int, control: Connection) -> None:
@@ -40,11 +40,11 @@ class Witness:
         self.pid = pid
         self._control = control
 
-    def ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """Wait until it can see transitions."""
         self._receive(START_SECONDS)
 
-    def testimony(self, written: int) -> Any:  # noqa: ANN401 (each witness has its own)
+    def collect(self, written: int) -> Any:  # noqa: ANN401 (each witness has its own)
         """Return what it has noted, once that is as much as was written or nothing more can be hoped for."""
         try:
             self._control.send(written)
@@ -62,7 +62,7 @@ class Witness:
 
 
 @contextmanager
-def witness(name: str, body: Callable[..., Coroutine[Any, Any, None]], *args: object) -> Iterator[Witness]:
+def running_recorder(name: str, body: Callable[..., Coroutine[Any, Any, None]], *args: object) -> Iterator[Recorder]:
     """Run `body(Link, *args)` in a process of its own, that does not outlive us."""
     ours, theirs = _processes.Pipe()
     process = _processes.Process(target=_run, args=(body, theirs, args), name=name, daemon=True)
@@ -70,7 +70,7 @@ def witness(name: str, body: Callable[..., Coroutine[Any, Any, None]], *args: ob
     theirs.close()
     try:
         assert process.pid is not None, "it was started"
-        yield Witness(name, process.pid, ours)
+        yield Recorder(name, process.pid, ours)
     finally:
         ours.close()
         process.join(END_SECONDS)
@@ -78,13 +78,13 @@ def witness(name: str, body: Callable[..., Coroutine[Any, Any, None]], *args: ob
         process.join()
 
 
-class Link:
+class RecorderLink:
     """The witness's end."""
 
     def __init__(self, control: Connection) -> None:
         self._control = control
 
-    async def observe(self, noted: Callable[[], int]) -> None:
+    async def wait_for_end(self, noted: Callable[[], int]) -> None:
         """Say that we are ready, and return when all has been noted or nothing more can be hoped for.
 
         Args:
@@ -106,7 +106,7 @@ class Link:
             await asyncio.sleep(0.05)
         await asyncio.sleep(SETTLE_SECONDS)
 
-    def tell(self, testimony: object) -> None:
+    def send(self, testimony: object) -> None:
         """Give what was noted."""
         self._control.send(testimony)
 
@@ -116,4 +116,4 @@ def _run(body: Callable[..., Coroutine[Any, Any, None]], control: Connection, ar
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A pause of ours would count as the server's.
     gc.disable()
-    uvloop.run(body(Link(control), *args))
+    uvloop.run(body(RecorderLink(control), *args))

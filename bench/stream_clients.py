@@ -19,7 +19,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
-from bench.recorder import Link
+from bench.recorder import RecorderLink
 
 
 class Delivery(NamedTuple):
@@ -142,12 +142,12 @@ def _sorted(frames: list[tuple[float, dict[str, Any]]]) -> Received:
     )
 
 
-def itself(client: Client) -> Client:
+def use_client(client: Client) -> Client:
     """Return a client: what makes its protocol."""
     return client
 
 
-async def watch(link: Link, url: str) -> None:
+async def record_streams(link: RecorderLink, url: str) -> None:
     """Watch a stream over both transports, and tell what each has received: SSE first, then WebSocket."""
     loop = asyncio.get_running_loop()
     clients: list[Client] = [SseClient(url), WebSocketClient(url)]
@@ -155,10 +155,10 @@ async def watch(link: Link, url: str) -> None:
     assert parts.hostname is not None, "the stage gives the whole address"
     try:
         for client in clients:
-            await loop.create_connection(partial(itself, client), parts.hostname, parts.port or 80)
+            await loop.create_connection(partial(use_client, client), parts.hostname, parts.port or 80)
             await asyncio.wait_for(client.opened, 10)
-        await link.observe(lambda: min(len(client.received().deliveries) for client in clients))
-        link.tell([client.received() for client in clients])
+        await link.wait_for_end(lambda: min(len(client.received().deliveries) for client in clients))
+        link.send([client.received() for client in clients])
     finally:
         for client in clients:
             if client.transport is not None:

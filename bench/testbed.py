@@ -27,7 +27,7 @@ NO_AIRFLOW = "http://127.0.0.1:9"
 
 
 @dataclass(frozen=True)
-class Stage:
+class Testbed:
     """A running database and a running server."""
 
     database_url: str
@@ -41,7 +41,7 @@ class Stage:
 
 
 @contextmanager
-def database(postgres_settings: Mapping[str, str] | None = None) -> Iterator[tuple[str, RunDirectory]]:
+def running_database(postgres_settings: Mapping[str, str] | None = None) -> Iterator[tuple[str, RunDirectory]]:
     """Start a PostgreSQL with the journal, and stop and remove it at the end, whatever happens."""
     directory = RunDirectory(DATA_DIR)
     postgres = EmbeddedPostgres(directory.postgres, settings=postgres_settings, log=directory.logs / "postgresql.log")
@@ -57,7 +57,7 @@ def database(postgres_settings: Mapping[str, str] | None = None) -> Iterator[tup
 
 
 @contextmanager
-def server(url: str, directory: RunDirectory, *options: str, **settings: str) -> Iterator[StreamServerProcess]:
+def running_server(url: str, directory: RunDirectory, *options: str, **settings: str) -> Iterator[StreamServerProcess]:
     """Start a server with default settings but these, and stop it at the end."""
     found = StreamServerProcess(
         "stream server",
@@ -78,14 +78,14 @@ def server(url: str, directory: RunDirectory, *options: str, **settings: str) ->
 
 
 @contextmanager
-def stage(postgres_settings: Mapping[str, str] | None = None, **settings: str) -> Iterator[Stage]:
+def running_testbed(postgres_settings: Mapping[str, str] | None = None, **settings: str) -> Iterator[Testbed]:
     """Start all of it with default settings but these, and stop and remove it at the end, whatever happens."""
-    with database(postgres_settings) as (url, directory), server(url, directory, **settings) as started:
-        yield Stage(url, started.url, psutil.Process(started.child.pid))
+    with running_database(postgres_settings) as (url, directory), running_server(url, directory, **settings) as started:
+        yield Testbed(url, started.url, psutil.Process(started.child.pid))
 
 
 @contextmanager
-def termination_raises() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """Have SIGTERM unwind the stack as Ctrl-C does, so that everything is stopped."""
 
     def leave(_number: int, _frame: types.FrameType | None) -> NoReturn:

@@ -23,19 +23,19 @@ import asyncpg
 import uvloop
 from rich.console import Console
 
-from bench.testbed import Stage, stage, termination_raises
+from bench.testbed import Testbed, raise_on_sigterm, running_testbed
 from stream_server.cli.demo.postgres import SUPERUSER
 from stream_server.cli.demo.template import ROLE
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 
-AIM_MS = 100.0
+TARGET_MS = 100.0
 """Milliseconds from the COMMIT to the answer, as a median."""
 
 DEADLINE = 60.0
 
 
-class Waiter(asyncio.Protocol):
+class ResultCall(asyncio.Protocol):
     """One call of `…/result`, read by hand: a client library would take the time that is measured."""
 
     def __init__(self, key: RunKey, host: str) -> None:
@@ -82,14 +82,14 @@ class Figures:
 
     def misses(self) -> list[str]:
         """Return the aims that were fallen short of, in words."""
-        found = [f"{calls} more calls of: {query}" for query, calls in self.more_asked().items()]
+        found = [f"{calls} more calls of: {query}" for query, calls in self.extra_queries().items()]
         if self.wrong:
             found.append(f"{self.wrong} wrong answers")
-        if statistics.median(self.milliseconds) > AIM_MS:
-            found.append(f"the median answer took more than {AIM_MS:g} ms")
+        if statistics.median(self.milliseconds) > TARGET_MS:
+            found.append(f"the median answer took more than {TARGET_MS:g} ms")
         return found
 
-    def more_asked(self) -> dict[str, int]:
+    def extra_queries(self) -> dict[str, int]:
         """Return what was asked more often by all than by one; one poll may fall into either of two equal spans."""
         more = {query: calls - self.asked_by_one.get(query, 0) for query, calls in self.asked_by_all.items()}
         return {query: calls for query, calls in more.items() if calls > (query in self.asked_by_one)}
@@ -102,7 +102,7 @@ class Figures:
             "idle_s": self.idle_s,
             "calls_of_one": sum(self.asked_by_one.values()),
             "calls_of_all": sum(self.asked_by_all.values()),
-            "queries_of_waiters": sum(self.more_asked().values()),
+            "queries_of_waiters": sum(self.extra_queries().values()),
             "answer_ms": {
                 "median": round(statistics.median(ordered), 2),
                 "p99": round(ordered[round(0.99 * (len(ordered) - 1))], 2),
@@ -128,7 +128,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     counting = {"shared_preload_libraries": "pg_stat_statements"}
     # What the server does at long intervals would fall into one of the spans and not into the other.
-    with termination_raises(), stage(counting, check_interval="1h", retention="0") as running:
+    with raise_on_sigterm(), running_testbed(counting, check_interval="1h", retention="0") as running:
         figures = uvloop.run(_measure(running, options.waiters, options.idle, options.rate))
     console = Console(stderr=True)
     for miss in figures.misses():
@@ -137,23 +137,23 @@ def main() -> int:
     return 0
 
 
-async def _measure(running: Stage, count: int, idle: float, rate: float) -> Figures:
+async def _measure(running: Testbed, count: int, idle: float, rate: float) -> Figures:
     keys = [RunKey("waiters", f"run_{number:04}") for number in range(count)]
     counter = await asyncpg.connect(running.database_url.replace(f"//{ROLE}@", f"//{SUPERUSER}@"))
     try:
         async with AirflowSql.open(running.database_url) as airflow:
             await counter.execute("CREATE EXTENSION pg_stat_statements")
             await _add_runs(airflow, keys)
-            first = await _wait_for(running, keys[:1])
-            await _settled(counter)
-            asked_by_one = await _asked(counter, idle)
+            first = await _open_calls(running, keys[:1])
+            await _wait_until_loaded(counter)
+            asked_by_one = await _count_queries(counter, idle)
             used = [running.server_seconds()]
-            waiters = first + await _wait_for(running, keys[1:])
-            await _settled(counter)
+            waiters = first + await _open_calls(running, keys[1:])
+            await _wait_until_loaded(counter)
             used.append(running.server_seconds())
-            asked_by_all = await _asked(counter, idle)
+            asked_by_all = await _count_queries(counter, idle)
             used.append(running.server_seconds())
-            committed = await _answer(airflow, keys, rate)
+            committed = await _push_values(airflow, keys, rate)
             answers = await asyncio.wait_for(asyncio.gather(*(waiter.answered for waiter in waiters)), DEADLINE)
             used.append(running.server_seconds())
     finally:
@@ -180,33 +180,33 @@ async def _add_runs(airflow: AirflowSql, keys: Sequence[RunKey]) -> None:
         await airflow.start_task(key, "answer")
 
 
-async def _wait_for(running: Stage, keys: Sequence[RunKey]) -> list[Waiter]:
+async def _open_calls(running: Testbed, keys: Sequence[RunKey]) -> list[ResultCall]:
     """Open calls, and return when the server serves them all."""
     parts = urlsplit(running.server_url)
     assert parts.hostname is not None
     loop = asyncio.get_running_loop()
-    waiters = [Waiter(key, parts.netloc) for key in keys]
+    waiters = [ResultCall(key, parts.netloc) for key in keys]
     for waiter in waiters:
         await loop.create_connection(lambda waiter=waiter: waiter, parts.hostname, parts.port or 80)  # type: ignore[misc]
     return waiters
 
 
-async def _settled(counter: asyncpg.Connection[asyncpg.Record]) -> None:
+async def _wait_until_loaded(counter: asyncpg.Connection[asyncpg.Record]) -> None:
     """Wait until what has just been opened has been read."""
     before: dict[str, int] | None = None
-    while (now := await _calls(counter)) != before:
+    while (now := await _read_calls(counter)) != before:
         before = now
         await asyncio.sleep(0.5)
 
 
-async def _asked(counter: asyncpg.Connection[asyncpg.Record], seconds: float) -> dict[str, int]:
+async def _count_queries(counter: asyncpg.Connection[asyncpg.Record], seconds: float) -> dict[str, int]:
     """Return what is asked of the database in so many seconds: how often each statement runs."""
     await counter.execute("SELECT pg_stat_statements_reset()")
     await asyncio.sleep(seconds)
-    return await _calls(counter)
+    return await _read_calls(counter)
 
 
-async def _calls(counter: asyncpg.Connection[asyncpg.Record]) -> dict[str, int]:
+async def _read_calls(counter: asyncpg.Connection[asyncpg.Record]) -> dict[str, int]:
     """Return how often each statement of Airflow's role, which the server has, has run."""
     rows = await counter.fetch(
         "SELECT query, sum(calls)::integer AS calls FROM pg_stat_statements AS s JOIN pg_roles AS r ON r.oid = s.userid"
@@ -216,7 +216,7 @@ async def _calls(counter: asyncpg.Connection[asyncpg.Record]) -> dict[str, int]:
     return {row["query"]: row["calls"] for row in rows}
 
 
-async def _answer(airflow: AirflowSql, keys: Sequence[RunKey], rate: float) -> list[float]:
+async def _push_values(airflow: AirflowSql, keys: Sequence[RunKey], rate: float) -> list[float]:
     """Push a value for each run, and return when each COMMIT was sent."""
     sent = []
     began = time.monotonic()

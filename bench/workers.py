@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.journal import WORKLOADS, prepare
-from bench.stream_clients import SseClient, itself
-from bench.testbed import database, server, termination_raises
-from bench.writer import CONNECTIONS, Commit, add_run, write
+from bench.stream_clients import SseClient, use_client
+from bench.testbed import raise_on_sigterm, running_database, running_server
+from bench.writer import CONNECTIONS, Commit, add_run, write_transitions
 from stream_server.cli.demo.postgres_install import PostgresInstallation
 from stream_server.cli.demo.run_directory import RunDirectory
 from stream_server.domain.run_state import RunKey
@@ -43,7 +43,7 @@ WRITERS = 8
 CLIENTS = 16
 STRAGGLER_SECONDS = 10.0
 
-RINGING = """
+NOTIFYING = """
 import asyncio, os, sys
 from support import lossless_tails
 lossless_tails.CHECK_SECONDS = 3600.0
@@ -98,7 +98,7 @@ def main() -> int:
     found: dict[str, defaultdict[str, list[float]]] = {name: defaultdict(list) for name in (ONE, ALONE, BELL, RELAYED)}
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with termination_raises(), database() as (url, directory), TemporaryDirectory() as folder:
+    with raise_on_sigterm(), running_database() as (url, directory), TemporaryDirectory() as folder:
         uvloop.run(prepare(url))
         postmaster = _postmaster(url)
         for number in range(1, options.rounds + 1):
@@ -108,8 +108,8 @@ def main() -> int:
                     key = RunKey(f"round_{number}", name)
                     for figure, value in _steady(url, key, variant, postmaster, options).items():
                         figures[figure].append(value)
-                    figures["commits_per_s"].append(_flood(url, Path(folder), options.seconds))
-        spread = _spread(url, directory, options)
+                    figures["commits_per_s"].append(_max_rate(url, Path(folder), options.seconds))
+        spread = _connections_per_worker(url, directory, options)
     medians = {name: {what: statistics.median(each) for what, each in one.items()} for name, one in found.items()}
     _show(medians)
     print(json.dumps({"benchmark": "workers", **vars(options), "figures": medians, "spread": spread, "misses": []}))
@@ -130,20 +130,20 @@ def _options() -> argparse.Namespace:
 def _variant(name: str, url: str, directory: RunDirectory, workers: int) -> Iterator[Variant]:
     with ExitStack() as stack:
         if name == BELL:
-            yield stack.enter_context(_ringing(url, workers))
+            yield stack.enter_context(_notifying_readers(url, workers))
             return
         options = ("--workers", str(workers)) if name == RELAYED else ()
         started = [
-            stack.enter_context(server(url, directory, *options, check_interval="1h"))
+            stack.enter_context(running_server(url, directory, *options, check_interval="1h"))
             for _ in range(workers if name == ALONE else 1)
         ]
         yield Variant([psutil.Process(one.child.pid) for one in started], [one.url for one in started])
 
 
 @contextmanager
-def _ringing(url: str, workers: int) -> Iterator[Variant]:
+def _notifying_readers(url: str, workers: int) -> Iterator[Variant]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
-    command = [sys.executable, "-c", RINGING, url, str(workers)]
+    command = [sys.executable, "-c", NOTIFYING, url, str(workers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         found = psutil.Process(process.pid)
         try:
@@ -161,9 +161,9 @@ def _steady(
     """Write at a steady rate, and return what that costs and how long it takes."""
     instances = uvloop.run(add_run(url, key))
     count = CONNECTIONS + int(options.seconds * options.rate)
-    writing = partial(write, url, instances, first=1, rate=options.rate, count=count)
+    writing = partial(write_transitions, url, instances, first=1, rate=options.rate, count=count)
     database_used, used = _database_seconds(postmaster), variant.seconds()
-    latencies = uvloop.run(_watched(key, variant.urls, writing, count))
+    latencies = uvloop.run(_measure_delivery(key, variant.urls, writing, count))
     return {
         "database_us_per_change": 1e6 * (_database_seconds(postmaster) - database_used) / count,
         "servers_us_per_change": 1e6 * (variant.seconds() - used) / count,
@@ -172,7 +172,7 @@ def _steady(
     }
 
 
-async def _watched(
+async def _measure_delivery(
     key: RunKey, urls: list[str], writing: Callable[[], Awaitable[list[Commit]]], count: int
 ) -> list[float]:
     """Write while clients watch, and return the milliseconds from the sending of each change to each client."""
@@ -181,7 +181,7 @@ async def _watched(
     for number in range(CLIENTS if urls else 0):
         address = urls[number % len(urls)]
         client = SseClient(address + path)
-        await loop.create_connection(partial(itself, client), "127.0.0.1", int(address.rpartition(":")[2]))
+        await loop.create_connection(partial(use_client, client), "127.0.0.1", int(address.rpartition(":")[2]))
         await client.opened
         clients.append(client)
     commits = {one.number: one.sent for one in await writing()}
@@ -192,7 +192,7 @@ async def _watched(
     return [1000 * (one.at - commits[one.number]) for client in clients for one in client.received().deliveries]
 
 
-def _flood(url: str, folder: Path, seconds: int) -> float:
+def _max_rate(url: str, folder: Path, seconds: int) -> float:
     """Return how many transactions a second pgbench commits."""
     script = folder / "script.sql"
     script.write_text(WORKLOADS["transition"])
@@ -229,9 +229,9 @@ def _database_seconds(postmaster: psutil.Process) -> float:
     return total
 
 
-def _spread(url: str, directory: RunDirectory, options: argparse.Namespace) -> list[int]:
+def _connections_per_worker(url: str, directory: RunDirectory, options: argparse.Namespace) -> list[int]:
     """Return how many connections each worker accepts."""
-    with server(url, directory, "--workers", str(options.workers)) as started:
+    with running_server(url, directory, "--workers", str(options.workers)) as started:
         return uvloop.run(_accepted(psutil.Process(started.child.pid), started.port, options.connections))
 
 

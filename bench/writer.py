@@ -54,7 +54,7 @@ async def add_run(database_url: str, key: RunKey) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
-async def journal(database_url: str, key: RunKey) -> dict[int, int]:
+async def read_journal(database_url: str, key: RunKey) -> dict[int, int]:
     """Return what the journal holds of the transitions that were written: number by seq."""
     connection = await asyncpg.connect(database_url)
     try:
@@ -68,7 +68,9 @@ async def journal(database_url: str, key: RunKey) -> dict[int, int]:
     return {row["id"]: row["try_number"] for row in rows}
 
 
-async def write(database_url: str, instances: list[UUID], *, first: int, rate: float, count: int) -> list[Commit]:
+async def write_transitions(
+    database_url: str, instances: list[UUID], *, first: int, rate: float, count: int
+) -> list[Commit]:
     """Write transitions in an open loop: each at its time, whether or not the ones before it have been committed.
 
     Args:

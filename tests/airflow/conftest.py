@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stream_server.cli.demo.airflow_client import AirflowRestClient
     from stream_server.cli.demo.server import StreamServerProcess
     from stream_server.cli.demo.stack import DemoStack
-    from support.airflow_callers import Denied
+    from support.airflow_callers import DeniedPermissions
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def token(airflow: AirflowRestClient) -> str:
 
 
 @pytest.fixture(scope="module")
-def guarded(stack: DemoStack) -> Iterator[StreamServerProcess]:
+def auth_server(stack: DemoStack) -> Iterator[StreamServerProcess]:
     """A server that asks Airflow, and often."""
     server = stack.add_server(options=["--auth", "airflow", "--auth-cache", "1s"])
     server.start()
@@ -38,7 +38,7 @@ def guarded(stack: DemoStack) -> Iterator[StreamServerProcess]:
 
 
 @pytest.fixture
-def denied(denials: Denied) -> Iterator[Denied]:
+def denied(denied_permissions: DeniedPermissions) -> Iterator[DeniedPermissions]:
     """What Airflow denies whom: nothing any more, after the test."""
-    yield denials
-    denials.set()
+    yield denied_permissions
+    denied_permissions.deny_only()

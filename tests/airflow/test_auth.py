@@ -9,14 +9,14 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
-from support.airflow_callers import Denied, bearer, token
-from support.permission_comparison import Headers, Ours, differs, said_and_told
+from support.airflow_callers import DeniedPermissions, bearer_header, make_token
+from support.permission_comparison import Headers, ServerAccess, differs, query_both
 
 DAG = "chat_answer"
 
 
 @pytest.fixture(scope="module")
-def over(airflow: AirflowRestClient) -> RunKey:
+def finished_run(airflow: AirflowRestClient) -> RunKey:
     """A run that has answered."""
     key = RunKey(DAG, airflow.trigger_run(DAG, {"teardown_seconds": 0}))
     assert airflow.wait_until_finished(*key) == "success"
@@ -24,45 +24,45 @@ def over(airflow: AirflowRestClient) -> RunKey:
 
 
 def revoked(airflow_url: str) -> str:
-    gone = token("leaver", "admin")
-    assert httpx.get(f"{airflow_url}/auth/logout", headers=bearer(gone)).status_code in {200, 307, 404}
-    assert httpx.get(f"{airflow_url}/api/v2/auth/logout", headers=bearer(gone)).status_code == 307
+    gone = make_token("leaver", "admin")
+    assert httpx.get(f"{airflow_url}/auth/logout", headers=bearer_header(gone)).status_code in {200, 307, 404}
+    assert httpx.get(f"{airflow_url}/api/v2/auth/logout", headers=bearer_header(gone)).status_code == 307
     return gone
 
 
 def callers(airflow_url: str) -> dict[str, Headers]:
-    roles = {role: bearer(token(role, role)) for role in ("admin", "op", "user", "viewer")}
+    roles = {role: bearer_header(make_token(role, role)) for role in ("admin", "op", "user", "viewer")}
     return {
         **roles,
-        "without a role": bearer(token("nobody", None)),
-        "of an unknown role": bearer(token("stranger", "stranger")),
-        "without RUN": bearer(token("no_runs", "admin")),
-        "without XCOM": bearer(token("no_xcoms", "admin")),
-        "without the DAG": bearer(token("no_dag", "admin")),
-        "by cookie": {"Cookie": f"theme=dark; _token={token('admin', 'admin')}"},
-        "by cookie, without XCOM": {"Cookie": f"_token={token('no_xcoms', 'admin')}"},
-        "by a cookie that has expired": {"Cookie": f"_token={token('admin', 'admin', lifetime=-60)}"},
+        "without a role": bearer_header(make_token("nobody", None)),
+        "of an unknown role": bearer_header(make_token("stranger", "stranger")),
+        "without RUN": bearer_header(make_token("no_runs", "admin")),
+        "without XCOM": bearer_header(make_token("no_xcoms", "admin")),
+        "without the DAG": bearer_header(make_token("no_dag", "admin")),
+        "by cookie": {"Cookie": f"theme=dark; _token={make_token('admin', 'admin')}"},
+        "by cookie, without XCOM": {"Cookie": f"_token={make_token('no_xcoms', 'admin')}"},
+        "by a cookie that has expired": {"Cookie": f"_token={make_token('admin', 'admin', lifetime=-60)}"},
         "by other cookies": {"Cookie": "theme=dark"},
         "nobody": {},
-        "expired": bearer(token("admin", "admin", lifetime=-60)),
-        "forged": bearer(token("admin", "admin", secret="another-secret" * 6)),
-        "no token": bearer("nonsense"),
+        "expired": bearer_header(make_token("admin", "admin", lifetime=-60)),
+        "forged": bearer_header(make_token("admin", "admin", secret="another-secret" * 6)),
+        "no token": bearer_header("nonsense"),
         "basic": {"Authorization": "Basic YWRtaW46YWRtaW4="},
-        "logged out": bearer(revoked(airflow_url)),
+        "logged out": bearer_header(revoked(airflow_url)),
     }
 
 
 DENIED = {"no_runs": ["RUN"], "no_xcoms": ["XCOM"], "no_dag": [DAG]}
 
 
-async def test_everybody_is_told_what_airflow_would_tell_him(
-    stack: DemoStack, guarded: StreamServerProcess, over: RunKey, denied: Denied
+async def test_every_caller_sees_what_airflow_shows_them(
+    stack: DemoStack, auth_server: StreamServerProcess, finished_run: RunKey, denied: DeniedPermissions
 ) -> None:
-    denied.set(**DENIED)
+    denied.deny_only(**DENIED)
     deviations, asked = [], 0
     for name, headers in callers(stack.airflow_url).items():
         introduced = "Authorization" not in headers
-        async with said_and_told(stack.airflow_url, guarded.url, headers, over) as pairs:
+        async with query_both(stack.airflow_url, auth_server.url, headers, finished_run) as pairs:
             for way, said, told in pairs:
                 asked += 1
                 if differs(way.split()[0], said, told, introduced=introduced):
@@ -81,12 +81,18 @@ async def test_everybody_is_told_what_airflow_would_tell_him(
         ("no_runs", 403, None),
     ],
 )
-async def test_who_triggers_is_told_what_he_may_read(
-    stack: DemoStack, guarded: StreamServerProcess, denied: Denied, name: str, status: int, *, values: bool | None
+async def test_a_trigger_returns_what_the_caller_can_read(
+    stack: DemoStack,
+    auth_server: StreamServerProcess,
+    denied: DeniedPermissions,
+    name: str,
+    status: int,
+    *,
+    values: bool | None,
 ) -> None:
-    denied.set(**DENIED)
+    denied.deny_only(**DENIED)
     role = name if name in {"admin", "user", "viewer"} else "admin"
-    ours = Ours(guarded.url, bearer(token(name, role)))
+    ours = ServerAccess(auth_server.url, bearer_header(make_token(name, role)))
     told = await ours.trigger(DAG)
     await ours.close()
     assert (told.status, told.values) == (status, values)

@@ -11,8 +11,8 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
-from support.airflow_callers import Denied, bearer, token
-from support.open_streams import FORBIDDEN, OUT, Streams, hearing, within
+from support.airflow_callers import DeniedPermissions, bearer_header, make_token
+from support.open_streams import FORBIDDEN, OUT, OpenStreams, ends_within, follow_all_runs
 from support.permission_comparison import SECONDS
 from support.waiting import eventually_async
 
@@ -20,45 +20,55 @@ DAG = "chat_answer"
 
 
 @pytest.fixture(scope="module")
-def waiting(airflow: AirflowRestClient) -> RunKey:
+def queued_run(airflow: AirflowRestClient) -> RunKey:
     """A run that never begins."""
     body = {"logical_date": None, "run_after": "2099-01-01T00:00:00Z", "dag_run_id": "waiting"}
     assert airflow.request("POST", f"/dags/{DAG}/dagRuns", json=body).is_success
     return RunKey(DAG, "waiting")
 
 
-async def test_who_logs_out_is_out_everywhere(stack: DemoStack, guarded: StreamServerProcess, waiting: RunKey) -> None:
-    headers = bearer(token("leaver", "admin"))
-    async with Streams(guarded.url, headers, waiting).opened() as tasks, httpx.AsyncClient() as client:
+async def test_a_logout_ends_all_streams(
+    stack: DemoStack, auth_server: StreamServerProcess, queued_run: RunKey
+) -> None:
+    headers = bearer_header(make_token("leaver", "admin"))
+    async with OpenStreams(auth_server.url, headers, queued_run).open_all() as tasks, httpx.AsyncClient() as client:
         assert (await client.get(f"{stack.airflow_url}/api/v2/auth/logout", headers=headers)).status_code == 307
-        assert await within(tasks, SECONDS) == OUT
+        assert await ends_within(tasks, SECONDS) == OUT
 
 
-async def test_who_has_a_token_no_more_is_out_everywhere(guarded: StreamServerProcess, waiting: RunKey) -> None:
+async def test_an_expired_token_ends_all_streams(auth_server: StreamServerProcess, queued_run: RunKey) -> None:
     # Airflow allows for 10 s of difference between clocks.
-    async with Streams(guarded.url, bearer(token("briefly", "admin", lifetime=5)), waiting).opened() as tasks:
-        assert await within(tasks, SECONDS) == OUT
+    async with OpenStreams(
+        auth_server.url, bearer_header(make_token("briefly", "admin", lifetime=5)), queued_run
+    ).open_all() as tasks:
+        assert await ends_within(tasks, SECONDS) == OUT
 
 
-async def test_who_loses_a_permission_loses_what_it_was_for(
-    guarded: StreamServerProcess, waiting: RunKey, denied: Denied
+async def test_a_lost_permission_ends_the_streams_that_need_it(
+    auth_server: StreamServerProcess, queued_run: RunKey, denied: DeniedPermissions
 ) -> None:
-    async with Streams(guarded.url, bearer(token("loser", "admin")), waiting).opened() as tasks:
-        denied.set(loser=["XCOM"])
+    async with OpenStreams(
+        auth_server.url, bearer_header(make_token("loser", "admin")), queued_run
+    ).open_all() as tasks:
+        denied.deny_only(loser=["XCOM"])
         of_run = [0, 1, 2, 3, 4, 5]
-        assert await within([tasks[number] for number in of_run], SECONDS) == [4007, 4007, 4007, 4007, 503, 0]
+        assert await ends_within([tasks[number] for number in of_run], SECONDS) == [4007, 4007, 4007, 4007, 503, 0]
         assert not any(task.done() for task in tasks[6:])
-    denied.set()
-    async with Streams(guarded.url, bearer(token("loser", "admin")), waiting).opened() as tasks:
-        denied.set(loser=["RUN"])
-        assert await within(tasks, SECONDS) == FORBIDDEN
+    denied.deny_only()
+    async with OpenStreams(
+        auth_server.url, bearer_header(make_token("loser", "admin")), queued_run
+    ).open_all() as tasks:
+        denied.deny_only(loser=["RUN"])
+        assert await ends_within(tasks, SECONDS) == FORBIDDEN
 
 
-async def test_streams_of_many_runs_tell_what_the_caller_may_read(
-    stack: DemoStack, guarded: StreamServerProcess, airflow: AirflowRestClient, denied: Denied
+async def test_streams_of_many_runs_contain_what_the_caller_can_read(
+    stack: DemoStack, auth_server: StreamServerProcess, airflow: AirflowRestClient, denied: DeniedPermissions
 ) -> None:
-    denied.set(half=["chat_answer"])
-    async with hearing(guarded.url, {name: bearer(token(name, "viewer")) for name in ("half", "whole")}) as heard:
+    denied.deny_only(half=["chat_answer"])
+    async with follow_all_runs(
+        auth_server.url, {name: bearer_header(make_token(name, "viewer")) for name in ("half", "whole")}
+    ) as heard:
         first = RunKey(
             "chat_answer", await asyncio.to_thread(airflow.trigger_run, "chat_answer", {"teardown_seconds": 0})
         )

@@ -45,14 +45,14 @@ async def fetch(stack: DemoStack, query: str, *arguments: object) -> list[Any]:
 async def test_a_form_marks_its_tasks_in_the_database(dag_id: str, stack: DemoStack, runs: dict[str, RunKey]) -> None:
     (row,) = await fetch(stack, "SELECT data::text AS data FROM serialized_dag WHERE dag_id = $1", dag_id)
     serialized = json.loads(row["data"])
-    assert authoring_forms.marked_by_params(serialized) == authoring_forms.PARAMS[dag_id]
+    assert authoring_forms.tasks_marked_by_params(serialized) == authoring_forms.PARAMS[dag_id]
     assert Graph.parse(row["data"]).marked_tasks == authoring_forms.RESULTS[dag_id].keys()
     tags = await fetch(stack, "SELECT name FROM dag_tag WHERE dag_id = $1 AND name LIKE 'stream-result:%'", dag_id)
     assert {tag["name"].removeprefix("stream-result:") for tag in tags} == authoring_forms.TAGGED[dag_id]
 
 
 @pytest.mark.parametrize("dag_id", authoring_forms.RESULTS)
-async def test_a_form_answers(dag_id: str, stack: DemoStack, runs: dict[str, RunKey]) -> None:
+async def test_a_form_returns_its_results(dag_id: str, stack: DemoStack, runs: dict[str, RunKey]) -> None:
     async with sse(stack.server_url, runs[dag_id], timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
     assert frames[-1]["outcome"] == "result", frames[-2:]
@@ -61,7 +61,7 @@ async def test_a_form_answers(dag_id: str, stack: DemoStack, runs: dict[str, Run
 
 
 @pytest.mark.parametrize("dag_id", NATIVE)
-async def test_airflows_own_wait_answers_the_same(
+async def test_airflows_own_wait_returns_the_same(
     dag_id: str, airflow: AirflowRestClient, runs: dict[str, RunKey]
 ) -> None:
     native = await asyncio.to_thread(airflow.wait_at_airflow, *runs[dag_id])

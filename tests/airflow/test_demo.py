@@ -132,7 +132,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
             assert f"Port {port} for Airflow cannot be used" in refused.messages
 
 
-def test_an_airflow_that_dies_is_told_with_its_log(tmp_path: Path) -> None:
+def test_an_airflow_that_dies_is_reported_with_its_log(tmp_path: Path) -> None:
     with demo(tmp_path) as broken:
         broken.wait_for_message("... Starting Airflow")
         scheduler = eventually(lambda: [each for each in broken.living() if "scheduler" in each.cmdline()])[0]
@@ -162,7 +162,7 @@ def test_a_killed_postgres_starts_again_although_a_backend_was_busy(postgres: Em
     assert (postgres.url(), postgres.pid != pid) == (address, True)
 
 
-def test_a_lock_file_whose_number_is_now_anothers_does_not_hinder(postgres: EmbeddedPostgres) -> None:
+def test_a_lock_file_with_a_reused_pid_does_not_block_the_start(postgres: EmbeddedPostgres) -> None:
     postgres.stop("immediate")
     lock = [str(os.getpid()), str(postgres.data_dir), "1", str(postgres.port), "", "127.0.0.1"]
     (postgres.data_dir / "postmaster.pid").write_text("\n".join(lock))
@@ -170,12 +170,12 @@ def test_a_lock_file_whose_number_is_now_anothers_does_not_hinder(postgres: Embe
     assert postgres.execute("SELECT 1") == "1"
 
 
-def test_what_postgres_refuses_is_told(postgres: EmbeddedPostgres) -> None:
+def test_an_error_of_postgres_is_reported(postgres: EmbeddedPostgres) -> None:
     with pytest.raises(DemoError, match='relation "nowhere" does not exist'):
         postgres.execute("SELECT * FROM nowhere")
 
 
-def test_the_chat_example_answers_and_cleans_up(airflow: AirflowRestClient) -> None:
+def test_the_chat_example_returns_its_result_and_cleans_up(airflow: AirflowRestClient) -> None:
     run_id = airflow.trigger_run("chat_answer", {"question": "Why is the grass green?", "teardown_seconds": 0})
     assert airflow.wait_until_finished("chat_answer", run_id) == "success"
     answer = {"question": "Why is the grass green?", "answer": "Chlorophyll absorbs most light but green."}

@@ -19,7 +19,7 @@ def doctor(*arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, {check["check"]: check for check in json.loads(done.stdout)["checks"]}
 
 
-def test_a_whole_stack_is_well(stack: DemoStack, token: str) -> None:
+def test_a_whole_stack_has_no_problem(stack: DemoStack, token: str) -> None:
     code, checks = doctor(
         *("--database-url", stack.database_url, "--url", stack.server_url),
         *("--airflow-url", stack.airflow_url, "--token", token),
@@ -31,7 +31,7 @@ def test_a_whole_stack_is_well(stack: DemoStack, token: str) -> None:
 
 
 @pytest.mark.parametrize(("wrong", "told"), [("nonsense", "403 Invalid JWT token"), ("a.b.c", "403 Invalid JWT token")])
-def test_a_wrong_token_is_told_and_not_shown(stack: DemoStack, wrong: str, told: str) -> None:
+def test_a_wrong_token_is_reported_without_showing_it(stack: DemoStack, wrong: str, told: str) -> None:
     code, checks = doctor("--airflow-url", stack.airflow_url, "--token", wrong)
     assert (code, checks["airflow-api"]["level"], checks["token"]["level"]) == (1, "ok", "problem")
     assert checks["token"]["found"] == f"Airflow refuses the token with {told}"
@@ -39,13 +39,13 @@ def test_a_wrong_token_is_told_and_not_shown(stack: DemoStack, wrong: str, told:
     assert wrong not in json.dumps(checks)
 
 
-def test_the_server_in_the_place_of_airflow_is_told(stack: DemoStack, token: str) -> None:
+def test_a_server_url_given_as_airflow_url_is_reported(stack: DemoStack, token: str) -> None:
     code, checks = doctor("--airflow-url", stack.server_url, "--token", token)
     assert (code, checks["airflow-api"]["level"], checks["token"]["level"]) == (1, "problem", "skipped")
     assert "is not Airflow's API (status 404)" in checks["airflow-api"]["found"]
 
 
-def test_airflow_in_the_place_of_the_server_is_told(stack: DemoStack) -> None:
+def test_an_airflow_url_given_as_server_url_is_reported(stack: DemoStack) -> None:
     code, checks = doctor("--url", stack.airflow_url)
     assert (code, checks["server"]["level"], checks["buffering"]["level"]) == (1, "problem", "skipped")
     assert "is not stream_server" in checks["server"]["found"]

@@ -57,7 +57,7 @@ async def until_state(events: Events, task_id: str, state: str) -> list[Frame]:
     raise AssertionError(f"{task_id} is not {state}; the last frames are {frames[-5:]}")
 
 
-async def test_streams_go_on_across_a_human_answer(
+async def test_streams_continue_across_a_human_response(
     server: StreamServerProcess, stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
     await asyncio.to_thread(eventually, lambda: airflow.get_dag(DAG_ID), RUN_SECONDS, f"{DAG_ID} is read")

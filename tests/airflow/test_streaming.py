@@ -10,7 +10,7 @@ import pytest
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
-from support.streaming_forms import RETURNED, SAID, said
+from support.streaming_forms import EXPECTED_OUTPUT, EXPECTED_RESULTS, output_values
 from support.streams import sse
 from support.waiting import eventually
 
@@ -22,41 +22,41 @@ async def trigger(airflow: AirflowRestClient, dag_id: str, conf: dict[str, Any] 
     return RunKey(dag_id, await asyncio.to_thread(airflow.trigger_run, dag_id, conf or {}))
 
 
-@pytest.mark.parametrize("dag_id", SAID)
-async def test_a_form_is_heard_in_order_before_the_result(
+@pytest.mark.parametrize("dag_id", EXPECTED_OUTPUT)
+async def test_output_of_each_form_arrives_in_order_before_the_result(
     dag_id: str, stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
     key = await trigger(airflow, dag_id)
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
-    assert [frame["value"] for frame in said(frames)] == SAID[dag_id]
-    assert [frame["index"] for frame in said(frames)] == list(range(len(SAID[dag_id])))
+    assert [frame["value"] for frame in output_values(frames)] == EXPECTED_OUTPUT[dag_id]
+    assert [frame["index"] for frame in output_values(frames)] == list(range(len(EXPECTED_OUTPUT[dag_id])))
     assert [frame["type"] for frame in frames[-2:]] == ["result", "end"]
-    assert list(frames[-2]["results"].values()) == [RETURNED[dag_id]]
+    assert list(frames[-2]["results"].values()) == [EXPECTED_RESULTS[dag_id]]
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         late = await events.rest(RUN_SECONDS)
-    assert said(late) == said(frames)
+    assert output_values(late) == output_values(frames)
 
 
-async def test_instances_of_a_mapped_task_are_heard_each_for_itself(
-    stack: DemoStack, airflow: AirflowRestClient
-) -> None:
+async def test_output_of_mapped_instances_is_separate(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "stream_mapped")
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
-    heard = {index: "".join(one["value"] for one in said(frames) if one["map_index"] == index) for index in (0, 1)}
+    heard = {
+        index: "".join(one["value"] for one in output_values(frames) if one["map_index"] == index) for index in (0, 1)
+    }
     assert heard == {0: "ab", 1: "cd"}
     assert frames[-2]["results"] == {"each": ["ab", "cd"]}
 
 
-async def test_two_thousand_tokens_come_in_order_and_once_over_two_connections(
+async def test_two_thousand_tokens_arrive_once_and_in_order_over_two_connections(
     stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
     key = await trigger(airflow, "stream_tokens", {"tokens": 2000, "per_second": 100})
     heard: list[int] = []
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         while len(heard) < 700:
-            heard += [one["value"]["number"] for one in said([await events.next()])]
+            heard += [one["value"]["number"] for one in output_values([await events.next()])]
         cursor = next(one for one in reversed(events.ids) if one)
         place = len(events.ids) - 1 - events.ids[::-1].index(cursor)
     after = len(events.ids) - 1 - place
@@ -64,54 +64,54 @@ async def test_two_thousand_tokens_come_in_order_and_once_over_two_connections(
     async with sse(stack.server_url, key, timeout=RUN_SECONDS, headers={"Last-Event-ID": cursor}) as events:
         frames = await events.rest(RUN_SECONDS)
     assert frames[0]["type"] == "resumed"
-    rest = [one["value"]["number"] for one in said(frames)]
+    rest = [one["value"]["number"] for one in output_values(frames)]
     assert rest[after:] == list(range(len(heard), 2000))
     assert frames[-1]["type"] == "end"
 
 
-async def test_a_retry_after_half_takes_back_what_was_said(stack: DemoStack, airflow: AirflowRestClient) -> None:
+async def test_a_retry_retracts_the_output_of_the_failed_try(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "stream_retry")
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
     resets = [place for place, frame in enumerate(frames) if frame["type"] == "reset"]
     whole = "".join(f"2.{number} " for number in range(10))
     last = frames[resets[-1] :] if resets else frames
-    assert "".join(frame["value"] for frame in said(last)) == whole
-    assert {frame["try_number"] for frame in said(last)} == {2}
+    assert "".join(frame["value"] for frame in output_values(last)) == whole
+    assert {frame["try_number"] for frame in output_values(last)} == {2}
     assert not resets or frames[resets[-1]]["reason"] == "retried"
     assert frames[-2]["results"] == {"half": whole}
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
-        assert "".join(frame["value"] for frame in said(await events.rest(RUN_SECONDS))) == whole
+        assert "".join(frame["value"] for frame in output_values(await events.rest(RUN_SECONDS))) == whole
 
 
 @pytest.mark.parametrize("dag_id", ["stream_fails", "stream_plain_fails"])
-async def test_the_last_words_of_a_task_that_fails_are_heard(
+async def test_the_last_output_of_a_failing_task_arrives(
     dag_id: str, stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
     key = await trigger(airflow, dag_id)
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
-    assert [frame["value"] for frame in said(frames)] == ["last ", "words"]
+    assert [frame["value"] for frame in output_values(frames)] == ["last ", "words"]
     assert [frame["type"] for frame in frames[-2:]] == ["failure", "end"]
 
 
-async def test_what_was_taken_back_is_not_heard_where_the_task_is_marked_instead_of_tried_again(
+async def test_retracted_output_is_not_sent_when_a_task_is_marked_instead_of_retried(
     stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
     key = await trigger(airflow, "stream_given_up")
     async with sse(stack.server_url, key, "?until=run", timeout=RUN_SECONDS) as events:
         frames = [await asyncio.wait_for(events.next(), RUN_SECONDS)]
-        while "wrong" not in [frame["value"] for frame in said(frames)] or frames[-1]["type"] != "reset":
+        while "wrong" not in [frame["value"] for frame in output_values(frames)] or frames[-1]["type"] != "reset":
             frames.append(await events.next())
         path = f"/dags/{key.dag_id}/dagRuns/{key.run_id}/taskInstances/never"
         answer = await asyncio.to_thread(airflow.request, "PATCH", path, json={"new_state": "success"})
         assert answer.status_code == 200, answer.text
-        assert said(await events.rest(RUN_SECONDS)) == []
+        assert output_values(await events.rest(RUN_SECONDS)) == []
     async with sse(stack.server_url, key, "?until=run", timeout=RUN_SECONDS) as events:
-        assert said(await events.rest(RUN_SECONDS)) == []
+        assert output_values(await events.rest(RUN_SECONDS)) == []
 
 
-async def test_the_chat_answers_word_by_word(stack: DemoStack, airflow: AirflowRestClient) -> None:
+async def test_the_chat_example_streams_word_by_word(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "chat_stream", {"message": "What is a pool?", "history": []})
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)

@@ -69,9 +69,7 @@ def duplicates(frames: list[Frame]) -> list[tuple[Any, ...]]:
     return [identity for identity in set(identities) if identities.count(identity) > 1]
 
 
-async def test_the_result_comes_long_before_the_teardown_has_ended(
-    stack: DemoStack, airflow: AirflowRestClient
-) -> None:
+async def test_the_result_arrives_long_before_the_teardown_ends(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "chat_answer", teardown_seconds=10)
     waiting = asyncio.create_task(asyncio.to_thread(airflow.wait_at_airflow, *key, 1.0))
 
@@ -88,7 +86,7 @@ async def test_the_result_comes_long_before_the_teardown_has_ended(
     assert ahead > 9
 
 
-async def test_a_failure_comes_before_the_teardown_has_ended(stack: DemoStack, airflow: AirflowRestClient) -> None:
+async def test_a_failure_arrives_before_the_teardown_ends(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "fail_before_teardown", teardown_seconds=5)
     over_sse, over_websocket = await asyncio.gather(frames_over_sse(stack, key), frames_over_websocket(stack, key))
     state = (await asyncio.to_thread(airflow.get_run, *key))["state"]
@@ -136,7 +134,9 @@ async def test_the_frames_of_a_run_are_its_committed_transitions(
     assert shared == told(over_websocket)[-len(shared) :]
 
 
-async def test_a_mapped_task_is_born_expanded_and_collected(stack: DemoStack, airflow: AirflowRestClient) -> None:
+async def test_a_mapped_task_is_expanded_and_its_results_are_collected(
+    stack: DemoStack, airflow: AirflowRestClient
+) -> None:
     key = await trigger(airflow, "mapped_squares", numbers=[1, 2, 3, 4])
     frames = await frames_over_sse(stack, key)
     assert frames[-2]["results"] == {"square": [1, 4, 9, 16]}
@@ -148,14 +148,14 @@ async def test_a_mapped_task_is_born_expanded_and_collected(stack: DemoStack, ai
     assert successes == {0, 1, 2, 3}
 
 
-async def test_a_run_that_is_over_answers_at_once(stack: DemoStack, airflow: AirflowRestClient) -> None:
+async def test_a_finished_run_sends_its_result_at_once(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "chat_answer", teardown_seconds=0)
     await asyncio.to_thread(airflow.wait_until_finished, *key)
     assert types(await frames_over_sse(stack, key)) == ["snapshot", "result", "end"]
     assert (await frames_over_sse(stack, key, "?result=think"))[1]["results"] == {"think": ANSWER["answer"]}
 
 
-async def test_a_cleared_run_answers_anew(stack: DemoStack, airflow: AirflowRestClient) -> None:
+async def test_a_cleared_run_sends_a_new_result(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "native_result", question="Again?", archive_seconds=0)
     await asyncio.to_thread(airflow.wait_until_finished, *key)
 
@@ -205,7 +205,7 @@ def test_run_prints_the_result_alone(stack: DemoStack, token: str) -> None:
     assert (text.returncode, text.stdout) == (0, ANSWER["answer"] + "\n"), text.stderr
 
 
-def test_run_tells_failure_timeout_and_bad_usage_by_its_exit_code(stack: DemoStack, token: str) -> None:
+def test_run_reports_failure_timeout_and_bad_usage_by_exit_code(stack: DemoStack, token: str) -> None:
     failed = run_command(stack, "fail_before_teardown", "--conf", '{"teardown_seconds": 0}', STREAM_SERVER_TOKEN=token)
     assert (failed.returncode, failed.stdout) == (1, ""), failed.stderr
     assert "failure: task_failed in think" in failed.stderr
@@ -235,7 +235,7 @@ def test_tail_writes_frames_as_lines_when_piped(stack: DemoStack, airflow: Airfl
     assert "Traceback" not in missing.stderr
 
 
-def test_the_client_goes_on_when_the_server_restarts(stack: DemoStack, airflow: AirflowRestClient) -> None:
+def test_the_client_continues_after_a_server_restart(stack: DemoStack, airflow: AirflowRestClient) -> None:
     run_id = airflow.trigger_run("chat_answer", {"teardown_seconds": 3})
     with subprocess.Popen(
         [sys.executable, "-m", "stream_server", "tail", "chat_answer", run_id, "--url", stack.server_url],

@@ -55,7 +55,7 @@ def at(frame: Frame) -> datetime:
     return datetime.fromisoformat(frame["at"].replace("Z", "+00:00"))
 
 
-async def test_one_call_triggers_and_answers_while_the_teardown_goes_on(
+async def test_one_call_triggers_and_returns_the_result_before_the_teardown_ends(
     caller: httpx.AsyncClient, airflow: AirflowRestClient
 ) -> None:
     answer = await caller.post(call("chat_answer"), json={"conf": {"teardown_seconds": 5}, "note": "asked"})
@@ -70,7 +70,7 @@ async def test_one_call_triggers_and_answers_while_the_teardown_goes_on(
     assert (run["note"], run["triggering_user_name"]) == ("asked", "admin"), "triggered with the caller's own rights"
 
 
-async def test_the_result_of_a_run_is_waited_for(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
+async def test_the_result_endpoint_waits_for_a_run(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
     key = RunKey("chat_answer", await asyncio.to_thread(airflow.trigger_run, "chat_answer", {"teardown_seconds": 0}))
     pending = await caller.get(run_path(key, "result?timeout=0"))
     assert (pending.status_code, pending.json()["outcome"]) == (202, "pending")
@@ -78,7 +78,7 @@ async def test_the_result_of_a_run_is_waited_for(caller: httpx.AsyncClient, airf
     assert answer.json()["results"] == {"think": ANSWER["answer"]}
 
 
-async def test_the_bare_value_confirmed_by_the_success_of_its_task(
+async def test_the_bare_value_is_returned_after_the_success_of_its_task(
     caller: httpx.AsyncClient, airflow: AirflowRestClient
 ) -> None:
     body = {"conf": {"teardown_seconds": 0}}
@@ -113,7 +113,7 @@ async def test_one_call_triggers_and_streams_from_the_first_row_on(
         assert types(await events.rest()) == ["snapshot", "result", "end"]
 
 
-async def test_a_failure_comes_seconds_before_the_run_has_ended(
+async def test_a_failure_is_reported_seconds_before_the_run_ends(
     caller: httpx.AsyncClient, airflow: AirflowRestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = {"conf": {"teardown_seconds": 5}}
@@ -133,7 +133,7 @@ async def test_a_failure_comes_seconds_before_the_run_has_ended(
     assert ahead > 4, "the teardown alone takes five seconds"
 
 
-async def test_a_failure_six_levels_above_is_known_before_airflow_has_written_it_down(
+async def test_a_failure_six_levels_up_is_reported_before_airflow_writes_it(
     stack: DemoStack, airflow: AirflowRestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id = await asyncio.to_thread(airflow.trigger_run, "failure_six_levels_up", {})
@@ -175,16 +175,14 @@ async def test_the_stop_button_stops_a_run(caller: httpx.AsyncClient, airflow: A
     assert nobody.status_code == 404
 
 
-async def test_a_run_that_is_over_is_not_made_a_failure(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
+async def test_a_finished_run_cannot_be_stopped(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
     key = RunKey("mapped_squares", await asyncio.to_thread(airflow.trigger_run, "mapped_squares", {"numbers": [1]}))
     assert await asyncio.to_thread(airflow.wait_until_finished, *key) == "success"
     assert (await caller.post(run_path(key, "cancel"))).json()["state"] == "success"
     assert await state_of(airflow, key) == "success"
 
 
-async def test_a_mapping_over_nothing_is_answered_by_an_empty_list(
-    caller: httpx.AsyncClient, airflow: AirflowRestClient
-) -> None:
+async def test_an_empty_mapping_returns_an_empty_list(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
     """Airflow skips the task, and we take the time that it leaves out as the sign of it."""
     answer = await caller.post(call("mapped_squares"), json={"conf": {"numbers": []}})
     assert (answer.json()["outcome"], answer.json()["results"]) == ("result", {"square": []})
@@ -194,7 +192,7 @@ async def test_a_mapping_over_nothing_is_answered_by_an_empty_list(
     assert again.json()["results"] == {"square": []}
 
 
-async def test_a_run_that_nobody_waits_for_is_stopped(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
+async def test_a_run_without_waiting_clients_is_stopped(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
     body = {"conf": {"archive_seconds": 120}}
     async with caller.stream(
         "POST",
@@ -210,7 +208,9 @@ async def test_a_run_that_nobody_waits_for_is_stopped(caller: httpx.AsyncClient,
     await eventually_answered(failed, within=RUN_SECONDS, what="the run is stopped")
 
 
-async def test_the_same_key_is_one_run(stack: DemoStack, caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
+async def test_one_idempotency_key_triggers_one_run(
+    stack: DemoStack, caller: httpx.AsyncClient, airflow: AirflowRestClient
+) -> None:
     replica = stack.add_server()
     await asyncio.to_thread(replica.start)
     body, key = {"conf": {"numbers": [2]}}, {"Idempotency-Key": "once-and-for-all"}
@@ -233,7 +233,7 @@ async def test_the_same_key_is_one_run(stack: DemoStack, caller: httpx.AsyncClie
     assert attached.json()["results"] == {"square": [4]}
 
 
-async def test_airflow_says_what_is_wrong_with_a_request(stack: DemoStack, caller: httpx.AsyncClient) -> None:
+async def test_errors_of_airflow_are_passed_on(stack: DemoStack, caller: httpx.AsyncClient) -> None:
     """The statuses and the words are Airflow's own, with and without our parameter."""
     wrong: list[tuple[str, Any, dict[str, str], int]] = [
         ("chat_answer", {}, {"Authorization": "Bearer wrong"}, 403),
@@ -257,7 +257,7 @@ async def test_airflow_says_what_is_wrong_with_a_request(stack: DemoStack, calle
             assert ours.headers.get("www-authenticate") == native.headers.get("www-authenticate")
 
 
-async def test_a_cleared_run_takes_its_answer_back_and_answers_anew(
+async def test_a_cleared_run_retracts_its_result_and_sends_a_new_one(
     caller: httpx.AsyncClient, airflow: AirflowRestClient, tmp_path: Path
 ) -> None:
     marker = tmp_path / "cleared"

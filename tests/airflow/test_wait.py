@@ -70,7 +70,7 @@ def lines(body: str) -> list[Any]:
         ("fail_before_teardown", "&result=retrieve&result=answer"),
     ],
 )
-async def test_a_run_that_is_over_is_told_alike(
+async def test_wait_responses_for_finished_runs_are_equal(
     both: tuple[httpx.AsyncClient, httpx.AsyncClient], runs: dict[str, RunKey], dag_id: str, query: str
 ) -> None:
     native, ours = [await one.get(path(runs[dag_id], f"?interval=0.1{query}")) for one in both]
@@ -81,7 +81,7 @@ async def test_a_run_that_is_over_is_told_alike(
 
 @pytest.mark.parametrize("query", ["", "?interval=", "?interval=0", "?interval=-1", "?interval=x", "?interval=nan"])
 @pytest.mark.parametrize("run_id", [None, "no such run"])
-async def test_what_is_wrong_is_told_alike(
+async def test_wait_errors_are_equal(
     both: tuple[httpx.AsyncClient, httpx.AsyncClient], runs: dict[str, RunKey], query: str, run_id: str | None
 ) -> None:
     key = RunKey("chat_answer", run_id or runs["chat_answer"].run_id)
@@ -92,7 +92,9 @@ async def test_what_is_wrong_is_told_alike(
 
 
 @pytest.mark.parametrize("key", [RunKey("chat_answer", "no such run"), RunKey("no_such_dag", "r")])
-async def test_what_is_not_there_is_told_alike(both: tuple[httpx.AsyncClient, httpx.AsyncClient], key: RunKey) -> None:
+async def test_wait_responses_for_unknown_runs_are_equal(
+    both: tuple[httpx.AsyncClient, httpx.AsyncClient], key: RunKey
+) -> None:
     native, ours = [await one.get(path(key, "?interval=1")) for one in both]
     assert (ours.status_code, ours.json()) == (native.status_code, native.json())
     assert ours.status_code == 404
@@ -100,7 +102,7 @@ async def test_what_is_not_there_is_told_alike(both: tuple[httpx.AsyncClient, ht
 
 
 @pytest.mark.parametrize("dag_id", ["native_result", "fail_before_teardown"])
-async def test_a_run_is_told_alike_from_its_first_state_on(
+async def test_wait_responses_are_equal_from_the_first_state_on(
     both: tuple[httpx.AsyncClient, httpx.AsyncClient], airflow: AirflowRestClient, dag_id: str
 ) -> None:
     """It waits until both have said that it is queued."""
@@ -131,7 +133,7 @@ async def _read(client: httpx.AsyncClient, target: str, begun: asyncio.Event) ->
     return text
 
 
-async def test_airflows_own_client_needs_only_another_address(
+async def test_airflows_own_client_works_with_the_servers_address(
     stack: DemoStack, airflow: AirflowRestClient, token: str, runs: dict[str, RunKey]
 ) -> None:
     key = RunKey("native_result", await asyncio.to_thread(airflow.trigger_run, "native_result", {"archive_seconds": 0}))

@@ -13,7 +13,7 @@ import pytest
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
-from support.airflow_callers import Denied, bearer, token
+from support.airflow_callers import DeniedPermissions, bearer_header, make_token
 from support.permission_comparison import SECONDS
 from support.streams import Frame
 from support.waiting import eventually, eventually_answered, eventually_async
@@ -37,7 +37,7 @@ async def heard(server: StreamServerProcess, user: str, path: str) -> AsyncItera
     begun = asyncio.Event()
 
     async def hear() -> None:
-        headers = {**bearer(token(user, "admin")), "Accept": "application/x-ndjson"}
+        headers = {**bearer_header(make_token(user, "admin")), "Accept": "application/x-ndjson"}
         async with (
             httpx.AsyncClient(base_url=server.url, headers=headers, timeout=2 * SECONDS) as client,
             client.stream("GET", f"/api/v2{path}") as response,
@@ -62,14 +62,14 @@ def said(frames: list[Frame], dag_id: str = SPEAKING) -> list[object]:
 
 
 @pytest.mark.parametrize("path", [f"/stream?{OUTPUT}", f"/dags/{SPEAKING}/stream?{OUTPUT}"], ids=["all", "DAG"])
-async def test_values_are_told_as_airflow_lets_each_read_them(
-    guarded: StreamServerProcess, airflow: AirflowRestClient, denied: Denied, path: str
+async def test_values_are_sent_to_callers_who_can_read_xcoms(
+    auth_server: StreamServerProcess, airflow: AirflowRestClient, denied: DeniedPermissions, path: str
 ) -> None:
-    denied.set(no_xcoms=["XCOM"], not_these=[f"XCOM:{SPEAKING}"])
+    denied.deny_only(no_xcoms=["XCOM"], not_these=[f"XCOM:{SPEAKING}"])
     async with (
-        heard(guarded, "all", path) as all_,
-        heard(guarded, "no_xcoms", path) as none,
-        heard(guarded, "not_these", path) as others,
+        heard(auth_server, "all", path) as all_,
+        heard(auth_server, "no_xcoms", path) as none,
+        heard(auth_server, "not_these", path) as others,
     ):
         await run(airflow, SPEAKING)
         await eventually_async(lambda: len(said(all_)) == len(said(none)) == len(said(others)) > 1, SECONDS)
@@ -81,17 +81,17 @@ async def test_values_are_told_as_airflow_lets_each_read_them(
             await eventually_async(lambda: "word" in said(others, OTHER), SECONDS)
 
 
-async def test_the_runs_of_a_dag_that_may_be_read_no_more_are_told_no_more(
-    guarded: StreamServerProcess, airflow: AirflowRestClient, denied: Denied
+async def test_runs_of_a_dag_are_not_sent_after_its_permission_is_revoked(
+    auth_server: StreamServerProcess, airflow: AirflowRestClient, denied: DeniedPermissions
 ) -> None:
-    async with heard(guarded, "loser", "/stream?type=run") as frames:
+    async with heard(auth_server, "loser", "/stream?type=run") as frames:
 
         def over(key: RunKey) -> bool:
             return any((one.get("run_id"), one.get("state")) == (key.run_id, "success") for one in frames)
 
         before = await run(airflow, SPEAKING)
         await eventually_async(lambda: over(before), SECONDS)
-        denied.set(loser=[f"RUN:{SPEAKING}"])
+        denied.deny_only(loser=[f"RUN:{SPEAKING}"])
 
         async def told() -> bool:
             one, other = await run(airflow, SPEAKING), await run(airflow, OTHER)
@@ -103,5 +103,5 @@ async def test_the_runs_of_a_dag_that_may_be_read_no_more_are_told_no_more(
 
         # What Airflow answered a moment ago stands for another one, in which a run can be over.
         await eventually_answered(told_no_more, SECONDS)
-        denied.set()
+        denied.deny_only()
         await eventually_answered(told, SECONDS)

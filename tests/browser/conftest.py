@@ -9,8 +9,8 @@ import pytest
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
-from support.browser_session import Visitor, visiting
-from support.system_programs import program
+from support.browser_session import BrowserSession, open_browser
+from support.system_programs import find_or_install
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -18,11 +18,11 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of a Chromium: one on PATH, else Debian's package where it may be installed."""
-    return program("chromium", *NAMES)
+    return find_or_install("chromium", *NAMES)
 
 
 @pytest.fixture(scope="session")
-def guarded(stack: DemoStack) -> Iterator[StreamServerProcess]:
+def auth_server(stack: DemoStack) -> Iterator[StreamServerProcess]:
     """A stream server of the stack that has Airflow decide who may see what, and asks it often."""
     server = stack.add_server(options=["--auth", "airflow", "--auth-cache", "1s"])
     server.start()
@@ -38,7 +38,9 @@ def rest(stack: DemoStack) -> Iterator[AirflowRestClient]:
 
 
 @pytest.fixture
-async def visitor(chromium: str, guarded: StreamServerProcess, rest: AirflowRestClient) -> AsyncIterator[Visitor]:
+async def browser(
+    chromium: str, auth_server: StreamServerProcess, rest: AirflowRestClient
+) -> AsyncIterator[BrowserSession]:
     """An admin of Airflow who has signed in."""
-    async with visiting(chromium, guarded.url, rest.token) as visitor:
+    async with open_browser(chromium, auth_server.url, rest.token) as visitor:
         yield visitor

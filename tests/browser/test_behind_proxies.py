@@ -13,7 +13,7 @@ from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.certificate import make_certificate
 from support.chromium import QUIET
-from support.reverse_proxies import PROXIES, Behind, reverse_proxy
+from support.reverse_proxies import PROXIES, Backends, reverse_proxy
 from support.server import running_server
 from support.streams import stream_path
 from support.waiting import eventually_async
@@ -37,12 +37,12 @@ PROTOCOL = "() => performance.getEntriesByType('navigation')[0].nextHopProtocol"
 
 
 @pytest.mark.parametrize("name", PROXIES)
-async def test_a_browser_has_many_streams_of_one_host(
+async def test_a_browser_opens_many_streams_of_one_host(
     name: str, chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, tmp_path: Path
 ) -> None:
     async with running_server(settings()) as server:
         await eventually_async(lambda: server.hub.is_live)
-        with reverse_proxy(name, Behind(server.url, server.url), make_certificate(tmp_path)) as proxy:
+        with reverse_proxy(name, Backends(server.url, server.url), make_certificate(tmp_path)) as proxy:
             async with (
                 async_playwright() as playwright,
                 await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
@@ -54,6 +54,6 @@ async def test_a_browser_has_many_streams_of_one_host(
                 await eventually_async(lambda: server.hub.statistics().subscriptions == STREAMS + 1)
                 # A request of another kind gets through beside them.
                 assert await page.evaluate("async () => (await fetch('/ready')).status") == 200
-                await airflow.answer(run)
+                await airflow.complete_chain(run)
                 await page.wait_for_function(f"window.ends === {STREAMS}")
                 assert await page.evaluate("() => window.goodbye") == 1000

@@ -12,7 +12,7 @@ from playwright.async_api import Page, expect
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
-from support.browser_session import Visitor, visiting
+from support.browser_session import BrowserSession, open_browser
 
 SECONDS = 60_000
 CHAT = "/chat?dag_id=slow_chat"
@@ -41,20 +41,20 @@ async def assert_told(page: Page, whole: str) -> None:
     assert len(texts) > 3, "it was told at once"
 
 
-async def test_an_answer_is_told_as_it_comes(visitor: Visitor) -> None:
-    page = await visitor.open(CHAT)
+async def test_an_answer_is_shown_as_it_arrives(browser: BrowserSession) -> None:
+    page = await browser.open(CHAT)
     await say(page, "count 20")
     await wait_for(page, "3 4 5")
-    await visitor.keep(page, "chat-coming")
-    assert await visitor.barriers(page) == []
+    await browser.save_screenshots(page, "chat-coming")
+    assert await browser.accessibility_violations(page) == []
     await assert_told(page, answer(20))
     await say(page, "count 4")
     await expect(page.locator(".by-dag[data-answer=complete]").last).to_contain_text(answer(4, 1), timeout=SECONDS)
-    await visitor.keep(page, "chat")
+    await browser.save_screenshots(page, "chat")
 
 
-async def test_an_answer_survives_a_reload(visitor: Visitor) -> None:
-    page = await visitor.open(CHAT)
+async def test_an_answer_survives_a_reload(browser: BrowserSession) -> None:
+    page = await browser.open(CHAT)
     await say(page, "count 40")
     await wait_for(page, "3 4 5")
     await page.reload()
@@ -64,33 +64,33 @@ async def test_an_answer_survives_a_reload(visitor: Visitor) -> None:
     await expect(page.locator(".by-dag")).to_contain_text(answer(40))
 
 
-async def test_a_server_that_is_killed_loses_no_word(visitor: Visitor, guarded: StreamServerProcess) -> None:
-    visitor.bears_cuts = True
-    page = await visitor.open(CHAT)
+async def test_a_killed_server_loses_no_word(browser: BrowserSession, auth_server: StreamServerProcess) -> None:
+    browser.bears_cuts = True
+    page = await browser.open(CHAT)
     await say(page, "count 250")
     await wait_for(page, "3 4 5")
-    await asyncio.to_thread(guarded.child.stop, end_signal=signal.SIGKILL)
+    await asyncio.to_thread(auth_server.child.stop, end_signal=signal.SIGKILL)
     await expect(page.get_by_role("status")).to_have_text("Reconnecting…", timeout=SECONDS)
-    await visitor.keep(page, "chat-reconnecting")
-    await asyncio.to_thread(guarded.start)
+    await browser.save_screenshots(page, "chat-reconnecting")
+    await asyncio.to_thread(auth_server.start)
     await expect(page.get_by_role("status")).to_have_text("Live", timeout=SECONDS)
     await expect(page.locator(".by-dag[data-answer=coming]")).to_be_visible()
     await assert_told(page, answer(250))
 
 
-async def test_an_answer_that_fails_is_told_so_and_asked_for_again(visitor: Visitor) -> None:
-    page = await visitor.open(CHAT)
+async def test_a_failed_answer_is_shown_and_retried(browser: BrowserSession) -> None:
+    page = await browser.open(CHAT)
     await say(page, "count 3 fail")
     await expect(page.get_by_role("alert")).to_contain_text("Task “answer” failed", timeout=SECONDS)
-    await visitor.keep(page, "chat-failed")
+    await browser.save_screenshots(page, "chat-failed")
     await page.get_by_role("button", name="Retry").click()
     await expect(page.get_by_role("button", name="Stop")).to_be_visible()
     await expect(page.get_by_role("alert")).to_contain_text("Task “answer” failed", timeout=SECONDS)
     await expect(page.locator(".by-user")).to_have_count(1)
 
 
-async def test_an_answer_can_be_stopped(visitor: Visitor, rest: AirflowRestClient) -> None:
-    page = await visitor.open(CHAT)
+async def test_an_answer_can_be_stopped(browser: BrowserSession, rest: AirflowRestClient) -> None:
+    page = await browser.open(CHAT)
     await say(page, "count 500")
     await wait_for(page, "3 4 5")
     href = await page.get_by_role("link", name="View run").get_attribute("href")
@@ -101,14 +101,14 @@ async def test_an_answer_can_be_stopped(visitor: Visitor, rest: AirflowRestClien
     assert state == "failed"
 
 
-async def test_who_is_signed_out_signs_in_and_goes_on(
-    chromium: str, guarded: StreamServerProcess, stack: DemoStack
+async def test_a_signed_out_user_signs_in_and_continues(
+    chromium: str, auth_server: StreamServerProcess, stack: DemoStack
 ) -> None:
-    async with visiting(chromium, guarded.url) as visitor:
+    async with open_browser(chromium, auth_server.url) as visitor:
         page = await visitor.open(CHAT)
         await expect(page.get_by_role("heading", name="Sign in to Airflow")).to_be_focused()
-        await visitor.keep(page, "sign-in")
-        assert await visitor.barriers(page) == []
+        await visitor.save_screenshots(page, "sign-in")
+        assert await visitor.accessibility_violations(page) == []
         await sign_in(page, "wrong")
         await expect(page.get_by_role("alert")).to_contain_text("Wrong user name or password")
         await sign_in(page, "admin")
@@ -127,8 +127,8 @@ async def sign_in(page: Page, password: str) -> None:
     await page.get_by_role("button", name="Sign in").click()
 
 
-async def log_out(airflow_url: str, visitor: Visitor) -> None:
+async def log_out(airflow_url: str, browser: BrowserSession) -> None:
     """Have Airflow revoke the visitor's token, as when he logs out in another tab."""
-    (token,) = [cookie["value"] for cookie in await visitor.context.cookies() if cookie["name"] == "_token"]
+    (token,) = [cookie["value"] for cookie in await browser.context.cookies() if cookie["name"] == "_token"]
     async with httpx.AsyncClient(base_url=airflow_url) as client:
         await client.get("/api/v2/auth/logout", headers={"Cookie": f"_token={token}"})

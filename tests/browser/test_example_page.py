@@ -13,16 +13,16 @@ from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.chromium import QUIET
 from support.server import running_server
-from support.static_files import serving
+from support.static_files import serve_directory
 from support.waiting import eventually_async
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-async def test_the_page_shows_a_run_as_it_goes(
+async def test_the_page_shows_a_run_live(
     chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
-    with serving(EXAMPLES) as origin:
+    with serve_directory(EXAMPLES) as origin:
         async with (
             running_server(settings(cors_origins=(origin,))) as server,
             async_playwright() as playwright,
@@ -43,10 +43,10 @@ async def test_the_page_shows_a_run_as_it_goes(
             await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
 
 
-async def test_a_page_of_another_origin_sees_nothing(
+async def test_a_page_of_another_origin_gets_nothing(
     chromium: str, settings: Callable[..., Settings], run: RunKey
 ) -> None:
-    with serving(EXAMPLES) as origin:
+    with serve_directory(EXAMPLES) as origin:
         async with (
             running_server(settings(cors_origins=("https://app.example.com",))) as server,
             async_playwright() as playwright,

@@ -15,9 +15,9 @@ from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub
 from support.chromium import QUIET
 from support.server import running_server
-from support.static_files import serving
+from support.static_files import serve_directory
 from support.streams import stream_path
-from support.stub_callers import Door, Rights, jwt
+from support.stub_callers import CallerPermissions, StubPermissions, unsigned_jwt
 from support.waiting import eventually_async
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -59,10 +59,10 @@ async def tried(page: Page, server: str) -> Any:
 async def test_cookies_alone_open_nothing_for_a_foreign_page(
     chromium: str, settings: Callable[..., Settings], airflow: AirflowSql, stub: AirflowStub
 ) -> None:
-    ada = Rights(jwt(sub="ada", exp=time.time() + 3600))
-    stub.instead = Door(ada)
+    ada = CallerPermissions(unsigned_jwt(sub="ada", exp=time.time() + 3600))
+    stub.instead = StubPermissions(ada)
     await airflow.trigger(KEY, stub.version, list(CHAIN))
-    with serving(EXAMPLES) as friendly, serving(EXAMPLES) as foreign:
+    with serve_directory(EXAMPLES) as friendly, serve_directory(EXAMPLES) as foreign:
         configured = settings(airflow_url=stub.url, cors_origins=(friendly,))
         async with (
             running_server(configured) as server,

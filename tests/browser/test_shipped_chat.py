@@ -10,7 +10,7 @@ import httpx
 from playwright.async_api import Locator, Page, expect
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
-from support.browser_session import Visitor
+from support.browser_session import BrowserSession
 
 SECONDS = 60_000
 DAG_ID = "chat_stream"
@@ -32,8 +32,8 @@ ALL = f"Tell me about {', '.join(KNOWN)}."
 """Takes some seconds to answer."""
 
 
-async def ask(visitor: Visitor, message: str) -> Page:
-    page = await visitor.open(f"/chat?dag_id={DAG_ID}")
+async def ask(browser: BrowserSession, message: str) -> Page:
+    page = await browser.open(f"/chat?dag_id={DAG_ID}")
     await say(page, message)
     return page
 
@@ -58,11 +58,13 @@ async def run_of(page: Page) -> str:
     return httpx.URL(href).path.rpartition("/")[2]
 
 
-async def test_steps_words_and_answer_and_what_it_meant_before(visitor: Visitor, rest: AirflowRestClient) -> None:
-    page = await ask(visitor, ALL)
+async def test_the_page_shows_steps_words_and_answer_and_keeps_the_context(
+    browser: BrowserSession, rest: AirflowRestClient
+) -> None:
+    page = await ask(browser, ALL)
     await wait_for_words(page)
-    await visitor.keep(page, "chat-example-coming")
-    assert await visitor.barriers(page) == []
+    await browser.save_screenshots(page, "chat-example-coming")
+    assert await browser.accessibility_violations(page) == []
     whole = "\n\n".join(KNOWN.values())
     await expect(last(page).locator(".text")).to_have_text(whole, timeout=SECONDS, use_inner_text=True)
     seen = [text for text in await page.evaluate("window.seen") if text]
@@ -71,7 +73,7 @@ async def test_steps_words_and_answer_and_what_it_meant_before(visitor: Visitor,
     steps = await page.evaluate("window.steps")
     assert [step for step in steps if step in {"searching", "writing"}] == ["searching", "writing"]
     assert await asyncio.to_thread(rest.get_return_value, DAG_ID, await run_of(page), "answer") == whole
-    reached = await visitor.by_keyboard(page)
+    reached = await browser.names_in_tab_order(page)
     assert {"button New chat", "a View run", "textarea Your message"} <= set(reached)
     assert [name for name in reached if name.startswith("select DAG")] != []
 
@@ -81,12 +83,12 @@ async def test_steps_words_and_answer_and_what_it_meant_before(visitor: Visitor,
     await say(page, "And why would I want one?")
     await expect(page.locator(".by-dag[data-answer=complete]")).to_have_count(3, timeout=SECONDS)
     await expect(last(page).locator(".text")).to_have_text(KNOWN["pool"])
-    await visitor.keep(page, "chat-example")
-    assert await visitor.barriers(page) == []
+    await browser.save_screenshots(page, "chat-example")
+    assert await browser.accessibility_violations(page) == []
 
 
-async def test_a_reload_in_the_middle_loses_no_word(visitor: Visitor) -> None:
-    page = await ask(visitor, ALL)
+async def test_a_reload_in_the_middle_loses_no_word(browser: BrowserSession) -> None:
+    page = await ask(browser, ALL)
     await wait_for_words(page)
     run_id = await run_of(page)
     await page.reload()
@@ -98,8 +100,8 @@ async def test_a_reload_in_the_middle_loses_no_word(visitor: Visitor) -> None:
     assert seen[0].startswith(KNOWN["DAG"]), "what was there before is there at once"
 
 
-async def test_it_is_stopped(visitor: Visitor, rest: AirflowRestClient) -> None:
-    page = await ask(visitor, ALL)
+async def test_the_answer_can_be_stopped(browser: BrowserSession, rest: AirflowRestClient) -> None:
+    page = await ask(browser, ALL)
     await wait_for_words(page)
     run_id = await run_of(page)
     await page.get_by_role("button", name="Stop").click()
@@ -112,10 +114,8 @@ async def test_it_is_stopped(visitor: Visitor, rest: AirflowRestClient) -> None:
     }
 
 
-async def test_an_answer_that_fails_is_said_plainly_and_asked_for_again(
-    visitor: Visitor, rest: AirflowRestClient
-) -> None:
-    page = await ask(visitor, ALL)
+async def test_a_failed_answer_is_reported_and_retried(browser: BrowserSession, rest: AirflowRestClient) -> None:
+    page = await ask(browser, ALL)
     await wait_for_words(page)
     path = f"/dags/{DAG_ID}/dagRuns/{await run_of(page)}/taskInstances/answer"
     (await asyncio.to_thread(rest.request, "PATCH", path, json={"new_state": "failed"})).raise_for_status()

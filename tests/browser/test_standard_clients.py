@@ -16,9 +16,9 @@ from support.airflow_sql import AirflowSql
 from support.airflow_stub_fixtures import ANSWER
 from support.chromium import QUIET
 from support.server import running_server
-from support.static_files import serving
+from support.static_files import serve_directory
 from support.streams import EVENT_NAMES, Frame, states, stream_path, types
-from support.tcp_proxy import Proxy
+from support.tcp_proxy import TcpProxy
 from support.waiting import eventually_async
 
 EACH_STATE = ["scheduled", "queued", "running", "success"]
@@ -31,13 +31,13 @@ async def received(page: Page, kind: str) -> list[Frame]:
 
 
 @pytest.mark.parametrize("client", ["EventSource", "fetch-event-source"])
-async def test_browsers_follow_a_run_over_a_cut_connection_to_its_end(
+async def test_browsers_follow_a_run_across_a_cut_connection_to_its_end(
     chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, client: str
 ) -> None:
-    with serving(node.installed_clients()) as origin:
+    with serve_directory(node.installed_clients()) as origin:
         async with (
             running_server(settings(cors_origins=(origin,))) as server,
-            Proxy.to(urlsplit(server.url).port) as proxy,
+            TcpProxy.listen(urlsplit(server.url).port) as proxy,
             async_playwright() as playwright,
             await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
         ):
@@ -51,7 +51,7 @@ async def test_browsers_follow_a_run_over_a_cut_connection_to_its_end(
             await page.wait_for_function(
                 "window.received.filter((data) => JSON.parse(data).type === 'task').length === 3"
             )
-            await proxy.cut()
+            await proxy.cut_connections()
             await airflow.set_task(run, "ask", "success")
             await received(page, "resumed")
             await airflow.run_task(run, "answer", ANSWER)

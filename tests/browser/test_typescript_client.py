@@ -16,9 +16,9 @@ from support.airflow_sql import AirflowSql
 from support.airflow_stub_fixtures import ANSWER
 from support.chromium import QUIET
 from support.server import running_server
-from support.static_files import serving
+from support.static_files import serve_directory
 from support.streams import states
-from support.tcp_proxy import Proxy
+from support.tcp_proxy import TcpProxy
 from support.waiting import eventually_async
 
 
@@ -36,11 +36,11 @@ async def tab(context: BrowserContext, origin: str, run: RunKey, **client: objec
 async def test_tabs_share_one_connection_and_another_tab_takes_over(
     chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
-    typescript.built_client()
-    with serving(typescript.WEB) as origin:
+    typescript.build_client()
+    with serve_directory(typescript.WEB) as origin:
         async with (
             running_server(settings(cors_origins=(origin,))) as server,
-            Proxy.to(urlsplit(server.url).port) as proxy,
+            TcpProxy.listen(urlsplit(server.url).port) as proxy,
             async_playwright() as playwright,
             await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
         ):
@@ -65,14 +65,14 @@ async def test_tabs_share_one_connection_and_another_tab_takes_over(
 
 
 @pytest.mark.parametrize("transport", ["sse", "websocket", "multiplex"])
-async def test_a_page_follows_a_run_over_a_cut_connection(
+async def test_a_page_follows_a_run_across_a_cut_connection(
     chromium: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, transport: str
 ) -> None:
-    typescript.built_client()
-    with serving(typescript.WEB) as origin:
+    typescript.build_client()
+    with serve_directory(typescript.WEB) as origin:
         async with (
             running_server(settings(cors_origins=(origin,))) as server,
-            Proxy.to(urlsplit(server.url).port) as proxy,
+            TcpProxy.listen(urlsplit(server.url).port) as proxy,
             async_playwright() as playwright,
             await playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser,
         ):
@@ -81,7 +81,7 @@ async def test_a_page_follows_a_run_over_a_cut_connection(
             page = await tab(context, origin, run, baseUrl=f"http://127.0.0.1:{proxy.port}", transport=transport)
             await airflow.start_task(run, "ask")
             await expect(page.locator("output")).to_contain_text("ask running")
-            await proxy.cut()
+            await proxy.cut_connections()
             await airflow.run_task(run, "answer", ANSWER)
             await airflow.set_run(run, "success")
             await expect(page.locator("output")).to_contain_text("ended")

@@ -11,29 +11,29 @@ from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub
 from support.server import RunningServer, running_server
-from support.stub_callers import Door, Rights
+from support.stub_callers import CallerPermissions, StubPermissions
 from support.waiting import eventually_async
 
 
 @pytest.fixture
-def ada() -> Rights:
+def ada() -> CallerPermissions:
     """Somebody who may read everything, until a test takes that away."""
-    return Rights()
+    return CallerPermissions()
 
 
 @pytest.fixture
-def door(stub: AirflowStub, ada: Rights) -> Door:
+def permissions(stub: AirflowStub, ada: CallerPermissions) -> StubPermissions:
     """What the stub answers to whom."""
-    door = Door(ada)
+    door = StubPermissions(ada)
     stub.instead = door
     return door
 
 
 @pytest.fixture
-async def guarded(
+async def auth_server(
     settings: Callable[..., Settings],
     stub: AirflowStub,
-    door: Door,
+    permissions: StubPermissions,
 ) -> AsyncIterator[RunningServer]:
     """A server that asks that Airflow, and asks often."""
     configured = settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="1s", ping_interval="100ms")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from support.api_check import check, target
+from support.api_check import check, serve_target
 
 SEED = 7
 
 
-async def test_every_answer_is_described_and_none_is_a_fault(journal: str) -> None:
-    async with target(journal) as url:
+async def test_every_response_is_documented_and_none_is_a_server_error(journal: str) -> None:
+    async with serve_target(journal) as url:
         checked = await asyncio.to_thread(check, url, 8, SEED)
     assert checked.misses == []
     assert {"200", "201", "404", "422"} <= checked.statuses.keys()

@@ -20,26 +20,26 @@ from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub
 from support.server import RunningServer, running_server
 from support.streams import Events, Frame
-from support.stub_callers import Door, Rights, jwt, refused
+from support.stub_callers import CallerPermissions, StubPermissions, refusal, unsigned_jwt
 from support.waiting import eventually_answered, eventually_async
 
 MINE, YOURS = RunKey("chat", "r1"), RunKey("secret", "r1")
 
 
 @pytest.fixture
-def ada() -> Rights:
-    return Rights(of_dag={"secret": refused(403, "Forbidden")})
+def ada() -> CallerPermissions:
+    return CallerPermissions(of_dag={"secret": refusal(403, "Forbidden")})
 
 
 @pytest.fixture
-def door(stub: AirflowStub, ada: Rights) -> Door:
-    stub.instead = door = Door(ada)
+def permissions(stub: AirflowStub, ada: CallerPermissions) -> StubPermissions:
+    stub.instead = door = StubPermissions(ada)
     return door
 
 
 @pytest.fixture
-async def guarded(
-    settings: Callable[..., Settings], stub: AirflowStub, door: Door, airflow: AirflowSql
+async def auth_server(
+    settings: Callable[..., Settings], stub: AirflowStub, permissions: StubPermissions, airflow: AirflowSql
 ) -> AsyncIterator[RunningServer]:
     version = await airflow.add_dag("secret", CHAIN, {"clean_up": False})
     await airflow.trigger(MINE, stub.version, list(CHAIN))
@@ -51,7 +51,7 @@ async def guarded(
 
 @asynccontextmanager
 async def all_runs(
-    server: RunningServer, caller: Rights, query: str = "", last: str | None = None
+    server: RunningServer, caller: CallerPermissions, query: str = "", last: str | None = None
 ) -> AsyncIterator[Events]:
     headers = {**caller.headers, **({"Last-Event-ID": last} if last else {})}
     async with (
@@ -89,10 +89,10 @@ async def hear(connection: ClientConnection, kind: str) -> Frame:
 
 
 @pytest.mark.parametrize("query", ["", "?dag_id=chat&dag_id=secret"])
-async def test_what_the_caller_may_not_read_is_left_out(
-    guarded: RunningServer, airflow: AirflowSql, ada: Rights, query: str
+async def test_runs_that_the_caller_cannot_read_are_left_out(
+    auth_server: RunningServer, airflow: AirflowSql, ada: CallerPermissions, query: str
 ) -> None:
-    async with all_runs(guarded, ada, query) as events:
+    async with all_runs(auth_server, ada, query) as events:
         await events.next()
         for state in ("running", "success"):
             await airflow.set_run(YOURS, state)
@@ -101,25 +101,27 @@ async def test_what_the_caller_may_not_read_is_left_out(
     assert [(frame["dag_id"], frame["state"]) for frame in frames] == [("chat", "running"), ("chat", "success")]
 
 
-async def test_what_was_missed_is_left_out_too(guarded: RunningServer, airflow: AirflowSql, ada: Rights) -> None:
-    async with all_runs(guarded, ada) as events:
+async def test_replayed_frames_are_filtered_too(
+    auth_server: RunningServer, airflow: AirflowSql, ada: CallerPermissions
+) -> None:
+    async with all_runs(auth_server, ada) as events:
         await events.next()
     last = events.ids[-1]
     await airflow.set_run(YOURS, "running")
     await airflow.set_run(MINE, "running")
-    async with all_runs(guarded, ada, last=last) as events:
+    async with all_runs(auth_server, ada, last=last) as events:
         frames = [await events.next() for _ in range(2)]
     assert [(frame["type"], frame.get("dag_id")) for frame in frames] == [("resumed", None), ("run", "chat")]
 
 
-async def test_a_permission_that_goes_and_comes_is_noticed(
-    guarded: RunningServer, airflow: AirflowSql, ada: Rights, stub: AirflowStub
+async def test_a_revoked_and_restored_permission_is_detected(
+    auth_server: RunningServer, airflow: AirflowSql, ada: CallerPermissions, stub: AirflowStub
 ) -> None:
-    async with all_runs(guarded, ada) as events:
+    async with all_runs(auth_server, ada) as events:
         await events.next()
         await airflow.set_run(MINE, "running")
         await told(events, 1)
-        ada.of_dag["chat"] = refused(403, "Forbidden")
+        ada.of_dag["chat"] = refusal(403, "Forbidden")
         del ada.of_dag["secret"]
         state, heard = "failed", list[str]()
         while heard[-3:] != ["secret"] * 3:
@@ -129,28 +131,34 @@ async def test_a_permission_that_goes_and_comes_is_noticed(
             heard.append((await told(events, 1))[0]["dag_id"])
 
 
-async def test_the_stream_of_a_dag_needs_the_permission_for_it(guarded: RunningServer, ada: Rights) -> None:
-    async with httpx.AsyncClient(base_url=guarded.url, headers=ada.headers) as client:
+async def test_the_stream_of_a_dag_needs_the_permission_for_it(
+    auth_server: RunningServer, ada: CallerPermissions
+) -> None:
+    async with httpx.AsyncClient(base_url=auth_server.url, headers=ada.headers) as client:
         answer = await client.get("/api/v2/dags/secret/stream")
         assert (answer.status_code, answer.json()["detail"]) == (403, "Forbidden")
-        ada.dags = refused(403, "Forbidden")
+        ada.dags = refusal(403, "Forbidden")
         assert (await client.get("/api/v2/stream")).status_code == 403
         async with client.stream("GET", "/api/v2/dags/chat/stream") as response:
             assert response.status_code == 200
 
 
-async def test_a_tag_does_not_tell_who_bears_it(guarded: RunningServer, airflow: AirflowSql, ada: Rights) -> None:
+async def test_a_tag_does_not_reveal_its_dags(
+    auth_server: RunningServer, airflow: AirflowSql, ada: CallerPermissions
+) -> None:
     for dag_id in ("chat", "secret"):
         await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) VALUES ($1, 'nightly')", dag_id)
-    async with all_runs(guarded, ada, "?tag=nightly") as events:
+    async with all_runs(auth_server, ada, "?tag=nightly") as events:
         await events.next()
         await airflow.set_run(YOURS, "running")
         await airflow.set_run(MINE, "running")
         assert [frame["dag_id"] for frame in await told(events, 1)] == ["chat"]
 
 
-async def test_each_stream_of_a_connection_is_let_in_by_itself(guarded: RunningServer, ada: Rights) -> None:
-    async with multiplex(guarded, ada.headers) as connection:
+async def test_each_stream_of_a_connection_is_authorized_separately(
+    auth_server: RunningServer, ada: CallerPermissions
+) -> None:
+    async with multiplex(auth_server, ada.headers) as connection:
         await say(connection, op="subscribe", id="no", dag_id="secret", run_id="r1")
         error = await hear(connection, "error")
         assert (error["id"], error["status"], error["detail"]) == ("no", 403, "Forbidden")
@@ -158,13 +166,13 @@ async def test_each_stream_of_a_connection_is_let_in_by_itself(guarded: RunningS
         assert (await hear(connection, "snapshot"))["id"] == "yes"
 
 
-async def test_streams_of_a_connection_end_one_by_one(guarded: RunningServer, ada: Rights) -> None:
-    async with multiplex(guarded, ada.headers) as connection:
+async def test_streams_of_a_connection_end_separately(auth_server: RunningServer, ada: CallerPermissions) -> None:
+    async with multiplex(auth_server, ada.headers) as connection:
         await say(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
         await hear(connection, "snapshot")
         await say(connection, op="subscribe", id="all")
         await hear(connection, "ack")
-        ada.of_dag["chat"] = refused(403, "Forbidden")
+        ada.of_dag["chat"] = refusal(403, "Forbidden")
         close = await hear(connection, "close")
         assert (close["id"], close["code"]) == ("run", 4503)
         await say(connection, op="ping", id="p")
@@ -174,12 +182,12 @@ async def test_streams_of_a_connection_end_one_by_one(guarded: RunningServer, ad
         assert (close["id"], close["code"]) == ("all", 4501)
 
 
-async def test_a_connection_goes_on_with_another_token(
-    guarded: RunningServer, airflow: AirflowSql, ada: Rights, door: Door
+async def test_a_connection_continues_with_a_new_token(
+    auth_server: RunningServer, airflow: AirflowSql, ada: CallerPermissions, permissions: StubPermissions
 ) -> None:
-    bob = Rights(jwt(sub="bob"), of_dag={"chat": refused(403, "Forbidden")})
-    door.callers.append(bob)
-    async with multiplex(guarded, ada.headers) as connection:
+    bob = CallerPermissions(unsigned_jwt(sub="bob"), of_dag={"chat": refusal(403, "Forbidden")})
+    permissions.callers.append(bob)
+    async with multiplex(auth_server, ada.headers) as connection:
         await say(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
         await hear(connection, "snapshot")
         await say(connection, op="subscribe", id="all")
@@ -196,18 +204,20 @@ async def test_a_connection_goes_on_with_another_token(
         assert (error["id"], error["status"]) == ("nobody", 401)
 
 
-async def test_what_is_nested_too_deeply_is_refused_like_all_that_is_not_understood(
-    guarded: RunningServer, ada: Rights
+async def test_a_message_that_is_nested_too_deeply_is_refused(
+    auth_server: RunningServer, ada: CallerPermissions
 ) -> None:
-    async with multiplex(guarded, ada.headers) as connection:
+    async with multiplex(auth_server, ada.headers) as connection:
         await connection.send('{"a":' + "[" * 30_000)
         assert (await hear(connection, "error"))["status"] == 422
         await say(connection, op="ping", id="p")
         assert (await hear(connection, "ack"))["id"] == "p"
 
 
-async def test_a_connection_without_credentials_introduces_itself(guarded: RunningServer, ada: Rights) -> None:
-    async with multiplex(guarded, {}) as connection:
+async def test_a_connection_without_credentials_authenticates_by_message(
+    auth_server: RunningServer, ada: CallerPermissions
+) -> None:
+    async with multiplex(auth_server, {}) as connection:
         await say(connection, op="auth", token=ada.token)
         assert (await hear(connection, "ack"))["op"] == "auth"
         await say(connection, op="subscribe", id="a", dag_id="chat", run_id="r1")
@@ -217,15 +227,15 @@ async def test_a_connection_without_credentials_introduces_itself(guarded: Runni
 # Look-ups that fail. Longest grace of the servers below: 200 ms + 1 s.
 
 NO_RUNS = [Response("<html>Please log in</html>", media_type="text/html"), JSONResponse({"dag_runs": None})]
-NO_DAGS = [refused(500, "down"), JSONResponse({"dags": None}), JSONResponse({"dags": [{"dag_id": 5}]})]
+NO_DAGS = [refusal(500, "down"), JSONResponse({"dags": None}), JSONResponse({"dags": [{"dag_id": 5}]})]
 ODD_TOTALS = [{}, {"total_entries": None}, {"total_entries": "many"}]
 MOST_LOOK_UPS = 4
 """In 1.2 s and one pause, with the shortest pauses: after 0, 0.5, 1.5 and 3.5 s."""
 
 
 @pytest.fixture
-async def impatient(
-    settings: Callable[..., Settings], stub: AirflowStub, door: Door, airflow: AirflowSql
+async def short_grace_server(
+    settings: Callable[..., Settings], stub: AirflowStub, permissions: StubPermissions, airflow: AirflowSql
 ) -> AsyncIterator[RunningServer]:
     """A server whose streams do not wait for long where Airflow can't be asked."""
     await airflow.trigger(MINE, stub.version, list(CHAIN))
@@ -236,13 +246,13 @@ async def impatient(
 
 
 @pytest.fixture
-def bob(door: Door) -> Rights:
-    bob = Rights(jwt(sub="bob"))
-    door.callers.append(bob)
+def bob(permissions: StubPermissions) -> CallerPermissions:
+    bob = CallerPermissions(unsigned_jwt(sub="bob"))
+    permissions.callers.append(bob)
     return bob
 
 
-def look_ups(stub: AirflowStub, caller: Rights, path: str) -> int:
+def look_ups(stub: AirflowStub, caller: CallerPermissions, path: str) -> int:
     """Return how often a path was asked for with the credential of a caller."""
     asked = [asked for asked in stub.asked if asked.target.partition("?")[0] == path]
     return sum(asked.headers.get("authorization") == f"Bearer {caller.token}" for asked in asked)
@@ -262,11 +272,16 @@ async def runs_until_closed(airflow: AirflowSql, events: Events) -> Frame:
 
 
 @pytest.mark.parametrize("odd", NO_RUNS, ids=lambda odd: repr(odd.body[:30]))
-async def test_a_stream_ends_whose_permission_stays_unknown_and_others_go_on(
-    impatient: RunningServer, airflow: AirflowSql, stub: AirflowStub, ada: Rights, bob: Rights, odd: Response
+async def test_a_stream_whose_permission_stays_unknown_ends_and_others_continue(
+    short_grace_server: RunningServer,
+    airflow: AirflowSql,
+    stub: AirflowStub,
+    ada: CallerPermissions,
+    bob: CallerPermissions,
+    odd: Response,
 ) -> None:
     ada.of_dag["chat"] = odd
-    async with all_runs(impatient, ada) as events, all_runs(impatient, bob) as others:
+    async with all_runs(short_grace_server, ada) as events, all_runs(short_grace_server, bob) as others:
         await events.next()
         await others.next()
         await airflow.set_run(MINE, "running")
@@ -279,12 +294,12 @@ async def test_a_stream_ends_whose_permission_stays_unknown_and_others_go_on(
 
 
 @pytest.mark.parametrize("odd", NO_DAGS, ids=lambda odd: repr(odd.body[:30]))
-async def test_a_list_of_dags_that_can_not_be_read_is_an_airflow_that_does_not_answer(
-    impatient: RunningServer,
+async def test_a_malformed_list_of_dags_counts_as_no_answer(
+    short_grace_server: RunningServer,
     airflow: AirflowSql,
     stub: AirflowStub,
-    ada: Rights,
-    bob: Rights,
+    ada: CallerPermissions,
+    bob: CallerPermissions,
     odd: Response,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -292,7 +307,7 @@ async def test_a_list_of_dags_that_can_not_be_read_is_an_airflow_that_does_not_a
     monkeypatch.setattr(readable, "MAX_DIRECT_REQUESTS", 0)
     monkeypatch.setattr(readable, "MAX_RENEWAL_FACTOR", float("inf"))
     ada.listed = odd
-    async with all_runs(impatient, ada) as events, all_runs(impatient, bob) as others:
+    async with all_runs(short_grace_server, ada) as events, all_runs(short_grace_server, bob) as others:
         last = await runs_until_closed(airflow, events)
         assert (last["type"], last["code"], last["reconnect"]) == ("close", 4003, True)
         assert look_ups(stub, ada, "/api/v2/dags/chat/dagRuns") == 1
@@ -303,10 +318,10 @@ async def test_a_list_of_dags_that_can_not_be_read_is_an_airflow_that_does_not_a
 
 
 @pytest.mark.parametrize("total", ODD_TOTALS, ids=repr)
-async def test_the_number_of_dags_is_not_read(
-    impatient: RunningServer,
+async def test_the_total_of_dags_is_ignored(
+    short_grace_server: RunningServer,
     airflow: AirflowSql,
-    ada: Rights,
+    ada: CallerPermissions,
     stub: AirflowStub,
     total: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -314,7 +329,7 @@ async def test_the_number_of_dags_is_not_read(
     monkeypatch.setattr(readable, "MAX_DIRECT_REQUESTS", 0)
     monkeypatch.setattr(readable, "MAX_RENEWAL_FACTOR", float("inf"))
     ada.listed = JSONResponse({"dags": [{"dag_id": "chat"}], **total})
-    async with all_runs(impatient, ada) as events:
+    async with all_runs(short_grace_server, ada) as events:
         await events.next()
         number = 0
         while look_ups(stub, ada, "/api/v2/dags") < 4:
@@ -325,22 +340,22 @@ async def test_the_number_of_dags_is_not_read(
 
 
 @pytest.mark.parametrize("accept", ["application/x-ndjson", "text/event-stream"])
-async def test_a_client_that_comes_back_is_refused_while_its_permission_is_unknown(
-    impatient: RunningServer,
+async def test_a_reconnecting_client_is_refused_while_its_permission_is_unknown(
+    short_grace_server: RunningServer,
     airflow: AirflowSql,
     stub: AirflowStub,
-    ada: Rights,
-    bob: Rights,
+    ada: CallerPermissions,
+    bob: CallerPermissions,
     accept: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(readable, "MAX_WAIT_SECONDS", 0.2)
-    async with all_runs(impatient, ada) as events:
+    async with all_runs(short_grace_server, ada) as events:
         await events.next()
     last = {"Last-Event-ID": str(events.ids[-1])}
     await airflow.set_run(MINE, "running")
     ada.of_dag["chat"] = JSONResponse({"dag_runs": None})
-    async with httpx.AsyncClient(base_url=impatient.url, timeout=15) as client:
+    async with httpx.AsyncClient(base_url=short_grace_server.url, timeout=15) as client:
         answer = await client.get("/api/v2/stream", headers={**ada.headers, **last, "Accept": accept})
         if accept == "text/event-stream":
             assert (answer.status_code, '"code":4003' in answer.text) == (200, True)
@@ -348,5 +363,5 @@ async def test_a_client_that_comes_back_is_refused_while_its_permission_is_unkno
             assert (answer.status_code, answer.json()["title"]) == (503, "Permission unknown")
             assert answer.headers["retry-after"] == "2"
     assert 1 <= look_ups(stub, ada, "/api/v2/dags/chat/dagRuns") <= 2
-    async with all_runs(impatient, bob, last=last["Last-Event-ID"]) as others:
+    async with all_runs(short_grace_server, bob, last=last["Last-Event-ID"]) as others:
         assert [(await others.next())["type"] for _ in range(2)] == ["resumed", "run"]

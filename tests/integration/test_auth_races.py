@@ -15,36 +15,36 @@ from websockets.asyncio.client import ClientConnection, connect
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
-from support.airflow_stub import AirflowStub, Asked
+from support.airflow_stub import AirflowStub, ReceivedRequest
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, Frame, sse, types
-from support.stub_callers import Door, Rights, jwt, refused
+from support.stub_callers import CallerPermissions, StubPermissions, refusal, unsigned_jwt
 from support.waiting import eventually_async
 
 KEY = RunKey("chat", "r1")
 
 
 @pytest.fixture
-def ada() -> Rights:
-    return Rights()
+def ada() -> CallerPermissions:
+    return CallerPermissions()
 
 
 @pytest.fixture
-def bob() -> Rights:
+def bob() -> CallerPermissions:
     """He may read nothing of `chat`."""
-    return Rights(jwt(sub="bob"), of_dag={"chat": refused(403, "Forbidden")})
+    return CallerPermissions(unsigned_jwt(sub="bob"), of_dag={"chat": refusal(403, "Forbidden")})
 
 
 class Porter:
     """Has some questions wait until the test lets them go on."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self.holds: Callable[[Asked], bool] = lambda _: False
+    def __init__(self, permissions: StubPermissions) -> None:
+        self._door = permissions
+        self.holds: Callable[[ReceivedRequest], bool] = lambda _: False
         self.held = 0
         self.go_on = asyncio.Event()
 
-    async def __call__(self, asked: Asked) -> Response | None:
+    async def __call__(self, asked: ReceivedRequest) -> Response | None:
         if self.holds(asked):
             self.held += 1
             await asyncio.wait_for(self.go_on.wait(), DEADLINE)
@@ -52,19 +52,19 @@ class Porter:
 
 
 @pytest.fixture
-def door(ada: Rights, bob: Rights) -> Door:
-    return Door(ada, bob)
+def permissions(ada: CallerPermissions, bob: CallerPermissions) -> StubPermissions:
+    return StubPermissions(ada, bob)
 
 
 @pytest.fixture
-def porter(stub: AirflowStub, door: Door) -> Porter:
-    stub.instead = porter = Porter(door)
+def held_requests(stub: AirflowStub, permissions: StubPermissions) -> Porter:
+    stub.instead = porter = Porter(permissions)
     return porter
 
 
 @pytest.fixture
-async def guarded(
-    settings: Callable[..., Settings], stub: AirflowStub, porter: Porter, airflow: AirflowSql
+async def auth_server(
+    settings: Callable[..., Settings], stub: AirflowStub, held_requests: Porter, airflow: AirflowSql
 ) -> AsyncIterator[RunningServer]:
     await airflow.trigger(KEY, stub.version, list(CHAIN))
     async with running_server(settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="30s")) as server:
@@ -72,7 +72,7 @@ async def guarded(
         yield server
 
 
-def multiplex(server: RunningServer, caller: Rights) -> connect:
+def multiplex(server: RunningServer, caller: CallerPermissions) -> connect:
     address = f"{server.url.replace('http', 'ws', 1)}/api/v2/stream"
     return connect(address, additional_headers=caller.headers, proxy=None)
 
@@ -88,68 +88,68 @@ async def hear(connection: ClientConnection, kind: str) -> Frame:
     return frame
 
 
-async def test_a_stream_that_begins_is_that_of_who_the_caller_is_by_then(
-    guarded: RunningServer, porter: Porter, ada: Rights, bob: Rights
+async def test_a_stream_that_starts_uses_the_callers_newest_credential(
+    auth_server: RunningServer, held_requests: Porter, ada: CallerPermissions, bob: CallerPermissions
 ) -> None:
-    porter.holds = lambda asked: ada.token in asked.headers["authorization"] and "xcomEntries" in asked.target
-    async with multiplex(guarded, ada) as connection:
+    held_requests.holds = lambda asked: ada.token in asked.headers["authorization"] and "xcomEntries" in asked.target
+    async with multiplex(auth_server, ada) as connection:
         await say(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
-        await eventually_async(lambda: porter.held, what="Airflow is asked about ada")
+        await eventually_async(lambda: held_requests.held, what="Airflow is asked about ada")
         await say(connection, op="auth", id="bob", token=bob.token)
         assert (await hear(connection, "ack"))["id"] == "bob"
-        porter.go_on.set()
+        held_requests.go_on.set()
         close = await hear(connection, "close")
         assert (close["id"], close["code"]) == ("run", 4503)
 
 
-async def test_whose_stream_ends_while_he_becomes_somebody_else_keeps_the_others(
-    guarded: RunningServer, porter: Porter, door: Door, ada: Rights
+async def test_other_streams_continue_when_one_ends_during_reauthentication(
+    auth_server: RunningServer, held_requests: Porter, permissions: StubPermissions, ada: CallerPermissions
 ) -> None:
-    again = Rights(jwt(sub="ada", jti="2"))
-    door.callers.append(again)
-    async with multiplex(guarded, ada) as connection:
+    again = CallerPermissions(unsigned_jwt(sub="ada", jti="2"))
+    permissions.callers.append(again)
+    async with multiplex(auth_server, ada) as connection:
         await say(connection, op="subscribe", id="all")
         await say(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
         await hear(connection, "snapshot")
-        asked_for: list[Asked] = []
+        asked_for: list[ReceivedRequest] = []
 
-        def holds(asked: Asked) -> bool:
+        def holds(asked: ReceivedRequest) -> bool:
             if again.token not in asked.headers["authorization"] or "/dags/~/" not in asked.target:
                 return False
             asked_for.append(asked)
             # The first looks at the token.
             return len(asked_for) > 1
 
-        porter.holds = holds
+        held_requests.holds = holds
         await say(connection, op="auth", id="again", token=again.token)
-        await eventually_async(lambda: porter.held, what="Airflow is asked about the stream of all")
-        ada.dags = refused(403, "Forbidden")
+        await eventually_async(lambda: held_requests.held, what="Airflow is asked about the stream of all")
+        ada.dags = refusal(403, "Forbidden")
         assert (await hear(connection, "close"))["id"] == "all"
-        porter.go_on.set()
+        held_requests.go_on.set()
         assert (await hear(connection, "ack"))["id"] == "again"
 
 
-async def test_streams_outlast_an_airflow_that_has_enough_of_questions(
-    guarded: RunningServer,
+async def test_streams_outlast_an_airflow_that_throttles_look_ups(
+    auth_server: RunningServer,
     airflow: AirflowSql,
-    door: Door,
-    ada: Rights,
+    permissions: StubPermissions,
+    ada: CallerPermissions,
     stub: AirflowStub,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, "stream_server.auth.airflow_authorizer")
     async with (
-        sse(guarded.url, KEY, headers=ada.headers) as events,
-        httpx.AsyncClient(base_url=guarded.url, headers=ada.headers) as client,
+        sse(auth_server.url, KEY, headers=ada.headers) as events,
+        httpx.AsyncClient(base_url=auth_server.url, headers=ada.headers) as client,
     ):
         await events.next()
-        door.down = refused(429, "Slow down")
+        permissions.down = refusal(429, "Slow down")
         before = len(stub.asked)
         await eventually_async(lambda: len(stub.asked) > before + 4, what="Airflow refuses to be asked")
         answer = await client.get(f"/api/v2/dags/{KEY.dag_id}/dagRuns/{KEY.run_id}/result")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
-        door.down = None
-        await airflow.answer(KEY)
+        permissions.down = None
+        await airflow.complete_chain(KEY)
         assert types(await events.rest())[-1] == "end"
     complaints = [
         record.getMessage() for record in caplog.records if record.name == "stream_server.auth.airflow_authorizer"
@@ -159,21 +159,25 @@ async def test_streams_outlast_an_airflow_that_has_enough_of_questions(
     assert ada.token not in caplog.text
 
 
-async def test_nothing_is_asked_for_those_who_have_gone(
-    guarded: RunningServer, airflow: AirflowSql, door: Door, ada: Rights, stub: AirflowStub
+async def test_no_permission_is_looked_up_for_disconnected_callers(
+    auth_server: RunningServer,
+    airflow: AirflowSql,
+    permissions: StubPermissions,
+    ada: CallerPermissions,
+    stub: AirflowStub,
 ) -> None:
     async with (
-        httpx.AsyncClient(base_url=guarded.url, headers=ada.headers, timeout=DEADLINE) as client,
+        httpx.AsyncClient(base_url=auth_server.url, headers=ada.headers, timeout=DEADLINE) as client,
         client.stream("GET", "/api/v2/stream") as response,
     ):
         assert response.status_code == 200
-        door.down = refused(500, "down")
+        permissions.down = refusal(500, "down")
         before = len(stub.asked)
         await airflow.set_run(KEY, "running")
         await eventually_async(
             lambda: any("/dags/chat/" in asked.target for asked in stub.asked[before:]), what="the DAG is asked for"
         )
-    await eventually_async(lambda: not guarded.hub.statistics().subscriptions, what="the client is gone")
+    await eventually_async(lambda: not auth_server.hub.statistics().subscriptions, what="the client is gone")
     tasks = {"question about a DAG", "question to Airflow", "renewal", "list of DAGs"}
     await eventually_async(
         lambda: not any(task.get_name() in tasks for task in asyncio.all_tasks()), what="nothing is asked any more"

@@ -17,25 +17,25 @@ from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.server import RunningServer
 from support.streams import Events, frames_of, sse, stream_path, types, websocket
-from support.stub_callers import Door, Rights, client_of, jwt
+from support.stub_callers import CallerPermissions, StubPermissions, client_for, unsigned_jwt
 from support.waiting import eventually_async
 
-ENDS: dict[str, tuple[Callable[[Rights], None], int, bool]] = {
-    "logout": (Rights.revoke, 4501, False),
-    "expiry": (Rights.expire, 4501, False),
-    "permission": (Rights.forbid, 4503, False),
-    "XComs": (Rights.withhold, 4007, True),
+ENDS: dict[str, tuple[Callable[[CallerPermissions], None], int, bool]] = {
+    "logout": (CallerPermissions.revoke, 4501, False),
+    "expiry": (CallerPermissions.expire, 4501, False),
+    "permission": (CallerPermissions.forbid, 4503, False),
+    "XComs": (CallerPermissions.forbid_xcoms, 4007, True),
 }
 
 
 @pytest.mark.parametrize("what", ENDS)
 @pytest.mark.parametrize("transport", ["sse", "ndjson", "websocket"])
-async def test_a_stream_ends_with_what_it_stands_on(
-    guarded: RunningServer, key: RunKey, ada: Rights, transport: str, what: str
+async def test_a_stream_ends_when_its_permission_is_lost(
+    auth_server: RunningServer, key: RunKey, ada: CallerPermissions, transport: str, what: str
 ) -> None:
     end, code, reconnect = ENDS[what]
     if transport == "websocket":
-        async with websocket(guarded.url, key, headers=ada.headers) as connection:
+        async with websocket(auth_server.url, key, headers=ada.headers) as connection:
             assert json.loads(await connection.recv())["type"] == "snapshot"
             end(ada)
             frames = await frames_of(connection)
@@ -43,7 +43,7 @@ async def test_a_stream_ends_with_what_it_stands_on(
     else:
         accept = {"Accept": "application/x-ndjson"} if transport == "ndjson" else {}
         async with (
-            client_of(guarded, ada) as client,
+            client_for(auth_server, ada) as client,
             client.stream("GET", stream_path(key), headers=accept) as response,
         ):
             lines = response.aiter_lines() if accept else None
@@ -58,29 +58,29 @@ async def test_a_stream_ends_with_what_it_stands_on(
                 frames = [json.loads(line) async for line in lines]
     assert types(frames)[-1] == "close"
     assert (frames[-1]["code"], frames[-1]["reconnect"]) == (code, reconnect)
-    await eventually_async(lambda: guarded.hub.statistics().subscriptions == 0)
+    await eventually_async(lambda: auth_server.hub.statistics().subscriptions == 0)
 
 
 @pytest.mark.parametrize(("what", "status"), [("logout", 403), ("expiry", 401), ("permission", 403)])
-async def test_who_waits_for_an_answer_is_told_as_if_he_came_anew(
-    guarded: RunningServer, key: RunKey, ada: Rights, what: str, status: int
+async def test_a_waiting_call_ends_with_the_status_of_a_new_request(
+    auth_server: RunningServer, key: RunKey, ada: CallerPermissions, what: str, status: int
 ) -> None:
-    async with client_of(guarded, ada) as client:
+    async with client_for(auth_server, ada) as client:
         waiting = asyncio.create_task(client.get(f"/api/v2/dags/chat/dagRuns/{key.run_id}/result?timeout=20s"))
-        await eventually_async(lambda: guarded.hub.statistics().subscriptions == 1)
+        await eventually_async(lambda: auth_server.hub.statistics().subscriptions == 1)
         ENDS[what][0](ada)
         answer = await waiting
     # Airflow says 403 to a token that was revoked; both say that it is good no more.
     assert answer.status_code == (401 if what == "logout" else status)
 
 
-async def test_while_airflow_is_away_streams_go_on_for_a_while_and_none_begins(
-    guarded: RunningServer, airflow: AirflowSql, key: RunKey, ada: Rights, door: Door
+async def test_without_airflow_streams_continue_for_a_while_and_none_starts(
+    auth_server: RunningServer, airflow: AirflowSql, key: RunKey, ada: CallerPermissions, permissions: StubPermissions
 ) -> None:
-    async with sse(guarded.url, key, headers=ada.headers) as events:
+    async with sse(auth_server.url, key, headers=ada.headers) as events:
         await events.next()
-        door.down = JSONResponse({"detail": "down"}, 500)
-        async with client_of(guarded, ada) as client:
+        permissions.down = JSONResponse({"detail": "down"}, 500)
+        async with client_for(auth_server, ada) as client:
 
             async def refused() -> httpx.Response | None:
                 answer = await client.get(f"/api/v2/dags/chat/dagRuns/{key.run_id}/result?timeout=0")
@@ -99,46 +99,46 @@ async def test_while_airflow_is_away_streams_go_on_for_a_while_and_none_begins(
     assert (last["type"], last["code"], last["reconnect"]) == ("close", 4003, True)
 
 
-async def test_an_airflow_that_comes_back_in_time_ends_nothing(
-    guarded: RunningServer,
+async def test_an_airflow_that_returns_in_time_ends_no_stream(
+    auth_server: RunningServer,
     airflow: AirflowSql,
     key: RunKey,
-    ada: Rights,
-    door: Door,
+    ada: CallerPermissions,
+    permissions: StubPermissions,
     stub: AirflowStub,
 ) -> None:
-    async with sse(guarded.url, key, headers=ada.headers) as events:
+    async with sse(auth_server.url, key, headers=ada.headers) as events:
         await events.next()
-        door.down = JSONResponse({"detail": "down"}, 500)
+        permissions.down = JSONResponse({"detail": "down"}, 500)
         before = len(stub.asked)
         await eventually_async(lambda: len(stub.asked) > before + 2)
-        door.down = None
+        permissions.down = None
         before = len(stub.asked)
         await eventually_async(lambda: len(stub.asked) > before + 4)
-        await airflow.answer(key)
+        await airflow.complete_chain(key)
         assert (await events.rest())[-1]["type"] == "end"
 
 
 @pytest.mark.parametrize("transport", ["sse", "websocket"])
-async def test_a_token_that_expires_is_foretold(
-    guarded: RunningServer, key: RunKey, ada: Rights, door: Door, transport: str
+async def test_an_expiring_token_is_announced(
+    auth_server: RunningServer, key: RunKey, ada: CallerPermissions, permissions: StubPermissions, transport: str
 ) -> None:
-    ada.token = jwt(sub="ada", exp=time.time() + 61)
+    ada.token = unsigned_jwt(sub="ada", exp=time.time() + 61)
     if transport == "sse":
-        async with sse(guarded.url, key, headers=ada.headers) as events:
+        async with sse(auth_server.url, key, headers=ada.headers) as events:
             await events.next()
             last = (await events.rest())[-1]
             assert (last["type"], last["code"], last["reconnect"]) == ("close", 4006, True)
-        async with sse(guarded.url, key, headers=ada.headers) as events:
+        async with sse(auth_server.url, key, headers=ada.headers) as events:
             # Told once: he has come with the same again.
             assert types([await events.next() for _ in range(8)]).count("close") == 0
         return
-    async with websocket(guarded.url, key, headers=ada.headers) as connection:
+    async with websocket(auth_server.url, key, headers=ada.headers) as connection:
         frame: dict[str, Any] = {}
         while frame.get("type") != "auth_expiring":
             frame = json.loads(await asyncio.wait_for(connection.recv(), 10))
-        fresh = Rights(jwt(sub="ada", jti="2"))
-        door.callers.append(fresh)
+        fresh = CallerPermissions(unsigned_jwt(sub="ada", jti="2"))
+        permissions.callers.append(fresh)
         await connection.send(json.dumps({"op": "auth", "id": "n", "token": fresh.token}))
         while frame["type"] != "ack":
             frame = json.loads(await asyncio.wait_for(connection.recv(), 10))

@@ -12,11 +12,13 @@ from websockets.exceptions import InvalidStatus
 from stream_server.domain.run_state import RunKey
 from support.server import RunningServer
 from support.streams import frames_of, stream_path, types, websocket
-from support.stub_callers import Door, Rights
+from support.stub_callers import CallerPermissions, StubPermissions
 
 
-async def test_another_token_must_be_as_good(guarded: RunningServer, key: RunKey, ada: Rights) -> None:
-    async with websocket(guarded.url, key, headers=ada.headers) as connection:
+async def test_a_new_token_needs_the_same_permissions(
+    auth_server: RunningServer, key: RunKey, ada: CallerPermissions
+) -> None:
+    async with websocket(auth_server.url, key, headers=ada.headers) as connection:
         frame = json.loads(await connection.recv())
         await connection.send(json.dumps({"op": "auth", "id": "n", "token": "nobody"}))
         while frame["type"] != "error":
@@ -31,10 +33,10 @@ async def test_another_token_must_be_as_good(guarded: RunningServer, key: RunKey
         assert json.loads(await connection.recv())["type"] == "ping"
 
 
-async def test_a_websocket_without_credentials_introduces_itself(
-    guarded: RunningServer, key: RunKey, ada: Rights
+async def test_a_websocket_without_credentials_authenticates_by_message(
+    auth_server: RunningServer, key: RunKey, ada: CallerPermissions
 ) -> None:
-    address = guarded.url.replace("http", "ws", 1) + stream_path(key)
+    address = auth_server.url.replace("http", "ws", 1) + stream_path(key)
     async with connect(
         address,
         proxy=None,
@@ -58,10 +60,10 @@ async def test_a_websocket_without_credentials_introduces_itself(
     ],
 )
 @pytest.mark.parametrize("path", ["run", "many"])
-async def test_a_websocket_that_introduces_itself_badly_is_told_nothing(
-    guarded: RunningServer, key: RunKey, path: str, said: str, status: int, code: int
+async def test_a_websocket_with_invalid_auth_messages_gets_no_frames(
+    auth_server: RunningServer, key: RunKey, path: str, said: str, status: int, code: int
 ) -> None:
-    address = guarded.url.replace("http", "ws", 1) + (stream_path(key) if path == "run" else "/api/v2/stream")
+    address = auth_server.url.replace("http", "ws", 1) + (stream_path(key) if path == "run" else "/api/v2/stream")
     async with connect(address, proxy=None) as connection:
         await connection.send(said)
         frames = await frames_of(connection)
@@ -70,11 +72,11 @@ async def test_a_websocket_that_introduces_itself_badly_is_told_nothing(
 
 
 @pytest.mark.parametrize("path", ["run", "many"])
-async def test_where_airflow_lets_in_who_says_nothing_nobody_need_introduce_himself(
-    guarded: RunningServer, key: RunKey, door: Door, path: str
+async def test_no_auth_message_is_needed_where_airflow_allows_anonymous_access(
+    auth_server: RunningServer, key: RunKey, permissions: StubPermissions, path: str
 ) -> None:
-    door.callers.append(Rights(token=""))
-    address = guarded.url.replace("http", "ws", 1) + (stream_path(key) if path == "run" else "/api/v2/stream")
+    permissions.callers.append(CallerPermissions(token=""))
+    address = auth_server.url.replace("http", "ws", 1) + (stream_path(key) if path == "run" else "/api/v2/stream")
     async with connect(address, proxy=None) as connection:
         if path == "many":
             subscribe = {"op": "subscribe", "id": "a", "dag_id": key.dag_id, "run_id": key.run_id}
@@ -86,36 +88,36 @@ async def test_where_airflow_lets_in_who_says_nothing_nobody_need_introduce_hims
 
 
 @pytest.mark.parametrize("path", ["run", "many"])
-async def test_a_websocket_that_says_nothing_is_closed(
-    guarded: RunningServer, key: RunKey, path: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_websocket_that_sends_no_auth_message_is_closed(
+    auth_server: RunningServer, key: RunKey, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stream_server.http.websocket_auth.PATIENCE_SECONDS", 0.05)
-    address = guarded.url.replace("http", "ws", 1) + (stream_path(key) if path == "run" else "/api/v2/stream")
+    address = auth_server.url.replace("http", "ws", 1) + (stream_path(key) if path == "run" else "/api/v2/stream")
     async with connect(address, proxy=None) as connection:
         frames = await frames_of(connection)
     assert types(frames) == ["error", "close"]
     assert connection.close_code == 4501
 
 
-async def test_a_token_that_airflow_refuses_gets_no_handshake(guarded: RunningServer, key: RunKey) -> None:
+async def test_a_refused_token_fails_the_handshake(auth_server: RunningServer, key: RunKey) -> None:
     with pytest.raises(InvalidStatus) as refusal:
-        async with websocket(guarded.url, key, headers={"Authorization": "Bearer nobody"}):
+        async with websocket(auth_server.url, key, headers={"Authorization": "Bearer nobody"}):
             pass
     assert refusal.value.response.status_code == 401
     assert json.loads(refusal.value.response.body or b"")["detail"] == "Not authenticated"
 
 
-async def test_an_unknown_run_is_told_after_the_introduction(guarded: RunningServer, ada: Rights) -> None:
-    async with websocket(guarded.url, RunKey("chat", "nowhere")) as connection:
+async def test_an_unknown_run_is_reported_after_authentication(
+    auth_server: RunningServer, ada: CallerPermissions
+) -> None:
+    async with websocket(auth_server.url, RunKey("chat", "nowhere")) as connection:
         await connection.send(json.dumps({"op": "auth", "token": ada.token}))
         frames = await frames_of(connection)
     assert types(frames) == ["ack", "error", "close"]
     assert (frames[1]["status"], frames[2]["code"]) == (404, 4500)
 
 
-async def test_streams_without_authorization_take_an_introduction_for_what_it_is_worth(
-    server: RunningServer, run: RunKey
-) -> None:
+async def test_servers_without_authorization_accept_any_auth_message(server: RunningServer, run: RunKey) -> None:
     async with websocket(server.url, run) as connection:
         assert json.loads(await connection.recv())["type"] == "snapshot"
         await connection.send('{"op":"auth","token":"any"}')

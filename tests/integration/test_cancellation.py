@@ -14,16 +14,16 @@ from stream_server.auth.airflow_api import MAX_FAIL_ATTEMPTS
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.airflow_stub import AirflowStub, Asked
+from support.airflow_stub import AirflowStub, ReceivedRequest
 from support.airflow_stub_fixtures import (
     COOKIES,
     TOKEN,
     WAIT,
-    answer_at_once,
-    caller_of,
-    grace_has_begun,
-    grace_is_over,
+    client_with_token,
+    complete_run,
     run_path,
+    wait_for_cancellation_decision,
+    wait_for_pending_cancellation,
 )
 from support.server import RunningServer, running_server
 from support.streams import Events, sse, types
@@ -51,50 +51,50 @@ async def leave_stream(caller: httpx.AsyncClient, path: str) -> None:
         await Events(response).next()
 
 
-async def leave_call(asked: RunningServer, caller: httpx.AsyncClient, path: str) -> None:
+async def leave_call(trigger_server: RunningServer, caller: httpx.AsyncClient, path: str) -> None:
     """Trigger a run, wait for its answer, and go."""
     calling = asyncio.create_task(caller.post(path, json={}))
-    await eventually_async(lambda: asked.hub.statistics().subscriptions == 1)
+    await eventually_async(lambda: trigger_server.hub.statistics().subscriptions == 1)
     calling.cancel()
     await asyncio.wait([calling])
 
 
 @pytest.mark.parametrize("streams", [True, False])
 async def test_a_run_is_stopped_when_its_caller_has_gone(
-    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, *, streams: bool
+    trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, *, streams: bool
 ) -> None:
-    await (leave_stream(caller, SHORT) if streams else leave_call(asked, caller, SHORT))
+    await (leave_stream(caller, SHORT) if streams else leave_call(trigger_server, caller, SHORT))
     await eventually_async(lambda: stub.patches, what="the run is stopped")
     (patch,) = stub.patches
     assert patch.target == run_path("manual__1") + "?update_mask=state"
     assert patch.json == {"state": "failed"}
     assert (patch.headers["authorization"], patch.headers["cookie"]) == (TOKEN, COOKIES)
-    await grace_is_over()
+    await wait_for_cancellation_decision()
     assert await state(airflow) == "failed"
 
 
 @pytest.mark.parametrize("path", [WAIT, f"{WAIT}&on_disconnect=continue"])
 async def test_a_run_goes_on_by_itself_unless_that_was_wanted(
-    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, path: str
+    trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, path: str
 ) -> None:
     await leave_stream(caller, path)
-    await eventually_async(lambda: asked.hub.statistics().subscriptions == 0)
+    await eventually_async(lambda: trigger_server.hub.statistics().subscriptions == 0)
     async with caller.stream("GET", run_path("manual__1") + "/stream"):
         pass
-    await grace_is_over()
+    await wait_for_cancellation_decision()
     assert stub.patches == []
 
 
 async def test_who_comes_back_in_time_keeps_the_run(
-    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
+    trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     # The grace is long enough to come back on any machine.
     await leave_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=500ms")
-    async with sse(asked.url, KEY) as events:
+    async with sse(trigger_server.url, KEY) as events:
         await events.next()
-        await grace_is_over()
+        await wait_for_cancellation_decision()
         assert stub.patches == []
-        await airflow.answer(KEY)
+        await airflow.complete_chain(KEY)
         assert types(await events.rest())[-2:] == ["result", "end"]
 
 
@@ -105,7 +105,7 @@ async def noted(airflow: AirflowSql, servers: int) -> bool:
 
 
 async def test_who_comes_back_to_another_server_keeps_the_run(
-    asked: RunningServer,
+    trigger_server: RunningServer,
     caller: httpx.AsyncClient,
     stub: AirflowStub,
     airflow: AirflowSql,
@@ -117,22 +117,22 @@ async def test_who_comes_back_to_another_server_keeps_the_run(
         async with sse(other.url, KEY) as events:
             await events.next()
             await eventually_answered(lambda: noted(airflow, 2))
-            await grace_is_over()
+            await wait_for_cancellation_decision()
             assert stub.patches == []
-            await airflow.answer(KEY)
+            await airflow.complete_chain(KEY)
             assert types(await events.rest())[-2:] == ["result", "end"]
         await eventually_answered(lambda: noted(airflow, 0))
 
 
 async def test_the_last_of_two_servers_stops_the_run(
-    asked: RunningServer,
+    trigger_server: RunningServer,
     caller: httpx.AsyncClient,
     stub: AirflowStub,
     airflow: AirflowSql,
     settings: Callable[..., Settings],
 ) -> None:
     again = f"{SHORT}&if_exists=attach"
-    async with running_server(settings(airflow_url=stub.url)) as other, caller_of(other) as second:
+    async with running_server(settings(airflow_url=stub.url)) as other, client_with_token(other) as second:
         await eventually_async(lambda: other.hub.is_live)
         async with caller.stream("POST", SHORT, json={"dag_run_id": "manual__1"}, headers=STREAM) as response:
             watching = Events(response)
@@ -141,7 +141,7 @@ async def test_the_last_of_two_servers_stops_the_run(
                 await Events(also).next()
                 assert await noted(airflow, 2)
             await eventually_answered(lambda: noted(airflow, 1))
-            await grace_is_over()
+            await wait_for_cancellation_decision()
             assert stub.patches == []
         await eventually_async(lambda: stub.patches, what="the last one to go stops it")
     assert await state(airflow) == "failed"
@@ -159,7 +159,7 @@ async def test_a_server_that_can_note_nothing_goes_by_its_own_clients(
 
 
 async def test_the_run_goes_on_while_another_watches(
-    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub
+    trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub
 ) -> None:
     async with caller.stream("POST", SHORT, json={"dag_run_id": "manual__1"}, headers=STREAM) as first:
         watching = Events(first)
@@ -167,33 +167,33 @@ async def test_the_run_goes_on_while_another_watches(
         again = f"{SHORT}&if_exists=attach"
         async with caller.stream("POST", again, json={"dag_run_id": "manual__1"}, headers=STREAM) as second:
             await Events(second).next()
-        await grace_has_begun()
-        await grace_is_over()
+        await wait_for_pending_cancellation()
+        await wait_for_cancellation_decision()
         assert stub.patches == []
     await eventually_async(lambda: stub.patches, what="the last one to go stops it")
 
 
 async def test_a_run_that_has_answered_is_left_alone(
-    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub
+    trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub
 ) -> None:
-    stub.then = answer_at_once
+    stub.then = complete_run
     async with caller.stream("POST", SHORT, json={}, headers=STREAM) as response:
         await Events(response).until("end")
     await caller.post(SHORT, json={})
-    await eventually_async(lambda: asked.hub.statistics().subscriptions == 0)
-    await grace_is_over()
+    await eventually_async(lambda: trigger_server.hub.statistics().subscriptions == 0)
+    await wait_for_cancellation_decision()
     assert stub.patches == []
 
 
 @pytest.mark.parametrize("ended", [True, False])
 async def test_a_run_that_answers_within_the_grace_is_left_alone(
-    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, *, ended: bool
+    trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, *, ended: bool
 ) -> None:
     """Failing it then would turn a success into a failure."""
     await leave_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=1s")
-    await grace_has_begun()
-    await (answer_at_once(airflow, KEY) if ended else airflow.answer(KEY))
-    await grace_is_over()
+    await wait_for_pending_cancellation()
+    await (complete_run(airflow, KEY) if ended else airflow.complete_chain(KEY))
+    await wait_for_cancellation_decision()
     assert stub.patches == []
     assert await state(airflow) == ("success" if ended else "running")
 
@@ -201,7 +201,7 @@ async def test_a_run_that_answers_within_the_grace_is_left_alone(
 async def test_a_run_that_cannot_be_stopped_is_told_to_the_log(
     caller: httpx.AsyncClient, stub: AirflowStub, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def refuse(asked: Asked) -> Response | None:
+    async def refuse(asked: ReceivedRequest) -> Response | None:
         if asked.method != "PATCH":
             return None
         return JSONResponse({"detail": "Forbidden"}, 403)
@@ -219,9 +219,9 @@ async def test_a_server_that_stops_leaves_runs_going(
 ) -> None:
     async with running_server(settings(auth="none", airflow_url=stub.url)) as server:
         await eventually_async(lambda: server.hub.is_live)
-        async with caller_of(server) as caller:
+        async with client_with_token(server) as caller:
             await leave_stream(caller, LONG)
-            await grace_has_begun()
+            await wait_for_pending_cancellation()
             async with caller.stream(
                 "POST", f"{SHORT}&if_exists=attach", json={"dag_run_id": "manual__1"}, headers=STREAM
             ) as response:
@@ -230,7 +230,7 @@ async def test_a_server_that_stops_leaves_runs_going(
                 stopping = asyncio.create_task(server.hub.drain(1))
                 assert types(await events.rest())[-1] == "close"
                 await stopping
-    await grace_is_over()
+    await wait_for_cancellation_decision()
     assert stub.patches == []
     assert "goes on: the server stops" in caplog.text
 
@@ -249,7 +249,7 @@ async def test_the_stop_button(caller: httpx.AsyncClient, stub: AirflowStub, air
 async def test_a_deadlock_with_the_scheduler_is_tried_again(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, faults: int, status: int
 ) -> None:
-    async def fault(asked: Asked) -> Response | None:
+    async def fault(asked: ReceivedRequest) -> Response | None:
         if asked.method == "PATCH" and len(stub.patches) <= faults:
             return JSONResponse({"detail": {"reason": "Database error"}}, 500)
         return None
@@ -265,10 +265,10 @@ async def test_a_deadlock_with_the_scheduler_is_tried_again(
 async def test_a_run_that_ends_between_two_tries_is_left_as_it_is(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
-    async def fault(asked: Asked) -> Response | None:
+    async def fault(asked: ReceivedRequest) -> Response | None:
         if asked.method != "PATCH":
             return None
-        await answer_at_once(airflow, KEY)
+        await complete_run(airflow, KEY)
         return JSONResponse({"detail": {"reason": "Database error"}}, 500)
 
     await caller.post(f"{WAIT}&timeout=0", json={})
@@ -281,7 +281,7 @@ async def test_a_run_that_ends_between_two_tries_is_left_as_it_is(
 async def test_the_stop_button_does_not_turn_a_success_into_a_failure(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
-    stub.then = answer_at_once
+    stub.then = complete_run
     await caller.post(WAIT, json={})
     late = await caller.post(run_path("manual__1") + "/cancel")
     assert (late.status_code, late.json()["state"]) == (200, "success")

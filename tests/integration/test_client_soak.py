@@ -9,6 +9,6 @@ SECONDS, CLIENTS = (120.0, 1000) if IN_CI else (15.0, 150)
 """Long where nobody waits for it."""
 
 
-async def test_nothing_is_lost_doubled_or_left_behind(journal: str) -> None:
+async def test_nothing_is_lost_duplicated_or_leaked(journal: str) -> None:
     verdict = await soak_clients(journal, SECONDS, CLIENTS)
     assert verdict["misses"] == [], verdict

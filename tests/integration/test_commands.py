@@ -43,7 +43,7 @@ async def test_a_terminal_shows_a_table(airflow: AirflowSql, server: RunningServ
     process = await tail(server.url, run, "--until", "result", stdout=theirs)
     os.close(theirs)
     await watched(server)
-    await airflow.answer(run)
+    await airflow.complete_chain(run)
     await asyncio.wait_for(process.wait(), DEADLINE)
     shown = b""
     # Linux ends the output of a closed terminal with an error.
@@ -62,7 +62,7 @@ async def test_a_terminal_shows_a_table(airflow: AirflowSql, server: RunningServ
 async def test_a_pipe_gets_frames_as_lines(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     process = await tail(server.url, run, "--until", "result", "--result", "ask")
     await watched(server)
-    await airflow.answer(run)
+    await airflow.complete_chain(run)
     code, output, _ = await ended(process)
     frames = [json.loads(line) for line in output.splitlines()]
     assert code == 0
@@ -102,7 +102,7 @@ async def test_a_restarted_server_is_found_again(
         await watched(first)
     async with running_server(chosen) as second:
         await watched(second)
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         code, output, _ = await ended(process)
     frames = [json.loads(line) for line in output.splitlines()]
     assert code == 0

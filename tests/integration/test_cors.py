@@ -11,7 +11,7 @@ import pytest
 from stream_server.domain.run_state import RunKey
 from stream_server.http.endpoints.tickets import TICKETS_PATH
 from stream_server.settings import Settings
-from support.raw_connection import UPGRADE, raw, request
+from support.raw_connection import UPGRADE, open_raw, request
 from support.server import RunningServer, running_server
 from support.streams import stream_path
 from support.waiting import eventually_async
@@ -111,9 +111,9 @@ async def test_each_stream_has_the_head_that_is_meant_for_it(settings: Callable[
 async def _status(server: RunningServer, path: str, *headers: str, method: str = "GET", host: str = "here") -> int:
     body = b"{}" if method == "POST" else b""
     data = request(path, "Connection: close", *headers, method=method, body=body)
-    async with raw(server.url) as connection:
-        await connection.say(data.replace(b"Host: here", f"Host: {host}".encode()))
-        answer = await connection.answer()
+    async with open_raw(server.url) as connection:
+        await connection.send(data.replace(b"Host: here", f"Host: {host}".encode()))
+        answer = await connection.read_response()
     if answer.status == 403:
         assert answer.problem["title"] == "Foreign origin"
     return answer.status

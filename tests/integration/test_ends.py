@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 
 from stream_server.domain.run_state import RunKey
 from stream_server.server.connections import HttpConnection, WebSocketConnection
-from support.raw_connection import raw, request
+from support.raw_connection import open_raw, request
 from support.server import RunningServer
 from support.streams import sse, stream_path
 from support.waiting import eventually_async
@@ -27,9 +27,9 @@ async def _stream(server: RunningServer, run: RunKey) -> None:
 
 
 async def _request(server: RunningServer, run: RunKey) -> None:
-    async with raw(server.url) as client:
-        await client.say(request(stream_path(run).removesuffix("/stream") + "/result?timeout=0", "Connection: close"))
-        assert (await client.answer()).status == 202
+    async with open_raw(server.url) as client:
+        await client.send(request(stream_path(run).removesuffix("/stream") + "/result?timeout=0", "Connection: close"))
+        assert (await client.read_response()).status == 202
 
 
 async def _websocket(server: RunningServer, run: RunKey) -> None:

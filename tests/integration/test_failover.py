@@ -19,13 +19,13 @@ from stream_server.journal.installer import install_journal
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.lossless_clients import Clients
-from support.lossless_writers import prepare_field
+from support.lossless_writers import prepare_workload
 from support.postgres import create_database_from_airflow_template, running_postgres
-from support.readiness import until_ready
+from support.readiness import wait_until_ready
 from support.server import RunningServer, running_server
 from support.standby import base_backup, catch_up, promote, running_standby, stop_following
 from support.streams import DEADLINE, Events, Frame, sse, states, websocket
-from support.tcp_proxy import Proxy
+from support.tcp_proxy import TcpProxy
 from support.waiting import eventually_async
 
 WATCHED = "?until=run"
@@ -59,16 +59,16 @@ async def run(primary: EmbeddedPostgres, database: str) -> RunKey:
     return key
 
 
-def through(proxy: Proxy, database: str) -> str:
+def through(proxy: TcpProxy, database: str) -> str:
     return f"postgresql://airflow@{LOOPBACK}:{proxy.port}/{database}"
 
 
 @asynccontextmanager
-async def served(proxy: Proxy, database: str, **options: object) -> AsyncIterator[RunningServer]:
+async def served(proxy: TcpProxy, database: str, **options: object) -> AsyncIterator[RunningServer]:
     """Run a server whose database is behind a proxy."""
     settings = Settings.load(database_url=through(proxy, database), port=0, grace_period=2.0, **options)
     async with running_server(settings) as server:
-        await until_ready(server.url)
+        await wait_until_ready(server.url)
         yield server
 
 
@@ -124,11 +124,11 @@ async def received(connection: ClientConnection, kind: str) -> Frame:
         assert frame["type"] == "task"
 
 
-async def test_a_restored_backup_begins_anew(primary: EmbeddedPostgres, database: str, run: RunKey) -> None:
+async def test_a_restored_backup_causes_a_resync(primary: EmbeddedPostgres, database: str, run: RunKey) -> None:
     """A database of the same epoch, at an older state."""
     with base_backup(primary, standby=False) as backup:
         async with (
-            Proxy.to(primary.port) as proxy,
+            TcpProxy.listen(primary.port) as proxy,
             served(proxy, database) as server,
             sse(server.url, run, WATCHED) as events,
             websocket(server.url, run, WATCHED) as connection,
@@ -138,17 +138,17 @@ async def test_a_restored_backup_begins_anew(primary: EmbeddedPostgres, database
             await told(events, "ask", "queued")
 
             await asyncio.to_thread(backup.start)
-            await proxy.turn_to(backup.port)
+            await proxy.switch_to(backup.port)
             assert await begun_anew(events) == {"ask": None, "answer": None, "clean_up": None}
             await write(backup, database, run, ("answer", "scheduled"))
             await told(events, "answer", "scheduled")
             await received(connection, "snapshot")
             await received(connection, "reset")
             assert states_in(await received(connection, "snapshot"))["ask"] is None
-            await until_ready(server.url)
+            await wait_until_ready(server.url)
 
 
-async def test_an_empty_database_is_told_at_ready_until_the_journal_is_back(
+async def test_ready_reports_an_empty_database_until_the_journal_is_back(
     primary: EmbeddedPostgres, database: str, run: RunKey
 ) -> None:
     empty = create_database_from_airflow_template(primary)
@@ -156,33 +156,33 @@ async def test_an_empty_database_is_told_at_ready_until_the_journal_is_back(
         await asyncio.to_thread(other.start)
         other.execute(f"DROP DATABASE {database}; ALTER DATABASE {empty} RENAME TO {database}")
         async with (
-            Proxy.to(primary.port) as proxy,
+            TcpProxy.listen(primary.port) as proxy,
             served(proxy, database) as server,
             sse(server.url, run, WATCHED) as events,
         ):
             await events.next()
-            await proxy.turn_to(other.port)
-            await until_ready(server.url, ready=False, because="run `stream-server install`")
-            await proxy.turn_to(primary.port)
-            await until_ready(server.url)
+            await proxy.switch_to(other.port)
+            await wait_until_ready(server.url, ready=False, because="run `stream-server install`")
+            await proxy.switch_to(primary.port)
+            await wait_until_ready(server.url)
             await write(primary, database, run, ("ask", "scheduled"))
             frames = await told(events, "ask", "scheduled")
             assert "reset" not in {frame["type"] for frame in frames}
 
             # Another journal, that knows nothing of the run.
             await install_journal(other.url(database), "public", lock_timeout=5, attempts=1)
-            await proxy.turn_to(other.port)
+            await proxy.switch_to(other.port)
             (last,) = await events.rest()
             assert (last["type"], last["reason"]) == ("close", "The run is not in the database any more")
-            await until_ready(server.url)
+            await wait_until_ready(server.url)
 
 
-async def test_a_standby_that_is_level_goes_on_where_the_primary_ended(
+async def test_a_promoted_standby_that_is_up_to_date_continues_the_stream(
     primary: EmbeddedPostgres, database: str, run: RunKey
 ) -> None:
     with running_standby(primary) as standby:
         async with (
-            Proxy.to(primary.port) as proxy,
+            TcpProxy.listen(primary.port) as proxy,
             served(proxy, database) as server,
             sse(server.url, run, WATCHED) as events,
             websocket(server.url, run, WATCHED) as connection,
@@ -191,12 +191,12 @@ async def test_a_standby_that_is_level_goes_on_where_the_primary_ended(
             await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
             await told(events, "ask", "queued")
             # Not told yet when the primary is lost.
-            await proxy.turn_to(None)
+            await proxy.switch_to(None)
             await write(primary, database, run, ("ask", "running"))
             await asyncio.to_thread(catch_up, primary, standby)
             await asyncio.to_thread(primary.kill)
             await asyncio.to_thread(promote, standby)
-            await proxy.turn_to(standby.port)
+            await proxy.switch_to(standby.port)
             await write(standby, database, run, ("ask", "success"))
             frames = await told(events, "ask", "success")
             assert [(frame["type"], frame["state"]) for frame in frames] == [("task", "running"), ("task", "success")]
@@ -204,18 +204,18 @@ async def test_a_standby_that_is_level_goes_on_where_the_primary_ended(
             assert states_in(snapshot)["ask"] is None
             seen = [(await received(connection, "task"))["state"] for _ in range(4)]
             assert seen == ["scheduled", "queued", "running", "success"]
-            await until_ready(server.url, doorbell=True)
+            await wait_until_ready(server.url, doorbell=True)
 
 
 @pytest.mark.parametrize("told_before", [True, False], ids=["told", "in the snapshot"])
-async def test_a_standby_that_was_behind_gives_our_numbers_to_others(
+async def test_a_promoted_standby_that_lagged_reuses_transaction_ids(
     primary: EmbeddedPostgres, database: str, run: RunKey, *, told_before: bool
 ) -> None:
     """What was told does not exist there, though its transactions do: as others."""
     with running_standby(primary) as standby:
         await asyncio.to_thread(catch_up, primary, standby)
         await asyncio.to_thread(stop_following, standby)
-        async with Proxy.to(primary.port) as proxy:
+        async with TcpProxy.listen(primary.port) as proxy:
             if not told_before:
                 lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
             async with served(proxy, database) as server, sse(server.url, run, WATCHED) as events:
@@ -223,23 +223,25 @@ async def test_a_standby_that_was_behind_gives_our_numbers_to_others(
                 if told_before:
                     lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
                     await told(events, "ask", "queued")
-                await proxy.turn_to(None)
-                await until_ready(server.url, ready=False)
+                await proxy.switch_to(None)
+                await wait_until_ready(server.url, ready=False)
                 await asyncio.to_thread(primary.kill)
                 await asyncio.to_thread(promote, standby)
                 await write_under(lost, standby, database, run)
-                await proxy.turn_to(standby.port)
+                await proxy.switch_to(standby.port)
                 assert await begun_anew(events) == {"ask": None, "answer": "failed", "clean_up": None}
                 await write(standby, database, run, ("clean_up", "scheduled"))
                 assert states(await told(events, "clean_up", "scheduled"), "clean_up") == ["scheduled"]
-                await until_ready(server.url)
+                await wait_until_ready(server.url)
 
 
 @pytest.mark.parametrize("primary", [{"synchronous_commit": "off"}], indirect=True)
-async def test_a_crash_that_forgets_commits_begins_anew(primary: EmbeddedPostgres, database: str, run: RunKey) -> None:
+async def test_a_crash_that_loses_commits_causes_a_resync(
+    primary: EmbeddedPostgres, database: str, run: RunKey
+) -> None:
     """What was told had been committed, but not been written to disk; a crash gives its numbers to others."""
     async with (
-        Proxy.to(primary.port) as proxy,
+        TcpProxy.listen(primary.port) as proxy,
         served(proxy, database) as server,
         sse(server.url, run, WATCHED) as events,
     ):
@@ -249,14 +251,14 @@ async def test_a_crash_that_forgets_commits_begins_anew(primary: EmbeddedPostgre
         os.kill(wal_writer, signal.SIGSTOP)
         lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
         await told(events, "ask", "queued")
-        await proxy.turn_to(None)
+        await proxy.switch_to(None)
         os.kill(wal_writer, signal.SIGKILL)
         await asyncio.to_thread(primary.kill)
         await asyncio.to_thread(primary.start)
         await write_under(lost, primary, database, run)
-        await proxy.turn_to(primary.port)
+        await proxy.switch_to(primary.port)
         assert await begun_anew(events) == {"ask": None, "answer": "failed", "clean_up": None}
-        await until_ready(server.url)
+        await wait_until_ready(server.url)
 
 
 async def test_a_url_with_two_hosts_finds_the_new_primary(
@@ -264,45 +266,45 @@ async def test_a_url_with_two_hosts_finds_the_new_primary(
 ) -> None:
     with running_standby(primary) as standby:
         await asyncio.to_thread(catch_up, primary, standby)
-        async with Proxy.to(primary.port) as first, Proxy.to(standby.port) as second:
+        async with TcpProxy.listen(primary.port) as first, TcpProxy.listen(standby.port) as second:
             url = (
                 f"postgresql+psycopg2://airflow@{LOOPBACK}:{second.port},{LOOPBACK}:{first.port}/{database}"
                 "?target_session_attrs=read-write"
             )
             settings = Settings.load(database_url=url, port=0, grace_period=2.0)
             async with running_server(settings) as server:
-                await until_ready(server.url, doorbell=True)
+                await wait_until_ready(server.url, doorbell=True)
                 async with sse(server.url, run, WATCHED) as events:
                     await events.next()
                     await write(primary, database, run, ("ask", "scheduled"))
                     await told(events, "ask", "scheduled")
                     await asyncio.to_thread(catch_up, primary, standby)
                     await asyncio.to_thread(primary.kill)
-                    await until_ready(server.url, ready=False)
+                    await wait_until_ready(server.url, ready=False)
                     await asyncio.to_thread(promote, standby)
                     await write(standby, database, run, ("ask", "queued"))
                     frames = await told(events, "ask", "queued")
                     assert [frame["type"] for frame in frames] == ["task"]
-                    await until_ready(server.url, doorbell=True)
+                    await wait_until_ready(server.url, doorbell=True)
 
 
-async def test_a_host_that_hangs_does_not_keep_us_from_the_next(
+async def test_a_host_that_hangs_does_not_block_the_next_host(
     primary: EmbeddedPostgres, database: str, run: RunKey
 ) -> None:
-    async with Proxy.to(None) as hung, Proxy.to(primary.port) as sound:
+    async with TcpProxy.listen(None) as hung, TcpProxy.listen(primary.port) as sound:
         url = f"postgresql://airflow@{LOOPBACK}:{hung.port},{LOOPBACK}:{sound.port}/{database}"
         async with running_server(Settings.load(database_url=url, port=0, grace_period=2.0)) as server:
-            await until_ready(server.url, doorbell=True, within=30)
+            await wait_until_ready(server.url, doorbell=True, within=30)
             assert hung.accepted > 0
             async with sse(server.url, run) as events:
                 assert states_in(await events.next())["ask"] is None
 
 
-async def test_memory_stays_flat_while_the_database_comes_and_goes(primary: EmbeddedPostgres, database: str) -> None:
-    field = await prepare_field(primary.url(database), runs=4, instances=60)
+async def test_memory_stays_flat_while_the_database_changes(primary: EmbeddedPostgres, database: str) -> None:
+    field = await prepare_workload(primary.url(database), runs=4, instances=60)
     with base_backup(primary, standby=False) as backup:
         await asyncio.to_thread(backup.start)
-        async with Proxy.to(primary.port) as proxy:
+        async with TcpProxy.listen(primary.port) as proxy:
             clients = Clients(through(proxy, database))
             try:
                 await clients.start([*field.runs, *field.runs])
@@ -318,12 +320,12 @@ async def test_memory_stays_flat_while_the_database_comes_and_goes(primary: Embe
                 await clients.stop()
 
 
-async def fail_over(proxy: Proxy, servers: list[EmbeddedPostgres], database: str, clients: Clients) -> None:
+async def fail_over(proxy: TcpProxy, servers: list[EmbeddedPostgres], database: str, clients: Clients) -> None:
     """Lead the server to one copy of the database after the other, each with a history of its own."""
     for postgres in servers:
         restarts = len(clients.lines[0].restarts)
         await write_everywhere(postgres, database)
-        await proxy.turn_to(postgres.port)
+        await proxy.switch_to(postgres.port)
         await eventually_async(
             lambda restarts=restarts: all(len(line.restarts) > restarts for line in clients.lines),  # type: ignore[misc]
             30,

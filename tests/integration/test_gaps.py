@@ -15,7 +15,7 @@ from stream_server.journal.installer import disable_triggers, enable_triggers, f
 from stream_server.journal.run_store import RunStore
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.server import RunningServer, cut_off, running_server
+from support.server import RunningServer, running_server, terminate_connections
 from support.streams import Events, Frame, sse
 from support.waiting import eventually_answered, eventually_async
 
@@ -24,7 +24,7 @@ MEND = "GRANT INSERT ON stream_server.journal TO airflow"
 
 
 @pytest.fixture
-def quick(settings: Callable[..., Settings]) -> Settings:
+def fast_settings(settings: Callable[..., Settings]) -> Settings:
     """Settings of a server that looks often."""
     return settings(poll_interval="50ms", check_interval="50ms")
 
@@ -57,10 +57,10 @@ async def is_empty(airflow: AirflowSql) -> bool:
     return bool(await airflow.connection.fetchval("SELECT count(*) = 0 FROM stream_server.journal"))
 
 
-async def test_what_the_triggers_could_not_record_is_in_a_new_snapshot(
-    journal: str, airflow: AirflowSql, quick: Settings, run: RunKey
+async def test_a_new_snapshot_has_what_the_triggers_could_not_record(
+    journal: str, airflow: AirflowSql, fast_settings: Settings, run: RunKey
 ) -> None:
-    async with running_server(quick) as server:
+    async with running_server(fast_settings) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
@@ -73,10 +73,10 @@ async def test_what_the_triggers_could_not_record_is_in_a_new_snapshot(
     assert (await fetch_status(journal)).losses >= 1
 
 
-async def test_a_loss_that_commits_late_is_made_good_when_it_has(
-    airflow: AirflowSql, quick: Settings, run: RunKey
+async def test_a_gap_that_commits_late_causes_a_resync_after_its_commit(
+    airflow: AirflowSql, fast_settings: Settings, run: RunKey
 ) -> None:
-    async with running_server(quick) as server:
+    async with running_server(fast_settings) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
@@ -90,8 +90,8 @@ async def test_a_loss_that_commits_late_is_made_good_when_it_has(
             assert state_of(await begun_anew(events), "ask") == "scheduled"
 
 
-async def test_missing_triggers_are_put_back(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
-    async with running_server(quick) as server:
+async def test_missing_triggers_are_restored(airflow: AirflowSql, fast_settings: Settings, run: RunKey) -> None:
+    async with running_server(fast_settings) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
@@ -104,9 +104,9 @@ async def test_missing_triggers_are_put_back(airflow: AirflowSql, quick: Setting
 
 
 async def test_triggers_are_switched_off_and_on_beside_a_long_transaction(
-    journal: str, airflow: AirflowSql, quick: Settings, run: RunKey
+    journal: str, airflow: AirflowSql, fast_settings: Settings, run: RunKey
 ) -> None:
-    async with running_server(quick) as server, AirflowSql.open(journal) as other:
+    async with running_server(fast_settings) as server, AirflowSql.open(journal) as other:
         await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
@@ -132,7 +132,7 @@ async def test_triggers_are_switched_off_and_on_beside_a_long_transaction(
     assert (await fetch_status(journal)).problems == []
 
 
-def test_the_commands_switch(journal: str) -> None:
+def test_the_commands_switch_the_triggers(journal: str) -> None:
     for word, code in (("disable", 1), ("enable", 0)):
         for arguments, expected in ((("triggers", word), 0), (("status",), code)):
             done = subprocess.run(
@@ -146,7 +146,7 @@ def test_the_commands_switch(journal: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["disable", "enable"])
-async def test_there_is_nothing_to_switch_without_a_journal(airflow_database: str, word: str) -> None:
+async def test_the_commands_fail_without_a_journal(airflow_database: str, word: str) -> None:
     with pytest.raises(JournalMissing, match="run `stream-server install`"):
         await {"disable": disable_triggers, "enable": enable_triggers}[word](airflow_database)
 
@@ -188,7 +188,7 @@ async def test_two_replicas_do_not_prune_at_once(journal: str, airflow: AirflowS
     await runs.close()
 
 
-async def test_a_server_cut_off_for_longer_than_the_retention_begins_anew(
+async def test_a_server_disconnected_for_longer_than_the_retention_resyncs(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     async with sse(server.url, run) as events:
@@ -196,16 +196,16 @@ async def test_a_server_cut_off_for_longer_than_the_retention_begins_anew(
         async with airflow.connection.transaction():
             # As if the server had been away when the row was written, and when it was pruned.
             await airflow.set_task(run, "ask", "scheduled")
-            await cut_off(airflow.connection)
+            await terminate_connections(airflow.connection)
             await airflow.connection.execute("SELECT stream_server.prune('0', 1000)")
         assert state_of(await begun_anew(events), "ask") == "scheduled"
 
 
-async def test_rows_that_were_deleted_before_the_tail_had_read_them_are_made_good(
-    airflow: AirflowSql, quick: Settings, run: RunKey
+async def test_rows_deleted_before_the_tail_read_them_cause_a_resync(
+    airflow: AirflowSql, fast_settings: Settings, run: RunKey
 ) -> None:
     """As where a server slept longer than the retention, and its connections with it."""
-    async with running_server(quick) as server:
+    async with running_server(fast_settings) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
@@ -219,8 +219,10 @@ async def test_rows_that_were_deleted_before_the_tail_had_read_them_are_made_goo
             await told(events, "ask", "queued")
 
 
-async def test_a_loss_before_the_first_read_is_noticed(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
-    async with running_server(quick) as server:
+async def test_a_gap_before_the_first_read_is_detected(
+    airflow: AirflowSql, fast_settings: Settings, run: RunKey
+) -> None:
+    async with running_server(fast_settings) as server:
         await eventually_async(lambda: server.hub.is_live)
         # The tail has begun, and has read nothing yet, perhaps.
         await airflow.connection.execute(BREAK)

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.raw_connection import UPGRADE, Raw, raw, request
+from support.raw_connection import UPGRADE, RawConnection, open_raw, request
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, sse, stream_path
 from support.waiting import eventually_async
@@ -32,11 +32,11 @@ bounded = examples(
 )
 
 
-async def _crowd(stack: AsyncExitStack, url: str, spoken: bytes) -> list[Raw]:
+async def _crowd(stack: AsyncExitStack, url: str, spoken: bytes) -> list[RawConnection]:
     """Connect, and say something that does not lead anywhere."""
-    crowd = [await stack.enter_async_context(raw(url)) for _ in range(CROWD)]
+    crowd = [await stack.enter_async_context(open_raw(url)) for _ in range(CROWD)]
     for one in crowd:
-        await one.say(spoken)
+        await one.send(spoken)
     return crowd
 
 
@@ -53,8 +53,8 @@ async def test_a_thousand_who_never_end_their_request(
         async with httpx.AsyncClient(base_url=server.url) as client:
             assert (await client.get("/ready")).status_code == 200
         for one in crowd:
-            await one.say(b"X")
-        answers = await asyncio.gather(*(one.hear() for one in crowd))
+            await one.send(b"X")
+        answers = await asyncio.gather(*(one.read_to_end() for one in crowd))
         assert {answer.split(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 408 Request Timeout"}
         await airflow.set_task(run, "ask", "success")
         assert (await events.next())["state"] == "success"
@@ -136,7 +136,7 @@ CURSORS = st.one_of(
 async def test_whatever_is_given_as_a_cursor_is_answered(
     server: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
-    await airflow.answer(run)
+    await airflow.complete_chain(run)
     with httpx.Client(base_url=server.url, timeout=DEADLINE) as client:
 
         @bounded

@@ -16,7 +16,7 @@ from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, Events, sse, states, types
-from support.stub_callers import Door, Rights
+from support.stub_callers import CallerPermissions, StubPermissions
 from support.waiting import eventually_async
 
 
@@ -64,17 +64,22 @@ async def test_a_request_for_human_input_changes_no_stream(
     assert await metric(server, "journal_rows_skipped_total") == 0
 
 
-async def test_who_may_read_a_request_for_human_input_is_not_asked(
-    guarded: RunningServer, airflow: AirflowSql, key: RunKey, ada: Rights, door: Door, stub: AirflowStub
+async def test_no_permission_is_looked_up_for_a_request_for_human_input(
+    auth_server: RunningServer,
+    airflow: AirflowSql,
+    key: RunKey,
+    ada: CallerPermissions,
+    permissions: StubPermissions,
+    stub: AirflowStub,
 ) -> None:
-    await has_read_all(guarded, airflow)
-    async with all_runs(guarded.url, ada.headers) as firehose:
+    await has_read_all(auth_server, airflow)
+    async with all_runs(auth_server.url, ada.headers) as firehose:
         await firehose.next()
         cursor = firehose.ids[-1] or ""
         await airflow.request_input(key, "ask")
         await airflow.set_task(key, "ask", "scheduled")
         assert states(await firehose.until("task"), "ask") == ["scheduled"]
-    async with all_runs(guarded.url, {**ada.headers, "Last-Event-ID": cursor}) as firehose:
+    async with all_runs(auth_server.url, {**ada.headers, "Last-Event-ID": cursor}) as firehose:
         assert types(await firehose.until("task")) == ["resumed", "task"]
 
 

@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse, Response
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.airflow_stub import CONFLICT, AirflowStub, Asked, BrokenOff
-from support.airflow_stub_fixtures import ANSWER, WAIT, answer_at_once, caller_of
+from support.airflow_stub import CONFLICT, AirflowStub, ReceivedRequest, TruncatedResponse
+from support.airflow_stub_fixtures import ANSWER, WAIT, client_with_token, complete_run
 from support.server import RunningServer, running_server
 from support.streams import types
 from support.waiting import eventually_async
@@ -48,7 +48,7 @@ async def test_the_same_key_twice_is_the_same_run(
 
 
 async def test_who_comes_second_hears_the_answer_too(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
-    stub.then = answer_at_once
+    stub.then = complete_run
     accept = {"Accept": "application/x-ndjson"}
     first = await caller.post(WAIT, json={}, headers={**KEY, **accept})
     second = await caller.post(WAIT, json={}, headers={**KEY, **accept})
@@ -59,7 +59,7 @@ async def test_who_comes_second_hears_the_answer_too(caller: httpx.AsyncClient, 
 
 @pytest.mark.parametrize("body", [{}, {"dag_run_id": "order-42"}])
 async def test_two_at_once_on_two_servers_are_one_run(
-    asked: RunningServer,
+    trigger_server: RunningServer,
     settings: Callable[..., Settings],
     stub: AirflowStub,
     airflow: AirflowSql,
@@ -67,7 +67,7 @@ async def test_two_at_once_on_two_servers_are_one_run(
 ) -> None:
     both_are_here = asyncio.Event()
 
-    async def wait_for_the_other(_asked: Asked) -> None:
+    async def wait_for_the_other(_asked: ReceivedRequest) -> None:
         if len(stub.triggers) == 2:
             both_are_here.set()
         await both_are_here.wait()
@@ -75,7 +75,7 @@ async def test_two_at_once_on_two_servers_are_one_run(
     stub.instead = wait_for_the_other
     async with running_server(settings(auth="none", airflow_url=stub.url)) as other:
         await eventually_async(lambda: other.hub.is_live)
-        async with caller_of(asked) as one, caller_of(other) as two:
+        async with client_with_token(trigger_server) as one, client_with_token(other) as two:
             answers = await asyncio.gather(*(client.post(NOW, json=body, headers=KEY) for client in (one, two)))
     assert [answer.status_code for answer in answers] == [202, 202], [answer.text for answer in answers]
     assert len({answer.json()["dag_run_id"] for answer in answers}) == 1
@@ -84,7 +84,7 @@ async def test_two_at_once_on_two_servers_are_one_run(
 
 async def test_a_lost_answer_is_found_again(caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql) -> None:
     async def lose(_session: AirflowSql, _key: RunKey) -> Response:
-        return BrokenOff()
+        return TruncatedResponse()
 
     stub.then = lose
     lost = await caller.post(NOW, json={}, headers=KEY)
@@ -113,7 +113,7 @@ async def test_a_key_stands_for_its_time(
 ) -> None:
     async with running_server(settings(auth="none", airflow_url=stub.url, idempotency_ttl="1ms")) as server:
         await eventually_async(lambda: server.hub.is_live)
-        async with caller_of(server) as caller:
+        async with client_with_token(server) as caller:
             for number in range(3):
                 answer = await caller.post(NOW, json={"conf": {"number": number}}, headers=KEY)
                 assert answer.status_code == 202, answer.text
@@ -129,7 +129,7 @@ async def test_what_airflow_refuses_claims_nothing(
 ) -> None:
     """The conflict is about the logical date, not about the run that the key stands for."""
 
-    async def refuse(_asked: Asked) -> Response:
+    async def refuse(_asked: ReceivedRequest) -> Response:
         return JSONResponse({"detail": CONFLICT}, status)
 
     stub.instead = refuse
@@ -161,7 +161,7 @@ async def test_a_key_has_a_length(caller: httpx.AsyncClient, stub: AirflowStub, 
 async def test_a_run_that_is_there_is_a_conflict_or_as_good_as_a_new_one(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
-    stub.then = answer_at_once
+    stub.then = complete_run
     body = {"dag_run_id": "order-42"}
     assert (await caller.post(WAIT, json=body)).json()["results"] == {"answer": ANSWER}
     conflict = await caller.post(WAIT, json=body)
@@ -173,7 +173,7 @@ async def test_a_run_that_is_there_is_a_conflict_or_as_good_as_a_new_one(
 
 
 async def test_attaching_does_not_hide_another_conflict(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
-    async def refuse(_asked: Asked) -> Response:
+    async def refuse(_asked: ReceivedRequest) -> Response:
         return JSONResponse({"detail": CONFLICT}, 409)
 
     stub.instead = refuse

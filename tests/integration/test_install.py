@@ -69,7 +69,7 @@ async def test_uninstall_leaves_nothing_behind(airflow_database: str) -> None:
     assert await catalog(airflow_database) == before
 
 
-async def test_uninstall_works_where_half_is_gone(journal: str) -> None:
+async def test_uninstall_works_on_an_incomplete_journal(journal: str) -> None:
     async with connected(journal) as connection:
         await connection.execute("DROP TABLE stream_server.meta; DROP FUNCTION stream_server.record_xcom() CASCADE")
     await uninstall_journal(journal, lock_timeout=1, attempts=1)
@@ -100,7 +100,7 @@ async def test_a_second_install_does_not_wait_for_writers_of_the_journal(
         await install_now(journal)
 
 
-async def test_install_gives_up_where_airflow_holds_a_lock(airflow_database: str) -> None:
+async def test_install_gives_up_while_airflow_holds_a_lock(airflow_database: str) -> None:
     before = await catalog(airflow_database)
     async with connected(airflow_database) as busy, busy.transaction():
         await busy.execute("LOCK TABLE xcom IN ROW EXCLUSIVE MODE")
@@ -114,7 +114,7 @@ async def test_two_installs_at_once_both_succeed(airflow_database: str) -> None:
     assert (await fetch_status(airflow_database)).problems == []
 
 
-async def test_install_says_what_is_missing(postgres: object, airflow_database: str) -> None:
+async def test_install_reports_what_is_missing(postgres: object, airflow_database: str) -> None:
     with pytest.raises(InstallError, match=r"Schema 'elsewhere'.*airflow db migrate"):
         await install_journal(airflow_database, "elsewhere", lock_timeout=1, attempts=1)
 
@@ -129,7 +129,7 @@ async def test_install_works_in_a_schema_of_another_name(airflow_database: str) 
     assert (found.airflow_schema, found.problems) == ("Air flow", [])
 
 
-async def test_the_triggers_are_those_that_airflows_migrations_bear(journal: str, airflow: AirflowSql) -> None:
+async def test_the_triggers_do_not_block_airflows_migrations(journal: str, airflow: AirflowSql) -> None:
     """No column list and no WHEN: both make `airflow db migrate` fail."""
     triggers = await airflow.connection.fetch(
         "SELECT tgrelid::regclass::text AS table_name, tgattr::text AS columns, tgqual IS NOT NULL AS has_when,"
@@ -182,7 +182,7 @@ async def test_airflow_waits_only_briefly_for_a_locked_journal(airflow: AirflowS
     assert last == "scheduled"
 
 
-async def test_status_tells_what_is_wrong(journal: str, airflow: AirflowSql) -> None:
+async def test_status_reports_problems(journal: str, airflow: AirflowSql) -> None:
     await airflow.connection.execute("DROP TRIGGER stream_server_xcom ON xcom")
     await airflow.connection.execute("ALTER TABLE dag_run DISABLE TRIGGER stream_server_run")
     await airflow.connection.execute(
@@ -199,7 +199,7 @@ async def test_status_tells_what_is_wrong(journal: str, airflow: AirflowSql) -> 
     assert (await fetch_status(journal)).problems == []
 
 
-def test_the_commands_install_tell_and_uninstall(airflow_database: str) -> None:
+def test_the_commands_install_show_status_and_uninstall(airflow_database: str) -> None:
     sqlalchemy = airflow_database.replace("postgresql://", "postgresql+psycopg2://")
     before = command("status", "--database-url", sqlalchemy)
     assert (before.returncode, before.stdout) == (
@@ -225,7 +225,7 @@ async def test_the_printed_sql_is_what_install_runs(airflow_database: str) -> No
     assert (await fetch_status(airflow_database)).problems == []
 
 
-async def test_an_unreachable_database_is_told_without_the_password(unused_tcp_port: int) -> None:
+async def test_an_unreachable_database_is_reported_without_the_password(unused_tcp_port: int) -> None:
     url = f"postgresql://airflow:s3cret@127.0.0.1:{unused_tcp_port}/airflow"
     with pytest.raises(JournalUnreachable, match="PostgreSQL does not answer") as told:
         await fetch_status(url)
@@ -245,7 +245,7 @@ def test_a_url_of_another_database_is_refused() -> None:
     assert "s3cret" not in done.stderr
 
 
-def test_a_missing_database_url_is_bad_usage() -> None:
+def test_a_missing_database_url_is_a_usage_error() -> None:
     done = command("status")
     assert (done.returncode, done.stderr) == (
         64,

@@ -17,8 +17,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
-from support.airflow_stub import AirflowStub, Asked
-from support.raw_connection import UPGRADE, raw, request
+from support.airflow_stub import AirflowStub, ReceivedRequest
+from support.raw_connection import UPGRADE, open_raw, request
 from support.server import running_server
 from support.streams import sse, stream_path, types, websocket
 from support.waiting import eventually_answered, eventually_async
@@ -46,19 +46,19 @@ PROXIED = {"trusted_proxies": "127.0.0.1"}
 )
 async def test_a_request_that_is_too_large_is_refused(settings: Make, spoken: bytes, status: int, told: str) -> None:
     bounds = {"max_url_bytes": 300, "max_header_bytes": 1500, "max_headers": 15}
-    async with running_server(settings(**bounds)) as server, raw(server.url) as client:
-        await client.say(spoken)
-        answer = await client.answer()
+    async with running_server(settings(**bounds)) as server, open_raw(server.url) as client:
+        await client.send(spoken)
+        answer = await client.read_response()
     assert (answer.status, told in answer.problem["detail"]) == (status, True), answer
     assert answer.headers["connection"] == "close"
 
 
 async def test_what_is_within_the_bounds_is_answered(settings: Make) -> None:
     bounds = {"max_url_bytes": 300, "max_header_bytes": 1500, "max_headers": 15}
-    async with running_server(settings(**bounds)) as server, raw(server.url) as client:
-        await client.say(request("/health?" + "x" * 280, "X-Large: " + "x" * 1400))
-        await client.say(request("/health", *(f"X-{n}: {n}" for n in range(12)), "Connection: close"))
-        assert (await client.hear()).count(b"HTTP/1.1 200 OK") == 2
+    async with running_server(settings(**bounds)) as server, open_raw(server.url) as client:
+        await client.send(request("/health?" + "x" * 280, "X-Large: " + "x" * 1400))
+        await client.send(request("/health", *(f"X-{n}: {n}" for n in range(12)), "Connection: close"))
+        assert (await client.read_to_end()).count(b"HTTP/1.1 200 OK") == 2
 
 
 @pytest.mark.parametrize(
@@ -73,19 +73,19 @@ async def test_what_is_within_the_bounds_is_answered(settings: Make) -> None:
 )
 async def test_a_request_that_comes_too_slowly_is_refused(settings: Make, spoken: bytes) -> None:
     configured = settings(request_timeout="200ms", airflow_url="http://127.0.0.1:1", auth="none")
-    async with running_server(configured) as server, raw(server.url) as client:
-        await client.say(spoken)
+    async with running_server(configured) as server, open_raw(server.url) as client:
+        await client.send(spoken)
         if spoken.strip():
-            answer = await client.answer()
+            answer = await client.read_response()
             assert (answer.status, answer.problem["title"]) == (408, "Request too slow")
             assert "STREAM_SERVER_REQUEST_TIMEOUT" in answer.problem["detail"]
         else:
-            assert await client.hear() == b""
+            assert await client.read_to_end() == b""
 
 
 async def test_who_says_nothing_is_shown_out(settings: Make) -> None:
-    async with running_server(settings(request_timeout="200ms")) as server, raw(server.url) as client:
-        assert await client.hear() == b""
+    async with running_server(settings(request_timeout="200ms")) as server, open_raw(server.url) as client:
+        assert await client.read_to_end() == b""
 
 
 async def test_streams_and_waiting_requests_outlast_the_time_for_a_request(settings: Make, run: RunKey) -> None:
@@ -104,12 +104,12 @@ async def test_streams_and_waiting_requests_outlast_the_time_for_a_request(setti
 
 
 async def test_half_a_request_behind_a_stream_ends_it_without_a_word(settings: Make, run: RunKey) -> None:
-    async with running_server(settings(request_timeout="200ms")) as server, raw(server.url) as client:
+    async with running_server(settings(request_timeout="200ms")) as server, open_raw(server.url) as client:
         await eventually_async(lambda: server.hub.is_live)
-        await client.say(request(stream_path(run)))
+        await client.send(request(stream_path(run)))
         await client.reader.readuntil(b"event: snapshot")
-        await client.say(b"GET /health HTTP/1.1\r\nHo")
-        assert b"HTTP/1.1" not in await client.hear()
+        await client.send(b"GET /health HTTP/1.1\r\nHo")
+        assert b"HTTP/1.1" not in await client.read_to_end()
         await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
 
 
@@ -118,9 +118,9 @@ async def test_a_full_server_says_so_and_still_tells_how_it_is(settings: Make, r
         await eventually_async(lambda: server.hub.is_live)
         for _ in range(20):
             await stack.enter_async_context(websocket(server.url, run))
-        async with raw(server.url) as client:
-            await client.say(request(stream_path(run)))
-            answer = await client.answer()
+        async with open_raw(server.url) as client:
+            await client.send(request(stream_path(run)))
+            answer = await client.read_response()
         assert (answer.status, answer.headers["retry-after"]) == (503, "2")
         assert answer.problem["title"] == "Server full"
         with pytest.raises(InvalidStatus, match="503"):
@@ -128,8 +128,8 @@ async def test_a_full_server_says_so_and_still_tells_how_it_is(settings: Make, r
         async with httpx.AsyncClient(base_url=server.url) as operator:
             assert (await operator.get("/health")).status_code == 200
             # Some more than that are answered; beyond them, nobody is.
-            silent = [await stack.enter_async_context(raw(server.url)) for _ in range(2)]
-            assert await silent[-1].hear() == b""
+            silent = [await stack.enter_async_context(open_raw(server.url)) for _ in range(2)]
+            assert await silent[-1].read_to_end() == b""
 
 
 async def test_a_caller_has_only_so_many_streams(settings: Make, run: RunKey) -> None:
@@ -277,7 +277,7 @@ async def test_who_says_it_in_a_message_is_counted_by_that(
             assert (await heard(bob))["status"] == 429
 
 
-async def _only_ada_and_bob(asked: Asked) -> Response | None:
+async def _only_ada_and_bob(asked: ReceivedRequest) -> Response | None:
     known = asked.headers.get("authorization") in {"Bearer ada", "Bearer bob"}
     return None if known else JSONResponse({"detail": "Not authenticated"}, 401)
 

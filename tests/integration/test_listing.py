@@ -16,7 +16,7 @@ from stream_server.hub.firehose import Resource
 from stream_server.server import lifespan
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
-from support.openapi_validation import undescribed
+from support.openapi_validation import response_errors
 from support.server import RunningServer, running_server
 from support.streams import Events, stream_path, types
 from support.waiting import eventually_async
@@ -31,7 +31,7 @@ async def ask(server: RunningServer, path: str, status: int = 200, **what: Any) 
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.get(path, **what)
     assert answer.status_code == status, answer.text
-    assert undescribed(answer, template) == []
+    assert response_errors(answer, template) == []
     return answer.json()
 
 
@@ -155,7 +155,9 @@ class OnlyOne(AllowAll):
 
 
 @pytest.fixture
-async def guarded(settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningServer]:
+async def auth_server(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RunningServer]:
     """A server that tells of the DAG `one` alone."""
     monkeypatch.setattr(lifespan, "AllowAll", OnlyOne)
     async with running_server(settings()) as server:
@@ -167,19 +169,19 @@ TOKEN = {"Authorization": "Bearer x"}
 
 
 async def test_nobody_hears_of_what_he_may_not_read(
-    guarded: RunningServer, airflow: AirflowSql, runs: list[RunKey]
+    auth_server: RunningServer, airflow: AirflowSql, runs: list[RunKey]
 ) -> None:
     await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) SELECT dag_id, 'chat' FROM dag")
     own = [key for key in runs if key.dag_id == "one"]
-    told = await ask(guarded, RUNS, params={"limit": 2}, headers=TOKEN)
+    told = await ask(auth_server, RUNS, params={"limit": 2}, headers=TOKEN)
     assert names(told) == own[:2]
-    chat = await ask(guarded, DAGS, params={"tag": "chat"}, headers=TOKEN)
+    chat = await ask(auth_server, DAGS, params={"tag": "chat"}, headers=TOKEN)
     assert [dag["dag_id"] for dag in chat["dags"]] == ["one"]
-    await ask(guarded, graph_path(own[0]), headers=TOKEN)
-    await ask(guarded, graph_path(RunKey("two", "r1")), 403, headers=TOKEN)
+    await ask(auth_server, graph_path(own[0]), headers=TOKEN)
+    await ask(auth_server, graph_path(RunKey("two", "r1")), 403, headers=TOKEN)
     assert "two" not in json.dumps([told, chat])
 
 
-async def test_who_says_nothing_is_asked_who_he_is(guarded: RunningServer, runs: list[RunKey]) -> None:
-    await ask(guarded, RUNS, 401)
-    await ask(guarded, graph_path(runs[0]), 401)
+async def test_who_says_nothing_is_asked_who_he_is(auth_server: RunningServer, runs: list[RunKey]) -> None:
+    await ask(auth_server, RUNS, 401)
+    await ask(auth_server, graph_path(runs[0]), 401)

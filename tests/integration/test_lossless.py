@@ -17,8 +17,8 @@ from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.journal.installer import install_journal
 from support.lossless import CLUSTER, SCHEDULES
 from support.lossless_clients import Clients
-from support.lossless_tails import TaskTail, quick
-from support.lossless_writers import connect_at_last, kill_a_backend, prepare_field, read_journal
+from support.lossless_tails import TaskTail, reconnect_quickly
+from support.lossless_writers import connect_when_possible, kill_backend, prepare_workload, read_journal
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.skipping import IN_CI
 from support.waiting import eventually_async
@@ -74,21 +74,21 @@ async def crash_and_write(cluster: EmbeddedPostgres, database: str, what: str) -
         await asyncio.to_thread(cluster.kill)
         await asyncio.to_thread(cluster.start)
     else:
-        await kill_a_backend(database)
-    connection = await connect_at_last(database)
+        await kill_backend(database)
+    connection = await connect_when_possible(database)
     for number in range(50):
         await connection.execute(UPDATE, number % 10)
     await connection.close()
 
 
 @pytest.mark.parametrize("what", ["PostgreSQL", "a backend"])
-async def test_numbers_given_out_again_after_a_crash_lose_nothing(
+async def test_transaction_ids_reused_after_a_crash_lose_no_rows(
     cluster: EmbeddedPostgres, database: str, what: str
 ) -> None:
     """A crash forgets transactions that were rolled back after the last commit; their numbers come again."""
-    field = await prepare_field(database, runs=1, instances=10)
+    field = await prepare_workload(database, runs=1, instances=10)
     tail = TaskTail(database, "tail")
-    with quick():
+    with reconnect_quickly():
         await tail.start()
         try:
             await eventually_async(lambda: tail.line.reads, what="the tail follows")
@@ -97,7 +97,7 @@ async def test_numbers_given_out_again_after_a_crash_lose_nothing(
             await eventually_async(lambda: tail.line.reads > reads + 1, what="the tail has looked again")
             await tail.stop()
             await crash_and_write(cluster, database, what)
-            tail.go_on()
+            tail.start_again()
             journal = await read_journal(database, field)
             assert journal[0].txid <= forgotten, "the numbers came again"
             await eventually_async(lambda: tail.line.complete(journal), what="every row has come")
@@ -106,11 +106,11 @@ async def test_numbers_given_out_again_after_a_crash_lose_nothing(
 
 
 @pytest.mark.parametrize("what", ["PostgreSQL", "a backend"])
-async def test_numbers_given_out_again_reach_who_came_before(
+async def test_transaction_ids_reused_after_a_crash_reach_earlier_subscribers(
     cluster: EmbeddedPostgres, database: str, what: str
 ) -> None:
     """The state of a run was read after the transactions that the crash forgets."""
-    field = await prepare_field(database, runs=1, instances=10)
+    field = await prepare_workload(database, runs=1, instances=10)
     forgotten = await roll_back(database)
     clients = Clients(database)
     try:
@@ -125,7 +125,7 @@ async def test_numbers_given_out_again_reach_who_came_before(
         await clients.stop()
 
 
-async def test_a_tail_stops_when_told_to_while_the_doorbell_rings(database: str) -> None:
+async def test_a_tail_stops_while_notifications_arrive(database: str) -> None:
     for turns in range(8):
         tail = TaskTail(database, f"tail after {turns} turns of the loop")
         await tail.start()

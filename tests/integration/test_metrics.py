@@ -21,7 +21,7 @@ from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
-from support.server import RunningServer, cut_off, running_server
+from support.server import RunningServer, running_server, terminate_connections
 from support.streams import frames_of, sse, types, websocket
 from support.waiting import eventually_answered, eventually_async
 
@@ -92,7 +92,7 @@ async def test_what_a_stream_does_is_counted(airflow: AirflowSql, quick: Setting
         assert (before.part("watched_runs"), before.part("open_streams")) == (0, 0)
         async with sse(server.url, run, "?until=run") as events:
             await events.next()
-            await airflow.answer(run)
+            await airflow.complete_chain(run)
             await events.until("result")
             during = await told(server, "read_rows_total", before.part("read_rows_total") + 14)
             assert (during.part("watched_runs"), during.part("open_streams")) == (1, 1)
@@ -148,7 +148,7 @@ async def test_what_goes_over_the_wire_is_counted(
 async def test_no_label_names_a_dag_or_a_run(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
     async with live_server(quick) as server, sse(server.url, run) as events:
         await events.next()
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         await events.until("result")
         await told(server, "journal_bytes{part=table}", 1)
         async with httpx.AsyncClient(base_url=server.url) as client:
@@ -190,7 +190,7 @@ async def test_losses_and_new_beginnings_are_counted(airflow: AirflowSql, quick:
 async def test_lost_connections_are_counted(airflow: AirflowSql, quick: Settings) -> None:
     async with live_server(quick) as server:
         assert (await scrape(server)).part("connections_lost_total") == 0
-        assert await cut_off(airflow.connection) > 0
+        assert await terminate_connections(airflow.connection) > 0
         await told(server, "connections_lost_total", 1)
         await told(server, "tail_connected", 1)
 

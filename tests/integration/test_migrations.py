@@ -18,7 +18,7 @@ from stream_server.journal.installer import SCHEMA_VERSION, fetch_status, instal
 from stream_server.journal.queries import load_migrations
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
-from support.server import cut_off, running_server
+from support.server import running_server, terminate_connections
 from support.streams import sse, states, types
 from support.waiting import eventually_answered, eventually_async
 
@@ -149,14 +149,14 @@ async def test_this_server_works_on_the_next_journal(
                 await install_now(airflow_database)
             await airflow.set_task(key, "ask", "scheduled")
             assert (await events.next())["state"] == "scheduled"
-            await cut_off(airflow.connection)
+            await terminate_connections(airflow.connection)
             await airflow.run_task(key, "clean_up", "done")
             assert "reset" not in types(await events.rest())
         async with httpx.AsyncClient(base_url=server.url) as client:
             await eventually_answered(lambda: is_ready(client))
 
 
-async def test_this_server_says_so_where_the_next_journal_is_not_for_it(airflow_database: str) -> None:
+async def test_this_server_reports_a_journal_that_is_too_new(airflow_database: str) -> None:
     await install_now(airflow_database)
     with next_version("SELECT", oldest_server=SCHEMA_VERSION + 1):
         await install_now(airflow_database)
@@ -180,7 +180,7 @@ async def test_an_older_install_does_not_touch_a_newer_journal(airflow_database:
     assert await described(airflow_database) == before
 
 
-async def test_a_migration_that_fails_leaves_all_as_it_was(journal: str) -> None:
+async def test_a_failed_migration_changes_nothing(journal: str) -> None:
     before = await described(journal)
     with next_version("CREATE TABLE stream_server.new_thing (); SELECT 1 / 0"), pytest.raises(Exception, match="zero"):
         await install_now(journal)
@@ -189,7 +189,7 @@ async def test_a_migration_that_fails_leaves_all_as_it_was(journal: str) -> None
 
 
 @pytest.mark.parametrize("missing", ["TABLE stream_server.journal", "SEQUENCE stream_server.losses"])
-async def test_what_is_not_whole_is_made_anew(journal: str, missing: str) -> None:
+async def test_an_incomplete_journal_is_recreated(journal: str, missing: str) -> None:
     fresh, epoch = await described(journal), (await fetch_status(journal)).epoch
     connection = await asyncpg.connect(journal)
     await connection.execute(f"DROP {missing}")

@@ -18,7 +18,7 @@ from stream_server.protocol.frames import Reset
 from stream_server.protocol.wire import Wire
 from stream_server.settings import Settings
 from support.server import RunningServer, running_server
-from support.soak_connections import leave
+from support.soak_connections import disconnect
 from support.streams import DEADLINE
 from support.waiting import eventually_async
 
@@ -89,7 +89,7 @@ async def test_who_vanishes_without_a_word_leaves_no_stream(
         await eventually_async(lambda: server.hub.statistics().subscriptions >= 4)
         # Under way while it vanishes, too.
         await say(connection, op="subscribe", id="late", dag_id=[run.dag_id])
-        leave(connection.transport, "vanish")
+        disconnect(connection.transport, "vanish")
         await eventually_async(lambda: server.hub.statistics()[:2] == (0, 0), within=20)
         await eventually_async(lambda: tasks("multiplex reader") == tasks(BEGINNING) == tasks(ENDING) == 0)
         connection.transport.abort()
@@ -130,6 +130,6 @@ async def test_refusals_that_nobody_reads_are_bounded_and_end_with_the_connectio
             await say(connection, op="subscribe", id=f"s{number}", dag_id=run.dag_id, run_id="nobody")
         # Beyond what a connection may have, it is not even read what it says.
         await eventually_async(lambda: tasks(BEGINNING) == MOST - 1)
-        leave(connection.transport, "reset")
+        disconnect(connection.transport, "reset")
     await eventually_async(lambda: tasks(BEGINNING) == 0)
     await eventually_async(lambda: serving.hub.statistics().subscriptions == 0)

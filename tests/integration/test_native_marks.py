@@ -98,7 +98,7 @@ async def test_the_second_run_answers_with_the_last_value(
     assert rest[-1]["outcome"] == "result"
 
 
-async def test_a_run_that_goes_on_is_no_earlier_run(server: RunningServer, airflow: AirflowSql) -> None:
+async def test_an_unfinished_run_does_not_count_as_an_earlier_run(server: RunningServer, airflow: AirflowSql) -> None:
     """What was known while it went on is not kept for its version."""
     version = await add_version(airflow)
     first = await begin(airflow, "first", version)
@@ -130,7 +130,7 @@ async def test_a_marked_task_that_has_not_run_before_is_waited_for(server: Runni
     assert frames[-2]["results"] == {"left": 1, "right": 2}
 
 
-async def test_the_marks_of_several_earlier_runs_are_put_together(server: RunningServer, airflow: AirflowSql) -> None:
+async def test_the_marks_of_several_earlier_runs_are_combined(server: RunningServer, airflow: AirflowSql) -> None:
     version = await add_version(airflow)
     for run_id, taken, skipped in (("first", "left", "right"), ("second", "right", "left")):
         key = await begin(airflow, run_id, version)
@@ -245,7 +245,7 @@ async def test_values_of_an_older_airflow_show_nothing(server: RunningServer, ai
 
 
 @pytest.mark.parametrize("without", ["dag_result"])
-async def test_an_airflow_without_native_marks_is_read_all_the_same(
+async def test_an_airflow_without_native_marks_is_still_read(
     server: RunningServer, airflow: AirflowSql, without: str
 ) -> None:
     version = await add_version(airflow)

@@ -18,9 +18,9 @@ from stream_server.domain.run_state import RunKey
 from stream_server.http.endpoints.tickets import TICKETS_PATH
 from stream_server.http.routes import SESSION
 from support.airflow_sql import CHAIN, AirflowSql
-from support.airflow_stub import AirflowStub, Asked, BrokenOff
+from support.airflow_stub import AirflowStub, ReceivedRequest, TruncatedResponse
 from support.airflow_stub_fixtures import WAIT
-from support.server import cut_off, server_process
+from support.server import server_process, terminate_connections
 from support.streams import DEADLINE, stream_path
 from support.waiting import eventually_answered
 
@@ -40,13 +40,13 @@ WRONG: tuple[dict[str, str], ...] = (
 )
 
 
-async def _only_the_right(asked: Asked) -> Response | None:
+async def _only_the_right(asked: ReceivedRequest) -> Response | None:
     shown = asked.headers.get("authorization", "") + asked.headers.get("cookie", "")
     return None if f"right.{SECRET}" in shown else JSONResponse({"detail": "Invalid JWT token"}, 403)
 
 
-async def _broken(asked: Asked) -> Response | None:
-    return BrokenOff()
+async def _broken(asked: ReceivedRequest) -> Response | None:
+    return TruncatedResponse()
 
 
 async def test_nothing_is_told(journal: str, airflow: AirflowSql, stub: AirflowStub, unused_tcp_port: int) -> None:
@@ -62,7 +62,7 @@ async def test_nothing_is_told(journal: str, airflow: AirflowSql, stub: AirflowS
             await eventually_answered(lambda: _ready(client), what="the server is ready")
             told = [await _ask_all(client, url)]
             await airflow.run_task(KEY, "answer", {"text": SECRET})
-            assert await cut_off(airflow.connection)
+            assert await terminate_connections(airflow.connection)
             await eventually_answered(lambda: _ready(client), what="the server is ready again")
             stub.instead = _broken
             told.append(await _ask_all(client, url))

@@ -45,7 +45,7 @@ async def test_uvicorn_serves_the_application(journal: str, unused_tcp_port: int
         ({}, b"STREAM_SERVER_DATABASE_URL: Field required"),
     ],
 )
-async def test_without_a_choice_it_does_not_start(environment: dict[str, str], said: bytes) -> None:
+async def test_the_application_does_not_start_without_auth_settings(environment: dict[str, str], said: bytes) -> None:
     process = await uvicorn(**environment)
     _, told = await asyncio.wait_for(process.communicate(), DEADLINE)
     assert process.returncode != 0

@@ -55,7 +55,7 @@ async def test_what_a_task_says_is_told_as_it_commits(
     async with sse(server.url, speaking) as events, websocket(server.url, speaking) as connection:
         assert (await events.next())["type"] == "snapshot"
         await connection.recv()
-        await airflow.say(speaking, "answer", 0, {"progress": 0.5, "text": "writing"}, "Be", "\u2028cause")
+        await airflow.emit_output(speaking, "answer", 0, {"progress": 0.5, "text": "writing"}, "Be", "\u2028cause")
         frames = await hear(events, "\u2028cause")
         (seq,) = {frame["seq"] for frame in frames}
         place = {"dag_id": "chat", "run_id": speaking.run_id, "task_id": "answer", "map_index": -1, "try_number": 1}
@@ -69,7 +69,7 @@ async def test_what_a_task_says_is_told_as_it_commits(
         }
         assert [frame["index"] for frame in frames] == [0, 1, 2]
         assert said(frames) == ["Be", "\u2028cause"]
-        await airflow.say(speaking, "answer", 3, {"chunk": {"any": ["JSON", None, 1.5]}})
+        await airflow.emit_output(speaking, "answer", 3, {"chunk": {"any": ["JSON", None, 1.5]}})
         await airflow.push(speaking, "answer", "Because")
         frames = await events.rest()
         assert types(frames) == ["chunk", "result", "end"]
@@ -79,10 +79,10 @@ async def test_what_a_task_says_is_told_as_it_commits(
 async def test_who_joins_late_hears_what_stands_on_any_replica(
     server: RunningServer, other: RunningServer, airflow: AirflowSql, speaking: RunKey
 ) -> None:
-    await airflow.say(speaking, "answer", 0, "Be", "cau")
+    await airflow.emit_output(speaking, "answer", 0, "Be", "cau")
     async with sse(server.url, speaking) as events:
         await hear(events, "cau")
-        await airflow.say(speaking, "answer", 2, "se")
+        await airflow.emit_output(speaking, "answer", 2, "se")
         await hear(events, "se")
         for replica in (server, other):
             async with sse(replica.url, speaking) as joined:
@@ -98,14 +98,14 @@ async def test_who_joins_late_hears_what_stands_on_any_replica(
 async def test_who_comes_back_hears_what_was_missed_on_any_replica(
     server: RunningServer, other: RunningServer, airflow: AirflowSql, speaking: RunKey
 ) -> None:
-    await airflow.say(speaking, "answer", 0, "a")
+    await airflow.emit_output(speaking, "answer", 0, "a")
     async with sse(server.url, speaking) as events:
         await hear(events, "a")
         cursor = events.ids[-1]
-        await airflow.say(speaking, "answer", 1, "b", "c")
+        await airflow.emit_output(speaking, "answer", 1, "b", "c")
         await hear(events, "b")
     assert cursor is not None
-    await airflow.say(speaking, "answer", 3, "d")
+    await airflow.emit_output(speaking, "answer", 3, "d")
     for replica in (server, other):
         async with sse(replica.url, speaking, headers={"Last-Event-ID": cursor}) as events:
             frames = await hear(events, "d")
@@ -116,18 +116,18 @@ async def test_who_comes_back_hears_what_was_missed_on_any_replica(
 async def test_a_retry_takes_back_what_was_said(
     server: RunningServer, other: RunningServer, airflow: AirflowSql, speaking: RunKey
 ) -> None:
-    await airflow.say(speaking, "answer", 0, "wrong")
+    await airflow.emit_output(speaking, "answer", 0, "wrong")
     async with sse(server.url, speaking) as events:
         await hear(events, "wrong")
         cursor = events.ids[-1]
         await airflow.set_task(speaking, "answer", "up_for_retry")
-        await airflow.say(speaking, "answer", 1, "late")
+        await airflow.emit_output(speaking, "answer", 1, "late")
         frames = await events.until("snapshot")
         assert types(frames) == ["task", "reset", "snapshot"]
         assert frames[1]["reason"] == "retried"
         after = events.ids[-1]
         await airflow.start_task(speaking, "answer")
-        await airflow.say(speaking, "answer", 0, "right", try_number=2)
+        await airflow.emit_output(speaking, "answer", 0, "right", try_number=2)
         assert said(await hear(events, "right")) == ["right"]
     assert cursor is not None
     assert after is not None
@@ -145,8 +145,8 @@ async def test_what_was_taken_back_is_not_told_again_after_a_task_was_marked(
     server: RunningServer, other: RunningServer, airflow: AirflowSql, speaking: RunKey, given_up: str
 ) -> None:
     await airflow.start_task(speaking, "ask")
-    await airflow.say(speaking, "ask", 0, "stands")
-    await airflow.say(speaking, "answer", 0, "wrong")
+    await airflow.emit_output(speaking, "ask", 0, "stands")
+    await airflow.emit_output(speaking, "answer", 0, "wrong")
     async with sse(server.url, speaking, UNTIL_RUN) as events:
         await hear(events, "wrong")
         if given_up == "for a retry":
@@ -168,9 +168,9 @@ async def test_what_is_not_committed_is_not_told(server: RunningServer, airflow:
         await events.next()
         transaction = airflow.connection.transaction()
         await transaction.start()
-        await airflow.say(speaking, "answer", 0, "never")
+        await airflow.emit_output(speaking, "answer", 0, "never")
         await transaction.rollback()
-        await airflow.say(speaking, "answer", 0, "said")
+        await airflow.emit_output(speaking, "answer", 0, "said")
         assert said(await hear(events, "said")) == ["said"]
 
 
@@ -179,9 +179,9 @@ async def test_more_than_the_bound_is_left_out_and_seen_by_a_gap(
 ) -> None:
     async with sse(server.url, speaking) as events:
         await events.next()
-        await airflow.say(speaking, "answer", 0, "x" * (MAX_STORED_OUTPUT_BYTES - 60))
-        await airflow.say(speaking, "answer", 1, "y" * MAX_STORED_OUTPUT_BYTES)
-        await airflow.say(speaking, "answer", 2, "end")
+        await airflow.emit_output(speaking, "answer", 0, "x" * (MAX_STORED_OUTPUT_BYTES - 60))
+        await airflow.emit_output(speaking, "answer", 1, "y" * MAX_STORED_OUTPUT_BYTES)
+        await airflow.emit_output(speaking, "answer", 2, "end")
         frames = await hear(events, "end")
     assert [frame["index"] for frame in frames] == [0, 2]
     bodies = await airflow.connection.fetch("SELECT octet_length(body) FROM stream_server.output ORDER BY id")
@@ -195,10 +195,10 @@ async def test_the_last_of_it_is_kept_for_who_joins(
     async with running_server(settings(max_output_bytes=100_000)) as server:
         await eventually_async(lambda: server.hub.is_live)
         for index in range(20):
-            await airflow.say(speaking, "answer", index, f"{index:05}" * 2_000)
+            await airflow.emit_output(speaking, "answer", index, f"{index:05}" * 2_000)
         async with sse(server.url, speaking) as fresh:
             read = await hear(fresh, "00019" * 2_000)
-            await airflow.say(speaking, "answer", 20, "end")
+            await airflow.emit_output(speaking, "answer", 20, "end")
             await hear(fresh, "end")
             async with sse(server.url, speaking) as joined:
                 kept = await hear(joined, "end")
@@ -217,7 +217,7 @@ async def test_other_xcoms_leave_nothing_behind(airflow: AirflowSql, speaking: R
 
 async def test_it_goes_with_the_rows_of_the_journal(airflow: AirflowSql, speaking: RunKey) -> None:
     for index in range(10):
-        await airflow.say(speaking, "answer", index, "word")
+        await airflow.emit_output(speaking, "answer", index, "word")
     left = "SELECT count(*) FROM stream_server.output"
     rows = await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal")
     assert await airflow.connection.fetchval("SELECT stream_server.prune(NULL, 1000)") == 0
@@ -229,7 +229,7 @@ async def test_it_goes_with_the_rows_of_the_journal(airflow: AirflowSql, speakin
 
 async def test_a_bound_of_size_counts_what_was_said(airflow: AirflowSql, speaking: RunKey) -> None:
     for index in range(100):
-        await airflow.say(speaking, "answer", index, "x" * 10_000)
+        await airflow.emit_output(speaking, "answer", index, "x" * 10_000)
     assert await airflow.connection.fetchval("SELECT stream_server.prune(NULL, 1000, 500000)") in range(40, 70)
 
 
@@ -241,7 +241,7 @@ async def test_answers_have_nothing_of_it(server: RunningServer, airflow: Airflo
             asyncio.create_task(client.get(f"{run_path}/wait?interval=1")),
         ]
         await eventually_async(lambda: server.hub.statistics().subscriptions == 2)
-        await airflow.say(speaking, "answer", 0, "word")
+        await airflow.emit_output(speaking, "answer", 0, "word")
         await airflow.set_task(speaking, "answer", "up_for_retry")
         await airflow.start_task(speaking, "answer")
         await airflow.push(speaking, "answer", "Because")
@@ -265,7 +265,7 @@ async def test_streams_of_many_runs_tell_it_where_they_are_asked_to(
     asking, two = await listen("?type=chunk&type=run&dag_id=chat")
     elsewhere, three = await listen("?type=chunk&type=run&dag_id=other")
     first = asking.ids[-1]
-    await airflow.say(speaking, "answer", 0, {"progress": 0.1}, "word")
+    await airflow.emit_output(speaking, "answer", 0, {"progress": 0.1}, "word")
     await airflow.set_run(speaking, "success")
     assert types([await asking.next(), await asking.next()]) == ["chunk", "run"]
     assert (await plain.next())["type"] == "run"

@@ -9,7 +9,7 @@ import pytest
 from stream_server.domain.run_state import RunKey
 from stream_server.server.connections import DETACHED_SCOPE
 from support.airflow_sql import AirflowSql
-from support.raw_connection import raw, request
+from support.raw_connection import open_raw, request
 from support.server import RunningServer
 from support.streams import DEADLINE, stream_path
 
@@ -21,13 +21,13 @@ async def test_a_request_behind_a_stream_is_answered_after_it(
     early: int, airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     stream = request(stream_path(run), "Accept: text/event-stream")
-    async with raw(server.url) as client:
-        await client.say(stream + BEHIND[:early])
+    async with open_raw(server.url) as client:
+        await client.send(stream + BEHIND[:early])
         begun = await asyncio.wait_for(client.reader.readuntil(b"event: snapshot"), DEADLINE)
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         streamed = await asyncio.wait_for(client.reader.readuntil(b"\r\n0\r\n\r\n"), DEADLINE)
-        await client.say(BEHIND[early:])
-        answer = await client.answer()
+        await client.send(BEHIND[early:])
+        answer = await client.read_response()
 
     assert begun.startswith(b"HTTP/1.1 200")
     assert begun.count(b"HTTP/1.1") == 1
@@ -40,15 +40,15 @@ async def test_requests_that_come_while_a_stream_goes_on_are_answered_in_order(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     behind = request("/health") + request("/nowhere", "Connection: close")
-    async with raw(server.url) as client:
-        await client.say(request(stream_path(run), "Accept: text/event-stream"))
+    async with open_raw(server.url) as client:
+        await client.send(request(stream_path(run), "Accept: text/event-stream"))
         await asyncio.wait_for(client.reader.readuntil(b"event: snapshot"), DEADLINE)
         for place in range(0, len(behind), 7):
-            await client.say(behind[place : place + 7])
-        await airflow.answer(run)
+            await client.send(behind[place : place + 7])
+        await airflow.complete_chain(run)
         streamed = await asyncio.wait_for(client.reader.readuntil(b"\r\n0\r\n\r\n"), DEADLINE)
         first = await asyncio.wait_for(client.reader.readuntil(b'{"status":"ok"}'), DEADLINE)
-        second = await client.answer()
+        second = await client.read_response()
 
     assert b"HTTP/1.1" not in streamed
     assert first.startswith(b"HTTP/1.1 200")
@@ -58,10 +58,10 @@ async def test_requests_that_come_while_a_stream_goes_on_are_answered_in_order(
 async def test_a_connection_has_one_stream_after_the_other(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
-    await airflow.answer(run)
-    async with raw(server.url) as client:
+    await airflow.complete_chain(run)
+    async with open_raw(server.url) as client:
         for _ in range(3):
-            await client.say(request(stream_path(run), "Accept: text/event-stream"))
+            await client.send(request(stream_path(run), "Accept: text/event-stream"))
             streamed = await asyncio.wait_for(client.reader.readuntil(b"\r\n0\r\n\r\n"), DEADLINE)
             assert streamed.startswith(b"HTTP/1.1 200")
             assert b"event: end" in streamed

@@ -14,10 +14,10 @@ from stream_server.domain.run_state import RunKey
 from stream_server.journal.run_store import RunStore
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.lossless_tails import TaskTail, quick
-from support.lossless_writers import prepare_field, read_journal
-from support.pgbouncer import running_pgbouncer, version
-from support.readiness import until_ready
+from support.lossless_tails import TaskTail, reconnect_quickly
+from support.lossless_writers import prepare_workload, read_journal
+from support.pgbouncer import get_version, running_pgbouncer
+from support.readiness import wait_until_ready
 from support.server import running_server
 from support.streams import sse, states, types, websocket
 from support.waiting import eventually_async
@@ -46,7 +46,7 @@ SELECT jsonb_build_object(
 
 def poolers() -> list[str]:
     """Return further lines of configuration for all ways to treat prepared statements that this PgBouncer knows."""
-    return ["max_prepared_statements = 0", "max_prepared_statements = 50"] if version() >= (1, 21) else [""]
+    return ["max_prepared_statements = 0", "max_prepared_statements = 50"] if get_version() >= (1, 21) else [""]
 
 
 async def traces(postgres: EmbeddedPostgres, url: str, sessions: int) -> set[str]:
@@ -64,7 +64,7 @@ async def traces(postgres: EmbeddedPostgres, url: str, sessions: int) -> set[str
 
 
 @pytest.mark.parametrize("pool_size", [1, 3])
-async def test_it_polls_and_says_so(
+async def test_the_server_polls_and_reports_it(
     postgres: EmbeddedPostgres,
     journal: str,
     settings: Callable[..., Settings],
@@ -84,7 +84,7 @@ async def test_it_polls_and_says_so(
         ):
             url = bouncer.url(journal)
             async with running_server(settings(database_url=url)) as server:
-                assert (await until_ready(server.url))["tail"] == BY_POLLING
+                assert (await wait_until_ready(server.url))["tail"] == BY_POLLING
                 async with sse(server.url, key) as events, websocket(server.url, key) as connection:
                     await airflow.run_task(key, "answer", "through the pool")
                     frames = await events.rest()
@@ -95,7 +95,7 @@ async def test_it_polls_and_says_so(
 
 
 @pytest.mark.parametrize("options", ["", ROUND_ROBIN])
-async def test_it_leaves_no_trace_in_shared_sessions(
+async def test_the_server_leaves_no_trace_in_shared_sessions(
     postgres: EmbeddedPostgres,
     journal: str,
     settings: Callable[..., Settings],
@@ -107,14 +107,14 @@ async def test_it_leaves_no_trace_in_shared_sessions(
         url = bouncer.url(journal)
         before = await traces(postgres, url, 2)
         async with running_server(settings(database_url=url, retention="1h", check_interval="50ms")) as server:
-            await until_ready(server.url)
+            await wait_until_ready(server.url)
             async with sse(server.url, run) as events:
                 await airflow.run_task(run, "answer", "quietly")
                 assert (await events.rest())[-2]["results"] == {"answer": "quietly"}
             assert await traces(postgres, url, 2) == before
 
 
-async def test_statements_of_others_are_not_taken_for_its_own(
+async def test_prepared_statements_of_other_clients_are_not_reused(
     postgres: EmbeddedPostgres,
     journal: str,
     settings: Callable[..., Settings],
@@ -126,14 +126,16 @@ async def test_statements_of_others_are_not_taken_for_its_own(
         other = await asyncpg.connect(url, statement_cache_size=0)
         await other.execute(TAKEN)
         async with running_server(settings(database_url=url)) as server:
-            await until_ready(server.url)
+            await wait_until_ready(server.url)
             async with sse(server.url, run) as events:
                 await airflow.run_task(run, "answer", "ours")
                 assert (await events.rest())[-2]["results"] == {"answer": "ours"}
         await other.close()
 
 
-async def test_the_pool_of_joiners_resets_nobody(postgres: EmbeddedPostgres, journal: str, run: RunKey) -> None:
+async def test_the_connection_pool_does_not_reset_shared_sessions(
+    postgres: EmbeddedPostgres, journal: str, run: RunKey
+) -> None:
     """Where the server shares a session with a client that relies on it, as some do with a pool of one."""
     with running_pgbouncer(postgres, "transaction", pool_size=1) as bouncer:
         url = bouncer.url(journal)
@@ -149,20 +151,20 @@ async def test_the_pool_of_joiners_resets_nobody(postgres: EmbeddedPostgres, jou
         await other.close()
 
 
-async def test_the_doorbell_is_heard_through_a_pool_in_session_mode(
+async def test_notifications_arrive_through_a_pool_in_session_mode(
     postgres: EmbeddedPostgres, journal: str, settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey
 ) -> None:
     with running_pgbouncer(postgres, "session", pool_size=10) as bouncer:
         async with running_server(settings(database_url=bouncer.url(journal), poll_interval="1h")) as server:
-            await until_ready(server.url, doorbell=True)
+            await wait_until_ready(server.url, doorbell=True)
             async with sse(server.url, run) as events:
                 await airflow.run_task(run, "answer", "rung for")
                 assert (await events.rest())[-2]["results"] == {"answer": "rung for"}
 
 
 async def test_nothing_is_lost_through_a_pool(postgres: EmbeddedPostgres, journal: str) -> None:
-    field = await prepare_field(journal, runs=2, instances=20)
-    with running_pgbouncer(postgres, "transaction", pool_size=3) as bouncer, quick():
+    field = await prepare_workload(journal, runs=2, instances=20)
+    with running_pgbouncer(postgres, "transaction", pool_size=3) as bouncer, reconnect_quickly():
         tail = TaskTail(bouncer.url(journal), "tail behind a pool")
         await tail.start()
         try:
@@ -184,19 +186,19 @@ async def test_nothing_is_lost_through_a_pool(postgres: EmbeddedPostgres, journa
             await tail.stop()
 
 
-async def test_a_pooler_that_restarts_costs_nothing(
+async def test_a_restarted_pooler_loses_nothing(
     postgres: EmbeddedPostgres, journal: str, settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey
 ) -> None:
     with running_pgbouncer(postgres, "transaction", pool_size=3) as bouncer:
         async with running_server(settings(database_url=bouncer.url(journal))) as server:
-            await until_ready(server.url)
+            await wait_until_ready(server.url)
             async with sse(server.url, run) as events:
                 await events.next()
                 await asyncio.to_thread(bouncer.stop)
-                await until_ready(server.url, ready=False, because="PostgreSQL does not answer")
+                await wait_until_ready(server.url, ready=False, because="PostgreSQL does not answer")
                 await airflow.run_task(run, "ask", "why")
                 await asyncio.to_thread(bouncer.start)
-                await until_ready(server.url)
+                await wait_until_ready(server.url)
                 await airflow.run_task(run, "answer", "because")
                 frames = await events.rest()
     assert states(frames, "ask") == ["scheduled", "queued", "running", "success"]

@@ -24,7 +24,7 @@ from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import ANSWER, RUNS, TOKEN, WAIT
 from support.certificate import Certificate, make_certificate
-from support.reverse_proxies import PROXIES, Behind, ReverseProxy, reverse_proxy
+from support.reverse_proxies import PROXIES, Backends, ReverseProxy, reverse_proxy
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, Frame, frames_of, sse, states, stream_path, types, websocket
 from support.waiting import eventually_async
@@ -42,18 +42,18 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 @pytest.fixture(params=PROXIES)
-def in_front(request: pytest.FixtureRequest, certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> InFront:
+def start_proxy(request: pytest.FixtureRequest, certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> InFront:
     """Puts the proxy of the moment in front of a server; whoever connects trusts its certificate."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
 
     def start(server: str, airflow: str = NOWHERE, **how: Any) -> AbstractContextManager[ReverseProxy]:
-        return reverse_proxy(request.param, Behind(airflow, server, **how), certificate)
+        return reverse_proxy(request.param, Backends(airflow, server, **how), certificate)
 
     return start
 
 
 @pytest.fixture
-async def lively(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
+async def frequent_ping_server(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
     """A server whose streams are never silent for long."""
     async with running_server(settings(ping_interval=PING_SECONDS)) as server:
         await eventually_async(lambda: server.hub.is_live)
@@ -62,10 +62,10 @@ async def lively(settings: Callable[..., Settings]) -> AsyncIterator[RunningServ
 
 @pytest.mark.parametrize("compressing", [False, True], ids=["plain", "compressing"])
 async def test_frames_come_one_by_one(
-    in_front: InFront, server: RunningServer, run: RunKey, airflow: AirflowSql, compressing: bool
+    start_proxy: InFront, server: RunningServer, run: RunKey, airflow: AirflowSql, compressing: bool
 ) -> None:
     async with AsyncExitStack() as stack:
-        proxy = stack.enter_context(in_front(server.url, compressing=compressing))
+        proxy = stack.enter_context(start_proxy(server.url, compressing=compressing))
         events = await stack.enter_async_context(sse(proxy.url, run))
         lines = await stack.enter_async_context(_lines(proxy.url, run))
         messages = await stack.enter_async_context(_messages(proxy.url, run))
@@ -78,9 +78,9 @@ async def test_frames_come_one_by_one(
 
 
 async def test_a_stream_goes_on_after_the_proxy_has_been_restarted(
-    in_front: InFront, server: RunningServer, run: RunKey, airflow: AirflowSql
+    start_proxy: InFront, server: RunningServer, run: RunKey, airflow: AirflowSql
 ) -> None:
-    with in_front(server.url) as proxy:
+    with start_proxy(server.url) as proxy:
         async with sse(proxy.url, run, "?until=run") as events:
             await events.next()
             await airflow.set_task(run, "ask", "scheduled")
@@ -108,7 +108,7 @@ async def test_reloading_nginx_cuts_no_stream(
     airflow: AirflowSql,
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
-    with reverse_proxy("nginx", Behind(NOWHERE, server.url), certificate) as proxy:
+    with reverse_proxy("nginx", Backends(NOWHERE, server.url), certificate) as proxy:
         async with sse(proxy.url, run) as events:
             await events.next()
             before = proxy.workers()
@@ -118,11 +118,11 @@ async def test_reloading_nginx_cuts_no_stream(
             assert (await events.next())["state"] == "scheduled"
 
 
-async def test_streams_outlast_the_patience_of_the_proxy_by_their_pings(
-    in_front: InFront, lively: RunningServer, run: RunKey
+async def test_pings_keep_streams_open_beyond_the_proxys_timeout(
+    start_proxy: InFront, frequent_ping_server: RunningServer, run: RunKey
 ) -> None:
     async with AsyncExitStack() as stack:
-        proxy = stack.enter_context(in_front(lively.url, patience="1s"))
+        proxy = stack.enter_context(start_proxy(frequent_ping_server.url, patience="1s"))
         events = await stack.enter_async_context(sse(proxy.url, run))
         readers = (
             events.next,
@@ -133,41 +133,50 @@ async def test_streams_outlast_the_patience_of_the_proxy_by_their_pings(
             assert [(await read())["type"] for read in readers] == [expected] * 3
 
 
-async def test_a_call_may_wait_for_longer_than_the_patience_of_the_proxy(
-    in_front: InFront, lively: RunningServer, run: RunKey, airflow: AirflowSql
+async def test_a_call_can_wait_longer_than_the_proxys_timeout(
+    start_proxy: InFront, frequent_ping_server: RunningServer, run: RunKey, airflow: AirflowSql
 ) -> None:
-    with in_front(lively.url, patience="1s") as proxy:
-        async with httpx.AsyncClient(base_url=proxy.url, timeout=30) as client, sse(lively.url, run) as clock:
+    with start_proxy(frequent_ping_server.url, patience="1s") as proxy:
+        async with (
+            httpx.AsyncClient(base_url=proxy.url, timeout=30) as client,
+            sse(frequent_ping_server.url, run) as clock,
+        ):
             path = stream_path(run).replace("/stream", "/result?timeout=30s")
             waiting = asyncio.create_task(client.get(path))
-            await eventually_async(lambda: lively.hub.statistics().subscriptions == 2)
+            await eventually_async(lambda: frequent_ping_server.hub.statistics().subscriptions == 2)
             assert types([await clock.next() for _ in range(8)])[1:] == ["ping"] * 7
-            await airflow.answer(run)
+            await airflow.complete_chain(run)
             answer = await waiting
     assert answer.status_code == 200
     assert answer.json()["results"] == {"answer": ANSWER}
 
 
-async def test_who_goes_away_is_noticed_behind_a_proxy(in_front: InFront, lively: RunningServer, run: RunKey) -> None:
-    with in_front(lively.url) as proxy:
+async def test_a_disconnect_is_detected_behind_a_proxy(
+    start_proxy: InFront, frequent_ping_server: RunningServer, run: RunKey
+) -> None:
+    with start_proxy(frequent_ping_server.url) as proxy:
         async with sse(proxy.url, run) as events, _messages(proxy.url, run) as message, _lines(proxy.url, run) as line:
             for read in (events.next, message, line):
                 await read()
-            assert lively.hub.statistics().subscriptions == 3
-        await eventually_async(lambda: lively.hub.statistics().subscriptions == 0, what="their going was noticed")
+            assert frequent_ping_server.hub.statistics().subscriptions == 3
+        await eventually_async(
+            lambda: frequent_ping_server.hub.statistics().subscriptions == 0, what="their going was noticed"
+        )
 
         async with httpx.AsyncClient(base_url=proxy.url, timeout=30) as client:
             waiting = asyncio.create_task(client.get(stream_path(run).replace("/stream", "/result?timeout=30s")))
-            await eventually_async(lambda: lively.hub.statistics().subscriptions == 1)
+            await eventually_async(lambda: frequent_ping_server.hub.statistics().subscriptions == 1)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-            await eventually_async(lambda: lively.hub.statistics().subscriptions == 0, what="its going was noticed")
+            await eventually_async(
+                lambda: frequent_ping_server.hub.statistics().subscriptions == 0, what="its going was noticed"
+            )
 
 
-async def test_many_streams_on_one_websocket_come_through(
-    in_front: InFront, server: RunningServer, run: RunKey, airflow: AirflowSql
+async def test_many_streams_on_one_websocket_pass_the_proxy(
+    start_proxy: InFront, server: RunningServer, run: RunKey, airflow: AirflowSql
 ) -> None:
-    with in_front(server.url) as proxy:
+    with start_proxy(server.url) as proxy:
         address = proxy.url.replace("https", "wss") + "/api/v2/stream"
         async with connect(address, proxy=None) as connection:
             wanted = {"op": "subscribe", "id": "a", "dag_id": run.dag_id, "run_id": run.run_id}
@@ -178,9 +187,9 @@ async def test_many_streams_on_one_websocket_come_through(
 
 
 async def test_a_drained_server_ends_streams_cleanly_behind_a_proxy(
-    in_front: InFront, server: RunningServer, run: RunKey
+    start_proxy: InFront, server: RunningServer, run: RunKey
 ) -> None:
-    with in_front(server.url) as proxy:
+    with start_proxy(server.url) as proxy:
         async with sse(proxy.url, run) as events, websocket(proxy.url, run) as connection:
             await events.next()
             draining = asyncio.create_task(server.hub.drain(5))
@@ -190,23 +199,23 @@ async def test_a_drained_server_ends_streams_cleanly_behind_a_proxy(
             await draining
 
 
-async def test_triggers_that_wait_are_ours_and_all_others_airflows(
-    in_front: InFront, asked: RunningServer, stub: AirflowStub, airflow: AirflowSql
+async def test_only_triggers_that_wait_are_routed_to_the_server(
+    start_proxy: InFront, trigger_server: RunningServer, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
-    with in_front(asked.url, stub.url) as proxy:
+    with start_proxy(trigger_server.url, stub.url) as proxy:
         async with httpx.AsyncClient(base_url=proxy.url, headers={"Authorization": TOKEN}, timeout=DEADLINE) as client:
             plain = await client.post(RUNS, json={"dag_run_id": "plain"})
             assert plain.json()["dag_run_id"] == "plain"
             waiting = asyncio.create_task(client.post(WAIT, json={"dag_run_id": "waits"}))
-            await eventually_async(lambda: asked.hub.statistics().subscriptions == 1)
-            await airflow.answer(RunKey("chat", "waits"))
+            await eventually_async(lambda: trigger_server.hub.statistics().subscriptions == 1)
+            await airflow.complete_chain(RunKey("chat", "waits"))
             assert (await waiting).json()["results"] == {"answer": ANSWER}
     assert [one.headers["authorization"] for one in stub.triggers] == [TOKEN, TOKEN]
 
 
-async def test_each_path_leads_to_whom_it_belongs(in_front: InFront, settings: Callable[..., Settings]) -> None:
+async def test_each_path_is_routed_to_its_server(start_proxy: InFront, settings: Callable[..., Settings]) -> None:
     async with _saying("airflow") as airflow, _saying("ours") as ours:
-        with in_front(ours, airflow) as proxy:
+        with start_proxy(ours, airflow) as proxy:
             async with httpx.AsyncClient(base_url=proxy.url, timeout=DEADLINE) as client:
 
                 async def whose(method: str, path: str) -> str:
@@ -218,8 +227,8 @@ async def test_each_path_leads_to_whom_it_belongs(in_front: InFront, settings: C
                     assert await whose(method, path) == "airflow", path
 
 
-async def test_the_doctor_finds_nothing_wrong_with_the_proxy(in_front: InFront, server: RunningServer) -> None:
-    with in_front(server.url, compressing=True) as proxy:
+async def test_the_doctor_finds_nothing_wrong_with_the_proxy(start_proxy: InFront, server: RunningServer) -> None:
+    with start_proxy(server.url, compressing=True) as proxy:
         async with httpx.AsyncClient(base_url=proxy.url, timeout=DEADLINE) as client:
             checks = ServerChecks(client, None)
             found = [await checks.check_server(), await checks.check_buffering(), await checks.check_websocket()]

@@ -171,7 +171,7 @@ async def test_only_the_last_frame_of_a_batch_has_an_id(
 async def test_an_event_source_that_returns_after_the_end_gets_204(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
-    await airflow.answer(run)
+    await airflow.complete_chain(run)
     async with sse(server.url, run) as events:
         await events.rest()
     last: Any = events.ids[-1]

@@ -16,7 +16,7 @@ from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server
 from support.streams import sse, stream_path, types
 from support.waiting import eventually_answered, eventually_async
-from support.waiting_servers import has_looked_for_others, note_elsewhere
+from support.waiting_servers import has_read_other_servers, register_other_server
 
 
 @pytest.fixture
@@ -203,9 +203,9 @@ async def test_waiting_asks_nothing_of_the_database(
     server: RunningServer, client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
 ) -> None:
     """While many wait and other runs go on, nothing is asked but what the tail asks for all of them at once."""
-    await note_elsewhere(airflow, run)
+    await register_other_server(airflow, run)
     waiting = [asyncio.create_task(client.get(result_path(run)))]
-    await eventually_answered(lambda: has_looked_for_others(airflow, run))
+    await eventually_answered(lambda: has_read_other_servers(airflow, run))
     waiting += [asyncio.create_task(client.get(result_path(run))) for _ in range(49)]
     await eventually_async(lambda: server.hub.statistics().subscriptions == 50)
     asked = await last_questions(airflow)

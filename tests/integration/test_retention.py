@@ -59,7 +59,7 @@ async def prune_all(runs: RunStore, age: float | None, size: int | None) -> list
     return batches[:-1]
 
 
-async def test_what_is_left_has_the_size_that_was_wished_for(airflow: AirflowSql, runs: RunStore) -> None:
+async def test_pruning_stops_at_the_configured_size(airflow: AirflowSql, runs: RunStore) -> None:
     await write_rows(airflow, 20_000)
     size = 1_500_000
     batches = await prune_all(runs, None, size)
@@ -73,7 +73,7 @@ async def test_what_is_left_has_the_size_that_was_wished_for(airflow: AirflowSql
     assert newest == await airflow.connection.fetchval("SELECT min(id) - 1 FROM stream_server.journal"), "oldest first"
 
 
-async def test_rows_that_are_few_enough_stay(airflow: AirflowSql, runs: RunStore) -> None:
+async def test_a_small_journal_is_not_pruned(airflow: AirflowSql, runs: RunStore) -> None:
     await write_rows(airflow, 1000, LONG_AGO)
     assert await prune_all(runs, None, 1_000_000) == []
     assert await prune_all(runs, None, None) == []
@@ -81,21 +81,21 @@ async def test_rows_that_are_few_enough_stay(airflow: AirflowSql, runs: RunStore
     assert await count_rows(airflow) == 1000
 
 
-async def test_either_bound_deletes(airflow: AirflowSql, runs: RunStore) -> None:
+async def test_each_bound_deletes_rows(airflow: AirflowSql, runs: RunStore) -> None:
     await write_rows(airflow, 500, LONG_AGO)
     await write_rows(airflow, 1500)
     assert sum(await prune_all(runs, 3600, 10_000_000)) == 500
     assert sum(await prune_all(runs, 3600, 100_000)) > 500
 
 
-async def test_a_gap_among_the_identities_deletes_no_more(airflow: AirflowSql, runs: RunStore) -> None:
+async def test_a_gap_among_the_ids_deletes_no_more_rows(airflow: AirflowSql, runs: RunStore) -> None:
     await write_rows(airflow, 10)
     await airflow.connection.execute("SELECT setval(pg_get_serial_sequence('stream_server.journal', 'id'), 1000000)")
     await write_rows(airflow, 990)
     assert await prune_all(runs, None, 1_000_000) == []
 
 
-async def test_a_row_stays_that_has_only_just_been_committed(journal: str, airflow: AirflowSql, runs: RunStore) -> None:
+async def test_a_row_that_was_just_committed_is_kept(journal: str, airflow: AirflowSql, runs: RunStore) -> None:
     await write_rows(airflow, 10, LONG_AGO)
     async with AirflowSql.open(journal) as late:
         transaction = late.connection.transaction()
@@ -206,7 +206,7 @@ async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: Ai
 
 
 @pytest.mark.usefixtures("quick_rounds")
-async def test_no_session_of_ours_is_ever_idle_in_a_transaction(
+async def test_no_session_of_the_server_is_idle_in_a_transaction(
     journal: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     seen: Counter[str] = Counter()
@@ -230,7 +230,7 @@ async def test_no_session_of_ours_is_ever_idle_in_a_transaction(
         observing = asyncio.create_task(watch())
         async with sse(server.url, run, "?until=run") as events:
             await events.next()
-            await airflow.answer(run)
+            await airflow.complete_chain(run)
             await airflow.set_task(run, "clean_up", "success")
             await airflow.set_run(run, "success")
             assert (await events.rest())[-1]["outcome"] == "result"

@@ -165,7 +165,7 @@ async def test_a_reader_gets_what_serve_needs_and_nothing_else(
             await fetch(url, forbidden)
 
 
-async def test_uninstall_takes_back_what_the_reader_got(airflow_database: str, role: Callable[[str], str]) -> None:
+async def test_uninstall_revokes_the_grants_of_the_reader(airflow_database: str, role: Callable[[str], str]) -> None:
     reader, analyst = role("reader"), role("analyst")
     await fetch(airflow_database, f"GRANT SELECT ON dag_run, xcom TO {analyst}")
     before = await privileges(airflow_database, analyst)
@@ -192,7 +192,7 @@ async def test_another_schema_is_opened_to_the_reader_and_closed(
     assert await privileges(airflow_database, reader) == set()
 
 
-async def test_a_reader_that_does_not_exist_is_told(airflow_database: str) -> None:
+async def test_a_missing_reader_role_is_reported(airflow_database: str) -> None:
     with pytest.raises(
         InstallError, match=r'Role "no such" does not exist; create it first: CREATE ROLE "no such" LOGIN'
     ):
@@ -212,7 +212,7 @@ async def test_the_printed_sql_has_the_grants(airflow_database: str, role: Calla
     assert ("stream_server.journal", "SELECT") in await privileges(airflow_database, reader)
 
 
-async def test_an_owner_who_may_only_make_triggers(
+async def test_an_owner_needs_only_the_trigger_privilege(
     postgres: EmbeddedPostgres, airflow_database: str, role: Callable[[str], str]
 ) -> None:
     """The journal can belong to a role that can read and write nothing of Airflow's."""

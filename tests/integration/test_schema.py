@@ -18,7 +18,7 @@ from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import RUNS, WAIT
-from support.openapi_validation import refused, undescribed, validator
+from support.openapi_validation import make_validator, response_errors, validation_errors
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, Events, Frame, frames_of, stream_path, types, websocket
 from support.waiting import eventually_async
@@ -44,7 +44,7 @@ async def watch(url: str, run: RunKey, how: str, query: str = "") -> list[Frame]
 
 
 def undescribed_head(response: httpx.Response, path: str) -> list[str]:
-    return [problem for problem in undescribed(response, path) if not problem.startswith("$")]
+    return [problem for problem in response_errors(response, path) if not problem.startswith("$")]
 
 
 def assert_described(frames: list[Frame], channel: str) -> None:
@@ -53,7 +53,7 @@ def assert_described(frames: list[Frame], channel: str) -> None:
     messages = asyncapi.build_asyncapi()["components"]["messages"]
     known = {messages[name]["name"] for name in names}
     for frame in frames:
-        assert refused("Frame", frame, strictly=True) == []
+        assert validation_errors("Frame", frame, strictly=True) == []
     assert set(types(frames)) <= known
 
 
@@ -146,20 +146,20 @@ async def test_what_is_said_of_many_runs_is_described(server: RunningServer, air
 def refused_operation(operation: dict[str, Any]) -> list[str]:
     components = asyncapi.build_asyncapi()["components"]
     schema = {"$ref": "#/components/schemas/Subscribe", "components": components}
-    return [error.message for error in validator(schema).iter_errors(operation)]
+    return [error.message for error in make_validator(schema).iter_errors(operation)]
 
 
 async def test_every_answer_is_described(
-    asked: RunningServer, caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub, run: RunKey
+    trigger_server: RunningServer, caller: httpx.AsyncClient, airflow: AirflowSql, stub: AirflowStub, run: RunKey
 ) -> None:
-    await eventually_async(lambda: asked.hub.is_live)
+    await eventually_async(lambda: trigger_server.hub.is_live)
     runs, one = openapi.RUNS_PATH, openapi.RUN_PATH
     here = stream_path(run).removesuffix("/stream")
 
     async def ask(status: int, path: str, target: str, method: str = "GET", **what: Any) -> httpx.Response:
         response = await caller.request(method, target, **what)
         assert response.status_code == status, f"{method} {target}: {response.text}"
-        assert undescribed(response, path) == [], f"{method} {target}"
+        assert response_errors(response, path) == [], f"{method} {target}"
         return response
 
     for path, media_type in (("/openapi.json", openapi.JSON_TYPE), ("/schema/frames.json", openapi.SCHEMA_TYPE)):
@@ -205,7 +205,7 @@ async def test_without_airflow_and_while_draining_answers_are_described(server: 
     paths = (openapi.RUNS_PATH, *(f"{openapi.RUN_PATH}/{what}" for what in ("cancel", "stream", "result")), "/ready")
     answers = [*unknown, *refused, unready]
     assert [answer.status_code for answer in answers] == [501, 501, 503, 503, 503]
-    assert [undescribed(answer, path) for answer, path in zip(answers, paths, strict=True)] == [[]] * 5
+    assert [response_errors(answer, path) for answer, path in zip(answers, paths, strict=True)] == [[]] * 5
 
 
 async def test_lines_of_wait_are_described(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
@@ -215,7 +215,7 @@ async def test_lines_of_wait_are_described(server: RunningServer, airflow: Airfl
     async with httpx.AsyncClient(base_url=server.url) as client:
         lines = (await client.get(path)).text.splitlines()
     assert json.loads(lines[-1]) == {"state": "success", "results": {"answer": [1]}}
-    assert [refused("WaitLine", json.loads(line), strictly=True) for line in lines] == [[]] * len(lines)
+    assert [validation_errors("WaitLine", json.loads(line), strictly=True) for line in lines] == [[]] * len(lines)
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/asyncapi.json", "/schema/frames.json"])
@@ -226,7 +226,7 @@ async def test_a_description_is_not_sent_to_who_has_it(server: RunningServer, pa
         for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
             again = await client.get(path, headers={"If-None-Match": known})
             assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
-            assert undescribed(again, path) == []
+            assert response_errors(again, path) == []
         other = await client.get(path, headers={"If-None-Match": '"other"'})
     assert (other.status_code, other.json()) == (200, first.json())
     assert first.headers["cache-control"] == "no-cache"

@@ -18,7 +18,7 @@ from stream_server.journal.installer import install_journal, uninstall_journal
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.server import RunningServer, cut_off, running_server, server_process
+from support.server import RunningServer, running_server, server_process, terminate_connections
 from support.streams import DEADLINE, frames_of, sse, states, stream_path, types, websocket
 from support.waiting import eventually_async
 
@@ -74,7 +74,7 @@ async def test_nothing_is_lost_with_the_connections_to_the_database(
 ) -> None:
     async with sse(server.url, run) as events:
         await events.next()
-        killed = await cut_off(airflow.connection)
+        killed = await terminate_connections(airflow.connection)
         await airflow.run_task(run, "answer", "still here")
         frames = await events.rest()
     assert killed >= 2
@@ -109,7 +109,7 @@ async def test_another_journal_resets_the_streams(
         await events.next()
         await uninstall_journal(journal, lock_timeout=1, attempts=1)
         await install_journal(journal, "public", lock_timeout=1, attempts=1)
-        await cut_off(airflow.connection)
+        await terminate_connections(airflow.connection)
         taken_back = await events.until("reset")
         assert taken_back[-1]["reason"] == "journal_changed"
         assert (await events.next())["type"] == "snapshot"

@@ -11,7 +11,7 @@ import pytest
 from stream_server.settings import Settings
 from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import COOKIES
-from support.openapi_validation import undescribed
+from support.openapi_validation import response_errors
 from support.server import RunningServer, running_server
 
 SESSION = "/api/v2/stream/session"
@@ -20,21 +20,21 @@ SESSION = "/api/v2/stream/session"
 async def ask(server: RunningServer, method: str, **what: Any) -> httpx.Response:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.request(method, SESSION, **what)
-    assert undescribed(answer, SESSION) == []
+    assert response_errors(answer, SESSION) == []
     return answer
 
 
 @pytest.mark.parametrize("who", [{"username": "ada", "password": "right"}, {"token": " head.payload.signature\n"}])
-async def test_who_signs_in_gets_the_cookie_of_airflow(asked: RunningServer, who: dict[str, str]) -> None:
-    answer = await ask(asked, "POST", json=who)
+async def test_who_signs_in_gets_the_cookie_of_airflow(trigger_server: RunningServer, who: dict[str, str]) -> None:
+    answer = await ask(trigger_server, "POST", json=who)
     assert answer.status_code == 204
     cookie = answer.headers["set-cookie"]
     assert cookie.startswith("_token=head.payload.signature;")
     assert {part.strip() for part in cookie.split(";")} >= {"HttpOnly", "Path=/", "SameSite=lax"}
 
 
-async def test_a_wrong_password_is_told_in_words_of_airflow(asked: RunningServer) -> None:
-    answer = await ask(asked, "POST", json={"username": "ada", "password": "wrong"})
+async def test_a_wrong_password_is_told_in_words_of_airflow(trigger_server: RunningServer) -> None:
+    answer = await ask(trigger_server, "POST", json={"username": "ada", "password": "wrong"})
     assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
     assert answer.json()["detail"].endswith("Invalid credentials")
     assert "wrong" not in answer.text
@@ -44,34 +44,34 @@ async def test_a_wrong_password_is_told_in_words_of_airflow(asked: RunningServer
     "who",
     [{}, {"username": "ada"}, {"token": "a;b"}, {"token": "a\r\nSet-Cookie: b=c"}, {"token": ""}, {"name": "ada"}, []],
 )
-async def test_what_says_nobody_is_refused(asked: RunningServer, stub: AirflowStub, who: Any) -> None:
-    answer = await ask(asked, "POST", json=who)
+async def test_what_says_nobody_is_refused(trigger_server: RunningServer, stub: AirflowStub, who: Any) -> None:
+    answer = await ask(trigger_server, "POST", json=who)
     assert (answer.status_code, "set-cookie" in answer.headers) == (422, False)
     assert stub.asked == []
 
 
 @pytest.mark.parametrize("origin", ["https://elsewhere.example.com", "null", "http://[", "http://a:99999999"])
 async def test_a_page_of_another_origin_signs_nobody_in_or_out(
-    asked: RunningServer, stub: AirflowStub, origin: str
+    trigger_server: RunningServer, stub: AirflowStub, origin: str
 ) -> None:
     foreign = {"Origin": origin}
     who = {"username": "ada", "password": "right"}
     plain = {**foreign, "Content-Type": "text/plain"}
     for answer in (
-        await ask(asked, "POST", json=who, headers=foreign),
-        await ask(asked, "POST", json=who, headers=plain),
-        await ask(asked, "DELETE", headers=foreign),
+        await ask(trigger_server, "POST", json=who, headers=foreign),
+        await ask(trigger_server, "POST", json=who, headers=plain),
+        await ask(trigger_server, "DELETE", headers=foreign),
     ):
         assert (answer.status_code, "set-cookie" in answer.headers) == (403, False)
     assert stub.asked == []
 
 
-async def test_a_form_signs_nobody_in(asked: RunningServer) -> None:
-    assert (await ask(asked, "POST", data={"username": "ada", "password": "right"})).status_code == 422
+async def test_a_form_signs_nobody_in(trigger_server: RunningServer) -> None:
+    assert (await ask(trigger_server, "POST", data={"username": "ada", "password": "right"})).status_code == 422
 
 
-async def test_who_signs_out_loses_cookie_and_token(asked: RunningServer, stub: AirflowStub) -> None:
-    answer = await ask(asked, "DELETE", headers={"Cookie": COOKIES})
+async def test_who_signs_out_loses_cookie_and_token(trigger_server: RunningServer, stub: AirflowStub) -> None:
+    answer = await ask(trigger_server, "DELETE", headers={"Cookie": COOKIES})
     assert answer.status_code == 204
     assert answer.headers["set-cookie"].startswith('_token="";')
     (told,) = stub.asked

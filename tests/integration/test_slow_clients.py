@@ -14,7 +14,7 @@ from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server
-from support.soak_connections import Lines
+from support.soak_connections import HttpStream
 from support.streams import DEADLINE, Frame, sse, stream_path, types
 from support.waiting import eventually_async
 
@@ -37,11 +37,11 @@ async def mapped_run(airflow: AirflowSql) -> RunKey:
     return key
 
 
-async def fall_behind(server: RunningServer, airflow: AirflowSql, key: RunKey) -> Lines:
+async def fall_behind(server: RunningServer, airflow: AirflowSql, key: RunKey) -> HttpStream:
     """Open a stream that is not read, and change tasks until that is too slow."""
     port = urlsplit(server.url).port
     assert port is not None
-    lines = await Lines.open(port, stream_path(key, UNTIL_RUN), cursor=None, slow=True)
+    lines = await HttpStream.open(port, stream_path(key, UNTIL_RUN), cursor=None, slow=True)
     await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
     (subscription,) = server.hub._subscriptions
     for state in itertools.islice(itertools.cycle(STATES), 100):
@@ -55,14 +55,14 @@ async def fall_behind(server: RunningServer, airflow: AirflowSql, key: RunKey) -
     return lines
 
 
-async def read_all(lines: Lines) -> list[Frame]:
+async def read_all(lines: HttpStream) -> list[Frame]:
     async def reading() -> list[Frame]:
         return [frame async for frame in lines.frames()]
 
     try:
         return await asyncio.wait_for(reading(), DEADLINE)
     finally:
-        lines.leave("close")
+        lines.disconnect("close")
 
 
 async def numbers(airflow: AirflowSql, key: RunKey) -> dict[int, list[int]]:

@@ -18,7 +18,7 @@ from support.airflow_sql import AirflowSql
 from support.airflow_stub_fixtures import ANSWER
 from support.server import RunningServer
 from support.streams import EVENT_NAMES, Frame, states, stream_path, types
-from support.tcp_proxy import Proxy
+from support.tcp_proxy import TcpProxy
 from support.waiting import eventually_async
 
 EACH_STATE = ["scheduled", "queued", "running", "success"]
@@ -77,16 +77,16 @@ async def running(*command: str) -> AsyncIterator[Script]:
 
 
 @pytest.mark.parametrize("client", ["eventsource.js", "eventsource-client.js"])
-async def test_event_sources_follow_a_run_over_a_cut_connection_to_its_end(
+async def test_event_sources_follow_a_run_across_a_cut_connection_to_its_end(
     server: RunningServer, run: RunKey, airflow: AirflowSql, client: str
 ) -> None:
-    async with Proxy.to(urlsplit(server.url).port) as proxy:
+    async with TcpProxy.listen(urlsplit(server.url).port) as proxy:
         url = f"http://127.0.0.1:{proxy.port}{stream_path(run)}"
         async with running(client, url, *EVENT_NAMES) as script:
             frames = await script.until("snapshot")
             await airflow.start_task(run, "ask")
             frames += [await script.next() for _ in EACH_STATE[:3]]
-            await proxy.cut()
+            await proxy.cut_connections()
             await airflow.set_task(run, "ask", "success")
             frames += await script.until("resumed")
             await airflow.run_task(run, "answer", ANSWER)
@@ -107,7 +107,7 @@ async def test_wscat_follows_a_run_to_its_end(server: RunningServer, run: RunKey
     url = server.url.replace("http", "ws") + stream_path(run)
     async with running("node_modules/wscat/bin/wscat", "--no-color", "--connect", url) as script:
         frames = await script.until("snapshot")
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         frames += await script.until("end")
         # It ends with the connection, and would do so with an error had that been one.
         assert await script.rest() == ""
@@ -122,7 +122,7 @@ async def test_httpx_sse_follows_a_run_to_its_end(server: RunningServer, run: Ru
         aconnect_sse(client, "GET", stream_path(run)) as source,
     ):
         await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         async for event in source.aiter_sse():
             if event.data:
                 frames.append(event.json())

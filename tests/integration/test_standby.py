@@ -23,11 +23,11 @@ from stream_server.journal.run_store import RunStore
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.lossless import CLUSTER
-from support.lossless_ledger import Ledger, judge
-from support.lossless_tails import TaskTail, quick
-from support.lossless_writers import Field, Writer, prepare_field, read_journal
+from support.lossless_ledger import Ledger, evaluate
+from support.lossless_tails import TaskTail, reconnect_quickly
+from support.lossless_writers import Workload, Writer, prepare_workload, read_journal
 from support.postgres import create_database_from_airflow_template, running_postgres
-from support.readiness import until_ready
+from support.readiness import wait_until_ready
 from support.server import RunningServer, running_server
 from support.standby import catch_up, promote, running_standby
 from support.streams import sse, states, stream_path, websocket
@@ -46,16 +46,18 @@ def standby(postgres: EmbeddedPostgres, journal: str) -> Iterator[EmbeddedPostgr
 
 
 @pytest.fixture
-def on_standby(standby: EmbeddedPostgres, journal: str, settings: Callable[..., Settings]) -> Callable[..., Settings]:
+def standby_settings(
+    standby: EmbeddedPostgres, journal: str, settings: Callable[..., Settings]
+) -> Callable[..., Settings]:
     """Settings of a server that follows the standby."""
     url = standby.url(journal.rpartition("/")[2])
     return lambda **options: settings(database_url=url, **options)
 
 
 @pytest.fixture
-async def replica_server(on_standby: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
-    async with running_server(on_standby()) as server:
-        await until_ready(server.url)
+async def standby_server(standby_settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
+    async with running_server(standby_settings()) as server:
+        await wait_until_ready(server.url)
         yield server
 
 
@@ -63,14 +65,14 @@ async def level(postgres: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
     await asyncio.to_thread(catch_up, postgres, standby)
 
 
-async def test_it_polls_and_says_so(
-    on_standby: Callable[..., Settings], airflow: AirflowSql, run: RunKey, caplog: pytest.LogCaptureFixture
+async def test_the_server_polls_and_reports_it(
+    standby_settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        async with running_server(on_standby()) as server:
-            assert (await until_ready(server.url))["tail"] == BY_POLLING
+        async with running_server(standby_settings()) as server:
+            assert (await wait_until_ready(server.url))["tail"] == BY_POLLING
             async with sse(server.url, run) as events, websocket(server.url, run) as connection:
-                await airflow.answer(run)
+                await airflow.complete_chain(run)
                 frames = await events.rest()
                 await connection.wait_closed()
     assert states(frames, "answer")[:3] == ["scheduled", "queued", "running"]
@@ -82,17 +84,17 @@ async def test_it_polls_and_says_so(
     )
 
 
-async def test_what_commits_late_reaches_who_watches(
+async def test_a_late_commit_reaches_an_open_stream(
     postgres: EmbeddedPostgres,
     standby: EmbeddedPostgres,
     journal: str,
     airflow: AirflowSql,
-    replica_server: RunningServer,
+    standby_server: RunningServer,
     run: RunKey,
 ) -> None:
     """A standby's snapshots do not name the transactions that are in progress on the primary."""
     await level(postgres, standby)
-    async with AirflowSql.open(journal) as other, sse(replica_server.url, run, "?until=run") as events:
+    async with AirflowSql.open(journal) as other, sse(standby_server.url, run, "?until=run") as events:
         await events.next()
         transaction = other.connection.transaction()
         await transaction.start()
@@ -109,12 +111,12 @@ async def test_what_commits_late_reaches_who_watches(
         assert (last["task_id"], last["state"], last["seq"] > late["seq"]) == ("clean_up", "queued", True)
 
 
-async def test_what_commits_late_reaches_who_joins_meanwhile(
+async def test_a_late_commit_reaches_a_client_that_joins_meanwhile(
     postgres: EmbeddedPostgres,
     standby: EmbeddedPostgres,
     journal: str,
     airflow: AirflowSql,
-    replica_server: RunningServer,
+    standby_server: RunningServer,
     run: RunKey,
 ) -> None:
     async with AirflowSql.open(journal) as other:
@@ -123,7 +125,7 @@ async def test_what_commits_late_reaches_who_joins_meanwhile(
         await other.set_task(run, "clean_up", "scheduled")
         await airflow.run_task(run, "ask", "why")
         await level(postgres, standby)
-        async with sse(replica_server.url, run, "?until=run") as events:
+        async with sse(standby_server.url, run, "?until=run") as events:
             snapshot = await events.next()
             assert {task["task_id"]: task["state"] for task in snapshot["tasks"]} == {
                 "ask": "success",
@@ -139,10 +141,10 @@ async def test_what_commits_late_reaches_who_joins_meanwhile(
     ]
 
 
-async def test_it_leaves_alone_what_only_the_primary_can_do(
+async def test_the_server_skips_work_that_only_the_primary_can_do(
     postgres: EmbeddedPostgres,
     standby: EmbeddedPostgres,
-    on_standby: Callable[..., Settings],
+    standby_settings: Callable[..., Settings],
     airflow: AirflowSql,
     run: RunKey,
     caplog: pytest.LogCaptureFixture,
@@ -150,12 +152,14 @@ async def test_it_leaves_alone_what_only_the_primary_can_do(
     await airflow.connection.execute("DROP TRIGGER stream_server_xcom ON xcom")
     await level(postgres, standby)
     with caplog.at_level(logging.WARNING):
-        async with running_server(on_standby(retention="1s", check_interval="50ms")) as server:
-            body = await until_ready(server.url, ready=False, because="trigger stream_server_xcom on xcom is missing")
+        async with running_server(standby_settings(retention="1s", check_interval="50ms")) as server:
+            body = await wait_until_ready(
+                server.url, ready=False, because="trigger stream_server_xcom on xcom is missing"
+            )
             assert body["tail"] == BY_POLLING
             await airflow.connection.execute("SELECT stream_server.put_back(false)")
             await level(postgres, standby)
-            await until_ready(server.url)
+            await wait_until_ready(server.url)
             async with sse(server.url, run) as events:
                 await airflow.run_task(run, "answer", "from the replica")
                 assert (await events.rest())[-2]["results"] == {"answer": "from the replica"}
@@ -167,23 +171,25 @@ async def test_it_leaves_alone_what_only_the_primary_can_do(
     }
 
 
-async def test_a_run_that_is_on_its_way_is_waited_for(
-    replica_server: RunningServer, airflow: AirflowSql, monkeypatch: pytest.MonkeyPatch
+async def test_a_client_waits_for_a_run_that_is_not_replicated_yet(
+    standby_server: RunningServer, airflow: AirflowSql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_module, "REPLICA_LAG_SECONDS", 10.0)
     version = await airflow.add_dag("fresh", CHAIN)
     key = RunKey("fresh", "just_now")
-    async with httpx.AsyncClient(base_url=replica_server.url, timeout=15) as client:
+    async with httpx.AsyncClient(base_url=standby_server.url, timeout=15) as client:
         asking = asyncio.create_task(client.get(f"{stream_path(key).removesuffix('stream')}result?timeout=0"))
-        await eventually_async(lambda: replica_server.hub.is_watched(key))
+        await eventually_async(lambda: standby_server.hub.is_watched(key))
         await airflow.trigger(key, version, list(CHAIN))
         assert (await asking).status_code == 202
         monkeypatch.setattr(postgres_module, "REPLICA_LAG_SECONDS", 0.0)
         assert (await client.get(stream_path(RunKey("fresh", "never")))).status_code == 404
 
 
-async def test_what_must_be_kept_is_refused(standby: EmbeddedPostgres, on_standby: Callable[..., Settings]) -> None:
-    settings = on_standby()
+async def test_requests_that_must_write_are_refused(
+    standby: EmbeddedPostgres, standby_settings: Callable[..., Settings]
+) -> None:
+    settings = standby_settings()
     url = settings.database_url.get_secret_value()
     runs = RunStore(url, pool_size=1, max_result_bytes=0, max_output_bytes=0)
     with pytest.raises(ReadReplica, match="Ask a server at the primary") as refused:
@@ -192,16 +198,16 @@ async def test_what_must_be_kept_is_refused(standby: EmbeddedPostgres, on_standb
     assert (refused.value.status, refused.value.retry_after) == (501, None)
 
 
-async def test_a_promotion_is_followed_without_a_break(
+async def test_streams_continue_across_a_promotion(
     postgres: EmbeddedPostgres,
     standby: EmbeddedPostgres,
     journal: str,
     airflow: AirflowSql,
-    replica_server: RunningServer,
+    standby_server: RunningServer,
     run: RunKey,
 ) -> None:
     await level(postgres, standby)
-    async with sse(replica_server.url, run) as events, websocket(replica_server.url, run) as connection:
+    async with sse(standby_server.url, run) as events, websocket(standby_server.url, run) as connection:
         await airflow.set_task(run, "answer", "scheduled")
         assert [frame["state"] for frame in await events.until("task") if frame["type"] == "task"] == ["scheduled"]
         await level(postgres, standby)
@@ -215,16 +221,16 @@ async def test_a_promotion_is_followed_without_a_break(
         assert states(frames, "answer") == ["queued", "running"]
         assert frames[-2]["results"] == {"answer": "from the new primary"}
         assert "reset" not in {frame["type"] for frame in frames}
-    await eventually_async(lambda: replica_server.hub.statistics().subscriptions == 0)
+    await eventually_async(lambda: standby_server.hub.statistics().subscriptions == 0)
 
 
-async def test_the_doorbell_is_heard_after_a_promotion(
-    on_standby: Callable[..., Settings], standby: EmbeddedPostgres
+async def test_notifications_arrive_after_a_promotion(
+    standby_settings: Callable[..., Settings], standby: EmbeddedPostgres
 ) -> None:
-    async with running_server(on_standby(check_interval="50ms")) as server:
-        await until_ready(server.url)
+    async with running_server(standby_settings(check_interval="50ms")) as server:
+        await wait_until_ready(server.url)
         await asyncio.to_thread(promote, standby)
-        await until_ready(server.url, doorbell=True)
+        await wait_until_ready(server.url, doorbell=True)
 
 
 @pytest.mark.parametrize("promoted", [False, True], ids=["standby", "promoted"])
@@ -235,10 +241,10 @@ async def test_every_row_comes_exactly_once_from_a_replica(*, promoted: bool) ->
     with running_postgres(CLUSTER) as primary:
         name = create_database_from_airflow_template(primary)
         await install_journal(primary.url(name), "public", lock_timeout=5, attempts=1)
-        field = await prepare_field(primary.url(name), runs=2, instances=30)
+        field = await prepare_workload(primary.url(name), runs=2, instances=30)
         with (
             running_standby(primary, CLUSTER) as standby,
-            quick(),
+            reconnect_quickly(),
             patch.object(tail, "POLL_WITHOUT_NOTIFY_SECONDS", NO_PAUSE),
         ):
             await level(primary, standby)
@@ -253,12 +259,12 @@ async def test_every_row_comes_exactly_once_from_a_replica(*, promoted: bool) ->
                 await eventually_async(lambda: follower.line.complete(journal), 20, "every row has come")
             finally:
                 await follower.stop()
-    assert judge(ledger, journal, [follower.line]).misses == []
+    assert evaluate(ledger, journal, [follower.line]).misses == []
     assert follower.line.restarts == []
     assert ledger.out_of_order > 0, "the schedule must provoke what the cursor is for"
 
 
-async def write_for(seconds: float, url: str, field: Field, seed: str) -> Ledger:
+async def write_for(seconds: float, url: str, field: Workload, seed: str) -> Ledger:
     """Have some writers follow their schedules for a while."""
     ledger, stop = Ledger(), asyncio.Event()
     writers = [asyncio.create_task(Writer(url, field, ledger, f"writer_{n}", seed).run(stop)) for n in range(8)]

@@ -19,7 +19,7 @@ async def test_a_run_is_followed_from_its_first_transition_to_its_result(
 ) -> None:
     async with sse(server.url, run) as events:
         snapshot = await events.next()
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         frames = await events.rest()
 
     assert snapshot["type"] == "snapshot"
@@ -37,7 +37,7 @@ async def test_frames_are_the_committed_transitions_in_order(
 ) -> None:
     async with websocket(server.url, run, "?until=run") as connection:
         snapshot = json.loads(await connection.recv())
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         async with airflow.connection.transaction():
             await airflow.set_task(run, "clean_up", "success")
             await airflow.set_run(run, "success")
@@ -206,8 +206,8 @@ async def test_a_value_too_large_is_sent_as_a_reference(
     assert reference["href"].endswith("/taskInstances/answer/xcomEntries/return_value")
 
 
-async def test_a_run_that_is_over_answers_at_once(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
-    await airflow.answer(run)
+async def test_a_finished_run_sends_its_result_at_once(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    await airflow.complete_chain(run)
     await airflow.set_task(run, "clean_up", "success")
     await airflow.set_run(run, "success")
 
@@ -225,7 +225,7 @@ async def test_a_run_that_is_over_answers_at_once(airflow: AirflowSql, server: R
 async def test_late_joiners_share_what_is_known(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     async with sse(server.url, run, "?until=run") as early:
         await early.next()
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         await early.until("result")
         async with sse(server.url, run, "?until=run") as late:
             snapshot, result = await late.next(), await late.next()
@@ -244,7 +244,7 @@ async def test_late_joiners_share_what_is_known(airflow: AirflowSql, server: Run
 
 
 async def test_a_clear_takes_the_answer_back(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
-    await airflow.answer(run)
+    await airflow.complete_chain(run)
     async with sse(server.url, run, "?until=run") as events:
         await events.until("result")
         await airflow.clear(run, ["answer"])
@@ -262,7 +262,7 @@ async def test_a_clear_takes_the_answer_back(airflow: AirflowSql, server: Runnin
 async def test_an_old_xcom_of_a_cleared_task_is_no_result(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
-    await airflow.answer(run)
+    await airflow.complete_chain(run)
     await airflow.clear(run, ["answer"])
     await airflow.start_task(run, "answer")
     async with sse(server.url, run) as events:

@@ -17,7 +17,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.http.endpoints.tickets import MAX_PATHS, TICKETS_PATH
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
-from support.airflow_stub import AirflowStub, Asked
+from support.airflow_stub import AirflowStub, ReceivedRequest
 from support.airflow_stub_fixtures import COOKIES, TOKEN
 from support.server import RunningServer, running_server
 from support.streams import sse, stream_path, websocket
@@ -165,7 +165,7 @@ async def test_a_stream_of_a_ticket_lasts_as_long_as_the_rights_of_who_asked_for
     key, allowed = RunKey("chat", "r1"), {TOKEN}
     await airflow.trigger(key, stub.version, list(CHAIN))
 
-    async def may(asked: Asked) -> Response | None:
+    async def may(asked: ReceivedRequest) -> Response | None:
         known = asked.headers.get("authorization") in allowed
         return None if known else JSONResponse({"detail": "Forbidden"}, 403)
 

@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.airflow_stub import AirflowStub, Asked, BrokenOff
-from support.airflow_stub_fixtures import ANSWER, COOKIES, RUNS, TOKEN, WAIT, answer_at_once, caller_of, run_path
+from support.airflow_stub import AirflowStub, ReceivedRequest, TruncatedResponse
+from support.airflow_stub_fixtures import ANSWER, COOKIES, RUNS, TOKEN, WAIT, client_with_token, complete_run, run_path
 from support.server import RunningServer, running_server
 from support.streams import Events, Frame, types
 from support.waiting import eventually_async
@@ -48,12 +48,12 @@ def told(frames: list[Frame]) -> list[tuple[Any, ...]]:
 
 
 async def test_one_call_triggers_and_answers(
-    asked: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
+    trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     calling = asyncio.create_task(caller.post(WAIT, json={"conf": {"question": "why"}, "note": "x"}))
-    await eventually_async(lambda: asked.hub.statistics().subscriptions == 1)
+    await eventually_async(lambda: trigger_server.hub.statistics().subscriptions == 1)
     assert stub.triggers[0].json == {"conf": {"question": "why"}, "note": "x", "logical_date": None}
-    await airflow.answer(RunKey("chat", "manual__1"))
+    await airflow.complete_chain(RunKey("chat", "manual__1"))
     answer = await calling
     assert answer.status_code == 200, answer.text
     assert answer.json() == {
@@ -72,7 +72,7 @@ async def test_one_call_triggers_and_answers(
 async def test_nothing_of_a_run_is_missed_that_is_over_before_airflow_answers(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, accept: str
 ) -> None:
-    stub.then = answer_at_once
+    stub.then = complete_run
     async with caller.stream(
         "POST", f"{WAIT}&until=run", json={"dag_run_id": "fast one"}, headers={"Accept": accept}
     ) as response:
@@ -90,7 +90,7 @@ async def test_nothing_of_a_run_is_missed_that_is_over_before_airflow_answers(
 
 
 async def test_the_blocking_call_does_not_miss_it_either(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
-    stub.then = answer_at_once
+    stub.then = complete_run
     answer = await caller.post(f"{WAIT}&unwrap=true&timeout=10s&result=answer", json={})
     assert (answer.status_code, answer.json()) == (200, ANSWER)
     again = answer.headers["content-location"]
@@ -128,7 +128,7 @@ async def test_who_was_cut_off_takes_the_call_up(
     async with caller.stream("POST", WAIT, json={}, headers={"Accept": "application/x-ndjson"}) as response:
         await anext(response.aiter_lines())
         place = response.headers["content-location"]
-    await airflow.answer(RunKey("chat", "manual__1"))
+    await airflow.complete_chain(RunKey("chat", "manual__1"))
     answer = await caller.get(place, headers={"Accept": "application/x-ndjson"})
     assert types([json.loads(line) for line in answer.text.splitlines()]) == ["snapshot", "result", "end"]
     assert len(stub.triggers) == 1
@@ -149,7 +149,7 @@ async def test_a_call_that_waits_for_the_end_of_the_run_is_taken_up_as_one(
     place = answer.headers["content-location"]
     assert place == answer.headers["location"] == run_path("manual__1") + "/result?timeout=0&until=run"
     key = RunKey("chat", "manual__1")
-    await airflow.answer(key)
+    await airflow.complete_chain(key)
     assert (await caller.get(place)).status_code == 202, "the answer is there, and the run goes on"
     await airflow.set_run(key, "success")
     ended = (await caller.get(place.replace("timeout=0", "timeout=10s"))).json()
@@ -183,7 +183,7 @@ async def test_without_the_parameter_the_request_is_passed_on_as_it_is(
 ) -> None:
     said = b'{"detail": [1,  2]}'
 
-    async def answer(_asked: Asked) -> Response:
+    async def answer(_asked: ReceivedRequest) -> Response:
         response = Response(said, 422, {"X-Told": "yes"}, "application/json; of=airflow")
         response.set_cookie("_token", "a-new-one")
         response.set_cookie("other", "one-more")
@@ -238,7 +238,7 @@ async def test_airflow_slow_is_a_504_that_says_that_the_run_may_be_there(
     stub.then = hang
     async with running_server(settings(auth="none", airflow_url=stub.url, airflow_timeout="200ms")) as server:
         await eventually_async(lambda: server.hub.is_live)
-        async with caller_of(server) as caller:
+        async with client_with_token(server) as caller:
             answer = await caller.post(f"{RUNS}{query}", json={})
     problem = answer.json()
     assert (answer.status_code, problem["title"]) == (504, "Airflow is slow")
@@ -250,7 +250,7 @@ NAMES_THAT_ARE_NONE = (b"0", b"5", b"1e300", b"9" * 4000, b"false", b"[]", b'{"a
 
 
 async def broken_off() -> Response:
-    return BrokenOff()
+    return TruncatedResponse()
 
 
 async def not_json() -> Response:
@@ -294,7 +294,7 @@ async def test_what_airflow_refuses_is_refused_with_its_own_words(
 ) -> None:
     detail: Any = "no, because" if status != 422 else [{"loc": ["body", "conf"], "msg": "no, because"}]
 
-    async def refuse(_asked: Asked) -> Response:
+    async def refuse(_asked: ReceivedRequest) -> Response:
         return JSONResponse({"detail": detail}, status, {"WWW-Authenticate": "Bearer"} if status == 401 else {})
 
     stub.instead = refuse

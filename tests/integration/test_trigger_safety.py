@@ -115,7 +115,7 @@ async def losses_counted(url: str) -> AsyncIterator[list[bool]]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_airflow_commits_whatever_is_wrong_with_us(
+async def test_airflow_commits_despite_every_fault_of_the_journal(
     models: Airflow, journal: str, airflow: AirflowSql, fault: str
 ) -> None:
     await airflow.connection.execute(FAULTS[fault])

@@ -16,9 +16,9 @@ from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import ANSWER
 from support.server import RunningServer, running_server
 from support.streams import states
-from support.stub_callers import Door, Rights, jwt
-from support.tcp_proxy import Proxy
-from support.typescript import FollowingClient, following
+from support.stub_callers import CallerPermissions, StubPermissions, unsigned_jwt
+from support.tcp_proxy import TcpProxy
+from support.typescript import TypeScriptClient, run_typescript_client
 from support.waiting import eventually_async
 
 pytestmark = pytest.mark.parametrize("transport", ["sse", "websocket", "multiplex"])
@@ -37,7 +37,7 @@ def arguments(port: int | None, transport: str, run: RunKey, **options: object) 
     }
 
 
-def distinct_frames(*clients: FollowingClient) -> list[dict[str, object]]:
+def distinct_frames(*clients: TypeScriptClient) -> list[dict[str, object]]:
     """Return the frames of clients that resumed one another's stream; assert that none was delivered twice."""
     frames = [frame for client in clients for frame in client.frames]
     seqs = [(frame["type"], frame["seq"]) for frame in frames if "seq" in frame]
@@ -49,14 +49,14 @@ async def test_stream_resumes_after_each_lost_connection(
     server: RunningServer, run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
     async with (
-        Proxy.to(urlsplit(server.url).port) as proxy,
-        following(**arguments(proxy.port, transport, run)) as client,
+        TcpProxy.listen(urlsplit(server.url).port) as proxy,
+        run_typescript_client(**arguments(proxy.port, transport, run)) as client,
     ):
         await client.until_frame("snapshot")
         for state in EACH_STATE:
             await airflow.set_task(run, "ask", state)
             await client.until_frame("task", task_id="ask", state=state)
-            await proxy.cut()
+            await proxy.cut_connections()
         await airflow.run_task(run, "answer", ANSWER)
         await client.until_frame("result")
         await airflow.set_run(run, "success")
@@ -72,14 +72,14 @@ async def test_another_client_resumes_from_the_bookmark_of_a_killed_one(
     server: RunningServer, run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
     port = urlsplit(server.url).port
-    async with following(**arguments(port, transport, run)) as killed:
+    async with run_typescript_client(**arguments(port, transport, run)) as killed:
         await killed.until_frame("snapshot")
         await airflow.set_task(run, "ask", "scheduled")
         await killed.until_frame("task", task_id="ask")
         killed.kill()
     await airflow.set_task(run, "ask", "queued")
     await airflow.run_task(run, "answer", ANSWER)
-    async with following(**arguments(port, transport, run, bookmark=killed.bookmark)) as client:
+    async with run_typescript_client(**arguments(port, transport, run, bookmark=killed.bookmark)) as client:
         await client.until_frame("result")
         await airflow.set_run(run, "success")
         last = await client.end()
@@ -94,17 +94,17 @@ async def test_another_client_resumes_from_the_bookmark_of_a_killed_one(
 async def test_stream_resumes_at_another_server(
     settings: Callable[..., Settings], run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
-    async with AsyncExitStack() as life, running_server(settings()) as successor, Proxy.to(None) as proxy:
+    async with AsyncExitStack() as life, running_server(settings()) as successor, TcpProxy.listen(None) as proxy:
         first = await life.enter_async_context(running_server(settings()))
         await eventually_async(lambda: first.hub.is_live and successor.hub.is_live)
-        await proxy.turn_to(urlsplit(first.url).port)
-        async with following(**arguments(proxy.port, transport, run)) as client:
+        await proxy.switch_to(urlsplit(first.url).port)
+        async with run_typescript_client(**arguments(proxy.port, transport, run)) as client:
             await client.until_frame("snapshot")
             await airflow.set_task(run, "ask", "scheduled")
             await client.until_frame("task", state="scheduled")
             await life.aclose()
             await airflow.set_task(run, "ask", "queued")
-            await proxy.turn_to(urlsplit(successor.url).port)
+            await proxy.switch_to(urlsplit(successor.url).port)
             await client.until_frame("task", state="queued")
             await airflow.run_task(run, "answer", ANSWER)
             await airflow.set_run(run, "success")
@@ -114,7 +114,7 @@ async def test_stream_resumes_at_another_server(
 
 async def test_refusal_has_its_status_and_reason(server: RunningServer, run: RunKey, transport: str) -> None:
     unknown = RunKey(run.dag_id, "no_such_run")
-    async with following(**arguments(urlsplit(server.url).port, transport, unknown)) as client:
+    async with run_typescript_client(**arguments(urlsplit(server.url).port, transport, unknown)) as client:
         last = await client.end()
     error = last["outcome"]["error"]
     assert (error["code"], error["status"]) == ("refused", 404)
@@ -122,7 +122,7 @@ async def test_refusal_has_its_status_and_reason(server: RunningServer, run: Run
 
 
 @pytest.fixture
-async def guarded(settings: Callable[..., Settings], stub: AirflowStub) -> AsyncIterator[RunningServer]:
+async def auth_server(settings: Callable[..., Settings], stub: AirflowStub) -> AsyncIterator[RunningServer]:
     """A server that checks permissions with Airflow, often."""
     configured = settings(airflow_url=stub.url, auth_cache=0.2, ping_interval="100ms")
     async with running_server(configured) as server:
@@ -131,12 +131,12 @@ async def guarded(settings: Callable[..., Settings], stub: AirflowStub) -> Async
 
 
 async def test_expired_token_is_renewed_without_lost_frames(
-    guarded: RunningServer, stub: AirflowStub, run: RunKey, airflow: AirflowSql, transport: str
+    auth_server: RunningServer, stub: AirflowStub, run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
-    old, new = Rights(), Rights(token=jwt(sub="ada", exp=time.time() + 7200))
-    stub.instead = Door(old, new)
-    wanted = arguments(urlsplit(guarded.url).port, transport, run) | {"tokens": [old.token, new.token]}
-    async with following(**wanted) as client:
+    old, new = CallerPermissions(), CallerPermissions(token=unsigned_jwt(sub="ada", exp=time.time() + 7200))
+    stub.instead = StubPermissions(old, new)
+    wanted = arguments(urlsplit(auth_server.url).port, transport, run) | {"tokens": [old.token, new.token]}
+    async with run_typescript_client(**wanted) as client:
         await client.until_frame("snapshot")
         old.expire()
         await client.until(lambda line: line.get("state") == "resuming")
@@ -150,12 +150,12 @@ async def test_expired_token_is_renewed_without_lost_frames(
 
 
 async def test_expired_token_that_cannot_be_renewed_fails_the_stream(
-    guarded: RunningServer, stub: AirflowStub, run: RunKey, transport: str
+    auth_server: RunningServer, stub: AirflowStub, run: RunKey, transport: str
 ) -> None:
-    rights = Rights()
-    stub.instead = Door(rights)
-    wanted = arguments(urlsplit(guarded.url).port, transport, run) | {"tokens": [rights.token]}
-    async with following(**wanted) as client:
+    rights = CallerPermissions()
+    stub.instead = StubPermissions(rights)
+    wanted = arguments(urlsplit(auth_server.url).port, transport, run) | {"tokens": [rights.token]}
+    async with run_typescript_client(**wanted) as client:
         await client.until_frame("snapshot")
         rights.expire()
         last = await client.end()
@@ -163,15 +163,15 @@ async def test_expired_token_that_cannot_be_renewed_fails_the_stream(
 
 
 async def test_each_connection_gets_a_ticket(
-    guarded: RunningServer, stub: AirflowStub, run: RunKey, airflow: AirflowSql, transport: str
+    auth_server: RunningServer, stub: AirflowStub, run: RunKey, airflow: AirflowSql, transport: str
 ) -> None:
-    rights = Rights()
-    stub.instead = Door(rights)
-    async with Proxy.to(urlsplit(guarded.url).port) as proxy:
+    rights = CallerPermissions()
+    stub.instead = StubPermissions(rights)
+    async with TcpProxy.listen(urlsplit(auth_server.url).port) as proxy:
         wanted = arguments(proxy.port, transport, run) | {"ticketsOf": rights.token}
-        async with following(**wanted) as client:
+        async with run_typescript_client(**wanted) as client:
             await client.until_frame("snapshot")
-            await proxy.cut()
+            await proxy.cut_connections()
             await airflow.set_task(run, "ask", "scheduled")
             await client.until_frame("task", state="scheduled")
             await airflow.run_task(run, "answer", ANSWER)

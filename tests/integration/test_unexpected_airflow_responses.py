@@ -12,22 +12,22 @@ from stream_server.cli.doctor.runner import DoctorTargets, run_checks
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowNotResponding
 from support.airflow_sql import AirflowSql
-from support.airflow_stub import AirflowStub, Asked, odd_answers
+from support.airflow_stub import AirflowStub, ReceivedRequest, malformed_bodies
 from support.airflow_stub_fixtures import WAIT, run_path
 from support.server import RunningServer
-from support.stub_callers import Rights, client_of
+from support.stub_callers import CallerPermissions, client_for
 
-TOKENS = odd_answers(access_token=[None, 5, "", ["secret"], "a\ud800"])
-RUNS = odd_answers(dag_run_id=[None, 5, "", {}, "a\0", "a\ud800"])
-STATES = odd_answers(state=[None, 5, "", ["failed"], "a\ud800"])
-NO_RUN_LISTS = odd_answers(dag_runs=[None, 5, "a", {}])
-NO_XCOM_LISTS = odd_answers(xcom_entries=[None, 5, "a", {}])
+TOKENS = malformed_bodies(access_token=[None, 5, "", ["secret"], "a\ud800"])
+RUNS = malformed_bodies(dag_run_id=[None, 5, "", {}, "a\0", "a\ud800"])
+STATES = malformed_bodies(state=[None, 5, "", ["failed"], "a\ud800"])
+NO_RUN_LISTS = malformed_bodies(dag_runs=[None, 5, "a", {}])
+NO_XCOM_LISTS = malformed_bodies(xcom_entries=[None, 5, "a", {}])
 
 
 def instead(stub: AirflowStub, answer: Response, method: str, path: str) -> None:
     """Have the stub answer so to requests with this method whose path ends so, and as before to all others."""
 
-    async def behave(asked: Asked) -> Response | None:
+    async def behave(asked: ReceivedRequest) -> Response | None:
         return answer if asked.method == method and asked.target.partition("?")[0].endswith(path) else None
 
     stub.instead = behave
@@ -37,7 +37,9 @@ def error_of(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["title"]
 
 
-async def test_a_trigger_is_a_502_and_the_run_may_exist(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+async def test_a_malformed_trigger_response_is_502_and_the_run_may_exist(
+    caller: httpx.AsyncClient, stub: AirflowStub
+) -> None:
     for odd in RUNS:
         instead(stub, odd, "POST", "/dagRuns")
         answer = await caller.post(WAIT, json={})
@@ -46,7 +48,7 @@ async def test_a_trigger_is_a_502_and_the_run_may_exist(caller: httpx.AsyncClien
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH"])
-async def test_a_cancellation_is_a_502(
+async def test_a_malformed_cancellation_response_is_502(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, method: str
 ) -> None:
     await caller.post(f"{WAIT}&timeout=0", json={})
@@ -57,10 +59,12 @@ async def test_a_cancellation_is_a_502(
         )
 
 
-async def test_a_login_is_a_502_that_repeats_nothing(asked: RunningServer, stub: AirflowStub) -> None:
+async def test_a_malformed_login_response_is_502_without_its_text(
+    trigger_server: RunningServer, stub: AirflowStub
+) -> None:
     for odd in TOKENS:
         instead(stub, odd, "POST", "/auth/token")
-        async with httpx.AsyncClient(base_url=asked.url) as client:
+        async with httpx.AsyncClient(base_url=trigger_server.url) as client:
             answer = await client.post("/api/v2/stream/session", json={"username": "ada", "password": "right"})
         assert error_of(answer) == (502, "Airflow does not answer"), odd.body[:40]
         assert "set-cookie" not in answer.headers
@@ -68,10 +72,10 @@ async def test_a_login_is_a_502_that_repeats_nothing(asked: RunningServer, stub:
 
 
 @pytest.mark.parametrize(("rights", "odd_ones"), [("runs", RUNS), ("xcoms", NO_XCOM_LISTS)], ids=["runs", "xcoms"])
-async def test_a_permission_for_a_run_is_unknown(
-    guarded: RunningServer, key: RunKey, ada: Rights, rights: str, odd_ones: list[Response]
+async def test_a_malformed_response_leaves_a_run_permission_unknown(
+    auth_server: RunningServer, key: RunKey, ada: CallerPermissions, rights: str, odd_ones: list[Response]
 ) -> None:
-    async with client_of(guarded, ada) as client:
+    async with client_for(auth_server, ada) as client:
         for odd in odd_ones:
             setattr(ada, rights, odd)
             answer = await client.get(f"/api/v2/dags/chat/dagRuns/{key.run_id}/result?timeout=0")
@@ -80,23 +84,25 @@ async def test_a_permission_for_a_run_is_unknown(
 
 
 @pytest.mark.parametrize("path", ["/api/v2/stream", "/api/v2/stream/runs", "/api/v2/stream/dags?tag=nightly"])
-async def test_a_permission_for_all_runs_is_unknown(guarded: RunningServer, ada: Rights, path: str) -> None:
-    async with client_of(guarded, ada) as client:
+async def test_a_malformed_response_leaves_the_permission_for_all_runs_unknown(
+    auth_server: RunningServer, ada: CallerPermissions, path: str
+) -> None:
+    async with client_for(auth_server, ada) as client:
         for odd in NO_RUN_LISTS:
             ada.dags = odd
             assert error_of(await client.get(path)) == (503, "Permission unknown"), odd.body[:40]
 
 
-async def test_a_list_of_dags_is_that_of_an_airflow_that_does_not_answer(stub: AirflowStub) -> None:
+async def test_a_malformed_list_of_dags_counts_as_no_answer(stub: AirflowStub) -> None:
     async with AirflowApi.open(stub.url, None) as airflow:
-        for odd in odd_answers(dags=[None, 5, {}, [{}], [5], [None], [{"dag_id": 5}], [{"dag_id": None}]]):
+        for odd in malformed_bodies(dags=[None, 5, {}, [{}], [5], [None], [{"dag_id": 5}], [{"dag_id": None}]]):
             instead(stub, odd, "GET", "/api/v2/dags")
             with pytest.raises(AirflowNotResponding, match="Airflow answered 200 to GET /api/v2/dags with"):
                 await airflow.get(DagPage, "/api/v2/dags?limit=1", 10.0)
 
 
-async def test_a_version_is_not_that_of_airflow(stub: AirflowStub) -> None:
-    for odd in odd_answers(version=[None, 5, {}]):
+async def test_a_malformed_version_is_not_that_of_airflow(stub: AirflowStub) -> None:
+    for odd in malformed_bodies(version=[None, 5, {}]):
         instead(stub, odd, "GET", "/api/v2/version")
         finding = (await run_checks(DoctorTargets(airflow_url=stub.url))).get("airflow-api")
         assert finding is not None

@@ -20,7 +20,7 @@ from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, sse, stream_path
 from support.waiting import eventually_answered, eventually_async
-from support.waiting_servers import has_looked_for_others, note_elsewhere
+from support.waiting_servers import has_read_other_servers, register_other_server
 
 MANY = 50
 
@@ -201,11 +201,11 @@ async def test_waiting_asks_nothing_of_the_database(
         )
         return [row["query_start"] for row in rows]
 
-    await note_elsewhere(airflow, run)
+    await register_other_server(airflow, run)
     async with client.stream("GET", wait_path(run, "?interval=0.001")) as response:
         lines = response.aiter_lines()
         await anext(lines)
-        await eventually_answered(lambda: has_looked_for_others(airflow, run))
+        await eventually_answered(lambda: has_read_other_servers(airflow, run))
         async with sse(server.url, run) as events:
             await events.next()
             before = await eventually_answered(answered)

@@ -18,7 +18,7 @@ import pytest
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN, AirflowSql
-from support.server import cut_off, server_process
+from support.server import server_process, terminate_connections
 from support.streams import DEADLINE, Events, Frame, frames_of, sse, states, types, websocket
 from support.waiting import eventually_answered, eventually_async
 
@@ -123,7 +123,7 @@ async def test_clients_of_all_workers_hear_every_transition_once(host: Serve, ai
         shares = [connections_of(worker) for worker in serving.workers()]
         assert len(shares) == WORKERS
         assert min(shares) > 0, "the system has spread the connections"
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         await airflow.set_task(run, "clean_up", "success")
         await airflow.set_run(run, "success")
         heard = [told(await events.rest()) for events in clients]
@@ -172,7 +172,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(
         assert counted == CLIENTS
         victim = max(serving.workers(), key=connections_of)
         victim.kill()
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         heard = []
         for events in clients:
             with suppress(httpx.TransportError):
@@ -231,8 +231,8 @@ async def test_nothing_is_lost_with_the_connections_to_the_database(
 ) -> None:
     before = len(await written(airflow, run))
     async with host() as serving, many(serving.url, run) as clients:
-        assert await cut_off(airflow.connection) >= 2
-        await airflow.answer(run)
+        assert await terminate_connections(airflow.connection) >= 2
+        await airflow.complete_chain(run)
         await airflow.set_run(run, "success")
         expected = (await written(airflow, run))[before:]
         for events in clients:
@@ -300,7 +300,7 @@ async def test_metrics_are_those_of_all_workers(host: Serve, airflow: AirflowSql
             assert await serving.metric("stream_server_open_streams") == CLIENTS + 1
             assert await serving.metric("stream_server_workers") == WORKERS
             assert await serving.metric("stream_server_tail_connected") == 1
-            await airflow.answer(run)
+            await airflow.complete_chain(run)
             for events in clients:
                 await events.until("result")
             assert types(await frames_of(connection))[-1] == "end"
@@ -314,7 +314,7 @@ async def test_requests_for_human_input_stop_no_worker(host: Serve, airflow: Air
     async with host() as serving, many(serving.url, run) as clients:
         workers = {worker.pid for worker in serving.workers()}
         await airflow.request_input(run, "ask")
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         await airflow.set_run(run, "success")
         expected = (await written(airflow, run))[before:]
         for events in clients:
@@ -334,7 +334,7 @@ async def test_rows_of_an_unknown_kind_stop_no_worker(host: Serve, airflow: Airf
             assert (await events.until("reset"))[-1]["reason"] == "transitions_lost"
             assert (await events.next())["type"] == "snapshot"
         before = len(await written(airflow, run))
-        await airflow.answer(run)
+        await airflow.complete_chain(run)
         await airflow.set_run(run, "success")
         expected = (await written(airflow, run))[before:]
         for events in clients:

@@ -11,7 +11,7 @@ import pytest
 from uv import find_uv_bin
 
 from matrix.environments import BUILD_SECONDS
-from matrix.upgraded_databases import Ladder
+from matrix.upgraded_databases import UpgradedDatabases
 from stream_server.cli.demo import airflow, template
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from support.postgres import DATA_DIR
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the distribution as `pip install airflow-stream-server` makes it, dependencies included."""
     target = tmp_path_factory.mktemp("light")
     command = [find_uv_bin(), "pip", "install", "--python", sys.executable, "--target", str(target), str(ROOT)]
@@ -30,7 +30,7 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole_ladder(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Ladder:
+def all_databases(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> UpgradedDatabases:
     """Databases that have come up from Airflow 3.0; they go with the cluster."""
     environment = airflow.airflow_environment(
         tmp_path_factory.mktemp("airflow"),
@@ -39,11 +39,11 @@ def whole_ladder(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFa
         dags=[],
         bytecode=template.bytecode_dir(DATA_DIR / "cache"),
     )
-    return Ladder(postgres, environment)
+    return UpgradedDatabases(postgres, environment)
 
 
 @pytest.fixture
-def ladder(whole_ladder: Ladder) -> Iterator[Ladder]:
+def databases(all_databases: UpgradedDatabases) -> Iterator[UpgradedDatabases]:
     """The ladder; the copies that a test has made of its databases go with the test."""
-    yield whole_ladder
-    whole_ladder.drop_copies()
+    yield all_databases
+    all_databases.drop_copies()

@@ -17,7 +17,7 @@ from matrix.environments import environment_python
 from stream_server.cli.demo.airflow import Credentials
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
-from support.airflow_callers import SECRET, bearer
+from support.airflow_callers import SECRET, bearer_header
 from support.postgres import DATA_DIR, FAST
 
 VERSION = "3.3.2-fab"
@@ -55,7 +55,7 @@ USERS = {
 
 
 @dataclass(frozen=True)
-class Fab:
+class FabAirflow:
     """Such an Airflow."""
 
     stack: DemoStack
@@ -98,23 +98,23 @@ class Fab:
             assert "_token" in browser.cookies, signed.text
             return {"Cookie": "; ".join(f"{name}={value}" for name, value in browser.cookies.items())}
 
-    def give(self, user: str, role: str) -> None:
+    def set_role(self, user: str, role: str) -> None:
         """Let a user have this role, and no other."""
         self._change("PATCH", user, json={"roles": [{"name": role}]}, params={"update_mask": "roles"})
 
-    def delete(self, user: str) -> None:
+    def delete_user(self, user: str) -> None:
         """Delete a user."""
         self._change("DELETE", user)
 
     def _change(self, method: str, user: str, **arguments: Any) -> None:
-        headers = bearer(self.token("admin"))
+        headers = bearer_header(self.token("admin"))
         with httpx.Client(base_url=self.url, headers=headers, timeout=SECONDS, trust_env=False) as admin:
             answer = admin.request(method, f"/auth/fab/v1/users/{user}", **arguments)
         assert answer.is_success, answer.text
 
 
 @contextmanager
-def running_fab() -> Iterator[Fab]:
+def running_fab() -> Iterator[FabAirflow]:
     """Run it, with a stream server beside it that asks nobody."""
     python = environment_python(VERSION)
     settings = {
@@ -136,7 +136,7 @@ def running_fab() -> Iterator[Fab]:
     )
     try:
         stack.start_database()
-        fab = Fab(stack, python)
+        fab = FabAirflow(stack, python)
         fab.run(["fab-db", "migrate"], *_roles(), *_users())
         stack.start_services()
         stack.airflow.wait_for_dags(["for_all", "for_guests"], ConsoleReporter())

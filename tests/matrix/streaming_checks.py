@@ -20,14 +20,14 @@ from support.waiting import eventually_answered, eventually_async
 NEVER = 3600.0
 """A check interval in which nothing is put back: what a test sees does not depend on how long Airflow takes."""
 
-EAGER = 0.1
+FREQUENT_CHECKS = 0.1
 """A check interval that looks while Airflow is still at it."""
 
 _numbers = itertools.count(1)
 
 
 @asynccontextmanager
-async def serving(url: str, check_interval: float = NEVER) -> AsyncIterator[RunningServer]:
+async def running_server_on(url: str, check_interval: float = NEVER) -> AsyncIterator[RunningServer]:
     """Serve a database, as one that begins now."""
     settings = Settings.load(database_url=url, port=0, grace_period=2.0, check_interval=check_interval)
     async with running_server(settings) as server:
@@ -35,14 +35,14 @@ async def serving(url: str, check_interval: float = NEVER) -> AsyncIterator[Runn
         yield server
 
 
-async def ready(server: RunningServer) -> tuple[int, list[str]]:
+async def get_readiness(server: RunningServer) -> tuple[int, list[str]]:
     """Return how a server says that it is: the status code, and what is wrong."""
     async with httpx.AsyncClient(base_url=server.url, timeout=DEADLINE) as client:
         answer = await client.get("/ready")
     return answer.status_code, answer.json()["problems"]
 
 
-async def assert_completed(url: str) -> None:
+async def assert_triggers_restored(url: str) -> None:
     """The server puts back what is missing."""
 
     async def complete() -> bool:
@@ -51,7 +51,7 @@ async def assert_completed(url: str) -> None:
     await eventually_answered(complete, DEADLINE, what="a complete journal")
 
 
-async def new_run(airflow: VersionedSql, tasks: dict[str, list[str]], teardowns: dict[str, bool]) -> RunKey:
+async def trigger_new_run(airflow: VersionedSql, tasks: dict[str, list[str]], teardowns: dict[str, bool]) -> RunKey:
     """Trigger a run of a DAG that nobody has seen before."""
     key = RunKey(f"chat_{next(_numbers)}", "manual__2026-11-22T10:00:00+00:00")
     await airflow.trigger(key, await airflow.add_dag(key.dag_id, tasks, teardowns), list(tasks))
@@ -61,7 +61,7 @@ async def new_run(airflow: VersionedSql, tasks: dict[str, list[str]], teardowns:
 async def assert_streams(url: str, server: RunningServer) -> None:
     """A new run is told from its first transition to its result, which does not wait for its task's success."""
     async with VersionedSql.open(url) as airflow:
-        key = await new_run(airflow, CHAIN, {"clean_up": False})
+        key = await trigger_new_run(airflow, CHAIN, {"clean_up": False})
         async with sse(server.url, key) as events:
             assert (await events.next())["type"] == "snapshot"
             await airflow.set_run(key, "running")
@@ -74,23 +74,23 @@ async def assert_streams(url: str, server: RunningServer) -> None:
     assert frames[-2]["results"] == {"answer": {"text": "because"}}
     assert frames[-1]["outcome"] == "result"
     assert (await fetch_status(url)).losses == 0
-    assert await late_results(server, key) == {"answer": {"text": "because"}}
+    assert await results_for_late_client(server, key) == {"answer": {"text": "because"}}
 
 
 async def assert_native_marks(url: str, server: RunningServer) -> None:
     """A value with Airflow 3.3's own mark is the result at the end of the run, also for a client that joins late."""
     async with VersionedSql.open(url) as airflow:
-        key = await new_run(airflow, LEAVES, {})
+        key = await trigger_new_run(airflow, LEAVES, {})
         async with sse(server.url, key) as events:
             assert (await events.next())["result_tasks"] == []
             await airflow.start_task(key, "answer")
             await airflow.push(key, "answer", 42, dag_result=True)
             await airflow.set_run(key, "success")
             assert (await events.rest())[-2]["results"] == {"answer": 42}
-    assert await late_results(server, key) == {"answer": 42}
+    assert await results_for_late_client(server, key) == {"answer": 42}
 
 
-async def late_results(server: RunningServer, key: RunKey) -> object:
+async def results_for_late_client(server: RunningServer, key: RunKey) -> object:
     """Return what somebody is told who comes when the answer is there."""
     async with sse(server.url, key) as events:
         return (await events.until("result"))[-1]["results"]

@@ -34,7 +34,7 @@ Found = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def read(light: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
+def read(base_distribution: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
     """What a version makes of all forms and of all broken files, in one process."""
 
     @cache
@@ -42,8 +42,8 @@ def read(light: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         folder = tmp_path_factory.mktemp(f"airflow-{version}")
         broken = folder / "dags"
         broken.mkdir()
-        authoring_forms.write_broken(
-            broken, authoring_forms.BROKEN, authoring_forms.BROKEN_NATIVELY if version == NEWEST else {}
+        authoring_forms.write_invalid_dags(
+            broken, authoring_forms.INVALID_DAGS, authoring_forms.INVALID_WITH_NATIVE_MARKS if version == NEWEST else {}
         )
         python = sys.executable if version == NEWEST else str(environment_python(version))
         output = folder / "found.json"
@@ -53,7 +53,7 @@ def read(light: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
                 **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))},
                 "AIRFLOW_HOME": str(folder),
                 "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-                "PYTHONPATH": str(light),
+                "PYTHONPATH": str(base_distribution),
             },
             cwd="/",
             stdout=subprocess.PIPE,
@@ -68,8 +68,8 @@ def read(light: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     return read_all
 
 
-def test_the_base_distribution_brings_nothing_along(light: Path) -> None:
-    names = {path.name.partition("-")[0] for path in light.glob("[!.]*")}
+def test_the_base_distribution_has_no_dependencies(base_distribution: Path) -> None:
+    names = {path.name.partition("-")[0] for path in base_distribution.glob("[!.]*")}
     assert names == {"airflow_stream_server", "bin", "stream_server"}
 
 
@@ -77,8 +77,10 @@ def test_the_base_distribution_brings_nothing_along(light: Path) -> None:
 def test_every_form_is_serialised_with_its_marks(version: str, read: Callable[[str], Found]) -> None:
     found = read(version)
     dags = {dag_id: dag for dag_id, dag in found["dags"].items() if dag_id.startswith(authoring_forms.PREFIX)}
-    assert {dag_id: authoring_forms.tagged(dag) for dag_id, dag in dags.items()} == authoring_forms.TAGGED
-    assert {dag_id: authoring_forms.marked_by_params(dag) for dag_id, dag in dags.items()} == authoring_forms.PARAMS
+    assert {dag_id: authoring_forms.tagged_tasks(dag) for dag_id, dag in dags.items()} == authoring_forms.TAGGED
+    assert {
+        dag_id: authoring_forms.tasks_marked_by_params(dag) for dag_id, dag in dags.items()
+    } == authoring_forms.PARAMS
     seen = {dag_id: Graph.parse(json.dumps(dag)).marked_tasks for dag_id, dag in dags.items()}
     assert seen == {dag_id: frozenset(results) for dag_id, results in authoring_forms.RESULTS.items()}
     assert "kept" in dags["form_dag_arguments"]["dag"]["tags"]
@@ -94,7 +96,7 @@ def test_every_form_that_streams_is_serialised(version: str, read: Callable[[str
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_dags_and_tasks_are_what_airflow_would_have_made(version: str, read: Callable[[str], Found]) -> None:
+def test_dags_and_tasks_have_airflows_own_types(version: str, read: Callable[[str], Found]) -> None:
     for dag_id, serialized in read(version)["dags"].items():
         dag = serialized["dag"]
         assert Path(dag["fileloc"]).parent == authoring_forms.DAGS, dag_id
@@ -103,7 +105,7 @@ def test_dags_and_tasks_are_what_airflow_would_have_made(version: str, read: Cal
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_mark_is_seen_in_the_task_s_documentation(version: str, read: Callable[[str], Found]) -> None:
+def test_a_mark_is_shown_in_the_documentation_of_the_task(version: str, read: Callable[[str], Found]) -> None:
     def documentation(dag_id: str, task_id: str) -> list[str]:
         tasks = [operator["__var"] for operator in read(version)["dags"][dag_id]["dag"]["tasks"]]
         (task,) = [task for task in tasks if task["task_id"] == task_id]
@@ -116,9 +118,12 @@ def test_a_mark_is_seen_in_the_task_s_documentation(version: str, read: Callable
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_mistake_is_told_when_the_file_is_read(version: str, read: Callable[[str], Found]) -> None:
+def test_every_mistake_is_reported_when_the_file_is_parsed(version: str, read: Callable[[str], Found]) -> None:
     errors = {name.removesuffix(".py"): text.strip() for name, text in read(version)["errors"].items()}
-    expected = {**authoring_forms.BROKEN, **(authoring_forms.BROKEN_NATIVELY if version == NEWEST else {})}
+    expected = {
+        **authoring_forms.INVALID_DAGS,
+        **(authoring_forms.INVALID_WITH_NATIVE_MARKS if version == NEWEST else {}),
+    }
     assert errors.keys() == expected.keys()
     wrong = {name: text for name, text in errors.items() if not text.endswith(expected[name].error)}
     assert wrong == {}

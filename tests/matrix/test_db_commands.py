@@ -8,8 +8,15 @@ import sys
 
 import pytest
 
-from matrix.streaming_checks import EAGER, assert_completed, assert_native_marks, assert_streams, ready, serving
-from matrix.upgraded_databases import NEWEST, VERSIONS, Ladder, install_now
+from matrix.streaming_checks import (
+    FREQUENT_CHECKS,
+    assert_native_marks,
+    assert_streams,
+    assert_triggers_restored,
+    get_readiness,
+    running_server_on,
+)
+from matrix.upgraded_databases import NEWEST, VERSIONS, UpgradedDatabases, install_now
 from matrix.versioned_sql import VersionedSql
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.installer import fetch_status
@@ -35,27 +42,27 @@ def uninstall(url: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def test_downgrade_and_upgrade_again_under_a_server(ladder: Ladder) -> None:
-    url = await ladder.copy(NEWEST)
-    async with serving(url) as server:
+async def test_downgrade_and_upgrade_again_under_a_server(databases: UpgradedDatabases) -> None:
+    url = await databases.copy_of(NEWEST)
+    async with running_server_on(url) as server:
         await assert_native_marks(url, server)
-        await ladder.airflow_db(NEWEST, url, "downgrade", "--to-version", PREVIOUS, "--yes")
+        await databases.airflow_db(NEWEST, url, "downgrade", "--to-version", PREVIOUS, "--yes")
         assert (await fetch_status(url)).problems == []
         await assert_streams(url, server)
-        async with serving(url) as fresh:
+        async with running_server_on(url) as fresh:
             await assert_streams(url, fresh)
-        await ladder.airflow_db(NEWEST, url, "migrate")
+        await databases.airflow_db(NEWEST, url, "migrate")
         assert (await fetch_status(url)).problems == []
         await assert_native_marks(url, server)
 
 
 @pytest.mark.parametrize("options", [(), ("--skip-archive",)], ids=["archive", "skip-archive"])
-async def test_clean(ladder: Ladder, options: tuple[str, ...]) -> None:
-    url = await ladder.copy(NEWEST)
-    async with serving(url) as server:
+async def test_clean(databases: UpgradedDatabases, options: tuple[str, ...]) -> None:
+    url = await databases.copy_of(NEWEST)
+    async with running_server_on(url) as server:
         async with sse(server.url, RunKey("history", "manual__running"), "?until=run", timeout=60) as events:
             await events.until("snapshot")
-            await ladder.airflow_db(NEWEST, url, *CLEAN, *options)
+            await databases.airflow_db(NEWEST, url, *CLEAN, *options)
             frames = await events.rest()
         assert (types(frames)[-1], frames[-1]["state"]) == ("end", None)
         await assert_streams(url, server)
@@ -69,11 +76,11 @@ async def test_clean(ladder: Ladder, options: tuple[str, ...]) -> None:
     assert (await fetch_status(url)).problems == []
 
 
-async def test_reset_takes_the_triggers_and_install_brings_them_back(ladder: Ladder) -> None:
-    url = await ladder.copy(NEWEST)
+async def test_reset_drops_the_triggers_and_install_restores_them(databases: UpgradedDatabases) -> None:
+    url = await databases.copy_of(NEWEST)
     before = await fetch_status(url)
-    async with serving(url) as server:
-        await ladder.airflow_db(NEWEST, url, "reset", "--yes")
+    async with running_server_on(url) as server:
+        await databases.airflow_db(NEWEST, url, "reset", "--yes")
         assert (await fetch_status(url)).problems == [
             f"trigger {trigger.trigger} on {trigger.table} is missing" for trigger in before.triggers
         ]
@@ -81,26 +88,26 @@ async def test_reset_takes_the_triggers_and_install_brings_them_back(ladder: Lad
         assert await fetch_status(url) == before
         await assert_streams(url, server)
         await assert_native_marks(url, server)
-    async with serving(url) as fresh:
-        assert await ready(fresh) == (200, [])
+    async with running_server_on(url) as fresh:
+        assert await get_readiness(fresh) == (200, [])
         await assert_streams(url, fresh)
 
 
-async def test_a_server_puts_the_triggers_back_after_a_reset(ladder: Ladder) -> None:
-    url = await ladder.copy(NEWEST)
-    async with serving(url, EAGER) as server:
+async def test_a_server_restores_the_triggers_after_a_reset(databases: UpgradedDatabases) -> None:
+    url = await databases.copy_of(NEWEST)
+    async with running_server_on(url, FREQUENT_CHECKS) as server:
         async with sse(server.url, RunKey("history", "manual__running"), "?until=run", timeout=60) as events:
             await events.until("snapshot")
-            await ladder.airflow_db(NEWEST, url, "reset", "--yes")
-            await assert_completed(url)
+            await databases.airflow_db(NEWEST, url, "reset", "--yes")
+            await assert_triggers_restored(url)
             await events.until("close")
         await assert_streams(url, server)
 
 
-async def test_uninstall_leaves_nothing_of_ours_after_all_upgrades(ladder: Ladder) -> None:
-    url = await ladder.copy(NEWEST)
+async def test_uninstall_leaves_nothing_of_ours_after_all_upgrades(databases: UpgradedDatabases) -> None:
+    url = await databases.copy_of(NEWEST)
     async with VersionedSql.open(url) as airflow:
         assert await airflow.connection.fetch(OURS)
         await asyncio.to_thread(uninstall, url)
         assert [tuple(row) for row in await airflow.connection.fetch(OURS)] == []
-    await ladder.airflow_db(NEWEST, url, "downgrade", "--to-version", PREVIOUS, "--yes")
+    await databases.airflow_db(NEWEST, url, "downgrade", "--to-version", PREVIOUS, "--yes")

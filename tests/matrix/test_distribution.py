@@ -82,7 +82,7 @@ def files_of(archive: Path) -> dict[str, bytes]:
         return found
 
 
-def test_distributions_hold_the_pages_whole_and_compressed(built: Path) -> None:
+def test_distributions_contain_the_pages_plain_and_compressed(built: Path) -> None:
     (wheel,), (source,) = built.glob("*.whl"), built.glob("*.tar.gz")
     files = files_of(wheel)
     assert files_of(source) == files
@@ -127,7 +127,7 @@ def test_an_editable_install_builds_once_and_again_after_a_change(checkout: Path
     assert install() == changed
 
 
-def test_a_build_that_fails_says_why_and_leaves_the_pages_as_they_were(checkout: Path, built: Path) -> None:
+def test_a_failed_build_reports_the_reason_and_keeps_the_pages(checkout: Path, built: Path) -> None:
     assert built.is_dir(), "the checkout is built"
     before = (checkout / PAGES / "index.html").read_text()
     broken = checkout / "web" / "pages" / "src" / "main.tsx"

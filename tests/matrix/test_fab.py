@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from matrix.fab_airflow import ROLES, Fab, running_fab
+from matrix.fab_airflow import ROLES, FabAirflow, running_fab
 from stream_server.auth import readable_dags as readable
 from stream_server.auth.airflow_api import create_shared_client
 from stream_server.auth.airflow_authorizer import AirflowAuthorizer
@@ -18,9 +18,9 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
 from stream_server.hub.firehose import Resource
-from support.airflow_callers import bearer, token
-from support.open_streams import FORBIDDEN, OUT, Streams, hearing, within
-from support.permission_comparison import SECONDS, Headers, Ours, differs, said_and_told
+from support.airflow_callers import bearer_header, make_token
+from support.open_streams import FORBIDDEN, OUT, OpenStreams, ends_within, follow_all_runs
+from support.permission_comparison import SECONDS, Headers, ServerAccess, differs, query_both
 from support.waiting import eventually_async
 
 FOR_ALL, FOR_GUESTS = "for_all", "for_guests"
@@ -32,19 +32,19 @@ WAYS = 23
 
 
 @pytest.fixture(scope="module")
-def fab() -> Iterator[Fab]:
+def fab() -> Iterator[FabAirflow]:
     with running_fab() as fab:
         yield fab
 
 
 @pytest.fixture(scope="module")
-def rest(fab: Fab) -> Iterator[AirflowRestClient]:
+def rest(fab: FabAirflow) -> Iterator[AirflowRestClient]:
     with fab.stack.rest_client() as rest:
         yield rest
 
 
 @pytest.fixture(scope="module")
-def guarded(fab: Fab) -> Iterator[StreamServerProcess]:
+def auth_server(fab: FabAirflow) -> Iterator[StreamServerProcess]:
     """A server that asks Airflow, and often."""
     server = fab.stack.add_server(options=["--auth", "airflow", "--auth-cache", "1s"])
     server.start()
@@ -53,7 +53,7 @@ def guarded(fab: Fab) -> Iterator[StreamServerProcess]:
 
 
 @pytest.fixture(scope="module")
-def over(rest: AirflowRestClient) -> dict[str, RunKey]:
+def finished_run(rest: AirflowRestClient) -> dict[str, RunKey]:
     """A run of each DAG that has answered."""
     keys = {dag_id: RunKey(dag_id, rest.trigger_run(dag_id)) for dag_id in (FOR_ALL, FOR_GUESTS)}
     assert [rest.wait_until_finished(*key) for key in keys.values()] == ["success", "success"]
@@ -61,39 +61,39 @@ def over(rest: AirflowRestClient) -> dict[str, RunKey]:
 
 
 @pytest.fixture(scope="module")
-def waiting(rest: AirflowRestClient) -> RunKey:
+def queued_run(rest: AirflowRestClient) -> RunKey:
     """A run that never begins."""
     body = {"logical_date": None, "run_after": "2099-01-01T00:00:00Z", "dag_run_id": "waiting"}
     assert rest.request("POST", f"/dags/{FOR_GUESTS}/dagRuns", json=body).is_success
     return RunKey(FOR_GUESTS, "waiting")
 
 
-def callers(fab: Fab) -> dict[str, Headers]:
+def callers(fab: FabAirflow) -> dict[str, Headers]:
     gone, leaver = fab.token("gone"), fab.token("leaver")
-    fab.delete("gone")
+    fab.delete_user("gone")
     logout = f"{fab.url}/api/v2/auth/logout"
-    assert httpx.get(logout, headers=bearer(leaver), timeout=SECONDS).status_code == 307
+    assert httpx.get(logout, headers=bearer_header(leaver), timeout=SECONDS).status_code == 307
     return {
-        **{user: bearer(fab.token(user)) for user in (*PRESET, *GUESTS)},
+        **{user: bearer_header(fab.token(user)) for user in (*PRESET, *GUESTS)},
         "guest by cookie": fab.cookies("guest"),
         "by another session": {"Cookie": "session=made-up"},
         "nobody": {},
-        "deleted": bearer(gone),
-        "logged out": bearer(leaver),
-        "who never was": bearer(token("987654", None)),
-        "of another auth manager": bearer(token("admin", "admin")),
-        "expired": bearer(token("1", None, lifetime=-60)),
-        "forged": bearer(token("1", None, secret="another-secret" * 6)),
+        "deleted": bearer_header(gone),
+        "logged out": bearer_header(leaver),
+        "who never was": bearer_header(make_token("987654", None)),
+        "of another auth manager": bearer_header(make_token("admin", "admin")),
+        "expired": bearer_header(make_token("1", None, lifetime=-60)),
+        "forged": bearer_header(make_token("1", None, secret="another-secret" * 6)),
     }
 
 
-async def test_everybody_is_told_what_airflow_would_tell_him(
-    fab: Fab, guarded: StreamServerProcess, over: dict[str, RunKey]
+async def test_every_caller_sees_what_airflow_shows_them(
+    fab: FabAirflow, auth_server: StreamServerProcess, finished_runs: dict[str, RunKey]
 ) -> None:
     deviations, asked = [], 0
     for name, headers in callers(fab).items():
-        for key in over.values() if name in {"viewer", *GUESTS} else [over[FOR_GUESTS]]:
-            async with said_and_told(fab.url, guarded.url, headers, key) as pairs:
+        for key in finished_runs.values() if name in {"viewer", *GUESTS} else [finished_runs[FOR_GUESTS]]:
+            async with query_both(fab.url, auth_server.url, headers, key) as pairs:
                 for way, said, told in pairs:
                     asked += 1
                     if differs(way.split()[0], said, told, introduced="Authorization" not in headers):
@@ -112,19 +112,21 @@ async def test_everybody_is_told_what_airflow_would_tell_him(
         ("guest_who_triggers", 200, True),
     ],
 )
-async def test_who_triggers_is_told_what_he_may_read(
-    fab: Fab, guarded: StreamServerProcess, user: str, status: int, *, values: bool | None
+async def test_a_trigger_returns_what_the_caller_can_read(
+    fab: FabAirflow, auth_server: StreamServerProcess, user: str, status: int, *, values: bool | None
 ) -> None:
-    ours = Ours(guarded.url, bearer(fab.token(user)))
+    ours = ServerAccess(auth_server.url, bearer_header(fab.token(user)))
     told = await ours.trigger(FOR_GUESTS)
     await ours.close()
     assert (told.status, told.values) == (status, values)
 
 
-async def test_streams_of_many_runs_tell_of_the_dags_that_name_the_caller(
-    fab: Fab, guarded: StreamServerProcess, rest: AirflowRestClient
+async def test_streams_of_many_runs_contain_the_dags_that_name_the_caller(
+    fab: FabAirflow, auth_server: StreamServerProcess, rest: AirflowRestClient
 ) -> None:
-    async with hearing(guarded.url, {user: bearer(fab.token(user)) for user in ("guest", "viewer")}) as heard:
+    async with follow_all_runs(
+        auth_server.url, {user: bearer_header(fab.token(user)) for user in ("guest", "viewer")}
+    ) as heard:
         for dag_id in (FOR_ALL, FOR_GUESTS):
             run_id = await asyncio.to_thread(rest.trigger_run, dag_id)
             await asyncio.to_thread(rest.wait_until_finished, dag_id, run_id)
@@ -136,28 +138,31 @@ async def test_streams_of_many_runs_tell_of_the_dags_that_name_the_caller(
     assert heard["guest"] == {FOR_GUESTS}
 
 
-async def test_who_logs_out_is_out_everywhere(fab: Fab, guarded: StreamServerProcess, waiting: RunKey) -> None:
-    headers = bearer(fab.token("leaver"))
-    async with Streams(guarded.url, headers, waiting).opened() as tasks, httpx.AsyncClient(timeout=SECONDS) as client:
+async def test_a_logout_ends_all_streams(fab: FabAirflow, auth_server: StreamServerProcess, queued_run: RunKey) -> None:
+    headers = bearer_header(fab.token("leaver"))
+    async with (
+        OpenStreams(auth_server.url, headers, queued_run).open_all() as tasks,
+        httpx.AsyncClient(timeout=SECONDS) as client,
+    ):
         assert (await client.get(f"{fab.url}/api/v2/auth/logout", headers=headers)).status_code == 307
-        assert await within(tasks, SECONDS) == OUT
+        assert await ends_within(tasks, SECONDS) == OUT
 
 
-async def test_who_has_another_role_sees_what_that_may_see(
-    fab: Fab, guarded: StreamServerProcess, waiting: RunKey
+async def test_a_changed_role_changes_what_the_caller_sees(
+    fab: FabAirflow, auth_server: StreamServerProcess, queued_run: RunKey
 ) -> None:
-    headers = bearer(fab.token("loser"))
-    async with Streams(guarded.url, headers, waiting).opened() as tasks:
-        await asyncio.to_thread(fab.give, "loser", "guest without XComs")
-        assert await within(tasks[:6], SECONDS) == [4007, 4007, 4007, 4007, 503, 0]
+    headers = bearer_header(fab.token("loser"))
+    async with OpenStreams(auth_server.url, headers, queued_run).open_all() as tasks:
+        await asyncio.to_thread(fab.set_role, "loser", "guest without XComs")
+        assert await ends_within(tasks[:6], SECONDS) == [4007, 4007, 4007, 4007, 503, 0]
         assert not any(task.done() for task in tasks[6:])
-    async with Streams(guarded.url, headers, waiting).opened() as tasks:
-        await asyncio.to_thread(fab.give, "loser", "Public")
-        assert await within(tasks, SECONDS) == FORBIDDEN
+    async with OpenStreams(auth_server.url, headers, queued_run).open_all() as tasks:
+        await asyncio.to_thread(fab.set_role, "loser", "Public")
+        assert await ends_within(tasks, SECONDS) == FORBIDDEN
 
 
-async def test_lost_xcoms_are_noticed_where_no_dag_is_asked_for_itself(
-    fab: Fab, monkeypatch: pytest.MonkeyPatch
+async def test_a_lost_xcom_permission_is_detected_without_look_ups_of_single_dags(
+    fab: FabAirflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readable, "MAX_DIRECT_REQUESTS", 0)
     monkeypatch.setattr(readable, "MAX_RENEWAL_FACTOR", math.inf)
@@ -166,13 +171,15 @@ async def test_lost_xcoms_are_noticed_where_no_dag_is_asked_for_itself(
         authorizer = AirflowAuthorizer(client, good_for=1, grace=SECONDS)
         dags = authorizer.readable_dags(Caller.from_token(fab.token("forgetter")))
         assert await dags.filter_readable({runs, said, Resource(FOR_ALL)}) == {runs, said}
-        await asyncio.to_thread(fab.give, "forgetter", "guest without XComs")
+        await asyncio.to_thread(fab.set_role, "forgetter", "guest without XComs")
         await eventually_async(lambda: dags.may_read(said) is False, SECONDS, "what tasks say is told no more")
         assert await dags.filter_readable({runs, said}) == {runs}
         await authorizer.close()
 
 
-async def test_who_is_deleted_is_out_everywhere(fab: Fab, guarded: StreamServerProcess, waiting: RunKey) -> None:
-    async with Streams(guarded.url, bearer(fab.token("deserter")), waiting).opened() as tasks:
-        await asyncio.to_thread(fab.delete, "deserter")
-        assert await within(tasks, SECONDS) == OUT
+async def test_a_deleted_user_loses_all_streams(
+    fab: FabAirflow, auth_server: StreamServerProcess, queued_run: RunKey
+) -> None:
+    async with OpenStreams(auth_server.url, bearer_header(fab.token("deserter")), queued_run).open_all() as tasks:
+        await asyncio.to_thread(fab.delete_user, "deserter")
+        assert await ends_within(tasks, SECONDS) == OUT

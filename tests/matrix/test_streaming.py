@@ -8,36 +8,38 @@ from typing import Any
 
 import pytest
 
-from matrix.streaming_checks import serving
-from matrix.upgraded_databases import VERSIONS, Ladder
+from matrix.streaming_checks import running_server_on
+from matrix.upgraded_databases import VERSIONS, UpgradedDatabases
 from matrix.versioned_sql import VersionedSql
 from stream_server.cli.demo.airflow import dag_bundle_setting
 from stream_server.domain.run_state import RunKey
 from support.authoring_forms import DAGS
-from support.streaming_forms import RETURNED, SAID, said
+from support.streaming_forms import EXPECTED_OUTPUT, EXPECTED_RESULTS, output_values
 from support.streams import Frame, sse
 
 SCRIPT = Path(__file__).with_name("run_dags.py")
 
-FORMS = (*SAID, "stream_mapped", "stream_retry", "stream_tokens", "stream_plain_fails")
+FORMS = (*EXPECTED_OUTPUT, "stream_mapped", "stream_retry", "stream_tokens", "stream_plain_fails")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_every_form_speaks_and_returns(version: str, ladder: Ladder, light: Path, tmp_path: Path) -> None:
-    url, output = await ladder.copy(version), tmp_path / "runs.json"
-    await ladder.python(
+async def test_every_form_emits_output_and_returns(
+    version: str, databases: UpgradedDatabases, base_distribution: Path, tmp_path: Path
+) -> None:
+    url, output = await databases.copy_of(version), tmp_path / "runs.json"
+    await databases.python(
         version,
         url,
         *(str(SCRIPT), str(output), str(DAGS), *FORMS),
-        PYTHONPATH=str(light),
+        PYTHONPATH=str(base_distribution),
         AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST=dag_bundle_setting([DAGS]),
     )
     runs = {dag_id: RunKey(dag_id, run_id) for dag_id, run_id in json.loads(output.read_text()).items()}
-    async with serving(url) as server:
+    async with running_server_on(url) as server:
         told = {dag_id: await told_late(server.url, key) for dag_id, key in runs.items()}
-    assert {dag_id: values(told[dag_id]) for dag_id in SAID} == SAID
-    assert [frame["index"] for frame in said(told["stream_text"])] == [0, 1, 2]
-    assert {dag_id: next(iter(results(told[dag_id]).values())) for dag_id in RETURNED} == RETURNED
+    assert {dag_id: values(told[dag_id]) for dag_id in EXPECTED_OUTPUT} == EXPECTED_OUTPUT
+    assert [frame["index"] for frame in output_values(told["stream_text"])] == [0, 1, 2]
+    assert {dag_id: next(iter(results(told[dag_id]).values())) for dag_id in EXPECTED_RESULTS} == EXPECTED_RESULTS
 
     heard = {index: values(told["stream_mapped"], index) for index in (0, 1)}
     assert heard == {0: ["a", "b"], 1: ["c", "d"]}
@@ -64,13 +66,13 @@ async def told_late(url: str, key: RunKey) -> list[Frame]:
     Before 3.1 `dag.test()` stores no structure of the DAG, so that nobody knows which task answers.
     """
     async with sse(url, key, "?until=run") as events:
-        task_id = said(await events.rest())[0]["task_id"]
+        task_id = output_values(await events.rest())[0]["task_id"]
     async with sse(url, key, f"?result={task_id}") as events:
         return await events.rest()
 
 
 def values(frames: list[Frame], map_index: int = -1) -> list[Any]:
-    return [frame["value"] for frame in said(frames) if frame["map_index"] == map_index]
+    return [frame["value"] for frame in output_values(frames) if frame["map_index"] == map_index]
 
 
 def results(frames: list[Frame]) -> dict[str, object]:

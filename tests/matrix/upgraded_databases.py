@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from matrix.environments import environment_python
-from matrix.versioned_sql import VersionedSql, fill, forget_tries
+from matrix.versioned_sql import VersionedSql, clear_try_numbers, fill_tables
 from stream_server.cli.demo import airflow
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.cli.demo.template import ROLE
@@ -22,12 +22,12 @@ HAS_FIRST = sys.version_info < (3, 13)
 
 VERSIONS = (*(("3.0.6",) if HAS_FIRST else ()), "3.1.8", "3.2.2", NEWEST)
 COMMAND_SECONDS = 600.0
-KEPT = ("dag", "dag_version", "serialized_dag", "dag_run", "task_instance", "xcom")
+PASSED_VARIABLES = ("dag", "dag_version", "serialized_dag", "dag_run", "task_instance", "xcom")
 """Tables whose rows a migration must not lose."""
 
 
 @dataclass(frozen=True)
-class Rung:
+class VersionDatabase:
     """A database at one version, as `airflow db migrate` left it and `install` completed it."""
 
     database: str
@@ -39,7 +39,7 @@ class Rung:
     """Rows by table, before it was completed."""
 
 
-class Ladder:
+class UpgradedDatabases:
     """Makes each rung when it is first asked for; tests get copies.
 
     Args:
@@ -50,10 +50,10 @@ class Ladder:
     def __init__(self, postgres: EmbeddedPostgres, environment: Mapping[str, str]) -> None:
         self._postgres = postgres
         self._environment = environment
-        self._rungs: dict[str, Rung] = {}
+        self._rungs: dict[str, VersionDatabase] = {}
         self._copies: list[str] = []
 
-    async def reach(self, version: str) -> Rung:
+    async def database_at(self, version: str) -> VersionDatabase:
         """Return the database of a version, which nobody may change."""
         if version not in self._rungs:
             database = f"ladder_{version.replace('.', '_')}"
@@ -62,14 +62,14 @@ class Ladder:
             if place == 0:
                 self._postgres.execute(f"CREATE DATABASE {database} OWNER {ROLE}")
             else:
-                below = await self.reach(VERSIONS[place - 1])
+                below = await self.database_at(VERSIONS[place - 1])
                 self._copy(below.database, database)
             self._rungs[version] = await self._make(version, self._postgres.url(database), database)
         return self._rungs[version]
 
-    async def copy(self, version: str) -> str:
+    async def copy_of(self, version: str) -> str:
         """Return the URL of a copy of a version's database."""
-        rung = await self.reach(version)
+        rung = await self.database_at(version)
         name = f"copy_{len(self._copies) + 1}"
         self._copies.append(name)
         self._copy(rung.database, name)
@@ -103,19 +103,19 @@ class Ladder:
         """
         await asyncio.to_thread(self._python, version, url, arguments, settings)
 
-    async def _make(self, version: str, url: str, database: str) -> Rung:
+    async def _make(self, version: str, url: str, database: str) -> VersionDatabase:
         await self.airflow_db(version, url, "migrate")
         if version == VERSIONS[0]:
             await install_now(url)
             async with VersionedSql.open(url) as session:
-                await fill(session)
-                await forget_tries(session)
+                await fill_tables(session)
+                await clear_try_numbers(session)
         found = await fetch_status(url)
         assert found.epoch is not None, "the journal is installed"
         async with VersionedSql.open(url) as session:
-            rows = {table: await session.count(table) for table in KEPT}
+            rows = {table: await session.count(table) for table in PASSED_VARIABLES}
         await install_now(url)
-        return Rung(database, found.epoch, found.problems, rows)
+        return VersionDatabase(database, found.epoch, found.problems, rows)
 
     def _copy(self, source: str, target: str) -> None:
         self._postgres.execute(f"CREATE DATABASE {target} TEMPLATE {source} OWNER {ROLE}")

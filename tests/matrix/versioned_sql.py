@@ -87,7 +87,7 @@ class VersionedSql(AirflowSql):
         return int(await self.connection.fetchval(f"SELECT count(*) FROM {table}"))
 
 
-async def fill(airflow: VersionedSql) -> None:
+async def fill_tables(airflow: VersionedSql) -> None:
     """Leave behind what an Airflow in use does: runs and task instances in many states, with XComs."""
     version = await airflow.add_dag("history", CHAIN, {"clean_up": False})
     succeeded, failed, running, queued = (
@@ -96,7 +96,7 @@ async def fill(airflow: VersionedSql) -> None:
     for key in (succeeded, failed, running, queued):
         await airflow.trigger(key, version, list(CHAIN))
 
-    await airflow.answer(succeeded)
+    await airflow.complete_chain(succeeded)
     await airflow.set_task(succeeded, "clean_up", "success")
     await airflow.set_run(succeeded, "success")
 
@@ -117,7 +117,7 @@ async def fill(airflow: VersionedSql) -> None:
         await airflow.set_task(running, "answer", state, map_index)
 
 
-async def forget_tries(airflow: VersionedSql) -> None:
+async def clear_try_numbers(airflow: VersionedSql) -> None:
     """Leave a task instance without numbers of tries, as only the oldest versions may: 3.2 fills them in."""
     await airflow.connection.execute(
         "UPDATE task_instance SET try_number = NULL, max_tries = NULL"
@@ -125,7 +125,7 @@ async def forget_tries(airflow: VersionedSql) -> None:
     )
 
 
-async def ask_human(airflow: VersionedSql, key: RunKey, task_id: str) -> None:
+async def request_human_input(airflow: VersionedSql, key: RunKey, task_id: str) -> None:
     """Have a task ask a human (3.1), as its operator does before it defers."""
     await airflow.insert(
         "hitl_detail",

@@ -1,1 +1,1 @@
-"""What several tests need: conditions to wait for, and a real PostgreSQL with Airflow's schema."""
+"""Shared test helpers: wait conditions, a real PostgreSQL with Airflow's schema, servers, clients and stubs."""

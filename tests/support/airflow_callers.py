@@ -1,4 +1,4 @@
-"""Callers of a real Airflow, and what it takes to give and take their rights."""
+"""Callers of a real Airflow: tokens, and a file that takes permissions away."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from uuid import uuid4
 import jwt
 
 SECRET = "a-secret-that-all-tests-of-this-airflow-share" * 2
-"""`[api_auth] jwt_secret` of the tests' Airflow: with it, tests make tokens that no login gives."""
+"""`[api_auth] jwt_secret` of the tests' Airflow: with it, tests make tokens without a login."""
 
 AUTH_MANAGER = Path(__file__).parents[1] / "airflow" / "auth"
 
 
 def airflow_settings(denied: Path) -> dict[str, str]:
-    """Return the environment of an Airflow whose permissions a file takes away."""
+    """Return the environment of an Airflow that reads denied permissions from a file."""
     denied.write_text("{}")
     return {
         "AIRFLOW__API_AUTH__JWT_SECRET": SECRET,
@@ -28,7 +28,7 @@ def airflow_settings(denied: Path) -> dict[str, str]:
     }
 
 
-def token(user: str, role: str | None, *, lifetime: float = 3600, secret: str = SECRET) -> str:
+def make_token(user: str, role: str | None, *, lifetime: float = 3600, secret: str = SECRET) -> str:
     """Return a token as Airflow's simple auth manager makes them."""
     now = time.time()
     claims = {
@@ -44,28 +44,28 @@ def token(user: str, role: str | None, *, lifetime: float = 3600, secret: str = 
     return jwt.encode(claims, secret, algorithm="HS512", headers={"kid": "not-used"})
 
 
-def bearer(token: str) -> dict[str, str]:
-    """Return the header that shows a token."""
+def bearer_header(token: str) -> dict[str, str]:
+    """Return the header with a token."""
     return {"Authorization": f"Bearer {token}"}
 
 
 @dataclass(frozen=True)
-class Denied:
-    """The file with what is denied."""
+class DeniedPermissions:
+    """The file with the denied permissions."""
 
     path: Path
 
-    def set(self, **denied: list[str]) -> None:
-        """Deny this, and nothing else; Airflow reads the file for each question."""
+    def deny_only(self, **denied: list[str]) -> None:
+        """Deny exactly these permissions, by user. Airflow reads the file for each request."""
         beside = self.path.with_suffix(".new")
         beside.write_text(json.dumps(denied))
         beside.replace(self.path)
 
 
-class Told(NamedTuple):
-    """What somebody was told: by Airflow, or by us."""
+class Access(NamedTuple):
+    """What a caller got, from Airflow or from the server."""
 
     status: int
     detail: str | None = None
     values: bool | None = None
-    """Whether return values were told, where there are some."""
+    """Whether return values were visible, where there are some."""

@@ -1,4 +1,4 @@
-"""Airflow's own statements, made by its own models, against any database.
+"""Airflow's own statements, issued by its own models, against any database.
 
 Run as a script, `python -m support.airflow_orm MAPPED`, it is a process that reads database URLs from standard input,
 line by line, does all that is below in each, and answers with a line of JSON: what was committed, or what was raised.
@@ -32,15 +32,15 @@ from stream_server.domain.transition import OUTPUT_KEY
 
 
 def make_dag(mapped: int) -> Any:  # an Airflow class that is not typed
-    """Return a DAG with so many instances of one task, as the scheduler reads it."""
+    """Return a DAG with `mapped` instances of one task, as the scheduler reads it."""
     with DAG("orm", schedule=None) as dag:
         docs = [str(number) for number in range(mapped)]
         EmptyOperator(task_id="first") >> EmptyOperator.partial(task_id="mapped").expand(doc=docs)
     return DagSerialization.from_dict(DagSerialization.to_dict(dag))
 
 
-class Repertoire:
-    """What Airflow does with one run, each method in a transaction of its own."""
+class AirflowTransactions:
+    """What Airflow does with one run. Each method is one transaction."""
 
     def __init__(self, engine: Engine, dag: Any) -> None:  # an Airflow class that is not typed
         self._engine = engine
@@ -50,13 +50,13 @@ class Repertoire:
             self.create_run,
             self.schedule,
             self.start,
-            self.beat,
-            self.push,
+            self.heartbeat,
+            self.push_values,
             self.finish,
         ]
 
-    def perform(self) -> dict[str, Any]:
-        """Do all of it, and return what was committed."""
+    def run_all(self) -> dict[str, Any]:
+        """Run all transactions; return what was committed."""
         for step in self._steps:
             with Session(self._engine) as session, session.begin():
                 step(session)
@@ -71,7 +71,7 @@ class Repertoire:
         with Session(self._engine) as session, session.begin():
             run = session.scalars(select(DagRun)).one()
             committed["cleared"] = [str(run.state), run.clear_number]
-            # Its task instances and XComs go by cascade.
+            # Its task instances and XComs are deleted by cascade.
             session.delete(run)
         with Session(self._engine) as session:
             tables = (DagRun, TaskInstance, XComModel)
@@ -103,7 +103,7 @@ class Repertoire:
         run.verify_integrity(session=session, dag_version_id=version.id)
 
     def schedule(self, session: Session) -> None:
-        """Schedule all at once, as `DagRun.schedule_tis` does: empty tasks would succeed in it."""
+        """Schedule all instances at once, as `DagRun.schedule_tis` does: empty tasks would succeed in it."""
         session.execute(
             update(TaskInstance)
             .where(TaskInstance.id.in_(list(session.scalars(select(TaskInstance.id)))))
@@ -112,21 +112,21 @@ class Repertoire:
         )
 
     def start(self, session: Session) -> None:
-        """Change the state of all in one statement."""
+        """Change the state of all instances in one statement."""
         session.execute(update(TaskInstance).values(state=TaskInstanceState.RUNNING))
 
-    def beat(self, session: Session) -> None:
+    def heartbeat(self, session: Session) -> None:
         session.execute(update(TaskInstance).values(last_heartbeat_at=datetime.now(timezone.utc)))
 
-    def push(self, session: Session) -> None:
-        """Set a value, and set it again: a delete and an insert each. So is what a task says."""
+    def push_values(self, session: Session) -> None:
+        """Set a value twice: a delete and an insert each. Output of a task does the same."""
         for said in ({"try_number": 1, "index": 0, "items": [{"chunk": "word"}]}, "nonsense", "x" * 1_000_000):
             XComModel.set(OUTPUT_KEY, said, dag_id="orm", task_id="first", run_id="run", session=session)
         for value in ("one", "other"):
             XComModel.set("return_value", value, dag_id="orm", task_id="first", run_id="run", session=session)
 
     def finish(self, session: Session) -> None:
-        """Change objects, which SQLAlchemy writes one by one."""
+        """Change ORM objects, which SQLAlchemy writes one by one."""
         for one in session.scalars(select(TaskInstance)):
             one.state = TaskInstanceState.SUCCESS
         session.scalars(select(DagRun)).one().state = DagRunState.SUCCESS
@@ -148,7 +148,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             with connected(line.strip()) as engine:
-                answer: dict[str, Any] = {"committed": Repertoire(engine, dag).perform()}
+                answer: dict[str, Any] = {"committed": AirflowTransactions(engine, dag).run_all()}
         except Exception as error:  # noqa: BLE001 # whatever Airflow raises is the answer
             answer = {"error": f"{type(error).__name__}: {error}"}
         print("\n" + json.dumps(answer), flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""The writes of a real Airflow, as SQL: its statements, in their order and transactions, as its own role."""
+"""The writes of a real Airflow as SQL: same statements, order, transactions and role."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def serialized_dag(
 
 
 class AirflowSql:
-    """One session of Airflow's."""
+    """A database session of Airflow."""
 
     def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         self.connection = connection
@@ -112,9 +112,9 @@ class AirflowSql:
         )
 
     async def set_task(self, key: RunKey, task_id: str, state: str | None, map_index: int = -1) -> None:
-        """Change the state of a task instance; a new try begins when it is scheduled from nothing or for a retry."""
+        """Change the state of a task instance; a new try starts when it is scheduled from no state or for a retry."""
         if state == "up_for_retry":
-            await self.give_up(key, task_id, map_index)
+            await self.archive_try(key, task_id, map_index)
         await self.connection.execute(
             "UPDATE task_instance SET"
             " try_number = try_number + CASE WHEN $5::text = 'scheduled' AND (state IS NULL OR state = 'up_for_retry')"
@@ -130,7 +130,7 @@ class AirflowSql:
             state,
         )
 
-    async def give_up(self, key: RunKey, task_id: str, map_index: int = -1) -> None:
+    async def archive_try(self, key: RunKey, task_id: str, map_index: int = -1) -> None:
         """Copy a try to the history, for a retry or when it is cleared (`TaskInstance.prepare_db_for_next_try`)."""
         await self.connection.execute(
             "WITH given_up AS ("
@@ -185,7 +185,7 @@ class AirflowSql:
                 dag_result=dag_result,
             )
 
-    async def say(
+    async def emit_output(
         self,
         key: RunKey,
         task_id: str,
@@ -194,20 +194,20 @@ class AirflowSql:
         map_index: int = -1,
         try_number: int = 1,
     ) -> None:
-        """Say something in a running task, as `stream_server.authoring` does; strings are chunks."""
+        """Emit output of a running task, as `stream_server.authoring` does; strings are chunks."""
         said = [{"chunk": item} if isinstance(item, str) else item for item in items]
         batch = {"try_number": try_number, "index": index, "items": said}
         await self.push(key, task_id, batch, map_index, xcom_key=OUTPUT_KEY)
 
     async def insert_xcom(self, **values: object) -> None:
-        """Insert an XCom of this moment, given its columns."""
+        """Insert an XCom with the current time."""
         places = ", ".join(f"${number}" for number in range(1, len(values) + 1))
         await self.connection.execute(
             f"INSERT INTO xcom ({', '.join(values)}, timestamp) VALUES ({places}, clock_timestamp())", *values.values()
         )
 
     async def start_task(self, key: RunKey, task_id: str, map_index: int = -1) -> None:
-        """Bring a task instance to running, one transaction for each step."""
+        """Move a task instance to `running`, one transaction for each step."""
         for state in ("scheduled", "queued", "running"):
             await self.set_task(key, task_id, state, map_index)
 
@@ -217,8 +217,8 @@ class AirflowSql:
         await self.push(key, task_id, value, map_index)
         await self.set_task(key, task_id, "success", map_index)
 
-    async def answer(self, key: RunKey) -> None:
-        """Run `CHAIN` to the end of its result task; the teardown still goes on."""
+    async def complete_chain(self, key: RunKey) -> None:
+        """Run `CHAIN` to the end of its result task; the teardown still runs."""
         await self.set_run(key, "running")
         await self.run_task(key, "ask", {"question": "why"})
         await self.run_task(key, "answer", {"text": "because"})
@@ -239,7 +239,7 @@ class AirflowSql:
                 task_ids,
             )
             for instance in instances:
-                await self.give_up(key, *instance)
+                await self.archive_try(key, *instance)
             await self.connection.execute(
                 "UPDATE task_instance SET state = NULL, max_tries = try_number"
                 " WHERE dag_id = $1 AND run_id = $2 AND task_id = ANY ($3::text[])",
@@ -272,7 +272,7 @@ class AirflowSql:
         )
 
     async def write_unknown_row(self, key: RunKey | None = None) -> None:
-        """Write a row of a kind that no server knows to the journal, as triggers of a newer version might."""
+        """Write a journal row of an unknown kind, as triggers of a newer version might."""
         async with self.connection.transaction():
             await self.connection.execute(
                 "INSERT INTO stream_server.journal (kind, dag_id, run_id) VALUES ('unknown', $1, $2)",
@@ -281,7 +281,7 @@ class AirflowSql:
             await self.connection.execute("SELECT stream_server.ring()")
 
     async def empty_journal(self) -> None:
-        """Delete all rows of the journal as too old."""
+        """Delete all rows of the journal, as pruning does."""
         await self.connection.execute("DELETE FROM stream_server.output")
         await self.connection.execute(
             "WITH gone AS (DELETE FROM stream_server.journal RETURNING txid) UPDATE stream_server.meta"

@@ -1,7 +1,7 @@
-"""Airflow's REST API as far as triggering goes, on a real socket; its runs are written to a real database.
+"""The part of Airflow's REST API that triggers runs, on a real socket; its runs are written to a real database.
 
-Only for what a real Airflow can't be made to do when a test wants it: to be slow, to break off, to have run a DAG to
-its end before it answers. `tests/airflow` has the real one.
+Only for what a real Airflow can't do on demand: respond slowly, cut a connection, or run a DAG to
+its end before it responds. `tests/airflow` has the real one.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ CONFLICT = {
 """What Airflow 3.3 says of a run that is there already (`api_fastapi.common.exceptions`)."""
 
 
-class Asked(NamedTuple):
-    """A request that has reached Airflow."""
+class ReceivedRequest(NamedTuple):
+    """A request that the stub received."""
 
     method: str
     target: str
@@ -49,7 +49,7 @@ class Asked(NamedTuple):
         return json.loads(self.body)
 
 
-Behaviour = Callable[[Asked], Awaitable[Response | None]]
+Behaviour = Callable[[ReceivedRequest], Awaitable[Response | None]]
 """What happens instead; where nothing is returned, the request is served."""
 
 
@@ -58,7 +58,7 @@ class AirflowStub:
 
     def __init__(self, database_url: str, version: UUID) -> None:
         self.url = ""
-        self.asked: list[Asked] = []
+        self.asked: list[ReceivedRequest] = []
         self.instead: Behaviour | None = None
         """Asked before a run is created or told."""
 
@@ -71,20 +71,20 @@ class AirflowStub:
         self._over = asyncio.Event()
 
     @property
-    def triggers(self) -> list[Asked]:
+    def triggers(self) -> list[ReceivedRequest]:
         return [asked for asked in self.asked if asked.method == "POST"]
 
     @property
-    def patches(self) -> list[Asked]:
+    def patches(self) -> list[ReceivedRequest]:
         return [asked for asked in self.asked if asked.method == "PATCH"]
 
     async def hang(self) -> None:
-        """Do nothing until the test is over."""
+        """Do not respond until the test ends."""
         await self._over.wait()
 
     @classmethod
     @asynccontextmanager
-    async def serving(cls, database_url: str, airflow: AirflowSql) -> AsyncIterator[AirflowStub]:
+    async def serve(cls, database_url: str, airflow: AirflowSql) -> AsyncIterator[AirflowStub]:
         """Serve until the end of the context."""
         stub = cls(database_url, await airflow.add_dag("chat", CHAIN, {"clean_up": False}))
         run = "/api/v2/dags/{dag_id}/dagRuns/{run_id}"
@@ -92,10 +92,14 @@ class AirflowStub:
             Route("/api/v2/dags/{dag_id}/dagRuns", stub._trigger, methods=["POST"]),
             Route(run, stub._get, methods=["GET"]),
             Route(run, stub._patch, methods=["PATCH"]),
-            Route("/api/v2/dags", stub._look({"dags": []}), methods=["GET"]),
-            Route("/api/v2/dags/{dag_id}/dagRuns", stub._look({"dag_runs": [], "total_entries": 0}), methods=["GET"]),
-            Route(f"{run}/taskInstances/~/xcomEntries", stub._look({"xcom_entries": []}), methods=["GET"]),
-            Route("/api/v2/version", stub._look({"version": "3.3.0"}), methods=["GET"]),
+            Route("/api/v2/dags", stub._respond_to_read({"dags": []}), methods=["GET"]),
+            Route(
+                "/api/v2/dags/{dag_id}/dagRuns",
+                stub._respond_to_read({"dag_runs": [], "total_entries": 0}),
+                methods=["GET"],
+            ),
+            Route(f"{run}/taskInstances/~/xcomEntries", stub._respond_to_read({"xcom_entries": []}), methods=["GET"]),
+            Route("/api/v2/version", stub._respond_to_read({"version": "3.3.0"}), methods=["GET"]),
             Route("/auth/token", stub._log_in, methods=["POST"]),
             Route("/api/v2/auth/logout", stub._log_out, methods=["GET"]),
         ]
@@ -113,14 +117,14 @@ class AirflowStub:
             server.should_exit = True
             await task
 
-    async def _note(self, request: Request) -> Asked:
+    async def _record(self, request: Request) -> ReceivedRequest:
         target = request.scope["raw_path"].decode() + (f"?{request.url.query}" if request.url.query else "")
-        asked = Asked(request.method, target, dict(request.headers), await request.body())
+        asked = ReceivedRequest(request.method, target, dict(request.headers), await request.body())
         self.asked.append(asked)
         return asked
 
     async def _trigger(self, request: Request) -> Response:
-        asked = await self._note(request)
+        asked = await self._record(request)
         if self.instead is not None and (answer := await self.instead(asked)) is not None:
             return answer
         self._number += 1
@@ -136,7 +140,7 @@ class AirflowStub:
         return JSONResponse(_run(key, "queued"))
 
     async def _get(self, request: Request) -> Response:
-        asked = await self._note(request)
+        asked = await self._record(request)
         if self.instead is not None and (answer := await self.instead(asked)) is not None:
             return answer
         key = RunKey(request.path_params["dag_id"], request.path_params["run_id"])
@@ -144,11 +148,11 @@ class AirflowStub:
             state = await _state(airflow, key)
         return JSONResponse(_run(key, state)) if state else JSONResponse({"detail": "not found"}, 404)
 
-    def _look(self, found: dict[str, Any]) -> Callable[[Request], Awaitable[Response]]:
-        """Answer what is asked for only to see whether it is told."""
+    def _respond_to_read(self, found: dict[str, Any]) -> Callable[[Request], Awaitable[Response]]:
+        """Respond to requests that the server makes only to check a permission."""
 
         async def look(request: Request) -> Response:
-            asked = await self._note(request)
+            asked = await self._record(request)
             if self.instead is not None and (answer := await self.instead(asked)) is not None:
                 return answer
             return JSONResponse(found)
@@ -156,7 +160,7 @@ class AirflowStub:
         return look
 
     async def _patch(self, request: Request) -> Response:
-        asked = await self._note(request)
+        asked = await self._record(request)
         if self.instead is not None and (answer := await self.instead(asked)) is not None:
             return answer
         key = RunKey(request.path_params["dag_id"], request.path_params["run_id"])
@@ -167,7 +171,7 @@ class AirflowStub:
         return JSONResponse(_run(key, asked.json["state"]))
 
     async def _log_in(self, request: Request) -> Response:
-        asked = await self._note(request)
+        asked = await self._record(request)
         if self.instead is not None and (answer := await self.instead(asked)) is not None:
             return answer
         if asked.json == {"username": "ada", "password": "right"}:
@@ -175,23 +179,23 @@ class AirflowStub:
         return JSONResponse({"detail": "Invalid credentials"}, 401)
 
     async def _log_out(self, request: Request) -> Response:
-        await self._note(request)
+        await self._record(request)
         return Response(status_code=307, headers={"Location": "/auth/login"})
 
 
-def odd_answers(**members: Any) -> list[Response]:
-    """Answers with status 200 that Airflow's API does not give.
+def malformed_bodies(**members: Any) -> list[Response]:
+    """Generate bodies that Airflow's API never sends with status 200.
 
     Args:
-        members: Members that such an answer may have, with values of a wrong type.
+        members: Members that the body can have, with values of a wrong type.
     """
     bodies = [b"", b"null", b"[]", b"5", b"{}", b'{"a":' * 100_000, b"\xff\xfe{", b"<html>Please log in</html>"]
     bodies += [json.dumps({name: value}).encode() for name, values in members.items() for value in values]
     return [Response(body, media_type="application/json") for body in bodies]
 
 
-class BrokenOff(Response):
-    """An answer whose connection ends in the middle of its body."""
+class TruncatedResponse(Response):
+    """A response whose connection ends in the middle of its body."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})

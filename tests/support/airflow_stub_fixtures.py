@@ -1,4 +1,4 @@
-"""Fixtures for asking in one call: a stub of Airflow, a server in front of it, and a client with credentials."""
+"""Fixtures for triggering in one call: a stub of Airflow, a server in front of it, and a client with credentials."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ TOKEN = "Bearer the-secret-of-ada"
 COOKIES = "_token=the-secret-cookie; _access_token=another-secret"
 
 ANSWER = {"text": "because"}
-"""What `CHAIN` answers (`AirflowSql.answer`)."""
+"""The result of `CHAIN` (`AirflowSql.answer`)."""
 
 
 @pytest.fixture
 async def stub(journal: str, airflow: AirflowSql) -> AsyncIterator[AirflowStub]:
     """An Airflow with the DAG `chat`."""
-    async with AirflowStub.serving(journal, airflow) as stub:
+    async with AirflowStub.serve(journal, airflow) as stub:
         yield stub
 
 
 @pytest.fixture
-async def asked(settings: Callable[..., Settings], stub: AirflowStub) -> AsyncIterator[RunningServer]:
-    """A server that may ask that Airflow."""
+async def trigger_server(settings: Callable[..., Settings], stub: AirflowStub) -> AsyncIterator[RunningServer]:
+    """A server with that Airflow."""
     async with running_server(settings(airflow_url=stub.url, auth="none", max_body_bytes=10_000)) as server:
-        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has started")
         yield server
 
 
 @pytest.fixture
-async def caller(asked: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    """Somebody who says who he is."""
-    async with caller_of(asked) as client:
+async def caller(trigger_server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with credentials."""
+    async with client_with_token(trigger_server) as client:
         yield client
 
 
-def caller_of(server: RunningServer) -> httpx.AsyncClient:
+def client_with_token(server: RunningServer) -> httpx.AsyncClient:
     headers = {"Authorization": TOKEN, "Cookie": COOKIES}
     return httpx.AsyncClient(base_url=server.url, headers=headers, timeout=15)
 
@@ -55,22 +55,22 @@ def run_path(run_id: str) -> str:
     return f"{RUNS}/{run_id}"
 
 
-async def answer_at_once(airflow: AirflowSql, key: RunKey) -> None:
+async def complete_run(airflow: AirflowSql, key: RunKey) -> None:
     """Run `CHAIN` to its end; for `AirflowStub.then`."""
-    await airflow.answer(key)
+    await airflow.complete_chain(key)
     await airflow.set_task(key, "clean_up", "success")
     await airflow.set_run(key, "success")
 
 
-async def grace_is_over() -> None:
-    """Wait until a cancellation was decided, one way or the other."""
-    await eventually_async(lambda: not cancellations(), what="the grace is over")
+async def wait_for_cancellation_decision() -> None:
+    """Wait until each pending cancellation was carried out or dropped."""
+    await eventually_async(lambda: not pending_cancellations(), what="the grace period ends")
 
 
-async def grace_has_begun() -> None:
-    await eventually_async(cancellations, what="the client's leaving is noticed")
+async def wait_for_pending_cancellation() -> None:
+    await eventually_async(pending_cancellations, what="the server detects the disconnect")
 
 
-def cancellations() -> list[asyncio.Task[object]]:
-    """Return what servers in this process are about to cancel."""
+def pending_cancellations() -> list[asyncio.Task[object]]:
+    """Return the tasks of servers in this process that are about to cancel a run."""
     return [task for task in asyncio.all_tasks() if task.get_name() == "cancellation"]

@@ -1,6 +1,6 @@
-"""What a real server answers to whatever `/openapi.json` allows, and to much that it does not.
+"""Property test of the HTTP API: requests that `/openapi.json` allows, and many that it does not.
 
-Run as a program it goes on for as many examples of each operation as one likes, and ends with a line of JSON.
+As a program (`make check-api`) it runs any number of examples of each operation; its last line is JSON.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from stream_server.http.endpoints.tickets import TICKETS_PATH
 from stream_server.journal.installer import install_journal
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.airflow_stub import AirflowStub, Asked
-from support.airflow_stub_fixtures import answer_at_once
+from support.airflow_stub import AirflowStub, ReceivedRequest
+from support.airflow_stub_fixtures import complete_run
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.server import running_server
 from support.waiting import eventually_async
@@ -60,14 +60,14 @@ TOO_LARGE = (414, 431)
 """What is refused for its size, before anything is read of it; schemathesis does not know them."""
 
 ENDLESS = ("text/event-stream", "application/x-ndjson")
-MOST_OF_A_STREAM = 2000
+MAX_STREAM_BYTES = 2000
 """Bytes that are read of a stream."""
 
 SECONDS = 30.0
 
 
-class Checked(NamedTuple):
-    """What was found."""
+class CheckResult(NamedTuple):
+    """Numbers of requests, and what was wrong."""
 
     seed: int
     statuses: dict[str, int]
@@ -78,21 +78,21 @@ class Checked(NamedTuple):
 
 
 @asynccontextmanager
-async def target(database_url: str) -> AsyncIterator[str]:
-    """Serve with a run, and an Airflow that can be asked to trigger more."""
+async def serve_target(database_url: str) -> AsyncIterator[str]:
+    """Start a server with a run, and a stub of Airflow that can trigger more."""
     options: dict[str, object] = {"max_joins_per_second": 1e6, "database_url": database_url, "port": 0}
-    async with AirflowSql.open(database_url) as airflow, AirflowStub.serving(database_url, airflow) as stub:
+    async with AirflowSql.open(database_url) as airflow, AirflowStub.serve(database_url, airflow) as stub:
         key = RunKey(**KNOWN)
         await airflow.trigger(key, stub.version, ["ask", "answer", "clean_up"])
-        await answer_at_once(airflow, key)
-        stub.instead, stub.then = _as_airflow, answer_at_once
+        await complete_run(airflow, key)
+        stub.instead, stub.then = _as_airflow, complete_run
         async with running_server(Settings.load(airflow_url=stub.url, grace_period=0, **options)) as server:
             await eventually_async(lambda: server.hub.is_live)
             yield server.url
 
 
-async def _as_airflow(asked: Asked) -> Response | None:
-    """Refuse what Airflow would."""
+async def _as_airflow(asked: ReceivedRequest) -> Response | None:
+    """Refuse what Airflow would refuse."""
     if not re.match(r"/api/v2/dags((/chat/dagRuns(/over(/taskInstances/~/xcomEntries)?)?)?(\?|$))", asked.target):
         return JSONResponse({"detail": "not found"}, 404)
     if asked.method != "POST":
@@ -106,24 +106,24 @@ async def _as_airflow(asked: Asked) -> Response | None:
     return None
 
 
-def check(url: str, examples: int, number: int) -> Checked:
-    """Ask, and look at each answer.
+def check(url: str, examples: int, number: int) -> CheckResult:
+    """Send requests, and check each response.
 
     Args:
         url: Of the server.
         examples: Of each operation, of each kind.
-        number: Of which the examples are made.
+        number: Seed of the examples.
     """
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    asker = _Asker(url)
+    asker = _OperationChecker(url)
     for found in schema.get_all_operations():
         assert isinstance(found, Ok), "the document is a proper one"
-        asker.try_all(found.ok(), examples, number)
-    return Checked(number, dict(sorted(asker.statuses.items())), [*asker.misses.values()])
+        asker.check_operation(found.ok(), examples, number)
+    return CheckResult(number, dict(sorted(asker.statuses.items())), [*asker.misses.values()])
 
 
-class _Asker:
-    """Asks, and notes what is wrong with the answers."""
+class _OperationChecker:
+    """Sends requests, and records what is wrong with the responses."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -132,8 +132,8 @@ class _Asker:
         self.misses: dict[str, str] = {}
         """One of each kind: the same is wrong with many answers."""
 
-    def try_all(self, operation: APIOperation[Any, Any, Any, Any], examples: int, number: int) -> None:
-        """Ask for examples of an operation."""
+    def check_operation(self, operation: APIOperation[Any, Any, Any, Any], examples: int, number: int) -> None:
+        """Send examples of an operation."""
         bounded = settings(
             max_examples=examples,
             deadline=None,
@@ -144,30 +144,30 @@ class _Asker:
         for wrong in (False, True):
             for known in (True, False):
                 cases = operation.as_strategy(generation_mode=GenerationMode("negative" if wrong else "positive"))
-                # What has no parameters can't be asked wrongly.
+                # An operation without parameters has no invalid request.
                 with suppress(Unsatisfiable):
-                    seed(number)(bounded(given(cases)(self._asking(known=known, wrong=wrong))))()
+                    seed(number)(bounded(given(cases)(self._property_test(known=known, wrong=wrong))))()
 
-    def _asking(self, *, known: bool, wrong: bool) -> Callable[[Case[Any]], None]:
+    def _property_test(self, *, known: bool, wrong: bool) -> Callable[[Case[Any]], None]:
         def asking(case: Case[Any]) -> None:
-            self.ask(case, known=known, wrong=wrong)
+            self.send(case, known=known, wrong=wrong)
 
         return asking
 
-    def ask(self, case: Case[Any], *, known: bool, wrong: bool) -> None:
-        """Ask once."""
+    def send(self, case: Case[Any], *, known: bool, wrong: bool) -> None:
+        """Send one request, and check the response."""
         if known:
             case.path_parameters = {name: KNOWN[name] for name in case.path_parameters or {}}
             if case.operation.path == TICKETS_PATH and not wrong:
                 case.body = {"paths": ["/api/v2/dags/chat/dagRuns/over/stream"]}
         arguments = {**case.as_transport_kwargs(base_url=self._url), "stream": True, "timeout": SECONDS}
         response = self._session.request(**arguments)
-        _read(response)
+        _read_body(response)
         self.statuses[str(response.status_code)] += 1
         refused = known or not wrong or response.status_code in TOO_LARGE
         checks = [*CHECKS, *([] if refused else [negative_data_rejection])]
         media_type = _media_type(response)
-        # Streams are texts for OpenAPI 3.1, and frames have their own tests. As Airflow's, `wait` has no media type.
+        # OpenAPI 3.1 describes streams as text; frames have their own tests. Like Airflow's, `wait` has no media type.
         if media_type in ENDLESS:
             checks.remove(response_schema_conformance)
         elif not media_type and case.operation.path.endswith("/wait"):
@@ -179,13 +179,13 @@ class _Asker:
             self.misses.setdefault(kind, str(error))
 
 
-def _read(response: requests.Response) -> None:
-    """Read an answer, and of one that does not end the beginning."""
+def _read_body(response: requests.Response) -> None:
+    """Read a body; of one that does not end, the beginning."""
     if _media_type(response) in ENDLESS:
         body = b""
         for piece in response.iter_content(None):
             body += piece
-            if len(body) > MOST_OF_A_STREAM or b"\n" in body:
+            if len(body) > MAX_STREAM_BYTES or b"\n" in body:
                 break
         response._content, response._content_consumed = body, True
         response.close()
@@ -197,13 +197,13 @@ def _media_type(response: requests.Response) -> str:
     return response.headers.get("content-type", "").partition(";")[0]
 
 
-async def _main(examples: int, number: int) -> Checked:
+async def _main(examples: int, number: int) -> CheckResult:
     with running_postgres() as postgres:
         name = create_database_from_airflow_template(postgres)
         try:
             database_url = postgres.url(name)
             await install_journal(database_url, "public", lock_timeout=5, attempts=1)
-            async with target(database_url) as url:
+            async with serve_target(database_url) as url:
                 return await asyncio.to_thread(check, url, examples, number)
         finally:
             drop_database(postgres, name)

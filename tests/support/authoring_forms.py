@@ -1,4 +1,4 @@
-"""What is to come of each DAG in `airflow/dags/authoring_forms.py`, and of DAG files with wrong marks."""
+"""Expected marks and results of each DAG in `airflow/dags/authoring_forms.py`, and DAG files with invalid marks."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ PARAMS = {dag_id: {"form_plain": {"by_param"}}.get(dag_id, set(results)) for dag
 """Result tasks that their own params tell."""
 
 
-def tagged(serialized: dict[str, Any]) -> set[str]:
-    """Return the result tasks that the tags of a serialised DAG tell."""
+def tagged_tasks(serialized: dict[str, Any]) -> set[str]:
+    """Return the result tasks that the tags of a serialised DAG name."""
     tags = serialized["dag"].get("tags", [])
     return {tag.removeprefix("stream-result:") for tag in tags if tag.startswith("stream-result:")}
 
 
-def marked_by_params(serialized: dict[str, Any]) -> set[str]:
-    """Return the result tasks that the task-level params of a serialised DAG tell."""
+def tasks_marked_by_params(serialized: dict[str, Any]) -> set[str]:
+    """Return the result tasks that the task-level params of a serialised DAG mark."""
     tasks = [operator["__var"] for operator in serialized["dag"]["tasks"]]
     return {
         task["task_id"]
@@ -59,8 +59,8 @@ def marked_by_params(serialized: dict[str, Any]) -> set[str]:
     }
 
 
-class Broken(NamedTuple):
-    """A DAG file with wrong marks."""
+class InvalidDag(NamedTuple):
+    """A DAG file with invalid marks."""
 
     source: str
     """What follows `HEAD`."""
@@ -90,8 +90,8 @@ def group():
     log()
 """
 
-BROKEN = {
-    "misspelt": Broken(
+INVALID_DAGS = {
+    "misspelt": InvalidDag(
         """
 @dag(result_task="anser")
 def chat():
@@ -101,7 +101,7 @@ chat()
         "UnknownResultTask: DAG 'chat': the result is to come from 'anser', which the DAG does not have."
         " Did you mean 'answer'?",
     ),
-    "misspelt_in_with": Broken(
+    "misspelt_in_with": InvalidDag(
         """
 with DAG("chat", result_task=["answer", "nothing"]):
     answer()
@@ -110,7 +110,7 @@ with DAG("chat", result_task=["answer", "nothing"]):
         "UnknownResultTask: DAG 'chat': the result is to come from 'nothing', which the DAG does not have."
         " Name one of its tasks: 'answer', 'log'.",
     ),
-    "misspelt_in_tag": Broken(
+    "misspelt_in_tag": InvalidDag(
         """
 with DAG("chat", tags=["stream-result:logg"]):
     log()
@@ -118,7 +118,7 @@ with DAG("chat", tags=["stream-result:logg"]):
         "UnknownResultTask: DAG 'chat': the result is to come from 'logg', which the DAG does not have."
         " Did you mean 'log'?",
     ),
-    "too_early": Broken(
+    "too_early": InvalidDag(
         """
 with AirflowDAG("chat") as made:
     result_from(made, "answer")
@@ -127,7 +127,7 @@ with AirflowDAG("chat") as made:
         "UnknownResultTask: DAG 'chat': the result is to come from 'answer', which the DAG does not have."
         " It has no tasks yet: name it behind its task.",
     ),
-    "without_group": Broken(
+    "without_group": InvalidDag(
         """
 with AirflowDAG("chat") as made:
     group()
@@ -136,7 +136,7 @@ result_from(made, "answer")
         "UnknownResultTask: DAG 'chat': the result is to come from 'answer', which the DAG does not have."
         " Did you mean 'group.answer'?",
     ),
-    "group_alone": Broken(
+    "group_alone": InvalidDag(
         """
 with DAG("chat", result_task="group") as made:
     group()
@@ -144,7 +144,7 @@ with DAG("chat", result_task="group") as made:
         "UnknownResultTask: DAG 'chat': the result is to come from 'group', which is a task group and returns nothing."
         " Name one of its tasks: 'group.answer', 'group.log'.",
     ),
-    "two_opinions": Broken(
+    "two_opinions": InvalidDag(
         """
 @dag(result_task="answer")
 def chat():
@@ -155,7 +155,7 @@ chat()
         "ContradictingMarks: DAG 'chat': result_task names 'answer', but 'log' is marked as a result task too."
         " Name all of them, result_task=['answer', 'log'], or remove a mark.",
     ),
-    "two_opinions_later": Broken(
+    "two_opinions_later": InvalidDag(
         """
 with DAG("chat", result_task="answer") as made:
     answer()
@@ -165,7 +165,7 @@ made.result_from("log")
         "ContradictingMarks: DAG 'chat': result_task names 'answer', but 'log' is marked as a result task too."
         " Name all of them, result_task=['answer', 'log'], or remove a mark.",
     ),
-    "returns_another": Broken(
+    "returns_another": InvalidDag(
         """
 @dag(result_task="answer")
 def chat():
@@ -176,7 +176,7 @@ chat()
         "ContradictingMarks: DAG 'chat': result_task names 'answer', but 'log' is marked as a result task too."
         " Name all of them, result_task=['answer', 'log'], or remove a mark.",
     ),
-    "denied": Broken(
+    "denied": InvalidDag(
         """
 with AirflowDAG("chat"):
     result_task(answer).override(params={"stream_result": False})()
@@ -184,7 +184,7 @@ with AirflowDAG("chat"):
         "ContradictingMarks: DAG 'chat': task 'answer' is marked as a result task, but its params have"
         " 'stream_result': False. Remove one of the two.",
     ),
-    "empty": Broken(
+    "empty": InvalidDag(
         """
 with DAG("chat", result_task="nothing"):
     EmptyOperator(task_id="nothing")
@@ -192,7 +192,7 @@ with DAG("chat", result_task="nothing"):
         "CannotAnswer: DAG 'chat': task 'nothing' cannot be a result task: EmptyOperator does nothing."
         " Mark the task that returns the result.",
     ),
-    "no_push": Broken(
+    "no_push": InvalidDag(
         """
 with AirflowDAG("chat"):
     @result_task
@@ -204,7 +204,7 @@ with AirflowDAG("chat"):
         "CannotAnswer: DAG 'chat': task 'fetch' cannot be a result task: it has do_xcom_push=False, so that Airflow"
         " does not store what it returns. Set do_xcom_push=True.",
     ),
-    "no_push_by_default": Broken(
+    "no_push_by_default": InvalidDag(
         """
 with AirflowDAG("chat", default_args={"do_xcom_push": False}):
     result_task(answer)()
@@ -212,7 +212,7 @@ with AirflowDAG("chat", default_args={"do_xcom_push": False}):
         "CannotAnswer: DAG 'chat': task 'answer' cannot be a result task: it has do_xcom_push=False, so that Airflow"
         " does not store what it returns. Set do_xcom_push=True.",
     ),
-    "no_push_mapped": Broken(
+    "no_push_mapped": InvalidDag(
         """
 with AirflowDAG("chat"):
     result_task(BashOperator.partial(task_id="echo", do_xcom_push=False).expand(bash_command=["echo 1"]))
@@ -220,7 +220,7 @@ with AirflowDAG("chat"):
         "CannotAnswer: DAG 'chat': task 'echo' cannot be a result task: it has do_xcom_push=False, so that Airflow"
         " does not store what it returns. Set do_xcom_push=True.",
     ),
-    "branch": Broken(
+    "branch": InvalidDag(
         """
 with AirflowDAG("chat"):
     @result_task
@@ -232,7 +232,7 @@ with AirflowDAG("chat"):
         "CannotAnswer: DAG 'chat': task 'choose' cannot be a result task: @task.branch chooses what to skip, and"
         " Airflow does not store what such a task returns where it skips another. Mark a task before or behind it.",
     ),
-    "short_circuit": Broken(
+    "short_circuit": InvalidDag(
         """
 with DAG("chat", result_task="go_on"):
     @task.short_circuit
@@ -243,7 +243,7 @@ with DAG("chat", result_task="go_on"):
         "CannotAnswer: DAG 'chat': task 'go_on' cannot be a result task: @task.short_circuit chooses what to skip, and"
         " Airflow does not store what such a task returns where it skips another. Mark a task before or behind it.",
     ),
-    "no_task": Broken(
+    "no_task": InvalidDag(
         """
 @result_task
 def fetch():
@@ -251,7 +251,7 @@ def fetch():
 """,
         "MisplacedMark: 'fetch' cannot be a result task: it is no task. Put @result_task on top of @task.",
     ),
-    "upside_down": Broken(
+    "upside_down": InvalidDag(
         """
 @task
 @result_task
@@ -260,13 +260,13 @@ def fetch():
 """,
         "MisplacedMark: 'fetch' cannot be a result task: it is no task. Put @result_task on top of @task.",
     ),
-    "on_group": Broken(
+    "on_group": InvalidDag(
         """
 result_task(group)
 """,
         "MisplacedMark: 'group' cannot be a result task: it is a task group and returns nothing. Mark a task in it.",
     ),
-    "not_mapped_yet": Broken(
+    "not_mapped_yet": InvalidDag(
         """
 with AirflowDAG("chat"):
     echo = BashOperator.partial(task_id="echo")
@@ -275,7 +275,7 @@ with AirflowDAG("chat"):
 """,
         "MisplacedMark: 'echo' cannot be a result task: it is not mapped yet. Mark what .expand() returns.",
     ),
-    "part_of_a_value": Broken(
+    "part_of_a_value": InvalidDag(
         """
 with AirflowDAG("chat") as made:
     result_from(made, answer()["key"])
@@ -283,7 +283,7 @@ with AirflowDAG("chat") as made:
         "MisplacedMark: DAG 'chat': what is made of the return value of 'answer' cannot be the result."
         " Mark the task, or one that returns what is wanted.",
     ),
-    "mapped_value": Broken(
+    "mapped_value": InvalidDag(
         """
 with AirflowDAG("chat"):
     result_task(answer().map(len))
@@ -291,7 +291,7 @@ with AirflowDAG("chat"):
         "MisplacedMark: DAG 'chat': what is made of the return value of 'answer' cannot be the result."
         " Mark the task, or one that returns what is wanted.",
     ),
-    "anything": Broken(
+    "anything": InvalidDag(
         """
 result_task(42)
 """,
@@ -300,8 +300,8 @@ result_task(42)
 }
 """By name of the file; on all versions."""
 
-BROKEN_NATIVELY = {
-    "native_opinion": Broken(
+INVALID_WITH_NATIVE_MARKS = {
+    "native_opinion": InvalidDag(
         """
 from airflow.sdk import result
 
@@ -318,8 +318,8 @@ chat()
 """On Airflow 3.3, which has marks of its own."""
 
 
-def write_broken(folder: Path, *tables: dict[str, Broken]) -> None:
-    """Write the files of these tables into a folder."""
+def write_invalid_dags(folder: Path, *tables: dict[str, InvalidDag]) -> None:
+    """Write DAG files into a folder."""
     for table in tables:
         for name, broken in table.items():
             (folder / f"{name}.py").write_text(f"{HEAD}{broken.source}")

@@ -1,4 +1,4 @@
-"""Somebody who looks at the pages in a real browser, and notices whatever goes wrong there."""
+"""A user session in a real browser that records all errors of the pages."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from playwright.async_api import BrowserContext, ConsoleMessage, Page, async_playwright
 
 from support.chromium import QUIET
-from support.skipping import leave_out
+from support.skipping import skip_or_fail
 
 ROOT = Path(__file__).resolve().parents[2]
-SHOTS = ROOT / "tests" / "browser" / "screenshots"
+SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots"
 AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
 
 SEEN = """
@@ -46,7 +46,7 @@ MAX_STOPS = 200
 """Of the Tab key, on one page."""
 
 
-class Visitor:
+class BrowserSession:
     """One browser profile with its tabs."""
 
     def __init__(self, context: BrowserContext, url: str) -> None:
@@ -57,39 +57,39 @@ class Visitor:
         """Whether connections are to break, of which a browser writes an error, too."""
 
     async def open(self, path: str) -> Page:
-        """Open a page in a tab of its own."""
+        """Open a page in a new tab."""
         page = await self.context.new_page()
-        page.on("console", self._note)
+        page.on("console", self._record_message)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         await page.goto(f"{self.url}{path}")
         return page
 
-    async def keep(self, page: Page, name: str) -> None:
-        """Keep what the page looks like, wide and narrow, light and dark, for people to look at.
+    async def save_screenshots(self, page: Page, name: str) -> None:
+        """Save screenshots of the page, wide and narrow, light and dark, for people to review.
 
-        Nobody must scroll sideways, on a phone neither.
+        Fails if the page scrolls sideways at any width.
         """
-        SHOTS.mkdir(exist_ok=True)
+        SCREENSHOTS.mkdir(exist_ok=True)
         before = page.viewport_size
         assert before is not None
         for scheme in ("light", "dark"):
             await page.emulate_media(color_scheme=scheme)
             for kind, width, height in (("wide", 1280, 900), ("narrow", 390, 844)):
                 await page.set_viewport_size({"width": width, "height": height})
-                await page.screenshot(path=SHOTS / f"{name}-{scheme}-{kind}.png", full_page=True)
+                await page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}-{kind}.png", full_page=True)
                 assert await page.evaluate("document.documentElement.scrollWidth") <= width
         await page.emulate_media(color_scheme="light")
         await page.set_viewport_size(before)
 
-    async def barriers(self, page: Page) -> list[str]:
-        """Return what axe finds serious for who uses a keyboard or a screen reader, or sees little; light and dark."""
+    async def accessibility_violations(self, page: Page) -> list[str]:
+        """Return the accessibility violations that axe finds, in light and dark."""
         if not AXE.exists():
-            leave_out("axe-core is not installed; run `npm ci` in web/")
+            skip_or_fail("axe-core is not installed; run `npm ci` in web/")
         await page.evaluate(AXE.read_text())
         barriers: list[str] = []
         for scheme in ("dark", "light"):
             await page.emulate_media(color_scheme=scheme)
-            # Colours fade into each other, and are none of both meanwhile.
+            # Colours change in a transition; wait for its end.
             await page.evaluate(
                 "Promise.all(document.getAnimations().filter((one) => one instanceof CSSTransition)"
                 ".map((one) => one.finished.catch(() => {})))"
@@ -103,13 +103,13 @@ class Visitor:
             ]
         return barriers
 
-    async def by_keyboard(self, page: Page) -> list[str]:
-        """Return the names of all that the Tab key comes to, from the top of the page to its end."""
+    async def names_in_tab_order(self, page: Page) -> list[str]:
+        """Return the names of all elements that the Tab key reaches, from top to bottom."""
         await self._tabbed(page)
         return await self._tabbed(page)
 
     async def _tabbed(self, page: Page) -> list[str]:
-        """Press the Tab key until it leaves the page."""
+        """Press the Tab key until the focus leaves the page."""
         names: list[str] = []
         while len(names) < MAX_STOPS:
             await page.keyboard.press("Tab")
@@ -119,8 +119,8 @@ class Visitor:
             names.append(name)
         raise AssertionError(f"the Tab key does not leave the page: {names[-5:]}")
 
-    def _note(self, message: ConsoleMessage) -> None:
-        # A browser writes an error for each answer of 401, whatever a page makes of it.
+    def _record_message(self, message: ConsoleMessage) -> None:
+        # A browser logs an error for each 401, however the page handles it.
         borne = message.text.startswith("Failed to load resource")
         borne |= self.bears_cuts and message.text.startswith("WebSocket connection to")
         if message.type in {"error", "warning"} and not borne:
@@ -128,13 +128,13 @@ class Visitor:
 
 
 @asynccontextmanager
-async def visiting(chromium: str, url: str, token: str | None = None) -> AsyncIterator[Visitor]:
-    """Start a browser, and see at the end that no page had a problem, above all none with its policy.
+async def open_browser(chromium: str, url: str, token: str | None = None) -> AsyncIterator[BrowserSession]:
+    """Start a browser; at the end, check that no page had an error or violated its CSP.
 
     Args:
-        chromium: The program.
-        url: The server.
-        token: Airflow's, of who has signed in before.
+        chromium: Path of the program.
+        url: URL of the server.
+        token: Airflow token of a signed-in user.
     """
     async with (
         async_playwright() as playwright,
@@ -145,6 +145,6 @@ async def visiting(chromium: str, url: str, token: str | None = None) -> AsyncIt
         await context.add_init_script(SEEN)
         if token is not None:
             await context.add_cookies([{"name": "_token", "value": token, "url": url}])
-        visitor = Visitor(context, url)
+        visitor = BrowserSession(context, url)
         yield visitor
         assert visitor.problems == []

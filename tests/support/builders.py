@@ -1,4 +1,4 @@
-"""One DAG run without a database: Airflow's writes, the journal rows they leave, and what a reader makes of them."""
+"""One DAG run without a database: Airflow's writes, the journal rows they cause, and the frames that result."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed", "remove
 
 
 def at(seconds: int) -> datetime:
-    """A moment of the test's own time."""
+    """Return a time, in seconds from the start of the test's own clock."""
     return datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds)
 
 
 def graph(tasks: Mapping[str, Sequence[str]] = CHAIN, teardowns: Mapping[str, bool] | None = None) -> Graph:
-    """The DAG that Airflow would have serialised; of the chain, `clean_up` is a teardown."""
+    """Return the DAG as Airflow would serialise it; of the chain, `clean_up` is a teardown."""
     if tasks is CHAIN and teardowns is None:
         teardowns = {"clean_up": False}
     return Graph.parse(msgspec.json.encode(serialized_dag("ask_llm", tasks, teardowns)))
@@ -44,7 +44,7 @@ def types(frames: Sequence[AnyFrame]) -> list[str]:
 
 
 class Xcom(NamedTuple):
-    """A `return_value` in Airflow's table."""
+    """A `return_value` in Airflow's `xcom` table."""
 
     at: datetime
     json: str
@@ -62,7 +62,7 @@ class History:
         self.journal: list[Transition] = []
         self.deleted = False
         self.marked: Collection[str] | None = None
-        """Tasks that bear Airflow 3.3's own mark; `None` before 3.3."""
+        """Tasks with Airflow 3.3's own mark; `None` before 3.3."""
 
         self.earlier_marks: Mapping[str, bool] | None = None
         self._txid = 100
@@ -78,11 +78,11 @@ class History:
     # What a reader sees.
 
     def cursor(self) -> JournalPosition:
-        """Where a reader of everything stands."""
+        """Return the position of a reader that has read everything."""
         return JournalPosition(EPOCH, self._txid + 1, self._txid + 1)
 
     def state(self) -> RunState:
-        """The run as the query `run_snapshot` reads it from Airflow's tables."""
+        """Return the run as the query `run_snapshot` reads it from Airflow's tables."""
         run = RunState(self.key, self.run, self.graph)
         run.earlier_marks = self.earlier_marks
         for (task_id, map_index), row in self.rows.items():
@@ -98,12 +98,12 @@ class History:
         run.take_retraction()
         return run
 
-    def said(self, place: tuple[str, int]) -> int:
-        """How much a task instance has said in its current try."""
+    def output_length(self, place: tuple[str, int]) -> int:
+        """Return how many items of output a task instance has emitted in its current try."""
         return self._said.get((*place, self.rows[place].try_number), 0)
 
     def values(self, task_ids: Collection[str]) -> ReturnValues:
-        """What the query `return_values` reads."""
+        """Return what the query `return_values` reads."""
         return {
             place: ReturnValue(len(xcom.json), xcom.json) for place, xcom in self.xcoms.items() if place[0] in task_ids
         }
@@ -121,7 +121,7 @@ class History:
         self._grouped = False
 
     def set_task(self, task_id: str, state: str | None, map_index: int = -1) -> None:
-        """Change a task instance; a new try begins when it leaves no state or `up_for_retry` for another one."""
+        """Change a task instance; a new try starts when it is scheduled from no state or `up_for_retry`."""
         place = (task_id, map_index)
         before = self.rows.get(place) or TaskInstance(None, 0)
         if before.state == "running":
@@ -140,17 +140,17 @@ class History:
             row = row._replace(end_date=now)
             self._resuming.discard(place)
         elif state is None:
-            # A cleared task begins anew, also one that was deferred (`TaskInstance.clear_next_method_args`).
+            # A cleared task starts over, also one that was deferred (`TaskInstance.clear_next_method_args`).
             self._resuming.discard(place)
         self._write_task(place, row, before.state)
 
     def start(self, task_id: str, map_index: int = -1) -> None:
-        """Bring a task instance to `running`, one transaction for each step."""
+        """Move a task instance to `running`, one transaction for each step."""
         for state in ("scheduled", "queued", "running"):
             self.set_task(task_id, state, map_index)
 
     def push(self, task_id: str, value: object = None, map_index: int = -1, *, dag_result: bool | None = None) -> None:
-        """Push a return value, whatever the state of the task: the Execution API does not look."""
+        """Push a return value, whatever the state of the task: the Execution API does not check it."""
         value = f"try {self.rows[task_id, map_index].try_number}" if value is None else value
         json = msgspec.json.encode(value).decode()
         if dag_result is None and self.marked is not None:
@@ -159,7 +159,7 @@ class History:
         self.journal[-1] = transition._replace(xcom_key=RETURN_VALUE_KEY, dag_result=dag_result)
         self.xcoms[task_id, map_index] = Xcom(transition.at, json, dag_result)
 
-    def say(
+    def emit_output(
         self,
         task_id: str,
         *chunks: object,
@@ -167,7 +167,7 @@ class History:
         index: int | None = None,
         try_number: int | None = None,
     ) -> None:
-        """Say something in a task, whatever its state: the Execution API does not look."""
+        """Emit output of a task, whatever its state: the Execution API does not check it."""
         number = self.rows[task_id, map_index].try_number if try_number is None else try_number
         first = self._said.get((task_id, map_index, number), 0) if index is None else index
         batch = {"try_number": number, "index": first, "items": [{"chunk": chunk} for chunk in chunks]}
@@ -180,7 +180,7 @@ class History:
         self.set_task(task_id, "success", map_index)
 
     def succeed_directly(self, task_id: str, map_index: int = -1) -> None:
-        """Let an instance succeed without a worker, as the scheduler does with an `EmptyOperator`."""
+        """Set an instance to `success` without a worker, as the scheduler does with an `EmptyOperator`."""
         row = self.rows[task_id, map_index]
         done = row._replace(state="success", try_number=row.try_number + 1, start_date=self._now())
         self._write_task((task_id, map_index), done, row.state)
@@ -200,7 +200,7 @@ class History:
                 self.set_task(task_id, None, map_index)
 
     def expand_to_nothing(self, task_id: str) -> None:
-        """Skip a mapped task for having no values, as the scheduler does: without a note when."""
+        """Skip a mapped task that has no values, as the scheduler does: without dates."""
         row = self.rows[task_id, -1]
         self._write_task((task_id, -1), row._replace(state="skipped"), row.state)
 
@@ -263,7 +263,7 @@ class History:
 
     @contextmanager
     def _joined(self) -> Iterator[None]:
-        """Be part of the transaction that is open, or of a new one."""
+        """Join the open transaction, or start a new one."""
         if self._grouped:
             yield
         else:
@@ -271,8 +271,8 @@ class History:
                 yield
 
 
-class Watcher:
-    """Follows a history as a feed does for one question: each batch, then the values that are wanted."""
+class SimulatedReader:
+    """Follows a history as a run feed does for one subscriber group: each batch, then the values it needs."""
 
     def __init__(
         self,
@@ -290,18 +290,18 @@ class Watcher:
         self.opening = self._take(self.answer.update(self.run))
 
     def catch_up(self) -> list[AnyFrame]:
-        """Follow all that has committed since, as one batch, and return what is told because of it."""
+        """Apply all rows committed since the last call as one batch; return the new frames."""
         return self.advance() + self.receive()
 
     def advance(self) -> list[AnyFrame]:
-        """Follow one batch, and leave the values that are wanted for later."""
+        """Apply one batch without reading the values that are needed."""
         batch, self._read = self.history.journal[self._read :], len(self.history.journal)
         for transition in batch:
             self.run.apply(transition)
         return self._take(self.answer.update(self.run, self.run.take_retraction()))
 
     def receive(self) -> list[AnyFrame]:
-        """Read the values that are wanted, as they are in the database now, until none are."""
+        """Read the needed values, as they are in the database now, until none is needed."""
         frames: list[AnyFrame] = []
         while self.wanted:
             frames += self._take(self.answer.add_values(self.run, self.wanted, self.history.values(self.wanted)))
@@ -313,8 +313,8 @@ class Watcher:
         return list(step.frames)
 
 
-def known(run: RunState) -> dict[str, Any]:
-    """What matters of a state: how it became known does not, and pushes count while their task runs."""
+def comparable_state(run: RunState) -> dict[str, Any]:
+    """Return the comparable part of a state. Pushes count while their task runs; the source of a value does not."""
     return {
         "run": run.info,
         "deleted": run.is_deleted,
@@ -334,7 +334,7 @@ def known(run: RunState) -> dict[str, Any]:
 
 
 def results_of(frames: Sequence[AnyFrame]) -> list[dict[str, object]]:
-    """The answers among some frames, decoded."""
+    """Return the values of the `result` frames."""
     return [
         {task_id: msgspec.json.decode(value) for task_id, value in frame.results.items()}
         for frame in frames
@@ -343,7 +343,7 @@ def results_of(frames: Sequence[AnyFrame]) -> list[dict[str, object]]:
 
 
 Move = tuple[str, int]
-"""Something that happens to a run, and a number that chooses to which of its task instances."""
+"""Something that happens to a run, and a number that selects one of its task instances."""
 
 _NEXT = {
     None: "scheduled",
@@ -356,23 +356,23 @@ _NEXT = {
 }
 _FROM_RUNNING = {"fail": "failed", "retry": "up_for_retry", "reschedule": "up_for_reschedule", "defer": "deferred"}
 _FROM_NOTHING = {"skip": "skipped", "upstream_fail": "upstream_failed", "remove": "removed"}
-_LIKELY = ("read", "read", "fetch", "start", "push", "run", "run", "push", "say", "succeed", "retry")
-_POSSIBLE = (
+_LIKELY_MOVES = ("read", "read", "fetch", "start", "push", "run", "run", "push", "say", "succeed", "retry")
+_ALL_MOVES = (
     *(*_FROM_RUNNING, *_FROM_NOTHING, "advance", "advance", "clear", "clear", "clear", "kill"),
     *("succeed_directly", "mark_success", "expand", "start_run", "finish_run", "delete_run"),
 )
 
 
-def lives_of(*names: str) -> st.SearchStrategy[list[Move]]:
-    """Lives of a run in which only these moves occur. Readers look at `read`, and have read the values at `fetch`."""
+def run_histories_of(*names: str) -> st.SearchStrategy[list[Move]]:
+    """Generate histories of a run from these moves. Readers read the journal at `read`, and the values at `fetch`."""
     return st.lists(st.tuples(st.sampled_from(names), st.integers(0, 11)), min_size=15, max_size=60)
 
 
-lives = lives_of(*_LIKELY * 4, *_POSSIBLE)
+run_histories = run_histories_of(*_LIKELY_MOVES * 4, *_ALL_MOVES)
 
 
-def play(history: History, move: Move) -> None:
-    """Let something happen, if it can happen in Airflow now."""
+def apply_move(history: History, move: Move) -> None:
+    """Apply a move, if it is possible in Airflow now."""
     name, number = move
     place = task_id, map_index = sorted(history.rows)[number % len(history.rows)]
     state = history.rows[place].state
@@ -384,7 +384,10 @@ def play(history: History, move: Move) -> None:
         "advance": (state in _NEXT, partial(set_task, state=_NEXT.get(state))),
         "start": (fresh, partial(history.start, *place)),
         "run": (fresh, partial(history.run_task, task_id, None, map_index)),
-        "say": (history.rows[place].try_number > 0, partial(history.say, task_id, "and", "so on", map_index=map_index)),
+        "say": (
+            history.rows[place].try_number > 0,
+            partial(history.emit_output, task_id, "and", "so on", map_index=map_index),
+        ),
         "push": (history.rows[place].try_number > 0, partial(history.push, task_id, None, map_index)),
         "succeed": (running, partial(history.succeed, *place)),
         "succeed_directly": (state is None, partial(history.succeed_directly, *place)),

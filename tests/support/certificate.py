@@ -1,4 +1,4 @@
-"""A certificate for the loopback interface, which whoever is told to trusts."""
+"""A self-signed certificate for the loopback interface."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Certificate(NamedTuple):
 
 
 def make_certificate(directory: Path) -> Certificate:
-    """Write a certificate that signs itself, for a day."""
+    """Write a self-signed certificate that is valid for a day."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stream_server tests")])
     now = datetime.now(timezone.utc)

@@ -1,4 +1,4 @@
-"""Fixtures that any tier may use; they cost nothing where nobody asks for them."""
+"""Fixtures for all tiers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from support.waiting import eventually_async
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
-    """A server of this session's own; tests may stop, kill and restart it, and leave it running."""
+    """A PostgreSQL of this session. Tests may stop, kill and restart it, but leave it running."""
     with running_postgres() as server:
         yield server
 
 
 @pytest.fixture
 def airflow_database(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """URL of a fresh, migrated Airflow database, as the role airflow that owns it."""
+    """URL of a fresh, migrated Airflow database, for the role `airflow` that owns it."""
     name = create_database_from_airflow_template(postgres)
     yield postgres.url(name)
     drop_database(postgres, name)
@@ -40,14 +40,14 @@ async def journal(airflow_database: str) -> str:
 
 @pytest.fixture
 async def airflow(journal: str) -> AsyncIterator[AirflowSql]:
-    """A session of Airflow's."""
+    """A database session of Airflow."""
     async with AirflowSql.open(journal) as session:
         yield session
 
 
 @pytest.fixture
 def settings(journal: str) -> Callable[..., Settings]:
-    """Settings of a server that follows the journal; options may change them."""
+    """A function that makes settings of a server that follows the journal."""
 
     def make(**options: object) -> Settings:
         return Settings.load(**{"database_url": journal, "port": 0, "grace_period": 2.0, **options})
@@ -57,7 +57,7 @@ def settings(journal: str) -> Callable[..., Settings]:
 
 @pytest.fixture
 async def server(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
-    """A server with its tail at work."""
+    """A server whose tail is live."""
     async with running_server(settings()) as server:
         await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
         yield server
@@ -65,7 +65,7 @@ async def server(settings: Callable[..., Settings]) -> AsyncIterator[RunningServ
 
 @pytest.fixture
 async def run(airflow: AirflowSql) -> RunKey:
-    """A run of `CHAIN`, just triggered."""
+    """A run of `CHAIN` that was just triggered."""
     version = await airflow.add_dag("chat", CHAIN, {"clean_up": False})
     key = RunKey("chat", "manual__2026-11-22T10:00:00+00:00")
     await airflow.trigger(key, version, list(CHAIN))

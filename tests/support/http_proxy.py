@@ -1,4 +1,4 @@
-"""A reverse proxy in front of a server, with the habits that streams suffer from."""
+"""A reverse proxy with behaviour that breaks streams: buffering, compression, short timeouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOP_BY_HOP = {"connection", "content-length", "keep-alive", "transfer-encoding"}
 
 @asynccontextmanager
 async def proxy(upstream: str, habit: Habit) -> AsyncIterator[str]:
-    """Lead HTTP to a server, and no WebSocket; return the address."""
+    """Forward HTTP to a server, but no WebSocket; yields the URL."""
     async with httpx.AsyncClient(base_url=upstream) as client:
 
         async def forward(request: Request) -> Response:

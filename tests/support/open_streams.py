@@ -1,4 +1,4 @@
-"""Streams of one caller, of every kind, and what each of them ends with."""
+"""Streams of one caller, of every kind, and the code with which each ends."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from stream_server.domain.run_state import RunKey
 from support.permission_comparison import SECONDS, Headers, path_of
 
 OUT = [4501, 4501, 4501, 4501, 401, 0, 4501, 4501, 4501]
-"""What `Streams` end with where a credential is good no more."""
+"""What `Streams` end with where the credential is no longer valid."""
 
 FORBIDDEN = [4503, 4503, 4503, 4503, 403, 0, 4503, 4503, 4503]
-"""What they end with where the caller may not read runs any more."""
+"""What they end with where the caller can no longer read runs."""
 
 
-class Streams:
-    """A stream of every kind, each with what it ends with: a close code, or a status; 0 for one that is broken off."""
+class OpenStreams:
+    """A stream of every kind. Each task returns a close code or a status; 0 for a connection that is cut."""
 
     def __init__(self, url: str, headers: Headers, key: RunKey) -> None:
         self._url, self._headers, self._key = url, dict(headers), key
@@ -29,8 +29,8 @@ class Streams:
         self._begun = asyncio.Semaphore(0)
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[list[asyncio.Task[int]]]:
-        """Open them all, and close those that are left at the end."""
+    async def open_all(self) -> AsyncIterator[list[asyncio.Task[int]]]:
+        """Open all streams, and close those that are left at the end."""
         run = f"{path_of(self._key)}/stream"
         one = {"op": "subscribe", "id": "a", "dag_id": self._key.dag_id, "run_id": self._key.run_id}
         work = [
@@ -60,7 +60,7 @@ class Streams:
             last = ""
             async for line in response.aiter_lines():
                 if "{" in line:
-                    self._begin(last)
+                    self._start(last)
                     last = line
             return int(json.loads(last[last.index("{") :])["code"])
 
@@ -74,11 +74,11 @@ class Streams:
                 frame = json.loads(await asyncio.wait_for(connection.recv(), 2 * SECONDS))
                 if frame["type"] == "close":
                     return int(frame["code"])
-                self._begin(last)
+                self._start(last)
                 last = frame["type"]
 
     async def _result(self) -> int:
-        self._begin("")
+        self._start("")
         return (await self._client.get(f"{path_of(self._key)}/result?timeout=120s")).status_code
 
     async def _wait(self) -> int:
@@ -86,24 +86,24 @@ class Streams:
         try:
             async with self._client.stream("GET", f"{path_of(self._key)}/wait?interval=1") as response:
                 async for line in response.aiter_lines():
-                    self._begin(last)
+                    self._start(last)
                     last = line
         except httpx.RemoteProtocolError:
             return 0
         return response.status_code
 
-    def _begin(self, last: str) -> None:
+    def _start(self, last: str) -> None:
         if not last:
             self._begun.release()
 
 
-async def within(tasks: list[asyncio.Task[int]], seconds: float) -> list[int]:
+async def ends_within(tasks: list[asyncio.Task[int]], seconds: float) -> list[int]:
     return await asyncio.wait_for(asyncio.gather(*tasks), seconds)
 
 
 @asynccontextmanager
-async def hearing(url: str, callers: Mapping[str, Headers]) -> AsyncIterator[dict[str, set[str]]]:
-    """Have callers listen to all runs; gives the DAGs that each has heard of, by his name."""
+async def follow_all_runs(url: str, callers: Mapping[str, Headers]) -> AsyncIterator[dict[str, set[str]]]:
+    """Have callers follow all runs; yields the DAG ids that each caller has received, by name."""
     heard: dict[str, set[str]] = {name: set() for name in callers}
     begun = {name: asyncio.Event() for name in callers}
 

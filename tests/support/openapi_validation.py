@@ -1,4 +1,4 @@
-"""Holding what a server says against its own descriptions."""
+"""Validates responses and frames against the server's own OpenAPI document."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from stream_server.http.docs import openapi
 _FORMATS = Draft202012Validator.FORMAT_CHECKER
 
 
-def validator(schema: dict[str, Any]) -> Draft202012Validator:
-    """Return a validator that also looks at formats, and fetches nothing."""
+def make_validator(schema: dict[str, Any]) -> Draft202012Validator:
+    """Return a validator that also checks formats, and fetches nothing."""
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema, format_checker=_FORMATS, registry=Registry())
 
 
-def refused(kind: str, value: object, *, strictly: bool = False) -> list[str]:
-    """Return what is wrong with a value, by the component `kind` of `/openapi.json`.
+def validation_errors(kind: str, value: object, *, strictly: bool = False) -> list[str]:
+    """Return the errors of a value under the component `kind` of `/openapi.json`.
 
     Args:
         kind: Name of the component.
-        value: What was said.
-        strictly: Whether members are wrong that the description does not know.
+        value: Decoded JSON.
+        strictly: Whether members that the schema does not name are errors.
     """
     return [f"{error.json_path}: {error.message}" for error in _validator(kind, strictly).iter_errors(value)]
 
@@ -38,15 +38,15 @@ def _validator(kind: str, strictly: bool) -> Draft202012Validator:
         for schema in components["schemas"].values():
             if "properties" in schema:
                 schema["additionalProperties"] = False
-    return validator({"$ref": f"#/components/schemas/{kind}", "components": components})
+    return make_validator({"$ref": f"#/components/schemas/{kind}", "components": components})
 
 
-def undescribed(response: httpx.Response, path: str) -> list[str]:
-    """Return what `/openapi.json` does not say of an answer.
+def response_errors(response: httpx.Response, path: str) -> list[str]:
+    """Return how a response differs from what `/openapi.json` documents.
 
     Args:
-        response: The answer.
-        path: Of the operation, with its variables in braces.
+        response: The response.
+        path: Path of the operation, with its variables in braces.
     """
     operation = openapi.build_openapi()["paths"][path][response.request.method.lower()]
     told = operation["responses"].get(str(response.status_code))
@@ -62,7 +62,7 @@ def undescribed(response: httpx.Response, path: str) -> list[str]:
         return missing
     schema = told["content"][media_type]["schema"]
     options = schema.get("anyOf", [schema])
-    # The bare value of a task may be anything.
+    # The bare value of a task can be any JSON.
     kind = options[0].get("$ref", "").rpartition("/")[2]
     bare = "unwrap=true" in str(response.request.url) and response.is_success
-    return missing + ([] if bare or not kind else refused(kind, response.json(), strictly=kind != "Problem"))
+    return missing + ([] if bare or not kind else validation_errors(kind, response.json(), strictly=kind != "Problem"))

@@ -1,12 +1,12 @@
-"""What we predict, held against what Airflow's own scheduler makes of the same runs.
+"""Compares the predictions with what Airflow's own scheduler does in the same runs.
 
 As a script: `python -m support.outcome_check --cases 20000 [--seed SEED] [--jobs 2]`, and `--replay SEED/NUMBER` to see
-one case. Its last line is JSON: `wrong` counts the cases in which we said what did not come true, `early` is the share
-of failures that we told at the first fatal moment, and `misses` counts those told later in graphs without branching
-(`outcome_play.when_known`).
+one case. Its last line is JSON: `wrong` counts the cases with a wrong prediction, `early` is the share
+of failures that were reported at the first fatal moment, and `misses` counts those reported later in graphs
+without branching (`outcome_simulation.measure_failure_timing`).
 
-The database is SQLite in memory. The code under comparison is Airflow's Python; of SQL it asks for plain selects,
-updates and counts within one transaction. With `--url` the same cases are played on PostgreSQL: they come to the same
+The database is SQLite in memory. The code under comparison is Airflow's Python; its SQL is plain selects,
+updates and counts within one transaction. With `--url` the same cases run on PostgreSQL: they give the same
 figures, moment by moment, and take longer.
 """
 
@@ -33,7 +33,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from support.outcome_scheduler import Field
+    from support.outcome_scheduler import SchedulerDatabase
 
 SAMPLED = 20
 """Of so many failures, one is looked at for whether we told it at the first fatal moment: that takes many lives."""
@@ -42,8 +42,8 @@ CHUNK = 25
 """Cases that a process plays before it reports."""
 
 
-class Report(NamedTuple):
-    """What came of some cases."""
+class CheckReport(NamedTuple):
+    """Figures and remarks of some cases."""
 
     figures: Counter[str]
     remarks: list[str]
@@ -51,7 +51,7 @@ class Report(NamedTuple):
 
 
 def prepare(home: str, url: str) -> None:
-    """Make this process one in which Airflow can be imported. It reads its configuration while it is imported."""
+    """Configure this process for Airflow, which reads its configuration while it is imported."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(
         AIRFLOW_HOME=home,
@@ -66,25 +66,25 @@ def prepare(home: str, url: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process of a pool when its parent has been killed: it would go on with what is in the queue."""
+    """End this pool process when its parent is killed: it would continue with the queue."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-_field: Field | None = None
+_database: SchedulerDatabase | None = None
 
 
-def field() -> Field:
+def scheduler_database() -> SchedulerDatabase:
     """Return the database of this process, with Airflow's schema."""
-    global _field  # noqa: PLW0603 # a process of a pool has no other place
-    if _field is None:
-        _field = _new_field()
-    return _field
+    global _database  # noqa: PLW0603 # a process of a pool has no other place
+    if _database is None:
+        _database = _create_database()
+    return _database
 
 
-def _new_field() -> Field:
+def _create_database() -> SchedulerDatabase:
     from airflow.models import import_all_models  # noqa: PLC0415
     from airflow.models.base import Base  # noqa: PLC0415
     from airflow.utils.orm_event_handlers import setup_event_handlers  # noqa: PLC0415
@@ -92,7 +92,7 @@ def _new_field() -> Field:
     from sqlalchemy.orm import Session  # noqa: PLC0415
     from sqlalchemy.pool import StaticPool  # noqa: PLC0415
 
-    from support.outcome_scheduler import Field  # noqa: PLC0415
+    from support.outcome_scheduler import SchedulerDatabase  # noqa: PLC0415
 
     import_all_models()
     url = os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
@@ -100,36 +100,43 @@ def _new_field() -> Field:
     if url.startswith("sqlite"):
         setup_event_handlers(engine)
         Base.metadata.create_all(engine)
-    return Field(Session(engine))
+    return SchedulerDatabase(Session(engine))
 
 
-def check(seed: str, numbers: range) -> Report:
-    """Play some cases of a seed."""
+def check(seed: str, numbers: range) -> CheckReport:
+    """Run some cases of a seed."""
     figures: Counter[str] = Counter()
     remarks: list[str] = []
     for number in numbers:
         _check_case(f"{seed}/{number}", figures, remarks)
     gc.collect()
-    return Report(figures, remarks)
+    return CheckReport(figures, remarks)
 
 
 def _check_case(seed: str, figures: Counter[str], remarks: list[str]) -> None:
-    from support.outcome_simulation import Case, Known, failed_questions, faults, live, when_known  # noqa: PLC0415
+    from support.outcome_simulation import (  # noqa: PLC0415
+        Case,
+        FailureTiming,
+        failed_options,
+        find_faults,
+        measure_failure_timing,
+        simulate,
+    )
 
     case = Case(seed)
-    life = live(case, field())
+    life = simulate(case, scheduler_database())
     figures.update(cases=1, plain=not case.branching, moments=len(life.moments), instances=len(life.moments[-1].rows))
-    if wrong := faults(case, life):
+    if wrong := find_faults(case, life):
         figures["wrong"] += 1
         remarks.append(f"wrong {seed}: {wrong[0]}")
-    failed = failed_questions(case, life)
+    failed = failed_options(case, life)
     figures["failed"] += len(failed)
     rng = random.Random(f"{seed}/question")
     if failed and rng.randrange(SAMPLED) == 0:
         question = rng.choice(failed)
-        known = when_known(case, field(), life, question)
+        known = measure_failure_timing(case, scheduler_database(), life, question)
         figures[known.value] += 1
-        if known is not Known.AT_ONCE:
+        if known is not FailureTiming.AT_ONCE:
             kind = "" if case.branching else " without branching"
             remarks.append(f"{known.value} {seed}{kind}: {question or 'the run'}")
         if not case.branching:
@@ -137,8 +144,8 @@ def _check_case(seed: str, figures: Counter[str], remarks: list[str]) -> None:
 
 
 def replay(seed: str) -> None:
-    """Tell one case moment by moment."""
-    from support.outcome_simulation import Case, faults, live  # noqa: PLC0415
+    """Print one case moment by moment."""
+    from support.outcome_simulation import Case, find_faults, simulate  # noqa: PLC0415
 
     case = Case(seed)
     say = sys.stdout.write
@@ -149,19 +156,19 @@ def replay(seed: str) -> None:
             name for name in ("is_setup", "is_teardown", "is_mapped", "can_skip_downstream") if getattr(task, name)
         ]
         say(f"{task.task_id} {task.trigger_rule} {kinds} {groups} {values} -> {sorted(task.downstream_task_ids)}\n")
-    life = live(case, field())
+    life = simulate(case, scheduler_database())
     before: dict[Any, Any] = {}
     for number, moment in enumerate(life.moments):
         changed = {f"{task}[{index}]": row.state for (task, index), row in moment.rows.items() - before.items()}
         before = dict(moment.rows)
         told = {question: tuple(verdict)[:1] + tuple(verdict)[2:] for question, verdict in moment.verdicts.items()}
         say(f"{number} {moment.state} {changed}\n    {told}\n")
-    for fault in faults(case, life):
+    for fault in find_faults(case, life):
         say(f"{fault}\n")
 
 
-def summary(figures: Counter[str]) -> dict[str, Any]:
-    """Return the figures that are told."""
+def report_figures(figures: Counter[str]) -> dict[str, Any]:
+    """Return the figures that are printed."""
     told = figures["at once"] + figures["late"]
     return {
         "cases": figures["cases"],
@@ -181,7 +188,7 @@ def summary(figures: Counter[str]) -> dict[str, Any]:
 
 @contextmanager
 def home() -> Iterator[str]:
-    """A directory for Airflow, removed at the end."""
+    """Make a directory for Airflow; it is removed at the end."""
     path = tempfile.mkdtemp(prefix="check-outcome-")
     try:
         yield path
@@ -217,7 +224,7 @@ def _check_all(options: argparse.Namespace, directory: str) -> int:
                 sys.stdout.write(f"{remark}\n")
             sys.stdout.flush()
     seconds = round(time.monotonic() - begun, 1)
-    sys.stdout.write(json.dumps({**summary(figures), "seconds": seconds, "seed": options.seed}) + "\n")
+    sys.stdout.write(json.dumps({**report_figures(figures), "seconds": seconds, "seed": options.seed}) + "\n")
     return 1 if figures["wrong"] or not figures["cases"] else 0
 
 

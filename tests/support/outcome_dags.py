@@ -25,15 +25,15 @@ RULES = [
 ]
 """All but the default, which half of the tasks have, that of teardowns, and the following."""
 
-RACING = ["one_success", "one_failed", "one_done", "none_failed_min_one_success"]
+RACING_RULES = ["one_success", "one_failed", "one_done", "none_failed_min_one_success"]
 """Rules that may be met before it is known how often a task is run, and of which versions differ in mapped groups."""
 
-WANTING_HARM = ["all_failed", "all_skipped", "one_failed"]
+FAILURE_RULES = ["all_failed", "all_skipped", "one_failed"]
 """Rules by which a task is run because others were not. Half of the DAGs have them."""
 
 
-class Work(BaseOperator):  # type: ignore[misc]
-    """A task that a test decides the end of."""
+class TestTask(BaseOperator):  # type: ignore[misc]
+    """A task whose end a test decides."""
 
     def __init__(self, *, value: object = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -44,9 +44,9 @@ class DagMaker:
     """Makes one DAG.
 
     Args:
-        rng: Where all choices come from.
-        branching: Whether there may be what nobody can foresee: tasks that branch and short-circuit, rules that may be
-            met before it is known how often a task is run, and mappings over mappings.
+        rng: Makes all choices.
+        branching: Whether to include what cannot be predicted: tasks that branch and short-circuit, rules that may be
+            met before it is known how often a task runs, and mappings over mappings.
     """
 
     def __init__(self, rng: random.Random, *, branching: bool) -> None:
@@ -54,15 +54,15 @@ class DagMaker:
         self._branching = branching
         self._tasks: list[Any] = []
         self._fail_fast = rng.random() < 0.08
-        self._rules = RULES + (WANTING_HARM if rng.random() < 0.5 else [])
+        self._rules = RULES + (FAILURE_RULES if rng.random() < 0.5 else [])
         self._common = {"retry_delay": timedelta(0), "retries": 3}
 
     def make(self) -> DAG:
         """Return a DAG that Airflow accepts."""
         with DAG(DAG_ID, schedule=None, fail_fast=self._fail_fast) as dag:
             self._fill(self._rng.randint(2, 8), depth=0, mapped=False)
-            self._clean_up()
-        self._obey(dag)
+            self._add_setups_and_teardowns()
+        self._fix_rules(dag)
         dag.validate_setup_teardown()
         dag.check_cycle()
         return dag
@@ -74,13 +74,13 @@ class DagMaker:
                 self._group(inner, depth=depth + 1, mapped=mapped)
                 count -= inner
             else:
-                self._place(self._task(mapped=mapped))
+                self._connect(self._task(mapped=mapped))
                 count -= 1
 
     def _group(self, count: int, *, depth: int, mapped: bool) -> None:
         name = f"g{len(self._tasks)}_{depth}"
         first = len(self._tasks)
-        # Airflow maps a group within a mapped one, but no task.
+        # Airflow maps a group within a mapped one, but not a task.
         if self._chance(0.5) and (not mapped or (self._branching and self._chance(0.2))):
             values = {"value": self._values(literal=mapped)}
             group: TaskGroup = MappedTaskGroup(group_id=name, expand_input=DictOfListsExpandInput(values))
@@ -95,9 +95,9 @@ class DagMaker:
     def _task(self, *, mapped: bool) -> Any:
         rule = "all_success" if self._fail_fast or self._chance(0.5) else self._rng.choice(self._rules)
         if mapped and rule == "always":
-            rule = "all_done"  # Airflow allows no other, where another task says how often a group is run
+            rule = "all_done"  # the only one allowed where another task decides how often a group runs
         expanded = mapped or self._chance(0.25)
-        if not self._branching and expanded and rule in RACING:
+        if not self._branching and expanded and rule in RACING_RULES:
             rule = "all_success"
         options = {"task_id": f"t{len(self._tasks)}", "trigger_rule": rule, **self._common}
         if self._branching and self._chance(0.25):
@@ -107,11 +107,11 @@ class DagMaker:
                 python_callable=print, ignore_downstream_trigger_rules=self._chance(0.5), **options
             )
         if not mapped and expanded:
-            return Work.partial(**options).expand(value=self._values())
-        return Work(**options)
+            return TestTask.partial(**options).expand(value=self._values())
+        return TestTask(**options)
 
     def _values(self, *, literal: bool = False) -> Any:
-        """Return what something is mapped over: some numbers, or what an earlier task will return."""
+        """Return what to map over: some numbers, or the value of an earlier task."""
         sources = [task for task in self._tasks if task.get_closest_mapped_task_group() is None]
         if not self._branching:
             sources = [task for task in sources if not hasattr(task, "partial_kwargs")]
@@ -119,15 +119,15 @@ class DagMaker:
             return self._rng.choice(sources).output
         return list(range(self._rng.choice([0, 1, 1, 1, 2, 2, 2, 2, 3])))
 
-    def _place(self, task: Any) -> None:
-        """Put a task below some of those that are there."""
+    def _connect(self, task: Any) -> None:
+        """Put a task downstream of some existing tasks."""
         for above in self._tasks:
             if self._chance(0.8 / (1 + len(self._tasks) * 0.4)):
                 above >> task
         self._tasks.append(task)
 
-    def _clean_up(self) -> None:
-        """Make setups of some tasks, and teardowns of some others below them."""
+    def _add_setups_and_teardowns(self) -> None:
+        """Make some tasks setups, and others downstream of them teardowns."""
         if not self._chance(0.45):
             return
         for _ in range(self._rng.randint(1, 2)):
@@ -136,20 +136,22 @@ class DagMaker:
                 continue
             group = setup.task_group if self._chance(0.7) else None
             options: dict[str, Any] = {"task_id": f"d{len(self._tasks)}", **self._common}
-            teardown = Work(task_group=group, **options)
+            teardown = TestTask(task_group=group, **options)
             setup.as_setup()
             teardown.as_teardown(setups=setup, on_failure_fail_dagrun=self._chance(0.3))
             for above in self._tasks:
                 if above is not setup and not above.is_teardown and self._chance(0.4):
                     above >> teardown
             if self._chance(0.3) and not self._fail_fast:
-                below = Work(task_id=f"a{len(self._tasks)}", trigger_rule=self._rng.choice(self._rules), **self._common)
+                below = TestTask(
+                    task_id=f"a{len(self._tasks)}", trigger_rule=self._rng.choice(self._rules), **self._common
+                )
                 teardown >> below
                 self._tasks.append(below)
             self._tasks.append(teardown)
 
-    def _obey(self, dag: DAG) -> None:
-        """Give tasks below setups the only rule that Airflow lets them have."""
+    def _fix_rules(self, dag: DAG) -> None:
+        """Give tasks downstream of setups the only rule that Airflow allows."""
         for task in dag.tasks:
             for below in task.downstream_list if task.is_setup else ():
                 if not below.is_teardown and below.trigger_rule != "all_success":

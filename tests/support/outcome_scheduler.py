@@ -1,4 +1,4 @@
-"""One DAG run, driven by the code of Airflow's own scheduler on a real database, while a test plays the workers."""
+"""One DAG run, driven by the code of Airflow's own scheduler on a real database. The test acts as the workers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from sqlalchemy.orm import Session
 from support.outcome_dags import DAG_ID
 
 FINAL = frozenset({"success", "failed"})
-AT_WORK = frozenset({"scheduled", "queued", "running"})
+UNFINISHED_WORK = frozenset({"scheduled", "queued", "running"})
 
-Place = tuple[str, int]
+InstanceKey = tuple[str, int]
 
 
 class Row(NamedTuple):
@@ -39,10 +39,10 @@ class Row(NamedTuple):
     """Whether it is noted when it ended."""
 
 
-class Deps:
+class OrderedDeps:
     """The dependencies of a task, in an order that does not depend on where their classes are in memory.
 
-    Airflow keeps them in a set, and writes a state for each: what stands at the end depends on the order.
+    Airflow keeps them in a set, and writes a state for each: the last state depends on the order.
     """
 
     def __init__(self, deps: Collection[Any]) -> None:
@@ -55,8 +55,8 @@ class Deps:
         return [*others, *self._deps]
 
 
-class Field:
-    """What all runs of a session need: a DAG and a version. The runs themselves are never committed."""
+class SchedulerDatabase:
+    """A DAG and a version, which all runs of a session need. The runs themselves are never committed."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -72,21 +72,21 @@ class Field:
 
 
 class Run:
-    """A run of a DAG, from its creation on.
+    """A run of a DAG.
 
     Args:
-        field: Where it takes place; `close` takes it back.
+        field: Where it is written; `close` rolls it back.
         text: The DAG, serialised.
-        sources: Tasks whose values say how often others are run.
-        rng: Chooses what Airflow leaves to chance.
+        sources: Tasks whose values determine how often mapped tasks run.
+        rng: Makes the choices that Airflow leaves to chance.
     """
 
-    def __init__(self, field: Field, text: str, sources: Collection[str], rng: random.Random) -> None:
+    def __init__(self, field: SchedulerDatabase, text: str, sources: Collection[str], rng: random.Random) -> None:
         self._session = field.session
         self._sources = sources
         self.dag = DagSerialization.from_dict(json.loads(text))
         for task in self.dag.task_dict.values():
-            task.deps = Deps(sorted(task.deps, key=lambda dep: dep.NAME))
+            task.deps = OrderedDeps(sorted(task.deps, key=lambda dep: dep.NAME))
         self.shuffle(rng)
         model: Any = self._session.get(DagModel, DAG_ID)
         model.fail_fast = bool(self.dag.fail_fast)
@@ -107,12 +107,12 @@ class Run:
         self._session.flush()
 
     def shuffle(self, rng: random.Random) -> None:
-        """Let Airflow look at the dependencies of tasks in another order."""
+        """Have Airflow check the dependencies of tasks in another order."""
         for task in self.dag.task_dict.values():
             task.deps.shuffle(rng)
 
     def close(self) -> None:
-        """Leave nothing behind; forcing others to fail, Airflow commits (`TaskInstance.error`)."""
+        """Leave nothing behind. Airflow commits when it forces other tasks to fail (`TaskInstance.error`)."""
         self._session.rollback()
         self._session.execute(delete(TaskInstance))
         self._session.execute(delete(DagRun))
@@ -123,8 +123,8 @@ class Run:
     def state(self) -> str:
         return str(DagRunState(self._run.state).value)
 
-    def rows(self) -> dict[Place, Row]:
-        """Return all task instances as the database has them."""
+    def rows(self) -> dict[InstanceKey, Row]:
+        """Return all task instances in the database."""
         columns = select(
             TaskInstance.task_id,
             TaskInstance.map_index,
@@ -138,16 +138,16 @@ class Run:
         }
 
     def schedule(self) -> None:
-        """Do what one loop of the scheduler does for a run (`SchedulerJobRunner._schedule_dag_run`)."""
+        """Run one loop of the scheduler for the run (`SchedulerJobRunner._schedule_dag_run`)."""
         ready, _ = self._run.update_state(session=self._session, execute_callbacks=False)
         self._run.schedule_tis(ready, session=self._session)
         self._refresh()
 
-    def start(self, place: Place) -> None:
+    def start(self, place: InstanceKey) -> None:
         self._set(place, "running")
 
-    def succeed(self, place: Place, length: int) -> None:
-        """Return a list of some length, from which others may be expanded."""
+    def succeed(self, place: InstanceKey, length: int) -> None:
+        """Succeed with a list of this length, from which mapped tasks are expanded."""
         instance = self._instance(place)
         if place[0] in self._sources:
             values = list(range(length))
@@ -156,8 +156,8 @@ class Run:
             self._push(place, "return_value", values)
         self._set(place, "success")
 
-    def decide(self, place: Place, skipped: list[str]) -> None:
-        """Let a task that branches or short-circuits skip others, and succeed (`SkipMixin`)."""
+    def decide(self, place: InstanceKey, skipped: list[str]) -> None:
+        """Have a task that branches or short-circuits skip others, and succeed (`SkipMixin`)."""
         if skipped:
             branches = "Branch" in self.dag.task_dict[place[0]].task_type
             direct = self.dag.task_dict[place[0]].downstream_task_ids
@@ -168,8 +168,8 @@ class Run:
                 ti_skip_downstream(self._instance(place).id, payload, self._session)
         self._set(place, "success")
 
-    def fail(self, place: Place) -> None:
-        """Fail for good, and take others along where the DAG says so (`_handle_fail_fast_for_dag`)."""
+    def fail(self, place: InstanceKey) -> None:
+        """Fail without a retry; a fail-fast DAG stops the others too (`_handle_fail_fast_for_dag`)."""
         if self.dag.fail_fast:
             teardowns = {task_id: task.is_teardown for task_id, task in self.dag.task_dict.items()}
             _stop_remaining_tasks(
@@ -177,13 +177,13 @@ class Run:
             )
         self._set(place, "failed")
 
-    def skip(self, place: Place) -> None:
+    def skip(self, place: InstanceKey) -> None:
         self._set(place, "skipped")
 
-    def retry(self, place: Place) -> None:
+    def retry(self, place: InstanceKey) -> None:
         self._set(place, "up_for_retry")
 
-    def _push(self, place: Place, key: str, value: object) -> None:
+    def _push(self, place: InstanceKey, key: str, value: object) -> None:
         XComModel.set(
             key=key,
             value=value,
@@ -194,7 +194,7 @@ class Run:
             session=self._session,
         )
 
-    def _instance(self, place: Place) -> Any:
+    def _instance(self, place: InstanceKey) -> Any:
         chosen = select(TaskInstance).where(
             TaskInstance.dag_id == DAG_ID, TaskInstance.task_id == place[0], TaskInstance.map_index == place[1]
         )
@@ -202,12 +202,12 @@ class Run:
         instance.task = self.dag.task_dict[place[0]]
         return instance
 
-    def _set(self, place: Place, state: str) -> None:
+    def _set(self, place: InstanceKey, state: str) -> None:
         self._instance(place).set_state(state, session=self._session)
         self._refresh()
 
     def _refresh(self) -> None:
-        """Forget what the session knows of task instances: Airflow changes them without it, too."""
+        """Expire the session's task instances: Airflow also changes them outside of it."""
         self._session.flush()
         for one in list(self._session):
             if isinstance(one, TaskInstance):

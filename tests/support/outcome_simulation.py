@@ -1,6 +1,6 @@
-"""One random life of one random DAG, and what we say of it at each moment.
+"""One random run of one random DAG, and the prediction at each moment.
 
-A moment is a loop of the scheduler, or something that a worker does. What we said is held against how it ended.
+A moment is a loop of the scheduler, or an action of a worker. Predictions are compared with how the run ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stream_server.domain.run_state import RunKey, RunState, TaskInstance
 from stream_server.domain.trigger_rules import ANY, F, K, R, S, U
 from stream_server.protocol.frames import RunInfo
 from support.outcome_dags import DAG_ID, DagMaker
-from support.outcome_scheduler import AT_WORK, FINAL, Field, Place, Row, Run
+from support.outcome_scheduler import FINAL, UNFINISHED_WORK, InstanceKey, Row, Run, SchedulerDatabase
 
 KEY = RunKey(DAG_ID, "run")
 MOMENTS = 300
@@ -32,11 +32,11 @@ SOME_TIME = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 BITS = {"success": S, "failed": F, "upstream_failed": U, "skipped": K, "removed": R}
 
-NO_QUESTION = ""
+DEFAULT_OPTIONS = ""
 """Stands for the question that no task answers."""
 
 
-class Habits(NamedTuple):
+class WorkerBehaviour(NamedTuple):
     """How the workers of a case behave."""
 
     eager: float = 0.5
@@ -57,14 +57,14 @@ class Habits(NamedTuple):
 
 @dataclass
 class Case:
-    """A DAG and the habits of its workers; everything follows from the seed."""
+    """A DAG and the behaviour of its workers; everything follows from the seed."""
 
     seed: str
     branching: bool = field(init=False)
     text: str = field(init=False)
     graph: Graph = field(init=False)
     sources: frozenset[str] = field(init=False)
-    habits: Habits = field(init=False)
+    habits: WorkerBehaviour = field(init=False)
 
     def __post_init__(self) -> None:
         rng = random.Random(f"{self.seed}/dag")
@@ -74,22 +74,22 @@ class Case:
         self.graph = Graph.parse(self.text)
         self.sources = frozenset().union(*map(self.graph.expansion_sources, self.graph.tasks))
         skip = rng.choice([0.0, 0.15]) if self.branching else 0.0
-        self.habits = Habits(
+        self.habits = WorkerBehaviour(
             rng.choice([0.5, 0.7, 0.85]), rng.choice([0.1, 0.25, 0.5]), skip, 0.1, decide=self.branching
         )
 
 
 class Moment(NamedTuple):
-    """What is so, and what we say of it."""
+    """The state, and the prediction."""
 
-    rows: Mapping[Place, Row]
+    rows: Mapping[InstanceKey, Row]
     state: str
     outlooks: Mapping[str, PossibleStates]
     verdicts: Mapping[str, FailureKnown]
-    """By result task, what we tell a caller; by `NO_QUESTION`, where no task answers."""
+    """By result task, what we tell a caller; by `DEFAULT_OPTIONS`, where no task answers."""
 
 
-class Life(NamedTuple):
+class SimulatedRun(NamedTuple):
     """A run from its creation to its end."""
 
     moments: list[Moment]
@@ -101,38 +101,40 @@ class Life(NamedTuple):
         return self.moments[-1].state in FINAL
 
     def answers(self, task_id: str) -> bool:
-        """Whether a result task has given its result, when all is over; mapped over nothing, an empty list."""
+        """Whether a result task has a result at the end. Mapped over nothing, it is an empty list."""
         rows = {index: row for (name, index), row in self.moments[-1].rows.items() if name == task_id}
         if rows.keys() == {-1} and rows[-1].state == "skipped" and not rows[-1].dated:
             return True
         return {row.state for row in rows.values() if row.state != "removed"} == {"success"}
 
-    def told_at(self, question: str) -> int | None:
-        """Return the first moment at which we told a failure."""
+    def first_reported_at(self, question: str) -> int | None:
+        """Return the first moment at which a failure was reported."""
         return next((number for number, one in enumerate(self.moments) if question in one.verdicts), None)
 
 
-def live(case: Case, field: Field, *, until: int | None = None, then: Habits | None = None) -> Life:
-    """Play a life.
+def simulate(
+    case: Case, field: SchedulerDatabase, *, until: int | None = None, then: WorkerBehaviour | None = None
+) -> SimulatedRun:
+    """Simulate a run.
 
     Args:
-        case: What is played.
-        field: Where.
-        until: Last moment that is as the seed wants it, if not all are.
-        then: Habits of the workers from there on.
+        case: The case.
+        field: The database.
+        until: Last moment that follows the seed; all do by default.
+        then: Behaviour of the workers after that.
     """
     rng = random.Random(f"{case.seed}/life")
     run = Run(field, case.text, case.sources, random.Random(f"{case.seed}/deps"))
     moments = [_moment(case, run)]
-    misread = _misread(case.graph, run)
+    misread = _misread_tasks(case.graph, run)
     habits = case.habits
     try:
         while run.state not in FINAL and len(moments) < MOMENTS:
             if then is not None and habits is not then and until is not None and len(moments) > until:
                 habits = then
                 run.shuffle(rng)
-            at_work = sorted(place for place, row in moments[-1].rows.items() if row.state in AT_WORK)
-            # A loop of the scheduler that changed nothing need not be repeated.
+            at_work = sorted(place for place, row in moments[-1].rows.items() if row.state in UNFINISHED_WORK)
+            # A loop of the scheduler that changed nothing is not repeated.
             idle = len(moments) > 1 and moments[-1].rows == moments[-2].rows
             if at_work and (idle or rng.random() < habits.eager):
                 _work(run, rng.choice(at_work), rng, habits)
@@ -141,10 +143,10 @@ def live(case: Case, field: Field, *, until: int | None = None, then: Habits | N
             moments.append(_moment(case, run, forecast=then is None))
     finally:
         run.close()
-    return Life(moments, misread)
+    return SimulatedRun(moments, misread)
 
 
-def _work(run: Run, place: Place, rng: random.Random, habits: Habits) -> None:
+def _work(run: Run, place: InstanceKey, rng: random.Random, habits: WorkerBehaviour) -> None:
     if rng.random() < 0.1:
         run.start(place)
         return
@@ -164,7 +166,7 @@ def _work(run: Run, place: Place, rng: random.Random, habits: Habits) -> None:
 
 
 def _decision(run: Run, task: Any, rng: random.Random) -> list[str]:
-    """Return which tasks a task skips that branches or short-circuits (`BranchMixIn`, `ShortCircuitOperator`)."""
+    """Return the tasks that a branching or short-circuiting task skips (`BranchMixIn`, `ShortCircuitOperator`)."""
     direct = sorted(task.downstream_task_ids)
     if "Branch" in task.task_type:
         followed = {one for one in direct if rng.random() < 0.5}
@@ -177,8 +179,8 @@ def _decision(run: Run, task: Any, rng: random.Random) -> list[str]:
     return [one for one in ids if not run.dag.task_dict[one].is_teardown]
 
 
-def _misread(graph: Graph, run: Run) -> list[str]:
-    """Return the tasks of which we read something else than Airflow."""
+def _misread_tasks(graph: Graph, run: Run) -> list[str]:
+    """Return the tasks whose state was read differently than Airflow reads it."""
     found: list[str] = []
     for task_id, task in run.dag.task_dict.items():
         setups = set() if task.is_teardown else {one.task_id for one in task.get_upstreams_only_setups()}
@@ -215,23 +217,23 @@ def _moment(case: Case, run: Run, *, forecast: bool = True) -> Moment:
         questions.append(WatchOptions())
     for question in questions:
         verdict = evaluate(state, question)
-        # What ends with the run itself is no prediction.
+        # What ends with the run itself is not a prediction.
         if isinstance(verdict, FailureKnown) and verdict.task_id is not None:
-            verdicts[question.result_tasks[0] if question.result_tasks else NO_QUESTION] = verdict
+            verdicts[question.result_tasks[0] if question.result_tasks else DEFAULT_OPTIONS] = verdict
     return Moment(
         rows, run.state, {task_id: whole.possible_states(task_id) for task_id in case.graph.topological_order}, verdicts
     )
 
 
-def faults(case: Case, life: Life) -> list[str]:
-    """Return in what we were wrong."""
+def find_faults(case: Case, life: SimulatedRun) -> list[str]:
+    """Return the wrong predictions."""
     if not life.ended:
         return ["the run does not end"]
     found = list(life.misread)
     last = life.moments[-1]
     for number, moment in enumerate(life.moments):
         for question, verdict in moment.verdicts.items():
-            found += [f"moment {number}: {one}" for one in _false(life, moment, question, verdict)]
+            found += [f"moment {number}: {one}" for one in _is_wrong(life, moment, question, verdict)]
         for task_id, outlook in moment.outlooks.items():
             for (name, index), row in last.rows.items():
                 if name == task_id and row.state in BITS and not _possible(outlook, index) & BITS[row.state]:
@@ -239,9 +241,9 @@ def faults(case: Case, life: Life) -> list[str]:
     return found
 
 
-def _false(life: Life, moment: Moment, question: str, verdict: FailureKnown) -> list[str]:
+def _is_wrong(life: SimulatedRun, moment: Moment, question: str, verdict: FailureKnown) -> list[str]:
     found: list[str] = []
-    if question == NO_QUESTION:
+    if question == DEFAULT_OPTIONS:
         if life.moments[-1].state != "failed":
             found.append(f"the run does not fail: {verdict}")
     elif life.answers(question):
@@ -257,7 +259,7 @@ def _false(life: Life, moment: Moment, question: str, verdict: FailureKnown) -> 
 
 
 def _possible(outlook: PossibleStates, index: int) -> int:
-    """Return how an instance can end; one that is not there yet, like what will be expanded to it, or the reverse."""
+    """Return how an instance can end. One that does not exist yet ends like the unexpanded task, and vice versa."""
     exact = [ends for ends, found in outlook.items() if index in found]
     unexpanded = [ends for ends, found in outlook.items() if -1 in found]
     possible = 0
@@ -266,8 +268,8 @@ def _possible(outlook: PossibleStates, index: int) -> int:
     return possible
 
 
-class Known(Enum):
-    """When a failure was told."""
+class FailureTiming(Enum):
+    """When a failure was reported."""
 
     AT_ONCE = "at once"
     """At the first fatal moment: until the one before, the result could still come."""
@@ -279,39 +281,43 @@ class Known(Enum):
     """The result could not come any more before, as far as we could find."""
 
 
-def when_known(case: Case, field: Field, life: Life, question: str) -> Known:
-    """Tell whether a failure was told at the first fatal moment.
+def measure_failure_timing(case: Case, field: SchedulerDatabase, life: SimulatedRun, question: str) -> FailureTiming:
+    """Return when a failure was reported, compared with the first fatal moment.
 
-    Airflow itself shows that: the same life is played again up to the moment before we told, and then goes on with
+    Airflow itself shows it: the same run is simulated again up to the moment before the report, then with
     successes only; where that does not bring the result, which a rule like `one_failed` may be the reason for, with one
-    task that fails or skips itself, and at random. Where any of these lives brings the result, it was not certain
-    before we told. Where none does, we were late, or there is a life that was not tried.
+    task that fails or skips itself, and at random. Where any of these runs brings the result, the failure was not
+    certain before the report. Where none does, the report was late, or a possible run was not tried.
     """
-    told_at = life.told_at(question)
+    told_at = life.first_reported_at(question)
     before = (len(life.moments) if told_at is None else told_at) - 1
-    if before < 0 or _could_come(case, field, question, before):
-        return Known.AT_ONCE
-    return Known.LATE if before > 0 and _could_come(case, field, question, 0) else Known.HOPELESS
+    if before < 0 or _result_is_possible(case, field, question, before):
+        return FailureTiming.AT_ONCE
+    return (
+        FailureTiming.LATE if before > 0 and _result_is_possible(case, field, question, 0) else FailureTiming.HOPELESS
+    )
 
 
-def _could_come(case: Case, field: Field, question: str, until: int) -> bool:
+def _result_is_possible(case: Case, field: SchedulerDatabase, question: str, until: int) -> bool:
     others = [
-        *(Habits(failing=task_id) for task_id in case.graph.tasks),
-        *(Habits(0.95, skipping=task_id) for task_id in case.graph.tasks),
-        *(Habits(eager, 0.3, 0.3, 0.0, decide=case.branching) for eager in (0.2, 0.4, 0.6, 0.8)),
+        *(WorkerBehaviour(failing=task_id) for task_id in case.graph.tasks),
+        *(WorkerBehaviour(0.95, skipping=task_id) for task_id in case.graph.tasks),
+        *(WorkerBehaviour(eager, 0.3, 0.3, 0.0, decide=case.branching) for eager in (0.2, 0.4, 0.6, 0.8)),
     ]
-    return any(_goes_well(live(case, field, until=until, then=then), question) for then in (Habits(), *others))
+    return any(
+        _has_result(simulate(case, field, until=until, then=then), question) for then in (WorkerBehaviour(), *others)
+    )
 
 
-def _goes_well(life: Life, question: str) -> bool:
-    return life.moments[-1].state == "success" if question == NO_QUESTION else life.answers(question)
+def _has_result(life: SimulatedRun, question: str) -> bool:
+    return life.moments[-1].state == "success" if question == DEFAULT_OPTIONS else life.answers(question)
 
 
-def failed_questions(case: Case, life: Life) -> list[str]:
-    """Return the questions to which there was no result, but for tasks that ended so by themselves."""
-    questions = [*case.graph.tasks, *([NO_QUESTION] if case.graph.only_leaf is None else [])]
-    return [one for one in questions if not _goes_well(life, one) and not _by_itself(life, one)]
+def failed_options(case: Case, life: SimulatedRun) -> list[str]:
+    """Return the watch options without a result, except for tasks that failed by themselves."""
+    questions = [*case.graph.tasks, *([DEFAULT_OPTIONS] if case.graph.only_leaf is None else [])]
+    return [one for one in questions if not _has_result(life, one) and not _fails_by_itself(life, one)]
 
 
-def _by_itself(life: Life, question: str) -> bool:
+def _fails_by_itself(life: SimulatedRun, question: str) -> bool:
     return any(name == question and row.state == "failed" for (name, _), row in life.moments[-1].rows.items())

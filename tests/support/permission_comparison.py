@@ -1,4 +1,4 @@
-"""What Airflow says to a caller, and what we tell him, on every way to ask."""
+"""Compares what Airflow and the server show a caller, in every way to request it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from stream_server.domain.run_state import RunKey
-from support.airflow_callers import Told
+from support.airflow_callers import Access
 from support.streams import Frame, frames_of
 
 SECONDS = 60.0
@@ -21,63 +21,63 @@ SECONDS = 60.0
 Headers = Mapping[str, str]
 
 
-class Airflow:
-    """What Airflow says to a caller."""
+class AirflowAccess:
+    """What Airflow shows a caller."""
 
     def __init__(self, url: str, headers: Headers) -> None:
         self._client = httpx.AsyncClient(base_url=f"{url}/api/v2", headers=dict(headers), timeout=SECONDS)
 
-    async def run(self, key: RunKey) -> Told:
+    async def run(self, key: RunKey) -> Access:
         told = await self._ask(f"/dags/{key.dag_id}/dagRuns/{key.run_id}")
         if told.status != 200:
             return told
         xcoms = await self._ask(f"/dags/{key.dag_id}/dagRuns/{key.run_id}/taskInstances/~/xcomEntries?limit=1")
-        return Told(200, None, xcoms.status == 200)
+        return Access(200, None, xcoms.status == 200)
 
-    async def runs(self, key: RunKey) -> Told:
+    async def runs(self, key: RunKey) -> Access:
         return await self._ask(f"/dags/{key.dag_id}/dagRuns?limit=1")
 
-    async def dags(self, _key: RunKey) -> Told:
+    async def dags(self, _key: RunKey) -> Access:
         return await self._ask("/dags/~/dagRuns?limit=1")
 
-    async def wait(self, key: RunKey, query: str) -> Told:
+    async def wait(self, key: RunKey, query: str) -> Access:
         return await self._ask(f"/dags/{key.dag_id}/dagRuns/{key.run_id}/wait?interval=1{query}")
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _ask(self, path: str) -> Told:
+    async def _ask(self, path: str) -> Access:
         try:
             answer = await self._client.get(path)
         except httpx.TransportError:
-            # It has broken off, after a fault of its own.
-            return Told(500)
+            # Airflow cut the connection after an internal error.
+            return Access(500)
         return _without_values(answer)
 
 
-class Ours:
-    """What we say to a caller, on every way to ask."""
+class ServerAccess:
+    """What the server shows a caller, in every way to request it."""
 
     def __init__(self, url: str, headers: Headers) -> None:
         self._url, self._headers = url, dict(headers)
-        # A connection that is kept may be closed in the very moment in which it is used again.
+        # A kept-alive connection may be closed at the moment when it is used again.
         once = httpx.Limits(max_keepalive_connections=0)
         self._client = httpx.AsyncClient(base_url=f"{url}/api/v2", headers=self._headers, timeout=SECONDS, limits=once)
 
-    async def sse(self, key: RunKey) -> Told:
+    async def sse(self, key: RunKey) -> Access:
         return await self._stream(key, "text/event-stream")
 
-    async def ndjson(self, key: RunKey) -> Told:
+    async def ndjson(self, key: RunKey) -> Access:
         return await self._stream(key, "application/x-ndjson")
 
-    async def result(self, key: RunKey) -> Told:
+    async def result(self, key: RunKey) -> Access:
         answer = await self._client.get(f"{path_of(key)}/result?timeout=0")
-        return _told(answer, lambda body: not body.get("withheld"))
+        return _access_of_response(answer, lambda body: not body.get("withheld"))
 
-    async def wait(self, key: RunKey, query: str = "") -> Told:
+    async def wait(self, key: RunKey, query: str = "") -> Access:
         return _without_values(await self._client.get(f"{path_of(key)}/wait?interval=1{query}"))
 
-    async def websocket(self, key: RunKey) -> Told:
+    async def websocket(self, key: RunKey) -> Access:
         async def told(connection: ClientConnection) -> list[Frame]:
             if not self._headers:
                 await connection.send("{}")
@@ -85,7 +85,7 @@ class Ours:
 
         return await self._upgrade(f"{path_of(key)}/stream", told)
 
-    async def multiplex(self, key: RunKey) -> Told:
+    async def multiplex(self, key: RunKey) -> Access:
         async def told(connection: ClientConnection) -> list[Frame]:
             subscribe = {"op": "subscribe", "id": "a", "dag_id": key.dag_id, "run_id": key.run_id}
             await connection.send(json.dumps(subscribe))
@@ -96,60 +96,60 @@ class Ours:
 
         return await self._upgrade("/stream", told)
 
-    async def ticket(self, key: RunKey) -> Told:
-        """Ask for a ticket, and go on with nothing else."""
+    async def ticket(self, key: RunKey) -> Access:
+        """Request a ticket, and use nothing else from then on."""
         path = f"/api/v2{path_of(key)}/stream"
         given = await self._client.post("/stream/tickets", json={"paths": [path]})
         if not given.is_success:
-            return Told(given.status_code, _detail(given.content))
+            return Access(given.status_code, _detail(given.content))
         query = {"ticket": given.json()["ticket"]}
         async with httpx.AsyncClient(base_url=self._url, timeout=SECONDS) as stranger:
-            return _of_lines(await stranger.get(path, params=query, headers={"Accept": "application/x-ndjson"}))
+            return _access_of_lines(await stranger.get(path, params=query, headers={"Accept": "application/x-ndjson"}))
 
-    async def graph(self, key: RunKey) -> Told:
+    async def graph(self, key: RunKey) -> Access:
         return _without_values(await self._client.get(f"{path_of(key)}/graph"))
 
-    async def trigger(self, dag_id: str) -> Told:
+    async def trigger(self, dag_id: str) -> Access:
         body = {"conf": {"teardown_seconds": 0}}
         answer = await self._client.post(
             f"/dags/{dag_id}/dagRuns?wait_for_completion=true&timeout=60s",
             json=body,
             headers={"Accept": "application/json"},
         )
-        return _told(answer, lambda body: not body.get("withheld"))
+        return _access_of_response(answer, lambda body: not body.get("withheld"))
 
-    async def runs(self, key: RunKey) -> Told:
+    async def runs(self, key: RunKey) -> Access:
         return await self._head(f"/dags/{key.dag_id}/stream")
 
-    async def dags(self, _key: RunKey) -> Told:
+    async def dags(self, _key: RunKey) -> Access:
         return await self._head("/stream")
 
-    async def listed(self, _key: RunKey) -> Told:
+    async def listed(self, _key: RunKey) -> Access:
         return _without_values(await self._client.get("/stream/runs?limit=1"))
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _stream(self, key: RunKey, media_type: str) -> Told:
+    async def _stream(self, key: RunKey, media_type: str) -> Access:
         answer = await self._client.get(f"{path_of(key)}/stream", headers={"Accept": media_type})
         if media_type == "text/event-stream" and answer.is_success:
             frames = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
-            return _of_frames(frames)
-        return _of_lines(answer)
+            return _access_of_frames(frames)
+        return _access_of_lines(answer)
 
-    async def _head(self, path: str) -> Told:
+    async def _head(self, path: str) -> Access:
         async with self._client.stream("GET", path, headers={"Accept": "application/x-ndjson"}) as answer:
             if answer.is_success:
-                return Told(200)
-            return Told(answer.status_code, _detail(await answer.aread()))
+                return Access(200)
+            return Access(answer.status_code, _detail(await answer.aread()))
 
-    async def _upgrade(self, path: str, told: Callable[[ClientConnection], Awaitable[list[Frame]]]) -> Told:
+    async def _upgrade(self, path: str, told: Callable[[ClientConnection], Awaitable[list[Frame]]]) -> Access:
         address = f"{self._url}/api/v2{path}".replace("http", "ws", 1)
         try:
             async with connect(address, additional_headers=self._headers, proxy=None, close_timeout=1) as connection:
-                return _of_frames(await told(connection))
+                return _access_of_frames(await told(connection))
         except InvalidStatus as error:
-            return Told(error.response.status_code, _detail(bytes(error.response.body or b"")))
+            return Access(error.response.status_code, _detail(bytes(error.response.body or b"")))
 
 
 def path_of(key: RunKey) -> str:
@@ -163,38 +163,38 @@ def _detail(body: bytes) -> str | None:
         return None
 
 
-def _without_values(answer: httpx.Response) -> Told:
-    return Told(answer.status_code, None if answer.is_success else _detail(answer.content))
+def _without_values(answer: httpx.Response) -> Access:
+    return Access(answer.status_code, None if answer.is_success else _detail(answer.content))
 
 
-def _of_lines(answer: httpx.Response) -> Told:
+def _access_of_lines(answer: httpx.Response) -> Access:
     if answer.is_success:
-        return _of_frames([json.loads(line) for line in answer.text.splitlines()])
-    return Told(answer.status_code, _detail(answer.content))
+        return _access_of_frames([json.loads(line) for line in answer.text.splitlines()])
+    return Access(answer.status_code, _detail(answer.content))
 
 
-def _told(answer: httpx.Response, values: Callable[[dict[str, Any]], bool]) -> Told:
+def _access_of_response(answer: httpx.Response, values: Callable[[dict[str, Any]], bool]) -> Access:
     if answer.is_success:
-        return Told(200, None, values(answer.json()))
-    return Told(answer.status_code, _detail(answer.content))
+        return Access(200, None, values(answer.json()))
+    return Access(answer.status_code, _detail(answer.content))
 
 
-def _of_frames(frames: list[Frame]) -> Told:
+def _access_of_frames(frames: list[Frame]) -> Access:
     error = next((frame for frame in frames if frame["type"] == "error"), None)
     if error is not None:
-        return Told(error["status"], error["detail"])
+        return Access(error["status"], error["detail"])
     if frames[-1]["type"] == "close" and frames[-1]["code"] == 4003:
-        # An EventSource would not come back after the 503 that others get.
-        return Told(503)
+        # An EventSource would not reconnect after the 503 that others get.
+        return Access(503)
     result = next((frame for frame in frames if frame["type"] == "result"), None)
-    return Told(200, None, None if result is None else not result.get("withheld") and bool(result["results"]))
+    return Access(200, None, None if result is None else not result.get("withheld") and bool(result["results"]))
 
 
-def differs(way: str, said: Told, told: Told, *, introduced: bool) -> bool:
-    """Tell whether what we told is another thing than what Airflow said.
+def differs(way: str, said: Access, told: Access, *, introduced: bool) -> bool:
+    """Whether the server showed something else than Airflow.
 
-    Its faults are for us no answer, and a 404 is told in our own words; who opens a WebSocket without credentials is
-    told what to say.
+    An error of Airflow counts as no answer, and a 404 has the server's own text. A WebSocket without credentials is
+    asked to authenticate by message.
     """
     status = 503 if said.status >= 500 else said.status
     if told.status != status or told.values != said.values:
@@ -204,14 +204,14 @@ def differs(way: str, said: Told, told: Told, *, introduced: bool) -> bool:
 
 
 @asynccontextmanager
-async def said_and_told(
-    airflow_url: str, url: str, headers: Headers, over: RunKey
-) -> AsyncIterator[list[tuple[str, Told, Told]]]:
-    """Ask Airflow and us in every way, and give both answers."""
-    airflow, ours = Airflow(airflow_url, headers), Ours(url, headers)
+async def query_both(
+    airflow_url: str, url: str, headers: Headers, finished_run: RunKey
+) -> AsyncIterator[list[tuple[str, Access, Access]]]:
+    """Query Airflow and the server in every way; return both results."""
+    airflow, ours = AirflowAccess(airflow_url, headers), ServerAccess(url, headers)
     pairs = []
     try:
-        for key in (over, RunKey(over.dag_id, "nowhere")):
+        for key in (finished_run, RunKey(finished_run.dag_id, "nowhere")):
             said = await airflow.run(key)
             ways = (ours.sse, ours.ndjson, ours.websocket, ours.multiplex, ours.result, ours.ticket)
             for way, told in zip(ways, await asyncio.gather(*(way(key) for way in ways)), strict=True):
@@ -221,7 +221,7 @@ async def said_and_told(
                 said, told = await asyncio.gather(airflow.wait(key, query), ours.wait(key, query))
                 pairs.append((f"wait {key.run_id} {query}", said, told))
         for theirs, many in ((airflow.runs, ours.runs), (airflow.dags, ours.dags), (airflow.dags, ours.listed)):
-            said, told = await asyncio.gather(theirs(over), many(over))
+            said, told = await asyncio.gather(theirs(finished_run), many(finished_run))
             pairs.append((many.__name__, said, told))
         yield pairs
     finally:

@@ -1,4 +1,4 @@
-"""PgBouncer in front of a PostgreSQL. Where CI=true a missing one is a failure; elsewhere the test says so."""
+"""PgBouncer in front of PostgreSQL. Without it, tests are skipped, or fail where CI=true."""
 
 from __future__ import annotations
 
@@ -49,26 +49,26 @@ class PgBouncer:
         return re.sub(r":\d+/", f":{self.port}/", database_url)
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it, and wait until it accepts connections."""
         self._child.start()
         wait_until(self._answers, within=START_SECONDS, waiting_for=self._child, progress=SilentReporter())
 
     def stop(self) -> None:
-        """Stop it and cut its connections."""
+        """Stop it, and cut its connections."""
         self._child.stop()
 
     def _answers(self) -> bool:
         return subprocess.run(self._probe, capture_output=True, check=False).returncode == 0
 
 
-def program() -> str:
-    """Return the path of PgBouncer: one on PATH, else Debian's package where it may be installed."""
-    return system_programs.program("pgbouncer", "pgbouncer")
+def find_or_install() -> str:
+    """Return the path of PgBouncer; see `system_programs`."""
+    return system_programs.find_or_install("pgbouncer", "pgbouncer")
 
 
-def version() -> tuple[int, int]:
-    """Return the version of PgBouncer: (1, 18)."""
-    text = subprocess.run([program(), "--version"], check=True, capture_output=True, text=True).stdout
+def get_version() -> tuple[int, int]:
+    """Return the version of PgBouncer, like (1, 18)."""
+    text = subprocess.run([find_or_install(), "--version"], check=True, capture_output=True, text=True).stdout
     match = re.search(r"PgBouncer (\d+)\.(\d+)", text)
     assert match is not None, text
     return int(match[1]), int(match[2])
@@ -78,18 +78,18 @@ def version() -> tuple[int, int]:
 def running_pgbouncer(
     postgres: EmbeddedPostgres, mode: PoolMode, *, pool_size: int, options: str = ""
 ) -> Iterator[PgBouncer]:
-    """Run a pooler in front of a server.
+    """Run PgBouncer in front of a server.
 
     Args:
         postgres: The server.
-        mode: When a client gives its server session back.
+        mode: When a client releases its server session.
         pool_size: Server sessions for each database and user.
         options: Further lines of the configuration.
     """
-    path, port = program(), find_free_port()
+    path, port = find_or_install(), find_free_port()
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        directory.chmod(0o755)  # it runs as another user than root
+        directory.chmod(0o755)  # PgBouncer refuses to run as root
         users = directory / "users"
         users.write_text(f'"airflow" ""\n"{SUPERUSER}" ""\n')
         configuration = directory / "pgbouncer.ini"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DATA_DIR = Path(__file__).resolve().parents[2] / ".demo"
 
-# Tests lose nothing with a crash of the machine; what a killed server has committed must survive, though.
+# A crash of the machine may lose data of tests, but what a killed server has committed must survive.
 FAST = {"fsync": "off", "full_page_writes": "off"}
 
 _numbers = itertools.count(1)
@@ -26,10 +26,10 @@ _numbers = itertools.count(1)
 
 @contextmanager
 def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[EmbeddedPostgres]:
-    """Run a cluster of our own, copied from the template; its database ``airflow`` is there to be copied.
+    """Run a cluster that is a copy of the template; tests copy its database ``airflow``.
 
     Args:
-        settings: Server settings, on top of those that make it fast.
+        settings: Server settings, in addition to those that make it fast.
     """
     directory = RunDirectory(DATA_DIR)
     server = EmbeddedPostgres(
@@ -45,14 +45,14 @@ def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[Embe
 
 
 def create_database_from_airflow_template(postgres: EmbeddedPostgres) -> str:
-    """Make a fresh copy of the migrated Airflow database, owned by the role airflow, and return its name."""
+    """Copy the migrated Airflow database, owned by the role `airflow`; return the name of the copy."""
     name = f"airflow_{os.getpid()}_{next(_numbers)}"
     postgres.execute(f"CREATE DATABASE {name} TEMPLATE {template.DATABASE} OWNER {template.ROLE}")
     return name
 
 
 def drop_database(postgres: EmbeddedPostgres, name: str) -> None:
-    """Drop a database, connections or not; a server that a test has stopped is started again for it."""
+    """Drop a database with its connections. A server that a test has stopped is started for it."""
     if not postgres.is_running:
         postgres.start()
     postgres.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

@@ -1,4 +1,4 @@
-"""Forecasts of runs that are written down briefly."""
+"""Short notation for predictions of runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from support.serialized_dags import Node, dag
 CHAIN = dag({"a": Node("b"), "b": Node("c"), "c": Node("d"), "d": Node("e"), "e": Node("f"), "f": Node()})
 
 
-def forecast(graph: Graph, **states: str | Mapping[int, str | None] | None) -> Prediction:
-    """Tell how a run can go on. A task that is not named has one instance without a state."""
+def predict(graph: Graph, **states: str | Mapping[int, str | None] | None) -> Prediction:
+    """Return the prediction of a run. A task that is not named has one instance without a state."""
     of_tasks: dict[str, dict[str | None, set[int]]] = {}
     for task_id in graph.tasks:
         state = states.get(task_id.replace(".", "_"))

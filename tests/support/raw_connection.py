@@ -1,4 +1,4 @@
-"""Connections that say what no client would, byte by byte."""
+"""Raw TCP connections that send bytes that no client library would."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from support.streams import DEADLINE
 
 
 @dataclass
-class Answer:
-    """What came back before the server closed the connection."""
+class RawResponse:
+    """The response that arrived before the server closed the connection."""
 
     status: int
     headers: dict[str, str]
@@ -29,42 +29,42 @@ class Answer:
         return found
 
 
-class Raw:
+class RawConnection:
     """A connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
 
-    async def say(self, data: bytes) -> None:
-        # Whoever was refused while he spoke hears the answer all the same.
+    async def send(self, data: bytes) -> None:
+        # A client that is refused while it sends can still read the response.
         with suppress(ConnectionError):
             self.writer.write(data)
             await self.writer.drain()
 
-    async def hear(self) -> bytes:
-        """Return all up to the end, whether the server has closed the connection or cut it off."""
+    async def read_to_end(self) -> bytes:
+        """Return all bytes up to the end, also where the server resets the connection."""
         heard = b""
         with suppress(ConnectionResetError):
             while data := await asyncio.wait_for(self.reader.read(2**16), DEADLINE):
                 heard += data
         return heard
 
-    async def answer(self) -> Answer:
-        """Return the last answer of a connection that ends."""
-        head, _, body = (await self.hear()).partition(b"\r\n\r\n")
+    async def read_response(self) -> RawResponse:
+        """Return the last response of a connection that ends."""
+        head, _, body = (await self.read_to_end()).partition(b"\r\n\r\n")
         first, *lines = head.decode().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines)
-        return Answer(int(first.split()[1]), {name.lower(): value for name, value in headers.items()}, body)
+        return RawResponse(int(first.split()[1]), {name.lower(): value for name, value in headers.items()}, body)
 
 
 @asynccontextmanager
-async def raw(url: str) -> AsyncIterator[Raw]:
-    """Connect, and say nothing yet."""
+async def open_raw(url: str) -> AsyncIterator[RawConnection]:
+    """Connect, and send nothing yet."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
-        yield Raw(reader, writer)
+        yield RawConnection(reader, writer)
     finally:
         writer.close()
         with suppress(ConnectionError):

@@ -1,4 +1,4 @@
-"""What a server says of itself at `/ready`."""
+"""Helpers for `/ready`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ async def get_ready(url: str) -> tuple[int, Any]:
         return answer.status_code, answer.json()
 
 
-async def until_ready(
+async def wait_until_ready(
     url: str, *, ready: bool = True, because: str = "", doorbell: bool | None = None, within: float = 20.0
 ) -> Any:
-    """Wait until a server is ready, or is not, and return the body.
+    """Wait until a server is ready, or not ready; return the body.
 
     Args:
         url: Address of the server.
-        ready: Whether the status is to be 200, or 503.
-        because: What one of its problems must hold.
-        doorbell: What it must say of the doorbell, if that matters.
+        ready: Whether the status is 200, else 503.
+        because: Text that its problems must contain.
+        doorbell: Expected value of the field, if it matters.
         within: Seconds.
     """
 

@@ -1,6 +1,6 @@
 """nginx, HAProxy and Caddy in front of Airflow and the server, with the files of `examples/proxies`.
 
-Only addresses, certificates and times are others there.
+Only addresses, certificates and times differ.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ GZIP = "gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1;"
 CADDY = "{\n\tadmin off\n\tauto_https disable_redirects\n\tgrace_period 100ms\n}\n"
 
 
-class Behind(NamedTuple):
-    """What is behind a proxy, and how it treats that."""
+class Backends(NamedTuple):
+    """The servers behind a proxy, and its options."""
 
     airflow: str
     """Address of Airflow's API server."""
@@ -78,7 +78,7 @@ class ReverseProxy:
         self._child.stop()
 
     def reload(self) -> None:
-        """Have nginx read its files again."""
+        """Have nginx reload its configuration."""
         self._child.send_signal(signal.SIGHUP)
 
     def workers(self) -> set[int]:
@@ -91,12 +91,12 @@ class ReverseProxy:
 
 
 @contextmanager
-def reverse_proxy(name: str, behind: Behind, certificate: Certificate) -> Iterator[ReverseProxy]:
+def reverse_proxy(name: str, behind: Backends, certificate: Certificate) -> Iterator[ReverseProxy]:
     """Run one of `PROXIES` on a free port. A missing program is installed, or the test is skipped or fails."""
-    path, port = system_programs.program(name, name), find_free_port()
+    path, port = system_programs.find_or_install(name, name), find_free_port()
     with tempfile.TemporaryDirectory(prefix="proxy-") as temporary:
         directory = Path(temporary)
-        directory.chmod(0o755)  # nginx's worker is nobody where we are root
+        directory.chmod(0o755)  # as root, nginx runs its workers as the user nobody
         child = ChildProcess(
             name,
             [path, *_configure(name, behind, certificate, directory, port)],
@@ -111,13 +111,13 @@ def reverse_proxy(name: str, behind: Behind, certificate: Certificate) -> Iterat
             proxy.stop()
 
 
-def _configure(name: str, behind: Behind, certificate: Certificate, directory: Path, port: int) -> list[str]:
-    """Write the files of a proxy, and return its arguments."""
+def _configure(name: str, behind: Backends, certificate: Certificate, directory: Path, port: int) -> list[str]:
+    """Write the configuration of a proxy; return its arguments."""
     if name == "nginx":
         text = _example(
             "nginx.conf", behind, {"listen 443": f"listen {LOOPBACK}:{port}", "airflow.example.com": LOOPBACK}
         )
-        text = _replaced(
+        text = _replace_all(
             text, {"/etc/ssl/airflow.crt": str(certificate.certificate), "/etc/ssl/airflow.key": str(certificate.key)}
         )
         (directory / "airflow.conf").write_text(text)
@@ -130,7 +130,9 @@ def _configure(name: str, behind: Behind, certificate: Certificate, directory: P
         )
         if behind.compressing:
             types = "text/event-stream application/x-ndjson application/json"
-            text = _replaced(text, {"mode http\n": f"mode http\n  compression algo gzip\n  compression type {types}\n"})
+            text = _replace_all(
+                text, {"mode http\n": f"mode http\n  compression algo gzip\n  compression type {types}\n"}
+            )
         (directory / "haproxy.cfg").write_text(text)
         return ["-db", "-f", str(directory / "haproxy.cfg")]
     site = f"https://{LOOPBACK}:{port} {{\n\ttls {certificate.certificate} {certificate.key}"
@@ -138,17 +140,17 @@ def _configure(name: str, behind: Behind, certificate: Certificate, directory: P
     return ["run", "--adapter", "caddyfile", "--config", str(directory / "Caddyfile")]
 
 
-def _example(name: str, behind: Behind, others: dict[str, str]) -> str:
-    """Return a file of the examples with the addresses and times of a test."""
+def _example(name: str, behind: Backends, others: dict[str, str]) -> str:
+    """Return an example file with the addresses and times of a test."""
     text = (EXAMPLES / name).read_text()
     addresses = {"127.0.0.1:8080": _address(behind.airflow), "127.0.0.1:8090": _address(behind.server)}
-    # Caddy waits for ever.
+    # Caddy has no timeout.
     times = {" 60s": f" {behind.patience}"} if " 60s" in text else {}
-    # Ports of the addresses that are put in must not be taken for others.
-    return _replaced(_replaced(text, others), {**addresses, **times})
+    # Ports of inserted addresses must not be replaced again.
+    return _replace_all(_replace_all(text, others), {**addresses, **times})
 
 
-def _replaced(text: str, replacements: dict[str, str]) -> str:
+def _replace_all(text: str, replacements: dict[str, str]) -> str:
     for old, new in replacements.items():
         assert old in text, f"{old!r} is not in the example any more"
         text = text.replace(old, new)

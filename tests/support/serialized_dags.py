@@ -1,4 +1,4 @@
-"""DAGs as Airflow serialises them, written down briefly for tests of the core."""
+"""Short notation for serialised DAGs, for tests of the core."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stream_server.domain.graph import Graph
 
 
 class Node:
-    """A task for a test: the ids below it, and whatever else Airflow would have written."""
+    """A task: the ids downstream of it, and further fields of its serialised form."""
 
     def __init__(self, *below: str, mapped_over: str | Sequence[object] | None = None, **fields: Any) -> None:
         self.below = below
@@ -35,7 +35,7 @@ def teardown(*below: str, **fields: Any) -> Node:
 
 
 def expand_input(values: str | Sequence[object]) -> dict[str, Any]:
-    """What something is mapped over: the return value of a task, or a literal list."""
+    """Return a serialised expand input: the return value of a task, or a literal list."""
     reference = {"__type": "xcomref", "__var": {"task_id": values, "key": "return_value"}}
     value = {"x": reference if isinstance(values, str) else list(values)}
     return {"type": "dict-of-lists", "value": {"__type": "dict", "__var": value}}
@@ -51,7 +51,7 @@ def plain_group(*task_ids: str, **groups: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dag(nodes: Mapping[str, Node], group: Mapping[str, Any] | None = None, **fields: Any) -> Graph:
-    """Return the graph of a DAG, read from what Airflow would have written."""
+    """Return the graph of a DAG, parsed from its serialised form."""
     tasks = [node.serialized(task_id) for task_id, node in nodes.items()]
     written = {"dag_id": "ask_llm", "tasks": tasks, "task_group": group or {}, **fields}
     return Graph.parse(msgspec.json.encode({"__version": 3, "dag": written}))

@@ -1,4 +1,4 @@
-"""A server in the test's own process, on a real socket."""
+"""Servers of tests: in the test's own process on a real socket, or as a child process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.waiting import eventually_async
 
 @dataclass
 class RunningServer:
-    """A server that listens."""
+    """A server that listens on a port."""
 
     url: str
     hub: Hub
@@ -31,12 +31,12 @@ class RunningServer:
 async def running_server(
     settings: Settings, *, straight: bool = True, http: Any = None
 ) -> AsyncIterator[RunningServer]:
-    """Serve on a free port until the end of the context, then drain and stop.
+    """Run a server on a free port; at the end, drain and stop it.
 
     Args:
-        settings: Of the server.
-        straight: Whether streams write to their connections, as they do in ours, or use ASGI alone.
-        http: uvicorn's implementation of HTTP, where it matters.
+        settings: Settings of the server.
+        straight: Whether streams write directly to their connections, or through ASGI.
+        http: uvicorn's HTTP implementation, where it matters.
     """
     app = create_app(settings)
     config = build_uvicorn_config(app, settings)
@@ -57,13 +57,13 @@ async def running_server(
 
 
 def server_process(*arguments: str, **environment: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
-    """Run `stream-server serve`, and kill it at the end if it still runs."""
+    """Run `stream-server serve`; kill it at the end if it still runs."""
     return module_process("stream_server", "serve", *arguments, **environment)
 
 
 @asynccontextmanager
 async def module_process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a module with its arguments, and kill it at the end if it still runs."""
+    """Run a module with its arguments; kill it at the end if it still runs."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *arguments),
         env={**os.environ, **environment},
@@ -78,8 +78,8 @@ async def module_process(*arguments: str, **environment: str) -> AsyncIterator[a
         await process.wait()
 
 
-async def cut_off(connection: asyncpg.Connection[asyncpg.Record]) -> int:
-    """Take all servers' connections to a database away, and return how many there were."""
+async def terminate_connections(connection: asyncpg.Connection[asyncpg.Record]) -> int:
+    """Terminate the connections of all servers to a database; return their number."""
     killed = await connection.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE application_name = 'stream_server' AND datname = current_database()"

@@ -1,4 +1,4 @@
-"""A journal under steady load with a short retention: nothing may grow, and nothing be lost.
+"""A journal under steady load with a short retention: nothing may grow, and nothing may be lost.
 
 `python -m support.soak --minutes 10 [--retention 60s] [--retention-size 4MiB]`. It prints a line for each sample, and
 its last line is JSON: figures and misses.
@@ -37,13 +37,13 @@ NO_AIRFLOW = "http://127.0.0.1:9"
 RATE = 200.0
 """Rows per second."""
 
-LIVES = 4
+WRITERS = 4
 """Runs under way at a time."""
 
-WATCHED_EACH = 10
+WATCHED_SHARE = 10
 """Of so many runs, one is watched."""
 
-PULSES = ("scheduled", "queued", "running", "deferred")
+UPDATES = ("scheduled", "queued", "running", "deferred")
 CLIENTS = 3
 SAMPLE_SECONDS = 10.0
 GROWTH = 1.2
@@ -51,7 +51,7 @@ GROWTH = 1.2
 
 
 class Pacer:
-    """Lets rows be written at a steady rate, however many write."""
+    """Paces writers to a steady rate, however many there are."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -59,7 +59,7 @@ class Pacer:
         self.rows = 0
 
     async def wait(self, rows: int) -> None:
-        """Wait until so many rows are due."""
+        """Wait until `rows` more rows are due."""
         self._due = max(self._due + rows / self._rate, time.monotonic() - 1)
         self.rows += rows
         await asyncio.sleep(max(0.0, self._due - time.monotonic()))
@@ -67,7 +67,7 @@ class Pacer:
 
 @dataclass
 class Sample:
-    """How things stood at a moment; sizes in KiB, times in milliseconds."""
+    """Measurements at a moment; sizes in KiB, times in milliseconds."""
 
     second: float
     table: float
@@ -85,7 +85,7 @@ class Sample:
 
 
 class Soak:
-    """One load, one server and its clients."""
+    """One workload, one server and its clients."""
 
     def __init__(self, url: str, server: StreamServerProcess) -> None:
         self._url = url
@@ -99,7 +99,7 @@ class Soak:
         self.streams = 0
 
     async def run(self, seconds: float) -> None:
-        """Write, watch and take samples for so long."""
+        """Write, watch and take samples for `seconds`."""
         began = time.monotonic()
         async with AsyncExitStack() as stack:
             airflow = await stack.enter_async_context(AirflowSql.open(self._url))
@@ -113,9 +113,9 @@ class Soak:
                 self.told.append([])
                 clients.append(asyncio.create_task(self._follow(events, self.told[-1])))
             stop = asyncio.Event()
-            writers = [asyncio.create_task(self._live(number, version, stop)) for number in range(LIVES)]
-            writers.append(asyncio.create_task(self._beat(airflow, pulse, stop)))
-            sampler = asyncio.create_task(self._sample_for(began, seconds))
+            writers = [asyncio.create_task(self._write_runs(number, version, stop)) for number in range(WRITERS)]
+            writers.append(asyncio.create_task(self._update_run(airflow, pulse, stop)))
+            sampler = asyncio.create_task(self._sample_until(began, seconds))
             ended, _ = await asyncio.wait([sampler, *writers, *clients], return_when=asyncio.FIRST_COMPLETED)
             stop.set()
             for task in ended:
@@ -127,8 +127,8 @@ class Soak:
             await asyncio.gather(*clients, return_exceptions=True)
         self.seconds = time.monotonic() - began
 
-    async def _live(self, number: int, version: Any, stop: asyncio.Event) -> None:
-        """Take one run after the other through its life, and remove it."""
+    async def _write_runs(self, number: int, version: Any, stop: asyncio.Event) -> None:
+        """Bring one run after the other to its end, and delete it."""
         async with AirflowSql.open(self._url) as airflow:
             count = 0
             while not stop.is_set():
@@ -136,11 +136,11 @@ class Soak:
                 key = RunKey("soak", f"manual__2026-11-22T10:00:00+00:00_{number}_{count}")
                 await self._pacer.wait(1 + len(CHAIN))
                 await airflow.trigger(key, version, list(CHAIN))
-                if count % WATCHED_EACH == 0:
+                if count % WATCHED_SHARE == 0:
                     async with sse(self._server.url, key, "?until=run", timeout=60) as events:
                         await events.next()
                         await self._run(airflow, key)
-                        self._judge(key, await events.rest(30))
+                        self._check_frames(key, await events.rest(30))
                 else:
                     await self._run(airflow, key)
                 await self._pacer.wait(1)
@@ -159,18 +159,18 @@ class Soak:
         await self._pacer.wait(1)
         await airflow.set_run(key, "success")
 
-    def _judge(self, key: RunKey, frames: list[dict[str, Any]]) -> None:
+    def _check_frames(self, key: RunKey, frames: list[dict[str, Any]]) -> None:
         self.streams += 1
         tasks = [frame for frame in frames if frame["type"] == "task"]
         if len(tasks) != 4 * len(CHAIN) or frames[-1]["type"] != "end" or frames[-1]["outcome"] != "result":
             self.misses.append(f"{key.run_id}: {[frame['type'] for frame in frames]}")
 
-    async def _beat(self, airflow: AirflowSql, key: RunKey, stop: asyncio.Event) -> None:
-        """Change the states of a run that lives through it all."""
+    async def _update_run(self, airflow: AirflowSql, key: RunKey, stop: asyncio.Event) -> None:
+        """Change the states of a run that exists all the time."""
         while not stop.is_set():
-            await self._pacer.wait(LIVES)
-            for _ in range(LIVES):
-                await airflow.set_task(key, "ask", PULSES[self.pulses % len(PULSES)])
+            await self._pacer.wait(WRITERS)
+            for _ in range(WRITERS):
+                await airflow.set_task(key, "ask", UPDATES[self.pulses % len(UPDATES)])
                 self.pulses += 1
 
     async def _follow(self, events: Events, told: list[int]) -> None:
@@ -179,11 +179,11 @@ class Soak:
             told.append(frame["seq"])
 
     async def _catch_up(self) -> None:
-        # What has not come by then is told by the verdict.
+        # The report has what has not arrived by then.
         with suppress(AssertionError):
             await eventually_async(lambda: all(len(told) >= self.pulses for told in self.told))
 
-    async def _sample_for(self, began: float, seconds: float) -> None:
+    async def _sample_until(self, began: float, seconds: float) -> None:
         async with AirflowSql.open(self._url) as session, httpx.AsyncClient(base_url=self._server.url) as client:
             while (second := time.monotonic() - began) < seconds:
                 self.samples.append(await self._sample(second, session, client))
@@ -217,9 +217,9 @@ class Soak:
         )
         return total / count if count else 0.0
 
-    def verdict(self) -> dict[str, Any]:
-        """Return figures and misses."""
-        # Of ten minutes: those from the third to the fifth, and the last three.
+    def report(self) -> dict[str, Any]:
+        """Return the figures, and as misses what was wrong."""
+        # Of ten minutes: the third to the fifth, and the last three.
         length = self.samples[-1].second
         early = [one for one in self.samples if 0.3 * length <= one.second <= 0.5 * length]
         late = [one for one in self.samples if one.second >= 0.7 * length]
@@ -260,7 +260,7 @@ def _medians(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 async def soak(url: str, seconds: float, options: Sequence[str]) -> dict[str, Any]:
-    """Run all of it on a database with the journal, and return figures and misses."""
+    """Run the soak on a database with the journal; return figures and misses."""
     with TemporaryDirectory() as logs:
         server = StreamServerProcess(
             "stream server",
@@ -274,13 +274,13 @@ async def soak(url: str, seconds: float, options: Sequence[str]) -> dict[str, An
             await asyncio.to_thread(server.start)
             one = Soak(url, server)
             await one.run(seconds)
-            return one.verdict()
+            return one.report()
         finally:
             server.stop()
 
 
 def main() -> int:
-    """Run for a while; the exit status tells whether anything was missed."""
+    """Run the soak. The exit status is 1 if there are misses."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--retention", default="1m")

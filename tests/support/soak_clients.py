@@ -1,6 +1,6 @@
-"""Clients that come and go for as long as a soak lasts, and hold what they are told against what must come next.
+"""Clients that connect and disconnect during a soak, and check each frame against the expected next one.
 
-The runs that they watch are counted through: each transition has the number after that of the one before.
+Transitions of the runs that they watch are numbered consecutively.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import NamedTuple
 
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN
-from support.soak_connections import GONE, Frame, Leaving, Lines, Messages, Over, Refused
+from support.soak_connections import (
+    CONNECTION_ERRORS,
+    Disconnect,
+    Frame,
+    HttpStream,
+    StreamOver,
+    StreamRefused,
+    WebSocketStream,
+)
 from support.streams import stream_path
 
 KINDS = ("sse", "ndjson", "websocket", "multiplex", "firehose", "slow")
@@ -29,30 +37,30 @@ FAST = 0
 VISIT_SECONDS = 8.0
 """How long a client stays, on the average, that does not stay for good."""
 
-DOZE_SECONDS = (6.0, 14.0)
+SLOW_READ_SECONDS = (6.0, 14.0)
 """For how long a slow client does not read."""
 
 TRANSITIONS = 4 * len(CHAIN)
 """Of the tasks of a run that is run to its end."""
 
 BACKOFF_SECONDS = (0.2, 1.5)
-WAYS: tuple[Leaving, ...] = ("close", "close", "reset", "vanish")
-FORGETFUL = 0.3
+DISCONNECTS: tuple[Disconnect, ...] = ("close", "close", "reset", "vanish")
+FORGET_CURSOR_SHARE = 0.3
 """Share of those who come back without their cursor."""
 
 
-class Ghost(NamedTuple):
-    """A connection that was left without a word: it stays open, so that nobody but the server can notice."""
+class AbandonedConnection(NamedTuple):
+    """An abandoned connection. It stays open without a FIN, so that only the server can detect it."""
 
     left_at: float
     """By the monotonic clock."""
 
-    connection: Lines | Messages
+    connection: HttpStream | WebSocketStream
 
 
 @dataclass
 class Tally:
-    """What happened to all clients."""
+    """Counters of all clients."""
 
     frames: int = 0
     lost: int = 0
@@ -71,24 +79,24 @@ class Tally:
     """Runs whose watchers heard all of it."""
 
     misses: list[str] = field(default_factory=list)
-    ghosts: deque[Ghost] = field(default_factory=deque)
+    ghosts: deque[AbandonedConnection] = field(default_factory=deque)
 
 
-class Place:
-    """What a client knows of one run."""
+class RunProgress:
+    """What a client knows about one run."""
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._catching_up = False
         self.number: int | None = None
 
-    def hear(self, frame: Frame) -> None:
-        """Follow a frame."""
+    def handle(self, frame: Frame) -> None:
+        """Check and apply a frame."""
         kind = frame["type"]
         if kind == "snapshot":
             self.number = next(task["try_number"] for task in frame["tasks"] if task["task_id"] == "ask")
         elif kind == "task":
-            self._hear_number(frame["try_number"])
+            self._handle_number(frame["try_number"])
         elif kind == "resumed":
             self._tally.resumed += 1
             self._catching_up = True
@@ -98,11 +106,11 @@ class Place:
         elif kind == "end":
             self._tally.misses.append(f"a run that goes on has ended: {frame}")
 
-    def begin(self) -> None:
-        """Be on a new connection."""
+    def start_connection(self) -> None:
+        """Start a new connection."""
         self._catching_up = False
 
-    def _hear_number(self, number: int) -> None:
+    def _handle_number(self, number: int) -> None:
         self._tally.frames += 1
         if self.number is None or number == self.number + 1:
             self._catching_up = False
@@ -118,14 +126,14 @@ class Place:
 
 
 class Client:
-    """One client, which comes again and again.
+    """One client that connects repeatedly.
 
     Args:
         kind: One of `KINDS`.
-        ports: Of the servers; each visit goes to one of them.
-        runs: What can be watched.
-        tally: Where it notes what happens.
-        stays: Whether it leaves only when it is told to go.
+        ports: Ports of the servers; each connection goes to one of them.
+        runs: Runs that it can watch.
+        tally: Counters.
+        stays: Whether it disconnects only at the end.
     """
 
     def __init__(self, kind: str, ports: Sequence[int], runs: Sequence[RunKey], tally: Tally, *, stays: bool) -> None:
@@ -135,24 +143,24 @@ class Client:
         self._tally = tally
         count = MULTIPLEXED if kind == "multiplex" else 1
         self.runs = [runs[FAST]] if kind == "slow" else random.sample(list(runs[FAST + 1 :]), count)
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, RunProgress] = {}
         self._cursors: dict[str, str] = {}
-        self._connection: Lines | Messages | None = None
+        self._connection: HttpStream | WebSocketStream | None = None
 
-    async def come_and_go(self, stopping: asyncio.Event) -> None:
-        """Visit, until told to stop."""
+    async def visit_repeatedly(self, stopping: asyncio.Event) -> None:
+        """Connect repeatedly until `stopping` is set."""
         while not stopping.is_set():
             self._tally.visits[self.kind] += 1
             try:
                 await self._visit()
-            except Refused:
+            except StreamRefused:
                 self._tally.refused += 1
-            except GONE:
+            except CONNECTION_ERRORS:
                 self._tally.cut += 1
             await asyncio.sleep(random.uniform(*BACKOFF_SECONDS))
 
-    def behind(self, numbers: Mapping[RunKey, int]) -> list[str]:
-        """Tell which runs it does not know to the last number."""
+    def runs_behind(self, numbers: Mapping[RunKey, int]) -> list[str]:
+        """Return the runs whose last number it does not know."""
         if self.kind == "firehose":
             known = {key: self.places.get(key.run_id) for key in numbers}
         elif self.kind == "multiplex":
@@ -177,59 +185,59 @@ class Client:
             try:
                 await asyncio.gather(following, return_exceptions=True)
             finally:
-                # Also where it is told to go while it is leaving.
+                # Also where it is cancelled while it disconnects.
                 connection, self._connection = self._connection, None
                 if connection is not None:
                     goes = following.cancelled() and not self.stays
-                    self._leave(connection, random.choice(WAYS) if goes else "close")
-        if random.random() < FORGETFUL:
+                    self._leave(connection, random.choice(DISCONNECTS) if goes else "close")
+        if random.random() < FORGET_CURSOR_SHARE:
             self._cursors.clear()
             self.places.clear()
 
-    def _leave(self, connection: Lines | Messages, how: Leaving) -> None:
+    def _leave(self, connection: HttpStream | WebSocketStream, how: Disconnect) -> None:
         self._tally.left[how] += 1
-        connection.leave(how)
+        connection.disconnect(how)
         if how == "vanish":
-            self._tally.ghosts.append(Ghost(time.monotonic(), connection))
+            self._tally.ghosts.append(AbandonedConnection(time.monotonic(), connection))
 
     async def _follow(self) -> None:
-        """Open a connection, and follow it to its end."""
+        """Open a connection, and read it to its end."""
         self._connection, frames = await self._open()
         for place in self.places.values():
-            place.begin()
+            place.start_connection()
         dozes_at = asyncio.get_running_loop().time() + 1 if self.kind == "slow" else float("inf")
         async for frame in frames:
             identity = frame.get("id") or (frame.get("run_id", "") if self.kind == "firehose" else "")
             if frame["type"] == "close":
                 self._tally.closes[frame["code"]] += 1
             elif frame["type"] == "error":
-                raise Refused(frame["detail"])
+                raise StreamRefused(frame["detail"])
             elif identity or self.kind != "firehose":
-                self.places.setdefault(identity, Place(self._tally)).hear(frame)
+                self.places.setdefault(identity, RunProgress(self._tally)).handle(frame)
             if cursor := frame.get("cursor"):
                 self._cursors[frame.get("id", "")] = cursor
             if asyncio.get_running_loop().time() > dozes_at:
-                await asyncio.sleep(random.uniform(*DOZE_SECONDS))
+                await asyncio.sleep(random.uniform(*SLOW_READ_SECONDS))
                 dozes_at = float("inf")
 
-    async def _open(self) -> tuple[Lines | Messages, AsyncIterator[Frame]]:
+    async def _open(self) -> tuple[HttpStream | WebSocketStream, AsyncIterator[Frame]]:
         port, cursor = random.choice(self._ports), self._cursors.get("")
         path = stream_path(self.runs[0], "?until=run")
         if self.kind == "websocket":
-            messages = await Messages.open(port, path, cursor=cursor)
+            messages = await WebSocketStream.open(port, path, cursor=cursor)
             return messages, messages.frames()
         if self.kind == "multiplex":
-            messages = await Messages.open(port, "/api/v2/stream")
+            messages = await WebSocketStream.open(port, "/api/v2/stream")
             self._connection = messages
             for number, run in enumerate(self.runs):
                 wanted = {"dag_id": run.dag_id, "run_id": run.run_id, "until": "run"}
                 place = self._cursors.get(str(number))
-                await messages.say(op="subscribe", id=str(number), **wanted, **({"cursor": place} if place else {}))
+                await messages.send(op="subscribe", id=str(number), **wanted, **({"cursor": place} if place else {}))
             return messages, messages.frames()
         if self.kind == "firehose":
             path = f"/api/v2/stream?dag_id={self.runs[0].dag_id}&type=task"
         media_type = "application/x-ndjson" if self.kind == "ndjson" else "text/event-stream"
-        lines = await Lines.open(port, path, media_type=media_type, cursor=cursor, slow=self.kind == "slow")
+        lines = await HttpStream.open(port, path, media_type=media_type, cursor=cursor, slow=self.kind == "slow")
         return lines, lines.frames()
 
     @staticmethod
@@ -237,21 +245,21 @@ class Client:
         return min(4 * VISIT_SECONDS, random.expovariate(1 / VISIT_SECONDS))
 
 
-async def hear_all(ports: Sequence[int], key: RunKey, kind: str, tally: Tally, opened: Callable[[], None]) -> None:
-    """Watch a run from before its first transition to its end, over as many connections as that takes."""
+async def watch_to_end(ports: Sequence[int], key: RunKey, kind: str, tally: Tally, opened: Callable[[], None]) -> None:
+    """Watch a run from before its first transition to its end, with as many connections as needed."""
     seen: dict[int, str] = {}
     cursor: str | None = None
     anew = False
     path = stream_path(key, "?until=run")
     while True:
         tally.visits[f"{kind} to the end"] += 1
-        connection: Lines | Messages | None = None
-        with suppress(Over, *GONE):
+        connection: HttpStream | WebSocketStream | None = None
+        with suppress(StreamOver, *CONNECTION_ERRORS):
             port = random.choice(ports)
             if kind == "websocket":
-                connection = await Messages.open(port, path, cursor=cursor)
+                connection = await WebSocketStream.open(port, path, cursor=cursor)
             else:
-                connection = await Lines.open(port, path, cursor=cursor)
+                connection = await HttpStream.open(port, path, cursor=cursor)
             async for frame in connection.frames():
                 if frame["type"] == "snapshot":
                     opened()
@@ -262,11 +270,11 @@ async def hear_all(ports: Sequence[int], key: RunKey, kind: str, tally: Tally, o
                     tally.resets[frame["reason"]] += 1
                     anew = True
                 elif frame["type"] == "end":
-                    connection.leave("close")
+                    connection.disconnect("close")
                     if frame["outcome"] != "result" or (len(seen) != TRANSITIONS and not anew):
                         tally.misses.append(f"{key.run_id}, {kind}: {[*seen.values()]}, {frame['outcome']}")
                     tally.answered += 1
                     return
         if connection is not None:
-            connection.leave("close")
+            connection.disconnect("close")
         await asyncio.sleep(random.uniform(*BACKOFF_SECONDS))

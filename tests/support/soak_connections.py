@@ -1,4 +1,4 @@
-"""Connections of many clients at once: as little as reads a stream, so that thousands fit into one process."""
+"""Minimal client connections, so that thousands fit into one process."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from stream_server.cli.demo.ports import LOOPBACK
 
 Frame = dict[str, Any]
-Leaving = Literal["close", "reset", "vanish"]
+Disconnect = Literal["close", "reset", "vanish"]
 
 OPEN_SECONDS = 30.0
 SMALL_BUFFER = 4096
 SO_ATTACH_FILTER = 26
 """Linux: see socket(7)."""
 
-GONE = (OSError, EOFError, TimeoutError, ConnectionClosed, InvalidHandshake)
+CONNECTION_ERRORS = (OSError, EOFError, TimeoutError, ConnectionClosed, InvalidHandshake)
 """What may become of a connection."""
 
 
-class Refused(OSError):
-    """The server answers, but not with a stream."""
+class StreamRefused(OSError):
+    """The server responded, but not with a stream."""
 
 
-class Over(Exception):
-    """The client comes back after the end of its stream."""
+class StreamOver(Exception):
+    """The client reconnected after the end of its stream."""
 
 
-def leave(transport: asyncio.BaseTransport, how: Leaving) -> None:
-    """Leave a connection: with FIN, with RST, or without a word; then the socket stays open, and hears nothing."""
+def disconnect(transport: asyncio.BaseTransport, how: Disconnect) -> None:
+    """Disconnect with FIN, with RST, or by vanishing: then the socket stays open and receives nothing."""
     if transport.is_closing():
         return
     sock = transport.get_extra_info("socket")
@@ -51,7 +51,7 @@ def leave(transport: asyncio.BaseTransport, how: Leaving) -> None:
     transport.abort()
 
 
-class Lines:
+class HttpStream:
     """A stream over HTTP: server-sent events or NDJSON."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,12 +61,12 @@ class Lines:
     @classmethod
     async def open(
         cls, port: int, path: str, *, media_type: str = "text/event-stream", cursor: str | None, slow: bool = False
-    ) -> Lines:
-        """Ask for a stream.
+    ) -> HttpStream:
+        """Open a stream.
 
         Raises:
-            Refused: It can't be had now.
-            Over: It has ended before.
+            Refused: The server responded with an error.
+            Over: The stream had already ended.
         """
         sock = socket.socket()
         sock.setblocking(False)
@@ -94,9 +94,9 @@ class Lines:
         head = await self._reader.readuntil(b"\r\n\r\n")
         status = int(head.split(b" ", 2)[1])
         if status == 204:
-            raise Over
+            raise StreamOver
         if status != 200:
-            raise Refused(status)
+            raise StreamRefused(status)
 
     async def frames(self) -> AsyncIterator[Frame]:
         """Yield frames, each with its cursor, up to a clean end of the body.
@@ -108,7 +108,7 @@ class Lines:
         while True:
             line = await self._reader.readline()
             if not line.endswith(b"\n"):
-                # Perhaps in the middle of a line.
+                # The cut may be in the middle of a line.
                 raise EOFError
             if line.startswith(b"id: "):
                 cursor = line[4:].strip().decode()
@@ -121,23 +121,23 @@ class Lines:
 
     @property
     def transport(self) -> asyncio.WriteTransport:
-        """The connection itself."""
+        """The transport of the connection."""
         return self._writer.transport
 
-    def leave(self, how: Leaving) -> None:
-        """Leave it."""
-        leave(self.transport, how)
+    def disconnect(self, how: Disconnect) -> None:
+        """Disconnect."""
+        disconnect(self.transport, how)
 
 
-class Messages:
+class WebSocketStream:
     """A stream over WebSocket."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
 
     @classmethod
-    async def open(cls, port: int, path: str, *, cursor: str | None = None) -> Messages:
-        """Ask for a stream."""
+    async def open(cls, port: int, path: str, *, cursor: str | None = None) -> WebSocketStream:
+        """Open a stream."""
         place = "" if cursor is None else f"{'&' if '?' in path else '?'}cursor={cursor}"
         connection = await connect(
             f"ws://{LOOPBACK}:{port}{path}{place}",
@@ -148,8 +148,8 @@ class Messages:
         )
         return cls(connection)
 
-    async def say(self, **operation: object) -> None:
-        """Ask for something, on a connection of many streams."""
+    async def send(self, **operation: object) -> None:
+        """Send an operation on a connection of many streams."""
         await self._connection.send(json.dumps(operation))
 
     async def frames(self) -> AsyncIterator[Frame]:
@@ -165,9 +165,9 @@ class Messages:
 
     @property
     def transport(self) -> asyncio.BaseTransport:
-        """The connection itself."""
+        """The transport of the connection."""
         return self._connection.transport
 
-    def leave(self, how: Leaving) -> None:
-        """Leave it."""
-        leave(self.transport, how)
+    def disconnect(self, how: Disconnect) -> None:
+        """Disconnect."""
+        disconnect(self.transport, how)

@@ -1,4 +1,4 @@
-"""`stream-server serve`, which also tells at `/soak` what it has in its hands. Settings come by the environment."""
+"""`stream-server serve`, with settings from the environment, and an endpoint `/soak` that reports internal state."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from stream_server.settings import Settings
 SEND_BUFFER = 16 * 1024
 
 
-class Hands(msgspec.Struct, frozen=True):
-    """What a server has in its hands."""
+class ServerState(msgspec.Struct, frozen=True):
+    """Internal state of a server."""
 
     subscriptions: int
     runs: int
@@ -45,8 +45,8 @@ class Hands(msgspec.Struct, frozen=True):
     """Resident, in bytes."""
 
 
-async def tell(request: Request) -> Response:
-    """Answer the question; `?thorough=true` collects what is garbage before."""
+async def get_state(request: Request) -> Response:
+    """Return the state; `?thorough=true` collects garbage first."""
     process, hub = psutil.Process(), request.app.state.hub
     if request.query_params.get("thorough") == "true":
         gc.collect()
@@ -55,7 +55,7 @@ async def tell(request: Request) -> Response:
         one for one in process.net_connections("tcp") if one.laddr.port == port and one.status != psutil.CONN_LISTEN
     ]
     statistics = hub.statistics()
-    hands = Hands(
+    hands = ServerState(
         subscriptions=statistics.subscriptions,
         runs=statistics.runs,
         tasks=len(asyncio.all_tasks()) - 1,
@@ -68,8 +68,8 @@ async def tell(request: Request) -> Response:
     return Response(msgspec.json.encode(hands), media_type="application/json")
 
 
-class SmallBuffers(DrainingServer):
-    """A server for which the system keeps little: what a client does not read waits with us."""
+class SmallBufferServer(DrainingServer):
+    """A server with small socket buffers: frames that a client does not read are queued in the process."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -83,8 +83,8 @@ def main() -> None:
     settings = Settings.load()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = create_app(settings)
-    app.router.routes.append(Route("/soak", tell))
-    SmallBuffers(build_uvicorn_config(app, settings), settings).run()
+    app.router.routes.append(Route("/soak", get_state))
+    SmallBufferServer(build_uvicorn_config(app, settings), settings).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The servers of a soak of clients."""
+"""The servers of a soak of clients, as child processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stream_server.cli.demo.ports import LOOPBACK, find_free_port
 from stream_server.cli.demo.processes import ChildProcess, wait_until
 from stream_server.cli.demo.progress import SilentReporter
 from stream_server.cli.demo.server import server_environment
-from support.soak_server import Hands
+from support.soak_server import ServerState
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -24,7 +24,7 @@ MAX_QUEUED_BYTES = 16 * 1024
 """Little, so that slow clients are too slow."""
 
 
-class Replica:
+class SoakServerProcess:
     """A server as a child process."""
 
     def __init__(self, name: str, logs: Path, database_url: str) -> None:
@@ -47,11 +47,11 @@ class Replica:
         self.child.start()
         wait_until(self._ready, within=30, waiting_for=self.child, progress=SilentReporter())
 
-    async def hands(self, *, thorough: bool = False) -> Hands:
-        """Ask what it has in its hands."""
+    async def read_state(self, *, thorough: bool = False) -> ServerState:
+        """Return how many streams, tasks, connections and objects it has."""
         async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{self.port}", timeout=30) as client:
             answer = await client.get("/soak", params={"thorough": str(thorough).lower()})
-        return msgspec.json.decode(answer.content, type=Hands)
+        return msgspec.json.decode(answer.content, type=ServerState)
 
     def _ready(self) -> bool:
         with suppress(httpx.TransportError):

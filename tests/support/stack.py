@@ -1,4 +1,4 @@
-"""A whole stack, once for all tests of a session that want one."""
+"""A whole stack, once for all tests of a session that need one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
-from support.airflow_callers import Denied, airflow_settings
+from support.airflow_callers import DeniedPermissions, airflow_settings
 from support.authoring_forms import DAGS
 from support.postgres import DATA_DIR, FAST
 
@@ -19,21 +19,21 @@ NEWEST_DAGS = Path(__file__).resolve().parents[1] / "airflow" / "dags_3_3"
 
 
 @pytest.fixture(scope="session")
-def denials(tmp_path_factory: pytest.TempPathFactory) -> Denied:
-    """What Airflow denies whom: nothing, but where a test says so."""
-    return Denied(tmp_path_factory.mktemp("airflow") / "denied.json")
+def denied_permissions(tmp_path_factory: pytest.TempPathFactory) -> DeniedPermissions:
+    """Permissions that Airflow denies: none, unless a test denies some."""
+    return DeniedPermissions(tmp_path_factory.mktemp("airflow") / "denied.json")
 
 
 @pytest.fixture(scope="session")
-def stack(denials: Denied) -> Iterator[DemoStack]:
-    """PostgreSQL, Airflow with the examples and our own DAGs, a stream server; where it cannot start, tests fail."""
-    # Who may see what is the matter of a few tests, which start servers for it.
+def stack(denied_permissions: DeniedPermissions) -> Iterator[DemoStack]:
+    """PostgreSQL, Airflow with the examples and the tests' DAGs, and a stream server. Tests fail if it cannot start."""
+    # Tests of permissions start servers of their own.
     options = ("--auth", "none")
     with DemoStack(
         DATA_DIR,
         dags=[DAGS, BROWSER_DAGS, NEWEST_DAGS],
         postgres_settings=FAST,
-        airflow_settings=airflow_settings(denials.path),
+        airflow_settings=airflow_settings(denied_permissions.path),
         serve_options=options,
         progress=ConsoleReporter(),
     ) as stack:

@@ -1,4 +1,4 @@
-"""Copies of a running PostgreSQL: hot standbys that follow it, and backups that begin a life of their own."""
+"""Copies of a running PostgreSQL: hot standbys that follow it, and independent backups."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from support.waiting import eventually
 def base_backup(
     primary: EmbeddedPostgres, *, standby: bool, settings: Mapping[str, str] | None = None
 ) -> Iterator[EmbeddedPostgres]:
-    """Copy a running server to a port of its own; the copy is not started.
+    """Copy a running server; the copy has its own port, and is not started.
 
     Args:
-        primary: What is copied.
-        standby: Whether the copy is to follow it from then on.
-        settings: Settings of the copy, on top of those that make it fast.
+        primary: The server to copy.
+        standby: Whether the copy follows the primary.
+        settings: Settings of the copy, in addition to those that make it fast.
 
     Raises:
         DemoError: pg_basebackup failed.
@@ -32,7 +32,7 @@ def base_backup(
         directory.postgres, settings={**FAST, **(settings or {})}, log=directory.logs / "postgresql.log"
     )
     try:
-        # pg_basebackup runs as the account that may not make directories here, but fills one that is its own.
+        # pg_basebackup runs as an account that can't create directories here, but can fill one that it owns.
         copy.data_dir.mkdir(mode=0o700)
         if copy.installation.account is not None:
             copy.installation.account.take_ownership_of(copy.data_dir)
@@ -54,14 +54,14 @@ def base_backup(
 
 @contextmanager
 def running_standby(primary: EmbeddedPostgres, settings: Mapping[str, str] | None = None) -> Iterator[EmbeddedPostgres]:
-    """Run a hot standby of a server, with settings of its own."""
+    """Run a hot standby of a server."""
     with base_backup(primary, standby=True, settings=settings) as standby:
         standby.start()
         yield standby
 
 
 def catch_up(primary: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
-    """Wait until a standby has replayed all that its primary has written."""
+    """Wait until a standby has replayed all WAL of its primary."""
     written = primary.execute("SELECT pg_current_wal_flush_lsn()")
     eventually(
         lambda: standby.execute(f"SELECT pg_last_wal_replay_lsn() >= '{written}'") == "t", what="the standby is level"
@@ -69,7 +69,7 @@ def catch_up(primary: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
 
 
 def stop_following(standby: EmbeddedPostgres) -> None:
-    """Have a standby hear nothing of its primary any more, as if the line between them were cut."""
+    """Disconnect a standby from its primary, as if the network failed."""
     standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
     standby.execute("SELECT pg_reload_conf()")
     eventually(
@@ -78,5 +78,5 @@ def stop_following(standby: EmbeddedPostgres) -> None:
 
 
 def promote(standby: EmbeddedPostgres) -> None:
-    """Make a standby a primary."""
+    """Promote a standby to a primary."""
     assert standby.execute("SELECT pg_promote(wait => true)") == "t", "it was not promoted"

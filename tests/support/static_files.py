@@ -1,4 +1,4 @@
-"""Files for a browser, from an origin of their own, as `python3 -m http.server` serves them."""
+"""An HTTP server of static files, an origin of its own for browsers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Finds modules without their suffix, too, as some packages import their own."""
+    """Also finds modules without their suffix, as some packages import them."""
 
     def translate_path(self, path: str) -> str:
         found = super().translate_path(path)
         return found if Path(found).exists() else f"{found}.js"
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[str]:
-    """Serve the files of a directory; return the address."""
+def serve_directory(directory: Path) -> Iterator[str]:
+    """Serve the files of a directory; yields the URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=directory))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

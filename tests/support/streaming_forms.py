@@ -1,4 +1,4 @@
-"""What is to be heard of each DAG in `airflow/dags/streaming_forms.py`."""
+"""Expected output and results of each DAG in `airflow/dags/streaming_forms.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from support.streams import Frame
 
-SAID: dict[str, list[Any]] = {
+EXPECTED_OUTPUT: dict[str, list[Any]] = {
     "stream_text": [{"fraction": 0.5, "text": "writing"}, "Be", "cause"],
     "stream_returns": [{"row": 1}, "text"],
     "stream_async": ["one ", "two ", "three"],
@@ -14,9 +14,9 @@ SAID: dict[str, list[Any]] = {
     "stream_operator": ["word"],
     "stream_iterator": ["one", "two"],
 }
-"""What the task of each DAG says."""
+"""What the task of each DAG emits."""
 
-RETURNED: dict[str, Any] = {
+EXPECTED_RESULTS: dict[str, Any] = {
     "stream_text": "Because",
     "stream_returns": {"rows": 1},
     "stream_async": "one two three",
@@ -27,6 +27,6 @@ RETURNED: dict[str, Any] = {
 """What it returns."""
 
 
-def said(frames: list[Frame]) -> list[Frame]:
-    """Return what tasks have said, of all that a stream has told."""
+def output_values(frames: list[Frame]) -> list[Frame]:
+    """Return the frames with output of tasks."""
     return [frame for frame in frames if frame["type"] in {"chunk", "progress"}]

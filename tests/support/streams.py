@@ -1,4 +1,4 @@
-"""Reading streams as a client does, from a real socket."""
+"""Clients that read streams from a real socket."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def websocket(
 async def unread(
     url: str, key: RunKey, query: str = "", *, upgrade: bool, last: str = "snapshot"
 ) -> AsyncIterator[socket.socket]:
-    """Open a stream, and read no further than into the first frame of a type."""
+    """Open a stream, and stop reading within the first frame of a type."""
     handshake = (
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
@@ -117,7 +117,7 @@ async def unread(
 
 
 async def frames_of(connection: ClientConnection) -> list[Frame]:
-    """Return all frames up to the close of a WebSocket, with whatever code."""
+    """Return all frames up to the close of a WebSocket, with any code."""
     frames: list[Frame] = []
 
     async def read() -> None:
@@ -134,5 +134,5 @@ def types(frames: list[Frame]) -> list[str]:
 
 
 def states(frames: list[Frame], task_id: str) -> list[str | None]:
-    """Return the states that a task went through, as its frames tell them."""
+    """Return the states of a task in its frames, in order."""
     return [frame["state"] for frame in frames if frame["type"] == "task" and frame["task_id"] == task_id]

@@ -1,4 +1,4 @@
-"""Callers whose rights a test gives and takes, for the stub of Airflow."""
+"""Callers of the stub of Airflow, whose permissions a test changes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import httpx
 from starlette.responses import JSONResponse, Response
 
-from support.airflow_stub import Asked
+from support.airflow_stub import ReceivedRequest
 from support.server import RunningServer
 
 
-def jwt(**claims: object) -> str:
-    """A token as Airflow makes them, but that nobody has signed it."""
+def unsigned_jwt(**claims: object) -> str:
+    """Return a token as Airflow makes them, but without a signature."""
 
     def part(value: object) -> str:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
@@ -23,15 +23,15 @@ def jwt(**claims: object) -> str:
     return f"{part({'alg': 'HS512'})}.{part(claims)}.{'x' * 86}"
 
 
-def refused(status: int, detail: str) -> Response:
+def refusal(status: int, detail: str) -> Response:
     return JSONResponse({"detail": detail}, status)
 
 
 @dataclass
-class Rights:
-    """What Airflow says to the questions about one token, or one set of cookies."""
+class CallerPermissions:
+    """What Airflow responds to permission requests with one token, or one set of cookies."""
 
-    token: str = field(default_factory=lambda: jwt(sub="ada", exp=time.time() + 3600))
+    token: str = field(default_factory=lambda: unsigned_jwt(sub="ada", exp=time.time() + 3600))
     runs: Response | None = None
     """Instead of a run, or a list of them."""
 
@@ -56,40 +56,40 @@ class Rights:
         return {"Authorization": f"Bearer {self.token}"}
 
     def revoke(self) -> None:
-        """The user logs out."""
-        self.runs = self.xcoms = self.dags = refused(403, "Invalid JWT token")
+        """Log the user out."""
+        self.runs = self.xcoms = self.dags = refusal(403, "Invalid JWT token")
 
     def expire(self) -> None:
-        self.runs = self.xcoms = self.dags = refused(401, "Token Expired")
+        self.runs = self.xcoms = self.dags = refusal(401, "Token Expired")
 
     def forbid(self) -> None:
-        """The user loses all permissions."""
-        self.runs = self.xcoms = self.dags = refused(403, "Forbidden")
+        """Take all permissions away."""
+        self.runs = self.xcoms = self.dags = refusal(403, "Forbidden")
 
-    def withhold(self) -> None:
-        """The user loses the permission for XComs."""
-        self.xcoms = refused(403, "Forbidden")
+    def forbid_xcoms(self) -> None:
+        """Take the permission for XComs away."""
+        self.xcoms = refusal(403, "Forbidden")
 
 
-class Door:
-    """Answers the questions of `--auth airflow`, for `AirflowStub.instead`."""
+class StubPermissions:
+    """Responds to the requests of `--auth airflow`, for `AirflowStub.instead`."""
 
-    def __init__(self, *callers: Rights) -> None:
+    def __init__(self, *callers: CallerPermissions) -> None:
         self.callers = list(callers)
         self.down: Response | None = None
         """Instead of everything, as of an Airflow that does not work."""
 
-    async def __call__(self, asked: Asked) -> Response | None:
+    async def __call__(self, asked: ReceivedRequest) -> Response | None:
         if self.down is not None:
             return self.down
         said = asked.headers.get("authorization", "") + asked.headers.get("cookie", "")
         rights = next((one for one in self.callers if one.token in said), None)
         if rights is None:
-            return refused(401, "Not authenticated")
-        return _answer(rights, asked)
+            return refusal(401, "Not authenticated")
+        return _respond(rights, asked)
 
 
-def _answer(rights: Rights, asked: Asked) -> Response | None:
+def _respond(rights: CallerPermissions, asked: ReceivedRequest) -> Response | None:
     path = asked.target.partition("?")[0]
     if "/xcomEntries" in path:
         return rights.xcoms_of.get(path.split("/")[4], rights.xcoms)
@@ -102,6 +102,6 @@ def _answer(rights: Rights, asked: Asked) -> Response | None:
     return rights.of_dag.get(path.split("/")[4], rights.runs)
 
 
-def client_of(server: RunningServer, caller: Rights | None = None) -> httpx.AsyncClient:
-    """Return a client of this caller's, or of somebody who does not say who he is."""
+def client_for(server: RunningServer, caller: CallerPermissions | None = None) -> httpx.AsyncClient:
+    """Return a client with the credentials of a caller, or without any."""
     return httpx.AsyncClient(base_url=server.url, headers=caller.headers if caller else {}, timeout=15)

@@ -1,4 +1,4 @@
-"""Programs that tests need and no Python package brings."""
+"""Programs that tests need and that no Python package contains."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import shutil
 import subprocess
 
-from support.skipping import leave_out
+from support.skipping import skip_or_fail
 
 PATHS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-"""Debian puts servers where only root's PATH leads."""
+"""Debian installs servers into directories that only root has on PATH."""
 
 
-def program(package: str, *names: str) -> str:
-    """Return the path of a program: one on PATH, else from Debian's package where it may be installed.
+def find_or_install(package: str, *names: str) -> str:
+    """Return the path of a program on PATH. As root, install Debian's package if there is none.
 
-    Where CI=true a missing one is a failure; elsewhere the test says that it was left out.
+    Without it, the test is skipped, or fails where CI=true.
     """
     found = _on_path(names)
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
@@ -28,7 +28,7 @@ def program(package: str, *names: str) -> str:
             )
         found = _on_path(names)
     if found is None:
-        leave_out(f"none of {', '.join(names)} is on PATH, and {package} cannot be installed")
+        skip_or_fail(f"none of {', '.join(names)} is on PATH, and {package} cannot be installed")
     return found
 
 

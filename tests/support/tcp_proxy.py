@@ -1,4 +1,4 @@
-"""A TCP proxy that a test can turn to another server, as a failover does."""
+"""A TCP proxy that a test can switch to another server, as a failover does."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from stream_server.cli.demo.ports import LOOPBACK
 CHUNK = 2**16
 
 
-class Proxy:
-    """An address that leads to the server of the moment; `None` is one that accepts connections and never answers."""
+class TcpProxy:
+    """Forwards to the current target. With target `None` it accepts connections and never answers."""
 
     def __init__(self, target: int | None) -> None:
         self._target = target
@@ -24,11 +24,11 @@ class Proxy:
 
     @classmethod
     @asynccontextmanager
-    async def to(cls, target: int | None) -> AsyncIterator[Proxy]:
-        """Listen on a free port of the loopback interface.
+    async def listen(cls, target: int | None) -> AsyncIterator[TcpProxy]:
+        """Listen on a free loopback port.
 
         Args:
-            target: Port of the server behind it, on the same interface.
+            target: Loopback port of the server.
         """
         proxy = cls(target)
         server = await asyncio.start_server(proxy._accept, LOOPBACK, 0)
@@ -38,16 +38,16 @@ class Proxy:
         finally:
             proxy._closed = True
             server.close()
-            await proxy.cut()
+            await proxy.cut_connections()
             await server.wait_closed()
 
-    async def turn_to(self, target: int | None) -> None:
-        """Cut all connections, and lead those that come from now on to another server."""
+    async def switch_to(self, target: int | None) -> None:
+        """Cut all connections, and forward new ones to another server."""
         self._target = target
-        await self.cut()
+        await self.cut_connections()
 
-    async def cut(self) -> None:
-        """Cut all connections, without a word."""
+    async def cut_connections(self) -> None:
+        """Cut all connections without a close frame."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -55,14 +55,14 @@ class Proxy:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._closed:
-            # It was on its way when the server was closed.
+            # It was accepted while the proxy was closed.
             writer.transport.abort()
             return
         self.accepted += 1
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        # Also where it is cancelled before it has begun.
+        # Also where it is cancelled before it has started.
         task.add_done_callback(lambda _: writer.transport.abort())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -83,7 +83,7 @@ class Proxy:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # First of all: it may be cancelled once more while it waits.
+            # First, because it can be cancelled again while it waits.
             their_writer.transport.abort()
             for way in ways:
                 way.cancel()

@@ -21,7 +21,7 @@ LINE_SECONDS = 20.0
 Line = dict[str, Any]
 
 
-class FollowingClient:
+class TypeScriptClient:
     """A client that follows a run and prints its frames."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -44,7 +44,7 @@ class FollowingClient:
                 return line
 
     async def until_frame(self, kind: str, **members: object) -> None:
-        """Wait for a frame."""
+        """Wait for a frame of a type."""
         wanted = {"type": kind, **members}
         await self.until(lambda line: wanted.items() <= line.get("frame", {}).items())
 
@@ -58,28 +58,28 @@ class FollowingClient:
 
 
 @asynccontextmanager
-async def following(**arguments: object) -> AsyncIterator[FollowingClient]:
+async def run_typescript_client(**arguments: object) -> AsyncIterator[TypeScriptClient]:
     """Run a client until the end of the context.
 
     Args:
         arguments: Those of `web/client/test/follow.js`.
     """
     process = await asyncio.create_subprocess_exec(
-        *(node.node(), str(built_client() / "test" / "follow.js"), json.dumps(arguments)),
+        *(node.node(), str(build_client() / "test" / "follow.js"), json.dumps(arguments)),
         stdout=asyncio.subprocess.PIPE,
         limit=2**20,
     )
     try:
-        yield FollowingClient(process)
+        yield TypeScriptClient(process)
     finally:
         if process.returncode is None:
             process.kill()
-        # It waits for each process that has its pipe open.
+        # npm waits for each process that holds its pipe open.
         await asyncio.wait_for(process.wait(), LINE_SECONDS)
 
 
 @cache
-def built_client() -> Path:
+def build_client() -> Path:
     """Build the client, and return its directory."""
     node.install(WEB)
     subprocess.run([*node.npm(), "run", "--silent", "build", "--workspace", "client"], cwd=WEB, check=True)

@@ -1,4 +1,4 @@
-"""Waiting for a condition with a deadline, never for time to pass."""
+"""Wait for a condition with a deadline, never for time to pass."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Answer = TypeVar("Answer")
 
 
 def eventually(condition: Callable[[], Answer], within: float = 10.0, what: str = "the condition") -> Answer:
-    """Ask until the answer is true, and return it.
+    """Call `condition` until its value is true, and return it.
 
     Raises:
-        AssertionError: It was not within so many seconds; the message holds the last answer.
+        AssertionError: It was not true within `within` seconds; the message has the last value.
     """
     deadline = time.monotonic() + within
     while not (answer := condition()):
@@ -30,7 +30,7 @@ def eventually(condition: Callable[[], Answer], within: float = 10.0, what: str 
 async def eventually_answered(
     ask: Callable[[], Awaitable[Answer]], within: float = 10.0, what: str = "the answer"
 ) -> Answer:
-    """Do as ``eventually`` does, with a condition that must itself be waited for."""
+    """Like ``eventually``, with an awaitable condition."""
     deadline = time.monotonic() + within
     while not (answer := await ask()):
         assert time.monotonic() < deadline, f"{what} did not come within {within} s; last answer: {answer!r}"
@@ -41,7 +41,7 @@ async def eventually_answered(
 async def eventually_async(
     condition: Callable[[], Answer], within: float = 10.0, what: str = "the condition"
 ) -> Answer:
-    """Do as ``eventually`` does, while the event loop goes on."""
+    """Like ``eventually``, without blocking the event loop."""
     deadline = time.monotonic() + within
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true within {within} s; last answer: {answer!r}"

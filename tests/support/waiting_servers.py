@@ -1,4 +1,4 @@
-"""What other servers have noted of a run: the one look after that, soon after it is first watched, costs a query."""
+"""Entries of other servers for a run (`waiters`). The server reads them once, soon after a run is first watched."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 
 
-async def note_elsewhere(airflow: AirflowSql, run: RunKey) -> None:
-    """Be another server, whose clients watch a run that shall be stopped when nobody does."""
+async def register_other_server(airflow: AirflowSql, run: RunKey) -> None:
+    """Write the entry of another server whose clients wait for a run."""
     await airflow.connection.execute(
         "INSERT INTO stream_server.waiters VALUES ($1, $2, gen_random_uuid(), now() + interval '1 hour')", *run
     )
 
 
-async def has_looked_for_others(airflow: AirflowSql, run: RunKey) -> bool:
-    """Tell whether the server has found what another one has noted of the run, and given the connection back."""
+async def has_read_other_servers(airflow: AirflowSql, run: RunKey) -> bool:
+    """Whether the server has read the entries of other servers for a run, and has released the connection."""
     noted = await airflow.connection.fetchval(
         "SELECT count(*) FROM stream_server.waiters WHERE dag_id = $1 AND run_id = $2", *run
     )

@@ -148,20 +148,20 @@ def test_ids_are_quoted_in_the_path_and_the_query() -> None:
 
 
 @given(st.text(min_size=1), st.text(min_size=1), st.lists(st.text(min_size=1)))
-def test_any_ids_come_back_out_of_the_address(dag_id: str, run_id: str, results: list[str]) -> None:
+def test_any_ids_can_be_parsed_from_the_url(dag_id: str, run_id: str, results: list[str]) -> None:
     parts = urlsplit(stream_url("http://h", dag_id, run_id, results))
     assert [unquote(part) for part in parts.path.split("/")[4:]] == [dag_id, "dagRuns", run_id, "stream"]
     assert parse_qsl(parts.query) == [*(("result", task_id) for task_id in results), ("until", "result")]
 
 
-async def test_all_frames_are_told_up_to_the_end_as_they_came() -> None:
+async def test_all_frames_are_yielded_unchanged_up_to_the_end() -> None:
     async with server(says(SNAPSHOT, END)) as seen:
         told = await messages(seen)
     assert [message.frame for message in told] == [SNAPSHOT, END]
     assert [message.text for message in told] == [Wire(SNAPSHOT).text, Wire(END).text]
 
 
-async def test_the_request_says_what_is_asked_and_by_whom() -> None:
+async def test_the_request_has_options_and_credentials() -> None:
     async with server(says(END)) as seen:
         await messages(seen, results=["ask", "answer"], until="run", token="t0ken")
         await messages(seen)
@@ -171,7 +171,7 @@ async def test_the_request_says_what_is_asked_and_by_whom() -> None:
     assert "Authorization" not in two.headers
 
 
-async def test_after_the_end_nothing_is_waited_for() -> None:
+async def test_the_client_stops_after_the_end_frame() -> None:
     async def stays(connection: ServerConnection) -> None:
         await says(END)(connection)
         await connection.wait_closed()
@@ -181,7 +181,7 @@ async def test_after_the_end_nothing_is_waited_for() -> None:
     assert len(seen.requests) == 1
 
 
-async def test_pings_are_kept_back() -> None:
+async def test_pings_are_not_yielded() -> None:
     async with server(says(Ping(), SNAPSHOT, Ping(), END)) as seen:
         assert await followed(seen) == ["snapshot", "end"]
 
@@ -192,12 +192,12 @@ async def test_types_of_later_versions_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("text", ["<html>", "", "[]", '{"type":'])
-async def test_what_is_no_frame_is_ignored_too(text: str) -> None:
+async def test_messages_that_are_not_frames_are_ignored(text: str) -> None:
     async with server(says(SNAPSHOT, text, END)) as seen:
         assert await followed(seen) == ["snapshot", "end"]
 
 
-async def test_a_broken_connection_is_made_again() -> None:
+async def test_a_broken_connection_is_opened_again() -> None:
     async with server(breaks_after(SNAPSHOT), breaks_after(), says(SNAPSHOT, END)) as seen:
         assert await followed(seen) == ["snapshot", "snapshot", "end"]
     assert len(seen.requests) == 3
@@ -221,7 +221,7 @@ def at(frame: AnyFrame, xmax: int) -> str:
     return Wire(frame, ResumeToken(JournalPosition("e", xmax, xmax))).text
 
 
-async def test_a_broken_stream_goes_on_where_it_was_and_tells_nothing_twice() -> None:
+async def test_a_broken_stream_resumes_without_duplicates() -> None:
     resumed = Resumed(**RUN, since="e.5:5:")
     async with server(
         breaks_after(at(SNAPSHOT, 5), task(1), task(2)),
@@ -234,18 +234,18 @@ async def test_a_broken_stream_goes_on_where_it_was_and_tells_nothing_twice() ->
     assert [query.get("cursor") for query in queries] == [None, ["e.5:5:"], ["e.7:7:"]]
 
 
-async def test_what_begins_anew_is_told_again() -> None:
+async def test_frames_after_a_reset_are_yielded_again() -> None:
     reset = Reset(**RUN, reason="cursor_expired")
     async with server(breaks_after(at(SNAPSHOT, 5), task(1)), says(reset, SNAPSHOT, task(1), END)) as seen:
         assert await followed(seen) == ["snapshot", "task", "reset", "snapshot", "task", "end"]
 
 
-async def test_a_connection_that_closes_before_the_end_is_made_again() -> None:
+async def test_a_connection_that_closes_before_the_end_is_opened_again() -> None:
     async with server(says(SNAPSHOT), says(SNAPSHOT, END)) as seen:
         assert await followed(seen) == ["snapshot", "snapshot", "end"]
 
 
-async def test_a_close_says_when_to_come_again() -> None:
+async def test_a_close_frame_sets_the_retry_delay() -> None:
     close = Close(code=4001, reason="The server is shutting down", reconnect=True, retry_ms=150)
     began = asyncio.get_running_loop().time()
     async with server(says(SNAPSHOT, close), says(SNAPSHOT, END)) as seen:
@@ -256,7 +256,7 @@ async def test_a_close_says_when_to_come_again() -> None:
 @pytest.mark.parametrize(
     ("retry_ms", "pause"), [(None, None), (0, 0.0), (150, 0.15), (10**12, 3600.0), (10**400, 3600.0)]
 )
-def test_a_close_keeps_a_client_away_for_an_hour_at_most(retry_ms: int | None, pause: float | None) -> None:
+def test_the_retry_delay_of_a_close_is_at_most_an_hour(retry_ms: int | None, pause: float | None) -> None:
     assert _retry_delay_of_close(Close(code=4001, reason="again", reconnect=True, retry_ms=retry_ms)) == pause
 
 
@@ -267,12 +267,12 @@ def test_a_close_keeps_a_client_away_for_an_hour_at_most(retry_ms: int | None, p
         *(("1.5", None), ("1e3", None), ("nan", None), ("\u00b2", None)),
     ],
 )
-def test_a_refusal_keeps_a_client_away_for_an_hour_at_most(retry_after: str, pause: float | None) -> None:
+def test_the_retry_delay_of_a_refusal_is_at_most_an_hour(retry_after: str, pause: float | None) -> None:
     fields = Headers({"Retry-After": retry_after})
     assert _retry_delay_of_response(InvalidStatus(Response(503, "Service Unavailable", fields))) == pause
 
 
-async def test_a_refusal_after_the_handshake_is_one_too() -> None:
+async def test_a_refusal_after_the_handshake_is_raised_too() -> None:
     refusal = Refusal(id="", problem="urn:x", title="Unauthenticated", status=401, detail="Say who you are")
     close = Close(code=4501, reason="Unauthenticated", reconnect=False)
     async with server(says(refusal, close)) as seen:
@@ -298,7 +298,7 @@ async def test_a_final_close_is_an_error_with_its_reason() -> None:
         ("", "The server gave no reason"),
     ],
 )
-async def test_a_refusal_is_final_and_says_why(body: str, detail: str) -> None:
+async def test_a_refusal_is_final_and_has_a_reason(body: str, detail: str) -> None:
     async with server(response(HTTPStatus.NOT_FOUND, body)) as seen:
         with pytest.raises(Refused) as refused:
             await messages(seen)
@@ -308,7 +308,7 @@ async def test_a_refusal_is_final_and_says_why(body: str, detail: str) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 422, 501])
-async def test_what_will_not_change_is_not_tried_again(status: int) -> None:
+async def test_permanent_errors_are_not_retried(status: int) -> None:
     async with server(response(HTTPStatus(status), "no")) as seen:
         with pytest.raises(Refused):
             await messages(seen)
@@ -316,7 +316,7 @@ async def test_what_will_not_change_is_not_tried_again(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-async def test_what_passes_by_itself_is_tried_again_when_the_server_says(status: int) -> None:
+async def test_temporary_errors_are_retried_after_the_servers_delay(status: int) -> None:
     async with server(response(HTTPStatus(status), "", Retry_After="0"), says(END)) as seen:
         assert await followed(seen) == ["end"]
 
@@ -332,20 +332,20 @@ async def test_without_a_server_the_connection_is_lost_after_a_while() -> None:
     assert isinstance(lost.value.__cause__, OSError)
 
 
-async def test_a_server_that_stays_unavailable_is_given_up() -> None:
+async def test_retries_end_when_the_server_stays_unavailable() -> None:
     async with server(response(HTTPStatus.SERVICE_UNAVAILABLE, "", Retry_After="0")) as seen:
         with pytest.raises(ConnectionLost, match="HTTP 503"):
             await messages(seen, patience=0.05)
     assert len(seen.requests) > 1
 
 
-async def test_each_sign_of_life_renews_the_patience() -> None:
+async def test_each_frame_restarts_the_time_limit() -> None:
     close = Close(code=4001, reason="again", reconnect=True, retry_ms=100)
     async with server(*[says(SNAPSHOT, close)] * 4, says(END)) as seen:
         assert await followed(seen, patience=0.3) == ["snapshot"] * 4 + ["end"]
 
 
-async def test_a_connection_that_breaks_after_a_long_silence_is_made_again() -> None:
+async def test_a_connection_that_breaks_after_long_silence_is_opened_again() -> None:
     """Only pings come while a task takes its time; they are signs of life, too."""
 
     async def silent(connection: ServerConnection) -> None:

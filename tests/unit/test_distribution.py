@@ -22,7 +22,7 @@ def test_the_base_distribution_depends_on_nothing() -> None:
     assert [each for each in requirements if "extra ==" not in each] == []
 
 
-def test_the_command_says_what_to_install() -> None:
+def test_the_command_names_the_package_to_install() -> None:
     done = subprocess.run(
         [sys.executable, "-S", "-m", "stream_server", "serve"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -38,7 +38,7 @@ def test_the_command_says_what_to_install() -> None:
     )
 
 
-def test_airflow_finds_what_it_is_told_of() -> None:
+def test_airflow_finds_the_provider() -> None:
     (entry,) = [each for each in distribution(NAME).entry_points if each.group == "apache_airflow_provider"]
     assert entry.load() is get_provider_info
     info = get_provider_info()

@@ -28,7 +28,7 @@ TYPES = get_args(frames.AnyFrame)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_every_example_is_a_frame_with_all_that_it_says(example: str) -> None:
+def test_every_example_is_a_complete_frame(example: str) -> None:
     frame = wire.decode_frame(example)
     sent = json.loads(msgspec.json.encode(frame))
     written = json.loads(example)

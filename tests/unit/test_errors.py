@@ -70,7 +70,7 @@ def test_every_error_is_part_of_the_tree() -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_every_error_is_a_problem_as_rfc_9457_has_it(kind: type[StreamServerError]) -> None:
+def test_every_error_is_an_rfc_9457_problem(kind: type[StreamServerError]) -> None:
     error = an(kind)
     problem = error.problem_body()
     assert problem == json.loads(json.dumps(problem))
@@ -82,16 +82,16 @@ def test_every_error_is_a_problem_as_rfc_9457_has_it(kind: type[StreamServerErro
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_every_error_explains_itself(kind: type[StreamServerError]) -> None:
+def test_every_error_has_a_detail(kind: type[StreamServerError]) -> None:
     assert (kind.__doc__ or "").endswith(".")
 
 
-def test_a_type_means_one_title_and_one_status() -> None:
+def test_a_problem_type_has_one_title_and_one_status() -> None:
     by_type = {an(kind).problem_body()["type"]: kind.title for kind in ALL}
     assert all(by_type[an(kind).problem_body()["type"]] == kind.title for kind in ALL)
 
 
-def test_what_passes_by_itself_says_when_to_try_again() -> None:
+def test_temporary_errors_have_a_retry_delay() -> None:
     assert {kind.retry_after is not None for kind in ALL if kind.status == 503} == {True}
     assert {kind.retry_after for kind in ALL if kind.status < 500 and not issubclass(kind, Throttled)} == {None}
     assert TooManyJoins("Too many", 7).retry_after == 7
@@ -108,12 +108,12 @@ def test_airflows_own_status_is_kept() -> None:
     assert AirflowRefused("no", 403).problem_body()["status"] == 403
 
 
-def test_a_missing_result_is_told_with_what_is_known() -> None:
+def test_a_missing_result_error_lists_the_known_results() -> None:
     problem = NoResult("The run failed", 502, {"dag_id": "d", "outcome": "failure"}).problem_body()
     assert (problem["status"], problem["outcome"], problem["detail"]) == (502, "failure", "The run failed")
 
 
 @pytest.mark.parametrize("code", CloseCode)
-def test_a_close_code_is_for_private_use_and_says_whether_to_come_again(code: CloseCode) -> None:
+def test_a_close_code_is_in_the_private_range_of_its_kind(code: CloseCode) -> None:
     assert 4000 <= code <= 4999
     assert code.should_reconnect == (code < 4500)

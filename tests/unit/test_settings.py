@@ -41,7 +41,7 @@ def test_durations(text: object, seconds: float) -> None:
         *("\u0663s", "0.\u0663", "\u00b2", "5\u2003s", "\u20035", "1" * 10, "0" * 5000, True, None, []),
     ],
 )
-def test_what_is_no_duration_is_refused_with_what_would_be_right(text: object) -> None:
+def test_an_invalid_duration_is_refused_with_the_valid_form(text: object) -> None:
     with pytest.raises(ValueError, match="is not a duration; write 500ms"):
         parse_duration(text)
 
@@ -75,7 +75,7 @@ def test_sizes(text: object, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "MiB", "-1", "1GB", "1gib", "1 G", "1e9", "nan", "\u0663MiB", "1" * 16, True, None, []]
 )
-def test_what_is_no_size_is_refused_with_what_would_be_right(text: object) -> None:
+def test_an_invalid_size_is_refused_with_the_valid_form(text: object) -> None:
     with pytest.raises(ValueError, match="is not a size; write 512KiB"):
         parse_size(text)
 
@@ -103,7 +103,7 @@ def test_a_list_has_commas_in_the_environment(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("value", ["app.example.com", "https://app.example.com/", "ftp://h", "[", '["https://h"]'])
-def test_what_is_no_origin_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_origin_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("STREAM_SERVER_CORS_ORIGINS", value)
     with pytest.raises(SettingsError, match="STREAM_SERVER_CORS_ORIGINS"):
         Settings.load(database_url=URL)
@@ -127,7 +127,7 @@ def test_a_wrong_value_is_named_with_its_setting(name: str, value: object) -> No
         Settings.load(database_url=URL, **{name: value})
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_invalid_settings_are_reported_at_once() -> None:
     with pytest.raises(SettingsError) as refused:
         Settings.load(port="x", pool_size="y")
     assert [part.split(":")[0] for part in str(refused.value).split("; ")] == [
@@ -157,7 +157,7 @@ def test_settings_do_not_change() -> None:
 
 
 @pytest.mark.parametrize("auth", [None, "none"])
-def test_everything_is_shown_to_everybody_on_loopback_or_by_confession(auth: str | None) -> None:
+def test_auth_none_needs_loopback_or_an_explicit_choice(auth: str | None) -> None:
     settings = Settings.load(database_url=URL, auth=auth)
     settings.check_auth_choice(loopback=True)
     with pytest.raises(SettingsError, match="--i-know-that-everybody-can-read-everything"):
@@ -166,14 +166,14 @@ def test_everything_is_shown_to_everybody_on_loopback_or_by_confession(auth: str
     knowing.check_auth_choice(loopback=False)
 
 
-def test_airflow_decides_where_its_address_is_known() -> None:
+def test_auth_is_airflow_where_its_url_is_set() -> None:
     assert Settings.load(database_url=URL, airflow_url="http://airflow").uses_airflow_auth
     assert not Settings.load(database_url=URL, airflow_url="http://airflow", auth="none").uses_airflow_auth
     assert not Settings.load(database_url=URL).uses_airflow_auth
 
 
 @pytest.mark.parametrize("loopback", [True, False])
-def test_airflow_is_asked_only_where_its_address_is_known(*, loopback: bool) -> None:
+def test_auth_airflow_needs_the_url_of_airflow(*, loopback: bool) -> None:
     with pytest.raises(SettingsError, match="it needs --airflow-url"):
         Settings.load(database_url=URL, auth="airflow").check_auth_choice(loopback=loopback)
     Settings.load(database_url=URL, airflow_url="http://airflow").check_auth_choice(loopback=loopback)
@@ -191,7 +191,7 @@ def test_loopback(host: str, *, expected: bool) -> None:
 
 
 @pytest.mark.parametrize("address", ["localhost:8080", "ftp://h", "http://", "http://ada:s3cret@h", "http://h?x=1", ""])
-def test_an_address_of_airflow_without_credentials_of_our_own(address: str) -> None:
+def test_the_url_of_airflow_must_not_contain_credentials(address: str) -> None:
     with pytest.raises(SettingsError, match=r"AIRFLOW_URL: .*this is no address") as wrong:
         Settings.load(database_url=URL, airflow_url=address)
     assert "s3cret" not in str(wrong.value)

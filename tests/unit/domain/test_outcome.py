@@ -8,7 +8,7 @@ from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.outcome import ReturnValue, Undecided, WatchOptions, evaluate, select_result_tasks
 from stream_server.domain.run_state import RunState
 from stream_server.protocol.frames import AnyFrame, End, Failure, Result
-from support.builders import KEY, History, Watcher, graph, results_of, types
+from support.builders import KEY, History, SimulatedReader, graph, results_of, types
 from support.serialized_dags import Node, dag
 
 TWO_LEAVES = {"ask": ["left", "right"], "left": [], "right": []}
@@ -55,7 +55,7 @@ class TestWhoAnswers:
 class TestResult:
     def test_a_result_is_told_when_it_is_pushed_before_the_task_succeeds(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("answer")
         assert watcher.catch_up() == []
         history.push("answer", {"text": "because"})
@@ -66,7 +66,7 @@ class TestResult:
 
     def test_it_names_the_row_that_completed_it(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("answer")
         history.push("answer")
         pushed = history.journal[-1]
@@ -78,7 +78,7 @@ class TestResult:
     def test_what_was_complete_before_the_stream_began_has_no_row(self) -> None:
         history = History()
         history.run_task("answer", 42)
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         (result, end) = watcher.receive()
         assert isinstance(result, Result)
         assert (result.seq, result.at, results_of([result])) == (None, None, [{"answer": 42}])
@@ -86,20 +86,20 @@ class TestResult:
 
     def test_a_task_that_returns_none_answers_null_by_its_success(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("answer")
         history.succeed("answer")
         assert results_of(watcher.catch_up()) == [{"answer": None}]
 
     def test_a_task_without_a_worker_answers_null(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.succeed_directly("answer")
         assert results_of(watcher.catch_up()) == [{"answer": None}]
 
     def test_several_result_tasks_answer_together(self) -> None:
         history = History()
-        watcher = Watcher(history, "ask", "answer")
+        watcher = SimulatedReader(history, "ask", "answer")
         history.run_task("ask", 1)
         assert watcher.catch_up() == []
         history.run_task("answer", 2)
@@ -135,7 +135,7 @@ class TestFailure:
     @pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped", "removed"])
     def test_a_result_task_that_ended_without_a_value(self, state: str) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_task("answer", state)
         row = history.journal[-1]
         frames = watcher.catch_up()
@@ -155,20 +155,20 @@ class TestFailure:
 
     def test_one_of_several_result_tasks_failing_is_enough(self) -> None:
         history = History()
-        watcher = Watcher(history, "ask", "answer")
+        watcher = SimulatedReader(history, "ask", "answer")
         history.set_task("answer", "failed")
         assert failure_of(watcher.catch_up()).task_id == "answer"
 
     def test_a_failed_run_fails_the_answer(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_run("failed")
         failure = failure_of(watcher.catch_up())
         assert (failure.reason, failure.task_id, failure.state) == ("run_failed", None, "failed")
 
     def test_a_failed_run_does_not_take_an_answer_back(self) -> None:
         history = History()
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
         watcher.catch_up()
         history.set_task("clean_up", "failed")
@@ -179,7 +179,7 @@ class TestFailure:
 
     def test_a_deleted_run_fails_the_answer(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.delete()
         frames = watcher.catch_up()
         assert failure_of(frames).reason == "run_deleted"
@@ -187,7 +187,7 @@ class TestFailure:
 
     def test_a_run_deleted_while_its_values_are_read_is_a_failure(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("answer")
         watcher.advance()
         history.delete()
@@ -196,7 +196,7 @@ class TestFailure:
 
     def test_a_run_marked_as_failed_fails_what_ran(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("answer")
         with history.transaction():
             history.set_run("failed")
@@ -207,33 +207,33 @@ class TestFailure:
 class TestNobodyAnswers:
     def test_a_failed_effective_leaf_is_a_failure(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_task("left", "failed")
         assert failure_of(watcher.catch_up()).task_id == "left"
 
     @pytest.mark.parametrize("state", ["skipped", "removed", "up_for_retry"])
     def test_a_leaf_that_is_only_skipped_removed_or_retried_is_none(self, state: str) -> None:
         history = History(graph(TWO_LEAVES, {}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_task("left", state)
         assert watcher.catch_up() == []
 
     def test_a_failed_task_above_the_leaves_is_a_failure_before_they_are_told_to_fail(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_task("ask", "failed")
         failure = failure_of(watcher.catch_up())
         assert (failure.task_id, failure.predicted) == ("ask", True)
 
     def test_a_skipped_task_above_the_leaves_fails_no_run(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_task("ask", "skipped")
         assert watcher.catch_up() == []
 
     def test_the_stream_ends_with_the_run(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         for task_id in TWO_LEAVES:
             history.run_task(task_id)
         assert watcher.catch_up() == []
@@ -248,7 +248,7 @@ class TestNobodyAnswers:
     ) -> None:
         tasks = {"left": ["tear_down"], "right": ["tear_down"], "tear_down": []}
         history = History(graph(tasks, {"tear_down": may_fail_the_run}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_task("tear_down", "failed")
         assert types(watcher.catch_up()) == told
 
@@ -260,7 +260,7 @@ class TestNobodyAnswers:
 class TestEnd:
     def test_until_run_goes_on_after_the_answer(self) -> None:
         history = History()
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
         assert types(watcher.catch_up()) == ["result"]
         history.run_task("clean_up")
@@ -270,7 +270,7 @@ class TestEnd:
 
     def test_a_run_that_succeeds_while_the_answer_is_open_ends_with_nothing(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_run("success")
         frames = watcher.catch_up()
         assert types(frames) == ["end"]
@@ -278,7 +278,7 @@ class TestEnd:
 
     def test_the_end_waits_for_the_values(self) -> None:
         history = History()
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
         history.set_run("success")
         assert watcher.advance() == []
@@ -286,7 +286,7 @@ class TestEnd:
 
     def test_nothing_comes_after_the_end(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("answer")
         watcher.catch_up()
         history.clear("answer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stream_server.protocol.frames import AnyFrame, End, Failure, Result
-from support.builders import History, Watcher, graph, results_of, types
+from support.builders import History, SimulatedReader, graph, results_of, types
 from support.serialized_dags import Node, dag
 
 
@@ -15,7 +15,7 @@ def failure_of(frames: list[AnyFrame]) -> Failure:
 class TestConfirmed:
     def test_a_result_is_told_when_its_task_has_succeeded_as_well(self) -> None:
         history = History()
-        watcher = Watcher(history, confirm="success")
+        watcher = SimulatedReader(history, confirm="success")
         history.start("answer")
         history.push("answer", 42)
         assert watcher.catch_up() == []
@@ -27,7 +27,7 @@ class TestConfirmed:
 
     def test_a_try_that_pushes_and_then_fails_is_never_told(self) -> None:
         history = History()
-        watcher = Watcher(history, confirm="success")
+        watcher = SimulatedReader(history, confirm="success")
         history.start("answer")
         history.push("answer", "first")
         watcher.catch_up()
@@ -38,7 +38,7 @@ class TestConfirmed:
 
     def test_all_instances_of_a_mapped_task_must_have_succeeded(self) -> None:
         history = History(graph({"square": []}, {}))
-        watcher = Watcher(history, confirm="success")
+        watcher = SimulatedReader(history, confirm="success")
         history.expand("square", 2)
         history.run_task("square", 0, 0)
         history.start("square", 1)
@@ -51,7 +51,7 @@ class TestConfirmed:
 class TestPredicted:
     def test_a_failure_is_told_before_airflow_has_told_the_result_task(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("ask")
         history.set_task("ask", "failed")
         row = history.journal[-1]
@@ -65,7 +65,7 @@ class TestPredicted:
 
     def test_what_was_predicted_is_not_told_again_when_it_comes_true(self) -> None:
         history = History()
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.set_task("ask", "failed")
         assert types(watcher.catch_up()) == ["failure"]
         history.set_task("answer", "upstream_failed")
@@ -75,19 +75,19 @@ class TestPredicted:
         history = History()
         history.set_task("ask", "failed")
         history.set_task("answer", "upstream_failed")
-        failure = failure_of(Watcher(history).opening)
+        failure = failure_of(SimulatedReader(history).opening)
         assert (failure.task_id, failure.predicted, failure.seq) == ("ask", False, None)
 
     def test_a_predicted_skip_names_where_skipping_began(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_task("ask", "skipped")
         failure = failure_of(watcher.catch_up())
         assert (failure.reason, failure.task_id, failure.predicted) == ("task_skipped", "ask", True)
 
     def test_an_answer_to_failure_that_is_not_needed_names_itself(self) -> None:
         history = History(dag({"ask": Node("mend"), "mend": Node(trigger_rule="one_failed")}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("ask")
         failure = failure_of(watcher.catch_up())
         assert (failure.reason, failure.task_id, failure.state) == ("task_skipped", "mend", "skipped")
@@ -95,14 +95,14 @@ class TestPredicted:
 
     def test_a_task_that_is_tried_again_fails_nothing(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("ask")
         history.set_task("ask", "up_for_retry")
         assert watcher.catch_up() == []
 
     def test_one_failed_instance_above_is_enough(self) -> None:
         history = History(dag({"square": Node("sum", mapped_over=[1, 2, 3]), "sum": Node()}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.expand("square", 3)
         history.start("square", 1)
         history.set_task("square", "failed", 1)

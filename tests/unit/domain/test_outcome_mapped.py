@@ -7,7 +7,7 @@ import pytest
 from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.outcome import ReturnValue, WatchOptions
 from stream_server.protocol.frames import AnyFrame, Failure, Result
-from support.builders import History, Watcher, graph, results_of, types
+from support.builders import History, SimulatedReader, graph, results_of, types
 from support.serialized_dags import Node, dag
 
 MAPPED = dag({"list": Node("square"), "square": Node(mapped_over="list")})
@@ -19,9 +19,9 @@ def failure_of(frames: list[AnyFrame]) -> Failure:
 
 
 class TestMapped:
-    def mapped(self, length: int) -> tuple[History, Watcher]:
+    def mapped(self, length: int) -> tuple[History, SimulatedReader]:
         history = History(graph({"square": []}, {}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.expand("square", length)
         return history, watcher
 
@@ -46,7 +46,7 @@ class TestMapped:
 
     def test_an_expansion_that_comes_late_is_waited_for(self) -> None:
         history = History(graph({"list": ["square"], "square": []}, {}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("list", [1, 2])
         assert watcher.catch_up() == []
         history.expand("square", 2)
@@ -69,9 +69,9 @@ class TestMapped:
         history.set_task("square", "removed", 1)
         assert failure_of(watcher.catch_up()).reason == "task_removed"
 
-    def test_a_mapping_over_nothing_is_answered_by_an_empty_list(self) -> None:
+    def test_an_empty_mapping_returns_an_empty_list(self) -> None:
         history = History(MAPPED)
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("list", [])
         assert results_of(watcher.catch_up()) == []
         history.expand_to_nothing("square")
@@ -82,7 +82,7 @@ class TestMapped:
 
     def test_so_is_one_that_the_dag_itself_maps_over_nothing(self) -> None:
         history = History(dag({"square": Node(mapped_over=[])}))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         assert watcher.catch_up() == []
         history.expand_to_nothing("square")
         assert results_of(watcher.catch_up()) == [{"square": []}]
@@ -90,7 +90,7 @@ class TestMapped:
     @pytest.mark.parametrize("written", [False, True])
     def test_a_mapping_that_something_above_skips_is_a_failure(self, *, written: bool) -> None:
         history = History(MAPPED)
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_task("list", "skipped")
         if written:
             history.set_task("square", "skipped")
@@ -99,7 +99,7 @@ class TestMapped:
 
     def test_the_empty_list_is_taken_back_when_the_task_is_cleared(self) -> None:
         history = History(MAPPED)
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.run_task("list", [])
         history.expand_to_nothing("square")
         watcher.catch_up()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import FailureKnown, ResultKnown, Undecided, WatchOptions, evaluate
 from stream_server.protocol.frames import Failure, Reset, Result
-from support.builders import History, Move, Watcher, graph, lives, play, results_of, types
+from support.builders import History, Move, SimulatedReader, apply_move, graph, results_of, run_histories, types
 from support.serialized_dags import Node, dag
 
 LEAVES: dict[str, list[str]] = {"left": [], "right": [], "log": []}
@@ -31,7 +31,7 @@ def history_of(
 class TestTheFirstRunOfAVersion:
     def test_the_result_of_all_marked_tasks_comes_when_the_run_ends(self) -> None:
         history = history_of()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("left", 1)
         assert watcher.catch_up() == []
         history.run_task("right", 2)
@@ -45,7 +45,7 @@ class TestTheFirstRunOfAVersion:
 
     def test_a_single_marked_task_waits_for_the_end_as_well(self) -> None:
         history = history_of(graph({"left": ["log"], "log": []}, {}), marked=("left",))
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("left", 1)
         history.run_task("log")
         assert watcher.catch_up() == []
@@ -54,7 +54,7 @@ class TestTheFirstRunOfAVersion:
 
     def test_the_result_names_the_end_of_the_run_as_what_completed_it(self) -> None:
         history = history_of()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("left")
         history.set_run("success")
         result = watcher.catch_up()[0]
@@ -66,12 +66,12 @@ class TestTheFirstRunOfAVersion:
         history.run_task("left", 1)
         history.run_task("right", 2)
         history.set_run("success")
-        assert results_of(Watcher(history).receive()) == [{"left": 1, "right": 2}]
+        assert results_of(SimulatedReader(history).receive()) == [{"left": 1, "right": 2}]
 
     def test_marks_in_the_serialised_dag_answer_early(self) -> None:
         marked = dag({"left": Node(params={"stream_result": True}), "right": Node(params={"stream_result": True})})
         history = history_of(marked)
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("left", 1)
         assert watcher.catch_up() == []
         history.start("right")
@@ -80,13 +80,13 @@ class TestTheFirstRunOfAVersion:
 
     def test_a_caller_that_names_the_tasks_gets_them_early(self) -> None:
         history = history_of()
-        watcher = Watcher(history, "left")
+        watcher = SimulatedReader(history, "left")
         history.run_task("left", 1)
         assert results_of(watcher.catch_up()) == [{"left": 1}]
 
     def test_the_failure_of_a_task_that_may_be_marked_is_the_failure_of_the_answer(self) -> None:
         history = history_of()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("left", 1)
         history.set_task("right", "failed")
         frames = watcher.catch_up()
@@ -96,7 +96,7 @@ class TestTheFirstRunOfAVersion:
 
     def test_a_failed_run_has_no_result(self) -> None:
         history = history_of()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("left", 1)
         watcher.catch_up()
         history.set_run("failed")
@@ -109,7 +109,7 @@ class TestTheFirstRunOfAVersion:
 class TestAfterARunThatHasEnded:
     def test_the_result_comes_with_the_last_value(self) -> None:
         history = history_of(earlier=ALL_SHOWN)
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("left")
         history.start("right")
         history.push("left", 1)
@@ -121,7 +121,7 @@ class TestAfterARunThatHasEnded:
 
     def test_with_confirm_success_it_comes_with_the_last_success(self) -> None:
         history = history_of(earlier=ALL_SHOWN)
-        watcher = Watcher(history, confirm="success")
+        watcher = SimulatedReader(history, confirm="success")
         history.run_task("left", 1)
         history.start("right")
         history.push("right", 2)
@@ -132,7 +132,7 @@ class TestAfterARunThatHasEnded:
     @pytest.mark.parametrize("until", ["result", "run"])
     def test_the_rest_of_the_run_changes_nothing(self, until: Literal["result", "run"]) -> None:
         history = history_of(earlier=ALL_SHOWN)
-        watcher = Watcher(history, until=until)
+        watcher = SimulatedReader(history, until=until)
         for task_id in LEAVES:
             history.run_task(task_id, 1)
             watcher.catch_up()
@@ -143,7 +143,7 @@ class TestAfterARunThatHasEnded:
     def test_a_task_that_has_shown_nothing_is_waited_for(self) -> None:
         """The earlier run failed before `right` had pushed."""
         history = history_of(earlier={"left": True, "log": False})
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("left", 1)
         assert watcher.catch_up() == []
         history.start("right")
@@ -153,7 +153,7 @@ class TestAfterARunThatHasEnded:
     @pytest.mark.parametrize("state", ["success", "skipped"])
     def test_a_task_that_ends_without_a_value_is_not_waited_for_any_longer(self, state: str) -> None:
         history = history_of(earlier={"left": True, "log": False})
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("left", 1)
         assert watcher.catch_up() == []
         history.set_task("right", state)
@@ -161,7 +161,7 @@ class TestAfterARunThatHasEnded:
 
     def test_a_failed_task_that_has_shown_nothing_may_be_marked(self) -> None:
         history = history_of(earlier={"left": True, "log": False})
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("left", 1)
         history.set_task("right", "failed")
         assert watcher.catch_up() == []
@@ -174,7 +174,7 @@ class TestAfterARunThatHasEnded:
         history.run_task("right", 2)
         history.set_task("log", "failed")
         history.set_run("failed")
-        assert results_of(Watcher(history).receive()) == [{"left": 1, "right": 2}]
+        assert results_of(SimulatedReader(history).receive()) == [{"left": 1, "right": 2}]
 
     def test_a_watcher_for_failures_is_waited_for_only_when_it_runs(self) -> None:
         watched = dag(
@@ -195,7 +195,7 @@ class TestAfterARunThatHasEnded:
     def test_a_mark_that_was_moved_makes_the_earlier_ones_worthless(self) -> None:
         """Which makes no new version: Airflow does not serialise the mark."""
         history = history_of(marked=("right", "log"), earlier={"left": True, "right": False, "log": False})
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("right", 2)
         history.run_task("left", 1)
         assert watcher.catch_up() == []
@@ -206,13 +206,13 @@ class TestAfterARunThatHasEnded:
 
     def test_the_failure_of_a_marked_task_does_not_wait(self) -> None:
         history = history_of(earlier=ALL_SHOWN)
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.set_task("right", "failed")
         assert types(watcher.catch_up()) == ["failure", "end"]
 
     def test_without_any_mark_the_only_leaf_answers_early(self) -> None:
         history = history_of(graph({"left": ["log"], "log": []}, {}), marked=(), earlier={"left": False})
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("left")
         history.start("log")
         history.push("log", 3)
@@ -223,7 +223,7 @@ class TestBranches:
     @pytest.mark.parametrize("earlier", [{"choose": False, "left": True}, {"choose": False, **ALL_SHOWN}])
     def test_a_skipped_task_is_left_out(self, earlier: Mapping[str, bool]) -> None:
         history = history_of(BRANCH, earlier=earlier)
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("choose")
         history.set_task("left", "skipped")
         assert watcher.catch_up() == []
@@ -241,7 +241,7 @@ class TestBranches:
             }
         )
         history = history_of(deep, earlier={"choose": False, "a": False, "left": True, "right": True})
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("choose")
         history.set_task("a", "skipped")
         history.start("right")
@@ -251,7 +251,7 @@ class TestBranches:
     def test_mapped_over_nothing_is_a_value(self) -> None:
         mapped = dag({"list": Node("left"), "left": Node(mapped_over="list"), "right": Node()})
         history = history_of(mapped, earlier={"list": False, "left": True, "right": True})
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.run_task("list", [])
         history.expand_to_nothing("left")
         history.run_task("right", 2)
@@ -261,12 +261,12 @@ class TestBranches:
 marks = st.sets(st.sampled_from(sorted(LEAVES)), min_size=1).map(sorted).map(tuple)
 
 
-@given(marks, lives)
+@given(marks, run_histories)
 def test_the_first_run_answers_at_its_end_with_all_marked_values(marked: tuple[str, ...], life: list[Move]) -> None:
     history = history_of(marked=marked)
-    watcher = Watcher(history, until="run")
+    watcher = SimulatedReader(history, until="run")
     for move in life:
-        play(history, move)
+        apply_move(history, move)
         for frame in watcher.catch_up():
             if isinstance(frame, Result):
                 assert history.run.state == "success"
@@ -277,13 +277,13 @@ def test_the_first_run_answers_at_its_end_with_all_marked_values(marked: tuple[s
         assert history.deleted or type(evaluate(watcher.run, WatchOptions())) is type(joining)
 
 
-@given(marks, lives)
+@given(marks, run_histories)
 def test_with_all_marks_known_a_result_is_never_a_part(marked: tuple[str, ...], life: list[Move]) -> None:
     history = history_of(marked=marked, earlier={task_id: task_id in marked for task_id in LEAVES})
-    watcher = Watcher(history, until="run")
+    watcher = SimulatedReader(history, until="run")
     taken_back = True
     for move in life:
-        play(history, move)
+        apply_move(history, move)
         for frame in watcher.catch_up():
             if isinstance(frame, Result):
                 skipped = {one for one in marked if watcher.run.tasks[one].by_state.keys() == {"skipped"}}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stream_server.domain.outcome import FailureKnown, ResultKnown, evaluate, select_result_tasks
 from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, Snapshot
 from support.airflow_sql import CHAIN
-from support.builders import History, Move, Watcher, graph, lives, lives_of, play
+from support.builders import History, Move, SimulatedReader, apply_move, graph, run_histories, run_histories_of
 
 GRAPHS = (
     graph(CHAIN),
@@ -23,7 +23,7 @@ GRAPHS = (
 
 
 @st.composite
-def watched(draw: st.DrawFn) -> Watcher:
+def watched(draw: st.DrawFn) -> SimulatedReader:
     """Somebody who asks anything of any DAG."""
     dag = draw(st.sampled_from(GRAPHS))
     results = draw(st.lists(st.sampled_from(sorted(dag.tasks)), unique=True, max_size=2))
@@ -33,10 +33,10 @@ def watched(draw: st.DrawFn) -> Watcher:
     if history.marked is not None and draw(st.booleans()):
         shown = draw(st.sets(st.sampled_from(sorted(dag.tasks))))
         history.earlier_marks = {task_id: task_id in history.marked for task_id in shown}
-    return Watcher(history, *results, until=until)
+    return SimulatedReader(history, *results, until=until)
 
 
-def live(watcher: Watcher, life: list[Move]) -> Iterator[list[AnyFrame]]:
+def live(watcher: SimulatedReader, life: list[Move]) -> Iterator[list[AnyFrame]]:
     """Yield what is told, step by step; the values that are wanted may come late."""
     yield watcher.opening
     for move in life:
@@ -45,12 +45,12 @@ def live(watcher: Watcher, life: list[Move]) -> Iterator[list[AnyFrame]]:
         elif move[0] == "fetch":
             yield watcher.receive()
         else:
-            play(watcher.history, move)
+            apply_move(watcher.history, move)
     yield watcher.catch_up()
 
 
-@given(watched(), lives)
-def test_what_was_told_is_taken_back_before_something_else_is_told(watcher: Watcher, life: list[Move]) -> None:
+@given(watched(), run_histories)
+def test_what_was_told_is_taken_back_before_something_else_is_told(watcher: SimulatedReader, life: list[Move]) -> None:
     told = False
     before: AnyFrame | None = None
     for frame in (frame for frames in live(watcher, life) for frame in frames):
@@ -64,9 +64,9 @@ def test_what_was_told_is_taken_back_before_something_else_is_told(watcher: Watc
         before = frame
 
 
-@given(watched(), lives)
+@given(watched(), run_histories)
 def test_a_result_is_told_only_while_all_result_tasks_have_answered_in_their_current_try(
-    watcher: Watcher, life: list[Move]
+    watcher: SimulatedReader, life: list[Move]
 ) -> None:
     for frames in live(watcher, life):
         for frame in frames:
@@ -82,8 +82,8 @@ def test_a_result_is_told_only_while_all_result_tasks_have_answered_in_their_cur
                     assert all(one.state == "success" or (one.state == "running" and one.pushed) for one in present)
 
 
-@given(watched(), lives)
-def test_a_failure_is_told_only_where_something_has_failed(watcher: Watcher, life: list[Move]) -> None:
+@given(watched(), run_histories)
+def test_a_failure_is_told_only_where_something_has_failed(watcher: SimulatedReader, life: list[Move]) -> None:
     for frames in live(watcher, life):
         for frame in frames:
             if isinstance(frame, Failure) and frame.task_id is not None:
@@ -95,8 +95,8 @@ def test_a_failure_is_told_only_where_something_has_failed(watcher: Watcher, lif
                 assert watcher.run.is_deleted or watcher.run.info.state == "failed"
 
 
-@given(watched(), lives)
-def test_what_is_told_is_the_verdict_whenever_no_value_is_wanted(watcher: Watcher, life: list[Move]) -> None:
+@given(watched(), run_histories)
+def test_what_is_told_is_the_verdict_whenever_no_value_is_wanted(watcher: SimulatedReader, life: list[Move]) -> None:
     for _ in live(watcher, life):
         if not watcher.wanted and not watcher.answer.has_ended:
             verdict, told = evaluate(watcher.run, watcher.answer.options), watcher.answer.sent_outcome
@@ -104,8 +104,10 @@ def test_what_is_told_is_the_verdict_whenever_no_value_is_wanted(watcher: Watche
             assert isinstance(told, Failure) == isinstance(verdict, FailureKnown)
 
 
-@given(watched(), lives)
-def test_a_stream_ends_when_and_only_when_there_is_nothing_more_to_tell(watcher: Watcher, life: list[Move]) -> None:
+@given(watched(), run_histories)
+def test_a_stream_ends_when_and_only_when_there_is_nothing_more_to_tell(
+    watcher: SimulatedReader, life: list[Move]
+) -> None:
     ended = False
     for frames in live(watcher, life):
         for frame in frames:
@@ -120,9 +122,9 @@ def test_a_stream_ends_when_and_only_when_there_is_nothing_more_to_tell(watcher:
             assert watcher.answer.options.until == "run" or watcher.answer.sent_outcome is None
 
 
-@given(lives_of("read", "fetch", "start", "push", "succeed", "run", "retry", "clear"))
+@given(run_histories_of("read", "fetch", "start", "push", "succeed", "run", "retry", "clear"))
 def test_a_result_that_stands_is_that_of_the_current_tries(life: list[Move]) -> None:
-    watcher = Watcher(History(graph({"answer": []}, {})), until="run")
+    watcher = SimulatedReader(History(graph({"answer": []}, {})), until="run")
     tries: dict[tuple[str, int], int] = {}
     for frames in live(watcher, life):
         result = watcher.answer.sent_outcome
@@ -138,8 +140,8 @@ def test_a_result_that_stands_is_that_of_the_current_tries(life: list[Move]) -> 
         assert now == tries, "a new try is told"
 
 
-@given(watched(), lives)
-def test_a_late_watcher_sees_what_the_others_were_told(watcher: Watcher, life: list[Move]) -> None:
+@given(watched(), run_histories)
+def test_a_late_watcher_sees_what_the_others_were_told(watcher: SimulatedReader, life: list[Move]) -> None:
     standing: AnyFrame | None = None
     for frames in live(watcher, life):
         for frame in frames:

@@ -7,13 +7,13 @@ import pytest
 from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.outcome import ResultKnown, WatchOptions, evaluate
 from stream_server.protocol.frames import AnyFrame, Reset, Snapshot
-from support.builders import History, Watcher, graph, results_of, types
+from support.builders import History, SimulatedReader, graph, results_of, types
 
 
 class TestTakenBack:
-    def answered(self) -> tuple[History, Watcher]:
+    def answered(self) -> tuple[History, SimulatedReader]:
         history = History()
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.start("answer")
         history.push("answer", "first")
         assert results_of(watcher.catch_up()) == [{"answer": "first"}]
@@ -58,7 +58,7 @@ class TestTakenBack:
 
     def test_a_failed_task_marked_as_success_takes_the_failure_back(self) -> None:
         history = History()
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.set_task("answer", "failed")
         assert types(watcher.catch_up()) == ["failure"]
         history.set_task("answer", "success")
@@ -95,7 +95,7 @@ class TestTakenBack:
 
     def test_a_failure_that_has_another_culprit_left_stands(self) -> None:
         history = History(graph({"left": ["join"], "right": ["join"], "join": []}, {}))
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.set_task("left", "failed")
         history.set_task("right", "failed")
         assert types(watcher.catch_up()) == ["failure"]
@@ -105,10 +105,10 @@ class TestTakenBack:
         assert types(watcher.catch_up()) == ["reset", "snapshot"]
 
     @staticmethod
-    def doomed(*, spread: bool) -> tuple[History, Watcher]:
+    def doomed(*, spread: bool) -> tuple[History, SimulatedReader]:
         """Somebody who was told that `answer` cannot come, maybe with Airflow having written it since."""
         history = History()
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.start("ask")
         history.set_task("ask", "failed")
         assert types(watcher.catch_up()) == ["failure"]
@@ -145,7 +145,7 @@ class TestTakenBack:
 
     def test_a_clear_before_anything_was_told_is_told_too(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.clear("ask")
         assert self.reason(watcher.catch_up()) == "cleared"
 
@@ -165,7 +165,7 @@ class TestTakenBack:
 class TestTraps:
     def test_a_push_of_a_killed_task_is_no_answer(self) -> None:
         history = History()
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.start("answer")
         history.set_task("answer", "failed")
         watcher.catch_up()
@@ -174,7 +174,7 @@ class TestTraps:
 
     def test_a_push_between_two_tries_is_no_answer(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("answer")
         history.set_task("answer", "up_for_retry")
         history.push("answer", "too late")
@@ -183,7 +183,7 @@ class TestTraps:
 
     def test_push_and_failure_in_one_batch_is_a_failure_only(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("answer")
         history.push("answer")
         history.set_task("answer", "failed")
@@ -191,7 +191,7 @@ class TestTraps:
 
     def test_a_try_that_fails_while_its_value_is_read_is_no_answer(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("answer")
         history.push("answer")
         assert watcher.advance() == []
@@ -202,7 +202,7 @@ class TestTraps:
 
     def test_a_value_that_is_gone_from_a_running_task_is_waited_for_again(self) -> None:
         history = History()
-        watcher = Watcher(history)
+        watcher = SimulatedReader(history)
         history.start("answer")
         history.push("answer")
         watcher.advance()
@@ -224,7 +224,7 @@ class TestTraps:
 
     def test_a_late_watcher_sees_what_was_told(self) -> None:
         history = History()
-        watcher = Watcher(history, until="run")
+        watcher = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
         told = watcher.catch_up()
         assert types(watcher.answer.initial_frames(watcher.run)) == ["snapshot", "result"]

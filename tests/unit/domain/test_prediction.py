@@ -8,19 +8,19 @@ import pytest
 
 from stream_server.domain.graph import Graph
 from stream_server.domain.prediction import Prediction, is_predictable
-from support.predictions import CHAIN, forecast
+from support.predictions import CHAIN, predict
 from support.serialized_dags import Node, dag, mapped_group, plain_group, setup, teardown
 
 
 def doomed(graph: Graph, **states: str | Mapping[int, str | None] | None) -> set[str]:
-    told = forecast(graph, **states)
+    told = predict(graph, **states)
     return {task_id for task_id in graph.tasks if told.cannot_succeed(task_id)}
 
 
 class TestSpreading:
     def test_a_failure_is_followed_to_the_end_at_once(self) -> None:
         assert doomed(CHAIN, a="success", b="failed") == {"b", "c", "d", "e", "f"}
-        assert forecast(CHAIN, a="success", b="failed").must_fail("f") == {-1}
+        assert predict(CHAIN, a="success", b="failed").must_fail("f") == {-1}
 
     @pytest.mark.parametrize(
         "state", ["success", "running", "queued", "up_for_retry", "restarting", "deferred", "awaiting_input", "new"]
@@ -31,11 +31,11 @@ class TestSpreading:
     def test_who_waits_for_the_culprit_skips_too_late_to_save_the_run(self) -> None:
         """A loop that has `c` run has told `b` to fail; so `d` fails, although `c` may skip itself (`all_success`)."""
         graph = dag({"a": Node("b", "c"), "b": Node("d"), "c": Node("d", trigger_rule="none_skipped"), "d": Node()})
-        assert forecast(graph, a="failed").must_fail("d") == {-1}
+        assert predict(graph, a="failed").must_fail("d") == {-1}
 
     def test_it_may_also_wait_for_what_only_the_culprit_ends(self) -> None:
         nodes = {"a": Node("b", "x"), "b": Node("d"), "x": Node("c"), "c": Node("d", trigger_rule="all_done")}
-        assert forecast(dag({**nodes, "d": Node()}), a="failed").must_fail("d") == {-1}
+        assert predict(dag({**nodes, "d": Node()}), a="failed").must_fail("d") == {-1}
 
     @pytest.mark.parametrize(
         ("nodes", "states"),
@@ -59,12 +59,12 @@ class TestSpreading:
     def test_who_may_skip_itself_before_that_may_save_the_run(
         self, nodes: Mapping[str, Node], states: dict[str, str]
     ) -> None:
-        told = forecast(dag(nodes), **states)
+        told = predict(dag(nodes), **states)
         assert told.cannot_succeed("d") == {-1}
         assert told.must_fail("d") == frozenset()
 
     def test_skipping_spreads_and_fails_no_run(self) -> None:
-        told = forecast(CHAIN, a="skipped")
+        told = predict(CHAIN, a="skipped")
         assert told.cannot_succeed("f") == {-1}
         assert told.must_fail("f") == frozenset()
 
@@ -130,16 +130,16 @@ class TestSetupsAndTeardowns:
     def test_a_skipped_setup_goes_before_what_has_failed_directly_above(self) -> None:
         """So that the task is skipped, and no failure of the run (`_evaluate_setup_constraint` comes first)."""
         graph = dag({"s": setup("a"), "a": Node("b"), "b": Node("c"), "c": Node(), "x": Node("c")})
-        told = forecast(graph, s="skipped", a="running", x="failed")
+        told = predict(graph, s="skipped", a="running", x="failed")
         assert told.cannot_succeed("c") == {-1}
         assert told.must_fail("c") == frozenset()
-        assert forecast(graph, s="success", a="running", x="failed").must_fail("c") == {-1}
+        assert predict(graph, s="success", a="running", x="failed").must_fail("c") == {-1}
 
     def test_a_teardown_runs_if_its_setup_has(self) -> None:
         assert doomed(self.GRAPH, s="success", a="failed") == {"a"}
 
     def test_a_skipped_setup_skips_its_teardown(self) -> None:
-        assert forecast(self.GRAPH, s="skipped").must_fail("t") == frozenset()
+        assert predict(self.GRAPH, s="skipped").must_fail("t") == frozenset()
         assert "t" in doomed(self.GRAPH, s="skipped")
 
 
@@ -150,13 +150,13 @@ class TestMapped:
 
     def test_a_failed_instance_dooms_the_list_although_others_go_on(self) -> None:
         graph = dag({"m": Node(mapped_over=[1, 2])})
-        assert forecast(graph, m={0: "running", 1: "failed"}).cannot_succeed("m") == {1}
+        assert predict(graph, m={0: "running", 1: "failed"}).cannot_succeed("m") == {1}
 
     def test_a_removed_instance_is_missed_by_nobody_unless_all_are(self) -> None:
         graph = dag({"m": Node(mapped_over=[1, 2])})
-        assert forecast(graph, m={0: "running", 1: "removed"}).cannot_succeed("m") == frozenset()
-        assert forecast(graph, m={0: "removed", 1: "failed"}).cannot_succeed("m") == {1}
-        assert forecast(graph, m={0: "removed", 1: "removed"}).cannot_succeed("m") == {0, 1}
+        assert predict(graph, m={0: "running", 1: "removed"}).cannot_succeed("m") == frozenset()
+        assert predict(graph, m={0: "removed", 1: "failed"}).cannot_succeed("m") == {1}
+        assert predict(graph, m={0: "removed", 1: "removed"}).cannot_succeed("m") == {0, 1}
 
     def test_what_says_how_often_a_task_is_run_must_succeed_whatever_the_rule(self) -> None:
         graph = dag({"list": Node("m"), "m": Node(mapped_over="list", trigger_rule="all_done")})
@@ -166,7 +166,7 @@ class TestMapped:
         """Airflow expands it to nothing then, and calls that `upstream_failed` (`TaskMap.expand_mapped_task`)."""
         nodes = {"ready": Node("m", "list"), "list": Node("m", trigger_rule="one_failed")}
         graph = dag({**nodes, "m": Node("end", mapped_over="list", trigger_rule="one_done"), "end": Node()})
-        told = forecast(graph, ready="success")
+        told = predict(graph, ready="success")
         assert told.cannot_succeed("end") == {-1}
         assert told.must_fail("m") == frozenset()
         below = dag(
@@ -176,18 +176,18 @@ class TestMapped:
                 "end": Node(trigger_rule="none_failed"),
             }
         )
-        assert forecast(below, ready="success").cannot_succeed("end") == frozenset()
+        assert predict(below, ready="success").cannot_succeed("end") == frozenset()
 
     def test_what_skips_a_mapped_task_comes_before_a_rule_that_waits_for_all(self) -> None:
         nodes = {"a": Node("m"), "b": Node("m"), "list": Node("m")}
         graph = dag({**nodes, "m": Node(mapped_over="list", trigger_rule="one_success")})
-        assert forecast(graph, a="upstream_failed", b="running", list="skipped").must_fail("m") == frozenset()
+        assert predict(graph, a="upstream_failed", b="running", list="skipped").must_fail("m") == frozenset()
 
     def test_a_mapping_over_nothing_is_known_from_the_start(self) -> None:
         graph = dag({"m": Node("end", mapped_over=[]), "end": Node()})
         assert is_predictable(graph, {})
         assert doomed(graph) == {"m", "end"}
-        assert forecast(graph).must_fail("end") == frozenset()
+        assert predict(graph).must_fail("end") == frozenset()
 
     def test_a_task_that_waits_for_failures_of_a_mapping_over_nothing_is_skipped(self) -> None:
         graph = dag({"m": Node("mend", mapped_over=[]), "mend": Node(trigger_rule="one_failed")})
@@ -205,12 +205,12 @@ class TestMappedGroup:
     )
 
     def test_only_the_same_index_counts_within_the_group(self) -> None:
-        told = forecast(self.GRAPH, list="success", g_a={0: "failed", 1: "success"}, g_b={0: None, 1: None})
+        told = predict(self.GRAPH, list="success", g_a={0: "failed", 1: "success"}, g_b={0: None, 1: None})
         assert told.cannot_succeed("g.b") == {0}
         assert told.cannot_succeed("end") == {-1}
 
     def test_what_is_not_expanded_yet_is_known_by_its_siblings(self) -> None:
-        told = forecast(self.GRAPH, list="success", g_a={0: "failed", 1: None})
+        told = predict(self.GRAPH, list="success", g_a={0: "failed", 1: None})
         assert told.cannot_succeed("g.b") == {0}
         assert told.cannot_succeed("end") == {-1}
 
@@ -223,8 +223,8 @@ class TestMappedGroup:
             plain_group(g=mapped_group("g.a", "g.b", over=[1, 2])),
         )
         pending = {0: None, 1: None}
-        assert forecast(graph, g_a={0: "failed", 1: "running"}, g_b=pending).cannot_succeed("g.b") == frozenset()
-        assert forecast(graph, g_a={0: "failed", 1: "failed"}, g_b=pending).cannot_succeed("g.b") == {0, 1}
+        assert predict(graph, g_a={0: "failed", 1: "running"}, g_b=pending).cannot_succeed("g.b") == frozenset()
+        assert predict(graph, g_a={0: "failed", 1: "failed"}, g_b=pending).cannot_succeed("g.b") == {0, 1}
 
     def test_a_mapping_within_a_mapping_is_waited_for(self) -> None:
         outer = mapped_group("o.a", over=[1, 2])
@@ -248,7 +248,7 @@ class TestSkippedByOthers:
 
     def test_fail_fast_skips_what_was_told_to_fail(self) -> None:
         graph = dag({"a": Node("b"), "b": Node(), "c": Node()}, fail_fast=True)
-        told = forecast(graph, a="failed", b="upstream_failed", c="running")
+        told = predict(graph, a="failed", b="upstream_failed", c="running")
         assert told.cannot_succeed("b") == {-1}
         assert told.must_fail("b") == frozenset()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stream_server.domain.root_cause import find_root_cause
-from support.predictions import CHAIN, forecast
+from support.predictions import CHAIN, predict
 from support.serialized_dags import Node, dag, mapped_group, plain_group, setup, teardown
 
 SETUP = dag({"s": setup("a", "t"), "a": Node("b"), "b": Node("t", trigger_rule="all_done"), "t": teardown()})
@@ -15,47 +15,47 @@ MAPPED_GROUP = dag(
 
 def test_it_is_the_nearest_that_failed() -> None:
     graph = dag({"a": Node("b"), "b": Node("c"), "c": Node(), "x": Node("b", "c")})
-    assert find_root_cause(forecast(graph, a="failed", x="success"), "c", -1) == ("a", -1)
-    assert find_root_cause(forecast(graph, a="failed", x="failed"), "c", -1) == ("x", -1)
+    assert find_root_cause(predict(graph, a="failed", x="success"), "c", -1) == ("a", -1)
+    assert find_root_cause(predict(graph, a="failed", x="failed"), "c", -1) == ("x", -1)
 
 
 def test_of_several_it_is_the_first_by_name_and_index() -> None:
     graph = dag({"b": Node("c", mapped_over=[1, 2]), "a": Node("c"), "c": Node()})
-    assert find_root_cause(forecast(graph, a="success", b={0: "success", 2: "failed", 1: "failed"}), "c", -1) == (
+    assert find_root_cause(predict(graph, a="success", b={0: "success", 2: "failed", 1: "failed"}), "c", -1) == (
         "b",
         1,
     )
-    assert find_root_cause(forecast(graph, a="failed", b={0: "failed"}), "c", -1) == ("a", -1)
+    assert find_root_cause(predict(graph, a="failed", b={0: "failed"}), "c", -1) == ("a", -1)
 
 
 def test_a_task_that_failed_itself_blames_nobody() -> None:
-    assert find_root_cause(forecast(CHAIN, a="failed", b="failed"), "b", -1) == ("b", -1)
+    assert find_root_cause(predict(CHAIN, a="failed", b="failed"), "b", -1) == ("b", -1)
 
 
 def test_it_is_found_above_what_airflow_has_told_to_fail() -> None:
     states = dict.fromkeys("bcdef", "upstream_failed")
-    assert find_root_cause(forecast(CHAIN, a="failed", **states), "f", -1) == ("a", -1)
+    assert find_root_cause(predict(CHAIN, a="failed", **states), "f", -1) == ("a", -1)
 
 
 def test_for_what_is_skipped_it_is_where_skipping_began() -> None:
-    assert find_root_cause(forecast(CHAIN, a="success", b="skipped", c="skipped"), "f", -1) == ("b", -1)
+    assert find_root_cause(predict(CHAIN, a="success", b="skipped", c="skipped"), "f", -1) == ("b", -1)
 
 
 def test_in_a_mapped_group_it_has_the_same_index() -> None:
-    told = forecast(MAPPED_GROUP, list="success", g_a={0: "failed", 1: "failed", 2: None}, g_b=dict.fromkeys(range(3)))
+    told = predict(MAPPED_GROUP, list="success", g_a={0: "failed", 1: "failed", 2: None}, g_b=dict.fromkeys(range(3)))
     assert find_root_cause(told, "g.b", 1) == ("g.a", 1)
 
 
 def test_a_setup_or_the_source_of_a_mapping_may_be_it() -> None:
-    assert find_root_cause(forecast(SETUP, s="failed", a="removed"), "b", -1) == ("s", -1)
-    assert find_root_cause(forecast(MAPPED_GROUP, list="failed"), "g.b", -1) == ("list", -1)
+    assert find_root_cause(predict(SETUP, s="failed", a="removed"), "b", -1) == ("s", -1)
+    assert find_root_cause(predict(MAPPED_GROUP, list="failed"), "g.b", -1) == ("list", -1)
 
 
 def test_what_could_not_be_expanded_is_to_blame_itself() -> None:
     graph = dag({"list": Node("m"), "m": Node("end", mapped_over="list"), "end": Node()})
-    assert find_root_cause(forecast(graph, list="success", m="upstream_failed"), "end", -1) == ("m", -1)
+    assert find_root_cause(predict(graph, list="success", m="upstream_failed"), "end", -1) == ("m", -1)
 
 
 def test_where_all_went_too_well_there_is_none() -> None:
     graph = dag({"a": Node("b"), "b": Node(trigger_rule="one_failed")})
-    assert find_root_cause(forecast(graph, a="success"), "b", -1) is None
+    assert find_root_cause(predict(graph, a="success"), "b", -1) is None

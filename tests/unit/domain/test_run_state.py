@@ -7,7 +7,7 @@ from hypothesis import given
 
 from stream_server.domain.run_state import MAX_LISTED_INSTANCES, RETRACTING_STATES, RunState
 from stream_server.protocol.frames import RunTransition, Snapshot, TaskTransition
-from support.builders import History, Move, at, graph, known, lives, play
+from support.builders import History, Move, apply_move, at, comparable_state, graph, run_histories
 
 
 def may_happen(history: History, move: Move) -> bool:
@@ -16,7 +16,7 @@ def may_happen(history: History, move: Move) -> bool:
     And what ends a task that is to be tried again without another try: whoever joins then hears what the last one said.
     """
     place = sorted(history.rows)[move[1] % len(history.rows)]
-    if history.said(place) and history.rows[place].state in RETRACTING_STATES:
+    if history.output_length(place) and history.rows[place].state in RETRACTING_STATES:
         return move[0] in {"read", "advance", "start", "run", "say", "clear"}
     return move[0] != "defer" or place not in history.xcoms
 
@@ -27,7 +27,7 @@ def follow(run: RunState, history: History, after: int = 0) -> RunState:
     return run
 
 
-@given(lives)
+@given(run_histories)
 def test_following_from_the_first_row_gives_what_the_database_says_at_any_time(life: list[Move]) -> None:
     history = History()
     history.marked = {"ask"}
@@ -38,17 +38,17 @@ def test_following_from_the_first_row_gives_what_the_database_says_at_any_time(l
             follow(run, history, seen)
             seen = len(history.journal)
             assert run.is_deleted == history.deleted
-            assert history.deleted or known(run) == known(history.state())
+            assert history.deleted or comparable_state(run) == comparable_state(history.state())
         elif may_happen(history, move):
-            play(history, move)
+            apply_move(history, move)
 
 
-@given(lives)
+@given(run_histories)
 def test_sums_of_instances_are_those_of_the_instances(life: list[Move]) -> None:
     history = History()
     run = history.state()
     for move in life:
-        play(history, move)
+        apply_move(history, move)
     for transition in history.journal:
         run.apply(transition)
         for instances in run.tasks.values():
@@ -68,27 +68,27 @@ def test_sums_of_instances_are_those_of_the_instances(life: list[Move]) -> None:
             assert instances.tries == sum(one.try_number for one in instances.values())
 
 
-@given(lives, lives)
+@given(run_histories, run_histories)
 def test_a_snapshot_plus_the_rest_of_the_journal_is_the_whole_journal(before: list[Move], after: list[Move]) -> None:
     history = History()
     first = history.state()
     for move in before:
         if may_happen(history, move) and move[0] != "delete_run":
-            play(history, move)
+            apply_move(history, move)
     joined, read = history.state(), len(history.journal)
     for move in after:
         if may_happen(history, move):
-            play(history, move)
-    assert known(follow(joined, history, read)) == known(follow(first, history))
+            apply_move(history, move)
+    assert comparable_state(follow(joined, history, read)) == comparable_state(follow(first, history))
 
 
-@given(lives)
+@given(run_histories)
 def test_the_frames_of_tasks_tell_their_states(life: list[Move]) -> None:
     history = History()
     run = history.state()
     told: dict[tuple[str, int], tuple[str | None, int]] = {(task_id, -1): (None, 0) for task_id in history.graph.tasks}
     for move in life:
-        play(history, move)
+        apply_move(history, move)
     for transition in history.journal:
         for frame in run.apply(transition):
             if isinstance(frame, TaskTransition):

@@ -19,7 +19,7 @@ from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, Resumed
-from support.builders import EPOCH, KEY, History, Move, at, lives_of, play, types
+from support.builders import EPOCH, KEY, History, Move, apply_move, at, run_histories_of, types
 
 UNTIL_RUN = WatchOptions(until="run")
 
@@ -103,7 +103,9 @@ class Desk:
         return one._replace(had_spoken=spoke)
 
 
-talkative = lives_of(*("say", "say", "start", "start", "read", "retry", "advance", "run", "fail", "clear", "expand"))
+talkative = run_histories_of(
+    *("say", "say", "start", "start", "read", "retry", "advance", "run", "fail", "clear", "expand")
+)
 
 
 @given(talkative)
@@ -117,7 +119,7 @@ def test_a_client_that_was_there_knows_what_stands(life: list[Move]) -> None:
             if number % 3 == 0:
                 late.append(desk.follow())
         else:
-            play(desk.history, move)
+            apply_move(desk.history, move)
     desk.read()
     for one in (client, *late):
         assert one.heard == chunks(desk.run.output.frames)
@@ -135,7 +137,7 @@ def test_a_client_that_comes_back_knows_what_stands_or_is_told_to_begin_anew(
             desk.read()
             places.append((len(desk.history.journal), [*client.heard]))
         else:
-            play(desk.history, move)
+            apply_move(desk.history, move)
     desk.read()
     if not places or not desk.feed.groups:
         return
@@ -154,8 +156,8 @@ def test_what_is_said_is_told_once_and_in_order_to_all_who_watch() -> None:
     first = desk.join()
     first.take()
     desk.history.start("answer")
-    desk.history.say("answer", "Be", "cause")
-    desk.history.say("answer", {"any": ["thing"]}, None)
+    desk.history.emit_output("answer", "Be", "cause")
+    desk.history.emit_output("answer", {"any": ["thing"]}, None)
     desk.read()
     frames = [wire.frame for wire in first.take()]
     assert types(frames) == ["task"] * 3 + ["chunk"] * 4
@@ -170,13 +172,13 @@ def test_a_retry_takes_back_what_the_try_has_said_and_nothing_else() -> None:
     desk = Desk()
     watcher = desk.join()
     desk.history.start("ask")
-    desk.history.say("ask", "why")
+    desk.history.emit_output("ask", "why")
     desk.history.start("answer")
-    desk.history.say("answer", "Be", "caus")
+    desk.history.emit_output("answer", "Be", "caus")
     desk.read()
     watcher.take()
     desk.history.set_task("answer", "up_for_retry")
-    desk.history.say("answer", "e")
+    desk.history.emit_output("answer", "e")
     desk.read()
     frames = [wire.frame for wire in watcher.take()]
     assert types(frames) == ["task", "reset", "snapshot", "chunk"]
@@ -184,8 +186,8 @@ def test_a_retry_takes_back_what_the_try_has_said_and_nothing_else() -> None:
     assert frames[1].reason == "retried"
     assert texts(frames) == ["why"]
     desk.history.start("answer")
-    desk.history.say("answer", "Therefore")
-    desk.history.say("answer", "late", try_number=1)
+    desk.history.emit_output("answer", "Therefore")
+    desk.history.emit_output("answer", "late", try_number=1)
     desk.read()
     assert texts(wire.frame for wire in watcher.take()) == ["Therefore"]
     assert texts(wire.frame for wire in desk.join().take()) == ["why", "Therefore"]
@@ -195,7 +197,7 @@ def test_a_retry_of_a_task_that_has_said_nothing_takes_nothing_back() -> None:
     desk = Desk()
     watcher = desk.join()
     desk.history.start("ask")
-    desk.history.say("ask", "why")
+    desk.history.emit_output("ask", "why")
     desk.history.start("answer")
     desk.history.set_task("answer", "up_for_retry")
     desk.read()
@@ -206,7 +208,7 @@ def test_a_task_that_is_cleared_takes_its_words_back_and_a_result_that_stands_is
     desk = Desk()
     watcher = desk.join(WatchOptions(("ask",), until="run"))
     desk.history.start("answer")
-    desk.history.say("answer", "Because")
+    desk.history.emit_output("answer", "Because")
     desk.history.run_task("ask", "why")
     desk.read()
     desk.feed.add_values(frozenset({"ask"}), desk.history.values({"ask"}), desk.history.cursor())
@@ -223,7 +225,7 @@ def test_a_result_comes_after_what_was_said_before_it() -> None:
     desk = Desk()
     watcher = desk.join(WatchOptions())
     desk.history.start("answer")
-    desk.history.say("answer", "Because")
+    desk.history.emit_output("answer", "Because")
     desk.history.push("answer", "Because")
     desk.read()
     desk.feed.add_values(frozenset({"answer"}), desk.history.values({"answer"}), desk.history.cursor())
@@ -237,7 +239,7 @@ def test_who_wants_an_answer_alone_hears_nothing_of_it() -> None:
     desk = Desk()
     watcher = desk.join(WatchOptions(include_output=False, until="run"))
     desk.history.start("answer")
-    desk.history.say("answer", "Because")
+    desk.history.emit_output("answer", "Because")
     desk.read()
     desk.history.set_task("answer", "up_for_retry")
     desk.read()
@@ -248,9 +250,9 @@ def test_what_was_written_twice_is_told_once() -> None:
     desk = Desk()
     watcher = desk.join()
     desk.history.start("answer")
-    desk.history.say("answer", "a", "b")
-    desk.history.say("answer", "a", "b", index=0)
-    desk.history.say("answer", "c", index=2)
+    desk.history.emit_output("answer", "a", "b")
+    desk.history.emit_output("answer", "a", "b", index=0)
+    desk.history.emit_output("answer", "c", index=2)
     desk.read()
     assert texts(wire.frame for wire in watcher.take()) == ["a", "b", "c"]
 
@@ -260,13 +262,13 @@ def test_a_try_that_begins_anew_takes_back_what_it_has_said() -> None:
     desk = Desk()
     watcher = desk.join()
     desk.history.start("answer")
-    desk.history.say("answer", "first", "poke")
+    desk.history.emit_output("answer", "first", "poke")
     desk.read()
     read = len(desk.history.journal)
     watcher.take()
     desk.history.set_task("answer", "up_for_reschedule")
     desk.history.set_task("answer", "running")
-    desk.history.say("answer", "second", index=0)
+    desk.history.emit_output("answer", "second", index=0)
     desk.read()
     frames = [wire.frame for wire in watcher.take()]
     assert types(frames)[-3:] == ["reset", "snapshot", "chunk"]

@@ -35,7 +35,7 @@ from stream_server.protocol.schema import (
 from stream_server.protocol.wire import Wire, decode_frame
 from stream_server.server.app import create_app
 from stream_server.settings import Settings
-from support.openapi_validation import refused, validator
+from support.openapi_validation import make_validator, validation_errors
 
 ROOT = Path(__file__).resolve().parents[3]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
@@ -55,7 +55,7 @@ def example_of(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("example", [example for _, example in EXAMPLES], ids=[kind for kind, _ in EXAMPLES])
 def test_every_example_of_a_frame_is_valid(example: dict[str, Any]) -> None:
-    assert refused("Frame", example) == []
+    assert validation_errors("Frame", example) == []
 
 
 def test_every_type_of_frame_has_an_example() -> None:
@@ -64,14 +64,14 @@ def test_every_type_of_frame_has_an_example() -> None:
 
 @pytest.mark.parametrize("answer", examples.BODIES, ids=lambda answer: type(answer).__name__)
 def test_every_example_of_an_answer_is_valid(answer: msgspec.Struct) -> None:
-    assert refused(type(answer).__name__, msgspec.json.decode(msgspec.json.encode(answer))) == []
+    assert validation_errors(type(answer).__name__, msgspec.json.decode(msgspec.json.encode(answer))) == []
 
 
 def test_every_example_of_what_a_client_says_is_valid_and_understood() -> None:
     decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
     found = build_schemas(asyncapi.CLIENT_MESSAGES, "#/$defs/{name}")
     for kind, example in asyncapi.CLIENT_MESSAGE_EXAMPLES.items():
-        assert list(validator({**found[kind.__name__], "$defs": found}).iter_errors(example)) == []
+        assert list(make_validator({**found[kind.__name__], "$defs": found}).iter_errors(example)) == []
         assert type(decoder.decode(json.dumps(example))) is kind
 
 
@@ -91,17 +91,17 @@ def test_every_example_of_what_a_client_says_is_valid_and_understood() -> None:
     ],
 )
 def test_what_is_none_of_ours_is_refused(kind: str, change: dict[str, Any]) -> None:
-    assert refused("Frame", {**example_of(kind), **change})
+    assert validation_errors("Frame", {**example_of(kind), **change})
 
 
 @pytest.mark.parametrize("kind", [tag_of(kind) for kind in FRAME_TYPES])
 def test_members_may_be_added_and_none_left_out(kind: str) -> None:
     example = example_of(kind)
-    assert refused("Frame", {**example, "new": 1}) == []
-    assert refused("Frame", {**example, "new": 1}, strictly=True)
+    assert validation_errors("Frame", {**example, "new": 1}) == []
+    assert validation_errors("Frame", {**example, "new": 1}, strictly=True)
     (name,) = (one.__name__ for one in FRAME_TYPES if tag_of(one) == kind)
     for member in build_frame_schemas("")[name]["required"]:
-        assert refused("Frame", {other: value for other, value in example.items() if other != member})
+        assert validation_errors("Frame", {other: value for other, value in example.items() if other != member})
 
 
 def test_the_reasons_of_a_failure_are_those_that_there_are() -> None:
@@ -217,13 +217,13 @@ def test_examples_of_problems_are_what_is_sent() -> None:
     shown = unavailable["content"]["application/problem+json"]["examples"]["Draining"]["value"]
     told = errors.Draining().problem_body()
     assert {**shown, "detail": ""} == {**told, "detail": ""}
-    assert refused("Problem", told) == []
+    assert validation_errors("Problem", told) == []
 
 
 @pytest.mark.parametrize("text", re.findall(r"```json\n(\{\"type\".+?)\n```", PROTOCOL, re.DOTALL))
 def test_an_example_of_the_docs_is_one_of_the_code(text: str) -> None:
     written = json.loads(text)
-    assert refused("Frame", written, strictly=True) == []
+    assert validation_errors("Frame", written, strictly=True) == []
     same = [wire for wire in examples.FRAMES if wire.frame == decode_frame(text)]
     assert written.get("cursor") in {cursor_of(wire) for wire in same}, "it is another example"
 

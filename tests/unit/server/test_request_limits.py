@@ -17,5 +17,5 @@ from stream_server.server.request_limits import get_address
         (None, None),
     ],
 )
-def test_an_address_is_told_as_asgi_has_it(known: object, told: object) -> None:
+def test_an_address_has_the_form_of_asgi(known: object, told: object) -> None:
     assert get_address(asyncio.Transport(extra={"peername": known}), "peername") == told
