@@ -30,7 +30,7 @@ from stream_server.auth.rate_limits import RateLimits
 from stream_server.domain.outcome import ReturnValues
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import Transition, TransitionKind
-from stream_server.http.delivery.scheduler import Courier
+from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.hub.hub import Hub
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import RunInfo
@@ -101,9 +101,9 @@ def make_server_app(runs: int, feed_port: int) -> Starlette:
                 "settings": settings(),
                 "hub": hub,
                 "authorizer": AllowAll(),
-                "courier": Courier(loop, settings().ping_interval),
+                "scheduler": WriteScheduler(loop, settings().ping_interval),
                 "edge": RequestLimits(settings(), loop),
-                "admission": RateLimits(
+                "rate_limits": RateLimits(
                     settings().max_streams_per_caller, settings().max_joins_per_second, secrets.token_bytes()
                 ),
             }

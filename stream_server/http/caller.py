@@ -8,17 +8,17 @@ from stream_server.auth.airflow_api import AirflowApi
 from stream_server.auth.authorizer import Caller
 from stream_server.auth.tickets import MAX_TICKET_LENGTH, ticket_digest, unseal_credential
 from stream_server.errors import AirflowUrlMissing, OriginNotAllowed, TicketRefused
-from stream_server.http.delivery.scope import TICKET
-from stream_server.http.params import query_of
-from stream_server.http.request_slot import recognize
+from stream_server.http.delivery.scope import TICKET_KEY
+from stream_server.http.params import parse_query
+from stream_server.http.request_slot import attribute_request
 from stream_server.http.state import State
 from stream_server.urls import Origin
 
-CREDENTIALS = (b"authorization", b"cookie")
+CREDENTIAL_HEADERS = (b"authorization", b"cookie")
 """Headers by which callers say who they are. Some auth managers need all cookies."""
 
 
-async def caller_of(connection: HTTPConnection) -> Caller:
+async def identify_caller(connection: HTTPConnection) -> Caller:
     """Return who asks.
 
     Raises:
@@ -28,25 +28,25 @@ async def caller_of(connection: HTTPConnection) -> Caller:
         TooManyStreams: He has as many as he may.
     """
     # No token may stand there, whether or not the query is read.
-    query_of(connection)
-    if (ticket := connection.scope.get(TICKET)) is not None:
-        caller = await _redeem(connection, ticket)
+    parse_query(connection)
+    if (ticket := connection.scope.get(TICKET_KEY)) is not None:
+        caller = await _redeem_ticket(connection, ticket)
     else:
-        caller = Caller(credential_of(connection))
+        caller = Caller(read_credential(connection))
         if "cookie" in caller.headers:
             refuse_foreign_origin(connection)
-    recognize(connection.scope, caller.headers)
+    attribute_request(connection.scope, caller.headers)
     return caller
 
 
-def credential_of(connection: HTTPConnection) -> dict[str, str]:
+def read_credential(connection: HTTPConnection) -> dict[str, str]:
     """Return the headers by which somebody says who he is."""
     # Of several, the first counts.
     headers = reversed([*connection.scope["headers"]])
-    return {name.decode(): value.decode("latin-1") for name, value in headers if name in CREDENTIALS}
+    return {name.decode(): value.decode("latin-1") for name, value in headers if name in CREDENTIAL_HEADERS}
 
 
-async def _redeem(connection: HTTPConnection, ticket: str) -> Caller:
+async def _redeem_ticket(connection: HTTPConnection, ticket: str) -> Caller:
     """Return who was given a ticket, which is used up by that."""
     state: State = connection.scope["state"]
     kept = await state["tickets"].redeem_ticket(ticket_digest(ticket)) if len(ticket) <= MAX_TICKET_LENGTH else None
@@ -62,7 +62,7 @@ async def _redeem(connection: HTTPConnection, ticket: str) -> Caller:
     return Caller(headers)
 
 
-def airflow_as(connection: HTTPConnection, caller: Caller) -> AirflowApi:
+def airflow_api_for(connection: HTTPConnection, caller: Caller) -> AirflowApi:
     """Return Airflow's API as a caller sees it, with his own rights.
 
     Raises:

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-Late = TypeVar("Late", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
 
-TURNS = 16
+CHECKS_PER_TIMEOUT = 16
 """How often, at most, is looked in the time that all have."""
 
 
-class Deadlines(Generic[Late]):
+class SharedTimeouts(Generic[Key]):
     """Calls at those who are late.
 
     Args:
@@ -21,45 +21,45 @@ class Deadlines(Generic[Late]):
         over: Called with who is late, once.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, over: Callable[[Late], object]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, over: Callable[[Key], object]) -> None:
         self._loop = loop
         self._seconds = seconds
-        self._over = over
+        self._on_timeout = over
         # Who began first is late first, so that the order of beginning is that of the deadlines.
-        self._due: dict[Late, float] = {}
+        self._due_at: dict[Key, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._due)
+        return len(self._due_at)
 
-    def start(self, who: Late) -> None:
+    def start(self, who: Key) -> None:
         """Give somebody his time, from now on."""
-        self._due.pop(who, None)
-        self._due[who] = self._loop.time() + self._seconds
+        self._due_at.pop(who, None)
+        self._due_at[who] = self._loop.time() + self._seconds
         if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._look)
+            self._timer = self._loop.call_later(self._seconds, self._expire)
 
-    def stop(self, who: Late) -> None:
+    def stop(self, who: Key) -> None:
         """Somebody is done, or gone."""
-        self._due.pop(who, None)
+        self._due_at.pop(who, None)
 
     def close(self) -> None:
         """Forget everybody."""
-        self._due.clear()
+        self._due_at.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _expire(self) -> None:
         self._timer = None
         now = self._loop.time()
         late = []
-        for who, due in self._due.items():
+        for who, due in self._due_at.items():
             if due > now:
-                soonest = max(due, now + self._seconds / TURNS)
-                self._timer = self._loop.call_at(soonest, self._look)
+                soonest = max(due, now + self._seconds / CHECKS_PER_TIMEOUT)
+                self._timer = self._loop.call_at(soonest, self._expire)
                 break
             late.append(who)
         for who in late:
             self.stop(who)
-            self._over(who)
+            self._on_timeout(who)

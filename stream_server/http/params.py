@@ -12,22 +12,22 @@ from starlette.requests import HTTPConnection, Request
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import BadParameter, RequestTooLarge, TokenInUrl
-from stream_server.http.delivery.scope import header_of
+from stream_server.http.delivery.scope import find_header
 from stream_server.http.state import State
 from stream_server.protocol.cursor import ResumePoint
 from stream_server.settings import parse_duration
 
-QUESTION = frozenset({"result", "confirm", "until"})
+WATCH_PARAMETERS = frozenset({"result", "confirm", "until"})
 """Parameters that say what is asked of a run."""
 
-STREAM = QUESTION | {"cursor"}
+STREAM_PARAMETERS = WATCH_PARAMETERS | {"cursor"}
 """Parameters of a stream."""
 
 TOKEN_PARAMETERS = frozenset({"access_token", "api_key", "auth", "authorization", "bearer", "jwt", "token"})
 """Parameters in which clients of other servers send a token."""
 
-UNTIL = ("result", "run")
-CONFIRM = ("push", "success")
+UNTIL_VALUES = ("result", "run")
+CONFIRM_VALUES = ("push", "success")
 """Values of these parameters; the first is the default."""
 
 _NUMBER = re.compile("[0-9]{1,9}")
@@ -36,7 +36,7 @@ _QUALITY = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 
 
 @lru_cache(maxsize=256)
-def _query(text: bytes) -> QueryParams:
+def _parse_query(text: bytes) -> QueryParams:
     query = QueryParams(text)
     for name in query:
         if name.lower() in TOKEN_PARAMETERS:
@@ -45,16 +45,16 @@ def _query(text: bytes) -> QueryParams:
     return query
 
 
-def query_of(connection: HTTPConnection) -> QueryParams:
+def parse_query(connection: HTTPConnection) -> QueryParams:
     """Return the parameters of a request. Most streams are asked for with the same few.
 
     Raises:
         TokenInUrl: There is a bearer token among them: URLs are kept in logs and histories (RFC 9700 section 4.3.2).
     """
-    return _query(connection.scope["query_string"])
+    return _parse_query(connection.scope["query_string"])
 
 
-def query_part(connection: HTTPConnection) -> str:
+def raw_query(connection: HTTPConnection) -> str:
     """Return the query of a request as it came, with its question mark; nothing where there is none.
 
     `connection.url` depends on the header `Host`, which need not be one.
@@ -63,7 +63,7 @@ def query_part(connection: HTTPConnection) -> str:
     return f"?{text.decode('latin-1')}" if text else ""
 
 
-def run_key(connection: HTTPConnection) -> RunKey:
+def parse_run_key(connection: HTTPConnection) -> RunKey:
     """Return the run that the path names. Starlette has decoded it."""
     return RunKey(connection.path_params["dag_id"], connection.path_params["run_id"])
 
@@ -84,7 +84,7 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def question(connection: HTTPConnection, known: frozenset[str] = STREAM) -> WatchOptions:
+def parse_watch_options(connection: HTTPConnection, known: frozenset[str] = STREAM_PARAMETERS) -> WatchOptions:
     """Return what the query asks.
 
     Args:
@@ -94,18 +94,18 @@ def question(connection: HTTPConnection, known: frozenset[str] = STREAM) -> Watc
     Raises:
         BadParameter: A parameter is unknown, or its value is wrong.
     """
-    return _question(connection.scope["query_string"], known)
+    return _parse_watch_options(connection.scope["query_string"], known)
 
 
 @lru_cache(maxsize=256)
-def _question(text: bytes, known: frozenset[str]) -> WatchOptions:
-    query = _query(text)
-    refuse_unknown(query.keys(), known)
+def _parse_watch_options(text: bytes, known: frozenset[str]) -> WatchOptions:
+    query = _parse_query(text)
+    refuse_unknown_parameters(query.keys(), known)
     results = query.getlist("result")
     if any(not task_id for task_id in results):
         raise BadParameter("result= needs the name of a task; leave it out to get the DAG's own result")
-    until = _choice(query, "until", UNTIL)
-    confirm = _choice(query, "confirm", CONFIRM)
+    until = _parse_choice(query, "until", UNTIL_VALUES)
+    confirm = _parse_choice(query, "confirm", CONFIRM_VALUES)
     return WatchOptions(
         result_tasks=tuple(dict.fromkeys(results)),
         until="run" if until == "run" else "result",
@@ -113,70 +113,72 @@ def _question(text: bytes, known: frozenset[str]) -> WatchOptions:
     )
 
 
-def since(connection: HTTPConnection) -> ResumePoint | None:
+def parse_resume_point(connection: HTTPConnection) -> ResumePoint | None:
     """Return from where on the client wants to hear everything: where it was when its last connection ended.
 
     A returning `EventSource` asks for the same URL again, whose `cursor` is older than its `Last-Event-ID`.
     """
-    return ResumePoint.parse(header_of(connection.scope, b"last-event-id") or _cursor(connection.scope["query_string"]))
+    return ResumePoint.parse(
+        find_header(connection.scope, b"last-event-id") or _parse_cursor(connection.scope["query_string"])
+    )
 
 
 @lru_cache(maxsize=256)
-def _cursor(text: bytes) -> str | None:
-    return _query(text).get("cursor") or None
+def _parse_cursor(text: bytes) -> str | None:
+    return _parse_query(text).get("cursor") or None
 
 
-def choice(connection: HTTPConnection, name: str, values: tuple[str, ...]) -> str:
+def parse_choice(connection: HTTPConnection, name: str, values: tuple[str, ...]) -> str:
     """Return a parameter that has one of some values; the first is the default.
 
     Raises:
         BadParameter: It has another.
     """
-    return _choice(query_of(connection), name, values)
+    return _parse_choice(parse_query(connection), name, values)
 
 
-def _choice(query: QueryParams, name: str, values: tuple[str, ...]) -> str:
+def _parse_choice(query: QueryParams, name: str, values: tuple[str, ...]) -> str:
     value = query.get(name, values[0])
     if value not in values:
         raise BadParameter(f"{name}={value[:40]} is neither {' nor '.join(map(repr, values))}")
     return value
 
 
-def flag(connection: HTTPConnection, name: str) -> bool:
+def parse_flag(connection: HTTPConnection, name: str) -> bool:
     """Return a parameter that is `true` or `false`, the default.
 
     Raises:
         BadParameter: It is neither.
     """
-    return choice(connection, name, ("false", "true")) == "true"
+    return parse_choice(connection, name, ("false", "true")) == "true"
 
 
-def duration(connection: HTTPConnection, name: str, default: float) -> float:
+def parse_seconds(connection: HTTPConnection, name: str, default: float) -> float:
     """Return a parameter that is a duration, in seconds.
 
     Raises:
         BadParameter: It is none.
     """
     try:
-        return parse_duration(query_of(connection).get(name, default))
+        return parse_duration(parse_query(connection).get(name, default))
     except ValueError as error:
         raise BadParameter(f"{name}: {error}") from None
 
 
-def number(connection: HTTPConnection, name: str, default: int, least: int, most: int) -> int:
+def parse_integer(connection: HTTPConnection, name: str, default: int, least: int, most: int) -> int:
     """Return a parameter that is a whole number within bounds, of at most nine digits.
 
     Raises:
         BadParameter: It is none.
     """
-    text = query_of(connection).get(name, str(default))
+    text = parse_query(connection).get(name, str(default))
     value = int(text) if _NUMBER.fullmatch(text) else None
     if value is None or not least <= value <= most:
         raise BadParameter(f"{name}={text[:40]} is no number from {least} to {most}")
     return value
 
 
-def refuse_unknown(names: Iterable[str], known: frozenset[str]) -> None:
+def refuse_unknown_parameters(names: Iterable[str], known: frozenset[str]) -> None:
     """Refuse parameters that mean nothing here: a misspelt one would be silently ignored.
 
     Raises:
@@ -188,15 +190,15 @@ def refuse_unknown(names: Iterable[str], known: frozenset[str]) -> None:
         raise BadParameter(f"There is no parameter {unknown[0][:40]!r} here; {others}")
 
 
-def accepts(connection: HTTPConnection, *offers: str) -> str:
+def negotiate_media_type(connection: HTTPConnection, *offers: str) -> str:
     """Return which media type the client wants most (RFC 9110 section 12.5.1); of equals, the first offered."""
     accept = b", ".join([value for name, value in connection.scope["headers"] if name == b"accept"])
-    return _preferred(accept or b"*/*", offers)
+    return _select_offer(accept or b"*/*", offers)
 
 
 @lru_cache(maxsize=256)
-def _preferred(accept: bytes, offers: tuple[str, ...]) -> str:
-    wanted = weights(accept.decode("latin-1"))
+def _select_offer(accept: bytes, offers: tuple[str, ...]) -> str:
+    wanted = parse_quality_values(accept.decode("latin-1"))
 
     def weight(offer: str) -> float:
         kind = offer.partition("/")[0]
@@ -205,7 +207,7 @@ def _preferred(accept: bytes, offers: tuple[str, ...]) -> str:
     return max(offers, key=weight)
 
 
-def weights(accept: str) -> Mapping[str, float]:
+def parse_quality_values(accept: str) -> Mapping[str, float]:
     """Return how much a client wants each of what it lists, in lower case (RFC 9110 section 12.4.2).
 
     From 0 to 1; 0 where the weight is no number.
@@ -219,7 +221,7 @@ def weights(accept: str) -> Mapping[str, float]:
     return found
 
 
-def has_etag(lists: list[str], etag: str) -> bool:
+def matches_etag(lists: list[str], etag: str) -> bool:
     """Tell whether an entity tag, or any, is among those of `If-None-Match` (RFC 9110 section 13.1.2)."""
     tags = {tag.strip().removeprefix("W/") for tags in lists for tag in tags.split(",")}
     return bool(tags & {etag, "*"})

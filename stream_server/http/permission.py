@@ -30,11 +30,11 @@ class Permission(NamedTuple):
     scope: StreamScope
     access: Access
 
-    def may_ask(self, question: WatchOptions) -> WatchOptions:
+    def restrict_options(self, question: WatchOptions) -> WatchOptions:
         """Return a question as the caller may ask it."""
         return question if self.access.can_read_values else replace(question, redact_values=True)
 
-    def may_hear(self, wanted: Filter) -> Filter:
+    def restrict_filter(self, wanted: Filter) -> Filter:
         """Return a filter for the runs of a DAG as the caller may have it."""
         return wanted._replace(redacted=self.scope.output and not self.access.can_read_values)
 
@@ -77,22 +77,22 @@ class Guarded(AbstractAsyncContextManager[Subscription]):
         return await self._watch.__aexit__(kind, error, traceback)
 
 
-async def permit(authorizer: Authorizer, caller: Caller, key: RunKey) -> Permission:
+async def authorize_run(authorizer: Authorizer, caller: Caller, key: RunKey) -> Permission:
     """Let a caller in to a run, or raise the error that tells him why not."""
     return Permission(authorizer, caller, StreamScope(*key), await authorizer.check_run(caller, key))
 
 
-async def permit_dag(authorizer: Authorizer, caller: Caller, dag_id: str, *, output: bool) -> Permission:
+async def authorize_dag(authorizer: Authorizer, caller: Caller, dag_id: str, *, output: bool) -> Permission:
     """Let a caller in to all runs of a DAG, or raise the error that tells him why not."""
     access = await authorizer.check_dag(caller, dag_id, output=output)
     return Permission(authorizer, caller, StreamScope(dag_id, output=output), access)
 
 
-async def permit_many(authorizer: Authorizer, caller: Caller) -> Permission:
+async def authorize_firehose(authorizer: Authorizer, caller: Caller) -> Permission:
     """Let a caller in to the runs of all DAGs that he may read, or raise the error that tells him why not."""
     await authorizer.check_dags(caller)
     return Permission(authorizer, caller, StreamScope(), ACCESS_WITHOUT_VALUES)
 
 
-def until_refused(_subscription: Subscription, _expires_at: object) -> None:
+def ignore_expiry(_subscription: Subscription, _expires_at: object) -> None:
     """Do nothing before a token expires, for those who wait for one answer: coming again would gain them nothing."""

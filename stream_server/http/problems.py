@@ -15,13 +15,13 @@ from stream_server.errors import AirflowRefused, StreamServerError, Throttled
 from stream_server.http.endpoints import run_stream
 
 
-class Problem(JSONResponse):
+class ProblemResponse(JSONResponse):
     """An `application/problem+json` answer (RFC 9457)."""
 
     media_type = "application/problem+json"
 
 
-async def answer_not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
+async def raise_not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
     """Refuse a handshake as any request is: Starlette would say 403, and not why."""
     raise HTTPException(HTTPStatus.NOT_FOUND)
 
@@ -29,13 +29,13 @@ async def answer_not_found(_scope: Scope, _receive: Receive, _send: Send) -> Non
 async def _answer_error(connection: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, StreamServerError), "registered for that class"
     if isinstance(error, Throttled) and run_stream.is_event_source(connection):
-        return run_stream.throttled_response(error, connection.scope["state"]["courier"])
+        return run_stream.throttled_response(error, connection.scope["state"]["scheduler"])
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, AirflowRefused) and error.challenge is not None:
         headers["WWW-Authenticate"] = error.challenge
-    return Problem(error.problem_body(), error.status, headers)
+    return ProblemResponse(error.problem_body(), error.status, headers)
 
 
 async def _answer_http_exception(connection: HTTPConnection, error: Exception) -> Response:
@@ -48,10 +48,10 @@ async def _answer_http_exception(connection: HTTPConnection, error: Exception) -
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         detail = f"There is no {connection.scope['method']} at {path}, but {headers['Allow']}"
     body = {"type": "about:blank", "title": title, "status": error.status_code, "detail": detail}
-    return Problem(body, error.status_code, headers)
+    return ProblemResponse(body, error.status_code, headers)
 
 
-async def _answer_fault(connection: HTTPConnection, error: Exception) -> Response:
+async def _answer_unexpected_error(connection: HTTPConnection, error: Exception) -> Response:
     """Answer what nobody foresaw. Starlette raises it again, so that it is logged; the client learns nothing of it."""
     body = {
         "type": "about:blank",
@@ -59,11 +59,11 @@ async def _answer_fault(connection: HTTPConnection, error: Exception) -> Respons
         "status": 500,
         "detail": "The server has a fault; its log says more",
     }
-    return Problem(body, 500)
+    return ProblemResponse(body, 500)
 
 
-ERRORS: Mapping[Any, ExceptionHandler] = {
+EXCEPTION_HANDLERS: Mapping[Any, ExceptionHandler] = {
     StreamServerError: _answer_error,
     HTTPException: _answer_http_exception,
-    Exception: _answer_fault,
+    Exception: _answer_unexpected_error,
 }

@@ -10,17 +10,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stream_server.auth.rate_limits import RateLimits, caller_of_address
 from stream_server.errors import NulInText
-from stream_server.http.caller import credential_of
-from stream_server.http.delivery.scope import OVERHEARD, PLACE
+from stream_server.http.caller import read_credential
+from stream_server.http.delivery.scope import OBSERVED_HEAD_KEY, SLOT_KEY
 from stream_server.http.endpoints.probe import PROBE_PATH
-from stream_server.http.request_slot import now, take_ticket
+from stream_server.http.request_slot import extract_ticket, now
 from stream_server.http.state import State
 
-LEAST_REFUSAL = 400
+MIN_ERROR_STATUS = 400
 """HTTP statuses below say that a credential was good."""
 
 
-def answering(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
+def as_asgi_app(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
     """Return what answers a request as ASGI has it. What is raised is left to the application, which tells it."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -30,7 +30,7 @@ def answering(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
     return answer
 
 
-class Admitted:
+class RateLimitMiddleware:
     """ASGI middleware of a route: each request takes a place, and leaves it at its end.
 
     A stream that outlives its request keeps the place (`places.keep_place`).
@@ -44,36 +44,36 @@ class Admitted:
         state: State = scope["state"]
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             raise NulInText
-        take_ticket(scope)
-        admission, identity = state["admission"], self._identity(scope)
+        extract_ticket(scope)
+        admission, identity = state["rate_limits"], self._claimed_caller(scope)
         client = scope.get("client")
         # Whoever makes up credentials remains his address.
         known = identity is not None and admission.is_verified(identity)
         place = admission.acquire(identity if known else caller_of_address(client and client[0]), now())
-        scope[PLACE] = place
+        scope[SLOT_KEY] = place
         if identity is not None and not known:
-            send = _vouching(admission, identity, send)
-            scope[OVERHEARD] = True
+            send = _mark_verified_on_success(admission, identity, send)
+            scope[OBSERVED_HEAD_KEY] = True
         try:
             await self._app(scope, receive, send)
         finally:
             if not place.outlives_request:
                 place.release()
 
-    def _identity(self, scope: Scope) -> str | None:
+    def _claimed_caller(self, scope: Scope) -> str | None:
         """Return who the caller is if his credential is good; `None` where that is not asked here."""
         state: State = scope["state"]
         if not state["authorizer"].requires_credential or scope["path"] == PROBE_PATH:
             return None
-        credential = credential_of(HTTPConnection(scope))
-        return state["admission"].caller_of_credential(credential) if credential else None
+        credential = read_credential(HTTPConnection(scope))
+        return state["rate_limits"].caller_of_credential(credential) if credential else None
 
 
-def _vouching(admission: RateLimits, identity: str, send: Send) -> Send:
+def _mark_verified_on_success(admission: RateLimits, identity: str, send: Send) -> Send:
     """Have a credential vouched for by an answer that does not refuse it."""
 
     async def vouching(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] < LEAST_REFUSAL:
+        if message["type"] == "http.response.start" and message["status"] < MIN_ERROR_STATUS:
             admission.mark_verified(identity)
         await send(message)
 

@@ -10,23 +10,23 @@ from starlette.types import Scope
 
 from stream_server.auth.rate_limits import CallerSlot
 from stream_server.errors import BadParameter
-from stream_server.http.delivery.scope import PLACE, TICKET
+from stream_server.http.delivery.scope import SLOT_KEY, TICKET_KEY
 from stream_server.http.state import State
 
 
-def recognize(scope: Scope, credential: Mapping[str, str]) -> None:
+def attribute_request(scope: Scope, credential: Mapping[str, str]) -> None:
     """Count a request for who shows a credential, instead of for his address: who is refused has no stream.
 
     Raises:
         TooManyStreams: He has as many as he may.
     """
     state: State = scope["state"]
-    place: CallerSlot | None = scope.get(PLACE)
+    place: CallerSlot | None = scope.get(SLOT_KEY)
     if place is not None and credential and state["authorizer"].requires_credential:
-        place.attribute_to(state["admission"].caller_of_credential(credential))
+        place.attribute_to(state["rate_limits"].caller_of_credential(credential))
 
 
-def introduce(scope: Scope, credential: Mapping[str, str]) -> None:
+def authenticate_connection(scope: Scope, credential: Mapping[str, str]) -> None:
     """Count a connection, and what is begun on it, for who has shown a credential that was good.
 
     Raises:
@@ -34,36 +34,36 @@ def introduce(scope: Scope, credential: Mapping[str, str]) -> None:
         TooManyStreams: He has as many as he may.
     """
     state: State = scope["state"]
-    place: CallerSlot | None = scope.get(PLACE)
+    place: CallerSlot | None = scope.get(SLOT_KEY)
     if place is not None and credential and state["authorizer"].requires_credential:
-        identity = state["admission"].caller_of_credential(credential)
-        state["admission"].mark_verified(identity)
+        identity = state["rate_limits"].caller_of_credential(credential)
+        state["rate_limits"].mark_verified(identity)
         place.authenticate_as(identity, now())
 
 
-def know_as(scope: Scope, credential: Mapping[str, str]) -> None:
+def reattribute_connection(scope: Scope, credential: Mapping[str, str]) -> None:
     """Count a connection as `introduce` does, even if its caller has as many streams as he may: it is there already."""
     state: State = scope["state"]
-    place: CallerSlot | None = scope.get(PLACE)
+    place: CallerSlot | None = scope.get(SLOT_KEY)
     if place is not None and credential and state["authorizer"].requires_credential:
-        identity = state["admission"].caller_of_credential(credential)
-        state["admission"].mark_verified(identity)
+        identity = state["rate_limits"].caller_of_credential(credential)
+        state["rate_limits"].mark_verified(identity)
         place.attribute_without_limit(identity)
 
 
-def join(scope: Scope) -> None:
+def record_join(scope: Scope) -> None:
     """Begin something more on a connection, such as a subscription.
 
     Raises:
         TooManyJoins: The caller has begun too much of late.
     """
     state: State = scope["state"]
-    place: CallerSlot | None = scope.get(PLACE)
+    place: CallerSlot | None = scope.get(SLOT_KEY)
     if place is not None:
-        state["admission"].record_join(place.joining_caller, now())
+        state["rate_limits"].record_join(place.joining_caller, now())
 
 
-def take_ticket(scope: Scope) -> None:
+def extract_ticket(scope: Scope) -> None:
     """Take the ticket out of a URL, so that nobody logs it, repeats it or hands it on.
 
     The scope is that which the server itself logs.
@@ -86,7 +86,7 @@ def take_ticket(scope: Scope) -> None:
     scope["query_string"] = b"&".join(others)
     if len(tickets) > 1:
         raise BadParameter("ticket= is given more than once")
-    scope[TICKET] = tickets[0]
+    scope[TICKET_KEY] = tickets[0]
 
 
 def now() -> float:

@@ -22,7 +22,7 @@ from stream_server.http.endpoints import (
     wait,
     websocket,
 )
-from stream_server.http.rate_limiting import Admitted, answering
+from stream_server.http.rate_limiting import RateLimitMiddleware, as_asgi_app
 
 RUNS = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_STREAM = f"{RUNS}/{{run_id}}/stream"
@@ -57,6 +57,9 @@ def api_routes() -> list[BaseRoute]:
         ("/api/v2/stream", multiplex.serve_multiplex),
     )
     return [
-        *(Route(path, Admitted(answering(endpoint)), methods=[method]) for path, endpoint, method in http),
-        *(WebSocketRoute(path, endpoint, middleware=[Middleware(Admitted)]) for path, endpoint in websockets),
+        *(Route(path, RateLimitMiddleware(as_asgi_app(endpoint)), methods=[method]) for path, endpoint, method in http),
+        *(
+            WebSocketRoute(path, endpoint, middleware=[Middleware(RateLimitMiddleware)])
+            for path, endpoint in websockets
+        ),
     ]

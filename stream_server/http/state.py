@@ -10,8 +10,8 @@ import httpx
 from stream_server.auth.authorizer import Authorizer
 from stream_server.auth.rate_limits import RateLimits
 from stream_server.http.cancellation import Cancellations
-from stream_server.http.deadlines import Deadlines
-from stream_server.http.delivery.scheduler import Courier
+from stream_server.http.deadlines import SharedTimeouts
+from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.hub.hub import Hub
 from stream_server.journal.idempotency_keys import IdempotencyKeys
 from stream_server.journal.run_store import RunStore
@@ -24,13 +24,13 @@ class State(TypedDict):
 
     settings: Settings
     hub: Hub
-    courier: Courier
+    scheduler: WriteScheduler
     authorizer: Authorizer
     airflow: httpx.AsyncClient | None
-    runs: RunStore
-    claims: IdempotencyKeys
+    run_store: RunStore
+    idempotency_keys: IdempotencyKeys
     tickets: TicketStore
     cancellations: Cancellations
-    admission: RateLimits
-    idle: Deadlines[Callable[[], None]]
+    rate_limits: RateLimits
+    idle_timeouts: SharedTimeouts[Callable[[], None]]
     """What to call where a connection has had no stream for too long."""

@@ -22,7 +22,7 @@ from stream_server.errors import (
     Unavailable,
 )
 from stream_server.http.permission import Guarded
-from stream_server.http.request_slot import know_as
+from stream_server.http.request_slot import reattribute_connection
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import Ack, Close, Refusal
@@ -31,7 +31,7 @@ from stream_server.protocol.wire import Wire
 SUBPROTOCOL = "airflow-stream"
 """What clients may offer (RFC 6455 section 1.9); what else they do is not taken up, and above all no token."""
 
-PATIENCE_SECONDS = 5.0
+AUTH_TIMEOUT_SECONDS = 5.0
 """How long a client may take to say who he is."""
 
 MAX_ID_LENGTH = 64
@@ -56,19 +56,19 @@ class Introduction(msgspec.Struct, tag_field="op", tag="auth", forbid_unknown_fi
         return Caller.from_token(self.token)
 
 
-class _Operation(msgspec.Struct):
+class _OperationHead(msgspec.Struct):
     op: str = ""
     id: str = ""
 
 
-async def accept(websocket: WebSocket) -> None:
+async def accept_handshake(websocket: WebSocket) -> None:
     """Accept the handshake, unless that has been done."""
     if websocket.application_state is WebSocketState.CONNECTING:
         offered = websocket.scope.get("subprotocols", ())
         await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
 
 
-def may_introduce_himself(caller: Caller, error: AirflowRefused) -> bool:
+def may_authenticate_later(caller: Caller, error: AirflowRefused) -> bool:
     """Tell whether a caller whom Airflow does not know may say yet who he is.
 
     Browsers can't send an `Authorization` with a handshake, but always send what cookies they have.
@@ -76,7 +76,7 @@ def may_introduce_himself(caller: Caller, error: AirflowRefused) -> bool:
     return error.status == Unauthenticated.status and "authorization" not in caller.headers
 
 
-async def introduction(websocket: WebSocket) -> Introduction:
+async def receive_auth(websocket: WebSocket) -> Introduction:
     """Return what a client says first.
 
     Raises:
@@ -84,7 +84,7 @@ async def introduction(websocket: WebSocket) -> Introduction:
         WebSocketDisconnect: It has gone.
     """
     wanted = 'send {"op":"auth","token":"…"} first'
-    with anyio.move_on_after(PATIENCE_SECONDS):
+    with anyio.move_on_after(AUTH_TIMEOUT_SECONDS):
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message["code"])
@@ -92,20 +92,20 @@ async def introduction(websocket: WebSocket) -> Introduction:
             return msgspec.json.decode(message.get("text") or message.get("bytes") or b"", type=Introduction)
         except (msgspec.DecodeError, RecursionError) as error:
             raise Unauthenticated(f"Not understood: {error}; {wanted}") from None
-    raise Unauthenticated(f"You did not say who you are within {PATIENCE_SECONDS:g} s; {wanted}")
+    raise Unauthenticated(f"You did not say who you are within {AUTH_TIMEOUT_SECONDS:g} s; {wanted}")
 
 
-async def refuse(websocket: WebSocket, error: StreamServerError) -> None:
+async def send_refusal(websocket: WebSocket, error: StreamServerError) -> None:
     """Tell on an open WebSocket what would have been told before the handshake, and end it."""
-    code = close_code(error)
+    code = close_code_for(error)
     retry_ms = 1000 * error.retry_after if isinstance(error, Throttled) else None
     closed = Close(code=int(code), reason=error.title, reconnect=code.should_reconnect, retry_ms=retry_ms)
-    await websocket.send_text(Wire(refusal("", error)).text)
+    await websocket.send_text(Wire(refusal_frame("", error)).text)
     await websocket.send_text(Wire(closed).text)
     await websocket.close(code, error.title)
 
 
-def close_code(error: StreamServerError) -> CloseCode:
+def close_code_for(error: StreamServerError) -> CloseCode:
     """Return the code that tells what an error tells."""
     if isinstance(error, Unavailable):
         return CloseCode.DRAINING if isinstance(error, Draining) else CloseCode.UNAVAILABLE
@@ -116,7 +116,7 @@ def close_code(error: StreamServerError) -> CloseCode:
     return CloseCode.FORBIDDEN if error.status == FORBIDDEN else CloseCode.REFUSED
 
 
-def refusal(identity: str, error: StreamServerError) -> Refusal:
+def refusal_frame(identity: str, error: StreamServerError) -> Refusal:
     """Return the frame that tells an error."""
     problem = error.problem_body()
     return Refusal(
@@ -128,7 +128,7 @@ def refusal(identity: str, error: StreamServerError) -> Refusal:
     )
 
 
-class Conversation:
+class WebSocketAuth:
     """What a client says on the WebSocket of one run: that it has another token. All else has no meaning there.
 
     Args:
@@ -137,16 +137,16 @@ class Conversation:
         subscription: Where answers go.
     """
 
-    __slots__ = ("_guarded", "_renewing", "_scope", "_subscription")
+    __slots__ = ("_guarded", "_revalidation", "_scope", "_subscription")
 
     def __init__(self, scope: Scope, guarded: Guarded, subscription: Subscription) -> None:
         self._scope, self._guarded, self._subscription = scope, guarded, subscription
-        self._renewing: asyncio.Task[None] | None = None
+        self._revalidation: asyncio.Task[None] | None = None
 
-    def hear(self, text: str | bytes) -> None:
+    def handle(self, text: str | bytes) -> None:
         """Do what the client says."""
         try:
-            operation = msgspec.json.decode(text, type=_Operation)
+            operation = msgspec.json.decode(text, type=_OperationHead)
         except (msgspec.DecodeError, RecursionError):
             return
         if operation.op != "auth":
@@ -154,24 +154,24 @@ class Conversation:
         try:
             said = msgspec.json.decode(text, type=Introduction)
         except (msgspec.DecodeError, RecursionError) as error:
-            self._refuse(operation.id, BadRequest(f"Not understood: {error}"))
+            self._push_refusal(operation.id, BadRequest(f"Not understood: {error}"))
             return
-        if self._renewing is not None:
-            self._refuse(said.id, BadRequest("The last token is still being looked at"))
+        if self._revalidation is not None:
+            self._push_refusal(said.id, BadRequest("The last token is still being looked at"))
             return
-        self._renewing = asyncio.create_task(self._renew(said), name="another token")
+        self._revalidation = asyncio.create_task(self._revalidate(said), name="another token")
 
-    async def _renew(self, said: Introduction) -> None:
+    async def _revalidate(self, said: Introduction) -> None:
         try:
             if self._guarded.guard is not None:
                 await self._guarded.guard.revalidate(said.caller)
-                know_as(self._scope, said.caller.headers)
+                reattribute_connection(self._scope, said.caller.headers)
         except StreamServerError as error:
-            self._refuse(said.id, error)
+            self._push_refusal(said.id, error)
         else:
             self._subscription.push([Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH]))])
         finally:
-            self._renewing = None
+            self._revalidation = None
 
-    def _refuse(self, identity: str, error: StreamServerError) -> None:
-        self._subscription.push([Wire(refusal(identity, error))])
+    def _push_refusal(self, identity: str, error: StreamServerError) -> None:
+        self._subscription.push([Wire(refusal_frame(identity, error))])

@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from stream_server.http import pages as assets
-from stream_server.http.delivery.scope import CONNECTION, RESPONSE, SEND
-from stream_server.http.problems import ERRORS, answer_not_found
+from stream_server.http.delivery.scope import CONNECTION, RESPONSE, SERVER_SEND_KEY
+from stream_server.http.problems import EXCEPTION_HANDLERS, raise_not_found
 from stream_server.http.routes import api_routes
 from stream_server.server.connections import find_response
 from stream_server.server.journal_service import JournalService
@@ -37,14 +37,14 @@ class Application(Starlette):
         if scope["type"] == "http":
             extensions[RESPONSE] = find_response(receive)
         if CONNECTION not in extensions:
-            scope[SEND] = send
+            scope[SERVER_SEND_KEY] = send
         try:
             await super().__call__(scope, receive, send)
         finally:
             # Both refer to the server's object for the request, which refers to the scope. Without these references, it
             # is freed now, and not by the garbage collector.
             extensions.pop(RESPONSE, None)
-            scope.pop(SEND, None)
+            scope.pop(SERVER_SEND_KEY, None)
 
 
 def create_app(
@@ -63,12 +63,12 @@ def create_app(
         routes=[
             *api_routes(),
             *([] if settings.admin_port is not None else operator_routes()),
-            *(assets.routes() if settings.web else []),
+            *(assets.page_routes() if settings.web else []),
         ],
-        exception_handlers=ERRORS,
+        exception_handlers=EXCEPTION_HANDLERS,
         lifespan=make_lifespan(settings, follow, drains=drains),
     )
-    app.router.default = answer_not_found
+    app.router.default = raise_not_found
     return app
 
 

@@ -28,7 +28,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 
 from stream_server.http.delivery.scope import CONNECTION
-from stream_server.http.delivery.writers import Straight
+from stream_server.http.delivery.writers import DirectWriter
 from stream_server.http.endpoints.websocket import close_code_and_reason
 from stream_server.protocol.frames import Close
 from stream_server.server.flow_control import ResumeEvent
@@ -114,7 +114,7 @@ class _SmallQueue(list[Any]):
 class HttpConnection(LimitedHttpProtocol):
     """An HTTP/1.1 connection that streams can write to directly."""
 
-    delivery: Straight | None = None
+    writer: DirectWriter | None = None
     """The stream that has detached the connection."""
 
     # uvicorn's attribute. `None` while a stream goes on: the parser and the methods that it binds take a kilobyte.
@@ -226,22 +226,22 @@ class HttpConnection(LimitedHttpProtocol):
     @override
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self.delivery is not None:
-            self.delivery.behind = True
+        if self.writer is not None:
+            self.writer.is_blocked = True
 
     @override
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.delivery is not None:
-            self.delivery.catch_up()
+        if self.writer is not None:
+            self.writer.unblock()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         if self.scope is not None:
             self._break_cycle()
         super().connection_lost(exc)
-        if self.delivery is not None:
-            self.delivery.gone()
+        if self.writer is not None:
+            self.writer.on_client_gone()
 
     def _break_cycle(self) -> None:
         """Remove the connection from the scope, which it refers to: both are freed at once, without the collector."""
@@ -257,7 +257,7 @@ class OperatorConnection(HttpConnection):
 class WebSocketConnection(WebSocketsSansIOProtocol):
     """A WebSocket connection that streams can write to directly."""
 
-    delivery: Straight | None = None
+    writer: DirectWriter | None = None
     """The stream that has detached the connection."""
 
     @property
@@ -319,31 +319,31 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
     @override
     def send_receive_event_to_app(self) -> None:
         # uvicorn calls this for each whole message, with its fragments in `frames`.
-        if self.delivery is None or not isinstance(self.queue, _NullQueue):
+        if self.writer is None or not isinstance(self.queue, _NullQueue):
             super().send_receive_event_to_app()
             return
         data, self.frames = b"".join(self.frames), []
-        if self.delivery.hear is not None:
-            self.delivery.hear(data)
+        if self.writer.on_message is not None:
+            self.writer.on_message(data)
 
     @override
     def handle_close(self, event: Frame) -> None:
         super().handle_close(event)
-        if self.delivery is not None:
+        if self.writer is not None:
             # uvicorn has answered with a close frame, after which nothing may be sent (RFC 6455 section 5.5.1).
-            self.delivery.gone()
+            self.writer.on_client_gone()
 
     @override
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self.delivery is not None:
-            self.delivery.behind = True
+        if self.writer is not None:
+            self.writer.is_blocked = True
 
     @override
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.delivery is not None:
-            self.delivery.catch_up()
+        if self.writer is not None:
+            self.writer.unblock()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -351,8 +351,8 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         if hasattr(self, "scope"):
             # The scope refers to the connection, and the connection to the scope.
             _extensible(self.scope).get("extensions", {}).pop(CONNECTION, None)
-        if self.delivery is not None:
-            self.delivery.gone()
+        if self.writer is not None:
+            self.writer.on_client_gone()
 
 
 class UvicornResponse:
@@ -398,7 +398,7 @@ def abort_open_streams(connections: Iterable[object]) -> None:
         connections: uvicorn's set of open connections, which changes meanwhile.
     """
     for connection in list(connections):
-        if isinstance(connection, HttpConnection | WebSocketConnection) and connection.delivery is not None:
+        if isinstance(connection, HttpConnection | WebSocketConnection) and connection.writer is not None:
             connection.transport.abort()
 
 

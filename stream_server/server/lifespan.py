@@ -20,8 +20,8 @@ from stream_server.auth.airflow_authorizer import AirflowAuthorizer
 from stream_server.auth.authorizer import AllowAll, Authorizer
 from stream_server.auth.rate_limits import RateLimits
 from stream_server.http.cancellation import Cancellations
-from stream_server.http.deadlines import Deadlines
-from stream_server.http.delivery.scheduler import Courier
+from stream_server.http.deadlines import SharedTimeouts
+from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.http.state import State
 from stream_server.hub.hub import Hub
 from stream_server.journal.idempotency_keys import IdempotencyKeys
@@ -63,14 +63,14 @@ def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: b
         metrics = Metrics()
         hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes, observer=metrics)
         age = settings.max_connection_age or None
-        courier = Courier(asyncio.get_running_loop(), settings.ping_interval, age)
+        courier = WriteScheduler(asyncio.get_running_loop(), settings.ping_interval, age)
         metrics.register_hub(hub)
         metrics.register_scheduler(courier)
         upstream = follow(settings, hub, runs, metrics)
         cancellations = Cancellations(hub, WaitingServers(runs))
         loop = asyncio.get_running_loop()
         edge = RequestLimits(settings, loop)
-        idle: Deadlines[Callable[[], None]] = Deadlines(loop, settings.idle_timeout, lambda over: over())
+        idle: SharedTimeouts[Callable[[], None]] = SharedTimeouts(loop, settings.idle_timeout, lambda over: over())
         airflow: httpx.AsyncClient | None = None
         if settings.airflow_url is not None:
             airflow = create_shared_client(settings.airflow_url, settings.airflow_timeout)
@@ -90,16 +90,18 @@ def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: b
             settings=settings,
             hub=hub,
             journal_source=upstream,
-            courier=courier,
+            scheduler=courier,
             authorizer=authorizer,
             airflow=airflow,
-            runs=runs,
-            claims=IdempotencyKeys(runs),
+            run_store=runs,
+            idempotency_keys=IdempotencyKeys(runs),
             tickets=TicketStore(runs),
             cancellations=cancellations,
-            admission=RateLimits(settings.max_streams_per_caller, settings.max_joins_per_second, secrets.token_bytes()),
+            rate_limits=RateLimits(
+                settings.max_streams_per_caller, settings.max_joins_per_second, secrets.token_bytes()
+            ),
             request_limits=edge,
-            idle=idle,
+            idle_timeouts=idle,
         )
         try:
             with drain_on_signals(partial(hub.drain, settings.grace_period)) if drains else nullcontext():

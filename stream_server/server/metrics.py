@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from stream_server import __version__
 from stream_server.domain.transition import ReadTiming
-from stream_server.http.delivery.scheduler import WireStatistics
+from stream_server.http.delivery.scheduler import TransportStatistics
 from stream_server.hub.hub import Hub
 from stream_server.journal.gauges import DatabaseGauges
 from stream_server.journal.tail import ReadReason, Tail
@@ -43,10 +43,10 @@ RESYNC_REASONS: tuple[ResetReason, ...] = ("journal_changed", "transitions_lost"
 class FrameScheduler(Protocol):
     """Who brings frames to their clients: `transports.courier.Courier`."""
 
-    def when_written(self, call: Callable[[], None]) -> None:
+    def call_when_written(self, call: Callable[[], None]) -> None:
         """Have something called when all that is due now has been written; not at all, where nothing is."""
 
-    def statistics(self) -> Mapping[str, WireStatistics]:
+    def statistics(self) -> Mapping[str, TransportStatistics]:
         """Tell what was sent, by transport."""
 
 
@@ -177,7 +177,7 @@ class Metrics:
     def record_dispatch(self, read: ReadTiming) -> None:
         """Measure how long a batch takes to its clients, once it has been written to all of them."""
         if self._scheduler is not None:
-            self._scheduler.when_written(partial(self._record_delivery, read))
+            self._scheduler.call_when_written(partial(self._record_delivery, read))
 
     def record_join(self, seconds: float, *, resumed: bool) -> None:
         """Count a stream that began."""

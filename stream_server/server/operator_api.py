@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from stream_server.http.docs import routes as describe
-from stream_server.http.problems import ERRORS
+from stream_server.http.problems import EXCEPTION_HANDLERS
 from stream_server.protocol.bodies import Health, Readiness, TailReadiness
 from stream_server.server.lifespan import ServerState
 from stream_server.server.metric_families import encode_families
@@ -21,7 +21,7 @@ def create_admin_app(settings: Settings) -> Starlette:
 
     It has no lifespan: it lives by that of the other one.
     """
-    return Starlette(routes=operator_routes(), exception_handlers=ERRORS)
+    return Starlette(routes=operator_routes(), exception_handlers=EXCEPTION_HANDLERS)
 
 
 def operator_routes() -> list[BaseRoute]:

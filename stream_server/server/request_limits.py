@@ -21,7 +21,7 @@ from stream_server.errors import (
     StreamServerError,
     UrlTooLong,
 )
-from stream_server.http.deadlines import Deadlines
+from stream_server.http.deadlines import SharedTimeouts
 from stream_server.server.flow_control import SmallFlowControl
 from stream_server.settings import Settings
 
@@ -41,12 +41,12 @@ class RequestLimits:
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.settings = settings
-        self.pending_requests: Deadlines[LimitedHttpProtocol] = Deadlines(
+        self.pending_requests: SharedTimeouts[LimitedHttpProtocol] = SharedTimeouts(
             loop, settings.request_timeout, LimitedHttpProtocol.on_request_timeout
         )
         """Connections that have not received a whole request."""
 
-        self.refused_connections: Deadlines[LimitedHttpProtocol] = Deadlines(
+        self.refused_connections: SharedTimeouts[LimitedHttpProtocol] = SharedTimeouts(
             loop, LINGER_SECONDS, LimitedHttpProtocol.abort
         )
         """Connections that were answered with a refusal and are still open."""

@@ -91,7 +91,7 @@ async def test_no_auth_message_is_needed_where_airflow_allows_anonymous_access(
 async def test_a_websocket_that_sends_no_auth_message_is_closed(
     auth_server: RunningServer, key: RunKey, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream_server.http.websocket_auth.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("stream_server.http.websocket_auth.AUTH_TIMEOUT_SECONDS", 0.05)
     address = auth_server.url.replace("http", "ws", 1) + (stream_path(key) if path == "run" else "/api/v2/stream")
     async with connect(address, proxy=None) as connection:
         frames = await frames_of(connection)

@@ -16,13 +16,13 @@ from stream_server.protocol.wire import Wire
 MAX_REPLIES = 64
 """Answers that may wait for a client; beyond that, what it says next is read when it has read."""
 
-KNOWN_NAMES = 10_000
+MAX_LABELLED_FRAMINGS = 10_000
 """Names for which it is known how frames are framed that bear them."""
 
 Framing = Callable[[Wire], bytes]
 
 
-class Named(Wire):
+class LabelledFrame(Wire):
     """A frame as it is for all, with the name of a stream as its last member.
 
     It is framed once for each name: those who call their streams the same share the bytes.
@@ -31,27 +31,27 @@ class Named(Wire):
     def __init__(self, wire: Wire, name: str) -> None:
         super().__init__(wire.frame, wire.token)
         self._wire = wire
-        self._name = name
+        self._stream_id = name
 
     @cached_property
     def text(self) -> str:
         """The frame as JSON with its cursor and the name."""
-        return f'{self._wire.text[:-1]},"id":{msgspec.json.encode(self._name).decode()}}}'
+        return f'{self._wire.text[:-1]},"id":{msgspec.json.encode(self._stream_id).decode()}}}'
 
     def framed(self, frame: Framing) -> bytes:
         """Return `frame(self)`, computed once for each way to frame and each name."""
-        return self._wire.framed(_naming(frame, self._name))
+        return self._wire.framed(_labelled_framing(frame, self._stream_id))
 
 
-@lru_cache(KNOWN_NAMES)
-def _naming(frame: Framing, name: str) -> Framing:
+@lru_cache(MAX_LABELLED_FRAMINGS)
+def _labelled_framing(frame: Framing, name: str) -> Framing:
     def named(wire: Wire) -> bytes:
-        return frame(Named(wire, name))
+        return frame(LabelledFrame(wire, name))
 
     return named
 
 
-class Bundle:
+class MultiplexQueue:
     """What is due to one client, of all its streams: a `courier.Source`.
 
     Args:
@@ -59,13 +59,13 @@ class Bundle:
     """
 
     def __init__(self, on_over: Callable[[str], None]) -> None:
-        self._on_over = on_over
+        self._on_stream_end = on_over
         self._streams: dict[str, Subscription] = {}
         self._ready: dict[str, None] = {}
         """Names of streams that have something due, the longest-waiting first."""
 
         self._replies: list[Wire] = []
-        self._room = asyncio.Event()
+        self._has_room = asyncio.Event()
         self._notify: Callable[[], object] = lambda: None
         self.closed: Close | None = None
         """Why the connection ends."""
@@ -80,26 +80,26 @@ class Bundle:
         self._streams[name] = subscription
         if self.closed is not None:
             subscription.disconnect(CloseCode(self.closed.code), self.closed.reason)
-        subscription.on_due(lambda: self._due(name))
+        subscription.on_due(lambda: self._mark_ready(name))
 
     def remove(self, name: str) -> None:
         """Let go of a stream, and of what is due of it."""
         if (subscription := self._streams.pop(name, None)) is not None:
-            subscription.on_due(_nothing)
+            subscription.on_due(_do_nothing)
         self._ready.pop(name, None)
 
-    def let_go(self) -> None:
+    def drop_callback(self) -> None:
         """Tell nobody any more which stream is over. Whoever was told refers to this, and shall go with it."""
-        self._on_over = _nobody
+        self._on_stream_end = _ignore_stream_end
 
     async def reply(self, wire: Wire) -> None:
         """Put an answer in line, before all frames. It waits while the client reads none."""
         while len(self._replies) >= MAX_REPLIES:
-            self._room.clear()
-            await self._room.wait()
-        self.tell(wire)
+            self._has_room.clear()
+            await self._has_room.wait()
+        self.push(wire)
 
-    def tell(self, wire: Wire) -> None:
+    def push(self, wire: Wire) -> None:
         """Put something in line that is about the connection, before all frames."""
         self._replies.append(wire)
         self._notify()
@@ -113,14 +113,14 @@ class Bundle:
     def take(self) -> list[Wire]:
         """Return all that is due, and forget it."""
         wires, self._replies = self._replies, []
-        self._room.set()
+        self._has_room.set()
         ready, self._ready = self._ready, {}
         for name in ready:
             subscription = self._streams[name]
-            wires.extend(Named(wire, name) for wire in subscription.take())
+            wires.extend(LabelledFrame(wire, name) for wire in subscription.take())
             if subscription.is_finished:
                 self.remove(name)
-                self._on_over(name)
+                self._on_stream_end(name)
         return wires
 
     def disconnect(self, code: CloseCode, reason: str) -> None:
@@ -132,14 +132,14 @@ class Bundle:
             subscription.disconnect(code, reason)
         self._notify()
 
-    def _due(self, name: str) -> None:
+    def _mark_ready(self, name: str) -> None:
         self._ready[name] = None
         self._notify()
 
 
-def _nobody(_name: str) -> None:
+def _ignore_stream_end(_name: str) -> None:
     """Do nothing."""
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     """Do nothing."""

@@ -13,7 +13,7 @@ from stream_server.protocol.wire import Wire
 MEDIA_TYPE = "application/x-ndjson"
 
 
-def frame(wire: Wire) -> bytes:
+def encode_line(wire: Wire) -> bytes:
     """Return a frame as a line."""
     return wire.text.encode() + b"\n"
 
@@ -31,4 +31,4 @@ class LineStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
-        await send_stream(self._streaming, self, scope, receive, send, frame=frame, transport="ndjson")
+        await send_stream(self._streaming, self, scope, receive, send, frame=encode_line, transport="ndjson")

@@ -10,7 +10,7 @@ from starlette.types import Scope
 from stream_server.auth.rate_limits import CallerSlot
 
 
-def header_of(scope: Scope, name: bytes) -> str | None:
+def find_header(scope: Scope, name: bytes) -> str | None:
     """Return the first header of a request that has a name, given in lower case.
 
     `Headers` of Starlette decodes whatever it looks at; a stream looks for a handful of headers.
@@ -21,25 +21,25 @@ def header_of(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-PLACE = "stream_server.place"
+SLOT_KEY = "stream_server.place"
 """Where a scope has its caller's `Place`."""
 
-OVERHEARD = "stream_server.overheard"
+OBSERVED_HEAD_KEY = "stream_server.overheard"
 """In a scope where somebody waits for the head of its answer."""
 
-TICKET = "stream_server.ticket"
+TICKET_KEY = "stream_server.ticket"
 """Where a scope has the ticket that stood in its URL."""
 
 
-def keep_place(scope: Scope, over: asyncio.Future[Any]) -> None:
+def keep_slot(scope: Scope, over: asyncio.Future[Any]) -> None:
     """Have a stream keep the place of its request until it is over."""
-    place: CallerSlot | None = scope.get(PLACE)
+    place: CallerSlot | None = scope.get(SLOT_KEY)
     if place is not None:
         place.outlives_request = True
         over.add_done_callback(place.release)
 
 
-SEND = "stream_server.send"
+SERVER_SEND_KEY = "stream_server.send"
 """Where a scope has the `send` of the server itself: headers go through all middlewares; what follows them need not."""
 
 CONNECTION = "stream_server.connection"

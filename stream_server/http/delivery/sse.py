@@ -10,7 +10,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from stream_server.http.delivery.streaming_body import HEADERS, Streaming, raw, send_stream
+from stream_server.http.delivery.streaming_body import HEADERS, Streaming, encode_headers, send_stream
 from stream_server.protocol.wire import Wire
 
 MEDIA_TYPE = "text/event-stream"
@@ -19,7 +19,7 @@ RETRY_MS = (1000, 3000)
 """Bounds of the random time after which a browser connects again."""
 
 
-def frame(wire: Wire) -> bytes:
+def encode_event(wire: Wire) -> bytes:
     """Return a frame as an event: its type, its place if it has one, and its JSON."""
     place = None if wire.token is None else str(wire.token)
     return ServerSentEvent(wire.json.decode(), event=wire.type, id=place, sep="\n").encode()
@@ -34,27 +34,27 @@ class EventStream(Response):
 
     def __init__(self, streaming: Streaming, headers: Mapping[str, str] | None = None, *, retry_ms: int = 0) -> None:
         self.status_code = 200
-        self.raw_headers = [*_theirs(), *raw(headers or {})]
+        self.raw_headers = [*_stream_headers(), *encode_headers(headers or {})]
         self._streaming = streaming
         self._retry_ms = retry_ms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
-        first = _retry(self._retry_ms)
-        await send_stream(self._streaming, self, scope, receive, send, frame=frame, transport="sse", first=first)
+        first = _random_retry(self._retry_ms)
+        await send_stream(self._streaming, self, scope, receive, send, frame=encode_event, transport="sse", first=first)
 
 
-def _retry(least_ms: int) -> bytes:
+def _random_retry(least_ms: int) -> bytes:
     """Return the field `retry` (WHATWG HTML 9.2.6), so chosen that clients don't come back all at once."""
-    return _retry_after(least_ms + int(random.uniform(*RETRY_MS)))  # noqa: S311 # not for secrets
+    return _encode_retry(least_ms + int(random.uniform(*RETRY_MS)))  # noqa: S311 # not for secrets
 
 
 @cache
-def _theirs() -> Sequence[tuple[bytes, bytes]]:
+def _stream_headers() -> Sequence[tuple[bytes, bytes]]:
     """Return the headers that sse-starlette gives to a stream, and ours, which are the same for all."""
     return EventSourceResponse(iter(()), headers=HEADERS).raw_headers
 
 
 @cache
-def _retry_after(milliseconds: int) -> bytes:
+def _encode_retry(milliseconds: int) -> bytes:
     return ServerSentEvent(retry=milliseconds, sep="\n").encode()

@@ -11,17 +11,17 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from stream_server.http.delivery.scheduler import Courier
+from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.http.delivery.scope import (
     CONNECTION,
-    OVERHEARD,
-    SEND,
+    OBSERVED_HEAD_KEY,
+    SERVER_SEND_KEY,
     abort_response,
     find_extension,
-    header_of,
-    keep_place,
+    find_header,
+    keep_slot,
 )
-from stream_server.http.delivery.writers import AnswerLine, Framing, Stepped, Straight
+from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, Framing, HttpServerConnection
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.wire import Wire
 
@@ -32,7 +32,7 @@ HEADERS = {
 }
 
 
-def raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+def encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     """Return headers as ASGI has them."""
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
@@ -43,7 +43,7 @@ class Streaming(NamedTuple):
     watch: AbstractAsyncContextManager[Subscription]
     """Where frames come from. What is wrong is raised on entering, before the first header."""
 
-    courier: Courier
+    scheduler: WriteScheduler
     """Who brings frames to their clients."""
 
     on_gone: Callable[[], None] | None = None
@@ -74,26 +74,28 @@ async def send_stream(
         first: Sent before the first frame.
     """
     start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-    line: AnswerLine | None = find_extension(scope, CONNECTION)
+    line: HttpServerConnection | None = find_extension(scope, CONNECTION)
     if line is not None and scope["method"] != "HEAD" and line.claim_response(cast("dict[str, Any]", scope)):
-        await _send_straight(streaming, line, scope, send, start, frame=frame, transport=transport, first=first)
+        await _send_directly(streaming, line, scope, send, start, frame=frame, transport=transport, first=first)
         return
 
-    send_on: Send = scope.get(SEND, send)
+    send_on: Send = scope.get(SERVER_SEND_KEY, send)
     async with streaming.watch as subscription:
         await send(start)
         if scope["method"] == "HEAD":
-            await send(_body(b"", more=False))
+            await send(_body_message(b"", more=False))
             return
         if first:
-            await send(_body(first))
-        gone = disconnected(receive)
-        delivery = Stepped(subscription, streaming.courier, frame, send_on, gone, pack=_packed, transport=transport)
-        with delivery.attended() as over:
+            await send(_body_message(first))
+        gone = wait_for_disconnect(receive)
+        delivery = AsgiWriter(
+            subscription, streaming.scheduler, frame, send_on, gone, pack=_pack_body, transport=transport
+        )
+        with delivery.run() as over:
             ended = await over
         if ended:
-            with anyio.move_on_after(streaming.courier.parting_seconds) as parting:
-                await send(_body(b"", more=False))
+            with anyio.move_on_after(streaming.scheduler.close_timeout) as parting:
+                await send(_body_message(b"", more=False))
             ended = not parting.cancelled_caught
         if not ended:
             abort_response(scope)
@@ -101,9 +103,9 @@ async def send_stream(
         streaming.on_gone()
 
 
-async def _send_straight(
+async def _send_directly(
     streaming: Streaming,
-    line: AnswerLine,
+    line: HttpServerConnection,
     scope: Scope,
     send: Send,
     start: Message,
@@ -115,19 +117,23 @@ async def _send_straight(
     """Leave all to a delivery that writes to the connection, the headers in one piece with the first frames."""
     subscription = await streaming.watch.__aenter__()
     # What `CORSMiddleware` adds depends on the origin alone.
-    kind = None if OVERHEARD in scope else (start["status"], tuple(start["headers"]), header_of(scope, b"origin"))
+    kind = (
+        None
+        if OBSERVED_HEAD_KEY in scope
+        else (start["status"], tuple(start["headers"]), find_header(scope, b"origin"))
+    )
     try:
         # The head comes through all middlewares, once a second for all who get the same.
-        head = (kind and line.start_with_cached_head(kind)) or await _head(line, send, start, kind)
-        delivery = Straight(subscription, streaming.courier, line, chunked(frame), transport=transport)
+        head = (kind and line.start_with_cached_head(kind)) or await _capture_head(line, send, start, kind)
+        delivery = DirectWriter(subscription, streaming.scheduler, line, chunked_framing(frame), transport=transport)
     except BaseException as error:
         await streaming.watch.__aexit__(type(error), error, error.__traceback__)
         raise
-    keep_place(scope, delivery.over)
-    delivery.begin_alone(streaming.watch, streaming.on_gone, first=head + _chunk(first) if first else head)
+    keep_slot(scope, delivery.finished)
+    delivery.start_detached(streaming.watch, streaming.on_gone, first=head + _encode_chunk(first) if first else head)
 
 
-async def _head(line: AnswerLine, send: Send, start: Message, kind: Hashable) -> bytes:
+async def _capture_head(line: HttpServerConnection, send: Send, start: Message, kind: Hashable) -> bytes:
     line.capture()
     try:
         await send(start)
@@ -138,28 +144,28 @@ async def _head(line: AnswerLine, send: Send, start: Message, kind: Hashable) ->
 
 
 @cache
-def chunked(frame: Framing) -> Framing:
+def chunked_framing(frame: Framing) -> Framing:
     """Return the way to frame something that is sent in chunks: a chunk for each frame (RFC 9112 section 7.1)."""
 
     def chunk(wire: Wire) -> bytes:
-        return _chunk(wire.framed(frame))
+        return _encode_chunk(wire.framed(frame))
 
     return chunk
 
 
-def _chunk(data: bytes) -> bytes:
+def _encode_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-async def disconnected(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Wait until the client has gone. What it sends meanwhile has no meaning."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _packed(_wires: Sequence[Wire], data: bytes) -> Message:
+def _pack_body(_wires: Sequence[Wire], data: bytes) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": True}
 
 
-def _body(body: bytes, *, more: bool = True) -> Message:
+def _body_message(body: bytes, *, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}

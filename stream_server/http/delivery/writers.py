@@ -14,7 +14,7 @@ from functools import partial
 from types import CoroutineType, coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
-from stream_server.http.delivery.scheduler import Courier, Delivery, Joined, Source
+from stream_server.http.delivery.scheduler import FrameSource, FrameWriter, JoinedFrames, WriteScheduler
 from stream_server.protocol.frames import Close
 from stream_server.protocol.wire import Wire
 
@@ -22,18 +22,18 @@ log = logging.getLogger(__name__)
 
 Framing = Callable[[Wire], bytes]
 OnGone = Callable[[], None] | None
-Hear = Callable[[bytes], None]
+OnMessage = Callable[[bytes], None]
 
 
-Packed = TypeVar("Packed")
+Payload = TypeVar("Payload")
 """What a server sends."""
 
 
-class Line(Protocol):
+class ServerConnection(Protocol):
     """A connection of our own server, as its deliveries see it."""
 
     transport: asyncio.Transport
-    delivery: Straight | None
+    writer: DirectWriter | None
     """To be told when the connection is full, free again, or lost."""
 
     @property
@@ -51,7 +51,7 @@ class Line(Protocol):
         """
 
 
-class AnswerLine(Line, Protocol):
+class HttpServerConnection(ServerConnection, Protocol):
     """A connection of our own server that is answered by HTTP."""
 
     def claim_response(self, scope: dict[str, Any]) -> bool:
@@ -75,7 +75,7 @@ class AnswerLine(Line, Protocol):
         """
 
 
-class Straight(Delivery):
+class DirectWriter(FrameWriter):
     """Brings frames by writing to the connection.
 
     Args:
@@ -87,54 +87,54 @@ class Straight(Delivery):
         hear: Called with what the client says meanwhile, where that has a meaning.
     """
 
-    __slots__ = ("_first", "_frame", "_line", "_on_gone", "_transport", "_watch", "hear")
+    __slots__ = ("_connection", "_first", "_frame", "_on_gone", "_transport", "_watch", "on_message")
 
     _watch: AbstractAsyncContextManager[object]
     _on_gone: OnGone
 
     def __init__(
         self,
-        subscription: Source,
-        courier: Courier,
-        line: Line,
+        subscription: FrameSource,
+        courier: WriteScheduler,
+        line: ServerConnection,
         frame: Framing,
-        hear: Hear | None = None,
+        hear: OnMessage | None = None,
         *,
         transport: str,
     ) -> None:
         super().__init__(subscription, courier, transport)
-        self.hear = hear
-        self._line = line
+        self.on_message = hear
+        self._connection = line
         self._transport = line.transport
         self._frame = frame
         self._first = b""
-        self.behind = line.is_full
-        line.delivery = self
+        self.is_blocked = line.is_full
+        line.writer = self
         if line.transport.is_closing():
-            self.gone()
+            self.on_client_gone()
 
-    def write(self, wires: Sequence[Wire], joined: Joined) -> None:
+    def write_frames(self, wires: Sequence[Wire], joined: JoinedFrames) -> None:
         """Send frames. The connection itself says when it is full."""
-        data = _together(wires, self._frame, joined)
-        self._tally.bytes += len(data)
+        data = _join_frames(wires, self._frame, joined)
+        self._counters.bytes += len(data)
         if self._first:
             data, self._first = self._first + data, b""
         self._transport.write(data)
 
-    def unsent(self) -> int:
+    def unsent_bytes(self) -> int:
         """Return how many bytes wait in the connection."""
         return self._transport.get_write_buffer_size()
 
-    def detach(self) -> None:
+    def release_connection(self) -> None:
         """Let go of the connection."""
-        self._line.delivery = None
+        self._connection.writer = None
 
-    def fail(self) -> None:
+    def abort(self) -> None:
         """Nothing can be sent any more: the client shall notice, and come again."""
         self._transport.abort()
-        self.gone()
+        self.on_client_gone()
 
-    def begin_alone(
+    def start_detached(
         self, watch: AbstractAsyncContextManager[object], on_gone: OnGone = None, *, first: bytes = b""
     ) -> None:
         """Bring frames when the request is over for ASGI: no task and no stack of calls is kept for it.
@@ -144,27 +144,27 @@ class Straight(Delivery):
             on_gone: Called where the client went before the end.
             first: Bytes before the first frame, in the same write.
         """
-        self._line.detach()
+        self._connection.detach()
         self._first = first
-        self.begin()
+        self.start()
         if self._first and not self._transport.is_closing():
             # Nothing is due yet, but the client shall know that its stream has begun.
             self._transport.write(self._first)
             self._first = b""
         self._watch, self._on_gone = watch, on_gone
-        self.over.add_done_callback(self._end_in_task)
+        self.finished.add_done_callback(self._start_ending)
 
-    def _end_in_task(self, _over: object) -> None:
+    def _start_ending(self, _over: object) -> None:
         task = asyncio.create_task(self._end_alone(self._watch, self._on_gone), name="end of a stream")
         _ending.add(task)
         task.add_done_callback(_ending.discard)
 
     async def _end_alone(self, watch: AbstractAsyncContextManager[object], on_gone: OnGone) -> None:
-        there = self.over.result()
+        there = self.finished.result()
         self.stop()
         try:
             if there:
-                await self._line.close(self._subscription.closed)
+                await self._connection.close(self._subscription.closed)
         finally:
             await watch.__aexit__(None, None, None)
         if on_gone is not None and not self._subscription.is_complete:
@@ -174,7 +174,7 @@ class Straight(Delivery):
 _ending: set[asyncio.Task[None]] = set()
 
 
-class Stepped(Delivery, Generic[Packed]):
+class AsgiWriter(FrameWriter, Generic[Payload]):
     """Brings frames by stepping ASGI's `send`; only where that waits, since the client is slow, a task goes on with it.
 
     Args:
@@ -188,72 +188,72 @@ class Stepped(Delivery, Generic[Packed]):
         transport: One of `courier.TRANSPORTS`.
     """
 
-    __slots__ = ("_frame", "_gone", "_pack", "_rest", "_send")
+    __slots__ = ("_disconnect_task", "_frame", "_pack", "_send", "_send_task")
 
     def __init__(
         self,
-        subscription: Source,
-        courier: Courier,
+        subscription: FrameSource,
+        courier: WriteScheduler,
         frame: Framing,
-        send: Callable[[Packed], Awaitable[None]],
+        send: Callable[[Payload], Awaitable[None]],
         disconnected: Coroutine[Any, Any, None],
         *,
-        pack: Callable[[Sequence[Wire], bytes], Packed],
+        pack: Callable[[Sequence[Wire], bytes], Payload],
         transport: str,
     ) -> None:
         super().__init__(subscription, courier, transport)
         self._frame = frame
         self._send = send
         self._pack = pack
-        self._rest: asyncio.Task[None] | None = None
-        self._gone = asyncio.create_task(disconnected, name="disconnect")
-        self._gone.add_done_callback(lambda _: self.gone())
+        self._send_task: asyncio.Task[None] | None = None
+        self._disconnect_task = asyncio.create_task(disconnected, name="disconnect")
+        self._disconnect_task.add_done_callback(lambda _: self.on_client_gone())
 
-    def write(self, wires: Sequence[Wire], joined: Joined) -> None:
+    def write_frames(self, wires: Sequence[Wire], joined: JoinedFrames) -> None:
         """Send frames."""
-        data = _together(wires, self._frame, joined)
+        data = _join_frames(wires, self._frame, joined)
         sending = self._send(self._pack(wires, data))
         if not isinstance(sending, CoroutineType):
             sending = _awaited(sending)
         try:
             waits_for = sending.send(None)
         except StopIteration:
-            self._tally.bytes += len(data)
+            self._counters.bytes += len(data)
             return
         except Exception as error:  # noqa: BLE001 # whatever a server raises to say that nobody is there
-            self._failed(error)
+            self._on_send_failed(error)
             return
-        self.behind = True
-        self._rest = asyncio.create_task(_go_on(sending, waits_for), name="slow client")
-        self._rest.add_done_callback(partial(self._sent, len(data)))
+        self.is_blocked = True
+        self._send_task = asyncio.create_task(_go_on(sending, waits_for), name="slow client")
+        self._send_task.add_done_callback(partial(self._on_sent, len(data)))
 
-    def detach(self) -> None:
+    def release_connection(self) -> None:
         """Let go of the connection."""
-        self._gone.cancel()
-        if self._rest is not None:
-            self._rest.cancel()
+        self._disconnect_task.cancel()
+        if self._send_task is not None:
+            self._send_task.cancel()
 
-    def _sent(self, size: int, rest: asyncio.Task[None]) -> None:
-        self._rest = None
+    def _on_sent(self, size: int, rest: asyncio.Task[None]) -> None:
+        self._send_task = None
         if rest.cancelled():
             return
         if (error := rest.exception()) is not None:
-            self._failed(error)
+            self._on_send_failed(error)
         else:
-            self._tally.bytes += size
-            self.catch_up()
+            self._counters.bytes += size
+            self.unblock()
 
-    def _failed(self, error: BaseException) -> None:
+    def _on_send_failed(self, error: BaseException) -> None:
         log.debug("A client went while frames were sent: %r", error)
-        self.gone()
+        self.on_client_gone()
 
 
-def each(wires: Sequence[Wire], _data: bytes) -> Sequence[Wire]:
+def pack_frames(wires: Sequence[Wire], _data: bytes) -> Sequence[Wire]:
     """Pack frames where each goes out by itself."""
     return wires
 
 
-def _together(wires: Sequence[Wire], frame: Framing, joined: Joined) -> bytes:
+def _join_frames(wires: Sequence[Wire], frame: Framing, joined: JoinedFrames) -> bytes:
     """Return frames as bytes, made once for all clients that are due the same."""
     if len(wires) == 1:
         return wires[0].framed(frame)

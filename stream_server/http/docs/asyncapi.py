@@ -12,7 +12,7 @@ from stream_server.http.docs.parameters import QUERY_PARAMETERS, build_query_sch
 from stream_server.http.endpoints.firehose import FILTER_PARAMETERS
 from stream_server.http.endpoints.multiplex_messages import ClientMessage, Probe, Subscribe, Unsubscribe
 from stream_server.http.endpoints.probe import PROBE_PATH
-from stream_server.http.params import STREAM
+from stream_server.http.params import STREAM_PARAMETERS
 from stream_server.http.websocket_auth import Introduction
 from stream_server.protocol import examples
 from stream_server.protocol.frames import (
@@ -55,7 +55,7 @@ CLIENT_MESSAGE_EXAMPLES: Mapping[type[msgspec.Struct], Json] = {
     Introduction: {"op": "auth", "token": "eyJhbGciOiJIUzUxMiJ9.e30.c2ln"},
 }
 
-RUN_STREAM_PARAMETERS = STREAM | {"ticket"}
+RUN_STREAM_PARAMETERS = STREAM_PARAMETERS | {"ticket"}
 FIREHOSE_PARAMETERS = (*FILTER_PARAMETERS, "cursor", "ticket")
 
 OVER_HTTP = "Server-sent events, or NDJSON: one JSON object per line."

@@ -17,7 +17,7 @@ from stream_server.http.endpoints import tickets, trigger
 from stream_server.http.endpoints.firehose import FILTER_PARAMETERS
 from stream_server.http.endpoints.probe import PROBE_PATH
 from stream_server.http.endpoints.result import DEFAULT_FAIL_STATUS, RESPONSE_PARAMETERS
-from stream_server.http.params import QUESTION, STREAM
+from stream_server.http.params import STREAM_PARAMETERS, WATCH_PARAMETERS
 from stream_server.protocol import examples
 from stream_server.protocol.bodies import Cancelled, Detail, Health, Problem, Readiness, RunAnswer, Ticket, WaitLine
 from stream_server.protocol.schema import (
@@ -174,7 +174,7 @@ def _run_stream_operation() -> Json:
             " describes the WebSocket and all frames."
         ),
         "security": OPTIONAL_SECURITY,
-        "parameters": build_parameters(path, STREAM | {"ticket"}, ("Last-Event-ID",)),
+        "parameters": build_parameters(path, STREAM_PARAMETERS | {"ticket"}, ("Last-Event-ID",)),
         "responses": {
             "200": _add_stream_content({"description": "Frames, sent as they occur"}),
             "204": {"description": "The client has received the `end` frame of this stream and need not reconnect"},
@@ -210,7 +210,7 @@ def _result_operation() -> Json:
         "summary": "Wait for the outcome of a run",
         "description": "The status describes the request, the body the run: a failed run has status 200.",
         "security": OPTIONAL_SECURITY,
-        "parameters": build_parameters(f"{RUN_PATH}/result", QUESTION | RESPONSE_PARAMETERS),
+        "parameters": build_parameters(f"{RUN_PATH}/result", WATCH_PARAMETERS | RESPONSE_PARAMETERS),
         "responses": {
             "200": _outcome_response("The outcome of the run; with `unwrap`, the bare value", "result", "failure"),
             "202": _outcome_response(
@@ -305,7 +305,7 @@ def _probe_operation() -> Json:
         "responses": {
             "200": {
                 "description": "`ping` frames",
-                "content": {sse.MEDIA_TYPE: _lines_content("Frame", PING.framed(sse.frame).decode())},
+                "content": {sse.MEDIA_TYPE: _lines_content("Frame", PING.framed(sse.encode_event).decode())},
             },
             **_problem_responses(*THROTTLING_ERRORS),
         },
@@ -383,8 +383,8 @@ def _outcome_response(description: str, *outcomes: str, **headers: str) -> Json:
 
 def _add_stream_content(response: Json) -> Json:
     """Return a response that may also be a stream of frames."""
-    events = b"".join(wire.framed(sse.frame) for wire in examples.STREAM).decode()
-    lines = b"".join(wire.framed(ndjson.frame) for wire in examples.STREAM).decode()
+    events = b"".join(wire.framed(sse.encode_event) for wire in examples.STREAM).decode()
+    lines = b"".join(wire.framed(ndjson.encode_line) for wire in examples.STREAM).decode()
     streams = {sse.MEDIA_TYPE: _lines_content("Frame", events), ndjson.MEDIA_TYPE: _lines_content("Frame", lines)}
     return {**response, "content": {**response.get("content", {}), **streams}}
 

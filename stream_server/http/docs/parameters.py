@@ -9,7 +9,7 @@ from stream_server.http.endpoints.firehose import KNOWN_STATES, MAX_FILTER_VALUE
 from stream_server.http.endpoints.lists import DEFAULT_RUN_LIMIT, RUN_LIMIT_BOUNDS
 from stream_server.http.endpoints.result import DEFAULT_FAIL_STATUS, DEFAULT_TIMEOUT, FAIL_STATUS_BOUNDS
 from stream_server.http.endpoints.trigger import DEFAULT_GRACE, IF_EXISTS, MAX_KEY_LENGTH, ON_DISCONNECT
-from stream_server.http.params import CONFIRM, UNTIL
+from stream_server.http.params import CONFIRM_VALUES, UNTIL_VALUES
 from stream_server.hub.firehose import FRAME_TYPES
 from stream_server.protocol.frames import NO_STATUS
 from stream_server.protocol.schema import Json
@@ -66,11 +66,11 @@ QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
         "A task whose return value is the result; repeatable. Default: the result tasks of the DAG.",
     ),
     "until": (
-        _choice_schema(UNTIL),
+        _choice_schema(UNTIL_VALUES),
         "`result`: the stream ends with the outcome. `run`: it ends with the run.",
     ),
     "confirm": (
-        _choice_schema(CONFIRM),
+        _choice_schema(CONFIRM_VALUES),
         "`push`: a result is sent when its task pushes it. `success`: when the task has succeeded as well.",
     ),
     "cursor": (

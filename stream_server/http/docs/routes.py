@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stream_server.http.docs import asyncapi, openapi
-from stream_server.http.params import has_etag
+from stream_server.http.params import matches_etag
 from stream_server.protocol.schema import Json, build_frames_document
 
 
@@ -43,6 +43,6 @@ def _render_document(build: Callable[[], Json]) -> Document:
 async def _serve_document(build: Callable[[], Json], media_type: str, request: Request) -> Response:
     document = _render_document(build)
     headers = {"ETag": document.etag, "Cache-Control": "no-cache"}
-    if has_etag(request.headers.getlist("if-none-match"), document.etag):
+    if matches_etag(request.headers.getlist("if-none-match"), document.etag):
         return Response(status_code=304, headers=headers)
     return Response(document.body, headers=headers, media_type=media_type)

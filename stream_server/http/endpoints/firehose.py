@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stream_server.errors import BadParameter, Unavailable
-from stream_server.http.caller import caller_of
+from stream_server.http.caller import identify_caller
 from stream_server.http.delivery.streaming_body import Streaming
 from stream_server.http.endpoints.run_stream import build_stream_response, unavailable_response
-from stream_server.http.params import refuse_unknown, since
-from stream_server.http.permission import permit_dag, permit_many
+from stream_server.http.params import parse_resume_point, refuse_unknown_parameters
+from stream_server.http.permission import authorize_dag, authorize_firehose
 from stream_server.http.state import State
 from stream_server.hub.firehose import FRAME_TYPES, Filter
 from stream_server.protocol.frames import NO_STATUS
@@ -44,9 +44,9 @@ KNOWN_STATES = (
 
 async def stream_firehose(request: Request) -> Response:
     state: State = request.scope["state"]
-    caller = await caller_of(request)
+    caller = await identify_caller(request)
     known = {*FILTER_PARAMETERS, "cursor"} - request.path_params.keys()
-    refuse_unknown(request.query_params.keys(), frozenset(known))
+    refuse_unknown_parameters(request.query_params.keys(), frozenset(known))
     values_by_name = {name: request.query_params.getlist(name) for name in FILTER_PARAMETERS}
     if "dag_id" in request.path_params:
         values_by_name["dag_id"] = [request.path_params["dag_id"]]
@@ -54,15 +54,17 @@ async def stream_firehose(request: Request) -> Response:
     authorizer, readable = state["authorizer"], None
     try:
         if dag_id:
-            permission = await permit_dag(authorizer, caller, dag_id, output=wanted.wants_output)
-            wanted = permission.may_hear(wanted)
+            permission = await authorize_dag(authorizer, caller, dag_id, output=wanted.wants_output)
+            wanted = permission.restrict_filter(wanted)
         else:
-            permission = await permit_many(authorizer, caller)
+            permission = await authorize_firehose(authorizer, caller)
             readable = authorizer.readable_dags(caller)
     except Unavailable as error:
         return unavailable_response(request, error)
-    watch = permission.guarded(state["hub"].subscribe_firehose(wanted, since=since(request), readable=readable))
-    return build_stream_response(request, Streaming(watch, state["courier"]))
+    watch = permission.guarded(
+        state["hub"].subscribe_firehose(wanted, since=parse_resume_point(request), readable=readable)
+    )
+    return build_stream_response(request, Streaming(watch, state["scheduler"]))
 
 
 async def build_filter(state: State, values_by_name: Mapping[str, Sequence[str]]) -> Filter:
@@ -84,7 +86,7 @@ async def build_filter(state: State, values_by_name: Mapping[str, Sequence[str]]
     _check_values("state", values_by_name.get("state", ()), KNOWN_STATES)
     dag_ids = frozenset(values_by_name.get("dag_id", ()))
     if tags := values_by_name.get("tag"):
-        tagged = await state["runs"].read_dag_ids_with_tags(tags)
+        tagged = await state["run_store"].read_dag_ids_with_tags(tags)
         # An empty set means all DAGs. No DAG has an empty ID, so that this matches none if no DAG has the tag.
         dag_ids = (tagged & dag_ids if dag_ids else tagged) or frozenset({""})
     return Filter(

@@ -13,8 +13,8 @@ from stream_server.domain.graph import Graph, Task
 from stream_server.domain.outcome import WatchOptions, select_result_tasks
 from stream_server.domain.task_groups import TaskGroups
 from stream_server.errors import BadParameter, JournalMissing
-from stream_server.http.caller import caller_of
-from stream_server.http.params import number, refuse_unknown, run_key
+from stream_server.http.caller import identify_caller
+from stream_server.http.params import parse_integer, parse_run_key, refuse_unknown_parameters
 from stream_server.http.state import State
 from stream_server.hub.firehose import ReadPermissions, Resource
 from stream_server.journal.run_lists import read_recent_runs, read_tagged_dags
@@ -70,12 +70,12 @@ def _build_node(task: Task, groups: TaskGroups, result_tasks: Collection[str]) -
 
 
 async def list_runs(request: Request) -> Response:
-    refuse_unknown(request.query_params.keys(), frozenset({"limit", "dag_id"}))
+    refuse_unknown_parameters(request.query_params.keys(), frozenset({"limit", "dag_id"}))
     state: State = request.scope["state"]
-    limit = number(request, "limit", DEFAULT_RUN_LIMIT, *RUN_LIMIT_BOUNDS)
+    limit = parse_integer(request, "limit", DEFAULT_RUN_LIMIT, *RUN_LIMIT_BOUNDS)
     dag_id = request.query_params.get("dag_id")
     readable = await _load_read_permissions(request)
-    read = await read_recent_runs(state["runs"], dag_id, limit)
+    read = await read_recent_runs(state["run_store"], dag_id, limit)
     cursor = read.position
     if cursor is None:
         raise JournalMissing("The journal is incomplete; run `stream-server install`")
@@ -83,27 +83,29 @@ async def list_runs(request: Request) -> Response:
     for _ in range(MAX_READS):
         if len(found) >= limit or read.next_before is None:
             break
-        read = await read_recent_runs(state["runs"], dag_id, limit, read.next_before)
+        read = await read_recent_runs(state["run_store"], dag_id, limit, read.next_before)
         found += await _filter_readable(readable, read.runs)
     return _json_response(RunList(runs=found[:limit], cursor=str(ResumeToken(cursor))))
 
 
 async def list_dags(request: Request) -> Response:
-    refuse_unknown(request.query_params.keys(), frozenset({"tag"}))
+    refuse_unknown_parameters(request.query_params.keys(), frozenset({"tag"}))
     state: State = request.scope["state"]
     tag = request.query_params.get("tag")
     if not tag:
         raise BadParameter("`tag` is required: the tag of the DAGs to list")
     readable = await _load_read_permissions(request)
-    return _json_response(DagList(dags=await _filter_readable(readable, await read_tagged_dags(state["runs"], tag))))
+    return _json_response(
+        DagList(dags=await _filter_readable(readable, await read_tagged_dags(state["run_store"], tag)))
+    )
 
 
 async def get_run_graph(request: Request) -> Response:
-    refuse_unknown(request.query_params.keys(), frozenset())
+    refuse_unknown_parameters(request.query_params.keys(), frozenset())
     state: State = request.scope["state"]
-    key = run_key(request)
-    await state["authorizer"].check_run(await caller_of(request), key)
-    run, _ = await state["runs"].read_run(key)
+    key = parse_run_key(request)
+    await state["authorizer"].check_run(await identify_caller(request), key)
+    run, _ = await state["run_store"].read_run(key)
     result_tasks = select_result_tasks(run, WatchOptions())
     if run.graph is None:
         return _json_response(build_structure_without_edges(*key, run.tasks.keys(), result_tasks))
@@ -113,7 +115,7 @@ async def get_run_graph(request: Request) -> Response:
 async def _load_read_permissions(request: Request) -> ReadPermissions | None:
     """Return what the caller may read; `None` means everything."""
     state: State = request.scope["state"]
-    caller = await caller_of(request)
+    caller = await identify_caller(request)
     await state["authorizer"].check_dags(caller)
     return state["authorizer"].readable_dags(caller)
 

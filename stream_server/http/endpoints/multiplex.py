@@ -26,11 +26,11 @@ from stream_server.errors import (
     StreamServerError,
     TooManySubscriptions,
 )
-from stream_server.http.caller import caller_of, refuse_foreign_origin
-from stream_server.http.delivery.multiplex_queue import Bundle
-from stream_server.http.delivery.scheduler import Delivery
+from stream_server.http.caller import identify_caller, refuse_foreign_origin
+from stream_server.http.delivery.multiplex_queue import MultiplexQueue
+from stream_server.http.delivery.scheduler import FrameWriter
 from stream_server.http.delivery.scope import CONNECTION, find_extension
-from stream_server.http.delivery.writers import Stepped, Straight, each
+from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, pack_frames
 from stream_server.http.endpoints.firehose import build_filter
 from stream_server.http.endpoints.multiplex_messages import (
     ClientMessage,
@@ -42,19 +42,19 @@ from stream_server.http.endpoints.multiplex_messages import (
     read_message_id,
 )
 from stream_server.http.endpoints.websocket import close_websocket, encode_text_message
-from stream_server.http.params import refuse_unknown
-from stream_server.http.permission import Guarded, permit, permit_many
-from stream_server.http.request_slot import introduce, join, know_as
+from stream_server.http.params import refuse_unknown_parameters
+from stream_server.http.permission import Guarded, authorize_firehose, authorize_run
+from stream_server.http.request_slot import authenticate_connection, reattribute_connection, record_join
 from stream_server.http.state import State
 from stream_server.http.websocket_auth import (
     MAX_ID_LENGTH,
     Introduction,
-    accept,
-    close_code,
-    introduction,
-    may_introduce_himself,
-    refusal,
-    refuse,
+    accept_handshake,
+    close_code_for,
+    may_authenticate_later,
+    receive_auth,
+    refusal_frame,
+    send_refusal,
 )
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
@@ -71,16 +71,16 @@ TRANSPORT = "multiplex"
 async def serve_multiplex(websocket: WebSocket) -> None:
     """Answer an upgrade of `/api/v2/stream`."""
     refuse_foreign_origin(websocket)
-    caller = await caller_of(websocket)
+    caller = await identify_caller(websocket)
     # What is wanted is said in `subscribe`.
-    refuse_unknown(websocket.query_params.keys(), frozenset())
-    await accept(websocket)
+    refuse_unknown_parameters(websocket.query_params.keys(), frozenset())
+    await accept_handshake(websocket)
     multiplex = Multiplex(websocket, caller)
     with suppress(WebSocketDisconnect):
         try:
             await multiplex.begin()
         except StreamServerError as error:
-            await refuse(websocket, error)
+            await send_refusal(websocket, error)
             return
         await multiplex.serve()
 
@@ -106,7 +106,7 @@ class Multiplex:
         self._caller = caller
         self._state: State = websocket.scope["state"]
         self._streams: dict[str, _Stream] = {}
-        self._bundle = Bundle(self._over)
+        self._bundle = MultiplexQueue(self._over)
         self._ending: set[asyncio.Task[None]] = set()
         self._warned: datetime | None = None
 
@@ -125,32 +125,34 @@ class Multiplex:
             # Airflow may have a role for who says nothing.
             await authorizer.check_dags(self._caller)
         except AirflowRefused as error:
-            if may_introduce_himself(self._caller, error):
-                await self._introduce(await introduction(self._websocket), introduce)
+            if may_authenticate_later(self._caller, error):
+                await self._introduce(await receive_auth(self._websocket), authenticate_connection)
 
     async def serve(self) -> None:
         """Do what the client asks, and send what is due, until it is gone or the connection must end."""
         reading = asyncio.create_task(self._read(), name="multiplex reader")
         self._be_idle_later()
         try:
-            with self._state["hub"].register_connection(self._bundle), self._delivery(reading).attended() as over:
+            with self._state["hub"].register_connection(self._bundle), self._delivery(reading).run() as over:
                 there = await over
             if reading.done():
                 reading.result()
         finally:
             reading.cancel()
             await self._end()
-            self._bundle.let_go()
+            self._bundle.drop_callback()
         if there:
             await close_websocket(self._websocket, self._bundle.closed)
 
-    def _delivery(self, reading: asyncio.Task[None]) -> Delivery:
-        line, courier = find_extension(self._websocket.scope, CONNECTION), self._state["courier"]
+    def _delivery(self, reading: asyncio.Task[None]) -> FrameWriter:
+        line, courier = find_extension(self._websocket.scope, CONNECTION), self._state["scheduler"]
         if line is None:
             gone = _end_of(reading)
-            return Stepped(self._bundle, courier, encode_text_message, self._send, gone, pack=each, transport=TRANSPORT)
-        delivery = Straight(self._bundle, courier, line, encode_text_message, transport=TRANSPORT)
-        reading.add_done_callback(lambda _: delivery.gone())
+            return AsgiWriter(
+                self._bundle, courier, encode_text_message, self._send, gone, pack=pack_frames, transport=TRANSPORT
+            )
+        delivery = DirectWriter(self._bundle, courier, line, encode_text_message, transport=TRANSPORT)
+        reading.add_done_callback(lambda _: delivery.on_client_gone())
         return delivery
 
     async def _send(self, wires: Sequence[Wire]) -> None:
@@ -171,7 +173,7 @@ class Multiplex:
 
     async def _do(self, operation: ClientMessage) -> None:
         if isinstance(operation, Introduction):
-            await self._introduce(operation, know_as)
+            await self._introduce(operation, reattribute_connection)
             return
         if not 0 < len(operation.id) <= MAX_ID_LENGTH:
             raise BadParameter(f"id must have 1 to {MAX_ID_LENGTH} characters")
@@ -188,8 +190,8 @@ class Multiplex:
         most = self._state["settings"].max_subscriptions
         if len(self._streams) >= most:
             raise TooManySubscriptions(f"This connection has {most} streams, the most that are allowed; end one first")
-        join(self._websocket.scope)
-        self._state["idle"].stop(self._be_idle)
+        record_join(self._websocket.scope)
+        self._state["idle_timeouts"].stop(self._be_idle)
         stream = self._streams[operation.id] = _Stream()
         stream.opening = asyncio.create_task(self._begin(operation, stream), name="beginning of a stream")
 
@@ -221,7 +223,7 @@ class Multiplex:
         try:
             await guarded.guard.revalidate(caller)
         except StreamServerError as error:
-            subscription.disconnect(close_code(error), str(error))
+            subscription.disconnect(close_code_for(error), str(error))
             return
         if not guarded.scope.dag_id and stream.subscription is subscription:
             self._state["hub"].update_permissions(subscription, authorizer.readable_dags(caller))
@@ -230,14 +232,14 @@ class Multiplex:
         """Tell the client once for all his streams that his token is about to expire."""
         if self._warned != expires_at:
             self._warned = expires_at
-            self._bundle.tell(Wire(AuthExpiring(expires_at=expires_at)))
+            self._bundle.push(Wire(AuthExpiring(expires_at=expires_at)))
 
     async def _begin(self, operation: Subscribe, stream: _Stream) -> None:
         caller = self._caller
         try:
             guarded = await self._open(operation, stream, caller)
             if self._caller is caller:
-                know_as(self._websocket.scope, caller.headers)
+                reattribute_connection(self._websocket.scope, caller.headers)
             stream.subscription = subscription = await guarded.__aenter__()
         except StreamServerError as error:
             await self._refuse_stream(operation.id, stream, error)
@@ -262,12 +264,12 @@ class Multiplex:
         hub, since, authorizer = self._state["hub"], ResumePoint.parse(operation.cursor), self._state["authorizer"]
         if isinstance(operation.run_id, str):
             key, question = parse_run_stream(operation, operation.run_id)
-            permission = await permit(authorizer, caller, key)
+            permission = await authorize_run(authorizer, caller, key)
             watch: AbstractAsyncContextManager[Subscription] = hub.subscribe(
-                key, permission.may_ask(question), since=since
+                key, permission.restrict_options(question), since=since
             )
         else:
-            permission = await permit_many(authorizer, caller)
+            permission = await authorize_firehose(authorizer, caller)
             readable = authorizer.readable_dags(caller)
             watch = hub.subscribe_firehose(
                 await build_filter(self._state, collect_filter_values(operation)), since=since, readable=readable
@@ -301,7 +303,7 @@ class Multiplex:
             await self._leave(identity, stream)
         while self._ending:
             await asyncio.wait(self._ending)
-        self._state["idle"].stop(self._be_idle)
+        self._state["idle_timeouts"].stop(self._be_idle)
 
     def _forget(self, identity: str, stream: _Stream) -> None:
         if self._streams.get(identity) is stream:
@@ -310,13 +312,13 @@ class Multiplex:
             self._be_idle_later()
 
     def _be_idle_later(self) -> None:
-        self._state["idle"].start(self._be_idle)
+        self._state["idle_timeouts"].start(self._be_idle)
 
     def _be_idle(self) -> None:
         self._bundle.disconnect(CloseCode.IDLE, "There was no stream on this connection for too long")
 
     async def _refuse(self, identity: str, error: StreamServerError) -> None:
-        await self._bundle.reply(Wire(refusal(identity, error)))
+        await self._bundle.reply(Wire(refusal_frame(identity, error)))
 
 
 async def _end_of(reading: asyncio.Task[None]) -> None:

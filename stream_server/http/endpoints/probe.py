@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.http.delivery.pump import PING
-from stream_server.http.delivery.sse import frame
+from stream_server.http.delivery.sse import encode_event
 from stream_server.http.delivery.streaming_body import HEADERS
 from stream_server.http.endpoints.websocket import NORMAL_CLOSURE
 
@@ -39,7 +39,7 @@ class ProbeResponse(EventSourceResponse):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         for number in range(PING_COUNT if scope["method"] != "HEAD" else 0):
             await asyncio.sleep(PING_INTERVAL if number else 0)
-            await send({"type": "http.response.body", "body": PING.framed(frame), "more_body": True})
+            await send({"type": "http.response.body", "body": PING.framed(encode_event), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

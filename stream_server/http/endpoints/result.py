@@ -16,11 +16,19 @@ from starlette.responses import Response
 from stream_server.auth.airflow_api import run_path
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, StreamServerError, Unavailable
-from stream_server.http.caller import caller_of
-from stream_server.http.delivery.streaming_body import disconnected
+from stream_server.http.caller import identify_caller
+from stream_server.http.delivery.streaming_body import wait_for_disconnect
 from stream_server.http.endpoints.outcome_body import Hearing, encode_bare_value
-from stream_server.http.params import QUESTION, duration, flag, number, query_part, question, run_key
-from stream_server.http.permission import permit, until_refused
+from stream_server.http.params import (
+    WATCH_PARAMETERS,
+    parse_flag,
+    parse_integer,
+    parse_run_key,
+    parse_seconds,
+    parse_watch_options,
+    raw_query,
+)
+from stream_server.http.permission import authorize_run, ignore_expiry
 from stream_server.http.state import State
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.bodies import RunAnswer
@@ -68,22 +76,22 @@ def parse_response_options(request: Request) -> ResponseOptions:
         BadParameter: A value is wrong.
     """
     return ResponseOptions(
-        duration(request, "timeout", DEFAULT_TIMEOUT),
-        flag(request, "unwrap"),
-        number(request, "fail_status", DEFAULT_FAIL_STATUS, *FAIL_STATUS_BOUNDS),
+        parse_seconds(request, "timeout", DEFAULT_TIMEOUT),
+        parse_flag(request, "unwrap"),
+        parse_integer(request, "fail_status", DEFAULT_FAIL_STATUS, *FAIL_STATUS_BOUNDS),
     )
 
 
 async def get_result(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
-    caller = await caller_of(request)
-    key, wanted = run_key(request), parse_response_options(request)
-    asked = replace(question(request, QUESTION | RESPONSE_PARAMETERS), include_output=False)
-    permission = await permit(state["authorizer"], caller, key)
-    watch = permission.guarded(state["hub"].subscribe(key, permission.may_ask(asked)), until_refused)
+    caller = await identify_caller(request)
+    key, wanted = parse_run_key(request), parse_response_options(request)
+    asked = replace(parse_watch_options(request, WATCH_PARAMETERS | RESPONSE_PARAMETERS), include_output=False)
+    permission = await authorize_run(state["authorizer"], caller, key)
+    watch = permission.guarded(state["hub"].subscribe(key, permission.restrict_options(asked)), ignore_expiry)
     answer = await wait_for_outcome(request, watch, key, wanted.timeout)
-    here = f"{run_path(key)}/result{query_part(request)}"
+    here = f"{run_path(key)}/result{raw_query(request)}"
     return build_response(answer, wanted, {"Location": here} if answer.outcome == "pending" else {})
 
 
@@ -110,9 +118,9 @@ async def wait_for_outcome(
     state: State = request.scope["state"]
     hub, hearing = state["hub"], Hearing(key)
     async with watch as subscription:
-        gone = asyncio.create_task(disconnected(request.receive), name="disconnect")
+        gone = asyncio.create_task(wait_for_disconnect(request.receive), name="disconnect")
         try:
-            with state["courier"].tallies["result"].one_waiting(), anyio.move_on_after(at_most):
+            with state["scheduler"].counters["result"].count_waiting(), anyio.move_on_after(at_most):
                 await _hear(subscription, hearing, gone)
             if not hearing.over and hub.is_reading_values(key):
                 with anyio.move_on_after(VALUE_READ_SECONDS):

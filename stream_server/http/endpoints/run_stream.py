@@ -10,13 +10,13 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from stream_server.errors import Throttled, Unavailable
-from stream_server.http.caller import caller_of
+from stream_server.http.caller import identify_caller
 from stream_server.http.delivery import ndjson, sse
-from stream_server.http.delivery.scheduler import Courier
-from stream_server.http.delivery.scope import header_of
+from stream_server.http.delivery.scheduler import WriteScheduler
+from stream_server.http.delivery.scope import find_header
 from stream_server.http.delivery.streaming_body import Streaming
-from stream_server.http.params import accepts, question, run_key, since
-from stream_server.http.permission import permit
+from stream_server.http.params import negotiate_media_type, parse_resume_point, parse_run_key, parse_watch_options
+from stream_server.http.permission import authorize_run
 from stream_server.http.state import State
 from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
@@ -26,18 +26,18 @@ from stream_server.protocol.close_codes import CloseCode
 async def stream_run(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
-    caller = await caller_of(request)
-    key, asked = run_key(request), question(request)
+    caller = await identify_caller(request)
+    key, asked = parse_run_key(request), parse_watch_options(request)
     try:
-        permission = await permit(state["authorizer"], caller, key)
+        permission = await authorize_run(state["authorizer"], caller, key)
     except Unavailable as error:
         return unavailable_response(request, error)
-    came_from = since(request)
+    came_from = parse_resume_point(request)
     if came_from is not None and came_from.has_ended:
         # It stops an EventSource from coming again.
         return Response(status_code=204)
-    watch = permission.guarded(state["hub"].subscribe(key, permission.may_ask(asked), since=came_from))
-    return build_stream_response(request, Streaming(watch, state["courier"]))
+    watch = permission.guarded(state["hub"].subscribe(key, permission.restrict_options(asked), since=came_from))
+    return build_stream_response(request, Streaming(watch, state["scheduler"]))
 
 
 def unavailable_response(request: Request, error: Unavailable) -> Response:
@@ -46,16 +46,16 @@ def unavailable_response(request: Request, error: Unavailable) -> Response:
     All others are told by `error`, which is raised before the first header.
     """
     state: State = request.scope["state"]
-    return build_stream_response(request, Streaming(_Failing(error), state["courier"]))
+    return build_stream_response(request, Streaming(_Failing(error), state["scheduler"]))
 
 
 def build_stream_response(request: Request, streaming: Streaming, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response in the form that the client wants."""
-    if accepts(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE:
+    if negotiate_media_type(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE:
         return ndjson.LineStream(streaming, headers)
-    if sse.MEDIA_TYPE in (header_of(request.scope, b"accept") or ""):
+    if sse.MEDIA_TYPE in (find_header(request.scope, b"accept") or ""):
         state: State = request.scope["state"]
-        streaming = Streaming(_ComingAgain(streaming.watch, state["hub"]), streaming.courier, streaming.on_gone)
+        streaming = Streaming(_ComingAgain(streaming.watch, state["hub"]), streaming.scheduler, streaming.on_gone)
     return sse.EventStream(streaming, headers)
 
 
@@ -91,11 +91,11 @@ class _ComingAgain(AbstractAsyncContextManager[Subscription]):
 def is_event_source(connection: HTTPConnection) -> bool:
     """Tell whether a client gives up for good after any status but 200."""
     scope = connection.scope
-    accept = header_of(scope, b"accept") or ""
+    accept = find_header(scope, b"accept") or ""
     return sse.MEDIA_TYPE in accept and scope["type"] == "http" and scope["method"] == "GET"
 
 
-def throttled_response(error: Throttled, courier: Courier) -> Response:
+def throttled_response(error: Throttled, courier: WriteScheduler) -> Response:
     """Return the answer to an `EventSource` that shall come again, but not at once."""
     subscription = Subscription(0)
     subscription.disconnect(CloseCode.THROTTLED, str(error), retry_ms=1000 * error.retry_after)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from stream_server.auth.airflow_api import AirflowApi
 from stream_server.auth.authorizer import Caller
 from stream_server.errors import AirflowNotResponding, BadRequest
-from stream_server.http.caller import airflow_as, caller_of, refuse_foreign_origin
+from stream_server.http.caller import airflow_api_for, identify_caller, refuse_foreign_origin
 from stream_server.http.params import read_body
 from stream_server.http.state import State
 from stream_server.protocol.bodies import Session
@@ -38,7 +38,7 @@ class SignIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 async def get_session(request: Request) -> Response:
     state: State = request.scope["state"]
-    caller = await caller_of(request)
+    caller = await identify_caller(request)
     session = Session(
         signed_in=state["authorizer"].requires_credential and not caller.is_anonymous,
         airflow_ui_url=state["settings"].airflow_ui_url,
@@ -51,13 +51,13 @@ async def sign_in(request: Request) -> Response:
     # Otherwise a page of another origin could sign its visitor in with another account (login CSRF).
     refuse_foreign_origin(request)
     credentials = _parse_credentials(request, await read_body(request))
-    airflow = airflow_as(request, Caller())
+    airflow = airflow_api_for(request, Caller())
     return _cookie_response(request, await _obtain_token(airflow, credentials))
 
 
 async def sign_out(request: Request) -> Response:
     refuse_foreign_origin(request)
-    airflow = airflow_as(request, await caller_of(request))
+    airflow = airflow_api_for(request, await identify_caller(request))
     # The response deletes the cookie even if Airflow does not respond.
     with suppress(AirflowNotResponding):
         await airflow.logout()

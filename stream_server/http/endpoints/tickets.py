@@ -18,8 +18,8 @@ from stream_server.auth.authorizer import Caller
 from stream_server.auth.tickets import holder_digest, new_ticket, seal_credential, ticket_digest
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import BadParameter, BadRequest, TooManyTickets
-from stream_server.http.caller import caller_of, refuse_foreign_origin
-from stream_server.http.delivery.scope import PLACE
+from stream_server.http.caller import identify_caller, refuse_foreign_origin
+from stream_server.http.delivery.scope import SLOT_KEY
 from stream_server.http.params import read_body
 from stream_server.http.state import State
 from stream_server.protocol.bodies import Ticket
@@ -53,12 +53,12 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
 async def issue_ticket(request: Request) -> Response:
     state: State = request.scope["state"]
     refuse_foreign_origin(request)
-    caller = await caller_of(request)
+    caller = await identify_caller(request)
     settings, paths = state["settings"], _parse_paths(await read_body(request))
     plain = [*dict.fromkeys(unquote(path) for path in paths)]
     for path in plain:
         await _check_access(state, caller, path)
-    ticket, holder = new_ticket(), caller.headers or {"address": str(request.scope[PLACE].caller)}
+    ticket, holder = new_ticket(), caller.headers or {"address": str(request.scope[SLOT_KEY].caller)}
     expires = await state["tickets"].store_ticket(
         ticket_digest(ticket),
         holder_digest(holder),

@@ -32,7 +32,7 @@ from stream_server.errors import (
     RunNotFound,
     StreamServerError,
 )
-from stream_server.http.caller import airflow_as, caller_of, refuse_foreign_origin
+from stream_server.http.caller import airflow_api_for, identify_caller, refuse_foreign_origin
 from stream_server.http.delivery import ndjson, sse
 from stream_server.http.delivery.streaming_body import Streaming
 from stream_server.http.endpoints.result import (
@@ -44,18 +44,18 @@ from stream_server.http.endpoints.result import (
 )
 from stream_server.http.endpoints.run_stream import build_stream_response
 from stream_server.http.params import (
-    QUESTION,
-    STREAM,
-    accepts,
-    choice,
-    duration,
-    flag,
-    query_part,
-    question,
+    STREAM_PARAMETERS,
+    WATCH_PARAMETERS,
+    negotiate_media_type,
+    parse_choice,
+    parse_flag,
+    parse_run_key,
+    parse_seconds,
+    parse_watch_options,
+    raw_query,
     read_body,
-    run_key,
 )
-from stream_server.http.permission import Permission, permit, until_refused
+from stream_server.http.permission import Permission, authorize_run, ignore_expiry
 from stream_server.http.state import State
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.bodies import Cancelled
@@ -64,7 +64,9 @@ from stream_server.protocol.cursor import ResumePoint, ResumeToken
 JSON = "application/json"
 CONFLICT = 409
 TRIGGER_PARAMETERS = (
-    (STREAM - {"cursor"}) | RESPONSE_PARAMETERS | {"wait_for_completion", "if_exists", "on_disconnect", "grace"}
+    (STREAM_PARAMETERS - {"cursor"})
+    | RESPONSE_PARAMETERS
+    | {"wait_for_completion", "if_exists", "on_disconnect", "grace"}
 )
 DEFAULT_GRACE = 5.0
 """Seconds in which somebody must come back to a run that shall not go on without."""
@@ -101,34 +103,34 @@ class TriggeredRun(NamedTuple):
 async def trigger_run(request: Request) -> Response:
     """Answer the request."""
     refuse_foreign_origin(request)
-    if not flag(request, "wait_for_completion"):
+    if not parse_flag(request, "wait_for_completion"):
         return await _forward_to_airflow(request)
     state: State = request.scope["state"]
-    caller = await caller_of(request)
-    question(request, TRIGGER_PARAMETERS)
+    caller = await identify_caller(request)
+    parse_watch_options(request, TRIGGER_PARAMETERS)
     plan = _parse_options(request)
-    airflow = airflow_as(request, caller)
+    airflow = airflow_api_for(request, caller)
     # Who may not read what he triggers had better know before.
     await state["authorizer"].check_dag(caller, request.path_params["dag_id"])
     begun = await _trigger_or_attach(request, caller, airflow, plan)
     with _name_run_in_errors(begun.key):
-        permission = await permit(state["authorizer"], caller, begun.key)
+        permission = await authorize_run(state["authorizer"], caller, begun.key)
         return await _respond(request, airflow, permission, begun, plan)
 
 
 async def cancel_run(request: Request) -> Response:
     """Answer `POST …/dagRuns/{run_id}/cancel`: the run is set to failed, with the caller's own rights."""
     refuse_foreign_origin(request)
-    key = run_key(request)
-    state = await airflow_as(request, await caller_of(request)).fail_run(key)
+    key = parse_run_key(request)
+    state = await airflow_api_for(request, await identify_caller(request)).fail_run(key)
     cancelled = Cancelled(dag_id=key.dag_id, dag_run_id=key.run_id, state=state)
     return Response(msgspec.json.encode(cancelled), media_type=JSON)
 
 
 def _parse_options(request: Request) -> TriggerOptions:
-    attach = choice(request, "if_exists", IF_EXISTS) == "attach"
-    cancels = choice(request, "on_disconnect", ON_DISCONNECT) == "cancel"
-    grace = duration(request, "grace", DEFAULT_GRACE)
+    attach = parse_choice(request, "if_exists", IF_EXISTS) == "attach"
+    cancels = parse_choice(request, "on_disconnect", ON_DISCONNECT) == "cancel"
+    grace = parse_seconds(request, "grace", DEFAULT_GRACE)
     if not cancels and "grace" in request.query_params:
         raise BadParameter("grace= means something only together with on_disconnect=cancel")
     return TriggerOptions(parse_response_options(request), attach, grace if cancels else None)
@@ -157,7 +159,7 @@ async def _trigger_or_attach(
             if await _run_exists(state, key):
                 return TriggeredRun(key, None)
         if claimed is not None and claimed.is_new:
-            await state["claims"].release_run(claimed.digest, claimed.run_id)
+            await state["idempotency_keys"].release_run(claimed.digest, claimed.run_id)
         raise
 
 
@@ -173,19 +175,21 @@ async def _respond(
     request: Request, airflow: AirflowApi, permission: Permission, begun: TriggeredRun, plan: TriggerOptions
 ) -> Response:
     state: State = request.scope["state"]
-    form = accepts(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
-    asked = permission.may_ask(replace(question(request, TRIGGER_PARAMETERS), include_output=form != JSON))
+    form = negotiate_media_type(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
+    asked = permission.restrict_options(
+        replace(parse_watch_options(request, TRIGGER_PARAMETERS), include_output=form != JSON)
+    )
     key, watching = begun.key, state["hub"].subscribe(begun.key, asked, since=begun.resume_point)
     on_gone = None
     if (grace := plan.cancel_after) is not None:
-        await state["cancellations"].expect(key)
-        on_gone = partial(state["cancellations"].schedule, key, asked, partial(airflow.fail_run, key), grace)
+        await state["cancellations"].register_run(key)
+        on_gone = partial(state["cancellations"].schedule_cancel, key, asked, partial(airflow.fail_run, key), grace)
     if form != JSON:
-        streaming = Streaming(_watch_naming_run(permission.guarded(watching), key), state["courier"], on_gone)
-        return build_stream_response(request, streaming, _build_run_headers(request, key, "stream", STREAM))
-    watch = permission.guarded(watching, until_refused)
+        streaming = Streaming(_watch_naming_run(permission.guarded(watching), key), state["scheduler"], on_gone)
+        return build_stream_response(request, streaming, _build_run_headers(request, key, "stream", STREAM_PARAMETERS))
+    watch = permission.guarded(watching, ignore_expiry)
     answer = await wait_for_outcome(request, watch, key, plan.response.timeout, on_gone)
-    headers = _build_run_headers(request, key, "result", QUESTION | RESPONSE_PARAMETERS)
+    headers = _build_run_headers(request, key, "result", WATCH_PARAMETERS | RESPONSE_PARAMETERS)
     if answer.outcome == "pending":
         headers["Location"] = headers["Content-Location"]
     try:
@@ -253,7 +257,9 @@ async def _claim_key(request: Request, dag_id: str, body: Mapping[str, Any]) -> 
     # To be asked before the claim: whoever comes with the same key meanwhile may be faster than we are.
     existed = named is not None and await _run_exists(state, RunKey(dag_id, named))
     run_id = named or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}"
-    claim = await state["claims"].claim_run(digest, _compute_digest(body), run_id, state["settings"].idempotency_ttl)
+    claim = await state["idempotency_keys"].claim_run(
+        digest, _compute_digest(body), run_id, state["settings"].idempotency_ttl
+    )
     if not claim.is_same_request:
         raise IdempotencyKeyReused(
             "This Idempotency-Key was used for another request to this DAG; use a new key for a new request"
@@ -283,9 +289,9 @@ async def _read_json_object(request: Request) -> dict[str, Any]:
 
 
 async def _forward_to_airflow(request: Request) -> Response:
-    airflow = airflow_as(request, await caller_of(request))
+    airflow = airflow_api_for(request, await identify_caller(request))
     headers = {name: request.headers[name] for name in FORWARDED_HEADERS if name in request.headers}
-    path = request.scope["raw_path"].decode() + query_part(request)
+    path = request.scope["raw_path"].decode() + raw_query(request)
     answer = await airflow.forward("POST", path, await read_body(request), headers)
     response = Response(answer.content, answer.status_code)
     for name, value in answer.headers.multi_items():

@@ -26,13 +26,13 @@ from stream_server.domain.outcome import ReturnValues, WatchOptions
 from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
 from stream_server.domain.transition import RETURN_VALUE_KEY
 from stream_server.errors import AirflowRefused, RunNotFound, Unavailable
-from stream_server.http.caller import caller_of
+from stream_server.http.caller import identify_caller
 from stream_server.http.delivery.pump import PING, pump
-from stream_server.http.delivery.scheduler import Tally
+from stream_server.http.delivery.scheduler import TransportCounters
 from stream_server.http.delivery.scope import reset_response
-from stream_server.http.delivery.streaming_body import HEADERS, disconnected
-from stream_server.http.params import run_key
-from stream_server.http.permission import permit, until_refused
+from stream_server.http.delivery.streaming_body import HEADERS, wait_for_disconnect
+from stream_server.http.params import parse_run_key
+from stream_server.http.permission import authorize_run, ignore_expiry
 from stream_server.http.state import State
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.frames import End, RunTransition, Snapshot
@@ -49,10 +49,10 @@ _interval: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0.0)])
 async def wait_for_run(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
-    key, query = run_key(request), request.query_params
-    caller = await caller_of(request)
+    key, query = parse_run_key(request), request.query_params
+    caller = await identify_caller(request)
     try:
-        permission = await permit(state["authorizer"], caller, key)
+        permission = await authorize_run(state["authorizer"], caller, key)
     except AirflowRefused as error:
         return _refused_response(error)
     except RunNotFound:
@@ -70,12 +70,12 @@ async def wait_for_run(request: Request) -> Response:
         named = []
 
     async def read() -> ReturnValues:
-        return await state["runs"].read_final_values(key, named) if named != [] else {}
+        return await state["run_store"].read_final_values(key, named) if named != [] else {}
 
     silence = min(max(interval, MIN_REPEAT_SECONDS), state["settings"].ping_interval)
     watching = state["hub"].subscribe(key, WatchOptions(until="run", include_output=False))
-    watch = permission.guarded(watching, until_refused)
-    return StateLines(Waiting(key, watch, read, silence, state["courier"].tallies["wait"]))
+    watch = permission.guarded(watching, ignore_expiry)
+    return StateLines(Waiting(key, watch, read, silence, state["scheduler"].counters["wait"]))
 
 
 class Waiting(NamedTuple):
@@ -89,7 +89,7 @@ class Waiting(NamedTuple):
     silence: float
     """Seconds after which a state is told again."""
 
-    tally: Tally
+    tally: TransportCounters
     """Where it is counted."""
 
 
@@ -123,9 +123,9 @@ class StateLines(Response):
             if told := b"".join(lines):
                 await send({"type": "http.response.body", "body": told, "more_body": True})
 
-        gone = asyncio.create_task(disconnected(receive), name="disconnect")
+        gone = asyncio.create_task(wait_for_disconnect(receive), name="disconnect")
         try:
-            with self._waiting.tally.one_waiting():
+            with self._waiting.tally.count_waiting():
                 await pump(subscription, gone=gone, silence=self._waiting.silence, send=send_lines)
         finally:
             gone.cancel()

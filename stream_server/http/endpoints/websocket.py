@@ -13,20 +13,20 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, StreamServerError
-from stream_server.http.caller import caller_of, refuse_foreign_origin
-from stream_server.http.delivery.scope import CONNECTION, find_extension, keep_place
-from stream_server.http.delivery.writers import Line, Stepped, Straight, each
-from stream_server.http.params import question, run_key, since
-from stream_server.http.permission import Guarded, Permission, permit
-from stream_server.http.request_slot import introduce
+from stream_server.http.caller import identify_caller, refuse_foreign_origin
+from stream_server.http.delivery.scope import CONNECTION, find_extension, keep_slot
+from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, ServerConnection, pack_frames
+from stream_server.http.params import parse_resume_point, parse_run_key, parse_watch_options
+from stream_server.http.permission import Guarded, Permission, authorize_run
+from stream_server.http.request_slot import authenticate_connection
 from stream_server.http.state import State
 from stream_server.http.websocket_auth import (
     MAX_ID_LENGTH,
-    Conversation,
-    accept,
-    introduction,
-    may_introduce_himself,
-    refuse,
+    WebSocketAuth,
+    accept_handshake,
+    may_authenticate_later,
+    receive_auth,
+    send_refusal,
 )
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.frames import Ack, AuthExpiring, Close
@@ -47,41 +47,41 @@ async def serve_run_websocket(websocket: WebSocket) -> None:
     """
     state: State = websocket.scope["state"]
     refuse_foreign_origin(websocket)
-    caller = await caller_of(websocket)
-    key, asked = run_key(websocket), question(websocket)
+    caller = await identify_caller(websocket)
+    key, asked = parse_run_key(websocket), parse_watch_options(websocket)
     try:
-        permission = await permit(state["authorizer"], caller, key)
+        permission = await authorize_run(state["authorizer"], caller, key)
     except AirflowRefused as error:
-        if not may_introduce_himself(caller, error):
+        if not may_authenticate_later(caller, error):
             raise
     else:
-        introduce(websocket.scope, caller.headers)
+        authenticate_connection(websocket.scope, caller.headers)
         await _serve_run(websocket, permission, asked)
         return
-    await accept(websocket)
+    await accept_handshake(websocket)
     with suppress(WebSocketDisconnect):
         try:
-            said = await introduction(websocket)
-            permission = await permit(state["authorizer"], said.caller, key)
-            introduce(websocket.scope, said.caller.headers)
+            said = await receive_auth(websocket)
+            permission = await authorize_run(state["authorizer"], said.caller, key)
+            authenticate_connection(websocket.scope, said.caller.headers)
             await websocket.send_text(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])).text)
             await _serve_run(websocket, permission, asked)
         except StreamServerError as error:
-            await refuse(websocket, error)
+            await send_refusal(websocket, error)
 
 
 async def _serve_run(websocket: WebSocket, permission: Permission, asked: WatchOptions) -> None:
     state: State = websocket.scope["state"]
-    came_from = since(websocket)
+    came_from = parse_resume_point(websocket)
     if came_from is not None and came_from.has_ended:
-        await accept(websocket)
+        await accept_handshake(websocket)
         await websocket.close(NORMAL_CLOSURE)
         return
     key = RunKey(permission.scope.dag_id, permission.scope.run_id)
     watch = permission.guarded(
-        state["hub"].subscribe(key, permission.may_ask(asked), since=came_from), send_auth_expiring
+        state["hub"].subscribe(key, permission.restrict_options(asked), since=came_from), send_auth_expiring
     )
-    line: Line | None = find_extension(websocket.scope, CONNECTION)
+    line: ServerConnection | None = find_extension(websocket.scope, CONNECTION)
     if line is not None:
         await _serve_directly(websocket, line, watch)
         return
@@ -91,37 +91,39 @@ async def _serve_run(websocket: WebSocket, permission: Permission, asked: WatchO
             await websocket.send_text(wire.text)
 
     async with watch as subscription:
-        await accept(websocket)
-        listening = _read_messages(websocket, Conversation(websocket.scope, watch, subscription))
-        delivery = Stepped(
+        await accept_handshake(websocket)
+        listening = _read_messages(websocket, WebSocketAuth(websocket.scope, watch, subscription))
+        delivery = AsgiWriter(
             subscription,
-            state["courier"],
+            state["scheduler"],
             encode_text_message,
             send_frames,
             listening,
-            pack=each,
+            pack=pack_frames,
             transport="websocket",
         )
-        with delivery.attended() as over:
+        with delivery.run() as over:
             there = await over
         # Who has gone has nobody left to tell.
         if there:
             await close_websocket(websocket, subscription.closed)
 
 
-async def _serve_directly(websocket: WebSocket, line: Line, watch: Guarded) -> None:
+async def _serve_directly(websocket: WebSocket, line: ServerConnection, watch: Guarded) -> None:
     """Accept the handshake, and leave the rest to a delivery that writes to the connection."""
     state: State = websocket.scope["state"]
     subscription = await watch.__aenter__()
     try:
-        await accept(websocket)
-        hear = Conversation(websocket.scope, watch, subscription).hear
-        delivery = Straight(subscription, state["courier"], line, encode_text_message, hear, transport="websocket")
+        await accept_handshake(websocket)
+        hear = WebSocketAuth(websocket.scope, watch, subscription).handle
+        delivery = DirectWriter(
+            subscription, state["scheduler"], line, encode_text_message, hear, transport="websocket"
+        )
     except BaseException as error:
         await watch.__aexit__(type(error), error, error.__traceback__)
         raise
-    keep_place(websocket.scope, delivery.over)
-    delivery.begin_alone(watch)
+    keep_slot(websocket.scope, delivery.finished)
+    delivery.start_detached(watch)
 
 
 def send_auth_expiring(subscription: Subscription, expires_at: datetime) -> None:
@@ -144,7 +146,7 @@ def encode_text_message(wire: Wire) -> bytes:
 async def close_websocket(websocket: WebSocket, closed: Close | None) -> None:
     """Say good-bye, as long as the client can be expected to read it."""
     state: State = websocket.scope["state"]
-    with suppress(WebSocketDisconnect), anyio.move_on_after(state["courier"].parting_seconds):
+    with suppress(WebSocketDisconnect), anyio.move_on_after(state["scheduler"].close_timeout):
         await websocket.close(*close_code_and_reason(closed))
 
 
@@ -153,7 +155,7 @@ def close_code_and_reason(closed: Close | None) -> tuple[int, str]:
     return (NORMAL_CLOSURE, "") if closed is None else (closed.code, closed.reason)
 
 
-async def _read_messages(websocket: WebSocket, conversation: Conversation) -> None:
+async def _read_messages(websocket: WebSocket, conversation: WebSocketAuth) -> None:
     """Hear what the client says, until it has gone."""
     while (message := await websocket.receive())["type"] != "websocket.disconnect":
-        conversation.hear(message.get("text") or message.get("bytes") or b"")
+        conversation.handle(message.get("text") or message.get("bytes") or b"")

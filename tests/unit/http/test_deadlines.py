@@ -3,13 +3,13 @@ from __future__ import annotations
 import asyncio
 from itertools import pairwise
 
-from stream_server.http.deadlines import Deadlines
+from stream_server.http.deadlines import SharedTimeouts
 from support.waiting import eventually_async
 
 
 async def test_who_takes_too_long_is_called_once_in_the_order_of_beginning() -> None:
     late: list[str] = []
-    deadlines = Deadlines(asyncio.get_running_loop(), 0.05, late.append)
+    deadlines = SharedTimeouts(asyncio.get_running_loop(), 0.05, late.append)
     for who in "abcd":
         deadlines.start(who)
     deadlines.stop("b")
@@ -22,7 +22,7 @@ async def test_who_takes_too_long_is_called_once_in_the_order_of_beginning() -> 
 async def test_one_timer_serves_all_and_none_remains() -> None:
     loop = asyncio.get_running_loop()
     late: list[int] = []
-    deadlines = Deadlines(loop, 0.05, late.append)
+    deadlines = SharedTimeouts(loop, 0.05, late.append)
     before = len(loop._scheduled)  # type: ignore[attr-defined]
     for who in range(1000):
         deadlines.start(who)
@@ -42,7 +42,7 @@ async def test_who_is_called_may_begin_again() -> None:
         if len(times) < 3:
             deadlines.start(who)
 
-    deadlines: Deadlines[str] = Deadlines(loop, 0.02, again)
+    deadlines: SharedTimeouts[str] = SharedTimeouts(loop, 0.02, again)
     deadlines.start("a")
     await eventually_async(lambda: len(times) == 3)
     assert all(later - earlier >= 0.02 for earlier, later in pairwise(times))

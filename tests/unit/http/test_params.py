@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from starlette.requests import HTTPConnection
 
 from stream_server.errors import BadParameter
-from stream_server.http.params import accepts, number, weights
+from stream_server.http.params import negotiate_media_type, parse_integer, parse_quality_values
 
 JSON, SSE = "application/json", "text/event-stream"
 
@@ -22,7 +22,7 @@ def connection(query: str = "", accept: str = "") -> HTTPConnection:
 
 
 def limit(text: str) -> int:
-    return number(connection(f"limit={quote(text, safe='')}"), "limit", 50, 1, 200)
+    return parse_integer(connection(f"limit={quote(text, safe='')}"), "limit", 50, 1, 200)
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", 1), ("200", 200), ("050", 50), ("000000200", 200)])
@@ -31,7 +31,7 @@ def test_a_number_within_bounds_is_used(text: str, value: int) -> None:
 
 
 def test_a_number_that_is_not_given_has_its_default() -> None:
-    assert number(connection(), "limit", 50, 1, 200) == 50
+    assert parse_integer(connection(), "limit", 50, 1, 200) == 50
 
 
 @pytest.mark.parametrize(
@@ -61,24 +61,26 @@ def test_every_number_that_is_used_is_within_its_bounds(text: str) -> None:
     ("quality", "weight"), [("1", 1.0), ("0", 0.0), ("0.5", 0.5), ("1.000", 1.0), (".2", 0.2), ("0.", 0.0), ("5", 1.0)]
 )
 def test_a_weight_is_from_0_to_1(quality: str, weight: float) -> None:
-    assert weights(f"a;q={quality}") == {"a": weight}
+    assert parse_quality_values(f"a;q={quality}") == {"a": weight}
 
 
 @pytest.mark.parametrize(
     "quality", ["", ".", "nan", "inf", "-1", "+1", "1e0", "1_0", "0x1", "\u0663", "\u00b2", "9" * 5000 + "x"]
 )
 def test_what_is_no_weight_counts_as_0(quality: str) -> None:
-    assert weights(f"a;q={quality}") == {"a": 0.0}
+    assert parse_quality_values(f"a;q={quality}") == {"a": 0.0}
 
 
 def test_a_weight_of_many_digits_is_read() -> None:
-    assert weights(f"a;q={'9' * 5000}") == {"a": 1.0}
+    assert parse_quality_values(f"a;q={'9' * 5000}") == {"a": 1.0}
 
 
 @given(st.text(max_size=20))
 def test_every_weight_can_be_compared(quality: str) -> None:
-    assert all(0 <= weight <= 1 and not math.isnan(weight) for weight in weights(f"a;q={quality}").values())
+    assert all(
+        0 <= weight <= 1 and not math.isnan(weight) for weight in parse_quality_values(f"a;q={quality}").values()
+    )
 
 
 def test_a_weight_that_is_no_number_does_not_win() -> None:
-    assert accepts(connection(accept=f"{JSON};q=nan, {SSE}"), JSON, SSE) == SSE
+    assert negotiate_media_type(connection(accept=f"{JSON};q=nan, {SSE}"), JSON, SSE) == SSE

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from stream_server.http.delivery.scope import CONNECTION, RESPONSE, SEND, find_extension
+from stream_server.http.delivery.scope import CONNECTION, RESPONSE, SERVER_SEND_KEY, find_extension
 from stream_server.server import connections
 from stream_server.server.app import Application
 from stream_server.server.connections import ResponseHeads
@@ -54,7 +54,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
         self.response = find_extension(scope, RESPONSE)
-        self.has_send = SEND in scope
+        self.has_send = SERVER_SEND_KEY in scope
 
 
 async def call(scope: Scope, receive: Receive) -> Endpoint:
@@ -70,7 +70,7 @@ async def test_scope_has_the_response_of_uvicorn_during_the_request() -> None:
     assert isinstance(endpoint.response, connections.UvicornResponse)
     assert endpoint.has_send
     assert scope["extensions"] == {"theirs": {}}
-    assert SEND not in scope, "it refers to the request of the server, which refers to the scope"
+    assert SERVER_SEND_KEY not in scope, "it refers to the request of the server, which refers to the scope"
 
 
 async def test_scope_has_no_response_under_other_servers() -> None:

@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream_server.domain.transition import ReadTiming
-from stream_server.http.delivery.scheduler import WireStatistics
+from stream_server.http.delivery.scheduler import TransportStatistics
 from stream_server.hub.hub import HubStatistics
 from stream_server.journal.gauges import QUEUE_USAGE_WARNING, DatabaseGauges
 from stream_server.journal.run_store import GaugeValues
@@ -42,11 +42,11 @@ class Wire:
     def __init__(self) -> None:
         self.calls: list[Callable[[], None]] = []
 
-    def when_written(self, call: Callable[[], None]) -> None:
+    def call_when_written(self, call: Callable[[], None]) -> None:
         self.calls.append(call)
 
-    def statistics(self) -> dict[str, WireStatistics]:
-        return {"sse": WireStatistics(connections=2, frames=30, bytes=4000, unsent=50)}
+    def statistics(self) -> dict[str, TransportStatistics]:
+        return {"sse": TransportStatistics(connections=2, frames=30, bytes=4000, unsent=50)}
 
 
 def attended(measures: GaugeValues | None = MEASURES) -> Metrics:

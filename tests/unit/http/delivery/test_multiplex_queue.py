@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from stream_server.http.delivery.multiplex_queue import MAX_REPLIES, Bundle
+from stream_server.http.delivery.multiplex_queue import MAX_REPLIES, MultiplexQueue
 from stream_server.http.endpoints import websocket
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
@@ -27,7 +27,7 @@ class Desk:
     def __init__(self) -> None:
         self.over: list[str] = []
         self.rung = 0
-        self.bundle = Bundle(self.over.append)
+        self.bundle = MultiplexQueue(self.over.append)
         self.bundle.on_due(self._ring)
 
     def stream(self, name: str) -> Subscription:

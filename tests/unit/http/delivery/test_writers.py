@@ -9,8 +9,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from stream_server.http.delivery.pump import PING
-from stream_server.http.delivery.scheduler import MOST_IN_A_TURN, PARTING_TURNS, Courier, Joined, WireStatistics
-from stream_server.http.delivery.writers import Stepped, each
+from stream_server.http.delivery.scheduler import (
+    CLOSE_TIMEOUT_PINGS,
+    MAX_WRITES_PER_TURN,
+    JoinedFrames,
+    TransportStatistics,
+    WriteScheduler,
+)
+from stream_server.http.delivery.writers import AsgiWriter, pack_frames
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import End, Reset
@@ -20,8 +26,8 @@ from support.waiting import eventually_async
 FOREVER = 3600.0
 
 
-def courier(silence: float = FOREVER, age: float | None = None) -> Courier:
-    return Courier(asyncio.get_running_loop(), silence, age)
+def courier(silence: float = FOREVER, age: float | None = None) -> WriteScheduler:
+    return WriteScheduler(asyncio.get_running_loop(), silence, age)
 
 
 def frame(name: str) -> Wire:
@@ -39,7 +45,7 @@ def end() -> Wire:
 class Client:
     """Somebody behind an ASGI server."""
 
-    def __init__(self, mail: Courier | None = None) -> None:
+    def __init__(self, mail: WriteScheduler | None = None) -> None:
         self.subscription = Subscription(10_000)
         self.reads = asyncio.Event()
         self.reads.set()
@@ -50,8 +56,10 @@ class Client:
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[asyncio.Future[bool]]:
-        delivery = Stepped(self.subscription, self.mail, in_json, self._send, self._left(), pack=each, transport="sse")
-        with delivery.attended() as over:
+        delivery = AsgiWriter(
+            self.subscription, self.mail, in_json, self._send, self._left(), pack=pack_frames, transport="sse"
+        )
+        with delivery.run() as over:
             yield over
 
     async def _send(self, wires: Sequence[Wire]) -> None:
@@ -88,7 +96,7 @@ async def test_what_was_due_before_goes_out_at_once() -> None:
 
 async def test_sending_takes_no_task_while_clients_read() -> None:
     mail = courier()
-    clients = [Client(mail) for _ in range(2 * MOST_IN_A_TURN + 1)]
+    clients = [Client(mail) for _ in range(2 * MAX_WRITES_PER_TURN + 1)]
     waiting = []
     for client in clients:
         context = client.served()
@@ -169,7 +177,7 @@ async def test_what_a_server_returns_for_a_coroutine_will_do() -> None:
     async def gone() -> None:
         await left.wait()
 
-    with Stepped(subscription, mail, in_json, send, gone(), pack=each, transport="sse").attended():
+    with AsgiWriter(subscription, mail, in_json, send, gone(), pack=pack_frames, transport="sse").run():
         for number in range(3):
             subscription.push([frame("a")])
             await turn()
@@ -182,12 +190,14 @@ async def test_a_fault_with_one_client_keeps_nothing_from_the_others() -> None:
     mail = courier()
     broken, other, wire = Client(mail), Client(mail), frame("a")
 
-    class Broken(Stepped[Sequence[Wire]]):
-        def write(self, wires: Sequence[Wire], joined: Joined) -> None:
+    class Broken(AsgiWriter[Sequence[Wire]]):
+        def write_frames(self, wires: Sequence[Wire], joined: JoinedFrames) -> None:
             raise RuntimeError("the handler is closed")
 
-    delivery = Broken(broken.subscription, mail, in_json, broken._send, broken._left(), pack=each, transport="sse")
-    with delivery.attended() as over:
+    delivery = Broken(
+        broken.subscription, mail, in_json, broken._send, broken._left(), pack=pack_frames, transport="sse"
+    )
+    with delivery.run() as over:
         async with other.served():
             for client in (broken, other):
                 client.subscription.push([wire])
@@ -234,27 +244,27 @@ async def test_what_is_sent_is_counted_by_transport() -> None:
             one.subscription.push(wires)
         await turn()
         size = sum(len(wire.json) for wire in wires)
-        assert mail.statistics()["sse"] == WireStatistics(connections=2, frames=4, bytes=size, unsent=0)
+        assert mail.statistics()["sse"] == TransportStatistics(connections=2, frames=4, bytes=size, unsent=0)
         other.reads.set()
         await eventually_async(lambda: mail.statistics()["sse"].bytes == 2 * size)
-        with mail.tallies["result"].one_waiting():
-            assert mail.statistics()["result"] == WireStatistics(connections=1, frames=0, bytes=0, unsent=0)
+        with mail.counters["result"].count_waiting():
+            assert mail.statistics()["result"] == TransportStatistics(connections=1, frames=0, bytes=0, unsent=0)
     assert {one.connections for one in mail.statistics().values()} == {0}
 
 
 async def test_what_is_due_is_said_to_have_been_written_when_it_has() -> None:
     mail, said = courier(), list[int]()
-    clients = [Client(mail) for _ in range(MOST_IN_A_TURN + 1)]
+    clients = [Client(mail) for _ in range(MAX_WRITES_PER_TURN + 1)]
     async with AsyncExitStack() as stack:
         for client in clients:
             await stack.enter_async_context(client.served())
         await turn()
-        mail.when_written(lambda: said.append(-1))
+        mail.call_when_written(lambda: said.append(-1))
         for client in clients:
             client.subscription.push([frame("a")])
-        mail.when_written(lambda: said.append(sum(bool(client.sent) for client in clients)))
+        mail.call_when_written(lambda: said.append(sum(bool(client.sent) for client in clients)))
         await eventually_async(lambda: said)
-    assert said == [MOST_IN_A_TURN + 1], "also where that takes several turns; not where nobody is written to"
+    assert said == [MAX_WRITES_PER_TURN + 1], "also where that takes several turns; not where nobody is written to"
 
 
 async def test_a_connection_that_is_old_enough_is_closed_so_that_its_client_comes_again() -> None:
@@ -309,7 +319,7 @@ async def test_who_may_stay_is_not_cut_off_however_slow_it_is() -> None:
         client.subscription.push([frame("a")])
         ticks = Client(client.mail)
         async with ticks.served():
-            await eventually_async(lambda: len(ticks.sent) > 2 * PARTING_TURNS)
+            await eventually_async(lambda: len(ticks.sent) > 2 * CLOSE_TIMEOUT_PINGS)
         assert not over.done()
         client.reads.set()
         await eventually_async(lambda: client.sent)
