@@ -15,7 +15,8 @@ import msgspec
 
 from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import WatchOptions, evaluate
-from stream_server.domain.run_state import RunKey, RunState, TaskInstance
+from stream_server.domain.run_state import RunKey, RunState
+from stream_server.domain.task_instances import TaskInstance
 from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.protocol.frames import RunInfo
 

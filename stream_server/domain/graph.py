@@ -1,8 +1,8 @@
-"""The structure of a DAG, read from what Airflow serialised.
+"""The structure of a DAG, parsed from Airflow's serialised form.
 
-The shape is that of `airflow.serialization.serialized_objects.DagSerialization`, the same in its versions 1 to 3 for
-what is needed here; everything else is skipped while reading. What only refines the structure (rules, groups, marks) is
-read leniently: a shape that nobody knows is as if it were not there.
+The shape is that of `airflow.serialization.serialized_objects.DagSerialization`. For the members that are used here it
+is the same in its versions 1 to 3; other members are skipped. Members that only refine the structure (rules, groups,
+marks) are parsed leniently: an unknown shape counts as absent.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from stream_server.domain.task_groups import NO_GROUPS, TaskGroups, parse_task_g
 from stream_server.domain.trigger_rules import MAY_SKIP_ON_SUCCESS
 
 RESULT_PARAM = "stream_result"
-"""Task-level param by which an author marks a result task, on any Airflow 3."""
+"""Param of a task that marks it as a result task, in any Airflow 3."""
 
 RESULT_TAG = "stream-result:"
 """Prefix of a DAG tag that names a result task."""
 
 DEFAULT_TRIGGER_RULE = "all_success"
-"""Rule of a task that names none (`airflow.task.trigger_rule.TriggerRule`)."""
+"""Rule of a task without a `trigger_rule` (`airflow.task.trigger_rule.TriggerRule`)."""
 
 _PARTIAL_KWARGS = "partial_kwargs"
 _EXPAND_INPUTS = ("expand_input", "op_kwargs_expand_input")
@@ -41,30 +41,30 @@ class Task(msgspec.Struct, frozen=True):
     trigger_rule: str = DEFAULT_TRIGGER_RULE
     is_mapped: bool = False
     can_skip_downstream: bool = False
-    """Whether it may decide that others are skipped: it branches, or short-circuits."""
+    """Whether it can decide to skip other tasks: it branches, or short-circuits."""
 
-    marked: bool = False
-    """Whether the author said, with a param, that it answers."""
+    has_result_mark: bool = False
+    """Whether the DAG's author marked it as a result task with a param."""
 
     expanded_by: frozenset[str] = frozenset()
-    """Tasks whose return values say how often a mapped task is run."""
+    """Tasks over whose return values it is mapped."""
 
-    is_empty: bool = False
-    """Whether it is mapped over no values, as the DAG says."""
+    has_no_values: bool = False
+    """Whether it is mapped over an empty literal."""
 
     operator: str = ""
-    """What kind of task it is, as Airflow's pages name it."""
+    """Operator, as Airflow's UI names it."""
 
 
 class MappedGroup(msgspec.Struct, frozen=True):
-    """A task group that is run once for each of some values."""
+    """A mapped task group."""
 
     group_id: str
     expanded_by: frozenset[str]
-    """Tasks whose return values say how often."""
+    """Tasks over whose return values it is mapped."""
 
     has_no_values: bool
-    """Whether there are no values, as the DAG says."""
+    """Whether it is mapped over an empty literal."""
 
 
 class _SerializedOperator(msgspec.Struct):
@@ -86,38 +86,40 @@ _decoder = msgspec.json.Decoder(_SerializedDocument)
 
 
 class Graph:
-    """Tasks and their order.
+    """Tasks and their dependencies.
 
     Args:
         tasks: All tasks of the DAG.
-        groups: By task, the mapped task groups around it, the innermost first, each with the tasks that say how often
-            it is run.
-        named: Tasks that tags of the DAG name as result tasks.
-        fail_fast: Whether the first failure ends all that is not a teardown.
-        tree: The task groups, for those who look at it.
+        mapped_groups: By task, the mapped task groups around it, innermost first.
+        tagged_tasks: Tasks that tags of the DAG mark as result tasks.
+        fail_fast: Whether the first failure skips all tasks except teardowns.
+        task_groups: All task groups; only shown to users.
     """
 
     def __init__(
         self,
         tasks: list[Task],
-        groups: Mapping[str, tuple[MappedGroup, ...]] | None = None,
+        mapped_groups: Mapping[str, tuple[MappedGroup, ...]] | None = None,
         *,
-        named: Collection[str] = (),
+        tagged_tasks: Collection[str] = (),
         fail_fast: bool = False,
-        tree: TaskGroups = NO_GROUPS,
+        task_groups: TaskGroups = NO_GROUPS,
     ) -> None:
         self.tasks = {task.task_id: task for task in tasks}
         self.fail_fast = fail_fast
-        self.task_groups = tree
-        self._iter_mapped_groups = groups or {}
-        self._tagged_tasks = frozenset(named)
+        self.task_groups = task_groups
+        self._mapped_groups = mapped_groups or {}
+        self._mapped_group_ids = {
+            task_id: tuple(group.group_id for group in groups) for task_id, groups in self._mapped_groups.items()
+        }
+        self._tagged_tasks = frozenset(tagged_tasks)
 
     @classmethod
     def parse(cls, data: str | bytes | None, compressed: bytes | None = None) -> Graph:
-        """Read `serialized_dag.data`, or `data_compressed` where `[core] compress_serialized_dags` is set.
+        """Return the graph of `serialized_dag.data`, or `data_compressed` if `[core] compress_serialized_dags` is set.
 
         Raises:
-            msgspec.MsgspecError: The text has another shape than Airflow 3 writes.
+            msgspec.MsgspecError: The text does not have the shape that Airflow 3 writes.
         """
         text = zlib.decompress(compressed) if compressed else data or b""
         dag = _decoder.decode(text).dag
@@ -125,58 +127,60 @@ class Graph:
         return cls(
             [_parse_operator(operator.fields) for operator in dag.tasks],
             dict(_iter_mapped_groups(dag.task_group)),
-            named=[tag.removeprefix(RESULT_TAG) for tag in tags if isinstance(tag, str) and tag.startswith(RESULT_TAG)],
+            tagged_tasks=[
+                tag.removeprefix(RESULT_TAG) for tag in tags if isinstance(tag, str) and tag.startswith(RESULT_TAG)
+            ],
             fail_fast=dag.fail_fast is True,
-            tree=parse_task_groups(dag.task_group),
+            task_groups=parse_task_groups(dag.task_group),
         )
 
     @cached_property
     def marked_tasks(self) -> frozenset[str]:
-        """The tasks that the author marked as answering, by param or by tag."""
-        return frozenset(one for one, task in self.tasks.items() if task.marked or one in self._tagged_tasks)
+        """The tasks that the DAG's author marked as result tasks, by param or by tag."""
+        return frozenset(one for one, task in self.tasks.items() if task.has_result_mark or one in self._tagged_tasks)
 
     @cached_property
     def upstream(self) -> dict[str, tuple[str, ...]]:
-        """The tasks directly above each task, sorted."""
-        above: dict[str, list[str]] = {task_id: [] for task_id in self.tasks}
+        """The direct upstream tasks of each task, sorted."""
+        upstream: dict[str, list[str]] = {task_id: [] for task_id in self.tasks}
         for task_id in sorted(self.tasks):
-            for below in self.downstream(task_id):
-                above[below].append(task_id)
-        return {task_id: tuple(others) for task_id, others in above.items()}
+            for downstream in self.downstream(task_id):
+                upstream[downstream].append(task_id)
+        return {task_id: tuple(others) for task_id, others in upstream.items()}
 
     @cached_property
     def topological_order(self) -> tuple[str, ...]:
-        """All tasks, each behind those above it; those in a circle, which Airflow refuses, are left out."""
-        waits_for = {task_id: len(above) for task_id, above in self.upstream.items()}
-        order = [task_id for task_id, count in waits_for.items() if not count]
+        """All tasks, each after its upstream. Tasks in a cycle, which Airflow refuses, are left out."""
+        missing = {task_id: len(upstream) for task_id, upstream in self.upstream.items()}
+        order = [task_id for task_id, count in missing.items() if not count]
         for task_id in order:
-            for below in self.downstream(task_id):
-                waits_for[below] -= 1
-                if not waits_for[below]:
-                    order.append(below)
+            for downstream in self.downstream(task_id):
+                missing[downstream] -= 1
+                if not missing[downstream]:
+                    order.append(downstream)
         return tuple(order)
 
     def downstream(self, task_id: str) -> Iterator[str]:
-        """Yield the tasks directly below a task."""
-        return (below for below in dict.fromkeys(self.tasks[task_id].downstream_task_ids) if below in self.tasks)
+        """Yield the direct downstream tasks of a task."""
+        return (one for one in dict.fromkeys(self.tasks[task_id].downstream_task_ids) if one in self.tasks)
 
     def mapped_group_ids(self, task_id: str) -> tuple[str, ...]:
-        """Return the mapped task groups around a task, the innermost first."""
-        return tuple(group.group_id for group in self._iter_mapped_groups.get(task_id, ()))
+        """Return the mapped task groups around a task, innermost first."""
+        return self._mapped_group_ids.get(task_id, ())
 
     def may_expand(self, task_id: str) -> bool:
-        """Whether a task has an instance for each of some values: it is mapped, or a group around it is."""
-        return self.tasks[task_id].is_mapped or task_id in self._iter_mapped_groups
+        """Whether a task has an instance for each of some values: it, or a group around it, is mapped."""
+        return self.tasks[task_id].is_mapped or task_id in self._mapped_groups
 
     def is_mapped_over_nothing(self, task_id: str) -> bool:
-        """Whether a task is run for each of no values, as the DAG says."""
-        return self.tasks[task_id].is_empty or any(
-            group.has_no_values for group in self._iter_mapped_groups.get(task_id, ())
+        """Whether a task, or a group around it, is mapped over an empty literal."""
+        return self.tasks[task_id].has_no_values or any(
+            group.has_no_values for group in self._mapped_groups.get(task_id, ())
         )
 
     @cached_property
     def may_skip_on_success(self) -> bool:
-        """Whether a task may be skipped although all goes well."""
+        """Whether a task may be skipped although no task fails."""
         return any(
             task.trigger_rule in MAY_SKIP_ON_SUCCESS or self.is_mapped_over_nothing(task.task_id)
             for task in self.tasks.values()
@@ -187,30 +191,31 @@ class Graph:
         """The tasks that are skipped if all others succeed: by their own rule, or because they follow such a task."""
         idle: set[str] = set()
         for task_id in self.topological_order:
-            rule, above = self.tasks[task_id].trigger_rule, self.upstream[task_id]
-            if above and (rule in MAY_SKIP_ON_SUCCESS or (rule == DEFAULT_TRIGGER_RULE and not idle.isdisjoint(above))):
+            rule, upstream = self.tasks[task_id].trigger_rule, self.upstream[task_id]
+            follows_idle = rule == DEFAULT_TRIGGER_RULE and not idle.isdisjoint(upstream)
+            if upstream and (rule in MAY_SKIP_ON_SUCCESS or follows_idle):
                 idle.add(task_id)
         return frozenset(idle)
 
     @cached_property
     def skip_deciders(self) -> dict[str, tuple[str, ...]]:
-        """The tasks above each task, near or far, that may decide that it is skipped; of most, none."""
+        """By task, the upstream tasks, direct or not, that can decide to skip it. Tasks without any are left out."""
         deciders: dict[str, tuple[str, ...]] = {}
         for task in self.tasks.values():
-            for below in self._reachable(task.task_id, self.downstream) if task.can_skip_downstream else ():
-                deciders[below] = (*deciders.get(below, ()), task.task_id)
+            for downstream in self._reachable(task.task_id, self.downstream) if task.can_skip_downstream else ():
+                deciders[downstream] = (*deciders.get(downstream, ()), task.task_id)
         return deciders
 
     @cached_property
     def indirect_setups(self) -> dict[str, tuple[str, ...]]:
-        """The setups that a task needs without standing directly below them, sorted; of most, none.
+        """By task, the setups that it needs and that are not its direct upstream, sorted. Tasks without are left out.
 
-        A setup further above counts if a teardown of it lies below the task, or if it has none
+        A setup further upstream counts if a teardown of it is downstream of the task, or if it has none
         (`DAGNode.get_upstreams_only_setups`). Teardowns need no such setups.
         """
         setups: dict[str, tuple[str, ...]] = {}
         for setup in sorted(task.task_id for task in self.tasks.values() if task.is_setup):
-            teardowns = [below for below in self.downstream(setup) if self.tasks[below].is_teardown]
+            teardowns = [one for one in self.downstream(setup) if self.tasks[one].is_teardown]
             scope = self._reachable(setup, self.downstream) - set(self.downstream(setup))
             if teardowns:
                 scope &= set[str]().union(*(self._reachable(one, self.upstream.__getitem__) for one in teardowns))
@@ -221,29 +226,29 @@ class Graph:
 
     @staticmethod
     def _reachable(task_id: str, neighbours: Callable[[str], Iterable[str]]) -> set[str]:
-        """Return all tasks that are reached from one, step by step."""
+        """Return all tasks that can be reached from a task."""
         reached: set[str] = set()
-        reach = [task_id]
-        while reach:
-            for one in neighbours(reach.pop()):
+        pending = [task_id]
+        while pending:
+            for one in neighbours(pending.pop()):
                 if one not in reached:
                     reached.add(one)
-                    reach.append(one)
+                    pending.append(one)
         return reached
 
     def expansion_sources(self, task_id: str) -> frozenset[str]:
-        """Return the tasks that must succeed for a task to be expanded (`MappedTaskUpstreamDep`)."""
+        """Return the tasks that must succeed before a task can be expanded (`MappedTaskUpstreamDep`)."""
         task = self.tasks[task_id]
         if task.is_mapped:
             sources = task.expanded_by
         else:
-            groups = self._iter_mapped_groups.get(task_id)
+            groups = self._mapped_groups.get(task_id)
             sources = groups[0].expanded_by if groups else frozenset()
         return sources & self.tasks.keys()
 
     @cached_property
     def effective_leaves(self) -> frozenset[str]:
-        """Tasks whose states decide the state of the run (`DagRun._tis_for_dagrun_state`)."""
+        """The tasks whose states decide the state of the run (`DagRun._tis_for_dagrun_state`)."""
         leaves = {task.task_id for task in self.tasks.values() if self._is_effective_leaf(task)}
         return frozenset(leaves) or frozenset(
             task.task_id for task in self.tasks.values() if not task.downstream_task_ids
@@ -251,29 +256,26 @@ class Graph:
 
     @cached_property
     def only_leaf(self) -> str | None:
-        """The task that answers where nobody has said which one does.
-
-        It is the only effective leaf, teardowns set aside: they clean up, whether or not they may fail the run.
-        """
+        """The result task if neither the DAG's author nor the caller names one: the only leaf, apart from teardowns."""
         leaves = [
             task.task_id
             for task in self.tasks.values()
-            if not task.is_teardown and all(self.tasks[below].is_teardown for below in self.downstream(task.task_id))
+            if not task.is_teardown and all(self.tasks[one].is_teardown for one in self.downstream(task.task_id))
         ]
         return leaves[0] if len(leaves) == 1 else None
 
     def _is_effective_leaf(self, task: Task) -> bool:
-        def ignorable(task: Task) -> bool:
+        def is_ignored(task: Task) -> bool:
             return task.is_teardown and not task.on_failure_fail_dagrun
 
-        return not ignorable(task) and all(ignorable(self.tasks[below]) for below in self.downstream(task.task_id))
+        return not is_ignored(task) and all(is_ignored(self.tasks[one]) for one in self.downstream(task.task_id))
 
 
 def _parse_operator(fields: dict[str, Any]) -> Task:
-    """Read one operator; of a mapped one, most stands in `partial_kwargs`.
+    """Return the task of a serialised operator. A mapped operator has most members in `partial_kwargs`.
 
     Raises:
-        msgspec.ValidationError: It has no task id, or no list of tasks below it.
+        msgspec.ValidationError: It has no task id, or its list of downstream tasks is malformed.
     """
     partial = fields.get(_PARTIAL_KWARGS)
     partial = partial if isinstance(partial, dict) else {}
@@ -291,9 +293,9 @@ def _parse_operator(fields: dict[str, Any]) -> Task:
             "trigger_rule": str(fields.get("trigger_rule", partial.get("trigger_rule", DEFAULT_TRIGGER_RULE))),
             "is_mapped": flag("_is_mapped"),
             "can_skip_downstream": flag("_can_skip_downstream"),
-            "marked": _has_result_mark(fields.get("params")) or _has_result_mark(partial.get("params")),
+            "has_result_mark": _has_result_mark(fields.get("params")) or _has_result_mark(partial.get("params")),
             "expanded_by": list(_iter_xcom_tasks([fields.get(name) for name in _EXPAND_INPUTS])),
-            "is_empty": any(_is_empty_literal(fields.get(name)) for name in _EXPAND_INPUTS),
+            "has_no_values": any(_is_empty_literal(fields.get(name)) for name in _EXPAND_INPUTS),
             "operator": str(fields.get("_operator_name") or fields.get("task_type") or ""),
         },
         Task,
@@ -301,7 +303,10 @@ def _parse_operator(fields: dict[str, Any]) -> Task:
 
 
 def _has_result_mark(params: object) -> bool:
-    """Whether serialised params hold the mark: a list of pairs, or an object, of values or of serialised `Param`s."""
+    """Whether serialised params contain the result mark.
+
+    They are a list of pairs or an object, and their values are plain values or serialised `Param`s.
+    """
     if isinstance(params, dict):
         params = params.get("__var", params)
     if isinstance(params, dict):
@@ -320,9 +325,9 @@ def _unwrap_param(param: object) -> object:
 
 
 def _iter_mapped_groups(
-    group: object, around: tuple[MappedGroup, ...] = ()
+    group: object, groups: tuple[MappedGroup, ...] = ()
 ) -> Iterator[tuple[str, tuple[MappedGroup, ...]]]:
-    """Yield each task of a group, near or far within, that has mapped groups around it."""
+    """Yield each task below a group that has mapped groups around it, with those groups, innermost first."""
     children = group.get("children") if isinstance(group, dict) else None
     if not isinstance(children, dict):
         return
@@ -331,15 +336,15 @@ def _iter_mapped_groups(
             case ["taskgroup", dict() as inner] if inner.get("is_mapped") is True:
                 values = inner.get("expand_input")
                 mapped = MappedGroup(name, frozenset(_iter_xcom_tasks(values)), _is_empty_literal(values))
-                yield from _iter_mapped_groups(inner, (mapped, *around))
+                yield from _iter_mapped_groups(inner, (mapped, *groups))
             case ["taskgroup", inner]:
-                yield from _iter_mapped_groups(inner, around)
-            case ["operator", str() as task_id] if around:
-                yield task_id, around
+                yield from _iter_mapped_groups(inner, groups)
+            case ["operator", str() as task_id] if groups:
+                yield task_id, groups
 
 
 def _is_empty_literal(expand_input: object) -> bool:
-    """Whether something is mapped over a literal without values (`SchedulerDictOfListsExpandInput`)."""
+    """Whether an expand input is an empty literal (`SchedulerDictOfListsExpandInput`)."""
     match expand_input:
         case {"type": "dict-of-lists", "value": {"__var": dict() as values}}:
             return any(one == [] or (isinstance(one, dict) and one.get("__var") in ([], {})) for one in values.values())
@@ -349,7 +354,7 @@ def _is_empty_literal(expand_input: object) -> bool:
 
 
 def _iter_xcom_tasks(value: object) -> Iterator[str]:
-    """Yield the tasks whose XComs a serialised value refers to (`airflow.serialization.definitions.xcom_arg`)."""
+    """Yield the tasks whose XComs a serialised value references (`airflow.serialization.definitions.xcom_arg`)."""
     if isinstance(value, list):
         for one in value:
             yield from _iter_xcom_tasks(one)

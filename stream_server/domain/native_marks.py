@@ -1,4 +1,4 @@
-"""Airflow 3.3's own result marks (`@result`): which tasks of a run bear one, and whether all of them are known. Pure.
+"""Airflow 3.3's own result marks (`@result`): which tasks of a run bear one, and whether all of them are known.
 
 Airflow 3.3 does not serialise this mark; only `xcom.dag_result` of a return value shows it. So it is known from the
 return values of this run, and of earlier runs of the same DAG version. Moving the mark to another task makes no new
@@ -8,29 +8,31 @@ DAG version: what this run shows overrides what earlier runs showed.
 from __future__ import annotations
 
 from stream_server.domain.run_state import RunState
-from stream_server.domain.trigger_rules import NOW, K
+from stream_server.domain.trigger_rules import Ends
 
 
-def marked_tasks(run: RunState) -> frozenset[str]:
-    """Return the tasks that are known to bear the mark; see `are_complete`."""
+def find_marked_tasks(run: RunState) -> frozenset[str]:
+    """Return the tasks that are known to bear the mark; see `are_marks_complete`."""
     known = {**(run.earlier_marks or {}), **run.native_marks}
-    return frozenset(task_id for task_id, marked in known.items() if marked)
+    return frozenset(task_id for task_id, is_marked in known.items() if is_marked)
 
 
-def decide_result(run: RunState) -> bool:
-    """Whether these marks name the result tasks, if the caller names none: the author's serialised marks go first."""
-    return not (run.graph is not None and run.graph.marked_tasks) and bool(marked_tasks(run))
+def uses_native_marks(run: RunState) -> bool:
+    """Whether these marks select the result tasks if the caller names none. Serialised marks take precedence."""
+    return not (run.graph is not None and run.graph.marked_tasks) and bool(find_marked_tasks(run))
 
 
-def are_complete(run: RunState) -> bool:
-    """Whether no further task of a run that goes on can turn out to bear the mark.
+def are_marks_complete(run: RunState) -> bool:
+    """Whether no further task of the run can turn out to bear the mark.
 
     That needs an earlier run of the same version that has ended. Each task must have shown there or here whether it is
     marked, or must be certain not to return a value here.
     """
     if run.earlier_marks is None or run.graph is None:
         return False
-    if any(run.earlier_marks.get(task_id, marked) is not marked for task_id, marked in run.native_marks.items()):
+    if any(
+        run.earlier_marks.get(task_id, is_marked) is not is_marked for task_id, is_marked in run.native_marks.items()
+    ):
         # The author has moved the mark since.
         return False
     unknown = run.graph.tasks.keys() - run.earlier_marks.keys() - run.native_marks.keys()
@@ -45,7 +47,7 @@ def leave_out_skipped(run: RunState, task_ids: tuple[str, ...]) -> tuple[str, ..
 def _returns_nothing(run: RunState, task_id: str) -> bool:
     """Whether a task without a return value so far ends without one.
 
-    A task that failed counts as unknown: it may be marked, and then its failure is that of the answer.
+    A task that failed counts as unknown: it may be marked, and then its failure is the failure of the run's result.
     """
     instances = run.tasks.get(task_id)
     states = instances.by_state.keys() if instances is not None else {None}
@@ -62,7 +64,7 @@ def _is_skipped(run: RunState, task_id: str) -> bool:
     if instances.by_state.keys() == {"skipped"}:
         # Mapped over nothing, it has a value: an empty list.
         return not run.is_expanded_to_nothing(task_id)
-    forecast = run.predict()
-    if forecast is None or run.graph is None or task_id not in run.graph.tasks or run.graph.may_expand(task_id):
+    prediction = run.predict()
+    if prediction is None or run.graph is None or task_id not in run.graph.tasks or run.graph.may_expand(task_id):
         return False
-    return all(ends & ~NOW == K for ends in forecast.possible_states(task_id))
+    return all(ends & ~Ends.ENDED == Ends.SKIPPED for ends in prediction.possible_states(task_id))

@@ -1,4 +1,4 @@
-"""Which tasks answer a caller, and whether the result or the failure of a run is certain."""
+"""Rules for the outcome of a run: which tasks are its result tasks, and whether its result or failure is certain."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from stream_server.domain.native_marks import are_complete, decide_result, leave_out_skipped, marked_tasks
+from stream_server.domain.native_marks import (
+    are_marks_complete,
+    find_marked_tasks,
+    leave_out_skipped,
+    uses_native_marks,
+)
 from stream_server.domain.prediction import UNSUCCESSFUL_STATES, Prediction
 from stream_server.domain.root_cause import find_root_cause
-from stream_server.domain.run_state import RunState, SourceRow
-from stream_server.domain.trigger_rules import K
+from stream_server.domain.run_state import RunState
+from stream_server.domain.task_instances import SourceRow
+from stream_server.domain.trigger_rules import Ends
 
 
 @dataclass(frozen=True, slots=True)
 class WatchOptions:
-    """What a caller wants to know of a run."""
+    """What a subscriber wants to receive of a run. Subscribers with equal options share an `OutcomeTracker`."""
 
     result_tasks: tuple[str, ...] = ()
-    """Tasks whose return values are wanted; empty for those that the DAG's author meant."""
+    """Tasks whose return values are the result; empty for those that the DAG's author marked."""
 
     until: Literal["result", "run"] = "result"
-    """Whether the stream ends with the outcome, or goes on to the end of the run."""
+    """Whether the stream ends with the outcome, or with the run."""
 
     confirm: Literal["push", "success"] = "push"
-    """Whether a result is told when it is pushed, or when its task has succeeded as well."""
+    """Whether a result is sent as soon as it is pushed, or when its task has also succeeded."""
 
     redact_values: bool = False
-    """Whether the caller may not read return values: he is told that there is a result, and not what it is."""
+    """Whether values are left out because the caller may not read them."""
 
     include_output: bool = True
-    """Whether what running tasks say is told, too."""
+    """Whether the output of running tasks is sent."""
 
 
 class ReturnValue(NamedTuple):
@@ -40,38 +46,38 @@ class ReturnValue(NamedTuple):
     """Size as JSON text."""
 
     json: str | None
-    """The JSON text; `None` where it is too large to be sent."""
+    """The JSON text; `None` if it is too large to be sent."""
 
 
 ReturnValues = Mapping[tuple[str, int], ReturnValue]
-"""Return values by task and `map_index`; what is not in it does not exist."""
+"""Return values by task and `map_index`. One that is missing does not exist."""
 
 
 class ResultVersion(NamedTuple):
-    """The answer of one task."""
+    """Identifies the result of one task. It differs if the result may have changed."""
 
     task_id: str
     changes: int
-    """How often its answer had changed."""
+    """`TaskInstances.result_changes`."""
 
     tries: int
 
 
 class Undecided(NamedTuple):
-    """Nothing is certain yet."""
+    """Neither a result nor a failure is certain."""
 
 
 class ResultKnown(NamedTuple):
-    """Every result task has answered."""
+    """Every result task has a result."""
 
     task_ids: tuple[str, ...]
     source: SourceRow
     versions: tuple[ResultVersion, ...]
-    """By what each task answered; another answer has others."""
+    """Of each result task."""
 
 
 class FailureKnown(NamedTuple):
-    """The answer will not come, because of the task instance that is named."""
+    """It is certain that there will be no result. The members name the task instance that is the root cause."""
 
     reason: str
     source: SourceRow
@@ -80,58 +86,63 @@ class FailureKnown(NamedTuple):
     try_number: int | None = None
     state: str | None = None
     predicted: bool = False
-    """Whether what makes it certain is still to be written by Airflow."""
+    """Whether Airflow has not written yet that the result task ended."""
 
 
 Decision = Undecided | ResultKnown | FailureKnown
 
 
-def select_result_tasks(run: RunState, question: WatchOptions) -> tuple[str, ...]:
-    """Return the tasks that answer, as far as they are known.
+def select_result_tasks(run: RunState, options: WatchOptions) -> tuple[str, ...]:
+    """Return the result tasks, as far as they are known.
 
-    They are those that the caller names; else those that the author marked so that Airflow serialises it; else those
-    that bear Airflow 3.3's own mark; else the only leaf.
+    They are the tasks that the caller names; else those that the author marked in a way that Airflow serialises; else
+    those with Airflow 3.3's own mark; else the only leaf.
     """
-    if question.result_tasks:
-        return question.result_tasks
+    if options.result_tasks:
+        return options.result_tasks
     if run.graph is not None and run.graph.marked_tasks:
         return tuple(sorted(run.graph.marked_tasks))
-    if marked := marked_tasks(run):
+    if marked := find_marked_tasks(run):
         return tuple(sorted(marked))
     return (run.graph.only_leaf,) if run.graph is not None and run.graph.only_leaf is not None else ()
 
 
-def evaluate(run: RunState, question: WatchOptions) -> Decision:
-    """Tell what is certain about the answer to a question."""
+def evaluate(run: RunState, options: WatchOptions) -> Decision:
+    """Return what is certain about the result of a run."""
     if run.is_deleted:
-        return FailureKnown("run_deleted", run.changed)
-    tasks = select_result_tasks(run, question)
+        return FailureKnown("run_deleted", run.last_change)
+    tasks = select_result_tasks(run, options)
     waits_for_end = False
-    if not question.result_tasks and decide_result(run):
+    if not options.result_tasks and uses_native_marks(run):
         remaining = leave_out_skipped(run, tasks)
-        waits_for_end = not are_complete(run)
+        waits_for_end = not are_marks_complete(run)
         if waits_for_end and run.info.state != "success":
-            return _judge_incomplete(run, remaining)
+            return _evaluate_incomplete(run, remaining)
         tasks = remaining or tasks
-    failed = _find_failed_result_task(run, tasks) if tasks else _find_failed_leaf(run)
-    if failed is not None:
-        return failed
-    answered = _find_result(run, tasks, question)
-    if answered is not None:
-        return answered._replace(source=run.changed) if waits_for_end else answered
+    failure = _find_failed_result_task(run, tasks) if tasks else _find_failed_leaf(run)
+    if failure is not None:
+        return failure
+    result = _find_result(run, tasks, options)
+    if result is not None:
+        return result._replace(source=run.last_change) if waits_for_end else result
     if run.info.state == "failed":
-        return FailureKnown("run_failed", run.changed, state="failed")
+        return FailureKnown("run_failed", run.last_change, state="failed")
     return Undecided()
 
 
-def _judge_incomplete(run: RunState, tasks: tuple[str, ...]) -> FailureKnown | Undecided:
-    """Judge a run that has not succeeded, while more tasks may be result tasks. If the run fails, the answer does."""
-    failed = _find_failed_result_task(run, tasks)
-    if failed is None and (run.has_ended or run.earlier_marks is None):
-        failed = _find_failed_leaf(run)
-    if failed is None and run.has_ended:
-        return FailureKnown("run_failed", run.changed, state="failed")
-    return failed or Undecided()
+def _evaluate_incomplete(run: RunState, tasks: tuple[str, ...]) -> FailureKnown | Undecided:
+    """Evaluate a run that has not succeeded, while more tasks may be result tasks. If the run fails, its result does.
+
+    Args:
+        run: The run.
+        tasks: The result tasks that are known.
+    """
+    failure = _find_failed_result_task(run, tasks)
+    if failure is None and (run.has_ended or run.earlier_marks is None):
+        failure = _find_failed_leaf(run)
+    if failure is None and run.has_ended:
+        return FailureKnown("run_failed", run.last_change, state="failed")
+    return failure or Undecided()
 
 
 def _find_failed_result_task(run: RunState, tasks: tuple[str, ...]) -> FailureKnown | None:
@@ -140,70 +151,71 @@ def _find_failed_result_task(run: RunState, tasks: tuple[str, ...]) -> FailureKn
         instances = run.tasks.get(task_id)
         if instances is None or run.is_expanded_to_nothing(task_id):
             continue
-        # Indexes beyond the length of a shrunk mapping are removed, and missed by nobody.
-        missed = UNSUCCESSFUL_STATES - {"removed"} if instances.count_expected() else UNSUCCESSFUL_STATES
-        failed = [min(found) for state, found in instances.by_state.items() if state in missed]
+        # When a mapping shrinks, Airflow removes the indexes beyond its length. Their values are not missing.
+        missing = UNSUCCESSFUL_STATES - {"removed"} if instances.count_expected() else UNSUCCESSFUL_STATES
+        failed = [min(found) for state, found in instances.by_state.items() if state in missing]
         if failed:
             return _build_failure(run, task_id, min(failed), instances[min(failed)].changed)
-    forecast = run.predict()
-    if forecast is not None:
+    prediction = run.predict()
+    if prediction is not None:
         for task_id in tasks:
-            if (doomed := forecast.cannot_succeed(task_id)) and not _may_expand_to_nothing(run, forecast, task_id):
-                return _build_failure(run, task_id, min(doomed))
+            indexes = prediction.cannot_succeed(task_id)
+            if indexes and not _may_expand_to_nothing(run, prediction, task_id):
+                return _build_failure(run, task_id, min(indexes))
     return None
 
 
-def _may_expand_to_nothing(run: RunState, forecast: Prediction, task_id: str) -> bool:
-    """Tell whether a task is skipped, or may be, for having no values to be run for: that is an answer."""
+def _may_expand_to_nothing(run: RunState, prediction: Prediction, task_id: str) -> bool:
+    """Whether a task is or may be mapped over nothing. Airflow skips it, but its result is an empty list."""
     if run.is_expanded_to_nothing(task_id):
         return True
-    waits = run.tasks[task_id].by_state.keys() == {None}
-    assert run.graph is not None, "there is a forecast"
+    is_waiting = run.tasks[task_id].by_state.keys() == {None}
+    assert run.graph is not None, "a prediction needs a graph"
     return (
-        waits
+        is_waiting
         and run.graph.is_mapped_over_nothing(task_id)
-        and any(ends & K for ends in forecast.possible_states(task_id))
+        and any(ends & Ends.SKIPPED for ends in prediction.possible_states(task_id))
     )
 
 
 def _find_failed_leaf(run: RunState) -> FailureKnown | None:
-    """Return the failure of an effective leaf: the run fails, whatever else it does."""
-    forecast = run.predict()
-    if run.graph is None or forecast is None:
+    """Return the failure of an effective leaf, which fails the run whatever else happens."""
+    prediction = run.predict()
+    if run.graph is None or prediction is None:
         return None
-    doomed = [
+    failing = [
         (task_id, min(indexes))
         for task_id in sorted(run.graph.effective_leaves)
-        if (indexes := forecast.must_fail(task_id))
+        if (indexes := prediction.must_fail(task_id))
     ]
-    for task_id, map_index in doomed:
+    for task_id, map_index in failing:
         leaf = run.tasks[task_id].get(map_index)
         if leaf is not None and leaf.state in UNSUCCESSFUL_STATES:
             return _build_failure(run, task_id, map_index, leaf.changed)
-    return _build_failure(run, *doomed[0]) if doomed else None
+    return _build_failure(run, *failing[0]) if failing else None
 
 
 def _build_failure(run: RunState, task_id: str, map_index: int, ended: SourceRow | None = None) -> FailureKnown:
-    """Return the failure of an instance, which names the one that caused it.
+    """Return the failure of an instance, with its root cause.
 
     Args:
         run: The run.
-        task_id: Task that is doomed, or has ended without a value.
+        task_id: Task that has ended without a value, or is certain to.
         map_index: Index of its instance.
-        ended: What ended it; `None` while that is only certain to come.
+        ended: Row in which it ended; `None` if it has not ended yet.
     """
-    forecast = run.predict()
-    blamed = find_root_cause(forecast, task_id, map_index) if forecast is not None else None
-    place = blamed or (task_id, map_index)
-    instances = run.tasks[place[0]]
-    map_index = place[1] if place[1] in instances else min(instances)
+    prediction = run.predict()
+    root_cause = find_root_cause(prediction, task_id, map_index) if prediction is not None else None
+    task_id, map_index = root_cause or (task_id, map_index)
+    instances = run.tasks[task_id]
+    map_index = map_index if map_index in instances else min(instances)
     instance = instances[map_index]
-    # Where all went too well for a task that waits for failures, there is nobody to blame.
+    # A task that waits for failures is skipped if all succeeded; then no instance with a bad state is the root cause.
     state = instance.state if instance.state in UNSUCCESSFUL_STATES else "skipped"
     return FailureKnown(
         reason=f"task_{state}",
         source=ended or instance.changed,
-        task_id=place[0],
+        task_id=task_id,
         map_index=map_index,
         try_number=instance.try_number,
         state=state,
@@ -211,16 +223,16 @@ def _build_failure(run: RunState, task_id: str, map_index: int, ended: SourceRow
     )
 
 
-def _find_result(run: RunState, tasks: tuple[str, ...], question: WatchOptions) -> ResultKnown | None:
-    """Return the answer of all instances of all tasks, or `None` while one is missing."""
-    confirmed = question.confirm == "success"
-    parts: list[ResultVersion] = []
-    last: list[SourceRow] = []
+def _find_result(run: RunState, tasks: tuple[str, ...], options: WatchOptions) -> ResultKnown | None:
+    """Return the result of all instances of all tasks, or `None` while one is missing."""
+    needs_success = options.confirm == "success"
+    versions: list[ResultVersion] = []
+    sources: list[SourceRow] = []
     for task_id in tasks:
         instances = run.tasks.get(task_id)
-        nothing = run.is_expanded_to_nothing(task_id)
-        if instances is None or not (nothing or instances.has_all_results(confirmed)):
+        is_empty = run.is_expanded_to_nothing(task_id)
+        if instances is None or not (is_empty or instances.has_all_results(needs_success)):
             return None
-        parts.append(ResultVersion(task_id, instances.result_changes, instances.tries))
-        last.append(instances[-1].changed if nothing else instances.last_result_source(confirmed))
-    return ResultKnown(tasks, max(last, key=lambda origin: origin.seq or 0), tuple(parts)) if last else None
+        versions.append(ResultVersion(task_id, instances.result_changes, instances.tries))
+        sources.append(instances[-1].changed if is_empty else instances.last_result_source(needs_success))
+    return ResultKnown(tasks, max(sources, key=lambda row: row.seq or 0), tuple(versions)) if sources else None

@@ -1,4 +1,4 @@
-"""The task groups of a DAG, read from what Airflow serialised (`airflow.serialization`, `TaskGroupSerialization`)."""
+"""The task groups of a DAG, from Airflow's serialised form (`airflow.serialization`, `TaskGroupSerialization`)."""
 
 from __future__ import annotations
 
@@ -7,48 +7,45 @@ from typing import NamedTuple
 
 
 class TaskGroup(NamedTuple):
-    """A task group that people see as such."""
+    """A task group, mapped or not."""
 
     group_id: str
     parent_id: str | None
-    """The group around it, if there is one."""
-
     is_mapped: bool
-    """Whether it is run once for each of some values."""
 
 
 class TaskGroups(NamedTuple):
-    """Which task stands in which group. A shape that nobody knows has no groups."""
+    """All task groups of a DAG."""
 
     groups: tuple[TaskGroup, ...]
-    """Each before those within it."""
+    """Each group comes before the groups within it."""
 
     group_of_task: Mapping[str, str]
-    """By task, the innermost group around it; tasks outside of all groups are left out."""
+    """The innermost group by task; without tasks outside all groups."""
 
 
 NO_GROUPS = TaskGroups((), {})
 
 
-def parse_task_groups(task_group: object) -> TaskGroups:
-    """Read the root group of a serialised DAG."""
+def parse_task_groups(root: object) -> TaskGroups:
+    """Return the groups within the serialised root group; none if its shape is unknown."""
     groups: list[TaskGroup] = []
-    places: dict[str, str] = {}
-    for name, child, parent in _iter_children(task_group, None):
+    group_of_task: dict[str, str] = {}
+    for name, child, parent_id in _iter_children(root, None):
         if isinstance(child, dict):
-            groups.append(TaskGroup(name, parent, child.get("is_mapped") is True))
-        elif parent is not None:
-            places[name] = parent
-    return TaskGroups(tuple(groups), places)
+            groups.append(TaskGroup(name, parent_id, child.get("is_mapped") is True))
+        elif parent_id is not None:
+            group_of_task[name] = parent_id
+    return TaskGroups(tuple(groups), group_of_task)
 
 
-def _iter_children(group: object, parent: str | None) -> Iterator[tuple[str, object, str | None]]:
-    """Yield all that stands in a group, near or far: its name, its content if it is a group, and what it stands in."""
+def _iter_children(group: object, group_id: str | None) -> Iterator[tuple[str, object, str | None]]:
+    """Yield all groups and tasks below a group: name, content (`None` for a task) and the group around it."""
     children = group.get("children") if isinstance(group, dict) else None
     for name, child in children.items() if isinstance(children, dict) else ():
         match child:
             case ["taskgroup", dict() as inner]:
-                yield name, inner, parent
+                yield name, inner, group_id
                 yield from _iter_children(inner, name)
             case ["operator", str() as task_id]:
-                yield task_id, None, parent
+                yield task_id, None, group_id

@@ -1,4 +1,4 @@
-"""What the tasks of a run have said so far, in the tries that stand. Pure."""
+"""The output that the tasks of a run have emitted in their current tries."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import msgspec
 from stream_server.protocol.frames import AnyOutputFrame, Chunk
 
 FRAME_OVERHEAD_BYTES = 300
-"""About what a frame takes in memory beside its value."""
+"""Approximate memory of a frame, without its value."""
 
 InstanceKey = tuple[str, int]
 """A task and a `map_index`."""
 
 
 class _OutputState(NamedTuple):
-    """A task instance that has said something."""
+    """How far the output of a task instance has come."""
 
     try_number: int
     next_index: int
     batch: int
-    """Fingerprint of the batch that came last."""
+    """Fingerprint of the last batch."""
 
 
 class RunOutput:
-    """What stands of all that was said, in the order in which it was written.
+    """The current output of a run in the order of the journal.
 
     Args:
-        limit: Bytes that are kept, about; beyond it the oldest is forgotten, whoever said it.
+        limit: Approximate number of bytes that are kept. Above it the oldest frames are dropped, of whatever task.
     """
 
     def __init__(self, limit: int) -> None:
@@ -39,53 +39,52 @@ class RunOutput:
         self._bytes = 0
         self._states: dict[InstanceKey, _OutputState] = {}
         self.retracting_rows: set[int] = set()
-        """Rows with which a try began to say other things than before, as one does that was rescheduled."""
+        """`seq` of rows in which a try restarted its output, as a rescheduled one does. They retract earlier output."""
 
     @property
     def frames(self) -> Sequence[AnyOutputFrame]:
-        """All that stands and is kept."""
+        """The current output that is kept."""
         return self._frames
 
-    def get_try_number(self, place: InstanceKey) -> int | None:
-        """Return the try in which a task instance has said something that stands."""
-        speaker = self._states.get(place)
-        return None if speaker is None else speaker.try_number
+    def get_try_number(self, key: InstanceKey) -> int | None:
+        """Return the try in which a task instance emitted its current output."""
+        state = self._states.get(key)
+        return None if state is None else state.try_number
 
     def add_frames(self, frames: Sequence[AnyOutputFrame], batch: int) -> tuple[Sequence[AnyOutputFrame], bool]:
-        """Take in what a task instance has said at once, in the try that stands.
+        """Add a batch of output that a task instance emitted in its current try.
 
         Args:
-            frames: What it has said.
-            batch: Fingerprint of it, by which a batch is known that was written twice: the Execution API is asked
-                again where its answer is lost.
+            frames: The batch.
+            batch: Its fingerprint, to recognise a batch that was written twice: tasks repeat a request to the Execution
+                API if the response is lost.
 
         Returns:
-            What is new of it, and whether it takes back what the try had said before.
+            The frames that are new, and whether the batch retracts earlier output of the try.
         """
         if not frames:
             return (), False
         first, last = frames[0], frames[-1]
-        place = first.task_id, first.map_index
-        before = self._states.get(place)
-        takes_back = before is not None and first.index < before.next_index
-        if takes_back:
-            assert before is not None, "it has spoken"
+        key = first.task_id, first.map_index
+        before = self._states.get(key)
+        retracts = before is not None and first.index < before.next_index
+        if before is not None and retracts:
             if before.batch == batch:
                 return (), False
             self.retracting_rows.add(first.seq)
-            self.retract(place)
-        self._states[place] = _OutputState(first.try_number, last.index + 1, batch)
+            self.retract(key)
+        self._states[key] = _OutputState(first.try_number, last.index + 1, batch)
         self._frames.extend(frames)
         self._bytes += sum(map(_frame_size, frames))
         while self._bytes > self._limit:
             self._bytes -= _frame_size(self._frames.popleft())
-        return frames, takes_back
+        return frames, retracts
 
-    def retract(self, place: InstanceKey) -> bool:
-        """Forget what a task instance has said; false if it had said nothing."""
-        if self._states.pop(place, None) is None:
+    def retract(self, key: InstanceKey) -> bool:
+        """Drop the output of a task instance, and return whether there was any."""
+        if self._states.pop(key, None) is None:
             return False
-        self._frames = deque(frame for frame in self._frames if (frame.task_id, frame.map_index) != place)
+        self._frames = deque(frame for frame in self._frames if (frame.task_id, frame.map_index) != key)
         self._bytes = sum(map(_frame_size, self._frames))
         return True
 

@@ -1,4 +1,4 @@
-"""One committed row of the journal, as every part of the server handles it."""
+"""One committed journal row, as all parts of the server handle it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 RETURN_VALUE_KEY = "return_value"
-"""Key of the XCom that holds what a task returned (`airflow.models.xcom.XCOM_RETURN_KEY`)."""
+"""Key of the XCom that holds the return value of a task (`airflow.models.xcom.XCOM_RETURN_KEY`)."""
 
 OUTPUT_KEY = "stream_server_output"
-"""Key of the XCom that a running task overwrites with what it says (`stream_server.authoring.output`)."""
-
+"""Key of the XCom that a running task overwrites with each batch of output (`stream_server.authoring.output`)."""
 
 INPUT = "input"
 """Kind of the rows that requests for human input write (`hitl_detail`). They name a task instance by its id, and no
@@ -29,23 +28,23 @@ class TransitionKind(str, Enum):
 
 
 class Transition(NamedTuple):
-    """What one trigger wrote down. Fields that a kind does not have are `None`."""
+    """A change that a trigger has written. Fields that a kind does not have are `None`."""
 
     seq: int
-    """Identity of the row: unique, and ascending for the transitions of one task instance."""
+    """Id of the row: unique, and ascending for the transitions of one task instance."""
 
     txid: int
-    """Transaction that wrote it (`xid8`)."""
+    """Transaction that wrote the row (`xid8`)."""
 
     at: datetime
-    """When it was written, UTC; the commit comes a little later."""
+    """When the row was written, UTC. The commit comes a little later."""
 
     kind: TransitionKind
     dag_id: str
     run_id: str
     task_id: str | None = None
     map_index: int | None = None
-    """-1 for a task that is not mapped, or not expanded yet."""
+    """-1 if the task is not mapped, or not expanded yet."""
 
     try_number: int | None = None
     state: str | None = None
@@ -56,13 +55,23 @@ class Transition(NamedTuple):
     end_date: datetime | None = None
     xcom_key: str | None = None
     dag_result: bool | None = None
-    """Airflow 3.3's own mark on what the result tasks of a DAG push; `None` before 3.3."""
+    """Airflow 3.3's own mark on the return values of result tasks; `None` before 3.3."""
 
     body: str | None = None
-    """What a task has said, as JSON text; `None` also where it was too large, or nobody wants to know."""
+    """Output of a task as JSON text; also `None` if it was too large or was not read."""
 
-    had_spoken: bool = False
-    """Whether the task instance had said something before, which this may take back; known of what is read later."""
+    had_output: bool = False
+    """Whether the task instance had emitted output before, which this transition may retract. Only set in a history."""
+
+
+class ReadTiming(NamedTuple):
+    """When a batch was read, and how old it was then."""
+
+    lag: float
+    """Seconds from the writing of its oldest row to the read, by PostgreSQL's clock."""
+
+    at: float
+    """When it was read: `time.monotonic()`, which all processes of a host share."""
 
 
 class UndecodableRow(ValueError):
@@ -93,13 +102,3 @@ def decode_row(columns: tuple[Any, ...]) -> Transition | None:
     if missing := [column for column in needs if getattr(row, column) is None]:
         raise UndecodableRow(f"{' and '.join(missing)} of kind {name!r} must not be NULL")
     return row
-
-
-class ReadTiming(NamedTuple):
-    """When a batch was read, and how old it was then."""
-
-    lag: float
-    """Seconds from the writing of its oldest row to the reading, by PostgreSQL's clock."""
-
-    at: float
-    """When it was read: `time.monotonic()`, which all processes of a host share."""

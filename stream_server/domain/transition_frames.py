@@ -1,4 +1,4 @@
-"""The frames that tell a transition. Pure."""
+"""The frames of a transition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stream_server.protocol.frames import (
 
 
 class _OutputItem(msgspec.Struct, frozen=True):
-    """One thing that a task has said."""
+    """A chunk, or a progress report."""
 
     chunk: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     progress: float | msgspec.UnsetType | None = msgspec.UNSET
@@ -27,11 +27,11 @@ class _OutputItem(msgspec.Struct, frozen=True):
 
 
 class _OutputBatch(msgspec.Struct, frozen=True):
-    """What a task has said at once, as `stream_server.authoring.output` pushes it."""
+    """The value of the XCom that `stream_server.authoring.output` writes."""
 
     try_number: int
     index: Annotated[int, msgspec.Meta(ge=0)]
-    """Place of the first item among all that the try has said."""
+    """Position of the first item in the output of the try."""
 
     items: list[_OutputItem]
 
@@ -40,10 +40,7 @@ _batch_decoder = msgspec.json.Decoder(_OutputBatch)
 
 
 def frames_of(transition: Transition) -> list[AnyFrame]:
-    """Return the frames that tell a transition: none for what is neither a change of a state nor said by a task.
-
-    A run that was deleted has no state any more.
-    """
+    """Return the frames of a transition; none for an XCom that is not output."""
     if transition.kind is TransitionKind.TASK:
         return [task_frame(transition)]
     if transition.kind in {TransitionKind.RUN, TransitionKind.RUN_DELETED}:
@@ -52,7 +49,7 @@ def frames_of(transition: Transition) -> list[AnyFrame]:
 
 
 def task_frame(transition: Transition) -> TaskTransition:
-    """Return the frame that tells a transition of a task instance."""
+    """Return the frame of a task transition."""
     assert transition.task_id is not None, "the journal names the task of every task transition"
     assert transition.map_index is not None, "task_instance.map_index is NOT NULL"
     return TaskTransition(
@@ -69,7 +66,7 @@ def task_frame(transition: Transition) -> TaskTransition:
 
 
 def run_frame(transition: Transition) -> RunTransition:
-    """Return the frame that tells a transition of a run."""
+    """Return the frame of a run transition. A deleted run has no state."""
     return RunTransition(
         dag_id=transition.dag_id,
         run_id=transition.run_id,
@@ -82,12 +79,12 @@ def run_frame(transition: Transition) -> RunTransition:
 
 
 def is_output(transition: Transition) -> bool:
-    """Tell whether a transition is something that a running task has said."""
+    """Whether a transition is output of a running task."""
     return transition.kind is TransitionKind.XCOM and transition.xcom_key == OUTPUT_KEY
 
 
 def output_frames(transition: Transition) -> list[AnyOutputFrame]:
-    """Return the frames that tell what a task has said; none where that is not known, or not written as ours."""
+    """Return the frames of a task's output; none if the value was not read, or was not written by our library."""
     if not is_output(transition) or transition.body is None:
         return []
     try:
@@ -95,14 +92,14 @@ def output_frames(transition: Transition) -> list[AnyOutputFrame]:
     except (msgspec.MsgspecError, RecursionError):
         # msgspec raises RecursionError for values that are nested too deeply.
         return []
-    told = (_output_frame(transition, batch, place, item) for place, item in enumerate(batch.items, batch.index))
-    return [frame for frame in told if frame is not None]
+    frames = (_output_frame(transition, batch, index, item) for index, item in enumerate(batch.items, batch.index))
+    return [frame for frame in frames if frame is not None]
 
 
 def _output_frame(transition: Transition, batch: _OutputBatch, index: int, item: _OutputItem) -> AnyOutputFrame | None:
     assert transition.task_id is not None, "an XCom belongs to a task"
     assert transition.map_index is not None, "xcom.map_index is NOT NULL"
-    origin = {
+    members = {
         "dag_id": transition.dag_id,
         "run_id": transition.run_id,
         "seq": transition.seq,
@@ -113,7 +110,7 @@ def _output_frame(transition: Transition, batch: _OutputBatch, index: int, item:
         "index": index,
     }
     if item.chunk is not msgspec.UNSET:
-        return Chunk(**origin, value=item.chunk)  # type: ignore[arg-type]
+        return Chunk(**members, value=item.chunk)  # type: ignore[arg-type]
     if item.progress is not msgspec.UNSET:
-        return Progress(**origin, value=Report(fraction=item.progress, text=item.text))  # type: ignore[arg-type]
+        return Progress(**members, value=Report(fraction=item.progress, text=item.text))  # type: ignore[arg-type]
     return None

@@ -272,7 +272,7 @@ class RunFeed:
         if is_output(transition):
             return transition.seq in self.run_state.output.retracting_rows
         return (
-            transition.kind is TransitionKind.TASK and transition.had_spoken and transition.state in RETRACTING_STATES
+            transition.kind is TransitionKind.TASK and transition.had_output and transition.state in RETRACTING_STATES
         )
 
     def _unseen(self, transitions: Iterable[Transition]) -> list[Transition]:

@@ -15,14 +15,8 @@ import msgspec
 
 from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import ReturnValue, ReturnValues
-from stream_server.domain.run_state import (
-    MAX_OUTPUT_BYTES,
-    RETRACTING_STATES,
-    RunKey,
-    RunState,
-    SourceRow,
-    TaskInstance,
-)
+from stream_server.domain.run_state import MAX_OUTPUT_BYTES, RETRACTING_STATES, RunKey, RunState
+from stream_server.domain.task_instances import SourceRow, TaskInstance
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
 from stream_server.errors import JournalMissing, RunNotFound
@@ -287,7 +281,7 @@ class RunStore:
         columns = zip(*((one.seq, one.task_id, one.map_index) for one in candidates), strict=True)
         rows = await connection.fetch(queries["rows_after_output"], *key, *map(list, columns))
         found = {row["id"] for row in rows}
-        return [one._replace(had_spoken=True) if one.seq in found else one for one in transitions]
+        return [one._replace(had_output=True) if one.seq in found else one for one in transitions]
 
     async def _add_output_bodies(
         self, connection: AnyConnection, queries: dict[str, str], transitions: list[Transition]

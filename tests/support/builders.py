@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from stream_server.domain.answer import OutcomeTracker, TrackerUpdate
 from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import ReturnValue, ReturnValues, WatchOptions
-from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey, RunState, SourceRow, TaskInstance
+from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey, RunState
+from stream_server.domain.task_instances import SourceRow, TaskInstance
 from stream_server.domain.transition import OUTPUT_KEY, RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
 from stream_server.protocol.cursor import JournalPosition

@@ -18,8 +18,9 @@ from airflow.serialization.serialized_objects import DagSerialization
 from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import FailureKnown, WatchOptions, evaluate
 from stream_server.domain.prediction import UNSUCCESSFUL_STATES, PossibleStates, Prediction
-from stream_server.domain.run_state import RunKey, RunState, TaskInstance
-from stream_server.domain.trigger_rules import ANY, F, K, R, S, U
+from stream_server.domain.run_state import RunKey, RunState
+from stream_server.domain.task_instances import TaskInstance
+from stream_server.domain.trigger_rules import ANY, NONE, Ends
 from stream_server.protocol.frames import RunInfo
 from support.outcome_dags import DAG_ID, DagMaker
 from support.outcome_scheduler import FINAL, UNFINISHED_WORK, InstanceKey, Row, Run, SchedulerDatabase
@@ -30,7 +31,7 @@ MOMENTS = 300
 
 SOME_TIME = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
-BITS = {"success": S, "failed": F, "upstream_failed": U, "skipped": K, "removed": R}
+ENDS = {state: Ends[state.upper()] for state in ("success", "failed", "upstream_failed", "skipped", "removed")}
 
 DEFAULT_OPTIONS = ""
 """Stands for the question that no task answers."""
@@ -236,7 +237,7 @@ def find_faults(case: Case, life: SimulatedRun) -> list[str]:
             found += [f"moment {number}: {one}" for one in _is_wrong(life, moment, question, verdict)]
         for task_id, outlook in moment.outlooks.items():
             for (name, index), row in last.rows.items():
-                if name == task_id and row.state in BITS and not _possible(outlook, index) & BITS[row.state]:
+                if name == task_id and row.state in ENDS and not _possible(outlook, index) & ENDS[row.state]:
                     found.append(f"moment {number}: {name}[{index}] cannot be {row.state}, only {dict(outlook)}")
     return found
 
@@ -258,11 +259,11 @@ def _is_wrong(life: SimulatedRun, moment: Moment, question: str, verdict: Failur
     return found
 
 
-def _possible(outlook: PossibleStates, index: int) -> int:
+def _possible(outlook: PossibleStates, index: int) -> Ends:
     """Return how an instance can end. One that does not exist yet ends like the unexpanded task, and vice versa."""
     exact = [ends for ends, found in outlook.items() if index in found]
     unexpanded = [ends for ends, found in outlook.items() if -1 in found]
-    possible = 0
+    possible = NONE
     for ends in exact or unexpanded or (outlook if index == -1 else [ANY]):
         possible |= ends
     return possible

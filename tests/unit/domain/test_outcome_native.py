@@ -102,7 +102,7 @@ class TestTheFirstRunOfAVersion:
         history.set_run("failed")
         assert types(watcher.catch_up()) == ["failure", "end"]
         assert evaluate(history.state(), WatchOptions()) == FailureKnown(
-            "run_failed", history.state().changed, state="failed"
+            "run_failed", history.state().last_change, state="failed"
         )
 
 

@@ -63,8 +63,8 @@ def test_sums_of_instances_are_those_of_the_instances(life: list[Move]) -> None:
             }
             wanted = {index for index, one in instances.items() if one.state != "removed"}
             assert instances.indexes_with_result == answered
-            assert instances.has_all_results(confirmed=False) == (bool(wanted) and answered == wanted)
-            assert instances.has_all_results(confirmed=True) == (bool(wanted) and states <= {"success", "removed"})
+            assert instances.has_all_results(needs_success=False) == (bool(wanted) and answered == wanted)
+            assert instances.has_all_results(needs_success=True) == (bool(wanted) and states <= {"success", "removed"})
             assert instances.tries == sum(one.try_number for one in instances.values())
 
 

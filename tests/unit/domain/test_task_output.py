@@ -100,7 +100,7 @@ class Desk:
             return one
         earlier = [row for row in self.history.journal if is_output(row) and row.seq < one.seq]
         spoke = any((row.task_id, row.map_index) == (one.task_id, one.map_index) for row in earlier)
-        return one._replace(had_spoken=spoke)
+        return one._replace(had_output=spoke)
 
 
 talkative = run_histories_of(

@@ -1,4 +1,4 @@
-"""Every rule against a copy of Airflow's own decision, at every moment at which the scheduler may look."""
+"""Every trigger rule against a copy of Airflow's code, at every moment at which the scheduler may evaluate it."""
 
 from __future__ import annotations
 
@@ -10,28 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_server.domain.trigger_rules import (
-    ANY,
-    NOW,
-    RULES,
-    RUN,
-    Ends,
-    F,
-    K,
-    R,
-    S,
-    U,
-    UpstreamStates,
-    apply_rule,
-    ends_once_run,
-)
+from stream_server.domain.trigger_rules import ANY, RULES, Ends, UpstreamStates, apply_rule, ends_once_run
 
-BITS = {"success": S, "failed": F, "upstream_failed": U, "skipped": K, "removed": R}
+ENDS = {state: Ends[state.upper()] for state in ("success", "failed", "upstream_failed", "skipped", "removed")}
 RUNS = "it is run"
 
 
 class Upstream(NamedTuple):
-    """A task instance above, at the moment at which somebody looks."""
+    """An upstream instance when the scheduler evaluates the rule."""
 
     state: str | None
     is_setup: bool
@@ -111,61 +97,60 @@ def airflow(rule: str, upstreams: Sequence[Upstream], *, before_3_3: bool) -> st
 
 
 class Possible(NamedTuple):
-    """How an instance above can end."""
+    """How an upstream instance can end."""
 
     ends: Ends
     is_setup: bool
 
 
 @st.composite
-def possibles(draw: st.DrawFn) -> list[Possible]:
-    ended = st.sampled_from([S, F, U, K, R]).map(lambda end: end | NOW)
-    return [Possible(draw(ended | st.integers(1, ANY)), draw(st.booleans())) for _ in range(draw(st.integers(1, 3)))]
+def possible_upstreams(draw: st.DrawFn) -> list[Possible]:
+    ended = st.sampled_from(sorted(ENDS.values(), key=lambda end: end.value)).map(lambda end: end | Ends.ENDED)
+    undecided = st.integers(1, ANY.value).map(Ends)
+    return [Possible(draw(ended | undecided), draw(st.booleans())) for _ in range(draw(st.integers(1, 3)))]
 
 
-def looks(above: Sequence[Possible]) -> Iterator[list[Upstream]]:
-    """Yield what the scheduler may see: those that are not over yet may have ended in any way by then, or not."""
+def scheduler_views(possible: Sequence[Possible]) -> Iterator[list[Upstream]]:
+    """Yield what the scheduler may see: an undecided instance may have ended by then in any way, or not at all."""
     choices = [
-        [state for state, bit in BITS.items() if one.ends & bit] + ([] if one.ends & NOW else [None]) for one in above
+        [state for state, end in ENDS.items() if one.ends & end] + ([] if one.ends & Ends.ENDED else [None])
+        for one in possible
     ]
     for states in itertools.product(*choices):
-        yield [Upstream(state, one.is_setup) for state, one in zip(states, above, strict=True)]
+        yield [Upstream(state, one.is_setup) for state, one in zip(states, possible, strict=True)]
 
 
 @settings(max_examples=400)
-@given(st.sampled_from(sorted(RULES.keys() - {"always"})), possibles(), st.booleans())
-def test_a_rule_leaves_out_nothing_that_airflow_may_come_to(
-    rule: str,
-    above: list[Possible],
-    before_3_3: bool,
-) -> None:
-    outcomes = {airflow(rule, look, before_3_3=before_3_3) for look in looks(above)} - {None}
-    seen = UpstreamStates(
-        frozenset(one.ends for one in above),
-        frozenset(one.ends for one in above if one.is_setup),
+@given(st.sampled_from(sorted(RULES.keys() - {"always"})), possible_upstreams(), st.booleans())
+def test_rule_returns_every_end_that_airflow_can_come_to(rule: str, possible: list[Possible], before_3_3: bool) -> None:
+    outcomes = {airflow(rule, view, before_3_3=before_3_3) for view in scheduler_views(possible)} - {None}
+    upstream = UpstreamStates(
+        frozenset(one.ends for one in possible),
+        frozenset(one.ends for one in possible if one.is_setup),
     )
-    ends = apply_rule(rule, seen)
-    assert bool(ends & RUN) == (RUNS in outcomes), "run, if and only if it can be"
+    ends = apply_rule(rule, upstream)
+    assert bool(ends & Ends.RUN) == (RUNS in outcomes), "RUN if and only if Airflow can run it"
     for outcome in outcomes - {RUNS}:
         assert outcome is not None
-        assert ends & BITS[outcome], f"{outcome} is possible"
+        assert ends & ENDS[outcome], f"{outcome} is possible"
 
 
-def test_an_instance_that_is_run_can_fail_and_skip_itself() -> None:
-    assert ends_once_run(RUN) == S | F | K
-    assert ends_once_run(RUN | U) == S | F | K | U
-    assert ends_once_run(U | K) == U | K
+def test_instance_that_is_run_can_succeed_fail_or_skip_itself() -> None:
+    by_itself = Ends.SUCCESS | Ends.FAILED | Ends.SKIPPED
+    assert ends_once_run(Ends.RUN) is by_itself
+    assert ends_once_run(Ends.RUN | Ends.UPSTREAM_FAILED) is by_itself | Ends.UPSTREAM_FAILED
+    assert ends_once_run(Ends.UPSTREAM_FAILED | Ends.SKIPPED) is Ends.UPSTREAM_FAILED | Ends.SKIPPED
 
 
-@pytest.mark.parametrize("ends", [S, F, U, K, R, S | NOW, F | NOW])
-def test_a_rule_that_nobody_knows_may_do_anything(ends: Ends) -> None:
-    assert ends_once_run(apply_rule("all_new", UpstreamStates(frozenset({ends})))) == ANY
+@pytest.mark.parametrize("ends", [*ENDS.values(), Ends.SUCCESS | Ends.ENDED, Ends.FAILED | Ends.ENDED])
+def test_unknown_rule_can_do_anything(ends: Ends) -> None:
+    assert ends_once_run(apply_rule("all_new", UpstreamStates(frozenset({ends})))) is ANY
 
 
-def test_the_rules_are_those_of_airflow() -> None:
-    """Of all versions: `airflow.task.trigger_rule.TriggerRule` of 3.3, which has those of 3.0."""
-    assert RULES.keys() == {
-        *("all_success", "all_failed", "all_done", "all_done_min_one_success", "all_done_setup_success"),
-        *("one_success", "one_failed", "one_done", "none_failed", "none_skipped", "none_failed_min_one_success"),
-        *("all_skipped", "always"),
-    }
+@given(st.integers(0, 127), st.integers(0, 127))
+def test_operators_agree_with_bits(one: int, other: int) -> None:
+    assert (Ends(one) | Ends(other)).value == one | other
+    assert (Ends(one) & Ends(other)).value == one & other
+    assert (~Ends(one)).value == 127 & ~one
+    assert bool(Ends(one)) == bool(one)
+    assert Ends(one) | Ends(other) is Ends(one | other), "one object for each set, since hash and equality need that"
