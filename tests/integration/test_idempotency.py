@@ -1,4 +1,4 @@
-"""The same request twice triggers one run, whichever server it reaches."""
+"""A repeated request with an `Idempotency-Key` triggers one run, on any server."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ KEY = {"Idempotency-Key": '"8e03978e-40d5-43dd-bc93-6894a57f9324"'}
 NOW = f"{WAIT}&timeout=0"
 
 
-async def runs(airflow: AirflowSql) -> list[str]:
+async def read_run_ids(airflow: AirflowSql) -> list[str]:
     rows = await airflow.connection.fetch("SELECT run_id FROM dag_run ORDER BY run_id")
     return [row["run_id"] for row in rows]
 
 
-async def claims(airflow: AirflowSql) -> int:
+async def count_claims(airflow: AirflowSql) -> int:
     count: int = await airflow.connection.fetchval("SELECT count(*) FROM stream_server.claims")
     return count
 
@@ -38,16 +38,16 @@ async def test_the_same_key_twice_is_the_same_run(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     first = await caller.post(NOW, json={"conf": {"a": 1, "b": 2}}, headers=KEY)
-    # The order of members, and what is asked of the run, make no other request.
+    # The order of members and the query parameters do not make it another request.
     second = await caller.post(f"{NOW}&confirm=success", json={"conf": {"b": 2, "a": 1}}, headers=KEY)
     assert (first.status_code, second.status_code) == (202, 202), second.text
     assert first.json()["dag_run_id"] == second.json()["dag_run_id"]
-    assert await runs(airflow) == [first.json()["dag_run_id"]]
+    assert await read_run_ids(airflow) == [first.json()["dag_run_id"]]
     other = await caller.post(NOW, json={}, headers={"Idempotency-Key": "another"})
     assert other.json()["dag_run_id"] != first.json()["dag_run_id"]
 
 
-async def test_who_comes_second_hears_the_answer_too(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+async def test_a_second_request_gets_the_result_too(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
     stub.then = complete_run
     accept = {"Accept": "application/x-ndjson"}
     first = await caller.post(WAIT, json={}, headers={**KEY, **accept})
@@ -58,19 +58,19 @@ async def test_who_comes_second_hears_the_answer_too(caller: httpx.AsyncClient, 
 
 
 @pytest.mark.parametrize("body", [{}, {"dag_run_id": "order-42"}])
-async def test_two_at_once_on_two_servers_are_one_run(
+async def test_two_concurrent_requests_on_two_servers_are_one_run(
     trigger_server: RunningServer,
     settings: Callable[..., Settings],
     stub: AirflowStub,
     airflow: AirflowSql,
     body: dict[str, Any],
 ) -> None:
-    both_are_here = asyncio.Event()
+    both_have_arrived = asyncio.Event()
 
     async def wait_for_the_other(_asked: ReceivedRequest) -> None:
         if len(stub.triggers) == 2:
-            both_are_here.set()
-        await both_are_here.wait()
+            both_have_arrived.set()
+        await both_have_arrived.wait()
 
     stub.instead = wait_for_the_other
     async with running_server(settings(auth="none", airflow_url=stub.url)) as other:
@@ -79,10 +79,12 @@ async def test_two_at_once_on_two_servers_are_one_run(
             answers = await asyncio.gather(*(client.post(NOW, json=body, headers=KEY) for client in (one, two)))
     assert [answer.status_code for answer in answers] == [202, 202], [answer.text for answer in answers]
     assert len({answer.json()["dag_run_id"] for answer in answers}) == 1
-    assert len(await runs(airflow)) == 1
+    assert len(await read_run_ids(airflow)) == 1
 
 
-async def test_a_lost_answer_is_found_again(caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql) -> None:
+async def test_a_repeated_request_finds_the_run_of_a_lost_response(
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
+) -> None:
     async def lose(_session: AirflowSql, _key: RunKey) -> Response:
         return TruncatedResponse()
 
@@ -92,25 +94,23 @@ async def test_a_lost_answer_is_found_again(caller: httpx.AsyncClient, stub: Air
     stub.then = None
     found = await caller.post(NOW, json={}, headers=KEY)
     assert found.status_code == 202
-    assert await runs(airflow) == [found.json()["dag_run_id"]]
+    assert await read_run_ids(airflow) == [found.json()["dag_run_id"]]
 
 
-async def test_a_key_for_another_request_is_422(
+async def test_a_key_used_for_another_request_returns_422(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     assert (await caller.post(NOW, json={"conf": {"a": 1}}, headers=KEY)).status_code == 202
     other = await caller.post(NOW, json={"conf": {"a": 2}}, headers=KEY)
     assert (other.status_code, other.json()["title"]) == (422, "Idempotency key reused")
-    assert len(await runs(airflow)) == len(stub.triggers) == 1
-    # Keys of different DAGs have nothing to do with each other.
+    assert len(await read_run_ids(airflow)) == len(stub.triggers) == 1
+    # A key is scoped to its DAG.
     await airflow.add_dag("chat2", {"answer": []})
     elsewhere = await caller.post(NOW.replace("/chat/", "/chat2/"), json={"conf": {"a": 2}}, headers=KEY)
     assert elsewhere.status_code == 202
 
 
-async def test_a_key_stands_for_its_time(
-    settings: Callable[..., Settings], stub: AirflowStub, airflow: AirflowSql
-) -> None:
+async def test_a_key_expires(settings: Callable[..., Settings], stub: AirflowStub, airflow: AirflowSql) -> None:
     async with running_server(settings(auth="none", airflow_url=stub.url, idempotency_ttl="1ms")) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with client_with_token(server) as caller:
@@ -119,46 +119,44 @@ async def test_a_key_stands_for_its_time(
                 assert answer.status_code == 202, answer.text
             for number in range(15):
                 await caller.post(NOW, json={}, headers={"Idempotency-Key": str(number)})
-    assert len(await runs(airflow)) == 18
-    assert await claims(airflow) < 5, "those whose time is over go"
+    assert len(await read_run_ids(airflow)) == 18
+    assert await count_claims(airflow) < 5, "expired keys are deleted"
 
 
 @pytest.mark.parametrize("status", [400, 403, 409])
-async def test_what_airflow_refuses_claims_nothing(
+async def test_a_refusal_by_airflow_releases_the_key(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, status: int
 ) -> None:
-    """The conflict is about the logical date, not about the run that the key stands for."""
+    """The conflict is about the logical date, not about the run of the key."""
 
     async def refuse(_asked: ReceivedRequest) -> Response:
         return JSONResponse({"detail": CONFLICT}, status)
 
     stub.instead = refuse
     assert (await caller.post(NOW, json={"conf": {"wrong": 1}}, headers=KEY)).status_code == status
-    assert await claims(airflow) == 0
+    assert await count_claims(airflow) == 0
     stub.instead = None
     assert (await caller.post(NOW, json={"conf": {"right": 1}}, headers=KEY)).status_code == 202
 
 
-async def test_a_key_does_not_attach_to_a_run_that_was_there_before_it(
-    caller: httpx.AsyncClient, airflow: AirflowSql
-) -> None:
+async def test_a_key_does_not_attach_to_an_older_run(caller: httpx.AsyncClient, airflow: AirflowSql) -> None:
     body = {"dag_run_id": "order-42"}
     assert (await caller.post(NOW, json=body)).status_code == 202
     conflict = await caller.post(NOW, json=body, headers=KEY)
     assert (conflict.status_code, conflict.json()["title"]) == (409, "Refused by Airflow")
-    assert await claims(airflow) == 0
+    assert await count_claims(airflow) == 0
     attached = await caller.post(f"{NOW}&if_exists=attach", json=body, headers=KEY)
     assert (attached.status_code, attached.json()["dag_run_id"]) == (202, "order-42")
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256])
-async def test_a_key_has_a_length(caller: httpx.AsyncClient, stub: AirflowStub, key: str) -> None:
+async def test_the_length_of_a_key_is_limited(caller: httpx.AsyncClient, stub: AirflowStub, key: str) -> None:
     answer = await caller.post(NOW, json={}, headers={"Idempotency-Key": key})
     assert (answer.status_code, "1 to 255 characters" in answer.json()["detail"]) == (422, True)
     assert stub.asked == []
 
 
-async def test_a_run_that_is_there_is_a_conflict_or_as_good_as_a_new_one(
+async def test_an_existing_run_is_a_conflict_unless_attached_to(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     stub.then = complete_run
@@ -169,7 +167,7 @@ async def test_a_run_that_is_there_is_a_conflict_or_as_good_as_a_new_one(
     assert CONFLICT["message"] in conflict.json()["detail"]
     attached = await caller.post(f"{WAIT}&if_exists=attach", json=body)
     assert (attached.status_code, attached.json()["results"]) == (200, {"answer": ANSWER})
-    assert await runs(airflow) == ["order-42"]
+    assert await read_run_ids(airflow) == ["order-42"]
 
 
 async def test_attaching_does_not_hide_another_conflict(caller: httpx.AsyncClient, stub: AirflowStub) -> None:

@@ -1,4 +1,4 @@
-"""Many runs on one connection: plain streams with a filter, and a WebSocket of many streams."""
+"""Firehose streams with a filter, and the multiplexed WebSocket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.waiting import eventually_async
 
 @pytest.fixture
 async def runs(airflow: AirflowSql, server: RunningServer) -> list[RunKey]:
-    """Two runs of one DAG, and one of another, which bears a tag; that they began has been read."""
+    """Two runs of one DAG, and one of another DAG, which has a tag. The tail has read their first rows."""
     keys = []
     for dag_id in ("chat", "report"):
         version = await airflow.add_dag(dag_id, CHAIN, {"clean_up": False})
@@ -32,7 +32,7 @@ async def runs(airflow: AirflowSql, server: RunningServer) -> list[RunKey]:
     await airflow.connection.execute("INSERT INTO dag_tag (name, dag_id) VALUES ('nightly', 'report')")
     newest = await airflow.connection.fetchval("SELECT max(txid)::text::bigint FROM stream_server.journal")
     await eventually_async(
-        lambda: server.hub.is_live and server.hub.cursor.is_visible(newest), what="the tail has read all that"
+        lambda: server.hub.is_live and server.hub.cursor.is_visible(newest), what="the tail has read the first rows"
     )
     return keys
 
@@ -46,13 +46,13 @@ async def following(server: RunningServer, path: str, headers: dict[str, str] | 
         yield Events(response)
 
 
-async def tell_all(airflow: AirflowSql, runs: list[RunKey], state: str) -> None:
+async def set_states(airflow: AirflowSql, runs: list[RunKey], state: str) -> None:
     for key in runs:
         await airflow.set_run(key, state)
         await airflow.set_task(key, "ask", "scheduled" if state == "queued" else state)
 
 
-def places(frames: list[Frame]) -> list[tuple[str, str, str]]:
+def summarize(frames: list[Frame]) -> list[tuple[str, str, str]]:
     return [(frame["dag_id"], frame["run_id"], frame["type"]) for frame in frames]
 
 
@@ -66,19 +66,19 @@ def places(frames: list[Frame]) -> list[tuple[str, str, str]]:
         ("/api/v2/stream?tag=nightly&tag=weekly", [("report", "run_0")]),
     ],
 )
-async def test_a_stream_tells_all_runs_that_its_filter_lets_through(
+async def test_a_stream_has_all_runs_that_match_its_filter(
     server: RunningServer, airflow: AirflowSql, runs: list[RunKey], path: str, expected: list[tuple[str, str]]
 ) -> None:
     async with following(server, path) as events:
         assert (await events.next())["type"] == "ping"
-        assert events.ids[-1] is not None, "from the first frame on there is a place to come back to"
-        await tell_all(airflow, runs, "running")
+        assert events.ids[-1] is not None, "the first frame has a cursor already"
+        await set_states(airflow, runs, "running")
         frames = [await events.next() for _ in range(2 * len(expected))]
-    assert places(frames) == [(*place, kind) for place in expected for kind in ("run", "task")]
+    assert summarize(frames) == [(*run, kind) for run in expected for kind in ("run", "task")]
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("query", "expected"),
     [
         ("?type=run", ["run"] * 3),
         ("?task_id=ask", ["task"] * 3),
@@ -87,16 +87,16 @@ async def test_a_stream_tells_all_runs_that_its_filter_lets_through(
     ],
 )
 async def test_types_states_and_tasks_are_filtered_too(
-    server: RunningServer, airflow: AirflowSql, runs: list[RunKey], query: str, told: list[str]
+    server: RunningServer, airflow: AirflowSql, runs: list[RunKey], query: str, expected: list[str]
 ) -> None:
     async with following(server, f"/api/v2/stream{query}") as events:
         await events.next()
-        await tell_all(airflow, runs, "running")
-        assert types([await events.next() for _ in told]) == told
+        await set_states(airflow, runs, "running")
+        assert types([await events.next() for _ in expected]) == expected
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "detail"),
     [
         ("?type=result", "`type` must be one of task, run"),
         ("?state=runing", "`state` must be one of awaiting_input, deferred"),
@@ -105,20 +105,25 @@ async def test_types_states_and_tasks_are_filtered_too(
         ("?" + "&".join(["run_id=r"] * 101), "`run_id` must have at most 100 values, got 101"),
     ],
 )
-async def test_a_wrong_filter_is_told(server: RunningServer, runs: list[RunKey], query: str, said: str) -> None:
+async def test_an_invalid_filter_is_rejected(
+    server: RunningServer, runs: list[RunKey], query: str, detail: str
+) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.get(f"/api/v2/stream{query}")
     assert answer.status_code == 422
-    assert said in answer.json()["detail"]
+    assert detail in answer.json()["detail"]
 
 
-async def test_a_tag_that_no_dag_bears_lets_nothing_through(
+async def test_a_tag_without_dags_matches_nothing(
     server: RunningServer, airflow: AirflowSql, runs: list[RunKey]
 ) -> None:
-    async with following(server, "/api/v2/stream?tag=nobody") as nothing, following(server, "/api/v2/stream") as events:
+    async with (
+        following(server, "/api/v2/stream?tag=missing") as nothing,
+        following(server, "/api/v2/stream") as events,
+    ):
         await nothing.next()
         await events.next()
-        await tell_all(airflow, runs, "running")
+        await set_states(airflow, runs, "running")
         for _ in range(6):
             await events.next()
         with pytest.raises(asyncio.TimeoutError):
@@ -126,7 +131,7 @@ async def test_a_tag_that_no_dag_bears_lets_nothing_through(
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson"])
-async def test_what_was_missed_is_told_to_who_comes_back(
+async def test_missed_frames_are_replayed_to_a_resuming_client(
     server: RunningServer, settings: Callable[..., Settings], airflow: AirflowSql, runs: list[RunKey], accept: str
 ) -> None:
     async with following(server, "/api/v2/dags/chat/stream") as events:
@@ -135,7 +140,7 @@ async def test_what_was_missed_is_told_to_who_comes_back(
         await events.next()
         cursor = events.ids[-1]
     assert cursor is not None
-    await tell_all(airflow, runs[1:], "running")
+    await set_states(airflow, runs[1:], "running")
     async with running_server(settings()) as other:
         await eventually_async(lambda: other.hub.is_live)
         async with (
@@ -150,11 +155,11 @@ async def test_what_was_missed_is_told_to_who_comes_back(
                     frames.append(json.loads(line.removeprefix("data: ")))
                 if types(frames)[-1:] == ["task"]:
                     break
-    # Where the other replica had not read so far yet, its place stands before what comes.
+    # A replica that has not read so far yet first sends a ping with its own cursor.
     assert [kind for kind in types(frames) if kind != "ping"] == ["resumed", "run", "task"]
 
 
-async def test_damaged_and_expired_cursors_begin_anew(
+async def test_damaged_and_expired_cursors_reset_the_stream(
     server: RunningServer, airflow: AirflowSql, runs: list[RunKey]
 ) -> None:
     async with following(server, "/api/v2/stream?cursor=nonsense") as events:
@@ -170,56 +175,58 @@ async def test_damaged_and_expired_cursors_begin_anew(
         assert (await events.until("run"))[-1]["run_id"] == "run_1"
 
 
-class Talk:
-    """A WebSocket of many streams."""
+class MultiplexClient:
+    """A client of the multiplexed WebSocket."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
 
-    async def say(self, **operation: Any) -> None:
-        await self.connection.send(json.dumps(operation))
+    async def send(self, **message: Any) -> None:
+        await self.connection.send(json.dumps(message))
 
-    async def hear(self) -> Frame:
+    async def receive(self) -> Frame:
         frame: Frame = json.loads(await asyncio.wait_for(self.connection.recv(), DEADLINE))
         return frame
 
-    async def hear_until(self, kind: str) -> list[Frame]:
-        frames = [await self.hear()]
+    async def receive_until(self, kind: str) -> list[Frame]:
+        frames = [await self.receive()]
         while frames[-1]["type"] != kind:
-            frames.append(await self.hear())
+            frames.append(await self.receive())
         return frames
 
 
 @pytest.fixture
-async def talk(server: RunningServer) -> AsyncIterator[Talk]:
+async def multiplex(server: RunningServer) -> AsyncIterator[MultiplexClient]:
     async with connect(server.url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None) as connection:
-        yield Talk(connection)
+        yield MultiplexClient(connection)
 
 
-async def test_many_streams_share_a_connection(talk: Talk, airflow: AirflowSql, runs: list[RunKey]) -> None:
+async def test_many_streams_share_a_connection(
+    multiplex: MultiplexClient, airflow: AirflowSql, runs: list[RunKey]
+) -> None:
     chat, _, report = runs
-    await talk.say(op="subscribe", id="c", dag_id=chat.dag_id, run_id=chat.run_id)
-    assert await talk.hear() == {"type": "ack", "op": "subscribe", "id": "c"}
-    snapshot = await talk.hear()
+    await multiplex.send(op="subscribe", id="c", dag_id=chat.dag_id, run_id=chat.run_id)
+    assert await multiplex.receive() == {"type": "ack", "op": "subscribe", "id": "c"}
+    snapshot = await multiplex.receive()
     assert (snapshot["type"], snapshot["id"], snapshot["run_id"]) == ("snapshot", "c", chat.run_id)
     assert next(iter(snapshot)) == "type"
-    await talk.say(op="subscribe", id="r", dag_id=[report.dag_id])
-    assert (await talk.hear_until("ack"))[-1]["id"] == "r"
+    await multiplex.send(op="subscribe", id="r", dag_id=[report.dag_id])
+    assert (await multiplex.receive_until("ack"))[-1]["id"] == "r"
     await airflow.run_task(report, "ask", 1)
     await airflow.run_task(chat, "answer", "yes")
-    frames = await talk.hear_until("end")
+    frames = await multiplex.receive_until("end")
     by_stream = {name: [one for one in frames if one["id"] == name] for name in "cr"}
     assert types(by_stream["c"])[-2:] == ["result", "end"]
     assert by_stream["c"][-2]["results"] == {"answer": "yes"}
     assert {one["dag_id"] for one in by_stream["r"] if one["type"] == "task"} == {"report"}
-    await talk.say(op="subscribe", id="c", dag_id=chat.dag_id, run_id=chat.run_id, cursor=snapshot["cursor"])
-    again = await talk.hear_until("end")
-    assert {one["id"] for one in again} == {"c"}, "a name is free again when its stream has ended"
+    await multiplex.send(op="subscribe", id="c", dag_id=chat.dag_id, run_id=chat.run_id, cursor=snapshot["cursor"])
+    again = await multiplex.receive_until("end")
+    assert {one["id"] for one in again} == {"c"}, "the id of an ended stream can be used again"
     assert types(again)[:2] == ["ack", "resumed"]
 
 
-async def test_a_subscription_goes_on_where_another_connection_was(
-    server: RunningServer, talk: Talk, airflow: AirflowSql, runs: list[RunKey]
+async def test_a_subscription_resumes_from_the_cursor_of_another_connection(
+    server: RunningServer, multiplex: MultiplexClient, airflow: AirflowSql, runs: list[RunKey]
 ) -> None:
     key = runs[0]
     one: dict[str, Any] = {"dag_id": key.dag_id, "run_id": key.run_id}
@@ -227,26 +234,28 @@ async def test_a_subscription_goes_on_where_another_connection_was(
     async with sse(server.url, key) as run, following(server, "/api/v2/dags/chat/stream") as all_runs:
         await run.next()
         await all_runs.next()
-        places = {"one": run.ids[-1], "many": all_runs.ids[-1]}
+        cursors = {"one": run.ids[-1], "many": all_runs.ids[-1]}
     await airflow.set_task(key, "ask", "scheduled")
-    for name, asked in (("one", one), ("many", many)):
-        await talk.say(op="subscribe", id=name, cursor=places[name], **asked)
-        frames = [frame for frame in await talk.hear_until("task") if frame["type"] != "ping"]
+    for name, message in (("one", one), ("many", many)):
+        await multiplex.send(op="subscribe", id=name, cursor=cursors[name], **message)
+        frames = [frame for frame in await multiplex.receive_until("task") if frame["type"] != "ping"]
         assert types(frames) == ["ack", "resumed", "task"]
-        assert (frames[1]["since"], frames[2]["state"]) == (places[name], "scheduled")
-        assert frames[2]["cursor"], "it can come back once more"
-    for number, (asked, told) in enumerate(((one, ["ack", "reset", "snapshot"]), (many, ["ack", "reset"]))):
-        await talk.say(op="subscribe", id=f"damaged {number}", cursor="nonsense", **asked)
-        frames = [frame for frame in await talk.hear_until(told[-1]) if frame["type"] != "ping"]
-        assert types(frames) == told
+        assert (frames[1]["since"], frames[2]["state"]) == (cursors[name], "scheduled")
+        assert frames[2]["cursor"], "the stream can be resumed again"
+    for number, (message, expected) in enumerate(((one, ["ack", "reset", "snapshot"]), (many, ["ack", "reset"]))):
+        await multiplex.send(op="subscribe", id=f"damaged {number}", cursor="nonsense", **message)
+        frames = [frame for frame in await multiplex.receive_until(expected[-1]) if frame["type"] != "ping"]
+        assert types(frames) == expected
         assert frames[1]["reason"] == "cursor_damaged"
 
 
-async def test_a_refusal_disturbs_nobody(talk: Talk, airflow: AirflowSql, runs: list[RunKey]) -> None:
-    await talk.say(op="subscribe", id="good", dag_id="chat", run_id="run_0")
-    await talk.hear_until("snapshot")
+async def test_a_refusal_does_not_affect_other_streams(
+    multiplex: MultiplexClient, airflow: AirflowSql, runs: list[RunKey]
+) -> None:
+    await multiplex.send(op="subscribe", id="good", dag_id="chat", run_id="run_0")
+    await multiplex.receive_until("snapshot")
     refused: list[tuple[dict[str, Any] | str, int, str, str]] = [
-        ({"op": "subscribe", "id": "x", "dag_id": "chat", "run_id": "nobody"}, 404, "x", "no run 'nobody'"),
+        ({"op": "subscribe", "id": "x", "dag_id": "chat", "run_id": "missing"}, 404, "x", "no run 'missing'"),
         (
             {"op": "subscribe", "id": "x", "dag_id": "chat", "run_id": "run_0", "result": ["no"]},
             422,
@@ -265,67 +274,67 @@ async def test_a_refusal_disturbs_nobody(talk: Talk, airflow: AirflowSql, runs: 
         ({"op": "subscribe", "id": "x", "dog_id": "chat"}, 422, "x", "unknown field `dog_id`"),
         ({"op": "subscribe"}, 422, "", "missing required field `id`"),
         ({"op": "shout", "id": "x"}, 422, "x", "Invalid value 'shout'"),
-        ({"op": "unsubscribe", "id": "nobody"}, 422, "nobody", "no stream 'nobody'"),
+        ({"op": "unsubscribe", "id": "missing"}, 422, "missing", "no stream 'missing'"),
         ("not json", 422, "", "Invalid message"),
         ("[1]", 422, "", "Invalid message"),
     ]
-    for said, status, identity, detail in refused:
-        await talk.connection.send(said if isinstance(said, str) else json.dumps(said))
-        frame = await talk.hear()
-        assert (frame["type"], frame["status"], frame["id"]) == ("error", status, identity), said
-        assert detail in frame["detail"], said
+    for message, status, stream_id, detail in refused:
+        await multiplex.connection.send(message if isinstance(message, str) else json.dumps(message))
+        frame = await multiplex.receive()
+        assert (frame["type"], frame["status"], frame["id"]) == ("error", status, stream_id), message
+        assert detail in frame["detail"], message
         assert frame["problem"].startswith("urn:stream-server:problem:")
-    await talk.connection.send(b'{"op":"ping","id":"still there"}')
-    assert await talk.hear() == {"type": "ack", "op": "ping", "id": "still there"}
+    await multiplex.connection.send(b'{"op":"ping","id":"still there"}')
+    assert await multiplex.receive() == {"type": "ack", "op": "ping", "id": "still there"}
     await airflow.set_task(runs[0], "ask", "scheduled")
-    assert (await talk.hear())["id"] == "good"
+    assert (await multiplex.receive())["id"] == "good"
 
 
-async def test_a_stream_that_was_ended_is_silent(
-    talk: Talk, server: RunningServer, airflow: AirflowSql, runs: list[RunKey]
+async def test_an_unsubscribed_stream_sends_nothing_more(
+    multiplex: MultiplexClient, server: RunningServer, airflow: AirflowSql, runs: list[RunKey]
 ) -> None:
     for number in range(2):
-        await talk.say(op="subscribe", id=f"s{number}", dag_id="chat", run_id=f"run_{number}")
-        await talk.hear_until("snapshot")
-    await talk.say(op="unsubscribe", id="s0")
-    assert await talk.hear() == {"type": "ack", "op": "unsubscribe", "id": "s0"}
+        await multiplex.send(op="subscribe", id=f"s{number}", dag_id="chat", run_id=f"run_{number}")
+        await multiplex.receive_until("snapshot")
+    await multiplex.send(op="unsubscribe", id="s0")
+    assert await multiplex.receive() == {"type": "ack", "op": "unsubscribe", "id": "s0"}
     assert server.hub.statistics()[:2] == (1, 1)
     for key in runs[:2]:
         await airflow.set_task(key, "ask", "scheduled")
-    assert (await talk.hear())["id"] == "s1"
+    assert (await multiplex.receive())["id"] == "s1"
 
 
-async def test_streams_of_a_connection_are_bounded(
+async def test_streams_of_a_connection_are_limited(
     settings: Callable[..., Settings], airflow: AirflowSql, runs: list[RunKey]
 ) -> None:
     async with running_server(settings(max_subscriptions=2)) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with connect(server.url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None) as connection:
-            talk = Talk(connection)
+            multiplex = MultiplexClient(connection)
             for number in range(3):
-                await talk.say(op="subscribe", id=f"s{number}", dag_id=["chat"])
-            frame = (await talk.hear_until("error"))[-1]
+                await multiplex.send(op="subscribe", id=f"s{number}", dag_id=["chat"])
+            frame = (await multiplex.receive_until("error"))[-1]
             assert (frame["id"], frame["status"], frame["title"]) == ("s2", 429, "Too many subscriptions")
         await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
 
 
-async def test_a_server_that_stops_tells_every_stream_and_closes(
+async def test_a_stopping_server_sends_close_to_every_stream(
     settings: Callable[..., Settings], airflow: AirflowSql, runs: list[RunKey]
 ) -> None:
     async with running_server(settings()) as server:
         await eventually_async(lambda: server.hub.is_live)
         connection = await connect(server.url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None)
-        talk = Talk(connection)
-        await talk.say(op="subscribe", id="one", dag_id="chat", run_id="run_0")
-        await talk.say(op="subscribe", id="many", dag_id=["chat"])
-        await talk.hear_until("snapshot")
+        multiplex = MultiplexClient(connection)
+        await multiplex.send(op="subscribe", id="one", dag_id="chat", run_id="run_0")
+        await multiplex.send(op="subscribe", id="many", dag_id=["chat"])
+        await multiplex.receive_until("snapshot")
         await eventually_async(lambda: server.hub.statistics().subscriptions == 2)
     closed = [frame for frame in await frames_of(connection) if frame["type"] == "close"]
     assert {frame["id"] for frame in closed} == {"one", "many"}
     assert {frame["code"] for frame in closed} == {4001} == {connection.close_code}
 
 
-async def test_a_message_too_large_closes_with_the_code_of_the_protocol(talk: Talk, runs: list[RunKey]) -> None:
-    await talk.connection.send("x" * 70_000)
-    assert await frames_of(talk.connection) == []
-    assert talk.connection.close_code == 1009
+async def test_a_message_that_is_too_large_closes_with_1009(multiplex: MultiplexClient, runs: list[RunKey]) -> None:
+    await multiplex.connection.send("x" * 70_000)
+    assert await frames_of(multiplex.connection) == []
+    assert multiplex.connection.close_code == 1009

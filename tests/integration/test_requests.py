@@ -1,4 +1,4 @@
-"""What is asked of a stream, how it is answered, and what is refused."""
+"""Requests for streams: parameters, headers, refusals, origins and cookies."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ async def test_an_unknown_run_is_404_before_any_stream(
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "said"),
+    ("path", "status", "detail"),
     [
         ("/api/v2/dags/chat/stream", 404, "no WebSocket at /api/v2/dags/chat/stream"),
         ("/nowhere", 404, "no WebSocket at /nowhere"),
         ("/api/v2/stream?dag_id=chat", 422, "no parameter 'dag_id' here; there is none at all"),
     ],
 )
-async def test_a_handshake_is_refused_as_any_request_is(
-    server: RunningServer, caplog: pytest.LogCaptureFixture, path: str, status: int, said: str
+async def test_a_websocket_handshake_is_refused_with_a_problem_body(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, path: str, status: int, detail: str
 ) -> None:
     with pytest.raises(InvalidStatus) as refused:
         async with connect(server.url.replace("http", "ws", 1) + path, proxy=None):
@@ -65,11 +65,11 @@ async def test_a_handshake_is_refused_as_any_request_is(
     answer = refused.value.response
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
-    assert said in json.loads(answer.body or b"")["detail"]
+    assert detail in json.loads(answer.body or b"")["detail"]
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_what_is_wrong_with_a_method_is_told(server: RunningServer) -> None:
+async def test_a_wrong_method_returns_405_with_the_allowed_ones(server: RunningServer) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         refused = await client.post("/api/v2/stream")
     assert refused.status_code == 405
@@ -77,43 +77,43 @@ async def test_what_is_wrong_with_a_method_is_told(server: RunningServer) -> Non
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "detail"),
     [
-        ("?result=nobody", "has no task 'nobody'; its tasks are: answer, ask, clean_up"),
+        ("?result=missing", "has no task 'missing'; its tasks are: answer, ask, clean_up"),
         ("?result=", "needs the name of a task"),
         ("?until=never", "neither 'result' nor 'run'"),
         ("?resutl=answer", "no parameter 'resutl' here; known are confirm, cursor, result, until"),
     ],
 )
-async def test_a_wrong_parameter_is_422_and_says_what_would_be_right(
-    server: RunningServer, run: RunKey, query: str, said: str
+async def test_an_invalid_parameter_returns_422_with_the_allowed_values(
+    server: RunningServer, run: RunKey, query: str, detail: str
 ) -> None:
     async with sse(server.url, run, query) as events:
         problem = json.loads(await events.response.aread())
     assert events.response.status_code == 422
-    assert said in problem["detail"]
+    assert detail in problem["detail"]
     with pytest.raises(InvalidStatus) as refused:
         async with websocket(server.url, run, query):
             pass
     assert refused.value.response.status_code == 422
 
 
-async def test_a_path_that_is_nothing_is_a_problem_too(server: RunningServer) -> None:
+async def test_an_unknown_path_returns_a_problem_body(server: RunningServer) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         missing, wrong = await client.get("/nothing"), await client.post("/health")
     assert (missing.status_code, wrong.status_code) == (404, 405)
     assert {answer.headers["content-type"] for answer in (missing, wrong)} == {"application/problem+json"}
 
 
-async def test_a_client_that_goes_away_is_forgotten(server: RunningServer, run: RunKey) -> None:
+async def test_a_disconnect_closes_the_subscription(server: RunningServer, run: RunKey) -> None:
     async with sse(server.url, run) as events, websocket(server.url, run) as connection:
         await events.next()
         await connection.recv()
         assert server.hub.statistics().subscriptions == 2
-    await eventually_async(lambda: server.hub.statistics()[:2] == (0, 0), what="nobody watches")
+    await eventually_async(lambda: server.hub.statistics()[:2] == (0, 0), what="the subscriptions are closed")
 
 
-async def test_a_silent_stream_pings(settings: Callable[..., Settings], run: RunKey) -> None:
+async def test_an_idle_stream_sends_pings(settings: Callable[..., Settings], run: RunKey) -> None:
     async with running_server(settings(ping_interval="50ms")) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events, websocket(server.url, run) as connection:
@@ -124,7 +124,7 @@ async def test_a_silent_stream_pings(settings: Callable[..., Settings], run: Run
             assert json.loads(await connection.recv()) == {"type": "ping"}
 
 
-async def test_each_client_is_told_another_time_after_which_to_come_back(server: RunningServer, run: RunKey) -> None:
+async def test_each_client_gets_a_different_retry_time(server: RunningServer, run: RunKey) -> None:
     times = []
     async with httpx.AsyncClient(base_url=server.url) as client:
         for _ in range(5):
@@ -147,7 +147,7 @@ async def test_the_headers_keep_proxies_from_buffering(server: RunningServer, ru
 
 
 async def test_no_websocket_is_compressed(server: RunningServer, run: RunKey) -> None:
-    """It would take memory of each client (RFC 7692), and hold frames back."""
+    """Compression needs memory for each client (RFC 7692) and delays frames."""
     async with websocket(server.url, run) as connection:
         assert connection.request is not None
         assert connection.response is not None
@@ -168,7 +168,7 @@ async def test_only_the_last_frame_of_a_batch_has_an_id(
     assert [identity is None for identity in events.ids] == [False, True, False]
 
 
-async def test_an_event_source_that_returns_after_the_end_gets_204(
+async def test_an_event_source_that_reconnects_after_the_end_gets_204(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     await airflow.complete_chain(run)
@@ -181,7 +181,7 @@ async def test_an_event_source_that_returns_after_the_end_gets_204(
         assert events.response.status_code == 200
 
 
-async def test_head_answers_and_streams_nothing(server: RunningServer, run: RunKey) -> None:
+async def test_a_head_request_streams_nothing(server: RunningServer, run: RunKey) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.head(stream_path(run))
     assert (answer.status_code, answer.content) == (200, b"")
@@ -189,46 +189,50 @@ async def test_head_answers_and_streams_nothing(server: RunningServer, run: RunK
 
 
 @pytest.fixture
-async def choosy(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
-    """A server that lets one origin read its streams."""
+async def cors_server(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
+    """A server with one allowed origin."""
     async with running_server(settings(cors_origins=("https://app.example.com",))) as server:
         await eventually_async(lambda: server.hub.is_live)
         yield server
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example.com", "null", "http://[", "http://a:99999999"])
-async def test_a_page_of_another_origin_opens_no_websocket(choosy: RunningServer, run: RunKey, origin: str) -> None:
+async def test_a_page_of_another_origin_opens_no_websocket(
+    cors_server: RunningServer, run: RunKey, origin: str
+) -> None:
     with pytest.raises(InvalidStatus) as refused:
-        async with websocket(choosy.url, run, headers={"Origin": origin}):
+        async with websocket(cors_server.url, run, headers={"Origin": origin}):
             pass
     assert refused.value.response.status_code == 403
     assert "STREAM_SERVER_CORS_ORIGINS" in json.loads(refused.value.response.body or b"")["detail"]
 
 
 @pytest.mark.parametrize("origin", ["our own", "https://app.example.com"])
-async def test_a_page_of_a_known_origin_opens_a_websocket(choosy: RunningServer, run: RunKey, origin: str) -> None:
-    async with websocket(choosy.url, run, headers={"Origin": origin.replace("our own", choosy.url)}) as connection:
+async def test_a_page_of_a_known_origin_opens_a_websocket(cors_server: RunningServer, run: RunKey, origin: str) -> None:
+    async with websocket(
+        cors_server.url, run, headers={"Origin": origin.replace("our own", cors_server.url)}
+    ) as connection:
         assert json.loads(await connection.recv())["type"] == "snapshot"
 
 
 @pytest.mark.parametrize(
-    ("named", "origin", "credentials"),
+    ("configured", "origin", "credentials"),
     [
         ("https://app.example.com", "https://app.example.com", "true"),
         ("https://app.example.com", "https://evil.example.com", None),
         ("*", "https://app.example.com", None),
     ],
 )
-async def test_pages_of_named_origins_alone_may_come_with_cookies(
-    settings: Callable[..., Settings], named: str, origin: str, credentials: str | None
+async def test_only_pages_of_configured_origins_may_send_cookies(
+    settings: Callable[..., Settings], configured: str, origin: str, credentials: str | None
 ) -> None:
-    asked = {
+    preflight = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "Idempotency-Key",
     }
-    async with running_server(settings(cors_origins=(named,))) as server, httpx.AsyncClient() as client:
-        answer = await client.options(f"{server.url}/api/v2/dags/d/dagRuns", headers=asked)
+    async with running_server(settings(cors_origins=(configured,))) as server, httpx.AsyncClient() as client:
+        answer = await client.options(f"{server.url}/api/v2/dags/d/dagRuns", headers=preflight)
     allowed = answer.headers if answer.status_code == 200 else {}
     assert allowed.get("Access-Control-Allow-Credentials") == credentials
 
@@ -246,19 +250,17 @@ async def test_a_token_in_a_url_is_refused(server: RunningServer, run: RunKey, n
     assert refused.value.response.status_code == 400
 
 
-async def test_cookies_are_good_for_pages_of_known_origins_alone(choosy: RunningServer, run: RunKey) -> None:
+async def test_cookies_are_accepted_from_pages_of_known_origins_only(cors_server: RunningServer, run: RunKey) -> None:
     statuses = {}
-    for origin in (None, choosy.url, "https://app.example.com", "https://evil.example.com", "null", "http://["):
+    for origin in (None, cors_server.url, "https://app.example.com", "https://evil.example.com", "null", "http://["):
         headers = {"Cookie": "_token=a", **({} if origin is None else {"Origin": origin})}
-        async with sse(choosy.url, run, headers=headers) as events:
+        async with sse(cors_server.url, run, headers=headers) as events:
             statuses[origin] = events.response.status_code
     assert [statuses.pop(origin) for origin in ("https://evil.example.com", "null", "http://[")] == [403] * 3
     assert set(statuses.values()) == {200}
 
 
-async def test_where_all_origins_are_allowed_it_is_without_cookies(
-    settings: Callable[..., Settings], run: RunKey
-) -> None:
+async def test_all_origins_are_allowed_without_cookies_only(settings: Callable[..., Settings], run: RunKey) -> None:
     async with running_server(settings(cors_origins=("*",))) as server:
         await eventually_async(lambda: server.hub.is_live)
         foreign = {"Origin": "https://evil.example.com"}

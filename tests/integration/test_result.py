@@ -1,4 +1,4 @@
-"""One call that waits for the outcome, and the stream as lines."""
+"""`GET …/result`, and streams as NDJSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def fail(airflow: AirflowSql, run: RunKey, task_id: str) -> None:
     await airflow.set_task(run, task_id, "failed")
 
 
-async def test_who_waits_is_answered_the_moment_the_result_commits(
+async def test_the_response_is_sent_when_the_result_commits(
     server: RunningServer, client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
 ) -> None:
     waiting = asyncio.create_task(client.get(result_path(run)))
@@ -53,10 +53,10 @@ async def test_who_waits_is_answered_the_moment_the_result_commits(
         "results": {"answer": {"text": "42"}},
     }
     again = await client.get(result_path(run, "?timeout=0"))
-    assert again.json() == answer.json(), "what is known is told at once"
+    assert again.json() == answer.json(), "a known result is returned at once"
 
 
-async def test_confirm_waits_for_the_success_of_the_task_itself(
+async def test_confirm_success_waits_for_the_success_of_the_task(
     client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
 ) -> None:
     await airflow.start_task(run, "answer")
@@ -67,9 +67,7 @@ async def test_confirm_waits_for_the_success_of_the_task_itself(
     assert (await client.get(result_path(run, "?confirm=success"))).json()["results"] == {"answer": 1}
 
 
-async def test_when_the_time_is_up_the_state_so_far_is_told(
-    client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
-) -> None:
+async def test_a_timeout_returns_the_current_state(client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey) -> None:
     await airflow.set_run(run, "running")
     await airflow.start_task(run, "ask")
     answer = await client.get(result_path(run, "?timeout=50ms&result=answer"))
@@ -85,19 +83,17 @@ async def test_when_the_time_is_up_the_state_so_far_is_told(
     }
 
 
-async def test_a_failed_run_is_no_failed_request(client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey) -> None:
+async def test_a_failed_run_returns_status_200(client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey) -> None:
     await fail(airflow, run, "answer")
     answer = await client.get(result_path(run))
     assert answer.status_code == 200
-    told = answer.json()
-    assert told["outcome"] == "failure"
-    assert told["failure"]["task_id"] == "answer"
-    assert told["failure"]["reason"] == "task_failed"
+    body = answer.json()
+    assert body["outcome"] == "failure"
+    assert body["failure"]["task_id"] == "answer"
+    assert body["failure"]["reason"] == "task_failed"
 
 
-async def test_the_bare_value_is_for_those_who_want_plain_http(
-    client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
-) -> None:
+async def test_unwrap_returns_the_bare_value(client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey) -> None:
     pending = await client.get(result_path(run, "?unwrap=true&timeout=0"))
     assert pending.status_code == 202
     await airflow.run_task(run, "answer", ["bare"])
@@ -111,7 +107,7 @@ async def test_the_bare_value_is_for_those_who_want_plain_http(
 
 
 @pytest.mark.parametrize(("query", "status"), [("", 502), ("&fail_status=424", 424)])
-async def test_without_a_bare_value_the_status_tells_the_failure(
+async def test_unwrap_without_a_value_returns_the_fail_status(
     client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey, query: str, status: int
 ) -> None:
     await fail(airflow, run, "answer")
@@ -123,7 +119,7 @@ async def test_without_a_bare_value_the_status_tells_the_failure(
     assert "task failed in task 'answer'" in problem["detail"]
 
 
-async def test_a_value_too_large_is_told_with_where_it_is(
+async def test_a_value_that_is_too_large_is_returned_as_a_reference(
     settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey
 ) -> None:
     await airflow.run_task(run, "answer", "x" * 1000)
@@ -139,7 +135,7 @@ async def test_a_value_too_large_is_told_with_where_it_is(
     assert bare.json()["references"] == plain["references"]
 
 
-async def test_a_run_without_an_answer_is_told_when_it_ends(client: httpx.AsyncClient, airflow: AirflowSql) -> None:
+async def test_a_run_without_a_result_task_returns_when_it_ends(client: httpx.AsyncClient, airflow: AirflowSql) -> None:
     version = await airflow.add_dag("forked", {"one": [], "other": []})
     key = RunKey("forked", "r")
     await airflow.trigger(key, version, ["one", "other"])
@@ -147,14 +143,14 @@ async def test_a_run_without_an_answer_is_told_when_it_ends(client: httpx.AsyncC
     for task_id in ("one", "other"):
         await airflow.run_task(key, task_id, 1)
     await airflow.set_run(key, "success")
-    told = (await waiting).json()
-    assert (told["outcome"], told["state"]) == ("none", "success")
-    assert "results" not in told
+    body = (await waiting).json()
+    assert (body["outcome"], body["state"]) == ("none", "success")
+    assert "results" not in body
     assert (await client.get(result_path(key, "?unwrap=true"))).status_code == 502
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "detail"),
     [
         ("?timeout=soon", "timeout: 'soon' is not a duration"),
         ("?unwrap=yes", "unwrap=yes is neither 'false' nor 'true'"),
@@ -163,13 +159,15 @@ async def test_a_run_without_an_answer_is_told_when_it_ends(client: httpx.AsyncC
         ("?unwrap=true&fail_status=000000400599", "fail_status=000000400599 is no number from 400 to 599"),
         ("?confirm=maybe", "confirm=maybe is neither 'push' nor 'success'"),
         ("?until=never", "neither 'result' nor 'run'"),
-        ("?result=nobody", "has no task 'nobody'"),
+        ("?result=missing", "has no task 'missing'"),
     ],
 )
-async def test_a_wrong_parameter_is_told(client: httpx.AsyncClient, run: RunKey, query: str, said: str) -> None:
+async def test_an_invalid_parameter_is_rejected(
+    client: httpx.AsyncClient, run: RunKey, query: str, detail: str
+) -> None:
     answer = await client.get(result_path(run, query))
     assert answer.status_code == 422
-    assert said in answer.json()["detail"]
+    assert detail in answer.json()["detail"]
 
 
 async def test_an_unknown_run_is_404(client: httpx.AsyncClient, server: RunningServer) -> None:
@@ -178,16 +176,16 @@ async def test_an_unknown_run_is_404(client: httpx.AsyncClient, server: RunningS
     assert server.hub.statistics().runs == 0
 
 
-async def test_who_goes_away_leaves_nothing(server: RunningServer, client: httpx.AsyncClient, run: RunKey) -> None:
+async def test_a_disconnect_leaves_no_subscription(
+    server: RunningServer, client: httpx.AsyncClient, run: RunKey
+) -> None:
     waiting = asyncio.create_task(client.get(result_path(run)))
     await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
     waiting.cancel()
     await eventually_async(lambda: server.hub.statistics()[:2] == (0, 0))
 
 
-async def test_who_waits_is_told_to_ask_again_when_the_server_stops(
-    settings: Callable[..., Settings], run: RunKey
-) -> None:
+async def test_a_stopping_server_returns_503_with_retry_after(settings: Callable[..., Settings], run: RunKey) -> None:
     async with httpx.AsyncClient(timeout=15) as client:
         async with running_server(settings()) as server:
             await eventually_async(lambda: server.hub.is_live)
@@ -199,29 +197,29 @@ async def test_who_waits_is_told_to_ask_again_when_the_server_stops(
     assert answer.json()["detail"] == "The server is shutting down; ask again"
 
 
-async def test_waiting_asks_nothing_of_the_database(
+async def test_waiting_sends_no_queries_to_the_database(
     server: RunningServer, client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
 ) -> None:
-    """While many wait and other runs go on, nothing is asked but what the tail asks for all of them at once."""
+    """While many requests wait and runs change, only the tail sends queries."""
     await register_other_server(airflow, run)
     waiting = [asyncio.create_task(client.get(result_path(run)))]
     await eventually_answered(lambda: has_read_other_servers(airflow, run))
     waiting += [asyncio.create_task(client.get(result_path(run))) for _ in range(49)]
     await eventually_async(lambda: server.hub.statistics().subscriptions == 50)
-    asked = await last_questions(airflow)
-    assert asked, "the run was read"
+    before = await last_query_times(airflow)
+    assert before, "the run was read"
     async with sse(server.url, run) as events:
         await events.next()
         for state in ("scheduled", "queued", "running"):
             await airflow.set_task(run, "ask", state)
             await events.next()
-    assert await last_questions(airflow) == asked
+    assert await last_query_times(airflow) == before
     await airflow.run_task(run, "answer", 1)
     assert {answer.json()["outcome"] for answer in await asyncio.gather(*waiting)} == {"result"}
 
 
-async def last_questions(airflow: AirflowSql) -> dict[int, Any]:
-    """When connections of the server's pool were given back last; that is what asyncpg says then."""
+async def last_query_times(airflow: AirflowSql) -> dict[int, Any]:
+    """Return when each connection was last released to the server's pool: asyncpg then sends UNLISTEN."""
     rows = await airflow.connection.fetch(
         "SELECT pid, query_start FROM pg_stat_activity WHERE application_name = 'stream_server'"
         " AND datname = current_database() AND query LIKE '%UNLISTEN%'"
@@ -230,7 +228,7 @@ async def last_questions(airflow: AirflowSql) -> dict[int, Any]:
 
 
 @pytest.mark.parametrize(
-    ("accept", "lines"),
+    ("accept", "is_ndjson"),
     [
         ("application/x-ndjson", True),
         ("text/event-stream;q=0.5, application/x-ndjson", True),
@@ -238,15 +236,15 @@ async def last_questions(airflow: AirflowSql) -> dict[int, Any]:
         ("*/*", False),
     ],
 )
-async def test_a_stream_is_told_in_lines_to_who_wants_that(
-    client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey, accept: str, *, lines: bool
+async def test_a_stream_is_ndjson_if_accept_prefers_it(
+    client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey, accept: str, *, is_ndjson: bool
 ) -> None:
     await airflow.run_task(run, "answer", "line\nbreak")
     answer = await client.get(stream_path(run), headers={"Accept": accept})
-    media_type = "application/x-ndjson" if lines else "text/event-stream"
+    media_type = "application/x-ndjson" if is_ndjson else "text/event-stream"
     assert answer.headers["content-type"].partition(";")[0] == media_type
     assert answer.headers["x-accel-buffering"] == "no"
-    if lines:
+    if is_ndjson:
         frames = [json.loads(line) for line in answer.text.splitlines()]
         assert types(frames) == ["snapshot", "result", "end"]
         assert frames[1]["results"] == {"answer": "line\nbreak"}

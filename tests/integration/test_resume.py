@@ -1,4 +1,4 @@
-"""Coming back with a cursor: what was missed is told, and nothing twice."""
+"""Resuming with a cursor: missed frames are replayed, and none twice."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ UNTIL_RUN = "?until=run"
 
 @pytest.fixture
 async def other(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
-    """Another replica, which shares nothing with the first but the database."""
+    """Another replica, which shares only the database with the first."""
     async with running_server(settings()) as server:
         await eventually_async(lambda: server.hub.is_live)
         yield server
 
 
 @asynccontextmanager
-async def coming_back(
-    server: RunningServer, key: RunKey, cursor: str | None, how: str, query: str
+async def resuming(
+    server: RunningServer, key: RunKey, cursor: str | None, transport: str, query: str
 ) -> AsyncIterator[Any]:
-    """Open a stream again, on any transport; yields a function that reads frames up to one of a type."""
-    assert cursor is not None, "the last frame of a batch has one"
-    if how == "websocket":
+    """Resume a stream on any transport; yield a function that reads frames up to one of the given type."""
+    assert cursor is not None, "the last frame of a batch has a cursor"
+    if transport == "websocket":
         async with websocket(server.url, key, f"{query}&cursor={cursor}") as connection:
 
             async def until(kind: str) -> list[Frame]:
@@ -44,7 +44,7 @@ async def coming_back(
                 return frames
 
             yield until
-    elif how == "ndjson":
+    elif transport == "ndjson":
         async with (
             httpx.AsyncClient(base_url=server.url, timeout=10) as client,
             client.stream(
@@ -65,9 +65,9 @@ async def coming_back(
             yield events.until
 
 
-@pytest.mark.parametrize("how", ["sse", "websocket", "ndjson"])
-async def test_what_was_missed_is_told_by_any_replica_and_nothing_twice(
-    server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey, how: str
+@pytest.mark.parametrize("transport", ["sse", "websocket", "ndjson"])
+async def test_any_replica_replays_missed_frames_and_none_twice(
+    server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey, transport: str
 ) -> None:
     async with sse(server.url, run, UNTIL_RUN) as events:
         await events.next()
@@ -75,21 +75,21 @@ async def test_what_was_missed_is_told_by_any_replica_and_nothing_twice(
         before = await events.next()
         cursor = events.ids[-1]
     await airflow.set_task(run, "ask", "queued")
-    await airflow.run_task(run, "answer", "while you were away")
-    async with coming_back(other, run, cursor, how, UNTIL_RUN) as until:
+    await airflow.run_task(run, "answer", "in the meantime")
+    async with resuming(other, run, cursor, transport, UNTIL_RUN) as until:
         missed = await until("result")
         await airflow.set_task(run, "ask", "running")
         live = await until("task")
     assert missed[0] == {"type": "resumed", "dag_id": run.dag_id, "run_id": run.run_id, "since": cursor}
     assert states(missed, "ask") == ["queued"]
     assert states(missed, "answer")[-2:] == ["running", "success"]
-    assert missed[-1]["results"] == {"answer": "while you were away"}
+    assert missed[-1]["results"] == {"answer": "in the meantime"}
     assert states(live, "ask") == ["running"]
     seqs = [frame["seq"] for frame in [before, *missed, *live] if frame["type"] == "task"]
     assert seqs == sorted(set(seqs))
 
 
-async def test_an_outcome_that_was_told_is_not_told_again(
+async def test_an_outcome_that_was_sent_is_not_sent_again(
     server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
     await airflow.run_task(run, "answer", 42)
@@ -100,17 +100,17 @@ async def test_an_outcome_that_was_told_is_not_told_again(
     assert cursor.endswith(".result")
     await airflow.set_task(run, "clean_up", "success")
     for replica in (server, other):
-        async with coming_back(replica, run, cursor, "sse", UNTIL_RUN) as until:
+        async with resuming(replica, run, cursor, "sse", UNTIL_RUN) as until:
             frames = await until("task")
         assert types(frames) == ["resumed", "task"]
     await airflow.set_run(run, "success")
-    async with coming_back(other, run, cursor, "sse", UNTIL_RUN) as until:
+    async with resuming(other, run, cursor, "sse", UNTIL_RUN) as until:
         frames = await until("end")
     assert types(frames) == ["resumed", "task", "run", "end"]
     assert frames[-1]["outcome"] == "result"
 
 
-async def test_an_outcome_taken_back_meanwhile_begins_anew(
+async def test_an_outcome_retracted_meanwhile_resets_the_stream(
     server: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
     await airflow.run_task(run, "answer", "old")
@@ -119,7 +119,7 @@ async def test_an_outcome_taken_back_meanwhile_begins_anew(
         cursor = events.ids[-1]
     await airflow.clear(run, ["answer"])
     await airflow.run_task(run, "answer", "new")
-    async with coming_back(server, run, cursor, "sse", UNTIL_RUN) as until:
+    async with resuming(server, run, cursor, "sse", UNTIL_RUN) as until:
         frames = await until("result")
     assert types(frames) == ["reset", "snapshot", "result"]
     assert frames[0]["reason"] == "revoked"
@@ -134,13 +134,13 @@ async def test_an_outcome_taken_back_meanwhile_begins_anew(
         ("{epoch}.18446744073709551000:18446744073709551000:", "cursor_foreign"),
     ],
 )
-async def test_a_cursor_that_is_none_of_ours_begins_anew(
+async def test_an_unknown_cursor_resets_the_stream(
     server: RunningServer, airflow: AirflowSql, run: RunKey, cursor: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stream_server.hub.hub.CATCH_UP_SECONDS", 0.1)
     epoch = await airflow.connection.fetchval("SELECT epoch FROM stream_server.meta")
-    for how, state in (("sse", "scheduled"), ("websocket", "queued"), ("ndjson", "running")):
-        async with coming_back(server, run, cursor.format(epoch=epoch), how, UNTIL_RUN) as until:
+    for transport, state in (("sse", "scheduled"), ("websocket", "queued"), ("ndjson", "running")):
+        async with resuming(server, run, cursor.format(epoch=epoch), transport, UNTIL_RUN) as until:
             frames = await until("snapshot")
             assert types(frames) == ["reset", "snapshot"]
             assert frames[0]["reason"] == reason
@@ -148,9 +148,7 @@ async def test_a_cursor_that_is_none_of_ours_begins_anew(
             assert states(await until("task"), "ask") == [state]
 
 
-async def test_a_cursor_older_than_the_journal_begins_anew(
-    server: RunningServer, airflow: AirflowSql, run: RunKey
-) -> None:
+async def test_an_expired_cursor_resets_the_stream(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
     async with sse(server.url, run, UNTIL_RUN) as events:
         await events.next()
         cursor = events.ids[-1]
@@ -159,15 +157,13 @@ async def test_a_cursor_older_than_the_journal_begins_anew(
         await airflow.set_task(run, "ask", "scheduled")
         await events.next()
     await airflow.empty_journal()
-    async with coming_back(server, run, cursor, "sse", UNTIL_RUN) as until:
+    async with resuming(server, run, cursor, "sse", UNTIL_RUN) as until:
         frames = await until("snapshot")
     assert [frames[0]["type"], frames[0]["reason"]] == ["reset", "cursor_expired"]
     assert {task["task_id"]: task["state"] for task in frames[1]["tasks"]}["ask"] == "scheduled"
 
 
-async def test_who_has_seen_the_end_has_no_reason_to_come_back(
-    server: RunningServer, airflow: AirflowSql, run: RunKey
-) -> None:
+async def test_resuming_after_the_end_returns_204(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
     await airflow.run_task(run, "answer", 1)
     async with sse(server.url, run) as events:
         await events.rest()
@@ -182,7 +178,7 @@ async def test_who_has_seen_the_end_has_no_reason_to_come_back(
         assert connection.close_code == 1000
 
 
-async def test_the_last_event_id_of_a_returning_browser_counts_more_than_its_url(
+async def test_last_event_id_takes_precedence_over_the_cursor_in_the_url(
     server: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
     async with sse(server.url, run, UNTIL_RUN) as events:
@@ -217,16 +213,16 @@ async def test_a_replica_that_is_behind_catches_up_first(
     assert states(frames, "ask") == ["queued"]
 
 
-async def test_a_cursor_of_another_history_begins_anew(
+async def test_a_cursor_of_another_history_resets_the_stream(
     server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
-    """As where a standby that was behind was promoted, and has given our numbers to what came since."""
+    """As after the promotion of a standby that was behind, which assigns the same ids to other rows."""
     async with sse(server.url, run, UNTIL_RUN) as events:
         await events.next()
         await airflow.set_task(run, "ask", "scheduled")
         await events.next()
         cursor = events.ids[-1]
     await airflow.connection.execute("UPDATE stream_server.journal SET at = at + interval '1 microsecond'")
-    async with coming_back(other, run, cursor, "sse", UNTIL_RUN) as until:
+    async with resuming(other, run, cursor, "sse", UNTIL_RUN) as until:
         frames = await until("snapshot")
     assert [frames[0]["type"], frames[0]["reason"]] == ["reset", "cursor_foreign"]

@@ -1,4 +1,4 @@
-"""From a commit in PostgreSQL to a frame on a socket."""
+"""Streams of one run, from the commit in PostgreSQL to the frame on the socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.streams import frames_of, sse, states, types, websocket
 from support.waiting import eventually_async
 
 
-async def test_a_run_is_followed_from_its_first_transition_to_its_result(
+async def test_a_stream_has_all_transitions_up_to_the_result(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     async with sse(server.url, run) as events:
@@ -43,22 +43,22 @@ async def test_frames_are_the_committed_transitions_in_order(
             await airflow.set_run(run, "success")
         frames = await frames_of(connection)
 
-    seen = ResumeToken.parse(snapshot["cursor"]).position.snapshot
+    snapshot_seen = ResumeToken.parse(snapshot["cursor"]).position.snapshot
     committed = await airflow.connection.fetch(
         "SELECT id, kind, task_id, state FROM stream_server.journal"
         " WHERE kind IN ('task', 'run') AND NOT pg_visible_in_snapshot(txid, $1::text::pg_snapshot) ORDER BY id",
-        seen,
+        snapshot_seen,
     )
-    told = [
+    sent = [
         (frame["seq"], frame["type"], frame.get("task_id"), frame["state"])
         for frame in frames
         if frame["type"] in ("task", "run")
     ]
-    assert told == [tuple(row) for row in committed]
+    assert sent == [tuple(row) for row in committed]
     assert types(frames)[-1] == "end"
 
 
-async def test_what_is_rolled_back_is_never_told(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+async def test_rolled_back_transitions_are_never_sent(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     async with sse(server.url, run) as events:
         await events.next()
         transaction = airflow.connection.transaction()
@@ -71,7 +71,7 @@ async def test_what_is_rolled_back_is_never_told(airflow: AirflowSql, server: Ru
     assert (frame["task_id"], frame["state"]) == ("ask", "scheduled")
 
 
-async def test_a_transaction_that_commits_late_is_told_though_its_rows_have_lower_ids(
+async def test_rows_of_a_late_commit_are_sent_although_their_ids_are_lower(
     airflow: AirflowSql, journal: str, server: RunningServer, run: RunKey
 ) -> None:
     async with sse(server.url, run) as events, AirflowSql.open(journal) as slow:
@@ -88,7 +88,7 @@ async def test_a_transaction_that_commits_late_is_told_though_its_rows_have_lowe
     assert second["seq"] < first["seq"]
 
 
-async def test_a_failure_of_the_result_task_is_told_at_once(
+async def test_a_failure_of_the_result_task_is_sent_at_once(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     async with sse(server.url, run) as events:
@@ -103,7 +103,7 @@ async def test_a_failure_of_the_result_task_is_told_at_once(
     assert (end["state"], end["outcome"]) == ("running", "failure")
 
 
-async def test_a_retry_is_no_failure(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+async def test_a_retry_is_not_a_failure(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     async with sse(server.url, run) as events:
         await airflow.start_task(run, "answer")
         await airflow.set_task(run, "answer", "up_for_retry")
@@ -119,7 +119,7 @@ async def test_a_retry_is_no_failure(airflow: AirflowSql, server: RunningServer,
     assert "failure" not in types(frames)
 
 
-async def test_a_task_that_returns_nothing_answers_null(
+async def test_a_task_without_a_return_value_has_the_result_null(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     async with sse(server.url, run) as events:
@@ -140,7 +140,9 @@ async def test_the_caller_chooses_the_result_task(airflow: AirflowSql, server: R
     assert frames[-2]["results"] == {"ask": [1, "two", None]}
 
 
-async def test_several_result_tasks_are_told_together(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+async def test_several_result_tasks_are_sent_in_one_frame(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
     async with sse(server.url, run, "?result=answer&result=ask") as events:
         await airflow.run_task(run, "ask", 1)
         await airflow.run_task(run, "answer", 2)
@@ -150,7 +152,9 @@ async def test_several_result_tasks_are_told_together(airflow: AirflowSql, serve
     assert types(frames).count("result") == 1
 
 
-async def test_airflows_own_mark_beats_the_leaf(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+async def test_airflows_result_mark_takes_precedence_over_the_leaf(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
     async with sse(server.url, run) as events:
         await airflow.start_task(run, "ask")
         await airflow.push(run, "ask", "marked", dag_result=True)
@@ -175,12 +179,14 @@ async def test_a_mapped_result_is_a_list_by_map_index(airflow: AirflowSql, serve
             await airflow.run_task(run, "square", (map_index + 1) ** 2, map_index)
         frames = await events.rest()
 
-    born = [frame["map_index"] for frame in frames if frame["type"] == "task" and frame.get("task_id") == "square"][:3]
-    assert born == [0, 1, 2]
+    created = [frame["map_index"] for frame in frames if frame["type"] == "task" and frame.get("task_id") == "square"][
+        :3
+    ]
+    assert created == [0, 1, 2]
     assert frames[-2]["results"] == {"square": [1, 4, 9]}
 
 
-async def test_a_push_of_a_killed_task_is_no_result(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+async def test_a_push_of_a_killed_task_is_not_a_result(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     async with sse(server.url, run) as events:
         await airflow.start_task(run, "answer")
         await airflow.set_task(run, "answer", "up_for_retry")
@@ -222,7 +228,7 @@ async def test_a_finished_run_sends_its_result_at_once(airflow: AirflowSql, serv
     assert (frames[2]["state"], frames[2]["outcome"]) == ("success", "result")
 
 
-async def test_late_joiners_share_what_is_known(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+async def test_late_subscribers_share_the_known_state(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     async with sse(server.url, run, "?until=run") as early:
         await early.next()
         await airflow.complete_chain(run)
@@ -243,23 +249,23 @@ async def test_late_joiners_share_what_is_known(airflow: AirflowSql, server: Run
     assert result["results"] == {"answer": {"text": "because"}}
 
 
-async def test_a_clear_takes_the_answer_back(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+async def test_clearing_a_task_retracts_the_result(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     await airflow.complete_chain(run)
     async with sse(server.url, run, "?until=run") as events:
         await events.until("result")
         await airflow.clear(run, ["answer"])
-        taken_back = await events.until("reset")
+        retracted = await events.until("reset")
         snapshot = await events.next()
-        await airflow.run_task(run, "answer", "anew")
+        await airflow.run_task(run, "answer", "new")
         again = await events.until("result")
 
-    assert taken_back[-1]["reason"] == "cleared"
+    assert retracted[-1]["reason"] == "cleared"
     assert snapshot["run"]["clear_number"] == 1
     assert next(task["state"] for task in snapshot["tasks"] if task["task_id"] == "answer") is None
-    assert again[-1]["results"] == {"answer": "anew"}
+    assert again[-1]["results"] == {"answer": "new"}
 
 
-async def test_an_old_xcom_of_a_cleared_task_is_no_result(
+async def test_an_old_xcom_of_a_cleared_task_is_not_a_result(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     await airflow.complete_chain(run)
@@ -267,11 +273,11 @@ async def test_an_old_xcom_of_a_cleared_task_is_no_result(
     await airflow.start_task(run, "answer")
     async with sse(server.url, run) as events:
         snapshot = await events.next()
-        await airflow.push(run, "answer", "anew")
+        await airflow.push(run, "answer", "new")
         frames = await events.rest()
 
     assert snapshot["type"] == "snapshot"
-    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": "anew"}]
+    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": "new"}]
 
 
 async def test_a_deleted_run_ends_its_streams(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:

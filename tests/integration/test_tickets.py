@@ -1,4 +1,4 @@
-"""Tickets: one stream each, from whichever replica; nothing that is kept of them is of use to who reads it."""
+"""Tickets: each opens one stream, on any replica; the table contains no secrets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def get_ticket(server: RunningServer, *paths: str, **headers: str) -> dict
     return found
 
 
-async def refusal(server: RunningServer, path: str) -> dict[str, Any]:
+async def get_refusal(server: RunningServer, path: str) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.get(path)
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), answer.text
@@ -44,7 +44,7 @@ async def refusal(server: RunningServer, path: str) -> dict[str, Any]:
     return problem
 
 
-async def kept(airflow: AirflowSql) -> int:
+async def count_tickets(airflow: AirflowSql) -> int:
     count: int = await airflow.connection.fetchval("SELECT count(*) FROM stream_server.tickets")
     return count
 
@@ -57,7 +57,7 @@ async def other(settings: Make) -> AsyncIterator[RunningServer]:
         yield server
 
 
-async def test_a_ticket_opens_one_stream_on_whatever_replica(
+async def test_a_ticket_opens_one_stream_on_any_replica(
     server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
     path = stream_path(run)
@@ -65,13 +65,13 @@ async def test_a_ticket_opens_one_stream_on_whatever_replica(
     assert ticket["paths"] == [path]
     async with sse(other.url, run, f"?until=run&ticket={ticket['ticket']}") as events:
         assert (await events.next())["type"] == "snapshot"
-    assert await kept(airflow) == 0
+    assert await count_tickets(airflow) == 0
     for replica in (server, other):
-        problem = await refusal(replica, f"{path}?ticket={ticket['ticket']}")
+        problem = await get_refusal(replica, f"{path}?ticket={ticket['ticket']}")
         assert (problem["title"], "used up" in problem["detail"]) == ("Ticket refused", True)
 
 
-async def test_websockets_and_lines_take_tickets(server: RunningServer, run: RunKey) -> None:
+async def test_websockets_and_ndjson_accept_tickets(server: RunningServer, run: RunKey) -> None:
     ticket = await get_ticket(server, stream_path(run))
     async with websocket(server.url, run, f"?ticket={ticket['ticket']}") as connection:
         assert json.loads(await connection.recv())["type"] == "snapshot"
@@ -92,16 +92,16 @@ async def test_websockets_and_lines_take_tickets(server: RunningServer, run: Run
         assert json.loads(await connection.recv())["type"] == "ack"
 
 
-async def test_of_many_who_come_at_once_with_a_ticket_one_gets_in(
+async def test_a_ticket_opens_only_one_of_concurrent_streams(
     server: RunningServer, other: RunningServer, run: RunKey
 ) -> None:
     ticket = (await get_ticket(server, stream_path(run)))["ticket"]
 
-    async def come(replica: RunningServer) -> int:
+    async def open_stream(replica: RunningServer) -> int:
         async with sse(replica.url, run, f"?ticket={ticket}") as events:
             return events.response.status_code
 
-    statuses = await asyncio.gather(*(come(replica) for replica in (server, other) for _ in range(10)))
+    statuses = await asyncio.gather(*(open_stream(replica) for replica in (server, other) for _ in range(10)))
     assert sorted(statuses) == [200, *[401] * 19]
 
 
@@ -109,35 +109,35 @@ async def test_a_ticket_for_another_path_is_refused_and_used_up(
     server: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
     ticket = (await get_ticket(server, "/api/v2/stream", "/api/v2/dags/other/stream"))["ticket"]
-    problem = await refusal(server, f"{stream_path(run)}?ticket={ticket}")
+    problem = await get_refusal(server, f"{stream_path(run)}?ticket={ticket}")
     assert "another path" in problem["detail"]
-    assert await kept(airflow) == 0
+    assert await count_tickets(airflow) == 0
 
 
-async def test_a_ticket_is_no_good_for_what_is_no_stream(server: RunningServer, run: RunKey) -> None:
+async def test_a_ticket_is_valid_for_streams_only(server: RunningServer, run: RunKey) -> None:
     ticket = (await get_ticket(server, stream_path(run)))["ticket"]
-    await refusal(server, f"{stream_path(run).removesuffix('stream')}result?ticket={ticket}")
+    await get_refusal(server, f"{stream_path(run).removesuffix('stream')}result?ticket={ticket}")
 
 
-async def test_an_expired_ticket_is_refused_and_swept_away(settings: Make, airflow: AirflowSql, run: RunKey) -> None:
+async def test_an_expired_ticket_is_refused_and_deleted(settings: Make, airflow: AirflowSql, run: RunKey) -> None:
     async with running_server(settings(ticket_ttl="1ms")) as server:
         ticket = (await get_ticket(server, stream_path(run)))["ticket"]
-        problem = await refusal(server, f"{stream_path(run)}?ticket={ticket}")
+        problem = await get_refusal(server, f"{stream_path(run)}?ticket={ticket}")
         assert "has expired" in problem["detail"]
         for _ in range(3):
             await get_ticket(server, stream_path(run))
-        assert await kept(airflow) <= 2
+        assert await count_tickets(airflow) <= 2
 
 
 @pytest.mark.parametrize("ticket", ["", "x", "x" * 43, "x" * 5000, "%00", "%F0%9F%8E%AB", "a&ticket=b"])
-async def test_what_is_no_ticket_is_refused(server: RunningServer, run: RunKey, ticket: str) -> None:
+async def test_an_unknown_ticket_is_refused(server: RunningServer, run: RunKey, ticket: str) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.get(f"{stream_path(run)}?ticket={ticket}")
     assert answer.status_code == {"a&ticket=b": 422, "%00": 400}.get(ticket, 401)
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "detail"),
     [
         (b"", "must be a JSON object"),
         (b"{}", "must be a JSON object"),
@@ -151,25 +151,25 @@ async def test_what_is_no_ticket_is_refused(server: RunningServer, run: RunKey, 
         (b'{"paths": ["https://elsewhere/api/v2/stream"]}', "must have paths such as"),
     ],
 )
-async def test_a_wrong_wish_is_refused_and_told_what_would_be_right(
-    server: RunningServer, body: bytes, told: str
+async def test_an_invalid_request_is_rejected_with_the_allowed_form(
+    server: RunningServer, body: bytes, detail: str
 ) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.post(TICKETS_PATH, content=body)
-    assert (answer.status_code, told in answer.json()["detail"]) == (422, True), answer.text
+    assert (answer.status_code, detail in answer.json()["detail"]) == (422, True), answer.text
 
 
-async def test_a_stream_of_a_ticket_lasts_as_long_as_the_rights_of_who_asked_for_it(
+async def test_a_stream_of_a_ticket_ends_with_the_rights_of_its_caller(
     settings: Make, airflow: AirflowSql, stub: AirflowStub
 ) -> None:
     key, allowed = RunKey("chat", "r1"), {TOKEN}
     await airflow.trigger(key, stub.version, list(CHAIN))
 
-    async def may(asked: ReceivedRequest) -> Response | None:
+    async def check(asked: ReceivedRequest) -> Response | None:
         known = asked.headers.get("authorization") in allowed
         return None if known else JSONResponse({"detail": "Forbidden"}, 403)
 
-    stub.instead = may
+    stub.instead = check
     guarded = settings(airflow_url=stub.url, auth_cache="200ms")
     async with running_server(guarded) as server, running_server(guarded) as replica:
         await eventually_async(lambda: replica.hub.is_live)
@@ -185,7 +185,7 @@ async def test_a_stream_of_a_ticket_lasts_as_long_as_the_rights_of_who_asked_for
     assert (close["type"], close["code"], close["reconnect"]) == ("close", 4503, False)
 
 
-async def test_a_caller_holds_only_so_many_tickets(settings: Make, run: RunKey) -> None:
+async def test_unused_tickets_of_a_caller_are_limited(settings: Make, run: RunKey) -> None:
     async with running_server(settings(max_tickets_per_caller=2)) as server:
         for _ in range(2):
             await get_ticket(server, stream_path(run))
@@ -196,7 +196,7 @@ async def test_a_caller_holds_only_so_many_tickets(settings: Make, run: RunKey) 
         await get_ticket(server, stream_path(run), Cookie=COOKIES)
 
 
-async def test_who_reads_the_table_learns_nothing(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
+async def test_the_table_contains_no_secrets(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
     tickets = [
         (await get_ticket(server, stream_path(run), **headers))["ticket"]
         for headers in ({"Authorization": TOKEN}, {"Cookie": COOKIES})
@@ -207,7 +207,9 @@ async def test_who_reads_the_table_learns_nothing(server: RunningServer, airflow
     assert not [secret for secret in (*tickets, TOKEN, "the-secret", COOKIES, "_token") if secret in shown]
 
 
-async def test_a_journal_without_tickets_says_so(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
+async def test_a_journal_without_the_tickets_table_returns_503(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
     await airflow.connection.execute("DROP FUNCTION stream_server.keep_ticket; DROP TABLE stream_server.tickets")
     async with httpx.AsyncClient(base_url=server.url) as client:
         asked = await client.post(TICKETS_PATH, json={"paths": [stream_path(run)]})
@@ -216,7 +218,7 @@ async def test_a_journal_without_tickets_says_so(server: RunningServer, airflow:
     assert "stream-server install" in asked.json()["detail"]
 
 
-async def test_nobody_else_may_use_them(airflow: AirflowSql) -> None:
+async def test_other_database_roles_cannot_use_tickets(airflow: AirflowSql) -> None:
     granted = await airflow.connection.fetchrow(
         "SELECT has_function_privilege('public', 'stream_server.redeem_ticket(bytea)', 'EXECUTE'),"
         " has_table_privilege('public', 'stream_server.tickets', 'SELECT')"

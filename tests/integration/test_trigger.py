@@ -1,4 +1,4 @@
-"""Triggering a DAG and hearing its answer, in one call."""
+"""Trigger a DAG and get its result in one call."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def transitions(airflow: AirflowSql, key: RunKey) -> list[tuple[Any, ...]]
     return [tuple(row) for row in rows]
 
 
-def told(frames: list[Frame]) -> list[tuple[Any, ...]]:
+def transitions_of(frames: list[Frame]) -> list[tuple[Any, ...]]:
     return [
         (frame["seq"], frame["type"], frame.get("task_id"), frame["state"])
         for frame in frames
@@ -47,7 +47,7 @@ def told(frames: list[Frame]) -> list[tuple[Any, ...]]:
     ]
 
 
-async def test_one_call_triggers_and_answers(
+async def test_one_call_triggers_a_run_and_returns_its_result(
     trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     calling = asyncio.create_task(caller.post(WAIT, json={"conf": {"question": "why"}, "note": "x"}))
@@ -69,7 +69,7 @@ async def test_one_call_triggers_and_answers(
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson"])
-async def test_nothing_of_a_run_is_missed_that_is_over_before_airflow_answers(
+async def test_no_frame_is_missed_of_a_run_that_ends_before_airflow_responds(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, accept: str
 ) -> None:
     stub.then = complete_run
@@ -83,13 +83,13 @@ async def test_nothing_of_a_run_is_missed_that_is_over_before_airflow_answers(
         frames = await frames_of(response)
     assert types(frames)[0] == "snapshot"
     assert (frames[0]["run"]["state"], frames[0]["tasks"]) == (None, [])
-    assert told(frames) == await transitions(airflow, RunKey("chat", "fast one"))
-    assert len(told(frames)) > 15
+    assert transitions_of(frames) == await transitions(airflow, RunKey("chat", "fast one"))
+    assert len(transitions_of(frames)) > 15
     assert types(frames)[-2:] == ["result", "end"]
     assert frames[-2]["results"] == {"answer": ANSWER}
 
 
-async def test_the_blocking_call_does_not_miss_it_either(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+async def test_a_blocking_call_returns_the_result_of_such_a_run(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
     stub.then = complete_run
     answer = await caller.post(f"{WAIT}&unwrap=true&timeout=10s&result=answer", json={})
     assert (answer.status_code, answer.json()) == (200, ANSWER)
@@ -98,10 +98,10 @@ async def test_the_blocking_call_does_not_miss_it_either(caller: httpx.AsyncClie
     assert (await caller.get(again)).json() == ANSWER
 
 
-async def test_a_run_that_goes_on_is_told_from_its_first_row_on(
+async def test_a_stream_starts_with_the_first_row_of_the_run(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
-    """Half of it has happened before Airflow answers, half after: nothing twice, nothing in another order."""
+    """Half of the transitions commit before Airflow responds, half after: each is sent once and in order."""
 
     async def half(session: AirflowSql, key: RunKey) -> None:
         await session.set_run(key, "running")
@@ -117,74 +117,72 @@ async def test_a_run_that_goes_on_is_told_from_its_first_row_on(
         await airflow.set_task(key, "answer", "success")
         frames += await events.rest()
     written = await transitions(airflow, key)
-    assert told(frames) == written[: len(told(frames))]
-    assert len(told(frames)) >= len(written) - 1, "the stream ends with the result, before the task's success"
+    assert transitions_of(frames) == written[: len(transitions_of(frames))]
+    assert len(transitions_of(frames)) >= len(written) - 1, "the stream ends with the result, before the task's success"
     assert types(frames)[-2:] == ["result", "end"]
 
 
-async def test_who_was_cut_off_takes_the_call_up(
+async def test_a_broken_call_is_resumed_at_its_content_location(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     async with caller.stream("POST", WAIT, json={}, headers={"Accept": "application/x-ndjson"}) as response:
         await anext(response.aiter_lines())
-        place = response.headers["content-location"]
+        url = response.headers["content-location"]
     await airflow.complete_chain(RunKey("chat", "manual__1"))
-    answer = await caller.get(place, headers={"Accept": "application/x-ndjson"})
+    answer = await caller.get(url, headers={"Accept": "application/x-ndjson"})
     assert types([json.loads(line) for line in answer.text.splitlines()]) == ["snapshot", "result", "end"]
     assert len(stub.triggers) == 1
 
 
-async def test_when_the_time_is_up_the_run_is_named(caller: httpx.AsyncClient) -> None:
+async def test_a_timeout_returns_the_url_of_the_result(caller: httpx.AsyncClient) -> None:
     answer = await caller.post(f"{WAIT}&timeout=0&confirm=success", json={})
     assert (answer.status_code, answer.json()["outcome"]) == (202, "pending")
     assert answer.headers["location"] == run_path("manual__1") + "/result?timeout=0&confirm=success"
     assert answer.headers["retry-after"] == "1"
 
 
-async def test_a_call_that_waits_for_the_end_of_the_run_is_taken_up_as_one(
-    caller: httpx.AsyncClient, airflow: AirflowSql
-) -> None:
+async def test_a_call_with_until_run_is_resumed_with_until_run(caller: httpx.AsyncClient, airflow: AirflowSql) -> None:
     answer = await caller.post(f"{WAIT}&timeout=0&until=run", json={})
     assert answer.status_code == 202
-    place = answer.headers["content-location"]
-    assert place == answer.headers["location"] == run_path("manual__1") + "/result?timeout=0&until=run"
+    url = answer.headers["content-location"]
+    assert url == answer.headers["location"] == run_path("manual__1") + "/result?timeout=0&until=run"
     key = RunKey("chat", "manual__1")
     await airflow.complete_chain(key)
-    assert (await caller.get(place)).status_code == 202, "the answer is there, and the run goes on"
+    assert (await caller.get(url)).status_code == 202, "the result is known, and the run has not ended"
     await airflow.set_run(key, "success")
-    ended = (await caller.get(place.replace("timeout=0", "timeout=10s"))).json()
+    ended = (await caller.get(url.replace("timeout=0", "timeout=10s"))).json()
     assert (ended["state"], ended["outcome"]) == ("success", "result")
 
 
-async def test_a_failure_is_told_by_the_body_or_by_the_status(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+async def test_a_failure_is_in_the_body_or_in_the_status(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
     async def fail(session: AirflowSql, key: RunKey) -> None:
         await session.start_task(key, "ask")
         await session.set_task(key, "ask", "failed")
 
     stub.then = fail
-    told = await caller.post(WAIT, json={})
-    assert (told.status_code, told.json()["outcome"], told.json()["failure"]["task_id"]) == (200, "failure", "ask")
+    full = await caller.post(WAIT, json={})
+    assert (full.status_code, full.json()["outcome"], full.json()["failure"]["task_id"]) == (200, "failure", "ask")
     bare = await caller.post(f"{WAIT}&unwrap=true&fail_status=418", json={})
     assert (bare.status_code, bare.json()["outcome"]) == (418, "failure")
     assert bare.headers["location"] == run_path("manual__2")
     assert bare.headers["content-location"] == run_path("manual__2") + "/result?unwrap=true&fail_status=418"
 
 
-async def test_what_is_wrong_after_the_run_was_created_names_it(caller: httpx.AsyncClient) -> None:
-    answer = await caller.post(f"{WAIT}&result=nobody", json={})
+async def test_an_error_after_the_trigger_names_the_run(caller: httpx.AsyncClient) -> None:
+    answer = await caller.post(f"{WAIT}&result=missing", json={})
     assert (answer.status_code, answer.json()["title"]) == (422, "Unknown task")
     assert f"Run 'manual__1' was triggered; follow it at {run_path('manual__1')}" in answer.json()["detail"]
     assert answer.headers["location"] == run_path("manual__1")
 
 
 @pytest.mark.parametrize("query", ["", "?wait_for_completion=false&x=%2F%C3%A4"])
-async def test_without_the_parameter_the_request_is_passed_on_as_it_is(
+async def test_without_wait_for_completion_the_request_is_forwarded_unchanged(
     caller: httpx.AsyncClient, stub: AirflowStub, query: str
 ) -> None:
-    said = b'{"detail": [1,  2]}'
+    content = b'{"detail": [1,  2]}'
 
     async def answer(_asked: ReceivedRequest) -> Response:
-        response = Response(said, 422, {"X-Told": "yes"}, "application/json; of=airflow")
+        response = Response(content, 422, {"X-Airflow": "yes"}, "application/json; of=airflow")
         response.set_cookie("_token", "a-new-one")
         response.set_cookie("other", "one-more")
         return response
@@ -197,7 +195,7 @@ async def test_without_the_parameter_the_request_is_passed_on_as_it_is(
     assert (asked.target, asked.body) == (path, body)
     assert (asked.headers["content-type"], asked.headers["accept"]) == ("application/json", "x/y")
     assert (asked.headers["authorization"], asked.headers["cookie"]) == (TOKEN, COOKIES)
-    assert (got.status_code, got.content, got.headers["x-told"]) == (422, said, "yes")
+    assert (got.status_code, got.content, got.headers["x-airflow"]) == (422, content, "yes")
     assert got.headers["content-type"] == "application/json; of=airflow"
     assert [one.partition(";")[0] for one in got.headers.get_list("set-cookie")] == [
         "_token=a-new-one",
@@ -206,7 +204,7 @@ async def test_without_the_parameter_the_request_is_passed_on_as_it_is(
 
 
 @pytest.mark.parametrize("query", ["", "?wait_for_completion=true"])
-async def test_without_airflows_address_nothing_is_triggered(server: RunningServer, query: str) -> None:
+async def test_without_an_airflow_url_no_run_is_triggered(server: RunningServer, query: str) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.post(f"{RUNS}{query}", json={})
         stop = await client.post(f"{RUNS}/r/cancel")
@@ -215,7 +213,7 @@ async def test_without_airflows_address_nothing_is_triggered(server: RunningServ
 
 
 @pytest.mark.parametrize("query", ["", "?wait_for_completion=true"])
-async def test_airflow_down_is_a_502_that_promises_that_nothing_was_created(
+async def test_an_unreachable_airflow_returns_502_and_no_run_was_created(
     settings: Callable[..., Settings], unused_tcp_port: int, query: str
 ) -> None:
     async with running_server(settings(auth="none", airflow_url=f"http://127.0.0.1:{unused_tcp_port}")) as server:
@@ -229,7 +227,7 @@ async def test_airflow_down_is_a_502_that_promises_that_nothing_was_created(
 
 
 @pytest.mark.parametrize("query", ["", "?wait_for_completion=true"])
-async def test_airflow_slow_is_a_504_that_says_that_the_run_may_be_there(
+async def test_a_slow_airflow_returns_504_and_the_run_may_exist(
     settings: Callable[..., Settings], stub: AirflowStub, query: str
 ) -> None:
     async def hang(_session: AirflowSql, _key: RunKey) -> None:
@@ -245,8 +243,8 @@ async def test_airflow_slow_is_a_504_that_says_that_the_run_may_be_there(
     assert problem["detail"].endswith(MAYBE)
 
 
-NAMES_THAT_ARE_NONE = (b"0", b"5", b"1e300", b"9" * 4000, b"false", b"[]", b'{"a":1}')
-"""What Airflow takes for no name of a run either."""
+INVALID_RUN_IDS = (b"0", b"5", b"1e300", b"9" * 4000, b"false", b"[]", b'{"a":1}')
+"""Values that Airflow does not accept as a run ID either."""
 
 
 async def broken_off() -> Response:
@@ -266,7 +264,7 @@ async def server_error() -> Response:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "detail"),
     [
         (broken_off, "broke off"),
         (not_json, "a body that can't be read as JSON (text/plain"),
@@ -274,8 +272,8 @@ async def server_error() -> Response:
         (server_error, "Airflow answered 500 to POST /api/v2/dags/chat/dagRuns: boom"),
     ],
 )
-async def test_an_answer_that_says_nothing_is_a_502_and_the_run_may_be_there(
-    caller: httpx.AsyncClient, stub: AirflowStub, answer: Callable[[], Awaitable[Response]], said: str
+async def test_an_invalid_airflow_response_returns_502_and_the_run_may_exist(
+    caller: httpx.AsyncClient, stub: AirflowStub, answer: Callable[[], Awaitable[Response]], detail: str
 ) -> None:
     async def then(_session: AirflowSql, _key: RunKey) -> Response:
         return await answer()
@@ -284,12 +282,12 @@ async def test_an_answer_that_says_nothing_is_a_502_and_the_run_may_be_there(
     got = await caller.post(WAIT, json={})
     problem = got.json()
     assert (got.status_code, problem["title"]) == (502, "Airflow does not answer")
-    assert said in problem["detail"]
+    assert detail in problem["detail"]
     assert problem["detail"].endswith(MAYBE)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422])
-async def test_what_airflow_refuses_is_refused_with_its_own_words(
+async def test_a_refusal_by_airflow_keeps_its_status_and_message(
     caller: httpx.AsyncClient, stub: AirflowStub, status: int
 ) -> None:
     detail: Any = "no, because" if status != 422 else [{"loc": ["body", "conf"], "msg": "no, because"}]
@@ -302,14 +300,14 @@ async def test_what_airflow_refuses_is_refused_with_its_own_words(
     problem = got.json()
     assert (got.status_code, problem["status"], problem["title"]) == (status, status, "Refused by Airflow")
     assert got.headers["content-type"] == "application/problem+json"
-    words = detail if isinstance(detail, str) else json.dumps(detail)
-    assert problem["detail"].endswith(f": {words}")
+    message = detail if isinstance(detail, str) else json.dumps(detail)
+    assert problem["detail"].endswith(f": {message}")
     assert got.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     assert "location" not in got.headers
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "detail"),
     [
         (b"x" * 10_001, 413, "more than 10000 bytes"),
         (b"[1]", 422, "must be a JSON object"),
@@ -318,19 +316,19 @@ async def test_what_airflow_refuses_is_refused_with_its_own_words(
         (b"\xff", 422, "must be a JSON object"),
         (b'{"conf":{"a":1e999}}', 422, "must be a JSON object"),
         (b'{"conf":{"a":' + b"9" * 5000 + b"}}", 422, "must be a JSON object"),
-        *((b'{"dag_run_id":%b}' % name, 422, "dag_run_id must be a string") for name in NAMES_THAT_ARE_NONE),
+        *((b'{"dag_run_id":%b}' % name, 422, "dag_run_id must be a string") for name in INVALID_RUN_IDS),
     ],
 )
-async def test_a_body_that_can_be_no_request_never_reaches_airflow(
-    caller: httpx.AsyncClient, stub: AirflowStub, body: bytes, status: int, said: str
+async def test_an_invalid_body_is_not_sent_to_airflow(
+    caller: httpx.AsyncClient, stub: AirflowStub, body: bytes, status: int, detail: str
 ) -> None:
     answer = await caller.post(WAIT, content=body, headers={"Idempotency-Key": "k"})
-    assert (answer.status_code, said in answer.json()["detail"]) == (status, True), answer.text
+    assert (answer.status_code, detail in answer.json()["detail"]) == (status, True), answer.text
     assert stub.asked == []
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "detail"),
     [
         ("&wait=1", "no parameter 'wait' here"),
         ("&if_exists=maybe", "if_exists=maybe is neither 'fail' nor 'attach'"),
@@ -341,17 +339,17 @@ async def test_a_body_that_can_be_no_request_never_reaches_airflow(
         ("&until=never", "until=never is neither 'result' nor 'run'"),
     ],
 )
-async def test_a_wrong_parameter_is_told_before_anything_is_triggered(
-    caller: httpx.AsyncClient, stub: AirflowStub, query: str, said: str
+async def test_an_invalid_parameter_is_rejected_before_the_trigger(
+    caller: httpx.AsyncClient, stub: AirflowStub, query: str, detail: str
 ) -> None:
     answer = await caller.post(f"{WAIT}{query}", json={})
-    assert (answer.status_code, said in answer.json()["detail"]) == (422, True), answer.text
+    assert (answer.status_code, detail in answer.json()["detail"]) == (422, True), answer.text
     wrong = await caller.post(f"{RUNS}?wait_for_completion=yes", json={})
     assert wrong.status_code == 422
     assert stub.asked == []
 
 
-async def test_numbers_reach_airflow_as_they_are(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+async def test_numbers_are_sent_to_airflow_unchanged(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
     conf = {"large": 10**400, "least": -(2**63), "exact": 0.1}
     answer = await caller.post(f"{WAIT}&timeout=0", json={"conf": conf}, headers={"Idempotency-Key": "large"})
     assert answer.status_code == 202

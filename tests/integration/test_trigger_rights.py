@@ -1,4 +1,4 @@
-"""With whose rights a run is triggered, and who learns of them."""
+"""Credentials of a call that triggers a run, and calls from pages of other origins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_a_page_of_another_origin_triggers_nothing(
     assert own.status_code == 202
 
 
-async def test_a_page_of_an_origin_that_may_can_do_all_that_a_program_can(
+async def test_a_page_of_an_allowed_origin_can_trigger_runs(
     settings: Callable[..., Settings], stub: AirflowStub
 ) -> None:
     page = {"Origin": "https://app.example"}
@@ -52,7 +52,7 @@ async def test_a_page_of_an_origin_that_may_can_do_all_that_a_program_can(
     assert all(name in exposed for name in ("content-location", "location", "retry-after"))
 
 
-async def test_credentials_go_along_to_airflow_and_to_no_other_call(
+async def test_credentials_are_forwarded_to_airflow_for_their_own_call_only(
     caller: httpx.AsyncClient, stub: AirflowStub
 ) -> None:
     async def set_a_cookie(_session: AirflowSql, key: RunKey) -> Response:
@@ -62,16 +62,16 @@ async def test_credentials_go_along_to_airflow_and_to_no_other_call(
     assert (await caller.post(f"{WAIT}&timeout=0", json={})).status_code == 202
     stub.then = None
     assert (await caller.post(f"{run_path('manual__1')}/cancel")).status_code == 200
-    async with httpx.AsyncClient(base_url=caller.base_url) as nobody:
-        await nobody.post(f"{WAIT}&timeout=0", json={})
+    async with httpx.AsyncClient(base_url=caller.base_url) as anonymous:
+        await anonymous.post(f"{WAIT}&timeout=0", json={})
     mine, theirs = stub.triggers
     for asked in (mine, *stub.patches):
         assert (asked.headers["authorization"], asked.headers["cookie"]) == (TOKEN, COOKIES)
     assert "authorization" not in theirs.headers
-    assert "cookie" not in theirs.headers, "what Airflow sets for one caller is not sent for another"
+    assert "cookie" not in theirs.headers, "a cookie set for one caller is not sent for another"
 
 
-async def test_no_log_has_credentials(journal: str, stub: AirflowStub, unused_tcp_port: int) -> None:
+async def test_logs_contain_no_credentials(journal: str, stub: AirflowStub, unused_tcp_port: int) -> None:
     async def set_a_cookie(_session: AirflowSql, key: RunKey) -> Response:
         return JSONResponse({"dag_run_id": key.run_id}, headers={"Set-Cookie": "_token=the-secret-of-airflow; Path=/"})
 
@@ -87,13 +87,13 @@ async def test_no_log_has_credentials(journal: str, stub: AirflowStub, unused_tc
         async with websocket(url, RunKey("chat", "manual__1"), headers=credentials) as connection:
             await connection.recv()
     logged = await read_log()
-    assert f"POST {stub.url}" in logged, "what is asked is logged at that level"
+    assert f"POST {stub.url}" in logged, "requests to Airflow are logged at debug level"
     assert "secret" not in logged
 
 
 @asynccontextmanager
 async def serving(*options: str) -> AsyncIterator[tuple[str, Callable[[], Awaitable[str]]]]:
-    """Run the command; gives its address, and what reads its log once it has ended."""
+    """Run the command; yield its address and a function that returns its log after it has ended."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "stream_server", "serve", *options), stderr=asyncio.subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""What is left of connections that have ended: nothing, and no collector of cycles must come for that."""
+"""Closed connections are freed by reference counting, without the garbage collector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.streams import sse, stream_path
 from support.waiting import eventually_async
 
 
-def connections() -> list[object]:
+def find_connections() -> list[object]:
     return [one for one in gc.get_objects() if type(one) in (HttpConnection, WebSocketConnection)]
 
 
@@ -51,8 +51,8 @@ async def _many_streams(server: RunningServer, run: RunKey) -> None:
 
 
 @pytest.fixture
-def uncollected() -> Iterator[None]:
-    """Nothing but its own references frees what is made meanwhile."""
+def without_gc() -> Iterator[None]:
+    """Disable the garbage collector during the test."""
     gc.collect()
     gc.disable()
     yield
@@ -60,9 +60,9 @@ def uncollected() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("visit", [_stream, _request, _websocket, _cut_websocket, _many_streams])
-@pytest.mark.usefixtures("uncollected")
-async def test_a_connection_that_ends_leaves_no_cycle(
+@pytest.mark.usefixtures("without_gc")
+async def test_a_closed_connection_leaves_no_reference_cycle(
     visit: Callable[[RunningServer, RunKey], Awaitable[None]], server: RunningServer, run: RunKey
 ) -> None:
     await visit(server, run)
-    await eventually_async(lambda: not connections(), what="its connection is gone")
+    await eventually_async(lambda: not find_connections(), what="the connection is freed")
