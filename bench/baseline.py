@@ -1,4 +1,4 @@
-"""The floor: what a program that does nothing else hears from PostgreSQL, and reads from the journal."""
+"""The baseline: a program that only receives notifications and reads the journal."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from bench.recorder import RecorderLink
 from stream_server.journal.listener import NOTIFY_CHANNEL
 from stream_server.journal.queries import load_queries
 
-# What the tail's query needs at least: the rows that were not there before, by the index on txid. All that lies below
-# the xmin of a snapshot that was read is seen; a row above it may come twice, and counts when it comes first. The upper
-# bound shuts out nothing that can be seen, but with only a lower one the planner expects a third of the journal.
+# The minimum of the tail's query: the new rows, by the index on txid. Every row below
+# the xmin of a snapshot that was read is known; a row above it may come twice, and counts the first time. The upper
+# bound excludes no visible row, but with only a lower one the planner expects a third of the journal.
 SELECT = (
     "SELECT pg_snapshot_xmin(pg_current_snapshot())::text, try_number FROM stream_server.journal"
     " WHERE txid >= $1::text::xid8 AND txid < pg_snapshot_xmax(pg_current_snapshot())"
 )
 
-# An indexed SELECT, planned once: whatever the statistics of a journal that has just been made.
+# An indexed SELECT, planned once, whatever the statistics of a new journal are.
 SETTINGS = {"enable_seqscan": "off", "plan_cache_mode": "force_generic_plan"}
 
 
 class Notification(NamedTuple):
-    """A notification as it was heard."""
+    """A notification that was received."""
 
     at: float
     pid: int
@@ -33,7 +33,7 @@ class Notification(NamedTuple):
 
 
 class BaselineRecording(NamedTuple):
-    """The testimony."""
+    """The recording."""
 
     rings: list[Notification]
     seen: dict[int, float]
@@ -41,11 +41,11 @@ class BaselineRecording(NamedTuple):
 
 
 async def record_baseline(link: RecorderLink, database_url: str) -> None:
-    """Listen on one connection, and read the journal on another whenever it rings.
+    """Listen on one connection, and read the journal on another at each notification.
 
     One LISTEN connection serves both figures, since each one that there is costs every commit of the database. The
-    callback notes the time before anything else, so that the reading does not show in the figure for hearing. It is
-    rung for at each transaction, also while the server reads on without rings.
+    callback records the time first, so that reading does not affect the notification times. It is
+    notified of each transaction, also while the server polls without notifications.
     """
     listening = await asyncpg.connect(database_url)
     reading = await asyncpg.connect(database_url, server_settings=SETTINGS)

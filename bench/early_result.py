@@ -1,4 +1,4 @@
-"""How early the answer comes, on a real Airflow: `make bench-early`.
+"""How early the result arrives, on a real Airflow: `make bench-early`.
 
 Each run has a teardown after its result task. The result's frame is timed against the row that the trigger wrote inside
 Airflow's transaction (so its commit is part of the time), and against Airflow's own `GET …/wait?interval=1`, which runs

@@ -1,4 +1,4 @@
-"""What it costs to judge a batch, for a mapped task with many instances: while all goes well, and after a failure.
+"""The cost of evaluating a batch, for a mapped task with many instances: without failures, and after a failure.
 
 `python -m bench.evaluate [--instances 10000]`. Its last line is JSON, in microseconds per batch of one transition.
 """
@@ -26,7 +26,7 @@ ROUNDS = 200
 
 
 def make_graph(*, grouped: bool) -> Graph:
-    """A list, a task mapped over it or two tasks of a mapped group, and their sum beside a log that fails nobody."""
+    """Return a DAG: a list, a task or a group of two mapped over it, their sum, and a log that affects no task."""
     values = {"__type": "xcomref", "__var": {"task_id": "list", "key": "return_value"}}
     expand = {"type": "dict-of-lists", "value": {"__type": "dict", "__var": {"x": values}}}
     tasks: list[dict[str, object]] = [
@@ -47,7 +47,7 @@ def make_graph(*, grouped: bool) -> Graph:
 
 
 def make_run(graph: Graph, instances: int, *, harmed: bool) -> RunState:
-    """A run in which half of the instances have succeeded, and maybe the log has failed."""
+    """Return a run in which half of the instances have succeeded; if `harmed`, the log has failed."""
     info = RunInfo(state="running", queued_at=None, start_date=None, end_date=None, clear_number=0)
     run = RunState(KEY, info, graph)
     for task_id in graph.tasks:
@@ -62,14 +62,14 @@ def make_run(graph: Graph, instances: int, *, harmed: bool) -> RunState:
 
 
 def make_batches(instances: int) -> Iterator[Transition]:
-    """One instance after the other succeeds."""
+    """Yield batches in which one instance after the other succeeds."""
     for number in range(ROUNDS):
         place = ("work", instances // 2 + number)
         yield Transition(number, number, NOW, TransitionKind.TASK, *KEY, *place, try_number=1, state="success")
 
 
 def measure(instances: int, *, grouped: bool, harmed: bool) -> float:
-    """Return microseconds to apply a batch and judge, for a caller who waits for the mapped task itself."""
+    """Return the microseconds to apply and evaluate a batch, for a client that watches the mapped task."""
     run = make_run(make_graph(grouped=grouped), instances, harmed=harmed)
     question = WatchOptions(result_tasks=("work",))
     begun = time.perf_counter()

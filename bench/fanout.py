@@ -1,9 +1,9 @@
 """Fan-out: one frame to many clients, beside sse-starlette with a queue for each client and nginx with nchan.
 
-Each candidate serves in its turn, in every round, on the first core; the load generator has the last one to itself and
-publishes too. CPU time of the server per delivered frame is the figure to compare: latencies hold the generator's own
-queueing, which is the same for all. Our own server stands there three times: writing to its connections, stepping
-ASGI's `send` as under another server, and as WebSocket.
+Each candidate serves in turn, in every round, on the first core; the load generator has the last core to itself and
+publishes too. CPU time of the server per delivered frame is the figure to compare: latencies include the generator's
+own queueing, which is the same for all. Our own server has three entries: writing directly to its connections, using
+ASGI's `send` as under another server, and WebSocket.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LEAST_FRAMES = 3
 
 @dataclass(frozen=True)
 class TargetFigure:
-    """What a figure should be."""
+    """A target for a figure."""
 
     text: str
     figure: float
@@ -65,7 +65,7 @@ class TargetFigure:
 
 @dataclass
 class CandidateRun:
-    """What one candidate showed in one round."""
+    """The figures of one candidate in one round."""
 
     rss_kib: float
     """Of the server, per connection, when all are connected and nothing has been published."""
@@ -111,7 +111,7 @@ class Generator:
 
 
 def main() -> int:
-    """Run the benchmark; falling short of an aim is told, and is no error. Interrupted, it tells what it has."""
+    """Run the benchmark. A missed target is reported, and is not an error. Interrupted, it reports what it has."""
     arguments = _arguments()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -136,7 +136,7 @@ def main() -> int:
 def _run_candidates(
     turns: defaultdict[tuple[int, str], list[CandidateRun]], absent: dict[str, str], arguments: argparse.Namespace
 ) -> None:
-    """Have each candidate serve each number of clients, in every round."""
+    """Run each candidate with each number of clients, in every round."""
     for number in range(1, arguments.rounds + 1):
         for clients in arguments.clients:
             for name in arguments.only:
@@ -174,12 +174,12 @@ def _print_report(
 
 
 def _run_candidate(name: str, clients: int, measure_idle: bool, arguments: argparse.Namespace) -> CandidateRun:
-    """Have one candidate serve all loads."""
+    """Run one candidate with all loads."""
     cores = psutil.Process().cpu_affinity()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fanout-")))
         turn: CandidateRun | None = None
-        # What takes long, and tells of many, is measured with the most.
+        # Slow measurements use the largest number of clients.
         most = clients == max(arguments.clients)
         for runs in (1, clients) if arguments.own_runs and most else (1,):
             with (
@@ -259,7 +259,7 @@ def percentile(ordered: list[float], share: float) -> float:
 
 
 def _compare_with_targets(figures: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> list[TargetFigure]:
-    """Compare with the aims, as far as what they need was measured."""
+    """Compare with the targets for which figures were measured."""
     most = max(arguments.clients)
     by_name = {name: figures[f"{most} {name}"] for name in ALL if f"{most} {name}" in figures}
     aims = []

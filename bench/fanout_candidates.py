@@ -1,4 +1,4 @@
-"""The candidates of the fan-out: how each is started, and where it serves."""
+"""The candidates of the fan-out: how each is started, and its address."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ http {{
 
 
 class RunningCandidate(NamedTuple):
-    """A candidate that serves."""
+    """A running candidate."""
 
     target: Endpoint
     processes: list[psutil.Process]
@@ -81,7 +81,7 @@ def cpu_seconds(pid: int) -> float:
 
 @contextmanager
 def running_candidate(name: str, directory: Path, *, runs: int, core: int) -> Iterator[RunningCandidate]:
-    """Have a candidate serve on a core.
+    """Run a candidate on a core.
 
     Raises:
         FileNotFoundError: It is not installed here.
@@ -116,7 +116,7 @@ def _nginx(directory: Path, core: int) -> Iterator[tuple[int, list[psutil.Proces
         raise FileNotFoundError("Debian's packages nginx and libnginx-mod-nchan are not installed")
     port = choose_port(None, "nginx")
     configuration = directory / "nginx.conf"
-    # The worker is nobody where we are root.
+    # As root, nginx runs its worker as the user nobody.
     directory.chmod(0o755)
     text = NCHAN.format(module=NCHAN_MODULE, directory=directory, port=port, files=20_000, connections=19_000)
     configuration.write_text(text)

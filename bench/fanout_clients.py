@@ -1,7 +1,7 @@
-"""The load generator: connects clients, has frames published, and notes what each client reads and when.
+"""The load generator: connects clients, publishes frames, and records what each client reads and when.
 
-A process of its own. While frames are on their way nothing is done with what is read but to stamp and keep it; numbers
-are looked for when all is over.
+A process of its own. While frames are in flight, data is only time-stamped and kept; numbers
+are parsed at the end.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Endpoint(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What is published."""
+    """The frames to publish."""
 
     rate: float
     """Bursts per second."""
@@ -124,7 +124,7 @@ class Generator:
         return took
 
     async def publish(self, load: Load) -> ReadResult:
-        """Publish, wait until all has arrived or nothing more comes, and tell."""
+        """Publish, wait until all has arrived or nothing more comes, and return the result."""
         assert self._feed is not None, "it is connected"
         for client in self._clients:
             client.reads = []
@@ -141,13 +141,13 @@ class Generator:
         return await self.collect(sent, load.runs, before)
 
     async def collect(self, sent: dict[int, float], runs: int, cpu_before: float, warm_up: int = 0) -> ReadResult:
-        """Wait until all has arrived or nothing more comes, and tell what was read.
+        """Wait until all has arrived or nothing more comes, and return what was read.
 
         Args:
             sent: When each frame was published, by its number.
-            runs: To which it went in turn.
-            cpu_before: What this process had used before.
-            warm_up: Latencies of the frames up to this number are told apart.
+            runs: Runs to which frames went in turn.
+            cpu_before: CPU seconds of this process before.
+            warm_up: Latencies of the frames up to this number are separate.
         """
         due: dict[int, set[int]] = {}
         for number in sent:
@@ -219,7 +219,7 @@ def _request(target: Endpoint, run: str) -> bytes:
 
 
 def _read_times(reads: Iterable[tuple[float, bytes]]) -> Iterable[tuple[float, int]]:
-    """Return when each number was read to its end. A comma follows each, wherever a read may have cut it."""
+    """Return when each number was read completely. A comma follows each, so a number cut by a read is found."""
     rest = b""
     for at, data in reads:
         text = rest + data
@@ -236,12 +236,12 @@ def _cpu_seconds() -> float:
 
 
 def run_generator(control: Connection, core: int | None) -> None:
-    """Do what the other end of a pipe asks: a name of `Generator`'s and its arguments."""
+    """Call the methods of `Generator` that the other end of a pipe names, with their arguments."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if core is not None:
         psutil.Process().cpu_affinity([core])
-    # A pause of ours would count as the server's.
+    # A garbage-collection pause here would count as the server's.
     gc.disable()
     uvloop.run(_handle_requests(control))
 
@@ -250,7 +250,7 @@ async def _handle_requests(control: Connection) -> None:
     generator: Generator | None = None
     while True:
         try:
-            # In a thread, which sleeps while we work: the loop would make the pipe one that does not block.
+            # In a thread, because the event loop would make the pipe non-blocking.
             name, *arguments = await asyncio.to_thread(control.recv)
         except EOFError:
             return
@@ -263,5 +263,5 @@ async def _handle_requests(control: Connection) -> None:
             did: Callable[..., Any] = getattr(generator, name)
             answer = did(*arguments)
             control.send(await answer if asyncio.iscoroutine(answer) else answer)
-        except Exception as error:  # noqa: BLE001 # whatever it is, the other end tells it
+        except Exception as error:  # noqa: BLE001 # the other end reports any error
             control.send(BenchmarkError(f"{name}: {error!r}"))

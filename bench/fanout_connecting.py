@@ -1,6 +1,6 @@
-"""Connecting the clients of the load generator, as fast as the server lets them in.
+"""Connects the clients of the load generator, as fast as the server accepts them.
 
-Sockets are looked after by hand here, so that it is the server that takes the time, and not the generator.
+It uses plain sockets, so that the server is the bottleneck, and not the generator.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def connect_clients(port: int, requests: Sequence[bytes], opened: bytes) -> list
     Args:
         port: The port.
         requests: What is sent on each connection.
-        opened: What the answer holds when the stream is open.
+        opened: Text in the response of an open stream.
 
     Raises:
-        BenchmarkError: A connection was closed, or nothing comes.
+        BenchmarkError: A connection was closed, or no data arrived in time.
     """
     dialed: dict[int, OpenConnection] = {}
     waiting: dict[int, bytes] = {}
@@ -74,10 +74,10 @@ def connect_clients(port: int, requests: Sequence[bytes], opened: bytes) -> list
 
 def _start_connecting(port: int, requests: Sequence[bytes], index: int) -> socket.socket:
     sock = socket.socket()
-    # The other side shall not be left with thousands of sockets in TIME_WAIT, and neither shall we.
+    # Avoid thousands of sockets in TIME_WAIT on both sides.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.bind((f"127.0.0.{2 + index // CLIENTS_PER_ADDRESS}", 0))
-    # The kernel connects without the server, which has only to accept: that does not wait for anybody.
+    # The kernel completes the handshake, so connecting does not wait for the server.
     sock.connect(("127.0.0.1", port))
     sock.sendall(requests[index])
     sock.setblocking(False)

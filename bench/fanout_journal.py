@@ -1,8 +1,8 @@
 """From INSERT to many clients: PostgreSQL, the journal, the tail, the hub and the wire.
 
-The server has the first core, the clients the last one; the writer and PostgreSQL take what they get of both. Latencies
-are from just before the writer sends its UPDATE. Those of the warm-up are told apart: it begins with a transition of
-each connection of the writer's, all at once, for which each backend compiles the trigger's function.
+The server has the first core, the clients the last one; the writer and PostgreSQL share both. Latencies
+are from just before the writer sends its UPDATE. Those of the warm-up are separate: it starts with a transition of
+each connection of the writer, all at once, for which each backend compiles the trigger's function.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WARM_UP_SECONDS = 1.0
 
 
 def main() -> int:
-    """Run the benchmark; falling short of an aim is told, and is no error."""
+    """Run the benchmark. A missed target is reported, and is not an error."""
     parser = argparse.ArgumentParser(prog="bench-fanout-journal", description=__doc__)
     parser.add_argument("--clients", type=int, default=1000, help="(default: %(default)d)")
     parser.add_argument("--rates", type=float, nargs="+", default=[50.0, 500.0], help="(default: %(default)s)")
@@ -100,7 +100,7 @@ def _round(running: Testbed, rate: float, arguments: argparse.Namespace) -> dict
 
 
 def _figures(found: dict[float, list[dict[str, float]]], clients: int) -> dict[str, object]:
-    """Return medians over the rounds, but sums of what was lost or doubled."""
+    """Return medians over the rounds, and sums of lost or duplicated frames."""
     figures: dict[str, dict[str, object]] = {}
     misses = []
     for rate, rounds in found.items():

@@ -1,4 +1,4 @@
-"""What all candidates of the fan-out send: a `task` frame, known by its number."""
+"""The payload of all candidates of the fan-out: a `task` frame, identified by its number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def run_id(index: int) -> str:
 
 
 def payload(number: int, runs: int) -> bytes:
-    """Return the frame as JSON, for servers that don't make it themselves."""
+    """Return the frame as JSON, for servers that don't build it themselves."""
     at = datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
     state, before = STATES[number % 2], STATES[(number + 1) % 2]
     return (

@@ -1,6 +1,6 @@
-"""What is compared, each in a process of its own: our transports and hub, and what most would write with sse-starlette.
+"""The compared servers, each in a process of its own: our transports and hub, and a typical sse-starlette application.
 
-Both are fed over one connection to a port of its own: a line of numbers is a batch of transitions that are due at once.
+Both get numbers over one connection to a port of its own: a line of numbers is a batch of transitions.
 So nothing but the fan-out is measured; `bench.fanout --journal` has the whole way, with PostgreSQL.
 """
 
@@ -44,7 +44,7 @@ PATH = "/api/v2/dags/{dag_id}/dagRuns/{run_id}/stream"
 
 
 class Runs:
-    """Runs that are as they were when the first of them was read: what changes comes by the feed."""
+    """Runs whose state does not change; transitions come from the feed."""
 
     def __init__(self) -> None:
         self.cursor = JournalPosition(EPOCH, 1, 1)
@@ -62,7 +62,7 @@ class Runs:
         return {}
 
     async def reconnect(self) -> None:
-        """There is nothing to connect to."""
+        """Do nothing."""
 
 
 def transition(number: int, runs: int) -> Transition:
@@ -82,7 +82,7 @@ def transition(number: int, runs: int) -> Transition:
 
 
 def make_server_app(runs: int, feed_port: int) -> Starlette:
-    """Make our application, with a hub that no journal is behind."""
+    """Make the server's application with a hub without a journal."""
     source = Runs()
 
     @asynccontextmanager
@@ -114,7 +114,7 @@ def make_server_app(runs: int, feed_port: int) -> Starlette:
 
 
 def make_naive_app(runs: int, feed_port: int) -> Starlette:
-    """Make an application with a queue for each client, whose frames are encoded for each client."""
+    """Make an application that has a queue for each client and encodes each frame for each client."""
     queues: defaultdict[str, set[asyncio.Queue[tuple[str, dict[str, object]]]]] = defaultdict(set)
 
     def dispatch(numbers: Sequence[int]) -> None:

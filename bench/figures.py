@@ -1,4 +1,4 @@
-"""From what was written and what was noted to figures, and what they must be."""
+"""Figures of the latency benchmark from the recordings, and their targets."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ class Round:
 
 
 def notification_times(commits: Sequence[Commit], rings: Sequence[Notification]) -> dict[int, float]:
-    """Tell when the notification of each commit was heard.
+    """Return when the notification of each commit was received.
 
-    A notification is empty, but it says which backend sent it. PostgreSQL delivers them in the order of their commits,
-    and a backend has one transaction at a time. So where each commit has rung, the n-th ring of a backend belongs to
-    its n-th commit, whatever the clock says: the callback may come before the writer's own acknowledgement, which is
-    sent only after the listeners have been signalled, and it may come after the same connection has sent its next
-    UPDATE. Time alone would give such a ring to the later commit too.
+    A notification is empty, but names the backend that sent it. PostgreSQL delivers them in the order of their commits,
+    and a backend has one transaction at a time. If each commit notified, the n-th notification of a backend belongs to
+    its n-th commit, whatever the clock says: the callback can come before the writer's own acknowledgement, which is
+    sent only after the listeners have been signalled, and it can come after the same connection has sent its next
+    UPDATE. By time alone, such a notification would also belong to the later commit.
 
-    Where rings coalesce, there is only time: a ring speaks for every commit that was sent before it and that no ring
-    has spoken for. "Sent", not "acknowledged", since the ring can outrun the acknowledgement. It may give a ring to a
-    commit that was not through yet, which makes the floor lower, and so the aim harder, never easier.
+    Where notifications coalesce, only time is left: a notification belongs to every commit sent before it that has none
+    yet. "Sent", not "acknowledged", because it can precede the acknowledgement. This may match a
+    commit that had not finished, which lowers the baseline and so makes the target harder, never easier.
     """
     by_backend: dict[int, list[Commit]] = defaultdict(list)
     for commit in sorted(commits, key=attrgetter("sent")):
@@ -100,15 +100,15 @@ def evaluate_round(
     warm_up: int,
     server_seconds: float,
 ) -> Round:
-    """Make the figures of a round.
+    """Return the figures of a round.
 
     Args:
-        commits: What was written, in the order of numbers.
+        commits: The written transitions, in the order of numbers.
         journal: Number by seq, from the journal.
-        heard: Testimony of the bare clients.
-        streams: Testimony of the streams' clients, as in `STREAMS`.
-        warm_up: How many of the first commits don't count for the latencies. They do count as lost or doubled.
-        server_seconds: CPU time that the server used for all of it.
+        heard: Recording of the baseline client.
+        streams: Recordings of the streams' clients, in the order of `STREAMS`.
+        warm_up: Number of first commits that don't count for the latencies. They do count as lost or duplicated.
+        server_seconds: CPU time of the server in the round.
     """
     counted = commits[warm_up:]
     learned: dict[str, Mapping[int, float]] = {
@@ -164,10 +164,10 @@ def _latencies(commits: Iterable[Commit], times: Mapping[int, float]) -> list[fl
 
 
 def _count_disordered(commits: Iterable[Commit], delivered: Iterable[int]) -> int:
-    """Count deliveries behind one that can only have been committed after it.
+    """Count deliveries after one that was certainly committed later.
 
     Transactions that overlapped may come in either order: each batch is in the order of the journal, and a row of a
-    transaction that commits late comes with a later batch. What was acknowledged before another was even sent can't.
+    transaction that commits late comes with a later batch. A commit acknowledged before another was sent can't.
     """
     by_number = {commit.number: commit for commit in commits}
     newest = 0.0
@@ -191,7 +191,7 @@ class Figures:
         return Latency(statistics.median(one.median for one in each), statistics.median(one.p99 for one in each))
 
     def ratio(self, name: str) -> float:
-        """Return how many times as long it takes as the floor plus one indexed SELECT."""
+        """Return the ratio to the baseline plus one indexed SELECT."""
         return self.latency(name).median / self.latency(SELECTED).median
 
     def server_part(self, name: str) -> float:
@@ -209,7 +209,7 @@ class Figures:
         return sum(getattr(one, what) for one in self.rounds)
 
     def misses(self) -> list[str]:
-        """Return the aims that were fallen short of, in words."""
+        """Return the missed targets as texts."""
         found = [
             f"{name}: the median is {self.ratio(name):.2f} times that of the {SELECTED}; the aim is {TARGET_RATIO:g}"
             for name in STREAMS

@@ -1,10 +1,10 @@
-"""What the journal costs Airflow's commits: `make bench-journal`.
+"""The cost of the journal for Airflow's commits: `make bench-journal`.
 
 pgbench writes as Airflow does, on Airflow's schema with real durability, in turn without our triggers, with triggers
-that only write the journal (`stream_server.doorbell` off), with a doorbell that every transaction rings, and with ours,
-which rings for tails that sleep. A server follows on the same cores. Each figure is a ratio to the rate without
-triggers in the same round, and the rounds are interleaved, so that the machine's moods fall on all alike. With
-`--busy`, other work takes its part of the cores, as it does wherever Airflow's tasks run beside its database.
+that only write the journal (`stream_server.doorbell` off), with a NOTIFY in every transaction, and with ours,
+which notify idle tails only. A server follows on the same cores. Each figure is a ratio to the rate without
+triggers in the same round, and the rounds are interleaved, so that changes of the machine's speed affect all. With
+`--busy`, other work uses part of the cores, as where Airflow's tasks run beside its database.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ asyncio.run(main())
 
 
 class Case(NamedTuple):
-    """One thing to measure."""
+    """One case to measure."""
 
     workload: str
     writers: int
@@ -89,13 +89,13 @@ class Case(NamedTuple):
 
 
 def main() -> int:
-    """Run the benchmark; falling short of an aim is told, and is no error."""
+    """Run the benchmark. A missed target is reported, and is not an error."""
     options = _options()
     cases = [Case(workload, writers) for workload in WORKLOADS for writers in WRITERS]
     cases += [Case("transition", 8, listeners) for listeners in LISTENERS[1:]]
     cases = [case for case in cases if options.workload in {None, case.workload}]
     rates: dict[Case, dict[str, list[float]]] = {case: {mode: [] for mode in MODES} for case in cases}
-    # Triggers that are missing on purpose shall not be put back.
+    # Missing triggers must not be restored.
     with (
         raise_on_sigterm(),
         running_testbed(check_interval="1h") as running,
@@ -134,7 +134,7 @@ def _busy_processes(processes: int) -> Iterator[None]:
 
 
 async def prepare(url: str) -> None:
-    """Make one task instance for each row that a writer may pick."""
+    """Write a task instance for each row that a writer can pick."""
     async with AirflowSql.open(url) as airflow:
         version = await airflow.add_dag(KEY.dag_id, {"t": []})
         await airflow.trigger(KEY, version, [])
@@ -150,7 +150,7 @@ async def prepare(url: str) -> None:
 
 
 def _rate(running: Testbed, folder: Path, case: Case, mode: str, seconds: int) -> float:
-    """Return how many transactions a second pgbench commits."""
+    """Return the transactions per second that pgbench commits."""
     script = folder / "script.sql"
     script.write_text(WORKLOADS[case.workload])
     with ExitStack() as others:
@@ -176,7 +176,7 @@ def _rate(running: Testbed, folder: Path, case: Case, mode: str, seconds: int) -
 
 
 async def _set_mode(url: str, mode: str) -> None:
-    """Have the triggers do what a mode says; the journal begins empty, and the table without dead rows."""
+    """Set the triggers to a mode; empty the journal, and vacuum the table."""
     await install_journal(url, "public", lock_timeout=5, attempts=3)
     connection = await asyncpg.connect(url)
     try:
@@ -191,7 +191,7 @@ async def _set_mode(url: str, mode: str) -> None:
 
 @contextmanager
 def _running_program(program: str, url: str) -> Iterator[None]:
-    """Run a program, from when it has said that it has begun."""
+    """Run a program; yields when it has printed that it started."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
     command = [sys.executable, "-c", program, url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
@@ -208,7 +208,7 @@ def _ratio(rates: dict[str, list[float]], mode: str) -> float:
 
 
 def _latency(case: Case, rates: list[float]) -> float:
-    """Return the milliseconds that a transaction takes, on the average: each writer has always one under way."""
+    """Return the average milliseconds of a transaction: each writer always has one open."""
     return 1000 * case.writers / statistics.median(rates)
 
 

@@ -1,9 +1,9 @@
-"""Commit to frame on the wire, beside the floor that PostgreSQL sets, on the same commits in the same run.
+"""Commit to frame on the wire, beside the baseline of PostgreSQL, for the same commits.
 
-Five times are taken of each transition, all from just before the writer sends its UPDATE: the commit's
-acknowledgement, a bare LISTEN callback, the row in hand of a bare SELECT after that callback, and the frame at a client
+Each transition has five times, all from just before the writer sends its UPDATE: the commit's
+acknowledgement, a bare LISTEN callback, the row of a bare SELECT after that callback, and the frame at a client
 over SSE and over WebSocket. The writer, the bare clients and the streams' clients are processes of their own beside the
-server and PostgreSQL, and share the machine's cores with them: what they need shows in the figures of all.
+server and PostgreSQL, and share the machine's cores with them, which affects all figures.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from stream_server.domain.run_state import RunKey
 
 
 def main() -> int:
-    """Run the benchmark; falling short of an aim is told, and is no error."""
+    """Run the benchmark. A missed target is reported, and is not an error."""
     arguments = _arguments()
     rounds = []
     with raise_on_sigterm():
@@ -77,7 +77,7 @@ def _round(running: Testbed, number: int, arguments: argparse.Namespace) -> Roun
             commits = uvloop.run(
                 write_transitions(running.database_url, instances, first=1, rate=arguments.rate, count=count)
             )
-        # The slowest clients wait for the last frame, so by then the server has done all of its work.
+        # The slowest clients wait for the last frame, so the server has done all its work by then.
         received = streams.collect(len(commits))
         used = running.server_seconds() - used_before
         heard = bare.collect(len(commits))
@@ -87,7 +87,7 @@ def _round(running: Testbed, number: int, arguments: argparse.Namespace) -> Roun
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    # A pause of ours would count as the server's.
+    # A garbage-collection pause here would count as the server's.
     gc.disable()
     try:
         yield

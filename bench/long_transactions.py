@@ -1,7 +1,7 @@
-"""What a long transaction of somebody else's costs our reads: `make bench-long-transactions`.
+"""The cost of other sessions' long transactions for reads of the journal: `make bench-long-transactions`.
 
-In each round reads are timed twice: in quiet, and beside a session that sits in a transaction with an id and another
-one that keeps its snapshot. Before that, 20,000 rows are written and half of all deleted, which vacuum can't remove.
+In each round reads are timed twice: alone, and beside a session with an open transaction that has an id, and another
+that keeps its snapshot. Before that, 20,000 rows are written and half of all deleted, which vacuum can't remove.
 Each read is the tail's own, after one transaction with one row.
 """
 
@@ -35,12 +35,12 @@ WRITE = (
 
 
 def main() -> int:
-    """Run the benchmark; falling short of an aim is told, and is no error."""
+    """Run the benchmark. A missed target is reported, and is not an error."""
     parser = argparse.ArgumentParser(prog="bench-long-transactions", description=__doc__)
     parser.add_argument("--reads", type=int, default=1000, help="reads of a measurement (default: %(default)d)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)d)")
     options = parser.parse_args()
-    # The server of the stage shall neither read at the same time, nor delete.
+    # The server must neither read at the same time nor prune.
     with raise_on_sigterm(), running_testbed(poll_interval="1h", retention="0") as running:
         running.server.suspend()
         try:
@@ -73,7 +73,7 @@ async def _measure(url: str, rounds: int, reads: int) -> dict[str, list[list[flo
 
 
 async def _read(url: str, writer: asyncpg.Connection[asyncpg.Record], reads: int) -> list[float]:
-    """Return how long reads took, in milliseconds."""
+    """Return the duration of reads in milliseconds."""
     found = []
     async with JournalReader.open(url) as reader:
         cursor = (await reader.read_head()).position

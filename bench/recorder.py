@@ -1,6 +1,6 @@
-"""Witnesses: processes of their own that note when they learn of a transition, and tell only when all is over.
+"""Recorders: child processes that record when they receive a transition, and send the recording at the end.
 
-Nothing is sent, computed or collected while transitions are written, beyond what a witness must do to learn of them.
+While transitions are written, a recorder only receives; it sends, computes and collects nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import uvloop
 
 START_SECONDS = 30.0
 STRAGGLER_SECONDS = 10.0
-"""How long after the last commit a transition may still arrive; later it counts as lost."""
+"""How long after the last commit a transition can still arrive; later it counts as lost."""
 
 SETTLE_SECONDS = 0.2
-"""How long to stay after the last transition, for what comes twice."""
+"""How long to wait after the last transition, for duplicates."""
 
 END_SECONDS = 5.0
 
@@ -29,11 +29,11 @@ _processes = multiprocessing.get_context("spawn")
 
 
 class BenchmarkError(Exception):
-    """The benchmark itself broke: there is nothing to tell about the server."""
+    """The benchmark itself failed, so there is no result."""
 
 
 class Recorder:
-    """Our end of a witness."""
+    """The parent's end of a recorder."""
 
     def __init__(self, name: str, pid: int, control: Connection) -> None:
         self.name = name
@@ -41,15 +41,15 @@ class Recorder:
         self._control = control
 
     def wait_until_ready(self) -> None:
-        """Wait until it can see transitions."""
+        """Wait until it can receive transitions."""
         self._receive(START_SECONDS)
 
-    def collect(self, written: int) -> Any:  # noqa: ANN401 (each witness has its own)
-        """Return what it has noted, once that is as much as was written or nothing more can be hoped for."""
+    def collect(self, written: int) -> Any:  # noqa: ANN401 (each recorder has its own type)
+        """Return the recording, once it has all written transitions or the time is over."""
         try:
             self._control.send(written)
         except OSError as error:
-            raise BenchmarkError(f"The {self.name} ended early; its error stands above") from error
+            raise BenchmarkError(f"The {self.name} ended early; its error is above") from error
         return self._receive(STRAGGLER_SECONDS + END_SECONDS)
 
     def _receive(self, within: float) -> Any:  # noqa: ANN401
@@ -58,12 +58,12 @@ class Recorder:
         try:
             return self._control.recv()
         except EOFError as error:
-            raise BenchmarkError(f"The {self.name} ended early; its error stands above") from error
+            raise BenchmarkError(f"The {self.name} ended early; its error is above") from error
 
 
 @contextmanager
 def running_recorder(name: str, body: Callable[..., Coroutine[Any, Any, None]], *args: object) -> Iterator[Recorder]:
-    """Run `body(Link, *args)` in a process of its own, that does not outlive us."""
+    """Run `body(Link, *args)` in a child process that ends with this one."""
     ours, theirs = _processes.Pipe()
     process = _processes.Process(target=_run, args=(body, theirs, args), name=name, daemon=True)
     process.start()
@@ -79,16 +79,16 @@ def running_recorder(name: str, body: Callable[..., Coroutine[Any, Any, None]], 
 
 
 class RecorderLink:
-    """The witness's end."""
+    """The recorder's end."""
 
     def __init__(self, control: Connection) -> None:
         self._control = control
 
     async def wait_for_end(self, noted: Callable[[], int]) -> None:
-        """Say that we are ready, and return when all has been noted or nothing more can be hoped for.
+        """Report that the recorder is ready; return when all has been recorded or the time is over.
 
         Args:
-            noted: How many transitions were noted; asked only when nothing is written any more.
+            noted: Returns the number of recorded transitions; called only after the last write.
         """
         self._control.send("ready")
         loop = asyncio.get_running_loop()
@@ -99,7 +99,7 @@ class RecorderLink:
         try:
             written: int = self._control.recv()
         except EOFError:
-            # Whoever would ask has gone.
+            # The parent has exited.
             raise SystemExit(1) from None
         deadline = loop.time() + STRAGGLER_SECONDS
         while noted() < written and loop.time() < deadline:  # noqa: ASYNC110 # an event would be set while we measure
@@ -107,13 +107,13 @@ class RecorderLink:
         await asyncio.sleep(SETTLE_SECONDS)
 
     def send(self, testimony: object) -> None:
-        """Give what was noted."""
+        """Send the recording."""
         self._control.send(testimony)
 
 
 def _run(body: Callable[..., Coroutine[Any, Any, None]], control: Connection, args: tuple[object, ...]) -> None:
-    # Ctrl-C reaches the whole group of processes; ours to react is the end of the pipe.
+    # Ctrl-C reaches the whole process group; this process reacts to the end of the pipe instead.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A pause of ours would count as the server's.
+    # A garbage-collection pause here would count as the server's.
     gc.disable()
     uvloop.run(body(RecorderLink(control), *args))

@@ -1,7 +1,7 @@
-"""The clients: a stream as SSE and as WebSocket, read with as little between socket and clock as can be.
+"""The clients: a stream as SSE and as WebSocket, with as little as possible between socket and clock.
 
-Both are raw asyncio protocols. What is read is stamped first. SSE is parsed only when all is over; WebSocket, whose
-pings must be answered, by the sans-I/O parser of `websockets`, after every socket that is ready has been read.
+Both are raw asyncio protocols. Data is time-stamped first. SSE is parsed only at the end; WebSocket, whose
+pings must be answered, by the sans-I/O parser of `websockets`, after all ready sockets have been read.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Client(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclasses.
+        # uvloop's transports are not subclasses of asyncio's.
         self.transport = cast("asyncio.Transport", transport)
         self.transport.write(self.request())
 
@@ -55,11 +55,11 @@ class Client(asyncio.Protocol):
             self.opened.set_exception(exc or ConnectionError("The server closed the connection at once"))
 
     def request(self) -> bytes:
-        """Return what opens the stream."""
+        """Return the request that opens the stream."""
         raise NotImplementedError
 
     def received(self) -> Received:
-        """Return all that was read so far."""
+        """Return all frames read so far."""
         raise NotImplementedError
 
 
@@ -96,7 +96,7 @@ class SseClient(Client):
 
 
 class _Body:
-    """Collects the body of a response, as httptools hands it over."""
+    """Collects the body of a response from httptools."""
 
     def __init__(self, body: bytearray) -> None:
         self.on_body = body.extend
@@ -143,12 +143,12 @@ def _sorted(frames: list[tuple[float, dict[str, Any]]]) -> Received:
 
 
 def use_client(client: Client) -> Client:
-    """Return a client: what makes its protocol."""
+    """Return the client: a protocol factory."""
     return client
 
 
 async def record_streams(link: RecorderLink, url: str) -> None:
-    """Watch a stream over both transports, and tell what each has received: SSE first, then WebSocket."""
+    """Watch a stream over both transports; send what each received: SSE first, then WebSocket."""
     loop = asyncio.get_running_loop()
     clients: list[Client] = [SseClient(url), WebSocketClient(url)]
     parts = urlsplit(url)

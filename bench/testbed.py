@@ -1,4 +1,4 @@
-"""What is measured: a PostgreSQL with real durability, Airflow's schema, the journal, and a real server."""
+"""The system under test: a PostgreSQL with real durability, Airflow's schema, the journal, and a real server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stream_server.settings import ENV_PREFIX
 
 DATA_DIR = Path(__file__).resolve().parents[1] / ".demo"
 
-# Nothing answers there: no stream asks Airflow's API for anything.
+# Nothing listens there: streams make no request to Airflow's API.
 NO_AIRFLOW = "http://127.0.0.1:9"
 
 
@@ -42,7 +42,7 @@ class Testbed:
 
 @contextmanager
 def running_database(postgres_settings: Mapping[str, str] | None = None) -> Iterator[tuple[str, RunDirectory]]:
-    """Start a PostgreSQL with the journal, and stop and remove it at the end, whatever happens."""
+    """Run a PostgreSQL with the journal; it is stopped and removed at the end in any case."""
     directory = RunDirectory(DATA_DIR)
     postgres = EmbeddedPostgres(directory.postgres, settings=postgres_settings, log=directory.logs / "postgresql.log")
     try:
@@ -58,7 +58,7 @@ def running_database(postgres_settings: Mapping[str, str] | None = None) -> Iter
 
 @contextmanager
 def running_server(url: str, directory: RunDirectory, *options: str, **settings: str) -> Iterator[StreamServerProcess]:
-    """Start a server with default settings but these, and stop it at the end."""
+    """Run a server with default settings except these; it is stopped at the end."""
     found = StreamServerProcess(
         "stream server",
         directory.logs,
@@ -79,14 +79,14 @@ def running_server(url: str, directory: RunDirectory, *options: str, **settings:
 
 @contextmanager
 def running_testbed(postgres_settings: Mapping[str, str] | None = None, **settings: str) -> Iterator[Testbed]:
-    """Start all of it with default settings but these, and stop and remove it at the end, whatever happens."""
+    """Run a database and a server with default settings except these; both are stopped and removed at the end."""
     with running_database(postgres_settings) as (url, directory), running_server(url, directory, **settings) as started:
         yield Testbed(url, started.url, psutil.Process(started.child.pid))
 
 
 @contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Have SIGTERM unwind the stack as Ctrl-C does, so that everything is stopped."""
+    """Raise SystemExit at SIGTERM, so that everything is stopped as with Ctrl-C."""
 
     def leave(_number: int, _frame: types.FrameType | None) -> NoReturn:
         raise SystemExit(128 + signal.SIGTERM)

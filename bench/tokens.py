@@ -1,9 +1,9 @@
-"""How soon a token is read that a running task says, on a real Airflow: `make bench-tokens`.
+"""How soon a client reads a token that a running task emits, on a real Airflow: `make bench-tokens`.
 
 A task under `@task.stream` yields tokens at a steady pace, each with the time. It is compared with the time at which a
-client has its frame, so that Airflow's own part is in it: the push through supervisor and Execution API, and the
-commit. The frame says when its row was written, which parts the way in two: up to there it is the task's and Airflow's,
-from there on PostgreSQL's commit and ours. All clocks are those of one machine.
+client has its frame, which includes Airflow's own part: the push through supervisor and Execution API, and the
+commit. The frame has the time at which its row was written: up to there it is the task's and Airflow's time,
+after it PostgreSQL's commit and the server's. All clocks are those of one machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEADLINE = 120.0
 
 
 class Token(NamedTuple):
-    """How many milliseconds one token took."""
+    """The milliseconds of one token."""
 
     written: float
     """From its yield to its row: our batching, the supervisor, the Execution API, and its transaction up to there."""
@@ -46,7 +46,7 @@ class Token(NamedTuple):
 
     @property
     def total_ms(self) -> float:
-        """All of it."""
+        """Return the sum."""
         return self.written + self.read
 
 
@@ -76,10 +76,10 @@ def _options() -> argparse.Namespace:
 
 
 async def _timed_run(stack: DemoStack, airflow: AirflowRestClient, tokens: int, per_second: float) -> list[Token]:
-    """Return how long each token took.
+    """Return the times of each token.
 
     Raises:
-        RuntimeError: One is missing, came twice, or out of order.
+        RuntimeError: A token is missing, duplicated or out of order.
     """
     run_id = await asyncio.to_thread(airflow.trigger_run, DAG_ID, {"tokens": tokens, "per_second": per_second})
     path = f"{stack.server_url}/api/v2/dags/{DAG_ID}/dagRuns/{run_id}/stream"

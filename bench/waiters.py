@@ -1,8 +1,8 @@
-"""What callers cost who wait for a result, and how soon they are answered: `make bench-waiters`.
+"""The cost of calls that wait for a result, and how soon they return: `make bench-waiters`.
 
-Each waits at `…/result` for a run of its own. While nothing happens, pg_stat_statements counts what the server asks of
-the database with one of them, and with all: what is asked more is theirs. Then the values of the runs are pushed one
-by one, each timed from just before its COMMIT is sent to the first byte of the answer, by one clock in one process.
+Each waits at `…/result` for a run of its own. While nothing happens, pg_stat_statements counts the server's queries
+with one call, and with all: the difference is their cost. Then the values of the runs are pushed one
+by one, each timed from just before its COMMIT is sent to the first byte of the response, by one clock in one process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEADLINE = 60.0
 
 
 class ResultCall(asyncio.Protocol):
-    """One call of `…/result`, read by hand: a client library would take the time that is measured."""
+    """One call of `…/result`, parsed by hand: a client library would add to the measured time."""
 
     def __init__(self, key: RunKey, host: str) -> None:
         self._request = (
@@ -48,7 +48,7 @@ class ResultCall(asyncio.Protocol):
         """Resolves to when the answer came, and the outcome."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclass of asyncio's.
+        # uvloop's transports are not subclasses of asyncio's.
         cast("asyncio.Transport", transport).write(self._request.encode())
 
     def data_received(self, data: bytes) -> None:
@@ -66,7 +66,7 @@ class ResultCall(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured."""
+    """The figures."""
 
     waiters: int
     idle_s: float
@@ -81,7 +81,7 @@ class Figures:
     answering_cpu_s: float
 
     def misses(self) -> list[str]:
-        """Return the aims that were fallen short of, in words."""
+        """Return the missed targets as texts."""
         found = [f"{calls} more calls of: {query}" for query, calls in self.extra_queries().items()]
         if self.wrong:
             found.append(f"{self.wrong} wrong answers")
@@ -90,7 +90,7 @@ class Figures:
         return found
 
     def extra_queries(self) -> dict[str, int]:
-        """Return what was asked more often by all than by one; one poll may fall into either of two equal spans."""
+        """Return the queries of all calls beyond those of one. One poll may fall into either of two equal spans."""
         more = {query: calls - self.asked_by_one.get(query, 0) for query, calls in self.asked_by_all.items()}
         return {query: calls for query, calls in more.items() if calls > (query in self.asked_by_one)}
 
@@ -118,7 +118,7 @@ class Figures:
 
 
 def main() -> int:
-    """Run the benchmark; falling short of an aim is told, and is no error."""
+    """Run the benchmark. A missed target is reported, and is not an error."""
     parser = argparse.ArgumentParser(prog="bench-waiters", description=__doc__)
     parser.add_argument("--waiters", type=int, default=500, help="(default: %(default)d)")
     parser.add_argument("--idle", type=float, default=5.0, help="seconds of quiet (default: %(default)g)")
@@ -127,7 +127,7 @@ def main() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     counting = {"shared_preload_libraries": "pg_stat_statements"}
-    # What the server does at long intervals would fall into one of the spans and not into the other.
+    # Work at long intervals would fall into one of the spans and not into the other.
     with raise_on_sigterm(), running_testbed(counting, check_interval="1h", retention="0") as running:
         figures = uvloop.run(_measure(running, options.waiters, options.idle, options.rate))
     console = Console(stderr=True)
@@ -181,7 +181,7 @@ async def _add_runs(airflow: AirflowSql, keys: Sequence[RunKey]) -> None:
 
 
 async def _open_calls(running: Testbed, keys: Sequence[RunKey]) -> list[ResultCall]:
-    """Open calls, and return when the server serves them all."""
+    """Open calls; return when the server serves all of them."""
     parts = urlsplit(running.server_url)
     assert parts.hostname is not None
     loop = asyncio.get_running_loop()
@@ -192,7 +192,7 @@ async def _open_calls(running: Testbed, keys: Sequence[RunKey]) -> list[ResultCa
 
 
 async def _wait_until_loaded(counter: asyncpg.Connection[asyncpg.Record]) -> None:
-    """Wait until what has just been opened has been read."""
+    """Wait until the new calls have read their state."""
     before: dict[str, int] | None = None
     while (now := await _read_calls(counter)) != before:
         before = now
@@ -200,14 +200,14 @@ async def _wait_until_loaded(counter: asyncpg.Connection[asyncpg.Record]) -> Non
 
 
 async def _count_queries(counter: asyncpg.Connection[asyncpg.Record], seconds: float) -> dict[str, int]:
-    """Return what is asked of the database in so many seconds: how often each statement runs."""
+    """Return how often each statement runs in `seconds`."""
     await counter.execute("SELECT pg_stat_statements_reset()")
     await asyncio.sleep(seconds)
     return await _read_calls(counter)
 
 
 async def _read_calls(counter: asyncpg.Connection[asyncpg.Record]) -> dict[str, int]:
-    """Return how often each statement of Airflow's role, which the server has, has run."""
+    """Return how often each statement of Airflow's role, which the server uses, has run."""
     rows = await counter.fetch(
         "SELECT query, sum(calls)::integer AS calls FROM pg_stat_statements AS s JOIN pg_roles AS r ON r.oid = s.userid"
         " WHERE r.rolname = $1 GROUP BY query",
@@ -217,7 +217,7 @@ async def _read_calls(counter: asyncpg.Connection[asyncpg.Record]) -> dict[str, 
 
 
 async def _push_values(airflow: AirflowSql, keys: Sequence[RunKey], rate: float) -> list[float]:
-    """Push a value for each run, and return when each COMMIT was sent."""
+    """Push a value for each run; return when each COMMIT was sent."""
     sent = []
     began = time.monotonic()
     for number, key in enumerate(keys):

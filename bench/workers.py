@@ -1,9 +1,9 @@
 """Several processes that follow one journal: `make bench-workers`.
 
-Side by side, in turn: one server; as many servers as workers, which share nothing; one process that listens and rings
-for readers of their own; and one process that reads for all (`--workers`). For each: what Airflow's changes cost at a
-steady rate, in CPU time of PostgreSQL and of the servers, and how long they take to clients of all of them; and how
-many transactions eight writers commit, as fast as they can. At last, how the system spreads connections over workers.
+In turn: one server; as many servers as workers, which share nothing; one process that listens and notifies
+independent readers; and one process that reads for all (`--workers`). For each: the cost of Airflow's changes at a
+steady rate, in CPU time of PostgreSQL and of the servers, and their latency at clients of all of them; and how
+many transactions eight writers commit at most. Finally, how the system distributes connections over workers.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ asyncio.run(ring(sys.argv[1], pipes))
 
 
 class Variant:
-    """Some processes that follow the journal."""
+    """A set of processes that follow the journal."""
 
     def __init__(self, processes: list[psutil.Process], urls: list[str]) -> None:
         self.processes = processes
@@ -158,7 +158,7 @@ def _notifying_readers(url: str, workers: int) -> Iterator[Variant]:
 def _steady(
     url: str, key: RunKey, variant: Variant, postmaster: psutil.Process, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Write at a steady rate, and return what that costs and how long it takes."""
+    """Write at a steady rate; return the cost and the latencies."""
     instances = uvloop.run(add_run(url, key))
     count = CONNECTIONS + int(options.seconds * options.rate)
     writing = partial(write_transitions, url, instances, first=1, rate=options.rate, count=count)
@@ -175,7 +175,7 @@ def _steady(
 async def _measure_delivery(
     key: RunKey, urls: list[str], writing: Callable[[], Awaitable[list[Commit]]], count: int
 ) -> list[float]:
-    """Write while clients watch, and return the milliseconds from the sending of each change to each client."""
+    """Write while clients watch; return the milliseconds from sending each change to each client."""
     path = f"/api/v2/dags/{key.dag_id}/dagRuns/{quote(key.run_id, safe='')}/stream?until=run"
     loop, clients = asyncio.get_running_loop(), []
     for number in range(CLIENTS if urls else 0):
@@ -193,7 +193,7 @@ async def _measure_delivery(
 
 
 def _max_rate(url: str, folder: Path, seconds: int) -> float:
-    """Return how many transactions a second pgbench commits."""
+    """Return the transactions per second that pgbench commits."""
     script = folder / "script.sql"
     script.write_text(WORKLOADS["transition"])
     done = subprocess.run(
@@ -219,10 +219,10 @@ def _postmaster(url: str) -> psutil.Process:
 
 
 def _database_seconds(postmaster: psutil.Process) -> float:
-    """Return the CPU time that all sessions have used, those that write included."""
+    """Return the CPU time of all sessions, including the writers."""
     total = 0.0
     for child in postmaster.children():
-        # A worker of vacuum's may end just now.
+        # A vacuum worker may end at this moment.
         with suppress(psutil.NoSuchProcess):
             times = child.cpu_times()
             total += times.user + times.system

@@ -18,7 +18,7 @@ CONNECTIONS = 8
 INSTANCES = 32
 STATES = ("queued", "running")
 
-# The unique try number goes with the transition into the journal and into the frame, and identifies it there.
+# The unique try number is in the journal and in the frame, and identifies the transition.
 UPDATE = (
     "UPDATE task_instance SET state = $2::text, try_number = $3, updated_at = clock_timestamp(),"
     " start_date = CASE WHEN $2::text = 'running' THEN clock_timestamp() ELSE start_date END WHERE id = $1"
@@ -26,7 +26,7 @@ UPDATE = (
 
 
 class Commit(NamedTuple):
-    """A committed transition, by the clock of all witnesses (CLOCK_MONOTONIC)."""
+    """A committed transition, by the clock of all recorders (CLOCK_MONOTONIC)."""
 
     number: int
     sent: float
@@ -38,9 +38,9 @@ class Commit(NamedTuple):
 
 
 async def add_run(database_url: str, key: RunKey) -> list[UUID]:
-    """Write a DAG and a run of it, as Airflow does, and return the task instances that shall change.
+    """Write a DAG and a run of it, as Airflow does; return the task instances to change.
 
-    All of them stand before the task that answers, so that each of their transitions matters to the outcome.
+    All of them are upstream of the result task, so that each transition affects the outcome.
     """
     task_ids = [f"part_{number:02}" for number in range(INSTANCES)]
     async with AirflowSql.open(database_url) as airflow:
@@ -55,7 +55,7 @@ async def add_run(database_url: str, key: RunKey) -> list[UUID]:
 
 
 async def read_journal(database_url: str, key: RunKey) -> dict[int, int]:
-    """Return what the journal holds of the transitions that were written: number by seq."""
+    """Return the written transitions in the journal: number by seq."""
     connection = await asyncpg.connect(database_url)
     try:
         rows = await connection.fetch(
@@ -71,14 +71,14 @@ async def read_journal(database_url: str, key: RunKey) -> dict[int, int]:
 async def write_transitions(
     database_url: str, instances: list[UUID], *, first: int, rate: float, count: int
 ) -> list[Commit]:
-    """Write transitions in an open loop: each at its time, whether or not the ones before it have been committed.
+    """Write transitions in an open loop: each at its time, whether or not earlier ones are committed.
 
     Args:
         database_url: Airflow's database.
-        instances: Task instances that change, in turn.
+        instances: Task instances to change, in turn.
         first: Number of the first transition.
         rate: Transitions per second.
-        count: How many, more than `CONNECTIONS`.
+        count: Number of transitions, more than `CONNECTIONS`.
     """
     connections = [await asyncpg.connect(database_url) for _ in range(CONNECTIONS)]
     try:
@@ -96,7 +96,7 @@ async def write_transitions(
             commits.append(Commit(number, sent, time.monotonic(), connection.pid))
             idle.put_nowait(connection)
 
-        # A backend's first transition is its slowest: it compiles the trigger's function.
+        # A backend's first transition is its slowest, because it compiles the trigger's function.
         await asyncio.gather(*(commit(first + index) for index in range(CONNECTIONS)))
         loop = asyncio.get_running_loop()
         began = loop.time()

@@ -30,7 +30,7 @@ def token(airflow: AirflowRestClient) -> str:
 
 @pytest.fixture(scope="module")
 def auth_server(stack: DemoStack) -> Iterator[StreamServerProcess]:
-    """A server that asks Airflow, and often."""
+    """A server that checks permissions at Airflow, and often."""
     server = stack.add_server(options=["--auth", "airflow", "--auth-cache", "1s"])
     server.start()
     yield server
@@ -39,6 +39,6 @@ def auth_server(stack: DemoStack) -> Iterator[StreamServerProcess]:
 
 @pytest.fixture
 def denied(denied_permissions: DeniedPermissions) -> Iterator[DeniedPermissions]:
-    """What Airflow denies whom: nothing any more, after the test."""
+    """Permissions that Airflow denies; reset after the test."""
     yield denied_permissions
     denied_permissions.deny_only()

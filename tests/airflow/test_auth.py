@@ -1,4 +1,4 @@
-"""Who may see what is what Airflow itself says to the same credential, on every way to ask."""
+"""A caller sees through the server what Airflow shows the same credential, in every way to request it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAG = "chat_answer"
 
 @pytest.fixture(scope="module")
 def finished_run(airflow: AirflowRestClient) -> RunKey:
-    """A run that has answered."""
+    """A finished run with a result."""
     key = RunKey(DAG, airflow.trigger_run(DAG, {"teardown_seconds": 0}))
     assert airflow.wait_until_finished(*key) == "success"
     return key

@@ -1,4 +1,4 @@
-"""A stream shows no more than Airflow lets its caller see, for as long as it lives."""
+"""A stream contains only what Airflow lets its caller see, until it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAG = "chat_answer"
 
 @pytest.fixture(scope="module")
 def queued_run(airflow: AirflowRestClient) -> RunKey:
-    """A run that never begins."""
+    """A run that never starts."""
     body = {"logical_date": None, "run_after": "2099-01-01T00:00:00Z", "dag_run_id": "waiting"}
     assert airflow.request("POST", f"/dags/{DAG}/dagRuns", json=body).is_success
     return RunKey(DAG, "waiting")
@@ -37,7 +37,7 @@ async def test_a_logout_ends_all_streams(
 
 
 async def test_an_expired_token_ends_all_streams(auth_server: StreamServerProcess, queued_run: RunKey) -> None:
-    # Airflow allows for 10 s of difference between clocks.
+    # Airflow allows a clock difference of 10 s.
     async with OpenStreams(
         auth_server.url, bearer_header(make_token("briefly", "admin", lifetime=5)), queued_run
     ).open_all() as tasks:

@@ -1,4 +1,4 @@
-"""Every form in which a DAG file marks its result tasks, run by a real Airflow 3.3."""
+"""Each form in which a DAG file marks its result tasks, run by a real Airflow 3.3."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_airflows_own_wait_returns_the_same(
 
 
 async def test_what_a_branch_returns_is_not_stored(stack: DemoStack, airflow: AirflowRestClient) -> None:
-    """Which is why a task that may skip others is refused as a result task."""
+    """This is why a task that can skip others is refused as a result task."""
     run_id = await asyncio.to_thread(airflow.trigger_run, "branch_returns")
     assert await asyncio.to_thread(airflow.wait_until_finished, "branch_returns", run_id) == "success"
     rows = await fetch(stack, "SELECT task_id, key FROM xcom WHERE dag_id = 'branch_returns' AND run_id = $1", run_id)

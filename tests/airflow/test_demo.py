@@ -30,7 +30,7 @@ GONE_SECONDS = 15.0
 
 
 class Demo:
-    """``stream-server demo`` as a user starts it, and all processes that come of it."""
+    """``stream-server demo`` as a user starts it, and all its descendant processes."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         self._seen: set[psutil.Process] = set()
@@ -63,7 +63,7 @@ class Demo:
         return self.process.returncode
 
     def living(self) -> list[psutil.Process]:
-        """All processes that came of it and are still there, whoever is their parent by now."""
+        """Return all descendant processes that still run, also those with another parent by now."""
         return [process for process in self._seen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
     def _ended(self) -> bool:

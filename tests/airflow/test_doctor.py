@@ -13,7 +13,7 @@ from stream_server.cli.demo.stack import DemoStack
 
 
 def doctor(*arguments: str) -> tuple[int, dict[str, Any]]:
-    """Return the exit code, and each check by its name."""
+    """Return the exit code, and the checks by name."""
     command = [sys.executable, "-m", "stream_server", "doctor", "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     return done.returncode, {check["check"]: check for check in json.loads(done.stdout)["checks"]}

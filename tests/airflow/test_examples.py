@@ -1,4 +1,4 @@
-"""The examples beside the DAGs, as their readers would run them."""
+"""The examples, as users run them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ DAG_ID = "human_input"
 
 @pytest.fixture(scope="module")
 def server(stack: DemoStack) -> Iterator[StreamServerProcess]:
-    """A server of several processes."""
+    """A server with several worker processes."""
     server = stack.add_server(options=["--workers", str(WORKERS)])
     server.start()
     yield server
@@ -47,7 +47,7 @@ async def all_runs(url: str, headers: dict[str, str] | None = None) -> AsyncIter
 
 
 async def until_state(events: Events, task_id: str, state: str) -> list[Frame]:
-    """Return frames up to and including the one of a task's new state."""
+    """Return frames up to and including the one with a state of a task."""
     frames: list[Frame] = []
     with anyio.move_on_after(RUN_SECONDS):
         async for frame in events._events:

@@ -1,4 +1,4 @@
-"""Airflow 3.3's own result marks: the first run of a version shows them, the second one answers early."""
+"""Airflow 3.3's own result marks: the first run of a version reveals them, and the second run has an early result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULTS = {"left": "left", "right": "right"}
 
 @pytest.fixture(scope="module", autouse=True)
 def dags(stack: DemoStack) -> None:
-    """Airflow knows the DAGs of these tests."""
+    """Wait until Airflow has parsed the DAGs of these tests."""
     stack.airflow.wait_for_dags(["native_marks_streamed", "native_marks_called"], ConsoleReporter())
 
 

@@ -1,4 +1,4 @@
-"""Some cases of `make check-outcome`, in processes of their own: importing Airflow configures the one that does it."""
+"""Some cases of `make check-outcome`, in processes of their own, because importing Airflow configures the process."""
 
 from __future__ import annotations
 

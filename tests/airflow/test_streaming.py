@@ -1,4 +1,4 @@
-"""What running tasks say, on a real Airflow 3.3: from `yield` to the client's frame."""
+"""Output of running tasks on a real Airflow 3.3, from `yield` to the client's frame."""
 
 from __future__ import annotations
 

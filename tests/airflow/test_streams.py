@@ -1,4 +1,4 @@
-"""Real runs of a real Airflow, as clients see them."""
+"""Streams of real runs of a real Airflow."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def frames_over_websocket(stack: DemoStack, key: RunKey, query: str = "") 
 
 
 async def committed(stack: DemoStack, key: RunKey, after: str) -> list[tuple[Any, ...]]:
-    """Return the transitions of a run that a cursor had not seen, from the journal."""
+    """Return the transitions of a run after a cursor, from the journal."""
     connection = await asyncpg.connect(stack.database_url)
     try:
         rows = await connection.fetch(
@@ -82,7 +82,7 @@ async def test_the_result_arrives_long_before_the_teardown_ends(stack: DemoStack
     assert frames[-2]["results"] == {"answer": ANSWER}
     assert (frames[-1]["type"], frames[-1]["state"], frames[-1]["outcome"]) == ("end", "running", "result")
     assert native["state"] == "success"
-    # The teardown begins after the answer and takes ten seconds: no matter how fast this machine is.
+    # The teardown starts after the result and takes ten seconds on any machine.
     assert ahead > 9
 
 
@@ -123,7 +123,7 @@ async def test_the_frames_of_a_run_are_its_committed_transitions(
     # SSE has the cursor in the event's id, WebSocket in the frame.
     over_websocket = everything[1]
     cursor = over_websocket[0]["cursor"]
-    # What commits late is told late, whatever number it drew; those of one instance come as they happened.
+    # A late commit is sent late, whatever its id; transitions of one instance are in order.
     assert sorted(told(over_websocket), key=itemgetter(0)) == await committed(stack, key, cursor)
     numbers: dict[tuple[Any, ...], list[int]] = {}
     for seq, kind, task_id, map_index, *_ in told(over_websocket):

@@ -1,4 +1,4 @@
-"""One call to a real Airflow, and its answer."""
+"""Trigger runs of a real Airflow, and wait for their results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def caller(stack: DemoStack, token: str) -> AsyncIterator[httpx.AsyncClien
 
 @pytest.fixture(scope="module", autouse=True)
 def dags(stack: DemoStack) -> None:
-    """Airflow knows the DAGs of these tests."""
+    """Wait until Airflow has parsed the DAGs of these tests."""
     stack.airflow.wait_for_dags(["numbered_tries", "failure_six_levels_up"], ConsoleReporter())
 
 
@@ -51,7 +51,7 @@ async def state_of(airflow: AirflowRestClient, key: RunKey) -> str:
 
 
 def at(frame: Frame) -> datetime:
-    """Return when the row of a frame was written."""
+    """Return the time at which the row of a frame was written."""
     return datetime.fromisoformat(frame["at"].replace("Z", "+00:00"))
 
 
@@ -183,7 +183,7 @@ async def test_a_finished_run_cannot_be_stopped(caller: httpx.AsyncClient, airfl
 
 
 async def test_an_empty_mapping_returns_an_empty_list(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:
-    """Airflow skips the task, and we take the time that it leaves out as the sign of it."""
+    """Airflow skips the task without dates, which identifies an empty mapping."""
     answer = await caller.post(call("mapped_squares"), json={"conf": {"numbers": []}})
     assert (answer.json()["outcome"], answer.json()["results"]) == ("result", {"square": []})
     key = RunKey("mapped_squares", answer.json()["dag_run_id"])
@@ -234,7 +234,7 @@ async def test_one_idempotency_key_triggers_one_run(
 
 
 async def test_errors_of_airflow_are_passed_on(stack: DemoStack, caller: httpx.AsyncClient) -> None:
-    """The statuses and the words are Airflow's own, with and without our parameter."""
+    """Statuses and texts are Airflow's own, with and without `wait_for_completion`."""
     wrong: list[tuple[str, Any, dict[str, str], int]] = [
         ("chat_answer", {}, {"Authorization": "Bearer wrong"}, 403),
         ("chat_answer", {}, {"Authorization": ""}, 401),

@@ -1,4 +1,4 @@
-"""Airflow's own way to wait, asked of Airflow and of us: the same answers."""
+"""Airflow's own `…/wait`, at Airflow and at the server: the same responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUN_SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def runs(airflow: AirflowRestClient) -> dict[str, RunKey]:
-    """Runs that are over: an answer, an answer in parts, one that Airflow itself marks, and a failure."""
+    """Finished runs: a result, a mapped result, a native result, and a failure."""
     quick = {"chat_answer": {"teardown_seconds": 0}, "fail_before_teardown": {"teardown_seconds": 0}}
     confs: dict[str, dict[str, Any]] = {**quick, "native_result": {"archive_seconds": 0}, "mapped_squares": {}}
     keys = {dag_id: RunKey(dag_id, airflow.trigger_run(dag_id, conf)) for dag_id, conf in confs.items()}
@@ -33,7 +33,7 @@ def runs(airflow: AirflowRestClient) -> dict[str, RunKey]:
 
 @pytest.fixture
 async def both(stack: DemoStack, token: str) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
-    """Airflow, and us."""
+    """Clients of Airflow and of the server."""
     headers = {"Authorization": f"Bearer {token}"}
     async with (
         httpx.AsyncClient(base_url=stack.airflow_url, headers=headers, timeout=RUN_SECONDS) as native,
@@ -47,7 +47,7 @@ def path(key: RunKey, query: str) -> str:
 
 
 def lines(body: str) -> list[Any]:
-    """Return what the lines say; Airflow tells a state again at each interval, we tell it less often."""
+    """Return the lines without repeated states: Airflow repeats a state at each interval, the server less often."""
     return [line for line, _ in groupby(json.loads(line) for line in body.splitlines())]
 
 
@@ -105,7 +105,7 @@ async def test_wait_responses_for_unknown_runs_are_equal(
 async def test_wait_responses_are_equal_from_the_first_state_on(
     both: tuple[httpx.AsyncClient, httpx.AsyncClient], airflow: AirflowRestClient, dag_id: str
 ) -> None:
-    """It waits until both have said that it is queued."""
+    """The run starts after both have reported it as queued."""
     conf = {"archive_seconds": 1} if dag_id == "native_result" else {"teardown_seconds": 1}
     await asyncio.to_thread(airflow.set_paused, dag_id)
     try:
@@ -143,7 +143,7 @@ async def test_airflows_own_client_works_with_the_servers_address(
             return DagRunApi(client).wait_dag_run_until_finished(*key, interval=0.5)
 
     both = (stack.airflow_url, stack.server_url)
-    # A run that goes on is answered with text of several lines, one that is over with an object; that is the client's.
+    # The client returns text of several lines for an active run, and an object for a finished one.
     native, ours = await asyncio.gather(*(asyncio.to_thread(ask, host, key) for host in both))
     assert lines(ours)[-1] == lines(native)[-1]
     native, ours = [await asyncio.to_thread(ask, host, runs["native_result"]) for host in both]

@@ -1,4 +1,4 @@
-"""What tasks of a real Airflow say is told to those whom it lets read their XComs, also in streams of many runs."""
+"""Output of tasks of a real Airflow is sent to callers who can read XComs, also in streams of many runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTPUT = "type=chunk&type=progress"
 
 
 async def run(airflow: AirflowRestClient, dag_id: str) -> RunKey:
-    """Have a DAG run to its end."""
+    """Trigger a run, and wait for its end."""
     await asyncio.to_thread(eventually, lambda: airflow.get_dag(dag_id), SECONDS, f"{dag_id} is read")
     key = RunKey(dag_id, await asyncio.to_thread(airflow.trigger_run, dag_id))
     assert await asyncio.to_thread(airflow.wait_until_finished, *key) == "success"
@@ -32,7 +32,7 @@ async def run(airflow: AirflowRestClient, dag_id: str) -> RunKey:
 
 @asynccontextmanager
 async def heard(server: StreamServerProcess, user: str, path: str) -> AsyncIterator[list[Frame]]:
-    """Have somebody listen, and give what he has heard so far."""
+    """Follow a stream as a user; yields the list of frames received so far."""
     frames: list[Frame] = []
     begun = asyncio.Event()
 
@@ -56,7 +56,7 @@ async def heard(server: StreamServerProcess, user: str, path: str) -> AsyncItera
 
 
 def said(frames: list[Frame], dag_id: str = SPEAKING) -> list[object]:
-    """Return the values of what the tasks of a DAG say; `withheld` for what is not told."""
+    """Return the output of the tasks of a DAG; `withheld` for values that are not sent."""
     spoken = [one for one in frames if one["type"] in {"chunk", "progress"} and one["dag_id"] == dag_id]
     return ["withheld" if one.get("withheld") else one["value"] for one in spoken]
 
@@ -101,7 +101,7 @@ async def test_runs_of_a_dag_are_not_sent_after_its_permission_is_revoked(
         async def told_no_more() -> bool:
             return not await told()
 
-        # What Airflow answered a moment ago stands for another one, in which a run can be over.
+        # Airflow's answer is cached for a moment, in which a run can end.
         await eventually_answered(told_no_more, SECONDS)
         denied.deny_only()
         await eventually_answered(told, SECONDS)

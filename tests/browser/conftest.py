@@ -1,4 +1,4 @@
-"""A real Chromium. Where CI=true a missing one is a failure; elsewhere the tier says that it was left out."""
+"""A real Chromium. Without it, tests are skipped, or fail where CI=true."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of a Chromium: one on PATH, else Debian's package where it may be installed."""
+    """Path of Chromium on PATH. As root, Debian's package is installed if there is none."""
     return find_or_install("chromium", *NAMES)
 
 
 @pytest.fixture(scope="session")
 def auth_server(stack: DemoStack) -> Iterator[StreamServerProcess]:
-    """A stream server of the stack that has Airflow decide who may see what, and asks it often."""
+    """A stream server of the stack that checks permissions at Airflow, and often."""
     server = stack.add_server(options=["--auth", "airflow", "--auth-cache", "1s"])
     server.start()
     yield server
@@ -41,6 +41,6 @@ def rest(stack: DemoStack) -> Iterator[AirflowRestClient]:
 async def browser(
     chromium: str, auth_server: StreamServerProcess, rest: AirflowRestClient
 ) -> AsyncIterator[BrowserSession]:
-    """An admin of Airflow who has signed in."""
+    """A browser session of a signed-in admin of Airflow."""
     async with open_browser(chromium, auth_server.url, rest.token) as visitor:
         yield visitor

@@ -1,4 +1,4 @@
-"""Behind the documented proxies a real browser speaks HTTP/2, and has more than six streams of a host."""
+"""Behind the documented proxies a real browser uses HTTP/2, and opens more than six streams of a host."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_browser_opens_many_streams_of_one_host(
                 assert await page.evaluate(PROTOCOL) == "h2"
                 await page.evaluate(OPEN, [stream_path(run), STREAMS])
                 await eventually_async(lambda: server.hub.statistics().subscriptions == STREAMS + 1)
-                # A request of another kind gets through beside them.
+                # Another request succeeds beside them.
                 assert await page.evaluate("async () => (await fetch('/ready')).status") == 200
                 await airflow.complete_chain(run)
                 await page.wait_for_function(f"window.ends === {STREAMS}")

@@ -1,4 +1,4 @@
-"""The chat page: answers as they come, of a real Airflow, in a real browser."""
+"""The chat page with a real Airflow in a real browser: answers as they arrive."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def wait_for(page: Page, word: str) -> None:
 
 
 async def assert_told(page: Page, whole: str) -> None:
-    """The answer is whole, and everything that was seen of it before was a part of it, and never less than before."""
+    """Check that the answer is complete, and that each text shown before was a growing prefix of it."""
     await expect(page.locator(".by-dag[data-answer=complete]").last).to_contain_text(whole, timeout=SECONDS)
     seen = [text.strip() for text in json.loads(await page.evaluate("JSON.stringify(window.seen)"))]
     texts = [text for text in seen if text and whole.startswith(text[:10])]
@@ -128,7 +128,7 @@ async def sign_in(page: Page, password: str) -> None:
 
 
 async def log_out(airflow_url: str, browser: BrowserSession) -> None:
-    """Have Airflow revoke the visitor's token, as when he logs out in another tab."""
+    """Have Airflow revoke the user's token, as when they log out in another tab."""
     (token,) = [cookie["value"] for cookie in await browser.context.cookies() if cookie["name"] == "_token"]
     async with httpx.AsyncClient(base_url=airflow_url) as client:
         await client.get("/api/v2/auth/logout", headers={"Cookie": f"_token={token}"})

@@ -39,7 +39,7 @@ async def test_the_page_shows_a_run_live(
             await expect(page.locator("table")).to_contain_text("askrunning")
             await airflow.run_task(run, "answer", {"text": "because"})
             await expect(page.locator("#outcome")).to_have_text('{"answer":{"text":"because"}}')
-            # The page closes its source at the end; nobody watches any more, and nobody comes back.
+            # The page closes its source at the end; no client is left, and none reconnects.
             await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
 
 

@@ -1,4 +1,4 @@
-"""What a page of another origin can do with the cookies of its visitor: nothing (cross-site WebSocket hijacking)."""
+"""A page of another origin can do nothing with the user's cookies (cross-site WebSocket hijacking)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_cookies_alone_open_nothing_for_a_foreign_page(
         ):
             await eventually_async(lambda: server.hub.is_live)
             context = await browser.new_context()
-            # For the host, whatever the port: the page of another origin is of the same site, so that they are sent.
+            # Cookies belong to the host, whatever the port: the foreign page is same-site, so the cookies are sent.
             await context.add_cookies([{"name": "_token", "value": ada.token, "domain": "127.0.0.1", "path": "/"}])
             page = await context.new_page()
             await page.goto(f"{foreign}/page.html")

@@ -1,4 +1,4 @@
-"""The run page and the list of runs, of a real Airflow, in a real browser."""
+"""The run page and the list of runs, with a real Airflow in a real browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chat DAG that is shipped, on the chat page: a real Airflow runs it, a real browser shows what it says."""
+"""The shipped chat DAG on the chat page, with a real Airflow in a real browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = Path(__file__).resolve().parents[2] / "examples" / "dags" / f"{DAG_ID}.py
 
 
 def glossary() -> dict[str, str]:
-    """What the DAG knows, read from its file: to import it takes all of Airflow."""
+    """Return the glossary of the DAG, parsed from its file, because importing it needs Airflow."""
     (value,) = [
         statement.value
         for statement in ast.parse(FILE.read_text()).body
@@ -48,7 +48,7 @@ def last(page: Page, answer: str = "complete") -> Locator:
 
 
 async def wait_for_words(page: Page) -> None:
-    """Wait until the answer has begun, and is not over."""
+    """Wait until the answer has started, and has not ended."""
     await expect(last(page, "coming").locator(".text")).to_contain_text(KNOWN["DAG"], timeout=SECONDS)
 
 

@@ -25,7 +25,7 @@ EACH_STATE = ["scheduled", "queued", "running", "success"]
 
 
 async def received(page: Page, kind: str) -> list[Frame]:
-    """Wait until the client has received a frame of a type, and return all that it has received."""
+    """Wait until the client has received a frame of a type; return all frames so far."""
     await page.wait_for_function(f"window.received?.some((data) => JSON.parse(data).type === '{kind}')")
     return [json.loads(data) for data in await page.evaluate("() => window.received")]
 

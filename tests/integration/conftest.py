@@ -1,4 +1,4 @@
-"""Fixtures of servers that ask Airflow who may see what: of a stub of it, where tests give and take rights."""
+"""Fixtures of servers that check permissions at a stub of Airflow."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from support.waiting import eventually_async
 
 @pytest.fixture
 def ada() -> CallerPermissions:
-    """Somebody who may read everything, until a test takes that away."""
+    """A caller who can read everything, until a test takes permissions away."""
     return CallerPermissions()
 
 
 @pytest.fixture
 def permissions(stub: AirflowStub, ada: CallerPermissions) -> StubPermissions:
-    """What the stub answers to whom."""
+    """The permissions of callers at the stub."""
     door = StubPermissions(ada)
     stub.instead = door
     return door
@@ -35,7 +35,7 @@ async def auth_server(
     stub: AirflowStub,
     permissions: StubPermissions,
 ) -> AsyncIterator[RunningServer]:
-    """A server that asks that Airflow, and asks often."""
+    """A server that checks permissions at the stub, and often."""
     configured = settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="1s", ping_interval="100ms")
     async with running_server(configured) as server:
         await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
@@ -44,7 +44,7 @@ async def auth_server(
 
 @pytest.fixture
 async def key(airflow: AirflowSql, stub: AirflowStub) -> RunKey:
-    """A run of `CHAIN`, just triggered."""
+    """A run of `CHAIN` that was just triggered."""
     key = RunKey("chat", "r1")
     await airflow.trigger(key, stub.version, list(CHAIN))
     return key

@@ -1,4 +1,4 @@
-"""Whatever is asked, the server answers as it says it does, and has no fault."""
+"""Responses to generated requests are as documented, and none is a server error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Airflow decides who may see what, before a stream begins."""
+"""Airflow decides what a caller can see before a stream starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams of many runs tell what their caller may read, and no word of anything else."""
+"""Streams of many runs contain only what their caller can read."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ async def test_a_connection_without_credentials_authenticates_by_message(
         assert (await hear(connection, "snapshot"))["id"] == "a"
 
 
-# Look-ups that fail. Longest grace of the servers below: 200 ms + 1 s.
+# Look-ups that fail. The longest grace of the servers below is 200 ms + 1 s.
 
 NO_RUNS = [Response("<html>Please log in</html>", media_type="text/html"), JSONResponse({"dag_runs": None})]
 NO_DAGS = [refusal(500, "down"), JSONResponse({"dags": None}), JSONResponse({"dags": [{"dag_id": 5}]})]
@@ -237,7 +237,7 @@ MOST_LOOK_UPS = 4
 async def short_grace_server(
     settings: Callable[..., Settings], stub: AirflowStub, permissions: StubPermissions, airflow: AirflowSql
 ) -> AsyncIterator[RunningServer]:
-    """A server whose streams do not wait for long where Airflow can't be asked."""
+    """A server whose streams end soon after look-ups start to fail."""
     await airflow.trigger(MINE, stub.version, list(CHAIN))
     configured = settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="1s", poll_interval="100ms")
     async with running_server(configured) as server:
@@ -253,13 +253,13 @@ def bob(permissions: StubPermissions) -> CallerPermissions:
 
 
 def look_ups(stub: AirflowStub, caller: CallerPermissions, path: str) -> int:
-    """Return how often a path was asked for with the credential of a caller."""
+    """Return how often a path was requested with the credential of a caller."""
     asked = [asked for asked in stub.asked if asked.target.partition("?")[0] == path]
     return sum(asked.headers.get("authorization") == f"Bearer {caller.token}" for asked in asked)
 
 
 async def runs_until_closed(airflow: AirflowSql, events: Events) -> Frame:
-    """Have the run change its state until a stream ends, and return the last frame of it."""
+    """Change the state of the run until a stream ends; return its last frame."""
     reading, states = asyncio.create_task(events.rest()), ["running", "queued"]
 
     async def is_closed() -> bool:
@@ -303,7 +303,7 @@ async def test_a_malformed_list_of_dags_counts_as_no_answer(
     odd: Response,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # As if the caller's streams met many DAGs: all but the first answer for each comes from a list.
+    # As with many DAGs: all but the first answer for each DAG come from a list.
     monkeypatch.setattr(readable, "MAX_DIRECT_REQUESTS", 0)
     monkeypatch.setattr(readable, "MAX_RENEWAL_FACTOR", float("inf"))
     ada.listed = odd

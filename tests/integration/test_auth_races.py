@@ -1,4 +1,4 @@
-"""Callers who become somebody else, or go, while Airflow is still being asked; and an Airflow that has enough of it."""
+"""Callers that change their credential or disconnect during look-ups, and an Airflow that throttles look-ups."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def ada() -> CallerPermissions:
 
 @pytest.fixture
 def bob() -> CallerPermissions:
-    """He may read nothing of `chat`."""
+    """A caller who cannot read `chat`."""
     return CallerPermissions(unsigned_jwt(sub="bob"), of_dag={"chat": refusal(403, "Forbidden")})
 
 
 class Porter:
-    """Has some questions wait until the test lets them go on."""
+    """Holds some requests until the test releases them."""
 
     def __init__(self, permissions: StubPermissions) -> None:
         self._door = permissions
@@ -117,7 +117,7 @@ async def test_other_streams_continue_when_one_ends_during_reauthentication(
             if again.token not in asked.headers["authorization"] or "/dags/~/" not in asked.target:
                 return False
             asked_for.append(asked)
-            # The first looks at the token.
+            # The first request checks the token.
             return len(asked_for) > 1
 
         held_requests.holds = holds

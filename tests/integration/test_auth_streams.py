@@ -1,4 +1,4 @@
-"""What Airflow lets a caller see is asked again while his stream lives, and where Airflow itself is not there."""
+"""Permissions are checked again during a stream, also while Airflow is unavailable."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_a_waiting_call_ends_with_the_status_of_a_new_request(
         await eventually_async(lambda: auth_server.hub.statistics().subscriptions == 1)
         ENDS[what][0](ada)
         answer = await waiting
-    # Airflow says 403 to a token that was revoked; both say that it is good no more.
+    # Airflow responds 403 to a revoked token; both statuses mean that it is invalid.
     assert answer.status_code == (401 if what == "logout" else status)
 
 
@@ -130,7 +130,7 @@ async def test_an_expiring_token_is_announced(
             last = (await events.rest())[-1]
             assert (last["type"], last["code"], last["reconnect"]) == ("close", 4006, True)
         async with sse(auth_server.url, key, headers=ada.headers) as events:
-            # Told once: he has come with the same again.
+            # Announced once: the caller authenticated again with the same token.
             assert types([await events.next() for _ in range(8)]).count("close") == 0
         return
     async with websocket(auth_server.url, key, headers=ada.headers) as connection:

@@ -1,4 +1,4 @@
-"""WebSockets that say who they are in a message, at first or later."""
+"""WebSockets that authenticate by message, at the start or later."""
 
 from __future__ import annotations
 

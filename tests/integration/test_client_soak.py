@@ -1,4 +1,4 @@
-"""Clients of all kinds come and go for a while; `make check-clients` has more of them, for longer."""
+"""Clients of all kinds connect and disconnect for a while; `make check-clients` runs more of them, for longer."""
 
 from __future__ import annotations
 

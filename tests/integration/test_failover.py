@@ -1,4 +1,4 @@
-"""The database behind an address becomes another one: clients stay, and are told the truth."""
+"""The database behind an address is replaced: clients stay connected and get a correct state."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WAL_WRITER = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"
 
 @pytest.fixture
 def primary(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
-    """A server that a test may lose; its parameter is settings of PostgreSQL."""
+    """A PostgreSQL that a test may lose; the parameter is its settings."""
     with running_postgres(getattr(request, "param", None)) as server:
         yield server
 
@@ -51,7 +51,7 @@ async def database(primary: EmbeddedPostgres) -> str:
 
 @pytest.fixture
 async def run(primary: EmbeddedPostgres, database: str) -> RunKey:
-    """A run of three tasks, just triggered."""
+    """A run of three tasks that was just triggered."""
     async with AirflowSql.open(primary.url(database)) as airflow:
         version = await airflow.add_dag("chat", {"ask": [], "answer": [], "clean_up": []})
         key = RunKey("chat", "r1")
@@ -73,7 +73,7 @@ async def served(proxy: TcpProxy, database: str, **options: object) -> AsyncIter
 
 
 async def write(postgres: EmbeddedPostgres, database: str, run: RunKey, *steps: tuple[str, str]) -> list[int]:
-    """Change the states of tasks, each in a transaction, and return the numbers of the transactions."""
+    """Change the states of tasks, each in a transaction; return the transaction ids."""
     async with AirflowSql.open(postgres.url(database)) as airflow:
         before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
         for task_id, state in steps:
@@ -85,7 +85,7 @@ async def write(postgres: EmbeddedPostgres, database: str, run: RunKey, *steps: 
 
 
 async def write_under(numbers: list[int], postgres: EmbeddedPostgres, database: str, run: RunKey) -> None:
-    """Bring `answer` to `failed` in transactions that have the numbers of others that are lost, and one more."""
+    """Bring `answer` to `failed` in transactions that reuse the ids of lost ones, and in one more."""
     left = ["scheduled", "queued", "running", "failed"][-len(numbers) - 1 :]
     async with AirflowSql.open(postgres.url(database)) as airflow:
         for number in numbers:
@@ -96,7 +96,7 @@ async def write_under(numbers: list[int], postgres: EmbeddedPostgres, database: 
 
 
 async def told(events: Events, task_id: str, state: str) -> list[Frame]:
-    """Wait for a transition, and return all frames up to it."""
+    """Wait for a transition; return all frames up to it."""
     frames = [await events.next()]
     while (frames[-1].get("task_id"), frames[-1].get("state")) != (task_id, state):
         frames.append(await events.next())
@@ -104,7 +104,7 @@ async def told(events: Events, task_id: str, state: str) -> list[Frame]:
 
 
 async def begun_anew(events: Events) -> dict[str, str | None]:
-    """Wait for a reset because of another database, and return the states that the snapshot behind it tells."""
+    """Wait for a reset because the journal changed; return the states in the snapshot after it."""
     reset = (await events.until("reset"))[-1]
     assert reset["reason"] == "journal_changed"
     return states_in(await events.next())
@@ -125,7 +125,7 @@ async def received(connection: ClientConnection, kind: str) -> Frame:
 
 
 async def test_a_restored_backup_causes_a_resync(primary: EmbeddedPostgres, database: str, run: RunKey) -> None:
-    """A database of the same epoch, at an older state."""
+    """The database has the same epoch and an older state."""
     with base_backup(primary, standby=False) as backup:
         async with (
             TcpProxy.listen(primary.port) as proxy,
@@ -169,7 +169,7 @@ async def test_ready_reports_an_empty_database_until_the_journal_is_back(
             frames = await told(events, "ask", "scheduled")
             assert "reset" not in {frame["type"] for frame in frames}
 
-            # Another journal, that knows nothing of the run.
+            # Another journal, without rows of the run.
             await install_journal(other.url(database), "public", lock_timeout=5, attempts=1)
             await proxy.switch_to(other.port)
             (last,) = await events.rest()
@@ -190,7 +190,7 @@ async def test_a_promoted_standby_that_is_up_to_date_continues_the_stream(
             await events.next()
             await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
             await told(events, "ask", "queued")
-            # Not told yet when the primary is lost.
+            # Not sent yet when the primary is lost.
             await proxy.switch_to(None)
             await write(primary, database, run, ("ask", "running"))
             await asyncio.to_thread(catch_up, primary, standby)
@@ -211,7 +211,7 @@ async def test_a_promoted_standby_that_is_up_to_date_continues_the_stream(
 async def test_a_promoted_standby_that_lagged_reuses_transaction_ids(
     primary: EmbeddedPostgres, database: str, run: RunKey, *, told_before: bool
 ) -> None:
-    """What was told does not exist there, though its transactions do: as others."""
+    """Sent rows do not exist there, although their transaction ids do."""
     with running_standby(primary) as standby:
         await asyncio.to_thread(catch_up, primary, standby)
         await asyncio.to_thread(stop_following, standby)
@@ -239,7 +239,7 @@ async def test_a_promoted_standby_that_lagged_reuses_transaction_ids(
 async def test_a_crash_that_loses_commits_causes_a_resync(
     primary: EmbeddedPostgres, database: str, run: RunKey
 ) -> None:
-    """What was told had been committed, but not been written to disk; a crash gives its numbers to others."""
+    """Sent rows were committed but not written to disk. After a crash, other transactions reuse their ids."""
     async with (
         TcpProxy.listen(primary.port) as proxy,
         served(proxy, database) as server,
@@ -321,7 +321,7 @@ async def test_memory_stays_flat_while_the_database_changes(primary: EmbeddedPos
 
 
 async def fail_over(proxy: TcpProxy, servers: list[EmbeddedPostgres], database: str, clients: Clients) -> None:
-    """Lead the server to one copy of the database after the other, each with a history of its own."""
+    """Switch the server from one copy of the database to the next, each with a history of its own."""
     for postgres in servers:
         restarts = len(clients.lines[0].restarts)
         await write_everywhere(postgres, database)

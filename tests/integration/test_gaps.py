@@ -1,4 +1,4 @@
-"""What is missing from the journal is noticed, and made good."""
+"""Rows that are missing from the journal are detected, and cause a resync."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ MEND = "GRANT INSERT ON stream_server.journal TO airflow"
 
 @pytest.fixture
 def fast_settings(settings: Callable[..., Settings]) -> Settings:
-    """Settings of a server that looks often."""
+    """Settings of a server that checks often."""
     return settings(poll_interval="50ms", check_interval="50ms")
 
 
 async def begun_anew(events: Events) -> Frame:
-    """Wait for a reset because of losses, and return the snapshot behind it."""
+    """Wait for a reset because of lost transitions; return the snapshot after it."""
     reset = (await events.until("reset"))[-1]
     assert reset["reason"] == "transitions_lost"
     snapshot = await events.next()
@@ -44,7 +44,7 @@ def state_of(snapshot: Frame, task_id: str) -> str | None:
 
 
 async def told(events: Events, task_id: str, state: str) -> None:
-    """Wait until a task's state has been told, by a transition or by the snapshot of one more new beginning."""
+    """Wait until a task's state arrives, in a transition or in the snapshot of another resync."""
     while True:
         frame = await events.next()
         if frame["type"] == "task" and (frame["task_id"], frame["state"]) == (task_id, state):
@@ -194,7 +194,7 @@ async def test_a_server_disconnected_for_longer_than_the_retention_resyncs(
     async with sse(server.url, run) as events:
         await events.next()
         async with airflow.connection.transaction():
-            # As if the server had been away when the row was written, and when it was pruned.
+            # As if the server was down when the row was written and pruned.
             await airflow.set_task(run, "ask", "scheduled")
             await terminate_connections(airflow.connection)
             await airflow.connection.execute("SELECT stream_server.prune('0', 1000)")
@@ -204,7 +204,7 @@ async def test_a_server_disconnected_for_longer_than_the_retention_resyncs(
 async def test_rows_deleted_before_the_tail_read_them_cause_a_resync(
     airflow: AirflowSql, fast_settings: Settings, run: RunKey
 ) -> None:
-    """As where a server slept longer than the retention, and its connections with it."""
+    """As after a suspend of the server that lasts longer than the retention."""
     async with running_server(fast_settings) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
@@ -224,7 +224,7 @@ async def test_a_gap_before_the_first_read_is_detected(
 ) -> None:
     async with running_server(fast_settings) as server:
         await eventually_async(lambda: server.hub.is_live)
-        # The tail has begun, and has read nothing yet, perhaps.
+        # The tail has started, but may have read nothing yet.
         await airflow.connection.execute(BREAK)
         await airflow.set_task(run, "ask", "scheduled")
         await airflow.connection.execute(MEND)

@@ -104,7 +104,7 @@ async def test_a_row_of_an_unknown_kind_resyncs_all_streams_once(
             assert types([await firehose.next(), await events.next()]) == ["task", "task"]
     assert await metric(server, "journal_rows_skipped_total") == 1
     assert caplog.text.count("unknown kind 'unknown'") == 1
-    # Clients that left before the row cannot be replayed it; those that left after it lose nothing.
+    # Clients that disconnected before the row get a snapshot; those that disconnected after it lose nothing.
     async with all_runs(server.url, {"Last-Event-ID": firehose_cursor}) as firehose:
         assert (await firehose.next())["reason"] == "cursor_expired"
         await airflow.set_task(run, "ask", "success")

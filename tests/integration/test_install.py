@@ -1,4 +1,4 @@
-"""What install, uninstall and status do to Airflow's database."""
+"""`install`, `uninstall` and `status` on Airflow's database."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record
 
 
 async def catalog(url: str) -> set[tuple[str, str]]:
-    """Return every object of a database that a statement of ours could have made."""
+    """Return every object of a database that the installer could have created."""
     async with connected(url) as connection:
-        # TOAST tables are named by the oid of the table that they belong to, which our triggers do not change.
+        # TOAST tables are named by the oid of their table, which triggers do not change.
         return {tuple(row) for row in await connection.fetch(CATALOG)}
 
 
@@ -130,7 +130,7 @@ async def test_install_works_in_a_schema_of_another_name(airflow_database: str) 
 
 
 async def test_the_triggers_do_not_block_airflows_migrations(journal: str, airflow: AirflowSql) -> None:
-    """No column list and no WHEN: both make `airflow db migrate` fail."""
+    """They have no column list and no WHEN, which make `airflow db migrate` fail."""
     triggers = await airflow.connection.fetch(
         "SELECT tgrelid::regclass::text AS table_name, tgattr::text AS columns, tgqual IS NOT NULL AS has_when,"
         " tgtype & 1 = 1 AS for_each_row, tgtype & 2 = 0 AS after, p.prosecdef AS definer, p.proconfig::text AS config"
@@ -172,7 +172,7 @@ async def test_airflow_waits_only_briefly_for_a_locked_journal(airflow: AirflowS
         await transaction.start()
         await locker.execute("LOCK TABLE stream_server.journal IN ACCESS EXCLUSIVE MODE")
         async with airflow.connection.transaction():
-            # One wait for the whole transaction: 50 of 100 ms each would end in the timeout of the statement.
+            # One wait for the whole transaction: 50 waits of 100 ms each would exceed the statement timeout.
             await airflow.connection.execute("SET LOCAL statement_timeout = '2s'")
             for _ in range(50):
                 await airflow.connection.execute("UPDATE task_instance SET try_number = try_number + 1")

@@ -1,6 +1,6 @@
-"""Nothing is lost, doubled or out of order, whatever happens to transactions, tails and PostgreSQL.
+"""Nothing is lost, duplicated or out of order, whatever happens to transactions, tails and PostgreSQL.
 
-`STREAM_SERVER_SEED` plays the schedule of a seed again, `make check-lossless` plays a long one.
+`STREAM_SERVER_SEED` repeats the schedule of a seed; `make check-lossless` runs a long one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECONDS = 75.0 if IN_CI else 5.0
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EmbeddedPostgres]:
-    """A server that prepares transactions, and writes its log to disk for commits only."""
+    """A PostgreSQL with prepared transactions that flushes its WAL at commits only."""
     with running_postgres({**CLUSTER, "wal_writer_delay": "10s"}) as server:
         yield server
 
@@ -57,7 +57,7 @@ UPDATE = "UPDATE task_instance SET try_number = try_number + 1 WHERE map_index =
 
 
 async def roll_back(database: str) -> int:
-    """Roll some transactions back, of which a crash will know nothing, and return the number of the last."""
+    """Roll back some transactions that a crash forgets; return the id of the last."""
     connection = await asyncpg.connect(database)
     for map_index in range(5):
         await connection.execute("BEGIN")
@@ -69,7 +69,7 @@ async def roll_back(database: str) -> int:
 
 
 async def crash_and_write(cluster: EmbeddedPostgres, database: str, what: str) -> None:
-    """Kill PostgreSQL, or one of its backends, at which it throws all others out and recovers; then write."""
+    """Kill PostgreSQL, or one backend, at which it ends all others and recovers; then write."""
     if what == "PostgreSQL":
         await asyncio.to_thread(cluster.kill)
         await asyncio.to_thread(cluster.start)
@@ -85,7 +85,7 @@ async def crash_and_write(cluster: EmbeddedPostgres, database: str, what: str) -
 async def test_transaction_ids_reused_after_a_crash_lose_no_rows(
     cluster: EmbeddedPostgres, database: str, what: str
 ) -> None:
-    """A crash forgets transactions that were rolled back after the last commit; their numbers come again."""
+    """A crash forgets transactions that were rolled back after the last commit; their ids are reused."""
     field = await prepare_workload(database, runs=1, instances=10)
     tail = TaskTail(database, "tail")
     with reconnect_quickly():
@@ -109,7 +109,7 @@ async def test_transaction_ids_reused_after_a_crash_lose_no_rows(
 async def test_transaction_ids_reused_after_a_crash_reach_earlier_subscribers(
     cluster: EmbeddedPostgres, database: str, what: str
 ) -> None:
-    """The state of a run was read after the transactions that the crash forgets."""
+    """The state of the run was read after the transactions that the crash forgets."""
     field = await prepare_workload(database, runs=1, instances=10)
     forgotten = await roll_back(database)
     clients = Clients(database)

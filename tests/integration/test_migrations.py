@@ -1,4 +1,4 @@
-"""The journal's own schema: upgrades end where a fresh install begins, and servers bear each other's versions."""
+"""The journal's own schema: an upgrade equals a fresh install, and servers work with neighbouring versions."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ async def install_now(url: str) -> None:
 
 
 def installed_by(version: int) -> list[Path]:
-    """Return the parts of the script that an older version installed, in order."""
+    """Return the scripts of an older version, in order."""
     return sorted(SCHEMAS.glob(f"{version:04}*.sql"))
 
 
 async def install_version(url: str, version: int) -> None:
-    """Install what an older version did."""
+    """Install the journal as an older version did."""
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction():
@@ -66,7 +66,7 @@ async def install_version(url: str, version: int) -> None:
 
 
 async def described(url: str) -> set[tuple[str, ...]]:
-    """Return what makes up our schema, but for its data."""
+    """Return the objects of the journal's schema, without data."""
     connection = await asyncpg.connect(url)
     try:
         return {tuple(map(str, row)) for row in await connection.fetch(DESCRIPTION)}
@@ -76,7 +76,7 @@ async def described(url: str) -> set[tuple[str, ...]]:
 
 @contextmanager
 def next_version(migration: str, oldest_server: int = SCHEMA_VERSION) -> Iterator[None]:
-    """Have install make the version that comes after this one."""
+    """Make the installer install a further version."""
     migrations = {**load_migrations(), SCHEMA_VERSION + 1: migration}
     with (
         patch.object(installing, "SCHEMA_VERSION", SCHEMA_VERSION + 1),

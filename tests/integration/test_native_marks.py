@@ -1,4 +1,4 @@
-"""Airflow 3.3's own result marks: what a run shows of them, and what is known of them from earlier runs."""
+"""Airflow 3.3's own result marks, read from a run and from earlier runs of the version."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def begin(airflow: AirflowSql, run_id: str, version: UUID) -> RunKey:
 
 
 async def push(airflow: AirflowSql, key: RunKey, task_id: str, value: object) -> None:
-    """Let a task start and push its value, as Airflow 3.3 does: with a mark for `left` and `right`."""
+    """Start a task and push its value as Airflow 3.3 does: with a mark for `left` and `right`."""
     await airflow.start_task(key, task_id)
     await airflow.push(key, task_id, value, dag_result=task_id != "log")
 
@@ -99,7 +99,7 @@ async def test_the_second_run_answers_with_the_last_value(
 
 
 async def test_an_unfinished_run_does_not_count_as_an_earlier_run(server: RunningServer, airflow: AirflowSql) -> None:
-    """What was known while it went on is not kept for its version."""
+    """Marks read during a run are not cached for its version."""
     version = await add_version(airflow)
     first = await begin(airflow, "first", version)
     await push(airflow, first, "left", 1)
@@ -170,7 +170,7 @@ async def test_the_newest_value_shows_where_the_author_has_moved_the_mark(
 async def test_every_server_gives_the_same_answer(
     settings: Callable[..., Settings], server: RunningServer, airflow: AirflowSql
 ) -> None:
-    """One has watched since before the earlier run ended, the other joins after it."""
+    """One server watches since before the earlier run ended, the other joins after it."""
     version = await add_version(airflow)
     first, second = [await begin(airflow, run_id, version) for run_id in ("first", "second")]
     async with running_server(settings()) as other, sse(server.url, second) as watching:

@@ -1,4 +1,4 @@
-"""The application under somebody else's ASGI server, configured by the environment."""
+"""The application under another ASGI server, configured by the environment."""
 
 from __future__ import annotations
 

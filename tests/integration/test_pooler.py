@@ -1,4 +1,4 @@
-"""A server behind PgBouncer: in transaction mode it polls, says so, and leaves no trace in sessions that it shares."""
+"""A server behind PgBouncer: in transaction mode it polls, reports it, and leaves no trace in shared sessions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POLLING = (
 BY_POLLING = {"connected": True, "doorbell": False}
 ROUND_ROBIN = "server_round_robin = 1"
 
-# What asyncpg calls its statements in any process that was just started.
+# asyncpg's statement names in any process that was just started.
 TAKEN = "".join(f"PREPARE __asyncpg_stmt_{number:x}__ AS SELECT 'not yours';" for number in range(1, 17))
 
 TRACES = """
@@ -45,16 +45,16 @@ SELECT jsonb_build_object(
 
 
 def poolers() -> list[str]:
-    """Return further lines of configuration for all ways to treat prepared statements that this PgBouncer knows."""
+    """Return configuration lines for each way to treat prepared statements that this PgBouncer has."""
     return ["max_prepared_statements = 0", "max_prepared_statements = 50"] if get_version() >= (1, 21) else [""]
 
 
 async def traces(postgres: EmbeddedPostgres, url: str, sessions: int) -> set[str]:
-    """Return what stays in so many sessions of a pool, looked at from within."""
+    """Return the session state in `sessions` sessions of a pool."""
     connections = [await asyncpg.connect(url, statement_cache_size=0) for _ in range(sessions)]
     found = set()
     for connection in connections:
-        # Held open, so that each has a session of its own.
+        # Kept open, so that each has a session of its own.
         await connection.execute("BEGIN")
         found.add(await connection.fetchval(TRACES))
     for connection in connections:
@@ -136,7 +136,7 @@ async def test_prepared_statements_of_other_clients_are_not_reused(
 async def test_the_connection_pool_does_not_reset_shared_sessions(
     postgres: EmbeddedPostgres, journal: str, run: RunKey
 ) -> None:
-    """Where the server shares a session with a client that relies on it, as some do with a pool of one."""
+    """As with a pool of one session that another client relies on."""
     with running_pgbouncer(postgres, "transaction", pool_size=1) as bouncer:
         url = bouncer.url(journal)
         other = await asyncpg.connect(url, statement_cache_size=0)

@@ -1,4 +1,4 @@
-"""Behind nginx, HAProxy and Caddy, as `examples/proxies` has them, beside Airflow: nothing is cut or held back."""
+"""Streams behind nginx, HAProxy and Caddy as in `examples/proxies`: nothing is cut or delayed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture(params=PROXIES)
 def start_proxy(request: pytest.FixtureRequest, certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> InFront:
-    """Puts the proxy of the moment in front of a server; whoever connects trusts its certificate."""
+    """A function that starts the proxy in front of a server; clients trust its certificate."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
 
     def start(server: str, airflow: str = NOWHERE, **how: Any) -> AbstractContextManager[ReverseProxy]:
@@ -54,7 +54,7 @@ def start_proxy(request: pytest.FixtureRequest, certificate: Certificate, monkey
 
 @pytest.fixture
 async def frequent_ping_server(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
-    """A server whose streams are never silent for long."""
+    """A server with frequent pings."""
     async with running_server(settings(ping_interval=PING_SECONDS)) as server:
         await eventually_async(lambda: server.hub.is_live)
         yield server
@@ -73,7 +73,7 @@ async def test_frames_come_one_by_one(
         assert [(await read())["type"] for read in readers] == ["snapshot"] * 3
         for state in ("scheduled", "queued", "running"):
             await airflow.set_task(run, "ask", state)
-            # The next one is not written before this one has come.
+            # The next one is written only after this one has arrived.
             assert [(await read())["state"] for read in readers] == [state] * 3
 
 
@@ -258,7 +258,7 @@ PATHS_OF_AIRFLOW = [
 
 
 def _paths_of_ours(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Return what our application answers below Airflow's API, our pages, and what is asked of a server's health."""
+    """Return the application's paths below Airflow's API, its pages, and its health endpoints."""
     for route in create_app(settings).routes:
         assert isinstance(route, (Route, WebSocketRoute))
         path = route.path.format(dag_id="chat", run_id="manual__2026-11-22T10%3A00%3A00%2B00%3A00")
@@ -271,7 +271,7 @@ def _paths_of_ours(settings: Settings) -> Iterator[tuple[str, str]]:
 
 @asynccontextmanager
 async def _saying(who: str) -> AsyncIterator[str]:
-    """Serve a word for whatever is asked; return the address."""
+    """Serve a word at every path; yields the URL."""
     config = uvicorn.Config(PlainTextResponse(who), port=0, log_config=None, ws="none", lifespan="off")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
@@ -288,7 +288,7 @@ Next = Callable[[], Any]
 
 @asynccontextmanager
 async def _lines(url: str, key: RunKey) -> AsyncIterator[Next]:
-    """Open a stream as NDJSON; yields what waits for the next frame."""
+    """Open a stream as NDJSON; yields a function that waits for the next frame."""
     async with (
         httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client,
         client.stream("GET", stream_path(key), headers=NDJSON) as response,
@@ -304,7 +304,7 @@ async def _lines(url: str, key: RunKey) -> AsyncIterator[Next]:
 
 @asynccontextmanager
 async def _messages(url: str, key: RunKey) -> AsyncIterator[Next]:
-    """Open a stream as WebSocket; yields what waits for the next frame."""
+    """Open a stream as WebSocket; yields a function that waits for the next frame."""
     async with websocket(url, key) as connection:
         yield lambda: _message(connection)
 

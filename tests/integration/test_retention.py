@@ -1,4 +1,4 @@
-"""What is deleted from the journal, and who notices: nobody who follows it."""
+"""Pruning of the journal; clients that follow it do not notice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONG_AGO = "now() - interval '2 hours'"
 
 
 async def write_rows(airflow: AirflowSql, count: int, at: str = "now()") -> None:
-    """Put rows of a usual size into the journal, in transactions of ten."""
+    """Write rows of a usual size to the journal, in transactions of ten."""
     await airflow.connection.execute(
         f"""DO $$ BEGIN FOR batch IN 1..{count // 10} LOOP
             INSERT INTO stream_server.journal
@@ -52,7 +52,7 @@ async def runs(journal: str) -> AsyncIterator[RunStore]:
 
 
 async def prune_all(runs: RunStore, age: float | None, size: int | None) -> list[int]:
-    """Delete as the pruner does, and return how many rows each batch had."""
+    """Delete as the pruner does; return the number of rows of each batch."""
     batches = [await runs.prune_journal(age, 1000, size)]
     while batches[-1]:
         batches.append(await runs.prune_journal(age, 1000, size, onward=True))
@@ -153,7 +153,7 @@ async def test_a_run_is_watched_across_its_own_deletion_by_size(
 
 @asynccontextmanager
 async def long_transactions(url: str) -> AsyncIterator[None]:
-    """Have a session sit in a transaction that has written, and another one in one that keeps its snapshot."""
+    """Open two long transactions: one that has written, and one that keeps its snapshot."""
     writer, reader = await asyncpg.connect(url), await asyncpg.connect(url)
     try:
         await writer.execute("BEGIN")
@@ -167,7 +167,7 @@ async def long_transactions(url: str) -> AsyncIterator[None]:
 
 
 async def explain(connection: asyncpg.Connection[asyncpg.Record], statement: str) -> dict[str, Any]:
-    """Run a statement, and return its plan with what it did."""
+    """Run a statement; return its plan with run-time statistics."""
     found = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}")
     (plan,) = json.loads(found) if isinstance(found, str) else found
     top: dict[str, Any] = plan["Plan"]
@@ -175,7 +175,7 @@ async def explain(connection: asyncpg.Connection[asyncpg.Record], statement: str
 
 
 def buffers(plan: dict[str, Any]) -> int:
-    """Return how many pages were looked at, from wherever they came."""
+    """Return the number of pages read, from cache or disk."""
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
@@ -192,7 +192,7 @@ async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: Ai
         async with long_transactions(journal):
             if name == "beside":
                 await write_rows(airflow, 20_000)
-                # Half of it deleted, which vacuum can't remove now.
+                # Half of the rows are deleted, and vacuum can't remove them now.
                 assert sum(await prune_all(runs, None, 2_000_000)) > 5000
             cursor = await runs.read_snapshot()
             await write_rows(airflow, 50)

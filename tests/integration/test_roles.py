@@ -1,4 +1,4 @@
-"""Three roles, none of them a superuser: Airflow's, one that owns the journal, and one that serves."""
+"""Three roles, none a superuser: Airflow's, the owner of the journal, and the server's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OPERATIONS = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").re
 
 
 def documented(start: str, **names: str) -> str:
-    """Return the statements of the docs that begin so, with names of ours."""
+    """Return the statements in the docs that start with a text, with the test's names."""
     (block,) = re.findall(rf"```sql\n({re.escape(start)}.+?)```", OPERATIONS, re.DOTALL)
     for name, ours in names.items():
         block = block.replace(f" {name};", f" {ours};").replace(f" {name} ", f" {ours} ")
@@ -55,7 +55,7 @@ def documented(start: str, **names: str) -> str:
 
 @pytest.fixture
 def role(postgres: EmbeddedPostgres, airflow_database: str) -> Iterator[Callable[[str], str]]:
-    """Make a role that may log in, and return its name."""
+    """A function that creates a role that can log in, and returns its name."""
     made: list[str] = []
 
     def make(name: str) -> str:
@@ -90,7 +90,7 @@ async def privileges(url: str, role: str) -> set[tuple[str, str]]:
 
 
 async def let_read(url: str, reader: str) -> None:
-    """As Airflow's role, let another one read what streams are made of."""
+    """As Airflow's role, grant another role SELECT on the tables that streams need."""
     await execute(url, documented("GRANT SELECT", stream_reader=reader))
 
 
@@ -108,7 +108,7 @@ async def is_superuser(url: str) -> bool:
 
 
 async def serves(url: str, airflow: AirflowSql, run: RunKey) -> None:
-    """See that a server does all that it should: stream both ways, prune, and put back what is missing."""
+    """Check that a server streams over both transports, prunes, and restores missing triggers."""
     settings = Settings.load(database_url=url, port=0, retention="1s", check_interval="200ms", grace_period=2.0)
     await airflow.connection.execute("UPDATE stream_server.journal SET at = at - interval '1 hour'")
     async with running_server(settings) as server, httpx.AsyncClient(base_url=server.url) as client:
@@ -144,7 +144,7 @@ async def test_a_reader_gets_what_serve_needs_and_nothing_else(
     reader = role("reader")
     await install_for(airflow_database, reader)
     given = await privileges(airflow_database, reader)
-    # PUBLIC may use the schema `public` already.
+    # PUBLIC can already use the schema `public`.
     wanted = {(one.name or one.schema, one.privilege) for one in READER_PRIVILEGES if one.name or one.schema}
     assert {(name.rpartition(".")[2], privilege) for name, privilege in given} == wanted
     await install_for(airflow_database, reader)
@@ -215,7 +215,7 @@ async def test_the_printed_sql_has_the_grants(airflow_database: str, role: Calla
 async def test_an_owner_needs_only_the_trigger_privilege(
     postgres: EmbeddedPostgres, airflow_database: str, role: Callable[[str], str]
 ) -> None:
-    """The journal can belong to a role that can read and write nothing of Airflow's."""
+    """The owner of the journal needs no right to read or write Airflow's tables."""
     owner, reader = role("owner"), role("reader")
     database = urlsplit(airflow_database).path[1:]
     url = url_as(owner, airflow_database)

@@ -1,4 +1,4 @@
-"""Clients of others, as they are, follow a run to its `end`, and across a connection that was cut."""
+"""Third-party clients follow a run to its `end`, also across a cut connection."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ LINE_SECONDS = 20.0
 
 
 class Script:
-    """A client in a process of its own, which writes a line for each frame."""
+    """A client process that writes a line for each frame."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     async def next(self) -> Frame:
-        """Return what the next line has that holds JSON."""
+        """Return the JSON of the next line that has some."""
         assert self._process.stdout is not None
         while True:
             line = await asyncio.wait_for(self._process.stdout.readline(), LINE_SECONDS)
@@ -51,7 +51,7 @@ class Script:
         return frames
 
     async def rest(self) -> str:
-        """Return what it still says, up to its end."""
+        """Return the rest of its output."""
         stdout, _ = await asyncio.wait_for(self._process.communicate(), LINE_SECONDS)
         assert self._process.returncode == 0
         return stdout.decode()
@@ -91,7 +91,7 @@ async def test_event_sources_follow_a_run_across_a_cut_connection_to_its_end(
             frames += await script.until("resumed")
             await airflow.run_task(run, "answer", ANSWER)
             frames += await script.until("end")
-            # They come back after the end, too, and 204 tells them to stop (WHATWG HTML 9.2.3).
+            # They also reconnect after the end, and 204 makes them stop (WHATWG HTML 9.2.3).
             if client == "eventsource.js":
                 assert await script.next() == {"type": "closed", "code": 204}
             else:
@@ -109,7 +109,7 @@ async def test_wscat_follows_a_run_to_its_end(server: RunningServer, run: RunKey
         frames = await script.until("snapshot")
         await airflow.complete_chain(run)
         frames += await script.until("end")
-        # It ends with the connection, and would do so with an error had that been one.
+        # It ends with the connection; an error would give another exit code.
         assert await script.rest() == ""
     assert states(frames, "ask") == EACH_STATE
     assert types(frames)[-2:] == ["result", "end"]

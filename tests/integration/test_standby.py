@@ -1,4 +1,4 @@
-"""A server that is pointed at a hot standby: it polls, says so, loses nothing, and goes on after a promotion."""
+"""A server on a hot standby polls, reports it, loses nothing, and continues after a promotion."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BY_POLLING = {"connected": True, "doorbell": False}
 
 @pytest.fixture
 def standby(postgres: EmbeddedPostgres, journal: str) -> Iterator[EmbeddedPostgres]:
-    """A hot standby of the session's server, level with it once the journal is installed."""
+    """A hot standby of the session's server that has replayed the installed journal."""
     with running_standby(postgres) as standby:
         catch_up(postgres, standby)
         yield standby
@@ -49,7 +49,7 @@ def standby(postgres: EmbeddedPostgres, journal: str) -> Iterator[EmbeddedPostgr
 def standby_settings(
     standby: EmbeddedPostgres, journal: str, settings: Callable[..., Settings]
 ) -> Callable[..., Settings]:
-    """Settings of a server that follows the standby."""
+    """Settings of a server on the standby."""
     url = standby.url(journal.rpartition("/")[2])
     return lambda **options: settings(database_url=url, **options)
 
@@ -92,7 +92,7 @@ async def test_a_late_commit_reaches_an_open_stream(
     standby_server: RunningServer,
     run: RunKey,
 ) -> None:
-    """A standby's snapshots do not name the transactions that are in progress on the primary."""
+    """A standby's snapshots do not list the transactions that are in progress on the primary."""
     await level(postgres, standby)
     async with AirflowSql.open(journal) as other, sse(standby_server.url, run, "?until=run") as events:
         await events.next()
@@ -235,7 +235,7 @@ async def test_notifications_arrive_after_a_promotion(
 
 @pytest.mark.parametrize("promoted", [False, True], ids=["standby", "promoted"])
 async def test_every_row_comes_exactly_once_from_a_replica(*, promoted: bool) -> None:
-    """Many writers on the primary, and transactions that are committed out of order, rolled back or prepared."""
+    """Many writers on the primary, with transactions that commit out of order, are rolled back or prepared."""
     seed = os.environ.get("STREAM_SERVER_SEED") or secrets.token_hex(4)
     print(f"STREAM_SERVER_SEED={seed}")  # noqa: T201 # shown where the test fails
     with running_postgres(CLUSTER) as primary:
@@ -265,7 +265,7 @@ async def test_every_row_comes_exactly_once_from_a_replica(*, promoted: bool) ->
 
 
 async def write_for(seconds: float, url: str, field: Workload, seed: str) -> Ledger:
-    """Have some writers follow their schedules for a while."""
+    """Run writers for `seconds`."""
     ledger, stop = Ledger(), asyncio.Event()
     writers = [asyncio.create_task(Writer(url, field, ledger, f"writer_{n}", seed).run(stop)) for n in range(8)]
     await asyncio.wait(writers, timeout=seconds)

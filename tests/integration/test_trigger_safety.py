@@ -1,4 +1,4 @@
-"""Airflow's transactions commit, whatever is wrong with us. The statements are those of Airflow's own models."""
+"""Airflow's transactions commit despite any fault of the journal. The statements are those of Airflow's own models."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ COMMITTED = {
 
 
 class Airflow:
-    """A process in which Airflow's models do what they do."""
+    """A process that runs Airflow's models."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def work(self, url: str) -> Any:
-        """Do all of it in a database; what was committed."""
+        """Run all transactions in a database; return what was committed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{url}\n")
@@ -100,7 +100,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
 
 @asynccontextmanager
 async def losses_counted(url: str) -> AsyncIterator[list[bool]]:
-    """Tell afterwards whether something was lost, and noticed."""
+    """Yield a list that has, at the end, the number of dropped writes."""
     noticed: list[bool] = []
     yield noticed
     connection = await asyncpg.connect(url)
@@ -151,7 +151,7 @@ async def test_what_airflow_commits_is_in_the_journal(models: Airflow, journal: 
     states = await airflow.connection.fetch(
         "SELECT state, count(*) FROM stream_server.journal WHERE kind = 'task' AND task_id = 'mapped' GROUP BY state"
     )
-    # Made, and cleared; the run's deletion stands for that of its tasks.
+    # Created, and cleared; the deletion of the run covers its tasks.
     assert {row["state"]: row["count"] for row in states} == {
         None: 2 * MAPPED,
         "success": MAPPED,

@@ -1,4 +1,4 @@
-"""An Airflow that answers 200 with something else than its API does."""
+"""An Airflow that responds 200 with a body that its API never sends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_XCOM_LISTS = malformed_bodies(xcom_entries=[None, 5, "a", {}])
 
 
 def instead(stub: AirflowStub, answer: Response, method: str, path: str) -> None:
-    """Have the stub answer so to requests with this method whose path ends so, and as before to all others."""
+    """Make the stub send this body to requests with this method and path suffix."""
 
     async def behave(asked: ReceivedRequest) -> Response | None:
         return answer if asked.method == method and asked.target.partition("?")[0].endswith(path) else None

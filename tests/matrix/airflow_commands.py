@@ -1,4 +1,4 @@
-"""Run by an interpreter with Airflow: several of its commands, for which it is imported once.
+"""Runs several commands of Airflow with one import; for the interpreter of an environment with Airflow.
 
 Commands are the lines of standard input, each a JSON list of arguments: `["users", "delete", "--username", "ada"]`.
 """

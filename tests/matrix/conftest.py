@@ -1,4 +1,4 @@
-"""Airflow's own commands on a real PostgreSQL; where an older Airflow cannot be had, tests fail."""
+"""Airflow's own commands on a real PostgreSQL. Tests fail if an older Airflow cannot be installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def base_distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the distribution as `pip install airflow-stream-server` makes it, dependencies included."""
+    """A folder with the base distribution as `pip install airflow-stream-server` installs it, with its dependencies."""
     target = tmp_path_factory.mktemp("light")
     command = [find_uv_bin(), "pip", "install", "--python", sys.executable, "--target", str(target), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS)
@@ -31,7 +31,7 @@ def base_distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def all_databases(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> UpgradedDatabases:
-    """Databases that have come up from Airflow 3.0; they go with the cluster."""
+    """Databases upgraded from Airflow 3.0, for the whole session."""
     environment = airflow.airflow_environment(
         tmp_path_factory.mktemp("airflow"),
         postgres.url(),
@@ -44,6 +44,6 @@ def all_databases(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def databases(all_databases: UpgradedDatabases) -> Iterator[UpgradedDatabases]:
-    """The ladder; the copies that a test has made of its databases go with the test."""
+    """The upgraded databases; copies that a test makes are dropped after the test."""
     yield all_databases
     all_databases.drop_copies()

@@ -1,4 +1,4 @@
-"""Environments with older versions of Airflow, each built once, of exactly what is pinned beside this file."""
+"""Environments with older versions of Airflow, each built once from the constraints beside this file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ BUILD_SECONDS = 600.0
 
 
 def environment_python(version: str) -> Path:
-    """Return the interpreter of an environment with this version of Airflow, which is built if it is not there.
+    """Return the interpreter of an environment with this version of Airflow; build it if it does not exist.
 
     Raises:
-        AssertionError: It cannot be built; the message ends with what uv says.
+        AssertionError: It cannot be built; the message ends with uv's output.
     """
     pins = CONSTRAINTS / f"airflow-{version}.txt"
     directory = CACHE / f"airflow-{version}"
@@ -37,7 +37,7 @@ def environment_python(version: str) -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     with _locked(directory.with_name(f"{directory.name}.lock")):
         if not complete.exists() or complete.read_text() != wanted:
-            # Scripts hold the path of their environment, so it is made in its own place, and is none without the mark.
+            # Scripts contain the path of their environment, so it is built in place; the marker file completes it.
             shutil.rmtree(directory, ignore_errors=True)
             _uv("venv", "--python", sys.executable, str(directory))
             _uv("pip", "sync", "--python", str(python), str(pins))
@@ -59,7 +59,7 @@ def _uv(*arguments: str) -> None:
 
 @contextmanager
 def _locked(lock: Path) -> Iterator[None]:
-    """Let one process build at a time; the lock goes with its holder, however it ends."""
+    """Let one process build at a time. The lock is released when its holder exits."""
     with lock.open("w") as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         yield

@@ -56,7 +56,7 @@ USERS = {
 
 @dataclass(frozen=True)
 class FabAirflow:
-    """Such an Airflow."""
+    """A running Airflow with that auth manager."""
 
     stack: DemoStack
     python: Path
@@ -66,10 +66,10 @@ class FabAirflow:
         return self.stack.airflow_url
 
     def run(self, *commands: Sequence[str]) -> None:
-        """Run commands of Airflow's.
+        """Run commands of Airflow.
 
         Raises:
-            AssertionError: One failed; the message ends with what it wrote.
+            AssertionError: One failed; the message ends with its output.
         """
         done = subprocess.run(
             [str(self.python), str(COMMANDS)],
@@ -84,12 +84,12 @@ class FabAirflow:
         assert done.returncode == 0, f"{commands} failed:\n{done.stdout}"
 
     def token(self, user: str) -> str:
-        """Return the token that a user gets for his password."""
+        """Log in with a password; return the token."""
         with self.stack.airflow.rest_client(Credentials(user, user)) as rest:
             return rest.token
 
     def cookies(self, user: str) -> dict[str, str]:
-        """Return what a user's browser sends after he has signed in on Airflow's page."""
+        """Sign in on Airflow's page; return the cookies."""
         with httpx.Client(base_url=self.url, timeout=SECONDS, trust_env=False, follow_redirects=True) as browser:
             page = browser.get("/auth/login/").raise_for_status().text
             form = re.search(r'name="csrf_token"[^>]* value="([^"]+)"', page)
@@ -99,7 +99,7 @@ class FabAirflow:
             return {"Cookie": "; ".join(f"{name}={value}" for name, value in browser.cookies.items())}
 
     def set_role(self, user: str, role: str) -> None:
-        """Let a user have this role, and no other."""
+        """Give a user exactly this role."""
         self._change("PATCH", user, json={"roles": [{"name": role}]}, params={"update_mask": "roles"})
 
     def delete_user(self, user: str) -> None:
@@ -115,12 +115,12 @@ class FabAirflow:
 
 @contextmanager
 def running_fab() -> Iterator[FabAirflow]:
-    """Run it, with a stream server beside it that asks nobody."""
+    """Run it, with a stream server without authorization."""
     python = environment_python(VERSION)
     settings = {
         "AIRFLOW__API_AUTH__JWT_SECRET": SECRET,
         "AIRFLOW__CORE__AUTH_MANAGER": MANAGER,
-        # It keeps what its users may for half a minute, and lets nobody log in more than a few times.
+        # By default it caches permissions for half a minute, and limits the rate of logins.
         "AIRFLOW__FAB__CACHE_TTL": "1",
         "AIRFLOW__FAB__AUTH_RATE_LIMITED": "False",
     }

@@ -1,4 +1,4 @@
-"""Read DAG files as Airflow does, and write what it would store as JSON; run by the interpreter of any version.
+"""Parse DAG files as Airflow does, and write what it would store as JSON; for the interpreter of any version.
 
 Usage: read_dags.py OUTPUT FOLDER..., with `[core] load_examples` off. Writes {"dags": {dag id: serialised DAG},
 "errors": {file name: text}, "modules": [names of all modules that were imported]}.

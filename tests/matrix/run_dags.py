@@ -1,4 +1,4 @@
-"""Run DAGs by `dag.test()`, and write which runs these are; by the interpreter of any version.
+"""Run DAGs with `dag.test()`, and write the run ids; for the interpreter of any version.
 
 Usage: run_dags.py OUTPUT FOLDER DAG_ID.... Writes {dag id: run id} as JSON.
 """

@@ -1,4 +1,4 @@
-"""What works where streaming works."""
+"""Checks that streaming works on a database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _numbers = itertools.count(1)
 
 @asynccontextmanager
 async def running_server_on(url: str, check_interval: float = NEVER) -> AsyncIterator[RunningServer]:
-    """Serve a database, as one that begins now."""
+    """Start a new server on a database."""
     settings = Settings.load(database_url=url, port=0, grace_period=2.0, check_interval=check_interval)
     async with running_server(settings) as server:
         await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
@@ -36,14 +36,14 @@ async def running_server_on(url: str, check_interval: float = NEVER) -> AsyncIte
 
 
 async def get_readiness(server: RunningServer) -> tuple[int, list[str]]:
-    """Return how a server says that it is: the status code, and what is wrong."""
+    """Return the status code and the problems of `/ready`."""
     async with httpx.AsyncClient(base_url=server.url, timeout=DEADLINE) as client:
         answer = await client.get("/ready")
     return answer.status_code, answer.json()["problems"]
 
 
 async def assert_triggers_restored(url: str) -> None:
-    """The server puts back what is missing."""
+    """Check that the server restores missing triggers."""
 
     async def complete() -> bool:
         return not (await fetch_status(url)).problems
@@ -52,14 +52,14 @@ async def assert_triggers_restored(url: str) -> None:
 
 
 async def trigger_new_run(airflow: VersionedSql, tasks: dict[str, list[str]], teardowns: dict[str, bool]) -> RunKey:
-    """Trigger a run of a DAG that nobody has seen before."""
+    """Trigger a run of a new DAG."""
     key = RunKey(f"chat_{next(_numbers)}", "manual__2026-11-22T10:00:00+00:00")
     await airflow.trigger(key, await airflow.add_dag(key.dag_id, tasks, teardowns), list(tasks))
     return key
 
 
 async def assert_streams(url: str, server: RunningServer) -> None:
-    """A new run is told from its first transition to its result, which does not wait for its task's success."""
+    """Check that a new run is streamed from its first transition to its result, before its task succeeds."""
     async with VersionedSql.open(url) as airflow:
         key = await trigger_new_run(airflow, CHAIN, {"clean_up": False})
         async with sse(server.url, key) as events:
@@ -78,7 +78,7 @@ async def assert_streams(url: str, server: RunningServer) -> None:
 
 
 async def assert_native_marks(url: str, server: RunningServer) -> None:
-    """A value with Airflow 3.3's own mark is the result at the end of the run, also for a client that joins late."""
+    """Check that a natively marked value is the result at the end of the run, also for a client that joins late."""
     async with VersionedSql.open(url) as airflow:
         key = await trigger_new_run(airflow, LEAVES, {})
         async with sse(server.url, key) as events:
@@ -91,6 +91,6 @@ async def assert_native_marks(url: str, server: RunningServer) -> None:
 
 
 async def results_for_late_client(server: RunningServer, key: RunKey) -> object:
-    """Return what somebody is told who comes when the answer is there."""
+    """Return the results that a client gets that joins after the result."""
     async with sse(server.url, key) as events:
         return (await events.until("result"))[-1]["results"]

@@ -1,4 +1,4 @@
-"""DAG files with our marks, read and serialised by each version of Airflow, with nothing else of ours installed."""
+"""DAG files with result marks, parsed and serialised by each version of Airflow, with the base distribution only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Found = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def read(base_distribution: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
-    """What a version makes of all forms and of all broken files, in one process."""
+    """A function that returns how a version parses all forms and all invalid files, in one process."""
 
     @cache
     def read_all(version: str) -> Found:

@@ -1,4 +1,4 @@
-"""`airflow db downgrade`, `clean` and `reset`, and our own `uninstall`, on a database in use."""
+"""`airflow db downgrade`, `clean` and `reset`, and `stream-server uninstall`, on a database in use."""
 
 from __future__ import annotations
 

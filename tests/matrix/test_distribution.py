@@ -1,4 +1,4 @@
-"""What `hatch_build.py` makes: distributions with the pages in them, and editable installs that follow changes."""
+"""What `hatch_build.py` builds: distributions with the pages, and editable installs that follow changes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def uv(*arguments: str, **settings: str) -> str:
 
 
 def check_out(target: Path) -> Path:
-    """Copy what is in the repository, or will be, and nothing that was built."""
+    """Copy tracked and untracked sources, but no build results."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -54,7 +54,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def without_node(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A PATH on which there is a shell, and nothing else."""
+    """A PATH with a shell, and nothing else."""
     directory = tmp_path_factory.mktemp("bin")
     (directory / "sh").symlink_to("/bin/sh")
     return str(directory)
@@ -62,7 +62,7 @@ def without_node(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def built(checkout: Path, without_node: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a source distribution and the wheel that was made of it, where no Node is on PATH."""
+    """A folder with a source distribution and the wheel built from it without Node on PATH."""
     target = tmp_path_factory.mktemp("dist")
     uv("build", "--python", sys.executable, "--out-dir", str(target), str(checkout), PATH=without_node)
     return target
@@ -108,7 +108,7 @@ def test_the_pages_can_be_left_out(without_node: str, tmp_path: Path) -> None:
 
 def test_an_editable_install_builds_once_and_again_after_a_change(checkout: Path, built: Path, tmp_path: Path) -> None:
     def install() -> tuple[int, str]:
-        """Return which page there is then: its inode, since each build makes a new one, and its text."""
+        """Install; return the inode of the page, which each build changes, and its text."""
         uv("pip", "install", "--python", str(tmp_path / "venv"), "--no-deps", "--editable", str(checkout))
         page = checkout / PAGES / "index.html"
         return page.stat().st_ino, page.read_text()

@@ -1,4 +1,4 @@
-"""Who may see what under Airflow's auth manager of Flask AppBuilder, where rights are those of single DAGs, too."""
+"""Permissions under Airflow's auth manager of Flask AppBuilder, where single DAGs have permissions, too."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rest(fab: FabAirflow) -> Iterator[AirflowRestClient]:
 
 @pytest.fixture(scope="module")
 def auth_server(fab: FabAirflow) -> Iterator[StreamServerProcess]:
-    """A server that asks Airflow, and often."""
+    """A server that checks permissions at Airflow, and often."""
     server = fab.stack.add_server(options=["--auth", "airflow", "--auth-cache", "1s"])
     server.start()
     yield server
@@ -54,7 +54,7 @@ def auth_server(fab: FabAirflow) -> Iterator[StreamServerProcess]:
 
 @pytest.fixture(scope="module")
 def finished_run(rest: AirflowRestClient) -> dict[str, RunKey]:
-    """A run of each DAG that has answered."""
+    """A finished run of each DAG."""
     keys = {dag_id: RunKey(dag_id, rest.trigger_run(dag_id)) for dag_id in (FOR_ALL, FOR_GUESTS)}
     assert [rest.wait_until_finished(*key) for key in keys.values()] == ["success", "success"]
     return keys
@@ -62,7 +62,7 @@ def finished_run(rest: AirflowRestClient) -> dict[str, RunKey]:
 
 @pytest.fixture(scope="module")
 def queued_run(rest: AirflowRestClient) -> RunKey:
-    """A run that never begins."""
+    """A run that never starts."""
     body = {"logical_date": None, "run_after": "2099-01-01T00:00:00Z", "dag_run_id": "waiting"}
     assert rest.request("POST", f"/dags/{FOR_GUESTS}/dagRuns", json=body).is_success
     return RunKey(FOR_GUESTS, "waiting")

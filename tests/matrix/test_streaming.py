@@ -1,4 +1,4 @@
-"""What tasks say in `dag.test()` of each version of Airflow: it is in that database, and told from there."""
+"""Output of tasks in `dag.test()` of each version of Airflow, streamed from its database."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ async def test_every_form_emits_output_and_returns(
 
 
 async def told_late(url: str, key: RunKey) -> list[Frame]:
-    """Return what somebody is told who comes when a run is over, and asks for what the speaking task returns.
+    """Return the frames that a client gets that joins after the end, and watches the task with output.
 
-    Before 3.1 `dag.test()` stores no structure of the DAG, so that nobody knows which task answers.
+    Before 3.1 `dag.test()` stores no structure of the DAG, so the result tasks are unknown.
     """
     async with sse(url, key, "?until=run") as events:
         task_id = output_values(await events.rest())[0]["task_id"]

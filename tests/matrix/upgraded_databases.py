@@ -1,4 +1,4 @@
-"""Databases that have come up from Airflow 3.0, one version after the other, with the journal in them."""
+"""Databases upgraded from Airflow 3.0, one version after the other, with the journal installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PASSED_VARIABLES = ("dag", "dag_version", "serialized_dag", "dag_run", "task_ins
 
 @dataclass(frozen=True)
 class VersionDatabase:
-    """A database at one version, as `airflow db migrate` left it and `install` completed it."""
+    """A database at one version, after `airflow db migrate` and `install`."""
 
     database: str
     epoch: str
@@ -40,11 +40,11 @@ class VersionDatabase:
 
 
 class UpgradedDatabases:
-    """Makes each rung when it is first asked for; tests get copies.
+    """Makes the database of a version when it is first needed; tests get copies.
 
     Args:
-        postgres: The cluster that holds the databases.
-        environment: The environment of Airflow's commands, but for the database.
+        postgres: The cluster with the databases.
+        environment: The environment variables of Airflow's commands, except for the database.
     """
 
     def __init__(self, postgres: EmbeddedPostgres, environment: Mapping[str, str]) -> None:
@@ -54,11 +54,11 @@ class UpgradedDatabases:
         self._copies: list[str] = []
 
     async def database_at(self, version: str) -> VersionDatabase:
-        """Return the database of a version, which nobody may change."""
+        """Return the database of a version, which must not be changed."""
         if version not in self._rungs:
             database = f"ladder_{version.replace('.', '_')}"
             place = VERSIONS.index(version)
-            drop_database(self._postgres, database)  # what a failure has left, so that it shows again
+            drop_database(self._postgres, database)  # the remains of a failed attempt, so that the failure occurs again
             if place == 0:
                 self._postgres.execute(f"CREATE DATABASE {database} OWNER {ROLE}")
             else:
@@ -76,30 +76,30 @@ class UpgradedDatabases:
         return self._postgres.url(name)
 
     def drop_copies(self) -> None:
-        """Drop all copies: nobody needs them any more."""
+        """Drop all copies."""
         for name in self._copies:
             drop_database(self._postgres, name)
         self._copies.clear()
 
     async def airflow_db(self, version: str, url: str, *arguments: str) -> None:
-        """Run `airflow db …` of a version; the event loop goes on meanwhile.
+        """Run `airflow db …` of a version, without blocking the event loop.
 
         Raises:
-            AssertionError: It failed; the message ends with what it says.
+            AssertionError: It failed; the message ends with its output.
         """
         await self.python(version, url, "-m", "airflow", "db", *arguments)
 
     async def python(self, version: str, url: str, *arguments: str, **settings: str) -> None:
-        """Run Python with an Airflow of a version that has a database; the event loop goes on meanwhile.
+        """Run Python with a version of Airflow on a database, without blocking the event loop.
 
         Args:
-            version: Of Airflow.
-            url: The database's.
-            arguments: Of the interpreter.
+            version: Version of Airflow.
+            url: Database URL.
+            arguments: Arguments of the interpreter.
             settings: Further environment variables.
 
         Raises:
-            AssertionError: It failed; the message ends with what it says.
+            AssertionError: It failed; the message ends with its output.
         """
         await asyncio.to_thread(self._python, version, url, arguments, settings)
 

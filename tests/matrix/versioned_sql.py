@@ -1,4 +1,4 @@
-"""Airflow's writes on whatever version of its schema is there, and tables full of them."""
+"""Airflow's writes on any version of its schema."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LATER_COLUMNS = {
 
 
 class VersionedSql(AirflowSql):
-    """A session of an Airflow of any version from 3.0 on."""
+    """A database session of an Airflow of any version from 3.0 on."""
 
     @classmethod
     @asynccontextmanager
@@ -67,7 +67,7 @@ class VersionedSql(AirflowSql):
         await self.insert("xcom", **values, timestamp=await self.connection.fetchval("SELECT clock_timestamp()"))
 
     async def insert(self, table: str, **values: object) -> None:
-        """Insert a row, without those columns that this version does not have."""
+        """Insert a row, without the columns that this version does not have."""
         columns = await self.columns(table)
         assert values.keys() - columns <= LATER_COLUMNS.get(table, set()), values.keys() - columns
         present = {name: value for name, value in values.items() if name in columns}
@@ -88,7 +88,7 @@ class VersionedSql(AirflowSql):
 
 
 async def fill_tables(airflow: VersionedSql) -> None:
-    """Leave behind what an Airflow in use does: runs and task instances in many states, with XComs."""
+    """Write rows as an Airflow in use does: runs and task instances in many states, with XComs."""
     version = await airflow.add_dag("history", CHAIN, {"clean_up": False})
     succeeded, failed, running, queued = (
         RunKey("history", f"manual__{name}") for name in ("succeeded", "failed", "running", "queued")
@@ -118,7 +118,7 @@ async def fill_tables(airflow: VersionedSql) -> None:
 
 
 async def clear_try_numbers(airflow: VersionedSql) -> None:
-    """Leave a task instance without numbers of tries, as only the oldest versions may: 3.2 fills them in."""
+    """Remove the try numbers of a task instance, as only the oldest versions can: 3.2 fills them in."""
     await airflow.connection.execute(
         "UPDATE task_instance SET try_number = NULL, max_tries = NULL"
         " WHERE run_id = 'manual__queued' AND task_id = 'clean_up'"
@@ -126,7 +126,7 @@ async def clear_try_numbers(airflow: VersionedSql) -> None:
 
 
 async def request_human_input(airflow: VersionedSql, key: RunKey, task_id: str) -> None:
-    """Have a task ask a human (3.1), as its operator does before it defers."""
+    """Request human input for a task (3.1), as its operator does before it defers."""
     await airflow.insert(
         "hitl_detail",
         ti_id=await airflow.connection.fetchval(

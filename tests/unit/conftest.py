@@ -1,4 +1,4 @@
-"""Properties are tried on as many examples as a quick tier can afford, however slow the machine."""
+"""Properties run as many examples as a quick tier can afford, without deadlines for slow machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Against a real WebSocket server on loopback, whose connections each follow a script."""
+"""The client against a real WebSocket server on loopback, whose connections each follow a script."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def breaks_after(*frames: AnyFrame | str) -> Script:
 
 
 class Server:
-    """What a server has seen, and its address."""
+    """The requests that a server has received, and its URL."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -217,7 +217,7 @@ def task(seq: int) -> TaskTransition:
 
 
 def at(frame: AnyFrame, xmax: int) -> str:
-    """A frame that is the last of its batch."""
+    """Return a frame that is the last of its batch."""
     return Wire(frame, ResumeToken(JournalPosition("e", xmax, xmax))).text
 
 
@@ -346,7 +346,7 @@ async def test_each_frame_restarts_the_time_limit() -> None:
 
 
 async def test_a_connection_that_breaks_after_long_silence_is_opened_again() -> None:
-    """Only pings come while a task takes its time; they are signs of life, too."""
+    """Only pings arrive during a long task; they restart the time limit, too."""
 
     async def silent(connection: ServerConnection) -> None:
         await says(SNAPSHOT)(connection)

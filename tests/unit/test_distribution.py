@@ -1,4 +1,4 @@
-"""What `pip install airflow-stream-server` brings along, and what it says without the rest."""
+"""What `pip install airflow-stream-server` installs, and the error without the extras."""
 
 from __future__ import annotations
 

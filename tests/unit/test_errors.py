@@ -44,7 +44,7 @@ AN: dict[type[StreamServerError], Callable[[], StreamServerError]] = {
 
 
 def an(kind: type[StreamServerError]) -> StreamServerError:
-    """An error of any kind."""
+    """Make an error of any kind."""
     if issubclass(kind, Throttled):
         return kind("What happened", 1)
     return AN[kind]() if kind in AN else kind("What happened")
@@ -55,7 +55,7 @@ def tree(kind: type[StreamServerError], depth: int = 0) -> list[tuple[int, str]]
 
 
 def documented_tree() -> list[tuple[int, str]]:
-    """The tree in the module's docstring: how deep each name stands, and the name."""
+    """Return the tree in the module's docstring: the depth of each name, and the name."""
     lines = re.findall(r"^ {4}([│ ]*(?:[├└]── )?)(\w+)(?: {2,}.*)?$", inspect.getdoc(errors) or "", re.MULTILINE)
     return [(len(branch) // 4, name) for branch, name in lines]
 

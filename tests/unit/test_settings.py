@@ -16,7 +16,7 @@ URL = "postgresql://airflow@db/airflow"
 
 @pytest.fixture(autouse=True)
 def empty_environment() -> Iterator[None]:
-    """Take our variables away, once for all examples of a property, and put them back."""
+    """Remove the settings' variables, once for all examples of a property, and restore them."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.upper().startswith(ENV_PREFIX)]:
             patch.delenv(name)

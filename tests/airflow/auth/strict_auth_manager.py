@@ -1,4 +1,4 @@
-"""Airflow's simple auth manager, from whose users a file takes permissions away.
+"""Airflow's simple auth manager with permissions that a file denies.
 
 `DENIED_FILE` holds `{"user": ["XCOM", "chat_answer", "RUN:chat_answer"]}`: entities of all DAGs, DAGs, and entities of
 one.

@@ -1,6 +1,6 @@
-"""Every form in which a DAG file can say which task answers, each in a DAG with another leaf that does not.
+"""Each form in which a DAG file can mark its result tasks, each in a DAG with another leaf that is not marked.
 
-Read by Airflow 3.0 to 3.3; `support.authoring_forms` says what is to come of each.
+Read by Airflow 3.0 to 3.3; `support.authoring_forms` has the expected results.
 """
 
 from __future__ import annotations

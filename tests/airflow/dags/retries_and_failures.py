@@ -1,4 +1,4 @@
-"""Answers that can be told apart, and a failure far above the task that answers."""
+"""A result that differs per try, and a failure six levels above the result task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WAIT_SECONDS = 60.0
 
 @dag(schedule=None)
 def numbered_tries():
-    """Each try answers with its number; the run goes on until a file, which `conf` names, says that it was cleared."""
+    """Each try returns its number. The run continues until a file, named in `conf`, says that it was cleared."""
 
     @task
     def answer() -> int:
@@ -31,7 +31,7 @@ def numbered_tries():
 
 @dag(schedule=None, default_args={"retries": 0})
 def failure_six_levels_up():
-    """The answer would come six levels below the task that fails."""
+    """The result task is six levels below the task that fails."""
 
     @task
     def fail() -> None:

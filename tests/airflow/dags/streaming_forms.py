@@ -1,4 +1,4 @@
-"""Every form in which a task says something while it runs."""
+"""Each form in which a task emits output while it runs."""
 
 from __future__ import annotations
 

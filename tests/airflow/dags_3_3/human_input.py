@@ -1,4 +1,4 @@
-"""A task that waits for human input, below one that asks for nothing."""
+"""A task that waits for human input, downstream of one that does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chat whose answers are numbers, told one by one: 20 for `count 20`; `count 20 fail` fails after them."""
+"""A chat whose answers are numbers, sent one by one: 20 for `count 20`; `count 20 fail` fails after them."""
 
 from __future__ import annotations
 

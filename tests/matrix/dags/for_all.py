@@ -1,4 +1,4 @@
-"""A DAG that says nothing of who may read it."""
+"""A DAG without access control of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A DAG that says itself who may read it, as Airflow's auth manager of Flask AppBuilder has it."""
+"""A DAG with `access_control`, as Airflow's auth manager of Flask AppBuilder supports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Airflow makes a folder for its logs as soon as it is imported; it shall not be in anybody's home."""
+"""Airflow creates a folder for its logs when it is imported; keep it out of the home directory."""
 
 from __future__ import annotations
 
