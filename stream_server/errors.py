@@ -1,47 +1,48 @@
-"""Every error that this package raises on purpose, and every code that it closes a connection with.
+"""Every error that this package raises on purpose.
 
     StreamServerError
-    ├── BadRequest            the caller asked for something that can't be
-    │   ├── BadParameter      a query parameter or path has a wrong value
+    ├── BadRequest            the request cannot be served as it is
+    │   ├── BadParameter      a query parameter or part of the path has a wrong value
     │   ├── UnknownTask       the DAG has no task of that name
-    │   ├── StreamIdInUse     one name for two streams of a connection
-    │   ├── TooManySubscriptions  more streams on one connection than are allowed
-    │   ├── IdempotencyKeyReused         an idempotency key was used before, for something else
-    │   ├── TokenInUrl        a token is given in a URL
-    │   ├── RequestTooLarge          a request is larger than this server reads
-    │   ├── UrlTooLong        its URL is
-    │   ├── HeadersTooLarge   its headers are
-    │   ├── RequestTooSlow    it has not come in time
-    │   ├── NulInText         it has a character that nothing of Airflow's has
-    │   └── NotHttp           it is no request at all
-    ├── TicketRefused         a ticket is used up, expired, for something else, or none
-    ├── RunNotFound           Airflow knows no such DAG run
+    │   ├── StreamIdInUse     two streams of a connection have the same id
+    │   ├── TooManySubscriptions  too many streams on one connection
+    │   ├── IdempotencyKeyReused  an idempotency key was used for another request
+    │   ├── TokenInUrl        a token is in a URL
+    │   ├── RequestTooLarge   the body of a request is too large
+    │   ├── UrlTooLong        the URL of a request is too long
+    │   ├── HeadersTooLarge   the headers of a request are too large
+    │   ├── RequestTooSlow    a request did not arrive in time
+    │   ├── NulInText         a text has a NUL character
+    │   └── NotHttp           the bytes are not an HTTP request
+    ├── TicketRefused         a ticket is used, expired, unknown, or valid for something else
+    ├── RunNotFound           Airflow does not know the DAG run
     ├── PagesMissing          the pages were not built
-    ├── Unauthenticated       the caller does not say who he is
-    ├── OriginNotAllowed         a page of another origin asks
+    ├── Unauthenticated       the caller did not authenticate
+    ├── OriginNotAllowed      the request comes from a page of another origin
     ├── CursorError           a cursor is damaged
     ├── Unavailable           try again later
-    │   ├── JournalMissing    the journal is not installed, or not whole
+    │   ├── JournalMissing    the journal is not installed, or incomplete
     │   ├── JournalForbidden  the database role lacks a privilege
     │   ├── JournalUnreachable  PostgreSQL does not answer
-    │   ├── ReadReplica       nothing can be kept in a read replica
-    │   ├── ServerFull        it has as many connections as it may
-    │   ├── PermissionUnknown  Airflow can't be asked who may read what
-    │   └── Draining          this server is shutting down
-    ├── InstallError          install or uninstall could not be done
-    ├── SettingsError         the configuration contradicts itself
+    │   ├── ReadReplica       a read replica cannot store anything
+    │   ├── ServerFull        the server has too many connections
+    │   ├── PermissionUnknown  Airflow does not answer what the caller may do
+    │   └── Draining          the server is shutting down
+    ├── InstallError          install or uninstall failed
+    ├── SettingsError         the configuration is incomplete or contradictory
     ├── AirflowError          Airflow's REST API refused or did not answer
-    │   ├── AirflowRefused    it refused; its status goes on to the client
-    │   └── AirflowNotResponding     it did not answer, or with an error of its own
-    │       └── AirflowTimeout   not in time
-    ├── AirflowUrlMissing        this server was not told where Airflow's API is
-    ├── Throttled             the caller has, or does, more than one may
-    │   ├── TooManyJoins      requests and subscriptions a second
-    │   ├── TooManyTickets    tickets that are not used
-    │   └── TooManyStreams    streams and waiting requests at once
-    └── NoResult              the bare value was asked for, and there is none
+    │   ├── AirflowRefused    it refused; its status is passed on to the client
+    │   └── AirflowNotResponding  it did not answer, or with a server error
+    │       └── AirflowTimeout  it did not answer in time
+    ├── AirflowUrlMissing     the address of Airflow's API is not configured
+    ├── Throttled             the caller exceeds a limit per caller
+    │   ├── TooManyJoins      of new requests and subscriptions per second
+    │   ├── TooManyTickets    of unused tickets
+    │   └── TooManyStreams    of open streams and waiting requests
+    └── NoResult              the plain value was requested, and there is none
 
-Errors that may reach an HTTP client know their status and title; `problem()` gives them as RFC 9457 asks.
+The title of an error is public, because the problem type is made of it (`problem_type`). So are the docstrings, which
+are part of `/openapi.json`.
 """
 
 from __future__ import annotations
@@ -50,34 +51,36 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+MAX_LISTED_TASKS = 20
+
 
 class StreamServerError(Exception):
-    """Base of all errors raised on purpose. Its text is meant for people and holds no secret."""
+    """Base of all errors raised on purpose. The text is shown to users and contains no secret."""
 
     status: int = 500
-    """HTTP status code that tells this error to a client."""
+    """HTTP status code of the response."""
 
     title: str = "Internal error"
     """Short summary, the same for every occurrence (RFC 9457 section 3.1.3)."""
 
     retry_after: int | None = None
-    """Seconds after which it makes sense to try again, for the `Retry-After` header."""
+    """Value of the `Retry-After` header, in seconds."""
 
     headers: Mapping[str, str] = MappingProxyType({})
-    """Further headers of the answer."""
+    """Further headers of the response."""
+
+    @classmethod
+    def problem_type(cls) -> str:
+        """Return the URN that identifies errors of this class (RFC 9457 section 3.1.1)."""
+        return f"urn:stream-server:problem:{cls.title.lower().replace(' ', '-')}"
 
     def problem_body(self) -> dict[str, Any]:
         """Return the members of an `application/problem+json` body (RFC 9457 section 3)."""
-        return {
-            "type": f"urn:stream-server:problem:{self.title.lower().replace(' ', '-')}",
-            "title": self.title,
-            "status": self.status,
-            "detail": str(self),
-        }
+        return {"type": self.problem_type(), "title": self.title, "status": self.status, "detail": str(self)}
 
 
 class BadRequest(StreamServerError):
-    """The caller asked for something that can't be."""
+    """The request cannot be served as it is."""
 
     status = 422
     title = "Bad request"
@@ -90,32 +93,32 @@ class BadParameter(BadRequest):
 
 
 class UnknownTask(BadRequest):
-    """The caller named a result task that the DAG does not have."""
+    """The request names a result task that the DAG does not have."""
 
     title = "Unknown task"
 
     def __init__(self, dag_id: str, task_id: str, known: list[str]) -> None:
         self.dag_id, self.task_id, self.known = dag_id, task_id, known
-        names = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")  # noqa: PLR2004
+        names = ", ".join(known[:MAX_LISTED_TASKS]) + (", ..." if len(known) > MAX_LISTED_TASKS else "")
         super().__init__(f"DAG {dag_id!r} has no task {task_id!r}; its tasks are: {names}")
 
 
 class StreamIdInUse(BadRequest):
-    """A client gives one name to two streams of a connection."""
+    """Another stream of the connection has the same id."""
 
     status = 409
     title = "Identity in use"
 
 
 class TooManySubscriptions(BadRequest):
-    """A client wants more streams on one connection than this server allows."""
+    """The connection has as many streams as this server allows."""
 
     status = 429
     title = "Too many subscriptions"
 
 
 class TicketRefused(StreamServerError):
-    """A ticket is used up, expired, for another path, or was never given."""
+    """The ticket is used, expired, unknown, or valid for another path."""
 
     status = 401
     title = "Ticket refused"
@@ -123,13 +126,13 @@ class TicketRefused(StreamServerError):
 
     def __init__(self, why: str) -> None:
         super().__init__(
-            f"{why}. A ticket opens one stream, once, and soon after it was given: get another one by"
-            " POST /api/v2/stream/tickets, and go on with cursor= where the stream was"
+            f"{why}. A ticket opens one stream, once, for a short time: request another one with"
+            " POST /api/v2/stream/tickets, and resume the stream with cursor="
         )
 
 
 class RunNotFound(StreamServerError):
-    """Airflow knows no such DAG run."""
+    """Airflow does not know the DAG run."""
 
     status = 404
     title = "Run not found"
@@ -147,28 +150,28 @@ class PagesMissing(StreamServerError):
 
 
 class Unauthenticated(StreamServerError):
-    """The caller does not say who he is, where he must."""
+    """The request needs authentication, and has none."""
 
     status = 401
     title = "Unauthenticated"
 
 
 class OriginNotAllowed(StreamServerError):
-    """A page of another origin asks, and this server was not told to let it."""
+    """The request comes from a page of another origin that this server does not allow."""
 
     status = 403
     title = "Foreign origin"
 
 
 class CursorError(StreamServerError):
-    """A cursor is damaged: it was not made by this server."""
+    """The cursor is damaged: this server did not make it."""
 
     status = 422
     title = "Damaged cursor"
 
 
 class Unavailable(StreamServerError):
-    """The request is fine, but can't be served now."""
+    """The request is valid, but cannot be served now."""
 
     status = 503
     title = "Unavailable"
@@ -176,7 +179,7 @@ class Unavailable(StreamServerError):
 
 
 class JournalMissing(Unavailable):
-    """The journal is not installed in this database, or is not whole."""
+    """The journal is not installed in this database, or is incomplete."""
 
     title = "Journal missing"
 
@@ -194,7 +197,7 @@ class JournalUnreachable(Unavailable):
 
 
 class ReadReplica(Unavailable):
-    """The database is a read replica, where nothing can be kept."""
+    """The database is a read replica, which cannot store anything."""
 
     status = 501
     title = "Read replica"
@@ -202,19 +205,19 @@ class ReadReplica(Unavailable):
 
 
 class ServerFull(Unavailable):
-    """This server has as many connections as it may."""
+    """This server has as many connections as it allows."""
 
     title = "Server full"
 
 
 class PermissionUnknown(Unavailable):
-    """Airflow can't be asked whether the caller may do what he asks for."""
+    """Airflow does not answer whether the caller has the permission that the request needs."""
 
     title = "Permission unknown"
 
 
 class Draining(Unavailable):
-    """This server is shutting down; another replica, or its successor, will answer."""
+    """This server is shutting down. Another replica, or the restarted server, will answer."""
 
     title = "Draining"
 
@@ -223,11 +226,11 @@ class Draining(Unavailable):
 
 
 class InstallError(StreamServerError):
-    """Install or uninstall could not be done; the database is as it was before."""
+    """Install or uninstall failed; the database is unchanged."""
 
 
 class SettingsError(StreamServerError):
-    """The configuration is incomplete or contradicts itself."""
+    """The configuration is incomplete or contradictory."""
 
 
 class AirflowError(StreamServerError):
@@ -238,19 +241,19 @@ class AirflowError(StreamServerError):
 
 
 class AirflowRefused(AirflowError):
-    """Airflow refused, and its answer goes on to the client with its own status."""
+    """Airflow refused the request; the response has its status and its text."""
 
     title = "Refused by Airflow"
 
     def __init__(self, message: str, status: int, *, challenge: str | None = None) -> None:
         self.status = status
         self.challenge = challenge
-        """What Airflow asks of who has not said who he is (`WWW-Authenticate`)."""
+        """Airflow's `WWW-Authenticate` header, if it answered 401."""
         super().__init__(message)
 
 
 class AirflowNotResponding(AirflowError):
-    """Airflow did not answer, or with an error of its own."""
+    """Airflow did not answer, or answered with a server error."""
 
     title = "Airflow does not answer"
 
@@ -263,84 +266,84 @@ class AirflowTimeout(AirflowNotResponding):
 
 
 class AirflowUrlMissing(StreamServerError):
-    """This server was not told where Airflow's API is."""
+    """This server is not configured with the address of Airflow's API."""
 
     status = 501
     title = "Airflow address unknown"
 
     def __init__(self) -> None:
-        super().__init__("This server was started without --airflow-url, so it can ask nothing of Airflow")
+        super().__init__("This server was started without --airflow-url, so it cannot send requests to Airflow")
 
 
 class IdempotencyKeyReused(BadRequest):
-    """An idempotency key was used before, for something else."""
+    """The idempotency key was used for another request."""
 
     title = "Idempotency key reused"
 
 
 class TokenInUrl(BadRequest):
-    """A token is given in a URL, where logs and histories keep it."""
+    """A token is in the URL, where logs and browser histories keep it."""
 
     status = 400
     title = "Token in URL"
 
     def __init__(self, parameter: str) -> None:
         super().__init__(
-            f"{parameter[:40]}= is not read: a URL is kept in logs and histories. Send the token in the header"
+            f"{parameter[:40]}= is not read: logs and browser histories keep URLs. Send the token in the header"
             ' Authorization, or over WebSocket as the first message: {"op":"auth","token":"…"}'
         )
 
 
 class RequestTooLarge(BadRequest):
-    """A request is larger than this server reads."""
+    """The body of the request is larger than this server reads."""
 
     status = 413
     title = "Request too large"
 
 
 class UrlTooLong(BadRequest):
-    """The URL of a request is longer than this server reads."""
+    """The URL of the request is longer than this server reads."""
 
     status = 414
     title = "URL too long"
 
 
 class HeadersTooLarge(BadRequest):
-    """A request has more headers, or larger ones, than this server reads."""
+    """The request has more headers, or larger ones, than this server reads."""
 
     status = 431
     title = "Headers too large"
 
 
 class RequestTooSlow(BadRequest):
-    """A request has not come in time."""
+    """The request did not arrive in time."""
 
     status = 408
     title = "Request too slow"
 
 
 class NulInText(BadRequest):
-    """A request has a NUL character, which nothing that PostgreSQL keeps can have."""
+    """The request has a NUL character, which PostgreSQL cannot store in text."""
 
     status = 400
     title = "NUL in text"
 
     def __init__(self) -> None:
-        super().__init__("Nothing here has a NUL character (%00, \\u0000) in its name; leave it out")
+        super().__init__("Names have no NUL character (%00, \\u0000); leave it out")
 
 
 class NotHttp(BadRequest):
-    """What has come is no HTTP."""
+    """The bytes that were received are not an HTTP request."""
 
     status = 400
     title = "Not HTTP"
 
     def __init__(self) -> None:
-        super().__init__("This is no request that HTTP/1.1 knows (RFC 9112)")
+        super().__init__("This is not an HTTP/1.1 request (RFC 9112)")
 
 
 class Throttled(StreamServerError):
-    """The caller has, or does, more than one caller may."""
+    """The caller exceeds a limit per caller."""
 
     status = 429
     title = "Too much"
@@ -352,33 +355,32 @@ class Throttled(StreamServerError):
 
 
 class TooManyJoins(Throttled):
-    """The caller begins requests, or subscriptions, faster than one may."""
+    """The caller starts more requests or subscriptions per second than this server allows."""
 
     title = "Too many joins"
 
 
 class TooManyTickets(Throttled):
-    """The caller holds as many unused tickets as one may."""
+    """The caller has as many unused tickets as this server allows."""
 
     title = "Too many tickets"
 
 
 class TooManyStreams(Throttled):
-    """The caller has as many streams and waiting requests as one may."""
+    """The caller has as many streams and waiting requests as this server allows."""
 
     title = "Too many streams"
 
 
 class NoResult(StreamServerError):
-    """The bare value was asked for, and there is none."""
+    """The plain value was requested, and there is none."""
 
     title = "No result"
 
     def __init__(self, message: str, status: int, outcome: dict[str, Any]) -> None:
         self.status = status
-        self._body = outcome
+        self._outcome = outcome
         super().__init__(message)
 
     def problem_body(self) -> dict[str, Any]:
-        """Return the problem with all that is known of the outcome."""
-        return {**self._body, **super().problem_body()}
+        return {**self._outcome, **super().problem_body()}

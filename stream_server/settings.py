@@ -1,4 +1,4 @@
-"""The settings of `stream-server serve`: options of the command, or environment variables with the same names."""
+"""Settings of `stream-server serve`: options of the command, or environment variables with the same names."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from stream_server.errors import SettingsError
 from stream_server.urls import Origin
 
 ENV_PREFIX = "STREAM_SERVER_"
-"""Prefix of the environment variables."""
 
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_duration(text: object) -> float:
-    """Read a duration: `500ms`, `5s`, `2m`, `1h`, or plain seconds.
+    """Return the seconds of a duration: `500ms`, `5s`, `2m`, `1h`, or plain seconds.
 
     Raises:
-        ValueError: The text is no duration.
+        ValueError: The text is not a duration.
     """
     match = _DURATION.fullmatch(str(text).strip(string.whitespace))
     if match is None:
@@ -40,10 +39,10 @@ _SIZE_UNITS = {"B": 1, "": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2
 
 
 def parse_size(text: object) -> int:
-    """Read a size: `512KiB`, `100MiB`, `1.5GiB`, or plain bytes.
+    """Return the bytes of a size: `512KiB`, `100MiB`, `1.5GiB`, or plain bytes.
 
     Raises:
-        ValueError: The text is no size.
+        ValueError: The text is not a size.
     """
     match = _SIZE.fullmatch(str(text).strip(string.whitespace))
     if match is None:
@@ -71,9 +70,9 @@ AllowedOrigin = Annotated[str, AfterValidator(_check_origin)]
 
 def _check_address(text: str) -> str:
     parts = urlsplit(text)
-    # A name and a password would take the place of every caller's own.
+    # A user name and password would replace the credentials of every caller.
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ValueError("this is no address; write https://airflow.example.com:8080, without user and password")
+        raise ValueError("this is not an address; write https://airflow.example.com:8080, without user and password")
     return text
 
 
@@ -81,160 +80,162 @@ def _check_network(text: str) -> str:
     try:
         ip_network(text, strict=False)
     except ValueError:
-        raise ValueError(f"{text[:60]!r} is no address and no network; write 10.0.0.7 or 10.0.0.0/8") from None
+        raise ValueError(f"{text[:60]!r} is not an address or a network; write 10.0.0.7 or 10.0.0.0/8") from None
     return text
 
 
 class Settings(BaseSettings):
-    """All settings of the server, frozen. `docs/settings.md` describes them, and a test sees to it."""
+    """All settings of the server, frozen. `docs/settings.md` describes them; a test compares both."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
 
     database_url: SecretStr
-    """Airflow's metadata database, PostgreSQL. SQLAlchemy's forms are accepted."""
+    """URL of Airflow's metadata database (PostgreSQL). SQLAlchemy URLs are accepted."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
 
     port: int = Field(default=8090, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 selects a free one."""
 
     workers: int = Field(default=1, ge=1)
-    """Processes that serve."""
+    """Number of processes that serve requests."""
 
     auth: Literal["airflow", "none"] | None = None
-    """Who decides what a caller may see. `airflow`: Airflow, the default where its address is known. `none`: everybody
-    may read everything."""
+    """What decides what a caller may see. `airflow`: Airflow's API, the default if its address is set. `none`: every
+    caller may read everything."""
 
     i_know_that_everybody_can_read_everything: bool = False
-    """Allows `none` on addresses that others can reach."""
+    """Allow `none` on addresses that other machines can reach."""
 
     auth_cache: Duration = Field(default=30.0, gt=0)
-    """How long an answer of Airflow's is good, and after which it is asked for again while a stream lives."""
+    """How long a permission answer from Airflow is cached. Permissions of open streams are checked again at this
+    interval."""
 
     auth_grace: Duration = Field(default=300.0, ge=0)
-    """How long streams go on where Airflow can't be asked."""
+    """How long open streams continue while Airflow does not answer permission checks."""
 
     airflow_url: Annotated[str, AfterValidator(_check_address)] | None = None
     """Address of Airflow's API server."""
 
     airflow_ui_url: Annotated[str, AfterValidator(_check_address)] | None = None
-    """Address of Airflow's pages as browsers reach them, for links; by default there are none."""
+    """Address of Airflow's UI as browsers reach it, for links; without it there are no links."""
 
     cors_origins: Annotated[tuple[AllowedOrigin, ...], NoDecode, BeforeValidator(_split_list)] = ()
-    """Origins whose pages may read streams: `https://app.example.com`. In the environment, with commas between."""
+    """Origins whose pages may read streams: `https://app.example.com`. Separate several with commas."""
 
     web: bool = True
     """Whether to serve the run page and the chat page."""
 
     admin_host: str = "127.0.0.1"
-    """Address on which operators are answered, where they have a port of their own."""
+    """Address to listen on for operators, if `admin_port` is set."""
 
     admin_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port of their own for metrics, health and descriptions, which `port` does not answer then; 0 takes a free one."""
+    """Separate port for metrics, health and API descriptions, which are then not served on `port`; 0 selects a free
+    one."""
 
     trusted_proxies: Annotated[
         tuple[Annotated[str, AfterValidator(_check_network)], ...], NoDecode, BeforeValidator(_split_list)
     ] = ()
-    """Proxies whose `X-Forwarded-For` says where a client is, as addresses or networks."""
+    """Addresses or networks of proxies whose `X-Forwarded-For` header is trusted."""
 
     max_connections: int = Field(default=50_000, ge=1)
-    """Connections of one process; beyond that, who asks for something gets 503."""
+    """Maximum connections per process; further requests get 503."""
 
     max_streams_per_caller: int = Field(default=1000, ge=1)
-    """Streams and waiting requests of one caller."""
+    """Maximum streams and waiting requests of one caller."""
 
     max_joins_per_second: float = Field(default=100.0, gt=0)
-    """Requests and subscriptions that one caller may begin in a second; ten times as many at once."""
+    """Maximum requests and subscriptions that one caller starts per second, with bursts of ten times as many."""
 
     ticket_ttl: Duration = Field(default=30.0, gt=0, le=3600.0)
-    """How long a ticket is good."""
+    """How long a ticket is valid."""
 
     max_tickets_per_caller: int = Field(default=100, ge=1)
-    """Unused tickets of one caller."""
+    """Maximum unused tickets of one caller."""
 
     request_timeout: Duration = Field(default=15.0, gt=0)
-    """How long a request may take to come in, from the first byte to the end of its body."""
+    """Maximum time to receive a request, from its first byte to the end of its body."""
 
     max_url_bytes: int = Field(default=16 * 1024, ge=256)
-    """Longer URLs are refused."""
+    """Maximum length of a URL; longer ones are refused."""
 
     max_headers: int = Field(default=100, ge=10)
-    """Requests with more headers are refused."""
+    """Maximum number of headers of a request; requests with more are refused."""
 
     max_header_bytes: int = Field(default=32 * 1024, ge=1024)
-    """Requests with larger headers, all together, are refused."""
+    """Maximum size of all headers of a request; requests with larger ones are refused."""
 
     max_message_bytes: int = Field(default=64 * 1024, ge=256)
-    """Larger messages of WebSocket clients close their connection."""
+    """Maximum size of a message from a WebSocket client; larger ones close the connection."""
 
     idle_timeout: Duration = Field(default=60.0, gt=0)
-    """How long a WebSocket of many streams may have none."""
+    """How long a multiplexed WebSocket may stay open without a stream."""
 
     poll_interval: Duration = Field(default=2.0, gt=0)
-    """How often to look into the journal when no doorbell has rung."""
+    """How often to poll the journal when no notification arrives."""
 
     check_interval: Duration = Field(default=30.0, gt=0)
-    """How often to look whether the triggers stand; those that are missing are put back."""
+    """How often to check the triggers; missing ones are installed again."""
 
     retention: Duration = Field(default=24 * 3600.0, ge=0)
-    """Age at which rows of the journal are deleted; 0 keeps them for ever."""
+    """Age after which journal rows are deleted; 0 keeps them forever."""
 
     retention_size: Size = Field(default=0, ge=0)
-    """Bytes of rows from which on the oldest of the journal are deleted; 0 sets no bound."""
+    """Size of the journal, in bytes, above which its oldest rows are deleted; 0 sets no limit."""
 
     ping_interval: Duration = Field(default=15.0, gt=0)
     """How long a stream may be silent before a `ping` frame is sent."""
 
     max_connection_age: Duration = Field(default=0.0, ge=0)
-    """How long the connection of a stream may live; 0 sets no bound."""
+    """Maximum age of a stream's connection; 0 sets no limit."""
 
     pool_size: int = Field(default=4, ge=1)
-    """Database connections for joiners, beside the two of the tail."""
+    """Maximum database connections for reading runs, in addition to the two that follow the journal."""
 
     max_result_bytes: int = Field(default=1024 * 1024, ge=0)
-    """Return values larger than this are sent as a reference."""
+    """Maximum size of a return value; larger ones are sent as a reference."""
 
     max_output_bytes: int = Field(default=1024 * 1024, ge=0)
-    """Bytes of what the tasks of a run have said that are kept for those who join; the last ones."""
+    """How much task output is kept per run for new clients, in bytes; the oldest output is dropped first."""
 
     max_queued_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
-    """Bytes that may wait for a slow client before it is closed."""
+    """Bytes that may be queued for a slow client before its connection is closed."""
 
     airflow_timeout: Duration = Field(default=30.0, gt=0)
-    """How long Airflow's API may take to answer."""
+    """Maximum time to wait for a response of Airflow's API."""
 
     idempotency_ttl: Duration = Field(default=24 * 3600.0, gt=0)
-    """How long an `Idempotency-Key` stands for its run."""
+    """How long an `Idempotency-Key` is remembered."""
 
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
-    """Larger bodies of requests are refused."""
+    """Maximum size of a request body; larger ones are refused."""
 
     max_subscriptions: int = Field(default=100, ge=1)
-    """Streams on one WebSocket connection."""
+    """Maximum streams on one WebSocket connection."""
 
     grace_period: Duration = Field(default=10.0, ge=0)
-    """How long clients may take to go when the server shuts down."""
+    """How long to wait for clients to disconnect at shutdown."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """What is logged."""
+    """Least severe level that is logged."""
 
     @classmethod
     def load(cls, **options: object) -> Settings:
-        """Make settings of options and environment; options that are `None` count as not given.
+        """Return the settings from options and environment variables. An option that is `None` counts as not given.
 
         Raises:
-            SettingsError: A setting is missing or wrong. The text says which, and never repeats a secret.
+            SettingsError: A setting is missing or invalid. The text names it, and never contains a secret.
         """
         given = {name: value for name, value in options.items() if value is not None}
         try:
             return cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
-            wrong = "; ".join(
+            problems = "; ".join(
                 f"{ENV_PREFIX}{str(item['loc'][0]).upper() if item['loc'] else ''}: {item['msg']}"
                 for item in error.errors(include_input=False, include_url=False, include_context=False)
             )
-            raise SettingsError(wrong) from None
+            raise SettingsError(problems) from None
 
     @property
     def uses_airflow_auth(self) -> bool:
@@ -242,23 +243,26 @@ class Settings(BaseSettings):
         return self.auth == "airflow" or (self.auth is None and self.airflow_url is not None)
 
     def check_auth_choice(self, *, loopback: bool) -> None:
-        """Refuse to show everything to everybody, unless it was chosen or nobody else can connect.
+        """Raise if every caller could read everything without that being chosen.
+
+        Args:
+            loopback: Whether only this machine can connect; then no choice is needed.
 
         Raises:
-            SettingsError: No choice was made, or one that can't be.
+            SettingsError: No authorization was chosen, or Airflow's address is missing.
         """
         if self.uses_airflow_auth and self.airflow_url is None:
-            raise SettingsError(f"--auth airflow asks Airflow, so it needs --airflow-url ({ENV_PREFIX}AIRFLOW_URL)")
+            raise SettingsError(f"--auth airflow needs --airflow-url ({ENV_PREFIX}AIRFLOW_URL)")
         if not self.uses_airflow_auth and not loopback and not self.i_know_that_everybody_can_read_everything:
             raise SettingsError(
-                "Without authorization everybody who can connect can read everything, so the server listens on"
-                f" loopback only. Give --airflow-url ({ENV_PREFIX}AIRFLOW_URL), and Airflow decides who may read what;"
-                " or say --i-know-that-everybody-can-read-everything"
+                "Without authorization, everyone who can connect can read everything, so the server only listens on"
+                f" loopback addresses. Set --airflow-url ({ENV_PREFIX}AIRFLOW_URL) so that Airflow authorizes callers,"
+                " or confirm with --i-know-that-everybody-can-read-everything"
             )
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address can be reached from this machine alone."""
+    """Whether an address can be reached from this machine only."""
     if host == "localhost":
         return True
     try:

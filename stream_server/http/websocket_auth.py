@@ -45,10 +45,9 @@ Token = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~+/-]+=*$", max_lengt
 class Introduction(msgspec.Struct, tag_field="op", tag="auth", forbid_unknown_fields=True):
     """Say who you are, with a bearer token of Airflow's; also with a new one, before the last has expired."""
 
-    token: Token
-    """Bearer token of Airflow's API, which says who the client is."""
+    token: Annotated[Token, msgspec.Meta(description="Bearer token of Airflow's API, which identifies the caller.")]
 
-    id: str = ""
+    id: Annotated[str, msgspec.Meta(description="What the client called it; empty where it gave no name.")] = ""
 
     @property
     def caller(self) -> Caller:

@@ -1,258 +1,226 @@
-"""JSON bodies of responses that are no streams."""
+"""JSON bodies of responses that are not streams. Docstrings and descriptions here are published in `/openapi.json`."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypeAlias, TypedDict
 
 import msgspec
+from msgspec import Meta
 
-from stream_server.protocol.frames import Reference
+from stream_server.protocol.frames import DagId, Reference, RunId, TaskId
+
+# Members that mean the same in several bodies.
+
+DagRunId: TypeAlias = Annotated[
+    str, Meta(description="The run. The member has the name that it has in Airflow's REST API.")
+]
+IsMapped: TypeAlias = Annotated[
+    bool, Meta(description="Whether it is mapped: it has an instance for each of some values.")
+]
 
 
 class FailureInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Why the answer will not come; the members are those of the `failure` frame."""
+    """Why there will be no result. The members are those of the `failure` frame."""
 
-    reason: str
-    task_id: str | None
-    map_index: int | None
-    try_number: int | None
-    state: str | None
-    predicted: bool
+    reason: Annotated[
+        str, Meta(description="What happened to the task instance that is the root cause, or to the run if no task is.")
+    ]
+    task_id: Annotated[str | None, Meta(description="Task of the instance that is the root cause.")]
+    map_index: Annotated[
+        int | None,
+        Meta(description="Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet."),
+    ]
+    try_number: Annotated[int | None, Meta(description="Number of the try, counted from 1; 0 before the first try.")]
+    state: Annotated[
+        str | None,
+        Meta(description="State of the task instance that is the root cause, or of the run if no task is."),
+    ]
+    predicted: Annotated[
+        bool, Meta(description="Whether the failure is certain before Airflow has written the state that causes it.")
+    ]
 
 
 class RunAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a run ended for the caller. A run that failed is not a failed request."""
+    """The outcome of a run. A run that failed is not a failed request."""
 
-    dag_id: str
-    dag_run_id: str
-    """The run; the member has the name that Airflow's API gives it."""
-
-    state: str | None
-    """State of the run, which may still go on."""
-
-    outcome: Literal["result", "failure", "none", "pending"]
-    """What became of the answer; `none` where no task answers, `pending` where the time was up before."""
-
-    results: dict[str, msgspec.Raw] | None = None
-    """JSON value by task; of a mapped task a list by `map_index`."""
-
-    references: dict[str, Reference] | None = None
-    """Values too large to be sent."""
-
-    withheld: bool = False
-    """Whether there are values that the caller may not read."""
-
-    failure: FailureInfo | None = None
-    """Why the answer will not come."""
-
-    tasks: dict[str, int] | None = None
-    """Task instances by state, while the outcome is pending."""
+    dag_id: DagId
+    dag_run_id: DagRunId
+    state: Annotated[str | None, Meta(description="State of the run, which may still be running.")]
+    outcome: Annotated[
+        Literal["result", "failure", "none", "pending"],
+        Meta(description="`none` if no task is a result task, `pending` if the outcome is not known yet."),
+    ]
+    results: Annotated[
+        dict[str, msgspec.Raw] | None,
+        Meta(description="JSON value by task; of a mapped task a list by `map_index`."),
+    ] = None
+    references: Annotated[
+        dict[str, Reference] | None, Meta(description="By task, where to get a value that is too large to be sent.")
+    ] = None
+    withheld: Annotated[bool, Meta(description="Whether values are left out because the caller may not read them.")] = (
+        False
+    )
+    failure: Annotated[FailureInfo | None, Meta(description="Why there will be no result.")] = None
+    tasks: Annotated[
+        dict[str, int] | None, Meta(description="Number of task instances by state, while the outcome is pending.")
+    ] = None
 
 
 class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that was told to stop."""
+    """A run that was set to fail."""
 
-    dag_id: str
-    dag_run_id: str
-    state: str
-    """State of the run now: while teardowns still run, it is not `failed` yet."""
+    dag_id: DagId
+    dag_run_id: DagRunId
+    state: Annotated[str, Meta(description="State of the run now. It is not `failed` while teardown tasks still run.")]
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """A ticket: it opens one of the streams, once."""
+    """A ticket. It opens one stream, once."""
 
-    ticket: str
-    """To be put behind `?ticket=`."""
-
-    expires_at: datetime
-    """When it is no good any more, if it was not used."""
-
-    paths: list[str]
-    """What it is for, as they were asked for."""
+    ticket: Annotated[str, Meta(description="Value of the query parameter `ticket`.")]
+    expires_at: Annotated[datetime, Meta(description="When it expires, if it was not used.")]
+    paths: Annotated[list[str], Meta(description="Paths that it is valid for, as they were requested.")]
 
 
 class WaitLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of the answer to `wait`, as Airflow has it."""
+    """A line of the response to `wait`, in Airflow's format."""
 
-    state: str
-    """State of the run."""
-
-    results: dict[str, msgspec.Raw] = {}
-    """Only in the last line: JSON value by task; of a mapped task a list by `map_index`."""
-
-    references: dict[str, Reference] = {}
+    state: Annotated[str, Meta(description="State of the run.")]
+    results: Annotated[
+        dict[str, msgspec.Raw],
+        Meta(description="Only in the last line: JSON value by task; of a mapped task a list by `map_index`."),
+    ] = {}
+    references: Annotated[
+        dict[str, Reference], Meta(description="By task, where to get a value that is too large to be sent.")
+    ] = {}
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """The process runs."""
+    """The process is running."""
 
-    status: Literal["ok"]
-    """Always the same; that there is an answer is what is told."""
+    status: Annotated[Literal["ok"], Meta(description="Always `ok`.")]
 
 
 class TailReadiness(msgspec.Struct, frozen=True, kw_only=True):
-    """What the tail has of PostgreSQL."""
+    """State of the journal follower."""
 
-    connected: bool
-    """Whether PostgreSQL answers."""
-
-    doorbell: bool
-    """Whether notifications come through; if not, the journal is looked into now and then."""
+    connected: Annotated[bool, Meta(description="Whether it is connected to PostgreSQL.")]
+    doorbell: Annotated[
+        bool, Meta(description="Whether it receives notifications (NOTIFY). Otherwise it polls the journal.")
+    ]
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether streams are whole and live."""
+    """Whether this server can serve complete and live streams."""
 
-    status: Literal["ready", "unavailable"]
-    """Whether there are no problems."""
-
-    problems: list[str]
-    """Why streams can't be served."""
-
-    warnings: list[str]
-    """What an operator should look at, while streams go on."""
-
-    tail: TailReadiness
-    """How the journal is followed."""
+    status: Annotated[Literal["ready", "unavailable"], Meta(description="`ready` if there are no problems.")]
+    problems: Annotated[list[str], Meta(description="Why streams cannot be served.")]
+    warnings: Annotated[list[str], Meta(description="What an operator should look at, although streams can be served.")]
+    tail: Annotated[TailReadiness, Meta(description="State of the journal follower.")]
 
 
 class Problem(TypedDict):
     """What is wrong with a request (RFC 9457)."""
 
-    type: str
-    """A URN for what is wrong; the same for every occurrence."""
-
-    title: str
-    """The same in words."""
-
-    status: int
-    """HTTP status code of the answer."""
-
-    detail: str
-    """What was wrong, and what would be right."""
+    type: Annotated[str, Meta(description="A URN that identifies the kind of problem.")]
+    title: Annotated[str, Meta(description="Short summary of the problem, the same for every occurrence.")]
+    status: Annotated[int, Meta(description="HTTP status code of the response.")]
+    detail: Annotated[str, Meta(description="What is wrong, and what would be right.")]
 
 
 class Detail(TypedDict):
-    """What is wrong with a request, as Airflow tells it."""
+    """What is wrong with a request, in Airflow's format."""
 
-    detail: str | list[dict[str, msgspec.Raw]]
-    """A text, or a list of what is wrong with which parameter."""
+    detail: Annotated[
+        str | list[dict[str, msgspec.Raw]], Meta(description="A text, or a list of the parameters that are wrong.")
+    ]
 
 
 class RunItem(msgspec.Struct, frozen=True, kw_only=True):
-    """A run of a list."""
+    """A run in a list."""
 
-    dag_id: str
-    run_id: str
-    state: str
-    """State of the run."""
-
-    run_type: str
-    """How it came to be: `manual`, `scheduled`, `backfill` or `asset_triggered`."""
-
-    queued_at: datetime | None
-    start_date: datetime | None
-    end_date: datetime | None
+    dag_id: DagId
+    run_id: RunId
+    state: Annotated[str, Meta(description="State of the run.")]
+    run_type: Annotated[
+        str, Meta(description="How it was created: `manual`, `scheduled`, `backfill` or `asset_triggered`.")
+    ]
+    queued_at: Annotated[datetime | None, Meta(description="When it was last queued.")]
+    start_date: Annotated[datetime | None, Meta(description="When it started; `null` before.")]
+    end_date: Annotated[datetime | None, Meta(description="When it ended; `null` before.")]
 
 
 class RunList(msgspec.Struct, frozen=True, kw_only=True):
-    """The youngest runs that the caller may read, the youngest first."""
+    """The newest runs that the caller may read, newest first."""
 
-    runs: list[RunItem]
-    """The runs."""
-
-    cursor: str
-    """From where on `/api/v2/stream` tells what has happened since."""
+    runs: Annotated[list[RunItem], Meta(description="The runs.")]
+    cursor: Annotated[str, Meta(description="Cursor for `/api/v2/stream`, to follow all changes since this response.")]
 
 
 class DagItem(msgspec.Struct, frozen=True, kw_only=True):
-    """A DAG to choose."""
+    """A DAG in a list."""
 
-    dag_id: str
-    description: str | None
-    """What its author says of it."""
-
-    is_paused: bool
-    """Whether its runs wait until it is unpaused."""
+    dag_id: DagId
+    description: Annotated[str | None, Meta(description="Description of the DAG.")]
+    is_paused: Annotated[bool, Meta(description="Whether the DAG is paused. Its runs wait until it is unpaused.")]
 
 
 class DagList(msgspec.Struct, frozen=True, kw_only=True):
-    """The DAGs that the caller may read, by name."""
+    """The DAGs that the caller may read, sorted by id."""
 
-    dags: list[DagItem]
-    """The DAGs."""
+    dags: Annotated[list[DagItem], Meta(description="The DAGs.")]
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """What a page needs to know before anybody has signed in."""
+    """What a page needs to know before the user has signed in."""
 
-    signed_in: bool
-    """Whether the browser says who its visitor is, rightly or wrongly, and this server wants to know."""
-
-    airflow_ui_url: str | None
-    """Where Airflow's own pages are, if this server was told."""
-
-    can_sign_in: bool
-    """Whether this server knows an Airflow that can say who somebody is."""
+    signed_in: Annotated[
+        bool, Meta(description="Whether the browser sends a credential that this server uses; it may be invalid.")
+    ]
+    airflow_ui_url: Annotated[
+        str | None, Meta(description="Address of Airflow's UI, if this server is configured with it.")
+    ]
+    can_sign_in: Annotated[bool, Meta(description="Whether this server is configured with an Airflow to sign in to.")]
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """A task of a DAG."""
 
-    task_id: str
-    group_id: str | None
-    """The innermost task group around it."""
-
-    operator: str
-    """What kind of task it is, as Airflow's pages name it: `@task`, `BashOperator`; empty where that is not known."""
-
-    is_mapped: bool
-    """Whether it is run once for each of some values."""
-
-    is_setup: bool
-    """Whether it prepares something for others."""
-
-    is_teardown: bool
-    """Whether it cleans up, whatever became of the others."""
-
-    is_result: bool
-    """Whether it answers, as far as nobody asks for another."""
+    task_id: TaskId
+    group_id: Annotated[str | None, Meta(description="The innermost task group around it.")]
+    operator: Annotated[
+        str,
+        Meta(description="Operator, as Airflow's UI names it: `@task`, `BashOperator`; empty if it is not known."),
+    ]
+    is_mapped: IsMapped
+    is_setup: Annotated[bool, Meta(description="Whether it is a setup task.")]
+    is_teardown: Annotated[bool, Meta(description="Whether it is a teardown task.")]
+    is_result: Annotated[
+        bool, Meta(description="Whether it is a result task, if the caller does not name other result tasks.")
+    ]
 
 
 class NodeGroup(msgspec.Struct, frozen=True, kw_only=True):
     """A task group of a DAG."""
 
-    group_id: str
-    """The group."""
-
-    parent_id: str | None
-    """The group around it, if there is one."""
-
-    is_mapped: bool
-    """Whether it is run once for each of some values."""
+    group_id: Annotated[str, Meta(description="The group.")]
+    parent_id: Annotated[str | None, Meta(description="The group around it, if there is one.")]
+    is_mapped: IsMapped
 
 
 class Edge(msgspec.Struct, frozen=True, kw_only=True):
-    """That a task comes before another."""
+    """A dependency between two tasks."""
 
-    source: str
-    """The task that comes first."""
-
-    target: str
-    """The task that comes after it."""
+    source: Annotated[str, Meta(description="The upstream task.")]
+    target: Annotated[str, Meta(description="The downstream task.")]
 
 
 class Structure(msgspec.Struct, frozen=True, kw_only=True):
-    """The DAG of a run, in the version that most of its tasks have."""
+    """The DAG of a run, in the version that most of its task instances have."""
 
-    dag_id: str
-    run_id: str
-    nodes: list[Node]
-    """Each behind those before it."""
-
-    groups: list[NodeGroup]
-    """Each before those within it."""
-
-    edges: list[Edge]
-    """The order of the tasks."""
+    dag_id: DagId
+    run_id: RunId
+    nodes: Annotated[list[Node], Meta(description="The tasks in topological order.")]
+    groups: Annotated[list[NodeGroup], Meta(description="The task groups; each group comes before the groups within.")]
+    edges: Annotated[list[Edge], Meta(description="The dependencies between the tasks.")]

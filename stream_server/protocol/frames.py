@@ -1,6 +1,7 @@
-"""The frames: each thing that a client can see, as one JSON object with its `type` first.
+"""Frames: the JSON objects that the server streams to clients, with their `type` as the first member.
 
-All transports send the same objects. What is encoded is encoded once, in `Wire`, however many clients watch.
+All transports send the same objects; `wire` encodes them. Docstrings and descriptions here are published: in
+`/schema/frames.json`, `/openapi.json`, `/asyncapi.json` and the TypeScript client.
 """
 
 from __future__ import annotations
@@ -9,186 +10,201 @@ from datetime import datetime
 from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
+from msgspec import Meta
 
 from stream_server.protocol.close_codes import CloseCode
 
-Timestamp: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
-"""A time, UTC; RFC 3339 on the wire."""
+Timestamp: TypeAlias = Annotated[datetime, Meta(tz=True)]
+"""A time in UTC; RFC 3339 on the wire."""
+
+# Members that mean the same in several frames.
+
+DagId: TypeAlias = Annotated[str, Meta(description="The DAG.")]
+RunId: TypeAlias = Annotated[str, Meta(description="The run, as Airflow names it.")]
+TaskId: TypeAlias = Annotated[str, Meta(description="The task.")]
+MapIndex: TypeAlias = Annotated[
+    int, Meta(description="Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet.")
+]
+TryNumber: TypeAlias = Annotated[int, Meta(description="Number of the try, counted from 1; 0 before the first try.")]
+ClearNumber: TypeAlias = Annotated[int, Meta(description="How often the run was cleared.")]
+PreviousState: TypeAlias = Annotated[str | None, Meta(description="The state before; `null` if there was none.")]
+References: TypeAlias = Annotated[
+    dict[str, "Reference"], Meta(description="By task, where to get a value that is too large to be sent.")
+]
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """What all frames share."""
+    """Base of all frames."""
 
 
 class RunFrame(Frame, frozen=True, kw_only=True):
     """A frame about one DAG run."""
 
-    dag_id: str
-    """The DAG."""
-
-    run_id: str
-    """The run, as Airflow names it."""
+    dag_id: DagId
+    run_id: RunId
 
 
 class RowFrame(RunFrame, frozen=True, kw_only=True):
-    """A frame born of one journal row."""
+    """A frame that is made of one journal row."""
 
-    seq: int
-    """Identity of the row; together with `type` it is unique in the stream, but for `chunk` and `progress`."""
-
-    at: Timestamp
-    """When the row was written, inside Airflow's transaction; UTC."""
+    seq: Annotated[
+        int,
+        Meta(
+            description=(
+                "Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`."
+            )
+        ),
+    ]
+    at: Annotated[Timestamp, Meta(description="When the row was written, inside Airflow's transaction; UTC.")]
 
 
 class TaskTransition(RowFrame, frozen=True, kw_only=True, tag="task"):
-    """A task instance changed. An instance with `map_index` 0 or more takes the place of the one with -1."""
+    """A task instance changed. An instance with `map_index` 0 or more replaces the one with -1."""
 
-    task_id: str
-    map_index: int
-    try_number: int
-    state: str | None
-    """The new state; `null` where the task is not scheduled, as after it was cleared."""
-
-    previous_state: str | None
-    """The state before; `null` where there was none."""
+    task_id: TaskId
+    map_index: MapIndex
+    try_number: TryNumber
+    state: Annotated[
+        str | None,
+        Meta(description="The new state; `null` if the task is not scheduled, for example after it was cleared."),
+    ]
+    previous_state: PreviousState
 
 
 class RunTransition(RowFrame, frozen=True, kw_only=True, tag="run"):
     """The run changed its state, or was cleared."""
 
-    state: str | None
-    """The new state; `null` where the run was deleted."""
-
-    previous_state: str | None
-    clear_number: int
+    state: Annotated[str | None, Meta(description="The new state; `null` if the run was deleted.")]
+    previous_state: PreviousState
+    clear_number: ClearNumber
 
 
 class OutputFrame(RowFrame, frozen=True, kw_only=True):
-    """A frame about what a running task has said. A row of the journal may hold several of them."""
+    """A frame about the output of a running task. One journal row may hold several."""
 
-    task_id: str
-    map_index: int
-    try_number: int
-    index: int
-    """Place among all that this try has said, chunks and progress together, from 0. What is missing was never kept."""
+    task_id: TaskId
+    map_index: MapIndex
+    try_number: TryNumber
+    index: Annotated[
+        int,
+        Meta(
+            description=(
+                "Position in the output of this try, chunks and progress together, from 0. Missing positions were"
+                " not kept."
+            )
+        ),
+    ]
 
 
 class Chunk(OutputFrame, frozen=True, kw_only=True, tag="chunk", omit_defaults=True):
-    """A running task has said something: a part of its answer, mostly."""
+    """A running task emitted a chunk of output, usually a part of its result."""
 
-    value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    """Any JSON value, as the database holds it; text is to be appended to what came before."""
-
-    withheld: bool = False
-    """Whether the caller may not read the value, and it was left out."""
+    value: Annotated[
+        msgspec.Raw | msgspec.UnsetType,
+        Meta(description="Any JSON value, as the database holds it. Append text to the text of earlier chunks."),
+    ] = msgspec.UNSET
+    withheld: Annotated[bool, Meta(description="Whether the value is left out because the caller may not read it.")] = (
+        False
+    )
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """How far a task has come."""
 
-    fraction: float | None = None
-    """From 0 to 1; `null` where that can't be said."""
-
-    text: str | None = None
-    """The same in words."""
+    fraction: Annotated[float | None, Meta(description="From 0 to 1; `null` if unknown.")] = None
+    text: Annotated[str | None, Meta(description="Description of the progress.")] = None
 
 
 class Progress(OutputFrame, frozen=True, kw_only=True, tag="progress", omit_defaults=True):
-    """A running task has said how far it has come."""
+    """A running task reported its progress."""
 
-    value: Report | msgspec.UnsetType = msgspec.UNSET
-    """How far; it takes the place of what was said before."""
-
-    withheld: bool = False
+    value: Annotated[
+        Report | msgspec.UnsetType, Meta(description="The progress. It replaces earlier progress of the task instance.")
+    ] = msgspec.UNSET
+    withheld: Annotated[bool, Meta(description="Whether the value is left out because the caller may not read it.")] = (
+        False
+    )
 
 
 AnyOutputFrame: TypeAlias = Chunk | Progress
-"""What running tasks say."""
 
 NO_STATUS = "no_status"
-"""Key under which instances without a state are counted, as in Airflow's own statistics."""
+"""Key for instances without a state, as in Airflow's own statistics."""
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """State of a DAG run."""
 
-    state: str | None
-    """`queued`, `running`, `success` or `failed`, and what later versions of Airflow add."""
-
-    queued_at: Timestamp | None
-    """When it was queued last."""
-
-    start_date: Timestamp | None
-    """When it began; `null` before."""
-
-    end_date: Timestamp | None
-    """When it ended; `null` before."""
-
-    clear_number: int
-    """How often the run was cleared."""
+    state: Annotated[
+        str | None,
+        Meta(description="`queued`, `running`, `success` or `failed`, or a state that a later Airflow adds."),
+    ]
+    queued_at: Annotated[Timestamp | None, Meta(description="When it was last queued.")]
+    start_date: Annotated[Timestamp | None, Meta(description="When it started; `null` before.")]
+    end_date: Annotated[Timestamp | None, Meta(description="When it ended; `null` before.")]
+    clear_number: ClearNumber
 
 
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     """State of a task instance."""
 
-    task_id: str
-    """The task."""
-
-    map_index: int
-    """Place of an instance of a mapped task; -1 for what is not mapped, or not expanded yet."""
-
-    try_number: int
-    """Which try it is, counted from 1; 0 before the first."""
-
-    state: str | None
-    """As Airflow names it; `null` before the task is scheduled."""
-
-    start_date: Timestamp | None
-    end_date: Timestamp | None
+    task_id: TaskId
+    map_index: MapIndex
+    try_number: TryNumber
+    state: Annotated[str | None, Meta(description="Airflow's name of the state; `null` before the task is scheduled.")]
+    start_date: Annotated[Timestamp | None, Meta(description="When it started; `null` before.")]
+    end_date: Annotated[Timestamp | None, Meta(description="When it ended; `null` before.")]
 
 
 class Snapshot(RunFrame, frozen=True, kw_only=True, tag="snapshot", omit_defaults=True):
-    """All that is known of the run at this moment; what follows goes on from here."""
+    """The state of the run and its task instances at this moment. Later frames continue from here."""
 
-    run: RunInfo
-    """The run itself."""
-
-    tasks: list[TaskInfo]
-    """The task instances."""
-
-    result_tasks: list[str]
-    """Tasks whose return values answer the caller, as far as they are known yet."""
-
-    counts: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
-    """Instances per state, by task, for mapped tasks with too many instances to list in `tasks`."""
+    run: Annotated[RunInfo, Meta(description="The run.")]
+    tasks: Annotated[list[TaskInfo], Meta(description="The task instances.")]
+    result_tasks: Annotated[
+        list[str], Meta(description="Tasks whose return values are the result, as far as they are known yet.")
+    ]
+    counts: Annotated[
+        dict[str, dict[str, int]],
+        Meta(
+            description=(
+                "Number of instances by task and state, for mapped tasks with too many instances to list in `tasks`."
+            )
+        ),
+    ] = msgspec.field(default_factory=dict)
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """Where to get a value that is too large to be sent."""
 
-    href: str
-    """Path below Airflow's address."""
-
-    bytes: int
-    """Size of the value as JSON text."""
+    href: Annotated[str, Meta(description="Path below Airflow's address.")]
+    bytes: Annotated[int, Meta(description="Size of the value as JSON text.")]
 
 
 class Result(RunFrame, frozen=True, kw_only=True, tag="result", omit_defaults=True):
-    """The answer: what the result tasks returned. The run may still go on."""
+    """The return values of the result tasks. The run may still be running."""
 
-    results: dict[str, msgspec.Raw]
-    """JSON value by task, as the database holds it; of a mapped task a list by `map_index`."""
-
-    references: dict[str, Reference] = msgspec.field(default_factory=dict)
-    """By task, where to get a value that is too large to be sent."""
-
-    withheld: bool = False
-    """Whether there are values that the caller may not read; then there are neither `results` nor `references`."""
-
-    seq: int | None = None
-    """Row that completed the answer; absent where it was complete before the stream began."""
-
-    at: Timestamp | None = None
+    results: Annotated[
+        dict[str, msgspec.Raw],
+        Meta(description="JSON value by task, as the database holds it; of a mapped task a list by `map_index`."),
+    ]
+    references: References = msgspec.field(default_factory=dict)
+    withheld: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether values are left out because the caller may not read them. Then `results` and `references`"
+                " are empty."
+            )
+        ),
+    ] = False
+    seq: Annotated[
+        int | None,
+        Meta(description="Row that completed the result; absent if it was complete before the stream started."),
+    ] = None
+    at: Annotated[
+        Timestamp | None, Meta(description="When the row was written, inside Airflow's transaction; UTC.")
+    ] = None
 
 
 FAILURE_REASONS = (
@@ -199,30 +215,41 @@ FAILURE_REASONS = (
     "run_failed",
     "run_deleted",
 )
-"""Why an answer will not come. Clients of an older version may meet one that they don't know."""
+"""Reasons that this version sends. Older clients must accept reasons that they do not know."""
 
 
 class Failure(RunFrame, frozen=True, kw_only=True, tag="failure", omit_defaults=True):
-    """It is certain that the answer will not come."""
+    """It is certain that there will be no result."""
 
-    reason: Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(FAILURE_REASONS)})]
-    """What became of the task instance at fault, or of the run where no task is."""
-
-    task_id: str | None = None
-    """The task at fault."""
-
-    map_index: int | None = None
-    try_number: int | None = None
-    state: str | None = None
-    """State of the task instance at fault, or of the run where no task is."""
-
-    predicted: bool = False
-    """Whether Airflow has yet to write down what makes it certain."""
-
-    seq: int | None = None
-    """Row that made it certain; absent where it was certain before the stream began."""
-
-    at: Timestamp | None = None
+    reason: Annotated[
+        str,
+        Meta(
+            description="What happened to the task instance that is the root cause, or to the run if no task is.",
+            extra_json_schema={"enum": list(FAILURE_REASONS)},
+        ),
+    ]
+    task_id: Annotated[str | None, Meta(description="Task of the instance that is the root cause.")] = None
+    map_index: Annotated[
+        int | None,
+        Meta(description="Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet."),
+    ] = None
+    try_number: Annotated[
+        int | None, Meta(description="Number of the try, counted from 1; 0 before the first try.")
+    ] = None
+    state: Annotated[
+        str | None,
+        Meta(description="State of the task instance that is the root cause, or of the run if no task is."),
+    ] = None
+    predicted: Annotated[
+        bool, Meta(description="Whether the failure is certain before Airflow has written the state that causes it.")
+    ] = False
+    seq: Annotated[
+        int | None,
+        Meta(description="Row that made the failure certain; absent if it was certain before the stream started."),
+    ] = None
+    at: Annotated[
+        Timestamp | None, Meta(description="When the row was written, inside Airflow's transaction; UTC.")
+    ] = None
 
 
 ResetReason: TypeAlias = Literal[
@@ -236,97 +263,93 @@ ResetReason: TypeAlias = Literal[
     "cursor_damaged",
     "access_changed",
 ]
-"""What a server of this version may say. Clients of an older version may meet one that they don't know."""
+"""Reasons that this version sends. Older clients must accept reasons that they do not know."""
 
 
 class Reset(Frame, frozen=True, kw_only=True, tag="reset", omit_defaults=True):
-    """Forget what was said; a snapshot follows. In a stream of many runs none does, and no run is named."""
+    """Discard earlier frames of the run; a snapshot follows. In a stream of many runs: of all runs, without one."""
 
-    dag_id: str | None = None
-    run_id: str | None = None
-    reason: Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(get_args(ResetReason))})]
-    """Why what was said is worth nothing any more.
-
-    `cleared`, `retried`, `revoked`: an outcome was taken back, or what a task had said. `journal_changed`: the database
-    was replaced or set back. `transitions_lost`: something was not written down. `cursor_expired`, `cursor_foreign`,
-    `cursor_damaged`: the client came back with a cursor older than the journal, of another journal, or that is none.
-    `access_changed`: the client came back, and may read values now that were withheld from him.
-    """
+    dag_id: Annotated[str | None, Meta(description="The DAG.")] = None
+    run_id: Annotated[str | None, Meta(description="The run, as Airflow names it.")] = None
+    reason: Annotated[
+        str,
+        Meta(
+            description=(
+                "Why earlier frames are no longer valid.\n\n"
+                "`cleared`, `retried`, `revoked`: an outcome or the output of a task was retracted. `journal_changed`:"
+                " the database was replaced or restored. `transitions_lost`: rows are missing from the journal."
+                " `cursor_expired`, `cursor_foreign`, `cursor_damaged`: the client resumed with a cursor that is older"
+                " than the journal, belongs to another journal, or cannot be read. `access_changed`: the client"
+                " resumed, and may now read values that were left out before."
+            ),
+            extra_json_schema={"enum": list(get_args(ResetReason))},
+        ),
+    ]
 
 
 class Resumed(Frame, frozen=True, kw_only=True, tag="resumed", omit_defaults=True):
-    """The stream goes on where the client was: what was missed follows, and then what comes."""
+    """The stream continues from the client's cursor: first the frames that the client missed, then new ones."""
 
-    dag_id: str | None = None
-    run_id: str | None = None
-    since: str
-    """Cursor that the client came back with."""
+    dag_id: Annotated[str | None, Meta(description="The DAG.")] = None
+    run_id: Annotated[str | None, Meta(description="The run, as Airflow names it.")] = None
+    since: Annotated[str, Meta(description="The cursor that the client resumed with.")]
 
 
 class End(RunFrame, frozen=True, kw_only=True, tag="end"):
-    """The stream is over; nothing comes after it."""
+    """The stream is complete; no frame follows."""
 
-    state: str | None
-    """State of the run; `None` where the run was deleted."""
-
-    outcome: Literal["result", "failure", "none"]
-    """What the caller was told; `none` where no task answers."""
+    state: Annotated[str | None, Meta(description="State of the run; `null` if the run was deleted.")]
+    outcome: Annotated[
+        Literal["result", "failure", "none"],
+        Meta(description="Which outcome was sent; `none` if no task is a result task."),
+    ]
 
 
 class Close(Frame, frozen=True, kw_only=True, tag="close"):
-    """The connection ends, but the stream does not."""
+    """The connection ends before the stream is complete."""
 
-    code: Annotated[int, msgspec.Meta(extra_json_schema={"enum": [int(code) for code in CloseCode]})]
-    """Also the close code of a WebSocket. Below 4500 the client should connect again, from 4500 on it should not."""
-
-    reason: str
-    """The same in words, for people."""
-
-    reconnect: bool
-    """Whether the client should connect again; what clients go by that don't know the code."""
-
-    retry_ms: int | None = None
-    """How long to wait before connecting again, in milliseconds."""
+    code: Annotated[
+        int,
+        Meta(
+            description=(
+                "Also the close code of a WebSocket. Below 4500 the client should reconnect, from 4500 on it should"
+                " not."
+            ),
+            extra_json_schema={"enum": [int(code) for code in CloseCode]},
+        ),
+    ]
+    reason: Annotated[str, Meta(description="The reason in words, for people.")]
+    reconnect: Annotated[
+        bool, Meta(description="Whether the client should reconnect. Clients that do not know the code rely on it.")
+    ]
+    retry_ms: Annotated[int | None, Meta(description="How long to wait before reconnecting, in milliseconds.")] = None
 
 
 class Ping(Frame, frozen=True, kw_only=True, tag="ping"):
-    """Nothing happened, and the connection is alive. A frame, since scripts can't see SSE comments."""
+    """Heartbeat. It is a frame because scripts in browsers do not see SSE comments."""
 
 
 class AuthExpiring(Frame, frozen=True, kw_only=True, tag="auth_expiring"):
-    """The token is about to expire. The client can send another one, and the connection goes on."""
+    """The token expires soon. If the client sends a new one, the connection stays open."""
 
-    expires_at: Timestamp
-    """When it does."""
+    expires_at: Annotated[Timestamp, Meta(description="When the token expires.")]
 
 
 class Ack(Frame, frozen=True, kw_only=True, tag="ack"):
-    """What the client asked for on a WebSocket was done."""
+    """An operation that the client requested on a WebSocket was done."""
 
-    op: Literal["subscribe", "unsubscribe", "ping", "auth"]
-    """What was done."""
-
-    id: str
-    """What the client called it; empty where it gave no name."""
+    op: Annotated[Literal["subscribe", "unsubscribe", "ping", "auth"], Meta(description="The operation.")]
+    id: Annotated[str, Meta(description="The `id` that the client gave; empty if it gave none.")]
 
 
 class Refusal(Frame, frozen=True, kw_only=True, tag="error"):
-    """What the client asked for on a WebSocket was refused. All else goes on."""
+    """An operation that the client requested on a WebSocket was refused. Other streams are not affected."""
 
-    id: str
-    """What the client called it; empty where it could not be read."""
-
-    problem: str
-    """The `type` of the problem, as in `application/problem+json` (RFC 9457)."""
-
-    title: str
-    """The same in words."""
-
-    status: int
-    """The HTTP status code that a request of its own would have been answered with."""
-
-    detail: str
-    """What was wrong, and what would be right."""
+    id: Annotated[str, Meta(description="The `id` that the client gave; empty if it could not be read.")]
+    problem: Annotated[str, Meta(description="The `type` of the problem, as in `application/problem+json` (RFC 9457).")]
+    title: Annotated[str, Meta(description="Short summary of the problem.")]
+    status: Annotated[int, Meta(description="HTTP status code that a separate request would have received.")]
+    detail: Annotated[str, Meta(description="What is wrong, and what would be right.")]
 
 
 AnyFrame: TypeAlias = (

@@ -41,7 +41,7 @@ async def test_uvicorn_serves_the_application(journal: str, unused_tcp_port: int
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"STREAM_SERVER_DATABASE_URL": "postgresql://h/d"}, b"Without authorization everybody who can connect"),
+        ({"STREAM_SERVER_DATABASE_URL": "postgresql://h/d"}, b"Without authorization, everyone who can connect"),
         ({}, b"STREAM_SERVER_DATABASE_URL: Field required"),
     ],
 )

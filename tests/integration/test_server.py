@@ -164,7 +164,7 @@ async def test_a_server_for_everybody_must_be_chosen() -> None:
     async with server_process("--host", "0.0.0.0", STREAM_SERVER_DATABASE_URL="postgresql://h/d") as process:
         _, told = await asyncio.wait_for(process.communicate(), DEADLINE)
     assert process.returncode == 64
-    assert b"Without authorization everybody who can connect can read everything" in told
+    assert b"Without authorization, everyone who can connect can read everything" in told
     assert b"--airflow-url" in told
 
 

@@ -174,7 +174,7 @@ def test_auth_is_airflow_where_its_url_is_set() -> None:
 
 @pytest.mark.parametrize("loopback", [True, False])
 def test_auth_airflow_needs_the_url_of_airflow(*, loopback: bool) -> None:
-    with pytest.raises(SettingsError, match="it needs --airflow-url"):
+    with pytest.raises(SettingsError, match="needs --airflow-url"):
         Settings.load(database_url=URL, auth="airflow").check_auth_choice(loopback=loopback)
     Settings.load(database_url=URL, airflow_url="http://airflow").check_auth_choice(loopback=loopback)
 
@@ -192,7 +192,7 @@ def test_loopback(host: str, *, expected: bool) -> None:
 
 @pytest.mark.parametrize("address", ["localhost:8080", "ftp://h", "http://", "http://ada:s3cret@h", "http://h?x=1", ""])
 def test_the_url_of_airflow_must_not_contain_credentials(address: str) -> None:
-    with pytest.raises(SettingsError, match=r"AIRFLOW_URL: .*this is no address") as wrong:
+    with pytest.raises(SettingsError, match=r"AIRFLOW_URL: .*this is not an address") as wrong:
         Settings.load(database_url=URL, airflow_url=address)
     assert "s3cret" not in str(wrong.value)
     assert Settings.load(database_url=URL, airflow_url="https://h:8080/airflow").airflow_url == "https://h:8080/airflow"

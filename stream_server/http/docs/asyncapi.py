@@ -113,7 +113,10 @@ def build_asyncapi() -> Json:
 
 def _build_schemas() -> Json:
     references = "#/components/schemas/{name}"
-    descriptions = {name: text for name, (_, text) in QUERY_PARAMETERS.items()} | {"id": "ID that the client chooses."}
+    descriptions = {name: text for name, (_, text) in QUERY_PARAMETERS.items()} | {
+        "id": "ID that the client chooses.",
+        "op": "The operation.",
+    }
     found = {**build_frame_schemas(references), **build_schemas(CLIENT_MESSAGES, references, descriptions)}
     # AsyncAPI's discriminator differs from OpenAPI's (AsyncAPI 3.0, Schema Object); each message has its own schema.
     del found["Frame"]

@@ -426,13 +426,16 @@ def _problem_responses(
     return {**found, "default": fault}
 
 
+def problem_example(kind: type[errors.StreamServerError], status: int) -> Json:
+    """Return a problem of a class of errors. Its detail is the description of the class."""
+    return {"type": kind.problem_type(), "title": kind.title, "status": status, "detail": description_of(kind)}
+
+
 def _problem_response(status: int, kinds: Iterable[type[errors.StreamServerError]]) -> Json:
     kinds = tuple(kinds)
     shown: Json = {}
     for kind in kinds:
-        error = kind.__new__(kind, description_of(kind))
-        error.status = status
-        shown[kind.__name__] = {"summary": kind.title, "value": errors.StreamServerError.problem_body(error)}
+        shown[kind.__name__] = {"summary": kind.title, "value": problem_example(kind, status)}
     retried = {"Retry-After": "Seconds after which to retry."} if any(kind.retry_after for kind in kinds) else {}
     return {
         "description": "\n".join(f"- {kind.title}: {description_of(kind)}" for kind in kinds),

@@ -45,9 +45,11 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
 
     paths: Annotated[
         list[Annotated[str, msgspec.Meta(extra_json_schema={"pattern": STREAM_PATH_PATTERN})]],
-        msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_PATHS}),
+        msgspec.Meta(
+            description="Paths of streams, percent-encoded as in a URL, without a query.",
+            extra_json_schema={"minItems": 1, "maxItems": MAX_PATHS},
+        ),
     ]
-    """Paths of streams, percent-encoded as in a URL, without a query."""
 
 
 async def issue_ticket(request: Request) -> Response:

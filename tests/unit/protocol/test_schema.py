@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import openapi_spec_validator
@@ -122,14 +122,29 @@ def test_every_member_is_described(make: Callable[[], dict[str, Any]]) -> None:
     assert [name for name, schema in components.items() if not schema.get("description")] == []
 
 
-def test_docstrings_of_bases_and_of_others_with_the_same_name_describe_a_member() -> None:
+def test_inherited_member_keeps_its_description() -> None:
     found = build_schemas(FRAME_TYPES, "#/{name}")
-    own, inherited, same = (
-        found[kind]["properties"][member]["description"]
-        for kind, member in (("RunInfo", "clear_number"), ("TaskTransition", "seq"), ("RunTransition", "clear_number"))
-    )
-    assert own == same == "How often the run was cleared."
-    assert inherited.startswith("Identity of the row; together with `type`")
+    inherited, own = (found[kind]["properties"]["seq"]["description"] for kind in ("TaskTransition", "Result"))
+    assert "`chunk` and `progress`" in inherited
+    assert inherited != own
+
+
+def test_given_description_applies_only_to_members_without_one() -> None:
+    class Message(msgspec.Struct):
+        described: Annotated[str, msgspec.Meta(description="Its own.")]
+        bare: str
+
+    found = build_schemas([Message], "#/{name}", {"described": "Another.", "bare": "Given."})
+    described, bare = (found["Message"]["properties"][name]["description"] for name in ("described", "bare"))
+    assert (described, bare) == ("Its own.", "Given.")
+
+
+def test_examples_of_problems_have_the_type_of_the_error() -> None:
+    for kind in (errors.Draining, errors.NoResult, errors.TooManyJoins):
+        example = openapi.problem_example(kind, 503)
+        assert example["type"] == kind.problem_type()
+        assert (example["title"], example["status"]) == (kind.title, 503)
+        assert example["detail"].endswith(".")
 
 
 def test_every_close_code_is_explained() -> None:

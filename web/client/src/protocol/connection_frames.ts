@@ -1,79 +1,77 @@
 // Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/protocol/frames.py.
-/** The connection ends, but the stream does not. */
+/** The connection ends before the stream is complete. */
 export interface Close {
   type: "close"
   /**
-   * Also the close code of a WebSocket. Below 4500 the client should connect again, from 4500 on it should not.
+   * Also the close code of a WebSocket. Below 4500 the client should reconnect, from 4500 on it should not.
    *
    * - `4001` DRAINING: The server is shutting down.
-   * - `4002` SLOW: The client read more slowly than its run produced frames.
-   * - `4003` UNAVAILABLE: The journal can't be followed, or Airflow can't be asked, just now.
-   *
-   * Before the first frame only an `EventSource` is told so, which won't come back after a 503.
-   * - `4004` AGED: The connection has lived for as long as this server lets one live.
-   * - `4005` INTERNAL: The server lost its place; a new connection starts with a fresh snapshot.
-   * - `4006` AUTH_EXPIRING: The caller's token is about to expire; he goes on with another one.
-   * - `4007` ACCESS_CHANGED: The caller may see more or less of the run than when he came; a new connection tells him
-   * what he may.
-   * - `4010` THROTTLED: The caller has, or does, more than one may.
-   *
-   * Told to an `EventSource`, which gives up after a 429, and to who says on a WebSocket only in a message who he is.
-   * - `4500` REFUSED: What was asked for can't be had; the `error` frame before says why.
-   * - `4501` UNAUTHENTICATED: The caller did not say who he is, or his token has expired or was revoked.
-   * - `4503` FORBIDDEN: The caller may not read this any more.
-   * - `4510` IDLE: Nothing was subscribed to.
+   * - `4002` SLOW: The client reads more slowly than its stream grows.
+   * - `4003` UNAVAILABLE: The journal cannot be read, or Airflow cannot be asked, at the moment. Before the first
+   * frame only an `EventSource` gets this code, because it does not reconnect after a 503.
+   * - `4004` AGED: The connection has reached the maximum age that the server allows.
+   * - `4005` INTERNAL: The server lost its position; a new connection starts with a fresh snapshot.
+   * - `4006` AUTH_EXPIRING: The caller's token expires soon; the client should reconnect with a new one.
+   * - `4007` ACCESS_CHANGED: The caller may see more or less than when the stream started; a new connection shows
+   * what the caller may see.
+   * - `4010` THROTTLED: The caller has exceeded a limit per caller. Only an `EventSource`, which gives up after a
+   * 429, and a WebSocket whose caller authenticates with a message get this code.
+   * - `4500` REFUSED: The request was refused; the `error` frame before says why.
+   * - `4501` UNAUTHENTICATED: The caller did not authenticate, or the token expired or was revoked.
+   * - `4503` FORBIDDEN: The caller may no longer read this.
+   * - `4510` IDLE: The client had no subscription for too long.
    */
   code: 4001 | 4002 | 4003 | 4004 | 4005 | 4006 | 4007 | 4010 | 4500 | 4501 | 4503 | 4510 | (number & {})
-  /** The same in words, for people. */
+  /** The reason in words, for people. */
   reason: string
-  /** Whether the client should connect again; what clients go by that don't know the code. */
+  /** Whether the client should reconnect. Clients that do not know the code rely on it. */
   reconnect: boolean
-  /** How long to wait before connecting again, in milliseconds. */
+  /** How long to wait before reconnecting, in milliseconds. */
   retry_ms?: number | null
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
 }
 
-/** Nothing happened, and the connection is alive. A frame, since scripts can't see SSE comments. */
+/** Heartbeat. It is a frame because scripts in browsers do not see SSE comments. */
 export interface Ping {
   type: "ping"
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
 
-/** The token is about to expire. The client can send another one, and the connection goes on. */
+/** The token expires soon. If the client sends a new one, the connection stays open. */
 export interface AuthExpiring {
   type: "auth_expiring"
-  /** When it does. */
+  /** When the token expires. */
   expires_at: string
 }
 
-/** What the client asked for on a WebSocket was done. */
+/** An operation that the client requested on a WebSocket was done. */
 export interface Ack {
   type: "ack"
-  /** What was done. */
+  /** The operation. */
   op: "auth" | "ping" | "subscribe" | "unsubscribe"
-  /** What the client called it; empty where it gave no name. */
+  /** The `id` that the client gave; empty if it gave none. */
   id: string
 }
 
-/** What the client asked for on a WebSocket was refused. All else goes on. */
+/** An operation that the client requested on a WebSocket was refused. Other streams are not affected. */
 export interface Refusal {
   type: "error"
-  /** What the client called it; empty where it could not be read. */
+  /** The `id` that the client gave; empty if it could not be read. */
   id: string
   /** The `type` of the problem, as in `application/problem+json` (RFC 9457). */
   problem: string
-  /** The same in words. */
+  /** Short summary of the problem. */
   title: string
-  /** The HTTP status code that a request of its own would have been answered with. */
+  /** HTTP status code that a separate request would have received. */
   status: number
-  /** What was wrong, and what would be right. */
+  /** What is wrong, and what would be right. */
   detail: string
 }
 

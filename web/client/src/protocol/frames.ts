@@ -2,37 +2,37 @@
 
 import type { Ack, AuthExpiring, Close, Ping, Refusal } from "./connection_frames.js"
 
-/** All that is known of the run at this moment; what follows goes on from here. */
+/** The state of the run and its task instances at this moment. Later frames continue from here. */
 export interface Snapshot {
   type: "snapshot"
   /** The DAG. */
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** The run itself. */
+  /** The run. */
   run: RunInfo
   /** The task instances. */
   tasks: TaskInfo[]
-  /** Tasks whose return values answer the caller, as far as they are known yet. */
+  /** Tasks whose return values are the result, as far as they are known yet. */
   result_tasks: string[]
-  /** Instances per state, by task, for mapped tasks with too many instances to list in `tasks`. */
+  /** Number of instances by task and state, for mapped tasks with too many instances to list in `tasks`. */
   counts?: Record<string, Record<string, number>>
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
 
 /** State of a DAG run. */
 export interface RunInfo {
-  /** `queued`, `running`, `success` or `failed`, and what later versions of Airflow add. */
+  /** `queued`, `running`, `success` or `failed`, or a state that a later Airflow adds. */
   state: string | null
-  /** When it was queued last. */
+  /** When it was last queued. */
   queued_at: string | null
-  /** When it began; `null` before. */
+  /** When it started; `null` before. */
   start_date: string | null
   /** When it ended; `null` before. */
   end_date: string | null
@@ -44,44 +44,44 @@ export interface RunInfo {
 export interface TaskInfo {
   /** The task. */
   task_id: string
-  /** Place of an instance of a mapped task; -1 for what is not mapped, or not expanded yet. */
+  /** Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet. */
   map_index: number
-  /** Which try it is, counted from 1; 0 before the first. */
+  /** Number of the try, counted from 1; 0 before the first try. */
   try_number: number
-  /** As Airflow names it; `null` before the task is scheduled. */
+  /** Airflow's name of the state; `null` before the task is scheduled. */
   state: string | null
-  /** When it began; `null` before. */
+  /** When it started; `null` before. */
   start_date: string | null
   /** When it ended; `null` before. */
   end_date: string | null
 }
 
-/** A task instance changed. An instance with `map_index` 0 or more takes the place of the one with -1. */
+/** A task instance changed. An instance with `map_index` 0 or more replaces the one with -1. */
 export interface TaskTransition {
   type: "task"
   /** The DAG. */
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** Identity of the row; together with `type` it is unique in the stream, but for `chunk` and `progress`. */
+  /** Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`. */
   seq: number
   /** When the row was written, inside Airflow's transaction; UTC. */
   at: string
   /** The task. */
   task_id: string
-  /** Place of an instance of a mapped task; -1 for what is not mapped, or not expanded yet. */
+  /** Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet. */
   map_index: number
-  /** Which try it is, counted from 1; 0 before the first. */
+  /** Number of the try, counted from 1; 0 before the first try. */
   try_number: number
-  /** The new state; `null` where the task is not scheduled, as after it was cleared. */
+  /** The new state; `null` if the task is not scheduled, for example after it was cleared. */
   state: string | null
-  /** The state before; `null` where there was none. */
+  /** The state before; `null` if there was none. */
   previous_state: string | null
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
@@ -93,98 +93,98 @@ export interface RunTransition {
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** Identity of the row; together with `type` it is unique in the stream, but for `chunk` and `progress`. */
+  /** Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`. */
   seq: number
   /** When the row was written, inside Airflow's transaction; UTC. */
   at: string
-  /** The new state; `null` where the run was deleted. */
+  /** The new state; `null` if the run was deleted. */
   state: string | null
-  /** The state before; `null` where there was none. */
+  /** The state before; `null` if there was none. */
   previous_state: string | null
   /** How often the run was cleared. */
   clear_number: number
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
 
-/** A running task has said something: a part of its answer, mostly. */
+/** A running task emitted a chunk of output, usually a part of its result. */
 export interface Chunk {
   type: "chunk"
   /** The DAG. */
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** Identity of the row; together with `type` it is unique in the stream, but for `chunk` and `progress`. */
+  /** Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`. */
   seq: number
   /** When the row was written, inside Airflow's transaction; UTC. */
   at: string
   /** The task. */
   task_id: string
-  /** Place of an instance of a mapped task; -1 for what is not mapped, or not expanded yet. */
+  /** Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet. */
   map_index: number
-  /** Which try it is, counted from 1; 0 before the first. */
+  /** Number of the try, counted from 1; 0 before the first try. */
   try_number: number
-  /** Place among all that this try has said, chunks and progress together, from 0. What is missing was never kept. */
+  /** Position in the output of this try, chunks and progress together, from 0. Missing positions were not kept. */
   index: number
-  /** Any JSON value, as the database holds it; text is to be appended to what came before. */
+  /** Any JSON value, as the database holds it. Append text to the text of earlier chunks. */
   value?: unknown
-  /** Whether the caller may not read the value, and it was left out. */
+  /** Whether the value is left out because the caller may not read it. */
   withheld?: boolean
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
 
-/** A running task has said how far it has come. */
+/** A running task reported its progress. */
 export interface Progress {
   type: "progress"
   /** The DAG. */
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** Identity of the row; together with `type` it is unique in the stream, but for `chunk` and `progress`. */
+  /** Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`. */
   seq: number
   /** When the row was written, inside Airflow's transaction; UTC. */
   at: string
   /** The task. */
   task_id: string
-  /** Place of an instance of a mapped task; -1 for what is not mapped, or not expanded yet. */
+  /** Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet. */
   map_index: number
-  /** Which try it is, counted from 1; 0 before the first. */
+  /** Number of the try, counted from 1; 0 before the first try. */
   try_number: number
-  /** Place among all that this try has said, chunks and progress together, from 0. What is missing was never kept. */
+  /** Position in the output of this try, chunks and progress together, from 0. Missing positions were not kept. */
   index: number
-  /** How far; it takes the place of what was said before. */
+  /** The progress. It replaces earlier progress of the task instance. */
   value?: Report
-  /** Whether the caller may not read the value, and it was left out. */
+  /** Whether the value is left out because the caller may not read it. */
   withheld?: boolean
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
 
 /** How far a task has come. */
 export interface Report {
-  /** From 0 to 1; `null` where that can't be said. */
+  /** From 0 to 1; `null` if unknown. */
   fraction?: number | null
-  /** The same in words. */
+  /** Description of the progress. */
   text?: string | null
 }
 
-/** The answer: what the result tasks returned. The run may still go on. */
+/** The return values of the result tasks. The run may still be running. */
 export interface Result {
   type: "result"
   /** The DAG. */
@@ -195,17 +195,17 @@ export interface Result {
   results: Record<string, unknown>
   /** By task, where to get a value that is too large to be sent. */
   references?: Record<string, Reference>
-  /** Whether there are values that the caller may not read; then there are neither `results` nor `references`. */
+  /** Whether values are left out because the caller may not read them. Then `results` and `references` are empty. */
   withheld?: boolean
-  /** Row that completed the answer; absent where it was complete before the stream began. */
+  /** Row that completed the result; absent if it was complete before the stream started. */
   seq?: number | null
   /** When the row was written, inside Airflow's transaction; UTC. */
   at?: string | null
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
@@ -218,39 +218,39 @@ export interface Reference {
   bytes: number
 }
 
-/** It is certain that the answer will not come. */
+/** It is certain that there will be no result. */
 export interface Failure {
   type: "failure"
   /** The DAG. */
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** What became of the task instance at fault, or of the run where no task is. */
+  /** What happened to the task instance that is the root cause, or to the run if no task is. */
   reason: "task_failed" | "task_upstream_failed" | "task_skipped" | "task_removed" | "run_failed" | "run_deleted" | (string & {})
-  /** The task at fault. */
+  /** Task of the instance that is the root cause. */
   task_id?: string | null
-  /** Place of an instance of a mapped task; -1 for what is not mapped, or not expanded yet. */
+  /** Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet. */
   map_index?: number | null
-  /** Which try it is, counted from 1; 0 before the first. */
+  /** Number of the try, counted from 1; 0 before the first try. */
   try_number?: number | null
-  /** State of the task instance at fault, or of the run where no task is. */
+  /** State of the task instance that is the root cause, or of the run if no task is. */
   state?: string | null
-  /** Whether Airflow has yet to write down what makes it certain. */
+  /** Whether the failure is certain before Airflow has written the state that causes it. */
   predicted?: boolean
-  /** Row that made it certain; absent where it was certain before the stream began. */
+  /** Row that made the failure certain; absent if it was certain before the stream started. */
   seq?: number | null
   /** When the row was written, inside Airflow's transaction; UTC. */
   at?: string | null
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
 
-/** Forget what was said; a snapshot follows. In a stream of many runs none does, and no run is named. */
+/** Discard earlier frames of the run; a snapshot follows. In a stream of many runs: of all runs, without one. */
 export interface Reset {
   type: "reset"
   /** The DAG. */
@@ -258,58 +258,58 @@ export interface Reset {
   /** The run, as Airflow names it. */
   run_id?: string | null
   /**
-   * Why what was said is worth nothing any more.
+   * Why earlier frames are no longer valid.
    *
-   * `cleared`, `retried`, `revoked`: an outcome was taken back, or what a task had said. `journal_changed`: the
-   * database was replaced or set back. `transitions_lost`: something was not written down. `cursor_expired`,
-   * `cursor_foreign`, `cursor_damaged`: the client came back with a cursor older than the journal, of another
-   * journal, or that is none. `access_changed`: the client came back, and may read values now that were withheld from
-   * him.
+   * `cleared`, `retried`, `revoked`: an outcome or the output of a task was retracted. `journal_changed`: the
+   * database was replaced or restored. `transitions_lost`: rows are missing from the journal. `cursor_expired`,
+   * `cursor_foreign`, `cursor_damaged`: the client resumed with a cursor that is older than the journal, belongs to
+   * another journal, or cannot be read. `access_changed`: the client resumed, and may now read values that were left
+   * out before.
    */
   reason: "cleared" | "retried" | "revoked" | "journal_changed" | "transitions_lost" | "cursor_expired" | "cursor_foreign" | "cursor_damaged" | "access_changed" | (string & {})
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
 
-/** The stream goes on where the client was: what was missed follows, and then what comes. */
+/** The stream continues from the client's cursor: first the frames that the client missed, then new ones. */
 export interface Resumed {
   type: "resumed"
   /** The DAG. */
   dag_id?: string | null
   /** The run, as Airflow names it. */
   run_id?: string | null
-  /** Cursor that the client came back with. */
+  /** The cursor that the client resumed with. */
   since: string
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
 
-/** The stream is over; nothing comes after it. */
+/** The stream is complete; no frame follows. */
 export interface End {
   type: "end"
   /** The DAG. */
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** State of the run; `None` where the run was deleted. */
+  /** State of the run; `null` if the run was deleted. */
   state: string | null
-  /** What the caller was told; `none` where no task answers. */
+  /** Which outcome was sent; `none` if no task is a result task. */
   outcome: "failure" | "none" | "result"
-  /** On a connection of many streams, what the client called the stream. */
+  /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
-   * Place of a client that has received this frame, to come back with; on WebSocket and NDJSON, where the last frame
-   * of a batch has it. Over SSE it is the `id` of the event. Opaque.
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
 }
