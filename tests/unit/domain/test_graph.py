@@ -62,18 +62,18 @@ def parsed(dag: Mapping[str, Operator]) -> Graph:
 
 
 @given(dags())
-def test_the_effective_leaves_are_those_of_airflow(dag: dict[str, Operator]) -> None:
+def test_effective_leaves_equal_those_of_airflow(dag: dict[str, Operator]) -> None:
     assert parsed(dag).effective_leaves == airflows_leaves(dag)
 
 
 @given(dags())
-def test_the_only_leaf_is_never_a_teardown(dag: dict[str, Operator]) -> None:
+def test_only_leaf_is_never_a_teardown(dag: dict[str, Operator]) -> None:
     leaf = parsed(dag).only_leaf
     assert leaf is None or not dag[leaf].is_teardown
 
 
 @given(dags())
-def test_without_teardowns_that_may_fail_the_run_the_only_leaf_is_the_only_effective_leaf(
+def test_only_leaf_equals_the_only_effective_leaf_if_no_teardown_can_fail_the_run(
     dag: dict[str, Operator],
 ) -> None:
     dag = {task_id: task._replace(on_failure_fail_dagrun=False) for task_id, task in dag.items()}
@@ -101,7 +101,7 @@ def version_3(dag: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("version", [version_2, version_3])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_what_airflow_has_serialised_is_read(version: Any, *, compressed: bool) -> None:
+def test_parses_what_airflow_serialises(version: Any, *, compressed: bool) -> None:
     text = json.dumps(version(serialized_dag("ask_llm", CHAIN, {"clean_up": False})))
     read = Graph.parse(None, zlib.compress(text.encode())) if compressed else Graph.parse(text)
     assert read.tasks.keys() == CHAIN.keys()
@@ -111,7 +111,7 @@ def test_what_airflow_has_serialised_is_read(version: Any, *, compressed: bool) 
     assert read.only_leaf == "answer"
 
 
-def test_a_mapped_operator_is_a_task_like_any_other() -> None:
+def test_mapped_operator_is_parsed_as_a_task() -> None:
     dag = {"tasks": [{"__var": {"task_id": "square", "_is_mapped": True, "partial_kwargs": {"retries": 1}}}]}
     assert Graph.parse(json.dumps({"dag": dag})).only_leaf == "square"
 
@@ -134,6 +134,6 @@ def test_leaves(tasks: dict[str, list[str]], teardowns: dict[str, bool], leaves:
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"dag": {"tasks": [{}]}}', '{"dag": {"tasks": {}}}'])
-def test_another_shape_is_refused(text: str | None) -> None:
+def test_malformed_document_is_refused(text: str | None) -> None:
     with pytest.raises(msgspec.MsgspecError):
         Graph.parse(text)

@@ -37,15 +37,15 @@ class TestTasks:
             on_failure_fail_dagrun=True,
         )
 
-    def test_a_task_that_branches_is_known(self) -> None:
+    def test_branching_task_can_skip_downstream(self) -> None:
         assert dag({"a": Node(_can_skip_downstream=True)}).tasks["a"].can_skip_downstream
 
-    def test_the_tasks_above_are_those_that_name_it_below_themselves(self) -> None:
+    def test_upstream_inverts_downstream(self) -> None:
         read = dag({"c": Node(), "b": Node("c"), "a": Node("b", "c", "c")})
         assert read.upstream == {"a": (), "b": ("a",), "c": ("a", "b")}
         assert read.topological_order == ("a", "b", "c")
 
-    def test_a_task_below_that_is_not_there_is_left_out(self) -> None:
+    def test_missing_downstream_task_is_left_out(self) -> None:
         read = dag({"a": Node("gone", "b"), "b": Node()})
         assert read.upstream == {"a": (), "b": ("a",)}
         assert read.only_leaf == "b"
@@ -62,33 +62,33 @@ class TestTasks:
         )
         assert read.idle_when_all_succeed == {"alarm", "page"}
 
-    def test_a_circle_is_left_out_of_the_order(self) -> None:
+    def test_cycle_is_left_out_of_the_order(self) -> None:
         assert dag({"a": Node("b"), "b": Node("a"), "c": Node()}).topological_order == ("c",)
 
 
 class TestSetups:
-    def test_a_setup_counts_for_what_lies_before_its_teardown(self) -> None:
+    def test_setup_counts_for_tasks_before_its_teardown(self) -> None:
         read = dag({"s": setup("a", "t"), "a": Node("b"), "b": Node("t", "c"), "t": teardown(), "c": Node()})
         assert read.indirect_setups == {"b": ("s",)}
 
-    def test_a_setup_without_teardown_counts_for_all_below(self) -> None:
+    def test_setup_without_teardown_counts_for_all_downstream(self) -> None:
         read = dag({"s": setup("a"), "a": Node("b"), "b": Node("c"), "c": Node()})
         assert read.indirect_setups == {"b": ("s",), "c": ("s",)}
 
-    def test_several_are_sorted(self) -> None:
+    def test_several_setups_are_sorted(self) -> None:
         read = dag({"s2": setup("a"), "s1": setup("a"), "a": Node("b", "t"), "b": Node(), "t": teardown()})
         assert read.indirect_setups == {"b": ("s1", "s2")}
 
 
 class TestDeciders:
-    def test_a_branch_may_decide_about_all_that_is_below(self) -> None:
+    def test_branch_decides_about_all_downstream_tasks(self) -> None:
         branch = Node("a", _can_skip_downstream=True)
         read = dag({"x": Node("a"), "first": branch, "a": Node("b"), "b": Node("c"), "c": Node()})
         assert read.skip_deciders == dict.fromkeys(("a", "b", "c"), ("first",))
 
 
 class TestGroups:
-    def test_what_is_in_a_mapped_group_however_deep_may_expand(self) -> None:
+    def test_nested_tasks_of_a_mapped_group_may_expand(self) -> None:
         inner = plain_group("g.deep.b")
         group = plain_group("a", "c", g=mapped_group("g.a", over="a") | {})
         group["children"]["g"][1]["children"]["g.deep"] = ["taskgroup", inner]
@@ -102,7 +102,7 @@ class TestGroups:
         assert [name for name in read.tasks if read.may_expand(name)] == ["g.a", "g.deep.b"]
         assert read.expansion_sources("g.deep.b") == {"a"}
 
-    def test_mapped_groups_are_told_from_the_innermost_outwards(self) -> None:
+    def test_mapped_groups_are_listed_innermost_first(self) -> None:
         outer = mapped_group("o.a", over=[1, 2])
         outer["children"]["o.i"] = ["taskgroup", mapped_group("o.i.b", over=[1, 2, 3])]
         read = dag({"o.a": Node(), "o.i.b": Node()}, plain_group(o=outer))
@@ -117,7 +117,7 @@ class TestGroups:
         ],
     )
     @pytest.mark.parametrize("attribute", ["expand_input", "op_kwargs_expand_input"])
-    def test_what_a_task_is_mapped_over_is_found(self, reference: dict[str, Any], attribute: str) -> None:
+    def test_finds_the_tasks_that_a_task_is_mapped_over(self, reference: dict[str, Any], attribute: str) -> None:
         value = {"__type": "xcomref", "__var": reference}
         written: dict[str, Any] = {attribute: {"type": "list-of-dicts", "value": value}}
         node = Node(_is_mapped=True, **written)
@@ -134,7 +134,7 @@ class TestGroups:
             ({"type": "list-of-dicts", "value": {"__type": "xcomref", "__var": {"task_id": "a"}}}, False),
         ],
     )
-    def test_a_mapping_over_nothing_is_known(self, values: dict[str, Any], *, empty: bool) -> None:
+    def test_empty_literal_is_mapped_over_nothing(self, values: dict[str, Any], *, empty: bool) -> None:
         assert dag({"b": Node(_is_mapped=True, expand_input=values)}).is_mapped_over_nothing("b") is empty
 
 
@@ -150,17 +150,17 @@ class TestMarks:
         ],
     )
     @pytest.mark.parametrize("partial", [False, True])
-    def test_a_param_of_a_task_marks_it(self, params: object, *, partial: bool) -> None:
+    def test_param_marks_a_result_task(self, params: object, *, partial: bool) -> None:
         fields: dict[str, Any] = {"partial_kwargs": {"params": params}} if partial else {"params": params}
         assert dag({"a": Node("b", **fields), "b": Node()}).marked_tasks == {"a"}
 
     @pytest.mark.parametrize(
         "params", [None, [], "stream_result", [["stream_result"]], [["stream_result", PARAM | {"default": "yes"}]], 7]
     )
-    def test_other_params_do_not(self, params: object) -> None:
+    def test_other_params_do_not_mark_a_result_task(self, params: object) -> None:
         assert dag({"a": Node(params=params)}).marked_tasks == set()
 
-    def test_a_tag_of_the_dag_marks_a_task_that_there_is(self) -> None:
+    def test_tag_marks_an_existing_task(self) -> None:
         tags = ["ml", "stream-result:b", "stream-result:gone", 3]
         assert dag({"a": Node("b"), "b": Node()}, tags=tags).marked_tasks == {"b"}
 
@@ -183,9 +183,7 @@ ODD = ("trigger_rule", "is_setup", "is_teardown", "_is_mapped", "_can_skip_downs
 
 
 @given(st.dictionaries(st.sampled_from((*ODD, "expand_input")), json), json, json, json)
-def test_shapes_that_nobody_knows_harm_nothing(
-    fields: dict[str, Any], group: object, tags: object, fail_fast: object
-) -> None:
+def test_unknown_shapes_are_ignored(fields: dict[str, Any], group: object, tags: object, fail_fast: object) -> None:
     read = dag({"a": Node("b", **fields), "b": Node()}, tags=tags, fail_fast=fail_fast, task_group=group)
     assert isinstance(read, Graph)
     assert read.topological_order == ("a", "b")

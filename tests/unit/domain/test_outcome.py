@@ -25,17 +25,17 @@ def end_of(frames: list[AnyFrame]) -> End:
 
 
 class TestWhoAnswers:
-    def test_the_tasks_that_the_caller_names(self) -> None:
+    def test_result_tasks_are_those_that_the_caller_names(self) -> None:
         assert select_result_tasks(History().state(), WatchOptions(result_tasks=("ask", "answer"))) == ("ask", "answer")
 
-    def test_else_the_tasks_that_the_author_marked_in_the_serialised_dag(self) -> None:
+    def test_result_tasks_are_marked_in_the_serialised_dag(self) -> None:
         marked = dag({"ask": Node("left", "right"), "left": Node(params={"stream_result": True}), "right": Node()})
         run = History(marked).state()
         assert select_result_tasks(run, WatchOptions()) == ("left",)
         run.native_marks = {"left": True, "right": True}
         assert select_result_tasks(run, WatchOptions()) == ("left",)
 
-    def test_else_the_tasks_with_the_native_mark_in_this_run_or_in_earlier_ones(self) -> None:
+    def test_result_tasks_have_the_native_mark_in_this_or_earlier_runs(self) -> None:
         run = History(graph(TWO_LEAVES, {})).state()
         run.earlier_marks = {"ask": False, "right": True}
         assert select_result_tasks(run, WatchOptions()) == ("right",)
@@ -44,16 +44,16 @@ class TestWhoAnswers:
         run.native_marks = {"left": True, "right": False}
         assert select_result_tasks(run, WatchOptions()) == ("left",)
 
-    def test_else_the_only_leaf(self) -> None:
+    def test_result_task_is_the_only_leaf(self) -> None:
         assert select_result_tasks(History().state(), WatchOptions()) == ("answer",)
 
-    def test_else_nobody(self) -> None:
+    def test_no_result_task_with_several_leaves(self) -> None:
         assert select_result_tasks(History(graph(TWO_LEAVES, {})).state(), WatchOptions()) == ()
         assert select_result_tasks(RunState(KEY, History().run), WatchOptions()) == ()
 
 
 class TestResult:
-    def test_a_result_is_told_when_it_is_pushed_before_the_task_succeeds(self) -> None:
+    def test_result_is_sent_when_pushed_before_the_task_succeeds(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.start("answer")
@@ -64,7 +64,7 @@ class TestResult:
         assert types(frames) == ["result", "end"]
         assert end_of(frames).outcome == "result"
 
-    def test_it_names_the_row_that_completed_it(self) -> None:
+    def test_result_names_the_row_that_completed_it(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.start("answer")
@@ -75,7 +75,7 @@ class TestResult:
         assert isinstance(result, Result)
         assert (result.seq, result.at) == (pushed.seq, pushed.at)
 
-    def test_what_was_complete_before_the_stream_began_has_no_row(self) -> None:
+    def test_result_that_is_older_than_the_stream_has_no_row(self) -> None:
         history = History()
         history.run_task("answer", 42)
         watcher = SimulatedReader(history)
@@ -84,20 +84,20 @@ class TestResult:
         assert (result.seq, result.at, results_of([result])) == (None, None, [{"answer": 42}])
         assert isinstance(end, End)
 
-    def test_a_task_that_returns_none_answers_null_by_its_success(self) -> None:
+    def test_task_that_returns_none_has_null_as_result_when_it_succeeds(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.start("answer")
         history.succeed("answer")
         assert results_of(watcher.catch_up()) == [{"answer": None}]
 
-    def test_a_task_without_a_worker_answers_null(self) -> None:
+    def test_task_without_a_worker_has_null_as_result(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.succeed_directly("answer")
         assert results_of(watcher.catch_up()) == [{"answer": None}]
 
-    def test_several_result_tasks_answer_together(self) -> None:
+    def test_several_result_tasks_give_one_result(self) -> None:
         history = History()
         watcher = SimulatedReader(history, "ask", "answer")
         history.run_task("ask", 1)
@@ -105,7 +105,7 @@ class TestResult:
         history.run_task("answer", 2)
         assert results_of(watcher.catch_up()) == [{"ask": 1, "answer": 2}]
 
-    def test_a_value_is_passed_on_as_the_database_holds_it(self) -> None:
+    def test_value_is_sent_as_the_database_holds_it(self) -> None:
         history = History()
         history.run_task("answer")
         run = history.state()
@@ -133,7 +133,7 @@ class TestResult:
 
 class TestFailure:
     @pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped", "removed"])
-    def test_a_result_task_that_ended_without_a_value(self, state: str) -> None:
+    def test_result_task_that_ended_without_a_value_is_a_failure(self, state: str) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.set_task("answer", state)
@@ -148,7 +148,7 @@ class TestFailure:
         "state",
         [None, "scheduled", "queued", "running", "restarting", "up_for_retry", "up_for_reschedule", "deferred"],
     )
-    def test_a_result_task_that_may_still_answer_is_waited_for(self, state: str | None) -> None:
+    def test_undecided_while_a_result_task_may_still_succeed(self, state: str | None) -> None:
         history = History()
         history.set_task("answer", state)
         assert evaluate(history.state(), WatchOptions()) == Undecided()
@@ -159,14 +159,14 @@ class TestFailure:
         history.set_task("answer", "failed")
         assert failure_of(watcher.catch_up()).task_id == "answer"
 
-    def test_a_failed_run_fails_the_answer(self) -> None:
+    def test_failed_run_is_a_failure(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.set_run("failed")
         failure = failure_of(watcher.catch_up())
         assert (failure.reason, failure.task_id, failure.state) == ("run_failed", None, "failed")
 
-    def test_a_failed_run_does_not_take_an_answer_back(self) -> None:
+    def test_failed_run_does_not_retract_a_result(self) -> None:
         history = History()
         watcher = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
@@ -177,7 +177,7 @@ class TestFailure:
         assert types(frames) == ["end"]
         assert (end_of(frames).state, end_of(frames).outcome) == ("failed", "result")
 
-    def test_a_deleted_run_fails_the_answer(self) -> None:
+    def test_deleted_run_is_a_failure(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.delete()
@@ -194,7 +194,7 @@ class TestFailure:
         assert types(watcher.advance()) == ["failure", "end"]
         assert watcher.receive() == []
 
-    def test_a_run_marked_as_failed_fails_what_ran(self) -> None:
+    def test_run_marked_as_failed_fails_running_tasks(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.start("answer")
@@ -218,14 +218,14 @@ class TestNobodyAnswers:
         history.set_task("left", state)
         assert watcher.catch_up() == []
 
-    def test_a_failed_task_above_the_leaves_is_a_failure_before_they_are_told_to_fail(self) -> None:
+    def test_failed_upstream_task_is_a_failure_before_airflow_fails_the_leaves(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
         watcher = SimulatedReader(history)
         history.set_task("ask", "failed")
         failure = failure_of(watcher.catch_up())
         assert (failure.task_id, failure.predicted) == ("ask", True)
 
-    def test_a_skipped_task_above_the_leaves_fails_no_run(self) -> None:
+    def test_skipped_upstream_task_is_no_failure(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
         watcher = SimulatedReader(history)
         history.set_task("ask", "skipped")
@@ -258,7 +258,7 @@ class TestNobodyAnswers:
 
 
 class TestEnd:
-    def test_until_run_goes_on_after_the_answer(self) -> None:
+    def test_until_run_continues_after_the_result(self) -> None:
         history = History()
         watcher = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
@@ -268,7 +268,7 @@ class TestEnd:
         history.set_run("success")
         assert types(watcher.catch_up()) == ["end"]
 
-    def test_a_run_that_succeeds_while_the_answer_is_open_ends_with_nothing(self) -> None:
+    def test_run_that_succeeds_without_an_outcome_ends_with_none(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.set_run("success")
@@ -284,7 +284,7 @@ class TestEnd:
         assert watcher.advance() == []
         assert types(watcher.receive()) == ["result", "end"]
 
-    def test_nothing_comes_after_the_end(self) -> None:
+    def test_no_frame_follows_the_end(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.run_task("answer")

@@ -13,7 +13,7 @@ def failure_of(frames: list[AnyFrame]) -> Failure:
 
 
 class TestConfirmed:
-    def test_a_result_is_told_when_its_task_has_succeeded_as_well(self) -> None:
+    def test_confirmed_result_is_sent_when_its_task_succeeds(self) -> None:
         history = History()
         watcher = SimulatedReader(history, confirm="success")
         history.start("answer")
@@ -25,7 +25,7 @@ class TestConfirmed:
         assert isinstance(frames[0], Result)
         assert frames[0].seq == history.journal[-1].seq
 
-    def test_a_try_that_pushes_and_then_fails_is_never_told(self) -> None:
+    def test_confirmed_result_is_not_sent_for_a_try_that_fails_after_its_push(self) -> None:
         history = History()
         watcher = SimulatedReader(history, confirm="success")
         history.start("answer")
@@ -49,7 +49,7 @@ class TestConfirmed:
 
 
 class TestPredicted:
-    def test_a_failure_is_told_before_airflow_has_told_the_result_task(self) -> None:
+    def test_failure_is_sent_before_airflow_fails_the_result_task(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.start("ask")
@@ -63,7 +63,7 @@ class TestPredicted:
         assert isinstance(frames[-1], End)
         assert frames[-1].outcome == "failure"
 
-    def test_what_was_predicted_is_not_told_again_when_it_comes_true(self) -> None:
+    def test_predicted_failure_is_not_sent_again_when_it_happens(self) -> None:
         history = History()
         watcher = SimulatedReader(history, until="run")
         history.set_task("ask", "failed")
@@ -71,21 +71,21 @@ class TestPredicted:
         history.set_task("answer", "upstream_failed")
         assert watcher.catch_up() == []
 
-    def test_who_comes_later_is_told_the_culprit_too(self) -> None:
+    def test_later_subscriber_gets_the_root_cause_too(self) -> None:
         history = History()
         history.set_task("ask", "failed")
         history.set_task("answer", "upstream_failed")
         failure = failure_of(SimulatedReader(history).opening)
         assert (failure.task_id, failure.predicted, failure.seq) == ("ask", False, None)
 
-    def test_a_predicted_skip_names_where_skipping_began(self) -> None:
+    def test_predicted_skip_names_its_root_cause(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.set_task("ask", "skipped")
         failure = failure_of(watcher.catch_up())
         assert (failure.reason, failure.task_id, failure.predicted) == ("task_skipped", "ask", True)
 
-    def test_an_answer_to_failure_that_is_not_needed_names_itself(self) -> None:
+    def test_task_that_waits_for_failures_names_itself_if_all_succeed(self) -> None:
         history = History(dag({"ask": Node("mend"), "mend": Node(trigger_rule="one_failed")}))
         watcher = SimulatedReader(history)
         history.run_task("ask")
@@ -93,14 +93,14 @@ class TestPredicted:
         assert (failure.reason, failure.task_id, failure.state) == ("task_skipped", "mend", "skipped")
         assert failure.predicted
 
-    def test_a_task_that_is_tried_again_fails_nothing(self) -> None:
+    def test_task_that_will_be_retried_is_no_failure(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.start("ask")
         history.set_task("ask", "up_for_retry")
         assert watcher.catch_up() == []
 
-    def test_one_failed_instance_above_is_enough(self) -> None:
+    def test_one_failed_upstream_instance_is_enough(self) -> None:
         history = History(dag({"square": Node("sum", mapped_over=[1, 2, 3]), "sum": Node()}))
         watcher = SimulatedReader(history)
         history.expand("square", 3)

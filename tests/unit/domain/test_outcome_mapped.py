@@ -25,7 +25,7 @@ class TestMapped:
         history.expand("square", length)
         return history, watcher
 
-    def test_a_mapped_task_answers_with_a_list_by_index(self) -> None:
+    def test_result_of_a_mapped_task_is_a_list_by_index(self) -> None:
         history, watcher = self.mapped(3)
         for index in (2, 0):
             history.run_task("square", index * index, index)
@@ -44,7 +44,7 @@ class TestMapped:
         history.succeed_directly("square", 1)
         assert results_of(watcher.catch_up()) == [{"square": [7, None]}]
 
-    def test_an_expansion_that_comes_late_is_waited_for(self) -> None:
+    def test_late_expansion_is_waited_for(self) -> None:
         history = History(graph({"list": ["square"], "square": []}, {}))
         watcher = SimulatedReader(history)
         history.run_task("list", [1, 2])
@@ -56,7 +56,7 @@ class TestMapped:
         history.run_task("square", 4, 1)
         assert results_of(watcher.catch_up()) == [{"square": [1, 4]}]
 
-    def test_indexes_beyond_a_shrunk_mapping_are_missed_by_nobody(self) -> None:
+    def test_indexes_beyond_a_shrunk_mapping_are_not_missing(self) -> None:
         history, watcher = self.mapped(3)
         history.set_task("square", "removed", 2)
         history.run_task("square", 0, 0)
@@ -80,7 +80,7 @@ class TestMapped:
         assert isinstance(frames[0], Result)
         assert frames[0].seq == history.journal[-1].seq
 
-    def test_so_is_one_that_the_dag_itself_maps_over_nothing(self) -> None:
+    def test_mapping_over_an_empty_literal_returns_an_empty_list(self) -> None:
         history = History(dag({"square": Node(mapped_over=[])}))
         watcher = SimulatedReader(history)
         assert watcher.catch_up() == []
@@ -88,7 +88,7 @@ class TestMapped:
         assert results_of(watcher.catch_up()) == [{"square": []}]
 
     @pytest.mark.parametrize("written", [False, True])
-    def test_a_mapping_that_something_above_skips_is_a_failure(self, *, written: bool) -> None:
+    def test_mapping_that_upstream_skips_is_a_failure(self, *, written: bool) -> None:
         history = History(MAPPED)
         watcher = SimulatedReader(history)
         history.set_task("list", "skipped")
@@ -97,7 +97,7 @@ class TestMapped:
         failure = failure_of(watcher.catch_up())
         assert (failure.reason, failure.task_id) == ("task_skipped", "list")
 
-    def test_the_empty_list_is_taken_back_when_the_task_is_cleared(self) -> None:
+    def test_empty_list_is_retracted_when_the_task_is_cleared(self) -> None:
         history = History(MAPPED)
         watcher = SimulatedReader(history, until="run")
         history.run_task("list", [])

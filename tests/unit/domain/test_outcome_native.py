@@ -29,7 +29,7 @@ def history_of(
 
 
 class TestTheFirstRunOfAVersion:
-    def test_the_result_of_all_marked_tasks_comes_when_the_run_ends(self) -> None:
+    def test_result_of_all_marked_tasks_is_sent_when_the_run_ends(self) -> None:
         history = history_of()
         watcher = SimulatedReader(history)
         history.run_task("left", 1)
@@ -68,7 +68,7 @@ class TestTheFirstRunOfAVersion:
         history.set_run("success")
         assert results_of(SimulatedReader(history).receive()) == [{"left": 1, "right": 2}]
 
-    def test_marks_in_the_serialised_dag_answer_early(self) -> None:
+    def test_serialised_marks_give_an_early_result(self) -> None:
         marked = dag({"left": Node(params={"stream_result": True}), "right": Node(params={"stream_result": True})})
         history = history_of(marked)
         watcher = SimulatedReader(history)
@@ -84,7 +84,7 @@ class TestTheFirstRunOfAVersion:
         history.run_task("left", 1)
         assert results_of(watcher.catch_up()) == [{"left": 1}]
 
-    def test_the_failure_of_a_task_that_may_be_marked_is_the_failure_of_the_answer(self) -> None:
+    def test_failure_of_a_task_that_may_be_marked_is_a_failure(self) -> None:
         history = history_of()
         watcher = SimulatedReader(history)
         history.run_task("left", 1)
@@ -107,7 +107,7 @@ class TestTheFirstRunOfAVersion:
 
 
 class TestAfterARunThatHasEnded:
-    def test_the_result_comes_with_the_last_value(self) -> None:
+    def test_result_is_sent_with_the_last_value(self) -> None:
         history = history_of(earlier=ALL_SHOWN)
         watcher = SimulatedReader(history)
         history.start("left")
@@ -119,7 +119,7 @@ class TestAfterARunThatHasEnded:
         assert types(frames) == ["result", "end"]
         assert results_of(frames) == [{"left": 1, "right": 2}]
 
-    def test_with_confirm_success_it_comes_with_the_last_success(self) -> None:
+    def test_confirmed_result_is_sent_with_the_last_success(self) -> None:
         history = history_of(earlier=ALL_SHOWN)
         watcher = SimulatedReader(history, confirm="success")
         history.run_task("left", 1)
@@ -192,7 +192,7 @@ class TestAfterARunThatHasEnded:
         history.start("alarm")
         assert evaluate(history.state(), WatchOptions()) == Undecided()
 
-    def test_a_mark_that_was_moved_makes_the_earlier_ones_worthless(self) -> None:
+    def test_moved_mark_invalidates_earlier_marks(self) -> None:
         """Which makes no new version: Airflow does not serialise the mark."""
         history = history_of(marked=("right", "log"), earlier={"left": True, "right": False, "log": False})
         watcher = SimulatedReader(history)
@@ -210,7 +210,7 @@ class TestAfterARunThatHasEnded:
         history.set_task("right", "failed")
         assert types(watcher.catch_up()) == ["failure", "end"]
 
-    def test_without_any_mark_the_only_leaf_answers_early(self) -> None:
+    def test_without_marks_the_only_leaf_gives_an_early_result(self) -> None:
         history = history_of(graph({"left": ["log"], "log": []}, {}), marked=(), earlier={"left": False})
         watcher = SimulatedReader(history)
         history.run_task("left")
@@ -262,7 +262,7 @@ marks = st.sets(st.sampled_from(sorted(LEAVES)), min_size=1).map(sorted).map(tup
 
 
 @given(marks, run_histories)
-def test_the_first_run_answers_at_its_end_with_all_marked_values(marked: tuple[str, ...], life: list[Move]) -> None:
+def test_first_run_has_all_marked_values_at_its_end(marked: tuple[str, ...], life: list[Move]) -> None:
     history = history_of(marked=marked)
     watcher = SimulatedReader(history, until="run")
     for move in life:

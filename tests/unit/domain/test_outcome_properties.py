@@ -50,7 +50,7 @@ def live(watcher: SimulatedReader, life: list[Move]) -> Iterator[list[AnyFrame]]
 
 
 @given(watched(), run_histories)
-def test_what_was_told_is_taken_back_before_something_else_is_told(watcher: SimulatedReader, life: list[Move]) -> None:
+def test_outcome_is_retracted_before_another_is_sent(watcher: SimulatedReader, life: list[Move]) -> None:
     told = False
     before: AnyFrame | None = None
     for frame in (frame for frames in live(watcher, life) for frame in frames):
@@ -65,7 +65,7 @@ def test_what_was_told_is_taken_back_before_something_else_is_told(watcher: Simu
 
 
 @given(watched(), run_histories)
-def test_a_result_is_told_only_while_all_result_tasks_have_answered_in_their_current_try(
+def test_result_is_sent_only_if_all_result_tasks_have_one_in_their_current_try(
     watcher: SimulatedReader, life: list[Move]
 ) -> None:
     for frames in live(watcher, life):
@@ -83,7 +83,7 @@ def test_a_result_is_told_only_while_all_result_tasks_have_answered_in_their_cur
 
 
 @given(watched(), run_histories)
-def test_a_failure_is_told_only_where_something_has_failed(watcher: SimulatedReader, life: list[Move]) -> None:
+def test_failure_is_sent_only_if_something_failed(watcher: SimulatedReader, life: list[Move]) -> None:
     for frames in live(watcher, life):
         for frame in frames:
             if isinstance(frame, Failure) and frame.task_id is not None:
@@ -96,7 +96,7 @@ def test_a_failure_is_told_only_where_something_has_failed(watcher: SimulatedRea
 
 
 @given(watched(), run_histories)
-def test_what_is_told_is_the_verdict_whenever_no_value_is_wanted(watcher: SimulatedReader, life: list[Move]) -> None:
+def test_sent_outcome_equals_the_decision_if_no_value_is_needed(watcher: SimulatedReader, life: list[Move]) -> None:
     for _ in live(watcher, life):
         if not watcher.wanted and not watcher.answer.has_ended:
             verdict, told = evaluate(watcher.run, watcher.answer.options), watcher.answer.sent_outcome
@@ -105,9 +105,7 @@ def test_what_is_told_is_the_verdict_whenever_no_value_is_wanted(watcher: Simula
 
 
 @given(watched(), run_histories)
-def test_a_stream_ends_when_and_only_when_there_is_nothing_more_to_tell(
-    watcher: SimulatedReader, life: list[Move]
-) -> None:
+def test_stream_ends_if_and_only_if_no_frame_can_follow(watcher: SimulatedReader, life: list[Move]) -> None:
     ended = False
     for frames in live(watcher, life):
         for frame in frames:
@@ -123,7 +121,7 @@ def test_a_stream_ends_when_and_only_when_there_is_nothing_more_to_tell(
 
 
 @given(run_histories_of("read", "fetch", "start", "push", "succeed", "run", "retry", "clear"))
-def test_a_result_that_stands_is_that_of_the_current_tries(life: list[Move]) -> None:
+def test_valid_result_is_that_of_the_current_tries(life: list[Move]) -> None:
     watcher = SimulatedReader(History(graph({"answer": []}, {})), until="run")
     tries: dict[tuple[str, int], int] = {}
     for frames in live(watcher, life):
@@ -141,7 +139,7 @@ def test_a_result_that_stands_is_that_of_the_current_tries(life: list[Move]) -> 
 
 
 @given(watched(), run_histories)
-def test_a_late_watcher_sees_what_the_others_were_told(watcher: SimulatedReader, life: list[Move]) -> None:
+def test_late_subscriber_gets_the_outcome_that_others_got(watcher: SimulatedReader, life: list[Move]) -> None:
     standing: AnyFrame | None = None
     for frames in live(watcher, life):
         for frame in frames:

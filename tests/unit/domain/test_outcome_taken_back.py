@@ -42,7 +42,7 @@ class TestTakenBack:
         assert self.reason(frames) == "revoked"
 
     @pytest.mark.parametrize("counted", [True, False])
-    def test_a_clear_takes_the_answer_back(self, *, counted: bool) -> None:
+    def test_clear_retracts_the_result(self, *, counted: bool) -> None:
         history, watcher = self.answered()
         history.succeed("answer")
         history.clear("answer", counted=counted)
@@ -50,13 +50,13 @@ class TestTakenBack:
         assert types(frames) == ["reset", "snapshot"]
         assert self.reason(frames) == "cleared"
 
-    def test_a_clear_of_a_running_task_takes_the_answer_back(self) -> None:
+    def test_clear_of_a_running_task_retracts_the_result(self) -> None:
         history, watcher = self.answered()
         history.clear("answer", counted=False)
         assert history.rows["answer", -1].state == "restarting"
         assert self.reason(watcher.catch_up()) == "cleared"
 
-    def test_a_failed_task_marked_as_success_takes_the_failure_back(self) -> None:
+    def test_failed_task_marked_as_success_retracts_the_failure(self) -> None:
         history = History()
         watcher = SimulatedReader(history, until="run")
         history.set_task("answer", "failed")
@@ -68,7 +68,7 @@ class TestTakenBack:
         assert results_of(frames) == [{"answer": None}]
 
     @pytest.mark.parametrize("spread", [False, True])
-    def test_a_predicted_failure_is_taken_back_when_the_culprit_is_marked_as_success(self, *, spread: bool) -> None:
+    def test_predicted_failure_is_retracted_when_the_root_cause_is_marked_as_success(self, *, spread: bool) -> None:
         history, watcher = self.doomed(spread=spread)
         history.set_task("ask", "success")
         if spread:
@@ -82,7 +82,7 @@ class TestTakenBack:
     @pytest.mark.parametrize("spread", [False, True])
     @pytest.mark.parametrize("counted", [False, True])
     @pytest.mark.parametrize("at_once", [False, True])
-    def test_a_predicted_failure_is_taken_back_when_the_culprit_is_cleared(
+    def test_predicted_failure_is_retracted_when_the_root_cause_is_cleared(
         self, *, spread: bool, counted: bool, at_once: bool
     ) -> None:
         history, watcher = self.doomed(spread=spread)
@@ -93,7 +93,7 @@ class TestTakenBack:
         assert types(frames) == ["reset", "snapshot"]
         assert self.reason(frames) == "cleared"
 
-    def test_a_failure_that_has_another_culprit_left_stands(self) -> None:
+    def test_failure_with_another_root_cause_stays_valid(self) -> None:
         history = History(graph({"left": ["join"], "right": ["join"], "join": []}, {}))
         watcher = SimulatedReader(history, until="run")
         history.set_task("left", "failed")
@@ -117,7 +117,7 @@ class TestTakenBack:
             assert watcher.catch_up() == []
         return history, watcher
 
-    def test_a_clear_that_comes_with_its_new_answer_takes_the_old_one_back(self) -> None:
+    def test_clear_in_one_batch_with_a_new_result_retracts_the_old_one(self) -> None:
         history, watcher = self.answered()
         history.succeed("answer")
         history.clear("answer")
@@ -126,7 +126,7 @@ class TestTakenBack:
         assert types(frames) == ["reset", "snapshot", "result"]
         assert results_of(frames) == [{"answer": "second"}]
 
-    def test_a_retry_that_comes_with_its_new_answer_takes_the_old_one_back(self) -> None:
+    def test_retry_in_one_batch_with_a_new_result_retracts_the_old_one(self) -> None:
         history, watcher = self.answered()
         history.set_task("answer", "up_for_retry")
         history.run_task("answer", "second")
@@ -134,7 +134,7 @@ class TestTakenBack:
         assert types(frames) == ["reset", "snapshot", "result"]
         assert results_of(frames) == [{"answer": "second"}]
 
-    def test_an_uncounted_clear_that_comes_with_its_new_answer_takes_the_old_one_back(self) -> None:
+    def test_uncounted_clear_in_one_batch_with_a_new_result_retracts_the_old_one(self) -> None:
         history, watcher = self.answered()
         history.succeed("answer")
         history.clear("answer", counted=False)
@@ -143,27 +143,27 @@ class TestTakenBack:
         assert types(frames) == ["reset", "snapshot", "result"]
         assert results_of(frames) == [{"answer": "second"}]
 
-    def test_a_clear_before_anything_was_told_is_told_too(self) -> None:
+    def test_clear_before_any_outcome_sends_a_reset(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.clear("ask")
         assert self.reason(watcher.catch_up()) == "cleared"
 
-    def test_a_clear_is_told_once(self) -> None:
+    def test_clear_sends_one_reset(self) -> None:
         history, watcher = self.answered()
         history.clear("ask")
         assert types(watcher.catch_up()) == ["reset", "snapshot", "result"]
         history.run_task("ask")
         assert watcher.catch_up() == []
 
-    def test_an_answer_stands_while_other_tasks_are_cleared_uncounted(self) -> None:
+    def test_result_stays_valid_while_other_tasks_are_cleared_uncounted(self) -> None:
         history, watcher = self.answered()
         history.clear("ask", counted=False)
         assert watcher.catch_up() == []
 
 
 class TestTraps:
-    def test_a_push_of_a_killed_task_is_no_answer(self) -> None:
+    def test_push_of_a_killed_task_is_no_result(self) -> None:
         history = History()
         watcher = SimulatedReader(history, until="run")
         history.start("answer")
@@ -172,7 +172,7 @@ class TestTraps:
         history.push("answer", "too late")
         assert watcher.catch_up() == []
 
-    def test_a_push_between_two_tries_is_no_answer(self) -> None:
+    def test_push_between_two_tries_is_no_result(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.start("answer")
@@ -189,7 +189,7 @@ class TestTraps:
         history.set_task("answer", "failed")
         assert types(watcher.catch_up()) == ["failure", "end"]
 
-    def test_a_try_that_fails_while_its_value_is_read_is_no_answer(self) -> None:
+    def test_try_that_fails_while_its_value_is_read_has_no_result(self) -> None:
         history = History()
         watcher = SimulatedReader(history)
         history.start("answer")
@@ -211,7 +211,7 @@ class TestTraps:
         history.push("answer", "anew")
         assert results_of(watcher.catch_up()) == [{"answer": "anew"}]
 
-    def test_values_of_other_tasks_than_those_wanted_now_are_not_enough(self) -> None:
+    def test_values_of_other_tasks_than_those_needed_are_not_enough(self) -> None:
         history = History()
         history.run_task("ask", 1)
         history.run_task("answer", 2)
@@ -222,7 +222,7 @@ class TestTraps:
         assert step.frames == []
         assert step.values_needed == ("ask", "answer")
 
-    def test_a_late_watcher_sees_what_was_told(self) -> None:
+    def test_late_subscriber_gets_the_outcome(self) -> None:
         history = History()
         watcher = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
@@ -230,7 +230,7 @@ class TestTraps:
         assert types(watcher.answer.initial_frames(watcher.run)) == ["snapshot", "result"]
         assert watcher.answer.initial_frames(watcher.run)[1:] == told
 
-    def test_the_verdict_names_the_last_row_that_was_needed(self) -> None:
+    def test_decision_names_the_last_row_that_was_needed(self) -> None:
         history = History()
         run = history.state()
         history.run_task("ask")

@@ -18,22 +18,22 @@ def doomed(graph: Graph, **states: str | Mapping[int, str | None] | None) -> set
 
 
 class TestSpreading:
-    def test_a_failure_is_followed_to_the_end_at_once(self) -> None:
+    def test_failure_is_propagated_to_the_end_at_once(self) -> None:
         assert doomed(CHAIN, a="success", b="failed") == {"b", "c", "d", "e", "f"}
         assert predict(CHAIN, a="success", b="failed").must_fail("f") == {-1}
 
     @pytest.mark.parametrize(
         "state", ["success", "running", "queued", "up_for_retry", "restarting", "deferred", "awaiting_input", "new"]
     )
-    def test_what_may_still_go_well_dooms_nothing(self, state: str) -> None:
+    def test_all_can_succeed_while_nothing_has_failed(self, state: str) -> None:
         assert doomed(CHAIN, a=state) == set()
 
-    def test_who_waits_for_the_culprit_skips_too_late_to_save_the_run(self) -> None:
+    def test_task_that_waits_for_the_root_cause_skips_too_late(self) -> None:
         """A loop that has `c` run has told `b` to fail; so `d` fails, although `c` may skip itself (`all_success`)."""
         graph = dag({"a": Node("b", "c"), "b": Node("d"), "c": Node("d", trigger_rule="none_skipped"), "d": Node()})
         assert predict(graph, a="failed").must_fail("d") == {-1}
 
-    def test_it_may_also_wait_for_what_only_the_culprit_ends(self) -> None:
+    def test_task_that_waits_for_what_the_root_cause_fails_skips_too_late(self) -> None:
         nodes = {"a": Node("b", "x"), "b": Node("d"), "x": Node("c"), "c": Node("d", trigger_rule="all_done")}
         assert predict(dag({**nodes, "d": Node()}), a="failed").must_fail("d") == {-1}
 
@@ -56,29 +56,29 @@ class TestSpreading:
               "d": Node()}, {"a": "failed"}),
         ],
     )  # fmt: skip
-    def test_who_may_skip_itself_before_that_may_save_the_run(
+    def test_task_that_may_skip_itself_earlier_can_save_the_run(
         self, nodes: Mapping[str, Node], states: dict[str, str]
     ) -> None:
         told = predict(dag(nodes), **states)
         assert told.cannot_succeed("d") == {-1}
         assert told.must_fail("d") == frozenset()
 
-    def test_skipping_spreads_and_fails_no_run(self) -> None:
+    def test_skips_propagate_without_failing_the_run(self) -> None:
         told = predict(CHAIN, a="skipped")
         assert told.cannot_succeed("f") == {-1}
         assert told.must_fail("f") == frozenset()
 
-    def test_a_task_that_is_at_work_has_passed_its_rule(self) -> None:
+    def test_running_task_has_met_its_rule(self) -> None:
         assert doomed(CHAIN, a="failed", b="running") == {"a"}
 
-    def test_what_is_removed_is_as_good_as_successful(self) -> None:
+    def test_removed_instance_counts_as_successful(self) -> None:
         assert doomed(CHAIN, a="removed") == {"a"}
 
-    def test_a_rule_that_nobody_knows_dooms_nothing(self) -> None:
+    def test_unknown_rule_can_succeed(self) -> None:
         graph = dag({"a": Node("b"), "b": Node(trigger_rule="all_new")})
         assert doomed(graph, a="failed") == {"a"}
 
-    def test_a_task_without_instances_dooms_nothing(self) -> None:
+    def test_task_without_instances_can_succeed(self) -> None:
         told = Prediction(CHAIN, {"a": {"failed": {-1}}, "c": {None: {-1}}})
         assert told.cannot_succeed("c") == frozenset()
 
@@ -107,13 +107,13 @@ class TestRules:
             ("all_done_min_one_success", "failed", None, False),
         ],
     )
-    def test_a_rule_dooms_when_it_cannot_be_met(
+    def test_task_cannot_succeed_if_its_rule_cannot_be_met(
         self, rule: str, left: str, right: str | None, *, is_doomed: bool
     ) -> None:
         graph = dag({"left": Node("join"), "right": Node("join"), "join": Node(trigger_rule=rule)})
         assert ("join" in doomed(graph, left=left, right=right)) is is_doomed
 
-    def test_a_race_between_failing_and_skipping_is_left_open(self) -> None:
+    def test_race_between_failing_and_skipping_is_undecided(self) -> None:
         """Whether `middle` is told to fail before `right` skips itself decides about `end`."""
         nodes = {"left": Node("near"), "near": Node("middle"), "right": Node("middle"), "middle": Node("end")}
         graph = dag({**nodes, "end": Node(trigger_rule="none_failed")})
@@ -124,10 +124,10 @@ class TestRules:
 class TestSetupsAndTeardowns:
     GRAPH = dag({"s": setup("a", "t"), "a": Node("b"), "b": Node("t", trigger_rule="all_done"), "t": teardown()})
 
-    def test_a_failed_setup_dooms_what_is_far_below_whatever_its_rule(self) -> None:
+    def test_failed_setup_fails_indirect_downstream_whatever_its_rule(self) -> None:
         assert doomed(self.GRAPH, s="failed") == {"s", "a", "b", "t"}
 
-    def test_a_skipped_setup_goes_before_what_has_failed_directly_above(self) -> None:
+    def test_skipped_setup_precedes_a_direct_failure(self) -> None:
         """So that the task is skipped, and no failure of the run (`_evaluate_setup_constraint` comes first)."""
         graph = dag({"s": setup("a"), "a": Node("b"), "b": Node("c"), "c": Node(), "x": Node("c")})
         told = predict(graph, s="skipped", a="running", x="failed")
@@ -144,25 +144,25 @@ class TestSetupsAndTeardowns:
 
 
 class TestMapped:
-    def test_one_failed_instance_dooms_what_wants_all(self) -> None:
+    def test_one_failed_instance_fails_a_rule_that_needs_all(self) -> None:
         graph = dag({"m": Node("sum", mapped_over=[1, 2]), "sum": Node()})
         assert doomed(graph, m={0: "success", 1: "failed", 2: None}) == {"m", "sum"}
 
-    def test_a_failed_instance_dooms_the_list_although_others_go_on(self) -> None:
+    def test_failed_instance_fails_the_list_while_others_run(self) -> None:
         graph = dag({"m": Node(mapped_over=[1, 2])})
         assert predict(graph, m={0: "running", 1: "failed"}).cannot_succeed("m") == {1}
 
-    def test_a_removed_instance_is_missed_by_nobody_unless_all_are(self) -> None:
+    def test_removed_instance_is_not_missing_unless_all_are(self) -> None:
         graph = dag({"m": Node(mapped_over=[1, 2])})
         assert predict(graph, m={0: "running", 1: "removed"}).cannot_succeed("m") == frozenset()
         assert predict(graph, m={0: "removed", 1: "failed"}).cannot_succeed("m") == {1}
         assert predict(graph, m={0: "removed", 1: "removed"}).cannot_succeed("m") == {0, 1}
 
-    def test_what_says_how_often_a_task_is_run_must_succeed_whatever_the_rule(self) -> None:
+    def test_expansion_source_must_succeed_whatever_the_rule(self) -> None:
         graph = dag({"list": Node("m"), "m": Node(mapped_over="list", trigger_rule="all_done")})
         assert doomed(graph, list="failed") == {"list", "m"}
 
-    def test_a_rule_that_is_met_before_the_length_is_known_fails_the_task(self) -> None:
+    def test_rule_that_is_met_before_expansion_fails_the_task(self) -> None:
         """Airflow expands it to nothing then, and calls that `upstream_failed` (`TaskMap.expand_mapped_task`)."""
         nodes = {"ready": Node("m", "list"), "list": Node("m", trigger_rule="one_failed")}
         graph = dag({**nodes, "m": Node("end", mapped_over="list", trigger_rule="one_done"), "end": Node()})
@@ -178,12 +178,12 @@ class TestMapped:
         )
         assert predict(below, ready="success").cannot_succeed("end") == frozenset()
 
-    def test_what_skips_a_mapped_task_comes_before_a_rule_that_waits_for_all(self) -> None:
+    def test_skip_of_a_mapped_task_precedes_a_rule_that_waits_for_all(self) -> None:
         nodes = {"a": Node("m"), "b": Node("m"), "list": Node("m")}
         graph = dag({**nodes, "m": Node(mapped_over="list", trigger_rule="one_success")})
         assert predict(graph, a="upstream_failed", b="running", list="skipped").must_fail("m") == frozenset()
 
-    def test_a_mapping_over_nothing_is_known_from_the_start(self) -> None:
+    def test_empty_literal_is_predicted_from_the_start(self) -> None:
         graph = dag({"m": Node("end", mapped_over=[]), "end": Node()})
         assert is_predictable(graph, {})
         assert doomed(graph) == {"m", "end"}
@@ -193,7 +193,7 @@ class TestMapped:
         graph = dag({"m": Node("mend", mapped_over=[]), "mend": Node(trigger_rule="one_failed")})
         assert doomed(graph) == {"m", "mend"}
 
-    def test_an_unexpanded_task_may_come_to_anything(self) -> None:
+    def test_unexpanded_task_can_end_in_any_state(self) -> None:
         graph = dag({"list": Node("m"), "m": Node("end", mapped_over="list"), "end": Node(trigger_rule="none_failed")})
         assert doomed(graph, list="success") == set()
 
@@ -209,12 +209,12 @@ class TestMappedGroup:
         assert told.cannot_succeed("g.b") == {0}
         assert told.cannot_succeed("end") == {-1}
 
-    def test_what_is_not_expanded_yet_is_known_by_its_siblings(self) -> None:
+    def test_unexpanded_task_has_the_indexes_of_its_siblings(self) -> None:
         told = predict(self.GRAPH, list="success", g_a={0: "failed", 1: None})
         assert told.cannot_succeed("g.b") == {0}
         assert told.cannot_succeed("end") == {-1}
 
-    def test_what_is_far_within_the_group_is_doomed_with_what_the_group_is_mapped_over(self) -> None:
+    def test_nested_task_fails_with_the_expansion_source_of_the_group(self) -> None:
         assert doomed(self.GRAPH, list="failed") == {"list", "g.a", "g.b", "end"}
 
     def test_rules_in_which_versions_differ_are_predicted_where_all_agree(self) -> None:
@@ -234,26 +234,26 @@ class TestMappedGroup:
 
 
 class TestSkippedByOthers:
-    def test_a_branch_that_has_not_decided_may_skip(self) -> None:
+    def test_undecided_branch_may_skip(self) -> None:
         """`failed` does not overwrite, but `upstream_failed` is: what is below it may run after all."""
         nodes = {"branch": Node("a", _can_skip_downstream=True), "other": Node("a"), "a": Node("end")}
         graph = dag({**nodes, "end": Node(trigger_rule="none_failed")})
         assert "end" not in doomed(graph, branch="running", other="failed", a="upstream_failed")
         assert "end" in doomed(graph, branch="success", other="failed", a="upstream_failed")
 
-    def test_all_that_a_failed_branch_decides_about_is_doomed(self) -> None:
+    def test_tasks_of_a_failed_branch_cannot_succeed(self) -> None:
         nodes = {"branch": Node("a", "b", _can_skip_downstream=True), "a": Node("end"), "b": Node("end")}
         graph = dag({**nodes, "end": Node(trigger_rule="none_failed_min_one_success")})
         assert doomed(graph, branch="failed") == {"branch", "a", "b", "end"}
 
-    def test_fail_fast_skips_what_was_told_to_fail(self) -> None:
+    def test_fail_fast_skips_upstream_failed_tasks(self) -> None:
         graph = dag({"a": Node("b"), "b": Node(), "c": Node()}, fail_fast=True)
         told = predict(graph, a="failed", b="upstream_failed", c="running")
         assert told.cannot_succeed("b") == {-1}
         assert told.must_fail("b") == frozenset()
 
 
-def test_nothing_is_foreseen_while_nothing_has_ended_badly() -> None:
+def test_nothing_is_predicted_while_nothing_has_failed() -> None:
     assert not is_predictable(CHAIN, {"a": {"success": {-1}}, "b": {None: {-1}}})
     assert is_predictable(CHAIN, {"a": {"failed": {-1}}})
     assert is_predictable(dag({"a": Node("b"), "b": Node(trigger_rule="one_failed")}), {})

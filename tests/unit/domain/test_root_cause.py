@@ -13,13 +13,13 @@ MAPPED_GROUP = dag(
 )
 
 
-def test_it_is_the_nearest_that_failed() -> None:
+def test_root_cause_is_the_nearest_failed_instance() -> None:
     graph = dag({"a": Node("b"), "b": Node("c"), "c": Node(), "x": Node("b", "c")})
     assert find_root_cause(predict(graph, a="failed", x="success"), "c", -1) == ("a", -1)
     assert find_root_cause(predict(graph, a="failed", x="failed"), "c", -1) == ("x", -1)
 
 
-def test_of_several_it_is_the_first_by_name_and_index() -> None:
+def test_first_of_several_by_name_and_index() -> None:
     graph = dag({"b": Node("c", mapped_over=[1, 2]), "a": Node("c"), "c": Node()})
     assert find_root_cause(predict(graph, a="success", b={0: "success", 2: "failed", 1: "failed"}), "c", -1) == (
         "b",
@@ -28,34 +28,34 @@ def test_of_several_it_is_the_first_by_name_and_index() -> None:
     assert find_root_cause(predict(graph, a="failed", b={0: "failed"}), "c", -1) == ("a", -1)
 
 
-def test_a_task_that_failed_itself_blames_nobody() -> None:
+def test_failed_task_is_its_own_root_cause() -> None:
     assert find_root_cause(predict(CHAIN, a="failed", b="failed"), "b", -1) == ("b", -1)
 
 
-def test_it_is_found_above_what_airflow_has_told_to_fail() -> None:
+def test_root_cause_is_upstream_of_upstream_failed_instances() -> None:
     states = dict.fromkeys("bcdef", "upstream_failed")
     assert find_root_cause(predict(CHAIN, a="failed", **states), "f", -1) == ("a", -1)
 
 
-def test_for_what_is_skipped_it_is_where_skipping_began() -> None:
+def test_root_cause_of_a_skip_is_its_origin() -> None:
     assert find_root_cause(predict(CHAIN, a="success", b="skipped", c="skipped"), "f", -1) == ("b", -1)
 
 
-def test_in_a_mapped_group_it_has_the_same_index() -> None:
+def test_root_cause_in_a_mapped_group_has_the_same_index() -> None:
     told = predict(MAPPED_GROUP, list="success", g_a={0: "failed", 1: "failed", 2: None}, g_b=dict.fromkeys(range(3)))
     assert find_root_cause(told, "g.b", 1) == ("g.a", 1)
 
 
-def test_a_setup_or_the_source_of_a_mapping_may_be_it() -> None:
+def test_root_cause_can_be_a_setup_or_an_expansion_source() -> None:
     assert find_root_cause(predict(SETUP, s="failed", a="removed"), "b", -1) == ("s", -1)
     assert find_root_cause(predict(MAPPED_GROUP, list="failed"), "g.b", -1) == ("list", -1)
 
 
-def test_what_could_not_be_expanded_is_to_blame_itself() -> None:
+def test_task_that_could_not_be_expanded_is_its_own_root_cause() -> None:
     graph = dag({"list": Node("m"), "m": Node("end", mapped_over="list"), "end": Node()})
     assert find_root_cause(predict(graph, list="success", m="upstream_failed"), "end", -1) == ("m", -1)
 
 
-def test_where_all_went_too_well_there_is_none() -> None:
+def test_no_root_cause_if_all_succeeded() -> None:
     graph = dag({"a": Node("b"), "b": Node(trigger_rule="one_failed")})
     assert find_root_cause(predict(graph, a="success"), "b", -1) is None

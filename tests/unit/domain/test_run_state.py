@@ -28,7 +28,7 @@ def follow(run: RunState, history: History, after: int = 0) -> RunState:
 
 
 @given(run_histories)
-def test_following_from_the_first_row_gives_what_the_database_says_at_any_time(life: list[Move]) -> None:
+def test_applying_all_rows_equals_reading_the_database(life: list[Move]) -> None:
     history = History()
     history.marked = {"ask"}
     run = history.state()
@@ -44,7 +44,7 @@ def test_following_from_the_first_row_gives_what_the_database_says_at_any_time(l
 
 
 @given(run_histories)
-def test_sums_of_instances_are_those_of_the_instances(life: list[Move]) -> None:
+def test_sums_equal_those_of_the_instances(life: list[Move]) -> None:
     history = History()
     run = history.state()
     for move in life:
@@ -83,7 +83,7 @@ def test_a_snapshot_plus_the_rest_of_the_journal_is_the_whole_journal(before: li
 
 
 @given(run_histories)
-def test_the_frames_of_tasks_tell_their_states(life: list[Move]) -> None:
+def test_task_frames_have_the_states(life: list[Move]) -> None:
     history = History()
     run = history.state()
     told: dict[tuple[str, int], tuple[str | None, int]] = {(task_id, -1): (None, 0) for task_id in history.graph.tasks}
@@ -142,7 +142,7 @@ def test_a_push_before_a_deferral_counts_afterwards() -> None:
     assert pushed(history) == (True, True)
 
 
-def test_an_old_value_of_a_cleared_task_does_not_count_until_it_is_pushed_anew() -> None:
+def test_old_value_of_a_cleared_task_does_not_count_until_pushed_again() -> None:
     history = History()
     history.run_task("answer")
     history.clear("answer")
@@ -169,7 +169,7 @@ def test_an_xcom_is_no_frame() -> None:
     assert not run.apply(history.journal[-1])
 
 
-def test_an_xcom_of_a_task_that_nobody_knows_is_ignored() -> None:
+def test_xcom_of_an_unknown_task_is_ignored() -> None:
     history = History()
     run = RunState(history.key, history.run)
     history.start("answer")
@@ -178,7 +178,7 @@ def test_an_xcom_of_a_task_that_nobody_knows_is_ignored() -> None:
     assert run.tasks == {}
 
 
-def test_expanded_instances_take_the_place_of_the_mapped_one() -> None:
+def test_expanded_instances_replace_the_unexpanded_one() -> None:
     history = History()
     run = history.state()
     history.expand("answer", 3)
@@ -232,7 +232,7 @@ def test_one_instance_of_a_mapped_task_shows_its_native_mark() -> None:
     assert native_marks(history) == [{"ask": True}] * 2
 
 
-def test_a_transition_of_the_run_is_told_with_its_row() -> None:
+def test_run_transition_has_its_row() -> None:
     history = History()
     run = history.state()
     history.set_run("running")
@@ -245,7 +245,7 @@ def test_a_transition_of_the_run_is_told_with_its_row() -> None:
 @pytest.mark.parametrize(
     ("state", "final"), [("queued", False), ("running", False), ("success", True), ("failed", True)]
 )
-def test_a_run_is_final_when_airflow_says_so(state: str, *, final: bool) -> None:
+def test_run_has_ended_in_airflows_final_states(state: str, *, final: bool) -> None:
     history = History()
     history.set_run(state)
     assert history.state().has_ended is final

@@ -37,5 +37,5 @@ def test_groups_come_before_those_within_them() -> None:
 
 
 @pytest.mark.parametrize("shape", [None, {}, [], {"children": None}, {"children": {"a": "operator"}}, {"children": []}])
-def test_a_shape_that_nobody_knows_has_no_groups(shape: object) -> None:
+def test_unknown_shape_has_no_groups(shape: object) -> None:
     assert parse_task_groups(shape) == NO_GROUPS

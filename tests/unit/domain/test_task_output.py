@@ -109,7 +109,7 @@ talkative = run_histories_of(
 
 
 @given(talkative)
-def test_a_client_that_was_there_knows_what_stands(life: list[Move]) -> None:
+def test_connected_client_has_the_current_output(life: list[Move]) -> None:
     desk = Desk()
     client = desk.follow()
     late: list[Client] = []
@@ -126,9 +126,7 @@ def test_a_client_that_was_there_knows_what_stands(life: list[Move]) -> None:
 
 
 @given(talkative, st.data())
-def test_a_client_that_comes_back_knows_what_stands_or_is_told_to_begin_anew(
-    life: list[Move], data: st.DataObject
-) -> None:
+def test_resuming_client_has_the_current_output_or_gets_a_reset(life: list[Move], data: st.DataObject) -> None:
     desk = Desk()
     client = desk.follow()
     places: list[tuple[int, Heard]] = []
@@ -151,7 +149,7 @@ def test_a_client_that_comes_back_knows_what_stands_or_is_told_to_begin_anew(
         assert back.heard == chunks(desk.run.output.frames)
 
 
-def test_what_is_said_is_told_once_and_in_order_to_all_who_watch() -> None:
+def test_output_is_sent_once_and_in_order_to_all_subscribers() -> None:
     desk = Desk()
     first = desk.join()
     first.take()
@@ -168,7 +166,7 @@ def test_what_is_said_is_told_once_and_in_order_to_all_who_watch() -> None:
     assert joined[1:] == frames[3:]
 
 
-def test_a_retry_takes_back_what_the_try_has_said_and_nothing_else() -> None:
+def test_retry_retracts_the_output_of_its_try_only() -> None:
     desk = Desk()
     watcher = desk.join()
     desk.history.start("ask")
@@ -193,7 +191,7 @@ def test_a_retry_takes_back_what_the_try_has_said_and_nothing_else() -> None:
     assert texts(wire.frame for wire in desk.join().take()) == ["why", "Therefore"]
 
 
-def test_a_retry_of_a_task_that_has_said_nothing_takes_nothing_back() -> None:
+def test_retry_without_output_retracts_nothing() -> None:
     desk = Desk()
     watcher = desk.join()
     desk.history.start("ask")
@@ -204,7 +202,7 @@ def test_a_retry_of_a_task_that_has_said_nothing_takes_nothing_back() -> None:
     assert "reset" not in types([wire.frame for wire in watcher.take()])
 
 
-def test_a_task_that_is_cleared_takes_its_words_back_and_a_result_that_stands_is_told_again() -> None:
+def test_clear_retracts_output_and_sends_a_valid_result_again() -> None:
     desk = Desk()
     watcher = desk.join(WatchOptions(("ask",), until="run"))
     desk.history.start("answer")
@@ -221,7 +219,7 @@ def test_a_task_that_is_cleared_takes_its_words_back_and_a_result_that_stands_is
     assert frames[1].reason == "cleared"
 
 
-def test_a_result_comes_after_what_was_said_before_it() -> None:
+def test_result_follows_earlier_output() -> None:
     desk = Desk()
     watcher = desk.join(WatchOptions())
     desk.history.start("answer")
@@ -235,7 +233,7 @@ def test_a_result_comes_after_what_was_said_before_it() -> None:
     assert types([wire.frame for wire in again.take()]) == ["snapshot", "chunk", "result", "end"]
 
 
-def test_who_wants_an_answer_alone_hears_nothing_of_it() -> None:
+def test_subscriber_without_output_gets_none() -> None:
     desk = Desk()
     watcher = desk.join(WatchOptions(include_output=False, until="run"))
     desk.history.start("answer")
@@ -246,7 +244,7 @@ def test_who_wants_an_answer_alone_hears_nothing_of_it() -> None:
     assert types([wire.frame for wire in watcher.take()]) == ["snapshot", *["task"] * 4]
 
 
-def test_what_was_written_twice_is_told_once() -> None:
+def test_batch_that_was_written_twice_is_sent_once() -> None:
     desk = Desk()
     watcher = desk.join()
     desk.history.start("answer")
@@ -257,7 +255,7 @@ def test_what_was_written_twice_is_told_once() -> None:
     assert texts(wire.frame for wire in watcher.take()) == ["a", "b", "c"]
 
 
-def test_a_try_that_begins_anew_takes_back_what_it_has_said() -> None:
+def test_try_that_restarts_its_output_retracts_it() -> None:
     """A sensor in mode `reschedule` is another process with each poke, and Airflow deletes what the last one pushed."""
     desk = Desk()
     watcher = desk.join()
@@ -277,7 +275,7 @@ def test_a_try_that_begins_anew_takes_back_what_it_has_said() -> None:
     assert desk.history.state().output.frames == desk.run.output.frames
 
 
-def test_the_oldest_is_forgotten_beyond_the_bound() -> None:
+def test_oldest_output_is_dropped_above_the_limit() -> None:
     output = RunOutput(3 * FRAME_OVERHEAD_BYTES)
     for index in range(5):
         output.add_frames(output_frames(row([{"chunk": ""}], index=index)), index)
@@ -302,7 +300,7 @@ def test_the_oldest_is_forgotten_beyond_the_bound() -> None:
         '{"try_number": 1, "index": 1e400, "items": []}',
     ],
 )
-def test_what_a_task_pushes_in_another_form_is_ignored(body: str | None) -> None:
+def test_malformed_output_is_ignored(body: str | None) -> None:
     history = History()
     history.start("answer")
     run = history.state()
@@ -310,7 +308,7 @@ def test_what_a_task_pushes_in_another_form_is_ignored(body: str | None) -> None
     assert not run.output.frames
 
 
-def test_progress_is_told_with_its_words() -> None:
+def test_progress_has_its_text() -> None:
     items = [{"progress": 0.5}, {"progress": None, "text": "searching"}, {"progress": 1, "text": None}, {"chunk": 0.5}]
     told = output_frames(row(items, index=7))
     assert [msgspec.to_builtins(one.value) for one in told if isinstance(one, Progress)] == [

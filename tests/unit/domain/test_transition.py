@@ -54,7 +54,7 @@ def test_other_rows_name_the_cause(columns: dict[str, object], cause: str) -> No
     assert str(caught.value) == cause
 
 
-def test_one_odd_row_costs_only_itself() -> None:
+def test_undecodable_row_affects_only_itself() -> None:
     rows = [row(TASK, 1), row({"kind": "input"}, 2), row({"kind": "asset"}, 3), row(RUN, 4)]
     transitions, skipped = decode_rows(rows)
     assert [one.seq for one in transitions] == [1, 4]

@@ -88,13 +88,13 @@ frames: st.SearchStrategy[AnyFrame] = st.one_of(
 
 
 @given(frames)
-def test_a_frame_survives_the_wire(frame: AnyFrame) -> None:
+def test_decode_inverts_encode(frame: AnyFrame) -> None:
     assert decode_frame(Wire(frame).json) == frame
     assert decode_frame(Wire(frame, CURSOR).text) == frame
 
 
 @given(frames)
-def test_the_type_stands_first_and_the_cursor_last(frame: AnyFrame) -> None:
+def test_type_is_first_and_cursor_last(frame: AnyFrame) -> None:
     wire = Wire(frame, CURSOR)
     members = list(json.loads(wire.text).items())
     assert members[0] == ("type", wire.type)
@@ -113,7 +113,7 @@ def test_a_frame_is_one_line(frame: AnyFrame) -> None:
 
 
 @given(frames, st.dictionaries(texts.map(lambda text: f"new {text}"), st.integers(), min_size=1, max_size=3))
-def test_members_that_are_not_known_are_ignored(frame: AnyFrame, unknown: dict[str, int]) -> None:
+def test_unknown_members_are_ignored(frame: AnyFrame, unknown: dict[str, int]) -> None:
     assert decode_frame(json.dumps({**json.loads(Wire(frame).json), **unknown})) == frame
 
 
@@ -128,7 +128,7 @@ def test_members_that_are_not_known_are_ignored(frame: AnyFrame, unknown: dict[s
         pytest.param("", id="empty"),
     ],
 )
-def test_what_is_no_frame_is_refused_as_documented(text: str) -> None:
+def test_malformed_frame_raises_the_documented_error(text: str) -> None:
     with pytest.raises(msgspec.ValidationError):
         decode_frame(text)
 
@@ -141,13 +141,13 @@ def test_times_are_rfc_3339_in_utc() -> None:
     assert isinstance(decode_frame(Wire(frame).json), RunTransition)
 
 
-def test_a_value_passes_as_the_database_holds_it() -> None:
+def test_value_is_sent_as_the_database_holds_it() -> None:
     value = b'{"a": 1.10, "b":[1e2 ,"\\u00e4"]}'
     frame = Result(dag_id="d", run_id="r", results={"answer": msgspec.Raw(value)})
     assert value in Wire(frame).json
 
 
-def test_what_a_result_or_failure_does_not_have_is_left_out() -> None:
+def test_missing_members_of_results_and_failures_are_left_out() -> None:
     result = Result(dag_id="d", run_id="r", results={})
     failure = Failure(dag_id="d", run_id="r", reason="run_failed")
     assert json.loads(Wire(result).json) == {"type": "result", "dag_id": "d", "run_id": "r", "results": {}}
@@ -159,7 +159,7 @@ def test_what_a_result_or_failure_does_not_have_is_left_out() -> None:
     }
 
 
-def test_a_transition_to_no_state_says_so() -> None:
+def test_transition_to_no_state_has_null() -> None:
     frame = TaskTransition(
         **KEY._asdict(),
         seq=1,
@@ -173,7 +173,7 @@ def test_a_transition_to_no_state_says_so() -> None:
     assert json.loads(Wire(frame).json)["state"] is None
 
 
-def test_each_frame_is_framed_once_however_many_take_it() -> None:
+def test_frame_is_framed_once_for_all_clients() -> None:
     calls: list[Wire] = []
 
     def frame(wire: Wire) -> bytes:
@@ -185,13 +185,13 @@ def test_each_frame_is_framed_once_however_many_take_it() -> None:
     assert calls == [wire]
 
 
-def test_every_type_has_a_name_of_its_own() -> None:
+def test_frame_types_are_unique() -> None:
     kinds = AnyFrame.__args__
     names = {kind.__struct_config__.tag for kind in kinds}
     assert len(names) == len(kinds)
 
 
-def test_clients_bear_reasons_of_later_versions() -> None:
+def test_clients_accept_reasons_of_later_versions() -> None:
     later = decode_frame('{"type":"reset","reason":"something_new","dag_id":"d","run_id":"r"}')
     assert isinstance(later, Reset)
     assert later.reason == "something_new"

@@ -63,11 +63,11 @@ def test_every_type_of_frame_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("answer", examples.BODIES, ids=lambda answer: type(answer).__name__)
-def test_every_example_of_an_answer_is_valid(answer: msgspec.Struct) -> None:
+def test_every_example_of_a_body_is_valid(answer: msgspec.Struct) -> None:
     assert validation_errors(type(answer).__name__, msgspec.json.decode(msgspec.json.encode(answer))) == []
 
 
-def test_every_example_of_what_a_client_says_is_valid_and_understood() -> None:
+def test_every_example_of_a_client_message_is_valid_and_decoded() -> None:
     decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
     found = build_schemas(asyncapi.CLIENT_MESSAGES, "#/$defs/{name}")
     for kind, example in asyncapi.CLIENT_MESSAGE_EXAMPLES.items():
@@ -90,12 +90,12 @@ def test_every_example_of_what_a_client_says_is_valid_and_understood() -> None:
         ("end", {"type": "task"}),
     ],
 )
-def test_what_is_none_of_ours_is_refused(kind: str, change: dict[str, Any]) -> None:
+def test_schema_refuses_wrong_values(kind: str, change: dict[str, Any]) -> None:
     assert validation_errors("Frame", {**example_of(kind), **change})
 
 
 @pytest.mark.parametrize("kind", [tag_of(kind) for kind in FRAME_TYPES])
-def test_members_may_be_added_and_none_left_out(kind: str) -> None:
+def test_schema_allows_further_members_and_requires_its_own(kind: str) -> None:
     example = example_of(kind)
     assert validation_errors("Frame", {**example, "new": 1}) == []
     assert validation_errors("Frame", {**example, "new": 1}, strictly=True)
@@ -104,7 +104,7 @@ def test_members_may_be_added_and_none_left_out(kind: str) -> None:
         assert validation_errors("Frame", {other: value for other, value in example.items() if other != member})
 
 
-def test_the_reasons_of_a_failure_are_those_that_there_are() -> None:
+def test_failure_reasons_match_the_states() -> None:
     assert set(FAILURE_REASONS) == {*(f"task_{state}" for state in UNSUCCESSFUL_STATES), "run_failed", "run_deleted"}
 
 
@@ -176,7 +176,7 @@ def test_every_reference_leads_somewhere(make: Callable[[], dict[str, Any]]) -> 
             inner = inner[step]
 
 
-def test_the_schema_of_frames_is_one() -> None:
+def test_schema_of_frames_is_valid() -> None:
     Draft202012Validator.check_schema(build_frames_document())
 
 
@@ -184,7 +184,7 @@ def test_openapi_is_valid() -> None:
     openapi_spec_validator.validate(openapi.build_openapi())
 
 
-def test_asyncapi_has_the_shape_that_version_3_asks_for() -> None:
+def test_asyncapi_has_the_shape_of_version_3() -> None:
     """No package ships its JSON Schema; these are the members that the specification requires, and where they lead."""
     document = asyncapi.build_asyncapi()
     assert document["asyncapi"] == "3.0.0"
@@ -219,14 +219,14 @@ def test_every_websocket_is_described_and_nothing_else(app: Starlette) -> None:
     }
 
 
-def test_every_parameter_is_one_of_some_operation() -> None:
+def test_every_parameter_belongs_to_an_operation() -> None:
     operations = [operation for item in openapi.build_openapi()["paths"].values() for operation in item.values()]
     used = {one["name"] for operation in operations for one in operation.get("parameters", []) if one["in"] == "query"}
     assert used == set(QUERY_PARAMETERS)
     assert len({operation["operationId"] for operation in operations}) == len(operations)
 
 
-def test_examples_of_problems_are_what_is_sent() -> None:
+def test_examples_of_problems_equal_what_is_sent() -> None:
     unavailable = openapi.build_openapi()["paths"][f"{openapi.RUN_PATH}/stream"]["get"]["responses"]["503"]
     assert "Retry-After" in unavailable["headers"]
     shown = unavailable["content"]["application/problem+json"]["examples"]["Draining"]["value"]
@@ -236,7 +236,7 @@ def test_examples_of_problems_are_what_is_sent() -> None:
 
 
 @pytest.mark.parametrize("text", re.findall(r"```json\n(\{\"type\".+?)\n```", PROTOCOL, re.DOTALL))
-def test_an_example_of_the_docs_is_one_of_the_code(text: str) -> None:
+def test_examples_of_the_docs_are_examples_of_the_code(text: str) -> None:
     written = json.loads(text)
     assert validation_errors("Frame", written, strictly=True) == []
     same = [wire for wire in examples.FRAMES if wire.frame == decode_frame(text)]
@@ -247,13 +247,13 @@ def cursor_of(wire: Wire) -> str | None:
     return None if wire.token is None else str(wire.token)
 
 
-def test_cursors_are_those_of_a_frame_and_not_of_what_is_said_about_the_connection() -> None:
+def test_only_frames_of_streams_have_a_cursor() -> None:
     found = build_frame_schemas("")
     with_cursor = {name for name, schema in found.items() if CURSOR_SCHEMA in schema.get("properties", {}).values()}
     assert with_cursor == {kind.__name__ for kind in FRAME_TYPES} - {"Close", "AuthExpiring", "Ack", "Refusal"}
 
 
-def test_a_description_is_made_once() -> None:
+def test_description_is_built_once() -> None:
     one, other = (describe._render_document(openapi.build_openapi) for _ in range(2))
     assert one is other
     assert re.fullmatch('"[0-9a-f]{32}"', one.etag)
