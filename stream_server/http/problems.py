@@ -57,7 +57,7 @@ async def _answer_unexpected_error(connection: HTTPConnection, error: Exception)
         "type": "about:blank",
         "title": "Internal Server Error",
         "status": 500,
-        "detail": "The server has a fault; its log says more",
+        "detail": "Internal error; the server's log has details",
     }
     return ProblemResponse(body, 500)
 

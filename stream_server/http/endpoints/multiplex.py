@@ -246,7 +246,7 @@ class Multiplex:
             return
         except Exception:
             log.exception("A stream could not be begun")
-            fault = StreamServerError("The server has a fault; its log says more")
+            fault = StreamServerError("Internal error; the server's log has details")
             await self._refuse_stream(operation.id, stream, fault)
             return
         if self._caller is not caller:
