@@ -1,4 +1,4 @@
-"""What the hub reports to metrics."""
+"""What the hub reports to metrics, and what it needs of a multiplexed connection."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from stream_server.protocol.close_codes import CloseCode
 
 
 class HubObserver(Protocol):
-    """Who counts what happens to streams: `stream_server.metrics`."""
+    """Counts what happens to streams. Implemented by `stream_server.server.metrics`."""
 
     def record_dispatch(self, read: ReadTiming) -> None:
-        """A batch was handed on to all who watch its runs."""
+        """Count a batch that was pushed to its subscriptions."""
 
     def record_join(self, seconds: float, *, resumed: bool) -> None:
-        """Somebody began to watch, or to watch again, and waited so long for it."""
+        """Count a new subscription, which took so many seconds."""
 
     def record_close(self, code: CloseCode) -> None:
-        """A connection ended before its stream."""
+        """Count a connection that ended before its stream."""
 
 
 class MultiplexConnection(Protocol):
-    """A connection that has many streams, or none just now."""
+    """A connection with many streams, or with none at the moment."""
 
     def disconnect(self, code: CloseCode, reason: str) -> None:
-        """End it, and its streams."""
+        """End the connection and its streams."""

@@ -1,4 +1,4 @@
-"""What remains of frames for who may read a run, but not its XComs. Pure."""
+"""Removes values from frames, for callers that may read a run but not its XComs. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Result
 
 
 def redact(frames: Sequence[AnyFrame]) -> list[AnyFrame]:
-    """Return frames without the values in them; that there is a result, or that a task has said something, is told."""
+    """Return the frames without the values in them. That there is a result, or output, stays visible."""
     return [_without_values(frame) for frame in frames]
 
 

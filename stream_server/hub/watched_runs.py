@@ -1,4 +1,4 @@
-"""The runs that are watched in this process: each is read once, kept current, and forgotten when nobody watches it."""
+"""The runs that are watched in this process: loaded once, kept current, dropped with the last subscription."""
 
 from __future__ import annotations
 
@@ -24,42 +24,45 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 RETRY_SECONDS = 0.5
-"""How long to wait before reading again, where PostgreSQL did not answer."""
+"""Pause before a read is repeated that PostgreSQL did not answer."""
 
 
 class RunSource(Protocol):
-    """Where runs are read from: `stream_server.journal.postgres.Runs`."""
+    """Where runs are read from. Implemented by `stream_server.journal.run_store.RunStore`."""
 
     async def read_run(self, key: RunKey) -> tuple[RunState, JournalPosition]:
-        """Read a run, and the cursor that goes on from there."""
+        """Read a run, and the position that its state covers."""
 
     async def read_history(
         self, key: RunKey | None, since: JournalPosition, *, output: bool = True
     ) -> list[Transition] | None:
-        """Read the transitions of a run, or of all, that a cursor has not seen; `None` where they can't all be told.
+        """Read the rows of a run, or of all runs, that were not visible at a position.
 
-        What tasks have said is left out of them unless that is wanted (`output`).
+        Returns:
+            `None` if they are too many, or not all in the journal any more. Output is left out unless it is wanted.
         """
 
     async def is_foreign(self, cursor: JournalPosition) -> bool:
-        """Tell whether the journal has another history than the one that a cursor comes from."""
+        """Whether the journal has another history than the one that a position comes from."""
 
     async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
-        """Read what tasks of a run have returned."""
+        """Read the return values of tasks of a run."""
 
     async def reconnect(self) -> None:
-        """Make all connections anew: the server may be another one."""
+        """Open new connections: the PostgreSQL server may be another one."""
 
 
 @dataclass(eq=False, slots=True)
 class WatchedRun:
-    """A feed, and what is under way for it."""
+    """A feed, and its reads that are in progress."""
 
     feed: RunFeed
     load_task: asyncio.Task[None] | None = None
+    """The latest load. An earlier one has no effect: it may have read another history."""
+
     fetch_task: asyncio.Task[None] | None = None
     watcher_count: int = 0
-    """How many watch it, or wait to."""
+    """Subscriptions, and those that wait for the load."""
 
 
 class WatchedRuns:
@@ -67,7 +70,7 @@ class WatchedRuns:
 
     Args:
         source: Where they are read from.
-        cursor: Tells how far the journal has been read.
+        cursor: Returns how far the journal has been read.
     """
 
     def __init__(self, source: RunSource, cursor: Callable[[], JournalPosition]) -> None:
@@ -84,11 +87,11 @@ class WatchedRuns:
         return self._runs.get(key)
 
     async def acquire(self, key: RunKey) -> WatchedRun:
-        """Keep a run, which has been read then, until `let_go`; those who come at once share the reading.
+        """Return a run once it is loaded, and keep it until `release`. Concurrent calls share the load.
 
         Raises:
-            RunNotFound: Airflow knows no such run.
-            Unavailable: It can't be read now.
+            RunNotFound: Airflow has no such run.
+            Unavailable: The run can't be read now.
         """
         watched = self._runs.get(key)
         if watched is None:
@@ -103,7 +106,7 @@ class WatchedRuns:
         return watched
 
     def release(self, watched: WatchedRun) -> None:
-        """Keep a run no longer for one of those who held it."""
+        """Undo one `acquire`. With the last one the run is dropped."""
         watched.watcher_count -= 1
         if watched.watcher_count == 0:
             self._discard(watched)
@@ -112,7 +115,7 @@ class WatchedRuns:
                     task.cancel()
 
     def dispatch(self, transitions: Sequence[Transition], cursor: JournalPosition) -> None:
-        """Follow a batch."""
+        """Apply a batch to the runs that it concerns."""
         batches: dict[WatchedRun, list[Transition]] = {}
         for transition in transitions:
             watched = self._runs.get(RunKey(transition.dag_id, transition.run_id))
@@ -124,14 +127,15 @@ class WatchedRuns:
                 self.start_fetch(watched)
 
     def resync(self, reason: ResetReason) -> None:
-        """Read every run again: what was known of it may not be true any more."""
+        """Load every run again: its state may be wrong."""
         for watched in list(self._runs.values()):
             self._start_reload(watched, reason)
 
     async def reconnect(self, cursor: JournalPosition) -> None:
-        """Go on at a cursor with a server that may be another one.
+        """Continue at a cursor with a PostgreSQL server that may be another one.
 
-        Runs that were read after it, or are being read, are read again: nobody can say whether what was read is there.
+        Runs that were loaded after the cursor, or are being loaded, are loaded again: the new server may not have what
+        the old one had there.
         """
         await self._source.reconnect()
         for watched in list(self._runs.values()):
@@ -139,12 +143,12 @@ class WatchedRuns:
                 self._start_reload(watched, "journal_changed")
 
     def start_fetch(self, watched: WatchedRun) -> None:
-        """Read the return values that a run's watchers want, unless that is under way."""
+        """Read the return values that a run needs, unless that is in progress."""
         if watched.feed.wanted_tasks and watched.fetch_task is None:
             watched.fetch_task = self._create_task(self._fetch_values(watched), "fetch")
 
     async def close(self) -> None:
-        """Stop all reading."""
+        """Cancel all reads."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -152,16 +156,16 @@ class WatchedRuns:
 
     async def _wait_until_loaded(self, watched: WatchedRun) -> None:
         while watched.feed.run_state is None:
-            loading = watched.load_task
-            assert loading is not None, "a feed that has not started is being loaded"
-            await asyncio.wait({loading})
-            if watched.load_task is loading:
-                loading.result()
+            load = watched.load_task
+            assert load is not None, "a feed that has not started is being loaded"
+            await asyncio.wait({load})
+            if watched.load_task is load:
+                load.result()
         if self._runs.get(watched.feed.key) is not watched:
             raise Unavailable("The server lost the state of this run; try again")
 
     def _discard(self, watched: WatchedRun) -> None:
-        """Strike a run off the list: whoever asks for it next begins anew."""
+        """Remove a run, so that the next `acquire` loads it again."""
         if self._runs.get(watched.feed.key) is watched:
             del self._runs[watched.feed.key]
 
@@ -184,10 +188,10 @@ class WatchedRuns:
             run, loaded_at = await self._retry_until_available(self._source.read_run, watched.feed.key)
         except RunNotFound:
             if watched.load_task is asyncio.current_task():
-                self._close(watched, "The run is not in the database any more")
+                self._disconnect(watched, "The run is not in the database any more")
             raise
         if watched.load_task is not asyncio.current_task():
-            # Everything begins anew once more; what was read here misses what came since.
+            # Another reload has started since; this state lacks the transitions that waited for it.
             return
         watched.feed.start(run, loaded_at)
         with self._isolate_failure(watched):
@@ -195,13 +199,13 @@ class WatchedRuns:
             self.start_fetch(watched)
 
     async def _fetch_values(self, watched: WatchedRun) -> None:
-        """Read return values for as long as the feed wants some."""
+        """Read return values until the feed needs none."""
         try:
             while task_ids := watched.feed.wanted_tasks:
-                loading = watched.load_task
+                load = watched.load_task
                 values = await self._retry_until_available(self._source.read_values, watched.feed.key, task_ids)
-                if watched.load_task is not loading:
-                    # Everything has begun anew meanwhile, perhaps with another database.
+                if watched.load_task is not load:
+                    # A reload has started since, perhaps from another database.
                     continue
                 with self._isolate_failure(watched):
                     watched.feed.add_values(task_ids, values, self._cursor())
@@ -211,24 +215,24 @@ class WatchedRuns:
     async def _retry_until_available(
         self, read: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Read for as long as it takes until PostgreSQL answers; watchers keep their connections."""
+        """Repeat a read until PostgreSQL answers. Clients keep their connections meanwhile."""
         while True:
             try:
                 return await read(*args, **kwargs)
             except Unavailable as error:
-                log.warning("%s; trying again", error)
+                log.warning("A run can't be read, trying again in %g s: %s", RETRY_SECONDS, error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     @contextmanager
     def _isolate_failure(self, watched: WatchedRun) -> Iterator[None]:
-        """Keep a fault in the state of one run from those who watch others."""
+        """Keep an exception in the state of one run from the other runs of the batch."""
         try:
             yield
         except Exception:
             log.exception("Lost the state of run %s", watched.feed.key)
-            self._close(watched, "The server lost the state of this run")
+            self._disconnect(watched, "The server lost the state of this run")
 
-    def _close(self, watched: WatchedRun, reason: str) -> None:
+    def _disconnect(self, watched: WatchedRun, reason: str) -> None:
         watched.feed.disconnect(CloseCode.INTERNAL, reason)
         self._discard(watched)
 
@@ -241,5 +245,5 @@ class WatchedRuns:
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Those who wait for the task have the error too; this is for the case that nobody does.
+            # `acquire` raises the error too. This is for a load that nothing waits for any more.
             log.debug("%s ended with %r", task.get_name(), error)
