@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 from urllib.parse import quote
 
 import msgspec
@@ -28,14 +28,6 @@ from stream_server.protocol.frames import AnyFrame, End, Failure, Reference, Res
 _JSON_NULL, _EMPTY_LIST = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
 
 
-class TrackerUpdate(NamedTuple):
-    """What to send to the subscribers."""
-
-    frames: list[AnyFrame]
-    values_needed: tuple[str, ...] = ()
-    """Tasks whose return values must be read and passed to `OutcomeTracker.add_values`."""
-
-
 @dataclass(slots=True)
 class OutcomeTracker:
     """What the subscribers with the same options were sent of the outcome of a run."""
@@ -46,6 +38,9 @@ class OutcomeTracker:
 
     sent_outcome: Result | Failure | None = None
     sent_end: End | None = None
+    values_needed: frozenset[str] = frozenset()
+    """Tasks whose return values must be passed to `add_values` before there is more to send."""
+
     _sent_versions: tuple[ResultVersion, ...] = ()
     """Of the result that was sent."""
 
@@ -64,26 +59,28 @@ class OutcomeTracker:
         outcome = () if self.sent_outcome is None else (self.sent_outcome,)
         return [self._snapshot(run), *output, *outcome]
 
-    def update(self, run: RunState, retraction: RetractionReason | None = None) -> TrackerUpdate:
+    def update(self, run: RunState, retraction: RetractionReason | None = None) -> list[AnyFrame]:
         """Return what to send because of a change of the run.
 
         Args:
             run: The run after the change.
             retraction: Why output of a task is no longer valid, if the change retracts any.
         """
+        self.values_needed = frozenset()
         if self.sent_end is not None:
-            return TrackerUpdate([])
+            return []
         decision = evaluate(run, self.options)
         frames = self._retract_outdated(run, decision, retraction)
         if self.sent_outcome is None:
             if isinstance(decision, ResultKnown):
-                return TrackerUpdate(frames, decision.task_ids)
+                self.values_needed = frozenset(decision.task_ids)
+                return frames
             if isinstance(decision, FailureKnown):
                 self.sent_outcome = _failure_frame(run, decision)
                 frames.append(self.sent_outcome)
-        return TrackerUpdate(frames + self._end_frames(run))
+        return frames + self._end_frames(run)
 
-    def add_values(self, run: RunState, task_ids: Collection[str], values: ReturnValues) -> TrackerUpdate:
+    def add_values(self, run: RunState, task_ids: Collection[str], values: ReturnValues) -> list[AnyFrame]:
         """Return what to send after the return values of some tasks were read."""
         if self.sent_end is None and self.sent_outcome is None:
             for task_id in task_ids:
@@ -93,7 +90,8 @@ class OutcomeTracker:
             decision = evaluate(run, self.options)
             if isinstance(decision, ResultKnown) and set(decision.task_ids) <= set(task_ids):
                 self.sent_outcome, self._sent_versions = _result_frame(run, decision, values), decision.versions
-                return TrackerUpdate([self.sent_outcome, *self._end_frames(run)])
+                self.values_needed = frozenset()
+                return [self.sent_outcome, *self._end_frames(run)]
         return self.update(run)
 
     def _retract_outdated(

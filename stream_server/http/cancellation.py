@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import anyio
 
@@ -165,7 +165,7 @@ class Cancellations:
 
     async def _is_undecided(self, key: RunKey, question: WatchOptions) -> bool:
         """Tell whether a run has not answered yet, as the database has it: nobody has watched it meanwhile."""
-        async with self._hub.subscribe(key, question):
+        with closing(await self._hub.subscribe(key, question)):
             run = self._hub.run_state(key)
             return run is not None and not run.has_ended and isinstance(evaluate(run, question), Undecided)
 

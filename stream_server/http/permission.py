@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from types import TracebackType
 from typing import NamedTuple
 
 from stream_server.auth.authorizer import (
@@ -38,43 +36,12 @@ class Permission(NamedTuple):
         """Return a filter for the runs of a DAG as the caller may have it."""
         return wanted._replace(redacted=self.scope.output and not self.access.can_read_values)
 
-    def guarded(
-        self, watch: AbstractAsyncContextManager[Subscription], expiring: OnTokenExpiring | None = None
-    ) -> Guarded:
-        """Keep a stream to what the caller may see. `expiring` is as for `Authorizer.guard`."""
-        return Guarded(self, watch, expiring)
-
-
-class Guarded(AbstractAsyncContextManager[Subscription]):
-    """A stream that is kept to what its caller may see, for as long as it is entered."""
-
-    __slots__ = ("_expiring", "_permission", "_watch", "guard")
-
-    def __init__(
-        self, permission: Permission, watch: AbstractAsyncContextManager[Subscription], expiring: OnTokenExpiring | None
-    ) -> None:
-        self._permission, self._watch, self._expiring = permission, watch, expiring
-        self.guard: LivePermission | None = None
-
-    @property
-    def scope(self) -> StreamScope:
-        """What it shows."""
-        return self._permission.scope
-
-    async def __aenter__(self) -> Subscription:
-        """Begin."""
-        subscription = await self._watch.__aenter__()
-        authorizer, caller, scope, access = self._permission
-        self.guard = authorizer.register_stream(caller, scope, access, subscription, self._expiring)
-        return subscription
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        """End."""
-        if self.guard is not None:
-            self.guard.release()
-        return await self._watch.__aexit__(kind, error, traceback)
+    def bind(self, subscription: Subscription, expiring: OnTokenExpiring | None = None) -> LivePermission | None:
+        """Revalidate the permission until the subscription is closed; the arguments are those of `register_stream`."""
+        guard = self.authorizer.register_stream(self.caller, self.scope, self.access, subscription, expiring)
+        if guard is not None:
+            subscription.on_close(guard.release)
+        return guard
 
 
 async def authorize_run(authorizer: Authorizer, caller: Caller, key: RunKey) -> Permission:

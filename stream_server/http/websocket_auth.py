@@ -10,7 +10,7 @@ import msgspec
 from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from stream_server.auth.authorizer import Caller
+from stream_server.auth.authorizer import Caller, LivePermission
 from stream_server.auth.revalidation import is_credential_refused
 from stream_server.errors import (
     AirflowRefused,
@@ -21,7 +21,6 @@ from stream_server.errors import (
     Unauthenticated,
     Unavailable,
 )
-from stream_server.http.permission import Guarded
 from stream_server.http.request_slot import reattribute_connection
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
@@ -132,14 +131,14 @@ class WebSocketAuth:
 
     Args:
         scope: Of its connection.
-        guarded: Its stream.
+        guard: Of its stream; `None` where everybody may see everything.
         subscription: Where answers go.
     """
 
-    __slots__ = ("_guarded", "_revalidation", "_scope", "_subscription")
+    __slots__ = ("_guard", "_revalidation", "_scope", "_subscription")
 
-    def __init__(self, scope: Scope, guarded: Guarded, subscription: Subscription) -> None:
-        self._scope, self._guarded, self._subscription = scope, guarded, subscription
+    def __init__(self, scope: Scope, guard: LivePermission | None, subscription: Subscription) -> None:
+        self._scope, self._guard, self._subscription = scope, guard, subscription
         self._revalidation: asyncio.Task[None] | None = None
 
     def handle(self, text: str | bytes) -> None:
@@ -162,8 +161,8 @@ class WebSocketAuth:
 
     async def _revalidate(self, said: Introduction) -> None:
         try:
-            if self._guarded.guard is not None:
-                await self._guarded.guard.revalidate(said.caller)
+            if self._guard is not None:
+                await self._guard.revalidate(said.caller)
                 reattribute_connection(self._scope, said.caller.headers)
         except StreamServerError as error:
             self._push_refusal(said.id, error)

@@ -1,8 +1,6 @@
-"""Who watches what, and handing each frame to them.
+"""All subscriptions of a process, and the dispatch of each batch to them.
 
-Each watched run is one `Feed`: its state is read once, kept current by the tail, and shared by all its watchers. A
-watcher joins between two batches, so that it sees a state and then all that follows from it. Everything happens in one
-event loop; what must not be interrupted is not async.
+The package docstring states the invariants: positions, failed batches, tasks.
 """
 
 from __future__ import annotations
@@ -11,13 +9,15 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import anyio
 
 from stream_server.domain.outcome import WatchOptions
+from stream_server.domain.replay import Gap
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import Draining, JournalUnreachable
@@ -25,7 +25,6 @@ from stream_server.hub.firehose import Filter, Firehose, ReadPermissions, replay
 from stream_server.hub.observer import HubObserver, MultiplexConnection
 from stream_server.hub.run_feed import SubscriberGroup
 from stream_server.hub.subscription import Subscription
-from stream_server.hub.watch import Stay
 from stream_server.hub.watched_runs import RunSource, WatchedRun, WatchedRuns
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumePoint, ResumeToken
@@ -35,20 +34,16 @@ from stream_server.protocol.wire import Wire
 log = logging.getLogger(__name__)
 
 CATCH_UP_SECONDS = 3.0
-"""How long a client waits whose cursor is ahead of us."""
+"""How long a client waits whose token is ahead of this server: it may come from another replica."""
 
 DRAIN_RETRY_MS = (500, 3000)
-"""Bounds of the random delay that drained clients are told to wait before they connect again."""
+"""Bounds of the random delay after which drained clients reconnect."""
 
 SHUTTING_DOWN = "The server is shutting down"
 
 
-Watch: TypeAlias = tuple[RunKey, WatchOptions, ResumePoint | None]
-"""Who watches which run, what he asks of it, and from where on."""
-
-
 class HubStatistics(NamedTuple):
-    """What `Hub.statistics()` tells."""
+    """What is watched, and what is queued for slow clients."""
 
     runs: int
     subscriptions: int
@@ -57,12 +52,12 @@ class HubStatistics(NamedTuple):
 
 
 class Hub:
-    """All who watch something in this process.
+    """All subscriptions of this process.
 
     Args:
         source: Where runs are read from.
-        max_queued_bytes: Bytes of JSON that may wait for one client before it is closed as too slow.
-        observer: Who counts what happens.
+        max_queued_bytes: Bytes of JSON that may be queued for one client.
+        observer: What counts subscriptions and dispatches.
     """
 
     def __init__(self, source: RunSource, *, max_queued_bytes: int, observer: HubObserver | None = None) -> None:
@@ -75,22 +70,23 @@ class Hub:
         self._connections: set[MultiplexConnection] = set()
         self._idle = asyncio.Event()
         self._cursor: JournalPosition | None = None
+        # Replaced by a new event each time the cursor moves, so that each waiter is woken by the next move.
         self._cursor_moved = asyncio.Event()
         self._notify_subscribed: Callable[[], None] = lambda: None
         self._notify_run_watched: Callable[[RunKey], None] = lambda _: None
         self.is_draining = False
         """Whether this server is shutting down."""
 
-    # What the tail says.
+    # Called by the tail (`BatchSink`).
 
     def start(self, cursor: JournalPosition) -> None:
-        """Say from where on batches will come. Before that nobody can join, since something could be missed."""
+        """Set the position at which batches start. Before that nothing can be watched, since rows could be missed."""
         self._cursor = cursor
 
     def dispatch(
         self, transitions: Sequence[Transition], cursor: JournalPosition, read: ReadTiming | None = None
     ) -> None:
-        """Hand a batch to those who watch its runs."""
+        """Push the frames of a batch to the subscriptions that match. The cursor covers the batch."""
         self._move_cursor(cursor)
         self._firehose.dispatch(transitions, cursor, time.monotonic())
         self._runs.dispatch(transitions, cursor)
@@ -98,34 +94,40 @@ class Hub:
             self._observer.record_dispatch(read)
 
     def resync(self, cursor: JournalPosition, reason: ResetReason) -> None:
-        """Tell everybody anew: what was known may not be true any more."""
+        """Reset all subscriptions: rows may be missing, or another history may be true now."""
         self._move_cursor(cursor)
         self._firehose.resync(reason, cursor)
         self._runs.resync(reason)
 
     async def reconnect(self, cursor: JournalPosition) -> None:
-        """Go on at a cursor with a server that may be another one."""
+        """Continue at a cursor with a PostgreSQL server that may be another one."""
         await self._runs.reconnect(cursor)
 
     def on_subscribe(self, call: Callable[[], None]) -> None:
-        """Have something called whenever somebody begins to watch."""
+        """Call something for each new subscription."""
         self._notify_subscribed = call
 
     def on_run_watched(self, call: Callable[[RunKey], None]) -> None:
-        """Have something called with the run that somebody begins to watch."""
+        """Call something for each new subscription of a run."""
         self._notify_run_watched = call
-
-    # What can be asked.
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the tail has begun, so that runs can be watched."""
-        return self._cursor is not None
 
     @property
     def has_subscribers(self) -> bool:
         """Whether anything is watched."""
         return bool(self._runs or self._firehose)
+
+    def wants_output_of(self, transition: Transition) -> bool:
+        """Whether any subscription wants the output that a row announces."""
+        return self.is_watched(RunKey(transition.dag_id, transition.run_id)) or self._firehose.wants_output_of(
+            transition
+        )
+
+    # State.
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the tail has started, so that runs can be watched."""
+        return self._cursor is not None
 
     @property
     def cursor(self) -> JournalPosition:
@@ -141,28 +143,22 @@ class Hub:
             raise JournalUnreachable("The journal has not been reached yet")
         return self._cursor
 
-    def wants_output_of(self, transition: Transition) -> bool:
-        """Tell whether somebody wants to know what a task has said."""
-        return self.is_watched(RunKey(transition.dag_id, transition.run_id)) or self._firehose.wants_output_of(
-            transition
-        )
-
     def is_watched(self, key: RunKey) -> bool:
-        """Whether somebody watches a run."""
+        """Whether a run has subscriptions, or is being loaded for one."""
         return self._runs.get(key) is not None
 
     def is_reading_values(self, key: RunKey) -> bool:
-        """Whether return values of a run are being read just now."""
+        """Whether return values of a run are being read."""
         watched = self._runs.get(key)
         return watched is not None and watched.fetch_task is not None
 
     def run_state(self, key: RunKey) -> RunState | None:
-        """Return what is known of a run, if it is watched."""
+        """Return the state of a run; `None` unless it is watched and has been loaded."""
         watched = self._runs.get(key)
         return None if watched is None else watched.feed.run_state
 
     def statistics(self) -> HubStatistics:
-        """Tell how much is watched, and how much waits for slow clients."""
+        """Return how much is watched, and how much is queued for slow clients."""
         each = [subscription.statistics() for subscription in self._subscriptions]
         return HubStatistics(
             runs=len(self._runs),
@@ -171,86 +167,84 @@ class Hub:
             queued_bytes=sum(one.queued_bytes for one in each),
         )
 
-    # Watching.
+    # Subscribing.
 
-    def subscribe(
-        self, key: RunKey, question: WatchOptions, *, since: ResumePoint | None = None
-    ) -> Stay[Watch, WatchedRun]:
-        """Watch a run.
+    async def subscribe(
+        self, key: RunKey, options: WatchOptions, *, resume_from: ResumePoint | None = None
+    ) -> Subscription:
+        """Watch a run until the subscription is closed.
 
         Args:
             key: The run.
-            question: What is asked of it.
-            since: From where on every transition is told; by default a snapshot tells what is known.
+            options: What is watched of it.
+            resume_from: Where a client resumes. By default it gets a snapshot first.
 
         Raises:
-            RunNotFound: Airflow knows no such run.
-            UnknownTask: The question names a task that the DAG does not have.
+            RunNotFound: Airflow has no such run.
+            UnknownTask: The options name a task that the DAG does not have.
             Unavailable: PostgreSQL does not answer, the journal is missing, or this server is shutting down.
         """
-        return Stay(self, (key, question, since))
-
-    async def come(self, asked: Watch) -> tuple[WatchedRun, Subscription]:
-        """Implement `stay.Host`."""
-        assert self.cursor, "it raises where there is none"
-        key, question, since = asked
-        began = time.monotonic()
-        why_not = None if since is None else await self._find_reset_reason(since.token)
+        self._require_cursor()
+        started_at = time.monotonic()
+        reason = None if resume_from is None else await self._find_reset_reason(resume_from.token)
         watched = await self._runs.acquire(key)
         try:
             self._notify_subscribed()
             self._notify_run_watched(key)
-            if since is None or since.token is None or why_not is not None:
-                subscription = self._subscribe_fresh(watched, question, None if since is None else why_not)
+            if resume_from is None or resume_from.token is None or reason is not None:
+                subscription = self._subscribe_fresh(watched, options, reason)
             else:
-                subscription = await self._resume(watched, question, since.token, unborn=since.before_creation)
+                subscription = await self._resume(
+                    watched, options, resume_from.token, before_creation=resume_from.before_creation
+                )
         except BaseException:
             self._runs.release(watched)
             raise
-        self._record_join(began, since)
-        return watched, subscription
+        subscription.on_close(partial(self._leave_run, watched, subscription))
+        self._record_join(started_at, resume_from)
+        return subscription
 
-    def leave(self, place: WatchedRun, subscription: Subscription) -> None:
-        """Implement `stay.Host`."""
-        self._leave_feed(place, subscription)
-        self._runs.release(place)
-
-    @asynccontextmanager
     async def subscribe_firehose(
-        self, wanted: Filter, *, since: ResumePoint | None = None, readable: ReadPermissions | None = None
-    ) -> AsyncIterator[Subscription]:
-        """Follow many runs.
+        self,
+        wanted: Filter,
+        *,
+        resume_from: ResumePoint | None = None,
+        permissions: ReadPermissions | None = None,
+    ) -> Subscription:
+        """Watch many runs until the subscription is closed.
 
         Args:
-            wanted: What shall be told.
-            since: From where on; by default from now on.
-            readable: What may be told; `None` for all.
+            wanted: Which transitions are sent.
+            resume_from: Where a client resumes; by default at the current position.
+            permissions: What may be sent; `None` for everything.
 
         Raises:
             Unavailable: PostgreSQL does not answer, the journal is missing, or this server is shutting down.
         """
-        began = time.monotonic()
-        why_not = None if since is None else await self._find_reset_reason(since.token)
+        started_at = time.monotonic()
+        reason = None if resume_from is None else await self._find_reset_reason(resume_from.token)
         subscription, position = Subscription(self._max_queued_bytes), self.cursor
-        self._firehose.add(wanted, subscription, position, time.monotonic(), readable)
+        self._firehose.add(wanted, subscription, position, time.monotonic(), permissions)
         self._subscriptions.add(subscription)
+        subscription.on_close(partial(self._leave_firehose, subscription))
         self._notify_subscribed()
         try:
-            if since is not None:
-                subscription.prepend(await self._replay_firehose(wanted, since, position, why_not, readable))
-            self._record_join(began, since)
-            yield subscription
-        finally:
-            self._firehose.remove(subscription)
-            self._discard(subscription)
+            if resume_from is not None:
+                wires = await self._replay_firehose(wanted, resume_from, position, reason, permissions)
+                subscription.prepend(wires)
+        except BaseException:
+            subscription.close()
+            raise
+        self._record_join(started_at, resume_from)
+        return subscription
 
-    def update_permissions(self, subscription: Subscription, readable: ReadPermissions | None) -> None:
-        """Tell somebody who follows many runs those of other DAGs, from the next batch on."""
-        self._firehose.update_permissions(subscription, readable, time.monotonic())
+    def update_permissions(self, subscription: Subscription, permissions: ReadPermissions | None) -> None:
+        """Apply other permissions to a subscription of the firehose, from the next batch on."""
+        self._firehose.update_permissions(subscription, permissions, time.monotonic())
 
     @contextmanager
     def register_connection(self, connection: MultiplexConnection) -> Iterator[None]:
-        """Have a connection that lives longer than its streams closed when this server shuts down."""
+        """Disconnect a connection that outlives its streams when this server shuts down."""
         self._connections.add(connection)
         if self.is_draining:
             connection.disconnect(CloseCode.DRAINING, SHUTTING_DOWN)
@@ -260,73 +254,83 @@ class Hub:
             self._connections.discard(connection)
             self._notify_if_idle()
 
-    def _subscribe_fresh(self, watched: WatchedRun, question: WatchOptions, reset: ResetReason | None) -> Subscription:
-        """Let somebody watch who knows nothing, or must forget what he knows."""
+    def _subscribe_fresh(self, watched: WatchedRun, options: WatchOptions, reason: ResetReason | None) -> Subscription:
+        """Subscribe a client that gets a snapshot, after a `reset` if what it knows is wrong."""
         subscription = Subscription(self._max_queued_bytes)
-        self._join_feed(watched, question, subscription)
-        if reset is not None:
+        self._join_feed(watched, options, subscription)
+        if reason is not None:
             key = watched.feed.key
-            subscription.prepend([Wire(Reset(dag_id=key.dag_id, run_id=key.run_id, reason=reset))])
+            subscription.prepend([Wire(Reset(dag_id=key.dag_id, run_id=key.run_id, reason=reason))])
         return subscription
 
     async def _resume(
-        self, watched: WatchedRun, question: WatchOptions, token: ResumeToken, *, unborn: bool
+        self, watched: WatchedRun, options: WatchOptions, token: ResumeToken, *, before_creation: bool
     ) -> Subscription:
-        """Let somebody watch who wants to hear everything since a cursor. What comes meanwhile waits behind it."""
+        """Subscribe a client that gets everything since its token, in two phases.
+
+        First it joins the feed, so that live frames are queued. Then the journal is read up to the position at which it
+        has joined, and the replay is put in front of them.
+        """
         feed, subscription = watched.feed, Subscription(self._max_queued_bytes)
-        if feed.reveals(question, token):
-            return self._subscribe_fresh(watched, question, "access_changed")
+        if not feed.can_replay(options, token):
+            return self._subscribe_fresh(watched, options, "access_changed")
         subscription.knows_outcome = token.sent_outcome is not None
-        channel, position = self._join_feed(watched, question, subscription, opening=False)
+        group, position = self._join_feed(watched, options, subscription, opening=False)
         try:
             history = await self._source.read_history(feed.key, token.position)
             if feed.run_state is None:
-                # Everything begins anew, and he is told so when it has.
+                # The feed is being loaded again. The client gets a `reset` and a snapshot when it is.
                 return subscription
-            missed = None if history is None else feed.replay(history, channel, position, token, unborn=unborn)
+            wires = (
+                None
+                if history is None
+                else feed.replay(group, Gap(token, position, history), before_creation=before_creation)
+            )
         except BaseException:
             self._leave_feed(watched, subscription)
             raise
-        if missed is None:
+        if wires is None:
             self._leave_feed(watched, subscription)
-            return self._subscribe_fresh(watched, question, "cursor_expired" if history is None else "revoked")
-        subscription.prepend(missed)
+            return self._subscribe_fresh(watched, options, "cursor_expired" if history is None else "revoked")
+        subscription.prepend(wires)
         return subscription
 
     async def _replay_firehose(
         self,
         wanted: Filter,
-        since: ResumePoint,
+        resume_from: ResumePoint,
         position: JournalPosition,
-        why_not: ResetReason | None,
-        readable: ReadPermissions | None,
+        reason: ResetReason | None,
+        permissions: ReadPermissions | None,
     ) -> list[Wire]:
-        if since.token is None or why_not is not None:
-            return reset_wires(why_not or "cursor_damaged", position)
-        history = await self._source.read_history(None, since.token.position, output=wanted.wants_output)
+        if resume_from.token is None or reason is not None:
+            return reset_wires(reason or "cursor_damaged", position)
+        history = await self._source.read_history(None, resume_from.token.position, output=wanted.wants_output)
         if history is None:
             return reset_wires("cursor_expired", position)
-        allowed = None if readable is None else await readable.filter_readable(required_resources(wanted, history))
-        return replay(wanted, history, position, since.token, allowed)
+        gap = Gap(resume_from.token, position, history)
+        readable = None
+        if permissions is not None:
+            readable = await permissions.filter_readable(required_resources(wanted, gap.rows))
+        return replay(wanted, gap, readable)
 
     async def _find_reset_reason(self, token: ResumeToken | None) -> ResetReason | None:
-        """Return why a client can't resume from a token, or `None` if it can."""
+        """Return why a client can't resume at a token; `None` if it can."""
         if token is None:
             return "cursor_damaged"
         position = token.position
         if position.epoch != self.cursor.epoch:
             return "cursor_foreign"
         with anyio.move_on_after(CATCH_UP_SECONDS):
-            # It may come from a replica that is ahead of us.
             while not self.cursor.covers(position):
                 await self._cursor_moved.wait()
-        known = self.cursor.covers(position) and not await self._source.is_foreign(position)
-        return None if known else "cursor_foreign"
+        is_known = self.cursor.covers(position) and not await self._source.is_foreign(position)
+        return None if is_known else "cursor_foreign"
 
     def _join_feed(
-        self, watched: WatchedRun, question: WatchOptions, subscription: Subscription, *, opening: bool = True
+        self, watched: WatchedRun, options: WatchOptions, subscription: Subscription, *, opening: bool = True
     ) -> tuple[SubscriberGroup, JournalPosition]:
-        joined = watched.feed.add_subscription(question, subscription, self.cursor, opening=opening)
+        joined = watched.feed.add_subscription(options, subscription, self.cursor, opening=opening)
         self._subscriptions.add(subscription)
         self._runs.start_fetch(watched)
         return joined
@@ -335,9 +339,17 @@ class Hub:
         watched.feed.remove_subscription(subscription)
         self._discard(subscription)
 
-    def _record_join(self, began: float, since: ResumePoint | None) -> None:
+    def _leave_run(self, watched: WatchedRun, subscription: Subscription) -> None:
+        self._leave_feed(watched, subscription)
+        self._runs.release(watched)
+
+    def _leave_firehose(self, subscription: Subscription) -> None:
+        self._firehose.remove(subscription)
+        self._discard(subscription)
+
+    def _record_join(self, started_at: float, resume_from: ResumePoint | None) -> None:
         if self._observer is not None:
-            self._observer.record_join(time.monotonic() - began, resumed=since is not None)
+            self._observer.record_join(time.monotonic() - started_at, resumed=resume_from is not None)
 
     def _discard(self, subscription: Subscription) -> None:
         if subscription.closed is not None and self._observer is not None:
@@ -354,18 +366,18 @@ class Hub:
         self._cursor_moved.set()
         self._cursor_moved = asyncio.Event()
 
+    def _require_cursor(self) -> None:
+        """Raise what `cursor` raises if there is none."""
+        _ = self.cursor
+
     def _current_cursor(self) -> JournalPosition:
-        assert self._cursor is not None, "nothing is watched before the tail has begun"
+        assert self._cursor is not None, "nothing is watched before the tail has started"
         return self._cursor
 
-    # The end.
+    # Shutting down.
 
     async def drain(self, grace: float) -> None:
-        """Refuse new watchers, tell those that there are to connect elsewhere, and wait until they are gone.
-
-        Args:
-            grace: Seconds to wait at most.
-        """
+        """Refuse new subscriptions, disconnect all clients, and wait at most `grace` seconds until they are gone."""
         self.is_draining = True
         for subscription in list(self._subscriptions):
             delay = random.randint(*DRAIN_RETRY_MS)  # noqa: S311 # not for secrets
@@ -381,5 +393,5 @@ class Hub:
             log.warning("%d streams did not end within %g s", len(self._subscriptions), grace)
 
     async def close(self) -> None:
-        """Stop all reading."""
+        """Cancel all reads."""
         await self._runs.close()

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from hypothesis import strategies as st
 
-from stream_server.domain.answer import OutcomeTracker, TrackerUpdate
+from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import ReturnValue, ReturnValues, WatchOptions
 from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey, RunState
@@ -286,7 +286,6 @@ class SimulatedReader:
         self.run = history.state()
         self.answer = OutcomeTracker(WatchOptions(results, until, confirm), self.run.info.clear_number)
         self.frames: list[AnyFrame] = []
-        self.wanted: tuple[str, ...] = ()
         self._read = len(history.journal)
         self.opening = self._take(self.answer.update(self.run))
 
@@ -304,14 +303,13 @@ class SimulatedReader:
     def receive(self) -> list[AnyFrame]:
         """Read the needed values, as they are in the database now, until none is needed."""
         frames: list[AnyFrame] = []
-        while self.wanted:
-            frames += self._take(self.answer.add_values(self.run, self.wanted, self.history.values(self.wanted)))
+        while wanted := self.answer.values_needed:
+            frames += self._take(self.answer.add_values(self.run, wanted, self.history.values(wanted)))
         return frames
 
-    def _take(self, step: TrackerUpdate) -> list[AnyFrame]:
-        self.wanted = step.values_needed
-        self.frames += step.frames
-        return list(step.frames)
+    def _take(self, frames: list[AnyFrame]) -> list[AnyFrame]:
+        self.frames += frames
+        return frames
 
 
 def comparable_state(run: RunState) -> dict[str, Any]:

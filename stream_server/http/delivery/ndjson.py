@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from stream_server.http.delivery.streaming_body import HEADERS, Streaming, send_stream
+from stream_server.http.delivery.scheduler import WriteScheduler
+from stream_server.http.delivery.streaming_body import HEADERS, send_stream
+from stream_server.hub.subscription import Subscription
 from stream_server.protocol.wire import Wire
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -23,12 +25,29 @@ class LineStream(Response):
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, streaming: Streaming, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        subscription: Subscription,
+        scheduler: WriteScheduler,
+        headers: Mapping[str, str] | None = None,
+        *,
+        on_gone: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(headers={**HEADERS, **(headers or {})})
         # The length of a stream is not known.
         del self.headers["content-length"]
-        self._streaming = streaming
+        self._subscription, self._scheduler, self._on_gone = subscription, scheduler, on_gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
-        await send_stream(self._streaming, self, scope, receive, send, frame=encode_line, transport="ndjson")
+        await send_stream(
+            self._subscription,
+            self,
+            scope,
+            receive,
+            send,
+            scheduler=self._scheduler,
+            frame=encode_line,
+            transport="ndjson",
+            on_gone=self._on_gone,
+        )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Protocol
 
 from starlette.types import Scope
 
 from stream_server.auth.rate_limits import CallerSlot
+from stream_server.hub.subscription import Subscription
 
 
 def find_header(scope: Scope, name: bytes) -> str | None:
@@ -31,12 +31,12 @@ TICKET_KEY = "stream_server.ticket"
 """Where a scope has the ticket that stood in its URL."""
 
 
-def keep_slot(scope: Scope, over: asyncio.Future[Any]) -> None:
-    """Have a stream keep the place of its request until it is over."""
+def keep_slot(scope: Scope, subscription: Subscription) -> None:
+    """Have a stream keep the place of its request until its subscription is closed."""
     place: CallerSlot | None = scope.get(SLOT_KEY)
     if place is not None:
         place.outlives_request = True
-        over.add_done_callback(place.release)
+        subscription.on_close(place.release)
 
 
 SERVER_SEND_KEY = "stream_server.send"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from stream_server.http.delivery.streaming_body import HEADERS, Streaming, encode_headers, send_stream
+from stream_server.http.delivery.scheduler import WriteScheduler
+from stream_server.http.delivery.streaming_body import HEADERS, encode_headers, send_stream
+from stream_server.hub.subscription import Subscription
 from stream_server.protocol.wire import Wire
 
 MEDIA_TYPE = "text/event-stream"
@@ -32,16 +34,35 @@ class EventStream(Response):
     wait: frames that are due together go out in one write. Its headers and its framing are kept.
     """
 
-    def __init__(self, streaming: Streaming, headers: Mapping[str, str] | None = None, *, retry_ms: int = 0) -> None:
+    def __init__(
+        self,
+        subscription: Subscription,
+        scheduler: WriteScheduler,
+        headers: Mapping[str, str] | None = None,
+        *,
+        on_gone: Callable[[], None] | None = None,
+        retry_ms: int = 0,
+    ) -> None:
         self.status_code = 200
         self.raw_headers = [*_stream_headers(), *encode_headers(headers or {})]
-        self._streaming = streaming
+        self._subscription, self._scheduler, self._on_gone = subscription, scheduler, on_gone
         self._retry_ms = retry_ms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
         first = _random_retry(self._retry_ms)
-        await send_stream(self._streaming, self, scope, receive, send, frame=encode_event, transport="sse", first=first)
+        await send_stream(
+            self._subscription,
+            self,
+            scope,
+            receive,
+            send,
+            scheduler=self._scheduler,
+            frame=encode_event,
+            transport="sse",
+            first=first,
+            on_gone=self._on_gone,
+        )
 
 
 def _random_retry(least_ms: int) -> bytes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import anyio
 from starlette.responses import Response
@@ -37,103 +37,78 @@ def encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
-class Streaming(NamedTuple):
-    """What is streamed, and how."""
-
-    watch: AbstractAsyncContextManager[Subscription]
-    """Where frames come from. What is wrong is raised on entering, before the first header."""
-
-    scheduler: WriteScheduler
-    """Who brings frames to their clients."""
-
-    on_gone: Callable[[], None] | None = None
-    """Called where the client went before the end."""
-
-
 async def send_stream(
-    streaming: Streaming,
+    subscription: Subscription,
     response: Response,
     scope: Scope,
     receive: Receive,
     send: Send,
     *,
+    scheduler: WriteScheduler,
     frame: Framing,
     transport: str,
     first: bytes = b"",
+    on_gone: Callable[[], None] | None = None,
 ) -> None:
-    """Answer with frames until the stream ends, the connection must, or the client is gone.
+    """Answer with frames until the stream or the connection ends, then close the subscription.
 
     Args:
-        streaming: What is streamed.
+        subscription: Where frames come from.
         response: Whose headers are sent.
         scope: Of the request.
         receive: Of the request.
         send: Of the request.
+        scheduler: Who brings frames to their client.
         frame: Makes bytes of a frame.
-        transport: One of `courier.TRANSPORTS`.
+        transport: One of `scheduler.TRANSPORTS`.
         first: Sent before the first frame.
+        on_gone: Called where the client went before the end.
     """
     start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
     line: HttpServerConnection | None = find_extension(scope, CONNECTION)
     if line is not None and scope["method"] != "HEAD" and line.claim_response(cast("dict[str, Any]", scope)):
-        await _send_directly(streaming, line, scope, send, start, frame=frame, transport=transport, first=first)
+        try:
+            head = await _capture_head(line, scope, send, start)
+            writer = DirectWriter(subscription, scheduler, line, chunked_framing(frame), transport=transport)
+        except BaseException:
+            subscription.close()
+            raise
+        keep_slot(scope, subscription)
+        writer.start_detached(subscription, on_gone, first=head + _encode_chunk(first) if first else head)
         return
 
-    send_on: Send = scope.get(SERVER_SEND_KEY, send)
-    async with streaming.watch as subscription:
+    with closing(subscription):
         await send(start)
         if scope["method"] == "HEAD":
             await send(_body_message(b"", more=False))
             return
         if first:
             await send(_body_message(first))
+        send_on: Send = scope.get(SERVER_SEND_KEY, send)
         gone = wait_for_disconnect(receive)
-        delivery = AsgiWriter(
-            subscription, streaming.scheduler, frame, send_on, gone, pack=_pack_body, transport=transport
-        )
-        with delivery.run() as over:
+        asgi_writer = AsgiWriter(subscription, scheduler, frame, send_on, gone, pack=_pack_body, transport=transport)
+        with asgi_writer.run() as over:
             ended = await over
         if ended:
-            with anyio.move_on_after(streaming.scheduler.close_timeout) as parting:
+            with anyio.move_on_after(scheduler.close_timeout) as parting:
                 await send(_body_message(b"", more=False))
             ended = not parting.cancelled_caught
         if not ended:
             abort_response(scope)
-    if streaming.on_gone is not None and not subscription.is_complete:
-        streaming.on_gone()
+    if on_gone is not None and not subscription.is_complete:
+        on_gone()
 
 
-async def _send_directly(
-    streaming: Streaming,
-    line: HttpServerConnection,
-    scope: Scope,
-    send: Send,
-    start: Message,
-    *,
-    frame: Framing,
-    transport: str,
-    first: bytes,
-) -> None:
-    """Leave all to a delivery that writes to the connection, the headers in one piece with the first frames."""
-    subscription = await streaming.watch.__aenter__()
+async def _capture_head(line: HttpServerConnection, scope: Scope, send: Send, start: Message) -> bytes:
+    """Return the head of the answer. It comes through all middlewares, once a second for all who get the same."""
     # What `CORSMiddleware` adds depends on the origin alone.
     kind = (
         None
         if OBSERVED_HEAD_KEY in scope
         else (start["status"], tuple(start["headers"]), find_header(scope, b"origin"))
     )
-    try:
-        # The head comes through all middlewares, once a second for all who get the same.
-        head = (kind and line.start_with_cached_head(kind)) or await _capture_head(line, send, start, kind)
-        delivery = DirectWriter(subscription, streaming.scheduler, line, chunked_framing(frame), transport=transport)
-    except BaseException as error:
-        await streaming.watch.__aexit__(type(error), error, error.__traceback__)
-        raise
-    keep_slot(scope, delivery.finished)
-    delivery.start_detached(streaming.watch, streaming.on_gone, first=head + _encode_chunk(first) if first else head)
-
-
-async def _capture_head(line: HttpServerConnection, send: Send, start: Message, kind: Hashable) -> bytes:
+    if kind is not None and (head := line.start_with_cached_head(kind)):
+        return head
     line.capture()
     try:
         await send(start)

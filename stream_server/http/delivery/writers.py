@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Sequence
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import CoroutineType, coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
 from stream_server.http.delivery.scheduler import FrameSource, FrameWriter, JoinedFrames, WriteScheduler
+from stream_server.hub.subscription import Subscription
 from stream_server.protocol.frames import Close
 from stream_server.protocol.wire import Wire
 
@@ -87,9 +87,9 @@ class DirectWriter(FrameWriter):
         hear: Called with what the client says meanwhile, where that has a meaning.
     """
 
-    __slots__ = ("_connection", "_first", "_frame", "_on_gone", "_transport", "_watch", "on_message")
+    __slots__ = ("_connection", "_first", "_frame", "_on_gone", "_owned", "_transport", "on_message")
 
-    _watch: AbstractAsyncContextManager[object]
+    _owned: Subscription
     _on_gone: OnGone
 
     def __init__(
@@ -134,13 +134,11 @@ class DirectWriter(FrameWriter):
         self._transport.abort()
         self.on_client_gone()
 
-    def start_detached(
-        self, watch: AbstractAsyncContextManager[object], on_gone: OnGone = None, *, first: bytes = b""
-    ) -> None:
+    def start_detached(self, subscription: Subscription, on_gone: OnGone = None, *, first: bytes = b"") -> None:
         """Bring frames when the request is over for ASGI: no task and no stack of calls is kept for it.
 
         Args:
-            watch: Where the subscription comes from, entered; left at the end.
+            subscription: Where frames come from; closed at the end.
             on_gone: Called where the client went before the end.
             first: Bytes before the first frame, in the same write.
         """
@@ -151,23 +149,23 @@ class DirectWriter(FrameWriter):
             # Nothing is due yet, but the client shall know that its stream has begun.
             self._transport.write(self._first)
             self._first = b""
-        self._watch, self._on_gone = watch, on_gone
+        self._owned, self._on_gone = subscription, on_gone
         self.finished.add_done_callback(self._start_ending)
 
     def _start_ending(self, _over: object) -> None:
-        task = asyncio.create_task(self._end_alone(self._watch, self._on_gone), name="end of a stream")
+        task = asyncio.create_task(self._end_alone(self._owned, self._on_gone), name="end of a stream")
         _ending.add(task)
         task.add_done_callback(_ending.discard)
 
-    async def _end_alone(self, watch: AbstractAsyncContextManager[object], on_gone: OnGone) -> None:
+    async def _end_alone(self, subscription: Subscription, on_gone: OnGone) -> None:
         there = self.finished.result()
         self.stop()
         try:
             if there:
-                await self._connection.close(self._subscription.closed)
+                await self._connection.close(subscription.closed)
         finally:
-            await watch.__aexit__(None, None, None)
-        if on_gone is not None and not self._subscription.is_complete:
+            subscription.close()
+        if on_gone is not None and not subscription.is_complete:
             on_gone()
 
 

@@ -9,7 +9,6 @@ from starlette.responses import Response
 
 from stream_server.errors import BadParameter, Unavailable
 from stream_server.http.caller import identify_caller
-from stream_server.http.delivery.streaming_body import Streaming
 from stream_server.http.endpoints.run_stream import build_stream_response, unavailable_response
 from stream_server.http.params import parse_resume_point, refuse_unknown_parameters
 from stream_server.http.permission import authorize_dag, authorize_firehose
@@ -59,12 +58,13 @@ async def stream_firehose(request: Request) -> Response:
         else:
             permission = await authorize_firehose(authorizer, caller)
             readable = authorizer.readable_dags(caller)
+        subscription = await state["hub"].subscribe_firehose(
+            wanted, resume_from=parse_resume_point(request), permissions=readable
+        )
     except Unavailable as error:
         return unavailable_response(request, error)
-    watch = permission.guarded(
-        state["hub"].subscribe_firehose(wanted, since=parse_resume_point(request), readable=readable)
-    )
-    return build_stream_response(request, Streaming(watch, state["scheduler"]))
+    permission.bind(subscription)
+    return build_stream_response(request, subscription)
 
 
 async def build_filter(state: State, values_by_name: Mapping[str, Sequence[str]]) -> Filter:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from datetime import datetime
 
 from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from stream_server.auth.authorizer import Caller
+from stream_server.auth.authorizer import Caller, LivePermission
 from stream_server.auth.revalidation import is_credential_refused
 from stream_server.errors import (
     AirflowRefused,
@@ -43,7 +43,7 @@ from stream_server.http.endpoints.multiplex_messages import (
 )
 from stream_server.http.endpoints.websocket import close_websocket, encode_text_message
 from stream_server.http.params import refuse_unknown_parameters
-from stream_server.http.permission import Guarded, authorize_firehose, authorize_run
+from stream_server.http.permission import authorize_firehose, authorize_run
 from stream_server.http.request_slot import authenticate_connection, reattribute_connection, record_join
 from stream_server.http.state import State
 from stream_server.http.websocket_auth import (
@@ -90,9 +90,18 @@ class _Stream:
 
     def __init__(self) -> None:
         self.opening: asyncio.Task[None] | None = None
-        self.guarded: Guarded | None = None
+        self.guard: LivePermission | None = None
+        self.many_dags = False
+        """Whether it shows whatever DAGs its caller may read."""
+
         self.subscription: Subscription | None = None
         """What is due of it; `None` while it begins, and when it has been left."""
+
+    def close(self) -> None:
+        """Release all that it holds, if it has begun."""
+        subscription, self.subscription = self.subscription, None
+        if subscription is not None:
+            subscription.close()
 
 
 class Multiplex:
@@ -107,7 +116,6 @@ class Multiplex:
         self._state: State = websocket.scope["state"]
         self._streams: dict[str, _Stream] = {}
         self._bundle = MultiplexQueue(self._over)
-        self._ending: set[asyncio.Task[None]] = set()
         self._warned: datetime | None = None
 
     async def begin(self) -> None:
@@ -217,15 +225,15 @@ class Multiplex:
         await self._bundle.reply(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])))
 
     async def _renew(self, stream: _Stream, caller: Caller) -> None:
-        authorizer, subscription, guarded = self._state["authorizer"], stream.subscription, stream.guarded
-        if subscription is None or guarded is None or guarded.guard is None:
+        authorizer, subscription = self._state["authorizer"], stream.subscription
+        if subscription is None or stream.guard is None:
             return
         try:
-            await guarded.guard.revalidate(caller)
+            await stream.guard.revalidate(caller)
         except StreamServerError as error:
             subscription.disconnect(close_code_for(error), str(error))
             return
-        if not guarded.scope.dag_id and stream.subscription is subscription:
+        if stream.many_dags and stream.subscription is subscription:
             self._state["hub"].update_permissions(subscription, authorizer.readable_dags(caller))
 
     def _expiring(self, subscription: Subscription, expires_at: datetime) -> None:
@@ -237,10 +245,7 @@ class Multiplex:
     async def _begin(self, operation: Subscribe, stream: _Stream) -> None:
         caller = self._caller
         try:
-            guarded = await self._open(operation, stream, caller)
-            if self._caller is caller:
-                reattribute_connection(self._websocket.scope, caller.headers)
-            stream.subscription = subscription = await guarded.__aenter__()
+            subscription = await self._open(operation, stream, caller)
         except StreamServerError as error:
             await self._refuse_stream(operation.id, stream, error)
             return
@@ -257,52 +262,53 @@ class Multiplex:
 
     async def _refuse_stream(self, identity: str, stream: _Stream, error: StreamServerError) -> None:
         # It counts among the streams, and ends with the connection, until the client has room for the answer.
+        stream.close()
         await self._refuse(identity, error)
         self._forget(identity, stream)
 
-    async def _open(self, operation: Subscribe, stream: _Stream, caller: Caller) -> Guarded:
+    async def _open(self, operation: Subscribe, stream: _Stream, caller: Caller) -> Subscription:
         hub, since, authorizer = self._state["hub"], ResumePoint.parse(operation.cursor), self._state["authorizer"]
         if isinstance(operation.run_id, str):
             key, question = parse_run_stream(operation, operation.run_id)
             permission = await authorize_run(authorizer, caller, key)
-            watch: AbstractAsyncContextManager[Subscription] = hub.subscribe(
-                key, permission.restrict_options(question), since=since
-            )
+            self._know_as(caller)
+            subscription = await hub.subscribe(key, permission.restrict_options(question), resume_from=since)
         else:
+            stream.many_dags = True
             permission = await authorize_firehose(authorizer, caller)
-            readable = authorizer.readable_dags(caller)
-            watch = hub.subscribe_firehose(
-                await build_filter(self._state, collect_filter_values(operation)), since=since, readable=readable
+            wanted = await build_filter(self._state, collect_filter_values(operation))
+            self._know_as(caller)
+            subscription = await hub.subscribe_firehose(
+                wanted, resume_from=since, permissions=authorizer.readable_dags(caller)
             )
-        stream.guarded = permission.guarded(watch, self._expiring)
-        return stream.guarded
+        stream.subscription = subscription
+        stream.guard = permission.bind(subscription, self._expiring)
+        return subscription
+
+    def _know_as(self, caller: Caller) -> None:
+        if self._caller is caller:
+            reattribute_connection(self._websocket.scope, caller.headers)
 
     def _over(self, identity: str) -> None:
         """A stream has sent its last frame: its name is free again."""
         stream = self._streams[identity]
         self._forget(identity, stream)
-        task = asyncio.create_task(self._leave(identity, stream), name="end of a stream")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        stream.close()
 
     async def _leave(self, identity: str, stream: _Stream) -> None:
         """End a stream, however far it has come."""
-        if stream.opening is not None and stream.opening is not asyncio.current_task():
+        if stream.opening is not None:
             stream.opening.cancel()
             await asyncio.wait({stream.opening})
         if self._streams.get(identity) is stream:
             self._bundle.remove(identity)
             self._forget(identity, stream)
-        if stream.subscription is not None and stream.guarded is not None:
-            stream.subscription = None
-            await stream.guarded.__aexit__(None, None, None)
+        stream.close()
 
     async def _end(self) -> None:
         """End all streams."""
         for identity, stream in list(self._streams.items()):
             await self._leave(identity, stream)
-        while self._ending:
-            await asyncio.wait(self._ending)
         self._state["idle_timeouts"].stop(self._be_idle)
 
     def _forget(self, identity: str, stream: _Stream) -> None:

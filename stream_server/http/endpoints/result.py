@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -89,15 +89,16 @@ async def get_result(request: Request) -> Response:
     key, wanted = parse_run_key(request), parse_response_options(request)
     asked = replace(parse_watch_options(request, WATCH_PARAMETERS | RESPONSE_PARAMETERS), include_output=False)
     permission = await authorize_run(state["authorizer"], caller, key)
-    watch = permission.guarded(state["hub"].subscribe(key, permission.restrict_options(asked)), ignore_expiry)
-    answer = await wait_for_outcome(request, watch, key, wanted.timeout)
+    subscription = await state["hub"].subscribe(key, permission.restrict_options(asked))
+    permission.bind(subscription, ignore_expiry)
+    answer = await wait_for_outcome(request, subscription, key, wanted.timeout)
     here = f"{run_path(key)}/result{raw_query(request)}"
     return build_response(answer, wanted, {"Location": here} if answer.outcome == "pending" else {})
 
 
 async def wait_for_outcome(
     request: Request,
-    watch: AbstractAsyncContextManager[Subscription],
+    subscription: Subscription,
     key: RunKey,
     at_most: float,
     on_gone: Callable[[], None] | None = None,
@@ -106,7 +107,7 @@ async def wait_for_outcome(
 
     Args:
         request: Who waits; its body has been read.
-        watch: Where the outcome comes from.
+        subscription: Where the outcome comes from; closed at the end.
         key: The run.
         at_most: Seconds to wait.
         on_gone: Called where the client went.
@@ -117,7 +118,7 @@ async def wait_for_outcome(
     """
     state: State = request.scope["state"]
     hub, hearing = state["hub"], Hearing(key)
-    async with watch as subscription:
+    with closing(subscription):
         gone = asyncio.create_task(wait_for_disconnect(request.receive), name="disconnect")
         try:
             with state["scheduler"].counters["result"].count_waiting(), anyio.move_on_after(at_most):

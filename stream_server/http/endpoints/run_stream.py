@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
-from types import TracebackType
+from collections.abc import Callable, Mapping
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -14,11 +12,9 @@ from stream_server.http.caller import identify_caller
 from stream_server.http.delivery import ndjson, sse
 from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.http.delivery.scope import find_header
-from stream_server.http.delivery.streaming_body import Streaming
 from stream_server.http.params import negotiate_media_type, parse_resume_point, parse_run_key, parse_watch_options
 from stream_server.http.permission import authorize_run
 from stream_server.http.state import State
-from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 
@@ -27,65 +23,48 @@ async def stream_run(request: Request) -> Response:
     """Answer the request."""
     state: State = request.scope["state"]
     caller = await identify_caller(request)
-    key, asked = parse_run_key(request), parse_watch_options(request)
+    key, asked, came_from = parse_run_key(request), parse_watch_options(request), parse_resume_point(request)
     try:
         permission = await authorize_run(state["authorizer"], caller, key)
+        if came_from is not None and came_from.has_ended:
+            # It stops an EventSource from coming again.
+            return Response(status_code=204)
+        subscription = await state["hub"].subscribe(key, permission.restrict_options(asked), resume_from=came_from)
     except Unavailable as error:
         return unavailable_response(request, error)
-    came_from = parse_resume_point(request)
-    if came_from is not None and came_from.has_ended:
-        # It stops an EventSource from coming again.
-        return Response(status_code=204)
-    watch = permission.guarded(state["hub"].subscribe(key, permission.restrict_options(asked), since=came_from))
-    return build_stream_response(request, Streaming(watch, state["scheduler"]))
+    permission.bind(subscription)
+    return build_stream_response(request, subscription)
 
 
-def unavailable_response(request: Request, error: Unavailable) -> Response:
-    """Return the response where a stream can't be had just now: an `EventSource` gets one that says so.
-
-    All others are told by `error`, which is raised before the first header.
-    """
-    state: State = request.scope["state"]
-    return build_stream_response(request, Streaming(_Failing(error), state["scheduler"]))
-
-
-def build_stream_response(request: Request, streaming: Streaming, headers: Mapping[str, str] | None = None) -> Response:
+def build_stream_response(
+    request: Request,
+    subscription: Subscription,
+    headers: Mapping[str, str] | None = None,
+    on_gone: Callable[[], None] | None = None,
+) -> Response:
     """Return the response in the form that the client wants."""
-    if negotiate_media_type(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE:
-        return ndjson.LineStream(streaming, headers)
-    if sse.MEDIA_TYPE in (find_header(request.scope, b"accept") or ""):
-        state: State = request.scope["state"]
-        streaming = Streaming(_ComingAgain(streaming.watch, state["hub"]), streaming.scheduler, streaming.on_gone)
-    return sse.EventStream(streaming, headers)
+    state: State = request.scope["state"]
+    lines = negotiate_media_type(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE
+    form = ndjson.LineStream if lines else sse.EventStream
+    return form(subscription, state["scheduler"], headers, on_gone=on_gone)
 
 
-class _ComingAgain(AbstractAsyncContextManager[Subscription]):
-    """Has an `EventSource` come again where a stream can't be had just now.
+def unavailable_response(request: Request, error: Unavailable, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the response where a stream can't be had just now: an `EventSource` gets one that says so, and ends.
 
-    It gives up for good after any status but 200 (WHATWG HTML 9.2.3, "fail the connection"), so that it gets a stream
-    which says so, and ends.
+    It gives up for good after any status but 200 (WHATWG HTML 9.2.3, "fail the connection").
+
+    Raises:
+        Unavailable: The client is told by a status.
     """
-
-    __slots__ = ("_entered", "_hub", "_watch")
-
-    def __init__(self, watch: AbstractAsyncContextManager[Subscription], hub: Hub) -> None:
-        self._watch, self._hub = watch, hub
-        self._entered = False
-
-    async def __aenter__(self) -> Subscription:
-        try:
-            subscription = await self._watch.__aenter__()
-        except Unavailable as error:
-            subscription = Subscription(0)
-            subscription.disconnect(CloseCode.DRAINING if self._hub.is_draining else CloseCode.UNAVAILABLE, str(error))
-        else:
-            self._entered = True
-        return subscription
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        return await self._watch.__aexit__(kind, error, traceback) if self._entered else None
+    lines = negotiate_media_type(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE
+    if lines or sse.MEDIA_TYPE not in (find_header(request.scope, b"accept") or ""):
+        raise error
+    state: State = request.scope["state"]
+    subscription = Subscription(0)
+    code = CloseCode.DRAINING if state["hub"].is_draining else CloseCode.UNAVAILABLE
+    subscription.disconnect(code, str(error))
+    return sse.EventStream(subscription, state["scheduler"], headers)
 
 
 def is_event_source(connection: HTTPConnection) -> bool:
@@ -99,15 +78,4 @@ def throttled_response(error: Throttled, courier: WriteScheduler) -> Response:
     """Return the answer to an `EventSource` that shall come again, but not at once."""
     subscription = Subscription(0)
     subscription.disconnect(CloseCode.THROTTLED, str(error), retry_ms=1000 * error.retry_after)
-    return sse.EventStream(Streaming(nullcontext(subscription), courier), retry_ms=1000 * error.retry_after)
-
-
-class _Failing(AbstractAsyncContextManager[Subscription]):
-    def __init__(self, error: Unavailable) -> None:
-        self._error = error
-
-    async def __aenter__(self) -> Subscription:
-        raise self._error
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
+    return sse.EventStream(subscription, courier, retry_ms=1000 * error.retry_after)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -31,10 +31,10 @@ from stream_server.errors import (
     NoResult,
     RunNotFound,
     StreamServerError,
+    Unavailable,
 )
 from stream_server.http.caller import airflow_api_for, identify_caller, refuse_foreign_origin
 from stream_server.http.delivery import ndjson, sse
-from stream_server.http.delivery.streaming_body import Streaming
 from stream_server.http.endpoints.result import (
     RESPONSE_PARAMETERS,
     ResponseOptions,
@@ -42,7 +42,7 @@ from stream_server.http.endpoints.result import (
     parse_response_options,
     wait_for_outcome,
 )
-from stream_server.http.endpoints.run_stream import build_stream_response
+from stream_server.http.endpoints.run_stream import build_stream_response, unavailable_response
 from stream_server.http.params import (
     STREAM_PARAMETERS,
     WATCH_PARAMETERS,
@@ -57,7 +57,6 @@ from stream_server.http.params import (
 )
 from stream_server.http.permission import Permission, authorize_run, ignore_expiry
 from stream_server.http.state import State
-from stream_server.hub.subscription import Subscription
 from stream_server.protocol.bodies import Cancelled
 from stream_server.protocol.cursor import ResumePoint, ResumeToken
 
@@ -113,9 +112,16 @@ async def trigger_run(request: Request) -> Response:
     # Who may not read what he triggers had better know before.
     await state["authorizer"].check_dag(caller, request.path_params["dag_id"])
     begun = await _trigger_or_attach(request, caller, airflow, plan)
+    form = negotiate_media_type(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
     with _name_run_in_errors(begun.key):
         permission = await authorize_run(state["authorizer"], caller, begun.key)
-        return await _respond(request, airflow, permission, begun, plan)
+        asked = permission.restrict_options(
+            replace(parse_watch_options(request, TRIGGER_PARAMETERS), include_output=form != JSON)
+        )
+        on_gone = await _cancelling(state, airflow, begun.key, asked, plan)
+        if form == JSON:
+            return await _respond(request, permission, begun, asked, plan=plan, on_gone=on_gone)
+    return await _stream(request, permission, begun, asked, on_gone)
 
 
 async def cancel_run(request: Request) -> Response:
@@ -165,30 +171,56 @@ async def _trigger_or_attach(
 
 async def _run_exists(state: State, key: RunKey) -> bool:
     try:
-        async with state["hub"].subscribe(key, WatchOptions()):
-            return True
+        (await state["hub"].subscribe(key, WatchOptions())).close()
     except RunNotFound:
         return False
+    return True
+
+
+async def _cancelling(
+    state: State, airflow: AirflowApi, key: RunKey, asked: WatchOptions, plan: TriggerOptions
+) -> Callable[[], None] | None:
+    """Return what to call where the client goes before the end."""
+    if plan.cancel_after is None:
+        return None
+    await state["cancellations"].register_run(key)
+    return partial(
+        state["cancellations"].schedule_cancel, key, asked, partial(airflow.fail_run, key), plan.cancel_after
+    )
+
+
+async def _stream(
+    request: Request,
+    permission: Permission,
+    begun: TriggeredRun,
+    asked: WatchOptions,
+    on_gone: Callable[[], None] | None,
+) -> Response:
+    state: State = request.scope["state"]
+    headers = _build_run_headers(request, begun.key, "stream", STREAM_PARAMETERS)
+    try:
+        with _name_run_in_errors(begun.key):
+            subscription = await state["hub"].subscribe(begun.key, asked, resume_from=begun.resume_point)
+    except Unavailable as error:
+        return unavailable_response(request, error, headers)
+    permission.bind(subscription)
+    return build_stream_response(request, subscription, headers, on_gone)
 
 
 async def _respond(
-    request: Request, airflow: AirflowApi, permission: Permission, begun: TriggeredRun, plan: TriggerOptions
+    request: Request,
+    permission: Permission,
+    begun: TriggeredRun,
+    asked: WatchOptions,
+    *,
+    plan: TriggerOptions,
+    on_gone: Callable[[], None] | None,
 ) -> Response:
     state: State = request.scope["state"]
-    form = negotiate_media_type(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
-    asked = permission.restrict_options(
-        replace(parse_watch_options(request, TRIGGER_PARAMETERS), include_output=form != JSON)
-    )
-    key, watching = begun.key, state["hub"].subscribe(begun.key, asked, since=begun.resume_point)
-    on_gone = None
-    if (grace := plan.cancel_after) is not None:
-        await state["cancellations"].register_run(key)
-        on_gone = partial(state["cancellations"].schedule_cancel, key, asked, partial(airflow.fail_run, key), grace)
-    if form != JSON:
-        streaming = Streaming(_watch_naming_run(permission.guarded(watching), key), state["scheduler"], on_gone)
-        return build_stream_response(request, streaming, _build_run_headers(request, key, "stream", STREAM_PARAMETERS))
-    watch = permission.guarded(watching, ignore_expiry)
-    answer = await wait_for_outcome(request, watch, key, plan.response.timeout, on_gone)
+    key = begun.key
+    subscription = await state["hub"].subscribe(key, asked, resume_from=begun.resume_point)
+    permission.bind(subscription, ignore_expiry)
+    answer = await wait_for_outcome(request, subscription, key, plan.response.timeout, on_gone)
     headers = _build_run_headers(request, key, "result", WATCH_PARAMETERS | RESPONSE_PARAMETERS)
     if answer.outcome == "pending":
         headers["Location"] = headers["Content-Location"]
@@ -209,15 +241,6 @@ def _name_run_in_errors(key: RunKey) -> Iterator[None]:
         if not isinstance(error, NoResult):
             error.args = (f"{error}. Run {key.run_id!r} was triggered; follow it at {run_path(key)}",)
         raise
-
-
-@asynccontextmanager
-async def _watch_naming_run(
-    watch: AbstractAsyncContextManager[Subscription], key: RunKey
-) -> AsyncIterator[Subscription]:
-    with _name_run_in_errors(key):
-        async with watch as subscription:
-            yield subscription
 
 
 def _build_run_headers(request: Request, key: RunKey, what: str, parameters: frozenset[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import closing
 from itertools import groupby
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote
@@ -48,15 +48,19 @@ _interval: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0.0)])
 
 async def wait_for_run(request: Request) -> Response:
     """Answer the request."""
+    try:
+        return await _wait(request, parse_run_key(request))
+    except RunNotFound as error:
+        return _not_found_response(RunKey(error.dag_id, error.run_id))
+
+
+async def _wait(request: Request, key: RunKey) -> Response:
     state: State = request.scope["state"]
-    key, query = parse_run_key(request), request.query_params
-    caller = await identify_caller(request)
+    query, caller = request.query_params, await identify_caller(request)
     try:
         permission = await authorize_run(state["authorizer"], caller, key)
     except AirflowRefused as error:
         return _refused_response(error)
-    except RunNotFound:
-        return _not_found_response(key)
     try:
         interval = _interval.validate_python(query["interval"])
     except KeyError:
@@ -73,16 +77,16 @@ async def wait_for_run(request: Request) -> Response:
         return await state["run_store"].read_final_values(key, named) if named != [] else {}
 
     silence = min(max(interval, MIN_REPEAT_SECONDS), state["settings"].ping_interval)
-    watching = state["hub"].subscribe(key, WatchOptions(until="run", include_output=False))
-    watch = permission.guarded(watching, ignore_expiry)
-    return StateLines(Waiting(key, watch, read, silence, state["scheduler"].counters["wait"]))
+    subscription = await state["hub"].subscribe(key, WatchOptions(until="run", include_output=False))
+    permission.bind(subscription, ignore_expiry)
+    return StateLines(Waiting(key, subscription, read, silence, state["scheduler"].counters["wait"]))
 
 
 class Waiting(NamedTuple):
     """Who waits for what."""
 
     key: RunKey
-    watch: AbstractAsyncContextManager[Subscription]
+    subscription: Subscription
     read: Callable[[], Awaitable[ReturnValues]]
     """Reads what is returned with the last line."""
 
@@ -110,12 +114,9 @@ class StateLines(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
-        try:
-            async with self._waiting.watch as subscription:
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await self._send_lines(subscription, scope, receive, send)
-        except RunNotFound:
-            await _not_found_response(self._waiting.key)(scope, receive, send)
+        with closing(self._waiting.subscription) as subscription:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send_lines(subscription, scope, receive, send)
 
     async def _send_lines(self, subscription: Subscription, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_lines(wires: Sequence[Wire]) -> None:

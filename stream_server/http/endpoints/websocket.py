@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import datetime
 from struct import pack
 
@@ -17,7 +17,7 @@ from stream_server.http.caller import identify_caller, refuse_foreign_origin
 from stream_server.http.delivery.scope import CONNECTION, find_extension, keep_slot
 from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, ServerConnection, pack_frames
 from stream_server.http.params import parse_resume_point, parse_run_key, parse_watch_options
-from stream_server.http.permission import Guarded, Permission, authorize_run
+from stream_server.http.permission import Permission, authorize_run
 from stream_server.http.request_slot import authenticate_connection
 from stream_server.http.state import State
 from stream_server.http.websocket_auth import (
@@ -78,21 +78,21 @@ async def _serve_run(websocket: WebSocket, permission: Permission, asked: WatchO
         await websocket.close(NORMAL_CLOSURE)
         return
     key = RunKey(permission.scope.dag_id, permission.scope.run_id)
-    watch = permission.guarded(
-        state["hub"].subscribe(key, permission.restrict_options(asked), since=came_from), send_auth_expiring
-    )
+    subscription = await state["hub"].subscribe(key, permission.restrict_options(asked), resume_from=came_from)
+    guard = permission.bind(subscription, send_auth_expiring)
+    conversation = WebSocketAuth(websocket.scope, guard, subscription)
     line: ServerConnection | None = find_extension(websocket.scope, CONNECTION)
     if line is not None:
-        await _serve_directly(websocket, line, watch)
+        await _serve_directly(websocket, line, conversation, subscription)
         return
 
     async def send_frames(wires: Sequence[Wire]) -> None:
         for wire in wires:
             await websocket.send_text(wire.text)
 
-    async with watch as subscription:
+    with closing(subscription):
         await accept_handshake(websocket)
-        listening = _read_messages(websocket, WebSocketAuth(websocket.scope, watch, subscription))
+        listening = _read_messages(websocket, conversation)
         delivery = AsgiWriter(
             subscription,
             state["scheduler"],
@@ -109,21 +109,21 @@ async def _serve_run(websocket: WebSocket, permission: Permission, asked: WatchO
             await close_websocket(websocket, subscription.closed)
 
 
-async def _serve_directly(websocket: WebSocket, line: ServerConnection, watch: Guarded) -> None:
+async def _serve_directly(
+    websocket: WebSocket, line: ServerConnection, conversation: WebSocketAuth, subscription: Subscription
+) -> None:
     """Accept the handshake, and leave the rest to a delivery that writes to the connection."""
     state: State = websocket.scope["state"]
-    subscription = await watch.__aenter__()
     try:
         await accept_handshake(websocket)
-        hear = WebSocketAuth(websocket.scope, watch, subscription).handle
         delivery = DirectWriter(
-            subscription, state["scheduler"], line, encode_text_message, hear, transport="websocket"
+            subscription, state["scheduler"], line, encode_text_message, conversation.handle, transport="websocket"
         )
-    except BaseException as error:
-        await watch.__aexit__(type(error), error, error.__traceback__)
+    except BaseException:
+        subscription.close()
         raise
-    keep_slot(websocket.scope, delivery.finished)
-    delivery.start_detached(watch)
+    keep_slot(websocket.scope, subscription)
+    delivery.start_detached(subscription)
 
 
 def send_auth_expiring(subscription: Subscription, expires_at: datetime) -> None:

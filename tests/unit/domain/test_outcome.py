@@ -109,21 +109,21 @@ class TestResult:
         history = History()
         history.run_task("answer")
         run = history.state()
-        step = OutcomeTracker(WatchOptions()).add_values(
+        frames = OutcomeTracker(WatchOptions()).add_values(
             run, {"answer"}, {("answer", -1): ReturnValue(9, '{"a": 1.0}')}
         )
-        assert isinstance(step.frames[0], Result)
-        assert bytes(step.frames[0].results["answer"]) == b'{"a": 1.0}'
+        assert isinstance(frames[0], Result)
+        assert bytes(frames[0].results["answer"]) == b'{"a": 1.0}'
 
     def test_a_large_value_is_a_reference_with_quoted_ids(self) -> None:
         history = History()
         history.run_task("answer")
-        step = OutcomeTracker(WatchOptions()).add_values(
+        frames = OutcomeTracker(WatchOptions()).add_values(
             history.state(), {"answer"}, {("answer", -1): ReturnValue(5_000_000, None)}
         )
-        assert isinstance(step.frames[0], Result)
-        assert step.frames[0].results == {}
-        reference = step.frames[0].references["answer"]
+        assert isinstance(frames[0], Result)
+        assert frames[0].results == {}
+        reference = frames[0].references["answer"]
         assert reference.bytes == 5_000_000
         assert reference.href == (
             "/api/v2/dags/ask_llm/dagRuns/manual__2026-01-01T00%3A00%3A00%2B00%3A00"
@@ -292,4 +292,4 @@ class TestEnd:
         history.clear("answer")
         history.set_task("answer", "failed")
         assert watcher.catch_up() == []
-        assert watcher.answer.add_values(watcher.run, ("answer",), {}).frames == []
+        assert watcher.answer.add_values(watcher.run, ("answer",), {}) == []

@@ -119,7 +119,7 @@ class TestMapped:
         for index in range(2):
             history.run_task("square", index, index)
         values = {("square", 0): ReturnValue(10, None), ("square", 1): ReturnValue(20, None)}
-        (result, _) = OutcomeTracker(WatchOptions()).add_values(history.state(), {"square"}, values).frames
+        (result, _) = OutcomeTracker(WatchOptions()).add_values(history.state(), {"square"}, values)
         assert isinstance(result, Result)
         assert result.references["square"].bytes == 30
         assert result.references["square"].href.endswith("/taskInstances/square/xcomEntries")

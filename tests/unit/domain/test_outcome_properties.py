@@ -98,7 +98,7 @@ def test_failure_is_sent_only_if_something_failed(watcher: SimulatedReader, life
 @given(watched(), run_histories)
 def test_sent_outcome_equals_the_decision_if_no_value_is_needed(watcher: SimulatedReader, life: list[Move]) -> None:
     for _ in live(watcher, life):
-        if not watcher.wanted and not watcher.answer.has_ended:
+        if not watcher.answer.values_needed and not watcher.answer.has_ended:
             verdict, told = evaluate(watcher.run, watcher.answer.options), watcher.answer.sent_outcome
             assert isinstance(told, Result) == isinstance(verdict, ResultKnown)
             assert isinstance(told, Failure) == isinstance(verdict, FailureKnown)
@@ -115,7 +115,7 @@ def test_stream_ends_if_and_only_if_no_frame_can_follow(watcher: SimulatedReader
                 assert frame.outcome == outcome
                 assert frame.state == (None if watcher.run.is_deleted else watcher.run.info.state)
                 ended = True
-        if not watcher.wanted and not ended:
+        if not watcher.answer.values_needed and not ended:
             assert not watcher.run.has_ended
             assert watcher.answer.options.until == "run" or watcher.answer.sent_outcome is None
 
@@ -126,7 +126,7 @@ def test_valid_result_is_that_of_the_current_tries(life: list[Move]) -> None:
     tries: dict[tuple[str, int], int] = {}
     for frames in live(watcher, life):
         result = watcher.answer.sent_outcome
-        if not isinstance(result, Result) or watcher.wanted or watcher.answer.has_ended:
+        if not isinstance(result, Result) or watcher.answer.values_needed or watcher.answer.has_ended:
             continue
         now = {
             (task_id, index): one.try_number

@@ -195,7 +195,7 @@ class TestTraps:
         history.start("answer")
         history.push("answer")
         assert watcher.advance() == []
-        assert watcher.wanted == ("answer",)
+        assert watcher.answer.values_needed == {"answer"}
         history.set_task("answer", "up_for_retry")
         assert watcher.advance() == []
         assert watcher.receive() == []
@@ -216,11 +216,9 @@ class TestTraps:
         history.run_task("ask", 1)
         history.run_task("answer", 2)
         run = history.state()
-        step = OutcomeTracker(WatchOptions(result_tasks=("ask", "answer"))).add_values(
-            run, {"ask"}, history.values({"ask"})
-        )
-        assert step.frames == []
-        assert step.values_needed == ("ask", "answer")
+        tracker = OutcomeTracker(WatchOptions(result_tasks=("ask", "answer")))
+        assert tracker.add_values(run, {"ask"}, history.values({"ask"})) == []
+        assert tracker.values_needed == {"ask", "answer"}
 
     def test_late_subscriber_gets_the_outcome(self) -> None:
         history = History()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.domain.outcome import WatchOptions
+from stream_server.domain.replay import Gap
 from stream_server.domain.run_state import RETRACTING_STATES, RunState
 from stream_server.domain.task_output import FRAME_OVERHEAD_BYTES, RunOutput
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
@@ -87,7 +88,7 @@ class Desk:
         subscription, since = Subscription(10_000_000), self._cursor_at(read)
         channel, position = self.feed.add_subscription(UNTIL_RUN, subscription, self.history.cursor(), opening=False)
         past = [self._known(one) for one in self.history.journal[read:]]
-        missed = self.feed.replay(past, channel, position, since, unborn=False)
+        missed = self.feed.replay(channel, Gap(since, position, past), before_creation=False)
         return None if missed is None else [wire.frame for wire in missed]
 
     def _cursor_at(self, read: int) -> ResumeToken:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_server.domain.replay import Gap
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.hub.firehose import (
     BOOKMARK_SECONDS,
@@ -143,7 +144,7 @@ def test_all_are_told_that_something_is_missing() -> None:
 @pytest.mark.parametrize("named", ["a", "nobody"])
 def test_what_was_missed_is_told_up_to_where_it_comes_by_itself(named: str) -> None:
     history = [transition(2), transition(3), transition(7)]
-    wires = replay(Filter(dag_ids=frozenset({named})), history, cursor(5), ResumeToken(cursor(2)))
+    wires = replay(Filter(dag_ids=frozenset({named})), Gap(ResumeToken(cursor(2)), cursor(5), history))
     assert [wire.type for wire in wires] == ["resumed", *(["task", "task"] if named == "a" else [])]
     assert last_cursor(wires) == cursor(5)
 
@@ -351,7 +352,9 @@ def test_what_was_missed_has_the_values_that_may_be_read(
 ) -> None:
     history, wanted = [saying(1), transition(2)], EVERYTHING._replace(redacted=withheld)
     assert required_resources(wanted, history) == {Resource("a"), Resource("a", output=True)}
-    assert [_value(wire) for wire in replay(wanted, history, cursor(5), ResumeToken(cursor(1)), allowed)] == expected
+    assert [
+        _value(wire) for wire in replay(wanted, Gap(ResumeToken(cursor(1)), cursor(5), history), allowed)
+    ] == expected
 
 
 def test_nobody_is_asked_for_who_has_left() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import pytest
 
@@ -92,38 +92,47 @@ def taken(subscription: Subscription) -> list[str]:
 @asynccontextmanager
 async def watching(desk: Desk, question: WatchOptions = UNTIL_RUN) -> AsyncIterator[Subscription]:
     """Watch the run, which the first who asks has loaded at once."""
-    watch = desk.hub.subscribe(KEY, question)
-    entering = asyncio.create_task(watch.__aenter__())
+    subscribing = asyncio.create_task(desk.hub.subscribe(KEY, question))
     if not desk.source.loads:
         await desk.load()
-    yield await entering
-    await watch.__aexit__(None, None, None)
+    with closing(await subscribing) as subscription:
+        yield subscription
 
 
 async def test_before_the_tail_has_begun_nobody_can_join() -> None:
     hub = Hub(Source(), max_queued_bytes=1)
     with pytest.raises(JournalUnreachable):
-        async with hub.subscribe(KEY, UNTIL_RUN):
-            pass
+        await hub.subscribe(KEY, UNTIL_RUN)
 
 
 async def test_joiners_share_one_read(desk: Desk) -> None:
-    async with AsyncExitStack() as stack:
-        joining = [
-            asyncio.create_task(stack.enter_async_context(desk.hub.subscribe(KEY, UNTIL_RUN))) for _ in range(20)
-        ]
-        await desk.load()
-        subscriptions = await asyncio.gather(*joining)
-        assert [taken(one) for one in subscriptions] == [["snapshot"]] * 20
-        assert len(desk.source.loads) == 1
-        assert desk.hub.statistics()[:2] == (1, 20)
+    joining = [asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN)) for _ in range(20)]
+    await desk.load()
+    subscriptions = await asyncio.gather(*joining)
+    assert [taken(one) for one in subscriptions] == [["snapshot"]] * 20
+    assert len(desk.source.loads) == 1
+    assert desk.hub.statistics()[:2] == (1, 20)
+    for one in subscriptions:
+        one.close()
+    assert desk.hub.statistics()[:2] == (0, 0)
+
+
+async def test_close_releases_the_run_and_what_was_registered(desk: Desk) -> None:
+    subscribing = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
+    await desk.load()
+    subscription = await subscribing
+    released: list[int] = []
+    subscription.on_close(lambda: released.append(desk.hub.statistics().runs))
+    subscription.close()
+    assert released == [1], "released before the run"
+    assert desk.hub.statistics()[:2] == (0, 0)
+    subscription.close()
     assert desk.hub.statistics()[:2] == (0, 0)
 
 
 async def test_a_run_that_is_not_found_is_told_to_all_and_looked_for_anew(desk: Desk) -> None:
     async def join() -> None:
-        async with desk.hub.subscribe(KEY, UNTIL_RUN):
-            pass
+        (await desk.hub.subscribe(KEY, UNTIL_RUN)).close()
 
     joining = [asyncio.create_task(join()) for _ in range(3)]
     (await desk.nth_load(1)).set_exception(RunNotFound(*KEY))
@@ -135,7 +144,7 @@ async def test_a_run_that_is_not_found_is_told_to_all_and_looked_for_anew(desk: 
 
 
 async def test_who_goes_while_a_run_is_read_leaves_nothing(desk: Desk) -> None:
-    joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN).__aenter__())
+    joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
     load = await desk.nth_load(1)
     joining.cancel()
     await asyncio.gather(joining, return_exceptions=True)
@@ -151,7 +160,7 @@ async def test_a_wrong_question_leaves_nothing(desk: Desk) -> None:
 
 
 async def test_what_comes_while_a_run_is_read_is_told_behind_the_snapshot(desk: Desk) -> None:
-    joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN).__aenter__())
+    joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
     load = await desk.nth_load(1)
     read = (desk.history.state(), desk.history.cursor())
     desk.history.set_task("ask", "scheduled")
@@ -197,7 +206,7 @@ async def test_return_values_are_asked_for_until_they_come(desk: Desk, monkeypat
 
 async def test_a_fault_in_one_run_is_no_fault_of_another(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     async with watching(desk) as subscription:
-        joining = asyncio.create_task(desk.hub.subscribe(OTHER, UNTIL_RUN).__aenter__())
+        joining = asyncio.create_task(desk.hub.subscribe(OTHER, UNTIL_RUN))
         other = History(key=OTHER)
         (await desk.nth_load(2)).set_result((other.state(), desk.history.cursor()))
         unlucky = await joining
@@ -221,8 +230,7 @@ async def test_a_draining_hub_closes_everybody_and_refuses_the_next(desk: Desk) 
         await eventually_async(lambda: subscription.is_complete)
         assert taken(subscription) == ["snapshot", "close"]
         with pytest.raises(Draining):
-            async with desk.hub.subscribe(KEY, UNTIL_RUN):
-                pass
+            await desk.hub.subscribe(KEY, UNTIL_RUN)
         assert not draining.done()
     await asyncio.wait_for(draining, 5)
 
@@ -253,11 +261,10 @@ async def test_after_a_reconnect_what_the_tail_has_told_stays(desk: Desk) -> Non
 
 
 async def test_a_reading_that_spans_a_reconnect_counts_for_nothing(desk: Desk) -> None:
-    async with AsyncExitStack() as stack:
-        joining = asyncio.create_task(stack.enter_async_context(desk.hub.subscribe(KEY, UNTIL_RUN)))
-        of_old = await desk.nth_load(1)
-        await desk.hub.reconnect(desk.history.cursor())
-        await desk.nth_load(2)
-        of_old.set_exception(RunNotFound(*KEY))
-        await desk.load(2)
-        assert taken(await joining)[-1] == "snapshot"
+    joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
+    of_old = await desk.nth_load(1)
+    await desk.hub.reconnect(desk.history.cursor())
+    await desk.nth_load(2)
+    of_old.set_exception(RunNotFound(*KEY))
+    await desk.load(2)
+    assert taken(await joining)[-1] == "snapshot"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -150,3 +152,14 @@ def test_what_was_due_before_anybody_listened_is_noticed_at_once() -> None:
     subscription.push([Wire(Ping())])
     subscription.on_due(lambda: notices.append("due"))
     assert notices == ["due"]
+
+
+def test_close_releases_in_reverse_order_and_once() -> None:
+    subscription = Subscription(LIMIT)
+    released: list[str] = []
+    for name in ("hub", "permission", "slot"):
+        subscription.on_close(partial(released.append, name))
+    subscription.close()
+    assert released == ["slot", "permission", "hub"]
+    subscription.close()
+    assert len(released) == 3

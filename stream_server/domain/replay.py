@@ -1,0 +1,119 @@
+"""What a resuming client has missed, made from journal rows. Pure.
+
+A client resumes at the position of its token. The rows that became visible after it, up to the position at which its
+new subscription starts, are replayed; later rows follow live. A replay is possible only if nothing that the client has
+been sent was retracted meanwhile: otherwise it must start again from a snapshot. A replay has no outcome: the group of
+the subscription sends it, unless the client knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from stream_server.domain.outcome import FailureKnown, ResultKnown, WatchOptions, evaluate, select_result_tasks
+from stream_server.domain.run_state import FINAL_RUN_STATES, RETRACTING_STATES, RunState
+from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
+from stream_server.domain.transition_frames import is_output, output_frames
+from stream_server.protocol.cursor import JournalPosition, ResumeToken, SentOutcome
+from stream_server.protocol.frames import AnyFrame, Resumed, RunInfo
+
+_UNKNOWN_RUN = RunInfo(state=None, queued_at=None, start_date=None, end_date=None, clear_number=0)
+
+
+class Gap(NamedTuple):
+    """What lies between a client's token and the position at which its new subscription starts."""
+
+    token: ResumeToken
+    position: JournalPosition
+    history: Sequence[Transition]
+    """Rows that were not visible at the token, at least all that are visible at the position."""
+
+    @property
+    def rows(self) -> list[Transition]:
+        """The rows to replay."""
+        return visible_rows(self.history, self.position)
+
+
+def visible_rows(history: Iterable[Transition], position: JournalPosition) -> list[Transition]:
+    """Return the rows that are visible at a position. Later ones follow live, and would be sent twice."""
+    return [row for row in history if position.is_visible(row.txid)]
+
+
+def replay_run(run: RunState, options: WatchOptions, gap: Gap, *, before_creation: bool) -> list[AnyFrame] | None:
+    """Return the frames that a client has missed, or `None` if something was retracted that it has been sent.
+
+    Args:
+        run: The run at the position of the gap.
+        options: What the client watches.
+        gap: What to replay.
+        before_creation: Whether the run did not exist at the token. The replay then starts with an empty snapshot.
+    """
+    rows = gap.rows
+    if gap.token.sent_outcome is not None and _is_outcome_retracted(run, options, gap.token.sent_outcome, rows):
+        return None
+    if options.include_output and any(_retracts_output(run, row) for row in rows):
+        return None
+    # Rows are applied to a scratch state for their frames only: `run` has them already.
+    scratch = RunState(run.key, _UNKNOWN_RUN, run.graph)
+    first = (
+        scratch.snapshot(select_result_tasks(run, options))
+        if before_creation
+        else Resumed(dag_id=run.key.dag_id, run_id=run.key.run_id, since=str(gap.token))
+    )
+    ignored = _ignored_output(rows)
+    frames: list[AnyFrame] = [first]
+    for row in rows:
+        if not is_output(row):
+            frames += scratch.apply(row)
+        elif options.include_output and row.seq not in ignored:
+            # Output of a try that was repeated since would be retracted at once.
+            current = [frame for frame in output_frames(row) if run.is_current(frame)]
+            frames += scratch.output.add_frames(current, hash(row.body))[0]
+    return frames
+
+
+def _ignored_output(rows: Sequence[Transition]) -> set[int]:
+    """Return the output rows that were written after their try had been given up: live clients did not get them.
+
+    The state of a task instance at such a row is the previous state of its next transition.
+    """
+    states: dict[tuple[str | None, int | None], str | None] = {}
+    ignored = set()
+    for row in reversed(rows):
+        instance = row.task_id, row.map_index
+        if row.kind is TransitionKind.TASK:
+            states[instance] = row.previous_state
+        elif is_output(row) and instance in states and states[instance] in RETRACTING_STATES:
+            ignored.add(row.seq)
+    return ignored
+
+
+def _is_outcome_retracted(run: RunState, options: WatchOptions, sent: SentOutcome, rows: Iterable[Transition]) -> bool:
+    decision = evaluate(run, options)
+    if not isinstance(decision, ResultKnown if sent == "result" else FailureKnown):
+        return True
+    # The same kind of outcome may be another one.
+    result_tasks = select_result_tasks(run, options)
+    return any(_replaces_outcome(row, sent, result_tasks) for row in rows)
+
+
+def _replaces_outcome(row: Transition, sent: SentOutcome, result_tasks: Sequence[str]) -> bool:
+    """Whether a row may have retracted an outcome, also if the run has one of that kind again."""
+    if row.kind is TransitionKind.RUN:
+        # A run that is cleared gets the same state again, unless it had ended.
+        return row.previous_state in FINAL_RUN_STATES or row.state == row.previous_state
+    answers = sent == "result" and row.task_id in result_tasks
+    if row.kind is TransitionKind.XCOM:
+        return answers and row.xcom_key == RETURN_VALUE_KEY
+    if row.kind is not TransitionKind.TASK:
+        return False
+    if answers and row.state != "success":
+        return True
+    return row.previous_state is not None and row.state in {None, "restarting"}
+
+
+def _retracts_output(run: RunState, row: Transition) -> bool:
+    if is_output(row):
+        return row.seq in run.output.retracting_rows
+    return row.kind is TransitionKind.TASK and row.had_output and row.state in RETRACTING_STATES

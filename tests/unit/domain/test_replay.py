@@ -1,0 +1,326 @@
+"""A client that resumes knows the same as one that stayed, at every position at which it can resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.domain.outcome import WatchOptions
+from stream_server.domain.replay import Gap
+from stream_server.domain.run_state import RETRACTING_STATES
+from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
+from stream_server.domain.transition_frames import is_output
+from stream_server.hub.firehose import Filter, Firehose, Resource, replay, required_resources
+from stream_server.hub.run_feed import RunFeed, SubscriberGroup
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.cursor import JournalPosition, ResumeToken
+from stream_server.protocol.frames import (
+    AnyFrame,
+    Chunk,
+    End,
+    Failure,
+    Reset,
+    Result,
+    RunTransition,
+    Snapshot,
+    TaskTransition,
+)
+from stream_server.protocol.wire import Wire
+from support.builders import EPOCH, KEY, History, Move, apply_move, at, run_histories_of
+
+LIMIT = 10_000_000
+
+lives = run_histories_of(
+    *("read", "fetch") * 4,
+    *("start", "start", "run", "run", "push", "say", "say", "succeed", "retry", "fail", "advance"),
+    *("clear", "expand", "kill", "mark_success", "skip", "start_run", "finish_run", "delete_run"),
+)
+
+
+@dataclass
+class Knowledge:
+    """What a client knows that follows the protocol.
+
+    The reason of a failure is left out: a client that comes later may get another one of several.
+    """
+
+    run: str | None = None
+    tasks: dict[tuple[str, int], tuple[int, str | None]] = field(default_factory=dict)
+    output: list[tuple[str, int, int, int]] = field(default_factory=list)
+    outcome: tuple[str, dict[str, bytes]] | None = None
+    end: tuple[str | None, str] | None = None
+
+    def copy(self) -> Knowledge:
+        return Knowledge(self.run, dict(self.tasks), list(self.output), self.outcome, self.end)
+
+    def receive(self, frames: Iterable[AnyFrame]) -> None:
+        for frame in frames:
+            self._receive(frame)
+
+    def _receive(self, frame: AnyFrame) -> None:
+        if isinstance(frame, Reset):
+            self.output, self.outcome = [], None
+        elif isinstance(frame, Snapshot):
+            self.run = frame.run.state
+            self.tasks = {(one.task_id, one.map_index): (one.try_number, one.state) for one in frame.tasks}
+        elif isinstance(frame, RunTransition):
+            self.run = frame.state
+        elif isinstance(frame, TaskTransition):
+            if frame.map_index >= 0:
+                self.tasks.pop((frame.task_id, -1), None)
+            self.tasks[frame.task_id, frame.map_index] = (frame.try_number, frame.state)
+        elif isinstance(frame, Chunk):
+            self.output.append((frame.task_id, frame.map_index, frame.try_number, frame.index))
+        elif isinstance(frame, Result):
+            self.outcome = ("result", {task_id: bytes(value) for task_id, value in frame.results.items()})
+        elif isinstance(frame, Failure):
+            self.outcome = ("failure", {})
+        elif isinstance(frame, End):
+            self.end = (frame.state, frame.outcome)
+
+
+class Disconnected(NamedTuple):
+    """A client that has gone: what it knew, and its token."""
+
+    knowledge: Knowledge
+    token: ResumeToken
+
+
+class Desk:
+    """A run with one client that stays, and a copy of what it knew at each of its tokens."""
+
+    def __init__(self, options: WatchOptions) -> None:
+        self.options = options
+        self.history = History()
+        self.feed = RunFeed(KEY)
+        self.feed.start(self.history.state(), self.history.cursor())
+        self.live = Knowledge()
+        self.disconnected: list[Disconnected] = []
+        self._read = len(self.history.journal)
+        self._position = self.history.cursor()
+        self._subscription = self._join()[0]
+        self._take()
+
+    def play(self, move: Move) -> None:
+        if move[0] == "read":
+            self.read()
+        elif move[0] == "fetch":
+            self.fetch()
+        else:
+            apply_move(self.history, move)
+
+    def read(self) -> None:
+        batch, self._read = self.history.journal[self._read :], len(self.history.journal)
+        self._position = self.history.cursor()
+        self.feed.apply(batch, self._position)
+        self._take()
+
+    def fetch(self) -> None:
+        while wanted := self.feed.wanted_tasks:
+            self.feed.add_values(wanted, self.history.values(wanted), self._position)
+        self._take()
+
+    def resume(self, client: Disconnected) -> Knowledge | None:
+        """Return what a client knows that resumes now; `None` if it gets a snapshot instead."""
+        subscription, group, position = self._join(client.token)
+        history = [self._as_read(row) for row in self.history.journal if not client.token.position.is_visible(row.txid)]
+        wires = self.feed.replay(group, Gap(client.token, position, history), before_creation=False)
+        if wires is None:
+            self.feed.remove_subscription(subscription)
+            return None
+        subscription.prepend(wires)
+        self.fetch()
+        knowledge = client.knowledge.copy()
+        knowledge.receive(wire.frame for wire in subscription.take())
+        self.feed.remove_subscription(subscription)
+        return knowledge
+
+    def _join(self, token: ResumeToken | None = None) -> tuple[Subscription, SubscriberGroup, JournalPosition]:
+        subscription = Subscription(LIMIT)
+        subscription.knows_outcome = token is not None and token.sent_outcome is not None
+        group, position = self.feed.add_subscription(self.options, subscription, self._position, opening=token is None)
+        return subscription, group, position
+
+    def _take(self) -> None:
+        for wire in self._subscription.take():
+            self.live.receive([wire.frame])
+            if wire.token is not None and not wire.token.has_ended:
+                self.disconnected.append(Disconnected(self.live.copy(), wire.token))
+
+    def _as_read(self, row: Transition) -> Transition:
+        """Return a row as `RunSource.history` reads it."""
+        if row.kind is not TransitionKind.TASK or row.state not in RETRACTING_STATES:
+            return row
+        earlier = [one for one in self.history.journal if is_output(one) and one.seq < row.seq]
+        had_output = any((one.task_id, one.map_index) == (row.task_id, row.map_index) for one in earlier)
+        return row._replace(had_output=had_output)
+
+
+@pytest.mark.parametrize("output", [True, False])
+@pytest.mark.parametrize("until", ["run", "result"])
+@given(life=lives)
+def test_a_resumed_run_equals_the_live_one_at_every_position(
+    life: list[Move], until: Literal["run", "result"], *, output: bool
+) -> None:
+    desk = Desk(WatchOptions(until=until, include_output=output))
+    for move in [*life, ("read", 0), ("fetch", 0)]:
+        desk.play(move)
+        if desk.live.end is not None:
+            break
+    for client in desk.disconnected:
+        knowledge = desk.resume(client)
+        assert knowledge in (None, desk.live)
+
+
+def result_of_answer() -> Desk:
+    """A run of which the client has received the result, and goes."""
+    desk = Desk(WatchOptions(("answer",), until="run"))
+    desk.history.start("answer")
+    desk.history.push("answer", "first")
+    desk.read()
+    desk.fetch()
+    assert desk.live.outcome == ("result", {"answer": b'"first"'})
+    return desk
+
+
+@pytest.mark.parametrize(
+    ("move", "outcome"),
+    [
+        (lambda history: history.set_task("answer", "failed"), ("failure", {})),
+        (lambda history: history.push("answer", "second"), ("result", {"answer": b'"second"'})),
+        (lambda history: history.delete(), ("failure", {})),
+        (lambda history: history.clear("answer", counted=False), None),
+    ],
+    ids=["fails", "pushes again", "is deleted", "is cleared"],
+)
+def test_a_result_that_was_retracted_meanwhile_is_not_resumed(
+    move: Callable[[History], None], outcome: tuple[str, dict[str, bytes]] | None
+) -> None:
+    desk = result_of_answer()
+    client = desk.disconnected[-1]
+    move(desk.history)
+    desk.read()
+    desk.fetch()
+    assert desk.live.outcome == outcome
+    assert desk.resume(client) is None
+
+
+def test_a_result_whose_task_succeeds_meanwhile_is_resumed() -> None:
+    desk = result_of_answer()
+    client = desk.disconnected[-1]
+    desk.history.succeed("answer")
+    desk.history.run_task("clean_up")
+    desk.read()
+    assert desk.resume(client) == desk.live
+
+
+def test_a_failure_that_was_marked_as_success_meanwhile_is_not_resumed() -> None:
+    desk = Desk(WatchOptions(("answer",), until="run"))
+    desk.history.start("answer")
+    desk.history.set_task("answer", "failed")
+    desk.read()
+    client = desk.disconnected[-1]
+    assert client.token.sent_outcome == "failure"
+    desk.history.set_task("answer", "success")
+    desk.read()
+    desk.fetch()
+    assert desk.live.outcome == ("result", {"answer": b"null"})
+    assert desk.resume(client) is None
+
+
+def test_output_of_a_try_that_had_been_given_up_is_not_resumed() -> None:
+    desk = Desk(WatchOptions(until="run"))
+    client = desk.disconnected[-1]
+    desk.history.start("answer")
+    desk.history.clear("answer", counted=False)
+    desk.history.emit_output("answer", "too late")
+    desk.history.set_task("answer", "failed")
+    desk.read()
+    assert desk.live.output == []
+    assert desk.resume(client) == desk.live
+
+
+rows_of_dags = st.lists(
+    st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["task", "run", "chunk"]), st.integers(0, 3)),
+    min_size=1,
+    max_size=12,
+)
+
+
+class KnownPermissions:
+    """The DAG `a` may be read, and its output if `output` is true; `b` may not."""
+
+    max_wait = 10.0
+
+    def __init__(self, *, output: bool) -> None:
+        self._output = output
+
+    def may_read(self, resource: Resource) -> bool:
+        return resource.dag_id == "a" and (self._output or not resource.output)
+
+    def request_decision(self, resources: Collection[Resource], then: Callable[[], None]) -> None:
+        raise AssertionError("everything is known")
+
+    async def filter_readable(self, resources: Collection[Resource]) -> Collection[Resource]:
+        return {one for one in resources if self.may_read(one)}
+
+
+def firehose_row(seq: int, dag_id: str, kind: str) -> Transition:
+    row = Transition(seq, 0, at(seq), TransitionKind.TASK, dag_id, "r", "t", -1, 1, "queued", None)
+    if kind == "run":
+        return row._replace(kind=TransitionKind.RUN, task_id=None)
+    if kind == "chunk":
+        body = f'{{"try_number": 1, "index": {seq}, "items": [{{"chunk": "secret"}}]}}'
+        return row._replace(kind=TransitionKind.XCOM, xcom_key=OUTPUT_KEY, body=body)
+    return row
+
+
+def position_of(rows: Iterable[Transition], count: int) -> JournalPosition:
+    """The position at which these rows are visible, and no others of so many transactions."""
+    visible = {row.txid for row in rows}
+    xmax = max(visible, default=0) + 1
+    xip = tuple(txid for txid in range(1, min(xmax, count + 1)) if txid not in visible)
+    return JournalPosition(EPOCH, min(xip, default=xmax), xmax, xip)
+
+
+@pytest.mark.parametrize(
+    "wanted", [Filter(), Filter(types=frozenset({"task", "chunk"})), Filter(types=frozenset({"chunk"}), redacted=True)]
+)
+@pytest.mark.parametrize("readable", [None, KnownPermissions(output=True), KnownPermissions(output=False)])
+@given(kinds=rows_of_dags, data=st.data())
+def test_a_resumed_firehose_equals_the_live_one_at_every_position(
+    kinds: list[tuple[str, str, int]], wanted: Filter, readable: KnownPermissions | None, data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(1, len(kinds) + 1)), label="the order in which transactions began")
+    rows = [
+        firehose_row(seq, dag_id, kind)._replace(txid=txid)
+        for seq, (txid, (dag_id, kind, _)) in enumerate(zip(order, kinds, strict=True), 1)
+    ]
+    firehose, subscription = Firehose(), Subscription(LIMIT)
+    firehose.add(wanted, subscription, position_of([], len(rows)), 0.0, readable)
+    live: list[list[Wire]] = [list(subscription.take())]
+    read = 0
+    while read < len(rows):
+        batch = rows[read : read + 1 + kinds[read][2]]
+        read += len(batch)
+        firehose.dispatch(batch, position_of(rows[:read], len(rows)), 0.0)
+        live.append(list(subscription.take()))
+
+    position = position_of(rows, len(rows))
+    for number, wires in enumerate(live):
+        if not wires:
+            continue
+        token = wires[-1].token
+        assert token is not None
+        history = [row for row in rows if not token.position.is_visible(row.txid)]
+        asked = required_resources(wanted, history)
+        permitted = None if readable is None else {one for one in asked if readable.may_read(one)}
+        resumed, *replayed = replay(wanted, Gap(token, position, history), permitted)
+        assert resumed.type == "resumed"
+        later = [wire.json for batch in live[number + 1 :] for wire in batch]
+        assert sorted(wire.json for wire in replayed) == sorted(later)
