@@ -35,7 +35,7 @@ class Notification(NamedTuple):
 class BaselineRecording(NamedTuple):
     """The recording."""
 
-    rings: list[Notification]
+    notifications: list[Notification]
     seen: dict[int, float]
     """When each transition was first read, by its number."""
 
@@ -49,12 +49,12 @@ async def record_baseline(link: RecorderLink, database_url: str) -> None:
     """
     listening = await asyncpg.connect(database_url)
     reading = await asyncpg.connect(database_url, server_settings=SETTINGS)
-    rings: list[Notification] = []
+    notifications: list[Notification] = []
     seen: dict[int, float] = {}
     bell = asyncio.Event()
 
-    def ring(_connection: object, pid: int, _channel: str, _payload: object) -> None:
-        rings.append(Notification(time.monotonic(), pid))
+    def on_notify(_connection: object, pid: int, _channel: str, _payload: object) -> None:
+        notifications.append(Notification(time.monotonic(), pid))
         bell.set()
 
     async def read() -> None:
@@ -70,10 +70,10 @@ async def record_baseline(link: RecorderLink, database_url: str) -> None:
 
     reader = asyncio.create_task(read())
     try:
-        await listening.add_listener(NOTIFY_CHANNEL, ring)
-        assert await listening.fetchval(load_queries("notify.sql")["go_idle"]), "nobody is looking for sleepers"
+        await listening.add_listener(NOTIFY_CHANNEL, on_notify)
+        assert await listening.fetchval(load_queries("notify.sql")["go_idle"]), "no other consumer takes the lock"
         await link.wait_for_end(lambda: len(seen))
-        link.send(BaselineRecording(rings, seen))
+        link.send(BaselineRecording(notifications, seen))
     finally:
         reader.cancel()
         listening.terminate()

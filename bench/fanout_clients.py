@@ -68,7 +68,7 @@ class ReadResult:
     """Milliseconds, ascending."""
 
     warm_up: list[float]
-    """Those of the first frames, if they are told apart."""
+    """Those of the first frames, if they are separate."""
 
     expected: int
     delivered: int

@@ -48,7 +48,7 @@ class Round:
     """Transitions per second, as the writer managed to send them."""
 
     written: int
-    rings: int
+    notifications: int
     """Notifications that reached the floor; fewer than written where the doorbell coalesces."""
 
     lost: int
@@ -58,7 +58,7 @@ class Round:
     """Frames that have no place in such a stream, and what else is odd."""
 
 
-def notification_times(commits: Sequence[Commit], rings: Sequence[Notification]) -> dict[int, float]:
+def notification_times(commits: Sequence[Commit], notifications: Sequence[Notification]) -> dict[int, float]:
     """Return when the notification of each commit was received.
 
     A notification is empty, but names the backend that sent it. PostgreSQL delivers them in the order of their commits,
@@ -75,7 +75,7 @@ def notification_times(commits: Sequence[Commit], rings: Sequence[Notification])
     for commit in sorted(commits, key=attrgetter("sent")):
         by_backend[commit.pid].append(commit)
     rung: dict[int, list[Notification]] = defaultdict(list)
-    for ring in rings:
+    for ring in notifications:
         rung[ring.pid].append(ring)
     if all(len(rung[pid]) == len(own) for pid, own in by_backend.items()):
         return {
@@ -83,18 +83,18 @@ def notification_times(commits: Sequence[Commit], rings: Sequence[Notification])
             for pid, own in by_backend.items()
             for commit, ring in zip(own, rung[pid], strict=True)
         }
-    heard: dict[int, float] = {}
+    times: dict[int, float] = {}
     waiting = sorted(commits, key=attrgetter("sent"), reverse=True)
-    for ring in rings:
+    for ring in notifications:
         while ring.pid in by_backend and waiting and waiting[-1].sent < ring.at:
-            heard[waiting.pop().number] = ring.at
-    return heard
+            times[waiting.pop().number] = ring.at
+    return times
 
 
 def evaluate_round(
     commits: Sequence[Commit],
     journal: Mapping[int, int],
-    heard: BaselineRecording,
+    baseline: BaselineRecording,
     streams: Sequence[Received],
     *,
     warm_up: int,
@@ -105,7 +105,7 @@ def evaluate_round(
     Args:
         commits: The written transitions, in the order of numbers.
         journal: Number by seq, from the journal.
-        heard: Recording of the baseline client.
+        baseline: Recording of the baseline client.
         streams: Recordings of the streams' clients, in the order of `STREAMS`.
         warm_up: Number of first commits that don't count for the latencies. They do count as lost or duplicated.
         server_seconds: CPU time of the server in the round.
@@ -113,8 +113,8 @@ def evaluate_round(
     counted = commits[warm_up:]
     learned: dict[str, Mapping[int, float]] = {
         COMMIT: {commit.number: commit.acked for commit in commits},
-        FLOOR: notification_times(commits, heard.rings),
-        SELECTED: heard.seen,
+        FLOOR: notification_times(commits, baseline.notifications),
+        SELECTED: baseline.seen,
     }
     unexpected = []
     if len(journal) != len(commits):
@@ -142,16 +142,16 @@ def evaluate_round(
         server_part={
             name: 1000
             * statistics.median(
-                learned[name][commit.number] - heard.seen[commit.number]
+                learned[name][commit.number] - baseline.seen[commit.number]
                 for commit in counted
-                if commit.number in learned[name] and commit.number in heard.seen
+                if commit.number in learned[name] and commit.number in baseline.seen
             )
             for name in STREAMS
         },
         server_cpu_us=1e6 * server_seconds / len(commits),
         rate=(len(counted) - 1) / (counted[-1].sent - counted[0].sent),
         written=len(commits),
-        rings=len(heard.rings),
+        notifications=len(baseline.notifications),
         lost=lost,
         doubled=doubled,
         disordered=disordered,
@@ -240,7 +240,7 @@ class Figures:
             "rate": self.offered,
             "rate_kept": round(self.rate, 1),
             "rounds": len(self.rounds),
-            **{what: self.total(what) for what in ("written", "rings", "lost", "doubled", "disordered")},
+            **{what: self.total(what) for what in ("written", "notifications", "lost", "doubled", "disordered")},
             "latency": latencies,
             "ratio_to_select": {keys[name]: round(self.ratio(name), 2) for name in STREAMS},
             "server_part_ms": {keys[name]: round(self.server_part(name), 3) for name in STREAMS},

@@ -66,7 +66,7 @@ lossless_tails.POLL_SECONDS = 2.0
 from support.lossless_tails import make_tail
 asyncio.run(make_tail(sys.argv[1], lambda why, *_: print(why, flush=True) if why else None, None).run())
 """
-"""A program that follows the journal, as one more server does; it says when it has begun."""
+"""A program that follows the journal, as another server does; it prints a line when it has started."""
 
 SLEEPING = """
 import asyncio, sys, asyncpg

@@ -80,9 +80,9 @@ def _round(running: Testbed, number: int, arguments: argparse.Namespace) -> Roun
         # The slowest clients wait for the last frame, so the server has done all its work by then.
         received = streams.collect(len(commits))
         used = running.server_seconds() - used_before
-        heard = bare.collect(len(commits))
+        baseline = bare.collect(len(commits))
     written = asyncio.run(read_journal(running.database_url, key))
-    return evaluate_round(commits, written, heard, received, warm_up=warm_up, server_seconds=used)
+    return evaluate_round(commits, written, baseline, received, warm_up=warm_up, server_seconds=used)
 
 
 @contextlib.contextmanager
@@ -119,7 +119,7 @@ def _show(figures: Figures) -> None:
     parts = ", ".join(f"{name} {figures.server_part(name):.2f} ms" for name in STREAMS)
     console.print(f"Beyond floor + SELECT of the same commit, median: {parts}", highlight=False)
     console.print(
-        f"{figures.total('written')} transitions at {figures.rate:.0f}/s, {figures.total('rings')} rings heard:"
+        f"{figures.total('written')} transitions at {figures.rate:.0f}/s, {figures.total('notifications')} notified:"
         f" {figures.total('lost')} lost, {figures.total('doubled')} doubled, {figures.total('disordered')} out of"
         f" order at the clients. Server CPU {figures.server_cpu_us:.0f} µs per transition.",
         highlight=False,

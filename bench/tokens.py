@@ -93,10 +93,10 @@ async def _timed_run(stack: DemoStack, airflow: AirflowRestClient, tokens: int, 
             if line.startswith('data: {"type":"chunk"'):
                 now, frame = time.time(), json.loads(line.removeprefix("data: "))
                 value, written = frame["value"], datetime.fromisoformat(frame["at"].replace("Z", "+00:00")).timestamp()
-                took.append(Token((written - value["said"]) * 1000, (now - written) * 1000))
+                took.append(Token((written - value["emitted_at"]) * 1000, (now - written) * 1000))
                 numbers.append(value["number"])
     if numbers != list(range(tokens)):
-        raise RuntimeError(f"{tokens} tokens were said, and {len(numbers)} came, or not in order")
+        raise RuntimeError(f"{tokens} tokens were emitted, and {len(numbers)} arrived, or out of order")
     return took
 
 

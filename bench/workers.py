@@ -61,12 +61,12 @@ async def read(url, pipe):
             cursor = (await reader.after(cursor)).cursor
 
 async def ring(url, pipes):
-    def told(why, *_):
+    def record(why, *_):
         for pipe in pipes:
             os.write(pipe, b"!")
         if why:
             print(why, flush=True)
-    await lossless_tails.make_tail(url, told, None).run()
+    await lossless_tails.make_tail(url, record, None).run()
 
 pipes = []
 for _ in range(int(sys.argv[2]) - 1):
@@ -76,7 +76,7 @@ for _ in range(int(sys.argv[2]) - 1):
     pipes.append(into)
 asyncio.run(ring(sys.argv[1], pipes))
 """
-"""A tail that rings for readers: what workers would be that share nothing but the bell. They serve nobody."""
+"""A tail that notifies independent readers: workers that share only the notifications. They serve no clients."""
 
 
 class Variant:
@@ -215,7 +215,7 @@ def _postmaster(url: str) -> psutil.Process:
     for one in psutil.net_connections("tcp4"):
         if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid is not None:
             return psutil.Process(one.pid)
-    raise LookupError(f"Nobody listens on port {port}")
+    raise LookupError(f"No process listens on port {port}")
 
 
 def _database_seconds(postmaster: psutil.Process) -> float:

@@ -63,10 +63,10 @@ async def test_every_caller_sees_what_airflow_shows_them(
     for name, headers in callers(stack.airflow_url).items():
         introduced = "Authorization" not in headers
         async with query_both(stack.airflow_url, auth_server.url, headers, finished_run) as pairs:
-            for way, said, told in pairs:
+            for way, expected, actual in pairs:
                 asked += 1
-                if differs(way.split()[0], said, told, introduced=introduced):
-                    deviations.append((name, way, said, told))
+                if differs(way.split()[0], expected, actual, introduced=introduced):
+                    deviations.append((name, way, expected, actual))
     assert deviations == []
     assert asked == 19 * 23
 
@@ -93,6 +93,6 @@ async def test_a_trigger_returns_what_the_caller_can_read(
     denied.deny_only(**DENIED)
     role = name if name in {"admin", "user", "viewer"} else "admin"
     ours = ServerAccess(auth_server.url, bearer_header(make_token(name, role)))
-    told = await ours.trigger(DAG)
+    response = await ours.trigger(DAG)
     await ours.close()
-    assert (told.status, told.values) == (status, values)
+    assert (response.status, response.values) == (status, values)

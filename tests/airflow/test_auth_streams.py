@@ -68,7 +68,7 @@ async def test_streams_of_many_runs_contain_what_the_caller_can_read(
     denied.deny_only(half=["chat_answer"])
     async with follow_all_runs(
         auth_server.url, {name: bearer_header(make_token(name, "viewer")) for name in ("half", "whole")}
-    ) as heard:
+    ) as dag_ids:
         first = RunKey(
             "chat_answer", await asyncio.to_thread(airflow.trigger_run, "chat_answer", {"teardown_seconds": 0})
         )
@@ -76,8 +76,8 @@ async def test_streams_of_many_runs_contain_what_the_caller_can_read(
         for key in (first, second):
             await asyncio.to_thread(airflow.wait_until_finished, *key)
         await eventually_async(
-            lambda: "mapped_squares" in heard["half"] and heard["whole"] >= {"chat_answer", "mapped_squares"},
+            lambda: "mapped_squares" in dag_ids["half"] and dag_ids["whole"] >= {"chat_answer", "mapped_squares"},
             SECONDS,
-            "both hear what they may read",
+            "both receive what they can read",
         )
-    assert heard["half"] == {"mapped_squares"}
+    assert dag_ids["half"] == {"mapped_squares"}

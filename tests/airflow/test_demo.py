@@ -48,12 +48,12 @@ class Demo:
         return self._messages.read_text()
 
     def wait_for_message(self, text: str) -> None:
-        def said() -> bool:
+        def has_message() -> bool:
             self._look()
             assert self.process.poll() is None, self.messages
             return text in self.messages
 
-        eventually(said, DEMO_SECONDS, what=f"the message {text!r}")
+        eventually(has_message, DEMO_SECONDS, what=f"the message {text!r}")
 
     def end(self, number: signal.Signals | None = None) -> int:
         self._look()

@@ -30,11 +30,13 @@ def test_a_whole_stack_has_no_problem(stack: DemoStack, token: str) -> None:
     assert checks["token"]["found"] == "Airflow accepts the token"
 
 
-@pytest.mark.parametrize(("wrong", "told"), [("nonsense", "403 Invalid JWT token"), ("a.b.c", "403 Invalid JWT token")])
-def test_a_wrong_token_is_reported_without_showing_it(stack: DemoStack, wrong: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "reason"), [("nonsense", "403 Invalid JWT token"), ("a.b.c", "403 Invalid JWT token")]
+)
+def test_a_wrong_token_is_reported_without_showing_it(stack: DemoStack, wrong: str, reason: str) -> None:
     code, checks = doctor("--airflow-url", stack.airflow_url, "--token", wrong)
     assert (code, checks["airflow-api"]["level"], checks["token"]["level"]) == (1, "ok", "problem")
-    assert checks["token"]["found"] == f"Airflow refuses the token with {told}"
+    assert checks["token"]["found"] == f"Airflow refuses the token with {reason}"
     assert "POST /auth/token" in checks["token"]["remedy"]
     assert wrong not in json.dumps(checks)
 

@@ -71,7 +71,7 @@ async def test_streams_continue_across_a_human_response(
             frames = await until_state(events, "approve", "awaiting_input")
             await asyncio.to_thread(approve, airflow, key)
             frames += await events.rest(RUN_SECONDS)
-        heard = await until_state(firehose, "publish", "success")
+        received = await until_state(firehose, "publish", "success")
     assert "reset" not in types(frames)
     assert states(frames, "publish")[-1] == "success"
     assert frames[-1]["outcome"] == "result"
@@ -80,7 +80,7 @@ async def test_streams_continue_across_a_human_response(
     async with all_runs(server.url, {"Last-Event-ID": cursor}) as firehose:
         replayed = await until_state(firehose, "publish", "success")
     assert replayed[0]["type"] == "resumed"
-    assert transitions(replayed) == transitions(heard)
+    assert transitions(replayed) == transitions(received)
     assert workers(server) == before
 
 

@@ -19,6 +19,6 @@ def test_what_we_predict_is_what_airflows_scheduler_does() -> None:
     done = subprocess.run(
         command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=DEADLINE, check=False
     )
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert (done.returncode, told["cases"], told["wrong"]) == (0, CASES, 0), done.stdout + done.stderr
-    assert told["failed_answers"] > CASES, "there was something to predict"
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, figures["cases"], figures["wrong"]) == (0, CASES, 0), done.stdout + done.stderr
+    assert figures["failed_answers"] > CASES, "there was something to predict"

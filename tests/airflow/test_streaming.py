@@ -42,10 +42,10 @@ async def test_output_of_mapped_instances_is_separate(stack: DemoStack, airflow:
     key = await trigger(airflow, "stream_mapped")
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
-    heard = {
+    received = {
         index: "".join(one["value"] for one in output_values(frames) if one["map_index"] == index) for index in (0, 1)
     }
-    assert heard == {0: "ab", 1: "cd"}
+    assert received == {0: "ab", 1: "cd"}
     assert frames[-2]["results"] == {"each": ["ab", "cd"]}
 
 
@@ -53,19 +53,19 @@ async def test_two_thousand_tokens_arrive_once_and_in_order_over_two_connections
     stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
     key = await trigger(airflow, "stream_tokens", {"tokens": 2000, "per_second": 100})
-    heard: list[int] = []
+    received: list[int] = []
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
-        while len(heard) < 700:
-            heard += [one["value"]["number"] for one in output_values([await events.next()])]
+        while len(received) < 700:
+            received += [one["value"]["number"] for one in output_values([await events.next()])]
         cursor = next(one for one in reversed(events.ids) if one)
         place = len(events.ids) - 1 - events.ids[::-1].index(cursor)
     after = len(events.ids) - 1 - place
-    assert heard == list(range(len(heard)))
+    assert received == list(range(len(received)))
     async with sse(stack.server_url, key, timeout=RUN_SECONDS, headers={"Last-Event-ID": cursor}) as events:
         frames = await events.rest(RUN_SECONDS)
     assert frames[0]["type"] == "resumed"
     rest = [one["value"]["number"] for one in output_values(frames)]
-    assert rest[after:] == list(range(len(heard), 2000))
+    assert rest[after:] == list(range(len(received), 2000))
     assert frames[-1]["type"] == "end"
 
 

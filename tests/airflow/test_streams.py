@@ -56,7 +56,7 @@ async def committed(stack: DemoStack, key: RunKey, after: str) -> list[tuple[Any
     return [tuple(row) for row in rows]
 
 
-def told(frames: list[Frame]) -> list[tuple[Any, ...]]:
+def transitions_in(frames: list[Frame]) -> list[tuple[Any, ...]]:
     return [
         tuple(frame.get(name) for name in ("seq", "type", "task_id", "map_index", "try_number", "state"))
         for frame in frames
@@ -124,14 +124,14 @@ async def test_the_frames_of_a_run_are_its_committed_transitions(
     over_websocket = everything[1]
     cursor = over_websocket[0]["cursor"]
     # A late commit is sent late, whatever its id; transitions of one instance are in order.
-    assert sorted(told(over_websocket), key=itemgetter(0)) == await committed(stack, key, cursor)
+    assert sorted(transitions_in(over_websocket), key=itemgetter(0)) == await committed(stack, key, cursor)
     numbers: dict[tuple[Any, ...], list[int]] = {}
-    for seq, kind, task_id, map_index, *_ in told(over_websocket):
+    for seq, kind, task_id, map_index, *_ in transitions_in(over_websocket):
         numbers.setdefault((kind, task_id, map_index), []).append(seq)
     assert all(seqs == sorted(seqs) for seqs in numbers.values())
     over_sse = everything[0]
-    shared = told(over_sse)[-len(told(over_websocket)) :]
-    assert shared == told(over_websocket)[-len(shared) :]
+    shared = transitions_in(over_sse)[-len(transitions_in(over_websocket)) :]
+    assert shared == transitions_in(over_websocket)[-len(shared) :]
 
 
 async def test_a_mapped_task_is_expanded_and_its_results_are_collected(

@@ -60,9 +60,9 @@ async def test_one_call_triggers_and_returns_the_result_before_the_teardown_ends
 ) -> None:
     answer = await caller.post(call("chat_answer"), json={"conf": {"teardown_seconds": 5}, "note": "asked"})
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    key = RunKey("chat_answer", told["dag_run_id"])
-    assert (told["outcome"], told["state"], told["results"]) == ("result", "running", {"answer": ANSWER})
+    body = answer.json()
+    key = RunKey("chat_answer", body["dag_run_id"])
+    assert (body["outcome"], body["state"], body["results"]) == ("result", "running", {"answer": ANSWER})
     assert await state_of(airflow, key) == "running"
     later = await caller.get(answer.headers["content-location"])
     assert later.json()["results"] == {"answer": ANSWER}
@@ -121,13 +121,13 @@ async def test_a_failure_is_reported_seconds_before_the_run_ends(
         "POST", call("fail_before_teardown"), json=body, headers={"Accept": "text/event-stream"}
     ) as response:
         frames = await Events(response).rest(RUN_SECONDS)
-    told = time.monotonic()
+    reported_at = time.monotonic()
     arrived = datetime.now(timezone.utc)
     failure, end = frames[-2:]
     assert (failure["type"], end["type"], end["state"]) == ("failure", "end", "running")
     key = RunKey("fail_before_teardown", end["run_id"])
     assert await asyncio.to_thread(airflow.wait_until_finished, *key) == "failed"
-    ahead = time.monotonic() - told
+    ahead = time.monotonic() - reported_at
     with capsys.disabled():
         print(f"\nfailure {_ms(arrived, failure):.0f} ms after its row, {ahead:.1f} s before the run's end")  # noqa: T201
     assert ahead > 4, "the teardown alone takes five seconds"
@@ -144,7 +144,7 @@ async def test_a_failure_six_levels_up_is_reported_before_airflow_writes_it(
         rest = await events.rest(RUN_SECONDS)
     failed = next(frame for frame in frames if frame["type"] == "task" and frame["state"] == "failed")
     last = [frame for frame in rest if frame["type"] == "task" and frame["task_id"] == "level_6"]
-    assert [frame["state"] for frame in last] == ["upstream_failed"], "told after the failure"
+    assert [frame["state"] for frame in last] == ["upstream_failed"], "written after the failure was reported"
     assert frames[-1]["task_id"] == "fail"
     assert frames[-1]["predicted"]
     with capsys.disabled():
@@ -171,8 +171,8 @@ async def test_the_stop_button_stops_a_run(caller: httpx.AsyncClient, airflow: A
     assert (rest[-1]["type"], rest[-1]["state"]) == ("end", "failed")
     again = await caller.post(run_path(key, "cancel"))
     assert (again.status_code, again.json()["state"]) == (200, "failed")
-    nobody = await caller.post(run_path(RunKey("native_result", "nothing"), "cancel"))
-    assert nobody.status_code == 404
+    unknown = await caller.post(run_path(RunKey("native_result", "nothing"), "cancel"))
+    assert unknown.status_code == 404
 
 
 async def test_a_finished_run_cannot_be_stopped(caller: httpx.AsyncClient, airflow: AirflowRestClient) -> None:

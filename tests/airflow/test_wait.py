@@ -121,7 +121,7 @@ async def test_wait_responses_are_equal_from_the_first_state_on(
     native, ours = await asyncio.wait_for(asyncio.gather(*asking), RUN_SECONDS)
     assert lines(ours) == lines(native)
     assert [line["state"] for line in lines(ours)][:2] == ["queued", "running"]
-    assert len(ours.splitlines()) < len(native.splitlines()), "told by its changes, not by the interval"
+    assert len(ours.splitlines()) < len(native.splitlines()), "written at changes, not at the interval"
 
 
 async def _read(client: httpx.AsyncClient, target: str, begun: asyncio.Event) -> str:

@@ -31,12 +31,12 @@ async def run(airflow: AirflowRestClient, dag_id: str) -> RunKey:
 
 
 @asynccontextmanager
-async def heard(server: StreamServerProcess, user: str, path: str) -> AsyncIterator[list[Frame]]:
+async def follow_stream(server: StreamServerProcess, user: str, path: str) -> AsyncIterator[list[Frame]]:
     """Follow a stream as a user; yields the list of frames received so far."""
     frames: list[Frame] = []
     begun = asyncio.Event()
 
-    async def hear() -> None:
+    async def read() -> None:
         headers = {**bearer_header(make_token(user, "admin")), "Accept": "application/x-ndjson"}
         async with (
             httpx.AsyncClient(base_url=server.url, headers=headers, timeout=2 * SECONDS) as client,
@@ -46,7 +46,7 @@ async def heard(server: StreamServerProcess, user: str, path: str) -> AsyncItera
                 frames.append(json.loads(line))
                 begun.set()
 
-    task = asyncio.create_task(hear())
+    task = asyncio.create_task(read())
     try:
         await asyncio.wait_for(begun.wait(), SECONDS)
         yield frames
@@ -55,7 +55,7 @@ async def heard(server: StreamServerProcess, user: str, path: str) -> AsyncItera
         await asyncio.gather(task, return_exceptions=True)
 
 
-def said(frames: list[Frame], dag_id: str = SPEAKING) -> list[object]:
+def output_of(frames: list[Frame], dag_id: str = SPEAKING) -> list[object]:
     """Return the output of the tasks of a DAG; `withheld` for values that are not sent."""
     spoken = [one for one in frames if one["type"] in {"chunk", "progress"} and one["dag_id"] == dag_id]
     return ["withheld" if one.get("withheld") else one["value"] for one in spoken]
@@ -67,24 +67,26 @@ async def test_values_are_sent_to_callers_who_can_read_xcoms(
 ) -> None:
     denied.deny_only(no_xcoms=["XCOM"], not_these=[f"XCOM:{SPEAKING}"])
     async with (
-        heard(auth_server, "all", path) as all_,
-        heard(auth_server, "no_xcoms", path) as none,
-        heard(auth_server, "not_these", path) as others,
+        follow_stream(auth_server, "all", path) as all_,
+        follow_stream(auth_server, "no_xcoms", path) as none,
+        follow_stream(auth_server, "not_these", path) as others,
     ):
         await run(airflow, SPEAKING)
-        await eventually_async(lambda: len(said(all_)) == len(said(none)) == len(said(others)) > 1, SECONDS)
-        assert said(all_)[0] == {"fraction": 0.5, "text": "writing"}
-        assert "".join(map(str, said(all_)[1:])) == "Because"
-        assert set(map(str, said(none) + said(others))) == {"withheld"}
+        await eventually_async(
+            lambda: len(output_of(all_)) == len(output_of(none)) == len(output_of(others)) > 1, SECONDS
+        )
+        assert output_of(all_)[0] == {"fraction": 0.5, "text": "writing"}
+        assert "".join(map(str, output_of(all_)[1:])) == "Because"
+        assert set(map(str, output_of(none) + output_of(others))) == {"withheld"}
         if not path.startswith("/dags"):
             await run(airflow, OTHER)
-            await eventually_async(lambda: "word" in said(others, OTHER), SECONDS)
+            await eventually_async(lambda: "word" in output_of(others, OTHER), SECONDS)
 
 
 async def test_runs_of_a_dag_are_not_sent_after_its_permission_is_revoked(
     auth_server: StreamServerProcess, airflow: AirflowRestClient, denied: DeniedPermissions
 ) -> None:
-    async with heard(auth_server, "loser", "/stream?type=run") as frames:
+    async with follow_stream(auth_server, "loser", "/stream?type=run") as frames:
 
         def over(key: RunKey) -> bool:
             return any((one.get("run_id"), one.get("state")) == (key.run_id, "success") for one in frames)
@@ -93,15 +95,15 @@ async def test_runs_of_a_dag_are_not_sent_after_its_permission_is_revoked(
         await eventually_async(lambda: over(before), SECONDS)
         denied.deny_only(loser=[f"RUN:{SPEAKING}"])
 
-        async def told() -> bool:
+        async def is_delivered() -> bool:
             one, other = await run(airflow, SPEAKING), await run(airflow, OTHER)
             await eventually_async(lambda: over(other), SECONDS)
             return over(one)
 
-        async def told_no_more() -> bool:
-            return not await told()
+        async def is_not_delivered() -> bool:
+            return not await is_delivered()
 
         # Airflow's answer is cached for a moment, in which a run can end.
-        await eventually_answered(told_no_more, SECONDS)
+        await eventually_answered(is_not_delivered, SECONDS)
         denied.deny_only()
-        await eventually_answered(told, SECONDS)
+        await eventually_answered(is_delivered, SECONDS)

@@ -19,7 +19,7 @@ from support.streams import stream_path
 from support.waiting import eventually_async
 
 STREAMS = 12
-"""Twice as many as a browser opens connections to a host that speaks HTTP/1.1."""
+"""Twice as many as the connections that a browser opens to an HTTP/1.1 host."""
 
 OPEN = """
 ([path, count]) => {

@@ -22,7 +22,7 @@ def answer(count: int, before: int = 0) -> str:
     return " ".join([f"({before} before)", *map(str, range(count))])
 
 
-async def say(page: Page, message: str) -> None:
+async def send_message(page: Page, message: str) -> None:
     await page.get_by_label("Your message").fill(message)
     await page.keyboard.press("Enter")
 
@@ -38,24 +38,24 @@ async def assert_told(page: Page, whole: str) -> None:
     texts = [text for text in seen if text and whole.startswith(text[:10])]
     assert [text for text in texts if not whole.startswith(text)] == []
     assert texts == sorted(texts, key=len)
-    assert len(texts) > 3, "it was told at once"
+    assert len(texts) > 3, "it was shown at once"
 
 
 async def test_an_answer_is_shown_as_it_arrives(browser: BrowserSession) -> None:
     page = await browser.open(CHAT)
-    await say(page, "count 20")
+    await send_message(page, "count 20")
     await wait_for(page, "3 4 5")
     await browser.save_screenshots(page, "chat-coming")
     assert await browser.accessibility_violations(page) == []
     await assert_told(page, answer(20))
-    await say(page, "count 4")
+    await send_message(page, "count 4")
     await expect(page.locator(".by-dag[data-answer=complete]").last).to_contain_text(answer(4, 1), timeout=SECONDS)
     await browser.save_screenshots(page, "chat")
 
 
 async def test_an_answer_survives_a_reload(browser: BrowserSession) -> None:
     page = await browser.open(CHAT)
-    await say(page, "count 40")
+    await send_message(page, "count 40")
     await wait_for(page, "3 4 5")
     await page.reload()
     await expect(page.locator(".by-dag .text")).to_contain_text("3 4 5")
@@ -67,7 +67,7 @@ async def test_an_answer_survives_a_reload(browser: BrowserSession) -> None:
 async def test_a_killed_server_loses_no_word(browser: BrowserSession, auth_server: StreamServerProcess) -> None:
     browser.bears_cuts = True
     page = await browser.open(CHAT)
-    await say(page, "count 250")
+    await send_message(page, "count 250")
     await wait_for(page, "3 4 5")
     await asyncio.to_thread(auth_server.child.stop, end_signal=signal.SIGKILL)
     await expect(page.get_by_role("status")).to_have_text("Reconnecting…", timeout=SECONDS)
@@ -80,7 +80,7 @@ async def test_a_killed_server_loses_no_word(browser: BrowserSession, auth_serve
 
 async def test_a_failed_answer_is_shown_and_retried(browser: BrowserSession) -> None:
     page = await browser.open(CHAT)
-    await say(page, "count 3 fail")
+    await send_message(page, "count 3 fail")
     await expect(page.get_by_role("alert")).to_contain_text("Task “answer” failed", timeout=SECONDS)
     await browser.save_screenshots(page, "chat-failed")
     await page.get_by_role("button", name="Retry").click()
@@ -91,7 +91,7 @@ async def test_a_failed_answer_is_shown_and_retried(browser: BrowserSession) -> 
 
 async def test_an_answer_can_be_stopped(browser: BrowserSession, rest: AirflowRestClient) -> None:
     page = await browser.open(CHAT)
-    await say(page, "count 500")
+    await send_message(page, "count 500")
     await wait_for(page, "3 4 5")
     href = await page.get_by_role("link", name="View run").get_attribute("href")
     await page.get_by_role("button", name="Stop").click()
@@ -112,7 +112,7 @@ async def test_a_signed_out_user_signs_in_and_continues(
         await sign_in(page, "wrong")
         await expect(page.get_by_role("alert")).to_contain_text("Wrong user name or password")
         await sign_in(page, "admin")
-        await say(page, "count 60")
+        await send_message(page, "count 60")
         await wait_for(page, "3 4 5")
         await log_out(stack.airflow_url, visitor)
         await expect(page.get_by_role("heading", name="Sign in to Airflow")).to_be_visible(timeout=SECONDS)

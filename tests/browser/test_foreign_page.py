@@ -24,16 +24,16 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 KEY = RunKey("chat", "r1")
 
 TRY = """async ([server, path]) => {
-  const websocket = (path) => new Promise((told) => {
+  const websocket = (path) => new Promise((resolve) => {
     const socket = new WebSocket(server.replace("http", "ws") + path);
-    socket.onmessage = (event) => { told(JSON.parse(event.data).type); socket.close(); };
-    socket.onclose = () => told("closed");
+    socket.onmessage = (event) => { resolve(JSON.parse(event.data).type); socket.close(); };
+    socket.onclose = () => resolve("closed");
     socket.onopen = () => socket.send('{"op":"ping","id":"p"}');
   });
-  const source = () => new Promise((told) => {
+  const source = () => new Promise((resolve) => {
     const source = new EventSource(server + path, { withCredentials: true });
-    source.addEventListener("snapshot", () => { told("snapshot"); source.close(); });
-    source.onerror = () => { told("closed"); source.close(); };
+    source.addEventListener("snapshot", () => { resolve("snapshot"); source.close(); });
+    source.onerror = () => { resolve("closed"); source.close(); };
   });
   const fetched = async (path, options) => {
     try {

@@ -34,11 +34,11 @@ ALL = f"Tell me about {', '.join(KNOWN)}."
 
 async def ask(browser: BrowserSession, message: str) -> Page:
     page = await browser.open(f"/chat?dag_id={DAG_ID}")
-    await say(page, message)
+    await send_message(page, message)
     return page
 
 
-async def say(page: Page, message: str) -> None:
+async def send_message(page: Page, message: str) -> None:
     await page.get_by_label("Your message").fill(message)
     await page.keyboard.press("Enter")
 
@@ -69,7 +69,7 @@ async def test_the_page_shows_steps_words_and_answer_and_keeps_the_context(
     await expect(last(page).locator(".text")).to_have_text(whole, timeout=SECONDS, use_inner_text=True)
     seen = [text for text in await page.evaluate("window.seen") if text]
     assert [text for text in seen if not whole.startswith(text)] == []
-    assert len(seen) > 20, "it was not told word by word"
+    assert len(seen) > 20, "it was not shown word by word"
     steps = await page.evaluate("window.steps")
     assert [step for step in steps if step in {"searching", "writing"}] == ["searching", "writing"]
     assert await asyncio.to_thread(rest.get_return_value, DAG_ID, await run_of(page), "answer") == whole
@@ -77,10 +77,10 @@ async def test_the_page_shows_steps_words_and_answer_and_keeps_the_context(
     assert {"button New chat", "a View run", "textarea Your message"} <= set(reached)
     assert [name for name in reached if name.startswith("select DAG")] != []
 
-    await say(page, "What is a pool?")
+    await send_message(page, "What is a pool?")
     await expect(last(page).locator(".text")).to_have_text(KNOWN["pool"], timeout=SECONDS)
     await expect(page.locator(".by-dag[data-answer=complete]")).to_have_count(2, timeout=SECONDS)
-    await say(page, "And why would I want one?")
+    await send_message(page, "And why would I want one?")
     await expect(page.locator(".by-dag[data-answer=complete]")).to_have_count(3, timeout=SECONDS)
     await expect(last(page).locator(".text")).to_have_text(KNOWN["pool"])
     await browser.save_screenshots(page, "chat-example")

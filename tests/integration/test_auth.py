@@ -27,15 +27,15 @@ PATHS = {
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize("there", [True, False])
-@pytest.mark.parametrize(("status", "said"), [(401, "Not authenticated"), (401, "Token Expired"), (403, "Forbidden")])
+@pytest.mark.parametrize(("status", "detail"), [(401, "Not authenticated"), (401, "Token Expired"), (403, "Forbidden")])
 async def test_a_refusal_by_airflow_is_passed_on_for_known_and_unknown_runs(
-    auth_server: RunningServer, key: RunKey, ada: CallerPermissions, path: str, status: int, said: str, *, there: bool
+    auth_server: RunningServer, key: RunKey, ada: CallerPermissions, path: str, status: int, detail: str, *, there: bool
 ) -> None:
-    ada.runs = ada.xcoms = refusal(status, said)
+    ada.runs = ada.xcoms = refusal(status, detail)
     run = f"/api/v2/dags/{key.dag_id}/dagRuns/{key.run_id if there else 'nowhere'}"
     async with client_for(auth_server, ada) as client:
         answer = await client.get(f"{run}{path}")
-    assert (answer.status_code, answer.json()["detail"]) == (status, said)
+    assert (answer.status_code, answer.json()["detail"]) == (status, detail)
     assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     form = "application/json" if path.startswith("/wait") else "application/problem+json"
     assert answer.headers["content-type"] == form
@@ -119,13 +119,13 @@ async def test_each_caller_of_a_run_gets_what_they_can_read(
     permissions.callers.append(viewer)
     async with (
         sse(auth_server.url, key, headers=ada.headers) as hers,
-        sse(auth_server.url, key, headers=viewer.headers) as his,
+        sse(auth_server.url, key, headers=viewer.headers) as redacted,
     ):
         await hers.next()
-        await his.next()
+        await redacted.next()
         await airflow.complete_chain(key)
         assert (await hers.until("result"))[-1]["results"] == {"answer": {"text": "because"}}
-        assert (await his.until("result"))[-1]["results"] == {}
+        assert (await redacted.until("result"))[-1]["results"] == {}
 
 
 async def test_a_trigger_redacts_values_too(

@@ -61,7 +61,7 @@ async def all_runs(
         yield Events(response)
 
 
-async def told(events: Events, count: int) -> list[Frame]:
+async def next_transitions(events: Events, count: int) -> list[Frame]:
     frames: list[Frame] = []
     while len(frames) < count:
         frame = await events.next()
@@ -77,11 +77,11 @@ async def multiplex(server: RunningServer, headers: dict[str, str]) -> AsyncIter
         yield connection
 
 
-async def say(connection: ClientConnection, **what: Any) -> None:
+async def send(connection: ClientConnection, **what: Any) -> None:
     await connection.send(json.dumps(what))
 
 
-async def hear(connection: ClientConnection, kind: str) -> Frame:
+async def receive(connection: ClientConnection, kind: str) -> Frame:
     frame: Frame = {}
     while frame.get("type") != kind:
         frame = json.loads(await connection.recv())
@@ -97,7 +97,7 @@ async def test_runs_that_the_caller_cannot_read_are_left_out(
         for state in ("running", "success"):
             await airflow.set_run(YOURS, state)
             await airflow.set_run(MINE, state)
-        frames = await told(events, 2)
+        frames = await next_transitions(events, 2)
     assert [(frame["dag_id"], frame["state"]) for frame in frames] == [("chat", "running"), ("chat", "success")]
 
 
@@ -120,15 +120,15 @@ async def test_a_revoked_and_restored_permission_is_detected(
     async with all_runs(auth_server, ada) as events:
         await events.next()
         await airflow.set_run(MINE, "running")
-        await told(events, 1)
+        await next_transitions(events, 1)
         ada.of_dag["chat"] = refusal(403, "Forbidden")
         del ada.of_dag["secret"]
-        state, heard = "failed", list[str]()
-        while heard[-3:] != ["secret"] * 3:
+        state, dag_ids = "failed", list[str]()
+        while dag_ids[-3:] != ["secret"] * 3:
             state = "running" if state == "failed" else "failed"
             await airflow.set_run(YOURS, state)
             await airflow.set_run(MINE, state)
-            heard.append((await told(events, 1))[0]["dag_id"])
+            dag_ids.append((await next_transitions(events, 1))[0]["dag_id"])
 
 
 async def test_the_stream_of_a_dag_needs_the_permission_for_it(
@@ -152,33 +152,33 @@ async def test_a_tag_does_not_reveal_its_dags(
         await events.next()
         await airflow.set_run(YOURS, "running")
         await airflow.set_run(MINE, "running")
-        assert [frame["dag_id"] for frame in await told(events, 1)] == ["chat"]
+        assert [frame["dag_id"] for frame in await next_transitions(events, 1)] == ["chat"]
 
 
 async def test_each_stream_of_a_connection_is_authorized_separately(
     auth_server: RunningServer, ada: CallerPermissions
 ) -> None:
     async with multiplex(auth_server, ada.headers) as connection:
-        await say(connection, op="subscribe", id="no", dag_id="secret", run_id="r1")
-        error = await hear(connection, "error")
+        await send(connection, op="subscribe", id="no", dag_id="secret", run_id="r1")
+        error = await receive(connection, "error")
         assert (error["id"], error["status"], error["detail"]) == ("no", 403, "Forbidden")
-        await say(connection, op="subscribe", id="yes", dag_id="chat", run_id="r1")
-        assert (await hear(connection, "snapshot"))["id"] == "yes"
+        await send(connection, op="subscribe", id="yes", dag_id="chat", run_id="r1")
+        assert (await receive(connection, "snapshot"))["id"] == "yes"
 
 
 async def test_streams_of_a_connection_end_separately(auth_server: RunningServer, ada: CallerPermissions) -> None:
     async with multiplex(auth_server, ada.headers) as connection:
-        await say(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
-        await hear(connection, "snapshot")
-        await say(connection, op="subscribe", id="all")
-        await hear(connection, "ack")
+        await send(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
+        await receive(connection, "snapshot")
+        await send(connection, op="subscribe", id="all")
+        await receive(connection, "ack")
         ada.of_dag["chat"] = refusal(403, "Forbidden")
-        close = await hear(connection, "close")
+        close = await receive(connection, "close")
         assert (close["id"], close["code"]) == ("run", 4503)
-        await say(connection, op="ping", id="p")
-        assert (await hear(connection, "ack"))["id"] == "p"
+        await send(connection, op="ping", id="p")
+        assert (await receive(connection, "ack"))["id"] == "p"
         ada.revoke()
-        close = await hear(connection, "close")
+        close = await receive(connection, "close")
         assert (close["id"], close["code"]) == ("all", 4501)
 
 
@@ -188,19 +188,19 @@ async def test_a_connection_continues_with_a_new_token(
     bob = CallerPermissions(unsigned_jwt(sub="bob"), of_dag={"chat": refusal(403, "Forbidden")})
     permissions.callers.append(bob)
     async with multiplex(auth_server, ada.headers) as connection:
-        await say(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
-        await hear(connection, "snapshot")
-        await say(connection, op="subscribe", id="all")
-        await hear(connection, "ack")
-        await say(connection, op="auth", id="me", token=bob.token)
-        close = await hear(connection, "close")
+        await send(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
+        await receive(connection, "snapshot")
+        await send(connection, op="subscribe", id="all")
+        await receive(connection, "ack")
+        await send(connection, op="auth", id="me", token=bob.token)
+        close = await receive(connection, "close")
         assert (close["id"], close["code"]) == ("run", 4503)
         await airflow.set_run(MINE, "running")
         await airflow.set_run(YOURS, "running")
-        frame = await hear(connection, "run")
+        frame = await receive(connection, "run")
         assert (frame["id"], frame["dag_id"]) == ("all", "secret")
-        await say(connection, op="auth", id="nobody", token="nobody")
-        error = await hear(connection, "error")
+        await send(connection, op="auth", id="nobody", token="nobody")
+        error = await receive(connection, "error")
         assert (error["id"], error["status"]) == ("nobody", 401)
 
 
@@ -209,19 +209,19 @@ async def test_a_message_that_is_nested_too_deeply_is_refused(
 ) -> None:
     async with multiplex(auth_server, ada.headers) as connection:
         await connection.send('{"a":' + "[" * 30_000)
-        assert (await hear(connection, "error"))["status"] == 422
-        await say(connection, op="ping", id="p")
-        assert (await hear(connection, "ack"))["id"] == "p"
+        assert (await receive(connection, "error"))["status"] == 422
+        await send(connection, op="ping", id="p")
+        assert (await receive(connection, "ack"))["id"] == "p"
 
 
 async def test_a_connection_without_credentials_authenticates_by_message(
     auth_server: RunningServer, ada: CallerPermissions
 ) -> None:
     async with multiplex(auth_server, {}) as connection:
-        await say(connection, op="auth", token=ada.token)
-        assert (await hear(connection, "ack"))["op"] == "auth"
-        await say(connection, op="subscribe", id="a", dag_id="chat", run_id="r1")
-        assert (await hear(connection, "snapshot"))["id"] == "a"
+        await send(connection, op="auth", token=ada.token)
+        assert (await receive(connection, "ack"))["op"] == "auth"
+        await send(connection, op="subscribe", id="a", dag_id="chat", run_id="r1")
+        assert (await receive(connection, "snapshot"))["id"] == "a"
 
 
 # Look-ups that fail. The longest grace of the servers below is 200 ms + 1 s.
@@ -285,12 +285,12 @@ async def test_a_stream_whose_permission_stays_unknown_ends_and_others_continue(
         await events.next()
         await others.next()
         await airflow.set_run(MINE, "running")
-        assert [frame["state"] for frame in await told(others, 1)] == ["running"]
+        assert [frame["state"] for frame in await next_transitions(others, 1)] == ["running"]
         frames = [frame for frame in await events.rest() if frame["type"] != "ping"]
         assert [(frame["type"], frame["code"], frame["reconnect"]) for frame in frames] == [("close", 4003, True)]
         assert 1 <= look_ups(stub, ada, "/api/v2/dags/chat/dagRuns") <= MOST_LOOK_UPS
         await airflow.set_run(MINE, "success")
-        assert [frame["state"] for frame in await told(others, 1)] == ["success"]
+        assert [frame["state"] for frame in await next_transitions(others, 1)] == ["success"]
 
 
 @pytest.mark.parametrize("odd", NO_DAGS, ids=lambda odd: repr(odd.body[:30]))
@@ -313,7 +313,7 @@ async def test_a_malformed_list_of_dags_counts_as_no_answer(
         assert look_ups(stub, ada, "/api/v2/dags/chat/dagRuns") == 1
         assert 1 <= look_ups(stub, ada, "/api/v2/dags") <= MOST_LOOK_UPS
         await airflow.set_run(MINE, "failed")
-        while (await told(others, 1))[0]["state"] != "failed":
+        while (await next_transitions(others, 1))[0]["state"] != "failed":
             pass
 
 
@@ -336,7 +336,7 @@ async def test_the_total_of_dags_is_ignored(
             number += 1
             state = ("queued", "running")[number % 2]
             await airflow.set_run(MINE, state)
-            assert [frame["state"] for frame in await told(events, 1)] == [state]
+            assert [frame["state"] for frame in await next_transitions(events, 1)] == [state]
 
 
 @pytest.mark.parametrize("accept", ["application/x-ndjson", "text/event-stream"])

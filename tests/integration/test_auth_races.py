@@ -77,11 +77,11 @@ def multiplex(server: RunningServer, caller: CallerPermissions) -> connect:
     return connect(address, additional_headers=caller.headers, proxy=None)
 
 
-async def say(connection: ClientConnection, **what: object) -> None:
+async def send(connection: ClientConnection, **what: object) -> None:
     await connection.send(json.dumps(what))
 
 
-async def hear(connection: ClientConnection, kind: str) -> Frame:
+async def receive(connection: ClientConnection, kind: str) -> Frame:
     frame: Frame = {}
     while frame.get("type") != kind:
         frame = json.loads(await asyncio.wait_for(connection.recv(), DEADLINE))
@@ -93,12 +93,12 @@ async def test_a_stream_that_starts_uses_the_callers_newest_credential(
 ) -> None:
     held_requests.holds = lambda asked: ada.token in asked.headers["authorization"] and "xcomEntries" in asked.target
     async with multiplex(auth_server, ada) as connection:
-        await say(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
+        await send(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
         await eventually_async(lambda: held_requests.held, what="Airflow is asked about ada")
-        await say(connection, op="auth", id="bob", token=bob.token)
-        assert (await hear(connection, "ack"))["id"] == "bob"
+        await send(connection, op="auth", id="bob", token=bob.token)
+        assert (await receive(connection, "ack"))["id"] == "bob"
         held_requests.go_on.set()
-        close = await hear(connection, "close")
+        close = await receive(connection, "close")
         assert (close["id"], close["code"]) == ("run", 4503)
 
 
@@ -108,9 +108,9 @@ async def test_other_streams_continue_when_one_ends_during_reauthentication(
     again = CallerPermissions(unsigned_jwt(sub="ada", jti="2"))
     permissions.callers.append(again)
     async with multiplex(auth_server, ada) as connection:
-        await say(connection, op="subscribe", id="all")
-        await say(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
-        await hear(connection, "snapshot")
+        await send(connection, op="subscribe", id="all")
+        await send(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
+        await receive(connection, "snapshot")
         asked_for: list[ReceivedRequest] = []
 
         def holds(asked: ReceivedRequest) -> bool:
@@ -121,12 +121,12 @@ async def test_other_streams_continue_when_one_ends_during_reauthentication(
             return len(asked_for) > 1
 
         held_requests.holds = holds
-        await say(connection, op="auth", id="again", token=again.token)
+        await send(connection, op="auth", id="again", token=again.token)
         await eventually_async(lambda: held_requests.held, what="Airflow is asked about the stream of all")
         ada.dags = refusal(403, "Forbidden")
-        assert (await hear(connection, "close"))["id"] == "all"
+        assert (await receive(connection, "close"))["id"] == "all"
         held_requests.go_on.set()
-        assert (await hear(connection, "ack"))["id"] == "again"
+        assert (await receive(connection, "ack"))["id"] == "again"
 
 
 async def test_streams_outlast_an_airflow_that_throttles_look_ups(

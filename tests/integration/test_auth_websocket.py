@@ -50,7 +50,7 @@ async def test_a_websocket_without_credentials_authenticates_by_message(
 
 
 @pytest.mark.parametrize(
-    ("said", "status", "code"),
+    ("message", "status", "code"),
     [
         ('{"op":"auth","token":"nobody"}', 401, 4501),
         ('{"op":"subscribe"}', 401, 4501),
@@ -61,11 +61,11 @@ async def test_a_websocket_without_credentials_authenticates_by_message(
 )
 @pytest.mark.parametrize("path", ["run", "many"])
 async def test_a_websocket_with_invalid_auth_messages_gets_no_frames(
-    auth_server: RunningServer, key: RunKey, path: str, said: str, status: int, code: int
+    auth_server: RunningServer, key: RunKey, path: str, message: str, status: int, code: int
 ) -> None:
     address = auth_server.url.replace("http", "ws", 1) + (stream_path(key) if path == "run" else "/api/v2/stream")
     async with connect(address, proxy=None) as connection:
-        await connection.send(said)
+        await connection.send(message)
         frames = await frames_of(connection)
     assert types(frames) == ["error", "close"]
     assert (frames[0]["status"], frames[1]["code"], connection.close_code) == (status, code, code)
@@ -81,10 +81,10 @@ async def test_no_auth_message_is_needed_where_airflow_allows_anonymous_access(
         if path == "many":
             subscribe = {"op": "subscribe", "id": "a", "dag_id": key.dag_id, "run_id": key.run_id}
             await connection.send(json.dumps(subscribe))
-        heard: list[str] = []
-        while "snapshot" not in heard:
-            heard.append(json.loads(await asyncio.wait_for(connection.recv(), 10))["type"])
-    assert set(heard) <= {"ack", "ping", "snapshot"}
+        received: list[str] = []
+        while "snapshot" not in received:
+            received.append(json.loads(await asyncio.wait_for(connection.recv(), 10))["type"])
+    assert set(received) <= {"ack", "ping", "snapshot"}
 
 
 @pytest.mark.parametrize("path", ["run", "many"])

@@ -6,7 +6,7 @@ from support.client_soak import soak_clients
 from support.skipping import IN_CI
 
 SECONDS, CLIENTS = (120.0, 1000) if IN_CI else (15.0, 150)
-"""Long where nobody waits for it."""
+"""Longer in CI."""
 
 
 async def test_nothing_is_lost_duplicated_or_leaked(journal: str) -> None:

@@ -95,7 +95,7 @@ async def write_under(numbers: list[int], postgres: EmbeddedPostgres, database: 
     await write(postgres, database, run, ("answer", left[0]))
 
 
-async def told(events: Events, task_id: str, state: str) -> list[Frame]:
+async def wait_for_state(events: Events, task_id: str, state: str) -> list[Frame]:
     """Wait for a transition; return all frames up to it."""
     frames = [await events.next()]
     while (frames[-1].get("task_id"), frames[-1].get("state")) != (task_id, state):
@@ -103,7 +103,7 @@ async def told(events: Events, task_id: str, state: str) -> list[Frame]:
     return frames
 
 
-async def begun_anew(events: Events) -> dict[str, str | None]:
+async def wait_for_resync(events: Events) -> dict[str, str | None]:
     """Wait for a reset because the journal changed; return the states in the snapshot after it."""
     reset = (await events.until("reset"))[-1]
     assert reset["reason"] == "journal_changed"
@@ -135,13 +135,13 @@ async def test_a_restored_backup_causes_a_resync(primary: EmbeddedPostgres, data
         ):
             await events.next()
             await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
-            await told(events, "ask", "queued")
+            await wait_for_state(events, "ask", "queued")
 
             await asyncio.to_thread(backup.start)
             await proxy.switch_to(backup.port)
-            assert await begun_anew(events) == {"ask": None, "answer": None, "clean_up": None}
+            assert await wait_for_resync(events) == {"ask": None, "answer": None, "clean_up": None}
             await write(backup, database, run, ("answer", "scheduled"))
-            await told(events, "answer", "scheduled")
+            await wait_for_state(events, "answer", "scheduled")
             await received(connection, "snapshot")
             await received(connection, "reset")
             assert states_in(await received(connection, "snapshot"))["ask"] is None
@@ -166,7 +166,7 @@ async def test_ready_reports_an_empty_database_until_the_journal_is_back(
             await proxy.switch_to(primary.port)
             await wait_until_ready(server.url)
             await write(primary, database, run, ("ask", "scheduled"))
-            frames = await told(events, "ask", "scheduled")
+            frames = await wait_for_state(events, "ask", "scheduled")
             assert "reset" not in {frame["type"] for frame in frames}
 
             # Another journal, without rows of the run.
@@ -189,7 +189,7 @@ async def test_a_promoted_standby_that_is_up_to_date_continues_the_stream(
         ):
             await events.next()
             await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
-            await told(events, "ask", "queued")
+            await wait_for_state(events, "ask", "queued")
             # Not sent yet when the primary is lost.
             await proxy.switch_to(None)
             await write(primary, database, run, ("ask", "running"))
@@ -198,7 +198,7 @@ async def test_a_promoted_standby_that_is_up_to_date_continues_the_stream(
             await asyncio.to_thread(promote, standby)
             await proxy.switch_to(standby.port)
             await write(standby, database, run, ("ask", "success"))
-            frames = await told(events, "ask", "success")
+            frames = await wait_for_state(events, "ask", "success")
             assert [(frame["type"], frame["state"]) for frame in frames] == [("task", "running"), ("task", "success")]
             snapshot = await received(connection, "snapshot")
             assert states_in(snapshot)["ask"] is None
@@ -207,31 +207,31 @@ async def test_a_promoted_standby_that_is_up_to_date_continues_the_stream(
             await wait_until_ready(server.url, doorbell=True)
 
 
-@pytest.mark.parametrize("told_before", [True, False], ids=["told", "in the snapshot"])
+@pytest.mark.parametrize("sent_before", [True, False], ids=["sent", "in the snapshot"])
 async def test_a_promoted_standby_that_lagged_reuses_transaction_ids(
-    primary: EmbeddedPostgres, database: str, run: RunKey, *, told_before: bool
+    primary: EmbeddedPostgres, database: str, run: RunKey, *, sent_before: bool
 ) -> None:
     """Sent rows do not exist there, although their transaction ids do."""
     with running_standby(primary) as standby:
         await asyncio.to_thread(catch_up, primary, standby)
         await asyncio.to_thread(stop_following, standby)
         async with TcpProxy.listen(primary.port) as proxy:
-            if not told_before:
+            if not sent_before:
                 lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
             async with served(proxy, database) as server, sse(server.url, run, WATCHED) as events:
                 await events.next()
-                if told_before:
+                if sent_before:
                     lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
-                    await told(events, "ask", "queued")
+                    await wait_for_state(events, "ask", "queued")
                 await proxy.switch_to(None)
                 await wait_until_ready(server.url, ready=False)
                 await asyncio.to_thread(primary.kill)
                 await asyncio.to_thread(promote, standby)
                 await write_under(lost, standby, database, run)
                 await proxy.switch_to(standby.port)
-                assert await begun_anew(events) == {"ask": None, "answer": "failed", "clean_up": None}
+                assert await wait_for_resync(events) == {"ask": None, "answer": "failed", "clean_up": None}
                 await write(standby, database, run, ("clean_up", "scheduled"))
-                assert states(await told(events, "clean_up", "scheduled"), "clean_up") == ["scheduled"]
+                assert states(await wait_for_state(events, "clean_up", "scheduled"), "clean_up") == ["scheduled"]
                 await wait_until_ready(server.url)
 
 
@@ -250,14 +250,14 @@ async def test_a_crash_that_loses_commits_causes_a_resync(
         wal_writer = int(primary.execute(WAL_WRITER))
         os.kill(wal_writer, signal.SIGSTOP)
         lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
-        await told(events, "ask", "queued")
+        await wait_for_state(events, "ask", "queued")
         await proxy.switch_to(None)
         os.kill(wal_writer, signal.SIGKILL)
         await asyncio.to_thread(primary.kill)
         await asyncio.to_thread(primary.start)
         await write_under(lost, primary, database, run)
         await proxy.switch_to(primary.port)
-        assert await begun_anew(events) == {"ask": None, "answer": "failed", "clean_up": None}
+        assert await wait_for_resync(events) == {"ask": None, "answer": "failed", "clean_up": None}
         await wait_until_ready(server.url)
 
 
@@ -277,13 +277,13 @@ async def test_a_url_with_two_hosts_finds_the_new_primary(
                 async with sse(server.url, run, WATCHED) as events:
                     await events.next()
                     await write(primary, database, run, ("ask", "scheduled"))
-                    await told(events, "ask", "scheduled")
+                    await wait_for_state(events, "ask", "scheduled")
                     await asyncio.to_thread(catch_up, primary, standby)
                     await asyncio.to_thread(primary.kill)
                     await wait_until_ready(server.url, ready=False)
                     await asyncio.to_thread(promote, standby)
                     await write(standby, database, run, ("ask", "queued"))
-                    frames = await told(events, "ask", "queued")
+                    frames = await wait_for_state(events, "ask", "queued")
                     assert [frame["type"] for frame in frames] == ["task"]
                     await wait_until_ready(server.url, doorbell=True)
 
@@ -309,7 +309,7 @@ async def test_memory_stays_flat_while_the_database_changes(primary: EmbeddedPos
             try:
                 await clients.start([*field.runs, *field.runs])
                 await write_everywhere(primary, database)
-                await eventually_async(lambda: all(line.reads for line in clients.lines), what="all have been told")
+                await eventually_async(lambda: all(line.reads for line in clients.lines), what="all clients have read")
                 await fail_over(proxy, [backup, primary], database, clients)
                 before = clients.megabytes
                 for _ in range(2):

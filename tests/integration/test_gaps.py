@@ -29,7 +29,7 @@ def fast_settings(settings: Callable[..., Settings]) -> Settings:
     return settings(poll_interval="50ms", check_interval="50ms")
 
 
-async def begun_anew(events: Events) -> Frame:
+async def wait_for_resync(events: Events) -> Frame:
     """Wait for a reset because of lost transitions; return the snapshot after it."""
     reset = (await events.until("reset"))[-1]
     assert reset["reason"] == "transitions_lost"
@@ -43,7 +43,7 @@ def state_of(snapshot: Frame, task_id: str) -> str | None:
     return states[task_id]
 
 
-async def told(events: Events, task_id: str, state: str) -> None:
+async def wait_for_state(events: Events, task_id: str, state: str) -> None:
     """Wait until a task's state arrives, in a transition or in the snapshot of another resync."""
     while True:
         frame = await events.next()
@@ -67,7 +67,7 @@ async def test_a_new_snapshot_has_what_the_triggers_could_not_record(
             await airflow.connection.execute(BREAK)
             await airflow.set_task(run, "ask", "scheduled")
             await airflow.connection.execute(MEND)
-            assert state_of(await begun_anew(events), "ask") == "scheduled"
+            assert state_of(await wait_for_resync(events), "ask") == "scheduled"
             await airflow.run_task(run, "answer", "recovered")
             assert (await events.until("result"))[-1]["results"] == {"answer": "recovered"}
     assert (await fetch_status(journal)).losses >= 1
@@ -85,9 +85,9 @@ async def test_a_gap_that_commits_late_causes_a_resync_after_its_commit(
             await airflow.connection.execute(BREAK)
             await airflow.set_task(run, "ask", "scheduled")
             await airflow.connection.execute(MEND)
-            assert state_of(await begun_anew(events), "ask") is None
+            assert state_of(await wait_for_resync(events), "ask") is None
             await transaction.commit()
-            assert state_of(await begun_anew(events), "ask") == "scheduled"
+            assert state_of(await wait_for_resync(events), "ask") == "scheduled"
 
 
 async def test_missing_triggers_are_restored(airflow: AirflowSql, fast_settings: Settings, run: RunKey) -> None:
@@ -98,9 +98,9 @@ async def test_missing_triggers_are_restored(airflow: AirflowSql, fast_settings:
             async with airflow.connection.transaction():
                 await airflow.connection.execute("DROP TRIGGER stream_server_task ON task_instance")
                 await airflow.set_task(run, "ask", "scheduled")
-            assert state_of(await begun_anew(events), "ask") == "scheduled"
+            assert state_of(await wait_for_resync(events), "ask") == "scheduled"
             await airflow.set_task(run, "ask", "queued")
-            await told(events, "ask", "queued")
+            await wait_for_state(events, "ask", "queued")
 
 
 async def test_triggers_are_switched_off_and_on_beside_a_long_transaction(
@@ -125,10 +125,10 @@ async def test_triggers_are_switched_off_and_on_beside_a_long_transaction(
             assert (await fetch_status(journal)).enabled is False
 
             await asyncio.wait_for(enable_triggers(journal), 5)
-            assert state_of(await begun_anew(events), "ask") == "scheduled"
+            assert state_of(await wait_for_resync(events), "ask") == "scheduled"
             await transaction.commit()
             await airflow.set_task(run, "ask", "queued")
-            await told(events, "ask", "queued")
+            await wait_for_state(events, "ask", "queued")
     assert (await fetch_status(journal)).problems == []
 
 
@@ -198,7 +198,7 @@ async def test_a_server_disconnected_for_longer_than_the_retention_resyncs(
             await airflow.set_task(run, "ask", "scheduled")
             await terminate_connections(airflow.connection)
             await airflow.connection.execute("SELECT stream_server.prune('0', 1000)")
-        assert state_of(await begun_anew(events), "ask") == "scheduled"
+        assert state_of(await wait_for_resync(events), "ask") == "scheduled"
 
 
 async def test_rows_deleted_before_the_tail_read_them_cause_a_resync(
@@ -214,9 +214,9 @@ async def test_rows_deleted_before_the_tail_read_them_cause_a_resync(
                 await airflow.connection.execute(
                     "DELETE FROM stream_server.journal; UPDATE stream_server.meta SET pruned_to = pg_current_xact_id()"
                 )
-            assert state_of(await begun_anew(events), "ask") == "scheduled"
+            assert state_of(await wait_for_resync(events), "ask") == "scheduled"
             await airflow.set_task(run, "ask", "queued")
-            await told(events, "ask", "queued")
+            await wait_for_state(events, "ask", "queued")
 
 
 async def test_a_gap_before_the_first_read_is_detected(
@@ -229,4 +229,4 @@ async def test_a_gap_before_the_first_read_is_detected(
         await airflow.set_task(run, "ask", "scheduled")
         await airflow.connection.execute(MEND)
         async with sse(server.url, run) as events:
-            await told(events, "ask", "scheduled")
+            await wait_for_state(events, "ask", "scheduled")

@@ -211,8 +211,8 @@ def test_the_commands_install_show_status_and_uninstall(airflow_database: str) -
     well = command("status", "--database-url", sqlalchemy)
     assert well.returncode == 0
     assert "trigger stream_server_task on task_instance: well" in well.stdout
-    told = json.loads(command("status", "--json", "--database-url", sqlalchemy).stdout)
-    assert (told["well"], told["version"], len(told["triggers"])) == (True, SCHEMA_VERSION, 4)
+    status = json.loads(command("status", "--json", "--database-url", sqlalchemy).stdout)
+    assert (status["well"], status["version"], len(status["triggers"])) == (True, SCHEMA_VERSION, 4)
     assert command("uninstall", "--database-url", sqlalchemy).returncode == 0
     assert command("status", "--database-url", sqlalchemy).returncode == 1
 
@@ -227,9 +227,9 @@ async def test_the_printed_sql_is_what_install_runs(airflow_database: str) -> No
 
 async def test_an_unreachable_database_is_reported_without_the_password(unused_tcp_port: int) -> None:
     url = f"postgresql://airflow:s3cret@127.0.0.1:{unused_tcp_port}/airflow"
-    with pytest.raises(JournalUnreachable, match="PostgreSQL does not answer") as told:
+    with pytest.raises(JournalUnreachable, match="PostgreSQL does not answer") as raised:
         await fetch_status(url)
-    assert "s3cret" not in str(told.value)
+    assert "s3cret" not in str(raised.value)
     for arguments in (("status",), ("install",), ("uninstall",)):
         done = command(*arguments, "--database-url", url)
         assert done.returncode == 1

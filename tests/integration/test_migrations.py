@@ -160,13 +160,13 @@ async def test_this_server_reports_a_journal_that_is_too_new(airflow_database: s
     await install_now(airflow_database)
     with next_version("SELECT", oldest_server=SCHEMA_VERSION + 1):
         await install_now(airflow_database)
-    said = (
+    message = (
         f"the journal has version {SCHEMA_VERSION + 1}, which needs a newer stream-server;"
         f" this one knows {SCHEMA_VERSION}"
     )
-    assert (await fetch_status(airflow_database)).problems == [said]
+    assert (await fetch_status(airflow_database)).problems == [message]
     connection = await asyncpg.connect(airflow_database)
-    with pytest.raises(JournalMissing, match=said):
+    with pytest.raises(JournalMissing, match=message):
         await load_queries_for(connection)
     await connection.close()
 

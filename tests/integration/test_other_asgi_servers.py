@@ -39,14 +39,16 @@ async def test_uvicorn_serves_the_application(journal: str, unused_tcp_port: int
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         ({"STREAM_SERVER_DATABASE_URL": "postgresql://h/d"}, b"Without authorization, everyone who can connect"),
         ({}, b"STREAM_SERVER_DATABASE_URL: Field required"),
     ],
 )
-async def test_the_application_does_not_start_without_auth_settings(environment: dict[str, str], said: bytes) -> None:
+async def test_the_application_does_not_start_without_auth_settings(
+    environment: dict[str, str], message: bytes
+) -> None:
     process = await uvicorn(**environment)
-    _, told = await asyncio.wait_for(process.communicate(), DEADLINE)
+    _, output = await asyncio.wait_for(process.communicate(), DEADLINE)
     assert process.returncode != 0
-    assert said in told
+    assert message in output

@@ -214,17 +214,17 @@ async def test_only_triggers_that_wait_are_routed_to_the_server(
 
 
 async def test_each_path_is_routed_to_its_server(start_proxy: InFront, settings: Callable[..., Settings]) -> None:
-    async with _saying("airflow") as airflow, _saying("ours") as ours:
+    async with _serve_text("airflow") as airflow, _serve_text("ours") as ours:
         with start_proxy(ours, airflow) as proxy:
             async with httpx.AsyncClient(base_url=proxy.url, timeout=DEADLINE) as client:
 
-                async def whose(method: str, path: str) -> str:
+                async def server_of(method: str, path: str) -> str:
                     return (await client.request(method, path)).text
 
                 for method, path in _paths_of_ours(settings()):
-                    assert await whose(method, path) == "ours", path
+                    assert await server_of(method, path) == "ours", path
                 for method, path in PATHS_OF_AIRFLOW:
-                    assert await whose(method, path) == "airflow", path
+                    assert await server_of(method, path) == "airflow", path
 
 
 async def test_the_doctor_finds_nothing_wrong_with_the_proxy(start_proxy: InFront, server: RunningServer) -> None:
@@ -270,9 +270,9 @@ def _paths_of_ours(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 @asynccontextmanager
-async def _saying(who: str) -> AsyncIterator[str]:
+async def _serve_text(text: str) -> AsyncIterator[str]:
     """Serve a word at every path; yields the URL."""
-    config = uvicorn.Config(PlainTextResponse(who), port=0, log_config=None, ws="none", lifespan="off")
+    config = uvicorn.Config(PlainTextResponse(text), port=0, log_config=None, ws="none", lifespan="off")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     try:

@@ -100,9 +100,9 @@ async def test_a_late_commit_reaches_an_open_stream(
         await transaction.start()
         await other.set_task(run, "clean_up", "scheduled")
         await airflow.run_task(run, "ask", "why")
-        told = await events.next()
-        while told["state"] != "success":
-            told = await events.next()
+        frame = await events.next()
+        while frame["state"] != "success":
+            frame = await events.next()
         await transaction.commit()
         late = await events.next()
         assert (late["task_id"], late["state"]) == ("clean_up", "scheduled")

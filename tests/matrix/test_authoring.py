@@ -28,7 +28,7 @@ OURS_SHOWN = "@task.stream"
 """What Airflow's pages call the one kind of task that is ours."""
 
 STREAMING = {"text", "returns", "async", "mapped", "plain", "operator", "iterator", "tokens", "retry"}
-"""Forms in which a task says something (`airflow/dags/streaming_forms.py`)."""
+"""Forms in which a task emits output (`airflow/dags/streaming_forms.py`)."""
 
 Found = dict[str, Any]
 

@@ -80,7 +80,7 @@ def callers(fab: FabAirflow) -> dict[str, Headers]:
         "nobody": {},
         "deleted": bearer_header(gone),
         "logged out": bearer_header(leaver),
-        "who never was": bearer_header(make_token("987654", None)),
+        "unknown user": bearer_header(make_token("987654", None)),
         "of another auth manager": bearer_header(make_token("admin", "admin")),
         "expired": bearer_header(make_token("1", None, lifetime=-60)),
         "forged": bearer_header(make_token("1", None, secret="another-secret" * 6)),
@@ -94,10 +94,10 @@ async def test_every_caller_sees_what_airflow_shows_them(
     for name, headers in callers(fab).items():
         for key in finished_runs.values() if name in {"viewer", *GUESTS} else [finished_runs[FOR_GUESTS]]:
             async with query_both(fab.url, auth_server.url, headers, key) as pairs:
-                for way, said, told in pairs:
+                for way, expected, actual in pairs:
                     asked += 1
-                    if differs(way.split()[0], said, told, introduced="Authorization" not in headers):
-                        deviations.append((name, key.dag_id, way, said, told))
+                    if differs(way.split()[0], expected, actual, introduced="Authorization" not in headers):
+                        deviations.append((name, key.dag_id, way, expected, actual))
     assert deviations == []
     assert asked == (len(PRESET) + len(GUESTS) + 9 + 1 + len(GUESTS)) * WAYS
 
@@ -116,9 +116,9 @@ async def test_a_trigger_returns_what_the_caller_can_read(
     fab: FabAirflow, auth_server: StreamServerProcess, user: str, status: int, *, values: bool | None
 ) -> None:
     ours = ServerAccess(auth_server.url, bearer_header(fab.token(user)))
-    told = await ours.trigger(FOR_GUESTS)
+    response = await ours.trigger(FOR_GUESTS)
     await ours.close()
-    assert (told.status, told.values) == (status, values)
+    assert (response.status, response.values) == (status, values)
 
 
 async def test_streams_of_many_runs_contain_the_dags_that_name_the_caller(
@@ -126,16 +126,16 @@ async def test_streams_of_many_runs_contain_the_dags_that_name_the_caller(
 ) -> None:
     async with follow_all_runs(
         auth_server.url, {user: bearer_header(fab.token(user)) for user in ("guest", "viewer")}
-    ) as heard:
+    ) as dag_ids:
         for dag_id in (FOR_ALL, FOR_GUESTS):
             run_id = await asyncio.to_thread(rest.trigger_run, dag_id)
             await asyncio.to_thread(rest.wait_until_finished, dag_id, run_id)
         await eventually_async(
-            lambda: FOR_GUESTS in heard["guest"] and heard["viewer"] == {FOR_ALL, FOR_GUESTS},
+            lambda: FOR_GUESTS in dag_ids["guest"] and dag_ids["viewer"] == {FOR_ALL, FOR_GUESTS},
             SECONDS,
-            "both hear what they may read",
+            "both receive what they can read",
         )
-    assert heard["guest"] == {FOR_GUESTS}
+    assert dag_ids["guest"] == {FOR_GUESTS}
 
 
 async def test_a_logout_ends_all_streams(fab: FabAirflow, auth_server: StreamServerProcess, queued_run: RunKey) -> None:
@@ -166,14 +166,14 @@ async def test_a_lost_xcom_permission_is_detected_without_look_ups_of_single_dag
 ) -> None:
     monkeypatch.setattr(readable, "MAX_DIRECT_REQUESTS", 0)
     monkeypatch.setattr(readable, "MAX_RENEWAL_FACTOR", math.inf)
-    runs, said = Resource(FOR_GUESTS), Resource(FOR_GUESTS, output=True)
+    runs, output = Resource(FOR_GUESTS), Resource(FOR_GUESTS, output=True)
     async with create_shared_client(fab.url, SECONDS) as client:
         authorizer = AirflowAuthorizer(client, good_for=1, grace=SECONDS)
         dags = authorizer.readable_dags(Caller.from_token(fab.token("forgetter")))
-        assert await dags.filter_readable({runs, said, Resource(FOR_ALL)}) == {runs, said}
+        assert await dags.filter_readable({runs, output, Resource(FOR_ALL)}) == {runs, output}
         await asyncio.to_thread(fab.set_role, "forgetter", "guest without XComs")
-        await eventually_async(lambda: dags.may_read(said) is False, SECONDS, "what tasks say is told no more")
-        assert await dags.filter_readable({runs, said}) == {runs}
+        await eventually_async(lambda: dags.may_read(output) is False, SECONDS, "output is no longer readable")
+        assert await dags.filter_readable({runs, output}) == {runs}
         await authorizer.close()
 
 

@@ -36,22 +36,22 @@ async def test_every_form_emits_output_and_returns(
     )
     runs = {dag_id: RunKey(dag_id, run_id) for dag_id, run_id in json.loads(output.read_text()).items()}
     async with running_server_on(url) as server:
-        told = {dag_id: await told_late(server.url, key) for dag_id, key in runs.items()}
-    assert {dag_id: values(told[dag_id]) for dag_id in EXPECTED_OUTPUT} == EXPECTED_OUTPUT
-    assert [frame["index"] for frame in output_values(told["stream_text"])] == [0, 1, 2]
-    assert {dag_id: next(iter(results(told[dag_id]).values())) for dag_id in EXPECTED_RESULTS} == EXPECTED_RESULTS
+        frames = {dag_id: await frames_for_late_client(server.url, key) for dag_id, key in runs.items()}
+    assert {dag_id: values(frames[dag_id]) for dag_id in EXPECTED_OUTPUT} == EXPECTED_OUTPUT
+    assert [frame["index"] for frame in output_values(frames["stream_text"])] == [0, 1, 2]
+    assert {dag_id: next(iter(results(frames[dag_id]).values())) for dag_id in EXPECTED_RESULTS} == EXPECTED_RESULTS
 
-    heard = {index: values(told["stream_mapped"], index) for index in (0, 1)}
-    assert heard == {0: ["a", "b"], 1: ["c", "d"]}
-    assert results(told["stream_mapped"]) == {"each": ["ab", "cd"]}
+    mapped = {index: values(frames["stream_mapped"], index) for index in (0, 1)}
+    assert mapped == {0: ["a", "b"], 1: ["c", "d"]}
+    assert results(frames["stream_mapped"]) == {"each": ["ab", "cd"]}
 
     words = [f"2.{number} " for number in range(10)]
-    assert values(told["stream_retry"]) == words
-    assert results(told["stream_retry"]) == {"half": "".join(words)}
+    assert values(frames["stream_retry"]) == words
+    assert results(frames["stream_retry"]) == {"half": "".join(words)}
 
-    assert [one["number"] for one in values(told["stream_tokens"])] == list(range(200))
+    assert [one["number"] for one in values(frames["stream_tokens"])] == list(range(200))
 
-    assert values(told["stream_plain_fails"]) == ["last ", "words"]
+    assert values(frames["stream_plain_fails"]) == ["last ", "words"]
 
     async with VersionedSql.open(url) as airflow:
         rows = await airflow.connection.fetch("SELECT dag_id FROM xcom WHERE key = 'stream_server_output'")
@@ -60,7 +60,7 @@ async def test_every_form_emits_output_and_returns(
     assert not losses
 
 
-async def told_late(url: str, key: RunKey) -> list[Frame]:
+async def frames_for_late_client(url: str, key: RunKey) -> list[Frame]:
     """Return the frames that a client gets that joins after the end, and watches the task with output.
 
     Before 3.1 `dag.test()` stores no structure of the DAG, so the result tasks are unknown.

@@ -11,7 +11,7 @@ from stream_server.domain.run_state import RunKey
 from support.airflow_sql import CHAIN, AirflowSql, serialized_dag
 
 LEAVES = {"ask": ["answer", "log"], "answer": [], "log": []}
-"""Two leaves: only a mark tells which of them answers."""
+"""Two leaves: only a mark decides which one is a result task."""
 
 LATER_COLUMNS = {
     "dag": {"timetable_type", "partition_mapper_info"},  # 3.2, 3.3

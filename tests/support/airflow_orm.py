@@ -120,8 +120,8 @@ class AirflowTransactions:
 
     def push_values(self, session: Session) -> None:
         """Set a value twice: a delete and an insert each. Output of a task does the same."""
-        for said in ({"try_number": 1, "index": 0, "items": [{"chunk": "word"}]}, "nonsense", "x" * 1_000_000):
-            XComModel.set(OUTPUT_KEY, said, dag_id="orm", task_id="first", run_id="run", session=session)
+        for body in ({"try_number": 1, "index": 0, "items": [{"chunk": "word"}]}, "nonsense", "x" * 1_000_000):
+            XComModel.set(OUTPUT_KEY, body, dag_id="orm", task_id="first", run_id="run", session=session)
         for value in ("one", "other"):
             XComModel.set("return_value", value, dag_id="orm", task_id="first", run_id="run", session=session)
 

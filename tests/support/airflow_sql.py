@@ -195,8 +195,8 @@ class AirflowSql:
         try_number: int = 1,
     ) -> None:
         """Emit output of a running task, as `stream_server.authoring` does; strings are chunks."""
-        said = [{"chunk": item} if isinstance(item, str) else item for item in items]
-        batch = {"try_number": try_number, "index": index, "items": said}
+        chunks = [{"chunk": item} if isinstance(item, str) else item for item in items]
+        batch = {"try_number": try_number, "index": index, "items": chunks}
         await self.push(key, task_id, batch, map_index, xcom_key=OUTPUT_KEY)
 
     async def insert_xcom(self, **values: object) -> None:

@@ -31,7 +31,7 @@ CONFLICT = {
     "orig_error": "hidden",
     "message": "Serious error when handling your request. Check logs for more details",
 }
-"""What Airflow 3.3 says of a run that is there already (`api_fastapi.common.exceptions`)."""
+"""Airflow 3.3's error for a run that already exists (`api_fastapi.common.exceptions`)."""
 
 
 class ReceivedRequest(NamedTuple):
@@ -60,7 +60,7 @@ class AirflowStub:
         self.url = ""
         self.asked: list[ReceivedRequest] = []
         self.instead: Behaviour | None = None
-        """Asked before a run is created or told."""
+        """Called before a run is created or returned."""
 
         self.then: Callable[[AirflowSql, RunKey], Awaitable[Response | None]] | None = None
         """Asked after a run was created, and before that is answered."""

@@ -37,10 +37,10 @@ TAGGED = {
     }.get(dag_id, set(results))
     for dag_id, results in RESULTS.items()
 }
-"""Result tasks that a tag tells."""
+"""Result tasks that a tag names."""
 
 PARAMS = {dag_id: {"form_plain": {"by_param"}}.get(dag_id, set(results)) for dag_id, results in RESULTS.items()}
-"""Result tasks that their own params tell."""
+"""Result tasks that their own params mark."""
 
 
 def tagged_tasks(serialized: dict[str, Any]) -> set[str]:

@@ -355,7 +355,7 @@ _NEXT = {
 }
 _FROM_RUNNING = {"fail": "failed", "retry": "up_for_retry", "reschedule": "up_for_reschedule", "defer": "deferred"}
 _FROM_NOTHING = {"skip": "skipped", "upstream_fail": "upstream_failed", "remove": "removed"}
-_LIKELY_MOVES = ("read", "read", "fetch", "start", "push", "run", "run", "push", "say", "succeed", "retry")
+_LIKELY_MOVES = ("read", "read", "fetch", "start", "push", "run", "run", "push", "emit", "succeed", "retry")
 _ALL_MOVES = (
     *(*_FROM_RUNNING, *_FROM_NOTHING, "advance", "advance", "clear", "clear", "clear", "kill"),
     *("succeed_directly", "mark_success", "expand", "start_run", "finish_run", "delete_run"),
@@ -383,7 +383,7 @@ def apply_move(history: History, move: Move) -> None:
         "advance": (state in _NEXT, partial(set_task, state=_NEXT.get(state))),
         "start": (fresh, partial(history.start, *place)),
         "run": (fresh, partial(history.run_task, task_id, None, map_index)),
-        "say": (
+        "emit": (
             history.rows[place].try_number > 0,
             partial(history.emit_output, task_id, "and", "so on", map_index=map_index),
         ),

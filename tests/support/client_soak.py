@@ -293,7 +293,7 @@ class ClientSoak:
         misses += [f"{count} frames {what}" for what, count in _lost_updates(tally).items() if count]
         # A client that joins just after a server lost its database gets a reset: what was read may be gone.
         anew = {why: count for why, count in tally.resets.items() if why != "journal_changed"}
-        misses += [f"{count} clients were told to begin anew: {why}" for why, count in anew.items()]
+        misses += [f"{count} clients got a reset: {why}" for why, count in anew.items()]
         misses += [f"did not catch up: {one}" for one in self.late[:20]]
         misses += [f"{a} {name} before, {b} after" for name, (a, b) in left.items() if b > a + SPARE.get(name, 0)]
         if late / early > GROWTH and self.seconds > WARM_SECONDS:
@@ -332,10 +332,10 @@ class ClientSoak:
         tally = self.tally
         return {
             "resumed": tally.resumed,
-            "told to be too slow": tally.closes[4002] or self.seconds < WARM_SECONDS,
+            "closed as too slow": tally.closes[4002] or self.seconds < WARM_SECONDS,
             "drained": tally.closes[4001] or not self.faults["drain"],
             "left without a word": tally.left["vanish"],
-            "heard to the end": tally.answered,
+            "watched to the end": tally.answered,
         }
 
 

@@ -128,7 +128,7 @@ async def run_tails(postgres: EmbeddedPostgres, url: str, seed: str, seconds: fl
     cancelled, process = TaskTail(url, "cancelled tail"), ProcessTail(url, "tail in a process")
     tails: list[TaskTail | ProcessTail] = [
         TaskTail(url, "steady tail"),
-        TaskTail(url, "tail hard of hearing", random.Random(f"{seed}/ears")),
+        TaskTail(url, "tail that loses notifications", random.Random(f"{seed}/notifications")),
         cancelled,
         process,
     ]
@@ -214,8 +214,8 @@ async def _run_schedule(
         "committed out of order": ledger.out_of_order,
         **ledger.counts,
         "faults": dict(saboteur.faults),
-        "told": {line.name: len(line.rows) for line in lines},
-        "told to begin anew": {line.name: Counter(one.why for one in line.restarts) for line in lines if line.restarts},
+        "rows read": {line.name: len(line.rows) for line in lines},
+        "resyncs": {line.name: Counter(one.why for one in line.restarts) for line in lines if line.restarts},
         "rows excused by that": verdict.excused,
         "seconds": round(written, 1),
         "seconds to catch up": round(caught, 2),
@@ -244,14 +244,14 @@ def main() -> int:
     parser.add_argument("--only", choices=SCHEDULES, help="one of the schedules; by default each, half of the time")
     arguments = parser.parse_args()
     names = [arguments.only] if arguments.only else list(SCHEDULES)
-    told: dict[str, Any] = {"seed": arguments.seed}
+    figures: dict[str, Any] = {"seed": arguments.seed}
     misses = []
     with running_postgres(CLUSTER) as postgres:
         for name in names:
             outcome = asyncio.run(_run_one(postgres, name, arguments.seed, arguments.seconds / len(names)))
-            told[name] = outcome.figures
+            figures[name] = outcome.figures
             misses += [f"{name}: {miss}" for miss in outcome.verdict.misses]
-    print(json.dumps({**told, "misses": misses}))  # noqa: T201
+    print(json.dumps({**figures, "misses": misses}))  # noqa: T201
     return 1 if misses else 0
 
 

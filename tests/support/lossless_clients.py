@@ -126,7 +126,7 @@ class Clients:
                 line.rows.append(row)
                 line.reads += 1
             if at is not None:
-                # The last frame of a batch: what a snapshot in it tells is what this cursor saw.
+                # The last frame of a batch: a snapshot in it has the state at this cursor.
                 cursor = ResumeToken.parse(at).position
                 if restart:
                     line.record_resync(cursor, restart)

@@ -69,7 +69,7 @@ class TransactionEnd(Enum):
     COMMITTED = "committed"
     ROLLED_BACK = "rolled back"
     IN_DOUBT = "in doubt"
-    """The connection was lost while PostgreSQL was being told to commit."""
+    """The connection was lost during the COMMIT."""
 
 
 @dataclass(eq=False)
@@ -120,10 +120,10 @@ class Ledger:
 
 
 class Resync(NamedTuple):
-    """A reader was told to discard its state and to read it again."""
+    """A reader had to discard its state and to read it again."""
 
     after: int
-    """How many rows it had been told."""
+    """Number of rows that it had received."""
 
     before: JournalPosition | None
     """Where it stood."""
@@ -134,12 +134,12 @@ class Resync(NamedTuple):
     why: str
 
     newest: int
-    """Highest identity that it had been told."""
+    """Highest row id that it had received."""
 
     def covers(self, one: Written) -> bool:
         """Whether a row lies in the gap. Transaction ids can be reused after a crash, row ids cannot."""
-        told = self.before is not None and self.before.is_visible(one.txid) and one.row.seq <= self.newest
-        return self.cursor.is_visible(one.txid) and not told
+        received = self.before is not None and self.before.is_visible(one.txid) and one.row.seq <= self.newest
+        return self.cursor.is_visible(one.txid) and not received
 
 
 class ReaderLog:
@@ -158,7 +158,7 @@ class ReaderLog:
         """Where the reader stands."""
 
         self.reads = 0
-        """How often it was told something, if only that there is nothing new."""
+        """Number of batches, also empty ones."""
 
         self.restarts: list[Resync] = []
 
@@ -178,8 +178,8 @@ class ReaderLog:
 
     def missing(self, journal: Sequence[Written]) -> list[Written]:
         """Return the tokens that the reader did not get."""
-        told = {row.seq for row in self.rows}
-        return [one for one in self.expected(journal) if one.row.seq not in told]
+        received = {row.seq for row in self.rows}
+        return [one for one in self.expected(journal) if one.row.seq not in received]
 
     def is_covered(self, one: Written) -> bool:
         """Whether a resync covers a row."""
@@ -195,7 +195,7 @@ class Evaluation:
 
     misses: list[str] = field(default_factory=list)
     excused: int = 0
-    """Rows that a reader was not told, but had seen when it was told to look for itself."""
+    """Rows that a reader did not receive, but that a resync covers."""
 
 
 def evaluate(ledger: Ledger, journal: Sequence[Written], lines: Sequence[ReaderLog]) -> Evaluation:
@@ -251,8 +251,8 @@ def _check_order(line: ReaderLog, writers: dict[Token, Transaction]) -> list[str
 def _check_content(line: ReaderLog, journal: Sequence[Written]) -> list[str]:
     """Check that the log has each row exactly once, and no other."""
     misses = []
-    told = Counter(row.seq for row in line.rows)
-    if twice := [seq for seq, count in told.items() if count > 1]:
+    received = Counter(row.seq for row in line.rows)
+    if twice := [seq for seq, count in received.items() if count > 1]:
         misses.append(f"{len(twice)} rows came twice or more, among them {twice[:5]}")
     known = {one.row for one in line.expected(journal)}
     if unknown := [row for row in line.rows if row not in known]:

@@ -39,8 +39,8 @@ class RecordingHub:
 
     has_subscribers = True
 
-    def __init__(self, told: Recorder) -> None:
-        self._told = told
+    def __init__(self, record: Recorder) -> None:
+        self._record = record
 
     def on_subscribe(self, call: Callable[[], None]) -> None:
         pass
@@ -49,16 +49,16 @@ class RecordingHub:
         return False
 
     def start(self, cursor: JournalPosition) -> None:
-        self._told("begin", cursor, [])
+        self._record("begin", cursor, [])
 
     async def reconnect(self, cursor: JournalPosition) -> None:
         pass
 
     def resync(self, cursor: JournalPosition, reason: str = "journal_changed") -> None:
-        self._told(reason, cursor, [])
+        self._record(reason, cursor, [])
 
     def dispatch(self, transitions: Sequence[Transition], cursor: JournalPosition, read: ReadTiming | None) -> None:
-        self._told("", cursor, [row for row in map(row_of, transitions) if row is not None])
+        self._record("", cursor, [row for row in map(row_of, transitions) if row is not None])
 
 
 class UnreliableEvent(asyncio.Event):
@@ -73,9 +73,9 @@ class UnreliableEvent(asyncio.Event):
             super().set()
 
 
-def make_tail(url: str, told: Recorder, cursor: JournalPosition | None) -> Tail:
+def make_tail(url: str, record: Recorder, cursor: JournalPosition | None) -> Tail:
     """Make a tail that continues from a position."""
-    tail = Tail(url, RecordingHub(told), poll_interval=POLL_SECONDS, check_interval=CHECK_SECONDS)
+    tail = Tail(url, RecordingHub(record), poll_interval=POLL_SECONDS, check_interval=CHECK_SECONDS)
     tail._position = cursor
     return tail
 
@@ -101,7 +101,7 @@ class TaskTail:
     async def start(self) -> None:
         """Start a new tail from the last position."""
         line = self.line
-        self._tail = make_tail(self._url, lambda *told: record_batch(line, *told), line.cursor)
+        self._tail = make_tail(self._url, lambda *batch: record_batch(line, *batch), line.cursor)
         if self._dice is not None:
             self._tail._wake = UnreliableEvent(self._dice)
         self.start_again()
@@ -112,7 +112,7 @@ class TaskTail:
         self._task = asyncio.create_task(self._tail.run(), name=self.line.name)
 
     def wake(self) -> None:
-        """Do what the listener does when it hears the doorbell."""
+        """Wake the tail, as the listener does when a notification arrives."""
         assert self._tail is not None
         self._tail._wake.set()
 
@@ -199,7 +199,7 @@ def reconnect_quickly() -> Iterator[None]:
 
 
 def _print(why: str, cursor: JournalPosition, rows: list[Row]) -> None:
-    # In one piece: a line that lacks its end, when we are killed, has not been said.
+    # In one write: a line without its end, after a kill, does not count.
     sys.stdout.write(json.dumps([why, str(ResumeToken(cursor)), rows]) + "\n")
     sys.stdout.flush()
 

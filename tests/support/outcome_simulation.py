@@ -87,7 +87,7 @@ class Moment(NamedTuple):
     state: str
     outlooks: Mapping[str, PossibleStates]
     verdicts: Mapping[str, FailureKnown]
-    """By result task, what we tell a caller; by `DEFAULT_OPTIONS`, where no task answers."""
+    """The decision by result task; by `DEFAULT_OPTIONS` where there is none."""
 
 
 class SimulatedRun(NamedTuple):

@@ -28,9 +28,9 @@ class AirflowAccess:
         self._client = httpx.AsyncClient(base_url=f"{url}/api/v2", headers=dict(headers), timeout=SECONDS)
 
     async def run(self, key: RunKey) -> Access:
-        told = await self._ask(f"/dags/{key.dag_id}/dagRuns/{key.run_id}")
-        if told.status != 200:
-            return told
+        access = await self._ask(f"/dags/{key.dag_id}/dagRuns/{key.run_id}")
+        if access.status != 200:
+            return access
         xcoms = await self._ask(f"/dags/{key.dag_id}/dagRuns/{key.run_id}/taskInstances/~/xcomEntries?limit=1")
         return Access(200, None, xcoms.status == 200)
 
@@ -78,15 +78,15 @@ class ServerAccess:
         return _without_values(await self._client.get(f"{path_of(key)}/wait?interval=1{query}"))
 
     async def websocket(self, key: RunKey) -> Access:
-        async def told(connection: ClientConnection) -> list[Frame]:
+        async def read_frames(connection: ClientConnection) -> list[Frame]:
             if not self._headers:
                 await connection.send("{}")
             return await frames_of(connection)
 
-        return await self._upgrade(f"{path_of(key)}/stream", told)
+        return await self._upgrade(f"{path_of(key)}/stream", read_frames)
 
     async def multiplex(self, key: RunKey) -> Access:
-        async def told(connection: ClientConnection) -> list[Frame]:
+        async def read_frames(connection: ClientConnection) -> list[Frame]:
             subscribe = {"op": "subscribe", "id": "a", "dag_id": key.dag_id, "run_id": key.run_id}
             await connection.send(json.dumps(subscribe))
             frames: list[Frame] = []
@@ -94,7 +94,7 @@ class ServerAccess:
                 frames.append(json.loads(await asyncio.wait_for(connection.recv(), SECONDS)))
             return frames
 
-        return await self._upgrade("/stream", told)
+        return await self._upgrade("/stream", read_frames)
 
     async def ticket(self, key: RunKey) -> Access:
         """Request a ticket, and use nothing else from then on."""
@@ -143,11 +143,11 @@ class ServerAccess:
                 return Access(200)
             return Access(answer.status_code, _detail(await answer.aread()))
 
-    async def _upgrade(self, path: str, told: Callable[[ClientConnection], Awaitable[list[Frame]]]) -> Access:
+    async def _upgrade(self, path: str, read_frames: Callable[[ClientConnection], Awaitable[list[Frame]]]) -> Access:
         address = f"{self._url}/api/v2{path}".replace("http", "ws", 1)
         try:
             async with connect(address, additional_headers=self._headers, proxy=None, close_timeout=1) as connection:
-                return _access_of_frames(await told(connection))
+                return _access_of_frames(await read_frames(connection))
         except InvalidStatus as error:
             return Access(error.response.status_code, _detail(bytes(error.response.body or b"")))
 
@@ -190,17 +190,17 @@ def _access_of_frames(frames: list[Frame]) -> Access:
     return Access(200, None, None if result is None else not result.get("withheld") and bool(result["results"]))
 
 
-def differs(way: str, said: Access, told: Access, *, introduced: bool) -> bool:
+def differs(way: str, expected: Access, actual: Access, *, introduced: bool) -> bool:
     """Whether the server showed something else than Airflow.
 
     An error of Airflow counts as no answer, and a 404 has the server's own text. A WebSocket without credentials is
     asked to authenticate by message.
     """
-    status = 503 if said.status >= 500 else said.status
-    if told.status != status or told.values != said.values:
+    status = 503 if expected.status >= 500 else expected.status
+    if actual.status != status or actual.values != expected.values:
         return True
     in_own_words = status in {404, 503} or (introduced and way in {"websocket", "multiplex"})
-    return not in_own_words and told.detail != said.detail
+    return not in_own_words and actual.detail != expected.detail
 
 
 @asynccontextmanager
@@ -212,17 +212,17 @@ async def query_both(
     pairs = []
     try:
         for key in (finished_run, RunKey(finished_run.dag_id, "nowhere")):
-            said = await airflow.run(key)
+            expected = await airflow.run(key)
             ways = (ours.sse, ours.ndjson, ours.websocket, ours.multiplex, ours.result, ours.ticket)
-            for way, told in zip(ways, await asyncio.gather(*(way(key) for way in ways)), strict=True):
-                pairs.append((f"{way.__name__} {key.run_id}", said, told))
-            pairs.append((f"graph {key.run_id}", said._replace(values=None), await ours.graph(key)))
+            for way, actual in zip(ways, await asyncio.gather(*(way(key) for way in ways)), strict=True):
+                pairs.append((f"{way.__name__} {key.run_id}", expected, actual))
+            pairs.append((f"graph {key.run_id}", expected._replace(values=None), await ours.graph(key)))
             for query in ("", "&result=answer", "&result="):
-                said, told = await asyncio.gather(airflow.wait(key, query), ours.wait(key, query))
-                pairs.append((f"wait {key.run_id} {query}", said, told))
+                expected, actual = await asyncio.gather(airflow.wait(key, query), ours.wait(key, query))
+                pairs.append((f"wait {key.run_id} {query}", expected, actual))
         for theirs, many in ((airflow.runs, ours.runs), (airflow.dags, ours.dags), (airflow.dags, ours.listed)):
-            said, told = await asyncio.gather(theirs(finished_run), many(finished_run))
-            pairs.append((many.__name__, said, told))
+            expected, actual = await asyncio.gather(theirs(finished_run), many(finished_run))
+            pairs.append((many.__name__, expected, actual))
         yield pairs
     finally:
         await airflow.close()

@@ -44,11 +44,11 @@ class RawConnection:
 
     async def read_to_end(self) -> bytes:
         """Return all bytes up to the end, also where the server resets the connection."""
-        heard = b""
+        received = b""
         with suppress(ConnectionResetError):
             while data := await asyncio.wait_for(self.reader.read(2**16), DEADLINE):
-                heard += data
-        return heard
+                received += data
+        return received
 
     async def read_response(self) -> RawResponse:
         """Return the last response of a connection that ends."""

@@ -94,7 +94,7 @@ class Soak:
         self._before: dict[str, float] = {}
         self.samples: list[Sample] = []
         self.pulses = 0
-        self.told: list[list[int]] = []
+        self.received: list[list[int]] = []
         self.misses: list[str] = []
         self.streams = 0
 
@@ -110,8 +110,8 @@ class Soak:
             for _ in range(CLIENTS):
                 events = await stack.enter_async_context(sse(self._server.url, pulse, "?until=run", timeout=60))
                 await events.next()
-                self.told.append([])
-                clients.append(asyncio.create_task(self._follow(events, self.told[-1])))
+                self.received.append([])
+                clients.append(asyncio.create_task(self._follow(events, self.received[-1])))
             stop = asyncio.Event()
             writers = [asyncio.create_task(self._write_runs(number, version, stop)) for number in range(WRITERS)]
             writers.append(asyncio.create_task(self._update_run(airflow, pulse, stop)))
@@ -173,15 +173,15 @@ class Soak:
                 await airflow.set_task(key, "ask", UPDATES[self.pulses % len(UPDATES)])
                 self.pulses += 1
 
-    async def _follow(self, events: Events, told: list[int]) -> None:
+    async def _follow(self, events: Events, received: list[int]) -> None:
         while True:
             frame = (await events.until("task"))[-1]
-            told.append(frame["seq"])
+            received.append(frame["seq"])
 
     async def _catch_up(self) -> None:
         # The report has what has not arrived by then.
         with suppress(AssertionError):
-            await eventually_async(lambda: all(len(told) >= self.pulses for told in self.told))
+            await eventually_async(lambda: all(len(received) >= self.pulses for received in self.received))
 
     async def _sample_until(self, began: float, seconds: float) -> None:
         async with AirflowSql.open(self._url) as session, httpx.AsyncClient(base_url=self._server.url) as client:
@@ -227,8 +227,8 @@ class Soak:
             "size": _peak(late, "table", "index") / _peak(early, "table", "index"),
             "memory": _peak(late, "server") / _peak(early, "server"),
         }
-        lost = max(self.pulses - len(set(told)) for told in self.told)
-        doubled = max(len(told) - len(set(told)) for told in self.told)
+        lost = max(self.pulses - len(set(received)) for received in self.received)
+        doubled = max(len(received) - len(set(received)) for received in self.received)
         rate = self._pacer.rows / self.seconds
         misses = [*self.misses]
         misses += [f"the {what} grew by {ratio:.2f}" for what, ratio in growth.items() if ratio > GROWTH]
@@ -240,7 +240,7 @@ class Soak:
             "seconds": round(self.seconds),
             "rows": self._pacer.rows,
             "rate": round(rate, 1),
-            "streams": self.streams + len(self.told),
+            "streams": self.streams + len(self.received),
             "lost": lost,
             "doubled": doubled,
             "growth": {what: round(ratio, 3) for what, ratio in growth.items()},

@@ -46,7 +46,7 @@ TRANSITIONS = 4 * len(CHAIN)
 BACKOFF_SECONDS = (0.2, 1.5)
 DISCONNECTS: tuple[Disconnect, ...] = ("close", "close", "reset", "vanish")
 FORGET_CURSOR_SHARE = 0.3
-"""Share of those who come back without their cursor."""
+"""Share of clients that reconnect without their cursor."""
 
 
 class AbandonedConnection(NamedTuple):
@@ -76,7 +76,7 @@ class Tally:
     cut: int = 0
     refused: int = 0
     answered: int = 0
-    """Runs whose watchers heard all of it."""
+    """Runs that clients watched to the end."""
 
     misses: list[str] = field(default_factory=list)
     ghosts: deque[AbandonedConnection] = field(default_factory=deque)

@@ -18,7 +18,7 @@ from support.soak_server import ServerState
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 PING_SECONDS = 2.0
-"""So that those who vanish are given up after three times that."""
+"""Clients that vanish are given up after three times this."""
 
 MAX_QUEUED_BYTES = 16 * 1024
 """Little, so that slow clients are too slow."""

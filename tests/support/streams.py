@@ -23,7 +23,7 @@ DEADLINE = 10.0
 Frame = dict[str, Any]
 
 EVENT_NAMES = sorted({str(kind.__struct_config__.tag) for kind in get_args(AnyFrame)} - {"ack", "error"})
-"""Of server-sent events. The others are told on a WebSocket alone; every `EventSource` has an `error` of its own."""
+"""Of server-sent events. The others exist on WebSockets only; each `EventSource` has an `error` of its own."""
 
 
 def stream_path(key: RunKey, query: str = "") -> str:
@@ -31,7 +31,7 @@ def stream_path(key: RunKey, query: str = "") -> str:
 
 
 class Events:
-    """Server-sent events, parsed as WHATWG HTML 9.2.6 says, kept as (id, event, data)."""
+    """Server-sent events, parsed after WHATWG HTML 9.2.6, kept as (id, event, data)."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response

@@ -82,8 +82,8 @@ class StubPermissions:
     async def __call__(self, asked: ReceivedRequest) -> Response | None:
         if self.down is not None:
             return self.down
-        said = asked.headers.get("authorization", "") + asked.headers.get("cookie", "")
-        rights = next((one for one in self.callers if one.token in said), None)
+        credentials = asked.headers.get("authorization", "") + asked.headers.get("cookie", "")
+        rights = next((one for one in self.callers if one.token in credentials), None)
         if rights is None:
             return refusal(401, "Not authenticated")
         return _respond(rights, asked)

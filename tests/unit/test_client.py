@@ -58,7 +58,7 @@ END = End(**RUN, state="success", outcome="result")
 Script = Callable[[ServerConnection], Awaitable[None]]
 
 
-def says(*frames: AnyFrame | str) -> Script:
+def sends(*frames: AnyFrame | str) -> Script:
     """Send some frames, then close the connection."""
 
     async def script(connection: ServerConnection) -> None:
@@ -72,7 +72,7 @@ def breaks_after(*frames: AnyFrame | str) -> Script:
     """Send some frames, then let the connection break."""
 
     async def script(connection: ServerConnection) -> None:
-        await says(*frames)(connection)
+        await sends(*frames)(connection)
         connection.transport.abort()
 
     return script
@@ -155,14 +155,14 @@ def test_any_ids_can_be_parsed_from_the_url(dag_id: str, run_id: str, results: l
 
 
 async def test_all_frames_are_yielded_unchanged_up_to_the_end() -> None:
-    async with server(says(SNAPSHOT, END)) as seen:
-        told = await messages(seen)
-    assert [message.frame for message in told] == [SNAPSHOT, END]
-    assert [message.text for message in told] == [Wire(SNAPSHOT).text, Wire(END).text]
+    async with server(sends(SNAPSHOT, END)) as seen:
+        received = await messages(seen)
+    assert [message.frame for message in received] == [SNAPSHOT, END]
+    assert [message.text for message in received] == [Wire(SNAPSHOT).text, Wire(END).text]
 
 
 async def test_the_request_has_options_and_credentials() -> None:
-    async with server(says(END)) as seen:
+    async with server(sends(END)) as seen:
         await messages(seen, results=["ask", "answer"], until="run", token="t0ken")
         await messages(seen)
     one, two = seen.requests
@@ -173,7 +173,7 @@ async def test_the_request_has_options_and_credentials() -> None:
 
 async def test_the_client_stops_after_the_end_frame() -> None:
     async def stays(connection: ServerConnection) -> None:
-        await says(END)(connection)
+        await sends(END)(connection)
         await connection.wait_closed()
 
     async with server(stays) as seen:
@@ -182,23 +182,23 @@ async def test_the_client_stops_after_the_end_frame() -> None:
 
 
 async def test_pings_are_not_yielded() -> None:
-    async with server(says(Ping(), SNAPSHOT, Ping(), END)) as seen:
+    async with server(sends(Ping(), SNAPSHOT, Ping(), END)) as seen:
         assert await followed(seen) == ["snapshot", "end"]
 
 
 async def test_types_of_later_versions_are_ignored() -> None:
-    async with server(says(SNAPSHOT, '{"type":"chunk","value":1}', END)) as seen:
+    async with server(sends(SNAPSHOT, '{"type":"chunk","value":1}', END)) as seen:
         assert await followed(seen) == ["snapshot", "end"]
 
 
 @pytest.mark.parametrize("text", ["<html>", "", "[]", '{"type":'])
 async def test_messages_that_are_not_frames_are_ignored(text: str) -> None:
-    async with server(says(SNAPSHOT, text, END)) as seen:
+    async with server(sends(SNAPSHOT, text, END)) as seen:
         assert await followed(seen) == ["snapshot", "end"]
 
 
 async def test_a_broken_connection_is_opened_again() -> None:
-    async with server(breaks_after(SNAPSHOT), breaks_after(), says(SNAPSHOT, END)) as seen:
+    async with server(breaks_after(SNAPSHOT), breaks_after(), sends(SNAPSHOT, END)) as seen:
         assert await followed(seen) == ["snapshot", "snapshot", "end"]
     assert len(seen.requests) == 3
 
@@ -226,29 +226,29 @@ async def test_a_broken_stream_resumes_without_duplicates() -> None:
     async with server(
         breaks_after(at(SNAPSHOT, 5), task(1), task(2)),
         breaks_after(resumed, task(1), at(task(2), 7), task(3)),
-        says(resumed, task(3), at(END, 9)),
+        sends(resumed, task(3), at(END, 9)),
     ) as seen:
-        told = await messages(seen)
-    assert [getattr(message.frame, "seq", None) for message in told] == [None, 1, 2, None, 3, None, None]
+        received = await messages(seen)
+    assert [getattr(message.frame, "seq", None) for message in received] == [None, 1, 2, None, 3, None, None]
     queries = [parse_qs(urlsplit(request.path).query) for request in seen.requests]
     assert [query.get("cursor") for query in queries] == [None, ["e.5:5:"], ["e.7:7:"]]
 
 
 async def test_frames_after_a_reset_are_yielded_again() -> None:
     reset = Reset(**RUN, reason="cursor_expired")
-    async with server(breaks_after(at(SNAPSHOT, 5), task(1)), says(reset, SNAPSHOT, task(1), END)) as seen:
+    async with server(breaks_after(at(SNAPSHOT, 5), task(1)), sends(reset, SNAPSHOT, task(1), END)) as seen:
         assert await followed(seen) == ["snapshot", "task", "reset", "snapshot", "task", "end"]
 
 
 async def test_a_connection_that_closes_before_the_end_is_opened_again() -> None:
-    async with server(says(SNAPSHOT), says(SNAPSHOT, END)) as seen:
+    async with server(sends(SNAPSHOT), sends(SNAPSHOT, END)) as seen:
         assert await followed(seen) == ["snapshot", "snapshot", "end"]
 
 
 async def test_a_close_frame_sets_the_retry_delay() -> None:
     close = Close(code=4001, reason="The server is shutting down", reconnect=True, retry_ms=150)
     began = asyncio.get_running_loop().time()
-    async with server(says(SNAPSHOT, close), says(SNAPSHOT, END)) as seen:
+    async with server(sends(SNAPSHOT, close), sends(SNAPSHOT, END)) as seen:
         assert await followed(seen) == ["snapshot", "snapshot", "end"]
     assert asyncio.get_running_loop().time() - began >= 0.15
 
@@ -275,14 +275,14 @@ def test_the_retry_delay_of_a_refusal_is_at_most_an_hour(retry_after: str, pause
 async def test_a_refusal_after_the_handshake_is_raised_too() -> None:
     refusal = Refusal(id="", problem="urn:x", title="Unauthenticated", status=401, detail="Say who you are")
     close = Close(code=4501, reason="Unauthenticated", reconnect=False)
-    async with server(says(refusal, close)) as seen:
+    async with server(sends(refusal, close)) as seen:
         with pytest.raises(Refused, match="Say who you are") as refused:
             await messages(seen)
     assert refused.value.status == 401
 
 
 async def test_a_final_close_is_an_error_with_its_reason() -> None:
-    async with server(says(SNAPSHOT, Close(code=4500, reason="No longer allowed", reconnect=False))) as seen:
+    async with server(sends(SNAPSHOT, Close(code=4500, reason="No longer allowed", reconnect=False))) as seen:
         with pytest.raises(StreamClosed, match=r"No longer allowed \(code 4500\)") as closed:
             await messages(seen)
     assert (closed.value.code, closed.value.reason) == (4500, "No longer allowed")
@@ -317,7 +317,7 @@ async def test_permanent_errors_are_not_retried(status: int) -> None:
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 async def test_temporary_errors_are_retried_after_the_servers_delay(status: int) -> None:
-    async with server(response(HTTPStatus(status), "", Retry_After="0"), says(END)) as seen:
+    async with server(response(HTTPStatus(status), "", Retry_After="0"), sends(END)) as seen:
         assert await followed(seen) == ["end"]
 
 
@@ -341,7 +341,7 @@ async def test_retries_end_when_the_server_stays_unavailable() -> None:
 
 async def test_each_frame_restarts_the_time_limit() -> None:
     close = Close(code=4001, reason="again", reconnect=True, retry_ms=100)
-    async with server(*[says(SNAPSHOT, close)] * 4, says(END)) as seen:
+    async with server(*[sends(SNAPSHOT, close)] * 4, sends(END)) as seen:
         assert await followed(seen, patience=0.3) == ["snapshot"] * 4 + ["end"]
 
 
@@ -349,11 +349,11 @@ async def test_a_connection_that_breaks_after_long_silence_is_opened_again() -> 
     """Only pings arrive during a long task; they restart the time limit, too."""
 
     async def silent(connection: ServerConnection) -> None:
-        await says(SNAPSHOT)(connection)
+        await sends(SNAPSHOT)(connection)
         for _ in range(10):
-            await says(Ping())(connection)
+            await sends(Ping())(connection)
             await asyncio.sleep(0.03)
         connection.transport.abort()
 
-    async with server(silent, says(SNAPSHOT, END)) as seen:
+    async with server(silent, sends(SNAPSHOT, END)) as seen:
         assert await followed(seen, patience=0.2) == ["snapshot", "snapshot", "end"]

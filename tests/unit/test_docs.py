@@ -54,7 +54,7 @@ def _subclasses(kind: type[errors.StreamServerError]) -> set[type[errors.StreamS
 
 
 def test_every_problem_is_documented() -> None:
-    told = {
+    raised = {
         (error.status, error.title)
         for error in _subclasses(errors.StreamServerError)
         if error.status != errors.StreamServerError.status and error not in {errors.AirflowError, errors.AirflowRefused}
@@ -62,7 +62,7 @@ def test_every_problem_is_documented() -> None:
     documented = {
         (int(status), title) for status, title in re.findall(r"^\| (\d+) \| ([^|]+?) \|", ERRORS, re.MULTILINE)
     }
-    assert told <= documented
+    assert raised <= documented
     assert f"| Airflow's own | {errors.AirflowRefused.title} |" in ERRORS
     assert f"| 502, or `fail_status` | {errors.NoResult.title} |" in ERRORS
 

@@ -79,7 +79,7 @@ with DAG("stream_tokens", schedule=None, params={"tokens": 200, "per_second": 10
         began = time.monotonic()
         for number in range(params["tokens"]):
             time.sleep(max(0.0, began + number / params["per_second"] - time.monotonic()))
-            yield {"number": number, "said": time.time()}
+            yield {"number": number, "emitted_at": time.time()}
 
     tokens()
 
@@ -90,7 +90,7 @@ with DAG("stream_retry", schedule=None):
         tries = get_current_context()["ti"].try_number
         for number in range(10):
             if tries == 1 and number == 5:
-                raise RuntimeError("half of it was said")
+                raise RuntimeError("half of the output was emitted")
             yield f"{tries}.{number} "
 
     half()
