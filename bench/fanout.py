@@ -34,7 +34,7 @@ from bench.fanout_candidates import (
     NCHAN_WEBSOCKET,
     SSE,
     SSE_STARLETTE,
-    STEPPED,
+    ASGI,
     WEBSOCKET,
     running_candidate,
 )
@@ -271,7 +271,7 @@ def _compare_with_targets(figures: dict[str, dict[str, Any]], arguments: argpars
     for rate in (f"{rate:g}/s" for rate in arguments.rates):
         for ours, theirs, ratio in (
             (SSE, NCHAN_SSE, 1.0),
-            (STEPPED, NCHAN_SSE, 1.2),
+            (ASGI, NCHAN_SSE, 1.2),
             (SSE, SSE_STARLETTE, 0.2),
             (WEBSOCKET, NCHAN_WEBSOCKET, 1.3),
         ):
@@ -299,7 +299,7 @@ def _compare_with_targets(figures: dict[str, dict[str, Any]], arguments: argpars
 def _misses(figures: dict[str, dict[str, Any]], aims: list[TargetFigure], absent: dict[str, str]) -> list[str]:
     found = [f"{aim.text}: {aim.figure:.3g}; the aim is {aim.most:g}" for aim in aims if aim.is_missed]
     for name, each in figures.items():
-        if not name.endswith((SSE, STEPPED, WEBSOCKET)):
+        if not name.endswith((SSE, ASGI, WEBSOCKET)):
             continue
         for what, load in each["loads"].items():
             found += [f"{name}, {what}: {load[wrong]} frames {wrong}" for wrong in ("lost", "doubled") if load[wrong]]

@@ -19,12 +19,12 @@ from bench.fanout_payload import DAG_ID
 from bench.recorder import BenchmarkError
 from stream_server.cli.demo.ports import choose_port
 
-SSE, STEPPED, WEBSOCKET = "SSE", "SSE, plain ASGI", "WebSocket"
+SSE, ASGI, WEBSOCKET = "SSE", "SSE, plain ASGI", "WebSocket"
 NCHAN_SSE, NCHAN_WEBSOCKET = "nchan SSE", "nchan WebSocket"
 SSE_STARLETTE = "sse-starlette, a queue each"
-ALL = (SSE, STEPPED, WEBSOCKET, NCHAN_SSE, NCHAN_WEBSOCKET, SSE_STARLETTE)
+ALL = (SSE, ASGI, WEBSOCKET, NCHAN_SSE, NCHAN_WEBSOCKET, SSE_STARLETTE)
 
-OURS = {SSE: "straight", STEPPED: "stepped", WEBSOCKET: "straight", SSE_STARLETTE: "naive"}
+OURS = {SSE: "direct", ASGI: "asgi", WEBSOCKET: "direct", SSE_STARLETTE: "naive"}
 STREAM = f"/api/v2/dags/{DAG_ID}/dagRuns/{{run}}/stream?until=run"
 
 START_SECONDS = 20.0

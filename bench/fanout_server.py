@@ -182,7 +182,7 @@ def settings() -> Settings:
 def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("straight", "stepped", "naive"))
+    parser.add_argument("what", choices=("direct", "asgi", "naive"))
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--feed-port", type=int, required=True)
     parser.add_argument("--runs", type=int, required=True)
@@ -197,7 +197,7 @@ def main() -> None:
         return
     config = build_uvicorn_config(make_server_app(arguments.runs, arguments.feed_port), settings())
     config.port = arguments.port
-    if arguments.what == "stepped":
+    if arguments.what == "asgi":
         config.http, config.ws = "httptools", "websockets-sansio"
     DrainingServer(config, settings()).run()
 

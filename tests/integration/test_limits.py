@@ -152,9 +152,9 @@ async def test_a_caller_has_only_so_many_streams(settings: Make, run: RunKey) ->
             assert (await events.next())["type"] == "snapshot"
 
 
-@pytest.mark.parametrize("straight", [True, False])
-async def test_places_are_left_however_a_stream_ends(settings: Make, run: RunKey, *, straight: bool) -> None:
-    async with running_server(settings(max_streams_per_caller=1, **PROXIED), straight=straight) as server:
+@pytest.mark.parametrize("direct_writes", [True, False])
+async def test_places_are_left_however_a_stream_ends(settings: Make, run: RunKey, *, direct_writes: bool) -> None:
+    async with running_server(settings(max_streams_per_caller=1, **PROXIED), direct_writes=direct_writes) as server:
         await eventually_async(lambda: server.hub.is_live)
 
         async def admitted() -> bool:

@@ -42,7 +42,7 @@ def large(size: int) -> Wire:
 
 
 def push(server: RunningServer, wire: Wire) -> None:
-    for subscription in list(server.hub._subscriptions):
+    for subscription in server.subscriptions():
         subscription.push([wire])
 
 
@@ -65,12 +65,12 @@ async def test_who_does_not_read_is_cut_off_and_delays_nobody(tight: RunningServ
             push(tight, wire)
             while (await events.next())["type"] == "ping":
                 pass
-            return any(one.closed is not None for one in tight.hub._subscriptions)
+            return any(one.closed is not None for one in tight.subscriptions())
 
         for _ in range(500):
             if await one_more():
                 break
-        (closed,) = [one.closed for one in tight.hub._subscriptions if one.closed is not None]
+        (closed,) = [one.closed for one in tight.subscriptions() if one.closed is not None]
         assert closed.code == CloseCode.SLOW
         assert closed.reconnect
         # Nothing can be sent to it: in the end the system gives it up.
@@ -90,7 +90,7 @@ async def test_a_slow_client_that_reads_again_is_told_why_it_must_come_again(
             async def closed() -> bool:
                 push(server, wire)
                 await asyncio.sleep(0)
-                return any(one.closed is not None for one in server.hub._subscriptions)
+                return any(one.closed is not None for one in server.subscriptions())
 
             for _ in range(2000):
                 if await closed():
@@ -177,7 +177,7 @@ async def test_the_connection_of_a_stream_that_ended_answers_the_next_request(
 
 
 async def test_streams_end_cleanly_under_any_asgi_server(settings: Callable[..., Settings], run: RunKey) -> None:
-    async with running_server(settings(), straight=False) as server:
+    async with running_server(settings(), direct_writes=False) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events, websocket(server.url, run) as connection:
             await events.next()

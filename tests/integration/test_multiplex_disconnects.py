@@ -48,7 +48,7 @@ async def unread_connection(server: RunningServer, run: RunKey) -> AsyncIterator
             while json.loads(await connection.recv())["type"] != "snapshot":
                 pass
             connection.transport.pause_reading()
-            (subscription,) = server.hub._subscriptions
+            (subscription,) = server.subscriptions()
             wire = Wire(Reset(dag_id="x" * 100_000, run_id="", reason="cleared"))
 
             def is_behind() -> bool:
@@ -65,11 +65,11 @@ async def send(connection: ClientConnection, **message: object) -> None:
     await connection.send(json.dumps(message))
 
 
-@pytest.fixture(params=[True, False], ids=["straight", "stepped"])
+@pytest.fixture(params=[True, False], ids=["direct", "asgi"])
 async def limited_server(
     settings: Callable[..., Settings], request: pytest.FixtureRequest
 ) -> AsyncIterator[RunningServer]:
-    async with running_server(settings(max_subscriptions=MAX_STREAMS), straight=request.param) as server:
+    async with running_server(settings(max_subscriptions=MAX_STREAMS), direct_writes=request.param) as server:
         await eventually_async(lambda: server.hub.is_live)
         yield server
 

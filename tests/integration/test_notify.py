@@ -15,7 +15,7 @@ import pytest
 from stream_server.domain.run_state import RunKey
 from stream_server.journal import pacing
 from stream_server.journal.listener import NOTIFY_CHANNEL
-from stream_server.journal.tail import IdleState
+from stream_server.journal.tail import IdleState, ReadReason
 from support import lossless_tails
 from support.airflow_sql import AirflowSql
 from support.lossless_tails import TaskTail
@@ -48,24 +48,18 @@ async def idle_tail(url: str, name: str = "tail") -> AsyncIterator[TaskTail]:
     tail = TaskTail(url, name)
     await tail.start()
     try:
-        await eventually_async(lambda: idle_state(tail) is IdleState.IDLE, what="the tail is idle")
+        await eventually_async(lambda: tail.idle_state is IdleState.IDLE, what="the tail is idle")
         yield tail
         tail.check()
     finally:
         await tail.stop()
 
 
-def idle_state(tail: TaskTail) -> IdleState:
-    assert tail._tail is not None
-    return tail._tail._idle_state
-
-
 async def make_active(tail: TaskTail) -> None:
     """Make a tail active, for good."""
-    assert tail._tail is not None
-    tail._tail._pacing = AlwaysBusy()
+    tail.set_pacing(AlwaysBusy())
     tail.wake()
-    await eventually_async(lambda: idle_state(tail) is IdleState.ACTIVE, what="the tail is active")
+    await eventually_async(lambda: tail.idle_state is IdleState.ACTIVE, what="the tail is active")
 
 
 class AlwaysBusy(pacing.Pacing):
@@ -151,12 +145,11 @@ async def test_a_tail_is_idle_only_when_unnotified_transactions_have_ended(
         transaction = airflow.connection.transaction()
         await transaction.start()
         await airflow.set_task(run, "ask", "scheduled")
-        assert tail._tail is not None
-        tail._tail._pacing = pacing.Pacing()
-        await eventually_async(lambda: idle_state(tail) is IdleState.SETTLING)
+        tail.set_pacing(pacing.Pacing())
+        await eventually_async(lambda: tail.idle_state is IdleState.SETTLING)
         await transaction.commit()
         await eventually_async(lambda: row_count(tail) == before + 1)
-        await eventually_async(lambda: idle_state(tail) is IdleState.IDLE)
+        await eventually_async(lambda: tail.idle_state is IdleState.IDLE)
 
 
 async def test_a_tail_becomes_active_if_transactions_wait_for_each_other(
@@ -168,12 +161,12 @@ async def test_a_tail_becomes_active_if_transactions_wait_for_each_other(
         async with idle_tail(journal) as tail:
             writers = [asyncio.create_task(write_slowly(journal, ids[n % len(ids)])) for n in range(WRITERS)]
             try:
-                await eventually_async(lambda: idle_state(tail) is IdleState.ACTIVE, what="the tail is active")
+                await eventually_async(lambda: tail.idle_state is IdleState.ACTIVE, what="the tail is active")
             finally:
                 for writer in writers:
                     writer.cancel()
                 await asyncio.gather(*writers, return_exceptions=True)
-            await eventually_async(lambda: idle_state(tail) is IdleState.IDLE, what="the tail is idle again")
+            await eventually_async(lambda: tail.idle_state is IdleState.IDLE, what="the tail is idle again")
 
 
 async def test_a_session_can_disable_notifications(journal: str, airflow: AirflowSql, run: RunKey) -> None:
@@ -226,16 +219,14 @@ async def test_no_row_waits_for_a_notification_that_does_not_come(
 
 def count_wake_ups(tail: TaskTail) -> dict[str, int]:
     """Count how often a tail becomes active."""
-    assert tail._tail is not None
     count = {"wake-ups": 0}
-    observer = tail._tail._observer
-    last_reason = ["ring"]
+    last_reason: list[ReadReason] = ["ring"]
 
-    def record_read(reason: str, rows: int, seconds: float) -> None:
+    def record_read(reason: ReadReason, rows: int, seconds: float) -> None:
         count["wake-ups"] += reason == "load" != last_reason[0]
         last_reason[0] = reason
 
-    observer.record_read = record_read  # type: ignore[method-assign]
+    tail.on_read(record_read)
     return count
 
 

@@ -203,10 +203,10 @@ async def test_a_replica_that_is_behind_catches_up_first(
         await events.next()
         cursor = events.ids[-1]
     ahead = other.hub.cursor
-    other.hub._cursor = behind
+    other.set_hub_position(behind)
     async with sse(other.url, run, UNTIL_RUN, headers={"Last-Event-ID": cursor or ""}) as events:
         await eventually_async(lambda: other.hub.statistics().runs == 1)
-        other.hub._move_cursor(ahead)
+        other.advance_hub(ahead)
         await airflow.set_task(run, "ask", "queued")
         frames = await events.until("task")
     assert types(frames) == ["resumed", "task"]

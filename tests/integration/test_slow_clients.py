@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from contextlib import suppress
 from urllib.parse import urlsplit
 
 from stream_server.domain.run_state import RunKey
@@ -24,7 +23,7 @@ UNTIL_RUN = "?until=run"
 
 CHANGE_ALL = (
     "UPDATE task_instance SET state = $3::text, try_number = try_number + 1"
-    " WHERE dag_id = $1 AND run_id = $2 AND task_id = 'square'"
+    " WHERE dag_id = $1 AND run_id = $2 AND task_id = 'square' RETURNING pg_current_xact_id()::text::bigint"
 )
 
 
@@ -43,11 +42,13 @@ async def fall_behind(server: RunningServer, airflow: AirflowSql, key: RunKey) -
     assert port is not None
     lines = await HttpStream.open(port, stream_path(key, UNTIL_RUN), cursor=None, slow=True)
     await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
-    (subscription,) = server.hub._subscriptions
+    (subscription,) = server.subscriptions()
     for state in itertools.islice(itertools.cycle(STATES), 100):
-        await airflow.connection.execute(CHANGE_ALL, *key, state)
-        with suppress(AssertionError):
-            await eventually_async(lambda: subscription.closed is not None, within=0.1)
+        txid = await airflow.connection.fetchval(CHANGE_ALL, *key, state)
+        await eventually_async(
+            lambda txid=txid: subscription.closed is not None or server.hub.cursor.is_visible(txid),  # type: ignore[misc]
+            what="the change reaches the hub",
+        )
         if subscription.closed is not None:
             break
     assert subscription.closed is not None

@@ -19,7 +19,8 @@ from unittest.mock import patch
 
 import stream_server.journal.tail
 from stream_server.domain.transition import ReadTiming, Transition
-from stream_server.journal.tail import Tail
+from stream_server.journal.pacing import Pacing
+from stream_server.journal.tail import IdleState, ReadReason, Tail
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from support.lossless_ledger import ReaderLog, Row, row_of
 
@@ -115,6 +116,22 @@ class TaskTail:
         """Wake the tail, as the listener does when a notification arrives."""
         assert self._tail is not None
         self._tail._wake.set()
+
+    # Tests read and change private state of the tail only here.
+
+    @property
+    def idle_state(self) -> IdleState:
+        assert self._tail is not None
+        return self._tail._idle_state
+
+    def set_pacing(self, pacing: Pacing) -> None:
+        assert self._tail is not None
+        self._tail._pacing = pacing
+
+    def on_read(self, record_read: Callable[[ReadReason, int, float], None]) -> None:
+        """Call a function at each read, in place of the tail's observer."""
+        assert self._tail is not None
+        self._tail._observer.record_read = record_read  # type: ignore[assignment, method-assign]
 
     async def stop(self) -> None:
         """Cancel it, as the server does when it stops.

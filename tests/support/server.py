@@ -13,6 +13,8 @@ from typing import Any
 import asyncpg
 
 from stream_server.hub.hub import Hub
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.server.app import create_app
 from stream_server.server.main import DrainingServer, build_uvicorn_config
 from stream_server.settings import Settings
@@ -26,21 +28,35 @@ class RunningServer:
     url: str
     hub: Hub
 
+    # Tests read and change private state of the hub only here.
+
+    def subscriptions(self) -> list[Subscription]:
+        """Return the open subscriptions."""
+        return list(self.hub._subscriptions)
+
+    def set_hub_position(self, position: JournalPosition) -> None:
+        """Set the hub back to an earlier position, as if its tail lagged."""
+        self.hub._cursor = position
+
+    def advance_hub(self, position: JournalPosition) -> None:
+        """Move the hub to a position, as an empty batch does."""
+        self.hub._move_cursor(position)
+
 
 @asynccontextmanager
 async def running_server(
-    settings: Settings, *, straight: bool = True, http: Any = None
+    settings: Settings, *, direct_writes: bool = True, http: Any = None
 ) -> AsyncIterator[RunningServer]:
     """Run a server on a free port; at the end, drain and stop it.
 
     Args:
         settings: Settings of the server.
-        straight: Whether streams write directly to their connections, or through ASGI.
+        direct_writes: Whether streams write directly to their connections, or through ASGI.
         http: uvicorn's HTTP implementation, where it matters.
     """
     app = create_app(settings)
     config = build_uvicorn_config(app, settings)
-    if not straight:
+    if not direct_writes:
         config.http, config.ws = "httptools", "websockets-sansio"
     config.http = http or config.http
     server = DrainingServer(config, settings)
