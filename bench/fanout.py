@@ -30,11 +30,11 @@ from rich.table import Table
 
 from bench.fanout_candidates import (
     ALL,
+    ASGI,
     NCHAN_SSE,
     NCHAN_WEBSOCKET,
     SSE,
     SSE_STARLETTE,
-    ASGI,
     WEBSOCKET,
     running_candidate,
 )
