@@ -1,4 +1,4 @@
-"""What we ask of Airflow's REST API, with the caller's own rights."""
+"""A client of Airflow's REST API, with the credential of one caller."""
 
 from __future__ import annotations
 
@@ -22,39 +22,38 @@ from stream_server.urls import redact_url
 TIMEOUT_SECONDS = 30.0
 
 MAX_FAIL_ATTEMPTS = 4
-"""How often a run is set to failed, where Airflow has a fault."""
+"""How often a run is set to failed while Airflow answers with a server error."""
 
 FAIL_PAUSE_SECONDS = (0.1, 0.5)
-"""Bounds of the random time between them."""
+"""Bounds of the random pause between two attempts."""
 
 MAYBE_CREATED = "; the run may have been created all the same"
-"""What a caller must know where the answer to a trigger is missing."""
+"""Added to an error if a request to trigger a run had no answer."""
+
+StorableName = Annotated[str, msgspec.Meta(pattern=r"^[^\x00\ud800-\udfff]+$")]
+"""A name that PostgreSQL can store. A JSON string can also have NUL, and half a surrogate pair."""
 
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[^\x00\ud800-\udfff]+$")]
-"""What PostgreSQL can store as a name: JSON can also have NUL and half a surrogate pair in a string."""
-
-
-# The parts of Airflow's answers that are read (`airflow.api_fastapi.core_api.datamodels`). An answer of another shape
-# is an `AirflowSilent`, wherever it is read.
+# The members of Airflow's answers that are read (`airflow.api_fastapi.core_api.datamodels`). An answer of another shape
+# raises `AirflowNotResponding`, wherever it is read.
 
 
 class TokenBody(msgspec.Struct):
     """Answer to a login."""
 
-    access_token: Name
+    access_token: StorableName
 
 
 class RunBody(msgspec.Struct):
     """The name of a DAG run."""
 
-    dag_run_id: Name
+    dag_run_id: StorableName
 
 
 class RunStateBody(msgspec.Struct):
     """The state of a DAG run."""
 
-    state: Name
+    state: StorableName
 
 
 class RunPage(msgspec.Struct):
@@ -72,7 +71,7 @@ class XComPage(msgspec.Struct):
 class DagBody(msgspec.Struct):
     """The name of a DAG."""
 
-    dag_id: Name
+    dag_id: StorableName
 
 
 class DagPage(msgspec.Struct):
@@ -86,25 +85,25 @@ _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class AirflowAnswer(Generic[_Body]):
-    """What Airflow answered."""
+    """An answer of Airflow, whatever its status."""
 
     status: int
     body: _Body | None
     """`None` for every status but 200."""
 
     detail: str
-    """What it says of an error."""
+    """The `detail` of an error."""
 
     challenge: str | None
     """Its `WWW-Authenticate`."""
 
 
 class AirflowApi:
-    """Airflow's REST API (`/api/v2`), as one caller sees it.
+    """Airflow's REST API (`/api/v2`), for one caller.
 
     Args:
-        client: An open client whose base URL is Airflow's address.
-        credentials: The caller's headers that say who he is: `Authorization`, or `Cookie` as a whole.
+        client: An open client whose base URL is Airflow's.
+        credentials: The caller's headers: `Authorization`, or the whole `Cookie`.
     """
 
     def __init__(self, client: httpx.AsyncClient, credentials: Mapping[str, str]) -> None:
@@ -114,27 +113,27 @@ class AirflowApi:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, token: str | None) -> AsyncIterator[AirflowApi]:
-        """Connect to an Airflow at `url`, the address of its API server with no path of the API."""
+        """Open a client of the Airflow at `url`, the address of its API server without a path of the API."""
         async with create_shared_client(url, TIMEOUT_SECONDS) as client:
             yield cls(client, {} if token is None else {"Authorization": f"Bearer {token}"})
 
     async def login(self, username: str, password: str) -> str:
-        """Exchange a user's name and password for a token, which is returned (`POST /auth/token`).
+        """Return a token for a user's name and password, and use it from now on (`POST /auth/token`).
 
         Raises:
             AirflowError: Airflow refuses them, or does not answer.
         """
-        answer = await self._request_member(
+        answer = await self._request_body(
             TokenBody, "POST", "/auth/token", {"username": username, "password": password}
         )
         self._credentials["Authorization"] = f"Bearer {answer.access_token}"
         return answer.access_token
 
     async def logout(self) -> None:
-        """Revoke the caller's token, where Airflow can (`GET /api/v2/auth/logout`, 3.2 and later).
+        """Revoke the caller's token, if Airflow can (`GET /api/v2/auth/logout`, 3.2 and later).
 
         Raises:
-            AirflowSilent: There was no answer.
+            AirflowNotResponding: There was no answer.
         """
         await self._send("GET", "/api/v2/auth/logout", "", headers=self._credentials)
 
@@ -143,71 +142,71 @@ class AirflowApi:
 
         Args:
             dag_id: The DAG.
-            body: As Airflow's endpoint has it, but that `logical_date` may be left out.
+            body: The body of Airflow's endpoint. `logical_date` may be left out.
 
         Raises:
-            AirflowRefused: Airflow does not want to.
-            AirflowSilent: There was no answer, and the run may have been created.
+            AirflowRefused: Airflow refuses.
+            AirflowNotResponding: There was no usable answer. The run may have been created.
         """
         path = f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns"
         body = {"logical_date": None, **body}
-        run = await self._request_member(RunBody, "POST", path, body, doubt=MAYBE_CREATED)
+        run = await self._request_body(RunBody, "POST", path, body, doubt=MAYBE_CREATED)
         return RunKey(dag_id, run.dag_run_id)
 
     async def fail_run(self, key: RunKey) -> str:
         """Set a run to failed, and return its state then (`PATCH /api/v2/dags/{dag_id}/dagRuns/{dag_run_id}`).
 
-        Airflow stops its tasks; teardowns still run, and while one does the run is not failed yet. A run that is over
-        is left as it is: Airflow would turn a success into a failure. Where the scheduler goes on with the run in the
-        same moment, each of the two can wait for the other, and Airflow answers 500 when the database has rolled one of
-        them back; so that is tried again.
+        Airflow stops its tasks; teardown tasks still run, and the run is not failed before they have ended. A run that
+        has ended is not changed: Airflow would turn a success into a failure. A server error is retried: if the
+        scheduler changes the run at the same moment, the two transactions can deadlock, and Airflow answers 500 when
+        PostgreSQL has rolled one of them back.
 
         Raises:
             AirflowError: Airflow refuses, or does not answer.
         """
         path = f"{run_path(key)}?update_mask=state"
         for pauses_left in reversed(range(MAX_FAIL_ATTEMPTS)):
-            run = await self._request_member(RunStateBody, "GET", run_path(key))
+            run = await self._request_body(RunStateBody, "GET", run_path(key))
             if run.state in FINAL_RUN_STATES:
                 return run.state
             response = await self._send("PATCH", path, "", json={"state": "failed"}, headers=self._credentials)
             if not response.is_server_error or not pauses_left:
                 break
             await asyncio.sleep(random.uniform(*FAIL_PAUSE_SECONDS))  # noqa: S311 # not for secrets
-        return _read(RunStateBody, response, "PATCH", path).state
+        return _read_body(RunStateBody, response, "PATCH", path).state
 
     async def get(self, shape: type[_Body], path: str, timeout: float) -> AirflowAnswer[_Body]:
-        """Ask for something, be it only to see whether Airflow tells it.
+        """Request something. A refusal is returned, not raised.
 
         Args:
             shape: What the body of a 200 must be.
-            path: What is asked for.
+            path: What is requested.
             timeout: Seconds for each step of the request.
 
         Raises:
             AirflowRefused: The credential can't be sent (400).
-            AirflowSilent: There was no answer, or a 200 with another body.
+            AirflowNotResponding: There was no answer, or a 200 with another body.
         """
         response = await self._send("GET", path, "", headers=self._credentials, timeout=timeout)
         challenge = response.headers.get("www-authenticate")
         if response.status_code == httpx.codes.OK:
-            return AirflowAnswer(response.status_code, _read(shape, response, "GET", path), "", challenge)
+            return AirflowAnswer(response.status_code, _read_body(shape, response, "GET", path), "", challenge)
         return AirflowAnswer(response.status_code, None, _read_detail(response), challenge)
 
     async def forward(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
-        """Hand on a request, and return Airflow's answer as it is.
+        """Forward a request, and return Airflow's answer unchanged.
 
         Raises:
-            AirflowSilent: There was none.
+            AirflowNotResponding: There was no answer.
         """
         return await self._send(method, path, MAYBE_CREATED, content=body, headers={**headers, **self._credentials})
 
-    async def _request_member(
+    async def _request_body(
         self, shape: type[_Body], method: str, path: str, body: Mapping[str, Any] | None = None, *, doubt: str = ""
     ) -> _Body:
-        """Ask something, and return the answer."""
+        """Send a request, and return the body of the answer. `doubt` is added to the error if there is none."""
         response = await self._send(method, path, doubt, json=body, headers=self._credentials)
-        return _read(shape, response, method, path, doubt)
+        return _read_body(shape, response, method, path, doubt)
 
     async def _send(
         self,
@@ -218,34 +217,36 @@ class AirflowApi:
         **what: Any,  # noqa: ANN401
     ) -> httpx.Response:
         address = redact_url(str(self._client.base_url))
-        # As they came: octets, of which some need not be characters (RFC 9110 section 5.5).
+        # As the client sent them: a header value is octets, which need not be text (RFC 9110 section 5.5).
         octets = {name.encode(): value.encode("latin-1", "surrogateescape") for name, value in headers.items()}
         try:
             return await self._client.request(method, path, headers=octets, **what)
         except httpx.LocalProtocolError:
-            # Its text would tell the credential, to whoever logs the cause of this one, too.
-            raise AirflowRefused("A header that says who you are has characters that none may have", 400) from None
+            # Its text contains the credential, and a cause is logged too.
+            raise AirflowRefused("A credential header contains characters that no header may contain", 400) from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise AirflowNotResponding(f"Airflow does not answer at {address} ({_describe_error(error)})") from error
         except httpx.TimeoutException as error:
             raise AirflowTimeout(f"Airflow at {address} did not answer in time{doubt}") from error
         except httpx.HTTPError as error:
-            raise AirflowNotResponding(f"Airflow at {address} broke off ({_describe_error(error)}){doubt}") from error
+            raise AirflowNotResponding(
+                f"The request to Airflow at {address} failed ({_describe_error(error)}){doubt}"
+            ) from error
 
 
-def _read(shape: type[_Body], response: httpx.Response, method: str, path: str, doubt: str = "") -> _Body:
-    """Return the body of an answer.
+def _read_body(shape: type[_Body], response: httpx.Response, method: str, path: str, doubt: str = "") -> _Body:
+    """Return the body of an answer in a given shape.
 
     Raises:
         AirflowRefused: Airflow did not do what it was asked for.
-        AirflowSilent: It has a fault, or the body has another shape: perhaps something else has answered.
+        AirflowNotResponding: It has a fault, or the body has another shape: perhaps something else has answered.
     """
     what = f"Airflow answered {response.status_code} to {method} {path.partition('?')[0]}"
     if response.is_success:
         try:
             return msgspec.convert(response.json(), shape)
         except msgspec.ValidationError as error:
-            # Of the body itself nothing is repeated: it may hold a token.
+            # The body itself is not quoted: it may contain a token.
             raise AirflowNotResponding(f"{what} with JSON of another shape than its API has: {error}{doubt}") from error
         except (ValueError, RecursionError) as error:
             kind = response.headers.get("content-type", "no content type")[:100]
@@ -257,18 +258,18 @@ def _read(shape: type[_Body], response: httpx.Response, method: str, path: str, 
 
 
 def create_shared_client(url: str, timeout: float) -> httpx.AsyncClient:
-    """Return a client that many callers may share: a cookie that Airflow sets for one is not sent for another.
+    """Return a client that many callers can share: it keeps no cookies, so that none is sent for another caller.
 
     Args:
         url: Address of Airflow's API server.
         timeout: Seconds for each step of a request.
     """
-    keep_none = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    return httpx.AsyncClient(base_url=url, timeout=timeout, cookies=keep_none)
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+    return httpx.AsyncClient(base_url=url, timeout=timeout, cookies=no_cookies)
 
 
 def run_path(key: RunKey) -> str:
-    """Return the path of a run in Airflow's REST API, and ours."""
+    """Return the path of a run, in Airflow's REST API and in that of this server."""
     return f"/api/v2/dags/{quote(key.dag_id, safe='')}/dagRuns/{quote(key.run_id, safe='')}"
 
 
@@ -281,7 +282,7 @@ class _ErrorBody(msgspec.Struct):
 
 
 def _read_detail(response: httpx.Response) -> str:
-    """Return what Airflow says of an error, without its surroundings."""
+    """Return the `detail` of an error, or the start of the body."""
     try:
         detail = msgspec.json.decode(response.content, type=_ErrorBody).detail
     except (ValueError, RecursionError):

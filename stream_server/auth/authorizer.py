@@ -1,4 +1,4 @@
-"""Who may see what. The seam: an `Authorizer` is asked before any stream begins."""
+"""Authorization. An `Authorizer` is called before each stream starts, and revalidates it while it lives."""
 
 from __future__ import annotations
 
@@ -18,40 +18,38 @@ from stream_server.hub.subscription import Subscription
 BEARER_PREFIX = "bearer "
 
 COOKIE_PREFIX = "_token="
-"""Where Airflow keeps the token of a browser (`airflow.api_fastapi.auth.managers.base_auth_manager`)."""
+"""The cookie with a browser's token (`airflow.api_fastapi.auth.managers.base_auth_manager`)."""
 
 
 class _JwtClaims(msgspec.Struct):
-    """As much of a token as says how long it is good."""
-
     exp: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as far as he says so: the headers that Airflow would know him by.
+    """A caller, by the headers with which Airflow would identify it.
 
-    They are handed on as they are, and never shown: a token is worth as much as a password.
+    They are forwarded unchanged and never shown: a token is worth as much as a password.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """`authorization`, or `cookie` as a whole: some auth managers keep several."""
+    """`authorization`, or the whole `cookie` header: some auth managers use several cookies."""
 
     @classmethod
     def from_token(cls, token: str) -> Caller:
-        """Return who has a bearer token (RFC 6750)."""
+        """Return the caller with a bearer token (RFC 6750)."""
         return cls({"authorization": f"Bearer {token}"})
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether he does not say who he is."""
+        """Whether there is no credential."""
         return not self.headers
 
     @property
     def expires_at(self) -> float | None:
-        """When the caller's token expires, in seconds since the epoch, if it says so.
+        """When the token expires, in seconds since the epoch; `None` if it is no JWT, or has no `exp`.
 
-        Read without looking at the signature, so that it is good for nothing but timing: Airflow decides.
+        The signature is not verified, so this is for timing only: Airflow decides whether a token is valid.
         """
         _, _, payload = self._find_token().partition(".")
         payload, _, signature = payload.partition(".")
@@ -64,23 +62,20 @@ class Caller:
             return None
 
     def _find_token(self) -> str:
-        """Return the token that Airflow goes by, if there is one."""
+        """Return the token that Airflow uses, or an empty string. The header has precedence, also if it has none."""
         authorization = self.headers.get("authorization")
         if authorization is not None:
-            return (
-                authorization[len(BEARER_PREFIX) :]
-                if authorization[: len(BEARER_PREFIX)].lower() == BEARER_PREFIX
-                else ""
-            )
+            has_token = authorization[: len(BEARER_PREFIX)].lower() == BEARER_PREFIX
+            return authorization[len(BEARER_PREFIX) :] if has_token else ""
         cookies = (cookie.strip() for cookie in self.headers.get("cookie", "").split(";"))
         return next((cookie[len(COOKIE_PREFIX) :] for cookie in cookies if cookie.startswith(COOKIE_PREFIX)), "")
 
 
 class Access(NamedTuple):
-    """What a caller may see of a run."""
+    """What a caller may see of a run, beside its transitions."""
 
     can_read_values: bool
-    """Whether he may read what tasks return and say, as well as transitions."""
+    """Whether return values and output of tasks are visible."""
 
 
 FULL_ACCESS, ACCESS_WITHOUT_VALUES = Access(can_read_values=True), Access(can_read_values=False)
@@ -90,43 +85,43 @@ class StreamScope(NamedTuple):
     """What a stream shows."""
 
     dag_id: str = ""
-    """The DAG; empty for all that the caller may read."""
+    """The DAG; empty for all DAGs that the caller may read."""
 
     run_id: str = ""
-    """The run, where it is one; empty for all of a DAG."""
+    """The run; empty for all runs of a DAG."""
 
     output: bool = False
-    """Whether it shows what the tasks of a DAG's runs say."""
+    """Whether it shows output of the runs of a DAG."""
 
 
 OnTokenExpiring: TypeAlias = Callable[[Subscription, datetime], None]
-"""Tells the client of a subscription that his token is about to expire, and when."""
+"""Called some time before the token of a stream's caller expires, with that time."""
 
 
 class LivePermission(Protocol):
-    """Keeps a stream to what its caller may see, for as long as it lives."""
+    """The permission of a live stream, which is revalidated until `release`."""
 
     async def revalidate(self, caller: Caller) -> None:
-        """Go on with another credential. A refusal is raised, and then nothing has changed."""
+        """Continue with another credential. If this raises, nothing has changed."""
 
     def release(self) -> None:
-        """Let go: the stream is over."""
+        """Stop revalidating: the stream is closed."""
 
 
 class Authorizer(Protocol):
-    """Decides what a caller may see. A refusal is raised, as the error that is told to him."""
+    """Decides what a caller may see. It raises the error that the client gets."""
 
     requires_credential: bool
-    """Whether callers must say who they are."""
+    """Whether callers must identify themselves."""
 
     async def check_run(self, caller: Caller, key: RunKey) -> Access:
         """Return what a caller may see of a run."""
 
     async def check_dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
-        """Return what a caller may see of the runs of a DAG; where no `output` is wanted, no values."""
+        """Return what a caller may see of the runs of a DAG. Values are included only if `output` is wanted."""
 
     async def check_dags(self, caller: Caller) -> None:
-        """Let a caller see the runs of all DAGs that he may read; which, `readable` tells."""
+        """Raise unless a caller may see the runs of all DAGs that it may read; `readable_dags` returns which."""
 
     def readable_dags(self, caller: Caller) -> ReadPermissions | None:
         """Return what a caller may read of all DAGs; `None` for everything."""
@@ -139,35 +134,33 @@ class Authorizer(Protocol):
         subscription: Subscription,
         expiring: OnTokenExpiring | None = None,
     ) -> LivePermission | None:
-        """Close a stream when its caller may not see it any more.
+        """Disconnect a stream when its caller may not see it any more.
 
         Args:
-            caller: Who was let in.
-            scope: What it shows.
-            access: What he was let see.
-            subscription: His place in it.
-            expiring: Called before his token expires; by default the stream is closed, for him to come again.
+            caller: The caller.
+            scope: What the stream shows.
+            access: What the caller was permitted.
+            subscription: The stream.
+            expiring: Called before the token expires. By default the client is disconnected, to connect with a new one.
         """
 
 
 class AllowAll:
-    """`--auth none`: everybody may see everything."""
+    """`--auth none`: every caller may see everything."""
 
     requires_credential = False
 
     async def check_run(self, caller: Caller, key: RunKey) -> Access:
-        """Return that all may be seen."""
         return FULL_ACCESS
 
     async def check_dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
-        """Return that all may be seen."""
         return FULL_ACCESS
 
     async def check_dags(self, caller: Caller) -> None:
-        """Let everybody in."""
+        pass
 
     def readable_dags(self, caller: Caller) -> None:
-        """Return that all may be seen."""
+        pass
 
     def register_stream(
         self,
@@ -177,4 +170,4 @@ class AllowAll:
         subscription: Subscription,
         expiring: OnTokenExpiring | None = None,
     ) -> None:
-        """Do nothing: it will be so for ever."""
+        pass

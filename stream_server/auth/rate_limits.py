@@ -1,48 +1,54 @@
-"""How many streams a caller may have, and how fast he may begin them.
+"""How many streams a caller may have at once, and how many it may start in a second.
 
-Pure: times are given, in seconds of any steady clock.
+Pure: times are passed in, in seconds of any steady clock.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
+from cachetools import LRUCache
+
+from stream_server.auth.credential import credential_digest
 from stream_server.errors import TooManyJoins, TooManyStreams
 
 BURST_SECONDS = 10.0
-"""Who has been quiet for so long may begin at once what he may begin in that time, as after a restart of ours."""
+"""A caller that has been quiet for so long may start at once what it may start in that time: all streams of a page
+reconnect together after a restart of this server."""
 
 RETRY_SECONDS = 5
-"""When to try again who has too many streams: one of them may have ended by then."""
+"""`Retry-After` for a caller with too many streams: one of them may have ended by then."""
 
 MAX_CALLERS = 100_000
-"""Callers whose joins are counted; of more, who has not come for the longest time is forgotten."""
+"""Callers whose rates are kept, and credentials that are known to be good. The least recently seen are dropped."""
 
 
 class CallerSlot:
-    """One request or stream of a caller, to be left when it is over."""
+    """One request or stream of a caller, until `release`."""
 
     __slots__ = ("_limits", "caller", "joining_caller", "outlives_request")
 
-    def __init__(self, admission: RateLimits, caller: str | None) -> None:
-        self._limits: RateLimits | None = admission
+    def __init__(self, limits: RateLimits, caller: str | None) -> None:
+        # `None` once it has been released.
+        self._limits: RateLimits | None = limits
         self.caller = caller
+        """The caller that the slot counts for; `None` if it is not limited."""
+
         self.joining_caller = caller
-        """Who begins what is begun on this connection."""
+        """The caller that what is started on this connection counts for."""
 
         self.outlives_request = False
-        """Whether a stream has it that outlives its request."""
+        """Whether a stream keeps the slot after the end of its request."""
 
     def attribute_to(self, caller: str | None) -> None:
-        """Count it for somebody else: for who the caller has turned out to be.
+        """Count the slot for another caller.
 
         Raises:
-            TooManyStreams: He has as many as he may.
+            TooManyStreams: That caller has as many as it may.
         """
         if self._limits is not None and caller != self.caller:
             self._limits.take(caller)
@@ -50,11 +56,11 @@ class CallerSlot:
             self.caller = caller
 
     def authenticate_as(self, caller: str, now: float) -> None:
-        """Count it, and all that is begun on it, for who has shown that he is the caller.
+        """Count the slot, and everything started on its connection, for a caller whose credential is good.
 
         Raises:
-            TooManyJoins: He has begun too many of late.
-            TooManyStreams: He has as many as he may.
+            TooManyJoins: That caller has started too much in a short time.
+            TooManyStreams: That caller has as many as it may.
         """
         if self._limits is None or caller == self.joining_caller:
             return
@@ -64,99 +70,91 @@ class CallerSlot:
         self.joining_caller = caller
 
     def attribute_without_limit(self, caller: str) -> None:
-        """Count it for the caller, even if he has as many as he may: it is there already."""
+        """Do as `authenticate_as`, but never raise: the connection is open already, and stays."""
         if self._limits is not None and caller != self.caller:
             self._limits.release(self.caller)
             self._limits.take_without_limit(caller)
         self.caller = self.joining_caller = caller
 
-    def release(self, _over: object = None) -> None:
-        """Make room. A second time does nothing."""
+    def release(self) -> None:
+        """Free the slot. A second call does nothing."""
         if self._limits is not None:
             self._limits.release(self.caller)
             self._limits = None
 
 
 class RateLimits:
-    """Who has how much. A caller that is `None` is not bounded.
+    """The slots and rates of all callers. A caller that is `None` has no limits.
+
+    The rate is limited by GCRA (generic cell rate algorithm, ITU-T I.371): one number for each caller, the time at
+    which all that it has started would have been started at exactly the rate.
 
     Args:
         max_streams: Streams and waiting requests that a caller may have at once.
-        joins_per_second: Requests and subscriptions that a caller may begin in a second; ten times as many at once.
-        key: Of the digests that credentials are remembered by.
+        joins_per_second: Requests and subscriptions that a caller may start in a second, in the long run.
+        key: Key of the digests that stand for credentials.
     """
 
     def __init__(self, max_streams: int, joins_per_second: float, key: bytes) -> None:
         self._max_streams = max_streams
         self._rate = joins_per_second
         self._streams: Counter[str] = Counter()
-        self._burst_full_at: OrderedDict[str, float] = OrderedDict()
-        """When each caller's burst is whole again."""
-
+        self._burst_full_at: LRUCache[str, float] = LRUCache(MAX_CALLERS)
         self._key = key
-        self._verified: OrderedDict[str, None] = OrderedDict()
+        self._verified: LRUCache[str, None] = LRUCache(MAX_CALLERS)
 
     def caller_of_credential(self, credential: Mapping[str, str]) -> str:
-        """Return who somebody is that shows a credential, as far as it is good."""
-        digest = hashlib.blake2b(key=self._key, digest_size=16)
-        for name in sorted(credential):
-            digest.update(f"{name}:{len(credential[name])}:{credential[name]}".encode("utf-8", "surrogateescape"))
-        return f"credential {digest.hexdigest()}"
+        """Return the caller that a credential stands for, whether or not the credential is good."""
+        return f"credential {credential_digest(credential, self._key).hex()}"
 
-    def mark_verified(self, identity: str) -> None:
-        """Remember that a credential was good: from now on its caller is not one with all who share his address.
+    def mark_verified(self, caller: str) -> None:
+        """Remember that a credential is good. From now on its caller does not share the limits of its address.
 
-        Who makes up credentials is not helped by it, since none of them is good.
+        Other credentials do not count: a client could make up one for each request.
         """
-        self._verified[identity] = None
-        self._verified.move_to_end(identity)
-        if len(self._verified) > MAX_CALLERS:
-            self._verified.popitem(last=False)
+        self._verified[caller] = None
 
-    def is_verified(self, identity: str) -> bool:
-        """Tell whether a credential was good."""
-        return identity in self._verified
+    def is_verified(self, caller: str) -> bool:
+        """Whether the credential of a caller is known to be good."""
+        return caller in self._verified
 
     def acquire(self, caller: str | None, now: float) -> CallerSlot:
-        """Begin a request.
+        """Return a slot for a new request.
 
         Raises:
-            TooManyJoins: The caller has begun too many of late.
-            TooManyStreams: He has too many.
+            TooManyJoins: The caller has started too much in a short time.
+            TooManyStreams: The caller has as many as it may.
         """
         self.record_join(caller, now)
         self.take(caller)
         return CallerSlot(self, caller)
 
     def record_join(self, caller: str | None, now: float) -> None:
-        """Begin something that is no request of its own, such as a subscription.
+        """Count something that is started without a request of its own, such as a subscription.
 
         Raises:
-            TooManyJoins: The caller has begun too many of late.
+            TooManyJoins: The caller has started too much in a short time.
         """
         if caller is None:
             return
-        whole = max(self._burst_full_at.get(caller, now), now) + 1 / self._rate
-        if whole - now > BURST_SECONDS:
+        full_at = max(self._burst_full_at.get(caller, now), now) + 1 / self._rate
+        if full_at - now > BURST_SECONDS:
             raise TooManyJoins(
-                f"You begin more than {self._rate:g} requests a second (STREAM_SERVER_MAX_JOINS_PER_SECOND)",
-                math.ceil(whole - now - BURST_SECONDS),
+                f"You start more than {self._rate:g} requests a second (STREAM_SERVER_MAX_JOINS_PER_SECOND)",
+                math.ceil(full_at - now - BURST_SECONDS),
             )
-        self._burst_full_at[caller] = whole
-        self._burst_full_at.move_to_end(caller)
-        if len(self._burst_full_at) > MAX_CALLERS:
-            self._burst_full_at.popitem(last=False)
+        self._burst_full_at[caller] = full_at
 
     def refund_join(self, caller: str | None) -> None:
-        """Undo a join that was another caller's."""
+        """Undo a `record_join` that turned out to be another caller's."""
         if caller is not None and caller in self._burst_full_at:
             self._burst_full_at[caller] -= 1 / self._rate
 
     def take(self, caller: str | None) -> None:
-        """Count one more for a caller.
+        """Count one more stream.
 
         Raises:
-            TooManyStreams: He has as many as he may.
+            TooManyStreams: The caller has as many as it may.
         """
         if caller is None:
             return
@@ -170,11 +168,11 @@ class RateLimits:
         self.take_without_limit(caller)
 
     def take_without_limit(self, caller: str) -> None:
-        """Count one more for a caller, however many he has."""
+        """Count one more stream, however many there are."""
         self._streams[caller] += 1
 
     def release(self, caller: str | None) -> None:
-        """Count one less."""
+        """Count one stream less."""
         if caller is None:
             return
         self._streams[caller] -= 1
@@ -184,10 +182,10 @@ class RateLimits:
 
 @lru_cache(maxsize=1024)
 def caller_of_address(host: str | None) -> str | None:
-    """Return who a caller is that has shown nothing but his address.
+    """Return the caller that an address stands for, where there is no good credential.
 
-    Of IPv6 addresses the network counts, since a host has as many as it likes there (RFC 6177). Nobody is `None`: who
-    is on this very machine is its operator, or a proxy that was not named.
+    For IPv6 it is the /64 network: a host may have any number of addresses there (RFC 6177). Loopback addresses have no
+    limits (`None`): they are those of an operator, or of a proxy that is not named in the settings.
     """
     if host is None:
         return None

@@ -1,4 +1,4 @@
-"""What one caller may read of all DAGs, asked as they appear: for streams of many runs."""
+"""What one caller may read of all DAGs, looked up as DAGs appear: for streams of many runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import NamedTuple
 
+from cachetools import FIFOCache
+
 from stream_server.errors import AirflowRefused, PermissionUnknown, StreamServerError
 from stream_server.hub.firehose import Resource
 
@@ -19,46 +21,45 @@ BACKOFF_SECONDS = (1.0, 10.0)
 """First and longest pause after a look-up that failed; it doubles each time, with jitter."""
 
 MAX_WAIT_SECONDS = 10.0
-"""How long somebody waits who comes back."""
+"""How long a resuming client waits for permissions."""
 
 STALE_FACTOR = 2
-"""How many times as long as it is good an answer counts, while it is renewed."""
+"""An answer is used for so many times its validity, while it is renewed."""
 
 MAX_RENEWAL_FACTOR = 10
-"""How many times as long as it is good an answer is renewed at most without being asked for itself."""
+"""An answer is renewed by lists for so many times its validity. Then it is requested directly."""
 
 MAX_DIRECT_REQUESTS = 100
-"""How many answers are asked for themselves while one is good, of those that can be renewed in another way."""
-
+"""Direct requests in one period of validity, of answers that a list can renew too."""
 
 MAX_ANSWERS = 10_000
-"""Answers that are kept of a caller."""
+"""Answers that are kept for a caller. The oldest are dropped first."""
 
 OUTPUT_OF_ALL_DAGS = Resource("~", output=True)
-"""What tasks say, whatever their DAG, as paths of Airflow's have it (`requires_access_dag`)."""
+"""Output whatever the DAG, in the form that paths of Airflow's API have (`requires_access_dag`)."""
 
 
 class _Answer(NamedTuple):
     allowed: bool
     requested_at: float
-    """When Airflow was asked about this itself."""
+    """When Airflow was asked about this resource itself."""
 
     renewed_at: float
 
 
 class ReadableDags:
-    """Implements `stream_server.firehose.Readable`.
+    """Implements `stream_server.hub.firehose.ReadPermissions`.
 
-    A DAG that a transition names is checked by a request of its own, at most `MAX_DIRECT_REQUESTS` of them at a
-    time. Beyond that, DAGs take turns, and the others are renewed from Airflow's list of readable DAGs and one
-    check of XComs. Airflow's own lists of the runs and XComs of many DAGs follow the same rule
-    (`permitted_dag_filter_factory`, and a permission that names no DAG). The list costs Airflow about as much as a
-    check of one DAG. The revalidation of the stream checks whether runs may be read.
+    Each resource is requested directly when it is first met. Where there are more than `MAX_DIRECT_REQUESTS`, they take
+    turns, and the others are renewed by what Airflow's own lists of the runs and XComs of many DAGs use
+    (`permitted_dag_filter_factory`, and a permission that names no DAG): a list of the DAGs that may be read, which
+    costs Airflow about as much as a request for one DAG, and whether XComs may be read at all. Whether runs may be read
+    at all is revalidated for each stream (`revalidation.py`).
 
     Args:
-        ask: Asks whether the caller may read something, or `OUTPUT_OF_ALL_DAGS`.
-        list_dags: Lists the DAGs that he may read.
-        good_for: Seconds for which an answer is good. Then it is renewed when its DAG is met next.
+        ask: Requests whether the caller may read something, or `OUTPUT_OF_ALL_DAGS`.
+        list_dags: Lists the DAGs that the caller may read.
+        good_for: Seconds for which an answer is valid. Then it is renewed when its DAG is met next.
         max_wait: Seconds for which transitions may wait for an answer.
         clock: Returns the time in seconds.
         sleep: Waits for so many seconds.
@@ -78,96 +79,95 @@ class ReadableDags:
         self._good_for = good_for
         self.max_wait = max_wait
         self._clock, self._sleep = clock, sleep
-        self._answers: dict[Resource, _Answer] = {}
-        self._pauses: dict[Resource | None, float] = {}
-        """Seconds of the last pause, by look-up (`None` for the list), where it has failed since its last success."""
-
+        self._answers: FIFOCache[Resource, _Answer] = FIFOCache(MAX_ANSWERS)
+        # Seconds of the last pause, by look-up (`None` for the list), if it has failed since its last success.
+        self._pauses: FIFOCache[Resource | None, float] = FIFOCache(MAX_ANSWERS)
         self._requests: dict[Resource, asyncio.Task[None]] = {}
         self._renewal: asyncio.Task[bool] | None = None
         self._can_read_all_output = True
-        """Whether what tasks say may be read whatever their DAG, so that a list of DAGs renews that, too."""
+        """Whether output may be read whatever the DAG, so that a list of DAGs renews that too."""
 
         self._quota = DirectRequestQuota(good_for)
 
-    def may_read(self, reading: Resource) -> bool | None:
-        """Tell whether the caller may read something; `None` where that is to be asked first."""
-        known = self._answers.get(reading)
-        if known is None:
+    def may_read(self, resource: Resource) -> bool | None:
+        """Whether the caller may read something; `None` if that is not known."""
+        answer = self._answers.get(resource)
+        if answer is None:
             return None
-        now = self._clock()
-        if now - known.renewed_at > self._good_for * STALE_FACTOR:
+        age = self._clock() - answer.renewed_at
+        if age > self._good_for * STALE_FACTOR:
             return None
-        if now - known.renewed_at > self._good_for:
-            self._start_request(reading)
-        return known.allowed
+        if age > self._good_for:
+            self._start_request(resource)
+        return answer.allowed
 
-    def request_decision(self, readings: Collection[Resource], then: Callable[[], None]) -> None:
-        """Ask about something, and call something when Airflow has answered, or did not: then it can be asked again."""
-        waiting = {self._start_request(reading) for reading in readings}
+    def request_decision(self, resources: Collection[Resource], then: Callable[[], None]) -> None:
+        """Look up resources. `then` is called when all look-ups have ended, also without an answer."""
+        waiting = {self._start_request(resource) for resource in resources}
 
-        def done(task: asyncio.Task[None]) -> None:
+        def finish(task: asyncio.Task[None]) -> None:
             waiting.discard(task)
             if not waiting and not task.cancelled():
                 then()
 
         for task in list(waiting):
-            task.add_done_callback(done)
+            task.add_done_callback(finish)
 
-    async def filter_readable(self, readings: Collection[Resource]) -> Collection[Resource]:
-        """Return what of something the caller may read, when that is known of all.
+    async def filter_readable(self, resources: Collection[Resource]) -> Collection[Resource]:
+        """Return which of some resources the caller may read, once that is known of all.
 
         Raises:
             PermissionUnknown: Airflow does not answer.
         """
         deadline = self._clock() + MAX_WAIT_SECONDS
-        while None in (rights := {reading: self.may_read(reading) for reading in readings}).values():
+        while None in (permissions := {resource: self.may_read(resource) for resource in resources}).values():
             left = deadline - self._clock()
             if left <= 0:
-                raise PermissionUnknown("Airflow does not say which DAGs you may read")
-            await asyncio.wait(
-                [self._start_request(reading) for reading, may in rights.items() if may is None], timeout=left
-            )
-        return {reading for reading, may in rights.items() if may}
+                raise PermissionUnknown("Airflow does not answer which DAGs you may read")
+            unknown = [resource for resource, may_read in permissions.items() if may_read is None]
+            await asyncio.wait([self._start_request(resource) for resource in unknown], timeout=left)
+        return {resource for resource, may_read in permissions.items() if may_read}
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Cancel all look-ups."""
         tasks = [*self._requests.values(), *([self._renewal] if self._renewal is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start_request(self, reading: Resource) -> asyncio.Task[None]:
-        asking = self._requests.get(reading)
-        if asking is None:
-            asking = self._requests[reading] = asyncio.create_task(self._request(reading), name="question about a DAG")
-            asking.add_done_callback(lambda _: self._requests.pop(reading, None))
-        return asking
+    def _start_request(self, resource: Resource) -> asyncio.Task[None]:
+        request = self._requests.get(resource)
+        if request is None:
+            request = asyncio.create_task(self._request(resource), name="permission look-up")
+            self._requests[resource] = request
+            request.add_done_callback(lambda _: self._requests.pop(resource, None))
+        return request
 
-    async def _request(self, reading: Resource) -> None:
-        """Learn whether something may be read, by whatever costs Airflow less.
+    async def _request(self, resource: Resource) -> None:
+        """Look up a resource, by whatever costs Airflow less.
 
-        Ends without an answer, after a pause, where a look-up fails: whoever still wants to know begins anew.
+        If a look-up fails, this ends without an answer, after a pause. It can be started again then.
         """
-        if self._is_renewed_by_list(reading):
+        if self._is_renewed_by_list(resource):
             if self._renewal is None:
                 self._renewal = asyncio.create_task(self._attempt(None, self._renew_all), name="list of DAGs")
                 self._renewal.add_done_callback(self._on_renewed)
-            # Those who wait for the same list share it, and the pause after it.
+            # All resources that wait for the list share it, and the pause after it.
             has_list = await asyncio.shield(self._renewal)
-            if not has_list or self._is_good(reading):
+            if not has_list or self._is_valid(resource):
                 return
-        await self._attempt(reading, partial(self._ask_for, reading))
+        await self._attempt(resource, partial(self._fetch, resource))
 
     async def _attempt(self, subject: Resource | None, look_up: Callable[[], Awaitable[None]]) -> bool:
-        """Make a look-up, and pause where it fails. Return whether it has succeeded.
+        """Make a look-up, and pause if it fails. Return whether it has succeeded.
 
-        An exception that nothing here expects counts as a failure, too: without a pause it would be repeated at once.
+        An unexpected exception counts as a failure too: without a pause the look-up would be repeated at once.
         """
         try:
             await look_up()
         except Exception as error:
             if not isinstance(error, StreamServerError) and not self._pauses:
-                # The first in a row only. Errors of our own are logged by the one that asks.
+                # The first in a row only. Errors of our own are logged where they are raised.
                 log.exception("A look-up of permissions has failed", extra={"action": "lookup_failed"})
             await self._sleep(self._next_pause(subject) * random.uniform(0.5, 1.5))  # noqa: S311 # not for secrets
             return False
@@ -176,92 +176,75 @@ class ReadableDags:
 
     def _next_pause(self, subject: Resource | None) -> float:
         first, longest = BACKOFF_SECONDS
-        last = self._pauses.pop(subject, None)
-        pause = first if last is None else min(2 * last, longest)
-        self._pauses[subject] = pause
-        if len(self._pauses) > MAX_ANSWERS:
-            # The one that failed longest ago.
-            del self._pauses[next(iter(self._pauses))]
+        last = self._pauses.get(subject)
+        pause = self._pauses[subject] = first if last is None else min(2 * last, longest)
         return pause
 
-    async def _ask_for(self, reading: Resource) -> None:
+    async def _fetch(self, resource: Resource) -> None:
         now = self._clock()
-        self._store(reading, _Answer(await self._check(reading), now, now))
+        self._answers[resource] = _Answer(await self._check(resource), now, now)
 
-    def _store(self, reading: Resource, known: _Answer) -> None:
-        self._answers.pop(reading, None)
-        self._answers[reading] = known
-        if len(self._answers) > MAX_ANSWERS:
-            # That which was asked for longest ago.
-            del self._answers[next(iter(self._answers))]
-
-    def _is_renewed_by_list(self, reading: Resource) -> bool:
-        """Whether a list can renew what is known of something, and it is not its turn to be asked for itself."""
-        known = self._answers.get(reading)
-        if known is None:
+    def _is_renewed_by_list(self, resource: Resource) -> bool:
+        """Whether a list can renew what is known of a resource, and the resource is not to be requested directly."""
+        answer = self._answers.get(resource)
+        if answer is None:
             return False
         now = self._clock()
-        if (
-            self._quota.try_take(known.requested_at, now)
-            or now - known.requested_at > self._good_for * MAX_RENEWAL_FACTOR
-        ):
+        is_too_old = now - answer.requested_at > self._good_for * MAX_RENEWAL_FACTOR
+        if self._quota.try_take(answer.requested_at, now) or is_too_old:
             return False
-        return self._can_read_all_output or not (reading.output and known.allowed)
+        return self._can_read_all_output or not (resource.output and answer.allowed)
 
-    def _is_good(self, reading: Resource) -> bool:
-        known = self._answers.get(reading)
-        return known is not None and self._clock() - known.renewed_at <= self._good_for
+    def _is_valid(self, resource: Resource) -> bool:
+        answer = self._answers.get(resource)
+        return answer is not None and self._clock() - answer.renewed_at <= self._good_for
 
     async def _renew_all(self) -> None:
         now = self._clock()
         try:
             listed = await self._list_dags()
         except AirflowRefused:
-            # Who may not list DAGs may read some all the same, each of which is asked for itself.
+            # A caller that may not list DAGs may still read some. Each of them is requested directly.
             return
-        if any(reading.output for reading in self._answers):
+        if any(resource.output for resource in self._answers):
             self._can_read_all_output = await self._check(OUTPUT_OF_ALL_DAGS)
-        for reading, known in list(self._answers.items()):
-            if not known.allowed:
-                # Though its DAG be listed now: it waits for its turn.
-                self._answers[reading] = known._replace(renewed_at=now)
-            elif reading.dag_id not in listed:
-                del self._answers[reading]
-            elif self._can_read_all_output or not reading.output:
-                self._answers[reading] = known._replace(renewed_at=now)
+        for resource, answer in list(self._answers.items()):
+            if not answer.allowed:
+                # Also if its DAG is listed now: that shows at its next direct request.
+                self._answers[resource] = answer._replace(renewed_at=now)
+            elif resource.dag_id not in listed:
+                del self._answers[resource]
+            elif self._can_read_all_output or not resource.output:
+                self._answers[resource] = answer._replace(renewed_at=now)
 
     def _on_renewed(self, _task: asyncio.Task[bool]) -> None:
         self._renewal = None
 
 
 class DirectRequestQuota:
-    """Has at most `MAX_DIRECT_REQUESTS` answers requested one by one while one is good, the oldest first.
+    """Permits `MAX_DIRECT_REQUESTS` direct requests in each period of validity, for the oldest answers first.
 
     Args:
-        good_for: Seconds for which an answer is good.
+        good_for: Seconds for which an answer is valid.
     """
 
     def __init__(self, good_for: float) -> None:
         self._good_for = good_for
         self._round_started_at = float("-inf")
+        # When all answers that were renewed in this round had been requested last.
         self._requested_at: list[float] = []
-        """When all that had an answer renewed in this round were asked for last."""
-
         self._oldest_before = float("inf")
-        """Of whatever was asked for later it is not the turn."""
+        """Answers that were requested later are not permitted in this round."""
 
         self._taken = 0
 
-    def try_take(self, asked_at: float, now: float) -> bool:
-        """Tell whether it is the turn of something that was asked for at a time."""
+    def try_take(self, requested_at: float, now: float) -> bool:
+        """Permit a direct request, or not, for an answer that was requested last at a time."""
         if now - self._round_started_at >= self._good_for:
-            self._oldest_before = (
-                sorted(self._requested_at)[MAX_DIRECT_REQUESTS - 1]
-                if len(self._requested_at) > MAX_DIRECT_REQUESTS
-                else float("inf")
-            )
+            met = sorted(self._requested_at)
+            self._oldest_before = met[MAX_DIRECT_REQUESTS - 1] if len(met) > MAX_DIRECT_REQUESTS else float("inf")
             self._round_started_at, self._requested_at, self._taken = now, [], 0
-        takes = self._taken < MAX_DIRECT_REQUESTS and asked_at <= self._oldest_before
+        takes = self._taken < MAX_DIRECT_REQUESTS and requested_at <= self._oldest_before
         self._taken += takes
-        self._requested_at.append(now if takes else asked_at)
+        self._requested_at.append(now if takes else requested_at)
         return takes

@@ -1,7 +1,7 @@
-"""Keeping streams to what their callers may see, for as long as they live.
+"""Revalidation: live streams end when their caller may not see them any more.
 
-Streams of one caller that stand and fall by one answer are a party, and Airflow is asked once for all of them. One loop
-looks after all parties: there is neither a task nor a timer for each client.
+Streams of one caller that depend on the same answer form a group, and Airflow is asked once for all of them. One loop
+checks all groups: there is neither a task nor a timer for each client.
 """
 
 from __future__ import annotations
@@ -23,60 +23,66 @@ from stream_server.protocol.close_codes import CloseCode
 log = logging.getLogger(__name__)
 
 WARNING_SECONDS = 60.0
-"""How long before a token expires its bearer is told."""
+"""How long before a token expires its clients are warned."""
 
 RETRY_SECONDS = 5.0
-"""How soon Airflow is asked again where it did not answer, at most."""
+"""Longest pause before Airflow is asked again that did not answer."""
 
 CHECKS_PER_INTERVAL = 16
-"""How often in an interval the parties are looked at."""
+"""How often all groups are checked in an interval."""
 
 FIRST_DELAY, LATER_DELAY = (0.25, 0.5), (0.75, 1.0)
-"""Bounds of the random part of an interval after which a party is asked for: the first answer may be a kept one."""
+"""Bounds of the random part of an interval after which a group is revalidated. The first time is earlier, because the
+first answer may come from the cache."""
 
 MAX_CONCURRENT_CHECKS = 8
-"""How many parties are asked for at once: who comes anew does not wait behind all that are due."""
+"""Groups that are revalidated at once. New callers do not wait behind all groups that are due."""
 
 GROUPS_PER_TURN = 500
-"""Parties that are looked at in one turn of the loop."""
+"""Groups that are checked in one turn of the event loop."""
 
 RECONNECT_DELAY_MS = (0, 3000)
-"""Bounds of the random delay after which those come back who must."""
+"""Bounds of the random delay after which clients reconnect."""
 
-INVALID_TOKEN_DETAIL = "Invalid JWT token"  # noqa: S105 # what Airflow says, and no token
-"""Detail of the 403 that Airflow answers to a token that was revoked, or is none (`core_api.security`)."""
+INVALID_TOKEN_DETAIL = "Invalid JWT token"  # noqa: S105 # what Airflow answers, and no token
+"""Detail of the 403 with which Airflow answers a revoked or malformed token (`core_api.security`)."""
 
 CheckAccess: TypeAlias = Callable[[Caller, StreamScope], Awaitable[Access]]
-"""Asks Airflow anew what a caller may see; raises as `Authorizer` does."""
+"""Asks Airflow what a caller may see, without a cache; raises as `Authorizer` does."""
 
 GroupKey: TypeAlias = tuple[bytes, StreamScope, Access]
-"""What a party has in common: who, what he watches, and what he was let see of it."""
+"""What the streams of a group have in common: caller, scope, and what the caller was permitted."""
 
 
 class StreamPermission:
-    """Keeps one stream to what its caller may see."""
+    """The permission of one live stream."""
 
     __slots__ = ("_revalidator", "group", "on_expiring", "subscription")
 
     def __init__(
-        self, guards: Revalidator, party: PermissionGroup, subscription: Subscription, expiring: OnTokenExpiring | None
+        self,
+        revalidator: Revalidator,
+        group: PermissionGroup,
+        subscription: Subscription,
+        on_expiring: OnTokenExpiring | None,
     ) -> None:
-        self._revalidator = guards
-        self.group = party
+        self._revalidator = revalidator
+        self.group = group
         self.subscription = subscription
-        self.on_expiring = expiring
-        party.streams.add(self)
+        self.on_expiring = on_expiring
+        group.streams.add(self)
 
     async def revalidate(self, caller: Caller) -> None:
-        """Go on with another credential.
+        """Continue with another credential.
 
         Raises:
-            AirflowRefused: Its bearer may not see this; nothing has changed.
-            Unavailable: Airflow can't be asked; nothing has changed.
+            AirflowRefused: Its caller may not see this. Nothing has changed.
+            Unavailable: Airflow can't be asked. Nothing has changed.
         """
         before = self.group
         access = await self._revalidator.check_access(caller, before.scope)
         if self not in before.streams:
+            # Released meanwhile.
             return
         if access != before.access:
             self.close_changed()
@@ -85,18 +91,17 @@ class StreamPermission:
         self.group.streams.add(self)
 
     def release(self) -> None:
-        """Let go: the stream is over."""
+        """Stop revalidating: the stream is closed."""
         self.group.streams.discard(self)
         self._revalidator.discard_if_empty(self.group)
 
     def close_changed(self) -> None:
-        """Have the client come back: what he may see is another thing now."""
-        self.subscription.disconnect(
-            CloseCode.ACCESS_CHANGED, "What you may see has changed", retry_ms=_random_reconnect_delay()
-        )
+        """Have the client reconnect, because it may see something else now."""
+        reason = "What you may see has changed"
+        self.subscription.disconnect(CloseCode.ACCESS_CHANGED, reason, retry_ms=_random_reconnect_delay())
 
     def warn_of_expiry(self, expires_at: datetime) -> None:
-        """Tell the client that his token is about to expire."""
+        """Warn the client that its token is about to expire."""
         if self.on_expiring is not None:
             self.on_expiring(self.subscription, expires_at)
         else:
@@ -105,7 +110,7 @@ class StreamPermission:
 
 
 class PermissionGroup:
-    """Streams that stand and fall by one answer."""
+    """Streams that depend on the same answer."""
 
     __slots__ = (
         "access",
@@ -129,54 +134,54 @@ class PermissionGroup:
         self.confirmed_at = now
         self.due_at = now
         self.warn_at: float | None = None
-        """By the wall clock, as tokens have it."""
+        """By the wall clock, as `exp` of a token is."""
 
         self.is_queued = False
-        """Whether it is being asked for, or in line for that."""
+        """Whether it is being revalidated, or waits for that."""
 
         self.is_failing = False
-        """Whether the last question had no answer."""
+        """Whether the last check had no answer."""
 
     def disconnect(self, code: CloseCode, reason: str) -> None:
-        """End the connections of all."""
-        for guard in list(self.streams):
-            guard.subscription.disconnect(
+        """Disconnect all clients."""
+        for stream in list(self.streams):
+            stream.subscription.disconnect(
                 code, reason, retry_ms=_random_reconnect_delay() if code.should_reconnect else None
             )
 
     def warn_of_expiry(self) -> None:
-        """Tell all that their token is about to expire, once."""
+        """Warn all clients, once, that their token is about to expire."""
         self.warn_at = None
         expires_at = self.caller.expires_at
-        assert expires_at is not None, "there is something to warn of"
-        for guard in list(self.streams):
-            guard.warn_of_expiry(datetime.fromtimestamp(expires_at, timezone.utc))
+        assert expires_at is not None, "warn_at was made of it"
+        for stream in list(self.streams):
+            stream.warn_of_expiry(datetime.fromtimestamp(expires_at, timezone.utc))
 
 
 class Revalidator:
-    """All streams that are guarded.
+    """Revalidates all live streams.
 
     Args:
-        ask: Asks Airflow.
-        identity: Tells what stands for a caller.
+        check_access: Asks Airflow.
+        credential_digest: Returns what stands for a caller.
         interval: Seconds after which Airflow is asked again.
-        grace: Seconds for which streams go on where it does not answer.
-        clock: Tells the time in seconds, steadily.
-        wall_clock: Tells the seconds since the epoch.
+        grace: Seconds for which streams continue while Airflow does not answer.
+        clock: Returns the time in seconds, by a steady clock.
+        wall_clock: Returns the seconds since the epoch.
     """
 
     def __init__(
         self,
-        ask: CheckAccess,
-        identity: Callable[[Caller], bytes],
+        check_access: CheckAccess,
+        credential_digest: Callable[[Caller], bytes],
         *,
         interval: float,
         grace: float,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.check_access = ask
-        self._credential_digest = identity
+        self.check_access = check_access
+        self._credential_digest = credential_digest
         self._interval, self._grace = interval, grace
         self._clock, self._wall_clock = clock, wall_clock
         self._groups: dict[GroupKey, PermissionGroup] = {}
@@ -188,7 +193,7 @@ class Revalidator:
 
     @property
     def groups(self) -> list[PermissionGroup]:
-        """All that are looked after."""
+        """All groups."""
         return list(self._groups.values())
 
     def register(
@@ -199,67 +204,67 @@ class Revalidator:
         subscription: Subscription,
         expiring: OnTokenExpiring | None,
     ) -> StreamPermission:
-        """Guard a stream; the arguments are those of `Authorizer.guard`."""
+        """Revalidate a stream until its permission is released. The arguments are those of `register_stream`."""
         return StreamPermission(self, self.group_for(caller, scope, access), subscription, expiring)
 
     def group_for(self, caller: Caller, scope: StreamScope, access: Access) -> PermissionGroup:
-        """Return those of a caller who stand and fall with a scope: permissions are those of DAGs, not of runs."""
-        whose = StreamScope(scope.dag_id, "~" if scope.run_id or scope.output else "")
-        # Who was let see another thing is asked for by himself, or he would keep what has been taken from him.
-        key = self._credential_digest(caller), whose, access
-        party = self._groups.get(key)
-        if party is None:
+        """Return the group of a stream. Permissions in Airflow are those of DAGs, so all runs of a DAG share one."""
+        shared_scope = StreamScope(scope.dag_id, "~" if scope.run_id or scope.output else "")
+        # The access is part of the key: a stream that was permitted more than others must not be confirmed with them.
+        key = self._credential_digest(caller), shared_scope, access
+        group = self._groups.get(key)
+        if group is None:
             now = self._clock()
-            party = self._groups[key] = PermissionGroup(key, caller, scope, access, now)
-            party.due_at = now + self._interval * _random_share(FIRST_DELAY)
+            group = self._groups[key] = PermissionGroup(key, caller, scope, access, now)
+            group.due_at = now + self._interval * _random_share(FIRST_DELAY)
             expires_at = caller.expires_at
             if expires_at is not None and expires_at - WARNING_SECONDS > self._wall_clock():
-                party.warn_at = expires_at - WARNING_SECONDS
-        return party
+                group.warn_at = expires_at - WARNING_SECONDS
+        return group
 
-    def discard_if_empty(self, party: PermissionGroup) -> None:
-        """Forget a party that nobody is of any more."""
-        if not party.streams and self._groups.get(party.key) is party:
-            del self._groups[party.key]
+    def discard_if_empty(self, group: PermissionGroup) -> None:
+        """Drop a group without streams."""
+        if not group.streams and self._groups.get(group.key) is group:
+            del self._groups[group.key]
 
     async def run(self) -> None:
-        """Look after the streams for ever."""
+        """Check all groups, until cancelled."""
         while True:
             await asyncio.sleep(self._interval / CHECKS_PER_INTERVAL)
-            parties = self.groups
-            for begin in range(0, len(parties), GROUPS_PER_TURN):
-                self.check_groups(parties[begin : begin + GROUPS_PER_TURN])
+            groups = self.groups
+            for start in range(0, len(groups), GROUPS_PER_TURN):
+                self.check_groups(groups[start : start + GROUPS_PER_TURN])
                 await asyncio.sleep(0)
 
-    def check_groups(self, parties: Iterable[PermissionGroup]) -> None:
-        """See what is due of some parties."""
+    def check_groups(self, groups: Iterable[PermissionGroup]) -> None:
+        """Disconnect, revalidate and warn the groups for which it is time."""
         now, wall = self._clock(), self._wall_clock()
-        for party in parties:
-            if now - party.confirmed_at > self._interval + self._grace:
-                party.disconnect(CloseCode.UNAVAILABLE, "Airflow can't be asked whether you may still read this")
-            elif now >= party.due_at and not party.is_queued:
-                party.is_queued = True
-                self._due_groups.append(party)
-            if party.warn_at is not None and wall >= party.warn_at:
-                party.warn_of_expiry()
+        for group in groups:
+            if now - group.confirmed_at > self._interval + self._grace:
+                group.disconnect(CloseCode.UNAVAILABLE, "Airflow can't be asked whether you may still read this")
+            elif now >= group.due_at and not group.is_queued:
+                group.is_queued = True
+                self._due_groups.append(group)
+            if group.warn_at is not None and wall >= group.warn_at:
+                group.warn_of_expiry()
         self._start_checks()
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Cancel all checks."""
         self._due_groups.clear()
         for task in self._checks:
             task.cancel()
         await asyncio.gather(*self._checks, return_exceptions=True)
 
     def _start_checks(self) -> None:
-        """Ask for those that are due, as many as may be asked for at once."""
+        """Revalidate the groups that are due, as many as may be at once."""
         while self._due_groups and len(self._checks) < MAX_CONCURRENT_CHECKS:
-            party = self._due_groups.popleft()
-            if not party.streams:
-                # Its clients have gone while it stood in line.
-                party.is_queued = False
+            group = self._due_groups.popleft()
+            if not group.streams:
+                # All its streams were closed while it waited.
+                group.is_queued = False
                 continue
-            task = asyncio.create_task(self._check(party), name="renewal")
+            task = asyncio.create_task(self._check(group), name="revalidation")
             self._checks.add(task)
             task.add_done_callback(self._on_checked)
 
@@ -268,35 +273,36 @@ class Revalidator:
         if not task.cancelled():
             self._start_checks()
 
-    async def _check(self, party: PermissionGroup) -> None:
+    async def _check(self, group: PermissionGroup) -> None:
         try:
-            access = await self.check_access(party.caller, party.scope)
+            access = await self.check_access(group.caller, group.scope)
         except Exception as error:
-            if not isinstance(error, StreamServerError) and not party.is_failing:
-                # The first in a row only. Errors of our own are logged by the one that asks.
+            if not isinstance(error, StreamServerError) and not group.is_failing:
+                # The first in a row only. Errors of our own are logged where they are raised.
                 log.exception("A look-up of permissions has failed", extra={"action": "lookup_failed"})
-            self._handle_error(party, error)
+            self._handle_error(group, error)
         else:
-            party.is_failing = False
-            party.confirmed_at = self._clock()
-            party.due_at = party.confirmed_at + self._interval * _random_share(LATER_DELAY)
-            if access != party.access:
-                for guard in list(party.streams):
-                    guard.close_changed()
+            group.is_failing = False
+            group.confirmed_at = self._clock()
+            group.due_at = group.confirmed_at + self._interval * _random_share(LATER_DELAY)
+            if access != group.access:
+                for stream in list(group.streams):
+                    stream.close_changed()
         finally:
-            party.is_queued = False
+            group.is_queued = False
 
-    def _handle_error(self, party: PermissionGroup, error: Exception) -> None:
+    def _handle_error(self, group: PermissionGroup, error: Exception) -> None:
+        """Disconnect a group that was refused; check it again soon if there was no answer."""
         if isinstance(error, AirflowRefused) and error.status in {401, 403}:
             code = CloseCode.UNAUTHENTICATED if is_credential_refused(error) else CloseCode.FORBIDDEN
-            party.disconnect(code, f"Airflow says: {error}")
+            group.disconnect(code, f"Airflow says: {error}")
             return
-        party.is_failing = True
-        party.due_at = self._clock() + min(RETRY_SECONDS, self._interval) * _random_share(LATER_DELAY)
+        group.is_failing = True
+        group.due_at = self._clock() + min(RETRY_SECONDS, self._interval) * _random_share(LATER_DELAY)
 
 
 def is_credential_refused(error: AirflowRefused) -> bool:
-    """Tell whether Airflow refuses a credential, rather than a permission."""
+    """Whether Airflow refuses a credential, rather than a permission."""
     return error.status == 401 or str(error) == INVALID_TOKEN_DETAIL  # noqa: PLR2004
 
 

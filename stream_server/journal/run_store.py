@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, cast
@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 import msgspec
+from cachetools import LRUCache
 
 from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import ReturnValue, ReturnValues
@@ -88,7 +89,7 @@ class RunStore:
         self._max_output_bytes = max_output_bytes
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._queries: dict[str, str] | None = None
-        self._graphs: OrderedDict[UUID, Graph] = OrderedDict()
+        self._graphs: LRUCache[UUID, Graph] = LRUCache(MAX_GRAPHS)
         self._logged_causes = LoggedCauses()
 
     async def close(self) -> None:
@@ -299,7 +300,6 @@ class RunStore:
     async def _read_graph(self, connection: AnyConnection, queries: dict[str, str], version: UUID) -> Graph | None:
         """Return the structure of a DAG version. It is immutable once a run refers to it, so it is cached."""
         if version in self._graphs:
-            self._graphs.move_to_end(version)
             return self._graphs[version]
         row = await connection.fetchrow(queries["serialized_dag"], version)
         if row is None:
@@ -309,8 +309,6 @@ class RunStore:
         except msgspec.MsgspecError:
             return None
         self._graphs[version] = graph
-        if len(self._graphs) > MAX_GRAPHS:
-            self._graphs.popitem(last=False)
         return graph
 
 

@@ -356,6 +356,7 @@ async def test_only_the_first_unexpected_exception_in_a_row_is_logged(
 
 async def test_what_is_kept_of_failures_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readable, "MAX_ANSWERS", 2)
+    world.dags = world.readable_dags(world.sleep)
     world.fault = TypeError("null")
     for reading in (MINE, YOURS, SAID, MINE):
         world.pauses.clear()
@@ -368,6 +369,7 @@ async def test_what_is_kept_of_failures_is_bounded(world: World, monkeypatch: py
 
 async def test_what_is_kept_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readable, "MAX_ANSWERS", 2)
+    world.dags = world.readable_dags(world.sleep)
     for reading in (MINE, YOURS, SAID):
         await world.dags.filter_readable({reading})
     assert [world.dags.may_read(reading) for reading in (MINE, YOURS, SAID)] == [None, False, True]
