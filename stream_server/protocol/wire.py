@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import TypeAlias
 
 import msgspec
 
 from stream_server.protocol.cursor import ResumeToken
-from stream_server.protocol.frames import AnyFrame
+from stream_server.protocol.frames import AnyFrame, Ping
 
 # JSON need not escape them, but `str.splitlines`, and with it some NDJSON clients, takes them for the end of a line.
 _LINE_ENDS = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\u0085\u2028\u2029")
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame)
+
+
+Framing: TypeAlias = "Callable[[Wire], bytes]"
+"""Encodes a frame for one transport. A module-level function, so that it can be the key of a cache."""
 
 
 class Wire:
@@ -24,7 +29,7 @@ class Wire:
         self.frame = frame
         self.token = token
         """Token of a client that has received this frame; only the last frame of a batch has one."""
-        self._framed: dict[Callable[[Wire], bytes], bytes] = {}
+        self._framed: dict[Framing, bytes] = {}
 
     @cached_property
     def type(self) -> str:
@@ -48,12 +53,15 @@ class Wire:
         # A cursor has only letters, digits and ".:,~-", none of which JSON escapes.
         return f'{self.json[:-1].decode()},"cursor":"{self.token}"}}'
 
-    def framed(self, frame: Callable[[Wire], bytes]) -> bytes:
-        """Return `frame(self)`, computed once for each transport's framing."""
-        framed = self._framed.get(frame)
+    def framed(self, framing: Framing) -> bytes:
+        """Return `framing(self)`, computed once for each framing."""
+        framed = self._framed.get(framing)
         if framed is None:
-            framed = self._framed[frame] = frame(self)
+            framed = self._framed[framing] = framing(self)
         return framed
+
+
+PING = Wire(Ping())
 
 
 def type_of(frame: AnyFrame) -> str:

@@ -11,15 +11,13 @@ import msgspec
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import Close
-from stream_server.protocol.wire import Wire
+from stream_server.protocol.wire import Framing, Wire
 
 MAX_REPLIES = 64
 """Answers that may wait for a client; beyond that, what it says next is read when it has read."""
 
 MAX_LABELLED_FRAMINGS = 10_000
 """Names for which it is known how frames are framed that bear them."""
-
-Framing = Callable[[Wire], bytes]
 
 
 class LabelledFrame(Wire):

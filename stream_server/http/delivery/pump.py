@@ -8,10 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 
 from stream_server.hub.subscription import Subscription
-from stream_server.protocol.frames import Ping
-from stream_server.protocol.wire import Wire
-
-PING = Wire(Ping())
+from stream_server.protocol.wire import PING, Wire
 
 
 async def pump(

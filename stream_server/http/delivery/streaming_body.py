@@ -21,9 +21,9 @@ from stream_server.http.delivery.scope import (
     find_header,
     keep_slot,
 )
-from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, Framing, HttpServerConnection
+from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, HttpServerConnection
 from stream_server.hub.subscription import Subscription
-from stream_server.protocol.wire import Wire
+from stream_server.protocol.wire import Framing, Wire
 
 HEADERS = {
     # Proxies must neither store, transform (compress, and so buffer) nor buffer the stream.
@@ -123,7 +123,7 @@ def chunked_framing(frame: Framing) -> Framing:
     """Return the way to frame something that is sent in chunks: a chunk for each frame (RFC 9112 section 7.1)."""
 
     def chunk(wire: Wire) -> bytes:
-        return _encode_chunk(wire.framed(frame))
+        return _encode_chunk(frame(wire))
 
     return chunk
 

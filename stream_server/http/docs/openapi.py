@@ -10,7 +10,6 @@ import msgspec
 import stream_server
 from stream_server import errors
 from stream_server.http.delivery import ndjson, sse
-from stream_server.http.delivery.pump import PING
 from stream_server.http.docs.openapi_lists import LIST_BODIES, build_list_paths
 from stream_server.http.docs.parameters import SECURITY_SCHEMES, build_parameters
 from stream_server.http.endpoints import tickets, trigger
@@ -28,6 +27,7 @@ from stream_server.protocol.schema import (
     description_of,
     reference_to,
 )
+from stream_server.protocol.wire import PING
 
 RUNS_PATH = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_PATH = f"{RUNS_PATH}/{{run_id}}"

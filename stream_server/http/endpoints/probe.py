@@ -15,10 +15,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from stream_server.http.delivery.pump import PING
 from stream_server.http.delivery.sse import encode_event
 from stream_server.http.delivery.streaming_body import HEADERS
 from stream_server.http.endpoints.websocket import NORMAL_CLOSURE
+from stream_server.protocol.wire import PING
 
 PROBE_PATH = "/api/v2/stream/probe"
 

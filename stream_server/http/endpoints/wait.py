@@ -27,7 +27,7 @@ from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
 from stream_server.domain.transition import RETURN_VALUE_KEY
 from stream_server.errors import AirflowRefused, RunNotFound, Unavailable
 from stream_server.http.caller import identify_caller
-from stream_server.http.delivery.pump import PING, pump
+from stream_server.http.delivery.pump import pump
 from stream_server.http.delivery.scheduler import TransportCounters
 from stream_server.http.delivery.scope import reset_response
 from stream_server.http.delivery.streaming_body import HEADERS, wait_for_disconnect
@@ -36,7 +36,7 @@ from stream_server.http.permission import authorize_run, ignore_expiry
 from stream_server.http.state import State
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.frames import End, RunTransition, Snapshot
-from stream_server.protocol.wire import Wire
+from stream_server.protocol.wire import PING, Wire
 
 log = logging.getLogger(__name__)
 
