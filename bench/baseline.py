@@ -51,18 +51,18 @@ async def record_baseline(link: RecorderLink, database_url: str) -> None:
     reading = await asyncpg.connect(database_url, server_settings=SETTINGS)
     notifications: list[Notification] = []
     seen: dict[int, float] = {}
-    bell = asyncio.Event()
+    wake_up = asyncio.Event()
 
     def on_notify(_connection: object, pid: int, _channel: str, _payload: object) -> None:
         notifications.append(Notification(time.monotonic(), pid))
-        bell.set()
+        wake_up.set()
 
     async def read() -> None:
         select = await reading.prepare(SELECT)
         horizon: str = await reading.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
         while True:
-            await bell.wait()
-            bell.clear()
+            await wake_up.wait()
+            wake_up.clear()
             rows = await select.fetch(horizon)
             now = time.monotonic()
             for horizon, number in rows:  # noqa: B007 # the same in every row

@@ -156,7 +156,7 @@ def _print_report(
 ) -> None:
     figures = {f"{clients} {name}": _figures(each) for (clients, name), each in turns.items() if each}
     _show(figures)
-    aims = _compare_with_targets(figures, arguments)
+    targets = _compare_with_targets(figures, arguments)
     print(
         json.dumps(
             {
@@ -165,9 +165,9 @@ def _print_report(
                 "rounds": arguments.rounds,
                 "clients": arguments.clients,
                 "figures": figures,
-                "aims": {aim.text: [round(aim.figure, 3), aim.most] for aim in aims},
+                "targets": {target.text: [round(target.figure, 3), target.most] for target in targets},
                 "absent": absent,
-                "misses": _misses(figures, aims, absent),
+                "misses": _misses(figures, targets, absent),
             }
         )
     )
@@ -262,7 +262,7 @@ def _compare_with_targets(figures: dict[str, dict[str, Any]], arguments: argpars
     """Compare with the targets for which figures were measured."""
     most = max(arguments.clients)
     by_name = {name: figures[f"{most} {name}"] for name in ALL if f"{most} {name}" in figures}
-    aims = []
+    targets = []
 
     def us(name: str, what: str) -> float | None:
         found = by_name.get(name, {}).get("loads", {}).get(what, {})
@@ -277,27 +277,31 @@ def _compare_with_targets(figures: dict[str, dict[str, Any]], arguments: argpars
         ):
             one, other = us(ours, rate), us(theirs, rate)
             if one is not None and other:
-                aims.append(TargetFigure(f"CPU per frame, {ours} to {theirs}, {rate}", one / other, ratio))
+                targets.append(TargetFigure(f"CPU per frame, {ours} to {theirs}, {rate}", one / other, ratio))
     for name, kib in ((SSE, 12.0), (WEBSOCKET, 20.0)):
         if name in by_name:
-            aims.append(TargetFigure(f"KiB per idle connection, {name}", by_name[name]["rss_kib_per_connection"], kib))
+            targets.append(
+                TargetFigure(f"KiB per idle connection, {name}", by_name[name]["rss_kib_per_connection"], kib)
+            )
             burst = us(name, f"bursts of {arguments.burst}")
             if burst is not None:
-                aims.append(TargetFigure(f"µs per frame of a burst, {name}", burst, 2.0))
+                targets.append(TargetFigure(f"µs per frame of a burst, {name}", burst, 2.0))
             idle = by_name[name]["idle_share_of_a_core"]
             if idle is not None:
-                aims.append(TargetFigure(f"share of a core where nothing happens, {name}", idle, 0.02))
-            aims.append(
+                targets.append(TargetFigure(f"share of a core where nothing happens, {name}", idle, 0.02))
+            targets.append(
                 TargetFigure(f"seconds to connect {most}, {name}", most / by_name[name]["connects_per_s"], 30.0)
             )
     if SSE in by_name and SSE_STARLETTE in by_name:
         share = by_name[SSE_STARLETTE]["connects_per_s"] / by_name[SSE]["connects_per_s"]
-        aims.append(TargetFigure(f"connects per second, {SSE_STARLETTE} to {SSE}", share, 0.2))
-    return aims
+        targets.append(TargetFigure(f"connects per second, {SSE_STARLETTE} to {SSE}", share, 0.2))
+    return targets
 
 
-def _misses(figures: dict[str, dict[str, Any]], aims: list[TargetFigure], absent: dict[str, str]) -> list[str]:
-    found = [f"{aim.text}: {aim.figure:.3g}; the aim is {aim.most:g}" for aim in aims if aim.is_missed]
+def _misses(figures: dict[str, dict[str, Any]], targets: list[TargetFigure], absent: dict[str, str]) -> list[str]:
+    found = [
+        f"{target.text}: {target.figure:.3g}; the target is {target.most:g}" for target in targets if target.is_missed
+    ]
     for name, each in figures.items():
         if not name.endswith((SSE, ASGI, WEBSOCKET)):
             continue

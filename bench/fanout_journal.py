@@ -69,7 +69,7 @@ def _round(running: Testbed, rate: float, arguments: argparse.Namespace) -> dict
     key = RunKey(DAG_ID, run_id(0))
     instances = uvloop.run(add_run(running.database_url, key))
     port = urlsplit(running.server_url).port
-    assert port is not None, "the stage chose one"
+    assert port is not None, "the testbed chose one"
     path = f"/api/v2/dags/{DAG_ID}/dagRuns/{{run}}/stream?until=run"
     generator = Generator(cores[-1])
     try:
@@ -114,9 +114,9 @@ def _figures(found: dict[float, list[dict[str, float]]], clients: int) -> dict[s
         misses += [f"{rate:g}/s: {total[what]:g} frames {what}" for what in ("lost", "doubled") if total[what]]
         if medians["rate_kept"] < RATE_KEPT * rate:
             misses.append(f"{rate:g}/s: only {medians['rate_kept']:.0f} transitions/s could be written")
-        aim = TARGETS.get(rate)
-        if aim is not None and medians["p99_ms"] > aim:
-            misses.append(f"{rate:g}/s: p99 is {medians['p99_ms']:.1f} ms; the aim is {aim:g}")
+        target = TARGETS.get(rate)
+        if target is not None and medians["p99_ms"] > target:
+            misses.append(f"{rate:g}/s: p99 is {medians['p99_ms']:.1f} ms; the target is {target:g}")
     return {"benchmark": "fanout-journal", "clients": clients, "figures": figures, "misses": misses}
 
 

@@ -49,7 +49,7 @@ class Round:
 
     written: int
     notifications: int
-    """Notifications that reached the floor; fewer than written where the doorbell coalesces."""
+    """Notifications that the baseline client received; fewer than written where they coalesce."""
 
     lost: int
     doubled: int
@@ -74,20 +74,20 @@ def notification_times(commits: Sequence[Commit], notifications: Sequence[Notifi
     by_backend: dict[int, list[Commit]] = defaultdict(list)
     for commit in sorted(commits, key=attrgetter("sent")):
         by_backend[commit.pid].append(commit)
-    rung: dict[int, list[Notification]] = defaultdict(list)
-    for ring in notifications:
-        rung[ring.pid].append(ring)
-    if all(len(rung[pid]) == len(own) for pid, own in by_backend.items()):
+    by_pid: dict[int, list[Notification]] = defaultdict(list)
+    for notification in notifications:
+        by_pid[notification.pid].append(notification)
+    if all(len(by_pid[pid]) == len(own) for pid, own in by_backend.items()):
         return {
-            commit.number: ring.at
+            commit.number: notification.at
             for pid, own in by_backend.items()
-            for commit, ring in zip(own, rung[pid], strict=True)
+            for commit, notification in zip(own, by_pid[pid], strict=True)
         }
     times: dict[int, float] = {}
     waiting = sorted(commits, key=attrgetter("sent"), reverse=True)
-    for ring in notifications:
-        while ring.pid in by_backend and waiting and waiting[-1].sent < ring.at:
-            times[waiting.pop().number] = ring.at
+    for notification in notifications:
+        while notification.pid in by_backend and waiting and waiting[-1].sent < notification.at:
+            times[waiting.pop().number] = notification.at
     return times
 
 
@@ -211,7 +211,7 @@ class Figures:
     def misses(self) -> list[str]:
         """Return the missed targets as texts."""
         found = [
-            f"{name}: the median is {self.ratio(name):.2f} times that of the {SELECTED}; the aim is {TARGET_RATIO:g}"
+            f"{name}: the median is {self.ratio(name):.2f} times that of the {SELECTED}; the target is {TARGET_RATIO:g}"
             for name in STREAMS
             if self.ratio(name) > TARGET_RATIO
         ]

@@ -129,7 +129,7 @@ def _show(figures: Figures) -> None:
         console.print(f"[bold red]missed:[/] {miss}", highlight=False)
     if not misses:
         console.print(
-            f"The aim is met: the median of a frame within {TARGET_RATIO:g} times floor + SELECT.", highlight=False
+            f"The target is met: the median of a frame within {TARGET_RATIO:g} times floor + SELECT.", highlight=False
         )
 
 

@@ -106,9 +106,9 @@ class RecorderLink:
             await asyncio.sleep(0.05)
         await asyncio.sleep(SETTLE_SECONDS)
 
-    def send(self, testimony: object) -> None:
+    def send(self, recording: object) -> None:
         """Send the recording."""
-        self._control.send(testimony)
+        self._control.send(recording)
 
 
 def _run(body: Callable[..., Coroutine[Any, Any, None]], control: Connection, args: tuple[object, ...]) -> None:

@@ -152,7 +152,7 @@ async def record_streams(link: RecorderLink, url: str) -> None:
     loop = asyncio.get_running_loop()
     clients: list[Client] = [SseClient(url), WebSocketClient(url)]
     parts = urlsplit(url)
-    assert parts.hostname is not None, "the stage gives the whole address"
+    assert parts.hostname is not None, "the testbed gives the whole address"
     try:
         for client in clients:
             await loop.create_connection(partial(use_client, client), parts.hostname, parts.port or 80)

@@ -38,7 +38,12 @@ from stream_server.cli.demo.postgres_install import PostgresInstallation
 from stream_server.cli.demo.run_directory import RunDirectory
 from stream_server.domain.run_state import RunKey
 
-ONE, ALONE, BELL, RELAYED = "one server", "servers that share nothing", "one bell, each reads", "one reads for all"
+ONE, ALONE, ONE_LISTENER, RELAYED = (
+    "one server",
+    "servers that share nothing",
+    "one listener, each reads",
+    "one reads for all",
+)
 WRITERS = 8
 CLIENTS = 16
 STRAGGLER_SECONDS = 10.0
@@ -51,16 +56,16 @@ lossless_tails.POLL_SECONDS = 2.0
 from stream_server.journal.reader import Reader
 
 async def read(url, pipe):
-    bell, loop = asyncio.Event(), asyncio.get_running_loop()
-    loop.add_reader(pipe, lambda: (os.read(pipe, 4096), bell.set()))
+    wake_up, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(pipe, lambda: (os.read(pipe, 4096), wake_up.set()))
     async with Reader.open(url) as reader:
         cursor = (await reader.now()).cursor
         while True:
-            await bell.wait()
-            bell.clear()
+            await wake_up.wait()
+            wake_up.clear()
             cursor = (await reader.after(cursor)).cursor
 
-async def ring(url, pipes):
+async def notify_readers(url, pipes):
     def record(why, *_):
         for pipe in pipes:
             os.write(pipe, b"!")
@@ -74,7 +79,7 @@ for _ in range(int(sys.argv[2]) - 1):
     if os.fork() == 0:
         asyncio.run(read(sys.argv[1], out))
     pipes.append(into)
-asyncio.run(ring(sys.argv[1], pipes))
+asyncio.run(notify_readers(sys.argv[1], pipes))
 """
 """A tail that notifies independent readers: workers that share only the notifications. They serve no clients."""
 
@@ -95,7 +100,9 @@ class Variant:
 def main() -> int:
     """Run the benchmark."""
     options = _options()
-    found: dict[str, defaultdict[str, list[float]]] = {name: defaultdict(list) for name in (ONE, ALONE, BELL, RELAYED)}
+    found: dict[str, defaultdict[str, list[float]]] = {
+        name: defaultdict(list) for name in (ONE, ALONE, ONE_LISTENER, RELAYED)
+    }
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with raise_on_sigterm(), running_database() as (url, directory), TemporaryDirectory() as folder:
@@ -129,7 +136,7 @@ def _options() -> argparse.Namespace:
 @contextmanager
 def _variant(name: str, url: str, directory: RunDirectory, workers: int) -> Iterator[Variant]:
     with ExitStack() as stack:
-        if name == BELL:
+        if name == ONE_LISTENER:
             yield stack.enter_context(_notifying_readers(url, workers))
             return
         options = ("--workers", str(workers)) if name == RELAYED else ()

@@ -61,11 +61,11 @@ async def test_every_caller_sees_what_airflow_shows_them(
     denied.deny_only(**DENIED)
     deviations, asked = [], 0
     for name, headers in callers(stack.airflow_url).items():
-        introduced = "Authorization" not in headers
+        is_anonymous = "Authorization" not in headers
         async with query_both(stack.airflow_url, auth_server.url, headers, finished_run) as pairs:
             for way, expected, actual in pairs:
                 asked += 1
-                if differs(way.split()[0], expected, actual, introduced=introduced):
+                if differs(way.split()[0], expected, actual, is_anonymous=is_anonymous):
                     deviations.append((name, way, expected, actual))
     assert deviations == []
     assert asked == 19 * 23

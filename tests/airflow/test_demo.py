@@ -49,14 +49,14 @@ class Demo:
 
     def wait_for_message(self, text: str) -> None:
         def has_message() -> bool:
-            self._look()
+            self._find_processes()
             assert self.process.poll() is None, self.messages
             return text in self.messages
 
         eventually(has_message, DEMO_SECONDS, what=f"the message {text!r}")
 
     def end(self, number: signal.Signals | None = None) -> int:
-        self._look()
+        self._find_processes()
         if number is not None:
             self.process.send_signal(number)
         eventually(self._ended, DEMO_SECONDS, what="the demo's end")
@@ -67,10 +67,10 @@ class Demo:
         return [process for process in self._seen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
     def _ended(self) -> bool:
-        self._look()
+        self._find_processes()
         return self.process.poll() is not None
 
-    def _look(self) -> None:
+    def _find_processes(self) -> None:
         with suppress(psutil.NoSuchProcess):
             self._seen.update(psutil.Process(self.process.pid).children(recursive=True))
 

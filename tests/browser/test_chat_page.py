@@ -31,7 +31,7 @@ async def wait_for(page: Page, word: str) -> None:
     await expect(page.locator(".by-dag .text").last).to_contain_text(word, timeout=SECONDS)
 
 
-async def assert_told(page: Page, whole: str) -> None:
+async def assert_complete(page: Page, whole: str) -> None:
     """Check that the answer is complete, and that each text shown before was a growing prefix of it."""
     await expect(page.locator(".by-dag[data-answer=complete]").last).to_contain_text(whole, timeout=SECONDS)
     seen = [text.strip() for text in json.loads(await page.evaluate("JSON.stringify(window.seen)"))]
@@ -47,7 +47,7 @@ async def test_an_answer_is_shown_as_it_arrives(browser: BrowserSession) -> None
     await wait_for(page, "3 4 5")
     await browser.save_screenshots(page, "chat-coming")
     assert await browser.accessibility_violations(page) == []
-    await assert_told(page, answer(20))
+    await assert_complete(page, answer(20))
     await send_message(page, "count 4")
     await expect(page.locator(".by-dag[data-answer=complete]").last).to_contain_text(answer(4, 1), timeout=SECONDS)
     await browser.save_screenshots(page, "chat")
@@ -59,7 +59,7 @@ async def test_an_answer_survives_a_reload(browser: BrowserSession) -> None:
     await wait_for(page, "3 4 5")
     await page.reload()
     await expect(page.locator(".by-dag .text")).to_contain_text("3 4 5")
-    await assert_told(page, answer(40))
+    await assert_complete(page, answer(40))
     await page.reload()
     await expect(page.locator(".by-dag")).to_contain_text(answer(40))
 
@@ -75,7 +75,7 @@ async def test_a_killed_server_loses_no_word(browser: BrowserSession, auth_serve
     await asyncio.to_thread(auth_server.start)
     await expect(page.get_by_role("status")).to_have_text("Live", timeout=SECONDS)
     await expect(page.locator(".by-dag[data-answer=coming]")).to_be_visible()
-    await assert_told(page, answer(250))
+    await assert_complete(page, answer(250))
 
 
 async def test_a_failed_answer_is_shown_and_retried(browser: BrowserSession) -> None:
@@ -118,7 +118,7 @@ async def test_a_signed_out_user_signs_in_and_continues(
         await expect(page.get_by_role("heading", name="Sign in to Airflow")).to_be_visible(timeout=SECONDS)
         await expect(page.locator(".by-dag .text")).to_contain_text("3 4 5")
         await sign_in(page, "admin")
-        await assert_told(page, answer(60))
+        await assert_complete(page, answer(60))
 
 
 async def sign_in(page: Page, password: str) -> None:

@@ -52,7 +52,7 @@ TRY = """async ([server, path]) => {
 }"""
 
 
-async def tried(page: Page, server: str) -> Any:
+async def open_everything(page: Page, server: str) -> Any:
     return await page.evaluate(TRY, [server, stream_path(KEY)])
 
 
@@ -75,7 +75,7 @@ async def test_cookies_alone_open_nothing_for_a_foreign_page(
             await context.add_cookies([{"name": "_token", "value": ada.token, "domain": "127.0.0.1", "path": "/"}])
             page = await context.new_page()
             await page.goto(f"{foreign}/page.html")
-            assert await tried(page, server.url) == {
+            assert await open_everything(page, server.url) == {
                 "run": "closed",
                 "many": "closed",
                 "source": "closed",
@@ -84,7 +84,7 @@ async def test_cookies_alone_open_nothing_for_a_foreign_page(
             }
             assert stub.asked == []
             await page.goto(f"{friendly}/page.html")
-            assert await tried(page, server.url) == {
+            assert await open_everything(page, server.url) == {
                 "run": "snapshot",
                 "many": "ack",
                 "source": "snapshot",

@@ -135,12 +135,12 @@ async def test_the_list_of_runs_has_no_accessibility_problem(browser: BrowserSes
 async def test_tabs_share_one_connection(browser: BrowserSession, rest: AirflowRestClient) -> None:
     opened: list[WebSocket] = []
 
-    def note(socket: WebSocket) -> None:
+    def record_socket(socket: WebSocket) -> None:
         opened.append(socket)
 
     async def tab() -> Page:
         page = await browser.open("/chat")
-        page.on("websocket", note)
+        page.on("websocket", record_socket)
         await page.goto(f"{browser.url}/")
         await expect(page.get_by_role("status")).to_have_text("Live")
         return page

@@ -35,17 +35,17 @@ def bob() -> CallerPermissions:
     return CallerPermissions(unsigned_jwt(sub="bob"), of_dag={"chat": refusal(403, "Forbidden")})
 
 
-class Porter:
+class HeldRequests:
     """Holds some requests until the test releases them."""
 
     def __init__(self, permissions: StubPermissions) -> None:
         self._door = permissions
-        self.holds: Callable[[ReceivedRequest], bool] = lambda _: False
+        self.is_held: Callable[[ReceivedRequest], bool] = lambda _: False
         self.held = 0
         self.go_on = asyncio.Event()
 
     async def __call__(self, asked: ReceivedRequest) -> Response | None:
-        if self.holds(asked):
+        if self.is_held(asked):
             self.held += 1
             await asyncio.wait_for(self.go_on.wait(), DEADLINE)
         return await self._door(asked)
@@ -57,14 +57,14 @@ def permissions(ada: CallerPermissions, bob: CallerPermissions) -> StubPermissio
 
 
 @pytest.fixture
-def held_requests(stub: AirflowStub, permissions: StubPermissions) -> Porter:
-    stub.instead = porter = Porter(permissions)
+def held_requests(stub: AirflowStub, permissions: StubPermissions) -> HeldRequests:
+    stub.instead = porter = HeldRequests(permissions)
     return porter
 
 
 @pytest.fixture
 async def auth_server(
-    settings: Callable[..., Settings], stub: AirflowStub, held_requests: Porter, airflow: AirflowSql
+    settings: Callable[..., Settings], stub: AirflowStub, held_requests: HeldRequests, airflow: AirflowSql
 ) -> AsyncIterator[RunningServer]:
     await airflow.trigger(KEY, stub.version, list(CHAIN))
     async with running_server(settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="30s")) as server:
@@ -89,9 +89,9 @@ async def receive(connection: ClientConnection, kind: str) -> Frame:
 
 
 async def test_a_stream_that_starts_uses_the_callers_newest_credential(
-    auth_server: RunningServer, held_requests: Porter, ada: CallerPermissions, bob: CallerPermissions
+    auth_server: RunningServer, held_requests: HeldRequests, ada: CallerPermissions, bob: CallerPermissions
 ) -> None:
-    held_requests.holds = lambda asked: ada.token in asked.headers["authorization"] and "xcomEntries" in asked.target
+    held_requests.is_held = lambda asked: ada.token in asked.headers["authorization"] and "xcomEntries" in asked.target
     async with multiplex(auth_server, ada) as connection:
         await send(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
         await eventually_async(lambda: held_requests.held, what="Airflow is asked about ada")
@@ -103,7 +103,7 @@ async def test_a_stream_that_starts_uses_the_callers_newest_credential(
 
 
 async def test_other_streams_continue_when_one_ends_during_reauthentication(
-    auth_server: RunningServer, held_requests: Porter, permissions: StubPermissions, ada: CallerPermissions
+    auth_server: RunningServer, held_requests: HeldRequests, permissions: StubPermissions, ada: CallerPermissions
 ) -> None:
     again = CallerPermissions(unsigned_jwt(sub="ada", jti="2"))
     permissions.callers.append(again)
@@ -113,14 +113,14 @@ async def test_other_streams_continue_when_one_ends_during_reauthentication(
         await receive(connection, "snapshot")
         asked_for: list[ReceivedRequest] = []
 
-        def holds(asked: ReceivedRequest) -> bool:
+        def is_held(asked: ReceivedRequest) -> bool:
             if again.token not in asked.headers["authorization"] or "/dags/~/" not in asked.target:
                 return False
             asked_for.append(asked)
             # The first request checks the token.
             return len(asked_for) > 1
 
-        held_requests.holds = holds
+        held_requests.is_held = is_held
         await send(connection, op="auth", id="again", token=again.token)
         await eventually_async(lambda: held_requests.held, what="Airflow is asked about the stream of all")
         ada.dags = refusal(403, "Forbidden")

@@ -59,14 +59,14 @@ async def run(primary: EmbeddedPostgres, database: str) -> RunKey:
     return key
 
 
-def through(proxy: TcpProxy, database: str) -> str:
+def url_through(proxy: TcpProxy, database: str) -> str:
     return f"postgresql://airflow@{LOOPBACK}:{proxy.port}/{database}"
 
 
 @asynccontextmanager
-async def served(proxy: TcpProxy, database: str, **options: object) -> AsyncIterator[RunningServer]:
+async def server_behind(proxy: TcpProxy, database: str, **options: object) -> AsyncIterator[RunningServer]:
     """Run a server whose database is behind a proxy."""
-    settings = Settings.load(database_url=through(proxy, database), port=0, grace_period=2.0, **options)
+    settings = Settings.load(database_url=url_through(proxy, database), port=0, grace_period=2.0, **options)
     async with running_server(settings) as server:
         await wait_until_ready(server.url)
         yield server
@@ -129,7 +129,7 @@ async def test_a_restored_backup_causes_a_resync(primary: EmbeddedPostgres, data
     with base_backup(primary, standby=False) as backup:
         async with (
             TcpProxy.listen(primary.port) as proxy,
-            served(proxy, database) as server,
+            server_behind(proxy, database) as server,
             sse(server.url, run, WATCHED) as events,
             websocket(server.url, run, WATCHED) as connection,
         ):
@@ -157,7 +157,7 @@ async def test_ready_reports_an_empty_database_until_the_journal_is_back(
         other.execute(f"DROP DATABASE {database}; ALTER DATABASE {empty} RENAME TO {database}")
         async with (
             TcpProxy.listen(primary.port) as proxy,
-            served(proxy, database) as server,
+            server_behind(proxy, database) as server,
             sse(server.url, run, WATCHED) as events,
         ):
             await events.next()
@@ -183,7 +183,7 @@ async def test_a_promoted_standby_that_is_up_to_date_continues_the_stream(
     with running_standby(primary) as standby:
         async with (
             TcpProxy.listen(primary.port) as proxy,
-            served(proxy, database) as server,
+            server_behind(proxy, database) as server,
             sse(server.url, run, WATCHED) as events,
             websocket(server.url, run, WATCHED) as connection,
         ):
@@ -218,7 +218,7 @@ async def test_a_promoted_standby_that_lagged_reuses_transaction_ids(
         async with TcpProxy.listen(primary.port) as proxy:
             if not sent_before:
                 lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
-            async with served(proxy, database) as server, sse(server.url, run, WATCHED) as events:
+            async with server_behind(proxy, database) as server, sse(server.url, run, WATCHED) as events:
                 await events.next()
                 if sent_before:
                     lost = await write(primary, database, run, ("ask", "scheduled"), ("ask", "queued"))
@@ -242,7 +242,7 @@ async def test_a_crash_that_loses_commits_causes_a_resync(
     """Sent rows were committed but not written to disk. After a crash, other transactions reuse their ids."""
     async with (
         TcpProxy.listen(primary.port) as proxy,
-        served(proxy, database) as server,
+        server_behind(proxy, database) as server,
         sse(server.url, run, WATCHED) as events,
     ):
         await events.next()
@@ -305,7 +305,7 @@ async def test_memory_stays_flat_while_the_database_changes(primary: EmbeddedPos
     with base_backup(primary, standby=False) as backup:
         await asyncio.to_thread(backup.start)
         async with TcpProxy.listen(primary.port) as proxy:
-            clients = Clients(through(proxy, database))
+            clients = Clients(url_through(proxy, database))
             try:
                 await clients.start([*field.runs, *field.runs])
                 await write_everywhere(primary, database)
@@ -329,7 +329,7 @@ async def fail_over(proxy: TcpProxy, servers: list[EmbeddedPostgres], database: 
         await eventually_async(
             lambda restarts=restarts: all(len(line.restarts) > restarts for line in clients.lines),  # type: ignore[misc]
             30,
-            "every client has begun anew",
+            "every client got a reset",
         )
 
 

@@ -65,7 +65,7 @@ async def install_version(url: str, version: int) -> None:
         await connection.close()
 
 
-async def described(url: str) -> set[tuple[str, ...]]:
+async def describe_schema(url: str) -> set[tuple[str, ...]]:
     """Return the objects of the journal's schema, without data."""
     connection = await asyncpg.connect(url)
     try:
@@ -96,11 +96,11 @@ def test_migrations_are_numbered_without_a_gap_up_to_this_version() -> None:
 @pytest.mark.parametrize("version", OLD_VERSIONS)
 async def test_an_upgrade_ends_in_the_schema_of_a_fresh_install(airflow_database: str, version: int) -> None:
     await install_now(airflow_database)
-    fresh = await described(airflow_database)
+    fresh = await describe_schema(airflow_database)
     await installing.uninstall_journal(airflow_database, lock_timeout=1, attempts=1)
 
     await install_version(airflow_database, version)
-    assert await described(airflow_database) != fresh
+    assert await describe_schema(airflow_database) != fresh
     async with AirflowSql.open(airflow_database) as airflow:
         await airflow.trigger(RunKey("chat", "r"), await airflow.add_dag("chat", CHAIN), list(CHAIN))
         rows = await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal")
@@ -108,7 +108,7 @@ async def test_an_upgrade_ends_in_the_schema_of_a_fresh_install(airflow_database
         await install_now(airflow_database)
         assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal") == rows > 0
         assert await airflow.connection.fetchrow("SELECT epoch, installed_at FROM stream_server.meta") == before
-    assert await described(airflow_database) == fresh
+    assert await describe_schema(airflow_database) == fresh
     found = await fetch_status(airflow_database)
     assert (found.version, found.problems) == (SCHEMA_VERSION, [])
 
@@ -174,28 +174,28 @@ async def test_this_server_reports_a_journal_that_is_too_new(airflow_database: s
 async def test_an_older_install_does_not_touch_a_newer_journal(airflow_database: str) -> None:
     with next_version("CREATE TABLE stream_server.new_thing ()"):
         await install_now(airflow_database)
-    before = await described(airflow_database)
+    before = await describe_schema(airflow_database)
     with pytest.raises(InstallError, match=f"has version {SCHEMA_VERSION + 1}, made by a newer stream-server"):
         await install_now(airflow_database)
-    assert await described(airflow_database) == before
+    assert await describe_schema(airflow_database) == before
 
 
 async def test_a_failed_migration_changes_nothing(journal: str) -> None:
-    before = await described(journal)
+    before = await describe_schema(journal)
     with next_version("CREATE TABLE stream_server.new_thing (); SELECT 1 / 0"), pytest.raises(Exception, match="zero"):
         await install_now(journal)
-    assert await described(journal) == before
+    assert await describe_schema(journal) == before
     assert (await fetch_status(journal)).problems == []
 
 
 @pytest.mark.parametrize("missing", ["TABLE stream_server.journal", "SEQUENCE stream_server.losses"])
 async def test_an_incomplete_journal_is_recreated(journal: str, missing: str) -> None:
-    fresh, epoch = await described(journal), (await fetch_status(journal)).epoch
+    fresh, epoch = await describe_schema(journal), (await fetch_status(journal)).epoch
     connection = await asyncpg.connect(journal)
     await connection.execute(f"DROP {missing}")
     await connection.close()
     await install_now(journal)
-    assert await described(journal) == fresh
+    assert await describe_schema(journal) == fresh
     assert (await fetch_status(journal)).epoch != epoch, "readers notice"
 
 

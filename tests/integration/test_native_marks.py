@@ -23,7 +23,7 @@ async def add_version(airflow: AirflowSql) -> UUID:
     return await airflow.add_dag("marked", LEAVES)
 
 
-async def begin(airflow: AirflowSql, run_id: str, version: UUID) -> RunKey:
+async def start_run(airflow: AirflowSql, run_id: str, version: UUID) -> RunKey:
     key = RunKey("marked", run_id)
     await airflow.trigger(key, version, list(LEAVES))
     await airflow.set_run(key, "running")
@@ -36,7 +36,7 @@ async def push(airflow: AirflowSql, key: RunKey, task_id: str, value: object) ->
     await airflow.push(key, task_id, value, dag_result=task_id != "log")
 
 
-async def complete(airflow: AirflowSql, key: RunKey, state: str = "success") -> None:
+async def finish_run(airflow: AirflowSql, key: RunKey, state: str = "success") -> None:
     for task_id in LEAVES:
         await push(airflow, key, task_id, task_id)
         await airflow.set_task(key, task_id, "success")
@@ -58,7 +58,7 @@ async def result_body(server: RunningServer, key: RunKey, query: str = "?timeout
 async def test_the_first_run_of_a_version_answers_when_it_ends(
     server: RunningServer, airflow: AirflowSql, until: str
 ) -> None:
-    key = await begin(airflow, "first", await add_version(airflow))
+    key = await start_run(airflow, "first", await add_version(airflow))
     async with sse(server.url, key, f"?until={until}") as events:
         assert (await events.next())["result_tasks"] == []
         await push(airflow, key, "left", 1)
@@ -81,9 +81,9 @@ async def test_the_second_run_answers_with_the_last_value(
     server: RunningServer, airflow: AirflowSql, until: str
 ) -> None:
     version = await add_version(airflow)
-    await complete(airflow, await begin(airflow, "first", version))
+    await finish_run(airflow, await start_run(airflow, "first", version))
 
-    key = await begin(airflow, "second", version)
+    key = await start_run(airflow, "second", version)
     async with sse(server.url, key, f"?until={until}") as events:
         assert (await events.next())["result_tasks"] == ["left", "right"]
         await push(airflow, key, "left", 1)
@@ -101,11 +101,11 @@ async def test_the_second_run_answers_with_the_last_value(
 async def test_an_unfinished_run_does_not_count_as_an_earlier_run(server: RunningServer, airflow: AirflowSql) -> None:
     """Marks read during a run are not cached for its version."""
     version = await add_version(airflow)
-    first = await begin(airflow, "first", version)
+    first = await start_run(airflow, "first", version)
     await push(airflow, first, "left", 1)
-    second = await begin(airflow, "second", version)
+    second = await start_run(airflow, "second", version)
     assert (await first_frame(server, second))["result_tasks"] == []
-    await complete(airflow, first)
+    await finish_run(airflow, first)
     assert (await first_frame(server, second))["result_tasks"] == ["left", "right"]
     await airflow.clear(first, ["left"])
     assert (await first_frame(server, second))["result_tasks"] == []
@@ -113,14 +113,14 @@ async def test_an_unfinished_run_does_not_count_as_an_earlier_run(server: Runnin
 
 async def test_a_marked_task_that_has_not_run_before_is_waited_for(server: RunningServer, airflow: AirflowSql) -> None:
     version = await add_version(airflow)
-    first = await begin(airflow, "first", version)
+    first = await start_run(airflow, "first", version)
     for task_id in ("left", "log"):
         await push(airflow, first, task_id, 1)
         await airflow.set_task(first, task_id, "success")
     await airflow.set_task(first, "right", "failed")
     await airflow.set_run(first, "failed")
 
-    key = await begin(airflow, "second", version)
+    key = await start_run(airflow, "second", version)
     async with sse(server.url, key) as events:
         assert (await events.next())["result_tasks"] == ["left"]
         await push(airflow, key, "left", 1)
@@ -133,23 +133,23 @@ async def test_a_marked_task_that_has_not_run_before_is_waited_for(server: Runni
 async def test_the_marks_of_several_earlier_runs_are_combined(server: RunningServer, airflow: AirflowSql) -> None:
     version = await add_version(airflow)
     for run_id, taken, skipped in (("first", "left", "right"), ("second", "right", "left")):
-        key = await begin(airflow, run_id, version)
+        key = await start_run(airflow, run_id, version)
         await airflow.set_task(key, skipped, "skipped")
         await push(airflow, key, taken, 1)
         await airflow.set_task(key, taken, "success")
         await airflow.set_run(key, "success")
-    third = await begin(airflow, "third", version)
+    third = await start_run(airflow, "third", version)
     assert (await first_frame(server, third))["result_tasks"] == ["left", "right"]
 
 
 async def test_a_success_without_a_value_does_not_hide_a_mark(server: RunningServer, airflow: AirflowSql) -> None:
     version = await add_version(airflow)
-    await complete(airflow, await begin(airflow, "first", version))
-    second = await begin(airflow, "second", version)
+    await finish_run(airflow, await start_run(airflow, "first", version))
+    second = await start_run(airflow, "second", version)
     await push(airflow, second, "left", 1)
     await airflow.set_task(second, "right", "success")
     await airflow.set_run(second, "success")
-    third = await begin(airflow, "third", version)
+    third = await start_run(airflow, "third", version)
     assert (await first_frame(server, third))["result_tasks"] == ["left", "right"]
 
 
@@ -157,13 +157,13 @@ async def test_the_newest_value_shows_where_the_author_has_moved_the_mark(
     server: RunningServer, airflow: AirflowSql
 ) -> None:
     version = await add_version(airflow)
-    await complete(airflow, await begin(airflow, "first", version))
-    second = await begin(airflow, "second", version)
+    await finish_run(airflow, await start_run(airflow, "first", version))
+    second = await start_run(airflow, "second", version)
     for task_id in LEAVES:
         await airflow.start_task(second, task_id)
         await airflow.push(second, task_id, 1, dag_result=task_id == "log")
     await airflow.set_run(second, "success")
-    third = await begin(airflow, "third", version)
+    third = await start_run(airflow, "third", version)
     assert (await first_frame(server, third))["result_tasks"] == ["log"]
 
 
@@ -172,11 +172,11 @@ async def test_every_server_gives_the_same_answer(
 ) -> None:
     """One server watches since before the earlier run ended, the other joins after it."""
     version = await add_version(airflow)
-    first, second = [await begin(airflow, run_id, version) for run_id in ("first", "second")]
+    first, second = [await start_run(airflow, run_id, version) for run_id in ("first", "second")]
     async with running_server(settings()) as other, sse(server.url, second) as watching:
         await eventually_async(lambda: other.hub.is_live)
         assert (await watching.next())["result_tasks"] == []
-        await complete(airflow, first)
+        await finish_run(airflow, first)
         async with sse(other.url, second) as joined:
             assert (await joined.next())["result_tasks"] == ["left", "right"]
             await push(airflow, second, "left", 1)
@@ -190,13 +190,13 @@ async def test_every_server_gives_the_same_answer(
 
 
 async def test_a_client_that_resumes_gets_the_whole_result_once(server: RunningServer, airflow: AirflowSql) -> None:
-    key = await begin(airflow, "first", await add_version(airflow))
+    key = await start_run(airflow, "first", await add_version(airflow))
     async with sse(server.url, key) as events:
         await events.next()
         await push(airflow, key, "left", 1)
         await events.until("task")
         cursor = events.ids[-1]
-    await complete(airflow, key)
+    await finish_run(airflow, key)
     async with sse(server.url, key, headers={"Last-Event-ID": str(cursor)}) as events:
         frames = await events.rest()
     assert types(frames)[0] == "resumed"
@@ -204,7 +204,7 @@ async def test_a_client_that_resumes_gets_the_whole_result_once(server: RunningS
 
 
 async def test_a_failed_first_run_has_no_result(server: RunningServer, airflow: AirflowSql) -> None:
-    key = await begin(airflow, "first", await add_version(airflow))
+    key = await start_run(airflow, "first", await add_version(airflow))
     await push(airflow, key, "left", 1)
     await airflow.set_task(key, "left", "success")
     await airflow.set_run(key, "failed")
@@ -218,7 +218,7 @@ async def test_serialised_marks_answer_early_in_the_first_run(server: RunningSer
     await airflow.connection.execute(
         "UPDATE serialized_dag SET data = jsonb_set(data, '{dag,tags}', '[\"stream-result:left\"]')"
     )
-    key = await begin(airflow, "first", version)
+    key = await start_run(airflow, "first", version)
     async with sse(server.url, key) as events:
         assert (await events.next())["result_tasks"] == ["left"]
         await push(airflow, key, "left", 1)
@@ -227,16 +227,16 @@ async def test_serialised_marks_answer_early_in_the_first_run(server: RunningSer
 
 
 async def test_the_marks_of_another_version_show_nothing(server: RunningServer, airflow: AirflowSql) -> None:
-    await complete(airflow, await begin(airflow, "first", await add_version(airflow)))
-    second = await begin(airflow, "second", await add_version(airflow))
+    await finish_run(airflow, await start_run(airflow, "first", await add_version(airflow)))
+    second = await start_run(airflow, "second", await add_version(airflow))
     assert (await first_frame(server, second))["result_tasks"] == []
 
 
 async def test_values_of_an_older_airflow_show_nothing(server: RunningServer, airflow: AirflowSql) -> None:
     version = await add_version(airflow)
-    await complete(airflow, await begin(airflow, "first", version))
+    await finish_run(airflow, await start_run(airflow, "first", version))
     await airflow.connection.execute("UPDATE xcom SET dag_result = NULL")
-    key = await begin(airflow, "second", version)
+    key = await start_run(airflow, "second", version)
     await push(airflow, key, "left", 1)
     assert (await result_body(server, key))["outcome"] == "pending"
     await push(airflow, key, "right", 2)
@@ -249,7 +249,7 @@ async def test_an_airflow_without_native_marks_is_still_read(
     server: RunningServer, airflow: AirflowSql, without: str
 ) -> None:
     version = await add_version(airflow)
-    await complete(airflow, await begin(airflow, "first", version))
+    await finish_run(airflow, await start_run(airflow, "first", version))
     await airflow.connection.execute(f"ALTER TABLE xcom DROP COLUMN {without}")
-    second = await begin(airflow, "second", version)
+    second = await start_run(airflow, "second", version)
     assert (await first_frame(server, second))["result_tasks"] == []

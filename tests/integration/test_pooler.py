@@ -44,12 +44,12 @@ SELECT jsonb_build_object(
 """
 
 
-def poolers() -> list[str]:
+def pooler_options() -> list[str]:
     """Return configuration lines for each way to treat prepared statements that this PgBouncer has."""
     return ["max_prepared_statements = 0", "max_prepared_statements = 50"] if get_version() >= (1, 21) else [""]
 
 
-async def traces(postgres: EmbeddedPostgres, url: str, sessions: int) -> set[str]:
+async def read_traces(postgres: EmbeddedPostgres, url: str, sessions: int) -> set[str]:
     """Return the session state in `sessions` sessions of a pool."""
     connections = [await asyncpg.connect(url, statement_cache_size=0) for _ in range(sessions)]
     found = set()
@@ -73,7 +73,7 @@ async def test_the_server_polls_and_reports_it(
     caplog: pytest.LogCaptureFixture,
     pool_size: int,
 ) -> None:
-    for options in poolers():
+    for options in pooler_options():
         caplog.clear()
         key = RunKey("chat", f"{run.run_id}_{options[-2:].strip()}")
         version_id = await airflow.connection.fetchval("SELECT id FROM dag_version")
@@ -105,13 +105,13 @@ async def test_the_server_leaves_no_trace_in_shared_sessions(
 ) -> None:
     with running_pgbouncer(postgres, "transaction", pool_size=2, options=options) as bouncer:
         url = bouncer.url(journal)
-        before = await traces(postgres, url, 2)
+        before = await read_traces(postgres, url, 2)
         async with running_server(settings(database_url=url, retention="1h", check_interval="50ms")) as server:
             await wait_until_ready(server.url)
             async with sse(server.url, run) as events:
                 await airflow.run_task(run, "answer", "quietly")
                 assert (await events.rest())[-2]["results"] == {"answer": "quietly"}
-            assert await traces(postgres, url, 2) == before
+            assert await read_traces(postgres, url, 2) == before
 
 
 async def test_prepared_statements_of_other_clients_are_not_reused(
@@ -158,8 +158,8 @@ async def test_notifications_arrive_through_a_pool_in_session_mode(
         async with running_server(settings(database_url=bouncer.url(journal), poll_interval="1h")) as server:
             await wait_until_ready(server.url, doorbell=True)
             async with sse(server.url, run) as events:
-                await airflow.run_task(run, "answer", "rung for")
-                assert (await events.rest())[-2]["results"] == {"answer": "rung for"}
+                await airflow.run_task(run, "answer", "notified")
+                assert (await events.rest())[-2]["results"] == {"answer": "notified"}
 
 
 async def test_nothing_is_lost_through_a_pool(postgres: EmbeddedPostgres, journal: str) -> None:

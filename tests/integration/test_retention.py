@@ -120,7 +120,7 @@ async def test_deleting_costs_the_same_beside_a_long_transaction(
             "SELECT FROM stream_server.journal WHERE txid >= (SELECT pruned_to FROM stream_server.meta)"
             " ORDER BY txid LIMIT 1000",
         )
-        assert buffers(plan) < 100
+        assert count_pages(plan) < 100
         assert await runs.prune_journal(None, 1000, 900_000, onward=True) > 0
 
 
@@ -174,14 +174,14 @@ async def explain(connection: asyncpg.Connection[asyncpg.Record], statement: str
     return top
 
 
-def buffers(plan: dict[str, Any]) -> int:
+def count_pages(plan: dict[str, Any]) -> int:
     """Return the number of pages read, from cache or disk."""
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
-def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+def plan_nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     """Return all nodes of a plan."""
-    return [plan] + [node for child in plan.get("Plans", []) for node in nodes(child)]
+    return [plan] + [node for child in plan.get("Plans", []) for node in plan_nodes(child)]
 
 
 async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: AirflowSql, runs: RunStore) -> None:
@@ -198,10 +198,10 @@ async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: Ai
             await write_rows(airflow, 50)
             plan = await explain(airflow.connection, f"EXECUTE rows_after ('{cursor}')")
         assert plan["Actual Rows"] == 50
-        assert sum(node.get("Rows Removed by Filter", 0) for node in nodes(plan)) == 0
-        assert sum(node.get("Rows Removed by Index Recheck", 0) for node in nodes(plan)) == 0
-        assert not [node for node in nodes(plan) if node["Node Type"] == "Seq Scan" and node["Alias"] == "journal"]
-        looked_at[name] = buffers(plan)
+        assert sum(node.get("Rows Removed by Filter", 0) for node in plan_nodes(plan)) == 0
+        assert sum(node.get("Rows Removed by Index Recheck", 0) for node in plan_nodes(plan)) == 0
+        assert not [node for node in plan_nodes(plan) if node["Node Type"] == "Seq Scan" and node["Alias"] == "journal"]
+        looked_at[name] = count_pages(plan)
     assert looked_at["beside"] <= looked_at["before"] + 10 < 60
 
 

@@ -45,7 +45,7 @@ UNION SELECT proname::text, x.privilege_type FROM pg_proc p, aclexplode(p.proacl
 OPERATIONS = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
 
 
-def documented(start: str, **names: str) -> str:
+def documented_statements(start: str, **names: str) -> str:
     """Return the statements in the docs that start with a text, with the test's names."""
     (block,) = re.findall(rf"```sql\n({re.escape(start)}.+?)```", OPERATIONS, re.DOTALL)
     for name, ours in names.items():
@@ -89,9 +89,9 @@ async def privileges(url: str, role: str) -> set[tuple[str, str]]:
     return {tuple(row) for row in await fetch(url, PRIVILEGES, role)}
 
 
-async def let_read(url: str, reader: str) -> None:
+async def grant_read(url: str, reader: str) -> None:
     """As Airflow's role, grant another role SELECT on the tables that streams need."""
-    await execute(url, documented("GRANT SELECT", stream_reader=reader))
+    await execute(url, documented_statements("GRANT SELECT", stream_reader=reader))
 
 
 async def execute(url: str, statements: str) -> None:
@@ -107,7 +107,7 @@ async def is_superuser(url: str) -> bool:
     return bool(answer)
 
 
-async def serves(url: str, airflow: AirflowSql, run: RunKey) -> None:
+async def assert_serves(url: str, airflow: AirflowSql, run: RunKey) -> None:
     """Check that a server streams over both transports, prunes, and restores missing triggers."""
     settings = Settings.load(database_url=url, port=0, retention="1s", check_interval="200ms", grace_period=2.0)
     await airflow.connection.execute("UPDATE stream_server.journal SET at = at - interval '1 hour'")
@@ -118,19 +118,19 @@ async def serves(url: str, airflow: AirflowSql, run: RunKey) -> None:
             assert (await events.rest())[-2]["results"] == {"answer": {"read": "only"}}
             assert json.loads(await socket.recv())["type"] == "snapshot"
 
-        async def pruned() -> bool:
+        async def is_pruned() -> bool:
             oldest = await airflow.connection.fetchval(
                 "SELECT min(at) < now() - interval '50 min' FROM stream_server.journal"
             )
             return not oldest
 
-        await eventually_answered(pruned, what="old rows are deleted")
+        await eventually_answered(is_pruned, what="old rows are deleted")
         await airflow.connection.execute("DROP TRIGGER stream_server_xcom ON xcom")
 
-        async def whole() -> bool:
+        async def is_complete() -> bool:
             return (await fetch_status(url)).problems == [] and (await client.get("/ready")).status_code == 200
 
-        await eventually_answered(whole, within=DEADLINE, what="the trigger is back")
+        await eventually_answered(is_complete, within=DEADLINE, what="the trigger is back")
     report = await run_checks(DoctorTargets(database_url=url))
     assert report.is_healthy, report.format_lines()
     finding = report.get("privileges")
@@ -155,7 +155,7 @@ async def test_a_reader_gets_what_serve_needs_and_nothing_else(
         version = await airflow.add_dag("chat", CHAIN, {"clean_up": False})
         run = RunKey("chat", "r1")
         await airflow.trigger(run, version, list(CHAIN))
-        await serves(url, airflow, run)
+        await assert_serves(url, airflow, run)
     for forbidden in (
         *("DELETE FROM stream_server.journal", "UPDATE dag_run SET state = 'failed'", "SELECT * FROM connection"),
         *("UPDATE stream_server.meta SET enabled = false", "SELECT stream_server.switch_off()"),
@@ -219,11 +219,11 @@ async def test_an_owner_needs_only_the_trigger_privilege(
     owner, reader = role("owner"), role("reader")
     database = urlsplit(airflow_database).path[1:]
     url = url_as(owner, airflow_database)
-    postgres.execute(documented("GRANT CREATE", airflow=database, stream_owner=owner), database=database)
+    postgres.execute(documented_statements("GRANT CREATE", airflow=database, stream_owner=owner), database=database)
     with pytest.raises(InstallError, match="lacks a privilege: permission denied for table"):
         await install_for(url, reader)
     assert not (await fetch_status(airflow_database)).installed
-    await let_read(airflow_database, reader)
+    await grant_read(airflow_database, reader)
     await install_for(url, reader)
     await install_for(url, reader)
 
@@ -256,8 +256,8 @@ async def test_a_journal_of_another_owner_is_served(
 ) -> None:
     owner, reader = role("owner"), role("reader")
     database = urlsplit(airflow_database).path[1:]
-    postgres.execute(documented("GRANT CREATE", airflow=database, stream_owner=owner), database=database)
-    await let_read(airflow_database, reader)
+    postgres.execute(documented_statements("GRANT CREATE", airflow=database, stream_owner=owner), database=database)
+    await grant_read(airflow_database, reader)
     await install_for(url_as(owner, airflow_database), reader)
     postgres.execute(
         "GRANT USAGE ON SCHEMA stream_server TO airflow;"
@@ -268,7 +268,7 @@ async def test_a_journal_of_another_owner_is_served(
         version = await airflow.add_dag("chat", CHAIN, {"clean_up": False})
         run = RunKey("chat", "r1")
         await airflow.trigger(run, version, list(CHAIN))
-        await serves(url_as(reader, airflow_database), airflow, run)
+        await assert_serves(url_as(reader, airflow_database), airflow, run)
 
 
 async def test_a_role_without_the_right_is_refused(airflow_database: str, role: Callable[[str], str]) -> None:

@@ -27,7 +27,7 @@ LINE_SECONDS = 20.0
 """Longer than the longest `retry`, and than Node takes to start."""
 
 
-class Script:
+class ClientProcess:
     """A client process that writes a line for each frame."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -58,7 +58,7 @@ class Script:
 
 
 @asynccontextmanager
-async def running(*command: str) -> AsyncIterator[Script]:
+async def run_node(*command: str) -> AsyncIterator[ClientProcess]:
     """Run Node until the end of the context."""
     directory = node.installed_clients()
     process = await asyncio.create_subprocess_exec(
@@ -69,7 +69,7 @@ async def running(*command: str) -> AsyncIterator[Script]:
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        yield Script(process)
+        yield ClientProcess(process)
     finally:
         if process.returncode is None:
             process.kill()
@@ -82,7 +82,7 @@ async def test_event_sources_follow_a_run_across_a_cut_connection_to_its_end(
 ) -> None:
     async with TcpProxy.listen(urlsplit(server.url).port) as proxy:
         url = f"http://127.0.0.1:{proxy.port}{stream_path(run)}"
-        async with running(client, url, *EVENT_NAMES) as script:
+        async with run_node(client, url, *EVENT_NAMES) as script:
             frames = await script.until("snapshot")
             await airflow.start_task(run, "ask")
             frames += [await script.next() for _ in EACH_STATE[:3]]
@@ -105,7 +105,7 @@ async def test_event_sources_follow_a_run_across_a_cut_connection_to_its_end(
 
 async def test_wscat_follows_a_run_to_its_end(server: RunningServer, run: RunKey, airflow: AirflowSql) -> None:
     url = server.url.replace("http", "ws") + stream_path(run)
-    async with running("node_modules/wscat/bin/wscat", "--no-color", "--connect", url) as script:
+    async with run_node("node_modules/wscat/bin/wscat", "--no-color", "--connect", url) as script:
         frames = await script.until("snapshot")
         await airflow.complete_chain(run)
         frames += await script.until("end")

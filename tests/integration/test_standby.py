@@ -61,7 +61,7 @@ async def standby_server(standby_settings: Callable[..., Settings]) -> AsyncIter
         yield server
 
 
-async def level(postgres: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
+async def wait_for_replay(postgres: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
     await asyncio.to_thread(catch_up, postgres, standby)
 
 
@@ -93,7 +93,7 @@ async def test_a_late_commit_reaches_an_open_stream(
     run: RunKey,
 ) -> None:
     """A standby's snapshots do not list the transactions that are in progress on the primary."""
-    await level(postgres, standby)
+    await wait_for_replay(postgres, standby)
     async with AirflowSql.open(journal) as other, sse(standby_server.url, run, "?until=run") as events:
         await events.next()
         transaction = other.connection.transaction()
@@ -124,7 +124,7 @@ async def test_a_late_commit_reaches_a_client_that_joins_meanwhile(
         await transaction.start()
         await other.set_task(run, "clean_up", "scheduled")
         await airflow.run_task(run, "ask", "why")
-        await level(postgres, standby)
+        await wait_for_replay(postgres, standby)
         async with sse(standby_server.url, run, "?until=run") as events:
             snapshot = await events.next()
             assert {task["task_id"]: task["state"] for task in snapshot["tasks"]} == {
@@ -150,7 +150,7 @@ async def test_the_server_skips_work_that_only_the_primary_can_do(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await airflow.connection.execute("DROP TRIGGER stream_server_xcom ON xcom")
-    await level(postgres, standby)
+    await wait_for_replay(postgres, standby)
     with caplog.at_level(logging.WARNING):
         async with running_server(standby_settings(retention="1s", check_interval="50ms")) as server:
             body = await wait_until_ready(
@@ -158,7 +158,7 @@ async def test_the_server_skips_work_that_only_the_primary_can_do(
             )
             assert body["tail"] == BY_POLLING
             await airflow.connection.execute("SELECT stream_server.put_back(false)")
-            await level(postgres, standby)
+            await wait_for_replay(postgres, standby)
             await wait_until_ready(server.url)
             async with sse(server.url, run) as events:
                 await airflow.run_task(run, "answer", "from the replica")
@@ -206,11 +206,11 @@ async def test_streams_continue_across_a_promotion(
     standby_server: RunningServer,
     run: RunKey,
 ) -> None:
-    await level(postgres, standby)
+    await wait_for_replay(postgres, standby)
     async with sse(standby_server.url, run) as events, websocket(standby_server.url, run) as connection:
         await airflow.set_task(run, "answer", "scheduled")
         assert [frame["state"] for frame in await events.until("task") if frame["type"] == "task"] == ["scheduled"]
-        await level(postgres, standby)
+        await wait_for_replay(postgres, standby)
         await asyncio.to_thread(promote, standby)
         async with AirflowSql.open(standby.url(journal.rpartition("/")[2])) as promoted:
             await promoted.set_task(run, "answer", "queued")
@@ -247,7 +247,7 @@ async def test_every_row_comes_exactly_once_from_a_replica(*, promoted: bool) ->
             reconnect_quickly(),
             patch.object(tail, "POLL_WITHOUT_NOTIFY_SECONDS", NO_PAUSE),
         ):
-            await level(primary, standby)
+            await wait_for_replay(primary, standby)
             follower = TaskTail(standby.url(name), "tail on a replica")
             await follower.start()
             try:

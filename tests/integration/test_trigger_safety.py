@@ -40,8 +40,8 @@ FAULTS = {
     "disk full": RAISE,
     "rights revoked": "REVOKE ALL ON stream_server.journal FROM airflow",
     "use of the schema revoked": "REVOKE ALL ON SCHEMA stream_server FROM airflow",
-    "doorbell dropped": "DROP FUNCTION stream_server.ring()",
-    "doorbell fails": "CREATE OR REPLACE FUNCTION stream_server.ring() RETURNS void LANGUAGE plpgsql"
+    "notify function dropped": "DROP FUNCTION stream_server.ring()",
+    "notify function fails": "CREATE OR REPLACE FUNCTION stream_server.ring() RETURNS void LANGUAGE plpgsql"
     " AS 'BEGIN PERFORM 1 / 0; END'",
     "counter of losses dropped": "DROP SEQUENCE stream_server.losses; DROP TABLE stream_server.journal",
     "functions of ours dropped": "DROP FUNCTION stream_server.triggers()",
@@ -59,7 +59,7 @@ COMMITTED = {
 }
 
 
-class Airflow:
+class OrmProcess:
     """A process that runs Airflow's models."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -78,7 +78,7 @@ class Airflow:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+def orm_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrmProcess]:
     home = tmp_path_factory.mktemp("airflow")
     environment = {
         **os.environ,
@@ -94,12 +94,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
         text=True,
         env=environment,
     ) as process:
-        yield Airflow(process)
+        yield OrmProcess(process)
         process.terminate()
 
 
 @asynccontextmanager
-async def losses_counted(url: str) -> AsyncIterator[list[bool]]:
+async def count_dropped_writes(url: str) -> AsyncIterator[list[bool]]:
     """Yield a list that has, at the end, the number of dropped writes."""
     noticed: list[bool] = []
     yield noticed
@@ -116,23 +116,25 @@ async def losses_counted(url: str) -> AsyncIterator[list[bool]]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_airflow_commits_despite_every_fault_of_the_journal(
-    models: Airflow, journal: str, airflow: AirflowSql, fault: str
+    orm_process: OrmProcess, journal: str, airflow: AirflowSql, fault: str
 ) -> None:
     await airflow.connection.execute(FAULTS[fault])
-    async with losses_counted(journal) as noticed:
-        assert await asyncio.to_thread(models.work, journal) == {"committed": COMMITTED}
+    async with count_dropped_writes(journal) as noticed:
+        assert await asyncio.to_thread(orm_process.work, journal) == {"committed": COMMITTED}
     assert noticed == [fault not in UNNOTICED]
 
 
-async def test_airflow_commits_while_the_journal_is_locked(models: Airflow, journal: str, airflow: AirflowSql) -> None:
-    async with airflow.connection.transaction(), losses_counted(journal) as noticed:
+async def test_airflow_commits_while_the_journal_is_locked(
+    orm_process: OrmProcess, journal: str, airflow: AirflowSql
+) -> None:
+    async with airflow.connection.transaction(), count_dropped_writes(journal) as noticed:
         await airflow.connection.execute("LOCK TABLE stream_server.journal IN ACCESS EXCLUSIVE MODE")
-        assert await asyncio.to_thread(models.work, journal) == {"committed": COMMITTED}
+        assert await asyncio.to_thread(orm_process.work, journal) == {"committed": COMMITTED}
     assert noticed == [True]
 
 
-async def test_airflow_commits_while_the_functions_are_replaced(models: Airflow, journal: str) -> None:
-    working = asyncio.create_task(asyncio.to_thread(models.work, journal))
+async def test_airflow_commits_while_the_functions_are_replaced(orm_process: OrmProcess, journal: str) -> None:
+    working = asyncio.create_task(asyncio.to_thread(orm_process.work, journal))
     switched = 0
     while not working.done() or switched < 3:
         await disable_triggers(journal)
@@ -146,8 +148,10 @@ async def test_the_role_is_no_superuser(airflow: AirflowSql) -> None:
     assert await airflow.connection.fetchval("SELECT NOT rolsuper FROM pg_roles WHERE rolname = current_user")
 
 
-async def test_what_airflow_commits_is_in_the_journal(models: Airflow, journal: str, airflow: AirflowSql) -> None:
-    await asyncio.to_thread(models.work, journal)
+async def test_what_airflow_commits_is_in_the_journal(
+    orm_process: OrmProcess, journal: str, airflow: AirflowSql
+) -> None:
+    await asyncio.to_thread(orm_process.work, journal)
     states = await airflow.connection.fetch(
         "SELECT state, count(*) FROM stream_server.journal WHERE kind = 'task' AND task_id = 'mapped' GROUP BY state"
     )

@@ -24,7 +24,7 @@ NO_RUN_LISTS = malformed_bodies(dag_runs=[None, 5, "a", {}])
 NO_XCOM_LISTS = malformed_bodies(xcom_entries=[None, 5, "a", {}])
 
 
-def instead(stub: AirflowStub, answer: Response, method: str, path: str) -> None:
+def respond_with(stub: AirflowStub, answer: Response, method: str, path: str) -> None:
     """Make the stub send this body to requests with this method and path suffix."""
 
     async def behave(asked: ReceivedRequest) -> Response | None:
@@ -41,7 +41,7 @@ async def test_a_malformed_trigger_response_is_502_and_the_run_may_exist(
     caller: httpx.AsyncClient, stub: AirflowStub
 ) -> None:
     for odd in RUNS:
-        instead(stub, odd, "POST", "/dagRuns")
+        respond_with(stub, odd, "POST", "/dagRuns")
         answer = await caller.post(WAIT, json={})
         assert error_of(answer) == (502, "Airflow does not answer"), odd.body[:40]
         assert answer.json()["detail"].endswith(MAYBE_CREATED)
@@ -53,7 +53,7 @@ async def test_a_malformed_cancellation_response_is_502(
 ) -> None:
     await caller.post(f"{WAIT}&timeout=0", json={})
     for odd in STATES:
-        instead(stub, odd, method, "/manual__1")
+        respond_with(stub, odd, method, "/manual__1")
         assert error_of(await caller.post(f"{run_path('manual__1')}/cancel")) == (502, "Airflow does not answer"), (
             odd.body
         )
@@ -63,7 +63,7 @@ async def test_a_malformed_login_response_is_502_without_its_text(
     trigger_server: RunningServer, stub: AirflowStub
 ) -> None:
     for odd in TOKENS:
-        instead(stub, odd, "POST", "/auth/token")
+        respond_with(stub, odd, "POST", "/auth/token")
         async with httpx.AsyncClient(base_url=trigger_server.url) as client:
             answer = await client.post("/api/v2/stream/session", json={"username": "ada", "password": "right"})
         assert error_of(answer) == (502, "Airflow does not answer"), odd.body[:40]
@@ -96,14 +96,14 @@ async def test_a_malformed_response_leaves_the_permission_for_all_runs_unknown(
 async def test_a_malformed_list_of_dags_counts_as_no_answer(stub: AirflowStub) -> None:
     async with AirflowApi.open(stub.url, None) as airflow:
         for odd in malformed_bodies(dags=[None, 5, {}, [{}], [5], [None], [{"dag_id": 5}], [{"dag_id": None}]]):
-            instead(stub, odd, "GET", "/api/v2/dags")
+            respond_with(stub, odd, "GET", "/api/v2/dags")
             with pytest.raises(AirflowNotResponding, match="Airflow answered 200 to GET /api/v2/dags with"):
                 await airflow.get(DagPage, "/api/v2/dags?limit=1", 10.0)
 
 
 async def test_a_malformed_version_is_not_that_of_airflow(stub: AirflowStub) -> None:
     for odd in malformed_bodies(version=[None, 5, {}]):
-        instead(stub, odd, "GET", "/api/v2/version")
+        respond_with(stub, odd, "GET", "/api/v2/version")
         finding = (await run_checks(DoctorTargets(airflow_url=stub.url))).get("airflow-api")
         assert finding is not None
         assert (finding.level, "is not Airflow's API" in finding.found) == (Level.PROBLEM, True), odd.body[:40]

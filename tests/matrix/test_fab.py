@@ -96,7 +96,7 @@ async def test_every_caller_sees_what_airflow_shows_them(
             async with query_both(fab.url, auth_server.url, headers, key) as pairs:
                 for way, expected, actual in pairs:
                     asked += 1
-                    if differs(way.split()[0], expected, actual, introduced="Authorization" not in headers):
+                    if differs(way.split()[0], expected, actual, is_anonymous="Authorization" not in headers):
                         deviations.append((name, key.dag_id, way, expected, actual))
     assert deviations == []
     assert asked == (len(PRESET) + len(GUESTS) + 9 + 1 + len(GUESTS)) * WAYS

@@ -32,10 +32,10 @@ NEW_TABLES = {"3.1.8": ["trigger stream_server_input on hitl_detail is missing"]
 async def test_an_upgrade_keeps_rows_journal_and_triggers(
     databases: UpgradedDatabases, before: str, version: str
 ) -> None:
-    below, rung = await databases.database_at(before), await databases.database_at(version)
-    assert rung.rows == below.rows
-    assert rung.epoch == below.epoch
-    assert rung.problems == NEW_TABLES.get(version, [])
+    below, upgraded = await databases.database_at(before), await databases.database_at(version)
+    assert upgraded.rows == below.rows
+    assert upgraded.epoch == below.epoch
+    assert upgraded.problems == NEW_TABLES.get(version, [])
     found = await fetch_status(await databases.copy_of(version))
     assert (found.problems, found.losses) == ([], 0)
 

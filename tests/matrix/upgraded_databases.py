@@ -69,10 +69,10 @@ class UpgradedDatabases:
 
     async def copy_of(self, version: str) -> str:
         """Return the URL of a copy of a version's database."""
-        rung = await self.database_at(version)
+        source = await self.database_at(version)
         name = f"copy_{len(self._copies) + 1}"
         self._copies.append(name)
-        self._copy(rung.database, name)
+        self._copy(source.database, name)
         return self._postgres.url(name)
 
     def drop_copies(self) -> None:

@@ -99,14 +99,16 @@ class History:
         run.take_retraction()
         return run
 
-    def output_length(self, place: tuple[str, int]) -> int:
+    def output_length(self, instance: tuple[str, int]) -> int:
         """Return how many items of output a task instance has emitted in its current try."""
-        return self._said.get((*place, self.rows[place].try_number), 0)
+        return self._said.get((*instance, self.rows[instance].try_number), 0)
 
     def values(self, task_ids: Collection[str]) -> ReturnValues:
         """Return what the query `return_values` reads."""
         return {
-            place: ReturnValue(len(xcom.json), xcom.json) for place, xcom in self.xcoms.items() if place[0] in task_ids
+            instance: ReturnValue(len(xcom.json), xcom.json)
+            for instance, xcom in self.xcoms.items()
+            if instance[0] in task_ids
         }
 
     def indexes(self, task_id: str) -> list[int]:
@@ -123,27 +125,27 @@ class History:
 
     def set_task(self, task_id: str, state: str | None, map_index: int = -1) -> None:
         """Change a task instance; a new try starts when it is scheduled from no state or `up_for_retry`."""
-        place = (task_id, map_index)
-        before = self.rows.get(place) or TaskInstance(None, 0)
+        instance = (task_id, map_index)
+        before = self.rows.get(instance) or TaskInstance(None, 0)
         if before.state == "running":
-            self._delete_earlier_value(place, before)
+            self._delete_earlier_value(instance, before)
         row = before._replace(state=state)
         now = self._now()
         if state == "scheduled" and before.state in {None, "up_for_retry"}:
             row = row._replace(try_number=before.try_number + 1)
         if state == "deferred":
-            self._resuming.add(place)
+            self._resuming.add(instance)
         elif state == "running":
-            if place not in self._resuming:
+            if instance not in self._resuming:
                 row = row._replace(start_date=now)
-            self._resuming.discard(place)
+            self._resuming.discard(instance)
         elif state in FINISHED or state == "up_for_retry":
             row = row._replace(end_date=now)
-            self._resuming.discard(place)
+            self._resuming.discard(instance)
         elif state is None:
             # A cleared task starts over, also one that was deferred (`TaskInstance.clear_next_method_args`).
-            self._resuming.discard(place)
-        self._write_task(place, row, before.state)
+            self._resuming.discard(instance)
+        self._write_task(instance, row, before.state)
 
     def start(self, task_id: str, map_index: int = -1) -> None:
         """Move a task instance to `running`, one transaction for each step."""
@@ -194,7 +196,7 @@ class History:
 
     def expand(self, task_id: str, length: int) -> None:
         """Expand a mapped task (`airflow-facts` 2.7): -1 becomes 0 with no change of state, the others are new."""
-        with self._joined():
+        with self._in_transaction():
             del self.rows[task_id, -1]
             self.xcoms.pop((task_id, -1), None)
             for map_index in range(length):
@@ -219,7 +221,7 @@ class History:
 
     def clear(self, *task_ids: str, counted: bool = True) -> None:
         """Clear tasks (`airflow-facts` 2.4). Airflow 3.0 and 3.1 do not count what is cleared of a running run."""
-        with self._joined():
+        with self._in_transaction():
             if self.run.state in FINAL_RUN_STATES:
                 self.set_run("queued", clear_number=self.run.clear_number + 1)
             elif counted:
@@ -234,15 +236,15 @@ class History:
         self._write(TransitionKind.RUN_DELETED)
         self.deleted = True
 
-    def _delete_earlier_value(self, place: tuple[str, int], row: TaskInstance) -> None:
+    def _delete_earlier_value(self, instance: tuple[str, int], row: TaskInstance) -> None:
         """Delete what an earlier try pushed, as the worker does soon after the task has started."""
-        xcom = self.xcoms.get(place)
+        xcom = self.xcoms.get(instance)
         if xcom is not None and row.start_date is not None and xcom.at < row.start_date:
-            del self.xcoms[place]
+            del self.xcoms[instance]
 
-    def _write_task(self, place: tuple[str, int], row: TaskInstance, previous_state: str | None) -> None:
-        self.rows[place] = row
-        transition = self._write(TransitionKind.TASK, task_id=place[0], map_index=place[1])
+    def _write_task(self, instance: tuple[str, int], row: TaskInstance, previous_state: str | None) -> None:
+        self.rows[instance] = row
+        transition = self._write(TransitionKind.TASK, task_id=instance[0], map_index=instance[1])
         self.journal[-1] = transition._replace(
             try_number=row.try_number,
             state=row.state,
@@ -263,7 +265,7 @@ class History:
         return at(len(self.journal) + 1)
 
     @contextmanager
-    def _joined(self) -> Iterator[None]:
+    def _in_transaction(self) -> Iterator[None]:
         """Join the open transaction, or start a new one."""
         if self._grouped:
             yield
@@ -373,23 +375,23 @@ run_histories = run_histories_of(*_LIKELY_MOVES * 4, *_ALL_MOVES)
 def apply_move(history: History, move: Move) -> None:
     """Apply a move, if it is possible in Airflow now."""
     name, number = move
-    place = task_id, map_index = sorted(history.rows)[number % len(history.rows)]
-    state = history.rows[place].state
+    instance = task_id, map_index = sorted(history.rows)[number % len(history.rows)]
+    state = history.rows[instance].state
     set_task = partial(history.set_task, task_id, map_index=map_index)
     running, fresh = state == "running", state in {None, "up_for_retry"}
     possible: dict[str, tuple[bool, Callable[[], object]]] = {
         **{to: (running, partial(set_task, state=_FROM_RUNNING[to])) for to in _FROM_RUNNING},
         **{to: (state is None, partial(set_task, state=_FROM_NOTHING[to])) for to in _FROM_NOTHING},
         "advance": (state in _NEXT, partial(set_task, state=_NEXT.get(state))),
-        "start": (fresh, partial(history.start, *place)),
+        "start": (fresh, partial(history.start, *instance)),
         "run": (fresh, partial(history.run_task, task_id, None, map_index)),
         "emit": (
-            history.rows[place].try_number > 0,
+            history.rows[instance].try_number > 0,
             partial(history.emit_output, task_id, "and", "so on", map_index=map_index),
         ),
-        "push": (history.rows[place].try_number > 0, partial(history.push, task_id, None, map_index)),
-        "succeed": (running, partial(history.succeed, *place)),
-        "succeed_directly": (state is None, partial(history.succeed_directly, *place)),
+        "push": (history.rows[instance].try_number > 0, partial(history.push, task_id, None, map_index)),
+        "succeed": (running, partial(history.succeed, *instance)),
+        "succeed_directly": (state is None, partial(history.succeed_directly, *instance)),
         "kill": (state not in FINISHED, partial(set_task, state="failed")),
         "mark_success": (True, partial(set_task, state="success")),
         "expand": (state is None and map_index == -1, partial(history.expand, task_id, 1 + number % 3)),

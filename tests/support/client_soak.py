@@ -292,8 +292,8 @@ class ClientSoak:
         misses = [*tally.misses[:20]]
         misses += [f"{count} frames {what}" for what, count in _lost_updates(tally).items() if count]
         # A client that joins just after a server lost its database gets a reset: what was read may be gone.
-        anew = {why: count for why, count in tally.resets.items() if why != "journal_changed"}
-        misses += [f"{count} clients got a reset: {why}" for why, count in anew.items()]
+        unexpected_resets = {why: count for why, count in tally.resets.items() if why != "journal_changed"}
+        misses += [f"{count} clients got a reset: {why}" for why, count in unexpected_resets.items()]
         misses += [f"did not catch up: {one}" for one in self.late[:20]]
         misses += [f"{a} {name} before, {b} after" for name, (a, b) in left.items() if b > a + SPARE.get(name, 0)]
         if late / early > GROWTH and self.seconds > WARM_SECONDS:

@@ -32,12 +32,12 @@ class Row(NamedTuple):
     previous_state: str | None
 
     @property
-    def place(self) -> InstanceKey:
+    def instance(self) -> InstanceKey:
         return self.run_id, self.map_index
 
     @property
     def token(self) -> Token:
-        return self.place, self.try_number
+        return self.instance, self.try_number
 
 
 def row_of(transition: Transition) -> Row | None:
@@ -268,13 +268,13 @@ def _check_chains(line: ReaderLog) -> list[str]:
     breaks = [restart.after for restart in line.restarts]
     last: dict[InstanceKey, tuple[int, Row]] = {}
     broken: dict[InstanceKey, int] = defaultdict(int)
-    for place, row in enumerate(line.rows):
-        if row.place in last:
-            at, before = last[row.place]
-            gap = any(at < count <= place for count in breaks)
+    for instance, row in enumerate(line.rows):
+        if row.instance in last:
+            at, before = last[row.instance]
+            gap = any(at < count <= instance for count in breaks)
             if row.seq < before.seq or (row.previous_state != before.state and not gap):
-                broken[row.place] += 1
-        last[row.place] = place, row
+                broken[row.instance] += 1
+        last[row.instance] = instance, row
     if broken:
         misses.append(f"{sum(broken.values())} breaks in the chains of {len(broken)} task instances")
     return misses

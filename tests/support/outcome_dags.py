@@ -32,7 +32,7 @@ FAILURE_RULES = ["all_failed", "all_skipped", "one_failed"]
 """Rules by which a task is run because others were not. Half of the DAGs have them."""
 
 
-class TestTask(BaseOperator):  # type: ignore[misc]
+class ScriptedTask(BaseOperator):  # type: ignore[misc]
     """A task whose end a test decides."""
 
     def __init__(self, *, value: object = None, **kwargs: Any) -> None:
@@ -107,8 +107,8 @@ class DagMaker:
                 python_callable=print, ignore_downstream_trigger_rules=self._chance(0.5), **options
             )
         if not mapped and expanded:
-            return TestTask.partial(**options).expand(value=self._values())
-        return TestTask(**options)
+            return ScriptedTask.partial(**options).expand(value=self._values())
+        return ScriptedTask(**options)
 
     def _values(self, *, literal: bool = False) -> Any:
         """Return what to map over: some numbers, or the value of an earlier task."""
@@ -136,14 +136,14 @@ class DagMaker:
                 continue
             group = setup.task_group if self._chance(0.7) else None
             options: dict[str, Any] = {"task_id": f"d{len(self._tasks)}", **self._common}
-            teardown = TestTask(task_group=group, **options)
+            teardown = ScriptedTask(task_group=group, **options)
             setup.as_setup()
             teardown.as_teardown(setups=setup, on_failure_fail_dagrun=self._chance(0.3))
             for above in self._tasks:
                 if above is not setup and not above.is_teardown and self._chance(0.4):
                     above >> teardown
             if self._chance(0.3) and not self._fail_fast:
-                below = TestTask(
+                below = ScriptedTask(
                     task_id=f"a{len(self._tasks)}", trigger_rule=self._rng.choice(self._rules), **self._common
                 )
                 teardown >> below

@@ -143,67 +143,69 @@ class Run:
         self._run.schedule_tis(ready, session=self._session)
         self._refresh()
 
-    def start(self, place: InstanceKey) -> None:
-        self._set(place, "running")
+    def start(self, instance_key: InstanceKey) -> None:
+        self._set(instance_key, "running")
 
-    def succeed(self, place: InstanceKey, length: int) -> None:
+    def succeed(self, instance_key: InstanceKey, length: int) -> None:
         """Succeed with a list of this length, from which mapped tasks are expanded."""
-        instance = self._instance(place)
-        if place[0] in self._sources:
+        instance = self._instance(instance_key)
+        if instance_key[0] in self._sources:
             values = list(range(length))
-            if place[1] < 0:
+            if instance_key[1] < 0:
                 self._session.merge(TaskMap.from_task_instance_xcom(instance, values))
-            self._push(place, "return_value", values)
-        self._set(place, "success")
+            self._push(instance_key, "return_value", values)
+        self._set(instance_key, "success")
 
-    def decide(self, place: InstanceKey, skipped: list[str]) -> None:
+    def decide(self, instance_key: InstanceKey, skipped: list[str]) -> None:
         """Have a task that branches or short-circuits skip others, and succeed (`SkipMixin`)."""
         if skipped:
-            branches = "Branch" in self.dag.task_dict[place[0]].task_type
-            direct = self.dag.task_dict[place[0]].downstream_task_ids
+            branches = "Branch" in self.dag.task_dict[instance_key[0]].task_type
+            direct = self.dag.task_dict[instance_key[0]].downstream_task_ids
             decision = {"followed": sorted(direct - set(skipped))} if branches else {"skipped": skipped}
-            self._push(place, "skipmixin_key", decision)
-            if place[1] < 0:
+            self._push(instance_key, "skipmixin_key", decision)
+            if instance_key[1] < 0:
                 payload = TISkippedDownstreamTasksStatePayload(tasks=[(task_id, -1) for task_id in skipped])
-                ti_skip_downstream(self._instance(place).id, payload, self._session)
-        self._set(place, "success")
+                ti_skip_downstream(self._instance(instance_key).id, payload, self._session)
+        self._set(instance_key, "success")
 
-    def fail(self, place: InstanceKey) -> None:
+    def fail(self, instance_key: InstanceKey) -> None:
         """Fail without a retry; a fail-fast DAG stops the others too (`_handle_fail_fast_for_dag`)."""
         if self.dag.fail_fast:
             teardowns = {task_id: task.is_teardown for task_id, task in self.dag.task_dict.items()}
             _stop_remaining_tasks(
-                task_instance=self._instance(place), task_teardown_map=teardowns, session=self._session
+                task_instance=self._instance(instance_key), task_teardown_map=teardowns, session=self._session
             )
-        self._set(place, "failed")
+        self._set(instance_key, "failed")
 
-    def skip(self, place: InstanceKey) -> None:
-        self._set(place, "skipped")
+    def skip(self, instance_key: InstanceKey) -> None:
+        self._set(instance_key, "skipped")
 
-    def retry(self, place: InstanceKey) -> None:
-        self._set(place, "up_for_retry")
+    def retry(self, instance_key: InstanceKey) -> None:
+        self._set(instance_key, "up_for_retry")
 
-    def _push(self, place: InstanceKey, key: str, value: object) -> None:
+    def _push(self, instance_key: InstanceKey, key: str, value: object) -> None:
         XComModel.set(
             key=key,
             value=value,
             dag_id=DAG_ID,
             run_id="run",
-            task_id=place[0],
-            map_index=place[1],
+            task_id=instance_key[0],
+            map_index=instance_key[1],
             session=self._session,
         )
 
-    def _instance(self, place: InstanceKey) -> Any:
+    def _instance(self, instance_key: InstanceKey) -> Any:
         chosen = select(TaskInstance).where(
-            TaskInstance.dag_id == DAG_ID, TaskInstance.task_id == place[0], TaskInstance.map_index == place[1]
+            TaskInstance.dag_id == DAG_ID,
+            TaskInstance.task_id == instance_key[0],
+            TaskInstance.map_index == instance_key[1],
         )
         instance = self._session.scalars(chosen).one()
-        instance.task = self.dag.task_dict[place[0]]
+        instance.task = self.dag.task_dict[instance_key[0]]
         return instance
 
-    def _set(self, place: InstanceKey, state: str) -> None:
-        self._instance(place).set_state(state, session=self._session)
+    def _set(self, instance_key: InstanceKey, state: str) -> None:
+        self._instance(instance_key).set_state(state, session=self._session)
         self._refresh()
 
     def _refresh(self) -> None:

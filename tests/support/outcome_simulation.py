@@ -85,7 +85,7 @@ class Moment(NamedTuple):
 
     rows: Mapping[InstanceKey, Row]
     state: str
-    outlooks: Mapping[str, PossibleStates]
+    possible_states: Mapping[str, PossibleStates]
     verdicts: Mapping[str, FailureKnown]
     """The decision by result task; by `DEFAULT_OPTIONS` where there is none."""
 
@@ -134,7 +134,7 @@ def simulate(
             if then is not None and habits is not then and until is not None and len(moments) > until:
                 habits = then
                 run.shuffle(rng)
-            at_work = sorted(place for place, row in moments[-1].rows.items() if row.state in UNFINISHED_WORK)
+            at_work = sorted(instance for instance, row in moments[-1].rows.items() if row.state in UNFINISHED_WORK)
             # A loop of the scheduler that changed nothing is not repeated.
             idle = len(moments) > 1 and moments[-1].rows == moments[-2].rows
             if at_work and (idle or rng.random() < habits.eager):
@@ -147,23 +147,23 @@ def simulate(
     return SimulatedRun(moments, misread)
 
 
-def _work(run: Run, place: InstanceKey, rng: random.Random, habits: WorkerBehaviour) -> None:
+def _work(run: Run, instance: InstanceKey, rng: random.Random, habits: WorkerBehaviour) -> None:
     if rng.random() < 0.1:
-        run.start(place)
+        run.start(instance)
         return
     length = rng.choice([0, 1, 2, 2, 3] if habits.decide else [1, 2, 2, 3])
     fate = rng.random() - habits.fail
-    task: Any = run.dag.task_dict[place[0]]
-    if fate < 0 or place[0] == habits.failing:
-        run.fail(place)
-    elif (fate := fate - habits.skip) < 0 or place[0] == habits.skipping:
-        run.skip(place)
+    task: Any = run.dag.task_dict[instance[0]]
+    if fate < 0 or instance[0] == habits.failing:
+        run.fail(instance)
+    elif (fate := fate - habits.skip) < 0 or instance[0] == habits.skipping:
+        run.skip(instance)
     elif fate - habits.retry < 0:
-        run.retry(place)
+        run.retry(instance)
     elif habits.decide and task.inherits_from_skipmixin:
-        run.decide(place, _decision(run, task, rng))
+        run.decide(instance, _decision(run, task, rng))
     else:
-        run.succeed(place, length)
+        run.succeed(instance, length)
 
 
 def _decision(run: Run, task: Any, rng: random.Random) -> list[str]:
@@ -235,10 +235,12 @@ def find_faults(case: Case, life: SimulatedRun) -> list[str]:
     for number, moment in enumerate(life.moments):
         for question, verdict in moment.verdicts.items():
             found += [f"moment {number}: {one}" for one in _is_wrong(life, moment, question, verdict)]
-        for task_id, outlook in moment.outlooks.items():
+        for task_id, possible_states in moment.possible_states.items():
             for (name, index), row in last.rows.items():
-                if name == task_id and row.state in ENDS and not _possible(outlook, index) & ENDS[row.state]:
-                    found.append(f"moment {number}: {name}[{index}] cannot be {row.state}, only {dict(outlook)}")
+                if name == task_id and row.state in ENDS and not _possible(possible_states, index) & ENDS[row.state]:
+                    found.append(
+                        f"moment {number}: {name}[{index}] cannot be {row.state}, only {dict(possible_states)}"
+                    )
     return found
 
 
@@ -259,12 +261,12 @@ def _is_wrong(life: SimulatedRun, moment: Moment, question: str, verdict: Failur
     return found
 
 
-def _possible(outlook: PossibleStates, index: int) -> Ends:
+def _possible(possible_states: PossibleStates, index: int) -> Ends:
     """Return how an instance can end. One that does not exist yet ends like the unexpanded task, and vice versa."""
-    exact = [ends for ends, found in outlook.items() if index in found]
-    unexpanded = [ends for ends, found in outlook.items() if -1 in found]
+    exact = [ends for ends, found in possible_states.items() if index in found]
+    unexpanded = [ends for ends, found in possible_states.items() if -1 in found]
     possible = NONE
-    for ends in exact or unexpanded or (outlook if index == -1 else [ANY]):
+    for ends in exact or unexpanded or (possible_states if index == -1 else [ANY]):
         possible |= ends
     return possible
 

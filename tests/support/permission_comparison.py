@@ -190,7 +190,7 @@ def _access_of_frames(frames: list[Frame]) -> Access:
     return Access(200, None, None if result is None else not result.get("withheld") and bool(result["results"]))
 
 
-def differs(way: str, expected: Access, actual: Access, *, introduced: bool) -> bool:
+def differs(way: str, expected: Access, actual: Access, *, is_anonymous: bool) -> bool:
     """Whether the server showed something else than Airflow.
 
     An error of Airflow counts as no answer, and a 404 has the server's own text. A WebSocket without credentials is
@@ -199,8 +199,8 @@ def differs(way: str, expected: Access, actual: Access, *, introduced: bool) -> 
     status = 503 if expected.status >= 500 else expected.status
     if actual.status != status or actual.values != expected.values:
         return True
-    in_own_words = status in {404, 503} or (introduced and way in {"websocket", "multiplex"})
-    return not in_own_words and actual.detail != expected.detail
+    has_own_text = status in {404, 503} or (is_anonymous and way in {"websocket", "multiplex"})
+    return not has_own_text and actual.detail != expected.detail
 
 
 @asynccontextmanager

@@ -249,7 +249,7 @@ async def watch_to_end(ports: Sequence[int], key: RunKey, kind: str, tally: Tall
     """Watch a run from before its first transition to its end, with as many connections as needed."""
     seen: dict[int, str] = {}
     cursor: str | None = None
-    anew = False
+    was_reset = False
     path = stream_path(key, "?until=run")
     while True:
         tally.visits[f"{kind} to the end"] += 1
@@ -268,10 +268,10 @@ async def watch_to_end(ports: Sequence[int], key: RunKey, kind: str, tally: Tall
                     seen[frame["seq"]] = frame["state"]
                 elif frame["type"] == "reset":
                     tally.resets[frame["reason"]] += 1
-                    anew = True
+                    was_reset = True
                 elif frame["type"] == "end":
                     connection.disconnect("close")
-                    if frame["outcome"] != "result" or (len(seen) != TRANSITIONS and not anew):
+                    if frame["outcome"] != "result" or (len(seen) != TRANSITIONS and not was_reset):
                         tally.misses.append(f"{key.run_id}, {kind}: {[*seen.values()]}, {frame['outcome']}")
                     tally.answered += 1
                     return
