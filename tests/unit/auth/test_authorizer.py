@@ -16,16 +16,16 @@ def jwt(**claims: object) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-def test_a_token_tells_when_it_expires(scheme: str) -> None:
+def test_expiry_of_a_bearer_token(scheme: str) -> None:
     caller = Caller({"authorization": f"{scheme} {jwt(sub='ada', exp=1_700_000_000)}"})
     assert caller.expires_at == 1_700_000_000
 
 
-def test_a_cookie_tells_when_its_token_expires() -> None:
+def test_expiry_of_a_token_in_a_cookie() -> None:
     assert Caller({"cookie": f"theme=dark; _token={jwt(exp=1_700_000_000)}; a=b"}).expires_at == 1_700_000_000
 
 
-def test_the_header_counts_more_than_the_cookie() -> None:
+def test_the_header_has_precedence_over_the_cookie() -> None:
     headers = {"authorization": f"Bearer {jwt(exp=2)}", "cookie": f"_token={jwt(exp=1)}"}
     assert Caller(headers).expires_at == 2
 
@@ -48,14 +48,14 @@ def test_the_header_counts_more_than_the_cookie() -> None:
         f"Bearer a.{base64.urlsafe_b64encode(b'[' * 30_000).decode()}.c",
     ],
 )
-def test_what_tells_no_time_is_no_error(authorization: str) -> None:
+def test_tokens_without_an_expiry_are_no_error(authorization: str) -> None:
     assert Caller({"authorization": authorization}).expires_at is None
 
 
-def test_a_caller_is_shown_without_what_he_is_known_by() -> None:
+def test_the_repr_of_a_caller_has_no_credential() -> None:
     assert "secret" not in repr(Caller.from_token("secret"))
 
 
-def test_who_says_nothing_is_anonymous() -> None:
+def test_a_caller_without_headers_is_anonymous() -> None:
     assert Caller().is_anonymous
     assert not Caller.from_token("x").is_anonymous

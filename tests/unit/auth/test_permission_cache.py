@@ -61,7 +61,7 @@ def permits(clock: Callable[[], float]) -> PermissionCache:
 
 
 @pytest.mark.parametrize(("permit", "seconds"), [(CachedPermission(200), 30), (CachedPermission(403, "Forbidden"), 10)])
-async def test_an_answer_is_good_for_a_while_and_a_refusal_for_less(
+async def test_a_permission_is_valid_for_longer_than_a_refusal(
     permits: PermissionCache, airflow: Airflow, clock: Clock, permit: CachedPermission, seconds: float
 ) -> None:
     airflow.permit = permit
@@ -71,21 +71,21 @@ async def test_an_answer_is_good_for_a_while_and_a_refusal_for_less(
         assert airflow.asked == asked
 
 
-async def test_an_answer_is_for_one_caller_and_one_subject(permits: PermissionCache, airflow: Airflow) -> None:
+async def test_a_permission_is_for_one_caller_and_one_subject(permits: PermissionCache, airflow: Airflow) -> None:
     cookies = Caller({"cookie": "ada"})
     for caller, subject in ((ADA, SUBJECT), (BOB, SUBJECT), (cookies, SUBJECT), (ADA, ("runs", "other"))):
         await permits.get(caller, subject, airflow.ask)
     assert airflow.asked == 4
 
 
-async def test_what_is_not_there_may_be_there_in_a_moment(permits: PermissionCache, airflow: Airflow) -> None:
+async def test_a_404_is_not_kept(permits: PermissionCache, airflow: Airflow) -> None:
     airflow.permit = CachedPermission(404)
     for _ in range(2):
         await permits.get(ADA, SUBJECT, airflow.ask)
     assert airflow.asked == 2
 
 
-async def test_those_who_ask_the_same_at_once_share_the_answer(permits: PermissionCache, airflow: Airflow) -> None:
+async def test_concurrent_calls_share_a_request(permits: PermissionCache, airflow: Airflow) -> None:
     airflow.answering.clear()
     asking = [asyncio.create_task(permits.get(ADA, SUBJECT, airflow.ask)) for _ in range(100)]
     await asyncio.sleep(0)
@@ -97,7 +97,7 @@ async def test_those_who_ask_the_same_at_once_share_the_answer(permits: Permissi
     assert airflow.asked == 1
 
 
-async def test_no_more_than_some_questions_are_under_way(permits: PermissionCache, airflow: Airflow) -> None:
+async def test_concurrent_requests_are_bounded(permits: PermissionCache, airflow: Airflow) -> None:
     airflow.answering.clear()
     asking = [asyncio.create_task(permits.get(ADA, ("runs", str(number)), airflow.ask)) for number in range(20)]
     for _ in range(10):
@@ -107,7 +107,9 @@ async def test_no_more_than_some_questions_are_under_way(permits: PermissionCach
     assert airflow.most_at_once == 2
 
 
-async def test_those_that_are_asked_for_least_recently_go_first(permits: PermissionCache, airflow: Airflow) -> None:
+async def test_the_least_recently_used_permissions_are_dropped_first(
+    permits: PermissionCache, airflow: Airflow
+) -> None:
     for dag_id in ("a", "b", "c", "a", "d"):
         await permits.get(ADA, ("runs", dag_id), airflow.ask)
     assert (len(permits), airflow.asked) == (3, 4)
@@ -117,7 +119,7 @@ async def test_those_that_are_asked_for_least_recently_go_first(permits: Permiss
     assert airflow.asked == 5
 
 
-async def test_a_fault_is_told_to_all_who_wait_and_not_kept(permits: PermissionCache, airflow: Airflow) -> None:
+async def test_an_error_is_raised_in_all_waiting_calls_and_not_kept(permits: PermissionCache, airflow: Airflow) -> None:
     airflow.error = PermissionUnknown("Airflow is down")
     answers = await asyncio.gather(*(permits.get(ADA, SUBJECT, airflow.ask) for _ in range(3)), return_exceptions=True)
     assert answers == [airflow.error] * 3
@@ -126,7 +128,7 @@ async def test_a_fault_is_told_to_all_who_wait_and_not_kept(permits: PermissionC
     assert airflow.asked == 2
 
 
-async def test_asking_anew_replaces_what_is_kept(permits: PermissionCache, airflow: Airflow) -> None:
+async def test_a_request_without_the_cache_updates_it(permits: PermissionCache, airflow: Airflow) -> None:
     await permits.get(ADA, SUBJECT, airflow.ask)
     airflow.permit = CachedPermission(403)
     await permits.get(ADA, SUBJECT, airflow.ask, anew=True)
@@ -134,13 +136,13 @@ async def test_asking_anew_replaces_what_is_kept(permits: PermissionCache, airfl
     assert airflow.asked == 2
 
 
-async def test_nothing_that_is_kept_has_a_credential(permits: PermissionCache, airflow: Airflow) -> None:
+async def test_the_cache_holds_no_credential(permits: PermissionCache, airflow: Airflow) -> None:
     await permits.get(ADA, SUBJECT, airflow.ask)
     assert b"ada" not in permits.credential_digest(ADA)
     assert "ada" not in repr(vars(permits))
 
 
-def test_a_caller_is_known_by_another_name_in_each_process(permits: PermissionCache) -> None:
+def test_the_digest_of_a_caller_differs_between_processes(permits: PermissionCache) -> None:
     other = PermissionCache(good_for=1, refused_for=1, limit=1, at_once=1)
     assert permits.credential_digest(ADA) == permits.credential_digest(Caller.from_token("ada"))
     assert permits.credential_digest(ADA) != other.credential_digest(ADA)

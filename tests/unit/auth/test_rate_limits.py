@@ -10,7 +10,7 @@ KEY = b"k" * 32
 
 
 def begun(limits: RateLimits, caller: str | None, now: float) -> int:
-    """How many joins a caller gets before he is refused, of a thousand."""
+    """Return how many of a thousand joins a caller gets before a refusal."""
     for count in range(1000):
         try:
             limits.record_join(caller, now)
@@ -27,7 +27,7 @@ def test_a_burst_and_then_the_rate() -> None:
     assert begun(limits, "a", 2.0 + BURST_SECONDS) == 2 * BURST_SECONDS
 
 
-def test_a_refusal_says_when_and_costs_nothing() -> None:
+def test_a_refusal_has_retry_after_and_does_not_count() -> None:
     limits = RateLimits(10, 0.25, KEY)
     begun(limits, "a", 0.0)
     with pytest.raises(TooManyJoins) as refused:
@@ -37,7 +37,7 @@ def test_a_refusal_says_when_and_costs_nothing() -> None:
     assert begun(limits, "a", float(again)) >= 1
 
 
-def test_places_are_counted_by_caller() -> None:
+def test_slots_are_counted_by_caller() -> None:
     limits = RateLimits(2, 100.0, KEY)
     first, _ = limits.acquire("a", 0.0), limits.acquire("a", 0.0)
     with pytest.raises(TooManyStreams, match="2 streams"):
@@ -50,7 +50,7 @@ def test_places_are_counted_by_caller() -> None:
         limits.acquire("a", 0.0)
 
 
-def test_a_place_passes_to_who_the_caller_turns_out_to_be() -> None:
+def test_a_slot_is_attributed_to_another_caller() -> None:
     limits = RateLimits(1, 100.0, KEY)
     place = limits.acquire("address", 0.0)
     place.attribute_to("ada")
@@ -67,7 +67,7 @@ def test_a_place_passes_to_who_the_caller_turns_out_to_be() -> None:
     limits.acquire("ada", 0.0)
 
 
-def test_who_introduces_himself_takes_what_he_has_begun_upon_himself() -> None:
+def test_authentication_moves_slot_and_join_to_the_caller() -> None:
     limits = RateLimits(1, 0.2, KEY)
     place = limits.acquire("address", 0.0)
     place.authenticate_as("ada", 0.0)
@@ -82,7 +82,7 @@ def test_who_introduces_himself_takes_what_he_has_begun_upon_himself() -> None:
     assert place.joining_caller == "ada"
 
 
-def test_who_goes_on_under_another_name_keeps_his_place_though_he_has_as_many_as_he_may() -> None:
+def test_a_slot_can_be_reattributed_beyond_the_limit() -> None:
     limits = RateLimits(1, 100.0, KEY)
     place, other = limits.acquire("ada", 0.0), limits.acquire("bob", 0.0)
     place.attribute_without_limit("bob")
@@ -95,7 +95,7 @@ def test_who_goes_on_under_another_name_keeps_his_place_though_he_has_as_many_as
     limits.take("bob")
 
 
-def test_who_is_nobody_is_not_bounded() -> None:
+def test_a_caller_that_is_none_has_no_limits() -> None:
     limits = RateLimits(1, 0.001, KEY)
     assert begun(limits, None, 0.0) == 1000
     places = [limits.acquire(None, 0.0) for _ in range(5)]
@@ -103,7 +103,7 @@ def test_who_is_nobody_is_not_bounded() -> None:
         place.release()
 
 
-def test_callers_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_callers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MAX_CALLERS", 3)
     limits = RateLimits(1, 0.1, KEY)
     for caller in "abcd":
@@ -124,7 +124,7 @@ def test_callers_by_address(host: str | None, caller: str | None) -> None:
     assert caller_of_address(host) == caller
 
 
-def test_credentials_are_told_apart_by_digests_that_need_the_key() -> None:
+def test_callers_of_credentials_are_keyed_digests() -> None:
     limits, others = RateLimits(1, 1.0, KEY), RateLimits(1, 1.0, b"o" * 32)
     ada, bob = {"authorization": "Bearer ada"}, {"authorization": "Bearer bob", "cookie": "a=b"}
     assert limits.caller_of_credential(ada) == limits.caller_of_credential(dict(ada))
@@ -143,7 +143,7 @@ def test_credentials_are_told_apart_by_digests_that_need_the_key() -> None:
     assert limits.caller_of_credential({"cookie": "\udcff"})
 
 
-def test_credentials_that_were_good_are_remembered_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_verified_credentials_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MAX_CALLERS", 2)
     limits = RateLimits(1, 1.0, KEY)
     for identity in "aba":

@@ -31,10 +31,10 @@ class World:
         self.allowed = {"mine"}
         self.asked: list[Resource] = []
         self.silent = False
-        """Who may read runs, and not what tasks say."""
+        """Whether output may not be read at all."""
 
         self.heard_by_name = False
-        """Who may read what tasks say of single DAGs, and not of all."""
+        """Whether output may be read of single DAGs, and not of all."""
 
         self.fault: Exception | None = None
         """What every question about a DAG raises."""
@@ -79,7 +79,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_what_is_not_known_is_asked_for_once(world: World) -> None:
+async def test_an_unknown_resource_is_requested_once(world: World) -> None:
     assert world.dags.may_read(MINE) is None
     called: list[str] = []
     world.dags.request_decision({MINE, YOURS}, lambda: called.append("first"))
@@ -100,7 +100,7 @@ async def test_an_answer_is_renewed_when_its_dag_is_met_again(world: World) -> N
     assert world.dags.may_read(MINE) is False
 
 
-async def test_each_is_asked_for_itself_within_a_minute(world: World) -> None:
+async def test_each_dag_is_requested_directly_within_a_minute(world: World) -> None:
     world.allowed = {f"dag{number}" for number in range(MAX_DIRECT_REQUESTS)}
     dags = runs_of(*world.allowed)
     assert await world.dags.filter_readable(dags) == dags
@@ -112,7 +112,7 @@ async def test_each_is_asked_for_itself_within_a_minute(world: World) -> None:
         assert (len(world.asked), world.listed) == (renewal * MAX_DIRECT_REQUESTS, 0)
 
 
-async def test_beyond_that_each_has_its_turn_and_a_list_renews_the_others(world: World) -> None:
+async def test_beyond_the_quota_requests_take_turns_and_a_list_renews_the_rest(world: World) -> None:
     world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     dags = runs_of(*world.allowed)
     assert await world.dags.filter_readable(dags) == dags
@@ -133,7 +133,7 @@ async def test_beyond_that_each_has_its_turn_and_a_list_renews_the_others(world:
     assert not any(world.dags.may_read(reading) for reading in dags)
 
 
-async def test_the_turn_of_each_comes(world: World) -> None:
+async def test_each_answer_is_requested_directly_in_turn(world: World) -> None:
     world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     dags = runs_of(*world.allowed)
     await world.dags.filter_readable(dags)
@@ -146,7 +146,7 @@ async def test_the_turn_of_each_comes(world: World) -> None:
     assert set(world.asked) == dags
 
 
-async def test_what_has_its_turn_no_more_is_asked_for_after_five_minutes(world: World) -> None:
+async def test_an_answer_without_a_turn_is_requested_after_its_longest_renewal(world: World) -> None:
     await world.dags.filter_readable({MINE})
     world.asked.clear()
     world.now += 301
@@ -158,7 +158,7 @@ async def test_what_has_its_turn_no_more_is_asked_for_after_five_minutes(world: 
     assert MINE in world.asked
 
 
-async def test_values_are_asked_for_by_themselves(world: World) -> None:
+async def test_output_is_a_resource_of_its_own(world: World) -> None:
     world.silent = True
     assert await world.dags.filter_readable({MINE, SAID}) == {MINE}
     world.silent = False
@@ -167,7 +167,7 @@ async def test_values_are_asked_for_by_themselves(world: World) -> None:
     assert sorted(world.asked) == [MINE, MINE, SAID, SAID]
 
 
-async def test_what_tasks_say_may_be_heard_no_more_of_any_of_many_dags(world: World) -> None:
+async def test_a_lost_permission_for_output_is_noticed_for_many_dags(world: World) -> None:
     world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     said = said_by(*world.allowed)
     assert await world.dags.filter_readable(said) == said
@@ -183,7 +183,7 @@ async def test_what_tasks_say_may_be_heard_no_more_of_any_of_many_dags(world: Wo
     assert not any(world.dags.may_read(reading) for reading in said)
 
 
-async def test_what_tasks_say_is_asked_for_each_dag_where_not_all_may_be_heard(world: World) -> None:
+async def test_output_is_requested_for_each_dag_if_not_all_may_be_read(world: World) -> None:
     world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     world.heard_by_name = True
     said = said_by(*world.allowed)
@@ -194,11 +194,11 @@ async def test_what_tasks_say_is_asked_for_each_dag_where_not_all_may_be_heard(w
         assert all(world.dags.may_read(reading) for reading in said)
         await settled()
         assert said <= set(world.asked)
-    # A list would say nothing, and is not taken again for that.
+    # A list would not help, and is not requested again.
     assert world.listed == 1
 
 
-async def test_who_may_hear_no_task_costs_no_more_than_others(world: World) -> None:
+async def test_refused_output_costs_no_more_requests_than_granted_output(world: World) -> None:
     world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     world.silent = True
     dags, said = runs_of(*world.allowed), said_by(*world.allowed)
@@ -211,7 +211,7 @@ async def test_who_may_hear_no_task_costs_no_more_than_others(world: World) -> N
     assert len(world.asked) <= MAX_DIRECT_REQUESTS + 1
 
 
-async def test_who_may_not_list_dags_is_asked_for_each(world: World) -> None:
+async def test_without_a_list_each_dag_is_requested_directly(world: World) -> None:
     world.list_fault = AirflowRefused("Forbidden", 403)
     await world.dags.filter_readable({MINE})
     world.now += 65
@@ -219,7 +219,7 @@ async def test_who_may_not_list_dags_is_asked_for_each(world: World) -> None:
     assert world.asked == [MINE, MINE]
 
 
-async def test_an_answer_that_is_too_old_does_not_count(world: World) -> None:
+async def test_an_answer_that_is_too_old_is_not_used(world: World) -> None:
     await world.dags.filter_readable({MINE})
     world.now += 61
     assert world.dags.may_read(MINE) is None
@@ -268,7 +268,7 @@ async def test_a_look_up_that_fails_is_repeated_after_a_pause_and_on_request_onl
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
-async def test_a_client_that_comes_back_waits_for_few_look_ups(world: World, fault: Exception) -> None:
+async def test_a_resuming_client_waits_for_few_look_ups(world: World, fault: Exception) -> None:
     world.fault = fault
     with pytest.raises(PermissionUnknown):
         await world.dags.filter_readable({MINE})
@@ -278,7 +278,7 @@ async def test_a_client_that_comes_back_waits_for_few_look_ups(world: World, fau
     assert are_growing(world.pauses)
 
 
-async def test_a_stream_that_waits_makes_no_look_up_during_the_pause(world: World) -> None:
+async def test_a_waiting_stream_makes_no_look_up_during_the_pause(world: World) -> None:
     world.fault = TypeError("null")
     pauses = Pauses()
     dags = world.readable_dags(pauses.sleep)
@@ -300,7 +300,7 @@ async def test_a_stream_that_waits_makes_no_look_up_during_the_pause(world: Worl
     assert len(world.asked) == 3
 
 
-async def test_a_success_makes_the_next_pause_a_short_one(world: World) -> None:
+async def test_a_success_resets_the_pause(world: World) -> None:
     world.fault = TypeError("null")
     with pytest.raises(PermissionUnknown):
         await world.dags.filter_readable({MINE})
@@ -314,7 +314,7 @@ async def test_a_success_makes_the_next_pause_a_short_one(world: World) -> None:
     assert are_growing(world.pauses)
 
 
-async def test_a_look_up_that_fails_holds_up_no_other(world: World) -> None:
+async def test_a_failed_look_up_delays_no_other(world: World) -> None:
     world.fault = TypeError("null")
     pauses = Pauses()
     dags = world.readable_dags(pauses.sleep)
@@ -326,7 +326,7 @@ async def test_a_look_up_that_fails_holds_up_no_other(world: World) -> None:
 
 
 @pytest.mark.parametrize("fault", [PermissionUnknown("down"), TypeError("null")], ids=repr)
-async def test_a_list_that_fails_is_taken_once_for_all_that_need_it(world: World, fault: Exception) -> None:
+async def test_a_list_that_fails_is_requested_once_for_all_that_need_it(world: World, fault: Exception) -> None:
     world.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     dags = runs_of(*world.allowed)
     await world.dags.filter_readable(dags)
@@ -354,7 +354,7 @@ async def test_only_the_first_unexpected_exception_in_a_row_is_logged(
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
-async def test_what_is_kept_of_failures_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_pauses_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readable, "MAX_ANSWERS", 2)
     world.dags = world.readable_dags(world.sleep)
     world.fault = TypeError("null")
@@ -367,7 +367,7 @@ async def test_what_is_kept_of_failures_is_bounded(world: World, monkeypatch: py
         assert are_growing(world.pauses)
 
 
-async def test_what_is_kept_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_answers_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readable, "MAX_ANSWERS", 2)
     world.dags = world.readable_dags(world.sleep)
     for reading in (MINE, YOURS, SAID):
@@ -375,14 +375,14 @@ async def test_what_is_kept_is_bounded(world: World, monkeypatch: pytest.MonkeyP
     assert [world.dags.may_read(reading) for reading in (MINE, YOURS, SAID)] == [None, False, True]
 
 
-async def test_who_comes_back_does_not_wait_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_resuming_client_does_not_wait_forever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readable, "MAX_WAIT_SECONDS", 0)
     with pytest.raises(PermissionUnknown):
         await world.dags.filter_readable({MINE})
     await world.dags.close()
 
 
-async def test_nothing_is_asked_any_more_at_the_end(world: World) -> None:
+async def test_close_cancels_all_requests(world: World) -> None:
     called: list[str] = []
     world.dags.request_decision({MINE}, lambda: called.append("x"))
     await world.dags.close()

@@ -17,7 +17,7 @@ SCOPE = StreamScope("chat", "r1")
 
 
 class World:
-    """What Airflow says, and what time it is."""
+    """Answers of Airflow, and the time."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Caller, StreamScope]] = []
@@ -77,7 +77,7 @@ def code(subscription: Subscription) -> CloseCode | None:
     return None if subscription.closed is None else CloseCode(subscription.closed.code)
 
 
-async def test_all_streams_of_a_credential_and_a_dag_are_asked_for_once(world: World) -> None:
+async def test_all_streams_of_a_credential_and_a_dag_share_a_check(world: World) -> None:
     streams = [subscription() for _ in range(1000)]
     for number, stream in enumerate(streams):
         world.guards.register(world.caller(), StreamScope("chat", f"r{number % 10}"), FULL_ACCESS, stream, None)
@@ -86,7 +86,7 @@ async def test_all_streams_of_a_credential_and_a_dag_are_asked_for_once(world: W
     assert all(code(stream) is None for stream in streams)
 
 
-async def test_another_credential_another_dag_and_a_stream_of_many_runs_are_other_questions(world: World) -> None:
+async def test_another_credential_or_scope_has_another_check(world: World) -> None:
     for caller, scope in (
         (world.caller(), SCOPE),
         (world.caller("bob"), SCOPE),
@@ -121,7 +121,7 @@ async def test_a_stream_ends_within_a_minute_after_its_permission(
     assert [code(stream) for stream in streams] == [expected] * 2
 
 
-async def test_the_first_question_comes_soon_since_what_let_in_may_be_a_kept_answer(world: World) -> None:
+async def test_the_first_check_is_early(world: World) -> None:
     world.guards.register(world.caller(), SCOPE, FULL_ACCESS, subscription(), None)
     await world.passes(INTERVAL / 2 + 2)
     assert len(world.asked) == 1
@@ -132,7 +132,7 @@ async def test_the_first_question_comes_soon_since_what_let_in_may_be_a_kept_ans
     [PermissionUnknown("down"), AirflowRefused("There is no such DAG", 404), TypeError("null"), RecursionError()],
     ids=repr,
 )
-async def test_without_an_answer_streams_go_on_for_a_while(world: World, answer: Exception) -> None:
+async def test_without_an_answer_streams_continue_for_the_grace(world: World, answer: Exception) -> None:
     stream = subscription()
     world.guards.register(world.caller(), SCOPE, FULL_ACCESS, stream, None)
     world.answer = answer
@@ -167,7 +167,7 @@ async def test_an_answer_ends_the_grace(world: World) -> None:
     assert code(stream) is None
 
 
-async def test_who_comes_with_a_token_that_will_expire_is_told_once(world: World) -> None:
+async def test_a_client_is_warned_once_before_its_token_expires(world: World) -> None:
     caller, told = world.caller(lifetime=600), subscription()
     world.guards.register(caller, SCOPE, FULL_ACCESS, told, None)
     await world.passes(538)
@@ -180,7 +180,7 @@ async def test_who_comes_with_a_token_that_will_expire_is_told_once(world: World
     assert code(late) is None
 
 
-async def test_who_can_renew_is_told_in_another_way_and_goes_on_with_another_token(world: World) -> None:
+async def test_a_client_that_can_send_a_token_is_warned_and_continues(world: World) -> None:
     stream, warned = subscription(), list[float]()
     guard = world.guards.register(
         world.caller(lifetime=120),
@@ -211,7 +211,7 @@ async def test_another_token_that_is_refused_changes_nothing(world: World) -> No
     assert world.asked[-1][0] == world.caller()
 
 
-async def test_another_token_that_may_less_begins_anew(world: World) -> None:
+async def test_a_token_with_other_access_makes_the_client_reconnect(world: World) -> None:
     stream = subscription()
     guard = world.guards.register(world.caller(), SCOPE, FULL_ACCESS, stream, None)
     world.answer = ACCESS_WITHOUT_VALUES
@@ -228,7 +228,7 @@ async def test_a_stream_that_has_ended_is_forgotten(world: World) -> None:
     assert world.asked == []
 
 
-async def test_who_came_with_more_rights_than_the_next_does_not_keep_them(world: World) -> None:
+async def test_streams_with_other_access_are_checked_separately(world: World) -> None:
     first, second = subscription(), subscription()
     world.guards.register(world.caller(), SCOPE, FULL_ACCESS, first, None)
     world.answer = ACCESS_WITHOUT_VALUES
@@ -237,7 +237,7 @@ async def test_who_came_with_more_rights_than_the_next_does_not_keep_them(world:
     assert (code(first), code(second)) == (CloseCode.ACCESS_CHANGED, None)
 
 
-async def test_however_many_are_due_only_a_few_are_asked_for_at_once(world: World) -> None:
+async def test_concurrent_checks_are_bounded(world: World) -> None:
     streams = [subscription() for _ in range(200)]
     for number, stream in enumerate(streams):
         world.guards.register(world.caller(f"user{number}"), SCOPE, FULL_ACCESS, stream, None)
@@ -251,7 +251,7 @@ async def test_however_many_are_due_only_a_few_are_asked_for_at_once(world: Worl
     assert all(code(stream) is None for stream in streams)
 
 
-async def test_who_goes_while_he_stands_in_line_is_not_asked_for(world: World) -> None:
+async def test_a_group_without_streams_is_not_checked(world: World) -> None:
     guards = [
         world.guards.register(world.caller(f"user{n}"), SCOPE, FULL_ACCESS, subscription(), None)
         for n in range(MAX_CONCURRENT_CHECKS + 1)

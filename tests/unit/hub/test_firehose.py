@@ -40,7 +40,7 @@ def transition(seq: int, dag_id: str = "a", task_id: str | None = "t", state: st
 
 
 def saying(seq: int, dag_id: str = "a") -> Transition:
-    """What a task says."""
+    """An output row."""
     body = '{"try_number": 1, "index": 0, "items": [{"chunk": "secret"}]}'
     return transition(seq, dag_id)._replace(kind=TransitionKind.XCOM, xcom_key=OUTPUT_KEY, body=body)
 
@@ -56,7 +56,7 @@ def last_cursor(wires: Sequence[Wire]) -> JournalPosition | None:
 
 
 @given(st.lists(st.tuples(NAMES, NAMES, NAMES)), SOME, SOME, SOME)
-def test_what_a_filter_names_is_let_through_and_nothing_else(
+def test_a_filter_matches_what_it_names_and_nothing_else(
     rows: list[tuple[str, str, str]],
     dag_ids: frozenset[str],
     task_ids: frozenset[str],
@@ -70,14 +70,14 @@ def test_what_a_filter_names_is_let_through_and_nothing_else(
         assert wanted.matches(transition(seq, dag_id, task_id, state), "task") == expected
 
 
-def test_a_filter_of_tasks_lets_no_run_through() -> None:
+def test_a_filter_of_tasks_matches_no_run() -> None:
     assert not Filter(task_ids=frozenset({"t"})).matches(transition(1, task_id=None), "run")
     assert not Filter(types=frozenset({"task"})).matches(transition(1, task_id=None), "run")
     assert Filter(types=frozenset({"run"})).matches(transition(1, task_id=None), "run")
     assert Filter(states=frozenset({"no_status"})).matches(transition(1, state=None), "task")
 
 
-def test_each_hears_what_concerns_him_and_where_it_goes_on() -> None:
+def test_each_client_gets_what_matches_and_the_position() -> None:
     firehose, all_, some = Firehose(), Subscription(10**6), Subscription(10**6)
     assert not firehose
     firehose.add(Filter(), all_, cursor(1), 0.0)
@@ -94,7 +94,7 @@ def test_each_hears_what_concerns_him_and_where_it_goes_on() -> None:
     assert last_cursor(wires) == cursor(5)
 
 
-def test_who_hears_nothing_is_told_now_and_then_how_far_it_goes() -> None:
+def test_a_client_without_matches_gets_the_position_now_and_then() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.add(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
     told(subscription)
@@ -108,7 +108,7 @@ def test_who_hears_nothing_is_told_now_and_then_how_far_it_goes() -> None:
     assert last_cursor(wires) == cursor(3)
 
 
-def test_frames_are_shared_by_all_who_hear_them() -> None:
+def test_frames_are_shared_by_all_clients() -> None:
     firehose = Firehose()
     ones = [Subscription(10**6) for _ in range(3)]
     for one in ones:
@@ -119,7 +119,7 @@ def test_frames_are_shared_by_all_who_hear_them() -> None:
     assert all(wire is same for other in others for wire, same in zip(first, other, strict=True))
 
 
-def test_who_has_left_hears_nothing() -> None:
+def test_a_removed_client_gets_nothing() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.add(Filter(), subscription, cursor(1), 0.0)
     told(subscription)
@@ -131,7 +131,7 @@ def test_who_has_left_hears_nothing() -> None:
     firehose.remove(subscription)
 
 
-def test_all_are_told_that_something_is_missing() -> None:
+def test_a_resync_resets_all_clients() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.add(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
     told(subscription)
@@ -142,7 +142,7 @@ def test_all_are_told_that_something_is_missing() -> None:
 
 
 @pytest.mark.parametrize("named", ["a", "nobody"])
-def test_what_was_missed_is_told_up_to_where_it_comes_by_itself(named: str) -> None:
+def test_a_replay_ends_where_the_live_stream_starts(named: str) -> None:
     history = [transition(2), transition(3), transition(7)]
     wires = replay(Filter(dag_ids=frozenset({named})), Gap(ResumeToken(cursor(2)), cursor(5), history))
     assert [wire.type for wire in wires] == ["resumed", *(["task", "task"] if named == "a" else [])]
@@ -150,7 +150,7 @@ def test_what_was_missed_is_told_up_to_where_it_comes_by_itself(named: str) -> N
 
 
 class Reader:
-    """What somebody may read, as far as that is known: `a` are the runs of a DAG, `a_said` is what its tasks say."""
+    """Known permissions: `a` for the runs of a DAG, `a_said` for the output of its tasks."""
 
     def __init__(self, **known: bool) -> None:
         self.known = known
@@ -167,7 +167,7 @@ class Reader:
         return {reading for reading in readings if self.known.get(_name(reading))}
 
     def learn(self, **known: bool) -> None:
-        """Know more, and have those called who asked."""
+        """Add permissions, and call all callbacks that wait."""
         self.known |= known
         asked, self.asked = self.asked, []
         for _, then in asked:
@@ -189,7 +189,7 @@ def dag_ids(subscription: Subscription) -> list[str]:
     return [getattr(wire.frame, "dag_id", "") for wire in subscription.take()]
 
 
-def test_what_may_not_be_read_is_not_told() -> None:
+def test_transitions_that_may_not_be_read_are_not_sent() -> None:
     firehose, reader = Firehose(), Reader(a=True, b=False)
     subscription = follow(firehose, reader)
     firehose.dispatch([transition(1), transition(2, "b"), transition(3)], cursor(4), 0.0)
@@ -197,7 +197,7 @@ def test_what_may_not_be_read_is_not_told() -> None:
     assert dag_ids(subscription) == ["a", "a"]
 
 
-def test_what_is_not_known_waits_and_all_that_comes_after_it() -> None:
+def test_batches_wait_in_order_until_permissions_are_known() -> None:
     firehose, reader = Firehose(), Reader(a=True)
     subscription = follow(firehose, reader)
     for seq, dag_id in enumerate(["a", "new", "a", "newer", "a"], start=1):
@@ -211,14 +211,14 @@ def test_what_is_not_known_waits_and_all_that_comes_after_it() -> None:
     assert reader.asked == []
 
 
-def test_what_a_filter_keeps_back_is_not_asked_for() -> None:
+def test_transitions_that_do_not_match_are_not_looked_up() -> None:
     firehose, reader = Firehose(), Reader(a=True)
     subscription = follow(firehose, reader, Filter(dag_ids=frozenset({"a"})))
     firehose.dispatch([transition(1), transition(2, "b")], cursor(3), 0.0)
     assert (dag_ids(subscription), reader.asked) == (["a"], [])
 
 
-def test_who_comes_while_something_waits_hears_only_what_comes_then() -> None:
+def test_a_new_client_gets_no_pending_batches() -> None:
     firehose, reader = Firehose(), Reader(a=True)
     first = follow(firehose, reader)
     firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
@@ -230,7 +230,7 @@ def test_who_comes_while_something_waits_hears_only_what_comes_then() -> None:
     assert (dag_ids(first), dag_ids(second), dag_ids(gone)) == (["new", "a"], ["a"], [])
 
 
-def test_what_waits_is_bounded() -> None:
+def test_pending_transitions_are_bounded() -> None:
     firehose, reader = Firehose(), Reader()
     subscription = follow(firehose, reader)
     for batch in range(3):
@@ -241,7 +241,7 @@ def test_what_waits_is_bounded() -> None:
     assert (subscription.closed.code, subscription.closed.reconnect) == (CloseCode.UNAVAILABLE, True)
 
 
-def test_what_waits_for_too_long_ends_the_streams_that_wait_for_it_and_no_others() -> None:
+def test_a_batch_that_waits_too_long_disconnects_its_group_only() -> None:
     firehose, silent, reader = Firehose(), Reader(), Reader(new=True)
     waiting, other_filter = follow(firehose, silent), follow(firehose, silent, Filter(dag_ids=frozenset({"b"})))
     other_caller = follow(firehose, reader)
@@ -270,7 +270,7 @@ def test_an_answer_in_time_ends_the_wait() -> None:
     assert (subscription.closed, dag_ids(subscription)) == (None, ["new"])
 
 
-def test_who_is_somebody_else_now_hears_what_that_one_may() -> None:
+def test_updated_permissions_apply_from_the_next_batch() -> None:
     firehose, ada, bob = Firehose(), Reader(a=True, b=False), Reader(a=False, b=True)
     subscription = follow(firehose, ada)
     firehose.update_permissions(subscription, bob, 0.0)
@@ -282,7 +282,7 @@ def test_who_is_somebody_else_now_hears_what_that_one_may() -> None:
     assert subscription.closed.code == CloseCode.ACCESS_CHANGED
 
 
-def test_something_missing_takes_the_place_of_what_waits() -> None:
+def test_a_resync_replaces_pending_batches() -> None:
     firehose, reader = Firehose(), Reader()
     subscription = follow(firehose, reader)
     firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
@@ -295,7 +295,7 @@ EVERYTHING = Filter(types=frozenset({"task", "chunk"}))
 
 
 def values(subscription: Subscription) -> list[object]:
-    """Return what is said; `withheld` for what is not told, and `task` for transitions."""
+    """Return the value of output, `withheld` without one, and `task` for transitions."""
     return [_value(wire) for wire in subscription.take()]
 
 
@@ -304,32 +304,32 @@ def _value(wire: Wire) -> object:
     return "withheld" if frame.get("withheld") else frame.get("value", frame["type"])
 
 
-def test_values_are_told_to_who_may_read_them() -> None:
+def test_values_are_sent_to_callers_that_may_read_them() -> None:
     firehose, reader = Firehose(), Reader(a=True, a_said=True, b=True, b_said=False)
     subscription = follow(firehose, reader, EVERYTHING)
     firehose.dispatch([saying(1), saying(2, "b"), transition(3)], cursor(4), 0.0)
     assert values(subscription) == ["secret", "withheld", "task"]
 
 
-def test_values_wait_until_it_is_known_who_may_read_them() -> None:
+def test_values_wait_until_their_permission_is_known() -> None:
     firehose, reader = Firehose(), Reader(a=True)
     all_, some = follow(firehose, reader, EVERYTHING), follow(firehose, reader)
     firehose.dispatch([saying(1), transition(2)], cursor(3), 0.0)
-    # Who does not want what tasks say does not wait for that.
+    # A client that wants no output does not wait for its permission.
     assert (values(all_), values(some)) == ([], ["task"])
     assert [asked for asked, _ in reader.asked] == [{"a_said"}]
     reader.learn(a_said=True)
     assert values(all_) == ["secret", "task"]
 
 
-def test_values_of_what_may_not_be_read_are_not_asked_for() -> None:
+def test_output_of_a_dag_that_may_not_be_read_is_not_looked_up() -> None:
     firehose, reader = Firehose(), Reader(a=False)
     subscription = follow(firehose, reader, EVERYTHING)
     firehose.dispatch([saying(1)], cursor(2), 0.0)
     assert (values(subscription), reader.asked) == ([], [])
 
 
-def test_a_filter_can_withhold_values() -> None:
+def test_a_filter_can_redact_values() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.add(EVERYTHING._replace(redacted=True), subscription, cursor(1), 0.0)
     told(subscription)
@@ -347,7 +347,7 @@ def test_a_filter_can_withhold_values() -> None:
         (False, set(), ["resumed"]),
     ],
 )
-def test_what_was_missed_has_the_values_that_may_be_read(
+def test_a_replay_has_the_values_that_may_be_read(
     allowed: set[Resource] | None, expected: list[str], *, withheld: bool
 ) -> None:
     history, wanted = [saying(1), transition(2)], EVERYTHING._replace(redacted=withheld)
@@ -357,7 +357,7 @@ def test_what_was_missed_has_the_values_that_may_be_read(
     ] == expected
 
 
-def test_nobody_is_asked_for_who_has_left() -> None:
+def test_no_look_up_is_made_after_the_last_client_has_left() -> None:
     firehose, reader = Firehose(), Reader()
     subscription = follow(firehose, reader)
     firehose.dispatch([transition(1)], cursor(2), 0.0)

@@ -91,7 +91,7 @@ def taken(subscription: Subscription) -> list[str]:
 
 @asynccontextmanager
 async def watching(desk: Desk, question: WatchOptions = UNTIL_RUN) -> AsyncIterator[Subscription]:
-    """Watch the run, which the first who asks has loaded at once."""
+    """Watch the run. The first subscription gets it loaded at once."""
     subscribing = asyncio.create_task(desk.hub.subscribe(KEY, question))
     if not desk.source.loads:
         await desk.load()
@@ -99,13 +99,13 @@ async def watching(desk: Desk, question: WatchOptions = UNTIL_RUN) -> AsyncItera
         yield subscription
 
 
-async def test_before_the_tail_has_begun_nobody_can_join() -> None:
+async def test_before_the_tail_has_started_nothing_can_be_watched() -> None:
     hub = Hub(Source(), max_queued_bytes=1)
     with pytest.raises(JournalUnreachable):
         await hub.subscribe(KEY, UNTIL_RUN)
 
 
-async def test_joiners_share_one_read(desk: Desk) -> None:
+async def test_concurrent_subscriptions_share_a_load(desk: Desk) -> None:
     joining = [asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN)) for _ in range(20)]
     await desk.load()
     subscriptions = await asyncio.gather(*joining)
@@ -130,7 +130,7 @@ async def test_close_releases_the_run_and_what_was_registered(desk: Desk) -> Non
     assert desk.hub.statistics()[:2] == (0, 0)
 
 
-async def test_a_run_that_is_not_found_is_told_to_all_and_looked_for_anew(desk: Desk) -> None:
+async def test_a_missing_run_is_reported_to_all_and_loaded_again(desk: Desk) -> None:
     async def join() -> None:
         (await desk.hub.subscribe(KEY, UNTIL_RUN)).close()
 
@@ -143,7 +143,7 @@ async def test_a_run_that_is_not_found_is_told_to_all_and_looked_for_anew(desk: 
     assert desk.hub.statistics().runs == 0
 
 
-async def test_who_goes_while_a_run_is_read_leaves_nothing(desk: Desk) -> None:
+async def test_a_cancelled_subscription_leaves_no_run_behind(desk: Desk) -> None:
     joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
     load = await desk.nth_load(1)
     joining.cancel()
@@ -152,14 +152,14 @@ async def test_who_goes_while_a_run_is_read_leaves_nothing(desk: Desk) -> None:
     await eventually_async(load.cancelled)
 
 
-async def test_a_wrong_question_leaves_nothing(desk: Desk) -> None:
+async def test_unknown_tasks_leave_no_run_behind(desk: Desk) -> None:
     with pytest.raises(UnknownTask):
         async with watching(desk, WatchOptions(result_tasks=("nobody",))):
             pass
     assert desk.hub.statistics().runs == 0
 
 
-async def test_what_comes_while_a_run_is_read_is_told_behind_the_snapshot(desk: Desk) -> None:
+async def test_transitions_during_a_load_follow_the_snapshot(desk: Desk) -> None:
     joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
     load = await desk.nth_load(1)
     read = (desk.history.state(), desk.history.cursor())
@@ -171,7 +171,7 @@ async def test_what_comes_while_a_run_is_read_is_told_behind_the_snapshot(desk: 
     assert {task.state for task in wire.frame.tasks if task.task_id == "ask"} == {"scheduled"}  # type: ignore[union-attr]
 
 
-async def test_beginning_anew_twice_forgets_nothing_that_came_between(desk: Desk) -> None:
+async def test_two_resyncs_lose_no_transition_between_them(desk: Desk) -> None:
     async with watching(desk) as subscription:
         subscription.take()
         desk.hub.resync(desk.history.cursor(), "transitions_lost")
@@ -191,7 +191,7 @@ async def test_beginning_anew_twice_forgets_nothing_that_came_between(desk: Desk
     assert {task.state for task in frames[1].tasks if task.task_id == "ask"} == {"scheduled"}  # type: ignore[union-attr]
 
 
-async def test_return_values_are_asked_for_until_they_come(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_return_values_are_read_until_postgresql_answers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stream_server.hub.watched_runs.RETRY_SECONDS", 0)
     async with watching(desk) as subscription:
         desk.history.run_task("answer", 42)
@@ -204,7 +204,7 @@ async def test_return_values_are_asked_for_until_they_come(desk: Desk, monkeypat
         assert taken(subscription) == ["snapshot", "task", "task", "task", "task", "result"]
 
 
-async def test_a_fault_in_one_run_is_no_fault_of_another(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_in_one_run_does_not_affect_another(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     async with watching(desk) as subscription:
         joining = asyncio.create_task(desk.hub.subscribe(OTHER, UNTIL_RUN))
         other = History(key=OTHER)
@@ -224,7 +224,7 @@ async def test_a_fault_in_one_run_is_no_fault_of_another(desk: Desk, caplog: pyt
     assert "Lost the state of run" in caplog.text
 
 
-async def test_a_draining_hub_closes_everybody_and_refuses_the_next(desk: Desk) -> None:
+async def test_a_draining_hub_disconnects_all_and_refuses_new_subscriptions(desk: Desk) -> None:
     async with watching(desk) as subscription:
         draining = asyncio.create_task(desk.hub.drain(grace=5))
         await eventually_async(lambda: subscription.is_complete)
@@ -235,7 +235,7 @@ async def test_a_draining_hub_closes_everybody_and_refuses_the_next(desk: Desk) 
     await asyncio.wait_for(draining, 5)
 
 
-async def test_after_a_reconnect_what_was_read_ahead_is_read_again(desk: Desk) -> None:
+async def test_after_a_reconnect_runs_ahead_of_the_cursor_are_loaded_again(desk: Desk) -> None:
     """The tail stands where it stood when the connection was lost; what was read later may not be there any more."""
     stood = desk.history.cursor()
     desk.history.set_run("running")
@@ -248,7 +248,7 @@ async def test_after_a_reconnect_what_was_read_ahead_is_read_again(desk: Desk) -
         assert taken(ahead) == ["reset", "snapshot"]
 
 
-async def test_after_a_reconnect_what_the_tail_has_told_stays(desk: Desk) -> None:
+async def test_after_a_reconnect_runs_that_the_cursor_covers_are_kept(desk: Desk) -> None:
     async with watching(desk) as behind:
         taken(behind)
         desk.history.set_run("running")
@@ -260,7 +260,7 @@ async def test_after_a_reconnect_what_the_tail_has_told_stays(desk: Desk) -> Non
         assert len(desk.source.loads) == 1
 
 
-async def test_a_reading_that_spans_a_reconnect_counts_for_nothing(desk: Desk) -> None:
+async def test_a_load_that_spans_a_reconnect_is_ignored(desk: Desk) -> None:
     joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
     of_old = await desk.nth_load(1)
     await desk.hub.reconnect(desk.history.cursor())

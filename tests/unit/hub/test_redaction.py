@@ -9,7 +9,7 @@ from stream_server.protocol.examples import FRAMES
 from stream_server.protocol.frames import Chunk, Progress, Result
 
 
-def test_frames_lose_their_values_and_all_else_stays() -> None:
+def test_redaction_removes_values_and_nothing_else() -> None:
     frames = [wire.frame for wire in FRAMES]
     shown = redact(frames)
     for frame, bare in zip(frames, shown, strict=True):

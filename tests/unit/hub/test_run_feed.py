@@ -89,7 +89,7 @@ def relabelled(rows: Sequence[Transition], txids: Sequence[int]) -> list[Transit
 
 
 @given(run_histories, st.sets(st.integers(0, 60), min_size=1, max_size=5))
-def test_all_watchers_of_a_question_get_the_same_whenever_they_joined(life: list[Move], joins: set[int]) -> None:
+def test_subscriptions_with_the_same_options_get_the_same_frames(life: list[Move], joins: set[int]) -> None:
     followed = Followed()
     first = followed.join()
     heard = [*first.take()]
@@ -143,14 +143,14 @@ def test_rows_that_the_load_saw_are_not_applied_twice(
     assert told == ([] if over else new)
 
 
-def test_the_first_watcher_gets_a_snapshot_with_his_place() -> None:
+def test_the_first_subscription_gets_a_snapshot_with_its_token() -> None:
     followed = Followed()
     (wire,) = followed.join().take()
     assert isinstance(wire.frame, Snapshot)
     assert wire.token == ResumeToken(followed.history.cursor())
 
 
-def test_those_who_join_between_two_changes_share_their_opening() -> None:
+def test_subscriptions_between_two_changes_share_their_first_frames() -> None:
     followed = Followed()
     followed.join()
     one, two = followed.join().take(), followed.join().take()
@@ -181,7 +181,7 @@ def test_the_last_frame_of_a_stream_carries_the_cursor_of_its_end() -> None:
     assert last.token == ResumeToken(followed.history.cursor(), "result", has_ended=True)
 
 
-def test_questions_are_answered_each_for_itself() -> None:
+def test_groups_with_other_options_are_independent() -> None:
     followed = Followed()
     ask, answer = followed.join(WatchOptions(("ask",))), followed.join(WatchOptions(("answer",)))
     followed.history.run_task("ask", 1)
@@ -194,7 +194,7 @@ def test_questions_are_answered_each_for_itself() -> None:
     assert results_of(frames(answer)) == [{"answer": 2}]
 
 
-def test_whoever_asks_again_after_the_end_gets_everything_at_once() -> None:
+def test_a_subscription_after_the_end_gets_everything_at_once() -> None:
     followed = Followed()
     followed.join(WatchOptions())
     followed.history.run_task("answer", 1)
@@ -213,7 +213,7 @@ def test_an_unknown_task_is_refused_and_leaves_nothing_behind() -> None:
     assert followed.feed.groups == {}
 
 
-def test_what_is_read_for_others_only_is_not_an_answer() -> None:
+def test_values_read_for_another_group_are_not_enough() -> None:
     followed = Followed()
     both = followed.join(WatchOptions(("ask", "answer")))
     followed.history.run_task("ask", 1)
@@ -227,7 +227,7 @@ def test_what_is_read_for_others_only_is_not_an_answer() -> None:
     assert taken(both) == ["result", "end"]
 
 
-def test_a_watcher_who_has_left_gets_nothing_and_nothing_is_read_for_him() -> None:
+def test_a_removed_subscription_gets_nothing_and_causes_no_reads() -> None:
     followed = Followed()
     gone, stays = followed.join(), followed.join()
     gone.take()
@@ -241,7 +241,7 @@ def test_a_watcher_who_has_left_gets_nothing_and_nothing_is_read_for_him() -> No
     assert followed.feed.groups == {}
 
 
-def test_a_slow_watcher_is_closed_and_the_others_go_on() -> None:
+def test_a_slow_client_is_disconnected_and_the_others_continue() -> None:
     followed = Followed()
     slow, quick = followed.join(limit=1500), followed.join()
     for _ in range(10):
@@ -254,7 +254,7 @@ def test_a_slow_watcher_is_closed_and_the_others_go_on() -> None:
     assert taken(quick) == ["snapshot"] + ["task"] * 40
 
 
-def test_after_close_nothing_is_accepted() -> None:
+def test_a_disconnected_feed_pushes_nothing() -> None:
     followed = Followed()
     one, two = followed.join(), followed.join(WatchOptions())
     followed.feed.disconnect(CloseCode.INTERNAL, "lost")
@@ -264,7 +264,7 @@ def test_after_close_nothing_is_accepted() -> None:
     assert followed.feed.subscriptions == []
 
 
-def test_what_comes_while_loading_waits() -> None:
+def test_transitions_during_a_load_are_applied_after_it() -> None:
     history = History()
     state, loaded_at = history.state(), history.cursor()
     feed = RunFeed(KEY)
@@ -275,7 +275,7 @@ def test_what_comes_while_loading_waits() -> None:
     assert (feed.run_state, state.tasks["ask"][-1].state) == (state, "running")
 
 
-def test_what_waited_for_a_load_is_forgotten_with_its_journal() -> None:
+def test_pending_transitions_are_dropped_with_their_journal() -> None:
     history = History()
     history.start("ask")
     feed = RunFeed(KEY)
@@ -287,7 +287,7 @@ def test_what_waited_for_a_load_is_forgotten_with_its_journal() -> None:
     assert feed.run_state.tasks["ask"][-1].state is None
 
 
-def test_a_watcher_ahead_of_the_tail_stands_where_the_load_was() -> None:
+def test_a_subscription_ahead_of_the_tail_has_the_position_of_the_load() -> None:
     history = History()
     behind = history.cursor()
     history.start("ask")
@@ -298,7 +298,7 @@ def test_a_watcher_ahead_of_the_tail_stands_where_the_load_was() -> None:
     assert wire.token == ResumeToken(history.cursor())
 
 
-def test_after_another_journal_all_is_told_anew() -> None:
+def test_a_resync_resets_all_subscriptions() -> None:
     followed = Followed()
     watchers = [followed.join(), followed.join(), followed.join(WatchOptions())]
     followed.history.run_task("answer", "old")
@@ -321,7 +321,7 @@ def test_after_another_journal_all_is_told_anew() -> None:
     assert taken(watchers[2]) == [], "his stream had ended"
 
 
-def test_a_watcher_whose_run_was_answered_before_another_journal_gets_the_answer_again() -> None:
+def test_a_resync_sends_a_known_result_again() -> None:
     followed = Followed()
     watcher = followed.join()
     followed.history.run_task("answer", "again")

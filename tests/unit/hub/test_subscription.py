@@ -34,7 +34,7 @@ sizes = st.integers(60, 400)
 
 
 @given(st.lists(st.lists(sizes, min_size=1, max_size=4) | st.none(), max_size=12))
-def test_what_waits_exceeds_the_bound_only_for_who_had_read_everything(pushes: list[list[int] | None]) -> None:
+def test_only_an_empty_queue_may_exceed_the_bound(pushes: list[list[int] | None]) -> None:
     subscription = Subscription(LIMIT)
     waiting = 0
     for push in pushes:
@@ -72,7 +72,7 @@ def test_exactly_the_bound_is_allowed() -> None:
     assert subscription.closed is None
 
 
-def test_a_slow_client_is_told_to_come_again_and_nothing_else() -> None:
+def test_a_slow_client_gets_only_a_close_that_asks_it_to_reconnect() -> None:
     subscription = Subscription(LIMIT)
     subscription.push([frame(500)])
     subscription.push([frame(501)])
@@ -83,7 +83,7 @@ def test_a_slow_client_is_told_to_come_again_and_nothing_else() -> None:
     assert subscription.is_finished
 
 
-def test_a_stream_that_ends_is_delivered_however_much_waits() -> None:
+def test_the_end_of_a_stream_is_delivered_beyond_the_bound() -> None:
     subscription = Subscription(LIMIT)
     subscription.push([frame(900), frame(900), end()])
     assert subscription.closed is None
@@ -99,7 +99,7 @@ def test_after_the_end_nothing_is_accepted() -> None:
     assert taken(subscription) == ["end"]
 
 
-def test_after_a_close_nothing_is_accepted() -> None:
+def test_after_a_disconnect_nothing_is_accepted() -> None:
     subscription = Subscription(LIMIT)
     subscription.disconnect(CloseCode.DRAINING, "bye", retry_ms=700)
     subscription.disconnect(CloseCode.INTERNAL, "again")
@@ -126,7 +126,7 @@ def test_it_is_finished_only_when_all_has_been_taken() -> None:
     assert subscription.is_finished
 
 
-def test_a_notice_comes_with_each_push_and_with_the_close() -> None:
+def test_notify_is_called_for_each_push_and_for_disconnect() -> None:
     notices: list[str] = []
     subscription = Subscription(LIMIT)
     subscription.on_due(lambda: notices.append("due"))
@@ -138,7 +138,7 @@ def test_a_notice_comes_with_each_push_and_with_the_close() -> None:
     assert notices == ["due", "due"]
 
 
-def test_a_slow_client_is_noticed_once() -> None:
+def test_a_slow_client_is_disconnected_once() -> None:
     notices: list[str] = []
     subscription = Subscription(LIMIT)
     subscription.on_due(lambda: notices.append("due"))
@@ -146,7 +146,7 @@ def test_a_slow_client_is_noticed_once() -> None:
     assert notices == ["due"]
 
 
-def test_what_was_due_before_anybody_listened_is_noticed_at_once() -> None:
+def test_notify_is_called_at_once_for_frames_that_are_due() -> None:
     notices: list[str] = []
     subscription = Subscription(LIMIT)
     subscription.push([Wire(Ping())])
