@@ -25,8 +25,8 @@ from support.waiting import eventually_async
 MAX_STREAMS = 20
 """Limit of streams on a connection."""
 
-BEGINNING, ENDING = "beginning of a stream", "end of a stream"
-"""Task names."""
+OPENING = "multiplex: open stream"
+"""Name of the task that opens a stream."""
 
 
 def count_tasks(name: str) -> int:
@@ -93,9 +93,7 @@ async def test_a_client_that_vanishes_leaves_no_stream(
         await send(connection, op="subscribe", id="late", dag_id=[run.dag_id])
         disconnect(connection.transport, "vanish")
         await eventually_async(lambda: server.hub.statistics()[:2] == (0, 0), within=20)
-        await eventually_async(
-            lambda: count_tasks("multiplex reader") == count_tasks(BEGINNING) == count_tasks(ENDING) == 0
-        )
+        await eventually_async(lambda: count_tasks("multiplex reader") == count_tasks(OPENING) == 0)
         connection.transport.abort()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -120,7 +118,7 @@ async def test_an_unexpected_exception_ends_one_stream_only(
         )
         assert limited_server.hub.statistics().subscriptions == 1
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
-        "A stream could not be begun"
+        "A stream of a multiplexed WebSocket could not be opened"
     ]
 
 
@@ -133,7 +131,7 @@ async def test_unread_refusals_are_bounded_and_end_with_the_connection(
         for number in range(MAX_STREAMS + 10):
             await send(connection, op="subscribe", id=f"s{number}", dag_id=run.dag_id, run_id="missing")
         # The server reads no further messages while its replies are not read.
-        await eventually_async(lambda: count_tasks(BEGINNING) == MAX_STREAMS - 1)
+        await eventually_async(lambda: count_tasks(OPENING) == MAX_STREAMS - 1)
         disconnect(connection.transport, "reset")
-    await eventually_async(lambda: count_tasks(BEGINNING) == 0)
+    await eventually_async(lambda: count_tasks(OPENING) == 0)
     await eventually_async(lambda: limited_server.hub.statistics().subscriptions == 0)

@@ -103,7 +103,7 @@ async def test_unwrap_returns_the_bare_value(client: httpx.AsyncClient, airflow:
     await airflow.run_task(run, "ask", 1)
     both = await client.get(result_path(run, "?unwrap=true&result=answer&result=ask"))
     assert both.status_code == 422
-    assert "answer, ask answer; name one" in both.json()["detail"]
+    assert "the run has answer, ask; choose one" in both.json()["detail"]
 
 
 @pytest.mark.parametrize(("query", "status"), [("", 502), ("&fail_status=424", 424)])

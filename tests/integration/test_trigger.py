@@ -316,7 +316,7 @@ async def test_a_refusal_by_airflow_keeps_its_status_and_message(
         (b"\xff", 422, "must be a JSON object"),
         (b'{"conf":{"a":1e999}}', 422, "must be a JSON object"),
         (b'{"conf":{"a":' + b"9" * 5000 + b"}}", 422, "must be a JSON object"),
-        *((b'{"dag_run_id":%b}' % name, 422, "dag_run_id must be a string") for name in INVALID_RUN_IDS),
+        *((b'{"dag_run_id":%b}' % name, 422, "`dag_run_id` must be a string") for name in INVALID_RUN_IDS),
     ],
 )
 async def test_an_invalid_body_is_not_sent_to_airflow(

@@ -1,4 +1,4 @@
-"""The body of a response that waits for an outcome, folded from frames."""
+"""Body of a response that waits for an outcome."""
 
 from __future__ import annotations
 
@@ -65,12 +65,14 @@ def encode_bare_value(answer: RunAnswer, fail_status: int) -> bytes:
     """Return the value of the only result task, as JSON.
 
     Raises:
-        BadParameter: Several tasks answer.
-        NoResult: None does, or the value is too large to be sent, or is withheld.
+        BadParameter: There are several result tasks.
+        NoResult: There is no value, or it is too large, or the caller may not read it.
     """
     names = [*(answer.results or {}), *(answer.references or {})]
     if answer.outcome == "result" and len(names) > 1:
-        raise BadParameter(f"unwrap=true needs one task, and {', '.join(sorted(names))} answer; name one by result=")
+        raise BadParameter(
+            f"`unwrap` needs one result task, and the run has {', '.join(sorted(names))}; choose one with `result`"
+        )
     if answer.results and answer.outcome == "result":
         return bytes(next(iter(answer.results.values())))
     raise NoResult(
@@ -81,16 +83,16 @@ def encode_bare_value(answer: RunAnswer, fail_status: int) -> bytes:
 def _explain_missing_value(answer: RunAnswer) -> str:
     run = f"run {answer.dag_run_id!r} of DAG {answer.dag_id!r}"
     if answer.withheld:
-        return f"The caller may not read the result of {run}: Airflow does not let him read XComs"
+        return f"The caller may not read the result of {run}: Airflow denies access to its XComs"
     if answer.references:
         (reference,) = answer.references.values()
         return (
-            f"The result of {run} has {reference.bytes} bytes, too many to be sent; Airflow has it at {reference.href}"
+            f"The result of {run} has {reference.bytes} bytes, too many to send; get it from Airflow: {reference.href}"
         )
     if answer.failure is None:
-        return f"No task of {run} answers; name one by result="
+        return f"There is no result task in {run}; choose a task with `result`"
     task = f" in task {answer.failure.task_id!r}" if answer.failure.task_id else ""
-    return f"The result of {run} will not come: {answer.failure.reason.replace('_', ' ')}{task}"
+    return f"There will be no result of {run}: {answer.failure.reason.replace('_', ' ')}{task}"
 
 
 def _build_failure_info(failure: Failure) -> FailureInfo:

@@ -1,4 +1,4 @@
-"""`GET …/dagRuns/{run_id}/result`: waiting for the outcome in one call. Waiting asks nothing of the database."""
+"""`GET …/dagRuns/{run_id}/result`: wait for the outcome of a run. Waiting sends no queries to the database."""
 
 from __future__ import annotations
 
@@ -36,44 +36,43 @@ from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import Close
 
 DEFAULT_TIMEOUT = 30.0
-"""Seconds; shorter than what most proxies allow."""
+"""Seconds; shorter than the timeouts of most proxies."""
 
 VALUE_READ_SECONDS = 5.0
-"""How long return values may be read after the time is up: they are there, so that reading them is not waiting."""
+"""Additional time to read return values that exist when the timeout expires."""
 
 RETRY_AFTER = "1"
-"""Seconds after which to ask again; asking waits, so that there is no need to wait before."""
+"""Seconds until the next request; short, since that request waits again."""
 
 DEFAULT_FAIL_STATUS = 502
-"""HTTP status that tells a failure where the bare value was asked for, unless the caller chooses another."""
+"""Default status of a response to `unwrap=true` without a value."""
 
 FAIL_STATUS_BOUNDS = (400, 599)
-"""Bounds of those that can be chosen."""
+"""Smallest and largest `fail_status`."""
 
 RESPONSE_PARAMETERS = frozenset({"timeout", "unwrap", "fail_status"})
-"""Parameters that say how long to wait, and what the answer looks like."""
-
+"""Query parameters of the timeout and the form of the response."""
 
 STATUS_OF_CLOSE_CODE = {int(CloseCode.UNAUTHENTICATED): 401, int(CloseCode.FORBIDDEN): 403}
-"""HTTP statuses that tell what close codes tell."""
+"""HTTP status for each close code that ends a stream because of its permission."""
 
 
 class ResponseOptions(NamedTuple):
-    """How long to wait, and what the answer looks like."""
-
     timeout: float
+    """Seconds."""
+
     unwrap: bool
-    """Whether to answer with the bare value."""
+    """Whether the body is the bare value of the only result task."""
 
     fail_status: int
-    """HTTP status that tells a failure, where the bare value was asked for."""
+    """Status of a response without a value, if `unwrap`."""
 
 
 def parse_response_options(request: Request) -> ResponseOptions:
-    """Return what the query says of the answer.
+    """Return the parameters of the response.
 
     Raises:
-        BadParameter: A value is wrong.
+        BadParameter: A value is invalid.
     """
     return ResponseOptions(
         parse_seconds(request, "timeout", DEFAULT_TIMEOUT),
@@ -83,45 +82,44 @@ def parse_response_options(request: Request) -> ResponseOptions:
 
 
 async def get_result(request: Request) -> Response:
-    """Answer the request."""
     state: State = request.scope["state"]
     caller = await identify_caller(request)
-    key, wanted = parse_run_key(request), parse_response_options(request)
-    asked = replace(parse_watch_options(request, WATCH_PARAMETERS | RESPONSE_PARAMETERS), include_output=False)
+    key, response_options = parse_run_key(request), parse_response_options(request)
+    options = replace(parse_watch_options(request, WATCH_PARAMETERS | RESPONSE_PARAMETERS), include_output=False)
     permission = await authorize_run(state["authorizer"], caller, key)
-    subscription = await state["hub"].subscribe(key, permission.restrict_options(asked))
+    subscription = await state["hub"].subscribe(key, permission.restrict_options(options))
     permission.bind(subscription, ignore_expiry)
-    answer = await wait_for_outcome(request, subscription, key, wanted.timeout)
-    here = f"{run_path(key)}/result{raw_query(request)}"
-    return build_response(answer, wanted, {"Location": here} if answer.outcome == "pending" else {})
+    answer = await wait_for_outcome(request, subscription, key, response_options.timeout)
+    url = f"{run_path(key)}/result{raw_query(request)}"
+    return build_response(answer, response_options, {"Location": url} if answer.outcome == "pending" else {})
 
 
 async def wait_for_outcome(
     request: Request,
     subscription: Subscription,
     key: RunKey,
-    at_most: float,
+    wait_seconds: float,
     on_gone: Callable[[], None] | None = None,
 ) -> RunAnswer:
-    """Wait for the outcome of a run, or for the time to be up, or for the client to be gone.
+    """Wait until the outcome of a run is known, the timeout expires, or the client disconnects.
 
     Args:
-        request: Who waits; its body has been read.
-        subscription: Where the outcome comes from; closed at the end.
+        request: The request; its body has been read.
+        subscription: Subscription to the run; closed at the end.
         key: The run.
-        at_most: Seconds to wait.
-        on_gone: Called where the client went.
+        wait_seconds: Timeout; after it, values that exist are still read (`VALUE_READ_SECONDS`).
+        on_gone: Called if the client disconnects before the outcome is known.
 
     Raises:
-        Unavailable: The outcome can't be waited for here any more.
-        AirflowRefused: The caller may not read the run any more.
+        Unavailable: The subscription was closed, for example by a shutdown.
+        AirflowRefused: The caller's permission was revoked.
     """
     state: State = request.scope["state"]
     hub, hearing = state["hub"], Hearing(key)
     with closing(subscription):
         gone = asyncio.create_task(wait_for_disconnect(request.receive), name="disconnect")
         try:
-            with state["scheduler"].counters["result"].count_waiting(), anyio.move_on_after(at_most):
+            with state["scheduler"].counters["result"].count_waiting(), anyio.move_on_after(wait_seconds):
                 await _hear(subscription, hearing, gone)
             if not hearing.over and hub.is_reading_values(key):
                 with anyio.move_on_after(VALUE_READ_SECONDS):
@@ -138,7 +136,7 @@ async def wait_for_outcome(
 
 
 def _error_of_close(closed: Close) -> StreamServerError:
-    """Return the error that tells one who waits for an answer what a stream is told by its close."""
+    """Return the error for a `close` frame, which a stream would have got."""
     if closed.code in STATUS_OF_CLOSE_CODE:
         return AirflowRefused(closed.reason, STATUS_OF_CLOSE_CODE[closed.code])
     return Unavailable(f"{closed.reason}; ask again")
@@ -156,17 +154,17 @@ async def _hear(subscription: Subscription, hearing: Hearing, gone: asyncio.Task
             due.clear()
 
 
-def build_response(answer: RunAnswer, wanted: ResponseOptions, headers: Mapping[str, str]) -> Response:
-    """Return an answer in the form that was asked for.
+def build_response(answer: RunAnswer, options: ResponseOptions, headers: Mapping[str, str]) -> Response:
+    """Return the response with the body that `options` requests.
 
     Raises:
-        BadParameter: The bare value was asked for, and several tasks answer.
-        NoResult: It was, and there is none.
+        BadParameter: `unwrap`, and there are several result tasks.
+        NoResult: `unwrap`, and there is no value.
     """
     pending = answer.outcome == "pending"
-    bare = wanted.unwrap and not pending
+    unwrap = options.unwrap and not pending
     return Response(
-        encode_bare_value(answer, wanted.fail_status) if bare else msgspec.json.encode(answer),
+        encode_bare_value(answer, options.fail_status) if unwrap else msgspec.json.encode(answer),
         status_code=202 if pending else 200,
         media_type="application/json",
         headers={"Cache-Control": "no-store", **({"Retry-After": RETRY_AFTER} if pending else {}), **headers},

@@ -1,4 +1,4 @@
-"""`GET …/dagRuns/{run_id}/stream`: a run, as server-sent events or NDJSON."""
+"""`GET …/dagRuns/{run_id}/stream`: stream a run as server-sent events or NDJSON."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from stream_server.protocol.close_codes import CloseCode
 
 
 async def stream_run(request: Request) -> Response:
-    """Answer the request."""
     state: State = request.scope["state"]
     caller = await identify_caller(request)
-    key, asked, came_from = parse_run_key(request), parse_watch_options(request), parse_resume_point(request)
+    key, options, resume_point = parse_run_key(request), parse_watch_options(request), parse_resume_point(request)
     try:
         permission = await authorize_run(state["authorizer"], caller, key)
-        if came_from is not None and came_from.has_ended:
-            # It stops an EventSource from coming again.
+        if resume_point is not None and resume_point.has_ended:
+            # 204 keeps an EventSource from reconnecting (WHATWG HTML 9.2.3).
             return Response(status_code=204)
-        subscription = await state["hub"].subscribe(key, permission.restrict_options(asked), resume_from=came_from)
+        subscription = await state["hub"].subscribe(key, permission.restrict_options(options), resume_from=resume_point)
     except Unavailable as error:
         return unavailable_response(request, error)
     permission.bind(subscription)
@@ -42,23 +41,23 @@ def build_stream_response(
     headers: Mapping[str, str] | None = None,
     on_gone: Callable[[], None] | None = None,
 ) -> Response:
-    """Return the response in the form that the client wants."""
+    """Return a response in the media type that the client prefers."""
     state: State = request.scope["state"]
-    lines = negotiate_media_type(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE
-    form = ndjson.LineStream if lines else sse.EventStream
-    return form(subscription, state["scheduler"], headers, on_gone=on_gone)
+    is_ndjson = negotiate_media_type(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE
+    response_class = ndjson.LineStream if is_ndjson else sse.EventStream
+    return response_class(subscription, state["scheduler"], headers, on_gone=on_gone)
 
 
 def unavailable_response(request: Request, error: Unavailable, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the response where a stream can't be had just now: an `EventSource` gets one that says so, and ends.
+    """Return a stream of one `close` frame for an `EventSource`, so that it reconnects.
 
-    It gives up for good after any status but 200 (WHATWG HTML 9.2.3, "fail the connection").
+    After any status but 200, an `EventSource` never reconnects (WHATWG HTML 9.2.3, "fail the connection").
 
     Raises:
-        Unavailable: The client is told by a status.
+        Unavailable: The client is not an `EventSource`; `error` is raised.
     """
-    lines = negotiate_media_type(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE
-    if lines or sse.MEDIA_TYPE not in (find_header(request.scope, b"accept") or ""):
+    is_ndjson = negotiate_media_type(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE
+    if is_ndjson or sse.MEDIA_TYPE not in (find_header(request.scope, b"accept") or ""):
         raise error
     state: State = request.scope["state"]
     subscription = Subscription(0)
@@ -68,14 +67,14 @@ def unavailable_response(request: Request, error: Unavailable, headers: Mapping[
 
 
 def is_event_source(connection: HTTPConnection) -> bool:
-    """Tell whether a client gives up for good after any status but 200."""
+    """Whether the client is an `EventSource`, which never reconnects after any status but 200."""
     scope = connection.scope
     accept = find_header(scope, b"accept") or ""
     return sse.MEDIA_TYPE in accept and scope["type"] == "http" and scope["method"] == "GET"
 
 
-def throttled_response(error: Throttled, courier: WriteScheduler) -> Response:
-    """Return the answer to an `EventSource` that shall come again, but not at once."""
+def throttled_response(error: Throttled, scheduler: WriteScheduler) -> Response:
+    """Return a stream of one `close` frame that delays the reconnect of an `EventSource`."""
     subscription = Subscription(0)
     subscription.disconnect(CloseCode.THROTTLED, str(error), retry_ms=1000 * error.retry_after)
-    return sse.EventStream(subscription, courier, retry_ms=1000 * error.retry_after)
+    return sse.EventStream(subscription, scheduler, retry_ms=1000 * error.retry_after)

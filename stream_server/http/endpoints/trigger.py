@@ -1,6 +1,6 @@
-"""`POST …/dagRuns?wait_for_completion=true`: triggering a DAG through Airflow's API, and staying to hear its answer.
+"""`POST …/dagRuns?wait_for_completion=true`: trigger a DAG through Airflow, and wait for its outcome or stream it.
 
-Without that parameter the request is passed on as it is.
+Without that parameter, the request is forwarded to Airflow unchanged.
 """
 
 from __future__ import annotations
@@ -68,64 +68,61 @@ TRIGGER_PARAMETERS = (
     | {"wait_for_completion", "if_exists", "on_disconnect", "grace"}
 )
 DEFAULT_GRACE = 5.0
-"""Seconds in which somebody must come back to a run that shall not go on without."""
+"""Seconds that a run continues without any client, with `on_disconnect=cancel`."""
 
 IF_EXISTS = ("fail", "attach")
 ON_DISCONNECT = ("continue", "cancel")
-"""Values of these parameters; the first is the default."""
+"""Values of the parameters; the first is the default."""
 
 MAX_KEY_LENGTH = 255
 FORWARDED_HEADERS = ("accept", "content-type")
-HOP_HEADERS = frozenset({"connection", "content-encoding", "content-length", "date", "keep-alive", "transfer-encoding"})
-"""Headers of Airflow's answer that tell about its connection to us, or about a compression that has been undone."""
+UNFORWARDED_HEADERS = frozenset(
+    {"connection", "content-encoding", "content-length", "date", "keep-alive", "transfer-encoding"}
+)
+"""Response headers of Airflow that describe its connection to this server, or the compression that httpx removed."""
 
 
 class TriggerOptions(NamedTuple):
-    """What a request wants beside the run."""
-
     response: ResponseOptions
     attach: bool
-    """Whether a run that exists already is as good as a new one."""
+    """Whether to use an existing run."""
 
     cancel_after: float | None
-    """Seconds after which a run is stopped that nobody waits for any more; `None` lets it go on."""
+    """Seconds after which a run without clients is set to failed; `None` lets it continue."""
 
 
 class TriggeredRun(NamedTuple):
-    """A run, and from where it can be heard."""
-
     key: RunKey
     resume_point: ResumePoint | None
-    """When it did not exist yet; `None` where it was there before."""
+    """Position before the run was created; `None` if it had existed before."""
 
 
 async def trigger_run(request: Request) -> Response:
-    """Answer the request."""
     refuse_foreign_origin(request)
     if not parse_flag(request, "wait_for_completion"):
         return await _forward_to_airflow(request)
     state: State = request.scope["state"]
     caller = await identify_caller(request)
     parse_watch_options(request, TRIGGER_PARAMETERS)
-    plan = _parse_options(request)
+    options = _parse_options(request)
     airflow = airflow_api_for(request, caller)
-    # Who may not read what he triggers had better know before.
+    # A caller without read permission gets the error before a run exists.
     await state["authorizer"].check_dag(caller, request.path_params["dag_id"])
-    begun = await _trigger_or_attach(request, caller, airflow, plan)
+    run = await _trigger_or_attach(request, caller, airflow, options)
     form = negotiate_media_type(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
-    with _name_run_in_errors(begun.key):
-        permission = await authorize_run(state["authorizer"], caller, begun.key)
-        asked = permission.restrict_options(
+    with _name_run_in_errors(run.key):
+        permission = await authorize_run(state["authorizer"], caller, run.key)
+        watch_options = permission.restrict_options(
             replace(parse_watch_options(request, TRIGGER_PARAMETERS), include_output=form != JSON)
         )
-        on_gone = await _cancelling(state, airflow, begun.key, asked, plan)
+        on_gone = await _prepare_cancellation(state, airflow, run.key, watch_options, options)
         if form == JSON:
-            return await _respond(request, permission, begun, asked, plan=plan, on_gone=on_gone)
-    return await _stream(request, permission, begun, asked, on_gone)
+            return await _respond(request, permission, run, watch_options, options=options, on_gone=on_gone)
+    return await _stream(request, permission, run, watch_options, on_gone)
 
 
 async def cancel_run(request: Request) -> Response:
-    """Answer `POST …/dagRuns/{run_id}/cancel`: the run is set to failed, with the caller's own rights."""
+    """Set a run to failed, with the caller's rights (`POST …/dagRuns/{run_id}/cancel`)."""
     refuse_foreign_origin(request)
     key = parse_run_key(request)
     state = await airflow_api_for(request, await identify_caller(request)).fail_run(key)
@@ -138,34 +135,35 @@ def _parse_options(request: Request) -> TriggerOptions:
     cancels = parse_choice(request, "on_disconnect", ON_DISCONNECT) == "cancel"
     grace = parse_seconds(request, "grace", DEFAULT_GRACE)
     if not cancels and "grace" in request.query_params:
-        raise BadParameter("grace= means something only together with on_disconnect=cancel")
+        raise BadParameter("`grace` is allowed only together with on_disconnect=cancel")
     return TriggerOptions(parse_response_options(request), attach, grace if cancels else None)
 
 
 async def _trigger_or_attach(
-    request: Request, caller: Caller, airflow: AirflowApi, plan: TriggerOptions
+    request: Request, caller: Caller, airflow: AirflowApi, options: TriggerOptions
 ) -> TriggeredRun:
-    """Trigger the run, or find the one that the request means."""
+    """Trigger a run, or find the existing one that the request refers to."""
     dag_id = str(request.path_params["dag_id"])
     state: State = request.scope["state"]
     body = await _read_json_object(request)
-    since = ResumePoint(ResumeToken(state["hub"].cursor), before_creation=True)
-    claimed = await _claim_key(request, dag_id, body)
-    attach = plan.attach or (claimed is not None and not claimed.is_run_older)
-    named = claimed.run_id if claimed is not None else body.get("dag_run_id")
-    if claimed is not None:
-        body = {**body, "dag_run_id": claimed.run_id}
+    # Read before the trigger, so that no transition of the new run is missed.
+    resume_point = ResumePoint(ResumeToken(state["hub"].cursor), before_creation=True)
+    claim = await _claim_key(request, dag_id, body)
+    attach = options.attach or (claim is not None and not claim.is_run_older)
+    run_id = claim.run_id if claim is not None else body.get("dag_run_id")
+    if claim is not None:
+        body = {**body, "dag_run_id": claim.run_id}
     try:
-        return TriggeredRun(await airflow.trigger_run(dag_id, body), since)
+        return TriggeredRun(await airflow.trigger_run(dag_id, body), resume_point)
     except AirflowRefused as error:
-        if error.status == CONFLICT and named is not None and attach:
-            # The conflict may be about something else, such as the logical date.
-            key = RunKey(dag_id, named)
+        if error.status == CONFLICT and run_id is not None and attach:
+            # The conflict may concern something else, such as the logical date.
+            key = RunKey(dag_id, run_id)
             await state["authorizer"].check_run(caller, key)
             if await _run_exists(state, key):
                 return TriggeredRun(key, None)
-        if claimed is not None and claimed.is_new:
-            await state["idempotency_keys"].release_run(claimed.digest, claimed.run_id)
+        if claim is not None and claim.is_new:
+            await state["idempotency_keys"].release_run(claim.digest, claim.run_id)
         raise
 
 
@@ -177,30 +175,30 @@ async def _run_exists(state: State, key: RunKey) -> bool:
     return True
 
 
-async def _cancelling(
-    state: State, airflow: AirflowApi, key: RunKey, asked: WatchOptions, plan: TriggerOptions
+async def _prepare_cancellation(
+    state: State, airflow: AirflowApi, key: RunKey, watch_options: WatchOptions, options: TriggerOptions
 ) -> Callable[[], None] | None:
-    """Return what to call where the client goes before the end."""
-    if plan.cancel_after is None:
+    """Return a function to call if the client disconnects before the end."""
+    if options.cancel_after is None:
         return None
     await state["cancellations"].register_run(key)
     return partial(
-        state["cancellations"].schedule_cancel, key, asked, partial(airflow.fail_run, key), plan.cancel_after
+        state["cancellations"].schedule_cancel, key, watch_options, partial(airflow.fail_run, key), options.cancel_after
     )
 
 
 async def _stream(
     request: Request,
     permission: Permission,
-    begun: TriggeredRun,
-    asked: WatchOptions,
+    run: TriggeredRun,
+    watch_options: WatchOptions,
     on_gone: Callable[[], None] | None,
 ) -> Response:
     state: State = request.scope["state"]
-    headers = _build_run_headers(request, begun.key, "stream", STREAM_PARAMETERS)
+    headers = _build_run_headers(request, run.key, "stream", STREAM_PARAMETERS)
     try:
-        with _name_run_in_errors(begun.key):
-            subscription = await state["hub"].subscribe(begun.key, asked, resume_from=begun.resume_point)
+        with _name_run_in_errors(run.key):
+            subscription = await state["hub"].subscribe(run.key, watch_options, resume_from=run.resume_point)
     except Unavailable as error:
         return unavailable_response(request, error, headers)
     permission.bind(subscription)
@@ -210,22 +208,22 @@ async def _stream(
 async def _respond(
     request: Request,
     permission: Permission,
-    begun: TriggeredRun,
-    asked: WatchOptions,
+    run: TriggeredRun,
+    watch_options: WatchOptions,
     *,
-    plan: TriggerOptions,
+    options: TriggerOptions,
     on_gone: Callable[[], None] | None,
 ) -> Response:
     state: State = request.scope["state"]
-    key = begun.key
-    subscription = await state["hub"].subscribe(key, asked, resume_from=begun.resume_point)
+    key = run.key
+    subscription = await state["hub"].subscribe(key, watch_options, resume_from=run.resume_point)
     permission.bind(subscription, ignore_expiry)
-    answer = await wait_for_outcome(request, subscription, key, plan.response.timeout, on_gone)
+    answer = await wait_for_outcome(request, subscription, key, options.response.timeout, on_gone)
     headers = _build_run_headers(request, key, "result", WATCH_PARAMETERS | RESPONSE_PARAMETERS)
     if answer.outcome == "pending":
         headers["Location"] = headers["Content-Location"]
     try:
-        return build_response(answer, plan.response, headers)
+        return build_response(answer, options.response, headers)
     except StreamServerError as error:
         error.headers = headers
         raise
@@ -233,7 +231,7 @@ async def _respond(
 
 @contextmanager
 def _name_run_in_errors(key: RunKey) -> Iterator[None]:
-    """Have errors name the run that is there: who only reads what is wrong would trigger another."""
+    """Add id and URL of the triggered run to errors, so that clients don't trigger it again."""
     try:
         yield
     except StreamServerError as error:
@@ -244,40 +242,40 @@ def _name_run_in_errors(key: RunKey) -> Iterator[None]:
 
 
 def _build_run_headers(request: Request, key: RunKey, what: str, parameters: frozenset[str]) -> dict[str, str]:
-    """Return the headers that name the run, and where a broken call can be taken up (RFC 9110 sections 8.7, 10.2.2)."""
+    """Return the URLs of the run, and of the request that resumes a broken call (RFC 9110 sections 8.7 and 10.2.2)."""
     kept = [(name, value) for name, value in request.query_params.multi_items() if name in parameters]
     query = f"?{urlencode(kept)}" if kept else ""
     return {"Location": run_path(key), "Content-Location": f"{run_path(key)}/{what}{query}"}
 
 
 class KeyClaim(NamedTuple):
-    """The run that belongs to an idempotency key."""
+    """The run of an idempotency key."""
 
     digest: bytes
     run_id: str
     is_new: bool
-    """Whether nobody had used the key before."""
+    """Whether the key had not been used before."""
 
     is_run_older: bool
-    """Whether the run had been there before the key was used."""
+    """Whether the run had existed before the key was used."""
 
 
 async def _claim_key(request: Request, dag_id: str, body: Mapping[str, Any]) -> KeyClaim | None:
-    """Claim a run for the `Idempotency-Key` of a request, if it has one (draft-ietf-httpapi-idempotency-key-header).
+    """Return the run of the `Idempotency-Key`, if the request has one (draft-ietf-httpapi-idempotency-key-header).
 
     Raises:
-        BadRequest: The key is too long.
-        KeyReused: It was used for another request.
+        BadRequest: The key is empty or too long.
+        IdempotencyKeyReused: The key was used for another request.
     """
     state: State = request.scope["state"]
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
     if not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise BadRequest(f"The Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters")
+        raise BadRequest(f"`Idempotency-Key` must have 1 to {MAX_KEY_LENGTH} characters, got {len(key)}")
     digest = _compute_digest([dag_id, key])
     named = body.get("dag_run_id")
-    # To be asked before the claim: whoever comes with the same key meanwhile may be faster than we are.
+    # Checked before the claim: a concurrent request with the same key may create the run at any time after it.
     existed = named is not None and await _run_exists(state, RunKey(dag_id, named))
     run_id = named or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}"
     claim = await state["idempotency_keys"].claim_run(
@@ -290,24 +288,24 @@ async def _claim_key(request: Request, dag_id: str, body: Mapping[str, Any]) -> 
     return KeyClaim(digest, claim.run_id, claim.is_new, existed and claim.is_new)
 
 
-def _compute_digest(what: object) -> bytes:
-    return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).digest()
+def _compute_digest(value: object) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).digest()
 
 
 async def _read_json_object(request: Request) -> dict[str, Any]:
     """Return the body.
 
     Raises:
-        BadRequest: It is no JSON object, or names a run by something else than a string.
-        TooLarge: It is larger than `STREAM_SERVER_MAX_BODY_BYTES`.
+        BadRequest: The body is not a JSON object, or `dag_run_id` is not a string.
+        RequestTooLarge: The body is larger than `STREAM_SERVER_MAX_BODY_BYTES`.
     """
     raw = await read_body(request)
     try:
         body = msgspec.json.decode(raw or b"{}", type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
-        raise BadRequest(f"The body must be a JSON object, as Airflow's endpoint has it: {error}") from None
+        raise BadRequest(f"The body must be a JSON object as for Airflow's endpoint: {error}") from None
     if not isinstance(body.get("dag_run_id"), str | None):
-        raise BadRequest("dag_run_id must be a string, or be left out")
+        raise BadRequest("`dag_run_id` must be a string, or be omitted")
     return body
 
 
@@ -318,6 +316,6 @@ async def _forward_to_airflow(request: Request) -> Response:
     answer = await airflow.forward("POST", path, await read_body(request), headers)
     response = Response(answer.content, answer.status_code)
     for name, value in answer.headers.multi_items():
-        if name not in HOP_HEADERS:
+        if name not in UNFORWARDED_HEADERS:
             response.headers.append(name, value)
     return response

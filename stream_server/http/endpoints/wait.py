@@ -1,8 +1,8 @@
-"""`GET …/dagRuns/{run_id}/wait`: Airflow's own endpoint (3.1 and later), but it is told what changes and never asks.
+"""`GET …/dagRuns/{run_id}/wait`: compatible with Airflow's endpoint (3.1 and later), but without polling the database.
 
 Parameters, statuses, error bodies and lines are those of Airflow 3.3 (`core_api/routes/public/dag_run.py` and
-`core_api/services/public/dag_run.py`, class `DagRunWaiter`), so that its clients need only another address. Only when
-the lines come is ours: when the state changes, and again where it does not for a while.
+`core_api/services/public/dag_run.py`, class `DagRunWaiter`), so that its clients need only another base URL. Only the
+time of the lines differs: a line is sent when the state changes, and again if it does not change for a while.
 """
 
 from __future__ import annotations
@@ -41,13 +41,12 @@ from stream_server.protocol.wire import PING, Wire
 log = logging.getLogger(__name__)
 
 MIN_REPEAT_SECONDS = 1.0
-"""Seconds after which a state is told again at the earliest, however short the interval that a client asks for."""
+"""Minimum time until an unchanged state is sent again, even if the client requests a shorter interval."""
 
 _interval: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0.0)])
 
 
 async def wait_for_run(request: Request) -> Response:
-    """Answer the request."""
     try:
         return await _wait(request, parse_run_key(request))
     except RunNotFound as error:
@@ -67,14 +66,14 @@ async def _wait(request: Request, key: RunKey) -> Response:
         return _invalid_interval([{"type": "missing", "msg": "Field required", "input": None}])
     except ValidationError as error:
         return _invalid_interval(error.errors(include_url=False))
-    named = query.getlist("result") if "result" in query else None
+    task_ids = query.getlist("result") if "result" in query else None
     if not permission.access.can_read_values:
-        if named:
+        if task_ids:
             return JSONResponse({"detail": "User is not authorized to read XCom data for this Dag"}, 403)
-        named = []
+        task_ids = []
 
     async def read() -> ReturnValues:
-        return await state["run_store"].read_final_values(key, named) if named != [] else {}
+        return await state["run_store"].read_final_values(key, task_ids) if task_ids != [] else {}
 
     silence = min(max(interval, MIN_REPEAT_SECONDS), state["settings"].ping_interval)
     subscription = await state["hub"].subscribe(key, WatchOptions(until="run", include_output=False))
@@ -163,15 +162,14 @@ class StateLines(Response):
 
 
 def build_last_line(key: RunKey, state: str, values: ReturnValues) -> bytes:
-    """Return the line that tells the end, with the values as the database holds them.
+    """Return the line with the final state and the return values, as they are in the database.
 
-    Those of a mapped task become a list. Values too large to be sent are told by where Airflow has them, beside the
-    others; that is ours.
+    The values of a mapped task are a list. Values that are too large are in `references`, which Airflow does not have.
     """
     results: dict[str, str] = {}
     references: dict[str, object] = {}
-    for task_id, places in groupby(sorted(values), key=lambda place: place[0]):
-        indexes = [map_index for _, map_index in places]
+    for task_id, keys in groupby(sorted(values), key=lambda key: key[0]):
+        indexes = [map_index for _, map_index in keys]
         found = [values[task_id, index] for index in indexes]
         if any(value.json is None for value in found):
             entries = f"{run_path(key)}/taskInstances/{quote(task_id, safe='')}/xcomEntries"
@@ -189,7 +187,7 @@ def build_last_line(key: RunKey, state: str, values: ReturnValues) -> bytes:
 
 
 def _join_members(members: Mapping[str, str]) -> str:
-    """Return a JSON object, given its members as JSON."""
+    """Return a JSON object of members that are JSON already."""
     return "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in members.items()) + "}"
 
 
@@ -198,7 +196,7 @@ def _encode_line(members: Mapping[str, object]) -> bytes:
 
 
 def _invalid_interval(errors: Iterable[Mapping[str, Any]]) -> Response:
-    """Answer as FastAPI does to a query parameter that is missing or wrong."""
+    """Return the response of FastAPI to a missing or invalid query parameter."""
     return JSONResponse({"detail": [{**error, "loc": ["query", "interval"]} for error in errors]}, 422)
 
 

@@ -1,4 +1,4 @@
-"""WebSocket (RFC 6455): one text message for each frame."""
+"""`…/dagRuns/{run_id}/stream` as a WebSocket (RFC 6455): one text message per frame."""
 
 from __future__ import annotations
 
@@ -33,22 +33,25 @@ from stream_server.protocol.frames import Ack, AuthExpiring, Close
 from stream_server.protocol.wire import Wire
 
 NORMAL_CLOSURE = 1000
-"""RFC 6455 section 7.4.1: the purpose of the connection has been fulfilled."""
+"""Close code (RFC 6455 section 7.4.1)."""
 
 FINAL_TEXT_FRAME = 0x81
+"""First byte of an unfragmented text message: FIN and opcode 1 (RFC 6455 section 5.2)."""
+
 MAX_7_BIT_LENGTH, MAX_16_BIT_LENGTH = 125, 0xFFFF
-"""Largest payloads whose length stands in 7 and in 16 bits."""
+"""Largest payload lengths that fit into 7 and into 16 bits."""
 
 
 async def serve_run_websocket(websocket: WebSocket) -> None:
-    """Answer an upgrade of `…/dagRuns/{run_id}/stream`. What is wrong is told before the handshake, as over HTTP.
+    """Serve the WebSocket of one run.
 
-    Only who does not say who he is gets his handshake, and a few seconds to say it then.
+    A request that is refused gets an HTTP response instead of the handshake. A client without a credential gets the
+    handshake, and a few seconds to send an `auth` message: browsers cannot send the header `Authorization`.
     """
     state: State = websocket.scope["state"]
     refuse_foreign_origin(websocket)
     caller = await identify_caller(websocket)
-    key, asked = parse_run_key(websocket), parse_watch_options(websocket)
+    key, options = parse_run_key(websocket), parse_watch_options(websocket)
     try:
         permission = await authorize_run(state["authorizer"], caller, key)
     except AirflowRefused as error:
@@ -56,34 +59,34 @@ async def serve_run_websocket(websocket: WebSocket) -> None:
             raise
     else:
         authenticate_connection(websocket.scope, caller.headers)
-        await _serve_run(websocket, permission, asked)
+        await _serve_run(websocket, permission, options)
         return
     await accept_handshake(websocket)
     with suppress(WebSocketDisconnect):
         try:
-            said = await receive_auth(websocket)
-            permission = await authorize_run(state["authorizer"], said.caller, key)
-            authenticate_connection(websocket.scope, said.caller.headers)
-            await websocket.send_text(Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH])).text)
-            await _serve_run(websocket, permission, asked)
+            auth = await receive_auth(websocket)
+            permission = await authorize_run(state["authorizer"], auth.caller, key)
+            authenticate_connection(websocket.scope, auth.caller.headers)
+            await websocket.send_text(Wire(Ack(op="auth", id=auth.id[:MAX_ID_LENGTH])).text)
+            await _serve_run(websocket, permission, options)
         except StreamServerError as error:
             await send_refusal(websocket, error)
 
 
-async def _serve_run(websocket: WebSocket, permission: Permission, asked: WatchOptions) -> None:
+async def _serve_run(websocket: WebSocket, permission: Permission, options: WatchOptions) -> None:
     state: State = websocket.scope["state"]
-    came_from = parse_resume_point(websocket)
-    if came_from is not None and came_from.has_ended:
+    resume_point = parse_resume_point(websocket)
+    if resume_point is not None and resume_point.has_ended:
         await accept_handshake(websocket)
         await websocket.close(NORMAL_CLOSURE)
         return
     key = RunKey(permission.scope.dag_id, permission.scope.run_id)
-    subscription = await state["hub"].subscribe(key, permission.restrict_options(asked), resume_from=came_from)
+    subscription = await state["hub"].subscribe(key, permission.restrict_options(options), resume_from=resume_point)
     guard = permission.bind(subscription, send_auth_expiring)
-    conversation = WebSocketAuth(websocket.scope, guard, subscription)
-    line: ServerConnection | None = find_extension(websocket.scope, CONNECTION)
-    if line is not None:
-        await _serve_directly(websocket, line, conversation, subscription)
+    websocket_auth = WebSocketAuth(websocket.scope, guard, subscription)
+    connection: ServerConnection | None = find_extension(websocket.scope, CONNECTION)
+    if connection is not None:
+        await _serve_directly(websocket, connection, websocket_auth, subscription)
         return
 
     async def send_frames(wires: Sequence[Wire]) -> None:
@@ -92,47 +95,51 @@ async def _serve_run(websocket: WebSocket, permission: Permission, asked: WatchO
 
     with closing(subscription):
         await accept_handshake(websocket)
-        listening = _read_messages(websocket, conversation)
-        delivery = AsgiWriter(
+        reading = _read_messages(websocket, websocket_auth)
+        writer = AsgiWriter(
             subscription,
             state["scheduler"],
             encode_text_message,
             send_frames,
-            listening,
+            reading,
             pack=pack_frames,
             transport="websocket",
         )
-        with delivery.run() as over:
-            there = await over
-        # Who has gone has nobody left to tell.
-        if there:
+        with writer.run() as finished:
+            is_connected = await finished
+        if is_connected:
             await close_websocket(websocket, subscription.closed)
 
 
 async def _serve_directly(
-    websocket: WebSocket, line: ServerConnection, conversation: WebSocketAuth, subscription: Subscription
+    websocket: WebSocket, connection: ServerConnection, websocket_auth: WebSocketAuth, subscription: Subscription
 ) -> None:
-    """Accept the handshake, and leave the rest to a delivery that writes to the connection."""
+    """Accept the handshake, and return: the writer goes on without a task of its own."""
     state: State = websocket.scope["state"]
     try:
         await accept_handshake(websocket)
-        delivery = DirectWriter(
-            subscription, state["scheduler"], line, encode_text_message, conversation.handle, transport="websocket"
+        writer = DirectWriter(
+            subscription,
+            state["scheduler"],
+            connection,
+            encode_text_message,
+            websocket_auth.handle,
+            transport="websocket",
         )
     except BaseException:
         subscription.close()
         raise
     keep_slot(websocket.scope, subscription)
-    delivery.start_detached(subscription)
+    writer.start_detached(subscription)
 
 
 def send_auth_expiring(subscription: Subscription, expires_at: datetime) -> None:
-    """Tell a client that his token is about to expire; he can send another one."""
+    """Announce that the token expires soon; the client can send a new one."""
     subscription.push([Wire(AuthExpiring(expires_at=expires_at))])
 
 
 def encode_text_message(wire: Wire) -> bytes:
-    """Return a frame as an unmasked text message of one fragment (RFC 6455 section 5.2)."""
+    """Return a frame as an unmasked, unfragmented text message (RFC 6455 section 5.2)."""
     text = wire.text.encode()
     if len(text) <= MAX_7_BIT_LENGTH:
         head = pack("!BB", FINAL_TEXT_FRAME, len(text))
@@ -144,18 +151,16 @@ def encode_text_message(wire: Wire) -> bytes:
 
 
 async def close_websocket(websocket: WebSocket, closed: Close | None) -> None:
-    """Say good-bye, as long as the client can be expected to read it."""
+    """Send the close frame, and wait for the client's for a limited time."""
     state: State = websocket.scope["state"]
     with suppress(WebSocketDisconnect), anyio.move_on_after(state["scheduler"].close_timeout):
         await websocket.close(*close_code_and_reason(closed))
 
 
 def close_code_and_reason(closed: Close | None) -> tuple[int, str]:
-    """Return the code and the reason with which a connection ends."""
     return (NORMAL_CLOSURE, "") if closed is None else (closed.code, closed.reason)
 
 
-async def _read_messages(websocket: WebSocket, conversation: WebSocketAuth) -> None:
-    """Hear what the client says, until it has gone."""
+async def _read_messages(websocket: WebSocket, websocket_auth: WebSocketAuth) -> None:
     while (message := await websocket.receive())["type"] != "websocket.disconnect":
-        conversation.handle(message.get("text") or message.get("bytes") or b"")
+        websocket_auth.handle(message.get("text") or message.get("bytes") or b"")
