@@ -1,6 +1,6 @@
-"""What Airflow is told about this distribution, through the entry point `apache_airflow_provider`.
+"""Airflow provider metadata, the entry point `apache_airflow_provider`.
 
-Apart from `authoring`: Airflow asks for it in each of its processes, where nothing needs the rest.
+Not in `authoring`, because Airflow calls it in each of its processes, most of which need nothing else of this package.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from stream_server import __version__
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return what `airflow/provider.yaml.schema.json` describes: it registers `@task.result` and `@task.stream`."""
+    """Return what `airflow/provider_info.schema.json` describes; registers `@task.result` and `@task.stream`."""
     return {
         "package-name": "airflow-stream-server",
         "name": "Stream server",
-        "description": "Trigger an Airflow DAG and watch it answer.",
+        "description": "Trigger an Airflow DAG and stream its run.",
         "versions": [__version__],
         "task-decorators": [
             {"name": "result", "class-name": "stream_server.authoring.decorators.result"},

@@ -1,6 +1,6 @@
-"""What DAG files import, on Airflow 3.0 to 3.3: which of a DAG's tasks answers, and what its tasks say while they run.
+"""Imported by DAG files on Airflow 3.0 to 3.3: marks the result tasks of a DAG, streams the output of tasks.
 
-Needs Airflow, and nothing else that this distribution's server needs.
+Depends on Airflow only, not on the dependencies of the server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`DAG`, `@dag` and `result_from`: marks that name tasks of a DAG."""
+"""`DAG`, `@dag` and `result_from`, which mark result tasks by ID."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from stream_server.authoring.result_marks import (
 )
 
 DagFunction = Callable[..., Any]
-"""A function that makes the tasks of a DAG."""
+"""The function under `@dag`: it creates the tasks."""
 
 ResultTasks = str | Sequence[str] | None
-"""The name of a task, those of several, or that nothing is said here."""
+"""One task ID, several, or none given."""
 
 
 class DAG(airflow.sdk.DAG):  # type: ignore[misc] # Airflow is not type-checked here
-    """Airflow's DAG, which can be told the names of the tasks that answer.
+    """Airflow's DAG with the argument `result_task`.
 
     Args:
-        dag_id: As Airflow has it.
-        result_task: Task, or tasks, that answer; no others may. They may be made later.
-        options: Everything else that Airflow's DAG takes.
+        dag_id: As for Airflow's DAG.
+        result_task: ID of the result task, or IDs of all result tasks. The tasks may be created later.
+        options: All other arguments of Airflow's DAG.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class DAG(airflow.sdk.DAG):  # type: ignore[misc] # Airflow is not type-checked 
         **options: Any,  # noqa: ANN401 # Airflow's
     ) -> None:
         super().__init__(dag_id, **options)
-        # Airflow takes the file of its own caller, which is this one.
+        # Airflow sets `fileloc` to the file of its caller, which is this module.
         self.fileloc = sys._getframe(1).f_code.co_filename  # noqa: SLF001 # as Airflow does
         self.result_tasks = (result_task,) if isinstance(result_task, str) else tuple(result_task or ())
 
     def result_from(self, *tasks: object) -> None:
-        """Mark tasks as those that answer, besides those marked already; see the function of this name."""
+        """Mark further tasks as result tasks; see the function `result_from`."""
         result_from(self, *tasks)
 
     def validate(self) -> None:
-        """Check the DAG, as Airflow does when it has read the file, and complete the marks.
+        """Check the DAG and set the missing marks. Airflow calls this after it has read the file.
 
         Raises:
-            UnknownResultTask: `result_task`, or a tag `stream-result:…`, names none of its tasks.
-            ContradictingMarks: There is a mark on a task that `result_task` does not name.
-            CannotAnswer: A task that is named never returns a value.
+            UnknownResultTask: `result_task`, or a tag `stream-result:…`, names a task that the DAG does not have.
+            ContradictingMarks: A task is marked that `result_task` does not name.
+            CannotAnswer: A named task never returns a value.
         """
         super().validate()
         self._mark_tasks([*self.result_tasks, *tagged_task_ids(self.tags)])
@@ -72,7 +72,7 @@ class DAG(airflow.sdk.DAG):  # type: ignore[misc] # Airflow is not type-checked 
     ) -> None:
         super().__exit__(kind, error, trace)
         if kind is None:
-            # What is missing may still come; Airflow calls `validate` at the end of the file.
+            # Missing tasks may be added later in the file. `validate` reports those that stay missing.
             self._mark_tasks([task_id for task_id in self.result_tasks if task_id in self.task_dict])
 
     def _mark_tasks(self, task_ids: Sequence[str]) -> None:
@@ -81,7 +81,7 @@ class DAG(airflow.sdk.DAG):  # type: ignore[misc] # Airflow is not type-checked 
 
     def _check_marks(self) -> None:
         marked = [task_id for task_id, task in self.task_dict.items() if is_marked(task)]
-        if self.result_tasks and (others := [each for each in marked if each not in self.result_tasks]):
+        if self.result_tasks and (others := [task_id for task_id in marked if task_id not in self.result_tasks]):
             raise ContradictingMarks(
                 f"{error_prefix(self)}result_task names {format_task_ids(self.result_tasks)}, but"
                 f" {format_task_ids(others)} is marked as a result task too. Name all of them,"
@@ -90,16 +90,16 @@ class DAG(airflow.sdk.DAG):  # type: ignore[misc] # Airflow is not type-checked 
 
 
 def result_from(dag: AirflowDag, *tasks: object) -> None:
-    """Mark tasks of a DAG as those that answer.
+    """Mark tasks of a DAG as its result tasks.
 
     Args:
-        dag: A DAG of Airflow's or ours that has the tasks already.
-        tasks: Their names, with the prefixes of their task groups; or operators, or what TaskFlow functions returned.
+        dag: A DAG of Airflow or of this package. The tasks must exist already.
+        tasks: Task IDs, with the prefixes of their task groups; or operators, or return values of TaskFlow functions.
 
     Raises:
-        UnknownResultTask: The DAG has no task of that name.
+        UnknownResultTask: The DAG has no task with this ID.
         CannotAnswer: The task never returns a value.
-        ContradictingMarks: The task's params say that it does not answer.
+        ContradictingMarks: The task's params have `stream_result` set to false.
     """
     for task in tasks:
         mark_result_task(find_task(dag, task if isinstance(task, str) else operator_of(task).task_id))
@@ -126,30 +126,30 @@ def dag(
     result_task: ResultTasks = None,
     **options: Any,
 ) -> Callable[..., DAG] | Callable[[DagFunction], Callable[..., DAG]]:
-    """Make a DAG of a function, as Airflow's `@dag` does, and say which tasks answer.
+    """Return a function that creates a DAG, as Airflow's `@dag` does, with the argument `result_task`.
 
-    What the function returns answers too, if it is what one of its tasks returns: Airflow 3.3 has it so, and here all
-    versions do.
+    If the function returns the return value of one of its tasks, that task is a result task, too. Airflow 3.3 does this
+    by itself; here it works on all versions.
 
     Args:
-        dag_id_or_function: The name of the DAG; by default that of the function. Without parentheses, the function.
+        dag_id_or_function: ID of the DAG, by default the name of the function; or, without parentheses, the function.
         result_task: As for `DAG`.
-        options: Everything else that Airflow's DAG takes.
+        options: All other arguments of Airflow's DAG.
 
     Raises:
-        AuthoringError: Where the function is called, for the same reasons as `DAG.validate`.
+        AuthoringError: When the returned function is called, for the same reasons as `DAG.validate`.
     """
     if not isinstance(dag_id_or_function, str):
         return _make_dag_factory(dag_id_or_function, "", result_task, options)
-    name = dag_id_or_function.strip()
-    return lambda function: _make_dag_factory(function, name, result_task, options)
+    dag_id = dag_id_or_function.strip()
+    return lambda function: _make_dag_factory(function, dag_id, result_task, options)
 
 
 def _make_dag_factory(
-    function: DagFunction, name: str, result_tasks: ResultTasks, options: dict[str, Any]
+    function: DagFunction, dag_id: str, result_tasks: ResultTasks, options: dict[str, Any]
 ) -> Callable[..., DAG]:
     signature = inspect.signature(function)
-    dag_options = {"dag_id": name or function.__name__, **options}
+    dag_options = {"dag_id": dag_id or function.__name__, **options}
 
     @wraps(function)
     def make(*args: object, **kwargs: object) -> DAG:
@@ -159,8 +159,8 @@ def _make_dag_factory(
         with made:
             made.doc_md = made.doc_md or function.__doc__
             made.fileloc = sys._getframe(1).f_code.co_filename  # noqa: SLF001 # as Airflow does
-            # A task that is given an argument gets what the run's conf says instead.
-            returned = function(**{each: made.param(each, value) for each, value in bound.arguments.items()})
+            # Arguments become params, so that tasks get the value from the run's conf instead.
+            returned = function(**{name: made.param(name, value) for name, value in bound.arguments.items()})
             if is_return_value(returned):
                 result_task(returned)
         made.validate()

@@ -1,4 +1,4 @@
-"""`@result_task` and `@task.result`: marks that stand at the task itself."""
+"""`@result_task` and `@task.result`, which mark a result task at its definition."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ DecoratedTask: TypeAlias = Any
 """A function decorated as a task: Airflow's private `_TaskDecorator`."""
 
 AirflowClass: TypeAlias = Any
-"""A class of Airflow's."""
+"""A class of Airflow, which is not type-checked here."""
 
 RETURN_VALUE = "return_value"
-"""The key of what a task returns; the constant's place differs between the versions of Airflow."""
+"""XCom key of a return value. The module of Airflow's own constant differs between its versions."""
 
 
 def result_task(task: T) -> T:
-    """Mark a task as one that answers whoever waits for its DAG.
+    """Mark a task as a result task: its return value is the result of the run.
 
-    Stands on top of any decorator that makes a task, `@result_task @task def …`, and marks every task that is made
-    from it, mapped or not. Called with an operator, mapped or not, or with what a TaskFlow function returned when it
-    was called in a DAG, it marks that one task. A DAG may have several result tasks.
+    As a decorator, it goes on top of any decorator that creates a task, `@result_task @task def …`, and marks every
+    task created from the function, mapped or not. Called with an operator, mapped or not, or with the return value of a
+    TaskFlow function in a DAG, it marks that one task. A DAG may have several result tasks.
 
     Args:
         task: A decorated function, an operator, or a task's return value.
 
     Returns:
-        A marked copy of a decorated function; anything else itself.
+        A marked copy of a decorated function; any other argument itself.
 
     Raises:
-        MisplacedMark: It is none of these.
-        CannotAnswer: The task never returns a value. For a decorated function, this is raised where it is called.
-        ContradictingMarks: The task's params say that it does not answer.
+        MisplacedMark: The argument is none of these.
+        CannotAnswer: The task never returns a value. For a decorated function, raised when it is called.
+        ContradictingMarks: The task's params have `stream_result` set to false.
     """
     if getattr(task, "_airflow_is_task_decorator", False):
-        answering: T = _mark_decorator(task)
-        return answering
+        marked: T = _mark_decorator(task)
+        return marked
     mark_result_task(operator_of(task))
     return task
 
 
 def result(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> Any:  # noqa: ANN401 # as `@task`
-    """Make a task that answers: `@task.result` is `@result_task` on top of `@task`, and takes the same arguments."""
+    """Create a result task: `@task.result` is `@result_task` on top of `@task`, with the same arguments."""
     if python_callable is not None:
         return result_task(python_task(python_callable, **kwargs))
     decorate = python_task(**kwargs)
@@ -62,10 +62,10 @@ def result(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> 
 
 
 def operator_of(task: object) -> Operator:
-    """Return the operator that is meant by itself, or by what its task returns.
+    """Return the operator itself, or that of a task's return value.
 
     Raises:
-        MisplacedMark: Nothing of that kind is meant.
+        MisplacedMark: The argument is neither.
     """
     if isinstance(task, (BaseOperator, MappedOperator)):
         return task
@@ -75,31 +75,33 @@ def operator_of(task: object) -> Operator:
 
 
 def is_return_value(value: object) -> bool:
-    """Whether this is all that one task returns."""
+    """Whether this is the complete return value of one task, not a part of it."""
     return isinstance(value, PlainXComArg) and value.key == RETURN_VALUE
 
 
 def _describe_misplaced_mark(task: Any) -> str:  # noqa: ANN401 # anything
     if isinstance(task, OperatorPartial):
-        return f"{task.kwargs['task_id']!r} cannot be a result task: it is not mapped yet. Mark what .expand() returns."
+        task_id = task.kwargs["task_id"]
+        return f"{task_id!r} cannot be a result task: it is not mapped yet. Mark the return value of .expand()."
     if isinstance(task, XComArg):
         operators = [operator for operator, _ in task.iter_references()]
         sources = format_task_ids(operator.task_id for operator in operators)
         return (
-            f"{error_prefix(dag_of(operators[0]))}what is made of the return value of {sources}"
-            " cannot be the result. Mark the task, or one that returns what is wanted."
+            f"{error_prefix(dag_of(operators[0]))}a value derived from the return value of {sources}"
+            " cannot be the result. Mark the task itself, or a task that returns the derived value."
         )
     name = getattr(task, "__name__", None) or getattr(getattr(task, "function", None), "__name__", None) or task
     if hasattr(task, "tg_kwargs") or isinstance(task, TaskGroup):
-        return f"{name!r} cannot be a result task: it is a task group and returns nothing. Mark a task in it."
+        return f"{name!r} cannot be a result task: it is a task group, which returns no value. Mark a task in it."
     if callable(task):
-        return f"{name!r} cannot be a result task: it is no task. Put @result_task on top of @task."
+        return f"{name!r} cannot be a result task: it is not a task. Put @result_task on top of @task."
     return f"{name!r} cannot be a result task. Mark a function decorated with @task, or an operator."
 
 
 def _mark_decorator(task: DecoratedTask) -> DecoratedTask:
     marked = task.override()
-    # Others test for Airflow's class, such as @setup and @task.run_if on top; its own methods copy into the same class.
+    # A subclass, because decorators on top (@setup, @task.run_if) check for Airflow's class. Set on the instance,
+    # because Airflow's own methods (`override`) copy into `self.__class__`.
     marked.__class__ = _marking_decorator_class(task.__class__)
     marked.operator_class = _marking_operator_class(task.operator_class)
     return marked
@@ -107,7 +109,7 @@ def _mark_decorator(task: DecoratedTask) -> DecoratedTask:
 
 @cache
 def _marking_decorator_class(base: AirflowClass) -> AirflowClass:
-    """Return the class of a decorator whose tasks are marked when they are made."""
+    """Return a subclass of Airflow's task decorator that marks each task it creates."""
 
     def call(self: object, *args: object, **kwargs: object) -> object:
         return result_task(base.__call__(self, *args, **kwargs))
@@ -123,17 +125,17 @@ def _marking_decorator_class(base: AirflowClass) -> AirflowClass:
 
 @cache
 def _marking_operator_class(base: AirflowClass) -> AirflowClass:
-    """Return an operator class that ships its function's source without `@result_task`."""
+    """Return a subclass of an operator that removes `@result_task` from the source it hands to another interpreter."""
 
     def get_python_source(self: Operator) -> str:
-        known = getattr(self.python_callable, "__globals__", {})
-        names = {result_task.__name__, *(name for name, value in known.items() if value is result_task)}
+        module_globals = getattr(self.python_callable, "__globals__", {})
+        names = {result_task.__name__, *(name for name, value in module_globals.items() if value is result_task)}
         return remove_decorators(base.get_python_source(self), names)
 
     return _subclass(base, get_python_source=get_python_source)
 
 
 def _subclass(base: AirflowClass, **methods: object) -> AirflowClass:
-    """Return a subclass that bears its base's name: Airflow's user interface shows the classes of operators."""
+    """Return a subclass with the name of its base, because Airflow's UI shows the class names of operators."""
     namespace = {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods}
     return types.new_class(base.__name__, (base,), exec_body=lambda body: body.update(namespace))

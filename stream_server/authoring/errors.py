@@ -1,28 +1,28 @@
-"""What can be wrong with the marks in a DAG file. Airflow shows the text as the file's import error.
+"""Errors in the result marks of a DAG file. Airflow shows the text as the file's import error.
 
     AuthoringError
-    ├── MisplacedMark       what was marked is no task
-    ├── UnknownResultTask   the DAG has no task of that name
+    ├── MisplacedMark       the marked object is not a task
+    ├── UnknownResultTask   the DAG has no task with this ID
     ├── CannotAnswer        the task never returns a value
-    ├── ContradictingMarks  two marks cannot both be meant
-    └── NothingToStream     a function under @task.stream yields nothing; told when the task runs
+    ├── ContradictingMarks  two marks exclude each other
+    └── NothingToStream     a function under @task.stream yields nothing; raised when the task runs
 
-Every text names the DAG and the task as far as they are known, and ends with the remedy.
+Every text names the DAG and the task, where they are known, and ends with the remedy.
 """
 
 from __future__ import annotations
 
 
 class AuthoringError(Exception):
-    """A DAG file marks its result tasks in a way that cannot be meant."""
+    """A DAG file marks its result tasks in an invalid way."""
 
 
 class MisplacedMark(AuthoringError, TypeError):
-    """What was marked is no task: a plain function, a task group, a part of what a task returns."""
+    """The marked object is not a task, but a plain function, a task group, or a part of a return value."""
 
 
 class UnknownResultTask(AuthoringError, LookupError):
-    """The DAG has no task of that name."""
+    """The DAG has no task with this ID."""
 
 
 class CannotAnswer(AuthoringError, ValueError):
@@ -30,7 +30,7 @@ class CannotAnswer(AuthoringError, ValueError):
 
 
 class ContradictingMarks(AuthoringError, ValueError):
-    """Two marks cannot both be meant."""
+    """Two marks exclude each other."""
 
 
 class NothingToStream(AuthoringError, TypeError):

@@ -1,7 +1,7 @@
-"""`emit` and `progress`: what a running task says to those who watch its run.
+"""`emit` and `progress`: send output of a running task to the clients that watch its run.
 
-It goes through Airflow as an XCom of the task, whose value is overwritten each time: triggers in Airflow's database
-keep what each push said. The task needs no access to the database, and nothing but Airflow.
+The output goes through Airflow as an XCom of the task. Each push overwrites its value; triggers in Airflow's database
+record every value. The task needs no access to the database and no package but Airflow.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -19,59 +20,55 @@ from airflow.sdk.bases.xcom import BaseXCom
 from stream_server.authoring.output_buffer import PUSH_INTERVAL_SECONDS, Item, OutputBuffer
 
 OUTPUT_KEY = "stream_server_output"
-"""Key of the XCom; `stream_server.transition.OUTPUT` is the other side."""
+"""Key of the XCom; the same as `OUTPUT` in `stream_server.domain.transition`."""
 
 RunningTask: TypeAlias = Any
 """Airflow's `RuntimeTaskInstance`, which is not type-checked here."""
 
 _lock = threading.Lock()
 _current: tuple[UUID | str, OutputBuffer] | None = None
-"""Who speaks in this process: one task instance in one try, or one after the other, as in `dag.test()`."""
+"""ID of the task instance try that emits in this process, and its buffer. `dag.test()` runs several tries in turn."""
 
 
 def emit(value: object) -> None:
-    """Say something in a running task: a token of its answer, a row. Those who watch the run get it as a `chunk`.
+    """Send a value from a running task, such as a token or a row. Clients that watch the run receive a `chunk` frame.
 
-    Outside of a running task it does nothing. It never fails the task: what can't be streamed is logged, once.
+    Outside of a running task it does nothing. It never fails the task: errors are logged, each kind once.
 
     Args:
-        value: Any JSON value, of 64 KiB at most as JSON text. Clients append text to what came before.
+        value: Any JSON value, at most 64 KiB as JSON text. Clients append text to the text before it.
     """
     _emit_item({"chunk": value})
 
 
 def progress(fraction: float | None, text: str | None = None) -> None:
-    """Say how far a running task has come. As `emit` otherwise.
+    """Send the progress of a running task. Clients that watch the run receive a `progress` frame. Limits as for `emit`.
 
     Args:
-        fraction: From 0 to 1; `None` where that can't be said.
-        text: The same in words.
+        fraction: From 0 to 1; `None` if unknown.
+        text: Description of the current step.
     """
     _emit_item({"progress": None if fraction is None else min(max(float(fraction), 0.0), 1.0), "text": text})
 
 
 def finish() -> None:
-    """Push what was said and not pushed yet. Airflow calls it at the end of a task that has said something."""
+    """Push the buffered output. Called at the end of each task that has emitted any."""
     global _current  # a process runs one task at a time
     with _lock:
-        speaking, _current = _current, None
-    if speaking is not None:
-        speaking[1].close()
+        current, _current = _current, None
+    if current is not None:
+        current[1].close()
 
 
 def _emit_item(item: Item) -> None:
     task = _running_task()
     if task is None:
         return
-    speaker = _buffer_of(task)
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        speaker.add(item)
-    else:
-        speaker.add(item)
-        # Nothing else would push it while the task waits for something.
-        loop.call_later(PUSH_INTERVAL_SECONDS, speaker.flush)
+    buffer = _buffer_of(task)
+    buffer.add(item)
+    # In an event loop the buffer has no thread, and the task may await for a long time before it emits again.
+    with suppress(RuntimeError):
+        asyncio.get_running_loop().call_later(PUSH_INTERVAL_SECONDS, buffer.flush)
 
 
 def _running_task() -> RunningTask | None:
@@ -88,15 +85,15 @@ def _buffer_of(task: RunningTask) -> OutputBuffer:
         if _current is not None and _current[0] == task.id:
             return _current[1]
     finish()
-    speaker = OutputBuffer(task.try_number, partial(_push_xcom, task), threaded=_can_push_from_thread())
+    buffer = OutputBuffer(task.try_number, partial(_push_xcom, task), threaded=_can_push_from_thread())
     with _lock:
-        _current = (task.id, speaker)
+        _current = (task.id, buffer)
     _finish_after_task(task.task)
-    return speaker
+    return buffer
 
 
 def _push_xcom(task: RunningTask, batch: dict[str, Any]) -> None:
-    # Not `task.xcom_push`: an XCom backend may put values elsewhere, and the triggers see the database alone.
+    # Not `task.xcom_push`: an XCom backend may store values outside of the database, where no trigger sees them.
     BaseXCom.set(
         key=OUTPUT_KEY,
         value=batch,
@@ -108,30 +105,30 @@ def _push_xcom(task: RunningTask, batch: dict[str, Any]) -> None:
 
 
 def _can_push_from_thread() -> bool:
-    """Tell whether Airflow guards the connection to the supervisor against threads, as from 3.2 on.
+    """Whether a thread may push: Airflow locks the connection to its supervisor (from 3.2 on), and no event loop runs.
 
-    Not beside an event loop: Airflow 3.3 fails a call from its thread that finds the connection taken.
+    With an event loop, Airflow 3.3 fails a call from the loop's thread while another thread uses the connection.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        # Not imported: a DAG file is read without it.
+        # Not imported here: the DAG processor reads DAG files without this module.
         runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
         return hasattr(getattr(runner, "SUPERVISOR_COMMS", None), "_thread_lock")
     return False
 
 
 def _finish_after_task(operator: Any) -> None:  # noqa: ANN401 # Airflow's
-    """Have what was said last pushed before Airflow stores what the task returns, or that it has failed for good.
+    """Make `operator` push the last output before Airflow stores the task's return value or its failure.
 
-    Airflow's supervisor stores a failure when the process has ended, and that calls callbacks before
-    (`airflow.sdk.execution_time.supervisor.STATES_SENT_DIRECTLY`).
+    Airflow's supervisor stores a failure after the task's process has ended, and the process calls the failure
+    callbacks before that (`airflow.sdk.execution_time.supervisor.STATES_SENT_DIRECTLY`).
     """
-    before = operator.post_execute
+    original = operator.post_execute
 
     def post_execute(context: Any, result: Any = None) -> None:  # noqa: ANN401 # Airflow's
         finish()
-        before(context, result)
+        original(context, result)
 
     def on_failure(_context: Any) -> None:  # noqa: ANN401 # Airflow's
         finish()

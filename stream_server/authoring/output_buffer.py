@@ -1,11 +1,11 @@
-"""What a task says, on its way to Airflow: numbered, bounded, and pushed a few times a second.
+"""Buffer of a task's output: numbers the items, bounds their size, and pushes them in batches to Airflow.
 
-A push takes Airflow about 27 ms: it goes from the task over its supervisor and the Execution API to the database. The
-first item is pushed at once, and what follows within `INTERVAL` of a push goes along with the next one.
+A push takes Airflow about 27 ms: from the task through its supervisor and the Execution API to the database. The first
+item is pushed at once. Items that follow within `PUSH_INTERVAL_SECONDS` of a push go into the next batch.
 
-Where Airflow lets several threads of a task speak to its supervisor (from 3.2 on), a thread of ours pushes: the task
-does not wait for it, and what it has said does not wait for what it says next. Elsewhere it is pushed by what the task
-says next, or by its end.
+If several threads of a task may use the connection to its supervisor (Airflow 3.2 and later), a thread pushes: the task
+does not wait for the push, and the output does not wait for the next item. Otherwise a batch is pushed when the task
+emits its next item, or when it ends.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 PUSH_INTERVAL_SECONDS = 0.04
-"""Seconds between two pushes, at least."""
+"""Shortest time between two pushes."""
 
 MAX_BATCH_BYTES = 128 * 1024
-"""JSON text of one push; the server keeps pushes of twice that (`stream_server.journal.queries.OUTPUT_BYTES`)."""
+"""JSON text of one push. The triggers store pushes up to twice that size (`OUTPUT_BYTES` in `journal.queries`)."""
 
 MAX_ITEM_BYTES = 64 * 1024
-"""JSON text of one thing that is said."""
+"""JSON text of one item."""
 
 MAX_TRY_BYTES = 8 * 1024 * 1024
-"""JSON text of all that one try says, by default."""
+"""JSON text of all output of one try, by default."""
 
 TRY_BYTES_VARIABLE = "STREAM_SERVER_EMIT_MAX_BYTES"
-"""Environment variable of the worker with another bound."""
+"""Environment variable on the Airflow worker that overrides `MAX_TRY_BYTES`."""
 
 MAX_FAILURES = 3
-"""Pushes that may fail, one after the other, before a try says nothing more."""
+"""Consecutive failed pushes after which a try emits nothing more."""
 
 CLOSE_TIMEOUT_SECONDS = 10.0
-"""How long the end of a task waits for a push that is under way."""
+"""How long the end of a task waits for the last push."""
 
 Item = dict[str, Any]
 Push = Callable[[dict[str, Any]], object]
 
 
 class OutputBuffer:
-    """Says what one try of a task instance says. Nothing here ever fails the task: what goes wrong is logged, once.
+    """Output of one try of a task instance. Never fails the task: errors are logged, each kind once.
 
     Args:
-        try_number: The try.
-        push: Takes what is to be stored; it may raise anything.
+        try_number: Number of the try.
+        push: Stores a batch. Any exception counts as a failed push.
         threaded: Whether `push` may be called from another thread.
     """
 
@@ -73,15 +73,16 @@ class OutputBuffer:
         )
 
     def add(self, item: Item) -> None:
-        """Have something pushed."""
+        """Queue an item, and push it unless the last push was too recent or a thread pushes."""
         cleaned, size = self._sanitize(item)
         with self._changed:
             if cleaned is None or self._closed or self._failures >= MAX_FAILURES:
                 return
             if size > self._bytes_left:
                 self._warn_once(
-                    f"It has said more than {_read_max_try_bytes()} bytes, and nothing more of it is streamed; set"
-                    f" {TRY_BYTES_VARIABLE} on the worker to change that"
+                    "limit",
+                    f"The output of this try exceeds {_read_max_try_bytes()} bytes; the rest is not streamed. Set"
+                    f" {TRY_BYTES_VARIABLE} on the worker to raise the limit",
                 )
                 self._bytes_left = 0
                 return
@@ -95,12 +96,12 @@ class OutputBuffer:
             self._thread.start()
 
     def flush(self) -> None:
-        """Push all that is due, from this thread."""
+        """Push all queued items from the calling thread."""
         while self._push_batch():
             pass
 
     def close(self) -> None:
-        """Push what is left, and say nothing more."""
+        """Push the queued items and reject all later ones."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -114,15 +115,15 @@ class OutputBuffer:
             with self._changed:
                 while not self._queue and self._unsent_batch is None and not self._closed:
                     self._changed.wait()
-                rest = self._pushed_at + PUSH_INTERVAL_SECONDS - time.monotonic()
-                if rest > 0 and not self._closed:
-                    self._changed.wait(rest)
+                remaining = self._pushed_at + PUSH_INTERVAL_SECONDS - time.monotonic()
+                if remaining > 0 and not self._closed:
+                    self._changed.wait(remaining)
                     continue
             if not self._push_batch() and self._closed:
                 return
 
     def _push_batch(self) -> bool:
-        """Push as much as may be pushed at once; false if nothing was due, or it failed."""
+        """Push one batch. Return false if there is none, or if the push failed."""
         with self._push_lock:
             if self._unsent_batch is None:
                 self._unsent_batch = self._take_batch()
@@ -143,44 +144,44 @@ class OutputBuffer:
             batch: list[Item] = []
             size = 0
             while self._queue and (not batch or size + self._queue[0][1] <= MAX_BATCH_BYTES):
-                item, more = self._queue.popleft()
+                item, item_size = self._queue.popleft()
                 batch.append(item)
-                size += more
+                size += item_size
             first, self._next_index = self._next_index, self._next_index + len(batch)
         return {"try_number": self._try_number, "index": first, "items": batch} if batch else None
 
     def _record_failure(self, error: Exception) -> None:
-        """Try the same batch again next time: where it was stored after all, the server knows it by its index."""
+        # The batch stays for the next push. If it was stored despite the error, the server recognises it by its index.
         self._failures += 1
-        self._warn_once(f"What it says could not be pushed, and may not be streamed: {error!r}")
+        self._warn_once("push", f"A push of output failed, and the output may not be streamed: {error!r}")
         if self._failures >= MAX_FAILURES:
             self._unsent_batch = None
             with self._changed:
                 self._queue.clear()
 
     def _sanitize(self, item: Item) -> tuple[Item | None, int]:
-        """Return an item as PostgreSQL can store it, and its size; `None` instead of what can't be."""
+        """Return an item as PostgreSQL can store it, and its size; `None` in place of an invalid one."""
         try:
             text = json.dumps(_remove_unstorable(item), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            self._warn_once(f"Only JSON values can be streamed, and one is none: {error}")
+            self._warn_once("json", f"A value is not streamed, because it is not a JSON value: {error}")
             return None, 0
         if len(text) > MAX_ITEM_BYTES:
             self._warn_once(
-                f"A value has {len(text)} bytes as JSON text, and is not streamed; at most {MAX_ITEM_BYTES} are"
+                "size",
+                f"A value is not streamed: it has {len(text)} bytes as JSON text; the limit is {MAX_ITEM_BYTES}",
             )
             return None, 0
         return json.loads(text), len(text)
 
-    def _warn_once(self, text: str) -> None:
-        kind = text[:20]
+    def _warn_once(self, kind: str, text: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            log.warning("%s (the task itself goes on)", text)
+            log.warning("%s (the task is not affected)", text)
 
 
 def _remove_unstorable(value: object) -> object:
-    """Return a value without the characters that PostgreSQL's `jsonb` refuses: NUL, and halves of surrogate pairs."""
+    """Return a value without the characters that PostgreSQL's `jsonb` rejects: NUL and lone surrogates."""
     if isinstance(value, str):
         return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
     if isinstance(value, dict):

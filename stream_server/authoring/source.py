@@ -1,4 +1,4 @@
-"""The source of functions that Airflow runs in another interpreter, without our decorator."""
+"""Source of functions that Airflow runs in another interpreter, without `@result_task`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Collection
 
 
 def remove_decorators(source: str, names: Collection[str]) -> str:
-    """Return the source of a function without the decorators of these names.
+    """Return the source of a function without the decorators with these names.
 
-    Airflow's `DecoratedOperator.get_python_source` takes out its own decorators alone; ours is not known where
-    `@task.virtualenv` and its like run the rest.
+    Airflow's `DecoratedOperator.get_python_source` removes only Airflow's own decorators. The interpreter in which
+    `@task.virtualenv` and similar ones run the function does not have `result_task`.
 
     Args:
         source: As Airflow returns it: not indented, the function first.
-        names: `result_task`, or what the DAG file calls it; also matches `authoring.result_task`.
+        names: `result_task`, or its aliases in the DAG file; `result_task` also matches `authoring.result_task`.
     """
     statement = ast.parse(source).body[0]
     decorators = getattr(statement, "decorator_list", [])
     lines = source.splitlines(keepends=True)
-    for decorator in reversed([each for each in decorators if _decorator_name(each) in names]):
+    for decorator in reversed([decorator for decorator in decorators if _decorator_name(decorator) in names]):
         del lines[decorator.lineno - 1 : decorator.end_lineno]
     return "".join(lines)
 

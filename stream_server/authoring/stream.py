@@ -1,4 +1,4 @@
-"""`@task.stream`: a task whose function yields, so that those who watch its run read along."""
+"""`@task.stream`: a task whose function yields values that clients receive while it runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from stream_server.authoring.output import emit, finish
 
 
 class StreamOperator(_PythonDecoratedOperator):  # type: ignore[misc] # Airflow is not type-checked here
-    """Runs a generator function, and streams what it yields."""
+    """Runs a generator function and emits each value it yields."""
 
     custom_operator_name = "@task.stream"
 
     def execute(self, context: Any) -> Any:  # noqa: ANN401 # Airflow's
-        """Run the function to its end, and return what the task returns."""
+        """Run the function to its end and return the task's return value."""
         function: Callable[..., Any] = self.python_callable  # type: ignore[has-type]
         self.python_callable = _emit_yielded(function)
         try:
@@ -32,18 +32,18 @@ class StreamOperator(_PythonDecoratedOperator):  # type: ignore[misc] # Airflow 
 
 def stream(
     python_callable: Callable[..., Any] | None = None,
-    multiple_outputs: bool | None = None,  # as Airflow calls it
+    multiple_outputs: bool | None = None,  # positional in Airflow, too
     **kwargs: Any,  # noqa: ANN401 # Airflow's
 ) -> Any:  # noqa: ANN401 # as `@task`
-    """Make a task of a generator function, plain or `async`, or of one that returns an iterator: `@task.stream`.
+    """Create a task from a plain or `async` generator function, or from a function that returns an iterator.
 
-    What it yields reaches those who watch as `chunk` frames while it runs. The task returns what the function returns;
-    where that is nothing and it has yielded nothing but text, the whole text.
+    Clients receive the yielded values in `chunk` frames while the task runs. The task returns the function's return
+    value. If that is `None` and all yielded values are text, the task returns their concatenation.
 
     Args:
         python_callable: The function.
-        multiple_outputs: As for `@task`, and so is everything else.
-        kwargs: For the operator.
+        multiple_outputs: As for `@task`.
+        kwargs: All other arguments of `@task`.
     """
     return task_decorator_factory(
         python_callable=python_callable,
@@ -54,30 +54,30 @@ def stream(
 
 
 def _emit_yielded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a plain function that says what the other one yields, and returns what the task shall return."""
+    """Return a plain function that emits the values yielded by `function` and returns the task's return value."""
 
     @wraps(function)
     def run(*args: object, **kwargs: object) -> object:
-        made = function(*args, **kwargs)
-        if isinstance(made, AsyncIterable):
-            return asyncio.run(_emit_all_async(made))
-        if isinstance(made, Iterable) and not isinstance(made, (str, bytes, Mapping)):
-            return _emit_all(made)
+        returned = function(*args, **kwargs)
+        if isinstance(returned, AsyncIterable):
+            return asyncio.run(_emit_all_async(returned))
+        if isinstance(returned, Iterable) and not isinstance(returned, (str, bytes, Mapping)):
+            return _emit_all(returned)
         raise NothingToStream(
-            f"{function.__name__!r} returned {type(made).__name__}, which yields nothing; a function under @task.stream"
-            " must yield, or return an iterator. Use @task for one that does not."
+            f"{function.__name__!r} returned {type(returned).__name__}; a function under @task.stream must yield, or"
+            " return an iterator. Use @task for other functions."
         )
 
     return run
 
 
 class _TextCollector:
-    """All that was yielded, as far as it is text."""
+    """Emits values and concatenates them as long as all of them are text."""
 
     def __init__(self) -> None:
         self._parts: list[str] | None = []
 
-    def add(self, value: object) -> None:
+    def emit(self, value: object) -> None:
         emit(value)
         if self._parts is not None and isinstance(value, str):
             self._parts.append(value)
@@ -89,17 +89,17 @@ class _TextCollector:
         return "".join(self._parts) if self._parts else None
 
 
-def _emit_all(made: Iterable[object]) -> object:
-    whole, iterator = _TextCollector(), iter(made)
+def _emit_all(values: Iterable[object]) -> object:
+    collector, iterator = _TextCollector(), iter(values)
     while True:
         try:
-            whole.add(next(iterator))
+            collector.emit(next(iterator))
         except StopIteration as stop:
-            return whole.text if stop.value is None else stop.value
+            return collector.text if stop.value is None else stop.value
 
 
-async def _emit_all_async(made: AsyncIterable[object]) -> object:
-    whole = _TextCollector()
-    async for value in made:
-        whole.add(value)
-    return whole.text
+async def _emit_all_async(values: AsyncIterable[object]) -> object:
+    collector = _TextCollector()
+    async for value in values:
+        collector.emit(value)
+    return collector.text

@@ -20,12 +20,12 @@ from support import authoring_forms
 
 SCRIPT = Path(__file__).with_name("read_dags.py")
 
-MODULES = ("dag", "decorators", "errors", "marks", "output", "source", "speaker", "stream")
+MODULES = ("dag", "decorators", "errors", "output", "output_buffer", "result_marks", "source", "stream")
 OURS = {"", ".authoring", *(f".authoring.{name}" for name in MODULES)}
-"""All modules of ours that a DAG file may import, below `stream_server`; and what Airflow asks."""
+"""Modules below `stream_server` that a DAG file may import."""
 
 OURS_SHOWN = "@task.stream"
-"""What Airflow's pages call the one kind of task that is ours."""
+"""Operator name of `@task.stream` in Airflow's UI."""
 
 STREAMING = {"text", "returns", "async", "mapped", "plain", "operator", "iterator", "tokens", "retry"}
 """Forms in which a task emits output (`airflow/dags/streaming_forms.py`)."""
@@ -74,7 +74,7 @@ def test_the_base_distribution_has_no_dependencies(base_distribution: Path) -> N
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_form_is_serialised_with_its_marks(version: str, read: Callable[[str], Found]) -> None:
+def test_forms_are_serialised_with_their_marks(version: str, read: Callable[[str], Found]) -> None:
     found = read(version)
     dags = {dag_id: dag for dag_id, dag in found["dags"].items() if dag_id.startswith(authoring_forms.PREFIX)}
     assert {dag_id: authoring_forms.tagged_tasks(dag) for dag_id, dag in dags.items()} == authoring_forms.TAGGED
@@ -87,7 +87,7 @@ def test_every_form_is_serialised_with_its_marks(version: str, read: Callable[[s
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_form_that_streams_is_serialised(version: str, read: Callable[[str], Found]) -> None:
+def test_streaming_forms_are_serialised(version: str, read: Callable[[str], Found]) -> None:
     found = {dag_id.removeprefix("stream_"): dag for dag_id, dag in read(version)["dags"].items()}
     assert found.keys() >= STREAMING
     shown = {name: found[name]["dag"]["tasks"][0]["__var"].get("_operator_name") for name in STREAMING}
@@ -111,7 +111,7 @@ def test_a_mark_is_shown_in_the_documentation_of_the_task(version: str, read: Ca
         (task,) = [task for task in tasks if task["task_id"] == task_id]
         return str(task.get("doc_md") or task["partial_kwargs"]["doc_md"]).split("\n\n")
 
-    note = "**Result task**: what it returns answers whoever waits for this DAG (stream_server)."
+    note = "**Result task**: its return value is the result of the DAG run (stream_server)."
     assert documentation("form_decorator", "fetch") == ["Fetch the answer.", note]
     assert documentation("form_override", "renamed") == ["Own words.", note]
     assert documentation("form_mapped", "multiply") == [note]
@@ -130,6 +130,6 @@ def test_every_mistake_is_reported_when_the_file_is_parsed(version: str, read: C
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_dag_file_imports_nothing_of_the_server(version: str, read: Callable[[str], Found]) -> None:
+def test_dag_file_imports_no_server_module(version: str, read: Callable[[str], Found]) -> None:
     ours = {name.removeprefix("stream_server") for name in read(version)["modules"] if name.startswith("stream_server")}
     assert ours == OURS | {".airflow_provider"}

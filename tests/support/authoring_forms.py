@@ -28,7 +28,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "form_sensor": {"fetch": "answer"},
     "form_plain": {"answer": "answer", "by_param": "answer"},
 }
-"""What each DAG answers, by result task."""
+"""Results of each DAG, by result task."""
 
 TAGGED = {
     dag_id: {
@@ -63,10 +63,10 @@ class InvalidDag(NamedTuple):
     """A DAG file with invalid marks."""
 
     source: str
-    """What follows `HEAD`."""
+    """Source code after `HEAD`."""
 
     error: str
-    """How the import error ends that Airflow shows."""
+    """End of the import error that Airflow shows."""
 
 
 HEAD = """
@@ -98,8 +98,7 @@ def chat():
     answer()
 chat()
 """,
-        "UnknownResultTask: DAG 'chat': the result is to come from 'anser', which the DAG does not have."
-        " Did you mean 'answer'?",
+        "UnknownResultTask: DAG 'chat': result task 'anser' does not exist. Did you mean 'answer'?",
     ),
     "misspelt_in_with": InvalidDag(
         """
@@ -107,16 +106,15 @@ with DAG("chat", result_task=["answer", "nothing"]):
     answer()
     log()
 """,
-        "UnknownResultTask: DAG 'chat': the result is to come from 'nothing', which the DAG does not have."
-        " Name one of its tasks: 'answer', 'log'.",
+        "UnknownResultTask: DAG 'chat': result task 'nothing' does not exist."
+        " Name one of the DAG's tasks: 'answer', 'log'.",
     ),
     "misspelt_in_tag": InvalidDag(
         """
 with DAG("chat", tags=["stream-result:logg"]):
     log()
 """,
-        "UnknownResultTask: DAG 'chat': the result is to come from 'logg', which the DAG does not have."
-        " Did you mean 'log'?",
+        "UnknownResultTask: DAG 'chat': result task 'logg' does not exist. Did you mean 'log'?",
     ),
     "too_early": InvalidDag(
         """
@@ -124,8 +122,8 @@ with AirflowDAG("chat") as made:
     result_from(made, "answer")
     answer()
 """,
-        "UnknownResultTask: DAG 'chat': the result is to come from 'answer', which the DAG does not have."
-        " It has no tasks yet: name it behind its task.",
+        "UnknownResultTask: DAG 'chat': result task 'answer' does not exist."
+        " The DAG has no tasks yet: create the task first.",
     ),
     "without_group": InvalidDag(
         """
@@ -133,15 +131,14 @@ with AirflowDAG("chat") as made:
     group()
 result_from(made, "answer")
 """,
-        "UnknownResultTask: DAG 'chat': the result is to come from 'answer', which the DAG does not have."
-        " Did you mean 'group.answer'?",
+        "UnknownResultTask: DAG 'chat': result task 'answer' does not exist. Did you mean 'group.answer'?",
     ),
     "group_alone": InvalidDag(
         """
 with DAG("chat", result_task="group") as made:
     group()
 """,
-        "UnknownResultTask: DAG 'chat': the result is to come from 'group', which is a task group and returns nothing."
+        "UnknownResultTask: DAG 'chat': result task 'group' is a task group, which returns no value."
         " Name one of its tasks: 'group.answer', 'group.log'.",
     ),
     "two_opinions": InvalidDag(
@@ -201,24 +198,24 @@ with AirflowDAG("chat"):
         return "answer"
     fetch()
 """,
-        "CannotAnswer: DAG 'chat': task 'fetch' cannot be a result task: it has do_xcom_push=False, so that Airflow"
-        " does not store what it returns. Set do_xcom_push=True.",
+        "CannotAnswer: DAG 'chat': task 'fetch' cannot be a result task: it has do_xcom_push=False, so Airflow does"
+        " not store its return value. Set do_xcom_push=True.",
     ),
     "no_push_by_default": InvalidDag(
         """
 with AirflowDAG("chat", default_args={"do_xcom_push": False}):
     result_task(answer)()
 """,
-        "CannotAnswer: DAG 'chat': task 'answer' cannot be a result task: it has do_xcom_push=False, so that Airflow"
-        " does not store what it returns. Set do_xcom_push=True.",
+        "CannotAnswer: DAG 'chat': task 'answer' cannot be a result task: it has do_xcom_push=False, so Airflow does"
+        " not store its return value. Set do_xcom_push=True.",
     ),
     "no_push_mapped": InvalidDag(
         """
 with AirflowDAG("chat"):
     result_task(BashOperator.partial(task_id="echo", do_xcom_push=False).expand(bash_command=["echo 1"]))
 """,
-        "CannotAnswer: DAG 'chat': task 'echo' cannot be a result task: it has do_xcom_push=False, so that Airflow"
-        " does not store what it returns. Set do_xcom_push=True.",
+        "CannotAnswer: DAG 'chat': task 'echo' cannot be a result task: it has do_xcom_push=False, so Airflow does"
+        " not store its return value. Set do_xcom_push=True.",
     ),
     "branch": InvalidDag(
         """
@@ -229,8 +226,8 @@ with AirflowDAG("chat"):
         return "answer"
     choose() >> [answer(), log()]
 """,
-        "CannotAnswer: DAG 'chat': task 'choose' cannot be a result task: @task.branch chooses what to skip, and"
-        " Airflow does not store what such a task returns where it skips another. Mark a task before or behind it.",
+        "CannotAnswer: DAG 'chat': task 'choose' cannot be a result task: @task.branch may skip tasks, and Airflow"
+        " does not store the return value of a task that skips others. Mark a task before or after it.",
     ),
     "short_circuit": InvalidDag(
         """
@@ -240,8 +237,8 @@ with DAG("chat", result_task="go_on"):
         return False
     go_on() >> log()
 """,
-        "CannotAnswer: DAG 'chat': task 'go_on' cannot be a result task: @task.short_circuit chooses what to skip, and"
-        " Airflow does not store what such a task returns where it skips another. Mark a task before or behind it.",
+        "CannotAnswer: DAG 'chat': task 'go_on' cannot be a result task: @task.short_circuit may skip tasks, and"
+        " Airflow does not store the return value of a task that skips others. Mark a task before or after it.",
     ),
     "no_task": InvalidDag(
         """
@@ -249,7 +246,7 @@ with DAG("chat", result_task="go_on"):
 def fetch():
     return "answer"
 """,
-        "MisplacedMark: 'fetch' cannot be a result task: it is no task. Put @result_task on top of @task.",
+        "MisplacedMark: 'fetch' cannot be a result task: it is not a task. Put @result_task on top of @task.",
     ),
     "upside_down": InvalidDag(
         """
@@ -258,13 +255,14 @@ def fetch():
 def fetch():
     return "answer"
 """,
-        "MisplacedMark: 'fetch' cannot be a result task: it is no task. Put @result_task on top of @task.",
+        "MisplacedMark: 'fetch' cannot be a result task: it is not a task. Put @result_task on top of @task.",
     ),
     "on_group": InvalidDag(
         """
 result_task(group)
 """,
-        "MisplacedMark: 'group' cannot be a result task: it is a task group and returns nothing. Mark a task in it.",
+        "MisplacedMark: 'group' cannot be a result task: it is a task group, which returns no value."
+        " Mark a task in it.",
     ),
     "not_mapped_yet": InvalidDag(
         """
@@ -273,23 +271,23 @@ with AirflowDAG("chat"):
     echo.expand(bash_command=["echo 1"])
     result_task(echo)
 """,
-        "MisplacedMark: 'echo' cannot be a result task: it is not mapped yet. Mark what .expand() returns.",
+        "MisplacedMark: 'echo' cannot be a result task: it is not mapped yet. Mark the return value of .expand().",
     ),
     "part_of_a_value": InvalidDag(
         """
 with AirflowDAG("chat") as made:
     result_from(made, answer()["key"])
 """,
-        "MisplacedMark: DAG 'chat': what is made of the return value of 'answer' cannot be the result."
-        " Mark the task, or one that returns what is wanted.",
+        "MisplacedMark: DAG 'chat': a value derived from the return value of 'answer' cannot be the result."
+        " Mark the task itself, or a task that returns the derived value.",
     ),
     "mapped_value": InvalidDag(
         """
 with AirflowDAG("chat"):
     result_task(answer().map(len))
 """,
-        "MisplacedMark: DAG 'chat': what is made of the return value of 'answer' cannot be the result."
-        " Mark the task, or one that returns what is wanted.",
+        "MisplacedMark: DAG 'chat': a value derived from the return value of 'answer' cannot be the result."
+        " Mark the task itself, or a task that returns the derived value.",
     ),
     "anything": InvalidDag(
         """
@@ -298,7 +296,7 @@ result_task(42)
         "MisplacedMark: 42 cannot be a result task. Mark a function decorated with @task, or an operator.",
     ),
 }
-"""By name of the file; on all versions."""
+"""By file name; on all versions."""
 
 INVALID_WITH_NATIVE_MARKS = {
     "native_opinion": InvalidDag(
@@ -315,7 +313,7 @@ chat()
         " Name all of them, result_task=['answer', 'log'], or remove a mark.",
     ),
 }
-"""On Airflow 3.3, which has marks of its own."""
+"""On Airflow 3.3, which has its own marks."""
 
 
 def write_invalid_dags(folder: Path, *tables: dict[str, InvalidDag]) -> None:

@@ -1,4 +1,4 @@
-"""The examples of `docs/authoring.md` are DAG files, and its tables are complete."""
+"""The examples in `docs/authoring.md` are valid DAG files, and its tables are complete."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ MARKED = [
     {"chat": {"answer"}},
     {"chat_model": {"answer"}},
 ]
-"""By example: the DAGs, and their tasks that are marked by themselves."""
+"""For each example: its DAGs, and the tasks that have a mark of their own."""
 
 
 @pytest.mark.parametrize(("example", "expected"), list(zip(EXAMPLES, MARKED, strict=True)))
-def test_an_example_is_a_dag_file(example: str, expected: dict[str, set[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
+def test_example_is_a_dag_file(example: str, expected: dict[str, set[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    dags: list[Any] = []
     enter = DAG.__enter__
 
-    def remember(dag: Any) -> Any:
-        made.append(dag)
+    def record(dag: Any) -> Any:
+        dags.append(dag)
         return enter(dag)
 
-    monkeypatch.setattr(DAG, "__enter__", remember)
+    monkeypatch.setattr(DAG, "__enter__", record)
     exec(compile(example, "docs/authoring.md", "exec"), {"__name__": "example"})
-    for dag in made:
+    for dag in dags:
         dag.validate()
-    assert {dag.dag_id: {task.task_id for task in dag.tasks if is_marked(task)} for dag in made} == expected
+    assert {dag.dag_id: {task.task_id for task in dag.tasks if is_marked(task)} for dag in dags} == expected
 
 
-def test_every_error_is_documented() -> None:
+def test_docs_list_every_error() -> None:
     assert set(re.findall(r"^\| `(\w+)` \| ", TEXT, re.MULTILINE)) - {"EmptyOperator", "returns_dag_result"} == {
         kind.__name__ for kind in AuthoringError.__subclasses__()
     }

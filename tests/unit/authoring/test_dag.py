@@ -32,7 +32,7 @@ def keyword() -> None:
     answer()
 
 
-def test_a_decorated_function_makes_dags() -> None:
+def test_decorated_function_creates_dags() -> None:
     made = bare()
     assert isinstance(made, DAG)
     assert (made.dag_id, made.doc_md, made.tags, made.fileloc) == ("bare", "Answers.", set(), __file__)
@@ -40,7 +40,7 @@ def test_a_decorated_function_makes_dags() -> None:
     assert bare.__name__ == "bare"
 
 
-def test_options_and_arguments_are_airflows() -> None:
+def test_options_and_arguments_are_passed_to_airflow() -> None:
     made = chat()
     assert (made.dag_id, made.doc_md, made.tags) == ("named", "More.", {"example", "stream-result:answer"})
     assert made.params["question"] == "Why?"
@@ -49,16 +49,16 @@ def test_options_and_arguments_are_airflows() -> None:
         chat("Who?", "What?")
 
 
-def test_a_dag_knows_its_file() -> None:
+def test_fileloc_is_the_dag_file() -> None:
     assert DAG("chat").fileloc == __file__
 
 
-def test_an_error_of_the_body_is_the_one_that_is_told() -> None:
+def test_error_in_the_body_is_not_replaced() -> None:
     with pytest.raises(ZeroDivisionError), DAG("chat", result_task="nothing"):
         raise ZeroDivisionError
 
 
-def test_names_may_come_later_until_airflow_validates() -> None:
+def test_result_task_may_be_created_before_validation() -> None:
     with DAG("chat", result_task="answer") as made:
         pass
     with pytest.raises(UnknownResultTask):
@@ -69,12 +69,12 @@ def test_names_may_come_later_until_airflow_validates() -> None:
     assert made.tags == {"stream-result:answer"}
 
 
-def test_everything_public_is_exported() -> None:
+def test_all_lists_every_public_name() -> None:
     assert authoring.__all__ == sorted(authoring.__all__, key=lambda name: (name[0].islower(), name != "DAG", name))
     kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
     assert kinds <= set(authoring.__all__)
 
 
-def test_the_tree_in_the_docstring_is_the_tree_of_the_errors() -> None:
+def test_docstring_lists_the_error_classes() -> None:
     documented = re.findall(r"^(?: {4})(?:[├└]── )?(\w+)", inspect.getdoc(errors) or "", re.MULTILINE)
     assert documented == ["AuthoringError", *(kind.__name__ for kind in AuthoringError.__subclasses__())]

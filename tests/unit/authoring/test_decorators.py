@@ -1,4 +1,4 @@
-"""The decorators on the installed Airflow; `matrix/test_authoring.py` has all versions."""
+"""The decorators on the installed Airflow; `matrix/test_authoring.py` tests all versions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def only(dag: Any) -> Any:
     return operator
 
 
-def test_the_decorated_function_itself_is_not_changed() -> None:
+def test_result_task_does_not_change_the_function() -> None:
     with DAG("chat") as dag:
         result_task(fetch)
         fetch()
@@ -33,7 +33,7 @@ def test_the_decorated_function_itself_is_not_changed() -> None:
     assert dag.tags == set()
 
 
-def test_what_is_marked_twice_is_marked_once() -> None:
+def test_marking_twice_has_the_same_effect() -> None:
     with DAG("chat") as dag:
         returned = result_task(result_task(fetch))()
         assert result_task(result_task(returned)) is returned
@@ -43,7 +43,7 @@ def test_what_is_marked_twice_is_marked_once() -> None:
     assert dag.tags == {"stream-result:fetch"}
 
 
-def test_a_task_without_a_dag_is_marked_but_has_no_tag_yet() -> None:
+def test_task_without_dag_is_marked_without_tag() -> None:
     operator = result_task(BaseOperator(task_id="alone"))
     with DAG("chat") as dag:
         dag.add_task(operator)
@@ -51,7 +51,7 @@ def test_a_task_without_a_dag_is_marked_but_has_no_tag_yet() -> None:
     assert dag.tags == set()
 
 
-def test_other_decorators_stand_above_or_below() -> None:
+def test_other_decorators_above_and_below() -> None:
     with DAG("chat") as dag:
         setup(result_task(fetch))()
         native_result(result_task(fetch))()
@@ -64,7 +64,7 @@ def test_other_decorators_stand_above_or_below() -> None:
 
 
 @pytest.mark.parametrize("name", ["fetch_elsewhere", "fetch_mapped"])
-def test_another_interpreter_gets_the_function_alone(name: str) -> None:
+def test_source_for_another_interpreter_has_no_decorator(name: str) -> None:
     with DAG("chat") as dag:
 
         @answers
@@ -80,7 +80,7 @@ def test_another_interpreter_gets_the_function_alone(name: str) -> None:
     assert operator.get_python_source() == "def fetch_elsewhere(number: int) -> int:\n    return number\n"
 
 
-def test_an_operator_keeps_the_name_of_its_class() -> None:
+def test_operator_keeps_its_class_name() -> None:
     with DAG("chat") as dag:
         fetch()
         result_task(fetch)()
@@ -89,7 +89,7 @@ def test_an_operator_keeps_the_name_of_its_class() -> None:
     assert (type(marked).__module__, type(marked).__qualname__) == (type(plain).__module__, type(plain).__qualname__)
 
 
-def test_a_branch_in_a_mapped_group_is_not_refused_for_it_does_return() -> None:
+def test_branch_in_a_mapped_group_may_be_a_result_task() -> None:
     @task.branch
     def choose(number: int) -> None: ...
 

@@ -25,5 +25,5 @@ BARE = "def fetch():\n    return 1\n"
         ("fetch = lambda: 1\n", "fetch = lambda: 1\n"),
     ],
 )
-def test_our_decorator_is_taken_out_and_nothing_else(source: str, expected: str) -> None:
+def test_only_our_decorator_is_removed(source: str, expected: str) -> None:
     assert remove_decorators(source, NAMES) == expected
