@@ -1,8 +1,8 @@
-"""Watch a run over WebSocket, with nothing but the package `websockets`.
+"""Watch a run over WebSocket. Needs only the package `websockets`.
 
     STREAM_SERVER_TOKEN=… python examples/client.py DAG_ID RUN_ID [SERVER]
 
-`stream_server.client.follow` does the same and takes up again what was cut.
+`stream_server.client.follow` also reconnects and resumes.
 """
 
 from __future__ import annotations

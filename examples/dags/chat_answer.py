@@ -1,8 +1,8 @@
-"""A chat-like chain whose answer should not have to wait for the cleaning up.
+"""A chain of tasks whose result is available before the teardown has finished.
 
-Trigger it with ``{"question": "Why is the sky blue?"}``. The task ``answer`` is the only one that nothing but
-a teardown follows, so stream_server takes what it returns for the run's result, and passes it on the moment
-it is committed. Airflow calls the run finished only when the teardown is over.
+Trigger it with `{"question": "Why is the sky blue?"}`. The task `answer` is the only leaf apart from the teardown, so
+its return value is the result of the run. stream_server sends it as soon as it is committed. In Airflow, the run
+finishes only after the teardown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KNOWLEDGE = {
 
 
 def think_time() -> None:
-    """Stand in for the work of a model or a search engine."""
+    """Simulate the work of a model or a search engine."""
     time.sleep(0.2)
 
 

@@ -1,8 +1,8 @@
-"""A chat that streams its answer, word by word, over a small knowledge of Airflow itself. No model, no network.
+"""A chat about Airflow that streams its answer word by word. It needs no model and no network.
 
-Trigger it with ``{"message": "What is an XCom?", "history": []}``. The task ``search`` says what it does by
-``progress``; ``answer`` is a generator under ``@task.stream``: what it yields reaches those who watch while it runs,
-and the whole text is the run's result.
+Trigger it with `{"message": "What is an XCom?", "history": []}`. The task `search` reports its `progress`. The task
+`answer` is a generator under `@task.stream`: clients receive each yielded word while it runs, and the whole text is the
+result of the run.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from airflow.sdk import Param, dag, get_current_context, task
 from stream_server.authoring import progress, result_task
 
 GLOSSARY = {
-    "DAG": "A DAG is a workflow: tasks, and the order in which they may run. It has no cycles, so that it ends.",
-    "DAG run": "A DAG run is one execution of a DAG, with its own configuration and its own states of the tasks.",
+    "DAG": "A DAG is a workflow: tasks and their order. It has no cycles, so that every run ends.",
+    "DAG run": "A DAG run is one execution of a DAG, with its own configuration and its own task instances.",
     "task": "A task is one step of a DAG. Each run has an instance of it, with a state and a number of tries.",
-    "operator": "An operator is a template for a task: BashOperator runs a command, and so on.",
-    "sensor": "A sensor is a task that waits for something, such as a file, before those behind it may run.",
-    "XCom": "An XCom is a small value that a task leaves for others. What a task returns is one, too.",
-    "scheduler": "The scheduler decides which task instances may run, and hands them to the executor.",
-    "executor": "The executor is what runs task instances: in processes beside the scheduler, or on workers elsewhere.",
-    "trigger rule": "A trigger rule says which ends of the tasks above let a task run; by default, success of all.",
-    "pool": "A pool limits how many task instances run at the same time, whatever DAG they are of.",
-    "asset": "An asset is data that tasks update, and whose updates can trigger DAGs.",
-    "teardown": "A teardown is a task that cleans up, whatever became of the work before it.",
+    "operator": "An operator is a template for a task. For example, BashOperator runs a command.",
+    "sensor": "A sensor is a task that waits for a condition, such as a new file, before downstream tasks run.",
+    "XCom": "An XCom is a small value that a task stores for other tasks. Its return value is one, too.",
+    "scheduler": "The scheduler decides which task instances may run, and passes them to the executor.",
+    "executor": "The executor runs task instances: in local processes, or on workers on other hosts.",
+    "trigger rule": "A trigger rule says which upstream states let a task run; by default, success of all.",
+    "pool": "A pool limits how many task instances run at the same time, across all DAGs.",
+    "asset": "An asset is data that tasks update. An update can trigger DAGs.",
+    "teardown": "A teardown is a task that cleans up, even after a failure.",
 }
 SECONDS_A_WORD = 0.03
 
 
-def found_in(text: str) -> list[str]:
-    """Return the terms that a text is about."""
+def find_terms(text: str) -> list[str]:
+    """Return the terms in a text."""
     words = text.lower()
     return [term for term in GLOSSARY if re.search(rf"\b{term.lower()}s?\b", words)]
 
@@ -51,10 +51,10 @@ def chat_stream():
     def search() -> list[str]:
         progress(0.2, "searching")
         params = get_current_context()["params"]
-        asked = [turn["content"] for turn in params["history"] if turn["role"] == "user"]
-        # Who asks "and how many of them?" means what was asked about before.
-        for question in (params["message"], *reversed(asked)):
-            if terms := found_in(question):
+        previous = [turn["content"] for turn in params["history"] if turn["role"] == "user"]
+        # A question without a term, such as "How many are there?", refers to the previous one.
+        for question in (params["message"], *reversed(previous)):
+            if terms := find_terms(question):
                 return terms
         return []
 
@@ -65,7 +65,7 @@ def chat_stream():
         text = "\n\n".join(GLOSSARY[term] for term in terms)
         if not text:
             known = ", ".join(list(GLOSSARY)[:-1])
-            text = f"I know little beyond Airflow's own words. Ask me about one of these: {known} or teardown."
+            text = f"I know only terms of Airflow. Ask me about one of these: {known} or teardown."
         for word in re.findall(r"\S+\s*", text):
             yield word
             time.sleep(SECONDS_A_WORD)

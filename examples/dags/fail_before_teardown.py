@@ -1,7 +1,7 @@
-"""A run that is lost early and ends late.
+"""A run that certainly fails long before it ends.
 
-The task ``think`` fails, so ``answer`` can never run; that is certain long before the slow teardown is over,
-and with it the run. Trigger it with ``{"teardown_seconds": 3}``.
+The task `think` fails, so `answer` can never run. The failure is certain then, but the run ends only after the slow
+teardown. Trigger it with `{"teardown_seconds": 3}`.
 """
 
 from __future__ import annotations

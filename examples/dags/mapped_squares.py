@@ -1,7 +1,6 @@
-"""A result in parts: one task instance for each number, all of which together are the answer.
+"""A mapped result task: one task instance for each number.
 
-Trigger it with ``{"numbers": [1, 2, 3]}``; the result is ``[1, 4, 9]``, in the order of the numbers,
-whichever is ready first.
+Trigger it with `{"numbers": [1, 2, 3]}`. The result is `[1, 4, 9]`, in the order of the numbers.
 """
 
 from __future__ import annotations

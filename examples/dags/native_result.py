@@ -1,9 +1,9 @@
-"""Airflow 3.3's own mark, on a task that other tasks follow.
+"""Airflow 3.3's own result mark, on a task with a downstream task.
 
-Without ``@result`` the answer would be that of ``archive``, the last task. Airflow 3.3 does not store the mark, so
-the first run of a version answers when it ends, and later ones as soon as ``answer`` has returned. The marks of
-``stream_server.authoring`` answer early in the first run too. Trigger it with
-``{"question": "Why?", "archive_seconds": 5}``.
+Without `@result`, the result would be that of the last task, `archive`. Airflow 3.3 does not store the mark. So the
+first run of a DAG version has its result at its end, and later ones as soon as `answer` has returned. With the marks of
+`stream_server.authoring`, the first run has an early result, too. Trigger it with
+`{"question": "Why?", "archive_seconds": 5}`.
 """
 
 from __future__ import annotations
