@@ -1,4 +1,4 @@
-"""What `stream-server doctor` says of the way from a client to the server."""
+"""Findings of `stream-server doctor` about the proxies between a client and the server."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from support.http_proxy import Habit, proxy
 from support.server import RunningServer
 
 
-async def found(check: str, url: str) -> Finding:
+async def run_server_check(check: str, url: str) -> Finding:
     finding = (await run_checks(DoctorTargets(url=url))).get(check)
-    assert finding is not None, f"{check} was not made"
+    assert finding is not None, f"no finding of {check}"
     return finding
 
 
-async def test_a_proxy_that_passes_on(server: RunningServer) -> None:
+async def test_proxy_without_websockets(server: RunningServer) -> None:
     async with proxy(server.url, "pass on") as url:
         report = await run_checks(DoctorTargets(url=url))
     buffering, websocket = report.get("buffering"), report.get("websocket")
     assert buffering is not None
     assert websocket is not None
-    assert (buffering.level, "nothing buffers" in buffering.found) == (Level.OK, True)
+    assert (buffering.level, "no buffering" in buffering.found) == (Level.OK, True)
     assert (websocket.level, "Upgrade $http_upgrade" in (websocket.remedy or "")) == (Level.PROBLEM, True)
 
 
@@ -35,31 +35,31 @@ async def test_a_proxy_that_passes_on(server: RunningServer) -> None:
             "compress and buffer",
             Level.PROBLEM,
             "buffered and compressed with gzip",
-            "leave text/event-stream uncompressed",
+            "disable compression",
         ),
         ("compress", Level.WARNING, "streams are compressed with gzip", "no-transform"),
-        ("strip headers", Level.WARNING, "taken Cache-Control: no-transform away", "leave Cache-Control as it is"),
-        ("hide the probe", Level.WARNING, "status 404 and 0 of 4 pings", "lead /api/v2/stream to stream_server"),
+        ("strip headers", Level.WARNING, "removed Cache-Control: no-transform", "keep Cache-Control"),
+        ("hide the probe", Level.WARNING, "status 404 and 0 of 4 pings", "forward /api/v2/stream to stream_server"),
     ],
 )
-async def test_a_proxy_with_a_bad_habit(
+async def test_proxy_that_breaks_streams(
     server: RunningServer, habit: Habit, level: Level, words: str, remedy: str
 ) -> None:
     async with proxy(server.url, habit) as url:
-        finding = await found("buffering", url)
+        finding = await run_server_check("buffering", url)
     assert finding.level is level, finding
     assert words in finding.found
     assert remedy in (finding.remedy or "")
 
 
-async def test_a_server_that_is_not_ready(server: RunningServer) -> None:
+async def test_server_is_not_ready(server: RunningServer) -> None:
     await server.hub.drain(0.1)
-    finding = await found("server", server.url)
+    finding = await run_server_check("server", server.url)
     assert (finding.level, finding.facts["problems"]) == (Level.PROBLEM, ["the server is shutting down"])
 
 
-async def test_an_address_of_something_else(postgres: EmbeddedPostgres) -> None:
+async def test_address_of_another_service(postgres: EmbeddedPostgres) -> None:
     report = await run_checks(DoctorTargets(url=f"http://127.0.0.1:{postgres.port}"))
     finding = report.get("server")
     assert finding is not None
-    assert (finding.level, "nothing answers at http://127.0.0.1" in finding.found) == (Level.PROBLEM, True)
+    assert (finding.level, "no response from http://127.0.0.1" in finding.found) == (Level.PROBLEM, True)

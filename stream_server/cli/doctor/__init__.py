@@ -1,1 +1,1 @@
-"""Looking for what stands between Airflow's commits and the clients of its streams; nothing is changed."""
+"""The command `stream-server doctor`: checks an installation without changing it."""

@@ -1,4 +1,4 @@
-"""Telling Airflow's version by its tables, and whether they are those that we read."""
+"""Airflow's version by its tables, and whether they have the columns that the server reads."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ REQUIRED_COLUMNS = {
         *("created_dag_version_id",),
     ),
     "task_instance": (
-        *("dag_id", "run_id", "task_id", "map_index", "try_number", "state", "start_date", "end_date"),
-        *("dag_version_id",),
+        "dag_id",
+        "run_id",
+        "task_id",
+        "map_index",
+        "try_number",
+        "state",
+        "start_date",
+        "end_date",
+        "dag_version_id",
     ),
     "xcom": ("dag_run_id", "dag_id", "run_id", "task_id", "map_index", "key", "value", "timestamp"),
     "serialized_dag": ("dag_version_id", "data", "data_compressed"),
 }
-"""What our queries and triggers name; all versions from 3.0 to 3.3 have it."""
+"""Columns in the queries and triggers of stream_server; all versions from 3.0 to 3.3 have them."""
 
 VERSION_TABLES = ("hitl_detail", "hitl_detail_history", "alembic_version")
-"""Further tables by which versions differ."""
+"""Further tables that differ between versions."""
 
 VERSION_COLUMNS = (
     ("xcom", "dag_result", "3.3"),
     ("hitl_detail_history", "ti_history_id", "3.2"),
     ("hitl_detail", "ti_id", "3.1"),
 )
-"""A column that a version was the first to have, the newest version first."""
+"""Table, column and the version that introduced it, newest version first."""
 
 RELEASE_REVISIONS = {
     "29ce7909c52b": "3.0.0",
@@ -38,22 +45,22 @@ RELEASE_REVISIONS = {
     "1d6611b6ab7c": "3.2.0",
     "d2f4e1b3c5a7": "3.3.0",
 }
-"""Where each release leaves `alembic_version` (`airflow.utils.db._REVISION_HEADS_MAP`); later ones leave it there."""
+"""`alembic_version` of each release that changed it (`airflow.utils.db._REVISION_HEADS_MAP`)."""
 
 
 def evaluate_schema(schema: str, columns: AbstractSet[tuple[str, str]], revision: str | None) -> Finding:
-    """Judge Airflow's tables.
+    """Return the finding about Airflow's tables.
 
     Args:
-        schema: Where they are.
-        columns: Table and name of each column that there is.
-        revision: What `alembic_version` says; `None` where it may not be read.
+        schema: Schema of the tables.
+        columns: Table and name of each existing column.
+        revision: Value in `alembic_version`; `None` if the role may not read it.
     """
     tables = {table for table, _ in columns}
     if missing := REQUIRED_COLUMNS.keys() - tables:
         return problem(
-            f"Airflow's tables are not in this database ({', '.join(sorted(missing))} missing)",
-            "name Airflow's database, the one of its [database] sql_alchemy_conn; or run `airflow db migrate` first",
+            f"this database lacks tables of Airflow ({', '.join(sorted(missing))})",
+            "use the database of Airflow's [database] sql_alchemy_conn, or run `airflow db migrate` first",
             schema=schema,
         )
     absent = [
@@ -61,7 +68,7 @@ def evaluate_schema(schema: str, columns: AbstractSet[tuple[str, str]], revision
     ]
     if absent:
         return problem(
-            f"the tables in schema {schema} are not those of Airflow 3.0 to 3.3: {', '.join(absent)} missing",
+            f"the tables in schema {schema} do not match Airflow 3.0 to 3.3; missing: {', '.join(absent)}",
             "upgrade Airflow to 3.0 or newer, or finish `airflow db migrate`",
             schema=schema,
         )
@@ -69,10 +76,9 @@ def evaluate_schema(schema: str, columns: AbstractSet[tuple[str, str]], revision
     facts = {"schema": schema, "version": seen, "revision": revision}
     if revision is not None and revision not in RELEASE_REVISIONS:
         return warning(
-            f"the tables in schema {schema} look like Airflow {seen}, but no release from 3.0 to 3.3 has revision"
-            f" {revision}",
-            "finish `airflow db migrate`; with a newer Airflow, look for a newer stream-server",
+            f"the tables in schema {schema} match Airflow {seen}, but revision {revision} is not that of a release",
+            "finish `airflow db migrate`; for a newer Airflow, upgrade stream-server",
             **facts,
         )
-    told = "" if revision is None else f" (migrated to {RELEASE_REVISIONS[revision]}, revision {revision})"
-    return ok(f"tables of Airflow {seen}{told}, in schema {schema}", **facts)
+    migrated_to = "" if revision is None else f" (migrated to {RELEASE_REVISIONS[revision]}, revision {revision})"
+    return ok(f"tables of Airflow {seen}{migrated_to}, in schema {schema}", **facts)

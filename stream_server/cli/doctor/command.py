@@ -10,7 +10,7 @@ from stream_server.cli.doctor.runner import DoctorTargets, run_checks
 
 
 def run_doctor(subject: DoctorTargets, *, as_json: bool) -> bool:
-    """Write what is found to standard output; return whether there is no problem."""
+    """Run all checks and write the report to standard output. Return whether there is no problem."""
     report = asyncio.run(run_checks(subject))
     text = json.dumps(report.as_json(), indent=2) if as_json else "\n".join(report.format_lines())
     sys.stdout.write(text + "\n")

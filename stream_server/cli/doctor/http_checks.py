@@ -1,4 +1,4 @@
-"""Checks of what answers over HTTP: Airflow's API, the server, and what is in front of it."""
+"""Checks over HTTP: Airflow's API, stream_server, and the proxies in front of it."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from stream_server.http.endpoints.probe import PING_COUNT, PING_INTERVAL, PROBE_
 from stream_server.urls import redact_url
 
 ACCEPTED_ENCODINGS = "gzip, deflate, br, zstd"
-"""What browsers accept, so that a proxy that compresses does so here as well."""
+"""Accept-Encoding of browsers, so that a proxy that compresses does so for the check, too."""
 
 OLDEST_AIRFLOW, NEWEST_AIRFLOW = (3, 0), (3, 3)
 
 _NUMBER = re.compile("[0-9]{1,9}")
 
 BUFFERING_REMEDY = (
-    "have the proxy pass on what comes at once (nginx: proxy_buffering off, or heed X-Accel-Buffering; Apache:"
-    " flushpackets=on; CDN: no buffering or transformation of text/event-stream)"
+    "disable buffering in the proxy (nginx: proxy_buffering off, or respect X-Accel-Buffering; Apache: flushpackets=on;"
+    " CDN: no buffering or transformation of text/event-stream)"
 )
-COMPRESSION_REMEDY = "have the proxy leave text/event-stream uncompressed, as Cache-Control: no-transform asks"
+COMPRESSION_REMEDY = "disable compression of text/event-stream in the proxy (Cache-Control: no-transform)"
 UPGRADE_REMEDY = (
-    'pass on the upgrade (nginx: proxy_http_version 1.1, proxy_set_header Upgrade $http_upgrade, Connection "upgrade")'
+    'forward the upgrade (nginx: proxy_http_version 1.1, proxy_set_header Upgrade $http_upgrade, Connection "upgrade")'
 )
-URL_REMEDY = "give --url the address at which clients reach stream_server, without a path of its API"
+URL_REMEDY = "set --url to the address of stream_server for clients, without a path of its API"
 
 
 class AirflowChecks:
     """Checks of Airflow's REST API.
 
     Args:
-        client: An open client whose base URL is Airflow's address.
-        token: Bearer token to be tried; `None` to try none.
+        client: An open client with Airflow's address as its base URL.
+        token: Bearer token to check; `None` for none.
     """
 
     def __init__(self, client: httpx.AsyncClient, token: str | None) -> None:
@@ -46,62 +46,60 @@ class AirflowChecks:
         self._token = token
 
     async def check_api(self) -> Finding:
-        """Tell whether Airflow's API answers, and which version it is."""
-        where = redact_url(str(self._client.base_url)).rstrip("/")
-        remedy = "give --airflow-url the address of Airflow's API server, as its [api] base_url"
+        """Check that Airflow's API responds with a supported version."""
+        address = redact_url(str(self._client.base_url)).rstrip("/")
+        remedy = "set --airflow-url to the address of Airflow's API server, as in its [api] base_url"
         began = time.perf_counter()
-        answer = await _get_or_error(self._client, "/api/v2/version")
+        response = await _get_or_error(self._client, "/api/v2/version")
         milliseconds = (time.perf_counter() - began) * 1000
-        if isinstance(answer, str):
-            return problem(f"nothing answers at {where} ({answer})", remedy, answers=False)
-        version = _json_member(answer, "version")
-        if not answer.is_success or version is None:
-            return problem(
-                f"what answers at {where} is not Airflow's API (status {answer.status_code})", remedy, answers=False
-            )
-        found = f"Airflow {version} at {where}, in {milliseconds:.0f} ms"
+        if isinstance(response, str):
+            return problem(f"no response from {address} ({response})", remedy, answers=False)
+        version = _json_member(response, "version")
+        if not response.is_success or version is None:
+            return problem(f"{address} is not Airflow's API (status {response.status_code})", remedy, answers=False)
+        found = f"Airflow {version} at {address}, in {milliseconds:.0f} ms"
         facts = {"version": version, "milliseconds": milliseconds}
         if not OLDEST_AIRFLOW <= release_of(version) <= NEWEST_AIRFLOW:
-            return warning(found, "stream_server is made for Airflow 3.0 to 3.3", **facts)
+            return warning(found, "stream_server supports Airflow 3.0 to 3.3", **facts)
         return ok(found, **facts)
 
     async def check_token(self) -> Finding:
-        """Tell whether Airflow accepts the token."""
-        answer = await _get_or_error(self._client, "/api/v2/dags?limit=1", Authorization=f"Bearer {self._token}")
-        if isinstance(answer, str):
-            return problem(f"nothing answers ({answer})", "see the check `airflow-api`")
-        detail = _json_member(answer, "detail") or ""
-        facts = {"status": answer.status_code}
-        if answer.is_success:
+        """Check that Airflow accepts the token, and that its user may read DAGs."""
+        response = await _get_or_error(self._client, "/api/v2/dags?limit=1", Authorization=f"Bearer {self._token}")
+        if isinstance(response, str):
+            return problem(f"no response ({response})", "see the check `airflow-api`")
+        detail = _json_member(response, "detail") or ""
+        facts = {"status": response.status_code}
+        if response.is_success:
             return ok("Airflow accepts the token", **facts)
-        if answer.status_code == httpx.codes.FORBIDDEN and detail == "Forbidden":
-            remedy = "give its user a role that may read DAGs, runs and XComs"
-            return problem("Airflow knows the token, but its user may not read DAGs", remedy, **facts)
+        if response.status_code == httpx.codes.FORBIDDEN and detail == "Forbidden":
+            remedy = "give the user a role that may read DAGs, runs and XComs"
+            return problem("the token is valid, but its user may not read DAGs", remedy, **facts)
         return problem(
-            f"Airflow refuses the token with {answer.status_code} {detail}".rstrip(),
-            "get a new one (POST /auth/token); all of Airflow's processes must have the same [api_auth] jwt_secret",
+            f"Airflow rejects the token with {response.status_code} {detail}".rstrip(),
+            "get a new token (POST /auth/token); all Airflow processes must have the same [api_auth] jwt_secret",
             **facts,
         )
 
 
 class ProbeTiming(NamedTuple):
-    """How the probe came through."""
+    """Response to the probe, and its timing."""
 
     status: int
     headers: httpx.Headers
     headers_after: float
-    """Seconds until the headers came."""
+    """Seconds from the request to the headers."""
 
     pings_after: list[float]
-    """Seconds until each ping came."""
+    """Seconds from the request to each ping."""
 
 
 class ServerChecks:
-    """Checks of stream_server, through all that is in front of it.
+    """Checks of stream_server through the proxies in front of it.
 
     Args:
-        client: An open client whose base URL is the server's address.
-        token: Bearer token to be sent along; `None` for none.
+        client: An open client with the server's address as its base URL.
+        token: Bearer token to send; `None` for none.
     """
 
     def __init__(self, client: httpx.AsyncClient, token: str | None) -> None:
@@ -109,55 +107,55 @@ class ServerChecks:
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
     async def check_server(self) -> Finding:
-        """Tell whether a stream_server answers, and whether its streams are whole and live."""
-        where = redact_url(str(self._client.base_url)).rstrip("/")
+        """Check that stream_server responds, and that its streams are complete and live."""
+        address = redact_url(str(self._client.base_url)).rstrip("/")
         health = await _get_or_error(self._client, "/health", **self._headers)
         if isinstance(health, str):
             return problem(
-                f"nothing answers at {where} ({health})", f"start `stream-server serve`, or {URL_REMEDY}", answers=False
+                f"no response from {address} ({health})", f"start `stream-server serve`, or {URL_REMEDY}", answers=False
             )
         ready = await _get_or_error(self._client, "/ready", **self._headers)
         if isinstance(ready, str) or _json_member(health, "status") != "ok" or _json_member(ready, "status") is None:
-            return problem(
-                f"what answers at {where} is not stream_server (status {health.status_code})", URL_REMEDY, answers=False
-            )
+            return problem(f"{address} is not stream_server (status {health.status_code})", URL_REMEDY, answers=False)
         problems = ready.json().get("problems", [])
         facts = {"status": ready.status_code, "problems": problems}
         if not ready.is_success:
             return problem(
-                f"stream_server at {where} is not ready: {'; '.join(map(str, problems))}",
-                "see the checks of the database, made with the server's own URL, and the server's log",
+                f"stream_server at {address} is not ready: {'; '.join(map(str, problems))}",
+                "see the server's log, and run the database checks with the server's own URL",
                 **facts,
             )
         if not ready.json().get("tail", {}).get("doorbell", True):
-            remedy = "give the server a URL that leads to the primary itself, not to a pooler or a replica"
-            return warning(f"stream_server at {where} is ready, but hears no doorbell and polls", remedy, **facts)
+            remedy = "set the server's database URL to the primary itself, not to a pooler or a replica"
+            return warning(
+                f"stream_server at {address} is ready, but receives no notifications and polls", remedy, **facts
+            )
         if warnings := ready.json().get("warnings"):
-            found = f"stream_server at {where} is ready, but warns: {'; '.join(map(str, warnings))}"
+            found = f"stream_server at {address} is ready, but warns: {'; '.join(map(str, warnings))}"
             return warning(found, "see docs/operations.md", **facts)
-        return ok(f"stream_server at {where} is ready", **facts)
+        return ok(f"stream_server at {address} is ready", **facts)
 
     async def check_buffering(self) -> Finding:
-        """Tell whether a stream comes through as it is sent."""
-        arrival = await self._run_probe()
-        if not isinstance(arrival, str) and is_buffered(arrival):
-            # Once more: a moment in which this host was busy looks the same.
-            arrival = await self._run_probe()
-        if isinstance(arrival, str):
-            return problem(f"the stream broke off ({arrival})", "see the logs of the server and of the proxy in front")
-        return evaluate_probe(arrival)
+        """Check that proxies forward a stream without delay."""
+        timing = await self._run_probe()
+        if not isinstance(timing, str) and is_buffered(timing):
+            # A second attempt, because a busy moment of this host looks the same.
+            timing = await self._run_probe()
+        if isinstance(timing, str):
+            return problem(f"the stream was interrupted ({timing})", "see the logs of the server and of the proxy")
+        return evaluate_probe(timing)
 
     async def check_websocket(self) -> Finding:
-        """Tell whether a WebSocket comes through."""
+        """Check that proxies forward a WebSocket."""
         address = str(self._client.base_url).rstrip("/").replace("http", "ws", 1) + PROBE_PATH
         try:
             async with connect(address, additional_headers=self._headers, open_timeout=self._timeout()) as connection:
                 frames = [frame async for frame in connection]
         except InvalidHandshake as error:
-            return problem(f"no WebSocket is opened ({error})", UPGRADE_REMEDY)
+            return problem(f"the WebSocket handshake failed ({error})", UPGRADE_REMEDY)
         except (OSError, WebSocketException, asyncio.TimeoutError) as error:
-            return problem(f"the WebSocket broke off ({_describe_error(error)})", UPGRADE_REMEDY)
-        return ok(f"{len(frames)} frames came through", frames=len(frames))
+            return problem(f"the WebSocket was interrupted ({_describe_error(error)})", UPGRADE_REMEDY)
+        return ok(f"received {len(frames)} frames", frames=len(frames))
 
     async def _run_probe(self) -> ProbeTiming | str:
         headers = {**self._headers, "Accept": "text/event-stream", "Accept-Encoding": ACCEPTED_ENCODINGS}
@@ -176,32 +174,32 @@ class ServerChecks:
         return self._client.timeout.connect
 
 
-def is_buffered(arrival: ProbeTiming) -> bool:
-    """Tell whether pings that were sent one by one came all at once, or nearly so."""
+def is_buffered(timing: ProbeTiming) -> bool:
+    """Whether the pings arrived together, although the server sent them at intervals."""
     return (
-        len(arrival.pings_after) == PING_COUNT
-        and arrival.pings_after[-1] - arrival.pings_after[0] < (PING_COUNT - 1) * PING_INTERVAL / 2
+        len(timing.pings_after) == PING_COUNT
+        and timing.pings_after[-1] - timing.pings_after[0] < (PING_COUNT - 1) * PING_INTERVAL / 2
     )
 
 
-def evaluate_probe(arrival: ProbeTiming) -> Finding:
-    """Judge how the probe came through."""
-    headers = arrival.headers
-    if len(arrival.pings_after) != PING_COUNT:
+def evaluate_probe(timing: ProbeTiming) -> Finding:
+    """Return the finding about the timing of a probe."""
+    headers = timing.headers
+    if len(timing.pings_after) != PING_COUNT:
         return warning(
-            f"whether streams are buffered can't be told: {PROBE_PATH} is answered with status {arrival.status} and"
-            f" {len(arrival.pings_after)} of {PING_COUNT} pings",
-            "have the proxy lead /api/v2/stream to stream_server as well",
-            status=arrival.status,
+            f"buffering cannot be checked: {PROBE_PATH} returned status {timing.status} and"
+            f" {len(timing.pings_after)} of {PING_COUNT} pings",
+            "configure the proxy to forward /api/v2/stream to stream_server",
+            status=timing.status,
         )
     encoding = headers.get("content-encoding")
     gaps = [
         round((after - before) * 1000)
-        for before, after in zip(arrival.pings_after, arrival.pings_after[1:], strict=False)
+        for before, after in zip(timing.pings_after, timing.pings_after[1:], strict=False)
     ]
     facts: dict[str, Any] = {
-        "headers_ms": arrival.headers_after * 1000,
-        "first_ms": arrival.pings_after[0] * 1000,
+        "headers_ms": timing.headers_after * 1000,
+        "first_ms": timing.pings_after[0] * 1000,
         "gaps_ms": gaps,
         "content_encoding": encoding,
         "x_accel_buffering": headers.get("x-accel-buffering"),
@@ -209,8 +207,8 @@ def evaluate_probe(arrival: ProbeTiming) -> Finding:
         "via": headers.get("via") or headers.get("server"),
     }
     by = f" ({facts['via']})" if facts["via"] else ""
-    times = f"the first frame came after {facts['first_ms']:.0f} ms, the next ones {', '.join(map(str, gaps))} ms apart"
-    if is_buffered(arrival):
+    times = f"the first frame after {facts['first_ms']:.0f} ms, then at intervals of {', '.join(map(str, gaps))} ms"
+    if is_buffered(timing):
         compressed = "" if encoding is None else f" and compressed with {encoding}"
         remedy = BUFFERING_REMEDY if encoding is None else f"{COMPRESSION_REMEDY}; {BUFFERING_REMEDY}"
         return problem(
@@ -219,24 +217,24 @@ def evaluate_probe(arrival: ProbeTiming) -> Finding:
     if encoding is not None:
         return warning(f"streams are compressed with {encoding}{by}; {times}", COMPRESSION_REMEDY, **facts)
     if "no-transform" not in headers.get("cache-control", ""):
-        remedy = "have the proxy leave Cache-Control as it is: another one behind it may compress and buffer"
-        return warning(f"a proxy has taken Cache-Control: no-transform away{by}; {times}", remedy, **facts)
-    taken = "" if facts["x_accel_buffering"] else "; a proxy has heeded X-Accel-Buffering, or taken it away"
-    return ok(f"nothing buffers{taken}; {times}", **facts)
+        remedy = "configure the proxy to keep Cache-Control: without it, another proxy may compress and buffer"
+        return warning(f"a proxy removed Cache-Control: no-transform{by}; {times}", remedy, **facts)
+    removed = "" if facts["x_accel_buffering"] else "; a proxy used or removed X-Accel-Buffering"
+    return ok(f"no buffering{removed}; {times}", **facts)
 
 
 async def _get_or_error(client: httpx.AsyncClient, path: str, **headers: str) -> httpx.Response | str:
-    """Return an answer, or why there is none."""
+    """Return the response, or the error as text."""
     try:
         return await client.get(path, headers=headers)
     except httpx.HTTPError as error:
         return _describe_error(error)
 
 
-def _json_member(answer: httpx.Response, name: str) -> str | None:
-    """Return a text that is a member of an answer; `None` where the answer is no JSON object with such a text."""
+def _json_member(response: httpx.Response, name: str) -> str | None:
+    """Return a text in a JSON object; `None` if the body has no such member, or if it is not a text."""
     try:
-        member = answer.json()[name]
+        member = response.json()[name]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return member if isinstance(member, str) else None

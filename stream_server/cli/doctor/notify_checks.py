@@ -1,4 +1,4 @@
-"""Checks of the doorbell: is a NOTIFY of one session heard by another one, and how soon?"""
+"""Checks of LISTEN and NOTIFY: does one session receive the notifications of another, and after which time?"""
 
 from __future__ import annotations
 
@@ -16,97 +16,95 @@ from stream_server.cli.doctor.thresholds import Thresholds
 from stream_server.journal.connection import close_connection, map_postgres_errors
 
 NOTIFY_ROUNDS = 5
-"""How often the bell is rung."""
+"""Number of test notifications."""
 
 NOTIFY_TIMEOUT_SECONDS = 2.0
-"""What is not heard by then is not heard."""
+"""Timeout of one notification."""
 
 BACKEND_PID_QUERY = "SELECT pg_backend_pid()"
 
-DIRECT_URL_REMEDY = "give a URL that leads to PostgreSQL itself, or through a pool in session mode"
+DIRECT_URL_REMEDY = "use a URL of PostgreSQL itself, or of a pooler in session mode"
 
 
 class NotifyChecks:
-    """Checks that need two connections: one listens, and the other one rings, as Airflow does."""
+    """Checks with two connections: one listens, the other sends notifications, as Airflow's transactions do."""
 
     def __init__(self, session: ReadOnlySession, limits: Thresholds) -> None:
         self._session = session
         self._limits = limits
 
     async def check_pooler(self) -> Finding:
-        """Tell whether something that shares sessions among clients is between us and PostgreSQL.
+        """Check whether a connection pooler is between this host and PostgreSQL.
 
-        A pooler gives each client a made-up key for cancelling, in which the number of the process is not that of the
-        session's. And where two clients take turns, each of them meets the other's session.
+        A pooler gives each client an invented cancellation key, whose process ID is not that of the session. In
+        transaction mode, two clients that take turns get each other's sessions.
         """
         connection = await self._session.connect()
         try:
             with map_postgres_errors():
-                announced = connection.get_server_pid()
-                process = int(await connection.fetchval(BACKEND_PID_QUERY))
-                shares = await self._shares_sessions(connection)
+                announced_pid = connection.get_server_pid()
+                backend_pid = int(await connection.fetchval(BACKEND_PID_QUERY))
+                is_shared = await self._shares_sessions(connection)
         finally:
             await close_connection(connection)
-        if shares:
+        if is_shared:
             return problem(
-                "a pooler gives each transaction another session: the doorbell is not heard, and settings of one client"
-                " meet others",
+                "a pooler in transaction mode: notifications do not arrive, and settings of one client affect others",
                 DIRECT_URL_REMEDY,
                 pooler="transaction",
             )
-        if announced != process:
-            found = "a pooler is in the way; a session seems to be kept for a client (see the check `doorbell`)"
+        if announced_pid != backend_pid:
+            found = "a pooler, apparently in session mode (see the check `doorbell`)"
             return ok(found, pooler="session")
-        return ok("none: the session is our own", pooler=None)
+        return ok("no pooler", pooler=None)
 
     async def check_notify(self) -> Finding:
-        """Ring as Airflow's transactions do, and measure until it is heard."""
+        """Send notifications as Airflow's transactions do, and measure the time until they arrive."""
         connection = await self._session.connect()
         try:
             with map_postgres_errors():
-                heard = await self._measure_notify(connection)
+                measured = await self._measure_notify(connection)
         finally:
             await close_connection(connection)
-        if heard is None:
-            return problem(
-                "a read replica has none: the server looks twice a second instead", "see the check `primary`"
-            )
-        times, switched_off = heard
+        if measured is None:
+            return problem("a read replica has no NOTIFY; the server polls twice a second", "see the check `primary`")
+        times, is_disabled = measured
         if len(times) < NOTIFY_ROUNDS:
             return problem(
-                f"ring {len(times) + 1} was not heard in {NOTIFY_TIMEOUT_SECONDS:g} s:"
-                " the server looks twice a second instead",
+                f"notification {len(times) + 1} did not arrive within {NOTIFY_TIMEOUT_SECONDS:g} s; the server polls"
+                " twice a second",
                 DIRECT_URL_REMEDY,
             )
         milliseconds = statistics.median(times) * 1000
-        found = f"heard after {milliseconds:.1f} ms (median of {NOTIFY_ROUNDS}; the slowest {max(times) * 1000:.1f} ms)"
+        found = (
+            f"notifications arrive after {milliseconds:.1f} ms (median of {NOTIFY_ROUNDS}; maximum"
+            f" {max(times) * 1000:.1f} ms)"
+        )
         facts = {"median_ms": milliseconds, "worst_ms": max(times) * 1000}
-        if switched_off:
+        if is_disabled:
             return warning(
-                f"{found}, but switched off by the setting stream_server.doorbell: the server looks twice a second",
-                "reset the setting (ALTER DATABASE … RESET stream_server.doorbell), if that was not meant",
+                f"{found}, but the setting stream_server.doorbell disables them; the server polls twice a second",
+                "reset the setting (ALTER DATABASE … RESET stream_server.doorbell), unless this is intended",
                 **facts,
             )
         if milliseconds > self._limits.max_notify_delay * 1000:
-            return warning(
-                found, "run the server closer to the database, or see what keeps its commits waiting", **facts
-            )
+            return warning(found, "run the server closer to the database, or find out why commits are slow", **facts)
         return ok(found, **facts)
 
     async def _shares_sessions(self, connection: asyncpg.Connection[asyncpg.Record]) -> bool:
-        """Tell whether the transactions of one client meet sessions that another client's have met."""
+        """Whether the transactions of one client run in sessions that another client has used."""
         ours, theirs = set(), set()
         for _ in range(3):
             async with connection.transaction(readonly=True):
                 ours.add(await connection.fetchval(BACKEND_PID_QUERY))
-                answered = False
+                has_answer = False
                 with anyio.move_on_after(NOTIFY_TIMEOUT_SECONDS):
                     theirs.add(await self._fetch_other_backend_pid())
-                    answered = True
-                if not answered:
-                    # The only session of a pool is taken while we are in a transaction.
+                    has_answer = True
+                if not has_answer:
+                    # The pool has one session, and the open transaction occupies it.
                     return True
-            # What was given back first is free first, or last: whichever it is, the turns differ.
+            # A second query, because a pool may hand out the session that was released first, or the one released last.
             theirs.add(await self._fetch_other_backend_pid())
         return len(ours) > 1 or bool(ours & theirs)
 
@@ -115,27 +113,27 @@ class NotifyChecks:
             return int(await other.fetchval(BACKEND_PID_QUERY))
 
     async def _measure_notify(self, listener: asyncpg.Connection[asyncpg.Record]) -> tuple[list[float], bool] | None:
-        """Return the seconds after which each ring was heard, and whether Airflow's transactions are told not to ring.
+        """Return the delay of each notification in seconds, and whether the setting disables those of Airflow.
 
-        A read replica neither rings nor listens; then, nothing is returned.
+        A read replica allows neither LISTEN nor NOTIFY; then, return `None`.
         """
-        # A channel of our own: nobody else is woken.
+        # A random channel name, so that no server wakes up.
         channel = f"stream_server_doctor_{uuid4().hex[:8]}"
-        heard: asyncio.Queue[float] = asyncio.Queue()
+        arrivals: asyncio.Queue[float] = asyncio.Queue()
         try:
-            # Through a pooler, the parts of a statement outside of a transaction may meet different sessions.
+            # In a transaction, because a pooler may use several sessions for statements outside of one.
             async with listener.transaction():
-                await listener.add_listener(channel, lambda *_: heard.put_nowait(time.perf_counter()))
+                await listener.add_listener(channel, lambda *_: arrivals.put_nowait(time.perf_counter()))
         except asyncpg.ReadOnlySQLTransactionError:
             return None
         times = []
         for _ in range(NOTIFY_ROUNDS):
-            async with self._session.transaction() as ringer:
-                setting = await ringer.fetchval("SELECT current_setting('stream_server.doorbell', true)")
-                await ringer.execute(f"NOTIFY {channel}")
-                began = time.perf_counter()
-            with anyio.move_on_after(NOTIFY_TIMEOUT_SECONDS) as waiting:
-                times.append(await heard.get() - began)
-            if waiting.cancelled_caught:
+            async with self._session.transaction() as sender:
+                setting = await sender.fetchval("SELECT current_setting('stream_server.doorbell', true)")
+                await sender.execute(f"NOTIFY {channel}")
+                sent_at = time.perf_counter()
+            with anyio.move_on_after(NOTIFY_TIMEOUT_SECONDS) as timeout:
+                times.append(await arrivals.get() - sent_at)
+            if timeout.cancelled_caught:
                 break
         return times, setting == "off"

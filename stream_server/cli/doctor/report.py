@@ -1,4 +1,4 @@
-"""What the doctor found, without the finding of it."""
+"""Findings of the checks, and their output as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from enum import Enum
 from typing import Any
 
 MIN_SUBSTRING_SECRET_LENGTH = 6
-"""Characters from which on a secret is hidden inside of words, too; "a" can't be."""
+"""Secrets of at least this length are redacted inside words, too. A short one, such as "a", would redact most words."""
 
 
 class Level(str, Enum):
-    """How a finding is meant."""
+    """Severity of a finding. The values are part of `doctor --json`."""
 
     OK = "ok"
     SKIPPED = "skipped"
-    """It could not be looked at, for a reason that another finding tells."""
+    """The check did not run; another finding has the reason."""
 
     WARNING = "warning"
-    """Streams are whole and live, but something costs, or may break."""
+    """Streams are complete and live, but something is inefficient or may fail."""
 
     PROBLEM = "problem"
     """Streams are missing, incomplete or late."""
@@ -28,40 +28,36 @@ class Level(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check has found."""
+    """Result of one check. The field names are part of `doctor --json`."""
 
     level: Level
     found: str
     remedy: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """The same for programs; plain values, times in seconds unless the name says otherwise."""
+    """The same for programs: JSON values, times in seconds unless the name has another unit."""
 
 
 def ok(found: str, **facts: Any) -> Finding:  # noqa: ANN401 # any plain value
-    """Return that all is well."""
     return Finding(Level.OK, found, facts=facts)
 
 
 def warning(found: str, remedy: str, **facts: Any) -> Finding:  # noqa: ANN401 # any plain value
-    """Return what should be looked after."""
     return Finding(Level.WARNING, found, remedy, facts)
 
 
 def problem(found: str, remedy: str, **facts: Any) -> Finding:  # noqa: ANN401 # any plain value
-    """Return what must be mended."""
     return Finding(Level.PROBLEM, found, remedy, facts)
 
 
 def skipped(reason: str) -> Finding:
-    """Return that a check was not made."""
     return Finding(Level.SKIPPED, reason)
 
 
 class DoctorReport:
-    """All findings, each under the name of its check, in the order in which they were made.
+    """All findings by the name of their check, in the order of the checks.
 
     Args:
-        secrets: What no text may hold; asterisks take its place.
+        secrets: Texts that are replaced by asterisks in all findings.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -69,40 +65,39 @@ class DoctorReport:
         self._findings: list[tuple[str, Finding]] = []
 
     def add(self, check: str, finding: Finding) -> None:
-        """Add what a check has found."""
-        shown = replace(
+        """Add the finding of a check, without secrets."""
+        redacted = replace(
             finding,
             found=self._redact(finding.found),
             remedy=self._redact(finding.remedy),
             facts={name: self._redact(value) for name, value in finding.facts.items()},
         )
-        self._findings.append((check, shown))
+        self._findings.append((check, redacted))
 
     def get(self, check: str) -> Finding | None:
-        """Return what a check has found, as it may be shown; `None` if it was not made."""
+        """Return the finding of a check; `None` if the report has none."""
         return dict(self._findings).get(check)
 
     def count(self, level: Level) -> int:
-        """Return how many findings are of a level."""
         return sum(finding.level is level for _, finding in self._findings)
 
     @property
     def is_healthy(self) -> bool:
-        """Whether there is no problem."""
+        """Whether there is no problem. Warnings are allowed."""
         return not self.count(Level.PROBLEM)
 
     def format_lines(self) -> list[str]:
-        """Return a line for each check, and one that sums up."""
+        """Return a line for each check, and a summary."""
         width = max((len(check) for check, _ in self._findings), default=0)
-        told = [
+        lines = [
             f"{finding.level.value:<7}  {check:<{width}}  {_format_finding(finding)}"
             for check, finding in self._findings
         ]
         counts = ", ".join(f"{self.count(level)} {level.value}" for level in Level if self.count(level))
-        return [*told, f"{len(self._findings)} checks: {counts}"]
+        return [*lines, f"{len(self._findings)} checks: {counts}"]
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as plain values."""
+        """Return the output of `doctor --json`. Its keys are stable."""
         return {
             "healthy": self.is_healthy,
             "counts": {level.value: self.count(level) for level in Level},
@@ -123,7 +118,7 @@ def _format_finding(finding: Finding) -> str:
 
 
 def _secrets_pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
-    # The longest first: one secret may begin with another one.
+    # Longest first, because one secret may be a prefix of another.
     ordered = sorted(filter(None, secrets), key=len, reverse=True)
     if not ordered:
         return None

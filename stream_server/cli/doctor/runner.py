@@ -1,4 +1,4 @@
-"""Making all checks, one after the other, so that none disturbs the figures of another one."""
+"""Runs all checks, one after another, so that none affects the measurements of another."""
 
 from __future__ import annotations
 
@@ -30,21 +30,19 @@ NamedCheck = tuple[str, Callable[[], Awaitable[Finding]]]
 REMEDIES: dict[type[StreamServerError], str] = {
     JournalForbidden: "run `stream-server install --reader ROLE` for this role, as the role that owns Airflow's tables",
     JournalMissing: "run `stream-server install`",
-    JournalUnreachable: (
-        "check host, port, user, password and database of the URL, pg_hba.conf, and the way through the network"
-    ),
-    SettingsError: "mend the URL: postgresql://user:password@host:5432/airflow, as in Airflow's sql_alchemy_conn",
+    JournalUnreachable: ("check host, port, user, password and database of the URL, pg_hba.conf, and the network"),
+    SettingsError: "correct the URL: postgresql://user:password@host:5432/airflow, as in Airflow's sql_alchemy_conn",
 }
 
 
 @dataclass(frozen=True)
 class DoctorTargets:
-    """What is to be looked at; what is `None` is not."""
+    """Addresses to check. No checks run for those that are `None`."""
 
     database_url: str | None = None
     airflow_url: str | None = None
     url: str | None = None
-    """Address of stream_server, as its clients reach it."""
+    """Address of stream_server for its clients."""
 
     token: str | None = None
     """Bearer token of Airflow's API."""
@@ -53,13 +51,13 @@ class DoctorTargets:
 
     @property
     def secrets(self) -> frozenset[str]:
-        """What no text may hold."""
+        """Texts to redact in all findings."""
         urls = filter(None, (self.database_url, self.airflow_url, self.url))
         return frozenset({self.token or ""}.union(*map(find_secrets, urls))) - {""}
 
 
 async def run_checks(subject: DoctorTargets) -> DoctorReport:
-    """Make all checks of what there is to look at."""
+    """Run all checks of the given addresses."""
     report = DoctorReport(subject.secrets)
     limits = subject.thresholds
     if subject.database_url is not None:
@@ -78,7 +76,6 @@ async def run_checks(subject: DoctorTargets) -> DoctorReport:
 
 
 def list_database_checks(session: ReadOnlySession, limits: Thresholds) -> list[NamedCheck]:
-    """Return the checks of a database."""
     postgres = PostgresChecks(session, limits)
     journal = JournalChecks(session, limits)
     doorbell = NotifyChecks(session, limits)
@@ -101,13 +98,11 @@ def list_database_checks(session: ReadOnlySession, limits: Thresholds) -> list[N
 
 
 def list_airflow_checks(client: httpx.AsyncClient, token: str | None) -> list[NamedCheck]:
-    """Return the checks of Airflow's API."""
     airflow = AirflowChecks(client, token)
     return [("airflow-api", airflow.check_api), *([] if token is None else [("token", airflow.check_token)])]
 
 
 def list_server_checks(client: httpx.AsyncClient, token: str | None) -> list[NamedCheck]:
-    """Return the checks of stream_server, and of what is in front of it."""
     server = ServerChecks(client, token)
     return [
         ("server", server.check_server),
@@ -117,32 +112,32 @@ def list_server_checks(client: httpx.AsyncClient, token: str | None) -> list[Nam
 
 
 async def _run_and_report(report: DoctorReport, checks: list[NamedCheck], limits: Thresholds) -> None:
-    """Make checks. Where the first one finds that nothing answers, the others can't be made."""
-    for name, ask in checks:
+    """Run checks. If the first one gets no response, skip the others."""
+    for name, check in checks:
         first = report.get(checks[0][0])
         if first is not None and first.facts.get("answers") is False:
             report.add(name, skipped(f"see the check `{checks[0][0]}`"))
         else:
-            report.add(name, await _run_check(ask, limits.check_timeout))
+            report.add(name, await _run_check(check, limits.check_timeout))
 
 
-async def _run_check(ask: Callable[[], Awaitable[Finding]], limit: float) -> Finding:
-    """Make one check; whatever happens to it, the others are made as well."""
+async def _run_check(check: Callable[[], Awaitable[Finding]], limit: float) -> Finding:
+    """Run one check. Any exception becomes a finding, so that the other checks run."""
     try:
         with anyio.fail_after(limit):
-            return await ask()
+            return await check()
     except (TimeoutError, asyncio.TimeoutError):
-        return problem(f"no answer within {limit:g} s", "see whether something is locked or overloaded, and try again")
+        return problem(f"no result within {limit:g} s", "check for locks and overload, and try again")
     except StreamServerError as error:
         remedy = next((text for kind, text in REMEDIES.items() if isinstance(error, kind)), "see docs/errors.md")
         answers = not isinstance(error, (JournalUnreachable, SettingsError))
         return problem(str(error), remedy, answers=answers)
-    except Exception as error:  # noqa: BLE001 # a fault of one check must not hide what the others find
-        return problem(f"the check itself failed ({type(error).__name__}: {error})", "please report it")
+    except Exception as error:  # noqa: BLE001 # a bug in one check must not hide the findings of others
+        return problem(f"the check itself failed ({type(error).__name__}: {error})", "report this as a bug")
 
 
 def _make_client(url: str, limits: Thresholds) -> httpx.AsyncClient:
-    """Return a client for an address; where it is none, every request of it says so."""
+    """Return a client for an address. If the address is invalid, each request of the client fails."""
     try:
         return httpx.AsyncClient(base_url=url, timeout=limits.check_timeout / 2)
     except httpx.InvalidURL:

@@ -1,4 +1,4 @@
-"""The doctor's connections: nothing that is done in them can change anything or take long."""
+"""Connections of the doctor: read-only, and with a timeout for each statement."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ APPLICATION_NAME = "stream_server doctor"
 
 
 class ReadOnlySession:
-    """Connections to one database, made when they are needed.
+    """A connection to one database, opened on first use.
 
-    Each question has a transaction of its own, and no prepared statement outlives it: so it can be asked through any
-    pooler.
+    It works through any pooler: each transaction stands alone, and no prepared statement outlives it.
 
     Args:
         url: Database URL.
-        timeout: Seconds that connecting, or one statement, may take.
+        timeout: Seconds for opening a connection, and for each statement.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -30,11 +29,11 @@ class ReadOnlySession:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-        """Enter a transaction that can only read.
+        """Enter a read-only transaction.
 
         Raises:
             JournalForbidden: The role lacks a privilege.
-            JournalMissing: What was asked for is not there.
+            JournalMissing: A queried object does not exist.
             JournalUnreachable: PostgreSQL does not answer.
             SettingsError: The URL is wrong.
         """
@@ -48,13 +47,13 @@ class ReadOnlySession:
                     await connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
                     yield connection
         except BaseException:
-            # What a question that failed leaves behind must not meet the next one.
+            # The next transaction must not see the state that a failed one leaves in the session.
             connection.terminate()
             self._connection = None
             raise
 
     async def connect(self) -> asyncpg.Connection[asyncpg.Record]:
-        """Make a connection of its own, that the caller closes. Errors as for `transaction`."""
+        """Open a further connection. The caller closes it. Raises the same errors as `transaction`."""
         arguments = {
             **build_connect_arguments(self._url),
             "timeout": self._timeout,
@@ -66,6 +65,5 @@ class ReadOnlySession:
             return await asyncpg.connect(**arguments)
 
     async def close(self) -> None:
-        """Close what is open."""
         if self._connection is not None:
             await close_connection(self._connection)

@@ -1,4 +1,4 @@
-"""From where on something is worth telling."""
+"""Limits beyond which a check reports a problem or a warning."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Times are seconds."""
+    """Times are in seconds."""
 
     check_timeout: float = 10.0
-    """One check takes no longer."""
+    """Longest duration of one check."""
 
     retention: float = 24 * 3600.0
-    """Age at which a server deletes rows of the journal; 0: never."""
+    """Age at which the server deletes rows of the journal; 0 means never."""
 
     max_lag: float = 60.0
-    """The journal may be behind Airflow's newest change. Their times are of different clocks."""
+    """Longest time between Airflow's newest change and the newest row of the journal. They use different clocks."""
 
     max_transaction_age: float = 600.0
-    """A transaction may be open."""
+    """Longest age of a transaction."""
 
     max_idle_transaction_age: float = 60.0
-    """A transaction may be open with nothing going on in it; PostgreSQL's own sessions that we hold never for long."""
+    """Longest time that a transaction may be idle. A transaction of stream_server is never idle for long."""
 
     max_transactions_held: int = 1_000_000
-    """Transactions whose dead rows may be kept from vacuum."""
+    """Most transactions whose dead rows vacuum cannot remove."""
 
     max_clock_difference: float = 2.0
-    """The clocks of this host and of PostgreSQL may differ."""
+    """Largest difference between the clocks of this host and of PostgreSQL."""
 
     max_notify_delay: float = 0.25
-    """A doorbell may take to be heard."""
+    """Longest delay of a notification."""
 
     max_queue_usage: float = 0.1
-    """Share of PostgreSQL's queue of notifications that may be full."""
+    """Largest used share of PostgreSQL's notification queue."""
 
     max_connection_usage: float = 0.8
-    """Share of PostgreSQL's connections that may be taken."""
+    """Largest used share of PostgreSQL's connections."""
 
     max_dead_rows: int = 100_000
-    """Dead rows that the journal may have, where they are more than the living."""
+    """Most dead rows of the journal, if they outnumber its live rows."""
