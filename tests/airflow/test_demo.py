@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ANSWER = "Air scatters blue light more than red."
 DEMO_SECONDS = 180.0
-GONE_SECONDS = 15.0
+END_SECONDS = 15.0
 
 
 class Demo:
@@ -49,28 +49,28 @@ class Demo:
 
     def wait_for_message(self, text: str) -> None:
         def has_message() -> bool:
-            self._find_processes()
+            self._record_processes()
             assert self.process.poll() is None, self.messages
             return text in self.messages
 
         eventually(has_message, DEMO_SECONDS, what=f"the message {text!r}")
 
     def end(self, number: signal.Signals | None = None) -> int:
-        self._find_processes()
+        self._record_processes()
         if number is not None:
             self.process.send_signal(number)
-        eventually(self._ended, DEMO_SECONDS, what="the demo's end")
+        eventually(self._has_ended, DEMO_SECONDS, what="the demo's end")
         return self.process.returncode
 
-    def living(self) -> list[psutil.Process]:
+    def running(self) -> list[psutil.Process]:
         """Return all descendant processes that still run, also those with another parent by now."""
         return [process for process in self._seen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
-    def _ended(self) -> bool:
-        self._find_processes()
+    def _has_ended(self) -> bool:
+        self._record_processes()
         return self.process.poll() is not None
 
-    def _find_processes(self) -> None:
+    def _record_processes(self) -> None:
         with suppress(psutil.NoSuchProcess):
             self._seen.update(psutil.Process(self.process.pid).children(recursive=True))
 
@@ -90,52 +90,52 @@ def demo(directory: Path, *options: str) -> Iterator[Demo]:
             started.end(signal.SIGTERM)
 
 
-def test_once_prints_the_result_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_once_prints_the_result_and_cleans_up(tmp_path: Path) -> None:
     with demo(tmp_path, "--once") as once:
         assert once.end() == 0, once.messages
         assert ANSWER in once.output
-        assert once.living() == []
+        assert once.running() == []
         assert not once.run_directory().exists()
 
 
-def test_ctrl_c_ends_a_demo_that_was_waiting_for_it(tmp_path: Path) -> None:
-    with demo(tmp_path) as staying:
-        staying.wait_for_message("Ctrl-C stops everything")
-        assert ANSWER in staying.output
-        assert len(staying.living()) > 10
-        assert staying.end(signal.SIGINT) == 0, staying.messages
-        assert staying.living() == []
-        assert not staying.run_directory().exists()
+def test_ctrl_c_ends_the_demo(tmp_path: Path) -> None:
+    with demo(tmp_path) as waiting:
+        waiting.wait_for_message("Press Ctrl-C to stop")
+        assert ANSWER in waiting.output
+        assert len(waiting.running()) > 10
+        assert waiting.end(signal.SIGINT) == 0, waiting.messages
+        assert waiting.running() == []
+        assert not waiting.run_directory().exists()
 
 
-@pytest.mark.parametrize("phase", ["Starting PostgreSQL", "Starting the stream server", "Starting Airflow"])
+@pytest.mark.parametrize("phase", ["Starting PostgreSQL", "Starting stream_server", "Starting Airflow"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path: Path, phase: str, number: signal.Signals) -> None:
+def test_signal_during_the_start_cleans_up(tmp_path: Path, phase: str, number: signal.Signals) -> None:
     with demo(tmp_path) as starting:
         starting.wait_for_message(phase)
         assert starting.end(number) == 130, starting.messages
-        assert starting.living() == []
+        assert starting.running() == []
 
 
-def test_a_killed_demo_takes_everything_with_it(tmp_path: Path) -> None:
+def test_killed_demo_ends_its_descendants(tmp_path: Path) -> None:
     with demo(tmp_path) as killed:
         killed.wait_for_message("Starting Airflow")
         assert killed.end(signal.SIGKILL) == -signal.SIGKILL
-        eventually(lambda: not killed.living(), GONE_SECONDS, what="the end of all processes")
+        eventually(lambda: not killed.running(), END_SECONDS, what="the end of all processes")
 
 
-def test_a_taken_port_is_named(tmp_path: Path) -> None:
+def test_port_in_use_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with demo(tmp_path, "--once", "--airflow-port", str(port)) as refused:
             assert refused.end() == 2
-            assert f"Port {port} for Airflow cannot be used" in refused.messages
+            assert f"port {port} for Airflow is not available" in refused.messages
 
 
 def test_an_airflow_that_dies_is_reported_with_its_log(tmp_path: Path) -> None:
     with demo(tmp_path) as broken:
         broken.wait_for_message("... Starting Airflow")
-        scheduler = eventually(lambda: [each for each in broken.living() if "scheduler" in each.cmdline()])[0]
+        scheduler = eventually(lambda: [process for process in broken.running() if "scheduler" in process.cmdline()])[0]
         scheduler.kill()
         assert broken.end() == 2
         assert "Airflow scheduler ended unexpectedly (killed by SIGKILL)" in broken.messages
@@ -144,7 +144,7 @@ def test_an_airflow_that_dies_is_reported_with_its_log(tmp_path: Path) -> None:
         assert Path(logs[1], "airflow-scheduler.log").exists()
 
 
-def test_a_killed_postgres_starts_again_although_a_backend_was_busy(postgres: EmbeddedPostgres) -> None:
+def test_killed_postgres_restarts_with_a_busy_backend(postgres: EmbeddedPostgres) -> None:
     command = [
         postgres.installation.program_path("psql"),
         postgres.url("postgres", "postgres"),
@@ -183,7 +183,7 @@ def test_the_chat_example_returns_its_result_and_cleans_up(airflow: AirflowRestC
     assert airflow.get_task_states("chat_answer", run_id)["close_session"] == ["success"]
 
 
-def test_the_failing_example_fails_before_its_teardown_runs(airflow: AirflowRestClient) -> None:
+def test_failing_example(airflow: AirflowRestClient) -> None:
     run_id = airflow.trigger_run("fail_before_teardown", {"teardown_seconds": 0})
     assert airflow.wait_until_finished("fail_before_teardown", run_id) == "failed"
     states = airflow.get_task_states("fail_before_teardown", run_id)
@@ -194,13 +194,13 @@ def test_the_failing_example_fails_before_its_teardown_runs(airflow: AirflowRest
     )
 
 
-def test_the_mapped_example_has_a_result_for_each_number(airflow: AirflowRestClient) -> None:
+def test_mapped_example(airflow: AirflowRestClient) -> None:
     run_id = airflow.trigger_run("mapped_squares", {"numbers": [2, 3, 4]})
     assert airflow.wait_until_finished("mapped_squares", run_id) == "success"
     assert [airflow.get_return_value("mapped_squares", run_id, "square", index) for index in range(3)] == [4, 9, 16]
 
 
-def test_the_native_example_marks_a_task_that_another_follows(airflow: AirflowRestClient) -> None:
+def test_native_result_example(airflow: AirflowRestClient) -> None:
     run_id = airflow.trigger_run("native_result", {"question": "Why?", "archive_seconds": 0})
     assert airflow.wait_at_airflow("native_result", run_id) == {
         "state": "success",
@@ -208,7 +208,7 @@ def test_the_native_example_marks_a_task_that_another_follows(airflow: AirflowRe
     }
 
 
-def test_the_server_restarts_on_its_port(stack: DemoStack) -> None:
+def test_server_restarts_on_the_same_port(stack: DemoStack) -> None:
     address, pid = stack.server_url, stack.server.child.pid
     stack.server.restart()
     assert stack.server.is_ready()

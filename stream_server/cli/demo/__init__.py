@@ -1,6 +1,6 @@
-"""A real Airflow on an embedded PostgreSQL, for ``stream-server demo`` and the tests.
+"""A real Airflow on an embedded PostgreSQL, for `stream-server demo` and the tests.
 
-Nothing here imports Airflow into our own process: it runs as ``python -m airflow``.
+Nothing here imports Airflow: it runs in child processes, as `python -m airflow`.
 """
 
 from __future__ import annotations

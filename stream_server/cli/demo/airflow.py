@@ -1,4 +1,4 @@
-"""A real Airflow: its processes, and the environment they share."""
+"""The processes of a real Airflow, and their environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stream_server.cli.demo.progress import ProgressReporter
 
 START_SECONDS = 300.0
-# A running task would hold up the scheduler for as long as it takes.
+# Short, because the scheduler waits for running tasks before it ends.
 STOP_SECONDS = 3.0
 
 PASSWORDS_FILE = "simple_auth_manager_passwords.json.generated"
@@ -33,7 +33,7 @@ PASSWORDS_FILE = "simple_auth_manager_passwords.json.generated"
 
 @dataclass(frozen=True)
 class Credentials:
-    """A user of Airflow's simple auth manager; the user's name is also the role."""
+    """A user of Airflow's simple auth manager; the username is also the role."""
 
     username: str
     password: str = field(repr=False)
@@ -43,7 +43,7 @@ ADMIN = Credentials("admin", "admin")
 VIEWER = Credentials("viewer", "viewer")
 USERS = (ADMIN, VIEWER)
 
-# Airflow's defaults save a database for years; these make an idle laptop answer at once.
+# Airflow's defaults reduce the load on a database; these reduce the latency on an idle host.
 LOW_LATENCY = {
     "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
     "AIRFLOW__CORE__PARALLELISM": "4",
@@ -66,24 +66,24 @@ def airflow_version() -> str:
         return importlib.metadata.version("apache-airflow")
     except importlib.metadata.PackageNotFoundError:
         raise DemoError(
-            "Airflow is missing. Install stream_server with its demo: airflow-stream-server[demo]"
+            "Airflow is missing; install the extra 'demo': pip install 'airflow-stream-server[demo]'"
         ) from None
 
 
 def airflow_environment(
     home: Path, database_url: str, *, port: int, dags: Sequence[Path], bytecode: Path
 ) -> dict[str, str]:
-    """Return the whole environment of Airflow's processes.
+    """Return the complete environment of Airflow's processes.
 
     Args:
-        home: AIRFLOW_HOME; logs go below it.
-        database_url: ``postgresql://…`` as Airflow's role.
-        port: The API server's.
+        home: AIRFLOW_HOME, with Airflow's own logs.
+        database_url: `postgresql://…` with Airflow's role.
+        port: Port of the API server.
         dags: Folders with DAG files.
-        bytecode: Where to keep compiled modules if the user wants none beside the sources; to compile all of Airflow
-            for each process would take longer than all the rest.
+        bytecode: Directory for compiled modules if PYTHONDONTWRITEBYTECODE is set. Compiling all of Airflow in each
+            process takes longer than the rest of the start.
     """
-    # What the user has set up for another Airflow would break this one.
+    # The user's variables for another Airflow do not apply to this one.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     if inherited.pop("PYTHONDONTWRITEBYTECODE", None):
         inherited["PYTHONPYCACHEPREFIX"] = str(bytecode)
@@ -109,8 +109,8 @@ def airflow_environment(
 
 
 def dag_bundle_setting(dags: Sequence[Path]) -> str:
-    """Return the setting that has Airflow read folders with DAG files."""
-    listed = [
+    """Return the value of `dag_bundle_config_list` for folders with DAG files."""
+    bundles = [
         {
             "name": f"dags-{number}",
             "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
@@ -118,22 +118,22 @@ def dag_bundle_setting(dags: Sequence[Path]) -> str:
         }
         for number, path in enumerate(dags, start=1)
     ]
-    return json.dumps(listed)
+    return json.dumps(bundles)
 
 
 class Airflow:
-    """Airflow's API server, scheduler, DAG processor and, where asked for, triggerer.
+    """Airflow's API server, scheduler, DAG processor and, optionally, triggerer.
 
     Args:
-        home: AIRFLOW_HOME, made if missing.
-        logs: Directory for the processes' own logs.
+        home: AIRFLOW_HOME; created if missing.
+        logs: Directory for the logs of the processes.
         database_url: A migrated database.
         dags: Folders with DAG files.
-        bytecode: As for ``environment``.
-        port: For the API server, or None for a free one.
-        triggerer: Whether to run one: deferrable tasks need it.
-        settings: Further environment variables: ``{"AIRFLOW__CORE__PARALLELISM": "8"}``.
-        python: The interpreter that has it; ours if None.
+        bytecode: As for `airflow_environment`.
+        port: Port of the API server, or None for a free one.
+        triggerer: Whether to run a triggerer; deferrable tasks need it.
+        settings: Further environment variables: `{"AIRFLOW__CORE__PARALLELISM": "8"}`.
+        python: An interpreter with Airflow; None for that of this process.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Airflow:
             settings or {}
         )
         self.api_server = self._make_child(logs, "api-server", "--host", LOOPBACK, "--port", str(self.port))
-        # The API server reads task logs from the same disk; a log server would only take a port.
+        # Without the log server: the API server reads task logs from the same disk.
         self.scheduler = self._make_child(logs, "scheduler", "--skip-serve-logs")
         self.dag_processor = self._make_child(logs, "dag-processor")
         self._components = {"scheduler": self.scheduler, "dag_processor": self.dag_processor}
@@ -166,7 +166,7 @@ class Airflow:
         self.children = [self.api_server, *self._components.values()]
 
     def start(self) -> None:
-        """Start the processes; they need many seconds until they are ready."""
+        """Start the processes. They are ready only after many seconds."""
         self.home.mkdir(parents=True, exist_ok=True)
         passwords = {user.username: user.password for user in USERS}
         (self.home / PASSWORDS_FILE).write_text(json.dumps(passwords))
@@ -174,10 +174,10 @@ class Airflow:
             child.start()
 
     def wait_until_healthy(self, progress: ProgressReporter, within: float = START_SECONDS) -> None:
-        """Wait until the API server answers and each other process has reported to the database.
+        """Wait until the API server responds and each other process has written a heartbeat.
 
         Raises:
-            StartError: One of the processes ended, or time is up.
+            StartError: One of the processes ended, or the timeout has passed.
         """
         with self.rest_client() as rest:
             wait_until(
@@ -187,9 +187,9 @@ class Airflow:
                 needed=self.children,
                 progress=progress,
             )
-            for part, child in self._components.items():
+            for component, child in self._components.items():
                 wait_until(
-                    partial(rest.is_healthy, part),
+                    partial(rest.is_healthy, component),
                     within=within,
                     waiting_for=child,
                     needed=self.children,
@@ -197,25 +197,27 @@ class Airflow:
                 )
 
     def wait_for_dags(self, dag_ids: Iterable[str], progress: ProgressReporter, within: float = START_SECONDS) -> None:
-        """Wait until Airflow has read these DAGs.
+        """Wait until Airflow has parsed these DAGs.
 
         Raises:
-            DemoError: A DAG file is broken.
-            StartError: One of the processes ended, or time is up.
+            DemoError: A DAG file has an import error.
+            StartError: One of the processes ended, or the timeout has passed.
         """
         with self.rest_client() as rest:
             missing = set(dag_ids)
 
-            def all_known() -> bool:
+            def has_all_dags() -> bool:
                 for dag_id in sorted(missing):
                     if rest.get_dag(dag_id) is not None:
                         missing.discard(dag_id)
                 if missing and (errors := rest.get_import_errors()):
-                    raise DemoError("\n".join(f"{name} cannot be read:\n{trace}" for name, trace in errors.items()))
+                    raise DemoError(
+                        "\n".join(f"{name} has an import error:\n{trace}" for name, trace in errors.items())
+                    )
                 return not missing
 
             wait_until(
-                all_known,
+                has_all_dags,
                 within=within,
                 waiting_for=self.dag_processor,
                 needed=self.children,
@@ -223,10 +225,10 @@ class Airflow:
             )
 
     def warm_up(self, progress: ProgressReporter, within: float = START_SECONDS) -> None:
-        """Make the API server build its Execution API, for which the first task would otherwise wait.
+        """Make the API server create its Execution API; otherwise the first task waits for that.
 
         Raises:
-            StartError: One of the processes ended, or time is up.
+            StartError: One of the processes ended, or the timeout has passed.
         """
         wait_for_call(
             lambda: httpx.get(f"{self.url}/execution/health", timeout=within, trust_env=False),
@@ -237,11 +239,11 @@ class Airflow:
         )
 
     def rest_client(self, user: Credentials = ADMIN) -> AirflowRestClient:
-        """Return a client of the REST API, for a with statement."""
+        """Return a client of the REST API. Use it in a with statement."""
         return AirflowRestClient(self.url, user.username, user.password)
 
     def stop(self, within: float = STOP_SECONDS) -> None:
-        """End all processes and what they started."""
+        """End all processes and their descendants."""
         stop_all(self.children, within)
 
     def _make_child(self, logs: Path, command: str, *arguments: str) -> ChildProcess:

@@ -1,4 +1,4 @@
-"""``stream-server demo``: a real Airflow, a stream server, and one run shown live."""
+"""`stream-server demo`: a real Airflow, stream_server, and one run in the terminal."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ def run_demo(
     dags: Sequence[Path] = (),
     progress: ProgressReporter | None = None,
 ) -> int:
-    """Start a stack, show one run of the chat example, and stay until Ctrl-C.
+    """Start a stack, show one run of the chat example, and keep running until Ctrl-C.
 
-    Standard output belongs to the run; all else is told on standard error.
+    Standard output is for the result of the run; all other output goes to standard error.
 
     Args:
-        once: Stop after the run instead of staying.
-        port: The stream server's port; None for a free one, as with the others.
-        airflow_port: Airflow's port.
-        postgres_port: PostgreSQL's port.
-        data_dir: Where the template cluster and the run directory go.
-        dags: Folders with DAG files, besides the examples.
-        progress: Where to report; standard error by default.
+        once: Whether to stop after the run.
+        port: Port of stream_server; None for a free one, as for the other ports.
+        airflow_port: Port of Airflow.
+        postgres_port: Port of PostgreSQL.
+        data_dir: Directory for template clusters and run directories.
+        dags: Folders with DAG files, in addition to the examples.
+        progress: Receives the steps; by default, they go to standard error.
 
     Returns:
-        The exit code: 0; 1 if the run failed with ``once``; 2 if the stack did not start or broke down; 130 if
-        it was interrupted before it was ready.
+        The exit code: 0; 1 if the run failed with `once`; 2 if a process did not start or ended unexpectedly; 130 if
+        the demo was interrupted before it was ready.
     """
     progress = progress or ConsoleReporter()
     with _interrupt_on_signals():
@@ -86,8 +86,6 @@ def run_demo(
 
 
 class _DemoRun:
-    """One demo from its start to its end."""
-
     def __init__(self, stack: DemoStack, progress: ProgressReporter) -> None:
         self._stack = stack
         self._reporter = progress
@@ -99,14 +97,14 @@ class _DemoRun:
             code = self._run_example(once=once)
             keep_logs = code != DONE
         except (DemoError, OSError, httpx.HTTPError) as error:
-            self._reporter.print_line(f"The demo has broken down: {error}")
+            self._reporter.print_line(f"The demo has failed: {error}")
             code = NOT_STARTED
         except KeyboardInterrupt:
             code = DONE if self._ready and not once else INTERRUPTED
             keep_logs = False
         finally:
             _ignore_signals()
-            self._reporter.print_line("Stopping everything ...")
+            self._reporter.print_line("Stopping all processes ...")
             self._stack.stop(keep_logs=keep_logs)
             if keep_logs:
                 self._reporter.print_line(f"The logs are in {self._stack.logs}")
@@ -122,8 +120,12 @@ class _DemoRun:
         code = run_in_foreground(
             module_command(
                 "stream_server",
-                *("run", DAG_ID, "--run-id", RUN_ID, "--conf", json.dumps(CONF)),
-                *("--url", stack.server_url, "--airflow-url", stack.airflow_url),
+                "run",
+                DAG_ID,
+                f"--run-id={RUN_ID}",
+                f"--conf={json.dumps(CONF)}",
+                f"--url={stack.server_url}",
+                f"--airflow-url={stack.airflow_url}",
             ),
             {**server_environment(), "STREAM_SERVER_TOKEN": token},
         )
@@ -155,51 +157,51 @@ def _format_instructions(stack: DemoStack) -> str:
     return "\n".join(
         (
             "",
-            f"In a browser, all runs are at {stack.server_url}, and the chat at {stack.server_url}/chat.",
-            "In another terminal, trigger another run:",
+            f"Open {stack.server_url} in a browser for all runs, and {stack.server_url}/chat for the chat.",
+            "Trigger another run from another terminal:",
             "",
             f'  {_program_path()} run {DAG_ID} --conf \'{{"question": "Why is the grass green?"}}\' \\',
             f"    --url {stack.server_url} --airflow-url {stack.airflow_url} \\",
             f"    --username {user.username} --password {user.password}",
             "",
-            "or trigger one in Airflow and watch it, as this one can be watched, with a token of Airflow's:",
+            "Or trigger one in Airflow, and stream it with a token of Airflow, as in this example for the first run:",
             "",
             f"  TOKEN=$(curl -s {stack.airflow_url}/auth/token/cli -H 'Content-Type: application/json' \\",
             f'    -d \'{{"username": "{user.username}", "password": "{user.password}"}}\' | cut -d \'"\' -f 4)',
             f"  curl -N {stack.server_url}/api/v2/dags/{DAG_ID}/dagRuns/{RUN_ID}/stream \\",
             '    -H "Authorization: Bearer $TOKEN"',
             "",
-            "Ctrl-C stops everything.",
+            "Press Ctrl-C to stop.",
         )
     )
 
 
 def _program_path() -> str:
-    """Return the path of our own command, as it can be typed here."""
+    """Return the path of the command `stream-server`, relative to the current directory if possible."""
     path = Path(sys.executable).with_name("stream-server")
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 @contextmanager
 def _interrupt_on_signals() -> Iterator[None]:
-    """Let each of the ending signals raise KeyboardInterrupt, until they are ignored for the cleaning up."""
+    """Raise KeyboardInterrupt on each of ENDING_SIGNALS; restore the handlers at the end."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
-    for number, handler in before.items():
-        # Under nohup a closed terminal is no reason to end.
+    previous = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    for number, handler in previous.items():
+        # `nohup` ignores SIGHUP; keep that.
         if number != signal.SIGHUP or handler != signal.SIG_IGN:
             signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
 
 
 def _ignore_signals() -> None:
-    """Ignore what would interrupt the cleaning up, which takes some seconds and no more."""
+    """Ignore ENDING_SIGNALS, so that they do not interrupt the cleanup, which takes only seconds."""
     for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""What can go wrong with the demo's own processes.
+"""Errors of the demo.
 
 DemoError
-└── StartError    a process did not start, or died while it was being waited for
+└── StartError    a process did not start, or ended before it was ready
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ TAIL_BYTES = 16_384
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message tells the user why."""
+    """The demo cannot continue. The text is meant for the user."""
 
 
 class StartError(DemoError):
-    """A process did not start; the message ends with the last lines of its log.
+    """A process did not start. The text ends with the last lines of its log.
 
     Attributes:
-        process: Name of the process, as the user sees it.
-        log: The process's log file.
+        process: Name of the process for the user.
+        log: Log file of the process.
     """
 
     def __init__(self, process: str, reason: str, log: Path) -> None:
@@ -34,7 +34,7 @@ class StartError(DemoError):
 
 
 def read_last_lines(log: Path, lines: int = TAIL_LINES) -> str:
-    """Return the last lines of a log file, indented; a note when there is nothing to show."""
+    """Return the last lines of a log file, indented; a note if it is empty or unreadable."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))

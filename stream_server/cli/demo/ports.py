@@ -8,12 +8,12 @@ from stream_server.cli.demo.errors import DemoError
 
 LOOPBACK = "127.0.0.1"
 
-# Environment variables for processes that talk to each other there: a proxy would look for them on its own machine.
+# Environment variables that disable HTTP proxies: a proxy on another host cannot reach the loopback interface.
 NO_PROXY = {"NO_PROXY": "*", "no_proxy": "*"}
 
 
 def find_free_port() -> int:
-    """Return a port that was free a moment ago."""
+    """Return a free port. Another process may take it before the caller does."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -24,23 +24,23 @@ def choose_port(wanted: int | None, purpose: str) -> int:
     """Return the wanted port, or any free one.
 
     Args:
-        wanted: The port that the user asked for, or None.
-        purpose: What it is for, as the message should name it: "the stream server".
+        wanted: The requested port, or None for any.
+        purpose: Name of the server in the error text: "stream_server".
 
     Raises:
-        DemoError: The wanted port is taken, or may not be used by this user.
+        DemoError: The port is in use, or this user may not use it.
     """
     if wanted is None:
         return find_free_port()
     with socket.socket() as probe:
-        # As servers do: a connection that lingers after a server's end does not make its port taken.
+        # As servers do: connections in TIME_WAIT do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, wanted))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DemoError(
-                f"Port {wanted} for {purpose} cannot be used ({reason}). "
-                "Give another one, or none at all to have a free one found."
+                f"port {wanted} for {purpose} is not available ({reason}); choose another one, or omit it to use any"
+                " free port"
             ) from error
     return wanted

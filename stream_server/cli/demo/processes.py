@@ -1,4 +1,4 @@
-"""Child processes that never outlive us, and waiting for them."""
+"""Child processes that end with this process, and functions that wait for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from stream_server.cli.demo import reaper as leash
+from stream_server.cli.demo import reaper
 from stream_server.cli.demo.errors import StartError
 
 if TYPE_CHECKING:
@@ -28,17 +28,17 @@ KILL_TIMEOUT_SECONDS = 5.0
 
 Ready = TypeVar("Ready")
 
-REAPER_COMMAND = [sys.executable, "-I", "-S", leash.__file__]
+REAPER_COMMAND = [sys.executable, "-I", "-S", reaper.__file__]
 
 
 class _Reaper:
-    """Our end of ``leash.py watch``; started with the first child, ended with us."""
+    """Connection to `reaper.py watch`, which starts with the first child and ends after this process."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def registration_fd(self) -> int:
-        """Return the file descriptor through which a child registers itself."""
+        """Return the file descriptor for registrations. Start the reaper if it is not running."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 [*REAPER_COMMAND, "watch"],
@@ -53,11 +53,11 @@ class _Reaper:
         return self._process.stdin.fileno()
 
     def unregister(self, pid: int) -> None:
-        """Take an ended process off the register: its number may soon be another's."""
+        """Remove an ended process: another one may get its process ID."""
         os.write(self.registration_fd(), f"- {pid}\n".encode())
 
     def close(self) -> None:
-        """Let the watcher end whatever is left, and wait for it."""
+        """Make the reaper end the registered processes, and wait for it."""
         if self._process is not None:
             self._process.communicate()
             self._process = None
@@ -67,15 +67,15 @@ _reaper = _Reaper()
 
 
 class ChildProcess:
-    """A process in a session of its own, with a log file; it and all it starts end with us, however we end.
+    """A process in its own session, with a log file. It and its descendants end with this process, even after SIGKILL.
 
     Args:
-        name: As the user should see it: "Airflow scheduler".
+        name: Name for the user: "Airflow scheduler".
         command: Program and arguments.
-        log: File to append standard output and standard error to.
-        environment: The whole environment; ours if None.
-        account: The account to run as; ours if None.
-        end_signal: The signal that asks it to end at once.
+        log: File to which standard output and standard error are appended.
+        environment: The complete environment; None for that of this process.
+        account: The account to run as; None for that of this process.
+        end_signal: Signal for a prompt end.
     """
 
     def __init__(
@@ -99,27 +99,26 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """The process's id, also after its end."""
+        """Process ID, also after the end of the process."""
         assert self._process is not None, f"{self.name} was never started"
         return self._process.pid
 
     @property
     def needs_cleanup(self) -> bool:
-        """Whether it was started, and its end not yet seen to."""
+        """Whether it was started and is still registered with the reaper."""
         return self._process is not None and not self._is_unregistered
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended, as subprocess tells it; None while it runs and before it is started."""
+        """Exit code as in `subprocess`; None before and while the process runs."""
         return None if self._process is None else self._process.poll()
 
     def start(self) -> None:
-        """Start the process; it may be started again after its end."""
+        """Start the process. It may start again after its end."""
         assert not self.is_running, f"{self.name} is running"
         register = _reaper.registration_fd()
         self._is_unregistered = False
@@ -137,7 +136,7 @@ class ChildProcess:
             )
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process alone."""
+        """Send a signal to the process, not to its descendants."""
         if self.is_running:
             os.kill(self.pid, number)
 
@@ -148,46 +147,46 @@ class ChildProcess:
             raise StartError(self.name, f"ended unexpectedly ({describe_exit(code)})", self.log)
 
     def unregister_if_ended(self) -> None:
-        """Take it off the register once it has ended."""
+        """Unregister the process if it has ended."""
         if not self.is_running:
             _reaper.unregister(self.pid)
             self._is_unregistered = True
 
     def stop(self, within: float = 10.0, end_signal: signal.Signals | None = None) -> None:
-        """End the process and all that it started: politely at first, after some seconds by force.
+        """End the process and its descendants: with a signal, and after some seconds with SIGKILL.
 
         Args:
-            within: Seconds it has before it is killed.
-            end_signal: Instead of the one it was made with.
+            within: Seconds before SIGKILL.
+            end_signal: Overrides the signal of the process.
         """
         stop_all([self], within, end_signal)
 
 
 def stop_all(children: Sequence[ChildProcess], within: float, end_signal: signal.Signals | None = None) -> None:
-    """End processes and all that they started, side by side.
+    """End processes and their descendants concurrently.
 
     Args:
-        children: Any processes, also ended ones and some never started.
-        within: Seconds they have before they are killed.
-        end_signal: For all of them, instead of each one's own.
+        children: Processes in any state, even before their start.
+        within: Seconds before SIGKILL.
+        end_signal: Overrides the signals of the processes.
     """
     started = [child for child in children if child.needs_cleanup]
-    left: set[int] = set().union(*(leash.family_pids(child.pid) for child in started))
+    remaining: set[int] = set().union(*(reaper.family_pids(child.pid) for child in started))
     for child in started:
-        leash.send_signal(leash.session_pids(child.pid), end_signal or child.end_signal)
-    if not _wait_until_gone(started, left, within):
-        leash.send_signal(left.union(*(leash.session_pids(child.pid) for child in started)), signal.SIGKILL)
-        _wait_until_gone(started, left, KILL_TIMEOUT_SECONDS)
+        reaper.send_signal(reaper.session_pids(child.pid), end_signal or child.end_signal)
+    if not _wait_until_gone(started, remaining, within):
+        reaper.send_signal(remaining.union(*(reaper.session_pids(child.pid) for child in started)), signal.SIGKILL)
+        _wait_until_gone(started, remaining, KILL_TIMEOUT_SECONDS)
     for child in started:
         child.unregister_if_ended()
 
 
 def _wait_until_gone(children: Sequence[ChildProcess], known: set[int], within: float) -> bool:
-    """Wait for the end of the children's sessions and of other known processes; False if time is up."""
+    """Wait for the end of the children's sessions and of other known processes. Return false after the timeout."""
     deadline = time.monotonic() + within
     leaders = {child.pid for child in children}
-    while any([child.is_running for child in children]) or any(  # noqa: C419 (each child is to be reaped)
-        process.pid in known or process.session in leaders for process in leash.list_processes()
+    while any([child.is_running for child in children]) or any(  # noqa: C419 # a list, because `is_running` reaps each child
+        process.pid in known or process.session in leaders for process in reaper.list_processes()
     ):
         if time.monotonic() > deadline:
             return False
@@ -203,31 +202,31 @@ def wait_until(
     needed: Sequence[ChildProcess] = (),
     progress: ProgressReporter,
 ) -> Ready:
-    """Ask again and again until the answer is something, watching the processes it depends on.
+    """Call `condition` until its result is neither None nor False, and return the result.
 
     Args:
         condition: Returns None or False for "not yet".
-        within: Seconds after which to give up.
+        within: Timeout in seconds.
         waiting_for: The process that makes the condition true.
-        needed: Other processes without which there is no use in waiting.
-        progress: Is ticked all the while.
+        needed: Other processes that must keep running.
+        progress: Updated while waiting.
 
     Raises:
-        StartError: One of the processes has ended, or time is up.
+        StartError: One of the processes has ended, or the timeout has passed.
     """
     deadline = time.monotonic() + within
     while True:
-        answer = condition()
-        if answer is not None and answer is not False:
-            return answer
+        result = condition()
+        if result is not None and result is not False:
+            return result
         try:
             for child in (waiting_for, *needed):
                 child.raise_if_ended()
         except StartError:
-            # It may have done its work, and ended, since it was asked.
-            answer = condition()
-            if answer is not None and answer is not False:
-                return answer
+            # The process may have fulfilled the condition and ended since the last call.
+            result = condition()
+            if result is not None and result is not False:
+                return result
             raise
         if time.monotonic() > deadline:
             raise StartError(waiting_for.name, f"was not ready within {within:.0f} s", waiting_for.log)
@@ -243,23 +242,23 @@ def wait_for_call(
     needed: Sequence[ChildProcess] = (),
     progress: ProgressReporter,
 ) -> None:
-    """Wait for a blocking call that may take long, as wait_until does; what it raises is raised here."""
-    outcome: Future[object] = Future()
+    """Wait for a blocking call, as `wait_until` does. Raise the exception of the call."""
+    future: Future[object] = Future()
 
     def run() -> None:
         try:
-            outcome.set_result(call())
-        except Exception as error:  # noqa: BLE001 (raised where it is waited for)
-            outcome.set_exception(error)
+            future.set_result(call())
+        except Exception as error:  # noqa: BLE001 # raised by `future.result` below
+            future.set_exception(error)
 
-    # A daemon: who gives up waiting does not wait for it at exit either.
+    # A daemon thread, so that a call that hangs does not delay the exit after a timeout.
     threading.Thread(target=run, daemon=True).start()
-    wait_until(outcome.done, within=within, waiting_for=waiting_for, needed=needed, progress=progress)
-    outcome.result()
+    wait_until(future.done, within=within, waiting_for=waiting_for, needed=needed, progress=progress)
+    future.result()
 
 
 def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a program on our own terminal, where Ctrl-C reaches it too, and return its exit code."""
+    """Run a program on this terminal, where it receives Ctrl-C, too. Return its exit code."""
     register = _reaper.registration_fd()
     process = subprocess.Popen(
         [*_launcher_command(register, signal.SIGTERM, None), *command], env=dict(environment), pass_fds=[register]
@@ -277,20 +276,20 @@ def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) ->
 
 
 def _launcher_command(register: int, end_signal: signal.Signals, account: Account | None) -> list[str]:
-    """Return what stands before a command to have it registered and run as the account."""
+    """Return the prefix of a command that registers it with the reaper and runs it as the account."""
     uid, gid = (-1, -1) if account is None else (account.uid, account.gid)
     return [*REAPER_COMMAND, "exec", str(register), str(int(end_signal)), str(uid), str(gid)]
 
 
 def describe_exit(code: int | None) -> str:
-    """Say how a process ended: "exit code 1", "killed by SIGKILL"."""
+    """Return how a process ended as text: "exit code 1", "killed by SIGKILL"."""
     if code is None:
         return "not started"
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 def module_command(name: str, *arguments: str, python: Path | None = None) -> list[str]:
-    """Return the command that runs a module, with our own interpreter where no other is given."""
+    """Return the command that runs a module; `python` defaults to the interpreter of this process."""
     return [str(python or sys.executable), "-m", name, *arguments]
 
 

@@ -1,4 +1,4 @@
-"""Telling the user what is being waited for, and for how long."""
+"""Reports steps of long work, and how long they take, to the user."""
 
 from __future__ import annotations
 
@@ -19,51 +19,47 @@ LIVE_INTERVAL_SECONDS = 0.2
 
 
 class ProgressReporter(Protocol):
-    """Where long work reports to, one step at a time; whoever waits calls ``tick`` several times a second."""
+    """Receives one step at a time. Code that waits calls `update_step` several times a second."""
 
     def start_step(self, what: str) -> None:
-        """Begin a step: "the database is starting"."""
+        """Start a step, such as "Starting PostgreSQL"."""
 
     def update_step(self, detail: str = "") -> None:
-        """Say that the step goes on, and what of it is still missing."""
+        """Report that the step continues, and what it waits for."""
 
     def finish_step(self, *, done: bool) -> None:
-        """End the step: done, or given up."""
+        """End the step; `done` is false if it failed."""
 
     def print_line(self, text: str) -> None:
-        """Show a line to the user."""
+        """Print a line for the user."""
 
 
 class SilentReporter:
-    """Progress that nobody wants to see."""
+    """Reports nothing."""
 
-    def start_step(self, what: str) -> None:
-        """Begin a step."""
+    def start_step(self, what: str) -> None: ...
 
-    def update_step(self, detail: str = "") -> None:
-        """Go on."""
+    def update_step(self, detail: str = "") -> None: ...
 
-    def finish_step(self, *, done: bool) -> None:
-        """End a step."""
+    def finish_step(self, *, done: bool) -> None: ...
 
-    def print_line(self, text: str) -> None:
-        """Say nothing."""
+    def print_line(self, text: str) -> None: ...
 
 
 @contextmanager
-def report_step(progress: ProgressReporter, what: str) -> Iterator[None]:
+def report_step(reporter: ProgressReporter, what: str) -> Iterator[None]:
     """Report the body of a with statement as one step."""
-    progress.start_step(what)
+    reporter.start_step(what)
     done = False
     try:
         yield
         done = True
     finally:
-        progress.finish_step(done=done)
+        reporter.finish_step(done=done)
 
 
 def format_duration(duration: float) -> str:
-    """Format a duration for people: 0.4 s, 12 s, 3 min 5 s."""
+    """Return a duration as text: 0.4 s, 12 s, 3 min 5 s."""
     if duration < 10:  # noqa: PLR2004
         return f"{duration:.1f} s"
     minutes, rest = divmod(round(duration), 60)
@@ -71,18 +67,17 @@ def format_duration(duration: float) -> str:
 
 
 class _BrokenPipeConsole(Console):
-    """A console whose reader may go: rich would end the program, instead of letting it clean up."""
+    """A console that survives a broken pipe. Rich would end the program, which must clean up first."""
 
     def on_broken_pipe(self) -> None:
-        """Write no more."""
         self.quiet = True
 
 
 class ConsoleReporter:
-    """Progress on a console: a moving line in a terminal, elsewhere plain lines now and then.
+    """Reports to a console: an updated line in a terminal, otherwise a plain line every few seconds.
 
     Args:
-        file: Where to write; standard error by default, which leaves standard output to results.
+        file: Output file; standard error by default, because standard output is for results.
         clock: Monotonic seconds.
     """
 
@@ -95,7 +90,6 @@ class ConsoleReporter:
         self._status: Status | None = None
 
     def start_step(self, what: str) -> None:
-        """Begin a step."""
         self._what = what
         self._started = self._shown = self._clock()
         if self._console.is_terminal:
@@ -105,7 +99,6 @@ class ConsoleReporter:
             self._print(f"... {what}")
 
     def update_step(self, detail: str = "") -> None:
-        """Show how long the step has taken, if it is time to."""
         now = self._clock()
         if now - self._shown < (LIVE_INTERVAL_SECONDS if self._status else PLAIN_INTERVAL_SECONDS):
             return
@@ -117,7 +110,6 @@ class ConsoleReporter:
             self._print(f"... {text}")
 
     def finish_step(self, *, done: bool) -> None:
-        """End the step with a line that stays."""
         if self._status:
             self._status.stop()
             self._status = None
@@ -125,10 +117,9 @@ class ConsoleReporter:
         self._print(f"{word} {self._what} ({format_duration(self._clock() - self._started)})")
 
     def print_line(self, text: str) -> None:
-        """Show a line to the user, between steps or during one."""
         self._print(text)
 
     def _print(self, text: str) -> None:
-        with suppress(OSError):  # nobody reads it any more
-            # Addresses and commands are there to be copied: they are not wrapped.
+        with suppress(OSError):  # the terminal or the pipe is closed
+            # Not wrapped, so that users can copy addresses and commands.
             self._console.print(Text(text), soft_wrap=True)

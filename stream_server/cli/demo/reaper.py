@@ -1,17 +1,17 @@
-"""The leash: a process that outlives us just long enough to end what we started.
+"""The reaper: a process that ends the demo's child processes after the demo itself has ended, even by SIGKILL.
 
-Run as a script with the standard library only, in one of two ways:
+Runs as a script with the standard library only, in one of two ways:
 
-``leash.py watch``
-    Reads ``+ pid signal`` and ``- pid`` lines from its standard input. When that ends, however we died, every
-    process still registered gets its signal, and what has not gone a few seconds later is killed.
+`reaper.py watch`
+    Reads lines `+ pid signal` and `- pid` from its standard input. At the end of the input, that is, after the end of
+    the demo, it sends each registered process its signal, and kills the processes that are left after a few seconds.
 
-``leash.py exec FD SIGNAL UID GID PROGRAM [ARGUMENT ...]``
-    Registers itself through the inherited pipe FD, drops to UID and GID (unless -1), and becomes PROGRAM.
-    Being registered before the program exists, it cannot be forgotten, at whatever moment we are killed.
+`reaper.py exec FD SIGNAL UID GID PROGRAM [ARGUMENT ...]`
+    Registers itself through the inherited pipe FD, changes to UID and GID (unless -1), and executes PROGRAM. The
+    process is registered before the program starts, so that the reaper knows it whenever the demo is killed.
 
-Linux's parent-death signal would be simpler, but it is sent when the *thread* that started the child ends,
-never reaches grandchildren, and exists on Linux only.
+Linux's parent-death signal is no alternative: it is sent when the *thread* that started the child ends, it does not
+reach grandchildren, and other systems do not have it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PS_COMMAND = ["/bin/ps", "-axo", "pid=,ppid=,stat=,comm="]
 
 
 class Process(NamedTuple):
-    """A living process; zombies do not count as living."""
+    """A running process, not a zombie."""
 
     pid: int
     parent: int
@@ -44,7 +44,7 @@ class Process(NamedTuple):
 
 
 def list_processes() -> list[Process]:
-    """Return all living processes of this machine."""
+    """Return all running processes of this host."""
     if (PROC / "self" / "stat").exists():
         found = (_from_proc(entry) for entry in PROC.iterdir() if entry.name.isdigit())
     else:
@@ -54,24 +54,24 @@ def list_processes() -> list[Process]:
 
 
 def session_pids(session: int) -> set[int]:
-    """Return the pids of a session: whatever its leader started, orphans too, except what called setsid."""
+    """Return the processes of a session: the descendants of its leader, orphans too, that did not call setsid."""
     return {process.pid for process in list_processes() if process.session == session}
 
 
 def family_pids(leader: int) -> set[int]:
-    """Return the pids of a session, its leader, and all that descends from them in an unbroken line."""
-    everybody = list_processes()
-    found = {process.pid for process in everybody if leader in (process.pid, process.session)}
-    grown = True
-    while grown:
-        more = {process.pid for process in everybody if process.parent in found} - found
-        found |= more
-        grown = bool(more)
+    """Return the processes of a session, its leader, and their descendants whose ancestors all still run."""
+    running = list_processes()
+    found = {process.pid for process in running if leader in (process.pid, process.session)}
+    has_grown = True
+    while has_grown:
+        children = {process.pid for process in running if process.parent in found} - found
+        found |= children
+        has_grown = bool(children)
     return found
 
 
 def send_signal(pids: Iterable[int], number: int) -> None:
-    """Send a signal to each process; those that have just ended are passed over."""
+    """Send a signal to each process; ignore those that have ended."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
@@ -79,7 +79,7 @@ def send_signal(pids: Iterable[int], number: int) -> None:
 
 def _from_proc(entry: Path) -> Process | None:
     try:
-        # pid (name) state parent group session ...; the name may itself hold blanks and parentheses.
+        # pid (name) state parent group session ...; the name may contain spaces and parentheses (proc_pid_stat(5)).
         before, _, after = (entry / "stat").read_text(errors="replace").rpartition(")")
     except OSError:
         return None
@@ -96,7 +96,7 @@ def _from_ps(line: str) -> Process | None:
 
 
 def watch_parent() -> None:
-    """Follow the register on standard input; when it ends, end all that is left."""
+    """Read registrations from standard input; at its end, end the registered processes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     registered: dict[int, int] = {}
@@ -110,19 +110,23 @@ def watch_parent() -> None:
 
 
 def end_processes(registered: dict[int, int]) -> None:
-    """End processes and what they started, {leader: signal}: politely, and after a grace period by force."""
-    left: set[int] = set().union(*(family_pids(leader) for leader in registered))
+    """End processes and their descendants: with a signal, and after a grace period with SIGKILL.
+
+    Args:
+        registered: The signal of each session leader.
+    """
+    remaining: set[int] = set().union(*(family_pids(leader) for leader in registered))
     for leader, number in registered.items():
         send_signal({leader, *session_pids(leader)}, number)
     deadline = time.monotonic() + GRACE_SECONDS
-    while left and time.monotonic() < deadline:
+    while remaining and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-        left &= {process.pid for process in list_processes()}
-    send_signal(left.union(*(session_pids(leader) for leader in registered)), signal.SIGKILL)
+        remaining &= {process.pid for process in list_processes()}
+    send_signal(remaining.union(*(session_pids(leader) for leader in registered)), signal.SIGKILL)
 
 
 def register_and_exec(register: int, number: int, uid: int, gid: int, command: list[str]) -> None:
-    """Register this process with the watcher, change the account where one is given, become the command."""
+    """Register this process with the reaper, change the account unless `uid` is -1, and execute the command."""
     os.write(register, f"+ {os.getpid()} {number}\n".encode())
     os.close(register)
     if uid != -1:
@@ -136,7 +140,7 @@ def register_and_exec(register: int, number: int, uid: int, gid: int, command: l
 
 
 def main(arguments: list[str]) -> None:
-    """Run as ``watch`` or ``exec``; see the module's docstring."""
+    """Run `watch` or `exec`; see the docstring of the module."""
     if arguments[0] == "watch":
         watch_parent()
     else:

@@ -1,4 +1,4 @@
-"""Directories of running demos: each has its own; the next one clears away what a dead one left behind."""
+"""Run directories: each demo has its own, and removes those that killed demos have left."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ KEEP_LOGS_SECONDS = 24 * 3600.0
 
 
 class RunDirectory:
-    """The directory of one demo or test session: ``.demo/runs/20261122-140305-4711``.
+    """The directory of one demo or test session: `.demo/runs/20261122-140305-4711`.
 
-    Held by a file lock, which goes with the process, however it ends.
+    A file lock marks it as in use. The lock ends with the process, even after SIGKILL.
 
     Args:
-        data_dir: The demo's data directory; made if missing.
+        data_dir: The demo's data directory; created if missing.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -35,19 +35,19 @@ class RunDirectory:
             _remove_abandoned(runs)
             self.path = _create_directory(runs)
             self._lock = _try_lock(self.path)
-        assert self._lock is not None, "nobody else can know this directory"
+        assert self._lock is not None, "no other process knows the new directory"
         self.logs = self.path / "logs"
         self.logs.mkdir()
         self.airflow_home = self.path / "airflow"
         self.postgres = self.path / "postgres"
 
     def remove(self) -> None:
-        """Remove the directory and the cluster that belongs to it, wherever that is."""
+        """Remove the directory and its cluster, which may be in another place."""
         _remove_run(self.path)
         self._release()
 
     def keep_logs(self) -> None:
-        """Leave the logs for a day, so that the user can read what went wrong; remove the cluster."""
+        """Remove the cluster, and keep the logs for a day."""
         _remove_cluster(self.path)
         (self.path / "kept").touch()
         self._release()
@@ -68,7 +68,7 @@ def _create_directory(runs: Path) -> Path:
 
 
 def _remove_abandoned(runs: Path) -> None:
-    """Remove the directories that nobody holds, but for logs that were kept less than a day ago."""
+    """Remove the directories without a lock, except those with logs kept less than a day ago."""
     for path in runs.iterdir():
         if not path.is_dir():
             continue
@@ -88,12 +88,12 @@ def _remove_run(path: Path) -> None:
 
 def _remove_cluster(path: Path) -> None:
     cluster = path / "postgres"
-    for place in {cluster, PostgresInstallation.find().data_directory_for(cluster)}:
-        shutil.rmtree(place, ignore_errors=True)
+    for directory in {cluster, PostgresInstallation.find().data_directory_for(cluster)}:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _try_lock(path: Path) -> IO[str] | None:
-    """Lock a run directory; None if its demo is alive."""
+    """Lock a run directory. Return None if another process holds the lock."""
     file = (path / "lock").open("w")
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +105,7 @@ def _try_lock(path: Path) -> IO[str] | None:
 
 @contextmanager
 def _exclusive_lock(runs: Path) -> Iterator[None]:
-    """Keep other demos from making or clearing directories meanwhile."""
+    """Prevent other demos from creating or removing run directories."""
     with (runs / ".lock").open("w") as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         yield

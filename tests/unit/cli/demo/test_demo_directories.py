@@ -19,7 +19,7 @@ from stream_server.cli.demo.progress import SilentReporter
 from stream_server.cli.demo.run_directory import KEEP_LOGS_SECONDS, RunDirectory
 
 
-class Said(SilentReporter):
+class RecordingReporter(SilentReporter):
     def __init__(self) -> None:
         self.steps: list[str] = []
         self.lines: list[str] = []
@@ -35,8 +35,8 @@ class Said(SilentReporter):
         self.lines.append(text)
 
 
-def die_holding_a_run_directory(data_dir: Path) -> Path:
-    """Leave what a killed demo leaves."""
+def leave_run_directory_by_sigkill(data_dir: Path) -> Path:
+    """Return the run directory that a killed demo has left."""
     script = f"""
 import os, signal
 from pathlib import Path
@@ -48,7 +48,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     return Path(killed.stdout.strip())
 
 
-def test_two_run_directories_live_side_by_side(tmp_path: Path) -> None:
+def test_run_directories_are_independent(tmp_path: Path) -> None:
     one, two = RunDirectory(tmp_path), RunDirectory(tmp_path)
     assert one.path != two.path
     assert one.logs.is_dir()
@@ -58,8 +58,8 @@ def test_two_run_directories_live_side_by_side(tmp_path: Path) -> None:
     two.remove()
 
 
-def test_the_next_demo_clears_away_what_a_killed_one_left(tmp_path: Path) -> None:
-    left = die_holding_a_run_directory(tmp_path)
+def test_next_demo_removes_the_directory_of_a_killed_one(tmp_path: Path) -> None:
+    left = leave_run_directory_by_sigkill(tmp_path)
     assert left.exists()
     RunDirectory(tmp_path).remove()
     assert not left.exists()
@@ -79,27 +79,23 @@ def test_kept_logs_stay_for_a_day(tmp_path: Path) -> None:
     assert not log.exists()
 
 
-def test_the_place_of_a_cluster_is_the_wanted_one_where_it_can_be_reached(tmp_path: Path) -> None:
+def test_data_directory_is_the_requested_one(tmp_path: Path) -> None:
     installation = PostgresInstallation(tmp_path, "18", None)
     assert installation.data_directory_for(tmp_path / "cluster") == tmp_path / "cluster"
 
 
-def test_a_place_out_of_reach_is_replaced_by_the_same_one_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_data_directory_is_replaced_consistently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(PostgresInstallation, "_can_run_in", lambda *_: False)
     installation = PostgresInstallation(tmp_path, "18", Account(65_534, 65_534))
-    place = installation.data_directory_for(tmp_path / "root" / "cluster")
-    assert place == installation.data_directory_for(tmp_path / "root" / "cluster")
-    assert place != installation.data_directory_for(tmp_path / "root" / "other")
-    assert place.parent.stat().st_mode & 0o777 == 0o711
+    directory = installation.data_directory_for(tmp_path / "root" / "cluster")
+    assert directory == installation.data_directory_for(tmp_path / "root" / "cluster")
+    assert directory != installation.data_directory_for(tmp_path / "root" / "other")
+    assert directory.parent.stat().st_mode & 0o777 == 0o711
 
 
 @pytest.mark.parametrize("trap", ["link", "writable"])
-def test_a_directory_that_others_could_change_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
-) -> None:
+def test_shared_directory_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     planted = tmp_path / f"stream-server-{os.geteuid()}"
     if trap == "link":
@@ -113,16 +109,14 @@ def test_a_directory_that_others_could_change_is_not_used(
         PostgresInstallation(tmp_path, "18", Account(65_534, 65_534)).data_directory_for(tmp_path / "cluster")
 
 
-def test_the_template_is_named_after_both_versions() -> None:
+def test_template_name_has_both_versions() -> None:
     assert template.template_name().startswith("airflow-3.")
     assert "-postgres-18." in template.template_name()
 
 
-def test_of_two_at_once_one_makes_the_template_and_the_other_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_demos_create_one_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Path] = []
-    second = Said()
+    second = RecordingReporter()
 
     def make(directory: Path, _progress: object) -> None:
         waiter = threading.Thread(target=template.ensure_template, args=(tmp_path, second))
@@ -140,19 +134,21 @@ def test_of_two_at_once_one_makes_the_template_and_the_other_waits(
     assert second.steps == ["Another process is preparing the Airflow database"]
 
 
-def test_a_log_is_told_by_its_last_lines(tmp_path: Path) -> None:
+def test_read_last_lines_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("".join(f"line {number}\n" for number in range(100)))
     assert read_last_lines(log, 2) == "  line 98\n  line 99"
     assert read_last_lines(tmp_path / "missing") == "  (unreadable: No such file or directory)"
 
 
-def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path) -> None:
-    said = Said()
+def test_port_in_use_is_reported_before_the_start(tmp_path: Path) -> None:
+    reporter = RecordingReporter()
     with socket.create_server((LOOPBACK, 0)) as other:
         port = other.getsockname()[1]
-        code = run_demo(once=True, port=port, airflow_port=None, postgres_port=None, data_dir=tmp_path, progress=said)
+        code = run_demo(
+            once=True, port=port, airflow_port=None, postgres_port=None, data_dir=tmp_path, progress=reporter
+        )
     assert code == NOT_STARTED
-    assert said.steps == []
-    assert f"Port {port} for the stream server cannot be used (Address already in use)" in said.lines[0]
+    assert reporter.steps == []
+    assert f"port {port} for stream_server is not available (Address already in use)" in reporter.lines[0]
     assert [path for path in (tmp_path / "runs").iterdir() if path.is_dir()] == []

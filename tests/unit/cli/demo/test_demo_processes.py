@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from stream_server.cli.demo import reaper as leash
+from stream_server.cli.demo import reaper
 from stream_server.cli.demo.errors import StartError
 from stream_server.cli.demo.processes import ChildProcess, describe_exit, run_in_foreground, wait_for_call, wait_until
 from stream_server.cli.demo.progress import SilentReporter
@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Starts a process that is deaf to SIGTERM, in a process group of its own, says so, and waits.
-STUBBORN = """
+# Starts a process in its own process group that ignores SIGTERM and then prints a line, and waits.
+IGNORES_SIGTERM = """
 import signal, subprocess, sys
-deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
-subprocess.Popen([sys.executable, "-c", "import os; os.setpgid(0, 0);" + deaf])
+child = '''
+import os, signal, time
+os.setpgid(0, 0)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ignoring", flush=True)
+time.sleep(600)
+'''
+subprocess.Popen([sys.executable, "-c", child])
 signal.pause()
 """
 
@@ -46,12 +52,12 @@ def sleeper(log: Path) -> Iterator[ChildProcess]:
     child.stop()
 
 
-def test_a_child_is_ours_and_leads_a_session(sleeper: ChildProcess) -> None:
+def test_child_leads_a_session(sleeper: ChildProcess) -> None:
     assert psutil.Process(sleeper.pid).ppid() == os.getpid()
     assert os.getsid(sleeper.pid) == sleeper.pid
 
 
-def test_a_stopped_child_is_gone_and_may_start_again(sleeper: ChildProcess) -> None:
+def test_stopped_child_can_start_again(sleeper: ChildProcess) -> None:
     first = sleeper.pid
     sleeper.stop()
     assert not sleeper.is_running
@@ -61,7 +67,7 @@ def test_a_stopped_child_is_gone_and_may_start_again(sleeper: ChildProcess) -> N
     assert sleeper.is_running
 
 
-def test_stopping_what_never_started_or_has_ended_does_nothing(log: Path) -> None:
+def test_stop_without_a_running_process_does_nothing(log: Path) -> None:
     child = python("", log)
     child.stop()
     child.start()
@@ -70,18 +76,17 @@ def test_stopping_what_never_started_or_has_ended_does_nothing(log: Path) -> Non
     child.stop()
 
 
-def test_what_does_not_end_politely_is_killed_with_all_it_started(log: Path) -> None:
-    child = python(STUBBORN, log)
+def test_stop_kills_descendants_that_ignore_the_signal(log: Path) -> None:
+    child = python(IGNORES_SIGTERM, log)
     child.start()
-    eventually(lambda: "deaf" in log.read_text())
-    family = leash.family_pids(child.pid)
+    eventually(lambda: "ignoring" in log.read_text())
+    family = reaper.family_pids(child.pid)
     assert len(family) == 2
     child.stop(within=0.2)
-    assert not family & {process.pid for process in leash.list_processes()}
+    assert not family & {process.pid for process in reaper.list_processes()}
 
 
-def test_what_our_death_leaves_behind_ends_too(log: Path, tmp_path: Path) -> None:
-    """Kill a process that has a child, in the way that lets it clean up nothing."""
+def test_reaper_ends_the_children_of_a_killed_process(log: Path, tmp_path: Path) -> None:
     script = f"""
 import signal
 from pathlib import Path
@@ -98,33 +103,33 @@ signal.pause()
     assert psutil.pid_exists(orphan)
     parent.kill()
     parent.wait()
-    eventually(lambda: orphan not in {process.pid for process in leash.list_processes()}, what="the orphan's end")
+    eventually(lambda: orphan not in {process.pid for process in reaper.list_processes()}, what="the orphan's end")
 
 
-def test_a_child_that_dies_is_told_with_its_last_words(log: Path) -> None:
+def test_start_error_has_the_last_lines_of_the_log(log: Path) -> None:
     child = python("print('out of paper'); raise SystemExit(3)", log)
     child.start()
     with pytest.raises(StartError, match=r"a program ended unexpectedly \(exit code 3\)(?s:.*)out of paper"):
         wait_until(lambda: None, within=10, waiting_for=child, progress=SilentReporter())
 
 
-def test_a_program_that_is_missing_is_told_by_name(log: Path) -> None:
+def test_start_error_names_a_missing_program(log: Path) -> None:
     child = ChildProcess("a program", ["/nowhere/postgres"], log=log)
     child.start()
     with pytest.raises(StartError, match="cannot run /nowhere/postgres: No such file"):
         wait_until(lambda: None, within=10, waiting_for=child, progress=SilentReporter())
 
 
-def test_waiting_ends_with_the_deadline(sleeper: ChildProcess) -> None:
+def test_wait_until_has_a_timeout(sleeper: ChildProcess) -> None:
     with pytest.raises(StartError, match="was not ready within 0 s"):
         wait_until(lambda: None, within=0, waiting_for=sleeper, progress=SilentReporter())
 
 
-def test_waiting_returns_the_answer(sleeper: ChildProcess) -> None:
+def test_wait_until_returns_the_result(sleeper: ChildProcess) -> None:
     assert wait_until(lambda: 42, within=1, waiting_for=sleeper, progress=SilentReporter()) == 42
 
 
-def test_a_failed_call_is_raised_where_it_is_waited_for(sleeper: ChildProcess) -> None:
+def test_wait_for_call_raises_the_exception_of_the_call(sleeper: ChildProcess) -> None:
     def refuse() -> None:
         raise ConnectionError("refused")
 
@@ -132,21 +137,19 @@ def test_a_failed_call_is_raised_where_it_is_waited_for(sleeper: ChildProcess) -
         wait_for_call(refuse, within=10, waiting_for=sleeper, progress=SilentReporter())
 
 
-def test_a_program_in_the_foreground_gives_its_exit_code() -> None:
+def test_run_in_foreground_returns_the_exit_code() -> None:
     code = run_in_foreground([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ))
     assert code == 3
 
 
-def test_without_proc_the_processes_are_found_through_ps(
-    sleeper: ChildProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    by_proc = {process for process in leash.list_processes() if process.pid == sleeper.pid}
-    monkeypatch.setattr(leash, "PROC", tmp_path)
-    assert {process for process in leash.list_processes() if process.pid == sleeper.pid} == by_proc
+def test_list_processes_without_proc(sleeper: ChildProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    by_proc = {process for process in reaper.list_processes() if process.pid == sleeper.pid}
+    monkeypatch.setattr(reaper, "PROC", tmp_path)
+    assert {process for process in reaper.list_processes() if process.pid == sleeper.pid} == by_proc
 
 
 @pytest.mark.parametrize(
     ("code", "words"), [(None, "not started"), (0, "exit code 0"), (-9, "killed by SIGKILL"), (2, "exit code 2")]
 )
-def test_exit_codes_are_written_for_people(code: int | None, words: str) -> None:
+def test_describe_exit(code: int | None, words: str) -> None:
     assert describe_exit(code) == words

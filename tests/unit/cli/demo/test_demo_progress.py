@@ -21,11 +21,11 @@ class Terminal(io.StringIO):
         return True
 
 
-class Reported:
+class Recorder:
     def __init__(self, *, terminal: bool = False) -> None:
         self.file = Terminal() if terminal else io.StringIO()
         self.clock = Clock()
-        self.progress = ConsoleReporter(self.file, self.clock)
+        self.reporter = ConsoleReporter(self.file, self.clock)
 
     @property
     def lines(self) -> list[str]:
@@ -36,53 +36,53 @@ class Reported:
     ("duration", "text"),
     [(0.04, "0.0 s"), (9.94, "9.9 s"), (12.4, "12 s"), (59.6, "1 min 0 s"), (125.0, "2 min 5 s")],
 )
-def test_durations_are_written_for_people(duration: float, text: str) -> None:
+def test_format_duration(duration: float, text: str) -> None:
     assert format_duration(duration) == text
 
 
-def test_a_step_is_a_line_at_its_begin_and_one_at_its_end() -> None:
-    reported = Reported()
-    with report_step(reported.progress, "Starting Airflow"):
-        reported.clock.now += 13
-    assert reported.lines == ["... Starting Airflow", "ok  Starting Airflow (13 s)"]
+def test_step_has_a_first_and_a_last_line() -> None:
+    recorder = Recorder()
+    with report_step(recorder.reporter, "Starting Airflow"):
+        recorder.clock.now += 13
+    assert recorder.lines == ["... Starting Airflow", "ok  Starting Airflow (13 s)"]
 
 
-def test_a_long_step_is_told_again_every_ten_seconds() -> None:
-    reported = Reported()
-    with report_step(reported.progress, "Starting Airflow"):
+def test_long_step_has_a_line_every_ten_seconds() -> None:
+    recorder = Recorder()
+    with report_step(recorder.reporter, "Starting Airflow"):
         for _ in range(250):
-            reported.clock.now += 0.1
-            reported.progress.update_step()
-    assert reported.lines[1:-1] == ["... Starting Airflow (10 s)", "... Starting Airflow (20 s)"]
+            recorder.clock.now += 0.1
+            recorder.reporter.update_step()
+    assert recorder.lines[1:-1] == ["... Starting Airflow (10 s)", "... Starting Airflow (20 s)"]
 
 
-def test_a_step_given_up_is_told_as_such() -> None:
-    reported = Reported()
-    with pytest.raises(RuntimeError), report_step(reported.progress, "Starting Airflow"):
+def test_failed_step_is_marked() -> None:
+    recorder = Recorder()
+    with pytest.raises(RuntimeError), report_step(recorder.reporter, "Starting Airflow"):
         raise RuntimeError
-    assert reported.lines[-1] == "!!  Starting Airflow (0.0 s)"
+    assert recorder.lines[-1] == "!!  Starting Airflow (0.0 s)"
 
 
-def test_addresses_are_not_wrapped() -> None:
-    reported = Reported()
-    reported.progress.print_line("x" * 200)
-    assert reported.lines == ["x" * 200]
+def test_long_lines_are_not_wrapped() -> None:
+    recorder = Recorder()
+    recorder.reporter.print_line("x" * 200)
+    assert recorder.lines == ["x" * 200]
 
 
-def test_a_terminal_shows_a_moving_line_and_keeps_the_last() -> None:
-    reported = Reported(terminal=True)
-    with report_step(reported.progress, "Starting Airflow"):
-        reported.clock.now += 1
-        reported.progress.update_step("scheduler")
-    assert reported.lines[-1].endswith("ok  Starting Airflow (1.0 s)")
+def test_terminal_keeps_the_last_line() -> None:
+    recorder = Recorder(terminal=True)
+    with report_step(recorder.reporter, "Starting Airflow"):
+        recorder.clock.now += 1
+        recorder.reporter.update_step("scheduler")
+    assert recorder.lines[-1].endswith("ok  Starting Airflow (1.0 s)")
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "closed"), OSError(errno.EIO, "hung up")])
-def test_a_reader_who_has_gone_does_not_stop_the_work(error: OSError) -> None:
-    class Gone(io.StringIO):
+def test_closed_output_is_ignored(error: OSError) -> None:
+    class ClosedFile(io.StringIO):
         def write(self, _text: str) -> int:
             raise error
 
-    progress = ConsoleReporter(Gone())
-    progress.print_line("Stopping everything ...")
-    progress.print_line("The logs are in .demo")
+    reporter = ConsoleReporter(ClosedFile())
+    reporter.print_line("Stopping all processes ...")
+    reporter.print_line("The logs are in .demo")
