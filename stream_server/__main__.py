@@ -7,7 +7,7 @@ import sys
 from stream_server.cli.process_title import redact_command_line
 
 USAGE_EXIT_CODE = 64
-"""Exit code for bad usage, as sysexits.h has it; `stream_server.client.commands.Exit` cannot be imported here."""
+"""Exit code for bad usage, as sysexits.h has it; `stream_server.cli.exit.ExitCode` cannot be imported here."""
 
 
 def main() -> None:

@@ -7,42 +7,43 @@ import json
 import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import nullcontext
-from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from rich.console import Console
 from rich.live import Live
 
 from stream_server.auth.airflow_api import AirflowApi
+from stream_server.cli.exit import ExitCode
 from stream_server.cli.run_table import RunTable, describe_frame
 from stream_server.client import ConnectionLost, Message, Refused, StreamClosed, follow
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowError, AirflowRefused
 from stream_server.protocol.frames import End, Failure, Result
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 
-class ExitCode(IntEnum):
-    """Exit codes of the commands."""
 
-    RESULT = 0
-    FAILURE = 1
-    CONNECTION_LOST = 2
-    TIMEOUT = 3
-    USAGE = 64
-    """As `EX_USAGE` in sysexits.h; also for what the server or Airflow refuses."""
+class TriggerRequest(NamedTuple):
+    dag_id: str
+    run_id: str | None
+    conf: dict[str, Any]
+    airflow_url: str
+    login: tuple[str, str] | None
+    """Username and password, in place of a token."""
 
 
 class Follower:
-    """Follows a run in a terminal, or writes its frames as lines.
+    """Shows a run in a terminal, or writes its frames as lines.
 
     Args:
-        url: Address of the server.
+        url: Address of stream_server.
         token: Bearer token.
-        results: Tasks whose return values are the answer.
+        results: Tasks whose return values are the result.
         until: `result` or `run`.
-        timeout: Seconds after which to give up waiting; `None` to wait for as long as it takes.
-        patience: Seconds to go on trying when the connection is lost.
+        timeout: Seconds to wait; `None` for no limit.
+        patience: Seconds to reconnect after the connection is lost.
     """
 
     def __init__(
@@ -65,60 +66,53 @@ class Follower:
         self.result: Result | None = None
 
     def tail(self, key: RunKey, *, as_json: bool) -> int:
-        """Show a run: as a live table on standard output, or as NDJSON. Return the exit code."""
+        """Show a run on standard output, as a live table or as NDJSON. Return the exit code."""
         console = Console()
-        lines = as_json or not console.is_terminal
-        return self._run_with_timeout(self._follow_run(key, None if lines else console, write_lines=lines))
+        write_lines = as_json or not console.is_terminal
+        return self._run_with_timeout(self._follow_run(key, None if write_lines else console, write_lines=write_lines))
 
-    def trigger_and_follow(
-        self,
-        dag_id: str,
-        conf: dict[str, Any],
-        run_id: str | None,
-        airflow_url: str,
-        login: tuple[str, str] | None,
-    ) -> int:
-        """Trigger a DAG and show its run on standard error. Return the exit code; the result is in `result`."""
-        return self._run_with_timeout(self._trigger(dag_id, conf, run_id, airflow_url, login))
+    def trigger_and_follow(self, request: TriggerRequest) -> int:
+        """Trigger a DAG and show its run on standard error. Set `result` and return the exit code."""
 
-    async def _trigger(
-        self,
-        dag_id: str,
-        conf: dict[str, Any],
-        run_id: str | None,
-        airflow_url: str,
-        login: tuple[str, str] | None,
-    ) -> int:
-        async with AirflowApi.open(airflow_url, self._token) as airflow:
-            if login is not None:
-                self._token = await airflow.login(*login)
-            key = await airflow.trigger_run(dag_id, {"conf": conf, **({"dag_run_id": run_id} if run_id else {})})
-        self._print_error(f"triggered {key.dag_id} / {key.run_id}")
-        return await self._follow_run(key, self._errors, write_lines=False)
+        async def work() -> int:
+            key = await self._trigger(request)
+            self._print_error(f"triggered {key.dag_id} / {key.run_id}")
+            return await self._follow_run(key, self._errors, write_lines=False)
+
+        return self._run_with_timeout(work())
+
+    async def _trigger(self, request: TriggerRequest) -> RunKey:
+        body: dict[str, Any] = {"conf": request.conf}
+        if request.run_id:
+            body["dag_run_id"] = request.run_id
+        async with AirflowApi.open(request.airflow_url, self._token) as airflow:
+            if request.login is not None:
+                self._token = await airflow.login(*request.login)
+            return await airflow.trigger_run(request.dag_id, body)
 
     def _run_with_timeout(self, work: Coroutine[Any, Any, int]) -> int:
         try:
             return asyncio.run(asyncio.wait_for(work, self._timeout))
         except asyncio.TimeoutError:
-            self._print_error(f"no outcome within {self._timeout:g} s; the run goes on")
+            self._print_error(f"no outcome within {self._timeout:g} s; the run continues")
             return ExitCode.TIMEOUT
         except (ConnectionLost, StreamClosed) as error:
             self._print_error(str(error))
             return ExitCode.CONNECTION_LOST
-        except Refused as error:
+        except (Refused, AirflowRefused) as error:
             self._print_error(str(error))
             return ExitCode.USAGE
         except AirflowError as error:
             self._print_error(str(error))
-            return ExitCode.USAGE if isinstance(error, AirflowRefused) else ExitCode.CONNECTION_LOST
+            return ExitCode.CONNECTION_LOST
         except KeyboardInterrupt:
-            return 130
+            return INTERRUPTED
 
     async def _follow_run(self, key: RunKey, console: Console | None, *, write_lines: bool) -> int:
-        view = RunTable(*key)
-        live = console is not None and console.is_terminal
+        table = RunTable(*key)
+        is_live = console is not None and console.is_terminal
         outcome = "none"
-        with Live(view, console=console, refresh_per_second=8) if live else nullcontext():
+        with Live(table, console=console, refresh_per_second=8) if is_live else nullcontext():
             async for message in follow(
                 self._url,
                 *key,
@@ -127,8 +121,8 @@ class Follower:
                 token=self._token,
                 patience=self._patience,
             ):
-                view.update(message.frame)
-                self._print_frame(message, console if not live else None, write_lines=write_lines)
+                table.update(message.frame)
+                self._print_frame(message, None if is_live else console, write_lines=write_lines)
                 if isinstance(message.frame, Result):
                     self.result = message.frame
                 elif isinstance(message.frame, Failure):
@@ -149,17 +143,16 @@ class Follower:
 
 
 def encode_result_value(result: Result) -> bytes:
-    """Return what a result says as JSON: the value of its only task, or else an object by task."""
-    parts: dict[str, Any] = {**result.results, **result.references}
-    only = next(iter(parts.values())) if len(parts) == 1 else parts
-    return msgspec.json.encode(only)
+    """Return a result as JSON: the value of the only result task, or an object with the value of each."""
+    values: dict[str, Any] = {**result.results, **result.references}
+    return msgspec.json.encode(next(iter(values.values())) if len(values) == 1 else values)
 
 
 def parse_conf(text: str) -> dict[str, Any]:
-    """Read the configuration of a run.
+    """Return the configuration of a run.
 
     Raises:
-        ValueError: The text is no JSON object.
+        ValueError: The text is not a JSON object.
     """
     conf = json.loads(text)
     if not isinstance(conf, dict):

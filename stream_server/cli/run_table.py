@@ -1,4 +1,4 @@
-"""A run as a table in a terminal."""
+"""Shows a run in a terminal: as a table, or a line for each frame."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from stream_server.protocol.frames import (
 )
 
 MAX_OUTPUT_CHARACTERS = 10_000
-"""Characters that are shown of what a task has said, the last ones."""
+"""Most characters of a task's output that the table shows; the last ones."""
 
 _STATE_STYLES = {
     "success": "green",
@@ -47,7 +47,7 @@ _STATE_STYLES = {
     "restarting": "violet",
     "removed": "grey42",
 }
-"""Colours of the states, near those of Airflow's own pages."""
+"""Colours of states, similar to those in Airflow's UI."""
 
 
 @dataclass
@@ -68,14 +68,14 @@ class _TaskRow:
 
     @property
     def elapsed_seconds(self) -> float | None:
-        """How long it has run, or ran."""
+        """Duration of the current or last execution; `None` before the first one."""
         if self.duration is not None or self.started_at is None:
             return self.duration
         return time.monotonic() - self.started_at
 
 
 class RunTable:
-    """What is known of a run, as its frames tell it."""
+    """State of a run, built from its frames, as a table."""
 
     def __init__(self, dag_id: str, run_id: str) -> None:
         self._title = Text(f"{dag_id} / {run_id}", style="italic", no_wrap=True, overflow="fold")
@@ -87,7 +87,6 @@ class RunTable:
         self._progress: dict[tuple[str, int], Report] = {}
 
     def update(self, frame: AnyFrame) -> None:
-        """Take in a frame."""
         if isinstance(frame, (Chunk, Progress)):
             self._add_output(frame)
         elif isinstance(frame, Snapshot):
@@ -116,20 +115,20 @@ class RunTable:
             self._last_event = Text(describe_frame(frame))
 
     def _add_output(self, frame: Chunk | Progress) -> None:
-        place = (frame.task_id, frame.map_index)
+        key = (frame.task_id, frame.map_index)
         if isinstance(frame, Progress):
             if frame.value is not UNSET:
-                self._progress[place] = frame.value
+                self._progress[key] = frame.value
         elif frame.value is not UNSET:
-            said = self._output.get(place, "") + _format_output(frame.value)
-            self._output[place] = said[-MAX_OUTPUT_CHARACTERS:]
+            output = self._output.get(key, "") + _format_output(frame.value)
+            self._output[key] = output[-MAX_OUTPUT_CHARACTERS:]
 
     def __rich__(self) -> RenderableType:
         table = Table(header_style="bold")
-        table.add_column("task")
-        table.add_column("state")
-        table.add_column("try", justify="right")
-        table.add_column("seconds", justify="right")
+        table.add_column("Task")
+        table.add_column("State")
+        table.add_column("Try", justify="right")
+        table.add_column("Seconds", justify="right")
         for (task_id, map_index), row in self._rows.items():
             seconds = row.elapsed_seconds
             report = self._progress.get((task_id, map_index)) if row.state == "running" else None
@@ -142,14 +141,14 @@ class RunTable:
                 "" if seconds is None else f"{seconds:.1f}",
             )
         for task_id, states in self._counts.items():
-            told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
-            table.add_row(Text(f"{task_id} [{sum(states.values())}]"), Text(told), "", "")
-        said = [Text.assemble((f"{_task_label(*place)}: ", "bold"), text) for place, text in self._output.items()]
-        return Group(self._title, table, *said, Text.assemble("run: ", _format_state(self._state)), self._last_event)
+            counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+            table.add_row(Text(f"{task_id} [{sum(states.values())}]"), Text(counts), "", "")
+        output = [Text.assemble((f"{_task_label(*key)}: ", "bold"), text) for key, text in self._output.items()]
+        return Group(self._title, table, *output, Text.assemble("Run: ", _format_state(self._state)), self._last_event)
 
 
 def describe_frame(frame: AnyFrame) -> str:
-    """Tell a frame in one line."""
+    """Return a frame as one line of text."""
     match frame:
         case Snapshot():
             text = f"run {frame.run.state}, {len(frame.tasks)} task instances"
@@ -157,21 +156,21 @@ def describe_frame(frame: AnyFrame) -> str:
             index = "" if frame.map_index < 0 else f" [{frame.map_index}]"
             text = f"{frame.task_id}{index}: {frame.state or NO_STATUS}"
         case Chunk():
-            text = f"{_task_label(frame.task_id, frame.map_index)} says: "
-            text += "(withheld)" if frame.value is UNSET else _format_output(frame.value)
+            text = f"{_task_label(frame.task_id, frame.map_index)} output: "
+            text += "(not permitted)" if frame.value is UNSET else _format_output(frame.value)
         case Progress():
             text = f"{_task_label(frame.task_id, frame.map_index)}: "
-            text += "(withheld)" if frame.value is UNSET else _format_progress(frame.value)
+            text += "(not permitted)" if frame.value is UNSET else _format_progress(frame.value)
         case RunTransition():
             text = f"run {frame.state}"
         case Result():
             names = ", ".join([*frame.results, *frame.references])
-            text = "there is a result, which may not be read" if frame.withheld else f"result of {names}"
+            text = "result, which this token may not read" if frame.withheld else f"result of {names}"
         case Failure():
             task = "" if frame.task_id is None else f" in {frame.task_id} (try {frame.try_number})"
             text = f"failure: {frame.reason}{task}"
         case Reset():
-            text = f"taken back: {frame.reason}"
+            text = f"reset: {frame.reason}"
         case End():
             text = _describe_end(frame)
         case _:
@@ -184,7 +183,7 @@ def _task_label(task_id: str, map_index: int) -> str:
 
 
 def _format_output(value: msgspec.Raw) -> str:
-    """Return what is shown of a value: text as it is, anything else as JSON in a line of its own."""
+    """Return a value as text: a string as it is, other values as JSON in a separate line."""
     decoded = msgspec.json.decode(value)
     return decoded if isinstance(decoded, str) else f"{bytes(value).decode()}\n"
 
@@ -196,9 +195,9 @@ def _format_progress(report: Report) -> str:
 
 def _describe_end(end: End) -> str:
     if end.state is None:
-        return "the run is gone"
-    going_on = "" if end.state in FINAL_RUN_STATES else ", and goes on"
-    return f"{end.outcome if end.outcome != 'none' else 'no result'}; the run is {end.state}{going_on}"
+        return "the run was deleted"
+    suffix = "" if end.state in FINAL_RUN_STATES else " and continues"
+    return f"{end.outcome if end.outcome != 'none' else 'no result'}; the run is {end.state}{suffix}"
 
 
 def _format_state(state: str | None) -> Text:

@@ -1,4 +1,4 @@
-"""`stream-server tail` as a person runs it."""
+"""`stream-server tail` as a child process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.streams import DEADLINE, types
 from support.waiting import eventually_async
 
 
-async def tail(
+async def start_tail(
     url: str, run: RunKey, *options: str, stdout: int = asyncio.subprocess.PIPE
 ) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
@@ -29,81 +29,81 @@ async def tail(
     )
 
 
-async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, bytes, bytes]:
+async def wait_for_end(process: asyncio.subprocess.Process) -> tuple[int | None, bytes, bytes]:
     output, errors = await asyncio.wait_for(process.communicate(), DEADLINE)
     return process.returncode, output, errors
 
 
-async def watched(server: RunningServer) -> None:
-    await eventually_async(lambda: server.hub.statistics().subscriptions == 1, what="somebody watches")
+async def wait_for_subscription(server: RunningServer) -> None:
+    await eventually_async(lambda: server.hub.statistics().subscriptions == 1, what="a subscription")
 
 
 async def test_a_terminal_shows_a_table(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
-    ours, theirs = pty.openpty()
-    process = await tail(server.url, run, "--until", "result", stdout=theirs)
-    os.close(theirs)
-    await watched(server)
+    reader, writer = pty.openpty()
+    process = await start_tail(server.url, run, "--until", "result", stdout=writer)
+    os.close(writer)
+    await wait_for_subscription(server)
     await airflow.complete_chain(run)
     await asyncio.wait_for(process.wait(), DEADLINE)
-    shown = b""
-    # Linux ends the output of a closed terminal with an error.
+    output = b""
+    # On Linux, reading from a closed terminal raises an error at the end.
     with suppress(OSError):
-        while part := os.read(ours, 65536):
-            shown += part
-    os.close(ours)
+        while part := os.read(reader, 65536):
+            output += part
+    os.close(reader)
     assert process.returncode == 0
-    text = shown.decode()
+    text = output.decode()
     assert "┏━" in text
     assert "clean_up" in text
-    assert "result; the run is running, and goes on" in text
+    assert "result; the run is running and continues" in text
     assert '{"type"' not in text
 
 
 async def test_a_pipe_gets_frames_as_lines(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
-    process = await tail(server.url, run, "--until", "result", "--result", "ask")
-    await watched(server)
+    process = await start_tail(server.url, run, "--until", "result", "--result", "ask")
+    await wait_for_subscription(server)
     await airflow.complete_chain(run)
-    code, output, _ = await ended(process)
+    code, output, _ = await wait_for_end(process)
     frames = [json.loads(line) for line in output.splitlines()]
     assert code == 0
     assert (types(frames)[0], types(frames)[-2:]) == ("snapshot", ["result", "end"])
     assert frames[-2]["results"] == {"ask": {"question": "why"}}
 
 
-async def test_a_failed_run_exits_with_1(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+async def test_failed_run_exits_with_1(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     await airflow.start_task(run, "answer")
     await airflow.set_task(run, "answer", "failed")
-    code, output, _ = await ended(await tail(server.url, run, "--until", "result"))
+    code, output, _ = await wait_for_end(await start_tail(server.url, run, "--until", "result"))
     assert code == 1
     assert b'"reason":"task_failed"' in output
 
 
-async def test_a_lost_connection_exits_with_2(run: RunKey, unused_tcp_port: int) -> None:
+async def test_lost_connection_exits_with_2(run: RunKey, unused_tcp_port: int) -> None:
     url = f"http://127.0.0.1:{unused_tcp_port}"
-    code, output, errors = await ended(await tail(url, run, "--patience", "300ms"))
+    code, output, errors = await wait_for_end(await start_tail(url, run, "--patience", "300ms"))
     assert (code, output) == (2, b"")
-    assert f"No connection to ws://127.0.0.1:{unused_tcp_port} for 0.3 s".encode() in errors
+    assert f"no connection to ws://127.0.0.1:{unused_tcp_port} for 0.3 s".encode() in errors
     assert b"Traceback" not in errors
 
 
-async def test_a_timeout_exits_with_3(server: RunningServer, run: RunKey) -> None:
-    code, _, errors = await ended(await tail(server.url, run, "--timeout", "1s"))
+async def test_timeout_exits_with_3(server: RunningServer, run: RunKey) -> None:
+    code, _, errors = await wait_for_end(await start_tail(server.url, run, "--timeout", "1s"))
     assert code == 3
-    assert b"no outcome within 1 s; the run goes on" in errors
+    assert b"no outcome within 1 s; the run continues" in errors
 
 
-async def test_a_restarted_server_is_found_again(
+async def test_reconnects_to_a_restarted_server(
     airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey, unused_tcp_port: int
 ) -> None:
     chosen = settings(port=unused_tcp_port)
     async with running_server(chosen) as first:
         await eventually_async(lambda: first.hub.is_live)
-        process = await tail(first.url, run, "--until", "result")
-        await watched(first)
+        process = await start_tail(first.url, run, "--until", "result")
+        await wait_for_subscription(first)
     async with running_server(chosen) as second:
-        await watched(second)
+        await wait_for_subscription(second)
         await airflow.complete_chain(run)
-        code, output, _ = await ended(process)
+        code, output, _ = await wait_for_end(process)
     frames = [json.loads(line) for line in output.splitlines()]
     assert code == 0
     assert types(frames)[:2] == ["snapshot", "resumed"]

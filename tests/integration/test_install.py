@@ -249,7 +249,7 @@ def test_a_missing_database_url_is_a_usage_error() -> None:
     done = command("status")
     assert (done.returncode, done.stderr) == (
         64,
-        "stream-server: Give --database-url or STREAM_SERVER_DATABASE_URL\n",
+        "stream-server: set --database-url or STREAM_SERVER_DATABASE_URL\n",
     )
 
 

@@ -1,4 +1,4 @@
-"""No password is shown to those who list processes."""
+"""Process lists and errors contain no secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.waiting import eventually_async
 
 
 @asynccontextmanager
-async def command(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running_command(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "stream_server", *arguments), stderr=asyncio.subprocess.PIPE
     )
@@ -28,16 +28,16 @@ async def command(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await process.wait()
 
 
-def shown(process: asyncio.subprocess.Process) -> dict[str, str]:
-    """Return each argument of a process, as anybody may see it, by the one before."""
+def arguments_of(process: asyncio.subprocess.Process) -> dict[str, str]:
+    """Return each visible argument of a process by the one before it."""
     return dict(pairwise(psutil.Process(process.pid).cmdline()))
 
 
 @pytest.mark.parametrize("joined", [False, True])
-async def test_serve_does_not_show_its_password(journal: str, unused_tcp_port: int, *, joined: bool) -> None:
+async def test_serve_hides_its_password(journal: str, unused_tcp_port: int, *, joined: bool) -> None:
     url = journal.replace("//airflow@", "//airflow:s3cret+é@") + "?application_name=s3cret"
     option = [f"--database-url={url}"] if joined else ["--database-url", url]
-    async with command("serve", *option, "--port", str(unused_tcp_port)) as process:
+    async with running_command("serve", *option, "--port", str(unused_tcp_port)) as process:
         assert process.stderr is not None
         while b"Following the journal" not in await asyncio.wait_for(process.stderr.readline(), DEADLINE):
             pass
@@ -47,18 +47,18 @@ async def test_serve_does_not_show_its_password(journal: str, unused_tcp_port: i
     assert arguments[4:] == [*(part.replace(url, hidden) for part in option), "--port", str(unused_tcp_port)]
 
 
-async def test_run_shows_neither_password_nor_token() -> None:
-    async with _silent() as silent:
-        options = ["--airflow-url", silent, "--username", "ada", "--password", "s3cret", "--token", "t0ken"]
-        async with command("run", "chat", *options) as process:
-            await eventually_async(lambda: shown(process).get("--password") == "******", what="the password is hidden")
-            seen = shown(process)
-    assert (seen["--token"], seen["--username"], seen["--airflow-url"]) == ("*****", "ada", silent)
+async def test_run_hides_password_and_token() -> None:
+    async with _silent_server() as silent_url:
+        options = ["--airflow-url", silent_url, "--username", "ada", "--password", "s3cret", "--token", "t0ken"]
+        async with running_command("run", "chat", *options) as process:
+            await eventually_async(lambda: arguments_of(process).get("--password") == "******", what="hidden password")
+            visible = arguments_of(process)
+    assert (visible["--token"], visible["--username"], visible["--airflow-url"]) == ("*****", "ada", silent_url)
 
 
 @asynccontextmanager
-async def _silent() -> AsyncIterator[str]:
-    """An address that accepts connections and says nothing, so that a command stays."""
+async def _silent_server() -> AsyncIterator[str]:
+    """Address of a server that accepts connections and sends nothing, so that a command keeps running."""
     server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -67,20 +67,20 @@ async def _silent() -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "text"),
     [
         (["serve", "--database-url", "postgresql://u:s3cret/db"], 64, "no valid host and port"),
         (["serve", "--database-url", "mysql://u:s3cret@h/db"], 64, "must begin with postgresql://"),
         (["status", "--database-url", "postgresql://u:s3cret"], 1, "no valid host and port"),
         (["tail", "d", "r", "--patience", "0", "--url", "http://u:s3cret@127.0.0.1:1"], 2, "ws://127.0.0.1:1 for 0 s"),
-        (["tail", "d", "r", "--url", "http://u:s3cret"], 64, "--url is no address"),
+        (["tail", "d", "r", "--url", "http://u:s3cret"], 64, "--url is not an address"),
         (["run", "d", "--airflow-url", "http://u:s3cret@127.0.0.1:1"], 2, "does not answer at http://u@127.0.0.1:1"),
-        (["run", "d", "--airflow-url", "http://u:s3cret"], 64, "--airflow-url is no address"),
+        (["run", "d", "--airflow-url", "http://u:s3cret"], 64, "--airflow-url is not an address"),
     ],
 )
-async def test_no_error_repeats_a_password(arguments: list[str], code: int, told: str) -> None:
-    async with command(*arguments) as process:
+async def test_errors_contain_no_password(arguments: list[str], code: int, text: str) -> None:
+    async with running_command(*arguments) as process:
         _, errors = await asyncio.wait_for(process.communicate(), 30)
-    assert (process.returncode, told in errors.decode()) == (code, True), errors.decode()
+    assert (process.returncode, text in errors.decode()) == (code, True), errors.decode()
     assert b"s3cret" not in errors
     assert b"Traceback" not in errors

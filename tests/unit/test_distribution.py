@@ -10,7 +10,7 @@ from pathlib import Path
 
 import stream_server
 from stream_server.airflow_provider import get_provider_info
-from stream_server.cli.follow import ExitCode
+from stream_server.cli.exit import ExitCode
 
 ROOT = Path(stream_server.__file__).parents[1]
 NAME = "airflow-stream-server"

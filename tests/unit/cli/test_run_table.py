@@ -50,26 +50,34 @@ def transition(task_id: str, state: str | None, map_index: int = -1, try_number:
 
 
 def chunk(index: int, value: str | None, map_index: int = -1) -> Chunk:
-    """What a task says, as JSON text; `None` where it is withheld."""
-    place = {**RUN, "seq": 1, "at": at(0), "task_id": "answer", "map_index": map_index, "try_number": 1, "index": index}
+    """A chunk with JSON text; `None` for a chunk without permission to read it."""
+    fields = {
+        **RUN,
+        "seq": 1,
+        "at": at(0),
+        "task_id": "answer",
+        "map_index": map_index,
+        "try_number": 1,
+        "index": index,
+    }
     if value is None:
-        return Chunk(**place, withheld=True)
-    return Chunk(**place, value=Raw(value.encode()))
+        return Chunk(**fields, withheld=True)
+    return Chunk(**fields, value=Raw(value.encode()))
 
 
 def progress(fraction: float | None, text: str | None = None) -> Progress:
-    place = {**RUN, "seq": 1, "at": at(0), "task_id": "answer", "map_index": -1, "try_number": 1, "index": 0}
-    return Progress(**place, value=Report(fraction=fraction, text=text))
+    fields = {**RUN, "seq": 1, "at": at(0), "task_id": "answer", "map_index": -1, "try_number": 1, "index": 0}
+    return Progress(**fields, value=Report(fraction=fraction, text=text))
 
 
-def shown(*frames: AnyFrame) -> str:
-    """What a terminal shows after some frames."""
-    view = RunTable(*KEY)
+def render(*frames: AnyFrame) -> str:
+    """Return the table as text after some frames."""
+    table = RunTable(*KEY)
     for frame in frames:
-        view.update(frame)
+        table.update(frame)
     console = Console(width=120, color_system=None)
     with console.capture() as capture:
-        console.print(view)
+        console.print(table)
     return capture.get()
 
 
@@ -78,53 +86,53 @@ def row(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│").split("│")]
 
 
-def test_a_run_is_shown_with_its_name_its_state_and_its_tasks() -> None:
-    text = shown(snapshot(info("ask", "success", seconds=3), info("answer", None)))
+def test_table_has_the_run_and_its_tasks() -> None:
+    text = render(snapshot(info("ask", "success", seconds=3), info("answer", None)))
     assert "ask_llm/manual__2026-01-01T00:00:00+00:00" in "".join(text.split())
-    assert "run: running" in text
+    assert "Run: running" in text
     assert row(text, "ask") == ["ask", "success", "1", "3.0"]
     assert row(text, "answer") == ["answer", "no_status", "1", ""]
 
 
-def test_a_transition_changes_its_row() -> None:
-    text = shown(snapshot(info("ask", "running")), transition("ask", "up_for_retry", try_number=2))
+def test_transition_updates_its_row() -> None:
+    text = render(snapshot(info("ask", "running")), transition("ask", "up_for_retry", try_number=2))
     assert row(text, "ask")[:3] == ["ask", "up_for_retry", "2"]
 
 
-def test_what_runs_shows_for_how_long() -> None:
-    assert row(shown(snapshot(info("ask", None)), transition("ask", "running")), "ask")[3] == "0.0"
+def test_running_task_has_a_duration() -> None:
+    assert row(render(snapshot(info("ask", None)), transition("ask", "running")), "ask")[3] == "0.0"
 
 
-def test_expanded_instances_take_the_place_of_the_mapped_one() -> None:
-    text = shown(snapshot(info("square", None)), transition("square", None, 0), transition("square", "queued", 1))
+def test_expanded_instances_replace_the_mapped_task() -> None:
+    text = render(snapshot(info("square", None)), transition("square", None, 0), transition("square", "queued", 1))
     assert row(text, "square [0]")[1] == "no_status"
     assert row(text, "square [1]")[1] == "queued"
     assert " square  " not in text
 
 
-def test_a_new_snapshot_takes_the_place_of_all_that_was_known() -> None:
-    text = shown(snapshot(info("ask", "success")), snapshot(info("answer", None)))
+def test_snapshot_replaces_the_state() -> None:
+    text = render(snapshot(info("ask", "success")), snapshot(info("answer", None)))
     assert " ask " not in text
     assert row(text, "answer")
 
 
-def test_a_task_with_many_instances_is_shown_by_its_counts() -> None:
-    text = shown(snapshot(counts={"square": {"success": 150, "running": 3}}))
+def test_task_with_many_instances_has_counts() -> None:
+    text = render(snapshot(counts={"square": {"success": 150, "running": 3}}))
     assert "square" in text
     assert "150" in text
 
 
-def test_the_state_of_the_run_follows() -> None:
+def test_run_transition_updates_the_state() -> None:
     frame = RunTransition(**{**RUN, "seq": 1, "at": at(0)}, state="success", previous_state="running", clear_number=0)
-    assert "run: success" in shown(snapshot(), frame)
+    assert "Run: success" in render(snapshot(), frame)
 
 
-def test_names_are_no_markup() -> None:
-    assert row(shown(snapshot(info("[red]x[/red]", None))), "[red]x[/red]")
+def test_names_are_not_interpreted_as_markup() -> None:
+    assert row(render(snapshot(info("[red]x[/red]", None))), "[red]x[/red]")
 
 
-def test_the_last_line_tells_what_was_told_last() -> None:
-    text = shown(snapshot(), Failure(**RUN, reason="run_failed"))
+def test_last_line_is_the_last_event() -> None:
+    text = render(snapshot(), Failure(**RUN, reason="run_failed"))
     assert text.rstrip().endswith("failure: run_failed")
 
 
@@ -137,35 +145,35 @@ def test_the_last_line_tells_what_was_told_last() -> None:
         (Result(**RUN, results={}, references={"a": Reference(href="/", bytes=9)}), "result of a"),
         (Failure(**RUN, reason="task_failed", task_id="ask", try_number=2), "failure: task_failed in ask (try 2)"),
         (Failure(**RUN, reason="run_deleted"), "failure: run_deleted"),
-        (Reset(**RUN, reason="cleared"), "taken back: cleared"),
+        (Reset(**RUN, reason="cleared"), "reset: cleared"),
         (End(**RUN, state="failed", outcome="failure"), "failure; the run is failed"),
-        (End(**RUN, state="running", outcome="result"), "result; the run is running, and goes on"),
+        (End(**RUN, state="running", outcome="result"), "result; the run is running and continues"),
         (End(**RUN, state="success", outcome="none"), "no result; the run is success"),
-        (End(**RUN, state=None, outcome="failure"), "the run is gone"),
+        (End(**RUN, state=None, outcome="failure"), "the run was deleted"),
         (Ping(), "ping"),
         (Close(code=4001, reason="bye", reconnect=True), "close"),
     ],
 )
-def test_each_frame_has_a_line(frame: AnyFrame, line: str) -> None:
+def test_describe_frame(frame: AnyFrame, line: str) -> None:
     assert describe_frame(frame) == line
 
 
-def test_what_a_task_says_is_shown_as_it_grows_and_forgotten_with_what_a_reset_takes_back() -> None:
+def test_output_grows_until_a_reset() -> None:
     begun: list[AnyFrame] = [
         snapshot(info("answer", "running")),
         progress(0.25, "writing"),
         chunk(1, '"Be"'),
         chunk(2, '"cause"'),
     ]
-    text = shown(*begun)
+    text = render(*begun)
     assert "answer: Because" in text
     assert "running 25% writing" in text
-    text = shown(*begun, Reset(**RUN, reason="retried"), snapshot(info("answer", "up_for_retry")), chunk(0, '"So"'))
+    text = render(*begun, Reset(**RUN, reason="retried"), snapshot(info("answer", "up_for_retry")), chunk(0, '"So"'))
     assert "answer: So" in text
     assert "Because" not in text
 
 
-def test_what_is_no_text_or_withheld_is_told_too() -> None:
-    assert describe_frame(chunk(0, '{"a":1}', 2)) == 'answer [2] says: {"a":1}\n'
-    assert describe_frame(chunk(0, None)) == "answer says: (withheld)"
+def test_describe_output_that_is_not_text_or_not_permitted() -> None:
+    assert describe_frame(chunk(0, '{"a":1}', 2)) == 'answer [2] output: {"a":1}\n'
+    assert describe_frame(chunk(0, None)) == "answer output: (not permitted)"
     assert describe_frame(progress(None, "searching")) == "answer: searching"
