@@ -1,10 +1,9 @@
-"""Python client: follows a run over WebSocket, reconnects, and resumes where it was cut off."""
+"""Python client: follows a run over WebSocket, reconnects after a lost connection, and resumes the stream."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
+from stream_server.protocol.backoff import FULL_JITTER, Backoff
 from stream_server.protocol.frames import (
     AnyFrame,
     AuthExpiring,
@@ -31,29 +31,29 @@ from stream_server.protocol.wire import decode_frame
 __all__ = ["ClientError", "ConnectionLost", "Message", "Refused", "StreamClosed", "follow"]
 
 DEFAULT_PATIENCE_SECONDS = 60.0
-"""How long to go on trying, by default, before a connection counts as lost for good."""
+"""How long `follow` tries to reconnect, by default, before it raises `ConnectionLost`."""
 
 BACKOFF_SECONDS = (0.25, 5.0)
-"""First and longest wait between two attempts; the wait itself is random below that."""
+"""First and longest delay between two attempts. The delay itself is random below that."""
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-"""Larger frames are refused."""
+"""Larger frames close the connection."""
 
 RECEIVE_TIMEOUT_SECONDS = 60.0
-"""Without so much as a `ping` for that long, a connection is given up: the server sends one every 15 s by default."""
+"""A connection without a frame for that long counts as lost. The server sends a `ping` every 15 s by default."""
 
 LONGEST_PAUSE_SECONDS = 3600.0
-"""No server may ask a client to stay away for longer, as in the client in TypeScript."""
+"""Limit of a delay that the server requests, as in the TypeScript client."""
 
 _TEMPORARY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class ClientError(Exception):
-    """Base of what `follow` raises."""
+    """Base class of the exceptions of `follow`."""
 
 
 class Refused(ClientError):
-    """The server will not stream this: there is no such run, or the request is wrong, or not allowed."""
+    """The server rejected the request: the run does not exist, the request is invalid, or it is not allowed."""
 
     def __init__(self, status: int, detail: str) -> None:
         self.status, self.detail = status, detail
@@ -61,7 +61,7 @@ class Refused(ClientError):
 
 
 class StreamClosed(ClientError):
-    """The server closed the stream, and it makes no sense to come back."""
+    """The server closed the stream for good; a further attempt would fail, too."""
 
     def __init__(self, code: int, reason: str) -> None:
         self.code, self.reason = code, reason
@@ -69,18 +69,18 @@ class StreamClosed(ClientError):
 
 
 class ConnectionLost(ClientError):
-    """No connection could be made for too long."""
+    """No connection for too long."""
 
 
 class Message(NamedTuple):
-    """A frame, and its JSON text as it came."""
+    """A frame, decoded and as the JSON text that the server sent."""
 
     frame: AnyFrame
     text: str
 
 
 def stream_url(url: str, dag_id: str, run_id: str, results: Sequence[str] = (), until: str = "result") -> str:
-    """Return the WebSocket address of a run's stream, given the address of a server (`http://…` or `ws://…`)."""
+    """Return the WebSocket URL of a run's stream on a server at `http://…`, `ws://…` or `host:port`."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     path = f"{parts.path.rstrip('/')}/api/v2/dags/{quote(dag_id, safe='')}/dagRuns/{quote(run_id, safe='')}/stream"
@@ -98,100 +98,146 @@ async def follow(
     token: str | None = None,
     patience: float = DEFAULT_PATIENCE_SECONDS,
 ) -> AsyncIterator[Message]:
-    """Yield the frames of a run, up to and including its `end`; what is said of the connection alone is kept back.
+    """Yield the frames of a run, up to and including its `end`, without those about the connection (`ping`, `close`).
 
-    After a broken connection the next frame is `resumed`, and what was missed follows; or `reset`, where that can't be
-    told, and a `snapshot`, which takes the place of all that was known. What came twice, since it broke in the
-    middle of a batch, is kept back.
+    After a lost connection the next frame is `resumed`, and the missed frames follow. If the server cannot replay them,
+    the next frames are `reset` and a `snapshot` that replaces all earlier state. Frames that the server sends twice,
+    because the connection broke within a batch, are yielded once.
 
     Args:
         url: Address of the server.
-        dag_id: The DAG.
-        run_id: The run.
-        results: Tasks whose return values are the answer; by default those that the DAG's author meant.
-        until: `result` to end with the outcome, `run` to go on to the end of the run.
+        dag_id: ID of the DAG.
+        run_id: ID of the run.
+        results: Tasks whose return values are the result; by default those marked in the DAG.
+        until: `result` to end with the outcome, `run` to continue until the end of the run.
         token: Bearer token.
-        patience: Seconds to go on trying after the last sign of life.
+        patience: Seconds without a connection before `ConnectionLost`.
 
     Raises:
-        Refused: The server will not stream this.
+        Refused: The server rejected the request.
         StreamClosed: The server closed the stream for good.
-        ConnectionLost: No connection could be made for `patience` seconds.
+        ConnectionLost: There was no connection for `patience` seconds.
     """
-    address = stream_url(url, dag_id, run_id, results, until)
-    alive = time.monotonic()
-    wait, longest = BACKOFF_SECONDS
-    place = _ResumeState()
+    state = _ResumeState(stream_url(url, dag_id, run_id, results, until))
+    retries = _Retries(state.origin, patience)
     while True:
-        pause: float | None = None
-        trouble: BaseException | None = None
+        error: Exception | None = None
         try:
-            async with _connect(place.resume_url(address), token) as websocket:
+            async with _connect(state.url, token) as websocket:
                 try:
                     async for message in _receive_messages(websocket):
-                        # Only now: who accepts connections and drops them at once must not be asked ever faster.
-                        wait = BACKOFF_SECONDS[0]
-                        _raise_if_refused(message.frame)
-                        if isinstance(message.frame, Close):
-                            pause = _retry_delay_of_close(message.frame)
-                            continue
-                        if place.record_if_new(message):
+                        retries.record_frame(message.frame)
+                        if not isinstance(message.frame, Close) and state.record_if_new(message):
                             yield message
                         if isinstance(message.frame, End):
                             return
                 finally:
-                    alive = time.monotonic()
-        except InvalidStatus as error:
-            pause = _retry_delay_of_response(error)
-            trouble = error
-        except (OSError, asyncio.TimeoutError, WebSocketException) as error:
-            trouble = error
-        if time.monotonic() - alive > patience:
-            raise ConnectionLost(
-                f"No connection to {_origin_without_secrets(address)} for {patience:g} s ({trouble})"
-            ) from trouble
-        await asyncio.sleep(random.uniform(0, wait) if pause is None else pause)  # noqa: S311 # not for secrets
-        wait = min(wait * 2, longest)
+                    retries.record_connection()
+        except InvalidStatus as invalid:
+            retries.record_response(invalid)
+            error = invalid
+        except (OSError, asyncio.TimeoutError, WebSocketException) as lost:
+            error = lost
+        await retries.wait(error)
+
+
+class _Retries:
+    """When to connect again: after the delay that the server asked for, or after a backoff; and for how long at all."""
+
+    def __init__(self, origin: str, patience: float) -> None:
+        self._origin = origin
+        self._patience = patience
+        self._backoff = Backoff(*BACKOFF_SECONDS, jitter=FULL_JITTER)
+        self._connected_at = time.monotonic()
+        self._delay: float | None = None
+
+    def record_connection(self) -> None:
+        """Start the patience anew, at the end of a connection."""
+        self._connected_at = time.monotonic()
+
+    def record_frame(self, frame: AnyFrame) -> None:
+        """Reset the backoff, and keep the delay in a `close`.
+
+        Raises:
+            Refused: The frame rejects the request.
+            StreamClosed: The frame closes the stream for good.
+        """
+        # Not on connecting, because a server that accepts connections and drops them must not get ever more of them.
+        self._backoff.reset()
+        if isinstance(frame, Refusal) and frame.status not in _TEMPORARY_STATUSES:
+            # The handshake of a client that has not authenticated always succeeds; the rejection is a frame.
+            raise Refused(frame.status, frame.detail)
+        if isinstance(frame, Close):
+            self._delay = _retry_delay_of_close(frame)
+
+    def record_response(self, error: InvalidStatus) -> None:
+        """Keep the delay in `Retry-After` of a failed handshake.
+
+        Raises:
+            Refused: The response rejects the request.
+        """
+        self._delay = _retry_delay_of_response(error)
+
+    async def wait(self, error: Exception | None) -> None:
+        """Wait before the next attempt.
+
+        Raises:
+            ConnectionLost: The patience is exhausted.
+        """
+        if time.monotonic() - self._connected_at > self._patience:
+            raise ConnectionLost(f"no connection to {self._origin} for {self._patience:g} s ({error})") from error
+        # Also with a delay of the server, so that the waits grow with each attempt.
+        wait = self._backoff.next_wait()
+        await asyncio.sleep(wait if self._delay is None else self._delay)
+        self._delay = None
 
 
 class _FrameCursor(msgspec.Struct):
-    """As much of a frame as says where it stands."""
+    """The cursor of a frame, without the rest of it."""
 
     cursor: str | None = None
 
 
 class _ResumeState:
-    """How far a client has come in a stream."""
+    """The last cursor of a stream, and the frames after it."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self._url = url
         self._cursor: str | None = None
+        # Frames after the cursor: the server sends them again if the connection is lost now.
         self._seen_since_cursor: set[tuple[object, ...]] = set()
-        """Frames that came after the cursor: they come again if the connection breaks now."""
 
-    def resume_url(self, address: str) -> str:
-        """Return the address at which the stream goes on."""
-        return address if self._cursor is None else f"{address}&{urlencode({'cursor': self._cursor})}"
+    @property
+    def origin(self) -> str:
+        """Scheme and host, without credentials."""
+        parts = urlsplit(self._url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+    @property
+    def url(self) -> str:
+        """URL that resumes the stream after the last cursor."""
+        return self._url if self._cursor is None else f"{self._url}&{urlencode({'cursor': self._cursor})}"
 
     def record_if_new(self, message: Message) -> bool:
-        """Note that a frame has come; false if it had come before."""
+        """Record a frame. Return false if it is a repetition."""
         frame = message.frame
-        mark = _identity_of(frame)
-        known = mark in self._seen_since_cursor
-        if mark is not None:
-            self._seen_since_cursor.add(mark)
+        identity = _identity_of(frame)
+        is_new = identity not in self._seen_since_cursor
+        if identity is not None:
+            self._seen_since_cursor.add(identity)
         if isinstance(frame, (Reset, Snapshot)):
             self._seen_since_cursor.clear()
         cursor = msgspec.json.decode(message.text, type=_FrameCursor).cursor
         if cursor is not None:
             self._cursor = cursor
             self._seen_since_cursor.clear()
-        return not known
+        return is_new
 
 
 def _identity_of(frame: AnyFrame) -> tuple[object, ...] | None:
-    """Return what no other frame of a stream has in common with this one; `None` where it may come again."""
+    """Return a key that identifies a frame in its stream; `None` for frames that may repeat."""
     if isinstance(frame, (Chunk, Progress)):
-        # A row may hold several of them, and a try may be written down twice.
+        # Not by `seq`: a row of the journal may contain several, and the output of a try may be recorded twice.
         return frame.task_id, frame.map_index, frame.try_number, frame.index
     seq = getattr(frame, "seq", None)
     return None if seq is None else (type(frame), seq)
@@ -199,50 +245,40 @@ def _identity_of(frame: AnyFrame) -> tuple[object, ...] | None:
 
 def _connect(address: str, token: str | None) -> connect:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    # Our own frames show that the server is alive, so that no pings of the protocol are needed.
+    # Without pings of the WebSocket protocol, because the server sends `ping` frames.
     return connect(address, additional_headers=headers, max_size=MAX_FRAME_BYTES, ping_interval=None, proxy=None)
 
 
 async def _receive_messages(websocket: ClientConnection) -> AsyncIterator[Message]:
-    """Yield the frames of one connection, until it breaks."""
+    """Yield the frames of one connection. Raise when it ends."""
     while True:
         text = await asyncio.wait_for(websocket.recv(decode=True), RECEIVE_TIMEOUT_SECONDS)
         try:
             frame = decode_frame(text)
         except msgspec.ValidationError:
-            # A type that this version does not know; newer servers may say more than we understand.
+            # A newer server may send types of frames that this version does not have.
             continue
         if not isinstance(frame, Ping | AuthExpiring):
             yield Message(frame, text)
 
 
-def _raise_if_refused(frame: AnyFrame) -> None:
-    """Take a refusal for one, although the handshake was accepted: of who did not say who he is, it always is.
-
-    Raises:
-        Refused: The answer will be the same next time.
-    """
-    if isinstance(frame, Refusal) and frame.status not in _TEMPORARY_STATUSES:
-        raise Refused(frame.status, frame.detail)
-
-
 def _retry_delay_of_close(close: Close) -> float | None:
-    """Return how long the server asks to stay away, in seconds.
+    """Return the delay that the server requests, in seconds.
 
     Raises:
-        StreamClosed: It makes no sense to come back.
+        StreamClosed: The server does not accept further connections for this stream.
     """
     if not close.reconnect:
         raise StreamClosed(close.code, close.reason)
-    # Compared before it is divided: an integer in JSON may be larger than any float.
+    # Limited before the division, because an integer in JSON may exceed the range of floats.
     return None if close.retry_ms is None else min(close.retry_ms, LONGEST_PAUSE_SECONDS * 1000) / 1000
 
 
 def _retry_delay_of_response(error: InvalidStatus) -> float | None:
-    """Return how long the server asks to stay away, in seconds.
+    """Return the delay that the server requests, in seconds.
 
     Raises:
-        Refused: The answer will be the same next time.
+        Refused: The status is not temporary.
     """
     response = error.response
     if response.status_code not in _TEMPORARY_STATUSES:
@@ -254,15 +290,9 @@ def _retry_delay_of_response(error: InvalidStatus) -> float | None:
 
 
 def _error_detail(body: bytes | bytearray | None) -> str:
-    """Return what a problem+json body says, or the body itself."""
+    """Return the detail of a problem+json body, or the start of any other body."""
     text = (body or b"").decode(errors="replace")
     try:
         return str(json.loads(text)["detail"])
     except (ValueError, KeyError, TypeError):
-        return text[:500] or "The server gave no reason"
-
-
-def _origin_without_secrets(address: str) -> str:
-    """Return where a stream is, without what is secret in its address."""
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        return text[:500] or "the server gave no reason"

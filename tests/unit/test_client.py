@@ -58,8 +58,8 @@ END = End(**RUN, state="success", outcome="result")
 Script = Callable[[ServerConnection], Awaitable[None]]
 
 
-def sends(*frames: AnyFrame | str) -> Script:
-    """Send some frames, then close the connection."""
+def send_frames(*frames: AnyFrame | str) -> Script:
+    """Return a script that sends frames and closes the connection."""
 
     async def script(connection: ServerConnection) -> None:
         for frame in frames:
@@ -68,17 +68,17 @@ def sends(*frames: AnyFrame | str) -> Script:
     return script
 
 
-def breaks_after(*frames: AnyFrame | str) -> Script:
-    """Send some frames, then let the connection break."""
+def abort_after(*frames: AnyFrame | str) -> Script:
+    """Return a script that sends frames and aborts the connection."""
 
     async def script(connection: ServerConnection) -> None:
-        await sends(*frames)(connection)
+        await send_frames(*frames)(connection)
         connection.transport.abort()
 
     return script
 
 
-class Server:
+class ScriptedServer:
     """The requests that a server has received, and its URL."""
 
     def __init__(self) -> None:
@@ -87,20 +87,20 @@ class Server:
 
 
 @asynccontextmanager
-async def server(*answers: Script | Response) -> AsyncIterator[Server]:
-    """Answer each connection with the next script or response, and all further ones with the last."""
-    seen = Server()
+async def server(*answers: Script | Response) -> AsyncIterator[ScriptedServer]:
+    """Use the next script or response for each connection, and the last one for all further connections."""
+    seen = ScriptedServer()
 
-    def turn() -> Script | Response:
+    def current_script() -> Script | Response:
         return answers[min(len(seen.requests), len(answers)) - 1]
 
     def refuse(_: ServerConnection, request: Request) -> Response | None:
         seen.requests.append(request)
-        answer = turn()
+        answer = current_script()
         return answer if isinstance(answer, Response) else None
 
     async def handle(connection: ServerConnection) -> None:
-        script = turn()
+        script = current_script()
         assert not isinstance(script, Response)
         await script(connection)
 
@@ -116,11 +116,11 @@ def response(status: HTTPStatus, body: str, **headers: str) -> Response:
     return Response(status.value, status.phrase, fields, body.encode())
 
 
-async def followed(seen: Server, **options: Any) -> list[str]:
-    return types([message.frame for message in await messages(seen, **options)])
+async def follow_types(seen: ScriptedServer, **options: Any) -> list[str]:
+    return types([message.frame for message in await follow_messages(seen, **options)])
 
 
-async def messages(seen: Server, **options: Any) -> list[Message]:
+async def follow_messages(seen: ScriptedServer, **options: Any) -> list[Message]:
     return [message async for message in follow(seen.url, *KEY, **{"patience": 5.0, **options})]
 
 
@@ -135,11 +135,11 @@ async def messages(seen: Server, **options: Any) -> list[Message]:
         ("http://h/airflow/", "ws://h/airflow"),
     ],
 )
-def test_the_address_is_that_of_the_server(url: str, address: str) -> None:
+def test_stream_url_uses_the_address_of_the_server(url: str, address: str) -> None:
     assert stream_url(url, "d", "r") == f"{address}/api/v2/dags/d/dagRuns/r/stream?until=result"
 
 
-def test_ids_are_quoted_in_the_path_and_the_query() -> None:
+def test_stream_url_quotes_ids() -> None:
     url = stream_url("http://h", "team.dag", "manual__2026-01-01T00:00:00+00:00", ["a b", "c"], "run")
     assert url == (
         "ws://h/api/v2/dags/team.dag/dagRuns/manual__2026-01-01T00%3A00%3A00%2B00%3A00/stream"
@@ -155,16 +155,16 @@ def test_any_ids_can_be_parsed_from_the_url(dag_id: str, run_id: str, results: l
 
 
 async def test_all_frames_are_yielded_unchanged_up_to_the_end() -> None:
-    async with server(sends(SNAPSHOT, END)) as seen:
-        received = await messages(seen)
+    async with server(send_frames(SNAPSHOT, END)) as seen:
+        received = await follow_messages(seen)
     assert [message.frame for message in received] == [SNAPSHOT, END]
     assert [message.text for message in received] == [Wire(SNAPSHOT).text, Wire(END).text]
 
 
 async def test_the_request_has_options_and_credentials() -> None:
-    async with server(sends(END)) as seen:
-        await messages(seen, results=["ask", "answer"], until="run", token="t0ken")
-        await messages(seen)
+    async with server(send_frames(END)) as seen:
+        await follow_messages(seen, results=["ask", "answer"], until="run", token="t0ken")
+        await follow_messages(seen)
     one, two = seen.requests
     assert one.path.endswith("/stream?result=ask&result=answer&until=run")
     assert one.headers["Authorization"] == "Bearer t0ken"
@@ -172,34 +172,34 @@ async def test_the_request_has_options_and_credentials() -> None:
 
 
 async def test_the_client_stops_after_the_end_frame() -> None:
-    async def stays(connection: ServerConnection) -> None:
-        await sends(END)(connection)
+    async def keep_open(connection: ServerConnection) -> None:
+        await send_frames(END)(connection)
         await connection.wait_closed()
 
-    async with server(stays) as seen:
-        assert await asyncio.wait_for(followed(seen), 1) == ["end"]
+    async with server(keep_open) as seen:
+        assert await asyncio.wait_for(follow_types(seen), 1) == ["end"]
     assert len(seen.requests) == 1
 
 
 async def test_pings_are_not_yielded() -> None:
-    async with server(sends(Ping(), SNAPSHOT, Ping(), END)) as seen:
-        assert await followed(seen) == ["snapshot", "end"]
+    async with server(send_frames(Ping(), SNAPSHOT, Ping(), END)) as seen:
+        assert await follow_types(seen) == ["snapshot", "end"]
 
 
-async def test_types_of_later_versions_are_ignored() -> None:
-    async with server(sends(SNAPSHOT, '{"type":"chunk","value":1}', END)) as seen:
-        assert await followed(seen) == ["snapshot", "end"]
+async def test_ignores_unknown_frame_types() -> None:
+    async with server(send_frames(SNAPSHOT, '{"type":"chunk","value":1}', END)) as seen:
+        assert await follow_types(seen) == ["snapshot", "end"]
 
 
 @pytest.mark.parametrize("text", ["<html>", "", "[]", '{"type":'])
 async def test_messages_that_are_not_frames_are_ignored(text: str) -> None:
-    async with server(sends(SNAPSHOT, text, END)) as seen:
-        assert await followed(seen) == ["snapshot", "end"]
+    async with server(send_frames(SNAPSHOT, text, END)) as seen:
+        assert await follow_types(seen) == ["snapshot", "end"]
 
 
 async def test_a_broken_connection_is_opened_again() -> None:
-    async with server(breaks_after(SNAPSHOT), breaks_after(), sends(SNAPSHOT, END)) as seen:
-        assert await followed(seen) == ["snapshot", "snapshot", "end"]
+    async with server(abort_after(SNAPSHOT), abort_after(), send_frames(SNAPSHOT, END)) as seen:
+        assert await follow_types(seen) == ["snapshot", "snapshot", "end"]
     assert len(seen.requests) == 3
 
 
@@ -224,11 +224,11 @@ def at(frame: AnyFrame, xmax: int) -> str:
 async def test_a_broken_stream_resumes_without_duplicates() -> None:
     resumed = Resumed(**RUN, since="e.5:5:")
     async with server(
-        breaks_after(at(SNAPSHOT, 5), task(1), task(2)),
-        breaks_after(resumed, task(1), at(task(2), 7), task(3)),
-        sends(resumed, task(3), at(END, 9)),
+        abort_after(at(SNAPSHOT, 5), task(1), task(2)),
+        abort_after(resumed, task(1), at(task(2), 7), task(3)),
+        send_frames(resumed, task(3), at(END, 9)),
     ) as seen:
-        received = await messages(seen)
+        received = await follow_messages(seen)
     assert [getattr(message.frame, "seq", None) for message in received] == [None, 1, 2, None, 3, None, None]
     queries = [parse_qs(urlsplit(request.path).query) for request in seen.requests]
     assert [query.get("cursor") for query in queries] == [None, ["e.5:5:"], ["e.7:7:"]]
@@ -236,55 +236,64 @@ async def test_a_broken_stream_resumes_without_duplicates() -> None:
 
 async def test_frames_after_a_reset_are_yielded_again() -> None:
     reset = Reset(**RUN, reason="cursor_expired")
-    async with server(breaks_after(at(SNAPSHOT, 5), task(1)), sends(reset, SNAPSHOT, task(1), END)) as seen:
-        assert await followed(seen) == ["snapshot", "task", "reset", "snapshot", "task", "end"]
+    async with server(abort_after(at(SNAPSHOT, 5), task(1)), send_frames(reset, SNAPSHOT, task(1), END)) as seen:
+        assert await follow_types(seen) == ["snapshot", "task", "reset", "snapshot", "task", "end"]
 
 
 async def test_a_connection_that_closes_before_the_end_is_opened_again() -> None:
-    async with server(sends(SNAPSHOT), sends(SNAPSHOT, END)) as seen:
-        assert await followed(seen) == ["snapshot", "snapshot", "end"]
+    async with server(send_frames(SNAPSHOT), send_frames(SNAPSHOT, END)) as seen:
+        assert await follow_types(seen) == ["snapshot", "snapshot", "end"]
 
 
 async def test_a_close_frame_sets_the_retry_delay() -> None:
     close = Close(code=4001, reason="The server is shutting down", reconnect=True, retry_ms=150)
     began = asyncio.get_running_loop().time()
-    async with server(sends(SNAPSHOT, close), sends(SNAPSHOT, END)) as seen:
-        assert await followed(seen) == ["snapshot", "snapshot", "end"]
+    async with server(send_frames(SNAPSHOT, close), send_frames(SNAPSHOT, END)) as seen:
+        assert await follow_types(seen) == ["snapshot", "snapshot", "end"]
     assert asyncio.get_running_loop().time() - began >= 0.15
 
 
 @pytest.mark.parametrize(
-    ("retry_ms", "pause"), [(None, None), (0, 0.0), (150, 0.15), (10**12, 3600.0), (10**400, 3600.0)]
+    ("retry_ms", "delay"), [(None, None), (0, 0.0), (150, 0.15), (10**12, 3600.0), (10**400, 3600.0)]
 )
-def test_the_retry_delay_of_a_close_is_at_most_an_hour(retry_ms: int | None, pause: float | None) -> None:
-    assert _retry_delay_of_close(Close(code=4001, reason="again", reconnect=True, retry_ms=retry_ms)) == pause
+def test_the_retry_delay_of_a_close_is_at_most_an_hour(retry_ms: int | None, delay: float | None) -> None:
+    assert _retry_delay_of_close(Close(code=4001, reason="again", reconnect=True, retry_ms=retry_ms)) == delay
 
 
 @pytest.mark.parametrize(
-    ("retry_after", "pause"),
+    ("retry_after", "delay"),
     [
-        *(("0", 0.0), ("007", 7.0), ("99999999", 3600.0), ("9" * 5000, 3600.0), ("", None), ("-1", None), ("+1", None)),
-        *(("1.5", None), ("1e3", None), ("nan", None), ("\u00b2", None)),
+        ("0", 0.0),
+        ("007", 7.0),
+        ("99999999", 3600.0),
+        ("9" * 5000, 3600.0),
+        ("", None),
+        ("-1", None),
+        ("+1", None),
+        ("1.5", None),
+        ("1e3", None),
+        ("nan", None),
+        ("\u00b2", None),
     ],
 )
-def test_the_retry_delay_of_a_refusal_is_at_most_an_hour(retry_after: str, pause: float | None) -> None:
+def test_the_retry_delay_of_a_refusal_is_at_most_an_hour(retry_after: str, delay: float | None) -> None:
     fields = Headers({"Retry-After": retry_after})
-    assert _retry_delay_of_response(InvalidStatus(Response(503, "Service Unavailable", fields))) == pause
+    assert _retry_delay_of_response(InvalidStatus(Response(503, "Service Unavailable", fields))) == delay
 
 
 async def test_a_refusal_after_the_handshake_is_raised_too() -> None:
     refusal = Refusal(id="", problem="urn:x", title="Unauthenticated", status=401, detail="Say who you are")
     close = Close(code=4501, reason="Unauthenticated", reconnect=False)
-    async with server(sends(refusal, close)) as seen:
+    async with server(send_frames(refusal, close)) as seen:
         with pytest.raises(Refused, match="Say who you are") as refused:
-            await messages(seen)
+            await follow_messages(seen)
     assert refused.value.status == 401
 
 
-async def test_a_final_close_is_an_error_with_its_reason() -> None:
-    async with server(sends(SNAPSHOT, Close(code=4500, reason="No longer allowed", reconnect=False))) as seen:
+async def test_final_close_raises_stream_closed() -> None:
+    async with server(send_frames(SNAPSHOT, Close(code=4500, reason="No longer allowed", reconnect=False))) as seen:
         with pytest.raises(StreamClosed, match=r"No longer allowed \(code 4500\)") as closed:
-            await messages(seen)
+            await follow_messages(seen)
     assert (closed.value.code, closed.value.reason) == (4500, "No longer allowed")
     assert len(seen.requests) == 1
 
@@ -295,13 +304,13 @@ async def test_a_final_close_is_an_error_with_its_reason() -> None:
         (json.dumps({"title": "Run not found", "detail": "DAG 'd' has no run 'r'"}), "DAG 'd' has no run 'r'"),
         ("<h1>Not here</h1>", "<h1>Not here</h1>"),
         ('["detail"]', '["detail"]'),
-        ("", "The server gave no reason"),
+        ("", "the server gave no reason"),
     ],
 )
 async def test_a_refusal_is_final_and_has_a_reason(body: str, detail: str) -> None:
     async with server(response(HTTPStatus.NOT_FOUND, body)) as seen:
         with pytest.raises(Refused) as refused:
-            await messages(seen)
+            await follow_messages(seen)
     assert (refused.value.status, refused.value.detail) == (404, detail)
     assert str(refused.value) == f"{detail} (HTTP 404)"
     assert len(seen.requests) == 1
@@ -311,23 +320,23 @@ async def test_a_refusal_is_final_and_has_a_reason(body: str, detail: str) -> No
 async def test_permanent_errors_are_not_retried(status: int) -> None:
     async with server(response(HTTPStatus(status), "no")) as seen:
         with pytest.raises(Refused):
-            await messages(seen)
+            await follow_messages(seen)
     assert len(seen.requests) == 1
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 async def test_temporary_errors_are_retried_after_the_servers_delay(status: int) -> None:
-    async with server(response(HTTPStatus(status), "", Retry_After="0"), sends(END)) as seen:
-        assert await followed(seen) == ["end"]
+    async with server(response(HTTPStatus(status), "", Retry_After="0"), send_frames(END)) as seen:
+        assert await follow_types(seen) == ["end"]
 
 
-async def test_without_a_server_the_connection_is_lost_after_a_while() -> None:
+async def test_unreachable_server_raises_connection_lost() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    nobody = Server()
-    nobody.url = f"http://127.0.0.1:{port}"
-    with pytest.raises(ConnectionLost, match=f"No connection to ws://127.0.0.1:{port} for 0.05 s") as lost:
-        await messages(nobody, patience=0.05, token="t0ken")
+    unreachable = ScriptedServer()
+    unreachable.url = f"http://127.0.0.1:{port}"
+    with pytest.raises(ConnectionLost, match=f"no connection to ws://127.0.0.1:{port} for 0.05 s") as lost:
+        await follow_messages(unreachable, patience=0.05, token="t0ken")
     assert "t0ken" not in str(lost.value)
     assert isinstance(lost.value.__cause__, OSError)
 
@@ -335,25 +344,25 @@ async def test_without_a_server_the_connection_is_lost_after_a_while() -> None:
 async def test_retries_end_when_the_server_stays_unavailable() -> None:
     async with server(response(HTTPStatus.SERVICE_UNAVAILABLE, "", Retry_After="0")) as seen:
         with pytest.raises(ConnectionLost, match="HTTP 503"):
-            await messages(seen, patience=0.05)
+            await follow_messages(seen, patience=0.05)
     assert len(seen.requests) > 1
 
 
 async def test_each_frame_restarts_the_time_limit() -> None:
     close = Close(code=4001, reason="again", reconnect=True, retry_ms=100)
-    async with server(*[sends(SNAPSHOT, close)] * 4, sends(END)) as seen:
-        assert await followed(seen, patience=0.3) == ["snapshot"] * 4 + ["end"]
+    async with server(*[send_frames(SNAPSHOT, close)] * 4, send_frames(END)) as seen:
+        assert await follow_types(seen, patience=0.3) == ["snapshot"] * 4 + ["end"]
 
 
 async def test_a_connection_that_breaks_after_long_silence_is_opened_again() -> None:
     """Only pings arrive during a long task; they restart the time limit, too."""
 
     async def silent(connection: ServerConnection) -> None:
-        await sends(SNAPSHOT)(connection)
+        await send_frames(SNAPSHOT)(connection)
         for _ in range(10):
-            await sends(Ping())(connection)
+            await send_frames(Ping())(connection)
             await asyncio.sleep(0.03)
         connection.transport.abort()
 
-    async with server(silent, sends(SNAPSHOT, END)) as seen:
-        assert await followed(seen, patience=0.2) == ["snapshot", "snapshot", "end"]
+    async with server(silent, send_frames(SNAPSHOT, END)) as seen:
+        assert await follow_types(seen, patience=0.2) == ["snapshot", "snapshot", "end"]
