@@ -49,17 +49,17 @@ async def stream_firehose(request: Request) -> Response:
     values_by_name = {name: request.query_params.getlist(name) for name in FILTER_PARAMETERS}
     if "dag_id" in request.path_params:
         values_by_name["dag_id"] = [request.path_params["dag_id"]]
-    wanted, dag_id = await build_filter(state, values_by_name), request.path_params.get("dag_id", "")
+    stream_filter, dag_id = await build_filter(state, values_by_name), request.path_params.get("dag_id", "")
     authorizer, readable = state["authorizer"], None
     try:
         if dag_id:
-            permission = await authorize_dag(authorizer, caller, dag_id, output=wanted.wants_output)
-            wanted = permission.restrict_filter(wanted)
+            permission = await authorize_dag(authorizer, caller, dag_id, output=stream_filter.wants_output)
+            stream_filter = permission.restrict_filter(stream_filter)
         else:
             permission = await authorize_firehose(authorizer, caller)
             readable = authorizer.readable_dags(caller)
         subscription = await state["hub"].subscribe_firehose(
-            wanted, resume_from=parse_resume_point(request), permissions=readable
+            stream_filter, resume_from=parse_resume_point(request), permissions=readable
         )
     except Unavailable as error:
         return unavailable_response(request, error)
