@@ -1,4 +1,4 @@
-"""Who asks: read from a request, and never from its URL, but for tickets."""
+"""The caller of a request: their credential or ticket, and the origin of their page."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from stream_server.http.state import State
 from stream_server.urls import Origin
 
 CREDENTIAL_HEADERS = (b"authorization", b"cookie")
-"""Headers by which callers say who they are. Some auth managers need all cookies."""
+"""Headers with a caller's credential. Some auth managers need all cookies."""
 
 
 async def identify_caller(connection: HTTPConnection) -> Caller:
-    """Return who asks.
+    """Return the caller of a request, whose streams count for them from now on.
 
     Raises:
-        TokenInUrl: He gives a token where it does not belong.
-        TicketRefused: He gives a ticket that is no good here, or any more.
-        ForeignOrigin: A page of another origin asks, with the cookies of its visitor.
-        TooManyStreams: He has as many as he may.
+        TokenInUrl: The query has a token.
+        TicketRefused: The ticket is invalid, has expired, or is for another path.
+        OriginNotAllowed: The request has cookies, and is made by a page of another origin.
+        TooManyStreams: The caller has as many streams as allowed.
     """
-    # No token may stand there, whether or not the query is read.
+    # Raises `TokenInUrl`, also where the endpoint reads no query.
     parse_query(connection)
     if (ticket := connection.scope.get(TICKET_KEY)) is not None:
         caller = await _redeem_ticket(connection, ticket)
@@ -40,33 +40,33 @@ async def identify_caller(connection: HTTPConnection) -> Caller:
 
 
 def read_credential(connection: HTTPConnection) -> dict[str, str]:
-    """Return the headers by which somebody says who he is."""
-    # Of several, the first counts.
+    """Return the headers with the credential of a request, by name."""
+    # Of headers with the same name, the first counts.
     headers = reversed([*connection.scope["headers"]])
     return {name.decode(): value.decode("latin-1") for name, value in headers if name in CREDENTIAL_HEADERS}
 
 
 async def _redeem_ticket(connection: HTTPConnection, ticket: str) -> Caller:
-    """Return who was given a ticket, which is used up by that."""
+    """Return the caller for whom a ticket was issued. A ticket can be used once, also if it is refused."""
     state: State = connection.scope["state"]
-    kept = await state["tickets"].redeem_ticket(ticket_digest(ticket)) if len(ticket) <= MAX_TICKET_LENGTH else None
-    if kept is None:
-        raise TicketRefused("This ticket is used up, has expired, or was never given")
-    if not kept.is_valid:
+    stored = await state["tickets"].redeem_ticket(ticket_digest(ticket)) if len(ticket) <= MAX_TICKET_LENGTH else None
+    if stored is None:
+        raise TicketRefused("This ticket was used already, has expired, or was never issued")
+    if not stored.is_valid:
         raise TicketRefused("This ticket has expired")
-    if connection.scope["path"] not in kept.paths:
-        raise TicketRefused("This ticket is for another path, and used up now")
-    headers = unseal_credential(ticket, kept.sealed_credential, kept.paths)
+    if connection.scope["path"] not in stored.paths:
+        raise TicketRefused("This ticket is for another path, and can't be used any more")
+    headers = unseal_credential(ticket, stored.sealed_credential, stored.paths)
     if headers is None:
-        raise TicketRefused("This ticket was changed where it is kept")
+        raise TicketRefused("This ticket does not match its record in the database, which was changed")
     return Caller(headers)
 
 
 def airflow_api_for(connection: HTTPConnection, caller: Caller) -> AirflowApi:
-    """Return Airflow's API as a caller sees it, with his own rights.
+    """Return a client of Airflow's API that has the caller's credential.
 
     Raises:
-        AirflowUnknown: This server was not told where it is.
+        AirflowUrlMissing: `STREAM_SERVER_AIRFLOW_URL` is not set.
     """
     state: State = connection.scope["state"]
     client = state["airflow"]
@@ -76,14 +76,14 @@ def airflow_api_for(connection: HTTPConnection, caller: Caller) -> AirflowApi:
 
 
 def refuse_foreign_origin(connection: HTTPConnection) -> None:
-    """Refuse what a page of another origin asks for with the rights of its visitor.
+    """Raise an error for the request of a page of another origin, unless that origin is allowed.
 
-    Browsers keep neither WebSockets nor plain POSTs from being sent without our consent. Programs that are no browsers
-    send no `Origin` (RFC 6455 section 10.2). Where all origins are allowed, it is without cookies, as in WHATWG Fetch
-    section 3.2.5.
+    Browsers send WebSocket handshakes and plain POSTs to other origins without asking them first, with their cookies.
+    Other programs send no `Origin` (RFC 6455 section 10.2). If all origins are allowed, they are without cookies, as in
+    WHATWG Fetch section 3.2.5.
 
     Raises:
-        ForeignOrigin: The origin is neither ours nor among those that were allowed, or it is none, as `null`.
+        OriginNotAllowed: The origin is neither that of this server nor an allowed one, or it is opaque (`null`).
     """
     state: State = connection.scope["state"]
     origin, allowed = connection.headers.get("origin"), state["settings"].cors_origins
@@ -93,8 +93,9 @@ def refuse_foreign_origin(connection: HTTPConnection) -> None:
     if parsed is not None and (origin in allowed or parsed.authority == connection.headers.get("host")):
         return
     if "*" not in allowed:
-        raise OriginNotAllowed(f"Pages of {origin[:100]} may not ask that here; see STREAM_SERVER_CORS_ORIGINS")
+        raise OriginNotAllowed(f"Pages of {origin[:100]} may not make this request; see STREAM_SERVER_CORS_ORIGINS")
     if "cookie" in connection.headers:
         raise OriginNotAllowed(
-            f"Pages of {origin[:100]} may ask that here without cookies only; name them in STREAM_SERVER_CORS_ORIGINS"
+            f"Pages of {origin[:100]} may make this request without cookies only; add the origin to"
+            " STREAM_SERVER_CORS_ORIGINS"
         )

@@ -18,21 +18,21 @@ from stream_server.protocol.cursor import ResumePoint
 from stream_server.settings import parse_duration
 
 WATCH_PARAMETERS = frozenset({"result", "confirm", "until"})
-"""Parameters that say what is asked of a run."""
+"""Query parameters of `WatchOptions`."""
 
 STREAM_PARAMETERS = WATCH_PARAMETERS | {"cursor"}
-"""Parameters of a stream."""
+"""Query parameters of a run's stream."""
 
 TOKEN_PARAMETERS = frozenset({"access_token", "api_key", "auth", "authorization", "bearer", "jwt", "token"})
-"""Parameters in which clients of other servers send a token."""
+"""Query parameters in which clients of other servers send a token; here they are refused."""
 
 UNTIL_VALUES = ("result", "run")
 CONFIRM_VALUES = ("push", "success")
-"""Values of these parameters; the first is the default."""
+"""Values of `until` and `confirm`; the first is the default."""
 
 _NUMBER = re.compile("[0-9]{1,9}")
 _QUALITY = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
-"""More than RFC 9110 section 12.4.2 has: some clients send `.2`."""
+"""More than RFC 9110 section 12.4.2 allows: some clients send `.2`."""
 
 
 @lru_cache(maxsize=256)
@@ -40,31 +40,31 @@ def _parse_query(text: bytes) -> QueryParams:
     query = QueryParams(text)
     for name in query:
         if name.lower() in TOKEN_PARAMETERS:
-            # What is raised is not kept.
+            # `lru_cache` does not keep exceptions: the token does not stay in memory.
             raise TokenInUrl(name)
     return query
 
 
 def parse_query(connection: HTTPConnection) -> QueryParams:
-    """Return the parameters of a request. Most streams are asked for with the same few.
+    """Return the query parameters of a request, from a cache: most requests have one of a few queries.
 
     Raises:
-        TokenInUrl: There is a bearer token among them: URLs are kept in logs and histories (RFC 9700 section 4.3.2).
+        TokenInUrl: One of them is a bearer token. URLs are kept in logs and histories (RFC 9700 section 4.3.2).
     """
     return _parse_query(connection.scope["query_string"])
 
 
 def raw_query(connection: HTTPConnection) -> str:
-    """Return the query of a request as it came, with its question mark; nothing where there is none.
+    """Return the unparsed query with its question mark; an empty string if there is none.
 
-    `connection.url` depends on the header `Host`, which need not be one.
+    `connection.url` is made from the header `Host`, which may be malformed.
     """
     text: bytes = connection.scope["query_string"]
     return f"?{text.decode('latin-1')}" if text else ""
 
 
 def parse_run_key(connection: HTTPConnection) -> RunKey:
-    """Return the run that the path names. Starlette has decoded it."""
+    """Return the run of the path. Starlette has percent-decoded it."""
     return RunKey(connection.path_params["dag_id"], connection.path_params["run_id"])
 
 
@@ -72,27 +72,27 @@ async def read_body(request: Request) -> bytes:
     """Return the body of a request.
 
     Raises:
-        TooLarge: It is larger than `STREAM_SERVER_MAX_BODY_BYTES`.
+        RequestTooLarge: It is larger than `STREAM_SERVER_MAX_BODY_BYTES`.
     """
     state: State = request.scope["state"]
-    most = state["settings"].max_body_bytes
+    max_bytes = state["settings"].max_body_bytes
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > most:
-            raise RequestTooLarge(f"The body has more than {most} bytes")
+        if len(body) > max_bytes:
+            raise RequestTooLarge(f"The body has more than {max_bytes} bytes")
     return bytes(body)
 
 
 def parse_watch_options(connection: HTTPConnection, known: frozenset[str] = STREAM_PARAMETERS) -> WatchOptions:
-    """Return what the query asks.
+    """Return the watch options of a query.
 
     Args:
         connection: The request.
-        known: Names of all parameters that it may have.
+        known: All parameters that the endpoint has.
 
     Raises:
-        BadParameter: A parameter is unknown, or its value is wrong.
+        BadParameter: A parameter is unknown or has an invalid value.
     """
     return _parse_watch_options(connection.scope["query_string"], known)
 
@@ -103,7 +103,7 @@ def _parse_watch_options(text: bytes, known: frozenset[str]) -> WatchOptions:
     refuse_unknown_parameters(query.keys(), known)
     results = query.getlist("result")
     if any(not task_id for task_id in results):
-        raise BadParameter("result= needs the name of a task; leave it out to get the DAG's own result")
+        raise BadParameter("`result` must be the ID of a task; omit it to get the result of the DAG")
     until = _parse_choice(query, "until", UNTIL_VALUES)
     confirm = _parse_choice(query, "confirm", CONFIRM_VALUES)
     return WatchOptions(
@@ -114,9 +114,9 @@ def _parse_watch_options(text: bytes, known: frozenset[str]) -> WatchOptions:
 
 
 def parse_resume_point(connection: HTTPConnection) -> ResumePoint | None:
-    """Return from where on the client wants to hear everything: where it was when its last connection ended.
+    """Return where a client resumes, from `Last-Event-ID` or else from `cursor`; `None` for a new stream.
 
-    A returning `EventSource` asks for the same URL again, whose `cursor` is older than its `Last-Event-ID`.
+    An `EventSource` reconnects to the same URL, whose `cursor` is older than its `Last-Event-ID`.
     """
     return ResumePoint.parse(
         find_header(connection.scope, b"last-event-id") or _parse_cursor(connection.scope["query_string"])
@@ -129,10 +129,10 @@ def _parse_cursor(text: bytes) -> str | None:
 
 
 def parse_choice(connection: HTTPConnection, name: str, values: tuple[str, ...]) -> str:
-    """Return a parameter that has one of some values; the first is the default.
+    """Return a parameter with one of the values, of which the first is the default.
 
     Raises:
-        BadParameter: It has another.
+        BadParameter: It has another value.
     """
     return _parse_choice(parse_query(connection), name, values)
 
@@ -140,88 +140,88 @@ def parse_choice(connection: HTTPConnection, name: str, values: tuple[str, ...])
 def _parse_choice(query: QueryParams, name: str, values: tuple[str, ...]) -> str:
     value = query.get(name, values[0])
     if value not in values:
-        raise BadParameter(f"{name}={value[:40]} is neither {' nor '.join(map(repr, values))}")
+        raise BadParameter(f"`{name}` must be {' or '.join(map(repr, values))}, got {value[:40]!r}")
     return value
 
 
 def parse_flag(connection: HTTPConnection, name: str) -> bool:
-    """Return a parameter that is `true` or `false`, the default.
+    """Return a parameter that is `true` or `false`; `False` is the default.
 
     Raises:
-        BadParameter: It is neither.
+        BadParameter: It has another value.
     """
     return parse_choice(connection, name, ("false", "true")) == "true"
 
 
 def parse_seconds(connection: HTTPConnection, name: str, default: float) -> float:
-    """Return a parameter that is a duration, in seconds.
+    """Return the seconds of a parameter that is a duration.
 
     Raises:
-        BadParameter: It is none.
+        BadParameter: It is not a duration.
     """
     try:
         return parse_duration(parse_query(connection).get(name, default))
     except ValueError as error:
-        raise BadParameter(f"{name}: {error}") from None
+        raise BadParameter(f"`{name}`: {error}") from None
 
 
-def parse_integer(connection: HTTPConnection, name: str, default: int, least: int, most: int) -> int:
-    """Return a parameter that is a whole number within bounds, of at most nine digits.
+def parse_integer(connection: HTTPConnection, name: str, default: int, smallest: int, largest: int) -> int:
+    """Return a parameter that is an integer within bounds, of at most nine digits.
 
     Raises:
-        BadParameter: It is none.
+        BadParameter: It is not.
     """
     text = parse_query(connection).get(name, str(default))
     value = int(text) if _NUMBER.fullmatch(text) else None
-    if value is None or not least <= value <= most:
-        raise BadParameter(f"{name}={text[:40]} is no number from {least} to {most}")
+    if value is None or not smallest <= value <= largest:
+        raise BadParameter(f"`{name}` must be an integer from {smallest} to {largest}, got {text[:40]!r}")
     return value
 
 
 def refuse_unknown_parameters(names: Iterable[str], known: frozenset[str]) -> None:
-    """Refuse parameters that mean nothing here: a misspelt one would be silently ignored.
+    """Raise an error for a parameter that the endpoint does not have, so that a misspelt one is not ignored.
 
     Raises:
         BadParameter: There is one.
     """
     unknown = sorted(set(names) - known)
     if unknown:
-        others = f"known are {', '.join(sorted(known))}" if known else "there is none at all"
-        raise BadParameter(f"There is no parameter {unknown[0][:40]!r} here; {others}")
+        allowed = f"it has {', '.join(sorted(known))}" if known else "it has none"
+        raise BadParameter(f"This URL has no query parameter {unknown[0][:40]!r}; {allowed}")
 
 
 def negotiate_media_type(connection: HTTPConnection, *offers: str) -> str:
-    """Return which media type the client wants most (RFC 9110 section 12.5.1); of equals, the first offered."""
+    """Return the offered media type that `Accept` prefers (RFC 9110 section 12.5.1); of equals, the first."""
     accept = b", ".join([value for name, value in connection.scope["headers"] if name == b"accept"])
     return _select_offer(accept or b"*/*", offers)
 
 
 @lru_cache(maxsize=256)
 def _select_offer(accept: bytes, offers: tuple[str, ...]) -> str:
-    wanted = parse_quality_values(accept.decode("latin-1"))
+    qualities = parse_quality_values(accept.decode("latin-1"))
 
-    def weight(offer: str) -> float:
-        kind = offer.partition("/")[0]
-        return next((wanted[one] for one in (offer, f"{kind}/*", "*/*") if one in wanted), 0.0)
+    def quality(offer: str) -> float:
+        ranges = (offer, f"{offer.partition('/')[0]}/*", "*/*")
+        return next((qualities[media_range] for media_range in ranges if media_range in qualities), 0.0)
 
-    return max(offers, key=weight)
+    return max(offers, key=quality)
 
 
-def parse_quality_values(accept: str) -> Mapping[str, float]:
-    """Return how much a client wants each of what it lists, in lower case (RFC 9110 section 12.4.2).
+def parse_quality_values(header: str) -> Mapping[str, float]:
+    """Return the quality values of a header such as `Accept`, by name in lower case (RFC 9110 section 12.4.2).
 
-    From 0 to 1; 0 where the weight is no number.
+    From 0 to 1; 0 where the value is not a number.
     """
-    found: dict[str, float] = {}
-    for part in accept.lower().split(","):
+    qualities: dict[str, float] = {}
+    for part in header.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
-        quality = next((one[2:] for one in parameters if one.startswith("q=")), "1")
-        # `float` also reads `nan`, which is neither more nor less than another weight.
-        found[name] = min(float(quality), 1.0) if _QUALITY.fullmatch(quality) else 0.0
-    return found
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        # `float` also accepts `nan`, which can't be compared.
+        qualities[name] = min(float(quality), 1.0) if _QUALITY.fullmatch(quality) else 0.0
+    return qualities
 
 
-def matches_etag(lists: list[str], etag: str) -> bool:
-    """Tell whether an entity tag, or any, is among those of `If-None-Match` (RFC 9110 section 13.1.2)."""
-    tags = {tag.strip().removeprefix("W/") for tags in lists for tag in tags.split(",")}
+def matches_etag(headers: list[str], etag: str) -> bool:
+    """Whether the values of `If-None-Match` have an entity tag, or `*` (RFC 9110 section 13.1.2)."""
+    tags = {tag.strip().removeprefix("W/") for header in headers for tag in header.split(",")}
     return bool(tags & {etag, "*"})

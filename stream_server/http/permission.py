@@ -1,4 +1,4 @@
-"""Letting callers in, and keeping their streams to what they may see."""
+"""Authorization of requests, and of the streams that they start."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from stream_server.hub.subscription import Subscription
 
 
 class Permission(NamedTuple):
-    """Who was let in, to what."""
+    """What a caller may see, as the authorizer has decided."""
 
     authorizer: Authorizer
     caller: Caller
     scope: StreamScope
     access: Access
 
-    def restrict_options(self, question: WatchOptions) -> WatchOptions:
-        """Return a question as the caller may ask it."""
-        return question if self.access.can_read_values else replace(question, redact_values=True)
+    def restrict_options(self, options: WatchOptions) -> WatchOptions:
+        """Return watch options with XCom values redacted, if the caller may not read them."""
+        return options if self.access.can_read_values else replace(options, redact_values=True)
 
-    def restrict_filter(self, wanted: Filter) -> Filter:
-        """Return a filter for the runs of a DAG as the caller may have it."""
-        return wanted._replace(redacted=self.scope.output and not self.access.can_read_values)
+    def restrict_filter(self, run_filter: Filter) -> Filter:
+        """Return the filter of a DAG's runs with task output redacted, if the caller may not read it."""
+        return run_filter._replace(redacted=self.scope.output and not self.access.can_read_values)
 
     def bind(self, subscription: Subscription, expiring: OnTokenExpiring | None = None) -> LivePermission | None:
         """Revalidate the permission until the subscription is closed; the arguments are those of `register_stream`."""
@@ -45,21 +45,21 @@ class Permission(NamedTuple):
 
 
 async def authorize_run(authorizer: Authorizer, caller: Caller, key: RunKey) -> Permission:
-    """Let a caller in to a run, or raise the error that tells him why not."""
+    """Return the permission to watch a run, or raise the error for the caller."""
     return Permission(authorizer, caller, StreamScope(*key), await authorizer.check_run(caller, key))
 
 
 async def authorize_dag(authorizer: Authorizer, caller: Caller, dag_id: str, *, output: bool) -> Permission:
-    """Let a caller in to all runs of a DAG, or raise the error that tells him why not."""
+    """Return the permission to watch all runs of a DAG, or raise the error for the caller."""
     access = await authorizer.check_dag(caller, dag_id, output=output)
     return Permission(authorizer, caller, StreamScope(dag_id, output=output), access)
 
 
 async def authorize_firehose(authorizer: Authorizer, caller: Caller) -> Permission:
-    """Let a caller in to the runs of all DAGs that he may read, or raise the error that tells him why not."""
+    """Return the permission to watch the runs of all DAGs that the caller may read, or raise the error for them."""
     await authorizer.check_dags(caller)
     return Permission(authorizer, caller, StreamScope(), ACCESS_WITHOUT_VALUES)
 
 
 def ignore_expiry(_subscription: Subscription, _expires_at: object) -> None:
-    """Do nothing before a token expires, for those who wait for one answer: coming again would gain them nothing."""
+    """Do nothing when a token is about to expire: a call that waits for one response would gain nothing by a retry."""

@@ -16,13 +16,11 @@ from stream_server.http.endpoints import run_stream
 
 
 class ProblemResponse(JSONResponse):
-    """An `application/problem+json` answer (RFC 9457)."""
-
     media_type = "application/problem+json"
 
 
 async def raise_not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
-    """Refuse a handshake as any request is: Starlette would say 403, and not why."""
+    """Answer a WebSocket handshake for an unknown path with 404, as a request; Starlette's default is a bare 403."""
     raise HTTPException(HTTPStatus.NOT_FOUND)
 
 
@@ -46,13 +44,13 @@ async def _answer_http_exception(connection: HTTPConnection, error: Exception) -
         kind = "nothing" if connection.scope["type"] == "http" else "no WebSocket"
         detail = f"There is {kind} at {path}"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"There is no {connection.scope['method']} at {path}, but {headers['Allow']}"
+        detail = f"{path} allows {headers['Allow']}, not {connection.scope['method']}"
     body = {"type": "about:blank", "title": title, "status": error.status_code, "detail": detail}
     return ProblemResponse(body, error.status_code, headers)
 
 
 async def _answer_unexpected_error(connection: HTTPConnection, error: Exception) -> Response:
-    """Answer what nobody foresaw. Starlette raises it again, so that it is logged; the client learns nothing of it."""
+    """Answer without details. Starlette raises the exception again, so that the server logs it."""
     body = {
         "type": "about:blank",
         "title": "Internal Server Error",

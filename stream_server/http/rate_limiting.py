@@ -1,4 +1,4 @@
-"""Letting callers in, as long as they have and do no more than they may."""
+"""Middleware that enforces the rate limits of callers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stream_server.http.request_slot import extract_ticket, now
 from stream_server.http.state import State
 
 MIN_ERROR_STATUS = 400
-"""HTTP statuses below say that a credential was good."""
+"""A response with a lower status shows that the credential was valid."""
 
 
 def as_asgi_app(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
-    """Return what answers a request as ASGI has it. What is raised is left to the application, which tells it."""
+    """Return an endpoint as ASGI application. The exception handlers of the main application answer its errors."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         response = await endpoint(Request(scope, receive, send))
@@ -31,37 +31,36 @@ def as_asgi_app(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
 
 
 class RateLimitMiddleware:
-    """ASGI middleware of a route: each request takes a place, and leaves it at its end.
+    """ASGI middleware of a route: each request acquires a slot of its caller, and releases it at its end.
 
-    A stream that outlives its request keeps the place (`places.keep_place`).
+    A stream that outlives its request keeps the slot (`delivery.scope.keep_slot`).
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or raise what tells the caller that he has too much."""
         state: State = scope["state"]
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             raise NulInText
         extract_ticket(scope)
-        admission, identity = state["rate_limits"], self._claimed_caller(scope)
+        limits, identity = state["rate_limits"], self._claimed_caller(scope)
         client = scope.get("client")
-        # Whoever makes up credentials remains his address.
-        known = identity is not None and admission.is_verified(identity)
-        place = admission.acquire(identity if known else caller_of_address(client and client[0]), now())
-        scope[SLOT_KEY] = place
+        # A credential that was not verified yet counts for the address: made-up credentials don't evade the limit.
+        known = identity is not None and limits.is_verified(identity)
+        slot = limits.acquire(identity if known else caller_of_address(client and client[0]), now())
+        scope[SLOT_KEY] = slot
         if identity is not None and not known:
-            send = _mark_verified_on_success(admission, identity, send)
+            send = _mark_verified_on_success(limits, identity, send)
             scope[OBSERVED_HEAD_KEY] = True
         try:
             await self._app(scope, receive, send)
         finally:
-            if not place.outlives_request:
-                place.release()
+            if not slot.outlives_request:
+                slot.release()
 
     def _claimed_caller(self, scope: Scope) -> str | None:
-        """Return who the caller is if his credential is good; `None` where that is not asked here."""
+        """Return the caller by their credential, which may be invalid; `None` without one, or where none is needed."""
         state: State = scope["state"]
         if not state["authorizer"].requires_credential or scope["path"] == PROBE_PATH:
             return None
@@ -69,12 +68,12 @@ class RateLimitMiddleware:
         return state["rate_limits"].caller_of_credential(credential) if credential else None
 
 
-def _mark_verified_on_success(admission: RateLimits, identity: str, send: Send) -> Send:
-    """Have a credential vouched for by an answer that does not refuse it."""
+def _mark_verified_on_success(limits: RateLimits, identity: str, send: Send) -> Send:
+    """Return a `send` that marks a caller as verified when the response is no refusal."""
 
-    async def vouching(message: Message) -> None:
+    async def send_and_mark(message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] < MIN_ERROR_STATUS:
-            admission.mark_verified(identity)
+            limits.mark_verified(identity)
         await send(message)
 
-    return vouching
+    return send_and_mark

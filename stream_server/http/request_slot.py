@@ -1,4 +1,4 @@
-"""What `admitted` notes of a request for those who answer it: the place of its caller, and his ticket."""
+"""The rate-limit slot of a request and its ticket, which `rate_limiting` keeps in the scope."""
 
 from __future__ import annotations
 
@@ -15,61 +15,64 @@ from stream_server.http.state import State
 
 
 def attribute_request(scope: Scope, credential: Mapping[str, str]) -> None:
-    """Count a request for who shows a credential, instead of for his address: who is refused has no stream.
+    """Count a request for the caller with a credential, in place of the address.
 
     Raises:
-        TooManyStreams: He has as many as he may.
+        TooManyStreams: The caller has as many streams as allowed.
     """
     state: State = scope["state"]
-    place: CallerSlot | None = scope.get(SLOT_KEY)
-    if place is not None and credential and state["authorizer"].requires_credential:
-        place.attribute_to(state["rate_limits"].caller_of_credential(credential))
+    if (slot := _slot_to_attribute(scope, credential)) is not None:
+        slot.attribute_to(state["rate_limits"].caller_of_credential(credential))
 
 
 def authenticate_connection(scope: Scope, credential: Mapping[str, str]) -> None:
-    """Count a connection, and what is begun on it, for who has shown a credential that was good.
+    """Count a connection, and what is started on it, for the caller with a credential that was verified.
 
     Raises:
-        TooManyJoins: He has begun too much of late.
-        TooManyStreams: He has as many as he may.
+        TooManyJoins: The caller has started too many streams recently.
+        TooManyStreams: The caller has as many streams as allowed.
     """
     state: State = scope["state"]
-    place: CallerSlot | None = scope.get(SLOT_KEY)
-    if place is not None and credential and state["authorizer"].requires_credential:
-        identity = state["rate_limits"].caller_of_credential(credential)
-        state["rate_limits"].mark_verified(identity)
-        place.authenticate_as(identity, now())
+    if (slot := _slot_to_attribute(scope, credential)) is not None:
+        caller = state["rate_limits"].caller_of_credential(credential)
+        state["rate_limits"].mark_verified(caller)
+        slot.authenticate_as(caller, now())
 
 
 def reattribute_connection(scope: Scope, credential: Mapping[str, str]) -> None:
-    """Count a connection as `introduce` does, even if its caller has as many streams as he may: it is there already."""
+    """As `authenticate_connection`, but without a limit: the connection is open already."""
     state: State = scope["state"]
-    place: CallerSlot | None = scope.get(SLOT_KEY)
-    if place is not None and credential and state["authorizer"].requires_credential:
-        identity = state["rate_limits"].caller_of_credential(credential)
-        state["rate_limits"].mark_verified(identity)
-        place.attribute_without_limit(identity)
+    if (slot := _slot_to_attribute(scope, credential)) is not None:
+        caller = state["rate_limits"].caller_of_credential(credential)
+        state["rate_limits"].mark_verified(caller)
+        slot.attribute_without_limit(caller)
 
 
 def record_join(scope: Scope) -> None:
-    """Begin something more on a connection, such as a subscription.
+    """Count the start of another stream on a connection.
 
     Raises:
-        TooManyJoins: The caller has begun too much of late.
+        TooManyJoins: The caller has started too many streams recently.
     """
     state: State = scope["state"]
-    place: CallerSlot | None = scope.get(SLOT_KEY)
-    if place is not None:
-        state["rate_limits"].record_join(place.joining_caller, now())
+    slot: CallerSlot | None = scope.get(SLOT_KEY)
+    if slot is not None:
+        state["rate_limits"].record_join(slot.joining_caller, now())
+
+
+def _slot_to_attribute(scope: Scope, credential: Mapping[str, str]) -> CallerSlot | None:
+    state: State = scope["state"]
+    slot: CallerSlot | None = scope.get(SLOT_KEY)
+    return slot if credential and state["authorizer"].requires_credential else None
 
 
 def extract_ticket(scope: Scope) -> None:
-    """Take the ticket out of a URL, so that nobody logs it, repeats it or hands it on.
+    """Move the ticket from the query of a scope to its `TICKET_KEY`, so that it is not logged, echoed or forwarded.
 
-    The scope is that which the server itself logs.
+    uvicorn's access log reads the same scope.
 
     Raises:
-        BadParameter: There are several.
+        BadParameter: There is more than one ticket.
     """
     query: bytes = scope["query_string"]
     if not query:
@@ -85,10 +88,10 @@ def extract_ticket(scope: Scope) -> None:
         return
     scope["query_string"] = b"&".join(others)
     if len(tickets) > 1:
-        raise BadParameter("ticket= is given more than once")
+        raise BadParameter("`ticket` must not be repeated")
     scope[TICKET_KEY] = tickets[0]
 
 
 def now() -> float:
-    """Return the time by which joins are counted."""
+    """Return the current time of the clock of joins."""
     return time.monotonic()

@@ -1,4 +1,4 @@
-"""What the application's lifespan gives to every request."""
+"""The typed state of the application, which its lifespan gives to every request."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from stream_server.settings import Settings
 
 
 class State(TypedDict):
-    """What the application's lifespan gives to every request."""
-
     settings: Settings
     hub: Hub
     scheduler: WriteScheduler
@@ -33,4 +31,4 @@ class State(TypedDict):
     cancellations: Cancellations
     rate_limits: RateLimits
     idle_timeouts: SharedTimeouts[Callable[[], None]]
-    """What to call where a connection has had no stream for too long."""
+    """Close multiplexed connections that have had no stream for too long."""

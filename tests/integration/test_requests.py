@@ -53,7 +53,7 @@ async def test_an_unknown_run_is_404_before_any_stream(
     [
         ("/api/v2/dags/chat/stream", 404, "no WebSocket at /api/v2/dags/chat/stream"),
         ("/nowhere", 404, "no WebSocket at /nowhere"),
-        ("/api/v2/stream?dag_id=chat", 422, "no parameter 'dag_id' here; there is none at all"),
+        ("/api/v2/stream?dag_id=chat", 422, "no query parameter 'dag_id'; it has none"),
     ],
 )
 async def test_a_websocket_handshake_is_refused_with_a_problem_body(
@@ -73,16 +73,16 @@ async def test_a_wrong_method_returns_405_with_the_allowed_ones(server: RunningS
     async with httpx.AsyncClient(base_url=server.url) as client:
         refused = await client.post("/api/v2/stream")
     assert refused.status_code == 405
-    assert refused.json()["detail"] == f"There is no POST at /api/v2/stream, but {refused.headers['allow']}"
+    assert refused.json()["detail"] == f"/api/v2/stream allows {refused.headers['allow']}, not POST"
 
 
 @pytest.mark.parametrize(
     ("query", "detail"),
     [
         ("?result=missing", "has no task 'missing'; its tasks are: answer, ask, clean_up"),
-        ("?result=", "needs the name of a task"),
-        ("?until=never", "neither 'result' nor 'run'"),
-        ("?resutl=answer", "no parameter 'resutl' here; known are confirm, cursor, result, until"),
+        ("?result=", "must be the ID of a task"),
+        ("?until=never", "must be 'result' or 'run'"),
+        ("?resutl=answer", "no query parameter 'resutl'; it has confirm, cursor, result, until"),
     ],
 )
 async def test_an_invalid_parameter_returns_422_with_the_allowed_values(

@@ -68,7 +68,7 @@ async def test_a_ticket_opens_one_stream_on_any_replica(
     assert await count_tickets(airflow) == 0
     for replica in (server, other):
         problem = await get_refusal(replica, f"{path}?ticket={ticket['ticket']}")
-        assert (problem["title"], "used up" in problem["detail"]) == ("Ticket refused", True)
+        assert (problem["title"], "used already" in problem["detail"]) == ("Ticket refused", True)
 
 
 async def test_websockets_and_ndjson_accept_tickets(server: RunningServer, run: RunKey) -> None:

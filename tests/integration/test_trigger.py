@@ -331,12 +331,12 @@ async def test_an_invalid_body_is_not_sent_to_airflow(
     ("query", "detail"),
     [
         ("&wait=1", "no parameter 'wait' here"),
-        ("&if_exists=maybe", "if_exists=maybe is neither 'fail' nor 'attach'"),
-        ("&on_disconnect=kill", "on_disconnect=kill is neither 'continue' nor 'cancel'"),
+        ("&if_exists=maybe", "`if_exists` must be 'fail' or 'attach', got 'maybe'"),
+        ("&on_disconnect=kill", "`on_disconnect` must be 'continue' or 'cancel', got 'kill'"),
         ("&grace=5s", "together with on_disconnect=cancel"),
         ("&on_disconnect=cancel&grace=x", "grace: 'x' is not a duration"),
         ("&timeout=x", "timeout: 'x' is not a duration"),
-        ("&until=never", "until=never is neither 'result' nor 'run'"),
+        ("&until=never", "`until` must be 'result' or 'run', got 'never'"),
     ],
 )
 async def test_an_invalid_parameter_is_rejected_before_the_trigger(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.http.delivery.streaming_body import HEADERS, send_stream
@@ -16,13 +17,10 @@ MEDIA_TYPE = "application/x-ndjson"
 
 
 def encode_line(wire: Wire) -> bytes:
-    """Return a frame as a line."""
     return wire.text.encode() + b"\n"
 
 
 class LineStream(Response):
-    """Frames as lines."""
-
     media_type = MEDIA_TYPE
 
     def __init__(
@@ -34,12 +32,12 @@ class LineStream(Response):
         on_gone: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(headers={**HEADERS, **(headers or {})})
-        # The length of a stream is not known.
+        # Starlette sets it to 0; the length of a stream is unknown.
         del self.headers["content-length"]
         self._subscription, self._scheduler, self._on_gone = subscription, scheduler, on_gone
 
+    @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
         await send_stream(
             self._subscription,
             self,
@@ -47,7 +45,7 @@ class LineStream(Response):
             receive,
             send,
             scheduler=self._scheduler,
-            frame=encode_line,
+            framing=encode_line,
             transport="ndjson",
             on_gone=self._on_gone,
         )

@@ -1,4 +1,4 @@
-"""What server, middleware and endpoints put into the ASGI scope of a request."""
+"""Keys and extensions in the ASGI scope of a request, by which server, middleware and endpoints share objects."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from stream_server.hub.subscription import Subscription
 
 
 def find_header(scope: Scope, name: bytes) -> str | None:
-    """Return the first header of a request that has a name, given in lower case.
+    """Return the first header with a name, which is given in lower case.
 
-    `Headers` of Starlette decodes whatever it looks at; a stream looks for a handful of headers.
+    Starlette's `Headers` decodes each header that it compares; this one compares bytes.
     """
     for key, value in scope["headers"]:
         if key == name:
@@ -21,29 +21,29 @@ def find_header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-SLOT_KEY = "stream_server.place"
-"""Where a scope has its caller's `Place`."""
+SLOT_KEY = "stream_server.slot"
+"""Key of the `CallerSlot` of a request."""
 
-OBSERVED_HEAD_KEY = "stream_server.overheard"
-"""In a scope where somebody waits for the head of its answer."""
+OBSERVED_HEAD_KEY = "stream_server.observed_head"
+"""Set if a middleware must see the head of the response, so that it can't come from the cache."""
 
 TICKET_KEY = "stream_server.ticket"
-"""Where a scope has the ticket that stood in its URL."""
+"""Key of the ticket that was in the query."""
 
 
 def keep_slot(scope: Scope, subscription: Subscription) -> None:
-    """Have a stream keep the place of its request until its subscription is closed."""
-    place: CallerSlot | None = scope.get(SLOT_KEY)
-    if place is not None:
-        place.outlives_request = True
-        subscription.on_close(place.release)
+    """Keep the slot of a request until the subscription is closed."""
+    slot: CallerSlot | None = scope.get(SLOT_KEY)
+    if slot is not None:
+        slot.outlives_request = True
+        subscription.on_close(slot.release)
 
 
 SERVER_SEND_KEY = "stream_server.send"
-"""Where a scope has the `send` of the server itself: headers go through all middlewares; what follows them need not."""
+"""Key of the server's own `send`, past all middlewares. They need to see the head of a stream only."""
 
 CONNECTION = "stream_server.connection"
-"""Extension with the connection of a request as a `writers.Line`, if the server is ours."""
+"""Extension with the connection of a request as a `writers.ServerConnection`, if the server is ours."""
 
 RESPONSE = "stream_server.response"
 """Extension with the `ServerResponse` to an HTTP request, if the server is uvicorn."""

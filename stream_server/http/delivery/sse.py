@@ -9,6 +9,7 @@ from functools import cache
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.http.delivery.streaming_body import HEADERS, encode_headers, send_stream
@@ -18,20 +19,19 @@ from stream_server.protocol.wire import Wire
 MEDIA_TYPE = "text/event-stream"
 
 RETRY_MS = (1000, 3000)
-"""Bounds of the random time after which a browser connects again."""
+"""Bounds of the random time after which an `EventSource` reconnects."""
 
 
 def encode_event(wire: Wire) -> bytes:
-    """Return a frame as an event: its type, its place if it has one, and its JSON."""
-    place = None if wire.token is None else str(wire.token)
-    return ServerSentEvent(wire.json.decode(), event=wire.type, id=place, sep="\n").encode()
+    """Return a frame as an event, with its cursor as `id`."""
+    event_id = None if wire.token is None else str(wire.token)
+    return ServerSentEvent(wire.json.decode(), event=wire.type, id=event_id, sep="\n").encode()
 
 
 class EventStream(Response):
     """Frames as events.
 
-    What sse-starlette does with a task group, a queue and an async generator for each client is done here with one
-    wait: frames that are due together go out in one write. Its headers and its framing are kept.
+    Headers and framing are those of sse-starlette, without its task group, queue and async generator for each client.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class EventStream(Response):
         self._subscription, self._scheduler, self._on_gone = subscription, scheduler, on_gone
         self._retry_ms = retry_ms
 
+    @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
         first = _random_retry(self._retry_ms)
         await send_stream(
             self._subscription,
@@ -58,7 +58,7 @@ class EventStream(Response):
             receive,
             send,
             scheduler=self._scheduler,
-            frame=encode_event,
+            framing=encode_event,
             transport="sse",
             first=first,
             on_gone=self._on_gone,
@@ -66,13 +66,13 @@ class EventStream(Response):
 
 
 def _random_retry(least_ms: int) -> bytes:
-    """Return the field `retry` (WHATWG HTML 9.2.6), so chosen that clients don't come back all at once."""
+    """Return a random field `retry` (WHATWG HTML 9.2.6), so that clients don't reconnect all at once."""
     return _encode_retry(least_ms + int(random.uniform(*RETRY_MS)))  # noqa: S311 # not for secrets
 
 
 @cache
 def _stream_headers() -> Sequence[tuple[bytes, bytes]]:
-    """Return the headers that sse-starlette gives to a stream, and ours, which are the same for all."""
+    """Return the headers of each stream: those of sse-starlette, and ours."""
     return EventSourceResponse(iter(()), headers=HEADERS).raw_headers
 
 

@@ -1,4 +1,4 @@
-"""Streaming over plain HTTP: what server-sent events and NDJSON share."""
+"""Streams in HTTP response bodies, for server-sent events and NDJSON."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from stream_server.hub.subscription import Subscription
 from stream_server.protocol.wire import Framing, Wire
 
 HEADERS = {
-    # Proxies must neither store, transform (compress, and so buffer) nor buffer the stream.
+    # Proxies must not store, buffer or compress the stream; compression buffers, too.
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
 }
 
 
 def encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    """Return headers as ASGI has them."""
+    """Return headers in the form of ASGI."""
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
@@ -45,31 +45,35 @@ async def send_stream(
     send: Send,
     *,
     scheduler: WriteScheduler,
-    frame: Framing,
+    framing: Framing,
     transport: str,
     first: bytes = b"",
     on_gone: Callable[[], None] | None = None,
 ) -> None:
-    """Answer with frames until the stream or the connection ends, then close the subscription.
+    """Respond with frames until the stream or the connection ends, then close the subscription.
 
     Args:
-        subscription: Where frames come from.
-        response: Whose headers are sent.
+        subscription: Where the frames come from.
+        response: Status and headers.
         scope: Of the request.
         receive: Of the request.
         send: Of the request.
-        scheduler: Who brings frames to their client.
-        frame: Makes bytes of a frame.
+        scheduler: The write scheduler of the event loop.
+        framing: Encodes a frame as bytes.
         transport: One of `scheduler.TRANSPORTS`.
-        first: Sent before the first frame.
-        on_gone: Called where the client went before the end.
+        first: Bytes before the first frame.
+        on_gone: Called if the client disconnects before the end of the stream.
     """
     start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-    line: HttpServerConnection | None = find_extension(scope, CONNECTION)
-    if line is not None and scope["method"] != "HEAD" and line.claim_response(cast("dict[str, Any]", scope)):
+    connection: HttpServerConnection | None = find_extension(scope, CONNECTION)
+    if (
+        connection is not None
+        and scope["method"] != "HEAD"
+        and connection.claim_response(cast("dict[str, Any]", scope))
+    ):
         try:
-            head = await _capture_head(line, scope, send, start)
-            writer = DirectWriter(subscription, scheduler, line, chunked_framing(frame), transport=transport)
+            head = await _capture_head(connection, scope, send, start)
+            writer = DirectWriter(subscription, scheduler, connection, chunked_framing(framing), transport=transport)
         except BaseException:
             subscription.close()
             raise
@@ -84,46 +88,49 @@ async def send_stream(
             return
         if first:
             await send(_body_message(first))
-        send_on: Send = scope.get(SERVER_SEND_KEY, send)
-        gone = wait_for_disconnect(receive)
-        asgi_writer = AsgiWriter(subscription, scheduler, frame, send_on, gone, pack=_pack_body, transport=transport)
-        with asgi_writer.run() as over:
-            ended = await over
-        if ended:
-            with anyio.move_on_after(scheduler.close_timeout) as parting:
+        server_send: Send = scope.get(SERVER_SEND_KEY, send)
+        disconnect = wait_for_disconnect(receive)
+        asgi_writer = AsgiWriter(
+            subscription, scheduler, framing, server_send, disconnect, pack=_pack_body, transport=transport
+        )
+        with asgi_writer.run() as finished:
+            is_client_there = await finished
+        if is_client_there:
+            # The last chunk waits for the client too, if the write buffer is full.
+            with anyio.move_on_after(scheduler.close_timeout) as close_timeout:
                 await send(_body_message(b"", more=False))
-            ended = not parting.cancelled_caught
-        if not ended:
+            is_client_there = not close_timeout.cancelled_caught
+        if not is_client_there:
             abort_response(scope)
     if on_gone is not None and not subscription.is_complete:
         on_gone()
 
 
-async def _capture_head(line: HttpServerConnection, scope: Scope, send: Send, start: Message) -> bytes:
-    """Return the head of the answer. It comes through all middlewares, once a second for all who get the same."""
-    # What `CORSMiddleware` adds depends on the origin alone.
+async def _capture_head(connection: HttpServerConnection, scope: Scope, send: Send, start: Message) -> bytes:
+    """Return the head of the response, which passes all middlewares at most once a second for equal requests."""
+    # The key has everything that the head depends on: `CORSMiddleware` adds headers that depend on `Origin` alone.
     kind = (
         None
         if OBSERVED_HEAD_KEY in scope
         else (start["status"], tuple(start["headers"]), find_header(scope, b"origin"))
     )
-    if kind is not None and (head := line.start_with_cached_head(kind)):
+    if kind is not None and (head := connection.start_with_cached_head(kind)):
         return head
-    line.capture()
+    connection.capture()
     try:
         await send(start)
     except BaseException:
-        line.flush()
+        connection.flush()
         raise
-    return line.flush(kind)
+    return connection.flush(kind)
 
 
 @cache
-def chunked_framing(frame: Framing) -> Framing:
-    """Return the way to frame something that is sent in chunks: a chunk for each frame (RFC 9112 section 7.1)."""
+def chunked_framing(framing: Framing) -> Framing:
+    """Return a framing that makes a chunk of each frame (RFC 9112 section 7.1)."""
 
     def chunk(wire: Wire) -> bytes:
-        return _encode_chunk(frame(wire))
+        return _encode_chunk(framing(wire))
 
     return chunk
 
@@ -133,7 +140,7 @@ def _encode_chunk(data: bytes) -> bytes:
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    """Wait until the client has gone. What it sends meanwhile has no meaning."""
+    """Wait until the client has disconnected. What it sends until then is discarded."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -89,7 +89,7 @@ class DirectWriter(FrameWriter):
         transport: One of `scheduler.TRANSPORTS`.
     """
 
-    __slots__ = ("_connection", "_first", "_frame", "_on_gone", "_owned", "_transport", "on_message")
+    __slots__ = ("_connection", "_first", "_framing", "_on_gone", "_owned", "_transport", "on_message")
 
     _owned: Subscription
     _on_gone: OnGone
@@ -97,73 +97,82 @@ class DirectWriter(FrameWriter):
     def __init__(
         self,
         subscription: FrameSource,
-        courier: WriteScheduler,
-        line: ServerConnection,
-        frame: Framing,
-        hear: OnMessage | None = None,
+        scheduler: WriteScheduler,
+        connection: ServerConnection,
+        framing: Framing,
+        on_message: OnMessage | None = None,
         *,
         transport: str,
     ) -> None:
-        super().__init__(subscription, courier, transport)
-        self.on_message = hear
-        self._connection = line
-        self._transport = line.transport
-        self._frame = frame
+        super().__init__(subscription, scheduler, transport)
+        self.on_message = on_message
+        self._connection = connection
+        self._transport = connection.transport
+        self._framing = framing
         self._first = b""
-        self.is_blocked = line.is_full
-        line.writer = self
-        if line.transport.is_closing():
+        # Back-pressure: from now on the connection sets and resets it (`pause_writing` and `resume_writing`).
+        self.is_blocked = connection.is_full
+        connection.writer = self
+        if connection.transport.is_closing():
             self.on_client_gone()
 
+    @override
     def write_frames(self, wires: Sequence[Wire], joined: JoinedFrames) -> None:
-        """Send frames. The connection itself says when it is full."""
-        data = join_frames(wires, self._frame, joined)
+        data = join_frames(wires, self._framing, joined)
         self._counters.bytes += len(data)
         if self._first:
             data, self._first = self._first + data, b""
         self._transport.write(data)
 
+    @override
     def unsent_bytes(self) -> int:
-        """Return how many bytes wait in the connection."""
         return self._transport.get_write_buffer_size()
 
+    @override
     def release_connection(self) -> None:
-        """Let go of the connection."""
         self._connection.writer = None
 
+    @override
     def abort(self) -> None:
-        """Nothing can be sent any more: the client shall notice, and come again."""
+        # The client must notice that its stream is broken, and reconnect.
         self._transport.abort()
         self.on_client_gone()
 
     def start_detached(self, subscription: Subscription, on_gone: OnGone = None, *, first: bytes = b"") -> None:
-        """Bring frames when the request is over for ASGI: no task and no stack of calls is kept for it.
+        """Start to write, for a request whose application returns now: no task and no call stack is kept for it.
 
         Args:
-            subscription: Where frames come from; closed at the end.
-            on_gone: Called where the client went before the end.
+            subscription: Where the frames come from; closed at the end.
+            on_gone: Called if the client disconnects before the end of the stream.
             first: Bytes before the first frame, in the same write.
         """
         self._connection.detach()
         self._first = first
         self.start()
         if self._first and not self._transport.is_closing():
-            # Nothing is due yet, but the client shall know that its stream has begun.
+            # No frame is due yet: the client gets the response head, and knows that the stream has started.
             self._transport.write(self._first)
             self._first = b""
         self._owned, self._on_gone = subscription, on_gone
         self.finished.add_done_callback(self._start_ending)
 
-    def _start_ending(self, _over: object) -> None:
+    def _start_ending(self, _finished: object) -> None:
+        # Ending may wait: a WebSocket's close frame is sent by a coroutine of uvicorn.
         task = asyncio.create_task(self._end_alone(self._owned, self._on_gone), name="end of a stream")
         _ending.add(task)
         task.add_done_callback(_ending.discard)
 
     async def _end_alone(self, subscription: Subscription, on_gone: OnGone) -> None:
-        there = self.finished.result()
+        """Do what the application would do after the last frame, had it not returned.
+
+        The order matters. `stop` comes first: it releases the connection, which may read its next request as soon as
+        the response is complete. The subscription is closed last, and in any case: with it, the caller's slot is
+        released and the run is no longer watched. `on_gone` may cancel the run, so it comes when that is so.
+        """
+        is_client_there = self.finished.result()
         self.stop()
         try:
-            if there:
+            if is_client_there:
                 await self._connection.close(subscription.closed)
         finally:
             subscription.close()
@@ -172,6 +181,7 @@ class DirectWriter(FrameWriter):
 
 
 _ending: set[asyncio.Task[None]] = set()
+"""Keeps the tasks alive: the event loop has weak references only."""
 
 
 class AsgiWriter(FrameWriter, Generic[Payload]):

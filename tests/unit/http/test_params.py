@@ -43,7 +43,7 @@ def test_a_number_that_is_not_given_has_its_default() -> None:
     ],
 )
 def test_what_is_no_number_within_bounds_is_refused(text: str) -> None:
-    with pytest.raises(BadParameter, match="is no number from 1 to 200"):
+    with pytest.raises(BadParameter, match="must be an integer from 1 to 200"):
         limit(text)
 
 
