@@ -17,6 +17,7 @@ from cachetools import TLRUCache
 from stream_server.auth.authorizer import Caller
 from stream_server.auth.credential import credential_digest
 from stream_server.errors import AirflowRefused
+from stream_server.hub.task_set import TaskSet
 
 NOT_FOUND = 404
 
@@ -81,6 +82,7 @@ class PermissionCache:
         self._key = secrets.token_bytes(blake2b.MAX_KEY_SIZE)
         self._entries: TLRUCache[_Key, _Entry] = TLRUCache(limit, ttu=self._expires_at, timer=clock)
         self._requests: dict[_Key, asyncio.Task[CachedPermission]] = {}
+        self._tasks = TaskSet("permission request")
         self.request_limit = asyncio.Semaphore(at_once)
         """To be held during each request to Airflow, also during those that are not made here."""
 
@@ -111,17 +113,14 @@ class PermissionCache:
             return entry.permission
         request = self._requests.get(key)
         if request is None:
-            request = self._requests[key] = asyncio.create_task(self._fetch(key, ask), name="permission request")
-            request.add_done_callback(lambda task: self._on_fetched(key, task))
+            request = self._requests[key] = self._tasks.start(self._fetch(key, ask))
+            request.add_done_callback(lambda _: self._requests.pop(key, None))
         # Shielded: a call that is cancelled does not cancel the request for the others.
         return await asyncio.shield(request)
 
     async def close(self) -> None:
         """Cancel all requests."""
-        tasks = list(self._requests.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.aclose()
 
     async def _fetch(self, key: _Key, ask: FetchPermission) -> CachedPermission:
         async with self.request_limit:
@@ -132,12 +131,6 @@ class PermissionCache:
         if permission.status != NOT_FOUND:
             self._entries[key] = _Entry(permission, requested_at)
         return permission
-
-    def _on_fetched(self, key: _Key, task: asyncio.Task[CachedPermission]) -> None:
-        self._requests.pop(key, None)
-        if not task.cancelled():
-            # Retrieved here too: asyncio would log it if no call waits any more.
-            task.exception()
 
     def _expires_at(self, _key: _Key, entry: _Entry, _now: float) -> float:
         return entry.requested_at + (self._good_for if entry.permission.is_granted else self._refused_for)

@@ -18,6 +18,7 @@ from typing import TypeAlias
 from stream_server.auth.authorizer import Access, Caller, OnTokenExpiring, StreamScope
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.hub.subscription import Subscription
+from stream_server.hub.task_set import TaskSet
 from stream_server.protocol.close_codes import CloseCode
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class Revalidator:
         self._clock, self._wall_clock = clock, wall_clock
         self._groups: dict[GroupKey, PermissionGroup] = {}
         self._due_groups: deque[PermissionGroup] = deque()
-        self._checks: set[asyncio.Task[None]] = set()
+        self._checks = TaskSet("revalidation", on_end=lambda _: self._start_checks())
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -252,9 +253,7 @@ class Revalidator:
     async def close(self) -> None:
         """Cancel all checks."""
         self._due_groups.clear()
-        for task in self._checks:
-            task.cancel()
-        await asyncio.gather(*self._checks, return_exceptions=True)
+        await self._checks.aclose()
 
     def _start_checks(self) -> None:
         """Revalidate the groups that are due, as many as may be at once."""
@@ -264,14 +263,7 @@ class Revalidator:
                 # All its streams were closed while it waited.
                 group.is_queued = False
                 continue
-            task = asyncio.create_task(self._check(group), name="revalidation")
-            self._checks.add(task)
-            task.add_done_callback(self._on_checked)
-
-    def _on_checked(self, task: asyncio.Task[None]) -> None:
-        self._checks.discard(task)
-        if not task.cancelled():
-            self._start_checks()
+            self._checks.start(self._check(group))
 
     async def _check(self, group: PermissionGroup) -> None:
         try:

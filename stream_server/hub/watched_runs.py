@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from stream_server.domain.outcome import ReturnValues
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import Transition
 from stream_server.errors import RunNotFound, Unavailable
 from stream_server.hub.run_feed import RunFeed
+from stream_server.hub.task_set import TaskSet
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import ResetReason
@@ -77,7 +78,7 @@ class WatchedRuns:
         self._source = source
         self._cursor = cursor
         self._runs: dict[RunKey, WatchedRun] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet("watched run")
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -96,7 +97,7 @@ class WatchedRuns:
         watched = self._runs.get(key)
         if watched is None:
             watched = self._runs[key] = WatchedRun(RunFeed(key))
-            watched.load_task = self._create_task(self._load(watched), "load")
+            watched.load_task = self._tasks.start(self._load(watched), "load")
         watched.watcher_count += 1
         try:
             await self._wait_until_loaded(watched)
@@ -145,14 +146,11 @@ class WatchedRuns:
     def start_fetch(self, watched: WatchedRun) -> None:
         """Read the return values that a run needs, unless that is in progress."""
         if watched.feed.wanted_tasks and watched.fetch_task is None:
-            watched.fetch_task = self._create_task(self._fetch_values(watched), "fetch")
+            watched.fetch_task = self._tasks.start(self._fetch_values(watched), "fetch")
 
     async def close(self) -> None:
         """Cancel all reads."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.aclose()
 
     async def _wait_until_loaded(self, watched: WatchedRun) -> None:
         while watched.feed.run_state is None:
@@ -171,7 +169,7 @@ class WatchedRuns:
 
     def _start_reload(self, watched: WatchedRun, reason: ResetReason) -> None:
         watched.feed.restart_loading()
-        watched.load_task = self._create_task(self._reload(watched, reason), "reload")
+        watched.load_task = self._tasks.start(self._reload(watched, reason), "reload")
 
     async def _load(self, watched: WatchedRun) -> None:
         try:
@@ -235,15 +233,3 @@ class WatchedRuns:
     def _disconnect(self, watched: WatchedRun, reason: str) -> None:
         watched.feed.disconnect(CloseCode.INTERNAL, reason)
         self._discard(watched)
-
-    def _create_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-        return task
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # `acquire` raises the error too. This is for a load that nothing waits for any more.
-            log.debug("%s ended with %r", task.get_name(), error)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from stream_server.hub.task_set import TaskSet
 from stream_server.journal.gauges import DatabaseGauges
 from stream_server.journal.retention import Retention, prune_forever
 from stream_server.journal.run_store import RunStore
@@ -72,15 +73,15 @@ class JournalService:
         parts: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tail": self.tail.run, "meter": self._gauges.run}
         if self._retention.is_bounded:
             parts["pruner"] = self._prune
-        tasks = [asyncio.create_task(part(), name=name) for name, part in parts.items()]
+        tasks = TaskSet("journal service:")
+        for name, part in parts.items():
+            tasks.start(part(), name)
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             dead = done.pop()
             raise RuntimeError(f"The {dead.get_name()} has died") from dead.exception()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await tasks.aclose()
 
     async def collect_metrics(self) -> list[MetricFamily]:
         """Return the metrics of this process."""

@@ -24,6 +24,7 @@ from stream_server.http.deadlines import SharedTimeouts
 from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.http.state import State
 from stream_server.hub.hub import Hub
+from stream_server.hub.task_set import TaskSet
 from stream_server.journal.idempotency_keys import IdempotencyKeys
 from stream_server.journal.run_store import RunStore
 from stream_server.journal.ticket_store import TicketStore
@@ -78,14 +79,11 @@ def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: b
         if settings.uses_airflow_auth and airflow is not None:
             authorizer = AirflowAuthorizer(airflow, good_for=settings.auth_cache, grace=settings.auth_grace)
         app.state.hub = hub
-        tasks = [
-            asyncio.create_task(upstream.run(), name="following of the journal"),
-            asyncio.create_task(cancellations.run(), name="keeper of cancellations"),
-        ]
+        tasks = TaskSet("background task", on_end=_stop_process_on_failure)
+        tasks.start(upstream.run(), "journal source")
+        tasks.start(cancellations.run(), "cancellation")
         if isinstance(authorizer, AirflowAuthorizer):
-            tasks.append(asyncio.create_task(authorizer.revalidator.run(), name="guards"))
-        for task in tasks:
-            task.add_done_callback(_stop_process_on_failure)
+            tasks.start(authorizer.revalidator.run(), "revalidation")
         state = ServerState(
             settings=settings,
             hub=hub,
@@ -114,10 +112,7 @@ def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: b
                 await authorizer.close()
             if airflow is not None:
                 await airflow.aclose()
-            for task in tasks:
-                task.remove_done_callback(_stop_process_on_failure)
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await tasks.aclose()
             await hub.close()
             await runs.close()
 
@@ -126,5 +121,7 @@ def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: b
 
 def _stop_process_on_failure(task: asyncio.Task[None]) -> None:
     """Stop a process whose tail has died: a supervisor starts a working one, while a deaf one would look healthy."""
-    log.critical("The %s has died", task.get_name(), exc_info=None if task.cancelled() else task.exception())
+    log.critical(
+        "The %s has ended; the process stops", task.get_name(), exc_info=None if task.cancelled() else task.exception()
+    )
     os.kill(os.getpid(), signal.SIGTERM)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import anyio
 
 from stream_server.domain.transition import ReadTiming, Transition
+from stream_server.hub.task_set import TaskSet
 from stream_server.journal.run_store import RunStore
 from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition
@@ -71,6 +72,7 @@ class Relay:
         self._worker_count = wanted
         self._on_message_failed = on_message_failed
         self._causes = LoggedCauses()
+        self._scrapes = TaskSet("scrape")
         self._workers: set[WorkerConnection] = set()
         self._metrics_of_ended_workers: list[MetricFamily] = []
         """What those have counted that are gone: a sum must not shrink."""
@@ -187,9 +189,7 @@ class Relay:
             if (answered := member.pending_requests.pop(message.number, None)) is not None and not answered.done():
                 answered.set_result(None)
         elif isinstance(message, TotalMetricsRequest):
-            task = asyncio.create_task(self._send_total_metrics(member, message.number), name="scrape")
-            _scrapes.add(task)
-            task.add_done_callback(_scrapes.discard)
+            self._scrapes.start(self._send_total_metrics(member, message.number))
         elif isinstance(message, WorkerReady):
             member.is_serving = True
             self.send_status()
@@ -232,6 +232,3 @@ class Relay:
         data = encode_message(message)
         for member in self._workers:
             member.channel.send_encoded(data)
-
-
-_scrapes: set[asyncio.Task[None]] = set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-import random
 import signal
 import socket
 import sys
@@ -14,7 +13,9 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
 
 from stream_server.errors import StreamServerError
+from stream_server.hub.task_set import TaskSet
 from stream_server.journal.run_store import RunStore
+from stream_server.protocol.backoff import Backoff
 from stream_server.server.journal_service import JournalService
 from stream_server.server.main import configure_logging
 from stream_server.server.metrics import Metrics
@@ -27,7 +28,7 @@ from stream_server.settings import Settings
 log = logging.getLogger(__name__)
 
 RESTART_SECONDS = (0.1, 5.0)
-"""First and longest wait before a worker that has died is replaced; it doubles each time, with jitter."""
+"""First and longest wait before a worker that died is replaced."""
 
 KILL_DELAY_SECONDS = 2.0
 """So much longer than its grace periods a worker may take to stop before it is killed."""
@@ -91,18 +92,17 @@ class Supervisor:
         duties = JournalService(self._settings, self._relay, self._run_store, self._metrics)
         self._relay.attach(duties)
         duties.tail.on_status(self._relay.send_status)
-        following = asyncio.create_task(duties.run(), name="following")
+        tasks = TaskSet("supervisor")
+        following = tasks.start(duties.run(), "journal service")
         following.add_done_callback(lambda _: self._stopping.set())
-        beating = asyncio.create_task(self._relay.send_heartbeats(), name="beat")
+        tasks.start(self._relay.send_heartbeats(), "heartbeats")
         keeping = [asyncio.create_task(self._keep_worker(each), name="worker") for each in self._sockets]
         await self._stopping.wait()
         failed = following.done()
         if failed:
             log.critical("The journal is followed no more", exc_info=following.exception())
         await self._stop_workers(keeping)
-        for task in (following, beating):
-            task.cancel()
-        await asyncio.gather(following, beating, return_exceptions=True)
+        await tasks.aclose()
         await self._run_store.close()
         if failed:
             raise StreamServerError("The journal is followed no more; the log says why")
@@ -139,19 +139,17 @@ class Supervisor:
 
     async def _keep_worker(self, sockets: list[socket.socket]) -> None:
         """Have a worker accept connections from these sockets: one after the other, should they die."""
-        wait, longest = RESTART_SECONDS
+        backoff = Backoff(*RESTART_SECONDS)
         while not self._stopping.is_set():
-            began = time.monotonic()
+            started = time.monotonic()
             code = await self._run_worker(sockets)
             if self._stopping.is_set():
                 return
-            if time.monotonic() - began > longest:
-                wait = RESTART_SECONDS[0]
+            backoff.reset_after(time.monotonic() - started)
             self._metrics.record_worker_loss()
             log.error("A worker has died (%s); starting another", describe_exit(code), extra={"action": "worker_lost"})
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), wait * random.uniform(0.5, 1.5))  # noqa: S311 # no secret
-            wait = min(wait * 2, longest)
+                await asyncio.wait_for(self._stopping.wait(), backoff.next_wait())
 
     async def _run_worker(self, sockets: list[socket.socket]) -> int:
         """Run one worker to its end, and return its exit code."""
