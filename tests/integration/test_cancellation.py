@@ -1,4 +1,4 @@
-"""Runs that are stopped: because nobody waits for them any more, or by a button."""
+"""Runs that are stopped after the last client disconnects, or by the cancel endpoint."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ async def state(airflow: AirflowSql) -> str:
     return found
 
 
-async def leave_stream(caller: httpx.AsyncClient, path: str) -> None:
-    """Trigger a run, watch it, and go."""
+async def disconnect_stream(caller: httpx.AsyncClient, path: str) -> None:
+    """Trigger a run, watch it, and disconnect."""
     async with caller.stream("POST", path, json={}, headers=STREAM) as response:
         await Events(response).next()
 
 
-async def leave_call(trigger_server: RunningServer, caller: httpx.AsyncClient, path: str) -> None:
-    """Trigger a run, wait for its answer, and go."""
+async def disconnect_call(trigger_server: RunningServer, caller: httpx.AsyncClient, path: str) -> None:
+    """Trigger a run, wait for its result, and disconnect."""
     calling = asyncio.create_task(caller.post(path, json={}))
     await eventually_async(lambda: trigger_server.hub.statistics().subscriptions == 1)
     calling.cancel()
@@ -60,10 +60,10 @@ async def leave_call(trigger_server: RunningServer, caller: httpx.AsyncClient, p
 
 
 @pytest.mark.parametrize("streams", [True, False])
-async def test_a_run_is_stopped_when_its_caller_has_gone(
+async def test_a_run_is_stopped_after_its_client_disconnects(
     trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, *, streams: bool
 ) -> None:
-    await (leave_stream(caller, SHORT) if streams else leave_call(trigger_server, caller, SHORT))
+    await (disconnect_stream(caller, SHORT) if streams else disconnect_call(trigger_server, caller, SHORT))
     await eventually_async(lambda: stub.patches, what="the run is stopped")
     (patch,) = stub.patches
     assert patch.target == run_path("manual__1") + "?update_mask=state"
@@ -74,10 +74,10 @@ async def test_a_run_is_stopped_when_its_caller_has_gone(
 
 
 @pytest.mark.parametrize("path", [WAIT, f"{WAIT}&on_disconnect=continue"])
-async def test_a_run_goes_on_by_itself_unless_that_was_wanted(
+async def test_a_run_continues_after_a_disconnect_by_default(
     trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, path: str
 ) -> None:
-    await leave_stream(caller, path)
+    await disconnect_stream(caller, path)
     await eventually_async(lambda: trigger_server.hub.statistics().subscriptions == 0)
     async with caller.stream("GET", run_path("manual__1") + "/stream"):
         pass
@@ -85,11 +85,11 @@ async def test_a_run_goes_on_by_itself_unless_that_was_wanted(
     assert stub.patches == []
 
 
-async def test_who_comes_back_in_time_keeps_the_run(
+async def test_a_reconnect_within_the_grace_keeps_the_run(
     trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
-    # The grace is long enough to come back on any machine.
-    await leave_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=500ms")
+    # The grace is long enough to reconnect on any machine.
+    await disconnect_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=500ms")
     async with sse(trigger_server.url, KEY) as events:
         await events.next()
         await wait_for_cancellation_decision()
@@ -98,13 +98,13 @@ async def test_who_comes_back_in_time_keeps_the_run(
         assert types(await events.rest())[-2:] == ["result", "end"]
 
 
-async def noted(airflow: AirflowSql, servers: int) -> bool:
-    """Tell whether so many servers have noted that somebody waits for the run."""
+async def has_entries(airflow: AirflowSql, servers: int) -> bool:
+    """Whether this many servers have an entry of a client that waits for the run."""
     query = "SELECT count(*) FROM stream_server.waiters WHERE run_id = $1 AND expires > now()"
     return bool(await airflow.connection.fetchval(query, KEY.run_id) == servers)
 
 
-async def test_who_comes_back_to_another_server_keeps_the_run(
+async def test_a_reconnect_to_another_server_keeps_the_run(
     trigger_server: RunningServer,
     caller: httpx.AsyncClient,
     stub: AirflowStub,
@@ -113,15 +113,15 @@ async def test_who_comes_back_to_another_server_keeps_the_run(
 ) -> None:
     async with running_server(settings(airflow_url=stub.url)) as other:
         await eventually_async(lambda: other.hub.is_live)
-        await leave_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=2s")
+        await disconnect_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=2s")
         async with sse(other.url, KEY) as events:
             await events.next()
-            await eventually_answered(lambda: noted(airflow, 2))
+            await eventually_answered(lambda: has_entries(airflow, 2))
             await wait_for_cancellation_decision()
             assert stub.patches == []
             await airflow.complete_chain(KEY)
             assert types(await events.rest())[-2:] == ["result", "end"]
-        await eventually_answered(lambda: noted(airflow, 0))
+        await eventually_answered(lambda: has_entries(airflow, 0))
 
 
 async def test_the_last_of_two_servers_stops_the_run(
@@ -139,26 +139,26 @@ async def test_the_last_of_two_servers_stops_the_run(
             await watching.next()
             async with second.stream("POST", again, json={"dag_run_id": "manual__1"}, headers=STREAM) as also:
                 await Events(also).next()
-                assert await noted(airflow, 2)
-            await eventually_answered(lambda: noted(airflow, 1))
+                assert await has_entries(airflow, 2)
+            await eventually_answered(lambda: has_entries(airflow, 1))
             await wait_for_cancellation_decision()
             assert stub.patches == []
         await eventually_async(lambda: stub.patches, what="the last one to go stops it")
     assert await state(airflow) == "failed"
-    assert await noted(airflow, 0)
+    assert await has_entries(airflow, 0)
 
 
 @pytest.mark.parametrize("harm", ["DROP TABLE stream_server.waiters CASCADE", WITHOUT_FUNCTIONS])
-async def test_a_server_that_can_note_nothing_goes_by_its_own_clients(
+async def test_a_server_that_cannot_write_entries_decides_by_its_own_clients(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, caplog: pytest.LogCaptureFixture, harm: str
 ) -> None:
     await airflow.connection.execute(harm)
-    await leave_stream(caller, SHORT)
+    await disconnect_stream(caller, SHORT)
     await eventually_async(lambda: stub.patches, what="the run is stopped")
     assert "Other servers do not know" in caplog.text
 
 
-async def test_the_run_goes_on_while_another_watches(
+async def test_the_run_continues_while_another_client_watches(
     trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub
 ) -> None:
     async with caller.stream("POST", SHORT, json={"dag_run_id": "manual__1"}, headers=STREAM) as first:
@@ -173,7 +173,7 @@ async def test_the_run_goes_on_while_another_watches(
     await eventually_async(lambda: stub.patches, what="the last one to go stops it")
 
 
-async def test_a_run_that_has_answered_is_left_alone(
+async def test_a_run_with_a_result_is_not_stopped(
     trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub
 ) -> None:
     stub.then = complete_run
@@ -186,11 +186,11 @@ async def test_a_run_that_has_answered_is_left_alone(
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_a_run_that_answers_within_the_grace_is_left_alone(
+async def test_a_run_with_a_result_within_the_grace_is_not_stopped(
     trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, *, ended: bool
 ) -> None:
     """Failing it then would turn a success into a failure."""
-    await leave_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=1s")
+    await disconnect_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=1s")
     await wait_for_pending_cancellation()
     await (complete_run(airflow, KEY) if ended else airflow.complete_chain(KEY))
     await wait_for_cancellation_decision()
@@ -198,7 +198,7 @@ async def test_a_run_that_answers_within_the_grace_is_left_alone(
     assert await state(airflow) == ("success" if ended else "running")
 
 
-async def test_a_run_that_cannot_be_stopped_is_told_to_the_log(
+async def test_a_run_that_cannot_be_stopped_is_logged(
     caller: httpx.AsyncClient, stub: AirflowStub, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def refuse(asked: ReceivedRequest) -> Response | None:
@@ -208,19 +208,19 @@ async def test_a_run_that_cannot_be_stopped_is_told_to_the_log(
 
     stub.instead = refuse
     with caplog.at_level(logging.WARNING):
-        await leave_stream(caller, SHORT)
+        await disconnect_stream(caller, SHORT)
         await eventually_async(lambda: "could not be stopped" in caplog.text)
     assert "Airflow answered 403" in caplog.text
     assert "secret" not in caplog.text
 
 
-async def test_a_server_that_stops_leaves_runs_going(
+async def test_a_stopping_server_does_not_stop_runs(
     settings: Callable[..., Settings], stub: AirflowStub, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running_server(settings(auth="none", airflow_url=stub.url)) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with client_with_token(server) as caller:
-            await leave_stream(caller, LONG)
+            await disconnect_stream(caller, LONG)
             await wait_for_pending_cancellation()
             async with caller.stream(
                 "POST", f"{SHORT}&if_exists=attach", json={"dag_run_id": "manual__1"}, headers=STREAM
@@ -235,7 +235,9 @@ async def test_a_server_that_stops_leaves_runs_going(
     assert "goes on: the server stops" in caplog.text
 
 
-async def test_the_stop_button(caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql) -> None:
+async def test_the_cancel_endpoint_stops_a_run(
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
+) -> None:
     await caller.post(f"{WAIT}&timeout=0", json={})
     stopped = await caller.post(run_path("manual__1") + "/cancel")
     assert stopped.status_code == 200
@@ -262,7 +264,7 @@ async def test_a_deadlock_with_the_scheduler_is_tried_again(
     assert await state(airflow) == ("failed" if status == 200 else "queued")
 
 
-async def test_a_run_that_ends_between_two_tries_is_left_as_it_is(
+async def test_a_run_that_ends_between_two_attempts_is_not_changed(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     async def fault(asked: ReceivedRequest) -> Response | None:
@@ -278,7 +280,7 @@ async def test_a_run_that_ends_between_two_tries_is_left_as_it_is(
     assert len(stub.patches) == 1
 
 
-async def test_the_stop_button_does_not_turn_a_success_into_a_failure(
+async def test_the_cancel_endpoint_does_not_fail_a_finished_run(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     stub.then = complete_run
@@ -289,7 +291,7 @@ async def test_the_stop_button_does_not_turn_a_success_into_a_failure(
     assert await state(airflow) == "success"
 
 
-async def test_a_run_that_is_not_there_cannot_be_stopped(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+async def test_an_unknown_run_cannot_be_stopped(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
     answer = await caller.post(run_path("nothing") + "/cancel")
     assert (answer.status_code, answer.json()["title"]) == (404, "Refused by Airflow")
     assert (await caller.get(run_path("nothing") + "/cancel")).status_code == 405

@@ -1,4 +1,4 @@
-"""Pages of other origins get what they were allowed to, by name, and never everybody with cookies."""
+"""Pages of allowed origins can read; `*` never allows cookies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MALFORMED = (
 
 
 @pytest.mark.parametrize(("origin", "allowed"), [(APP, True), (EVIL, False), ("null", False), (f"{APP}.evil", False)])
-async def test_only_named_origins_may_read(
+async def test_only_allowed_origins_can_read(
     settings: Callable[..., Settings], run: RunKey, origin: str, *, allowed: bool
 ) -> None:
     asking = {
@@ -62,7 +62,7 @@ async def test_only_named_origins_may_read(
     assert granted == [APP if allowed else None] * 4
 
 
-async def test_where_no_origin_is_named_none_may_read(settings: Callable[..., Settings], run: RunKey) -> None:
+async def test_no_origin_can_read_by_default(settings: Callable[..., Settings], run: RunKey) -> None:
     asking = {"Origin": APP, "Access-Control-Request-Method": "POST"}
     async with running_server(settings()) as server, httpx.AsyncClient(base_url=server.url) as client:
         await eventually_async(lambda: server.hub.is_live)
@@ -73,7 +73,7 @@ async def test_where_no_origin_is_named_none_may_read(settings: Callable[..., Se
     assert not any(name.startswith("access-control-") for answer in answers for name in answer.headers)
 
 
-async def test_everybody_is_never_allowed_with_cookies(settings: Callable[..., Settings], run: RunKey) -> None:
+async def test_all_origins_are_never_allowed_with_cookies(settings: Callable[..., Settings], run: RunKey) -> None:
     async with (
         running_server(settings(cors_origins=("*",))) as server,
         httpx.AsyncClient(base_url=server.url, headers={"Origin": EVIL}) as client,
@@ -86,7 +86,7 @@ async def test_everybody_is_never_allowed_with_cookies(settings: Callable[..., S
     assert with_cookie.status_code == 403
 
 
-async def test_each_stream_has_the_head_that_is_meant_for_it(settings: Callable[..., Settings], run: RunKey) -> None:
+async def test_each_stream_has_the_headers_for_its_origin(settings: Callable[..., Settings], run: RunKey) -> None:
     asked = [("", "keep-alive"), (APP, "keep-alive"), (EVIL, "keep-alive"), ("", "close"), (APP, "close")]
     heads = []
     async with (
@@ -120,14 +120,14 @@ async def _status(server: RunningServer, path: str, *headers: str, method: str =
 
 
 @pytest.mark.parametrize(("named", "in_advance"), [(APP, 400), ("*", 200)])
-async def test_a_malformed_origin_is_a_foreign_one(
+async def test_a_malformed_origin_is_not_allowed(
     settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture, named: str, in_advance: int
 ) -> None:
     found = {}
     async with running_server(settings(cors_origins=(named,))) as server:
         await eventually_async(lambda: server.hub.is_live)
         for origin in MALFORMED:
-            # With cookies, since programs may come without from all origins, where all are allowed.
+            # With cookies, because requests without cookies are allowed from all origins where `*` is set.
             headers = f"Origin: {origin}", "Cookie: _token=a"
             for host in ("here", "", "[", origin.partition("://")[2]):
                 found[origin, host] = (
@@ -141,7 +141,7 @@ async def test_a_malformed_origin_is_a_foreign_one(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-async def test_a_malformed_host_is_no_fault(
+async def test_a_malformed_host_is_no_server_error(
     settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = {

@@ -1,4 +1,4 @@
-"""Clients that mean harm, or nothing at all: they get nothing, and nobody else notices."""
+"""Hostile and idle clients get nothing, and do not affect other clients."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ bounded = examples(
 )
 
 
-async def _crowd(stack: AsyncExitStack, url: str, spoken: bytes) -> list[RawConnection]:
-    """Connect, and say something that does not lead anywhere."""
+async def _crowd(stack: AsyncExitStack, url: str, data: bytes) -> list[RawConnection]:
+    """Open many connections, and send data that starts no stream."""
     crowd = [await stack.enter_async_context(open_raw(url)) for _ in range(CROWD)]
     for one in crowd:
-        await one.send(spoken)
+        await one.send(data)
     return crowd
 
 
-async def test_a_thousand_who_never_end_their_request(
+async def test_a_thousand_unfinished_requests_delay_no_other_client(
     settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey
 ) -> None:
     async with running_server(settings(request_timeout="3s")) as server, AsyncExitStack() as stack:
@@ -60,7 +60,7 @@ async def test_a_thousand_who_never_end_their_request(
         assert (await events.next())["state"] == "success"
 
 
-async def test_a_thousand_websockets_that_say_nothing(
+async def test_a_thousand_silent_websockets_delay_no_other_client(
     settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey
 ) -> None:
     async with running_server(settings(idle_timeout="3s")) as server, AsyncExitStack() as stack:
@@ -98,7 +98,7 @@ MESSAGES = st.one_of(
 
 
 async def _talk(url: str, messages: list[str | bytes]) -> None:
-    """Say something, and hear that the server is still there, or that a message was too large."""
+    """Send messages; check that the server still responds, or that a message was too large."""
     async with connect(url.replace("http", "ws", 1), proxy=None) as connection:
         with suppress(ConnectionClosed):
             for message in messages:
@@ -112,7 +112,7 @@ async def _talk(url: str, messages: list[str | bytes]) -> None:
 
 
 @pytest.mark.parametrize("path", ["run", "many"])
-async def test_whatever_is_said_on_a_websocket_is_answered(server: RunningServer, run: RunKey, path: str) -> None:
+async def test_any_websocket_message_gets_a_response(server: RunningServer, run: RunKey, path: str) -> None:
     loop = asyncio.get_running_loop()
     url = server.url + (stream_path(run) if path == "run" else "/api/v2/stream")
 
@@ -133,9 +133,7 @@ CURSORS = st.one_of(
 )
 
 
-async def test_whatever_is_given_as_a_cursor_is_answered(
-    server: RunningServer, airflow: AirflowSql, run: RunKey
-) -> None:
+async def test_any_cursor_gets_a_response(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
     await airflow.complete_chain(run)
     with httpx.Client(base_url=server.url, timeout=DEADLINE) as client:
 

@@ -1,4 +1,4 @@
-"""Many clients at once: those that are slow, those that vanish, and all of them when the server stops."""
+"""Many clients at once: slow ones, ones that vanish, and all of them when the server stops."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLIENTS = 500
 
 
 def vanish(sock: socket.socket) -> None:
-    """Have a socket receive nothing any more, not even the segments that the system would acknowledge."""
+    """Make a socket drop all packets, so that the kernel acknowledges nothing."""
     drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop_all)))
 
@@ -47,39 +47,41 @@ def push(server: RunningServer, wire: Wire) -> None:
 
 
 @pytest.fixture
-async def tight(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
-    """A server that lets little wait for a slow client."""
+async def small_queue_server(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
+    """A server that queues few bytes for a slow client."""
     async with running_server(settings(max_queued_bytes=100_000, ping_interval=0.5)) as server:
         await eventually_async(lambda: server.hub.is_live)
         yield server
 
 
 @pytest.mark.parametrize("upgrade", [False, True], ids=["sse", "websocket"])
-async def test_who_does_not_read_is_cut_off_and_delays_nobody(tight: RunningServer, run: RunKey, upgrade: bool) -> None:
+async def test_a_client_that_does_not_read_is_closed_and_delays_no_other(
+    small_queue_server: RunningServer, run: RunKey, upgrade: bool
+) -> None:
     wire = large(50_000)
-    async with sse(tight.url, run) as events, unread(tight.url, run, upgrade=upgrade):
+    async with sse(small_queue_server.url, run) as events, unread(small_queue_server.url, run, upgrade=upgrade):
         await events.next()
 
-        async def one_more() -> bool:
-            """The other one hears each frame, whatever has become of the slow one."""
-            push(tight, wire)
+        async def push_one_more() -> bool:
+            """Push a frame; the other client receives it, whatever the state of the slow one."""
+            push(small_queue_server, wire)
             while (await events.next())["type"] == "ping":
                 pass
-            return any(one.closed is not None for one in tight.subscriptions())
+            return any(one.closed is not None for one in small_queue_server.subscriptions())
 
         for _ in range(500):
-            if await one_more():
+            if await push_one_more():
                 break
-        (closed,) = [one.closed for one in tight.subscriptions() if one.closed is not None]
+        (closed,) = [one.closed for one in small_queue_server.subscriptions() if one.closed is not None]
         assert closed.code == CloseCode.SLOW
         assert closed.reconnect
-        # Nothing can be sent to it: in the end the system gives it up.
-        await eventually_async(lambda: tight.hub.statistics().subscriptions == 1, within=20)
-        push(tight, wire)
+        # Nothing can be sent to it, so the kernel gives it up in the end.
+        await eventually_async(lambda: small_queue_server.hub.statistics().subscriptions == 1, within=20)
+        push(small_queue_server, wire)
         assert (await events.until("reset"))[-1]["dag_id"] == "x" * 50_000
 
 
-async def test_a_slow_client_that_reads_again_is_told_why_it_must_come_again(
+async def test_a_slow_client_that_reads_again_gets_the_close_code(
     settings: Callable[..., Settings], run: RunKey
 ) -> None:
     async with running_server(settings(max_queued_bytes=100_000)) as server:
@@ -105,16 +107,19 @@ async def test_a_slow_client_that_reads_again_is_told_why_it_must_come_again(
 
 
 @pytest.mark.parametrize("upgrade", [False, True], ids=["sse", "websocket"])
-async def test_who_vanishes_without_a_word_is_noticed(
-    tight: RunningServer, run: RunKey, upgrade: bool, airflow: AirflowSql, caplog: pytest.LogCaptureFixture
+async def test_a_client_that_vanishes_is_detected(
+    small_queue_server: RunningServer, run: RunKey, upgrade: bool, airflow: AirflowSql, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        async with sse(tight.url, run) as events, unread(tight.url, run, upgrade=upgrade) as sock:
+        async with (
+            sse(small_queue_server.url, run) as events,
+            unread(small_queue_server.url, run, upgrade=upgrade) as sock,
+        ):
             await events.next()
             vanish(sock)
             await airflow.set_task(run, "ask", "scheduled")
             await events.until("task")
-            await eventually_async(lambda: tight.hub.statistics().subscriptions == 1, within=20)
+            await eventually_async(lambda: small_queue_server.hub.statistics().subscriptions == 1, within=20)
             await airflow.set_task(run, "ask", "queued")
             await events.until("task")
     assert caplog.records == []
@@ -131,7 +136,7 @@ async def test_messages_of_all_lengths_arrive_whole(server: RunningServer, run: 
         assert (await events.next())["dag_id"] == "x" * size
 
 
-async def test_what_a_websocket_says_unasked_has_no_effect(
+async def test_unexpected_websocket_messages_have_no_effect(
     server: RunningServer, run: RunKey, airflow: AirflowSql
 ) -> None:
     async with websocket(server.url, run) as connection:
@@ -155,7 +160,7 @@ async def test_a_stream_takes_no_task(server: RunningServer, run: RunKey) -> Non
     await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
 
 
-async def test_the_connection_of_a_stream_that_ended_answers_the_next_request(
+async def test_the_connection_of_an_ended_stream_serves_the_next_request(
     server: RunningServer, run: RunKey, airflow: AirflowSql
 ) -> None:
     parts = urlsplit(server.url)
@@ -163,7 +168,7 @@ async def test_the_connection_of_a_stream_that_ended_answers_the_next_request(
     request = f"GET {stream_path(run)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     writer.write(request)
     await asyncio.wait_for(reader.readuntil(b'"snapshot"'), DEADLINE)
-    # The second request comes while the first one is still answered.
+    # The second request arrives during the first response.
     writer.write(request)
     await airflow.set_run(run, "failed")
     first = await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), DEADLINE)
@@ -189,7 +194,7 @@ async def test_streams_end_cleanly_under_any_asgi_server(settings: Callable[...,
             await draining
 
 
-async def test_who_does_not_read_is_cut_off_when_the_server_stops(
+async def test_a_client_that_does_not_read_is_closed_when_the_server_stops(
     settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with AsyncExitStack() as clients, running_server(settings(grace_period=0.5)) as server:

@@ -1,4 +1,4 @@
-"""No credential and no return value is told to logs, metrics, errors, or who lists processes; whatever goes wrong."""
+"""Logs, metrics, errors and process lists never contain a credential or a return value, whatever fails."""
 
 from __future__ import annotations
 
@@ -40,18 +40,20 @@ WRONG: tuple[dict[str, str], ...] = (
 )
 
 
-async def _only_the_right(asked: ReceivedRequest) -> Response | None:
-    shown = asked.headers.get("authorization", "") + asked.headers.get("cookie", "")
+async def _accept_right_token(request: ReceivedRequest) -> Response | None:
+    shown = request.headers.get("authorization", "") + request.headers.get("cookie", "")
     return None if f"right.{SECRET}" in shown else JSONResponse({"detail": "Invalid JWT token"}, 403)
 
 
-async def _broken(asked: ReceivedRequest) -> Response | None:
+async def _broken(request: ReceivedRequest) -> Response | None:
     return TruncatedResponse()
 
 
-async def test_nothing_is_told(journal: str, airflow: AirflowSql, stub: AirflowStub, unused_tcp_port: int) -> None:
+async def test_no_secret_is_revealed(
+    journal: str, airflow: AirflowSql, stub: AirflowStub, unused_tcp_port: int
+) -> None:
     await airflow.trigger(KEY, stub.version, list(CHAIN))
-    stub.instead = _only_the_right
+    stub.instead = _accept_right_token
     url = f"http://127.0.0.1:{unused_tcp_port}"
     secret_url = journal.replace("//airflow@", f"//airflow:{SECRET}@")
     options = ["--port", str(unused_tcp_port), "--airflow-url", stub.url, "--log-level", "debug"]
@@ -60,17 +62,17 @@ async def test_nothing_is_told(journal: str, airflow: AirflowSql, stub: AirflowS
         logged = asyncio.create_task(process.stderr.read())
         async with httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client:
             await eventually_answered(lambda: _ready(client), what="the server is ready")
-            told = [await _ask_all(client, url)]
+            told = [await _send_all_requests(client, url)]
             await airflow.run_task(KEY, "answer", {"text": SECRET})
             assert await terminate_connections(airflow.connection)
             await eventually_answered(lambda: _ready(client), what="the server is ready again")
             stub.instead = _broken
-            told.append(await _ask_all(client, url))
+            told.append(await _send_all_requests(client, url))
             told.append((await client.get("/metrics")).text)
         shown = psutil.Process(process.pid).cmdline()
         process.terminate()
         log = (await asyncio.wait_for(logged, DEADLINE)).decode()
-    assert "HTTP Request: GET" in log, "what is asked of Airflow is logged"
+    assert "HTTP Request: GET" in log, "what is request of Airflow is logged"
     assert [line for line in log.splitlines() if SECRET in line or "ticket=" in line] == []
     assert [argument for argument in shown if SECRET in argument] == []
     assert [text for text in told if SECRET in text] == []
@@ -82,11 +84,11 @@ async def _ready(client: httpx.AsyncClient) -> bool:
     return False
 
 
-async def _ask_all(client: httpx.AsyncClient, url: str) -> str:
-    """Ask for everything in every way; return what was told of errors."""
+async def _send_all_requests(client: httpx.AsyncClient, url: str) -> str:
+    """Send all kinds of requests; return the texts of errors."""
     path, errors = stream_path(KEY), []
     for headers in (*RIGHT, *WRONG):
-        asked: list[tuple[str, str, Any]] = [
+        request: list[tuple[str, str, Any]] = [
             ("GET", f"{path}?until=run", None),
             ("GET", "/api/v2/stream", None),
             ("GET", f"{path.removesuffix('stream')}result?timeout=0", None),
@@ -102,14 +104,14 @@ async def _ask_all(client: httpx.AsyncClient, url: str) -> str:
             ("POST", SESSION, {"token": f"wrong.{SECRET}"}),
             ("DELETE", SESSION, None),
         ]
-        for method, target, body in asked:
+        for method, target, body in request:
             async with client.stream(method, target, json=body, headers=_octets(headers)) as answer:
                 if not answer.is_success:
                     errors.append((await answer.aread()).decode())
-            # Who has signed in is nobody again.
+            # After the logout the client is anonymous again.
             client.cookies.clear()
         errors.append(await _use_ticket(client, path, headers))
-        await _speak(url, headers)
+        await _authenticate(url, headers)
     return "".join(errors)
 
 
@@ -127,8 +129,8 @@ async def _use_ticket(client: httpx.AsyncClient, path: str, headers: dict[str, s
     return (await client.get(target)).text
 
 
-async def _speak(url: str, headers: dict[str, str]) -> None:
-    """Say who one is on a WebSocket, in the handshake and in messages."""
+async def _authenticate(url: str, headers: dict[str, str]) -> None:
+    """Authenticate on a WebSocket, in the handshake and by message."""
     address = url.replace("http", "ws", 1) + "/api/v2/stream"
     headers = {name: value for name, value in headers.items() if value.isascii()}
     with suppress(InvalidStatus, ConnectionClosed):
@@ -140,9 +142,9 @@ async def _speak(url: str, headers: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("ticket", ["x" * 43, "a&ticket=b"])
 async def test_no_access_log_has_a_ticket(
-    stub: AirflowStub, asked: Any, ticket: str, caplog: pytest.LogCaptureFixture
+    stub: AirflowStub, request: Any, ticket: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with httpx.AsyncClient(base_url=asked.url) as client:
+    async with httpx.AsyncClient(base_url=request.url) as client:
         await client.get(f"{stream_path(KEY)}?until=run&ticket={ticket}")
     assert "until=run" in caplog.text
     assert "ticket" not in caplog.text

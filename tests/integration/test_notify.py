@@ -190,9 +190,7 @@ async def test_a_session_can_disable_notifications(journal: str, airflow: Airflo
 
 
 @pytest.mark.usefixtures("eager_tails")
-async def test_no_row_waits_for_a_notification_that_does_not_come(
-    journal: str, airflow: AirflowSql, run: RunKey
-) -> None:
+async def test_no_row_waits_for_a_missing_notification(journal: str, airflow: AirflowSql, run: RunKey) -> None:
     """Bursts of writers make tails change between active and idle at any step of the writers."""
     ids = [row["id"] for row in await airflow.connection.fetch("SELECT id FROM task_instance")]
     seed = random.randrange(2**32)

@@ -1,4 +1,4 @@
-"""The pages as a server gives them out."""
+"""The web pages as the server serves them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCRIPT = "console.log('hello');"
 
 @pytest.fixture
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Pages as the build leaves them."""
+    """Pages as the build writes them."""
     folder = tmp_path / "web"
     (folder / "assets").mkdir(parents=True)
     (folder / "built-from").write_text("digest")
@@ -31,9 +31,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("path", ["/", "/chat", "/runs/chat_answer/manual__2026-11-22T14:21:10+00:00"])
-async def test_every_page_comes_under_a_strict_policy(
-    built: Path, settings: Callable[..., Settings], path: str
-) -> None:
+async def test_every_page_has_a_strict_policy(built: Path, settings: Callable[..., Settings], path: str) -> None:
     async with running_server(settings()) as server, httpx.AsyncClient(base_url=server.url) as client:
         page = await client.get(path)
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
@@ -47,7 +45,7 @@ async def test_every_page_comes_under_a_strict_policy(
 
 
 @pytest.mark.usefixtures("built")
-async def test_a_file_comes_in_the_coding_that_the_browser_knows(settings: Callable[..., Settings]) -> None:
+async def test_a_file_has_an_encoding_that_the_browser_accepts(settings: Callable[..., Settings]) -> None:
     path = "/assets/index-4c1f0be2.js"
     async with running_server(settings()) as server, httpx.AsyncClient(base_url=server.url) as client:
         for accepted, coding in (("gzip, br", "gzip"), ("gzip;q=0", None), ("br", None), ("", None), ("*", "gzip")):
@@ -64,12 +62,12 @@ async def test_a_file_comes_in_the_coding_that_the_browser_knows(settings: Calla
 @pytest.mark.parametrize(
     "path", ["/assets/index-4c1f0be2.js.gz", "/assets/../built-from", "/built-from", "/index.html", "/assets/"]
 )
-async def test_nothing_else_is_given_out(settings: Callable[..., Settings], path: str) -> None:
+async def test_no_other_file_is_served(settings: Callable[..., Settings], path: str) -> None:
     async with running_server(settings()) as server, httpx.AsyncClient(base_url=server.url) as client:
         assert (await client.get(path)).status_code == 404
 
 
-async def test_pages_that_were_not_built_are_told_of(
+async def test_missing_pages_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Callable[..., Settings]
 ) -> None:
     monkeypatch.setattr(assets, "BUILT", tmp_path / "missing")
@@ -80,12 +78,12 @@ async def test_pages_that_were_not_built_are_told_of(
 
 
 @pytest.mark.usefixtures("built")
-async def test_pages_can_be_left_out(settings: Callable[..., Settings]) -> None:
+async def test_pages_can_be_disabled(settings: Callable[..., Settings]) -> None:
     async with running_server(settings(web=False)) as server, httpx.AsyncClient(base_url=server.url) as client:
         assert (await client.get("/")).json()["title"] == "Not Found"
 
 
-async def test_the_command_leaves_pages_out_where_it_is_told_to(journal: str, unused_tcp_port: int) -> None:
+async def test_the_command_can_disable_pages(journal: str, unused_tcp_port: int) -> None:
     url = f"http://127.0.0.1:{unused_tcp_port}"
     options = ("--no-web", "--database-url", journal, "--port", str(unused_tcp_port))
     async with server_process(*options) as process, httpx.AsyncClient(base_url=url) as client:
@@ -96,7 +94,7 @@ async def test_the_command_leaves_pages_out_where_it_is_told_to(journal: str, un
     assert statuses == [404, 404, 200]
 
 
-async def test_the_installed_pages_are_whole(server: RunningServer) -> None:
+async def test_the_installed_pages_are_complete(server: RunningServer) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         page = await client.get("/")
         assert page.status_code == 200

@@ -1,4 +1,4 @@
-"""Clients that read more slowly than their stream grows: closed at the bound, they lose nothing that they need."""
+"""Clients that read more slowly than their stream grows are closed at the bound, and resume without a loss."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHANGE_ALL = (
 
 
 async def mapped_run(airflow: AirflowSql) -> RunKey:
-    """Trigger a run of a task with many instances; its name is long, so that its frames are."""
+    """Trigger a run of a task with many instances; its id is long, so that its frames are large."""
     version = await airflow.add_dag("squares", {"square": []})
     key = RunKey("squares", f"manual__{'x' * 200}")
     await airflow.trigger(key, version, ["square"])
@@ -37,7 +37,7 @@ async def mapped_run(airflow: AirflowSql) -> RunKey:
 
 
 async def fall_behind(server: RunningServer, airflow: AirflowSql, key: RunKey) -> HttpStream:
-    """Open a stream that is not read, and change tasks until that is too slow."""
+    """Open a stream that is not read, and change tasks until it is closed as too slow."""
     port = urlsplit(server.url).port
     assert port is not None
     lines = await HttpStream.open(port, stream_path(key, UNTIL_RUN), cursor=None, slow=True)
@@ -67,16 +67,16 @@ async def read_all(lines: HttpStream) -> list[Frame]:
 
 
 async def numbers(airflow: AirflowSql, key: RunKey) -> dict[int, list[int]]:
-    """Return the tries of each instance that the journal tells of, in order."""
+    """Return the tries of each instance in the journal, in order."""
     rows = await airflow.connection.fetch(
         "SELECT map_index, try_number FROM stream_server.journal"
         " WHERE kind = 'task' AND dag_id = $1 AND run_id = $2 AND try_number > 0 ORDER BY id",
         *key,
     )
-    return told([{"type": "task", **row} for row in rows])
+    return tries_in([{"type": "task", **row} for row in rows])
 
 
-def told(frames: list[Frame]) -> dict[int, list[int]]:
+def tries_in(frames: list[Frame]) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for frame in frames:
         if frame["type"] == "task":
@@ -84,12 +84,12 @@ def told(frames: list[Frame]) -> dict[int, list[int]]:
     return found
 
 
-def place(frames: list[Frame]) -> str:
+def last_cursor(frames: list[Frame]) -> str:
     cursor: str = [frame["cursor"] for frame in frames if frame["cursor"]][-1]
     return cursor
 
 
-async def test_who_was_too_slow_resumes_with_every_transition_it_missed(
+async def test_a_slow_client_resumes_with_every_missed_transition(
     settings: Callable[..., Settings], airflow: AirflowSql
 ) -> None:
     key = await mapped_run(airflow)
@@ -99,7 +99,7 @@ async def test_who_was_too_slow_resumes_with_every_transition_it_missed(
         assert before[-1]["code"] == CloseCode.SLOW
         assert before[-1]["reconnect"]
         written = await numbers(airflow, key)
-        async with sse(server.url, key, UNTIL_RUN, {"Last-Event-ID": place(before)}) as events:
+        async with sse(server.url, key, UNTIL_RUN, {"Last-Event-ID": last_cursor(before)}) as events:
             frames = [await events.next()]
             seen = {frame["seq"] for frame in before if frame["type"] == "task"}
             missing = sum(map(len, written.values())) - len(seen)
@@ -108,10 +108,10 @@ async def test_who_was_too_slow_resumes_with_every_transition_it_missed(
                 frames.append(await events.next())
                 missing -= frames[-1]["seq"] not in seen
     assert frames[0]["type"] == "resumed"
-    assert told(before + [frame for frame in frames[1:] if frame["seq"] not in seen]) == written
+    assert tries_in(before + [frame for frame in frames[1:] if frame["seq"] not in seen]) == written
 
 
-async def test_who_has_missed_too_much_is_told_the_newest_states_at_once(
+async def test_a_client_that_missed_too_much_gets_the_newest_states(
     settings: Callable[..., Settings], airflow: AirflowSql
 ) -> None:
     key = await mapped_run(airflow)
@@ -120,9 +120,9 @@ async def test_who_has_missed_too_much_is_told_the_newest_states_at_once(
         before = await read_all(await fall_behind(server, airflow, key))
         for state in itertools.islice(itertools.cycle(STATES), MAX_HISTORY // INSTANCES + 1):
             await airflow.connection.execute(CHANGE_ALL, *key, state)
-        async with sse(server.url, key, UNTIL_RUN, {"Last-Event-ID": place(before)}) as events:
+        async with sse(server.url, key, UNTIL_RUN, {"Last-Event-ID": last_cursor(before)}) as events:
             frames = [await events.next(), await events.next()]
     assert types(frames) == ["reset", "snapshot"]
     assert frames[0]["reason"] == "cursor_expired"
-    # So many instances are counted, and not listed.
+    # This many instances are counted, and not listed.
     assert frames[1]["counts"] == {"square": {state: INSTANCES}}
