@@ -104,12 +104,12 @@ async def test_dags_are_found_by_their_tag(server: RunningServer, airflow: Airfl
 async def test_the_graph_has_tasks_edges_and_result_tasks(server: RunningServer, run: RunKey) -> None:
     graph = await get_json(server, graph_path(run))
     assert [(node["task_id"], node["is_result"], node["is_teardown"]) for node in graph["nodes"]] == [
-        ("get_json", False, False),
+        ("ask", False, False),
         ("answer", True, False),
         ("clean_up", False, True),
     ]
     assert [(edge["source"], edge["target"]) for edge in graph["edges"]] == [
-        ("get_json", "answer"),
+        ("ask", "answer"),
         ("answer", "clean_up"),
     ]
 
