@@ -178,10 +178,10 @@ async def test_every_response_is_described(
     ended = await request(200, f"{one}/stream", f"{here}/stream", headers={"Accept": "application/x-ndjson"})
     cursor = json.loads(ended.text.splitlines()[-1])["cursor"]
     await request(204, f"{one}/stream", f"{here}/stream", headers={"Last-Event-ID": cursor})
-    await airflow.start_task(run, "request")
-    await airflow.set_task(run, "request", "failed")
-    await request(200, f"{one}/result", f"{here}/result?result=request")
-    await request(502, f"{one}/result", f"{here}/result?result=request&unwrap=true")
+    await airflow.start_task(run, "ask")
+    await airflow.set_task(run, "ask", "failed")
+    await request(200, f"{one}/result", f"{here}/result?result=ask")
+    await request(502, f"{one}/result", f"{here}/result?result=ask&unwrap=true")
     for what in ("stream", "result"):
         await request(404, f"{one}/{what}", f"{RUNS}/missing/{what}")
         await request(422, f"{one}/{what}", f"{here}/{what}?result=missing")
