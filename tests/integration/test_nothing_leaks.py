@@ -20,7 +20,7 @@ from stream_server.http.routes import SESSION
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest, TruncatedResponse
 from support.airflow_stub_fixtures import WAIT
-from support.server import server_process, terminate_connections
+from support.server import RunningServer, server_process, terminate_connections
 from support.streams import DEADLINE, stream_path
 from support.waiting import eventually_answered
 
@@ -72,7 +72,7 @@ async def test_no_secret_is_revealed(
         shown = psutil.Process(process.pid).cmdline()
         process.terminate()
         log = (await asyncio.wait_for(logged, DEADLINE)).decode()
-    assert "HTTP Request: GET" in log, "what is request of Airflow is logged"
+    assert "HTTP Request: GET" in log, "requests to Airflow are logged"
     assert [line for line in log.splitlines() if SECRET in line or "ticket=" in line] == []
     assert [argument for argument in shown if SECRET in argument] == []
     assert [text for text in told if SECRET in text] == []
@@ -88,7 +88,7 @@ async def _send_all_requests(client: httpx.AsyncClient, url: str) -> str:
     """Send all kinds of requests; return the texts of errors."""
     path, errors = stream_path(KEY), []
     for headers in (*RIGHT, *WRONG):
-        request: list[tuple[str, str, Any]] = [
+        requests: list[tuple[str, str, Any]] = [
             ("GET", f"{path}?until=run", None),
             ("GET", "/api/v2/stream", None),
             ("GET", f"{path.removesuffix('stream')}result?timeout=0", None),
@@ -104,7 +104,7 @@ async def _send_all_requests(client: httpx.AsyncClient, url: str) -> str:
             ("POST", SESSION, {"token": f"wrong.{SECRET}"}),
             ("DELETE", SESSION, None),
         ]
-        for method, target, body in request:
+        for method, target, body in requests:
             async with client.stream(method, target, json=body, headers=_octets(headers)) as answer:
                 if not answer.is_success:
                     errors.append((await answer.aread()).decode())
@@ -142,9 +142,9 @@ async def _authenticate(url: str, headers: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("ticket", ["x" * 43, "a&ticket=b"])
 async def test_no_access_log_has_a_ticket(
-    stub: AirflowStub, request: Any, ticket: str, caplog: pytest.LogCaptureFixture
+    stub: AirflowStub, trigger_server: RunningServer, ticket: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with httpx.AsyncClient(base_url=request.url) as client:
+    async with httpx.AsyncClient(base_url=trigger_server.url) as client:
         await client.get(f"{stream_path(KEY)}?until=run&ticket={ticket}")
     assert "until=run" in caplog.text
     assert "ticket" not in caplog.text

@@ -53,7 +53,7 @@ def auth_server(fab: FabAirflow) -> Iterator[StreamServerProcess]:
 
 
 @pytest.fixture(scope="module")
-def finished_run(rest: AirflowRestClient) -> dict[str, RunKey]:
+def finished_runs(rest: AirflowRestClient) -> dict[str, RunKey]:
     """A finished run of each DAG."""
     keys = {dag_id: RunKey(dag_id, rest.trigger_run(dag_id)) for dag_id in (FOR_ALL, FOR_GUESTS)}
     assert [rest.wait_until_finished(*key) for key in keys.values()] == ["success", "success"]
