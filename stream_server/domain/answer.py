@@ -52,6 +52,7 @@ class OutcomeTracker:
         """Start again, because the subscribers are about to get a `reset` frame."""
         self.clear_number = run.info.clear_number
         self.sent_outcome, self.sent_end, self._sent_versions = None, None, ()
+        self.values_needed = frozenset()
 
     def initial_frames(self, run: RunState) -> list[AnyFrame]:
         """Return the first frames for a new subscriber: the snapshot, the output so far, and the outcome if known."""

@@ -35,6 +35,10 @@ class SubscriberGroup:
     def options(self) -> WatchOptions:
         return self.tracker.options
 
+    def add(self, subscription: Subscription) -> None:
+        self.subscriptions[subscription] = None
+        subscription.tracker = self.tracker
+
     def apply(
         self,
         run: RunState,
@@ -65,7 +69,7 @@ class SubscriberGroup:
     def resync(self, run: RunState, reason: ResetReason, position: JournalPosition) -> None:
         """Reset all subscriptions, and send them what is known now."""
         reset = Reset(dag_id=run.key.dag_id, run_id=run.key.run_id, reason=reason)
-        self.tracker = OutcomeTracker(self.options, run.info.clear_number)
+        self.tracker.restart(run)
         self.apply(run, [reset, *self.tracker.initial_frames(run)], position)
 
     def initial_wires(self, run: RunState, position: JournalPosition) -> list[Wire]:
@@ -180,11 +184,11 @@ class RunFeed:
         group = self.groups.get(options)
         if group is None:
             group = self.groups[options] = SubscriberGroup(options, run)
-            group.subscriptions[subscription] = None
+            group.add(subscription)
             group.apply(run, group.tracker.initial_frames(run) if opening else [], covered)
             self._drop_ended_groups()
         else:
-            group.subscriptions[subscription] = None
+            group.add(subscription)
             subscription.push(group.initial_wires(run, covered) if opening else group.outcome_wires(covered))
         return group, covered
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from stream_server.domain.answer import OutcomeTracker
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import Close, End, Failure, Reset, Result
 from stream_server.protocol.wire import Wire
@@ -38,6 +39,7 @@ class Subscription:
         "closed",
         "is_complete",
         "knows_outcome",
+        "tracker",
     )
 
     def __init__(self, limit: int) -> None:
@@ -55,6 +57,9 @@ class Subscription:
 
         self.knows_outcome = False
         """Whether the client has received the outcome on an earlier connection. It is not sent again."""
+
+        self.tracker: OutcomeTracker | None = None
+        """What the group of the subscription was sent of the outcome; `None` in a stream of many runs."""
 
         self.is_complete = False
         """Whether the last frame of the stream, or of the connection, has been pushed."""

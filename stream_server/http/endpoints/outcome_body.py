@@ -6,59 +6,44 @@ from collections import Counter
 
 import msgspec
 
+from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.errors import BadParameter, NoResult
+from stream_server.hub.redaction import redact
 from stream_server.protocol.bodies import FailureInfo, RunAnswer
-from stream_server.protocol.frames import NO_STATUS, AnyFrame, Close, End, Failure, Reset, Result
+from stream_server.protocol.frames import NO_STATUS, AnyFrame, Failure, Result
 
 FORBIDDEN = 403
 
 
-class Hearing:
-    """Listens to the frames of one stream until the outcome is certain."""
+def build_answer(key: RunKey, tracker: OutcomeTracker, run: RunState | None) -> RunAnswer:
+    """Return the outcome that was sent, or the state of the run while the outcome is pending.
 
-    def __init__(self, key: RunKey) -> None:
-        self._key = key
-        self._told: Result | Failure | None = None
-        self._end: End | None = None
-        self.closed: Close | None = None
-        """Why the stream can't be followed any further here."""
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come."""
-        return self._end is not None or self.closed is not None
-
-    def hear(self, frame: AnyFrame) -> None:
-        """Follow one frame."""
-        if isinstance(frame, (Result, Failure)):
-            self._told = frame
-        elif isinstance(frame, Reset):
-            self._told = None
-        elif isinstance(frame, End):
-            self._end = frame
-        elif isinstance(frame, Close):
-            self.closed = frame
-
-    def answer(self, run: RunState | None) -> RunAnswer:
-        """Return the outcome, or how the run stands."""
-        dag_id, run_id = self._key
-        if self._end is None:
-            state = None if run is None else run.info.state
-            return RunAnswer(
-                dag_id=dag_id, dag_run_id=run_id, state=state, outcome="pending", tasks=_count_task_states(run)
-            )
-        told = self._told
+    Args:
+        key: The run.
+        tracker: What the group of the caller was sent.
+        run: The run; `None` if its state was lost.
+    """
+    dag_id, run_id = key
+    if tracker.sent_end is None:
+        state = None if run is None else run.info.state
         return RunAnswer(
-            dag_id=dag_id,
-            dag_run_id=run_id,
-            state=self._end.state,
-            outcome=self._end.outcome,
-            results=told.results if isinstance(told, Result) else None,
-            references=told.references or None if isinstance(told, Result) else None,
-            withheld=isinstance(told, Result) and told.withheld,
-            failure=_build_failure_info(told) if isinstance(told, Failure) else None,
+            dag_id=dag_id, dag_run_id=run_id, state=state, outcome="pending", tasks=_count_task_states(run)
         )
+    outcome: AnyFrame | None = tracker.sent_outcome
+    if outcome is not None and tracker.options.redact_values:
+        (outcome,) = redact([outcome])
+    result = outcome if isinstance(outcome, Result) else None
+    return RunAnswer(
+        dag_id=dag_id,
+        dag_run_id=run_id,
+        state=tracker.sent_end.state,
+        outcome=tracker.sent_end.outcome,
+        results=None if result is None else result.results,
+        references=None if result is None else result.references or None,
+        withheld=result is not None and result.withheld,
+        failure=_build_failure_info(outcome) if isinstance(outcome, Failure) else None,
+    )
 
 
 def encode_bare_value(answer: RunAnswer, fail_status: int) -> bytes:

@@ -18,7 +18,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, StreamServerError, Unavailable
 from stream_server.http.caller import identify_caller
 from stream_server.http.delivery.streaming_body import wait_for_disconnect
-from stream_server.http.endpoints.outcome_body import Hearing, encode_bare_value
+from stream_server.http.endpoints.outcome_body import build_answer, encode_bare_value
 from stream_server.http.params import (
     WATCH_PARAMETERS,
     parse_flag,
@@ -115,23 +115,24 @@ async def wait_for_outcome(
         AirflowRefused: The caller's permission was revoked.
     """
     state: State = request.scope["state"]
-    hub, hearing = state["hub"], Hearing(key)
+    hub, tracker = state["hub"], subscription.tracker
+    assert tracker is not None, "the subscription is of one run"
     with closing(subscription):
         gone = asyncio.create_task(wait_for_disconnect(request.receive), name="disconnect")
         try:
             with state["scheduler"].counters["result"].count_waiting(), anyio.move_on_after(wait_seconds):
-                await _hear(subscription, hearing, gone)
-            if not hearing.over and hub.is_reading_values(key):
+                await _wait_until_complete(subscription, gone)
+            if not subscription.is_complete and hub.is_reading_values(key):
                 with anyio.move_on_after(VALUE_READ_SECONDS):
-                    await _hear(subscription, hearing, gone)
+                    await _wait_until_complete(subscription, gone)
             left = gone.done()
         finally:
             gone.cancel()
-        answer = hearing.answer(hub.run_state(key))
-    if left and on_gone is not None and not hearing.over:
+        answer = build_answer(key, tracker, hub.run_state(key))
+    if left and on_gone is not None and not subscription.is_complete:
         on_gone()
-    if hearing.closed is not None:
-        raise _error_of_close(hearing.closed)
+    if subscription.closed is not None:
+        raise _error_of_close(subscription.closed)
     return answer
 
 
@@ -142,16 +143,15 @@ def _error_of_close(closed: Close) -> StreamServerError:
     return Unavailable(f"{closed.reason}; ask again")
 
 
-async def _hear(subscription: Subscription, hearing: Hearing, gone: asyncio.Task[None]) -> None:
+async def _wait_until_complete(subscription: Subscription, gone: asyncio.Task[None]) -> None:
+    """Wait until no frame can follow, or the client is gone. The frames are dropped: the tracker has the outcome."""
     due = asyncio.Event()
     subscription.on_due(due.set)
     gone.add_done_callback(lambda _: due.set())
-    while not hearing.over and not gone.done():
-        for wire in subscription.take():
-            hearing.hear(wire.frame)
-        if not hearing.over:
-            await due.wait()
-            due.clear()
+    while not subscription.is_complete and not gone.done():
+        await due.wait()
+        due.clear()
+        subscription.take()
 
 
 def build_response(answer: RunAnswer, options: ResponseOptions, headers: Mapping[str, str]) -> Response:

@@ -13,7 +13,7 @@ from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
-from stream_server.protocol.frames import AnyFrame, Close, End, Reset, RunTransition, Snapshot, TaskTransition
+from stream_server.protocol.frames import AnyFrame, Close, End, Reset, Result, RunTransition, Snapshot, TaskTransition
 from stream_server.protocol.wire import Wire
 from support.builders import (
     EPOCH,
@@ -334,3 +334,19 @@ def test_a_resync_sends_a_known_result_again() -> None:
     told = frames(watcher)
     assert types(told) == ["reset", "snapshot", "result"]
     assert results_of(told) == [{"answer": "again"}]
+
+
+def test_tracker_of_a_subscription_stays_the_same_after_a_resync() -> None:
+    followed = Followed()
+    subscription = followed.join()
+    followed.history.run_task("answer", 1)
+    followed.catch_up()
+    tracker = subscription.tracker
+    assert tracker is not None
+    assert isinstance(tracker.sent_outcome, Result)
+    frames(subscription)
+    followed.feed.resync("transitions_lost", followed.history.cursor())
+    assert types(frames(subscription)) == ["reset", "snapshot"], "the value is read again"
+    followed.fetch()
+    assert subscription.tracker is tracker
+    assert frames(subscription) == [tracker.sent_outcome]
