@@ -379,7 +379,7 @@ class Prediction:
 
 
 def is_predictable(graph: Graph, states: InstanceStates) -> bool:
-    """Whether a prediction can tell more than that everything may still succeed."""
+    """Whether a prediction can exclude anything: something failed, or may be skipped without a failure."""
     return graph.may_skip_on_success or not all(UNSUCCESSFUL_STATES.isdisjoint(of_task) for of_task in states.values())
 
 

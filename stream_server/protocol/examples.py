@@ -1,4 +1,4 @@
-"""Examples of what this server says: the descriptions show them, and `docs/protocol.md` has the same. Pure."""
+"""Examples of frames and bodies, for the API descriptions and `docs/protocol.md`."""
 
 from __future__ import annotations
 

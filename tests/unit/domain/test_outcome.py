@@ -24,7 +24,7 @@ def end_of(frames: list[AnyFrame]) -> End:
     return frames[-1]
 
 
-class TestWhoAnswers:
+class TestSelectResultTasks:
     def test_result_tasks_are_those_that_the_caller_names(self) -> None:
         assert select_result_tasks(History().state(), WatchOptions(result_tasks=("ask", "answer"))) == ("ask", "answer")
 
@@ -55,55 +55,55 @@ class TestWhoAnswers:
 class TestResult:
     def test_result_is_sent_when_pushed_before_the_task_succeeds(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("answer")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.push("answer", {"text": "because"})
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert results_of(frames) == [{"answer": {"text": "because"}}]
         assert types(frames) == ["result", "end"]
         assert end_of(frames).outcome == "result"
 
     def test_result_names_the_row_that_completed_it(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("answer")
         history.push("answer")
         pushed = history.journal[-1]
         history.succeed("answer")
-        result = watcher.catch_up()[0]
+        result = reader.catch_up()[0]
         assert isinstance(result, Result)
         assert (result.seq, result.at) == (pushed.seq, pushed.at)
 
     def test_result_that_is_older_than_the_stream_has_no_row(self) -> None:
         history = History()
         history.run_task("answer", 42)
-        watcher = SimulatedReader(history)
-        (result, end) = watcher.receive()
+        reader = SimulatedReader(history)
+        (result, end) = reader.receive()
         assert isinstance(result, Result)
         assert (result.seq, result.at, results_of([result])) == (None, None, [{"answer": 42}])
         assert isinstance(end, End)
 
     def test_task_that_returns_none_has_null_as_result_when_it_succeeds(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("answer")
         history.succeed("answer")
-        assert results_of(watcher.catch_up()) == [{"answer": None}]
+        assert results_of(reader.catch_up()) == [{"answer": None}]
 
     def test_task_without_a_worker_has_null_as_result(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.succeed_directly("answer")
-        assert results_of(watcher.catch_up()) == [{"answer": None}]
+        assert results_of(reader.catch_up()) == [{"answer": None}]
 
     def test_several_result_tasks_give_one_result(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, "ask", "answer")
+        reader = SimulatedReader(history, "ask", "answer")
         history.run_task("ask", 1)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.run_task("answer", 2)
-        assert results_of(watcher.catch_up()) == [{"ask": 1, "answer": 2}]
+        assert results_of(reader.catch_up()) == [{"ask": 1, "answer": 2}]
 
     def test_value_is_sent_as_the_database_holds_it(self) -> None:
         history = History()
@@ -135,10 +135,10 @@ class TestFailure:
     @pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped", "removed"])
     def test_result_task_that_ended_without_a_value_is_a_failure(self, state: str) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_task("answer", state)
         row = history.journal[-1]
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         failure = failure_of(frames)
         assert (failure.reason, failure.task_id, failure.state) == (f"task_{state}", "answer", state)
         assert (failure.seq, failure.at, failure.predicted) == (row.seq, row.at, False)
@@ -155,102 +155,102 @@ class TestFailure:
 
     def test_one_of_several_result_tasks_failing_is_enough(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, "ask", "answer")
+        reader = SimulatedReader(history, "ask", "answer")
         history.set_task("answer", "failed")
-        assert failure_of(watcher.catch_up()).task_id == "answer"
+        assert failure_of(reader.catch_up()).task_id == "answer"
 
     def test_failed_run_is_a_failure(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_run("failed")
-        failure = failure_of(watcher.catch_up())
+        failure = failure_of(reader.catch_up())
         assert (failure.reason, failure.task_id, failure.state) == ("run_failed", None, "failed")
 
     def test_failed_run_does_not_retract_a_result(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
-        watcher.catch_up()
+        reader.catch_up()
         history.set_task("clean_up", "failed")
         history.set_run("failed")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["end"]
         assert (end_of(frames).state, end_of(frames).outcome) == ("failed", "result")
 
     def test_deleted_run_is_a_failure(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.delete()
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert failure_of(frames).reason == "run_deleted"
         assert (end_of(frames).state, end_of(frames).outcome) == (None, "failure")
 
     def test_a_run_deleted_while_its_values_are_read_is_a_failure(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("answer")
-        watcher.advance()
+        reader.advance()
         history.delete()
-        assert types(watcher.advance()) == ["failure", "end"]
-        assert watcher.receive() == []
+        assert types(reader.advance()) == ["failure", "end"]
+        assert reader.receive() == []
 
     def test_run_marked_as_failed_fails_running_tasks(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("answer")
         with history.transaction():
             history.set_run("failed")
             history.set_task("answer", "failed")
-        assert failure_of(watcher.catch_up()).reason == "task_failed"
+        assert failure_of(reader.catch_up()).reason == "task_failed"
 
 
-class TestNobodyAnswers:
+class TestNoResultTask:
     def test_a_failed_effective_leaf_is_a_failure(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_task("left", "failed")
-        assert failure_of(watcher.catch_up()).task_id == "left"
+        assert failure_of(reader.catch_up()).task_id == "left"
 
     @pytest.mark.parametrize("state", ["skipped", "removed", "up_for_retry"])
     def test_a_leaf_that_is_only_skipped_removed_or_retried_is_none(self, state: str) -> None:
         history = History(graph(TWO_LEAVES, {}))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_task("left", state)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
 
     def test_failed_upstream_task_is_a_failure_before_airflow_fails_the_leaves(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_task("ask", "failed")
-        failure = failure_of(watcher.catch_up())
+        failure = failure_of(reader.catch_up())
         assert (failure.task_id, failure.predicted) == ("ask", True)
 
     def test_skipped_upstream_task_is_no_failure(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_task("ask", "skipped")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
 
     def test_the_stream_ends_with_the_run(self) -> None:
         history = History(graph(TWO_LEAVES, {}))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         for task_id in TWO_LEAVES:
             history.run_task(task_id)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.set_run("success")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["end"]
         assert (end_of(frames).state, end_of(frames).outcome) == ("success", "none")
 
-    @pytest.mark.parametrize(("may_fail_the_run", "told"), [(True, ["failure", "end"]), (False, [])])
+    @pytest.mark.parametrize(("may_fail_the_run", "expected"), [(True, ["failure", "end"]), (False, [])])
     def test_a_failed_teardown_counts_only_if_it_may_fail_the_run(
-        self, told: list[str], *, may_fail_the_run: bool
+        self, expected: list[str], *, may_fail_the_run: bool
     ) -> None:
         tasks = {"left": ["tear_down"], "right": ["tear_down"], "tear_down": []}
         history = History(graph(tasks, {"tear_down": may_fail_the_run}))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_task("tear_down", "failed")
-        assert types(watcher.catch_up()) == told
+        assert types(reader.catch_up()) == expected
 
     def test_without_a_graph_the_stream_ends_with_the_run(self) -> None:
         run = RunState(KEY, History().run)
@@ -260,36 +260,36 @@ class TestNobodyAnswers:
 class TestEnd:
     def test_until_run_continues_after_the_result(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
-        assert types(watcher.catch_up()) == ["result"]
+        assert types(reader.catch_up()) == ["result"]
         history.run_task("clean_up")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.set_run("success")
-        assert types(watcher.catch_up()) == ["end"]
+        assert types(reader.catch_up()) == ["end"]
 
     def test_run_that_succeeds_without_an_outcome_ends_with_none(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_run("success")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["end"]
         assert end_of(frames).outcome == "none"
 
     def test_the_end_waits_for_the_values(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
         history.set_run("success")
-        assert watcher.advance() == []
-        assert types(watcher.receive()) == ["result", "end"]
+        assert reader.advance() == []
+        assert types(reader.receive()) == ["result", "end"]
 
     def test_no_frame_follows_the_end(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("answer")
-        watcher.catch_up()
+        reader.catch_up()
         history.clear("answer")
         history.set_task("answer", "failed")
-        assert watcher.catch_up() == []
-        assert watcher.answer.add_values(watcher.run, ("answer",), {}) == []
+        assert reader.catch_up() == []
+        assert reader.answer.add_values(reader.run, ("answer",), {}) == []

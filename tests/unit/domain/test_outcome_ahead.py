@@ -1,4 +1,4 @@
-"""Outcomes that are told before Airflow has written them, or when it has confirmed them."""
+"""Outcomes that are sent before Airflow has written them, or after it has confirmed them."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ def failure_of(frames: list[AnyFrame]) -> Failure:
 class TestConfirmed:
     def test_confirmed_result_is_sent_when_its_task_succeeds(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, confirm="success")
+        reader = SimulatedReader(history, confirm="success")
         history.start("answer")
         history.push("answer", 42)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.succeed("answer")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert results_of(frames) == [{"answer": 42}]
         assert isinstance(frames[0], Result)
         assert frames[0].seq == history.journal[-1].seq
 
     def test_confirmed_result_is_not_sent_for_a_try_that_fails_after_its_push(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, confirm="success")
+        reader = SimulatedReader(history, confirm="success")
         history.start("answer")
         history.push("answer", "first")
-        watcher.catch_up()
+        reader.catch_up()
         history.set_task("answer", "up_for_retry")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.run_task("answer", "second")
-        assert results_of(watcher.catch_up()) == [{"answer": "second"}]
+        assert results_of(reader.catch_up()) == [{"answer": "second"}]
 
     def test_all_instances_of_a_mapped_task_must_have_succeeded(self) -> None:
         history = History(graph({"square": []}, {}))
-        watcher = SimulatedReader(history, confirm="success")
+        reader = SimulatedReader(history, confirm="success")
         history.expand("square", 2)
         history.run_task("square", 0, 0)
         history.start("square", 1)
         history.push("square", 1, 1)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.succeed("square", 1)
-        assert results_of(watcher.catch_up()) == [{"square": [0, 1]}]
+        assert results_of(reader.catch_up()) == [{"square": [0, 1]}]
 
 
 class TestPredicted:
     def test_failure_is_sent_before_airflow_fails_the_result_task(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("ask")
         history.set_task("ask", "failed")
         row = history.journal[-1]
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         failure = failure_of(frames)
         assert (failure.reason, failure.task_id, failure.state) == ("task_failed", "ask", "failed")
         assert (failure.map_index, failure.try_number) == (-1, 1)
@@ -65,11 +65,11 @@ class TestPredicted:
 
     def test_predicted_failure_is_not_sent_again_when_it_happens(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.set_task("ask", "failed")
-        assert types(watcher.catch_up()) == ["failure"]
+        assert types(reader.catch_up()) == ["failure"]
         history.set_task("answer", "upstream_failed")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
 
     def test_later_subscriber_gets_the_root_cause_too(self) -> None:
         history = History()
@@ -80,31 +80,31 @@ class TestPredicted:
 
     def test_predicted_skip_names_its_root_cause(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_task("ask", "skipped")
-        failure = failure_of(watcher.catch_up())
+        failure = failure_of(reader.catch_up())
         assert (failure.reason, failure.task_id, failure.predicted) == ("task_skipped", "ask", True)
 
     def test_task_that_waits_for_failures_names_itself_if_all_succeed(self) -> None:
         history = History(dag({"ask": Node("mend"), "mend": Node(trigger_rule="one_failed")}))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("ask")
-        failure = failure_of(watcher.catch_up())
+        failure = failure_of(reader.catch_up())
         assert (failure.reason, failure.task_id, failure.state) == ("task_skipped", "mend", "skipped")
         assert failure.predicted
 
     def test_task_that_will_be_retried_is_no_failure(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("ask")
         history.set_task("ask", "up_for_retry")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
 
     def test_one_failed_upstream_instance_is_enough(self) -> None:
         history = History(dag({"square": Node("sum", mapped_over=[1, 2, 3]), "sum": Node()}))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.expand("square", 3)
         history.start("square", 1)
         history.set_task("square", "failed", 1)
-        failure = failure_of(watcher.catch_up())
+        failure = failure_of(reader.catch_up())
         assert (failure.task_id, failure.map_index, failure.predicted) == ("square", 1, True)

@@ -21,97 +21,97 @@ def failure_of(frames: list[AnyFrame]) -> Failure:
 class TestMapped:
     def mapped(self, length: int) -> tuple[History, SimulatedReader]:
         history = History(graph({"square": []}, {}))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.expand("square", length)
-        return history, watcher
+        return history, reader
 
     def test_result_of_a_mapped_task_is_a_list_by_index(self) -> None:
-        history, watcher = self.mapped(3)
+        history, reader = self.mapped(3)
         for index in (2, 0):
             history.run_task("square", index * index, index)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.run_task("square", 1, 1)
-        assert results_of(watcher.catch_up()) == [{"square": [0, 1, 4]}]
+        assert results_of(reader.catch_up()) == [{"square": [0, 1, 4]}]
 
     def test_one_instance_is_a_list_too(self) -> None:
-        history, watcher = self.mapped(1)
+        history, reader = self.mapped(1)
         history.run_task("square", 7, 0)
-        assert results_of(watcher.catch_up()) == [{"square": [7]}]
+        assert results_of(reader.catch_up()) == [{"square": [7]}]
 
     def test_an_instance_that_returns_none_is_null_in_the_list(self) -> None:
-        history, watcher = self.mapped(2)
+        history, reader = self.mapped(2)
         history.run_task("square", 7, 0)
         history.succeed_directly("square", 1)
-        assert results_of(watcher.catch_up()) == [{"square": [7, None]}]
+        assert results_of(reader.catch_up()) == [{"square": [7, None]}]
 
     def test_late_expansion_is_waited_for(self) -> None:
         history = History(graph({"list": ["square"], "square": []}, {}))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("list", [1, 2])
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.expand("square", 2)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.run_task("square", 1, 0)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.run_task("square", 4, 1)
-        assert results_of(watcher.catch_up()) == [{"square": [1, 4]}]
+        assert results_of(reader.catch_up()) == [{"square": [1, 4]}]
 
     def test_indexes_beyond_a_shrunk_mapping_are_not_missing(self) -> None:
-        history, watcher = self.mapped(3)
+        history, reader = self.mapped(3)
         history.set_task("square", "removed", 2)
         history.run_task("square", 0, 0)
         history.run_task("square", 1, 1)
-        assert results_of(watcher.catch_up()) == [{"square": [0, 1]}]
+        assert results_of(reader.catch_up()) == [{"square": [0, 1]}]
 
     def test_all_instances_removed_is_a_failure(self) -> None:
-        history, watcher = self.mapped(2)
+        history, reader = self.mapped(2)
         history.set_task("square", "removed", 0)
         history.set_task("square", "removed", 1)
-        assert failure_of(watcher.catch_up()).reason == "task_removed"
+        assert failure_of(reader.catch_up()).reason == "task_removed"
 
     def test_an_empty_mapping_returns_an_empty_list(self) -> None:
         history = History(MAPPED)
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("list", [])
-        assert results_of(watcher.catch_up()) == []
+        assert results_of(reader.catch_up()) == []
         history.expand_to_nothing("square")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert results_of(frames) == [{"square": []}]
         assert isinstance(frames[0], Result)
         assert frames[0].seq == history.journal[-1].seq
 
     def test_mapping_over_an_empty_literal_returns_an_empty_list(self) -> None:
         history = History(dag({"square": Node(mapped_over=[])}))
-        watcher = SimulatedReader(history)
-        assert watcher.catch_up() == []
+        reader = SimulatedReader(history)
+        assert reader.catch_up() == []
         history.expand_to_nothing("square")
-        assert results_of(watcher.catch_up()) == [{"square": []}]
+        assert results_of(reader.catch_up()) == [{"square": []}]
 
     @pytest.mark.parametrize("written", [False, True])
     def test_mapping_that_upstream_skips_is_a_failure(self, *, written: bool) -> None:
         history = History(MAPPED)
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_task("list", "skipped")
         if written:
             history.set_task("square", "skipped")
-        failure = failure_of(watcher.catch_up())
+        failure = failure_of(reader.catch_up())
         assert (failure.reason, failure.task_id) == ("task_skipped", "list")
 
     def test_empty_list_is_retracted_when_the_task_is_cleared(self) -> None:
         history = History(MAPPED)
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.run_task("list", [])
         history.expand_to_nothing("square")
-        watcher.catch_up()
+        reader.catch_up()
         history.set_task("square", None)
-        assert types(watcher.catch_up()) == ["reset", "snapshot"]
+        assert types(reader.catch_up()) == ["reset", "snapshot"]
 
     def test_one_failed_instance_is_a_failure_that_names_it(self) -> None:
-        history, watcher = self.mapped(3)
+        history, reader = self.mapped(3)
         history.run_task("square", 0, 0)
         history.start("square", 1)
         history.set_task("square", "failed", 1)
-        failure = failure_of(watcher.catch_up())
+        failure = failure_of(reader.catch_up())
         assert (failure.task_id, failure.map_index, failure.try_number) == ("square", 1, 1)
 
     def test_a_large_list_is_one_reference_to_all_entries(self) -> None:

@@ -31,33 +31,33 @@ def history_of(
 class TestTheFirstRunOfAVersion:
     def test_result_of_all_marked_tasks_is_sent_when_the_run_ends(self) -> None:
         history = history_of()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("left", 1)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.run_task("right", 2)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.run_task("log")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.set_run("success")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["result", "end"]
         assert results_of(frames) == [{"left": 1, "right": 2}]
 
     def test_a_single_marked_task_waits_for_the_end_as_well(self) -> None:
         history = history_of(graph({"left": ["log"], "log": []}, {}), marked=("left",))
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("left", 1)
         history.run_task("log")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.set_run("success")
-        assert results_of(watcher.catch_up()) == [{"left": 1}]
+        assert results_of(reader.catch_up()) == [{"left": 1}]
 
     def test_the_result_names_the_end_of_the_run_as_what_completed_it(self) -> None:
         history = history_of()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("left")
         history.set_run("success")
-        result = watcher.catch_up()[0]
+        result = reader.catch_up()[0]
         assert isinstance(result, Result)
         assert (result.seq, result.at) == (history.journal[-1].seq, history.journal[-1].at)
 
@@ -71,36 +71,36 @@ class TestTheFirstRunOfAVersion:
     def test_serialised_marks_give_an_early_result(self) -> None:
         marked = dag({"left": Node(params={"stream_result": True}), "right": Node(params={"stream_result": True})})
         history = history_of(marked)
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("left", 1)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.start("right")
         history.push("right", 2)
-        assert results_of(watcher.catch_up()) == [{"left": 1, "right": 2}]
+        assert results_of(reader.catch_up()) == [{"left": 1, "right": 2}]
 
     def test_a_caller_that_names_the_tasks_gets_them_early(self) -> None:
         history = history_of()
-        watcher = SimulatedReader(history, "left")
+        reader = SimulatedReader(history, "left")
         history.run_task("left", 1)
-        assert results_of(watcher.catch_up()) == [{"left": 1}]
+        assert results_of(reader.catch_up()) == [{"left": 1}]
 
     def test_failure_of_a_task_that_may_be_marked_is_a_failure(self) -> None:
         history = history_of()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("left", 1)
         history.set_task("right", "failed")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["failure", "end"]
         assert isinstance(frames[0], Failure)
         assert frames[0].task_id == "right"
 
     def test_a_failed_run_has_no_result(self) -> None:
         history = history_of()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("left", 1)
-        watcher.catch_up()
+        reader.catch_up()
         history.set_run("failed")
-        assert types(watcher.catch_up()) == ["failure", "end"]
+        assert types(reader.catch_up()) == ["failure", "end"]
         assert evaluate(history.state(), WatchOptions()) == FailureKnown(
             "run_failed", history.state().last_change, state="failed"
         )
@@ -109,64 +109,64 @@ class TestTheFirstRunOfAVersion:
 class TestAfterARunThatHasEnded:
     def test_result_is_sent_with_the_last_value(self) -> None:
         history = history_of(earlier=ALL_SHOWN)
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("left")
         history.start("right")
         history.push("left", 1)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.push("right", 2)
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["result", "end"]
         assert results_of(frames) == [{"left": 1, "right": 2}]
 
     def test_confirmed_result_is_sent_with_the_last_success(self) -> None:
         history = history_of(earlier=ALL_SHOWN)
-        watcher = SimulatedReader(history, confirm="success")
+        reader = SimulatedReader(history, confirm="success")
         history.run_task("left", 1)
         history.start("right")
         history.push("right", 2)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.succeed("right")
-        assert results_of(watcher.catch_up()) == [{"left": 1, "right": 2}]
+        assert results_of(reader.catch_up()) == [{"left": 1, "right": 2}]
 
     @pytest.mark.parametrize("until", ["result", "run"])
     def test_the_rest_of_the_run_changes_nothing(self, until: Literal["result", "run"]) -> None:
         history = history_of(earlier=ALL_SHOWN)
-        watcher = SimulatedReader(history, until=until)
+        reader = SimulatedReader(history, until=until)
         for task_id in LEAVES:
             history.run_task(task_id, 1)
-            watcher.catch_up()
+            reader.catch_up()
         history.set_run("success")
-        watcher.catch_up()
-        assert types(watcher.frames) == ["result", "end"]
+        reader.catch_up()
+        assert types(reader.frames) == ["result", "end"]
 
     def test_a_task_that_has_shown_nothing_is_waited_for(self) -> None:
         """The earlier run failed before `right` had pushed."""
         history = history_of(earlier={"left": True, "log": False})
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("left", 1)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.start("right")
         history.push("right", 2)
-        assert results_of(watcher.catch_up()) == [{"left": 1, "right": 2}]
+        assert results_of(reader.catch_up()) == [{"left": 1, "right": 2}]
 
     @pytest.mark.parametrize("state", ["success", "skipped"])
     def test_a_task_that_ends_without_a_value_is_not_waited_for_any_longer(self, state: str) -> None:
         history = history_of(earlier={"left": True, "log": False})
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("left", 1)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.set_task("right", state)
-        assert results_of(watcher.catch_up()) == [{"left": 1}]
+        assert results_of(reader.catch_up()) == [{"left": 1}]
 
     def test_a_failed_task_that_has_shown_nothing_may_be_marked(self) -> None:
         history = history_of(earlier={"left": True, "log": False})
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("left", 1)
         history.set_task("right", "failed")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.set_run("failed")
-        assert types(watcher.catch_up()) == ["failure", "end"]
+        assert types(reader.catch_up()) == ["failure", "end"]
 
     def test_a_failed_run_keeps_the_result_of_the_marked_tasks(self) -> None:
         history = history_of(earlier=ALL_SHOWN)
@@ -195,41 +195,41 @@ class TestAfterARunThatHasEnded:
     def test_moved_mark_invalidates_earlier_marks(self) -> None:
         """Which makes no new version: Airflow does not serialise the mark."""
         history = history_of(marked=("right", "log"), earlier={"left": True, "right": False, "log": False})
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("right", 2)
         history.run_task("left", 1)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.run_task("log", 3)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.set_run("success")
-        assert results_of(watcher.catch_up()) == [{"right": 2, "log": 3}]
+        assert results_of(reader.catch_up()) == [{"right": 2, "log": 3}]
 
     def test_the_failure_of_a_marked_task_does_not_wait(self) -> None:
         history = history_of(earlier=ALL_SHOWN)
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.set_task("right", "failed")
-        assert types(watcher.catch_up()) == ["failure", "end"]
+        assert types(reader.catch_up()) == ["failure", "end"]
 
     def test_without_marks_the_only_leaf_gives_an_early_result(self) -> None:
         history = history_of(graph({"left": ["log"], "log": []}, {}), marked=(), earlier={"left": False})
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("left")
         history.start("log")
         history.push("log", 3)
-        assert results_of(watcher.catch_up()) == [{"log": 3}]
+        assert results_of(reader.catch_up()) == [{"log": 3}]
 
 
 class TestBranches:
     @pytest.mark.parametrize("earlier", [{"choose": False, "left": True}, {"choose": False, **ALL_SHOWN}])
     def test_a_skipped_task_is_left_out(self, earlier: Mapping[str, bool]) -> None:
         history = history_of(BRANCH, earlier=earlier)
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("choose")
         history.set_task("left", "skipped")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.start("right")
         history.push("right", 2)
-        assert results_of(watcher.catch_up()) == [{"right": 2}]
+        assert results_of(reader.catch_up()) == [{"right": 2}]
 
     def test_a_task_that_will_be_skipped_is_left_out(self) -> None:
         deep = dag(
@@ -241,21 +241,21 @@ class TestBranches:
             }
         )
         history = history_of(deep, earlier={"choose": False, "a": False, "left": True, "right": True})
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("choose")
         history.set_task("a", "skipped")
         history.start("right")
         history.push("right", 2)
-        assert results_of(watcher.catch_up()) == [{"right": 2}]
+        assert results_of(reader.catch_up()) == [{"right": 2}]
 
     def test_mapped_over_nothing_is_a_value(self) -> None:
         mapped = dag({"list": Node("left"), "left": Node(mapped_over="list"), "right": Node()})
         history = history_of(mapped, earlier={"list": False, "left": True, "right": True})
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.run_task("list", [])
         history.expand_to_nothing("left")
         history.run_task("right", 2)
-        assert results_of(watcher.catch_up()) == [{"left": [], "right": 2}]
+        assert results_of(reader.catch_up()) == [{"left": [], "right": 2}]
 
 
 marks = st.sets(st.sampled_from(sorted(LEAVES)), min_size=1).map(sorted).map(tuple)
@@ -264,29 +264,29 @@ marks = st.sets(st.sampled_from(sorted(LEAVES)), min_size=1).map(sorted).map(tup
 @given(marks, run_histories)
 def test_first_run_has_all_marked_values_at_its_end(marked: tuple[str, ...], life: list[Move]) -> None:
     history = history_of(marked=marked)
-    watcher = SimulatedReader(history, until="run")
+    reader = SimulatedReader(history, until="run")
     for move in life:
         apply_move(history, move)
-        for frame in watcher.catch_up():
+        for frame in reader.catch_up():
             if isinstance(frame, Result):
                 assert history.run.state == "success"
                 values = {task_id for (task_id, _), xcom in history.xcoms.items() if xcom.dag_result}
-                succeeded = {one for one in values if watcher.run.tasks[one].by_state.keys() == {"success"}}
+                succeeded = {one for one in values if reader.run.tasks[one].by_state.keys() == {"success"}}
                 assert succeeded <= frame.results.keys() <= values
         joining = evaluate(history.state(), WatchOptions())
-        assert history.deleted or type(evaluate(watcher.run, WatchOptions())) is type(joining)
+        assert history.deleted or type(evaluate(reader.run, WatchOptions())) is type(joining)
 
 
 @given(marks, run_histories)
 def test_with_all_marks_known_a_result_is_never_a_part(marked: tuple[str, ...], life: list[Move]) -> None:
     history = history_of(marked=marked, earlier={task_id: task_id in marked for task_id in LEAVES})
-    watcher = SimulatedReader(history, until="run")
+    reader = SimulatedReader(history, until="run")
     taken_back = True
     for move in life:
         apply_move(history, move)
-        for frame in watcher.catch_up():
+        for frame in reader.catch_up():
             if isinstance(frame, Result):
-                skipped = {one for one in marked if watcher.run.tasks[one].by_state.keys() == {"skipped"}}
+                skipped = {one for one in marked if reader.run.tasks[one].by_state.keys() == {"skipped"}}
                 assert taken_back
                 assert frame.results.keys() == set(marked) - skipped
             taken_back = isinstance(frame, Reset) or (taken_back and not isinstance(frame, Result))

@@ -24,7 +24,7 @@ GRAPHS = (
 
 @st.composite
 def watched(draw: st.DrawFn) -> SimulatedReader:
-    """Somebody who asks anything of any DAG."""
+    """A reader with any options, of any DAG."""
     dag = draw(st.sampled_from(GRAPHS))
     results = draw(st.lists(st.sampled_from(sorted(dag.tasks)), unique=True, max_size=2))
     until: Literal["result", "run"] = draw(st.sampled_from(["result", "run"]))
@@ -36,116 +36,116 @@ def watched(draw: st.DrawFn) -> SimulatedReader:
     return SimulatedReader(history, *results, until=until)
 
 
-def live(watcher: SimulatedReader, life: list[Move]) -> Iterator[list[AnyFrame]]:
-    """Yield what is told, step by step; the values that are wanted may come late."""
-    yield watcher.opening
+def live(reader: SimulatedReader, life: list[Move]) -> Iterator[list[AnyFrame]]:
+    """Yield the frames of each step. Values that are needed may come late."""
+    yield reader.opening
     for move in life:
         if move[0] == "read":
-            yield watcher.advance()
+            yield reader.advance()
         elif move[0] == "fetch":
-            yield watcher.receive()
+            yield reader.receive()
         else:
-            apply_move(watcher.history, move)
-    yield watcher.catch_up()
+            apply_move(reader.history, move)
+    yield reader.catch_up()
 
 
 @given(watched(), run_histories)
-def test_outcome_is_retracted_before_another_is_sent(watcher: SimulatedReader, life: list[Move]) -> None:
-    told = False
+def test_outcome_is_retracted_before_another_is_sent(reader: SimulatedReader, life: list[Move]) -> None:
+    sent = False
     before: AnyFrame | None = None
-    for frame in (frame for frames in live(watcher, life) for frame in frames):
+    for frame in (frame for frames in live(reader, life) for frame in frames):
         assert not isinstance(before, End), "nothing comes after the end"
         assert isinstance(frame, Snapshot) == isinstance(before, Reset), "a snapshot follows each reset"
         if isinstance(frame, Result | Failure):
-            assert not told, "one answer at a time"
-            told = True
+            assert not sent, "one outcome at a time"
+            sent = True
         elif isinstance(frame, Reset):
-            told = False
+            sent = False
         before = frame
 
 
 @given(watched(), run_histories)
 def test_result_is_sent_only_if_all_result_tasks_have_one_in_their_current_try(
-    watcher: SimulatedReader, life: list[Move]
+    reader: SimulatedReader, life: list[Move]
 ) -> None:
-    for frames in live(watcher, life):
+    for frames in live(reader, life):
         for frame in frames:
             if isinstance(frame, Result):
-                tasks = set(select_result_tasks(watcher.run, watcher.answer.options))
-                if not watcher.answer.options.result_tasks:
+                tasks = set(select_result_tasks(reader.run, reader.answer.options))
+                if not reader.answer.options.result_tasks:
                     # A branch may skip some of the tasks with Airflow's own mark.
-                    tasks -= {one for one in tasks if watcher.run.tasks[one].by_state.keys() == {"skipped"}}
+                    tasks -= {one for one in tasks if reader.run.tasks[one].by_state.keys() == {"skipped"}}
                 assert frame.results.keys() == tasks
                 for task_id in tasks:
-                    present = [one for one in watcher.run.tasks[task_id].values() if one.state != "removed"]
+                    present = [one for one in reader.run.tasks[task_id].values() if one.state != "removed"]
                     assert present
                     assert all(one.state == "success" or (one.state == "running" and one.pushed) for one in present)
 
 
 @given(watched(), run_histories)
-def test_failure_is_sent_only_if_something_failed(watcher: SimulatedReader, life: list[Move]) -> None:
-    for frames in live(watcher, life):
+def test_failure_is_sent_only_if_something_failed(reader: SimulatedReader, life: list[Move]) -> None:
+    for frames in live(reader, life):
         for frame in frames:
             if isinstance(frame, Failure) and frame.task_id is not None:
                 assert frame.map_index is not None
-                instance = watcher.run.tasks[frame.task_id][frame.map_index]
+                instance = reader.run.tasks[frame.task_id][frame.map_index]
                 assert (instance.state, instance.try_number) == (frame.state, frame.try_number)
                 assert instance.state in {"failed", "upstream_failed", "skipped", "removed"}
             elif isinstance(frame, Failure):
-                assert watcher.run.is_deleted or watcher.run.info.state == "failed"
+                assert reader.run.is_deleted or reader.run.info.state == "failed"
 
 
 @given(watched(), run_histories)
-def test_sent_outcome_equals_the_decision_if_no_value_is_needed(watcher: SimulatedReader, life: list[Move]) -> None:
-    for _ in live(watcher, life):
-        if not watcher.answer.values_needed and not watcher.answer.has_ended:
-            verdict, told = evaluate(watcher.run, watcher.answer.options), watcher.answer.sent_outcome
-            assert isinstance(told, Result) == isinstance(verdict, ResultKnown)
-            assert isinstance(told, Failure) == isinstance(verdict, FailureKnown)
+def test_sent_outcome_equals_the_decision_if_no_value_is_needed(reader: SimulatedReader, life: list[Move]) -> None:
+    for _ in live(reader, life):
+        if not reader.answer.values_needed and not reader.answer.has_ended:
+            decision, sent = evaluate(reader.run, reader.answer.options), reader.answer.sent_outcome
+            assert isinstance(sent, Result) == isinstance(decision, ResultKnown)
+            assert isinstance(sent, Failure) == isinstance(decision, FailureKnown)
 
 
 @given(watched(), run_histories)
-def test_stream_ends_if_and_only_if_no_frame_can_follow(watcher: SimulatedReader, life: list[Move]) -> None:
+def test_stream_ends_if_and_only_if_no_frame_can_follow(reader: SimulatedReader, life: list[Move]) -> None:
     ended = False
-    for frames in live(watcher, life):
+    for frames in live(reader, life):
         for frame in frames:
             if isinstance(frame, End):
-                told = watcher.answer.sent_outcome
-                outcome = {Result: "result", Failure: "failure", type(None): "none"}[type(told)]
+                sent = reader.answer.sent_outcome
+                outcome = {Result: "result", Failure: "failure", type(None): "none"}[type(sent)]
                 assert frame.outcome == outcome
-                assert frame.state == (None if watcher.run.is_deleted else watcher.run.info.state)
+                assert frame.state == (None if reader.run.is_deleted else reader.run.info.state)
                 ended = True
-        if not watcher.answer.values_needed and not ended:
-            assert not watcher.run.has_ended
-            assert watcher.answer.options.until == "run" or watcher.answer.sent_outcome is None
+        if not reader.answer.values_needed and not ended:
+            assert not reader.run.has_ended
+            assert reader.answer.options.until == "run" or reader.answer.sent_outcome is None
 
 
 @given(run_histories_of("read", "fetch", "start", "push", "succeed", "run", "retry", "clear"))
 def test_valid_result_is_that_of_the_current_tries(life: list[Move]) -> None:
-    watcher = SimulatedReader(History(graph({"answer": []}, {})), until="run")
+    reader = SimulatedReader(History(graph({"answer": []}, {})), until="run")
     tries: dict[tuple[str, int], int] = {}
-    for frames in live(watcher, life):
-        result = watcher.answer.sent_outcome
-        if not isinstance(result, Result) or watcher.answer.values_needed or watcher.answer.has_ended:
+    for frames in live(reader, life):
+        result = reader.answer.sent_outcome
+        if not isinstance(result, Result) or reader.answer.values_needed or reader.answer.has_ended:
             continue
         now = {
             (task_id, index): one.try_number
             for task_id in result.results
-            for index, one in watcher.run.tasks[task_id].items()
+            for index, one in reader.run.tasks[task_id].items()
         }
         if result in frames:
             tries = now
-        assert now == tries, "a new try is told"
+        assert now == tries, "a new try is sent"
 
 
 @given(watched(), run_histories)
-def test_late_subscriber_gets_the_outcome_that_others_got(watcher: SimulatedReader, life: list[Move]) -> None:
+def test_late_subscriber_gets_the_outcome_that_others_got(reader: SimulatedReader, life: list[Move]) -> None:
     standing: AnyFrame | None = None
-    for frames in live(watcher, life):
+    for frames in live(reader, life):
         for frame in frames:
             if isinstance(frame, Reset):
                 standing = None
             elif isinstance(frame, Result | Failure):
                 standing = frame
-        _, *opening = watcher.answer.initial_frames(watcher.run)
-        assert opening == [*watcher.run.output.frames, *([] if standing is None else [standing])]
+        _, *opening = reader.answer.initial_frames(reader.run)
+        assert opening == [*reader.run.output.frames, *([] if standing is None else [standing])]

@@ -13,11 +13,11 @@ from support.builders import History, SimulatedReader, graph, results_of, types
 class TestTakenBack:
     def answered(self) -> tuple[History, SimulatedReader]:
         history = History()
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.start("answer")
         history.push("answer", "first")
-        assert results_of(watcher.catch_up()) == [{"answer": "first"}]
-        return history, watcher
+        assert results_of(reader.catch_up()) == [{"answer": "first"}]
+        return history, reader
 
     @staticmethod
     def reason(frames: list[AnyFrame]) -> str:
@@ -26,58 +26,58 @@ class TestTakenBack:
         return frames[0].reason
 
     def test_a_try_that_fails_after_its_push_is_retried(self) -> None:
-        history, watcher = self.answered()
+        history, reader = self.answered()
         history.set_task("answer", "up_for_retry")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot"]
         assert self.reason(frames) == "retried"
         history.run_task("answer", "second")
-        assert results_of(watcher.catch_up()) == [{"answer": "second"}]
+        assert results_of(reader.catch_up()) == [{"answer": "second"}]
 
     def test_a_task_that_fails_for_good_after_its_push_is_a_failure(self) -> None:
-        history, watcher = self.answered()
+        history, reader = self.answered()
         history.set_task("answer", "failed")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot", "failure"]
         assert self.reason(frames) == "revoked"
 
     @pytest.mark.parametrize("counted", [True, False])
     def test_clear_retracts_the_result(self, *, counted: bool) -> None:
-        history, watcher = self.answered()
+        history, reader = self.answered()
         history.succeed("answer")
         history.clear("answer", counted=counted)
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot"]
         assert self.reason(frames) == "cleared"
 
     def test_clear_of_a_running_task_retracts_the_result(self) -> None:
-        history, watcher = self.answered()
+        history, reader = self.answered()
         history.clear("answer", counted=False)
         assert history.rows["answer", -1].state == "restarting"
-        assert self.reason(watcher.catch_up()) == "cleared"
+        assert self.reason(reader.catch_up()) == "cleared"
 
     def test_failed_task_marked_as_success_retracts_the_failure(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.set_task("answer", "failed")
-        assert types(watcher.catch_up()) == ["failure"]
+        assert types(reader.catch_up()) == ["failure"]
         history.set_task("answer", "success")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot", "result"]
         assert self.reason(frames) == "revoked"
         assert results_of(frames) == [{"answer": None}]
 
     @pytest.mark.parametrize("spread", [False, True])
     def test_predicted_failure_is_retracted_when_the_root_cause_is_marked_as_success(self, *, spread: bool) -> None:
-        history, watcher = self.doomed(spread=spread)
+        history, reader = self.predicted_failure(spread=spread)
         history.set_task("ask", "success")
         if spread:
             history.set_task("answer", None)
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot"]
         assert self.reason(frames) == "revoked"
         history.run_task("answer", "after all")
-        assert results_of(watcher.catch_up()) == [{"answer": "after all"}]
+        assert results_of(reader.catch_up()) == [{"answer": "after all"}]
 
     @pytest.mark.parametrize("spread", [False, True])
     @pytest.mark.parametrize("counted", [False, True])
@@ -85,131 +85,131 @@ class TestTakenBack:
     def test_predicted_failure_is_retracted_when_the_root_cause_is_cleared(
         self, *, spread: bool, counted: bool, at_once: bool
     ) -> None:
-        history, watcher = self.doomed(spread=spread)
+        history, reader = self.predicted_failure(spread=spread)
         history.clear("ask", *["answer"] * spread, counted=counted)
         if at_once:
             history.run_task("ask")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot"]
         assert self.reason(frames) == "cleared"
 
     def test_failure_with_another_root_cause_stays_valid(self) -> None:
         history = History(graph({"left": ["join"], "right": ["join"], "join": []}, {}))
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.set_task("left", "failed")
         history.set_task("right", "failed")
-        assert types(watcher.catch_up()) == ["failure"]
+        assert types(reader.catch_up()) == ["failure"]
         history.set_task("left", "success")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
         history.set_task("right", "success")
-        assert types(watcher.catch_up()) == ["reset", "snapshot"]
+        assert types(reader.catch_up()) == ["reset", "snapshot"]
 
     @staticmethod
-    def doomed(*, spread: bool) -> tuple[History, SimulatedReader]:
-        """Somebody who was told that `answer` cannot come, maybe with Airflow having written it since."""
+    def predicted_failure(*, spread: bool) -> tuple[History, SimulatedReader]:
+        """Return a reader with a predicted failure of `answer`; Airflow may have written it since."""
         history = History()
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.start("ask")
         history.set_task("ask", "failed")
-        assert types(watcher.catch_up()) == ["failure"]
+        assert types(reader.catch_up()) == ["failure"]
         if spread:
             history.set_task("answer", "upstream_failed")
-            assert watcher.catch_up() == []
-        return history, watcher
+            assert reader.catch_up() == []
+        return history, reader
 
     def test_clear_in_one_batch_with_a_new_result_retracts_the_old_one(self) -> None:
-        history, watcher = self.answered()
+        history, reader = self.answered()
         history.succeed("answer")
         history.clear("answer")
         history.run_task("answer", "second")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot", "result"]
         assert results_of(frames) == [{"answer": "second"}]
 
     def test_retry_in_one_batch_with_a_new_result_retracts_the_old_one(self) -> None:
-        history, watcher = self.answered()
+        history, reader = self.answered()
         history.set_task("answer", "up_for_retry")
         history.run_task("answer", "second")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot", "result"]
         assert results_of(frames) == [{"answer": "second"}]
 
     def test_uncounted_clear_in_one_batch_with_a_new_result_retracts_the_old_one(self) -> None:
-        history, watcher = self.answered()
+        history, reader = self.answered()
         history.succeed("answer")
         history.clear("answer", counted=False)
         history.run_task("answer", "second")
-        frames = watcher.catch_up()
+        frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot", "result"]
         assert results_of(frames) == [{"answer": "second"}]
 
     def test_clear_before_any_outcome_sends_a_reset(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.clear("ask")
-        assert self.reason(watcher.catch_up()) == "cleared"
+        assert self.reason(reader.catch_up()) == "cleared"
 
     def test_clear_sends_one_reset(self) -> None:
-        history, watcher = self.answered()
+        history, reader = self.answered()
         history.clear("ask")
-        assert types(watcher.catch_up()) == ["reset", "snapshot", "result"]
+        assert types(reader.catch_up()) == ["reset", "snapshot", "result"]
         history.run_task("ask")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
 
     def test_result_stays_valid_while_other_tasks_are_cleared_uncounted(self) -> None:
-        history, watcher = self.answered()
+        history, reader = self.answered()
         history.clear("ask", counted=False)
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
 
 
 class TestTraps:
     def test_push_of_a_killed_task_is_no_result(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.start("answer")
         history.set_task("answer", "failed")
-        watcher.catch_up()
+        reader.catch_up()
         history.push("answer", "too late")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
 
     def test_push_between_two_tries_is_no_result(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("answer")
         history.set_task("answer", "up_for_retry")
         history.push("answer", "too late")
         history.start("answer")
-        assert watcher.catch_up() == []
+        assert reader.catch_up() == []
 
     def test_push_and_failure_in_one_batch_is_a_failure_only(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("answer")
         history.push("answer")
         history.set_task("answer", "failed")
-        assert types(watcher.catch_up()) == ["failure", "end"]
+        assert types(reader.catch_up()) == ["failure", "end"]
 
     def test_try_that_fails_while_its_value_is_read_has_no_result(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("answer")
         history.push("answer")
-        assert watcher.advance() == []
-        assert watcher.answer.values_needed == {"answer"}
+        assert reader.advance() == []
+        assert reader.answer.values_needed == {"answer"}
         history.set_task("answer", "up_for_retry")
-        assert watcher.advance() == []
-        assert watcher.receive() == []
+        assert reader.advance() == []
+        assert reader.receive() == []
 
     def test_a_value_that_is_gone_from_a_running_task_is_waited_for_again(self) -> None:
         history = History()
-        watcher = SimulatedReader(history)
+        reader = SimulatedReader(history)
         history.start("answer")
         history.push("answer")
-        watcher.advance()
+        reader.advance()
         del history.xcoms["answer", -1]
-        assert watcher.receive() == []
-        history.push("answer", "anew")
-        assert results_of(watcher.catch_up()) == [{"answer": "anew"}]
+        assert reader.receive() == []
+        history.push("answer", "again")
+        assert results_of(reader.catch_up()) == [{"answer": "again"}]
 
     def test_values_of_other_tasks_than_those_needed_are_not_enough(self) -> None:
         history = History()
@@ -222,11 +222,11 @@ class TestTraps:
 
     def test_late_subscriber_gets_the_outcome(self) -> None:
         history = History()
-        watcher = SimulatedReader(history, until="run")
+        reader = SimulatedReader(history, until="run")
         history.run_task("answer", 1)
-        told = watcher.catch_up()
-        assert types(watcher.answer.initial_frames(watcher.run)) == ["snapshot", "result"]
-        assert watcher.answer.initial_frames(watcher.run)[1:] == told
+        sent = reader.catch_up()
+        assert types(reader.answer.initial_frames(reader.run)) == ["snapshot", "result"]
+        assert reader.answer.initial_frames(reader.run)[1:] == sent
 
     def test_decision_names_the_last_row_that_was_needed(self) -> None:
         history = History()
@@ -235,6 +235,6 @@ class TestTraps:
         history.run_task("answer")
         for transition in history.journal:
             run.apply(transition)
-        verdict = evaluate(run, WatchOptions(result_tasks=("ask", "answer")))
-        assert isinstance(verdict, ResultKnown)
-        assert verdict.source.seq == max(row.seq for row in history.journal if row.xcom_key)
+        decision = evaluate(run, WatchOptions(result_tasks=("ask", "answer")))
+        assert isinstance(decision, ResultKnown)
+        assert decision.source.seq == max(row.seq for row in history.journal if row.xcom_key)

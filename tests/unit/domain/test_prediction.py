@@ -12,24 +12,24 @@ from support.predictions import CHAIN, predict
 from support.serialized_dags import Node, dag, mapped_group, plain_group, setup, teardown
 
 
-def doomed(graph: Graph, **states: str | Mapping[int, str | None] | None) -> set[str]:
-    told = predict(graph, **states)
-    return {task_id for task_id in graph.tasks if told.cannot_succeed(task_id)}
+def unsuccessful(graph: Graph, **states: str | Mapping[int, str | None] | None) -> set[str]:
+    prediction = predict(graph, **states)
+    return {task_id for task_id in graph.tasks if prediction.cannot_succeed(task_id)}
 
 
 class TestSpreading:
     def test_failure_is_propagated_to_the_end_at_once(self) -> None:
-        assert doomed(CHAIN, a="success", b="failed") == {"b", "c", "d", "e", "f"}
+        assert unsuccessful(CHAIN, a="success", b="failed") == {"b", "c", "d", "e", "f"}
         assert predict(CHAIN, a="success", b="failed").must_fail("f") == {-1}
 
     @pytest.mark.parametrize(
         "state", ["success", "running", "queued", "up_for_retry", "restarting", "deferred", "awaiting_input", "new"]
     )
     def test_all_can_succeed_while_nothing_has_failed(self, state: str) -> None:
-        assert doomed(CHAIN, a=state) == set()
+        assert unsuccessful(CHAIN, a=state) == set()
 
     def test_task_that_waits_for_the_root_cause_skips_too_late(self) -> None:
-        """A loop that has `c` run has told `b` to fail; so `d` fails, although `c` may skip itself (`all_success`)."""
+        """A loop that runs `c` has failed `b`; so `d` fails (`all_success`), although `c` may skip itself."""
         graph = dag({"a": Node("b", "c"), "b": Node("d"), "c": Node("d", trigger_rule="none_skipped"), "d": Node()})
         assert predict(graph, a="failed").must_fail("d") == {-1}
 
@@ -59,33 +59,33 @@ class TestSpreading:
     def test_task_that_may_skip_itself_earlier_can_save_the_run(
         self, nodes: Mapping[str, Node], states: dict[str, str]
     ) -> None:
-        told = predict(dag(nodes), **states)
-        assert told.cannot_succeed("d") == {-1}
-        assert told.must_fail("d") == frozenset()
+        prediction = predict(dag(nodes), **states)
+        assert prediction.cannot_succeed("d") == {-1}
+        assert prediction.must_fail("d") == frozenset()
 
     def test_skips_propagate_without_failing_the_run(self) -> None:
-        told = predict(CHAIN, a="skipped")
-        assert told.cannot_succeed("f") == {-1}
-        assert told.must_fail("f") == frozenset()
+        prediction = predict(CHAIN, a="skipped")
+        assert prediction.cannot_succeed("f") == {-1}
+        assert prediction.must_fail("f") == frozenset()
 
     def test_running_task_has_met_its_rule(self) -> None:
-        assert doomed(CHAIN, a="failed", b="running") == {"a"}
+        assert unsuccessful(CHAIN, a="failed", b="running") == {"a"}
 
     def test_removed_instance_counts_as_successful(self) -> None:
-        assert doomed(CHAIN, a="removed") == {"a"}
+        assert unsuccessful(CHAIN, a="removed") == {"a"}
 
     def test_unknown_rule_can_succeed(self) -> None:
         graph = dag({"a": Node("b"), "b": Node(trigger_rule="all_new")})
-        assert doomed(graph, a="failed") == {"a"}
+        assert unsuccessful(graph, a="failed") == {"a"}
 
     def test_task_without_instances_can_succeed(self) -> None:
-        told = Prediction(CHAIN, {"a": {"failed": {-1}}, "c": {None: {-1}}})
-        assert told.cannot_succeed("c") == frozenset()
+        prediction = Prediction(CHAIN, {"a": {"failed": {-1}}, "c": {None: {-1}}})
+        assert prediction.cannot_succeed("c") == frozenset()
 
 
 class TestRules:
     @pytest.mark.parametrize(
-        ("rule", "left", "right", "is_doomed"),
+        ("rule", "left", "right", "is_unsuccessful"),
         [
             ("all_success", "failed", None, True),
             ("none_failed", "skipped", None, False),
@@ -108,45 +108,45 @@ class TestRules:
         ],
     )
     def test_task_cannot_succeed_if_its_rule_cannot_be_met(
-        self, rule: str, left: str, right: str | None, *, is_doomed: bool
+        self, rule: str, left: str, right: str | None, *, is_unsuccessful: bool
     ) -> None:
         graph = dag({"left": Node("join"), "right": Node("join"), "join": Node(trigger_rule=rule)})
-        assert ("join" in doomed(graph, left=left, right=right)) is is_doomed
+        assert ("join" in unsuccessful(graph, left=left, right=right)) is is_unsuccessful
 
     def test_race_between_failing_and_skipping_is_undecided(self) -> None:
-        """Whether `middle` is told to fail before `right` skips itself decides about `end`."""
+        """`end` depends on whether `middle` fails before `right` skips itself."""
         nodes = {"left": Node("near"), "near": Node("middle"), "right": Node("middle"), "middle": Node("end")}
         graph = dag({**nodes, "end": Node(trigger_rule="none_failed")})
-        assert doomed(graph, left="failed", right="running") == {"left", "near", "middle"}
-        assert "end" in doomed(graph, left="failed", right="success")
+        assert unsuccessful(graph, left="failed", right="running") == {"left", "near", "middle"}
+        assert "end" in unsuccessful(graph, left="failed", right="success")
 
 
 class TestSetupsAndTeardowns:
     GRAPH = dag({"s": setup("a", "t"), "a": Node("b"), "b": Node("t", trigger_rule="all_done"), "t": teardown()})
 
     def test_failed_setup_fails_indirect_downstream_whatever_its_rule(self) -> None:
-        assert doomed(self.GRAPH, s="failed") == {"s", "a", "b", "t"}
+        assert unsuccessful(self.GRAPH, s="failed") == {"s", "a", "b", "t"}
 
     def test_skipped_setup_precedes_a_direct_failure(self) -> None:
         """So that the task is skipped, and no failure of the run (`_evaluate_setup_constraint` comes first)."""
         graph = dag({"s": setup("a"), "a": Node("b"), "b": Node("c"), "c": Node(), "x": Node("c")})
-        told = predict(graph, s="skipped", a="running", x="failed")
-        assert told.cannot_succeed("c") == {-1}
-        assert told.must_fail("c") == frozenset()
+        prediction = predict(graph, s="skipped", a="running", x="failed")
+        assert prediction.cannot_succeed("c") == {-1}
+        assert prediction.must_fail("c") == frozenset()
         assert predict(graph, s="success", a="running", x="failed").must_fail("c") == {-1}
 
     def test_a_teardown_runs_if_its_setup_has(self) -> None:
-        assert doomed(self.GRAPH, s="success", a="failed") == {"a"}
+        assert unsuccessful(self.GRAPH, s="success", a="failed") == {"a"}
 
     def test_a_skipped_setup_skips_its_teardown(self) -> None:
         assert predict(self.GRAPH, s="skipped").must_fail("t") == frozenset()
-        assert "t" in doomed(self.GRAPH, s="skipped")
+        assert "t" in unsuccessful(self.GRAPH, s="skipped")
 
 
 class TestMapped:
     def test_one_failed_instance_fails_a_rule_that_needs_all(self) -> None:
         graph = dag({"m": Node("sum", mapped_over=[1, 2]), "sum": Node()})
-        assert doomed(graph, m={0: "success", 1: "failed", 2: None}) == {"m", "sum"}
+        assert unsuccessful(graph, m={0: "success", 1: "failed", 2: None}) == {"m", "sum"}
 
     def test_failed_instance_fails_the_list_while_others_run(self) -> None:
         graph = dag({"m": Node(mapped_over=[1, 2])})
@@ -160,15 +160,15 @@ class TestMapped:
 
     def test_expansion_source_must_succeed_whatever_the_rule(self) -> None:
         graph = dag({"list": Node("m"), "m": Node(mapped_over="list", trigger_rule="all_done")})
-        assert doomed(graph, list="failed") == {"list", "m"}
+        assert unsuccessful(graph, list="failed") == {"list", "m"}
 
     def test_rule_that_is_met_before_expansion_fails_the_task(self) -> None:
         """Airflow expands it to nothing then, and calls that `upstream_failed` (`TaskMap.expand_mapped_task`)."""
         nodes = {"ready": Node("m", "list"), "list": Node("m", trigger_rule="one_failed")}
         graph = dag({**nodes, "m": Node("end", mapped_over="list", trigger_rule="one_done"), "end": Node()})
-        told = predict(graph, ready="success")
-        assert told.cannot_succeed("end") == {-1}
-        assert told.must_fail("m") == frozenset()
+        prediction = predict(graph, ready="success")
+        assert prediction.cannot_succeed("end") == {-1}
+        assert prediction.must_fail("m") == frozenset()
         below = dag(
             {
                 **nodes,
@@ -186,16 +186,16 @@ class TestMapped:
     def test_empty_literal_is_predicted_from_the_start(self) -> None:
         graph = dag({"m": Node("end", mapped_over=[]), "end": Node()})
         assert is_predictable(graph, {})
-        assert doomed(graph) == {"m", "end"}
+        assert unsuccessful(graph) == {"m", "end"}
         assert predict(graph).must_fail("end") == frozenset()
 
     def test_a_task_that_waits_for_failures_of_a_mapping_over_nothing_is_skipped(self) -> None:
         graph = dag({"m": Node("mend", mapped_over=[]), "mend": Node(trigger_rule="one_failed")})
-        assert doomed(graph) == {"m", "mend"}
+        assert unsuccessful(graph) == {"m", "mend"}
 
     def test_unexpanded_task_can_end_in_any_state(self) -> None:
         graph = dag({"list": Node("m"), "m": Node("end", mapped_over="list"), "end": Node(trigger_rule="none_failed")})
-        assert doomed(graph, list="success") == set()
+        assert unsuccessful(graph, list="success") == set()
 
 
 class TestMappedGroup:
@@ -205,17 +205,17 @@ class TestMappedGroup:
     )
 
     def test_only_the_same_index_counts_within_the_group(self) -> None:
-        told = predict(self.GRAPH, list="success", g_a={0: "failed", 1: "success"}, g_b={0: None, 1: None})
-        assert told.cannot_succeed("g.b") == {0}
-        assert told.cannot_succeed("end") == {-1}
+        prediction = predict(self.GRAPH, list="success", g_a={0: "failed", 1: "success"}, g_b={0: None, 1: None})
+        assert prediction.cannot_succeed("g.b") == {0}
+        assert prediction.cannot_succeed("end") == {-1}
 
     def test_unexpanded_task_has_the_indexes_of_its_siblings(self) -> None:
-        told = predict(self.GRAPH, list="success", g_a={0: "failed", 1: None})
-        assert told.cannot_succeed("g.b") == {0}
-        assert told.cannot_succeed("end") == {-1}
+        prediction = predict(self.GRAPH, list="success", g_a={0: "failed", 1: None})
+        assert prediction.cannot_succeed("g.b") == {0}
+        assert prediction.cannot_succeed("end") == {-1}
 
     def test_nested_task_fails_with_the_expansion_source_of_the_group(self) -> None:
-        assert doomed(self.GRAPH, list="failed") == {"list", "g.a", "g.b", "end"}
+        assert unsuccessful(self.GRAPH, list="failed") == {"list", "g.a", "g.b", "end"}
 
     def test_rules_in_which_versions_differ_are_predicted_where_all_agree(self) -> None:
         graph = dag(
@@ -230,7 +230,7 @@ class TestMappedGroup:
         outer = mapped_group("o.a", over=[1, 2])
         outer["children"]["o.i"] = ["taskgroup", mapped_group("o.i.b", over=[1, 2])]
         graph = dag({"o.a": Node("o.i.b"), "o.i.b": Node()}, plain_group(o=outer))
-        assert doomed(graph, o_a={0: "failed", 1: "failed"}, o_i_b=dict.fromkeys(range(4))) == {"o.a"}
+        assert unsuccessful(graph, o_a={0: "failed", 1: "failed"}, o_i_b=dict.fromkeys(range(4))) == {"o.a"}
 
 
 class TestSkippedByOthers:
@@ -238,19 +238,19 @@ class TestSkippedByOthers:
         """`failed` does not overwrite, but `upstream_failed` is: what is below it may run after all."""
         nodes = {"branch": Node("a", _can_skip_downstream=True), "other": Node("a"), "a": Node("end")}
         graph = dag({**nodes, "end": Node(trigger_rule="none_failed")})
-        assert "end" not in doomed(graph, branch="running", other="failed", a="upstream_failed")
-        assert "end" in doomed(graph, branch="success", other="failed", a="upstream_failed")
+        assert "end" not in unsuccessful(graph, branch="running", other="failed", a="upstream_failed")
+        assert "end" in unsuccessful(graph, branch="success", other="failed", a="upstream_failed")
 
     def test_tasks_of_a_failed_branch_cannot_succeed(self) -> None:
         nodes = {"branch": Node("a", "b", _can_skip_downstream=True), "a": Node("end"), "b": Node("end")}
         graph = dag({**nodes, "end": Node(trigger_rule="none_failed_min_one_success")})
-        assert doomed(graph, branch="failed") == {"branch", "a", "b", "end"}
+        assert unsuccessful(graph, branch="failed") == {"branch", "a", "b", "end"}
 
     def test_fail_fast_skips_upstream_failed_tasks(self) -> None:
         graph = dag({"a": Node("b"), "b": Node(), "c": Node()}, fail_fast=True)
-        told = predict(graph, a="failed", b="upstream_failed", c="running")
-        assert told.cannot_succeed("b") == {-1}
-        assert told.must_fail("b") == frozenset()
+        prediction = predict(graph, a="failed", b="upstream_failed", c="running")
+        assert prediction.cannot_succeed("b") == {-1}
+        assert prediction.must_fail("b") == frozenset()
 
 
 def test_nothing_is_predicted_while_nothing_has_failed() -> None:

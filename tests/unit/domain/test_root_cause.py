@@ -1,4 +1,4 @@
-"""Who is blamed for what is doomed, or has ended without a value."""
+"""The root cause of instances that cannot succeed, or have ended without a value."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ def test_root_cause_of_a_skip_is_its_origin() -> None:
 
 
 def test_root_cause_in_a_mapped_group_has_the_same_index() -> None:
-    told = predict(MAPPED_GROUP, list="success", g_a={0: "failed", 1: "failed", 2: None}, g_b=dict.fromkeys(range(3)))
-    assert find_root_cause(told, "g.b", 1) == ("g.a", 1)
+    prediction = predict(
+        MAPPED_GROUP, list="success", g_a={0: "failed", 1: "failed", 2: None}, g_b=dict.fromkeys(range(3))
+    )
+    assert find_root_cause(prediction, "g.b", 1) == ("g.a", 1)
 
 
 def test_root_cause_can_be_a_setup_or_an_expansion_source() -> None:

@@ -11,9 +11,10 @@ from support.builders import History, Move, apply_move, at, comparable_state, gr
 
 
 def may_happen(history: History, move: Move) -> bool:
-    """Leave out a deferral after a push, for which there is a test of its own.
+    """Leave out a deferral after a push, which has a separate test.
 
-    And what ends a task that is to be tried again without another try: whoever joins then hears what the last one said.
+    Also leave out moves that end a task without another try although it is to be retried: a new client would then get
+    the output of the last try.
     """
     place = sorted(history.rows)[move[1] % len(history.rows)]
     if history.output_length(place) and history.rows[place].state in RETRACTING_STATES:
@@ -86,20 +87,20 @@ def test_a_snapshot_plus_the_rest_of_the_journal_is_the_whole_journal(before: li
 def test_task_frames_have_the_states(life: list[Move]) -> None:
     history = History()
     run = history.state()
-    told: dict[tuple[str, int], tuple[str | None, int]] = {(task_id, -1): (None, 0) for task_id in history.graph.tasks}
+    seen: dict[tuple[str, int], tuple[str | None, int]] = {(task_id, -1): (None, 0) for task_id in history.graph.tasks}
     for move in life:
         apply_move(history, move)
     for transition in history.journal:
         for frame in run.apply(transition):
             if isinstance(frame, TaskTransition):
                 if frame.map_index >= 0:
-                    told.pop((frame.task_id, -1), None)
-                told[frame.task_id, frame.map_index] = (frame.state, frame.try_number)
-    assert told == {place: (row.state, row.try_number) for place, row in history.rows.items()}
+                    seen.pop((frame.task_id, -1), None)
+                seen[frame.task_id, frame.map_index] = (frame.state, frame.try_number)
+    assert seen == {place: (row.state, row.try_number) for place, row in history.rows.items()}
 
 
 def pushed(history: History, task_id: str = "answer", map_index: int = -1) -> tuple[bool, bool]:
-    """Whether a push counts, for one who has followed it and for one who reads the tables."""
+    """Whether a push counts, both after applying it and after reading the tables."""
     followed, read = follow(History().state(), history), history.state()
     return (
         followed.tasks[task_id][map_index].pushed is not None,

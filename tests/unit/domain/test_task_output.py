@@ -1,4 +1,4 @@
-"""What running tasks say: kept while it stands, told to whom it concerns, and taken back when its try is repeated."""
+"""Output of running tasks: kept while its try is current, sent to subscribers, retracted when the try is repeated."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from support.builders import EPOCH, KEY, History, Move, apply_move, at, run_hist
 
 UNTIL_RUN = WatchOptions(until="run")
 
-Heard = list[tuple[str, int, int, int]]
+Received = list[tuple[str, int, int, int]]
 
 
 def chunks(frames: Iterable[AnyFrame]) -> list[tuple[str, int, int, int]]:
-    """What was said, by what makes it unique."""
+    """The output by what makes it unique."""
     return [
         (one.task_id, one.map_index, one.try_number, one.index) for one in frames if isinstance(one, Chunk | Progress)
     ]
@@ -39,16 +39,16 @@ def texts(frames: Iterable[AnyFrame]) -> list[Any]:
 
 
 class Client:
-    """What a client knows that does as the protocol says."""
+    """The output that a client has, if it follows the protocol."""
 
     def __init__(self) -> None:
-        self.heard: Heard = []
+        self.received: Received = []
 
-    def hear(self, frames: Iterable[AnyFrame]) -> None:
+    def receive(self, frames: Iterable[AnyFrame]) -> None:
         for frame in frames:
             if isinstance(frame, Reset):
-                self.heard = []
-            self.heard += [one for one in chunks([frame]) if one not in self.heard]
+                self.received = []
+            self.received += [one for one in chunks([frame]) if one not in self.received]
 
 
 class Desk:
@@ -72,24 +72,24 @@ class Desk:
         return subscription
 
     def follow(self) -> Client:
-        """Have somebody watch until he goes away."""
+        """Return a subscription until the context ends."""
         self._clients.append((Client(), self.join()))
         return self._clients[-1][0]
 
     def read(self) -> None:
-        """Hand a batch on, and all that follows to those who watch."""
+        """Apply a batch, and hand its frames to the clients."""
         batch, self._read = self.history.journal[self._read :], len(self.history.journal)
         self.feed.apply(batch, self.history.cursor())
         for client, subscription in self._clients:
-            client.hear(wire.frame for wire in subscription.take())
+            client.receive(wire.frame for wire in subscription.take())
 
-    def come_back(self, read: int) -> list[AnyFrame] | None:
-        """What is told to who was here when so many rows had been read; `None` where that can't be."""
+    def resume(self, read: int) -> list[AnyFrame] | None:
+        """Return the frames for a client that resumes after so many rows; `None` if it cannot."""
         subscription, since = Subscription(10_000_000), self._cursor_at(read)
         channel, position = self.feed.add_subscription(UNTIL_RUN, subscription, self.history.cursor(), opening=False)
         past = [self._known(one) for one in self.history.journal[read:]]
-        missed = self.feed.replay(channel, Gap(since, position, past), before_creation=False)
-        return None if missed is None else [wire.frame for wire in missed]
+        replayed = self.feed.replay(channel, Gap(since, position, past), before_creation=False)
+        return None if replayed is None else [wire.frame for wire in replayed]
 
     def _cursor_at(self, read: int) -> ResumeToken:
         xmax = self.history.journal[read - 1].txid + 1
@@ -100,8 +100,8 @@ class Desk:
         if one.kind is not TransitionKind.TASK or one.state not in RETRACTING_STATES:
             return one
         earlier = [row for row in self.history.journal if is_output(row) and row.seq < one.seq]
-        spoke = any((row.task_id, row.map_index) == (one.task_id, one.map_index) for row in earlier)
-        return one._replace(had_output=spoke)
+        had_output = any((row.task_id, row.map_index) == (one.task_id, one.map_index) for row in earlier)
+        return one._replace(had_output=had_output)
 
 
 talkative = run_histories_of(
@@ -123,31 +123,31 @@ def test_connected_client_has_the_current_output(life: list[Move]) -> None:
             apply_move(desk.history, move)
     desk.read()
     for one in (client, *late):
-        assert one.heard == chunks(desk.run.output.frames)
+        assert one.received == chunks(desk.run.output.frames)
 
 
 @given(talkative, st.data())
 def test_resuming_client_has_the_current_output_or_gets_a_reset(life: list[Move], data: st.DataObject) -> None:
     desk = Desk()
     client = desk.follow()
-    places: list[tuple[int, Heard]] = []
+    places: list[tuple[int, Received]] = []
     for move in life:
         if move[0] == "read":
             desk.read()
-            places.append((len(desk.history.journal), [*client.heard]))
+            places.append((len(desk.history.journal), [*client.received]))
         else:
             apply_move(desk.history, move)
     desk.read()
     if not places or not desk.feed.groups:
         return
-    read, heard = data.draw(st.sampled_from(places))
-    missed = desk.come_back(read)
-    if missed is not None:
-        assert isinstance(missed[0], Resumed)
+    read, received = data.draw(st.sampled_from(places))
+    replayed = desk.resume(read)
+    if replayed is not None:
+        assert isinstance(replayed[0], Resumed)
         back = Client()
-        back.heard = heard
-        back.hear(missed)
-        assert back.heard == chunks(desk.run.output.frames)
+        back.received = received
+        back.receive(replayed)
+        assert back.received == chunks(desk.run.output.frames)
 
 
 def test_output_is_sent_once_and_in_order_to_all_subscribers() -> None:
@@ -271,7 +271,7 @@ def test_try_that_restarts_its_output_retracts_it() -> None:
     desk.read()
     frames = [wire.frame for wire in watcher.take()]
     assert types(frames)[-3:] == ["reset", "snapshot", "chunk"]
-    assert desk.come_back(read) is None
+    assert desk.resume(read) is None
     assert texts(desk.run.output.frames) == ["second"]
     assert desk.history.state().output.frames == desk.run.output.frames
 
@@ -311,13 +311,13 @@ def test_malformed_output_is_ignored(body: str | None) -> None:
 
 def test_progress_has_its_text() -> None:
     items = [{"progress": 0.5}, {"progress": None, "text": "searching"}, {"progress": 1, "text": None}, {"chunk": 0.5}]
-    told = output_frames(row(items, index=7))
-    assert [msgspec.to_builtins(one.value) for one in told if isinstance(one, Progress)] == [
+    emitted = output_frames(row(items, index=7))
+    assert [msgspec.to_builtins(one.value) for one in emitted if isinstance(one, Progress)] == [
         {"fraction": 0.5, "text": None},
         {"fraction": None, "text": "searching"},
         {"fraction": 1.0, "text": None},
     ]
-    assert [one.index for one in told] == [7, 8, 9, 10]
+    assert [one.index for one in emitted] == [7, 8, 9, 10]
 
 
 def row(items: list[Any], *, index: int = 0) -> Transition:

@@ -1,4 +1,4 @@
-"""What the server says of itself is true, whole, and of the form that others can read."""
+"""The published descriptions are correct, complete and valid."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DOCUMENTS = [build_frames_document, openapi.build_openapi, asyncapi.build_asynca
 
 @pytest.fixture(scope="module")
 def app() -> Starlette:
-    return create_app(Settings.load(database_url="postgresql://nobody@nowhere/nothing"))
+    return create_app(Settings.load(database_url="postgresql://user@host/database"))
 
 
 def example_of(kind: str) -> dict[str, Any]:
@@ -230,9 +230,9 @@ def test_examples_of_problems_equal_what_is_sent() -> None:
     unavailable = openapi.build_openapi()["paths"][f"{openapi.RUN_PATH}/stream"]["get"]["responses"]["503"]
     assert "Retry-After" in unavailable["headers"]
     shown = unavailable["content"]["application/problem+json"]["examples"]["Draining"]["value"]
-    told = errors.Draining().problem_body()
-    assert {**shown, "detail": ""} == {**told, "detail": ""}
-    assert validation_errors("Problem", told) == []
+    sent = errors.Draining().problem_body()
+    assert {**shown, "detail": ""} == {**sent, "detail": ""}
+    assert validation_errors("Problem", sent) == []
 
 
 @pytest.mark.parametrize("text", re.findall(r"```json\n(\{\"type\".+?)\n```", PROTOCOL, re.DOTALL))
