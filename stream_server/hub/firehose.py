@@ -252,6 +252,10 @@ class Firehose:
         """Whether any subscription wants the output that a row announces."""
         return any(wanted.wants_output and wanted.matches_ids(transition) for wanted, _ in self._groups)
 
+    def output_filters(self) -> set[Filter]:
+        """Return the filters that include output."""
+        return {wanted for wanted, _ in self._groups if wanted.wants_output}
+
     def add(
         self,
         wanted: Filter,

@@ -73,7 +73,7 @@ class Hub:
         # Replaced by a new event each time the cursor moves, so that each waiter is woken by the next move.
         self._cursor_moved = asyncio.Event()
         self._notify_subscribed: Callable[[], None] = lambda: None
-        self._notify_run_watched: Callable[[RunKey], None] = lambda _: None
+        self._run_watch_callbacks: list[Callable[[RunKey], None]] = []
         self.is_draining = False
         """Whether this server is shutting down."""
 
@@ -108,8 +108,8 @@ class Hub:
         self._notify_subscribed = call
 
     def on_run_watched(self, call: Callable[[RunKey], None]) -> None:
-        """Call something for each new subscription of a run."""
-        self._notify_run_watched = call
+        """Call something for each new subscription of a run, before the run is read."""
+        self._run_watch_callbacks.append(call)
 
     @property
     def has_subscribers(self) -> bool:
@@ -121,6 +121,10 @@ class Hub:
         return self.is_watched(RunKey(transition.dag_id, transition.run_id)) or self._firehose.wants_output_of(
             transition
         )
+
+    def output_filters(self) -> set[Filter]:
+        """Return the filters of streams of many runs that include output."""
+        return self._firehose.output_filters()
 
     # State.
 
@@ -187,10 +191,12 @@ class Hub:
         self._require_cursor()
         started_at = time.monotonic()
         reason = None if resume_from is None else await self._find_reset_reason(resume_from.token)
+        for call in self._run_watch_callbacks:
+            # Before the run is read: a worker then gets its output with the batches that come meanwhile.
+            call(key)
         watched = await self._runs.acquire(key)
         try:
             self._notify_subscribed()
-            self._notify_run_watched(key)
             if resume_from is None or resume_from.token is None or reason is not None:
                 subscription = self._subscribe_fresh(watched, options, reason)
             else:

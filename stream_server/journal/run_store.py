@@ -261,6 +261,12 @@ class RunStore:
                     self._queries = await load_queries_for(connection)
                 yield connection, self._queries
 
+    async def read_output_bodies(self, rows: Collection[int]) -> dict[int, str | None]:
+        """Return the output of journal rows, by row. Errors as for `read_history`."""
+        async with self.acquire_connection() as (connection, queries):
+            found = await connection.fetch(queries["output_bodies"], list(rows), None)
+        return {row["id"]: row["body"] for row in found}
+
     async def _load_output(
         self, connection: AnyConnection, queries: dict[str, str], run: RunState, position: JournalPosition
     ) -> None:

@@ -48,13 +48,13 @@ class Application(Starlette):
 
 
 def create_app(
-    settings: Settings, *, follow: JournalSourceFactory = JournalService, drains: bool = False
+    settings: Settings, *, make_journal_source: JournalSourceFactory = JournalService, drains: bool = False
 ) -> Application:
     """Make the application.
 
     Args:
         settings: The settings.
-        follow: Makes what it hears of the journal by; by itself it follows the journal alone.
+        make_journal_source: Makes the source of batches. By default, the application follows the journal itself.
         drains: Whether it sees to it by itself that streams end before the server that runs it does.
     """
     app = Application(
@@ -66,7 +66,7 @@ def create_app(
             *(assets.page_routes() if settings.web else []),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
-        lifespan=make_lifespan(settings, follow, drains=drains),
+        lifespan=make_lifespan(settings, make_journal_source, drains=drains),
     )
     app.router.default = raise_not_found
     return app

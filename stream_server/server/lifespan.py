@@ -49,7 +49,9 @@ class ServerState(State):
     request_limits: RequestLimits
 
 
-def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: bool) -> Callable[[Starlette], Any]:
+def make_lifespan(
+    settings: Settings, make_journal_source: JournalSourceFactory, *, drains: bool
+) -> Callable[[Starlette], Any]:
     """Make the function that starts what the application needs, and stops it at the end."""
 
     @asynccontextmanager
@@ -67,7 +69,7 @@ def make_lifespan(settings: Settings, follow: JournalSourceFactory, *, drains: b
         courier = WriteScheduler(asyncio.get_running_loop(), settings.ping_interval, age)
         metrics.register_hub(hub)
         metrics.register_scheduler(courier)
-        upstream = follow(settings, hub, runs, metrics)
+        upstream = make_journal_source(settings, hub, runs, metrics)
         cancellations = Cancellations(hub, WaitingServers(runs))
         loop = asyncio.get_running_loop()
         edge = RequestLimits(settings, loop)

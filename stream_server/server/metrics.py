@@ -166,7 +166,7 @@ class Metrics:
         """Count rows that could not be decoded."""
         self._rows_skipped.inc(rows)
 
-    def message_failed(self) -> None:
+    def record_failed_message(self) -> None:
         """Count a message of another process that could not be decoded or handled."""
         self._messages_failed.inc()
 

@@ -1,4 +1,8 @@
-"""One worker, as `supervisor` starts it: `python -m stream_server.server.workers CHANNEL [ADMIN] SOCKET…`."""
+"""One worker, as the supervisor starts it: `python -m stream_server.server.workers CHANNEL [ADMIN] SOCKET…`.
+
+The arguments are descriptors of inherited sockets: one end of the channel to the supervisor, the listening socket of
+the operators' port, if there is one, and the worker's own listening sockets.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,20 @@ from stream_server.server.workers.relay_client import RelayClient
 from stream_server.settings import Settings
 
 
-def main(numbers: list[int]) -> None:
-    """Serve until SIGTERM, by sockets with these numbers."""
-    channel, *sockets = (socket.socket(fileno=number) for number in numbers)
+def main(descriptors: list[int]) -> None:
+    """Serve until SIGTERM."""
+    channel, *listeners = (socket.socket(fileno=descriptor) for descriptor in descriptors)
     settings = read_settings(sys.stdin.buffer)
     watch_parent(settings)
     configure_logging(settings)
 
-    def follow(_settings: Settings, hub: Hub, _runs: RunStore, metrics: Metrics) -> JournalSource:
-        return RelayClient(channel, hub, metrics)
+    def make_journal_source(_settings: Settings, hub: Hub, run_store: RunStore, metrics: Metrics) -> JournalSource:
+        return RelayClient(channel, hub, run_store, metrics)
 
-    app = create_app(settings, follow=follow)
-    admin = None if settings.admin_port is None else sockets.pop(0)
-    DrainingServer(build_uvicorn_config(app, settings), settings, admin).run(sockets)
+    app = create_app(settings, make_journal_source=make_journal_source)
+    admin = None if settings.admin_port is None else listeners.pop(0)
+    DrainingServer(build_uvicorn_config(app, settings), settings, admin).run(listeners)
 
 
 if __name__ == "__main__":
-    main([int(number) for number in sys.argv[1:]])
+    main([int(argument) for argument in sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Messages between two processes, over a pair of sockets: each with its length before it."""
+"""Messages between two processes over a socket pair: each is MessagePack with its length before it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,17 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode_message(message: WorkerMessage) -> bytes:
-    """Return a message as it is sent."""
+    """Return a message as bytes on the socket, length included."""
     body = _encoder.encode(message)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
 class UndecodableMessage(Exception):
-    """A message was received that is none of those that the other end may send. The next one can be received."""
+    """The received message is none of those that the other end may send. The next message can be received."""
 
 
 class Channel(Generic[T]):
-    """One end. What is sent is never lost while the other end lives, and comes in order.
-
-    Args:
-        reader: Of the connection.
-        writer: Of the connection.
-        decoder: Of what the other end sends.
-    """
+    """One end of the socket pair. Messages arrive in order, and none is lost while the other process lives."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, decoder: msgspec.msgpack.Decoder[T]
@@ -44,41 +38,43 @@ class Channel(Generic[T]):
         self._decoder = decoder
 
     @classmethod
-    async def open(cls, sock: socket.socket, kind: Any) -> Channel[T]:  # noqa: ANN401 # a union has no type
-        """Take a socket.
+    async def open(cls, sock: socket.socket, message_type: Any) -> Channel[T]:  # noqa: ANN401 # a union has no type
+        """Open a channel on one socket of a pair.
 
         Args:
-            sock: One of a pair.
-            kind: What the other end sends.
+            sock: The channel owns it from now on.
+            message_type: Type of the messages that the other end sends.
         """
         reader, writer = await asyncio.open_connection(sock=sock)
-        return cls(reader, writer, msgspec.msgpack.Decoder(kind))
+        return cls(reader, writer, msgspec.msgpack.Decoder(message_type))
 
     def send(self, message: WorkerMessage) -> None:
-        """Send a message."""
         self.send_encoded(encode_message(message))
 
     def send_encoded(self, data: bytes) -> None:
-        """Send a message that has been packed. What the other end has not read waits here."""
+        """Send a message that `encode_message` has encoded.
+
+        Does not wait: what the other end has not read is buffered here without bound. A worker that stops reading is
+        killed after `WORKER_TIMEOUT_SECONDS`.
+        """
         self._writer.write(data)
 
     async def receive(self) -> T:
         """Return the next message.
 
         Raises:
-            EOFError: The other end is gone.
-            UndecodableMessage: It is no message. It has been consumed.
+            EOFError: The other process has ended.
+            UndecodableMessage: The message has been consumed.
         """
         try:
             length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
             body = await self._reader.readexactly(length)
         except (asyncio.IncompleteReadError, OSError) as error:
-            raise EOFError("The other process is gone") from error
+            raise EOFError("The process at the other end of the channel has ended") from error
         try:
             return self._decoder.decode(body)
         except Exception as error:
             raise UndecodableMessage(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        """Close this end."""
         self._writer.close()

@@ -1,6 +1,7 @@
-"""What the process that follows the journal and its workers tell each other, as MessagePack.
+"""Messages between the supervisor, which follows the journal, and its workers.
 
-Down go the words of the tail, in its order, to every worker. Up comes who watches, and what is counted.
+The supervisor sends every worker what the tail reads, in the order of the tail. A worker sends what its clients watch,
+and its metrics. Both ends are always of the same version.
 """
 
 from __future__ import annotations
@@ -9,45 +10,47 @@ from typing import TypeAlias
 
 import msgspec
 
+from stream_server.domain.run_state import RunKey
 from stream_server.domain.transition import ReadTiming, Transition
+from stream_server.hub.firehose import Filter
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import ResetReason
 from stream_server.server.metric_families import MetricFamily
 
 
 class WorkerMessage(msgspec.Struct, frozen=True, array_like=True):
-    """What all messages share."""
+    """Base of all messages."""
 
 
-class StartMessage(WorkerMessage, frozen=True, tag="begin"):
-    """Batches will come from here on."""
+class StartMessage(WorkerMessage, frozen=True, tag="start"):
+    """`BatchSink.start`."""
 
     position: JournalPosition
 
 
 class BatchMessage(WorkerMessage, frozen=True, tag="batch"):
-    """What a read of the journal has found."""
+    """`BatchSink.dispatch`. Output that the worker does not watch has no body."""
 
     transitions: list[Transition]
     position: JournalPosition
     timing: ReadTiming | None
 
 
-class ResyncMessage(WorkerMessage, frozen=True, tag="anew"):
-    """What was known may not be true any more."""
+class ResyncMessage(WorkerMessage, frozen=True, tag="resync"):
+    """`BatchSink.resync`."""
 
     position: JournalPosition
     reason: ResetReason
 
 
 class ReconnectMessage(WorkerMessage, frozen=True, tag="reconnect"):
-    """The database server may be another one from here on."""
+    """`BatchSink.reconnect`."""
 
     position: JournalPosition
 
 
-class TailStatusMessage(WorkerMessage, frozen=True, tag="standing"):
-    """How the tail and the workers are doing: what `/ready` tells."""
+class TailStatusMessage(WorkerMessage, frozen=True, tag="status"):
+    """Status of the tail and of the workers, for `/ready`."""
 
     is_connected: bool
     receives_notifications: bool
@@ -55,14 +58,14 @@ class TailStatusMessage(WorkerMessage, frozen=True, tag="standing"):
     warnings: list[str]
 
 
-class MetricsRequest(WorkerMessage, frozen=True, tag="ask"):
-    """Tell what you have counted. Whoever does not answer for long is taken for dead."""
+class MetricsRequest(WorkerMessage, frozen=True, tag="metrics"):
+    """Request for the worker's metrics; also a heartbeat: a worker that does not answer is killed."""
 
     number: int
 
 
-class TotalMetrics(WorkerMessage, frozen=True, tag="sums"):
-    """What all processes together have counted: the answer to a `Scrape`."""
+class TotalMetrics(WorkerMessage, frozen=True, tag="total_metrics"):
+    """Sum of the metrics of all processes, in answer to `TotalMetricsRequest`."""
 
     number: int
     families: list[MetricFamily]
@@ -73,32 +76,42 @@ ToWorker: TypeAlias = (
 )
 
 
-class WorkerReady(WorkerMessage, frozen=True, tag="serving"):
-    """The worker begins to serve."""
+class WorkerReady(WorkerMessage, frozen=True, tag="ready"):
+    """The worker accepts connections."""
 
 
 class WatchStarted(WorkerMessage, frozen=True, tag="watch"):
-    """Somebody has begun to watch."""
+    """Clients of the worker have subscribed."""
+
+    runs: list[RunKey]
+    """Runs that the worker watches since its last message."""
+
+    output_filters: list[Filter] | None
+    """Filters of the worker's streams of many runs that include output; `None` where they are the same as before."""
 
 
-class Resync(WorkerMessage, frozen=True, tag="resync"):
-    """The worker could not decode or handle a message: it asks for an `ResyncMessage` with a current cursor."""
+class ResyncRequest(WorkerMessage, frozen=True, tag="resync_request"):
+    """Request for a `ResyncMessage`: the worker could not decode or handle a message, or read output."""
 
 
-class WorkerMetrics(WorkerMessage, frozen=True, tag="counted"):
-    """What this worker has counted: the answer to an `MetricsRequest`."""
+class WorkerMetrics(WorkerMessage, frozen=True, tag="worker_metrics"):
+    """What the worker has counted and still watches, in answer to `MetricsRequest`."""
 
     number: int
     has_subscribers: bool
-    """Whether anything is watched."""
+    ended_runs: list[RunKey]
+    """Runs that the worker does not watch any more."""
+
+    output_filters: list[Filter] | None
+    """As in `WatchStarted`."""
 
     families: list[MetricFamily]
 
 
-class TotalMetricsRequest(WorkerMessage, frozen=True, tag="scrape"):
-    """Tell what all processes have counted."""
+class TotalMetricsRequest(WorkerMessage, frozen=True, tag="total_metrics_request"):
+    """Request for the metrics of all processes."""
 
     number: int
 
 
-FromWorker: TypeAlias = WorkerReady | WatchStarted | Resync | WorkerMetrics | TotalMetricsRequest
+FromWorker: TypeAlias = WorkerReady | WatchStarted | ResyncRequest | WorkerMetrics | TotalMetricsRequest

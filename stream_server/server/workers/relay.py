@@ -1,4 +1,4 @@
-"""The end of the process that follows the journal: what the tail says goes on to every worker."""
+"""The supervisor's end of the relay: sends what the tail reads to every worker, and collects the workers' metrics."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import logging
 from collections.abc import Callable, Sequence
 
 import anyio
+from typing_extensions import override
 
+from stream_server.domain.run_state import RunKey
 from stream_server.domain.transition import ReadTiming, Transition
+from stream_server.hub.firehose import Filter
 from stream_server.hub.task_set import TaskSet
 from stream_server.journal.run_store import RunStore
+from stream_server.journal.tail import BatchSink
 from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import ResetReason
@@ -22,12 +26,13 @@ from stream_server.server.workers.messages import (
     FromWorker,
     MetricsRequest,
     ReconnectMessage,
-    Resync,
     ResyncMessage,
+    ResyncRequest,
     StartMessage,
     TailStatusMessage,
     TotalMetrics,
     TotalMetricsRequest,
+    WatchStarted,
     WorkerMessage,
     WorkerMetrics,
     WorkerReady,
@@ -36,112 +41,140 @@ from stream_server.server.workers.messages import (
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
-"""How often workers are asked what they have counted, so that little is forgotten when one dies."""
+"""How often workers are asked for their metrics. What a worker has counted since then is lost when it dies."""
 
 WORKER_TIMEOUT_SECONDS = 30.0
-"""For how long a worker may say nothing, also after its start, before it is taken for dead."""
+"""A worker that sends nothing for so long, also after its start, is killed."""
 
 METRICS_TIMEOUT_SECONDS = 1.0
-"""How long a scrape waits for the answers of all workers; who is late is told as it was before."""
+"""How long a scrape waits for the workers; of those that do not answer in time, the previous metrics are used."""
 
 
 class WorkerConnection:
-    """A worker, as the relay sees it."""
+    """A worker as the relay knows it."""
 
     def __init__(self, channel: Channel[FromWorker]) -> None:
         self.channel = channel
         self.is_serving = False
         self.has_subscribers = False
         self.families: list[MetricFamily] = []
-        """What it has counted when it was asked last."""
+        """The metrics of its last answer."""
 
         self.pending_requests: dict[int, asyncio.Future[None]] = {}
+        """Set when the worker has answered, by the number of the request."""
+
+        self._watched_runs: set[RunKey] = set()
+        self._output_filters: list[Filter] = []
+
+    def wants_output_of(self, transition: Transition) -> bool:
+        """Whether a client of the worker watches the output of the run."""
+        return RunKey(transition.dag_id, transition.run_id) in self._watched_runs or any(
+            output_filter.matches_ids(transition) for output_filter in self._output_filters
+        )
+
+    def update_watches(
+        self, *, started: Sequence[RunKey] = (), ended: Sequence[RunKey] = (), output_filters: list[Filter] | None
+    ) -> None:
+        self._watched_runs.update(started)
+        self._watched_runs.difference_update(ended)
+        if output_filters is not None:
+            self._output_filters = output_filters
 
 
-class Relay:
-    """Whom the tail tells, for all workers: a `tail.Audience`.
+class Relay(BatchSink):
+    """The tail's sink for all workers.
 
     Args:
-        runs: Whose connections are made anew when the database server may be another one.
-        wanted: How many workers there should be.
+        run_store: Reconnects when the tail reports that the database server may be another one.
+        worker_count: How many workers there should be.
         on_message_failed: Called for each message of a worker that cannot be decoded.
     """
 
-    def __init__(self, runs: RunStore, wanted: int, on_message_failed: Callable[[], None]) -> None:
-        self._run_store = runs
-        self._worker_count = wanted
+    def __init__(self, run_store: RunStore, worker_count: int, on_message_failed: Callable[[], None]) -> None:
+        self._run_store = run_store
+        self._worker_count = worker_count
         self._on_message_failed = on_message_failed
         self._causes = LoggedCauses()
-        self._scrapes = TaskSet("scrape")
         self._workers: set[WorkerConnection] = set()
         self._metrics_of_ended_workers: list[MetricFamily] = []
-        """What those have counted that are gone: a sum must not shrink."""
+        """Cumulative metrics only: a sum must not shrink when a worker ends."""
 
         self._position: JournalPosition | None = None
         self._notify_subscribed: Callable[[], None] = lambda: None
         self._journal_source: JournalSource | None = None
         self._request_number = 0
+        self._tasks = TaskSet("relay")
 
-    # What the tail says.
+    # The tail's side: `BatchSink`.
 
     @property
+    @override
     def has_subscribers(self) -> bool:
-        """Whether anything is watched in any worker."""
-        return any(member.has_subscribers for member in self._workers)
+        return any(worker.has_subscribers for worker in self._workers)
 
+    @override
     def on_subscribe(self, call: Callable[[], None]) -> None:
-        """Have something called whenever somebody begins to watch."""
         self._notify_subscribed = call
 
-    def wants_output_of(self, transition: Transition) -> bool:  # the question is the same for all
-        """Want what tasks say in all runs: that somebody begins to watch one is heard here too late."""
-        return True
+    @override
+    def wants_output_of(self, transition: Transition) -> bool:
+        # A worker may have begun to watch a run without our knowing yet. It then reads the missing output itself
+        # (`RelayClient`), so that not every token of every task is read and sent to every worker.
+        return any(worker.wants_output_of(transition) for worker in self._workers)
 
-    def start(self, cursor: JournalPosition) -> None:
-        """Say from where on batches will come."""
-        self._position = cursor
-        self._broadcast(StartMessage(cursor))
+    @override
+    def start(self, position: JournalPosition) -> None:
+        self._position = position
+        self._broadcast(StartMessage(position))
 
-    def dispatch(self, transitions: Sequence[Transition], cursor: JournalPosition, read: ReadTiming | None) -> None:
-        """Hand on a batch."""
-        self._position = cursor
-        self._broadcast(BatchMessage(list(transitions), cursor, read))
+    @override
+    def dispatch(self, transitions: Sequence[Transition], position: JournalPosition, timing: ReadTiming | None) -> None:
+        self._position = position
+        with_output = [transition for transition in transitions if transition.body is not None]
+        # Most workers want the same output, mostly none: each batch is encoded once for all workers that want the same.
+        encoded: dict[frozenset[int], bytes] = {}
+        for worker in self._workers:
+            unwanted = frozenset(one.seq for one in with_output if not worker.wants_output_of(one))
+            if unwanted not in encoded:
+                kept = [one._replace(body=None) if one.seq in unwanted else one for one in transitions]
+                encoded[unwanted] = encode_message(BatchMessage(kept, position, timing))
+            worker.channel.send_encoded(encoded[unwanted])
 
-    def resync(self, cursor: JournalPosition, reason: ResetReason) -> None:
-        """Say that what was known may not be true any more."""
-        self._position = cursor
-        self._broadcast(ResyncMessage(cursor, reason))
+    @override
+    def resync(self, position: JournalPosition, reason: ResetReason) -> None:
+        self._position = position
+        self._broadcast(ResyncMessage(position, reason))
 
-    async def reconnect(self, cursor: JournalPosition) -> None:
-        """Say that the database server may be another one."""
+    @override
+    async def reconnect(self, position: JournalPosition) -> None:
         await self._run_store.reconnect()
-        self._broadcast(ReconnectMessage(cursor))
+        self._broadcast(ReconnectMessage(position))
 
-    # The workers.
+    # The workers' side.
 
     @property
     def serving_count(self) -> int:
-        """How many workers serve."""
-        return sum(member.is_serving for member in self._workers)
+        """Number of workers that accept connections."""
+        return sum(worker.is_serving for worker in self._workers)
 
-    def attach(self, upstream: JournalSource) -> None:
-        """Tell workers from now on how the tail is doing."""
-        self._journal_source = upstream
+    def attach(self, journal_source: JournalSource) -> None:
+        """Set the source of the status and of the metrics of this process. Due before the first worker is served."""
+        self._journal_source = journal_source
 
     def send_status(self) -> None:
-        """Tell every worker how tail and workers are doing now."""
+        """Send the current status of the tail and of the workers to every worker."""
         self._broadcast(self._build_status())
 
     async def serve_worker(self, channel: Channel[FromWorker]) -> None:
-        """Tell a worker everything, and do what it asks, for as long as it lives.
+        """Send a worker what the tail reads, and answer its requests, until it ends.
 
         Raises:
-            TimeoutError: It has said nothing for so long that it will not any more.
+            TimeoutError: The worker has sent nothing for `WORKER_TIMEOUT_SECONDS`.
         """
-        member = WorkerConnection(channel)
+        worker = WorkerConnection(channel)
         if self._position is not None:
             channel.send(StartMessage(self._position))
-        self._workers.add(member)
+        self._workers.add(worker)
         self.send_status()
         try:
             while True:
@@ -151,73 +184,81 @@ class Relay:
                 except UndecodableMessage as error:
                     self._skip(error)
                 else:
-                    self._handle(member, message)
+                    self._handle(worker, message)
         except EOFError:
             return
         finally:
-            self._workers.discard(member)
+            self._workers.discard(worker)
             self._metrics_of_ended_workers = [
                 family
-                for family in sum_families([self._metrics_of_ended_workers, member.families])
+                for family in sum_families([self._metrics_of_ended_workers, worker.families])
                 if family.is_cumulative
             ]
-            for answered in member.pending_requests.values():
+            for answered in worker.pending_requests.values():
                 answered.cancel()
             channel.close()
             self.send_status()
 
     async def send_heartbeats(self) -> None:
-        """Ask workers now and then what they have counted, until cancelled."""
+        """Send every worker the status and a request for its metrics every `HEARTBEAT_SECONDS`, until cancelled."""
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             self.send_status()
             await self._request_metrics()
 
     async def collect_metrics(self) -> list[MetricFamily]:
-        """Return what all workers have counted, those included that are gone."""
+        """Return the sum of the metrics of all workers, including those that have ended."""
         await self._request_metrics()
-        return sum_families([self._metrics_of_ended_workers, *(member.families for member in self._workers)])
+        return sum_families([self._metrics_of_ended_workers, *(worker.families for worker in self._workers)])
+
+    async def close(self) -> None:
+        """Stop answering requests."""
+        await self._tasks.aclose()
 
     def _skip(self, error: UndecodableMessage) -> None:
         self._on_message_failed()
         if self._causes.add_if_new(str(error)):
             log.error("Skipped a message of a worker: %s", error, extra={"action": "message_failed"})
 
-    def _handle(self, member: WorkerConnection, message: FromWorker) -> None:
+    def _handle(self, worker: WorkerConnection, message: FromWorker) -> None:
         if isinstance(message, WorkerMetrics):
-            member.has_subscribers, member.families = message.has_subscribers, message.families
-            if (answered := member.pending_requests.pop(message.number, None)) is not None and not answered.done():
+            worker.has_subscribers, worker.families = message.has_subscribers, message.families
+            worker.update_watches(ended=message.ended_runs, output_filters=message.output_filters)
+            answered = worker.pending_requests.pop(message.number, None)
+            if answered is not None and not answered.done():
                 answered.set_result(None)
         elif isinstance(message, TotalMetricsRequest):
-            self._scrapes.start(self._send_total_metrics(member, message.number))
-        elif isinstance(message, WorkerReady):
-            member.is_serving = True
-            self.send_status()
-        elif isinstance(message, Resync):
-            if self._position is not None:
-                # The channel keeps the order: batches after this cursor follow this message.
-                member.channel.send(ResyncMessage(self._position, "transitions_lost"))
-        else:
-            member.has_subscribers = True
+            self._tasks.start(self._send_total_metrics(worker, message.number), "total metrics")
+        elif isinstance(message, WatchStarted):
+            worker.has_subscribers = True
+            worker.update_watches(started=message.runs, output_filters=message.output_filters)
             self._notify_subscribed()
+        elif isinstance(message, ResyncRequest):
+            if self._position is not None:
+                # The channel keeps the order: batches after this position follow this message.
+                worker.channel.send(ResyncMessage(self._position, "transitions_lost"))
+        else:
+            assert isinstance(message, WorkerReady)
+            worker.is_serving = True
+            self.send_status()
 
-    async def _send_total_metrics(self, member: WorkerConnection, number: int) -> None:
-        assert self._journal_source is not None, "workers are started when there is one"
-        families = sum_families([await self._journal_source.collect_metrics(), await self.collect_metrics()])
-        member.channel.send(TotalMetrics(number, families))
+    async def _send_total_metrics(self, worker: WorkerConnection, number: int) -> None:
+        assert self._journal_source is not None, "`attach` comes first"
+        own, of_workers = await self._journal_source.collect_metrics(), await self.collect_metrics()
+        worker.channel.send(TotalMetrics(number, sum_families([own, of_workers])))
 
     async def _request_metrics(self) -> None:
         self._request_number += 1
         number, answers = self._request_number, []
-        for member in self._workers:
-            answered = member.pending_requests[number] = asyncio.get_running_loop().create_future()
+        for worker in self._workers:
+            answered = worker.pending_requests[number] = asyncio.get_running_loop().create_future()
             answers.append(answered)
-            member.channel.send(MetricsRequest(number))
+            worker.channel.send(MetricsRequest(number))
         if answers:
             await asyncio.wait(answers, timeout=METRICS_TIMEOUT_SECONDS)
 
     def _build_status(self) -> TailStatusMessage:
-        assert self._journal_source is not None, "workers are started when there is one"
+        assert self._journal_source is not None, "`attach` comes first"
         status, missing = self._journal_source.status, self._worker_count - self.serving_count
         problems = [*status.problems]
         if missing:
@@ -230,5 +271,5 @@ class Relay:
 
     def _broadcast(self, message: WorkerMessage) -> None:
         data = encode_message(message)
-        for member in self._workers:
-            member.channel.send_encoded(data)
+        for worker in self._workers:
+            worker.channel.send_encoded(data)

@@ -75,7 +75,7 @@ class Supervisor:
             max_result_bytes=settings.max_result_bytes,
             max_output_bytes=settings.max_output_bytes,
         )
-        self._relay = Relay(self._run_store, len(sockets), self._metrics.message_failed)
+        self._relay = Relay(self._run_store, len(sockets), self._metrics.record_failed_message)
         self._metrics.register_workers(self._relay)
         self._processes: set[Process] = set()
         self._stopping = asyncio.Event()
@@ -103,6 +103,7 @@ class Supervisor:
             log.critical("The journal is followed no more", exc_info=following.exception())
         await self._stop_workers(keeping)
         await tasks.aclose()
+        await self._relay.close()
         await self._run_store.close()
         if failed:
             raise StreamServerError("The journal is followed no more; the log says why")
