@@ -294,6 +294,28 @@ async def test_silent_transactions_are_seen_by_every_worker(
         assert await listeners(airflow) == 1
 
 
+async def test_output_is_complete_for_clients_that_subscribe_meanwhile(
+    host: Serve, airflow: AirflowSql, run: RunKey
+) -> None:
+    """Batches cross with the messages of workers that the run is watched."""
+    tokens = [f"{number};" for number in range(150)]
+    await airflow.set_run(run, "running")
+    await airflow.start_task(run, "answer")
+
+    async def emit() -> None:
+        for index, token in enumerate(tokens):
+            await airflow.emit_output(run, "answer", index, token)
+
+    async with host() as serving, AsyncExitStack() as stack:
+        emitting = asyncio.create_task(emit())
+        clients = [await stack.enter_async_context(sse(serving.url, run, "?until=run")) for _ in range(CLIENTS)]
+        await emitting
+        await airflow.set_run(run, "success")
+        for events in clients:
+            values = [frame["value"] for frame in await events.rest() if frame["type"] == "chunk"]
+            assert "".join(values) == "".join(tokens)
+
+
 async def test_metrics_are_those_of_all_workers(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
     async with host() as serving:
         async with many(serving.url, run) as clients, websocket(serving.url, run) as connection:
