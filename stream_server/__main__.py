@@ -1,4 +1,4 @@
-"""The command `stream-server`, also as `python -m stream_server`, where its dependencies may not be installed."""
+"""The command `stream-server`, also as `python -m stream_server`. Its dependencies may not be installed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ USAGE_EXIT_CODE = 64
 
 
 def main() -> None:
-    """Run the command line, or say what it needs."""
-    # Before all that takes time to import.
+    """Run the command, or print how to install what it needs."""
+    # Before the slow imports: until then, other users can see the secrets in the list of processes.
     if not redact_command_line():
         sys.stderr.write("stream-server: others on this machine can see the secrets given as options\n")
     try:

@@ -16,8 +16,8 @@ from stream_server.http.delivery.scope import CONNECTION, RESPONSE, SERVER_SEND_
 from stream_server.http.problems import EXCEPTION_HANDLERS, raise_not_found
 from stream_server.http.routes import api_routes
 from stream_server.server.connections import find_response
-from stream_server.server.journal_service import JournalService
-from stream_server.server.lifespan import JournalSourceFactory, make_lifespan
+from stream_server.server.journal_service import JournalService, MakeJournalSource
+from stream_server.server.lifespan import make_lifespan
 from stream_server.server.operator_api import operator_routes
 from stream_server.settings import Settings
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 ALLOWED_REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
 EXPOSED_RESPONSE_HEADERS = ("Content-Location", "Location", "Retry-After")
-"""What pages of other origins may send and read, beside what everybody may (WHATWG Fetch, section 3.2)."""
+"""Headers that pages of other origins may send and read, besides the safelisted ones (WHATWG Fetch, section 3.2)."""
 
 
 class Application(Starlette):
@@ -48,17 +48,18 @@ class Application(Starlette):
 
 
 def create_app(
-    settings: Settings, *, make_journal_source: JournalSourceFactory = JournalService, drains: bool = False
+    settings: Settings, *, make_journal_source: MakeJournalSource = JournalService, drains: bool = False
 ) -> Application:
     """Make the application.
 
     Args:
-        settings: The settings.
+        settings: Those of the application.
         make_journal_source: Makes the source of batches. By default, the application follows the journal itself.
-        drains: Whether it sees to it by itself that streams end before the server that runs it does.
+        drains: Whether it drains its streams on signals, because the server that runs it does not.
     """
     app = Application(
-        # What they add to the head of a stream depends on its `Origin` alone: heads are kept by that (`body._head`).
+        # What middleware adds to the head of a stream may depend on `Origin` only: cached heads are keyed by it
+        # (`delivery.streaming_body`).
         middleware=[_build_cors_middleware(settings.cors_origins)] if settings.cors_origins else [],
         routes=[
             *api_routes(),
@@ -78,7 +79,7 @@ def _build_cors_middleware(origins: Sequence[str]) -> Middleware:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=ALLOWED_REQUEST_HEADERS,
-        # Cookies, for origins that are named; `refuse_foreign_origin` sees to the rest.
+        # Cookies, for origins that are listed. `http.caller` refuses requests with cookies from others.
         allow_credentials="*" not in origins,
         expose_headers=EXPOSED_RESPONSE_HEADERS,
     )

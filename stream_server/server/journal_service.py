@@ -1,11 +1,14 @@
-"""What one process of a host does for all: it follows the journal, measures it, and deletes what is old."""
+"""What one process of a host does for all of them: it follows the journal, prunes it, and measures the database."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
+from typing_extensions import override
+
+from stream_server.hub.hub import Hub
 from stream_server.hub.task_set import TaskSet
 from stream_server.journal.gauges import DatabaseGauges
 from stream_server.journal.retention import Retention, prune_forever
@@ -17,74 +20,81 @@ from stream_server.settings import Settings
 
 
 class JournalSource(Protocol):
-    """Where an application gets the journal from: its own `JournalService`, or the supervisor's process."""
+    """Where the batches of an application's hub come from: a `JournalService` of its own, or a `RelayClient`."""
 
     @property
     def status(self) -> TailStatus:
-        """How the tail is doing."""
+        """Status of the tail."""
 
     @property
     def warnings(self) -> list[str]:
-        """What an operator should look at before it becomes a problem."""
+        """What an operator should act on before it becomes a problem."""
 
     async def run(self) -> None:
-        """Hand on what happens, until cancelled."""
+        """Pass batches to the hub until cancelled."""
 
     async def collect_metrics(self) -> list[MetricFamily]:
         """Return the metrics of all processes that serve together."""
 
 
-class JournalService:
-    """The duties of one process.
+MakeJournalSource: TypeAlias = Callable[[Settings, Hub, RunStore, Metrics], JournalSource]
+
+
+class JournalService(JournalSource):
+    """The journal, followed by this process.
 
     Args:
-        settings: The settings.
-        audience: Whom the tail tells.
-        runs: Where to measure and to delete.
-        metrics: Counts what happens.
+        settings: Those of the server.
+        sink: Gets the batches.
+        run_store: Where the database is measured and the journal pruned.
+        metrics: Those of this process.
     """
 
-    def __init__(self, settings: Settings, audience: BatchSink, runs: RunStore, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, sink: BatchSink, run_store: RunStore, metrics: Metrics) -> None:
         self.tail = Tail(
             settings.database_url.get_secret_value(),
-            audience,
+            sink,
             poll_interval=settings.poll_interval,
             check_interval=settings.check_interval,
             observer=metrics,
         )
-        self._gauges = DatabaseGauges(runs, settings.check_interval)
+        self._gauges = DatabaseGauges(run_store, settings.check_interval)
         self._retention = Retention(settings.retention or None, settings.retention_size or None)
-        self._run_store = runs
+        self._run_store = run_store
         self._metrics = metrics
         metrics.register_tail(self.tail, self._gauges)
 
     @property
+    @override
     def status(self) -> TailStatus:
-        """How the tail is doing."""
         return self.tail.status
 
     @property
+    @override
     def warnings(self) -> list[str]:
-        """What an operator should look at before it becomes a problem."""
         return self._gauges.warnings
 
+    @override
     async def run(self) -> None:
-        """Do all of it until cancelled. An error of one part ends the others."""
-        parts: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tail": self.tail.run, "meter": self._gauges.run}
-        if self._retention.is_bounded:
-            parts["pruner"] = self._prune
+        """Follow, measure and prune until cancelled.
+
+        Raises:
+            RuntimeError: One of the three has ended; its exception is the cause. The others are cancelled.
+        """
         tasks = TaskSet("journal service:")
-        for name, part in parts.items():
-            tasks.start(part(), name)
+        tasks.start(self.tail.run(), "tail")
+        tasks.start(self._gauges.run(), "gauges")
+        if self._retention.is_bounded:
+            tasks.start(self._prune(), "retention")
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            dead = done.pop()
-            raise RuntimeError(f"The {dead.get_name()} has died") from dead.exception()
+            ended = done.pop()
+            raise RuntimeError(f"The {ended.get_name()} has ended") from ended.exception()
         finally:
             await tasks.aclose()
 
+    @override
     async def collect_metrics(self) -> list[MetricFamily]:
-        """Return the metrics of this process."""
         return self._metrics.collect()
 
     async def _prune(self) -> None:

@@ -8,9 +8,9 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import httpx
 from starlette.applications import Starlette
@@ -29,7 +29,7 @@ from stream_server.journal.idempotency_keys import IdempotencyKeys
 from stream_server.journal.run_store import RunStore
 from stream_server.journal.ticket_store import TicketStore
 from stream_server.journal.waiting_servers import WaitingServers
-from stream_server.server.journal_service import JournalSource
+from stream_server.server.journal_service import JournalSource, MakeJournalSource
 from stream_server.server.metrics import Metrics
 from stream_server.server.request_limits import RequestLimits
 from stream_server.server.signal_drain import drain_on_signals
@@ -38,92 +38,123 @@ from stream_server.settings import Settings
 log = logging.getLogger(__name__)
 
 
-JournalSourceFactory: TypeAlias = Callable[[Settings, Hub, RunStore, Metrics], JournalSource]
-"""Makes what an application hears of the journal by."""
-
-
 class ServerState(State):
-    """What the application's lifespan gives to the server itself and to operators' endpoints, beside that."""
+    """`State`, and what only the server itself and the operators' endpoints read."""
 
     journal_source: JournalSource
     request_limits: RequestLimits
 
 
 def make_lifespan(
-    settings: Settings, make_journal_source: JournalSourceFactory, *, drains: bool
+    settings: Settings, make_journal_source: MakeJournalSource, *, drains: bool
 ) -> Callable[[Starlette], Any]:
-    """Make the function that starts what the application needs, and stops it at the end."""
+    """Return the lifespan of an application.
+
+    Args:
+        settings: Those of the application.
+        make_journal_source: Makes the source of batches.
+        drains: Whether the application drains its streams on signals, because its server does not.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[ServerState]:
-        url = settings.database_url.get_secret_value()
-        runs = RunStore(
-            url,
-            pool_size=settings.pool_size,
-            max_result_bytes=settings.max_result_bytes,
-            max_output_bytes=settings.max_output_bytes,
-        )
-        metrics = Metrics()
-        hub = Hub(runs, max_queued_bytes=settings.max_queued_bytes, observer=metrics)
-        age = settings.max_connection_age or None
-        courier = WriteScheduler(asyncio.get_running_loop(), settings.ping_interval, age)
-        metrics.register_hub(hub)
-        metrics.register_scheduler(courier)
-        upstream = make_journal_source(settings, hub, runs, metrics)
-        cancellations = Cancellations(hub, WaitingServers(runs))
-        loop = asyncio.get_running_loop()
-        edge = RequestLimits(settings, loop)
-        idle: SharedTimeouts[Callable[[], None]] = SharedTimeouts(loop, settings.idle_timeout, lambda over: over())
-        airflow: httpx.AsyncClient | None = None
-        if settings.airflow_url is not None:
-            airflow = create_shared_client(settings.airflow_url, settings.airflow_timeout)
-        authorizer: Authorizer = AllowAll()
-        if settings.uses_airflow_auth and airflow is not None:
-            authorizer = AirflowAuthorizer(airflow, good_for=settings.auth_cache, grace=settings.auth_grace)
-        app.state.hub = hub
-        tasks = TaskSet("background task", on_end=_stop_process_on_failure)
-        tasks.start(upstream.run(), "journal source")
-        tasks.start(cancellations.run(), "cancellation")
-        if isinstance(authorizer, AirflowAuthorizer):
-            tasks.start(authorizer.revalidator.run(), "revalidation")
-        state = ServerState(
-            settings=settings,
-            hub=hub,
-            journal_source=upstream,
-            scheduler=courier,
-            authorizer=authorizer,
-            airflow=airflow,
-            run_store=runs,
-            idempotency_keys=IdempotencyKeys(runs),
-            tickets=TicketStore(runs),
-            cancellations=cancellations,
-            rate_limits=RateLimits(
-                settings.max_streams_per_caller, settings.max_joins_per_second, secrets.token_bytes()
-            ),
-            request_limits=edge,
-            idle_timeouts=idle,
-        )
-        try:
-            with drain_on_signals(partial(hub.drain, settings.grace_period)) if drains else nullcontext():
-                yield state
-        finally:
-            edge.close()
-            idle.close()
-            await cancellations.close()
-            if isinstance(authorizer, AirflowAuthorizer):
-                await authorizer.close()
-            if airflow is not None:
-                await airflow.aclose()
-            await tasks.aclose()
-            await hub.close()
-            await runs.close()
+        # What is started first is stopped last.
+        async with AsyncExitStack() as stack:
+            state = await _start(stack, settings, make_journal_source)
+            app.state.hub = state["hub"]
+            if drains:
+                stack.enter_context(drain_on_signals(partial(state["hub"].drain, settings.grace_period)))
+            yield state
 
     return lifespan
 
 
-def _stop_process_on_failure(task: asyncio.Task[None]) -> None:
-    """Stop a process whose tail has died: a supervisor starts a working one, while a deaf one would look healthy."""
-    log.critical(
-        "The %s has ended; the process stops", task.get_name(), exc_info=None if task.cancelled() else task.exception()
+async def _start(stack: AsyncExitStack, settings: Settings, make_journal_source: MakeJournalSource) -> ServerState:
+    loop = asyncio.get_running_loop()
+    metrics = Metrics()
+    run_store = _open_run_store(stack, settings)
+    hub, scheduler = _start_hub(stack, settings, run_store, metrics)
+    tasks = TaskSet("background task", on_end=_stop_process)
+    stack.push_async_callback(tasks.aclose)
+
+    journal_source = make_journal_source(settings, hub, run_store, metrics)
+    tasks.start(journal_source.run(), "journal source")
+    airflow = _open_airflow_client(stack, settings)
+    authorizer = _start_authorizer(stack, settings, airflow, tasks)
+    cancellations = Cancellations(hub, WaitingServers(run_store))
+    stack.push_async_callback(cancellations.close)
+    tasks.start(cancellations.run(), "cancellations")
+
+    idle_timeouts: SharedTimeouts[Callable[[], None]] = SharedTimeouts(
+        loop, settings.idle_timeout, lambda on_timeout: on_timeout()
     )
+    stack.callback(idle_timeouts.close)
+    request_limits = RequestLimits(settings, loop)
+    stack.callback(request_limits.close)
+    return ServerState(
+        settings=settings,
+        hub=hub,
+        journal_source=journal_source,
+        scheduler=scheduler,
+        authorizer=authorizer,
+        airflow=airflow,
+        run_store=run_store,
+        idempotency_keys=IdempotencyKeys(run_store),
+        tickets=TicketStore(run_store),
+        cancellations=cancellations,
+        rate_limits=RateLimits(settings.max_streams_per_caller, settings.max_joins_per_second, secrets.token_bytes()),
+        request_limits=request_limits,
+        idle_timeouts=idle_timeouts,
+    )
+
+
+def _open_run_store(stack: AsyncExitStack, settings: Settings) -> RunStore:
+    run_store = RunStore(
+        settings.database_url.get_secret_value(),
+        pool_size=settings.pool_size,
+        max_result_bytes=settings.max_result_bytes,
+        max_output_bytes=settings.max_output_bytes,
+    )
+    stack.push_async_callback(run_store.close)
+    return run_store
+
+
+def _start_hub(
+    stack: AsyncExitStack, settings: Settings, run_store: RunStore, metrics: Metrics
+) -> tuple[Hub, WriteScheduler]:
+    hub = Hub(run_store, max_queued_bytes=settings.max_queued_bytes, observer=metrics)
+    stack.push_async_callback(hub.close)
+    age = settings.max_connection_age or None
+    scheduler = WriteScheduler(asyncio.get_running_loop(), settings.ping_interval, age)
+    metrics.register_hub(hub)
+    metrics.register_scheduler(scheduler)
+    return hub, scheduler
+
+
+def _open_airflow_client(stack: AsyncExitStack, settings: Settings) -> httpx.AsyncClient | None:
+    if settings.airflow_url is None:
+        return None
+    airflow = create_shared_client(settings.airflow_url, settings.airflow_timeout)
+    stack.push_async_callback(airflow.aclose)
+    return airflow
+
+
+def _start_authorizer(
+    stack: AsyncExitStack, settings: Settings, airflow: httpx.AsyncClient | None, tasks: TaskSet
+) -> Authorizer:
+    if not settings.uses_airflow_auth or airflow is None:
+        return AllowAll()
+    authorizer = AirflowAuthorizer(airflow, good_for=settings.auth_cache, grace=settings.auth_grace)
+    stack.push_async_callback(authorizer.close)
+    tasks.start(authorizer.revalidator.run(), "revalidation")
+    return authorizer
+
+
+def _stop_process(task: asyncio.Task[None]) -> None:
+    """Stop the process when a background task has ended: without it, a server that sends nothing looks healthy.
+
+    A process manager starts a new one.
+    """
+    error = None if task.cancelled() else task.exception()
+    log.critical("The %s has ended; the process stops", task.get_name(), exc_info=error)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Endpoints of operators: health, readiness, metrics."""
+"""The operators' endpoints: health, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -17,15 +17,11 @@ from stream_server.settings import Settings
 
 
 def create_admin_app(settings: Settings) -> Starlette:
-    """Make the application that answers operators, where they have a port of their own.
-
-    It has no lifespan: it lives by that of the other one.
-    """
+    """Make the application of the operators' port. It has no lifespan: it uses the state of the main application."""
     return Starlette(routes=operator_routes(), exception_handlers=EXCEPTION_HANDLERS)
 
 
 def operator_routes() -> list[BaseRoute]:
-    """Return the routes of operators."""
     return [
         Route("/health", _get_health),
         Route("/ready", _get_readiness),
@@ -39,7 +35,7 @@ async def _get_health(request: Request) -> Response:
 
 
 async def _get_readiness(request: Request) -> Response:
-    """Answer 200 while streams are whole and live, else 503 with the reasons."""
+    """Answer 200 while streams are complete and live, otherwise 503 with the reasons."""
     state: ServerState = request.scope["state"]
     status = state["journal_source"].status
     problems = [*status.problems, *(["the server is shutting down"] if state["hub"].is_draining else [])]
@@ -53,7 +49,6 @@ async def _get_readiness(request: Request) -> Response:
 
 
 async def _get_metrics(request: Request) -> Response:
-    """Answer a scrape. Nothing is asked for it: the database was measured before."""
     state: ServerState = request.scope["state"]
     body, media_type = encode_families(
         await state["journal_source"].collect_metrics(), request.headers.get("accept", "")

@@ -1,4 +1,4 @@
-"""The process that starts the workers, replaces those that die, and does once what is done once for a host."""
+"""The process that starts the workers, replaces those that die, and follows the journal for all of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
+
+import anyio
 
 from stream_server.errors import StreamServerError
 from stream_server.hub.task_set import TaskSet
@@ -31,15 +33,15 @@ RESTART_SECONDS = (0.1, 5.0)
 """First and longest wait before a worker that died is replaced."""
 
 KILL_DELAY_SECONDS = 2.0
-"""So much longer than its grace periods a worker may take to stop before it is killed."""
+"""Time beyond its grace periods after which a worker that does not stop is killed."""
 
 
 def run_supervisor(settings: Settings) -> None:
-    """Serve by several processes until SIGINT or SIGTERM.
+    """Serve with several processes until SIGINT or SIGTERM.
 
     Raises:
-        SettingsError: The port is taken, or the address is none of this machine's.
-        StreamServerError: The journal can be followed no more, for a reason that the log tells.
+        SettingsError: A port is in use, or an address is not one of this machine.
+        StreamServerError: Following the journal has failed; the log contains the reason.
     """
     configure_logging(settings)
     sockets = open_listeners(settings.host, settings.port, settings.workers)
@@ -47,19 +49,19 @@ def run_supervisor(settings: Settings) -> None:
         log.info("Listening on %s port %d with %d workers", *sock.getsockname()[:2], settings.workers)
     admin: socket.socket | None = None
     if settings.admin_port is not None:
-        # Whoever is free answers: what there is to say is the same.
+        # One socket for all workers: they give the same answers.
         ((admin, *_),) = open_listeners(settings.admin_host, settings.admin_port, 1)
-        log.info("Operators are answered on %s port %d", *admin.getsockname()[:2])
+        log.info("Operators' endpoints are on %s port %d", *admin.getsockname()[:2])
     asyncio.run(Supervisor(settings, sockets, admin).run())
 
 
 class Supervisor:
-    """Keeps the workers of one host alive.
+    """Runs the workers of one host.
 
     Args:
-        settings: The settings, which workers get too.
-        sockets: What each worker accepts connections from.
-        admin: What all accept connections of operators from.
+        settings: Passed on to the workers.
+        sockets: The listening sockets of each worker.
+        admin: Listening socket of the operators' port, shared by all workers.
     """
 
     def __init__(
@@ -81,36 +83,38 @@ class Supervisor:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until SIGINT or SIGTERM; a second one kills what is left.
+        """Serve until SIGINT or SIGTERM. A second signal kills the workers.
 
         Raises:
-            StreamServerError: The journal can be followed no more.
+            StreamServerError: Following the journal has failed.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._request_stop)
-        duties = JournalService(self._settings, self._relay, self._run_store, self._metrics)
-        self._relay.attach(duties)
-        duties.tail.on_status(self._relay.send_status)
+        journal = JournalService(self._settings, self._relay, self._run_store, self._metrics)
+        self._relay.attach(journal)
+        journal.tail.on_status(self._relay.send_status)
         tasks = TaskSet("supervisor")
-        following = tasks.start(duties.run(), "journal service")
+        following = tasks.start(journal.run(), "journal service")
         following.add_done_callback(lambda _: self._stopping.set())
         tasks.start(self._relay.send_heartbeats(), "heartbeats")
-        keeping = [asyncio.create_task(self._keep_worker(each), name="worker") for each in self._sockets]
+        workers = TaskSet("worker")
+        for sockets in self._sockets:
+            workers.start(self._keep_worker(sockets))
         await self._stopping.wait()
-        failed = following.done()
-        if failed:
-            log.critical("The journal is followed no more", exc_info=following.exception())
-        await self._stop_workers(keeping)
+        has_failed = following.done()
+        if has_failed:
+            log.critical("Following the journal has failed", exc_info=following.exception())
+        await self._stop_workers(workers)
         await tasks.aclose()
         await self._relay.close()
         await self._run_store.close()
-        if failed:
-            raise StreamServerError("The journal is followed no more; the log says why")
+        if has_failed:
+            raise StreamServerError("Following the journal has failed; the log contains the reason")
 
     @property
     def _stop_timeout(self) -> float:
-        """Seconds in which a worker must have stopped: streams have the grace period, and so have other requests."""
+        """Seconds a worker has to stop: a grace period for its streams, and another one for its other requests."""
         return 2 * self._settings.grace_period + KILL_DELAY_SECONDS
 
     def _request_stop(self) -> None:
@@ -118,8 +122,8 @@ class Supervisor:
             self._kill_workers()
         self._stopping.set()
 
-    async def _stop_workers(self, keeping: list[asyncio.Task[None]]) -> None:
-        """Have every worker drain its streams, and see to it that none is left."""
+    async def _stop_workers(self, workers: TaskSet) -> None:
+        """Terminate the workers, which drain their streams; kill those that do not stop in time."""
         for sock in {sock for each in self._sockets for sock in each}:
             sock.close()
         if self._admin_socket is not None:
@@ -127,11 +131,12 @@ class Supervisor:
         for process in self._processes:
             with suppress(ProcessLookupError):
                 process.terminate()
-        _, late = await asyncio.wait(keeping, timeout=self._stop_timeout)
-        if late:
-            log.error("%d workers did not stop in time, and are killed", len(self._processes))
+        with anyio.move_on_after(self._stop_timeout):
+            await workers.join()
+        if workers:
+            log.error("%d workers did not stop in time and are killed", len(self._processes))
             self._kill_workers()
-            await asyncio.wait(late)
+            await workers.join()
 
     def _kill_workers(self) -> None:
         for process in self._processes:
@@ -139,7 +144,7 @@ class Supervisor:
                 process.kill()
 
     async def _keep_worker(self, sockets: list[socket.socket]) -> None:
-        """Have a worker accept connections from these sockets: one after the other, should they die."""
+        """Run a worker on these sockets until the supervisor stops. Replace the worker when it dies."""
         backoff = Backoff(*RESTART_SECONDS)
         while not self._stopping.is_set():
             started = time.monotonic()
@@ -148,39 +153,42 @@ class Supervisor:
                 return
             backoff.reset_after(time.monotonic() - started)
             self._metrics.record_worker_loss()
-            log.error("A worker has died (%s); starting another", describe_exit(code), extra={"action": "worker_lost"})
+            log.error("A worker died (%s); starting another", describe_exit(code), extra={"action": "worker_lost"})
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff.next_wait())
 
     async def _run_worker(self, sockets: list[socket.socket]) -> int:
-        """Run one worker to its end, and return its exit code."""
+        """Run one worker until it ends, and return its exit code (negative for a signal)."""
         ours, theirs = socket.socketpair()
-        given = [theirs, *sockets] if self._admin_socket is None else [theirs, self._admin_socket, *sockets]
-        numbers = [sock.fileno() for sock in given]
+        inherited = [theirs, *sockets] if self._admin_socket is None else [theirs, self._admin_socket, *sockets]
+        descriptors = [sock.fileno() for sock in inherited]
+        command = [sys.executable, "-m", "stream_server.server.workers", *map(str, descriptors)]
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "stream_server.server.workers", *map(str, numbers)),
-                pass_fds=numbers,
+                *command,
+                pass_fds=descriptors,
                 stdin=PIPE,
                 stdout=DEVNULL,
-                # Ctrl+C in a terminal is for us: we tell them.
+                # Ctrl+C in a terminal signals the whole session. Only the supervisor may get it: it stops the workers.
                 start_new_session=True,
             )
         self._processes.add(process)
-        assert process.stdin is not None, "it was asked for"
+        assert process.stdin is not None, "it is a pipe"
+        # The pipe stays open: its end is how the worker notices that this process has ended (`parent_watch`).
         process.stdin.write(pickle.dumps(self._settings))
         if self._stopping.is_set():
+            # It was started after `_stop_workers` had terminated the others.
             process.terminate()
         channel: Channel[FromWorker] = await Channel.open(ours, FromWorker)
         try:
             await self._relay.serve_worker(channel)
         except TimeoutError:
-            log.warning("A worker has said nothing for %g s, and is killed", WORKER_TIMEOUT_SECONDS)
+            log.warning("A worker sent nothing for %g s and is killed", WORKER_TIMEOUT_SECONDS)
             process.kill()
         try:
             return await asyncio.wait_for(process.wait(), self._stop_timeout)
         except asyncio.TimeoutError:
-            log.warning("A worker did not stop in time, and is killed")
+            log.warning("A worker did not stop in time and is killed")
             process.kill()
             return await process.wait()
         finally:
@@ -188,5 +196,5 @@ class Supervisor:
 
 
 def describe_exit(code: int) -> str:
-    """Say how a process has ended."""
+    """Return how a process has ended, in words."""
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
