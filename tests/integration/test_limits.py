@@ -44,7 +44,7 @@ PROXIED = {"trusted_proxies": "127.0.0.1"}
         (b"GET /\xff HTTP/1.1\r\nHost: here\r\n\r\n", 400, "RFC 9112"),
     ],
 )
-async def test_a_request_that_is_too_large_is_refused(settings: Make, spoken: bytes, status: int, told: str) -> None:
+async def test_too_large_request_is_refused(settings: Make, spoken: bytes, status: int, told: str) -> None:
     bounds = {"max_url_bytes": 300, "max_header_bytes": 1500, "max_headers": 15}
     async with running_server(settings(**bounds)) as server, open_raw(server.url) as client:
         await client.send(spoken)
@@ -53,7 +53,7 @@ async def test_a_request_that_is_too_large_is_refused(settings: Make, spoken: by
     assert answer.headers["connection"] == "close"
 
 
-async def test_what_is_within_the_bounds_is_answered(settings: Make) -> None:
+async def test_request_within_the_limits_is_answered(settings: Make) -> None:
     bounds = {"max_url_bytes": 300, "max_header_bytes": 1500, "max_headers": 15}
     async with running_server(settings(**bounds)) as server, open_raw(server.url) as client:
         await client.send(request("/health?" + "x" * 280, "X-Large: " + "x" * 1400))
@@ -71,7 +71,7 @@ async def test_what_is_within_the_bounds_is_answered(settings: Make) -> None:
         request("/api/v2/dags/d/dagRuns?wait_for_completion=true", "Content-Length: 9", method="POST") + b"{",
     ],
 )
-async def test_a_request_that_comes_too_slowly_is_refused(settings: Make, spoken: bytes) -> None:
+async def test_too_slow_request_is_refused(settings: Make, spoken: bytes) -> None:
     configured = settings(request_timeout="200ms", airflow_url="http://127.0.0.1:1", auth="none")
     async with running_server(configured) as server, open_raw(server.url) as client:
         await client.send(spoken)
@@ -83,12 +83,12 @@ async def test_a_request_that_comes_too_slowly_is_refused(settings: Make, spoken
             assert await client.read_to_end() == b""
 
 
-async def test_who_says_nothing_is_shown_out(settings: Make) -> None:
+async def test_silent_connection_is_closed(settings: Make) -> None:
     async with running_server(settings(request_timeout="200ms")) as server, open_raw(server.url) as client:
         assert await client.read_to_end() == b""
 
 
-async def test_streams_and_waiting_requests_outlast_the_time_for_a_request(settings: Make, run: RunKey) -> None:
+async def test_request_timeout_does_not_end_streams_and_waiting_requests(settings: Make, run: RunKey) -> None:
     configured = settings(request_timeout="200ms", ping_interval="300ms")
     async with running_server(configured) as server:
         await eventually_async(lambda: server.hub.is_live)
@@ -103,7 +103,7 @@ async def test_streams_and_waiting_requests_outlast_the_time_for_a_request(setti
             assert [json.loads(await connection.recv())["type"] for _ in range(3)] == ["snapshot", "ping", "ping"]
 
 
-async def test_half_a_request_behind_a_stream_ends_it_without_a_word(settings: Make, run: RunKey) -> None:
+async def test_incomplete_request_behind_a_stream_aborts_the_connection(settings: Make, run: RunKey) -> None:
     async with running_server(settings(request_timeout="200ms")) as server, open_raw(server.url) as client:
         await eventually_async(lambda: server.hub.is_live)
         await client.send(request(stream_path(run)))
@@ -113,7 +113,7 @@ async def test_half_a_request_behind_a_stream_ends_it_without_a_word(settings: M
         await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
 
 
-async def test_a_full_server_says_so_and_still_tells_how_it_is(settings: Make, run: RunKey) -> None:
+async def test_full_server_refuses_streams_and_answers_health(settings: Make, run: RunKey) -> None:
     async with running_server(settings(max_connections=20)) as server, AsyncExitStack() as stack:
         await eventually_async(lambda: server.hub.is_live)
         for _ in range(20):
@@ -132,7 +132,7 @@ async def test_a_full_server_says_so_and_still_tells_how_it_is(settings: Make, r
             assert await silent[-1].read_to_end() == b""
 
 
-async def test_a_caller_has_only_so_many_streams(settings: Make, run: RunKey) -> None:
+async def test_streams_of_a_caller_are_limited(settings: Make, run: RunKey) -> None:
     async with running_server(settings(max_streams_per_caller=3, **PROXIED)) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with AsyncExitStack() as stack:
@@ -153,7 +153,7 @@ async def test_a_caller_has_only_so_many_streams(settings: Make, run: RunKey) ->
 
 
 @pytest.mark.parametrize("direct_writes", [True, False])
-async def test_places_are_left_however_a_stream_ends(settings: Make, run: RunKey, *, direct_writes: bool) -> None:
+async def test_slot_is_released_however_a_stream_ends(settings: Make, run: RunKey, *, direct_writes: bool) -> None:
     async with running_server(settings(max_streams_per_caller=1, **PROXIED), direct_writes=direct_writes) as server:
         await eventually_async(lambda: server.hub.is_live)
 
@@ -167,7 +167,7 @@ async def test_places_are_left_however_a_stream_ends(settings: Make, run: RunKey
             await eventually_answered(admitted, what="the place is left")
 
 
-async def test_an_event_source_is_told_to_come_again_later(settings: Make, run: RunKey) -> None:
+async def test_refused_event_source_reconnects_later(settings: Make, run: RunKey) -> None:
     event_source = {**FROM_AFAR, "Accept": "text/event-stream"}
     async with running_server(settings(max_streams_per_caller=1, **PROXIED)) as server:
         await eventually_async(lambda: server.hub.is_live)
@@ -177,7 +177,7 @@ async def test_an_event_source_is_told_to_come_again_later(settings: Make, run: 
     assert (close["type"], close["code"], close["reconnect"], close["retry_ms"]) == ("close", 4010, True, 5000)
 
 
-async def test_a_caller_begins_only_so_much_in_a_second(settings: Make, run: RunKey) -> None:
+async def test_joins_of_a_caller_are_limited_per_second(settings: Make, run: RunKey) -> None:
     async with running_server(settings(max_joins_per_second=0.5, **PROXIED)) as server:
         await eventually_async(lambda: server.hub.is_live)
         async with httpx.AsyncClient(base_url=server.url, headers=FROM_AFAR) as client:
@@ -196,7 +196,7 @@ async def test_a_caller_begins_only_so_much_in_a_second(settings: Make, run: Run
         assert [one.get("status") for one in answers_heard if one["type"] == "error"] == [429]
 
 
-async def test_who_is_not_named_by_a_trusted_proxy_is_taken_for_who_he_is(settings: Make, run: RunKey) -> None:
+async def test_forwarded_address_of_an_untrusted_proxy_is_ignored(settings: Make, run: RunKey) -> None:
     async with (
         running_server(settings(max_joins_per_second=0.1)) as server,
         httpx.AsyncClient(base_url=server.url, headers=FROM_AFAR) as client,
@@ -205,7 +205,7 @@ async def test_who_is_not_named_by_a_trusted_proxy_is_taken_for_who_he_is(settin
     assert statuses == {422}
 
 
-async def test_who_says_who_he_is_is_counted_by_that(settings: Make, airflow: AirflowSql, stub: AirflowStub) -> None:
+async def test_caller_is_limited_by_identity(settings: Make, airflow: AirflowSql, stub: AirflowStub) -> None:
     key = RunKey("chat", "r1")
     await airflow.trigger(key, stub.version, list(CHAIN))
     stub.instead = _only_ada_and_bob
@@ -227,7 +227,7 @@ async def test_who_says_who_he_is_is_counted_by_that(settings: Make, airflow: Ai
 
 
 @pytest.mark.parametrize("path", ["run", "many"])
-async def test_who_says_it_in_a_message_is_counted_by_that(
+async def test_caller_of_an_auth_message_is_limited_by_identity(
     settings: Make, airflow: AirflowSql, stub: AirflowStub, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     # Four joins at once, and another one in four minutes.
@@ -282,7 +282,7 @@ async def _only_ada_and_bob(asked: ReceivedRequest) -> Response | None:
     return None if known else JSONResponse({"detail": "Not authenticated"}, 401)
 
 
-async def test_a_large_message_closes_its_websocket(settings: Make) -> None:
+async def test_too_large_message_closes_its_websocket(settings: Make) -> None:
     async with (
         running_server(settings(max_message_bytes=300)) as server,
         connect(server.url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None) as connection,
@@ -294,7 +294,7 @@ async def test_a_large_message_closes_its_websocket(settings: Make) -> None:
     assert closed.value.rcvd.code == 1009
 
 
-async def test_a_websocket_that_subscribes_to_nothing_is_closed(settings: Make, run: RunKey) -> None:
+async def test_websocket_without_subscriptions_is_closed(settings: Make, run: RunKey) -> None:
     async with running_server(settings(idle_timeout="200ms")) as server:
         await eventually_async(lambda: server.hub.is_live)
         address = server.url.replace("http", "ws", 1) + "/api/v2/stream"
@@ -311,7 +311,7 @@ async def test_a_websocket_that_subscribes_to_nothing_is_closed(settings: Make, 
                 await busy.recv()
 
 
-async def test_operators_may_have_a_port_of_their_own(settings: Make, run: RunKey, unused_tcp_port: int) -> None:
+async def test_operators_port_is_separate(settings: Make, run: RunKey, unused_tcp_port: int) -> None:
     paths = ("/health", "/ready", "/metrics", "/openapi.json", "/asyncapi.json")
     configured = settings(admin_port=unused_tcp_port, max_connections=1)
     async with (

@@ -85,7 +85,7 @@ async def live_server(settings: Settings) -> AsyncIterator[RunningServer]:
         yield server
 
 
-async def test_what_a_stream_does_is_counted(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
+async def test_activity_of_a_stream_is_counted(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
     async with live_server(quick) as server:
         before = await scrape(server)
         assert (before.part("tail_connected"), before.part("doorbell_heard"), before.part("problems")) == (1, 1, 0)
@@ -114,7 +114,7 @@ async def is_watched_by_nobody(server: RunningServer) -> bool:
     return (found.part("watched_runs"), found.part("open_streams")) == (0, 0)
 
 
-async def test_what_goes_over_the_wire_is_counted(
+async def test_sent_frames_and_bytes_are_counted(
     airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     async with live_server(settings(max_connection_age="1s", ping_interval="200ms")) as server:
@@ -145,7 +145,7 @@ async def test_what_goes_over_the_wire_is_counted(
         assert found.part("unsent_bytes{transport=sse}") == 0
 
 
-async def test_no_label_names_a_dag_or_a_run(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
+async def test_no_label_contains_a_dag_or_a_run(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
     async with live_server(quick) as server, sse(server.url, run) as events:
         await events.next()
         await airflow.complete_chain(run)
@@ -160,7 +160,7 @@ async def test_no_label_names_a_dag_or_a_run(airflow: AirflowSql, quick: Setting
                 assert name in {"le", "version", "python"} or value in LABELS[name], sample
 
 
-async def test_the_journal_is_measured(airflow: AirflowSql, quick: Settings) -> None:
+async def test_size_of_the_journal_is_exported(airflow: AirflowSql, quick: Settings) -> None:
     async with live_server(quick) as server:
         await airflow.connection.execute(
             "INSERT INTO stream_server.journal (kind) SELECT 'task' FROM generate_series(1, 2000)"
@@ -177,7 +177,7 @@ async def test_the_journal_is_measured(airflow: AirflowSql, quick: Settings) -> 
         assert found.part("losses_total") == 0
 
 
-async def test_losses_and_new_beginnings_are_counted(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
+async def test_dropped_writes_and_resyncs_are_counted(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
     async with live_server(quick) as server:
         await airflow.connection.execute("REVOKE INSERT ON stream_server.journal FROM airflow")
         await airflow.set_task(run, "ask", "scheduled")
@@ -195,9 +195,7 @@ async def test_lost_connections_are_counted(airflow: AirflowSql, quick: Settings
         await told(server, "tail_connected", 1)
 
 
-async def test_a_scrape_asks_the_database_nothing(
-    postgres: EmbeddedPostgres, airflow: AirflowSql, quick: Settings
-) -> None:
+async def test_scrape_sends_no_query(postgres: EmbeddedPostgres, airflow: AirflowSql, quick: Settings) -> None:
     async with live_server(quick) as server:
         await told(server, "journal_bytes{part=table}", 1)
         postgres.stop("immediate")
@@ -215,7 +213,7 @@ async def test_deleted_rows_are_counted(airflow: AirflowSql, settings: Callable[
         await told(server, "pruned_rows_total", 4)
 
 
-async def test_every_application_counts_for_itself(
+async def test_each_application_has_its_own_metrics(
     airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     async with live_server(settings()) as one, live_server(settings()) as other, sse(one.url, run) as events:
@@ -224,14 +222,14 @@ async def test_every_application_counts_for_itself(
         assert (await scrape(other)).part("open_streams") == 0
 
 
-async def test_openmetrics_is_told_to_who_asks_for_it(server: RunningServer) -> None:
+async def test_openmetrics_is_sent_if_accepted(server: RunningServer) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert "stream_server_reads" in {family.name for family in openmetrics_families(answer.text)}  # type: ignore[no-untyped-call]
 
 
-async def test_an_accept_that_can_not_be_read_gets_the_plain_format(server: RunningServer) -> None:
+async def test_invalid_accept_header_gets_the_plain_format(server: RunningServer) -> None:
     async with httpx.AsyncClient(base_url=server.url) as client:
         answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.x"})
     assert answer.status_code == 200
@@ -267,7 +265,7 @@ async def queue_held_up(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Re
         await other.close()
 
 
-async def test_a_full_queue_fails_no_transaction_of_airflow(crowded: str) -> None:
+async def test_full_notification_queue_fails_no_transaction_of_airflow(crowded: str) -> None:
     settings = Settings.load(database_url=crowded, port=0, poll_interval="50ms")
     async with live_server(settings) as server, AirflowSql.open(crowded) as airflow:
         version = await airflow.add_dag("chat", CHAIN, {"clean_up": False})
@@ -289,7 +287,7 @@ async def fill_queue(session: asyncpg.Connection[asyncpg.Record], pages: int) ->
     )
 
 
-async def test_a_queue_that_fills_is_a_warning_and_no_problem(crowded: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_filling_notification_queue_is_a_warning(crowded: str, caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings.load(database_url=crowded, port=0, check_interval="50ms")
     async with live_server(settings) as server, queue_held_up(crowded) as session:
         await told(server, "measured_timestamp_seconds", 1)

@@ -17,7 +17,7 @@ BEHIND = request("/health", "Connection: close")
 
 
 @pytest.mark.parametrize("early", [0, 1, 24, len(BEHIND)])
-async def test_a_request_behind_a_stream_is_answered_after_it(
+async def test_request_behind_a_stream_is_answered_after_it(
     early: int, airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     stream = request(stream_path(run), "Accept: text/event-stream")
@@ -36,7 +36,7 @@ async def test_a_request_behind_a_stream_is_answered_after_it(
     assert DETACHED_SCOPE == {"method": "GET"}, "what is shared by all connections stays as it is"
 
 
-async def test_requests_that_come_while_a_stream_goes_on_are_answered_in_order(
+async def test_requests_during_a_stream_are_answered_in_order(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     behind = request("/health") + request("/nowhere", "Connection: close")
@@ -55,7 +55,7 @@ async def test_requests_that_come_while_a_stream_goes_on_are_answered_in_order(
     assert second.status == 404
 
 
-async def test_a_connection_has_one_stream_after_the_other(
+async def test_connection_serves_one_stream_after_the_other(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     await airflow.complete_chain(run)

@@ -39,7 +39,7 @@ async def until_ready(url: str, *, ready: bool = True) -> Any:
         assert asyncio.get_running_loop().time() < deadline, body
 
 
-async def test_a_ready_server_says_so(server: RunningServer) -> None:
+async def test_ready_server_reports_its_status(server: RunningServer) -> None:
     assert await get(server.url, "/health") == (200, {"status": "ok"})
     assert await until_ready(server.url) == {
         "status": "ready",
@@ -49,7 +49,7 @@ async def test_a_ready_server_says_so(server: RunningServer) -> None:
     }
 
 
-async def test_a_server_without_a_journal_waits_for_it(airflow_database: str) -> None:
+async def test_server_waits_for_a_missing_journal(airflow_database: str) -> None:
     settings = Settings.load(database_url=airflow_database, port=0)
     async with running_server(settings) as server:
         body = await until_ready(server.url, ready=False)
@@ -69,7 +69,7 @@ async def test_a_server_without_a_journal_waits_for_it(airflow_database: str) ->
         await until_ready(server.url)
 
 
-async def test_nothing_is_lost_with_the_connections_to_the_database(
+async def test_no_transition_is_lost_with_database_connections(
     postgres: EmbeddedPostgres, airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     async with sse(server.url, run) as events:
@@ -84,7 +84,7 @@ async def test_nothing_is_lost_with_the_connections_to_the_database(
 
 
 @pytest.mark.parametrize("kill", [True, False], ids=["kill -9", "fast stop"])
-async def test_streams_outlive_a_restart_of_postgresql(
+async def test_streams_survive_a_restart_of_postgresql(
     postgres: EmbeddedPostgres, journal: str, server: RunningServer, run: RunKey, *, kill: bool
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -102,7 +102,7 @@ async def test_streams_outlive_a_restart_of_postgresql(
     await until_ready(server.url)
 
 
-async def test_another_journal_resets_the_streams(
+async def test_reinstalled_journal_resets_the_streams(
     journal: str, airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:
     async with sse(server.url, run) as events:
@@ -117,7 +117,7 @@ async def test_another_journal_resets_the_streams(
         assert (await events.rest())[-2]["results"] == {"answer": "anew"}
 
 
-async def test_a_stopping_server_ends_every_stream_cleanly(
+async def test_draining_server_ends_every_stream_cleanly(
     settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -143,7 +143,7 @@ async def test_a_stopping_server_ends_every_stream_cleanly(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_a_stopped_process_drains_and_exits(journal: str, run: RunKey, unused_tcp_port: int) -> None:
+async def test_process_drains_on_sigterm_and_exits(journal: str, run: RunKey, unused_tcp_port: int) -> None:
     url = f"http://127.0.0.1:{unused_tcp_port}"
     async with server_process("--port", str(unused_tcp_port), STREAM_SERVER_DATABASE_URL=journal) as process:
         assert process.stderr is not None
@@ -160,7 +160,7 @@ async def test_a_stopped_process_drains_and_exits(journal: str, run: RunKey, unu
     assert b"Traceback" not in log
 
 
-async def test_a_server_for_everybody_must_be_chosen() -> None:
+async def test_public_address_requires_an_authorization() -> None:
     async with server_process("--host", "0.0.0.0", STREAM_SERVER_DATABASE_URL="postgresql://h/d") as process:
         _, told = await asyncio.wait_for(process.communicate(), DEADLINE)
     assert process.returncode == 64
@@ -168,7 +168,7 @@ async def test_a_server_for_everybody_must_be_chosen() -> None:
     assert b"--airflow-url" in told
 
 
-async def test_two_servers_of_one_database_tell_the_same(
+async def test_two_servers_of_one_database_send_the_same_frames(
     airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     async with running_server(settings()) as one, running_server(settings()) as other:
@@ -185,7 +185,7 @@ async def test_two_servers_of_one_database_tell_the_same(
     assert [state for _, state in one_told[:3]] == ["scheduled", "queued", "running"]
 
 
-async def test_polling_serves_where_the_doorbell_is_silent(
+async def test_server_polls_where_nothing_is_notified(
     airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
     await airflow.connection.execute(

@@ -117,7 +117,7 @@ async def written(airflow: AirflowSql, key: RunKey) -> list[tuple[int, str]]:
     return [tuple(row) for row in rows]
 
 
-async def test_clients_of_all_workers_hear_every_transition_once(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
+async def test_every_worker_sends_every_transition_once(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
     before = len(await written(airflow, run))
     async with host() as serving, many(serving.url, run) as clients:
         shares = [connections_of(worker) for worker in serving.workers()]
@@ -143,7 +143,7 @@ async def listeners(airflow: AirflowSql) -> int:
     return int(found)
 
 
-async def test_a_client_goes_on_with_another_worker(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
+async def test_client_resumes_at_another_worker(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
     async with host() as serving:
         async with sse(serving.url, run, "?until=run") as events:
             await events.next()
@@ -164,9 +164,7 @@ async def test_a_client_goes_on_with_another_worker(host: Serve, airflow: Airflo
             assert told(frames) == expected
 
 
-async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(
-    host: Serve, airflow: AirflowSql, run: RunKey
-) -> None:
+async def test_killed_worker_is_replaced_and_others_continue(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
     async with host() as serving, many(serving.url, run) as clients:
         counted = await serving.metric("stream_server_open_streams")
         assert counted == CLIENTS
@@ -189,10 +187,10 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(
             await airflow.set_run(run, "success")
             for events in others:
                 assert (await events.until("end"))[-1]["outcome"] == "result"
-    assert "A worker has died (signal SIGKILL); starting another" in "".join(serving.log)
+    assert "A worker died (signal SIGKILL); starting another" in "".join(serving.log)
 
 
-async def test_ready_means_all_workers(host: Serve) -> None:
+async def test_ready_only_while_all_workers_serve(host: Serve) -> None:
     async with host() as serving:
         serving.workers()[0].kill()
 
@@ -204,7 +202,7 @@ async def test_ready_means_all_workers(host: Serve) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_no_worker_outlives_its_parent(host: Serve, run: RunKey, number: signal.Signals) -> None:
+async def test_workers_end_with_the_supervisor(host: Serve, run: RunKey, number: signal.Signals) -> None:
     async with host() as serving, many(serving.url, run, 6) as clients:
         workers = serving.workers()
         serving.process.send_signal(number)
@@ -216,7 +214,7 @@ async def test_no_worker_outlives_its_parent(host: Serve, run: RunKey, number: s
     assert "ERROR" not in "".join(serving.log), serving.log
 
 
-async def test_a_worker_that_is_stuck_goes_with_its_parent(host: Serve) -> None:
+async def test_suspended_worker_ends_with_the_supervisor(host: Serve) -> None:
     async with host() as serving:
         workers = serving.workers()
         workers[0].suspend()
@@ -226,9 +224,7 @@ async def test_a_worker_that_is_stuck_goes_with_its_parent(host: Serve) -> None:
         await eventually_async(lambda: not workers[0].is_running(), within=START)
 
 
-async def test_nothing_is_lost_with_the_connections_to_the_database(
-    host: Serve, airflow: AirflowSql, run: RunKey
-) -> None:
+async def test_no_transition_is_lost_with_database_connections(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
     before = len(await written(airflow, run))
     async with host() as serving, many(serving.url, run) as clients:
         assert await terminate_connections(airflow.connection) >= 2
@@ -240,7 +236,7 @@ async def test_nothing_is_lost_with_the_connections_to_the_database(
         assert await serving.metric("stream_server_connections_lost_total") == 1
 
 
-async def test_streams_of_all_workers_outlive_a_crash_of_postgresql(
+async def test_streams_of_all_workers_survive_a_crash_of_postgresql(
     postgres: EmbeddedPostgres, journal: str, host: Serve, run: RunKey
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -261,7 +257,7 @@ async def test_streams_of_all_workers_outlive_a_crash_of_postgresql(
             assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": "after all"}]
 
 
-async def test_silent_transactions_are_seen_by_every_worker(
+async def test_transactions_without_notify_reach_every_worker(
     journal: str, host: Serve, airflow: AirflowSql, run: RunKey
 ) -> None:
     """Many writers at once: the tail stays awake, and transactions do not ring."""
@@ -316,7 +312,7 @@ async def test_output_is_complete_for_clients_that_subscribe_meanwhile(
             assert "".join(values) == "".join(tokens)
 
 
-async def test_metrics_are_those_of_all_workers(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
+async def test_metrics_are_summed_over_workers(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
     async with host() as serving:
         async with many(serving.url, run) as clients, websocket(serving.url, run) as connection:
             assert await serving.metric("stream_server_open_streams") == CLIENTS + 1
@@ -331,7 +327,7 @@ async def test_metrics_are_those_of_all_workers(host: Serve, airflow: AirflowSql
         await eventually_answered(lambda: is_metric(serving, "stream_server_open_streams", 0))
 
 
-async def test_requests_for_human_input_stop_no_worker(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
+async def test_human_input_requests_do_not_stop_workers(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
     before = len(await written(airflow, run))
     async with host() as serving, many(serving.url, run) as clients:
         workers = {worker.pid for worker in serving.workers()}
@@ -348,7 +344,7 @@ async def test_requests_for_human_input_stop_no_worker(host: Serve, airflow: Air
     assert "ERROR" not in "".join(serving.log), serving.log
 
 
-async def test_rows_of_an_unknown_kind_stop_no_worker(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
+async def test_rows_of_an_unknown_kind_do_not_stop_workers(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
     async with host() as serving, many(serving.url, run) as clients:
         workers = {worker.pid for worker in serving.workers()}
         await airflow.write_unknown_row()
@@ -366,7 +362,7 @@ async def test_rows_of_an_unknown_kind_stop_no_worker(host: Serve, airflow: Airf
     assert [line for line in serving.log if "ERROR" in line and "unknown kind 'unknown'" in line]
 
 
-async def test_operators_have_one_port_for_all_workers(host: Serve, run: RunKey, unused_tcp_port_factory: Any) -> None:
+async def test_operators_port_is_shared_by_all_workers(host: Serve, run: RunKey, unused_tcp_port_factory: Any) -> None:
     port = unused_tcp_port_factory()
     async with host("--admin-port", str(port), admin=f"http://127.0.0.1:{port}") as serving:
         assert (await serving.ask("/ready"))["status"] == "ready"
@@ -380,7 +376,7 @@ async def is_metric(serving: Host, name: str, value: float) -> bool:
     return await serving.metric(name) == value
 
 
-async def test_no_secret_is_in_the_list_of_processes(journal: str, host: Serve) -> None:
+async def test_process_list_contains_no_secret(journal: str, host: Serve) -> None:
     password = "very-secret"
     async with host("--database-url", journal.replace("@", f":{password}@")) as serving:
         seen = [" ".join(one.cmdline()) for one in [serving.parent, *serving.workers()]]
@@ -388,7 +384,7 @@ async def test_no_secret_is_in_the_list_of_processes(journal: str, host: Serve) 
     assert not [line for line in seen if password in line]
 
 
-async def test_a_port_that_is_taken_is_told(journal: str, host: Serve) -> None:
+async def test_port_in_use_is_reported(journal: str, host: Serve) -> None:
     async with host() as serving:
         port = serving.url.rpartition(":")[2]
         async with server_process("--port", port, "--workers", "2", STREAM_SERVER_DATABASE_URL=journal) as second:

@@ -35,7 +35,7 @@ def values(families: list[MetricFamily], accept: str = "") -> dict[str, float]:
     }
 
 
-def test_values_are_sums_by_their_labels() -> None:
+def test_samples_are_summed_by_label() -> None:
     found = values(sum_families([process(10.0, 1), process(20.0, 3)]))
     assert found["open[]"] == 4
     assert (found["calls_total['ring']"], found["calls_total['poll']"]) == (4, 1)
@@ -43,7 +43,7 @@ def test_values_are_sums_by_their_labels() -> None:
     assert (found["seconds_count[]"], found["seconds_sum[]"]) == (4, 6)
 
 
-def test_what_can_not_be_added_up_is_the_least() -> None:
+def test_metrics_that_cannot_be_summed_are_the_minimum() -> None:
     one, other = process(10.0, 1), process(20.0, 1)
     found = values(sum_families([other, one]))
     assert found["process_start_time_seconds[]"] == 10.0
@@ -52,11 +52,11 @@ def test_what_can_not_be_added_up_is_the_least() -> None:
     assert found["calls_created['ring']"] == created
 
 
-def test_only_what_grows_counts() -> None:
+def test_counters_and_histograms_are_cumulative() -> None:
     assert {family.name for family in process(1.0, 1) if family.is_cumulative} == {"calls", "seconds"}
 
 
-def test_openmetrics_are_told_too() -> None:
+def test_openmetrics_is_encoded() -> None:
     body, media_type = encode_families(process(1.0, 1), "application/openmetrics-text; version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
@@ -66,7 +66,7 @@ def test_openmetrics_are_told_too() -> None:
     "version", ["", "x", "1.x", "\u00b9", "1_0.0.0", '"1.0.0"', "9" * 5000, "-1.0.0", "nan", "1.0.0.0.0"]
 )
 @pytest.mark.parametrize("media_type", ["application/openmetrics-text", "text/plain"])
-def test_a_version_that_is_none_is_not_accepted(media_type: str, version: str) -> None:
+def test_invalid_version_is_not_accepted(media_type: str, version: str) -> None:
     families, media_range = process(1.0, 1), f"{media_type};q=0.9; version={version}"
     assert encode_families(families, media_range) == encode_families(families)
     assert encode_families(families, f"{media_range}, application/openmetrics-text")[0].endswith(b"# EOF\n")

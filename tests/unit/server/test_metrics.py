@@ -71,7 +71,7 @@ def full_name(family: Metric) -> str:
     return f"{family.name}_total" if family.type == "counter" else family.name
 
 
-def test_every_metric_is_documented_and_every_documented_one_told() -> None:
+def test_documented_metrics_are_those_that_are_exported() -> None:
     documented = set(re.findall(r"^\| `(stream_server_\w+)(?:\{[\w, ]+\})?` \|", OPERATIONS, re.MULTILINE))
     told = {full_name(family) for family in families(attended()).values()}
     assert documented == {name for name in told if not name.startswith("process_")}
@@ -89,7 +89,7 @@ def test_every_label_is_documented() -> None:
     assert documented == {name: labels for name, labels in told.items() if labels}
 
 
-def test_alerts_ask_for_metrics_that_there_are() -> None:
+def test_alerts_use_exported_metrics() -> None:
     alerts = re.findall(r"expr: (.+)", OPERATIONS)
     told = {sample.name for family in families(attended()).values() for sample in family.samples}
     asked = {name for alert in alerts for name in re.findall(r"stream_server_\w+", alert)}
@@ -97,14 +97,14 @@ def test_alerts_ask_for_metrics_that_there_are() -> None:
     assert asked <= told
 
 
-def test_the_names_follow_the_conventions_of_prometheus() -> None:
+def test_names_follow_the_conventions_of_prometheus() -> None:
     for name, family in families(attended()).items():
         assert name.startswith(("stream_server_", "process_"))
         assert family.documentation.endswith("."), name
         assert family.type != "unknown", name
 
 
-def test_what_was_never_measured_is_not_told() -> None:
+def test_gauges_that_were_not_read_are_not_exported() -> None:
     missing = set(families(attended())) - set(families(attended(None)))
     assert missing == {
         "stream_server_journal_rows",
@@ -115,7 +115,7 @@ def test_what_was_never_measured_is_not_told() -> None:
     }
 
 
-def test_counters_begin_at_zero_with_every_label() -> None:
+def test_counters_start_at_zero_with_every_label() -> None:
     found = families(attended())
     assert {sample.labels["why"]: sample.value for sample in found["stream_server_reads"].samples} == dict.fromkeys(
         get_args(ReadReason), 0.0
@@ -126,14 +126,14 @@ def test_counters_begin_at_zero_with_every_label() -> None:
     }
 
 
-def test_a_clock_that_was_set_back_makes_no_negative_lag() -> None:
+def test_clock_set_back_makes_no_negative_lag() -> None:
     metrics = attended()
     metrics.record_lag(-5.0)
     values = {sample.name: sample.value for sample in families(metrics)["stream_server_lag_seconds"].samples}
     assert (values["stream_server_lag_seconds_sum"], values["stream_server_lag_seconds_count"]) == (0, 1)
 
 
-def test_the_way_to_all_clients_is_measured_when_they_have_been_written_to() -> None:
+def test_delivery_is_measured_when_frames_have_been_written() -> None:
     metrics, wire = Metrics(), Wire()
     metrics.record_dispatch(ReadTiming(0.25, time.monotonic()))
     metrics.register_scheduler(wire)
@@ -151,7 +151,7 @@ def delivered(metrics: Metrics) -> tuple[float, float]:
     return values["stream_server_delivery_seconds_count"], values["stream_server_delivery_seconds_sum"]
 
 
-def test_a_queue_that_fills_is_a_warning() -> None:
+def test_filling_notification_queue_is_a_warning() -> None:
     meter = DatabaseGauges(None, 30.0)  # type: ignore[arg-type]
     assert meter.warnings == []
     meter.values = MEASURES

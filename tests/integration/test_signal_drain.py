@@ -57,7 +57,7 @@ async def stopped(process: Process) -> str:
 
 
 @pytest.mark.parametrize(("http", "ws"), IMPLEMENTATIONS)
-async def test_streams_end_cleanly_when_plain_uvicorn_is_stopped(
+async def test_streams_end_cleanly_when_plain_uvicorn_stops(
     journal: str, run: RunKey, unused_tcp_port: int, http: str, ws: str
 ) -> None:
     url = f"http://127.0.0.1:{unused_tcp_port}"
@@ -95,7 +95,7 @@ async def test_streams_end_cleanly_when_plain_uvicorn_is_stopped(
     assert "Traceback" not in log, log
 
 
-async def test_who_stops_is_not_ready_and_begins_no_stream(
+async def test_draining_server_is_not_ready_and_refuses_streams(
     journal: str, airflow: AirflowSql, run: RunKey, unused_tcp_port: int
 ) -> None:
     url = f"http://127.0.0.1:{unused_tcp_port}"
@@ -121,7 +121,7 @@ async def test_who_stops_is_not_ready_and_begins_no_stream(
 
 @pytest.mark.parametrize(("http", "ws"), IMPLEMENTATIONS)
 @pytest.mark.parametrize("upgrade", [False, True], ids=["sse", "websocket"])
-async def test_who_does_not_read_the_end_of_its_stream_is_cut_off(
+async def test_client_that_does_not_read_the_end_is_aborted(
     journal: str, airflow: AirflowSql, run: RunKey, unused_tcp_port: int, http: str, ws: str, upgrade: bool
 ) -> None:
     """The system would wait for as long as the client's system says that it is there."""
