@@ -152,7 +152,7 @@ class _Retries:
         self._delay: float | None = None
 
     def record_connection(self) -> None:
-        """Start the patience anew, at the end of a connection."""
+        """Restart the patience at the end of a connection."""
         self._connected_at = time.monotonic()
 
     def record_frame(self, frame: AnyFrame) -> None:

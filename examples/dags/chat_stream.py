@@ -23,7 +23,7 @@ GLOSSARY = {
     "XCom": "An XCom is a small value that a task stores for other tasks. Its return value is one, too.",
     "scheduler": "The scheduler decides which task instances may run, and passes them to the executor.",
     "executor": "The executor runs task instances: in local processes, or on workers on other hosts.",
-    "trigger rule": "A trigger rule says which upstream states let a task run; by default, success of all.",
+    "trigger rule": "A trigger rule defines which upstream states let a task run; by default, success of all.",
     "pool": "A pool limits how many task instances run at the same time, across all DAGs.",
     "asset": "An asset is data that tasks update. An update can trigger DAGs.",
     "teardown": "A teardown is a task that cleans up, even after a failure.",

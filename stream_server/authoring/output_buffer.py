@@ -131,7 +131,7 @@ class OutputBuffer:
                 return False
             try:
                 self._push(self._unsent_batch)
-            except Exception as error:  # noqa: BLE001 # whatever it is, the task goes on
+            except Exception as error:  # noqa: BLE001 # no error may fail the task
                 self._record_failure(error)
                 return False
             finally:

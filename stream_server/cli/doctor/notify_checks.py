@@ -93,20 +93,20 @@ class NotifyChecks:
 
     async def _shares_sessions(self, connection: asyncpg.Connection[asyncpg.Record]) -> bool:
         """Whether the transactions of one client run in sessions that another client has used."""
-        ours, theirs = set(), set()
+        own_pids, other_pids = set(), set()
         for _ in range(3):
             async with connection.transaction(readonly=True):
-                ours.add(await connection.fetchval(BACKEND_PID_QUERY))
+                own_pids.add(await connection.fetchval(BACKEND_PID_QUERY))
                 has_answer = False
                 with anyio.move_on_after(NOTIFY_TIMEOUT_SECONDS):
-                    theirs.add(await self._fetch_other_backend_pid())
+                    other_pids.add(await self._fetch_other_backend_pid())
                     has_answer = True
                 if not has_answer:
                     # The pool has one session, and the open transaction occupies it.
                     return True
             # A second query, because a pool may hand out the session that was released first, or the one released last.
-            theirs.add(await self._fetch_other_backend_pid())
-        return len(ours) > 1 or bool(ours & theirs)
+            other_pids.add(await self._fetch_other_backend_pid())
+        return len(own_pids) > 1 or bool(own_pids & other_pids)
 
     async def _fetch_other_backend_pid(self) -> int:
         async with self._session.transaction() as other:

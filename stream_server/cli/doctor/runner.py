@@ -78,12 +78,12 @@ async def run_checks(subject: DoctorTargets) -> DoctorReport:
 def list_database_checks(session: ReadOnlySession, limits: Thresholds) -> list[NamedCheck]:
     postgres = PostgresChecks(session, limits)
     journal = JournalChecks(session, limits)
-    doorbell = NotifyChecks(session, limits)
+    notify = NotifyChecks(session, limits)
     return [
         ("connection", postgres.check_connection),
         ("primary", postgres.check_primary),
-        ("pooler", doorbell.check_pooler),
-        ("doorbell", doorbell.check_notify),
+        ("pooler", notify.check_pooler),
+        ("doorbell", notify.check_notify),
         ("airflow", journal.check_airflow_schema),
         ("privileges", journal.check_privileges),
         ("triggers", journal.check_triggers),

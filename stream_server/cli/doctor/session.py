@@ -15,7 +15,7 @@ APPLICATION_NAME = "stream_server doctor"
 class ReadOnlySession:
     """A connection to one database, opened on first use.
 
-    It works through any pooler: each transaction stands alone, and no prepared statement outlives it.
+    It works through any pooler: each query has its own transaction, and no prepared statement outlives it.
 
     Args:
         url: Database URL.
