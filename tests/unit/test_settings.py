@@ -102,7 +102,13 @@ def test_a_list_has_commas_in_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert Settings.load(database_url=URL).cors_origins == ()
 
 
-@pytest.mark.parametrize("value", ["app.example.com", "https://app.example.com/", "ftp://h", "[", '["https://h"]'])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("app.example.com", "https://app.example.com/", "ftp://h", "[", '["https://h"]'),
+        *("https://user@h", "https://m\u00fcnchen.example"),
+    ],
+)
 def test_an_invalid_origin_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("STREAM_SERVER_CORS_ORIGINS", value)
     with pytest.raises(SettingsError, match="STREAM_SERVER_CORS_ORIGINS"):

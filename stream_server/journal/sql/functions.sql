@@ -222,7 +222,7 @@ END
 $body$;
 
 -- Disables the triggers at once, by functions that do nothing: this needs no lock on Airflow's tables, and none that
--- its transactions hold. The install script enables them again: it creates the functions anew.
+-- its transactions hold. The install script enables them: it creates the functions again.
 CREATE OR REPLACE FUNCTION stream_server.switch_off() RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $body$
