@@ -1,7 +1,7 @@
-"""Stopping runs that nobody waits for any more, where their caller wanted that.
+"""Cancels runs that were triggered with `on_disconnect=cancel` when no client watches them any more.
 
-Somebody may come back to another server of the same database. So each server notes there for which of these runs it has
-clients, and none stops a run for which another has.
+A client may reconnect to another server of the same database. So each server registers there for which of these runs it
+has clients, and no server cancels a run that another one has registered.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from stream_server.journal.waiting_servers import WaitingServers
 log = logging.getLogger(__name__)
 
 BATCH_SECONDS = 0.1
-"""How long runs are gathered for one look at what other servers have noted."""
+"""Time in which newly watched runs are collected for one query."""
 
 CHECK_SECONDS = 1.0
-"""How often it is looked whether what was noted is still so."""
+"""Interval at which registrations without clients are removed."""
 
 REGISTRATION_SECONDS = 600.0
-"""How long a note stands, if its server dies."""
+"""Time after which a registration expires, if its server dies."""
 
 START_SECONDS = 60.0
-"""How long a call may take from the note to the watching of its run."""
+"""Time a call may take from the registration of its run until it watches that."""
 
 UNREGISTER_SECONDS = 1.0
-"""How long taking back all notes may take when the server stops."""
+"""Timeout of the removal of all registrations when the server stops."""
 
 
 class Cancellations:
-    """Runs that will be stopped unless somebody comes back to watch them.
+    """Scheduled cancellations of runs, and the registrations of watched runs in the database.
 
     Args:
         hub: Where they are watched.
@@ -52,13 +52,13 @@ class Cancellations:
         self._waiting_servers = waiters
         self._tasks: dict[RunKey, asyncio.Task[None]] = {}
         self._registered: dict[RunKey, float] = {}
-        """By run, the time before which nobody need watch it."""
+        """Registered runs, with the time before which they need no client."""
         self._newly_watched: set[RunKey] = set()
         self._has_changes = asyncio.Event()
         hub.on_run_watched(self._on_run_watched)
 
     async def run(self) -> None:
-        """Note for which runs there are clients, until cancelled."""
+        """Keep the registrations up to date, until cancelled."""
         renewed = time.monotonic()
         while True:
             with anyio.move_on_after(CHECK_SECONDS if self._registered else None):
@@ -73,35 +73,35 @@ class Cancellations:
                         self._registered.keys(), REGISTRATION_SECONDS, beside_others=False
                     )
             except StreamServerError as error:
-                log.debug("What other servers wait for is not known: %s", error)
+                log.debug("Cannot read or write registrations of watched runs: %s", error)
 
     async def register_run(self, key: RunKey) -> None:
-        """Note that somebody will wait for a run that shall be stopped when nobody does."""
+        """Register a run that is about to be triggered with `on_disconnect=cancel`."""
         self._registered[key] = time.monotonic() + START_SECONDS
         self._has_changes.set()
         try:
             await self._waiting_servers.register_runs({key}, REGISTRATION_SECONDS, beside_others=False)
         except StreamServerError as error:
-            log.warning("Other servers do not know that somebody waits for run %s: %s", key, error)
+            log.warning("Cannot register run %s as watched, so that another server may cancel it: %s", key, error)
 
     def schedule_cancel(
-        self, key: RunKey, question: WatchOptions, cancel: Callable[[], Awaitable[object]], grace: float
+        self, key: RunKey, options: WatchOptions, cancel: Callable[[], Awaitable[object]], grace: float
     ) -> None:
-        """Stop a run after `grace` seconds, if nobody watches it then, and what was asked of it is still open.
+        """Cancel a run after `grace` seconds, if no client watches it then and its outcome is undecided.
 
         A later call replaces an earlier one.
         """
         if (before := self._tasks.pop(key, None)) is not None:
             before.cancel()
-        task = asyncio.create_task(self._cancel_after_grace(key, question, cancel, grace), name="cancellation")
+        task = asyncio.create_task(self._cancel_after_grace(key, options, cancel, grace), name="cancellation")
         self._tasks[key] = task
         task.add_done_callback(lambda done: self._discard_task(key, done))
 
     async def close(self) -> None:
-        """Give up: the server stops, and those who come back will find another. The runs go on."""
+        """Drop all scheduled cancellations, because the server stops. Clients may reconnect to another one."""
         tasks = list(self._tasks.values())
         for key in self._tasks:
-            log.warning("Run %s goes on: the server stops before its caller's grace was over", key)
+            log.warning("Run %s is not cancelled: the server stops before its grace period is over", key)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -110,13 +110,12 @@ class Cancellations:
                 await self._waiting_servers.unregister_runs(self._registered.keys())
 
     def _on_run_watched(self, key: RunKey) -> None:
-        """Take notice that somebody watches a run."""
         if key not in self._registered:
             self._newly_watched.add(key)
             self._has_changes.set()
 
     async def _update_registrations(self) -> None:
-        """Note those new runs that others have noted, and take back what is not so any more."""
+        """Register newly watched runs that other servers have registered; unregister those without clients."""
         begun = {key for key in self._newly_watched if self._hub.is_watched(key)}
         self._newly_watched.clear()
         if begun:
@@ -142,32 +141,32 @@ class Cancellations:
         return await self._waiting_servers.unregister_runs(keys)
 
     async def _cancel_after_grace(
-        self, key: RunKey, question: WatchOptions, cancel: Callable[[], Awaitable[object]], grace: float
+        self, key: RunKey, options: WatchOptions, cancel: Callable[[], Awaitable[object]], grace: float
     ) -> None:
         await asyncio.sleep(grace)
         if self._hub.is_watched(key):
             return
         try:
-            if await self._is_watched_elsewhere(key) or not await self._is_undecided(key, question):
+            if await self._is_watched_elsewhere(key) or not await self._is_undecided(key, options):
                 return
             await cancel()
         except StreamServerError as error:
-            log.warning("Run %s was left by all who waited for it, and could not be stopped: %s", key, error)
+            log.warning("Run %s has no client any more and could not be cancelled: %s", key, error)
         else:
-            log.info("Stopped run %s, which all had left who waited for it", key)
+            log.info("Cancelled run %s, which has no client any more", key)
 
     async def _is_watched_elsewhere(self, key: RunKey) -> bool:
         try:
             return key in await self._unregister({key})
         except (JournalForbidden, JournalMissing, ReadReplica) as error:
-            log.warning("Whether another server has clients who watch run %s is not known: %s", key, error)
+            log.warning("Cannot check whether another server has clients that watch run %s: %s", key, error)
             return False
 
-    async def _is_undecided(self, key: RunKey, question: WatchOptions) -> bool:
-        """Tell whether a run has not answered yet, as the database has it: nobody has watched it meanwhile."""
-        with closing(await self._hub.subscribe(key, question)):
+    async def _is_undecided(self, key: RunKey, options: WatchOptions) -> bool:
+        """Whether the outcome of a run is undecided. It is read from the database: the hub no longer has the run."""
+        with closing(await self._hub.subscribe(key, options)):
             run = self._hub.run_state(key)
-            return run is not None and not run.has_ended and isinstance(evaluate(run, question), Undecided)
+            return run is not None and not run.has_ended and isinstance(evaluate(run, options), Undecided)
 
     def _discard_task(self, key: RunKey, task: asyncio.Task[None]) -> None:
         if self._tasks.get(key) is task:

@@ -1,4 +1,4 @@
-"""Who takes too long for something that everybody has the same time for: one timer, however many there are."""
+"""A timeout that many objects share: one timer of the event loop, however many there are."""
 
 from __future__ import annotations
 
@@ -9,42 +9,41 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 CHECKS_PER_TIMEOUT = 16
-"""How often, at most, is looked in the time that all have."""
+"""Most timer events in one timeout: what times out is found late by at most a sixteenth of the timeout."""
 
 
 class SharedTimeouts(Generic[Key]):
-    """Calls at those who are late.
+    """Calls back for each key that was started and not stopped in time.
 
     Args:
         loop: The event loop.
-        seconds: The time that each has.
-        over: Called with who is late, once.
+        seconds: The timeout.
+        on_timeout: Called with a key that has timed out, once.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, over: Callable[[Key], object]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, on_timeout: Callable[[Key], object]) -> None:
         self._loop = loop
         self._seconds = seconds
-        self._on_timeout = over
-        # Who began first is late first, so that the order of beginning is that of the deadlines.
+        self._on_timeout = on_timeout
+        # All have the same timeout, so keys in order of their start are in order of their deadlines.
         self._due_at: dict[Key, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._due_at)
 
-    def start(self, who: Key) -> None:
-        """Give somebody his time, from now on."""
-        self._due_at.pop(who, None)
-        self._due_at[who] = self._loop.time() + self._seconds
+    def start(self, key: Key) -> None:
+        """Start the timeout of a key, anew if it was started before."""
+        self._due_at.pop(key, None)
+        self._due_at[key] = self._loop.time() + self._seconds
         if self._timer is None:
             self._timer = self._loop.call_later(self._seconds, self._expire)
 
-    def stop(self, who: Key) -> None:
-        """Somebody is done, or gone."""
-        self._due_at.pop(who, None)
+    def stop(self, key: Key) -> None:
+        self._due_at.pop(key, None)
 
     def close(self) -> None:
-        """Forget everybody."""
+        """Stop the timeouts of all keys."""
         self._due_at.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -53,13 +52,13 @@ class SharedTimeouts(Generic[Key]):
     def _expire(self) -> None:
         self._timer = None
         now = self._loop.time()
-        late = []
-        for who, due in self._due_at.items():
+        expired = []
+        for key, due in self._due_at.items():
             if due > now:
                 soonest = max(due, now + self._seconds / CHECKS_PER_TIMEOUT)
                 self._timer = self._loop.call_at(soonest, self._expire)
                 break
-            late.append(who)
-        for who in late:
-            self.stop(who)
-            self._on_timeout(who)
+            expired.append(key)
+        for key in expired:
+            self.stop(key)
+            self._on_timeout(key)

@@ -20,52 +20,50 @@ log = logging.getLogger(__name__)
 
 INDEX_FILE = "index.html"
 PAGE_PATHS = ("/", "/chat", "/runs/{dag_id}/{run_id}")
-"""Where there is a page."""
+"""Paths of the pages, which are one HTML file."""
 
 BUILD_DIRECTORY = Path(__file__).parents[1] / "web"
-"""Where the build hook puts the built pages (`hatch_build.py`)."""
+"""Directory of the built pages (`hatch_build.py`)."""
 
 HASHED_PREFIX = "assets/"
-"""Folder of the files whose names change with their content."""
+"""Directory of files with a content hash in their names, which can be cached for ever."""
 
 ENCODINGS = {"br": ".br", "gzip": ".gz"}
-"""Content codings (RFC 9110 section 8.4.1), the best first, and the suffixes of the files that were made with them."""
+"""Suffixes of precompressed files by content coding (RFC 9110 section 8.4.1), the best first."""
 
 MEDIA_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
-"""By suffix: what the machine knows of media types is not ours to rely on."""
+"""By suffix. `mimetypes` depends on the machine's configuration."""
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; base-uri 'none'; connect-src 'self'; form-action 'none'; frame-ancestors 'self';"
     " img-src 'self'; script-src 'self'; style-src 'self'"
 )
-"""What a page may do (Content Security Policy Level 3): nothing inline, nothing from elsewhere, nothing evaluated."""
+"""Content Security Policy Level 3: nothing inline, nothing of other origins, no `eval`."""
 
 HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
-    # Addresses name DAGs and runs.
+    # URLs contain the IDs of DAGs and runs.
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
 
 
 class Asset(NamedTuple):
-    """A file, as it is sent."""
-
     media_type: str
     cache_control: str
     bodies: Mapping[str, bytes]
-    """By content coding; `identity` is always there."""
+    """By content coding; always with `identity`."""
 
     digest: str
-    """Of the body without a coding."""
+    """Of the uncompressed body."""
 
 
 def page_routes() -> list[Route]:
-    """Return the routes of all pages, and of the files that they are made of."""
+    """Return the routes of the pages and of their files."""
     assets = load_assets(BUILD_DIRECTORY)
     if INDEX_FILE not in assets:
-        log.warning("The pages were not built into this installation; `make pages` does so in a checkout")
+        log.warning("This installation has no pages; `make pages` builds them in a checkout")
         return [Route(path, _raise_missing, include_in_schema=False) for path in PAGE_PATHS]
     files = {f"/{name}": asset for name, asset in assets.items() if name != INDEX_FILE} | dict.fromkeys(
         PAGE_PATHS, assets[INDEX_FILE]
@@ -74,7 +72,7 @@ def page_routes() -> list[Route]:
 
 
 def load_assets(folder: Path) -> dict[str, Asset]:
-    """Read all files below a folder, by path: `assets/index-4c1f0be2.js`. There are none where it is missing."""
+    """Read all files below a directory, by path such as `assets/index-4c1f0be2.js`. None if it does not exist."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.*")) if path.is_file()}
     return {name: _load_asset(name, path) for name, path in files.items() if path.suffix not in ENCODINGS.values()}
 
@@ -91,9 +89,9 @@ def _load_asset(name: str, path: Path) -> Asset:
 
 
 async def _send_asset(asset: Asset, request: Request) -> Response:
-    """Answer with a file in the coding that the client understands, unless it has it."""
-    wanted = parse_quality_values(", ".join(request.headers.getlist("accept-encoding")))
-    coding = next((one for one in asset.bodies if wanted.get(one, wanted.get("*", 0.0)) > 0), "identity")
+    """Respond with a file in the best coding that the client accepts, or with 304."""
+    qualities = parse_quality_values(", ".join(request.headers.getlist("accept-encoding")))
+    coding = next((name for name in asset.bodies if qualities.get(name, qualities.get("*", 0.0)) > 0), "identity")
     etag = f'"{asset.digest}-{coding}"'
     headers = {**HEADERS, "ETag": etag, "Cache-Control": asset.cache_control, "Vary": "Accept-Encoding"}
     if matches_etag(request.headers.getlist("if-none-match"), etag):

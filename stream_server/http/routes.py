@@ -1,4 +1,4 @@
-"""The routes of the API."""
+"""The route table of the API."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def api_routes() -> list[BaseRoute]:
-    """Return the routes of callers; each of them may have and do only so much."""
+    """Return the routes of the API, all with rate limits."""
     http: tuple[tuple[str, Endpoint, str], ...] = (
-        # The first one is asked for most.
+        # Starlette compares in this order: the most frequent first.
         (RUN_STREAM, run_stream.stream_run, "GET"),
         (RUNS, trigger.trigger_run, "POST"),
         (f"{RUNS}/{{run_id}}/result", result.get_result, "GET"),

@@ -1,4 +1,4 @@
-"""What clients say on a WebSocket about who they are: `{"op": "auth", "token": "…"}`, at first or later."""
+"""Authentication messages on a WebSocket, first or later: `{"op": "auth", "token": "…"}`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from stream_server.protocol.frames import Ack, Close, Refusal
 from stream_server.protocol.wire import Wire
 
 SUBPROTOCOL = "airflow-stream"
-"""What clients may offer (RFC 6455 section 1.9); what else they do is not taken up, and above all no token."""
+"""The subprotocol that is accepted (RFC 6455 section 1.9). Others are not selected, above all none with a token."""
 
 AUTH_TIMEOUT_SECONDS = 5.0
-"""How long a client may take to say who he is."""
+"""Time in which a client must send its first message, if that must authenticate it."""
 
 MAX_ID_LENGTH = 64
 
@@ -50,7 +50,6 @@ class Introduction(msgspec.Struct, tag_field="op", tag="auth", forbid_unknown_fi
 
     @property
     def caller(self) -> Caller:
-        """Who says so."""
         return Caller.from_token(self.token)
 
 
@@ -60,28 +59,28 @@ class _OperationHead(msgspec.Struct):
 
 
 async def accept_handshake(websocket: WebSocket) -> None:
-    """Accept the handshake, unless that has been done."""
+    """Accept the handshake, unless it was accepted already."""
     if websocket.application_state is WebSocketState.CONNECTING:
         offered = websocket.scope.get("subprotocols", ())
         await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
 
 
 def may_authenticate_later(caller: Caller, error: AirflowRefused) -> bool:
-    """Tell whether a caller whom Airflow does not know may say yet who he is.
+    """Whether a caller that Airflow has refused may still authenticate by a message.
 
-    Browsers can't send an `Authorization` with a handshake, but always send what cookies they have.
+    Browsers can't send `Authorization` with a handshake, but always send their cookies, which may be stale.
     """
     return error.status == Unauthenticated.status and "authorization" not in caller.headers
 
 
 async def receive_auth(websocket: WebSocket) -> Introduction:
-    """Return what a client says first.
+    """Return the first message of a client, which must authenticate it.
 
     Raises:
-        Unauthenticated: It does not say who it is, or says something else.
-        WebSocketDisconnect: It has gone.
+        Unauthenticated: There is none in time, or it is another message.
+        WebSocketDisconnect: The client has disconnected.
     """
-    wanted = 'send {"op":"auth","token":"…"} first'
+    expected = 'send {"op":"auth","token":"…"} first'
     with anyio.move_on_after(AUTH_TIMEOUT_SECONDS):
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
@@ -89,12 +88,12 @@ async def receive_auth(websocket: WebSocket) -> Introduction:
         try:
             return msgspec.json.decode(message.get("text") or message.get("bytes") or b"", type=Introduction)
         except (msgspec.DecodeError, RecursionError) as error:
-            raise Unauthenticated(f"Not understood: {error}; {wanted}") from None
-    raise Unauthenticated(f"You did not say who you are within {AUTH_TIMEOUT_SECONDS:g} s; {wanted}")
+            raise Unauthenticated(f"Invalid message: {error}; {expected}") from None
+    raise Unauthenticated(f"No message came within {AUTH_TIMEOUT_SECONDS:g} s; {expected}")
 
 
 async def send_refusal(websocket: WebSocket, error: StreamServerError) -> None:
-    """Tell on an open WebSocket what would have been told before the handshake, and end it."""
+    """Send an error on an accepted WebSocket, and close that."""
     code = close_code_for(error)
     retry_ms = 1000 * error.retry_after if isinstance(error, Throttled) else None
     closed = Close(code=int(code), reason=error.title, reconnect=code.should_reconnect, retry_ms=retry_ms)
@@ -104,7 +103,6 @@ async def send_refusal(websocket: WebSocket, error: StreamServerError) -> None:
 
 
 def close_code_for(error: StreamServerError) -> CloseCode:
-    """Return the code that tells what an error tells."""
     if isinstance(error, Unavailable):
         return CloseCode.DRAINING if isinstance(error, Draining) else CloseCode.UNAVAILABLE
     if isinstance(error, Throttled):
@@ -114,11 +112,10 @@ def close_code_for(error: StreamServerError) -> CloseCode:
     return CloseCode.FORBIDDEN if error.status == FORBIDDEN else CloseCode.REFUSED
 
 
-def refusal_frame(identity: str, error: StreamServerError) -> Refusal:
-    """Return the frame that tells an error."""
+def refusal_frame(message_id: str, error: StreamServerError) -> Refusal:
     problem = error.problem_body()
     return Refusal(
-        id=identity[:MAX_ID_LENGTH],
+        id=message_id[:MAX_ID_LENGTH],
         problem=problem["type"],
         title=problem["title"],
         status=problem["status"],
@@ -127,12 +124,12 @@ def refusal_frame(identity: str, error: StreamServerError) -> Refusal:
 
 
 class WebSocketAuth:
-    """What a client says on the WebSocket of one run: that it has another token. All else has no meaning there.
+    """Handles the messages of a client on the WebSocket of one run. Only `auth`, with a new token, has a meaning there.
 
     Args:
-        scope: Of its connection.
-        guard: Of its stream; `None` where everybody may see everything.
-        subscription: Where answers go.
+        scope: Of the connection.
+        guard: The permission of the stream; `None` if no caller needs one.
+        subscription: Gets the replies.
     """
 
     __slots__ = ("_guard", "_revalidation", "_scope", "_subscription")
@@ -142,7 +139,6 @@ class WebSocketAuth:
         self._revalidation: asyncio.Task[None] | None = None
 
     def handle(self, text: str | bytes) -> None:
-        """Do what the client says."""
         try:
             operation = msgspec.json.decode(text, type=_OperationHead)
         except (msgspec.DecodeError, RecursionError):
@@ -150,26 +146,28 @@ class WebSocketAuth:
         if operation.op != "auth":
             return
         try:
-            said = msgspec.json.decode(text, type=Introduction)
+            message = msgspec.json.decode(text, type=Introduction)
         except (msgspec.DecodeError, RecursionError) as error:
-            self._push_refusal(operation.id, BadRequest(f"Not understood: {error}"))
+            self._push_refusal(operation.id, BadRequest(f"Invalid message: {error}"))
             return
         if self._revalidation is not None:
-            self._push_refusal(said.id, BadRequest("The last token is still being looked at"))
+            self._push_refusal(
+                message.id, BadRequest("The previous token is still being verified; wait for its `ack` or `error`")
+            )
             return
-        self._revalidation = asyncio.create_task(self._revalidate(said), name="another token")
+        self._revalidation = asyncio.create_task(self._revalidate(message), name="revalidation")
 
-    async def _revalidate(self, said: Introduction) -> None:
+    async def _revalidate(self, message: Introduction) -> None:
         try:
             if self._guard is not None:
-                await self._guard.revalidate(said.caller)
-                reattribute_connection(self._scope, said.caller.headers)
+                await self._guard.revalidate(message.caller)
+                reattribute_connection(self._scope, message.caller.headers)
         except StreamServerError as error:
-            self._push_refusal(said.id, error)
+            self._push_refusal(message.id, error)
         else:
-            self._subscription.push([Wire(Ack(op="auth", id=said.id[:MAX_ID_LENGTH]))])
+            self._subscription.push([Wire(Ack(op="auth", id=message.id[:MAX_ID_LENGTH]))])
         finally:
             self._revalidation = None
 
-    def _push_refusal(self, identity: str, error: StreamServerError) -> None:
-        self._subscription.push([Wire(refusal_frame(identity, error))])
+    def _push_refusal(self, message_id: str, error: StreamServerError) -> None:
+        self._subscription.push([Wire(refusal_frame(message_id, error))])

@@ -155,7 +155,7 @@ async def test_a_server_that_cannot_write_entries_decides_by_its_own_clients(
     await airflow.connection.execute(harm)
     await disconnect_stream(caller, SHORT)
     await eventually_async(lambda: stub.patches, what="the run is stopped")
-    assert "Other servers do not know" in caplog.text
+    assert "Cannot register run" in caplog.text
 
 
 async def test_the_run_continues_while_another_client_watches(
@@ -209,7 +209,7 @@ async def test_a_run_that_cannot_be_stopped_is_logged(
     stub.instead = refuse
     with caplog.at_level(logging.WARNING):
         await disconnect_stream(caller, SHORT)
-        await eventually_async(lambda: "could not be stopped" in caplog.text)
+        await eventually_async(lambda: "could not be cancelled" in caplog.text)
     assert "Airflow answered 403" in caplog.text
     assert "secret" not in caplog.text
 
@@ -232,7 +232,7 @@ async def test_a_stopping_server_does_not_stop_runs(
                 await stopping
     await wait_for_cancellation_decision()
     assert stub.patches == []
-    assert "goes on: the server stops" in caplog.text
+    assert "is not cancelled: the server stops" in caplog.text
 
 
 async def test_the_cancel_endpoint_stops_a_run(

@@ -152,16 +152,16 @@ async def test_a_run_without_a_result_task_returns_when_it_ends(client: httpx.As
 @pytest.mark.parametrize(
     ("query", "detail"),
     [
-        ("?timeout=soon", "timeout: 'soon' is not a duration"),
+        ("?timeout=soon", "`timeout`: 'soon' is not a duration"),
         ("?unwrap=yes", "`unwrap` must be 'false' or 'true', got 'yes'"),
-        ("?timeout=%D9%A3s", "timeout: '\u0663s' is not a duration"),
+        ("?timeout=%D9%A3s", "`timeout`: '\u0663s' is not a duration"),
         ("?fail_status=200", "`fail_status` must be an integer from 400 to 599, got '200'"),
         (
             "?unwrap=true&fail_status=000000400599",
             "`fail_status` must be an integer from 400 to 599, got '000000400599'",
         ),
         ("?confirm=maybe", "`confirm` must be 'push' or 'success', got 'maybe'"),
-        ("?until=never", "neither 'result' nor 'run'"),
+        ("?until=never", "must be 'result' or 'run'"),
         ("?result=missing", "has no task 'missing'"),
     ],
 )

@@ -334,8 +334,8 @@ async def test_an_invalid_body_is_not_sent_to_airflow(
         ("&if_exists=maybe", "`if_exists` must be 'fail' or 'attach', got 'maybe'"),
         ("&on_disconnect=kill", "`on_disconnect` must be 'continue' or 'cancel', got 'kill'"),
         ("&grace=5s", "together with on_disconnect=cancel"),
-        ("&on_disconnect=cancel&grace=x", "grace: 'x' is not a duration"),
-        ("&timeout=x", "timeout: 'x' is not a duration"),
+        ("&on_disconnect=cancel&grace=x", "`grace`: 'x' is not a duration"),
+        ("&timeout=x", "`timeout`: 'x' is not a duration"),
         ("&until=never", "`until` must be 'result' or 'run', got 'never'"),
     ],
 )
