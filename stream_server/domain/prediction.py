@@ -6,7 +6,6 @@ instance that cannot end in `success` is certain to have no value. The sets may 
 failure that is reported early is always right. What users do (clear, mark, change the DAG) is not predicted.
 
 How one task is predicted, from the states of its instances and the ends of its upstream:
-
     _predict_task                       state known, or rule met: its ends follow from the state alone
       └─ _predict_waiting               the rule is not met yet
            ├─ _predict_expanded         instances exist, or the task is not mapped

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
 
 import anyio
 
@@ -22,7 +21,7 @@ from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import Draining, JournalUnreachable
 from stream_server.hub.firehose import Filter, Firehose, ReadPermissions, replay, required_resources, reset_wires
-from stream_server.hub.observer import HubObserver, MultiplexConnection
+from stream_server.hub.observer import HubObserver, HubStatistics, MultiplexConnection
 from stream_server.hub.run_feed import SubscriberGroup
 from stream_server.hub.subscription import Subscription
 from stream_server.hub.watched_runs import RunSource, WatchedRun, WatchedRuns
@@ -40,15 +39,6 @@ DRAIN_RETRY_MS = (500, 3000)
 """Bounds of the random delay after which drained clients reconnect."""
 
 SHUTTING_DOWN = "The server is shutting down"
-
-
-class HubStatistics(NamedTuple):
-    """What is watched, and what is queued for slow clients."""
-
-    runs: int
-    subscriptions: int
-    queued_frames: int
-    queued_bytes: int
 
 
 class Hub:

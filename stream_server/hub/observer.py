@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from stream_server.domain.transition import ReadTiming
 from stream_server.protocol.close_codes import CloseCode
+
+
+class HubStatistics(NamedTuple):
+    """What is watched, and what is queued for slow clients."""
+
+    runs: int
+    subscriptions: int
+    queued_frames: int
+    queued_bytes: int
 
 
 class HubObserver(Protocol):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import FailureKnown, ResultKnown, Undecided, WatchOptions, evaluate
 from stream_server.protocol.frames import Failure, Reset, Result
-from support.builders import History, Move, SimulatedReader, apply_move, graph, results_of, run_histories, types
+from support.builders import History, SimulatedReader, graph, results_of, types
+from support.run_moves import Move, apply_move, run_histories
 from support.serialized_dags import Node, dag
 
 LEAVES: dict[str, list[str]] = {"left": [], "right": [], "log": []}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from stream_server.domain.outcome import FailureKnown, ResultKnown, evaluate, select_result_tasks
 from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, Snapshot
 from support.airflow_sql import CHAIN
-from support.builders import History, Move, SimulatedReader, apply_move, graph, run_histories, run_histories_of
+from support.builders import History, SimulatedReader, graph
+from support.run_moves import Move, apply_move, run_histories, run_histories_of
 
 GRAPHS = (
     graph(CHAIN),

@@ -31,7 +31,8 @@ from stream_server.protocol.frames import (
     TaskTransition,
 )
 from stream_server.protocol.wire import Wire
-from support.builders import EPOCH, KEY, History, Move, apply_move, at, run_histories_of
+from support.builders import EPOCH, KEY, History, at
+from support.run_moves import Move, apply_move, run_histories_of
 
 LIMIT = 10_000_000
 

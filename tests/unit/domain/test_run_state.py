@@ -7,7 +7,8 @@ from hypothesis import given
 
 from stream_server.domain.run_state import MAX_LISTED_INSTANCES, RETRACTING_STATES, RunState
 from stream_server.protocol.frames import RunTransition, Snapshot, TaskTransition
-from support.builders import History, Move, apply_move, at, comparable_state, graph, run_histories
+from support.builders import History, at, comparable_state, graph
+from support.run_moves import Move, apply_move, run_histories
 
 
 def may_happen(history: History, move: Move) -> bool:

@@ -20,7 +20,8 @@ from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, Resumed
-from support.builders import EPOCH, KEY, History, Move, apply_move, at, run_histories_of, types
+from support.builders import EPOCH, KEY, History, at, types
+from support.run_moves import Move, apply_move, run_histories_of
 
 UNTIL_RUN = WatchOptions(until="run")
 

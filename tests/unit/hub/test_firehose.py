@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable, Collection
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.domain.replay import Gap
-from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.hub.firehose import (
     BOOKMARK_SECONDS,
     MAX_PENDING_TRANSITIONS,
@@ -21,38 +19,12 @@ from stream_server.hub.firehose import (
 )
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import JournalPosition, ResumeToken
+from stream_server.protocol.cursor import ResumeToken
 from stream_server.protocol.wire import Wire
+from support.firehose_rows import cursor, last_cursor, output_row, sent_types, transition
 
 NAMES = st.sampled_from(["a", "b", "c"])
 SOME = st.frozensets(NAMES, max_size=2)
-
-
-def cursor(number: int) -> JournalPosition:
-    return JournalPosition("e", number, number)
-
-
-def transition(seq: int, dag_id: str = "a", task_id: str | None = "t", state: str | None = "queued") -> Transition:
-    kind = TransitionKind.RUN if task_id is None else TransitionKind.TASK
-    return Transition(
-        seq, seq, datetime(2026, 1, 1, tzinfo=timezone.utc), kind, dag_id, "r", task_id, -1, 1, state, None, 0
-    )
-
-
-def saying(seq: int, dag_id: str = "a") -> Transition:
-    """An output row."""
-    body = '{"try_number": 1, "index": 0, "items": [{"chunk": "secret"}]}'
-    return transition(seq, dag_id)._replace(kind=TransitionKind.XCOM, xcom_key=OUTPUT_KEY, body=body)
-
-
-def told(subscription: Subscription) -> list[str]:
-    return [wire.type for wire in subscription.take()]
-
-
-def last_cursor(wires: Sequence[Wire]) -> JournalPosition | None:
-    assert all(wire.token is None for wire in wires[:-1]), "only the last frame of a batch has one"
-    token = wires[-1].token
-    return None if token is None else token.position
 
 
 @given(st.lists(st.tuples(NAMES, NAMES, NAMES)), SOME, SOME, SOME)
@@ -97,11 +69,11 @@ def test_each_client_gets_what_matches_and_the_position() -> None:
 def test_a_client_without_matches_gets_the_position_now_and_then() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.add(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
-    told(subscription)
+    sent_types(subscription)
     firehose.dispatch([transition(1)], cursor(2), BOOKMARK_SECONDS / 2)
-    assert told(subscription) == []
+    assert sent_types(subscription) == []
     firehose.dispatch([], cursor(2), BOOKMARK_SECONDS + 1)
-    assert told(subscription) == [], "the journal has not gone further"
+    assert sent_types(subscription) == [], "the journal has not gone further"
     firehose.dispatch([transition(2)], cursor(3), BOOKMARK_SECONDS + 1)
     wires = subscription.take()
     assert [wire.type for wire in wires] == ["ping"]
@@ -113,7 +85,7 @@ def test_frames_are_shared_by_all_clients() -> None:
     ones = [Subscription(10**6) for _ in range(3)]
     for one in ones:
         firehose.add(Filter(), one, cursor(1), 0.0)
-        told(one)
+        sent_types(one)
     firehose.dispatch([transition(1), transition(2)], cursor(3), 0.0)
     first, *others = [one.take() for one in ones]
     assert all(wire is same for other in others for wire, same in zip(first, other, strict=True))
@@ -122,11 +94,11 @@ def test_frames_are_shared_by_all_clients() -> None:
 def test_a_removed_client_gets_nothing() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.add(Filter(), subscription, cursor(1), 0.0)
-    told(subscription)
+    sent_types(subscription)
     firehose.remove(subscription)
     firehose.dispatch([transition(1)], cursor(2), 0.0)
     firehose.resync("transitions_lost", cursor(2))
-    assert told(subscription) == []
+    assert sent_types(subscription) == []
     assert not firehose
     firehose.remove(subscription)
 
@@ -134,7 +106,7 @@ def test_a_removed_client_gets_nothing() -> None:
 def test_a_resync_resets_all_clients() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.add(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
-    told(subscription)
+    sent_types(subscription)
     firehose.resync("transitions_lost", cursor(9))
     wires = subscription.take()
     assert [wire.type for wire in wires] == ["reset"]
@@ -181,7 +153,7 @@ def _name(reading: Resource) -> str:
 def follow(firehose: Firehose, reader: Reader, wanted: Filter | None = None) -> Subscription:
     subscription = Subscription(10**6)
     firehose.add(wanted or Filter(), subscription, cursor(1), 0.0, reader)
-    told(subscription)
+    sent_types(subscription)
     return subscription
 
 
@@ -288,7 +260,7 @@ def test_a_resync_replaces_pending_batches() -> None:
     firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
     firehose.resync("transitions_lost", cursor(3))
     reader.learn(new=True)
-    assert told(subscription) == ["reset"]
+    assert sent_types(subscription) == ["reset"]
 
 
 EVERYTHING = Filter(types=frozenset({"task", "chunk"}))
@@ -307,14 +279,14 @@ def _value(wire: Wire) -> object:
 def test_values_are_sent_to_callers_that_may_read_them() -> None:
     firehose, reader = Firehose(), Reader(a=True, a_said=True, b=True, b_said=False)
     subscription = follow(firehose, reader, EVERYTHING)
-    firehose.dispatch([saying(1), saying(2, "b"), transition(3)], cursor(4), 0.0)
+    firehose.dispatch([output_row(1), output_row(2, "b"), transition(3)], cursor(4), 0.0)
     assert values(subscription) == ["secret", "withheld", "task"]
 
 
 def test_values_wait_until_their_permission_is_known() -> None:
     firehose, reader = Firehose(), Reader(a=True)
     all_, some = follow(firehose, reader, EVERYTHING), follow(firehose, reader)
-    firehose.dispatch([saying(1), transition(2)], cursor(3), 0.0)
+    firehose.dispatch([output_row(1), transition(2)], cursor(3), 0.0)
     # A client that wants no output does not wait for its permission.
     assert (values(all_), values(some)) == ([], ["task"])
     assert [asked for asked, _ in reader.asked] == [{"a_said"}]
@@ -325,15 +297,15 @@ def test_values_wait_until_their_permission_is_known() -> None:
 def test_output_of_a_dag_that_may_not_be_read_is_not_looked_up() -> None:
     firehose, reader = Firehose(), Reader(a=False)
     subscription = follow(firehose, reader, EVERYTHING)
-    firehose.dispatch([saying(1)], cursor(2), 0.0)
+    firehose.dispatch([output_row(1)], cursor(2), 0.0)
     assert (values(subscription), reader.asked) == ([], [])
 
 
 def test_a_filter_can_redact_values() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.add(EVERYTHING._replace(redacted=True), subscription, cursor(1), 0.0)
-    told(subscription)
-    firehose.dispatch([saying(1), transition(2)], cursor(3), 0.0)
+    sent_types(subscription)
+    firehose.dispatch([output_row(1), transition(2)], cursor(3), 0.0)
     assert values(subscription) == ["withheld", "task"]
 
 
@@ -350,7 +322,7 @@ def test_a_filter_can_redact_values() -> None:
 def test_a_replay_has_the_values_that_may_be_read(
     allowed: set[Resource] | None, expected: list[str], *, withheld: bool
 ) -> None:
-    history, wanted = [saying(1), transition(2)], EVERYTHING._replace(redacted=withheld)
+    history, wanted = [output_row(1), transition(2)], EVERYTHING._replace(redacted=withheld)
     assert required_resources(wanted, history) == {Resource("a"), Resource("a", output=True)}
     assert [
         _value(wire) for wire in replay(wanted, Gap(ResumeToken(cursor(1)), cursor(5), history), allowed)
@@ -365,55 +337,3 @@ def test_no_look_up_is_made_after_the_last_client_has_left() -> None:
     # Airflow did not answer.
     reader.learn()
     assert reader.asked == []
-
-
-def test_a_batch_whose_frames_cannot_be_made_costs_a_reset(caplog: pytest.LogCaptureFixture) -> None:
-    firehose, subscription = Firehose(), Subscription(10**6)
-    firehose.add(Filter(), subscription, cursor(1), 0.0)
-    told(subscription)
-    firehose.dispatch([transition(1), transition(2)._replace(map_index=None)], cursor(3), 0.0)
-    wires = subscription.take()
-    assert [wire.type for wire in wires] == ["reset"]
-    assert last_cursor(wires) == cursor(3)
-    firehose.dispatch([transition(3)], cursor(4), 0.0)
-    assert told(subscription) == ["task"]
-    assert "Cannot make the frames of a batch" in caplog.text
-
-
-class Faulty:
-    """Rights whose check raises."""
-
-    max_wait = 10.0
-
-    def may_read(self, reading: Resource) -> bool | None:
-        raise RuntimeError("no rights")
-
-    def request_decision(self, readings: Collection[Resource], then: Callable[[], None]) -> None:
-        raise NotImplementedError
-
-    async def filter_readable(self, readings: Collection[Resource]) -> Collection[Resource]:
-        raise NotImplementedError
-
-
-def test_an_error_in_one_group_closes_its_connections_and_no_others(caplog: pytest.LogCaptureFixture) -> None:
-    firehose, faulty, sound = Firehose(), Subscription(10**6), Subscription(10**6)
-    firehose.add(Filter(), faulty, cursor(1), 0.0, Faulty())
-    firehose.add(Filter(), sound, cursor(1), 0.0)
-    firehose.dispatch([transition(1)], cursor(2), 0.0)
-    assert told(sound) == ["ping", "task"]
-    assert told(faulty) == ["ping", "close"]
-    assert faulty.closed is not None
-    assert faulty.closed.code == CloseCode.INTERNAL
-    assert "no rights" in caplog.text
-    firehose.remove(faulty)
-    firehose.dispatch([transition(2)], cursor(3), 0.0)
-    assert told(sound) == ["task"]
-
-
-def test_output_that_is_nested_too_deeply_is_no_frame() -> None:
-    firehose, subscription = Firehose(), Subscription(10**6)
-    firehose.add(Filter(types=frozenset({"chunk"})), subscription, cursor(1), 0.0)
-    told(subscription)
-    deep = '{"try_number": 1, "index": 0, "items": [{"chunk": ' + "[" * 5000 + "]" * 5000 + "}]}"
-    firehose.dispatch([saying(1)._replace(body=deep), saying(2)], cursor(3), 0.0)
-    assert told(subscription) == ["chunk"]

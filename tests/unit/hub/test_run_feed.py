@@ -15,18 +15,8 @@ from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import AnyFrame, Close, End, Reset, Result, RunTransition, Snapshot, TaskTransition
 from stream_server.protocol.wire import Wire
-from support.builders import (
-    EPOCH,
-    KEY,
-    History,
-    Move,
-    apply_move,
-    comparable_state,
-    graph,
-    results_of,
-    run_histories,
-    types,
-)
+from support.builders import EPOCH, KEY, History, comparable_state, graph, results_of, types
+from support.run_moves import Move, apply_move, run_histories
 
 UNTIL_RUN = WatchOptions(until="run")
 

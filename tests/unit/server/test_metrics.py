@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stream_server.domain.transition import ReadTiming
 from stream_server.http.delivery.scheduler import TransportStatistics
-from stream_server.hub.hub import HubStatistics
+from stream_server.hub.observer import HubStatistics
 from stream_server.journal.gauges import QUEUE_USAGE_WARNING, DatabaseGauges
 from stream_server.journal.run_store import GaugeValues
 from stream_server.journal.tail import ReadReason, TailStatus
