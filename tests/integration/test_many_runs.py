@@ -101,7 +101,7 @@ async def test_types_states_and_tasks_are_filtered_too(
         ("?type=result", "`type` must be one of task, run"),
         ("?state=runing", "`state` must be one of awaiting_input, deferred"),
         ("?dag_id=chat&dag_id=", "`dag_id` must not be empty"),
-        ("?dag=chat", "no parameter 'dag' here"),
+        ("?dag=chat", "no query parameter 'dag'"),
         ("?" + "&".join(["run_id=r"] * 101), "`run_id` must have at most 100 values, got 101"),
     ],
 )

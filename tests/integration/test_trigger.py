@@ -330,7 +330,7 @@ async def test_an_invalid_body_is_not_sent_to_airflow(
 @pytest.mark.parametrize(
     ("query", "detail"),
     [
-        ("&wait=1", "no parameter 'wait' here"),
+        ("&wait=1", "no query parameter 'wait'"),
         ("&if_exists=maybe", "`if_exists` must be 'fail' or 'attach', got 'maybe'"),
         ("&on_disconnect=kill", "`on_disconnect` must be 'continue' or 'cancel', got 'kill'"),
         ("&grace=5s", "together with on_disconnect=cancel"),
