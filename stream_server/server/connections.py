@@ -32,6 +32,14 @@ from stream_server.http.delivery.writers import DirectWriter
 from stream_server.http.endpoints.websocket import close_code_and_reason
 from stream_server.protocol.frames import Close
 from stream_server.server.flow_control import ResumeEvent
+from stream_server.server.placeholders import (
+    NULL_QUEUE,
+    NULL_TIMER,
+    CapturingTransport,
+    NullQueue,
+    NullTimer,
+    SmallQueue,
+)
 from stream_server.server.request_limits import LimitedHttpProtocol
 
 websocket_log = logging.getLogger("uvicorn.error.websocket")
@@ -47,39 +55,6 @@ DETACHED_SCOPE: dict[str, Any] = {"method": "GET"}
 
 MAX_CACHED_HEADS = 1000
 """Bound of the response-head cache: its keys contain the header `Origin`, which clients choose."""
-
-
-class _NullTimer(asyncio.TimerHandle):
-    """Replaces a timer that is not set."""
-
-    def __init__(self) -> None:
-        pass
-
-    @override
-    def cancel(self) -> None:
-        pass
-
-
-class _NullQueue:
-    """Replaces the queue of a WebSocket whose application has returned."""
-
-    def put_nowait(self, message: object) -> None:
-        pass
-
-
-NULL_TIMER, NULL_QUEUE = _NullTimer(), _NullQueue()
-
-
-class _CapturingTransport:
-    """Replaces the transport of a request while the head of its response is captured."""
-
-    __slots__ = ("data",)
-
-    def __init__(self) -> None:
-        self.data = b""
-
-    def write(self, data: bytes) -> None:
-        self.data += data
 
 
 class ResponseHeads:
@@ -101,16 +76,6 @@ class ResponseHeads:
         return self._heads
 
 
-class _SmallQueue(list[Any]):
-    """Replaces uvicorn's `deque` of pipelined requests, which takes 600 bytes while it is empty."""
-
-    __slots__ = ()
-
-    def appendleft(self, request: object) -> None:
-        """Add a request. uvicorn adds on the left, and takes with `pop` on the right."""
-        self.insert(0, request)
-
-
 class HttpConnection(LimitedHttpProtocol):
     """An HTTP/1.1 connection that streams can write to directly."""
 
@@ -124,7 +89,7 @@ class HttpConnection(LimitedHttpProtocol):
     _claimed_cycle: RequestResponseCycle
     """uvicorn's object for the request whose response is written directly."""
 
-    _captured: _CapturingTransport
+    _captured: CapturingTransport
 
     @property
     def is_full(self) -> bool:
@@ -153,7 +118,7 @@ class HttpConnection(LimitedHttpProtocol):
     def capture(self) -> None:
         """Capture what uvicorn writes for the claimed response, until `flush`."""
         # uvicorn writes responses to `transport` of the cycle, and has checked them before.
-        self._claimed_cycle.transport = self._captured = _CapturingTransport()  # type: ignore[assignment]
+        self._claimed_cycle.transport = self._captured = CapturingTransport()  # type: ignore[assignment]
 
     def flush(self, kind: Hashable = None) -> bytes:
         """Stop capturing, and return what was captured; cache it as the head of a kind, unless that is `None`."""
@@ -178,7 +143,7 @@ class HttpConnection(LimitedHttpProtocol):
         # uvicorn's `send` reads the method, if the end of the body is sent by ASGI.
         cycle.scope = DETACHED_SCOPE  # type: ignore[assignment]
         if not self.pipeline:
-            self.pipeline = _SmallQueue()  # type: ignore[assignment]
+            self.pipeline = SmallQueue()  # type: ignore[assignment]
         if not self._awaits_request:
             # Otherwise it has parsed a part of the next request. `data_received` makes a new one.
             self.parser = None
@@ -304,7 +269,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
     @override
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         super().on_task_complete(task)
-        if isinstance(self.close_timer, _NullTimer):
+        if isinstance(self.close_timer, NullTimer):
             # From now on, uvicorn must see that no closing handshake has begun.
             self.close_timer = None
 
@@ -319,7 +284,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
     @override
     def send_receive_event_to_app(self) -> None:
         # uvicorn calls this for each whole message, with its fragments in `frames`.
-        if self.writer is None or not isinstance(self.queue, _NullQueue):
+        if self.writer is None or not isinstance(self.queue, NullQueue):
             super().send_receive_event_to_app()
             return
         data, self.frames = b"".join(self.frames), []

@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from stream_server.domain.run_state import RunKey
-from stream_server.http.docs import asyncapi, openapi
+from stream_server.http.docs import asyncapi, openapi, responses
 from stream_server.http.endpoints.probe import PROBE_PATH
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
@@ -166,7 +166,7 @@ async def test_every_response_is_described(
         assert response_errors(response, path) == [], f"{method} {target}"
         return response
 
-    for path, media_type in (("/openapi.json", openapi.JSON_TYPE), ("/schema/frames.json", openapi.SCHEMA_TYPE)):
+    for path, media_type in (("/openapi.json", responses.JSON_TYPE), ("/schema/frames.json", responses.SCHEMA_TYPE)):
         assert (await request(200, path, path)).headers["content-type"] == media_type
     for path in ("/asyncapi.json", "/health", "/ready", "/metrics"):
         await request(200, path, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
 from functools import partial
 
 import msgspec
@@ -12,10 +11,19 @@ from stream_server import errors
 from stream_server.http.delivery import ndjson, sse
 from stream_server.http.docs.openapi_lists import LIST_BODIES, build_list_paths
 from stream_server.http.docs.parameters import SECURITY_SCHEMES, build_parameters
+from stream_server.http.docs.responses import (
+    JSON_TYPE,
+    SCHEMA_TYPE,
+    add_stream_content,
+    body_content,
+    lines_content,
+    outcome_response,
+    problem_responses,
+)
 from stream_server.http.endpoints import tickets, trigger
 from stream_server.http.endpoints.firehose import FILTER_PARAMETERS
 from stream_server.http.endpoints.probe import PROBE_PATH
-from stream_server.http.endpoints.result import DEFAULT_FAIL_STATUS, RESPONSE_PARAMETERS
+from stream_server.http.endpoints.result import RESPONSE_PARAMETERS
 from stream_server.http.params import STREAM_PARAMETERS, WATCH_PARAMETERS
 from stream_server.protocol import examples
 from stream_server.protocol.bodies import Cancelled, Detail, Health, Problem, Readiness, RunAnswer, Ticket, WaitLine
@@ -33,10 +41,6 @@ RUNS_PATH = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_PATH = f"{RUNS_PATH}/{{run_id}}"
 FIREHOSE_PATH = "/api/v2/stream"
 DAG_FIREHOSE_PATH = "/api/v2/dags/{dag_id}/stream"
-
-JSON_TYPE = "application/json"
-PROBLEM_TYPE = "application/problem+json"
-SCHEMA_TYPE = "application/schema+json"
 
 TITLE = "stream_server"
 INFO: Json = {
@@ -105,8 +109,8 @@ def build_openapi() -> Json:
             DAG_FIREHOSE_PATH: {"get": _firehose_operation(DAG_FIREHOSE_PATH)},
             tickets.TICKETS_PATH: {"post": _ticket_operation()},
             **build_list_paths(
-                partial(_problem_responses, *CALLER_ERRORS, *THROTTLING_ERRORS, *UNAVAILABLE_ERRORS),
-                _body_content,
+                partial(problem_responses, *CALLER_ERRORS, *THROTTLING_ERRORS, *UNAVAILABLE_ERRORS),
+                body_content,
                 OPTIONAL_SECURITY,
             ),
             PROBE_PATH: {"get": _probe_operation()},
@@ -126,7 +130,7 @@ def build_openapi() -> Json:
 def _trigger_operation() -> Json:
     # A new run has no cursor to resume from.
     names = trigger.TRIGGER_PARAMETERS - {"cursor"}
-    pending = _outcome_response(
+    pending = outcome_response(
         "The timeout has passed; the body has the current state of the run", "pending", **_RUN_HEADERS, **_RETRY_HEADERS
     )
     return {
@@ -144,11 +148,9 @@ def _trigger_operation() -> Json:
             "content": {JSON_TYPE: {"schema": {"type": "object"}, "example": {"conf": {"question": "why"}}}}
         },
         "responses": {
-            "200": _add_stream_content(
-                _outcome_response("The outcome of the run", "result", "failure", **_RUN_HEADERS)
-            ),
+            "200": add_stream_content(outcome_response("The outcome of the run", "result", "failure", **_RUN_HEADERS)),
             "202": pending,
-            **_problem_responses(
+            **problem_responses(
                 errors.RunNotFound,
                 errors.BadParameter,
                 errors.UnknownTask,
@@ -176,9 +178,9 @@ def _run_stream_operation() -> Json:
         "security": OPTIONAL_SECURITY,
         "parameters": build_parameters(path, STREAM_PARAMETERS | {"ticket"}, ("Last-Event-ID",)),
         "responses": {
-            "200": _add_stream_content({"description": "Frames, sent as they occur"}),
+            "200": add_stream_content({"description": "Frames, sent as they occur"}),
             "204": {"description": "The client has received the `end` frame of this stream and need not reconnect"},
-            **_problem_responses(*STREAM_ERRORS, refused=READ_REFUSAL_STATUSES),
+            **problem_responses(*STREAM_ERRORS, refused=READ_REFUSAL_STATUSES),
         },
     }
 
@@ -191,8 +193,8 @@ def _firehose_operation(path: str) -> Json:
         "security": OPTIONAL_SECURITY,
         "parameters": build_parameters(path, (*FILTER_PARAMETERS, "cursor", "ticket"), ("Last-Event-ID",)),
         "responses": {
-            "200": _add_stream_content({"description": "Frames, sent as they occur"}),
-            **_problem_responses(
+            "200": add_stream_content({"description": "Frames, sent as they occur"}),
+            **problem_responses(
                 errors.TicketRefused,
                 errors.BadParameter,
                 *CALLER_ERRORS,
@@ -212,14 +214,14 @@ def _result_operation() -> Json:
         "security": OPTIONAL_SECURITY,
         "parameters": build_parameters(f"{RUN_PATH}/result", WATCH_PARAMETERS | RESPONSE_PARAMETERS),
         "responses": {
-            "200": _outcome_response("The outcome of the run; with `unwrap`, the bare value", "result", "failure"),
-            "202": _outcome_response(
+            "200": outcome_response("The outcome of the run; with `unwrap`, the bare value", "result", "failure"),
+            "202": outcome_response(
                 "The timeout has passed; the body has the current state of the run",
                 "pending",
                 **_RETRY_HEADERS,
                 Location="URL of the next request.",
             ),
-            **_problem_responses(*STREAM_ERRORS, errors.NoResult, refused=READ_REFUSAL_STATUSES),
+            **problem_responses(*STREAM_ERRORS, errors.NoResult, refused=READ_REFUSAL_STATUSES),
         },
     }
 
@@ -245,10 +247,10 @@ def _wait_operation() -> Json:
         "responses": {
             "200": {
                 "description": "Lines without a media type; the last one has the final state and the return values",
-                "content": {ndjson.MEDIA_TYPE: _lines_content("WaitLine", lines)},
+                "content": {ndjson.MEDIA_TYPE: lines_content("WaitLine", lines)},
             },
             **airflow,
-            **_problem_responses(*THROTTLING_ERRORS, *UNAVAILABLE_ERRORS),
+            **problem_responses(*THROTTLING_ERRORS, *UNAVAILABLE_ERRORS),
         },
     }
 
@@ -260,8 +262,8 @@ def _cancel_operation() -> Json:
         "security": [{name: []} for name in SECURITY_SCHEMES],
         "parameters": build_parameters(f"{RUN_PATH}/cancel"),
         "responses": {
-            "200": {"description": description_of(Cancelled), "content": {JSON_TYPE: _body_content(Cancelled)}},
-            **_problem_responses(*AIRFLOW_ERRORS, refused=REFUSAL_STATUSES),
+            "200": {"description": description_of(Cancelled), "content": {JSON_TYPE: body_content(Cancelled)}},
+            **problem_responses(*AIRFLOW_ERRORS, refused=REFUSAL_STATUSES),
         },
     }
 
@@ -282,8 +284,8 @@ def _ticket_operation() -> Json:
             "content": {JSON_TYPE: {"schema": reference_to(tickets.Wanted), "example": {"paths": [path]}}},
         },
         "responses": {
-            "201": {"description": description_of(Ticket), "content": {JSON_TYPE: _body_content(Ticket)}},
-            **_problem_responses(
+            "201": {"description": description_of(Ticket), "content": {JSON_TYPE: body_content(Ticket)}},
+            **problem_responses(
                 errors.BadRequest,
                 errors.BadParameter,
                 errors.OriginNotAllowed,
@@ -305,19 +307,19 @@ def _probe_operation() -> Json:
         "responses": {
             "200": {
                 "description": "`ping` frames",
-                "content": {sse.MEDIA_TYPE: _lines_content("Frame", PING.framed(sse.encode_event).decode())},
+                "content": {sse.MEDIA_TYPE: lines_content("Frame", PING.framed(sse.encode_event).decode())},
             },
-            **_problem_responses(*THROTTLING_ERRORS),
+            **problem_responses(*THROTTLING_ERRORS),
         },
     }
 
 
 def _health_operation() -> Json:
-    answer = {"description": description_of(Health), "content": {JSON_TYPE: _body_content(Health)}}
+    answer = {"description": description_of(Health), "content": {JSON_TYPE: body_content(Health)}}
     return {
         "operationId": "getHealth",
         "summary": "Check that the process runs",
-        "responses": {"200": answer, **_problem_responses()},
+        "responses": {"200": answer, **problem_responses()},
     }
 
 
@@ -326,9 +328,9 @@ def _ready_operation() -> Json:
         "operationId": "getReadiness",
         "summary": "Check that streams are complete and up to date",
         "responses": {
-            "200": {"description": "Ready", "content": {JSON_TYPE: _body_content(Readiness)}},
+            "200": {"description": "Ready", "content": {JSON_TYPE: body_content(Readiness)}},
             "503": {"description": "Not ready", "content": {JSON_TYPE: {"schema": reference_to(Readiness)}}},
-            **_problem_responses(),
+            **problem_responses(),
         },
     }
 
@@ -340,7 +342,7 @@ def _metrics_operation() -> Json:
         "summary": "Get metrics for Prometheus",
         "responses": {
             "200": {"description": "In the format that `Accept` requests", "content": texts},
-            **_problem_responses(),
+            **problem_responses(),
         },
     }
 
@@ -354,7 +356,7 @@ def _document_operation(what: str, summary: str, media_type: str) -> Json:
         "responses": {
             "200": {"description": summary, "headers": tag, "content": {media_type: {"schema": {"type": "object"}}}},
             "304": {"description": "The client's copy is up to date", "headers": tag},
-            **_problem_responses(),
+            **problem_responses(),
         },
     }
 
@@ -364,81 +366,3 @@ _RUN_HEADERS = {
     "Content-Location": "URL at which a broken call can be resumed.",
 }
 _RETRY_HEADERS = {"Retry-After": "Seconds after which to send the next request, which waits again."}
-
-
-def _build_headers(texts: dict[str, str]) -> Json:
-    return {name: {"schema": {"type": "string"}, "description": text} for name, text in texts.items()}
-
-
-def _outcome_response(description: str, *outcomes: str, **headers: str) -> Json:
-    shown = {one["outcome"]: {"value": one} for one in examples.body_examples(RunAnswer) if one["outcome"] in outcomes}
-    content = {
-        JSON_TYPE: {
-            "schema": {"anyOf": [reference_to(RunAnswer), {"description": "The bare value."}]},
-            "examples": shown,
-        }
-    }
-    return {"description": description, "headers": _build_headers(headers), "content": content}
-
-
-def _add_stream_content(response: Json) -> Json:
-    """Return a response that may also be a stream of frames."""
-    events = b"".join(wire.framed(sse.encode_event) for wire in examples.STREAM).decode()
-    lines = b"".join(wire.framed(ndjson.encode_line) for wire in examples.STREAM).decode()
-    streams = {sse.MEDIA_TYPE: _lines_content("Frame", events), ndjson.MEDIA_TYPE: _lines_content("Frame", lines)}
-    return {**response, "content": {**response.get("content", {}), **streams}}
-
-
-def _lines_content(kind: str, example: str) -> Json:
-    """Return the content of a body with many values.
-
-    OpenAPI has `itemSchema` for the schema of each value only from 3.2 on.
-    """
-    return {"schema": {"type": "string", "x-itemSchema": reference_to(kind)}, "example": example}
-
-
-def _body_content(kind: type[msgspec.Struct]) -> Json:
-    return {"schema": reference_to(kind), "example": examples.body_examples(kind)[0]}
-
-
-def _problem_responses(
-    *kinds: type[errors.StreamServerError], refused: Collection[int] = (), is_forwarded: bool = False
-) -> Json:
-    """Return the error responses of an operation, by status.
-
-    Args:
-        kinds: Errors that the operation may raise.
-        refused: Statuses with which Airflow may refuse the request.
-        is_forwarded: Whether Airflow's own response may be forwarded unchanged.
-    """
-    by_status: dict[int, list[type[errors.StreamServerError]]] = {}
-    for kind in kinds:
-        by_status.setdefault(DEFAULT_FAIL_STATUS if kind is errors.NoResult else kind.status, []).append(kind)
-    for status in refused:
-        by_status.setdefault(status, []).append(errors.AirflowRefused)
-    found = {str(status): _problem_response(status, of_status) for status, of_status in sorted(by_status.items())}
-    for status in refused if is_forwarded else ():
-        found[str(status)]["content"][JSON_TYPE] = {"schema": reference_to("Detail")}
-    fault = {
-        "description": "Internal error; the server's log has details",
-        "content": {PROBLEM_TYPE: {"schema": reference_to("Problem")}},
-    }
-    return {**found, "default": fault}
-
-
-def problem_example(kind: type[errors.StreamServerError], status: int) -> Json:
-    """Return a problem of a class of errors. Its detail is the description of the class."""
-    return {"type": kind.problem_type(), "title": kind.title, "status": status, "detail": description_of(kind)}
-
-
-def _problem_response(status: int, kinds: Iterable[type[errors.StreamServerError]]) -> Json:
-    kinds = tuple(kinds)
-    shown: Json = {}
-    for kind in kinds:
-        shown[kind.__name__] = {"summary": kind.title, "value": problem_example(kind, status)}
-    retried = {"Retry-After": "Seconds after which to retry."} if any(kind.retry_after for kind in kinds) else {}
-    return {
-        "description": "\n".join(f"- {kind.title}: {description_of(kind)}" for kind in kinds),
-        "headers": _build_headers(retried),
-        "content": {PROBLEM_TYPE: {"schema": reference_to("Problem"), "examples": shown}},
-    }

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from stream_server.http.docs import asyncapi, openapi
+from stream_server.http.docs import asyncapi, openapi, responses
 from stream_server.http.params import matches_etag
 from stream_server.protocol.schema import Json, build_frames_document
 
@@ -27,9 +27,9 @@ def document_routes() -> list[Route]:
     return [
         Route(path, partial(_serve_document, build, media_type))
         for path, build, media_type in (
-            ("/openapi.json", openapi.build_openapi, openapi.JSON_TYPE),
-            ("/asyncapi.json", asyncapi.build_asyncapi, openapi.JSON_TYPE),
-            ("/schema/frames.json", build_frames_document, openapi.SCHEMA_TYPE),
+            ("/openapi.json", openapi.build_openapi, responses.JSON_TYPE),
+            ("/asyncapi.json", asyncapi.build_asyncapi, responses.JSON_TYPE),
+            ("/schema/frames.json", build_frames_document, responses.SCHEMA_TYPE),
         )
     ]
 

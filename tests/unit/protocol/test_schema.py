@@ -17,7 +17,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from stream_server import errors
 from stream_server.domain.prediction import UNSUCCESSFUL_STATES
-from stream_server.http.docs import asyncapi, openapi
+from stream_server.http.docs import asyncapi, openapi, responses
 from stream_server.http.docs import routes as describe
 from stream_server.http.docs.parameters import QUERY_PARAMETERS
 from stream_server.http.endpoints.multiplex_messages import ClientMessage
@@ -141,7 +141,7 @@ def test_given_description_applies_only_to_members_without_one() -> None:
 
 def test_examples_of_problems_have_the_type_of_the_error() -> None:
     for kind in (errors.Draining, errors.NoResult, errors.TooManyJoins):
-        example = openapi.problem_example(kind, 503)
+        example = responses.problem_example(kind, 503)
         assert example["type"] == kind.problem_type()
         assert (example["title"], example["status"]) == (kind.title, 503)
         assert example["detail"].endswith(".")
