@@ -87,7 +87,7 @@ class BadRequest(StreamServerError):
 
 
 class BadParameter(BadRequest):
-    """A query parameter has a wrong value. The text says what would be right."""
+    """A query parameter has a wrong value. The text has what would be right."""
 
     title = "Bad parameter"
 

@@ -287,7 +287,7 @@ class Revalidator:
         """Disconnect a group that was refused; check it again soon if there was no answer."""
         if isinstance(error, AirflowRefused) and error.status in {401, 403}:
             code = CloseCode.UNAUTHENTICATED if is_credential_refused(error) else CloseCode.FORBIDDEN
-            group.disconnect(code, f"Airflow says: {error}")
+            group.disconnect(code, f"Airflow refused: {error}")
             return
         group.is_failing = True
         group.due_at = self._clock() + min(RETRY_SECONDS, self._interval) * _random_share(LATER_DELAY)

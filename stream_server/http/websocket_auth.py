@@ -42,7 +42,7 @@ Token = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~+/-]+=*$", max_lengt
 
 
 class Introduction(msgspec.Struct, tag_field="op", tag="auth", forbid_unknown_fields=True):
-    """Say who you are, with a bearer token of Airflow's; also with a new one, before the last has expired."""
+    """Authenticate with a bearer token of Airflow, or with a new one before the last one expires."""
 
     token: Annotated[Token, msgspec.Meta(description="Bearer token of Airflow's API, which identifies the caller.")]
 

@@ -48,7 +48,7 @@ class CloseCode(IntEnum):
             " WebSocket whose caller authenticates with a message get this code."
         ),
     )
-    REFUSED = 4500, "The request was refused; the `error` frame before says why."
+    REFUSED = 4500, "The request was refused; the preceding `error` frame has the reason."
     UNAUTHENTICATED = 4501, "The caller did not authenticate, or the token expired or was revoked."
     FORBIDDEN = 4503, "The caller may no longer read this."
     IDLE = 4510, "The client had no subscription for too long."

@@ -49,7 +49,7 @@ class JournalPosition:
     """Which transactions a reader of the journal has seen: an epoch and a PostgreSQL snapshot.
 
     A transaction has been seen if it was visible in the snapshot (`pg_visible_in_snapshot`): it is below `xmin`, or
-    below `xmax` and not in `xip`. Rows commit in another order than their `seq`, so no single number can say this.
+    below `xmax` and not in `xip`. Rows commit in another order than their `seq`, so no single number can express this.
     """
 
     epoch: str

@@ -1,1 +1,1 @@
-"""Several processes that serve on one port: one follows the journal, and tells the others what it reads."""
+"""Several processes that serve on one port: one follows the journal, and sends the others what it reads."""

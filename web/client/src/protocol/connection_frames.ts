@@ -16,7 +16,7 @@ export interface Close {
    * what the caller may see.
    * - `4010` THROTTLED: The caller has exceeded a limit per caller. Only an `EventSource`, which gives up after a
    * 429, and a WebSocket whose caller authenticates with a message get this code.
-   * - `4500` REFUSED: The request was refused; the `error` frame before says why.
+   * - `4500` REFUSED: The request was refused; the preceding `error` frame has the reason.
    * - `4501` UNAUTHENTICATED: The caller did not authenticate, or the token expired or was revoked.
    * - `4503` FORBIDDEN: The caller may no longer read this.
    * - `4510` IDLE: The client had no subscription for too long.
