@@ -210,7 +210,7 @@ def test_the_commands_install_show_status_and_uninstall(airflow_database: str) -
     assert installed.returncode == 0, installed.stderr
     well = command("status", "--database-url", sqlalchemy)
     assert well.returncode == 0
-    assert "trigger stream_server_task on task_instance: well" in well.stdout
+    assert "trigger stream_server_task on task_instance: ok" in well.stdout
     status = json.loads(command("status", "--json", "--database-url", sqlalchemy).stdout)
     assert (status["well"], status["version"], len(status["triggers"])) == (True, SCHEMA_VERSION, 4)
     assert command("uninstall", "--database-url", sqlalchemy).returncode == 0
