@@ -36,7 +36,7 @@ def test_a_whole_stack_has_no_problem(stack: DemoStack, token: str) -> None:
 def test_a_wrong_token_is_reported_without_showing_it(stack: DemoStack, wrong: str, reason: str) -> None:
     code, checks = doctor("--airflow-url", stack.airflow_url, "--token", wrong)
     assert (code, checks["airflow-api"]["level"], checks["token"]["level"]) == (1, "ok", "problem")
-    assert checks["token"]["found"] == f"Airflow refuses the token with {reason}"
+    assert checks["token"]["found"] == f"Airflow rejects the token with {reason}"
     assert "POST /auth/token" in checks["token"]["remedy"]
     assert wrong not in json.dumps(checks)
 
