@@ -1,4 +1,4 @@
-"""Moving frames from a subscription to a client, for answers that are made of frames only as they are sent."""
+"""The send loop of responses that build their lines from frames while they send them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ async def pump(
     silence: float,
     send: Callable[[Sequence[Wire]], Awaitable[None]],
 ) -> None:
-    """Send what becomes due, until all has been sent or the client is gone.
+    """Send due frames until all are sent or the client is gone.
 
     Args:
-        subscription: Where frames come from. Those that are due together are sent together.
-        gone: Ends when the client has gone.
+        subscription: Source of the frames. Frames that are due together are sent together.
+        gone: Ends when the client is gone.
         silence: Seconds without a frame after which a `ping` is sent.
         send: Sends frames, in order. It may wait until the client has read.
     """

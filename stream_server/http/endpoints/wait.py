@@ -82,25 +82,25 @@ async def _wait(request: Request, key: RunKey) -> Response:
 
 
 class Waiting(NamedTuple):
-    """Who waits for what."""
+    """A waiting request."""
 
     key: RunKey
     subscription: Subscription
     read: Callable[[], Awaitable[ReturnValues]]
-    """Reads what is returned with the last line."""
+    """Reads the return values of the last line."""
 
     silence: float
-    """Seconds after which a state is told again."""
+    """Seconds after which an unchanged state is sent again."""
 
     tally: TransportCounters
-    """Where it is counted."""
+    """Counts waiting requests."""
 
 
 class StateLines(Response):
     """The state of a run as lines of JSON, up to its end.
 
-    Where the end can't be told, since the server stops or the run was deleted, the connection is broken off: a clean
-    end would make the last line look like the end of the run.
+    If the end of the run cannot be sent, because the server stops or the run was deleted, the connection is reset: a
+    complete body would make the last line look like the end of the run.
     """
 
     def __init__(self, waiting: Waiting) -> None:
@@ -112,16 +112,15 @@ class StateLines(Response):
         self._complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
         with closing(self._waiting.subscription) as subscription:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self._send_lines(subscription, scope, receive, send)
 
     async def _send_lines(self, subscription: Subscription, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_lines(wires: Sequence[Wire]) -> None:
-            lines = [await self._tell(wire) for wire in wires]
-            if told := b"".join(lines):
-                await send({"type": "http.response.body", "body": told, "more_body": True})
+            lines = [await self._build_line(wire) for wire in wires]
+            if data := b"".join(lines):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
 
         gone = asyncio.create_task(wait_for_disconnect(receive), name="disconnect")
         try:
@@ -134,28 +133,28 @@ class StateLines(Response):
         else:
             reset_response(scope)
 
-    async def _tell(self, wire: Wire) -> bytes:
-        """Return the line that follows from a frame, or nothing where the state is not another one."""
+    async def _build_line(self, wire: Wire) -> bytes:
+        """Return the line for a frame; empty if the state has not changed."""
         frame = wire.frame
         if wire is PING:
             return self._line
         if isinstance(frame, End) and frame.state is not None:
-            return await self._tell_end(frame.state)
+            return await self._read_last_line(frame.state)
         state = frame.run.state if isinstance(frame, Snapshot) else None
         if isinstance(frame, RunTransition):
             state = frame.state
-        # An end is told once, with the values: whoever reads lines stops there.
+        # A final state is sent once, with the values: clients stop reading at that line.
         line = b"" if state is None or state in FINAL_RUN_STATES else _encode_line({"state": state})
         if line in {b"", self._line}:
             return b""
         self._line = line
         return line
 
-    async def _tell_end(self, state: str) -> bytes:
+    async def _read_last_line(self, state: str) -> bytes:
         try:
             values = await self._waiting.read()
         except Unavailable as error:
-            log.warning("Broke off who waits for run %s: %s", self._waiting.key, error)
+            log.warning("Reset a client that waits for run %s: %s", self._waiting.key, error)
             return b""
         self._complete = True
         return build_last_line(self._waiting.key, state, values)

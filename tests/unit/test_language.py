@@ -1,0 +1,86 @@
+"""Texts are in plain language, with the standard terms of the field. CONTRIBUTING has the rules."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PARTIES = re.compile(r"\b(he|his|him|himself|whoever|somebody|nobody|anybody|everybody)\b", re.IGNORECASE)
+"""Words that no text uses for a client, a caller or a user."""
+
+MESSAGES = re.compile(r"\b(tell|tells|told|telling|hear|hears|heard|hearing|say|says|said|saying)\b", re.IGNORECASE)
+"""Words that no text uses for sending and receiving."""
+
+WHO = re.compile(r"(?:^|[.;:,(]\s+|\b(?:for|to|of|and|or|that)\s+)who\b(?!\s+may\b)", re.IGNORECASE)
+"""`who` as a party: "who reads this" instead of "a client that reads this"."""
+
+FIXED = re.compile(
+    r"""i[-_]know[-_]that[-_]everybody[-_]can[-_]read[-_]everything|user\ nobody|"nobody\"""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""A published option, and the system's user `nobody`."""
+
+FROZEN = ROOT / "stream_server" / "journal" / "sql" / "migrations"
+"""Installed journals have these texts as comments."""
+
+
+def tracked(*patterns: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, check=True, capture_output=True, text=True)
+    return [ROOT / name for name in listed.stdout.splitlines()]
+
+
+def prose_of_python(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of comments and strings, docstrings included, with their numbers."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)}:
+            yield from enumerate(token.string.splitlines(), token.start[0])
+
+
+def prose_of(path: Path) -> Iterator[tuple[int, str]]:
+    text = path.read_text()
+    return prose_of_python(text) if path.suffix == ".py" else iter(enumerate(text.splitlines(), 1))
+
+
+PROSE = tracked(
+    *("stream_server/*.py", "stream_server/*.sql", "README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/*"),
+    *("web/*.ts", "web/*.tsx", "web/*.md", "web/*.html"),
+)
+
+
+@pytest.mark.parametrize("words", [PARTIES, MESSAGES, WHO], ids=["parties", "messages", "who"])
+def test_texts_have_no_private_vocabulary(words: re.Pattern[str]) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in PROSE
+        if not path.is_relative_to(FROZEN)
+        for number, line in prose_of(path)
+        if words.search(FIXED.sub("", line))
+    ]
+    assert found == []
+
+
+PRIVATE_NAMES = re.compile(
+    r"(?:^|_)(he|his|him|who|whoever|somebody|nobody|everybody"
+    r"|tell|tells|told|telling|hear|hears|heard|say|says|said|saying)(?:_|$)"
+)
+"""Parts of identifiers, in snake case."""
+
+PUBLISHED_NAMES = {"i_know_that_everybody_can_read_everything", "nobody"}
+
+
+def test_identifiers_have_no_private_vocabulary() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}: {token.string}"
+        for path in tracked("stream_server/*.py")
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+        if token.type == tokenize.NAME and PRIVATE_NAMES.search(token.string) and token.string not in PUBLISHED_NAMES
+    }
+    assert found == set()
