@@ -78,6 +78,14 @@ class StreamServerError(Exception):
         """Return the members of an `application/problem+json` body (RFC 9457 section 3)."""
         return {"type": self.problem_type(), "title": self.title, "status": self.status, "detail": str(self)}
 
+    def copy_with(self, text: str, headers: Mapping[str, str]) -> StreamServerError:
+        """Return a copy with another text and other headers."""
+        # Constructors of subclasses may take more than the text, so none is called.
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        copied.args, copied.headers = (text,), headers
+        return copied
+
 
 class BadRequest(StreamServerError):
     """The request cannot be served as it is."""

@@ -117,3 +117,14 @@ def test_a_missing_result_error_lists_the_known_results() -> None:
 def test_a_close_code_is_in_the_private_range_of_its_kind(code: CloseCode) -> None:
     assert 4000 <= code <= 4999
     assert code.should_reconnect == (code < 4500)
+
+
+def test_a_copy_leaves_the_error_that_others_share_unchanged() -> None:
+    shared = errors.UnknownTask("dag", "task", ["other"])
+    before = str(shared)
+    copied = shared.copy_with(f"{before}. Run 'r' was triggered", {"Location": "/r"})
+    assert isinstance(copied, errors.UnknownTask)
+    assert (copied.dag_id, copied.status, copied.problem_type()) == ("dag", shared.status, shared.problem_type())
+    assert str(copied) == f"{before}. Run 'r' was triggered"
+    assert copied.headers == {"Location": "/r"}
+    assert (str(shared), dict(shared.headers)) == (before, {})

@@ -235,10 +235,11 @@ def _name_run_in_errors(key: RunKey) -> Iterator[None]:
     try:
         yield
     except StreamServerError as error:
-        error.headers = {"Location": run_path(key), **error.headers}
+        text = str(error)
         if not isinstance(error, NoResult):
-            error.args = (f"{error}. Run {key.run_id!r} was triggered; follow it at {run_path(key)}",)
-        raise
+            text = f"{text}. Run {key.run_id!r} was triggered; follow it at {run_path(key)}"
+        # A copy: requests that share one look-up share its error.
+        raise error.copy_with(text, {"Location": run_path(key), **error.headers}) from error
 
 
 def _build_run_headers(request: Request, key: RunKey, what: str, parameters: frozenset[str]) -> dict[str, str]:
