@@ -5,7 +5,8 @@ there with asterisks. PostgreSQL changes its title in the same way on Linux and 
 `ps_status.c`).
 
 The package `setproctitle` is no alternative: on Linux it joins the arguments to one, clears `/proc/PID/environ`, and
-changes the name of the process, and it does not report whether it could replace the title.
+changes the name of the process, and it does not report whether it could replace the title
+(docs/decisions/0013).
 """
 
 from __future__ import annotations
