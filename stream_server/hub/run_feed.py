@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.outcome import ReturnValues, WatchOptions
+from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.domain.replay import Gap, replay_run
 from stream_server.domain.run_state import RetractionReason, RunKey, RunState
 from stream_server.domain.transition import Transition

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from stream_server.domain.answer import OutcomeTracker
+from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import Close, End, Failure, Reset, Result
 from stream_server.protocol.wire import Wire

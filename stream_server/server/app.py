@@ -15,7 +15,7 @@ from stream_server.http import pages as assets
 from stream_server.http.delivery.scope import CONNECTION, RESPONSE, SERVER_SEND_KEY
 from stream_server.http.problems import EXCEPTION_HANDLERS, raise_not_found
 from stream_server.http.routes import api_routes
-from stream_server.server.connections import find_response
+from stream_server.server.client_connections import find_response
 from stream_server.server.journal_service import JournalService, MakeJournalSource
 from stream_server.server.lifespan import make_lifespan
 from stream_server.server.operator_api import operator_routes

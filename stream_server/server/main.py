@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from stream_server.errors import SettingsError
 from stream_server.server.app import create_app
-from stream_server.server.connections import (
+from stream_server.server.client_connections import (
     HttpConnection,
     OperatorConnection,
     WebSocketConnection,

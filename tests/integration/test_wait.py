@@ -14,7 +14,7 @@ import pytest
 from stream_server.auth.authorizer import ACCESS_WITHOUT_VALUES, Access, AllowAll, Caller
 from stream_server.domain.run_state import RunKey
 from stream_server.server import lifespan
-from stream_server.server.connections import HttpConnection
+from stream_server.server.client_connections import HttpConnection
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server

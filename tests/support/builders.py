@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import ReturnValue, ReturnValues, WatchOptions
+from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey, RunState
 from stream_server.domain.task_instances import SourceRow, TaskInstance
 from stream_server.domain.transition import OUTPUT_KEY, RETURN_VALUE_KEY, Transition, TransitionKind

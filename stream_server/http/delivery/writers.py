@@ -31,7 +31,7 @@ Payload = TypeVar("Payload")
 
 
 class ServerConnection(Protocol):
-    """A connection of our own server that a stream can write to directly (`server.connections`)."""
+    """A connection of our own server that a stream can write to directly (`server.client_connections`)."""
 
     transport: asyncio.Transport
     writer: DirectWriter | None

@@ -6,7 +6,7 @@ from collections import Counter
 
 import msgspec
 
-from stream_server.domain.answer import OutcomeTracker
+from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.errors import BadParameter, NoResult
 from stream_server.hub.redaction import redact

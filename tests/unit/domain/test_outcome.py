@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.outcome import ReturnValue, Undecided, WatchOptions, evaluate, select_result_tasks
+from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.domain.run_state import RunState
 from stream_server.protocol.frames import AnyFrame, End, Failure, Result
 from support.builders import KEY, History, SimulatedReader, graph, results_of, types

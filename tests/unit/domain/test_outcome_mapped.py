@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.outcome import ReturnValue, WatchOptions
+from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.protocol.frames import AnyFrame, Failure, Result
 from support.builders import History, SimulatedReader, graph, results_of, types
 from support.serialized_dags import Node, dag

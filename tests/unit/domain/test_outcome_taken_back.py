@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.domain.answer import OutcomeTracker
 from stream_server.domain.outcome import ResultKnown, WatchOptions, evaluate
+from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.protocol.frames import AnyFrame, Reset, Snapshot
 from support.builders import History, SimulatedReader, graph, results_of, types
 

@@ -6,9 +6,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from stream_server.http.delivery.scope import CONNECTION, RESPONSE, SERVER_SEND_KEY, find_extension
-from stream_server.server import connections
+from stream_server.server import client_connections
 from stream_server.server.app import Application
-from stream_server.server.connections import ResponseHeads
+from stream_server.server.client_connections import ResponseHeads
 
 
 def test_heads_are_cached_until_uvicorn_changes_the_date() -> None:
@@ -20,7 +20,7 @@ def test_heads_are_cached_until_uvicorn_changes_the_date() -> None:
 
 
 def test_number_of_cached_heads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MAX_CACHED_HEADS", 3)
+    monkeypatch.setattr(client_connections, "MAX_CACHED_HEADS", 3)
     heads, default_headers = ResponseHeads(), [(b"date", b"now")]
     for kind in range(10):
         heads.for_default_headers(default_headers)[kind] = b"head"
@@ -67,7 +67,7 @@ async def call(scope: Scope, receive: Receive) -> Endpoint:
 async def test_scope_has_the_response_of_uvicorn_during_the_request() -> None:
     scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "extensions": {"theirs": {}}}
     endpoint = await call(scope, Cycle().receive)
-    assert isinstance(endpoint.response, connections.UvicornResponse)
+    assert isinstance(endpoint.response, client_connections.UvicornResponse)
     assert endpoint.has_send
     assert scope["extensions"] == {"theirs": {}}
     assert SERVER_SEND_KEY not in scope, "it refers to the request of the server, which refers to the scope"
