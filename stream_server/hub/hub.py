@@ -19,7 +19,7 @@ from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.replay import Gap
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import ReadTiming, Transition
-from stream_server.errors import Draining, JournalUnreachable
+from stream_server.errors import Draining, JournalUnreachable, Unavailable
 from stream_server.hub.firehose import Filter, Firehose, ReadPermissions, replay, required_resources, reset_wires
 from stream_server.hub.observer import HubObserver, HubStatistics, MultiplexConnection
 from stream_server.hub.run_feed import SubscriberGroup
@@ -287,6 +287,9 @@ class Hub:
             raise
         if wires is None:
             self._leave_feed(watched, subscription)
+            if self._runs.get(feed.key) is not watched:
+                # A batch failed meanwhile, and the feed was discarded: it would never send another frame.
+                raise Unavailable("The server lost the state of this run; try again")
             return self._subscribe_fresh(watched, options, "cursor_expired" if history is None else "revoked")
         subscription.prepend(wires)
         return subscription

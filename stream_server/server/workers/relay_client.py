@@ -38,6 +38,9 @@ from stream_server.server.workers.messages import (
 
 log = logging.getLogger(__name__)
 
+OUTPUT_READ_SECONDS = 2.0
+"""How long the read of missing output may hold up the messages behind it. The supervisor replaces silent workers."""
+
 TOTAL_METRICS_TIMEOUT_SECONDS = 3.0
 """How long to wait for the metrics of all processes. After that, a scrape gets those of this process only."""
 
@@ -169,10 +172,11 @@ class RelayClient(JournalSource):
             if one.body is None and one.seq not in was_read and is_output(one) and self._hub.wants_output_of(one)
         ]:
             try:
-                bodies = await self._run_store.read_output_bodies(missing)
-            except Unavailable as error:
+                with anyio.fail_after(OUTPUT_READ_SECONDS):
+                    bodies = await self._run_store.read_output_bodies(missing)
+            except (Unavailable, TimeoutError) as error:
                 # The clients are reset, and load the runs with their output as soon as PostgreSQL answers.
-                log.warning("Output could not be read, clients are reset: %s", error)
+                log.warning("Output could not be read, clients are reset: %r", error)
                 self._resync_timer.request()
                 break
             was_read.update(missing)

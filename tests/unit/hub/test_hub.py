@@ -11,11 +11,11 @@ import pytest
 from stream_server.domain.outcome import ReturnValues, WatchOptions
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import Transition
-from stream_server.errors import Draining, JournalUnreachable, RunNotFound, UnknownTask
+from stream_server.errors import Draining, JournalUnreachable, RunNotFound, Unavailable, UnknownTask
 from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.cursor import JournalPosition, ResumePoint, ResumeToken
 from support.builders import KEY, History, types
 from support.waiting import eventually_async
 
@@ -222,6 +222,22 @@ async def test_an_exception_in_one_run_does_not_affect_another(desk: Desk, caplo
         assert unlucky.closed is not None
         assert unlucky.closed.code == CloseCode.INTERNAL
     assert "Lost the state of run" in caplog.text
+
+
+async def test_a_resume_is_refused_if_its_run_is_discarded_meanwhile(desk: Desk) -> None:
+    resume_from = ResumePoint(ResumeToken(desk.history.cursor()))
+    resuming = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN, resume_from=resume_from))
+    await desk.load()
+    await eventually_async(lambda: len(desk.source.histories) == 1)
+
+    desk.history.set_task("ask", "scheduled")
+    undecodable = desk.history.journal[-1]._replace(task_id=None)
+    desk.hub.dispatch([undecodable], desk.history.cursor())
+    desk.source.histories[0].set_result(None)
+
+    with pytest.raises(Unavailable, match="lost the state"):
+        await resuming
+    assert not desk.hub.is_watched(KEY)
 
 
 async def test_a_draining_hub_disconnects_all_and_refuses_new_subscriptions(desk: Desk) -> None:

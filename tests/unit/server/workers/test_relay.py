@@ -23,7 +23,7 @@ from stream_server.protocol.cursor import JournalPosition, JournalRow
 from stream_server.protocol.frames import ResetReason
 from stream_server.server.metric_families import MetricFamily, collect_registry
 from stream_server.server.metrics import Metrics
-from stream_server.server.workers import relay
+from stream_server.server.workers import relay, relay_client
 from stream_server.server.workers.channel import Channel
 from stream_server.server.workers.messages import FromWorker, WorkerMessage
 from stream_server.server.workers.relay import Relay
@@ -94,6 +94,7 @@ class RunStoreDouble:
         self.reconnects = 0
         self.reads: list[list[int]] = []
         self.is_failing = False
+        self.is_hanging = False
 
     async def reconnect(self) -> None:
         self.reconnects += 1
@@ -101,6 +102,8 @@ class RunStoreDouble:
     async def read_output_bodies(self, rows: list[int]) -> dict[int, str | None]:
         self.reads.append(rows)
         await asyncio.sleep(0)
+        if self.is_hanging:
+            await asyncio.Event().wait()
         if self.is_failing:
             raise JournalUnreachable("PostgreSQL does not answer")
         return {OUTPUT.seq: OUTPUT.body}
@@ -264,10 +267,12 @@ async def test_worker_reads_output_that_was_sent_before_its_run_was_watched() ->
     assert host.run_store.reads == [[OUTPUT.seq]]
 
 
-async def test_clients_are_reset_if_missing_output_cannot_be_read() -> None:
+@pytest.mark.parametrize("fault", ["is_failing", "is_hanging"])
+async def test_clients_are_reset_if_missing_output_cannot_be_read(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_client, "OUTPUT_READ_SECONDS", 0.1)
     host = Host(1)
     host.relay.start(POSITION)
-    host.run_store.is_failing = True
+    setattr(host.run_store, fault, True)
     async with host.worker() as (_, hub):
         hub.watched.add(RUN)
         host.relay.dispatch([WITHOUT_BODY], LATER, TIMING)
