@@ -80,7 +80,7 @@ async def test_the_server_polls_and_reports_it(
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert line == (
         "PostgreSQL is a read replica, where LISTEN does not work: polling every 0.5 s instead."
-        " Give the URL of the primary"
+        " Use the URL of the primary"
     )
 
 
