@@ -192,7 +192,7 @@ async def test_requests_that_must_write_are_refused(
     settings = standby_settings()
     url = settings.database_url.get_secret_value()
     runs = RunStore(url, pool_size=1, max_result_bytes=0, max_output_bytes=0)
-    with pytest.raises(ReadReplica, match="Ask a server at the primary") as refused:
+    with pytest.raises(ReadReplica, match="Use a server at the primary") as refused:
         await IdempotencyKeys(runs).claim_run(b"k", b"r", "run", 60.0)
     await runs.close()
     assert (refused.value.status, refused.value.retry_after) == (501, None)
