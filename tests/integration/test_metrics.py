@@ -300,6 +300,6 @@ async def test_filling_notification_queue_is_a_warning(crowded: str, caplog: pyt
         assert "notification queue is 6" in answer.json()["warnings"][0]
         await eventually_async(
             lambda: any(
-                "queue of notifications" in one.message for one in caplog.records if one.levelno == logging.WARNING
+                "notification queue is" in one.message for one in caplog.records if one.levelno == logging.WARNING
             )
         )

@@ -23,8 +23,8 @@ from support.streams import sse, states, types, websocket
 from support.waiting import eventually_async
 
 POLLING = (
-    "A pooler gives each transaction another session, so that LISTEN does not work: polling every 0.5 s instead. Give a"
-    " URL that leads to PostgreSQL itself, or through a pool in session mode"
+    "A pooler assigns each transaction to another session, so LISTEN does not work: polling every 0.5 s instead. Use a"
+    " URL of PostgreSQL itself, or of a pool in session mode"
 )
 BY_POLLING = {"connected": True, "doorbell": False}
 ROUND_ROBIN = "server_round_robin = 1"
