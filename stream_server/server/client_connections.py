@@ -76,11 +76,41 @@ class ResponseHeads:
         return self._heads
 
 
-class HttpConnection(LimitedHttpProtocol):
-    """An HTTP/1.1 connection that streams can write to directly."""
+class StreamConnection(asyncio.Protocol):
+    """What connections have in common that a stream can write to: they notify the stream. Comes before uvicorn's class.
+
+    uvicorn's class has the scope of the last request as attribute `scope`: none, or `None`, before the first.
+    """
 
     writer: DirectWriter | None = None
     """The stream that has detached the connection."""
+
+    @override
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.writer is not None:
+            self.writer.is_blocked = True
+
+    @override
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.writer is not None:
+            self.writer.unblock()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._break_cycle()
+        super().connection_lost(exc)
+        if self.writer is not None:
+            self.writer.on_client_gone()
+
+    def _break_cycle(self) -> None:
+        """Remove the connection from the scope, which it refers to: both are freed at once, without the collector."""
+        _extensible(getattr(self, "scope", None) or {}).get("extensions", {}).pop(CONNECTION, None)
+
+
+class HttpConnection(StreamConnection, LimitedHttpProtocol):
+    """An HTTP/1.1 connection that streams can write to directly."""
 
     # uvicorn's attribute. `None` while a stream goes on: the parser and the methods that it binds take a kilobyte.
     parser: httptools.HttpRequestParser | None  # type: ignore[assignment]
@@ -188,30 +218,6 @@ class HttpConnection(LimitedHttpProtocol):
         self._break_cycle()
         super().on_response_complete()
 
-    @override
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self.writer is not None:
-            self.writer.is_blocked = True
-
-    @override
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self.writer is not None:
-            self.writer.unblock()
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.scope is not None:
-            self._break_cycle()
-        super().connection_lost(exc)
-        if self.writer is not None:
-            self.writer.on_client_gone()
-
-    def _break_cycle(self) -> None:
-        """Remove the connection from the scope, which it refers to: both are freed at once, without the collector."""
-        _extensible(self.scope).get("extensions", {}).pop(CONNECTION, None)
-
 
 class OperatorConnection(HttpConnection):
     """A connection to the operators' port, which is open however many clients there are."""
@@ -219,11 +225,8 @@ class OperatorConnection(HttpConnection):
     is_limited = False
 
 
-class WebSocketConnection(WebSocketsSansIOProtocol):
+class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
     """A WebSocket connection that streams can write to directly."""
-
-    writer: DirectWriter | None = None
-    """The stream that has detached the connection."""
 
     @property
     def is_full(self) -> bool:
@@ -296,27 +299,6 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         super().handle_close(event)
         if self.writer is not None:
             # uvicorn has answered with a close frame, after which nothing may be sent (RFC 6455 section 5.5.1).
-            self.writer.on_client_gone()
-
-    @override
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self.writer is not None:
-            self.writer.is_blocked = True
-
-    @override
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self.writer is not None:
-            self.writer.unblock()
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if hasattr(self, "scope"):
-            # The scope refers to the connection, and the connection to the scope.
-            _extensible(self.scope).get("extensions", {}).pop(CONNECTION, None)
-        if self.writer is not None:
             self.writer.on_client_gone()
 
 
