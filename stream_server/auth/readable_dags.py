@@ -14,6 +14,7 @@ from cachetools import FIFOCache
 
 from stream_server.errors import AirflowRefused, PermissionUnknown, StreamServerError
 from stream_server.hub.firehose import Resource
+from stream_server.hub.task_set import TaskSet
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class ReadableDags:
         self._answers: FIFOCache[Resource, _Answer] = FIFOCache(MAX_ANSWERS)
         # Seconds of the last pause, by look-up (`None` for the list), if it has failed since its last success.
         self._pauses: FIFOCache[Resource | None, float] = FIFOCache(MAX_ANSWERS)
+        self._tasks = TaskSet("permission look-up")
         self._requests: dict[Resource, asyncio.Task[None]] = {}
         self._renewal: asyncio.Task[bool] | None = None
         self._can_read_all_output = True
@@ -130,16 +132,12 @@ class ReadableDags:
 
     async def close(self) -> None:
         """Cancel all look-ups."""
-        tasks = [*self._requests.values(), *([self._renewal] if self._renewal is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.aclose()
 
     def _start_request(self, resource: Resource) -> asyncio.Task[None]:
         request = self._requests.get(resource)
         if request is None:
-            request = asyncio.create_task(self._request(resource), name="permission look-up")
-            self._requests[resource] = request
+            request = self._requests[resource] = self._tasks.start(self._request(resource))
             request.add_done_callback(lambda _: self._requests.pop(resource, None))
         return request
 
@@ -150,7 +148,7 @@ class ReadableDags:
         """
         if self._is_renewed_by_list(resource):
             if self._renewal is None:
-                self._renewal = asyncio.create_task(self._attempt(None, self._renew_all), name="list of DAGs")
+                self._renewal = self._tasks.start(self._attempt(None, self._renew_all), "by a list")
                 self._renewal.add_done_callback(self._on_renewed)
             # All resources that wait for the list share it, and the pause after it.
             has_list = await asyncio.shield(self._renewal)

@@ -18,6 +18,7 @@ from stream_server.domain.outcome import Undecided, WatchOptions, evaluate
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import JournalForbidden, JournalMissing, JournalUnreachable, ReadReplica, StreamServerError
 from stream_server.hub.hub import Hub
+from stream_server.hub.task_set import TaskSet
 from stream_server.journal.waiting_servers import WaitingServers
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class Cancellations:
     def __init__(self, hub: Hub, waiters: WaitingServers) -> None:
         self._hub = hub
         self._waiting_servers = waiters
-        self._tasks: dict[RunKey, asyncio.Task[None]] = {}
+        self._tasks = TaskSet("cancellation")
+        self._scheduled: dict[RunKey, asyncio.Task[None]] = {}
         self._registered: dict[RunKey, float] = {}
         """Registered runs, with the time before which they need no client."""
         self._newly_watched: set[RunKey] = set()
@@ -91,20 +93,16 @@ class Cancellations:
 
         A later call replaces an earlier one.
         """
-        if (before := self._tasks.pop(key, None)) is not None:
+        if (before := self._scheduled.pop(key, None)) is not None:
             before.cancel()
-        task = asyncio.create_task(self._cancel_after_grace(key, options, cancel, grace), name="cancellation")
-        self._tasks[key] = task
+        task = self._scheduled[key] = self._tasks.start(self._cancel_after_grace(key, options, cancel, grace))
         task.add_done_callback(lambda done: self._discard_task(key, done))
 
     async def close(self) -> None:
         """Drop all scheduled cancellations, because the server stops. Clients may reconnect to another one."""
-        tasks = list(self._tasks.values())
-        for key in self._tasks:
+        for key in self._scheduled:
             log.warning("Run %s is not cancelled: the server stops before its grace period is over", key)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.aclose()
         if self._registered:
             with suppress(StreamServerError), anyio.move_on_after(UNREGISTER_SECONDS):
                 await self._waiting_servers.unregister_runs(self._registered.keys())
@@ -130,7 +128,7 @@ class Cancellations:
         left = {
             key
             for key, begins in self._registered.items()
-            if begins < now and key not in self._tasks and not self._hub.is_watched(key)
+            if begins < now and key not in self._scheduled and not self._hub.is_watched(key)
         }
         if left:
             await self._unregister(left)
@@ -169,5 +167,5 @@ class Cancellations:
             return run is not None and not run.has_ended and isinstance(evaluate(run, options), Undecided)
 
     def _discard_task(self, key: RunKey, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(key) is task:
-            del self._tasks[key]
+        if self._scheduled.get(key) is task:
+            del self._scheduled[key]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeAlias
 
+from stream_server.hub.task_set import TaskSet
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import Close
 from stream_server.protocol.wire import PING, Framing, Wire
@@ -244,6 +245,9 @@ class WriteScheduler:
     def __init__(self, loop: asyncio.AbstractEventLoop, ping_interval: float, max_age: float | None = None) -> None:
         self.loop = loop
         self.counters = {transport: TransportCounters() for transport in TRANSPORTS}
+        self.endings = TaskSet("end of a stream")
+        """End the streams whose request has ended before."""
+
         self._ping_interval = ping_interval
         self._max_age = max_age
         self._written_callbacks: list[Callable[[], None]] = []

@@ -158,9 +158,7 @@ class DirectWriter(FrameWriter):
 
     def _start_ending(self, _finished: object) -> None:
         # Ending may wait: a WebSocket's close frame is sent by a coroutine of uvicorn.
-        task = asyncio.create_task(self._end_alone(self._owned, self._on_gone), name="end of a stream")
-        _ending.add(task)
-        task.add_done_callback(_ending.discard)
+        self._scheduler.endings.start(self._end_alone(self._owned, self._on_gone))
 
     async def _end_alone(self, subscription: Subscription, on_gone: OnGone) -> None:
         """Do what the application would do after the last frame, had it not returned.
@@ -178,10 +176,6 @@ class DirectWriter(FrameWriter):
             subscription.close()
         if on_gone is not None and not subscription.is_complete:
             on_gone()
-
-
-_ending: set[asyncio.Task[None]] = set()
-"""Keeps the tasks alive: the event loop has weak references only."""
 
 
 class AsgiWriter(FrameWriter, Generic[Payload]):
