@@ -36,6 +36,7 @@ from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import RunInfo
 from stream_server.server.app import create_app
 from stream_server.server.main import DrainingServer, build_uvicorn_config
+from stream_server.server.metrics import Metrics
 from stream_server.server.request_limits import RequestLimits
 from stream_server.settings import Settings
 
@@ -87,7 +88,7 @@ def make_server_app(runs: int, feed_port: int) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        hub = Hub(source, max_queued_bytes=settings().max_queued_bytes)  # type: ignore[arg-type]
+        hub = Hub(source, max_queued_bytes=settings().max_queued_bytes, observer=Metrics())  # type: ignore[arg-type]
         hub.start(source.cursor)
         app.state.hub = hub
 

@@ -50,7 +50,7 @@ class Hub:
         observer: What counts subscriptions and dispatches.
     """
 
-    def __init__(self, source: RunSource, *, max_queued_bytes: int, observer: HubObserver | None = None) -> None:
+    def __init__(self, source: RunSource, *, max_queued_bytes: int, observer: HubObserver) -> None:
         self._source = source
         self._observer = observer
         self._max_queued_bytes = max_queued_bytes
@@ -80,7 +80,7 @@ class Hub:
         self._move_cursor(cursor)
         self._firehose.dispatch(transitions, cursor, time.monotonic())
         self._runs.dispatch(transitions, cursor)
-        if read is not None and self._observer is not None:
+        if read is not None:
             self._observer.record_dispatch(read)
 
     def resync(self, cursor: JournalPosition, reason: ResetReason) -> None:
@@ -347,11 +347,10 @@ class Hub:
         self._discard(subscription)
 
     def _record_join(self, started_at: float, resume_from: ResumePoint | None) -> None:
-        if self._observer is not None:
-            self._observer.record_join(time.monotonic() - started_at, resumed=resume_from is not None)
+        self._observer.record_join(time.monotonic() - started_at, resumed=resume_from is not None)
 
     def _discard(self, subscription: Subscription) -> None:
-        if subscription.closed is not None and self._observer is not None:
+        if subscription.closed is not None:
             self._observer.record_close(CloseCode(subscription.closed.code))
         self._subscriptions.discard(subscription)
         self._notify_if_idle()

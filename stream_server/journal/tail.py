@@ -102,25 +102,6 @@ ReadReason = Literal["ring", "poll", "load"]
 """Why a tail reads: after a notification, after the poll interval, or because of load. Label values of a metric."""
 
 
-class NullTailObserver:
-    """Records nothing."""
-
-    def record_read(self, reason: ReadReason, rows: int, seconds: float) -> None:
-        """Do nothing."""
-
-    def record_lag(self, seconds: float) -> None:
-        """Do nothing."""
-
-    def record_connection_loss(self) -> None:
-        """Do nothing."""
-
-    def record_resync(self, reason: ResetReason) -> None:
-        """Do nothing."""
-
-    def record_skipped_rows(self, rows: int) -> None:
-        """Do nothing."""
-
-
 class IdleState(Enum):
     """Whether a tail waits for notifications. The module docstring has the transitions."""
 
@@ -164,13 +145,13 @@ class Tail:
         *,
         poll_interval: float,
         check_interval: float,
-        observer: TailObserver | None = None,
+        observer: TailObserver,
     ) -> None:
         self._url = url
         self._sink = sink
         self._poll_interval = poll_interval
         self._check_interval = check_interval
-        self._observer = observer or NullTailObserver()
+        self._observer = observer
         self._wake = asyncio.Event()
         sink.on_subscribe(self._wake.set)
         self._position: JournalPosition | None = None

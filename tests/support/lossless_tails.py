@@ -22,6 +22,7 @@ from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.journal.pacing import Pacing
 from stream_server.journal.tail import IdleState, ReadReason, Tail
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
+from stream_server.server.metrics import Metrics
 from support.lossless_ledger import ReaderLog, Row, row_of
 
 POLL_SECONDS = 0.2
@@ -76,7 +77,7 @@ class UnreliableEvent(asyncio.Event):
 
 def make_tail(url: str, record: Recorder, cursor: JournalPosition | None) -> Tail:
     """Make a tail that continues from a position."""
-    tail = Tail(url, RecordingHub(record), poll_interval=POLL_SECONDS, check_interval=CHECK_SECONDS)
+    tail = Tail(url, RecordingHub(record), poll_interval=POLL_SECONDS, check_interval=CHECK_SECONDS, observer=Metrics())
     tail._position = cursor
     return tail
 

@@ -16,6 +16,7 @@ from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumePoint, ResumeToken
+from stream_server.server.metrics import Metrics
 from support.builders import KEY, History, types
 from support.waiting import eventually_async
 
@@ -59,7 +60,7 @@ class Desk:
     def __init__(self) -> None:
         self.history = History()
         self.source = Source()
-        self.hub = Hub(self.source, max_queued_bytes=100_000)
+        self.hub = Hub(self.source, max_queued_bytes=100_000, observer=Metrics())
         self.hub.start(self.history.cursor())
         self._dispatched = len(self.history.journal)
 
@@ -100,7 +101,7 @@ async def watching(desk: Desk, question: WatchOptions = UNTIL_RUN) -> AsyncItera
 
 
 async def test_before_the_tail_has_started_nothing_can_be_watched() -> None:
-    hub = Hub(Source(), max_queued_bytes=1)
+    hub = Hub(Source(), max_queued_bytes=1, observer=Metrics())
     with pytest.raises(JournalUnreachable):
         await hub.subscribe(KEY, UNTIL_RUN)
 
