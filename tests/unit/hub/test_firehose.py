@@ -49,7 +49,7 @@ def test_a_filter_of_tasks_matches_no_run() -> None:
     assert Filter(states=frozenset({"no_status"})).matches(transition(1, state=None), "task")
 
 
-def test_each_client_gets_what_matches_and_the_position() -> None:
+def test_each_client_gets_matching_frames_and_the_position() -> None:
     firehose, all_, some = Firehose(), Subscription(10**6), Subscription(10**6)
     assert not firehose
     firehose.add(Filter(), all_, cursor(1), 0.0)
@@ -66,14 +66,14 @@ def test_each_client_gets_what_matches_and_the_position() -> None:
     assert last_cursor(wires) == cursor(5)
 
 
-def test_a_client_without_matches_gets_the_position_now_and_then() -> None:
+def test_a_client_without_matches_gets_the_position_at_intervals() -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.add(Filter(dag_ids=frozenset({"b"})), subscription, cursor(1), 0.0)
     sent_types(subscription)
     firehose.dispatch([transition(1)], cursor(2), BOOKMARK_SECONDS / 2)
     assert sent_types(subscription) == []
     firehose.dispatch([], cursor(2), BOOKMARK_SECONDS + 1)
-    assert sent_types(subscription) == [], "the journal has not gone further"
+    assert sent_types(subscription) == [], "the position is unchanged"
     firehose.dispatch([transition(2)], cursor(3), BOOKMARK_SECONDS + 1)
     wires = subscription.take()
     assert [wire.type for wire in wires] == ["ping"]
@@ -113,7 +113,7 @@ def test_a_resync_resets_all_clients() -> None:
     assert last_cursor(wires) == cursor(9)
 
 
-@pytest.mark.parametrize("named", ["a", "nobody"])
+@pytest.mark.parametrize("named", ["a", "missing"])
 def test_a_replay_ends_where_the_live_stream_starts(named: str) -> None:
     history = [transition(2), transition(3), transition(7)]
     wires = replay(Filter(dag_ids=frozenset({named})), Gap(ResumeToken(cursor(2)), cursor(5), history))
@@ -121,38 +121,38 @@ def test_a_replay_ends_where_the_live_stream_starts(named: str) -> None:
     assert last_cursor(wires) == cursor(5)
 
 
-class Reader:
-    """Known permissions: `a` for the runs of a DAG, `a_said` for the output of its tasks."""
+class KnownPermissions:
+    """Known permissions: `a` for the runs of a DAG, `a_output` for the output of its tasks."""
 
     def __init__(self, **known: bool) -> None:
         self.known = known
         self.max_wait = 10.0
-        self.asked: list[tuple[set[str], Callable[[], None]]] = []
+        self.requested: list[tuple[set[str], Callable[[], None]]] = []
 
-    def may_read(self, reading: Resource) -> bool | None:
-        return self.known.get(_name(reading))
+    def may_read(self, resource: Resource) -> bool | None:
+        return self.known.get(_name(resource))
 
-    def request_decision(self, readings: Collection[Resource], then: Callable[[], None]) -> None:
-        self.asked.append((set(map(_name, readings)), then))
+    def request_decision(self, resources: Collection[Resource], then: Callable[[], None]) -> None:
+        self.requested.append((set(map(_name, resources)), then))
 
-    async def filter_readable(self, readings: Collection[Resource]) -> Collection[Resource]:
-        return {reading for reading in readings if self.known.get(_name(reading))}
+    async def filter_readable(self, resources: Collection[Resource]) -> Collection[Resource]:
+        return {resource for resource in resources if self.known.get(_name(resource))}
 
-    def learn(self, **known: bool) -> None:
-        """Add permissions, and call all callbacks that wait."""
+    def update(self, **known: bool) -> None:
+        """Add permissions, and call all waiting callbacks."""
         self.known |= known
-        asked, self.asked = self.asked, []
-        for _, then in asked:
+        requested, self.requested = self.requested, []
+        for _, then in requested:
             then()
 
 
-def _name(reading: Resource) -> str:
-    return f"{reading.dag_id}_said" if reading.output else reading.dag_id
+def _name(resource: Resource) -> str:
+    return f"{resource.dag_id}_output" if resource.output else resource.dag_id
 
 
-def follow(firehose: Firehose, reader: Reader, wanted: Filter | None = None) -> Subscription:
+def follow(firehose: Firehose, permissions: KnownPermissions, wanted: Filter | None = None) -> Subscription:
     subscription = Subscription(10**6)
-    firehose.add(wanted or Filter(), subscription, cursor(1), 0.0, reader)
+    firehose.add(wanted or Filter(), subscription, cursor(1), 0.0, permissions)
     sent_types(subscription)
     return subscription
 
@@ -162,49 +162,49 @@ def dag_ids(subscription: Subscription) -> list[str]:
 
 
 def test_transitions_that_may_not_be_read_are_not_sent() -> None:
-    firehose, reader = Firehose(), Reader(a=True, b=False)
-    subscription = follow(firehose, reader)
+    firehose, permissions = Firehose(), KnownPermissions(a=True, b=False)
+    subscription = follow(firehose, permissions)
     firehose.dispatch([transition(1), transition(2, "b"), transition(3)], cursor(4), 0.0)
     firehose.dispatch([transition(4, "b")], cursor(5), 0.0)
     assert dag_ids(subscription) == ["a", "a"]
 
 
 def test_batches_wait_in_order_until_permissions_are_known() -> None:
-    firehose, reader = Firehose(), Reader(a=True)
-    subscription = follow(firehose, reader)
+    firehose, permissions = Firehose(), KnownPermissions(a=True)
+    subscription = follow(firehose, permissions)
     for seq, dag_id in enumerate(["a", "new", "a", "newer", "a"], start=1):
         firehose.dispatch([transition(seq, dag_id)], cursor(seq + 1), float(seq))
     assert dag_ids(subscription) == ["a"]
-    assert [asked for asked, _ in reader.asked] == [{"new"}]
-    reader.learn(new=True)
+    assert [requested for requested, _ in permissions.requested] == [{"new"}]
+    permissions.update(new=True)
     assert dag_ids(subscription) == ["new", "a"]
-    reader.learn(newer=False)
+    permissions.update(newer=False)
     assert dag_ids(subscription) == ["a"]
-    assert reader.asked == []
+    assert permissions.requested == []
 
 
 def test_transitions_that_do_not_match_are_not_looked_up() -> None:
-    firehose, reader = Firehose(), Reader(a=True)
-    subscription = follow(firehose, reader, Filter(dag_ids=frozenset({"a"})))
+    firehose, permissions = Firehose(), KnownPermissions(a=True)
+    subscription = follow(firehose, permissions, Filter(dag_ids=frozenset({"a"})))
     firehose.dispatch([transition(1), transition(2, "b")], cursor(3), 0.0)
-    assert (dag_ids(subscription), reader.asked) == (["a"], [])
+    assert (dag_ids(subscription), permissions.requested) == (["a"], [])
 
 
 def test_a_new_client_gets_no_pending_batches() -> None:
-    firehose, reader = Firehose(), Reader(a=True)
-    first = follow(firehose, reader)
+    firehose, permissions = Firehose(), KnownPermissions(a=True)
+    first = follow(firehose, permissions)
     firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
-    second = follow(firehose, reader)
+    second = follow(firehose, permissions)
     firehose.dispatch([transition(2)], cursor(3), 0.0)
-    gone = follow(firehose, reader)
-    firehose.remove(gone)
-    reader.learn(new=True)
-    assert (dag_ids(first), dag_ids(second), dag_ids(gone)) == (["new", "a"], ["a"], [])
+    removed = follow(firehose, permissions)
+    firehose.remove(removed)
+    permissions.update(new=True)
+    assert (dag_ids(first), dag_ids(second), dag_ids(removed)) == (["new", "a"], ["a"], [])
 
 
 def test_pending_transitions_are_bounded() -> None:
-    firehose, reader = Firehose(), Reader()
-    subscription = follow(firehose, reader)
+    firehose, permissions = Firehose(), KnownPermissions()
+    subscription = follow(firehose, permissions)
     for batch in range(3):
         firehose.dispatch(
             [transition(seq, "new") for seq in range(MAX_PENDING_TRANSITIONS // 2)], cursor(batch + 2), 0.0
@@ -213,37 +213,37 @@ def test_pending_transitions_are_bounded() -> None:
     assert (subscription.closed.code, subscription.closed.reconnect) == (CloseCode.UNAVAILABLE, True)
 
 
-def test_a_batch_that_waits_too_long_disconnects_its_group_only() -> None:
-    firehose, silent, reader = Firehose(), Reader(), Reader(new=True)
-    waiting, other_filter = follow(firehose, silent), follow(firehose, silent, Filter(dag_ids=frozenset({"b"})))
-    other_caller = follow(firehose, reader)
+def test_a_batch_that_waits_too_long_disconnects_only_its_group() -> None:
+    firehose, unknown, permissions = Firehose(), KnownPermissions(), KnownPermissions(new=True)
+    waiting, other_filter = follow(firehose, unknown), follow(firehose, unknown, Filter(dag_ids=frozenset({"b"})))
+    other_caller = follow(firehose, permissions)
     firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
     for seconds in (5.0, 10.0):
-        # The answer is still unknown, and is asked for again.
-        silent.learn()
+        # The permission is still unknown, and is requested again.
+        unknown.update()
         firehose.dispatch([], cursor(2), seconds)
         assert waiting.closed is None
-    assert len(silent.asked) == 1
+    assert len(unknown.requested) == 1
     firehose.dispatch([transition(2, "new")], cursor(3), 10.1)
     assert waiting.closed is not None
     assert (waiting.closed.code, waiting.closed.reconnect) == (CloseCode.UNAVAILABLE, True)
-    silent.learn()
-    assert silent.asked == []
+    unknown.update()
+    assert unknown.requested == []
     assert (other_filter.closed, dag_ids(other_caller)) == (None, ["new", "new"])
 
 
-def test_an_answer_in_time_ends_the_wait() -> None:
-    firehose, reader = Firehose(), Reader()
-    subscription = follow(firehose, reader)
+def test_a_permission_in_time_ends_the_wait() -> None:
+    firehose, permissions = Firehose(), KnownPermissions()
+    subscription = follow(firehose, permissions)
     firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
     firehose.dispatch([transition(2, "newer")], cursor(3), 9.0)
-    reader.learn(new=True)
+    permissions.update(new=True)
     firehose.dispatch([], cursor(3), 19.0)
     assert (subscription.closed, dag_ids(subscription)) == (None, ["new"])
 
 
 def test_updated_permissions_apply_from_the_next_batch() -> None:
-    firehose, ada, bob = Firehose(), Reader(a=True, b=False), Reader(a=False, b=True)
+    firehose, ada, bob = Firehose(), KnownPermissions(a=True, b=False), KnownPermissions(a=False, b=True)
     subscription = follow(firehose, ada)
     firehose.update_permissions(subscription, bob, 0.0)
     firehose.dispatch([transition(1), transition(2, "b")], cursor(3), 0.0)
@@ -255,11 +255,11 @@ def test_updated_permissions_apply_from_the_next_batch() -> None:
 
 
 def test_a_resync_replaces_pending_batches() -> None:
-    firehose, reader = Firehose(), Reader()
-    subscription = follow(firehose, reader)
+    firehose, permissions = Firehose(), KnownPermissions()
+    subscription = follow(firehose, permissions)
     firehose.dispatch([transition(1, "new")], cursor(2), 0.0)
     firehose.resync("transitions_lost", cursor(3))
-    reader.learn(new=True)
+    permissions.update(new=True)
     assert sent_types(subscription) == ["reset"]
 
 
@@ -277,28 +277,28 @@ def _value(wire: Wire) -> object:
 
 
 def test_values_are_sent_to_callers_that_may_read_them() -> None:
-    firehose, reader = Firehose(), Reader(a=True, a_said=True, b=True, b_said=False)
-    subscription = follow(firehose, reader, EVERYTHING)
+    firehose, permissions = Firehose(), KnownPermissions(a=True, a_output=True, b=True, b_output=False)
+    subscription = follow(firehose, permissions, EVERYTHING)
     firehose.dispatch([output_row(1), output_row(2, "b"), transition(3)], cursor(4), 0.0)
     assert values(subscription) == ["secret", "withheld", "task"]
 
 
 def test_values_wait_until_their_permission_is_known() -> None:
-    firehose, reader = Firehose(), Reader(a=True)
-    all_, some = follow(firehose, reader, EVERYTHING), follow(firehose, reader)
+    firehose, permissions = Firehose(), KnownPermissions(a=True)
+    all_, some = follow(firehose, permissions, EVERYTHING), follow(firehose, permissions)
     firehose.dispatch([output_row(1), transition(2)], cursor(3), 0.0)
-    # A client that wants no output does not wait for its permission.
+    # A client without output does not wait for the permission for it.
     assert (values(all_), values(some)) == ([], ["task"])
-    assert [asked for asked, _ in reader.asked] == [{"a_said"}]
-    reader.learn(a_said=True)
+    assert [requested for requested, _ in permissions.requested] == [{"a_output"}]
+    permissions.update(a_output=True)
     assert values(all_) == ["secret", "task"]
 
 
 def test_output_of_a_dag_that_may_not_be_read_is_not_looked_up() -> None:
-    firehose, reader = Firehose(), Reader(a=False)
-    subscription = follow(firehose, reader, EVERYTHING)
+    firehose, permissions = Firehose(), KnownPermissions(a=False)
+    subscription = follow(firehose, permissions, EVERYTHING)
     firehose.dispatch([output_row(1)], cursor(2), 0.0)
-    assert (values(subscription), reader.asked) == ([], [])
+    assert (values(subscription), permissions.requested) == ([], [])
 
 
 def test_a_filter_can_redact_values() -> None:
@@ -329,11 +329,11 @@ def test_a_replay_has_the_values_that_may_be_read(
     ] == expected
 
 
-def test_no_look_up_is_made_after_the_last_client_has_left() -> None:
-    firehose, reader = Firehose(), Reader()
-    subscription = follow(firehose, reader)
+def test_no_look_up_is_made_after_the_last_client_disconnects() -> None:
+    firehose, permissions = Firehose(), KnownPermissions()
+    subscription = follow(firehose, permissions)
     firehose.dispatch([transition(1)], cursor(2), 0.0)
     firehose.remove(subscription)
-    # Airflow did not answer.
-    reader.learn()
-    assert reader.asked == []
+    # Airflow has not responded.
+    permissions.update()
+    assert permissions.requested == []

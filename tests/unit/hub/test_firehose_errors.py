@@ -10,7 +10,7 @@ from stream_server.protocol.close_codes import CloseCode
 from support.firehose_rows import cursor, last_cursor, output_row, sent_types, transition
 
 
-def test_a_batch_whose_frames_cannot_be_made_costs_a_reset(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_batch_whose_frames_cannot_be_made_causes_a_reset(caplog: pytest.LogCaptureFixture) -> None:
     firehose, subscription = Firehose(), Subscription(10**6)
     firehose.add(Filter(), subscription, cursor(1), 0.0)
     sent_types(subscription)
@@ -29,7 +29,7 @@ class FailingPermissions:
     max_wait = 10.0
 
     def may_read(self, reading: Resource) -> bool | None:
-        raise RuntimeError("no rights")
+        raise RuntimeError("no permissions")
 
     def request_decision(self, readings: Collection[Resource], then: Callable[[], None]) -> None:
         raise NotImplementedError
@@ -47,7 +47,7 @@ def test_an_error_in_one_group_closes_its_connections_and_no_others(caplog: pyte
     assert sent_types(faulty) == ["ping", "close"]
     assert faulty.closed is not None
     assert faulty.closed.code == CloseCode.INTERNAL
-    assert "no rights" in caplog.text
+    assert "no permissions" in caplog.text
     firehose.remove(faulty)
     firehose.dispatch([transition(2)], cursor(3), 0.0)
     assert sent_types(sound) == ["task"]

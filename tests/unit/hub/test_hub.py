@@ -1,4 +1,4 @@
-"""The hub, with reads from the database that end when and how a test wants it."""
+"""The hub, with database reads that a test completes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ OTHER = RunKey(KEY.dag_id, "another")
 
 
 class Source:
-    """A database whose answers are given by the test, in the order of the reads."""
+    """A run source whose reads are futures that the test resolves, in the order of the reads."""
 
     def __init__(self) -> None:
         self.loads: list[asyncio.Future[tuple[RunState, JournalPosition]]] = []
         self.reads: list[asyncio.Future[ReturnValues]] = []
         self.histories: list[asyncio.Future[list[Transition] | None]] = []
-        self.refreshed = 0
+        self.reconnects = 0
 
     async def read_history(
         self, key: RunKey | None, since: JournalPosition, *, output: bool = True
@@ -51,11 +51,11 @@ class Source:
         return await self.reads[-1]
 
     async def reconnect(self) -> None:
-        self.refreshed += 1
+        self.reconnects += 1
 
 
-class Desk:
-    """A hub, its source, and the history of the run that it serves."""
+class LoadedHub:
+    """A hub with its source, and the history of its run."""
 
     def __init__(self) -> None:
         self.history = History()
@@ -72,7 +72,7 @@ class Desk:
         (await self.nth_load(number)).set_result((self.history.state(), self.history.cursor()))
 
     def dispatch(self) -> list[Transition]:
-        """Hand on what the history has written since the last time."""
+        """Dispatch the rows written since the last call."""
         batch = self.history.journal[self._dispatched :]
         self._dispatched = len(self.history.journal)
         self.hub.dispatch(batch, self.history.cursor())
@@ -80,10 +80,10 @@ class Desk:
 
 
 @pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
-    desk = Desk()
-    yield desk
-    await desk.hub.close()
+async def loaded() -> AsyncIterator[LoadedHub]:
+    loaded = LoadedHub()
+    yield loaded
+    await loaded.hub.close()
 
 
 def taken(subscription: Subscription) -> list[str]:
@@ -91,197 +91,201 @@ def taken(subscription: Subscription) -> list[str]:
 
 
 @asynccontextmanager
-async def watching(desk: Desk, question: WatchOptions = UNTIL_RUN) -> AsyncIterator[Subscription]:
-    """Watch the run. The first subscription gets it loaded at once."""
-    subscribing = asyncio.create_task(desk.hub.subscribe(KEY, question))
-    if not desk.source.loads:
-        await desk.load()
+async def watching(loaded: LoadedHub, options: WatchOptions = UNTIL_RUN) -> AsyncIterator[Subscription]:
+    """Watch the run; load it for the first subscription."""
+    subscribing = asyncio.create_task(loaded.hub.subscribe(KEY, options))
+    if not loaded.source.loads:
+        await loaded.load()
     with closing(await subscribing) as subscription:
         yield subscription
 
 
-async def test_before_the_tail_has_started_nothing_can_be_watched() -> None:
+async def test_no_run_can_be_watched_before_the_tail_has_started() -> None:
     hub = Hub(Source(), max_queued_bytes=1, observer=Metrics())
     with pytest.raises(JournalUnreachable):
         await hub.subscribe(KEY, UNTIL_RUN)
 
 
-async def test_concurrent_subscriptions_share_a_load(desk: Desk) -> None:
-    joining = [asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN)) for _ in range(20)]
-    await desk.load()
+async def test_concurrent_subscriptions_share_a_load(loaded: LoadedHub) -> None:
+    joining = [asyncio.create_task(loaded.hub.subscribe(KEY, UNTIL_RUN)) for _ in range(20)]
+    await loaded.load()
     subscriptions = await asyncio.gather(*joining)
     assert [taken(one) for one in subscriptions] == [["snapshot"]] * 20
-    assert len(desk.source.loads) == 1
-    assert desk.hub.statistics()[:2] == (1, 20)
+    assert len(loaded.source.loads) == 1
+    assert loaded.hub.statistics()[:2] == (1, 20)
     for one in subscriptions:
         one.close()
-    assert desk.hub.statistics()[:2] == (0, 0)
+    assert loaded.hub.statistics()[:2] == (0, 0)
 
 
-async def test_close_releases_the_run_and_what_was_registered(desk: Desk) -> None:
-    subscribing = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
-    await desk.load()
+async def test_close_calls_the_callbacks_and_releases_the_run(loaded: LoadedHub) -> None:
+    subscribing = asyncio.create_task(loaded.hub.subscribe(KEY, UNTIL_RUN))
+    await loaded.load()
     subscription = await subscribing
     released: list[int] = []
-    subscription.on_close(lambda: released.append(desk.hub.statistics().runs))
+    subscription.on_close(lambda: released.append(loaded.hub.statistics().runs))
     subscription.close()
     assert released == [1], "released before the run"
-    assert desk.hub.statistics()[:2] == (0, 0)
+    assert loaded.hub.statistics()[:2] == (0, 0)
     subscription.close()
-    assert desk.hub.statistics()[:2] == (0, 0)
+    assert loaded.hub.statistics()[:2] == (0, 0)
 
 
-async def test_a_missing_run_is_reported_to_all_and_loaded_again(desk: Desk) -> None:
+async def test_a_missing_run_is_reported_to_all_and_loaded_again(loaded: LoadedHub) -> None:
     async def join() -> None:
-        (await desk.hub.subscribe(KEY, UNTIL_RUN)).close()
+        (await loaded.hub.subscribe(KEY, UNTIL_RUN)).close()
 
     joining = [asyncio.create_task(join()) for _ in range(3)]
-    (await desk.nth_load(1)).set_exception(RunNotFound(*KEY))
-    assert [type(told) for told in await asyncio.gather(*joining, return_exceptions=True)] == [RunNotFound] * 3
+    (await loaded.nth_load(1)).set_exception(RunNotFound(*KEY))
+    assert [type(error) for error in await asyncio.gather(*joining, return_exceptions=True)] == [RunNotFound] * 3
     again = asyncio.create_task(join())
-    await desk.load(2)
+    await loaded.load(2)
     await again
-    assert desk.hub.statistics().runs == 0
+    assert loaded.hub.statistics().runs == 0
 
 
-async def test_a_cancelled_subscription_leaves_no_run_behind(desk: Desk) -> None:
-    joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
-    load = await desk.nth_load(1)
+async def test_a_cancelled_subscription_leaves_no_run_behind(loaded: LoadedHub) -> None:
+    joining = asyncio.create_task(loaded.hub.subscribe(KEY, UNTIL_RUN))
+    load = await loaded.nth_load(1)
     joining.cancel()
     await asyncio.gather(joining, return_exceptions=True)
-    assert desk.hub.statistics().runs == 0
+    assert loaded.hub.statistics().runs == 0
     await eventually_async(load.cancelled)
 
 
-async def test_unknown_tasks_leave_no_run_behind(desk: Desk) -> None:
+async def test_unknown_tasks_leave_no_run_behind(loaded: LoadedHub) -> None:
     with pytest.raises(UnknownTask):
-        async with watching(desk, WatchOptions(result_tasks=("nobody",))):
+        async with watching(loaded, WatchOptions(result_tasks=("missing",))):
             pass
-    assert desk.hub.statistics().runs == 0
+    assert loaded.hub.statistics().runs == 0
 
 
-async def test_transitions_during_a_load_follow_the_snapshot(desk: Desk) -> None:
-    joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
-    load = await desk.nth_load(1)
-    read = (desk.history.state(), desk.history.cursor())
-    desk.history.set_task("ask", "scheduled")
-    desk.dispatch()
+async def test_transitions_during_a_load_follow_the_snapshot(loaded: LoadedHub) -> None:
+    joining = asyncio.create_task(loaded.hub.subscribe(KEY, UNTIL_RUN))
+    load = await loaded.nth_load(1)
+    read = (loaded.history.state(), loaded.history.cursor())
+    loaded.history.set_task("ask", "scheduled")
+    loaded.dispatch()
     load.set_result(read)
     subscription = await joining
     (wire,) = subscription.take()
     assert {task.state for task in wire.frame.tasks if task.task_id == "ask"} == {"scheduled"}  # type: ignore[union-attr]
 
 
-async def test_two_resyncs_lose_no_transition_between_them(desk: Desk) -> None:
-    async with watching(desk) as subscription:
+async def test_two_resyncs_lose_no_transition_between_them(loaded: LoadedHub) -> None:
+    async with watching(loaded) as subscription:
         subscription.take()
-        desk.hub.resync(desk.history.cursor(), "transitions_lost")
-        desk.hub.resync(desk.history.cursor(), "transitions_lost")
-        await desk.nth_load(3)
-        before = (desk.history.state(), desk.history.cursor())
-        await desk.load(2)
-        await eventually_async(desk.source.loads[1].done)
-        desk.history.set_task("ask", "scheduled")
-        desk.dispatch()
-        desk.source.loads[2].set_result(before)
+        loaded.hub.resync(loaded.history.cursor(), "transitions_lost")
+        loaded.hub.resync(loaded.history.cursor(), "transitions_lost")
+        await loaded.nth_load(3)
+        before = (loaded.history.state(), loaded.history.cursor())
+        await loaded.load(2)
+        await eventually_async(loaded.source.loads[1].done)
+        loaded.history.set_task("ask", "scheduled")
+        loaded.dispatch()
+        loaded.source.loads[2].set_result(before)
         await eventually_async(lambda: subscription.statistics().queued_frames >= 2)
-        desk.history.set_task("ask", "queued")
-        desk.dispatch()
+        loaded.history.set_task("ask", "queued")
+        loaded.dispatch()
         frames = [wire.frame for wire in subscription.take()]
     assert types(frames) == ["reset", "snapshot", "task"]
     assert {task.state for task in frames[1].tasks if task.task_id == "ask"} == {"scheduled"}  # type: ignore[union-attr]
 
 
-async def test_return_values_are_read_until_postgresql_answers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_return_values_are_read_until_postgresql_answers(
+    loaded: LoadedHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("stream_server.hub.watched_runs.RETRY_SECONDS", 0)
-    async with watching(desk) as subscription:
-        desk.history.run_task("answer", 42)
-        desk.dispatch()
-        await eventually_async(lambda: len(desk.source.reads) == 1)
-        desk.source.reads[0].set_exception(JournalUnreachable("gone"))
-        await eventually_async(lambda: len(desk.source.reads) == 2)
-        desk.source.reads[1].set_result(desk.history.values(["answer"]))
+    async with watching(loaded) as subscription:
+        loaded.history.run_task("answer", 42)
+        loaded.dispatch()
+        await eventually_async(lambda: len(loaded.source.reads) == 1)
+        loaded.source.reads[0].set_exception(JournalUnreachable("gone"))
+        await eventually_async(lambda: len(loaded.source.reads) == 2)
+        loaded.source.reads[1].set_result(loaded.history.values(["answer"]))
         await eventually_async(lambda: subscription.statistics().queued_frames == 6)
         assert taken(subscription) == ["snapshot", "task", "task", "task", "task", "result"]
 
 
-async def test_an_exception_in_one_run_does_not_affect_another(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    async with watching(desk) as subscription:
-        joining = asyncio.create_task(desk.hub.subscribe(OTHER, UNTIL_RUN))
+async def test_an_exception_in_one_run_does_not_affect_another(
+    loaded: LoadedHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watching(loaded) as subscription:
+        joining = asyncio.create_task(loaded.hub.subscribe(OTHER, UNTIL_RUN))
         other = History(key=OTHER)
-        (await desk.nth_load(2)).set_result((other.state(), desk.history.cursor()))
-        unlucky = await joining
-        subscription.take(), unlucky.take()
+        (await loaded.nth_load(2)).set_result((other.state(), loaded.history.cursor()))
+        failing = await joining
+        subscription.take(), failing.take()
 
-        desk.history.set_task("ask", "scheduled")
-        good = desk.history.journal[-1]
+        loaded.history.set_task("ask", "scheduled")
+        good = loaded.history.journal[-1]
         bad = good._replace(run_id=OTHER.run_id, task_id=None)
-        desk.hub.dispatch([bad, good], desk.history.cursor())
+        loaded.hub.dispatch([bad, good], loaded.history.cursor())
 
         assert taken(subscription) == ["task"]
-        assert taken(unlucky) == ["close"]
-        assert unlucky.closed is not None
-        assert unlucky.closed.code == CloseCode.INTERNAL
+        assert taken(failing) == ["close"]
+        assert failing.closed is not None
+        assert failing.closed.code == CloseCode.INTERNAL
     assert "Lost the state of run" in caplog.text
 
 
-async def test_a_resume_is_refused_if_its_run_is_discarded_meanwhile(desk: Desk) -> None:
-    resume_from = ResumePoint(ResumeToken(desk.history.cursor()))
-    resuming = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN, resume_from=resume_from))
-    await desk.load()
-    await eventually_async(lambda: len(desk.source.histories) == 1)
+async def test_a_resume_is_refused_if_its_run_is_discarded_meanwhile(loaded: LoadedHub) -> None:
+    resume_from = ResumePoint(ResumeToken(loaded.history.cursor()))
+    resuming = asyncio.create_task(loaded.hub.subscribe(KEY, UNTIL_RUN, resume_from=resume_from))
+    await loaded.load()
+    await eventually_async(lambda: len(loaded.source.histories) == 1)
 
-    desk.history.set_task("ask", "scheduled")
-    undecodable = desk.history.journal[-1]._replace(task_id=None)
-    desk.hub.dispatch([undecodable], desk.history.cursor())
-    desk.source.histories[0].set_result(None)
+    loaded.history.set_task("ask", "scheduled")
+    undecodable = loaded.history.journal[-1]._replace(task_id=None)
+    loaded.hub.dispatch([undecodable], loaded.history.cursor())
+    loaded.source.histories[0].set_result(None)
 
     with pytest.raises(Unavailable, match="lost the state"):
         await resuming
-    assert not desk.hub.is_watched(KEY)
+    assert not loaded.hub.is_watched(KEY)
 
 
-async def test_a_draining_hub_disconnects_all_and_refuses_new_subscriptions(desk: Desk) -> None:
-    async with watching(desk) as subscription:
-        draining = asyncio.create_task(desk.hub.drain(grace=5))
+async def test_a_draining_hub_disconnects_all_and_refuses_new_subscriptions(loaded: LoadedHub) -> None:
+    async with watching(loaded) as subscription:
+        draining = asyncio.create_task(loaded.hub.drain(grace=5))
         await eventually_async(lambda: subscription.is_complete)
         assert taken(subscription) == ["snapshot", "close"]
         with pytest.raises(Draining):
-            await desk.hub.subscribe(KEY, UNTIL_RUN)
+            await loaded.hub.subscribe(KEY, UNTIL_RUN)
         assert not draining.done()
     await asyncio.wait_for(draining, 5)
 
 
-async def test_after_a_reconnect_runs_ahead_of_the_cursor_are_loaded_again(desk: Desk) -> None:
-    """The tail stands where it stood when the connection was lost; what was read later may not be there any more."""
-    stood = desk.history.cursor()
-    desk.history.set_run("running")
-    async with watching(desk) as ahead:
-        await desk.hub.reconnect(stood)
-        assert desk.source.refreshed == 1
-        assert taken(ahead) == ["snapshot"]
-        await desk.load(2)
-        await eventually_async(lambda: ahead.statistics().queued_frames > 0, what="told to begin anew")
-        assert taken(ahead) == ["reset", "snapshot"]
+async def test_after_a_reconnect_runs_ahead_of_the_cursor_are_loaded_again(loaded: LoadedHub) -> None:
+    """The tail resumes at its position when the connection was lost; rows read later may no longer exist."""
+    position = loaded.history.cursor()
+    loaded.history.set_run("running")
+    async with watching(loaded) as subscription:
+        await loaded.hub.reconnect(position)
+        assert loaded.source.reconnects == 1
+        assert taken(subscription) == ["snapshot"]
+        await loaded.load(2)
+        await eventually_async(lambda: subscription.statistics().queued_frames > 0, what="the reset is sent")
+        assert taken(subscription) == ["reset", "snapshot"]
 
 
-async def test_after_a_reconnect_runs_that_the_cursor_covers_are_kept(desk: Desk) -> None:
-    async with watching(desk) as behind:
-        taken(behind)
-        desk.history.set_run("running")
-        desk.dispatch()
-        await desk.hub.reconnect(desk.history.cursor())
-        desk.history.set_task("ask", "scheduled")
-        desk.dispatch()
-        assert taken(behind) == ["run", "task"]
-        assert len(desk.source.loads) == 1
+async def test_after_a_reconnect_runs_that_the_cursor_covers_are_kept(loaded: LoadedHub) -> None:
+    async with watching(loaded) as subscription:
+        taken(subscription)
+        loaded.history.set_run("running")
+        loaded.dispatch()
+        await loaded.hub.reconnect(loaded.history.cursor())
+        loaded.history.set_task("ask", "scheduled")
+        loaded.dispatch()
+        assert taken(subscription) == ["run", "task"]
+        assert len(loaded.source.loads) == 1
 
 
-async def test_a_load_that_spans_a_reconnect_is_ignored(desk: Desk) -> None:
-    joining = asyncio.create_task(desk.hub.subscribe(KEY, UNTIL_RUN))
-    of_old = await desk.nth_load(1)
-    await desk.hub.reconnect(desk.history.cursor())
-    await desk.nth_load(2)
-    of_old.set_exception(RunNotFound(*KEY))
-    await desk.load(2)
+async def test_a_load_that_spans_a_reconnect_is_ignored(loaded: LoadedHub) -> None:
+    joining = asyncio.create_task(loaded.hub.subscribe(KEY, UNTIL_RUN))
+    old_load = await loaded.nth_load(1)
+    await loaded.hub.reconnect(loaded.history.cursor())
+    await loaded.nth_load(2)
+    old_load.set_exception(RunNotFound(*KEY))
+    await loaded.load(2)
     assert taken(await joining)[-1] == "snapshot"

@@ -21,8 +21,8 @@ from support.run_moves import Move, apply_move, run_histories
 UNTIL_RUN = WatchOptions(until="run")
 
 
-class Followed:
-    """A feed that follows a history, as the hub lets it."""
+class FollowedRun:
+    """A feed and the history that it follows, read as the hub does."""
 
     def __init__(self) -> None:
         self.history = History()
@@ -30,9 +30,9 @@ class Followed:
         self.feed.start(self.history.state(), self.history.cursor())
         self._read = len(self.history.journal)
 
-    def join(self, question: WatchOptions = UNTIL_RUN, limit: int = 1_000_000) -> Subscription:
+    def join(self, options: WatchOptions = UNTIL_RUN, limit: int = 1_000_000) -> Subscription:
         subscription = Subscription(limit)
-        self.feed.add_subscription(question, subscription, self.history.cursor())
+        self.feed.add_subscription(options, subscription, self.history.cursor())
         return subscription
 
     def read(self) -> None:
@@ -47,7 +47,7 @@ class Followed:
         self.read()
         self.fetch()
 
-    def live(self, move: Move) -> None:
+    def apply_move_or_read(self, move: Move) -> None:
         if move[0] == "read":
             self.read()
         elif move[0] == "fetch":
@@ -65,7 +65,7 @@ def taken(subscription: Subscription) -> list[str]:
 
 
 def cursor_of(rows: Sequence[Transition]) -> JournalPosition:
-    """The snapshot that sees these rows and nothing else."""
+    """The snapshot in which exactly these rows are visible."""
     committed = {row.txid for row in rows}
     xmax = max(committed) + 1
     xip = tuple(txid for txid in range(101, xmax) if txid not in committed)
@@ -73,29 +73,29 @@ def cursor_of(rows: Sequence[Transition]) -> JournalPosition:
 
 
 def relabelled(rows: Sequence[Transition], txids: Sequence[int]) -> list[Transition]:
-    """The same rows, by transactions that began in another order than they committed in."""
+    """The same rows, from transactions that began in another order than they committed."""
     label = dict(zip(sorted(set(txids)), txids, strict=True))
     return [row._replace(txid=label[row.txid]) for row in rows]
 
 
 @given(run_histories, st.sets(st.integers(0, 60), min_size=1, max_size=5))
-def test_subscriptions_with_the_same_options_get_the_same_frames(life: list[Move], joins: set[int]) -> None:
-    followed = Followed()
-    first = followed.join()
-    heard = [*first.take()]
+def test_subscriptions_with_the_same_options_get_the_same_frames(moves: list[Move], joins: set[int]) -> None:
+    run = FollowedRun()
+    first = run.join()
+    received = [*first.take()]
     others: list[tuple[int, Subscription]] = []
-    for number, move in enumerate(life):
-        followed.live(move)
-        heard += first.take()
+    for number, move in enumerate(moves):
+        run.apply_move_or_read(move)
+        received += first.take()
         if number in joins and not first.is_complete:
-            other = followed.join()
-            opening = [kind for kind in taken(other) if kind != "chunk"]
-            assert opening in (["snapshot"], ["snapshot", "result"], ["snapshot", "failure"])
-            others.append((len(heard), other))
-    followed.catch_up()
-    heard += first.take()
+            other = run.join()
+            first_frames = [kind for kind in taken(other) if kind != "chunk"]
+            assert first_frames in (["snapshot"], ["snapshot", "result"], ["snapshot", "failure"])
+            others.append((len(received), other))
+    run.catch_up()
+    received += first.take()
     for since, other in others:
-        assert [*other.take()] == heard[since:], "the very same frames, encoded once"
+        assert [*other.take()] == received[since:], "the same objects, encoded once"
 
 
 @given(run_histories, run_histories, st.data())
@@ -120,7 +120,7 @@ def test_rows_that_the_load_saw_are_not_applied_twice(
     feed.apply(journal[lag:started], cursor_of(journal))
     feed.start(state, loaded_at)
     feed.add_subscription(UNTIL_RUN, subscription, cursor_of(journal[: max(started, 1)]))
-    over = subscription.is_complete
+    is_complete_at_load = subscription.is_complete
     feed.apply(journal[started:], cursor_of(journal))
 
     assert feed.run_state is not None
@@ -128,130 +128,130 @@ def test_rows_that_the_load_saw_are_not_applied_twice(
     assert feed.run_state.info == expected.info
     wires = subscription.take()
     assert all(wire.token.position.covers(loaded_at) for wire in wires if wire.token)
-    told = [wire.frame.seq for wire in wires if isinstance(wire.frame, TaskTransition | RunTransition)]
+    seqs = [wire.frame.seq for wire in wires if isinstance(wire.frame, TaskTransition | RunTransition)]
     new = [row.seq for row in journal[max(seen, started) :] if row.kind in {TransitionKind.TASK, TransitionKind.RUN}]
-    assert told == ([] if over else new)
+    assert seqs == ([] if is_complete_at_load else new)
 
 
 def test_the_first_subscription_gets_a_snapshot_with_its_token() -> None:
-    followed = Followed()
-    (wire,) = followed.join().take()
+    run = FollowedRun()
+    (wire,) = run.join().take()
     assert isinstance(wire.frame, Snapshot)
-    assert wire.token == ResumeToken(followed.history.cursor())
+    assert wire.token == ResumeToken(run.history.cursor())
 
 
 def test_subscriptions_between_two_changes_share_their_first_frames() -> None:
-    followed = Followed()
-    followed.join()
-    one, two = followed.join().take(), followed.join().take()
+    run = FollowedRun()
+    run.join()
+    one, two = run.join().take(), run.join().take()
     assert one == two
-    followed.history.set_run("running")
-    followed.read()
-    assert followed.join().take() != one
+    run.history.set_run("running")
+    run.read()
+    assert run.join().take() != one
 
 
 def test_only_the_last_frame_of_a_batch_carries_the_cursor() -> None:
-    followed = Followed()
-    subscription = followed.join()
+    run = FollowedRun()
+    subscription = run.join()
     subscription.take()
-    followed.history.start("ask")
-    followed.read()
+    run.history.start("ask")
+    run.read()
     wires = subscription.take()
     assert types([wire.frame for wire in wires]) == ["task", "task", "task"]
-    assert [wire.token for wire in wires] == [None, None, ResumeToken(followed.history.cursor())]
+    assert [wire.token for wire in wires] == [None, None, ResumeToken(run.history.cursor())]
 
 
 def test_the_last_frame_of_a_stream_carries_the_cursor_of_its_end() -> None:
-    followed = Followed()
-    subscription = followed.join(WatchOptions())
-    followed.history.run_task("answer")
-    followed.catch_up()
+    run = FollowedRun()
+    subscription = run.join(WatchOptions())
+    run.history.run_task("answer")
+    run.catch_up()
     last = subscription.take()[-1]
     assert isinstance(last.frame, End)
-    assert last.token == ResumeToken(followed.history.cursor(), "result", has_ended=True)
+    assert last.token == ResumeToken(run.history.cursor(), "result", has_ended=True)
 
 
 def test_groups_with_other_options_are_independent() -> None:
-    followed = Followed()
-    ask, answer = followed.join(WatchOptions(("ask",))), followed.join(WatchOptions(("answer",)))
-    followed.history.run_task("ask", 1)
-    followed.catch_up()
+    run = FollowedRun()
+    ask, answer = run.join(WatchOptions(("ask",))), run.join(WatchOptions(("answer",)))
+    run.history.run_task("ask", 1)
+    run.catch_up()
     assert results_of(frames(ask)) == [{"ask": 1}]
     assert ask.is_complete
     assert results_of(frames(answer)) == []
-    followed.history.run_task("answer", 2)
-    followed.catch_up()
+    run.history.run_task("answer", 2)
+    run.catch_up()
     assert results_of(frames(answer)) == [{"answer": 2}]
 
 
 def test_a_subscription_after_the_end_gets_everything_at_once() -> None:
-    followed = Followed()
-    followed.join(WatchOptions())
-    followed.history.run_task("answer", 1)
-    followed.catch_up()
-    assert followed.feed.groups == {}
-    again = followed.join(WatchOptions())
-    followed.fetch()
+    run = FollowedRun()
+    run.join(WatchOptions())
+    run.history.run_task("answer", 1)
+    run.catch_up()
+    assert run.feed.groups == {}
+    again = run.join(WatchOptions())
+    run.fetch()
     assert taken(again) == ["snapshot", "result", "end"]
 
 
-def test_an_unknown_task_is_refused_and_leaves_nothing_behind() -> None:
-    followed = Followed()
+def test_an_unknown_task_is_refused_and_adds_no_group() -> None:
+    run = FollowedRun()
     with pytest.raises(UnknownTask) as refused:
-        followed.join(WatchOptions(("ask", "nobody")))
-    assert (refused.value.task_id, refused.value.known) == ("nobody", ["answer", "ask", "clean_up"])
-    assert followed.feed.groups == {}
+        run.join(WatchOptions(("ask", "missing")))
+    assert (refused.value.task_id, refused.value.known) == ("missing", ["answer", "ask", "clean_up"])
+    assert run.feed.groups == {}
 
 
 def test_values_read_for_another_group_are_not_enough() -> None:
-    followed = Followed()
-    both = followed.join(WatchOptions(("ask", "answer")))
-    followed.history.run_task("ask", 1)
-    followed.history.run_task("answer", 2)
-    followed.read()
+    run = FollowedRun()
+    both = run.join(WatchOptions(("ask", "answer")))
+    run.history.run_task("ask", 1)
+    run.history.run_task("answer", 2)
+    run.read()
     both.take()
-    assert followed.feed.wanted_tasks == {"ask", "answer"}
-    followed.feed.add_values(frozenset({"ask"}), followed.history.values({"ask"}), followed.history.cursor())
+    assert run.feed.wanted_tasks == {"ask", "answer"}
+    run.feed.add_values(frozenset({"ask"}), run.history.values({"ask"}), run.history.cursor())
     assert taken(both) == []
-    followed.fetch()
+    run.fetch()
     assert taken(both) == ["result", "end"]
 
 
 def test_a_removed_subscription_gets_nothing_and_causes_no_reads() -> None:
-    followed = Followed()
-    gone, stays = followed.join(), followed.join()
-    gone.take()
-    followed.feed.remove_subscription(gone)
-    followed.history.run_task("answer")
-    followed.read()
-    assert taken(gone) == []
-    assert followed.feed.subscriptions == [stays]
-    followed.feed.remove_subscription(stays)
-    assert followed.feed.wanted_tasks == frozenset()
-    assert followed.feed.groups == {}
+    run = FollowedRun()
+    removed, kept = run.join(), run.join()
+    removed.take()
+    run.feed.remove_subscription(removed)
+    run.history.run_task("answer")
+    run.read()
+    assert taken(removed) == []
+    assert run.feed.subscriptions == [kept]
+    run.feed.remove_subscription(kept)
+    assert run.feed.wanted_tasks == frozenset()
+    assert run.feed.groups == {}
 
 
 def test_a_slow_client_is_disconnected_and_the_others_continue() -> None:
-    followed = Followed()
-    slow, quick = followed.join(limit=1500), followed.join()
+    run = FollowedRun()
+    slow, fast = run.join(limit=1500), run.join()
     for _ in range(10):
-        followed.history.start("ask")
-        followed.history.set_task("ask", "up_for_retry")
-        followed.read()
+        run.history.start("ask")
+        run.history.set_task("ask", "up_for_retry")
+        run.read()
     (close,) = frames(slow)
     assert isinstance(close, Close)
     assert close.code == CloseCode.SLOW
-    assert taken(quick) == ["snapshot"] + ["task"] * 40
+    assert taken(fast) == ["snapshot"] + ["task"] * 40
 
 
 def test_a_disconnected_feed_pushes_nothing() -> None:
-    followed = Followed()
-    one, two = followed.join(), followed.join(WatchOptions())
-    followed.feed.disconnect(CloseCode.INTERNAL, "lost")
-    followed.history.run_task("answer")
-    followed.catch_up()
+    run = FollowedRun()
+    one, two = run.join(), run.join(WatchOptions())
+    run.feed.disconnect(CloseCode.INTERNAL, "lost")
+    run.history.run_task("answer")
+    run.catch_up()
     assert [taken(one), taken(two)] == [["snapshot", "close"]] * 2
-    assert followed.feed.subscriptions == []
+    assert run.feed.subscriptions == []
 
 
 def test_transitions_during_a_load_are_applied_after_it() -> None:
@@ -289,54 +289,54 @@ def test_a_subscription_ahead_of_the_tail_has_the_position_of_the_load() -> None
 
 
 def test_a_resync_resets_all_subscriptions() -> None:
-    followed = Followed()
-    watchers = [followed.join(), followed.join(), followed.join(WatchOptions())]
-    followed.history.run_task("answer", "old")
-    followed.catch_up()
-    for watcher in watchers:
-        watcher.take()
-    other, place = History(graph({"answer": []}, {})), JournalPosition("07e4", 500, 500)
-    followed.feed.restart_loading()
-    assert followed.feed.run_state is None
-    followed.feed.start(other.state(), place)
-    followed.feed.resync("journal_changed", place)
-    for watcher in watchers[:2]:
-        wires: Sequence[Wire] = watcher.take()
+    run = FollowedRun()
+    subscriptions = [run.join(), run.join(), run.join(WatchOptions())]
+    run.history.run_task("answer", "old")
+    run.catch_up()
+    for subscription in subscriptions:
+        subscription.take()
+    other, position = History(graph({"answer": []}, {})), JournalPosition("07e4", 500, 500)
+    run.feed.restart_loading()
+    assert run.feed.run_state is None
+    run.feed.start(other.state(), position)
+    run.feed.resync("journal_changed", position)
+    for subscription in subscriptions[:2]:
+        wires: Sequence[Wire] = subscription.take()
         reset, snapshot = (wire.frame for wire in wires)
         assert isinstance(reset, Reset)
         assert reset.reason == "journal_changed"
         assert isinstance(snapshot, Snapshot)
         assert [task.task_id for task in snapshot.tasks] == ["answer"]
-        assert wires[-1].token == ResumeToken(place)
-    assert taken(watchers[2]) == [], "his stream had ended"
+        assert wires[-1].token == ResumeToken(position)
+    assert taken(subscriptions[2]) == [], "the stream had ended"
 
 
 def test_a_resync_sends_a_known_result_again() -> None:
-    followed = Followed()
-    watcher = followed.join()
-    followed.history.run_task("answer", "again")
-    followed.catch_up()
-    watcher.take()
-    followed.feed.restart_loading()
-    followed.feed.start(followed.history.state(), followed.history.cursor())
-    followed.feed.resync("journal_changed", followed.history.cursor())
-    followed.fetch()
-    told = frames(watcher)
-    assert types(told) == ["reset", "snapshot", "result"]
-    assert results_of(told) == [{"answer": "again"}]
+    run = FollowedRun()
+    subscription = run.join()
+    run.history.run_task("answer", "again")
+    run.catch_up()
+    subscription.take()
+    run.feed.restart_loading()
+    run.feed.start(run.history.state(), run.history.cursor())
+    run.feed.resync("journal_changed", run.history.cursor())
+    run.fetch()
+    seqs = frames(subscription)
+    assert types(seqs) == ["reset", "snapshot", "result"]
+    assert results_of(seqs) == [{"answer": "again"}]
 
 
 def test_tracker_of_a_subscription_stays_the_same_after_a_resync() -> None:
-    followed = Followed()
-    subscription = followed.join()
-    followed.history.run_task("answer", 1)
-    followed.catch_up()
+    run = FollowedRun()
+    subscription = run.join()
+    run.history.run_task("answer", 1)
+    run.catch_up()
     tracker = subscription.tracker
     assert tracker is not None
     assert isinstance(tracker.sent_outcome, Result)
     frames(subscription)
-    followed.feed.resync("transitions_lost", followed.history.cursor())
+    run.feed.resync("transitions_lost", run.history.cursor())
     assert types(frames(subscription)) == ["reset", "snapshot"], "the value is read again"
-    followed.fetch()
+    run.fetch()
     assert subscription.tracker is tracker
     assert frames(subscription) == [tracker.sent_outcome]

@@ -15,7 +15,7 @@ LIMIT = 1000
 
 
 def frame(size: int) -> Wire:
-    """A frame of exactly that many bytes of JSON."""
+    """A frame whose JSON has exactly this size in bytes."""
     empty = Wire(Reset(dag_id="", run_id="", reason="cleared"))
     wire = Wire(Reset(dag_id="x" * (size - len(empty.json)), run_id="", reason="cleared"))
     assert len(wire.json) == size
@@ -56,7 +56,7 @@ def test_only_an_empty_queue_may_exceed_the_bound(pushes: list[list[int] | None]
 
 
 @given(st.lists(st.lists(sizes, max_size=2), max_size=8))
-def test_frames_come_out_in_the_order_in_which_they_went_in(pushes: list[list[int]]) -> None:
+def test_frames_are_taken_in_the_order_in_which_they_were_pushed(pushes: list[list[int]]) -> None:
     subscription = Subscription(10_000)
     wires = [[frame(size) for size in push] for push in pushes]
     for push in wires:
@@ -72,7 +72,7 @@ def test_exactly_the_bound_is_allowed() -> None:
     assert subscription.closed is None
 
 
-def test_a_slow_client_gets_only_a_close_that_asks_it_to_reconnect() -> None:
+def test_a_slow_client_gets_only_a_close_with_reconnect() -> None:
     subscription = Subscription(LIMIT)
     subscription.push([frame(500)])
     subscription.push([frame(501)])
@@ -90,7 +90,7 @@ def test_the_end_of_a_stream_is_delivered_beyond_the_bound() -> None:
     assert taken(subscription) == ["reset", "reset", "end"]
 
 
-def test_after_the_end_nothing_is_accepted() -> None:
+def test_after_the_end_no_frame_is_accepted() -> None:
     subscription = Subscription(LIMIT)
     subscription.push([end()])
     subscription.push([frame(100)])
@@ -99,7 +99,7 @@ def test_after_the_end_nothing_is_accepted() -> None:
     assert taken(subscription) == ["end"]
 
 
-def test_after_a_disconnect_nothing_is_accepted() -> None:
+def test_after_a_disconnect_no_frame_is_accepted() -> None:
     subscription = Subscription(LIMIT)
     subscription.disconnect(CloseCode.DRAINING, "bye", retry_ms=700)
     subscription.disconnect(CloseCode.INTERNAL, "again")
@@ -109,14 +109,14 @@ def test_after_a_disconnect_nothing_is_accepted() -> None:
     assert subscription.closed is wire.frame
 
 
-def test_a_close_comes_after_what_is_due() -> None:
+def test_a_close_follows_the_pending_frames() -> None:
     subscription = Subscription(LIMIT)
     subscription.push([frame(100)])
     subscription.disconnect(CloseCode.DRAINING, "bye")
     assert taken(subscription) == ["reset", "close"]
 
 
-def test_it_is_finished_only_when_all_has_been_taken() -> None:
+def test_a_subscription_is_finished_when_all_frames_are_taken() -> None:
     subscription = Subscription(LIMIT)
     assert not subscription.is_finished
     subscription.push([end()])

@@ -9,7 +9,7 @@ from stream_server.errors import Unavailable
 from stream_server.hub.task_set import TaskSet
 
 
-async def wait_for_ever() -> None:
+async def wait_forever() -> None:
     await asyncio.Event().wait()
 
 
@@ -18,9 +18,9 @@ async def fail(error: Exception) -> None:
     raise error
 
 
-async def test_it_holds_and_names_its_tasks() -> None:
+async def test_tasks_are_named_and_cancelled_at_close() -> None:
     tasks = TaskSet("reader")
-    task = tasks.start(wait_for_ever(), "of run r1")
+    task = tasks.start(wait_forever(), "of run r1")
     assert (len(tasks), task.get_name()) == (1, "reader of run r1")
     await tasks.aclose()
     assert (len(tasks), task.cancelled()) == (0, True)
@@ -55,10 +55,10 @@ async def test_errors_are_logged(caplog: pytest.LogCaptureFixture, error: Except
     ]
 
 
-async def test_the_owner_learns_of_each_end_but_not_of_its_own_cancellation() -> None:
+async def test_on_end_is_called_for_each_end_but_not_for_cancellation_by_close() -> None:
     ended: list[asyncio.Task[None]] = []
     tasks = TaskSet("service", on_end=ended.append)
-    tasks.start(wait_for_ever())
+    tasks.start(wait_forever())
     task = tasks.start(asyncio.sleep(0))
     await asyncio.wait({task})
     await asyncio.sleep(0)

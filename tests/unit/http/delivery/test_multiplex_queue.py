@@ -1,4 +1,4 @@
-"""Many streams that share a connection."""
+"""Streams that share a connection."""
 
 from __future__ import annotations
 
@@ -21,100 +21,100 @@ def ack(name: str = "a") -> Wire:
     return Wire(Ack(op="ping", id=name))
 
 
-class Desk:
-    """A bundle, and what it says."""
+class Connection:
+    """A connection with its queue, which records removed streams and notifications."""
 
     def __init__(self) -> None:
-        self.over: list[str] = []
-        self.rung = 0
-        self.bundle = MultiplexQueue(self.over.append)
-        self.bundle.on_due(self._ring)
+        self.removed: list[str] = []
+        self.notifications = 0
+        self.queue = MultiplexQueue(self.removed.append)
+        self.queue.on_due(self._notify)
 
     def stream(self, name: str) -> Subscription:
         subscription = Subscription(10_000)
-        self.bundle.add(name, subscription)
+        self.queue.add(name, subscription)
         return subscription
 
     def taken(self) -> list[tuple[str, str]]:
-        frames = [json.loads(wire.text) for wire in self.bundle.take()]
+        frames = [json.loads(wire.text) for wire in self.queue.take()]
         return [(one["type"], one["id"]) for one in frames]
 
-    def _ring(self) -> None:
-        self.rung += 1
+    def _notify(self) -> None:
+        self.notifications += 1
 
 
-async def test_frames_bear_the_names_of_their_streams_and_answers_come_first() -> None:
-    desk = Desk()
-    one, other = desk.stream("a"), desk.stream('"ö')
+async def test_frames_have_the_id_of_their_stream_and_replies_come_first() -> None:
+    connection = Connection()
+    one, other = connection.stream("a"), connection.stream('"ö')
     other.push([frame("x")])
     one.push([frame("x"), frame("y")])
-    await desk.bundle.reply(ack("p"))
-    assert desk.rung == 3
-    assert desk.taken() == [("ack", "p"), ("reset", '"ö'), ("reset", "a"), ("reset", "a")]
-    assert desk.taken() == []
+    await connection.queue.reply(ack("p"))
+    assert connection.notifications == 3
+    assert connection.taken() == [("ack", "p"), ("reset", '"ö'), ("reset", "a"), ("reset", "a")]
+    assert connection.taken() == []
 
 
-async def test_a_frame_is_framed_once_for_all_who_call_their_stream_the_same() -> None:
-    wire, desks = frame("x"), [Desk(), Desk()]
-    for desk in desks:
-        desk.stream("a").push([wire])
-    (first,), (second,) = (desk.bundle.take() for desk in desks)
+async def test_a_frame_is_framed_once_for_streams_of_the_same_id() -> None:
+    wire, connections = frame("x"), [Connection(), Connection()]
+    for connection in connections:
+        connection.stream("a").push([wire])
+    (first,), (second,) = (connection.queue.take() for connection in connections)
     assert first.framed(websocket.encode_text_message) is second.framed(websocket.encode_text_message)
     assert first.framed(websocket.encode_text_message).endswith(b',"id":"a"}')
     assert b'"id"' not in wire.framed(websocket.encode_text_message)
 
 
-async def test_a_stream_that_has_ended_is_let_go() -> None:
-    desk = Desk()
-    desk.stream("a").push([Wire(End(dag_id="", run_id="", state="success", outcome="none"))])
-    assert desk.over == []
-    assert desk.taken() == [("end", "a")]
-    assert desk.over == ["a"]
-    desk.stream("a").push([frame("x")])
-    assert desk.taken() == [("reset", "a")]
+async def test_an_ended_stream_is_removed() -> None:
+    connection = Connection()
+    connection.stream("a").push([Wire(End(dag_id="", run_id="", state="success", outcome="none"))])
+    assert connection.removed == []
+    assert connection.taken() == [("end", "a")]
+    assert connection.removed == ["a"]
+    connection.stream("a").push([frame("x")])
+    assert connection.taken() == [("reset", "a")]
 
 
-async def test_what_was_due_of_a_stream_that_was_left_is_forgotten() -> None:
-    desk = Desk()
-    stream = desk.stream("a")
+async def test_pending_frames_of_a_removed_stream_are_dropped() -> None:
+    connection = Connection()
+    stream = connection.stream("a")
     stream.push([frame("x")])
-    desk.bundle.remove("a")
+    connection.queue.remove("a")
     stream.push([frame("y")])
-    assert desk.taken() == []
+    assert connection.taken() == []
 
 
-async def test_a_stream_that_grows_too_fast_ends_alone() -> None:
-    desk = Desk()
-    fast, other = desk.stream("a"), desk.stream("b")
+async def test_a_slow_stream_is_closed_and_others_continue() -> None:
+    connection = Connection()
+    fast, other = connection.stream("a"), connection.stream("b")
     for _ in range(2):
         fast.push([frame("x" * 6_000)])
     other.push([frame("y")])
-    assert desk.taken() == [("close", "a"), ("reset", "b")]
-    assert (desk.over, desk.bundle.is_complete) == (["a"], False)
+    assert connection.taken() == [("close", "a"), ("reset", "b")]
+    assert (connection.removed, connection.queue.is_complete) == (["a"], False)
     other.push([frame("z")])
-    assert desk.taken() == [("reset", "b")]
+    assert connection.taken() == [("reset", "b")]
 
 
-async def test_all_streams_tell_why_the_connection_ends() -> None:
-    desk = Desk()
-    desk.stream("a").push([frame("x")])
-    desk.bundle.disconnect(CloseCode.AGED, "old")
-    desk.bundle.disconnect(CloseCode.DRAINING, "too late to matter")
-    desk.stream("b")
-    assert desk.bundle.is_complete
-    assert desk.bundle.closed is not None
-    assert (desk.bundle.closed.code, desk.bundle.closed.reconnect) == (CloseCode.AGED, True)
-    assert desk.taken() == [("reset", "a"), ("close", "a"), ("close", "b")]
-    assert desk.over == ["a", "b"]
+async def test_a_disconnect_sends_a_close_to_every_stream() -> None:
+    connection = Connection()
+    connection.stream("a").push([frame("x")])
+    connection.queue.disconnect(CloseCode.AGED, "old")
+    connection.queue.disconnect(CloseCode.DRAINING, "too late to matter")
+    connection.stream("b")
+    assert connection.queue.is_complete
+    assert connection.queue.closed is not None
+    assert (connection.queue.closed.code, connection.queue.closed.reconnect) == (CloseCode.AGED, True)
+    assert connection.taken() == [("reset", "a"), ("close", "a"), ("close", "b")]
+    assert connection.removed == ["a", "b"]
 
 
-async def test_who_reads_no_answers_is_not_heard_for_ever() -> None:
-    desk = Desk()
+async def test_a_reply_waits_while_earlier_replies_are_not_read() -> None:
+    connection = Connection()
     for _ in range(MAX_REPLIES):
-        await desk.bundle.reply(ack())
-    waiting = asyncio.create_task(desk.bundle.reply(ack("later")))
+        await connection.queue.reply(ack())
+    waiting = asyncio.create_task(connection.queue.reply(ack("later")))
     await asyncio.sleep(0)
     assert not waiting.done()
-    assert len(desk.taken()) == MAX_REPLIES
+    assert len(connection.taken()) == MAX_REPLIES
     await asyncio.wait_for(waiting, 10)
-    assert desk.taken() == [("ack", "later")]
+    assert connection.taken() == [("ack", "later")]
