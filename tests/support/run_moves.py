@@ -39,7 +39,11 @@ run_histories = run_histories_of(*_LIKELY_MOVES * 4, *_ALL_MOVES)
 
 
 def apply_move(history: History, move: Move) -> None:
-    """Apply a move, if it is possible in Airflow now."""
+    """Apply a move, if it is possible in Airflow now; `read` and `fetch` change nothing.
+
+    Raises:
+        KeyError: There is no such move.
+    """
     name, number = move
     instance = task_id, map_index = sorted(history.rows)[number % len(history.rows)]
     state = history.rows[instance].state
@@ -65,7 +69,9 @@ def apply_move(history: History, move: Move) -> None:
         "start_run": (history.run.state == "queued", partial(history.set_run, "running")),
         "finish_run": (history.run.state == "running", partial(history.set_run, ("failed", "success")[number % 2])),
         "delete_run": (number == 0, history.delete),
+        "read": (False, history.cursor),
+        "fetch": (False, history.cursor),
     }
-    can_be, act = possible.get(name, (False, history.cursor))
-    if can_be and not history.deleted:
+    is_possible, act = possible[name]
+    if is_possible and not history.deleted:
         act()

@@ -1,4 +1,4 @@
-"""A client that resumes knows the same as one that stayed, at every position at which it can resume."""
+"""A client that resumes has the same state as one that stayed connected, at every position where it can resume."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from support.run_moves import Move, apply_move, run_histories_of
 
 LIMIT = 10_000_000
 
-lives = run_histories_of(
+histories = run_histories_of(
     *("read", "fetch") * 4,
-    *("start", "start", "run", "run", "push", "say", "say", "succeed", "retry", "fail", "advance"),
+    *("start", "start", "run", "run", "push", "emit", "emit", "succeed", "retry", "fail", "advance"),
     *("clear", "expand", "kill", "mark_success", "skip", "start_run", "finish_run", "delete_run"),
 )
 
 
 @dataclass
 class Knowledge:
-    """What a client knows that follows the protocol.
+    """The state of a client that follows the protocol.
 
-    The reason of a failure is left out: a client that comes later may get another one of several.
+    The reason of a failure is left out: of several reasons, a later client may get another one.
     """
 
     run: str | None = None
@@ -86,14 +86,14 @@ class Knowledge:
 
 
 class Disconnected(NamedTuple):
-    """A client that has gone: what it knew, and its token."""
+    """A client that has disconnected: its state and its token."""
 
     knowledge: Knowledge
     token: ResumeToken
 
 
-class Desk:
-    """A run with one client that stays, and a copy of what it knew at each of its tokens."""
+class FollowedRun:
+    """A run with one client that stays connected, and a copy of the client's state at each of its tokens."""
 
     def __init__(self, options: WatchOptions) -> None:
         self.options = options
@@ -127,7 +127,7 @@ class Desk:
         self._take()
 
     def resume(self, client: Disconnected) -> Knowledge | None:
-        """Return what a client knows that resumes now; `None` if it gets a snapshot instead."""
+        """Return the state of a client that resumes now; `None` if it gets a snapshot instead."""
         subscription, group, position = self._join(client.token)
         history = [self._as_read(row) for row in self.history.journal if not client.token.position.is_visible(row.txid)]
         wires = self.feed.replay(group, Gap(client.token, position, history), before_creation=False)
@@ -164,29 +164,29 @@ class Desk:
 
 @pytest.mark.parametrize("output", [True, False])
 @pytest.mark.parametrize("until", ["run", "result"])
-@given(life=lives)
+@given(moves=histories)
 def test_a_resumed_run_equals_the_live_one_at_every_position(
-    life: list[Move], until: Literal["run", "result"], *, output: bool
+    moves: list[Move], until: Literal["run", "result"], *, output: bool
 ) -> None:
-    desk = Desk(WatchOptions(until=until, include_output=output))
-    for move in [*life, ("read", 0), ("fetch", 0)]:
-        desk.play(move)
-        if desk.live.end is not None:
+    followed = FollowedRun(WatchOptions(until=until, include_output=output))
+    for move in [*moves, ("read", 0), ("fetch", 0)]:
+        followed.play(move)
+        if followed.live.end is not None:
             break
-    for client in desk.disconnected:
-        knowledge = desk.resume(client)
-        assert knowledge in (None, desk.live)
+    for client in followed.disconnected:
+        knowledge = followed.resume(client)
+        assert knowledge in (None, followed.live)
 
 
-def result_of_answer() -> Desk:
-    """A run of which the client has received the result, and goes."""
-    desk = Desk(WatchOptions(("answer",), until="run"))
-    desk.history.start("answer")
-    desk.history.push("answer", "first")
-    desk.read()
-    desk.fetch()
-    assert desk.live.outcome == ("result", {"answer": b'"first"'})
-    return desk
+def result_of_answer() -> FollowedRun:
+    """Return a run of which the client has received the result."""
+    followed = FollowedRun(WatchOptions(("answer",), until="run"))
+    followed.history.start("answer")
+    followed.history.push("answer", "first")
+    followed.read()
+    followed.fetch()
+    assert followed.live.outcome == ("result", {"answer": b'"first"'})
+    return followed
 
 
 @pytest.mark.parametrize(
@@ -202,48 +202,48 @@ def result_of_answer() -> Desk:
 def test_a_result_that_was_retracted_meanwhile_is_not_resumed(
     move: Callable[[History], None], outcome: tuple[str, dict[str, bytes]] | None
 ) -> None:
-    desk = result_of_answer()
-    client = desk.disconnected[-1]
-    move(desk.history)
-    desk.read()
-    desk.fetch()
-    assert desk.live.outcome == outcome
-    assert desk.resume(client) is None
+    followed = result_of_answer()
+    client = followed.disconnected[-1]
+    move(followed.history)
+    followed.read()
+    followed.fetch()
+    assert followed.live.outcome == outcome
+    assert followed.resume(client) is None
 
 
 def test_a_result_whose_task_succeeds_meanwhile_is_resumed() -> None:
-    desk = result_of_answer()
-    client = desk.disconnected[-1]
-    desk.history.succeed("answer")
-    desk.history.run_task("clean_up")
-    desk.read()
-    assert desk.resume(client) == desk.live
+    followed = result_of_answer()
+    client = followed.disconnected[-1]
+    followed.history.succeed("answer")
+    followed.history.run_task("clean_up")
+    followed.read()
+    assert followed.resume(client) == followed.live
 
 
 def test_a_failure_that_was_marked_as_success_meanwhile_is_not_resumed() -> None:
-    desk = Desk(WatchOptions(("answer",), until="run"))
-    desk.history.start("answer")
-    desk.history.set_task("answer", "failed")
-    desk.read()
-    client = desk.disconnected[-1]
+    followed = FollowedRun(WatchOptions(("answer",), until="run"))
+    followed.history.start("answer")
+    followed.history.set_task("answer", "failed")
+    followed.read()
+    client = followed.disconnected[-1]
     assert client.token.sent_outcome == "failure"
-    desk.history.set_task("answer", "success")
-    desk.read()
-    desk.fetch()
-    assert desk.live.outcome == ("result", {"answer": b"null"})
-    assert desk.resume(client) is None
+    followed.history.set_task("answer", "success")
+    followed.read()
+    followed.fetch()
+    assert followed.live.outcome == ("result", {"answer": b"null"})
+    assert followed.resume(client) is None
 
 
-def test_output_of_a_try_that_had_been_given_up_is_not_resumed() -> None:
-    desk = Desk(WatchOptions(until="run"))
-    client = desk.disconnected[-1]
-    desk.history.start("answer")
-    desk.history.clear("answer", counted=False)
-    desk.history.emit_output("answer", "too late")
-    desk.history.set_task("answer", "failed")
-    desk.read()
-    assert desk.live.output == []
-    assert desk.resume(client) == desk.live
+def test_output_of_a_cleared_try_is_not_resumed() -> None:
+    followed = FollowedRun(WatchOptions(until="run"))
+    client = followed.disconnected[-1]
+    followed.history.start("answer")
+    followed.history.clear("answer", counted=False)
+    followed.history.emit_output("answer", "too late")
+    followed.history.set_task("answer", "failed")
+    followed.read()
+    assert followed.live.output == []
+    assert followed.resume(client) == followed.live
 
 
 rows_of_dags = st.lists(
@@ -319,8 +319,8 @@ def test_a_resumed_firehose_equals_the_live_one_at_every_position(
         token = wires[-1].token
         assert token is not None
         history = [row for row in rows if not token.position.is_visible(row.txid)]
-        asked = required_resources(wanted, history)
-        permitted = None if readable is None else {one for one in asked if readable.may_read(one)}
+        required = required_resources(wanted, history)
+        permitted = None if readable is None else {one for one in required if readable.may_read(one)}
         resumed, *replayed = replay(wanted, Gap(token, position, history), permitted)
         assert resumed.type == "resumed"
         later = [wire.json for batch in live[number + 1 :] for wire in batch]

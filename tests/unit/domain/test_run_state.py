@@ -17,10 +17,10 @@ def may_happen(history: History, move: Move) -> bool:
     Also leave out moves that end a task without another try although it is to be retried: a new client would then get
     the output of the last try.
     """
-    place = sorted(history.rows)[move[1] % len(history.rows)]
-    if history.output_length(place) and history.rows[place].state in RETRACTING_STATES:
-        return move[0] in {"read", "advance", "start", "run", "say", "clear"}
-    return move[0] != "defer" or place not in history.xcoms
+    key = sorted(history.rows)[move[1] % len(history.rows)]
+    if history.output_length(key) and history.rows[key].state in RETRACTING_STATES:
+        return move[0] in {"read", "advance", "start", "run", "emit", "clear"}
+    return move[0] != "defer" or key not in history.xcoms
 
 
 def follow(run: RunState, history: History, after: int = 0) -> RunState:
@@ -97,7 +97,7 @@ def test_task_frames_have_the_states(life: list[Move]) -> None:
                 if frame.map_index >= 0:
                     seen.pop((frame.task_id, -1), None)
                 seen[frame.task_id, frame.map_index] = (frame.state, frame.try_number)
-    assert seen == {place: (row.state, row.try_number) for place, row in history.rows.items()}
+    assert seen == {key: (row.state, row.try_number) for key, row in history.rows.items()}
 
 
 def pushed(history: History, task_id: str = "answer", map_index: int = -1) -> tuple[bool, bool]:

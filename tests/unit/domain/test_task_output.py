@@ -29,7 +29,7 @@ Received = list[tuple[str, int, int, int]]
 
 
 def chunks(frames: Iterable[AnyFrame]) -> list[tuple[str, int, int, int]]:
-    """The output by what makes it unique."""
+    """Return the coordinates that identify each item of output."""
     return [
         (one.task_id, one.map_index, one.try_number, one.index) for one in frames if isinstance(one, Chunk | Progress)
     ]
@@ -40,7 +40,7 @@ def texts(frames: Iterable[AnyFrame]) -> list[Any]:
 
 
 class Client:
-    """The output that a client has, if it follows the protocol."""
+    """The output that a client has that follows the protocol."""
 
     def __init__(self) -> None:
         self.received: Received = []
@@ -52,8 +52,8 @@ class Client:
             self.received += [one for one in chunks([frame]) if one not in self.received]
 
 
-class Desk:
-    """A feed that follows a history, and its clients."""
+class FollowedRun:
+    """A feed that follows a history, with its clients."""
 
     def __init__(self) -> None:
         self.history = History()
@@ -67,29 +67,29 @@ class Desk:
         assert self.feed.run_state is not None
         return self.feed.run_state
 
-    def join(self, question: WatchOptions = UNTIL_RUN) -> Subscription:
+    def join(self, options: WatchOptions = UNTIL_RUN) -> Subscription:
         subscription = Subscription(10_000_000)
-        self.feed.add_subscription(question, subscription, self.history.cursor())
+        self.feed.add_subscription(options, subscription, self.history.cursor())
         return subscription
 
     def follow(self) -> Client:
-        """Return a subscription until the context ends."""
+        """Add a client, and return it."""
         self._clients.append((Client(), self.join()))
         return self._clients[-1][0]
 
     def read(self) -> None:
-        """Apply a batch, and hand its frames to the clients."""
+        """Apply a batch, and send its frames to the clients."""
         batch, self._read = self.history.journal[self._read :], len(self.history.journal)
         self.feed.apply(batch, self.history.cursor())
         for client, subscription in self._clients:
             client.receive(wire.frame for wire in subscription.take())
 
     def resume(self, read: int) -> list[AnyFrame] | None:
-        """Return the frames for a client that resumes after so many rows; `None` if it cannot."""
-        subscription, since = Subscription(10_000_000), self._cursor_at(read)
-        channel, position = self.feed.add_subscription(UNTIL_RUN, subscription, self.history.cursor(), opening=False)
+        """Return the frames for a client that resumes after this number of rows; `None` if it cannot."""
+        subscription, token = Subscription(10_000_000), self._cursor_at(read)
+        group, position = self.feed.add_subscription(UNTIL_RUN, subscription, self.history.cursor(), opening=False)
         past = [self._known(one) for one in self.history.journal[read:]]
-        replayed = self.feed.replay(channel, Gap(since, position, past), before_creation=False)
+        replayed = self.feed.replay(group, Gap(token, position, past), before_creation=False)
         return None if replayed is None else [wire.frame for wire in replayed]
 
     def _cursor_at(self, read: int) -> ResumeToken:
@@ -97,7 +97,7 @@ class Desk:
         return ResumeToken(JournalPosition(EPOCH, xmax, xmax))
 
     def _known(self, one: Transition) -> Transition:
-        """As `history` reads it."""
+        """Return a row as `RunSource.history` reads it."""
         if one.kind is not TransitionKind.TASK or one.state not in RETRACTING_STATES:
             return one
         earlier = [row for row in self.history.journal if is_output(row) and row.seq < one.seq]
@@ -105,116 +105,116 @@ class Desk:
         return one._replace(had_output=had_output)
 
 
-talkative = run_histories_of(
-    *("say", "say", "start", "start", "read", "retry", "advance", "run", "fail", "clear", "expand")
+output_histories = run_histories_of(
+    *("emit", "emit", "start", "start", "read", "retry", "advance", "run", "fail", "clear", "expand")
 )
 
 
-@given(talkative)
-def test_connected_client_has_the_current_output(life: list[Move]) -> None:
-    desk = Desk()
-    client = desk.follow()
+@given(output_histories)
+def test_connected_client_has_the_current_output(moves: list[Move]) -> None:
+    followed = FollowedRun()
+    client = followed.follow()
     late: list[Client] = []
-    for number, move in enumerate(life):
+    for number, move in enumerate(moves):
         if move[0] == "read":
-            desk.read()
+            followed.read()
             if number % 3 == 0:
-                late.append(desk.follow())
+                late.append(followed.follow())
         else:
-            apply_move(desk.history, move)
-    desk.read()
+            apply_move(followed.history, move)
+    followed.read()
     for one in (client, *late):
-        assert one.received == chunks(desk.run.output.frames)
+        assert one.received == chunks(followed.run.output.frames)
 
 
-@given(talkative, st.data())
-def test_resuming_client_has_the_current_output_or_gets_a_reset(life: list[Move], data: st.DataObject) -> None:
-    desk = Desk()
-    client = desk.follow()
-    places: list[tuple[int, Received]] = []
-    for move in life:
+@given(output_histories, st.data())
+def test_resuming_client_has_the_current_output_or_gets_a_reset(moves: list[Move], data: st.DataObject) -> None:
+    followed = FollowedRun()
+    client = followed.follow()
+    positions: list[tuple[int, Received]] = []
+    for move in moves:
         if move[0] == "read":
-            desk.read()
-            places.append((len(desk.history.journal), [*client.received]))
+            followed.read()
+            positions.append((len(followed.history.journal), [*client.received]))
         else:
-            apply_move(desk.history, move)
-    desk.read()
-    if not places or not desk.feed.groups:
+            apply_move(followed.history, move)
+    followed.read()
+    if not positions or not followed.feed.groups:
         return
-    read, received = data.draw(st.sampled_from(places))
-    replayed = desk.resume(read)
+    read, received = data.draw(st.sampled_from(positions))
+    replayed = followed.resume(read)
     if replayed is not None:
         assert isinstance(replayed[0], Resumed)
-        back = Client()
-        back.received = received
-        back.receive(replayed)
-        assert back.received == chunks(desk.run.output.frames)
+        resumed = Client()
+        resumed.received = received
+        resumed.receive(replayed)
+        assert resumed.received == chunks(followed.run.output.frames)
 
 
 def test_output_is_sent_once_and_in_order_to_all_subscribers() -> None:
-    desk = Desk()
-    first = desk.join()
+    followed = FollowedRun()
+    first = followed.join()
     first.take()
-    desk.history.start("answer")
-    desk.history.emit_output("answer", "Be", "cause")
-    desk.history.emit_output("answer", {"any": ["thing"]}, None)
-    desk.read()
+    followed.history.start("answer")
+    followed.history.emit_output("answer", "Be", "cause")
+    followed.history.emit_output("answer", {"any": ["thing"]}, None)
+    followed.read()
     frames = [wire.frame for wire in first.take()]
     assert types(frames) == ["task"] * 3 + ["chunk"] * 4
     assert texts(frames) == ["Be", "cause", {"any": ["thing"]}, None]
     assert chunks(frames) == [("answer", -1, 1, index) for index in range(4)]
     assert [one.seq for one in frames if isinstance(one, Chunk)] == [8, 8, 9, 9]
-    joined = [wire.frame for wire in desk.join().take()]
+    joined = [wire.frame for wire in followed.join().take()]
     assert joined[1:] == frames[3:]
 
 
 def test_retry_retracts_the_output_of_its_try_only() -> None:
-    desk = Desk()
-    watcher = desk.join()
-    desk.history.start("ask")
-    desk.history.emit_output("ask", "why")
-    desk.history.start("answer")
-    desk.history.emit_output("answer", "Be", "caus")
-    desk.read()
+    followed = FollowedRun()
+    watcher = followed.join()
+    followed.history.start("ask")
+    followed.history.emit_output("ask", "why")
+    followed.history.start("answer")
+    followed.history.emit_output("answer", "Be", "caus")
+    followed.read()
     watcher.take()
-    desk.history.set_task("answer", "up_for_retry")
-    desk.history.emit_output("answer", "e")
-    desk.read()
+    followed.history.set_task("answer", "up_for_retry")
+    followed.history.emit_output("answer", "e")
+    followed.read()
     frames = [wire.frame for wire in watcher.take()]
     assert types(frames) == ["task", "reset", "snapshot", "chunk"]
     assert isinstance(frames[1], Reset)
     assert frames[1].reason == "retried"
     assert texts(frames) == ["why"]
-    desk.history.start("answer")
-    desk.history.emit_output("answer", "Therefore")
-    desk.history.emit_output("answer", "late", try_number=1)
-    desk.read()
+    followed.history.start("answer")
+    followed.history.emit_output("answer", "Therefore")
+    followed.history.emit_output("answer", "late", try_number=1)
+    followed.read()
     assert texts(wire.frame for wire in watcher.take()) == ["Therefore"]
-    assert texts(wire.frame for wire in desk.join().take()) == ["why", "Therefore"]
+    assert texts(wire.frame for wire in followed.join().take()) == ["why", "Therefore"]
 
 
 def test_retry_without_output_retracts_nothing() -> None:
-    desk = Desk()
-    watcher = desk.join()
-    desk.history.start("ask")
-    desk.history.emit_output("ask", "why")
-    desk.history.start("answer")
-    desk.history.set_task("answer", "up_for_retry")
-    desk.read()
+    followed = FollowedRun()
+    watcher = followed.join()
+    followed.history.start("ask")
+    followed.history.emit_output("ask", "why")
+    followed.history.start("answer")
+    followed.history.set_task("answer", "up_for_retry")
+    followed.read()
     assert "reset" not in types([wire.frame for wire in watcher.take()])
 
 
 def test_clear_retracts_output_and_sends_a_valid_result_again() -> None:
-    desk = Desk()
-    watcher = desk.join(WatchOptions(("ask",), until="run"))
-    desk.history.start("answer")
-    desk.history.emit_output("answer", "Because")
-    desk.history.run_task("ask", "why")
-    desk.read()
-    desk.feed.add_values(frozenset({"ask"}), desk.history.values({"ask"}), desk.history.cursor())
+    followed = FollowedRun()
+    watcher = followed.join(WatchOptions(("ask",), until="run"))
+    followed.history.start("answer")
+    followed.history.emit_output("answer", "Because")
+    followed.history.run_task("ask", "why")
+    followed.read()
+    followed.feed.add_values(frozenset({"ask"}), followed.history.values({"ask"}), followed.history.cursor())
     watcher.take()
-    desk.history.clear("answer", counted=False)
-    desk.read()
+    followed.history.clear("answer", counted=False)
+    followed.read()
     frames = [wire.frame for wire in watcher.take()]
     assert types(frames) == ["task", "reset", "snapshot", "result"]
     assert isinstance(frames[1], Reset)
@@ -222,59 +222,59 @@ def test_clear_retracts_output_and_sends_a_valid_result_again() -> None:
 
 
 def test_result_follows_earlier_output() -> None:
-    desk = Desk()
-    watcher = desk.join(WatchOptions())
-    desk.history.start("answer")
-    desk.history.emit_output("answer", "Because")
-    desk.history.push("answer", "Because")
-    desk.read()
-    desk.feed.add_values(frozenset({"answer"}), desk.history.values({"answer"}), desk.history.cursor())
+    followed = FollowedRun()
+    watcher = followed.join(WatchOptions())
+    followed.history.start("answer")
+    followed.history.emit_output("answer", "Because")
+    followed.history.push("answer", "Because")
+    followed.read()
+    followed.feed.add_values(frozenset({"answer"}), followed.history.values({"answer"}), followed.history.cursor())
     assert types([wire.frame for wire in watcher.take()])[-3:] == ["chunk", "result", "end"]
-    again = desk.join(WatchOptions())
-    desk.feed.add_values(frozenset({"answer"}), desk.history.values({"answer"}), desk.history.cursor())
+    again = followed.join(WatchOptions())
+    followed.feed.add_values(frozenset({"answer"}), followed.history.values({"answer"}), followed.history.cursor())
     assert types([wire.frame for wire in again.take()]) == ["snapshot", "chunk", "result", "end"]
 
 
 def test_subscriber_without_output_gets_none() -> None:
-    desk = Desk()
-    watcher = desk.join(WatchOptions(include_output=False, until="run"))
-    desk.history.start("answer")
-    desk.history.emit_output("answer", "Because")
-    desk.read()
-    desk.history.set_task("answer", "up_for_retry")
-    desk.read()
+    followed = FollowedRun()
+    watcher = followed.join(WatchOptions(include_output=False, until="run"))
+    followed.history.start("answer")
+    followed.history.emit_output("answer", "Because")
+    followed.read()
+    followed.history.set_task("answer", "up_for_retry")
+    followed.read()
     assert types([wire.frame for wire in watcher.take()]) == ["snapshot", *["task"] * 4]
 
 
 def test_batch_that_was_written_twice_is_sent_once() -> None:
-    desk = Desk()
-    watcher = desk.join()
-    desk.history.start("answer")
-    desk.history.emit_output("answer", "a", "b")
-    desk.history.emit_output("answer", "a", "b", index=0)
-    desk.history.emit_output("answer", "c", index=2)
-    desk.read()
+    followed = FollowedRun()
+    watcher = followed.join()
+    followed.history.start("answer")
+    followed.history.emit_output("answer", "a", "b")
+    followed.history.emit_output("answer", "a", "b", index=0)
+    followed.history.emit_output("answer", "c", index=2)
+    followed.read()
     assert texts(wire.frame for wire in watcher.take()) == ["a", "b", "c"]
 
 
 def test_try_that_restarts_its_output_retracts_it() -> None:
     """A sensor in mode `reschedule` is another process with each poke, and Airflow deletes what the last one pushed."""
-    desk = Desk()
-    watcher = desk.join()
-    desk.history.start("answer")
-    desk.history.emit_output("answer", "first", "poke")
-    desk.read()
-    read = len(desk.history.journal)
+    followed = FollowedRun()
+    watcher = followed.join()
+    followed.history.start("answer")
+    followed.history.emit_output("answer", "first", "poke")
+    followed.read()
+    read = len(followed.history.journal)
     watcher.take()
-    desk.history.set_task("answer", "up_for_reschedule")
-    desk.history.set_task("answer", "running")
-    desk.history.emit_output("answer", "second", index=0)
-    desk.read()
+    followed.history.set_task("answer", "up_for_reschedule")
+    followed.history.set_task("answer", "running")
+    followed.history.emit_output("answer", "second", index=0)
+    followed.read()
     frames = [wire.frame for wire in watcher.take()]
     assert types(frames)[-3:] == ["reset", "snapshot", "chunk"]
-    assert desk.resume(read) is None
-    assert texts(desk.run.output.frames) == ["second"]
-    assert desk.history.state().output.frames == desk.run.output.frames
+    assert followed.resume(read) is None
+    assert texts(followed.run.output.frames) == ["second"]
+    assert followed.history.state().output.frames == followed.run.output.frames
 
 
 def test_oldest_output_is_dropped_above_the_limit() -> None:
