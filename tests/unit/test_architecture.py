@@ -16,7 +16,7 @@ ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 PACKAGES = {"auth", "authoring", "cli", "domain", "http", "hub", "journal", "protocol", "server"}
 MAX_LINES = 400
 
-PLACES = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", ARCHITECTURE)))
+FUNCTIONS = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", ARCHITECTURE)))
 """Every `file:function` of the page."""
 
 
@@ -50,9 +50,9 @@ def test_no_source_file_exceeds_400_lines() -> None:
 
 
 def test_the_architecture_page_names_functions() -> None:
-    assert len(PLACES) > 20
+    assert len(FUNCTIONS) > 20
 
 
-@pytest.mark.parametrize(("file", "name"), PLACES)
+@pytest.mark.parametrize(("file", "name"), FUNCTIONS)
 def test_functions_of_the_architecture_page_exist(file: str, name: str) -> None:
     assert name in set(defined_names(ast.parse((PACKAGE / file).read_text()).body))

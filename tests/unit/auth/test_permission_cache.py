@@ -14,27 +14,27 @@ SUBJECT = ("runs", "chat")
 
 
 class Airflow:
-    """Answers questions, and counts them."""
+    """Answers permission requests, and counts them."""
 
     def __init__(self) -> None:
-        self.asked = 0
-        self.at_once = self.most_at_once = 0
-        self.permit = CachedPermission(200)
+        self.requests = 0
+        self.concurrent = self.most_concurrent = 0
+        self.permission = CachedPermission(200)
         self.error: Exception | None = None
-        self.answering = asyncio.Event()
-        self.answering.set()
+        self.responds = asyncio.Event()
+        self.responds.set()
 
-    async def ask(self) -> CachedPermission:
-        self.asked += 1
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
+    async def fetch(self) -> CachedPermission:
+        self.requests += 1
+        self.concurrent += 1
+        self.most_concurrent = max(self.most_concurrent, self.concurrent)
         try:
-            await self.answering.wait()
+            await self.responds.wait()
         finally:
-            self.at_once -= 1
+            self.concurrent -= 1
         if self.error is not None:
             raise self.error
-        return self.permit
+        return self.permission
 
 
 class Clock:
@@ -56,99 +56,99 @@ def airflow() -> Airflow:
 
 
 @pytest.fixture
-def permits(clock: Callable[[], float]) -> PermissionCache:
+def cache(clock: Callable[[], float]) -> PermissionCache:
     return PermissionCache(good_for=30, refused_for=10, limit=3, at_once=2, clock=clock)
 
 
-@pytest.mark.parametrize(("permit", "seconds"), [(CachedPermission(200), 30), (CachedPermission(403, "Forbidden"), 10)])
+@pytest.mark.parametrize(
+    ("permission", "seconds"), [(CachedPermission(200), 30), (CachedPermission(403, "Forbidden"), 10)]
+)
 async def test_a_permission_is_valid_for_longer_than_a_refusal(
-    permits: PermissionCache, airflow: Airflow, clock: Clock, permit: CachedPermission, seconds: float
+    cache: PermissionCache, airflow: Airflow, clock: Clock, permission: CachedPermission, seconds: float
 ) -> None:
-    airflow.permit = permit
-    for passed, asked in ((0, 1), (seconds - 0.1, 1), (0.1, 2)):
+    airflow.permission = permission
+    for passed, requests in ((0, 1), (seconds - 0.1, 1), (0.1, 2)):
         clock.now += passed
-        assert await permits.get(ADA, SUBJECT, airflow.ask) == permit
-        assert airflow.asked == asked
+        assert await cache.get(ADA, SUBJECT, airflow.fetch) == permission
+        assert airflow.requests == requests
 
 
-async def test_a_permission_is_for_one_caller_and_one_subject(permits: PermissionCache, airflow: Airflow) -> None:
+async def test_a_permission_is_for_one_caller_and_one_subject(cache: PermissionCache, airflow: Airflow) -> None:
     cookies = Caller({"cookie": "ada"})
     for caller, subject in ((ADA, SUBJECT), (BOB, SUBJECT), (cookies, SUBJECT), (ADA, ("runs", "other"))):
-        await permits.get(caller, subject, airflow.ask)
-    assert airflow.asked == 4
+        await cache.get(caller, subject, airflow.fetch)
+    assert airflow.requests == 4
 
 
-async def test_a_404_is_not_kept(permits: PermissionCache, airflow: Airflow) -> None:
-    airflow.permit = CachedPermission(404)
+async def test_a_404_is_not_cached(cache: PermissionCache, airflow: Airflow) -> None:
+    airflow.permission = CachedPermission(404)
     for _ in range(2):
-        await permits.get(ADA, SUBJECT, airflow.ask)
-    assert airflow.asked == 2
+        await cache.get(ADA, SUBJECT, airflow.fetch)
+    assert airflow.requests == 2
 
 
-async def test_concurrent_calls_share_a_request(permits: PermissionCache, airflow: Airflow) -> None:
-    airflow.answering.clear()
-    asking = [asyncio.create_task(permits.get(ADA, SUBJECT, airflow.ask)) for _ in range(100)]
+async def test_concurrent_calls_share_a_request(cache: PermissionCache, airflow: Airflow) -> None:
+    airflow.responds.clear()
+    calls = [asyncio.create_task(cache.get(ADA, SUBJECT, airflow.fetch)) for _ in range(100)]
     await asyncio.sleep(0)
-    asking[0].cancel()
-    airflow.answering.set()
-    answers = await asyncio.gather(*asking, return_exceptions=True)
+    calls[0].cancel()
+    airflow.responds.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(answers[0], asyncio.CancelledError)
     assert answers[1:] == [CachedPermission(200)] * 99
-    assert airflow.asked == 1
+    assert airflow.requests == 1
 
 
-async def test_concurrent_requests_are_bounded(permits: PermissionCache, airflow: Airflow) -> None:
-    airflow.answering.clear()
-    asking = [asyncio.create_task(permits.get(ADA, ("runs", str(number)), airflow.ask)) for number in range(20)]
+async def test_concurrent_requests_are_bounded(cache: PermissionCache, airflow: Airflow) -> None:
+    airflow.responds.clear()
+    calls = [asyncio.create_task(cache.get(ADA, ("runs", str(number)), airflow.fetch)) for number in range(20)]
     for _ in range(10):
         await asyncio.sleep(0)
-    airflow.answering.set()
-    await asyncio.gather(*asking)
-    assert airflow.most_at_once == 2
+    airflow.responds.set()
+    await asyncio.gather(*calls)
+    assert airflow.most_concurrent == 2
 
 
-async def test_the_least_recently_used_permissions_are_dropped_first(
-    permits: PermissionCache, airflow: Airflow
-) -> None:
+async def test_the_least_recently_used_permissions_are_dropped_first(cache: PermissionCache, airflow: Airflow) -> None:
     for dag_id in ("a", "b", "c", "a", "d"):
-        await permits.get(ADA, ("runs", dag_id), airflow.ask)
-    assert (len(permits), airflow.asked) == (3, 4)
-    await permits.get(ADA, ("runs", "a"), airflow.ask)
-    assert airflow.asked == 4
-    await permits.get(ADA, ("runs", "b"), airflow.ask)
-    assert airflow.asked == 5
+        await cache.get(ADA, ("runs", dag_id), airflow.fetch)
+    assert (len(cache), airflow.requests) == (3, 4)
+    await cache.get(ADA, ("runs", "a"), airflow.fetch)
+    assert airflow.requests == 4
+    await cache.get(ADA, ("runs", "b"), airflow.fetch)
+    assert airflow.requests == 5
 
 
-async def test_an_error_is_raised_in_all_waiting_calls_and_not_kept(permits: PermissionCache, airflow: Airflow) -> None:
+async def test_an_error_is_raised_in_all_waiting_calls_and_not_cached(cache: PermissionCache, airflow: Airflow) -> None:
     airflow.error = PermissionUnknown("Airflow is down")
-    answers = await asyncio.gather(*(permits.get(ADA, SUBJECT, airflow.ask) for _ in range(3)), return_exceptions=True)
+    answers = await asyncio.gather(*(cache.get(ADA, SUBJECT, airflow.fetch) for _ in range(3)), return_exceptions=True)
     assert answers == [airflow.error] * 3
     airflow.error = None
-    assert (await permits.get(ADA, SUBJECT, airflow.ask)).is_granted
-    assert airflow.asked == 2
+    assert (await cache.get(ADA, SUBJECT, airflow.fetch)).is_granted
+    assert airflow.requests == 2
 
 
-async def test_a_request_without_the_cache_updates_it(permits: PermissionCache, airflow: Airflow) -> None:
-    await permits.get(ADA, SUBJECT, airflow.ask)
-    airflow.permit = CachedPermission(403)
-    await permits.get(ADA, SUBJECT, airflow.ask, anew=True)
-    assert (await permits.get(ADA, SUBJECT, airflow.ask)).status == 403
-    assert airflow.asked == 2
+async def test_a_request_without_the_cache_updates_it(cache: PermissionCache, airflow: Airflow) -> None:
+    await cache.get(ADA, SUBJECT, airflow.fetch)
+    airflow.permission = CachedPermission(403)
+    await cache.get(ADA, SUBJECT, airflow.fetch, anew=True)
+    assert (await cache.get(ADA, SUBJECT, airflow.fetch)).status == 403
+    assert airflow.requests == 2
 
 
-async def test_the_cache_holds_no_credential(permits: PermissionCache, airflow: Airflow) -> None:
-    await permits.get(ADA, SUBJECT, airflow.ask)
-    assert b"ada" not in permits.credential_digest(ADA)
-    assert "ada" not in repr(vars(permits))
+async def test_the_cache_contains_no_credential(cache: PermissionCache, airflow: Airflow) -> None:
+    await cache.get(ADA, SUBJECT, airflow.fetch)
+    assert b"ada" not in cache.credential_digest(ADA)
+    assert "ada" not in repr(vars(cache))
 
 
-def test_the_digest_of_a_caller_differs_between_processes(permits: PermissionCache) -> None:
+def test_the_digest_of_a_caller_differs_between_processes(cache: PermissionCache) -> None:
     other = PermissionCache(good_for=1, refused_for=1, limit=1, at_once=1)
-    assert permits.credential_digest(ADA) == permits.credential_digest(Caller.from_token("ada"))
-    assert permits.credential_digest(ADA) != other.credential_digest(ADA)
+    assert cache.credential_digest(ADA) == cache.credential_digest(Caller.from_token("ada"))
+    assert cache.credential_digest(ADA) != other.credential_digest(ADA)
 
 
-def test_a_refusal_is_raised_as_airflow_gave_it() -> None:
+def test_a_refusal_is_raised_with_airflows_status_and_message() -> None:
     CachedPermission(200).raise_if_refused()
     with pytest.raises(AirflowRefused, match="Not authenticated") as refused:
         CachedPermission(401, "Not authenticated", "Bearer").raise_if_refused()

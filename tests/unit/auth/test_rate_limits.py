@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.auth import rate_limits as admission
+from stream_server.auth import rate_limits
 from stream_server.auth.rate_limits import BURST_SECONDS, RateLimits, caller_of_address
 from stream_server.errors import TooManyJoins, TooManyStreams
 
 KEY = b"k" * 32
 
 
-def begun(limits: RateLimits, caller: str | None, now: float) -> int:
+def joins_allowed(limits: RateLimits, caller: str | None, now: float) -> int:
     """Return how many of a thousand joins a caller gets before a refusal."""
     for count in range(1000):
         try:
@@ -21,20 +21,20 @@ def begun(limits: RateLimits, caller: str | None, now: float) -> int:
 
 def test_a_burst_and_then_the_rate() -> None:
     limits = RateLimits(10, 2.0, KEY)
-    assert begun(limits, "a", 0.0) == 2 * BURST_SECONDS
-    assert [begun(limits, "a", now) for now in (0.4, 0.5, 2.0, 2.1)] == [0, 1, 3, 0]
-    assert begun(limits, "b", 2.1) == 2 * BURST_SECONDS
-    assert begun(limits, "a", 2.0 + BURST_SECONDS) == 2 * BURST_SECONDS
+    assert joins_allowed(limits, "a", 0.0) == 2 * BURST_SECONDS
+    assert [joins_allowed(limits, "a", now) for now in (0.4, 0.5, 2.0, 2.1)] == [0, 1, 3, 0]
+    assert joins_allowed(limits, "b", 2.1) == 2 * BURST_SECONDS
+    assert joins_allowed(limits, "a", 2.0 + BURST_SECONDS) == 2 * BURST_SECONDS
 
 
 def test_a_refusal_has_retry_after_and_does_not_count() -> None:
     limits = RateLimits(10, 0.25, KEY)
-    begun(limits, "a", 0.0)
+    joins_allowed(limits, "a", 0.0)
     with pytest.raises(TooManyJoins) as refused:
         limits.record_join("a", 0.0)
     again = refused.value.retry_after
     assert again is not None
-    assert begun(limits, "a", float(again)) >= 1
+    assert joins_allowed(limits, "a", float(again)) >= 1
 
 
 def test_slots_are_counted_by_caller() -> None:
@@ -52,15 +52,15 @@ def test_slots_are_counted_by_caller() -> None:
 
 def test_a_slot_is_attributed_to_another_caller() -> None:
     limits = RateLimits(1, 100.0, KEY)
-    place = limits.acquire("address", 0.0)
-    place.attribute_to("ada")
+    slot = limits.acquire("address", 0.0)
+    slot.attribute_to("ada")
     limits.acquire("address", 0.0)
     with pytest.raises(TooManyStreams):
         limits.acquire("ada", 0.0)
     other = limits.acquire("elsewhere", 0.0)
     with pytest.raises(TooManyStreams):
         other.attribute_to("ada")
-    place.release()
+    slot.release()
     other.attribute_to("ada")
     other.release()
     limits.acquire("elsewhere", 0.0)
@@ -69,26 +69,26 @@ def test_a_slot_is_attributed_to_another_caller() -> None:
 
 def test_authentication_moves_slot_and_join_to_the_caller() -> None:
     limits = RateLimits(1, 0.2, KEY)
-    place = limits.acquire("address", 0.0)
-    place.authenticate_as("ada", 0.0)
-    assert (begun(limits, "address", 0.0), begun(limits, "ada", 0.0)) == (2, 1)
+    slot = limits.acquire("address", 0.0)
+    slot.authenticate_as("ada", 0.0)
+    assert (joins_allowed(limits, "address", 0.0), joins_allowed(limits, "ada", 0.0)) == (2, 1)
     limits.take("address")
     with pytest.raises(TooManyStreams):
         limits.take("ada")
     with pytest.raises(TooManyJoins):
         limits.acquire(None, 0.0).authenticate_as("ada", 0.0)
-    # A second time does nothing.
-    place.authenticate_as("ada", 0.0)
-    assert place.joining_caller == "ada"
+    # Authenticating again has no effect.
+    slot.authenticate_as("ada", 0.0)
+    assert slot.joining_caller == "ada"
 
 
 def test_a_slot_can_be_reattributed_beyond_the_limit() -> None:
     limits = RateLimits(1, 100.0, KEY)
-    place, other = limits.acquire("ada", 0.0), limits.acquire("bob", 0.0)
-    place.attribute_without_limit("bob")
-    assert place.joining_caller == "bob"
+    slot, other = limits.acquire("ada", 0.0), limits.acquire("bob", 0.0)
+    slot.attribute_without_limit("bob")
+    assert slot.joining_caller == "bob"
     limits.acquire("ada", 0.0)
-    place.release()
+    slot.release()
     with pytest.raises(TooManyStreams):
         limits.take("bob")
     other.release()
@@ -97,14 +97,14 @@ def test_a_slot_can_be_reattributed_beyond_the_limit() -> None:
 
 def test_a_caller_that_is_none_has_no_limits() -> None:
     limits = RateLimits(1, 0.001, KEY)
-    assert begun(limits, None, 0.0) == 1000
-    places = [limits.acquire(None, 0.0) for _ in range(5)]
-    for place in places:
-        place.release()
+    assert joins_allowed(limits, None, 0.0) == 1000
+    slots = [limits.acquire(None, 0.0) for _ in range(5)]
+    for slot in slots:
+        slot.release()
 
 
 def test_the_number_of_callers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "MAX_CALLERS", 3)
+    monkeypatch.setattr(rate_limits, "MAX_CALLERS", 3)
     limits = RateLimits(1, 0.1, KEY)
     for caller in "abcd":
         limits.record_join(caller, 0.0)
@@ -144,7 +144,7 @@ def test_callers_of_credentials_are_keyed_digests() -> None:
 
 
 def test_the_number_of_verified_credentials_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "MAX_CALLERS", 2)
+    monkeypatch.setattr(rate_limits, "MAX_CALLERS", 2)
     limits = RateLimits(1, 1.0, KEY)
     for identity in "aba":
         limits.mark_verified(identity)

@@ -39,11 +39,11 @@ def test_a_credential_is_sealed_for_some_paths_only() -> None:
     )
 
 
-@pytest.mark.parametrize("place", [0, 11, 12, -1])
-def test_a_changed_credential_is_not_unsealed(place: int) -> None:
+@pytest.mark.parametrize("position", [0, 11, 12, -1])
+def test_a_changed_credential_is_not_unsealed(position: int) -> None:
     ticket = new_ticket()
     sealed = bytearray(seal_credential(ticket, CREDENTIAL, PATHS))
-    sealed[place] ^= 1
+    sealed[position] ^= 1
     assert unseal_credential(ticket, bytes(sealed), PATHS) is None
 
 

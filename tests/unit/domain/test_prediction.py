@@ -1,4 +1,4 @@
-"""What is foreseen in single cases; Airflow's own scheduler is asked in `tests/airflow/test_outcome_check.py`."""
+"""Predictions in single cases; `tests/airflow/test_outcome_check.py` compares with Airflow's own scheduler."""
 
 from __future__ import annotations
 

@@ -170,9 +170,9 @@ def test_every_reference_leads_somewhere(make: Callable[[], dict[str, Any]]) -> 
     document = make()
     found = set(references(document))
     assert found
-    for place in found:
+    for reference in found:
         inner: Any = document
-        for step in place.removeprefix("#/").split("/"):
+        for step in reference.removeprefix("#/").split("/"):
             inner = inner[step]
 
 

@@ -1,4 +1,4 @@
-"""Metrics of several processes, added up."""
+"""Metrics summed over several processes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from stream_server.server.metric_families import MetricFamily, collect_registry, encode_families, sum_families
 
 
-def process(began: float, calls: int) -> list[MetricFamily]:
-    """Return what one process would tell, as it arrives at another."""
+def collect_process(started_at: float, calls: int) -> list[MetricFamily]:
+    """Return the metrics of one process, encoded and decoded as between processes."""
     registry = CollectorRegistry()
     Info("build", "Version.", registry=registry).info({"version": "1"})
-    Gauge("process_start_time_seconds", "When it began.", registry=registry).set(began)
-    Gauge("open", "What is open.", registry=registry).set(calls)
+    Gauge("process_start_time_seconds", "Start time.", registry=registry).set(started_at)
+    Gauge("open", "Open streams.", registry=registry).set(calls)
     counter = Counter("calls", "Calls.", ["why"], registry=registry)
     counter.labels("ring").inc(calls)
     if calls > 1:
         counter.labels("poll").inc()
-    seconds = Histogram("seconds", "How long.", buckets=(1.0, 2.0), registry=registry)
+    seconds = Histogram("seconds", "Duration.", buckets=(1.0, 2.0), registry=registry)
     for _ in range(calls):
         seconds.observe(1.5)
     return msgspec.msgpack.decode(msgspec.msgpack.encode(collect_registry(registry)), type=list[MetricFamily])
@@ -36,7 +36,7 @@ def values(families: list[MetricFamily], accept: str = "") -> dict[str, float]:
 
 
 def test_samples_are_summed_by_label() -> None:
-    found = values(sum_families([process(10.0, 1), process(20.0, 3)]))
+    found = values(sum_families([collect_process(10.0, 1), collect_process(20.0, 3)]))
     assert found["open[]"] == 4
     assert (found["calls_total['ring']"], found["calls_total['poll']"]) == (4, 1)
     assert [found[f"seconds_bucket['{bound}']"] for bound in ("1.0", "2.0", "+Inf")] == [0, 4, 4]
@@ -44,7 +44,7 @@ def test_samples_are_summed_by_label() -> None:
 
 
 def test_metrics_that_cannot_be_summed_are_the_minimum() -> None:
-    one, other = process(10.0, 1), process(20.0, 1)
+    one, other = collect_process(10.0, 1), collect_process(20.0, 1)
     found = values(sum_families([other, one]))
     assert found["process_start_time_seconds[]"] == 10.0
     assert found["build_info['1']"] == 1
@@ -53,11 +53,11 @@ def test_metrics_that_cannot_be_summed_are_the_minimum() -> None:
 
 
 def test_counters_and_histograms_are_cumulative() -> None:
-    assert {family.name for family in process(1.0, 1) if family.is_cumulative} == {"calls", "seconds"}
+    assert {family.name for family in collect_process(1.0, 1) if family.is_cumulative} == {"calls", "seconds"}
 
 
 def test_openmetrics_is_encoded() -> None:
-    body, media_type = encode_families(process(1.0, 1), "application/openmetrics-text; version=1.0.0")
+    body, media_type = encode_families(collect_process(1.0, 1), "application/openmetrics-text; version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
 
@@ -67,6 +67,6 @@ def test_openmetrics_is_encoded() -> None:
 )
 @pytest.mark.parametrize("media_type", ["application/openmetrics-text", "text/plain"])
 def test_invalid_version_is_not_accepted(media_type: str, version: str) -> None:
-    families, media_range = process(1.0, 1), f"{media_type};q=0.9; version={version}"
+    families, media_range = collect_process(1.0, 1), f"{media_type};q=0.9; version={version}"
     assert encode_families(families, media_range) == encode_families(families)
     assert encode_families(families, f"{media_range}, application/openmetrics-text")[0].endswith(b"# EOF\n")

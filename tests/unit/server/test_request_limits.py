@@ -8,7 +8,7 @@ from stream_server.server.request_limits import get_address
 
 
 @pytest.mark.parametrize(
-    ("known", "told"),
+    ("peername", "expected"),
     [
         (("127.0.0.1", 80), ("127.0.0.1", 80)),
         (("::1", 80, 0, 0), ("::1", 80)),
@@ -17,5 +17,5 @@ from stream_server.server.request_limits import get_address
         (None, None),
     ],
 )
-def test_an_address_has_the_form_of_asgi(known: object, told: object) -> None:
-    assert get_address(asyncio.Transport(extra={"peername": known}), "peername") == told
+def test_an_address_has_the_form_of_asgi(peername: object, expected: object) -> None:
+    assert get_address(asyncio.Transport(extra={"peername": peername}), "peername") == expected

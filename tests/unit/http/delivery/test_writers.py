@@ -351,18 +351,18 @@ async def test_connection_with_traffic_is_closed_at_its_age() -> None:
 
 async def test_client_that_never_reads_its_close_frame_is_aborted() -> None:
     scheduler = make_scheduler(ping_interval=0.05)
-    deaf, slow = Client(scheduler), Client(scheduler)
-    async with deaf.served() as deaf_finished, slow.served() as finished:
-        for client in (deaf, slow):
+    stuck, slow = Client(scheduler), Client(scheduler)
+    async with stuck.served() as stuck_finished, slow.served() as finished:
+        for client in (stuck, slow):
             client.reads.clear()
             client.subscription.push([frame("a")])
             await run_due_callbacks()
             client.subscription.disconnect(CloseCode.SLOW, "slow")
         slow.reads.set()
         assert await asyncio.wait_for(finished, 10), "the slow client reads the close frame in the end"
-        assert not await asyncio.wait_for(deaf_finished, 10)
+        assert not await asyncio.wait_for(stuck_finished, 10)
     assert [len(wires) for wires in slow.sent] == [1, 1]
-    assert deaf.sent == []
+    assert stuck.sent == []
 
 
 async def test_slow_client_is_not_aborted_while_its_stream_goes_on() -> None:
