@@ -82,7 +82,7 @@ async def test_cookies_alone_open_nothing_for_a_foreign_page(
                 "result": "failed",
                 "trigger": "opaque",
             }
-            assert stub.asked == []
+            assert stub.received == []
             await page.goto(f"{friendly}/page.html")
             assert await open_everything(page, server.url) == {
                 "run": "snapshot",

@@ -24,9 +24,9 @@ def ada() -> CallerPermissions:
 @pytest.fixture
 def permissions(stub: AirflowStub, ada: CallerPermissions) -> StubPermissions:
     """The permissions of callers at the stub."""
-    door = StubPermissions(ada)
-    stub.instead = door
-    return door
+    permissions = StubPermissions(ada)
+    stub.instead = permissions
+    return permissions
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def auth_server(
     """A server that checks permissions at the stub, and often."""
     configured = settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="1s", ping_interval="100ms")
     async with running_server(configured) as server:
-        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has started")
         yield server
 
 

@@ -114,17 +114,17 @@ async def test_a_caller_without_xcom_permission_gets_the_result_without_values(
 async def test_each_caller_of_a_run_gets_what_they_can_read(
     auth_server: RunningServer, airflow: AirflowSql, key: RunKey, ada: CallerPermissions, permissions: StubPermissions
 ) -> None:
-    viewer = CallerPermissions(unsigned_jwt(sub="vera"))
-    viewer.forbid_xcoms()
-    permissions.callers.append(viewer)
+    vera = CallerPermissions(unsigned_jwt(sub="vera"))
+    vera.forbid_xcoms()
+    permissions.callers.append(vera)
     async with (
-        sse(auth_server.url, key, headers=ada.headers) as hers,
-        sse(auth_server.url, key, headers=viewer.headers) as redacted,
+        sse(auth_server.url, key, headers=ada.headers) as full_stream,
+        sse(auth_server.url, key, headers=vera.headers) as redacted,
     ):
-        await hers.next()
+        await full_stream.next()
         await redacted.next()
         await airflow.complete_chain(key)
-        assert (await hers.until("result"))[-1]["results"] == {"answer": {"text": "because"}}
+        assert (await full_stream.until("result"))[-1]["results"] == {"answer": {"text": "because"}}
         assert (await redacted.until("result"))[-1]["results"] == {}
 
 
@@ -171,5 +171,5 @@ async def test_the_same_permission_is_looked_up_once(
         paths = [f"/api/v2/dags/chat/dagRuns/r{number % 5}/result?timeout=0" for number in range(40)]
         answers = await asyncio.gather(*(client.get(path) for path in paths))
     assert {answer.status_code for answer in answers} == {202}
-    assert len([asked for asked in stub.asked if "xcomEntries" in asked.target]) == 1
-    assert len(stub.asked) == 2
+    assert len([request for request in stub.received if "xcomEntries" in request.target]) == 1
+    assert len(stub.received) == 2

@@ -23,7 +23,7 @@ from support.streams import Events, Frame
 from support.stub_callers import CallerPermissions, StubPermissions, refusal, unsigned_jwt
 from support.waiting import eventually_answered, eventually_async
 
-MINE, YOURS = RunKey("chat", "r1"), RunKey("secret", "r1")
+READABLE, UNREADABLE = RunKey("chat", "r1"), RunKey("secret", "r1")
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def ada() -> CallerPermissions:
 
 @pytest.fixture
 def permissions(stub: AirflowStub, ada: CallerPermissions) -> StubPermissions:
-    stub.instead = door = StubPermissions(ada)
-    return door
+    stub.instead = stub_permissions = StubPermissions(ada)
+    return stub_permissions
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ async def auth_server(
     settings: Callable[..., Settings], stub: AirflowStub, permissions: StubPermissions, airflow: AirflowSql
 ) -> AsyncIterator[RunningServer]:
     version = await airflow.add_dag("secret", CHAIN, {"clean_up": False})
-    await airflow.trigger(MINE, stub.version, list(CHAIN))
-    await airflow.trigger(YOURS, version, list(CHAIN))
+    await airflow.trigger(READABLE, stub.version, list(CHAIN))
+    await airflow.trigger(UNREADABLE, version, list(CHAIN))
     async with running_server(settings(airflow_url=stub.url, auth_cache="200ms")) as server:
-        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has started")
         yield server
 
 
@@ -95,8 +95,8 @@ async def test_runs_that_the_caller_cannot_read_are_left_out(
     async with all_runs(auth_server, ada, query) as events:
         await events.next()
         for state in ("running", "success"):
-            await airflow.set_run(YOURS, state)
-            await airflow.set_run(MINE, state)
+            await airflow.set_run(UNREADABLE, state)
+            await airflow.set_run(READABLE, state)
         frames = await next_transitions(events, 2)
     assert [(frame["dag_id"], frame["state"]) for frame in frames] == [("chat", "running"), ("chat", "success")]
 
@@ -107,8 +107,8 @@ async def test_replayed_frames_are_filtered_too(
     async with all_runs(auth_server, ada) as events:
         await events.next()
     last = events.ids[-1]
-    await airflow.set_run(YOURS, "running")
-    await airflow.set_run(MINE, "running")
+    await airflow.set_run(UNREADABLE, "running")
+    await airflow.set_run(READABLE, "running")
     async with all_runs(auth_server, ada, last=last) as events:
         frames = [await events.next() for _ in range(2)]
     assert [(frame["type"], frame.get("dag_id")) for frame in frames] == [("resumed", None), ("run", "chat")]
@@ -119,15 +119,15 @@ async def test_a_revoked_and_restored_permission_is_detected(
 ) -> None:
     async with all_runs(auth_server, ada) as events:
         await events.next()
-        await airflow.set_run(MINE, "running")
+        await airflow.set_run(READABLE, "running")
         await next_transitions(events, 1)
         ada.of_dag["chat"] = refusal(403, "Forbidden")
         del ada.of_dag["secret"]
         state, dag_ids = "failed", list[str]()
         while dag_ids[-3:] != ["secret"] * 3:
             state = "running" if state == "failed" else "failed"
-            await airflow.set_run(YOURS, state)
-            await airflow.set_run(MINE, state)
+            await airflow.set_run(UNREADABLE, state)
+            await airflow.set_run(READABLE, state)
             dag_ids.append((await next_transitions(events, 1))[0]["dag_id"])
 
 
@@ -150,8 +150,8 @@ async def test_a_tag_does_not_reveal_its_dags(
         await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) VALUES ($1, 'nightly')", dag_id)
     async with all_runs(auth_server, ada, "?tag=nightly") as events:
         await events.next()
-        await airflow.set_run(YOURS, "running")
-        await airflow.set_run(MINE, "running")
+        await airflow.set_run(UNREADABLE, "running")
+        await airflow.set_run(READABLE, "running")
         assert [frame["dag_id"] for frame in await next_transitions(events, 1)] == ["chat"]
 
 
@@ -195,8 +195,8 @@ async def test_a_connection_continues_with_a_new_token(
         await send(connection, op="auth", id="me", token=bob.token)
         close = await receive(connection, "close")
         assert (close["id"], close["code"]) == ("run", 4503)
-        await airflow.set_run(MINE, "running")
-        await airflow.set_run(YOURS, "running")
+        await airflow.set_run(READABLE, "running")
+        await airflow.set_run(UNREADABLE, "running")
         frame = await receive(connection, "run")
         assert (frame["id"], frame["dag_id"]) == ("all", "secret")
         await send(connection, op="auth", id="nobody", token="nobody")
@@ -224,7 +224,7 @@ async def test_a_connection_without_credentials_authenticates_by_message(
         assert (await receive(connection, "snapshot"))["id"] == "a"
 
 
-# Look-ups that fail. The longest grace of the servers below is 200 ms + 1 s.
+# Failing look-ups. The longest grace period of the servers below is 200 ms + 1 s.
 
 NO_RUNS = [Response("<html>Please log in</html>", media_type="text/html"), JSONResponse({"dag_runs": None})]
 NO_DAGS = [refusal(500, "down"), JSONResponse({"dags": None}), JSONResponse({"dags": [{"dag_id": 5}]})]
@@ -237,11 +237,11 @@ MOST_LOOK_UPS = 4
 async def short_grace_server(
     settings: Callable[..., Settings], stub: AirflowStub, permissions: StubPermissions, airflow: AirflowSql
 ) -> AsyncIterator[RunningServer]:
-    """A server whose streams end soon after look-ups start to fail."""
-    await airflow.trigger(MINE, stub.version, list(CHAIN))
+    """A server whose streams end soon after the first failed look-up."""
+    await airflow.trigger(READABLE, stub.version, list(CHAIN))
     configured = settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="1s", poll_interval="100ms")
     async with running_server(configured) as server:
-        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has started")
         yield server
 
 
@@ -254,8 +254,8 @@ def bob(permissions: StubPermissions) -> CallerPermissions:
 
 def look_ups(stub: AirflowStub, caller: CallerPermissions, path: str) -> int:
     """Return how often a path was requested with the credential of a caller."""
-    asked = [asked for asked in stub.asked if asked.target.partition("?")[0] == path]
-    return sum(asked.headers.get("authorization") == f"Bearer {caller.token}" for asked in asked)
+    matching = [request for request in stub.received if request.target.partition("?")[0] == path]
+    return sum(request.headers.get("authorization") == f"Bearer {caller.token}" for request in matching)
 
 
 async def runs_until_closed(airflow: AirflowSql, events: Events) -> Frame:
@@ -264,7 +264,7 @@ async def runs_until_closed(airflow: AirflowSql, events: Events) -> Frame:
 
     async def is_closed() -> bool:
         states.reverse()
-        await airflow.set_run(MINE, states[0])
+        await airflow.set_run(READABLE, states[0])
         return reading.done()
 
     await eventually_answered(is_closed, what="the stream ends")
@@ -284,12 +284,12 @@ async def test_a_stream_whose_permission_stays_unknown_ends_and_others_continue(
     async with all_runs(short_grace_server, ada) as events, all_runs(short_grace_server, bob) as others:
         await events.next()
         await others.next()
-        await airflow.set_run(MINE, "running")
+        await airflow.set_run(READABLE, "running")
         assert [frame["state"] for frame in await next_transitions(others, 1)] == ["running"]
         frames = [frame for frame in await events.rest() if frame["type"] != "ping"]
         assert [(frame["type"], frame["code"], frame["reconnect"]) for frame in frames] == [("close", 4003, True)]
         assert 1 <= look_ups(stub, ada, "/api/v2/dags/chat/dagRuns") <= MOST_LOOK_UPS
-        await airflow.set_run(MINE, "success")
+        await airflow.set_run(READABLE, "success")
         assert [frame["state"] for frame in await next_transitions(others, 1)] == ["success"]
 
 
@@ -312,7 +312,7 @@ async def test_a_malformed_list_of_dags_counts_as_no_answer(
         assert (last["type"], last["code"], last["reconnect"]) == ("close", 4003, True)
         assert look_ups(stub, ada, "/api/v2/dags/chat/dagRuns") == 1
         assert 1 <= look_ups(stub, ada, "/api/v2/dags") <= MOST_LOOK_UPS
-        await airflow.set_run(MINE, "failed")
+        await airflow.set_run(READABLE, "failed")
         while (await next_transitions(others, 1))[0]["state"] != "failed":
             pass
 
@@ -335,7 +335,7 @@ async def test_the_total_of_dags_is_ignored(
         while look_ups(stub, ada, "/api/v2/dags") < 4:
             number += 1
             state = ("queued", "running")[number % 2]
-            await airflow.set_run(MINE, state)
+            await airflow.set_run(READABLE, state)
             assert [frame["state"] for frame in await next_transitions(events, 1)] == [state]
 
 
@@ -353,7 +353,7 @@ async def test_a_reconnecting_client_is_refused_while_its_permission_is_unknown(
     async with all_runs(short_grace_server, ada) as events:
         await events.next()
     last = {"Last-Event-ID": str(events.ids[-1])}
-    await airflow.set_run(MINE, "running")
+    await airflow.set_run(READABLE, "running")
     ada.of_dag["chat"] = JSONResponse({"dag_runs": None})
     async with httpx.AsyncClient(base_url=short_grace_server.url, timeout=15) as client:
         answer = await client.get("/api/v2/stream", headers={**ada.headers, **last, "Accept": accept})

@@ -36,19 +36,19 @@ def bob() -> CallerPermissions:
 
 
 class HeldRequests:
-    """Holds some requests until the test releases them."""
+    """Delays some requests until the test sets `release`."""
 
     def __init__(self, permissions: StubPermissions) -> None:
-        self._door = permissions
+        self._permissions = permissions
         self.is_held: Callable[[ReceivedRequest], bool] = lambda _: False
         self.held = 0
-        self.go_on = asyncio.Event()
+        self.release = asyncio.Event()
 
-    async def __call__(self, asked: ReceivedRequest) -> Response | None:
-        if self.is_held(asked):
+    async def __call__(self, received: ReceivedRequest) -> Response | None:
+        if self.is_held(received):
             self.held += 1
-            await asyncio.wait_for(self.go_on.wait(), DEADLINE)
-        return await self._door(asked)
+            await asyncio.wait_for(self.release.wait(), DEADLINE)
+        return await self._permissions(received)
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def permissions(ada: CallerPermissions, bob: CallerPermissions) -> StubPermissio
 
 @pytest.fixture
 def held_requests(stub: AirflowStub, permissions: StubPermissions) -> HeldRequests:
-    stub.instead = porter = HeldRequests(permissions)
-    return porter
+    stub.instead = requests = HeldRequests(permissions)
+    return requests
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ async def auth_server(
 ) -> AsyncIterator[RunningServer]:
     await airflow.trigger(KEY, stub.version, list(CHAIN))
     async with running_server(settings(airflow_url=stub.url, auth_cache="200ms", auth_grace="30s")) as server:
-        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has started")
         yield server
 
 
@@ -91,13 +91,15 @@ async def receive(connection: ClientConnection, kind: str) -> Frame:
 async def test_a_stream_that_starts_uses_the_callers_newest_credential(
     auth_server: RunningServer, held_requests: HeldRequests, ada: CallerPermissions, bob: CallerPermissions
 ) -> None:
-    held_requests.is_held = lambda asked: ada.token in asked.headers["authorization"] and "xcomEntries" in asked.target
+    held_requests.is_held = lambda received: (
+        ada.token in received.headers["authorization"] and "xcomEntries" in received.target
+    )
     async with multiplex(auth_server, ada) as connection:
         await send(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
-        await eventually_async(lambda: held_requests.held, what="Airflow is asked about ada")
+        await eventually_async(lambda: held_requests.held, what="a look-up for ada is held")
         await send(connection, op="auth", id="bob", token=bob.token)
         assert (await receive(connection, "ack"))["id"] == "bob"
-        held_requests.go_on.set()
+        held_requests.release.set()
         close = await receive(connection, "close")
         assert (close["id"], close["code"]) == ("run", 4503)
 
@@ -111,21 +113,21 @@ async def test_other_streams_continue_when_one_ends_during_reauthentication(
         await send(connection, op="subscribe", id="all")
         await send(connection, op="subscribe", id="run", dag_id="chat", run_id="r1")
         await receive(connection, "snapshot")
-        asked_for: list[ReceivedRequest] = []
+        checks: list[ReceivedRequest] = []
 
-        def is_held(asked: ReceivedRequest) -> bool:
-            if again.token not in asked.headers["authorization"] or "/dags/~/" not in asked.target:
+        def is_held(received: ReceivedRequest) -> bool:
+            if again.token not in received.headers["authorization"] or "/dags/~/" not in received.target:
                 return False
-            asked_for.append(asked)
+            checks.append(received)
             # The first request checks the token.
-            return len(asked_for) > 1
+            return len(checks) > 1
 
         held_requests.is_held = is_held
         await send(connection, op="auth", id="again", token=again.token)
-        await eventually_async(lambda: held_requests.held, what="Airflow is asked about the stream of all")
+        await eventually_async(lambda: held_requests.held, what="a look-up for the stream of all runs is held")
         ada.dags = refusal(403, "Forbidden")
         assert (await receive(connection, "close"))["id"] == "all"
-        held_requests.go_on.set()
+        held_requests.release.set()
         assert (await receive(connection, "ack"))["id"] == "again"
 
 
@@ -144,18 +146,18 @@ async def test_streams_outlast_an_airflow_that_throttles_look_ups(
     ):
         await events.next()
         permissions.down = refusal(429, "Slow down")
-        before = len(stub.asked)
-        await eventually_async(lambda: len(stub.asked) > before + 4, what="Airflow refuses to be asked")
+        before = len(stub.received)
+        await eventually_async(lambda: len(stub.received) > before + 4, what="Airflow refuses look-ups")
         answer = await client.get(f"/api/v2/dags/{KEY.dag_id}/dagRuns/{KEY.run_id}/result")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         permissions.down = None
         await airflow.complete_chain(KEY)
         assert types(await events.rest())[-1] == "end"
-    complaints = [
+    warnings = [
         record.getMessage() for record in caplog.records if record.name == "stream_server.auth.airflow_authorizer"
     ]
-    assert len(complaints) == 1
-    assert "429" in complaints[0]
+    assert len(warnings) == 1
+    assert "429" in warnings[0]
     assert ada.token not in caplog.text
 
 
@@ -172,14 +174,15 @@ async def test_no_permission_is_looked_up_for_disconnected_callers(
     ):
         assert response.status_code == 200
         permissions.down = refusal(500, "down")
-        before = len(stub.asked)
+        before = len(stub.received)
         await airflow.set_run(KEY, "running")
         await eventually_async(
-            lambda: any("/dags/chat/" in asked.target for asked in stub.asked[before:]), what="the DAG is asked for"
+            lambda: any("/dags/chat/" in request.target for request in stub.received[before:]),
+            what="the DAG is looked up",
         )
-    await eventually_async(lambda: not auth_server.hub.statistics().subscriptions, what="the client is gone")
+    await eventually_async(lambda: not auth_server.hub.statistics().subscriptions, what="the client has disconnected")
     tasks = ("permission ", "revalidation")
     await eventually_async(
         lambda: not any(task.get_name().startswith(tasks) for task in asyncio.all_tasks()),
-        what="nothing is asked any more",
+        what="all look-ups end",
     )

@@ -110,11 +110,11 @@ async def test_an_airflow_that_returns_in_time_ends_no_stream(
     async with sse(auth_server.url, key, headers=ada.headers) as events:
         await events.next()
         permissions.down = JSONResponse({"detail": "down"}, 500)
-        before = len(stub.asked)
-        await eventually_async(lambda: len(stub.asked) > before + 2)
+        before = len(stub.received)
+        await eventually_async(lambda: len(stub.received) > before + 2)
         permissions.down = None
-        before = len(stub.asked)
-        await eventually_async(lambda: len(stub.asked) > before + 4)
+        before = len(stub.received)
+        await eventually_async(lambda: len(stub.received) > before + 4)
         await airflow.complete_chain(key)
         assert (await events.rest())[-1]["type"] == "end"
 

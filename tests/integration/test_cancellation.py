@@ -35,7 +35,7 @@ WITHOUT_FUNCTIONS = (
     "DROP FUNCTION stream_server.wait(text[], text[], uuid, interval, boolean), "
     "stream_server.wait_no_more(text[], text[], uuid)"
 )
-"""As in a journal of the version before."""
+"""Drops the functions that a journal of the previous version does not have."""
 
 STREAM = {"Accept": "text/event-stream"}
 
@@ -85,10 +85,10 @@ async def test_a_run_continues_after_a_disconnect_by_default(
     assert stub.patches == []
 
 
-async def test_a_reconnect_within_the_grace_keeps_the_run(
+async def test_a_reconnect_within_the_grace_period_keeps_the_run(
     trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
-    # The grace is long enough to reconnect on any machine.
+    # The grace period is long enough to reconnect on any machine.
     await disconnect_stream(caller, f"{WAIT}&on_disconnect=cancel&grace=500ms")
     async with sse(trigger_server.url, KEY) as events:
         await events.next()
@@ -99,7 +99,7 @@ async def test_a_reconnect_within_the_grace_keeps_the_run(
 
 
 async def has_entries(airflow: AirflowSql, servers: int) -> bool:
-    """Whether this many servers have an entry of a client that waits for the run."""
+    """Whether this number of servers has an entry for the run."""
     query = "SELECT count(*) FROM stream_server.waiters WHERE run_id = $1 AND expires > now()"
     return bool(await airflow.connection.fetchval(query, KEY.run_id) == servers)
 
@@ -148,11 +148,11 @@ async def test_the_last_of_two_servers_stops_the_run(
     assert await has_entries(airflow, 0)
 
 
-@pytest.mark.parametrize("harm", ["DROP TABLE stream_server.waiters CASCADE", WITHOUT_FUNCTIONS])
+@pytest.mark.parametrize("statement", ["DROP TABLE stream_server.waiters CASCADE", WITHOUT_FUNCTIONS])
 async def test_a_server_that_cannot_write_entries_decides_by_its_own_clients(
-    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, caplog: pytest.LogCaptureFixture, harm: str
+    caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, caplog: pytest.LogCaptureFixture, statement: str
 ) -> None:
-    await airflow.connection.execute(harm)
+    await airflow.connection.execute(statement)
     await disconnect_stream(caller, SHORT)
     await eventually_async(lambda: stub.patches, what="the run is stopped")
     assert "Cannot register run" in caplog.text
@@ -186,7 +186,7 @@ async def test_a_run_with_a_result_is_not_stopped(
 
 
 @pytest.mark.parametrize("ended", [True, False])
-async def test_a_run_with_a_result_within_the_grace_is_not_stopped(
+async def test_a_run_with_a_result_within_the_grace_period_is_not_stopped(
     trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, *, ended: bool
 ) -> None:
     """Failing it then would turn a success into a failure."""
@@ -201,8 +201,8 @@ async def test_a_run_with_a_result_within_the_grace_is_not_stopped(
 async def test_a_run_that_cannot_be_stopped_is_logged(
     caller: httpx.AsyncClient, stub: AirflowStub, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def refuse(asked: ReceivedRequest) -> Response | None:
-        if asked.method != "PATCH":
+    async def refuse(received: ReceivedRequest) -> Response | None:
+        if received.method != "PATCH":
             return None
         return JSONResponse({"detail": "Forbidden"}, 403)
 
@@ -251,8 +251,8 @@ async def test_the_cancel_endpoint_stops_a_run(
 async def test_a_deadlock_with_the_scheduler_is_tried_again(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, faults: int, status: int
 ) -> None:
-    async def fault(asked: ReceivedRequest) -> Response | None:
-        if asked.method == "PATCH" and len(stub.patches) <= faults:
+    async def fault(received: ReceivedRequest) -> Response | None:
+        if received.method == "PATCH" and len(stub.patches) <= faults:
             return JSONResponse({"detail": {"reason": "Database error"}}, 500)
         return None
 
@@ -267,8 +267,8 @@ async def test_a_deadlock_with_the_scheduler_is_tried_again(
 async def test_a_run_that_ends_between_two_attempts_is_not_changed(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
-    async def fault(asked: ReceivedRequest) -> Response | None:
-        if asked.method != "PATCH":
+    async def fault(received: ReceivedRequest) -> Response | None:
+        if received.method != "PATCH":
             return None
         await complete_run(airflow, KEY)
         return JSONResponse({"detail": {"reason": "Database error"}}, 500)

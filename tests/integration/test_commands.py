@@ -46,7 +46,7 @@ async def test_a_terminal_shows_a_table(airflow: AirflowSql, server: RunningServ
     await airflow.complete_chain(run)
     await asyncio.wait_for(process.wait(), DEADLINE)
     output = b""
-    # On Linux, reading from a closed terminal raises an error at the end.
+    # On Linux, reading from a closed terminal raises an error instead of an end of file.
     with suppress(OSError):
         while part := os.read(reader, 65536):
             output += part

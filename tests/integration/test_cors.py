@@ -18,7 +18,7 @@ from support.waiting import eventually_async
 
 APP, EVIL = "https://app.example.com", "https://evil.example.com"
 
-ASKS = "Access-Control-Request-Method: POST"
+PREFLIGHT = "Access-Control-Request-Method: POST"
 
 MALFORMED = (
     *("http://[", "http://[::1", "http://]", "http://[::1]a", "http://[v1.x", "http://a:b", "http://a:99999999"),
@@ -42,7 +42,7 @@ MALFORMED = (
 async def test_only_allowed_origins_can_read(
     settings: Callable[..., Settings], run: RunKey, origin: str, *, allowed: bool
 ) -> None:
-    asking = {
+    headers = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization",
@@ -52,7 +52,7 @@ async def test_only_allowed_origins_can_read(
         httpx.AsyncClient(base_url=server.url, headers={"Origin": origin}) as client,
     ):
         await eventually_async(lambda: server.hub.is_live)
-        preflight = await client.options(TICKETS_PATH, headers=asking)
+        preflight = await client.options(TICKETS_PATH, headers=headers)
         read = await client.get(f"{stream_path(run).removesuffix('stream')}result?timeout=0")
         ticket = await client.post(TICKETS_PATH, json={"paths": [stream_path(run)]})
         refused = await client.get(stream_path(run, "?until=never"))
@@ -63,10 +63,10 @@ async def test_only_allowed_origins_can_read(
 
 
 async def test_no_origin_can_read_by_default(settings: Callable[..., Settings], run: RunKey) -> None:
-    asking = {"Origin": APP, "Access-Control-Request-Method": "POST"}
+    headers = {"Origin": APP, "Access-Control-Request-Method": "POST"}
     async with running_server(settings()) as server, httpx.AsyncClient(base_url=server.url) as client:
         await eventually_async(lambda: server.hub.is_live)
-        preflight = await client.options(TICKETS_PATH, headers=asking)
+        preflight = await client.options(TICKETS_PATH, headers=headers)
         async with client.stream("GET", stream_path(run), headers={"Origin": APP}) as response:
             answers = [preflight, response]
     assert [answer.status_code for answer in answers] == [405, 200]
@@ -87,18 +87,18 @@ async def test_all_origins_are_never_allowed_with_cookies(settings: Callable[...
 
 
 async def test_each_stream_has_the_headers_for_its_origin(settings: Callable[..., Settings], run: RunKey) -> None:
-    asked = [("", "keep-alive"), (APP, "keep-alive"), (EVIL, "keep-alive"), ("", "close"), (APP, "close")]
+    cases = [("", "keep-alive"), (APP, "keep-alive"), (EVIL, "keep-alive"), ("", "close"), (APP, "close")]
     heads = []
     async with (
         running_server(settings(cors_origins=(APP,))) as server,
         httpx.AsyncClient(base_url=server.url) as client,
     ):
         await eventually_async(lambda: server.hub.is_live)
-        for origin, connection in 2 * asked:
+        for origin, connection in 2 * cases:
             headers = {"Connection": connection, **({"Origin": origin} if origin else {})}
             async with client.stream("GET", stream_path(run), headers=headers) as response:
                 heads.append(response.headers)
-    for head, (origin, connection) in zip(heads, 2 * asked, strict=True):
+    for head, (origin, connection) in zip(heads, 2 * cases, strict=True):
         assert head.get("access-control-allow-origin") == (APP if origin == APP else None)
         assert head.get("access-control-allow-credentials") == ("true" if origin else None)
         assert ("close" in head["connection"]) == (connection == "close")
@@ -135,7 +135,7 @@ async def test_a_malformed_origin_is_not_allowed(
                     await _status(server, stream_path(run), *headers, host=host),
                     await _status(server, stream_path(run), *headers, *UPGRADE[1:], host=host),
                     await _status(server, "/api/v2/stream", *headers, *UPGRADE[1:], host=host),
-                    await _status(server, TICKETS_PATH, *headers, ASKS, method="OPTIONS", host=host),
+                    await _status(server, TICKETS_PATH, *headers, PREFLIGHT, method="OPTIONS", host=host),
                 )
     assert found == dict.fromkeys(found, (403, 403, 403, 403, in_advance))
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -144,7 +144,7 @@ async def test_a_malformed_origin_is_not_allowed(
 async def test_a_malformed_host_is_no_server_error(
     settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = {
+    cases = {
         f"{stream_path(run).removesuffix('stream')}result?timeout=0": 202,
         "/api/v2/stream/session": 200,
         "/nowhere": 404,
@@ -155,7 +155,7 @@ async def test_a_malformed_host_is_no_server_error(
         for host in ("", "[", "[::1", "]", "a:b", "a:99999999", "a b", "http://[", "\xff"):
             passed_on = f"X-Forwarded-Host: {host}", f"X-Forwarded-For: {host}", f"X-Forwarded-Proto: {host}"
             headers = *passed_on, f"Forwarded: for={host};host={host}", f"Referer: http://{host}/"
-            assert {path: await _status(server, path, *headers, host=host) for path in asked} == asked, host
+            assert {path: await _status(server, path, *headers, host=host) for path in cases} == cases, host
             assert await _status(server, "/nowhere", *headers, *UPGRADE[1:], host=host) == 404, host
             assert await _status(server, TICKETS_PATH, *headers, method="POST", host=host) == 422, host
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -28,7 +28,7 @@ async def test_proxy_without_websockets(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("habit", "level", "words", "remedy"),
+    ("behaviour", "level", "expected", "remedy"),
     [
         ("buffer", Level.PROBLEM, "streams are buffered", "proxy_buffering off"),
         (
@@ -43,12 +43,12 @@ async def test_proxy_without_websockets(server: RunningServer) -> None:
     ],
 )
 async def test_proxy_that_breaks_streams(
-    server: RunningServer, habit: Habit, level: Level, words: str, remedy: str
+    server: RunningServer, behaviour: Habit, level: Level, expected: str, remedy: str
 ) -> None:
-    async with proxy(server.url, habit) as url:
+    async with proxy(server.url, behaviour) as url:
         finding = await run_server_check("buffering", url)
     assert finding.level is level, finding
-    assert words in finding.found
+    assert expected in finding.found
     assert remedy in (finding.remedy or "")
 
 

@@ -36,7 +36,7 @@ WAL_WRITER = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"
 
 @pytest.fixture
 def primary(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL that a test may lose; the parameter is its settings."""
+    """A PostgreSQL that a test may stop for good; the parameter is its settings."""
     with running_postgres(getattr(request, "param", None)) as server:
         yield server
 

@@ -19,8 +19,8 @@ from support.server import RunningServer, running_server, terminate_connections
 from support.streams import Events, Frame, sse
 from support.waiting import eventually_answered, eventually_async
 
-BREAK = "REVOKE INSERT ON stream_server.journal FROM airflow"
-MEND = "GRANT INSERT ON stream_server.journal TO airflow"
+REVOKE_INSERT = "REVOKE INSERT ON stream_server.journal FROM airflow"
+GRANT_INSERT = "GRANT INSERT ON stream_server.journal TO airflow"
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ async def test_a_new_snapshot_has_what_the_triggers_could_not_record(
         await eventually_async(lambda: server.hub.is_live)
         async with sse(server.url, run) as events:
             await events.next()
-            await airflow.connection.execute(BREAK)
+            await airflow.connection.execute(REVOKE_INSERT)
             await airflow.set_task(run, "ask", "scheduled")
-            await airflow.connection.execute(MEND)
+            await airflow.connection.execute(GRANT_INSERT)
             assert state_of(await wait_for_resync(events), "ask") == "scheduled"
             await airflow.run_task(run, "answer", "recovered")
             assert (await events.until("result"))[-1]["results"] == {"answer": "recovered"}
@@ -82,9 +82,9 @@ async def test_a_gap_that_commits_late_causes_a_resync_after_its_commit(
             await events.next()
             transaction = airflow.connection.transaction()
             await transaction.start()
-            await airflow.connection.execute(BREAK)
+            await airflow.connection.execute(REVOKE_INSERT)
             await airflow.set_task(run, "ask", "scheduled")
-            await airflow.connection.execute(MEND)
+            await airflow.connection.execute(GRANT_INSERT)
             assert state_of(await wait_for_resync(events), "ask") is None
             await transaction.commit()
             assert state_of(await wait_for_resync(events), "ask") == "scheduled"
@@ -133,8 +133,8 @@ async def test_triggers_are_switched_off_and_on_beside_a_long_transaction(
 
 
 def test_the_commands_switch_the_triggers(journal: str) -> None:
-    for word, code in (("disable", 1), ("enable", 0)):
-        for arguments, expected in ((("triggers", word), 0), (("status",), code)):
+    for action, code in (("disable", 1), ("enable", 0)):
+        for arguments, expected in ((("triggers", action), 0), (("status",), code)):
             done = subprocess.run(
                 [sys.executable, "-m", "stream_server", *arguments, "--database-url", journal],
                 capture_output=True,
@@ -145,10 +145,10 @@ def test_the_commands_switch_the_triggers(journal: str) -> None:
             assert done.returncode == expected, done.stderr
 
 
-@pytest.mark.parametrize("word", ["disable", "enable"])
-async def test_the_commands_fail_without_a_journal(airflow_database: str, word: str) -> None:
+@pytest.mark.parametrize("action", ["disable", "enable"])
+async def test_the_commands_fail_without_a_journal(airflow_database: str, action: str) -> None:
     with pytest.raises(JournalMissing, match="run `stream-server install`"):
-        await {"disable": disable_triggers, "enable": enable_triggers}[word](airflow_database)
+        await {"disable": disable_triggers, "enable": enable_triggers}[action](airflow_database)
 
 
 async def test_old_rows_are_pruned_in_batches_and_streams_go_on(
@@ -225,8 +225,8 @@ async def test_a_gap_before_the_first_read_is_detected(
     async with running_server(fast_settings) as server:
         await eventually_async(lambda: server.hub.is_live)
         # The tail has started, but may have read nothing yet.
-        await airflow.connection.execute(BREAK)
+        await airflow.connection.execute(REVOKE_INSERT)
         await airflow.set_task(run, "ask", "scheduled")
-        await airflow.connection.execute(MEND)
+        await airflow.connection.execute(GRANT_INSERT)
         async with sse(server.url, run) as events:
             await wait_for_state(events, "ask", "scheduled")

@@ -1,4 +1,4 @@
-"""Hostile and idle clients get nothing, and do not affect other clients."""
+"""Hostile and idle clients do not affect other clients."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from support.server import RunningServer, running_server
 from support.streams import DEADLINE, sse, stream_path
 from support.waiting import eventually_async
 
-CROWD = 1000
+CONNECTIONS = 1000
 
 bounded = examples(
     max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 
-async def _crowd(stack: AsyncExitStack, url: str, data: bytes) -> list[RawConnection]:
-    """Open many connections, and send data that starts no stream."""
-    crowd = [await stack.enter_async_context(open_raw(url)) for _ in range(CROWD)]
-    for one in crowd:
+async def _open_connections(stack: AsyncExitStack, url: str, data: bytes) -> list[RawConnection]:
+    """Open many connections, and send data on each that starts no stream."""
+    connections = [await stack.enter_async_context(open_raw(url)) for _ in range(CONNECTIONS)]
+    for one in connections:
         await one.send(data)
-    return crowd
+    return connections
 
 
 async def test_a_thousand_unfinished_requests_delay_no_other_client(
@@ -47,14 +47,14 @@ async def test_a_thousand_unfinished_requests_delay_no_other_client(
         await eventually_async(lambda: server.hub.is_live)
         events = await stack.enter_async_context(sse(server.url, run))
         assert (await events.next())["type"] == "snapshot"
-        crowd = await _crowd(stack, server.url, request(stream_path(run))[:-2])
+        connections = await _open_connections(stack, server.url, request(stream_path(run))[:-2])
         await airflow.set_task(run, "ask", "running")
         assert (await events.next())["type"] == "task"
         async with httpx.AsyncClient(base_url=server.url) as client:
             assert (await client.get("/ready")).status_code == 200
-        for one in crowd:
+        for one in connections:
             await one.send(b"X")
-        answers = await asyncio.gather(*(one.read_to_end() for one in crowd))
+        answers = await asyncio.gather(*(one.read_to_end() for one in connections))
         assert {answer.split(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 408 Request Timeout"}
         await airflow.set_task(run, "ask", "success")
         assert (await events.next())["state"] == "success"
@@ -67,12 +67,12 @@ async def test_a_thousand_silent_websockets_delay_no_other_client(
         await eventually_async(lambda: server.hub.is_live)
         events = await stack.enter_async_context(sse(server.url, run))
         assert (await events.next())["type"] == "snapshot"
-        crowd = await _crowd(stack, server.url, request("/api/v2/stream", *UPGRADE))
+        connections = await _open_connections(stack, server.url, request("/api/v2/stream", *UPGRADE))
         await airflow.set_task(run, "ask", "running")
         assert (await events.next())["type"] == "task"
-        closes = await asyncio.gather(*(one.reader.readuntil(b"\x11\x9e") for one in crowd))
+        closes = await asyncio.gather(*(one.reader.readuntil(b"\x11\x9e") for one in connections))
         assert all(close.startswith(b"HTTP/1.1 101") for close in closes), "4510 is 0x119e"
-        for one in crowd:
+        for one in connections:
             one.writer.transport.abort()
         await airflow.set_task(run, "ask", "success")
         assert (await events.next())["state"] == "success"
@@ -97,7 +97,7 @@ MESSAGES = st.one_of(
 )
 
 
-async def _talk(url: str, messages: list[str | bytes]) -> None:
+async def _check_response(url: str, messages: list[str | bytes]) -> None:
     """Send messages; check that the server still responds, or that a message was too large."""
     async with connect(url.replace("http", "ws", 1), proxy=None) as connection:
         with suppress(ConnectionClosed):
@@ -118,10 +118,10 @@ async def test_any_websocket_message_gets_a_response(server: RunningServer, run:
 
     @bounded
     @given(st.lists(MESSAGES, min_size=1, max_size=8))
-    def talk(messages: list[str | bytes]) -> None:
-        asyncio.run_coroutine_threadsafe(_talk(url, messages), loop).result(DEADLINE)
+    def send_messages(messages: list[str | bytes]) -> None:
+        asyncio.run_coroutine_threadsafe(_check_response(url, messages), loop).result(DEADLINE)
 
-    await asyncio.to_thread(talk)
+    await asyncio.to_thread(send_messages)
     await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
 
 
@@ -139,10 +139,10 @@ async def test_any_cursor_gets_a_response(server: RunningServer, airflow: Airflo
 
         @bounded
         @given(CURSORS)
-        def ask(cursor: str) -> None:
+        def request_with_cursor(cursor: str) -> None:
             answer = client.get(stream_path(run, f"?cursor={quote(cursor, safe='')}"))
-            told: dict[str, Any] = {"status": answer.status_code, "text": answer.text}
-            assert answer.status_code in {200, 204, 400, 422}, told
-            assert answer.status_code != 200 or "event: end" in answer.text, told
+            details: dict[str, Any] = {"status": answer.status_code, "text": answer.text}
+            assert answer.status_code in {200, 204, 400, 422}, details
+            assert answer.status_code != 200 or "event: end" in answer.text, details
 
-        await asyncio.to_thread(ask)
+        await asyncio.to_thread(request_with_cursor)

@@ -67,7 +67,7 @@ async def test_two_concurrent_requests_on_two_servers_are_one_run(
 ) -> None:
     both_have_arrived = asyncio.Event()
 
-    async def wait_for_the_other(_asked: ReceivedRequest) -> None:
+    async def wait_for_the_other(_received: ReceivedRequest) -> None:
         if len(stub.triggers) == 2:
             both_have_arrived.set()
         await both_have_arrived.wait()
@@ -129,7 +129,7 @@ async def test_a_refusal_by_airflow_releases_the_key(
 ) -> None:
     """The conflict is about the logical date, not about the run of the key."""
 
-    async def refuse(_asked: ReceivedRequest) -> Response:
+    async def refuse(_received: ReceivedRequest) -> Response:
         return JSONResponse({"detail": CONFLICT}, status)
 
     stub.instead = refuse
@@ -153,7 +153,7 @@ async def test_a_key_does_not_attach_to_an_older_run(caller: httpx.AsyncClient, 
 async def test_the_length_of_a_key_is_limited(caller: httpx.AsyncClient, stub: AirflowStub, key: str) -> None:
     answer = await caller.post(NOW, json={}, headers={"Idempotency-Key": key})
     assert (answer.status_code, "1 to 255 characters" in answer.json()["detail"]) == (422, True)
-    assert stub.asked == []
+    assert stub.received == []
 
 
 async def test_an_existing_run_is_a_conflict_unless_attached_to(
@@ -171,7 +171,7 @@ async def test_an_existing_run_is_a_conflict_unless_attached_to(
 
 
 async def test_attaching_does_not_hide_another_conflict(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
-    async def refuse(_asked: ReceivedRequest) -> Response:
+    async def refuse(_received: ReceivedRequest) -> Response:
         return JSONResponse({"detail": CONFLICT}, 409)
 
     stub.instead = refuse

@@ -208,9 +208,9 @@ def test_the_commands_install_show_status_and_uninstall(airflow_database: str) -
     )
     installed = command("install", "--database-url", sqlalchemy)
     assert installed.returncode == 0, installed.stderr
-    well = command("status", "--database-url", sqlalchemy)
-    assert well.returncode == 0
-    assert "trigger stream_server_task on task_instance: ok" in well.stdout
+    healthy = command("status", "--database-url", sqlalchemy)
+    assert healthy.returncode == 0
+    assert "trigger stream_server_task on task_instance: ok" in healthy.stdout
     status = json.loads(command("status", "--json", "--database-url", sqlalchemy).stdout)
     assert (status["well"], status["version"], len(status["triggers"])) == (True, SCHEMA_VERSION, 4)
     assert command("uninstall", "--database-url", sqlalchemy).returncode == 0

@@ -1,4 +1,4 @@
-"""Each limit is enforced, says so, and is documented; who keeps within them does not notice."""
+"""Each limit is enforced, named in the refusal, and documented; it does not affect callers that keep within it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from support.waiting import eventually_answered, eventually_async
 Make = Callable[..., Settings]
 
 FROM_AFAR = {"X-Forwarded-For": "203.0.113.7"}
-"""What a trusted proxy says of a client: the tests themselves come from this machine, which is not bounded."""
+"""The address of a client according to a trusted proxy: clients on this machine, such as the tests, have no limits."""
 
 PROXIED = {"trusted_proxies": "127.0.0.1"}
 
 
 @pytest.mark.parametrize(
-    ("spoken", "status", "told"),
+    ("sent", "status", "expected"),
     [
         (request("/health?" + "x" * 400), 414, "STREAM_SERVER_MAX_URL_BYTES"),
         (b"GET /" + b"x" * 400, 414, "STREAM_SERVER_MAX_URL_BYTES"),
@@ -44,12 +44,12 @@ PROXIED = {"trusted_proxies": "127.0.0.1"}
         (b"GET /\xff HTTP/1.1\r\nHost: here\r\n\r\n", 400, "RFC 9112"),
     ],
 )
-async def test_too_large_request_is_refused(settings: Make, spoken: bytes, status: int, told: str) -> None:
+async def test_too_large_request_is_refused(settings: Make, sent: bytes, status: int, expected: str) -> None:
     bounds = {"max_url_bytes": 300, "max_header_bytes": 1500, "max_headers": 15}
     async with running_server(settings(**bounds)) as server, open_raw(server.url) as client:
-        await client.send(spoken)
+        await client.send(sent)
         answer = await client.read_response()
-    assert (answer.status, told in answer.problem["detail"]) == (status, True), answer
+    assert (answer.status, expected in answer.problem["detail"]) == (status, True), answer
     assert answer.headers["connection"] == "close"
 
 
@@ -62,7 +62,7 @@ async def test_request_within_the_limits_is_answered(settings: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoken",
+    "sent",
     [
         b"G",
         b"\r\n\r\n",
@@ -71,11 +71,11 @@ async def test_request_within_the_limits_is_answered(settings: Make) -> None:
         request("/api/v2/dags/d/dagRuns?wait_for_completion=true", "Content-Length: 9", method="POST") + b"{",
     ],
 )
-async def test_too_slow_request_is_refused(settings: Make, spoken: bytes) -> None:
+async def test_too_slow_request_is_refused(settings: Make, sent: bytes) -> None:
     configured = settings(request_timeout="200ms", airflow_url="http://127.0.0.1:1", auth="none")
     async with running_server(configured) as server, open_raw(server.url) as client:
-        await client.send(spoken)
-        if spoken.strip():
+        await client.send(sent)
+        if sent.strip():
             answer = await client.read_response()
             assert (answer.status, answer.problem["title"]) == (408, "Request too slow")
             assert "STREAM_SERVER_REQUEST_TIMEOUT" in answer.problem["detail"]
@@ -127,7 +127,7 @@ async def test_full_server_refuses_streams_and_answers_health(settings: Make, ru
             await connect(server.url.replace("http", "ws", 1) + stream_path(run), proxy=None)
         async with httpx.AsyncClient(base_url=server.url) as operator:
             assert (await operator.get("/health")).status_code == 200
-            # Some more than that are answered; beyond them, nobody is.
+            # A few connections above the limit are accepted for this; further ones are closed.
             silent = [await stack.enter_async_context(open_raw(server.url)) for _ in range(2)]
             assert await silent[-1].read_to_end() == b""
 
@@ -145,7 +145,7 @@ async def test_streams_of_a_caller_are_limited(settings: Make, run: RunKey) -> N
                 assert refused.json()["title"] == "Too many streams"
             with pytest.raises(InvalidStatus, match="429"):
                 await stack.enter_async_context(websocket(server.url, run, headers=FROM_AFAR))
-            # Others are not concerned, nor is whoever is not named by a proxy that we trust.
+            # Other callers are not affected.
             async with sse(server.url, run, headers={"X-Forwarded-For": "203.0.113.8"}) as events:
                 assert (await events.next())["type"] == "snapshot"
         async with sse(server.url, run, headers=FROM_AFAR) as events:
@@ -157,14 +157,14 @@ async def test_slot_is_released_however_a_stream_ends(settings: Make, run: RunKe
     async with running_server(settings(max_streams_per_caller=1, **PROXIED), direct_writes=direct_writes) as server:
         await eventually_async(lambda: server.hub.is_live)
 
-        async def admitted() -> bool:
+        async def is_admitted() -> bool:
             async with httpx.AsyncClient(base_url=server.url, headers=FROM_AFAR) as client:
                 return (await client.get("/api/v2/stream?nothing=1")).status_code == 422
 
         for opened in (sse, websocket):
             async with opened(server.url, run, headers=FROM_AFAR):
-                assert not await admitted()
-            await eventually_answered(admitted, what="the place is left")
+                assert not await is_admitted()
+            await eventually_answered(is_admitted, what="the slot is released")
 
 
 async def test_refused_event_source_reconnects_later(settings: Make, run: RunKey) -> None:
@@ -192,8 +192,8 @@ async def test_joins_of_a_caller_are_limited_per_second(settings: Make, run: Run
             subscribe = {"op": "subscribe", "id": "", "dag_id": "d"}
             for number in range(5):
                 await connection.send(json.dumps({**subscribe, "id": str(number)}))
-            answers_heard = [json.loads(await connection.recv()) for _ in range(5)]
-        assert [one.get("status") for one in answers_heard if one["type"] == "error"] == [429]
+            replies = [json.loads(await connection.recv()) for _ in range(5)]
+        assert [one.get("status") for one in replies if one["type"] == "error"] == [429]
 
 
 async def test_forwarded_address_of_an_untrusted_proxy_is_ignored(settings: Make, run: RunKey) -> None:
@@ -218,7 +218,7 @@ async def test_caller_is_limited_by_identity(settings: Make, airflow: AirflowSql
             async with httpx.AsyncClient(base_url=server.url) as client:
                 second = await client.get(stream_path(key), headers=ada)
                 assert (second.status_code, second.json()["title"]) == (429, "Too many streams")
-                # The third and last that their address may begin.
+                # The third and last join that their address allows.
                 assert (await client.get(stream_path(key), headers=FROM_AFAR)).status_code == 401
                 made_up = await client.get(stream_path(key), headers={**FROM_AFAR, "Authorization": "Bearer eve"})
                 assert made_up.json()["title"] == "Too many joins"
@@ -241,44 +241,44 @@ async def test_caller_of_an_auth_message_is_limited_by_identity(
     async with running_server(limited) as server, AsyncExitStack() as stack:
         await eventually_async(lambda: server.hub.is_live)
 
-        async def introduced(name: str) -> ClientConnection:
+        async def connect_as(name: str) -> ClientConnection:
             url = server.url.replace("http", "ws", 1) + address
             connection = await stack.enter_async_context(connect(url, additional_headers=FROM_AFAR, proxy=None))
             await connection.send(json.dumps({"op": "auth", "token": name}))
             return connection
 
-        async def heard(connection: ClientConnection) -> dict[str, Any]:
+        async def receive(connection: ClientConnection) -> dict[str, Any]:
             frame: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), 10))
             return frame
 
-        ada = await introduced("ada")
-        assert (await heard(ada))["type"] == "ack"
-        bob = await introduced("bob")
-        assert (await heard(bob))["type"] == "ack"
-        # Their address has room for others again; they have not.
-        second = await introduced("ada")
-        error, close = await heard(second), await heard(second)
+        ada = await connect_as("ada")
+        assert (await receive(ada))["type"] == "ack"
+        bob = await connect_as("bob")
+        assert (await receive(bob))["type"] == "ack"
+        # Their address has free slots again, but `ada` has none.
+        second = await connect_as("ada")
+        error, close = await receive(second), await receive(second)
         assert (error["status"], error["title"]) == (429, "Too many streams")
         assert (close["code"], close["reconnect"], close["retry_ms"]) == (4010, True, 5000)
         with pytest.raises(ConnectionClosed, match="4010"):
             await second.recv()
         if path == "many":
-            # One of her four joins she has begun with, one was refused.
+            # Of the four joins of `ada`, one opened the connection and one was refused.
             statuses: list[int] = []
             for number in range(3):
                 await ada.send(json.dumps({"op": "subscribe", "id": str(number), "dag_id": "chat", "run_id": "r1"}))
             while len(statuses) < 3:
-                if (frame := await heard(ada))["type"] in {"ack", "error"}:
+                if (frame := await receive(ada))["type"] in {"ack", "error"}:
                     statuses.append(frame.get("status", 200))
             assert sorted(statuses) == [200, 200, 429]
             await bob.send(json.dumps({"op": "auth", "token": "ada"}))
-            assert (await heard(bob))["type"] == "ack"
+            assert (await receive(bob))["type"] == "ack"
             await bob.send(json.dumps({"op": "subscribe", "id": "a", "dag_id": "chat", "run_id": "r1"}))
-            assert (await heard(bob))["status"] == 429
+            assert (await receive(bob))["status"] == 429
 
 
-async def _only_ada_and_bob(asked: ReceivedRequest) -> Response | None:
-    known = asked.headers.get("authorization") in {"Bearer ada", "Bearer bob"}
+async def _only_ada_and_bob(received: ReceivedRequest) -> Response | None:
+    known = received.headers.get("authorization") in {"Bearer ada", "Bearer bob"}
     return None if known else JSONResponse({"detail": "Not authenticated"}, 401)
 
 

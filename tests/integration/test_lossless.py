@@ -57,7 +57,7 @@ UPDATE = "UPDATE task_instance SET try_number = try_number + 1 WHERE map_index =
 
 
 async def roll_back(database: str) -> int:
-    """Roll back some transactions that a crash forgets; return the id of the last."""
+    """Roll back some transactions of which a crash leaves no trace; return the id of the last."""
     connection = await asyncpg.connect(database)
     for map_index in range(5):
         await connection.execute("BEGIN")
@@ -69,7 +69,7 @@ async def roll_back(database: str) -> int:
 
 
 async def crash_and_write(cluster: EmbeddedPostgres, database: str, what: str) -> None:
-    """Kill PostgreSQL, or one backend, at which it ends all others and recovers; then write."""
+    """Kill PostgreSQL, or one backend, after which PostgreSQL ends all others and recovers; then write."""
     if what == "PostgreSQL":
         await asyncio.to_thread(cluster.kill)
         await asyncio.to_thread(cluster.start)
@@ -85,7 +85,7 @@ async def crash_and_write(cluster: EmbeddedPostgres, database: str, what: str) -
 async def test_transaction_ids_reused_after_a_crash_lose_no_rows(
     cluster: EmbeddedPostgres, database: str, what: str
 ) -> None:
-    """A crash forgets transactions that were rolled back after the last commit; their ids are reused."""
+    """After a crash, the ids of transactions that were rolled back after the last commit are reused."""
     field = await prepare_workload(database, runs=1, instances=10)
     tail = TaskTail(database, "tail")
     with reconnect_quickly():
@@ -109,7 +109,7 @@ async def test_transaction_ids_reused_after_a_crash_lose_no_rows(
 async def test_transaction_ids_reused_after_a_crash_reach_earlier_subscribers(
     cluster: EmbeddedPostgres, database: str, what: str
 ) -> None:
-    """The state of the run was read after the transactions that the crash forgets."""
+    """The state of the run was read after the transactions of which the crash leaves no trace."""
     field = await prepare_workload(database, runs=1, instances=10)
     forgotten = await roll_back(database)
     clients = Clients(database)

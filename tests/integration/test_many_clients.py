@@ -1,4 +1,4 @@
-"""Many clients at once: slow ones, ones that vanish, and all of them when the server stops."""
+"""Many clients at once: slow clients, vanished clients, and all clients at the stop of the server."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_client_that_does_not_read_is_closed_and_delays_no_other(
         (closed,) = [one.closed for one in small_queue_server.subscriptions() if one.closed is not None]
         assert closed.code == CloseCode.SLOW
         assert closed.reconnect
-        # Nothing can be sent to it, so the kernel gives it up in the end.
+        # The client acknowledges nothing, so the kernel aborts the connection in the end.
         await eventually_async(lambda: small_queue_server.hub.statistics().subscriptions == 1, within=20)
         push(small_queue_server, wire)
         assert (await events.until("reset"))[-1]["dag_id"] == "x" * 50_000
@@ -149,7 +149,7 @@ async def test_unexpected_websocket_messages_have_no_effect(
     await eventually_async(lambda: server.hub.statistics().subscriptions == 0)
 
 
-async def test_a_stream_takes_no_task(server: RunningServer, run: RunKey) -> None:
+async def test_a_stream_needs_no_task(server: RunningServer, run: RunKey) -> None:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(unread(server.url, run, upgrade=False))
         tasks = len(asyncio.all_tasks())

@@ -1,4 +1,4 @@
-"""What a scrape tells is what has happened."""
+"""Metrics match what has happened."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LABELS = {
     "code": {code.name.lower() for code in CloseCode},
     "how": {"new", "resumed"},
 }
-"""All values that a label may have, beside those of the build and the bounds of buckets."""
+"""All values of each label, except those of the build information and of histogram buckets."""
 
 
 class Scrape(dict[str, float]):
@@ -59,34 +59,34 @@ async def scrape(server: RunningServer) -> Scrape:
     return found
 
 
-async def told(server: RunningServer, name: str, least: float) -> Scrape:
+async def wait_for_metric(server: RunningServer, name: str, least: float) -> Scrape:
     """Scrape until a metric has reached a value."""
 
-    async def reached() -> Scrape | None:
+    async def has_reached() -> Scrape | None:
         found = await scrape(server)
         return found if found.get(f"stream_server_{name}", -1) >= least else None
 
-    found = await eventually_answered(reached, what=f"{name} at {least}")
+    found = await eventually_answered(has_reached, what=f"{name} at {least}")
     assert found is not None
     return found
 
 
 @pytest.fixture
-def quick(settings: Callable[..., Settings]) -> Settings:
-    """Settings of a server that looks often."""
+def frequent_checks(settings: Callable[..., Settings]) -> Settings:
+    """Settings of a server that polls and checks often."""
     return settings(poll_interval="50ms", check_interval="50ms")
 
 
 @asynccontextmanager
 async def live_server(settings: Settings) -> AsyncIterator[RunningServer]:
-    """Run a server whose tail has read once, so that it knows how much had been lost before."""
+    """Run a server whose tail has read once, so that it knows the number of earlier losses."""
     async with running_server(settings) as server:
-        await told(server, "read_duration_seconds_count", 1)
+        await wait_for_metric(server, "read_duration_seconds_count", 1)
         yield server
 
 
-async def test_activity_of_a_stream_is_counted(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
-    async with live_server(quick) as server:
+async def test_activity_of_a_stream_is_counted(airflow: AirflowSql, frequent_checks: Settings, run: RunKey) -> None:
+    async with live_server(frequent_checks) as server:
         before = await scrape(server)
         assert (before.part("tail_connected"), before.part("doorbell_heard"), before.part("problems")) == (1, 1, 0)
         assert (before.part("watched_runs"), before.part("open_streams")) == (0, 0)
@@ -94,7 +94,7 @@ async def test_activity_of_a_stream_is_counted(airflow: AirflowSql, quick: Setti
             await events.next()
             await airflow.complete_chain(run)
             await events.until("result")
-            during = await told(server, "read_rows_total", before.part("read_rows_total") + 14)
+            during = await wait_for_metric(server, "read_rows_total", before.part("read_rows_total") + 14)
             assert (during.part("watched_runs"), during.part("open_streams")) == (1, 1)
             assert during.part("reads_total{why=ring}") > before.part("reads_total{why=ring}")
             assert during.part("lag_seconds_count") == during.part("read_rows_total")
@@ -102,14 +102,14 @@ async def test_activity_of_a_stream_is_counted(airflow: AirflowSql, quick: Setti
                 during.part(f"reads_total{{why={why}}}") for why in LABELS["why"]
             )
             assert 0 < during.part("read_duration_seconds_sum") < 60
-        await eventually_answered(lambda: is_watched_by_nobody(server))
+        await eventually_answered(lambda: has_no_streams(server))
         assert before["process_cpu_seconds_total"] <= during["process_cpu_seconds_total"]
         assert [name for name in during if f"version={__version__}" in name] == [
             name for name in during if name.startswith("stream_server_build_info")
         ]
 
 
-async def is_watched_by_nobody(server: RunningServer) -> bool:
+async def has_no_streams(server: RunningServer) -> bool:
     found = await scrape(server)
     return (found.part("watched_runs"), found.part("open_streams")) == (0, 0)
 
@@ -131,12 +131,12 @@ async def test_sent_frames_and_bytes_are_counted(
             assert frames[-1]["code"] == CloseCode.AGED
             assert types(await frames_of(connection))[-1] == "close"
             assert connection.close_code == CloseCode.AGED
-        place = next(one for one in reversed(events.ids) if one is not None)
-        async with sse(server.url, run, headers={"Last-Event-ID": place}) as again:
+        cursor = next(one for one in reversed(events.ids) if one is not None)
+        async with sse(server.url, run, headers={"Last-Event-ID": cursor}) as again:
             assert (await again.next())["type"] == "resumed"
-        found = await told(server, "closes_total{code=aged}", 2)
+        found = await wait_for_metric(server, "closes_total{code=aged}", 2)
         sent = found.part("sent_frames_total{transport=sse}")
-        assert sent >= len(frames) + 2, "the snapshot, and what came back"
+        assert sent >= len(frames) + 2, "the snapshot, and the frames after the resume"
         assert found.part("sent_bytes_total{transport=sse}") > 100 * sent / 2
         assert found.part("delivery_seconds_count") == 1
         assert 0 < found.part("delivery_seconds_sum") < 10
@@ -145,12 +145,12 @@ async def test_sent_frames_and_bytes_are_counted(
         assert found.part("unsent_bytes{transport=sse}") == 0
 
 
-async def test_no_label_contains_a_dag_or_a_run(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
-    async with live_server(quick) as server, sse(server.url, run) as events:
+async def test_no_label_contains_a_dag_or_a_run(airflow: AirflowSql, frequent_checks: Settings, run: RunKey) -> None:
+    async with live_server(frequent_checks) as server, sse(server.url, run) as events:
         await events.next()
         await airflow.complete_chain(run)
         await events.until("result")
-        await told(server, "journal_bytes{part=table}", 1)
+        await wait_for_metric(server, "journal_bytes{part=table}", 1)
         async with httpx.AsyncClient(base_url=server.url) as client:
             text = (await client.get("/metrics")).text
     assert run.dag_id not in text
@@ -160,13 +160,13 @@ async def test_no_label_contains_a_dag_or_a_run(airflow: AirflowSql, quick: Sett
                 assert name in {"le", "version", "python"} or value in LABELS[name], sample
 
 
-async def test_size_of_the_journal_is_exported(airflow: AirflowSql, quick: Settings) -> None:
-    async with live_server(quick) as server:
+async def test_size_of_the_journal_is_exported(airflow: AirflowSql, frequent_checks: Settings) -> None:
+    async with live_server(frequent_checks) as server:
         await airflow.connection.execute(
             "INSERT INTO stream_server.journal (kind) SELECT 'task' FROM generate_series(1, 2000)"
         )
         await airflow.connection.execute("ANALYZE stream_server.journal")
-        found = await told(server, "journal_rows{state=live}", 2000)
+        found = await wait_for_metric(server, "journal_rows{state=live}", 2000)
         assert found.part("journal_bytes{part=table}") == await airflow.connection.fetchval(
             "SELECT pg_table_size('stream_server.journal') + pg_table_size('stream_server.output')"
         )
@@ -177,40 +177,44 @@ async def test_size_of_the_journal_is_exported(airflow: AirflowSql, quick: Setti
         assert found.part("losses_total") == 0
 
 
-async def test_dropped_writes_and_resyncs_are_counted(airflow: AirflowSql, quick: Settings, run: RunKey) -> None:
-    async with live_server(quick) as server:
+async def test_dropped_writes_and_resyncs_are_counted(
+    airflow: AirflowSql, frequent_checks: Settings, run: RunKey
+) -> None:
+    async with live_server(frequent_checks) as server:
         await airflow.connection.execute("REVOKE INSERT ON stream_server.journal FROM airflow")
         await airflow.set_task(run, "ask", "scheduled")
         await airflow.connection.execute("GRANT INSERT ON stream_server.journal TO airflow")
-        await told(server, "losses_total", 1)
-        found = await told(server, "begun_anew_total{reason=transitions_lost}", 1)
+        await wait_for_metric(server, "losses_total", 1)
+        found = await wait_for_metric(server, "begun_anew_total{reason=transitions_lost}", 1)
         assert found.part("begun_anew_total{reason=journal_changed}") == 0
 
 
-async def test_lost_connections_are_counted(airflow: AirflowSql, quick: Settings) -> None:
-    async with live_server(quick) as server:
+async def test_lost_connections_are_counted(airflow: AirflowSql, frequent_checks: Settings) -> None:
+    async with live_server(frequent_checks) as server:
         assert (await scrape(server)).part("connections_lost_total") == 0
         assert await terminate_connections(airflow.connection) > 0
-        await told(server, "connections_lost_total", 1)
-        await told(server, "tail_connected", 1)
+        await wait_for_metric(server, "connections_lost_total", 1)
+        await wait_for_metric(server, "tail_connected", 1)
 
 
-async def test_scrape_sends_no_query(postgres: EmbeddedPostgres, airflow: AirflowSql, quick: Settings) -> None:
-    async with live_server(quick) as server:
-        await told(server, "journal_bytes{part=table}", 1)
+async def test_scrape_sends_no_query(
+    postgres: EmbeddedPostgres, airflow: AirflowSql, frequent_checks: Settings
+) -> None:
+    async with live_server(frequent_checks) as server:
+        await wait_for_metric(server, "journal_bytes{part=table}", 1)
         postgres.stop("immediate")
-        found = await told(server, "connections_lost_total", 1)
+        found = await wait_for_metric(server, "connections_lost_total", 1)
         assert (found.part("tail_connected"), found.part("doorbell_heard")) == (0, 0)
         assert found.part("problems") == 1
         assert found.part("journal_bytes{part=table}") > 0
         measured = found.part("measured_timestamp_seconds")
         postgres.start()
-        await told(server, "measured_timestamp_seconds", measured + 0.001)
+        await wait_for_metric(server, "measured_timestamp_seconds", measured + 0.001)
 
 
 async def test_deleted_rows_are_counted(airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey) -> None:
     async with live_server(settings(retention="100ms")) as server:
-        await told(server, "pruned_rows_total", 4)
+        await wait_for_metric(server, "pruned_rows_total", 4)
 
 
 async def test_each_application_has_its_own_metrics(
@@ -238,14 +242,14 @@ async def test_invalid_accept_header_gets_the_plain_format(server: RunningServer
 
 @pytest.fixture(scope="module")
 def small_queue() -> Iterator[EmbeddedPostgres]:
-    """A server whose queue of notifications is as short as PostgreSQL allows, 64 pages."""
+    """A PostgreSQL whose notification queue is as short as possible, 64 pages."""
     with running_postgres({"max_notify_queue_pages": "64"}) as server:
         yield server
 
 
 @pytest.fixture
-async def crowded(small_queue: EmbeddedPostgres) -> AsyncIterator[str]:
-    """URL of an Airflow database with the journal, on that server."""
+async def small_queue_database(small_queue: EmbeddedPostgres) -> AsyncIterator[str]:
+    """URL of an Airflow database with the journal, on `small_queue`."""
     name = create_database_from_airflow_template(small_queue)
     await install_journal(small_queue.url(name), "public", lock_timeout=5, attempts=1)
     yield small_queue.url(name)
@@ -253,47 +257,49 @@ async def crowded(small_queue: EmbeddedPostgres) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def queue_held_up(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    """Have a session listen and stay in a transaction, and return another one."""
-    deaf, other = await asyncpg.connect(url), await asyncpg.connect(url)
+async def blocked_notification_queue(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """Have a session listen in an open transaction, so that the queue cannot be emptied; yield another session."""
+    listener, other = await asyncpg.connect(url), await asyncpg.connect(url)
     try:
-        await deaf.execute("LISTEN somebody")
-        await deaf.execute("BEGIN")
+        await listener.execute("LISTEN blocked")
+        await listener.execute("BEGIN")
         yield other
     finally:
-        await deaf.close()
+        await listener.close()
         await other.close()
 
 
-async def test_full_notification_queue_fails_no_transaction_of_airflow(crowded: str) -> None:
-    settings = Settings.load(database_url=crowded, port=0, poll_interval="50ms")
-    async with live_server(settings) as server, AirflowSql.open(crowded) as airflow:
+async def test_full_notification_queue_fails_no_transaction_of_airflow(small_queue_database: str) -> None:
+    settings = Settings.load(database_url=small_queue_database, port=0, poll_interval="50ms")
+    async with live_server(settings) as server, AirflowSql.open(small_queue_database) as airflow:
         version = await airflow.add_dag("chat", CHAIN, {"clean_up": False})
         key = RunKey("chat", "run")
         await airflow.trigger(key, version, list(CHAIN))
-        async with sse(server.url, key) as events, queue_held_up(crowded) as session:
+        async with sse(server.url, key) as events, blocked_notification_queue(small_queue_database) as session:
             await events.next()
             with pytest.raises(asyncpg.PostgresError, match="too many notifications"):
                 await fill_queue(session, 100)
-            await airflow.run_task(key, "answer", "not rung for")
-            assert (await events.until("result"))[-1]["results"] == {"answer": "not rung for"}
-    assert (await fetch_status(crowded)).losses == 0
+            await airflow.run_task(key, "answer", "not notified")
+            assert (await events.until("result"))[-1]["results"] == {"answer": "not notified"}
+    assert (await fetch_status(small_queue_database)).losses == 0
 
 
 async def fill_queue(session: asyncpg.Connection[asyncpg.Record], pages: int) -> None:
-    """Notify with payloads of which each fills a page."""
+    """Send notifications whose payloads fill a page each."""
     await session.execute(
-        "SELECT pg_notify('somebody', number || repeat('x', 7900)) FROM generate_series(1, $1) AS number", pages
+        "SELECT pg_notify('blocked', number || repeat('x', 7900)) FROM generate_series(1, $1) AS number", pages
     )
 
 
-async def test_filling_notification_queue_is_a_warning(crowded: str, caplog: pytest.LogCaptureFixture) -> None:
-    settings = Settings.load(database_url=crowded, port=0, check_interval="50ms")
-    async with live_server(settings) as server, queue_held_up(crowded) as session:
-        await told(server, "measured_timestamp_seconds", 1)
+async def test_filling_notification_queue_is_a_warning(
+    small_queue_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.load(database_url=small_queue_database, port=0, check_interval="50ms")
+    async with live_server(settings) as server, blocked_notification_queue(small_queue_database) as session:
+        await wait_for_metric(server, "measured_timestamp_seconds", 1)
         assert (await scrape(server)).part("notify_queue_usage_ratio") < 0.5
         await fill_queue(session, 40)
-        await told(server, "notify_queue_usage_ratio", 0.5)
+        await wait_for_metric(server, "notify_queue_usage_ratio", 0.5)
         async with httpx.AsyncClient(base_url=server.url) as client:
             answer = await client.get("/ready")
         assert (answer.status_code, answer.json()["problems"]) == (200, [])

@@ -1,4 +1,4 @@
-"""Multiplexed WebSockets that are cut off: no stream, task or log record is left."""
+"""Aborted multiplexed WebSockets leave no stream, task or log record."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def count_tasks(name: str) -> int:
 
 @asynccontextmanager
 async def unread_connection(server: RunningServer, run: RunKey) -> AsyncIterator[ClientConnection]:
-    """A client with one stream that has read the snapshot and reads nothing more, so that its buffers are full."""
+    """A client that has read the snapshot of its stream and reads nothing more, so that its buffers are full."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
@@ -101,7 +101,7 @@ async def test_a_client_that_vanishes_leaves_no_stream(
 async def test_an_unexpected_exception_ends_one_stream_only(
     limited_server: RunningServer, run: RunKey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No request is known that provokes one, so that the test makes the hub raise it."""
+    """No request is known that causes one, so the test makes the hub raise it."""
     address = limited_server.url.replace("http", "ws", 1) + "/api/v2/stream"
     async with connect(address, proxy=None) as connection:
         await send(connection, op="subscribe", id="good", dag_id=run.dag_id, run_id=run.run_id)

@@ -55,7 +55,7 @@ async def result_body(server: RunningServer, key: RunKey, query: str = "?timeout
 
 
 @pytest.mark.parametrize("until", ["result", "run"])
-async def test_the_first_run_of_a_version_answers_when_it_ends(
+async def test_the_first_run_of_a_version_has_its_result_at_its_end(
     server: RunningServer, airflow: AirflowSql, until: str
 ) -> None:
     key = await start_run(airflow, "first", await add_version(airflow))
@@ -77,7 +77,7 @@ async def test_the_first_run_of_a_version_answers_when_it_ends(
 
 
 @pytest.mark.parametrize("until", ["result", "run"])
-async def test_the_second_run_answers_with_the_last_value(
+async def test_the_second_run_has_its_result_with_the_last_value(
     server: RunningServer, airflow: AirflowSql, until: str
 ) -> None:
     version = await add_version(airflow)
@@ -167,7 +167,7 @@ async def test_the_newest_value_shows_where_the_author_has_moved_the_mark(
     assert (await first_frame(server, third))["result_tasks"] == ["log"]
 
 
-async def test_every_server_gives_the_same_answer(
+async def test_every_server_sends_the_same_result(
     settings: Callable[..., Settings], server: RunningServer, airflow: AirflowSql
 ) -> None:
     """One server watches since before the earlier run ended, the other joins after it."""
@@ -217,7 +217,9 @@ async def test_a_failed_first_run_has_no_result(server: RunningServer, airflow: 
     assert (body["outcome"], body["failure"]["reason"]) == ("failure", "run_failed")
 
 
-async def test_serialised_marks_answer_early_in_the_first_run(server: RunningServer, airflow: AirflowSql) -> None:
+async def test_serialised_marks_give_an_early_result_in_the_first_run(
+    server: RunningServer, airflow: AirflowSql
+) -> None:
     """Those of `stream_server.authoring` come with the native mark, on Airflow 3.3."""
     version = await add_version(airflow)
     await airflow.connection.execute(
@@ -231,13 +233,13 @@ async def test_serialised_marks_answer_early_in_the_first_run(server: RunningSer
     assert frames[-2]["results"] == {"left": 1}
 
 
-async def test_the_marks_of_another_version_show_nothing(server: RunningServer, airflow: AirflowSql) -> None:
+async def test_marks_of_another_version_are_ignored(server: RunningServer, airflow: AirflowSql) -> None:
     await finish_run(airflow, await start_run(airflow, "first", await add_version(airflow)))
     second = await start_run(airflow, "second", await add_version(airflow))
     assert (await first_frame(server, second))["result_tasks"] == []
 
 
-async def test_values_of_an_older_airflow_show_nothing(server: RunningServer, airflow: AirflowSql) -> None:
+async def test_values_of_an_older_airflow_have_no_marks(server: RunningServer, airflow: AirflowSql) -> None:
     version = await add_version(airflow)
     await finish_run(airflow, await start_run(airflow, "first", version))
     await airflow.connection.execute("UPDATE xcom SET dag_result = NULL")

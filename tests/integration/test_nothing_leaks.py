@@ -62,20 +62,20 @@ async def test_no_secret_is_revealed(
         logged = asyncio.create_task(process.stderr.read())
         async with httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client:
             await eventually_answered(lambda: _ready(client), what="the server is ready")
-            told = [await _send_all_requests(client, url)]
+            texts = [await _send_all_requests(client, url)]
             await airflow.run_task(KEY, "answer", {"text": SECRET})
             assert await terminate_connections(airflow.connection)
             await eventually_answered(lambda: _ready(client), what="the server is ready again")
             stub.instead = _broken
-            told.append(await _send_all_requests(client, url))
-            told.append((await client.get("/metrics")).text)
+            texts.append(await _send_all_requests(client, url))
+            texts.append((await client.get("/metrics")).text)
         shown = psutil.Process(process.pid).cmdline()
         process.terminate()
         log = (await asyncio.wait_for(logged, DEADLINE)).decode()
     assert "HTTP Request: GET" in log, "requests to Airflow are logged"
     assert [line for line in log.splitlines() if SECRET in line or "ticket=" in line] == []
     assert [argument for argument in shown if SECRET in argument] == []
-    assert [text for text in told if SECRET in text] == []
+    assert [text for text in texts if SECRET in text] == []
 
 
 async def _ready(client: httpx.AsyncClient) -> bool:

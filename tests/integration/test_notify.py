@@ -196,12 +196,12 @@ async def test_no_row_waits_for_a_missing_notification(journal: str, airflow: Ai
     seed = random.randrange(2**32)
     async with idle_tail(journal, "one") as one, idle_tail(journal, "other") as other:
         counts = [count_wake_ups(one), count_wake_ups(other)]
-        dice = random.Random(seed)
+        rng = random.Random(seed)
         for _ in range(ROUNDS):
             await asyncio.gather(
-                *(write(journal, ids[number % len(ids)], random.Random(dice.random())) for number in range(WRITERS))
+                *(write(journal, ids[number % len(ids)], random.Random(rng.random())) for number in range(WRITERS))
             )
-            await airflow.connection.execute("SELECT pg_sleep($1)", dice.random() * 0.04)
+            await airflow.connection.execute("SELECT pg_sleep($1)", rng.random() * 0.04)
         written = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
         committed = {row["id"] for row in await airflow.connection.fetch("SELECT id FROM stream_server.journal")}
         first = min(row.seq for row in one.line.rows)
@@ -242,18 +242,18 @@ async def write_slowly(url: str, task_instance: object) -> None:
         await connection.close()
 
 
-async def write(url: str, task_instance: object, dice: random.Random) -> None:
+async def write(url: str, task_instance: object, rng: random.Random) -> None:
     """Commit in bursts, with some transactions that stay open for a while."""
     connection = await asyncpg.connect(url)
     try:
         for _ in range(5):
-            for _ in range(dice.randrange(1, 8)):
+            for _ in range(rng.randrange(1, 8)):
                 async with connection.transaction():
                     await connection.execute(
                         "UPDATE task_instance SET try_number = try_number + 1 WHERE id = $1", task_instance
                     )
-                    if dice.random() < 0.2:
-                        await connection.execute("SELECT pg_sleep($1)", dice.random() * 0.01)
-            await connection.execute("SELECT pg_sleep($1)", dice.random() * 0.02)
+                    if rng.random() < 0.2:
+                        await connection.execute("SELECT pg_sleep($1)", rng.random() * 0.01)
+            await connection.execute("SELECT pg_sleep($1)", rng.random() * 0.02)
     finally:
         await connection.close()

@@ -1,4 +1,4 @@
-"""Pipelined requests behind one whose stream goes on (RFC 9112 section 9.3.2) are answered in order."""
+"""Pipelined requests behind an open stream (RFC 9112 section 9.3.2) are answered in order."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ async def test_request_behind_a_stream_is_answered_after_it(
     stream = request(stream_path(run), "Accept: text/event-stream")
     async with open_raw(server.url) as client:
         await client.send(stream + BEHIND[:early])
-        begun = await asyncio.wait_for(client.reader.readuntil(b"event: snapshot"), DEADLINE)
+        first_response = await asyncio.wait_for(client.reader.readuntil(b"event: snapshot"), DEADLINE)
         await airflow.complete_chain(run)
         streamed = await asyncio.wait_for(client.reader.readuntil(b"\r\n0\r\n\r\n"), DEADLINE)
         await client.send(BEHIND[early:])
         answer = await client.read_response()
 
-    assert begun.startswith(b"HTTP/1.1 200")
-    assert begun.count(b"HTTP/1.1") == 1
+    assert first_response.startswith(b"HTTP/1.1 200")
+    assert first_response.count(b"HTTP/1.1") == 1
     assert b"event: end" in streamed
     assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
-    assert DETACHED_SCOPE == {"method": "GET"}, "what is shared by all connections stays as it is"
+    assert DETACHED_SCOPE == {"method": "GET"}, "the scope shared by all connections is unchanged"
 
 
 async def test_requests_during_a_stream_are_answered_in_order(
@@ -43,8 +43,8 @@ async def test_requests_during_a_stream_are_answered_in_order(
     async with open_raw(server.url) as client:
         await client.send(request(stream_path(run), "Accept: text/event-stream"))
         await asyncio.wait_for(client.reader.readuntil(b"event: snapshot"), DEADLINE)
-        for place in range(0, len(behind), 7):
-            await client.send(behind[place : place + 7])
+        for start in range(0, len(behind), 7):
+            await client.send(behind[start : start + 7])
         await airflow.complete_chain(run)
         streamed = await asyncio.wait_for(client.reader.readuntil(b"\r\n0\r\n\r\n"), DEADLINE)
         first = await asyncio.wait_for(client.reader.readuntil(b'{"status":"ok"}'), DEADLINE)

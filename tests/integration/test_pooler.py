@@ -29,12 +29,12 @@ POLLING = (
 BY_POLLING = {"connected": True, "doorbell": False}
 ROUND_ROBIN = "server_round_robin = 1"
 
-# asyncpg's statement names in any process that was just started.
+# The names of asyncpg's first statements in a process.
 TAKEN = "".join(f"PREPARE __asyncpg_stmt_{number:x}__ AS SELECT 'not yours';" for number in range(1, 17))
 
 TRACES = """
 SELECT jsonb_build_object(
-    -- A pooler gives each client the name of its own.
+    -- A pooler sets the application name of each client.
     'settings', (SELECT jsonb_object_agg(name, setting) FROM pg_settings
                  WHERE source = 'session' AND name <> 'application_name'),
     'listens', ARRAY(SELECT pg_listening_channels()),

@@ -33,7 +33,7 @@ NDJSON = {"Accept": "application/x-ndjson"}
 PING_SECONDS = 0.3
 NOWHERE = "http://127.0.0.1:9"
 
-InFront = Callable[..., AbstractContextManager[ReverseProxy]]
+StartProxy = Callable[..., AbstractContextManager[ReverseProxy]]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 @pytest.fixture(params=PROXIES)
-def start_proxy(request: pytest.FixtureRequest, certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> InFront:
+def start_proxy(
+    request: pytest.FixtureRequest, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> StartProxy:
     """A function that starts the proxy in front of a server; clients trust its certificate."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
 
@@ -62,7 +64,7 @@ async def frequent_ping_server(settings: Callable[..., Settings]) -> AsyncIterat
 
 @pytest.mark.parametrize("compressing", [False, True], ids=["plain", "compressing"])
 async def test_frames_come_one_by_one(
-    start_proxy: InFront, server: RunningServer, run: RunKey, airflow: AirflowSql, compressing: bool
+    start_proxy: StartProxy, server: RunningServer, run: RunKey, airflow: AirflowSql, compressing: bool
 ) -> None:
     async with AsyncExitStack() as stack:
         proxy = stack.enter_context(start_proxy(server.url, compressing=compressing))
@@ -77,8 +79,8 @@ async def test_frames_come_one_by_one(
             assert [(await read())["state"] for read in readers] == [state] * 3
 
 
-async def test_a_stream_goes_on_after_the_proxy_has_been_restarted(
-    start_proxy: InFront, server: RunningServer, run: RunKey, airflow: AirflowSql
+async def test_a_stream_resumes_after_a_restart_of_the_proxy(
+    start_proxy: StartProxy, server: RunningServer, run: RunKey, airflow: AirflowSql
 ) -> None:
     with start_proxy(server.url) as proxy:
         async with sse(proxy.url, run, "?until=run") as events:
@@ -92,9 +94,9 @@ async def test_a_stream_goes_on_after_the_proxy_has_been_restarted(
         await airflow.set_task(run, "ask", "queued")
         await airflow.set_task(run, "ask", "running")
         await asyncio.to_thread(proxy.start)
-        place = events.ids[-1]
-        assert place is not None
-        async with sse(proxy.url, run, "?until=run", {"Last-Event-ID": place}) as events:
+        cursor = events.ids[-1]
+        assert cursor is not None
+        async with sse(proxy.url, run, "?until=run", {"Last-Event-ID": cursor}) as events:
             frames = [await events.next() for _ in range(3)]
     assert types(frames) == ["resumed", "task", "task"]
     assert states(frames, "ask") == ["queued", "running"]
@@ -113,13 +115,13 @@ async def test_reloading_nginx_cuts_no_stream(
             await events.next()
             before = proxy.workers()
             proxy.reload()
-            await eventually_async(lambda: proxy.workers() - before, what="a new worker has begun")
+            await eventually_async(lambda: proxy.workers() - before, what="a new worker has started")
             await airflow.set_task(run, "ask", "scheduled")
             assert (await events.next())["state"] == "scheduled"
 
 
 async def test_pings_keep_streams_open_beyond_the_proxys_timeout(
-    start_proxy: InFront, frequent_ping_server: RunningServer, run: RunKey
+    start_proxy: StartProxy, frequent_ping_server: RunningServer, run: RunKey
 ) -> None:
     async with AsyncExitStack() as stack:
         proxy = stack.enter_context(start_proxy(frequent_ping_server.url, patience="1s"))
@@ -134,7 +136,7 @@ async def test_pings_keep_streams_open_beyond_the_proxys_timeout(
 
 
 async def test_a_call_can_wait_longer_than_the_proxys_timeout(
-    start_proxy: InFront, frequent_ping_server: RunningServer, run: RunKey, airflow: AirflowSql
+    start_proxy: StartProxy, frequent_ping_server: RunningServer, run: RunKey, airflow: AirflowSql
 ) -> None:
     with start_proxy(frequent_ping_server.url, patience="1s") as proxy:
         async with (
@@ -152,7 +154,7 @@ async def test_a_call_can_wait_longer_than_the_proxys_timeout(
 
 
 async def test_a_disconnect_is_detected_behind_a_proxy(
-    start_proxy: InFront, frequent_ping_server: RunningServer, run: RunKey
+    start_proxy: StartProxy, frequent_ping_server: RunningServer, run: RunKey
 ) -> None:
     with start_proxy(frequent_ping_server.url) as proxy:
         async with sse(proxy.url, run) as events, _messages(proxy.url, run) as message, _lines(proxy.url, run) as line:
@@ -174,7 +176,7 @@ async def test_a_disconnect_is_detected_behind_a_proxy(
 
 
 async def test_many_streams_on_one_websocket_pass_the_proxy(
-    start_proxy: InFront, server: RunningServer, run: RunKey, airflow: AirflowSql
+    start_proxy: StartProxy, server: RunningServer, run: RunKey, airflow: AirflowSql
 ) -> None:
     with start_proxy(server.url) as proxy:
         address = proxy.url.replace("https", "wss") + "/api/v2/stream"
@@ -187,7 +189,7 @@ async def test_many_streams_on_one_websocket_pass_the_proxy(
 
 
 async def test_a_drained_server_ends_streams_cleanly_behind_a_proxy(
-    start_proxy: InFront, server: RunningServer, run: RunKey
+    start_proxy: StartProxy, server: RunningServer, run: RunKey
 ) -> None:
     with start_proxy(server.url) as proxy:
         async with sse(proxy.url, run) as events, websocket(proxy.url, run) as connection:
@@ -200,7 +202,7 @@ async def test_a_drained_server_ends_streams_cleanly_behind_a_proxy(
 
 
 async def test_only_triggers_that_wait_are_routed_to_the_server(
-    start_proxy: InFront, trigger_server: RunningServer, stub: AirflowStub, airflow: AirflowSql
+    start_proxy: StartProxy, trigger_server: RunningServer, stub: AirflowStub, airflow: AirflowSql
 ) -> None:
     with start_proxy(trigger_server.url, stub.url) as proxy:
         async with httpx.AsyncClient(base_url=proxy.url, headers={"Authorization": TOKEN}, timeout=DEADLINE) as client:
@@ -213,7 +215,7 @@ async def test_only_triggers_that_wait_are_routed_to_the_server(
     assert [one.headers["authorization"] for one in stub.triggers] == [TOKEN, TOKEN]
 
 
-async def test_each_path_is_routed_to_its_server(start_proxy: InFront, settings: Callable[..., Settings]) -> None:
+async def test_each_path_is_routed_to_its_server(start_proxy: StartProxy, settings: Callable[..., Settings]) -> None:
     async with _serve_text("airflow") as airflow, _serve_text("ours") as ours:
         with start_proxy(ours, airflow) as proxy:
             async with httpx.AsyncClient(base_url=proxy.url, timeout=DEADLINE) as client:
@@ -227,7 +229,7 @@ async def test_each_path_is_routed_to_its_server(start_proxy: InFront, settings:
                     assert await server_of(method, path) == "airflow", path
 
 
-async def test_the_doctor_finds_nothing_wrong_with_the_proxy(start_proxy: InFront, server: RunningServer) -> None:
+async def test_the_doctor_finds_nothing_wrong_with_the_proxy(start_proxy: StartProxy, server: RunningServer) -> None:
     with start_proxy(server.url, compressing=True) as proxy:
         async with httpx.AsyncClient(base_url=proxy.url, timeout=DEADLINE) as client:
             checks = ServerChecks(client, None)
@@ -271,7 +273,7 @@ def _paths_of_ours(settings: Settings) -> Iterator[tuple[str, str]]:
 
 @asynccontextmanager
 async def _serve_text(text: str) -> AsyncIterator[str]:
-    """Serve a word at every path; yields the URL."""
+    """Serve a text at every path; yields the URL."""
     config = uvicorn.Config(PlainTextResponse(text), port=0, log_config=None, ws="none", lifespan="off")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
@@ -283,11 +285,11 @@ async def _serve_text(text: str) -> AsyncIterator[str]:
         await task
 
 
-Next = Callable[[], Any]
+NextFrame = Callable[[], Any]
 
 
 @asynccontextmanager
-async def _lines(url: str, key: RunKey) -> AsyncIterator[Next]:
+async def _lines(url: str, key: RunKey) -> AsyncIterator[NextFrame]:
     """Open a stream as NDJSON; yields a function that waits for the next frame."""
     async with (
         httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client,
@@ -303,7 +305,7 @@ async def _lines(url: str, key: RunKey) -> AsyncIterator[Next]:
 
 
 @asynccontextmanager
-async def _messages(url: str, key: RunKey) -> AsyncIterator[Next]:
+async def _messages(url: str, key: RunKey) -> AsyncIterator[NextFrame]:
     """Open a stream as WebSocket; yields a function that waits for the next frame."""
     async with websocket(url, key) as connection:
         yield lambda: _message(connection)

@@ -41,8 +41,8 @@ def vera() -> CallerPermissions:
 
 @pytest.fixture
 def permissions(stub: AirflowStub, ada: CallerPermissions, vera: CallerPermissions) -> StubPermissions:
-    stub.instead = door = StubPermissions(ada, vera)
-    return door
+    stub.instead = permissions_stub = StubPermissions(ada, vera)
+    return permissions_stub
 
 
 @pytest.fixture
@@ -127,9 +127,9 @@ async def open_client(server: RunningServer, caller: CallerPermissions, kind: st
         "all, SSE": lambda: over_http(server, caller, f"/api/v2/stream?{OUTPUT_TYPES}"),
         "all, multiplex": lambda: over_websocket(server, caller, "/api/v2/stream", {"type": KINDS}),
     }
-    begun = "snapshot" if kind.startswith("run") else "ack" if "multiplex" in kind else "ping"
+    first_type = "snapshot" if kind.startswith("run") else "ack" if "multiplex" in kind else "ping"
     async with openers[kind]() as client:
-        await client.until(begun)
+        await client.until(first_type)
         yield client
 
 
@@ -151,7 +151,7 @@ async def test_the_firehose_redacts_output_per_dag(
     auth_server: RunningServer, airflow: AirflowSql, vera: CallerPermissions, stub: AirflowStub
 ) -> None:
     async with open_client(auth_server, vera, "all, SSE") as client:
-        assert not any("xcomEntries" in asked.target for asked in stub.asked), "no output has been sent yet"
+        assert not any("xcomEntries" in request.target for request in stub.received), "no output has been sent yet"
         await airflow.emit_output(CHAT_RUN, "answer", 0, "mine")
         await airflow.emit_output(SECRET_RUN, "answer", 0, "yours")
         assert await client.read_output(2) == [("chat", None), ("secret", "yours")]
@@ -171,7 +171,7 @@ async def test_xcom_rights_are_not_requested_without_output(
         await airflow.emit_output(CHAT_RUN, "answer", 0, "mine")
         await airflow.set_run(CHAT_RUN, "failed")
         await client.until("run")
-    assert [asked.target for asked in stub.asked if "xcomEntries" in asked.target] == []
+    assert [request.target for request in stub.received if "xcomEntries" in request.target] == []
 
 
 async def test_the_firehose_continues_when_the_permission_changes(

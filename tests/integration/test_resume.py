@@ -1,4 +1,4 @@
-"""Resuming with a cursor: missed frames are replayed, and none twice."""
+"""Resuming with a cursor: each missed frame is replayed once."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ async def test_last_event_id_takes_precedence_over_the_cursor_in_the_url(
 async def test_a_replica_that_is_behind_catches_up_first(
     server: RunningServer, other: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
-    """The client's cursor comes from a replica that has read more than the one it returns to."""
+    """The client's cursor is from a replica that has read more than the replica that it resumes at."""
     behind = other.hub.cursor
     async with sse(server.url, run, UNTIL_RUN) as events:
         await events.next()

@@ -52,7 +52,7 @@ async def runs(journal: str) -> AsyncIterator[RunStore]:
 
 
 async def prune_all(runs: RunStore, age: float | None, size: int | None) -> list[int]:
-    """Delete as the pruner does; return the number of rows of each batch."""
+    """Prune as the server does; return the number of rows of each batch."""
     batches = [await runs.prune_journal(age, 1000, size)]
     while batches[-1]:
         batches.append(await runs.prune_journal(age, 1000, size, onward=True))
@@ -125,11 +125,11 @@ async def test_deleting_costs_the_same_beside_a_long_transaction(
 
 
 @pytest.fixture
-def quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruner, "ROUND_SECONDS", (0.05, 0.05))
 
 
-@pytest.mark.usefixtures("quick_rounds")
+@pytest.mark.usefixtures("without_pauses")
 async def test_a_run_is_watched_across_its_own_deletion_by_size(
     airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
@@ -187,7 +187,7 @@ def plan_nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: AirflowSql, runs: RunStore) -> None:
     await airflow.connection.execute("; ".join(f"SET {setting}" for setting in READER_SETTINGS))
     await airflow.connection.execute(f"PREPARE rows_after (text) AS {load_queries(airflow='public')['rows_after']}")
-    looked_at = {}
+    pages = {}
     for name in ("before", "beside"):
         async with long_transactions(journal):
             if name == "beside":
@@ -201,11 +201,11 @@ async def test_a_long_transaction_makes_no_read_slower(journal: str, airflow: Ai
         assert sum(node.get("Rows Removed by Filter", 0) for node in plan_nodes(plan)) == 0
         assert sum(node.get("Rows Removed by Index Recheck", 0) for node in plan_nodes(plan)) == 0
         assert not [node for node in plan_nodes(plan) if node["Node Type"] == "Seq Scan" and node["Alias"] == "journal"]
-        looked_at[name] = count_pages(plan)
-    assert looked_at["beside"] <= looked_at["before"] + 10 < 60
+        pages[name] = count_pages(plan)
+    assert pages["beside"] <= pages["before"] + 10 < 60
 
 
-@pytest.mark.usefixtures("quick_rounds")
+@pytest.mark.usefixtures("without_pauses")
 async def test_no_session_of_the_server_is_idle_in_a_transaction(
     journal: str, airflow: AirflowSql, settings: Callable[..., Settings], run: RunKey
 ) -> None:
@@ -224,8 +224,8 @@ async def test_no_session_of_the_server_is_idle_in_a_transaction(
         finally:
             await observer.close()
 
-    quick = settings(poll_interval="5ms", check_interval="5ms", retention="10ms", retention_size="1")
-    async with running_server(quick) as server:
+    busy_settings = settings(poll_interval="5ms", check_interval="5ms", retention="10ms", retention_size="1")
+    async with running_server(busy_settings) as server:
         await eventually_async(lambda: server.hub.is_live)
         observing = asyncio.create_task(watch())
         async with sse(server.url, run, "?until=run") as events:

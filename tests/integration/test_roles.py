@@ -272,6 +272,6 @@ async def test_a_journal_of_another_owner_is_served(
 
 
 async def test_a_role_without_the_right_is_refused(airflow_database: str, role: Callable[[str], str]) -> None:
-    stranger = role("stranger")
+    role_without_rights = role("stranger")
     with pytest.raises((InstallError, JournalForbidden), match="permission denied"):
-        await install_for(url_as(stranger, airflow_database), None)
+        await install_for(url_as(role_without_rights, airflow_database), None)

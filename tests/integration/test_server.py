@@ -1,4 +1,4 @@
-"""The life of a server: getting ready, losing its database, and going."""
+"""Start, loss of the database, and shutdown of a server."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ async def get(url: str, path: str) -> tuple[int, Any]:
         return answer.status_code, answer.json()
 
 
-async def until_ready(url: str, *, ready: bool = True) -> Any:
-    """Wait until a server is ready, or is not, and return what it says."""
+async def wait_for_readiness(url: str, *, ready: bool = True) -> Any:
+    """Wait until a server is ready, or not ready; return the body."""
     deadline = asyncio.get_running_loop().time() + 20
     while True:
         status, body = await get(url, "/ready")
@@ -41,7 +41,7 @@ async def until_ready(url: str, *, ready: bool = True) -> Any:
 
 async def test_ready_server_reports_its_status(server: RunningServer) -> None:
     assert await get(server.url, "/health") == (200, {"status": "ok"})
-    assert await until_ready(server.url) == {
+    assert await wait_for_readiness(server.url) == {
         "status": "ready",
         "problems": [],
         "warnings": [],
@@ -52,13 +52,13 @@ async def test_ready_server_reports_its_status(server: RunningServer) -> None:
 async def test_server_waits_for_a_missing_journal(airflow_database: str) -> None:
     settings = Settings.load(database_url=airflow_database, port=0)
     async with running_server(settings) as server:
-        body = await until_ready(server.url, ready=False)
+        body = await wait_for_readiness(server.url, ready=False)
         assert "run `stream-server install`" in body["problems"][0] or "not been reached yet" in body["problems"][0]
         async with sse(server.url, RunKey("chat", "r1")) as events:
             problem = json.loads(await events.response.aread())
         assert (events.response.status_code, events.response.headers["retry-after"]) == (503, "2")
         assert problem["title"] == "Journal unreachable"
-        # An EventSource would never come again after that.
+        # An EventSource would never reconnect after a status 503.
         async with sse(server.url, RunKey("chat", "r1"), headers={"Accept": "text/event-stream"}) as events:
             (close,) = await events.rest()
         assert events.response.status_code == 200
@@ -66,7 +66,7 @@ async def test_server_waits_for_a_missing_journal(airflow_database: str) -> None
         assert close["reason"] == "The journal has not been reached yet"
 
         await install_journal(airflow_database, "public", lock_timeout=1, attempts=1)
-        await until_ready(server.url)
+        await wait_for_readiness(server.url)
 
 
 async def test_no_transition_is_lost_with_database_connections(
@@ -91,7 +91,7 @@ async def test_streams_survive_a_restart_of_postgresql(
     async with sse(server.url, run) as events, websocket(server.url, run) as connection:
         await events.next()
         await loop.run_in_executor(None, postgres.kill if kill else postgres.stop)
-        body = await until_ready(server.url, ready=False)
+        body = await wait_for_readiness(server.url, ready=False)
         assert "PostgreSQL does not answer" in body["problems"][0]
         await loop.run_in_executor(None, postgres.start)
         async with AirflowSql.open(journal) as airflow:
@@ -99,7 +99,7 @@ async def test_streams_survive_a_restart_of_postgresql(
         frames = await events.until("end")
         assert frames[-2]["results"] == {"answer": "after all"}
         assert types(await frames_of(connection))[-2:] == ["result", "end"]
-    await until_ready(server.url)
+    await wait_for_readiness(server.url)
 
 
 async def test_reinstalled_journal_resets_the_streams(
@@ -110,8 +110,8 @@ async def test_reinstalled_journal_resets_the_streams(
         await uninstall_journal(journal, lock_timeout=1, attempts=1)
         await install_journal(journal, "public", lock_timeout=1, attempts=1)
         await terminate_connections(airflow.connection)
-        taken_back = await events.until("reset")
-        assert taken_back[-1]["reason"] == "journal_changed"
+        reset = await events.until("reset")
+        assert reset[-1]["reason"] == "journal_changed"
         assert (await events.next())["type"] == "snapshot"
         await airflow.run_task(run, "answer", "anew")
         assert (await events.rest())[-2]["results"] == {"answer": "anew"}
@@ -162,10 +162,10 @@ async def test_process_drains_on_sigterm_and_exits(journal: str, run: RunKey, un
 
 async def test_public_address_requires_an_authorization() -> None:
     async with server_process("--host", "0.0.0.0", STREAM_SERVER_DATABASE_URL="postgresql://h/d") as process:
-        _, told = await asyncio.wait_for(process.communicate(), DEADLINE)
+        _, output = await asyncio.wait_for(process.communicate(), DEADLINE)
     assert process.returncode == 64
-    assert b"Without authorization, everyone who can connect can read everything" in told
-    assert b"--airflow-url" in told
+    assert b"Without authorization, everyone who can connect can read everything" in output
+    assert b"--airflow-url" in output
 
 
 async def test_two_servers_of_one_database_send_the_same_frames(
@@ -175,14 +175,14 @@ async def test_two_servers_of_one_database_send_the_same_frames(
         await eventually_async(lambda: one.hub.is_live and other.hub.is_live)
         async with websocket(one.url, run) as first, websocket(other.url, run) as second:
             await airflow.run_task(run, "answer", 1)
-            told = await asyncio.gather(frames_of(first), frames_of(second))
+            frames = await asyncio.gather(frames_of(first), frames_of(second))
 
     def transitions(frames: list[dict[str, Any]]) -> list[tuple[int, str]]:
         return [(frame["seq"], frame["state"]) for frame in frames if frame["type"] == "task"]
 
-    one_told, other_told = map(transitions, told)
-    assert one_told[:3] == other_told[:3]
-    assert [state for _, state in one_told[:3]] == ["scheduled", "queued", "running"]
+    one_transitions, other_transitions = map(transitions, frames)
+    assert one_transitions[:3] == other_transitions[:3]
+    assert [state for _, state in one_transitions[:3]] == ["scheduled", "queued", "running"]
 
 
 async def test_server_polls_where_nothing_is_notified(

@@ -47,7 +47,7 @@ async def test_a_wrong_password_returns_the_message_of_airflow(trigger_server: R
 async def test_an_invalid_body_is_rejected(trigger_server: RunningServer, stub: AirflowStub, body: Any) -> None:
     answer = await request_session(trigger_server, "POST", json=body)
     assert (answer.status_code, "set-cookie" in answer.headers) == (422, False)
-    assert stub.asked == []
+    assert stub.received == []
 
 
 @pytest.mark.parametrize("origin", ["https://elsewhere.example.com", "null", "http://[", "http://a:99999999"])
@@ -63,7 +63,7 @@ async def test_a_page_of_another_origin_cannot_sign_in_or_out(
         await request_session(trigger_server, "DELETE", headers=foreign),
     ):
         assert (answer.status_code, "set-cookie" in answer.headers) == (403, False)
-    assert stub.asked == []
+    assert stub.received == []
 
 
 async def test_a_form_cannot_sign_in(trigger_server: RunningServer) -> None:
@@ -76,7 +76,7 @@ async def test_signing_out_deletes_cookie_and_token(trigger_server: RunningServe
     answer = await request_session(trigger_server, "DELETE", headers={"Cookie": COOKIES})
     assert answer.status_code == 204
     assert answer.headers["set-cookie"].startswith('_token="";')
-    (logout,) = stub.asked
+    (logout,) = stub.received
     assert (logout.method, logout.target, logout.headers["cookie"]) == ("GET", "/api/v2/auth/logout", COOKIES)
 
 

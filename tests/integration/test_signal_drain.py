@@ -1,4 +1,4 @@
-"""Stopping under plain uvicorn, which knows nothing of streams, whatever its implementations of HTTP and WebSocket."""
+"""Shutdown under plain uvicorn, which does not drain streams, with each of its HTTP and WebSocket implementations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from support.streams import DEADLINE, frames_of, sse, stream_path, types, unread
 from support.waiting import eventually_answered
 
 LARGE = 12 * 2**20
-"""Bytes of a value that the system's buffers between two sockets do not hold."""
+"""Bytes of a value that does not fit into the system's socket buffers."""
 
 IMPLEMENTATIONS = [("h11", "websockets"), ("httptools", "websockets-sansio")]
 
 
 @asynccontextmanager
 async def plain_uvicorn(journal: str, port: int, *arguments: str, **others: str) -> AsyncIterator[Process]:
-    """Run `uvicorn stream_server.app:app` until it has begun."""
+    """Run `uvicorn stream_server.app:app`; yield when it is ready."""
     command = ("uvicorn", "stream_server.app:app", "--port", str(port), "--no-access-log", *arguments)
     environment = {
         "STREAM_SERVER_DATABASE_URL": journal,
@@ -50,10 +50,10 @@ async def status(url: str, expected: int) -> bool:
         return False
 
 
-async def stopped(process: Process) -> str:
-    """Return what a process has written on its way out."""
-    _, told = await asyncio.wait_for(process.communicate(), DEADLINE)
-    return str(told.decode())
+async def wait_for_exit(process: Process) -> str:
+    """Wait until a process has exited; return the rest of its output."""
+    _, output = await asyncio.wait_for(process.communicate(), DEADLINE)
+    return str(output.decode())
 
 
 @pytest.mark.parametrize(("http", "ws"), IMPLEMENTATIONS)
@@ -89,8 +89,8 @@ async def test_streams_end_cleanly_when_plain_uvicorn_stops(
         assert many.close_code == CloseCode.DRAINING
         with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
             await anext(waiting)
-        log = await stopped(process)
-    assert process.returncode == -signal.SIGTERM, "uvicorn ends by the signal that has stopped it"
+        log = await wait_for_exit(process)
+    assert process.returncode == -signal.SIGTERM, "uvicorn exits by the signal that stopped it"
     assert "ERROR" not in log, log
     assert "Traceback" not in log, log
 
@@ -115,16 +115,16 @@ async def test_draining_server_is_not_ready_and_refuses_streams(
             assert data, "the body has a clean end"
             read = read[-1000:] + data
         assert b'"code":4001' in read
-        log = await stopped(process)
+        log = await wait_for_exit(process)
     assert "ERROR" not in log, log
 
 
 @pytest.mark.parametrize(("http", "ws"), IMPLEMENTATIONS)
 @pytest.mark.parametrize("upgrade", [False, True], ids=["sse", "websocket"])
-async def test_client_that_does_not_read_the_end_is_aborted(
+async def test_a_client_that_does_not_read_the_last_frames_is_aborted(
     journal: str, airflow: AirflowSql, run: RunKey, unused_tcp_port: int, http: str, ws: str, upgrade: bool
 ) -> None:
-    """The system would wait for as long as the client's system says that it is there."""
+    """The kernel alone would wait for as long as the client's kernel acknowledges its probes."""
     url = f"http://127.0.0.1:{unused_tcp_port}"
     await airflow.run_task(run, "answer", "x" * LARGE)
     how = ("--http", http, "--ws", ws, "--timeout-graceful-shutdown", "1")
@@ -134,11 +134,11 @@ async def test_client_that_does_not_read_the_end_is_aborted(
         unread(url, run, upgrade=upgrade, last="result"),
     ):
 
-        async def told(line: str) -> bool:
+        async def has_line(line: str) -> bool:
             return line in (await client.get("/metrics")).text.splitlines()
 
-        assert await told("stream_server_open_streams 1.0")
-        await eventually_answered(lambda: told("stream_server_open_streams 0.0"))
+        assert await has_line("stream_server_open_streams 1.0")
+        await eventually_answered(lambda: has_line("stream_server_open_streams 0.0"))
         process.send_signal(signal.SIGTERM)
-        log = await stopped(process)
+        log = await wait_for_exit(process)
     assert "Traceback" not in log, log

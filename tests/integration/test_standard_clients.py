@@ -24,7 +24,7 @@ from support.waiting import eventually_async
 EACH_STATE = ["scheduled", "queued", "running", "success"]
 
 LINE_SECONDS = 20.0
-"""Longer than the longest `retry`, and than Node takes to start."""
+"""Longer than the longest `retry`, and than the start of Node."""
 
 
 class ClientProcess:
@@ -34,11 +34,11 @@ class ClientProcess:
         self._process = process
 
     async def next(self) -> Frame:
-        """Return the JSON of the next line that has some."""
+        """Return the decoded next line that is JSON."""
         assert self._process.stdout is not None
         while True:
             line = await asyncio.wait_for(self._process.stdout.readline(), LINE_SECONDS)
-            assert line, "it goes on until the stream has ended"
+            assert line, "the client stopped before the end of the stream"
             at = line.find(b"{")
             if at >= 0:
                 frame: Frame = json.loads(line[at : line.rindex(b"}") + 1])
@@ -109,7 +109,7 @@ async def test_wscat_follows_a_run_to_its_end(server: RunningServer, run: RunKey
         frames = await script.until("snapshot")
         await airflow.complete_chain(run)
         frames += await script.until("end")
-        # It ends with the connection; an error would give another exit code.
+        # wscat ends with the connection; an error would give another exit code.
         assert await script.rest() == ""
     assert states(frames, "ask") == EACH_STATE
     assert types(frames)[-2:] == ["result", "end"]

@@ -111,7 +111,7 @@ async def test_a_late_commit_reaches_an_open_stream(
         assert (last["task_id"], last["state"], last["seq"] > late["seq"]) == ("clean_up", "queued", True)
 
 
-async def test_a_late_commit_reaches_a_client_that_joins_meanwhile(
+async def test_a_late_commit_reaches_a_client_that_subscribes_meanwhile(
     postgres: EmbeddedPostgres,
     standby: EmbeddedPostgres,
     journal: str,
@@ -178,10 +178,10 @@ async def test_a_client_waits_for_a_run_that_is_not_replicated_yet(
     version = await airflow.add_dag("fresh", CHAIN)
     key = RunKey("fresh", "just_now")
     async with httpx.AsyncClient(base_url=standby_server.url, timeout=15) as client:
-        asking = asyncio.create_task(client.get(f"{stream_path(key).removesuffix('stream')}result?timeout=0"))
+        waiting = asyncio.create_task(client.get(f"{stream_path(key).removesuffix('stream')}result?timeout=0"))
         await eventually_async(lambda: standby_server.hub.is_watched(key))
         await airflow.trigger(key, version, list(CHAIN))
-        assert (await asking).status_code == 202
+        assert (await waiting).status_code == 202
         monkeypatch.setattr(postgres_module, "REPLICA_LAG_SECONDS", 0.0)
         assert (await client.get(stream_path(RunKey("fresh", "never")))).status_code == 404
 

@@ -265,17 +265,17 @@ async def test_the_firehose_sends_output_only_on_request(
         return events, client
 
     plain, one = await open_after_ping("")
-    asking, two = await open_after_ping("?type=chunk&type=run&dag_id=chat")
+    with_output, both = await open_after_ping("?type=chunk&type=run&dag_id=chat")
     elsewhere, three = await open_after_ping("?type=chunk&type=run&dag_id=other")
-    first = asking.ids[-1]
+    first = with_output.ids[-1]
     await airflow.emit_output(running, "answer", 0, {"progress": 0.1}, "word")
     await airflow.set_run(running, "success")
-    assert types([await asking.next(), await asking.next()]) == ["chunk", "run"]
+    assert types([await with_output.next(), await with_output.next()]) == ["chunk", "run"]
     assert (await plain.next())["type"] == "run"
     back, four = await open_firehose(server, f"?type=chunk&dag_id=chat&cursor={first}")
     assert types([await back.next(), await back.next()]) == ["resumed", "chunk"]
     assert elsewhere.ids == [elsewhere.ids[0]]
-    for client in (one, two, three, four):
+    for client in (one, both, three, four):
         await client.aclose()
 
 

@@ -165,8 +165,8 @@ async def test_a_stream_of_a_ticket_ends_with_the_rights_of_its_caller(
     key, allowed = RunKey("chat", "r1"), {TOKEN}
     await airflow.trigger(key, stub.version, list(CHAIN))
 
-    async def check(asked: ReceivedRequest) -> Response | None:
-        known = asked.headers.get("authorization") in allowed
+    async def check(received: ReceivedRequest) -> Response | None:
+        known = received.headers.get("authorization") in allowed
         return None if known else JSONResponse({"detail": "Forbidden"}, 403)
 
     stub.instead = check
@@ -212,10 +212,12 @@ async def test_a_journal_without_the_tickets_table_returns_503(
 ) -> None:
     await airflow.connection.execute("DROP FUNCTION stream_server.keep_ticket; DROP TABLE stream_server.tickets")
     async with httpx.AsyncClient(base_url=server.url) as client:
-        asked = await client.post(TICKETS_PATH, json={"paths": [stream_path(run)]})
-        used = await client.get(f"{stream_path(run)}?ticket=x")
-    assert [(answer.status_code, answer.json()["title"]) for answer in (asked, used)] == [(503, "Journal missing")] * 2
-    assert "stream-server install" in asked.json()["detail"]
+        ticket = await client.post(TICKETS_PATH, json={"paths": [stream_path(run)]})
+        refused = await client.get(f"{stream_path(run)}?ticket=x")
+    assert [(answer.status_code, answer.json()["title"]) for answer in (ticket, refused)] == [
+        (503, "Journal missing")
+    ] * 2
+    assert "stream-server install" in ticket.json()["detail"]
 
 
 async def test_other_database_roles_cannot_use_tickets(airflow: AirflowSql) -> None:

@@ -181,7 +181,7 @@ async def test_without_wait_for_completion_the_request_is_forwarded_unchanged(
 ) -> None:
     content = b'{"detail": [1,  2]}'
 
-    async def answer(_asked: ReceivedRequest) -> Response:
+    async def answer(_received: ReceivedRequest) -> Response:
         response = Response(content, 422, {"X-Airflow": "yes"}, "application/json; of=airflow")
         response.set_cookie("_token", "a-new-one")
         response.set_cookie("other", "one-more")
@@ -191,10 +191,10 @@ async def test_without_wait_for_completion_the_request_is_forwarded_unchanged(
     body = b'{"conf":  {"a": 1.0}}'
     path = f"/api/v2/dags/a%3Fb%20c/dagRuns{query}"
     got = await caller.post(path, content=body, headers={"Content-Type": "application/json", "Accept": "x/y"})
-    (asked,) = stub.asked
-    assert (asked.target, asked.body) == (path, body)
-    assert (asked.headers["content-type"], asked.headers["accept"]) == ("application/json", "x/y")
-    assert (asked.headers["authorization"], asked.headers["cookie"]) == (TOKEN, COOKIES)
+    (received,) = stub.received
+    assert (received.target, received.body) == (path, body)
+    assert (received.headers["content-type"], received.headers["accept"]) == ("application/json", "x/y")
+    assert (received.headers["authorization"], received.headers["cookie"]) == (TOKEN, COOKIES)
     assert (got.status_code, got.content, got.headers["x-airflow"]) == (422, content, "yes")
     assert got.headers["content-type"] == "application/json; of=airflow"
     assert [one.partition(";")[0] for one in got.headers.get_list("set-cookie")] == [
@@ -244,7 +244,7 @@ async def test_a_slow_airflow_returns_504_and_the_run_may_exist(
 
 
 INVALID_RUN_IDS = (b"0", b"5", b"1e300", b"9" * 4000, b"false", b"[]", b'{"a":1}')
-"""Values that Airflow does not accept as a run ID either."""
+"""Values that Airflow rejects as a run ID, too."""
 
 
 async def broken_off() -> Response:
@@ -292,7 +292,7 @@ async def test_a_refusal_by_airflow_keeps_its_status_and_message(
 ) -> None:
     detail: Any = "no, because" if status != 422 else [{"loc": ["body", "conf"], "msg": "no, because"}]
 
-    async def refuse(_asked: ReceivedRequest) -> Response:
+    async def refuse(_received: ReceivedRequest) -> Response:
         return JSONResponse({"detail": detail}, status, {"WWW-Authenticate": "Bearer"} if status == 401 else {})
 
     stub.instead = refuse
@@ -324,7 +324,7 @@ async def test_an_invalid_body_is_not_sent_to_airflow(
 ) -> None:
     answer = await caller.post(WAIT, content=body, headers={"Idempotency-Key": "k"})
     assert (answer.status_code, detail in answer.json()["detail"]) == (status, True), answer.text
-    assert stub.asked == []
+    assert stub.received == []
 
 
 @pytest.mark.parametrize(
@@ -346,12 +346,12 @@ async def test_an_invalid_parameter_is_rejected_before_the_trigger(
     assert (answer.status_code, detail in answer.json()["detail"]) == (422, True), answer.text
     wrong = await caller.post(f"{RUNS}?wait_for_completion=yes", json={})
     assert wrong.status_code == 422
-    assert stub.asked == []
+    assert stub.received == []
 
 
 async def test_numbers_are_sent_to_airflow_unchanged(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
     conf = {"large": 10**400, "least": -(2**63), "exact": 0.1}
     answer = await caller.post(f"{WAIT}&timeout=0", json={"conf": conf}, headers={"Idempotency-Key": "large"})
     assert answer.status_code == 202
-    (asked,) = stub.asked
-    assert asked.json["conf"] == conf
+    (received,) = stub.received
+    assert received.json["conf"] == conf

@@ -27,7 +27,7 @@ async def test_a_page_of_another_origin_triggers_nothing(
 ) -> None:
     answer = await caller.post(path, json={}, headers={"Origin": "https://evil.example"})
     assert (answer.status_code, answer.json()["title"]) == (403, "Foreign origin")
-    assert stub.asked == []
+    assert stub.received == []
     own = await caller.post(WAIT + "&timeout=0", json={}, headers={"Origin": str(caller.base_url).rstrip("/")})
     assert own.status_code == 202
 
@@ -64,11 +64,11 @@ async def test_credentials_are_forwarded_to_airflow_for_their_own_call_only(
     assert (await caller.post(f"{run_path('manual__1')}/cancel")).status_code == 200
     async with httpx.AsyncClient(base_url=caller.base_url) as anonymous:
         await anonymous.post(f"{WAIT}&timeout=0", json={})
-    mine, theirs = stub.triggers
-    for asked in (mine, *stub.patches):
-        assert (asked.headers["authorization"], asked.headers["cookie"]) == (TOKEN, COOKIES)
-    assert "authorization" not in theirs.headers
-    assert "cookie" not in theirs.headers, "a cookie set for one caller is not sent for another"
+    trigger, other = stub.triggers
+    for received in (trigger, *stub.patches):
+        assert (received.headers["authorization"], received.headers["cookie"]) == (TOKEN, COOKIES)
+    assert "authorization" not in other.headers
+    assert "cookie" not in other.headers, "a cookie set for one caller is not sent for another"
 
 
 async def test_logs_contain_no_credentials(journal: str, stub: AirflowStub, unused_tcp_port: int) -> None:

@@ -49,7 +49,7 @@ FAULTS = {
 }
 
 UNNOTICED = frozenset({"nothing", "index broken", "functions of ours dropped"})
-"""After these the journal is whole."""
+"""After these faults the journal is complete."""
 
 COMMITTED = {
     "finished": {"success": MAPPED + 1},

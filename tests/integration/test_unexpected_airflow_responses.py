@@ -27,10 +27,10 @@ NO_XCOM_LISTS = malformed_bodies(xcom_entries=[None, 5, "a", {}])
 def respond_with(stub: AirflowStub, answer: Response, method: str, path: str) -> None:
     """Make the stub send this body to requests with this method and path suffix."""
 
-    async def behave(asked: ReceivedRequest) -> Response | None:
-        return answer if asked.method == method and asked.target.partition("?")[0].endswith(path) else None
+    async def respond(received: ReceivedRequest) -> Response | None:
+        return answer if received.method == method and received.target.partition("?")[0].endswith(path) else None
 
-    stub.instead = behave
+    stub.instead = respond
 
 
 def error_of(answer: httpx.Response) -> tuple[int, str]:
@@ -40,10 +40,10 @@ def error_of(answer: httpx.Response) -> tuple[int, str]:
 async def test_a_malformed_trigger_response_is_502_and_the_run_may_exist(
     caller: httpx.AsyncClient, stub: AirflowStub
 ) -> None:
-    for odd in RUNS:
-        respond_with(stub, odd, "POST", "/dagRuns")
+    for malformed in RUNS:
+        respond_with(stub, malformed, "POST", "/dagRuns")
         answer = await caller.post(WAIT, json={})
-        assert error_of(answer) == (502, "Airflow does not answer"), odd.body[:40]
+        assert error_of(answer) == (502, "Airflow does not answer"), malformed.body[:40]
         assert answer.json()["detail"].endswith(MAYBE_CREATED)
 
 
@@ -52,34 +52,34 @@ async def test_a_malformed_cancellation_response_is_502(
     caller: httpx.AsyncClient, stub: AirflowStub, airflow: AirflowSql, method: str
 ) -> None:
     await caller.post(f"{WAIT}&timeout=0", json={})
-    for odd in STATES:
-        respond_with(stub, odd, method, "/manual__1")
+    for malformed in STATES:
+        respond_with(stub, malformed, method, "/manual__1")
         assert error_of(await caller.post(f"{run_path('manual__1')}/cancel")) == (502, "Airflow does not answer"), (
-            odd.body
+            malformed.body
         )
 
 
 async def test_a_malformed_login_response_is_502_without_its_text(
     trigger_server: RunningServer, stub: AirflowStub
 ) -> None:
-    for odd in TOKENS:
-        respond_with(stub, odd, "POST", "/auth/token")
+    for malformed in TOKENS:
+        respond_with(stub, malformed, "POST", "/auth/token")
         async with httpx.AsyncClient(base_url=trigger_server.url) as client:
             answer = await client.post("/api/v2/stream/session", json={"username": "ada", "password": "right"})
-        assert error_of(answer) == (502, "Airflow does not answer"), odd.body[:40]
+        assert error_of(answer) == (502, "Airflow does not answer"), malformed.body[:40]
         assert "set-cookie" not in answer.headers
         assert "secret" not in answer.text
 
 
-@pytest.mark.parametrize(("rights", "odd_ones"), [("runs", RUNS), ("xcoms", NO_XCOM_LISTS)], ids=["runs", "xcoms"])
+@pytest.mark.parametrize(("rights", "bodies"), [("runs", RUNS), ("xcoms", NO_XCOM_LISTS)], ids=["runs", "xcoms"])
 async def test_a_malformed_response_leaves_a_run_permission_unknown(
-    auth_server: RunningServer, key: RunKey, ada: CallerPermissions, rights: str, odd_ones: list[Response]
+    auth_server: RunningServer, key: RunKey, ada: CallerPermissions, rights: str, bodies: list[Response]
 ) -> None:
     async with client_for(auth_server, ada) as client:
-        for odd in odd_ones:
-            setattr(ada, rights, odd)
+        for malformed in bodies:
+            setattr(ada, rights, malformed)
             answer = await client.get(f"/api/v2/dags/chat/dagRuns/{key.run_id}/result?timeout=0")
-            assert error_of(answer) == (503, "Permission unknown"), odd.body[:40]
+            assert error_of(answer) == (503, "Permission unknown"), malformed.body[:40]
             assert answer.headers["retry-after"] == "2"
 
 
@@ -88,22 +88,22 @@ async def test_a_malformed_response_leaves_the_permission_for_all_runs_unknown(
     auth_server: RunningServer, ada: CallerPermissions, path: str
 ) -> None:
     async with client_for(auth_server, ada) as client:
-        for odd in NO_RUN_LISTS:
-            ada.dags = odd
-            assert error_of(await client.get(path)) == (503, "Permission unknown"), odd.body[:40]
+        for malformed in NO_RUN_LISTS:
+            ada.dags = malformed
+            assert error_of(await client.get(path)) == (503, "Permission unknown"), malformed.body[:40]
 
 
 async def test_a_malformed_list_of_dags_counts_as_no_answer(stub: AirflowStub) -> None:
     async with AirflowApi.open(stub.url, None) as airflow:
-        for odd in malformed_bodies(dags=[None, 5, {}, [{}], [5], [None], [{"dag_id": 5}], [{"dag_id": None}]]):
-            respond_with(stub, odd, "GET", "/api/v2/dags")
+        for malformed in malformed_bodies(dags=[None, 5, {}, [{}], [5], [None], [{"dag_id": 5}], [{"dag_id": None}]]):
+            respond_with(stub, malformed, "GET", "/api/v2/dags")
             with pytest.raises(AirflowNotResponding, match="Airflow answered 200 to GET /api/v2/dags with"):
                 await airflow.get(DagPage, "/api/v2/dags?limit=1", 10.0)
 
 
 async def test_a_malformed_version_is_not_that_of_airflow(stub: AirflowStub) -> None:
-    for odd in malformed_bodies(version=[None, 5, {}]):
-        respond_with(stub, odd, "GET", "/api/v2/version")
+    for malformed in malformed_bodies(version=[None, 5, {}]):
+        respond_with(stub, malformed, "GET", "/api/v2/version")
         finding = (await run_checks(DoctorTargets(airflow_url=stub.url))).get("airflow-api")
         assert finding is not None
-        assert (finding.level, "is not Airflow's API" in finding.found) == (Level.PROBLEM, True), odd.body[:40]
+        assert (finding.level, "is not Airflow's API" in finding.found) == (Level.PROBLEM, True), malformed.body[:40]

@@ -1,4 +1,4 @@
-"""Several processes on one port: one journal is read for all of them, and nothing is lost with any of them."""
+"""Several worker processes on one port: one process reads the journal for all, and a lost process loses no frame."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ WORKERS = 3
 CLIENTS = 24
 MISSING = "1 of 3 workers do not serve yet, or have died and are being replaced"
 START = 60.0
-"""Seconds in which all workers must serve, on a busy machine."""
+"""Seconds until all workers must serve, on a busy machine."""
 
 
-class Host:
-    """A server of several processes."""
+class MultiProcessServer:
+    """A server with several worker processes."""
 
     def __init__(self, process: Process, url: str, admin: str | None) -> None:
         self.url = url
@@ -47,17 +47,17 @@ class Host:
         async for line in self.process.stderr:
             self.log.append(line.decode())
 
-    async def ready(self) -> bool:
-        return bool((await self.ask("/ready"))["status"] == "ready")
+    async def is_ready(self) -> bool:
+        return bool((await self.get_json("/ready"))["status"] == "ready")
 
-    async def ask(self, path: str) -> Any:
+    async def get_json(self, path: str) -> Any:
         with suppress(httpx.TransportError):
             async with httpx.AsyncClient(base_url=self.admin, timeout=DEADLINE) as client:
                 return (await client.get(path)).json()
         return {"status": "down", "problems": []}
 
-    async def until_ready(self) -> None:
-        await eventually_answered(self.ready, within=START, what="all workers serve")
+    async def wait_until_ready(self) -> None:
+        await eventually_answered(self.is_ready, within=START, what="all workers serve")
 
     async def metric(self, name: str) -> float:
         async with httpx.AsyncClient(base_url=self.admin, timeout=DEADLINE) as client:
@@ -74,30 +74,30 @@ Serve = Callable[..., Any]
 
 
 @pytest.fixture
-def host(journal: str, unused_tcp_port: int) -> Serve:
-    """Begin to serve by several processes."""
+def serve(journal: str, unused_tcp_port: int) -> Serve:
+    """A function that runs a server with several workers."""
 
     @asynccontextmanager
-    async def serving(*arguments: str, admin: str | None = None) -> AsyncIterator[Host]:
+    async def run_server(*arguments: str, admin: str | None = None) -> AsyncIterator[MultiProcessServer]:
         command = ("--port", str(unused_tcp_port), "--workers", str(WORKERS), "--grace-period", "5s", *arguments)
         async with server_process(*command, STREAM_SERVER_DATABASE_URL=journal) as process:
-            host = Host(process, f"http://127.0.0.1:{unused_tcp_port}", admin)
-            reading = asyncio.create_task(host.read_log())
+            server = MultiProcessServer(process, f"http://127.0.0.1:{unused_tcp_port}", admin)
+            log_reader = asyncio.create_task(server.read_log())
             try:
-                await host.until_ready()
-                yield host
+                await server.wait_until_ready()
+                yield server
             finally:
                 if process.returncode is None:
                     process.terminate()
                     await asyncio.wait_for(process.wait(), START)
-                await reading
+                await log_reader
 
-    return serving
+    return run_server
 
 
 @asynccontextmanager
-async def many(url: str, key: RunKey, clients: int = CLIENTS) -> AsyncIterator[list[Events]]:
-    """Open many streams, each of which has had its snapshot."""
+async def open_streams(url: str, key: RunKey, clients: int = CLIENTS) -> AsyncIterator[list[Events]]:
+    """Open many streams, and read the snapshot of each."""
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(sse(url, key, "?until=run")) for _ in range(clients)]
         for events in opened:
@@ -105,11 +105,11 @@ async def many(url: str, key: RunKey, clients: int = CLIENTS) -> AsyncIterator[l
         yield opened
 
 
-def told(frames: list[Frame]) -> list[tuple[int, str]]:
+def transitions_of(frames: list[Frame]) -> list[tuple[int, str]]:
     return [(frame["seq"], frame["state"]) for frame in frames if frame["type"] in {"task", "run"}]
 
 
-async def written(airflow: AirflowSql, key: RunKey) -> list[tuple[int, str]]:
+async def read_transitions(airflow: AirflowSql, key: RunKey) -> list[tuple[int, str]]:
     rows = await airflow.connection.fetch(
         "SELECT id, state FROM stream_server.journal WHERE run_id = $1 AND kind IN ('task', 'run') ORDER BY id",
         key.run_id,
@@ -117,25 +117,25 @@ async def written(airflow: AirflowSql, key: RunKey) -> list[tuple[int, str]]:
     return [tuple(row) for row in rows]
 
 
-async def test_every_worker_sends_every_transition_once(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
-    before = len(await written(airflow, run))
-    async with host() as serving, many(serving.url, run) as clients:
-        shares = [connections_of(worker) for worker in serving.workers()]
+async def test_every_worker_sends_every_transition_once(serve: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    before = len(await read_transitions(airflow, run))
+    async with serve() as server, open_streams(server.url, run) as clients:
+        shares = [connections_of(worker) for worker in server.workers()]
         assert len(shares) == WORKERS
-        assert min(shares) > 0, "the system has spread the connections"
+        assert min(shares) > 0, "the kernel distributes the connections"
         await airflow.complete_chain(run)
         await airflow.set_task(run, "clean_up", "success")
         await airflow.set_run(run, "success")
-        heard = [told(await events.rest()) for events in clients]
-        expected = (await written(airflow, run))[before:]
+        unbroken = [transitions_of(await events.rest()) for events in clients]
+        expected = (await read_transitions(airflow, run))[before:]
         assert len(expected) > 10
-        assert heard == [expected] * CLIENTS
+        assert unbroken == [expected] * CLIENTS
         assert await listeners(airflow) == 1
-    assert "ERROR" not in "".join(serving.log), serving.log
+    assert "ERROR" not in "".join(server.log), server.log
 
 
 async def listeners(airflow: AirflowSql) -> int:
-    """Return how many sessions there are that listen, by what they have said last."""
+    """Return the number of sessions that listen, judged by their last statements."""
     found = await airflow.connection.fetchval(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'stream_server'"
         " AND datname = current_database() AND query ~ '^LISTEN|pg_try_advisory_lock|pg_advisory_unlock_shared'",
@@ -143,110 +143,110 @@ async def listeners(airflow: AirflowSql) -> int:
     return int(found)
 
 
-async def test_client_resumes_at_another_worker(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
-    async with host() as serving:
-        async with sse(serving.url, run, "?until=run") as events:
+async def test_client_resumes_at_another_worker(serve: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    async with serve() as server:
+        async with sse(server.url, run, "?until=run") as events:
             await events.next()
             await airflow.run_task(run, "ask", 1)
             first = [await events.next()]
             while len(first) < 3 or events.ids[-1] is None:
-                # Only the last frame of a batch has a place.
+                # Only the last frame of a batch has a cursor.
                 first.append(await events.next())
-            place = events.ids[-1]
+            cursor = events.ids[-1]
         await airflow.run_task(run, "answer", 2)
         await airflow.set_run(run, "success")
-        expected = [one for one in await written(airflow, run) if one[0] > first[-1]["seq"]]
-        # Whichever of them is asked.
+        expected = [one for one in await read_transitions(airflow, run) if one[0] > first[-1]["seq"]]
+        # Often enough that each worker gets a request.
         for _ in range(4 * WORKERS):
-            async with sse(serving.url, run, "?until=run", {"Last-Event-ID": place or "none"}) as again:
+            async with sse(server.url, run, "?until=run", {"Last-Event-ID": cursor or "none"}) as again:
                 frames = await again.rest()
             assert frames[0]["type"] == "resumed"
-            assert told(frames) == expected
+            assert transitions_of(frames) == expected
 
 
-async def test_killed_worker_is_replaced_and_others_continue(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
-    async with host() as serving, many(serving.url, run) as clients:
-        counted = await serving.metric("stream_server_open_streams")
+async def test_killed_worker_is_replaced_and_others_continue(serve: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    async with serve() as server, open_streams(server.url, run) as clients:
+        counted = await server.metric("stream_server_open_streams")
         assert counted == CLIENTS
-        victim = max(serving.workers(), key=connections_of)
+        victim = max(server.workers(), key=connections_of)
         victim.kill()
         await airflow.complete_chain(run)
-        heard = []
+        unbroken = []
         for events in clients:
             with suppress(httpx.TransportError):
                 await events.until("result")
-                heard.append(events)
-        assert 0 < len(heard) < CLIENTS
-        await serving.until_ready()
-        assert len(serving.workers()) == WORKERS
-        assert victim.pid not in {one.pid for one in serving.workers()}
-        assert await serving.metric("stream_server_workers_lost_total") == 1
-        assert await serving.metric("stream_server_open_streams") == len(heard)
-        # The new one knows what has happened, and what happens.
-        async with many(serving.url, run) as others:
+                unbroken.append(events)
+        assert 0 < len(unbroken) < CLIENTS
+        await server.wait_until_ready()
+        assert len(server.workers()) == WORKERS
+        assert victim.pid not in {one.pid for one in server.workers()}
+        assert await server.metric("stream_server_workers_lost_total") == 1
+        assert await server.metric("stream_server_open_streams") == len(unbroken)
+        # The new worker has the earlier state, and gets later transitions.
+        async with open_streams(server.url, run) as others:
             await airflow.set_run(run, "success")
             for events in others:
                 assert (await events.until("end"))[-1]["outcome"] == "result"
-    assert "A worker died (signal SIGKILL); starting another" in "".join(serving.log)
+    assert "A worker died (signal SIGKILL); starting another" in "".join(server.log)
 
 
-async def test_ready_only_while_all_workers_serve(host: Serve) -> None:
-    async with host() as serving:
-        serving.workers()[0].kill()
+async def test_ready_only_while_all_workers_serve(serve: Serve) -> None:
+    async with serve() as server:
+        server.workers()[0].kill()
 
-        async def missed() -> bool:
-            return [*(await serving.ask("/ready"))["problems"]] == [MISSING]
+        async def is_reported() -> bool:
+            return [*(await server.get_json("/ready"))["problems"]] == [MISSING]
 
-        await eventually_answered(missed, within=START)
-        await serving.until_ready()
+        await eventually_answered(is_reported, within=START)
+        await server.wait_until_ready()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_workers_end_with_the_supervisor(host: Serve, run: RunKey, number: signal.Signals) -> None:
-    async with host() as serving, many(serving.url, run, 6) as clients:
-        workers = serving.workers()
-        serving.process.send_signal(number)
+async def test_workers_end_with_the_supervisor(serve: Serve, run: RunKey, number: signal.Signals) -> None:
+    async with serve() as server, open_streams(server.url, run, 6) as clients:
+        workers = server.workers()
+        server.process.send_signal(number)
         for events in clients:
-            assert types(await events.rest()) == ["close"], "each is drained, though nobody is there to ask for it"
-        await asyncio.wait_for(serving.process.wait(), START)
+            assert types(await events.rest()) == ["close"], "each worker drains its streams by itself"
+        await asyncio.wait_for(server.process.wait(), START)
         await eventually_async(lambda: not any(worker.is_running() for worker in workers), within=START)
-    assert serving.process.returncode == (0 if number == signal.SIGTERM else -number)
-    assert "ERROR" not in "".join(serving.log), serving.log
+    assert server.process.returncode == (0 if number == signal.SIGTERM else -number)
+    assert "ERROR" not in "".join(server.log), server.log
 
 
-async def test_suspended_worker_ends_with_the_supervisor(host: Serve) -> None:
-    async with host() as serving:
-        workers = serving.workers()
+async def test_suspended_worker_ends_with_the_supervisor(serve: Serve) -> None:
+    async with serve() as server:
+        workers = server.workers()
         workers[0].suspend()
-        serving.process.kill()
+        server.process.kill()
         await eventually_async(lambda: not any(worker.is_running() for worker in workers[1:]), within=START)
         workers[0].resume()
         await eventually_async(lambda: not workers[0].is_running(), within=START)
 
 
-async def test_no_transition_is_lost_with_database_connections(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
-    before = len(await written(airflow, run))
-    async with host() as serving, many(serving.url, run) as clients:
+async def test_no_transition_is_lost_with_database_connections(serve: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    before = len(await read_transitions(airflow, run))
+    async with serve() as server, open_streams(server.url, run) as clients:
         assert await terminate_connections(airflow.connection) >= 2
         await airflow.complete_chain(run)
         await airflow.set_run(run, "success")
-        expected = (await written(airflow, run))[before:]
+        expected = (await read_transitions(airflow, run))[before:]
         for events in clients:
-            assert told(await events.rest()) == expected
-        assert await serving.metric("stream_server_connections_lost_total") == 1
+            assert transitions_of(await events.rest()) == expected
+        assert await server.metric("stream_server_connections_lost_total") == 1
 
 
 async def test_streams_of_all_workers_survive_a_crash_of_postgresql(
-    postgres: EmbeddedPostgres, journal: str, host: Serve, run: RunKey
+    postgres: EmbeddedPostgres, journal: str, serve: Serve, run: RunKey
 ) -> None:
     loop = asyncio.get_running_loop()
-    async with host() as serving, many(serving.url, run) as clients:
+    async with serve() as server, open_streams(server.url, run) as clients:
         await loop.run_in_executor(None, postgres.kill)
 
-        async def noticed() -> bool:
-            return "PostgreSQL does not answer" in "".join((await serving.ask("/ready"))["problems"])
+        async def is_reported() -> bool:
+            return "PostgreSQL does not answer" in "".join((await server.get_json("/ready"))["problems"])
 
-        await eventually_answered(noticed)
+        await eventually_answered(is_reported)
         await loop.run_in_executor(None, postgres.start)
         async with AirflowSql.open(journal) as airflow:
             await airflow.run_task(run, "answer", "after all")
@@ -258,18 +258,18 @@ async def test_streams_of_all_workers_survive_a_crash_of_postgresql(
 
 
 async def test_transactions_without_notify_reach_every_worker(
-    journal: str, host: Serve, airflow: AirflowSql, run: RunKey
+    journal: str, serve: Serve, airflow: AirflowSql, run: RunKey
 ) -> None:
-    """Many writers at once: the tail stays awake, and transactions do not ring."""
+    """With many concurrent writers the tail stays active, and transactions do not notify."""
     version = await airflow.connection.fetchval("SELECT id FROM dag_version LIMIT 1")
     keys = [RunKey("chat", f"load_{number}") for number in range(8)]
     for key in keys:
         await airflow.trigger(key, version, list(CHAIN))
-    async with host() as serving, AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(sse(serving.url, key, "?until=run")) for key in keys]
+    async with serve() as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(sse(server.url, key, "?until=run")) for key in keys]
         for events in clients:
             await events.next()
-        before = [len(await written(airflow, key)) for key in keys]
+        before = [len(await read_transitions(airflow, key)) for key in keys]
 
         async def load(key: RunKey) -> None:
             connection = await asyncpg.connect(journal)
@@ -285,15 +285,15 @@ async def test_transactions_without_notify_reach_every_worker(
         for key in keys:
             await airflow.set_run(key, "success")
         for key, events, known in zip(keys, clients, before, strict=True):
-            assert told(await events.rest()) == (await written(airflow, key))[known:]
-        assert await serving.metric('stream_server_reads_total{why="load"}') > 0
+            assert transitions_of(await events.rest()) == (await read_transitions(airflow, key))[known:]
+        assert await server.metric('stream_server_reads_total{why="load"}') > 0
         assert await listeners(airflow) == 1
 
 
 async def test_output_is_complete_for_clients_that_subscribe_meanwhile(
-    host: Serve, airflow: AirflowSql, run: RunKey
+    serve: Serve, airflow: AirflowSql, run: RunKey
 ) -> None:
-    """Batches cross with the messages of workers that the run is watched."""
+    """Batches are sent while messages of workers that the run is watched are on their way."""
     tokens = [f"{number};" for number in range(150)]
     await airflow.set_run(run, "running")
     await airflow.start_task(run, "answer")
@@ -302,9 +302,9 @@ async def test_output_is_complete_for_clients_that_subscribe_meanwhile(
         for index, token in enumerate(tokens):
             await airflow.emit_output(run, "answer", index, token)
 
-    async with host() as serving, AsyncExitStack() as stack:
+    async with serve() as server, AsyncExitStack() as stack:
         emitting = asyncio.create_task(emit())
-        clients = [await stack.enter_async_context(sse(serving.url, run, "?until=run")) for _ in range(CLIENTS)]
+        clients = [await stack.enter_async_context(sse(server.url, run, "?until=run")) for _ in range(CLIENTS)]
         await emitting
         await airflow.set_run(run, "success")
         for events in clients:
@@ -312,82 +312,82 @@ async def test_output_is_complete_for_clients_that_subscribe_meanwhile(
             assert "".join(values) == "".join(tokens)
 
 
-async def test_metrics_are_summed_over_workers(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
-    async with host() as serving:
-        async with many(serving.url, run) as clients, websocket(serving.url, run) as connection:
-            assert await serving.metric("stream_server_open_streams") == CLIENTS + 1
-            assert await serving.metric("stream_server_workers") == WORKERS
-            assert await serving.metric("stream_server_tail_connected") == 1
+async def test_metrics_are_summed_over_workers(serve: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    async with serve() as server:
+        async with open_streams(server.url, run) as clients, websocket(server.url, run) as connection:
+            assert await server.metric("stream_server_open_streams") == CLIENTS + 1
+            assert await server.metric("stream_server_workers") == WORKERS
+            assert await server.metric("stream_server_tail_connected") == 1
             await airflow.complete_chain(run)
             for events in clients:
                 await events.until("result")
             assert types(await frames_of(connection))[-1] == "end"
-            rows = await serving.metric("stream_server_read_rows_total")
-            assert rows == await serving.metric("stream_server_lag_seconds_count") > 0
-        await eventually_answered(lambda: is_metric(serving, "stream_server_open_streams", 0))
+            rows = await server.metric("stream_server_read_rows_total")
+            assert rows == await server.metric("stream_server_lag_seconds_count") > 0
+        await eventually_answered(lambda: is_metric(server, "stream_server_open_streams", 0))
 
 
-async def test_human_input_requests_do_not_stop_workers(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
-    before = len(await written(airflow, run))
-    async with host() as serving, many(serving.url, run) as clients:
-        workers = {worker.pid for worker in serving.workers()}
+async def test_human_input_requests_do_not_stop_workers(serve: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    before = len(await read_transitions(airflow, run))
+    async with serve() as server, open_streams(server.url, run) as clients:
+        workers = {worker.pid for worker in server.workers()}
         await airflow.request_input(run, "ask")
         await airflow.complete_chain(run)
         await airflow.set_run(run, "success")
-        expected = (await written(airflow, run))[before:]
+        expected = (await read_transitions(airflow, run))[before:]
         for events in clients:
             frames = await events.rest()
-            assert told(frames) == expected
+            assert transitions_of(frames) == expected
             assert "reset" not in types(frames)
-        assert {worker.pid for worker in serving.workers()} == workers
-        assert await serving.metric("stream_server_messages_failed_total") == 0
-    assert "ERROR" not in "".join(serving.log), serving.log
+        assert {worker.pid for worker in server.workers()} == workers
+        assert await server.metric("stream_server_messages_failed_total") == 0
+    assert "ERROR" not in "".join(server.log), server.log
 
 
-async def test_rows_of_an_unknown_kind_do_not_stop_workers(host: Serve, airflow: AirflowSql, run: RunKey) -> None:
-    async with host() as serving, many(serving.url, run) as clients:
-        workers = {worker.pid for worker in serving.workers()}
+async def test_rows_of_an_unknown_kind_do_not_stop_workers(serve: Serve, airflow: AirflowSql, run: RunKey) -> None:
+    async with serve() as server, open_streams(server.url, run) as clients:
+        workers = {worker.pid for worker in server.workers()}
         await airflow.write_unknown_row()
         for events in clients:
             assert (await events.until("reset"))[-1]["reason"] == "transitions_lost"
             assert (await events.next())["type"] == "snapshot"
-        before = len(await written(airflow, run))
+        before = len(await read_transitions(airflow, run))
         await airflow.complete_chain(run)
         await airflow.set_run(run, "success")
-        expected = (await written(airflow, run))[before:]
+        expected = (await read_transitions(airflow, run))[before:]
         for events in clients:
-            assert told(await events.rest()) == expected
-        assert {worker.pid for worker in serving.workers()} == workers
-        assert await serving.metric("stream_server_journal_rows_skipped_total") == 1
-    assert [line for line in serving.log if "ERROR" in line and "unknown kind 'unknown'" in line]
+            assert transitions_of(await events.rest()) == expected
+        assert {worker.pid for worker in server.workers()} == workers
+        assert await server.metric("stream_server_journal_rows_skipped_total") == 1
+    assert [line for line in server.log if "ERROR" in line and "unknown kind 'unknown'" in line]
 
 
-async def test_operators_port_is_shared_by_all_workers(host: Serve, run: RunKey, unused_tcp_port_factory: Any) -> None:
+async def test_operators_port_is_shared_by_all_workers(serve: Serve, run: RunKey, unused_tcp_port_factory: Any) -> None:
     port = unused_tcp_port_factory()
-    async with host("--admin-port", str(port), admin=f"http://127.0.0.1:{port}") as serving:
-        assert (await serving.ask("/ready"))["status"] == "ready"
-        assert await serving.metric("stream_server_workers") == WORKERS
-        async with many(serving.url, run), httpx.AsyncClient(base_url=serving.url) as client:
-            assert await serving.metric("stream_server_open_streams") == CLIENTS
+    async with serve("--admin-port", str(port), admin=f"http://127.0.0.1:{port}") as server:
+        assert (await server.get_json("/ready"))["status"] == "ready"
+        assert await server.metric("stream_server_workers") == WORKERS
+        async with open_streams(server.url, run), httpx.AsyncClient(base_url=server.url) as client:
+            assert await server.metric("stream_server_open_streams") == CLIENTS
             assert (await client.get("/metrics")).status_code == 404
 
 
-async def is_metric(serving: Host, name: str, value: float) -> bool:
-    return await serving.metric(name) == value
+async def is_metric(server: MultiProcessServer, name: str, value: float) -> bool:
+    return await server.metric(name) == value
 
 
-async def test_process_list_contains_no_secret(journal: str, host: Serve) -> None:
+async def test_process_list_contains_no_secret(journal: str, serve: Serve) -> None:
     password = "very-secret"
-    async with host("--database-url", journal.replace("@", f":{password}@")) as serving:
-        seen = [" ".join(one.cmdline()) for one in [serving.parent, *serving.workers()]]
+    async with serve("--database-url", journal.replace("@", f":{password}@")) as server:
+        seen = [" ".join(one.cmdline()) for one in [server.parent, *server.workers()]]
     assert len(seen) == WORKERS + 1
     assert not [line for line in seen if password in line]
 
 
-async def test_port_in_use_is_reported(journal: str, host: Serve) -> None:
-    async with host() as serving:
-        port = serving.url.rpartition(":")[2]
+async def test_port_in_use_is_reported(journal: str, serve: Serve) -> None:
+    async with serve() as server:
+        port = server.url.rpartition(":")[2]
         async with server_process("--port", port, "--workers", "2", STREAM_SERVER_DATABASE_URL=journal) as second:
-            _, said = await asyncio.wait_for(second.communicate(), START)
+            _, output = await asyncio.wait_for(second.communicate(), START)
         assert second.returncode == 64
-        assert f"Cannot listen on 127.0.0.1:{port}: Address already in use" in said.decode()
+        assert f"Cannot listen on 127.0.0.1:{port}: Address already in use" in output.decode()

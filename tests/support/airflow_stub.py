@@ -50,7 +50,7 @@ class ReceivedRequest(NamedTuple):
 
 
 Behaviour = Callable[[ReceivedRequest], Awaitable[Response | None]]
-"""What happens instead; where nothing is returned, the request is served."""
+"""A replacement for the stub's response; where it returns `None`, the stub responds."""
 
 
 class AirflowStub:
@@ -58,12 +58,12 @@ class AirflowStub:
 
     def __init__(self, database_url: str, version: UUID) -> None:
         self.url = ""
-        self.asked: list[ReceivedRequest] = []
+        self.received: list[ReceivedRequest] = []
         self.instead: Behaviour | None = None
         """Called before a run is created or returned."""
 
         self.then: Callable[[AirflowSql, RunKey], Awaitable[Response | None]] | None = None
-        """Asked after a run was created, and before that is answered."""
+        """Called after a run was created, and before the response."""
 
         self._database_url = database_url
         self.version = version
@@ -72,11 +72,11 @@ class AirflowStub:
 
     @property
     def triggers(self) -> list[ReceivedRequest]:
-        return [asked for asked in self.asked if asked.method == "POST"]
+        return [received for received in self.received if received.method == "POST"]
 
     @property
     def patches(self) -> list[ReceivedRequest]:
-        return [asked for asked in self.asked if asked.method == "PATCH"]
+        return [received for received in self.received if received.method == "PATCH"]
 
     async def hang(self) -> None:
         """Do not respond until the test ends."""
@@ -119,16 +119,16 @@ class AirflowStub:
 
     async def _record(self, request: Request) -> ReceivedRequest:
         target = request.scope["raw_path"].decode() + (f"?{request.url.query}" if request.url.query else "")
-        asked = ReceivedRequest(request.method, target, dict(request.headers), await request.body())
-        self.asked.append(asked)
-        return asked
+        received = ReceivedRequest(request.method, target, dict(request.headers), await request.body())
+        self.received.append(received)
+        return received
 
     async def _trigger(self, request: Request) -> Response:
-        asked = await self._record(request)
-        if self.instead is not None and (answer := await self.instead(asked)) is not None:
+        received = await self._record(request)
+        if self.instead is not None and (answer := await self.instead(received)) is not None:
             return answer
         self._number += 1
-        run_id = asked.json.get("dag_run_id") or f"manual__{self._number}"
+        run_id = received.json.get("dag_run_id") or f"manual__{self._number}"
         key = RunKey(request.path_params["dag_id"], run_id)
         async with AirflowSql.open(self._database_url) as airflow:
             try:
@@ -140,8 +140,8 @@ class AirflowStub:
         return JSONResponse(_run(key, "queued"))
 
     async def _get(self, request: Request) -> Response:
-        asked = await self._record(request)
-        if self.instead is not None and (answer := await self.instead(asked)) is not None:
+        received = await self._record(request)
+        if self.instead is not None and (answer := await self.instead(received)) is not None:
             return answer
         key = RunKey(request.path_params["dag_id"], request.path_params["run_id"])
         async with AirflowSql.open(self._database_url) as airflow:
@@ -152,29 +152,29 @@ class AirflowStub:
         """Respond to requests that the server makes only to check a permission."""
 
         async def look(request: Request) -> Response:
-            asked = await self._record(request)
-            if self.instead is not None and (answer := await self.instead(asked)) is not None:
+            received = await self._record(request)
+            if self.instead is not None and (answer := await self.instead(received)) is not None:
                 return answer
             return JSONResponse(found)
 
         return look
 
     async def _patch(self, request: Request) -> Response:
-        asked = await self._record(request)
-        if self.instead is not None and (answer := await self.instead(asked)) is not None:
+        received = await self._record(request)
+        if self.instead is not None and (answer := await self.instead(received)) is not None:
             return answer
         key = RunKey(request.path_params["dag_id"], request.path_params["run_id"])
         async with AirflowSql.open(self._database_url) as airflow:
             if await _state(airflow, key) is None:
                 return JSONResponse({"detail": "not found"}, 404)
-            await airflow.set_run(key, asked.json["state"])
-        return JSONResponse(_run(key, asked.json["state"]))
+            await airflow.set_run(key, received.json["state"])
+        return JSONResponse(_run(key, received.json["state"]))
 
     async def _log_in(self, request: Request) -> Response:
-        asked = await self._record(request)
-        if self.instead is not None and (answer := await self.instead(asked)) is not None:
+        received = await self._record(request)
+        if self.instead is not None and (answer := await self.instead(received)) is not None:
             return answer
-        if asked.json == {"username": "ada", "password": "right"}:
+        if received.json == {"username": "ada", "password": "right"}:
             return JSONResponse({"access_token": "head.payload.signature"}, 201)
         return JSONResponse({"detail": "Invalid credentials"}, 401)
 

@@ -91,14 +91,14 @@ async def serve_target(database_url: str) -> AsyncIterator[str]:
             yield server.url
 
 
-async def _as_airflow(asked: ReceivedRequest) -> Response | None:
+async def _as_airflow(received: ReceivedRequest) -> Response | None:
     """Refuse what Airflow would refuse."""
-    if not re.match(r"/api/v2/dags((/chat/dagRuns(/over(/taskInstances/~/xcomEntries)?)?)?(\?|$))", asked.target):
+    if not re.match(r"/api/v2/dags((/chat/dagRuns(/over(/taskInstances/~/xcomEntries)?)?)?(\?|$))", received.target):
         return JSONResponse({"detail": "not found"}, 404)
-    if asked.method != "POST":
+    if received.method != "POST":
         return None
     try:
-        run_id = msgspec.json.decode(asked.body, type=dict[str, Any]).get("dag_run_id")
+        run_id = msgspec.json.decode(received.body, type=dict[str, Any]).get("dag_run_id")
     except msgspec.DecodeError:
         return JSONResponse({"detail": "The body is no object"}, 422)
     if run_id is not None and not (isinstance(run_id, str) and re.fullmatch(r"[A-Za-z0-9_.~:+-]{1,250}", run_id)):

@@ -31,10 +31,10 @@ async def proxy(upstream: str, habit: Habit) -> AsyncIterator[str]:
         async def forward(request: Request) -> Response:
             if habit == "hide the probe" and "probe" in request.url.path:
                 return Response("no such page", 404)
-            asked = client.build_request(
+            forwarded = client.build_request(
                 request.method, request.url.path, params=request.query_params, headers={"Accept-Encoding": "identity"}
             )
-            response = await client.send(asked, stream=True)
+            response = await client.send(forwarded, stream=True)
             headers = {name: value for name, value in response.headers.items() if name not in HOP_BY_HOP}
             if habit == "strip headers":
                 headers = {"content-type": headers["content-type"]}

@@ -79,23 +79,23 @@ class StubPermissions:
         self.down: Response | None = None
         """Instead of everything, as of an Airflow that does not work."""
 
-    async def __call__(self, asked: ReceivedRequest) -> Response | None:
+    async def __call__(self, received: ReceivedRequest) -> Response | None:
         if self.down is not None:
             return self.down
-        credentials = asked.headers.get("authorization", "") + asked.headers.get("cookie", "")
+        credentials = received.headers.get("authorization", "") + received.headers.get("cookie", "")
         rights = next((one for one in self.callers if one.token in credentials), None)
         if rights is None:
             return refusal(401, "Not authenticated")
-        return _respond(rights, asked)
+        return _respond(rights, received)
 
 
-def _respond(rights: CallerPermissions, asked: ReceivedRequest) -> Response | None:
-    path = asked.target.partition("?")[0]
+def _respond(rights: CallerPermissions, received: ReceivedRequest) -> Response | None:
+    path = received.target.partition("?")[0]
     if "/xcomEntries" in path:
         return rights.xcoms_of.get(path.split("/")[4], rights.xcoms)
     if path == "/api/v2/dags":
         known = [{"dag_id": dag_id} for dag_id in rights.known if dag_id not in rights.of_dag]
-        page = JSONResponse({"dags": known if "offset=0" in asked.target else []})
+        page = JSONResponse({"dags": known if "offset=0" in received.target else []})
         return rights.listed or rights.dags or page
     if path == "/api/v2/dags/~/dagRuns":
         return rights.dags
