@@ -186,6 +186,37 @@ async def test_a_mapped_result_is_a_list_by_map_index(airflow: AirflowSql, serve
     assert frames[-2]["results"] == {"square": [1, 4, 9]}
 
 
+async def test_a_value_that_was_pushed_before_a_deferral_is_the_result_when_the_task_runs_again(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    await airflow.start_task(run, "answer")
+    await airflow.push(run, "answer", "early")
+    await airflow.set_task(run, "answer", "deferred")
+    async with sse(server.url, run, "?until=run") as events:
+        assert (await events.next())["type"] == "snapshot"
+        for state in ("scheduled", "queued", "running"):
+            await airflow.set_task(run, "answer", state)
+        frames = [await events.next() for _ in range(4)]
+    assert types(frames) == ["task", "task", "task", "result"]
+    assert frames[-1]["results"] == {"answer": "early"}
+
+
+async def test_a_value_of_an_earlier_try_is_not_the_result_of_a_try_that_waits_to_run(
+    airflow: AirflowSql, server: RunningServer, run: RunKey
+) -> None:
+    await airflow.start_task(run, "answer")
+    await airflow.push(run, "answer", "first try")
+    for state in ("up_for_retry", "scheduled", "queued"):
+        await airflow.set_task(run, "answer", state)
+    async with sse(server.url, run, "?until=run") as events:
+        assert (await events.next())["type"] == "snapshot"
+        await airflow.set_task(run, "answer", "running")
+        await airflow.push(run, "answer", "second try")
+        frames = [await events.next() for _ in range(2)]
+    assert types(frames) == ["task", "result"]
+    assert frames[-1]["results"] == {"answer": "second try"}
+
+
 async def test_a_push_of_a_killed_task_is_not_a_result(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     async with sse(server.url, run) as events:
         await airflow.start_task(run, "answer")

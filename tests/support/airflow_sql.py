@@ -112,7 +112,10 @@ class AirflowSql:
         )
 
     async def set_task(self, key: RunKey, task_id: str, state: str | None, map_index: int = -1) -> None:
-        """Change the state of a task instance; a new try starts when it is scheduled from no state or for a retry."""
+        """Change the state of a task instance; a new try starts when it is scheduled from no state or for a retry.
+
+        A deferred task has a `next_method` until it ends, and keeps its `start_date` when it runs again.
+        """
         if state == "up_for_retry":
             await self.archive_try(key, task_id, map_index)
         await self.connection.execute(
@@ -120,7 +123,10 @@ class AirflowSql:
             " try_number = try_number + CASE WHEN $5::text = 'scheduled' AND (state IS NULL OR state = 'up_for_retry')"
             "     THEN 1 ELSE 0 END,"
             " state = $5::text, updated_at = clock_timestamp(),"
-            " start_date = CASE WHEN $5::text = 'running' THEN clock_timestamp() ELSE start_date END,"
+            " start_date = CASE WHEN $5::text = 'running' AND next_method IS NULL"
+            "     THEN clock_timestamp() ELSE start_date END,"
+            " next_method = CASE WHEN $5::text = 'deferred' THEN 'execute_complete'"
+            "     WHEN $5::text IN ('scheduled', 'queued', 'running') THEN next_method END,"
             " end_date = CASE WHEN $5::text IN ('success', 'failed', 'skipped', 'upstream_failed')"
             "     THEN clock_timestamp() ELSE end_date END"
             " WHERE dag_id = $1 AND run_id = $2 AND task_id = $3 AND map_index = $4",

@@ -86,10 +86,9 @@ class History:
         run.earlier_marks = self.earlier_marks
         for (task_id, map_index), row in self.rows.items():
             xcom = self.xcoms.get((task_id, map_index))
-            pushed = xcom is not None and (
-                row.state == "success"
-                or (row.state == "running" and row.start_date is not None and xcom.at >= row.start_date)
-            )
+            is_of_try = xcom is not None and row.start_date is not None and xcom.at >= row.start_date
+            keeps = row.state == "running" or (task_id, map_index) in self._resuming
+            pushed = xcom is not None and (row.state == "success" or (is_of_try and keeps))
             mark = xcom.dag_result if xcom is not None and (pushed or row.state != "running") else None
             run.add_instance(task_id, map_index, row._replace(pushed=SourceRow() if pushed else None, mark=mark))
         for transition in filter(is_output, self.journal):

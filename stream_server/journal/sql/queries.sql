@@ -86,7 +86,8 @@ ORDER BY j.id
 -- snapshot. One row for each task instance, or one row with a NULL task_id if there are none.
 --
 -- The XCom of a cleared task remains until its next try is running, and is deleted a moment later. So an XCom of a
--- running task counts only if it is not older than the start of the try.
+-- running task counts only if it is not older than the start of the try. A deferred task keeps its XComs, also while it
+-- waits to run again. Then its next_method is set; that of a new try is not.
 --
 -- Only Airflow 3.3 has xcom.dag_result. The unqualified name dag_result is resolved in the inner FROM first (the column
 -- of xcom), and else in the outer one (the NULL of "without"). PostgreSQL resolves it again when the table changes, so
@@ -96,8 +97,12 @@ SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigi
        r.state AS run_state, r.queued_at AS run_queued_at, r.start_date AS run_start_date,
        r.end_date AS run_end_date, r.clear_number,
        t.task_id, t.map_index, t.try_number, t.state, t.start_date, t.end_date, t.dag_version_id,
-       coalesce(t.state = 'success' OR (t.state = 'running' AND x.timestamp >= t.start_date), false)
-           AND x.task_id IS NOT NULL AS pushed,
+       coalesce(
+           t.state = 'success' OR (x.timestamp >= t.start_date AND (
+               t.state = 'running'
+               OR (t.state IN ('deferred', 'awaiting_input', 'scheduled', 'queued') AND t.next_method IS NOT NULL)
+           )), false
+       ) AND x.task_id IS NOT NULL AS pushed,
        x.dag_result
 FROM stream_server.meta AS m
 LEFT JOIN LATERAL (SELECT id, txid, at FROM stream_server.journal ORDER BY txid DESC LIMIT 1) AS n ON true
