@@ -15,7 +15,7 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-stream-server",
         "name": "Stream server",
-        "description": "Trigger an Airflow DAG and stream its run.",
+        "description": "Trigger an Airflow DAG and stream its run and result live.",
         "versions": [__version__],
         "task-decorators": [
             {"name": "result", "class-name": "stream_server.authoring.decorators.result"},

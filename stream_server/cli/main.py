@@ -41,7 +41,7 @@ Patience = Annotated[str, typer.Option(help="How long to reconnect after the con
 
 app = typer.Typer(
     name="stream-server",
-    help="Trigger an Airflow DAG and stream its run.",
+    help="Trigger an Airflow DAG and stream its run and result live.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

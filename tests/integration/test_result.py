@@ -197,7 +197,7 @@ async def test_a_stopping_server_returns_503_with_retry_after(settings: Callable
         answer = await waiting
     assert answer.status_code == 503
     assert "retry-after" in answer.headers
-    assert answer.json()["detail"] == "The server is shutting down; ask again"
+    assert answer.json()["detail"] == "The server is shutting down; retry"
 
 
 async def test_waiting_sends_no_queries_to_the_database(

@@ -131,7 +131,7 @@ def evaluate_transactions(rows: list[asyncpg.Record], limits: Thresholds) -> Fin
     ours = [row for row in idle if row["ours"]]
     if ours:
         return problem(
-            f"{ours[0]['who']} has been idle in its transaction for {ours[0]['in_state']:.0f} s",
+            f"{ours[0]['name']} has been idle in its transaction for {ours[0]['in_state']:.0f} s",
             "this is a bug in stream_server: restart that server and report the bug",
             **facts,
         )
@@ -139,14 +139,14 @@ def evaluate_transactions(rows: list[asyncpg.Record], limits: Thresholds) -> Fin
     for row in (*idle, *long):
         state = f"idle in its transaction for {row['in_state']:.0f} s" if row["idle"] else f"{row['seconds']:.0f} s old"
         return warning(
-            f"{row['kind']} {row['who']} is {state}; vacuum cannot remove rows deleted since then",
+            f"{row['kind']} {row['name']} is {state}; vacuum cannot remove rows deleted since then",
             "end it (pg_terminate_backend, ROLLBACK PREPARED), and set idle_in_transaction_session_timeout",
             **facts,
         )
     for row in rows:
         if (row["held"] or 0) > limits.max_transactions_held:
             return warning(
-                f"{row['kind']} {row['who']} prevents vacuum from removing the dead rows of {row['held']} transactions",
+                f"{row['kind']} {row['name']} keeps vacuum from removing the dead rows of {row['held']} transactions",
                 "end it; drop an unused replication slot (pg_drop_replication_slot)",
                 **facts,
             )

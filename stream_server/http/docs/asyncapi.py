@@ -92,20 +92,20 @@ def build_asyncapi() -> Json:
         },
         "operations": {
             "watchRun": _build_operation("run", OVER_WEBSOCKET, WEBSOCKET_FRAMES),
-            "sayWhoYouAre": {
+            "authenticate": {
                 **_build_operation("run", "Messages from the client.", (Introduction,)),
                 "action": "receive",
             },
             "watchRunOverHttp": _build_operation("run", OVER_HTTP, RUN_FRAMES, RUN_STREAM_PARAMETERS),
             "followAllRuns": _build_operation("allRuns", OVER_HTTP, FIREHOSE_FRAMES, FIREHOSE_PARAMETERS),
             "followRunsOfDag": _build_operation("runsOfDag", OVER_HTTP, FIREHOSE_FRAMES, FIREHOSE_PARAMETERS[1:]),
-            "hearStreams": _build_operation("manyStreams", OVER_WEBSOCKET, FRAME_TYPES),
-            "askForStreams": {
+            "receiveFrames": _build_operation("manyStreams", OVER_WEBSOCKET, FRAME_TYPES),
+            "subscribe": {
                 **_build_operation("manyStreams", "Messages from the client.", CLIENT_MESSAGES),
                 "action": "receive",
             },
-            "hearPings": _build_operation("probe", OVER_WEBSOCKET, (Ping,)),
-            "hearPingsOverHttp": _build_operation("probe", "Server-sent events.", (Ping,), ()),
+            "receivePings": _build_operation("probe", OVER_WEBSOCKET, (Ping,)),
+            "receivePingsOverHttp": _build_operation("probe", "Server-sent events.", (Ping,), ()),
         },
         "components": {"schemas": _build_schemas(), "messages": _build_messages()},
     }

@@ -140,7 +140,7 @@ def _error_of_close(closed: Close) -> StreamServerError:
     """Return the error for a `close` frame, which a stream would have got."""
     if closed.code in STATUS_OF_CLOSE_CODE:
         return AirflowRefused(closed.reason, STATUS_OF_CLOSE_CODE[closed.code])
-    return Unavailable(f"{closed.reason}; ask again")
+    return Unavailable(f"{closed.reason}; retry")
 
 
 async def _wait_until_complete(subscription: Subscription, gone: asyncio.Task[None]) -> None:

@@ -33,7 +33,7 @@ SELECT (SELECT count(*) FROM pg_stat_activity
 -- transactions --
 -- What keeps vacuum from removing dead rows of this database: open transactions, prepared transactions, replication
 -- slots. Of other roles' sessions PostgreSQL shows only the snapshots, unless this role has pg_read_all_stats.
-SELECT 'session' AS kind, format('%s (%s, pid %s)', usename, coalesce(nullif(application_name, ''), '?'), pid) AS who,
+SELECT 'session' AS kind, format('%s (%s, pid %s)', usename, coalesce(nullif(application_name, ''), '?'), pid) AS name,
        application_name = 'stream_server' AS ours, coalesce(state, '') LIKE 'idle in transaction%' AS idle,
        extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds,
        extract(epoch FROM clock_timestamp() - state_change)::float8 AS in_state,

@@ -10,7 +10,7 @@ from stream_server.cli.doctor.thresholds import Thresholds
 
 
 def transaction(**values: Any) -> Any:
-    defaults = {"kind": "session", "who": "airflow (scheduler, pid 1)", "ours": False, "idle": False}
+    defaults = {"kind": "session", "name": "airflow (scheduler, pid 1)", "ours": False, "idle": False}
     return {**defaults, "seconds": 1.0, "in_state": 1.0, "held": 5, **values}
 
 
