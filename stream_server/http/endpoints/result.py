@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +16,7 @@ from stream_server.auth.airflow_api import run_path
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, StreamServerError, Unavailable
 from stream_server.http.caller import identify_caller
-from stream_server.http.delivery.streaming_body import wait_for_disconnect
+from stream_server.http.delivery.due_frames import DueFrames, watch_due_frames
 from stream_server.http.endpoints.outcome_body import build_answer, encode_bare_value
 from stream_server.http.params import (
     WATCH_PARAMETERS,
@@ -118,16 +117,13 @@ async def wait_for_outcome(
     hub, tracker = state["hub"], subscription.tracker
     assert tracker is not None, "the subscription is of one run"
     with closing(subscription):
-        gone = asyncio.create_task(wait_for_disconnect(request.receive), name="disconnect")
-        try:
+        with watch_due_frames(subscription, request.receive) as frames:
             with state["scheduler"].counters["result"].count_waiting(), anyio.move_on_after(wait_seconds):
-                await _wait_until_complete(subscription, gone)
+                await _drop_frames(frames)
             if not subscription.is_complete and hub.is_reading_values(key):
                 with anyio.move_on_after(VALUE_READ_SECONDS):
-                    await _wait_until_complete(subscription, gone)
-            left = gone.done()
-        finally:
-            gone.cancel()
+                    await _drop_frames(frames)
+            left = frames.is_client_gone
         answer = build_answer(key, tracker, hub.run_state(key))
     if left and on_gone is not None and not subscription.is_complete:
         on_gone()
@@ -143,15 +139,10 @@ def _error_of_close(closed: Close) -> StreamServerError:
     return Unavailable(f"{closed.reason}; retry")
 
 
-async def _wait_until_complete(subscription: Subscription, gone: asyncio.Task[None]) -> None:
-    """Wait until no frame can follow, or the client is gone. The frames are dropped: the tracker has the outcome."""
-    due = asyncio.Event()
-    subscription.on_due(due.set)
-    gone.add_done_callback(lambda _: due.set())
-    while not subscription.is_complete and not gone.done():
-        await due.wait()
-        due.clear()
-        subscription.take()
+async def _drop_frames(frames: DueFrames) -> None:
+    """Wait until no frame can follow, or the client is gone. The tracker has the outcome."""
+    while not frames.have_ended:
+        await frames.take()
 
 
 def build_response(answer: RunAnswer, options: ResponseOptions, headers: Mapping[str, str]) -> Response:

@@ -7,10 +7,9 @@ time of the lines differs: a line is sent when the state changes, and again if i
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import closing
 from itertools import groupby
 from typing import Annotated, Any, NamedTuple
@@ -27,16 +26,16 @@ from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
 from stream_server.domain.transition import RETURN_VALUE_KEY
 from stream_server.errors import AirflowRefused, RunNotFound, Unavailable
 from stream_server.http.caller import identify_caller
-from stream_server.http.delivery.pump import pump
+from stream_server.http.delivery.due_frames import watch_due_frames
 from stream_server.http.delivery.scheduler import TransportCounters
 from stream_server.http.delivery.scope import reset_response
-from stream_server.http.delivery.streaming_body import HEADERS, wait_for_disconnect
+from stream_server.http.delivery.streaming_body import HEADERS
 from stream_server.http.params import parse_run_key
 from stream_server.http.permission import authorize_run, ignore_expiry
 from stream_server.http.state import State
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.frames import End, RunTransition, Snapshot
-from stream_server.protocol.wire import PING, Wire
+from stream_server.protocol.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -117,17 +116,12 @@ class StateLines(Response):
             await self._send_lines(subscription, scope, receive, send)
 
     async def _send_lines(self, subscription: Subscription, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_lines(wires: Sequence[Wire]) -> None:
-            lines = [await self._build_line(wire) for wire in wires]
-            if data := b"".join(lines):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-
-        gone = asyncio.create_task(wait_for_disconnect(receive), name="disconnect")
-        try:
-            with self._waiting.tally.count_waiting():
-                await pump(subscription, gone=gone, silence=self._waiting.silence, send=send_lines)
-        finally:
-            gone.cancel()
+        with self._waiting.tally.count_waiting(), watch_due_frames(subscription, receive) as frames:
+            while not frames.have_ended:
+                wires = await frames.take(self._waiting.silence)
+                lines = [self._line] if wires is None else [await self._build_line(wire) for wire in wires]
+                if data := b"".join(lines):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
         if self._complete:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
@@ -136,8 +130,6 @@ class StateLines(Response):
     async def _build_line(self, wire: Wire) -> bytes:
         """Return the line for a frame; empty if the state has not changed."""
         frame = wire.frame
-        if wire is PING:
-            return self._line
         if isinstance(frame, End) and frame.state is not None:
             return await self._read_last_line(frame.state)
         state = frame.run.state if isinstance(frame, Snapshot) else None
