@@ -1,4 +1,4 @@
-"""A caller sees through the server what Airflow shows the same credential, in every way to request it."""
+"""The server shows a caller what Airflow shows for the same credential, for every kind of request."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def finished_run(airflow: AirflowRestClient) -> RunKey:
 
 
 def revoked(airflow_url: str) -> str:
-    gone = make_token("leaver", "admin")
-    assert httpx.get(f"{airflow_url}/auth/logout", headers=bearer_header(gone)).status_code in {200, 307, 404}
-    assert httpx.get(f"{airflow_url}/api/v2/auth/logout", headers=bearer_header(gone)).status_code == 307
-    return gone
+    token = make_token("logged_out", "admin")
+    assert httpx.get(f"{airflow_url}/auth/logout", headers=bearer_header(token)).status_code in {200, 307, 404}
+    assert httpx.get(f"{airflow_url}/api/v2/auth/logout", headers=bearer_header(token)).status_code == 307
+    return token
 
 
 def callers(airflow_url: str) -> dict[str, Headers]:
     roles = {role: bearer_header(make_token(role, role)) for role in ("admin", "op", "user", "viewer")}
     return {
         **roles,
-        "without a role": bearer_header(make_token("nobody", None)),
-        "of an unknown role": bearer_header(make_token("stranger", "stranger")),
+        "without a role": bearer_header(make_token("no_role", None)),
+        "of an unknown role": bearer_header(make_token("unknown", "unknown")),
         "without RUN": bearer_header(make_token("no_runs", "admin")),
         "without XCOM": bearer_header(make_token("no_xcoms", "admin")),
         "without the DAG": bearer_header(make_token("no_dag", "admin")),
@@ -43,7 +43,7 @@ def callers(airflow_url: str) -> dict[str, Headers]:
         "by cookie, without XCOM": {"Cookie": f"_token={make_token('no_xcoms', 'admin')}"},
         "by a cookie that has expired": {"Cookie": f"_token={make_token('admin', 'admin', lifetime=-60)}"},
         "by other cookies": {"Cookie": "theme=dark"},
-        "nobody": {},
+        "anonymous": {},
         "expired": bearer_header(make_token("admin", "admin", lifetime=-60)),
         "forged": bearer_header(make_token("admin", "admin", secret="another-secret" * 6)),
         "no token": bearer_header("nonsense"),
@@ -59,16 +59,16 @@ async def test_every_caller_sees_what_airflow_shows_them(
     stack: DemoStack, auth_server: StreamServerProcess, finished_run: RunKey, denied: DeniedPermissions
 ) -> None:
     denied.deny_only(**DENIED)
-    deviations, asked = [], 0
+    deviations, compared = [], 0
     for name, headers in callers(stack.airflow_url).items():
         is_anonymous = "Authorization" not in headers
         async with query_both(stack.airflow_url, auth_server.url, headers, finished_run) as pairs:
             for way, expected, actual in pairs:
-                asked += 1
+                compared += 1
                 if differs(way.split()[0], expected, actual, is_anonymous=is_anonymous):
                     deviations.append((name, way, expected, actual))
     assert deviations == []
-    assert asked == 19 * 23
+    assert compared == 19 * 23
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def queued_run(airflow: AirflowRestClient) -> RunKey:
 async def test_a_logout_ends_all_streams(
     stack: DemoStack, auth_server: StreamServerProcess, queued_run: RunKey
 ) -> None:
-    headers = bearer_header(make_token("leaver", "admin"))
+    headers = bearer_header(make_token("logged_out", "admin"))
     async with OpenStreams(auth_server.url, headers, queued_run).open_all() as tasks, httpx.AsyncClient() as client:
         assert (await client.get(f"{stack.airflow_url}/api/v2/auth/logout", headers=headers)).status_code == 307
         assert await ends_within(tasks, SECONDS) == OUT
@@ -48,17 +48,17 @@ async def test_a_lost_permission_ends_the_streams_that_need_it(
     auth_server: StreamServerProcess, queued_run: RunKey, denied: DeniedPermissions
 ) -> None:
     async with OpenStreams(
-        auth_server.url, bearer_header(make_token("loser", "admin")), queued_run
+        auth_server.url, bearer_header(make_token("revoked", "admin")), queued_run
     ).open_all() as tasks:
-        denied.deny_only(loser=["XCOM"])
+        denied.deny_only(revoked=["XCOM"])
         of_run = [0, 1, 2, 3, 4, 5]
         assert await ends_within([tasks[number] for number in of_run], SECONDS) == [4007, 4007, 4007, 4007, 503, 0]
         assert not any(task.done() for task in tasks[6:])
     denied.deny_only()
     async with OpenStreams(
-        auth_server.url, bearer_header(make_token("loser", "admin")), queued_run
+        auth_server.url, bearer_header(make_token("revoked", "admin")), queued_run
     ).open_all() as tasks:
-        denied.deny_only(loser=["RUN"])
+        denied.deny_only(revoked=["RUN"])
         assert await ends_within(tasks, SECONDS) == FORBIDDEN
 
 

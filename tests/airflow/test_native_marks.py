@@ -1,4 +1,4 @@
-"""Airflow 3.3's own result marks: the first run of a version reveals them, and the second run has an early result."""
+"""Airflow 3.3's own result marks: known after the first run of a version, so later runs have an early result."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ CASES = 300
 DEADLINE = 300.0
 
 
-def test_what_we_predict_is_what_airflows_scheduler_does() -> None:
+def test_predictions_equal_what_airflows_scheduler_does() -> None:
     command = [sys.executable, "-m", "support.outcome_check", "--cases", str(CASES)]
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     done = subprocess.run(

@@ -58,8 +58,8 @@ async def test_two_thousand_tokens_arrive_once_and_in_order_over_two_connections
         while len(received) < 700:
             received += [one["value"]["number"] for one in output_values([await events.next()])]
         cursor = next(one for one in reversed(events.ids) if one)
-        place = len(events.ids) - 1 - events.ids[::-1].index(cursor)
-    after = len(events.ids) - 1 - place
+        position = len(events.ids) - 1 - events.ids[::-1].index(cursor)
+    after = len(events.ids) - 1 - position
     assert received == list(range(len(received)))
     async with sse(stack.server_url, key, timeout=RUN_SECONDS, headers={"Last-Event-ID": cursor}) as events:
         frames = await events.rest(RUN_SECONDS)
@@ -73,7 +73,7 @@ async def test_a_retry_retracts_the_output_of_the_failed_try(stack: DemoStack, a
     key = await trigger(airflow, "stream_retry")
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
         frames = await events.rest(RUN_SECONDS)
-    resets = [place for place, frame in enumerate(frames) if frame["type"] == "reset"]
+    resets = [position for position, frame in enumerate(frames) if frame["type"] == "reset"]
     whole = "".join(f"2.{number} " for number in range(10))
     last = frames[resets[-1] :] if resets else frames
     assert "".join(frame["value"] for frame in output_values(last)) == whole

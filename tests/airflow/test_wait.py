@@ -23,8 +23,8 @@ RUN_SECONDS = 60.0
 @pytest.fixture(scope="module")
 def runs(airflow: AirflowRestClient) -> dict[str, RunKey]:
     """Finished runs: a result, a mapped result, a native result, and a failure."""
-    quick = {"chat_answer": {"teardown_seconds": 0}, "fail_before_teardown": {"teardown_seconds": 0}}
-    confs: dict[str, dict[str, Any]] = {**quick, "native_result": {"archive_seconds": 0}, "mapped_squares": {}}
+    short_confs = {"chat_answer": {"teardown_seconds": 0}, "fail_before_teardown": {"teardown_seconds": 0}}
+    confs: dict[str, dict[str, Any]] = {**short_confs, "native_result": {"archive_seconds": 0}, "mapped_squares": {}}
     keys = {dag_id: RunKey(dag_id, airflow.trigger_run(dag_id, conf)) for dag_id, conf in confs.items()}
     for key in keys.values():
         airflow.wait_until_finished(*key)
@@ -59,7 +59,7 @@ def lines(body: str) -> list[Any]:
         ("chat_answer", "&result=answer&result=think&result=retrieve"),
         ("chat_answer", "&result="),
         ("chat_answer", "&result=&result=think"),
-        ("chat_answer", "&result=nobody"),
+        ("chat_answer", "&result=missing"),
         ("chat_answer", "&result=close_session"),
         ("chat_answer", "&something=else"),
         ("native_result", ""),
@@ -110,26 +110,26 @@ async def test_wait_responses_are_equal_from_the_first_state_on(
     await asyncio.to_thread(airflow.set_paused, dag_id)
     try:
         key = RunKey(dag_id, await asyncio.to_thread(airflow.trigger_run, dag_id, conf))
-        begun = [asyncio.Event(), asyncio.Event()]
-        asking = [
+        started = [asyncio.Event(), asyncio.Event()]
+        requests = [
             asyncio.create_task(_read(one, path(key, "?interval=0.05&result=answer"), event))
-            for one, event in zip(both, begun, strict=True)
+            for one, event in zip(both, started, strict=True)
         ]
-        await asyncio.wait_for(asyncio.gather(*(event.wait() for event in begun)), RUN_SECONDS)
+        await asyncio.wait_for(asyncio.gather(*(event.wait() for event in started)), RUN_SECONDS)
     finally:
         await asyncio.to_thread(airflow.set_paused, dag_id, paused=False)
-    native, ours = await asyncio.wait_for(asyncio.gather(*asking), RUN_SECONDS)
+    native, ours = await asyncio.wait_for(asyncio.gather(*requests), RUN_SECONDS)
     assert lines(ours) == lines(native)
     assert [line["state"] for line in lines(ours)][:2] == ["queued", "running"]
-    assert len(ours.splitlines()) < len(native.splitlines()), "written at changes, not at the interval"
+    assert len(ours.splitlines()) < len(native.splitlines()), "lines are written at changes, not at the interval"
 
 
-async def _read(client: httpx.AsyncClient, target: str, begun: asyncio.Event) -> str:
+async def _read(client: httpx.AsyncClient, target: str, started: asyncio.Event) -> str:
     text = ""
     async with client.stream("GET", target) as response:
         async for part in response.aiter_text():
             text += part
-            begun.set()
+            started.set()
     return text
 
 
@@ -138,17 +138,17 @@ async def test_airflows_own_client_works_with_the_servers_address(
 ) -> None:
     key = RunKey("native_result", await asyncio.to_thread(airflow.trigger_run, "native_result", {"archive_seconds": 0}))
 
-    def ask(host: str, key: RunKey) -> Any:
+    def wait_with_client(host: str, key: RunKey) -> Any:
         with ApiClient(Configuration(host=host, access_token=token)) as client:
             return DagRunApi(client).wait_dag_run_until_finished(*key, interval=0.5)
 
     both = (stack.airflow_url, stack.server_url)
     # The client returns text of several lines for an active run, and an object for a finished one.
-    native, ours = await asyncio.gather(*(asyncio.to_thread(ask, host, key) for host in both))
+    native, ours = await asyncio.gather(*(asyncio.to_thread(wait_with_client, host, key) for host in both))
     assert lines(ours)[-1] == lines(native)[-1]
-    native, ours = [await asyncio.to_thread(ask, host, runs["native_result"]) for host in both]
+    native, ours = [await asyncio.to_thread(wait_with_client, host, runs["native_result"]) for host in both]
     assert ours == native == {"state": "success", "results": {"answer": ours["results"]["answer"]}}
     for host in both:
         with pytest.raises(NotFoundException) as refused:
-            await asyncio.to_thread(ask, host, RunKey("native_result", "nothing"))
+            await asyncio.to_thread(wait_with_client, host, RunKey("native_result", "nothing"))
         assert "was not found" in str(refused.value.body)

@@ -1,4 +1,4 @@
-"""Behind the documented proxies a real browser uses HTTP/2, and opens more than six streams of a host."""
+"""Behind the documented proxies a real browser uses HTTP/2, and opens more than six streams to a host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.streams import stream_path
 from support.waiting import eventually_async
 
 STREAMS = 12
-"""Twice as many as the connections that a browser opens to an HTTP/1.1 host."""
+"""Twice the number of connections that a browser opens to an HTTP/1.1 host."""
 
 OPEN = """
 ([path, count]) => {
@@ -30,7 +30,7 @@ OPEN = """
     return source;
   });
   window.socket = new WebSocket(location.origin.replace("http", "ws") + path);
-  window.goodbye = new Promise((resolve) => { window.socket.onclose = (event) => resolve(event.code); });
+  window.closeCode = new Promise((resolve) => { window.socket.onclose = (event) => resolve(event.code); });
 }
 """
 PROTOCOL = "() => performance.getEntriesByType('navigation')[0].nextHopProtocol"
@@ -56,4 +56,4 @@ async def test_a_browser_opens_many_streams_of_one_host(
                 assert await page.evaluate("async () => (await fetch('/ready')).status") == 200
                 await airflow.complete_chain(run)
                 await page.wait_for_function(f"window.ends === {STREAMS}")
-                assert await page.evaluate("() => window.goodbye") == 1000
+                assert await page.evaluate("() => window.closeCode") == 1000

@@ -38,7 +38,7 @@ async def assert_complete(page: Page, whole: str) -> None:
     texts = [text for text in seen if text and whole.startswith(text[:10])]
     assert [text for text in texts if not whole.startswith(text)] == []
     assert texts == sorted(texts, key=len)
-    assert len(texts) > 3, "it was shown at once"
+    assert len(texts) > 3, "the answer was not shown step by step"
 
 
 async def test_an_answer_is_shown_as_it_arrives(browser: BrowserSession) -> None:
@@ -128,7 +128,7 @@ async def sign_in(page: Page, password: str) -> None:
 
 
 async def log_out(airflow_url: str, browser: BrowserSession) -> None:
-    """Have Airflow revoke the user's token, as when they log out in another tab."""
+    """Have Airflow revoke the user's token, as a logout in another tab does."""
     (token,) = [cookie["value"] for cookie in await browser.context.cookies() if cookie["name"] == "_token"]
     async with httpx.AsyncClient(base_url=airflow_url) as client:
         await client.get("/api/v2/auth/logout", headers={"Cookie": f"_token={token}"})

@@ -28,15 +28,15 @@ COMMAND_SECONDS = 180.0
 SECONDS = 60.0
 
 READING = ("DAG Runs", "Task Instances", "XComs")
-"""What a caller must be allowed to read besides a DAG, to see its runs and what they return."""
+"""Resources that a caller needs besides a DAG to read its runs and their return values."""
 
 ROLES = {
     "guest": READING,
     "guest without XComs": ("DAG Runs", "Task Instances"),
     "guest of runs": ("Task Instances", "XComs"),
-    "guest who triggers": READING,
+    "triggering guest": READING,
 }
-"""Roles that may read of DAGs only those that name them (`dags/for_guests.py`), and what they may read of these."""
+"""Roles that can read only DAGs that name them (`dags/for_guests.py`), and the resources that it gives them."""
 
 USERS = {
     "admin": "Admin",
@@ -45,11 +45,11 @@ USERS = {
     "viewer": "Viewer",
     "public": "Public",
     **{role.replace(" ", "_"): role for role in ROLES},
-    "leaver": "Viewer",
-    "loser": "Viewer",
-    "gone": "Viewer",
-    "deserter": "Viewer",
-    "forgetter": "guest",
+    "logged_out": "Viewer",
+    "role_changed": "Viewer",
+    "deleted": "Viewer",
+    "deleted_later": "Viewer",
+    "xcoms_revoked": "guest",
 }
 """Users, and the role of each; the password is the name."""
 
@@ -120,7 +120,7 @@ def running_fab() -> Iterator[FabAirflow]:
     settings = {
         "AIRFLOW__API_AUTH__JWT_SECRET": SECRET,
         "AIRFLOW__CORE__AUTH_MANAGER": MANAGER,
-        # By default it caches permissions for half a minute, and limits the rate of logins.
+        # By default Airflow caches permissions for half a minute, and limits the rate of logins.
         "AIRFLOW__FAB__CACHE_TTL": "1",
         "AIRFLOW__FAB__AUTH_RATE_LIMITED": "False",
     }

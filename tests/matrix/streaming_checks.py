@@ -18,10 +18,10 @@ from support.streams import DEADLINE, sse, states
 from support.waiting import eventually_answered, eventually_async
 
 NEVER = 3600.0
-"""A check interval in which nothing is put back: what a test sees does not depend on how long Airflow takes."""
+"""A check interval in which no trigger is restored, however long Airflow's commands take."""
 
 FREQUENT_CHECKS = 0.1
-"""A check interval that looks while Airflow is still at it."""
+"""A check interval that is shorter than Airflow's commands."""
 
 _numbers = itertools.count(1)
 

@@ -28,7 +28,7 @@ PRESET = ("admin", "op", "user", "viewer", "public")
 GUESTS = tuple(role.replace(" ", "_") for role in ROLES)
 
 WAYS = 23
-"""Ways to ask about one run, and about one that there is not."""
+"""Number of ways to request a run, existing or missing."""
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +69,17 @@ def queued_run(rest: AirflowRestClient) -> RunKey:
 
 
 def callers(fab: FabAirflow) -> dict[str, Headers]:
-    gone, leaver = fab.token("gone"), fab.token("leaver")
-    fab.delete_user("gone")
+    deleted, logged_out = fab.token("deleted"), fab.token("logged_out")
+    fab.delete_user("deleted")
     logout = f"{fab.url}/api/v2/auth/logout"
-    assert httpx.get(logout, headers=bearer_header(leaver), timeout=SECONDS).status_code == 307
+    assert httpx.get(logout, headers=bearer_header(logged_out), timeout=SECONDS).status_code == 307
     return {
         **{user: bearer_header(fab.token(user)) for user in (*PRESET, *GUESTS)},
         "guest by cookie": fab.cookies("guest"),
         "by another session": {"Cookie": "session=made-up"},
-        "nobody": {},
-        "deleted": bearer_header(gone),
-        "logged out": bearer_header(leaver),
+        "anonymous": {},
+        "deleted": bearer_header(deleted),
+        "logged out": bearer_header(logged_out),
         "unknown user": bearer_header(make_token("987654", None)),
         "of another auth manager": bearer_header(make_token("admin", "admin")),
         "expired": bearer_header(make_token("1", None, lifetime=-60)),
@@ -90,16 +90,16 @@ def callers(fab: FabAirflow) -> dict[str, Headers]:
 async def test_every_caller_sees_what_airflow_shows_them(
     fab: FabAirflow, auth_server: StreamServerProcess, finished_runs: dict[str, RunKey]
 ) -> None:
-    deviations, asked = [], 0
+    deviations, compared = [], 0
     for name, headers in callers(fab).items():
         for key in finished_runs.values() if name in {"viewer", *GUESTS} else [finished_runs[FOR_GUESTS]]:
             async with query_both(fab.url, auth_server.url, headers, key) as pairs:
                 for way, expected, actual in pairs:
-                    asked += 1
+                    compared += 1
                     if differs(way.split()[0], expected, actual, is_anonymous="Authorization" not in headers):
                         deviations.append((name, key.dag_id, way, expected, actual))
     assert deviations == []
-    assert asked == (len(PRESET) + len(GUESTS) + 9 + 1 + len(GUESTS)) * WAYS
+    assert compared == (len(PRESET) + len(GUESTS) + 9 + 1 + len(GUESTS)) * WAYS
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ async def test_every_caller_sees_what_airflow_shows_them(
         ("user", 200, True),
         ("viewer", 403, None),
         ("guest", 403, None),
-        ("guest_who_triggers", 200, True),
+        ("triggering_guest", 200, True),
     ],
 )
 async def test_a_trigger_returns_what_the_caller_can_read(
@@ -139,7 +139,7 @@ async def test_streams_of_many_runs_contain_the_dags_that_name_the_caller(
 
 
 async def test_a_logout_ends_all_streams(fab: FabAirflow, auth_server: StreamServerProcess, queued_run: RunKey) -> None:
-    headers = bearer_header(fab.token("leaver"))
+    headers = bearer_header(fab.token("logged_out"))
     async with (
         OpenStreams(auth_server.url, headers, queued_run).open_all() as tasks,
         httpx.AsyncClient(timeout=SECONDS) as client,
@@ -151,13 +151,13 @@ async def test_a_logout_ends_all_streams(fab: FabAirflow, auth_server: StreamSer
 async def test_a_changed_role_changes_what_the_caller_sees(
     fab: FabAirflow, auth_server: StreamServerProcess, queued_run: RunKey
 ) -> None:
-    headers = bearer_header(fab.token("loser"))
+    headers = bearer_header(fab.token("role_changed"))
     async with OpenStreams(auth_server.url, headers, queued_run).open_all() as tasks:
-        await asyncio.to_thread(fab.set_role, "loser", "guest without XComs")
+        await asyncio.to_thread(fab.set_role, "role_changed", "guest without XComs")
         assert await ends_within(tasks[:6], SECONDS) == [4007, 4007, 4007, 4007, 503, 0]
         assert not any(task.done() for task in tasks[6:])
     async with OpenStreams(auth_server.url, headers, queued_run).open_all() as tasks:
-        await asyncio.to_thread(fab.set_role, "loser", "Public")
+        await asyncio.to_thread(fab.set_role, "role_changed", "Public")
         assert await ends_within(tasks, SECONDS) == FORBIDDEN
 
 
@@ -169,9 +169,9 @@ async def test_a_lost_xcom_permission_is_detected_without_look_ups_of_single_dag
     runs, output = Resource(FOR_GUESTS), Resource(FOR_GUESTS, output=True)
     async with create_shared_client(fab.url, SECONDS) as client:
         authorizer = AirflowAuthorizer(client, good_for=1, grace=SECONDS)
-        dags = authorizer.readable_dags(Caller.from_token(fab.token("forgetter")))
+        dags = authorizer.readable_dags(Caller.from_token(fab.token("xcoms_revoked")))
         assert await dags.filter_readable({runs, output, Resource(FOR_ALL)}) == {runs, output}
-        await asyncio.to_thread(fab.set_role, "forgetter", "guest without XComs")
+        await asyncio.to_thread(fab.set_role, "xcoms_revoked", "guest without XComs")
         await eventually_async(lambda: dags.may_read(output) is False, SECONDS, "output is no longer readable")
         assert await dags.filter_readable({runs, output}) == {runs}
         await authorizer.close()
@@ -180,6 +180,6 @@ async def test_a_lost_xcom_permission_is_detected_without_look_ups_of_single_dag
 async def test_a_deleted_user_loses_all_streams(
     fab: FabAirflow, auth_server: StreamServerProcess, queued_run: RunKey
 ) -> None:
-    async with OpenStreams(auth_server.url, bearer_header(fab.token("deserter")), queued_run).open_all() as tasks:
-        await asyncio.to_thread(fab.delete_user, "deserter")
+    async with OpenStreams(auth_server.url, bearer_header(fab.token("deleted_later")), queued_run).open_all() as tasks:
+        await asyncio.to_thread(fab.delete_user, "deleted_later")
         assert await ends_within(tasks, SECONDS) == OUT

@@ -25,7 +25,7 @@ from support.streams import sse, states
 STEPS = list(itertools.pairwise(VERSIONS))
 
 NEW_TABLES = {"3.1.8": ["trigger stream_server_input on hitl_detail is missing"]}
-"""What a version brings that only `install` can see to."""
+"""Problems that remain after the migration to a version until `install` runs."""
 
 
 @pytest.mark.parametrize(("before", "version"), STEPS)

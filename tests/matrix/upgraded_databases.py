@@ -23,7 +23,7 @@ HAS_FIRST = sys.version_info < (3, 13)
 VERSIONS = (*(("3.0.6",) if HAS_FIRST else ()), "3.1.8", "3.2.2", NEWEST)
 COMMAND_SECONDS = 600.0
 PASSED_VARIABLES = ("dag", "dag_version", "serialized_dag", "dag_run", "task_instance", "xcom")
-"""Tables whose rows a migration must not lose."""
+"""Tables whose rows a migration must keep."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class VersionDatabase:
     database: str
     epoch: str
     problems: list[str]
-    """What was wrong with the journal before it was completed."""
+    """Problems of the journal before `install` completed it."""
 
     rows: dict[str, int]
-    """Rows by table, before it was completed."""
+    """Rows by table, before `install` completed the journal."""
 
 
 class UpgradedDatabases:
-    """Makes the database of a version when it is first needed; tests get copies.
+    """Creates the database of a version when it is first needed; tests get copies.
 
     Args:
         postgres: The cluster with the databases.
@@ -50,22 +50,22 @@ class UpgradedDatabases:
     def __init__(self, postgres: EmbeddedPostgres, environment: Mapping[str, str]) -> None:
         self._postgres = postgres
         self._environment = environment
-        self._rungs: dict[str, VersionDatabase] = {}
+        self._databases: dict[str, VersionDatabase] = {}
         self._copies: list[str] = []
 
     async def database_at(self, version: str) -> VersionDatabase:
         """Return the database of a version, which must not be changed."""
-        if version not in self._rungs:
-            database = f"ladder_{version.replace('.', '_')}"
-            place = VERSIONS.index(version)
+        if version not in self._databases:
+            database = f"upgraded_{version.replace('.', '_')}"
+            index = VERSIONS.index(version)
             drop_database(self._postgres, database)  # the remains of a failed attempt, so that the failure occurs again
-            if place == 0:
+            if index == 0:
                 self._postgres.execute(f"CREATE DATABASE {database} OWNER {ROLE}")
             else:
-                below = await self.database_at(VERSIONS[place - 1])
+                below = await self.database_at(VERSIONS[index - 1])
                 self._copy(below.database, database)
-            self._rungs[version] = await self._make(version, self._postgres.url(database), database)
-        return self._rungs[version]
+            self._databases[version] = await self._make(version, self._postgres.url(database), database)
+        return self._databases[version]
 
     async def copy_of(self, version: str) -> str:
         """Return the URL of a copy of a version's database."""

@@ -71,9 +71,9 @@ class VersionedSql(AirflowSql):
         columns = await self.columns(table)
         assert values.keys() - columns <= LATER_COLUMNS.get(table, set()), values.keys() - columns
         present = {name: value for name, value in values.items() if name in columns}
-        places = ", ".join(f"${number}" for number in range(1, len(present) + 1))
+        placeholders = ", ".join(f"${number}" for number in range(1, len(present) + 1))
         await self.connection.execute(
-            f"INSERT INTO {table} ({', '.join(present)}) VALUES ({places})", *present.values()
+            f"INSERT INTO {table} ({', '.join(present)}) VALUES ({placeholders})", *present.values()
         )
 
     async def columns(self, table: str) -> set[str]:

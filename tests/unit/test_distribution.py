@@ -1,4 +1,4 @@
-"""What `pip install airflow-stream-server` installs, and the error without the extras."""
+"""The distribution that `pip install airflow-stream-server` installs, and the error without the extras."""
 
 from __future__ import annotations
 

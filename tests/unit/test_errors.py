@@ -32,7 +32,7 @@ def subclasses(kind: type[StreamServerError]) -> list[type[StreamServerError]]:
 ALL = [kind for kind in subclasses(StreamServerError) if kind.__module__ == errors.__name__]
 
 
-AN: dict[type[StreamServerError], Callable[[], StreamServerError]] = {
+MAKERS: dict[type[StreamServerError], Callable[[], StreamServerError]] = {
     UnknownTask: lambda: UnknownTask("d", "t", ["a"]),
     RunNotFound: lambda: RunNotFound("d", "r"),
     AirflowRefused: lambda: AirflowRefused("What happened", 403),
@@ -40,14 +40,14 @@ AN: dict[type[StreamServerError], Callable[[], StreamServerError]] = {
     NoResult: lambda: NoResult("What happened", 502, {}),
     **{kind: kind for kind in (Draining, AirflowUrlMissing, NotHttp, NulInText)},
 }
-"""How errors are made that are not made of their text alone."""
+"""Arguments of errors whose constructor needs more than a text."""
 
 
-def an(kind: type[StreamServerError]) -> StreamServerError:
+def make_error(kind: type[StreamServerError]) -> StreamServerError:
     """Make an error of any kind."""
     if issubclass(kind, Throttled):
         return kind("What happened", 1)
-    return AN[kind]() if kind in AN else kind("What happened")
+    return MAKERS[kind]() if kind in MAKERS else kind("What happened")
 
 
 def tree(kind: type[StreamServerError], depth: int = 0) -> list[tuple[int, str]]:
@@ -71,7 +71,7 @@ def test_every_error_is_part_of_the_tree() -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_every_error_is_an_rfc_9457_problem(kind: type[StreamServerError]) -> None:
-    error = an(kind)
+    error = make_error(kind)
     problem = error.problem_body()
     assert problem == json.loads(json.dumps(problem))
     assert list(problem) == ["type", "title", "status", "detail"]
@@ -87,8 +87,8 @@ def test_every_error_has_a_detail(kind: type[StreamServerError]) -> None:
 
 
 def test_a_problem_type_has_one_title_and_one_status() -> None:
-    by_type = {an(kind).problem_body()["type"]: kind.title for kind in ALL}
-    assert all(by_type[an(kind).problem_body()["type"]] == kind.title for kind in ALL)
+    by_type = {make_error(kind).problem_body()["type"]: kind.title for kind in ALL}
+    assert all(by_type[make_error(kind).problem_body()["type"]] == kind.title for kind in ALL)
 
 
 def test_temporary_errors_have_a_retry_delay() -> None:

@@ -117,7 +117,7 @@ with AirflowDAG("form_override"):
 with AirflowDAG("form_group"):
 
     @task_group
-    def asking(number: int):
+    def doubled(number: int):
         @result_task
         @task
         def double(number: int) -> int:
@@ -125,8 +125,8 @@ with AirflowDAG("form_group"):
 
         double(number)
 
-    asking.override(group_id="once")(1)
-    asking.override(group_id="each").expand(number=[1, 2])
+    doubled.override(group_id="once")(1)
+    doubled.override(group_id="each").expand(number=[1, 2])
     log()
 
 with AirflowDAG("form_twice"):

@@ -12,7 +12,7 @@ WAIT_SECONDS = 60.0
 
 @dag(schedule=None)
 def numbered_tries():
-    """Each try returns its number. The run continues until a file, named in `conf`, says that it was cleared."""
+    """Each try returns its number. The teardown waits until the file named in `conf` exists."""
 
     @task
     def answer() -> int:
@@ -23,7 +23,7 @@ def numbered_tries():
         cleared, deadline = Path(get_current_context()["dag_run"].conf["cleared"]), time.monotonic() + WAIT_SECONDS
         while not cleared.exists():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{cleared} has not come")
+                raise TimeoutError(f"{cleared} was not created")
             time.sleep(0.05)
 
     answer() >> clean_up()

@@ -10,7 +10,7 @@ RIGHT_SECONDS, ARCHIVE_SECONDS = 2.0, 5.0
 
 
 def two_results(dag_id: str) -> None:
-    """Make a DAG. Each test needs one whose first run it triggers itself."""
+    """Make a DAG. Each test needs a DAG that has not run before."""
 
     @dag(dag_id=dag_id, schedule=None, catchup=False)
     def pipeline():

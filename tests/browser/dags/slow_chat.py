@@ -11,7 +11,7 @@ from stream_server.authoring import emit
 PACE_SECONDS = 0.1
 
 
-@dag(schedule=None, tags=["chat"], description="Says numbers, one by one")
+@dag(schedule=None, tags=["chat"], description="Emits numbers, one by one")
 def slow_chat():
     @task
     def read() -> list[str]:
@@ -24,7 +24,7 @@ def slow_chat():
     def answer(words: list[str]) -> str:
         for word in words:
             if word == "fail":
-                raise RuntimeError("as was asked for")
+                raise RuntimeError("the message contains `fail`")
             emit(f"{word} ")
             time.sleep(PACE_SECONDS)
         return " ".join(words)

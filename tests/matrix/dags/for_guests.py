@@ -12,7 +12,7 @@ from airflow.sdk import dag, task
         "guest": {"DAGs": {"can_read"}},
         "guest without XComs": {"DAGs": {"can_read"}},
         "guest of runs": {"DAGs": {"can_read"}, "DAG Runs": {"can_read"}},
-        "guest who triggers": {"DAGs": {"can_read", "can_edit"}, "DAG Runs": {"can_create"}},
+        "triggering guest": {"DAGs": {"can_read", "can_edit"}, "DAG Runs": {"can_create"}},
     },
 )
 def for_guests():

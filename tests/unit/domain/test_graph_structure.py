@@ -1,4 +1,4 @@
-"""What the prediction needs of a DAG: rules, setups, groups, mapping, and the author's marks."""
+"""The structure of a DAG for predictions: rules, setups, groups, mapping, and the author's marks."""
 
 from __future__ import annotations
 

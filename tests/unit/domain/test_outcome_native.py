@@ -1,4 +1,4 @@
-"""Airflow 3.3's own result marks, which only return values show. Its `GET .../wait` returns the same tasks."""
+"""Airflow 3.3's own result marks, which are stored with return values only. Its `GET …/wait` returns the same tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.run_moves import Move, apply_move, run_histories
 from support.serialized_dags import Node, dag
 
 LEAVES: dict[str, list[str]] = {"left": [], "right": [], "log": []}
-ALL_SHOWN = {"left": True, "right": True, "log": False}
+ALL_KNOWN = {"left": True, "right": True, "log": False}
 BRANCH = dag({"choose": Node("left", "right", _can_skip_downstream=True), "left": Node(), "right": Node()})
 
 
@@ -29,7 +29,7 @@ def history_of(
     return history
 
 
-class TestTheFirstRunOfAVersion:
+class TestFirstRunOfAVersion:
     def test_result_of_all_marked_tasks_is_sent_when_the_run_ends(self) -> None:
         history = history_of()
         reader = SimulatedReader(history)
@@ -53,7 +53,7 @@ class TestTheFirstRunOfAVersion:
         history.set_run("success")
         assert results_of(reader.catch_up()) == [{"left": 1}]
 
-    def test_the_result_names_the_end_of_the_run_as_what_completed_it(self) -> None:
+    def test_the_result_names_the_last_row_of_the_run(self) -> None:
         history = history_of()
         reader = SimulatedReader(history)
         history.run_task("left")
@@ -107,9 +107,9 @@ class TestTheFirstRunOfAVersion:
         )
 
 
-class TestAfterARunThatHasEnded:
+class TestAfterAnEndedRun:
     def test_result_is_sent_with_the_last_value(self) -> None:
-        history = history_of(earlier=ALL_SHOWN)
+        history = history_of(earlier=ALL_KNOWN)
         reader = SimulatedReader(history)
         history.start("left")
         history.start("right")
@@ -121,7 +121,7 @@ class TestAfterARunThatHasEnded:
         assert results_of(frames) == [{"left": 1, "right": 2}]
 
     def test_confirmed_result_is_sent_with_the_last_success(self) -> None:
-        history = history_of(earlier=ALL_SHOWN)
+        history = history_of(earlier=ALL_KNOWN)
         reader = SimulatedReader(history, confirm="success")
         history.run_task("left", 1)
         history.start("right")
@@ -132,7 +132,7 @@ class TestAfterARunThatHasEnded:
 
     @pytest.mark.parametrize("until", ["result", "run"])
     def test_the_rest_of_the_run_changes_nothing(self, until: Literal["result", "run"]) -> None:
-        history = history_of(earlier=ALL_SHOWN)
+        history = history_of(earlier=ALL_KNOWN)
         reader = SimulatedReader(history, until=until)
         for task_id in LEAVES:
             history.run_task(task_id, 1)
@@ -141,7 +141,7 @@ class TestAfterARunThatHasEnded:
         reader.catch_up()
         assert types(reader.frames) == ["result", "end"]
 
-    def test_a_task_that_has_shown_nothing_is_waited_for(self) -> None:
+    def test_a_task_without_an_earlier_value_is_waited_for(self) -> None:
         """The earlier run failed before `right` had pushed."""
         history = history_of(earlier={"left": True, "log": False})
         reader = SimulatedReader(history)
@@ -160,7 +160,7 @@ class TestAfterARunThatHasEnded:
         history.set_task("right", state)
         assert results_of(reader.catch_up()) == [{"left": 1}]
 
-    def test_a_failed_task_that_has_shown_nothing_may_be_marked(self) -> None:
+    def test_a_failed_task_without_an_earlier_value_may_be_marked(self) -> None:
         history = history_of(earlier={"left": True, "log": False})
         reader = SimulatedReader(history)
         history.run_task("left", 1)
@@ -170,7 +170,7 @@ class TestAfterARunThatHasEnded:
         assert types(reader.catch_up()) == ["failure", "end"]
 
     def test_a_failed_run_keeps_the_result_of_the_marked_tasks(self) -> None:
-        history = history_of(earlier=ALL_SHOWN)
+        history = history_of(earlier=ALL_KNOWN)
         history.run_task("left", 1)
         history.run_task("right", 2)
         history.set_task("log", "failed")
@@ -194,7 +194,7 @@ class TestAfterARunThatHasEnded:
         assert evaluate(history.state(), WatchOptions()) == Undecided()
 
     def test_moved_mark_invalidates_earlier_marks(self) -> None:
-        """Which makes no new version: Airflow does not serialise the mark."""
+        """A moved mark makes no new DAG version: Airflow does not serialise the mark."""
         history = history_of(marked=("right", "log"), earlier={"left": True, "right": False, "log": False})
         reader = SimulatedReader(history)
         history.run_task("right", 2)
@@ -206,7 +206,7 @@ class TestAfterARunThatHasEnded:
         assert results_of(reader.catch_up()) == [{"right": 2, "log": 3}]
 
     def test_the_failure_of_a_marked_task_does_not_wait(self) -> None:
-        history = history_of(earlier=ALL_SHOWN)
+        history = history_of(earlier=ALL_KNOWN)
         reader = SimulatedReader(history)
         history.set_task("right", "failed")
         assert types(reader.catch_up()) == ["failure", "end"]
@@ -221,7 +221,7 @@ class TestAfterARunThatHasEnded:
 
 
 class TestBranches:
-    @pytest.mark.parametrize("earlier", [{"choose": False, "left": True}, {"choose": False, **ALL_SHOWN}])
+    @pytest.mark.parametrize("earlier", [{"choose": False, "left": True}, {"choose": False, **ALL_KNOWN}])
     def test_a_skipped_task_is_left_out(self, earlier: Mapping[str, bool]) -> None:
         history = history_of(BRANCH, earlier=earlier)
         reader = SimulatedReader(history)
@@ -263,10 +263,10 @@ marks = st.sets(st.sampled_from(sorted(LEAVES)), min_size=1).map(sorted).map(tup
 
 
 @given(marks, run_histories)
-def test_first_run_has_all_marked_values_at_its_end(marked: tuple[str, ...], life: list[Move]) -> None:
+def test_first_run_has_all_marked_values_at_its_end(marked: tuple[str, ...], moves: list[Move]) -> None:
     history = history_of(marked=marked)
     reader = SimulatedReader(history, until="run")
-    for move in life:
+    for move in moves:
         apply_move(history, move)
         for frame in reader.catch_up():
             if isinstance(frame, Result):
@@ -279,15 +279,15 @@ def test_first_run_has_all_marked_values_at_its_end(marked: tuple[str, ...], lif
 
 
 @given(marks, run_histories)
-def test_with_all_marks_known_a_result_is_never_a_part(marked: tuple[str, ...], life: list[Move]) -> None:
+def test_with_all_marks_known_a_result_is_never_partial(marked: tuple[str, ...], moves: list[Move]) -> None:
     history = history_of(marked=marked, earlier={task_id: task_id in marked for task_id in LEAVES})
     reader = SimulatedReader(history, until="run")
-    taken_back = True
-    for move in life:
+    is_retracted = True
+    for move in moves:
         apply_move(history, move)
         for frame in reader.catch_up():
             if isinstance(frame, Result):
                 skipped = {one for one in marked if reader.run.tasks[one].by_state.keys() == {"skipped"}}
-                assert taken_back
+                assert is_retracted
                 assert frame.results.keys() == set(marked) - skipped
-            taken_back = isinstance(frame, Reset) or (taken_back and not isinstance(frame, Result))
+            is_retracted = isinstance(frame, Reset) or (is_retracted and not isinstance(frame, Result))

@@ -1,4 +1,4 @@
-"""What holds for any life of a run, however it reaches the server in batches."""
+"""Properties of any history of a run, however it is read in batches."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def watched(draw: st.DrawFn) -> SimulatedReader:
     return SimulatedReader(history, *results, until=until)
 
 
-def live(reader: SimulatedReader, life: list[Move]) -> Iterator[list[AnyFrame]]:
+def play(reader: SimulatedReader, moves: list[Move]) -> Iterator[list[AnyFrame]]:
     """Yield the frames of each step. Values that are needed may come late."""
     yield reader.opening
-    for move in life:
+    for move in moves:
         if move[0] == "read":
             yield reader.advance()
         elif move[0] == "fetch":
@@ -51,10 +51,10 @@ def live(reader: SimulatedReader, life: list[Move]) -> Iterator[list[AnyFrame]]:
 
 
 @given(watched(), run_histories)
-def test_outcome_is_retracted_before_another_is_sent(reader: SimulatedReader, life: list[Move]) -> None:
+def test_outcome_is_retracted_before_another_is_sent(reader: SimulatedReader, moves: list[Move]) -> None:
     sent = False
     before: AnyFrame | None = None
-    for frame in (frame for frames in live(reader, life) for frame in frames):
+    for frame in (frame for frames in play(reader, moves) for frame in frames):
         assert not isinstance(before, End), "nothing comes after the end"
         assert isinstance(frame, Snapshot) == isinstance(before, Reset), "a snapshot follows each reset"
         if isinstance(frame, Result | Failure):
@@ -67,9 +67,9 @@ def test_outcome_is_retracted_before_another_is_sent(reader: SimulatedReader, li
 
 @given(watched(), run_histories)
 def test_result_is_sent_only_if_all_result_tasks_have_one_in_their_current_try(
-    reader: SimulatedReader, life: list[Move]
+    reader: SimulatedReader, moves: list[Move]
 ) -> None:
-    for frames in live(reader, life):
+    for frames in play(reader, moves):
         for frame in frames:
             if isinstance(frame, Result):
                 tasks = set(select_result_tasks(reader.run, reader.answer.options))
@@ -84,8 +84,8 @@ def test_result_is_sent_only_if_all_result_tasks_have_one_in_their_current_try(
 
 
 @given(watched(), run_histories)
-def test_failure_is_sent_only_if_something_failed(reader: SimulatedReader, life: list[Move]) -> None:
-    for frames in live(reader, life):
+def test_failure_is_sent_only_if_something_failed(reader: SimulatedReader, moves: list[Move]) -> None:
+    for frames in play(reader, moves):
         for frame in frames:
             if isinstance(frame, Failure) and frame.task_id is not None:
                 assert frame.map_index is not None
@@ -97,8 +97,8 @@ def test_failure_is_sent_only_if_something_failed(reader: SimulatedReader, life:
 
 
 @given(watched(), run_histories)
-def test_sent_outcome_equals_the_decision_if_no_value_is_needed(reader: SimulatedReader, life: list[Move]) -> None:
-    for _ in live(reader, life):
+def test_sent_outcome_equals_the_decision_if_no_value_is_needed(reader: SimulatedReader, moves: list[Move]) -> None:
+    for _ in play(reader, moves):
         if not reader.answer.values_needed and not reader.answer.has_ended:
             decision, sent = evaluate(reader.run, reader.answer.options), reader.answer.sent_outcome
             assert isinstance(sent, Result) == isinstance(decision, ResultKnown)
@@ -106,9 +106,9 @@ def test_sent_outcome_equals_the_decision_if_no_value_is_needed(reader: Simulate
 
 
 @given(watched(), run_histories)
-def test_stream_ends_if_and_only_if_no_frame_can_follow(reader: SimulatedReader, life: list[Move]) -> None:
+def test_stream_ends_if_and_only_if_no_frame_can_follow(reader: SimulatedReader, moves: list[Move]) -> None:
     ended = False
-    for frames in live(reader, life):
+    for frames in play(reader, moves):
         for frame in frames:
             if isinstance(frame, End):
                 sent = reader.answer.sent_outcome
@@ -122,10 +122,10 @@ def test_stream_ends_if_and_only_if_no_frame_can_follow(reader: SimulatedReader,
 
 
 @given(run_histories_of("read", "fetch", "start", "push", "succeed", "run", "retry", "clear"))
-def test_valid_result_is_that_of_the_current_tries(life: list[Move]) -> None:
+def test_valid_result_is_that_of_the_current_tries(moves: list[Move]) -> None:
     reader = SimulatedReader(History(graph({"answer": []}, {})), until="run")
     tries: dict[tuple[str, int], int] = {}
-    for frames in live(reader, life):
+    for frames in play(reader, moves):
         result = reader.answer.sent_outcome
         if not isinstance(result, Result) or reader.answer.values_needed or reader.answer.has_ended:
             continue
@@ -140,13 +140,13 @@ def test_valid_result_is_that_of_the_current_tries(life: list[Move]) -> None:
 
 
 @given(watched(), run_histories)
-def test_late_subscriber_gets_the_outcome_that_others_got(reader: SimulatedReader, life: list[Move]) -> None:
-    standing: AnyFrame | None = None
-    for frames in live(reader, life):
+def test_late_subscriber_gets_the_outcome_that_others_got(reader: SimulatedReader, moves: list[Move]) -> None:
+    valid_outcome: AnyFrame | None = None
+    for frames in play(reader, moves):
         for frame in frames:
             if isinstance(frame, Reset):
-                standing = None
+                valid_outcome = None
             elif isinstance(frame, Result | Failure):
-                standing = frame
+                valid_outcome = frame
         _, *opening = reader.answer.initial_frames(reader.run)
-        assert opening == [*reader.run.output.frames, *([] if standing is None else [standing])]
+        assert opening == [*reader.run.output.frames, *([] if valid_outcome is None else [valid_outcome])]

@@ -30,12 +30,12 @@ def follow(run: RunState, history: History, after: int = 0) -> RunState:
 
 
 @given(run_histories)
-def test_applying_all_rows_equals_reading_the_database(life: list[Move]) -> None:
+def test_applying_all_rows_equals_reading_the_database(moves: list[Move]) -> None:
     history = History()
     history.marked = {"ask"}
     run = history.state()
     seen = len(history.journal)
-    for move in life:
+    for move in moves:
         if move[0] == "read":
             follow(run, history, seen)
             seen = len(history.journal)
@@ -46,10 +46,10 @@ def test_applying_all_rows_equals_reading_the_database(life: list[Move]) -> None
 
 
 @given(run_histories)
-def test_sums_equal_those_of_the_instances(life: list[Move]) -> None:
+def test_sums_equal_those_of_the_instances(moves: list[Move]) -> None:
     history = History()
     run = history.state()
-    for move in life:
+    for move in moves:
         apply_move(history, move)
     for transition in history.journal:
         run.apply(transition)
@@ -58,14 +58,14 @@ def test_sums_equal_those_of_the_instances(life: list[Move]) -> None:
             assert instances.by_state == {
                 state: {index for index, one in instances.items() if one.state == state} for state in states
             }
-            answered = {
+            with_value = {
                 index
                 for index, one in instances.items()
                 if one.state == "success" or (one.state == "running" and one.pushed is not None)
             }
             wanted = {index for index, one in instances.items() if one.state != "removed"}
-            assert instances.indexes_with_result == answered
-            assert instances.has_all_results(needs_success=False) == (bool(wanted) and answered == wanted)
+            assert instances.indexes_with_result == with_value
+            assert instances.has_all_results(needs_success=False) == (bool(wanted) and with_value == wanted)
             assert instances.has_all_results(needs_success=True) == (bool(wanted) and states <= {"success", "removed"})
             assert instances.tries == sum(one.try_number for one in instances.values())
 
@@ -85,11 +85,11 @@ def test_a_snapshot_plus_the_rest_of_the_journal_is_the_whole_journal(before: li
 
 
 @given(run_histories)
-def test_task_frames_have_the_states(life: list[Move]) -> None:
+def test_task_frames_have_the_states(moves: list[Move]) -> None:
     history = History()
     run = history.state()
     seen: dict[tuple[str, int], tuple[str | None, int]] = {(task_id, -1): (None, 0) for task_id in history.graph.tasks}
-    for move in life:
+    for move in moves:
         apply_move(history, move)
     for transition in history.journal:
         for frame in run.apply(transition):
@@ -189,7 +189,7 @@ def test_expanded_instances_replace_the_unexpanded_one() -> None:
 
 
 @pytest.mark.parametrize("dag_result", [None, False, True])
-def test_a_value_shows_whether_its_task_bears_the_native_mark(dag_result: bool | None) -> None:  # a value, not a switch
+def test_a_value_contains_the_native_mark_of_its_task(dag_result: bool | None) -> None:  # a value, not a switch
     history = History()
     run = history.state()
     history.start("ask")
@@ -200,7 +200,7 @@ def test_a_value_shows_whether_its_task_bears_the_native_mark(dag_result: bool |
 
 
 def native_marks(history: History) -> list[dict[str, bool]]:
-    """What a watcher from the start knows, and one that joins now."""
+    """Return the marks after all rows, and after a read of the tables now."""
     followed = RunState(history.key, history.run, history.graph)
     for transition in history.journal:
         followed.apply(transition)

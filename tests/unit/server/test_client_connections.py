@@ -28,7 +28,7 @@ def test_number_of_cached_heads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Cycle:
-    """What uvicorn's `receive` belongs to."""
+    """The object that uvicorn's `receive` is bound to."""
 
     transport: Any = None
     disconnected = False

@@ -1,4 +1,4 @@
-"""What people and failing tries take back, and the traps on the way to a result (`airflow-facts` 2.5)."""
+"""Outcomes that users and failing tries retract, and values that are no result (`airflow-facts` 2.5)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from stream_server.protocol.frames import AnyFrame, Reset, Snapshot
 from support.builders import History, SimulatedReader, graph, results_of, types
 
 
-class TestTakenBack:
-    def answered(self) -> tuple[History, SimulatedReader]:
+class TestRetracted:
+    def with_result(self) -> tuple[History, SimulatedReader]:
         history = History()
         reader = SimulatedReader(history, until="run")
         history.start("answer")
@@ -26,7 +26,7 @@ class TestTakenBack:
         return frames[0].reason
 
     def test_a_try_that_fails_after_its_push_is_retried(self) -> None:
-        history, reader = self.answered()
+        history, reader = self.with_result()
         history.set_task("answer", "up_for_retry")
         frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot"]
@@ -35,7 +35,7 @@ class TestTakenBack:
         assert results_of(reader.catch_up()) == [{"answer": "second"}]
 
     def test_a_task_that_fails_for_good_after_its_push_is_a_failure(self) -> None:
-        history, reader = self.answered()
+        history, reader = self.with_result()
         history.set_task("answer", "failed")
         frames = reader.catch_up()
         assert types(frames) == ["reset", "snapshot", "failure"]
@@ -43,7 +43,7 @@ class TestTakenBack:
 
     @pytest.mark.parametrize("counted", [True, False])
     def test_clear_retracts_the_result(self, *, counted: bool) -> None:
-        history, reader = self.answered()
+        history, reader = self.with_result()
         history.succeed("answer")
         history.clear("answer", counted=counted)
         frames = reader.catch_up()
@@ -51,7 +51,7 @@ class TestTakenBack:
         assert self.reason(frames) == "cleared"
 
     def test_clear_of_a_running_task_retracts_the_result(self) -> None:
-        history, reader = self.answered()
+        history, reader = self.with_result()
         history.clear("answer", counted=False)
         assert history.rows["answer", -1].state == "restarting"
         assert self.reason(reader.catch_up()) == "cleared"
@@ -118,7 +118,7 @@ class TestTakenBack:
         return history, reader
 
     def test_clear_in_one_batch_with_a_new_result_retracts_the_old_one(self) -> None:
-        history, reader = self.answered()
+        history, reader = self.with_result()
         history.succeed("answer")
         history.clear("answer")
         history.run_task("answer", "second")
@@ -127,7 +127,7 @@ class TestTakenBack:
         assert results_of(frames) == [{"answer": "second"}]
 
     def test_retry_in_one_batch_with_a_new_result_retracts_the_old_one(self) -> None:
-        history, reader = self.answered()
+        history, reader = self.with_result()
         history.set_task("answer", "up_for_retry")
         history.run_task("answer", "second")
         frames = reader.catch_up()
@@ -135,7 +135,7 @@ class TestTakenBack:
         assert results_of(frames) == [{"answer": "second"}]
 
     def test_uncounted_clear_in_one_batch_with_a_new_result_retracts_the_old_one(self) -> None:
-        history, reader = self.answered()
+        history, reader = self.with_result()
         history.succeed("answer")
         history.clear("answer", counted=False)
         history.run_task("answer", "second")
@@ -150,14 +150,14 @@ class TestTakenBack:
         assert self.reason(reader.catch_up()) == "cleared"
 
     def test_clear_sends_one_reset(self) -> None:
-        history, reader = self.answered()
+        history, reader = self.with_result()
         history.clear("ask")
         assert types(reader.catch_up()) == ["reset", "snapshot", "result"]
         history.run_task("ask")
         assert reader.catch_up() == []
 
     def test_result_stays_valid_while_other_tasks_are_cleared_uncounted(self) -> None:
-        history, reader = self.answered()
+        history, reader = self.with_result()
         history.clear("ask", counted=False)
         assert reader.catch_up() == []
 

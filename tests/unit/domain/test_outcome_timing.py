@@ -1,4 +1,4 @@
-"""Outcomes that are sent before Airflow has written them, or after it has confirmed them."""
+"""Outcomes that are sent before Airflow writes them, or after it has confirmed them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output of tasks of a real Airflow is sent to callers who can read XComs, also in streams of many runs."""
+"""Output of tasks of a real Airflow is sent to callers that can read XComs, also in streams of many runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.permission_comparison import SECONDS
 from support.streams import Frame
 from support.waiting import eventually, eventually_answered, eventually_async
 
-SPEAKING, OTHER = "stream_text", "stream_plain"
+WITH_OUTPUT, OTHER = "stream_text", "stream_plain"
 OUTPUT = "type=chunk&type=progress"
 
 
@@ -34,7 +34,7 @@ async def run(airflow: AirflowRestClient, dag_id: str) -> RunKey:
 async def follow_stream(server: StreamServerProcess, user: str, path: str) -> AsyncIterator[list[Frame]]:
     """Follow a stream as a user; yields the list of frames received so far."""
     frames: list[Frame] = []
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def read() -> None:
         headers = {**bearer_header(make_token(user, "admin")), "Accept": "application/x-ndjson"}
@@ -44,34 +44,34 @@ async def follow_stream(server: StreamServerProcess, user: str, path: str) -> As
         ):
             async for line in response.aiter_lines():
                 frames.append(json.loads(line))
-                begun.set()
+                started.set()
 
     task = asyncio.create_task(read())
     try:
-        await asyncio.wait_for(begun.wait(), SECONDS)
+        await asyncio.wait_for(started.wait(), SECONDS)
         yield frames
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-def output_of(frames: list[Frame], dag_id: str = SPEAKING) -> list[object]:
+def output_of(frames: list[Frame], dag_id: str = WITH_OUTPUT) -> list[object]:
     """Return the output of the tasks of a DAG; `withheld` for values that are not sent."""
-    spoken = [one for one in frames if one["type"] in {"chunk", "progress"} and one["dag_id"] == dag_id]
-    return ["withheld" if one.get("withheld") else one["value"] for one in spoken]
+    output = [one for one in frames if one["type"] in {"chunk", "progress"} and one["dag_id"] == dag_id]
+    return ["withheld" if one.get("withheld") else one["value"] for one in output]
 
 
-@pytest.mark.parametrize("path", [f"/stream?{OUTPUT}", f"/dags/{SPEAKING}/stream?{OUTPUT}"], ids=["all", "DAG"])
-async def test_values_are_sent_to_callers_who_can_read_xcoms(
+@pytest.mark.parametrize("path", [f"/stream?{OUTPUT}", f"/dags/{WITH_OUTPUT}/stream?{OUTPUT}"], ids=["all", "DAG"])
+async def test_values_are_sent_to_callers_that_can_read_xcoms(
     auth_server: StreamServerProcess, airflow: AirflowRestClient, denied: DeniedPermissions, path: str
 ) -> None:
-    denied.deny_only(no_xcoms=["XCOM"], not_these=[f"XCOM:{SPEAKING}"])
+    denied.deny_only(no_xcoms=["XCOM"], not_these=[f"XCOM:{WITH_OUTPUT}"])
     async with (
         follow_stream(auth_server, "all", path) as all_,
         follow_stream(auth_server, "no_xcoms", path) as none,
         follow_stream(auth_server, "not_these", path) as others,
     ):
-        await run(airflow, SPEAKING)
+        await run(airflow, WITH_OUTPUT)
         await eventually_async(
             lambda: len(output_of(all_)) == len(output_of(none)) == len(output_of(others)) > 1, SECONDS
         )
@@ -86,19 +86,19 @@ async def test_values_are_sent_to_callers_who_can_read_xcoms(
 async def test_runs_of_a_dag_are_not_sent_after_its_permission_is_revoked(
     auth_server: StreamServerProcess, airflow: AirflowRestClient, denied: DeniedPermissions
 ) -> None:
-    async with follow_stream(auth_server, "loser", "/stream?type=run") as frames:
+    async with follow_stream(auth_server, "revoked", "/stream?type=run") as frames:
 
-        def over(key: RunKey) -> bool:
+        def has_succeeded(key: RunKey) -> bool:
             return any((one.get("run_id"), one.get("state")) == (key.run_id, "success") for one in frames)
 
-        before = await run(airflow, SPEAKING)
-        await eventually_async(lambda: over(before), SECONDS)
-        denied.deny_only(loser=[f"RUN:{SPEAKING}"])
+        before = await run(airflow, WITH_OUTPUT)
+        await eventually_async(lambda: has_succeeded(before), SECONDS)
+        denied.deny_only(revoked=[f"RUN:{WITH_OUTPUT}"])
 
         async def is_delivered() -> bool:
-            one, other = await run(airflow, SPEAKING), await run(airflow, OTHER)
-            await eventually_async(lambda: over(other), SECONDS)
-            return over(one)
+            one, other = await run(airflow, WITH_OUTPUT), await run(airflow, OTHER)
+            await eventually_async(lambda: has_succeeded(other), SECONDS)
+            return has_succeeded(one)
 
         async def is_not_delivered() -> bool:
             return not await is_delivered()
