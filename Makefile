@@ -131,6 +131,10 @@ check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; no
 check-outcome: $(VENV)/.dev  ## Compare predictions with Airflow's scheduler in CASES=20000 random runs
 	PYTHONPATH=tests $(BIN)/python -m support.outcome_check --cases $(or $(CASES),20000) $(ARGS)
 
+.PHONY: check-scenarios
+check-scenarios: $(VENV)/.dev  ## Play each scenario, and resume at each frame in all 16 ways
+	SCENARIO_RESUME_WAYS=16 $(BIN)/python -m pytest tests/integration/test_scenarios.py $(ARGS)
+
 .PHONY: check-soak
 check-soak: $(VENV)/.dev  ## 200 rows/s with one minute of retention for MINUTES=10; nothing may grow or be lost
 	PYTHONPATH=tests $(BIN)/python -m support.soak --minutes $(or $(MINUTES),10) $(ARGS)

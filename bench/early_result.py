@@ -66,7 +66,7 @@ def _options() -> argparse.Namespace:
 async def _timed_run(stack: DemoStack, airflow: AirflowRestClient, teardown: float) -> Timing:
     run_id = await asyncio.to_thread(airflow.trigger_run, "chat_answer", {"teardown_seconds": teardown})
     waiting = asyncio.create_task(asyncio.to_thread(_time_airflow_wait, airflow, run_id))
-    arrived, frame = await asyncio.wait_for(_result_frame(stack.server_url, run_id), DEADLINE)
+    arrived, frame = await asyncio.wait_for(_result_frame(stack.server_url, airflow.token, run_id), DEADLINE)
     written = datetime.fromisoformat(frame["at"].replace("Z", "+00:00")).timestamp()
     answered = await asyncio.wait_for(waiting, DEADLINE)
     return Timing(frame_ms=(arrived - written) * 1000, ahead_s=answered - arrived)
@@ -77,9 +77,14 @@ def _time_airflow_wait(airflow: AirflowRestClient, run_id: str) -> float:
     return time.time()
 
 
-async def _result_frame(url: str, run_id: str) -> tuple[float, dict[str, str]]:
+async def _result_frame(url: str, token: str, run_id: str) -> tuple[float, dict[str, str]]:
     path = f"{url}/api/v2/dags/chat_answer/dagRuns/{run_id}/stream"
-    async with httpx.AsyncClient(timeout=DEADLINE) as client, client.stream("GET", path) as response:
+    headers = {"Authorization": f"Bearer {token}"}
+    async with (
+        httpx.AsyncClient(timeout=DEADLINE, headers=headers) as client,
+        client.stream("GET", path) as response,
+    ):
+        response.raise_for_status()
         async for line in response.aiter_lines():
             if line.startswith('data: {"type":"result"'):
                 return time.time(), json.loads(line.removeprefix("data: "))

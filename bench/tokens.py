@@ -89,6 +89,7 @@ async def _timed_run(stack: DemoStack, airflow: AirflowRestClient, tokens: int, 
         httpx.AsyncClient(timeout=DEADLINE, headers=headers) as client,
         client.stream("GET", path) as response,
     ):
+        response.raise_for_status()
         async for line in response.aiter_lines():
             if line.startswith('data: {"type":"chunk"'):
                 now, frame = time.time(), json.loads(line.removeprefix("data: "))

@@ -53,6 +53,10 @@ class AirflowSql:
         self, dag_id: str, tasks: Mapping[str, Sequence[str]], teardowns: Mapping[str, bool] | None = None
     ) -> UUID:
         """Write a version of a DAG, and the DAG itself with the first one, as the dag-processor does."""
+        return await self.add_serialized_dag(dag_id, serialized_dag(dag_id, tasks, teardowns))
+
+    async def add_serialized_dag(self, dag_id: str, data: Mapping[str, object]) -> UUID:
+        """Write a version of a DAG in its serialised form."""
         version = uuid4()
         async with self.connection.transaction():
             await self.connection.execute("INSERT INTO dag_bundle (name) VALUES ('dags-folder') ON CONFLICT DO NOTHING")
@@ -74,7 +78,7 @@ class AirflowSql:
                 " VALUES (gen_random_uuid(), $1, now(), now(), 'hash', $2, $3)",
                 dag_id,
                 version,
-                serialized_dag(dag_id, tasks, teardowns),
+                data,
             )
         return version
 

@@ -53,6 +53,9 @@ class Events:
             else:
                 fields = {}
 
+    def __aiter__(self) -> AsyncIterator[Frame]:
+        return self._events
+
     async def next(self) -> Frame:
         return await asyncio.wait_for(anext(self._events), DEADLINE)
 

@@ -244,12 +244,12 @@ ORDER BY d.dag_id
 
 -- return_values --
 -- The return values of tasks ($3) of a run ($1 DAG, $2 run). The text is NULL if the values of the task have more than
--- $4 bytes together: larger values never leave the database.
+-- $4 bytes together: larger values never leave the database. Upgrades from Airflow 2 leave values that are SQL NULL.
 SELECT x.task_id, x.map_index, v.bytes,
        CASE WHEN sum(v.bytes) OVER (PARTITION BY x.task_id) <= $4 THEN v.text END AS json
 FROM {airflow}.dag_run AS r
 JOIN {airflow}.xcom AS x ON x.dag_run_id = r.id
-CROSS JOIN LATERAL (SELECT x.value::text AS text) AS s
+CROSS JOIN LATERAL (SELECT coalesce(x.value::text, 'null') AS text) AS s
 CROSS JOIN LATERAL (SELECT s.text, octet_length(s.text) AS bytes) AS v
 WHERE r.dag_id = $1 AND r.run_id = $2 AND x.task_id = ANY ($3::text[]) AND x.key = 'return_value'
 

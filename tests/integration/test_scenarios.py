@@ -1,0 +1,209 @@
+"""Each scenario in all ways: one process and workers, four transports, open and with permissions; fresh, late, resumed.
+
+After each step all clients know what Airflow's tables have. In the end a client that resumes at any frame knows the
+same as one that was never disconnected, and the same as one that joins then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.domain.run_state import FINAL_RUN_STATES
+from stream_server.journal.installer import install_journal
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub
+from support.postgres import create_database_from_airflow_template, drop_database
+from support.readiness import get_ready
+from support.run_knowledge import RunKnowledge, read_tables
+from support.run_watchers import TRANSPORTS, RunWatcher, StreamRefused, Target, Way
+from support.scenarios import SCENARIOS
+from support.scenarios.play import Expected, Play
+from support.server import server_process
+from support.streams import DEADLINE
+from support.stub_callers import CallerPermissions, StubPermissions
+from support.waiting import eventually_answered
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ARRANGEMENTS = {"one process": (), "two workers": ("--workers", "2")}
+
+OPTIONS = {"until": "run"}
+
+START_SECONDS = 60.0
+
+RESUMES_AT_ONCE = 8
+
+RESUME_WAYS = int(os.environ.get("SCENARIO_RESUME_WAYS", "2"))
+"""In how many ways a client resumes at each frame. They alternate, so that all ways occur."""
+
+
+@pytest.fixture(scope="module")
+def scenario_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    name = create_database_from_airflow_template(postgres)
+    yield postgres.url(name)
+    drop_database(postgres, name)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def ways(scenario_database: str) -> AsyncIterator[list[Way]]:
+    """Servers of each arrangement, open and with permissions, and each transport."""
+    await install_journal(scenario_database, "public", lock_timeout=5, attempts=1)
+    ada = CallerPermissions()
+    async with AsyncExitStack() as stack:
+        airflow = await stack.enter_async_context(AirflowSql.open(scenario_database))
+        stub = await stack.enter_async_context(AirflowStub.serve(scenario_database, airflow))
+        stub.instead = StubPermissions(ada)
+        targets = []
+        for (name, arguments), auth in itertools.product(ARRANGEMENTS.items(), ("none", "airflow")):
+            port = await stack.enter_async_context(_serving(scenario_database, stub.url, "--auth", auth, *arguments))
+            headers = ada.headers if auth == "airflow" else {}
+            client = await stack.enter_async_context(httpx.AsyncClient(timeout=DEADLINE, limits=httpx.Limits()))
+            targets.append(Target(f"{name}, auth {auth}", f"http://127.0.0.1:{port}", headers, client))
+        for target in targets:
+            await eventually_answered(lambda one=target: _is_ready(one), START_SECONDS, f"{target.name} is ready")  # type: ignore[misc]
+        yield [Way(target, transport) for transport in TRANSPORTS for target in targets]
+
+
+async def _is_ready(target: Target) -> bool:
+    try:
+        return (await get_ready(target.url))[0] == 200
+    except httpx.TransportError:
+        return False
+
+
+@asynccontextmanager
+async def _serving(database_url: str, airflow_url: str, *arguments: str) -> AsyncIterator[int]:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = int(unused.getsockname()[1])
+    command = ("--port", str(port), "--airflow-url", airflow_url, *arguments)
+    async with server_process(*command, STREAM_SERVER_DATABASE_URL=database_url) as process:
+        assert process.stderr is not None
+        reading = asyncio.create_task(process.stderr.read())
+        yield port
+        process.terminate()
+        await asyncio.wait_for(process.wait(), DEADLINE)
+        log = (await reading).decode()
+        assert "ERROR" not in log, log
+        assert "Traceback" not in log, log
+
+
+class Audience:
+    """All clients that watch a scenario.
+
+    Args:
+        airflow: A session that reads Airflow's tables.
+        ways: The ways to watch.
+    """
+
+    def __init__(self, airflow: AirflowSql, ways: list[Way]) -> None:
+        self._airflow = airflow
+        self._ways = ways
+        self._turns = itertools.cycle(ways)
+        self._watching: list[RunWatcher] = []
+        self.first: list[RunWatcher] = []
+        """The clients that watch from the beginning, one for each way."""
+
+    async def step(self, play: Play) -> None:
+        """Check that all clients know what the tables have; then one joins, and one resumes where another is."""
+        tables = await read_tables(self._airflow.connection, play.key)
+        if not self.first:
+            self.first = [RunWatcher(way, play.key, OPTIONS) for way in self._ways]
+            self._watching = [*self.first]
+        if tables.run is not None:
+            await asyncio.gather(*(watcher.knows(tables) for watcher in self._watching))
+        if tables.run is None or tables.run[0] in FINAL_RUN_STATES:
+            await asyncio.gather(*(watcher.has_ended() for watcher in self._watching))
+            self._watching = []
+            return
+        self._watching.append(RunWatcher(next(self._turns), play.key, OPTIONS))
+        points = [point for watcher in self.first[:4] for point in watcher.points()[-3:]]
+        for point in points[:2]:
+            self._watching.append(RunWatcher(next(self._turns), play.key, OPTIONS, point))
+
+    async def finish(self, play: Play, expected: Expected) -> None:
+        """Check that all know the same, however they came to it."""
+        tables = await read_tables(self._airflow.connection, play.key)
+        remaining = self._watching
+        await asyncio.gather(*(watcher.has_ended() for watcher in remaining))
+        if tables.run is None:
+            await self._check_deleted(play, expected, remaining)
+            return
+        late = [RunWatcher(way, play.key, OPTIONS) for way in self._ways]
+        await asyncio.gather(*(watcher.has_ended() for watcher in late))
+        final = late[0].knowledge
+        assert final.tables == tables
+        check_outcome(final, expected)
+        for watcher in (*late, *remaining):
+            assert watcher.knowledge.everything == final.everything, watcher.name
+        await self._check_resumes(play, final)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(watcher.close() for watcher in (*self.first, *self._watching)))
+
+    async def _check_deleted(self, play: Play, expected: Expected, remaining: list[RunWatcher]) -> None:
+        for watcher in remaining:
+            check_outcome(watcher.knowledge, expected)
+        for way in self._ways:
+            with pytest.raises(StreamRefused) as refused:
+                await RunWatcher(way, play.key, OPTIONS).has_ended()
+            assert refused.value.status == 404
+
+    async def _check_resumes(self, play: Play, final: RunKnowledge) -> None:
+        turns = itertools.cycle(self._ways)
+        gate = asyncio.Semaphore(RESUMES_AT_ONCE)
+
+        async def resume(way: Way, point: tuple[RunKnowledge, str], number: int, *, until: str = "run") -> None:
+            async with gate:
+                watcher = RunWatcher(way, play.key, {"until": until}, point)
+                await watcher.has_ended()
+            known, expected = watcher.knowledge.everything, final.everything
+            if until == "result":
+                known, expected = {"outcome": known["outcome"]}, {"outcome": expected["outcome"]}
+            assert known == expected, f"{watcher.name}, at point {number}: {point[0]}\n{watcher.frames}"
+
+        points = {cursor: knowledge for watcher in self.first for knowledge, cursor in watcher.points()}
+        assert points
+        resumes = []
+        for number, (cursor, knowledge) in enumerate(points.items()):
+            point = knowledge, cursor
+            resumes += [resume(next(turns), point, number) for _ in range(RESUME_WAYS)]
+            resumes.append(resume(next(turns), point, number, until="result"))
+        await asyncio.gather(*resumes)
+
+
+def check_outcome(knowledge: RunKnowledge, expected: Expected) -> None:
+    """Check the outcome that a client knows against that of the scenario."""
+    assert knowledge.end == (expected.type or "none")
+    if expected.type is None:
+        assert knowledge.outcome is None
+        return
+    assert knowledge.outcome is not None
+    found = {name: knowledge.outcome.get(name) for name in expected.fields}
+    assert (knowledge.outcome["type"], found) == (expected.type, dict(expected.fields))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_all_clients_know_the_same(ways: list[Way], scenario_database: str, name: str) -> None:
+    async with (
+        AirflowSql.open(scenario_database) as airflow,
+        AirflowSql.open(scenario_database) as other,
+        AirflowSql.open(scenario_database) as reader,
+    ):
+        audience = Audience(reader, ways)
+        play = Play(airflow, other, name, lambda: audience.step(play))
+        try:
+            expected = await SCENARIOS[name](play)
+            await audience.finish(play, expected)
+        finally:
+            await audience.close()

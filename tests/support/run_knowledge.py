@@ -1,0 +1,144 @@
+"""What a client knows about a run, folded from its frames as `docs/protocol.md` describes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from stream_server.domain.run_state import MAX_LISTED_INSTANCES, RunKey
+from support.streams import Frame
+
+NO_STATUS = "no_status"
+
+Instance = tuple[str, int]
+"""A task and a map index."""
+
+
+class Tables(NamedTuple):
+    """A run as Airflow's tables have it."""
+
+    run: tuple[str | None, int] | None
+    """State and clear number; `None` if it does not exist."""
+
+    tasks: dict[str, object]
+    """State and try number by map index; the number of instances by state, where a snapshot does not list them."""
+
+
+@dataclass
+class RunKnowledge:
+    """The state of a run, its output and its outcome, as far as a client has received them."""
+
+    run: tuple[str | None, int] | None = None
+    """State and clear number."""
+
+    instances: dict[Instance, tuple[str | None, int]] = field(default_factory=dict)
+    """State and try number."""
+
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    """Instances by state, for tasks that a snapshot does not list."""
+
+    output: dict[tuple[str, int, int], dict[int, Any]] = field(default_factory=dict)
+    """Values by index, for each instance and try."""
+
+    outcome: dict[str, Any] | None = None
+    """The `result` or `failure` frame without what depends on when a client joined: the row that caused it, and whether
+    a failure was predicted."""
+
+    end: str | None = None
+    """The outcome that the `end` frame names."""
+
+    def copy(self) -> RunKnowledge:
+        return deepcopy(self)
+
+    def apply(self, frame: Frame) -> None:
+        """Apply a frame. Frames that say nothing about the run change nothing."""
+        handler = getattr(self, f"_apply_{frame['type']}", None)
+        if handler is not None:
+            handler(frame)
+
+    def apply_all(self, frames: Iterable[Frame]) -> RunKnowledge:
+        for frame in frames:
+            self.apply(frame)
+        return self
+
+    @property
+    def tables(self) -> Tables:
+        """The part that Airflow's tables have, in the form of `read_tables`."""
+        return Tables(self.run, _summarize(self.instances, self.counts))
+
+    @property
+    def everything(self) -> dict[str, object]:
+        """All that must be the same for every client of the run."""
+        return {"tables": self.tables, "output": self.output, "outcome": self.outcome, "end": self.end}
+
+    def _apply_reset(self, _frame: Frame) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def _apply_snapshot(self, frame: Frame) -> None:
+        self._apply_reset(frame)
+        self.run = frame["run"]["state"], frame["run"]["clear_number"]
+        for task in frame["tasks"]:
+            self.instances[task["task_id"], task["map_index"]] = task["state"], task["try_number"]
+        self.counts = {task_id: Counter(states) for task_id, states in frame.get("counts", {}).items()}
+
+    def _apply_task(self, frame: Frame) -> None:
+        task_id, map_index = frame["task_id"], frame["map_index"]
+        if (counts := self.counts.get(task_id)) is not None:
+            counts[frame["previous_state"] or NO_STATUS] -= 1
+            counts[frame["state"] or NO_STATUS] += 1
+            return
+        if map_index >= 0:
+            self.instances.pop((task_id, -1), None)
+        self.instances[task_id, map_index] = frame["state"], frame["try_number"]
+
+    def _apply_run(self, frame: Frame) -> None:
+        self.run = frame["state"], frame["clear_number"]
+
+    def _apply_chunk(self, frame: Frame) -> None:
+        of_try = self.output.setdefault((frame["task_id"], frame["map_index"], frame["try_number"]), {})
+        assert frame["index"] not in of_try or of_try[frame["index"]] == frame["value"], f"two values: {frame}"
+        of_try[frame["index"]] = frame["value"]
+
+    def _apply_progress(self, frame: Frame) -> None:
+        # Only the last report counts, and a client that joins late gets no other.
+        of_try = self.output.setdefault((frame["task_id"], frame["map_index"], frame["try_number"]), {})
+        of_try[-1] = frame["value"]
+
+    def _apply_result(self, frame: Frame) -> None:
+        assert self.outcome is None, f"a second outcome without a reset: {frame}"
+        self.outcome = {name: value for name, value in frame.items() if name not in {"seq", "at", "predicted"}}
+
+    _apply_failure = _apply_result
+
+    def _apply_end(self, frame: Frame) -> None:
+        assert self.end in {None, frame["outcome"]}, f"another end: {frame}"
+        self.end = frame["outcome"]
+
+
+async def read_tables(connection: asyncpg.Connection[asyncpg.Record], key: RunKey) -> Tables:
+    """Return what Airflow's tables have of a run."""
+    run = await connection.fetchrow("SELECT state, clear_number FROM dag_run WHERE dag_id = $1 AND run_id = $2", *key)
+    rows = await connection.fetch(
+        "SELECT task_id, map_index, state, try_number FROM task_instance WHERE dag_id = $1 AND run_id = $2", *key
+    )
+    instances = {(row["task_id"], row["map_index"]): (row["state"], row["try_number"]) for row in rows}
+    return Tables((run["state"], run["clear_number"]) if run is not None else None, _summarize(instances, {}))
+
+
+def _summarize(instances: dict[Instance, tuple[str | None, int]], counts: dict[str, Counter[str]]) -> dict[str, object]:
+    """Return the instances of each task, or their number by state where a snapshot does not list them."""
+    of_tasks: dict[str, dict[int, tuple[str | None, int]]] = {}
+    for (task_id, map_index), found in instances.items():
+        of_tasks.setdefault(task_id, {})[map_index] = found
+    summary: dict[str, object] = {task_id: +counter for task_id, counter in counts.items()}
+    for task_id, by_index in of_tasks.items():
+        if len(by_index) > MAX_LISTED_INSTANCES:
+            summary[task_id] = Counter(state or NO_STATUS for state, _ in by_index.values())
+        else:
+            summary[task_id] = by_index
+    return summary

@@ -1,0 +1,102 @@
+"""Airflow's side of a scenario, and the outcome that it expects."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from stream_server.domain.run_state import RunKey
+from support.airflow_sql import CHAIN, AirflowSql, serialized_dag
+from support.serialized_dags import Node
+
+Tasks = Mapping[str, Node]
+
+
+class Expected(NamedTuple):
+    """The outcome that each client must know in the end."""
+
+    type: str | None
+    """`result`, `failure`, or `None` if the DAG has no result task."""
+
+    fields: Mapping[str, Any]
+    """Fields of that frame."""
+
+
+def result(**results: Any) -> Expected:
+    return Expected("result", {"results": results})
+
+
+def failure(reason: str, task_id: str | None = None, **fields: Any) -> Expected:
+    return Expected("failure", {"reason": reason, **({"task_id": task_id} if task_id else {}), **fields})
+
+
+NO_OUTCOME = Expected(None, {})
+
+
+class Play:
+    """Airflow's side of a scenario."""
+
+    def __init__(self, airflow: AirflowSql, other: AirflowSql, name: str, step: Callable[[], Awaitable[None]]) -> None:
+        self.airflow = airflow
+        self.other = other
+        """A second session, for transactions that overlap."""
+
+        self.key = RunKey(f"scenario_{name}", "manual__2026-11-22T10:00:00+00:00")
+        self.step = step
+        self._version: UUID | None = None
+
+    @property
+    def version(self) -> UUID:
+        assert self._version is not None, "the scenario has called `trigger`"
+        return self._version
+
+    async def trigger(
+        self, tasks: Tasks | None = None, *, tags: Sequence[str] = (), instances: Sequence[str] | None = None
+    ) -> None:
+        """Add a DAG, `CHAIN` by default, and create a run that waits; clients start to watch it."""
+        if tasks is None:
+            data = serialized_dag(self.key.dag_id, CHAIN, {"clean_up": False})
+        else:
+            operators = [node.serialized(task_id) for task_id, node in tasks.items()]
+            fields = {"dag_id": self.key.dag_id, "tasks": operators, "task_group": {}, "tags": [*tags]}
+            data = {"__version": 3, "dag": fields}
+        self._version = await self.airflow.add_serialized_dag(self.key.dag_id, data)
+        await self.airflow.trigger(self.key, self._version, [*(instances or tasks or CHAIN)])
+        await self.step()
+
+    async def start(self, task_id: str, map_index: int = -1) -> None:
+        """Start a try, whose worker deletes the XComs of the try before (`TIRunContext.xcom_keys_to_clear`)."""
+        await self.airflow.start_task(self.key, task_id, map_index)
+        await self.airflow.connection.execute(
+            "DELETE FROM xcom WHERE dag_id = $1 AND run_id = $2 AND task_id = $3 AND map_index = $4",
+            *self.key,
+            task_id,
+            map_index,
+        )
+
+    async def set(self, task_id: str, state: str | None, map_index: int = -1) -> None:
+        await self.airflow.set_task(self.key, task_id, state, map_index)
+
+    async def push(self, task_id: str, value: object, map_index: int = -1, **fields: Any) -> None:
+        await self.airflow.push(self.key, task_id, value, map_index, **fields)
+
+    async def run(self, task_id: str, value: object, map_index: int = -1) -> None:
+        """Run a task instance that returns a value."""
+        await self.start(task_id, map_index)
+        await self.push(task_id, value, map_index)
+        await self.set(task_id, "success", map_index)
+
+    async def set_run(self, state: str) -> None:
+        await self.airflow.set_run(self.key, state)
+
+    async def emit(self, task_id: str, index: int, *items: object, try_number: int = 1) -> None:
+        await self.airflow.emit_output(self.key, task_id, index, *items, try_number=try_number)
+
+    async def finish_chain(self) -> None:
+        """Run the teardown of `CHAIN`, and end the run."""
+        await self.run("clean_up", None)
+        await self.set_run("success")
+
+
+Scenario = Callable[[Play], Awaitable[Expected]]
