@@ -47,7 +47,7 @@ async def test_every_committed_row_comes_exactly_once(cluster: EmbeddedPostgres,
     seed = os.environ.get("STREAM_SERVER_SEED") or secrets.token_hex(4)
     print(f"STREAM_SERVER_SEED={seed}")  # noqa: T201 # shown where the test fails
     outcome = await SCHEDULES[readers](cluster, database, seed, SECONDS)
-    assert outcome.verdict.misses == [], outcome.as_json()
+    assert outcome.evaluation.misses == [], outcome.as_json()
     assert outcome.figures["resyncs"] == {}, "it is the same database, whatever happens to its server"
     assert outcome.figures["rows"] > 0
     assert outcome.figures["committed out of order"] > 0, "the schedule must provoke what the cursor is for"

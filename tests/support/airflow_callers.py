@@ -63,9 +63,9 @@ class DeniedPermissions:
 
 
 class Access(NamedTuple):
-    """What a caller got, from Airflow or from the server."""
+    """What a caller received from Airflow or from the server."""
 
     status: int
     detail: str | None = None
     values: bool | None = None
-    """Whether return values were visible, where there are some."""
+    """Whether return values were visible; `None` if there are none."""

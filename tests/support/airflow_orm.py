@@ -1,7 +1,7 @@
 """Airflow's own statements, issued by its own models, against any database.
 
 Run as a script, `python -m support.airflow_orm MAPPED`, it is a process that reads database URLs from standard input,
-line by line, does all that is below in each, and answers with a line of JSON: what was committed, or what was raised.
+line by line, runs all transactions in each, and writes a line of JSON: what was committed, or the exception.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def connected(url: str) -> Iterator[Engine]:
 
 
 def main() -> None:
-    """Answer each line of standard input."""
+    """Write a line for each line of standard input."""
     warnings.simplefilter("ignore")
     dag = make_dag(int(sys.argv[1]))
     for line in sys.stdin:

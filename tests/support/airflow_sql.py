@@ -211,9 +211,10 @@ class AirflowSql:
 
     async def insert_xcom(self, **values: object) -> None:
         """Insert an XCom with the current time."""
-        places = ", ".join(f"${number}" for number in range(1, len(values) + 1))
+        placeholders = ", ".join(f"${number}" for number in range(1, len(values) + 1))
         await self.connection.execute(
-            f"INSERT INTO xcom ({', '.join(values)}, timestamp) VALUES ({places}, clock_timestamp())", *values.values()
+            f"INSERT INTO xcom ({', '.join(values)}, timestamp) VALUES ({placeholders}, clock_timestamp())",
+            *values.values(),
         )
 
     async def start_task(self, key: RunKey, task_id: str, map_index: int = -1) -> None:

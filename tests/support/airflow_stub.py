@@ -151,13 +151,13 @@ class AirflowStub:
     def _respond_to_read(self, found: dict[str, Any]) -> Callable[[Request], Awaitable[Response]]:
         """Respond to requests that the server makes only to check a permission."""
 
-        async def look(request: Request) -> Response:
+        async def respond(request: Request) -> Response:
             received = await self._record(request)
             if self.instead is not None and (answer := await self.instead(received)) is not None:
                 return answer
             return JSONResponse(found)
 
-        return look
+        return respond
 
     async def _patch(self, request: Request) -> Response:
         received = await self._record(request)

@@ -46,7 +46,7 @@ from support.server import running_server
 from support.waiting import eventually_async
 
 KNOWN = {"dag_id": "chat", "run_id": "over"}
-"""A run that is there, and over, so that its streams end."""
+"""A finished run, so that its streams end."""
 
 CHECKS = [
     not_a_server_error,
@@ -57,24 +57,24 @@ CHECKS = [
 ]
 
 TOO_LARGE = (414, 431)
-"""What is refused for its size, before anything is read of it; schemathesis does not know them."""
+"""Statuses of requests that are refused for their size; schemathesis does not know them."""
 
 ENDLESS = ("text/event-stream", "application/x-ndjson")
 MAX_STREAM_BYTES = 2000
-"""Bytes that are read of a stream."""
+"""Maximum of bytes that are read from a stream."""
 
 SECONDS = 30.0
 
 
 class CheckResult(NamedTuple):
-    """Numbers of requests, and what was wrong."""
+    """Numbers of requests, and the errors."""
 
     seed: int
     statuses: dict[str, int]
-    """Answers by status."""
+    """Responses by status."""
 
     misses: list[str]
-    """What was wrong, each with a way to see it again."""
+    """Errors, each with a way to reproduce it."""
 
 
 @asynccontextmanager
@@ -92,7 +92,7 @@ async def serve_target(database_url: str) -> AsyncIterator[str]:
 
 
 async def _as_airflow(received: ReceivedRequest) -> Response | None:
-    """Refuse what Airflow would refuse."""
+    """Refuse the requests that Airflow would refuse."""
     if not re.match(r"/api/v2/dags((/chat/dagRuns(/over(/taskInstances/~/xcomEntries)?)?)?(\?|$))", received.target):
         return JSONResponse({"detail": "not found"}, 404)
     if received.method != "POST":
@@ -130,7 +130,7 @@ class _OperationChecker:
         self._session = requests.Session()
         self.statuses: Counter[str] = Counter()
         self.misses: dict[str, str] = {}
-        """One of each kind: the same is wrong with many answers."""
+        """One error of each kind, because many responses have the same error."""
 
     def check_operation(self, operation: APIOperation[Any, Any, Any, Any], examples: int, number: int) -> None:
         """Send examples of an operation."""
@@ -149,10 +149,10 @@ class _OperationChecker:
                     seed(number)(bounded(given(cases)(self._property_test(known=known, wrong=wrong))))()
 
     def _property_test(self, *, known: bool, wrong: bool) -> Callable[[Case[Any]], None]:
-        def asking(case: Case[Any]) -> None:
+        def check_case(case: Case[Any]) -> None:
             self.send(case, known=known, wrong=wrong)
 
-        return asking
+        return check_case
 
     def send(self, case: Case[Any], *, known: bool, wrong: bool) -> None:
         """Send one request, and check the response."""
@@ -180,7 +180,7 @@ class _OperationChecker:
 
 
 def _read_body(response: requests.Response) -> None:
-    """Read a body; of one that does not end, the beginning."""
+    """Read a body; only the beginning of a stream without an end."""
     if _media_type(response) in ENDLESS:
         body = b""
         for piece in response.iter_content(None):

@@ -29,7 +29,7 @@ SEEN = """
   }).observe(document, { subtree: true, childList: true, characterData: true });
 })()
 """
-"""Writes down each text that the last answer of a chat has had, and each step that was shown."""
+"""Records each text of the last answer of a chat, and each progress step that was shown."""
 
 
 FOCUSED = """
@@ -40,10 +40,10 @@ FOCUSED = """
   return `${one.tagName.toLowerCase()} ${name.trim()}`;
 })()
 """
-"""Returns what has the keyboard: the kind of element, and its name."""
+"""Returns the focused element: its tag and its name."""
 
 MAX_STOPS = 200
-"""Of the Tab key, on one page."""
+"""Maximum of Tab stops on a page."""
 
 
 class BrowserSession:
@@ -54,7 +54,7 @@ class BrowserSession:
         self.url = url
         self.problems: list[str] = []
         self.bears_cuts = False
-        """Whether connections are to break, of which a browser writes an error, too."""
+        """Whether the test cuts connections, for which the browser logs errors."""
 
     async def open(self, path: str) -> Page:
         """Open a page in a new tab."""

@@ -67,7 +67,7 @@ class History:
         self._txid = 100
         self._grouped = False
         self._resuming: set[tuple[str, int]] = set()
-        self._said: dict[tuple[str, int, int], int] = {}
+        self._emitted: dict[tuple[str, int, int], int] = {}
         with self.transaction():
             self.run = RunInfo(state=None, queued_at=at(0), start_date=None, end_date=None, clear_number=0)
             self.set_run("queued")
@@ -98,7 +98,7 @@ class History:
 
     def output_length(self, instance: tuple[str, int]) -> int:
         """Return how many items of output a task instance has emitted in its current try."""
-        return self._said.get((*instance, self.rows[instance].try_number), 0)
+        return self._emitted.get((*instance, self.rows[instance].try_number), 0)
 
     def values(self, task_ids: Collection[str]) -> ReturnValues:
         """Return what the query `return_values` reads."""
@@ -169,11 +169,11 @@ class History:
     ) -> None:
         """Emit output of a task, whatever its state: the Execution API does not check it."""
         number = self.rows[task_id, map_index].try_number if try_number is None else try_number
-        first = self._said.get((task_id, map_index, number), 0) if index is None else index
+        first = self._emitted.get((task_id, map_index, number), 0) if index is None else index
         batch = {"try_number": number, "index": first, "items": [{"chunk": chunk} for chunk in chunks]}
         transition = self._write(TransitionKind.XCOM, task_id=task_id, map_index=map_index)
         self.journal[-1] = transition._replace(xcom_key=OUTPUT_KEY, body=msgspec.json.encode(batch).decode())
-        self._said[task_id, map_index, number] = first + len(chunks)
+        self._emitted[task_id, map_index, number] = first + len(chunks)
 
     def succeed(self, task_id: str, map_index: int = -1) -> None:
         """End a running task as its worker does."""
@@ -286,7 +286,7 @@ class SimulatedReader:
         self.answer = OutcomeTracker(WatchOptions(results, until, confirm), self.run.info.clear_number)
         self.frames: list[AnyFrame] = []
         self._read = len(history.journal)
-        self.opening = self._take(self.answer.update(self.run))
+        self.initial_frames = self._take(self.answer.update(self.run))
 
     def catch_up(self) -> list[AnyFrame]:
         """Apply all rows committed since the last call as one batch; return the new frames."""

@@ -1,4 +1,4 @@
 """Options with which tests start Chromium."""
 
 QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-"""Without the last three a browser asks its maker's servers for things at every start."""
+"""Without the last three, a browser sends requests to its vendor's servers at every start."""

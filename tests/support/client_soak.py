@@ -46,29 +46,29 @@ FAST_SECONDS_PER_UPDATE = 1 / 150
 STATES = ("scheduled", "queued", "running", "deferred")
 
 ABANDON_SECONDS = 30 * PING_SECONDS
-"""How long after that they must be given up at the latest; the machine may be busy."""
+"""Time after which the server must have aborted an abandoned connection, on a busy machine."""
 
 WATCHERS = (*("sse", "websocket") * 2, "result", "result")
-"""Of each run that is run to its end."""
+"""Clients of each run that is run to its end."""
 
 PERMANENT = 0.4
-"""Share of the clients that leave only at the end."""
+"""Share of the clients that disconnect only at the end."""
 
 SLOW = 10
 FIREHOSES = 5
 FAULT_SECONDS = 12.0
 SAMPLE_SECONDS = 5.0
 CATCH_UP_SECONDS = 180.0
-"""For all that comes before and after."""
+"""Time limit for the work before and after the soak."""
 
 GROWTH = 1.15
-"""How much larger the peak of memory may be at the end than after the first third."""
+"""Greatest ratio of the peak of memory at the end to that after the first third."""
 
 WARM_SECONDS = 60.0
-"""Before that memory may grow: not all has been done once."""
+"""Time in which memory may grow, because some code runs for the first time."""
 
 OBJECTS_LEFT, OBJECTS_PER_VISIT = 1000, 0.02
-"""That may be more than before: what is kept of things that were done for the first time, and of each visit."""
+"""Objects that may be added: by code that runs for the first time, and by each visit."""
 
 UPDATE = "UPDATE task_instance SET state = $2, try_number = try_number + 1 WHERE id = $1 RETURNING try_number"
 
@@ -76,11 +76,11 @@ UPDATE = "UPDATE task_instance SET state = $2, try_number = try_number + 1 WHERE
 class ClientSoak:
     """One workload, two servers and all their clients."""
 
-    def __init__(self, url: str, steady: SoakServerProcess, troubled: SoakServerProcess, clients: int) -> None:
+    def __init__(self, url: str, steady: SoakServerProcess, restarted: SoakServerProcess, clients: int) -> None:
         self._url = url
         self._steady = steady
-        self._troubled = troubled
-        self._ports = [steady.port, troubled.port]
+        self._restarted = restarted
+        self._ports = [steady.port, restarted.port]
         self._clients = clients
         self._numbers: dict[RunKey, int] = {}
         self._runs = [RunKey(DAG_ID, f"manual__{number:02}_{'x' * 200}") for number in range(RUNS)]
@@ -88,26 +88,26 @@ class ClientSoak:
         self.faults: Counter[str] = Counter()
         self.samples: list[tuple[float, ServerState]] = []
         self.late: list[str] = []
-        self.stayed = 0
-        self.buried = 0
+        self.permanent = 0
+        self.closed_abandoned = 0
 
     async def run(self, seconds: float) -> None:
-        """Run a small number of clients first, so that everything lazy is loaded; then all clients, for `seconds`."""
+        """Run a small number of clients first, so that lazy imports are done; then all clients, for `seconds`."""
         await self._prepare()
         await self._run_clients(3.0, min(self._clients, 60), faults=False)
         self.before = await self._wait_until_idle()
         self.tally.visits.clear()
         self._began = time.monotonic()
-        sampler, undertaker = asyncio.create_task(self._sample()), asyncio.create_task(self._close_abandoned())
+        sampler, closer = asyncio.create_task(self._sample()), asyncio.create_task(self._close_abandoned())
         await self._run_clients(seconds, self._clients, faults=True)
         sampler.cancel()
         self.after = await self._wait_until_idle()
-        undertaker.cancel()
-        for ended in await asyncio.gather(sampler, undertaker, return_exceptions=True):
+        closer.cancel()
+        for ended in await asyncio.gather(sampler, closer, return_exceptions=True):
             if not isinstance(ended, asyncio.CancelledError):
-                self.tally.misses.append(f"the soak itself: {ended!r}")
-        for ghost in self.tally.ghosts:
-            ghost.connection.disconnect("reset")
+                self.tally.misses.append(f"the soak failed: {ended!r}")
+        for one in self.tally.abandoned:
+            one.connection.disconnect("reset")
         self.seconds = time.monotonic() - self._began
 
     async def _prepare(self) -> None:
@@ -118,34 +118,38 @@ class ClientSoak:
                 await airflow.trigger(key, version, list(CHAIN))
 
     async def _run_clients(self, seconds: float, count: int, *, faults: bool) -> None:
-        """Have clients connect and disconnect; at the end, check that permanent clients know what was written."""
-        stopping, going = asyncio.Event(), asyncio.Event()
+        """Have clients connect and disconnect; at the end, check that permanent clients have received all rows."""
+        stopping, ending = asyncio.Event(), asyncio.Event()
         clients = self._make_clients(count)
         # One after the other: benchmarks connect all at once.
-        visitors = []
+        client_tasks = []
         work = [asyncio.create_task(self._update_run(key, stopping)) for key in self._runs]
         work += [asyncio.create_task(self._run_to_end(number, stopping)) for number in range(2)]
         if faults:
             work.append(asyncio.create_task(self._inject_faults(seconds)))
         for client in clients:
-            visitors.append(asyncio.create_task(client.visit_repeatedly(going)))
+            client_tasks.append(asyncio.create_task(client.visit_repeatedly(ending)))
             await asyncio.sleep(min(0.01, 0.1 * seconds / count))
-        ended, _ = await asyncio.wait([*work, *visitors], timeout=0.85 * seconds, return_when=asyncio.FIRST_EXCEPTION)
+        ended, _ = await asyncio.wait(
+            [*work, *client_tasks], timeout=0.85 * seconds, return_when=asyncio.FIRST_EXCEPTION
+        )
         for task in ended:
             task.result()
         stopping.set()
         await asyncio.gather(*work)
-        await self._wait_for_permanent_clients([client for client in clients if client.stays])
-        going.set()
-        for visitor in visitors:
-            visitor.cancel()
-        await asyncio.gather(*visitors, return_exceptions=True)
+        await self._wait_for_permanent_clients([client for client in clients if client.is_permanent])
+        ending.set()
+        for task in client_tasks:
+            task.cancel()
+        await asyncio.gather(*client_tasks, return_exceptions=True)
 
     def _make_clients(self, count: int) -> list[Client]:
         kinds = ["slow"] * SLOW + ["firehose"] * FIREHOSES
         kinds += itertools.islice(itertools.cycle(KINDS[:4]), max(0, count - len(kinds)))
         return [
-            Client(kind, self._ports, self._runs, self.tally, stays=kind == "slow" or number % 10 < 10 * PERMANENT)
+            Client(
+                kind, self._ports, self._runs, self.tally, is_permanent=kind == "slow" or number % 10 < 10 * PERMANENT
+            )
             for number, kind in enumerate(kinds)
         ]
 
@@ -191,57 +195,57 @@ class ClientSoak:
         while True:
             self.tally.visits["result"] += 1
             path = f"/api/v2/dags/{key.dag_id}/dagRuns/{key.run_id}/result?timeout=20s"
-            patience = random.uniform(0.05, 0.5) if random.random() < 0.2 else 30
-            with suppress(httpx.TransportError), anyio.move_on_after(patience):
+            limit = random.uniform(0.05, 0.5) if random.random() < 0.2 else 30
+            with suppress(httpx.TransportError), anyio.move_on_after(limit):
                 answer = await client.get(f"http://{LOOPBACK}:{random.choice(self._ports)}{path}")
                 if answer.status_code == httpx.codes.OK:
                     if answer.json().get("results") != {"answer": {"text": "because"}}:
                         self.tally.misses.append(f"{key.run_id}: {answer.text}")
-                    self.tally.answered += 1
+                    self.tally.completed += 1
                     return
             await asyncio.sleep(random.uniform(0.1, 0.5))
 
     async def _inject_faults(self, seconds: float) -> None:
         """Terminate connections to PostgreSQL, stop one of the servers, and kill it, in turn."""
         until = time.monotonic() + 0.75 * seconds
-        deck = itertools.cycle(("reconnect", "drain", "reconnect", "kill"))
+        fault_kinds = itertools.cycle(("reconnect", "drain", "reconnect", "kill"))
         connection = await asyncpg.connect(self._url)
         try:
             while time.monotonic() + FAULT_SECONDS / 2 < until:
                 await asyncio.sleep(min(FAULT_SECONDS, seconds / 6))
-                fault = next(deck)
+                fault = next(fault_kinds)
                 self.faults[fault] += 1
                 if fault == "reconnect":
                     await terminate_connections(connection)
                     continue
-                sign = signal.SIGTERM if fault == "drain" else signal.SIGKILL
-                await asyncio.to_thread(self._troubled.child.stop, 10.0, sign)
-                await asyncio.to_thread(self._troubled.start)
+                end_signal = signal.SIGTERM if fault == "drain" else signal.SIGKILL
+                await asyncio.to_thread(self._restarted.child.stop, 10.0, end_signal)
+                await asyncio.to_thread(self._restarted.start)
         finally:
             await connection.close()
 
     async def _sample(self) -> None:
         while True:
-            hands, second = await self._steady.read_state(), time.monotonic() - self._began
-            self.samples.append((second, hands))
-            print(f"{second:.0f} s: {hands}, {self.tally.frames} frames", flush=True)  # noqa: T201
+            state, second = await self._steady.read_state(), time.monotonic() - self._began
+            self.samples.append((second, state))
+            print(f"{second:.0f} s: {state}, {self.tally.frames} frames", flush=True)  # noqa: T201
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def _close_abandoned(self) -> None:
         """Close connections abandoned long ago, to bound open files. The servers must have closed them already."""
-        ghosts = self.tally.ghosts
+        abandoned = self.tally.abandoned
         while True:
             await asyncio.sleep(SAMPLE_SECONDS)
-            held = await asyncio.to_thread(self._server_connections)
-            while ghosts and ghosts[0].left_at < time.monotonic() - ABANDON_SECONDS:
-                ghost = ghosts.popleft()
-                self.buried += 1
-                transport = ghost.connection.transport
+            open_connections = await asyncio.to_thread(self._server_connections)
+            while abandoned and abandoned[0].abandoned_at < time.monotonic() - ABANDON_SECONDS:
+                one = abandoned.popleft()
+                self.closed_abandoned += 1
+                transport = one.connection.transport
                 ends = tuple(tuple(transport.get_extra_info(end)) for end in ("peername", "sockname"))
-                # A client that was just closing has closed by now; its port may belong to another client.
-                if not transport.is_closing() and ends in held:
-                    self.tally.misses.append(f"{ghost.connection} vanished {ABANDON_SECONDS:g} s ago, and is open")
-                ghost.connection.disconnect("reset")
+                # A connection that was closing is closed by now, and its port may belong to another client.
+                if not transport.is_closing() and ends in open_connections:
+                    self.tally.misses.append(f"{one.connection} vanished {ABANDON_SECONDS:g} s ago, and is open")
+                one.connection.disconnect("reset")
 
     def _server_connections(self) -> set[tuple[object, ...]]:
         """Return both addresses of each connection that a server has open."""
@@ -251,38 +255,38 @@ class ClientSoak:
             if one.pid is not None and one.raddr and one.laddr in {(LOOPBACK, port) for port in self._ports}
         }
 
-    async def _wait_for_permanent_clients(self, stayers: list[Client]) -> None:
-        """Wait until permanent clients know the last number of their runs."""
+    async def _wait_for_permanent_clients(self, permanent_clients: list[Client]) -> None:
+        """Wait until permanent clients have received the last number of their runs."""
 
-        def behind() -> list[str]:
-            return [one for client in stayers for one in client.runs_behind(self._numbers)]
+        def runs_behind() -> list[str]:
+            return [one for client in permanent_clients for one in client.runs_behind(self._numbers)]
 
-        async def caught_up() -> bool:
-            return not behind()
+        async def have_caught_up() -> bool:
+            return not runs_behind()
 
-        self.stayed += len(stayers)
+        self.permanent += len(permanent_clients)
         try:
-            await eventually_answered(caught_up, within=40)
+            await eventually_answered(have_caught_up, within=40)
         except AssertionError:
-            self.late += behind()
+            self.late += runs_behind()
 
     async def _wait_until_idle(self) -> ServerState:
         """Wait until the servers have released all clients, also those whose abandoned sockets are still open."""
 
-        async def idle() -> bool:
-            hands = await self._steady.read_state()
-            return not (hands.subscriptions or hands.runs or hands.sockets)
+        async def is_idle() -> bool:
+            state = await self._steady.read_state()
+            return not (state.subscriptions or state.runs or state.sockets)
 
         with suppress(AssertionError):
-            await eventually_answered(idle, within=ABANDON_SECONDS)
+            await eventually_answered(is_idle, within=ABANDON_SECONDS)
         return await self._steady.read_state(thorough=True)
 
     def report(self) -> dict[str, Any]:
         """Return the figures, and as misses what was wrong."""
         tally, before, after = self.tally, self.before, self.after
         length = self.samples[-1][0]
-        early = max(hands.memory for second, hands in self.samples if 0.3 * length <= second <= 0.6 * length)
-        late = max(hands.memory for second, hands in self.samples if second >= 0.7 * length)
+        early = max(state.memory for second, state in self.samples if 0.3 * length <= second <= 0.6 * length)
+        late = max(state.memory for second, state in self.samples if second >= 0.7 * length)
         visits = sum(tally.visits.values())
         objects = after.objects - before.objects
         left = {
@@ -291,7 +295,7 @@ class ClientSoak:
         }
         misses = [*tally.misses[:20]]
         misses += [f"{count} frames {what}" for what, count in _lost_updates(tally).items() if count]
-        # A client that joins just after a server lost its database gets a reset: what was read may be gone.
+        # A client that subscribes just after a server lost its database gets a reset: the rows may no longer exist.
         unexpected_resets = {why: count for why, count in tally.resets.items() if why != "journal_changed"}
         misses += [f"{count} clients got a reset: {why}" for why, count in unexpected_resets.items()]
         misses += [f"did not catch up: {one}" for one in self.late[:20]]
@@ -305,11 +309,11 @@ class ClientSoak:
             "check": "clients",
             "seconds": round(self.seconds),
             "clients": self._clients,
-            "most_streams": max(hands.subscriptions for _, hands in self.samples),
-            "stayed": self.stayed,
+            "most_streams": max(state.subscriptions for _, state in self.samples),
+            "permanent": self.permanent,
             "visits": dict(tally.visits),
-            "left": dict(tally.left),
-            "vanished_long_ago": self.buried,
+            "disconnects": dict(tally.disconnects),
+            "vanished_long_ago": self.closed_abandoned,
             "frames": tally.frames,
             **_lost_updates(tally),
             "repeated": tally.repeated,
@@ -318,7 +322,7 @@ class ClientSoak:
             "closes": {str(code): count for code, count in tally.closes.items()},
             "cut": tally.cut,
             "refused": tally.refused,
-            "heard_to_the_end": tally.answered,
+            "watched_to_the_end": tally.completed,
             "faults": dict(self.faults),
             "memory_mib": [round(early / 2**20, 1), round(late / 2**20, 1)],
             "objects_left": objects,
@@ -334,13 +338,13 @@ class ClientSoak:
             "resumed": tally.resumed,
             "closed as too slow": tally.closes[4002] or self.seconds < WARM_SECONDS,
             "drained": tally.closes[4001] or not self.faults["drain"],
-            "left without a word": tally.left["vanish"],
-            "watched to the end": tally.answered,
+            "abandoned": tally.disconnects["vanish"],
+            "watched to the end": tally.completed,
         }
 
 
 SPARE = {"tasks": 2, "files": 6}
-"""More than before that is no leak: a pool of connections to the database that has filled since, what is under way."""
+"""Tasks and files that may be added without a leak: pooled database connections, and requests in progress."""
 
 
 def _lost_updates(tally: Tally) -> dict[str, int]:
@@ -349,19 +353,19 @@ def _lost_updates(tally: Tally) -> dict[str, int]:
 
 async def soak_clients(url: str, seconds: float, clients: int) -> dict[str, Any]:
     """Run the soak on a database with the journal; return figures and misses."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     with TemporaryDirectory() as logs:
-        steady, troubled = (SoakServerProcess(name, Path(logs), url) for name in ("steady", "troubled"))
+        steady, restarted = (SoakServerProcess(name, Path(logs), url) for name in ("steady", "restarted"))
         try:
-            for replica in (steady, troubled):
+            for replica in (steady, restarted):
                 await asyncio.to_thread(replica.start)
-            soak = ClientSoak(url, steady, troubled, clients)
+            soak = ClientSoak(url, steady, restarted, clients)
             with anyio.fail_after(2 * seconds + CATCH_UP_SECONDS):
                 await soak.run(seconds)
             return soak.report()
         finally:
-            for replica in (steady, troubled):
+            for replica in (steady, restarted):
                 replica.child.stop()
 
 
@@ -376,11 +380,11 @@ def main() -> int:
         url = postgres.url(database)
         try:
             asyncio.run(install_journal(url, "public", lock_timeout=5, attempts=1))
-            verdict = asyncio.run(soak_clients(url, 60 * arguments.minutes, arguments.clients))
+            report = asyncio.run(soak_clients(url, 60 * arguments.minutes, arguments.clients))
         finally:
             drop_database(postgres, database)
-    print(json.dumps(verdict))  # noqa: T201
-    return 1 if verdict["misses"] else 0
+    print(json.dumps(report))  # noqa: T201
+    return 1 if report["misses"] else 0
 
 
 if __name__ == "__main__":

@@ -45,11 +45,11 @@ class ScheduleResult:
     """The result of a schedule."""
 
     seed: str
-    verdict: Evaluation
+    evaluation: Evaluation
     figures: dict[str, Any]
 
     def as_json(self) -> str:
-        return json.dumps({**self.figures, "seed": self.seed, "misses": self.verdict.misses})
+        return json.dumps({**self.figures, "seed": self.seed, "misses": self.evaluation.misses})
 
 
 class FaultInjector:
@@ -124,7 +124,7 @@ class FaultInjector:
 
 async def run_tails(postgres: EmbeddedPostgres, url: str, seed: str, seconds: float) -> ScheduleResult:
     """Run a schedule in which tails follow the journal through all faults."""
-    field = await prepare_workload(url, runs=4, instances=60)
+    workload = await prepare_workload(url, runs=4, instances=60)
     cancelled, process = TaskTail(url, "cancelled tail"), ProcessTail(url, "tail in a process")
     tails: list[TaskTail | ProcessTail] = [
         TaskTail(url, "steady tail"),
@@ -133,9 +133,9 @@ async def run_tails(postgres: EmbeddedPostgres, url: str, seed: str, seconds: fl
         process,
     ]
     lines = [tail.line for tail in tails]
-    saboteur = FaultInjector(postgres, url, seed)
-    saboteur.add_task(cancelled)
-    saboteur.add_process(process)
+    injector = FaultInjector(postgres, url, seed)
+    injector.add_task(cancelled)
+    injector.add_process(process)
 
     def check() -> None:
         for tail in tails:
@@ -146,7 +146,7 @@ async def run_tails(postgres: EmbeddedPostgres, url: str, seed: str, seconds: fl
             for tail in tails:
                 await tail.start()
             await eventually_async(lambda: all(line.cursor for line in lines), 30, "every tail has begun")
-            return await _run_schedule(url, field, seed, seconds, saboteur, lines, check)
+            return await _run_schedule(url, workload, seed, seconds, injector, lines, check)
         finally:
             for tail in tails:
                 await tail.stop()
@@ -154,13 +154,13 @@ async def run_tails(postgres: EmbeddedPostgres, url: str, seed: str, seconds: fl
 
 async def run_clients(postgres: EmbeddedPostgres, url: str, seed: str, seconds: float) -> ScheduleResult:
     """Run a schedule in which clients watch runs through all faults of PostgreSQL."""
-    field = await prepare_workload(url, runs=4, instances=60)
+    workload = await prepare_workload(url, runs=4, instances=60)
     clients = Clients(url)
     try:
-        await clients.start([*field.runs, *field.runs])
+        await clients.start([*workload.runs, *workload.runs])
         before = clients.megabytes
         outcome = await _run_schedule(
-            url, field, seed, seconds, FaultInjector(postgres, url, seed), clients.lines, clients.check
+            url, workload, seed, seconds, FaultInjector(postgres, url, seed), clients.lines, clients.check
         )
         outcome.figures["server's megabytes"] = [round(before, 1), round(clients.megabytes, 1)]
         return outcome
@@ -170,10 +170,10 @@ async def run_clients(postgres: EmbeddedPostgres, url: str, seed: str, seconds: 
 
 async def _run_schedule(
     url: str,
-    field: Workload,
+    workload: Workload,
     seed: str,
     seconds: float,
-    saboteur: FaultInjector,
+    injector: FaultInjector,
     lines: list[ReaderLog],
     check: Callable[[], None],
 ) -> ScheduleResult:
@@ -186,11 +186,12 @@ async def _run_schedule(
     began = time.monotonic()
     stop = asyncio.Event()
     writers = [
-        asyncio.create_task(Writer(url, field, ledger, f"writer_{number}", seed).run(stop)) for number in range(WRITERS)
+        asyncio.create_task(Writer(url, workload, ledger, f"writer_{number}", seed).run(stop))
+        for number in range(WRITERS)
     ]
     try:
-        harm = asyncio.create_task(saboteur.run(seconds))
-        writers.append(harm)
+        fault_task = asyncio.create_task(injector.run(seconds))
+        writers.append(fault_task)
         await asyncio.wait(writers, return_when=asyncio.FIRST_COMPLETED)
         stop.set()
         await asyncio.wait_for(asyncio.gather(*writers), 60 + seconds)
@@ -199,28 +200,28 @@ async def _run_schedule(
             writer.cancel()
         await asyncio.gather(*writers, return_exceptions=True)
     written = time.monotonic() - began
-    journal = await read_journal(url, field)
+    journal = await read_journal(url, workload)
     # The evaluation reports what has not arrived by then.
     with suppress(AssertionError):
         await eventually_async(lambda: all(line.complete(journal) for line in lines), CATCH_UP_SECONDS)
     caught = time.monotonic() - began - written
     check()
-    verdict = evaluate(ledger, journal, lines)
-    fates = Counter(one.fate.value for one in ledger.transactions)
+    evaluation = evaluate(ledger, journal, lines)
+    ends = Counter(one.fate.value for one in ledger.transactions)
     figures = {
         "rows": len(journal),
         "transactions": len(ledger.transactions),
-        **fates,
+        **ends,
         "committed out of order": ledger.out_of_order,
         **ledger.counts,
-        "faults": dict(saboteur.faults),
+        "faults": dict(injector.faults),
         "rows read": {line.name: len(line.rows) for line in lines},
         "resyncs": {line.name: Counter(one.why for one in line.restarts) for line in lines if line.restarts},
-        "rows excused by that": verdict.excused,
+        "rows excused by that": evaluation.excused,
         "seconds": round(written, 1),
         "seconds to catch up": round(caught, 2),
     }
-    return ScheduleResult(seed, verdict, figures)
+    return ScheduleResult(seed, evaluation, figures)
 
 
 SCHEDULES = {"tails": run_tails, "clients": run_clients}
@@ -250,7 +251,7 @@ def main() -> int:
         for name in names:
             outcome = asyncio.run(_run_one(postgres, name, arguments.seed, arguments.seconds / len(names)))
             figures[name] = outcome.figures
-            misses += [f"{name}: {miss}" for miss in outcome.verdict.misses]
+            misses += [f"{name}: {miss}" for miss in outcome.evaluation.misses]
     print(json.dumps({**figures, "misses": misses}))  # noqa: T201
     return 1 if misses else 0
 

@@ -1,4 +1,4 @@
-"""What was written, what each reader got, and whether the two agree."""
+"""The rows that were written, the rows that each reader received, and their comparison."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Ledger:
     def __init__(self) -> None:
         self.transactions: list[Transaction] = []
         self.counts: Counter[str] = Counter()
-        """What happened in the schedule, for the figures."""
+        """Counts of events in the schedule, for the figures."""
 
         self._numbers = itertools.count(1)
 
@@ -126,10 +126,10 @@ class Resync(NamedTuple):
     """Number of rows that it had received."""
 
     before: JournalPosition | None
-    """Where it stood."""
+    """Position before the resync."""
 
     cursor: JournalPosition
-    """Where it went on."""
+    """Position after the resync."""
 
     why: str
 
@@ -143,7 +143,7 @@ class Resync(NamedTuple):
 
 
 class ReaderLog:
-    """All rows and resyncs that one reader got, over all its restarts.
+    """All rows and resyncs that one reader received, over all its restarts.
 
     Args:
         name: For messages.
@@ -155,7 +155,7 @@ class ReaderLog:
         self.run_id = run_id
         self.rows: list[Row] = []
         self.cursor: JournalPosition | None = None
-        """Where the reader stands."""
+        """Position of the reader."""
 
         self.reads = 0
         """Number of batches, also empty ones."""
@@ -177,7 +177,7 @@ class ReaderLog:
         return [one for one in journal if self.run_id in {None, one.row.run_id}]
 
     def missing(self, journal: Sequence[Written]) -> list[Written]:
-        """Return the tokens that the reader did not get."""
+        """Return the tokens that the reader did not receive."""
         received = {row.seq for row in self.rows}
         return [one for one in self.expected(journal) if one.row.seq not in received]
 
@@ -199,7 +199,7 @@ class Evaluation:
 
 
 def evaluate(ledger: Ledger, journal: Sequence[Written], lines: Sequence[ReaderLog]) -> Evaluation:
-    """Compare what was written with the journal, and the journal with what each reader got."""
+    """Compare the written rows with the journal, and the journal with the rows of each reader."""
     verdict = Evaluation()
     writers = {token: one for one in ledger.transactions for token in one.tokens}
     verdict.misses += _check_journal(ledger, [one.row for one in journal], writers)

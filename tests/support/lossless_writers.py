@@ -68,7 +68,7 @@ class Workload:
     """Task instances of each run."""
 
     first_seq: int
-    """Identity of the last row of the journal that is not theirs."""
+    """ID of the last journal row from before the writers."""
 
 
 async def prepare_workload(url: str, runs: int, instances: int) -> Workload:
@@ -85,17 +85,17 @@ async def prepare_workload(url: str, runs: int, instances: int) -> Workload:
     return Workload(keys, instances, first)
 
 
-async def retry_until_answered(ask: Callable[[], Awaitable[Answer]], within: float = 30.0) -> Answer:
-    """Call `ask` again until PostgreSQL answers, which it does not while it recovers from a fault."""
+async def retry_until_answered(query: Callable[[], Awaitable[Answer]], within: float = 30.0) -> Answer:
+    """Call `query` again until PostgreSQL responds, which it does not do while it recovers from a fault."""
 
-    async def answered() -> Answer:
+    async def respond() -> Answer:
         while True:
             try:
-                return await ask()
+                return await query()
             except LOST:
                 await asyncio.sleep(0.02)
 
-    return await asyncio.wait_for(answered(), within)
+    return await asyncio.wait_for(respond(), within)
 
 
 async def connect_when_possible(url: str) -> asyncpg.Connection[asyncpg.Record]:
@@ -106,7 +106,7 @@ async def connect_when_possible(url: str) -> asyncpg.Connection[asyncpg.Record]:
 async def kill_backend(url: str) -> None:
     """Kill a backend with SIGKILL, at which PostgreSQL ends all other backends and recovers.
 
-    Before it notices, it accepts clients and then drops them; that time is over on return.
+    Until it has noticed, it accepts clients and then drops them; that time is over on return.
     """
     victim, other = await connect_when_possible(url), await connect_when_possible(url)
     os.kill(await victim.fetchval("SELECT pg_backend_pid()"), signal.SIGKILL)
@@ -163,7 +163,7 @@ class Writer:
                 while not stop.is_set():
                     await self._transact(connection)
             except (*LOST, asyncpg.ObjectNotInPrerequisiteStateError):
-                # The latter: the backend of the lost connection still works on its prepared transaction.
+                # The latter: the backend of the lost connection still has its prepared transaction.
                 self._ledger.counts["connections lost by writers"] += 1
             finally:
                 connection.terminate()
@@ -258,7 +258,7 @@ class Writer:
         try:
             await connection.execute(f"PREPARE TRANSACTION '{gid}'")
         except asyncpg.FeatureNotSupportedError:
-            # It has notified, and was rolled back for it.
+            # The transaction has notified, and was rolled back for this reason.
             self._unsettled.pop()
             one.fate = TransactionEnd.ROLLED_BACK
             self._ledger.counts["prepares refused"] += 1

@@ -13,16 +13,16 @@ from typing import NamedTuple
 from support.skipping import skip_or_fail
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
-"""Clients of others, each as it is."""
+"""Unchanged third-party clients."""
 
 OLDEST = (22, 12)
-"""What the newest of them asks for."""
+"""Oldest Node version that all of them support."""
 
 
 class _Node(NamedTuple):
     program: str
     npm: list[str]
-    """How npm is called."""
+    """Command of npm."""
 
 
 def node() -> str:

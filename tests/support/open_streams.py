@@ -14,10 +14,10 @@ from stream_server.domain.run_state import RunKey
 from support.permission_comparison import SECONDS, Headers, path_of
 
 OUT = [4501, 4501, 4501, 4501, 401, 0, 4501, 4501, 4501]
-"""What `Streams` end with where the credential is no longer valid."""
+"""Ends of `OpenStreams` when the credential is no longer valid."""
 
 FORBIDDEN = [4503, 4503, 4503, 4503, 403, 0, 4503, 4503, 4503]
-"""What they end with where the caller can no longer read runs."""
+"""Ends when the caller can no longer read runs."""
 
 
 class OpenStreams:
@@ -26,11 +26,11 @@ class OpenStreams:
     def __init__(self, url: str, headers: Headers, key: RunKey) -> None:
         self._url, self._headers, self._key = url, dict(headers), key
         self._client = httpx.AsyncClient(base_url=f"{url}/api/v2", headers=self._headers, timeout=2 * SECONDS)
-        self._begun = asyncio.Semaphore(0)
+        self._started = asyncio.Semaphore(0)
 
     @asynccontextmanager
     async def open_all(self) -> AsyncIterator[list[asyncio.Task[int]]]:
-        """Open all streams, and close those that are left at the end."""
+        """Open all streams; close the rest at the end."""
         run = f"{path_of(self._key)}/stream"
         one = {"op": "subscribe", "id": "a", "dag_id": self._key.dag_id, "run_id": self._key.run_id}
         work = [
@@ -47,7 +47,7 @@ class OpenStreams:
         tasks = [asyncio.create_task(one) for one in work]
         try:
             for _ in tasks:
-                await asyncio.wait_for(self._begun.acquire(), SECONDS)
+                await asyncio.wait_for(self._started.acquire(), SECONDS)
             yield tasks
         finally:
             for task in tasks:
@@ -94,7 +94,7 @@ class OpenStreams:
 
     def _start(self, last: str) -> None:
         if not last:
-            self._begun.release()
+            self._started.release()
 
 
 async def ends_within(tasks: list[asyncio.Task[int]], seconds: float) -> list[int]:

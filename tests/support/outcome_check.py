@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from support.outcome_scheduler import SchedulerDatabase
 
 SAMPLED = 20
-"""Of this many failures, one is checked for being reported at the first fatal moment: that needs many simulations."""
+"""One of this number of failures is checked for its timing, which needs many simulations."""
 
 CHUNK = 25
-"""Cases that a process plays before it reports."""
+"""Cases that a process simulates before it reports."""
 
 
 class CheckReport(NamedTuple):
@@ -47,7 +47,7 @@ class CheckReport(NamedTuple):
 
     figures: Counter[str]
     remarks: list[str]
-    """One line each on what is wrong or late."""
+    """One line for each wrong or late prediction."""
 
 
 def prepare(home: str, url: str) -> None:
@@ -66,7 +66,7 @@ def prepare(home: str, url: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this pool process when its parent is killed: it would continue with the queue."""
+    """Exit with the parent: otherwise this pool process would continue with the queue."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -124,23 +124,25 @@ def _check_case(seed: str, figures: Counter[str], remarks: list[str]) -> None:
     )
 
     case = Case(seed)
-    life = simulate(case, scheduler_database())
-    figures.update(cases=1, plain=not case.branching, moments=len(life.moments), instances=len(life.moments[-1].rows))
-    if wrong := find_faults(case, life):
+    simulated = simulate(case, scheduler_database())
+    figures.update(
+        cases=1, plain=not case.branching, moments=len(simulated.moments), instances=len(simulated.moments[-1].rows)
+    )
+    if wrong := find_faults(case, simulated):
         figures["wrong"] += 1
         remarks.append(f"wrong {seed}: {wrong[0]}")
-    failed = failed_options(case, life)
+    failed = failed_options(case, simulated)
     figures["failed"] += len(failed)
     rng = random.Random(f"{seed}/question")
     if failed and rng.randrange(SAMPLED) == 0:
-        question = rng.choice(failed)
-        known = measure_failure_timing(case, scheduler_database(), life, question)
-        figures[known.value] += 1
-        if known is not FailureTiming.AT_ONCE:
+        option = rng.choice(failed)
+        timing = measure_failure_timing(case, scheduler_database(), simulated, option)
+        figures[timing.value] += 1
+        if timing is not FailureTiming.AT_ONCE:
             kind = "" if case.branching else " without branching"
-            remarks.append(f"{known.value} {seed}{kind}: {question or 'the run'}")
+            remarks.append(f"{timing.value} {seed}{kind}: {option or 'the run'}")
         if not case.branching:
-            figures[f"plain {known.value}"] += 1
+            figures[f"plain {timing.value}"] += 1
 
 
 def replay(seed: str) -> None:
@@ -149,21 +151,21 @@ def replay(seed: str) -> None:
 
     case = Case(seed)
     write = sys.stdout.write
-    write(f"{case.habits} branching={case.branching} fail_fast={case.graph.fail_fast}\n")
+    write(f"{case.behaviour} branching={case.branching} fail_fast={case.graph.fail_fast}\n")
     for task in case.graph.tasks.values():
         groups, values = case.graph.mapped_group_ids(task.task_id), sorted(case.graph.expansion_sources(task.task_id))
         kinds = [
             name for name in ("is_setup", "is_teardown", "is_mapped", "can_skip_downstream") if getattr(task, name)
         ]
         write(f"{task.task_id} {task.trigger_rule} {kinds} {groups} {values} -> {sorted(task.downstream_task_ids)}\n")
-    life = simulate(case, scheduler_database())
+    simulated = simulate(case, scheduler_database())
     before: dict[Any, Any] = {}
-    for number, moment in enumerate(life.moments):
+    for number, moment in enumerate(simulated.moments):
         changed = {f"{task}[{index}]": row.state for (task, index), row in moment.rows.items() - before.items()}
         before = dict(moment.rows)
-        verdicts = {question: tuple(verdict)[:1] + tuple(verdict)[2:] for question, verdict in moment.verdicts.items()}
-        write(f"{number} {moment.state} {changed}\n    {verdicts}\n")
-    for fault in find_faults(case, life):
+        decisions = {option: tuple(decision)[:1] + tuple(decision)[2:] for option, decision in moment.decisions.items()}
+        write(f"{number} {moment.state} {changed}\n    {decisions}\n")
+    for fault in find_faults(case, simulated):
         write(f"{fault}\n")
 
 
@@ -213,7 +215,7 @@ def main() -> int:
 
 
 def _check_all(options: argparse.Namespace, directory: str) -> int:
-    begun = time.monotonic()
+    started = time.monotonic()
     figures: Counter[str] = Counter()
     chunks = [range(first, min(first + CHUNK, options.cases)) for first in range(0, options.cases, CHUNK)]
     context = multiprocessing.get_context("spawn")
@@ -223,7 +225,7 @@ def _check_all(options: argparse.Namespace, directory: str) -> int:
             for remark in report.remarks:
                 sys.stdout.write(f"{remark}\n")
             sys.stdout.flush()
-    seconds = round(time.monotonic() - begun, 1)
+    seconds = round(time.monotonic() - started, 1)
     sys.stdout.write(json.dumps({**report_figures(figures), "seconds": seconds, "seed": options.seed}) + "\n")
     return 1 if figures["wrong"] or not figures["cases"] else 0
 

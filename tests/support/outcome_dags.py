@@ -23,17 +23,17 @@ RULES = [
     "one_done",
     "one_success",
 ]
-"""All but the default, which half of the tasks have, that of teardowns, and the following."""
+"""All rules except the default (of half of the tasks), the rule of teardowns, and those below."""
 
 RACING_RULES = ["one_success", "one_failed", "one_done", "none_failed_min_one_success"]
 """Rules that may be met before it is known how often a task is run, and of which versions differ in mapped groups."""
 
 FAILURE_RULES = ["all_failed", "all_skipped", "one_failed"]
-"""Rules by which a task is run because others were not. Half of the DAGs have them."""
+"""Rules that run a task because others failed or were skipped. Half of the DAGs have them."""
 
 
 class ScriptedTask(BaseOperator):  # type: ignore[misc]
-    """A task whose end a test decides."""
+    """A task whose final state the test sets."""
 
     def __init__(self, *, value: object = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -36,7 +36,7 @@ class Row(NamedTuple):
     state: str | None
     try_number: int
     dated: bool
-    """Whether it is noted when it ended."""
+    """Whether it has an `end_date`."""
 
 
 class OrderedDeps:
@@ -75,14 +75,14 @@ class Run:
     """A run of a DAG.
 
     Args:
-        field: Where it is written; `close` rolls it back.
+        database: Where it is written; `close` rolls it back.
         text: The DAG, serialised.
         sources: Tasks whose values determine how often mapped tasks run.
-        rng: Makes the choices that Airflow leaves to chance.
+        rng: Makes the choices that are random in Airflow.
     """
 
-    def __init__(self, field: SchedulerDatabase, text: str, sources: Collection[str], rng: random.Random) -> None:
-        self._session = field.session
+    def __init__(self, database: SchedulerDatabase, text: str, sources: Collection[str], rng: random.Random) -> None:
+        self._session = database.session
         self._sources = sources
         self.dag = DagSerialization.from_dict(json.loads(text))
         for task in self.dag.task_dict.values():
@@ -96,14 +96,14 @@ class Run:
             run_type=DagRunType.MANUAL,
             state=DagRunState.RUNNING,
             triggered_by=DagRunTriggeredByType.TEST,
-            run_after=field.created_at,
-            start_date=field.created_at,
+            run_after=database.created_at,
+            start_date=database.created_at,
         )
         self._run.dag = self.dag
-        self._run.created_dag_version_id = field.version_id
+        self._run.created_dag_version_id = database.version_id
         self._session.add(self._run)
         self._session.flush()
-        self._run.verify_integrity(session=self._session, dag_version_id=field.version_id)
+        self._run.verify_integrity(session=self._session, dag_version_id=database.version_id)
         self._session.flush()
 
     def shuffle(self, rng: random.Random) -> None:
@@ -112,7 +112,7 @@ class Run:
             task.deps.shuffle(rng)
 
     def close(self) -> None:
-        """Leave nothing behind. Airflow commits when it forces other tasks to fail (`TaskInstance.error`)."""
+        """Delete all rows. Airflow commits when it forces other tasks to fail (`TaskInstance.error`)."""
         self._session.rollback()
         self._session.execute(delete(TaskInstance))
         self._session.execute(delete(DagRun))

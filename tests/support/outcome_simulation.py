@@ -27,21 +27,21 @@ from support.outcome_scheduler import FINAL, UNFINISHED_WORK, InstanceKey, Row, 
 
 KEY = RunKey(DAG_ID, "run")
 MOMENTS = 300
-"""A life that is longer hangs."""
+"""A run with more moments counts as hanging."""
 
 SOME_TIME = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 ENDS = {state: Ends[state.upper()] for state in ("success", "failed", "upstream_failed", "skipped", "removed")}
 
 DEFAULT_OPTIONS = ""
-"""Stands for the question that no task answers."""
+"""Key of the decision without a result task."""
 
 
 class WorkerBehaviour(NamedTuple):
     """How the workers of a case behave."""
 
     eager: float = 0.5
-    """Share of the moments that are not the scheduler's."""
+    """Share of the moments in which a worker acts."""
 
     fail: float = 0.0
     skip: float = 0.0
@@ -50,10 +50,10 @@ class WorkerBehaviour(NamedTuple):
     """Whether tasks that can skip others do so, and lists have any length."""
 
     failing: str | None = None
-    """Task that fails whatever the habits are."""
+    """Task that always fails."""
 
     skipping: str | None = None
-    """Task that skips itself whatever the habits are."""
+    """Task that always skips itself."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Case:
     text: str = field(init=False)
     graph: Graph = field(init=False)
     sources: frozenset[str] = field(init=False)
-    habits: WorkerBehaviour = field(init=False)
+    behaviour: WorkerBehaviour = field(init=False)
 
     def __post_init__(self) -> None:
         rng = random.Random(f"{self.seed}/dag")
@@ -75,7 +75,7 @@ class Case:
         self.graph = Graph.parse(self.text)
         self.sources = frozenset().union(*map(self.graph.expansion_sources, self.graph.tasks))
         skip = rng.choice([0.0, 0.15]) if self.branching else 0.0
-        self.habits = WorkerBehaviour(
+        self.behaviour = WorkerBehaviour(
             rng.choice([0.5, 0.7, 0.85]), rng.choice([0.1, 0.25, 0.5]), skip, 0.1, decide=self.branching
         )
 
@@ -86,8 +86,8 @@ class Moment(NamedTuple):
     rows: Mapping[InstanceKey, Row]
     state: str
     possible_states: Mapping[str, PossibleStates]
-    verdicts: Mapping[str, FailureKnown]
-    """The decision by result task; by `DEFAULT_OPTIONS` where there is none."""
+    decisions: Mapping[str, FailureKnown]
+    """The decision by result task; by `DEFAULT_OPTIONS` without a result task."""
 
 
 class SimulatedRun(NamedTuple):
@@ -95,7 +95,7 @@ class SimulatedRun(NamedTuple):
 
     moments: list[Moment]
     misread: list[str]
-    """What of the DAG we read otherwise than Airflow."""
+    """Tasks whose structure was parsed differently than Airflow parses it."""
 
     @property
     def ended(self) -> bool:
@@ -108,9 +108,9 @@ class SimulatedRun(NamedTuple):
             return True
         return {row.state for row in rows.values() if row.state != "removed"} == {"success"}
 
-    def first_reported_at(self, question: str) -> int | None:
+    def first_reported_at(self, option: str) -> int | None:
         """Return the first moment at which a failure was reported."""
-        return next((number for number, one in enumerate(self.moments) if question in one.verdicts), None)
+        return next((number for number, one in enumerate(self.moments) if option in one.decisions), None)
 
 
 def simulate(
@@ -128,39 +128,39 @@ def simulate(
     run = Run(field, case.text, case.sources, random.Random(f"{case.seed}/deps"))
     moments = [_moment(case, run)]
     misread = _misread_tasks(case.graph, run)
-    habits = case.habits
+    behaviour = case.behaviour
     try:
         while run.state not in FINAL and len(moments) < MOMENTS:
-            if then is not None and habits is not then and until is not None and len(moments) > until:
-                habits = then
+            if then is not None and behaviour is not then and until is not None and len(moments) > until:
+                behaviour = then
                 run.shuffle(rng)
-            at_work = sorted(instance for instance, row in moments[-1].rows.items() if row.state in UNFINISHED_WORK)
+            unfinished = sorted(instance for instance, row in moments[-1].rows.items() if row.state in UNFINISHED_WORK)
             # A loop of the scheduler that changed nothing is not repeated.
             idle = len(moments) > 1 and moments[-1].rows == moments[-2].rows
-            if at_work and (idle or rng.random() < habits.eager):
-                _work(run, rng.choice(at_work), rng, habits)
+            if unfinished and (idle or rng.random() < behaviour.eager):
+                _work(run, rng.choice(unfinished), rng, behaviour)
             else:
                 run.schedule()
-            moments.append(_moment(case, run, forecast=then is None))
+            moments.append(_moment(case, run, with_prediction=then is None))
     finally:
         run.close()
     return SimulatedRun(moments, misread)
 
 
-def _work(run: Run, instance: InstanceKey, rng: random.Random, habits: WorkerBehaviour) -> None:
+def _work(run: Run, instance: InstanceKey, rng: random.Random, behaviour: WorkerBehaviour) -> None:
     if rng.random() < 0.1:
         run.start(instance)
         return
-    length = rng.choice([0, 1, 2, 2, 3] if habits.decide else [1, 2, 2, 3])
-    fate = rng.random() - habits.fail
+    length = rng.choice([0, 1, 2, 2, 3] if behaviour.decide else [1, 2, 2, 3])
+    draw = rng.random() - behaviour.fail
     task: Any = run.dag.task_dict[instance[0]]
-    if fate < 0 or instance[0] == habits.failing:
+    if draw < 0 or instance[0] == behaviour.failing:
         run.fail(instance)
-    elif (fate := fate - habits.skip) < 0 or instance[0] == habits.skipping:
+    elif (draw := draw - behaviour.skip) < 0 or instance[0] == behaviour.skipping:
         run.skip(instance)
-    elif fate - habits.retry < 0:
+    elif draw - behaviour.retry < 0:
         run.retry(instance)
-    elif habits.decide and task.inherits_from_skipmixin:
+    elif behaviour.decide and task.inherits_from_skipmixin:
         run.decide(instance, _decision(run, task, rng))
     else:
         run.succeed(instance, length)
@@ -181,7 +181,7 @@ def _decision(run: Run, task: Any, rng: random.Random) -> list[str]:
 
 
 def _misread_tasks(graph: Graph, run: Run) -> list[str]:
-    """Return the tasks whose state was read differently than Airflow reads it."""
+    """Return the tasks whose structure was parsed differently than Airflow parses it."""
     found: list[str] = []
     for task_id, task in run.dag.task_dict.items():
         setups = set() if task.is_teardown else {one.task_id for one in task.get_upstreams_only_setups()}
@@ -202,9 +202,9 @@ def _misread_tasks(graph: Graph, run: Run) -> list[str]:
     return found
 
 
-def _moment(case: Case, run: Run, *, forecast: bool = True) -> Moment:
+def _moment(case: Case, run: Run, *, with_prediction: bool = True) -> Moment:
     rows = run.rows()
-    if not forecast:
+    if not with_prediction:
         return Moment(rows, run.state, {}, {})
     info = RunInfo(state=run.state, queued_at=None, start_date=None, end_date=None, clear_number=0)
     state = RunState(KEY, info, case.graph)
@@ -212,29 +212,32 @@ def _moment(case: Case, run: Run, *, forecast: bool = True) -> Moment:
         end_date = SOME_TIME if row.dated else None
         state.add_instance(task_id, map_index, TaskInstance(row.state, row.try_number, end_date=end_date))
     whole = Prediction(case.graph, {task_id: instances.by_state for task_id, instances in state.tasks.items()})
-    verdicts: dict[str, FailureKnown] = {}
-    questions = [WatchOptions(result_tasks=(task_id,)) for task_id in case.graph.tasks]
+    decisions: dict[str, FailureKnown] = {}
+    options = [WatchOptions(result_tasks=(task_id,)) for task_id in case.graph.tasks]
     if case.graph.only_leaf is None:
-        questions.append(WatchOptions())
-    for question in questions:
-        verdict = evaluate(state, question)
-        # What ends with the run itself is not a prediction.
-        if isinstance(verdict, FailureKnown) and verdict.task_id is not None:
-            verdicts[question.result_tasks[0] if question.result_tasks else DEFAULT_OPTIONS] = verdict
+        options.append(WatchOptions())
+    for option in options:
+        decision = evaluate(state, option)
+        # A failure without a task comes with the end of the run, and is not a prediction.
+        if isinstance(decision, FailureKnown) and decision.task_id is not None:
+            decisions[option.result_tasks[0] if option.result_tasks else DEFAULT_OPTIONS] = decision
     return Moment(
-        rows, run.state, {task_id: whole.possible_states(task_id) for task_id in case.graph.topological_order}, verdicts
+        rows,
+        run.state,
+        {task_id: whole.possible_states(task_id) for task_id in case.graph.topological_order},
+        decisions,
     )
 
 
-def find_faults(case: Case, life: SimulatedRun) -> list[str]:
+def find_faults(case: Case, simulated: SimulatedRun) -> list[str]:
     """Return the wrong predictions."""
-    if not life.ended:
+    if not simulated.ended:
         return ["the run does not end"]
-    found = list(life.misread)
-    last = life.moments[-1]
-    for number, moment in enumerate(life.moments):
-        for question, verdict in moment.verdicts.items():
-            found += [f"moment {number}: {one}" for one in _is_wrong(life, moment, question, verdict)]
+    found = list(simulated.misread)
+    last = simulated.moments[-1]
+    for number, moment in enumerate(simulated.moments):
+        for option, decision in moment.decisions.items():
+            found += [f"moment {number}: {one}" for one in _is_wrong(simulated, moment, option, decision)]
         for task_id, possible_states in moment.possible_states.items():
             for (name, index), row in last.rows.items():
                 if name == task_id and row.state in ENDS and not _possible(possible_states, index) & ENDS[row.state]:
@@ -244,20 +247,20 @@ def find_faults(case: Case, life: SimulatedRun) -> list[str]:
     return found
 
 
-def _is_wrong(life: SimulatedRun, moment: Moment, question: str, verdict: FailureKnown) -> list[str]:
+def _is_wrong(simulated: SimulatedRun, moment: Moment, option: str, decision: FailureKnown) -> list[str]:
     found: list[str] = []
-    if question == DEFAULT_OPTIONS:
-        if life.moments[-1].state != "failed":
-            found.append(f"the run does not fail: {verdict}")
-    elif life.answers(question):
-        found.append(f"{question} answers: {verdict}")
-    assert verdict.task_id is not None, "the others are left out"
-    assert verdict.map_index is not None, "a task is named with an index"
-    blamed = moment.rows[verdict.task_id, verdict.map_index]
-    if blamed.state in UNSUCCESSFUL_STATES:
-        end = life.moments[-1].rows.get((verdict.task_id, verdict.map_index))
-        if verdict.state != blamed.state or (blamed.state == "failed" and end != blamed):
-            found.append(f"{question}: {verdict} blames {blamed}, in the end {end}")
+    if option == DEFAULT_OPTIONS:
+        if simulated.moments[-1].state != "failed":
+            found.append(f"the run does not fail: {decision}")
+    elif simulated.answers(option):
+        found.append(f"{option} has a result: {decision}")
+    assert decision.task_id is not None, "the others are left out"
+    assert decision.map_index is not None, "a task is named with an index"
+    root_cause = moment.rows[decision.task_id, decision.map_index]
+    if root_cause.state in UNSUCCESSFUL_STATES:
+        end = simulated.moments[-1].rows.get((decision.task_id, decision.map_index))
+        if decision.state != root_cause.state or (root_cause.state == "failed" and end != root_cause):
+            found.append(f"{option}: {decision} names {root_cause}, which ended as {end}")
     return found
 
 
@@ -275,52 +278,50 @@ class FailureTiming(Enum):
     """When a failure was reported."""
 
     AT_ONCE = "at once"
-    """At the first fatal moment: until the one before, the result could still come."""
+    """At the first fatal moment: at the moment before, a result was still possible."""
 
     HOPELESS = "hopeless"
-    """No life of this DAG brings the result, as far as we could find."""
+    """No simulated run of this DAG had the result."""
 
     LATE = "late"
-    """The result could not come any more before, as far as we could find."""
+    """At the moment before, no simulated run had the result any more."""
 
 
-def measure_failure_timing(case: Case, field: SchedulerDatabase, life: SimulatedRun, question: str) -> FailureTiming:
+def measure_failure_timing(case: Case, field: SchedulerDatabase, simulated: SimulatedRun, option: str) -> FailureTiming:
     """Return when a failure was reported, compared with the first fatal moment.
 
-    Airflow itself shows it: the same run is simulated again up to the moment before the report, then with
-    successes only; where that does not bring the result, which a rule like `one_failed` may be the reason for, with one
-    task that fails or skips itself, and at random. Where any of these runs brings the result, the failure was not
-    certain before the report. Where none does, the report was late, or a possible run was not tried.
+    The same run is simulated again up to the moment before the report, then with successes only. If that gives no
+    result (because of a rule like `one_failed`), it is simulated with one task that fails or skips itself, and at
+    random. If any of these runs has the result, the failure was not certain before the report. Otherwise the report
+    was late, or a possible run was not tried.
     """
-    told_at = life.first_reported_at(question)
-    before = (len(life.moments) if told_at is None else told_at) - 1
-    if before < 0 or _result_is_possible(case, field, question, before):
+    reported_at = simulated.first_reported_at(option)
+    before = (len(simulated.moments) if reported_at is None else reported_at) - 1
+    if before < 0 or _result_is_possible(case, field, option, before):
         return FailureTiming.AT_ONCE
-    return (
-        FailureTiming.LATE if before > 0 and _result_is_possible(case, field, question, 0) else FailureTiming.HOPELESS
-    )
+    return FailureTiming.LATE if before > 0 and _result_is_possible(case, field, option, 0) else FailureTiming.HOPELESS
 
 
-def _result_is_possible(case: Case, field: SchedulerDatabase, question: str, until: int) -> bool:
+def _result_is_possible(case: Case, field: SchedulerDatabase, option: str, until: int) -> bool:
     others = [
         *(WorkerBehaviour(failing=task_id) for task_id in case.graph.tasks),
         *(WorkerBehaviour(0.95, skipping=task_id) for task_id in case.graph.tasks),
         *(WorkerBehaviour(eager, 0.3, 0.3, 0.0, decide=case.branching) for eager in (0.2, 0.4, 0.6, 0.8)),
     ]
     return any(
-        _has_result(simulate(case, field, until=until, then=then), question) for then in (WorkerBehaviour(), *others)
+        _has_result(simulate(case, field, until=until, then=then), option) for then in (WorkerBehaviour(), *others)
     )
 
 
-def _has_result(life: SimulatedRun, question: str) -> bool:
-    return life.moments[-1].state == "success" if question == DEFAULT_OPTIONS else life.answers(question)
+def _has_result(simulated: SimulatedRun, option: str) -> bool:
+    return simulated.moments[-1].state == "success" if option == DEFAULT_OPTIONS else simulated.answers(option)
 
 
-def failed_options(case: Case, life: SimulatedRun) -> list[str]:
+def failed_options(case: Case, simulated: SimulatedRun) -> list[str]:
     """Return the watch options without a result, except for tasks that failed by themselves."""
-    questions = [*case.graph.tasks, *([DEFAULT_OPTIONS] if case.graph.only_leaf is None else [])]
-    return [one for one in questions if not _has_result(life, one) and not _fails_by_itself(life, one)]
+    options = [*case.graph.tasks, *([DEFAULT_OPTIONS] if case.graph.only_leaf is None else [])]
+    return [one for one in options if not _has_result(simulated, one) and not _fails_by_itself(simulated, one)]
 
 
-def _fails_by_itself(life: SimulatedRun, question: str) -> bool:
-    return any(name == question and row.state == "failed" for (name, _), row in life.moments[-1].rows.items())
+def _fails_by_itself(simulated: SimulatedRun, option: str) -> bool:
+    return any(name == option and row.state == "failed" for (name, _), row in simulated.moments[-1].rows.items())

@@ -1,4 +1,4 @@
-"""Compares what Airflow and the server show a caller, in every way to request it."""
+"""Compares what Airflow and the server show a caller, for every kind of request."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ class AirflowAccess:
         self._client = httpx.AsyncClient(base_url=f"{url}/api/v2", headers=dict(headers), timeout=SECONDS)
 
     async def run(self, key: RunKey) -> Access:
-        access = await self._ask(f"/dags/{key.dag_id}/dagRuns/{key.run_id}")
+        access = await self._get(f"/dags/{key.dag_id}/dagRuns/{key.run_id}")
         if access.status != 200:
             return access
-        xcoms = await self._ask(f"/dags/{key.dag_id}/dagRuns/{key.run_id}/taskInstances/~/xcomEntries?limit=1")
+        xcoms = await self._get(f"/dags/{key.dag_id}/dagRuns/{key.run_id}/taskInstances/~/xcomEntries?limit=1")
         return Access(200, None, xcoms.status == 200)
 
     async def runs(self, key: RunKey) -> Access:
-        return await self._ask(f"/dags/{key.dag_id}/dagRuns?limit=1")
+        return await self._get(f"/dags/{key.dag_id}/dagRuns?limit=1")
 
     async def dags(self, _key: RunKey) -> Access:
-        return await self._ask("/dags/~/dagRuns?limit=1")
+        return await self._get("/dags/~/dagRuns?limit=1")
 
     async def wait(self, key: RunKey, query: str) -> Access:
-        return await self._ask(f"/dags/{key.dag_id}/dagRuns/{key.run_id}/wait?interval=1{query}")
+        return await self._get(f"/dags/{key.dag_id}/dagRuns/{key.run_id}/wait?interval=1{query}")
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _ask(self, path: str) -> Access:
+    async def _get(self, path: str) -> Access:
         try:
             answer = await self._client.get(path)
         except httpx.TransportError:
@@ -56,7 +56,7 @@ class AirflowAccess:
 
 
 class ServerAccess:
-    """What the server shows a caller, in every way to request it."""
+    """What the server shows a caller, for every kind of request."""
 
     def __init__(self, url: str, headers: Headers) -> None:
         self._url, self._headers = url, dict(headers)
@@ -193,8 +193,8 @@ def _access_of_frames(frames: list[Frame]) -> Access:
 def differs(way: str, expected: Access, actual: Access, *, is_anonymous: bool) -> bool:
     """Whether the server showed something else than Airflow.
 
-    An error of Airflow counts as no answer, and a 404 has the server's own text. A WebSocket without credentials is
-    asked to authenticate by message.
+    An error of Airflow counts as no answer, and a 404 has the server's own text. A WebSocket without credentials gets
+    a request to authenticate by message.
     """
     status = 503 if expected.status >= 500 else expected.status
     if actual.status != status or actual.values != expected.values:
@@ -207,7 +207,7 @@ def differs(way: str, expected: Access, actual: Access, *, is_anonymous: bool) -
 async def query_both(
     airflow_url: str, url: str, headers: Headers, finished_run: RunKey
 ) -> AsyncIterator[list[tuple[str, Access, Access]]]:
-    """Query Airflow and the server in every way; return both results."""
+    """Send every kind of request to Airflow and to the server; return both results."""
     airflow, ours = AirflowAccess(airflow_url, headers), ServerAccess(url, headers)
     pairs = []
     try:

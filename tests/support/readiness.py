@@ -30,7 +30,7 @@ async def wait_until_ready(
         within: Seconds.
     """
 
-    async def ask() -> Any:
+    async def request_readiness() -> Any:
         status, body = await get_ready(url)
         fits = (
             (status == 200) == ready
@@ -39,4 +39,6 @@ async def wait_until_ready(
         )
         return body if fits else None
 
-    return await eventually_answered(ask, within, f"/ready ({'ready' if ready else because or 'not ready'})")
+    return await eventually_answered(
+        request_readiness, within, f"/ready ({'ready' if ready else because or 'not ready'})"
+    )

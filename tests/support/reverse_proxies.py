@@ -51,13 +51,13 @@ class Backends(NamedTuple):
     """Address of Airflow's API server."""
 
     server: str
-    """Address of ours."""
+    """Address of the stream server."""
 
     patience: str = "60s"
-    """How long it waits for what it has no other bound for: of streams, and of Airflow."""
+    """Timeout of the proxy for streams and for responses of Airflow."""
 
     compressing: bool = False
-    """Whether it compresses all that comes from behind, where that can be switched on for everything."""
+    """Whether the proxy compresses all responses, if it has such an option."""
 
 
 class ReverseProxy:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.builders import FINISHED, History
 
 Move = tuple[str, int]
-"""Something that happens to a run, and a number that selects one of its task instances."""
+"""A change of a run, and a number that selects one of its task instances."""
 
 _NEXT = {
     None: "scheduled",

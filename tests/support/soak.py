@@ -32,7 +32,7 @@ from support.streams import Events, sse
 from support.waiting import eventually_async
 
 NO_AIRFLOW = "http://127.0.0.1:9"
-"""Nothing answers there: no stream asks Airflow's API for anything."""
+"""No server listens there: streams make no request to Airflow's API."""
 
 RATE = 200.0
 """Rows per second."""
@@ -41,13 +41,13 @@ WRITERS = 4
 """Runs under way at a time."""
 
 WATCHED_SHARE = 10
-"""Of so many runs, one is watched."""
+"""One of this number of runs is watched."""
 
 UPDATES = ("scheduled", "queued", "running", "deferred")
 CLIENTS = 3
 SAMPLE_SECONDS = 10.0
 GROWTH = 1.2
-"""How much larger it may be at the end than after the first minutes."""
+"""Greatest ratio of memory at the end to that after the first minutes."""
 
 
 class Pacer:
@@ -78,10 +78,10 @@ class Sample:
     """Its memory."""
 
     read: float
-    """How long a read took, on the average, since the sample before."""
+    """Mean duration of a read since the last sample."""
 
     lag: float
-    """The same from the writing of a row to its reading."""
+    """Mean time from the write of a row to its read."""
 
 
 class Soak:
@@ -166,7 +166,7 @@ class Soak:
             self.misses.append(f"{key.run_id}: {[frame['type'] for frame in frames]}")
 
     async def _update_run(self, airflow: AirflowSql, key: RunKey, stop: asyncio.Event) -> None:
-        """Change the states of a run that exists all the time."""
+        """Change the states of a permanent run."""
         while not stop.is_set():
             await self._pacer.wait(WRITERS)
             for _ in range(WRITERS):
@@ -179,7 +179,7 @@ class Soak:
             received.append(frame["seq"])
 
     async def _catch_up(self) -> None:
-        # The report has what has not arrived by then.
+        # The report contains what has not arrived by then.
         with suppress(AssertionError):
             await eventually_async(lambda: all(len(received) >= self.pulses for received in self.received))
 
@@ -219,7 +219,7 @@ class Soak:
 
     def report(self) -> dict[str, Any]:
         """Return the figures, and as misses what was wrong."""
-        # Of ten minutes: the third to the fifth, and the last three.
+        # Of ten minutes, these are the third to the fifth, and the last three.
         length = self.samples[-1].second
         early = [one for one in self.samples if 0.3 * length <= one.second <= 0.5 * length]
         late = [one for one in self.samples if one.second >= 0.7 * length]
@@ -292,11 +292,11 @@ def main() -> int:
         url = postgres.url(database)
         try:
             asyncio.run(install_journal(url, "public", lock_timeout=5, attempts=1))
-            verdict = asyncio.run(soak(url, 60 * arguments.minutes, options))
+            report = asyncio.run(soak(url, 60 * arguments.minutes, options))
         finally:
             drop_database(postgres, database)
-    print(json.dumps(verdict))  # noqa: T201
-    return 1 if verdict["misses"] else 0
+    print(json.dumps(report))  # noqa: T201
+    return 1 if report["misses"] else 0
 
 
 if __name__ == "__main__":

@@ -32,16 +32,16 @@ MULTIPLEXED = 4
 """Runs that are watched on one connection."""
 
 FAST = 0
-"""Place of the run that changes fastest, which slow clients watch."""
+"""Index of the run that changes fastest, which slow clients watch."""
 
 VISIT_SECONDS = 8.0
-"""How long a client stays, on the average, that does not stay for good."""
+"""Mean duration of a connection of a client that is not permanent."""
 
 SLOW_READ_SECONDS = (6.0, 14.0)
-"""For how long a slow client does not read."""
+"""Shortest and longest time in which a slow client does not read."""
 
 TRANSITIONS = 4 * len(CHAIN)
-"""Of the tasks of a run that is run to its end."""
+"""Number of task transitions of a run that is run to its end."""
 
 BACKOFF_SECONDS = (0.2, 1.5)
 DISCONNECTS: tuple[Disconnect, ...] = ("close", "close", "reset", "vanish")
@@ -52,7 +52,7 @@ FORGET_CURSOR_SHARE = 0.3
 class AbandonedConnection(NamedTuple):
     """An abandoned connection. It stays open without a FIN, so that only the server can detect it."""
 
-    left_at: float
+    abandoned_at: float
     """By the monotonic clock."""
 
     connection: HttpStream | WebSocketStream
@@ -66,24 +66,24 @@ class Tally:
     lost: int = 0
     doubled: int = 0
     repeated: int = 0
-    """Frames that came once more after `resumed`, as they may."""
+    """Frames that were sent again after `resumed`, which the protocol allows."""
 
     visits: Counter[str] = field(default_factory=Counter)
-    left: Counter[str] = field(default_factory=Counter)
+    disconnects: Counter[str] = field(default_factory=Counter)
     resumed: int = 0
     resets: Counter[str] = field(default_factory=Counter)
     closes: Counter[int] = field(default_factory=Counter)
     cut: int = 0
     refused: int = 0
-    answered: int = 0
+    completed: int = 0
     """Runs that clients watched to the end."""
 
     misses: list[str] = field(default_factory=list)
-    ghosts: deque[AbandonedConnection] = field(default_factory=deque)
+    abandoned: deque[AbandonedConnection] = field(default_factory=deque)
 
 
 class RunProgress:
-    """What a client knows about one run."""
+    """A client's state of one run."""
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
@@ -104,7 +104,7 @@ class RunProgress:
             self._tally.resets[frame["reason"]] += 1
             self.number = None
         elif kind == "end":
-            self._tally.misses.append(f"a run that goes on has ended: {frame}")
+            self._tally.misses.append(f"a run that continues has ended: {frame}")
 
     def start_connection(self) -> None:
         """Start a new connection."""
@@ -133,17 +133,19 @@ class Client:
         ports: Ports of the servers; each connection goes to one of them.
         runs: Runs that it can watch.
         tally: Counters.
-        stays: Whether it disconnects only at the end.
+        is_permanent: Whether it disconnects only at the end.
     """
 
-    def __init__(self, kind: str, ports: Sequence[int], runs: Sequence[RunKey], tally: Tally, *, stays: bool) -> None:
+    def __init__(
+        self, kind: str, ports: Sequence[int], runs: Sequence[RunKey], tally: Tally, *, is_permanent: bool
+    ) -> None:
         self.kind = kind
-        self.stays = stays
+        self.is_permanent = is_permanent
         self._ports = ports
         self._tally = tally
         count = MULTIPLEXED if kind == "multiplex" else 1
         self.runs = [runs[FAST]] if kind == "slow" else random.sample(list(runs[FAST + 1 :]), count)
-        self.places: dict[str, RunProgress] = {}
+        self.progress: dict[str, RunProgress] = {}
         self._cursors: dict[str, str] = {}
         self._connection: HttpStream | WebSocketStream | None = None
 
@@ -160,52 +162,52 @@ class Client:
             await asyncio.sleep(random.uniform(*BACKOFF_SECONDS))
 
     def runs_behind(self, numbers: Mapping[RunKey, int]) -> list[str]:
-        """Return the runs whose last number it does not know."""
+        """Return the runs of which the client has not received the last number."""
         if self.kind == "firehose":
-            known = {key: self.places.get(key.run_id) for key in numbers}
+            known = {key: self.progress.get(key.run_id) for key in numbers}
         elif self.kind == "multiplex":
-            known = {key: self.places.get(str(number)) for number, key in enumerate(self.runs)}
+            known = {key: self.progress.get(str(number)) for number, key in enumerate(self.runs)}
         else:
-            known = {self.runs[0]: self.places.get("")}
+            known = {self.runs[0]: self.progress.get("")}
         return [
-            f"{self.kind}, {key.run_id}: {place and place.number} of {numbers[key]}"
-            for key, place in known.items()
-            if place is None or place.number != numbers[key]
+            f"{self.kind}, {key.run_id}: {progress and progress.number} of {numbers[key]}"
+            for key, progress in known.items()
+            if progress is None or progress.number != numbers[key]
         ]
 
     async def _visit(self) -> None:
-        following = asyncio.create_task(self._follow())
+        reader = asyncio.create_task(self._follow())
         try:
-            _, pending = await asyncio.wait({following}, timeout=None if self.stays else self._length())
+            _, pending = await asyncio.wait({reader}, timeout=None if self.is_permanent else self._length())
             if not pending:
-                following.result()
+                reader.result()
                 return
         finally:
-            following.cancel()
+            reader.cancel()
             try:
-                await asyncio.gather(following, return_exceptions=True)
+                await asyncio.gather(reader, return_exceptions=True)
             finally:
-                # Also where it is cancelled while it disconnects.
+                # Also if the task is cancelled while it disconnects.
                 connection, self._connection = self._connection, None
                 if connection is not None:
-                    goes = following.cancelled() and not self.stays
-                    self._leave(connection, random.choice(DISCONNECTS) if goes else "close")
+                    leaves_early = reader.cancelled() and not self.is_permanent
+                    self._disconnect(connection, random.choice(DISCONNECTS) if leaves_early else "close")
         if random.random() < FORGET_CURSOR_SHARE:
             self._cursors.clear()
-            self.places.clear()
+            self.progress.clear()
 
-    def _leave(self, connection: HttpStream | WebSocketStream, how: Disconnect) -> None:
-        self._tally.left[how] += 1
+    def _disconnect(self, connection: HttpStream | WebSocketStream, how: Disconnect) -> None:
+        self._tally.disconnects[how] += 1
         connection.disconnect(how)
         if how == "vanish":
-            self._tally.ghosts.append(AbandonedConnection(time.monotonic(), connection))
+            self._tally.abandoned.append(AbandonedConnection(time.monotonic(), connection))
 
     async def _follow(self) -> None:
         """Open a connection, and read it to its end."""
         self._connection, frames = await self._open()
-        for place in self.places.values():
-            place.start_connection()
-        dozes_at = asyncio.get_running_loop().time() + 1 if self.kind == "slow" else float("inf")
+        for progress in self.progress.values():
+            progress.start_connection()
+        pauses_at = asyncio.get_running_loop().time() + 1 if self.kind == "slow" else float("inf")
         async for frame in frames:
             identity = frame.get("id") or (frame.get("run_id", "") if self.kind == "firehose" else "")
             if frame["type"] == "close":
@@ -213,12 +215,12 @@ class Client:
             elif frame["type"] == "error":
                 raise StreamRefused(frame["detail"])
             elif identity or self.kind != "firehose":
-                self.places.setdefault(identity, RunProgress(self._tally)).handle(frame)
+                self.progress.setdefault(identity, RunProgress(self._tally)).handle(frame)
             if cursor := frame.get("cursor"):
                 self._cursors[frame.get("id", "")] = cursor
-            if asyncio.get_running_loop().time() > dozes_at:
+            if asyncio.get_running_loop().time() > pauses_at:
                 await asyncio.sleep(random.uniform(*SLOW_READ_SECONDS))
-                dozes_at = float("inf")
+                pauses_at = float("inf")
 
     async def _open(self) -> tuple[HttpStream | WebSocketStream, AsyncIterator[Frame]]:
         port, cursor = random.choice(self._ports), self._cursors.get("")
@@ -231,8 +233,8 @@ class Client:
             self._connection = messages
             for number, run in enumerate(self.runs):
                 wanted = {"dag_id": run.dag_id, "run_id": run.run_id, "until": "run"}
-                place = self._cursors.get(str(number))
-                await messages.send(op="subscribe", id=str(number), **wanted, **({"cursor": place} if place else {}))
+                cursor = self._cursors.get(str(number))
+                await messages.send(op="subscribe", id=str(number), **wanted, **({"cursor": cursor} if cursor else {}))
             return messages, messages.frames()
         if self.kind == "firehose":
             path = f"/api/v2/stream?dag_id={self.runs[0].dag_id}&type=task"
@@ -273,7 +275,7 @@ async def watch_to_end(ports: Sequence[int], key: RunKey, kind: str, tally: Tall
                     connection.disconnect("close")
                     if frame["outcome"] != "result" or (len(seen) != TRANSITIONS and not was_reset):
                         tally.misses.append(f"{key.run_id}, {kind}: {[*seen.values()]}, {frame['outcome']}")
-                    tally.answered += 1
+                    tally.completed += 1
                     return
         if connection is not None:
             connection.disconnect("close")

@@ -25,7 +25,7 @@ SO_ATTACH_FILTER = 26
 """Linux: see socket(7)."""
 
 CONNECTION_ERRORS = (OSError, EOFError, TimeoutError, ConnectionClosed, InvalidHandshake)
-"""What may become of a connection."""
+"""Exceptions of a connection that was refused or cut."""
 
 
 class StreamRefused(OSError):
@@ -79,8 +79,10 @@ class HttpStream:
             sock.close()
             raise
         reader, writer = await asyncio.open_connection(sock=sock)
-        place = "" if cursor is None else f"Last-Event-ID: {cursor}\r\n"
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\nAccept: {media_type}\r\n{place}\r\n".encode())
+        position = "" if cursor is None else f"Last-Event-ID: {cursor}\r\n"
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\nAccept: {media_type}\r\n{position}\r\n".encode()
+        )
         lines = cls(reader, writer)
         try:
             with anyio.fail_after(OPEN_SECONDS):
@@ -138,9 +140,9 @@ class WebSocketStream:
     @classmethod
     async def open(cls, port: int, path: str, *, cursor: str | None = None) -> WebSocketStream:
         """Open a stream."""
-        place = "" if cursor is None else f"{'&' if '?' in path else '?'}cursor={cursor}"
+        position = "" if cursor is None else f"{'&' if '?' in path else '?'}cursor={cursor}"
         connection = await connect(
-            f"ws://{LOOPBACK}:{port}{path}{place}",
+            f"ws://{LOOPBACK}:{port}{path}{position}",
             proxy=None,
             compression=None,
             ping_interval=None,

@@ -27,22 +27,22 @@ class ServerState(msgspec.Struct, frozen=True):
     subscriptions: int
     runs: int
     tasks: int
-    """Of its event loop, without that of the question."""
+    """Tasks of its event loop, without the one of this request."""
 
     sockets: int
-    """Connections of clients that it has not closed, without that of the question."""
+    """Connections of clients that it has not closed, without the one of this request."""
 
     states: dict[str, int]
     """Those connections by their state in TCP."""
 
     files: int
-    """Open ones, without the connections of clients."""
+    """Open files, without the connections of clients."""
 
     objects: int
-    """That the collector of cycles knows of, after it has run."""
+    """Objects that the garbage collector tracks, after a collection."""
 
     memory: int
-    """Resident, in bytes."""
+    """Resident memory in bytes."""
 
 
 async def get_state(request: Request) -> Response:
@@ -55,7 +55,7 @@ async def get_state(request: Request) -> Response:
         one for one in process.net_connections("tcp") if one.laddr.port == port and one.status != psutil.CONN_LISTEN
     ]
     statistics = hub.statistics()
-    hands = ServerState(
+    state = ServerState(
         subscriptions=statistics.subscriptions,
         runs=statistics.runs,
         tasks=len(asyncio.all_tasks()) - 1,
@@ -65,7 +65,7 @@ async def get_state(request: Request) -> Response:
         objects=len(gc.get_objects()),
         memory=process.memory_info().rss,
     )
-    return Response(msgspec.json.encode(hands), media_type="application/json")
+    return Response(msgspec.json.encode(state), media_type="application/json")
 
 
 class SmallBufferServer(DrainingServer):

@@ -18,10 +18,10 @@ from support.soak_server import ServerState
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 PING_SECONDS = 2.0
-"""Clients that vanish are given up after three times this."""
+"""Connections of vanished clients are aborted after three times this."""
 
 MAX_QUEUED_BYTES = 16 * 1024
-"""Little, so that slow clients are too slow."""
+"""A small limit, so that slow clients exceed it."""
 
 
 class SoakServerProcess:

@@ -14,7 +14,7 @@ EXPECTED_OUTPUT: dict[str, list[Any]] = {
     "stream_operator": ["word"],
     "stream_iterator": ["one", "two"],
 }
-"""What the task of each DAG emits."""
+"""Output of the task of each DAG."""
 
 EXPECTED_RESULTS: dict[str, Any] = {
     "stream_text": "Because",
@@ -24,7 +24,7 @@ EXPECTED_RESULTS: dict[str, Any] = {
     "stream_operator": "done",
     "stream_iterator": "onetwo",
 }
-"""What it returns."""
+"""Return value of the task of each DAG."""
 
 
 def output_values(frames: list[Frame]) -> list[Frame]:

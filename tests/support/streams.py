@@ -18,12 +18,12 @@ from stream_server.domain.run_state import RunKey
 from stream_server.protocol.frames import AnyFrame
 
 DEADLINE = 10.0
-"""Seconds in which a frame that is due must have come."""
+"""Seconds within which a frame that is due must arrive."""
 
 Frame = dict[str, Any]
 
 EVENT_NAMES = sorted({str(kind.__struct_config__.tag) for kind in get_args(AnyFrame)} - {"ack", "error"})
-"""Of server-sent events. The others exist on WebSockets only; each `EventSource` has an `error` of its own."""
+"""Event names of server-sent events. Other frames exist on WebSockets only; `EventSource` uses `error` itself."""
 
 
 def stream_path(key: RunKey, query: str = "") -> str:

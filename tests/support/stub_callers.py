@@ -29,7 +29,7 @@ def refusal(status: int, detail: str) -> Response:
 
 @dataclass
 class CallerPermissions:
-    """What Airflow responds to permission requests with one token, or one set of cookies."""
+    """Airflow's responses to permission requests with one token, or one set of cookies."""
 
     token: str = field(default_factory=lambda: unsigned_jwt(sub="ada", exp=time.time() + 3600))
     runs: Response | None = None
@@ -77,7 +77,7 @@ class StubPermissions:
     def __init__(self, *callers: CallerPermissions) -> None:
         self.callers = list(callers)
         self.down: Response | None = None
-        """Instead of everything, as of an Airflow that does not work."""
+        """Response to every request, as from an Airflow that does not work."""
 
     async def __call__(self, received: ReceivedRequest) -> Response | None:
         if self.down is not None:

@@ -16,7 +16,7 @@ from support import node
 WEB = Path(__file__).resolve().parents[2] / "web"
 
 LINE_SECONDS = 20.0
-"""Longer than the longest backoff of the client, and than Node takes to start."""
+"""Longer than the longest backoff of the client, and than the start of Node."""
 
 Line = dict[str, Any]
 

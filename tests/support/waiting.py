@@ -28,11 +28,11 @@ def eventually(condition: Callable[[], Answer], within: float = 10.0, what: str 
 
 
 async def eventually_answered(
-    ask: Callable[[], Awaitable[Answer]], within: float = 10.0, what: str = "the answer"
+    condition: Callable[[], Awaitable[Answer]], within: float = 10.0, what: str = "the answer"
 ) -> Answer:
     """Like ``eventually``, with an awaitable condition."""
     deadline = time.monotonic() + within
-    while not (answer := await ask()):
+    while not (answer := await condition()):
         assert time.monotonic() < deadline, f"{what} did not come within {within} s; last answer: {answer!r}"
         await asyncio.sleep(POLL_SECONDS)
     return answer

@@ -18,8 +18,8 @@ async def has_read_other_servers(airflow: AirflowSql, run: RunKey) -> bool:
     noted = await airflow.connection.fetchval(
         "SELECT count(*) FROM stream_server.waiters WHERE dag_id = $1 AND run_id = $2", *run
     )
-    asking = await airflow.connection.fetchval(
+    reading = await airflow.connection.fetchval(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'stream_server'"
         " AND datname = current_database() AND query LIKE '%stream_server.wait(%'"
     )
-    return bool(noted > 1 and not asking)
+    return bool(noted > 1 and not reading)

@@ -39,7 +39,7 @@ def watched(draw: st.DrawFn) -> SimulatedReader:
 
 def play(reader: SimulatedReader, moves: list[Move]) -> Iterator[list[AnyFrame]]:
     """Yield the frames of each step. Values that are needed may come late."""
-    yield reader.opening
+    yield reader.initial_frames
     for move in moves:
         if move[0] == "read":
             yield reader.advance()

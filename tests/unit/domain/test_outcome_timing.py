@@ -75,7 +75,7 @@ class TestPredicted:
         history = History()
         history.set_task("ask", "failed")
         history.set_task("answer", "upstream_failed")
-        failure = failure_of(SimulatedReader(history).opening)
+        failure = failure_of(SimulatedReader(history).initial_frames)
         assert (failure.task_id, failure.predicted, failure.seq) == ("ask", False, None)
 
     def test_predicted_skip_names_its_root_cause(self) -> None:
