@@ -26,50 +26,50 @@ async def _granted() -> CachedPermission:
 
 
 async def measure(clients: int, credentials: int) -> dict[str, float]:
-    """Let an interval pass, and return its cost.
+    """Simulate an interval, and return its cost.
 
     Returns:
-        `questions` to Airflow, `turn_us` for the longest turn of the loop without garbage collection,
+        `requests` to Airflow, `turn_us` for the longest turn of the loop without garbage collection,
         `cpu_percent` of a core for revalidation and requests, and `bytes` for each client.
     """
-    permits = PermissionCache(good_for=INTERVAL, refused_for=10, limit=20_000, at_once=8)
-    asked, now = 0, 0.0
+    cache = PermissionCache(good_for=INTERVAL, refused_for=10, limit=20_000, at_once=8)
+    requests, now = 0, 0.0
 
-    async def ask(caller: Caller, scope: StreamScope) -> Access:
-        nonlocal asked
+    async def check(caller: Caller, scope: StreamScope) -> Access:
+        nonlocal requests
         for kind in ("runs", "xcoms"):
-            asked += 1
-            await permits.get(caller, (kind, scope.dag_id), _granted, anew=True)
+            requests += 1
+            await cache.get(caller, (kind, scope.dag_id), _granted, anew=True)
         return FULL_ACCESS
 
-    guards = Revalidator(ask, permits.credential_digest, interval=INTERVAL, grace=300, clock=lambda: now)
+    revalidator = Revalidator(check, cache.credential_digest, interval=INTERVAL, grace=300, clock=lambda: now)
     callers = [Caller.from_token(f"{number}.e30.signature") for number in range(credentials)]
     subscriptions = [Subscription(0) for _ in range(clients)]
     tracemalloc.start()
     for number, subscription in enumerate(subscriptions):
-        guards.register(
+        revalidator.register(
             callers[number % credentials], StreamScope("chat", f"r{number % RUNS}"), FULL_ACCESS, subscription, None
         )
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     gc.collect()
     gc.disable()
-    begun, longest = time.process_time(), 0.0
+    started, longest = time.process_time(), 0.0
     for _ in range(CHECKS_PER_INTERVAL):
         now += INTERVAL / CHECKS_PER_INTERVAL
-        parties = guards.groups
-        for first in range(0, len(parties), GROUPS_PER_TURN):
+        groups = revalidator.groups
+        for first in range(0, len(groups), GROUPS_PER_TURN):
             before = time.thread_time()
-            guards.check_groups(parties[first : first + GROUPS_PER_TURN])
+            revalidator.check_groups(groups[first : first + GROUPS_PER_TURN])
             longest = max(longest, time.thread_time() - before)
             longest = max(longest, await _run_loop_once())
-        while any(party.is_queued for party in parties):
+        while any(group.is_queued for group in groups):
             longest = max(longest, *[await _run_loop_once() for _ in range(100)])
     gc.enable()
     return {
-        "questions": asked,
+        "requests": requests,
         "turn_us": round(longest * 1e6, 1),
-        "cpu_percent": round((time.process_time() - begun) / INTERVAL * 100, 3),
+        "cpu_percent": round((time.process_time() - started) / INTERVAL * 100, 3),
         "bytes": round(size / clients, 1),
     }
 
@@ -88,7 +88,7 @@ async def main() -> None:
     figures = {str(each): await measure(clients, each) for each in (1, 100, clients)}
     for credentials, figure in figures.items():
         print(f"{clients} clients with {credentials} credentials: {figure}")
-    misses = [] if figures["1"]["questions"] <= 4 else ["more than two questions in an interval for one credential"]
+    misses = [] if figures["1"]["requests"] <= 4 else ["more than two requests in an interval for one credential"]
     print(json.dumps({"clients": clients, "by_credentials": figures, "misses": misses}))
 
 

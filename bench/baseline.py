@@ -33,7 +33,7 @@ class Notification(NamedTuple):
 
 
 class BaselineRecording(NamedTuple):
-    """The recording."""
+    """The recording of the baseline client."""
 
     notifications: list[Notification]
     seen: dict[int, float]
@@ -43,7 +43,7 @@ class BaselineRecording(NamedTuple):
 async def record_baseline(link: RecorderLink, database_url: str) -> None:
     """Listen on one connection, and read the journal on another at each notification.
 
-    One LISTEN connection serves both figures, since each one that there is costs every commit of the database. The
+    One LISTEN connection serves both figures, since every listening connection slows every commit of the database. The
     callback records the time first, so that reading does not affect the notification times. It is
     notified of each transaction, also while the server polls without notifications.
     """

@@ -46,8 +46,8 @@ def make_graph(*, grouped: bool) -> Graph:
     return Graph.parse(msgspec.json.encode({"dag": {"tasks": operators, "task_group": {"children": children}}}))
 
 
-def make_run(graph: Graph, instances: int, *, harmed: bool) -> RunState:
-    """Return a run in which half of the instances have succeeded; if `harmed`, the log has failed."""
+def make_run(graph: Graph, instances: int, *, has_failure: bool) -> RunState:
+    """Return a run in which half of the instances have succeeded; if `has_failure`, the log has failed."""
     info = RunInfo(state="running", queued_at=None, start_date=None, end_date=None, clear_number=0)
     run = RunState(KEY, info, graph)
     for task_id in graph.tasks:
@@ -56,7 +56,7 @@ def make_run(graph: Graph, instances: int, *, harmed: bool) -> RunState:
                 done = "success" if task_id == "work" and index < instances // 2 else None
                 run.add_instance(task_id, index, TaskInstance(done, 1))
         else:
-            state = {"list": "success", "log": "failed" if harmed else "running"}.get(task_id)
+            state = {"list": "success", "log": "failed" if has_failure else "running"}.get(task_id)
             run.add_instance(task_id, -1, TaskInstance(state, 1))
     return run
 
@@ -64,18 +64,18 @@ def make_run(graph: Graph, instances: int, *, harmed: bool) -> RunState:
 def make_batches(instances: int) -> Iterator[Transition]:
     """Yield batches in which one instance after the other succeeds."""
     for number in range(ROUNDS):
-        place = ("work", instances // 2 + number)
-        yield Transition(number, number, NOW, TransitionKind.TASK, *KEY, *place, try_number=1, state="success")
+        instance = ("work", instances // 2 + number)
+        yield Transition(number, number, NOW, TransitionKind.TASK, *KEY, *instance, try_number=1, state="success")
 
 
-def measure(instances: int, *, grouped: bool, harmed: bool) -> float:
+def measure(instances: int, *, grouped: bool, has_failure: bool) -> float:
     """Return the microseconds to apply and evaluate a batch, for a client that watches the mapped task."""
-    run = make_run(make_graph(grouped=grouped), instances, harmed=harmed)
-    question = WatchOptions(result_tasks=("work",))
+    run = make_run(make_graph(grouped=grouped), instances, has_failure=has_failure)
+    options = WatchOptions(result_tasks=("work",))
     begun = time.perf_counter()
     for transition in make_batches(instances):
         run.apply(transition)
-        evaluate(run, question)
+        evaluate(run, options)
     return (time.perf_counter() - begun) / ROUNDS * 1e6
 
 
@@ -84,9 +84,9 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=10_000)
     instances = parser.parse_args().instances
     figures = {
-        f"{name}, {fate}": round(measure(instances, grouped=grouped, harmed=harmed), 1)
+        f"{name}, {outcome}": round(measure(instances, grouped=grouped, has_failure=has_failure), 1)
         for name, grouped in (("mapped task", False), ("mapped group", True))
-        for fate, harmed in (("all well", False), ("one failed", True))
+        for outcome, has_failure in (("no failure", False), ("one failed", True))
     }
     for name, figure in figures.items():
         print(f"{name:<28} {figure:>10.1f} us")

@@ -98,7 +98,7 @@ class Generator:
                 raise BenchmarkError(f"The load generator did not answer within {within:g} s")
             answer = self._control.recv()
         except (OSError, EOFError) as error:
-            raise BenchmarkError("The load generator ended early; its error stands above") from error
+            raise BenchmarkError("The load generator ended early; see its error above") from error
         if isinstance(answer, BenchmarkError):
             raise answer
         return answer

@@ -137,7 +137,7 @@ def _running_process(command: list[str], core: int, started: Callable[[], bool])
         deadline = time.monotonic() + START_SECONDS
         while not started():
             if child.poll() is not None or time.monotonic() > deadline:
-                raise BenchmarkError(f"{command[0]} did not start; its error stands above")
+                raise BenchmarkError(f"{command[0]} did not start; see its error above")
             time.sleep(0.05)
         yield process
     finally:

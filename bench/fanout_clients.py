@@ -24,7 +24,7 @@ from bench.recorder import BenchmarkError
 
 STRAGGLER_SECONDS = 20.0
 QUIET_SECONDS = 1.5
-"""For how long nothing must come until it is believed that nothing more will."""
+"""Seconds without a byte after which no more frames are expected."""
 
 
 class Endpoint(NamedTuple):
@@ -36,11 +36,11 @@ class Endpoint(NamedTuple):
 
     websocket: bool
     opened: bytes
-    """What the first bytes of an open stream hold."""
+    """Text in the first bytes of an open stream."""
 
     feed_port: int
     publish_path: str | None = None
-    """Where a message is POSTed, with `{run}`; by default numbers are written to the feed."""
+    """Path to which messages are POSTed, with `{run}`; by default numbers are written to the feed."""
 
 
 class Load(NamedTuple):
@@ -62,13 +62,13 @@ class Load(NamedTuple):
 
 @dataclass
 class ReadResult:
-    """What the clients have read of a load."""
+    """The frames of a load that the clients have read."""
 
     latencies: list[float]
     """Milliseconds, ascending."""
 
     warm_up: list[float]
-    """Those of the first frames, if they are separate."""
+    """Latencies of the first frames, if they are separate."""
 
     expected: int
     delivered: int
@@ -88,7 +88,7 @@ class Client(asyncio.Protocol):
 
     def __init__(self, index: int) -> None:
         self.index = index
-        """Of the run that it watches."""
+        """Number of the run that it watches."""
 
         self.reads: list[tuple[float, bytes]] = []
 
@@ -108,7 +108,7 @@ class Generator:
         self._feed: asyncio.Transport | None = None
 
     async def connect(self, count: int, runs: int) -> float:
-        """Connect clients, and return how many seconds that took, up to the first frame of the last of them."""
+        """Connect clients; return the seconds up to the first frame of the last client."""
         loop = asyncio.get_running_loop()
         requests = [_request(self._target, run_id(index % runs)) for index in range(count)]
         began = time.monotonic()

@@ -14,13 +14,13 @@ from typing import NamedTuple
 from bench.recorder import BenchmarkError
 
 AT_ONCE = 256
-"""Connections that are being made at once. nginx queues no more than 511."""
+"""Concurrent connection attempts. nginx queues no more than 511."""
 
 CLIENTS_PER_ADDRESS = 20_000
-"""So that ports don't run out; loopback has many addresses."""
+"""Clients for each loopback address, so that ports don't run out."""
 
 OPEN_SECONDS = 60.0
-"""How long nothing may come, while something is awaited."""
+"""Seconds without progress after which connecting has failed."""
 
 READ_BYTES = 65_536
 
@@ -30,7 +30,7 @@ class OpenConnection(NamedTuple):
 
     sock: socket.socket
     read: bytes
-    """What has come already."""
+    """Bytes that have been received."""
 
 
 def connect_clients(port: int, requests: Sequence[bytes], opened: bytes) -> list[OpenConnection]:

@@ -55,7 +55,7 @@ class Runs:
         return RunState(key, info), self.cursor
 
     async def read_history(
-        self, key: RunKey | None, since: JournalPosition, *, output: bool = True
+        self, key: RunKey | None, position: JournalPosition, *, output: bool = True
     ) -> list[Transition] | None:
         return None
 
@@ -143,8 +143,8 @@ def make_naive_app(runs: int, feed_port: int) -> Starlette:
             try:
                 yield {"event": "snapshot", "data": json.dumps({"type": "snapshot"})}
                 while True:
-                    place, frame = await queue.get()
-                    yield {"event": "task", "id": place, "data": json.dumps(frame, separators=(",", ":"))}
+                    event_id, frame = await queue.get()
+                    yield {"event": "task", "id": event_id, "data": json.dumps(frame, separators=(",", ":"))}
             finally:
                 queues[request.path_params["run_id"]].discard(queue)
 

@@ -55,7 +55,7 @@ class Round:
     doubled: int
     disordered: int
     unexpected: list[str]
-    """Frames that have no place in such a stream, and what else is odd."""
+    """Frames that the stream must not contain, and other errors."""
 
 
 def notification_times(commits: Sequence[Commit], notifications: Sequence[Notification]) -> dict[int, float]:
@@ -63,7 +63,7 @@ def notification_times(commits: Sequence[Commit], notifications: Sequence[Notifi
 
     A notification is empty, but names the backend that sent it. PostgreSQL delivers them in the order of their commits,
     and a backend has one transaction at a time. If each commit notified, the n-th notification of a backend belongs to
-    its n-th commit, whatever the clock says: the callback can come before the writer's own acknowledgement, which is
+    its n-th commit, whatever the times are: the callback can run before the writer's own acknowledgement, which is
     sent only after the listeners have been signalled, and it can come after the same connection has sent its next
     UPDATE. By time alone, such a notification would also belong to the later commit.
 
@@ -126,9 +126,9 @@ def evaluate_round(
         lost += sum(seq not in counts for seq in journal)
         doubled += sum(count - 1 for count in counts.values())
         disordered += _count_disordered(commits, [delivery.number for delivery in received.deliveries])
-        strange = sum(journal.get(delivery.seq) != delivery.number for delivery in received.deliveries)
-        if strange:
-            unexpected.append(f"{name}: {strange} frames that are not what the journal holds")
+        wrong = sum(journal.get(delivery.seq) != delivery.number for delivery in received.deliveries)
+        if wrong:
+            unexpected.append(f"{name}: {wrong} frames that are not what the journal holds")
         others = Counter(received.others) - Counter(snapshot=1)
         del others["ping"]
         if others:

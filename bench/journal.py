@@ -40,15 +40,15 @@ ROWS = 500
 WRITERS = (1, 8, 32)
 LISTENERS = (1, 4, 16)
 
-PLACE = "dag_id = 'bench' AND run_id = 'run' AND task_id = 't'"
+INSTANCE = "dag_id = 'bench' AND run_id = 'run' AND task_id = 't'"
 FLIP = "state = CASE state WHEN 'queued' THEN 'running' ELSE 'queued' END, updated_at = now()"
 PICK = f"\\set n random(0, {ROWS - 1}) + :client_id * {ROWS}\n"
 WORKLOADS = {
     "heartbeat": f"{PICK}UPDATE task_instance SET last_heartbeat_at = now(), updated_at = now()"
-    f" WHERE {PLACE} AND map_index = :n;\n",
-    "transition": f"{PICK}UPDATE task_instance SET {FLIP} WHERE {PLACE} AND map_index = :n;\n",
+    f" WHERE {INSTANCE} AND map_index = :n;\n",
+    "transition": f"{PICK}UPDATE task_instance SET {FLIP} WHERE {INSTANCE} AND map_index = :n;\n",
     "500 rows": f"\\set first :client_id * {ROWS}\nUPDATE task_instance SET {FLIP}"
-    f" WHERE {PLACE} AND map_index BETWEEN :first AND :first + {ROWS - 1};\n",
+    f" WHERE {INSTANCE} AND map_index BETWEEN :first AND :first + {ROWS - 1};\n",
 }
 
 NONE, JOURNAL, ALWAYS, IDLE_NOTIFY = "no trigger", "journal", "a NOTIFY each", "journal and NOTIFY"

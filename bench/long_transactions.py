@@ -25,7 +25,7 @@ from stream_server.journal.run_store import RunStore
 ROWS = 20_000
 QUIET, BESIDE = "in quiet", "beside long transactions"
 TARGET_RATIO = 1.2
-"""How many times as long a read may take."""
+"""Greatest ratio of the duration of a read beside long transactions to that without."""
 
 WRITE = (
     "INSERT INTO stream_server.journal (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state)"

@@ -18,7 +18,7 @@ import uvloop
 
 START_SECONDS = 30.0
 STRAGGLER_SECONDS = 10.0
-"""How long after the last commit a transition can still arrive; later it counts as lost."""
+"""Seconds after the last commit in which a transition can arrive; later it counts as lost."""
 
 SETTLE_SECONDS = 0.2
 """How long to wait after the last transition, for duplicates."""
@@ -92,9 +92,9 @@ class RecorderLink:
         """
         self._control.send("ready")
         loop = asyncio.get_running_loop()
-        asked = asyncio.Event()
-        loop.add_reader(self._control.fileno(), asked.set)
-        await asked.wait()
+        requested = asyncio.Event()
+        loop.add_reader(self._control.fileno(), requested.set)
+        await requested.wait()
         loop.remove_reader(self._control.fileno())
         try:
             written: int = self._control.recv()

@@ -31,7 +31,7 @@ class Delivery(NamedTuple):
 
 
 class Received(NamedTuple):
-    """What one client has read, in order."""
+    """The frames that one client has read, in order."""
 
     deliveries: list[Delivery]
     others: list[str]

@@ -22,7 +22,7 @@ from stream_server.settings import ENV_PREFIX
 
 DATA_DIR = Path(__file__).resolve().parents[1] / ".demo"
 
-# Nothing listens there: streams make no request to Airflow's API.
+# No server listens there: streams make no request to Airflow's API.
 NO_AIRFLOW = "http://127.0.0.1:9"
 
 
@@ -88,10 +88,10 @@ def running_testbed(postgres_settings: Mapping[str, str] | None = None, **settin
 def raise_on_sigterm() -> Iterator[None]:
     """Raise SystemExit at SIGTERM, so that everything is stopped as with Ctrl-C."""
 
-    def leave(_number: int, _frame: types.FrameType | None) -> NoReturn:
+    def raise_exit(_number: int, _frame: types.FrameType | None) -> NoReturn:
         raise SystemExit(128 + signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, raise_exit)
     try:
         yield
     finally:

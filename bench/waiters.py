@@ -71,7 +71,7 @@ class Figures:
     waiters: int
     idle_s: float
     asked_by_one: dict[str, int]
-    """How often each statement ran while one waited."""
+    """Count of each statement while one call waited."""
 
     asked_by_all: dict[str, int]
     milliseconds: list[float]
@@ -124,8 +124,8 @@ def main() -> int:
     parser.add_argument("--idle", type=float, default=5.0, help="seconds of quiet (default: %(default)g)")
     parser.add_argument("--rate", type=float, default=50.0, help="answers per second (default: %(default)g)")
     options = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     counting = {"shared_preload_libraries": "pg_stat_statements"}
     # Work at long intervals would fall into one of the spans and not into the other.
     with raise_on_sigterm(), running_testbed(counting, check_interval="1h", retention="0") as running:

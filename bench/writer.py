@@ -13,7 +13,7 @@ from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 
 CONNECTIONS = 8
-"""How many commits may be under way. One is enough, but for the moments when the disk is slow."""
+"""Concurrent commits at most. One is enough except when the disk is slow."""
 
 INSTANCES = 32
 STATES = ("queued", "running")
