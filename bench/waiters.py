@@ -70,10 +70,10 @@ class Figures:
 
     waiters: int
     idle_s: float
-    asked_by_one: dict[str, int]
+    queries_of_one: dict[str, int]
     """Count of each statement while one call waited."""
 
-    asked_by_all: dict[str, int]
+    queries_of_all: dict[str, int]
     milliseconds: list[float]
     wrong: int
     opening_cpu_s: float
@@ -91,8 +91,8 @@ class Figures:
 
     def extra_queries(self) -> dict[str, int]:
         """Return the queries of all calls beyond those of one. One poll may fall into either of two equal spans."""
-        more = {query: calls - self.asked_by_one.get(query, 0) for query, calls in self.asked_by_all.items()}
-        return {query: calls for query, calls in more.items() if calls > (query in self.asked_by_one)}
+        more = {query: calls - self.queries_of_one.get(query, 0) for query, calls in self.queries_of_all.items()}
+        return {query: calls for query, calls in more.items() if calls > (query in self.queries_of_one)}
 
     def as_json(self) -> dict[str, Any]:
         ordered = sorted(self.milliseconds)
@@ -100,8 +100,8 @@ class Figures:
             "benchmark": "waiters",
             "waiters": self.waiters,
             "idle_s": self.idle_s,
-            "calls_of_one": sum(self.asked_by_one.values()),
-            "calls_of_all": sum(self.asked_by_all.values()),
+            "calls_of_one": sum(self.queries_of_one.values()),
+            "calls_of_all": sum(self.queries_of_all.values()),
             "queries_of_waiters": sum(self.extra_queries().values()),
             "answer_ms": {
                 "median": round(statistics.median(ordered), 2),
@@ -146,12 +146,12 @@ async def _measure(running: Testbed, count: int, idle: float, rate: float) -> Fi
             await _add_runs(airflow, keys)
             first = await _open_calls(running, keys[:1])
             await _wait_until_loaded(counter)
-            asked_by_one = await _count_queries(counter, idle)
+            queries_of_one = await _count_queries(counter, idle)
             used = [running.server_seconds()]
             waiters = first + await _open_calls(running, keys[1:])
             await _wait_until_loaded(counter)
             used.append(running.server_seconds())
-            asked_by_all = await _count_queries(counter, idle)
+            queries_of_all = await _count_queries(counter, idle)
             used.append(running.server_seconds())
             committed = await _push_values(airflow, keys, rate)
             answers = await asyncio.wait_for(asyncio.gather(*(waiter.answered for waiter in waiters)), DEADLINE)
@@ -162,8 +162,8 @@ async def _measure(running: Testbed, count: int, idle: float, rate: float) -> Fi
     return Figures(
         waiters=count,
         idle_s=idle,
-        asked_by_one=asked_by_one,
-        asked_by_all=asked_by_all,
+        queries_of_one=queries_of_one,
+        queries_of_all=queries_of_all,
         milliseconds=[1000 * (at - sent) for (at, _), sent in zip(answers, committed, strict=True)],
         wrong=sum((a["outcome"], a.get("results")) != e for (_, a), e in zip(answers, expected, strict=True)),
         opening_cpu_s=used[1] - used[0],

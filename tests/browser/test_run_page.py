@@ -120,8 +120,8 @@ async def test_a_run_can_be_stopped(browser: BrowserSession, rest: AirflowRestCl
 
 
 async def test_an_unknown_run_is_reported(browser: BrowserSession) -> None:
-    page = await browser.open(path_of("chat_answer", "nobody"))
-    await expect(page.get_by_role("main")).to_contain_text("DAG 'chat_answer' has no run 'nobody'")
+    page = await browser.open(path_of("chat_answer", "missing"))
+    await expect(page.get_by_role("main")).to_contain_text("DAG 'chat_answer' has no run 'missing'")
 
 
 async def test_the_list_of_runs_has_no_accessibility_problem(browser: BrowserSession, rest: AirflowRestClient) -> None:

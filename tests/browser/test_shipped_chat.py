@@ -28,7 +28,7 @@ def glossary() -> dict[str, str]:
 
 
 KNOWN = glossary()
-ALL = f"Tell me about {', '.join(KNOWN)}."
+ALL = f"Explain {', '.join(KNOWN)}."
 """Takes some seconds to answer."""
 
 

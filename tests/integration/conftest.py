@@ -17,7 +17,7 @@ from support.waiting import eventually_async
 
 @pytest.fixture
 def ada() -> CallerPermissions:
-    """A caller who can read everything, until a test takes permissions away."""
+    """A caller that can read everything until a test takes permissions away."""
     return CallerPermissions()
 
 

@@ -42,7 +42,7 @@ async def test_a_refusal_by_airflow_is_passed_on_for_known_and_unknown_runs(
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-async def test_an_unknown_run_is_404_for_a_caller_who_can_read_runs(
+async def test_an_unknown_run_is_404_for_a_caller_that_can_read_runs(
     auth_server: RunningServer, ada: CallerPermissions, path: str
 ) -> None:
     async with client_for(auth_server, ada) as client:
@@ -145,7 +145,7 @@ async def test_a_trigger_redacts_values_too(
     assert "because" not in answer_.text
 
 
-async def test_a_caller_who_cannot_read_the_run_triggers_nothing(
+async def test_a_caller_that_cannot_read_the_run_triggers_nothing(
     auth_server: RunningServer,
     stub: AirflowStub,
     ada: CallerPermissions,

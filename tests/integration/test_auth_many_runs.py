@@ -199,9 +199,9 @@ async def test_a_connection_continues_with_a_new_token(
         await airflow.set_run(UNREADABLE, "running")
         frame = await receive(connection, "run")
         assert (frame["id"], frame["dag_id"]) == ("all", "secret")
-        await send(connection, op="auth", id="nobody", token="nobody")
+        await send(connection, op="auth", id="unknown", token="unknown")
         error = await receive(connection, "error")
-        assert (error["id"], error["status"]) == ("nobody", 401)
+        assert (error["id"], error["status"]) == ("unknown", 401)
 
 
 async def test_a_message_that_is_nested_too_deeply_is_refused(

@@ -31,7 +31,7 @@ def ada() -> CallerPermissions:
 
 @pytest.fixture
 def bob() -> CallerPermissions:
-    """A caller who cannot read `chat`."""
+    """A caller that cannot read `chat`."""
     return CallerPermissions(unsigned_jwt(sub="bob"), of_dag={"chat": refusal(403, "Forbidden")})
 
 

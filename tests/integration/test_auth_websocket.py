@@ -20,7 +20,7 @@ async def test_a_new_token_needs_the_same_permissions(
 ) -> None:
     async with websocket(auth_server.url, key, headers=ada.headers) as connection:
         frame = json.loads(await connection.recv())
-        await connection.send(json.dumps({"op": "auth", "id": "n", "token": "nobody"}))
+        await connection.send(json.dumps({"op": "auth", "id": "n", "token": "unknown"}))
         while frame["type"] != "error":
             frame = json.loads(await asyncio.wait_for(connection.recv(), 10))
         assert (frame["id"], frame["status"], frame["detail"]) == ("n", 401, "Not authenticated")
@@ -52,7 +52,7 @@ async def test_a_websocket_without_credentials_authenticates_by_message(
 @pytest.mark.parametrize(
     ("message", "status", "code"),
     [
-        ('{"op":"auth","token":"nobody"}', 401, 4501),
+        ('{"op":"auth","token":"unknown"}', 401, 4501),
         ('{"op":"subscribe"}', 401, 4501),
         ("nonsense", 401, 4501),
         ('{"a":' + "[" * 30_000, 401, 4501),
@@ -101,7 +101,7 @@ async def test_a_websocket_that_sends_no_auth_message_is_closed(
 
 async def test_a_refused_token_fails_the_handshake(auth_server: RunningServer, key: RunKey) -> None:
     with pytest.raises(InvalidStatus) as refusal:
-        async with websocket(auth_server.url, key, headers={"Authorization": "Bearer nobody"}):
+        async with websocket(auth_server.url, key, headers={"Authorization": "Bearer unknown"}):
             pass
     assert refusal.value.response.status_code == 401
     assert json.loads(refusal.value.response.body or b"")["detail"] == "Not authenticated"

@@ -135,7 +135,7 @@ async def _authenticate(url: str, headers: dict[str, str]) -> None:
     headers = {name: value for name, value in headers.items() if value.isascii()}
     with suppress(InvalidStatus, ConnectionClosed):
         async with connect(address, additional_headers=headers, proxy=None) as connection:
-            await connection.send(json.dumps({"op": "auth", "token": f"said.{SECRET}"}))
+            await connection.send(json.dumps({"op": "auth", "token": f"message.{SECRET}"}))
             await connection.send(json.dumps({"op": "subscribe", "id": "a", "dag_id": "chat", "token": SECRET}))
             await connection.recv()
 

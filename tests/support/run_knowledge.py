@@ -56,7 +56,7 @@ class RunKnowledge:
         return deepcopy(self)
 
     def apply(self, frame: Frame) -> None:
-        """Apply a frame. Frames that say nothing about the run change nothing."""
+        """Apply a frame. Frames without information about the run change nothing."""
         handler = getattr(self, f"_apply_{frame['type']}", None)
         if handler is not None:
             handler(frame)

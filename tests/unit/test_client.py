@@ -282,10 +282,10 @@ def test_the_retry_delay_of_a_refusal_is_at_most_an_hour(retry_after: str, delay
 
 
 async def test_a_refusal_after_the_handshake_is_raised_too() -> None:
-    refusal = Refusal(id="", problem="urn:x", title="Unauthenticated", status=401, detail="Say who you are")
+    refusal = Refusal(id="", problem="urn:x", title="Unauthenticated", status=401, detail="Authenticate first")
     close = Close(code=4501, reason="Unauthenticated", reconnect=False)
     async with server(send_frames(refusal, close)) as seen:
-        with pytest.raises(Refused, match="Say who you are") as refused:
+        with pytest.raises(Refused, match="Authenticate first") as refused:
             await follow_messages(seen)
     assert refused.value.status == 401
 
