@@ -20,7 +20,11 @@ from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.lossless_clients import Clients
 from support.lossless_writers import prepare_workload
-from support.postgres import create_database_from_airflow_template, running_postgres
+from support.postgres import (
+    create_database_from_airflow_template,
+    create_database_with_journal,
+    running_postgres,
+)
 from support.readiness import wait_until_ready
 from support.server import RunningServer, running_server
 from support.standby import base_backup, catch_up, promote, running_standby, stop_following
@@ -44,9 +48,7 @@ def primary(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
 @pytest.fixture
 async def database(primary: EmbeddedPostgres) -> str:
     """Name of an Airflow database with the journal installed."""
-    name = create_database_from_airflow_template(primary)
-    await install_journal(primary.url(name), "public", lock_timeout=5, attempts=1)
-    return name
+    return await create_database_with_journal(primary)
 
 
 @pytest.fixture

@@ -14,12 +14,11 @@ import asyncpg
 import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
-from stream_server.journal.installer import install_journal
 from support.lossless import CLUSTER, SCHEDULES
 from support.lossless_clients import Clients
 from support.lossless_tails import TaskTail, reconnect_quickly
 from support.lossless_writers import connect_when_possible, kill_backend, prepare_workload, read_journal
-from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
+from support.postgres import create_database_with_journal, drop_database, running_postgres
 from support.skipping import IN_CI
 from support.waiting import eventually_async
 
@@ -36,8 +35,7 @@ def cluster() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 async def database(cluster: EmbeddedPostgres) -> AsyncIterator[str]:
-    name = create_database_from_airflow_template(cluster)
-    await install_journal(cluster.url(name), "public", lock_timeout=5, attempts=1)
+    name = await create_database_with_journal(cluster)
     yield cluster.url(name)
     drop_database(cluster, name)
 

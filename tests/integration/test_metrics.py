@@ -16,11 +16,11 @@ from stream_server import __version__
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import RunKey
 from stream_server.http.delivery.scheduler import TRANSPORTS
-from stream_server.journal.installer import fetch_status, install_journal
+from stream_server.journal.installer import fetch_status
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
-from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
+from support.postgres import create_database_with_journal, drop_database, running_postgres
 from support.server import RunningServer, running_server, terminate_connections
 from support.streams import frames_of, sse, types, websocket
 from support.waiting import eventually_answered, eventually_async
@@ -250,8 +250,7 @@ def small_queue() -> Iterator[EmbeddedPostgres]:
 @pytest.fixture
 async def small_queue_database(small_queue: EmbeddedPostgres) -> AsyncIterator[str]:
     """URL of an Airflow database with the journal, on `small_queue`."""
-    name = create_database_from_airflow_template(small_queue)
-    await install_journal(small_queue.url(name), "public", lock_timeout=5, attempts=1)
+    name = await create_database_with_journal(small_queue)
     yield small_queue.url(name)
     drop_database(small_queue, name)
 

@@ -18,7 +18,6 @@ from stream_server.errors import ReadReplica
 from stream_server.journal import run_store as postgres_module
 from stream_server.journal import tail
 from stream_server.journal.idempotency_keys import IdempotencyKeys
-from stream_server.journal.installer import install_journal
 from stream_server.journal.run_store import RunStore
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
@@ -26,7 +25,7 @@ from support.lossless import CLUSTER
 from support.lossless_ledger import Ledger, evaluate
 from support.lossless_tails import TaskTail, reconnect_quickly
 from support.lossless_writers import Workload, Writer, prepare_workload, read_journal
-from support.postgres import create_database_from_airflow_template, running_postgres
+from support.postgres import create_database_with_journal, running_postgres
 from support.readiness import wait_until_ready
 from support.server import RunningServer, running_server
 from support.standby import catch_up, promote, running_standby
@@ -239,8 +238,7 @@ async def test_every_row_comes_exactly_once_from_a_replica(*, promoted: bool) ->
     seed = os.environ.get("STREAM_SERVER_SEED") or secrets.token_hex(4)
     print(f"STREAM_SERVER_SEED={seed}")  # noqa: T201 # shown where the test fails
     with running_postgres(CLUSTER) as primary:
-        name = create_database_from_airflow_template(primary)
-        await install_journal(primary.url(name), "public", lock_timeout=5, attempts=1)
+        name = await create_database_with_journal(primary)
         field = await prepare_workload(primary.url(name), runs=2, instances=30)
         with (
             running_standby(primary, CLUSTER) as standby,

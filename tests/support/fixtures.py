@@ -8,10 +8,14 @@ import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import install_journal
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
-from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
+from support.postgres import (
+    create_database_from_airflow_template,
+    create_database_with_journal,
+    drop_database,
+    running_postgres,
+)
 from support.server import RunningServer, running_server
 from support.waiting import eventually_async
 
@@ -32,10 +36,11 @@ def airflow_database(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture
-async def journal(airflow_database: str) -> str:
-    """URL of an Airflow database with the journal installed."""
-    await install_journal(airflow_database, "public", lock_timeout=5, attempts=1)
-    return airflow_database
+async def journal(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+    """URL of a fresh Airflow database with the journal installed."""
+    name = await create_database_with_journal(postgres)
+    yield postgres.url(name)
+    drop_database(postgres, name)
 
 
 @pytest.fixture

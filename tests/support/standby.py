@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 from stream_server.cli.demo.errors import DemoError
 from stream_server.cli.demo.postgres import SUPERUSER, EmbeddedPostgres
-from stream_server.cli.demo.run_directory import RunDirectory
-from support.postgres import DATA_DIR, FAST
+from support.postgres import FAST, make_run_directory
 from support.waiting import eventually
 
 
@@ -27,7 +26,7 @@ def base_backup(
     Raises:
         DemoError: pg_basebackup failed.
     """
-    directory = RunDirectory(DATA_DIR)
+    directory = make_run_directory()
     copy = EmbeddedPostgres(
         directory.postgres, settings={**FAST, **(settings or {})}, log=directory.logs / "postgresql.log"
     )
