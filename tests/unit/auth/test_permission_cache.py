@@ -9,7 +9,7 @@ from stream_server.auth.authorizer import Caller
 from stream_server.auth.permission_cache import CachedPermission, PermissionCache
 from stream_server.errors import AirflowRefused, PermissionUnknown
 
-ADA, BOB = Caller.from_token("ada"), Caller.from_token("bob")
+ADA, BOB = Caller.from_token("token-of-ada"), Caller.from_token("bob")
 SUBJECT = ("runs", "chat")
 
 
@@ -138,13 +138,13 @@ async def test_a_request_without_the_cache_updates_it(cache: PermissionCache, ai
 
 async def test_the_cache_contains_no_credential(cache: PermissionCache, airflow: Airflow) -> None:
     await cache.get(ADA, SUBJECT, airflow.fetch)
-    assert b"ada" not in cache.credential_digest(ADA)
-    assert "ada" not in repr(vars(cache))
+    assert b"token-of-ada" not in cache.credential_digest(ADA)
+    assert "token-of-ada" not in repr(vars(cache))
 
 
 def test_the_digest_of_a_caller_differs_between_processes(cache: PermissionCache) -> None:
     other = PermissionCache(good_for=1, refused_for=1, limit=1, at_once=1)
-    assert cache.credential_digest(ADA) == cache.credential_digest(Caller.from_token("ada"))
+    assert cache.credential_digest(ADA) == cache.credential_digest(Caller.from_token("token-of-ada"))
     assert cache.credential_digest(ADA) != other.credential_digest(ADA)
 
 

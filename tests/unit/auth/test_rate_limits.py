@@ -126,7 +126,7 @@ def test_callers_by_address(host: str | None, caller: str | None) -> None:
 
 def test_callers_of_credentials_are_keyed_digests() -> None:
     limits, others = RateLimits(1, 1.0, KEY), RateLimits(1, 1.0, b"o" * 32)
-    ada, bob = {"authorization": "Bearer ada"}, {"authorization": "Bearer bob", "cookie": "a=b"}
+    ada, bob = {"authorization": "Bearer token-of-ada"}, {"authorization": "Bearer bob", "cookie": "a=b"}
     assert limits.caller_of_credential(ada) == limits.caller_of_credential(dict(ada))
     assert (
         len(
@@ -139,7 +139,7 @@ def test_callers_of_credentials_are_keyed_digests() -> None:
         )
         == 4
     )
-    assert "ada" not in limits.caller_of_credential(ada)
+    assert "token-of-ada" not in limits.caller_of_credential(ada)
     assert limits.caller_of_credential({"cookie": "\udcff"})
 
 
