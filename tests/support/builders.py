@@ -66,7 +66,9 @@ class History:
         self.earlier_marks: Mapping[str, bool] | None = None
         self._txid = 100
         self._grouped = False
-        self._resuming: set[tuple[str, int]] = set()
+        self.resuming: set[tuple[str, int]] = set()
+        """Task instances that wait after a deferral, with a `next_method`."""
+
         self._emitted: dict[tuple[str, int, int], int] = {}
         with self.transaction():
             self.run = RunInfo(state=None, queued_at=at(0), start_date=None, end_date=None, clear_number=0)
@@ -87,7 +89,7 @@ class History:
         for (task_id, map_index), row in self.rows.items():
             xcom = self.xcoms.get((task_id, map_index))
             is_of_try = xcom is not None and row.start_date is not None and xcom.at >= row.start_date
-            keeps = row.state == "running" or (task_id, map_index) in self._resuming
+            keeps = row.state == "running" or (task_id, map_index) in self.resuming
             pushed = xcom is not None and (row.state == "success" or (is_of_try and keeps))
             mark = xcom.dag_result if xcom is not None and (pushed or row.state != "running") else None
             run.add_instance(task_id, map_index, row._replace(pushed=SourceRow() if pushed else None, mark=mark))
@@ -131,17 +133,17 @@ class History:
         if state == "scheduled" and before.state in {None, "up_for_retry"}:
             row = row._replace(try_number=before.try_number + 1)
         if state == "deferred":
-            self._resuming.add(instance)
+            self.resuming.add(instance)
         elif state == "running":
-            if instance not in self._resuming:
+            if instance not in self.resuming:
                 row = row._replace(start_date=now)
-            self._resuming.discard(instance)
+            self.resuming.discard(instance)
         elif state in FINISHED or state == "up_for_retry":
             row = row._replace(end_date=now)
-            self._resuming.discard(instance)
+            self.resuming.discard(instance)
         elif state is None:
             # A cleared task starts over, also one that was deferred (`TaskInstance.clear_next_method_args`).
-            self._resuming.discard(instance)
+            self.resuming.discard(instance)
         self._write_task(instance, row, before.state)
 
     def start(self, task_id: str, map_index: int = -1) -> None:

@@ -49,6 +49,8 @@ def apply_move(history: History, move: Move) -> None:
     state = history.rows[instance].state
     set_task = partial(history.set_task, task_id, map_index=map_index)
     running, fresh = state == "running", state in {None, "up_for_retry"}
+    # No process runs for a task that waits after a deferral. From the database, a push then would look like one before.
+    can_push = history.rows[instance].try_number > 0 and instance not in history.resuming
     possible: dict[str, tuple[bool, Callable[[], object]]] = {
         **{to: (running, partial(set_task, state=_FROM_RUNNING[to])) for to in _FROM_RUNNING},
         **{to: (state is None, partial(set_task, state=_FROM_NOTHING[to])) for to in _FROM_NOTHING},
@@ -59,7 +61,7 @@ def apply_move(history: History, move: Move) -> None:
             history.rows[instance].try_number > 0,
             partial(history.emit_output, task_id, "and", "so on", map_index=map_index),
         ),
-        "push": (history.rows[instance].try_number > 0, partial(history.push, task_id, None, map_index)),
+        "push": (can_push, partial(history.push, task_id, None, map_index)),
         "succeed": (running, partial(history.succeed, *instance)),
         "succeed_directly": (state is None, partial(history.succeed_directly, *instance)),
         "kill": (state not in FINISHED, partial(set_task, state="failed")),

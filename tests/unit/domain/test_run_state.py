@@ -116,7 +116,7 @@ def test_a_push_of_a_running_task_counts() -> None:
     assert pushed(history) == (True, True)
 
 
-@pytest.mark.parametrize("state", ["failed", "skipped", "up_for_retry", "queued", "restarting", "deferred", None])
+@pytest.mark.parametrize("state", ["failed", "skipped", "up_for_retry", "queued", "restarting", None])
 def test_a_push_of_a_task_that_does_not_run_does_not_count(state: str | None) -> None:
     history = History()
     history.start("answer")
