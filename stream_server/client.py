@@ -142,7 +142,7 @@ async def follow(
 
 
 class _Retries:
-    """When to connect again: after the delay that the server asked for, or after a backoff; and for how long at all."""
+    """Decides when to reconnect, and for how long: after the delay that the server requested, or after a backoff."""
 
     def __init__(self, origin: str, patience: float) -> None:
         self._origin = origin

@@ -72,7 +72,7 @@ class Caller:
 
 
 class Access(NamedTuple):
-    """What a caller may see of a run, beside its transitions."""
+    """What a caller may see of a run, besides its transitions."""
 
     can_read_values: bool
     """Whether return values and output of tasks are visible."""

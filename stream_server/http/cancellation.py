@@ -44,8 +44,8 @@ class Cancellations:
 
     Args:
         hub: Where they are watched.
-        waiters: What the servers have noted. Where that can't be had, as on a read replica, this server knows of its
-            own clients only.
+        waiters: The registrations of all servers. On a read replica there are none: each server decides by its own
+            clients.
     """
 
     def __init__(self, hub: Hub, waiters: WaitingServers) -> None:

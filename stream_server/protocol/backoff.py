@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 
 FULL_JITTER = (0.0, 1.0)
-"""Bounds of the random factor for many clients that lost the same server: they must not come back together."""
+"""Bounds of the random factor for many clients that lost the same server: they must not reconnect at once."""
 
 
 NO_JITTER = (1.0, 1.0)

@@ -243,7 +243,7 @@ BODIES: tuple[msgspec.Struct, ...] = (
     Session(signed_in=False, airflow_ui_url="https://airflow.example.com", can_sign_in=True),
     Readiness(status="ready", problems=[], warnings=[], tail=TailReadiness(connected=True, doorbell=True)),
 )
-"""What is answered where nothing is streamed."""
+"""Bodies of responses that are not streams."""
 
 
 def frame_examples(wires: Iterable[Wire]) -> Mapping[str, list[Any]]:
@@ -255,5 +255,5 @@ def frame_examples(wires: Iterable[Wire]) -> Mapping[str, list[Any]]:
 
 
 def body_examples(kind: type[msgspec.Struct]) -> list[Any]:
-    """Return examples of answers of one type as JSON values."""
+    """Return examples of bodies of one type as JSON values."""
     return [msgspec.json.decode(msgspec.json.encode(answer)) for answer in BODIES if isinstance(answer, kind)]

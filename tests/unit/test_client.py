@@ -1,4 +1,4 @@
-"""The client against a real WebSocket server on loopback, whose connections each follow a script."""
+"""The client against a real WebSocket server on loopback that follows a script for each connection."""
 
 from __future__ import annotations
 

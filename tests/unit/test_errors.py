@@ -60,7 +60,7 @@ def documented_tree() -> list[tuple[int, str]]:
     return [(len(branch) // 4, name) for branch, name in lines]
 
 
-def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
+def test_the_tree_in_the_docstring_matches_the_classes() -> None:
     assert documented_tree() == tree(StreamServerError)
 
 

@@ -86,7 +86,7 @@ def test_a_refusal_does_not_repeat_a_long_text() -> None:
     assert len(str(refused.value)) < 200
 
 
-def test_options_and_environment_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_and_environment_set_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAM_SERVER_DATABASE_URL", URL)
     monkeypatch.setenv("STREAM_SERVER_POLL_INTERVAL", "250ms")
     monkeypatch.setenv("STREAM_SERVER_PORT", "1")
@@ -115,7 +115,7 @@ def test_an_invalid_origin_is_refused_with_its_name(monkeypatch: pytest.MonkeyPa
         Settings.load(database_url=URL)
 
 
-def test_a_setting_that_is_missing_is_named() -> None:
+def test_a_missing_setting_is_named() -> None:
     with pytest.raises(SettingsError, match="STREAM_SERVER_DATABASE_URL: Field required"):
         Settings.load()
 
@@ -128,7 +128,7 @@ def test_a_setting_that_is_missing_is_named() -> None:
         *(("pool_size", 0), ("max_queued_bytes", 10), ("max_result_bytes", -1)),
     ],
 )
-def test_a_wrong_value_is_named_with_its_setting(name: str, value: object) -> None:
+def test_an_invalid_value_is_reported_with_its_setting(name: str, value: object) -> None:
     with pytest.raises(SettingsError, match=f"{ENV_PREFIX}{name.upper()}: "):
         Settings.load(database_url=URL, **{name: value})
 

@@ -252,8 +252,8 @@ class WriteScheduler:
         self._max_age = max_age
         self._written_callbacks: list[Callable[[], None]] = []
         self._due: list[FrameWriter] = []
-        # The wheel: each slot has the writers to look at when the timer reaches it. A write does not move its writer;
-        # when the timer reaches that, it is placed anew by the time of its last write.
+        # The wheel: each slot has the writers to look at when the timer reaches it. A write does not move its writer:
+        # when the timer reaches the writer, it goes into the slot that follows from its last write.
         self._wheel: list[set[FrameWriter]] = [set() for _ in range(WHEEL_SLOTS)]
         self._tick_seconds = ping_interval / WHEEL_SLOTS
         self._current_slot = 0

@@ -118,7 +118,7 @@ class Relay(BatchSink):
 
     @override
     def wants_output_of(self, transition: Transition) -> bool:
-        # A worker may have begun to watch a run without our knowing yet. It then reads the missing output itself
+        # A worker may watch a run whose `WatchStarted` has not arrived yet. It then reads the missing output itself
         # (`RelayClient`), so that not every token of every task is read and sent to every worker.
         return any(worker.wants_output_of(transition) for worker in self._workers)
 

@@ -29,7 +29,7 @@ MARKED = [
     {"chat": {"answer"}},
     {"chat_model": {"answer"}},
 ]
-"""For each example: its DAGs, and the tasks that have a mark of their own."""
+"""For each example: its DAGs, and the marked tasks of each."""
 
 
 @pytest.mark.parametrize(("example", "expected"), list(zip(EXAMPLES, MARKED, strict=True)))

@@ -1,4 +1,4 @@
-"""Numbering, batches and limits of a task's output. `tests/airflow` tests the way through Airflow."""
+"""Numbering, batches and limits of a task's output. `tests/airflow` tests the path through Airflow."""
 
 from __future__ import annotations
 

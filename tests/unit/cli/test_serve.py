@@ -1,4 +1,4 @@
-"""The options of `serve` against the settings of the same names."""
+"""The options of `serve` and the settings of the same names."""
 
 from __future__ import annotations
 
@@ -91,9 +91,7 @@ def test_flag_sets_its_setting(name: str, served: list[Settings], monkeypatch: p
     assert Settings.model_fields[name].default is not FLAGS[name]
 
 
-def test_options_that_are_not_given_are_left_to_the_environment(
-    served: list[Settings], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_options_are_read_from_the_environment(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAM_SERVER_DATABASE_URL", VALUES["database_url"])
     for name, value in VALUES.items():
         monkeypatch.setenv(f"STREAM_SERVER_{PLURALS.get(name, name).upper()}", value)

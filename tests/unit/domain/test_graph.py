@@ -16,7 +16,7 @@ from support.builders import graph
 
 
 class Operator(NamedTuple):
-    """What `DagRun._tis_for_dagrun_state` looks at."""
+    """The attributes that `DagRun._tis_for_dagrun_state` reads."""
 
     task_id: str
     downstream_task_ids: list[str]
@@ -25,7 +25,7 @@ class Operator(NamedTuple):
 
 
 def airflows_leaves(dag: Mapping[str, Operator]) -> set[str]:
-    """`DagRun._tis_for_dagrun_state` of Airflow 3.3.2, word for word, up to the task ids."""
+    """`DagRun._tis_for_dagrun_state` of Airflow 3.3.2, unchanged, up to the task ids."""
 
     def is_effective_leaf(task: Operator) -> bool:
         for down_task_id in task.downstream_task_ids:
@@ -82,7 +82,7 @@ def test_only_leaf_equals_the_only_effective_leaf_if_no_teardown_can_fail_the_ru
 
 
 def version_2(dag: dict[str, Any]) -> dict[str, Any]:
-    """As 3.0.6 writes it: what is empty or false is there, too."""
+    """As 3.0.6 writes it: empty and false members are present."""
     for operator in dag["dag"]["tasks"]:
         operator["__var"] = {
             "downstream_task_ids": [],
@@ -95,7 +95,7 @@ def version_2(dag: dict[str, Any]) -> dict[str, Any]:
 
 
 def version_3(dag: dict[str, Any]) -> dict[str, Any]:
-    """As 3.1 and later write it: what is empty or false is absent."""
+    """As 3.1 and later write it: empty and false members are absent."""
     return {**dag, "__version": 3}
 
 

@@ -40,18 +40,18 @@ class TestSpreading:
     @pytest.mark.parametrize(
         ("nodes", "states"),
         [
-            # Scheduled by a loop that had not seen the failure yet, it may skip itself before the next one has.
+            # If a loop that had not seen the failure scheduled it, it may skip itself before the next loop.
             ({"a": Node("b"), "b": Node("d"), "c": Node("d"), "d": Node()}, {"a": "failed"}),
             ({"a": Node("b"), "b": Node("d"), "x": Node("c"), "c": Node("d"), "d": Node()}, {"a": "failed"}),
-            # So may one that is at work, or that waits for the first of several.
+            # So may a running task, or one that waits for the first of several.
             ({"a": Node("b", "c"), "b": Node("d"), "c": Node("d", trigger_rule="none_skipped"), "d": Node()},
              {"a": "failed", "c": "running"}),
             ({"a": Node("b", "c"), "x": Node("c"), "b": Node("d"), "c": Node("d", trigger_rule="one_done"),
               "d": Node()}, {"a": "failed"}),
-            # Of two reasons to fail, a loop may have seen the other one.
+            # If there are two causes, a loop may have seen the other one.
             ({"a": Node("b", "x"), "b": Node("d"), "y": Node("x"), "x": Node("c"),
               "c": Node("d", trigger_rule="all_done"), "d": Node()}, {"a": "failed", "y": "failed"}),
-            # What is two loops away may come after the skip.
+            # A failure that is two loops away may come after the skip.
             ({"a": Node("b", "c"), "b": Node("e"), "e": Node("d"), "c": Node("d", trigger_rule="none_skipped"),
               "d": Node()}, {"a": "failed"}),
         ],
@@ -128,7 +128,7 @@ class TestSetupsAndTeardowns:
         assert unsuccessful(self.GRAPH, s="failed") == {"s", "a", "b", "t"}
 
     def test_skipped_setup_precedes_a_direct_failure(self) -> None:
-        """So that the task is skipped, and no failure of the run (`_evaluate_setup_constraint` comes first)."""
+        """The task is skipped, and the run does not fail (`_evaluate_setup_constraint` is evaluated first)."""
         graph = dag({"s": setup("a"), "a": Node("b"), "b": Node("c"), "c": Node(), "x": Node("c")})
         prediction = predict(graph, s="skipped", a="running", x="failed")
         assert prediction.cannot_succeed("c") == {-1}

@@ -135,7 +135,7 @@ def test_a_push_does_not_count_for_the_next_try() -> None:
 
 
 def test_a_push_before_a_deferral_counts_afterwards() -> None:
-    """It is the same try, whose XComs Airflow keeps and whose `start_date` it does not touch."""
+    """It is the same try: Airflow keeps its XComs and its `start_date`."""
     history = History()
     history.start("answer")
     history.push("answer")

@@ -30,7 +30,7 @@ def test_a_number_within_bounds_is_used(text: str, value: int) -> None:
     assert limit(text) == value
 
 
-def test_a_number_that_is_not_given_has_its_default() -> None:
+def test_a_missing_number_has_its_default() -> None:
     assert parse_integer(connection(), "limit", 50, 1, 200) == 50
 
 
@@ -42,13 +42,13 @@ def test_a_number_that_is_not_given_has_its_default() -> None:
         *("00000002099999999", "0000000005", "9" * 5000, "0" * 5000 + "5"),
     ],
 )
-def test_what_is_no_number_within_bounds_is_refused(text: str) -> None:
+def test_any_other_value_of_a_number_is_refused(text: str) -> None:
     with pytest.raises(BadParameter, match="must be an integer from 1 to 200"):
         limit(text)
 
 
 @given(st.one_of(st.text(max_size=30), st.from_regex("0{0,20}[0-9]{0,20}", fullmatch=True)))
-def test_every_number_that_is_used_is_within_its_bounds(text: str) -> None:
+def test_every_accepted_number_is_within_its_bounds(text: str) -> None:
     try:
         value = limit(text)
     except BadParameter:
@@ -67,7 +67,7 @@ def test_a_weight_is_from_0_to_1(quality: str, weight: float) -> None:
 @pytest.mark.parametrize(
     "quality", ["", ".", "nan", "inf", "-1", "+1", "1e0", "1_0", "0x1", "\u0663", "\u00b2", "9" * 5000 + "x"]
 )
-def test_what_is_no_weight_counts_as_0(quality: str) -> None:
+def test_an_invalid_weight_counts_as_0(quality: str) -> None:
     assert parse_quality_values(f"a;q={quality}") == {"a": 0.0}
 
 
@@ -82,5 +82,5 @@ def test_every_weight_can_be_compared(quality: str) -> None:
     )
 
 
-def test_a_weight_that_is_no_number_does_not_win() -> None:
+def test_an_invalid_weight_is_not_preferred() -> None:
     assert negotiate_media_type(connection(accept=f"{JSON};q=nan, {SSE}"), JSON, SSE) == SSE

@@ -15,7 +15,7 @@ def test_heads_are_cached_until_uvicorn_changes_the_date() -> None:
     heads, default_headers = ResponseHeads(), [(b"date", b"now")]
     heads.for_default_headers(default_headers)["kind"] = b"head"
     assert heads.for_default_headers(default_headers) == {"kind": b"head"}
-    # Equal, but of another second.
+    # Equal headers, but of another second.
     assert heads.for_default_headers(list(default_headers)) == {}
 
 
