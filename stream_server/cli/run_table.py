@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 
 import msgspec
@@ -54,7 +54,6 @@ _STATE_STYLES = {
 class _TaskRow:
     state: str | None
     try_number: int
-    changed_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     duration: float | None = None
 
@@ -64,7 +63,7 @@ class _TaskRow:
             self.started_at, self.duration = now, None
         elif self.started_at is not None and self.duration is None:
             self.duration = now - self.started_at
-        self.state, self.try_number, self.changed_at = state, try_number, now
+        self.state, self.try_number = state, try_number
 
     @property
     def elapsed_seconds(self) -> float | None:
