@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
@@ -60,8 +60,14 @@ async def _answer_unexpected_error(connection: HTTPConnection, error: Exception)
     return ProblemResponse(body, 500)
 
 
+async def _ignore_disconnect(_connection: HTTPConnection, _error: Exception) -> Response:
+    """Return a response that no one receives: the client disconnected before the end of the request body."""
+    return Response(status_code=400)
+
+
 EXCEPTION_HANDLERS: Mapping[Any, ExceptionHandler] = {
     StreamServerError: _answer_error,
     HTTPException: _answer_http_exception,
+    ClientDisconnect: _ignore_disconnect,
     Exception: _answer_unexpected_error,
 }

@@ -5,53 +5,36 @@ detaches it from uvicorn's request and writes frames to the transport; the conne
 buffer is full, when it has drained, and when the connection is lost. Headers, ends of bodies, and handshakes
 stay uvicorn's (`docs/decisions/0010`).
 
-This package alone uses private parts of uvicorn: here, in `request_limits`, `flow_control` and `main`. `pyproject.toml`
-bounds the version, and `tests/unit/server/test_uvicorn_internals.py` fails when one of these parts disappears.
+This package alone uses private parts of uvicorn: here, in `websocket_connection`, `request_limits`, `flow_control` and
+`main`. `pyproject.toml` bounds the version, and `tests/unit/server/test_uvicorn_internals.py` fails when one of these
+parts disappears.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import socket
 from collections.abc import Hashable, Iterable
-from contextlib import suppress
 from typing import Any
 
 import httptools
 from starlette.types import Receive
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
-from websockets.http11 import Request
 
+from stream_server.errors import BadRequest
 from stream_server.http.delivery.scope import CONNECTION
-from stream_server.http.delivery.writers import DirectWriter
-from stream_server.http.endpoints.websocket import close_code_and_reason
 from stream_server.protocol.frames import Close
 from stream_server.server.flow_control import ResumeEvent
 from stream_server.server.placeholders import (
-    NULL_QUEUE,
-    NULL_TIMER,
     CapturingTransport,
-    NullQueue,
-    NullTimer,
     SmallQueue,
 )
 from stream_server.server.request_limits import LimitedHttpProtocol
-
-websocket_log = logging.getLogger("uvicorn.error.websocket")
-"""Replaces uvicorn's logger, which logs URLs and headers of WebSockets at INFO and DEBUG: they may hold credentials."""
-
-websocket_log.setLevel(logging.WARNING)
+from stream_server.server.stream_connection import DETACHED_SCOPE, StreamConnection, extensible
+from stream_server.server.websocket_connection import WebSocketConnection
 
 LAST_CHUNK = b"0\r\n\r\n"
 """End of a chunked body (RFC 9112 section 7.1)."""
-
-DETACHED_SCOPE: dict[str, Any] = {"method": "GET"}
-"""Replaces the scope of a request whose connection was detached, which is freed then. uvicorn reads the method."""
 
 MAX_CACHED_HEADS = 1000
 """Bound of the response-head cache: its keys contain the header `Origin`, which clients choose."""
@@ -74,39 +57,6 @@ class ResponseHeads:
         if default_headers is not self._default_headers or len(self._heads) > MAX_CACHED_HEADS:
             self._default_headers, self._heads = default_headers, {}
         return self._heads
-
-
-class StreamConnection(asyncio.Protocol):
-    """What connections have in common that a stream can write to: they notify the stream. Comes before uvicorn's class.
-
-    uvicorn's class has the scope of the last request as attribute `scope`: none, or `None`, before the first.
-    """
-
-    writer: DirectWriter | None = None
-    """The stream that has detached the connection."""
-
-    @override
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self.writer is not None:
-            self.writer.is_blocked = True
-
-    @override
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self.writer is not None:
-            self.writer.unblock()
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._break_cycle()
-        super().connection_lost(exc)
-        if self.writer is not None:
-            self.writer.on_client_gone()
-
-    def _break_cycle(self) -> None:
-        """Remove the connection from the scope, which it refers to: both are freed at once, without the collector."""
-        _extensible(getattr(self, "scope", None) or {}).get("extensions", {}).pop(CONNECTION, None)
 
 
 class HttpConnection(StreamConnection, LimitedHttpProtocol):
@@ -201,17 +151,43 @@ class HttpConnection(StreamConnection, LimitedHttpProtocol):
 
     @override
     def on_headers_complete(self) -> None:
+        assert self.parser is not None, "it calls this"
+        if self.parser.should_upgrade() and self._should_upgrade():
+            self._check_handshake()
         # Before uvicorn starts the application. uvicorn's HTTP scopes have no extensions.
-        _extensible(self.scope)["extensions"] = {CONNECTION: self}
+        extensible(self.scope)["extensions"] = {CONNECTION: self}
         super().on_headers_complete()
 
     @override
     def handle_websocket_upgrade(self) -> None:
-        super().handle_websocket_upgrade()
-        # The connection belongs to a `WebSocketConnection` now. No reference to this object may outlive it: the garbage
-        # collector runs rarely (`main.GC_THRESHOLDS`).
+        # In place of uvicorn's method, which has the `websockets` library parse the head a second time. That has other
+        # rules and limits than our parser, and uvicorn does not answer what it refuses.
+        self.connections.discard(self)
+        connection = WebSocketConnection(self.config, self.server_state, self.app_state)
+        connection.connection_made(self.transport)
+        connection.start_handshake(self.scope["method"], self.url, self.headers)
+        self.transport.set_protocol(connection)
+        # The connection belongs to that object now. No reference to this one may outlive it: the garbage collector runs
+        # rarely (`main.GC_THRESHOLDS`).
         self._break_cycle()
         self.parser = None
+
+    def _check_handshake(self) -> None:
+        """Refuse a WebSocket handshake with a body. Behind an unfinished response, this aborts the connection.
+
+        A stream that writes the response would not notice that the connection has become a WebSocket, and would never
+        end.
+        """
+        has_body = any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in self.headers
+        )
+        if has_body or (self.cycle is not None and not self.cycle.response_complete):
+            self._abort_parsing(
+                BadRequest(
+                    "A WebSocket handshake must have no body, so no Transfer-Encoding, and no Content-Length but 0"
+                )
+            )
 
     @override
     def on_response_complete(self) -> None:
@@ -223,83 +199,6 @@ class OperatorConnection(HttpConnection):
     """A connection to the operators' port, which is open however many clients there are."""
 
     is_limited = False
-
-
-class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
-    """A WebSocket connection that streams can write to directly."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the write buffer is above its high-water mark."""
-        # uvicorn clears and sets it in `pause_writing` and `resume_writing`.
-        return not self.writable.is_set()
-
-    @override
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.writable = ResumeEvent()  # type: ignore[assignment]
-        # Both loggers: uvicorn's own, and that of its `websockets.ServerProtocol`.
-        self.logger = self.conn.logger = websocket_log
-
-    def detach(self) -> None:
-        """Keep the connection open when the application returns, and free what uvicorn holds for the handshake."""
-        # When the application returns, uvicorn closes the connection, unless this timer of the closing handshake runs.
-        self.close_timer = NULL_TIMER
-        # uvicorn puts messages for the application there.
-        self.queue = NULL_QUEUE  # type: ignore[assignment]
-        self.scope = DETACHED_SCOPE  # type: ignore[assignment]
-        if self.read_paused:
-            # uvicorn pauses reading after each message until the application has received it, which it will not.
-            self.read_paused = False
-            self.transport.resume_reading()
-        # uvicorn's handshake, which is complete.
-        del self.request, self.response
-
-    async def close(self, closed: Close | None) -> None:
-        """Send a close frame."""
-        code, reason = close_code_and_reason(closed)
-        with suppress(ClientDisconnected):
-            await self.send({"type": "websocket.close", "code": code, "reason": reason})
-
-    @override
-    async def send(self, message: Any) -> None:  # uvicorn's types of ASGI messages are private
-        await super().send(message)
-        if message["type"] == "websocket.http.response.body":
-            # The application has refused the handshake with a response (ASGI extension `websocket.http.response`).
-            # uvicorn would log "returned without completing handshake" and write a second response.
-            self.handshake_complete = True
-
-    @override
-    def on_task_complete(self, task: asyncio.Task[None]) -> None:
-        super().on_task_complete(task)
-        if isinstance(self.close_timer, NullTimer):
-            # From now on, uvicorn must see that no closing handshake has begun.
-            self.close_timer = None
-
-    @override
-    def handle_connect(self, event: Request) -> None:
-        super().handle_connect(event)
-        # uvicorn sets no scope where the request is no handshake. The application starts in the next turn of the loop,
-        # so it finds what is added here.
-        if hasattr(self, "scope"):
-            _extensible(self.scope)["extensions"][CONNECTION] = self
-
-    @override
-    def send_receive_event_to_app(self) -> None:
-        # uvicorn calls this for each whole message, with its fragments in `frames`.
-        if self.writer is None or not isinstance(self.queue, NullQueue):
-            super().send_receive_event_to_app()
-            return
-        data, self.frames = b"".join(self.frames), []
-        if self.writer.on_message is not None:
-            self.writer.on_message(data)
-
-    @override
-    def handle_close(self, event: Frame) -> None:
-        super().handle_close(event)
-        if self.writer is not None:
-            # uvicorn has answered with a close frame, after which nothing may be sent (RFC 6455 section 5.5.1).
-            self.writer.on_client_gone()
 
 
 class UvicornResponse:
@@ -370,9 +269,3 @@ def set_dead_peer_timeout(sock: socket.socket, seconds: float) -> None:
         # Not every system has all of them.
         if (option := getattr(socket, name, None)) is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def _extensible(scope: object) -> dict[str, Any]:
-    """Return a scope as a plain dictionary: uvicorn's types allow no keys of our own."""
-    assert isinstance(scope, dict), "an ASGI scope is a dictionary"
-    return scope

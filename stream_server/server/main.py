@@ -16,11 +16,11 @@ from stream_server.server.app import create_app
 from stream_server.server.client_connections import (
     HttpConnection,
     OperatorConnection,
-    WebSocketConnection,
     abort_open_streams,
     set_dead_peer_timeout,
 )
 from stream_server.server.operator_api import create_admin_app
+from stream_server.server.websocket_connection import WebSocketConnection
 from stream_server.settings import Settings, is_loopback
 from stream_server.urls import DatabaseUrl
 

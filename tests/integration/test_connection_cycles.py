@@ -10,7 +10,8 @@ import pytest
 from websockets.asyncio.client import connect
 
 from stream_server.domain.run_state import RunKey
-from stream_server.server.client_connections import HttpConnection, WebSocketConnection
+from stream_server.server.client_connections import HttpConnection
+from stream_server.server.websocket_connection import WebSocketConnection
 from support.raw_connection import open_raw, request
 from support.server import RunningServer
 from support.streams import sse, stream_path

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from stream_server.domain.run_state import RunKey
-from stream_server.server.client_connections import DETACHED_SCOPE
+from stream_server.server.stream_connection import DETACHED_SCOPE
 from support.airflow_sql import AirflowSql
 from support.raw_connection import open_raw, request
 from support.server import RunningServer

@@ -15,9 +15,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from uvicorn.server import ServerState
 from websockets.server import ServerProtocol
 
-from stream_server.server import client_connections, flow_control, main, request_limits
+from stream_server.server import client_connections, flow_control, main, request_limits, websocket_connection
 
-MODULES = (client_connections, flow_control, main, request_limits)
+MODULES = (client_connections, websocket_connection, flow_control, main, request_limits)
 
 OBJECTS: dict[str, type] = {
     "cycle": RequestResponseCycle,

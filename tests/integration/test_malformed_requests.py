@@ -1,0 +1,122 @@
+"""Malformed requests get an HTTP error. They leave nothing open, and no traceback in the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+
+from stream_server.domain.run_state import RunKey
+from stream_server.settings import Settings
+from support.raw_connection import UPGRADE, open_raw, request
+from support.server import RunningServer, running_server
+from support.streams import stream_path
+from support.waiting import eventually_async
+
+MANY_RUNS = "/api/v2/stream"
+ONE_RUN = stream_path(RunKey("chat", "manual__2026-11-22T10:00:00+00:00"))
+RESULT = f"{ONE_RUN.removesuffix('stream')}result?timeout=30s"
+SWITCHED = b"HTTP/1.1 101"
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+@pytest.fixture(autouse=True)
+def no_tracebacks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    tracebacks = [record for phase in ("setup", "call") for record in caplog.get_records(phase) if record.exc_info]
+    assert not tracebacks, [record.getMessage() for record in tracebacks]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request(MANY_RUNS, *UPGRADE, body=b"hello"),
+        request(MANY_RUNS, *UPGRADE, method="POST", body=b"hello"),
+        request(MANY_RUNS, *UPGRADE, "Content-Length: 10000000"),
+        request(MANY_RUNS, *UPGRADE, CHUNKED) + b"3\r\nabc\r\n0\r\n\r\n",
+    ],
+)
+async def test_a_websocket_handshake_with_a_body_is_refused(server: RunningServer, sent: bytes) -> None:
+    async with open_raw(server.url) as client:
+        await client.send(sent)
+        response = await client.read_response()
+    assert response.status == 422
+    assert "handshake" in response.problem["detail"]
+
+
+@pytest.mark.parametrize("path", [MANY_RUNS, ONE_RUN])
+@pytest.mark.parametrize(
+    "headers", [["Cookie: a=" + "x" * 9000], [f"X-{number}: 1" for number in range(150)], ["X-Name: é"]]
+)
+async def test_a_websocket_handshake_within_the_limits_is_accepted(
+    settings: Callable[..., Settings], run: RunKey, path: str, headers: list[str]
+) -> None:
+    async with running_server(settings(max_headers=200)) as server, open_raw(server.url) as client:
+        await eventually_async(lambda: server.hub.is_live)
+        await client.send(request(f"{path}?cursor={'x' * 9000}" if path != MANY_RUNS else path, *UPGRADE, *headers))
+        assert (await client.reader.readuntil(b"\r\n")).startswith(SWITCHED)
+
+
+async def test_a_websocket_handshake_beyond_the_limits_is_refused(server: RunningServer) -> None:
+    async with open_raw(server.url) as client:
+        await client.send(request(MANY_RUNS, *UPGRADE, "Cookie: a=" + "x" * 40_000))
+        assert "STREAM_SERVER_MAX_HEADER_BYTES" in (await client.read_response()).problem["detail"]
+
+
+@pytest.mark.parametrize("path", [MANY_RUNS, ONE_RUN, RESULT])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_websocket_handshake_behind_a_response_ends_both(
+    server: RunningServer, run: RunKey, path: str, *, at_once: bool
+) -> None:
+    async with open_raw(server.url) as client:
+        await client.send(request(path) + (request(MANY_RUNS, *UPGRADE) if at_once else b""))
+        if not at_once:
+            await eventually_async(lambda: server.hub.statistics().subscriptions == 1)
+            await client.send(request(MANY_RUNS, *UPGRADE))
+        assert SWITCHED not in await client.read_to_end()
+        await eventually_async(lambda: not server.hub.statistics().subscriptions, what="the stream has ended")
+
+
+TRIGGER = "/api/v2/dags/chat/dagRuns?wait_for_completion=true"
+SESSION = "/api/v2/stream/session"
+
+
+@pytest.fixture
+async def forwarding_server(settings: Callable[..., Settings], run: RunKey) -> AsyncIterator[RunningServer]:
+    async with running_server(settings(airflow_url="http://127.0.0.1:1", auth="none")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", [TRIGGER, SESSION])
+@pytest.mark.parametrize("body", [b"zz\r\n", b"2\r\n{}XX", b"fffffffffffffffff\r\n", b"-1\r\n"])
+async def test_a_malformed_chunk_is_refused(forwarding_server: RunningServer, path: str, body: bytes) -> None:
+    async with open_raw(forwarding_server.url) as client:
+        await client.send(request(path, CHUNKED, method="POST") + body)
+        assert (await client.read_response()).problem["title"] == "Not HTTP"
+
+
+@pytest.mark.parametrize("path", [TRIGGER, SESSION])
+async def test_a_request_body_that_breaks_off_ends_the_request(forwarding_server: RunningServer, path: str) -> None:
+    before = asyncio.all_tasks()
+    async with open_raw(forwarding_server.url) as client:
+        await client.send(request(path, "Content-Length: 9", method="POST") + b"{")
+        await eventually_async(lambda: asyncio.all_tasks() - before, what="the request has started")
+    await eventually_async(lambda: not asyncio.all_tasks() - before, what="the request has ended")
+
+
+INVALID_TEXT = b"\x81\x82\0\0\0\0\xff\xfe"
+"""A masked text message that is not UTF-8 (RFC 6455 section 5.2)."""
+
+CLOSED_AS_INVALID = b"\x03\xef"
+"""Code 1007 of a close frame."""
+
+
+@pytest.mark.parametrize("path", [MANY_RUNS, ONE_RUN])
+async def test_text_that_is_not_utf8_closes_the_websocket(server: RunningServer, run: RunKey, path: str) -> None:
+    async with open_raw(server.url) as client:
+        await client.send(request(path, *UPGRADE))
+        assert SWITCHED in await client.reader.readuntil(b"\r\n\r\n")
+        await client.send(INVALID_TEXT)
+        assert CLOSED_AS_INVALID in await client.read_to_end()
+        await eventually_async(lambda: not server.hub.statistics().subscriptions, what="the stream has ended")
