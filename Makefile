@@ -132,8 +132,9 @@ check-outcome: $(VENV)/.dev  ## Compare predictions with Airflow's scheduler in 
 	PYTHONPATH=tests $(BIN)/python -m support.outcome_check --cases $(or $(CASES),20000) $(ARGS)
 
 .PHONY: check-scenarios
-check-scenarios: $(VENV)/.dev  ## Play each scenario, and resume at each frame in all 16 ways
-	SCENARIO_RESUME_WAYS=16 $(BIN)/python -m pytest tests/integration/test_scenarios.py $(ARGS)
+check-scenarios: $(VENV)/.dev  ## Play each scenario, resume at each frame in all 16 ways, and play RUNS=200 random runs
+	SCENARIO_RESUME_WAYS=16 RANDOM_RUNS=$(or $(RUNS),200) $(BIN)/python -m pytest \
+	  tests/integration/test_scenarios.py tests/integration/test_random_runs.py $(ARGS)
 
 .PHONY: check-soak
 check-soak: $(VENV)/.dev  ## 200 rows/s with one minute of retention for MINUTES=10; nothing may grow or be lost

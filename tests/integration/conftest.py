@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
+from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import RunKey
+from stream_server.journal.installer import install_journal
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub
+from support.postgres import create_database_from_airflow_template, drop_database
 from support.server import RunningServer, running_server
 from support.stub_callers import CallerPermissions, StubPermissions
 from support.waiting import eventually_async
@@ -48,3 +52,13 @@ async def key(airflow: AirflowSql, stub: AirflowStub) -> RunKey:
     key = RunKey("chat", "r1")
     await airflow.trigger(key, stub.version, list(CHAIN))
     return key
+
+
+@pytest.fixture(scope="module")
+def scenario_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """URL of an Airflow database with the journal, for all tests of a module."""
+    name = create_database_from_airflow_template(postgres)
+    url = postgres.url(name)
+    asyncio.run(install_journal(url, "public", lock_timeout=5, attempts=1))
+    yield url
+    drop_database(postgres, name)

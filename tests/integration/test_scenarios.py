@@ -9,29 +9,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
 
-import httpx
 import pytest
 import pytest_asyncio
 
-from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import FINAL_RUN_STATES
-from stream_server.journal.installer import install_journal
 from support.airflow_sql import AirflowSql
-from support.airflow_stub import AirflowStub
-from support.postgres import create_database_from_airflow_template, drop_database
-from support.readiness import get_ready
 from support.run_knowledge import RunKnowledge, read_tables
-from support.run_watchers import TRANSPORTS, RunWatcher, StreamRefused, Target, Way
+from support.run_watchers import RunWatcher, StreamRefused, Way
+from support.scenario_servers import all_ways
 from support.scenarios import SCENARIOS
 from support.scenarios.play import Expected, Play
-from support.server import server_process
-from support.streams import DEADLINE
-from support.stub_callers import CallerPermissions, StubPermissions
-from support.waiting import eventually_answered
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -47,58 +36,13 @@ RESUME_WAYS = int(os.environ.get("SCENARIO_RESUME_WAYS", "2"))
 """In how many ways a client resumes at each frame. They alternate, so that all ways occur."""
 
 
-@pytest.fixture(scope="module")
-def scenario_database(postgres: EmbeddedPostgres) -> Iterator[str]:
-    name = create_database_from_airflow_template(postgres)
-    yield postgres.url(name)
-    drop_database(postgres, name)
-
-
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def ways(scenario_database: str) -> AsyncIterator[list[Way]]:
-    """Servers of each arrangement, open and with permissions, and each transport."""
-    await install_journal(scenario_database, "public", lock_timeout=5, attempts=1)
-    ada = CallerPermissions()
-    async with AsyncExitStack() as stack:
-        airflow = await stack.enter_async_context(AirflowSql.open(scenario_database))
-        stub = await stack.enter_async_context(AirflowStub.serve(scenario_database, airflow))
-        stub.instead = StubPermissions(ada)
-        targets = []
-        for (name, arguments), auth in itertools.product(ARRANGEMENTS.items(), ("none", "airflow")):
-            port = await stack.enter_async_context(_serving(scenario_database, stub.url, "--auth", auth, *arguments))
-            headers = ada.headers if auth == "airflow" else {}
-            client = await stack.enter_async_context(httpx.AsyncClient(timeout=DEADLINE, limits=httpx.Limits()))
-            targets.append(Target(f"{name}, auth {auth}", f"http://127.0.0.1:{port}", headers, client))
-        for target in targets:
-            await eventually_answered(lambda one=target: _is_ready(one), START_SECONDS, f"{target.name} is ready")  # type: ignore[misc]
-        yield [Way(target, transport) for transport in TRANSPORTS for target in targets]
+    async with all_ways(scenario_database) as ways:
+        yield ways
 
 
-async def _is_ready(target: Target) -> bool:
-    try:
-        return (await get_ready(target.url))[0] == 200
-    except httpx.TransportError:
-        return False
-
-
-@asynccontextmanager
-async def _serving(database_url: str, airflow_url: str, *arguments: str) -> AsyncIterator[int]:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = int(unused.getsockname()[1])
-    command = ("--port", str(port), "--airflow-url", airflow_url, *arguments)
-    async with server_process(*command, STREAM_SERVER_DATABASE_URL=database_url) as process:
-        assert process.stderr is not None
-        reading = asyncio.create_task(process.stderr.read())
-        yield port
-        process.terminate()
-        await asyncio.wait_for(process.wait(), DEADLINE)
-        log = (await reading).decode()
-        assert "ERROR" not in log, log
-        assert "Traceback" not in log, log
-
-
-class Audience:
+class WatchingClients:
     """All clients that watch a scenario.
 
     Args:
@@ -200,10 +144,10 @@ async def test_all_clients_know_the_same(ways: list[Way], scenario_database: str
         AirflowSql.open(scenario_database) as other,
         AirflowSql.open(scenario_database) as reader,
     ):
-        audience = Audience(reader, ways)
-        play = Play(airflow, other, name, lambda: audience.step(play))
+        clients = WatchingClients(reader, ways)
+        play = Play(airflow, other, name, lambda: clients.step(play))
         try:
             expected = await SCENARIOS[name](play)
-            await audience.finish(play, expected)
+            await clients.finish(play, expected)
         finally:
-            await audience.close()
+            await clients.close()

@@ -76,6 +76,12 @@ class RunKnowledge:
         """All that must be the same for every client of the run."""
         return {"tables": self.tables, "output": self.output, "outcome": self.outcome, "end": self.end}
 
+    @property
+    def essentials(self) -> dict[str, object]:
+        """The same without the cause of a failure: a client keeps the first one, and others can follow."""
+        failure = self.outcome is not None and self.outcome["type"] == "failure"
+        return {**self.everything, "outcome": "failure" if failure else self.outcome}
+
     def _apply_reset(self, _frame: Frame) -> None:
         self.__init__()  # type: ignore[misc]
 
@@ -123,11 +129,20 @@ class RunKnowledge:
 async def read_tables(connection: asyncpg.Connection[asyncpg.Record], key: RunKey) -> Tables:
     """Return what Airflow's tables have of a run."""
     run = await connection.fetchrow("SELECT state, clear_number FROM dag_run WHERE dag_id = $1 AND run_id = $2", *key)
-    rows = await connection.fetch(
-        "SELECT task_id, map_index, state, try_number FROM task_instance WHERE dag_id = $1 AND run_id = $2", *key
-    )
-    instances = {(row["task_id"], row["map_index"]): (row["state"], row["try_number"]) for row in rows}
+    instances = await read_instances(connection, key)
     return Tables((run["state"], run["clear_number"]) if run is not None else None, _summarize(instances, {}))
+
+
+async def read_instances(
+    connection: asyncpg.Connection[asyncpg.Record], key: RunKey
+) -> dict[Instance, tuple[str | None, int]]:
+    """Return state and try number of each task instance of a run."""
+    rows = await connection.fetch(
+        "SELECT task_id, map_index, state, try_number FROM task_instance WHERE dag_id = $1 AND run_id = $2"
+        " ORDER BY task_id, map_index",
+        *key,
+    )
+    return {(row["task_id"], row["map_index"]): (row["state"], row["try_number"]) for row in rows}
 
 
 def _summarize(instances: dict[Instance, tuple[str | None, int]], counts: dict[str, Counter[str]]) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -36,7 +36,7 @@ class Way(NamedTuple):
     target: Target
     transport: Transport
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.target.name}, {self.transport}"
 
 
@@ -54,7 +54,7 @@ class StreamRefused(Exception):
     """The server refused the stream."""
 
     def __init__(self, way: Way, status: int, problem: str) -> None:
-        super().__init__(f"{way}: {status} {problem}")
+        super().__init__(f"{way!r}: {status} {problem}")
         self.status = status
         self.problem = problem
 
@@ -69,7 +69,7 @@ async def receive(way: Way, key: RunKey, options: dict[str, str], cursor: str | 
     reader = readers.get(way.transport, _receive_multiplexed)
     async with aclosing(reader(way, key, options, cursor)) as received:
         async for one in received:
-            assert one.frame["type"] != "close", f"{way}: {one.frame}"
+            assert one.frame["type"] != "close", f"{way!r}: {one.frame}"
             if one.frame["type"] != "ping":
                 yield one
 
@@ -87,7 +87,7 @@ class RunWatcher:
     def __init__(
         self, way: Way, key: RunKey, options: dict[str, str], after: tuple[RunKnowledge, str] | None = None
     ) -> None:
-        self.name = f"{way}{'' if after is None else ', resumed'}"
+        self.name = f"{way!r}{'' if after is None else ', resumed'}"
         self.received: list[Received] = []
         self.start, cursor = (RunKnowledge(), None) if after is None else after
         self.knowledge = self.start.copy()
@@ -98,29 +98,19 @@ class RunWatcher:
         return [one.frame for one in self.received]
 
     @property
-    def last_cursor(self) -> str | None:
-        return next((one.cursor for one in reversed(self.received) if one.cursor is not None), None)
-
-    @property
     def is_done(self) -> bool:
         """Whether its stream has ended. Raises what it failed with."""
         if self._task.done():
             self._task.result()
         return self._task.done()
 
-    async def has_frames(self) -> None:
-        """Wait for the first frame."""
-        await eventually_async(lambda: self.is_done or self.received, DEADLINE, f"{self.name}: the first frame")
+    async def knows_the_same(self, other: RunWatcher) -> None:
+        """Wait until it knows the same as another client, but for the cause of a failure."""
+        await self._wait_until(lambda: self.knowledge.essentials == other.knowledge.essentials, other.knowledge)
 
     async def knows(self, tables: Tables) -> None:
         """Wait until it knows what Airflow's tables have."""
-        try:
-            await eventually_async(lambda: self.knowledge.tables == tables or self._task.done(), DEADLINE)
-            assert not self.is_done or self.knowledge.tables == tables
-        except AssertionError as error:
-            raise AssertionError(
-                f"{self.name}\nknows  {self.knowledge.tables}\ntables {tables}\n{self._describe()}"
-            ) from error
+        await self._wait_until(lambda: self.knowledge.tables == tables, tables)
 
     async def has_ended(self) -> None:
         """Wait for the end of its stream."""
@@ -139,6 +129,14 @@ class RunWatcher:
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _wait_until(self, condition: Callable[[], bool], expected: object) -> None:
+        try:
+            await eventually_async(lambda: condition() or self.is_done, DEADLINE)
+            assert condition()
+        except AssertionError as error:
+            known = f"{self.name}\nknows    {self.knowledge}\nexpected {expected}\n{self._describe()}"
+            raise AssertionError(known) from error
 
     def _describe(self) -> str:
         return "\n".join(f"  {json.dumps(frame)[:300]}" for frame in self.frames)

@@ -68,6 +68,9 @@ class Play:
     async def start(self, task_id: str, map_index: int = -1) -> None:
         """Start a try, whose worker deletes the XComs of the try before (`TIRunContext.xcom_keys_to_clear`)."""
         await self.airflow.start_task(self.key, task_id, map_index)
+        await self.delete_xcoms(task_id, map_index)
+
+    async def delete_xcoms(self, task_id: str, map_index: int = -1) -> None:
         await self.airflow.connection.execute(
             "DELETE FROM xcom WHERE dag_id = $1 AND run_id = $2 AND task_id = $3 AND map_index = $4",
             *self.key,
