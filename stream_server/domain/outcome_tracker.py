@@ -23,6 +23,7 @@ from stream_server.domain.outcome import (
 from stream_server.domain.prediction import END_OF_STATE
 from stream_server.domain.run_state import RetractionReason, RunState
 from stream_server.domain.transition import RETURN_VALUE_KEY
+from stream_server.protocol.cursor import SentOutcome
 from stream_server.protocol.frames import AnyFrame, End, Failure, Reference, Reset, Result, Snapshot
 
 _JSON_NULL, _EMPTY_LIST = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
@@ -37,28 +38,47 @@ class OutcomeTracker:
     """Clear number of the run at the last update."""
 
     sent_outcome: Result | Failure | None = None
+    """`None` also if the subscribers got the result on earlier connections (`assume_result`)."""
+
     sent_end: End | None = None
     values_needed: frozenset[str] = frozenset()
     """Tasks whose return values must be passed to `add_values` before there is more to send."""
 
-    _sent_versions: tuple[ResultVersion, ...] = ()
-    """Of the result that was sent."""
+    result_versions: tuple[ResultVersion, ...] = ()
+    """Of the result that the subscribers know; empty if they know none."""
 
     @property
     def has_ended(self) -> bool:
         return self.sent_end is not None
 
+    @property
+    def known_outcome(self) -> SentOutcome | None:
+        """Which kind of outcome the subscribers know."""
+        if self.result_versions:
+            return "result"
+        return None if self.sent_outcome is None else "failure"
+
+    def assume_result(self, run: RunState) -> None:
+        """Start with subscribers that got the current result on earlier connections."""
+        decision = evaluate(run, self.options)
+        assert isinstance(decision, ResultKnown), "a client without the current result gets a reset"
+        self.result_versions = decision.versions
+
     def restart(self, run: RunState) -> None:
         """Start again, because the subscribers are about to get a `reset` frame."""
         self.clear_number = run.info.clear_number
-        self.sent_outcome, self.sent_end, self._sent_versions = None, None, ()
+        self.sent_outcome, self.sent_end, self.result_versions = None, None, ()
         self.values_needed = frozenset()
 
     def initial_frames(self, run: RunState) -> list[AnyFrame]:
-        """Return the first frames for a new subscriber: the snapshot, the output so far, and the outcome if known."""
+        """Return the first frames for a new subscriber: the snapshot, the output so far, and what was sent last."""
         output = run.output.frames if self.options.include_output else ()
-        outcome = () if self.sent_outcome is None else (self.sent_outcome,)
-        return [self._snapshot(run), *output, *outcome]
+        return [self._snapshot(run), *output, *self.last_frames()]
+
+    def last_frames(self, known: SentOutcome | None = None) -> list[AnyFrame]:
+        """Return the outcome and the `end`, if they were sent. The outcome is left out for a subscriber that has it."""
+        last = (self.sent_outcome if known is None else None, self.sent_end)
+        return [frame for frame in last if frame is not None]
 
     def update(self, run: RunState, retraction: RetractionReason | None = None) -> list[AnyFrame]:
         """Return what to send because of a change of the run.
@@ -72,7 +92,7 @@ class OutcomeTracker:
             return []
         decision = evaluate(run, self.options)
         frames = self._retract_outdated(run, decision, retraction)
-        if self.sent_outcome is None:
+        if self.known_outcome is None:
             if isinstance(decision, ResultKnown):
                 self.values_needed = frozenset(decision.task_ids)
                 return frames
@@ -83,14 +103,14 @@ class OutcomeTracker:
 
     def add_values(self, run: RunState, task_ids: Collection[str], values: ReturnValues) -> list[AnyFrame]:
         """Return what to send after the return values of some tasks were read."""
-        if self.sent_end is None and self.sent_outcome is None:
+        if self.sent_end is None and self.known_outcome is None:
             for task_id in task_ids:
                 for map_index, instance in run.tasks[task_id].items():
                     if instance.state == "running" and (task_id, map_index) not in values:
                         run.discard_push(task_id, map_index)
             decision = evaluate(run, self.options)
             if isinstance(decision, ResultKnown) and set(decision.task_ids) <= set(task_ids):
-                self.sent_outcome, self._sent_versions = _result_frame(run, decision, values), decision.versions
+                self.sent_outcome, self.result_versions = _result_frame(run, decision, values), decision.versions
                 self.values_needed = frozenset()
                 return [self.sent_outcome, *self._end_frames(run)]
         return self.update(run)
@@ -103,7 +123,7 @@ class OutcomeTracker:
         self.clear_number = run.info.clear_number
         if is_cleared or not self._is_still_valid(decision):
             reason = "cleared" if is_cleared else self._reset_reason(run)
-            self.sent_outcome = None
+            self.sent_outcome, self.result_versions = None, ()
         elif retraction is not None and self.options.include_output:
             reason = retraction
         else:
@@ -111,8 +131,8 @@ class OutcomeTracker:
         return [Reset(dag_id=run.key.dag_id, run_id=run.key.run_id, reason=reason), *self.initial_frames(run)]
 
     def _is_still_valid(self, decision: Decision) -> bool:
-        if isinstance(self.sent_outcome, Result):
-            return isinstance(decision, ResultKnown) and decision.versions == self._sent_versions
+        if self.result_versions:
+            return isinstance(decision, ResultKnown) and decision.versions == self.result_versions
         return self.sent_outcome is None or isinstance(decision, FailureKnown)
 
     def _reset_reason(self, run: RunState) -> Literal["cleared", "retried", "revoked"]:
@@ -124,7 +144,7 @@ class OutcomeTracker:
                 states |= run.tasks[task_id].by_state.keys()
         if states & {None, "restarting"}:
             return "cleared"
-        is_new_try = any(run.tasks[version.task_id].tries > version.tries for version in self._sent_versions)
+        is_new_try = any(run.tasks[version.task_id].tries > version.tries for version in self.result_versions)
         return "retried" if "up_for_retry" in states or is_new_try else "revoked"
 
     def _failure_reset_reason(self, run: RunState, failure: Failure) -> Literal["cleared", "revoked"]:
@@ -138,13 +158,10 @@ class OutcomeTracker:
 
     def _end_frames(self, run: RunState) -> list[AnyFrame]:
         """Return the `end` frame if nothing can follow, else none."""
-        is_complete = self.sent_outcome is not None and self.options.until == "result"
+        is_complete = self.known_outcome is not None and self.options.until == "result"
         if not is_complete and not run.has_ended:
             return []
-        outcome: Literal["result", "failure", "none"] = "none"
-        if self.sent_outcome is not None:
-            outcome = "result" if isinstance(self.sent_outcome, Result) else "failure"
-        state = None if run.is_deleted else run.info.state
+        state, outcome = None if run.is_deleted else run.info.state, self.known_outcome or "none"
         self.sent_end = End(dag_id=run.key.dag_id, run_id=run.key.run_id, state=state, outcome=outcome)
         return [self.sent_end]
 

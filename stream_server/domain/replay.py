@@ -3,7 +3,8 @@
 A client resumes at the position of its token. The rows that became visible after it, up to the position at which its
 new subscription starts, are replayed; later rows follow live. A replay is possible only if nothing that the client has
 been sent was retracted meanwhile: otherwise it must start again from a snapshot. A replay has no outcome: the group of
-the subscription sends it, unless the client knows it.
+the subscription sends it, unless the client knows it. A token does not say which outcome the client knows, only of what
+kind it is: if rows may have replaced it by another one, the client starts again, too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from stream_server.domain.outcome import FailureKnown, ResultKnown, WatchOptions, evaluate, select_result_tasks
+from stream_server.domain.prediction import END_OF_STATE
 from stream_server.domain.run_state import FINAL_RUN_STATES, RETRACTING_STATES, RunState
 from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output, output_frames
@@ -40,24 +42,32 @@ def visible_rows(history: Iterable[Transition], position: JournalPosition) -> li
     return [row for row in history if position.is_visible(row.txid)]
 
 
+def has_outcome(run: RunState, options: WatchOptions, kind: SentOutcome) -> bool:
+    """Whether the outcome of a run is of this kind. It may be another one than a client knows: see `replay_run`."""
+    return isinstance(evaluate(run, options), ResultKnown if kind == "result" else FailureKnown)
+
+
 def replay_run(run: RunState, options: WatchOptions, gap: Gap, *, before_creation: bool) -> list[AnyFrame] | None:
     """Return the frames that a client has missed, or `None` if something was retracted that it has been sent.
 
     Args:
-        run: The run at the position of the gap.
+        run: The run at the position of the gap, or later.
         options: What the client watches.
         gap: What to replay.
         before_creation: Whether the run did not exist at the token. The replay then starts with an empty snapshot.
     """
-    rows = gap.rows
-    if gap.token.sent_outcome is not None and _is_outcome_retracted(run, options, gap.token.sent_outcome, rows):
+    rows, sent, result_tasks = gap.rows, gap.token.sent_outcome, select_result_tasks(run, options)
+    if sent is not None and any(_replaces_outcome(row, sent, result_tasks) for row in rows):
+        return None
+    if not run.is_deleted and not before_creation and any(row.kind is TransitionKind.RUN_DELETED for row in rows):
+        # A new run has the id of the one that the client knows.
         return None
     if options.include_output and any(_retracts_output(run, row) for row in rows):
         return None
     # Rows are applied to a scratch state for their frames only: `run` has them already.
     scratch = RunState(run.key, _UNKNOWN_RUN, run.graph)
     first = (
-        scratch.snapshot(select_result_tasks(run, options))
+        scratch.snapshot(result_tasks)
         if before_creation
         else Resumed(dag_id=run.key.dag_id, run_id=run.key.run_id, since=str(gap.token))
     )
@@ -89,15 +99,6 @@ def _ignored_output(rows: Sequence[Transition]) -> set[int]:
     return ignored
 
 
-def _is_outcome_retracted(run: RunState, options: WatchOptions, sent: SentOutcome, rows: Iterable[Transition]) -> bool:
-    decision = evaluate(run, options)
-    if not isinstance(decision, ResultKnown if sent == "result" else FailureKnown):
-        return True
-    # The same kind of outcome may be another one.
-    result_tasks = select_result_tasks(run, options)
-    return any(_replaces_outcome(row, sent, result_tasks) for row in rows)
-
-
 def _replaces_outcome(row: Transition, sent: SentOutcome, result_tasks: Sequence[str]) -> bool:
     """Whether a row may have retracted an outcome, also if the run has one of that kind again."""
     if row.kind is TransitionKind.RUN:
@@ -109,6 +110,9 @@ def _replaces_outcome(row: Transition, sent: SentOutcome, result_tasks: Sequence
     if row.kind is not TransitionKind.TASK:
         return False
     if answers and row.state != "success":
+        return True
+    if sent == "failure" and row.previous_state in END_OF_STATE:
+        # A user has marked a task that had ended, perhaps as a success and then as a failure again.
         return True
     return row.previous_state is not None and row.state in {None, "restarting"}
 

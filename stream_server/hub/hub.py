@@ -268,10 +268,9 @@ class Hub:
         has joined, and the replay is put in front of them.
         """
         feed, subscription = watched.feed, Subscription(self._max_queued_bytes)
-        if not feed.can_replay(options, token):
-            return self._subscribe_fresh(watched, options, "access_changed")
-        subscription.knows_outcome = token.sent_outcome is not None
-        group, position = self._join_feed(watched, options, subscription, opening=False)
+        if reason := feed.find_reset_reason(options, token):
+            return self._subscribe_fresh(watched, options, reason)
+        group, position = self._join_feed(watched, options, subscription, token)
         try:
             history = await self._source.read_history(feed.key, token.position)
             if feed.run_state is None:
@@ -327,9 +326,13 @@ class Hub:
         return None if is_known else "cursor_foreign"
 
     def _join_feed(
-        self, watched: WatchedRun, options: WatchOptions, subscription: Subscription, *, opening: bool = True
+        self,
+        watched: WatchedRun,
+        options: WatchOptions,
+        subscription: Subscription,
+        token: ResumeToken | None = None,
     ) -> tuple[SubscriberGroup, JournalPosition]:
-        joined = watched.feed.add_subscription(options, subscription, self.cursor, opening=opening)
+        joined = watched.feed.add_subscription(options, subscription, self.cursor, token)
         self._subscriptions.add(subscription)
         self._runs.start_fetch(watched)
         return joined

@@ -6,10 +6,11 @@ Pure: the hub passes in what happened, and a feed pushes the frames that follow 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from stream_server.domain.outcome import ReturnValues, WatchOptions
 from stream_server.domain.outcome_tracker import OutcomeTracker
-from stream_server.domain.replay import Gap, replay_run
+from stream_server.domain.replay import Gap, has_outcome, replay_run
 from stream_server.domain.run_state import RetractionReason, RunKey, RunState
 from stream_server.domain.transition import Transition
 from stream_server.errors import UnknownTask
@@ -17,15 +18,19 @@ from stream_server.hub.redaction import redact
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumeToken, SentOutcome
-from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, ResetReason, Result
+from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, ResetReason
 from stream_server.protocol.wire import Wire
 
 
 class SubscriberGroup:
     """The subscriptions of a run with the same options. All of them get the same frames, encoded once."""
 
-    def __init__(self, options: WatchOptions, run: RunState) -> None:
+    def __init__(self, options: WatchOptions, run: RunState, *, has_result: bool = False) -> None:
         self.tracker = OutcomeTracker(options, run.info.clear_number)
+        if has_result:
+            self.tracker.assume_result(run)
+        # What it returns is among the first frames of each subscription.
+        self.tracker.update(run)
         # Ordered by arrival, which is the order in memory of what belongs to them: iteration is faster that way.
         self.subscriptions: dict[Subscription, None] = {}
         # What a new subscription gets first, until the next publish.
@@ -35,9 +40,23 @@ class SubscriberGroup:
     def options(self) -> WatchOptions:
         return self.tracker.options
 
-    def add(self, subscription: Subscription) -> None:
-        self.subscriptions[subscription] = None
-        subscription.tracker = self.tracker
+    def add(
+        self, subscription: Subscription, run: RunState, position: JournalPosition, token: ResumeToken | None
+    ) -> None:
+        """Add a subscription, and queue what is known; with a token only what the client gets beside its replay."""
+        self._join(subscription)
+        if token is None:
+            # Those that join between two changes share it.
+            if self._initial_wires is None:
+                self._initial_wires = self.encode(self.tracker.initial_frames(run), self.resume_token(position))
+            subscription.push(self._initial_wires)
+        elif last := self.encode(self.tracker.last_frames(token.sent_outcome), self.resume_token(position)):
+            subscription.push(last)
+
+    def take_over(self, other: SubscriberGroup) -> None:
+        """Add the subscriptions of a group that were sent the same as those of this one."""
+        for subscription in other.subscriptions:
+            self._join(subscription)
 
     def apply(
         self,
@@ -72,17 +91,6 @@ class SubscriberGroup:
         self.tracker.restart(run)
         self.apply(run, [reset, *self.tracker.initial_frames(run)], position)
 
-    def initial_wires(self, run: RunState, position: JournalPosition) -> list[Wire]:
-        """Return what a new subscription gets first. Those that join between two changes share it."""
-        if self._initial_wires is None:
-            self._initial_wires = self.encode(self.tracker.initial_frames(run), self.resume_token(position))
-        return self._initial_wires
-
-    def outcome_wires(self, position: JournalPosition) -> list[Wire]:
-        """Return the outcome that has been sent, for a subscription that gets all the rest by a replay."""
-        sent = self.tracker.sent_outcome
-        return [] if sent is None else self.encode([sent], self.resume_token(position))
-
     def encode(self, frames: Sequence[AnyFrame], token: ResumeToken) -> list[Wire]:
         """Encode frames as this group may see them. The last one carries the token."""
         visible = redact(frames) if self.options.redact_values else frames
@@ -91,16 +99,26 @@ class SubscriberGroup:
     def resume_token(self, position: JournalPosition) -> ResumeToken:
         """Return the token of a client that has received all that was published up to a position."""
         tracker = self.tracker
-        outcome: SentOutcome | None = None
-        if tracker.sent_outcome is not None:
-            outcome = "result" if isinstance(tracker.sent_outcome, Result) else "failure"
-        return ResumeToken(position, outcome, tracker.options.redact_values, tracker.has_ended)
+        return ResumeToken(position, tracker.known_outcome, tracker.options.redact_values, tracker.has_ended)
+
+    def _join(self, subscription: Subscription) -> None:
+        self.subscriptions[subscription] = None
+        subscription.tracker = self.tracker
 
     def _publish(self, frames: Sequence[AnyFrame], position: JournalPosition) -> None:
         self._initial_wires = None
         if self.subscriptions and (wires := self.encode(frames, self.resume_token(position))):
             for subscription in self.subscriptions:
                 subscription.push(wires)
+
+
+class GroupKey(NamedTuple):
+    """Identifies a subscriber group of a run."""
+
+    options: WatchOptions
+    has_result: bool = False
+    """Whether the clients got the result on earlier connections, while the group of all others has yet to read it. The
+    groups are merged as soon as the result is sent to the others, or retracted."""
 
 
 class RunFeed:
@@ -113,7 +131,7 @@ class RunFeed:
     def __init__(self, key: RunKey) -> None:
         self.key = key
         self.run_state: RunState | None = None
-        self.groups: dict[WatchOptions, SubscriberGroup] = {}
+        self.groups: dict[GroupKey, SubscriberGroup] = {}
         self._loaded_at: JournalPosition | None = None
         self._pending: list[Transition] = []
 
@@ -154,7 +172,7 @@ class RunFeed:
         retraction = self.run_state.take_retraction()
         for group in list(self.groups.values()):
             group.apply(self.run_state, shared, self._own_position(position), retraction=retraction)
-        self._drop_ended_groups()
+        self._settle_groups()
 
     def add_values(self, task_ids: frozenset[str], values: ReturnValues, position: JournalPosition) -> None:
         """Continue with the return values of some tasks, and publish what follows."""
@@ -162,12 +180,23 @@ class RunFeed:
             return
         for group in list(self.groups.values()):
             group.add_values(self.run_state, task_ids, values, self._own_position(position))
-        self._drop_ended_groups()
+        self._settle_groups()
 
     def add_subscription(
-        self, options: WatchOptions, subscription: Subscription, position: JournalPosition, *, opening: bool = True
+        self,
+        options: WatchOptions,
+        subscription: Subscription,
+        position: JournalPosition,
+        token: ResumeToken | None = None,
     ) -> tuple[SubscriberGroup, JournalPosition]:
-        """Add a subscription. What is known is queued for it at once, unless it resumes (`opening=False`).
+        """Add a subscription. What is known is queued for it at once.
+
+        Args:
+            options: What the client watches.
+            subscription: Where frames are pushed.
+            position: How far the journal has been read.
+            token: Where the client resumes. Then only the outcome is queued, if the client does not know it.
+                `find_reset_reason` has found none.
 
         Returns:
             Its group, and the position that the state of the feed covers.
@@ -176,31 +205,29 @@ class RunFeed:
             UnknownTask: The options name a task that the DAG does not have.
         """
         assert self.run_state is not None, "subscriptions are added only after the feed has started"
-        run, covered = self.run_state, self._own_position(position)
-        known = run.task_ids
-        for task_id in options.result_tasks:
-            if task_id not in known:
-                raise UnknownTask(self.key.dag_id, task_id, sorted(known))
-        group = self.groups.get(options)
-        if group is None:
-            group = self.groups[options] = SubscriberGroup(options, run)
-            group.add(subscription)
-            group.apply(run, group.tracker.initial_frames(run) if opening else [], covered)
-            self._drop_ended_groups()
-        else:
-            group.add(subscription)
-            subscription.push(group.initial_wires(run, covered) if opening else group.outcome_wires(covered))
+        self._require_tasks(self.run_state, options)
+        covered = self._own_position(position)
+        group = self._find_or_add_group(options, self.run_state, None if token is None else token.sent_outcome)
+        group.add(subscription, self.run_state, covered, token)
+        self._settle_groups()
         return group, covered
 
-    def can_replay(self, options: WatchOptions, token: ResumeToken) -> bool:
-        """Whether a client can continue after what it has received.
+    def find_reset_reason(self, options: WatchOptions, token: ResumeToken) -> ResetReason | None:
+        """Return why a client cannot continue after what it has received, whatever it has missed.
 
-        It cannot if it may now read values that it was sent without: those frames are not sent again.
+        Raises:
+            UnknownTask: The options name a task that the DAG does not have.
         """
         assert self.run_state is not None, "the feed has started"
-        if not token.is_redacted or options.redact_values:
-            return True
-        return token.sent_outcome != "result" and not (options.include_output and self.run_state.output.frames)
+        self._require_tasks(self.run_state, options)
+        if token.is_redacted and not options.redact_values:
+            # It may now read values that it was sent without: those frames are not sent again.
+            has_output = options.include_output and bool(self.run_state.output.frames)
+            if token.sent_outcome == "result" or has_output:
+                return "access_changed"
+        if token.sent_outcome is not None and not has_outcome(self.run_state, options, token.sent_outcome):
+            return "revoked"
+        return None
 
     def replay(self, group: SubscriberGroup, gap: Gap, *, before_creation: bool) -> list[Wire] | None:
         """Return what a client has missed; `None` if something that it has been sent was retracted meanwhile.
@@ -230,7 +257,7 @@ class RunFeed:
         assert self.run_state is not None, "the feed has started again"
         for group in list(self.groups.values()):
             group.resync(self.run_state, reason, self._own_position(position))
-        self._drop_ended_groups()
+        self._settle_groups()
 
     def disconnect(self, code: CloseCode, reason: str) -> None:
         """Disconnect all subscriptions."""
@@ -248,11 +275,45 @@ class RunFeed:
         assert self._loaded_at is not None, "the feed has started"
         return position if position.covers(self._loaded_at) else self._loaded_at
 
-    def _drop_ended_groups(self) -> None:
-        """Drop the groups that have sent their `end`. A later subscription gets a new group, and everything again."""
-        for options, group in list(self.groups.items()):
+    def _require_tasks(self, run: RunState, options: WatchOptions) -> None:
+        known = run.task_ids
+        for task_id in options.result_tasks:
+            if task_id not in known:
+                raise UnknownTask(self.key.dag_id, task_id, sorted(known))
+
+    def _find_or_add_group(
+        self, options: WatchOptions, run: RunState, known_outcome: SentOutcome | None
+    ) -> SubscriberGroup:
+        key = GroupKey(options)
+        group = self.groups.get(key)
+        if known_outcome == "result" and (group is None or group.tracker.known_outcome != "result"):
+            key = GroupKey(options, has_result=True)
+            group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = SubscriberGroup(options, run, has_result=key.has_result)
+        return group
+
+    def _settle_groups(self) -> None:
+        """Drop the groups that have sent their `end`, and merge those whose clients know the same now.
+
+        A later subscription gets a new group, and everything again.
+        """
+        for key, group in list(self.groups.items()):
             if group.tracker.has_ended:
-                del self.groups[options]
+                del self.groups[key]
+        for key, group in list(self.groups.items()):
+            if key.has_result:
+                self._merge_group(key, group)
+
+    def _merge_group(self, key: GroupKey, group: SubscriberGroup) -> None:
+        """Merge a group whose clients know the result with that of all others, as soon as there is no difference."""
+        others = self.groups.get(GroupKey(key.options))
+        if others is not None and others.tracker.result_versions == group.tracker.result_versions:
+            del self.groups[key]
+            others.take_over(group)
+        elif others is None and not group.tracker.result_versions:
+            del self.groups[key]
+            self.groups[GroupKey(key.options)] = group
 
 
 def encode_frames(frames: Sequence[AnyFrame], token: ResumeToken) -> list[Wire]:

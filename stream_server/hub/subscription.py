@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.frames import Close, End, Failure, Reset, Result
+from stream_server.protocol.frames import Close, End
 from stream_server.protocol.wire import Wire
 
 
@@ -38,7 +38,6 @@ class Subscription:
         "_queue",
         "closed",
         "is_complete",
-        "knows_outcome",
         "tracker",
     )
 
@@ -54,9 +53,6 @@ class Subscription:
         self._on_close: tuple[Callable[[], object], ...] = ()
         self.closed: Close | None = None
         """Why the connection ends before the stream does; `None` while it goes on."""
-
-        self.knows_outcome = False
-        """Whether the client has received the outcome on an earlier connection. It is not sent again."""
 
         self.tracker: OutcomeTracker | None = None
         """What the group of the subscription was sent of the outcome; `None` in a stream of many runs."""
@@ -83,8 +79,8 @@ class Subscription:
         """Queue frames. A list is kept as it is, so it must not change. After the last frame nothing is accepted."""
         if self.is_complete:
             return
-        if self.knows_outcome or not isinstance(wires, list):
-            wires = self._without_known_outcome(wires)
+        if not isinstance(wires, list):
+            wires = list(wires)
         if wires and isinstance(wires[-1].frame, End):
             self.is_complete = True
         if not self._queue:
@@ -141,17 +137,6 @@ class Subscription:
         if self._is_shared or not isinstance(self._queue, list):
             self._queue, self._is_shared = list(self._queue), False
         return self._queue
-
-    def _without_known_outcome(self, wires: Iterable[Wire]) -> list[Wire]:
-        """Leave out the outcome, if the client knows it. A `reset` retracts it, so a later one is sent."""
-        kept = []
-        for wire in wires:
-            if self.knows_outcome and isinstance(wire.frame, (Result, Failure, Reset)):
-                self.knows_outcome = False
-                if not isinstance(wire.frame, Reset):
-                    continue
-            kept.append(wire)
-        return kept
 
 
 def _size(wires: Iterable[Wire]) -> int:

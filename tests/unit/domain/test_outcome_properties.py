@@ -140,13 +140,15 @@ def test_valid_result_is_that_of_the_current_tries(moves: list[Move]) -> None:
 
 
 @given(watched(), run_histories)
-def test_late_subscriber_gets_the_outcome_that_others_got(reader: SimulatedReader, moves: list[Move]) -> None:
-    valid_outcome: AnyFrame | None = None
+def test_late_subscriber_gets_the_outcome_and_the_end_that_others_got(
+    reader: SimulatedReader, moves: list[Move]
+) -> None:
+    last_frames: list[AnyFrame] = []
     for frames in play(reader, moves):
         for frame in frames:
             if isinstance(frame, Reset):
-                valid_outcome = None
-            elif isinstance(frame, Result | Failure):
-                valid_outcome = frame
+                last_frames = []
+            elif isinstance(frame, Result | Failure | End):
+                last_frames.append(frame)
         _, *opening = reader.answer.initial_frames(reader.run)
-        assert opening == [*reader.run.output.frames, *([] if valid_outcome is None else [valid_outcome])]
+        assert opening == [*reader.run.output.frames, *last_frames]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import pytest
@@ -12,26 +11,14 @@ from hypothesis import strategies as st
 
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.replay import Gap
-from stream_server.domain.run_state import RETRACTING_STATES
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
-from stream_server.domain.transition_frames import is_output
 from stream_server.hub.firehose import Filter, Firehose, Resource, replay, required_resources
 from stream_server.hub.run_feed import RunFeed, SubscriberGroup
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
-from stream_server.protocol.frames import (
-    AnyFrame,
-    Chunk,
-    End,
-    Failure,
-    Reset,
-    Result,
-    RunTransition,
-    Snapshot,
-    TaskTransition,
-)
 from stream_server.protocol.wire import Wire
 from support.builders import EPOCH, KEY, History, at
+from support.client_knowledge import Knowledge, history_rows
 from support.run_moves import Move, apply_move, run_histories_of
 
 LIMIT = 10_000_000
@@ -41,48 +28,6 @@ histories = run_histories_of(
     *("start", "start", "run", "run", "push", "emit", "emit", "succeed", "retry", "fail", "advance"),
     *("clear", "expand", "kill", "mark_success", "skip", "start_run", "finish_run", "delete_run"),
 )
-
-
-@dataclass
-class Knowledge:
-    """The state of a client that follows the protocol.
-
-    The reason of a failure is left out: of several reasons, a later client may get another one.
-    """
-
-    run: str | None = None
-    tasks: dict[tuple[str, int], tuple[int, str | None]] = field(default_factory=dict)
-    output: list[tuple[str, int, int, int]] = field(default_factory=list)
-    outcome: tuple[str, dict[str, bytes]] | None = None
-    end: tuple[str | None, str] | None = None
-
-    def copy(self) -> Knowledge:
-        return Knowledge(self.run, dict(self.tasks), list(self.output), self.outcome, self.end)
-
-    def receive(self, frames: Iterable[AnyFrame]) -> None:
-        for frame in frames:
-            self._receive(frame)
-
-    def _receive(self, frame: AnyFrame) -> None:
-        if isinstance(frame, Reset):
-            self.output, self.outcome = [], None
-        elif isinstance(frame, Snapshot):
-            self.run = frame.run.state
-            self.tasks = {(one.task_id, one.map_index): (one.try_number, one.state) for one in frame.tasks}
-        elif isinstance(frame, RunTransition):
-            self.run = frame.state
-        elif isinstance(frame, TaskTransition):
-            if frame.map_index >= 0:
-                self.tasks.pop((frame.task_id, -1), None)
-            self.tasks[frame.task_id, frame.map_index] = (frame.try_number, frame.state)
-        elif isinstance(frame, Chunk):
-            self.output.append((frame.task_id, frame.map_index, frame.try_number, frame.index))
-        elif isinstance(frame, Result):
-            self.outcome = ("result", {task_id: bytes(value) for task_id, value in frame.results.items()})
-        elif isinstance(frame, Failure):
-            self.outcome = ("failure", {})
-        elif isinstance(frame, End):
-            self.end = (frame.state, frame.outcome)
 
 
 class Disconnected(NamedTuple):
@@ -128,8 +73,10 @@ class FollowedRun:
 
     def resume(self, client: Disconnected) -> Knowledge | None:
         """Return the state of a client that resumes now; `None` if it gets a snapshot instead."""
+        if self.feed.find_reset_reason(self.options, client.token):
+            return None
         subscription, group, position = self._join(client.token)
-        history = [self._as_read(row) for row in self.history.journal if not client.token.position.is_visible(row.txid)]
+        history = [row for row in history_rows(self.history) if not client.token.position.is_visible(row.txid)]
         wires = self.feed.replay(group, Gap(client.token, position, history), before_creation=False)
         if wires is None:
             self.feed.remove_subscription(subscription)
@@ -143,8 +90,7 @@ class FollowedRun:
 
     def _join(self, token: ResumeToken | None = None) -> tuple[Subscription, SubscriberGroup, JournalPosition]:
         subscription = Subscription(LIMIT)
-        subscription.knows_outcome = token is not None and token.sent_outcome is not None
-        group, position = self.feed.add_subscription(self.options, subscription, self._position, opening=token is None)
+        group, position = self.feed.add_subscription(self.options, subscription, self._position, token)
         return subscription, group, position
 
     def _take(self) -> None:
@@ -152,14 +98,6 @@ class FollowedRun:
             self.live.receive([wire.frame])
             if wire.token is not None and not wire.token.has_ended:
                 self.disconnected.append(Disconnected(self.live.copy(), wire.token))
-
-    def _as_read(self, row: Transition) -> Transition:
-        """Return a row as `RunSource.history` reads it."""
-        if row.kind is not TransitionKind.TASK or row.state not in RETRACTING_STATES:
-            return row
-        earlier = [one for one in self.history.journal if is_output(one) and one.seq < row.seq]
-        had_output = any((one.task_id, one.map_index) == (row.task_id, row.map_index) for one in earlier)
-        return row._replace(had_output=had_output)
 
 
 @pytest.mark.parametrize("output", [True, False])
@@ -232,6 +170,32 @@ def test_a_failure_that_was_marked_as_success_meanwhile_is_not_resumed() -> None
     followed.fetch()
     assert followed.live.outcome == ("result", {"answer": b"null"})
     assert followed.resume(client) is None
+
+
+def test_a_failure_that_was_marked_as_success_and_as_failure_again_is_not_resumed() -> None:
+    followed = FollowedRun(WatchOptions(("answer",), until="run"))
+    followed.history.start("answer")
+    followed.history.set_task("answer", "failed")
+    followed.read()
+    client = followed.disconnected[-1]
+    for state in ("success", "failed"):
+        followed.history.set_task("answer", state)
+        followed.read()
+    assert followed.live.outcome == ("failure", {})
+    assert followed.resume(client) is None
+
+
+def test_a_run_that_was_deleted_and_created_again_is_not_resumed() -> None:
+    followed = FollowedRun(WatchOptions(until="run"))
+    token = followed.disconnected[-1].token
+    followed.history.delete()
+    deletion = followed.history.journal[-1]
+    again = RunFeed(KEY)
+    again.start(History().state(), followed.history.cursor())
+    subscription = Subscription(LIMIT)
+    group, position = again.add_subscription(followed.options, subscription, followed.history.cursor(), token)
+    assert again.replay(group, Gap(token, position, [deletion]), before_creation=False) is None
+    assert again.replay(group, Gap(token, position, [deletion]), before_creation=True) is not None
 
 
 def test_output_of_a_cleared_try_is_not_resumed() -> None:

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.replay import Gap
-from stream_server.domain.run_state import RETRACTING_STATES, RunState
+from stream_server.domain.run_state import RunState
 from stream_server.domain.task_output import FRAME_OVERHEAD_BYTES, RunOutput
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
-from stream_server.domain.transition_frames import is_output, output_frames
+from stream_server.domain.transition_frames import output_frames
 from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, Resumed
 from support.builders import EPOCH, KEY, History, at, types
+from support.client_knowledge import history_rows
 from support.run_moves import Move, apply_move, run_histories_of
 
 UNTIL_RUN = WatchOptions(until="run")
@@ -87,22 +88,14 @@ class FollowedRun:
     def resume(self, read: int) -> list[AnyFrame] | None:
         """Return the frames for a client that resumes after this number of rows; `None` if it cannot."""
         subscription, token = Subscription(10_000_000), self._cursor_at(read)
-        group, position = self.feed.add_subscription(UNTIL_RUN, subscription, self.history.cursor(), opening=False)
-        past = [self._known(one) for one in self.history.journal[read:]]
+        group, position = self.feed.add_subscription(UNTIL_RUN, subscription, self.history.cursor(), token)
+        past = history_rows(self.history)[read:]
         replayed = self.feed.replay(group, Gap(token, position, past), before_creation=False)
         return None if replayed is None else [wire.frame for wire in replayed]
 
     def _cursor_at(self, read: int) -> ResumeToken:
         xmax = self.history.journal[read - 1].txid + 1
         return ResumeToken(JournalPosition(EPOCH, xmax, xmax))
-
-    def _known(self, one: Transition) -> Transition:
-        """Return a row as `RunSource.history` reads it."""
-        if one.kind is not TransitionKind.TASK or one.state not in RETRACTING_STATES:
-            return one
-        earlier = [row for row in self.history.journal if is_output(row) and row.seq < one.seq]
-        had_output = any((row.task_id, row.map_index) == (one.task_id, one.map_index) for row in earlier)
-        return one._replace(had_output=had_output)
 
 
 output_histories = run_histories_of(

@@ -1,0 +1,306 @@
+"""Clients that resume have the same state in the end as one that stayed connected, and as one that connects later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_server.domain.outcome import ReturnValues, WatchOptions
+from stream_server.domain.run_state import RunKey, RunState
+from stream_server.domain.transition import Transition
+from stream_server.hub.hub import Hub
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.cursor import JournalPosition, ResumePoint, ResumeToken
+from stream_server.protocol.frames import Failure, Result
+from stream_server.server.metrics import Metrics
+from support.builders import KEY, History, types
+from support.client_knowledge import Knowledge, history_rows
+from support.run_moves import Move, apply_move
+
+MANY_BYTES = 10_000_000
+
+TURNS = 10
+"""Turns of the event loop after which everything waits for the test."""
+
+
+class HistoryRead(NamedTuple):
+    """A client that waits for the rows after its token."""
+
+    since: JournalPosition
+    rows: asyncio.Future[list[Transition] | None]
+
+
+class Source:
+    """The database of a hub. It returns runs at once, and histories and values when the test asks for it."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._histories: list[HistoryRead] = []
+        self._values: list[tuple[Collection[str], asyncio.Future[ReturnValues]]] = []
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._histories or self._values)
+
+    async def read_run(self, key: RunKey) -> tuple[RunState, JournalPosition]:
+        return self._history.state(), self._history.cursor()
+
+    async def read_history(
+        self, key: RunKey | None, since: JournalPosition, *, output: bool = True
+    ) -> list[Transition] | None:
+        self._histories.append(HistoryRead(since, asyncio.get_running_loop().create_future()))
+        return await self._histories[-1].rows
+
+    async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
+        self._values.append((task_ids, asyncio.get_running_loop().create_future()))
+        return await self._values[-1][1]
+
+    async def is_foreign(self, cursor: JournalPosition) -> bool:
+        return False
+
+    async def reconnect(self) -> None:
+        raise AssertionError("the database is never lost")
+
+    def return_histories(self) -> None:
+        reads, self._histories = self._histories, []
+        for since, rows in reads:
+            if not rows.done():
+                rows.set_result([row for row in history_rows(self._history) if not since.is_visible(row.txid)])
+
+    def return_values(self) -> None:
+        reads, self._values = self._values, []
+        for task_ids, values in reads:
+            if not values.done():
+                values.set_result(self._history.values(task_ids))
+
+
+class Client:
+    """A client. It checks that its frames and its tokens agree with each other."""
+
+    def __init__(self, subscribing: asyncio.Task[Subscription], knowledge: Knowledge) -> None:
+        self.knowledge = knowledge
+        self.tokens: list[tuple[ResumeToken, Knowledge]] = []
+        """What it can resume with, and what it knew there."""
+
+        self.frames: list[str] = []
+        """Types of all frames."""
+
+        self._subscribing = subscribing
+
+    def receive(self) -> None:
+        """Take the frames that are due."""
+        if not self._subscribing.done():
+            return
+        for wire in self._subscribing.result().take():
+            if isinstance(wire.frame, Result | Failure):
+                assert self.knowledge.outcome is None, "only a reset retracts an outcome"
+            self.frames += types([wire.frame])
+            self.knowledge.receive([wire.frame])
+            kind = None if self.knowledge.outcome is None else self.knowledge.outcome[0]
+            if self.knowledge.end is not None:
+                assert self.knowledge.end[1] == (kind or "none")
+            if wire.token is not None:
+                assert wire.token.sent_outcome == kind
+                if not wire.token.has_ended:
+                    self.tokens.append((wire.token, self.knowledge.copy()))
+
+    def leave(self) -> None:
+        if self._subscribing.done():
+            self._subscribing.result().close()
+        self._subscribing.cancel()
+
+
+class Replicas:
+    """Two servers: one with a client that stays connected, and one with clients that resume and that connect later."""
+
+    def __init__(self, history: History, options: WatchOptions) -> None:
+        self.history = history
+        self.sources = [Source(self.history), Source(self.history)]
+        self.hubs = [Hub(source, max_queued_bytes=MANY_BYTES, observer=Metrics()) for source in self.sources]
+        for hub in self.hubs:
+            hub.start(self.history.cursor())
+        self._options = options
+        self._read = len(self.history.journal)
+        self.live = self._connect(self.hubs[0])
+        self.clients: list[Client] = []
+        self._tokens: list[tuple[ResumeToken, Knowledge]] = []
+
+    async def play(self, move: Move) -> None:
+        name, number = move
+        if name == "read":
+            self.read()
+        elif name == "fetch":
+            await self.fetch()
+        elif name == "history":
+            self.sources[1].return_histories()
+        elif name == "connect":
+            self.connect()
+        elif name == "resume":
+            self.resume(number)
+        elif name == "leave":
+            self.leave(number)
+        else:
+            apply_move(self.history, move)
+        await self.settle()
+
+    async def play_to_the_end(self, moves: list[Move]) -> None:
+        """Play moves until the live client has its `end`, and let the others get everything that is left."""
+        await self.settle()
+        for move in [*moves, ("read", 0), ("fetch", 0)]:
+            await self.play(move)
+            if self.live.knowledge.end is not None:
+                break
+        while any(source.is_waiting for source in self.sources):
+            self.sources[1].return_histories()
+            await self.fetch()
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Let everything run that does not wait for the test, and the clients receive what is due."""
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        for client in (self.live, *self.clients):
+            client.receive()
+        self._tokens = [token for client in (self.live, *self.clients) for token in client.tokens]
+
+    def read(self) -> None:
+        batch, self._read = self.history.journal[self._read :], len(self.history.journal)
+        for hub in self.hubs:
+            hub.dispatch(batch, self.history.cursor())
+
+    async def fetch(self) -> None:
+        for source in self.sources:
+            source.return_values()
+        await self.settle()
+
+    def connect(self) -> None:
+        if self._can_connect():
+            self.clients.append(self._connect(self.hubs[1]))
+
+    def resume(self, number: int) -> None:
+        """Resume with one of all tokens that clients have got."""
+        if self._tokens and self._can_connect():
+            token, knowledge = self._tokens[-1 - number % len(self._tokens)]
+            self.clients.append(self._connect(self.hubs[1], ResumePoint(token), knowledge.copy()))
+
+    def leave(self, number: int) -> None:
+        if self.clients:
+            self.clients.pop(number % len(self.clients)).leave()
+
+    async def close(self) -> None:
+        for client in (self.live, *self.clients):
+            client.leave()
+        for hub in self.hubs:
+            await hub.close()
+
+    def _connect(self, hub: Hub, resume_from: ResumePoint | None = None, knowledge: Knowledge | None = None) -> Client:
+        subscribing = asyncio.create_task(hub.subscribe(KEY, self._options, resume_from=resume_from))
+        return Client(subscribing, knowledge or Knowledge())
+
+    def _can_connect(self) -> bool:
+        """Keep both servers at the same batches: a load that is ahead of the tail would merge some of them."""
+        if not self.hubs[1].is_watched(KEY):
+            self.read()
+        return not self.history.deleted
+
+
+moves_of_clients = ("read", "read", "fetch", "history", "connect", "resume", "resume", "leave")
+moves_of_a_run = (
+    *("start", "run", "run", "push", "push", "emit", "succeed", "retry", "fail", "advance", "advance", "defer"),
+    *("clear", "clear", "expand", "kill", "mark_success", "skip", "start_run", "finish_run", "delete_run"),
+)
+beginnings = {
+    "nothing": (),
+    "a result": ("start", "push", "read", "fetch", "resume"),
+    "a result of a task that has succeeded": ("run", "read", "fetch", "read", "resume"),
+    "a failure": ("start", "fail", "read", "resume"),
+}
+"""Outcomes that clients know at the start."""
+
+# The task instances are sorted: 0 and 3 stand for that of `answer`, which has the result.
+numbers = st.sampled_from([0, 0, 0, 3, 3, 3, *range(12)])
+all_moves = st.builds(
+    lambda beginning, moves: [*((name, 0) for name in beginnings[beginning]), *moves],
+    st.sampled_from(sorted(beginnings)),
+    st.lists(st.tuples(st.sampled_from([*moves_of_clients * 3, *moves_of_a_run]), numbers), min_size=5, max_size=40),
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        WatchOptions(until="run"),
+        WatchOptions(("ask", "answer"), until="run", confirm="success", include_output=False),
+        WatchOptions(("answer",), until="result", include_output=False),
+    ],
+    ids=["until run", "two results", "until result"],
+)
+@given(moves=all_moves)
+def test_clients_that_resume_know_the_same_as_one_that_stays(moves: list[Move], options: WatchOptions) -> None:
+    asyncio.run(compare_clients(moves, options))
+
+
+@pytest.mark.parametrize("earlier_marks", [None, {"ask": True, "answer": True, "clean_up": False}])
+@given(moves=all_moves)
+def test_clients_that_resume_know_the_result_by_native_marks(
+    moves: list[Move], earlier_marks: Mapping[str, bool] | None
+) -> None:
+    asyncio.run(compare_clients(moves, WatchOptions(until="run"), {"ask", "answer"}, earlier_marks))
+
+
+async def compare_clients(
+    moves: list[Move],
+    options: WatchOptions,
+    marked: Collection[str] | None = None,
+    earlier_marks: Mapping[str, bool] | None = None,
+) -> None:
+    history = History()
+    history.marked, history.earlier_marks = marked, earlier_marks
+    replicas = Replicas(history, options)
+    try:
+        await replicas.play_to_the_end(moves)
+        for client in replicas.clients:
+            assert client.knowledge == replicas.live.knowledge
+    finally:
+        await replicas.close()
+
+
+KNOWN_RESULT = [*((name, 0) for name in beginnings["a result"]), ("history", 0)]
+
+
+@pytest.mark.parametrize(
+    ("moves", "frames"),
+    [
+        ([("push", 0), ("read", 0), ("fetch", 0)], ["reset", "snapshot", "result"]),
+        ([("fail", 0), ("read", 0)], ["reset", "snapshot", "failure"]),
+        ([("fail", 0), ("start_run", 0), ("finish_run", 0), ("read", 0)], ["reset", "snapshot", "failure", "end"]),
+        ([("succeed", 0), ("read", 0)], ["task"]),
+    ],
+    ids=["pushes again", "fails", "run ends", "succeeds"],
+)
+async def test_a_result_that_only_resumed_clients_know_is_retracted(moves: list[Move], frames: list[str]) -> None:
+    replicas = Replicas(History(), WatchOptions(until="run"))
+    for move in KNOWN_RESULT:
+        await replicas.play(move)
+    (client,) = replicas.clients
+    assert client.frames == ["resumed"], "the result is not sent again, nor are its values read"
+    for move in moves:
+        await replicas.play(move)
+    assert client.frames[-len(frames) :] == frames
+    assert client.knowledge == replicas.live.knowledge
+    await replicas.close()
+
+
+async def test_clients_that_know_a_result_share_frames_with_later_ones_once_these_know_it() -> None:
+    replicas = Replicas(History(), WatchOptions(until="run"))
+    for move in [*KNOWN_RESULT, ("connect", 0), ("fetch", 0), ("succeed", 0), ("read", 0)]:
+        await replicas.play(move)
+    resumed, late = replicas.clients
+    assert (resumed.frames, late.frames) == (["resumed", "task"], ["snapshot", "result", "task"])
+    assert resumed.tokens[-1][0] == late.tokens[-1][0]
+    await replicas.close()
