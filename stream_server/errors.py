@@ -310,7 +310,7 @@ class RequestTooLarge(BadRequest):
 
 
 class UrlTooLong(BadRequest):
-    """The URL of the request is longer than this server reads."""
+    """The URL of the request is longer than this server reads, or than it can send to Airflow."""
 
     status = 414
     title = "URL too long"

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
-from stream_server.errors import AirflowNotResponding, AirflowRefused, AirflowTimeout
+from stream_server.errors import AirflowNotResponding, AirflowRefused, AirflowTimeout, UrlTooLong
 from stream_server.urls import redact_url
 
 TIMEOUT_SECONDS = 30.0
@@ -185,6 +185,7 @@ class AirflowApi:
 
         Raises:
             AirflowRefused: The credential can't be sent (400).
+            UrlTooLong: The path can't be sent.
             AirflowNotResponding: There was no answer, or a 200 with another body.
         """
         response = await self._send("GET", path, "", headers=self._credentials, timeout=timeout)
@@ -224,6 +225,9 @@ class AirflowApi:
         except httpx.LocalProtocolError:
             # Its text contains the credential, and a cause is logged too.
             raise AirflowRefused("A credential header contains characters that no header may contain", 400) from None
+        except httpx.InvalidURL as error:
+            # The paths here contain names of callers, quoted. So they can only be too long.
+            raise UrlTooLong(f"The DAG or run id is too long for a request to Airflow ({error})") from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise AirflowNotResponding(f"Airflow does not answer at {address} ({_describe_error(error)})") from error
         except httpx.TimeoutException as error:

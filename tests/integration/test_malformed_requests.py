@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
+from support.airflow_stub import AirflowStub
 from support.raw_connection import UPGRADE, open_raw, request
 from support.server import RunningServer, running_server
 from support.streams import stream_path
+from support.stub_callers import CallerPermissions, client_for
 from support.waiting import eventually_async
 
 MANY_RUNS = "/api/v2/stream"
@@ -120,3 +125,27 @@ async def test_text_that_is_not_utf8_closes_the_websocket(server: RunningServer,
         await client.send(INVALID_TEXT)
         assert CLOSED_AS_INVALID in await client.read_to_end()
         await eventually_async(lambda: not server.hub.statistics().subscriptions, what="the stream has ended")
+
+
+TOO_LONG = ":" * 30_000
+"""An id that is below the limits of the server. Its quoted form is above those of httpx."""
+
+
+async def test_an_id_that_is_too_long_for_airflow_is_refused(
+    settings: Callable[..., Settings], stub: AirflowStub, ada: CallerPermissions
+) -> None:
+    bounds = {"max_url_bytes": 2**17, "max_message_bytes": 2**17}
+    async with running_server(settings(airflow_url=stub.url, **bounds)) as server, client_for(server, ada) as client:
+        await eventually_async(lambda: server.hub.is_live)
+        for path in (f"/api/v2/dags/{TOO_LONG}/dagRuns/r1", f"/api/v2/dags/chat/dagRuns/{TOO_LONG}"):
+            assert (await client.get(f"{path}/result?timeout=0")).status_code == 414
+            assert (await client.get(f"{path}/stream")).status_code == 414
+            with pytest.raises(InvalidStatus, match="414"):
+                await connect(f"{server.url.replace('http', 'ws', 1)}{path}/stream", additional_headers=ada.headers)
+        assert (await client.post(f"/api/v2/dags/{TOO_LONG}/dagRuns?wait_for_completion=true")).status_code == 414
+        async with connect(
+            f"{server.url.replace('http', 'ws', 1)}{MANY_RUNS}", additional_headers=ada.headers, proxy=None
+        ) as connection:
+            for dag_id, run_id in ((TOO_LONG, "r1"), ("chat", TOO_LONG)):
+                await connection.send(json.dumps({"op": "subscribe", "id": "1", "dag_id": dag_id, "run_id": run_id}))
+                assert json.loads(await connection.recv())["status"] == 414
