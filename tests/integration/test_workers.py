@@ -190,6 +190,28 @@ async def test_killed_worker_is_replaced_and_others_continue(serve: Serve, airfl
     assert "A worker died (signal SIGKILL); starting another" in "".join(server.log)
 
 
+async def test_a_worker_that_cannot_be_started_is_started_later(
+    serve: Serve, unused_tcp_port_factory: Callable[[], int]
+) -> None:
+    port = unused_tcp_port_factory()
+    # All workers accept connections to the operators' port. Those to the other one may wait for the missing worker.
+    async with serve("--admin-port", str(port), admin=f"http://127.0.0.1:{port}") as server:
+
+        def count_failures() -> int:
+            return sum("could not be started" in line for line in server.log)
+
+        limits, descriptors = server.parent.rlimit(psutil.RLIMIT_NOFILE), server.parent.num_fds()
+        # The supervisor gets no new descriptor.
+        server.parent.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
+        server.workers()[0].kill()
+        await eventually_async(lambda: count_failures() > 3, what="the start was tried again")
+        assert (await server.get_json("/ready"))["problems"] == [MISSING]
+        assert server.parent.num_fds() < descriptors
+        server.parent.rlimit(psutil.RLIMIT_NOFILE, limits)
+        await server.wait_until_ready()
+        assert len(server.workers()) == WORKERS
+
+
 async def test_ready_only_while_all_workers_serve(serve: Serve) -> None:
     async with serve() as server:
         server.workers()[0].kill()

@@ -148,22 +148,32 @@ class Supervisor:
         backoff = Backoff(*RESTART_SECONDS)
         while not self._stopping.is_set():
             started = time.monotonic()
-            code = await self._run_worker(sockets)
-            if self._stopping.is_set():
-                return
-            backoff.reset_after(time.monotonic() - started)
-            self._metrics.record_worker_loss()
-            log.error("A worker died (%s); starting another", describe_exit(code), extra={"action": "worker_lost"})
+            try:
+                process, ours = await self._start_worker(sockets)
+            except OSError as error:
+                # For example for want of processes, memory or descriptors, which others may free.
+                log.error("A worker could not be started (%s); trying again", error, extra={"action": "worker_lost"})  # noqa: TRY400 # no traceback for what the system lacks
+            else:
+                code = await self._run_worker(process, ours)
+                if self._stopping.is_set():
+                    return
+                backoff.reset_after(time.monotonic() - started)
+                self._metrics.record_worker_loss()
+                log.error("A worker died (%s); starting another", describe_exit(code), extra={"action": "worker_lost"})
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff.next_wait())
 
-    async def _run_worker(self, sockets: list[socket.socket]) -> int:
-        """Run one worker until it ends, and return its exit code (negative for a signal)."""
+    async def _start_worker(self, sockets: list[socket.socket]) -> tuple[Process, socket.socket]:
+        """Start a worker, and return its process and our end of its channel.
+
+        Raises:
+            OSError: The system lacks what a process needs.
+        """
         ours, theirs = socket.socketpair()
         inherited = [theirs, *sockets] if self._admin_socket is None else [theirs, self._admin_socket, *sockets]
         descriptors = [sock.fileno() for sock in inherited]
         command = [sys.executable, "-m", "stream_server.server.workers", *map(str, descriptors)]
-        with theirs:
+        try:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 pass_fds=descriptors,
@@ -172,7 +182,16 @@ class Supervisor:
                 # Ctrl+C in a terminal signals the whole session. Only the supervisor may get it: it stops the workers.
                 start_new_session=True,
             )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._processes.add(process)
+        return process, ours
+
+    async def _run_worker(self, process: Process, ours: socket.socket) -> int:
+        """Serve a worker until it ends, and return its exit code (negative for a signal)."""
         assert process.stdin is not None, "it is a pipe"
         # The pipe stays open: its end is how the worker notices that this process has ended (`parent_watch`).
         process.stdin.write(pickle.dumps(self._settings))
