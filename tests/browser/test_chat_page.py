@@ -65,7 +65,7 @@ async def test_an_answer_survives_a_reload(browser: BrowserSession) -> None:
 
 
 async def test_a_killed_server_loses_no_word(browser: BrowserSession, auth_server: StreamServerProcess) -> None:
-    browser.bears_cuts = True
+    browser.expects_cuts = True
     page = await browser.open(CHAT)
     await send_message(page, "count 250")
     await wait_for(page, "3 4 5")

@@ -53,7 +53,7 @@ class BrowserSession:
         self.context = context
         self.url = url
         self.problems: list[str] = []
-        self.bears_cuts = False
+        self.expects_cuts = False
         """Whether the test cuts connections, for which the browser logs errors."""
 
     async def open(self, path: str) -> Page:
@@ -122,7 +122,7 @@ class BrowserSession:
     def _record_message(self, message: ConsoleMessage) -> None:
         # A browser logs an error for each 401, however the page handles it.
         borne = message.text.startswith("Failed to load resource")
-        borne |= self.bears_cuts and message.text.startswith("WebSocket connection to")
+        borne |= self.expects_cuts and message.text.startswith("WebSocket connection to")
         if message.type in {"error", "warning"} and not borne:
             self.problems.append(message.text)
 
