@@ -17,8 +17,11 @@ from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import COOKIES, RUNS, TOKEN, WAIT, run_path
 from support.server import running_server
-from support.streams import DEADLINE, websocket
+from support.streams import websocket
 from support.waiting import eventually_async
+
+START_SECONDS = 60.0
+"""Time for the start of the command, on a busy machine."""
 
 
 @pytest.mark.parametrize("path", [RUNS, WAIT, f"{RUNS}/r/cancel"])
@@ -106,7 +109,7 @@ async def serving(*options: str) -> AsyncIterator[tuple[str, Callable[[], Awaita
 
     try:
         while not lines or b"Following the journal" not in lines[-1]:
-            lines.append(await asyncio.wait_for(process.stderr.readline(), DEADLINE))
+            lines.append(await asyncio.wait_for(process.stderr.readline(), START_SECONDS))
         yield f"http://127.0.0.1:{options[3]}", read_log
     finally:
         process.terminate()
