@@ -14,16 +14,12 @@ import asyncpg
 import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
-from support.lossless import CLUSTER, SCHEDULES
+from support.lossless import CLUSTER, ROUNDS, SCHEDULES
 from support.lossless_clients import Clients
 from support.lossless_tails import TaskTail, reconnect_quickly
 from support.lossless_writers import connect_when_possible, kill_backend, prepare_workload, read_journal
 from support.postgres import create_database_with_journal, drop_database, running_postgres
-from support.skipping import IN_CI
 from support.waiting import eventually_async
-
-SECONDS = 75.0 if IN_CI else 5.0
-"""Length of each schedule: longer in CI."""
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +40,11 @@ async def database(cluster: EmbeddedPostgres) -> AsyncIterator[str]:
 async def test_every_committed_row_comes_exactly_once(cluster: EmbeddedPostgres, database: str, readers: str) -> None:
     seed = os.environ.get("STREAM_SERVER_SEED") or secrets.token_hex(4)
     print(f"STREAM_SERVER_SEED={seed}")  # noqa: T201 # shown where the test fails
-    outcome = await SCHEDULES[readers](cluster, database, seed, SECONDS)
+    outcome = await SCHEDULES[readers](cluster, database, seed, seconds=0.0)
     assert outcome.evaluation.misses == [], outcome.as_json()
     assert outcome.figures["resyncs"] == {}, "it is the same database, whatever happens to its server"
     assert outcome.figures["rows"] > 0
+    assert min(outcome.figures["faults"].values()) >= ROUNDS, "each fault must occur"
     assert outcome.figures["committed out of order"] > 0, "the schedule must provoke what the cursor is for"
 
 

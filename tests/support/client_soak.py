@@ -1,9 +1,9 @@
 """Thousands of clients that connect and disconnect for a while: nothing may leak, be lost or be duplicated.
 
-`python -m support.client_soak --minutes 30 [--clients 2000]`. Two servers follow a journal that is written
-continuously; one of them is stopped and killed repeatedly, and both lose their connections to PostgreSQL. Clients of
-all kinds watch: some stay, some are slow, most disconnect, also without a FIN, and reconnect to either server. The
-program prints a line for each sample, and its last line is JSON: figures and misses.
+`python -m support.client_soak --minutes 30 [--clients 2000]`; `STREAM_SERVER_SEED` repeats the choices of a seed.
+Two servers follow a journal that is written continuously; one of them is stopped and killed repeatedly, and both lose
+their connections to PostgreSQL. Clients of all kinds watch: some stay, some are slow, most disconnect, also without a
+FIN, and reconnect to either server. The program prints a line for each sample. Its last line is JSON: figures, misses.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import random
 import resource
+import secrets
 import signal
 import sys
 import time
@@ -30,9 +32,8 @@ import psutil
 
 from stream_server.cli.demo.ports import LOOPBACK
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import install_journal
 from support.airflow_sql import CHAIN, AirflowSql
-from support.postgres import create_database_from_airflow_template, drop_database, running_postgres
+from support.postgres import create_database_with_journal, drop_database, running_postgres
 from support.server import terminate_connections
 from support.soak_clients import FAST, KINDS, Client, Tally, watch_to_end
 from support.soak_server import ServerState
@@ -56,8 +57,10 @@ PERMANENT = 0.4
 
 SLOW = 10
 FIREHOSES = 5
+FAULTS = ("reconnect", "drain", "kill")
 FAULT_SECONDS = 12.0
 SAMPLE_SECONDS = 5.0
+POLL_SECONDS = 0.2
 CATCH_UP_SECONDS = 180.0
 """Time limit for the work before and after the soak."""
 
@@ -91,15 +94,16 @@ class ClientSoak:
         self.permanent = 0
         self.closed_abandoned = 0
 
-    async def run(self, seconds: float) -> None:
-        """Run a small number of clients first, so that lazy imports are done; then all clients, for `seconds`."""
+    async def run(self, seconds: float, rounds: int) -> None:
+        """Run a few clients first, so that lazy imports are done; then all, for `seconds` and `rounds` of faults."""
+        self._is_long = seconds > WARM_SECONDS
         await self._prepare()
-        await self._run_clients(3.0, min(self._clients, 60), faults=False)
+        await self._run_clients(3.0, min(self._clients, 60), rounds=0)
         self.before = await self._wait_until_idle()
         self.tally.visits.clear()
         self._began = time.monotonic()
         sampler, closer = asyncio.create_task(self._sample()), asyncio.create_task(self._close_abandoned())
-        await self._run_clients(seconds, self._clients, faults=True)
+        await self._run_clients(seconds, self._clients, rounds)
         sampler.cancel()
         self.after = await self._wait_until_idle()
         closer.cancel()
@@ -117,7 +121,7 @@ class ClientSoak:
             for key in self._runs:
                 await airflow.trigger(key, version, list(CHAIN))
 
-    async def _run_clients(self, seconds: float, count: int, *, faults: bool) -> None:
+    async def _run_clients(self, seconds: float, count: int, rounds: int) -> None:
         """Have clients connect and disconnect; at the end, check that permanent clients have received all rows."""
         stopping, ending = asyncio.Event(), asyncio.Event()
         clients = self._make_clients(count)
@@ -125,16 +129,16 @@ class ClientSoak:
         client_tasks = []
         work = [asyncio.create_task(self._update_run(key, stopping)) for key in self._runs]
         work += [asyncio.create_task(self._run_to_end(number, stopping)) for number in range(2)]
-        if faults:
-            work.append(asyncio.create_task(self._inject_faults(seconds)))
+        injection = asyncio.create_task(self._inject_faults(seconds, rounds))
+        ends = time.monotonic() + 0.85 * seconds
         for client in clients:
             client_tasks.append(asyncio.create_task(client.visit_repeatedly(ending)))
             await asyncio.sleep(min(0.01, 0.1 * seconds / count))
-        ended, _ = await asyncio.wait(
-            [*work, *client_tasks], timeout=0.85 * seconds, return_when=asyncio.FIRST_EXCEPTION
-        )
-        for task in ended:
-            task.result()
+        while time.monotonic() < ends or not injection.done():
+            tasks = [*work, *client_tasks, injection]
+            ended, _ = await asyncio.wait(tasks, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            for task in ended:
+                task.result()
         stopping.set()
         await asyncio.gather(*work)
         await self._wait_for_permanent_clients([client for client in clients if client.is_permanent])
@@ -205,15 +209,15 @@ class ClientSoak:
                     return
             await asyncio.sleep(random.uniform(0.1, 0.5))
 
-    async def _inject_faults(self, seconds: float) -> None:
+    async def _inject_faults(self, seconds: float, rounds: int) -> None:
         """Terminate connections to PostgreSQL, stop one of the servers, and kill it, in turn."""
-        until = time.monotonic() + 0.75 * seconds
-        fault_kinds = itertools.cycle(("reconnect", "drain", "reconnect", "kill"))
+        latest_start = time.monotonic() + 0.75 * seconds - FAULT_SECONDS / 2
         connection = await asyncpg.connect(self._url)
         try:
-            while time.monotonic() + FAULT_SECONDS / 2 < until:
+            for number, fault in enumerate(itertools.cycle(FAULTS)):
+                if number >= rounds * len(FAULTS) and (not rounds or time.monotonic() > latest_start):
+                    return
                 await asyncio.sleep(min(FAULT_SECONDS, seconds / 6))
-                fault = next(fault_kinds)
                 self.faults[fault] += 1
                 if fault == "reconnect":
                     await terminate_connections(connection)
@@ -275,6 +279,7 @@ class ClientSoak:
 
         async def is_idle() -> bool:
             state = await self._steady.read_state()
+            await asyncio.sleep(POLL_SECONDS)  # because the server lists its sockets for each answer
             return not (state.subscriptions or state.runs or state.sockets)
 
         with suppress(AssertionError):
@@ -300,7 +305,7 @@ class ClientSoak:
         misses += [f"{count} clients got a reset: {why}" for why, count in unexpected_resets.items()]
         misses += [f"did not catch up: {one}" for one in self.late[:20]]
         misses += [f"{a} {name} before, {b} after" for name, (a, b) in left.items() if b > a + SPARE.get(name, 0)]
-        if late / early > GROWTH and self.seconds > WARM_SECONDS:
+        if late / early > GROWTH and self._is_long:
             misses.append(f"memory grew by {late / early:.2f}")
         if objects > OBJECTS_LEFT + OBJECTS_PER_VISIT * visits:
             misses.append(f"{objects} objects are left of {visits} visits")
@@ -336,7 +341,7 @@ class ClientSoak:
         tally = self.tally
         return {
             "resumed": tally.resumed,
-            "closed as too slow": tally.closes[4002] or self.seconds < WARM_SECONDS,
+            "closed as too slow": tally.closes[4002] or not self._is_long,
             "drained": tally.closes[4001] or not self.faults["drain"],
             "abandoned": tally.disconnects["vanish"],
             "watched to the end": tally.completed,
@@ -351,8 +356,11 @@ def _lost_updates(tally: Tally) -> dict[str, int]:
     return {"lost": tally.lost, "doubled": tally.doubled}
 
 
-async def soak_clients(url: str, seconds: float, clients: int) -> dict[str, Any]:
-    """Run the soak on a database with the journal; return figures and misses."""
+async def soak_clients(url: str, seconds: float, clients: int, rounds: int = 1) -> dict[str, Any]:
+    """Run the soak on a database with the journal; return figures, seed and misses."""
+    seed = os.environ.get("STREAM_SERVER_SEED") or secrets.token_hex(4)
+    print(f"STREAM_SERVER_SEED={seed}", flush=True)  # noqa: T201 # shown where the test fails
+    random.seed(seed)
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     with TemporaryDirectory() as logs:
@@ -362,8 +370,8 @@ async def soak_clients(url: str, seconds: float, clients: int) -> dict[str, Any]
                 await asyncio.to_thread(replica.start)
             soak = ClientSoak(url, steady, restarted, clients)
             with anyio.fail_after(2 * seconds + CATCH_UP_SECONDS):
-                await soak.run(seconds)
-            return soak.report()
+                await soak.run(seconds, rounds)
+            return {"seed": seed, **soak.report()}
         finally:
             for replica in (steady, restarted):
                 replica.child.stop()
@@ -376,10 +384,9 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=2000)
     arguments = parser.parse_args()
     with running_postgres() as postgres:
-        database = create_database_from_airflow_template(postgres)
+        database = asyncio.run(create_database_with_journal(postgres))
         url = postgres.url(database)
         try:
-            asyncio.run(install_journal(url, "public", lock_timeout=5, attempts=1))
             report = asyncio.run(soak_clients(url, 60 * arguments.minutes, arguments.clients))
         finally:
             drop_database(postgres, database)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import secrets
@@ -38,6 +39,8 @@ from support.waiting import eventually_async
 CLUSTER = {"max_prepared_transactions": "64", "deadlock_timeout": "100ms"}
 WRITERS = 12
 CATCH_UP_SECONDS = 20.0
+ROUNDS = 2
+"""Number of times that each fault occurs at least."""
 
 
 @dataclass
@@ -70,15 +73,15 @@ class FaultInjector:
         }
 
     async def run(self, seconds: float) -> None:
-        """Inject faults for `seconds`, and each fault at least once."""
+        """Inject faults for `seconds`, and each fault at least `ROUNDS` times."""
         ends = time.monotonic() + seconds
-        while True:
+        for number in itertools.count():
+            if number >= ROUNDS and time.monotonic() > ends:
+                return
             for fault in self._random.sample(sorted(self.deck), len(self.deck)):
                 await asyncio.sleep(self._random.uniform(0.05, 1.0))
                 await self.deck[fault]()
                 self.faults[fault] += 1
-            if time.monotonic() > ends:
-                return
 
     def add_process(self, tail: ProcessTail) -> None:
         async def pause() -> None:
@@ -214,7 +217,7 @@ async def _run_schedule(
         **ends,
         "committed out of order": ledger.out_of_order,
         **ledger.counts,
-        "faults": dict(injector.faults),
+        "faults": {fault: injector.faults[fault] for fault in injector.deck},
         "rows read": {line.name: len(line.rows) for line in lines},
         "resyncs": {line.name: Counter(one.why for one in line.restarts) for line in lines if line.restarts},
         "rows excused by that": evaluation.excused,
