@@ -38,8 +38,8 @@ demo: $(VENV)/.pages  ## Start a real Airflow and stream a run in this terminal 
 	@$(BIN)/stream-server demo $(ARGS)
 
 .PHONY: test test-unit test-integration test-airflow test-browser test-matrix test-web
-test: $(VENV)/.dev $(VENV)/.pages test-web  ## All tests, including real PostgreSQL and real Airflow
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev $(VENV)/.pages web/node_modules/.package-lock.json  ## All tests, two tiers at a time
+	$(BIN)/python tests/support/tiers.py $(ARGS)
 
 test-unit: $(VENV)/.dev  ## Tests of the core, without a database
 	$(BIN)/python -m pytest tests/unit $(ARGS)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from uv import find_uv_bin
 
+from support.locks import exclusive_lock
 from support.postgres import DATA_DIR
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CONSTRAINTS = Path(__file__).with_name("constraints")
 CACHE = DATA_DIR / "cache"
@@ -35,7 +30,7 @@ def environment_python(version: str) -> Path:
     complete = directory / "complete"
     wanted = hashlib.sha256(f"{sys.version} {sys.base_prefix}\n".encode() + pins.read_bytes()).hexdigest()
     CACHE.mkdir(parents=True, exist_ok=True)
-    with _locked(directory.with_name(f"{directory.name}.lock")):
+    with exclusive_lock(directory.name):
         if not complete.exists() or complete.read_text() != wanted:
             # Scripts contain the path of their environment, so it is built in place; the marker file completes it.
             shutil.rmtree(directory, ignore_errors=True)
@@ -55,11 +50,3 @@ def _uv(*arguments: str) -> None:
         timeout=BUILD_SECONDS,
     )
     assert done.returncode == 0, f"uv {' '.join(arguments)} failed:\n{done.stdout}"
-
-
-@contextmanager
-def _locked(lock: Path) -> Iterator[None]:
-    """Let one process build at a time. The lock is released when its holder exits."""
-    with lock.open("w") as file:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-        yield

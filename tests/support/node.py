@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from support.locks import exclusive_lock
 from support.skipping import skip_or_fail
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
@@ -44,13 +45,14 @@ def installed_clients() -> Path:
 def install(directory: Path) -> None:
     """Install what the lock file of a directory pins, unless it is installed."""
     lock, done = directory / "package-lock.json", directory / "node_modules" / ".package-lock.json"
-    if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
-        subprocess.run(
-            [*npm(), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"],
-            cwd=directory,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+    with exclusive_lock("npm"):
+        if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
+            subprocess.run(
+                [*npm(), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"],
+                cwd=directory,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
 
 
 @cache

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 
+from support.locks import exclusive_lock
 from support.skipping import skip_or_fail
 
 PATHS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
@@ -19,17 +20,22 @@ def find_or_install(package: str, *names: str) -> str:
     """
     found = _on_path(names)
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update"], ["install", "-y", "--no-install-recommends", package]):
-            subprocess.run(
-                ["apt-get", "-qq", *command],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-            )
-        found = _on_path(names)
+        with exclusive_lock("apt"):
+            found = _on_path(names) or _install(package, names)
     if found is None:
         skip_or_fail(f"none of {', '.join(names)} is on PATH, and {package} cannot be installed")
     return found
+
+
+def _install(package: str, names: tuple[str, ...]) -> str | None:
+    for command in (["update"], ["install", "-y", "--no-install-recommends", package]):
+        subprocess.run(
+            ["apt-get", "-qq", *command],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        )
+    return _on_path(names)
 
 
 def _on_path(names: tuple[str, ...]) -> str | None:

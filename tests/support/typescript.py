@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from support import node
+from support.locks import exclusive_lock
 
 WEB = Path(__file__).resolve().parents[2] / "web"
 
@@ -80,7 +81,12 @@ async def run_typescript_client(**arguments: object) -> AsyncIterator[TypeScript
 
 @cache
 def build_client() -> Path:
-    """Build the client, and return its directory."""
+    """Build the client if its sources are newer, and return its directory."""
     node.install(WEB)
-    subprocess.run([*node.npm(), "run", "--silent", "build", "--workspace", "client"], cwd=WEB, check=True)
-    return WEB / "client"
+    client, built = WEB / "client", WEB / "client" / "dist" / "index.js"
+    sources = [WEB / "package-lock.json", *client.glob("*.json"), *client.rglob("src/**/*")]
+    with exclusive_lock("typescript"):
+        # A process of another tier may be reading the build.
+        if not built.exists() or built.stat().st_mtime <= max(source.stat().st_mtime for source in sources):
+            subprocess.run([*node.npm(), "run", "--silent", "build", "--workspace", "client"], cwd=WEB, check=True)
+    return client

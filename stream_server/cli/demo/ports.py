@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from contextlib import suppress
 
 from stream_server.cli.demo.errors import DemoError
 
 LOOPBACK = "127.0.0.1"
+
+# Below the ports that Linux (from 32768) and other systems give to clients.
+PORTS = range(20_000, 32_000)
 
 # Environment variables that disable HTTP proxies: a proxy on another host cannot reach the loopback interface.
 NO_PROXY = {"NO_PROXY": "*", "no_proxy": "*"}
 
 
 def find_free_port() -> int:
-    """Return a free port. Another process may take it before the caller does."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a free port. Another process may take it before the caller does.
+
+    The system does not give it to clients: a server that restarts finds it free.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
+    raise DemoError(f"none of the ports {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 def choose_port(wanted: int | None, purpose: str) -> int:

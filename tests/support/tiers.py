@@ -1,0 +1,162 @@
+"""Runs all test tiers, two at a time: `python tests/support/tiers.py [ARGUMENT ...]`, with arguments of pytest.
+
+The output of a tier is printed when it ends; that of failed tiers comes last. A table of times follows. The exit code
+is that of the first failed tier. A tier without tests for the arguments is no failure, unless CI=true. If an argument
+is a path below `tests`, one pytest runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTEST = (sys.executable, "-m", "pytest")
+LANES = 2
+NO_TESTS = 5
+"""Exit code of pytest."""
+
+
+@dataclass
+class Tier:
+    """A tier of tests, and what became of it."""
+
+    name: str
+    command: tuple[str, ...]
+    exit_code: int | None = None
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    output: str = ""
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether its exit code is a failure; a tier that was left out has none."""
+        return self.exit_code not in ({0} if _in_ci() else {0, NO_TESTS})
+
+    def run(self, running: dict[str, subprocess.Popen[bytes]]) -> None:
+        """Run the tier, and record its exit code, output and times."""
+        began = time.monotonic()
+        with tempfile.TemporaryFile() as output:
+            # In a session of its own, so that Ctrl-C does not interrupt pytest twice: `run_lanes` passes it on.
+            child = subprocess.Popen(
+                self.command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            running[self.name] = child
+            _, status, usage = os.wait4(child.pid, 0)
+            del running[self.name]
+            output.seek(0)
+            self.output = output.read().decode(errors="replace")
+        child.returncode = self.exit_code = os.waitstatus_to_exitcode(status)
+        self.seconds, self.cpu_seconds = time.monotonic() - began, usage.ru_utime + usage.ru_stime
+
+    def describe(self) -> str:
+        """Return the line of the table: name, wall and CPU time, exit code, and the counts of pytest."""
+        counts = re.findall(
+            r"^=*\s*(\d+ (?:passed|failed|error|skipped|deselected).*) in [\d.]+s", self.output, re.MULTILINE
+        )
+        what = counts[-1] if counts else ""
+        return (
+            f"{self.name:<20}{self.seconds:>7.0f} s{self.cpu_seconds:>7.0f} s CPU   exit code {self.exit_code}   {what}"
+        )
+
+
+def tiers(arguments: list[str]) -> list[Tier]:
+    """Return the tiers in the order in which they start.
+
+    `web` builds the TypeScript client, which late tests of `integration` use. `airflow` and `browser` share an Airflow.
+    """
+
+    def pytest(name: str, *directories: str) -> Tier:
+        return Tier(name, (*PYTEST, *(f"tests/{directory}" for directory in directories), *arguments))
+
+    return [
+        pytest("integration", "integration"),
+        Tier("web", ("make", "--no-print-directory", "test-web")),
+        pytest("airflow, browser", "airflow", "browser"),
+        pytest("matrix", "matrix"),
+        pytest("unit", "unit"),
+    ]
+
+
+def run_lanes(todo: list[Tier]) -> None:
+    """Run the tiers, `LANES` at a time, and print the output of each that passes.
+
+    After SIGINT or SIGTERM, no more start, and those that run are interrupted.
+    """
+    waiting: queue.SimpleQueue[Tier] = queue.SimpleQueue()
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    printing = threading.Lock()
+    for tier in todo:
+        waiting.put(tier)
+
+    def run_lane() -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                tier = waiting.get_nowait()
+                _print(f"... {tier.name}")
+                tier.run(running)
+                with printing:
+                    _print("" if tier.is_failed else _title(tier) + tier.output, tier.describe())
+
+    def interrupt(*_: object) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.get_nowait()
+        for child in list(running.values()):
+            child.send_signal(signal.SIGINT)
+
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    lanes = [threading.Thread(target=run_lane) for _ in range(LANES)]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tiers; return the exit code."""
+    if any(argument.startswith("tests/") for argument in arguments):
+        return subprocess.run([*PYTEST, *arguments], cwd=ROOT, check=False).returncode
+    began = time.monotonic()
+    todo = tiers(arguments)
+    run_lanes(todo)
+    failed = [tier for tier in todo if tier.is_failed]
+    for tier in failed:
+        _print(_title(tier) + tier.output)
+    _print(*(tier.describe() for tier in todo), f"{'all':<20}{time.monotonic() - began:>7.0f} s")
+    if failed:
+        _print(f"Failed: {'; '.join(tier.name for tier in failed)}")
+        return failed[0].exit_code or 1
+    if not any(tier.exit_code == 0 for tier in todo if tier.name != "web"):
+        _print("No test matches the arguments")
+        return NO_TESTS
+    return 0
+
+
+def _title(tier: Tier) -> str:
+    return f"\n{'#' * 40} {tier.name}\n"
+
+
+def _print(*lines: str) -> None:
+    sys.stdout.write("\n".join((*lines, "")))
+    sys.stdout.flush()
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI") == "true"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from support.tiers import NO_TESTS, Tier, run_lanes
+
+
+def make_tier(name: str, code: int, *, output: str = "") -> Tier:
+    return Tier(name, (sys.executable, "-c", f"import sys; print({output!r}); sys.exit({code})"))
+
+
+def test_tiers_report_their_exit_codes_times_and_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    good = make_tier("good", 0, output="===== 3 passed, 1 skipped in 1.20s =====")
+    bad, empty = make_tier("bad", 1, output="a failure"), make_tier("empty", NO_TESTS)
+    run_lanes([good, bad, empty])
+    assert [tier.exit_code for tier in (good, bad, empty)] == [0, 1, NO_TESTS]
+    assert [tier.is_failed for tier in (good, bad, empty)] == [False, True, False]
+    assert all(tier.seconds > 0 < tier.cpu_seconds for tier in (good, bad, empty))
+    assert good.describe().endswith("exit code 0   3 passed, 1 skipped")
+    assert bad.output == "a failure\n"
+    assert "a failure" not in capsys.readouterr().out, "it is printed last"
+
+
+def test_a_tier_without_tests_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    empty = make_tier("empty", NO_TESTS)
+    assert empty.is_failed, "it has not run"
+    run_lanes([empty])
+    assert empty.is_failed
