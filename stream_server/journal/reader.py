@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from stream_server.domain.transition import Transition, UndecodableRow, decode_row
-from stream_server.domain.transition_frames import is_output
 from stream_server.journal.connection import DatabaseConnection, close_connection, connect, map_postgres_errors
 from stream_server.journal.installer import load_queries_for, read_status
 from stream_server.journal.recent_rows import RecentRow
@@ -154,15 +153,9 @@ class JournalReader:
             missed_pruned_rows=first["pruned_to"] is not None and not position.is_visible(first["pruned_to"]),
         )
 
-    async def add_output_bodies(
-        self, transitions: Sequence[Transition], is_wanted: Callable[[Transition], bool]
-    ) -> list[Transition]:
-        """Return the transitions, with the output bodies of those for which `is_wanted` returns true."""
-        wanted = [one.seq for one in transitions if is_output(one) and is_wanted(one)]
-        if not wanted:
-            return [*transitions]
-        bodies = {row["id"]: row["body"] for row in await self._fetch("output_bodies", wanted, None)}
-        return [one._replace(body=bodies[one.seq]) if one.seq in bodies else one for one in transitions]
+    async def read_output_bodies(self, rows: list[int]) -> dict[int, str | None]:
+        """Return the output of journal rows, by row."""
+        return {row["id"]: row["body"] for row in await self._fetch("output_bodies", rows, None)}
 
     async def is_replica(self) -> bool:
         """Whether the server is a read replica now: it may have been promoted since the connection was opened."""

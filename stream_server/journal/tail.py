@@ -33,6 +33,7 @@ from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import JournalForbidden, JournalUnreachable, Unavailable
 from stream_server.journal.gaps import GapDetector
 from stream_server.journal.listener import Listener, ListenObstacle
+from stream_server.journal.output_bodies import add_output_bodies
 from stream_server.journal.pacing import Pacing
 from stream_server.journal.reader import JournalReader, SkippedRow, log_skipped_rows
 from stream_server.journal.recent_rows import MAX_RECENT_ROWS, RecentRows
@@ -241,8 +242,7 @@ class Tail:
         self._wake.clear()
         started = time.monotonic()
         batch = await reader.read_after(self._position)
-        # A client that subscribes from now on reads a state that covers this batch, so it needs no output of it.
-        transitions = await reader.add_output_bodies(batch.transitions, self._sink.wants_output_of)
+        transitions = await add_output_bodies(batch.transitions, self._sink.wants_output_of, reader.read_output_bodies)
         finished = time.monotonic()
         duration = finished - started
         self._position, self._full_snapshot = batch.position, batch.full_snapshot

@@ -15,7 +15,7 @@ from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.server import RunningServer, running_server
 from support.streams import Events, Frame, sse, stream_path, types, websocket
-from support.waiting import eventually_async
+from support.waiting import eventually_answered, eventually_async
 
 UNTIL_RUN = "?until=run"
 
@@ -277,6 +277,42 @@ async def test_the_firehose_sends_output_only_on_request(
     assert elsewhere.ids == [elsewhere.ids[0]]
     for client in (one, both, three, four):
         await client.aclose()
+
+
+async def test_a_stream_of_many_runs_that_starts_while_output_is_read_gets_it(
+    server: RunningServer, airflow: AirflowSql, running: RunKey, journal: str
+) -> None:
+    early, one = await open_firehose(server, "?type=chunk&task_id=ask")
+    assert (await early.next())["type"] == "ping"
+    async with AirflowSql.open(journal) as other:
+        locker = other.connection
+        async with airflow.connection.transaction():
+            await airflow.emit_output(running, "ask", 0, "for the early client")
+            await airflow.emit_output(running, "answer", 0, "for the late client")
+            # The lock is granted at the commit, before the server reads the output.
+            await locker.execute("BEGIN")
+            lock = "LOCK TABLE stream_server.output IN ACCESS EXCLUSIVE MODE"
+            locking = asyncio.create_task(locker.execute(lock), name="lock")
+            await wait_for_lock_waiters(airflow, 1)
+        await locking
+        await wait_for_lock_waiters(airflow, 1)
+        late, two = await open_firehose(server, "?type=chunk&task_id=answer")
+        assert (await late.next())["type"] == "ping"
+        await locker.execute("COMMIT")
+        assert chunk_values([await early.next(), await late.next()]) == ["for the early client", "for the late client"]
+    for client in (one, two):
+        await client.aclose()
+
+
+async def wait_for_lock_waiters(airflow: AirflowSql, count: int) -> None:
+    """Wait until so many sessions wait for the table with the output."""
+
+    query = "SELECT count(*) FROM pg_locks WHERE relation = 'stream_server.output'::regclass AND NOT granted"
+
+    async def are_waiting() -> bool:
+        return bool(await airflow.connection.fetchval(query) == count)
+
+    await eventually_answered(are_waiting, what="sessions wait for the table")
 
 
 async def open_firehose(server: RunningServer, query: str) -> tuple[Events, httpx.AsyncClient]:

@@ -10,10 +10,10 @@ import anyio
 from typing_extensions import override
 
 from stream_server.domain.run_state import RunKey
-from stream_server.domain.transition_frames import is_output
 from stream_server.errors import Unavailable
 from stream_server.hub.firehose import Filter
 from stream_server.hub.hub import Hub
+from stream_server.journal.output_bodies import add_output_bodies
 from stream_server.journal.run_store import RunStore
 from stream_server.journal.tail import TailStatus
 from stream_server.journal.undecodable_rows import LoggedCauses, ResyncTimer
@@ -164,24 +164,18 @@ class RelayClient(JournalSource):
 
         A batch may cross with the message that a run is watched. Its output is then missing, and is read here.
         """
-        transitions, was_read = batch.transitions, set[int]()
-        # A loop: clients may subscribe while the output is read.
-        while missing := [
-            one.seq
-            for one in transitions
-            if one.body is None and one.seq not in was_read and is_output(one) and self._hub.wants_output_of(one)
-        ]:
-            try:
-                with anyio.fail_after(OUTPUT_READ_SECONDS):
-                    bodies = await self._run_store.read_output_bodies(missing)
-            except (Unavailable, TimeoutError) as error:
-                # The clients are reset, and load the runs with their output as soon as PostgreSQL answers.
-                log.warning("Output could not be read, clients are reset: %r", error)
-                self._resync_timer.request()
-                break
-            was_read.update(missing)
-            transitions = [one._replace(body=bodies.get(one.seq, one.body)) for one in transitions]
+        transitions = batch.transitions
+        try:
+            transitions = await add_output_bodies(transitions, self._hub.wants_output_of, self._read_output_bodies)
+        except (Unavailable, TimeoutError) as error:
+            # The clients are reset, and load the runs with their output as soon as PostgreSQL answers.
+            log.warning("Output could not be read, clients are reset: %r", error)
+            self._resync_timer.request()
         self._hub.dispatch(transitions, batch.position, batch.timing)
+
+    async def _read_output_bodies(self, rows: list[int]) -> dict[int, str | None]:
+        with anyio.fail_after(OUTPUT_READ_SECONDS):
+            return await self._run_store.read_output_bodies(rows)
 
     def _build_metrics(self, number: int) -> WorkerMetrics:
         ended = [key for key in self._sent_runs if not self._hub.is_watched(key)]
