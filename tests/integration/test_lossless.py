@@ -40,12 +40,12 @@ async def database(cluster: EmbeddedPostgres) -> AsyncIterator[str]:
 async def test_every_committed_row_comes_exactly_once(cluster: EmbeddedPostgres, database: str, readers: str) -> None:
     seed = os.environ.get("STREAM_SERVER_SEED") or secrets.token_hex(4)
     print(f"STREAM_SERVER_SEED={seed}")  # noqa: T201 # shown where the test fails
-    outcome = await SCHEDULES[readers](cluster, database, seed, seconds=0.0)
-    assert outcome.evaluation.misses == [], outcome.as_json()
-    assert outcome.figures["resyncs"] == {}, "it is the same database, whatever happens to its server"
-    assert outcome.figures["rows"] > 0
-    assert min(outcome.figures["faults"].values()) >= ROUNDS, "each fault must occur"
-    assert outcome.figures["committed out of order"] > 0, "the schedule must provoke what the cursor is for"
+    schedule = await SCHEDULES[readers](cluster, database, seed, seconds=0.0)
+    assert schedule.evaluation.misses == [], schedule.as_json()
+    assert schedule.figures["resyncs"] == {}, "it is the same database, whatever happens to its server"
+    assert schedule.figures["rows"] > 0
+    assert min(schedule.figures["faults"].values()) >= ROUNDS, "each fault must occur"
+    assert schedule.figures["committed out of order"] > 0, "cursors are for this"
 
 
 UPDATE = "UPDATE task_instance SET try_number = try_number + 1 WHERE map_index = $1"
@@ -81,21 +81,21 @@ async def test_transaction_ids_reused_after_a_crash_lose_no_rows(
     cluster: EmbeddedPostgres, database: str, what: str
 ) -> None:
     """After a crash, the ids of transactions that were rolled back after the last commit are reused."""
-    field = await prepare_workload(database, runs=1, instances=10)
+    workload = await prepare_workload(database, runs=1, instances=10)
     tail = TaskTail(database, "tail")
     with reconnect_quickly():
         await tail.start()
         try:
             await eventually_async(lambda: tail.line.reads, what="the tail follows")
-            forgotten = await roll_back(database)
+            last_rolled_back = await roll_back(database)
             reads = tail.line.reads
-            await eventually_async(lambda: tail.line.reads > reads + 1, what="the tail has looked again")
+            await eventually_async(lambda: tail.line.reads > reads + 1, what="the tail has read again")
             await tail.stop()
             await crash_and_write(cluster, database, what)
             tail.start_again()
-            journal = await read_journal(database, field)
-            assert journal[0].txid <= forgotten, "the numbers came again"
-            await eventually_async(lambda: tail.line.complete(journal), what="every row has come")
+            journal = await read_journal(database, workload)
+            assert journal[0].txid <= last_rolled_back, "transaction ids were reused"
+            await eventually_async(lambda: tail.line.complete(journal), what="every row has arrived")
         finally:
             await tail.stop()
 
@@ -105,16 +105,16 @@ async def test_transaction_ids_reused_after_a_crash_reach_earlier_subscribers(
     cluster: EmbeddedPostgres, database: str, what: str
 ) -> None:
     """The state of the run was read after the transactions of which the crash leaves no trace."""
-    field = await prepare_workload(database, runs=1, instances=10)
-    forgotten = await roll_back(database)
+    workload = await prepare_workload(database, runs=1, instances=10)
+    last_rolled_back = await roll_back(database)
     clients = Clients(database)
     try:
-        await clients.start([field.runs[0]])
+        await clients.start([workload.runs[0]])
         await crash_and_write(cluster, database, what)
-        journal = await read_journal(database, field)
-        assert journal[0].txid <= forgotten, "the numbers came again"
+        journal = await read_journal(database, workload)
+        assert journal[0].txid <= last_rolled_back, "transaction ids were reused"
         (line,) = clients.lines
-        await eventually_async(lambda: line.complete(journal), 20, what="every row has come")
+        await eventually_async(lambda: line.complete(journal), 20, what="every row has arrived")
         clients.check()
     finally:
         await clients.stop()

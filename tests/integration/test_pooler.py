@@ -179,7 +179,7 @@ async def test_nothing_is_lost_through_a_pool(postgres: EmbeddedPostgres, journa
                     await eventually_async(lambda reads=reads: tail.line.reads > reads)  # type: ignore[misc]
                     await transaction.commit()
             journal_rows = await read_journal(journal, field)
-            await eventually_async(lambda: tail.line.complete(journal_rows), what="every row has come")
+            await eventually_async(lambda: tail.line.complete(journal_rows), what="every row has arrived")
             assert len(tail.line.rows) == len(journal_rows) == 20
             assert tail.line.restarts == []
         finally:

@@ -31,7 +31,7 @@ async def running_server_on(url: str, check_interval: float = NEVER) -> AsyncIte
     """Start a new server on a database."""
     settings = Settings.load(database_url=url, port=0, grace_period=2.0, check_interval=check_interval)
     async with running_server(settings) as server:
-        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has started")
         yield server
 
 

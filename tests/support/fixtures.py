@@ -64,7 +64,7 @@ def settings(journal: str) -> Callable[..., Settings]:
 async def server(settings: Callable[..., Settings]) -> AsyncIterator[RunningServer]:
     """A server whose tail is live."""
     async with running_server(settings()) as server:
-        await eventually_async(lambda: server.hub.is_live, what="the tail has begun")
+        await eventually_async(lambda: server.hub.is_live, what="the tail has started")
         yield server
 
 
