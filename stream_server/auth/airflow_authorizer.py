@@ -45,6 +45,9 @@ MAX_PERMISSIONS = 20_000
 DAGS_PER_PAGE = 100
 """DAGs in one answer: the most that Airflow returns by default."""
 
+MAX_DAG_PAGES = 1000
+"""Answers that are requested for one list of DAGs. An Airflow that sends more is not expected to end."""
+
 MAX_CONCURRENT_REQUESTS = 8
 
 TIMEOUT_SECONDS = 10.0
@@ -214,9 +217,14 @@ class AirflowAuthorizer(Authorizer):
         )
 
     async def _list_dags(self, caller: Caller) -> set[str]:
-        """List the DAGs that a caller may read, also those whose file is gone."""
+        """List the DAGs that a caller may read, also those whose file is gone.
+
+        Raises:
+            AirflowRefused: The caller may not list DAGs.
+            PermissionUnknown: Airflow does not answer, or the list does not end.
+        """
         found: set[str] = set()
-        while True:
+        for _ in range(MAX_DAG_PAGES):
             path = f"/api/v2/dags?limit={DAGS_PER_PAGE}&offset={len(found)}&order_by=dag_id&exclude_stale=false"
             async with self._permissions.request_limit:
                 answer = await self._get(caller, path, DagPage)
@@ -228,6 +236,7 @@ class AirflowAuthorizer(Authorizer):
             if page <= found:
                 return found
             found |= page
+        raise self._log_failure(f"The list of DAGs you may read has not ended after {MAX_DAG_PAGES} pages")
 
     async def _request_permission(self, caller: Caller, path: str, shape: type[msgspec.Struct]) -> CachedPermission:
         """Request something, to see whether Airflow returns it.

@@ -119,9 +119,15 @@ class Graph:
         """Return the graph of `serialized_dag.data`, or `data_compressed` if `[core] compress_serialized_dags` is set.
 
         Raises:
-            msgspec.MsgspecError: The text does not have the shape that Airflow 3 writes.
+            msgspec.MsgspecError: The text does not have the shape that Airflow 3 writes, or is nested too deeply.
         """
-        text = zlib.decompress(compressed) if compressed else data or b""
+        try:
+            return cls._parse(zlib.decompress(compressed) if compressed else data or b"")
+        except (RecursionError, zlib.error) as error:
+            raise msgspec.DecodeError(f"The serialised DAG cannot be read: {error}") from None
+
+    @classmethod
+    def _parse(cls, text: str | bytes) -> Graph:
         dag = _decoder.decode(text).dag
         tags = dag.tags if isinstance(dag.tags, list) else []
         return cls(

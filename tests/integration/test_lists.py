@@ -18,7 +18,7 @@ from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.openapi_validation import response_errors
 from support.server import RunningServer, running_server
-from support.streams import Events, stream_path, types
+from support.streams import Events, sse, stream_path, types
 from support.waiting import eventually_async
 
 RUNS = "/api/v2/stream/runs"
@@ -121,6 +121,17 @@ async def test_a_run_without_a_serialized_dag_has_tasks_without_edges(
     graph = await get_json(server, graph_path(run))
     assert [node["task_id"] for node in graph["nodes"]] == sorted(CHAIN)
     assert graph["edges"] == []
+
+
+async def test_a_serialized_dag_that_is_nested_too_deeply_counts_as_missing(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    nested = '{"dag": {"tasks": [], "task_group": ' + "[" * 2000 + "]" * 2000 + "}}"
+    await airflow.connection.execute("UPDATE serialized_dag SET data = $1", nested)
+    graph = await get_json(server, graph_path(run))
+    assert [node["task_id"] for node in graph["nodes"]] == sorted(CHAIN)
+    async with sse(server.url, run) as events:
+        assert (await events.next())["result_tasks"] == []
 
 
 async def test_an_unknown_run_has_no_graph(server: RunningServer, run: RunKey) -> None:

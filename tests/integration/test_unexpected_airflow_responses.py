@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
+from stream_server.auth import airflow_authorizer
 from stream_server.auth.airflow_api import MAYBE_CREATED, AirflowApi, DagPage
+from stream_server.auth.airflow_authorizer import AirflowAuthorizer
+from stream_server.auth.authorizer import Caller
 from stream_server.cli.doctor.report import Level
 from stream_server.cli.doctor.runner import DoctorTargets, run_checks
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import AirflowNotResponding
+from stream_server.errors import AirflowNotResponding, PermissionUnknown
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest, malformed_bodies
 from support.airflow_stub_fixtures import WAIT, run_path
@@ -99,6 +102,24 @@ async def test_a_malformed_list_of_dags_counts_as_no_answer(stub: AirflowStub) -
             respond_with(stub, malformed, "GET", "/api/v2/dags")
             with pytest.raises(AirflowNotResponding, match="Airflow answered 200 to GET /api/v2/dags with"):
                 await airflow.get(DagPage, "/api/v2/dags?limit=1", 10.0)
+
+
+async def test_a_list_of_dags_without_end_counts_as_no_answer(
+    stub: AirflowStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(airflow_authorizer, "MAX_DAG_PAGES", 5)
+    received: list[str] = []
+
+    async def respond(request: ReceivedRequest) -> Response:
+        received.append(request.target)
+        return JSONResponse({"dags": [{"dag_id": f"dag {len(received)}"}]})
+
+    stub.instead = respond
+    async with httpx.AsyncClient(base_url=stub.url) as client:
+        authorizer = AirflowAuthorizer(client, good_for=1, grace=1)
+        with pytest.raises(PermissionUnknown, match="not ended"):
+            await authorizer._list_dags(Caller({}))
+    assert len(received) == 5
 
 
 async def test_a_malformed_version_is_not_that_of_airflow(stub: AirflowStub) -> None:

@@ -133,7 +133,33 @@ def test_leaves(tasks: dict[str, list[str]], teardowns: dict[str, bool], leaves:
     assert (set(read.effective_leaves), read.only_leaf) == (leaves, only)
 
 
+def nested_groups(depth: int) -> str:
+    """Return a document with task groups in each other."""
+    return (
+        '{"dag": {"tasks": [], "task_group": '
+        + '{"children": {"g": ["taskgroup", ' * depth
+        + "{}"
+        + "]}}" * depth
+        + "}}"
+    )
+
+
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"dag": {"tasks": [{}]}}', '{"dag": {"tasks": {}}}'])
 def test_malformed_document_is_refused(text: str | None) -> None:
     with pytest.raises(msgspec.MsgspecError):
         Graph.parse(text)
+
+
+@pytest.mark.parametrize("depth", [1000, 100_000])
+def test_document_that_is_nested_too_deeply_is_refused(depth: int) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        Graph.parse(nested_groups(depth))
+
+
+def test_document_that_is_nested_less_is_parsed() -> None:
+    assert len(Graph.parse(nested_groups(50)).task_groups.groups) == 50
+
+
+def test_compressed_document_that_is_cut_off_is_refused() -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        Graph.parse(None, zlib.compress(b'{"dag": {"tasks": []}}')[:-3])
