@@ -17,7 +17,6 @@ from stream_server.cli.options import (
     AirflowUrl,
     AsJson,
     DatabaseUrlOption,
-    MaxConnectionAge,
     Token,
     Url,
     parse_duration_option,
@@ -69,7 +68,6 @@ def doctor(
     airflow_url: AirflowUrl = "",
     url: Url = "",
     token: Token = None,
-    max_connection_age: MaxConnectionAge = None,
     retention: Annotated[
         str, typer.Option(envvar=f"{ENV_PREFIX}RETENTION", help="Age at which the server deletes rows of the journal.")
     ] = "24h",
@@ -80,7 +78,6 @@ def doctor(
     Checks what it is given: the database, Airflow's API, stream_server and the proxies in front of it. Exit codes: 0 no
     problem, 1 problems, 64 usage.
     """
-    # `max_connection_age` has no effect on any check. The option stays for callers that set it.
     from stream_server.cli.doctor.command import run_doctor  # noqa: PLC0415 # slow to import
     from stream_server.cli.doctor.runner import DoctorTargets  # noqa: PLC0415
     from stream_server.cli.doctor.thresholds import Thresholds  # noqa: PLC0415

@@ -22,7 +22,6 @@ Url = Annotated[str, typer.Option(envvar=f"{ENV_PREFIX}URL", help="Address of st
 AirflowUrl = Annotated[str, typer.Option(envvar=f"{ENV_PREFIX}AIRFLOW_URL", help="Address of Airflow's API server.")]
 Token = Annotated[str | None, typer.Option(envvar=f"{ENV_PREFIX}TOKEN", help="Bearer token for Airflow's REST API.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-MaxConnectionAge = Annotated[str | None, typer.Option(help="Longest lifetime of a connection; 0: unlimited.")]
 
 
 def require_database_url(database_url: str) -> str:

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from stream_server.cli.exit import ExitCode, exit_with_error
-from stream_server.cli.options import MaxConnectionAge
 from stream_server.errors import StreamServerError
 from stream_server.settings import ENV_PREFIX, Settings
 
@@ -45,6 +44,7 @@ Web = Annotated[
 ]
 PollInterval = Annotated[str | None, typer.Option(help="Polling interval without notifications.  [default: 2s]")]
 PingInterval = Annotated[str | None, typer.Option(help="Longest time without a frame on a stream.  [default: 15s]")]
+MaxConnectionAge = Annotated[str | None, typer.Option(help="Longest lifetime of a connection; 0: unlimited.")]
 Retention = Annotated[
     str | None, typer.Option(help="Age at which rows of the journal are deleted; 0: never.  [default: 24h]")
 ]
