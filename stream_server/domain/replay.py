@@ -3,8 +3,8 @@
 A client resumes at the position of its token. The rows that became visible after it, up to the position at which its
 new subscription starts, are replayed; later rows follow live. A replay is possible only if nothing that the client has
 been sent was retracted meanwhile: otherwise it must start again from a snapshot. A replay has no outcome: the group of
-the subscription sends it, unless the client knows it. A token does not say which outcome the client knows, only of what
-kind it is: if rows may have replaced it by another one, the client starts again, too.
+the subscription sends it, unless the client knows it. A token has only the kind of the outcome that the client
+knows: if rows may have replaced the outcome by another one of that kind, the client starts again, too.
 """
 
 from __future__ import annotations

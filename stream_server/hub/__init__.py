@@ -19,7 +19,7 @@ not include.
 
 Resuming. A client with a token gets the rows between its token and the hub's position from the journal
 (`domain/replay.py`) in front of what was queued meanwhile. If something that it has been sent was retracted, if the
-journal is another one, or if rows have been pruned, it gets a `reset` and a snapshot instead. The token says what kind
+journal is another one, or if rows have been pruned, it gets a `reset` and a snapshot instead. The token has the kind
 of outcome the client knows, and its group must know the same, or else a retraction would not reach the client. So while
 a group still reads the values of a result, clients that know the result form a group of their own (`GroupKey`).
 
