@@ -5,6 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
+# Otherwise, each process would compile all of its modules again.
+ifdef PYTHONDONTWRITEBYTECODE
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(abspath .demo/cache/bytecode)
+endif
+
 .PHONY: help
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-23s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -15,7 +15,7 @@ import httpx
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.errors import DemoError
-from stream_server.cli.demo.ports import LOOPBACK, NO_PROXY, choose_port
+from stream_server.cli.demo.ports import LOOPBACK, NO_PROXY, NO_TLS, choose_port
 from stream_server.cli.demo.processes import ChildProcess, log_path, module_command, stop_all, wait_for_call, wait_until
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Airflow:
             StartError: One of the processes ended, or the timeout has passed.
         """
         wait_for_call(
-            lambda: httpx.get(f"{self.url}/execution/health", timeout=within, trust_env=False),
+            lambda: httpx.get(f"{self.url}/execution/health", timeout=within, trust_env=False, verify=NO_TLS),
             within=within,
             waiting_for=self.api_server,
             needed=self.children,

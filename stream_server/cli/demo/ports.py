@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 import socket
+import ssl
 from contextlib import suppress
 
 from stream_server.cli.demo.errors import DemoError
 
 LOOPBACK = "127.0.0.1"
+
+# Loading the certificates of all authorities takes 50 ms, which clients of `http` URLs do not need.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 # Below the ports that Linux (from 32768) and other systems give to clients.
 PORTS = range(20_000, 32_000)

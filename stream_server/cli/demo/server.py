@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from stream_server.cli.demo.ports import LOOPBACK, NO_PROXY, choose_port
+from stream_server.cli.demo.ports import LOOPBACK, NO_PROXY, NO_TLS, choose_port
 from stream_server.cli.demo.processes import ChildProcess, log_path, module_command, wait_until
 from stream_server.cli.demo.progress import SilentReporter
 
@@ -81,7 +81,7 @@ class StreamServerProcess:
     def is_ready(self) -> bool:
         """Whether `GET /ready` returns 200."""
         try:
-            return httpx.get(f"{self.url}/ready", timeout=REQUEST_SECONDS, trust_env=False).is_success
+            return httpx.get(f"{self.url}/ready", timeout=REQUEST_SECONDS, trust_env=False, verify=NO_TLS).is_success
         except httpx.TransportError:
             return False
 

@@ -28,6 +28,7 @@ def test_variables_of_another_airflow_are_removed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_bytecode_is_kept_in_another_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     environment = make_environment()
     assert "PYTHONDONTWRITEBYTECODE" not in environment

@@ -1,0 +1,41 @@
+"""What makes tests start faster, without a change of what they test."""
+
+from __future__ import annotations
+
+import functools
+import os
+import ssl
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx._transports.default
+
+BYTECODE = Path(__file__).resolve().parents[2] / ".demo" / "cache" / "bytecode"
+
+
+def keep_bytecode() -> None:
+    """Write compiled modules to a directory of their own where PYTHONDONTWRITEBYTECODE is set.
+
+    Otherwise, each of hundreds of processes compiles all of its modules.
+    """
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
+        sys.dont_write_bytecode = False
+
+
+def share_tls_contexts() -> None:
+    """Have clients of httpx share TLS contexts, also those of `http` URLs: each loads all certificates, in 50 ms."""
+    transports: Any = httpx._transports.default  # private; all tests fail if the attribute disappears
+    make: Callable[..., ssl.SSLContext] = transports.create_ssl_context
+
+    @functools.cache
+    def make_once(verify: Any, cert: Any, trust_env: bool, *_: str | None) -> ssl.SSLContext:
+        return make(verify, cert, trust_env)
+
+    def share(verify: Any = True, cert: Any = None, trust_env: bool = True) -> ssl.SSLContext:
+        # With the variables that it reads.
+        return make_once(verify, cert, trust_env, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+    transports.create_ssl_context = share
