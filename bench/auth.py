@@ -12,7 +12,7 @@ import json
 import time
 import tracemalloc
 
-from stream_server.auth.authorizer import FULL_ACCESS, Access, Caller, StreamScope
+from stream_server.auth.authorizer import FULL_ACCESS, Access, Caller, Grant, StreamScope
 from stream_server.auth.permission_cache import CachedPermission, PermissionCache
 from stream_server.auth.revalidation import CHECKS_PER_INTERVAL, GROUPS_PER_TURN, Revalidator
 from stream_server.hub.subscription import Subscription
@@ -48,7 +48,9 @@ async def measure(clients: int, credentials: int) -> dict[str, float]:
     tracemalloc.start()
     for number, subscription in enumerate(subscriptions):
         revalidator.register(
-            callers[number % credentials], StreamScope("chat", f"r{number % RUNS}"), FULL_ACCESS, subscription, None
+            Grant(callers[number % credentials], StreamScope("chat", f"r{number % RUNS}"), FULL_ACCESS),
+            subscription,
+            None,
         )
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()

@@ -23,6 +23,7 @@ from stream_server.auth.authorizer import (
     Access,
     Authorizer,
     Caller,
+    Grant,
     OnTokenExpiring,
     StreamScope,
 )
@@ -170,14 +171,9 @@ class AirflowAuthorizer(Authorizer):
 
     @override
     def register_stream(
-        self,
-        caller: Caller,
-        scope: StreamScope,
-        access: Access,
-        subscription: Subscription,
-        expiring: OnTokenExpiring | None = None,
+        self, grant: Grant, subscription: Subscription, expiring: OnTokenExpiring | None = None
     ) -> StreamPermission:
-        return self.revalidator.register(caller, scope, access, subscription, expiring)
+        return self.revalidator.register(grant, subscription, expiring)
 
     async def close(self) -> None:
         """Cancel all requests."""

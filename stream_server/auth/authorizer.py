@@ -94,6 +94,14 @@ class StreamScope(NamedTuple):
     """Whether it shows output of the runs of a DAG."""
 
 
+class Grant(NamedTuple):
+    """What a caller was permitted to see."""
+
+    caller: Caller
+    scope: StreamScope
+    access: Access
+
+
 OnTokenExpiring: TypeAlias = Callable[[Subscription, datetime], None]
 """Called some time before the token of a stream's caller expires, with that time."""
 
@@ -127,19 +135,12 @@ class Authorizer(Protocol):
         """Return what a caller may read of all DAGs; `None` for everything."""
 
     def register_stream(
-        self,
-        caller: Caller,
-        scope: StreamScope,
-        access: Access,
-        subscription: Subscription,
-        expiring: OnTokenExpiring | None = None,
+        self, grant: Grant, subscription: Subscription, expiring: OnTokenExpiring | None = None
     ) -> LivePermission | None:
         """Disconnect a stream when its caller may not see it any more.
 
         Args:
-            caller: The caller.
-            scope: What the stream shows.
-            access: What the caller was permitted.
+            grant: What the caller was permitted.
             subscription: The stream.
             expiring: Called before the token expires. By default the client is disconnected, to connect with a new one.
         """
@@ -163,11 +164,6 @@ class AllowAll:
         pass
 
     def register_stream(
-        self,
-        caller: Caller,
-        scope: StreamScope,
-        access: Access,
-        subscription: Subscription,
-        expiring: OnTokenExpiring | None = None,
+        self, grant: Grant, subscription: Subscription, expiring: OnTokenExpiring | None = None
     ) -> None:
         pass

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timezone
 from typing import TypeAlias
 
-from stream_server.auth.authorizer import Access, Caller, OnTokenExpiring, StreamScope
+from stream_server.auth.authorizer import Access, Caller, Grant, OnTokenExpiring, StreamScope
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.hub.subscription import Subscription
 from stream_server.hub.task_set import TaskSet
@@ -81,14 +81,14 @@ class StreamPermission:
             Unavailable: Airflow can't be asked. Nothing has changed.
         """
         before = self.group
-        access = await self._revalidator.check_access(caller, before.scope)
+        access = await self._revalidator.check_access(caller, before.grant.scope)
         if self not in before.streams:
             # Released meanwhile.
             return
-        if access != before.access:
+        if access != before.grant.access:
             self.close_changed()
         self.release()
-        self.group = self._revalidator.group_for(caller, before.scope, access)
+        self.group = self._revalidator.group_for(before.grant._replace(caller=caller, access=access))
         self.group.streams.add(self)
 
     def release(self) -> None:
@@ -113,24 +113,13 @@ class StreamPermission:
 class PermissionGroup:
     """Streams that depend on the same answer."""
 
-    __slots__ = (
-        "access",
-        "caller",
-        "confirmed_at",
-        "due_at",
-        "is_failing",
-        "is_queued",
-        "key",
-        "scope",
-        "streams",
-        "warn_at",
-    )
+    __slots__ = ("confirmed_at", "due_at", "grant", "is_failing", "is_queued", "key", "streams", "warn_at")
 
-    def __init__(self, key: GroupKey, caller: Caller, scope: StreamScope, access: Access, now: float) -> None:
+    def __init__(self, key: GroupKey, grant: Grant, now: float) -> None:
         self.key = key
-        self.caller = caller
-        self.scope = scope
-        self.access = access
+        self.grant = grant
+        """That of one of the streams. The others differ in the run at most."""
+
         self.streams: set[StreamPermission] = set()
         self.confirmed_at = now
         self.due_at = now
@@ -153,7 +142,7 @@ class PermissionGroup:
     def warn_of_expiry(self) -> None:
         """Warn all clients, once, that their token is about to expire."""
         self.warn_at = None
-        expires_at = self.caller.expires_at
+        expires_at = self.grant.caller.expires_at
         assert expires_at is not None, "warn_at was made of it"
         for stream in list(self.streams):
             stream.warn_of_expiry(datetime.fromtimestamp(expires_at, timezone.utc))
@@ -197,26 +186,20 @@ class Revalidator:
         """All groups."""
         return list(self._groups.values())
 
-    def register(
-        self,
-        caller: Caller,
-        scope: StreamScope,
-        access: Access,
-        subscription: Subscription,
-        expiring: OnTokenExpiring | None,
-    ) -> StreamPermission:
+    def register(self, grant: Grant, subscription: Subscription, expiring: OnTokenExpiring | None) -> StreamPermission:
         """Revalidate a stream until its permission is released. The arguments are those of `register_stream`."""
-        return StreamPermission(self, self.group_for(caller, scope, access), subscription, expiring)
+        return StreamPermission(self, self.group_for(grant), subscription, expiring)
 
-    def group_for(self, caller: Caller, scope: StreamScope, access: Access) -> PermissionGroup:
+    def group_for(self, grant: Grant) -> PermissionGroup:
         """Return the group of a stream. Permissions in Airflow are those of DAGs, so all runs of a DAG share one."""
+        caller, scope, access = grant
         shared_scope = StreamScope(scope.dag_id, "~" if scope.run_id or scope.output else "")
         # The access is part of the key: a stream that was permitted more than others must not be confirmed with them.
         key = self._credential_digest(caller), shared_scope, access
         group = self._groups.get(key)
         if group is None:
             now = self._clock()
-            group = self._groups[key] = PermissionGroup(key, caller, scope, access, now)
+            group = self._groups[key] = PermissionGroup(key, grant, now)
             group.due_at = now + self._interval * _random_share(FIRST_DELAY)
             expires_at = caller.expires_at
             if expires_at is not None and expires_at - WARNING_SECONDS > self._wall_clock():
@@ -267,7 +250,7 @@ class Revalidator:
 
     async def _check(self, group: PermissionGroup) -> None:
         try:
-            access = await self.check_access(group.caller, group.scope)
+            access = await self.check_access(group.grant.caller, group.grant.scope)
         except Exception as error:
             if not isinstance(error, StreamServerError) and not group.is_failing:
                 # The first in a row only. Errors of our own are logged where they are raised.
@@ -277,7 +260,7 @@ class Revalidator:
             group.is_failing = False
             group.confirmed_at = self._clock()
             group.due_at = group.confirmed_at + self._interval * _random_share(LATER_DELAY)
-            if access != group.access:
+            if access != group.grant.access:
                 for stream in list(group.streams):
                     stream.close_changed()
         finally:

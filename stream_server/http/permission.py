@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from stream_server.auth.authorizer import (
     ACCESS_WITHOUT_VALUES,
-    Access,
     Authorizer,
     Caller,
+    Grant,
     LivePermission,
     OnTokenExpiring,
     StreamScope,
@@ -24,21 +24,19 @@ class Permission(NamedTuple):
     """What a caller may see, as the authorizer has decided."""
 
     authorizer: Authorizer
-    caller: Caller
-    scope: StreamScope
-    access: Access
+    grant: Grant
 
     def restrict_options(self, options: WatchOptions) -> WatchOptions:
         """Return watch options with XCom values redacted, if the caller may not read them."""
-        return options if self.access.can_read_values else replace(options, redact_values=True)
+        return options if self.grant.access.can_read_values else replace(options, redact_values=True)
 
     def restrict_filter(self, run_filter: Filter) -> Filter:
         """Return the filter of a DAG's runs with task output redacted, if the caller may not read it."""
-        return run_filter._replace(redacted=self.scope.output and not self.access.can_read_values)
+        return run_filter._replace(redacted=self.grant.scope.output and not self.grant.access.can_read_values)
 
     def bind(self, subscription: Subscription, expiring: OnTokenExpiring | None = None) -> LivePermission | None:
         """Revalidate the permission until the subscription is closed; the arguments are those of `register_stream`."""
-        guard = self.authorizer.register_stream(self.caller, self.scope, self.access, subscription, expiring)
+        guard = self.authorizer.register_stream(self.grant, subscription, expiring)
         if guard is not None:
             subscription.on_close(guard.release)
         return guard
@@ -46,19 +44,20 @@ class Permission(NamedTuple):
 
 async def authorize_run(authorizer: Authorizer, caller: Caller, key: RunKey) -> Permission:
     """Return the permission to watch a run, or raise the error for the caller."""
-    return Permission(authorizer, caller, StreamScope(*key), await authorizer.check_run(caller, key))
+    access = await authorizer.check_run(caller, key)
+    return Permission(authorizer, Grant(caller, StreamScope(*key), access))
 
 
 async def authorize_dag(authorizer: Authorizer, caller: Caller, dag_id: str, *, output: bool) -> Permission:
     """Return the permission to watch all runs of a DAG, or raise the error for the caller."""
     access = await authorizer.check_dag(caller, dag_id, output=output)
-    return Permission(authorizer, caller, StreamScope(dag_id, output=output), access)
+    return Permission(authorizer, Grant(caller, StreamScope(dag_id, output=output), access))
 
 
 async def authorize_firehose(authorizer: Authorizer, caller: Caller) -> Permission:
     """Return the permission to watch the runs of all DAGs that the caller may read, or raise the error for them."""
     await authorizer.check_dags(caller)
-    return Permission(authorizer, caller, StreamScope(), ACCESS_WITHOUT_VALUES)
+    return Permission(authorizer, Grant(caller, StreamScope(), ACCESS_WITHOUT_VALUES))
 
 
 def ignore_expiry(_subscription: Subscription, _expires_at: object) -> None:

@@ -66,7 +66,7 @@ async def _wait(request: Request, key: RunKey) -> Response:
     except ValidationError as error:
         return _invalid_interval(error.errors(include_url=False))
     task_ids = query.getlist("result") if "result" in query else None
-    if not permission.access.can_read_values:
+    if not permission.grant.access.can_read_values:
         if task_ids:
             return JSONResponse({"detail": "User is not authorized to read XCom data for this Dag"}, 403)
         task_ids = []

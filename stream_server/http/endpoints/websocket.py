@@ -11,7 +11,6 @@ import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.domain.outcome import WatchOptions
-from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.http.caller import identify_caller, refuse_foreign_origin
 from stream_server.http.delivery.scope import CONNECTION, find_extension, keep_slot
@@ -80,7 +79,7 @@ async def _serve_run(websocket: WebSocket, permission: Permission, options: Watc
         await accept_handshake(websocket)
         await websocket.close(NORMAL_CLOSURE)
         return
-    key = RunKey(permission.scope.dag_id, permission.scope.run_id)
+    key = parse_run_key(websocket)
     subscription = await state["hub"].subscribe(key, permission.restrict_options(options), resume_from=resume_point)
     guard = permission.bind(subscription, send_auth_expiring)
     websocket_auth = WebSocketAuth(websocket.scope, guard, subscription)

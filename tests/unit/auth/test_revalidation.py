@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stream_server.auth.authorizer import ACCESS_WITHOUT_VALUES, FULL_ACCESS, Access, Caller, StreamScope
+from stream_server.auth.authorizer import ACCESS_WITHOUT_VALUES, FULL_ACCESS, Access, Caller, Grant, StreamScope
 from stream_server.auth.revalidation import LATER_DELAY, MAX_CONCURRENT_CHECKS, RETRY_SECONDS, Revalidator
 from stream_server.errors import AirflowRefused, PermissionUnknown
 from stream_server.hub.subscription import Subscription
@@ -81,7 +81,7 @@ async def test_all_streams_of_a_credential_and_a_dag_share_a_check(airflow: Airf
     streams = [subscription() for _ in range(1000)]
     for number, stream in enumerate(streams):
         airflow.revalidator.register(
-            airflow.caller(), StreamScope("chat", f"r{number % 10}"), FULL_ACCESS, stream, None
+            Grant(airflow.caller(), StreamScope("chat", f"r{number % 10}"), FULL_ACCESS), stream, None
         )
     await airflow.advance(60)
     assert 2 <= len(airflow.requests) <= 3
@@ -97,7 +97,7 @@ async def test_another_credential_or_scope_has_another_check(airflow: AirflowDou
         (airflow.caller(), StreamScope()),
     ):
         airflow.revalidator.register(
-            caller, scope, FULL_ACCESS if scope.run_id else ACCESS_WITHOUT_VALUES, subscription(), None
+            Grant(caller, scope, FULL_ACCESS if scope.run_id else ACCESS_WITHOUT_VALUES), subscription(), None
         )
     assert len(airflow.revalidator) == 5
 
@@ -116,7 +116,7 @@ async def test_a_stream_ends_within_a_minute_after_its_permission(
 ) -> None:
     streams = [subscription(), subscription()]
     for stream in streams:
-        airflow.revalidator.register(airflow.caller(), SCOPE, FULL_ACCESS, stream, None)
+        airflow.revalidator.register(Grant(airflow.caller(), SCOPE, FULL_ACCESS), stream, None)
     await airflow.advance(INTERVAL)
     airflow.response = response
     await airflow.advance(INTERVAL + 4)
@@ -124,7 +124,7 @@ async def test_a_stream_ends_within_a_minute_after_its_permission(
 
 
 async def test_the_first_check_is_early(airflow: AirflowDouble) -> None:
-    airflow.revalidator.register(airflow.caller(), SCOPE, FULL_ACCESS, subscription(), None)
+    airflow.revalidator.register(Grant(airflow.caller(), SCOPE, FULL_ACCESS), subscription(), None)
     await airflow.advance(INTERVAL / 2 + 2)
     assert len(airflow.requests) == 1
 
@@ -138,7 +138,7 @@ async def test_without_an_answer_streams_continue_for_the_grace_period(
     airflow: AirflowDouble, response: Exception
 ) -> None:
     stream = subscription()
-    airflow.revalidator.register(airflow.caller(), SCOPE, FULL_ACCESS, stream, None)
+    airflow.revalidator.register(Grant(airflow.caller(), SCOPE, FULL_ACCESS), stream, None)
     airflow.response = response
     await airflow.advance(GRACE)
     assert code(stream) is None
@@ -152,7 +152,7 @@ async def test_without_an_answer_streams_continue_for_the_grace_period(
 async def test_only_the_first_unexpected_exception_in_a_row_is_logged(
     airflow: AirflowDouble, caplog: pytest.LogCaptureFixture
 ) -> None:
-    airflow.revalidator.register(airflow.caller(), SCOPE, FULL_ACCESS, subscription(), None)
+    airflow.revalidator.register(Grant(airflow.caller(), SCOPE, FULL_ACCESS), subscription(), None)
     airflow.response = TypeError("null")
     await airflow.advance(INTERVAL + 60)
     assert len(airflow.requests) > 2
@@ -161,7 +161,7 @@ async def test_only_the_first_unexpected_exception_in_a_row_is_logged(
 
 async def test_an_answer_ends_the_grace_period(airflow: AirflowDouble) -> None:
     stream = subscription()
-    airflow.revalidator.register(airflow.caller(), SCOPE, FULL_ACCESS, stream, None)
+    airflow.revalidator.register(Grant(airflow.caller(), SCOPE, FULL_ACCESS), stream, None)
     airflow.response = PermissionUnknown("down")
     await airflow.advance(GRACE - 10)
     airflow.response = FULL_ACCESS
@@ -173,13 +173,13 @@ async def test_an_answer_ends_the_grace_period(airflow: AirflowDouble) -> None:
 
 async def test_a_client_is_warned_once_before_its_token_expires(airflow: AirflowDouble) -> None:
     caller, stream = airflow.caller(lifetime=600), subscription()
-    airflow.revalidator.register(caller, SCOPE, FULL_ACCESS, stream, None)
+    airflow.revalidator.register(Grant(caller, SCOPE, FULL_ACCESS), stream, None)
     await airflow.advance(538)
     assert code(stream) is None
     await airflow.advance(6)
     assert code(stream) is CloseCode.AUTH_EXPIRING
     late = subscription()
-    airflow.revalidator.register(caller, SCOPE, FULL_ACCESS, late, None)
+    airflow.revalidator.register(Grant(caller, SCOPE, FULL_ACCESS), late, None)
     await airflow.advance(50)
     assert code(late) is None
 
@@ -187,9 +187,7 @@ async def test_a_client_is_warned_once_before_its_token_expires(airflow: Airflow
 async def test_a_client_that_can_send_a_token_is_warned_and_continues(airflow: AirflowDouble) -> None:
     stream, warned = subscription(), list[float]()
     permission = airflow.revalidator.register(
-        airflow.caller(lifetime=120),
-        SCOPE,
-        FULL_ACCESS,
+        Grant(airflow.caller(lifetime=120), SCOPE, FULL_ACCESS),
         stream,
         lambda _, expires_at: warned.append(expires_at.timestamp()),
     )
@@ -206,7 +204,7 @@ async def test_a_client_that_can_send_a_token_is_warned_and_continues(airflow: A
 
 async def test_a_refused_new_token_changes_nothing(airflow: AirflowDouble) -> None:
     stream = subscription()
-    permission = airflow.revalidator.register(airflow.caller(), SCOPE, FULL_ACCESS, stream, None)
+    permission = airflow.revalidator.register(Grant(airflow.caller(), SCOPE, FULL_ACCESS), stream, None)
     airflow.response = AirflowRefused("Forbidden", 403)
     with pytest.raises(AirflowRefused):
         await permission.revalidate(airflow.caller("bob"))
@@ -217,7 +215,7 @@ async def test_a_refused_new_token_changes_nothing(airflow: AirflowDouble) -> No
 
 async def test_a_token_with_other_access_makes_the_client_reconnect(airflow: AirflowDouble) -> None:
     stream = subscription()
-    permission = airflow.revalidator.register(airflow.caller(), SCOPE, FULL_ACCESS, stream, None)
+    permission = airflow.revalidator.register(Grant(airflow.caller(), SCOPE, FULL_ACCESS), stream, None)
     airflow.response = ACCESS_WITHOUT_VALUES
     await permission.revalidate(airflow.caller("bob"))
     assert code(stream) is CloseCode.ACCESS_CHANGED
@@ -225,7 +223,8 @@ async def test_a_token_with_other_access_makes_the_client_reconnect(airflow: Air
 
 async def test_an_ended_stream_is_removed(airflow: AirflowDouble) -> None:
     permissions = [
-        airflow.revalidator.register(airflow.caller(), SCOPE, FULL_ACCESS, subscription(), None) for _ in range(2)
+        airflow.revalidator.register(Grant(airflow.caller(), SCOPE, FULL_ACCESS), subscription(), None)
+        for _ in range(2)
     ]
     for permission, remaining in zip(permissions, (1, 0), strict=True):
         permission.release()
@@ -236,9 +235,9 @@ async def test_an_ended_stream_is_removed(airflow: AirflowDouble) -> None:
 
 async def test_streams_with_other_access_are_checked_separately(airflow: AirflowDouble) -> None:
     first, second = subscription(), subscription()
-    airflow.revalidator.register(airflow.caller(), SCOPE, FULL_ACCESS, first, None)
+    airflow.revalidator.register(Grant(airflow.caller(), SCOPE, FULL_ACCESS), first, None)
     airflow.response = ACCESS_WITHOUT_VALUES
-    airflow.revalidator.register(airflow.caller(), SCOPE, ACCESS_WITHOUT_VALUES, second, None)
+    airflow.revalidator.register(Grant(airflow.caller(), SCOPE, ACCESS_WITHOUT_VALUES), second, None)
     await airflow.advance(2 * INTERVAL)
     assert (code(first), code(second)) == (CloseCode.ACCESS_CHANGED, None)
 
@@ -246,7 +245,7 @@ async def test_streams_with_other_access_are_checked_separately(airflow: Airflow
 async def test_concurrent_checks_are_bounded(airflow: AirflowDouble) -> None:
     streams = [subscription() for _ in range(200)]
     for number, stream in enumerate(streams):
-        airflow.revalidator.register(airflow.caller(f"user{number}"), SCOPE, FULL_ACCESS, stream, None)
+        airflow.revalidator.register(Grant(airflow.caller(f"user{number}"), SCOPE, FULL_ACCESS), stream, None)
     airflow.responds.clear()
     await airflow.advance(INTERVAL)
     assert (len(airflow.requests), airflow.most_concurrent) == (MAX_CONCURRENT_CHECKS, MAX_CONCURRENT_CHECKS)
@@ -259,7 +258,7 @@ async def test_concurrent_checks_are_bounded(airflow: AirflowDouble) -> None:
 
 async def test_a_group_without_streams_is_not_checked(airflow: AirflowDouble) -> None:
     permissions = [
-        airflow.revalidator.register(airflow.caller(f"user{n}"), SCOPE, FULL_ACCESS, subscription(), None)
+        airflow.revalidator.register(Grant(airflow.caller(f"user{n}"), SCOPE, FULL_ACCESS), subscription(), None)
         for n in range(MAX_CONCURRENT_CHECKS + 1)
     ]
     airflow.responds.clear()
