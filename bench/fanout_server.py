@@ -103,7 +103,7 @@ def make_server_app(runs: int, feed_port: int) -> Starlette:
                 "hub": hub,
                 "authorizer": AllowAll(),
                 "scheduler": WriteScheduler(loop, settings().ping_interval),
-                "edge": RequestLimits(settings(), loop),
+                "request_limits": RequestLimits(settings(), loop),
                 "rate_limits": RateLimits(
                     settings().max_streams_per_caller, settings().max_joins_per_second, secrets.token_bytes()
                 ),

@@ -48,41 +48,6 @@ WRITERS = 8
 CLIENTS = 16
 STRAGGLER_SECONDS = 10.0
 
-NOTIFYING = """
-import asyncio, os, sys
-from support import lossless_tails
-lossless_tails.CHECK_SECONDS = 3600.0
-lossless_tails.POLL_SECONDS = 2.0
-from stream_server.journal.reader import Reader
-
-async def read(url, pipe):
-    wake_up, loop = asyncio.Event(), asyncio.get_running_loop()
-    loop.add_reader(pipe, lambda: (os.read(pipe, 4096), wake_up.set()))
-    async with Reader.open(url) as reader:
-        cursor = (await reader.now()).cursor
-        while True:
-            await wake_up.wait()
-            wake_up.clear()
-            cursor = (await reader.after(cursor)).cursor
-
-async def notify_readers(url, pipes):
-    def record(why, *_):
-        for pipe in pipes:
-            os.write(pipe, b"!")
-        if why:
-            print(why, flush=True)
-    await lossless_tails.make_tail(url, record, None).run()
-
-pipes = []
-for _ in range(int(sys.argv[2]) - 1):
-    out, into = os.pipe()
-    if os.fork() == 0:
-        asyncio.run(read(sys.argv[1], out))
-    pipes.append(into)
-asyncio.run(notify_readers(sys.argv[1], pipes))
-"""
-"""A tail that notifies independent readers: workers that share only the notifications. They serve no clients."""
-
 
 class Variant:
     """A set of processes that follow the journal."""
@@ -150,12 +115,12 @@ def _variant(name: str, url: str, directory: RunDirectory, workers: int) -> Iter
 @contextmanager
 def _notifying_readers(url: str, workers: int) -> Iterator[Variant]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
-    command = [sys.executable, "-c", NOTIFYING, url, str(workers)]
+    command = [sys.executable, "-m", "bench.notified_readers", url, str(workers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         found = psutil.Process(process.pid)
         try:
             assert process.stdout is not None
-            assert process.stdout.readline(), "it has begun"
+            assert process.stdout.readline(), "the tail has not started"
             yield Variant([found], [])
         finally:
             for one in [*found.children(recursive=True), found]:
@@ -174,9 +139,15 @@ def _steady(
     return {
         "database_us_per_change": 1e6 * (_database_seconds(postmaster) - database_used) / count,
         "servers_us_per_change": 1e6 * (variant.seconds() - used) / count,
-        "p50_ms": statistics.median(latencies) if latencies else float("nan"),
-        "p99_ms": statistics.quantiles(latencies, n=100)[98] if latencies else float("nan"),
+        # Readers without clients have no latencies.
+        **_latency_figures(latencies),
     }
+
+
+def _latency_figures(latencies: list[float]) -> dict[str, float]:
+    if not latencies:
+        return {}
+    return {"p50_ms": statistics.median(latencies), "p99_ms": statistics.quantiles(latencies, n=100)[98]}
 
 
 async def _measure_delivery(
@@ -266,7 +237,7 @@ def _show(medians: dict[str, dict[str, float]]) -> None:
     for column in ("", *columns):
         table.add_column(column.replace("_", " "), justify="right" if column else "left")
     for name, figures in medians.items():
-        table.add_row(name, *(f"{figures[column]:.1f}" for column in columns))
+        table.add_row(name, *(f"{figures[column]:.1f}" if column in figures else "" for column in columns))
     Console(width=max(120, Console().width)).print(table)
 
 

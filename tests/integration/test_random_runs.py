@@ -53,12 +53,12 @@ class ComparedClients:
     async def compare(self) -> None:
         """Wait until all clients know what the tables have."""
         tables = await read_tables(self._reader.connection, self._play.key)
-        live = self._live or self._watch()
-        self._live = live
         if tables.run is None:
-            await live.has_ended()
-            await self._disconnect()
+            if self._live is not None:
+                await self._live.has_ended()
+                await self._disconnect()
             return
+        live = self._live = self._live or self._watch()
         await live.knows(tables)
         others = [self._watch()]
         # The number of points depends on how many rows the server read at once, so it must not decide what is drawn.

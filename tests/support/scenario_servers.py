@@ -35,7 +35,7 @@ async def all_ways(database_url: str) -> AsyncIterator[list[Way]]:
         airflow = await stack.enter_async_context(AirflowSql.open(database_url))
         stub = await stack.enter_async_context(AirflowStub.serve(database_url, airflow))
         stub.instead = StubPermissions(ada)
-        client = await stack.enter_async_context(httpx.AsyncClient(timeout=DEADLINE, limits=httpx.Limits()))
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=3 * DEADLINE, limits=httpx.Limits()))
         targets = []
         for (name, arguments), auth in itertools.product(ARRANGEMENTS.items(), ("none", "airflow")):
             port = await stack.enter_async_context(_serving(database_url, stub.url, "--auth", auth, *arguments))
