@@ -91,8 +91,16 @@ def demo(directory: Path, *options: str) -> Iterator[Demo]:
 
 
 def test_once_prints_the_result_and_cleans_up(tmp_path: Path) -> None:
-    with demo(tmp_path, "--once") as once:
+    broken = tmp_path / "dags" / "broken.py"
+    broken.parent.mkdir()
+    broken.write_text("from airflow.sdk import dag\nimport no_such_module\n")
+    with demo(tmp_path, "--once", "--dags", str(broken.parent)) as once:
         assert once.end() == 0, once.messages
+        assert once.messages.count(f"{broken} has an import error") == 1
+        assert (
+            f"Warning: {broken} has an import error: ModuleNotFoundError: No module named 'no_such_module'"
+            in once.messages
+        )
         assert ANSWER in once.output
         assert once.running() == []
         assert not once.run_directory().exists()

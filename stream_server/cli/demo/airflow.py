@@ -112,13 +112,18 @@ def dag_bundle_setting(dags: Sequence[Path]) -> str:
     """Return the value of `dag_bundle_config_list` for folders with DAG files."""
     bundles = [
         {
-            "name": f"dags-{number}",
+            "name": name,
             "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
             "kwargs": {"path": str(path)},
         }
-        for number, path in enumerate(dags, start=1)
+        for name, path in _name_bundles(dags).items()
     ]
     return json.dumps(bundles)
+
+
+def _name_bundles(dags: Sequence[Path]) -> dict[str, Path]:
+    """Return the folders by the name of their DAG bundle."""
+    return {f"dags-{number}": path for number, path in enumerate(dags, start=1)}
 
 
 class Airflow:
@@ -151,6 +156,8 @@ class Airflow:
     ) -> None:
         self.home = home
         self.python = python
+        self._folders = _name_bundles(dags)
+        self._reported_files: set[Path] = set()
         self.port = choose_port(port, "Airflow")
         self.url = f"http://{LOOPBACK}:{self.port}"
         self.environment = airflow_environment(home, database_url, port=self.port, dags=dags, bytecode=bytecode) | dict(
@@ -196,11 +203,24 @@ class Airflow:
                     progress=progress,
                 )
 
-    def wait_for_dags(self, dag_ids: Iterable[str], progress: ProgressReporter, within: float = START_SECONDS) -> None:
+    def wait_for_dags(
+        self,
+        dag_ids: Iterable[str],
+        progress: ProgressReporter,
+        within: float = START_SECONDS,
+        *,
+        optional_folders: Sequence[Path] = (),
+    ) -> None:
         """Wait until Airflow has parsed these DAGs.
 
+        Args:
+            dag_ids: The DAGs.
+            progress: Updated while waiting.
+            within: Timeout in seconds.
+            optional_folders: Folders whose import errors are only reported, as by `report_import_errors`.
+
         Raises:
-            DemoError: A DAG file has an import error.
+            DemoError: A DAG file in another folder has an import error.
             StartError: One of the processes ended, or the timeout has passed.
         """
         with self.rest_client() as rest:
@@ -210,10 +230,7 @@ class Airflow:
                 for dag_id in sorted(missing):
                     if rest.get_dag(dag_id) is not None:
                         missing.discard(dag_id)
-                if missing and (errors := rest.get_import_errors()):
-                    raise DemoError(
-                        "\n".join(f"{name} has an import error:\n{trace}" for name, trace in errors.items())
-                    )
+                self._report_import_errors(rest, progress, optional_folders)
                 return not missing
 
             wait_until(
@@ -223,6 +240,27 @@ class Airflow:
                 needed=self.children,
                 progress=progress,
             )
+
+    def report_import_errors(self, progress: ProgressReporter) -> None:
+        """Print a warning for each DAG file with an import error that was not reported before."""
+        with self.rest_client() as rest:
+            self._report_import_errors(rest, progress, [*self._folders.values()])
+
+    def _report_import_errors(
+        self, rest: AirflowRestClient, progress: ProgressReporter, optional_folders: Sequence[Path]
+    ) -> None:
+        """Print a warning for each import error of these folders, and raise DemoError for those of other folders."""
+        fatal = []
+        for bundle, file, trace in rest.get_import_errors():
+            folder = self._folders[bundle]
+            path = folder / file
+            if folder not in optional_folders:
+                fatal.append(f"{path} has an import error:\n{trace}")
+            elif path not in self._reported_files:
+                self._reported_files.add(path)
+                progress.print_line(f"Warning: {path} has an import error: {trace.strip().splitlines()[-1]}")
+        if fatal:
+            raise DemoError("\n".join(fatal))
 
     def warm_up(self, progress: ProgressReporter, within: float = START_SECONDS) -> None:
         """Make the API server create its Execution API; otherwise the first task waits for that.

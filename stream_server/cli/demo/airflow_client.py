@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
@@ -20,6 +20,19 @@ REQUEST_SECONDS = 60.0
 RUN_SECONDS = 120.0
 POLL_SECONDS = 0.1
 FINAL_STATES = frozenset({"success", "failed"})
+
+
+class DagImportError(NamedTuple):
+    """A DAG file that Airflow could not import."""
+
+    bundle: str
+    """Name of the DAG bundle: `dags-1`."""
+
+    file: str
+    """Path below the folder of the bundle."""
+
+    trace: str
+    """Traceback; the last line is the error."""
 
 
 class AirflowRestClient:
@@ -82,10 +95,10 @@ class AirflowRestClient:
         """Pause or unpause a DAG."""
         _json_object(self.request("PATCH", f"/dags/{dag_id}", json={"is_paused": paused}))
 
-    def get_import_errors(self) -> dict[str, str]:
-        """Return the import errors: {file name: traceback}."""
-        found = _json_object(self.request("GET", "/importErrors"))["import_errors"]
-        return {error["filename"]: error["stack_trace"] for error in found}
+    def get_import_errors(self) -> list[DagImportError]:
+        """Return the import errors, of at most 100 files."""
+        found = _json_object(self.request("GET", "/importErrors", params={"limit": 100}))["import_errors"]
+        return [DagImportError(error["bundle_name"], error["filename"], error["stack_trace"]) for error in found]
 
     def trigger_run(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, run_id: str | None = None) -> str:
         """Trigger a run and return its id.

@@ -129,6 +129,8 @@ class _DemoRun:
             ),
             {**server_environment(), "STREAM_SERVER_TOKEN": token},
         )
+        # A file that Airflow reads after the examples.
+        stack.airflow.report_import_errors(self._reporter)
         if once:
             return DONE if code == 0 else RUN_FAILED
         self._reporter.print_line(_format_instructions(stack))

@@ -45,7 +45,8 @@ class DemoStack:
 
     Args:
         data_dir: The demo's data directory, usually `.demo`, for template clusters and run directories.
-        dags: Folders with DAG files, in addition to the examples.
+        dags: Folders with DAG files, in addition to the examples. An import error of an example stops the start; others
+            are reported.
         examples: Whether to load the example DAGs.
         port: Port of stream_server; None for a free one, as for the other ports.
         airflow_port: Port of Airflow's API server.
@@ -86,6 +87,7 @@ class DemoStack:
         self._serve_options = serve_options
         self._added_servers: list[StreamServerProcess] = []
         folders = [example_dags()] if examples else []
+        self._added_folders = [path.absolute() for path in dags]
         self._examples = sorted(path.stem for folder in folders for path in folder.glob("*.py"))
         self.directory = RunDirectory(data_dir)
         try:
@@ -99,7 +101,7 @@ class DemoStack:
                 self.directory.airflow_home,
                 self.directory.logs,
                 self.postgres.url(),
-                dags=[*folders, *(path.absolute() for path in dags)],
+                dags=[*folders, *self._added_folders],
                 bytecode=template.bytecode_dir(self._cache_dir),
                 port=airflow_port,
                 triggerer=triggerer,
@@ -166,7 +168,7 @@ class DemoStack:
         with report_step(self._reporter, "Starting Airflow"):
             self.airflow.wait_until_healthy(self._reporter)
         with report_step(self._reporter, "Loading the example DAGs"):
-            self.airflow.wait_for_dags(self._examples, self._reporter)
+            self.airflow.wait_for_dags(self._examples, self._reporter, optional_folders=self._added_folders)
         with report_step(self._reporter, "Warming up Airflow's task API"):
             self.airflow.warm_up(self._reporter)
 
