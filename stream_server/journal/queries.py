@@ -13,7 +13,16 @@ NOTIFY_LOCKS = {"idle_consumers": "1937011301, 1", "unnotified_writers": "193701
 MAX_STORED_OUTPUT_BYTES = 256 * 1024
 """Larger output of one push is not stored. Bytes of the JSON text as PostgreSQL writes it."""
 
-COMMON_PLACEHOLDERS = {**NOTIFY_LOCKS, "output_key": OUTPUT_KEY, "output_bytes": str(MAX_STORED_OUTPUT_BYTES)}
+IS_PYTHON_TIME = "BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59.999999+00'"
+"""Condition on a time: whether Python's `datetime` can hold it. PostgreSQL's times reach from 4713 BC to 294276 AD, and
+can be infinite."""
+
+COMMON_PLACEHOLDERS = {
+    **NOTIFY_LOCKS,
+    "output_key": OUTPUT_KEY,
+    "output_bytes": str(MAX_STORED_OUTPUT_BYTES),
+    "is_python_time": IS_PYTHON_TIME,
+}
 
 _BLOCK_NAME = re.compile(r"^-- (\w+) --\n", re.MULTILINE)
 

@@ -105,5 +105,7 @@ WHERE c.oid = 'stream_server.journal'::regclass
 
 -- newest_change --
 -- The age of the newest change, in seconds, among the 200 DAG runs created last.
-SELECT extract(epoch FROM clock_timestamp() - max(greatest(queued_at, start_date, end_date)))::float8
-FROM (SELECT queued_at, start_date, end_date FROM {airflow}.dag_run ORDER BY id DESC LIMIT 200) AS r
+SELECT extract(epoch FROM clock_timestamp() - max(newest) FILTER (WHERE newest {is_python_time}))::float8
+FROM (
+    SELECT greatest(queued_at, start_date, end_date) AS newest FROM {airflow}.dag_run ORDER BY id DESC LIMIT 200
+) AS r

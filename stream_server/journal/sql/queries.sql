@@ -9,6 +9,9 @@
 -- the order in which they commit: a transaction with a lower id may commit after one with a higher id was read. A
 -- reader that asks for `id > last` loses it. A snapshot lists it in xip, and the read after its commit finds it.
 --
+-- Times that Airflow's tables may have and Python can't hold, as infinity and year 15000, are read as NULL
+-- ({is_python_time}): the driver would fail at the whole result.
+--
 -- NOT pg_visible_in_snapshot(txid, $1) has the same meaning, but can't use the index on txid. Both arms of the OR can.
 
 -- journal_head --
@@ -74,7 +77,9 @@ FROM stream_server.losses AS l
 CROSS JOIN stream_server.meta AS m
 LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
-           clear_number, queued_at, start_date, end_date, xcom_key, dag_result
+           clear_number, CASE WHEN queued_at {is_python_time} THEN queued_at END AS queued_at,
+           CASE WHEN start_date {is_python_time} THEN start_date END AS start_date,
+           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result
     FROM stream_server.journal
     WHERE (txid >= pg_snapshot_xmax($1::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
        OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
@@ -94,9 +99,13 @@ ORDER BY j.id
 -- an upgrade or downgrade of Airflow needs no restart.
 SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigint AS pruned_to,
        n.txid::text::bigint AS newest, n.id AS newest_id, n.at AS newest_at, m.version,
-       r.state AS run_state, r.queued_at AS run_queued_at, r.start_date AS run_start_date,
-       r.end_date AS run_end_date, r.clear_number,
-       t.task_id, t.map_index, t.try_number, t.state, t.start_date, t.end_date, t.dag_version_id,
+       r.state AS run_state, r.clear_number,
+       CASE WHEN r.queued_at {is_python_time} THEN r.queued_at END AS run_queued_at,
+       CASE WHEN r.start_date {is_python_time} THEN r.start_date END AS run_start_date,
+       CASE WHEN r.end_date {is_python_time} THEN r.end_date END AS run_end_date,
+       t.task_id, t.map_index, t.try_number, t.state, t.dag_version_id,
+       CASE WHEN t.start_date {is_python_time} THEN t.start_date END AS start_date,
+       CASE WHEN t.end_date {is_python_time} THEN t.end_date END AS end_date,
        coalesce(
            t.state = 'success' OR (x.timestamp >= t.start_date AND (
                t.state = 'running'
@@ -125,7 +134,9 @@ SELECT m.pruned_to::text::bigint AS pruned_to, m.version, j.*
 FROM stream_server.meta AS m
 LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
-           clear_number, queued_at, start_date, end_date, xcom_key, dag_result
+           clear_number, CASE WHEN queued_at {is_python_time} THEN queued_at END AS queued_at,
+           CASE WHEN start_date {is_python_time} THEN start_date END AS start_date,
+           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result
     FROM stream_server.journal
     WHERE ((txid >= pg_snapshot_xmax($3::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
            OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($3::text::pg_snapshot))))
@@ -226,7 +237,10 @@ SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigi
 FROM stream_server.meta AS m
 LEFT JOIN LATERAL (SELECT id, txid, at FROM stream_server.journal ORDER BY txid DESC LIMIT 1) AS n ON true
 LEFT JOIN LATERAL (
-    SELECT id, dag_id, run_id, state, run_type, queued_at, start_date, end_date
+    SELECT id, dag_id, run_id, state, run_type,
+           CASE WHEN queued_at {is_python_time} THEN queued_at END AS queued_at,
+           CASE WHEN start_date {is_python_time} THEN start_date END AS start_date,
+           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date
     FROM {airflow}.dag_run
     WHERE ($1::text IS NULL OR dag_id = $1) AND ($3::integer IS NULL OR id < $3)
     ORDER BY id DESC
