@@ -11,9 +11,10 @@ import json
 from typing import Any, cast
 
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from stream_server.errors import (
+    BadRequest,
     HeadersTooLarge,
     NotHttp,
     RequestTooSlow,
@@ -31,6 +32,9 @@ TCP stack may discard the answer (RFC 9112 section 9.6)."""
 
 ABORT_FACTOR = 1.1
 """Connections beyond this multiple of `max_connections` are aborted without an answer."""
+
+MAX_PIPELINED_REQUESTS = 100
+"""Requests that may wait on a connection for the response to an earlier one. Each takes about a kilobyte."""
 
 OPERATOR_PATHS = (b"/health", b"/ready", b"/metrics")
 """Paths that are answered however many connections there are."""
@@ -91,6 +95,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _header_bytes = 0
     """Bytes of the complete headers of the request."""
 
+    _active_cycle: RequestResponseCycle | None = None
+    """uvicorn's object for the request that was started last. `cycle` may be that of one that waits behind it."""
+
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # In place of uvicorn's method, not around it: uvicorn makes a socket object to ask for the addresses, which
@@ -112,7 +119,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_request_timer()
         self._limits.refused_connections.stop(self)
+        active, self._active_cycle = self._active_cycle, None
+        if active is not None and active is not self.cycle and not active.response_complete:
+            # uvicorn notifies the request that was received last. The application must notice it at this one.
+            active.disconnected = True
+            active.message_event.set()
         super().connection_lost(exc)
+
+    @override
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # uvicorn's type of it is private
+        self._active_cycle = cycle
+        super()._start_asgi_task(cycle, app)
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -160,6 +177,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
+            # This aborts the connection, since the response to an earlier request is incomplete.
+            self._abort_parsing(BadRequest("Too many requests wait for the response to an earlier one"))
         if (
             self.is_limited
             and len(self.connections) > self._limits.settings.max_connections

@@ -27,12 +27,22 @@ websocket_log = logging.getLogger("uvicorn.error.websocket")
 
 websocket_log.setLevel(logging.WARNING)
 
+PARSED_BYTES = 2048
+"""Bytes that are parsed before their frames are counted: at most 341 frames, since a masked one has 6 bytes or more."""
+
+MAX_FRAMES_PER_SECOND = 1000
+"""More frames close the connection. Each takes some 20 µs, however short it is."""
+
 
 class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
     """A WebSocket connection that streams can write to directly."""
 
     _handshake: Request
     _raw_headers: Sequence[tuple[bytes, bytes]]
+
+    _frames_since = 0.0
+    _frame_count = 0
+    """Frames that were received since `_frames_since`, by the clock of the event loop; within a second."""
 
     @property
     def is_full(self) -> bool:
@@ -101,6 +111,29 @@ class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
             scope = extensible(self.scope)
             scope["headers"] = list(self._raw_headers)
             scope["extensions"][CONNECTION] = self
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), PARSED_BYTES):
+            if self.transport.is_closing():
+                return
+            super().data_received(data[start : start + PARSED_BYTES])
+
+    @override
+    def handle_events(self) -> None:
+        # uvicorn takes the events from the list.
+        if self._has_too_many_frames(len(self.conn.events)):
+            self.conn.fail(CloseCode.POLICY_VIOLATION, f"more than {MAX_FRAMES_PER_SECOND} frames in a second")
+            self.handle_parser_exception()
+        else:
+            super().handle_events()
+
+    def _has_too_many_frames(self, count: int) -> bool:
+        now = self.loop.time()
+        if now - self._frames_since >= 1.0:
+            self._frames_since, self._frame_count = now, 0
+        self._frame_count += count
+        return self._frame_count > MAX_FRAMES_PER_SECOND
 
     @override
     def send_receive_event_to_app(self) -> None:

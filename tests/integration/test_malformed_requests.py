@@ -11,6 +11,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from stream_server.domain.run_state import RunKey
+from stream_server.server.request_limits import MAX_PIPELINED_REQUESTS
+from stream_server.server.websocket_connection import MAX_FRAMES_PER_SECOND
 from stream_server.settings import Settings
 from support.airflow_stub import AirflowStub
 from support.raw_connection import UPGRADE, open_raw, request
@@ -149,3 +151,49 @@ async def test_an_id_that_is_too_long_for_airflow_is_refused(
             for dag_id, run_id in ((TOO_LONG, "r1"), ("chat", TOO_LONG)):
                 await connection.send(json.dumps({"op": "subscribe", "id": "1", "dag_id": dag_id, "run_id": run_id}))
                 assert json.loads(await connection.recv())["status"] == 414
+
+
+@pytest.mark.parametrize("path", [MANY_RUNS, ONE_RUN, RESULT])
+async def test_a_client_that_pipelines_and_disconnects_is_noticed(
+    server: RunningServer, run: RunKey, path: str
+) -> None:
+    before = asyncio.all_tasks()
+    async with open_raw(server.url) as client:
+        await client.send(request(path) + request("/health"))
+        await eventually_async(lambda: server.hub.statistics().subscriptions == 1, what="the stream has started")
+        client.writer.transport.abort()
+    await eventually_async(lambda: not server.hub.statistics().subscriptions, what="the stream has ended")
+    await eventually_async(lambda: not asyncio.all_tasks() - before, what="the request has ended")
+
+
+async def test_too_many_pipelined_requests_end_the_connection(server: RunningServer, run: RunKey) -> None:
+    async with open_raw(server.url) as client:
+        await client.send(request(ONE_RUN))
+        await client.reader.readuntil(b"event: snapshot")
+        await client.send(request("/health") * (MAX_PIPELINED_REQUESTS + 1))
+        assert b"HTTP/1.1" not in await client.read_to_end()
+        await eventually_async(lambda: not server.hub.statistics().subscriptions, what="the stream has ended")
+
+
+EMPTY_FRAMES = {
+    "text": b"\x81\x80",
+    "part": b"\x01\x80",
+    "continuation": b"\x00\x80",
+    "ping": b"\x89\x80",
+    "pong": b"\x8a\x80",
+}
+MASK = b"\0" * 4
+
+
+@pytest.mark.parametrize("path", [MANY_RUNS, ONE_RUN])
+@pytest.mark.parametrize("kind", ["text", "continuation", "ping", "pong"])
+async def test_too_many_frames_close_the_websocket(server: RunningServer, run: RunKey, path: str, kind: str) -> None:
+    frames = (EMPTY_FRAMES[kind] + MASK) * (2 * MAX_FRAMES_PER_SECOND)
+    if kind == "continuation":
+        frames = EMPTY_FRAMES["part"] + MASK + frames
+    async with open_raw(server.url) as client:
+        await client.send(request(path, *UPGRADE))
+        assert SWITCHED in await client.reader.readuntil(b"\r\n\r\n")
+        await client.send(frames)
+        assert b"frames in a second" in await client.read_to_end()
+        await eventually_async(lambda: not server.hub.statistics().subscriptions, what="the stream has ended")
