@@ -222,7 +222,7 @@ class AirflowAuthorizer(Authorizer):
         found: set[str] = set()
         for _ in range(MAX_DAG_PAGES):
             path = f"/api/v2/dags?limit={DAGS_PER_PAGE}&offset={len(found)}&order_by=dag_id&exclude_stale=false"
-            async with self._permissions.request_limit:
+            async with self._permissions.limit_request():
                 answer = await self._get(caller, path, DagPage)
             if answer.status in DEFAULT_CHALLENGES:
                 raise AirflowRefused(answer.detail, answer.status)

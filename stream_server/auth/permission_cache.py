@@ -8,18 +8,23 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import NamedTuple
 
+import anyio
 from cachetools import TLRUCache
 
 from stream_server.auth.authorizer import Caller
 from stream_server.auth.credential import credential_digest
-from stream_server.errors import AirflowRefused
+from stream_server.errors import AirflowRefused, PermissionUnknown
 from stream_server.hub.task_set import TaskSet
 
 NOT_FOUND = 404
+
+MAX_QUEUE_SECONDS = 30.0
+"""How long a request waits until fewer than the maximum number are in progress."""
 
 
 class CachedPermission(NamedTuple):
@@ -83,8 +88,7 @@ class PermissionCache:
         self._entries: TLRUCache[_Key, _Entry] = TLRUCache(limit, ttu=self._expires_at, timer=clock)
         self._requests: dict[_Key, asyncio.Task[CachedPermission]] = {}
         self._tasks = TaskSet("permission request")
-        self.request_limit = asyncio.Semaphore(at_once)
-        """To be held during each request to Airflow, also during those that are not made here."""
+        self._request_limit = asyncio.Semaphore(at_once)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -106,6 +110,7 @@ class PermissionCache:
 
         Raises:
             StreamServerError: What `ask` raises. It is not kept.
+            PermissionUnknown: Too many other requests wait.
         """
         key = self.credential_digest(caller), subject
         entry = None if anew else self._entries.get(key)
@@ -122,8 +127,25 @@ class PermissionCache:
         """Cancel all requests."""
         await self._tasks.aclose()
 
+    @asynccontextmanager
+    async def limit_request(self) -> AsyncIterator[None]:
+        """Count a request to Airflow as in progress. Also used for those that are not made here.
+
+        Raises:
+            PermissionUnknown: There were too many for `MAX_QUEUE_SECONDS`.
+        """
+        try:
+            with anyio.fail_after(MAX_QUEUE_SECONDS):
+                await self._request_limit.acquire()
+        except TimeoutError:
+            raise PermissionUnknown("Airflow answers too slowly: too many requests for permissions wait") from None
+        try:
+            yield
+        finally:
+            self._request_limit.release()
+
     async def _fetch(self, key: _Key, ask: FetchPermission) -> CachedPermission:
-        async with self.request_limit:
+        async with self.limit_request():
             # Before the request: a permission that is revoked while it is in progress must not stay valid for longer.
             requested_at = self._clock()
             permission = await ask()

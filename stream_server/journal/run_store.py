@@ -49,6 +49,9 @@ MAX_OUTPUT_ROWS = 5000
 OUTPUT_SCHEMA_VERSION = 3
 """First schema version with the table `output`."""
 
+POOL_TIMEOUT_SECONDS = 20.0
+"""How long to wait for a connection of the pool, including the time to open one."""
+
 REPLICA_LAG_SECONDS, REPLICA_PAUSE_SECONDS = 1.0, 0.05
 """Timeout and interval for a run that a read replica does not have yet: it may have been triggered a moment ago."""
 
@@ -246,7 +249,11 @@ class RunStore:
 
     @asynccontextmanager
     async def acquire_connection(self) -> AsyncIterator[tuple[AnyConnection, dict[str, str]]]:
-        """Lend a connection of the pool, with the blocks of `queries.sql`."""
+        """Lend a connection of the pool, with the blocks of `queries.sql`.
+
+        Raises:
+            JournalUnreachable: None becomes free in `POOL_TIMEOUT_SECONDS`, or as for `read_history`.
+        """
         with map_postgres_errors():
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
@@ -256,7 +263,7 @@ class RunStore:
                     connect=cast("Any", open_connection),
                     connection_class=DatabaseConnection,
                 )
-            async with self._pool.acquire() as connection:
+            async with self._pool.acquire(timeout=POOL_TIMEOUT_SECONDS) as connection:
                 if self._queries is None:
                     self._queries = await load_queries_for(connection)
                 yield connection, self._queries

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import JournalMissing
+from stream_server.errors import JournalMissing, JournalUnreachable
+from stream_server.journal import run_store
 from stream_server.journal.installer import disable_triggers, enable_triggers, fetch_status, install_journal
 from stream_server.journal.run_store import RunStore
 from stream_server.settings import Settings
@@ -185,6 +186,17 @@ async def test_two_replicas_do_not_prune_at_once(journal: str, airflow: AirflowS
         await airflow.connection.execute("SELECT pg_advisory_xact_lock(hashtext('stream_server prune'))")
         assert await runs.prune_journal(3600, 10) == 0
     assert await runs.prune_journal(3600, 10) == 1
+    await runs.close()
+
+
+async def test_a_pool_in_use_is_waited_for_a_bounded_time(journal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_store, "POOL_TIMEOUT_SECONDS", 0.1)
+    runs = RunStore(journal, pool_size=1, max_result_bytes=0)
+    await runs.read_snapshot()
+    async with runs.acquire_connection():
+        with pytest.raises(JournalUnreachable):
+            await runs.read_snapshot()
+    await runs.read_snapshot()
     await runs.close()
 
 

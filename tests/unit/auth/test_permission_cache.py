@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
+from stream_server.auth import permission_cache
 from stream_server.auth.authorizer import Caller
 from stream_server.auth.permission_cache import CachedPermission, PermissionCache
 from stream_server.errors import AirflowRefused, PermissionUnknown
+from support.waiting import eventually_async
 
 ADA, BOB = Caller.from_token("token-of-ada"), Caller.from_token("bob")
 SUBJECT = ("runs", "chat")
@@ -107,6 +109,25 @@ async def test_concurrent_requests_are_bounded(cache: PermissionCache, airflow: 
     airflow.responds.set()
     await asyncio.gather(*calls)
     assert airflow.most_concurrent == 2
+
+
+async def test_a_request_waits_for_a_bounded_time(
+    cache: PermissionCache, airflow: Airflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(permission_cache, "MAX_QUEUE_SECONDS", 0.05)
+    airflow.responds.clear()
+    calls = [asyncio.create_task(cache.get(ADA, ("runs", str(number)), airflow.fetch)) for number in range(20)]
+    await eventually_async(lambda: sum(call.done() for call in calls) == 18, what="the others have waited for too long")
+    airflow.responds.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert answers[:2] == [CachedPermission(200)] * 2
+    assert {type(answer) for answer in answers[2:]} == {PermissionUnknown}
+    # Two places are free again.
+    airflow.responds.clear()
+    calls = [asyncio.create_task(cache.get(BOB, ("runs", str(number)), airflow.fetch)) for number in range(2)]
+    await eventually_async(lambda: airflow.concurrent == 2, what="both requests are in progress")
+    airflow.responds.set()
+    await asyncio.gather(*calls)
 
 
 async def test_the_least_recently_used_permissions_are_dropped_first(cache: PermissionCache, airflow: Airflow) -> None:
