@@ -43,9 +43,12 @@ pages: $(VENV)/.pages  ## Build the web pages into the package
 demo: $(VENV)/.pages  ## Start a real Airflow and stream a run in this terminal (ARGS=--once: one run, then stop)
 	@$(BIN)/stream-server demo $(ARGS)
 
-.PHONY: test test-unit test-integration test-airflow test-browser test-matrix test-web
+.PHONY: test test-fast test-unit test-integration test-airflow test-browser test-matrix test-web
 test: $(VENV)/.dev $(VENV)/.pages web/node_modules/.package-lock.json  ## All tests, two tiers at a time
 	$(BIN)/python tests/support/tiers.py $(ARGS)
+
+test-fast: $(VENV)/.dev $(VENV)/.pages  ## Unit tests, and integration tests that stop no server
+	$(BIN)/python tests/support/tiers.py --fast $(ARGS)
 
 test-unit: $(VENV)/.dev  ## Tests of the core, without a database
 	$(BIN)/python -m pytest tests/unit $(ARGS)

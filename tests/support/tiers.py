@@ -1,7 +1,9 @@
-"""Runs all test tiers, two at a time: `python tests/support/tiers.py [ARGUMENT ...]`, with arguments of pytest.
+"""Runs test tiers, two at a time: `python tests/support/tiers.py [--fast] [ARGUMENT ...]`, with arguments of pytest.
 
 The output of a tier is printed when it ends; that of failed tiers comes last. A table of times follows. The exit code
-is that of the first failed tier. A tier without tests for the arguments is no failure, unless CI=true. If an argument
+is that of the first failed tier. A tier without tests for the arguments is no failure, unless CI=true.
+
+By default, all tiers run; with `--fast`, the unit tests and the integration tests that stop no server. If an argument
 is a path below `tests`, one pytest runs it.
 """
 
@@ -23,6 +25,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PYTEST = (sys.executable, "-m", "pytest")
 LANES = 2
+FAST = (
+    *("auth", "auth_streams", "auth_websocket", "cors", "idempotency", "limits", "lists", "many_runs", "pages"),
+    *("redacted_output", "requests", "result", "resume", "schema", "session", "stream", "task_output", "tickets"),
+    *("trigger", "trigger_rights", "wait"),
+)
+"""Integration tests that stop no server."""
+
 NO_TESTS = 5
 """Exit code of pytest."""
 
@@ -70,7 +79,7 @@ class Tier:
         )
 
 
-def tiers(arguments: list[str]) -> list[Tier]:
+def make_tiers(arguments: list[str], *, fast: bool = False) -> list[Tier]:
     """Return the tiers in the order in which they start.
 
     `web` builds the TypeScript client, which late tests of `integration` use. `airflow` and `browser` share an Airflow.
@@ -79,6 +88,8 @@ def tiers(arguments: list[str]) -> list[Tier]:
     def pytest(name: str, *directories: str) -> Tier:
         return Tier(name, (*PYTEST, *(f"tests/{directory}" for directory in directories), *arguments))
 
+    if fast:
+        return [pytest("integration", *(f"integration/test_{name}.py" for name in FAST)), pytest("unit", "unit")]
     return [
         pytest("integration", "integration"),
         Tier("web", ("make", "--no-print-directory", "test-web")),
@@ -130,7 +141,8 @@ def main(arguments: list[str]) -> int:
     if any(argument.startswith("tests/") for argument in arguments):
         return subprocess.run([*PYTEST, *arguments], cwd=ROOT, check=False).returncode
     began = time.monotonic()
-    todo = tiers(arguments)
+    fast = "--fast" in arguments
+    todo = make_tiers([argument for argument in arguments if argument != "--fast"], fast=fast)
     run_lanes(todo)
     failed = [tier for tier in todo if tier.is_failed]
     for tier in failed:

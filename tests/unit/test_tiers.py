@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from support.tiers import NO_TESTS, Tier, run_lanes
+from support.tiers import NO_TESTS, ROOT, Tier, make_tiers, run_lanes
 
 
 def make_tier(name: str, code: int, *, output: str = "") -> Tier:
@@ -32,3 +32,12 @@ def test_a_tier_without_tests_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> No
     assert empty.is_failed, "it has not run"
     run_lanes([empty])
     assert empty.is_failed
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_tiers_have_all_tests_of_their_directories(*, fast: bool) -> None:
+    arguments = [argument for tier in make_tiers(["-x"], fast=fast) for argument in tier.command]
+    paths = [argument for argument in arguments if argument.startswith("tests/")]
+    assert all((ROOT / path).exists() for path in paths)
+    directories = {f"tests/{path.parent.name}" for path in ROOT.glob("tests/*/test_*.py")}
+    assert (directories <= set(paths)) is not fast
