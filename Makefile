@@ -43,7 +43,7 @@ pages: $(VENV)/.pages  ## Build the web pages into the package
 demo: $(VENV)/.pages  ## Start a real Airflow and stream a run in this terminal (ARGS=--once: one run, then stop)
 	@$(BIN)/stream-server demo $(ARGS)
 
-.PHONY: test test-fast test-unit test-integration test-airflow test-browser test-matrix test-web
+.PHONY: test test-fast test-unit test-integration test-airflow test-browser test-matrix test-smoke test-web
 test: $(VENV)/.dev $(VENV)/.pages web/node_modules/.package-lock.json  ## All tests, two tiers at a time
 	$(BIN)/python tests/support/tiers.py $(ARGS)
 
@@ -64,6 +64,9 @@ test-matrix: $(VENV)/.dev  ## Tests with Airflow 3.0 to 3.3: upgrades, downgrade
 
 test-browser: $(VENV)/.dev $(VENV)/.pages  ## Tests in Chromium: from PATH, or as root from Debian's package
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+test-smoke: $(VENV)/.dev $(VENV)/.pages  ## Each benchmark and check in its smallest form
+	$(BIN)/python -m pytest tests/smoke $(ARGS)
 
 .PHONY: frame-types
 frame-types: $(VENV)/.dev  ## Regenerate the TypeScript types of the frames, after a change of stream_server/protocol/frames.py
@@ -143,7 +146,7 @@ check-outcome: $(VENV)/.dev  ## Compare predictions with Airflow's scheduler in 
 .PHONY: check-scenarios
 check-scenarios: $(VENV)/.dev  ## Play each scenario, resume at each frame in all 16 ways, and play RUNS=200 random runs
 	SCENARIO_RESUME_WAYS=16 RANDOM_RUNS=$(or $(RUNS),200) $(BIN)/python -m pytest \
-	  tests/integration/test_scenarios.py tests/integration/test_random_runs.py $(ARGS)
+	  tests/integration/test_scenarios.py tests/integration/test_random_runs.py -o faulthandler_timeout=14400 $(ARGS)
 
 .PHONY: check-soak
 check-soak: $(VENV)/.dev  ## 200 rows/s with one minute of retention for MINUTES=10; nothing may grow or be lost

@@ -46,6 +46,8 @@ WATCHED_SHARE = 10
 UPDATES = ("scheduled", "queued", "running", "deferred")
 CLIENTS = 3
 SAMPLE_SECONDS = 10.0
+"""Interval of the samples; less in a short run, so that it has 20."""
+
 GROWTH = 1.2
 """Greatest ratio of memory at the end to that after the first minutes."""
 
@@ -184,11 +186,12 @@ class Soak:
             await eventually_async(lambda: all(len(received) >= self.pulses for received in self.received))
 
     async def _sample_until(self, began: float, seconds: float) -> None:
+        interval = min(SAMPLE_SECONDS, seconds / 20)
         async with AirflowSql.open(self._url) as session, httpx.AsyncClient(base_url=self._server.url) as client:
             while (second := time.monotonic() - began) < seconds:
                 self.samples.append(await self._sample(second, session, client))
                 print(" ".join(f"{name} {value:g}" for name, value in asdict(self.samples[-1]).items()), flush=True)  # noqa: T201
-                await asyncio.sleep(SAMPLE_SECONDS - (time.monotonic() - began) % SAMPLE_SECONDS)
+                await asyncio.sleep(interval - (time.monotonic() - began) % interval)
 
     async def _sample(self, second: float, session: AirflowSql, client: httpx.AsyncClient) -> Sample:
         row = await session.connection.fetchrow(

@@ -95,6 +95,7 @@ def make_tiers(arguments: list[str], *, fast: bool = False) -> list[Tier]:
         Tier("web", ("make", "--no-print-directory", "test-web")),
         pytest("airflow, browser", "airflow", "browser"),
         pytest("matrix", "matrix"),
+        pytest("smoke", "smoke"),
         pytest("unit", "unit"),
     ]
 
