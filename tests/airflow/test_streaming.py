@@ -11,10 +11,13 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
 from support.streaming_forms import EXPECTED_OUTPUT, EXPECTED_RESULTS, output_values
-from support.streams import sse
+from support.streams import Frame, sse
 from support.waiting import eventually
 
 RUN_SECONDS = 120.0
+FAILING = ("stream_fails", "stream_plain_fails")
+WATCHED = (*EXPECTED_OUTPUT, "stream_mapped", *FAILING)
+"""DAGs whose runs end on their own, and soon."""
 
 
 async def trigger(airflow: AirflowRestClient, dag_id: str, conf: dict[str, Any] | None = None) -> RunKey:
@@ -22,13 +25,26 @@ async def trigger(airflow: AirflowRestClient, dag_id: str, conf: dict[str, Any] 
     return RunKey(dag_id, await asyncio.to_thread(airflow.trigger_run, dag_id, conf or {}))
 
 
+@pytest.fixture(scope="module")
+def watched_runs(stack: DemoStack, airflow: AirflowRestClient) -> dict[str, tuple[RunKey, list[Frame]]]:
+    """Runs of several DAGs at the same time, each with the frames of a client that connected when it was triggered."""
+
+    async def watch(dag_id: str) -> tuple[RunKey, list[Frame]]:
+        key = await trigger(airflow, dag_id)
+        async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
+            return key, await events.rest(RUN_SECONDS)
+
+    async def watch_all() -> dict[str, tuple[RunKey, list[Frame]]]:
+        return dict(zip(WATCHED, await asyncio.gather(*map(watch, WATCHED)), strict=True))
+
+    return asyncio.run(watch_all())
+
+
 @pytest.mark.parametrize("dag_id", EXPECTED_OUTPUT)
 async def test_output_of_each_form_arrives_in_order_before_the_result(
-    dag_id: str, stack: DemoStack, airflow: AirflowRestClient
+    dag_id: str, stack: DemoStack, watched_runs: dict[str, tuple[RunKey, list[Frame]]]
 ) -> None:
-    key = await trigger(airflow, dag_id)
-    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
-        frames = await events.rest(RUN_SECONDS)
+    key, frames = watched_runs[dag_id]
     assert [frame["value"] for frame in output_values(frames)] == EXPECTED_OUTPUT[dag_id]
     assert [frame["index"] for frame in output_values(frames)] == list(range(len(EXPECTED_OUTPUT[dag_id])))
     assert [frame["type"] for frame in frames[-2:]] == ["result", "end"]
@@ -38,10 +54,10 @@ async def test_output_of_each_form_arrives_in_order_before_the_result(
     assert output_values(late) == output_values(frames)
 
 
-async def test_output_of_mapped_instances_is_separate(stack: DemoStack, airflow: AirflowRestClient) -> None:
-    key = await trigger(airflow, "stream_mapped")
-    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
-        frames = await events.rest(RUN_SECONDS)
+async def test_output_of_mapped_instances_is_separate(
+    watched_runs: dict[str, tuple[RunKey, list[Frame]]],
+) -> None:
+    _, frames = watched_runs["stream_mapped"]
     received = {
         index: "".join(one["value"] for one in output_values(frames) if one["map_index"] == index) for index in (0, 1)
     }
@@ -84,13 +100,11 @@ async def test_a_retry_retracts_the_output_of_the_failed_try(stack: DemoStack, a
         assert "".join(frame["value"] for frame in output_values(await events.rest(RUN_SECONDS))) == whole
 
 
-@pytest.mark.parametrize("dag_id", ["stream_fails", "stream_plain_fails"])
+@pytest.mark.parametrize("dag_id", FAILING)
 async def test_the_last_output_of_a_failing_task_arrives(
-    dag_id: str, stack: DemoStack, airflow: AirflowRestClient
+    dag_id: str, watched_runs: dict[str, tuple[RunKey, list[Frame]]]
 ) -> None:
-    key = await trigger(airflow, dag_id)
-    async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:
-        frames = await events.rest(RUN_SECONDS)
+    _, frames = watched_runs[dag_id]
     assert [frame["value"] for frame in output_values(frames)] == ["last ", "words"]
     assert [frame["type"] for frame in frames[-2:]] == ["failure", "end"]
 
