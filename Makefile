@@ -135,6 +135,10 @@ check-clients: $(VENV)/.dev  ## Thousands of clients connect and disconnect for 
 check-api: $(VENV)/.dev  ## Send a server EXAMPLES=100 requests for each operation of /openapi.json, valid and invalid
 	PYTHONPATH=tests $(BIN)/python -m support.api_check --examples $(or $(EXAMPLES),100) $(ARGS)
 
+.PHONY: check-examples
+check-examples: $(VENV)/.dev  ## Run the example DAGs that Airflow ships; what a client knows must be what Airflow's API has
+	PYTHONPATH=tests $(BIN)/python -m support.example_check $(ARGS)
+
 .PHONY: check-lossless
 check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; nothing may be lost
 	PYTHONPATH=tests $(BIN)/python -m support.lossless --seconds $(or $(SECONDS),120) $(ARGS)

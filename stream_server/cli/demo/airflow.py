@@ -9,6 +9,7 @@ import os
 import secrets
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -20,7 +21,6 @@ from stream_server.cli.demo.processes import ChildProcess, log_path, module_comm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from stream_server.cli.demo.progress import ProgressReporter
 
@@ -252,7 +252,8 @@ class Airflow:
         """Print a warning for each import error of these folders, and raise DemoError for those of other folders."""
         fatal = []
         for bundle, file, trace in rest.get_import_errors():
-            folder = self._folders[bundle]
+            # Airflow's setting `load_examples` adds bundles of its own.
+            folder = self._folders.get(bundle, Path(bundle))
             path = folder / file
             if folder not in optional_folders:
                 fatal.append(f"{path} has an import error:\n{trace}")
