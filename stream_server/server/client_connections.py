@@ -153,7 +153,7 @@ class HttpConnection(StreamConnection, LimitedHttpProtocol):
     def on_headers_complete(self) -> None:
         assert self.parser is not None, "it calls this"
         if self.parser.should_upgrade() and self._should_upgrade():
-            self._check_handshake()
+            self._check_handshake(self.parser.get_method())
         # Before uvicorn starts the application. uvicorn's HTTP scopes have no extensions.
         extensible(self.scope)["extensions"] = {CONNECTION: self}
         super().on_headers_complete()
@@ -165,27 +165,28 @@ class HttpConnection(StreamConnection, LimitedHttpProtocol):
         self.connections.discard(self)
         connection = WebSocketConnection(self.config, self.server_state, self.app_state)
         connection.connection_made(self.transport)
-        connection.start_handshake(self.scope["method"], self.url, self.headers)
+        connection.start_handshake(self.url, self.headers)
         self.transport.set_protocol(connection)
         # The connection belongs to that object now. No reference to this one may outlive it: the garbage collector runs
         # rarely (`main.GC_THRESHOLDS`).
         self._break_cycle()
         self.parser = None
 
-    def _check_handshake(self) -> None:
-        """Refuse a WebSocket handshake with a body. Behind an unfinished response, this aborts the connection.
+    def _check_handshake(self, method: bytes) -> None:
+        """Refuse a WebSocket handshake that is no plain GET. Behind an unfinished response, this aborts the connection.
 
         A stream that writes the response would not notice that the connection has become a WebSocket, and would never
         end.
         """
-        has_body = any(
+        is_plain_get = method == b"GET" and not any(
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             for name, value in self.headers
         )
-        if has_body or (self.cycle is not None and not self.cycle.response_complete):
+        if not is_plain_get or (self.cycle is not None and not self.cycle.response_complete):
             self._abort_parsing(
                 BadRequest(
-                    "A WebSocket handshake must have no body, so no Transfer-Encoding, and no Content-Length but 0"
+                    "A WebSocket handshake must be a GET without a body, so without `Transfer-Encoding`, and without"
+                    " `Content-Length` or with 0"
                 )
             )
 

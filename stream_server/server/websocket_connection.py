@@ -57,12 +57,12 @@ class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
         # Both loggers: uvicorn's own, and that of its `websockets.ServerProtocol`.
         self.logger = self.conn.logger = websocket_log
 
-    def start_handshake(self, method: str, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Start the application for a request, whose head was parsed before."""
+    def start_handshake(self, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Start the application for a GET request, whose head was parsed before."""
         self._raw_headers = headers
         # The library handles ASCII alone. The application gets the headers as they are.
         texts = [(name.decode("ascii"), value.decode("ascii", "backslashreplace")) for name, value in headers]
-        self._handshake = Request(url.decode("ascii"), Headers(texts), method)
+        self._handshake = Request(url.decode("ascii"), Headers(texts))
         # The library parses frames once it has parsed a head. This one stands for any.
         self.data_received(b"GET / HTTP/1.1\r\n\r\n")
         del self._handshake, self._raw_headers

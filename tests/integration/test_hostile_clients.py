@@ -27,6 +27,8 @@ from support.waiting import eventually_async
 
 CONNECTIONS = 1000
 
+pytestmark = pytest.mark.usefixtures("no_tracebacks")
+
 bounded = examples(
     max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )

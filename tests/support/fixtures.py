@@ -75,3 +75,11 @@ async def run(airflow: AirflowSql) -> RunKey:
     key = RunKey("chat", "manual__2026-11-22T10:00:00+00:00")
     await airflow.trigger(key, version, list(CHAIN))
     return key
+
+
+@pytest.fixture
+def no_tracebacks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Check that the log has no traceback at the end of the test."""
+    yield
+    tracebacks = [record for phase in ("setup", "call") for record in caplog.get_records(phase) if record.exc_info]
+    assert not tracebacks, [record.getMessage() for record in tracebacks]
