@@ -32,6 +32,7 @@ SMALLEST: dict[str, list[str]] = {
     "bench-workers": ["ARGS=--workers 2 --rate 20 --seconds 1 --rounds 1 --connections 10"],
     "check-api": ["EXAMPLES=1"],
     "check-clients": ["MINUTES=0.5", "ARGS=--clients 50"],
+    "check-examples": ["ARGS=--only tutorial_dag example_simplest_dag"],
     "check-lossless": ["SECONDS=5"],
     "check-outcome": ["CASES=20"],
     "check-scenarios": ["RUNS=1", "ARGS=--collect-only -q"],

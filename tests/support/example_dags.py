@@ -13,9 +13,16 @@ PACKAGES = (
     "airflow.providers.standard.example_dags",
 )
 
+INSTALLS = "installs packages into virtual environments"
+
 NOT_RUN: Mapping[str, str] = {
     "example_analytics": "needs a database connection",
+    "example_branch_operator": INSTALLS,
+    "example_branch_python_operator_decorator": INSTALLS,
     "example_external_task_marker_child": "waits for a run of another DAG with the same logical date",
+    "example_python_decorator": INSTALLS,
+    "example_python_operator": INSTALLS,
+    "tutorial_taskflow_api_virtualenv": INSTALLS,
 }
 """DAGs that do not end by themselves without network, other services or other DAGs, each with the reason."""
 
@@ -29,7 +36,7 @@ PARTNERS: Mapping[str, tuple[str, ...]] = {"example_external_task": ("child_dag"
 """DAGs whose runs another DAG triggers and waits for."""
 
 REQUESTS: Mapping[str, Mapping[str, Any]] = {
-    "example_params_ui_tutorial": {"conf": {"required_field": "given"}},
+    "example_params_ui_tutorial": {"conf": {"required_field": "given by the check"}},
 }
 """Members of the request that triggers a run, where Airflow refuses one without them."""
 
