@@ -22,6 +22,8 @@ NOT_RUN: Mapping[str, str] = {
     "example_external_task_marker_child": "waits for a run of another DAG with the same logical date",
     "example_python_decorator": INSTALLS,
     "example_python_operator": INSTALLS,
+    "example_retry_policy": "asks a service of the internet, and tries again for minutes",
+    "example_sensors": "waits until one hour later: a deferred sensor without regard to its timeout",
     "tutorial_taskflow_api_virtualenv": INSTALLS,
 }
 """DAGs that do not end by themselves without network, other services or other DAGs, each with the reason."""
