@@ -99,23 +99,44 @@ async def test_a_failure_arrives_before_the_teardown_ends(stack: DemoStack, airf
     assert state == "running"
 
 
+CONFS: dict[str, dict[str, Any]] = {
+    "chat_answer": {"teardown_seconds": 0},
+    "fail_before_teardown": {"teardown_seconds": 0},
+    "mapped_squares": {"numbers": [3, 1, 2]},
+    "native_result": {"question": "Why?", "archive_seconds": 0},
+}
+WatchedRun = tuple[RunKey, tuple[list[Frame], list[Frame]]]
+
+
+@pytest.fixture(scope="module")
+def watched_runs(stack: DemoStack, airflow: AirflowRestClient) -> dict[str, WatchedRun]:
+    """Runs at the same time, with the frames over SSE and over WebSocket from when they were triggered."""
+
+    async def watch(dag_id: str) -> WatchedRun:
+        key = await trigger(airflow, dag_id, **CONFS[dag_id])
+        return key, await asyncio.gather(
+            frames_over_sse(stack, key, "?until=run"), frames_over_websocket(stack, key, "?until=run")
+        )
+
+    async def watch_all() -> dict[str, WatchedRun]:
+        return dict(zip(CONFS, await asyncio.gather(*map(watch, CONFS)), strict=True))
+
+    return asyncio.run(watch_all())
+
+
 @pytest.mark.parametrize(
-    ("dag_id", "conf", "outcome", "results"),
+    ("dag_id", "outcome", "results"),
     [
-        ("chat_answer", {"teardown_seconds": 0}, "result", {"answer": ANSWER}),
-        ("fail_before_teardown", {"teardown_seconds": 0}, "failure", None),
-        ("mapped_squares", {"numbers": [3, 1, 2]}, "result", {"square": [9, 1, 4]}),
-        ("native_result", {"question": "Why?", "archive_seconds": 0}, "result", {"answer": "You asked: Why?"}),
+        ("chat_answer", "result", {"answer": ANSWER}),
+        ("fail_before_teardown", "failure", None),
+        ("mapped_squares", "result", {"square": [9, 1, 4]}),
+        ("native_result", "result", {"answer": "You asked: Why?"}),
     ],
 )
 async def test_the_frames_of_a_run_are_its_committed_transitions(
-    stack: DemoStack, airflow: AirflowRestClient, dag_id: str, conf: dict[str, Any], outcome: str, results: Any
+    stack: DemoStack, watched_runs: dict[str, WatchedRun], dag_id: str, outcome: str, results: Any
 ) -> None:
-    key = await trigger(airflow, dag_id, **conf)
-    everything = await asyncio.gather(
-        frames_over_sse(stack, key, "?until=run"), frames_over_websocket(stack, key, "?until=run")
-    )
-
+    key, everything = watched_runs[dag_id]
     for frames in everything:
         assert duplicates(frames) == []
         assert (frames[-1]["type"], frames[-1]["outcome"]) == ("end", outcome)
