@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import psutil
 
-from stream_server.cli.demo import template
+from stream_server.cli.demo import template_cluster
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.cli.demo.progress import ConsoleReporter, SilentReporter
 from stream_server.cli.demo.run_directory import RunDirectory
@@ -46,9 +46,11 @@ def running_database(postgres_settings: Mapping[str, str] | None = None) -> Iter
     directory = RunDirectory(DATA_DIR)
     postgres = EmbeddedPostgres(directory.postgres, settings=postgres_settings, log=directory.logs / "postgresql.log")
     try:
-        template.clone_template(template.ensure_template(DATA_DIR / "cache", ConsoleReporter()), directory.postgres)
+        template_cluster.clone_template(
+            template_cluster.ensure_template(DATA_DIR / "cache", ConsoleReporter()), directory.postgres
+        )
         postgres.start()
-        url = postgres.url(template.DATABASE, template.ROLE)
+        url = postgres.url(template_cluster.DATABASE, template_cluster.ROLE)
         install_journal(directory.logs, url, SilentReporter())
         yield url, directory
     finally:

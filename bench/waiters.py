@@ -25,7 +25,7 @@ from rich.console import Console
 
 from bench.testbed import Testbed, raise_on_sigterm, running_testbed
 from stream_server.cli.demo.postgres import SUPERUSER
-from stream_server.cli.demo.template import ROLE
+from stream_server.cli.demo.template_cluster import ROLE
 from stream_server.domain.run_state import RunKey
 from support.airflow_sql import AirflowSql
 

@@ -19,7 +19,7 @@ from cachetools import TLRUCache
 from stream_server.auth.authorizer import Caller
 from stream_server.auth.credential import credential_digest
 from stream_server.errors import AirflowRefused, PermissionUnknown
-from stream_server.hub.task_set import TaskSet
+from stream_server.hub.asyncio_tasks import TaskSet
 
 NOT_FOUND = 404
 

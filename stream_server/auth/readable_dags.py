@@ -13,8 +13,8 @@ from typing import NamedTuple
 from cachetools import FIFOCache
 
 from stream_server.errors import AirflowRefused, PermissionUnknown, StreamServerError
+from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.hub.firehose import Resource
-from stream_server.hub.task_set import TaskSet
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import TypeAlias
 
 from stream_server.auth.authorizer import Access, Caller, Grant, OnTokenExpiring, StreamScope
 from stream_server.errors import AirflowRefused, StreamServerError
+from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.hub.subscription import Subscription
-from stream_server.hub.task_set import TaskSet
 from stream_server.protocol.close_codes import CloseCode
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator, OperatorParti
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from stream_server.authoring.errors import MisplacedMark
+from stream_server.authoring.function_source import remove_decorators
 from stream_server.authoring.result_marks import Operator, dag_of, error_prefix, format_task_ids, mark_result_task
-from stream_server.authoring.source import remove_decorators
 
 T = TypeVar("T")
 

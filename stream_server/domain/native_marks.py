@@ -7,6 +7,7 @@ DAG version: what this run shows overrides what earlier runs showed.
 
 from __future__ import annotations
 
+from stream_server.domain.mapped_result import is_expanded_to_nothing
 from stream_server.domain.run_state import RunState
 from stream_server.domain.trigger_rules import Ends
 
@@ -63,7 +64,7 @@ def _is_skipped(run: RunState, task_id: str) -> bool:
         return False
     if instances.by_state.keys() == {"skipped"}:
         # Mapped over nothing, it has a value: an empty list.
-        return not run.is_expanded_to_nothing(task_id)
+        return not is_expanded_to_nothing(run, task_id)
     prediction = run.predict()
     if prediction is None or run.graph is None or task_id not in run.graph.tasks or run.graph.may_expand(task_id):
         return False

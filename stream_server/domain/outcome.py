@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from stream_server.domain.mapped_result import count_expected_results, has_all_results, is_expanded_to_nothing
 from stream_server.domain.native_marks import (
     are_marks_complete,
     find_marked_tasks,
@@ -149,10 +150,10 @@ def _find_failed_result_task(run: RunState, tasks: tuple[str, ...]) -> FailureKn
     """Return the failure of the first result task that has ended without a value, or else is certain to."""
     for task_id in tasks:
         instances = run.tasks.get(task_id)
-        if instances is None or run.is_expanded_to_nothing(task_id):
+        if instances is None or is_expanded_to_nothing(run, task_id):
             continue
         # When a mapping shrinks, Airflow removes the indexes beyond its length. Their values are not missing.
-        missing = UNSUCCESSFUL_STATES - {"removed"} if instances.count_expected() else UNSUCCESSFUL_STATES
+        missing = UNSUCCESSFUL_STATES - {"removed"} if count_expected_results(instances) else UNSUCCESSFUL_STATES
         failed = [min(found) for state, found in instances.by_state.items() if state in missing]
         if failed:
             return _build_failure(run, task_id, min(failed), instances[min(failed)].changed)
@@ -167,7 +168,7 @@ def _find_failed_result_task(run: RunState, tasks: tuple[str, ...]) -> FailureKn
 
 def _may_expand_to_nothing(run: RunState, prediction: Prediction, task_id: str) -> bool:
     """Whether a task is or may be mapped over nothing. Airflow skips it, but its result is an empty list."""
-    if run.is_expanded_to_nothing(task_id):
+    if is_expanded_to_nothing(run, task_id):
         return True
     is_waiting = run.tasks[task_id].by_state.keys() == {None}
     assert run.graph is not None, "a prediction needs a graph"
@@ -230,8 +231,8 @@ def _find_result(run: RunState, tasks: tuple[str, ...], options: WatchOptions) -
     sources: list[SourceRow] = []
     for task_id in tasks:
         instances = run.tasks.get(task_id)
-        is_empty = run.is_expanded_to_nothing(task_id)
-        if instances is None or not (is_empty or instances.has_all_results(needs_success)):
+        is_empty = is_expanded_to_nothing(run, task_id)
+        if instances is None or not (is_empty or has_all_results(instances, needs_success)):
             return None
         versions.append(ResultVersion(task_id, instances.result_changes, instances.tries))
         sources.append(instances[-1].changed if is_empty else instances.last_result_source(needs_success))

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from stream_server.domain.mapped_result import is_expanded_to_nothing
 from stream_server.domain.outcome import (
     Decision,
     FailureKnown,
@@ -193,7 +194,7 @@ def _result_frame(run: RunState, result: ResultKnown, values: ReturnValues) -> R
         if any(value is not None and value.json is None for value in found):
             size = sum(value.bytes for value in found if value is not None)
             references[task_id] = Reference(href=_xcom_href(run, task_id, indexes), bytes=size)
-        elif run.is_expanded_to_nothing(task_id):
+        elif is_expanded_to_nothing(run, task_id):
             results[task_id] = _EMPTY_LIST
         elif indexes == [-1]:
             results[task_id] = _raw_json(found[0])

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from stream_server.domain.emitted_output import RunOutput
 from stream_server.domain.graph import Graph
 from stream_server.domain.prediction import Prediction, is_predictable
 from stream_server.domain.task_instances import SourceRow, TaskInstance, TaskInstances
-from stream_server.domain.task_output import RunOutput
 from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output, output_frames, run_frame, task_frame
 from stream_server.protocol.frames import NO_STATUS, AnyFrame, AnyOutputFrame, RunInfo, Snapshot, TaskInfo
@@ -77,18 +77,6 @@ class RunState:
     @property
     def has_ended(self) -> bool:
         return self.is_deleted or self.info.state in FINAL_RUN_STATES
-
-    def is_expanded_to_nothing(self, task_id: str) -> bool:
-        """Whether a task is mapped over nothing, so that its result is an empty list.
-
-        Airflow then skips its only instance, and unlike in every other case it does not set `end_date`
-        (`TaskMap.expand_mapped_task`).
-        """
-        instances = self.tasks.get(task_id)
-        instance = instances.get(-1) if instances is not None and len(instances) == 1 else None
-        if instance is None or instance.state != "skipped" or instance.end_date is not None:
-            return False
-        return self.graph is not None and task_id in self.graph.tasks and self.graph.may_expand(task_id)
 
     @property
     def task_ids(self) -> set[str]:

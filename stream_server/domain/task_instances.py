@@ -95,18 +95,6 @@ class TaskInstances(Mapping[int, TaskInstance]):
             self._track_result(map_index, before, None)
             self._count_marks(before, None)
 
-    def count_expected(self) -> int:
-        """Return how many instances need a result. Airflow removes indexes beyond the length of a shrunk mapping."""
-        return len(self._instances) - len(self._by_state.get("removed", ()))
-
-    def has_all_results(self, needs_success: bool) -> bool:
-        """Whether all instances that need a result have one, and have also succeeded if `needs_success`."""
-        return (
-            0
-            < self.count_expected()
-            == len(self._by_state.get("success", ()) if needs_success else self.indexes_with_result)
-        )
-
     def last_result_source(self, needs_success: bool) -> SourceRow:
         """Return the row of the last result, or of the last success if `needs_success`."""
         count, source = self._last_result_sources.get(needs_success, (None, SourceRow()))

@@ -8,7 +8,7 @@ from stream_server.auth.airflow_api import AirflowApi
 from stream_server.auth.authorizer import Caller
 from stream_server.auth.tickets import MAX_TICKET_LENGTH, ticket_digest, unseal_credential
 from stream_server.errors import AirflowUrlMissing, OriginNotAllowed, TicketRefused
-from stream_server.http.delivery.scope import TICKET_KEY
+from stream_server.http.delivery.asgi_scope import TICKET_KEY
 from stream_server.http.params import parse_query
 from stream_server.http.request_slot import attribute_request
 from stream_server.http.state import State

@@ -17,8 +17,8 @@ import anyio
 from stream_server.domain.outcome import Undecided, WatchOptions, evaluate
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import JournalForbidden, JournalMissing, JournalUnreachable, ReadReplica, StreamServerError
+from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.hub.hub import Hub
-from stream_server.hub.task_set import TaskSet
 from stream_server.journal.waiting_servers import WaitingServers
 
 log = logging.getLogger(__name__)

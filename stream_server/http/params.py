@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection, Request
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import BadParameter, RequestTooLarge, TokenInUrl
-from stream_server.http.delivery.scope import find_header
+from stream_server.http.delivery.asgi_scope import find_header
 from stream_server.http.state import State
 from stream_server.protocol.cursor import ResumePoint
 from stream_server.settings import parse_duration

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stream_server.auth.rate_limits import RateLimits, caller_of_address
 from stream_server.errors import NulInText
 from stream_server.http.caller import read_credential
-from stream_server.http.delivery.scope import OBSERVED_HEAD_KEY, SLOT_KEY
+from stream_server.http.delivery.asgi_scope import OBSERVED_HEAD_KEY, SLOT_KEY
 from stream_server.http.endpoints.probe import PROBE_PATH
 from stream_server.http.request_slot import extract_ticket, now
 from stream_server.http.state import State

@@ -10,7 +10,7 @@ from starlette.types import Scope
 
 from stream_server.auth.rate_limits import CallerSlot
 from stream_server.errors import BadParameter
-from stream_server.http.delivery.scope import SLOT_KEY, TICKET_KEY
+from stream_server.http.delivery.asgi_scope import SLOT_KEY, TICKET_KEY
 from stream_server.http.state import State
 
 

@@ -13,8 +13,8 @@ from stream_server.domain.outcome import ReturnValues
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import Transition
 from stream_server.errors import RunNotFound, Unavailable
+from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.hub.run_feed import RunFeed
-from stream_server.hub.task_set import TaskSet
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import ResetReason

@@ -11,8 +11,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
-from stream_server.http import pages as assets
-from stream_server.http.delivery.scope import CONNECTION, RESPONSE, SERVER_SEND_KEY
+from stream_server.http import static_pages
+from stream_server.http.delivery.asgi_scope import CONNECTION, RESPONSE, SERVER_SEND_KEY
 from stream_server.http.problems import EXCEPTION_HANDLERS, raise_not_found
 from stream_server.http.routes import api_routes
 from stream_server.server.client_connections import find_response
@@ -64,7 +64,7 @@ def create_app(
         routes=[
             *api_routes(),
             *([] if settings.admin_port is not None else operator_routes()),
-            *(assets.page_routes() if settings.web else []),
+            *(static_pages.page_routes() if settings.web else []),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=make_lifespan(settings, make_journal_source, drains=drains),

@@ -22,7 +22,7 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from stream_server.errors import BadRequest
-from stream_server.http.delivery.scope import CONNECTION
+from stream_server.http.delivery.asgi_scope import CONNECTION
 from stream_server.protocol.frames import Close
 from stream_server.server.flow_control import ResumeEvent
 from stream_server.server.placeholders import (

@@ -8,8 +8,8 @@ from typing import Protocol, TypeAlias
 
 from typing_extensions import override
 
+from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.hub.hub import Hub
-from stream_server.hub.task_set import TaskSet
 from stream_server.journal.gauges import DatabaseGauges
 from stream_server.journal.retention import Retention, prune_forever
 from stream_server.journal.run_store import RunStore

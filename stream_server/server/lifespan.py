@@ -23,8 +23,8 @@ from stream_server.http.cancellation import Cancellations
 from stream_server.http.deadlines import SharedTimeouts
 from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.http.state import State
+from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.hub.hub import Hub
-from stream_server.hub.task_set import TaskSet
 from stream_server.journal.idempotency_keys import IdempotencyKeys
 from stream_server.journal.run_store import RunStore
 from stream_server.journal.ticket_store import TicketStore

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from stream_server.http.delivery.scope import CONNECTION
+from stream_server.http.delivery.asgi_scope import CONNECTION
 from stream_server.http.delivery.writers import DirectWriter
 
 DETACHED_SCOPE: dict[str, Any] = {"method": "GET"}

@@ -15,7 +15,7 @@ from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 
-from stream_server.http.delivery.scope import CONNECTION
+from stream_server.http.delivery.asgi_scope import CONNECTION
 from stream_server.http.endpoints.websocket import close_code_and_reason
 from stream_server.protocol.frames import Close
 from stream_server.server.flow_control import ResumeEvent

@@ -16,9 +16,9 @@ import asyncpg
 import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.cli.doctor.database_session import ReadOnlySession
 from stream_server.cli.doctor.report import Finding, Level
 from stream_server.cli.doctor.runner import DoctorTargets, run_checks
-from stream_server.cli.doctor.session import ReadOnlySession
 from stream_server.cli.doctor.thresholds import Thresholds
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import ReadReplica

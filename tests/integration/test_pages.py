@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stream_server.http import pages
+from stream_server.http import static_pages
 from stream_server.settings import Settings
 from support.server import RunningServer, running_server, server_process
 
@@ -26,7 +26,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "index.html").write_text("<!doctype html><title>Runs</title>")
     (folder / "assets" / "index-4c1f0be2.js").write_text(SCRIPT)
     (folder / "assets" / "index-4c1f0be2.js.gz").write_bytes(gzip.compress(SCRIPT.encode()))
-    monkeypatch.setattr(pages, "BUILD_DIRECTORY", folder)
+    monkeypatch.setattr(static_pages, "BUILD_DIRECTORY", folder)
     return folder
 
 
@@ -70,7 +70,7 @@ async def test_no_other_file_is_served(settings: Callable[..., Settings], path: 
 async def test_missing_pages_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Callable[..., Settings]
 ) -> None:
-    monkeypatch.setattr(pages, "BUILD_DIRECTORY", tmp_path / "missing")
+    monkeypatch.setattr(static_pages, "BUILD_DIRECTORY", tmp_path / "missing")
     async with running_server(settings()) as server, httpx.AsyncClient(base_url=server.url) as client:
         missing = await client.get("/chat")
         assert (await client.get("/health")).status_code == 200

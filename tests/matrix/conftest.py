@@ -12,7 +12,7 @@ from uv import find_uv_bin
 
 from matrix.environments import BUILD_SECONDS
 from matrix.upgraded_databases import UpgradedDatabases
-from stream_server.cli.demo import airflow, template
+from stream_server.cli.demo import airflow, template_cluster
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from support.postgres import DATA_DIR
 
@@ -37,7 +37,7 @@ def all_databases(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathF
         postgres.url(),
         port=0,
         dags=[],
-        bytecode=template.bytecode_dir(DATA_DIR / "cache"),
+        bytecode=template_cluster.bytecode_dir(DATA_DIR / "cache"),
     )
     return UpgradedDatabases(postgres, environment)
 

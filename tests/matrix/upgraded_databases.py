@@ -12,7 +12,7 @@ from matrix.environments import environment_python
 from matrix.versioned_sql import VersionedSql, clear_try_numbers, fill_tables
 from stream_server.cli.demo import airflow
 from stream_server.cli.demo.postgres import EmbeddedPostgres
-from stream_server.cli.demo.template import ROLE
+from stream_server.cli.demo.template_cluster import ROLE
 from stream_server.journal.installer import fetch_status, install_journal
 from support.postgres import drop_database
 

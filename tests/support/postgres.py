@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from stream_server.cli.demo import template
+from stream_server.cli.demo import template_cluster
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.run_directory import RunDirectory
@@ -49,7 +49,9 @@ def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[Embe
         directory.postgres, settings={**FAST, **(settings or {})}, log=directory.logs / "postgresql.log"
     )
     try:
-        template.clone_template(template.ensure_template(DATA_DIR / "cache", ConsoleReporter()), directory.postgres)
+        template_cluster.clone_template(
+            template_cluster.ensure_template(DATA_DIR / "cache", ConsoleReporter()), directory.postgres
+        )
         server.start()
         yield server
     finally:
@@ -67,7 +69,7 @@ def make_run_directory() -> RunDirectory:
 
 def create_database_from_airflow_template(postgres: EmbeddedPostgres) -> str:
     """Copy the migrated Airflow database, owned by the role `airflow`; return the name of the copy."""
-    return _copy_database(postgres, template.DATABASE)
+    return _copy_database(postgres, template_cluster.DATABASE)
 
 
 async def create_database_with_journal(postgres: EmbeddedPostgres) -> str:
@@ -76,7 +78,9 @@ async def create_database_with_journal(postgres: EmbeddedPostgres) -> str:
     The journal is installed once for each cluster, so that copies have the same epoch.
     """
     if postgres not in _clusters_with_journal:
-        postgres.execute(f"CREATE DATABASE {WITH_JOURNAL} TEMPLATE {template.DATABASE} OWNER {template.ROLE}")
+        postgres.execute(
+            f"CREATE DATABASE {WITH_JOURNAL} TEMPLATE {template_cluster.DATABASE} OWNER {template_cluster.ROLE}"
+        )
         await install_journal(postgres.url(WITH_JOURNAL), "public", lock_timeout=5, attempts=1)
         _clusters_with_journal.add(postgres)
     return _copy_database(postgres, WITH_JOURNAL)
@@ -84,7 +88,7 @@ async def create_database_with_journal(postgres: EmbeddedPostgres) -> str:
 
 def _copy_database(postgres: EmbeddedPostgres, source: str) -> str:
     name = f"airflow_{os.getpid()}_{next(_numbers)}"
-    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {source} OWNER {template.ROLE} STRATEGY FILE_COPY")
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {source} OWNER {template_cluster.ROLE} STRATEGY FILE_COPY")
     return name
 
 

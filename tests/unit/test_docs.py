@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from stream_server import errors
+from stream_server.cli.doctor.database_session import ReadOnlySession
 from stream_server.cli.doctor.runner import list_airflow_checks, list_database_checks, list_server_checks
-from stream_server.cli.doctor.session import ReadOnlySession
 from stream_server.cli.doctor.thresholds import Thresholds
 from stream_server.cli.exit import ExitCode
 from stream_server.protocol import frames, wire

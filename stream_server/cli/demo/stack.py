@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import stream_server
-from stream_server.cli.demo import server, template
+from stream_server.cli.demo import server, template_cluster
 from stream_server.cli.demo.airflow import ADMIN, Airflow
 from stream_server.cli.demo.errors import DemoError
 from stream_server.cli.demo.postgres import EmbeddedPostgres
@@ -102,7 +102,7 @@ class DemoStack:
                 self.directory.logs,
                 self.postgres.url(),
                 dags=[*folders, *self._added_folders],
-                bytecode=template.bytecode_dir(self._cache_dir),
+                bytecode=template_cluster.bytecode_dir(self._cache_dir),
                 port=airflow_port,
                 triggerer=triggerer,
                 settings=airflow_settings,
@@ -148,9 +148,9 @@ class DemoStack:
         Raises:
             DemoError: PostgreSQL did not start.
         """
-        template_dir = template.ensure_template(self._cache_dir, self._reporter)
+        template_dir = template_cluster.ensure_template(self._cache_dir, self._reporter)
         with report_step(self._reporter, "Starting PostgreSQL"):
-            template.clone_template(template_dir, self.directory.postgres)
+            template_cluster.clone_template(template_dir, self.directory.postgres)
             self.postgres.start()
 
     def start_services(self) -> None:

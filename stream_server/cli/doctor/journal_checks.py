@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from stream_server.cli.doctor.airflow_schema import REQUIRED_COLUMNS, VERSION_TABLES, evaluate_schema
+from stream_server.cli.doctor.database_session import ReadOnlySession
 from stream_server.cli.doctor.report import Finding, ok, problem, warning
-from stream_server.cli.doctor.session import ReadOnlySession
 from stream_server.cli.doctor.thresholds import Thresholds
 from stream_server.journal.installer import read_status
 from stream_server.journal.privileges import READER_PRIVILEGES

@@ -10,8 +10,8 @@ from uuid import uuid4
 import anyio
 import asyncpg
 
+from stream_server.cli.doctor.database_session import ReadOnlySession
 from stream_server.cli.doctor.report import Finding, ok, problem, warning
-from stream_server.cli.doctor.session import ReadOnlySession
 from stream_server.cli.doctor.thresholds import Thresholds
 from stream_server.journal.connection import close_connection, map_postgres_errors
 

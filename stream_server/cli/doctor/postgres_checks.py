@@ -7,8 +7,8 @@ from datetime import datetime, timezone
 
 import asyncpg
 
+from stream_server.cli.doctor.database_session import ReadOnlySession
 from stream_server.cli.doctor.report import Finding, ok, problem, warning
-from stream_server.cli.doctor.session import ReadOnlySession
 from stream_server.cli.doctor.thresholds import Thresholds
 from stream_server.journal.queries import load_queries
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import anyio
 import httpx
 
+from stream_server.cli.doctor.database_session import ReadOnlySession
 from stream_server.cli.doctor.http_checks import AirflowChecks, ServerChecks
 from stream_server.cli.doctor.journal_checks import JournalChecks
 from stream_server.cli.doctor.notify_checks import NotifyChecks
 from stream_server.cli.doctor.postgres_checks import PostgresChecks
 from stream_server.cli.doctor.report import DoctorReport, Finding, problem, skipped
-from stream_server.cli.doctor.session import ReadOnlySession
 from stream_server.cli.doctor.thresholds import Thresholds
 from stream_server.errors import (
     JournalForbidden,

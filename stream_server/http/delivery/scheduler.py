@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeAlias
 
-from stream_server.hub.task_set import TaskSet
+from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import Close
 from stream_server.protocol.wire import PING, Framing, Wire

@@ -11,8 +11,7 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from stream_server.http.delivery.scheduler import WriteScheduler
-from stream_server.http.delivery.scope import (
+from stream_server.http.delivery.asgi_scope import (
     CONNECTION,
     OBSERVED_HEAD_KEY,
     SERVER_SEND_KEY,
@@ -21,6 +20,7 @@ from stream_server.http.delivery.scope import (
     find_header,
     keep_slot,
 )
+from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, HttpServerConnection
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.wire import Framing, Wire

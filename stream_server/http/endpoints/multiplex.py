@@ -17,8 +17,8 @@ from stream_server.auth.authorizer import Caller
 from stream_server.auth.revalidation import is_credential_refused
 from stream_server.errors import AirflowRefused, BadParameter, StreamServerError
 from stream_server.http.caller import identify_caller, refuse_foreign_origin
+from stream_server.http.delivery.asgi_scope import CONNECTION, find_extension
 from stream_server.http.delivery.scheduler import FrameWriter
-from stream_server.http.delivery.scope import CONNECTION, find_extension
 from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, pack_frames
 from stream_server.http.endpoints.multiplex_messages import (
     ClientMessage,

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from stream_server.errors import Throttled, Unavailable
 from stream_server.http.caller import identify_caller
 from stream_server.http.delivery import ndjson, sse
+from stream_server.http.delivery.asgi_scope import find_header
 from stream_server.http.delivery.scheduler import WriteScheduler
-from stream_server.http.delivery.scope import find_header
 from stream_server.http.params import negotiate_media_type, parse_resume_point, parse_run_key, parse_watch_options
 from stream_server.http.permission import authorize_run
 from stream_server.http.state import State

@@ -19,7 +19,7 @@ from stream_server.auth.tickets import holder_digest, new_ticket, seal_credentia
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import BadParameter, BadRequest, TooManyTickets
 from stream_server.http.caller import identify_caller, refuse_foreign_origin
-from stream_server.http.delivery.scope import SLOT_KEY
+from stream_server.http.delivery.asgi_scope import SLOT_KEY
 from stream_server.http.params import read_body
 from stream_server.http.state import State
 from stream_server.protocol.bodies import Ticket

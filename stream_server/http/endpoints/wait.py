@@ -26,9 +26,9 @@ from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
 from stream_server.domain.transition import RETURN_VALUE_KEY
 from stream_server.errors import AirflowRefused, RunNotFound, Unavailable
 from stream_server.http.caller import identify_caller
+from stream_server.http.delivery.asgi_scope import reset_response
 from stream_server.http.delivery.due_frames import watch_due_frames
 from stream_server.http.delivery.scheduler import TransportCounters
-from stream_server.http.delivery.scope import reset_response
 from stream_server.http.delivery.streaming_body import HEADERS
 from stream_server.http.params import parse_run_key
 from stream_server.http.permission import authorize_run, ignore_expiry

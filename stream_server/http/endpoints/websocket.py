@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from stream_server.domain.outcome import WatchOptions
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.http.caller import identify_caller, refuse_foreign_origin
-from stream_server.http.delivery.scope import CONNECTION, find_extension, keep_slot
+from stream_server.http.delivery.asgi_scope import CONNECTION, find_extension, keep_slot
 from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, ServerConnection, pack_frames
 from stream_server.http.params import parse_resume_point, parse_run_key, parse_watch_options
 from stream_server.http.permission import Permission, authorize_run

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from stream_server.domain.run_state import RunKey
 from stream_server.domain.transition import ReadTiming, Transition
+from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.hub.firehose import Filter
-from stream_server.hub.task_set import TaskSet
 from stream_server.journal.run_store import RunStore
 from stream_server.journal.tail import BatchSink
 from stream_server.journal.undecodable_rows import LoggedCauses

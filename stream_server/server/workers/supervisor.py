@@ -15,7 +15,7 @@ from contextlib import suppress
 import anyio
 
 from stream_server.errors import StreamServerError
-from stream_server.hub.task_set import TaskSet
+from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.journal.run_store import RunStore
 from stream_server.protocol.backoff import Backoff
 from stream_server.server.journal_service import JournalService

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from stream_server.http.delivery.scope import CONNECTION, RESPONSE, SERVER_SEND_KEY, find_extension
+from stream_server.http.delivery.asgi_scope import CONNECTION, RESPONSE, SERVER_SEND_KEY, find_extension
 from stream_server.server import client_connections
 from stream_server.server.app import Application
 from stream_server.server.client_connections import ResponseHeads

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stream_server.cli.demo import template
+from stream_server.cli.demo import template_cluster
 from stream_server.cli.demo.command import NOT_STARTED, run_demo
 from stream_server.cli.demo.errors import DemoError, read_last_lines
 from stream_server.cli.demo.ports import LOOPBACK
@@ -110,8 +110,8 @@ def test_shared_directory_must_be_private(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_template_name_has_both_versions() -> None:
-    assert template.template_name().startswith("airflow-3.")
-    assert "-postgres-18." in template.template_name()
+    assert template_cluster.template_name().startswith("airflow-3.")
+    assert "-postgres-18." in template_cluster.template_name()
 
 
 def test_concurrent_demos_create_one_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_concurrent_demos_create_one_template(tmp_path: Path, monkeypatch: pytes
     second = RecordingReporter()
 
     def make(directory: Path, _progress: object) -> None:
-        waiter = threading.Thread(target=template.ensure_template, args=(tmp_path, second))
+        waiter = threading.Thread(target=template_cluster.ensure_template, args=(tmp_path, second))
         waiter.start()
         waiters.append(waiter)
         assert second.waiting.wait(10)
@@ -127,8 +127,8 @@ def test_concurrent_demos_create_one_template(tmp_path: Path, monkeypatch: pytes
         made.append(directory)
 
     waiters: list[threading.Thread] = []
-    monkeypatch.setattr(template, "_make_template", make)
-    directory = template.ensure_template(tmp_path, SilentReporter())
+    monkeypatch.setattr(template_cluster, "_make_template", make)
+    directory = template_cluster.ensure_template(tmp_path, SilentReporter())
     waiters[0].join(10)
     assert made == [directory]
     assert second.steps == ["Another process is preparing the Airflow database"]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_server.domain.emitted_output import FRAME_OVERHEAD_BYTES, RunOutput
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.replay import Gap
 from stream_server.domain.run_state import RunState
-from stream_server.domain.task_output import FRAME_OVERHEAD_BYTES, RunOutput
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import output_frames
 from stream_server.hub.run_feed import RunFeed

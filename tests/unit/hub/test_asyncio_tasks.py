@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from stream_server.errors import Unavailable
-from stream_server.hub.task_set import TaskSet
+from stream_server.hub.asyncio_tasks import TaskSet
 
 
 async def wait_forever() -> None:
@@ -46,7 +46,7 @@ async def test_join_waits_for_tasks_that_start_meanwhile() -> None:
     ("error", "level"), [(RuntimeError("unexpected"), logging.ERROR), (Unavailable("expected"), logging.DEBUG)]
 )
 async def test_errors_are_logged(caplog: pytest.LogCaptureFixture, error: Exception, level: int) -> None:
-    caplog.set_level(logging.DEBUG, "stream_server.hub.task_set")
+    caplog.set_level(logging.DEBUG, "stream_server.hub.asyncio_tasks")
     tasks = TaskSet("reader")
     tasks.start(fail(error), "of run r1")
     await tasks.join()

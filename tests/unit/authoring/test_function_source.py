@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream_server.authoring.source import remove_decorators
+from stream_server.authoring.function_source import remove_decorators
 
 NAMES = {"result_task", "answers"}
 BARE = "def fetch():\n    return 1\n"
