@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,14 @@ class RunningServer:
         self.hub._move_cursor(position)
 
 
+class ServerOfTest(DrainingServer):
+    """A server that leaves signals to pytest: uvicorn raises them again at its end, while pytest ends itself."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 @asynccontextmanager
 async def running_server(
     settings: Settings, *, direct_writes: bool = True, http: Any = None
@@ -59,7 +67,7 @@ async def running_server(
     if not direct_writes:
         config.http, config.ws = "httptools", "websockets-sansio"
     config.http = http or config.http
-    server = DrainingServer(config, settings)
+    server = ServerOfTest(config, settings)
     task = asyncio.create_task(server.serve())
     try:
         await eventually_async(lambda: server.started or task.done(), what="the server listens")
