@@ -16,6 +16,7 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
+from support.example_runs import ANSWER_SECONDS
 from support.streams import Events, Frame, sse, states, types
 from support.waiting import eventually
 
@@ -50,7 +51,7 @@ async def until_state(events: Events, task_id: str, state: str) -> list[Frame]:
     """Return frames up to and including the one with a state of a task."""
     frames: list[Frame] = []
     with anyio.move_on_after(RUN_SECONDS):
-        async for frame in events._events:
+        async for frame in events:
             frames.append(frame)
             if (frame.get("task_id"), frame.get("state")) == (task_id, state):
                 return frames
@@ -69,6 +70,8 @@ async def test_streams_continue_across_a_human_response(
         key = RunKey(DAG_ID, await asyncio.to_thread(airflow.trigger_run, DAG_ID))
         async with sse(server.url, key, "?until=run", timeout=RUN_SECONDS) as events:
             frames = await until_state(events, "approve", "awaiting_input")
+            # An event that no API shows; see `ANSWER_SECONDS`.
+            await asyncio.sleep(ANSWER_SECONDS)
             await asyncio.to_thread(approve, airflow, key)
             frames += await events.rest(RUN_SECONDS)
         received = await until_state(firehose, "publish", "success")

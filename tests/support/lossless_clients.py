@@ -93,7 +93,7 @@ class Clients:
         events = await self._stack.enter_async_context(sse(url, key, "?until=run", timeout=PATIENCE))
 
         async def frames() -> AsyncIterator[tuple[Frame, str | None]]:
-            async for frame in events._events:
+            async for frame in events:
                 yield frame, events.ids[-1]
 
         return frames()
