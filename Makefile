@@ -143,6 +143,10 @@ check-examples: $(VENV)/.dev  ## Run the example DAGs that Airflow ships; what a
 check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; nothing may be lost
 	PYTHONPATH=tests $(BIN)/python -m support.lossless --seconds $(or $(SECONDS),120) $(ARGS)
 
+.PHONY: check-mutants
+check-mutants: $(VENV)/.dev $(VENV)/.pages  ## Make hand-made faults in a copy of the project; tests must notice 95 % of them
+	PYTHONPATH=tests $(BIN)/python -m support.mutants $(ARGS)
+
 .PHONY: check-outcome
 check-outcome: $(VENV)/.dev  ## Compare predictions with Airflow's scheduler in CASES=20000 random runs
 	PYTHONPATH=tests $(BIN)/python -m support.outcome_check --cases $(or $(CASES),20000) $(ARGS)

@@ -34,6 +34,7 @@ SMALLEST: dict[str, list[str]] = {
     "check-clients": ["MINUTES=0.5", "ARGS=--clients 50"],
     "check-examples": ["ARGS=--only tutorial_dag example_simplest_dag"],
     "check-lossless": ["SECONDS=5"],
+    "check-mutants": ["ARGS=--only 'not redacted'"],
     "check-outcome": ["CASES=20"],
     "check-scenarios": ["RUNS=1", "ARGS=--collect-only -q"],
     "check-soak": ["MINUTES=0.3"],

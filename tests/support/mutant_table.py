@@ -1,0 +1,196 @@
+"""Faults that the suite must notice: `MUTANTS`. `support.mutants` makes each of them in a copy of the project."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+DOMAIN = ("tests/unit/domain", "tests/unit/hub")
+HUB = ("tests/unit/hub", "tests/unit/domain/test_replay.py")
+TAIL = (
+    "tests/unit/journal",
+    "tests/integration/test_notify.py",
+    "tests/integration/test_gaps.py",
+)
+SCENARIOS = ("tests/integration/test_scenarios.py",)
+TRIGGERS = (
+    "tests/integration/test_trigger_safety.py",
+    "tests/integration/test_install.py",
+    "tests/integration/test_notify.py",
+    *SCENARIOS,
+)
+AUTH = ("tests/unit/auth", "tests/integration/test_auth.py", "tests/integration/test_auth_streams.py")
+
+
+class Mutant(NamedTuple):
+    """One fault."""
+
+    name: str
+    path: str
+    """Below the project."""
+
+    old: str
+    """Text that the file has exactly once."""
+
+    new: str
+    tests: tuple[str, ...]
+    """The tests that must notice it."""
+
+
+def _domain(name: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, f"stream_server/domain/{module}.py", old, new, DOMAIN)
+
+
+def _hub(name: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, f"stream_server/hub/{module}.py", old, new, HUB)
+
+
+def _journal(name: str, module: str, old: str, new: str, *tests: str) -> Mutant:
+    return Mutant(name, f"stream_server/journal/{module}", old, new, tests or TAIL)
+
+
+def _auth(name: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, f"stream_server/auth/{module}.py", old, new, AUTH)
+
+
+MUTANTS = (
+    _domain(
+        "shrunk mapping waits for removed instances",
+        "mapped_result",
+        'len(instances) - len(instances.by_state.get("removed", ()))',
+        "len(instances)",
+    ),
+    _domain("result without instances", "mapped_result", "return 0 < count_expected", "return 0 <= count_expected"),
+    _domain(
+        "skip with an end date counts as mapped over nothing",
+        "mapped_result",
+        " or instance.end_date is not None:\n        return False",
+        ":\n        return False",
+    ),
+    _domain("value of a retried try is kept", "run_state", "and transition.try_number == before.try_number", ""),
+    _domain(
+        "value of a killed task counts", "run_state", "if instance.state in _PUSHING_STATES:", "if instance.state:"
+    ),
+    _domain(
+        "output of an older try counts", "run_state", "return instance.try_number == frame.try_number", "return True"
+    ),
+    _domain("expansion keeps the instance -1", "run_state", "            instances.remove(-1)\n", "            pass\n"),
+    _domain("confirm=success sends a pushed value", "outcome", '== "success"\n    versions', '== "push"\n    versions'),
+    _domain(
+        "failed run without a failure",
+        "outcome",
+        'if run.info.state == "failed":\n        return',
+        "if False:\n        return",
+    ),
+    _domain("changed value is not retracted", "outcome_tracker", "and decision.versions == self.result_versions", ""),
+    _domain(
+        "cleared run is not reset",
+        "outcome_tracker",
+        "is_cleared or not self._is_still_valid",
+        "not self._is_still_valid",
+    ),
+    _domain("until=result ends with the run", "outcome_tracker", 'self.options.until == "result"', "False"),
+    _domain(
+        "replaced value is replayed", "replay", "return answers and row.xcom_key == RETURN_VALUE_KEY", "return False"
+    ),
+    _domain("rows that follow live are replayed", "replay", "if position.is_visible(row.txid)]", "]"),
+    _domain(
+        "run of the same id continues",
+        "replay",
+        "if not run.is_deleted and not before_creation and any(",
+        "if False and any(",
+    ),
+    _domain(
+        "waiting task may always succeed", "prediction", "if not ends & (Ends.SUCCESS | Ends.REMOVED)]", "if not ends]"
+    ),
+    _domain(
+        "skipped leaf fails the run", "prediction", "if not ends & ANY & ~FAILURE))", "if not ends & Ends.SUCCESS))"
+    ),
+    _hub(
+        "rows that the load saw are applied again",
+        "run_feed",
+        "if not self._loaded_at.is_visible(transition.txid)]",
+        "]",
+    ),
+    _hub(
+        "resumed client gets its result again",
+        "run_feed",
+        "self.tracker.last_frames(token.sent_outcome)",
+        "self.tracker.last_frames()",
+    ),
+    _hub(
+        "late client gets old first frames", "run_feed", "        self._initial_wires = None\n        if", "        if"
+    ),
+    _hub("slow client is never disconnected", "subscription", "> self._limit and not", "> 10**12 and not"),
+    _hub("shared queue is changed", "subscription", "if self._is_shared or not isinstance", "if not isinstance"),
+    _hub("chunks are not redacted", "redaction", "return replace(frame, value=UNSET, withheld=True)", "return frame"),
+    _hub("foreign cursor is accepted", "hub", "if position.epoch != self.cursor.epoch:", "if False:"),
+    _journal("dropped write resyncs once only", "gaps.py", "            self.record_gap(snapshot)\n", ""),
+    _journal(
+        "notification during a read is lost",
+        "tail.py",
+        "        self._wake.clear()\n        started",
+        "        started",
+    ),
+    _journal("tail goes idle while it is busy", "pacing.py", " and not self.is_busy", ""),
+    _journal(
+        "pruned rows are not missed",
+        "reader.py",
+        'first["pruned_to"] is not None and not position',
+        "False and not position",
+    ),
+    _journal(
+        "transactions in progress are left out",
+        "sql/queries.sql",
+        "       OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))\n) AS j ON true",
+        ") AS j ON true",
+        "tests/integration/test_scenarios.py",
+        "tests/integration/test_lossless.py",
+    ),
+    _journal(
+        "trigger ignores a change of the try",
+        "sql/functions.sql",
+        "            AND NEW.try_number IS NOT DISTINCT FROM OLD.try_number\n",
+        "",
+        *TRIGGERS,
+    ),
+    _journal(
+        "trigger ignores a cleared run",
+        "sql/functions.sql",
+        "IS NOT DISTINCT FROM OLD.state AND NEW.clear_number = OLD.clear_number THEN",
+        "IS NOT DISTINCT FROM OLD.state THEN",
+        *TRIGGERS,
+    ),
+    _journal(
+        "failed trigger fails the transaction",
+        "sql/exception_handler.sql",
+        "    RETURN NULL;",
+        "    RAISE;",
+        *TRIGGERS,
+    ),
+    _auth(
+        "refusals are kept as long as permissions",
+        "permission_cache",
+        "else self._refused_for)",
+        "else self._good_for)",
+    ),
+    _auth("missing DAG is cached", "permission_cache", "if permission.status != NOT_FOUND:", "if True:"),
+    _auth(
+        "permission is valid from its answer on",
+        "permission_cache",
+        "requested_at = self._clock()\n            permission = await ask()",
+        "permission = await ask()\n            requested_at = self._clock()",
+    ),
+    _auth(
+        "ticket is good for any path",
+        "tickets",
+        "encrypt(nonce, plaintext, _associated_data(paths))",
+        "encrypt(nonce, plaintext, b'')",
+    ),
+    _auth(
+        "streams of a caller are not counted",
+        "rate_limits",
+        "if self._streams[caller] >= self._max_streams:",
+        "if False:",
+    ),
+    _auth("dot segments reach Airflow", "airflow_authorizer", "if DOT_SEGMENTS & set(key):", "if False:"),
+)
