@@ -14,6 +14,7 @@ from stream_server.http.docs.parameters import SECURITY_SCHEMES, build_parameter
 from stream_server.http.docs.responses import (
     JSON_TYPE,
     SCHEMA_TYPE,
+    add_detail_content,
     add_stream_content,
     body_content,
     lines_content,
@@ -229,15 +230,20 @@ def _result_operation() -> Json:
 def _wait_operation() -> Json:
     line = examples.body_examples(WaitLine)[0]
     lines = f'{{"state": "running"}}\n{msgspec.json.encode(line).decode()}\n'
-    airflow = {
-        status: {"description": text, "content": {JSON_TYPE: {"schema": reference_to("Detail")}}}
-        for status, text in (
-            ("401", "Airflow does not accept the credential"),
-            ("403", "The caller may not read the run, or XComs"),
-            ("404", "The run does not exist"),
-            ("422", "`interval` is missing or invalid"),
-        )
+    responses = {
+        "404": {"description": ""},
+        # Before the endpoint is called, requests are refused as everywhere else.
+        **problem_responses(
+            errors.TicketRefused, errors.BadParameter, *CALLER_ERRORS, *THROTTLING_ERRORS, *UNAVAILABLE_ERRORS
+        ),
     }
+    for status, text in (
+        ("401", "Airflow does not accept the credential"),
+        ("403", "The caller may not read the run, or XComs"),
+        ("404", "The run does not exist"),
+        ("422", "`interval` is missing or invalid"),
+    ):
+        add_detail_content(responses[status], text)
     return {
         "operationId": "waitRun",
         "summary": "Wait for the end of a run, compatible with Airflow's endpoint",
@@ -249,8 +255,7 @@ def _wait_operation() -> Json:
                 "description": "Lines without a media type; the last one has the final state and the return values",
                 "content": {ndjson.MEDIA_TYPE: lines_content("WaitLine", lines)},
             },
-            **airflow,
-            **problem_responses(*THROTTLING_ERRORS, *UNAVAILABLE_ERRORS),
+            **responses,
         },
     }
 

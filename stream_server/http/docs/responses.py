@@ -78,6 +78,12 @@ def problem_responses(
     return {**found, "default": fault}
 
 
+def add_detail_content(response: Json, description: str) -> None:
+    """Add to an error response that it may be in Airflow's form, not a problem."""
+    response.setdefault("content", {})[JSON_TYPE] = {"schema": reference_to("Detail")}
+    response["description"] = "\n".join(filter(None, (response["description"], f"- As by Airflow: {description}")))
+
+
 def problem_example(kind: type[errors.StreamServerError], status: int) -> Json:
     """Return a problem of a class of errors. Its detail is the description of the class."""
     return {"type": kind.problem_type(), "title": kind.title, "status": status, "detail": description_of(kind)}
