@@ -123,7 +123,13 @@ MUTANTS = (
     _hub("slow client is never disconnected", "subscription", "> self._limit and not", "> 10**12 and not"),
     _hub("shared queue is changed", "subscription", "if self._is_shared or not isinstance", "if not isinstance"),
     _hub("chunks are not redacted", "redaction", "return replace(frame, value=UNSET, withheld=True)", "return frame"),
-    _hub("foreign cursor is accepted", "hub", "if position.epoch != self.cursor.epoch:", "if False:"),
+    Mutant(
+        "cursor of a lost history is accepted",
+        "stream_server/hub/hub.py",
+        " and not await self._source.is_foreign(position)",
+        "",
+        (*HUB, "tests/integration/test_resume.py", "tests/integration/test_failover.py"),
+    ),
     _journal("dropped write resyncs once only", "gaps.py", "            self.record_gap(snapshot)\n", ""),
     _journal(
         "notification during a read is lost",

@@ -174,3 +174,18 @@ def test_a_refusal_is_raised_with_airflows_status_and_message() -> None:
     with pytest.raises(AirflowRefused, match="Not authenticated") as refused:
         CachedPermission(401, "Not authenticated", "Bearer").raise_if_refused()
     assert (refused.value.status, refused.value.challenge) == (401, "Bearer")
+
+
+async def test_a_permission_is_valid_from_its_request_on(
+    cache: PermissionCache, airflow: Airflow, clock: Clock
+) -> None:
+    """It may have been revoked while the response was on its way."""
+
+    async def fetch_slowly() -> CachedPermission:
+        clock.now += 20
+        return await airflow.fetch()
+
+    await cache.get(ADA, SUBJECT, fetch_slowly)
+    clock.now += 11
+    await cache.get(ADA, SUBJECT, airflow.fetch)
+    assert airflow.requests == 2
