@@ -65,7 +65,7 @@ class JournalPosition:
     """Transactions from `xmin` on that were in progress, ascending."""
 
     row: JournalRow | None = None
-    """A row of transaction `xmax - 1`. If the journal lacks it, its history is another one (`RunStore.lacks`)."""
+    """A row of transaction `xmax - 1`. If the journal lacks it, its history is another one (`RunStore.is_foreign`)."""
 
     @classmethod
     def from_snapshot(cls, epoch: str, snapshot: str) -> JournalPosition:

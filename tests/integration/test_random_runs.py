@@ -18,7 +18,7 @@ from support.airflow_sql import AirflowSql
 from support.run_knowledge import RunKnowledge, read_tables
 from support.run_watchers import RunWatcher, Way
 from support.scenario_servers import all_ways
-from support.scenarios.play import Play
+from support.scenarios.scenario_run import ScenarioRun
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -41,8 +41,8 @@ async def ways(scenario_database: str) -> AsyncIterator[list[Way]]:
 class ComparedClients:
     """A client that was never disconnected, and after each move one that joins and one that resumes."""
 
-    def __init__(self, play: Play, reader: AirflowSql, ways: list[Way], data: st.DataObject) -> None:
-        self._play = play
+    def __init__(self, run: ScenarioRun, reader: AirflowSql, ways: list[Way], data: st.DataObject) -> None:
+        self._run = run
         self._reader = reader
         self._ways = st.sampled_from(ways)
         self._draw = data.draw
@@ -52,7 +52,7 @@ class ComparedClients:
 
     async def compare(self) -> None:
         """Wait until all clients know what the tables have."""
-        tables = await read_tables(self._reader.connection, self._play.key)
+        tables = await read_tables(self._reader.connection, self._run.key)
         if tables.run is None:
             if self._live is not None:
                 await self._live.has_ended()
@@ -80,7 +80,7 @@ class ComparedClients:
             await self._live.close()
 
     def _watch(self, point: tuple[RunKnowledge, str] | None = None) -> RunWatcher:
-        return RunWatcher(self._draw(self._ways, "way"), self._play.key, OPTIONS, point)
+        return RunWatcher(self._draw(self._ways, "way"), self._run.key, OPTIONS, point)
 
     async def _disconnect(self) -> None:
         """Keep the points of the client that is not needed any more, and let the next step connect again."""
@@ -104,11 +104,11 @@ async def test_all_clients_know_the_same_after_each_move(
         AirflowSql.open(scenario_database) as airflow,
         AirflowSql.open(scenario_database) as reader,
     ):
-        play = Play(airflow, reader, f"random_{next(_numbers)}", lambda: clients.compare())  # noqa: PLW0108
-        clients = ComparedClients(play, reader, ways, data)
-        moves = RunMoves(play, data.draw(st.integers(1, 3), "length"))
+        run = ScenarioRun(airflow, reader, f"random_{next(_numbers)}", lambda: clients.compare())  # noqa: PLW0108
+        clients = ComparedClients(run, reader, ways, data)
+        moves = RunMoves(run, data.draw(st.integers(1, 3), "length"))
         try:
-            await play.trigger(TASKS, tags=data.draw(st.sampled_from([[], ["stream-result:join"]]), "tags"))
+            await run.trigger(TASKS, tags=data.draw(st.sampled_from([[], ["stream-result:join"]]), "tags"))
             for _ in range(data.draw(st.integers(1, MAX_MOVES), "number of moves")):
                 possible = await moves.possible()
                 await possible[data.draw(st.sampled_from(sorted(possible)), "move")]()

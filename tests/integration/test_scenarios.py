@@ -20,7 +20,7 @@ from support.run_knowledge import RunKnowledge, read_tables
 from support.run_watchers import RunWatcher, StreamRefused, Way
 from support.scenario_servers import all_ways
 from support.scenarios import SCENARIOS
-from support.scenarios.play import Expected, Play
+from support.scenarios.scenario_run import Expected, ScenarioRun
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -58,11 +58,11 @@ class WatchingClients:
         self.first: list[RunWatcher] = []
         """The clients that watch from the beginning, one for each way."""
 
-    async def step(self, play: Play) -> None:
+    async def step(self, run: ScenarioRun) -> None:
         """Check that all clients know what the tables have; then one joins, and one resumes where another is."""
-        tables = await read_tables(self._airflow.connection, play.key)
+        tables = await read_tables(self._airflow.connection, run.key)
         if not self.first:
-            self.first = [RunWatcher(way, play.key, OPTIONS) for way in self._ways]
+            self.first = [RunWatcher(way, run.key, OPTIONS) for way in self._ways]
             self._watching = [*self.first]
         if tables.run is not None:
             await asyncio.gather(*(watcher.knows(tables) for watcher in self._watching))
@@ -70,46 +70,46 @@ class WatchingClients:
             await asyncio.gather(*(watcher.has_ended() for watcher in self._watching))
             self._watching = []
             return
-        self._watching.append(RunWatcher(next(self._turns), play.key, OPTIONS))
+        self._watching.append(RunWatcher(next(self._turns), run.key, OPTIONS))
         points = [point for watcher in self.first[:4] for point in watcher.points()[-3:]]
         for point in points[:2]:
-            self._watching.append(RunWatcher(next(self._turns), play.key, OPTIONS, point))
+            self._watching.append(RunWatcher(next(self._turns), run.key, OPTIONS, point))
 
-    async def finish(self, play: Play, expected: Expected) -> None:
+    async def finish(self, run: ScenarioRun, expected: Expected) -> None:
         """Check that all know the same, however they came to it."""
-        tables = await read_tables(self._airflow.connection, play.key)
+        tables = await read_tables(self._airflow.connection, run.key)
         remaining = self._watching
         await asyncio.gather(*(watcher.has_ended() for watcher in remaining))
         if tables.run is None:
-            await self._check_deleted(play, expected, remaining)
+            await self._check_deleted(run, expected, remaining)
             return
-        late = [RunWatcher(way, play.key, OPTIONS) for way in self._ways]
+        late = [RunWatcher(way, run.key, OPTIONS) for way in self._ways]
         await asyncio.gather(*(watcher.has_ended() for watcher in late))
         final = late[0].knowledge
         assert final.tables == tables
         check_outcome(final, expected)
         for watcher in (*late, *remaining):
             assert watcher.knowledge.everything == final.everything, watcher.name
-        await self._check_resumes(play, final)
+        await self._check_resumes(run, final)
 
     async def close(self) -> None:
         await asyncio.gather(*(watcher.close() for watcher in (*self.first, *self._watching)))
 
-    async def _check_deleted(self, play: Play, expected: Expected, remaining: list[RunWatcher]) -> None:
+    async def _check_deleted(self, run: ScenarioRun, expected: Expected, remaining: list[RunWatcher]) -> None:
         for watcher in remaining:
             check_outcome(watcher.knowledge, expected)
         for way in self._ways:
             with pytest.raises(StreamRefused) as refused:
-                await RunWatcher(way, play.key, OPTIONS).has_ended()
+                await RunWatcher(way, run.key, OPTIONS).has_ended()
             assert refused.value.status == 404
 
-    async def _check_resumes(self, play: Play, final: RunKnowledge) -> None:
+    async def _check_resumes(self, run: ScenarioRun, final: RunKnowledge) -> None:
         turns = itertools.cycle(self._ways)
         gate = asyncio.Semaphore(RESUMES_AT_ONCE)
 
         async def resume(way: Way, point: tuple[RunKnowledge, str], number: int, *, until: str = "run") -> None:
             async with gate:
-                watcher = RunWatcher(way, play.key, {"until": until}, point)
+                watcher = RunWatcher(way, run.key, {"until": until}, point)
                 await watcher.has_ended()
             known, expected = watcher.knowledge.everything, final.everything
             if until == "result":
@@ -145,9 +145,9 @@ async def test_all_clients_know_the_same(ways: list[Way], scenario_database: str
         AirflowSql.open(scenario_database) as reader,
     ):
         clients = WatchingClients(reader, ways)
-        play = Play(airflow, other, name, lambda: clients.step(play))
+        run = ScenarioRun(airflow, other, name, lambda: clients.step(run))
         try:
-            expected = await SCENARIOS[name](play)
-            await clients.finish(play, expected)
+            expected = await SCENARIOS[name](run)
+            await clients.finish(run, expected)
         finally:
             await clients.close()

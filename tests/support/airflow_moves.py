@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 from support.run_knowledge import read_instances, read_tables
-from support.scenarios.play import Play
+from support.scenarios.scenario_run import ScenarioRun
 from support.serialized_dags import Node
 
 Move = Callable[[], Awaitable[object]]
@@ -34,21 +34,21 @@ class RunMoves:
     """The moves that are possible now, by name.
 
     Args:
-        play: The run.
+        run: The run.
         length: Number of instances that the mapped task expands to.
     """
 
-    def __init__(self, play: Play, length: int) -> None:
-        self._play = play
+    def __init__(self, run: ScenarioRun, length: int) -> None:
+        self._run = run
         self._length = length
         self._values = 0
 
     async def possible(self) -> dict[str, Move]:
         """Return the moves that are possible now."""
-        tables = await read_tables(self._play.airflow.connection, self._play.key)
+        tables = await read_tables(self._run.airflow.connection, self._run.key)
         if tables.run is None:
             return {"create the run again": self._create_again}
-        instances = await read_instances(self._play.airflow.connection, self._play.key)
+        instances = await read_instances(self._run.airflow.connection, self._run.key)
         moves = dict(self._run_moves(tables.run[0]))
         for (task_id, map_index), (state, tries) in instances.items():
             name = task_id if map_index < 0 else f"{task_id}[{map_index}]"
@@ -58,20 +58,20 @@ class RunMoves:
         return moves
 
     def _run_moves(self, state: str | None) -> Iterator[tuple[str, Move]]:
-        play = self._play
+        run = self._run
         if state == "queued":
-            yield "run starts", partial(play.set_run, "running")
+            yield "run starts", partial(run.set_run, "running")
         if state == "running":
             for end in _RUN_ENDS:
-                yield f"run ends with {end}", partial(play.set_run, end)
-        yield "run is deleted", partial(play.airflow.delete_run, play.key)
+                yield f"run ends with {end}", partial(run.set_run, end)
+        yield "run is deleted", partial(run.airflow.delete_run, run.key)
 
     def _task_moves(self, task_id: str, map_index: int, state: str | None, tries: int) -> Iterator[tuple[str, Move]]:
-        play = self._play
-        to = partial(play.set, task_id, map_index=map_index)
+        run = self._run
+        to = partial(run.set_task, task_id, map_index=map_index)
         if state is None:
             if task_id == "square" and map_index < 0:
-                yield "expands", partial(play.airflow.expand, play.key, play.version, task_id, self._length)
+                yield "expands", partial(run.airflow.expand, run.key, run.version, task_id, self._length)
             yield "is scheduled", partial(to, "scheduled")
             for end in ("skipped", "upstream_failed", "removed"):
                 yield f"becomes {end}", partial(to, end)
@@ -87,29 +87,29 @@ class RunMoves:
                 yield f"becomes {other}", partial(to, other)
 
     def _interventions(self, task_id: str, map_index: int, state: str | None) -> Iterator[tuple[str, Move]]:
-        play = self._play
-        yield "is cleared", partial(play.airflow.clear, play.key, [task_id])
+        run = self._run
+        yield "is cleared", partial(run.airflow.clear, run.key, [task_id])
         for mark in ("success", "failed"):
             if state != mark:
-                yield f"is marked {mark}", partial(play.set, task_id, mark, map_index)
+                yield f"is marked {mark}", partial(run.set_task, task_id, mark, map_index)
 
     async def _start(self, task_id: str, map_index: int) -> None:
-        await self._play.set(task_id, "running", map_index)
-        await self._play.delete_xcoms(task_id, map_index)
+        await self._run.set_task(task_id, "running", map_index)
+        await self._run.delete_xcoms(task_id, map_index)
 
     async def _push(self, task_id: str, map_index: int) -> None:
         self._values += 1
-        await self._play.push(task_id, f"value {self._values}", map_index)
+        await self._run.push(task_id, f"value {self._values}", map_index)
 
     async def _return_value(self, task_id: str, map_index: int) -> None:
         await self._push(task_id, map_index)
-        await self._play.set(task_id, "success", map_index)
+        await self._run.set_task(task_id, "success", map_index)
 
     async def _emit(self, task_id: str, map_index: int, tries: int) -> None:
         self._values += 1
-        await self._play.airflow.emit_output(
-            self._play.key, task_id, self._values, f"word {self._values}", map_index=map_index, try_number=tries
+        await self._run.airflow.emit_output(
+            self._run.key, task_id, self._values, f"word {self._values}", map_index=map_index, try_number=tries
         )
 
     async def _create_again(self) -> None:
-        await self._play.airflow.trigger(self._play.key, self._play.version, list(TASKS))
+        await self._run.airflow.trigger(self._run.key, self._run.version, list(TASKS))

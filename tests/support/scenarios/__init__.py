@@ -7,7 +7,7 @@ clients must know what the tables have. It leaves the run ended or deleted.
 from __future__ import annotations
 
 from support.scenarios import interventions, scheduled
-from support.scenarios.play import Scenario
+from support.scenarios.scenario_run import Scenario
 
 SCENARIOS: dict[str, Scenario] = {
     name: scenario

@@ -3,142 +3,132 @@
 from __future__ import annotations
 
 from support.airflow_sql import CHAIN
-from support.scenarios.play import Expected, Play, failure, result
+from support.scenarios.scenario_run import Expected, ScenarioRun, failure, result
 
 
-async def cleared_while_running(play: Play) -> Expected:
+async def cleared_while_running(run: ScenarioRun) -> Expected:
     """A result was sent; its task is cleared, and has another result."""
-    await play.trigger()
-    await play.set_run("running")
-    await play.run("ask", 1)
-    await play.run("answer", "first")
-    await play.step()
-    await play.airflow.clear(play.key, ["answer", "clean_up"])
-    await play.step()
-    await play.set_run("running")
-    await play.start("answer")
-    await play.step()
-    await play.push("answer", "second")
-    await play.set("answer", "success")
-    await play.finish_chain()
+    await run.start_run()
+    await run.run_task("ask", 1)
+    await run.run_task("answer", "first")
+    await run.step()
+    await run.airflow.clear(run.key, ["answer", "clean_up"])
+    await run.step()
+    await run.set_run("running")
+    await run.start_task("answer")
+    await run.step()
+    await run.return_value("answer", "second")
+    await run.finish_chain()
     return result(answer="second")
 
 
-async def cleared_after_the_end(play: Play) -> Expected:
-    await play.trigger()
-    await play.set_run("running")
-    await play.run("ask", 1)
-    await play.run("answer", "first")
-    await play.finish_chain()
-    await play.step()
-    await play.airflow.clear(play.key, ["answer", "clean_up"])
-    await play.step()
-    await play.set_run("running")
-    await play.run("answer", "second")
-    await play.step()
-    await play.finish_chain()
+async def cleared_after_the_end(run: ScenarioRun) -> Expected:
+    await run.start_run()
+    await run.run_task("ask", 1)
+    await run.run_task("answer", "first")
+    await run.finish_chain()
+    await run.step()
+    await run.airflow.clear(run.key, ["answer", "clean_up"])
+    await run.step()
+    await run.set_run("running")
+    await run.run_task("answer", "second")
+    await run.step()
+    await run.finish_chain()
     return result(answer="second")
 
 
-async def cleared_then_failed(play: Play) -> Expected:
-    await play.trigger()
-    await play.set_run("running")
-    await play.run("ask", 1)
-    await play.run("answer", "first")
-    await play.finish_chain()
-    await play.step()
-    await play.airflow.clear(play.key, ["answer"])
-    await play.set_run("running")
-    await play.start("answer")
-    await play.step()
-    await play.set("answer", "failed")
-    await play.set_run("failed")
+async def cleared_then_failed(run: ScenarioRun) -> Expected:
+    await run.start_run()
+    await run.run_task("ask", 1)
+    await run.run_task("answer", "first")
+    await run.finish_chain()
+    await run.step()
+    await run.airflow.clear(run.key, ["answer"])
+    await run.set_run("running")
+    await run.start_task("answer")
+    await run.step()
+    await run.set_task("answer", "failed")
+    await run.set_run("failed")
     return failure("task_failed", "answer", map_index=-1, try_number=2)
 
 
-async def failed_then_cleared(play: Play) -> Expected:
-    await play.trigger()
-    await play.set_run("running")
-    await play.start("ask")
-    await play.set("ask", "failed")
-    await play.set("answer", "upstream_failed")
-    await play.run("clean_up", None)
-    await play.set_run("failed")
-    await play.step()
-    await play.airflow.clear(play.key, ["ask", "answer"])
-    await play.step()
-    await play.set_run("running")
-    await play.run("ask", 1)
-    await play.run("answer", "at last")
-    await play.set_run("success")
+async def failed_then_cleared(run: ScenarioRun) -> Expected:
+    await run.start_run()
+    await run.start_task("ask")
+    await run.set_task("ask", "failed")
+    await run.set_task("answer", "upstream_failed")
+    await run.run_task("clean_up", None)
+    await run.set_run("failed")
+    await run.step()
+    await run.airflow.clear(run.key, ["ask", "answer"])
+    await run.step()
+    await run.set_run("running")
+    await run.run_task("ask", 1)
+    await run.run_task("answer", "at last")
+    await run.set_run("success")
     return result(answer="at last")
 
 
-async def result_marked_failed(play: Play) -> Expected:
+async def result_marked_failed(run: ScenarioRun) -> Expected:
     """A person marks the result task as failed after its result was sent."""
-    await play.trigger()
-    await play.set_run("running")
-    await play.run("ask", 1)
-    await play.run("answer", "wrong")
-    await play.step()
-    await play.set("answer", "failed")
-    await play.step()
-    await play.run("clean_up", None)
-    await play.set_run("failed")
+    await run.start_run()
+    await run.run_task("ask", 1)
+    await run.run_task("answer", "wrong")
+    await run.step()
+    await run.set_task("answer", "failed")
+    await run.step()
+    await run.run_task("clean_up", None)
+    await run.set_run("failed")
     return failure("task_failed", "answer", map_index=-1, try_number=1)
 
 
-async def failure_marked_success(play: Play) -> Expected:
+async def failure_marked_success(run: ScenarioRun) -> Expected:
     """A person marks a failed task as successful; the run goes on."""
-    await play.trigger()
-    await play.set_run("running")
-    await play.start("ask")
-    await play.set("ask", "failed")
-    await play.step()
-    await play.set("ask", "success")
-    await play.step()
-    await play.run("answer", "after all")
-    await play.finish_chain()
+    await run.start_run()
+    await run.start_task("ask")
+    await run.set_task("ask", "failed")
+    await run.step()
+    await run.set_task("ask", "success")
+    await run.step()
+    await run.run_task("answer", "after all")
+    await run.finish_chain()
     return result(answer="after all")
 
 
-async def run_marked_failed(play: Play) -> Expected:
+async def run_marked_failed(run: ScenarioRun) -> Expected:
     """A person marks a run as failed: running tasks fail, the others are skipped (`set_dag_run_state_to_failed`)."""
-    await play.trigger()
-    await play.set_run("running")
-    await play.start("ask")
-    await play.step()
-    async with play.airflow.connection.transaction():
-        await play.set("ask", "failed")
+    await run.start_run()
+    await run.start_task("ask")
+    await run.step()
+    async with run.airflow.connection.transaction():
+        await run.set_task("ask", "failed")
         for task_id in ("answer", "clean_up"):
-            await play.set(task_id, "skipped")
-        await play.set_run("failed")
+            await run.set_task(task_id, "skipped")
+        await run.set_run("failed")
     return Expected("failure", {})
 
 
-async def deleted_run(play: Play) -> Expected:
-    await play.trigger()
-    await play.set_run("running")
-    await play.start("ask")
-    await play.step()
-    await play.airflow.delete_run(play.key)
+async def deleted_run(run: ScenarioRun) -> Expected:
+    await run.start_run()
+    await run.start_task("ask")
+    await run.step()
+    await run.airflow.delete_run(run.key)
     return failure("run_deleted")
 
 
-async def created_again(play: Play) -> Expected:
+async def created_again(run: ScenarioRun) -> Expected:
     """A run is deleted, and a new one gets its id."""
-    await play.trigger()
-    await play.set_run("running")
-    await play.run("ask", 1)
-    await play.run("answer", "of the first")
-    await play.step()
-    await play.airflow.delete_run(play.key)
-    await play.step()
-    await play.airflow.trigger(play.key, play.version, list(CHAIN))
-    await play.step()
-    await play.set_run("running")
-    await play.run("ask", 1)
-    await play.run("answer", "of the second")
-    await play.step()
-    await play.finish_chain()
+    await run.start_run()
+    await run.run_task("ask", 1)
+    await run.run_task("answer", "of the first")
+    await run.step()
+    await run.airflow.delete_run(run.key)
+    await run.step()
+    await run.airflow.trigger(run.key, run.version, list(CHAIN))
+    await run.step()
+    await run.set_run("running")
+    await run.run_task("ask", 1)
+    await run.run_task("answer", "of the second")
+    await run.step()
+    await run.finish_chain()
     return result(answer="of the second")

@@ -34,7 +34,7 @@ def failure(reason: str, task_id: str | None = None, **fields: Any) -> Expected:
 NO_OUTCOME = Expected(None, {})
 
 
-class Play:
+class ScenarioRun:
     """Airflow's side of a scenario."""
 
     def __init__(self, airflow: AirflowSql, other: AirflowSql, name: str, step: Callable[[], Awaitable[None]]) -> None:
@@ -51,9 +51,7 @@ class Play:
         assert self._version is not None, "the scenario has called `trigger`"
         return self._version
 
-    async def trigger(
-        self, tasks: Tasks | None = None, *, tags: Sequence[str] = (), instances: Sequence[str] | None = None
-    ) -> None:
+    async def trigger(self, tasks: Tasks | None = None, *, tags: Sequence[str] = ()) -> None:
         """Add a DAG, `CHAIN` by default, and create a run that waits; clients start to watch it."""
         if tasks is None:
             data = serialized_dag(self.key.dag_id, CHAIN, {"clean_up": False})
@@ -62,10 +60,10 @@ class Play:
             fields = {"dag_id": self.key.dag_id, "tasks": operators, "task_group": {}, "tags": [*tags]}
             data = {"__version": 3, "dag": fields}
         self._version = await self.airflow.add_serialized_dag(self.key.dag_id, data)
-        await self.airflow.trigger(self.key, self._version, [*(instances or tasks or CHAIN)])
+        await self.airflow.trigger(self.key, self._version, [*(tasks or CHAIN)])
         await self.step()
 
-    async def start(self, task_id: str, map_index: int = -1) -> None:
+    async def start_task(self, task_id: str, map_index: int = -1) -> None:
         """Start a try, whose worker deletes the XComs of the try before (`TIRunContext.xcom_keys_to_clear`)."""
         await self.airflow.start_task(self.key, task_id, map_index)
         await self.delete_xcoms(task_id, map_index)
@@ -78,17 +76,26 @@ class Play:
             map_index,
         )
 
-    async def set(self, task_id: str, state: str | None, map_index: int = -1) -> None:
+    async def set_task(self, task_id: str, state: str | None, map_index: int = -1) -> None:
         await self.airflow.set_task(self.key, task_id, state, map_index)
 
     async def push(self, task_id: str, value: object, map_index: int = -1, **fields: Any) -> None:
         await self.airflow.push(self.key, task_id, value, map_index, **fields)
 
-    async def run(self, task_id: str, value: object, map_index: int = -1) -> None:
+    async def return_value(self, task_id: str, value: object, map_index: int = -1, **fields: Any) -> None:
+        """End a running task instance, which returns a value."""
+        await self.push(task_id, value, map_index, **fields)
+        await self.set_task(task_id, "success", map_index)
+
+    async def run_task(self, task_id: str, value: object, map_index: int = -1) -> None:
         """Run a task instance that returns a value."""
-        await self.start(task_id, map_index)
-        await self.push(task_id, value, map_index)
-        await self.set(task_id, "success", map_index)
+        await self.start_task(task_id, map_index)
+        await self.return_value(task_id, value, map_index)
+
+    async def start_run(self, tasks: Tasks | None = None, *, tags: Sequence[str] = ()) -> None:
+        """Trigger a run, and start it."""
+        await self.trigger(tasks, tags=tags)
+        await self.set_run("running")
 
     async def set_run(self, state: str) -> None:
         await self.airflow.set_run(self.key, state)
@@ -98,8 +105,8 @@ class Play:
 
     async def finish_chain(self) -> None:
         """Run the teardown of `CHAIN`, and end the run."""
-        await self.run("clean_up", None)
+        await self.run_task("clean_up", None)
         await self.set_run("success")
 
 
-Scenario = Callable[[Play], Awaitable[Expected]]
+Scenario = Callable[[ScenarioRun], Awaitable[Expected]]
