@@ -17,6 +17,12 @@ BROWSER_DAGS = Path(__file__).resolve().parents[1] / "browser" / "dags"
 NEWEST_DAGS = Path(__file__).resolve().parents[1] / "airflow" / "dags_3_3"
 """DAG files that older versions of Airflow cannot read."""
 
+LOW_LOAD = {
+    # Airflow parses a changed file at once; parsing all others again and again takes more than half a core.
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+}
+
 
 @pytest.fixture(scope="session")
 def denied_permissions(tmp_path_factory: pytest.TempPathFactory) -> DeniedPermissions:
@@ -33,7 +39,7 @@ def stack(denied_permissions: DeniedPermissions) -> Iterator[DemoStack]:
         DATA_DIR,
         dags=[DAGS, BROWSER_DAGS, NEWEST_DAGS],
         postgres_settings=FAST,
-        airflow_settings=airflow_settings(denied_permissions.path),
+        airflow_settings={**airflow_settings(denied_permissions.path), **LOW_LOAD},
         serve_options=options,
         progress=ConsoleReporter(),
     ) as stack:
