@@ -1,8 +1,12 @@
-"""Environments with older versions of Airflow, each built once from the constraints beside this file."""
+"""Environments with older versions of Airflow, each built once from the constraints beside this file.
+
+All checkouts of a user share them, below `$XDG_CACHE_HOME` or `~/.cache`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -11,10 +15,9 @@ from pathlib import Path
 from uv import find_uv_bin
 
 from support.locks import exclusive_lock
-from support.postgres import DATA_DIR
 
 CONSTRAINTS = Path(__file__).with_name("constraints")
-CACHE = DATA_DIR / "cache"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream-server-tests"
 BUILD_SECONDS = 600.0
 
 
@@ -25,18 +28,17 @@ def environment_python(version: str) -> Path:
         AssertionError: It cannot be built; the message ends with uv's output.
     """
     pins = CONSTRAINTS / f"airflow-{version}.txt"
-    directory = CACHE / f"airflow-{version}"
+    contents = hashlib.sha256(f"{sys.version} {sys.base_prefix}\n".encode() + pins.read_bytes()).hexdigest()
+    directory = CACHE / f"airflow-{version}-{contents[:16]}"
     python = directory / "bin" / "python"
     complete = directory / "complete"
-    wanted = hashlib.sha256(f"{sys.version} {sys.base_prefix}\n".encode() + pins.read_bytes()).hexdigest()
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(directory.name):
-        if not complete.exists() or complete.read_text() != wanted:
+    with exclusive_lock(directory.name, CACHE):
+        if not complete.exists():
             # Scripts contain the path of their environment, so it is built in place; the marker file completes it.
             shutil.rmtree(directory, ignore_errors=True)
             _uv("venv", "--python", sys.executable, str(directory))
             _uv("pip", "sync", "--python", str(python), str(pins))
-            complete.write_text(wanted)
+            complete.touch()
     return python
 
 

@@ -31,7 +31,7 @@ SMALLEST: dict[str, list[str]] = {
     "bench-waiters": ["ARGS=--waiters 10 --idle 1"],
     "bench-workers": ["ARGS=--workers 2 --rate 20 --seconds 1 --rounds 1 --connections 10"],
     "check-api": ["EXAMPLES=1"],
-    "check-clients": ["MINUTES=0.5", "ARGS=--clients 50"],
+    "check-clients": ["MINUTES=0.1", "ARGS=--clients 50"],
     "check-examples": ["ARGS=--only tutorial_dag example_simplest_dag"],
     "check-lossless": ["SECONDS=5"],
     "check-mutants": ["ARGS=--only 'not redacted'"],

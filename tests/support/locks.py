@@ -10,13 +10,13 @@ from support.postgres import DATA_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @contextmanager
-def exclusive_lock(name: str) -> Iterator[None]:
-    """Hold the lock of this name. It is released when its holder exits."""
-    cache = DATA_DIR / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{name}.lock").open("w") as file:
+def exclusive_lock(name: str, directory: Path = DATA_DIR / "cache") -> Iterator[None]:
+    """Hold the lock of this name, a file in the directory. It is released when its holder exits."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / f"{name}.lock").open("w") as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Runs test tiers, two at a time: `python tests/support/tiers.py [--fast] [ARGUMENT ...]`, with arguments of pytest.
+"""Runs test tiers, three at a time: `python tests/support/tiers.py [--fast] [ARGUMENT ...]`, with arguments of pytest.
 
 The output of a tier is printed when it ends; that of failed tiers comes last. A table of times follows. The exit code
 is that of the first failed tier. A tier without tests for the arguments is no failure, unless CI=true.
@@ -24,7 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTEST = (sys.executable, "-m", "pytest")
-LANES = 2
+LANES = 3
+"""More than the cores of a small machine: most tests wait for other processes."""
+
 FAST = (
     *("auth", "auth_streams", "auth_websocket", "cors", "idempotency", "limits", "lists", "many_runs", "pages"),
     *("redacted_output", "requests", "result", "resume", "schema", "session", "stream", "task_output", "tickets"),
@@ -83,19 +85,23 @@ def make_tiers(arguments: list[str], *, fast: bool = False) -> list[Tier]:
     """Return the tiers in the order in which they start.
 
     `web` builds the TypeScript client, which late tests of `integration` use. `airflow` and `browser` share an Airflow.
+    The longest tiers are first.
     """
 
     def pytest(name: str, *directories: str) -> Tier:
         return Tier(name, (*PYTEST, *(f"tests/{directory}" for directory in directories), *arguments))
 
+    steady = [f"integration/test_{name}.py" for name in FAST]
     if fast:
-        return [pytest("integration", *(f"integration/test_{name}.py" for name in FAST)), pytest("unit", "unit")]
+        return [pytest("integration", *steady), pytest("unit", "unit")]
+    others = {f"integration/{path.name}" for path in ROOT.glob("tests/integration/test_*.py")} - {*steady}
     return [
-        pytest("integration", "integration"),
         Tier("web", ("make", "--no-print-directory", "test-web")),
         pytest("airflow, browser", "airflow", "browser"),
+        pytest("integration, faults", *sorted(others)),
         pytest("matrix", "matrix"),
         pytest("smoke", "smoke"),
+        pytest("integration", *steady),
         pytest("unit", "unit"),
     ]
 
