@@ -63,7 +63,10 @@ class World(NamedTuple):
 
 
 def walk(rules: Rules, writers: int, tails: int) -> tuple[int, World | None]:
-    """Visit every reachable state. Return their number, and one in which all wait and a row is unread, or `None`."""
+    """Visit every reachable state. Return their number, and one in which all wait and a row is unread, or `None`.
+
+    Writers are interchangeable: of the states that differ only in their order, one is visited.
+    """
     first = World((Writer(),) * writers, (Tail(), *(Tail(may_crash=0),) * (tails - 1)))
     seen, queue = {first}, [first]
     while queue:
@@ -71,11 +74,23 @@ def walk(rules: Rules, writers: int, tails: int) -> tuple[int, World | None]:
         following = list(steps(rules, world))
         if not following and any(len(tail.seen) < writers for tail in world.tails):
             return len(seen), world
-        for state in following:
+        for state in map(sort_writers, following):
             if state not in seen:
                 seen.add(state)
                 queue.append(state)
     return len(seen), None
+
+
+def sort_writers(world: World) -> World:
+    numbers = range(len(world.writers))
+    order = sorted(numbers, key=lambda number: (world.writers[number], [number in tail.seen for tail in world.tails]))
+    if order == [*numbers]:
+        return world
+    tails = (
+        tail._replace(seen=frozenset(new for new, number in enumerate(order) if number in tail.seen))
+        for tail in world.tails
+    )
+    return World(tuple(world.writers[number] for number in order), tuple(tails))
 
 
 def steps(rules: Rules, world: World) -> Iterator[World]:
