@@ -19,6 +19,7 @@
     ├── PagesMissing          the pages were not built
     ├── Unauthenticated       the caller did not authenticate
     ├── OriginNotAllowed      the request comes from a page of another origin
+    ├── HostNotAllowed        the request is for a host that is not allowed
     ├── CursorError           a cursor is damaged
     ├── Unavailable           try again later
     │   ├── JournalMissing    the journal is not installed, or incomplete
@@ -171,6 +172,13 @@ class OriginNotAllowed(StreamServerError):
     title = "Foreign origin"
 
 
+class HostNotAllowed(StreamServerError):
+    """The header `Host` has a name that is not allowed where no credential is needed."""
+
+    status = 403
+    title = "Host not allowed"
+
+
 class CursorError(StreamServerError):
     """The cursor is damaged: this server did not make it."""
 
@@ -296,10 +304,8 @@ class TokenInUrl(BadRequest):
     title = "Token in URL"
 
     def __init__(self, parameter: str) -> None:
-        super().__init__(
-            f"{parameter[:40]}= is not read: logs and browser histories keep URLs. Send the token in the header"
-            ' Authorization, or over WebSocket as the first message: {"op":"auth","token":"…"}'
-        )
+        text = f"{parameter[:40]}= is not read: logs and browser histories keep URLs. Send the token in the header"
+        super().__init__(text + ' Authorization, or over WebSocket as the first message: {"op":"auth","token":"…"}')
 
 
 class RequestTooLarge(BadRequest):

@@ -16,6 +16,9 @@ from stream_server.urls import Origin
 
 ENV_PREFIX = "STREAM_SERVER_"
 
+ENVIRONMENT = "environment"
+"""Value of `airflow_proxy`."""
+
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -84,6 +87,26 @@ def _check_network(text: str) -> str:
     return text
 
 
+def _check_host_name(text: str) -> str:
+    if re.fullmatch(r"\*|[A-Za-z0-9._-]+", text) is None:
+        raise ValueError(f"{text[:60]!r} is not the name of a host; write stream.example.com, without a port, or *")
+    return text.lower().rstrip(".")
+
+
+def _check_header_name(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", text) is None or text == "*":
+        raise ValueError(f"{text[:60]!r} is not the name of a header; write X-Request-ID")
+    return text
+
+
+def _check_proxy(text: str) -> str:
+    parts = urlsplit(text)
+    if text != ENVIRONMENT and (parts.scheme not in {"http", "https"} or not parts.hostname):
+        # The value may contain a password, so that it is not repeated.
+        raise ValueError(f"this is not the address of a proxy; write http://proxy.example.com:3128 or {ENVIRONMENT}")
+    return text
+
+
 class Settings(BaseSettings):
     """All settings of the server, frozen. `docs/settings.md` describes them; a test compares both."""
 
@@ -118,11 +141,26 @@ class Settings(BaseSettings):
     airflow_url: Annotated[str, AfterValidator(_check_address)] | None = None
     """Address of Airflow's API server."""
 
+    airflow_proxy: Annotated[SecretStr, BeforeValidator(_check_proxy)] | None = None
+    """HTTP proxy for requests to Airflow's API: its address, or `environment` for that of HTTP_PROXY, HTTPS_PROXY and
+    NO_PROXY. By default these variables are ignored."""
+
     airflow_ui_url: Annotated[str, AfterValidator(_check_address)] | None = None
     """Address of Airflow's UI as browsers reach it, for links; without it there are no links."""
 
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_host_name)], ...], NoDecode, BeforeValidator(_split_list)
+    ] = ()
+    """Host names, besides loopback names and IP addresses, for which requests are answered where no credential is
+    needed: with `none`, and on `admin_port`. `*` allows all. Separate several with commas."""
+
     cors_origins: Annotated[tuple[AllowedOrigin, ...], NoDecode, BeforeValidator(_split_list)] = ()
     """Origins whose pages may read streams: `https://app.example.com`. Separate several with commas."""
+
+    cors_headers: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_header_name)], ...], NoDecode, BeforeValidator(_split_list)
+    ] = ()
+    """Further request headers that those pages may send: `X-Request-ID`. Separate several with commas."""
 
     web: bool = True
     """Whether to serve the run page and the chat page."""
@@ -241,6 +279,10 @@ class Settings(BaseSettings):
     def uses_airflow_auth(self) -> bool:
         """Whether Airflow decides what a caller may see."""
         return self.auth == "airflow" or (self.auth is None and self.airflow_url is not None)
+
+    def unauthenticated_hosts(self, listening_on: str) -> tuple[str, ...]:
+        """Return the names of hosts that are allowed where no credential is needed, on a port of this address."""
+        return (*self.allowed_hosts, listening_on.lower())
 
     def check_auth_choice(self, *, loopback: bool) -> None:
         """Raise if every caller could read everything without that being chosen.

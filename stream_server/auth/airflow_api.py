@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
+from starlette.requests import cookie_parser
 
 from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
 from stream_server.errors import AirflowNotResponding, AirflowRefused, AirflowTimeout, UrlTooLong
+from stream_server.settings import ENVIRONMENT
 from stream_server.urls import redact_url
 
 TIMEOUT_SECONDS = 30.0
@@ -29,6 +32,20 @@ FAIL_PAUSE_SECONDS = (0.1, 0.5)
 
 MAYBE_CREATED = "; the run may have been created all the same"
 """Added to an error if a request to trigger a run had no answer."""
+
+UNAUTHENTICATED, FORBIDDEN = 401, 403
+
+INVALID_TOKEN_DETAIL = "Invalid JWT token"  # noqa: S105 # what Airflow answers, and no token
+"""Detail of the 403 with which Airflow answers a revoked, expired or malformed token (`core_api.security`)."""
+
+EMPTY_RUN_LIST = "/api/v2/dags/~/dagRuns?limit=1&run_after_gte=9999-12-31T00:00:00Z"
+"""Path of the runs that match an impossible time: only the permission matters."""
+
+TOKEN_COOKIE = "_token"  # noqa: S105 # a name
+"""Cookie of Airflow's login (`airflow.api_fastapi.auth.managers.base_auth_manager.COOKIE_NAME_JWT_TOKEN`)."""
+
+BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""RFC 6750 section 2.1."""
 
 StorableName = Annotated[str, msgspec.Meta(pattern=r"^[^\x00\ud800-\udfff]+$")]
 """A name that PostgreSQL can store. A JSON string can also have NUL, and half a surrogate pair."""
@@ -110,12 +127,20 @@ class AirflowApi:
         self._client = client
         self._credentials = dict(credentials)
 
+    @property
+    def _bearer(self) -> dict[str, str]:
+        return prefer_bearer(self._credentials)
+
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, token: str | None) -> AsyncIterator[AirflowApi]:
         """Open a client of the Airflow at `url`, the address of its API server without a path of the API."""
         async with create_shared_client(url, TIMEOUT_SECONDS) as client:
             yield cls(client, {} if token is None else {"Authorization": f"Bearer {token}"})
+
+    def with_token(self, token: str) -> AirflowApi:
+        """Return the same client for the caller with a bearer token."""
+        return AirflowApi(self._client, {"Authorization": f"Bearer {token}"})
 
     async def login(self, username: str, password: str) -> str:
         """Return a token for a user's name and password, and use it from now on (`POST /auth/token`).
@@ -169,7 +194,7 @@ class AirflowApi:
             run = await self._request_body(RunStateBody, "GET", run_path(key))
             if run.state in FINAL_RUN_STATES:
                 return run.state
-            response = await self._send("PATCH", path, "", json={"state": "failed"}, headers=self._credentials)
+            response = await self._send("PATCH", path, "", json={"state": "failed"}, headers=self._bearer)
             if not response.is_server_error or not pauses_left:
                 break
             await asyncio.sleep(random.uniform(*FAIL_PAUSE_SECONDS))  # noqa: S311 # not for secrets
@@ -188,11 +213,25 @@ class AirflowApi:
             UrlTooLong: The path can't be sent.
             AirflowNotResponding: There was no answer, or a 200 with another body.
         """
-        response = await self._send("GET", path, "", headers=self._credentials, timeout=timeout)
+        response = await self._send("GET", path, "", headers=self._bearer, timeout=timeout)
         challenge = response.headers.get("www-authenticate")
         if response.status_code == httpx.codes.OK:
             return AirflowAnswer(response.status_code, _read_body(shape, response, "GET", path), "", challenge)
-        return AirflowAnswer(response.status_code, None, _read_detail(response), challenge)
+        detail = _read_detail(response)
+        return AirflowAnswer(_refusal_status(response.status_code, detail), None, detail, challenge)
+
+    async def check_credential(self) -> None:
+        """Raise unless Airflow accepts the caller's credential, whatever the caller may do.
+
+        Raises:
+            AirflowRefused: Airflow does not accept it (401).
+            AirflowNotResponding: There was no usable answer.
+        """
+        answer = await self.get(RunPage, EMPTY_RUN_LIST, TIMEOUT_SECONDS)
+        if answer.status == UNAUTHENTICATED:
+            raise AirflowRefused(f"Airflow does not accept this token: {answer.detail}", answer.status)
+        if answer.body is None and answer.status != FORBIDDEN:
+            raise AirflowNotResponding(f"Airflow answered {answer.status} to the request whether the token is valid")
 
     async def forward(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
         """Forward a request, and return Airflow's answer unchanged.
@@ -200,13 +239,13 @@ class AirflowApi:
         Raises:
             AirflowNotResponding: There was no answer.
         """
-        return await self._send(method, path, MAYBE_CREATED, content=body, headers={**headers, **self._credentials})
+        return await self._send(method, path, MAYBE_CREATED, content=body, headers={**headers, **self._bearer})
 
     async def _request_body(
         self, shape: type[_Body], method: str, path: str, body: Mapping[str, Any] | None = None, *, doubt: str = ""
     ) -> _Body:
         """Send a request, and return the body of the answer. `doubt` is added to the error if there is none."""
-        response = await self._send(method, path, doubt, json=body, headers=self._credentials)
+        response = await self._send(method, path, doubt, json=body, headers=self._bearer)
         return _read_body(shape, response, method, path, doubt)
 
     async def _send(
@@ -255,21 +294,44 @@ def _read_body(shape: type[_Body], response: httpx.Response, method: str, path: 
         except (ValueError, RecursionError) as error:
             kind = response.headers.get("content-type", "no content type")[:100]
             raise AirflowNotResponding(f"{what} with a body that can't be read as JSON ({kind}){doubt}") from error
-    what = f"{what}: {_read_detail(response)}"
+    detail = _read_detail(response)
+    what = f"{what}: {detail}"
     if response.is_client_error:
-        raise AirflowRefused(what, response.status_code, challenge=response.headers.get("www-authenticate"))
+        status = _refusal_status(response.status_code, detail)
+        raise AirflowRefused(what, status, challenge=response.headers.get("www-authenticate"))
     raise AirflowNotResponding(f"{what}{doubt}")
 
 
-def create_shared_client(url: str, timeout: float) -> httpx.AsyncClient:
+def create_shared_client(url: str, timeout: float, proxy: str | None = ENVIRONMENT) -> httpx.AsyncClient:
     """Return a client that many callers can share: it keeps no cookies, so that none is sent for another caller.
 
     Args:
         url: Address of Airflow's API server.
         timeout: Seconds for each step of a request.
+        proxy: Address of an HTTP proxy; `None` for none; `ENVIRONMENT` for that of HTTP_PROXY and such variables.
     """
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    return httpx.AsyncClient(base_url=url, timeout=timeout, cookies=no_cookies)
+    # httpx reads variables of proxies only where no transport is given. The transport still reads SSL_CERT_FILE.
+    transport = None if proxy == ENVIRONMENT else httpx.AsyncHTTPTransport(proxy=proxy)
+    return httpx.AsyncClient(base_url=url, timeout=timeout, cookies=no_cookies, transport=transport)
+
+
+def prefer_bearer(credentials: Mapping[str, str]) -> dict[str, str]:
+    """Return credentials with the token in `Authorization`, and no longer in the cookie `_token`.
+
+    Airflow renews the token of a cookie with each request (`JWTRefreshMiddleware`). The new one would not reach the
+    browser, and the old one may be good only once.
+    """
+    cookie = credentials.get("cookie")
+    if cookie is None or "authorization" in {name.lower() for name in credentials}:
+        return dict(credentials)
+    # As Airflow reads them. Of several with the same name, it takes the last.
+    token = cookie_parser(cookie).get(TOKEN_COOKIE, "")
+    if not BEARER_TOKEN.fullmatch(token):
+        return dict(credentials)
+    others = [part.strip() for part in cookie.split(";") if part.partition("=")[0].strip() != TOKEN_COOKIE]
+    rest = {name: value for name, value in credentials.items() if name != "cookie"}
+    return {**rest, "authorization": f"Bearer {token}", **({"cookie": "; ".join(others)} if others else {})}
 
 
 def run_path(key: RunKey) -> str:
@@ -279,6 +341,11 @@ def run_path(key: RunKey) -> str:
 
 def _describe_error(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def _refusal_status(status: int, detail: str) -> int:
+    """Return the status of a refusal: 401 where Airflow refuses the credential, and not what it is to be used for."""
+    return UNAUTHENTICATED if status == FORBIDDEN and detail == INVALID_TOKEN_DETAIL else status
 
 
 class _ErrorBody(msgspec.Struct):

@@ -17,7 +17,16 @@ import httpx
 import msgspec
 from typing_extensions import override
 
-from stream_server.auth.airflow_api import AirflowAnswer, AirflowApi, DagPage, RunBody, RunPage, XComPage, run_path
+from stream_server.auth.airflow_api import (
+    EMPTY_RUN_LIST,
+    AirflowAnswer,
+    AirflowApi,
+    DagPage,
+    RunBody,
+    RunPage,
+    XComPage,
+    run_path,
+)
 from stream_server.auth.authorizer import (
     ACCESS_WITHOUT_VALUES,
     Access,
@@ -58,9 +67,6 @@ WARNING_INTERVAL_SECONDS = 10.0
 """How often it is logged that Airflow does not answer, at most."""
 
 DOT_SEGMENTS = {".", ".."}
-
-EMPTY_RUN_QUERY = "limit=1&run_after_gte=9999-12-31T00:00:00Z"
-"""Matches no runs: only the permission matters."""
 
 EMPTY_XCOM_QUERY = "limit=1&xcom_key="
 """Matches no XComs, which PostgreSQL finds out by an index. Without a key it counts all XComs of the DAG."""
@@ -145,9 +151,8 @@ class AirflowAuthorizer(Authorizer):
             AirflowRefused: The caller may not (401, 403).
             PermissionUnknown: Airflow does not answer.
         """
-        path = f"/api/v2/dags/~/dagRuns?{EMPTY_RUN_QUERY}"
         permission = await self._permissions.get(
-            caller, ("dags", ""), lambda: self._request_permission(caller, path, RunPage), anew=anew
+            caller, ("dags", ""), lambda: self._request_permission(caller, EMPTY_RUN_LIST, RunPage), anew=anew
         )
         permission.raise_if_refused()
 
@@ -201,7 +206,7 @@ class AirflowAuthorizer(Authorizer):
                 permission = await self._request_permission(caller, run_path(RunKey(dag_id, run_id)), RunBody)
                 if permission.status != NOT_FOUND:
                     return permission
-            path = f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns?{EMPTY_RUN_QUERY}"
+            path = EMPTY_RUN_LIST.replace("~", quote(dag_id, safe=""))
             return await self._request_permission(caller, path, RunPage)
 
         return await self._permissions.get(caller, ("runs", dag_id), ask, anew=anew)

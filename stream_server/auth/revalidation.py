@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timezone
 from typing import TypeAlias
 
+from stream_server.auth.airflow_api import UNAUTHENTICATED
 from stream_server.auth.authorizer import Access, Caller, Grant, OnTokenExpiring, StreamScope
 from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.hub.asyncio_tasks import TaskSet
@@ -44,9 +45,6 @@ GROUPS_PER_TURN = 500
 
 RECONNECT_DELAY_MS = (0, 3000)
 """Bounds of the random delay after which clients reconnect."""
-
-INVALID_TOKEN_DETAIL = "Invalid JWT token"  # noqa: S105 # what Airflow answers, and no token
-"""Detail of the 403 with which Airflow answers a revoked or malformed token (`core_api.security`)."""
 
 CheckAccess: TypeAlias = Callable[[Caller, StreamScope], Awaitable[Access]]
 """Asks Airflow what a caller may see, without a cache; raises as `Authorizer` does."""
@@ -278,7 +276,7 @@ class Revalidator:
 
 def is_credential_refused(error: AirflowRefused) -> bool:
     """Whether Airflow refuses a credential, rather than a permission."""
-    return error.status == 401 or str(error) == INVALID_TOKEN_DETAIL  # noqa: PLR2004
+    return error.status == UNAUTHENTICATED
 
 
 def _random_share(bounds: tuple[float, float]) -> float:

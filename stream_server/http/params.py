@@ -20,11 +20,23 @@ from stream_server.settings import parse_duration
 WATCH_PARAMETERS = frozenset({"result", "confirm", "until"})
 """Query parameters of `WatchOptions`."""
 
-STREAM_PARAMETERS = WATCH_PARAMETERS | {"cursor"}
+POLYFILL_CURSOR = "lastEventId"
+"""Query parameter in which polyfills of `EventSource` that can't send headers send the last event's id."""
+
+CURSOR_PARAMETERS = frozenset({"cursor", POLYFILL_CURSOR})
+STREAM_PARAMETERS = WATCH_PARAMETERS | CURSOR_PARAMETERS | {"ping"}
 """Query parameters of a run's stream."""
 
-TOKEN_PARAMETERS = frozenset({"access_token", "api_key", "auth", "authorization", "bearer", "jwt", "token"})
+IGNORED_PREFIX = "_"
+"""First character of parameters that are ignored: libraries add them so that no cache answers."""
+
+TOKEN_PARAMETERS = frozenset(
+    {"access_token", "api_key", "apikey", "auth", "authorization", "bearer", "id_token", "jwt", "token"}
+)
 """Query parameters in which clients of other servers send a token; here they are refused."""
+
+PING_BOUNDS = (1.0, 60.0)
+"""Smallest and largest `ping`, in seconds."""
 
 UNTIL_VALUES = ("result", "run")
 CONFIRM_VALUES = ("push", "success")
@@ -39,7 +51,7 @@ _QUALITY = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 def _parse_query(text: bytes) -> QueryParams:
     query = QueryParams(text)
     for name in query:
-        if name.lower() in TOKEN_PARAMETERS:
+        if name.lower().lstrip(IGNORED_PREFIX) in TOKEN_PARAMETERS:
             # `lru_cache` does not keep exceptions: the token does not stay in memory.
             raise TokenInUrl(name)
     return query
@@ -114,9 +126,9 @@ def _parse_watch_options(text: bytes, known: frozenset[str]) -> WatchOptions:
 
 
 def parse_resume_point(connection: HTTPConnection) -> ResumePoint | None:
-    """Return where a client resumes, from `Last-Event-ID` or else from `cursor`; `None` for a new stream.
+    """Return where a client resumes, from `Last-Event-ID`, `lastEventId` or `cursor`; `None` for a new stream.
 
-    An `EventSource` reconnects to the same URL, whose `cursor` is older than its `Last-Event-ID`.
+    An `EventSource`, or a polyfill of it, reconnects to the same URL, whose `cursor` is older than the last event's id.
     """
     return ResumePoint.parse(
         find_header(connection.scope, b"last-event-id") or _parse_cursor(connection.scope["query_string"])
@@ -125,7 +137,8 @@ def parse_resume_point(connection: HTTPConnection) -> ResumePoint | None:
 
 @lru_cache(maxsize=256)
 def _parse_cursor(text: bytes) -> str | None:
-    return _parse_query(text).get("cursor") or None
+    query = _parse_query(text)
+    return query.get(POLYFILL_CURSOR) or query.get("cursor") or None
 
 
 def parse_choice(connection: HTTPConnection, name: str, values: tuple[str, ...]) -> str:
@@ -165,6 +178,30 @@ def parse_seconds(connection: HTTPConnection, name: str, default: float) -> floa
         raise BadParameter(f"`{name}`: {error}") from None
 
 
+def parse_ping_interval(connection: HTTPConnection) -> float | None:
+    """Return the seconds after which a silent stream gets a `ping`, from `ping`; `None` for those of the server.
+
+    Raises:
+        BadParameter: It is not a duration within `PING_BOUNDS`.
+    """
+    return _parse_ping(connection.scope["query_string"])
+
+
+@lru_cache(maxsize=256)
+def _parse_ping(text: bytes) -> float | None:
+    value = _parse_query(text).get("ping")
+    if value is None:
+        return None
+    smallest, largest = PING_BOUNDS
+    try:
+        seconds = parse_duration(value)
+    except ValueError as error:
+        raise BadParameter(f"`ping`: {error}") from None
+    if not smallest <= seconds <= largest:
+        raise BadParameter(f"`ping` must be from {smallest:g}s to {largest:g}s, got {value[:40]!r}")
+    return seconds
+
+
 def parse_integer(connection: HTTPConnection, name: str, default: int, smallest: int, largest: int) -> int:
     """Return a parameter that is an integer within bounds, of at most nine digits.
 
@@ -181,10 +218,12 @@ def parse_integer(connection: HTTPConnection, name: str, default: int, smallest:
 def refuse_unknown_parameters(names: Iterable[str], known: frozenset[str]) -> None:
     """Raise an error for a parameter that the endpoint does not have, so that a misspelt one is not ignored.
 
+    Parameters whose names begin with `IGNORED_PREFIX` are ignored.
+
     Raises:
         BadParameter: There is one.
     """
-    unknown = sorted(set(names) - known)
+    unknown = sorted(name for name in set(names) - known if not name.startswith(IGNORED_PREFIX))
     if unknown:
         allowed = f"it has {', '.join(sorted(known))}" if known else "it has none"
         raise BadParameter(f"This URL has no query parameter {unknown[0][:40]!r}; {allowed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +14,11 @@ from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from stream_server.errors import AirflowRefused, StreamServerError, Throttled
 from stream_server.http.endpoints import run_stream
+
+_SLASH_IN_RUN_ID = re.compile(
+    r"(?:/api/v2/dags/[^/]+/dagRuns/[^/]+/.+/(?:stream|result|wait|cancel|graph)|/runs/[^/]+/[^/]+/.+)\Z", re.DOTALL
+)
+"""Paths that fit no route because of a slash. ASGI servers decode `%2F`, and so do many proxies."""
 
 
 class ProblemResponse(JSONResponse):
@@ -43,6 +49,8 @@ async def _answer_http_exception(connection: HTTPConnection, error: Exception) -
     if error.status_code == HTTPStatus.NOT_FOUND:
         kind = "nothing" if connection.scope["type"] == "http" else "no WebSocket"
         detail = f"There is {kind} at {path}"
+        if _SLASH_IN_RUN_ID.match(path):
+            detail += ". The ID of a run that has a slash can't be part of a URL, encoded or not"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         detail = f"{path} allows {headers['Allow']}, not {connection.scope['method']}"
     body = {"type": "about:blank", "title": title, "status": error.status_code, "detail": detail}

@@ -166,7 +166,7 @@ async def disable_triggers(url: str) -> None:
         JournalUnreachable: PostgreSQL does not answer.
     """
     async with _connected(url) as connection:
-        await _run_with_retries(connection, "SELECT stream_server.switch_off()", SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS)
+        await _run_with_retries(connection, load_sql("disable.sql"), SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS)
 
 
 async def enable_triggers(url: str) -> None:

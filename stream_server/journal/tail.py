@@ -163,6 +163,7 @@ class Tail:
         self._resync_timer = ResyncTimer(self._request_resync)
         self._resync_requested = False
         self._triggers_complete = True
+        self._checked_at = float("-inf")
         self._pacing = Pacing()
         self._idle_state = IdleState.ACTIVE
         self._settle_backoff = Backoff(*SETTLE_SECONDS, jitter=NO_JITTER)
@@ -208,10 +209,10 @@ class Tail:
                 is_connected=True, receives_notifications=listener.receives_notifications, problems=[]
             )
             _log_listener_state(listener.obstacle)
-            self._idle_state, checked_at = IdleState.ACTIVE, float("-inf")
+            self._idle_state, self._checked_at = IdleState.ACTIVE, float("-inf")
             while not listener.is_lost:
-                if time.monotonic() - checked_at > self._check_interval:
-                    checked_at = time.monotonic()
+                if time.monotonic() - self._checked_at > self._check_interval:
+                    self._checked_at = time.monotonic()
                     await self._check_triggers(reader)
                     if listener.obstacle is ListenObstacle.REPLICA and not await reader.is_replica():
                         log.info("The read replica was promoted to a primary", extra={"action": "tail_promoted"})
@@ -257,6 +258,8 @@ class Tail:
             or self._resync_requested
         ):
             self._resync(batch.position, "transitions_lost")
+            # They may have been disabled.
+            self._checked_at = float("-inf")
         # For each transaction, the wait of its last row: that of earlier rows includes the length of the transaction.
         waits = dict(zip((row.txid for row in batch.rows), lags, strict=True))
         self._pacing.record(time.monotonic(), waits.values(), duration)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -18,14 +17,19 @@ from stream_server.http.routes import api_routes
 from stream_server.server.client_connections import find_response
 from stream_server.server.journal_service import JournalService, MakeJournalSource
 from stream_server.server.lifespan import make_lifespan
-from stream_server.server.operator_api import operator_routes
+from stream_server.server.operator_api import build_host_check, operator_routes
 from stream_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ALLOWED_REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
+ALLOWED_METHODS = ("GET", "POST", "DELETE")
+ALLOWED_REQUEST_HEADERS = (
+    *("Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Requested-With"),
+    # Headers that libraries for tracing add to each request: W3C Trace Context, W3C Baggage, Sentry.
+    *("traceparent", "tracestate", "baggage", "sentry-trace"),
+)
 EXPOSED_RESPONSE_HEADERS = ("Content-Location", "Location", "Retry-After")
-"""Headers that pages of other origins may send and read, besides the safelisted ones (WHATWG Fetch, section 3.2)."""
+"""What pages of other origins may use, send and read, besides the safelisted ones (WHATWG Fetch, section 3.2)."""
 
 
 class Application(Starlette):
@@ -60,7 +64,10 @@ def create_app(
     app = Application(
         # What middleware adds to the head of a stream may depend on `Origin` only: cached heads are keyed by it
         # (`delivery.streaming_body`).
-        middleware=[_build_cors_middleware(settings.cors_origins)] if settings.cors_origins else [],
+        middleware=[
+            *([] if settings.uses_airflow_auth else [build_host_check(settings, settings.host)]),
+            *([_build_cors_middleware(settings)] if settings.cors_origins else []),
+        ],
         routes=[
             *api_routes(),
             *([] if settings.admin_port is not None else operator_routes()),
@@ -73,12 +80,13 @@ def create_app(
     return app
 
 
-def _build_cors_middleware(origins: Sequence[str]) -> Middleware:
+def _build_cors_middleware(settings: Settings) -> Middleware:
+    origins = settings.cors_origins
     return Middleware(
         CORSMiddleware,
         allow_origins=origins,
-        allow_methods=("GET", "POST"),
-        allow_headers=ALLOWED_REQUEST_HEADERS,
+        allow_methods=ALLOWED_METHODS,
+        allow_headers=(*ALLOWED_REQUEST_HEADERS, *settings.cors_headers),
         # Cookies, for origins that are listed. `http.caller` refuses requests with cookies from others.
         allow_credentials="*" not in origins,
         expose_headers=EXPOSED_RESPONSE_HEADERS,

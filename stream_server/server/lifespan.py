@@ -134,7 +134,10 @@ def _start_hub(
 def _open_airflow_client(stack: AsyncExitStack, settings: Settings) -> httpx.AsyncClient | None:
     if settings.airflow_url is None:
         return None
-    airflow = create_shared_client(settings.airflow_url, settings.airflow_timeout)
+    proxy = settings.airflow_proxy
+    airflow = create_shared_client(
+        settings.airflow_url, settings.airflow_timeout, None if proxy is None else proxy.get_secret_value()
+    )
     stack.push_async_callback(airflow.aclose)
     return airflow
 

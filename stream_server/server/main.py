@@ -21,6 +21,7 @@ from stream_server.server.client_connections import (
 )
 from stream_server.server.operator_api import create_admin_app
 from stream_server.server.websocket_connection import WebSocketConnection
+from stream_server.server.workers.sockets import open_admin_listener, open_listeners
 from stream_server.settings import Settings, is_loopback
 from stream_server.urls import DatabaseUrl
 
@@ -97,7 +98,9 @@ class DrainingServer(uvicorn.Server):
         except OSError as error:
             # As uvicorn does when it cannot listen on its own port.
             await self.lifespan.shutdown()
-            raise SettingsError(f"Cannot listen on the operators' port: {error.strerror}") from None
+            raise SettingsError(
+                f"Cannot listen on {settings.admin_host}:{settings.admin_port}: {error.strerror}"
+            ) from None
         for listener in server.sockets:
             log.info("Operators' endpoints are on %s port %d", *listener.getsockname()[:2])
         return server
@@ -112,10 +115,18 @@ class DrainingServer(uvicorn.Server):
 
 
 def run_server(settings: Settings) -> None:
-    """Serve in this process until SIGINT or SIGTERM. `check_settings` comes first."""
+    """Serve in this process until SIGINT or SIGTERM. `check_settings` comes first.
+
+    Raises:
+        SettingsError: A port is in use, or an address is not one of this machine.
+    """
     configure_logging(settings)
+    (sockets,) = open_listeners(settings.host, settings.port, 1)
+    for sock in sockets:
+        log.info("Listening on %s port %d", *sock.getsockname()[:2])
+    admin = open_admin_listener(settings)
     app = create_app(settings)
-    DrainingServer(build_uvicorn_config(app, settings), settings).run()
+    DrainingServer(build_uvicorn_config(app, settings), settings, admin).run(sockets)
 
 
 def check_settings(settings: Settings) -> None:

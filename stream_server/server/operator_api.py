@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from stream_server.http.docs import routes as describe
+from stream_server.http.host_check import HostCheckMiddleware
 from stream_server.http.problems import EXCEPTION_HANDLERS
 from stream_server.protocol.bodies import Health, Readiness, TailReadiness
 from stream_server.server.lifespan import ServerState
@@ -18,7 +20,16 @@ from stream_server.settings import Settings
 
 def create_admin_app(settings: Settings) -> Starlette:
     """Make the application of the operators' port. It has no lifespan: it uses the state of the main application."""
-    return Starlette(routes=operator_routes(), exception_handlers=EXCEPTION_HANDLERS)
+    return Starlette(
+        routes=operator_routes(),
+        exception_handlers=EXCEPTION_HANDLERS,
+        middleware=[build_host_check(settings, settings.admin_host)],
+    )
+
+
+def build_host_check(settings: Settings, host: str) -> Middleware:
+    """Return the middleware of a port that needs no credential, which listens on a host."""
+    return Middleware(HostCheckMiddleware, settings.unauthenticated_hosts(host))
 
 
 def operator_routes() -> list[BaseRoute]:

@@ -17,6 +17,7 @@ from stream_server.errors import (
     BadRequest,
     HeadersTooLarge,
     NotHttp,
+    RequestTooLarge,
     RequestTooSlow,
     ServerFull,
     StreamServerError,
@@ -32,6 +33,9 @@ TCP stack may discard the answer (RFC 9112 section 9.6)."""
 
 ABORT_FACTOR = 1.1
 """Connections beyond this multiple of `max_connections` are aborted without an answer."""
+
+MAX_CHUNKS = 10_000
+"""Chunks of a body. Each takes some microseconds, however short it is."""
 
 MAX_PIPELINED_REQUESTS = 100
 """Requests that may wait on a connection for the response to an earlier one. Each takes about a kilobyte."""
@@ -89,11 +93,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """Whether the request timer runs."""
 
     _is_reading_head = False
+    _is_reading_trailers = False
+    """Whether the head of a chunk came last. Trailers follow the last chunk, which has no bytes."""
+
     _head_bytes = 0
-    """Bytes received since the request began, as long as its head is incomplete."""
+    """Bytes received since the request, or its last chunk, began, as long as its head is incomplete."""
 
     _header_bytes = 0
-    """Bytes of the complete headers of the request."""
+    """Bytes of the complete headers and trailers of the request."""
+
+    _trailer_count = 0
+    _chunk_count = 0
 
     _active_cycle: RequestResponseCycle | None = None
     """uvicorn's object for the request that was started last. `cycle` may be that of one that waits behind it."""
@@ -138,7 +148,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if not self._awaits_request:
             self._start_request_timer()
         super().data_received(data)
-        if self._is_reading_head and self._refusal is None:
+        if (self._is_reading_head or self._is_reading_trailers) and self._refusal is None:
             # httptools calls `on_header` with whole headers only: a header without end must be counted here.
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.settings.max_url_bytes + self._limits.settings.max_header_bytes:
@@ -150,6 +160,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_reading_head, self._head_bytes, self._header_bytes = True, 0, 0
+        self._is_reading_trailers, self._trailer_count, self._chunk_count = False, 0, 0
         if not self._awaits_request:
             # A second request in the same segment.
             self._start_request_timer()
@@ -167,12 +178,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         # In place of uvicorn's method, not around it: browsers send some fifteen headers, and a second call for each
         # costs. `expect_100_continue` and `headers` are all that uvicorn's method sets.
         name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
         headers, settings = self.headers, self._limits.settings
-        headers.append((name, value))
         self._header_bytes += len(name) + len(value)
-        if self._header_bytes > settings.max_header_bytes or len(headers) > settings.max_headers:
+        if self._is_reading_head:
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            headers.append((name, value))
+        else:
+            # A trailer. The scope has the same list of headers; a trailer must not count as one of them, above all not
+            # as a credential or as the address of the client (RFC 9110 section 6.5.1).
+            self._trailer_count += 1
+        if self._header_bytes > settings.max_header_bytes or len(headers) + self._trailer_count > settings.max_headers:
             self._abort_parsing(self._headers_too_large())
 
     @override
@@ -191,8 +207,21 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._is_reading_head = False
         super().on_headers_complete()
 
+    def on_chunk_header(self) -> None:
+        """Count a chunk. The parser calls this, if there is such a method; uvicorn has none."""
+        self._is_reading_trailers, self._head_bytes = True, 0
+        self._chunk_count += 1
+        if self._chunk_count > MAX_CHUNKS:
+            self._abort_parsing(RequestTooLarge(f"The body has more than {MAX_CHUNKS} chunks"))
+
+    @override
+    def on_body(self, body: bytes) -> None:
+        self._is_reading_trailers = False
+        super().on_body(body)
+
     @override
     def on_message_complete(self) -> None:
+        self._is_reading_trailers = False
         self._stop_request_timer()
         super().on_message_complete()
 

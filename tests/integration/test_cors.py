@@ -108,11 +108,11 @@ async def test_each_stream_has_the_headers_for_its_origin(settings: Callable[...
         assert "date" in head
 
 
-async def _status(server: RunningServer, path: str, *headers: str, method: str = "GET", host: str = "here") -> int:
+async def _status(server: RunningServer, path: str, *headers: str, method: str = "GET", host: str = "localhost") -> int:
     body = b"{}" if method == "POST" else b""
     data = request(path, "Connection: close", *headers, method=method, body=body)
     async with open_raw(server.url) as connection:
-        await connection.send(data.replace(b"Host: here", f"Host: {host}".encode()))
+        await connection.send(data.replace(b"Host: localhost", f"Host: {host}".encode()))
         answer = await connection.read_response()
     if answer.status == 403:
         assert answer.problem["title"] == "Foreign origin"
@@ -124,7 +124,7 @@ async def test_a_malformed_origin_is_not_allowed(
     settings: Callable[..., Settings], run: RunKey, caplog: pytest.LogCaptureFixture, named: str, in_advance: int
 ) -> None:
     found = {}
-    async with running_server(settings(cors_origins=(named,))) as server:
+    async with running_server(settings(cors_origins=(named,), allowed_hosts=("*",))) as server:
         await eventually_async(lambda: server.hub.is_live)
         for origin in MALFORMED:
             # With cookies, because requests without cookies are allowed from all origins where `*` is set.
@@ -150,7 +150,9 @@ async def test_a_malformed_host_is_no_server_error(
         "/nowhere": 404,
         TICKETS_PATH: 405,
     }
-    async with running_server(settings(cors_origins=(APP,), trusted_proxies=("127.0.0.1",))) as server:
+    async with running_server(
+        settings(cors_origins=(APP,), trusted_proxies=("127.0.0.1",), allowed_hosts=("*",))
+    ) as server:
         await eventually_async(lambda: server.hub.is_live)
         for host in ("", "[", "[::1", "]", "a:b", "a:99999999", "a b", "http://[", "\xff"):
             passed_on = f"X-Forwarded-Host: {host}", f"X-Forwarded-For: {host}", f"X-Forwarded-Proto: {host}"
@@ -159,3 +161,30 @@ async def test_a_malformed_host_is_no_server_error(
             assert await _status(server, "/nowhere", *headers, *UPGRADE[1:], host=host) == 404, host
             assert await _status(server, TICKETS_PATH, *headers, method="POST", host=host) == 422, host
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+TRACING = "authorization,traceparent,tracestate,baggage,sentry-trace,x-requested-with,cache-control"
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "headers", "status"),
+    [
+        (TICKETS_PATH, "POST", TRACING, 200),
+        (stream_path(RunKey("chat", "r")), "GET", TRACING.upper(), 200),
+        ("/api/v2/stream/session", "DELETE", "content-type", 200),
+        (TICKETS_PATH, "POST", "x-request-id", 200),
+        (TICKETS_PATH, "POST", "x-other", 400),
+        (TICKETS_PATH, "PATCH", "authorization", 400),
+    ],
+)
+async def test_pages_of_allowed_origins_may_send_headers_of_tracing(
+    settings: Callable[..., Settings], path: str, method: str, headers: str, status: int
+) -> None:
+    preflight = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": headers}
+    configured = settings(cors_origins=(APP,), cors_headers="X-Request-ID")
+    async with running_server(configured) as server, httpx.AsyncClient(base_url=server.url) as client:
+        allowed = await client.options(path, headers={"Origin": APP, **preflight})
+        foreign = await client.options(path, headers={"Origin": EVIL, **preflight})
+    assert (allowed.status_code, foreign.status_code) == (status, 400)
+    assert allowed.headers.get("access-control-allow-origin") == APP
+    assert "access-control-allow-origin" not in foreign.headers

@@ -215,7 +215,7 @@ async def test_hundreds_of_clients_are_drained_cleanly(journal: str, run: RunKey
     async with server_process("--port", str(unused_tcp_port), STREAM_SERVER_DATABASE_URL=journal) as process:
         assert process.stderr is not None
         log = b""
-        while b"Following the journal" not in log or b"running on" not in log:
+        while b"Following the journal" not in log or b"Listening on" not in log:
             log += await asyncio.wait_for(process.stderr.readline(), DEADLINE)
         opened = asyncio.Semaphore(0)
 

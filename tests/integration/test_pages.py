@@ -88,7 +88,7 @@ async def test_the_command_can_disable_pages(journal: str, unused_tcp_port: int)
     options = ("--no-web", "--database-url", journal, "--port", str(unused_tcp_port))
     async with server_process(*options) as process, httpx.AsyncClient(base_url=url) as client:
         assert process.stderr is not None
-        while b"Uvicorn running" not in await asyncio.wait_for(process.stderr.readline(), 30):
+        while b"Listening on" not in await asyncio.wait_for(process.stderr.readline(), 30):
             assert process.returncode is None
         statuses = [(await client.get(path)).status_code for path in ("/", "/chat", "/health")]
     assert statuses == [404, 404, 200]

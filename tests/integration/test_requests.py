@@ -53,7 +53,7 @@ async def test_an_unknown_run_is_404_before_any_stream(
     [
         ("/api/v2/dags/chat/stream", 404, "no WebSocket at /api/v2/dags/chat/stream"),
         ("/nowhere", 404, "no WebSocket at /nowhere"),
-        ("/api/v2/stream?dag_id=chat", 422, "no query parameter 'dag_id'; it has none"),
+        ("/api/v2/stream?dag_id=chat", 422, "no query parameter 'dag_id'; it has ping"),
     ],
 )
 async def test_a_websocket_handshake_is_refused_with_a_problem_body(
@@ -82,7 +82,7 @@ async def test_a_wrong_method_returns_405_with_the_allowed_ones(server: RunningS
         ("?result=missing", "has no task 'missing'; its tasks are: answer, ask, clean_up"),
         ("?result=", "must be the ID of a task"),
         ("?until=never", "must be 'result' or 'run'"),
-        ("?resutl=answer", "no query parameter 'resutl'; it has confirm, cursor, result, until"),
+        ("?resutl=answer", "no query parameter 'resutl'; it has confirm, cursor, lastEventId, ping, result, until"),
     ],
 )
 async def test_an_invalid_parameter_returns_422_with_the_allowed_values(
@@ -237,7 +237,7 @@ async def test_only_pages_of_configured_origins_may_send_cookies(
     assert allowed.get("Access-Control-Allow-Credentials") == credentials
 
 
-@pytest.mark.parametrize("name", ["token", "access_token", "Authorization"])
+@pytest.mark.parametrize("name", ["token", "access_token", "Authorization", "_token", "__id_token"])
 async def test_a_token_in_a_url_is_refused(server: RunningServer, run: RunKey, name: str) -> None:
     async with sse(server.url, run, f"?{name}=abc.def.ghi") as events:
         problem = json.loads(await events.response.aread())

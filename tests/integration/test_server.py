@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,9 @@ import httpx
 import pytest
 
 from stream_server.cli.demo.postgres import EmbeddedPostgres
+from stream_server.cli.exit import ExitCode
 from stream_server.domain.run_state import RunKey
-from stream_server.journal.installer import install_journal, uninstall_journal
+from stream_server.journal.installer import disable_triggers, enable_triggers, install_journal, uninstall_journal
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
@@ -148,7 +150,7 @@ async def test_process_drains_on_sigterm_and_exits(journal: str, run: RunKey, un
     async with server_process("--port", str(unused_tcp_port), STREAM_SERVER_DATABASE_URL=journal) as process:
         assert process.stderr is not None
         log = b""
-        while b"Following the journal" not in log or b"running on" not in log:
+        while b"Following the journal" not in log or b"Listening on" not in log:
             log += await asyncio.wait_for(process.stderr.readline(), DEADLINE)
         async with sse(url, run) as events:
             await events.next()
@@ -202,3 +204,30 @@ async def test_server_polls_where_nothing_is_notified(
             await events.next()
             await airflow.set_task(run, "ask", "scheduled")
             assert (await events.next())["state"] == "scheduled"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("name", ["--port", "--admin-port"])
+async def test_a_port_in_use_ends_the_command_with_one_code(journal: str, workers: str, name: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        options = ("--workers", workers, *(("--port", "0") if name == "--admin-port" else ()), name, port)
+        async with server_process(*options, STREAM_SERVER_DATABASE_URL=journal) as process:
+            _, log = await asyncio.wait_for(process.communicate(), 3 * DEADLINE)
+    assert process.returncode == ExitCode.USAGE
+    assert f"Cannot listen on 127.0.0.1:{port}: Address already in use" in log.decode().splitlines()[-1]
+    assert b"Traceback" not in log
+
+
+async def test_disabled_triggers_are_noticed_within_the_poll_interval(
+    settings: Callable[..., Settings], journal: str, run: RunKey
+) -> None:
+    async with running_server(settings(check_interval="1h", poll_interval="2s")) as server:
+        await wait_for_readiness(server.url)
+        await disable_triggers(journal)
+        body = await asyncio.wait_for(wait_for_readiness(server.url, ready=False), 4)
+        assert body["problems"] == ["the triggers are disabled; run `stream-server triggers enable`"]
+        await enable_triggers(journal)
+        await asyncio.wait_for(wait_for_readiness(server.url), 4)

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse, Response
 
 from stream_server.settings import Settings
 from support.airflow_stub import AirflowStub
@@ -94,3 +95,46 @@ async def test_the_session_shows_whether_signing_in_is_possible(
 async def test_signing_in_needs_airflow(server: RunningServer) -> None:
     assert (await request_session(server, "GET")).json()["can_sign_in"] is False
     assert (await request_session(server, "POST", json={"token": "a"})).status_code == 501
+
+
+INVALID_TOKEN = {"detail": "Invalid JWT token"}
+FORBIDDEN = {"detail": "Forbidden"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (JSONResponse(INVALID_TOKEN, 403), 401),
+        (JSONResponse({"detail": "Not authenticated"}, 401), 401),
+        (JSONResponse({"detail": "down"}, 500), 502),
+        (JSONResponse({"dag_runs": None}), 502),
+        (JSONResponse(FORBIDDEN, 403), 204),
+    ],
+)
+async def test_a_session_is_made_for_a_token_that_airflow_accepts(
+    trigger_server: RunningServer, stub: AirflowStub, answer: Response, status: int
+) -> None:
+    stub.instead = lambda _: _return(answer)
+    refused = await request_session(trigger_server, "POST", json={"token": "abc"})
+    assert (refused.status_code, "set-cookie" in refused.headers) == (status, status == 204)
+    assert stub.received[0].headers["authorization"] == "Bearer abc"
+
+
+async def test_a_cookie_that_airflow_refuses_is_no_session(
+    settings: Callable[..., Settings], stub: AirflowStub
+) -> None:
+    async with running_server(settings(airflow_url=stub.url, auth="airflow", auth_cache="100ms")) as server:
+        for answer, signed_in in ((INVALID_TOKEN, False), (FORBIDDEN, True)):
+            stub.instead = lambda _, answer=answer: _return(JSONResponse(answer, 403))
+            headers = {"Cookie": f"_token=a{len(answer['detail'])}"}
+            session = await request_session(server, "GET", headers=headers)
+            assert session.json()["signed_in"] is signed_in
+            async with httpx.AsyncClient(base_url=server.url, headers=headers) as client:
+                runs = await client.get("/api/v2/stream/runs")
+            # The pages show the sign-in form after a 401.
+            assert runs.status_code == (403 if signed_in else 401)
+            assert runs.json()["detail"] == answer["detail"]
+
+
+async def _return(response: Response) -> Response:
+    return response

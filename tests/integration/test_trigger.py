@@ -12,6 +12,7 @@ import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from stream_server.domain.run_state import RunKey
+from stream_server.http.endpoints import result
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest, TruncatedResponse
@@ -355,3 +356,21 @@ async def test_numbers_are_sent_to_airflow_unchanged(caller: httpx.AsyncClient, 
     assert answer.status_code == 202
     (received,) = stub.received
     assert received.json["conf"] == conf
+
+
+async def test_the_timeout_counts_from_the_start_of_the_request(
+    trigger_server: RunningServer, stub: AirflowStub, caller: httpx.AsyncClient
+) -> None:
+    async def respond_late(_airflow: AirflowSql, _key: RunKey) -> None:
+        await asyncio.sleep(1.5)
+
+    stub.then = respond_late
+    began = asyncio.get_running_loop().time()
+    answer = await caller.post(f"{WAIT}&timeout=2s", json={})
+    assert (answer.status_code, "location" in answer.headers) == (202, True)
+    assert 2 <= asyncio.get_running_loop().time() - began < 3.4
+
+
+def test_the_default_timeout_is_shorter_than_that_of_proxies() -> None:
+    # nginx waits for 60 s, Heroku and some CDNs for 30 s.
+    assert result.DEFAULT_TIMEOUT + result.VALUE_READ_SECONDS <= 25

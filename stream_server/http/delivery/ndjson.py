@@ -30,11 +30,13 @@ class LineStream(Response):
         headers: Mapping[str, str] | None = None,
         *,
         on_gone: Callable[[], None] | None = None,
+        ping_interval: float | None = None,
     ) -> None:
         super().__init__(headers={**HEADERS, **(headers or {})})
         # Starlette sets it to 0; the length of a stream is unknown.
         del self.headers["content-length"]
         self._subscription, self._scheduler, self._on_gone = subscription, scheduler, on_gone
+        self._ping_interval = ping_interval
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,4 +50,5 @@ class LineStream(Response):
             framing=encode_line,
             transport="ndjson",
             on_gone=self._on_gone,
+            ping_interval=self._ping_interval,
         )

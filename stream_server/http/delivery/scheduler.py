@@ -29,8 +29,11 @@ PING_ONLY = (PING,)
 MAX_WRITES_PER_TURN = 500
 """Writes after which the event loop runs its other callbacks, before it continues with the remaining clients."""
 
-WHEEL_SLOTS = 16
-"""Slots of the timer wheel; one turn of the wheel takes a ping interval."""
+TICKS_PER_PING = 16
+MAX_TICK_SECONDS = 1.0
+"""Ticks of the timer wheel in a ping interval, and the longest. A `ping` is up to one tick late."""
+
+MAX_WHEEL_SLOTS = 64
 
 TRANSPORTS = ("sse", "ndjson", "websocket", "multiplex", "result", "wait")
 """Transports, as metrics label them. Requests to the last two wait for one response and have no writer."""
@@ -101,6 +104,7 @@ class FrameWriter(ABC):
         subscription: Where the frames come from.
         scheduler: The scheduler of the event loop.
         transport: One of `TRANSPORTS`.
+        ping_interval: Seconds without a write after which a `ping` is sent, if shorter than that of the scheduler.
     """
 
     # There is one for each client: no `__dict__`.
@@ -115,12 +119,16 @@ class FrameWriter(ABC):
         "is_ping_due",
         "is_scheduled",
         "last_write_at",
+        "ping_interval",
         "transport_name",
         "wheel_slot",
     )
 
-    def __init__(self, subscription: FrameSource, scheduler: WriteScheduler, transport: str) -> None:
+    def __init__(
+        self, subscription: FrameSource, scheduler: WriteScheduler, transport: str, ping_interval: float | None = None
+    ) -> None:
         self._subscription = subscription
+        self.ping_interval = min(ping_interval or scheduler.ping_interval, scheduler.ping_interval)
         self._scheduler = scheduler
         self.transport_name = transport
         self._counters = scheduler.counters[transport]
@@ -248,14 +256,15 @@ class WriteScheduler:
         self.endings = TaskSet("end of a stream")
         """End the streams whose request has ended before."""
 
-        self._ping_interval = ping_interval
+        self.ping_interval = ping_interval
         self._max_age = max_age
         self._written_callbacks: list[Callable[[], None]] = []
         self._due: list[FrameWriter] = []
         # The wheel: each slot has the writers to look at when the timer reaches it. A write does not move its writer:
         # when the timer reaches the writer, it goes into the slot that follows from its last write.
-        self._wheel: list[set[FrameWriter]] = [set() for _ in range(WHEEL_SLOTS)]
-        self._tick_seconds = ping_interval / WHEEL_SLOTS
+        self._tick_seconds = min(ping_interval / TICKS_PER_PING, MAX_TICK_SECONDS)
+        slot_count = min(math.ceil(ping_interval / self._tick_seconds), MAX_WHEEL_SLOTS)
+        self._wheel: list[set[FrameWriter]] = [set() for _ in range(slot_count)]
         self._current_slot = 0
         self._writer_count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -263,7 +272,7 @@ class WriteScheduler:
     @property
     def close_timeout(self) -> float:
         """Seconds in which a client must read what is due when its connection ends."""
-        return CLOSE_TIMEOUT_PINGS * self._ping_interval
+        return CLOSE_TIMEOUT_PINGS * self.ping_interval
 
     def schedule(self, writer: FrameWriter) -> None:
         """Call a writer in the next turn of the loop."""
@@ -276,7 +285,7 @@ class WriteScheduler:
         now = writer.last_write_at = self.loop.time()
         if self._max_age is not None:
             writer.expires_at = now + self._max_age * random.uniform(*AGE_JITTER)  # noqa: S311 # not for secrets
-        self._place_on_wheel(writer, now + self._ping_interval, now)
+        self._place_on_wheel(writer, now + writer.ping_interval, now)
         self._writer_count += 1
         if self._timer is None:
             self._timer = self.loop.call_later(self._tick_seconds, self._tick)
@@ -327,26 +336,26 @@ class WriteScheduler:
     def _tick(self) -> None:
         """Advance the wheel by one slot, and look at the writers there."""
         self._timer = self.loop.call_later(self._tick_seconds, self._tick)
-        self._current_slot = (self._current_slot + 1) % WHEEL_SLOTS
+        self._current_slot = (self._current_slot + 1) % len(self._wheel)
         writers, self._wheel[self._current_slot] = self._wheel[self._current_slot], set()
         now = self.loop.time()
         # A timer may fire a little early or late; what is due nearer to this tick than to the next is due now.
         due_before = now + self._tick_seconds / 2
         for writer in writers:
-            ping_at = writer.last_write_at + self._ping_interval
+            ping_at = writer.last_write_at + writer.ping_interval
             if writer.expires_at <= due_before:
                 writer.expires_at = math.inf
                 writer.expire()
             elif ping_at <= due_before:
                 writer.on_ping_due()
-                ping_at = now + self._ping_interval
+                ping_at = now + writer.ping_interval
             self._place_on_wheel(writer, ping_at, now)
 
     def _place_on_wheel(self, writer: FrameWriter, ping_at: float, now: float) -> None:
         """Put a writer into the slot of its next `ping`, or of its age if that comes first."""
         ticks = math.ceil((min(ping_at, writer.expires_at) - now) / self._tick_seconds)
-        # An age beyond one turn of the wheel is met by a later visit.
-        writer.wheel_slot = (self._current_slot + min(max(ticks, 1), WHEEL_SLOTS)) % WHEEL_SLOTS
+        # What is due beyond one turn of the wheel is met by a later visit.
+        writer.wheel_slot = (self._current_slot + min(max(ticks, 1), len(self._wheel))) % len(self._wheel)
         self._wheel[writer.wheel_slot].add(writer)
 
 

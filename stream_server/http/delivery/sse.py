@@ -41,11 +41,13 @@ class EventStream(Response):
         headers: Mapping[str, str] | None = None,
         *,
         on_gone: Callable[[], None] | None = None,
+        ping_interval: float | None = None,
         retry_ms: int = 0,
     ) -> None:
         self.status_code = 200
         self.raw_headers = [*_stream_headers(), *encode_headers(headers or {})]
         self._subscription, self._scheduler, self._on_gone = subscription, scheduler, on_gone
+        self._ping_interval = ping_interval
         self._retry_ms = retry_ms
 
     @override
@@ -62,6 +64,7 @@ class EventStream(Response):
             transport="sse",
             first=first,
             on_gone=self._on_gone,
+            ping_interval=self._ping_interval,
         )
 
 

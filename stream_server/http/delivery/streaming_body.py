@@ -49,6 +49,7 @@ async def send_stream(
     transport: str,
     first: bytes = b"",
     on_gone: Callable[[], None] | None = None,
+    ping_interval: float | None = None,
 ) -> None:
     """Respond with frames until the stream or the connection ends, then close the subscription.
 
@@ -63,6 +64,7 @@ async def send_stream(
         transport: One of `scheduler.TRANSPORTS`.
         first: Bytes before the first frame.
         on_gone: Called if the client disconnects before the end of the stream.
+        ping_interval: Seconds without a write after which a `ping` is sent, if shorter than that of the scheduler.
     """
     start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
     connection: HttpServerConnection | None = find_extension(scope, CONNECTION)
@@ -73,7 +75,14 @@ async def send_stream(
     ):
         try:
             head = await _capture_head(connection, scope, send, start)
-            writer = DirectWriter(subscription, scheduler, connection, chunked_framing(framing), transport=transport)
+            writer = DirectWriter(
+                subscription,
+                scheduler,
+                connection,
+                chunked_framing(framing),
+                transport=transport,
+                ping_interval=ping_interval,
+            )
         except BaseException:
             subscription.close()
             raise
@@ -91,7 +100,14 @@ async def send_stream(
         server_send: Send = scope.get(SERVER_SEND_KEY, send)
         disconnect = wait_for_disconnect(receive)
         asgi_writer = AsgiWriter(
-            subscription, scheduler, framing, server_send, disconnect, pack=_pack_body, transport=transport
+            subscription,
+            scheduler,
+            framing,
+            server_send,
+            disconnect,
+            pack=_pack_body,
+            transport=transport,
+            ping_interval=ping_interval,
         )
         with asgi_writer.run() as finished:
             is_client_there = await finished

@@ -87,6 +87,7 @@ class DirectWriter(FrameWriter):
         framing: Encodes a frame as the bytes on the wire.
         on_message: Called with each message of the client, if its messages have a meaning.
         transport: One of `scheduler.TRANSPORTS`.
+        ping_interval: Seconds without a write after which a `ping` is sent, if shorter than that of the scheduler.
     """
 
     __slots__ = ("_connection", "_first", "_framing", "_on_gone", "_owned", "_transport", "on_message")
@@ -103,8 +104,9 @@ class DirectWriter(FrameWriter):
         on_message: OnMessage | None = None,
         *,
         transport: str,
+        ping_interval: float | None = None,
     ) -> None:
-        super().__init__(subscription, scheduler, transport)
+        super().__init__(subscription, scheduler, transport, ping_interval)
         self.on_message = on_message
         self._connection = connection
         self._transport = connection.transport
@@ -194,6 +196,7 @@ class AsgiWriter(FrameWriter, Generic[Payload]):
         disconnect: Waits until the client has disconnected.
         pack: Makes a payload of frames, which it gets also in bytes.
         transport: One of `scheduler.TRANSPORTS`.
+        ping_interval: Seconds without a write after which a `ping` is sent, if shorter than that of the scheduler.
     """
 
     __slots__ = ("_disconnect_task", "_framing", "_pack", "_send", "_send_task")
@@ -208,8 +211,9 @@ class AsgiWriter(FrameWriter, Generic[Payload]):
         *,
         pack: Callable[[Sequence[Wire], bytes], Payload],
         transport: str,
+        ping_interval: float | None = None,
     ) -> None:
-        super().__init__(subscription, scheduler, transport)
+        super().__init__(subscription, scheduler, transport, ping_interval)
         self._framing = framing
         self._send = send
         self._pack = pack

@@ -9,7 +9,7 @@ import msgspec
 
 from stream_server.http.docs.openapi import DAG_FIREHOSE_PATH, FIREHOSE_PATH, INFO, RUN_PATH
 from stream_server.http.docs.parameters import QUERY_PARAMETERS, build_query_schema, describe_path_variables
-from stream_server.http.endpoints.firehose import FILTER_PARAMETERS
+from stream_server.http.endpoints.firehose import STREAM_PARAMETERS as FIREHOSE_QUERY
 from stream_server.http.endpoints.multiplex_messages import ClientMessage, Probe, Subscribe, Unsubscribe
 from stream_server.http.endpoints.probe import PROBE_PATH
 from stream_server.http.params import STREAM_PARAMETERS
@@ -56,7 +56,7 @@ CLIENT_MESSAGE_EXAMPLES: Mapping[type[msgspec.Struct], Json] = {
 }
 
 RUN_STREAM_PARAMETERS = STREAM_PARAMETERS | {"ticket"}
-FIREHOSE_PARAMETERS = (*FILTER_PARAMETERS, "cursor", "ticket")
+FIREHOSE_PARAMETERS = (*FIREHOSE_QUERY, "ticket")
 
 OVER_HTTP = "Server-sent events, or NDJSON: one JSON object per line."
 OVER_WEBSOCKET = "One text message per frame."

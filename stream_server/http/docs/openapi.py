@@ -22,7 +22,7 @@ from stream_server.http.docs.responses import (
     problem_responses,
 )
 from stream_server.http.endpoints import tickets, trigger
-from stream_server.http.endpoints.firehose import FILTER_PARAMETERS
+from stream_server.http.endpoints.firehose import STREAM_PARAMETERS as FIREHOSE_QUERY
 from stream_server.http.endpoints.probe import PROBE_PATH
 from stream_server.http.endpoints.result import RESPONSE_PARAMETERS
 from stream_server.http.params import STREAM_PARAMETERS, WATCH_PARAMETERS
@@ -61,7 +61,7 @@ UNAVAILABLE_ERRORS = (
     errors.Unavailable,
 )
 THROTTLING_ERRORS = (errors.TooManyJoins, errors.TooManyStreams)
-CALLER_ERRORS = (errors.TokenInUrl, errors.OriginNotAllowed)
+CALLER_ERRORS = (errors.TokenInUrl, errors.OriginNotAllowed, errors.HostNotAllowed)
 STREAM_ERRORS = (
     errors.TicketRefused,
     errors.RunNotFound,
@@ -192,7 +192,7 @@ def _firehose_operation(path: str) -> Json:
         "summary": "Stream many runs: all transitions that match the filter",
         "description": "Only transitions: no snapshots and no outcomes.",
         "security": OPTIONAL_SECURITY,
-        "parameters": build_parameters(path, (*FILTER_PARAMETERS, "cursor", "ticket"), ("Last-Event-ID",)),
+        "parameters": build_parameters(path, (*FIREHOSE_QUERY, "ticket"), ("Last-Event-ID",)),
         "responses": {
             "200": add_stream_content({"description": "Frames, sent as they occur"}),
             **problem_responses(

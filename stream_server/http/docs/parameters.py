@@ -9,7 +9,7 @@ from stream_server.http.endpoints.firehose import KNOWN_STATES, MAX_FILTER_VALUE
 from stream_server.http.endpoints.lists import DEFAULT_RUN_LIMIT, RUN_LIMIT_BOUNDS
 from stream_server.http.endpoints.result import DEFAULT_FAIL_STATUS, DEFAULT_TIMEOUT, FAIL_STATUS_BOUNDS
 from stream_server.http.endpoints.trigger import DEFAULT_GRACE, IF_EXISTS, MAX_KEY_LENGTH, ON_DISCONNECT
-from stream_server.http.params import CONFIRM_VALUES, UNTIL_VALUES
+from stream_server.http.params import CONFIRM_VALUES, POLYFILL_CURSOR, UNTIL_VALUES
 from stream_server.hub.firehose import FRAME_TYPES
 from stream_server.protocol.frames import NO_STATUS
 from stream_server.protocol.schema import Json
@@ -76,6 +76,14 @@ QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
     "cursor": (
         {"type": "string"},
         "Resume after this cursor, the last that the client received. The header `Last-Event-ID` takes precedence.",
+    ),
+    POLYFILL_CURSOR: (
+        {"type": "string"},
+        "The same as `cursor`, which it takes precedence over, for polyfills of `EventSource` that can't send headers.",
+    ),
+    "ping": (
+        {"type": "string", "default": "15s", "examples": ["2s", "5s", "1m"]},
+        "How long the stream may be silent before a `ping`: from 1s to 60s. A shorter interval of the server wins.",
     ),
     "ticket": (
         {"type": "string"},

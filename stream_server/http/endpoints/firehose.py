@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 from starlette.requests import Request
@@ -10,7 +11,12 @@ from starlette.responses import Response
 from stream_server.errors import BadParameter, Unavailable
 from stream_server.http.caller import identify_caller
 from stream_server.http.endpoints.run_stream import build_stream_response, unavailable_response
-from stream_server.http.params import parse_resume_point, refuse_unknown_parameters
+from stream_server.http.params import (
+    CURSOR_PARAMETERS,
+    parse_ping_interval,
+    parse_resume_point,
+    refuse_unknown_parameters,
+)
 from stream_server.http.permission import authorize_dag, authorize_firehose
 from stream_server.http.state import State
 from stream_server.hub.firehose import FRAME_TYPES, Filter
@@ -19,8 +25,14 @@ from stream_server.protocol.frames import NO_STATUS
 FILTER_PARAMETERS = ("dag_id", "run_id", "task_id", "state", "type", "tag")
 """Repeatable query parameters of the filter."""
 
+STREAM_PARAMETERS = (*FILTER_PARAMETERS, *sorted(CURSOR_PARAMETERS), "ping")
+"""Query parameters of a stream of many runs."""
+
 MAX_FILTER_VALUES = 100
 """Maximum number of values of one parameter."""
+
+_LOST_PLUS = re.compile(r" [0-9]{2}:?[0-9]{2}(?:_\w*)?\Z", re.ASCII)
+"""End of a run's ID such as `manual__2026-11-29T10:00:00+00:00`, perhaps with a suffix, in which `+` became a space."""
 
 KNOWN_STATES = (
     "awaiting_input",
@@ -44,11 +56,13 @@ KNOWN_STATES = (
 async def stream_firehose(request: Request) -> Response:
     state: State = request.scope["state"]
     caller = await identify_caller(request)
-    known = {*FILTER_PARAMETERS, "cursor"} - request.path_params.keys()
+    known = {*STREAM_PARAMETERS} - request.path_params.keys()
     refuse_unknown_parameters(request.query_params.keys(), frozenset(known))
     values_by_name = {name: request.query_params.getlist(name) for name in FILTER_PARAMETERS}
     if "dag_id" in request.path_params:
         values_by_name["dag_id"] = [request.path_params["dag_id"]]
+    parse_ping_interval(request)
+    _refuse_decoded_plus(values_by_name["run_id"])
     stream_filter, dag_id = await build_filter(state, values_by_name), request.path_params.get("dag_id", "")
     authorizer, readable = state["authorizer"], None
     try:
@@ -96,6 +110,19 @@ async def build_filter(state: State, values_by_name: Mapping[str, Sequence[str]]
         states=frozenset(values_by_name.get("state", ())),
         types=frozenset(values_by_name.get("type", ())),
     )
+
+
+def _refuse_decoded_plus(run_ids: Sequence[str]) -> None:
+    """Raise for the ID of a run whose `+` was not percent-encoded: in a query, that is a space (WHATWG URL 5.1).
+
+    Raises:
+        BadParameter: An ID ends like a time whose offset lost its sign.
+    """
+    for run_id in run_ids:
+        if _LOST_PLUS.search(run_id):
+            raise BadParameter(
+                f"`run_id` {run_id[:260]!r} has a space before its offset from UTC; encode `+` as %2B in a query"
+            )
 
 
 def _check_values(name: str, values: Collection[str], allowed: Collection[str]) -> None:

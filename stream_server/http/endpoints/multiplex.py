@@ -29,7 +29,7 @@ from stream_server.http.endpoints.multiplex_messages import (
 )
 from stream_server.http.endpoints.multiplex_streams import MultiplexStreams
 from stream_server.http.endpoints.websocket import close_websocket, encode_text_message
-from stream_server.http.params import refuse_unknown_parameters
+from stream_server.http.params import parse_ping_interval, refuse_unknown_parameters
 from stream_server.http.request_slot import authenticate_connection, reattribute_connection
 from stream_server.http.state import State
 from stream_server.http.websocket_auth import (
@@ -44,6 +44,9 @@ from stream_server.http.websocket_auth import (
 from stream_server.protocol.frames import Ack
 from stream_server.protocol.wire import Wire
 
+CONNECTION_PARAMETERS = frozenset({"ping"})
+"""Query parameters of the connection."""
+
 TRANSPORT = "multiplex"
 """Label in metrics."""
 
@@ -51,8 +54,9 @@ TRANSPORT = "multiplex"
 async def serve_multiplex(websocket: WebSocket) -> None:
     refuse_foreign_origin(websocket)
     caller = await identify_caller(websocket)
-    # Parameters belong into `subscribe` messages.
-    refuse_unknown_parameters(websocket.query_params.keys(), frozenset())
+    # All others belong into `subscribe` messages.
+    refuse_unknown_parameters(websocket.query_params.keys(), CONNECTION_PARAMETERS)
+    parse_ping_interval(websocket)
     await accept_handshake(websocket)
     connection = MultiplexConnection(websocket, caller)
     with suppress(WebSocketDisconnect):
@@ -119,8 +123,16 @@ class MultiplexConnection:
                 _wait_until_done(reading),
                 pack=pack_frames,
                 transport=TRANSPORT,
+                ping_interval=parse_ping_interval(self._websocket),
             )
-        writer = DirectWriter(self._queue, scheduler, connection, encode_text_message, transport=TRANSPORT)
+        writer = DirectWriter(
+            self._queue,
+            scheduler,
+            connection,
+            encode_text_message,
+            transport=TRANSPORT,
+            ping_interval=parse_ping_interval(self._websocket),
+        )
         reading.add_done_callback(lambda _: writer.on_client_gone())
         return writer
 

@@ -12,7 +12,13 @@ from stream_server.http.caller import identify_caller
 from stream_server.http.delivery import ndjson, sse
 from stream_server.http.delivery.asgi_scope import find_header
 from stream_server.http.delivery.scheduler import WriteScheduler
-from stream_server.http.params import negotiate_media_type, parse_resume_point, parse_run_key, parse_watch_options
+from stream_server.http.params import (
+    negotiate_media_type,
+    parse_ping_interval,
+    parse_resume_point,
+    parse_run_key,
+    parse_watch_options,
+)
 from stream_server.http.permission import authorize_run
 from stream_server.http.state import State
 from stream_server.hub.subscription import Subscription
@@ -23,6 +29,7 @@ async def stream_run(request: Request) -> Response:
     state: State = request.scope["state"]
     caller = await identify_caller(request)
     key, options, resume_point = parse_run_key(request), parse_watch_options(request), parse_resume_point(request)
+    parse_ping_interval(request)
     try:
         permission = await authorize_run(state["authorizer"], caller, key)
         if resume_point is not None and resume_point.has_ended:
@@ -45,7 +52,9 @@ def build_stream_response(
     state: State = request.scope["state"]
     is_ndjson = negotiate_media_type(request, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE) == ndjson.MEDIA_TYPE
     response_class = ndjson.LineStream if is_ndjson else sse.EventStream
-    return response_class(subscription, state["scheduler"], headers, on_gone=on_gone)
+    return response_class(
+        subscription, state["scheduler"], headers, on_gone=on_gone, ping_interval=parse_ping_interval(request)
+    )
 
 
 def unavailable_response(request: Request, error: Unavailable, headers: Mapping[str, str] | None = None) -> Response:

@@ -13,16 +13,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stream_server.auth.airflow_api import AirflowApi
+from stream_server.auth.airflow_api import TOKEN_COOKIE, AirflowApi
 from stream_server.auth.authorizer import Caller
-from stream_server.errors import AirflowNotResponding, BadRequest
+from stream_server.auth.revalidation import is_credential_refused
+from stream_server.errors import AirflowNotResponding, AirflowRefused, BadRequest, PermissionUnknown
 from stream_server.http.caller import airflow_api_for, identify_caller, refuse_foreign_origin
 from stream_server.http.params import read_body
 from stream_server.http.state import State
 from stream_server.protocol.bodies import Session
-
-SESSION_COOKIE = "_token"
-"""Cookie of Airflow's login (`airflow.api_fastapi.auth.managers.base_auth_manager.COOKIE_NAME_JWT_TOKEN`)."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")
 """Syntax of a bearer token (RFC 6750 section 2.1), limited to what fits into a cookie."""
@@ -40,11 +38,24 @@ async def get_session(request: Request) -> Response:
     state: State = request.scope["state"]
     caller = await identify_caller(request)
     session = Session(
-        signed_in=state["authorizer"].requires_credential and not caller.is_anonymous,
+        signed_in=await _is_signed_in(state, caller),
         airflow_ui_url=state["settings"].airflow_ui_url,
         can_sign_in=state["airflow"] is not None,
     )
     return Response(msgspec.json.encode(session), media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+async def _is_signed_in(state: State, caller: Caller) -> bool:
+    """Whether the caller has a credential that Airflow accepts, or has not refused: it may not answer."""
+    if caller.is_anonymous or not state["authorizer"].requires_credential:
+        return False
+    try:
+        await state["authorizer"].check_dags(caller)
+    except AirflowRefused as error:
+        return not is_credential_refused(error)
+    except PermissionUnknown:
+        pass
+    return True
 
 
 async def sign_in(request: Request) -> Response:
@@ -84,6 +95,8 @@ async def _obtain_token(airflow: AirflowApi, credentials: SignIn) -> str:
         token = (credentials.token or "").strip()
     if not _TOKEN.fullmatch(token):
         raise BadRequest("`token` must have 1 to 4096 characters, of A-Z a-z 0-9 . _ ~ + / = -")
+    # Otherwise the pages would show errors in place of the sign-in form.
+    await airflow.with_token(token).check_credential()
     return token
 
 
@@ -91,7 +104,7 @@ def _cookie_response(request: Request, token: str) -> Response:
     response = Response(status_code=204, headers={"Cache-Control": "no-store"})
     secure = request.scope["scheme"] == "https"
     if token:
-        response.set_cookie(SESSION_COOKIE, token, path="/", secure=secure, httponly=True, samesite="lax")
+        response.set_cookie(TOKEN_COOKIE, token, path="/", secure=secure, httponly=True, samesite="lax")
     else:
-        response.delete_cookie(SESSION_COOKIE, path="/", secure=secure, httponly=True, samesite="lax")
+        response.delete_cookie(TOKEN_COOKIE, path="/", secure=secure, httponly=True, samesite="lax")
     return response

@@ -44,6 +44,7 @@ from stream_server.http.endpoints.result import (
 )
 from stream_server.http.endpoints.run_stream import build_stream_response, unavailable_response
 from stream_server.http.params import (
+    CURSOR_PARAMETERS,
     STREAM_PARAMETERS,
     WATCH_PARAMETERS,
     negotiate_media_type,
@@ -63,7 +64,7 @@ from stream_server.protocol.cursor import ResumePoint, ResumeToken
 JSON = "application/json"
 CONFLICT = 409
 TRIGGER_PARAMETERS = (
-    (STREAM_PARAMETERS - {"cursor"})
+    (STREAM_PARAMETERS - CURSOR_PARAMETERS)
     | RESPONSE_PARAMETERS
     | {"wait_for_completion", "if_exists", "on_disconnect", "grace"}
 )
@@ -218,7 +219,7 @@ async def _respond(
     key = run.key
     subscription = await state["hub"].subscribe(key, watch_options, resume_from=run.resume_point)
     permission.bind(subscription, ignore_expiry)
-    answer = await wait_for_outcome(request, subscription, key, options.response.timeout, on_gone)
+    answer = await wait_for_outcome(request, subscription, key, options.response.answer_at, on_gone)
     headers = _build_run_headers(request, key, "result", WATCH_PARAMETERS | RESPONSE_PARAMETERS)
     if answer.outcome == "pending":
         headers["Location"] = headers["Content-Location"]

@@ -15,7 +15,7 @@ from stream_server.errors import AirflowRefused, StreamServerError
 from stream_server.http.caller import identify_caller, refuse_foreign_origin
 from stream_server.http.delivery.asgi_scope import CONNECTION, find_extension, keep_slot
 from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, ServerConnection, pack_frames
-from stream_server.http.params import parse_resume_point, parse_run_key, parse_watch_options
+from stream_server.http.params import parse_ping_interval, parse_resume_point, parse_run_key, parse_watch_options
 from stream_server.http.permission import Permission, authorize_run
 from stream_server.http.request_slot import authenticate_connection
 from stream_server.http.state import State
@@ -51,6 +51,7 @@ async def serve_run_websocket(websocket: WebSocket) -> None:
     refuse_foreign_origin(websocket)
     caller = await identify_caller(websocket)
     key, options = parse_run_key(websocket), parse_watch_options(websocket)
+    parse_ping_interval(websocket)
     try:
         permission = await authorize_run(state["authorizer"], caller, key)
     except AirflowRefused as error:
@@ -103,6 +104,7 @@ async def _serve_run(websocket: WebSocket, permission: Permission, options: Watc
             reading,
             pack=pack_frames,
             transport="websocket",
+            ping_interval=parse_ping_interval(websocket),
         )
         with writer.run() as finished:
             is_connected = await finished
@@ -124,6 +126,7 @@ async def _serve_directly(
             encode_text_message,
             websocket_auth.handle,
             transport="websocket",
+            ping_interval=parse_ping_interval(websocket),
         )
     except BaseException:
         subscription.close()

@@ -4,3 +4,4 @@
 SELECT nextval('stream_server.losses') FROM stream_server.meta WHERE NOT enabled;
 UPDATE stream_server.meta SET enabled = true;
 
+SELECT pg_notify('stream_server', '') WHERE pg_notification_queue_usage() < 0.5;

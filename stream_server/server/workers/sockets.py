@@ -7,11 +7,15 @@ sockets: while a worker is replaced, connections to it wait in the backlog and a
 
 from __future__ import annotations
 
+import logging
 import platform
 import socket
 from contextlib import closing
 
 from stream_server.errors import SettingsError
+from stream_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 SPREADS_CONNECTIONS = platform.system() == "Linux"
 """Whether the kernel spreads connections over the sockets on one port. Other kernels give all to the newest socket."""
@@ -40,6 +44,19 @@ def open_listeners(host: str, port: int, workers: int) -> list[list[socket.socke
         return [[_open_listener(*address, port, reuse_port=True) for address in addresses] for _ in range(workers)]
     except OSError as error:
         raise SettingsError(f"Cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def open_admin_listener(settings: Settings) -> socket.socket | None:
+    """Open the listening socket of the operators' port, which workers share; `None` without that port.
+
+    Raises:
+        SettingsError: The address is not one of this machine, or the port is in use.
+    """
+    if settings.admin_port is None:
+        return None
+    ((admin, *_),) = open_listeners(settings.admin_host, settings.admin_port, 1)
+    log.info("Operators' endpoints are on %s port %d", *admin.getsockname()[:2])
+    return admin
 
 
 def _find_free_port(family: int, host: str | int, port: int) -> int:

@@ -24,7 +24,7 @@ from stream_server.server.metrics import Metrics
 from stream_server.server.workers.channel import Channel
 from stream_server.server.workers.messages import FromWorker
 from stream_server.server.workers.relay import WORKER_TIMEOUT_SECONDS, Relay
-from stream_server.server.workers.sockets import open_listeners
+from stream_server.server.workers.sockets import open_admin_listener, open_listeners
 from stream_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,8 @@ def run_supervisor(settings: Settings) -> None:
     sockets = open_listeners(settings.host, settings.port, settings.workers)
     for sock in sockets[0]:
         log.info("Listening on %s port %d with %d workers", *sock.getsockname()[:2], settings.workers)
-    admin: socket.socket | None = None
-    if settings.admin_port is not None:
-        # One socket for all workers: they give the same answers.
-        ((admin, *_),) = open_listeners(settings.admin_host, settings.admin_port, 1)
-        log.info("Operators' endpoints are on %s port %d", *admin.getsockname()[:2])
+    # One socket for all workers: they give the same answers.
+    admin = open_admin_listener(settings)
     asyncio.run(Supervisor(settings, sockets, admin).run())
 
 

@@ -107,7 +107,6 @@ async def test_another_credential_or_scope_has_another_check(airflow: AirflowDou
     [
         (AirflowRefused("Forbidden", 403), CloseCode.FORBIDDEN),
         (AirflowRefused("Token Expired", 401), CloseCode.UNAUTHENTICATED),
-        (AirflowRefused("Invalid JWT token", 403), CloseCode.UNAUTHENTICATED),
         (ACCESS_WITHOUT_VALUES, CloseCode.ACCESS_CHANGED),
     ],
 )
