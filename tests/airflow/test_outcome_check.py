@@ -14,7 +14,7 @@ DEADLINE = 300.0
 
 
 def test_predictions_equal_what_airflows_scheduler_does() -> None:
-    command = [sys.executable, "-m", "support.outcome_check", "--cases", str(CASES)]
+    command = [sys.executable, "-m", "support.outcome_check", "--cases", str(CASES), "--kind", "predictions"]
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     done = subprocess.run(
         command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=DEADLINE, check=False

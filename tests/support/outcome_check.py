@@ -1,13 +1,19 @@
-"""Compares the predictions with what Airflow's own scheduler does in the same runs.
+"""Compares what the server sends of random runs with what Airflow's own scheduler and API do in them.
 
-As a script: `python -m support.outcome_check --cases 20000 [--seed SEED] [--jobs 2]`, and `--replay SEED/NUMBER` to see
-one case. Its last line is JSON: `wrong` counts the cases with a wrong prediction, `early` is the share
-of failures that were reported at the first fatal moment, and `misses` counts those reported later in graphs
+There are two kinds of cases, half of each:
+
+* predictions: nothing intervenes, and each prediction is compared with how the run ends (`outcome_simulation`);
+* histories: people and the clock intervene, and after each transaction a client that watches, one that joins, and one
+  that resumes are compared with each other and with the outcome rules (`outcome_histories`, `outcome_oracle`).
+
+As a script: `python -m support.outcome_check --cases 20000 [--seed SEED] [--jobs 2] [--kind histories]`, and `--replay
+SEED/NUMBER` to see one case. Its last line is JSON: `wrong` counts the cases in which anything was wrong, `early` is
+the share of failures that were reported at the first fatal moment, and `misses` counts those reported later in graphs
 without branching (`outcome_simulation.measure_failure_timing`).
 
 The database is SQLite in memory. The code under comparison is Airflow's Python; its SQL is plain selects,
-updates and counts within one transaction. With `--url` the same cases run on PostgreSQL: they give the same
-figures, moment by moment, and take longer.
+updates and counts within one transaction. With `--url` the predictions run on PostgreSQL: they give the same
+figures, moment by moment, and take longer. The triggers of histories are SQLite's.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +40,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from support.outcome_scheduler import SchedulerDatabase
+
+KINDS = ("predictions", "histories")
 
 SAMPLED = 20
 """One of this number of failures is checked for its timing, which needs many simulations."""
@@ -88,11 +96,12 @@ def _create_database() -> SchedulerDatabase:
     from airflow.models import import_all_models  # noqa: PLC0415
     from airflow.models.base import Base  # noqa: PLC0415
     from airflow.utils.orm_event_handlers import setup_event_handlers  # noqa: PLC0415
-    from sqlalchemy import create_engine  # noqa: PLC0415
+    from sqlalchemy import create_engine, text  # noqa: PLC0415
     from sqlalchemy.orm import Session  # noqa: PLC0415
     from sqlalchemy.pool import StaticPool  # noqa: PLC0415
 
     from support.outcome_scheduler import SchedulerDatabase  # noqa: PLC0415
+    from support.outcome_tables import TRIGGERS  # noqa: PLC0415
 
     import_all_models()
     url = os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
@@ -100,20 +109,36 @@ def _create_database() -> SchedulerDatabase:
     if url.startswith("sqlite"):
         setup_event_handlers(engine)
         Base.metadata.create_all(engine)
+        with engine.begin() as connection:
+            for statement in TRIGGERS:
+                connection.execute(text(statement))
     return SchedulerDatabase(Session(engine))
 
 
-def check(seed: str, numbers: range) -> CheckReport:
-    """Run some cases of a seed."""
+def check(seed: str, kinds: Sequence[str], numbers: range) -> CheckReport:
+    """Run some cases of a seed. The number of a case decides its kind."""
     figures: Counter[str] = Counter()
     remarks: list[str] = []
     for number in numbers:
-        _check_case(f"{seed}/{number}", figures, remarks)
+        kind = kinds[number % len(kinds)]
+        checks = {"predictions": _check_predictions, "histories": _check_history}
+        checks[kind](f"{seed}/{number}", figures, remarks)
     gc.collect()
     return CheckReport(figures, remarks)
 
 
-def _check_case(seed: str, figures: Counter[str], remarks: list[str]) -> None:
+def _check_history(seed: str, figures: Counter[str], remarks: list[str]) -> None:
+    from support.outcome_histories import HistoryCase, play_history  # noqa: PLC0415
+
+    history = play_history(HistoryCase(seed), scheduler_database())
+    figures.update(cases=1, histories=1)
+    figures.update({f"history {name}": count for name, count in history.figures.items()})
+    if history.faults:
+        figures["wrong"] += 1
+        remarks.append(f"wrong {seed}: {history.faults[0]}")
+
+
+def _check_predictions(seed: str, figures: Counter[str], remarks: list[str]) -> None:
     from support.outcome_simulation import (  # noqa: PLC0415
         Case,
         FailureTiming,
@@ -145,8 +170,19 @@ def _check_case(seed: str, figures: Counter[str], remarks: list[str]) -> None:
             figures[f"plain {timing.value}"] += 1
 
 
+def replay_history(seed: str) -> None:
+    """Print a history, transaction by transaction."""
+    from support.outcome_histories import HistoryCase, play_history  # noqa: PLC0415
+
+    case = HistoryCase(seed)
+    lines = [json.dumps(json.loads(version.text)["dag"]["tasks"]) for version in case.versions]
+    history = play_history(case, scheduler_database(), lines)
+    for line in [*lines, *history.faults]:
+        sys.stdout.write(f"{line}\n")
+
+
 def replay(seed: str) -> None:
-    """Print one case moment by moment."""
+    """Print a case of predictions, moment by moment."""
     from support.outcome_simulation import Case, find_faults, simulate  # noqa: PLC0415
 
     case = Case(seed)
@@ -183,6 +219,11 @@ def report_figures(figures: Counter[str]) -> dict[str, Any]:
         "sampled": reported + figures["hopeless"],
         "late": figures["late"],
         "hopeless": figures["hopeless"],
+        "histories": figures["histories"],
+        "interventions": {
+            name: figures[f"history {name}"] for name in ("expire", "mark", "clear", "delete", "deploy", "late")
+        },
+        "transactions": figures["history moments"],
         "moments": figures["moments"],
         "instances": figures["instances"],
     }
@@ -204,23 +245,27 @@ def main() -> int:
     parser.add_argument("--seed", default=secrets.token_hex(4))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--url", default="sqlite://", help="SQLAlchemy URL of a database with Airflow's schema")
+    parser.add_argument("--kind", choices=KINDS, help="both by default")
     parser.add_argument("--replay", metavar="SEED/NUMBER")
     options = parser.parse_args()
+    is_sqlite = options.url.startswith("sqlite")
+    kinds = (options.kind,) if options.kind else KINDS if is_sqlite else KINDS[:1]
     with home() as directory:
         if options.replay:
             prepare(directory, options.url)
-            replay(options.replay)
+            kind = kinds[int(options.replay.rpartition("/")[2]) % len(kinds)]
+            (replay if kind == "predictions" else replay_history)(options.replay)
             return 0
-        return _check_all(options, directory)
+        return _check_all(options, kinds, directory)
 
 
-def _check_all(options: argparse.Namespace, directory: str) -> int:
+def _check_all(options: argparse.Namespace, kinds: Sequence[str], directory: str) -> int:
     started = time.monotonic()
     figures: Counter[str] = Counter()
     chunks = [range(first, min(first + CHUNK, options.cases)) for first in range(0, options.cases, CHUNK)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, prepare, (directory, options.url)) as pool:
-        for report in pool.map(partial(check, options.seed), chunks):
+        for report in pool.map(partial(check, options.seed, kinds), chunks):
             figures += report.figures
             for remark in report.remarks:
                 sys.stdout.write(f"{remark}\n")

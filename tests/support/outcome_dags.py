@@ -6,12 +6,17 @@ import random
 from datetime import timedelta
 from typing import Any
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.python import BranchPythonOperator, ShortCircuitOperator
 from airflow.sdk import DAG, BaseOperator, TaskGroup
 from airflow.sdk.definitions._internal.expandinput import DictOfListsExpandInput
 from airflow.sdk.definitions.taskgroup import MappedTaskGroup
+from typing_extensions import override
 
 DAG_ID = "random"
+
+RESULT_PARAM = "stream_result"
+"""Param that marks a task as a result task."""
 
 RULES = [
     "all_done",
@@ -166,3 +171,67 @@ class DagMaker:
 
     def _chance(self, share: float) -> bool:
         return self._rng.random() < share
+
+
+class HistoryDagMaker(DagMaker):
+    """Makes a small DAG for a history: with leaves that return nothing, with marks, and with a timeout.
+
+    Args:
+        rng: Makes all choices.
+        extended: Whether to add tasks at the end; the other tasks are the same as without.
+    """
+
+    def __init__(self, rng: random.Random, *, extended: bool = False) -> None:
+        super().__init__(rng, branching=rng.random() < 0.6)
+        self._extended = extended
+        self._fail_fast = rng.random() < 0.12
+        self.natively_marked: set[str] = set()
+
+    @override
+    def make(self) -> DAG:
+        with DAG(DAG_ID, schedule=None, fail_fast=self._fail_fast, dagrun_timeout=timedelta(hours=1)) as dag:
+            self._fill(self._rng.randint(1, 5), depth=0, mapped=False)
+            if self._chance(0.3):
+                self._add_setups_and_teardowns()
+            for _ in range(self._rng.choice((0, 0, 1, 1, 2))):
+                self._add_leaf()
+            marks = self._rng.random()
+            marked = self._rng.sample(self._tasks, min(len(self._tasks), self._rng.choice((1, 1, 2))))
+            if marks < 0.2:
+                for task in marked:
+                    _mark(task)
+            elif marks < 0.35:
+                self.natively_marked = {task.task_id for task in marked if not isinstance(task, EmptyOperator)}
+            if self._extended:
+                for _ in range(self._rng.choice((1, 1, 2))):
+                    self._connect(self._task(mapped=False))
+        self._fix_rules(dag)
+        dag.validate_setup_teardown()
+        dag.check_cycle()
+        return dag
+
+    def _add_leaf(self) -> None:
+        """Add a task downstream of all tasks, or of all leaves, that is no answer."""
+        kind = self._rng.choice(("empty", "silent", "watcher", "plain"))
+        options: dict[str, Any] = {"task_id": f"e{len(self._tasks)}", **self._common}
+        if kind == "empty":
+            leaf: Any = EmptyOperator(**options)
+        else:
+            if not self._fail_fast:
+                watches = self._rng.choice(("one_failed", "one_failed", "all_failed", "all_done"))
+                options["trigger_rule"] = watches if kind == "watcher" else "all_success"
+            leaf = ScriptedTask(do_xcom_push=kind != "silent", **options)
+        above = [task for task in self._tasks if not task.is_teardown]
+        every = self._chance(0.5)
+        for task in above:
+            if every or not task.downstream_list:
+                task >> leaf
+        self._tasks.append(leaf)
+
+
+def _mark(task: Any) -> None:
+    """Mark a task as a result task, as `stream_server.authoring` does."""
+    if hasattr(task, "partial_kwargs"):
+        task.partial_kwargs["params"] = {**(task.partial_kwargs.get("params") or {}), RESULT_PARAM: True}
+    else:
+        task.params[RESULT_PARAM] = True

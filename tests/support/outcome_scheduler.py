@@ -13,7 +13,9 @@ from airflow.models.dag import DagModel
 from airflow.models.dag_version import DagVersion
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.dagrun import DagRun
+from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance, _stop_remaining_tasks
+from airflow.models.taskinstancehistory import TaskInstanceHistory
 from airflow.models.taskmap import TaskMap
 from airflow.models.xcom import XComModel
 from airflow.serialization.serialized_objects import DagSerialization
@@ -62,7 +64,9 @@ class SchedulerDatabase:
         self.session = session
         session.add(DagBundleModel(name="bundle"))
         session.flush()
-        session.add(DagModel(dag_id=DAG_ID, bundle_name="bundle", is_paused=False, timetable_type="NullTimetable"))
+        model = DagModel(dag_id=DAG_ID, bundle_name="bundle", is_paused=False, timetable_type="NullTimetable")
+        model.relative_fileloc = "random.py"
+        session.add(model)
         session.flush()
         version = DagVersion(dag_id=DAG_ID, version_number=1, bundle_name="bundle")
         session.add(version)
@@ -114,10 +118,16 @@ class Run:
     def close(self) -> None:
         """Delete all rows. Airflow commits when it forces other tasks to fail (`TaskInstance.error`)."""
         self._session.rollback()
-        self._session.execute(delete(TaskInstance))
-        self._session.execute(delete(DagRun))
+        for table in (XComModel, TaskMap, TaskInstanceHistory, TaskInstance, DagRun, SerializedDagModel):
+            self._session.execute(delete(table))
+        self._session.execute(delete(DagVersion).where(DagVersion.version_number > 1))
         self._session.commit()
         self._session.expunge_all()
+
+    @property
+    def sources(self) -> Collection[str]:
+        """Tasks whose values determine how often mapped tasks run."""
+        return self._sources
 
     @property
     def state(self) -> str:

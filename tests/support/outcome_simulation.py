@@ -161,12 +161,12 @@ def _work(run: Run, instance: InstanceKey, rng: random.Random, behaviour: Worker
     elif draw - behaviour.retry < 0:
         run.retry(instance)
     elif behaviour.decide and task.inherits_from_skipmixin:
-        run.decide(instance, _decision(run, task, rng))
+        run.decide(instance, choose_skipped(run, task, rng))
     else:
         run.succeed(instance, length)
 
 
-def _decision(run: Run, task: Any, rng: random.Random) -> list[str]:
+def choose_skipped(run: Run, task: Any, rng: random.Random) -> list[str]:
     """Return the tasks that a branching or short-circuiting task skips (`BranchMixIn`, `ShortCircuitOperator`)."""
     direct = sorted(task.downstream_task_ids)
     if "Branch" in task.task_type:

@@ -1,0 +1,272 @@
+"""Airflow's tables of one run in SQLite, as the server reads them: journal rows of triggers, and a `RunSource`.
+
+The triggers write the rows that those of the journal write (`journal/sql/functions.sql`), and the queries return what
+`journal/sql/queries.sql` returns. A moment counts as a committed transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from airflow.models.dag_version import DagVersion
+from airflow.models.dagrun import DagRun
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.models.taskinstance import TaskInstance as AirflowInstance
+from airflow.models.xcom import XComModel
+from sqlalchemy import and_, select, text
+from sqlalchemy.orm import Session
+
+from stream_server.domain.graph import Graph
+from stream_server.domain.outcome import ReturnValue, ReturnValues
+from stream_server.domain.run_state import RunKey, RunState
+from stream_server.domain.task_instances import SourceRow, TaskInstance
+from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
+from stream_server.protocol.cursor import JournalPosition
+from stream_server.protocol.frames import RunInfo
+from support.outcome_dags import DAG_ID
+
+KEY = RunKey(DAG_ID, "run")
+EPOCH = "7f3a"
+
+_COLUMNS = (
+    "kind, task_id, map_index, try_number, state, previous_state, clear_number, queued_at, start_date, end_date,"
+    " xcom_key, dag_result"
+)
+_TASK_ROW = "'task', NEW.task_id, NEW.map_index, NEW.try_number, NEW.state"
+_RUN_ROW = "'run', NULL, NULL, NULL, NEW.state"
+_DATES = "NEW.start_date, NEW.end_date, NULL, NULL"
+
+
+def _write_row(values: str) -> str:
+    return f" BEGIN INSERT INTO journal_row ({_COLUMNS}) VALUES ({values}); END"
+
+
+TRIGGERS = [
+    f"CREATE TABLE journal_row (id INTEGER PRIMARY KEY AUTOINCREMENT, {_COLUMNS})",
+    *(
+        f"CREATE TRIGGER journal_{number} AFTER {event}" + _write_row(values)
+        for number, (event, values) in enumerate(
+            {
+                "INSERT ON task_instance": f"{_TASK_ROW}, NULL, NULL, NULL, {_DATES}",
+                "UPDATE ON task_instance WHEN NEW.state IS NOT OLD.state OR NEW.try_number IS NOT OLD.try_number"
+                " OR NEW.map_index <> OLD.map_index": f"{_TASK_ROW}, OLD.state, NULL, NULL, {_DATES}",
+                "INSERT ON dag_run": f"{_RUN_ROW}, NULL, NEW.clear_number, NEW.queued_at, {_DATES}",
+                "UPDATE ON dag_run WHEN NEW.state IS NOT OLD.state OR NEW.clear_number <> OLD.clear_number": (
+                    f"{_RUN_ROW}, OLD.state, NEW.clear_number, NEW.queued_at, {_DATES}"
+                ),
+                "INSERT ON xcom WHEN NEW.key = 'return_value'": (
+                    "'xcom', NEW.task_id, NEW.map_index, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NEW.key,"
+                    " NEW.dag_result"
+                ),
+            }.items()
+        )
+    ),
+]
+"""The triggers of a SQLite database, and the table that they write to."""
+
+
+class RunRow(NamedTuple):
+    """A run in the database."""
+
+    state: str
+    clear_number: int
+    queued_at: datetime | None
+    start_date: datetime | None
+    end_date: datetime | None
+
+
+class InstanceRow(NamedTuple):
+    """A task instance in the database, with its return value."""
+
+    state: str | None
+    try_number: int
+    start_date: datetime | None
+    end_date: datetime | None
+    version: UUID | None
+    value_at: datetime | None
+    """When its return value was written; `None` if it has none."""
+
+    value: Any
+    dag_result: bool | None
+
+    @property
+    def has_current_value(self) -> bool:
+        """Whether the return value comes from the current try, and counts."""
+        if self.value_at is None:
+            return False
+        is_of_try = self.start_date is not None and self.value_at >= self.start_date
+        return self.state == "success" or (self.state == "running" and is_of_try)
+
+
+class Tables(NamedTuple):
+    """A run in the database."""
+
+    run: RunRow
+    instances: Mapping[tuple[str, int], InstanceRow]
+    version: UUID | None
+    """The newest version of the DAG that the run has taken up."""
+
+
+def read_tables(session: Session) -> Tables:
+    """Return the run."""
+    session.flush()
+    run = session.execute(
+        select(DagRun.state, DagRun.clear_number, DagRun.queued_at, DagRun.start_date, DagRun.end_date).where(
+            DagRun.dag_id == DAG_ID, DagRun.run_id == "run"
+        )
+    ).one()
+    columns = (
+        select(
+            AirflowInstance.task_id,
+            AirflowInstance.map_index,
+            AirflowInstance.state,
+            AirflowInstance.try_number,
+            AirflowInstance.start_date,
+            AirflowInstance.end_date,
+            AirflowInstance.dag_version_id,
+            XComModel.timestamp,
+            XComModel.value,
+            XComModel.dag_result,
+            DagVersion.version_number,
+        )
+        .outerjoin(
+            XComModel,
+            and_(
+                XComModel.dag_id == AirflowInstance.dag_id,
+                XComModel.run_id == AirflowInstance.run_id,
+                XComModel.task_id == AirflowInstance.task_id,
+                XComModel.map_index == AirflowInstance.map_index,
+                XComModel.key == RETURN_VALUE_KEY,
+            ),
+        )
+        .outerjoin(DagVersion, DagVersion.id == AirflowInstance.dag_version_id)
+        .where(AirflowInstance.dag_id == DAG_ID, AirflowInstance.run_id == "run")
+        .order_by(AirflowInstance.task_id, AirflowInstance.map_index)
+    )
+    instances: dict[tuple[str, int], InstanceRow] = {}
+    newest: tuple[int, UUID | None] = (0, None)
+    for task_id, map_index, state, *rest, number in session.execute(columns):
+        name = None if state is None else str(getattr(state, "value", state))
+        instances[task_id, map_index] = InstanceRow(name, *rest)
+        newest = max(newest, (number or 0, instances[task_id, map_index].version), key=lambda one: one[0])
+    return Tables(RunRow(str(getattr(run[0], "value", run[0])), *run[1:]), instances, newest[1])
+
+
+class RunTables:
+    """The tables and the journal of the run of a case. Implements `stream_server.hub.watched_runs.RunSource`.
+
+    Args:
+        session: Where the run is.
+        earlier_marks: What an earlier run of the DAG has shown (`RunState.earlier_marks`).
+    """
+
+    def __init__(self, session: Session, earlier_marks: Mapping[str, bool] | None) -> None:
+        self.session = session
+        self.current: Tables = read_tables(session)
+        self.journal: list[Transition] = []
+        self._earlier_marks = earlier_marks
+        self._graphs: dict[UUID, Graph] = {}
+        self._txid = 1000
+        self._last_id = session.execute(text("SELECT coalesce(max(id), 0) FROM journal_row")).scalar_one()
+
+    @property
+    def position(self) -> JournalPosition:
+        """The position of a reader that has read everything."""
+        return JournalPosition(EPOCH, self._txid + 1, self._txid + 1)
+
+    def commit(self) -> list[Transition]:
+        """End a transaction, and return its rows."""
+        self.current = read_tables(self.session)
+        rows = self.session.execute(
+            text(f"SELECT id, {_COLUMNS} FROM journal_row WHERE id > :last ORDER BY id"),
+            {"last": self._last_id},
+        ).all()
+        self._txid += 1
+        batch = [_build_transition(row, self._txid) for row in rows]
+        if batch:
+            self._last_id = batch[-1].seq
+        self.journal += batch
+        return batch
+
+    async def read_run(self, key: RunKey) -> tuple[RunState, JournalPosition]:
+        run = self.current.run
+        info = RunInfo(
+            state=run.state,
+            queued_at=run.queued_at,
+            start_date=run.start_date,
+            end_date=run.end_date,
+            clear_number=run.clear_number,
+        )
+        state = RunState(key, info, self._graph())
+        state.earlier_marks = self._earlier_marks
+        for (task_id, map_index), row in self.current.instances.items():
+            instance = TaskInstance(
+                state=row.state,
+                try_number=row.try_number,
+                start_date=row.start_date,
+                end_date=row.end_date,
+                pushed=SourceRow() if row.has_current_value else None,
+                mark=row.dag_result if row.has_current_value or row.state != "running" else None,
+            )
+            state.add_instance(task_id, map_index, instance)
+        return state, self.position
+
+    async def read_history(
+        self, _key: RunKey | None, since: JournalPosition, *, output: bool = True
+    ) -> list[Transition] | None:
+        del output
+        return [row for row in self.journal if not since.is_visible(row.txid)]
+
+    async def is_foreign(self, _cursor: JournalPosition) -> bool:
+        return False
+
+    async def read_values(self, _key: RunKey, task_ids: Collection[str]) -> ReturnValues:
+        values: dict[tuple[str, int], ReturnValue] = {}
+        for instance, row in self.current.instances.items():
+            if instance[0] in task_ids and row.value_at is not None:
+                value = json.dumps(row.value)
+                values[instance] = ReturnValue(len(value), value)
+        return values
+
+    async def reconnect(self) -> None:
+        return None
+
+    def _graph(self) -> Graph | None:
+        version = self.current.version
+        if version is None:
+            return None
+        if version not in self._graphs:
+            stored = self.session.scalar(select(SerializedDagModel).where(SerializedDagModel.dag_version_id == version))
+            assert stored is not None, "each version is stored with its DAG"
+            self._graphs[version] = Graph.parse(json.dumps(stored.data))
+        return self._graphs[version]
+
+
+def _build_transition(row: Any, txid: int) -> Transition:
+    seq, kind, task_id, map_index, try_number, state, previous, clear_number, queued, start, end, key, marked = row
+    return Transition(
+        seq,
+        txid,
+        datetime.now(timezone.utc),
+        TransitionKind(kind),
+        *KEY,
+        task_id,
+        map_index,
+        try_number,
+        state,
+        previous,
+        clear_number,
+        _parse_time(queued),
+        _parse_time(start),
+        _parse_time(end),
+        key,
+        None if marked is None else bool(marked),
+    )
+
+
+def _parse_time(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value).replace(tzinfo=timezone.utc)
