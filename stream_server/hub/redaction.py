@@ -17,7 +17,7 @@ def redact(frames: Sequence[AnyFrame]) -> list[AnyFrame]:
 
 def _without_values(frame: AnyFrame) -> AnyFrame:
     if isinstance(frame, Result):
-        return replace(frame, results={}, references={}, withheld=True)
+        return replace(frame, results={}, references={}, map_indexes={}, withheld=True)
     if isinstance(frame, (Chunk, Progress)):
         return replace(frame, value=UNSET, withheld=True)
     return frame

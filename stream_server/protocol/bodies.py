@@ -8,7 +8,14 @@ from typing import Annotated, Literal, TypeAlias, TypedDict
 import msgspec
 from msgspec import Meta
 
-from stream_server.protocol.frames import DagId, Reference, RunId, TaskId
+from stream_server.protocol.frames import (
+    DagId,
+    NoOutcomeReason,
+    Reference,
+    RunId,
+    SkippedTaskId,
+    TaskId,
+)
 
 # Members that mean the same in several bodies.
 
@@ -49,14 +56,30 @@ class RunAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: Annotated[str | None, Meta(description="State of the run, which may still be running.")]
     outcome: Annotated[
         Literal["result", "failure", "none", "pending"],
-        Meta(description="`none` if no task is a result task, `pending` if the outcome is not known yet."),
+        Meta(
+            description=(
+                "`none` if there is neither a result nor a failure (see `reason`), `pending` if the outcome is not"
+                " known yet."
+            )
+        ),
     ]
+    reason: NoOutcomeReason = None
+    task_id: SkippedTaskId = None
     results: Annotated[
         dict[str, msgspec.Raw] | None,
         Meta(description="JSON value by task; of a mapped task a list by `map_index`."),
     ] = None
     references: Annotated[
         dict[str, Reference] | None, Meta(description="By task, where to get a value that is too large to be sent.")
+    ] = None
+    map_indexes: Annotated[
+        dict[str, list[int]] | None,
+        Meta(
+            description=(
+                "By mapped task, the `map_index` of each value of its list. Only for tasks whose list lacks indexes,"
+                " because instances were skipped."
+            )
+        ),
     ] = None
     withheld: Annotated[bool, Meta(description="Whether values are left out because the caller may not read them.")] = (
         False

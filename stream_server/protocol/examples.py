@@ -118,6 +118,26 @@ FRAMES = (
     ),
     Wire(Result(dag_id="report", run_id="r1", results={}, references={"render": LARGE_VALUE})),
     Wire(
+        Result(
+            dag_id="squares",
+            run_id="r1",
+            results={"square": msgspec.Raw(b"[1,9]")},
+            map_indexes={"square": [0, 2]},
+            seq=61,
+            at=_at(15),
+        )
+    ),
+    Wire(
+        End(
+            dag_id=DAG_ID,
+            run_id=RUN_ID,
+            state="success",
+            outcome="none",
+            reason="task_skipped",
+            task_id="answer",
+        )
+    ),
+    Wire(
         Failure(
             dag_id=DAG_ID,
             run_id=RUN_ID,
@@ -225,6 +245,14 @@ BODIES: tuple[msgspec.Struct, ...] = (
         failure=FailureInfo(
             reason="task_failed", task_id="retrieve", map_index=-1, try_number=2, state="failed", predicted=True
         ),
+    ),
+    RunAnswer(
+        dag_id=DAG_ID,
+        dag_run_id=RUN_ID,
+        state="success",
+        outcome="none",
+        reason="task_skipped",
+        task_id="answer",
     ),
     RunAnswer(
         dag_id=DAG_ID, dag_run_id=RUN_ID, state="running", outcome="pending", tasks={"running": 1, "no_status": 2}

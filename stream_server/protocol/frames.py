@@ -31,6 +31,32 @@ PreviousState: TypeAlias = Annotated[str | None, Meta(description="The state bef
 References: TypeAlias = Annotated[
     dict[str, "Reference"], Meta(description="By task, where to get a value that is too large to be sent.")
 ]
+MapIndexes: TypeAlias = Annotated[
+    dict[str, list[int]],
+    Meta(
+        description=(
+            "By mapped task, the `map_index` of each value of its list. Only for tasks whose list lacks indexes."
+        )
+    ),
+]
+
+NO_OUTCOME_REASONS = ("task_skipped", "no_result_task", "run_ended")
+"""Reasons for the outcome `none` that this version sends. Older clients must accept reasons that they do not know."""
+
+NoOutcomeReason: TypeAlias = Annotated[
+    str | None,
+    Meta(
+        description=(
+            "Why the outcome is `none`; absent for other outcomes.\n\n"
+            "`task_skipped`: the result tasks were skipped. `no_result_task`: no task is a result task. `run_ended`:"
+            " the run ended as a success before the result tasks had a value, for example as it was marked as one."
+        ),
+        extra_json_schema={"enum": [*NO_OUTCOME_REASONS, None]},
+    ),
+]
+SkippedTaskId: TypeAlias = Annotated[
+    str | None, Meta(description="The first result task that was skipped; only with `task_skipped`.")
+]
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -189,12 +215,13 @@ class Result(RunFrame, frozen=True, kw_only=True, tag="result", omit_defaults=Tr
         Meta(description="JSON value by task, as the database holds it; of a mapped task a list by `map_index`."),
     ]
     references: References = msgspec.field(default_factory=dict)
+    map_indexes: MapIndexes = msgspec.field(default_factory=dict)
     withheld: Annotated[
         bool,
         Meta(
             description=(
-                "Whether values are left out because the caller may not read them. Then `results` and `references`"
-                " are empty."
+                "Whether values are left out because the caller may not read them. Then `results`, `references` and"
+                " `map_indexes` are empty."
             )
         ),
     ] = False
@@ -295,14 +322,16 @@ class Resumed(Frame, frozen=True, kw_only=True, tag="resumed", omit_defaults=Tru
     since: Annotated[str, Meta(description="The cursor that the client resumed with.")]
 
 
-class End(RunFrame, frozen=True, kw_only=True, tag="end"):
+class End(RunFrame, frozen=True, kw_only=True, tag="end", omit_defaults=True):
     """The stream is complete; no frame follows."""
 
     state: Annotated[str | None, Meta(description="State of the run; `null` if the run was deleted.")]
     outcome: Annotated[
         Literal["result", "failure", "none"],
-        Meta(description="Which outcome was sent; `none` if no task is a result task."),
+        Meta(description="Which outcome was sent; `none` if there is neither a result nor a failure: see `reason`."),
     ]
+    reason: NoOutcomeReason = None
+    task_id: SkippedTaskId = None
 
 
 class Close(Frame, frozen=True, kw_only=True, tag="close"):

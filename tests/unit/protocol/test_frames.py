@@ -65,6 +65,7 @@ frames: st.SearchStrategy[AnyFrame] = st.one_of(
         **run_members,
         results=st.dictionaries(texts, raws, max_size=3),
         references=st.dictionaries(texts, st.builds(Reference, href=texts, bytes=counts), max_size=3),
+        map_indexes=st.dictionaries(texts, st.lists(counts, max_size=3), max_size=3),
         seq=st.none() | counts,
         at=maybe_moments,
     ),
@@ -81,7 +82,14 @@ frames: st.SearchStrategy[AnyFrame] = st.one_of(
         at=maybe_moments,
     ),
     st.builds(Reset, **run_members, reason=st.sampled_from(["cleared", "retried", "revoked", "journal_changed"])),
-    st.builds(End, **run_members, state=states, outcome=st.sampled_from(["result", "failure", "none"])),
+    st.builds(
+        End,
+        **run_members,
+        state=states,
+        outcome=st.sampled_from(["result", "failure", "none"]),
+        reason=states,
+        task_id=states,
+    ),
     st.builds(Close, code=counts, reason=texts, reconnect=st.booleans(), retry_ms=st.none() | counts),
     st.just(Ping()),
 )

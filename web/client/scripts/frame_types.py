@@ -5,6 +5,7 @@ It supports the parts of JSON Schema that the frames use, and fails for any othe
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def _interface(name: str, schema: Schema) -> str:
 def _member(name: str, shape: Schema, required: bool) -> str:
     written = _type(shape)
     if name in OPEN_ENUMS and "enum" in shape:
-        written += " | (string & {})" if shape.get("type") == "string" else " | (number & {})"
+        has_texts = any(isinstance(value, str) for value in shape["enum"])
+        written += " | (string & {})" if has_texts else " | (number & {})"
     return f"{_comment(shape.get('description', ''), '  ')}  {name}{'' if required else '?'}: {written}\n"
 
 
@@ -70,7 +72,7 @@ def _type(shape: Schema) -> str:
     if "$ref" in shape:
         return _name(shape["$ref"])
     if "enum" in shape:
-        return " | ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in shape["enum"])
+        return " | ".join(map(json.dumps, shape["enum"]))
     if "anyOf" in shape:
         return " | ".join(map(_type, shape["anyOf"]))
     return _plain_type(shape)

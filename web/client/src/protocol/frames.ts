@@ -195,7 +195,12 @@ export interface Result {
   results: Record<string, unknown>
   /** By task, where to get a value that is too large to be sent. */
   references?: Record<string, Reference>
-  /** Whether values are left out because the caller may not read them. Then `results` and `references` are empty. */
+  /** By mapped task, the `map_index` of each value of its list. Only for tasks whose list lacks indexes. */
+  map_indexes?: Record<string, number[]>
+  /**
+   * Whether values are left out because the caller may not read them. Then `results`, `references` and `map_indexes`
+   * are empty.
+   */
   withheld?: boolean
   /** Row that completed the result; absent if it was complete before the stream started. */
   seq?: number | null
@@ -303,8 +308,17 @@ export interface End {
   run_id: string
   /** State of the run; `null` if the run was deleted. */
   state: string | null
-  /** Which outcome was sent; `none` if no task is a result task. */
+  /** Which outcome was sent; `none` if there is neither a result nor a failure: see `reason`. */
   outcome: "failure" | "none" | "result"
+  /**
+   * Why the outcome is `none`; absent for other outcomes.
+   *
+   * `task_skipped`: the result tasks were skipped. `no_result_task`: no task is a result task. `run_ended`: the run
+   * ended as a success before the result tasks had a value, for example as it was marked as one.
+   */
+  reason?: "task_skipped" | "no_result_task" | "run_ended" | null | (string & {})
+  /** The first result task that was skipped; only with `task_skipped`. */
+  task_id?: string | null
   /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
