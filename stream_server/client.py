@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
@@ -14,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from stream_server.protocol.backoff import FULL_JITTER, Backoff
+from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import (
     AnyFrame,
     AuthExpiring,
@@ -28,7 +30,7 @@ from stream_server.protocol.frames import (
 )
 from stream_server.protocol.wire import decode_frame
 
-__all__ = ["ClientError", "ConnectionLost", "Message", "Refused", "StreamClosed", "follow"]
+__all__ = ["ClientError", "ConnectionLost", "Message", "Refused", "StreamClosed", "TokenExpired", "follow"]
 
 DEFAULT_PATIENCE_SECONDS = 60.0
 """How long `follow` tries to reconnect, by default, before it raises `ConnectionLost`."""
@@ -42,10 +44,24 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 RECEIVE_TIMEOUT_SECONDS = 60.0
 """A connection without a frame for that long counts as lost. The server sends a `ping` every 15 s by default."""
 
+CLOSE_TIMEOUT_SECONDS = 1.0
+"""How long to wait for the server when the iteration is left early."""
+
 LONGEST_PAUSE_SECONDS = 3600.0
 """Limit of a delay that the server requests, as in the TypeScript client."""
 
-_TEMPORARY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+RenewToken = Callable[[], Awaitable[str]]
+"""Returns a new bearer token."""
+
+_TEMPORARY_CLIENT_ERRORS = frozenset({408, 425, 429})
+_PERMANENT_SERVER_ERRORS = frozenset({501, 505})
+
+
+def is_temporary(status: int) -> bool:
+    """Whether a request with this status may succeed later: also after those that CDNs add, such as 522 and 530."""
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return status in _TEMPORARY_CLIENT_ERRORS
+    return status not in _PERMANENT_SERVER_ERRORS
 
 
 class ClientError(Exception):
@@ -66,6 +82,13 @@ class StreamClosed(ClientError):
     def __init__(self, code: int, reason: str) -> None:
         self.code, self.reason = code, reason
         super().__init__(f"{reason} (code {code})")
+
+
+class TokenExpired(StreamClosed):
+    """The token has expired or was revoked while the stream was open. The run continues."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, f"the token has expired or was revoked: {reason}")
 
 
 class ConnectionLost(ClientError):
@@ -96,6 +119,7 @@ async def follow(
     results: Sequence[str] = (),
     until: str = "result",
     token: str | None = None,
+    renew_token: RenewToken | None = None,
     patience: float = DEFAULT_PATIENCE_SECONDS,
 ) -> AsyncIterator[Message]:
     """Yield the frames of a run, up to and including its `end`, without those about the connection (`ping`, `close`).
@@ -111,21 +135,25 @@ async def follow(
         results: Tasks whose return values are the result; by default those marked in the DAG.
         until: `result` to end with the outcome, `run` to continue until the end of the run.
         token: Bearer token.
+        renew_token: Called when the token has expired or is about to. An `OSError` of it counts as a lost connection;
+            other exceptions end the iteration.
         patience: Seconds without a connection before `ConnectionLost`.
 
     Raises:
         Refused: The server rejected the request.
-        StreamClosed: The server closed the stream for good.
+        StreamClosed: The server closed the stream for good; `TokenExpired` if only the token is at fault.
         ConnectionLost: There was no connection for `patience` seconds.
     """
     state = _ResumeState(stream_url(url, dag_id, run_id, results, until))
     retries = _Retries(state.origin, patience)
+    credential = _Credential(token, renew_token)
     while True:
         error: Exception | None = None
         try:
-            async with _connect(state.url, token) as websocket:
+            async with _connect(state.url, await credential.get_token()) as websocket:
                 try:
                     async for message in _receive_messages(websocket):
+                        credential.record_frame(message.frame)
                         retries.record_frame(message.frame)
                         if not isinstance(message.frame, Close) and state.record_if_new(message):
                             yield message
@@ -133,12 +161,77 @@ async def follow(
                             return
                 finally:
                     retries.record_connection()
+        except _RenewalNeeded as expired:
+            error = expired
         except InvalidStatus as invalid:
-            retries.record_response(invalid)
+            if not credential.expires_with(invalid):
+                retries.record_response(invalid)
             error = invalid
         except (OSError, asyncio.TimeoutError, WebSocketException) as lost:
             error = lost
         await retries.wait(error)
+
+
+class _RenewalNeeded(Exception):
+    """The server does not accept the token any more, and there is a way to get another one."""
+
+
+class _Credential:
+    """The bearer token, which is renewed when it has expired: once, until the server has accepted the new one."""
+
+    def __init__(self, token: str | None, renew_token: RenewToken | None) -> None:
+        self._token = token
+        self._renew_token = renew_token
+        self._is_expired = False
+        self._is_accepted = False
+        """Whether a frame of the stream has arrived with this token."""
+        self._is_fresh = False
+        """Whether it is the outcome of a renewal, and has not been accepted yet."""
+
+    async def get_token(self) -> str | None:
+        """Return the token, or a new one if it has expired."""
+        if self._is_expired and self._renew_token is not None:
+            self._token = await self._renew_token()
+            self._is_expired, self._is_fresh = False, True
+        return self._token
+
+    def record_frame(self, frame: AnyFrame) -> None:
+        """Record whether the server accepts the token.
+
+        Raises:
+            _RenewalNeeded: It does not, and the token can be renewed.
+            TokenExpired: It did until now, and the token cannot be renewed.
+        """
+        if isinstance(frame, Refusal) and frame.status == HTTPStatus.UNAUTHORIZED:
+            self._handle_refusal(frame.status, frame.detail)
+        elif isinstance(frame, Close):
+            if frame.code == CloseCode.UNAUTHENTICATED:
+                self._handle_refusal(frame.code, frame.reason)
+            # The next connection needs another token, and has time: the server closes before the token expires.
+            self._is_expired = self._is_expired or frame.code == CloseCode.AUTH_EXPIRING
+        elif not isinstance(frame, Refusal):
+            self._is_accepted, self._is_fresh = True, False
+
+    def expires_with(self, error: InvalidStatus) -> bool:
+        """Whether a failed handshake means that the token has to be renewed.
+
+        Raises:
+            TokenExpired: The token was accepted before, and cannot be renewed.
+        """
+        if error.response.status_code != HTTPStatus.UNAUTHORIZED:
+            return False
+        try:
+            self._handle_refusal(HTTPStatus.UNAUTHORIZED, _error_detail(error.response.body))
+        except _RenewalNeeded:
+            return True
+        return False
+
+    def _handle_refusal(self, code: int, reason: str) -> None:
+        if self._renew_token is not None and not self._is_fresh:
+            self._is_expired = True
+            raise _RenewalNeeded
+        if self._is_accepted:
+            raise TokenExpired(code, reason)
 
 
 class _Retries:
@@ -164,7 +257,7 @@ class _Retries:
         """
         # Not on connecting, because a server that accepts connections and drops them must not get ever more of them.
         self._backoff.reset()
-        if isinstance(frame, Refusal) and frame.status not in _TEMPORARY_STATUSES:
+        if isinstance(frame, Refusal) and not is_temporary(frame.status):
             # The handshake of a client that has not authenticated always succeeds; the rejection is a frame.
             raise Refused(frame.status, frame.detail)
         if isinstance(frame, Close):
@@ -246,7 +339,15 @@ def _identity_of(frame: AnyFrame) -> tuple[object, ...] | None:
 def _connect(address: str, token: str | None) -> connect:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     # Without pings of the WebSocket protocol, because the server sends `ping` frames.
-    return connect(address, additional_headers=headers, max_size=MAX_FRAME_BYTES, ping_interval=None, proxy=None)
+    return connect(
+        address,
+        additional_headers=headers,
+        max_size=MAX_FRAME_BYTES,
+        ping_interval=None,
+        # The closing handshake waits behind frames that are not read any more.
+        close_timeout=CLOSE_TIMEOUT_SECONDS,
+        proxy=None,
+    )
 
 
 async def _receive_messages(websocket: ClientConnection) -> AsyncIterator[Message]:
@@ -281,7 +382,7 @@ def _retry_delay_of_response(error: InvalidStatus) -> float | None:
         Refused: The status is not temporary.
     """
     response = error.response
-    if response.status_code not in _TEMPORARY_STATUSES:
+    if not is_temporary(response.status_code):
         raise Refused(response.status_code, _error_detail(response.body)) from error
     retry_after = response.headers.get("Retry-After", "")
     if not (retry_after.isascii() and retry_after.isdecimal()):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,11 +15,19 @@ from rich.live import Live
 
 from stream_server.auth.airflow_api import AirflowApi
 from stream_server.cli.exit import ExitCode
-from stream_server.cli.run_table import RunTable, describe_frame
-from stream_server.client import ConnectionLost, Message, Refused, StreamClosed, follow
+from stream_server.cli.run_table import RunTable, describe_frame, describe_missing_outcome
+from stream_server.cli.standard_streams import ErrorConsole, OutputConsole, write_output
+from stream_server.client import (
+    ClientError,
+    Message,
+    Refused,
+    RenewToken,
+    TokenExpired,
+    follow,
+)
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import AirflowError, AirflowRefused
-from stream_server.protocol.frames import End, Failure, Result
+from stream_server.errors import AirflowError, AirflowNotResponding, AirflowRefused
+from stream_server.protocol.frames import End, Failure, Reset, Result
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
@@ -62,12 +70,13 @@ class Follower:
         self._until = until
         self._timeout = timeout
         self._patience = patience
-        self._errors = Console(stderr=True)
+        self._errors = ErrorConsole()
+        self._renew_token: RenewToken | None = None
         self.result: Result | None = None
 
     def tail(self, key: RunKey, *, as_json: bool) -> int:
         """Show a run on standard output, as a live table or as NDJSON. Return the exit code."""
-        console = Console()
+        console = OutputConsole()
         write_lines = as_json or not console.is_terminal
         return self._run_with_timeout(self._follow_run(key, None if write_lines else console, write_lines=write_lines))
 
@@ -88,6 +97,7 @@ class Follower:
         async with AirflowApi.open(request.airflow_url, self._token) as airflow:
             if request.login is not None:
                 self._token = await airflow.login(*request.login)
+                self._renew_token = partial(_log_in, request.airflow_url, request.login)
             return await airflow.trigger_run(request.dag_id, body)
 
     def _run_with_timeout(self, work: Coroutine[Any, Any, int]) -> int:
@@ -96,22 +106,17 @@ class Follower:
         except asyncio.TimeoutError:
             self._print_error(f"no outcome within {self._timeout:g} s; the run continues")
             return ExitCode.TIMEOUT
-        except (ConnectionLost, StreamClosed) as error:
-            self._print_error(str(error))
-            return ExitCode.CONNECTION_LOST
-        except (Refused, AirflowRefused) as error:
-            self._print_error(str(error))
-            return ExitCode.USAGE
-        except AirflowError as error:
-            self._print_error(str(error))
-            return ExitCode.CONNECTION_LOST
+        except (ClientError, AirflowError) as error:
+            expired = ". The run continues; follow it with a new token" if isinstance(error, TokenExpired) else ""
+            self._print_error(f"{error}{expired}")
+            return ExitCode.USAGE if isinstance(error, Refused | AirflowRefused) else ExitCode.CONNECTION_LOST
         except KeyboardInterrupt:
             return INTERRUPTED
 
     async def _follow_run(self, key: RunKey, console: Console | None, *, write_lines: bool) -> int:
         table = RunTable(*key)
         is_live = console is not None and console.is_terminal
-        outcome = "none"
+        end: End | None = None
         with Live(table, console=console, refresh_per_second=8) if is_live else nullcontext():
             async for message in follow(
                 self._url,
@@ -119,27 +124,44 @@ class Follower:
                 results=self._results,
                 until=self._until,
                 token=self._token,
+                renew_token=self._renew_token,
                 patience=self._patience,
             ):
                 table.update(message.frame)
                 self._print_frame(message, None if is_live else console, write_lines=write_lines)
                 if isinstance(message.frame, Result):
                     self.result = message.frame
-                elif isinstance(message.frame, Failure):
+                elif isinstance(message.frame, Failure | Reset):
+                    # A reset retracts the result. If it still holds, the server sends it again.
                     self.result = None
                 elif isinstance(message.frame, End):
-                    outcome = message.frame.outcome
-        return ExitCode.FAILURE if outcome == "failure" else ExitCode.RESULT
+                    end = message.frame
+        if end is not None and end.outcome == "none":
+            self._print_error(describe_missing_outcome(end))
+        return ExitCode.FAILURE if end is not None and end.outcome == "failure" else ExitCode.RESULT
 
     def _print_frame(self, message: Message, console: Console | None, *, write_lines: bool) -> None:
         if write_lines:
-            sys.stdout.write(message.text + "\n")
-            sys.stdout.flush()
+            write_output(message.text)
         elif console is not None:
             console.print(describe_frame(message.frame), markup=False, highlight=False)
 
     def _print_error(self, text: str) -> None:
         self._errors.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+async def _log_in(airflow_url: str, login: tuple[str, str]) -> str:
+    """Return a new token.
+
+    Raises:
+        AirflowError: Airflow refuses the name and password.
+        ConnectionError: Airflow does not answer at the moment.
+    """
+    try:
+        async with AirflowApi.open(airflow_url, None) as airflow:
+            return await airflow.login(*login)
+    except AirflowNotResponding as error:
+        raise ConnectionError(str(error)) from error
 
 
 def encode_result_value(result: Result) -> bytes:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
 
 from stream_server.cli.exit import print_message, run_or_exit
 from stream_server.cli.options import AsJson, DatabaseUrlOption, parse_duration_option, require_database_url
+from stream_server.cli.standard_streams import write_output
 from stream_server.journal import installer
 
 LockTimeout = Annotated[str, typer.Option(help="How long one attempt waits for locks on Airflow's tables.")]
@@ -32,7 +32,7 @@ def install(
 ) -> None:
     """Install or upgrade the journal and its triggers in Airflow's database."""
     if print_sql:
-        sys.stdout.write(f"BEGIN;\n{installer.build_install_sql(airflow_schema, reader)}COMMIT;\n")
+        write_output(f"BEGIN;\n{installer.build_install_sql(airflow_schema, reader)}COMMIT;")
         return
     timeout = parse_duration_option(lock_timeout)
     url = require_database_url(database_url)
@@ -49,7 +49,7 @@ def uninstall(
 ) -> None:
     """Remove the triggers and the journal completely."""
     if print_sql:
-        sys.stdout.write(f"BEGIN;\n{installer.build_uninstall_sql()}COMMIT;\n")
+        write_output(f"BEGIN;\n{installer.build_uninstall_sql()}COMMIT;")
         return
     timeout = parse_duration_option(lock_timeout)
     run_or_exit(
@@ -62,9 +62,9 @@ def status(database_url: DatabaseUrlOption = "", *, as_json: AsJson = False) -> 
     """Show the status of the journal and its triggers. Exit codes: 0 no problem, 1 problems."""
     found = run_or_exit(installer.fetch_status(require_database_url(database_url)))
     if as_json:
-        sys.stdout.write(json.dumps(found.as_json(), indent=2) + "\n")
+        write_output(json.dumps(found.as_json(), indent=2))
     else:
-        sys.stdout.write("".join(f"{line}\n" for line in _format_status(found)))
+        write_output("\n".join(_format_status(found)))
     raise typer.Exit(1 if found.problems else 0)
 
 

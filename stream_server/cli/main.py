@@ -11,7 +11,7 @@ import typer
 
 from stream_server import __version__
 from stream_server.cli import journal_commands
-from stream_server.cli.exit import ExitCode, exit_with_error
+from stream_server.cli.exit import ExitCode, exit_with_error, print_message
 from stream_server.cli.follow import Follower, TriggerRequest, encode_result_value, parse_conf
 from stream_server.cli.options import (
     AirflowUrl,
@@ -23,6 +23,7 @@ from stream_server.cli.options import (
     require_host_and_port,
 )
 from stream_server.cli.serve import serve
+from stream_server.cli.standard_streams import OutputError, configure_encodings, discard_output, write_output
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import ENV_PREFIX
 
@@ -53,11 +54,17 @@ app.add_typer(journal_commands.triggers, name="triggers")
 
 def main() -> None:
     """Run the command and exit with its code."""
+    configure_encodings()
     try:
         code = app(standalone_mode=False)
     except UsageError as error:
         error.show()
         code = ExitCode.USAGE
+    except OutputError as error:
+        discard_output()
+        if error.exit_code != ExitCode.CLOSED_PIPE:
+            print_message(f"stream-server: {error}")
+        code = error.exit_code
     sys.exit(code)
 
 
@@ -109,7 +116,8 @@ def tail(
 ) -> None:
     """Watch a run: as a live table on a terminal, as NDJSON in a pipe.
 
-    Exit codes: 0 result, or end of the run without a result, 1 failure, 2 connection lost, 3 timeout, 64 usage.
+    Exit codes: 0 result, or end of the run without a result, 1 failure, 2 connection lost, 3 timeout, 64 usage,
+    74 output impossible, 141 closed pipe.
     """
     follower = _make_follower(url=url, token=token, results=result, until=until, timeout=timeout, patience=patience)
     raise typer.Exit(follower.tail(RunKey(dag_id, run_id), as_json=as_json))
@@ -139,7 +147,8 @@ def run(
 ) -> None:
     """Trigger a DAG and watch its run. Only the result goes to standard output, all else to standard error.
 
-    Exit codes: 0 result, or end of the run without a result, 1 failure, 2 connection lost, 3 timeout, 64 usage.
+    Exit codes: 0 result, or end of the run without a result, 1 failure, 2 connection lost, 3 timeout, 64 usage,
+    74 output impossible, 141 closed pipe.
     """
     try:
         parsed_conf = parse_conf(conf)
@@ -155,7 +164,7 @@ def run(
                 "the run has a result, but this token may not read it: its user may not read XComs", ExitCode.USAGE
             )
         value = encode_result_value(follower.result).decode()
-        sys.stdout.write((json.loads(value) if raw and value.startswith('"') else value) + "\n")
+        write_output(json.loads(value) if raw and value.startswith('"') else value)
     raise typer.Exit(code)
 
 
@@ -189,7 +198,7 @@ def demo(
 @app.command()
 def version() -> None:
     """Print the version."""
-    sys.stdout.write(f"{__version__}\n")
+    write_output(__version__)
 
 
 def _make_follower(

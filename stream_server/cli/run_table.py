@@ -192,6 +192,20 @@ def _format_progress(report: Report) -> str:
     return " ".join(part for part in (share, report.text) if part)
 
 
+def describe_missing_outcome(end: End) -> str:
+    """Return why a run has neither a result nor a failure, as a sentence."""
+    match end.reason:
+        case "task_skipped":
+            text = f"task {end.task_id} was skipped"
+        case "no_result_task":
+            text = "no task of the DAG is a result task; mark one, or name it with --result"
+        case "run_ended":
+            text = "the run ended before its result tasks had a value"
+        case _:
+            text = (end.reason or "the server gave no reason").replace("_", " ")
+    return f"Ended without a result: {text}."
+
+
 def _describe_end(end: End) -> str:
     if end.state is None:
         return "the run was deleted"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import Any
@@ -15,19 +13,21 @@ from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
-from websockets.http11 import Request, Response
+from websockets.http11 import Response
 
 from stream_server.client import (
     ConnectionLost,
     Message,
     Refused,
     StreamClosed,
+    TokenExpired,
     _retry_delay_of_close,
     _retry_delay_of_response,
     follow,
+    is_temporary,
     stream_url,
 )
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
@@ -45,6 +45,7 @@ from stream_server.protocol.frames import (
 )
 from stream_server.protocol.wire import Wire
 from support.builders import KEY, types
+from support.scripted_server import Script, ScriptedServer, abort_after, response, scripted_server, send_frames
 
 RUN = KEY._asdict()
 SNAPSHOT = Snapshot(
@@ -54,66 +55,6 @@ SNAPSHOT = Snapshot(
     result_tasks=[],
 )
 END = End(**RUN, state="success", outcome="result")
-
-Script = Callable[[ServerConnection], Awaitable[None]]
-
-
-def send_frames(*frames: AnyFrame | str) -> Script:
-    """Return a script that sends frames and closes the connection."""
-
-    async def script(connection: ServerConnection) -> None:
-        for frame in frames:
-            await connection.send(frame if isinstance(frame, str) else Wire(frame).text)
-
-    return script
-
-
-def abort_after(*frames: AnyFrame | str) -> Script:
-    """Return a script that sends frames and aborts the connection."""
-
-    async def script(connection: ServerConnection) -> None:
-        await send_frames(*frames)(connection)
-        connection.transport.abort()
-
-    return script
-
-
-class ScriptedServer:
-    """The requests that a server has received, and its URL."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.url = ""
-
-
-@asynccontextmanager
-async def server(*answers: Script | Response) -> AsyncIterator[ScriptedServer]:
-    """Use the next script or response for each connection, and the last one for all further connections."""
-    seen = ScriptedServer()
-
-    def current_script() -> Script | Response:
-        return answers[min(len(seen.requests), len(answers)) - 1]
-
-    def refuse(_: ServerConnection, request: Request) -> Response | None:
-        seen.requests.append(request)
-        answer = current_script()
-        return answer if isinstance(answer, Response) else None
-
-    async def handle(connection: ServerConnection) -> None:
-        script = current_script()
-        assert not isinstance(script, Response)
-        await script(connection)
-
-    async with serve(handle, "127.0.0.1", 0, process_request=refuse, close_timeout=0.1) as listening:
-        seen.url = f"http://127.0.0.1:{next(iter(listening.sockets)).getsockname()[1]}"
-        yield seen
-
-
-def response(status: HTTPStatus, body: str, **headers: str) -> Response:
-    fields = Headers({name.replace("_", "-"): value for name, value in headers.items()})
-    fields["Content-Length"] = str(len(body))
-    fields["Connection"] = "close"
-    return Response(status.value, status.phrase, fields, body.encode())
 
 
 async def follow_types(seen: ScriptedServer, **options: Any) -> list[str]:
@@ -155,14 +96,14 @@ def test_any_ids_can_be_parsed_from_the_url(dag_id: str, run_id: str, results: l
 
 
 async def test_all_frames_are_yielded_unchanged_up_to_the_end() -> None:
-    async with server(send_frames(SNAPSHOT, END)) as seen:
+    async with scripted_server(send_frames(SNAPSHOT, END)) as seen:
         received = await follow_messages(seen)
     assert [message.frame for message in received] == [SNAPSHOT, END]
     assert [message.text for message in received] == [Wire(SNAPSHOT).text, Wire(END).text]
 
 
 async def test_the_request_has_options_and_credentials() -> None:
-    async with server(send_frames(END)) as seen:
+    async with scripted_server(send_frames(END)) as seen:
         await follow_messages(seen, results=["ask", "answer"], until="run", token="t0ken")
         await follow_messages(seen)
     one, two = seen.requests
@@ -176,29 +117,29 @@ async def test_the_client_stops_after_the_end_frame() -> None:
         await send_frames(END)(connection)
         await connection.wait_closed()
 
-    async with server(keep_open) as seen:
+    async with scripted_server(keep_open) as seen:
         assert await asyncio.wait_for(follow_types(seen), 1) == ["end"]
     assert len(seen.requests) == 1
 
 
 async def test_pings_are_not_yielded() -> None:
-    async with server(send_frames(Ping(), SNAPSHOT, Ping(), END)) as seen:
+    async with scripted_server(send_frames(Ping(), SNAPSHOT, Ping(), END)) as seen:
         assert await follow_types(seen) == ["snapshot", "end"]
 
 
 async def test_ignores_unknown_frame_types() -> None:
-    async with server(send_frames(SNAPSHOT, '{"type":"chunk","value":1}', END)) as seen:
+    async with scripted_server(send_frames(SNAPSHOT, '{"type":"chunk","value":1}', END)) as seen:
         assert await follow_types(seen) == ["snapshot", "end"]
 
 
 @pytest.mark.parametrize("text", ["<html>", "", "[]", '{"type":'])
 async def test_messages_that_are_not_frames_are_ignored(text: str) -> None:
-    async with server(send_frames(SNAPSHOT, text, END)) as seen:
+    async with scripted_server(send_frames(SNAPSHOT, text, END)) as seen:
         assert await follow_types(seen) == ["snapshot", "end"]
 
 
 async def test_a_broken_connection_is_opened_again() -> None:
-    async with server(abort_after(SNAPSHOT), abort_after(), send_frames(SNAPSHOT, END)) as seen:
+    async with scripted_server(abort_after(SNAPSHOT), abort_after(), send_frames(SNAPSHOT, END)) as seen:
         assert await follow_types(seen) == ["snapshot", "snapshot", "end"]
     assert len(seen.requests) == 3
 
@@ -223,7 +164,7 @@ def at(frame: AnyFrame, xmax: int) -> str:
 
 async def test_a_broken_stream_resumes_without_duplicates() -> None:
     resumed = Resumed(**RUN, since="e.5:5:")
-    async with server(
+    async with scripted_server(
         abort_after(at(SNAPSHOT, 5), task(1), task(2)),
         abort_after(resumed, task(1), at(task(2), 7), task(3)),
         send_frames(resumed, task(3), at(END, 9)),
@@ -236,19 +177,21 @@ async def test_a_broken_stream_resumes_without_duplicates() -> None:
 
 async def test_frames_after_a_reset_are_yielded_again() -> None:
     reset = Reset(**RUN, reason="cursor_expired")
-    async with server(abort_after(at(SNAPSHOT, 5), task(1)), send_frames(reset, SNAPSHOT, task(1), END)) as seen:
+    async with scripted_server(
+        abort_after(at(SNAPSHOT, 5), task(1)), send_frames(reset, SNAPSHOT, task(1), END)
+    ) as seen:
         assert await follow_types(seen) == ["snapshot", "task", "reset", "snapshot", "task", "end"]
 
 
 async def test_a_connection_that_closes_before_the_end_is_opened_again() -> None:
-    async with server(send_frames(SNAPSHOT), send_frames(SNAPSHOT, END)) as seen:
+    async with scripted_server(send_frames(SNAPSHOT), send_frames(SNAPSHOT, END)) as seen:
         assert await follow_types(seen) == ["snapshot", "snapshot", "end"]
 
 
 async def test_a_close_frame_sets_the_retry_delay() -> None:
     close = Close(code=4001, reason="The server is shutting down", reconnect=True, retry_ms=150)
     began = asyncio.get_running_loop().time()
-    async with server(send_frames(SNAPSHOT, close), send_frames(SNAPSHOT, END)) as seen:
+    async with scripted_server(send_frames(SNAPSHOT, close), send_frames(SNAPSHOT, END)) as seen:
         assert await follow_types(seen) == ["snapshot", "snapshot", "end"]
     assert asyncio.get_running_loop().time() - began >= 0.15
 
@@ -284,14 +227,16 @@ def test_the_retry_delay_of_a_refusal_is_at_most_an_hour(retry_after: str, delay
 async def test_a_refusal_after_the_handshake_is_raised_too() -> None:
     refusal = Refusal(id="", problem="urn:x", title="Unauthenticated", status=401, detail="Authenticate first")
     close = Close(code=4501, reason="Unauthenticated", reconnect=False)
-    async with server(send_frames(refusal, close)) as seen:
+    async with scripted_server(send_frames(refusal, close)) as seen:
         with pytest.raises(Refused, match="Authenticate first") as refused:
             await follow_messages(seen)
     assert refused.value.status == 401
 
 
 async def test_final_close_raises_stream_closed() -> None:
-    async with server(send_frames(SNAPSHOT, Close(code=4500, reason="No longer allowed", reconnect=False))) as seen:
+    async with scripted_server(
+        send_frames(SNAPSHOT, Close(code=4500, reason="No longer allowed", reconnect=False))
+    ) as seen:
         with pytest.raises(StreamClosed, match=r"No longer allowed \(code 4500\)") as closed:
             await follow_messages(seen)
     assert (closed.value.code, closed.value.reason) == (4500, "No longer allowed")
@@ -308,7 +253,7 @@ async def test_final_close_raises_stream_closed() -> None:
     ],
 )
 async def test_a_refusal_is_final_and_has_a_reason(body: str, detail: str) -> None:
-    async with server(response(HTTPStatus.NOT_FOUND, body)) as seen:
+    async with scripted_server(response(HTTPStatus.NOT_FOUND, body)) as seen:
         with pytest.raises(Refused) as refused:
             await follow_messages(seen)
     assert (refused.value.status, refused.value.detail) == (404, detail)
@@ -318,7 +263,7 @@ async def test_a_refusal_is_final_and_has_a_reason(body: str, detail: str) -> No
 
 @pytest.mark.parametrize("status", [400, 401, 403, 422, 501])
 async def test_permanent_errors_are_not_retried(status: int) -> None:
-    async with server(response(HTTPStatus(status), "no")) as seen:
+    async with scripted_server(response(HTTPStatus(status), "no")) as seen:
         with pytest.raises(Refused):
             await follow_messages(seen)
     assert len(seen.requests) == 1
@@ -326,7 +271,7 @@ async def test_permanent_errors_are_not_retried(status: int) -> None:
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 async def test_temporary_errors_are_retried_after_the_servers_delay(status: int) -> None:
-    async with server(response(HTTPStatus(status), "", Retry_After="0"), send_frames(END)) as seen:
+    async with scripted_server(response(HTTPStatus(status), "", Retry_After="0"), send_frames(END)) as seen:
         assert await follow_types(seen) == ["end"]
 
 
@@ -342,7 +287,7 @@ async def test_unreachable_server_raises_connection_lost() -> None:
 
 
 async def test_retries_end_when_the_server_stays_unavailable() -> None:
-    async with server(response(HTTPStatus.SERVICE_UNAVAILABLE, "", Retry_After="0")) as seen:
+    async with scripted_server(response(HTTPStatus.SERVICE_UNAVAILABLE, "", Retry_After="0")) as seen:
         with pytest.raises(ConnectionLost, match="HTTP 503"):
             await follow_messages(seen, patience=0.05)
     assert len(seen.requests) > 1
@@ -350,7 +295,7 @@ async def test_retries_end_when_the_server_stays_unavailable() -> None:
 
 async def test_each_frame_restarts_the_time_limit() -> None:
     close = Close(code=4001, reason="again", reconnect=True, retry_ms=100)
-    async with server(*[send_frames(SNAPSHOT, close)] * 4, send_frames(END)) as seen:
+    async with scripted_server(*[send_frames(SNAPSHOT, close)] * 4, send_frames(END)) as seen:
         assert await follow_types(seen, patience=0.3) == ["snapshot"] * 4 + ["end"]
 
 
@@ -364,5 +309,88 @@ async def test_a_connection_that_breaks_after_long_silence_is_opened_again() -> 
             await asyncio.sleep(0.03)
         connection.transport.abort()
 
-    async with server(silent, send_frames(SNAPSHOT, END)) as seen:
+    async with scripted_server(silent, send_frames(SNAPSHOT, END)) as seen:
         assert await follow_types(seen, patience=0.2) == ["snapshot", "snapshot", "end"]
+
+
+@pytest.mark.parametrize("status", [520, 521, 522, 523, 524, 530, 500, 507, 599])
+def test_any_server_error_may_be_temporary(status: int) -> None:
+    assert is_temporary(status)
+
+
+@pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 410, 421, 422, 501, 505])
+def test_other_statuses_are_final(status: int) -> None:
+    assert not is_temporary(status)
+
+
+async def test_statuses_of_a_cdn_are_retried() -> None:
+    timed_out = Response(522, "Connection Timed Out", Headers({"Content-Length": "0", "Connection": "close"}), b"")
+    async with scripted_server(timed_out, timed_out, send_frames(SNAPSHOT, END)) as seen:
+        assert await follow_types(seen) == ["snapshot", "end"]
+    assert len(seen.requests) == 3
+
+
+UNAUTHORIZED = response(HTTPStatus.UNAUTHORIZED, json.dumps({"detail": "Signature has expired"}))
+EXPIRING = Close(code=4006, reason="The token expires", reconnect=True, retry_ms=0)
+EXPIRED = Close(code=4501, reason="The token has expired", reconnect=False)
+
+
+def tokens_of(seen: ScriptedServer) -> list[str]:
+    return [request.headers["Authorization"].removeprefix("Bearer ") for request in seen.requests]
+
+
+class TokenSource:
+    """Returns the tokens `t1`, `t2`, …; first raises the errors."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self._errors = list(errors)
+        self._count = 0
+
+    async def __call__(self) -> str:
+        if self._errors:
+            raise self._errors.pop(0)
+        self._count += 1
+        return f"t{self._count}"
+
+
+@pytest.mark.parametrize(
+    "end", [send_frames(at(SNAPSHOT, 1), EXPIRING), send_frames(at(SNAPSHOT, 1), EXPIRED)], ids=["expiring", "expired"]
+)
+async def test_a_stream_continues_with_a_new_token_at_its_cursor(end: Script) -> None:
+    async with scripted_server(end, send_frames(Resumed(since="x", **RUN), END)) as seen:
+        types_seen = await follow_types(seen, token="t0", renew_token=TokenSource())
+    assert types_seen == ["snapshot", "resumed", "end"]
+    assert tokens_of(seen) == ["t0", "t1"]
+    assert "cursor" in parse_qs(urlsplit(seen.requests[1].path).query)
+
+
+async def test_a_refused_token_is_renewed() -> None:
+    async with scripted_server(abort_after(SNAPSHOT), UNAUTHORIZED, send_frames(END)) as seen:
+        assert await follow_types(seen, token="t0", renew_token=TokenSource()) == ["snapshot", "end"]
+    assert tokens_of(seen) == ["t0", "t0", "t1"]
+
+
+async def test_a_token_that_is_refused_at_once_is_not_renewed_again() -> None:
+    async with scripted_server(UNAUTHORIZED) as seen:
+        with pytest.raises(Refused, match="Signature has expired"):
+            await follow_messages(seen, token="t0", renew_token=TokenSource())
+    assert tokens_of(seen) == ["t0", "t1"]
+
+
+async def test_a_renewal_without_an_answer_is_tried_again() -> None:
+    async with scripted_server(send_frames(SNAPSHOT, EXPIRED), send_frames(END)) as seen:
+        renew = TokenSource(ConnectionError("Airflow does not answer"))
+        assert await follow_types(seen, token="t0", renew_token=renew) == ["snapshot", "end"]
+
+
+async def test_a_refused_renewal_ends_the_stream() -> None:
+    async with scripted_server(send_frames(SNAPSHOT, EXPIRED)) as seen:
+        with pytest.raises(LookupError, match="wrong password"):
+            await follow_messages(seen, token="t0", renew_token=TokenSource(LookupError("wrong password")))
+
+
+@pytest.mark.parametrize("second", [UNAUTHORIZED, send_frames(EXPIRED)], ids=["handshake", "close"])
+async def test_an_expired_token_that_cannot_be_renewed_is_named(second: Script | Response) -> None:
+    async with scripted_server(abort_after(SNAPSHOT), second) as seen:
+        with pytest.raises(TokenExpired, match="the token has expired or was revoked"):
+            await follow_messages(seen, token="t0")
