@@ -173,7 +173,7 @@ class WatchedRuns:
 
     async def _load(self, watched: WatchedRun) -> None:
         try:
-            run, loaded_at = await self._source.read_run(watched.feed.key)
+            run, loaded_at = await self._read_run(watched.feed.key)
         except BaseException:
             if watched.load_task is asyncio.current_task():
                 self._discard(watched)
@@ -181,9 +181,22 @@ class WatchedRuns:
         if watched.load_task is asyncio.current_task():
             watched.feed.start(run, loaded_at)
 
+    async def _read_run(self, key: RunKey) -> tuple[RunState, JournalPosition]:
+        """Read a run.
+
+        Raises:
+            RunNotFound: Airflow has no such run.
+            Unavailable: The run can't be read now, or comes from a journal that the tail has not reached yet. The
+                positions of two journals can't be compared.
+        """
+        run, loaded_at = await self._source.read_run(key)
+        if loaded_at.epoch != self._cursor().epoch:
+            raise Unavailable("The database has changed; try again")
+        return run, loaded_at
+
     async def _reload(self, watched: WatchedRun, reason: ResetReason) -> None:
         try:
-            run, loaded_at = await self._retry_until_available(self._source.read_run, watched.feed.key)
+            run, loaded_at = await self._retry_until_available(self._read_run, watched.feed.key)
         except RunNotFound:
             if watched.load_task is asyncio.current_task():
                 self._disconnect(watched, "The run is not in the database any more")

@@ -20,6 +20,9 @@ visible in the snapshot. The order of ids is not the order of commits, so no sin
 5. On a read replica the snapshot comes from the states of the transactions (`replica_snapshot.py`), read before the
    rows.
 
+6. Transaction ids are those of one cluster. The journal has the identity of its cluster, and gets a new epoch in
+   another one (`origin.py`).
+
 Only the tail moves the position of a process: after a read, to the position of the batch, and if the journal has
 another history, to its end. `RunStore` reads states and histories at positions of its own. The hub joins both: it drops
 the transitions of a batch that the state of a run covers already.

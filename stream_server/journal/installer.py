@@ -12,7 +12,14 @@ import anyio
 import asyncpg
 
 from stream_server.errors import InstallError, JournalMissing
-from stream_server.journal.connection import AnyConnection, connect, map_postgres_errors
+from stream_server.journal.connection import (
+    AnyConnection,
+    DatabaseConnection,
+    close_connection,
+    connect,
+    map_postgres_errors,
+)
+from stream_server.journal.origin import describe_foreign_journal, find_foreign_reason
 from stream_server.journal.privileges import build_grants_sql
 from stream_server.journal.queries import (
     fill_placeholders,
@@ -23,7 +30,7 @@ from stream_server.journal.queries import (
     quote_literal,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Schema version that this package installs: that of the last migration."""
 
 OLDEST_READABLE_SCHEMA = 1
@@ -72,6 +79,9 @@ class JournalStatus:
     losses: int = 0
     """Number of writes that the triggers dropped since the installation."""
 
+    foreign: str | None = None
+    """Why the transaction ids of the journal are not those of this cluster, as a sentence; `None` if they are."""
+
     triggers: list[TriggerStatus] = field(default_factory=list)
 
     @property
@@ -82,6 +92,8 @@ class JournalStatus:
         problems = []
         if (mismatch := _describe_mismatch(self.version, self.oldest_server)) is not None:
             problems.append(mismatch)
+        if self.foreign is not None:
+            problems.append(self.foreign)
         if not self.enabled:
             problems.append("the triggers are disabled; run `stream-server triggers enable`")
         for trigger in self.triggers:
@@ -208,6 +220,7 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
         )
         rows = await connection.fetch("SELECT * FROM stream_server.triggers()")
         await connection.fetch("SELECT FROM stream_server.journal LIMIT 1")
+        reason = await find_foreign_reason(connection)
     if meta is None:
         raise JournalMissing("The journal is incomplete; run `stream-server install`")
     return JournalStatus(
@@ -218,6 +231,7 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
         airflow_schema=meta["airflow_schema"],
         enabled=meta["enabled"],
         losses=meta["losses"],
+        foreign=None if reason is None else describe_foreign_journal(reason),
         triggers=[
             TriggerStatus(
                 table=row["table_name"],
@@ -232,12 +246,12 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
 
 
 @asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[AnyConnection]:
+async def _connected(url: str) -> AsyncIterator[DatabaseConnection]:
     connection = await connect(url)
     try:
         yield connection
     finally:
-        await connection.close()
+        await close_connection(connection)
 
 
 async def _require_airflow_tables(connection: AnyConnection, schema: str) -> None:

@@ -34,6 +34,8 @@ _JOURNAL_FUNCTIONS = (
     "wait_no_more",
     "keep_ticket",
     "redeem_ticket",
+    "foreign_reason",
+    "adopt",
 )
 
 _AIRFLOW_TABLES = (

@@ -41,8 +41,9 @@ def load_queries(file: str = "queries.sql", **placeholders: str) -> dict[str, st
 def load_migrations() -> dict[int, str]:
     """Return the migrations by the schema version that each leads to, ascending."""
     folder = files("stream_server.journal") / "sql" / "migrations"
-    texts = {int(file.name[:4]): file.read_text(encoding="utf-8") for file in folder.iterdir()}
-    return dict(sorted(texts.items()))
+    files_by_version = {int(file.name[:4]): file for file in folder.iterdir()}
+    assert len(files_by_version) == len(list(folder.iterdir())), "each version has one migration"
+    return {version: file.read_text(encoding="utf-8") for version, file in sorted(files_by_version.items())}
 
 
 def fill_placeholders(text: str, **placeholders: str) -> str:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from stream_server.domain.transition import Transition, UndecodableRow, decode_row
+from stream_server.errors import JournalUnreachable
 from stream_server.journal.connection import DatabaseConnection, close_connection, connect, map_postgres_errors
 from stream_server.journal.installer import load_queries_for, read_status
+from stream_server.journal.origin import adopt_foreign_journal
 from stream_server.journal.recent_rows import RecentRow
 from stream_server.journal.replica_snapshot import ReplicaSnapshot
 from stream_server.journal.undecodable_rows import LoggedCauses
@@ -119,14 +121,20 @@ class JournalReader:
         return bool(row["exists"])
 
     async def read_after(self, position: JournalPosition) -> JournalBatch:
-        """Return the rows after a position. See the comment on positions in `queries.sql`."""
+        """Return the rows after a position. See the comment on positions in `queries.sql`.
+
+        Raises:
+            JournalUnreachable: The journal has another epoch than the position, or PostgreSQL does not answer.
+        """
         lower_bound = None
         if self._replica_snapshot is not None:
             # Before the rows are read; see the docstring of replica_snapshot.py.
             lower_bound = await self._replica_snapshot.read_lower_bound(position.epoch)
         records = await self._fetch("rows_after", position.snapshot)
         first = records[0]
-        found = [record[4:] for record in records if record["id"] is not None]
+        if first["epoch"] != position.epoch:
+            raise JournalUnreachable("The journal was replaced by another one")
+        found = [record[5:] for record in records if record["id"] is not None]
         # The next position is computed from all rows, also undecodable ones: otherwise they would be read again for
         # ever.
         rows = [RecentRow(*columns[:3]) for columns in found]
@@ -152,6 +160,14 @@ class JournalReader:
             read_at=first["read_at"],
             missed_pruned_rows=first["pruned_to"] is not None and not position.is_visible(first["pruned_to"]),
         )
+
+    async def adopt_foreign_journal(self) -> bool:
+        """Start a new history if the ids of the journal are those of another cluster. Return whether this was done.
+
+        Raises:
+            JournalMissing: The ids are those of another cluster, and no new history can be started now.
+        """
+        return await adopt_foreign_journal(self.connection, self._queries)
 
     async def read_output_bodies(self, rows: list[int]) -> dict[int, str | None]:
         """Return the output of journal rows, by row."""

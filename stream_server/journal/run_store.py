@@ -40,6 +40,10 @@ from stream_server.protocol.frames import RunInfo
 MAX_HISTORY = 5000
 """Maximum number of transitions that are replayed to a resuming client. Beyond that, it gets a snapshot."""
 
+MAX_HISTORY_SCAN = 50_000
+"""Maximum number of rows of all runs after the position of a resuming client. Beyond that, it gets a snapshot: the
+client chooses the position, and the read must not take longer the longer the journal is."""
+
 MAX_HISTORY_BYTES = 8 * 1024 * 1024
 """Maximum size of the output that is replayed."""
 
@@ -147,17 +151,20 @@ class RunStore:
             output: Whether to read the output of tasks.
 
         Returns:
-            `None` if there are more than `MAX_HISTORY`, if some were pruned, or if one can't be decoded. Rows of kind
-            `input` are left out.
+            `None` if there are more than `MAX_HISTORY`, or of all runs more than `MAX_HISTORY_SCAN`, if some were
+            pruned, if the journal has another epoch, or if one can't be decoded. Rows of kind `input` are left out.
 
         Raises:
             JournalMissing: The journal is not installed.
             JournalUnreachable: PostgreSQL does not answer.
         """
         async with self.acquire_connection() as (connection, queries):
-            rows = await connection.fetch(queries["history"], *(key or (None, None)), since.snapshot, MAX_HISTORY + 1)
-            pruned_to, version = rows[0]["pruned_to"], rows[0]["version"]
-            if len(rows) > MAX_HISTORY or (pruned_to is not None and not since.is_visible(pruned_to)):
+            dag_id, run_id = key or (None, None)
+            rows = await connection.fetch(
+                queries["history"], dag_id, run_id, since.snapshot, MAX_HISTORY + 1, since.epoch, MAX_HISTORY_SCAN
+            )
+            version = rows[0]["version"]
+            if len(rows) > MAX_HISTORY or not rows[0]["is_complete"]:
                 return None
             transitions, skipped = decode_rows(row[2:] for row in rows if row["id"] is not None)
             if skipped:

@@ -213,6 +213,7 @@ class Tail:
             while not listener.is_lost:
                 if time.monotonic() - self._checked_at > self._check_interval:
                     self._checked_at = time.monotonic()
+                    await self._adopt_foreign_journal(reader)
                     await self._check_triggers(reader)
                     if listener.obstacle is ListenObstacle.REPLICA and not await reader.is_replica():
                         log.info("The read replica was promoted to a primary", extra={"action": "tail_promoted"})
@@ -223,6 +224,7 @@ class Tail:
 
     async def _start_from(self, reader: JournalReader) -> None:
         """Continue at the current position, or resync if the journal lacks rows that were read."""
+        await self._adopt_foreign_journal(reader)
         head = await reader.read_head()
         if self._position is None:
             self._gaps.start(head.dropped_writes)
@@ -236,6 +238,17 @@ class Tail:
             self._gaps.start(head.dropped_writes)
             self._recent_rows.start(await reader.read_newest_rows(MAX_RECENT_ROWS))
             self._resync(head.position, "journal_changed")
+
+    async def _adopt_foreign_journal(self, reader: JournalReader) -> None:
+        """Start a new history if the ids of the journal are those of another cluster.
+
+        The next read of the old history fails then, and the next connection resyncs.
+        """
+        if await reader.adopt_foreign_journal():
+            log.warning(
+                "The journal was that of another cluster: it was emptied, and has a new epoch",
+                extra={"action": "journal_adopted"},
+            )
 
     async def _read_batch(self, reader: JournalReader) -> None:
         assert self._position is not None, "_start_from has set it"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -17,6 +18,8 @@ from stream_server.errors import InstallError, JournalUnreachable
 from stream_server.journal.installer import (
     SCHEMA_VERSION,
     build_install_sql,
+    disable_triggers,
+    enable_triggers,
     fetch_status,
     install_journal,
     load_queries_for,
@@ -24,6 +27,8 @@ from stream_server.journal.installer import (
 )
 from stream_server.journal.reader import READER_SETTINGS
 from support.airflow_sql import AirflowSql
+from support.streams import DEADLINE
+from support.tcp_proxy import TcpProxy
 
 CATALOG = """
 SELECT 'class', n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -270,3 +275,18 @@ async def test_reading_the_journal_uses_its_index(journal: str, rows: int, *, an
     text = "\n".join(row[0] for row in plan)
     assert text.count("Index Scan on journal_txid") == 2, text
     assert "Seq Scan on journal" not in text
+
+
+async def test_a_database_that_does_not_respond_to_the_close_does_not_block(journal: str) -> None:
+    url = urlsplit(journal)
+    async with TcpProxy.listen(url.port) as proxy:
+        proxy.swallows_close = True
+        behind = url._replace(netloc=f"{url.username}@127.0.0.1:{proxy.port}").geturl()
+        for command in (
+            fetch_status(behind),
+            install_journal(behind, "public", lock_timeout=1, attempts=1),
+            disable_triggers(behind),
+            enable_triggers(behind),
+            uninstall_journal(behind, lock_timeout=1, attempts=1),
+        ):
+            await asyncio.wait_for(command, DEADLINE)

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from stream_server.cli.demo.ports import LOOPBACK
 
 CHUNK = 2**16
+TERMINATE = b"X\x00\x00\x00\x04"
+"""The last message of a PostgreSQL client."""
 
 
 class TcpProxy:
@@ -19,6 +21,9 @@ class TcpProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.port = 0
+        self.swallows_close = False
+        """Whether a PostgreSQL client that closes its connection gets no more response."""
+
         self.accepted = 0
         """How many connections have been made, to whatever server."""
 
@@ -77,7 +82,7 @@ class TcpProxy:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int) -> None:
         their_reader, their_writer = await asyncio.open_connection(LOOPBACK, target)
         ways = {
-            asyncio.create_task(_copy(reader, their_writer)),
+            asyncio.create_task(_copy(reader, their_writer, until=TERMINATE if self.swallows_close else None)),
             asyncio.create_task(_copy(their_reader, writer)),
         }
         try:
@@ -90,8 +95,10 @@ class TcpProxy:
             await asyncio.gather(*ways, return_exceptions=True)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, until: bytes | None = None) -> None:
     with suppress(OSError):
         while chunk := await reader.read(CHUNK):
+            if chunk == until:
+                await asyncio.get_running_loop().create_future()
             writer.write(chunk)
             await writer.drain()

@@ -2,6 +2,9 @@
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA stream_server FROM PUBLIC;
 
+-- The journal may be that of a restored dump.
+SELECT stream_server.adopt();
+
 SELECT stream_server.put_back(also_disabled => true);
 
 -- Triggers that were disabled stay disabled.

@@ -64,14 +64,14 @@ WHERE txid >= pg_snapshot_xmax($1::text::pg_snapshot) OR txid = ANY (ARRAY(SELEC
 SELECT pg_is_in_recovery()
 
 -- rows_after --
--- All rows that a snapshot ($1) does not cover, ordered by id; with each, the snapshot of this read, the number of
--- dropped writes, the time, and the youngest transaction of which rows were pruned. One row with a NULL id if there are
--- none.
+-- All rows that a snapshot ($1) does not cover, ordered by id; with each, the epoch, the snapshot of this read, the
+-- number of dropped writes, the time, and the youngest transaction of which rows were pruned. One row with a NULL id if
+-- there are none.
 --
 -- All transactions in xip are below xmax, so the arms of the OR don't overlap. The upper bound (txid < xmax of the
 -- current snapshot) excludes no visible row. Without it, a generic plan assumes that a third of the journal matches,
 -- and scans it.
-SELECT pg_current_snapshot()::text AS snapshot, l.last_value + l.is_called::integer AS dropped_writes,
+SELECT m.epoch, pg_current_snapshot()::text AS snapshot, l.last_value + l.is_called::integer AS dropped_writes,
        clock_timestamp() AS read_at, m.pruned_to::text::bigint AS pruned_to, j.*
 FROM stream_server.losses AS l
 CROSS JOIN stream_server.meta AS m
@@ -127,19 +127,36 @@ WHERE r.dag_id = $1 AND r.run_id = $2
 ORDER BY t.task_id, t.map_index
 
 -- history --
--- The rows of a run ($1 DAG, $2 run), or of all runs if both are NULL, that a snapshot ($3) does not cover, ordered by
--- id, at most $4. One row with a NULL id if there are none. The index is that on txid, as in rows_after: rows of all
--- runs are read.
-SELECT m.pruned_to::text::bigint AS pruned_to, m.version, j.*
-FROM stream_server.meta AS m
+-- The rows of a run ($1 DAG, $2 run), or of all runs if both are NULL, that a snapshot ($3) of an epoch ($5) does not
+-- cover, ordered by id, at most $4. One row with a NULL id if there are none. is_complete is false, and there are no
+-- rows, if the journal has another epoch, if some rows were pruned, or if there are more than $6 of all runs: a client
+-- chooses the snapshot, and the cost must not grow with the journal. The index is that on txid, as in rows_after: rows
+-- of all runs are read. They are counted by UNION ALL, which stops at the LIMIT; OR would read the index to its end.
+WITH history AS MATERIALIZED (
+    SELECT m.version, CASE
+        WHEN m.epoch = $5 AND (m.pruned_to IS NULL OR pg_visible_in_snapshot(m.pruned_to, $3::text::pg_snapshot)) THEN (
+            SELECT count(*) <= $6 FROM (
+                SELECT FROM stream_server.journal
+                WHERE txid >= pg_snapshot_xmax($3::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot())
+                UNION ALL
+                SELECT FROM stream_server.journal
+                WHERE txid = ANY (ARRAY(SELECT pg_snapshot_xip($3::text::pg_snapshot)))
+                LIMIT $6 + 1
+            ) AS counted)
+        ELSE false END AS is_complete
+    FROM stream_server.meta AS m
+)
+SELECT h.is_complete, h.version, j.*
+FROM history AS h
 LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
            clear_number, CASE WHEN queued_at {is_python_time} THEN queued_at END AS queued_at,
            CASE WHEN start_date {is_python_time} THEN start_date END AS start_date,
            CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result
     FROM stream_server.journal
-    WHERE ((txid >= pg_snapshot_xmax($3::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
-           OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($3::text::pg_snapshot))))
+    WHERE h.is_complete
+        AND ((txid >= pg_snapshot_xmax($3::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
+             OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($3::text::pg_snapshot))))
         AND ($1::text IS NULL OR (dag_id = $1 AND run_id = $2))
     LIMIT $4
 ) AS j ON true
@@ -339,3 +356,15 @@ FROM stream_server.losses AS l, pg_class AS c
 LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid
 LEFT JOIN pg_class AS o ON o.relnamespace = c.relnamespace AND o.relname = 'output'
 WHERE c.oid = 'stream_server.journal'::regclass
+
+-- is_origin_known --
+-- Whether this version of the journal knows to which cluster it belongs, and this role may ask.
+SELECT coalesce(has_function_privilege(to_regprocedure('stream_server.foreign_reason()'), 'EXECUTE'), false)
+
+-- foreign_reason --
+-- Why the transaction ids of the journal are not those of this cluster, or NULL.
+SELECT stream_server.foreign_reason()
+
+-- adopt_journal --
+-- Starts a new history if the journal is foreign. Returns whether it did.
+SELECT stream_server.adopt()

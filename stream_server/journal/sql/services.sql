@@ -159,3 +159,69 @@ AS $body$
     DELETE FROM stream_server.tickets t WHERE t.digest = ticket
     RETURNING t.paths, t.credential, t.expires > clock_timestamp()
 $body$;
+
+-- Returns the identifier that initdb gave to this cluster, or NULL where PostgreSQL does not reveal it (Aurora). A
+-- standby has that of its primary; a cluster made by pg_upgrade has a new one.
+CREATE OR REPLACE FUNCTION stream_server.cluster() RETURNS bigint
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+BEGIN
+    RETURN (SELECT system_identifier FROM pg_control_system());
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+END
+$body$;
+
+-- Returns why the transaction ids of the journal are not those of this cluster, or NULL if they are. Ids of another
+-- cluster can't be compared with those of this one: old rows would be sent as new ones, and never be pruned.
+--
+-- cluster: the journal is from another cluster, by a dump, pg_upgrade or logical replication.
+-- future: the journal has ids that this cluster has not assigned yet. The only sign if PostgreSQL does not reveal the
+--   identifier and the table has the same oid by chance.
+-- subscription: another cluster writes to the journal, by logical replication.
+CREATE OR REPLACE FUNCTION stream_server.foreign_reason() RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+    SELECT CASE
+        WHEN EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid IN
+                     ('stream_server.journal'::regclass, 'stream_server.meta'::regclass)) THEN 'subscription'
+        WHEN m.system_identifier <> stream_server.cluster() OR m.journal_oid <> 'stream_server.journal'::regclass
+            THEN 'cluster'
+        WHEN greatest(m.pruned_to, (SELECT j.txid FROM stream_server.journal j ORDER BY j.txid DESC LIMIT 1))
+             >= pg_snapshot_xmax(pg_current_snapshot()) THEN 'future'
+        END
+    FROM stream_server.meta m
+$body$;
+
+-- Starts a new history if the transaction ids of the journal are not those of this cluster: empties the journal, and
+-- gives it a new epoch. Returns whether it did. While a subscription writes to the journal, it only notes that the
+-- journal is foreign, also for the time after the subscription.
+--
+-- TRUNCATE waits for transactions that have written to the journal, and Airflow's wait behind it: callers set
+-- lock_timeout.
+CREATE OR REPLACE FUNCTION stream_server.adopt() RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    reason text;
+BEGIN
+    -- One server at a time. Another one that waits here finds nothing to do.
+    PERFORM pg_advisory_xact_lock(hashtext('stream_server adopt'));
+    reason := stream_server.foreign_reason();
+    IF reason = 'subscription' THEN
+        UPDATE stream_server.meta SET journal_oid = 0 WHERE journal_oid IS DISTINCT FROM 0;
+        RETURN false;
+    END IF;
+    IF reason IS NULL THEN
+        UPDATE stream_server.meta
+        SET system_identifier = stream_server.cluster(), journal_oid = 'stream_server.journal'::regclass
+        WHERE journal_oid IS NULL;
+        RETURN false;
+    END IF;
+    TRUNCATE stream_server.journal, stream_server.output;
+    UPDATE stream_server.meta
+    SET epoch = DEFAULT, pruned_to = NULL, system_identifier = stream_server.cluster(),
+        journal_oid = 'stream_server.journal'::regclass;
+    RETURN true;
+END
+$body$;

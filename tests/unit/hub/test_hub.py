@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 
 import pytest
 
@@ -12,10 +13,13 @@ from stream_server.domain.outcome import ReturnValues, WatchOptions
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import Transition
 from stream_server.errors import Draining, JournalUnreachable, RunNotFound, Unavailable, UnknownTask
+from stream_server.hub import watched_runs
+from stream_server.hub.firehose import Filter
 from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
-from stream_server.protocol.cursor import JournalPosition, ResumePoint, ResumeToken
+from stream_server.protocol.cursor import JournalPosition, JournalRow, ResumePoint, ResumeToken
+from stream_server.protocol.frames import Reset
 from stream_server.server.metrics import Metrics
 from support.builders import KEY, History, types
 from support.waiting import eventually_async
@@ -32,6 +36,8 @@ class Source:
         self.reads: list[asyncio.Future[ReturnValues]] = []
         self.histories: list[asyncio.Future[list[Transition] | None]] = []
         self.reconnects = 0
+        self.lost_rows: set[JournalRow] = set()
+        """Rows that the journal does not have any more, although it did not prune them."""
 
     async def read_history(
         self, key: RunKey | None, since: JournalPosition, *, output: bool = True
@@ -40,7 +46,7 @@ class Source:
         return await self.histories[-1]
 
     async def is_foreign(self, cursor: JournalPosition) -> bool:
-        return False
+        return cursor.row in self.lost_rows
 
     async def read_run(self, key: RunKey) -> tuple[RunState, JournalPosition]:
         self.loads.append(asyncio.get_running_loop().create_future())
@@ -289,3 +295,60 @@ async def test_a_load_that_spans_a_reconnect_is_ignored(loaded: LoadedHub) -> No
     old_load.set_exception(RunNotFound(*KEY))
     await loaded.load(2)
     assert taken(await joining)[-1] == "snapshot"
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_token_of_a_lost_history_is_not_resumed(loaded: LoadedHub, *, is_lost: bool) -> None:
+    """After a failover to a server that was behind, the position of a token may be that of other transactions."""
+    row = JournalRow(seq=1, at=1)
+    token = ResumeToken(replace(loaded.history.cursor(), row=row))
+    if is_lost:
+        loaded.source.lost_rows.add(row)
+    resuming = asyncio.create_task(loaded.hub.subscribe(KEY, UNTIL_RUN, resume_from=ResumePoint(token)))
+    await loaded.load()
+    if not is_lost:
+        await eventually_async(lambda: bool(loaded.source.histories))
+        loaded.source.histories[0].set_result([])
+    with closing(await resuming) as subscription:
+        frames = [wire.frame for wire in subscription.take()]
+    assert types(frames) == (["reset", "snapshot"] if is_lost else ["resumed"])
+    assert [frame.reason for frame in frames if isinstance(frame, Reset)] == (["cursor_foreign"] if is_lost else [])
+
+
+async def test_a_token_of_a_lost_history_is_not_resumed_for_many_runs(loaded: LoadedHub) -> None:
+    row = JournalRow(seq=1, at=1)
+    loaded.source.lost_rows.add(row)
+    token = ResumeToken(replace(loaded.history.cursor(), row=row))
+    with closing(await loaded.hub.subscribe_firehose(Filter(), resume_from=ResumePoint(token))) as subscription:
+        frames = [wire.frame for wire in subscription.take()]
+    assert [frame.reason for frame in frames if isinstance(frame, Reset)] == ["cursor_foreign"]
+
+
+async def test_a_run_of_a_journal_that_the_tail_has_not_reached_is_not_watched(loaded: LoadedHub) -> None:
+    """Positions of two journals can't be compared: transitions would be lost, or applied twice."""
+    subscribing = asyncio.create_task(loaded.hub.subscribe(KEY, UNTIL_RUN))
+    other = replace(loaded.history.cursor(), epoch="another")
+    (await loaded.nth_load(1)).set_result((loaded.history.state(), other))
+    with pytest.raises(Unavailable, match="database has changed"):
+        await subscribing
+    again = asyncio.create_task(loaded.hub.subscribe(KEY, UNTIL_RUN))
+    await loaded.load(2)
+    with closing(await again) as subscription:
+        assert taken(subscription) == ["snapshot"]
+
+
+async def test_a_reload_waits_until_the_tail_has_reached_the_same_journal(
+    loaded: LoadedHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_runs, "RETRY_SECONDS", 0.001)
+    async with watching(loaded) as subscription:
+        assert taken(subscription) == ["snapshot"]
+        other = replace(loaded.history.cursor(), epoch="another")
+        loaded.hub.resync(loaded.history.cursor(), "journal_changed")
+        (await loaded.nth_load(2)).set_result((loaded.history.state(), other))
+        await loaded.nth_load(3)
+        assert taken(subscription) == []
+        loaded.hub.resync(other, "journal_changed")
+        (await loaded.nth_load(4)).set_result((loaded.history.state(), other))
+        await eventually_async(lambda: subscription.statistics().queued_frames == 2)
+        assert taken(subscription) == ["reset", "snapshot"]

@@ -1,0 +1,271 @@
+-- The trigger functions and triggers. Every install creates them again. 'public' is the schema of Airflow's tables, as
+-- a literal.
+
+INSERT INTO stream_server.meta (version, oldest_server, airflow_schema)
+VALUES (3, 1, 'public')
+ON CONFLICT (singleton) DO UPDATE
+SET version = excluded.version, oldest_server = excluded.oldest_server, airflow_schema = excluded.airflow_schema;
+
+-- Notifies idle tails, at most once in a transaction. NOTIFY serialises commits, so a transaction does not notify if no
+-- tail is idle: active tails read without notifications (docs/decisions/0006).
+--
+-- Two advisory locks decide. An idle tail holds the idle-consumer lock, 1937011301, 1, in shared mode. So this
+-- function tries the lock in exclusive mode: if it fails, a tail is idle. The lock is released at once; CASE guarantees
+-- the order of the two calls. A transaction that does not notify holds the unnotified-writer lock,
+-- 1937011301, 2, in shared mode until its end. A tail that becomes idle waits until this lock is free, and reads
+-- once more before it waits for NOTIFY.
+--
+-- The idle-consumer lock is tried a second time, because a tail may have become idle between the first try and the
+-- unnotified-writer lock. That tail may have seen the unnotified-writer lock free, and would miss this transaction.
+CREATE OR REPLACE FUNCTION stream_server.ring() RETURNS void
+    LANGUAGE plpgsql
+AS $body$
+BEGIN
+    IF current_setting('stream_server.rung', true) = 'on' OR current_setting('stream_server.doorbell', true) = 'off' THEN
+        RETURN;
+    END IF;
+    PERFORM set_config('stream_server.rung', 'on', true);
+    IF (CASE WHEN pg_try_advisory_lock(1937011301, 1) THEN pg_advisory_unlock(1937011301, 1) ELSE false END)
+        AND pg_try_advisory_xact_lock_shared(1937011301, 2)
+        AND (CASE WHEN pg_try_advisory_lock(1937011301, 1) THEN pg_advisory_unlock(1937011301, 1) ELSE false END)
+    THEN
+        RETURN;
+    END IF;
+    -- If the queue is full, NOTIFY fails the commit. Without a notification, tails find the row at their next poll.
+    IF pg_notification_queue_usage() < 0.9 THEN
+        PERFORM pg_notify('stream_server', '');
+    END IF;
+END
+$body$;
+
+-- The trigger functions below run inside Airflow's transactions. They must not fail a transaction, must not block it
+-- for longer than lock_timeout, and must cost almost nothing if no state has changed. So:
+--
+-- * They name only columns that all of Airflow 3.0 to 3.3 have. A missing column would be an error at the first row.
+-- * They name objects of our schema only inside the block with the exception handler: any of them may be missing.
+-- * After an error they write nothing for the rest of the transaction (stream_server.given_up): its rows in the journal
+--   are incomplete anyway, and each further row could wait for lock_timeout again.
+-- * The exception handler, inserted from exception_handler.sql, depends on no object of our schema outside a block
+--   of its own. It is text in each function, and not a function, because that could be missing too.
+
+CREATE OR REPLACE FUNCTION stream_server.record_task() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+DECLARE
+    old_state text;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.state IS NOT DISTINCT FROM OLD.state
+            AND NEW.try_number IS NOT DISTINCT FROM OLD.try_number
+            AND NEW.map_index = OLD.map_index
+        THEN
+            RETURN NULL;
+        END IF;
+        old_state := OLD.state;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal
+        (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state, start_date, end_date)
+    VALUES
+        ('task', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.try_number, NEW.state, old_state,
+         NEW.start_date, NEW.end_date);
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+CREATE OR REPLACE FUNCTION stream_server.record_run() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+DECLARE
+    old_state text;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.state IS NOT DISTINCT FROM OLD.state AND NEW.clear_number = OLD.clear_number THEN
+            RETURN NULL;
+        END IF;
+        old_state := OLD.state;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        INSERT INTO stream_server.journal (kind, dag_id, run_id, previous_state)
+        VALUES ('run_deleted', OLD.dag_id, OLD.run_id, OLD.state);
+    ELSE
+        INSERT INTO stream_server.journal
+            (kind, dag_id, run_id, state, previous_state, clear_number, queued_at, start_date, end_date)
+        VALUES
+            ('run', NEW.dag_id, NEW.run_id, NEW.state, old_state, NEW.clear_number, NEW.queued_at, NEW.start_date,
+             NEW.end_date);
+    END IF;
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+-- Records return values and the output of running tasks. Other XComs are no results. A DELETE is not recorded: when a
+-- return value is deleted, the state of its task changes too. Output is stored in its own table, up to 262144
+-- bytes of text.
+CREATE OR REPLACE FUNCTION stream_server.record_xcom() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+DECLARE
+    journal_row record;
+    output_text text;
+BEGIN
+    IF NEW.key <> 'return_value' AND NEW.key <> 'stream_server_output' THEN
+        RETURN NULL;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    IF NEW.key = 'stream_server_output' AND pg_column_size(NEW.value) <= 262144 THEN
+        output_text := NEW.value::text;
+    END IF;
+    -- Only Airflow 3.3 has dag_result, so it is read through JSON. The value is removed first, from this copy of the
+    -- row: it may be large, and to_jsonb would convert it.
+    NEW.value := NULL;
+    INSERT INTO stream_server.journal (kind, dag_id, run_id, task_id, map_index, xcom_key, dag_result)
+    VALUES
+        ('xcom', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.key,
+         (to_jsonb(NEW) ->> 'dag_result')::boolean)
+    RETURNING id, txid, at INTO journal_row;
+    IF NEW.key = 'stream_server_output' THEN
+        INSERT INTO stream_server.output (id, txid, at, map_index, dag_id, run_id, task_id, body)
+        VALUES
+            (journal_row.id, journal_row.txid, journal_row.at, NEW.map_index, NEW.dag_id, NEW.run_id, NEW.task_id,
+             CASE WHEN octet_length(output_text) <= 262144 THEN output_text END);
+    END IF;
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+-- A request for human input names its task instance by id. The row has no DAG and no run: to look them up, the trigger
+-- would have to read Airflow's tables. Readers skip rows of this kind: nothing consumes them yet.
+CREATE OR REPLACE FUNCTION stream_server.record_input() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+BEGIN
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal (kind, ti_id) VALUES ('input', NEW.ti_id);
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+-- Returns each trigger: its wanted and its existing (standing) definition. hitl_detail is left out if this version of
+-- Airflow does not have it.
+CREATE OR REPLACE FUNCTION stream_server.triggers()
+    RETURNS TABLE (table_name text, trigger_name text, wanted text, standing text, enabled boolean)
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $body$
+    WITH expected (table_name, trigger_name, events, function_name) AS (
+        VALUES ('task_instance', 'stream_server_task', 'INSERT OR UPDATE', 'record_task'),
+               ('dag_run', 'stream_server_run', 'INSERT OR DELETE OR UPDATE', 'record_run'),
+               ('xcom', 'stream_server_xcom', 'INSERT OR UPDATE', 'record_xcom'),
+               ('hitl_detail', 'stream_server_input', 'INSERT OR UPDATE', 'record_input')
+    )
+    SELECT e.table_name,
+           e.trigger_name,
+           format('CREATE TRIGGER %I AFTER %s ON %I.%I FOR EACH ROW EXECUTE FUNCTION stream_server.%I()',
+                  e.trigger_name, e.events, m.airflow_schema, e.table_name, e.function_name),
+           pg_get_triggerdef(t.oid),
+           coalesce(t.tgenabled IN ('O', 'A'), false)
+    FROM expected e
+    CROSS JOIN stream_server.meta m
+    LEFT JOIN pg_namespace n ON n.nspname = m.airflow_schema
+    LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = e.table_name
+    LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = e.trigger_name
+    WHERE c.oid IS NOT NULL OR e.table_name <> 'hitl_detail'
+$body$;
+
+-- Restores the triggers that are missing or differ, for example after `airflow db reset`, and returns how many. If
+-- also_disabled, restores disabled triggers too, and raises an error if a table is missing. Otherwise skips missing
+-- tables.
+CREATE OR REPLACE FUNCTION stream_server.put_back(also_disabled boolean) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    missing record;
+    restored integer := 0;
+BEGIN
+    FOR missing IN
+        SELECT t.*, m.airflow_schema FROM stream_server.triggers() t, stream_server.meta m
+        WHERE (t.standing IS DISTINCT FROM t.wanted OR (also_disabled AND NOT t.enabled))
+          AND (also_disabled OR to_regclass(format('%I.%I', m.airflow_schema, t.table_name)) IS NOT NULL)
+    LOOP
+        -- The TRIGGER privilege allows to create and, from PostgreSQL 14, to replace a trigger on another role's table,
+        -- but not to drop it.
+        IF missing.standing IS NULL THEN
+            EXECUTE missing.wanted;
+        ELSIF current_setting('server_version_num')::integer >= 140000 THEN
+            EXECUTE replace(missing.wanted, 'CREATE TRIGGER', 'CREATE OR REPLACE TRIGGER');
+        ELSE
+            EXECUTE format('DROP TRIGGER %I ON %I.%I',
+                           missing.trigger_name, missing.airflow_schema, missing.table_name);
+            EXECUTE missing.wanted;
+        END IF;
+        restored := restored + 1;
+    END LOOP;
+    RETURN restored;
+END
+$body$;
+
+-- Disables the triggers at once, by functions that do nothing: this needs no lock on Airflow's tables, and none that
+-- its transactions hold. The install script enables them: it creates the functions again.
+CREATE OR REPLACE FUNCTION stream_server.switch_off() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    function_name text;
+BEGIN
+    FOREACH function_name IN ARRAY ARRAY['record_task', 'record_run', 'record_xcom', 'record_input'] LOOP
+        EXECUTE format('CREATE OR REPLACE FUNCTION stream_server.%I() RETURNS trigger LANGUAGE plpgsql AS %L',
+                       function_name, 'BEGIN RETURN NULL; END');
+    END LOOP;
+    UPDATE stream_server.meta SET enabled = false;
+END
+$body$;
+
