@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import WatchOptions
 from support.outcome_clients import Client, ClientEnd, ClientOutcome, Knowledge, Server, find_differences
 from support.outcome_dags import HistoryDagMaker
-from support.outcome_interventions import Intervention, WatchedAirflowRun, choose_intervention
+from support.outcome_interventions import REFUSALS, Intervention, WatchedAirflowRun, choose_intervention
 from support.outcome_oracle import Oracle, Outcome, Question
 from support.outcome_scheduler import FINAL, InstanceKey, SchedulerDatabase
 from support.outcome_simulation import choose_skipped
@@ -127,6 +128,9 @@ class History:
                 if name is None:
                     break
                 batch = self._tables.commit()
+                if self._tables.current.version != before.version:
+                    # The run has taken up another version, which no prediction foresees.
+                    self._claims = [None] * len(self._claims)
                 idle = self._tables.current == before and name == "loop"
                 if not batch and self._tables.current == before and name == "loop":
                     continue
@@ -160,7 +164,8 @@ class History:
                 self._claims = [None] * len(self._claims)
                 self.figures[name.split()[0]] += 1
                 self._is_marked_success = name == "mark run success" or (self._is_marked_success and has_ended)
-                intervene(self._run)
+                with suppress(*REFUSALS):
+                    intervene(self._run)
                 return name
         if has_ended and (not work or not self._interventions or rng.random() < 0.3):
             late = [key for key, row in instances.items() if row.state in {"failed", "skipped"}]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from typing import Any
@@ -15,13 +16,20 @@ from uuid import UUID
 
 from airflow.api_fastapi.core_api.datamodels.dag_run import DagRunMutableStates
 from airflow.api_fastapi.core_api.services.public.dag_run import patch_dag_run_state
+from airflow.exceptions import AirflowException
 from airflow.jobs.job import Job
 from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 from airflow.models.dag_version import DagVersion
 from airflow.models.dagbag import DBDagBag
 from airflow.models.dagrun import DagRun
+from airflow.models.expandinput import NotFullyPopulated
 from airflow.models.serialized_dag import SerializedDagModel
-from airflow.models.taskinstance import TaskInstance, clear_task_instances, find_relevant_relatives
+from airflow.models.taskinstance import (
+    TaskInstance,
+    _stop_remaining_tasks,
+    clear_task_instances,
+    find_relevant_relatives,
+)
 from airflow.models.taskmap import TaskMap
 from airflow.models.xcom import XComModel
 from airflow.serialization.definitions.dag import SerializedDAG
@@ -96,9 +104,10 @@ class WatchedAirflowRun(Run):
         """Return the DAG of a version."""
         return self.dag if version is None else self._bag.get_dag(version, self._session)
 
-    def newest_dag(self) -> SerializedDAG:
-        """Return the DAG as its file is now."""
-        return self._bag.get_dag_for_run(self._run, self._session)
+    def _read_for_api(self) -> SerializedDAG:
+        """Return the DAG as the API reads it: a copy of its own, because it makes partial copies of that."""
+        self._api_dag = DBDagBag(load_op_links=False).get_dag_for_run(self._run, self._session)
+        return self._api_dag
 
     @override
     def schedule(self) -> None:
@@ -109,7 +118,7 @@ class WatchedAirflowRun(Run):
             self._run.start_date = timezone.utcnow()
         elif self._run.state == DagRunState.RUNNING:
             self._scheduler._schedule_dag_run(self._run, self._session)
-        self.dag = self.newest_dag()
+        self.dag = self._bag.get_dag_for_run(self._run, self._session)
         self._refresh()
 
     # What workers do.
@@ -147,6 +156,16 @@ class WatchedAirflowRun(Run):
         )
         self._refresh()
 
+    @override
+    def fail(self, instance_key: InstanceKey) -> None:
+        """Fail without a retry. A fail-fast DAG stops the others too, also those that it does not have any more."""
+        if self.dag.fail_fast:
+            teardowns = defaultdict(bool, {task_id: task.is_teardown for task_id, task in self.dag.task_dict.items()})
+            _stop_remaining_tasks(
+                task_instance=self._instance(instance_key), task_teardown_map=teardowns, session=self._session
+            )
+        self._set(instance_key, "failed")
+
     def finish(self, instance_key: InstanceKey) -> None:
         """Succeed without a further value."""
         self._set(instance_key, "success")
@@ -178,14 +197,14 @@ class WatchedAirflowRun(Run):
 
     def mark_run(self, state: DagRunMutableStates) -> None:
         """`PATCH /dags/{dag_id}/dagRuns/{run_id}`."""
-        patch_dag_run_state(dag=self.newest_dag(), dag_run=self._run, state=state, session=self._session)
+        patch_dag_run_state(dag=self._read_for_api(), dag_run=self._run, state=state, session=self._session)
         self._refresh()
 
     def mark_task(
         self, instance_key: InstanceKey, state: str, *, all_indexes: bool, upstream: bool, downstream: bool
     ) -> None:
         """`PATCH /dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}`."""
-        self.newest_dag().set_task_instance_state(
+        self._read_for_api().set_task_instance_state(
             task_id=instance_key[0],
             map_indexes=None if all_indexes else [instance_key[1]],
             run_id="run",
@@ -198,7 +217,7 @@ class WatchedAirflowRun(Run):
 
     def clear_run(self, *, only_failed: bool, only_new: bool, on_latest: bool) -> None:
         """`POST /dags/{dag_id}/dagRuns/{run_id}/clear` (`perform_clear_dag_run`)."""
-        self.newest_dag().clear(
+        self._read_for_api().clear(
             run_id="run",
             task_ids=None,
             only_new=only_new,
@@ -216,7 +235,7 @@ class WatchedAirflowRun(Run):
             directions: `upstream`, `downstream`, both or neither.
             on_latest: Whether it runs on the newest version.
         """
-        dag = self.newest_dag()
+        dag = self._read_for_api()
         normal = {marker} if isinstance(marker, str) else set()
         mapped = {marker} if isinstance(marker, tuple) else set()
         for direction in sorted(directions):
@@ -277,8 +296,14 @@ class WatchedAirflowRun(Run):
     @override
     def _refresh(self) -> None:
         super()._refresh()
+        for one in list(self._session):
+            if isinstance(one, TaskInstance):
+                one.__dict__.pop("task", None)
         self._session.expire(self._run)
 
+
+REFUSALS = (AirflowException, NotFullyPopulated, ReferenceError)
+"""What Airflow's API raises if it cannot do something now (`ReferenceError`: nested groups in `partial_subset`)."""
 
 Intervention = Callable[[WatchedAirflowRun], None]
 
