@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stream_server.errors import SettingsError
-from stream_server.urls import Origin
+from stream_server.urls import Origin, add_password_source
 
 ENV_PREFIX = "STREAM_SERVER_"
 
@@ -114,6 +114,12 @@ class Settings(BaseSettings):
 
     database_url: SecretStr
     """URL of Airflow's metadata database (PostgreSQL). SQLAlchemy URLs are accepted."""
+
+    database_password_file: str | None = None
+    """File with the password of the database role. It is read for each new connection."""
+
+    database_password_command: SecretStr | None = None
+    """Command that prints the password of the database role. It runs for each new connection, without a shell."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
@@ -274,6 +280,16 @@ class Settings(BaseSettings):
                 for item in error.errors(include_input=False, include_url=False, include_context=False)
             )
             raise SettingsError(problems) from None
+
+    @property
+    def database_address(self) -> str:
+        """URL of the database, with the source of its password."""
+        command = self.database_password_command
+        return add_password_source(
+            self.database_url.get_secret_value(),
+            self.database_password_file,
+            None if command is None else command.get_secret_value(),
+        )
 
     @property
     def uses_airflow_auth(self) -> bool:

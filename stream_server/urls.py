@@ -94,8 +94,42 @@ def _match_url(url: str) -> re.Match[str] | None:
 _LIBPQ_NAMES = {"ssl": "sslmode"}
 """Query arguments of SQLAlchemy's asyncpg dialect with another name in libpq."""
 
-_DIALECT_ONLY = frozenset({"async_fallback", "prepared_statement_cache_size", "prepared_statement_name_func"})
-"""Query arguments that only SQLAlchemy understands."""
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("async_fallback", "prepared_statement_cache_size", "prepared_statement_name_func"),
+        *("client_encoding", "fallback_application_name"),
+    }
+)
+"""Query arguments that only SQLAlchemy understands, and those that change nothing: asyncpg always uses UTF-8."""
+
+_UNSUPPORTED = frozenset(
+    {
+        *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+        *("channel_binding", "require_auth", "requirepeer", "gssencmode", "gssdelegation", "requiressl"),
+        *("sslcompression", "sslcertmode", "sslsni", "sslcrldir", "sslkeylogfile", "hostaddr", "load_balance_hosts"),
+        *("replication", "servicefile", "min_protocol_version", "max_protocol_version"),
+        *("scram_client_key", "scram_server_key"),
+        *("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"),
+    }
+)
+"""Connection parameters of libpq (PostgreSQL 18, "Parameter Key Words") that asyncpg does not have. It would send them
+to the server as settings, which refuses the connection."""
+
+_ENUMERATED = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+}
+
+PASSWORD_FILE, PASSWORD_COMMAND = "stream_server_password_file", "stream_server_password_command"  # names
+"""Query arguments that `add_password_source` adds."""
+
+
+def add_password_source(url: str, file: str | None, command: str | None) -> str:
+    """Return a database URL whose password is read from a file, or from the output of a command, at each connect."""
+    added = {name: value for name, value in ((PASSWORD_FILE, file), (PASSWORD_COMMAND, command)) if value}
+    if not added:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}{urlencode(added, quote_via=quote, safe='')}"
 
 
 @dataclass(frozen=True)
@@ -111,12 +145,20 @@ class DatabaseUrl:
 
     database: str
     query: str = field(repr=False)
+    connect_timeout: int | None = field(default=None, repr=False)
+    """Seconds to wait for a connection; `None` if the URL has no limit."""
+
+    password_file: str | None = field(default=None, repr=False)
+    password_command: str | None = field(default=None, repr=False)
+    unsupported: tuple[str, ...] = field(default=(), repr=False)
+    """Names of the arguments that have no effect here, although they have one in libpq."""
 
     @classmethod
     def parse(cls, url: str) -> DatabaseUrl:
         """Return the URL of a text in the form of libpq or SQLAlchemy.
 
-        The driver in `postgresql+psycopg2://` and similar schemes is dropped, and so are query arguments of SQLAlchemy.
+        The driver in `postgresql+psycopg2://` and similar schemes is dropped, and so are query arguments of SQLAlchemy
+        and those of libpq that asyncpg does not have.
 
         Raises:
             SettingsError: The text is no PostgreSQL URL. The message does not repeat it, since it may contain a
@@ -135,13 +177,18 @@ class DatabaseUrl:
                 " %2F for /"
             )
         user, password = (quote(unquote(parts[name]), safe="") for name in ("user", "password"))
-        arguments = [
-            (_LIBPQ_NAMES.get(name, name), value)
-            for name, value in parse_qsl(parts["query"], keep_blank_values=True)
-            if name not in _DIALECT_ONLY
-        ]
-        query = urlencode(arguments, quote_via=quote, safe="")
-        return cls(user, password, parts["hosts"], parts["database"], query)
+        arguments = _QueryArguments(parts["query"])
+        return cls(
+            user,
+            password,
+            parts["hosts"] or arguments.pop_hosts(),
+            parts["database"],
+            connect_timeout=arguments.pop_timeout(),
+            password_file=arguments.pop(PASSWORD_FILE),
+            password_command=arguments.pop(PASSWORD_COMMAND),
+            unsupported=arguments.pop_unsupported(),
+            query=arguments.encode(),
+        )
 
     @property
     def text(self) -> str:
@@ -159,9 +206,84 @@ class DatabaseUrl:
 
         A URL that prefers a standby is not split: which host to use depends on all of them.
         """
-        if "prefer" in self.query:
+        if "target_session_attrs=prefer-standby" in self.query:
             return [self]
         return [replace(self, hosts=host) for host in self.hosts.split(",")]
+
+
+class _QueryArguments:
+    """The query of a database URL. Each method removes what it returns."""
+
+    def __init__(self, query: str) -> None:
+        self._arguments = [
+            (_LIBPQ_NAMES.get(name, name), value)
+            for name, value in parse_qsl(query, keep_blank_values=True)
+            if name not in _WITHOUT_EFFECT
+        ]
+        for name, value in self._arguments:
+            allowed = _ENUMERATED.get(name)
+            if allowed is not None and value not in allowed:
+                raise SettingsError(
+                    f"The database URL has {name}={value[:40]!r}; it must be one of {', '.join(allowed)}"
+                )
+
+    def pop(self, name: str) -> str | None:
+        """Return the last value of an argument; `None` if it is missing."""
+        values = self._pop_all(name)
+        return values[-1] if values else None
+
+    def pop_hosts(self) -> str:
+        """Return the hosts of arguments, in the form of a URL; empty if they are paths of sockets.
+
+        SQLAlchemy's form for several is `?host=a:5432&host=b:5432`, that of libpq `?host=a,b&port=5432,5433`.
+        """
+        values = [value for name, value in self._arguments if name == "host"]
+        addresses = [value for name, value in self._arguments if name == "hostaddr"]
+        hosts = [_bracket(host) for value in values or addresses for host in value.split(",")]
+        ports = [port for name, value in self._arguments if name == "port" for port in value.split(",")]
+        if not all(hosts) or not hosts or any(host.startswith(("/", "@")) for host in hosts):
+            return ""
+        for name in ("host", "port", *([] if values else ["hostaddr"])):
+            self._pop_all(name)
+        if len(ports) == 1:
+            ports *= len(hosts)
+        if ports:
+            hosts = [f"{host}:{port}" if port else host for host, port in zip(hosts, ports, strict=False)]
+        joined = ",".join(hosts)
+        if len(ports) not in (0, len(hosts)) or not are_valid_hosts(joined):
+            raise SettingsError("The arguments `host` and `port` of the database URL are no hosts with a port for each")
+        return joined
+
+    def pop_timeout(self) -> int | None:
+        """Return `connect_timeout`; `None` if it sets no limit."""
+        value = self.pop("connect_timeout")
+        try:
+            seconds = int(value or "0")
+        except ValueError:
+            raise SettingsError(
+                f"The database URL has connect_timeout={(value or '')[:40]!r}; it must be a number of seconds"
+            ) from None
+        return seconds if seconds > 0 else None
+
+    def pop_unsupported(self) -> tuple[str, ...]:
+        """Return the names of unsupported arguments."""
+        names = tuple(sorted({name for name, _ in self._arguments if name in _UNSUPPORTED}))
+        for name in names:
+            self._pop_all(name)
+        return names
+
+    def encode(self) -> str:
+        return urlencode(self._arguments, quote_via=quote, safe="")
+
+    def _pop_all(self, name: str) -> list[str]:
+        found = [value for other, value in self._arguments if other == name]
+        self._arguments = [(other, value) for other, value in self._arguments if other != name]
+        return found
+
+
+def _bracket(host: str) -> str:
+    """Return a host with brackets if it is an IPv6 address without them."""
+    return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
 
 
 _ORIGIN = re.compile(

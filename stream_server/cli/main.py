@@ -20,6 +20,7 @@ from stream_server.cli.options import (
     Token,
     Url,
     parse_duration_option,
+    require_database_url,
     require_host_and_port,
 )
 from stream_server.cli.serve import serve
@@ -92,6 +93,7 @@ def doctor(
     if not (database_url or airflow_url or url):
         exit_with_error("set --database-url, --airflow-url or --url", ExitCode.USAGE)
     thresholds = Thresholds(retention=parse_duration_option(retention))
+    database_url = require_database_url(database_url) if database_url else ""
     targets = DoctorTargets(database_url or None, airflow_url or None, url or None, token, thresholds)
     raise typer.Exit(ExitCode.RESULT if run_doctor(targets, as_json=as_json) else ExitCode.FAILURE)
 

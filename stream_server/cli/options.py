@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
-from stream_server.cli.exit import ExitCode, exit_with_error
+from stream_server.cli.exit import ExitCode, exit_with_error, print_message
+from stream_server.errors import SettingsError
 from stream_server.settings import ENV_PREFIX, parse_duration
-from stream_server.urls import are_valid_hosts, split_url
+from stream_server.urls import DatabaseUrl, add_password_source, are_valid_hosts, split_url
 
 DatabaseUrlOption = Annotated[
     str,
@@ -25,9 +28,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
 def require_database_url(database_url: str) -> str:
+    """Return the URL with the source of its password, which the environment may name."""
     if not database_url:
         exit_with_error(f"set --database-url or {ENV_PREFIX}DATABASE_URL", ExitCode.USAGE)
-    return database_url
+    file, command = (os.environ.get(f"{ENV_PREFIX}DATABASE_PASSWORD_{kind}") for kind in ("FILE", "COMMAND"))
+    url = add_password_source(database_url, file, command)
+    with suppress(SettingsError):
+        # A wrong URL is reported where it is used.
+        if unsupported := DatabaseUrl.parse(url).unsupported:
+            print_message(f"stream-server: these options of the database URL are ignored: {', '.join(unsupported)}")
+    return url
 
 
 def require_host_and_port(option: str, url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -19,6 +20,7 @@ from stream_server.errors import (
     ReadReplica,
     SettingsError,
 )
+from stream_server.journal.password_source import PasswordUnavailable, make_password_reader
 from stream_server.urls import DatabaseUrl
 
 CONNECT_TIMEOUT = 10.0
@@ -122,6 +124,8 @@ def map_postgres_errors() -> Iterator[None]:
         ) from error
     except asyncpg.CharacterNotInRepertoireError as error:
         raise NulInText from error
+    except PasswordUnavailable as error:
+        raise JournalUnreachable(f"There is no password for PostgreSQL: {error}") from error
     except asyncpg.ClientConfigurationError as error:
         raise SettingsError(f"The database URL is wrong: {error}") from error
     except _UNREACHABLE as error:
@@ -135,13 +139,24 @@ def _describe_error(error: BaseException) -> str:
 
 
 def build_connect_arguments(url: str) -> dict[str, Any]:
-    """Return asyncpg's keyword arguments for a database URL."""
-    return {
-        "dsn": DatabaseUrl.parse(url).text,
-        "timeout": CONNECT_TIMEOUT,
+    """Return asyncpg's keyword arguments for a database URL.
+
+    The password may be a function, which asyncpg calls for each connection.
+    """
+    parsed = DatabaseUrl.parse(url)
+    arguments: dict[str, Any] = {
+        "dsn": parsed.text,
+        "timeout": parsed.connect_timeout or CONNECT_TIMEOUT,
         "command_timeout": COMMAND_TIMEOUT,
         "server_settings": {"application_name": APPLICATION_NAME},
     }
+    if (read_password := make_password_reader(parsed.password_file, parsed.password_command)) is not None:
+        arguments["password"] = read_password
+    if "sslrootcert=system" in parsed.query.split("&"):
+        # As in libpq: the certificates that the system trusts, and the host is verified. asyncpg would look for a file
+        # of this name, so `ssl` replaces it.
+        arguments["ssl"] = ssl.create_default_context()
+    return arguments
 
 
 async def close_connection(connection: asyncpg.Connection[asyncpg.Record]) -> None:

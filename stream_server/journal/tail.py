@@ -30,7 +30,7 @@ from typing import Literal, Protocol
 import anyio
 
 from stream_server.domain.transition import ReadTiming, Transition
-from stream_server.errors import JournalForbidden, JournalUnreachable, Unavailable
+from stream_server.errors import JournalForbidden, JournalUnreachable, SettingsError, Unavailable
 from stream_server.journal.gaps import GapDetector
 from stream_server.journal.listener import Listener, ListenObstacle
 from stream_server.journal.output_bodies import add_output_bodies
@@ -191,7 +191,8 @@ class Tail:
             started = time.monotonic()
             try:
                 await self._follow()
-            except Unavailable as error:
+            except (Unavailable, SettingsError) as error:
+                # A file that the URL names, such as that of a service, may have become wrong meanwhile.
                 self.status = TailStatus(problems=[str(error)])
                 log.warning("%s; reconnecting", error, extra={"action": "tail_lost"})
                 self._observer.record_connection_loss()

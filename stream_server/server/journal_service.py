@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
@@ -17,6 +18,9 @@ from stream_server.journal.tail import BatchSink, Tail, TailStatus
 from stream_server.server.metric_families import MetricFamily
 from stream_server.server.metrics import Metrics
 from stream_server.settings import Settings
+from stream_server.urls import DatabaseUrl
+
+log = logging.getLogger(__name__)
 
 
 class JournalSource(Protocol):
@@ -51,8 +55,15 @@ class JournalService(JournalSource):
     """
 
     def __init__(self, settings: Settings, sink: BatchSink, run_store: RunStore, metrics: Metrics) -> None:
+        url = settings.database_address
+        if unsupported := DatabaseUrl.parse(url).unsupported:
+            log.warning(
+                "These options of the database URL are ignored: %s",
+                ", ".join(unsupported),
+                extra={"action": "database_options_ignored"},
+            )
         self.tail = Tail(
-            settings.database_url.get_secret_value(),
+            url,
             sink,
             poll_interval=settings.poll_interval,
             check_interval=settings.check_interval,

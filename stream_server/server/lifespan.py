@@ -110,7 +110,7 @@ async def _start(stack: AsyncExitStack, settings: Settings, make_journal_source:
 
 def _open_run_store(stack: AsyncExitStack, settings: Settings) -> RunStore:
     run_store = RunStore(
-        settings.database_url.get_secret_value(),
+        settings.database_address,
         pool_size=settings.pool_size,
         max_result_bytes=settings.max_result_bytes,
         max_output_bytes=settings.max_output_bytes,

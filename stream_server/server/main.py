@@ -135,7 +135,7 @@ def check_settings(settings: Settings) -> None:
     Raises:
         SettingsError: Other machines can reach the address and no authorization was chosen, or the URL is invalid.
     """
-    DatabaseUrl.parse(settings.database_url.get_secret_value())
+    DatabaseUrl.parse(settings.database_address)
     settings.check_auth_choice(loopback=is_loopback(settings.host))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ssl
 from urllib.parse import quote, unquote, urlsplit
 
 import pytest
@@ -7,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.errors import SettingsError
-from stream_server.journal.connection import build_connect_arguments
-from stream_server.urls import DatabaseUrl
+from stream_server.journal.connection import CONNECT_TIMEOUT, build_connect_arguments
+from stream_server.urls import DatabaseUrl, add_password_source
 
 passwords = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(lambda text: f"<{text}>")
 """In angle brackets, so that they occur nowhere else in a URL."""
@@ -54,6 +55,15 @@ def error_of(url: str) -> str:
         ("postgresql://h/db?options=-csearch_path%3Dairflow", "postgresql://h/db?options=-csearch_path%3Dairflow"),
         ("postgresql+asyncpg://h/db?prepared_statement_cache_size=0&async_fallback=true", "postgresql://h/db"),
         ("postgresql://h/db?application_name=", "postgresql://h/db?application_name="),
+        ("postgresql://h/db?connect_timeout=10&sslmode=require", "postgresql://h/db?sslmode=require"),
+        ("postgresql+psycopg2://u@/db?host=h1:5433&host=h2:5434", "postgresql://u@h1:5433,h2:5434/db"),
+        ("postgresql+psycopg2://u@/db?host=h1&host=h2", "postgresql://u@h1,h2/db"),
+        ("postgresql+psycopg://u@/db?host=h1,h2&port=5433,5434", "postgresql://u@h1:5433,h2:5434/db"),
+        ("postgresql://u@/db?host=h1,h2&port=5433", "postgresql://u@h1:5433,h2:5433/db"),
+        ("postgresql://u@/db?host=::1&port=5433", "postgresql://u@[::1]:5433/db"),
+        ("postgresql://u@/db?hostaddr=10.0.0.7", "postgresql://u@10.0.0.7/db"),
+        ("postgresql://u@/db?host=/tmp&port=5433", "postgresql://u@/db?host=%2Ftmp&port=5433"),
+        ("postgresql://h/db?service=x&passfile=/run/p", "postgresql://h/db?service=x&passfile=%2Frun%2Fp"),
     ],
 )
 def test_the_form_of_sqlalchemy_becomes_that_of_libpq(url: str, expected: str) -> None:
@@ -108,6 +118,44 @@ def test_every_password_is_accepted_or_a_settings_error(password: str, scheme: s
     assert password not in error_of(f"{scheme}://user:{password}@host/db")
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("sslmode=on", "target_session_attrs=master", "connect_timeout=soon", "host=a,b&port=1,2,3", "host=a&port=x"),
+        "host=a@b",
+    ],
+)
+def test_a_wrong_option_is_a_settings_error(query: str) -> None:
+    assert query.partition("=")[0] in error_of(f"postgresql+psycopg2:///db?{query}")
+
+
+def test_options_that_asyncpg_lacks_are_left_out_and_named() -> None:
+    url = DatabaseUrl.parse("postgresql://h/db?keepalives=1&sslmode=prefer&gssencmode=disable&keepalives_idle=30")
+    assert url.text == "postgresql://h/db?sslmode=prefer"
+    assert url.unsupported == ("gssencmode", "keepalives", "keepalives_idle")
+
+
+def test_a_timeout_of_the_url_is_used() -> None:
+    assert build_connect_arguments("postgresql://h/db?connect_timeout=25")["timeout"] == 25
+    for unlimited in ("", "?connect_timeout=0", "?connect_timeout=-1", "?connect_timeout="):
+        assert build_connect_arguments(f"postgresql://h/db{unlimited}")["timeout"] == CONNECT_TIMEOUT
+
+
+def test_the_certificates_of_the_system_can_be_used() -> None:
+    context = build_connect_arguments("postgresql://h/db?sslmode=verify-full&sslrootcert=system")["ssl"]
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert "ssl" not in build_connect_arguments("postgresql://h/db?sslrootcert=/system")
+
+
+@pytest.mark.parametrize("url", ["postgresql://u@h/db", "postgresql://u@h/db?sslmode=require", "postgresql://u@h/db?"])
+def test_the_source_of_a_password_is_kept_beside_the_url(url: str) -> None:
+    parsed = DatabaseUrl.parse(add_password_source(url, "/run/a b&c", "get 'x y'"))
+    assert (parsed.password_file, parsed.password_command) == ("/run/a b&c", "get 'x y'")
+    assert parsed.text == DatabaseUrl.parse(url).text
+    assert all("get" not in each.text and each.password_file for each in parsed.split_hosts())
+    assert add_password_source(url, None, None) == url
+
+
 def test_every_connection_has_our_application_name() -> None:
     arguments = build_connect_arguments("postgresql+psycopg2://u:p@h/db")
     assert arguments["dsn"] == "postgresql://u:p@h/db"
@@ -127,6 +175,7 @@ def test_every_connection_has_our_application_name() -> None:
                 "postgresql://h1%2Ch2:a%2Cb@h2:2/h1,h2?target_session_attrs=read-write",
             ],
         ),
+        ("postgresql://h1,h2?sslmode=prefer", ["postgresql://h1?sslmode=prefer", "postgresql://h2?sslmode=prefer"]),
         (
             "postgresql://h1,h2/db?target_session_attrs=prefer-standby",
             ["postgresql://h1,h2/db?target_session_attrs=prefer-standby"],

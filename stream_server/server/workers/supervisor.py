@@ -69,7 +69,7 @@ class Supervisor:
         self._sockets = sockets
         self._metrics = Metrics()
         self._run_store = RunStore(
-            settings.database_url.get_secret_value(),
+            settings.database_address,
             pool_size=1,
             max_result_bytes=settings.max_result_bytes,
             max_output_bytes=settings.max_output_bytes,
