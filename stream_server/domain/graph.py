@@ -8,12 +8,13 @@ marks) are parsed leniently: an unknown shape counts as absent.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
+from stream_server.domain.setup_scopes import find_indirect_setups
 from stream_server.domain.task_groups import NO_GROUPS, TaskGroups, parse_task_groups
 from stream_server.domain.trigger_rules import MAY_SKIP_ON_SUCCESS
 
@@ -204,43 +205,13 @@ class Graph:
         return frozenset(idle)
 
     @cached_property
-    def skip_deciders(self) -> dict[str, tuple[str, ...]]:
-        """By task, the upstream tasks, direct or not, that can decide to skip it. Tasks without any are left out."""
-        deciders: dict[str, tuple[str, ...]] = {}
-        for task in self.tasks.values():
-            for downstream in self._reachable(task.task_id, self.downstream) if task.can_skip_downstream else ():
-                deciders[downstream] = (*deciders.get(downstream, ()), task.task_id)
-        return deciders
-
-    @cached_property
     def indirect_setups(self) -> dict[str, tuple[str, ...]]:
         """By task, the setups that it needs and that are not its direct upstream, sorted. Tasks without are left out.
 
         A setup further upstream counts if a teardown of it is downstream of the task, or if it has none
         (`DAGNode.get_upstreams_only_setups`). Teardowns need no such setups.
         """
-        setups: dict[str, tuple[str, ...]] = {}
-        for setup in sorted(task.task_id for task in self.tasks.values() if task.is_setup):
-            teardowns = [one for one in self.downstream(setup) if self.tasks[one].is_teardown]
-            scope = self._reachable(setup, self.downstream) - set(self.downstream(setup))
-            if teardowns:
-                scope &= set[str]().union(*(self._reachable(one, self.upstream.__getitem__) for one in teardowns))
-            for task_id in scope:
-                if not self.tasks[task_id].is_teardown:
-                    setups[task_id] = (*setups.get(task_id, ()), setup)
-        return setups
-
-    @staticmethod
-    def _reachable(task_id: str, neighbours: Callable[[str], Iterable[str]]) -> set[str]:
-        """Return all tasks that can be reached from a task."""
-        reached: set[str] = set()
-        pending = [task_id]
-        while pending:
-            for one in neighbours(pending.pop()):
-                if one not in reached:
-                    reached.add(one)
-                    pending.append(one)
-        return reached
+        return find_indirect_setups(self.tasks, self.topological_order, self.upstream)
 
     def expansion_sources(self, task_id: str) -> frozenset[str]:
         """Return the tasks that must succeed before a task can be expanded (`MappedTaskUpstreamDep`)."""

@@ -186,7 +186,7 @@ def _find_failed_leaf(run: RunState) -> FailureKnown | None:
         return None
     failing = [
         (task_id, min(indexes))
-        for task_id in sorted(run.graph.effective_leaves)
+        for task_id in sorted(run.graph.effective_leaves & prediction.failing_tasks)
         if (indexes := prediction.must_fail(task_id))
     ]
     for task_id, map_index in failing:

@@ -6,11 +6,14 @@ Reading a run from the database gives the same state as applying all its transit
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Set as AbstractSet
+from typing import Any, Literal, NamedTuple
+
+from typing_extensions import override
 
 from stream_server.domain.emitted_output import RunOutput
 from stream_server.domain.graph import Graph
-from stream_server.domain.prediction import Prediction, is_predictable
+from stream_server.domain.prediction import UNSUCCESSFUL_STATES, Prediction
 from stream_server.domain.task_instances import SourceRow, TaskInstance, TaskInstances
 from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output, output_frames, run_frame, task_frame
@@ -21,6 +24,10 @@ MAX_OUTPUT_BYTES = 1024 * 1024
 
 MAX_LISTED_INSTANCES = 100
 """A snapshot has counts per state for a task with more instances than this, instead of thousands of rows."""
+
+MAX_LATE_JUDGEMENTS = 500
+"""In DAGs with more tasks, a prediction is made when a run is loaded, before anything has failed: when something does,
+it would take too long."""
 
 FINAL_RUN_STATES = frozenset({"success", "failed"})
 """States in which a run has ended (`airflow.utils.state.State.finished_dr_states`)."""
@@ -67,7 +74,13 @@ class RunState:
         self.output = RunOutput(output_bytes)
         self._retraction: RetractionReason | None = None
         self._prediction: Prediction | None = None
-        """Valid until the next change of a task instance."""
+        """Kept up to date from its first use on, as the judgement of a whole DAG can take milliseconds."""
+
+        self._changed_tasks: set[str] = set()
+        """Tasks whose instances have changed since the prediction was updated."""
+
+        self._unsuccessful_tasks: set[str] = set()
+        """Tasks that have an instance in one of `UNSUCCESSFUL_STATES`."""
 
         self.last_change = SourceRow()
         """The last change of the run itself."""
@@ -86,7 +99,6 @@ class RunState:
     def add_instance(self, task_id: str, map_index: int, instance: TaskInstance) -> None:
         """Add a task instance from the database."""
         self._put(task_id, map_index, instance)
-        self._prediction = None
 
     def apply(self, transition: Transition) -> Sequence[AnyFrame]:
         """Apply a transition.
@@ -95,7 +107,6 @@ class RunState:
             Its frames; none for an XCom that is not output of the current try, and none for a deletion.
         """
         if transition.kind is TransitionKind.TASK:
-            self._prediction = None
             self._apply_task(transition)
             return [task_frame(transition)]
         if transition.kind is TransitionKind.RUN:
@@ -132,11 +143,17 @@ class RunState:
 
     def predict(self) -> Prediction | None:
         """Return how the task instances can end; `None` if nothing can be predicted beyond their states."""
-        if self._prediction is None and self.graph is not None:
-            states = {task_id: instances.by_state for task_id, instances in self.tasks.items()}
-            if is_predictable(self.graph, states):
-                self._prediction = Prediction(self.graph, states)
-        return self._prediction
+        if self.graph is None:
+            return None
+        is_large = len(self.graph.tasks) > MAX_LATE_JUDGEMENTS
+        is_predictable = bool(self._unsuccessful_tasks) or self.graph.may_skip_on_success
+        if is_large or is_predictable:
+            if self._prediction is None or self._prediction.graph is not self.graph:
+                self._prediction = Prediction(self.graph, _StatesByTask(self.tasks))
+            elif self._changed_tasks:
+                self._prediction.update(self._changed_tasks)
+            self._changed_tasks.clear()
+        return self._prediction if is_predictable else None
 
     def snapshot(self, result_tasks: tuple[str, ...]) -> Snapshot:
         """Return the frame with the whole state."""
@@ -159,11 +176,19 @@ class RunState:
     def _put(self, task_id: str, map_index: int, instance: TaskInstance) -> None:
         instances = self.tasks.setdefault(task_id, TaskInstances())
         instances.put(map_index, instance)
+        self._track_states(task_id, instances)
         mark = instances.mark
         if mark is not None:
             self.native_marks[task_id] = mark
         else:
             self.native_marks.pop(task_id, None)
+
+    def _track_states(self, task_id: str, instances: TaskInstances) -> None:
+        self._changed_tasks.add(task_id)
+        if UNSUCCESSFUL_STATES.isdisjoint(instances.by_state):
+            self._unsuccessful_tasks.discard(task_id)
+        else:
+            self._unsuccessful_tasks.add(task_id)
 
     def _apply_task(self, transition: Transition) -> None:
         assert transition.task_id is not None, "the journal names the task of every task transition"
@@ -224,6 +249,30 @@ class RunState:
         if instance.state in _PUSHING_STATES:
             instance = instance._replace(pushed=SourceRow(transition.seq, transition.at))
         self._put(transition.task_id, transition.map_index, instance)
+
+
+class _StatesByTask(Mapping[str, Mapping[str | None, AbstractSet[int]]]):
+    """The current states of all instances, for a prediction."""
+
+    def __init__(self, tasks: Mapping[str, TaskInstances]) -> None:
+        self._tasks = tasks
+
+    @override
+    def __getitem__(self, task_id: str) -> Mapping[str | None, AbstractSet[int]]:
+        return self._tasks[task_id].by_state
+
+    @override
+    def get(self, task_id: str, default: object = None) -> Any:
+        instances = self._tasks.get(task_id)
+        return default if instances is None else instances.by_state
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._tasks)
 
 
 def _is_push_kept(before: TaskInstance, transition: Transition) -> bool:

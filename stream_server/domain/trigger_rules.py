@@ -57,6 +57,9 @@ class Ends(enum.Flag):
 _ALL_BITS: Final = 127
 _ALL_SETS = [Ends(bits) for bits in range(_ALL_BITS + 1)]
 
+ALL_ENDS: Final = tuple(_ALL_SETS)
+"""Each set of ends, at the index of its value."""
+
 NONE: Final = Ends(0)
 ANY: Final = Ends.SUCCESS | Ends.FAILED | Ends.UPSTREAM_FAILED | Ends.SKIPPED | Ends.REMOVED
 FAILURE: Final = Ends.FAILED | Ends.UPSTREAM_FAILED

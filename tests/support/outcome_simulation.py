@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from airflow.serialization.serialized_objects import DagSerialization
 
 from stream_server.domain.graph import Graph
+from stream_server.domain.judgement import PossibleStates
 from stream_server.domain.outcome import FailureKnown, WatchOptions, evaluate
-from stream_server.domain.prediction import UNSUCCESSFUL_STATES, PossibleStates, Prediction
+from stream_server.domain.prediction import UNSUCCESSFUL_STATES, Prediction
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.task_instances import TaskInstance
 from stream_server.domain.trigger_rules import ANY, NONE, Ends

@@ -80,13 +80,6 @@ class TestSetups:
         assert read.indirect_setups == {"b": ("s1", "s2")}
 
 
-class TestDeciders:
-    def test_branch_decides_about_all_downstream_tasks(self) -> None:
-        branch = Node("a", _can_skip_downstream=True)
-        read = dag({"x": Node("a"), "first": branch, "a": Node("b"), "b": Node("c"), "c": Node()})
-        assert read.skip_deciders == dict.fromkeys(("a", "b", "c"), ("first",))
-
-
 class TestGroups:
     def test_nested_tasks_of_a_mapped_group_may_expand(self) -> None:
         inner = plain_group("g.deep.b")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from stream_server.domain.graph import Graph
-from stream_server.domain.prediction import Prediction, is_predictable
+from stream_server.domain.prediction import Prediction
 from support.predictions import CHAIN, predict
 from support.serialized_dags import Node, dag, mapped_group, plain_group, setup, teardown
 
@@ -185,7 +185,6 @@ class TestMapped:
 
     def test_empty_literal_is_predicted_from_the_start(self) -> None:
         graph = dag({"m": Node("end", mapped_over=[]), "end": Node()})
-        assert is_predictable(graph, {})
         assert unsuccessful(graph) == {"m", "end"}
         assert predict(graph).must_fail("end") == frozenset()
 
@@ -251,9 +250,3 @@ class TestSkippedByOthers:
         prediction = predict(graph, a="failed", b="upstream_failed", c="running")
         assert prediction.cannot_succeed("b") == {-1}
         assert prediction.must_fail("b") == frozenset()
-
-
-def test_nothing_is_predicted_while_nothing_has_failed() -> None:
-    assert not is_predictable(CHAIN, {"a": {"success": {-1}}, "b": {None: {-1}}})
-    assert is_predictable(CHAIN, {"a": {"failed": {-1}}})
-    assert is_predictable(dag({"a": Node("b"), "b": Node(trigger_rule="one_failed")}), {})
