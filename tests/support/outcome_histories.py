@@ -108,7 +108,7 @@ class History:
         self._claims: list[tuple[int, ClientOutcome] | None] = [None] * len(case.questions)
         """Outcomes that were sent before the tables show them, and when. They must not turn out wrong."""
 
-        self._is_marked_success = False
+        self._is_interrupted = False
         self._behaviour = self._rng.choice(((0.05, 0.05), (0.2, 0.1), (0.4, 0.2)))
         """Shares of tasks that fail and that skip themselves."""
 
@@ -163,7 +163,9 @@ class History:
                 name, intervene = chosen
                 self._claims = [None] * len(self._claims)
                 self.figures[name.split()[0]] += 1
-                self._is_marked_success = name == "mark run success" or (self._is_marked_success and has_ended)
+                self._is_interrupted |= name.startswith(("expire", "mark run")) or (
+                    has_ended and name.startswith("mark")
+                )
                 with suppress(*REFUSALS):
                     intervene(self._run)
                 return name
@@ -235,7 +237,7 @@ class History:
         oracle = Oracle(self._run.dag_of(tables.version), tables, self._run.session)
         try:
             for number, (options, question) in enumerate(self._case.questions):
-                current = replace(question, is_marked_success=self._is_marked_success)
+                current = replace(question, is_interrupted=self._is_interrupted)
                 await self._check_question(number, options, current, joined, oracle)
         finally:
             await joined.close()
@@ -285,8 +287,9 @@ class History:
         sent, has_ended = known.outcome, state in FINAL
         is_open = not has_ended and (oracle.shows_native_marks(question) or options.confirm == "success")
         kinds = {one.kind for one in expected}
+        # A result is early if result tasks that wait are certain to be skipped, or if all native marks are known.
         may_be_early = ("pending" in kinds or is_open) and (
-            sent is None or sent.kind == "failure" or oracle.shows_native_marks(question)
+            sent is None or sent.kind == "failure" or sent.results == oracle.values(question)
         )
         self.figures[f"{'/'.join(sorted(kinds))}"] += 1
         if sent is not None and sent.failure is not None and (wrong := self._check_cause(sent)):

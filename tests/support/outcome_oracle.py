@@ -54,8 +54,8 @@ class Question:
     earlier_marks: Mapping[str, bool] | None = None
     """Which tasks an earlier run showed with or without Airflow 3.3's own mark."""
 
-    is_marked_success: bool = False
-    """Whether a person has marked the run as a success since it last started."""
+    is_interrupted: bool = False
+    """Whether the run was ended by a timeout or by a person since it last started."""
 
 
 class _Answer(NamedTuple):
@@ -112,11 +112,19 @@ class Oracle:
         if self._may_have_failed_mark(state, question):
             return [Outcome("failure"), self._judge_answers(tasks, answers, state, question)]
         found = [self._judge_answers(tasks, answers, state, question)]
+        if self._may_be_interrupted(answers, state, question):
+            ended = frozenset({"run_ended", "task_skipped"})
+            found.append(Outcome("none", reasons=ended, task_id=tasks[0]) if state == "success" else Outcome("failure"))
         for task_id, answer in answers.items():
             if answer.may_be_empty:
                 other = _Answer("skipped") if answer.state == "value" else _Answer("value", [], [])
                 found.append(self._judge_answers(tasks, {**answers, task_id: other}, state, question))
         return found
+
+    def values(self, question: Question) -> dict[str, Any]:
+        """Return the values that result tasks have now, if none of them has failed."""
+        answers = {task_id: self._answer(task_id) for task_id in self.result_tasks(question)}
+        return {task_id: answer.value for task_id, answer in answers.items() if answer.state == "value"}
 
     def is_certain_to_fail(self) -> bool:
         """Whether a leaf that decides the state of the run has failed (`DagRun._tis_for_dagrun_state`)."""
@@ -182,7 +190,7 @@ class Oracle:
         reasons = set()
         if "waiting" not in states:
             reasons.add("task_skipped")
-        if "waiting" in states or question.is_marked_success:
+        if "waiting" in states or question.is_interrupted:
             reasons.add("run_ended")
         return Outcome("none", reasons=frozenset(reasons), task_id=next(iter(tasks)))
 
@@ -217,6 +225,26 @@ class Oracle:
         if rows[-1].end_date is not None:
             return _Answer("skipped", may_be_empty=True)
         return _Answer("value", [], [], may_be_empty=self._tables.run.state == "failed")
+
+    def _may_be_interrupted(self, answers: Mapping[str, _Answer], state: str, question: Question) -> bool:
+        """Whether a result task may have been ended from outside, so that its skip or its null is no answer (rule 5).
+
+        A timeout, a person who marks the run, and `fail_fast` skip what waits. Marking a run also sets what runs to its
+        state. A person who marks a task as a success after the run leaves the same row.
+        """
+        fails_fast = bool(self._dag.fail_fast) and any(row.state == "failed" for row in self._tables.instances.values())
+        if state not in {"success", "failed"} and not fails_fast:
+            return False
+        if (question.is_interrupted or fails_fast) and any(
+            row.state == "skipped" for task_id in answers for row in self._of_task.get(task_id, {}).values()
+        ):
+            return True
+        end = self._tables.run.end_date
+        return any(
+            row.state == "success" and row.value_at is None and end and row.end_date and row.end_date >= end
+            for task_id in answers
+            for row in self._of_task.get(task_id, {}).values()
+        )
 
     def _is_mapped_over_nothing(self, task_id: str) -> bool:
         if not self._dag.has_task(task_id):
