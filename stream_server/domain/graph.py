@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from stream_server.domain.only_leaf import find_only_leaf
 from stream_server.domain.setup_scopes import find_indirect_setups
 from stream_server.domain.task_groups import NO_GROUPS, TaskGroups, parse_task_groups
 from stream_server.domain.trigger_rules import MAY_SKIP_ON_SUCCESS
@@ -28,6 +29,7 @@ DEFAULT_TRIGGER_RULE = "all_success"
 """Rule of a task without a `trigger_rule` (`airflow.task.trigger_rule.TriggerRule`)."""
 
 _PARTIAL_KWARGS = "partial_kwargs"
+_PUSH = "do_xcom_push"
 _EXPAND_INPUTS = ("expand_input", "op_kwargs_expand_input")
 
 
@@ -55,6 +57,9 @@ class Task(msgspec.Struct, frozen=True):
 
     operator: str = ""
     """Operator, as Airflow's UI names it."""
+
+    returns_nothing: bool = False
+    """Whether it can never return a value: Airflow does not run it, or it pushes no XComs."""
 
 
 class MappedGroup(msgspec.Struct, frozen=True):
@@ -223,6 +228,12 @@ class Graph:
             sources = groups[0].expanded_by if groups else frozenset()
         return sources & self.tasks.keys()
 
+    def all_expansion_sources(self, task_id: str) -> frozenset[str]:
+        """Return the tasks over whose values a task and all mapped groups around it are mapped."""
+        groups = self._mapped_groups.get(task_id, ())
+        sources = self.tasks[task_id].expanded_by.union(*(group.expanded_by for group in groups))
+        return sources & self.tasks.keys()
+
     @cached_property
     def effective_leaves(self) -> frozenset[str]:
         """The tasks whose states decide the state of the run (`DagRun._tis_for_dagrun_state`)."""
@@ -233,13 +244,8 @@ class Graph:
 
     @cached_property
     def only_leaf(self) -> str | None:
-        """The result task if neither the DAG's author nor the caller names one: the only leaf, apart from teardowns."""
-        leaves = [
-            task.task_id
-            for task in self.tasks.values()
-            if not task.is_teardown and all(self.tasks[one].is_teardown for one in self.downstream(task.task_id))
-        ]
-        return leaves[0] if len(leaves) == 1 else None
+        """The result task if neither the DAG's author nor the caller names one: see `find_only_leaf`."""
+        return find_only_leaf(self)
 
     def _is_effective_leaf(self, task: Task) -> bool:
         def is_ignored(task: Task) -> bool:
@@ -273,6 +279,7 @@ def _parse_operator(fields: dict[str, Any]) -> Task:
             "has_result_mark": _has_result_mark(fields.get("params")) or _has_result_mark(partial.get("params")),
             "expanded_by": list(_iter_xcom_tasks([fields.get(name) for name in _EXPAND_INPUTS])),
             "has_no_values": any(_is_empty_literal(fields.get(name)) for name in _EXPAND_INPUTS),
+            "returns_nothing": flag("_is_empty") or fields.get(_PUSH, partial.get(_PUSH)) is False,
             "operator": str(fields.get("_operator_name") or fields.get("task_type") or ""),
         },
         Task,

@@ -1,4 +1,4 @@
-"""When the result of a task is complete: a mapped task needs a value of each of its instances."""
+"""When the result of a task is complete: it needs a value of each of its instances that was not skipped."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ def count_expected_results(instances: TaskInstances) -> int:
     return len(instances) - len(instances.by_state.get("removed", ()))
 
 
-def has_all_results(instances: TaskInstances, needs_success: bool) -> bool:
-    """Whether all instances that need a result have one, and have also succeeded if `needs_success`."""
-    found = instances.by_state.get("success", ()) if needs_success else instances.indexes_with_result
-    return 0 < count_expected_results(instances) == len(found)
+def may_be_expanded_to_nothing(run: RunState, task_id: str) -> bool:
+    """Whether the only instance of a task looks as if the task is mapped over nothing.
 
-
-def is_expanded_to_nothing(run: RunState, task_id: str) -> bool:
-    """Whether a task is mapped over nothing, so that its result is an empty list.
-
-    Airflow then skips its only instance, and unlike in every other case it does not set `end_date`
-    (`TaskMap.expand_mapped_task`).
+    Airflow then skips it, and unlike in most other cases it does not set `end_date` (`TaskMap.expand_mapped_task`). All
+    that the task is mapped over has succeeded before. A run that times out can leave the same row.
     """
     instances = run.tasks.get(task_id)
     instance = instances.get(-1) if instances is not None and len(instances) == 1 else None
     if instance is None or instance.state != "skipped" or instance.end_date is not None:
         return False
-    return run.graph is not None and task_id in run.graph.tasks and run.graph.may_expand(task_id)
+    if run.graph is None or task_id not in run.graph.tasks or not run.graph.may_expand(task_id):
+        return False
+    return all(_has_succeeded(run, source) for source in run.graph.all_expansion_sources(task_id))
+
+
+def _has_succeeded(run: RunState, task_id: str) -> bool:
+    instances = run.tasks.get(task_id)
+    if instances is None:
+        return False
+    return instances.by_state.keys() <= {"success", "removed"}

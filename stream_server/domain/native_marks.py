@@ -7,9 +7,8 @@ DAG version: what this run shows overrides what earlier runs showed.
 
 from __future__ import annotations
 
-from stream_server.domain.mapped_result import is_expanded_to_nothing
+from stream_server.domain.prediction import END_OF_STATE
 from stream_server.domain.run_state import RunState
-from stream_server.domain.trigger_rules import Ends
 
 
 def find_marked_tasks(run: RunState) -> frozenset[str]:
@@ -40,9 +39,25 @@ def are_marks_complete(run: RunState) -> bool:
     return all(_returns_nothing(run, task_id) for task_id in unknown)
 
 
-def leave_out_skipped(run: RunState, task_ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the tasks that are neither skipped nor certain to be: a branch may skip some of the marked tasks."""
-    return tuple(task_id for task_id in task_ids if not _is_skipped(run, task_id))
+def may_show_mark(run: RunState, result_tasks: tuple[str, ...]) -> bool:
+    """Whether a task that still runs or waits may show the mark, so that the only leaf is not the result task.
+
+    A leaf with a rule like `one_success` can end before tasks beside it do. Before Airflow 3.3 nothing is marked.
+    """
+    if run.graph is None or run.graph.marked_tasks or find_marked_tasks(run) or run.has_ended:
+        return False
+    if not any(run.native_marks.get(task_id) is False for task_id in result_tasks):
+        return False
+    known = run.native_marks.keys() | (run.earlier_marks or {}).keys() | run.graph.idle_when_all_succeed
+    return any(
+        task_id not in known and not task.is_teardown and not task.returns_nothing and not _has_ended(run, task_id)
+        for task_id, task in run.graph.tasks.items()
+    )
+
+
+def _has_ended(run: RunState, task_id: str) -> bool:
+    instances = run.tasks.get(task_id)
+    return instances is not None and instances.by_state.keys() <= END_OF_STATE.keys()
 
 
 def _returns_nothing(run: RunState, task_id: str) -> bool:
@@ -56,16 +71,3 @@ def _returns_nothing(run: RunState, task_id: str) -> bool:
         # A watcher has not run in the earlier runs either. The result does not wait for it unless it starts.
         return True
     return states <= {"success", "skipped"}
-
-
-def _is_skipped(run: RunState, task_id: str) -> bool:
-    instances = run.tasks.get(task_id)
-    if instances is None:
-        return False
-    if instances.by_state.keys() == {"skipped"}:
-        # Mapped over nothing, it has a value: an empty list.
-        return not is_expanded_to_nothing(run, task_id)
-    prediction = run.predict()
-    if prediction is None or run.graph is None or task_id not in run.graph.tasks or run.graph.may_expand(task_id):
-        return False
-    return all(ends & ~Ends.ENDED == Ends.SKIPPED for ends in prediction.possible_states(task_id))

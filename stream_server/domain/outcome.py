@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from stream_server.domain.mapped_result import count_expected_results, has_all_results, is_expanded_to_nothing
-from stream_server.domain.native_marks import (
-    are_marks_complete,
-    find_marked_tasks,
-    leave_out_skipped,
-    uses_native_marks,
+from stream_server.domain.evidence import (
+    Answer,
+    Evidence,
+    FailedInstance,
+    collect_evidence,
+    find_answer,
+    find_failed_leaf,
+    find_failed_result_task,
 )
-from stream_server.domain.prediction import UNSUCCESSFUL_STATES, Prediction
-from stream_server.domain.root_cause import find_root_cause
+from stream_server.domain.native_marks import are_marks_complete, find_marked_tasks, may_show_mark, uses_native_marks
 from stream_server.domain.run_state import RunState
 from stream_server.domain.task_instances import SourceRow
-from stream_server.domain.trigger_rules import Ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,14 @@ class Undecided(NamedTuple):
 
 
 class ResultKnown(NamedTuple):
-    """Every result task has a result."""
+    """Every result task that was not skipped has a result."""
 
     task_ids: tuple[str, ...]
+    """Without those that were skipped."""
+
     source: SourceRow
     versions: tuple[ResultVersion, ...]
-    """Of each result task."""
+    """Of each of these tasks."""
 
 
 class FailureKnown(NamedTuple):
@@ -90,7 +92,15 @@ class FailureKnown(NamedTuple):
     """Whether Airflow has not written yet that the result task ended."""
 
 
-Decision = Undecided | ResultKnown | FailureKnown
+class NoneKnown(NamedTuple):
+    """The run has ended as a success, and there is neither a result nor a failure."""
+
+    reason: Literal["task_skipped", "no_result_task", "run_ended"]
+    task_id: str | None = None
+    """With `task_skipped` the first result task."""
+
+
+Decision = Undecided | ResultKnown | FailureKnown | NoneKnown
 
 
 def select_result_tasks(run: RunState, options: WatchOptions) -> tuple[str, ...]:
@@ -113,127 +123,86 @@ def evaluate(run: RunState, options: WatchOptions) -> Decision:
     if run.is_deleted:
         return FailureKnown("run_deleted", run.last_change)
     tasks = select_result_tasks(run, options)
-    waits_for_end = False
-    if not options.result_tasks and uses_native_marks(run):
-        remaining = leave_out_skipped(run, tasks)
-        waits_for_end = not are_marks_complete(run)
-        if waits_for_end and run.info.state != "success":
-            return _evaluate_incomplete(run, remaining)
-        tasks = remaining or tasks
-    failure = _find_failed_result_task(run, tasks) if tasks else _find_failed_leaf(run)
-    if failure is not None:
-        return failure
-    result = _find_result(run, tasks, options)
-    if result is not None:
-        return result._replace(source=run.last_change) if waits_for_end else result
-    if run.info.state == "failed":
-        return FailureKnown("run_failed", run.last_change, state="failed")
-    return Undecided()
+    evidence = collect_evidence(run)
+    if not options.result_tasks and uses_native_marks(run) and not are_marks_complete(run):
+        if run.info.state != "success":
+            return _evaluate_incomplete(evidence, tasks)
+        decision = _evaluate_tasks(evidence, tasks, options)
+        return decision._replace(source=run.last_change) if isinstance(decision, ResultKnown) else decision
+    decision = _evaluate_tasks(evidence, tasks, options)
+    if isinstance(decision, ResultKnown) and not options.result_tasks and may_show_mark(run, tasks):
+        return Undecided()
+    return decision
 
 
-def _evaluate_incomplete(run: RunState, tasks: tuple[str, ...]) -> FailureKnown | Undecided:
+def _evaluate_tasks(evidence: Evidence, tasks: tuple[str, ...], options: WatchOptions) -> Decision:
+    """Evaluate a run whose result tasks are all known."""
+    run = evidence.run
+    if failure := find_failed_result_task(evidence, tasks):
+        return _build_failure(run, failure)
+    answers = {task_id: find_answer(evidence, task_id, options.confirm == "success") for task_id in tasks}
+    kinds = set(answers.values())
+    if "value" in kinds and "waiting" not in kinds:
+        return _build_result(run, answers, options)
+    # A result task may still answer, although something else fails the run.
+    may_answer = "waiting" in kinds and not run.has_ended
+    if not may_answer and run.info.state != "success" and (failure := find_failed_leaf(evidence)):
+        return _build_failure(run, failure)
+    return _evaluate_end(run, answers)
+
+
+def _evaluate_incomplete(evidence: Evidence, tasks: tuple[str, ...]) -> FailureKnown | Undecided:
     """Evaluate a run that has not succeeded, while more tasks may be result tasks. If the run fails, its result does.
 
     Args:
-        run: The run.
+        evidence: What is known of the run.
         tasks: The result tasks that are known.
     """
-    failure = _find_failed_result_task(run, tasks)
+    run = evidence.run
+    failure = find_failed_result_task(evidence, tasks)
     if failure is None and (run.has_ended or run.earlier_marks is None):
-        failure = _find_failed_leaf(run)
-    if failure is None and run.has_ended:
+        failure = find_failed_leaf(evidence)
+    if failure is not None:
+        return _build_failure(run, failure)
+    return FailureKnown("run_failed", run.last_change, state="failed") if run.has_ended else Undecided()
+
+
+def _evaluate_end(run: RunState, answers: Mapping[str, Answer]) -> FailureKnown | NoneKnown | Undecided:
+    """Evaluate a run in which neither the result tasks nor a leaf decide the outcome."""
+    if run.info.state == "failed":
         return FailureKnown("run_failed", run.last_change, state="failed")
-    return failure or Undecided()
+    if run.info.state != "success":
+        return Undecided()
+    if not answers:
+        return NoneKnown("no_result_task")
+    if set(answers.values()) == {"skipped"}:
+        return NoneKnown("task_skipped", next(iter(answers)))
+    return NoneKnown("run_ended")
 
 
-def _find_failed_result_task(run: RunState, tasks: tuple[str, ...]) -> FailureKnown | None:
-    """Return the failure of the first result task that has ended without a value, or else is certain to."""
-    for task_id in tasks:
-        instances = run.tasks.get(task_id)
-        if instances is None or is_expanded_to_nothing(run, task_id):
-            continue
-        # When a mapping shrinks, Airflow removes the indexes beyond its length. Their values are not missing.
-        missing = UNSUCCESSFUL_STATES - {"removed"} if count_expected_results(instances) else UNSUCCESSFUL_STATES
-        failed = [min(found) for state, found in instances.by_state.items() if state in missing]
-        if failed:
-            return _build_failure(run, task_id, min(failed), instances[min(failed)].changed)
-    prediction = run.predict()
-    if prediction is not None:
-        for task_id in tasks:
-            indexes = prediction.cannot_succeed(task_id)
-            if indexes and not _may_expand_to_nothing(run, prediction, task_id):
-                return _build_failure(run, task_id, min(indexes))
-    return None
-
-
-def _may_expand_to_nothing(run: RunState, prediction: Prediction, task_id: str) -> bool:
-    """Whether a task is or may be mapped over nothing. Airflow skips it, but its result is an empty list."""
-    if is_expanded_to_nothing(run, task_id):
-        return True
-    is_waiting = run.tasks[task_id].by_state.keys() == {None}
-    assert run.graph is not None, "a prediction needs a graph"
-    return (
-        is_waiting
-        and run.graph.is_mapped_over_nothing(task_id)
-        and any(ends & Ends.SKIPPED for ends in prediction.possible_states(task_id))
-    )
-
-
-def _find_failed_leaf(run: RunState) -> FailureKnown | None:
-    """Return the failure of an effective leaf, which fails the run whatever else happens."""
-    prediction = run.predict()
-    if run.graph is None or prediction is None:
-        return None
-    failing = [
-        (task_id, min(indexes))
-        for task_id in sorted(run.graph.effective_leaves & prediction.failing_tasks)
-        if (indexes := prediction.must_fail(task_id))
-    ]
-    for task_id, map_index in failing:
-        leaf = run.tasks[task_id].get(map_index)
-        if leaf is not None and leaf.state in UNSUCCESSFUL_STATES:
-            return _build_failure(run, task_id, map_index, leaf.changed)
-    return _build_failure(run, *failing[0]) if failing else None
-
-
-def _build_failure(run: RunState, task_id: str, map_index: int, ended: SourceRow | None = None) -> FailureKnown:
-    """Return the failure of an instance, with its root cause.
-
-    Args:
-        run: The run.
-        task_id: Task that has ended without a value, or is certain to.
-        map_index: Index of its instance.
-        ended: Row in which it ended; `None` if it has not ended yet.
-    """
-    prediction = run.predict()
-    root_cause = find_root_cause(prediction, task_id, map_index) if prediction is not None else None
-    task_id, map_index = root_cause or (task_id, map_index)
-    instances = run.tasks[task_id]
-    map_index = map_index if map_index in instances else min(instances)
-    instance = instances[map_index]
-    # A task that waits for failures is skipped if all succeeded; then no instance with a bad state is the root cause.
-    state = instance.state if instance.state in UNSUCCESSFUL_STATES else "skipped"
+def _build_failure(run: RunState, failure: FailedInstance) -> FailureKnown:
+    instance = run.tasks[failure.task_id][failure.map_index]
     return FailureKnown(
-        reason=f"task_{state}",
-        source=ended or instance.changed,
-        task_id=task_id,
-        map_index=map_index,
+        reason=f"task_{failure.state}",
+        source=failure.ended or instance.changed,
+        task_id=failure.task_id,
+        map_index=failure.map_index,
         try_number=instance.try_number,
-        state=state,
-        predicted=ended is None,
+        state=failure.state,
+        predicted=failure.ended is None,
     )
 
 
-def _find_result(run: RunState, tasks: tuple[str, ...], options: WatchOptions) -> ResultKnown | None:
-    """Return the result of all instances of all tasks, or `None` while one is missing."""
+def _build_result(run: RunState, answers: Mapping[str, Answer], options: WatchOptions) -> ResultKnown:
     needs_success = options.confirm == "success"
     versions: list[ResultVersion] = []
     sources: list[SourceRow] = []
-    for task_id in tasks:
-        instances = run.tasks.get(task_id)
-        is_empty = is_expanded_to_nothing(run, task_id)
-        if instances is None or not (is_empty or has_all_results(instances, needs_success)):
-            return None
-        versions.append(ResultVersion(task_id, instances.result_changes, instances.tries))
-        sources.append(instances[-1].changed if is_empty else instances.last_result_source(needs_success))
-    return ResultKnown(tasks, max(sources, key=lambda row: row.seq or 0), tuple(versions)) if sources else None
+    for task_id, answer in answers.items():
+        instances = run.tasks[task_id]
+        sources += [instances[one].changed for one in instances.by_state.get("skipped", ())]
+        if answer == "value":
+            versions.append(ResultVersion(task_id, instances.result_changes, instances.tries))
+            sources.append(instances.last_result_source(needs_success))
+    return ResultKnown(
+        tuple(version.task_id for version in versions), max(sources, key=lambda row: row.seq or 0), tuple(versions)
+    )

@@ -9,10 +9,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from stream_server.domain.mapped_result import is_expanded_to_nothing
+from stream_server.domain.evidence import FAILED_STATES
+from stream_server.domain.interruption import is_expanded_to_nothing
+from stream_server.domain.mapped_result import count_expected_results
 from stream_server.domain.outcome import (
     Decision,
     FailureKnown,
+    NoneKnown,
     ResultKnown,
     ResultVersion,
     ReturnValue,
@@ -100,7 +103,7 @@ class OutcomeTracker:
             if isinstance(decision, FailureKnown):
                 self.sent_outcome = _failure_frame(run, decision)
                 frames.append(self.sent_outcome)
-        return frames + self._end_frames(run)
+        return frames + self._end_frames(run, decision)
 
     def add_values(self, run: RunState, task_ids: Collection[str], values: ReturnValues) -> list[AnyFrame]:
         """Return what to send after the return values of some tasks were read."""
@@ -113,7 +116,7 @@ class OutcomeTracker:
             if isinstance(decision, ResultKnown) and set(decision.task_ids) <= set(task_ids):
                 self.sent_outcome, self.result_versions = _result_frame(run, decision, values), decision.versions
                 self.values_needed = frozenset()
-                return [self.sent_outcome, *self._end_frames(run)]
+                return [self.sent_outcome, *self._end_frames(run, decision)]
         return self.update(run)
 
     def _retract_outdated(
@@ -122,7 +125,7 @@ class OutcomeTracker:
         """Return a reset and the frames that replace what was sent, if the outcome or output is no longer valid."""
         is_cleared = run.info.clear_number > self.clear_number
         self.clear_number = run.info.clear_number
-        if is_cleared or not self._is_still_valid(decision):
+        if is_cleared or not self._is_still_valid(run, decision):
             reason = "cleared" if is_cleared else self._reset_reason(run)
             self.sent_outcome, self.result_versions = None, ()
         elif retraction is not None and self.options.include_output:
@@ -131,10 +134,19 @@ class OutcomeTracker:
             return []
         return [Reset(dag_id=run.key.dag_id, run_id=run.key.run_id, reason=reason), *self.initial_frames(run)]
 
-    def _is_still_valid(self, decision: Decision) -> bool:
+    def _is_still_valid(self, run: RunState, decision: Decision) -> bool:
         if self.result_versions:
             return isinstance(decision, ResultKnown) and decision.versions == self.result_versions
-        return self.sent_outcome is None or isinstance(decision, FailureKnown)
+        sent = self.sent_outcome
+        if not isinstance(sent, Failure):
+            return True
+        if not isinstance(decision, FailureKnown):
+            return False
+        if sent.task_id is None or (sent.task_id, sent.map_index) == (decision.task_id, decision.map_index):
+            return True
+        # Others may fail later, but the failure names this instance as long as it has failed.
+        instance = run.tasks[sent.task_id].get(sent.map_index if sent.map_index is not None else -1)
+        return instance is not None and instance.state in {*FAILED_STATES, "removed"}
 
     def _reset_reason(self, run: RunState) -> Literal["cleared", "retried", "revoked"]:
         if isinstance(self.sent_outcome, Failure) and self.sent_outcome.task_id is not None:
@@ -157,13 +169,20 @@ class OutcomeTracker:
         )
         return "revoked" if is_marked else "cleared"
 
-    def _end_frames(self, run: RunState) -> list[AnyFrame]:
+    def _end_frames(self, run: RunState, decision: Decision) -> list[AnyFrame]:
         """Return the `end` frame if nothing can follow, else none."""
         is_complete = self.known_outcome is not None and self.options.until == "result"
         if not is_complete and not run.has_ended:
             return []
-        state, outcome = None if run.is_deleted else run.info.state, self.known_outcome or "none"
-        self.sent_end = End(dag_id=run.key.dag_id, run_id=run.key.run_id, state=state, outcome=outcome)
+        missing = decision if self.known_outcome is None and isinstance(decision, NoneKnown) else None
+        self.sent_end = End(
+            dag_id=run.key.dag_id,
+            run_id=run.key.run_id,
+            state=None if run.is_deleted else run.info.state,
+            outcome=self.known_outcome or "none",
+            reason=None if missing is None else missing.reason,
+            task_id=None if missing is None else missing.task_id,
+        )
         return [self.sent_end]
 
     def _snapshot(self, run: RunState) -> Snapshot:
@@ -188,8 +207,10 @@ def _failure_frame(run: RunState, failure: FailureKnown) -> Failure:
 def _result_frame(run: RunState, result: ResultKnown, values: ReturnValues) -> Result:
     results: dict[str, msgspec.Raw] = {}
     references: dict[str, Reference] = {}
+    map_indexes: dict[str, list[int]] = {}
     for task_id in result.task_ids:
-        indexes = sorted(index for index, instance in run.tasks[task_id].items() if instance.state != "removed")
+        instances = run.tasks[task_id]
+        indexes = sorted(instances.indexes_with_result)
         found = [values.get((task_id, index)) for index in indexes]
         if any(value is not None and value.json is None for value in found):
             size = sum(value.bytes for value in found if value is not None)
@@ -200,11 +221,14 @@ def _result_frame(run: RunState, result: ResultKnown, values: ReturnValues) -> R
             results[task_id] = _raw_json(found[0])
         else:
             results[task_id] = msgspec.Raw(b"[%b]" % b",".join(bytes(_raw_json(value)) for value in found))
+            if len(indexes) < count_expected_results(instances):
+                map_indexes[task_id] = indexes
     return Result(
         dag_id=run.key.dag_id,
         run_id=run.key.run_id,
         results=results,
         references=references,
+        map_indexes=map_indexes,
         seq=result.source.seq,
         at=result.source.at,
     )

@@ -253,6 +253,9 @@ WAITS_FOR_ALL = frozenset(
 MAY_SKIP_ON_SUCCESS = frozenset({"all_failed", "one_failed", "all_skipped"})
 """Rules that can skip a task although all upstream tasks succeeded."""
 
+RUNS_ON_FAILURE = frozenset({"all_failed", "one_failed"})
+"""Rules that run a task only if something upstream has failed."""
+
 
 # Many instances of a run see the same, so the cache saves most of the work of a prediction.
 @lru_cache(maxsize=4096)

@@ -66,6 +66,9 @@ class History:
         self.earlier_marks: Mapping[str, bool] | None = None
         self._txid = 100
         self._grouped = False
+        self._started = 0
+        """Row with which the open transaction started."""
+
         self.resuming: set[tuple[str, int]] = set()
         """Task instances that wait after a deferral, with a `next_method`."""
 
@@ -118,7 +121,7 @@ class History:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         self._txid += 1
-        self._grouped = True
+        self._grouped, self._started = True, len(self.journal) + 1
         yield
         self._grouped = False
 
@@ -218,6 +221,32 @@ class History:
         transition = self._write(TransitionKind.RUN)
         self.journal[-1] = transition._replace(state=state, **_run_columns(self.run))
 
+    def time_out(self) -> None:
+        """End the run as its timeout does: it fails, and everything unfinished is skipped without an end date."""
+        with self.transaction():
+            self.set_run("failed")
+            for instance, row in list(self.rows.items()):
+                if row.state not in FINISHED:
+                    self._write_task(instance, row._replace(state="skipped"), row.state)
+
+    def mark_run(self, state: Literal["success", "failed"]) -> None:
+        """End the run as a person does (`mark_tasks._set_dag_run_terminal_state`), within milliseconds."""
+        active = {"running", "deferred", "up_for_reschedule", "awaiting_input"}
+        unfinished = [(*instance, row.state) for instance, row in self.rows.items() if row.state not in FINISHED]
+        unfinished = [one for one in unfinished if not self.graph.tasks[one[0]].is_teardown]
+        with self.transaction():
+            for task_id, map_index, _ in (one for one in unfinished if one[2] not in active):
+                self.skip_from_outside(task_id, map_index)
+            self.set_run(state)
+            for task_id, map_index, _ in (one for one in unfinished if one[2] in active):
+                self.set_task(task_id, state, map_index)
+
+    def skip_from_outside(self, task_id: str, map_index: int = -1) -> None:
+        """Skip an instance that does not run, as the scheduler or the API does (`TaskInstance.set_state`)."""
+        row, now = self.rows[task_id, map_index], self._now()
+        skipped = row._replace(state="skipped", start_date=row.start_date or now, end_date=row.end_date or now)
+        self._write_task((task_id, map_index), skipped, row.state)
+
     def clear(self, *task_ids: str, counted: bool = True) -> None:
         """Clear tasks (`airflow-facts` 2.4). Airflow 3.0 and 3.1 do not count what is cleared of a running run."""
         with self._in_transaction():
@@ -261,6 +290,9 @@ class History:
         return transition
 
     def _now(self) -> datetime:
+        """Return the time of the next row: a second after that of the last one, or a millisecond in a transaction."""
+        if self._grouped and self._started:
+            return at(self._started) + timedelta(milliseconds=len(self.journal) + 1 - self._started)
         return at(len(self.journal) + 1)
 
     @contextmanager

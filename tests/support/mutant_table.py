@@ -59,7 +59,11 @@ MUTANTS = (
         'len(instances) - len(instances.by_state.get("removed", ()))',
         "len(instances)",
     ),
-    _domain("result without instances", "mapped_result", "return 0 < count_expected", "return 0 <= count_expected"),
+    _domain("skipped instance is waited for", "evidence", "count = len(values) + len(skipped)", "count = len(values)"),
+    _domain("timeout counts as mapped over nothing", "interruption", " and not has_timed_out(run)", ""),
+    _domain(
+        "skip by a person is left out", "interruption", "run.info.end_date - instance.end_date < LONGEST_MARK", "False"
+    ),
     _domain(
         "skip with an end date counts as mapped over nothing",
         "mapped_result",
@@ -74,7 +78,12 @@ MUTANTS = (
         "output of an older try counts", "run_state", "return instance.try_number == frame.try_number", "return True"
     ),
     _domain("expansion keeps the instance -1", "run_state", "            instances.remove(-1)\n", "            pass\n"),
-    _domain("confirm=success sends a pushed value", "outcome", '== "success"\n    versions', '== "push"\n    versions'),
+    _domain(
+        "confirm=success sends a pushed value",
+        "outcome",
+        'needs_success = options.confirm == "success"',
+        "needs_success = False",
+    ),
     _domain(
         "failed run without a failure",
         "outcome",

@@ -132,7 +132,7 @@ class TestResult:
 
 
 class TestFailure:
-    @pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped", "removed"])
+    @pytest.mark.parametrize("state", ["failed", "upstream_failed", "removed"])
     def test_result_task_that_ended_without_a_value_is_a_failure(self, state: str) -> None:
         history = History()
         reader = SimulatedReader(history)
@@ -194,15 +194,6 @@ class TestFailure:
         assert types(reader.advance()) == ["failure", "end"]
         assert reader.receive() == []
 
-    def test_run_marked_as_failed_fails_running_tasks(self) -> None:
-        history = History()
-        reader = SimulatedReader(history)
-        history.start("answer")
-        with history.transaction():
-            history.set_run("failed")
-            history.set_task("answer", "failed")
-        assert failure_of(reader.catch_up()).reason == "task_failed"
-
 
 class TestNoResultTask:
     def test_a_failed_effective_leaf_is_a_failure(self) -> None:
@@ -241,6 +232,7 @@ class TestNoResultTask:
         frames = reader.catch_up()
         assert types(frames) == ["end"]
         assert (end_of(frames).state, end_of(frames).outcome) == ("success", "none")
+        assert (end_of(frames).reason, end_of(frames).task_id) == ("no_result_task", None)
 
     @pytest.mark.parametrize(("may_fail_the_run", "expected"), [(True, ["failure", "end"]), (False, [])])
     def test_a_failed_teardown_counts_only_if_it_may_fail_the_run(
@@ -274,7 +266,7 @@ class TestEnd:
         history.set_run("success")
         frames = reader.catch_up()
         assert types(frames) == ["end"]
-        assert end_of(frames).outcome == "none"
+        assert (end_of(frames).outcome, end_of(frames).reason) == ("none", "run_ended")
 
     def test_the_end_waits_for_the_values(self) -> None:
         history = History()

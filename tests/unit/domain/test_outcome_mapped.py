@@ -6,9 +6,9 @@ import pytest
 
 from stream_server.domain.outcome import ReturnValue, WatchOptions
 from stream_server.domain.outcome_tracker import OutcomeTracker
-from stream_server.protocol.frames import AnyFrame, Failure, Result
+from stream_server.protocol.frames import AnyFrame, End, Failure, Result
 from support.builders import History, SimulatedReader, graph, results_of, types
-from support.serialized_dags import Node, dag
+from support.serialized_dags import Node, dag, mapped_group, plain_group
 
 MAPPED = dag({"list": Node("square"), "square": Node(mapped_over="list")})
 
@@ -88,14 +88,88 @@ class TestMapped:
         assert results_of(reader.catch_up()) == [{"square": []}]
 
     @pytest.mark.parametrize("written", [False, True])
-    def test_mapping_that_upstream_skips_is_a_failure(self, *, written: bool) -> None:
+    def test_mapping_that_upstream_skips_has_no_outcome(self, *, written: bool) -> None:
         history = History(MAPPED)
         reader = SimulatedReader(history)
         history.set_task("list", "skipped")
         if written:
-            history.set_task("square", "skipped")
-        failure = failure_of(reader.catch_up())
-        assert (failure.reason, failure.task_id) == ("task_skipped", "list")
+            history.skip_from_outside("square")
+        assert reader.catch_up() == []
+        if not written:
+            history.skip_from_outside("square")
+        history.set_run("success")
+        (end,) = reader.catch_up()
+        assert isinstance(end, End)
+        assert (end.outcome, end.reason, end.task_id) == ("none", "task_skipped", "square")
+
+    def test_skipped_instances_are_left_out_and_the_frame_names_the_others(self) -> None:
+        history, reader = self.mapped(3)
+        history.start("square", 1)
+        history.set_task("square", "skipped", 1)
+        history.run_task("square", 1, 0)
+        assert reader.catch_up() == []
+        history.start("square", 2)
+        history.push("square", 9, 2)
+        frames = reader.catch_up()
+        assert results_of(frames) == [{"square": [1, 9]}]
+        assert isinstance(frames[0], Result)
+        assert frames[0].map_indexes == {"square": [0, 2]}
+        assert results_of(SimulatedReader(history).receive()) == [{"square": [1, 9]}]
+
+    def test_the_last_skip_completes_the_result(self) -> None:
+        history, reader = self.mapped(2)
+        history.run_task("square", 1, 0)
+        history.start("square", 1)
+        assert reader.catch_up() == []
+        history.set_task("square", "skipped", 1)
+        (result, _) = reader.catch_up()
+        assert isinstance(result, Result)
+        assert result.seq == history.journal[-1].seq
+
+    def test_null_and_a_skip_are_different(self) -> None:
+        history, reader = self.mapped(3)
+        for index, state in enumerate(("success", "skipped", "success")):
+            history.start("square", index)
+            history.set_task("square", state, index)
+        frames = reader.catch_up()
+        assert results_of(frames) == [{"square": [None, None]}]
+        assert isinstance(frames[0], Result)
+        assert frames[0].map_indexes == {"square": [0, 2]}
+
+    def test_lists_without_a_gap_have_no_map_indexes(self) -> None:
+        history, reader = self.mapped(3)
+        history.set_task("square", "removed", 2)
+        for index in range(2):
+            history.run_task("square", index, index)
+        result = reader.catch_up()[0]
+        assert isinstance(result, Result)
+        assert result.map_indexes == {}
+
+    def test_all_instances_skipped_has_no_outcome(self) -> None:
+        history, reader = self.mapped(2)
+        for index in range(2):
+            history.start("square", index)
+            history.set_task("square", "skipped", index)
+        assert reader.catch_up() == []
+        history.set_run("success")
+        (end,) = reader.catch_up()
+        assert isinstance(end, End)
+        assert (end.outcome, end.reason, end.task_id) == ("none", "task_skipped", "square")
+
+    def test_skipped_index_of_a_mapped_group_is_left_out_before_airflow_skips_it(self) -> None:
+        grouped = dag({"g.a": Node("g.b"), "g.b": Node()}, plain_group(g=mapped_group("g.a", "g.b", over=[1, 2])))
+        history = History(grouped)
+        reader = SimulatedReader(history)
+        for task_id in ("g.a", "g.b"):
+            history.expand(task_id, 2)
+        history.run_task("g.a", 1, 0)
+        history.start("g.a", 1)
+        history.set_task("g.a", "skipped", 1)
+        history.run_task("g.b", 2, 0)
+        frames = reader.catch_up()
+        assert results_of(frames) == [{"g.b": [2]}]
+        assert isinstance(frames[0], Result)
+        assert frames[0].map_indexes == {"g.b": [0]}
 
     def test_empty_list_is_retracted_when_the_task_is_cleared(self) -> None:
         history = History(MAPPED)

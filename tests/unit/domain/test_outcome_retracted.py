@@ -6,8 +6,13 @@ import pytest
 
 from stream_server.domain.outcome import ResultKnown, WatchOptions, evaluate
 from stream_server.domain.outcome_tracker import OutcomeTracker
-from stream_server.protocol.frames import AnyFrame, Reset, Snapshot
+from stream_server.protocol.frames import AnyFrame, Failure, Reset, Snapshot
 from support.builders import History, SimulatedReader, graph, results_of, types
+
+
+def failure_of(frames: list[AnyFrame]) -> Failure:
+    (failure,) = [frame for frame in frames if isinstance(frame, Failure)]
+    return failure
 
 
 class TestRetracted:
@@ -93,16 +98,29 @@ class TestRetracted:
         assert types(frames) == ["reset", "snapshot"]
         assert self.reason(frames) == "cleared"
 
-    def test_failure_with_another_root_cause_stays_valid(self) -> None:
+    def test_failure_names_another_root_cause_when_its_own_is_marked_as_success(self) -> None:
         history = History(graph({"left": ["join"], "right": ["join"], "join": []}, {}))
         reader = SimulatedReader(history, until="run")
         history.set_task("left", "failed")
         history.set_task("right", "failed")
-        assert types(reader.catch_up()) == ["failure"]
+        assert failure_of(reader.catch_up()).task_id == "left"
         history.set_task("left", "success")
-        assert reader.catch_up() == []
+        frames = reader.catch_up()
+        assert types(frames) == ["reset", "snapshot", "failure"]
+        assert failure_of(frames).task_id == "right"
+        assert failure_of(SimulatedReader(history).frames).task_id == "right"
         history.set_task("right", "success")
         assert types(reader.catch_up()) == ["reset", "snapshot"]
+
+    def test_failure_keeps_its_root_cause_when_more_fails(self) -> None:
+        history = History(graph({"right": ["mid"], "mid": ["join"], "left": ["join"], "join": []}, {}))
+        history.run_task("right")
+        reader = SimulatedReader(history, until="run")
+        history.set_task("left", "failed")
+        assert failure_of(reader.catch_up()).task_id == "left"
+        history.set_task("mid", "failed")
+        assert reader.catch_up() == []
+        assert failure_of(SimulatedReader(history).frames).task_id == "left"
 
     @staticmethod
     def predicted_failure(*, spread: bool) -> tuple[History, SimulatedReader]:

@@ -1,8 +1,10 @@
-"""The root cause of instances that cannot succeed, or have ended without a value."""
+"""The root cause of instances that have failed, or are certain to."""
 
 from __future__ import annotations
 
-from stream_server.domain.root_cause import find_root_cause
+from stream_server.domain import root_cause
+from stream_server.domain.prediction import Prediction
+from support.builders import at
 from support.predictions import CHAIN, predict
 from support.serialized_dags import Node, dag, mapped_group, plain_group, setup, teardown
 
@@ -13,10 +15,26 @@ MAPPED_GROUP = dag(
 )
 
 
-def test_root_cause_is_the_nearest_failed_instance() -> None:
+def find_root_cause(
+    prediction: Prediction, task_id: str, map_index: int, ended: tuple[str, ...] = ()
+) -> tuple[str, int] | None:
+    """Return the root cause of one instance; the tasks ended in this order, or all at once."""
+    return root_cause.find_root_cause(
+        prediction, [(task_id, map_index)], lambda name, _: at(ended.index(name) if name in ended else len(ended))
+    )
+
+
+def test_root_cause_is_the_instance_that_failed_first() -> None:
     graph = dag({"a": Node("b"), "b": Node("c"), "c": Node(), "x": Node("b", "c")})
     assert find_root_cause(predict(graph, a="failed", x="success"), "c", -1) == ("a", -1)
-    assert find_root_cause(predict(graph, a="failed", x="failed"), "c", -1) == ("x", -1)
+    both = predict(graph, a="failed", x="failed")
+    assert find_root_cause(both, "c", -1, ended=("a", "x")) == ("a", -1)
+    assert find_root_cause(both, "c", -1, ended=("x", "a")) == ("x", -1)
+
+
+def test_nothing_upstream_of_a_failed_instance_is_the_root_cause() -> None:
+    graph = dag({"a": Node("b"), "b": Node("c", trigger_rule="all_done"), "c": Node()})
+    assert find_root_cause(predict(graph, a="failed", b="failed"), "c", -1, ended=("a", "b")) == ("b", -1)
 
 
 def test_first_of_several_by_name_and_index() -> None:
@@ -37,8 +55,8 @@ def test_root_cause_is_upstream_of_upstream_failed_instances() -> None:
     assert find_root_cause(predict(CHAIN, a="failed", **states), "f", -1) == ("a", -1)
 
 
-def test_root_cause_of_a_skip_is_its_origin() -> None:
-    assert find_root_cause(predict(CHAIN, a="success", b="skipped", c="skipped"), "f", -1) == ("b", -1)
+def test_skips_are_no_root_cause() -> None:
+    assert find_root_cause(predict(CHAIN, a="success", b="skipped", c="skipped"), "f", -1) is None
 
 
 def test_root_cause_in_a_mapped_group_has_the_same_index() -> None:

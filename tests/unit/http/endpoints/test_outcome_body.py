@@ -65,7 +65,7 @@ def test_values_are_left_out_for_callers_that_may_not_read_them() -> None:
     assert (answer.outcome, answer.results, answer.withheld) == ("result", {}, True)
 
 
-@pytest.mark.parametrize("state", ["failed", "skipped"])
+@pytest.mark.parametrize("state", ["failed", "removed"])
 def test_failure_names_its_root_cause(state: str) -> None:
     reader = SimulatedReader(History())
     reader.history.start("answer")
