@@ -23,7 +23,7 @@ from stream_server.errors import Draining, JournalUnreachable, Unavailable
 from stream_server.hub.firehose import Filter, Firehose, ReadPermissions, replay, required_resources, reset_wires
 from stream_server.hub.observer import HubObserver, HubStatistics, MultiplexConnection
 from stream_server.hub.run_feed import SubscriberGroup
-from stream_server.hub.subscription import Subscription
+from stream_server.hub.subscription import QueueTotals, Subscription
 from stream_server.hub.watched_runs import RunSource, WatchedRun, WatchedRuns
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumePoint, ResumeToken
@@ -57,6 +57,7 @@ class Hub:
         self._runs = WatchedRuns(source, self._current_cursor)
         self._firehose = Firehose()
         self._subscriptions: set[Subscription] = set()
+        self._totals = QueueTotals()
         self._connections: set[MultiplexConnection] = set()
         self._idle = asyncio.Event()
         self._cursor: JournalPosition | None = None
@@ -153,12 +154,11 @@ class Hub:
 
     def statistics(self) -> HubStatistics:
         """Return how much is watched, and how much is queued for slow clients."""
-        each = [subscription.statistics() for subscription in self._subscriptions]
         return HubStatistics(
             runs=len(self._runs),
-            subscriptions=len(each),
-            queued_frames=sum(one.queued_frames for one in each),
-            queued_bytes=sum(one.queued_bytes for one in each),
+            subscriptions=len(self._subscriptions),
+            queued_frames=self._totals.frames,
+            queued_bytes=self._totals.bytes,
         )
 
     # Subscribing.
@@ -219,7 +219,7 @@ class Hub:
         """
         started_at = time.monotonic()
         reason = None if resume_from is None else await self._find_reset_reason(resume_from.token)
-        subscription, position = Subscription(self._max_queued_bytes), self.cursor
+        subscription, position = Subscription(self._max_queued_bytes, self._totals), self.cursor
         self._firehose.add(wanted, subscription, position, time.monotonic(), permissions)
         self._subscriptions.add(subscription)
         subscription.on_close(partial(self._leave_firehose, subscription))
@@ -252,7 +252,7 @@ class Hub:
 
     def _subscribe_fresh(self, watched: WatchedRun, options: WatchOptions, reason: ResetReason | None) -> Subscription:
         """Subscribe a client that gets a snapshot, after a `reset` if what it knows is wrong."""
-        subscription = Subscription(self._max_queued_bytes)
+        subscription = Subscription(self._max_queued_bytes, self._totals)
         self._join_feed(watched, options, subscription)
         if reason is not None:
             key = watched.feed.key
@@ -267,7 +267,7 @@ class Hub:
         First it joins the feed, so that live frames are queued. Then the journal is read up to the position at which it
         has joined, and the replay is put in front of them.
         """
-        feed, subscription = watched.feed, Subscription(self._max_queued_bytes)
+        feed, subscription = watched.feed, Subscription(self._max_queued_bytes, self._totals)
         if reason := feed.find_reset_reason(options, token):
             return self._subscribe_fresh(watched, options, reason)
         group, position = self._join_feed(watched, options, subscription, token)

@@ -21,11 +21,31 @@ class SubscriptionStatistics(NamedTuple):
     queued_bytes: int
 
 
+class QueueTotals:
+    """What is queued for all clients of a process: sums that each subscription keeps up to date."""
+
+    __slots__ = ("_last", "_last_size", "bytes", "frames")
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.bytes = 0
+        # The frames that were measured last: the subscriptions of a group get the same list, one after the other.
+        self._last: Sequence[Wire] = ()
+        self._last_size = 0
+
+    def measure(self, wires: Sequence[Wire]) -> int:
+        """Return the size of frames in bytes of JSON."""
+        if wires is not self._last:
+            self._last, self._last_size = wires, sum([len(wire.json) for wire in wires])
+        return self._last_size
+
+
 class Subscription:
     """Frames for one client, oldest first, from `Hub.subscribe` until `close`.
 
     Args:
         limit: Bytes of JSON that may be queued. Beyond it the client is disconnected with `CloseCode.SLOW`.
+        totals: The sums that it counts in.
     """
 
     # There is one of these for each stream: an attribute more is 8 bytes more for every client (`make bench-fanout`).
@@ -36,18 +56,19 @@ class Subscription:
         "_notify",
         "_on_close",
         "_queue",
+        "_totals",
         "closed",
         "is_complete",
         "tracker",
     )
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, totals: QueueTotals | None = None) -> None:
         self._limit = limit
+        self._totals = totals or QueueTotals()
         # In most cases the list that was pushed, which all subscriptions of a group share; copied before it is changed.
         self._queue: Sequence[Wire] = ()
         self._is_shared = True
-        # `None` while it is not needed: what was pushed at once onto an empty queue is within any bound.
-        self._bytes: int | None = 0
+        self._bytes = 0
         self._notify: Callable[[], object] | None = None
         # A tuple, because an empty list takes 56 bytes.
         self._on_close: tuple[Callable[[], object], ...] = ()
@@ -83,20 +104,27 @@ class Subscription:
             wires = list(wires)
         if wires and isinstance(wires[-1].frame, End):
             self.is_complete = True
+        size = self._totals.measure(wires)
         if not self._queue:
             # A client that has taken everything is not slow, however large the next frames are.
-            self._queue, self._is_shared, self._bytes = wires, True, None
-        elif self._append(wires) > self._limit and not self.is_complete:
-            # The queue is dropped: the client resumes after the last frame that it has received.
-            self._queue, self._bytes = (), 0
-            self.disconnect(CloseCode.SLOW, "The client reads more slowly than its stream grows")
-            return
+            self._queue, self._is_shared = wires, True
+            self._count(len(wires), size)
+        else:
+            self._own_queue().extend(wires)
+            self._count(len(wires), size)
+            if self._bytes > self._limit and not self.is_complete:
+                # The queue is dropped: the client resumes after the last frame that it has received.
+                self.take()
+                self.disconnect(CloseCode.SLOW, "The client reads more slowly than its stream grows")
+                return
         if self._notify is not None:
             self._notify()
 
     def prepend(self, wires: Iterable[Wire]) -> None:
         """Queue frames in front of all others, whatever their size: a replay of what happened earlier."""
-        self._own_queue()[:0] = wires
+        front = list(wires)
+        self._own_queue()[:0] = front
+        self._count(len(front), self._totals.measure(front))
 
     def disconnect(self, code: CloseCode, reason: str, *, retry_ms: int | None = None) -> None:
         """End the connection, after what is queued, with a `close` frame."""
@@ -104,40 +132,36 @@ class Subscription:
             return
         self.is_complete = True
         self.closed = Close(code=int(code), reason=reason, reconnect=code.should_reconnect, retry_ms=retry_ms)
-        self._own_queue().append(Wire(self.closed))
+        last = [Wire(self.closed)]
+        self._own_queue().extend(last)
+        self._count(1, self._totals.measure(last))
         if self._notify is not None:
             self._notify()
 
     def take(self) -> Sequence[Wire]:
         """Return all queued frames, and empty the queue. The result may be shared, so it must not change."""
-        wires, self._queue, self._bytes = self._queue, (), 0
+        wires, self._queue = self._queue, ()
+        self._count(-len(wires), -self._bytes)
         return wires
 
     def close(self) -> None:
         """Leave the hub, and release everything that is held for the client. A second call does nothing."""
+        self.take()
         releases, self._on_close = self._on_close, ()
         for release in reversed(releases):
             release()
 
     def statistics(self) -> SubscriptionStatistics:
         """Return how much is queued."""
-        return SubscriptionStatistics(len(self._queue), _size(self._queue) if self._bytes is None else self._bytes)
+        return SubscriptionStatistics(len(self._queue), self._bytes)
 
-    def _append(self, wires: list[Wire]) -> int:
-        """Queue frames behind others, and return how many bytes are queued then."""
-        self._own_queue().extend(wires)
-        assert self._bytes is not None, "_own_queue has counted them"
-        self._bytes += _size(wires)
-        return self._bytes
+    def _count(self, frames: int, size: int) -> None:
+        self._bytes += size
+        self._totals.frames += frames
+        self._totals.bytes += size
 
     def _own_queue(self) -> list[Wire]:
-        """Return the queue as a list that no other subscription shares, with its bytes counted."""
-        if self._bytes is None:
-            self._bytes = _size(self._queue)
+        """Return the queue as a list that no other subscription shares."""
         if self._is_shared or not isinstance(self._queue, list):
             self._queue, self._is_shared = list(self._queue), False
         return self._queue
-
-
-def _size(wires: Iterable[Wire]) -> int:
-    return sum(len(wire.json) for wire in wires)

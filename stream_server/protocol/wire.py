@@ -25,6 +25,9 @@ Framing: TypeAlias = "Callable[[Wire], bytes]"
 class Wire:
     """A frame that is sent to any number of clients, encoded once for each transport."""
 
+    last_labelled: tuple[Framing, str, bytes] | None = None
+    """Framing, stream ID and bytes for the last client that got this frame on a connection with several streams."""
+
     def __init__(self, frame: AnyFrame, token: ResumeToken | None = None) -> None:
         self.frame = frame
         self.token = token

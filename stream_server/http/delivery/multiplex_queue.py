@@ -17,14 +17,15 @@ from stream_server.protocol.wire import Framing, Wire
 MAX_REPLIES = 64
 """Replies that may wait for a client. Beyond that, no message of the client is read until it has read replies."""
 
-MAX_LABELLED_FRAMINGS = 10_000
-"""Labelled framings that are cached, so that the same stream ID has the same framing."""
+MAX_ENCODED_IDS = 10_000
+"""Stream IDs whose JSON is cached."""
 
 
 class LabelledFrame(Wire):
     """A frame with the ID of a stream as its last member.
 
-    Its bytes are cached in the frame itself, so that clients with the same stream ID share them.
+    Frames that have the same ID are equal. The frame itself keeps the bytes of the ID that was last: clients with the
+    same ID, which are written to one after the other, share them, and different IDs leave no more than one entry.
     """
 
     def __init__(self, wire: Wire, stream_id: str) -> None:
@@ -32,22 +33,30 @@ class LabelledFrame(Wire):
         self._wire = wire
         self._stream_id = stream_id
 
+    @override
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LabelledFrame) and (self._wire, self._stream_id) == (other._wire, other._stream_id)
+
+    @override
+    def __hash__(self) -> int:
+        return hash((self._wire, self._stream_id))
+
     @cached_property
     @override
     def text(self) -> str:
-        return f'{self._wire.text[:-1]},"id":{msgspec.json.encode(self._stream_id).decode()}}}'
+        return f'{self._wire.text[:-1]},"id":{_encode_id(self._stream_id)}}}'
 
     @override
     def framed(self, framing: Framing) -> bytes:
-        return self._wire.framed(_labelled_framing(framing, self._stream_id))
+        last = self._wire.last_labelled
+        if last is None or last[:2] != (framing, self._stream_id):
+            last = self._wire.last_labelled = framing, self._stream_id, framing(self)
+        return last[2]
 
 
-@lru_cache(MAX_LABELLED_FRAMINGS)
-def _labelled_framing(framing: Framing, stream_id: str) -> Framing:
-    def encode_labelled(wire: Wire) -> bytes:
-        return framing(LabelledFrame(wire, stream_id))
-
-    return encode_labelled
+@lru_cache(MAX_ENCODED_IDS)
+def _encode_id(stream_id: str) -> str:
+    return msgspec.json.encode(stream_id).decode()
 
 
 class MultiplexQueue:

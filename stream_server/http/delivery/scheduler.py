@@ -56,12 +56,15 @@ The clients of a run are written to one after the other, and are due the same fr
 class TransportCounters:
     """What one transport has sent."""
 
-    __slots__ = ("bytes", "frames", "waiting")
+    __slots__ = ("bytes", "frames", "waiting", "writers")
 
     def __init__(self) -> None:
         self.frames = 0
         self.bytes = 0
         """Bytes of framed frames."""
+
+        self.writers = 0
+        """Writers that were added and not removed."""
 
         self.waiting = 0
         """Requests that wait for one response and are sent no frames."""
@@ -109,10 +112,10 @@ class FrameWriter(ABC):
 
     # There is one for each client: no `__dict__`.
     __slots__ = (
-        "_counters",
         "_pings_while_closing",
         "_scheduler",
         "_subscription",
+        "counters",
         "expires_at",
         "finished",
         "is_blocked",
@@ -131,7 +134,7 @@ class FrameWriter(ABC):
         self.ping_interval = min(ping_interval or scheduler.ping_interval, scheduler.ping_interval)
         self._scheduler = scheduler
         self.transport_name = transport
-        self._counters = scheduler.counters[transport]
+        self.counters = scheduler.counters[transport]
         self.finished: asyncio.Future[bool] = scheduler.loop.create_future()
         """Done when nothing more is written: `True` if all frames were, `False` if the client is gone."""
 
@@ -188,7 +191,8 @@ class FrameWriter(ABC):
         if wires := self._subscription.take() or (PING_ONLY if self.is_ping_due else ()):
             self.is_ping_due = False
             self.last_write_at = now
-            self._counters.frames += len(wires)
+            self.counters.frames += len(wires)
+            self._scheduler.unsent_writers.add(self)
             self.write_frames(wires, joined)
         if self._subscription.is_complete and not self.is_blocked:
             self._finish(is_client_there=True)
@@ -267,6 +271,9 @@ class WriteScheduler:
         self._wheel: list[set[FrameWriter]] = [set() for _ in range(slot_count)]
         self._current_slot = 0
         self._writer_count = 0
+        self.unsent_writers: set[FrameWriter] = set()
+        """Writers that have written since the last look at the statistics, or had unsent bytes then."""
+
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -287,6 +294,7 @@ class WriteScheduler:
             writer.expires_at = now + self._max_age * random.uniform(*AGE_JITTER)  # noqa: S311 # not for secrets
         self._place_on_wheel(writer, now + writer.ping_interval, now)
         self._writer_count += 1
+        writer.counters.writers += 1
         if self._timer is None:
             self._timer = self.loop.call_later(self._tick_seconds, self._tick)
 
@@ -294,6 +302,8 @@ class WriteScheduler:
         """Forget a writer. The timer stops with the last one."""
         self._wheel[writer.wheel_slot].discard(writer)
         self._writer_count -= 1
+        writer.counters.writers -= 1
+        self.unsent_writers.discard(writer)
         if not self._writer_count and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -305,14 +315,14 @@ class WriteScheduler:
 
     def statistics(self) -> dict[str, TransportStatistics]:
         """Return what each transport has sent, and what its connections have not sent yet."""
-        connections, unsent = Counter[str](), Counter[str]()
-        for slot in self._wheel:
-            for writer in slot:
-                connections[writer.transport_name] += 1
-                unsent[writer.transport_name] += writer.unsent_bytes()
+        # All others have sent everything, and have written nothing since.
+        self.unsent_writers = {writer for writer in self.unsent_writers if writer.unsent_bytes()}
+        unsent = Counter[str]()
+        for writer in self.unsent_writers:
+            unsent[writer.transport_name] += writer.unsent_bytes()
         return {
             name: TransportStatistics(
-                connections[name] + counters.waiting, counters.frames, counters.bytes, unsent[name]
+                counters.writers + counters.waiting, counters.frames, counters.bytes, unsent[name]
             )
             for name, counters in self.counters.items()
         }

@@ -121,7 +121,7 @@ class DirectWriter(FrameWriter):
     @override
     def write_frames(self, wires: Sequence[Wire], joined: JoinedFrames) -> None:
         data = join_frames(wires, self._framing, joined)
-        self._counters.bytes += len(data)
+        self.counters.bytes += len(data)
         if self._first:
             data, self._first = self._first + data, b""
         self._transport.write(data)
@@ -232,7 +232,7 @@ class AsgiWriter(FrameWriter, Generic[Payload]):
         try:
             waits_for = sending.send(None)
         except StopIteration:
-            self._counters.bytes += len(data)
+            self.counters.bytes += len(data)
             return
         except Exception as error:  # noqa: BLE001 # servers raise different exceptions when the client is gone
             self._on_send_failed(error)
@@ -255,7 +255,7 @@ class AsgiWriter(FrameWriter, Generic[Payload]):
         if (error := send_task.exception()) is not None:
             self._on_send_failed(error)
         else:
-            self._counters.bytes += size
+            self.counters.bytes += size
             self.unblock()
 
     def _on_send_failed(self, error: BaseException) -> None:

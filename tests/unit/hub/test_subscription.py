@@ -5,7 +5,7 @@ from functools import partial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.hub.subscription import Subscription
+from stream_server.hub.subscription import QueueTotals, Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import Close, End, Ping, Reset
 from stream_server.protocol.wire import Wire
@@ -163,3 +163,29 @@ def test_close_releases_in_reverse_order_and_once() -> None:
     assert released == ["slot", "permission", "hub"]
     subscription.close()
     assert len(released) == 3
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["push", "take", "prepend", "disconnect", "close"]), sizes))
+)
+def test_totals_are_the_sums_of_all_open_subscriptions(steps: list[tuple[int, str, int]]) -> None:
+    totals = QueueTotals()
+    ones = [Subscription(LIMIT, totals) for _ in range(3)]
+    for number, step, size in steps:
+        match step:
+            case "push":
+                wires = [frame(size)]
+                for one in ones[number:]:
+                    one.push(wires)
+            case "take":
+                ones[number].take()
+            case "prepend":
+                ones[number].prepend([frame(size)])
+            case "disconnect":
+                ones[number].disconnect(CloseCode.AGED, "old")
+            case _:
+                ones[number].close()
+                assert ones[number].statistics() == (0, 0)
+        each = [one.statistics() for one in ones]
+        assert totals.frames == sum(one.queued_frames for one in each)
+        assert totals.bytes == sum(one.queued_bytes for one in each)

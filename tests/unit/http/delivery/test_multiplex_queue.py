@@ -6,6 +6,8 @@ import asyncio
 import json
 
 from stream_server.http.delivery.multiplex_queue import MAX_REPLIES, MultiplexQueue
+from stream_server.http.delivery.scheduler import JoinedFrames
+from stream_server.http.delivery.writers import join_frames
 from stream_server.http.endpoints import websocket
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
@@ -118,3 +120,25 @@ async def test_a_reply_waits_while_earlier_replies_are_not_read() -> None:
     assert len(connection.taken()) == MAX_REPLIES
     await asyncio.wait_for(waiting, 10)
     assert connection.taken() == [("ack", "later")]
+
+
+def test_different_ids_of_a_frame_leave_one_entry() -> None:
+    wire, connections = frame("x"), [Connection() for _ in range(100)]
+    texts = set()
+    for number, connection in enumerate(connections):
+        connection.stream(f"s{number}").push([wire])
+        (labelled,) = connection.queue.take()
+        texts.add(labelled.framed(websocket.encode_text_message))
+    assert len(texts) == 100
+    assert wire._framed == {}
+    assert wire.last_labelled is not None
+    assert wire.last_labelled[1] == "s99"
+
+
+def test_frames_of_clients_with_the_same_id_are_joined_once() -> None:
+    wires, connections = [frame("x"), frame("y")], [Connection() for _ in range(3)]
+    joined: JoinedFrames = {}
+    for connection in connections:
+        connection.stream("a").push(wires)
+    pieces = [join_frames(connection.queue.take(), websocket.encode_text_message, joined) for connection in connections]
+    assert pieces[0] is pieces[1] is pieces[2]

@@ -305,6 +305,19 @@ async def test_sent_frames_are_counted_by_transport() -> None:
     assert {one.connections for one in scheduler.statistics().values()} == {0}
 
 
+async def test_statistics_look_at_no_connection_that_has_sent_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = make_scheduler()
+    client = Client(scheduler)
+    async with client.served():
+        client.subscription.push([frame("a")])
+        await run_due_callbacks()
+        scheduler.statistics()
+        looks: list[object] = []
+        monkeypatch.setattr(AsgiWriter, "unsent_bytes", looks.append)
+        assert scheduler.statistics()["sse"].connections == 1
+    assert looks == []
+
+
 async def test_callback_runs_when_all_due_frames_were_written() -> None:
     scheduler, calls = make_scheduler(), list[int]()
     clients = [Client(scheduler) for _ in range(MAX_WRITES_PER_TURN + 1)]
