@@ -10,7 +10,7 @@ knows: if rows may have replaced the outcome by another one of that kind, the cl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from stream_server.domain.outcome import FailureKnown, ResultKnown, WatchOptions, evaluate, select_result_tasks
 from stream_server.domain.prediction import END_OF_STATE
@@ -62,6 +62,9 @@ def replay_run(run: RunState, options: WatchOptions, gap: Gap, *, before_creatio
     if not run.is_deleted and not before_creation and any(row.kind is TransitionKind.RUN_DELETED for row in rows):
         # A new run has the id of the one that the client knows.
         return None
+    if any(row.kind is TransitionKind.RUN_CHANGED for row in rows):
+        # The client knows another structure, or instances that were deleted.
+        return None
     if options.include_output and any(_retracts_output(run, row) for row in rows):
         return None
     # Rows are applied to a scratch state for their frames only: `run` has them already.
@@ -81,6 +84,13 @@ def replay_run(run: RunState, options: WatchOptions, gap: Gap, *, before_creatio
             current = [frame for frame in output_frames(row) if run.is_current(frame)]
             frames += scratch.output.add_frames(current, hash(row.body))[0]
     return frames
+
+
+def explain_reset(history: Sequence[Transition] | None) -> Literal["cursor_expired", "run_changed", "revoked"]:
+    """Return why `replay_run` returns `None`, or why there is no history."""
+    if history is None:
+        return "cursor_expired"
+    return "run_changed" if any(row.kind is TransitionKind.RUN_CHANGED for row in history) else "revoked"
 
 
 def _ignored_output(rows: Sequence[Transition]) -> set[int]:

@@ -86,6 +86,15 @@ class RunState:
         """The last change of the run itself."""
 
         self.is_deleted = False
+        self.is_outdated = False
+        """Whether the run must be read again: its structure has changed, or instances were deleted."""
+
+    @classmethod
+    def deleted(cls, key: RunKey) -> RunState:
+        """Return the state of a run that is not in the database any more."""
+        run = cls(key, RunInfo(state=None, queued_at=None, start_date=None, end_date=None, clear_number=0))
+        run.is_deleted = True
+        return run
 
     @property
     def has_ended(self) -> bool:
@@ -106,6 +115,8 @@ class RunState:
         Returns:
             Its frames; none for an XCom that is not output of the current try, and none for a deletion.
         """
+        if self.is_outdated_by(transition):
+            self.is_outdated = True
         if transition.kind is TransitionKind.TASK:
             self._apply_task(transition)
             return [task_frame(transition)]
@@ -120,6 +131,16 @@ class RunState:
             self.is_deleted = True
             self.last_change = SourceRow(transition.seq, transition.at)
         return ()
+
+    def is_outdated_by(self, transition: Transition) -> bool:
+        """Whether the run must be read again after a transition.
+
+        Airflow adds the tasks of another DAG version to a run, also where all other instances have ended.
+        """
+        if transition.kind is TransitionKind.TASK:
+            task_id = transition.task_id
+            return self.graph is not None and task_id not in self.graph.tasks and task_id not in self.tasks
+        return transition.kind is TransitionKind.RUN_CHANGED
 
     def is_current(self, frame: AnyOutputFrame) -> bool:
         """Whether output belongs to the current try of its task instance, and that try will not be repeated.

@@ -25,6 +25,8 @@ class TransitionKind(str, Enum):
     RUN = "run"
     RUN_DELETED = "run_deleted"
     XCOM = "xcom"
+    RUN_CHANGED = "run_changed"
+    """Task instances of the run have another DAG version, or were deleted: the run must be read again."""
 
 
 class Transition(NamedTuple):

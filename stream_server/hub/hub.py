@@ -16,7 +16,7 @@ from functools import partial
 import anyio
 
 from stream_server.domain.outcome import WatchOptions
-from stream_server.domain.replay import Gap
+from stream_server.domain.replay import Gap, explain_reset
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import Draining, JournalUnreachable, Unavailable
@@ -289,7 +289,7 @@ class Hub:
             if self._runs.get(feed.key) is not watched:
                 # A batch failed meanwhile, and the feed was discarded: it would never send another frame.
                 raise Unavailable("The server lost the state of this run; try again")
-            return self._subscribe_fresh(watched, options, "cursor_expired" if history is None else "revoked")
+            return self._subscribe_fresh(watched, options, explain_reset(history))
         subscription.prepend(wires)
         return subscription
 

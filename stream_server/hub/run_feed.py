@@ -12,7 +12,7 @@ from stream_server.domain.outcome import ReturnValues, WatchOptions
 from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.domain.replay import Gap, has_outcome, replay_run
 from stream_server.domain.run_state import RetractionReason, RunKey, RunState
-from stream_server.domain.transition import Transition
+from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.errors import UnknownTask
 from stream_server.hub.redaction import redact
 from stream_server.hub.subscription import Subscription
@@ -158,6 +158,15 @@ class RunFeed:
         """Drop the state, which may be wrong, and wait for the next `start`."""
         self.run_state = None
         self._pending = []
+
+    def is_outdated_by(self, transitions: Sequence[Transition]) -> bool:
+        """Whether a batch has a transition after which the run must be read again. A deleted run cannot be read."""
+        if self.run_state is None:
+            return False
+        unseen = self._unseen(transitions)
+        if any(transition.kind is TransitionKind.RUN_DELETED for transition in unseen):
+            return False
+        return any(self.run_state.is_outdated_by(transition) for transition in unseen)
 
     def is_covered_by(self, position: JournalPosition) -> bool:
         """Whether everything in the state was visible at a position."""

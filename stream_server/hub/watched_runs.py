@@ -124,8 +124,7 @@ class WatchedRuns:
                 batches.setdefault(watched, []).append(transition)
         for watched, batch in batches.items():
             with self._isolate_failure(watched):
-                watched.feed.apply(batch, cursor)
-                self.start_fetch(watched)
+                self._apply(watched, batch, cursor)
 
     def resync(self, reason: ResetReason) -> None:
         """Load every run again: its state may be wrong."""
@@ -160,7 +159,20 @@ class WatchedRuns:
             if watched.load_task is load:
                 load.result()
         if self._runs.get(watched.feed.key) is not watched:
+            if watched.feed.run_state.is_deleted:
+                raise RunNotFound(*watched.feed.key)
             raise Unavailable("The server lost the state of this run; try again")
+
+    def _apply(self, watched: WatchedRun, batch: Sequence[Transition], cursor: JournalPosition) -> None:
+        if watched.feed.is_outdated_by(batch):
+            # Nothing is published before: with another structure, it may be wrong.
+            self._start_reload(watched, "run_changed")
+            return
+        watched.feed.apply(batch, cursor)
+        self.start_fetch(watched)
+        if watched.feed.run_state is not None and watched.feed.run_state.is_deleted:
+            # Another run may get its id.
+            self._discard(watched)
 
     def _discard(self, watched: WatchedRun) -> None:
         """Remove a run, so that the next `acquire` loads it again."""
@@ -173,13 +185,11 @@ class WatchedRuns:
 
     async def _load(self, watched: WatchedRun) -> None:
         try:
-            run, loaded_at = await self._read_run(watched.feed.key)
+            await self._read_into_feed(watched, self._read_run)
         except BaseException:
             if watched.load_task is asyncio.current_task():
                 self._discard(watched)
             raise
-        if watched.load_task is asyncio.current_task():
-            watched.feed.start(run, loaded_at)
 
     async def _read_run(self, key: RunKey) -> tuple[RunState, JournalPosition]:
         """Read a run.
@@ -196,18 +206,30 @@ class WatchedRuns:
 
     async def _reload(self, watched: WatchedRun, reason: ResetReason) -> None:
         try:
-            run, loaded_at = await self._retry_until_available(self._read_run, watched.feed.key)
+            await self._read_into_feed(watched, lambda key: self._retry_until_available(self._read_run, key))
         except RunNotFound:
             if watched.load_task is asyncio.current_task():
-                self._disconnect(watched, "The run is not in the database any more")
-            raise
+                watched.feed.start(RunState.deleted(watched.feed.key), self._cursor())
+                self._discard(watched)
         if watched.load_task is not asyncio.current_task():
-            # Another reload has started since; this state lacks the transitions that waited for it.
             return
-        watched.feed.start(run, loaded_at)
         with self._isolate_failure(watched):
             watched.feed.resync(reason, self._cursor())
             self.start_fetch(watched)
+
+    async def _read_into_feed(
+        self, watched: WatchedRun, read: Callable[[RunKey], Awaitable[tuple[RunState, JournalPosition]]]
+    ) -> None:
+        """Read a run, and again if it has another structure meanwhile. Do nothing if another load has started since."""
+        while True:
+            run, loaded_at = await read(watched.feed.key)
+            if watched.load_task is not asyncio.current_task():
+                # This state lacks the transitions that waited for the other load.
+                return
+            watched.feed.start(run, loaded_at)
+            if not run.is_outdated:
+                return
+            watched.feed.restart_loading()
 
     async def _fetch_values(self, watched: WatchedRun) -> None:
         """Read return values until the feed needs none."""

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, cast
-from uuid import UUID
 
 import asyncpg
-import msgspec
-from cachetools import LRUCache
 
-from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import ReturnValue, ReturnValues
 from stream_server.domain.run_state import MAX_OUTPUT_BYTES, RETRACTING_STATES, RunKey, RunState
 from stream_server.domain.task_instances import SourceRow, TaskInstance
@@ -30,6 +25,7 @@ from stream_server.journal.connection import (
     map_postgres_errors,
     open_connection,
 )
+from stream_server.journal.dag_versions import GraphCache, find_version, read_earlier_marks
 from stream_server.journal.installer import load_queries_for
 from stream_server.journal.reader import decode_rows, limit_to_newest_row, log_skipped_rows
 from stream_server.journal.replica_snapshot import fetch_with_snapshot
@@ -58,12 +54,6 @@ POOL_TIMEOUT_SECONDS = 20.0
 
 REPLICA_LAG_SECONDS, REPLICA_PAUSE_SECONDS = 1.0, 0.05
 """Timeout and interval for a run that a read replica does not have yet: it may have been triggered a moment ago."""
-
-MAX_GRAPHS = 256
-"""Maximum number of DAG versions whose structure is cached."""
-
-MAX_EARLIER_RUNS = 20
-"""How many of the last ended runs of a DAG are searched for Airflow 3.3's own result marks."""
 
 
 class GaugeValues(NamedTuple):
@@ -96,7 +86,7 @@ class RunStore:
         self._max_output_bytes = max_output_bytes
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._queries: dict[str, str] | None = None
-        self._graphs: LRUCache[UUID, Graph] = LRUCache(MAX_GRAPHS)
+        self._graphs = GraphCache()
         self._logged_causes = LoggedCauses()
 
     async def close(self) -> None:
@@ -132,12 +122,11 @@ class RunStore:
             position = limit_to_newest_row(snapshot, rows[0])
             if rows[0]["version"] >= OUTPUT_SCHEMA_VERSION:
                 await self._load_output(connection, queries, run, position)
-            versions = Counter(row["dag_version_id"] for row in rows if row["dag_version_id"])
-            if versions:
-                version = versions.most_common(1)[0][0]
-                run.graph = await self._read_graph(connection, queries, version)
+            version = await find_version(connection, queries, key, {row["dag_version_id"] for row in rows} - {None})
+            if version is not None:
+                run.graph = await self._graphs.read(connection, queries, version)
                 if run.graph is not None and not run.graph.marked_tasks:
-                    run.earlier_marks = await _earlier_marks(connection, queries, key, version, run.graph.tasks)
+                    run.earlier_marks = await read_earlier_marks(connection, queries, key, version, run.graph.tasks)
         return run, position
 
     async def read_history(
@@ -316,49 +305,6 @@ class RunStore:
             return None
         bodies = {row["id"]: row["body"] for row in rows}
         return [one._replace(body=bodies.get(one.seq)) for one in transitions]
-
-    async def _read_graph(self, connection: AnyConnection, queries: dict[str, str], version: UUID) -> Graph | None:
-        """Return the structure of a DAG version. It is immutable once a run refers to it, so it is cached."""
-        if version in self._graphs:
-            return self._graphs[version]
-        row = await connection.fetchrow(queries["serialized_dag"], version)
-        if row is None:
-            return None
-        try:
-            graph = Graph.parse(row["data"], row["data_compressed"])
-        except msgspec.MsgspecError:
-            return None
-        self._graphs[version] = graph
-        return graph
-
-
-async def _earlier_marks(
-    connection: AnyConnection, queries: dict[str, str], key: RunKey, version: UUID, task_ids: Collection[str]
-) -> dict[str, bool] | None:
-    """Return which tasks of a DAG version had Airflow 3.3's own result mark in earlier runs that have ended.
-
-    It is not cached: the author can move the mark without a new version, and a run can be cleared.
-
-    Returns:
-        By task, as `RunState.earlier_marks`; `None` if there is no such run, or an older Airflow ran the last of them.
-    """
-    earlier = [row["id"] for row in await connection.fetch(queries["ended_runs"], *key, version, MAX_EARLIER_RUNS)]
-    if not earlier:
-        return None
-    rows = await connection.fetch(queries["earlier_result_marks"], key.dag_id, version, earlier[:1], list(task_ids))
-    if any(row["marked"] is None for row in rows):
-        return None
-    # Older runs show what the last one does not: of tasks that it skipped and, if it shows marks at all, of tasks that
-    # returned nothing. A DAG without marks costs no more than its last run.
-    has_marks = any(row["marked"] for row in rows)
-    shown = {row["task_id"] for row in rows if row["has_value"] or not has_marks}
-    unknown = [task_id for task_id in task_ids if task_id not in shown]
-    if not earlier[1:] or not unknown:
-        return {row["task_id"]: row["marked"] for row in rows}
-    older = await connection.fetch(queries["earlier_result_marks"], key.dag_id, version, earlier[1:], unknown)
-    rows += [row for row in older if row["marked"] is not None]
-    rows.sort(key=lambda row: row["has_value"])
-    return {row["task_id"]: row["marked"] for row in rows}
 
 
 def _build_values(rows: Sequence[asyncpg.Record]) -> ReturnValues:

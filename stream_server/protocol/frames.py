@@ -283,6 +283,7 @@ ResetReason: TypeAlias = Literal[
     "cleared",
     "retried",
     "revoked",
+    "run_changed",
     "journal_changed",
     "transitions_lost",
     "cursor_expired",
@@ -303,8 +304,9 @@ class Reset(Frame, frozen=True, kw_only=True, tag="reset", omit_defaults=True):
         Meta(
             description=(
                 "Why earlier frames are no longer valid.\n\n"
-                "`cleared`, `retried`, `revoked`: an outcome or the output of a task was retracted. `journal_changed`:"
-                " the database was replaced or restored. `transitions_lost`: rows are missing from the journal."
+                "`cleared`, `retried`, `revoked`: an outcome or the output of a task was retracted. `run_changed`: the"
+                " run has another DAG version, or its task instances were deleted. `journal_changed`: the database"
+                " was replaced or restored. `transitions_lost`: rows are missing from the journal."
                 " `cursor_expired`, `cursor_foreign`, `cursor_damaged`: the client resumed with a cursor that is older"
                 " than the journal, belongs to another journal, or cannot be read. `access_changed`: the client"
                 " resumed, and may now read values that were left out before."

@@ -26,7 +26,7 @@ from stream_server.journal.installer import (
     uninstall_journal,
 )
 from stream_server.journal.reader import READER_SETTINGS
-from support.airflow_sql import AirflowSql
+from support.airflow_sql import CHAIN, AirflowSql
 from support.streams import DEADLINE
 from support.tcp_proxy import TcpProxy
 
@@ -135,16 +135,24 @@ async def test_install_works_in_a_schema_of_another_name(airflow_database: str) 
 
 
 async def test_the_triggers_do_not_block_airflows_migrations(journal: str, airflow: AirflowSql) -> None:
-    """They have no column list and no WHEN, which make `airflow db migrate` fail."""
+    """They have no column list and no WHEN with a column, which make `airflow db migrate` fail."""
     triggers = await airflow.connection.fetch(
-        "SELECT tgrelid::regclass::text AS table_name, tgattr::text AS columns, tgqual IS NOT NULL AS has_when,"
+        "SELECT tgrelid::regclass::text AS table_name, tgattr::text AS columns, tgqual IS NOT NULL AS has_when, tgname,"
         " tgtype & 1 = 1 AS for_each_row, tgtype & 2 = 0 AS after, p.prosecdef AS definer, p.proconfig::text AS config"
         " FROM pg_trigger t JOIN pg_proc p ON p.oid = tgfoid WHERE NOT tgisinternal ORDER BY 1"
     )
-    assert [row["table_name"] for row in triggers] == ["dag_run", "hitl_detail", "task_instance", "xcom"]
+    assert [row["table_name"] for row in triggers] == [
+        "dag_run",
+        "hitl_detail",
+        "task_instance",
+        "task_instance",
+        "xcom",
+    ]
     for row in triggers:
-        assert (row["columns"], row["has_when"]) == ("", False)
-        assert (row["for_each_row"], row["after"], row["definer"]) == (True, True, True)
+        is_deletion = row["tgname"] == "stream_server_deletion"
+        assert (row["columns"], row["has_when"]) == ("", is_deletion)
+        assert (row["for_each_row"], row["after"]) == (not is_deletion, True)
+        assert row["definer"]
         assert "search_path=pg_catalog, pg_temp" in row["config"]
     dependent = await airflow.connection.fetchval(
         "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND connamespace = 'stream_server'::regnamespace"
@@ -159,6 +167,35 @@ async def test_heartbeats_and_bookkeeping_write_nothing(airflow: AirflowSql, run
     await airflow.connection.execute("UPDATE dag_run SET last_scheduling_decision = now(), updated_at = now()")
     await airflow.push(run, "ask", 1, xcom_key="other")
     assert await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal") == before
+
+
+async def test_another_dag_version_of_many_instances_is_one_row(airflow: AirflowSql, run: RunKey) -> None:
+    before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
+    version = await airflow.add_dag(run.dag_id, CHAIN)
+    await airflow.move_to_version(run, version, list(CHAIN))
+    await airflow.move_to_version(run, version, list(CHAIN))
+    assert await new_rows(airflow, before) == [("run_changed", *run)]
+
+
+async def test_deleted_instances_are_one_row_for_each_run_that_is_left(airflow: AirflowSql, run: RunKey) -> None:
+    before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
+    await airflow.connection.execute("DELETE FROM task_instance WHERE dag_id = $1 AND run_id = $2", *run)
+    await airflow.connection.execute("DELETE FROM task_instance WHERE dag_id = $1 AND run_id = $2", *run)
+    assert await new_rows(airflow, before) == [("run_changed", *run)]
+
+
+async def test_instances_that_are_deleted_with_their_run_write_nothing(airflow: AirflowSql, run: RunKey) -> None:
+    before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
+    await airflow.connection.execute("DELETE FROM dag_run WHERE dag_id = $1 AND run_id = $2", *run)
+    assert await airflow.connection.fetchval("SELECT count(*) FROM task_instance") == 0, "the DELETE cascades"
+    assert await new_rows(airflow, before) == [("run_deleted", *run)]
+
+
+async def new_rows(airflow: AirflowSql, after: int) -> list[tuple[str, str, str]]:
+    rows = await airflow.connection.fetch(
+        "SELECT kind, dag_id, run_id FROM stream_server.journal WHERE id > $1 ORDER BY id", after
+    )
+    return [tuple(row) for row in rows]
 
 
 async def test_a_large_value_does_not_enter_the_journal(airflow: AirflowSql, run: RunKey) -> None:
@@ -217,7 +254,7 @@ def test_the_commands_install_show_status_and_uninstall(airflow_database: str) -
     assert healthy.returncode == 0
     assert "trigger stream_server_task on task_instance: ok" in healthy.stdout
     status = json.loads(command("status", "--json", "--database-url", sqlalchemy).stdout)
-    assert (status["well"], status["version"], len(status["triggers"])) == (True, SCHEMA_VERSION, 4)
+    assert (status["well"], status["version"], len(status["triggers"])) == (True, SCHEMA_VERSION, 5)
     assert command("uninstall", "--database-url", sqlalchemy).returncode == 0
     assert command("status", "--database-url", sqlalchemy).returncode == 1
 

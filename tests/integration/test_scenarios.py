@@ -74,6 +74,8 @@ class WatchingClients:
         points = [point for watcher in self.first[:4] for point in watcher.points()[-3:]]
         for point in points[:2]:
             self._watching.append(RunWatcher(next(self._turns), run.key, OPTIONS, point))
+        # The next move may delete the run.
+        await asyncio.gather(*(watcher.has_started() for watcher in self._watching))
 
     async def finish(self, run: ScenarioRun, expected: Expected) -> None:
         """Check that all know the same, however they came to it."""

@@ -104,6 +104,21 @@ class AirflowSql:
             version,
         )
 
+    async def move_to_version(self, key: RunKey, version: UUID, task_ids: Sequence[str]) -> None:
+        """Have task instances use another version of the DAG."""
+        await self.connection.execute(
+            "UPDATE task_instance SET dag_version_id = $3 WHERE dag_id = $1 AND run_id = $2 AND task_id = ANY ($4)",
+            *key,
+            version,
+            list(task_ids),
+        )
+
+    async def delete_instances(self, key: RunKey, task_id: str) -> None:
+        """Delete the instances of a task, as `DELETE …/taskInstances/{task_id}` does."""
+        await self.connection.execute(
+            "DELETE FROM task_instance WHERE dag_id = $1 AND run_id = $2 AND task_id = $3", *key, task_id
+        )
+
     async def set_run(self, key: RunKey, state: str) -> None:
         """Change the state of a run, as the scheduler does."""
         await self.connection.execute(

@@ -112,6 +112,10 @@ class RunWatcher:
         """Wait until it knows what Airflow's tables have."""
         await self._wait_until(lambda: self.knowledge.tables == tables, tables)
 
+    async def has_started(self) -> None:
+        """Wait for its first frame, or the end of its stream."""
+        await eventually_async(lambda: bool(self.received) or self.is_done, DEADLINE)
+
     async def has_ended(self) -> None:
         """Wait for the end of its stream."""
         await asyncio.wait_for(asyncio.shield(self._task), DEADLINE)

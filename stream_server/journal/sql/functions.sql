@@ -53,12 +53,14 @@ CREATE OR REPLACE FUNCTION stream_server.record_task() RETURNS trigger
 AS $body$
 DECLARE
     old_state text;
+    has_same_state boolean := false;
+    run text;
 BEGIN
     IF TG_OP = 'UPDATE' THEN
-        IF NEW.state IS NOT DISTINCT FROM OLD.state
+        has_same_state := NEW.state IS NOT DISTINCT FROM OLD.state
             AND NEW.try_number IS NOT DISTINCT FROM OLD.try_number
-            AND NEW.map_index = OLD.map_index
-        THEN
+            AND NEW.map_index = OLD.map_index;
+        IF has_same_state AND NEW.dag_version_id IS NOT DISTINCT FROM OLD.dag_version_id THEN
             RETURN NULL;
         END IF;
         old_state := OLD.state;
@@ -66,12 +68,45 @@ BEGIN
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
     END IF;
+    IF TG_OP = 'UPDATE' AND NEW.dag_version_id IS DISTINCT FROM OLD.dag_version_id THEN
+        -- One row is enough for all instances of a run that a transaction moves to another version.
+        run := NEW.dag_id || ' ' || NEW.run_id;
+        IF current_setting('stream_server.changed_run', true) IS DISTINCT FROM run THEN
+            INSERT INTO stream_server.journal (kind, dag_id, run_id) VALUES ('run_changed', NEW.dag_id, NEW.run_id);
+            PERFORM set_config('stream_server.changed_run', run, true);
+            PERFORM stream_server.ring();
+        END IF;
+        IF has_same_state THEN
+            RETURN NULL;
+        END IF;
+    END IF;
     INSERT INTO stream_server.journal
         (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state, start_date, end_date)
     VALUES
         ('task', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.try_number, NEW.state, old_state,
          NEW.start_date, NEW.end_date);
     PERFORM stream_server.ring();
+    RETURN NULL;
+{exception_handler}
+END
+$body$;
+
+-- Records that task instances were deleted, by one row for each run. If their run is deleted, the DELETE cascades to
+-- them, and this is not called: the trigger's WHEN is evaluated inside the trigger of the foreign key, where
+-- pg_trigger_depth() is 1. It names no column, so it is in no migration's way. This function can't check the depth
+-- itself: PostgreSQL calls it after the trigger of the foreign key has returned.
+CREATE OR REPLACE FUNCTION stream_server.record_deletion() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+BEGIN
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal (kind, dag_id, run_id)
+    SELECT DISTINCT 'run_changed', d.dag_id, d.run_id FROM deleted AS d;
+    IF FOUND THEN
+        PERFORM stream_server.ring();
+    END IF;
     RETURN NULL;
 {exception_handler}
 END
@@ -169,16 +204,20 @@ CREATE OR REPLACE FUNCTION stream_server.triggers()
     RETURNS TABLE (table_name text, trigger_name text, wanted text, standing text, enabled boolean)
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $body$
-    WITH expected (table_name, trigger_name, events, function_name) AS (
-        VALUES ('task_instance', 'stream_server_task', 'INSERT OR UPDATE', 'record_task'),
-               ('dag_run', 'stream_server_run', 'INSERT OR DELETE OR UPDATE', 'record_run'),
-               ('xcom', 'stream_server_xcom', 'INSERT OR UPDATE', 'record_xcom'),
-               ('hitl_detail', 'stream_server_input', 'INSERT OR UPDATE', 'record_input')
+    WITH expected (table_name, trigger_name, events, level, function_name) AS (
+        VALUES ('task_instance', 'stream_server_task', 'INSERT OR UPDATE', 'ROW', 'record_task'),
+               ('task_instance', 'stream_server_deletion', 'DELETE', 'STATEMENT', 'record_deletion'),
+               ('dag_run', 'stream_server_run', 'INSERT OR DELETE OR UPDATE', 'ROW', 'record_run'),
+               ('xcom', 'stream_server_xcom', 'INSERT OR UPDATE', 'ROW', 'record_xcom'),
+               ('hitl_detail', 'stream_server_input', 'INSERT OR UPDATE', 'ROW', 'record_input')
     )
     SELECT e.table_name,
            e.trigger_name,
-           format('CREATE TRIGGER %I AFTER %s ON %I.%I FOR EACH ROW EXECUTE FUNCTION stream_server.%I()',
-                  e.trigger_name, e.events, m.airflow_schema, e.table_name, e.function_name),
+           format('CREATE TRIGGER %I AFTER %s ON %I.%I %sFOR EACH %s EXECUTE FUNCTION stream_server.%I()',
+                  e.trigger_name, e.events, m.airflow_schema, e.table_name,
+                  CASE e.level WHEN 'STATEMENT' THEN 'REFERENCING OLD TABLE AS deleted ' ELSE '' END,
+                  e.level || CASE e.level WHEN 'STATEMENT' THEN ' WHEN ((pg_trigger_depth() = 0))' ELSE '' END,
+                  e.function_name),
            pg_get_triggerdef(t.oid),
            coalesce(t.tgenabled IN ('O', 'A'), false)
     FROM expected e
@@ -229,7 +268,9 @@ AS $body$
 DECLARE
     function_name text;
 BEGIN
-    FOREACH function_name IN ARRAY ARRAY['record_task', 'record_run', 'record_xcom', 'record_input'] LOOP
+    FOREACH function_name IN ARRAY
+        ARRAY['record_task', 'record_deletion', 'record_run', 'record_xcom', 'record_input']
+    LOOP
         EXECUTE format('CREATE OR REPLACE FUNCTION stream_server.%I() RETURNS trigger LANGUAGE plpgsql AS %L',
                        function_name, 'BEGIN RETURN NULL; END');
     END LOOP;

@@ -206,8 +206,16 @@ WHERE EXISTS (SELECT FROM stream_server.output AS o
                 AND o.id < r.id)
 
 -- serialized_dag --
--- The serialised structure of a DAG version ($1).
-SELECT data::text AS data, data_compressed FROM {airflow}.serialized_dag WHERE dag_version_id = $1
+-- The serialised structure of a DAG version ($1), and its hash. The structure is left out if it has a hash ($2).
+SELECT s.dag_hash, CASE WHEN s.dag_hash IS DISTINCT FROM $2 THEN s.data::text END AS data,
+       CASE WHEN s.dag_hash IS DISTINCT FROM $2 THEN s.data_compressed END AS data_compressed
+FROM {airflow}.serialized_dag AS s WHERE s.dag_version_id = $1
+
+-- newest_dag_version --
+-- The newest version of a DAG ($1), among some versions ($2) if there are any.
+SELECT dag_version_id FROM {airflow}.serialized_dag
+WHERE dag_id = $1 AND ($2::uuid[] = '{}' OR dag_version_id = ANY ($2))
+ORDER BY created_at DESC LIMIT 1
 
 -- ended_runs --
 -- Of the last $4 ended runs of a DAG ($1) other than one ($2), those of a version ($3), the newest first. The limit is

@@ -132,3 +132,59 @@ async def created_again(run: ScenarioRun) -> Expected:
     await run.step()
     await run.finish_chain()
     return result(answer="of the second")
+
+
+async def new_dag_version(run: ScenarioRun) -> Expected:
+    """The run takes up a version in which another task is the only leaf (`DagRun.verify_integrity`)."""
+    await run.start_run()
+    await run.start_task("ask")
+    await run.step()
+    changed = {"ask": ["check"], "check": ["answer2"], "answer2": ["clean_up"], "clean_up": []}
+    version = await run.airflow.add_dag(run.key.dag_id, changed, {"clean_up": False})
+    await run.step()
+    async with run.airflow.connection.transaction():
+        await run.airflow.move_to_version(run.key, version, ["answer", "clean_up"])
+        await run.set_task("answer", "removed")
+        for task_id in ("check", "answer2"):
+            await run.airflow.add_instance(run.key, version, task_id, -1)
+    await run.step()
+    await run.return_value("ask", 1)
+    await run.run_task("check", True)
+    await run.step()
+    await run.run_task("answer2", "of the new version")
+    await run.step()
+    await run.finish_chain()
+    return result(answer2="of the new version")
+
+
+async def new_task_in_an_unchanged_version(run: ScenarioRun) -> Expected:
+    """A run whose instances have ended gets the tasks of another version."""
+    await run.start_run()
+    await run.run_task("ask", 1)
+    await run.run_task("answer", "of the old version")
+    await run.run_task("clean_up", None)
+    await run.step()
+    changed = {"ask": ["answer"], "answer": ["review"], "review": ["clean_up"], "clean_up": []}
+    version = await run.airflow.add_dag(run.key.dag_id, changed, {"clean_up": False})
+    await run.airflow.add_instance(run.key, version, "review", -1)
+    await run.step()
+    await run.run_task("review", "of the new version")
+    await run.step()
+    await run.set_run("success")
+    return result(review="of the new version")
+
+
+async def deleted_instances(run: ScenarioRun) -> Expected:
+    """Instances are deleted (`DELETE …/taskInstances/{task_id}`); the scheduler creates them again."""
+    await run.start_run()
+    await run.run_task("ask", 1)
+    await run.run_task("answer", "first")
+    await run.step()
+    await run.airflow.delete_instances(run.key, "answer")
+    await run.step()
+    await run.airflow.add_instance(run.key, run.version, "answer", -1)
+    await run.step()
+    await run.run_task("answer", "second")
+    await run.step()
+    await run.finish_chain()
+    return result(answer="second")

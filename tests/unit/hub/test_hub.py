@@ -225,7 +225,7 @@ async def test_an_exception_in_one_run_does_not_affect_another(
 
         loaded.history.set_task("ask", "scheduled")
         good = loaded.history.journal[-1]
-        bad = good._replace(run_id=OTHER.run_id, task_id=None)
+        bad = good._replace(run_id=OTHER.run_id, map_index=None)
         loaded.hub.dispatch([bad, good], loaded.history.cursor())
 
         assert taken(subscription) == ["task"]
@@ -242,7 +242,7 @@ async def test_a_resume_is_refused_if_its_run_is_discarded_meanwhile(loaded: Loa
     await eventually_async(lambda: len(loaded.source.histories) == 1)
 
     loaded.history.set_task("ask", "scheduled")
-    undecodable = loaded.history.journal[-1]._replace(task_id=None)
+    undecodable = loaded.history.journal[-1]._replace(map_index=None)
     loaded.hub.dispatch([undecodable], loaded.history.cursor())
     loaded.source.histories[0].set_result(None)
 

@@ -265,13 +265,13 @@ export interface Reset {
   /**
    * Why earlier frames are no longer valid.
    *
-   * `cleared`, `retried`, `revoked`: an outcome or the output of a task was retracted. `journal_changed`: the
-   * database was replaced or restored. `transitions_lost`: rows are missing from the journal. `cursor_expired`,
-   * `cursor_foreign`, `cursor_damaged`: the client resumed with a cursor that is older than the journal, belongs to
-   * another journal, or cannot be read. `access_changed`: the client resumed, and may now read values that were left
-   * out before.
+   * `cleared`, `retried`, `revoked`: an outcome or the output of a task was retracted. `run_changed`: the run has
+   * another DAG version, or its task instances were deleted. `journal_changed`: the database was replaced or
+   * restored. `transitions_lost`: rows are missing from the journal. `cursor_expired`, `cursor_foreign`,
+   * `cursor_damaged`: the client resumed with a cursor that is older than the journal, belongs to another journal, or
+   * cannot be read. `access_changed`: the client resumed, and may now read values that were left out before.
    */
-  reason: "cleared" | "retried" | "revoked" | "journal_changed" | "transitions_lost" | "cursor_expired" | "cursor_foreign" | "cursor_damaged" | "access_changed" | (string & {})
+  reason: "cleared" | "retried" | "revoked" | "run_changed" | "journal_changed" | "transitions_lost" | "cursor_expired" | "cursor_foreign" | "cursor_damaged" | "access_changed" | (string & {})
   /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
