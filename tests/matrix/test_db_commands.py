@@ -100,7 +100,8 @@ async def test_a_server_restores_the_triggers_after_a_reset(databases: UpgradedD
             await events.until("snapshot")
             await databases.airflow_db(NEWEST, url, "reset", "--yes")
             await assert_triggers_restored(url)
-            await events.until("close")
+            frames = await events.rest()
+        assert [frame["reason"] for frame in frames if frame["type"] == "failure"] == ["run_deleted"]
         await assert_streams(url, server)
 
 
