@@ -28,13 +28,15 @@ MAX_CALLERS = 100_000
 
 
 class CallerSlot:
-    """One request or stream of a caller, until `release`."""
+    """One request, stream or connection of a caller, until `release`. A connection may have many streams."""
 
-    __slots__ = ("_limits", "caller", "joining_caller", "outlives_request")
+    __slots__ = ("_further_streams", "_limits", "caller", "joining_caller", "outlives_request")
 
     def __init__(self, limits: RateLimits, caller: str | None) -> None:
         # `None` once it has been released.
         self._limits: RateLimits | None = limits
+        # Streams of the connection that count beside the slot itself.
+        self._further_streams = 0
         self.caller = caller
         """The caller that the slot counts for; `None` if it is not limited."""
 
@@ -52,6 +54,7 @@ class CallerSlot:
         """
         if self._limits is not None and caller != self.caller:
             self._limits.take(caller)
+            self._move_further_streams(caller)
             self._limits.release(self.caller)
             self.caller = caller
 
@@ -72,15 +75,38 @@ class CallerSlot:
     def attribute_without_limit(self, caller: str) -> None:
         """Do as `authenticate_as`, but never raise: the connection is open already, and stays."""
         if self._limits is not None and caller != self.caller:
+            self._move_further_streams(caller)
             self._limits.release(self.caller)
             self._limits.take_without_limit(caller)
         self.caller = self.joining_caller = caller
 
+    def count_streams(self, streams: int) -> None:
+        """Count the streams of the connection. The slot itself stands for the first one.
+
+        Raises:
+            TooManyStreams: The caller has as many as it may. The count stays as it was.
+        """
+        while self._limits is not None and self._further_streams < streams - 1:
+            self._limits.take(self.caller)
+            self._further_streams += 1
+        while self._limits is not None and self._further_streams > max(streams - 1, 0):
+            self._limits.release(self.caller)
+            self._further_streams -= 1
+
     def release(self) -> None:
-        """Free the slot. A second call does nothing."""
+        """Free the slot, and the streams of its connection. A second call does nothing."""
+        self.count_streams(0)
         if self._limits is not None:
             self._limits.release(self.caller)
             self._limits = None
+
+    def _move_further_streams(self, caller: str | None) -> None:
+        """Count the streams of the connection for another caller, however many it has: they are open already."""
+        assert self._limits is not None, "a released slot has no streams"
+        for _ in range(self._further_streams):
+            self._limits.release(self.caller)
+            if caller is not None:
+                self._limits.take_without_limit(caller)
 
 
 class RateLimits:

@@ -162,7 +162,7 @@ class Cancellations:
 
     async def _is_undecided(self, key: RunKey, options: WatchOptions) -> bool:
         """Whether the outcome of a run is undecided. It is read from the database: the hub no longer has the run."""
-        with closing(await self._hub.subscribe(key, options)):
+        with closing(await self._hub.subscribe(key, options, is_client=False)):
             run = self._hub.run_state(key)
             return run is not None and not run.has_ended and isinstance(evaluate(run, options), Undecided)
 

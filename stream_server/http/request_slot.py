@@ -60,6 +60,17 @@ def record_join(scope: Scope) -> None:
         state["rate_limits"].record_join(slot.joining_caller, now())
 
 
+def count_streams(scope: Scope, streams: int) -> None:
+    """Count the streams of a connection toward the limit of its caller.
+
+    Raises:
+        TooManyStreams: The caller has as many streams as allowed.
+    """
+    slot: CallerSlot | None = scope.get(SLOT_KEY)
+    if slot is not None:
+        slot.count_streams(streams)
+
+
 def _slot_to_attribute(scope: Scope, credential: Mapping[str, str]) -> CallerSlot | None:
     state: State = scope["state"]
     slot: CallerSlot | None = scope.get(SLOT_KEY)

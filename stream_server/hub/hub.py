@@ -164,7 +164,7 @@ class Hub:
     # Subscribing.
 
     async def subscribe(
-        self, key: RunKey, options: WatchOptions, *, resume_from: ResumePoint | None = None
+        self, key: RunKey, options: WatchOptions, *, resume_from: ResumePoint | None = None, is_client: bool = True
     ) -> Subscription:
         """Watch a run until the subscription is closed.
 
@@ -172,6 +172,7 @@ class Hub:
             key: The run.
             options: What is watched of it.
             resume_from: Where a client resumes. By default it gets a snapshot first.
+            is_client: Whether a client joins, which the metrics count. The server itself subscribes to read a state.
 
         Raises:
             RunNotFound: Airflow has no such run.
@@ -197,7 +198,8 @@ class Hub:
             self._runs.release(watched)
             raise
         subscription.on_close(partial(self._leave_run, watched, subscription))
-        self._record_join(started_at, resume_from)
+        if is_client:
+            self._record_join(started_at, resume_from)
         return subscription
 
     async def subscribe_firehose(
@@ -368,7 +370,6 @@ class Hub:
         self._cursor_moved = asyncio.Event()
 
     def _require_cursor(self) -> None:
-        """Raise what `cursor` raises if there is none."""
         _ = self.cursor
 
     def _current_cursor(self) -> JournalPosition:

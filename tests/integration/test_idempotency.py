@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -181,3 +182,17 @@ async def test_attaching_does_not_hide_another_conflict(caller: httpx.AsyncClien
     ):
         answer = await caller.post(f"{WAIT}&if_exists=attach", json=body)
         assert answer.status_code == 409
+
+
+async def test_a_trigger_that_attaches_is_one_join(caller: httpx.AsyncClient, airflow: AirflowSql) -> None:
+    """The server itself looks whether the run exists, which is no join."""
+    body = {"dag_run_id": "order-42"}
+    assert (await caller.post(NOW, json=body)).status_code == 202
+    before = await count_joins(caller)
+    assert (await caller.post(f"{NOW}&if_exists=attach", json=body, headers=KEY)).status_code == 202
+    assert await count_joins(caller) == before + 1
+
+
+async def count_joins(caller: httpx.AsyncClient) -> float:
+    name = re.compile(r"^stream_server_join_duration_seconds_count\{.*\} (\S+)$", re.MULTILINE)
+    return sum(map(float, name.findall((await caller.get("/metrics")).text)))

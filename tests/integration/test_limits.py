@@ -18,8 +18,9 @@ from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest
+from support.multi_process_server import MultiProcessServer
 from support.raw_connection import UPGRADE, open_raw, request
-from support.server import running_server
+from support.server import running_server, server_process
 from support.streams import sse, stream_path, types, websocket
 from support.waiting import eventually_answered, eventually_async
 
@@ -150,6 +151,41 @@ async def test_streams_of_a_caller_are_limited(settings: Make, run: RunKey) -> N
                 assert (await events.next())["type"] == "snapshot"
         async with sse(server.url, run, headers=FROM_AFAR) as events:
             assert (await events.next())["type"] == "snapshot"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_streams_of_a_multiplexed_connection_count(
+    journal: str, run: RunKey, unused_tcp_port: int, workers: int
+) -> None:
+    """The limit of a caller is the same whatever the transport."""
+    limits = {"STREAM_SERVER_MAX_STREAMS_PER_CALLER": "20", "STREAM_SERVER_TRUSTED_PROXIES": "127.0.0.1"}
+    arguments = ("--port", str(unused_tcp_port), "--workers", str(workers))
+    async with server_process(*arguments, STREAM_SERVER_DATABASE_URL=journal, **limits) as process:
+        server = MultiProcessServer(process, f"http://127.0.0.1:{unused_tcp_port}", None)
+        log_reader = asyncio.create_task(server.read_log())
+        await server.wait_until_ready()
+        async with connect(
+            server.url.replace("http", "ws", 1) + "/api/v2/stream", proxy=None, additional_headers=FROM_AFAR
+        ) as connection:
+
+            async def reply_to(**message: str) -> Any:
+                await connection.send(json.dumps(message))
+                while (frame := json.loads(await connection.recv()))["type"] not in {"ack", "error"}:
+                    pass
+                return frame
+
+            async def subscribe(name: str) -> Any:
+                return await reply_to(op="subscribe", id=name, dag_id=run.dag_id, run_id=run.run_id)
+
+            replies = [await subscribe(str(number)) for number in range(21)]
+            assert [reply["type"] for reply in replies] == [*["ack"] * 20, "error"]
+            refused = replies[-1]
+            assert (refused["id"], refused["status"], refused["title"]) == ("20", 429, "Too many streams")
+            assert (await reply_to(op="unsubscribe", id="3"))["type"] == "ack"
+            assert (await subscribe("20"))["type"] == "ack"
+            assert (await subscribe("21"))["title"] == "Too many streams"
+        process.terminate()
+        await log_reader
 
 
 @pytest.mark.parametrize("direct_writes", [True, False])

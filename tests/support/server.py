@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 
+from stream_server.domain.run_state import RunKey
 from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition
@@ -33,6 +34,11 @@ class RunningServer:
     def subscriptions(self) -> list[Subscription]:
         """Return the open subscriptions."""
         return list(self.hub._subscriptions)
+
+    def watcher_count(self, key: RunKey) -> int:
+        """Return how many subscriptions a run has, including those that wait for its load."""
+        watched = self.hub._runs.get(key)
+        return 0 if watched is None else watched.watcher_count
 
     def set_hub_position(self, position: JournalPosition) -> None:
         """Set the hub back to an earlier position, as if its tail lagged."""

@@ -14,7 +14,7 @@ from stream_server.http.delivery.multiplex_queue import MultiplexQueue
 from stream_server.http.endpoints.firehose import build_filter
 from stream_server.http.endpoints.multiplex_messages import Subscribe, collect_filter_values, parse_run_stream
 from stream_server.http.permission import authorize_firehose, authorize_run
-from stream_server.http.request_slot import reattribute_connection, record_join
+from stream_server.http.request_slot import count_streams, reattribute_connection, record_join
 from stream_server.http.state import State
 from stream_server.http.websocket_auth import MAX_ID_LENGTH, close_code_for, refusal_frame
 from stream_server.hub.subscription import Subscription
@@ -65,6 +65,7 @@ class MultiplexStreams:
             StreamIdInUse: The connection has a stream with this id.
             TooManySubscriptions: The connection has the maximum number of streams.
             TooManyJoins: The caller opens streams too fast.
+            TooManyStreams: The caller has as many streams as allowed, on all connections together.
         """
         if message.id in self._streams:
             raise StreamIdInUse(f"This connection has a stream {message.id!r}; unsubscribe it, or choose another id")
@@ -72,6 +73,7 @@ class MultiplexStreams:
         if len(self._streams) >= most:
             raise TooManySubscriptions(f"This connection has {most} streams, the maximum; unsubscribe one first")
         record_join(self._scope)
+        count_streams(self._scope, len(self._streams) + 1)
         self._state["idle_timeouts"].stop(self._close_idle_connection)
         stream = self._streams[message.id] = _Stream()
         stream.opening = asyncio.create_task(self._open(message, stream), name="multiplex: open stream")
@@ -185,6 +187,7 @@ class MultiplexStreams:
     def _remove(self, stream_id: str, stream: _Stream) -> None:
         if self._streams.get(stream_id) is stream:
             del self._streams[stream_id]
+            count_streams(self._scope, len(self._streams))
         if not self._streams:
             self.start_idle_timeout()
 

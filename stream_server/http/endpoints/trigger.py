@@ -170,7 +170,7 @@ async def _trigger_or_attach(
 
 async def _run_exists(state: State, key: RunKey) -> bool:
     try:
-        (await state["hub"].subscribe(key, WatchOptions())).close()
+        (await state["hub"].subscribe(key, WatchOptions(), is_client=False)).close()
     except RunNotFound:
         return False
     return True
@@ -226,8 +226,7 @@ async def _respond(
     try:
         return build_response(answer, options.response, headers)
     except StreamServerError as error:
-        error.headers = headers
-        raise
+        raise error.copy_with(str(error), headers) from error
 
 
 @contextmanager

@@ -103,8 +103,10 @@ class RelayClient(JournalSource):
 
     @override
     async def collect_metrics(self) -> list[MetricFamily]:
-        """Return the metrics of all processes."""
-        assert self._channel is not None, "requests are served only after `run` has connected"
+        """Return the metrics of all processes; those of this one while the others can't be asked."""
+        if self._channel is None:
+            # The worker serves requests before the channel to the other process is open.
+            return self._metrics.collect()
         number = max(self._pending_totals, default=0) + 1
         totals: asyncio.Future[list[MetricFamily]] = asyncio.get_running_loop().create_future()
         self._pending_totals[number] = totals

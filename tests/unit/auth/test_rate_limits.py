@@ -150,3 +150,26 @@ def test_the_number_of_verified_credentials_is_bounded(monkeypatch: pytest.Monke
         limits.mark_verified(identity)
     limits.mark_verified("c")
     assert [limits.is_verified(identity) for identity in "abc"] == [True, False, True]
+
+
+def test_streams_of_a_connection_count_beside_its_slot() -> None:
+    limits = RateLimits(3, 100.0, KEY)
+    slot = limits.acquire("a", 0.0)
+    for streams in (1, 2, 3):
+        slot.count_streams(streams)
+    with pytest.raises(TooManyStreams):
+        slot.count_streams(4)
+    with pytest.raises(TooManyStreams):
+        limits.acquire("a", 0.0)
+    slot.count_streams(2)
+    limits.acquire("a", 0.0).release()
+    slot.attribute_without_limit("b")
+    limits.acquire("b", 0.0)
+    with pytest.raises(TooManyStreams):
+        limits.acquire("b", 0.0)
+    for _ in range(3):
+        limits.acquire("a", 0.0)
+    slot.release()
+    slot.count_streams(5)
+    for _ in range(2):
+        limits.acquire("b", 0.0)

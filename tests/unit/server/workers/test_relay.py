@@ -321,6 +321,15 @@ async def test_worker_reports_that_the_other_process_has_ended() -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_a_worker_has_metrics_before_its_channel_is_open() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = RelayClient(
+            theirs, cast("Hub", HubDouble()), cast("Any", RunStoreDouble()), cast("Metrics", MetricsDouble(7))
+        )
+        assert await calls_of(worker) == 7
+
+
 WITHOUT_RUN: Any = TRANSITION._replace(dag_id=cast("str", None), run_id=cast("str", None))
 """A message with it cannot be decoded."""
 
