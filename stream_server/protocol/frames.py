@@ -33,11 +33,7 @@ References: TypeAlias = Annotated[
 ]
 MapIndexes: TypeAlias = Annotated[
     dict[str, list[int]],
-    Meta(
-        description=(
-            "By mapped task, the `map_index` of each value of its list. Only for tasks whose list lacks indexes."
-        )
-    ),
+    Meta(description="By mapped task, the `map_index` of each value of its list. Only for tasks whose list has gaps."),
 ]
 
 NO_OUTCOME_REASONS = ("task_skipped", "no_result_task", "run_ended")

@@ -195,7 +195,7 @@ export interface Result {
   results: Record<string, unknown>
   /** By task, where to get a value that is too large to be sent. */
   references?: Record<string, Reference>
-  /** By mapped task, the `map_index` of each value of its list. Only for tasks whose list lacks indexes. */
+  /** By mapped task, the `map_index` of each value of its list. Only for tasks whose list has gaps. */
   map_indexes?: Record<string, number[]>
   /**
    * Whether values are left out because the caller may not read them. Then `results`, `references` and `map_indexes`
