@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, cast
@@ -32,6 +34,8 @@ from stream_server.journal.replica_snapshot import fetch_with_snapshot
 from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import RunInfo
+
+log = logging.getLogger(__name__)
 
 MAX_HISTORY = 5000
 """Maximum number of transitions that are replayed to a resuming client. Beyond that, it gets a snapshot."""
@@ -119,6 +123,7 @@ class RunStore:
             if not rows:
                 return get_server_info(connection).is_replica
             run = _build_run_state(key, rows, self._max_output_bytes)
+            self._log_merged_instances(key, rows)
             position = limit_to_newest_row(snapshot, rows[0])
             if rows[0]["version"] >= OUTPUT_SCHEMA_VERSION:
                 await self._load_output(connection, queries, run, position)
@@ -269,6 +274,18 @@ class RunStore:
         async with self.acquire_connection() as (connection, queries):
             found = await connection.fetch(queries["output_bodies"], list(rows), None)
         return {row["id"]: row["body"] for row in found}
+
+    def _log_merged_instances(self, key: RunKey, rows: Sequence[asyncpg.Record]) -> None:
+        """Log that a run has several rows for one task instance. Airflow 3.0 to 3.3 has a constraint against it."""
+        counts = Counter((row["task_id"], row["map_index"]) for row in rows)
+        task_id, map_index = max(counts, key=lambda instance: counts[instance])
+        if counts[task_id, map_index] > 1 and self._logged_causes.add_if_new(f"{key.dag_id}.{task_id}"):
+            log.warning(
+                "Run %s of DAG %s has %d rows of task %s with map_index %s, of which streams have the last one: the"
+                " tables are those of a newer Airflow; upgrade stream-server",
+                *(key.run_id, key.dag_id, counts[task_id, map_index], task_id, map_index),
+                extra={"action": "task_instances_merged"},
+            )
 
     async def _load_output(
         self, connection: AnyConnection, queries: dict[str, str], run: RunState, position: JournalPosition

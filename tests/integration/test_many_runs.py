@@ -15,7 +15,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql
-from support.server import RunningServer, running_server
+from support.multi_process_server import MultiProcessServer
+from support.server import RunningServer, running_server, server_process
 from support.streams import DEADLINE, Events, Frame, frames_of, sse, types
 from support.waiting import eventually_async
 
@@ -38,7 +39,9 @@ async def runs(airflow: AirflowSql, server: RunningServer) -> list[RunKey]:
 
 
 @asynccontextmanager
-async def following(server: RunningServer, path: str, headers: dict[str, str] | None = None) -> AsyncIterator[Events]:
+async def following(
+    server: RunningServer | MultiProcessServer, path: str, headers: dict[str, str] | None = None
+) -> AsyncIterator[Events]:
     async with (
         httpx.AsyncClient(base_url=server.url, timeout=DEADLINE) as client,
         client.stream("GET", path, headers=headers) as response,
@@ -99,7 +102,8 @@ async def test_types_states_and_tasks_are_filtered_too(
     ("query", "detail"),
     [
         ("?type=result", "`type` must be one of task, run"),
-        ("?state=runing", "`state` must be one of awaiting_input, deferred"),
+        ("?state=Running", "`state` must be one of awaiting_input, deferred"),
+        ("?state=a%0Ab", "`state` must be one of awaiting_input, deferred"),
         ("?dag_id=chat&dag_id=", "`dag_id` must not be empty"),
         ("?dag=chat", "no query parameter 'dag'"),
         ("?" + "&".join(["run_id=r"] * 101), "`run_id` must have at most 100 values, got 101"),
@@ -112,6 +116,25 @@ async def test_an_invalid_filter_is_rejected(
         answer = await client.get(f"/api/v2/stream{query}")
     assert answer.status_code == 422
     assert detail in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_state_of_a_later_airflow_is_filtered_with_a_warning(
+    journal: str, airflow: AirflowSql, runs: list[RunKey], unused_tcp_port: int, workers: int
+) -> None:
+    arguments = ("--port", str(unused_tcp_port), "--workers", str(workers))
+    async with server_process(*arguments, STREAM_SERVER_DATABASE_URL=journal) as process:
+        server = MultiProcessServer(process, f"http://127.0.0.1:{unused_tcp_port}", None)
+        log_reader = asyncio.create_task(server.read_log())
+        await server.wait_until_ready()
+        async with following(server, "/api/v2/stream?state=hibernating&type=task") as events:
+            await events.next()
+            await airflow.set_task(runs[0], "ask", "running")
+            await airflow.set_task(runs[0], "ask", "hibernating")
+            assert (await events.next())["state"] == "hibernating"
+        process.terminate()
+        await log_reader
+    assert sum("names the state hibernating" in line for line in server.log) == 1
 
 
 async def test_a_tag_without_dags_matches_nothing(

@@ -11,7 +11,6 @@ from stream_server.http.endpoints.result import DEFAULT_FAIL_STATUS, DEFAULT_TIM
 from stream_server.http.endpoints.trigger import DEFAULT_GRACE, IF_EXISTS, MAX_KEY_LENGTH, ON_DISCONNECT
 from stream_server.http.params import CONFIRM_VALUES, POLYFILL_CURSOR, UNTIL_VALUES
 from stream_server.hub.firehose import FRAME_TYPES
-from stream_server.protocol.frames import NO_STATUS
 from stream_server.protocol.schema import Json
 
 DURATION_EXAMPLES = ["500ms", "5s", "2m", "1h", "2.5"]
@@ -127,8 +126,8 @@ QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
     "run_id": (_names_schema(), "Only the run with this ID; repeatable."),
     "task_id": (_names_schema(), "Only transitions of this task, none of runs; repeatable."),
     "state": (
-        _names_schema(enum=list(KNOWN_STATES)),
-        f"Only transitions to this state; `{NO_STATUS}` means no state. Repeatable.",
+        _names_schema(),
+        f"Only transitions to this state: {', '.join(KNOWN_STATES)} (no state), or one of a later Airflow; repeatable.",
     ),
     "type": (_names_schema(enum=list(FRAME_TYPES)), "Only frames of this type; repeatable."),
     "limit": (

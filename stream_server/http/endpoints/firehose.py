@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 
@@ -20,7 +21,10 @@ from stream_server.http.params import (
 from stream_server.http.permission import authorize_dag, authorize_firehose
 from stream_server.http.state import State
 from stream_server.hub.firehose import FRAME_TYPES, Filter
+from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.frames import NO_STATUS
+
+log = logging.getLogger(__name__)
 
 FILTER_PARAMETERS = ("dag_id", "run_id", "task_id", "state", "type", "tag")
 """Repeatable query parameters of the filter."""
@@ -33,6 +37,11 @@ MAX_FILTER_VALUES = 100
 
 _LOST_PLUS = re.compile(r" [0-9]{2}:?[0-9]{2}(?:_\w*)?\Z", re.ASCII)
 """End of a run's ID such as `manual__2026-11-29T10:00:00+00:00`, perhaps with a suffix, in which `+` became a space."""
+
+_STATE_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
+"""The form of all states so far, and of a column of 50 characters (`airflow.models.dagrun.DagRun.state`)."""
+
+_unknown_states = LoggedCauses()
 
 KNOWN_STATES = (
     "awaiting_input",
@@ -97,7 +106,7 @@ async def build_filter(state: State, values_by_name: Mapping[str, Sequence[str]]
         if "" in values:
             raise BadParameter(f"`{name}` must not be empty; omit it to match everything")
     _check_values("type", values_by_name.get("type", ()), FRAME_TYPES)
-    _check_values("state", values_by_name.get("state", ()), KNOWN_STATES)
+    _check_states(values_by_name.get("state", ()))
     dag_ids = frozenset(values_by_name.get("dag_id", ()))
     if tags := values_by_name.get("tag"):
         tagged = await state["run_store"].read_dag_ids_with_tags(tags)
@@ -122,6 +131,23 @@ def _refuse_decoded_plus(run_ids: Sequence[str]) -> None:
         if _LOST_PLUS.search(run_id):
             raise BadParameter(
                 f"`run_id` {run_id[:260]!r} has a space before its offset from UTC; encode `+` as %2B in a query"
+            )
+
+
+def _check_states(states: Sequence[str]) -> None:
+    """Let states of a later Airflow pass, and log them once. They match nothing if Airflow has no such state.
+
+    Raises:
+        BadParameter: A value can't be a state.
+    """
+    for state in states:
+        if _STATE_NAME.fullmatch(state) is None:
+            raise BadParameter(f"`state` must be one of {', '.join(KNOWN_STATES)}, got {state[:40]!r}")
+        if state not in KNOWN_STATES and _unknown_states.add_if_new(state):
+            log.warning(
+                "A filter names the state %s, which this version does not know; Airflow 3.0 to 3.3 does not have it",
+                state,
+                extra={"action": "unknown_state"},
             )
 
 
