@@ -139,6 +139,10 @@ check-api: $(VENV)/.dev  ## Send a server EXAMPLES=100 requests for each operati
 check-examples: $(VENV)/.dev  ## Run the example DAGs that Airflow ships; what a client knows must be what Airflow's API has
 	PYTHONPATH=tests $(BIN)/python -m support.example_check $(ARGS)
 
+.PHONY: check-hostile
+check-hostile: $(VENV)/.dev  ## Some fifty hostile clients beside STREAMS=1000 well-behaved streams, which must notice nothing
+	PYTHONPATH=tests $(BIN)/python -m support.hostile --streams $(or $(STREAMS),1000) $(ARGS)
+
 .PHONY: check-lossless
 check-lossless: $(VENV)/.dev  ## Writers, faults and readers for SECONDS=120; nothing may be lost
 	PYTHONPATH=tests $(BIN)/python -m support.lossless --seconds $(or $(SECONDS),120) $(ARGS)

@@ -186,6 +186,9 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=50_000, ge=1)
     """Maximum connections per process; further requests get 503."""
 
+    max_connections_per_address: int = Field(default=2000, ge=1)
+    """Maximum connections of one address, per process. Loopback addresses and trusted proxies have no limit."""
+
     max_streams_per_caller: int = Field(default=1000, ge=1)
     """Maximum streams and waiting requests of one caller."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from typing import Any, TypeVar, cast
 
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
@@ -16,6 +17,8 @@ from stream_server.http.delivery.asgi_scope import find_header
 from stream_server.http.state import State
 from stream_server.protocol.cursor import ResumePoint
 from stream_server.settings import parse_duration
+
+Parse = TypeVar("Parse", bound=Callable[..., object])
 
 WATCH_PARAMETERS = frozenset({"result", "confirm", "until"})
 """Query parameters of `WatchOptions`."""
@@ -35,6 +38,12 @@ TOKEN_PARAMETERS = frozenset(
 )
 """Query parameters in which clients of other servers send a token; here they are refused."""
 
+MAX_PARAMETERS = 1000
+"""Parameters of a query, with repetitions."""
+
+MAX_CACHED_BYTES = 1024
+"""Longest query or header whose parsed form is kept."""
+
 PING_BOUNDS = (1.0, 60.0)
 """Smallest and largest `ping`, in seconds."""
 
@@ -47,8 +56,20 @@ _QUALITY = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 """More than RFC 9110 section 12.4.2 allows: some clients send `.2`."""
 
 
-@lru_cache(maxsize=256)
+def _cache_if_short(parse: Parse) -> Parse:
+    """Return a function that keeps its results for short texts: most requests have one of a few."""
+    cached = lru_cache(maxsize=256)(parse)
+
+    def parse_or_reuse(text: bytes, *arguments: Any) -> object:  # noqa: ANN401 # those of `parse`
+        return (cached if len(text) <= MAX_CACHED_BYTES else parse)(text, *arguments)
+
+    return cast("Parse", parse_or_reuse)
+
+
+@_cache_if_short
 def _parse_query(text: bytes) -> QueryParams:
+    if text.count(b"&") >= MAX_PARAMETERS:
+        raise BadParameter(f"The query has more than {MAX_PARAMETERS} parameters")
     query = QueryParams(text)
     for name in query:
         if name.lower().lstrip(IGNORED_PREFIX) in TOKEN_PARAMETERS:
@@ -109,7 +130,7 @@ def parse_watch_options(connection: HTTPConnection, known: frozenset[str] = STRE
     return _parse_watch_options(connection.scope["query_string"], known)
 
 
-@lru_cache(maxsize=256)
+@_cache_if_short
 def _parse_watch_options(text: bytes, known: frozenset[str]) -> WatchOptions:
     query = _parse_query(text)
     refuse_unknown_parameters(query.keys(), known)
@@ -135,7 +156,7 @@ def parse_resume_point(connection: HTTPConnection) -> ResumePoint | None:
     )
 
 
-@lru_cache(maxsize=256)
+@_cache_if_short
 def _parse_cursor(text: bytes) -> str | None:
     query = _parse_query(text)
     return query.get(POLYFILL_CURSOR) or query.get("cursor") or None
@@ -187,7 +208,7 @@ def parse_ping_interval(connection: HTTPConnection) -> float | None:
     return _parse_ping(connection.scope["query_string"])
 
 
-@lru_cache(maxsize=256)
+@_cache_if_short
 def _parse_ping(text: bytes) -> float | None:
     value = _parse_query(text).get("ping")
     if value is None:
@@ -235,7 +256,7 @@ def negotiate_media_type(connection: HTTPConnection, *offers: str) -> str:
     return _select_offer(accept or b"*/*", offers)
 
 
-@lru_cache(maxsize=256)
+@_cache_if_short
 def _select_offer(accept: bytes, offers: tuple[str, ...]) -> str:
     qualities = parse_quality_values(accept.decode("latin-1"))
 

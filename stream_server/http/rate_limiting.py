@@ -30,6 +30,18 @@ def as_asgi_app(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
     return answer
 
 
+class AddressRateMiddleware:
+    """ASGI middleware of what needs no credential: each request counts toward the rate of the client's address."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = scope.get("client")
+        scope["state"]["rate_limits"].record_join(caller_of_address(client and client[0]), now())
+        await self._app(scope, receive, send)
+
+
 class RateLimitMiddleware:
     """ASGI middleware of a route: each request acquires a slot of its caller, and releases it at its end.
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from stream_server.http import static_pages
 from stream_server.http.delivery.asgi_scope import CONNECTION, RESPONSE, SERVER_SEND_KEY
 from stream_server.http.problems import EXCEPTION_HANDLERS, raise_not_found
+from stream_server.http.rate_limiting import AddressRateMiddleware
 from stream_server.http.routes import api_routes
 from stream_server.server.client_connections import find_response
 from stream_server.server.journal_service import JournalService, MakeJournalSource
 from stream_server.server.lifespan import make_lifespan
-from stream_server.server.operator_api import build_host_check, operator_routes
+from stream_server.server.operator_api import build_host_check, operator_routes, probe_routes
 from stream_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -70,14 +73,21 @@ def create_app(
         ],
         routes=[
             *api_routes(),
-            *([] if settings.admin_port is not None else operator_routes()),
-            *(static_pages.page_routes() if settings.web else []),
+            *([] if settings.admin_port is not None else [*probe_routes(), *_limit_rates(operator_routes())]),
+            *(_limit_rates(static_pages.page_routes()) if settings.web else []),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=make_lifespan(settings, make_journal_source, drains=drains),
     )
-    app.router.default = raise_not_found
+    app.router.default = AddressRateMiddleware(raise_not_found)
     return app
+
+
+def _limit_rates(routes: Sequence[Route]) -> list[BaseRoute]:
+    """Return routes whose requests count toward the rate of the client's address."""
+    for route in routes:
+        route.app = AddressRateMiddleware(route.app)
+    return [*routes]
 
 
 def _build_cors_middleware(settings: Settings) -> Middleware:

@@ -141,8 +141,16 @@ class HttpConnection(StreamConnection, LimitedHttpProtocol):
         else:
             self.transport.close()
 
+    @property
+    def is_reading_paused(self) -> bool:
+        """Whether nothing is to be read: uvicorn has too much of the body, or the request was refused."""
+        return self.flow.read_paused or self.has_refused_enough
+
     @override
     def data_received(self, data: bytes) -> None:
+        self._limits.parse_turns.receive(self, data)
+
+    def parse(self, data: bytes) -> None:
         if self.parser is None:
             self.parser = httptools.HttpRequestParser(self)
             # As in uvicorn's constructor.
@@ -165,6 +173,7 @@ class HttpConnection(StreamConnection, LimitedHttpProtocol):
         self.connections.discard(self)
         connection = WebSocketConnection(self.config, self.server_state, self.app_state)
         connection.connection_made(self.transport)
+        connection.parse_turns, connection.release_address = self._limits.parse_turns, self.release_address
         connection.start_handshake(self.url, self.headers)
         self.transport.set_protocol(connection)
         # The connection belongs to that object now. No reference to this one may outlive it: the garbage collector runs

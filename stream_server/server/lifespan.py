@@ -31,6 +31,7 @@ from stream_server.journal.ticket_store import TicketStore
 from stream_server.journal.waiting_servers import WaitingServers
 from stream_server.server.journal_service import JournalSource, MakeJournalSource
 from stream_server.server.metrics import Metrics
+from stream_server.server.metrics_pages import MetricsPages
 from stream_server.server.request_limits import RequestLimits
 from stream_server.server.signal_drain import drain_on_signals
 from stream_server.settings import Settings
@@ -43,6 +44,7 @@ class ServerState(State):
 
     journal_source: JournalSource
     request_limits: RequestLimits
+    metrics_pages: MetricsPages
 
 
 def make_lifespan(
@@ -79,6 +81,8 @@ async def _start(stack: AsyncExitStack, settings: Settings, make_journal_source:
 
     journal_source = make_journal_source(settings, hub, run_store, metrics)
     tasks.start(journal_source.run(), "journal source")
+    metrics_pages = MetricsPages(loop, journal_source.collect_metrics)
+    stack.push_async_callback(metrics_pages.close)
     airflow = _open_airflow_client(stack, settings)
     authorizer = _start_authorizer(stack, settings, airflow, tasks)
     cancellations = Cancellations(hub, WaitingServers(run_store))
@@ -104,6 +108,7 @@ async def _start(stack: AsyncExitStack, settings: Settings, make_journal_source:
         cancellations=cancellations,
         rate_limits=RateLimits(settings.max_streams_per_caller, settings.max_joins_per_second, secrets.token_bytes()),
         request_limits=request_limits,
+        metrics_pages=metrics_pages,
         idle_timeouts=idle_timeouts,
     )
 

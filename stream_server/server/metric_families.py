@@ -112,6 +112,12 @@ def _is_comparable(media_range: str) -> bool:
     return all(_VERSION.fullmatch(value) for name, _, value in parameters if name == "version")
 
 
+def choose_media_type(accept: str) -> str:
+    """Return the media type of the format that a header `Accept` allows."""
+    _, media_type = choose_encoder(",".join(filter(_is_comparable, accept.split(","))))
+    return media_type
+
+
 def encode_families(families: Iterable[MetricFamily], accept: str = "") -> tuple[bytes, str]:
     """Return metrics in a format that the header `Accept` allows, and the media type of that format."""
     encode, media_type = choose_encoder(",".join(filter(_is_comparable, accept.split(","))))

@@ -7,21 +7,20 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from stream_server.http.docs import routes as describe
 from stream_server.http.host_check import HostCheckMiddleware
 from stream_server.http.problems import EXCEPTION_HANDLERS
 from stream_server.protocol.bodies import Health, Readiness, TailReadiness
 from stream_server.server.lifespan import ServerState
-from stream_server.server.metric_families import encode_families
 from stream_server.settings import Settings
 
 
 def create_admin_app(settings: Settings) -> Starlette:
     """Make the application of the operators' port. It has no lifespan: it uses the state of the main application."""
     return Starlette(
-        routes=operator_routes(),
+        routes=[*probe_routes(), *operator_routes()],
         exception_handlers=EXCEPTION_HANDLERS,
         middleware=[build_host_check(settings, settings.admin_host)],
     )
@@ -32,13 +31,12 @@ def build_host_check(settings: Settings, host: str) -> Middleware:
     return Middleware(HostCheckMiddleware, settings.unauthenticated_hosts(host))
 
 
-def operator_routes() -> list[BaseRoute]:
-    return [
-        Route("/health", _get_health),
-        Route("/ready", _get_readiness),
-        Route("/metrics", _get_metrics),
-        *describe.document_routes(),
-    ]
+def probe_routes() -> list[Route]:
+    return [Route("/health", _get_health), Route("/ready", _get_readiness)]
+
+
+def operator_routes() -> list[Route]:
+    return [Route("/metrics", _get_metrics), *describe.document_routes()]
 
 
 async def _get_health(request: Request) -> Response:
@@ -61,7 +59,5 @@ async def _get_readiness(request: Request) -> Response:
 
 async def _get_metrics(request: Request) -> Response:
     state: ServerState = request.scope["state"]
-    body, media_type = encode_families(
-        await state["journal_source"].collect_metrics(), request.headers.get("accept", "")
-    )
+    body, media_type = await state["metrics_pages"].read(request.headers.get("accept", ""))
     return Response(body, media_type=media_type)

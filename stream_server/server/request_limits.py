@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from stream_server.auth.rate_limits import RETRY_SECONDS
 from stream_server.errors import (
     BadRequest,
     HeadersTooLarge,
@@ -21,15 +25,21 @@ from stream_server.errors import (
     RequestTooSlow,
     ServerFull,
     StreamServerError,
+    TooManyStreams,
     UrlTooLong,
 )
 from stream_server.http.deadlines import SharedTimeouts
+from stream_server.server.address_slots import AddressSlots
 from stream_server.server.flow_control import SmallFlowControl
+from stream_server.server.parse_turns import ParseTurns
 from stream_server.settings import Settings
 
 LINGER_SECONDS = 1.0
 """How long a refused client has to read the answer. If the connection is closed while the client still sends, the
 TCP stack may discard the answer (RFC 9112 section 9.6)."""
+
+MAX_DISCARDED_BYTES = 2**20
+"""Bytes that are read and discarded after a refusal: many clients read an answer only once they have sent all."""
 
 ABORT_FACTOR = 1.1
 """Connections beyond this multiple of `max_connections` are aborted without an answer."""
@@ -59,6 +69,9 @@ class RequestLimits:
         )
         """Connections that were answered with a refusal and are still open."""
 
+        self.parse_turns = ParseTurns(loop)
+        self.address_slots = AddressSlots(settings.max_connections_per_address, settings.trusted_proxies)
+
     def close(self) -> None:
         """Stop the timers."""
         self.pending_requests.close()
@@ -79,6 +92,18 @@ def get_address(transport: asyncio.Transport, name: str) -> tuple[str, int | Non
     return (address, None) if isinstance(address, str) and address else None
 
 
+class _ConnectionLogger(logging.Logger):
+    """uvicorn's logger of connections, without its warnings: each is about a fault of a client."""
+
+    @override
+    def warning(self, *args: Any, **options: Any) -> None:
+        self.debug(*args, **options)
+
+
+connection_log = _ConnectionLogger("uvicorn.error", logging.INFO)
+connection_log.parent = logging.getLogger("uvicorn.error")
+
+
 class LimitedHttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 connection, with limits."""
 
@@ -88,6 +113,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _limits: RequestLimits
     _refusal: StreamServerError | None = None
     """Why the connection ends. Nothing more is read from it."""
+
+    _discarded_bytes = 0
+    """Bytes received since the refusal."""
+
+    release_address: Callable[[], None] | None = None
+    """Stops to count the connection for the address of the client."""
+
+    _has_too_many_connections = False
+    """Whether the address of the client had too many connections before this one."""
 
     _awaits_request = False
     """Whether the request timer runs."""
@@ -114,16 +148,36 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         # takes 8 µs, and uvloop knows them. Sets all attributes that uvicorn's method sets; logs nothing.
         self.connections.add(self)
         self.transport = transport
+        self.logger = connection_log
         self.flow = SmallFlowControl(transport)
         self.server, peer = get_address(transport, "sockname"), get_address(transport, "peername")
         self.client = None if peer is None or peer[1] is None else (peer[0], peer[1])
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         # `app_state` is what the lifespan has yielded: a `ServerState`.
         self._limits = cast("RequestLimits", self.app_state["request_limits"])
-        if self.is_limited and len(self.connections) > ABORT_FACTOR * self._limits.settings.max_connections:
+        if self.is_limited and (
+            len(self.connections) > ABORT_FACTOR * self._limits.settings.max_connections
+            or self._acquire_address(peer) > ABORT_FACTOR * self._limits.settings.max_connections_per_address
+        ):
             transport.abort()
             return
         self._start_request_timer()
+
+    def _acquire_address(self, peer: tuple[str, int | None] | None) -> int:
+        """Count the connection for the address of the client, and return how many that has; 0 if it has no limit."""
+        slots = self._limits.address_slots
+        key = None if peer is None else slots.key_of(peer[0])
+        if key is None:
+            return 0
+        self.release_address = partial(slots.release, key)
+        count = slots.acquire(key)
+        self._has_too_many_connections = count > slots.max_connections
+        return count
+
+    @property
+    def has_refused_enough(self) -> bool:
+        """Whether nothing more is read after a refusal."""
+        return self._discarded_bytes > MAX_DISCARDED_BYTES
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -144,6 +198,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     @override
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
+            self._discarded_bytes += len(data)
+            if self.has_refused_enough:
+                self.transport.pause_reading()
             return
         if not self._awaits_request:
             self._start_request_timer()
@@ -196,14 +253,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
             # This aborts the connection, since the response to an earlier request is incomplete.
             self._abort_parsing(BadRequest("Too many requests wait for the response to an earlier one"))
-        if (
-            self.is_limited
-            and len(self.connections) > self._limits.settings.max_connections
-            and not self.url.startswith(OPERATOR_PATHS)
-        ):
-            self._abort_parsing(
-                ServerFull("The server has as many connections as it may have (STREAM_SERVER_MAX_CONNECTIONS)")
-            )
+        if self.is_limited:
+            self._refuse_crowd()
         self._is_reading_head = False
         super().on_headers_complete()
 
@@ -218,6 +269,25 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._is_reading_trailers = False
         super().on_body(body)
+
+    def _refuse_crowd(self) -> None:
+        """Refuse a request if the server, or the address of the client, has too many connections."""
+        settings = self._limits.settings
+        if self.url.startswith(OPERATOR_PATHS):
+            return
+        if len(self.connections) > settings.max_connections:
+            self._abort_parsing(
+                ServerFull("The server has as many connections as it may have (STREAM_SERVER_MAX_CONNECTIONS)")
+            )
+        if self._has_too_many_connections:
+            self._abort_parsing(
+                TooManyStreams(
+                    f"Your address has {settings.max_connections_per_address} connections, the most that one may have"
+                    " (STREAM_SERVER_MAX_CONNECTIONS_PER_ADDRESS). A proxy counts as one, unless it is named in"
+                    " STREAM_SERVER_TRUSTED_PROXIES",
+                    RETRY_SECONDS,
+                )
+            )
 
     @override
     def on_message_complete(self) -> None:

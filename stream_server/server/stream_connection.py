@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import override
 
 from stream_server.http.delivery.asgi_scope import CONNECTION
 from stream_server.http.delivery.writers import DirectWriter
+from stream_server.server.parse_turns import Unparsed
 
 DETACHED_SCOPE: dict[str, Any] = {"method": "GET"}
 """Replaces the scope of a request whose connection was detached, which is freed then. uvicorn reads the method."""
@@ -22,6 +24,12 @@ class StreamConnection(asyncio.Protocol):
 
     writer: DirectWriter | None = None
     """The stream that has detached the connection."""
+
+    unparsed: Unparsed | None = None
+    """What was received and waits to be parsed (`parse_turns`)."""
+
+    release_address: Callable[[], None] | None = None
+    """Stops to count the connection for the address of the client (`address_slots`)."""
 
     @override
     def pause_writing(self) -> None:
@@ -39,6 +47,8 @@ class StreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._break_cycle()
         super().connection_lost(exc)
+        if self.release_address is not None:
+            self.release_address()
         if self.writer is not None:
             self.writer.on_client_gone()
 

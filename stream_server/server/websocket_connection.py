@@ -19,6 +19,7 @@ from stream_server.http.delivery.asgi_scope import CONNECTION
 from stream_server.http.endpoints.websocket import close_code_and_reason
 from stream_server.protocol.frames import Close
 from stream_server.server.flow_control import ResumeEvent
+from stream_server.server.parse_turns import ParseTurns
 from stream_server.server.placeholders import NULL_QUEUE, NULL_TIMER, NullQueue, NullTimer
 from stream_server.server.stream_connection import DETACHED_SCOPE, StreamConnection, extensible
 
@@ -26,9 +27,6 @@ websocket_log = logging.getLogger("uvicorn.error.websocket")
 """Replaces uvicorn's logger, which logs URLs and headers of WebSockets at INFO and DEBUG: they may hold credentials."""
 
 websocket_log.setLevel(logging.WARNING)
-
-PARSED_BYTES = 2048
-"""Bytes that are parsed before their frames are counted: at most 341 frames, since a masked one has 6 bytes or more."""
 
 MAX_FRAMES_PER_SECOND = 1000
 """More frames close the connection. Each takes some 20 µs, however short it is."""
@@ -39,6 +37,8 @@ class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
 
     _handshake: Request
     _raw_headers: Sequence[tuple[bytes, bytes]]
+
+    parse_turns: ParseTurns
 
     _frames_since = 0.0
     _frame_count = 0
@@ -112,12 +112,17 @@ class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
             scope["headers"] = list(self._raw_headers)
             scope["extensions"][CONNECTION] = self
 
+    @property
+    def is_reading_paused(self) -> bool:
+        """Whether uvicorn has paused reading, because the application has not received the last message."""
+        return self.read_paused
+
     @override
     def data_received(self, data: bytes) -> None:
-        for start in range(0, len(data), PARSED_BYTES):
-            if self.transport.is_closing():
-                return
-            super().data_received(data[start : start + PARSED_BYTES])
+        self.parse_turns.receive(self, data)
+
+    def parse(self, data: bytes) -> None:
+        super().data_received(data)
 
     @override
     def handle_events(self) -> None:
@@ -151,6 +156,13 @@ class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
 
     @override
     def handle_parser_exception(self) -> None:
+        if self.conn.close_sent is None:
+            # The client has sent frames before the handshake was accepted, and a close frame can't be sent yet. What
+            # uvicorn does when the connection is lost: nothing is sent any more, and it logs no incomplete handshake.
+            self.handshake_complete = self.disconnected = True
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE})
+            self.transport.abort()
+            return
         super().handle_parser_exception()
         if self.writer is not None:
             # uvicorn has sent a close frame, after which nothing may be sent (RFC 6455 section 5.5.1).

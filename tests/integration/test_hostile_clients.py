@@ -20,6 +20,8 @@ from websockets.exceptions import ConnectionClosed
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
+from support.hostile import attack_server
+from support.hostile_clients import KINDS
 from support.raw_connection import UPGRADE, RawConnection, open_raw, request
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, sse, stream_path
@@ -148,3 +150,12 @@ async def test_any_cursor_gets_a_response(server: RunningServer, airflow: Airflo
             assert answer.status_code != 200 or "event: end" in answer.text, details
 
         await asyncio.to_thread(request_with_cursor)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_hostile_clients_of_all_kinds_disturb_no_stream(journal: str, workers: int) -> None:
+    report = await attack_server(journal, streams=30, seconds=8, copies=1, workers=workers)
+    # How long frames take depends on the load of the machine; `make check-hostile` judges it.
+    assert [miss for miss in report["misses"] if "p99" not in miss] == []
+    assert report["hostile_clients"] == len(KINDS)
+    assert report["attacked"]["frames"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -193,3 +194,19 @@ async def test_too_many_frames_close_the_websocket(server: RunningServer, run: R
         await client.send(frames)
         assert b"frames in a second" in await client.read_to_end()
         await eventually_async(lambda: not server.hub.statistics().subscriptions, what="the stream has ended")
+
+
+@pytest.mark.parametrize("path", [MANY_RUNS, ONE_RUN])
+@pytest.mark.parametrize("kind", ["text", "continuation", "ping", "invalid"])
+async def test_frames_before_the_handshake_leave_nothing(
+    server: RunningServer, run: RunKey, caplog: pytest.LogCaptureFixture, path: str, kind: str
+) -> None:
+    frames = (EMPTY_FRAMES.get(kind, INVALID_TEXT) + MASK) * (2 * MAX_FRAMES_PER_SECOND)
+    for sent in (frames, b"\xff" * 4000):
+        async with open_raw(server.url) as client:
+            # The handshake is accepted in a later turn of the event loop. What comes in its segment is dropped.
+            await client.send(request(path, *UPGRADE))
+            await client.send(sent)
+            await client.reader.read(1)
+    await eventually_async(lambda: not server.hub.statistics().subscriptions, what="the streams have ended")
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []

@@ -33,6 +33,7 @@ SMALLEST: dict[str, list[str]] = {
     "check-api": ["EXAMPLES=1"],
     "check-clients": ["MINUTES=0.1", "ARGS=--clients 50"],
     "check-examples": ["ARGS=--only tutorial_dag example_simplest_dag"],
+    "check-hostile": ["STREAMS=30", "ARGS=--seconds 8 --copies 1"],
     "check-lossless": ["SECONDS=5"],
     "check-mutants": ["ARGS=--only 'not redacted'"],
     "check-outcome": ["CASES=20"],
@@ -43,7 +44,7 @@ SMALLEST: dict[str, list[str]] = {
 WITHOUT_FIGURES = {"check-scenarios"}
 """Targets that run tests of the suite, whose last line is that of pytest."""
 
-WITH_MISSES = {"check-soak"}
+WITH_MISSES = {"check-hostile", "check-soak"}
 """Checks whose smallest form is too short for the steady state that they judge, or depends on other load."""
 
 

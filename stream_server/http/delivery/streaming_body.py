@@ -25,6 +25,9 @@ from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, HttpSe
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.wire import Framing, Wire
 
+MAX_CACHED_ORIGIN = 256
+"""Longest `Origin` for which the head of a response is cached: clients choose it."""
+
 HEADERS = {
     # Proxies must not store, buffer or compress the stream; compression buffers, too.
     "Cache-Control": "no-cache, no-transform",
@@ -125,11 +128,9 @@ async def send_stream(
 async def _capture_head(connection: HttpServerConnection, scope: Scope, send: Send, start: Message) -> bytes:
     """Return the head of the response, which passes all middlewares at most once a second for equal requests."""
     # The key has everything that the head depends on: `CORSMiddleware` adds headers that depend on `Origin` alone.
-    kind = (
-        None
-        if OBSERVED_HEAD_KEY in scope
-        else (start["status"], tuple(start["headers"]), find_header(scope, b"origin"))
-    )
+    origin = find_header(scope, b"origin")
+    is_cached = OBSERVED_HEAD_KEY not in scope and (origin is None or len(origin) <= MAX_CACHED_ORIGIN)
+    kind = (start["status"], tuple(start["headers"]), origin) if is_cached else None
     if kind is not None and (head := connection.start_with_cached_head(kind)):
         return head
     connection.capture()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from urllib.parse import quote
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from starlette.requests import HTTPConnection
 
 from stream_server.errors import BadParameter
-from stream_server.http.params import negotiate_media_type, parse_integer, parse_quality_values
+from stream_server.http.params import negotiate_media_type, parse_integer, parse_quality_values, parse_query
 
 JSON, SSE = "application/json", "text/event-stream"
 
@@ -84,3 +85,40 @@ def test_every_weight_can_be_compared(quality: str) -> None:
 
 def test_an_invalid_weight_is_not_preferred() -> None:
     assert negotiate_media_type(connection(accept=f"{JSON};q=nan, {SSE}"), JSON, SSE) == SSE
+
+
+def test_long_queries_are_not_kept_in_memory() -> None:
+    tracemalloc.start()
+    for number in range(300):
+        query = f"result={number}&" + "&".join(f"a{item}={'b' * 30}" for item in range(400))
+        assert len(parse_query(connection(query))) == 401
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2**20
+
+
+def test_a_query_has_a_bounded_number_of_parameters() -> None:
+    assert parse_query(connection("&".join(["a=b"] * 1000))).getlist("a") == ["b"] * 1000
+    with pytest.raises(BadParameter, match="more than 1000 parameters"):
+        parse_query(connection("&".join(["a=b"] * 1001)))
+
+
+ACCEPTED = (
+    ("", JSON),
+    ("*/*", JSON),
+    (SSE, SSE),
+    (f"{SSE};q=0", JSON),
+    (f"{JSON};q=0, {SSE};q=0.001", SSE),
+    (f"{SSE};charset=utf-8;q=0.9, {JSON};q=0.8", SSE),
+    (f"TEXT/EVENT-STREAM;Q=1.0,{JSON};q=.5", SSE),
+    ("text/*", SSE),
+    ("text/*;q=0.1, */*;q=0.2", JSON),
+    (f"{SSE}; q=0.5; ext=1, {JSON}; q=0.4", SSE),
+    ("image/png", JSON),
+    (",,;;q=,=", JSON),
+)
+
+
+@pytest.mark.parametrize(("accept", "expected"), ACCEPTED)
+def test_odd_weights_select_a_media_type(accept: str, expected: str) -> None:
+    assert negotiate_media_type(connection(accept=accept), JSON, SSE) == expected
