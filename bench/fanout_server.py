@@ -12,7 +12,7 @@ import json
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Any
@@ -33,7 +33,7 @@ from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.http.delivery.scheduler import WriteScheduler
 from stream_server.hub.hub import Hub
 from stream_server.protocol.cursor import JournalPosition
-from stream_server.protocol.frames import RunInfo
+from stream_server.protocol.frames import RunInfo, Waiting
 from stream_server.server.app import create_app
 from stream_server.server.main import DrainingServer, build_uvicorn_config
 from stream_server.server.metrics import Metrics
@@ -60,6 +60,9 @@ class Runs:
         return None
 
     async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
+        return {}
+
+    async def read_waiting(self, keys: Sequence[RunKey]) -> Mapping[RunKey, Waiting]:
         return {}
 
     async def reconnect(self) -> None:

@@ -27,6 +27,7 @@ from stream_server.protocol.frames import (
     RunTransition,
     Snapshot,
     TaskTransition,
+    Waiting,
 )
 
 MAX_OUTPUT_CHARACTERS = 10_000
@@ -168,8 +169,8 @@ def describe_frame(frame: AnyFrame) -> str:
         case Failure():
             task = "" if frame.task_id is None else f" in {frame.task_id} (try {frame.try_number})"
             text = f"failure: {frame.reason}{task}"
-        case Reset():
-            text = f"reset: {frame.reason}"
+        case Reset() | Waiting():
+            text = f"{type(frame).__name__.lower()}: {frame.reason}"
         case End():
             text = _describe_end(frame)
         case _:

@@ -77,7 +77,8 @@ class OutcomeTracker:
     def initial_frames(self, run: RunState) -> list[AnyFrame]:
         """Return the first frames for a new subscriber: the snapshot, the output so far, and what was sent last."""
         output = run.output.frames if self.options.include_output else ()
-        return [self._snapshot(run), *output, *self.last_frames()]
+        waiting = () if run.waiting is None else (run.waiting,)
+        return [self._snapshot(run), *waiting, *output, *self.last_frames()]
 
     def last_frames(self, known: SentOutcome | None = None) -> list[AnyFrame]:
         """Return the outcome and the `end`, if they were sent. The outcome is left out for a subscriber that has it."""

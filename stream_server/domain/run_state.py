@@ -17,7 +17,7 @@ from stream_server.domain.prediction import UNSUCCESSFUL_STATES, Prediction
 from stream_server.domain.task_instances import SourceRow, TaskInstance, TaskInstances
 from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output, output_frames, run_frame, task_frame
-from stream_server.protocol.frames import NO_STATUS, AnyFrame, AnyOutputFrame, RunInfo, Snapshot, TaskInfo
+from stream_server.protocol.frames import NO_STATUS, AnyFrame, AnyOutputFrame, RunInfo, Snapshot, TaskInfo, Waiting
 
 MAX_OUTPUT_BYTES = 1024 * 1024
 """Default for how much output of a run is kept, in bytes."""
@@ -33,6 +33,9 @@ FINAL_RUN_STATES = frozenset({"success", "failed"})
 """States in which a run has ended (`airflow.utils.state.State.finished_dr_states`)."""
 
 _PUSHING_STATES = frozenset({"running", "success"})
+
+_PROCEEDING_STATES = frozenset({"queued", "running", "restarting", "deferred", "awaiting_input"})
+"""States of a task instance that proceeds, or waits for something outside Airflow, also while its DAG is paused."""
 
 RETRACTING_STATES = frozenset({None, "restarting", "up_for_retry"})
 """States of a task instance that will start a new try. They retract its output."""
@@ -85,6 +88,9 @@ class RunState:
         self.last_change = SourceRow()
         """The last change of the run itself."""
 
+        self.waiting: Waiting | None = None
+        """Why the run does not proceed, if that is known."""
+
         self.is_deleted = False
         self.is_outdated = False
         """Whether the run must be read again: its structure has changed, or instances were deleted."""
@@ -99,6 +105,13 @@ class RunState:
     @property
     def has_ended(self) -> bool:
         return self.is_deleted or self.info.state in FINAL_RUN_STATES
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the next step is up to the scheduler."""
+        return not self.has_ended and all(
+            _PROCEEDING_STATES.isdisjoint(instances.by_state) for instances in self.tasks.values()
+        )
 
     @property
     def task_ids(self) -> set[str]:
@@ -117,6 +130,8 @@ class RunState:
         """
         if self.is_outdated_by(transition):
             self.is_outdated = True
+        if transition.kind in {TransitionKind.TASK, TransitionKind.RUN}:
+            self.waiting = None
         if transition.kind is TransitionKind.TASK:
             self._apply_task(transition)
             return [task_frame(transition)]

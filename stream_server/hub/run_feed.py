@@ -18,7 +18,7 @@ from stream_server.hub.redaction import redact
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumeToken, SentOutcome
-from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, ResetReason
+from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, ResetReason, Waiting
 from stream_server.protocol.wire import Wire
 
 
@@ -50,8 +50,11 @@ class SubscriberGroup:
             if self._initial_wires is None:
                 self._initial_wires = self.encode(self.tracker.initial_frames(run), self.resume_token(position))
             subscription.push(self._initial_wires)
-        elif last := self.encode(self.tracker.last_frames(token.sent_outcome), self.resume_token(position)):
-            subscription.push(last)
+            return
+        waiting = () if run.waiting is None else (run.waiting,)
+        last = [*waiting, *self.tracker.last_frames(token.sent_outcome)]
+        if wires := self.encode(last, self.resume_token(position)):
+            subscription.push(wires)
 
     def take_over(self, other: SubscriberGroup) -> None:
         """Add the subscriptions of a group that were sent the same as those of this one."""
@@ -77,6 +80,10 @@ class SubscriberGroup:
         if not self.options.include_output:
             shared = [frame for frame in shared if not isinstance(frame, (Chunk, Progress))]
         self._publish([*shared, *self.tracker.update(run, retraction)], position)
+
+    def publish_waiting(self, frame: Waiting, position: JournalPosition) -> None:
+        """Publish why the run does not proceed. It changes nothing else."""
+        self._publish([frame], position)
 
     def add_values(
         self, run: RunState, task_ids: frozenset[str], values: ReturnValues, position: JournalPosition
@@ -132,6 +139,9 @@ class RunFeed:
         self.key = key
         self.run_state: RunState | None = None
         self.groups: dict[GroupKey, SubscriberGroup] = {}
+        self.changes = 0
+        """Counts loads and batches."""
+
         self._loaded_at: JournalPosition | None = None
         self._pending: list[Transition] = []
 
@@ -147,6 +157,7 @@ class RunFeed:
 
     def start(self, run: RunState, loaded_at: JournalPosition) -> None:
         """Take over a state that was loaded, and apply the pending transitions that it does not include."""
+        self.changes += 1
         pending, self._pending = self._pending, []
         self.run_state, self._loaded_at = run, loaded_at
         for transition in self._unseen(pending):
@@ -177,11 +188,21 @@ class RunFeed:
         if self.run_state is None:
             self._pending.extend(transitions)
             return
+        self.changes += 1
         shared = [frame for transition in self._unseen(transitions) for frame in self.run_state.apply(transition)]
         retraction = self.run_state.take_retraction()
         for group in list(self.groups.values()):
             group.apply(self.run_state, shared, self._own_position(position), retraction=retraction)
         self._settle_groups()
+
+    def set_waiting(self, waiting: Waiting | None, position: JournalPosition) -> None:
+        """Publish why the run does not proceed, or that the reason does not hold any more, if that has changed."""
+        if self.run_state is None or waiting == self.run_state.waiting:
+            return
+        self.run_state.waiting = waiting
+        frame = waiting or Waiting(dag_id=self.key.dag_id, run_id=self.key.run_id, reason=None)
+        for group in self.groups.values():
+            group.publish_waiting(frame, self._own_position(position))
 
     def add_values(self, task_ids: frozenset[str], values: ReturnValues, position: JournalPosition) -> None:
         """Continue with the return values of some tasks, and publish what follows."""

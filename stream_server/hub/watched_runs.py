@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
@@ -17,12 +17,18 @@ from stream_server.hub.asyncio_tasks import TaskSet
 from stream_server.hub.run_feed import RunFeed
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition
-from stream_server.protocol.frames import ResetReason
+from stream_server.protocol.frames import ResetReason, Waiting
 
 log = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+WAITING_CHECK_SECONDS = 2.0
+"""How often to look for runs that do not proceed. A run counts as one if it has not changed since the last time."""
+
+MAX_WAITING_RUNS = 500
+"""How many such runs one query looks up."""
 
 RETRY_SECONDS = 0.5
 """Pause before a read is repeated that PostgreSQL did not answer."""
@@ -49,6 +55,9 @@ class RunSource(Protocol):
     async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
         """Read the return values of tasks of a run."""
 
+    async def read_waiting(self, keys: Sequence[RunKey]) -> Mapping[RunKey, Waiting]:
+        """Read why unfinished runs do not proceed. Runs without a known reason are left out."""
+
     async def reconnect(self) -> None:
         """Open new connections: the PostgreSQL server may be another one."""
 
@@ -65,6 +74,12 @@ class WatchedRun:
     watcher_count: int = 0
     """Subscriptions, and those that wait for the load."""
 
+    checked_changes: int = -1
+    """`feed.changes` when it was last looked at whether the run proceeds."""
+
+    is_at_rest: bool | None = None
+    """Whether the next step is up to the scheduler, as of `checked_changes`; `None` if not looked at."""
+
 
 class WatchedRuns:
     """All watched runs.
@@ -79,6 +94,7 @@ class WatchedRuns:
         self._cursor = cursor
         self._runs: dict[RunKey, WatchedRun] = {}
         self._tasks = TaskSet("watched run")
+        self._waiting_check: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -99,6 +115,8 @@ class WatchedRuns:
             watched = self._runs[key] = WatchedRun(RunFeed(key))
             watched.load_task = self._tasks.start(self._load(watched), "load")
         watched.watcher_count += 1
+        if self._waiting_check is None or self._waiting_check.done():
+            self._waiting_check = self._tasks.start(self._check_waiting(), "waiting check")
         try:
             await self._wait_until_loaded(watched)
         except BaseException:
@@ -178,6 +196,8 @@ class WatchedRuns:
         """Remove a run, so that the next `acquire` loads it again."""
         if self._runs.get(watched.feed.key) is watched:
             del self._runs[watched.feed.key]
+        if not self._runs and self._waiting_check is not None:
+            self._waiting_check.cancel()
 
     def _start_reload(self, watched: WatchedRun, reason: ResetReason) -> None:
         watched.feed.restart_loading()
@@ -245,6 +265,26 @@ class WatchedRuns:
         finally:
             watched.fetch_task = None
 
+    async def _check_waiting(self) -> None:
+        """Look up why runs do not proceed, as long as any are watched: one query for all that have not changed."""
+        while True:
+            await asyncio.sleep(WAITING_CHECK_SECONDS)
+            resting = [watched for watched in self._runs.values() if _is_resting(watched)]
+            for start in range(0, len(resting), MAX_WAITING_RUNS):
+                await self._read_waiting(resting[start : start + MAX_WAITING_RUNS])
+
+    async def _read_waiting(self, resting: Sequence[WatchedRun]) -> None:
+        changes = [watched.feed.changes for watched in resting]
+        try:
+            found = await self._source.read_waiting([watched.feed.key for watched in resting])
+        except Unavailable as error:
+            log.info("It can't be read why runs wait: %s", error)
+            return
+        for watched, before in zip(resting, changes, strict=True):
+            if watched.feed.changes == before and self._runs.get(watched.feed.key) is watched:
+                with self._isolate_failure(watched):
+                    watched.feed.set_waiting(found.get(watched.feed.key), self._cursor())
+
     async def _retry_until_available(
         self, read: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
@@ -268,3 +308,16 @@ class WatchedRuns:
     def _disconnect(self, watched: WatchedRun, reason: str) -> None:
         watched.feed.disconnect(CloseCode.INTERNAL, reason)
         self._discard(watched)
+
+
+def _is_resting(watched: WatchedRun) -> bool:
+    """Whether a run has not changed since the last call, and the next step is up to the scheduler."""
+    run = watched.feed.run_state
+    if watched.feed.changes != watched.checked_changes:
+        watched.checked_changes, watched.is_at_rest = watched.feed.changes, None
+        return False
+    if run is None:
+        return False
+    if watched.is_at_rest is None:
+        watched.is_at_rest = run.is_at_rest
+    return watched.is_at_rest

@@ -33,7 +33,7 @@ from stream_server.journal.reader import decode_rows, limit_to_newest_row, log_s
 from stream_server.journal.replica_snapshot import fetch_with_snapshot
 from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition
-from stream_server.protocol.frames import RunInfo
+from stream_server.protocol.frames import RunInfo, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +203,12 @@ class RunStore:
         async with self.acquire_connection() as (connection, queries):
             return _build_values(await connection.fetch(queries["final_values"], *key, named, self._max_result_bytes))
 
+    async def read_waiting(self, keys: Sequence[RunKey]) -> dict[RunKey, Waiting]:
+        """Return why unfinished runs do not proceed. Errors as for `read_values`."""
+        async with self.acquire_connection() as (connection, queries):
+            rows = await connection.fetch(queries["waiting_runs"], *map(list, zip(*keys, strict=True)))
+        return {RunKey(row["dag_id"], row["run_id"]): _build_waiting(row) for row in rows}
+
     async def prune_journal(
         self,
         age: float | None,
@@ -322,6 +328,10 @@ class RunStore:
             return None
         bodies = {row["id"]: row["body"] for row in rows}
         return [one._replace(body=bodies.get(one.seq)) for one in transitions]
+
+
+def _build_waiting(row: asyncpg.Record) -> Waiting:
+    return Waiting(dag_id=row["dag_id"], run_id=row["run_id"], reason=row["reason"], active_runs=row["active_runs"])
 
 
 def _build_values(rows: Sequence[asyncpg.Record]) -> ReturnValues:

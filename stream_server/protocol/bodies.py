@@ -8,14 +8,8 @@ from typing import Annotated, Literal, TypeAlias, TypedDict
 import msgspec
 from msgspec import Meta
 
-from stream_server.protocol.frames import (
-    DagId,
-    NoOutcomeReason,
-    Reference,
-    RunId,
-    SkippedTaskId,
-    TaskId,
-)
+from stream_server.protocol.frame_members import DagId, NoOutcomeReason, RunId, SkippedTaskId, TaskId
+from stream_server.protocol.frames import WAITING_REASONS, Reference
 
 # Members that mean the same in several bodies.
 
@@ -46,6 +40,22 @@ class FailureInfo(msgspec.Struct, frozen=True, kw_only=True):
     predicted: Annotated[
         bool, Meta(description="Whether the failure is certain before Airflow has written the state that causes it.")
     ]
+
+
+class WaitingInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a run does not proceed, as in the frame `waiting`."""
+
+    reason: Annotated[
+        str,
+        Meta(
+            description=(
+                "`dag_paused`: the DAG is paused. `active_runs`: as many runs of the DAG are running as its"
+                " `max_active_runs` permits."
+            ),
+            extra_json_schema={"enum": list(WAITING_REASONS)},
+        ),
+    ]
+    active_runs: Annotated[int | None, Meta(description="Number of running runs; only with `active_runs`.")] = None
 
 
 class RunAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -87,6 +97,9 @@ class RunAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     failure: Annotated[FailureInfo | None, Meta(description="Why there will be no result.")] = None
     tasks: Annotated[
         dict[str, int] | None, Meta(description="Number of task instances by state, while the outcome is pending.")
+    ] = None
+    waiting: Annotated[
+        WaitingInfo | None, Meta(description="Why the run does not proceed, while the outcome is pending.")
     ] = None
 
 

@@ -48,6 +48,7 @@ from stream_server.protocol.frames import (
     Snapshot,
     TaskInfo,
     TaskTransition,
+    Waiting,
 )
 from stream_server.protocol.wire import Wire
 
@@ -116,6 +117,7 @@ FRAMES = (
             clear_number=0,
         )
     ),
+    Wire(Waiting(dag_id=DAG_ID, run_id=RUN_ID, reason="active_runs", active_runs=16)),
     Wire(Result(dag_id="report", run_id="r1", results={}, references={"render": LARGE_VALUE})),
     Wire(
         Result(

@@ -6,78 +6,30 @@ All transports send the same objects; `wire` encodes them. Docstrings and descri
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta
 
 from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.frame_members import (
+    ClearNumber,
+    Frame,
+    MapIndex,
+    MapIndexes,
+    NoOutcomeReason,
+    PreviousState,
+    RowFrame,
+    RunFrame,
+    SkippedTaskId,
+    TaskId,
+    Timestamp,
+    TryNumber,
+)
 
-Timestamp: TypeAlias = Annotated[datetime, Meta(tz=True)]
-"""A time in UTC; RFC 3339 on the wire."""
-
-# Members that mean the same in several frames.
-
-DagId: TypeAlias = Annotated[str, Meta(description="The DAG.")]
-RunId: TypeAlias = Annotated[str, Meta(description="The run, as Airflow names it.")]
-TaskId: TypeAlias = Annotated[str, Meta(description="The task.")]
-MapIndex: TypeAlias = Annotated[
-    int, Meta(description="Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet.")
-]
-TryNumber: TypeAlias = Annotated[int, Meta(description="Number of the try, counted from 1; 0 before the first try.")]
-ClearNumber: TypeAlias = Annotated[int, Meta(description="How often the run was cleared.")]
-PreviousState: TypeAlias = Annotated[str | None, Meta(description="The state before; `null` if there was none.")]
 References: TypeAlias = Annotated[
     dict[str, "Reference"], Meta(description="By task, where to get a value that is too large to be sent.")
 ]
-MapIndexes: TypeAlias = Annotated[
-    dict[str, list[int]],
-    Meta(description="By mapped task, the `map_index` of each value of its list. Only for tasks whose list has gaps."),
-]
-
-NO_OUTCOME_REASONS = ("task_skipped", "no_result_task", "run_ended")
-"""Reasons for the outcome `none` that this version sends. Older clients must accept reasons that they do not know."""
-
-NoOutcomeReason: TypeAlias = Annotated[
-    str | None,
-    Meta(
-        description=(
-            "Why the outcome is `none`; absent for other outcomes.\n\n"
-            "`task_skipped`: the result tasks were skipped. `no_result_task`: no task is a result task. `run_ended`:"
-            " the run ended as a success before the result tasks had a value, for example as it was marked as one."
-        ),
-        extra_json_schema={"enum": [*NO_OUTCOME_REASONS, None]},
-    ),
-]
-SkippedTaskId: TypeAlias = Annotated[
-    str | None, Meta(description="The first result task that was skipped; only with `task_skipped`.")
-]
-
-
-class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """Base of all frames."""
-
-
-class RunFrame(Frame, frozen=True, kw_only=True):
-    """A frame about one DAG run."""
-
-    dag_id: DagId
-    run_id: RunId
-
-
-class RowFrame(RunFrame, frozen=True, kw_only=True):
-    """A frame that is made of one journal row."""
-
-    seq: Annotated[
-        int,
-        Meta(
-            description=(
-                "Id of the row. Together with `type` it is unique in the stream, except for `chunk` and `progress`."
-            )
-        ),
-    ]
-    at: Annotated[Timestamp, Meta(description="When the row was written, inside Airflow's transaction; UTC.")]
 
 
 class TaskTransition(RowFrame, frozen=True, kw_only=True, tag="task"):
@@ -194,6 +146,27 @@ class Snapshot(RunFrame, frozen=True, kw_only=True, tag="snapshot", omit_default
             )
         ),
     ] = msgspec.field(default_factory=dict)
+
+
+WAITING_REASONS = ("dag_paused", "active_runs")
+"""Reasons that this version sends. Older clients must accept reasons that they do not know."""
+
+
+class Waiting(RunFrame, frozen=True, kw_only=True, tag="waiting", omit_defaults=True):
+    """The run does not proceed. This holds until the next frame of type `waiting`, `run`, `task` or `snapshot`."""
+
+    reason: Annotated[
+        str | None,
+        Meta(
+            description=(
+                "Why the run waits; `null` if the reason that was sent does not hold any more.\n\n"
+                "`dag_paused`: the DAG is paused. `active_runs`: as many runs of the DAG are running as its"
+                " `max_active_runs` permits."
+            ),
+            extra_json_schema={"enum": [*WAITING_REASONS, None]},
+        ),
+    ]
+    active_runs: Annotated[int | None, Meta(description="Number of running runs; only with `active_runs`.")] = None
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
@@ -381,6 +354,7 @@ class Refusal(Frame, frozen=True, kw_only=True, tag="error"):
 
 AnyFrame: TypeAlias = (
     Snapshot
+    | Waiting
     | TaskTransition
     | RunTransition
     | Chunk

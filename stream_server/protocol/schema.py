@@ -10,7 +10,8 @@ import msgspec
 
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.examples import FRAMES, frame_examples
-from stream_server.protocol.frames import Ack, AnyFrame, AuthExpiring, Close, Frame, Refusal
+from stream_server.protocol.frame_members import Frame
+from stream_server.protocol.frames import Ack, AnyFrame, AuthExpiring, Close, Refusal
 
 Json: TypeAlias = dict[str, Any]
 

@@ -7,7 +7,7 @@ The triggers write the rows that those of the journal write (`journal/sql/functi
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -26,7 +26,7 @@ from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.task_instances import SourceRow, TaskInstance
 from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.protocol.cursor import JournalPosition
-from stream_server.protocol.frames import RunInfo
+from stream_server.protocol.frames import RunInfo, Waiting
 from support.outcome_dags import DAG_ID
 
 KEY = RunKey(DAG_ID, "run")
@@ -223,6 +223,9 @@ class RunTables:
 
     async def is_foreign(self, _cursor: JournalPosition) -> bool:
         return False
+
+    async def read_waiting(self, _keys: Sequence[RunKey]) -> Mapping[RunKey, Waiting]:
+        return {}
 
     async def read_values(self, _key: RunKey, task_ids: Collection[str]) -> ReturnValues:
         values: dict[tuple[str, int], ReturnValue] = {}

@@ -10,7 +10,7 @@ from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.errors import BadParameter, NoResult
 from stream_server.hub.redaction import redact
-from stream_server.protocol.bodies import FailureInfo, RunAnswer
+from stream_server.protocol.bodies import FailureInfo, RunAnswer, WaitingInfo
 from stream_server.protocol.frames import NO_STATUS, AnyFrame, Failure, Result
 
 FORBIDDEN = 403
@@ -28,7 +28,12 @@ def build_answer(key: RunKey, tracker: OutcomeTracker, run: RunState | None) -> 
     if tracker.sent_end is None:
         state = None if run is None else run.info.state
         return RunAnswer(
-            dag_id=dag_id, dag_run_id=run_id, state=state, outcome="pending", tasks=_count_task_states(run)
+            dag_id=dag_id,
+            dag_run_id=run_id,
+            state=state,
+            outcome="pending",
+            tasks=_count_task_states(run),
+            waiting=_build_waiting_info(run),
         )
     outcome: AnyFrame | None = tracker.sent_outcome
     if outcome is not None and tracker.options.redact_values:
@@ -89,6 +94,12 @@ def _build_failure_info(failure: Failure) -> FailureInfo:
         state=failure.state,
         predicted=failure.predicted,
     )
+
+
+def _build_waiting_info(run: RunState | None) -> WaitingInfo | None:
+    if run is None or run.waiting is None or run.waiting.reason is None:
+        return None
+    return WaitingInfo(reason=run.waiting.reason, active_runs=run.waiting.active_runs)
 
 
 def _count_task_states(run: RunState | None) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, JournalRow, ResumePoint, ResumeToken
-from stream_server.protocol.frames import Reset
+from stream_server.protocol.frames import Reset, Waiting
 from stream_server.server.metrics import Metrics
 from support.builders import KEY, History, types
 from support.waiting import eventually_async
@@ -55,6 +55,9 @@ class Source:
     async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
         self.reads.append(asyncio.get_running_loop().create_future())
         return await self.reads[-1]
+
+    async def read_waiting(self, keys: Sequence[RunKey]) -> Mapping[RunKey, Waiting]:
+        return {}
 
     async def reconnect(self) -> None:
         self.reconnects += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -16,7 +16,7 @@ from stream_server.domain.transition import Transition
 from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition, ResumePoint, ResumeToken
-from stream_server.protocol.frames import Failure, Result
+from stream_server.protocol.frames import Failure, Result, Waiting
 from stream_server.server.metrics import Metrics
 from support.builders import KEY, History, types
 from support.client_knowledge import Knowledge, history_rows
@@ -59,6 +59,9 @@ class Source:
     async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
         self._values.append((task_ids, asyncio.get_running_loop().create_future()))
         return await self._values[-1][1]
+
+    async def read_waiting(self, keys: Sequence[RunKey]) -> Mapping[RunKey, Waiting]:
+        return {}
 
     async def is_foreign(self, cursor: JournalPosition) -> bool:
         return False

@@ -56,6 +56,31 @@ export interface TaskInfo {
   end_date: string | null
 }
 
+/** The run does not proceed. This holds until the next frame of type `waiting`, `run`, `task` or `snapshot`. */
+export interface Waiting {
+  type: "waiting"
+  /** The DAG. */
+  dag_id: string
+  /** The run, as Airflow names it. */
+  run_id: string
+  /**
+   * Why the run waits; `null` if the reason that was sent does not hold any more.
+   *
+   * `dag_paused`: the DAG is paused. `active_runs`: as many runs of the DAG are running as its `max_active_runs`
+   * permits.
+   */
+  reason: "dag_paused" | "active_runs" | null | (string & {})
+  /** Number of running runs; only with `active_runs`. */
+  active_runs?: number | null
+  /** On a connection with several streams, the `id` that the client gave the stream. */
+  id?: string
+  /**
+   * Position in the stream after this frame. A client that reconnects sends it back to resume from there. On
+   * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
+   */
+  cursor?: string
+}
+
 /** A task instance changed. An instance with `map_index` 0 or more replaces the one with -1. */
 export interface TaskTransition {
   type: "task"
@@ -331,6 +356,7 @@ export interface End {
 /** Any frame; `type` is the discriminator. */
 export type Frame =
   | Snapshot
+  | Waiting
   | TaskTransition
   | RunTransition
   | Chunk
@@ -349,6 +375,7 @@ export type Frame =
 /** The frame types that this version supports. Other frames are ignored. */
 export const FRAME_TYPES = [
   "snapshot",
+  "waiting",
   "task",
   "run",
   "chunk",
