@@ -27,6 +27,10 @@ MAX_QUEUE_SECONDS = 30.0
 """How long a request waits until fewer than the maximum number are in progress."""
 
 
+MAX_QUEUED = 10_000
+"""Maximum number of requests that wait so. Enough for all clients that come back after a restart of this server."""
+
+
 class CachedPermission(NamedTuple):
     """An answer of Airflow."""
 
@@ -89,6 +93,7 @@ class PermissionCache:
         self._requests: dict[_Key, asyncio.Task[CachedPermission]] = {}
         self._tasks = TaskSet("permission request")
         self._request_limit = asyncio.Semaphore(at_once)
+        self._queued = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -132,13 +137,19 @@ class PermissionCache:
         """Count a request to Airflow as in progress. Also used for those that are not made here.
 
         Raises:
-            PermissionUnknown: There were too many for `MAX_QUEUE_SECONDS`.
+            PermissionUnknown: There were too many for `MAX_QUEUE_SECONDS`, or `MAX_QUEUED` others wait.
         """
+        too_slow = PermissionUnknown("Airflow answers too slowly: too many requests for permissions wait")
+        if self._queued >= MAX_QUEUED:
+            raise too_slow
+        self._queued += 1
         try:
             with anyio.fail_after(MAX_QUEUE_SECONDS):
                 await self._request_limit.acquire()
         except TimeoutError:
-            raise PermissionUnknown("Airflow answers too slowly: too many requests for permissions wait") from None
+            raise too_slow from None
+        finally:
+            self._queued -= 1
         try:
             yield
         finally:

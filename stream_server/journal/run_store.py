@@ -17,7 +17,7 @@ from stream_server.domain.run_state import MAX_OUTPUT_BYTES, RETRACTING_STATES, 
 from stream_server.domain.task_instances import SourceRow, TaskInstance
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
-from stream_server.errors import JournalMissing, RunNotFound
+from stream_server.errors import JournalMissing, JournalUnreachable, RunNotFound
 from stream_server.journal.connection import (
     CLOSE_TIMEOUT,
     AnyConnection,
@@ -56,6 +56,9 @@ OUTPUT_SCHEMA_VERSION = 3
 POOL_TIMEOUT_SECONDS = 20.0
 """How long to wait for a connection of the pool, including the time to open one."""
 
+MAX_QUEUED = 10_000
+"""Maximum number of reads that wait for a connection. Enough for all clients that come back after a restart."""
+
 REPLICA_LAG_SECONDS, REPLICA_PAUSE_SECONDS = 1.0, 0.05
 """Timeout and interval for a run that a read replica does not have yet: it may have been triggered a moment ago."""
 
@@ -89,6 +92,7 @@ class RunStore:
         self._max_result_bytes = max_result_bytes
         self._max_output_bytes = max_output_bytes
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._queued = 0
         self._queries: dict[str, str] | None = None
         self._graphs = GraphCache()
         self._logged_causes = LoggedCauses()
@@ -259,8 +263,11 @@ class RunStore:
         """Lend a connection of the pool, with the blocks of `queries.sql`.
 
         Raises:
-            JournalUnreachable: None becomes free in `POOL_TIMEOUT_SECONDS`, or as for `read_history`.
+            JournalUnreachable: None becomes free in `POOL_TIMEOUT_SECONDS`, `MAX_QUEUED` others wait, or as for
+                `read_history`.
         """
+        if self._queued >= MAX_QUEUED:
+            raise JournalUnreachable("PostgreSQL answers too slowly: too many reads wait for a connection")
         with map_postgres_errors():
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
@@ -270,10 +277,17 @@ class RunStore:
                     connect=cast("Any", open_connection),
                     connection_class=DatabaseConnection,
                 )
-            async with self._pool.acquire(timeout=POOL_TIMEOUT_SECONDS) as connection:
+            self._queued += 1
+            try:
+                connection = await self._pool.acquire(timeout=POOL_TIMEOUT_SECONDS)
+            finally:
+                self._queued -= 1
+            try:
                 if self._queries is None:
                     self._queries = await load_queries_for(connection)
                 yield connection, self._queries
+            finally:
+                await self._pool.release(connection)
 
     async def read_output_bodies(self, rows: Collection[int]) -> dict[int, str | None]:
         """Return the output of journal rows, by row. Errors as for `read_history`."""

@@ -200,6 +200,18 @@ async def test_a_pool_in_use_is_waited_for_a_bounded_time(journal: str, monkeypa
     await runs.close()
 
 
+async def test_the_queue_for_the_pool_is_bounded(journal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_store, "MAX_QUEUED", 2)
+    runs = RunStore(journal, pool_size=1, max_result_bytes=0)
+    async with runs.acquire_connection():
+        reads = [asyncio.create_task(runs.read_snapshot()) for _ in range(5)]
+        await eventually_async(lambda: sum(read.done() for read in reads) == 3, what="the others are refused at once")
+    answers = await asyncio.gather(*reads, return_exceptions=True)
+    assert [isinstance(answer, JournalUnreachable) for answer in answers] == [False, False, True, True, True]
+    await runs.read_snapshot()
+    await runs.close()
+
+
 async def test_a_server_disconnected_for_longer_than_the_retention_resyncs(
     airflow: AirflowSql, server: RunningServer, run: RunKey
 ) -> None:

@@ -130,6 +130,20 @@ async def test_a_request_waits_for_a_bounded_time(
     await asyncio.gather(*calls)
 
 
+async def test_the_queue_of_requests_is_bounded(
+    cache: PermissionCache, airflow: Airflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(permission_cache, "MAX_QUEUED", 5)
+    airflow.responds.clear()
+    calls = [asyncio.create_task(cache.get(ADA, ("runs", str(number)), airflow.fetch)) for number in range(20)]
+    await eventually_async(lambda: sum(call.done() for call in calls) == 13, what="the others are refused at once")
+    airflow.responds.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert answers[:7] == [CachedPermission(200)] * 7
+    assert {type(answer) for answer in answers[7:]} == {PermissionUnknown}
+    assert await cache.get(ADA, ("runs", "19"), airflow.fetch) == CachedPermission(200)
+
+
 async def test_the_least_recently_used_permissions_are_dropped_first(cache: PermissionCache, airflow: Airflow) -> None:
     for dag_id in ("a", "b", "c", "a", "d"):
         await cache.get(ADA, ("runs", dag_id), airflow.fetch)

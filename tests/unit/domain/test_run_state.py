@@ -135,6 +135,21 @@ def test_a_push_does_not_count_for_the_next_try() -> None:
     assert pushed(history) == (False, False)
 
 
+@pytest.mark.parametrize("state", ["scheduled", "queued", "running", "success"])
+def test_a_push_does_not_count_for_a_row_of_another_try(state: str) -> None:
+    """Also if the rows between both tries are missing, as after a dropped write."""
+    history = History()
+    history.start("answer")
+    history.push("answer")
+    run = history.state()
+    history.set_task("answer", state)
+    (row,) = history.journal[-1:]
+    for try_number, is_pushed in ((row.try_number, True), ((row.try_number or 0) + 1, False)):
+        run.apply(row._replace(try_number=try_number))
+        instance = run.tasks["answer"][-1]
+        assert (instance.pushed is not None) == is_pushed
+
+
 def test_a_push_before_a_deferral_counts_afterwards() -> None:
     """It is the same try: Airflow keeps its XComs and its `start_date`."""
     history = History()
