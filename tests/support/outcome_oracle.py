@@ -20,6 +20,8 @@ from support.outcome_tables import InstanceRow, Tables
 FAILED = frozenset({"failed", "upstream_failed", "removed"})
 """States of a result task that are a failure of the answer."""
 
+FINISHED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
+
 ON_FAILURE_ONLY = frozenset({"one_failed", "all_failed"})
 """Rules of leaves that run only if something failed."""
 
@@ -61,7 +63,7 @@ class Question:
 class _Answer(NamedTuple):
     """The state of one result task."""
 
-    state: Literal["value", "failed", "skipped", "waiting"]
+    state: Literal["value", "failed", "upstream_failed", "skipped", "waiting"]
     value: Any = None
     indexes: list[int] | None = None
     may_be_empty: bool = False
@@ -109,9 +111,14 @@ class Oracle:
         states = [answer.state for answer in answers.values()]
         if "failed" in states:
             return [Outcome("failure")]
+        if "upstream_failed" in states:
+            # A task that is yet to decide to skip it overwrites this state (`ti_skip_downstream`).
+            return [Outcome("failure"), PENDING]
         if self._may_have_failed_mark(state, question):
             return [Outcome("failure"), self._judge_answers(tasks, answers, state, question)]
         found = [self._judge_answers(tasks, answers, state, question)]
+        if found[0].kind == "result" and self._may_show_mark(state, question):
+            found.append(PENDING)
         if self._may_be_interrupted(answers, state, question):
             ended = frozenset({"run_ended", "task_skipped"})
             found.append(Outcome("none", reasons=ended, task_id=tasks[0]) if state == "success" else Outcome("failure"))
@@ -129,10 +136,19 @@ class Oracle:
     def is_certain_to_fail(self) -> bool:
         """Whether a leaf that decides the state of the run has failed (`DagRun._tis_for_dagrun_state`)."""
         return any(
-            row.state in {"failed", "upstream_failed"}
+            row.state == "failed" or (row.state == "upstream_failed" and not self._may_be_skipped(task_id))
             for task_id in self._deciding_leaves()
             for row in self._of_task.get(task_id, {}).values()
         )
+
+    def _may_be_skipped(self, task_id: str) -> bool:
+        """Whether a task may decide later to skip one that did not run, or `fail_fast` may."""
+        if self._tables.run.state in {"success", "failed"}:
+            return False
+        above = self._dag.get_task(task_id).get_flat_relative_ids(upstream=True) if self._dag.has_task(task_id) else ()
+        deciders = [one for one in above if self._dag.get_task(one).inherits_from_skipmixin]
+        unfinished = {one for (one, _), row in self._tables.instances.items() if row.state not in FINISHED}
+        return bool(unfinished & set(deciders)) or bool(self._dag.fail_fast and unfinished)
 
     def only_leaf(self) -> str | None:
         """Return the implicit result task (rule 1)."""
@@ -159,6 +175,12 @@ class Oracle:
             if shown:
                 known[task_id] = any(shown)
         return {task_id for task_id, is_marked in known.items() if is_marked}
+
+    def _may_show_mark(self, state: str, question: Question) -> bool:
+        """Whether an unfinished task may show Airflow's own mark, so that the only leaf is not the result task."""
+        if question.named or self._authors_marks() or self._native_marks(question) or state in {"success", "failed"}:
+            return False
+        return any(row.state not in FINISHED for row in self._tables.instances.values())
 
     def _may_have_failed_mark(self, state: str, question: Question) -> bool:
         """Whether a task that failed may bear Airflow's own mark, which only its return value would show (rule 6)."""
@@ -203,7 +225,8 @@ class Oracle:
             # A mapping that shrinks loses the indexes beyond its length.
             rows = {index: row for index, row in rows.items() if row.state != "removed"}
         if any(row.state in FAILED for row in rows.values()):
-            return _Answer("failed")
+            is_final = any(row.state == "failed" for row in rows.values()) or not self._may_be_skipped(task_id)
+            return _Answer("failed" if is_final else "upstream_failed")
         values = {index: row for index, row in sorted(rows.items()) if row.has_current_value or row.state == "success"}
         skipped = [index for index, row in rows.items() if row.state == "skipped"]
         if len(values) + len(skipped) < len(rows):

@@ -38,6 +38,7 @@ _COLUMNS = (
 )
 _TASK_ROW = "'task', NEW.task_id, NEW.map_index, NEW.try_number, NEW.state"
 _RUN_ROW = "'run', NULL, NULL, NULL, NEW.state"
+_CHANGED_ROW = "'run_changed', " + ", ".join(["NULL"] * 11)
 _DATES = "NEW.start_date, NEW.end_date, NULL, NULL"
 
 
@@ -54,6 +55,8 @@ TRIGGERS = [
                 "INSERT ON task_instance": f"{_TASK_ROW}, NULL, NULL, NULL, {_DATES}",
                 "UPDATE ON task_instance WHEN NEW.state IS NOT OLD.state OR NEW.try_number IS NOT OLD.try_number"
                 " OR NEW.map_index <> OLD.map_index": f"{_TASK_ROW}, OLD.state, NULL, NULL, {_DATES}",
+                "UPDATE ON task_instance WHEN NEW.dag_version_id IS NOT OLD.dag_version_id": _CHANGED_ROW,
+                "DELETE ON task_instance": _CHANGED_ROW,
                 "INSERT ON dag_run": f"{_RUN_ROW}, NULL, NEW.clear_number, NEW.queued_at, {_DATES}",
                 "UPDATE ON dag_run WHEN NEW.state IS NOT OLD.state OR NEW.clear_number <> OLD.clear_number": (
                     f"{_RUN_ROW}, OLD.state, NEW.clear_number, NEW.queued_at, {_DATES}"
