@@ -222,7 +222,8 @@ def _result_frame(run: RunState, result: ResultKnown, values: ReturnValues) -> R
             results[task_id] = _raw_json(found[0])
         else:
             results[task_id] = msgspec.Raw(b"[%b]" % b",".join(bytes(_raw_json(value)) for value in found))
-            if len(indexes) < count_expected_results(instances):
+            # An index is missing if its instance was skipped, or was deleted.
+            if len(indexes) < count_expected_results(instances) or indexes[-1] >= len(indexes):
                 map_indexes[task_id] = indexes
     return Result(
         dag_id=run.key.dag_id,

@@ -122,6 +122,7 @@ class Oracle:
         if self._may_be_interrupted(answers, state, question):
             ended = frozenset({"run_ended", "task_skipped"})
             found.append(Outcome("none", reasons=ended, task_id=tasks[0]) if state == "success" else Outcome("failure"))
+            found += [PENDING] if state not in {"success", "failed"} else []
         for task_id, answer in answers.items():
             if answer.may_be_empty:
                 other = _Answer("skipped") if answer.state == "value" else _Answer("value", [], [])
@@ -225,7 +226,9 @@ class Oracle:
             # A mapping that shrinks loses the indexes beyond its length.
             rows = {index: row for index, row in rows.items() if row.state != "removed"}
         if any(row.state in FAILED for row in rows.values()):
-            is_final = any(row.state == "failed" for row in rows.values()) or not self._may_be_skipped(task_id)
+            is_final = any(row.state in {"failed", "removed"} for row in rows.values()) or not self._may_be_skipped(
+                task_id
+            )
             return _Answer("failed" if is_final else "upstream_failed")
         values = {index: row for index, row in sorted(rows.items()) if row.has_current_value or row.state == "success"}
         skipped = [index for index, row in rows.items() if row.state == "skipped"]
@@ -255,7 +258,7 @@ class Oracle:
         A timeout, a person who marks the run, and `fail_fast` skip what waits. Marking a run also sets what runs to its
         state. A person who marks a task as a success after the run leaves the same row.
         """
-        fails_fast = bool(self._dag.fail_fast) and any(row.state == "failed" for row in self._tables.instances.values())
+        fails_fast = bool(self._dag.fail_fast)
         if state not in {"success", "failed"} and not fails_fast:
             return False
         if (question.is_interrupted or fails_fast) and any(

@@ -156,6 +156,9 @@ def read_tables(session: Session) -> Tables:
         name = None if state is None else str(getattr(state, "value", state))
         instances[task_id, map_index] = InstanceRow(name, *rest)
         newest = max(newest, (number or 0, instances[task_id, map_index].version), key=lambda one: one[0])
+    if newest[1] is None:
+        # Without instances, the newest version of the DAG stands in.
+        newest = 0, session.scalar(select(DagVersion.id).order_by(DagVersion.version_number.desc()).limit(1))
     return Tables(RunRow(str(getattr(run[0], "value", run[0])), *run[1:]), instances, newest[1])
 
 

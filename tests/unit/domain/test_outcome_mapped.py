@@ -136,6 +136,15 @@ class TestMapped:
         assert isinstance(frames[0], Result)
         assert frames[0].map_indexes == {"square": [0, 2]}
 
+    def test_the_frame_names_the_indexes_if_the_first_instance_was_deleted(self) -> None:
+        history, _ = self.mapped(2)
+        del history.rows["square", 0]
+        history.run_task("square", 1, 1)
+        reader = SimulatedReader(history)
+        (result, _) = reader.receive()
+        assert isinstance(result, Result)
+        assert (results_of([result]), result.map_indexes) == ([{"square": [1]}], {"square": [1]})
+
     def test_lists_without_a_gap_have_no_map_indexes(self) -> None:
         history, reader = self.mapped(3)
         history.set_task("square", "removed", 2)
