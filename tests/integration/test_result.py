@@ -144,9 +144,40 @@ async def test_a_run_without_a_result_task_returns_when_it_ends(client: httpx.As
         await airflow.run_task(key, task_id, 1)
     await airflow.set_run(key, "success")
     body = (await waiting).json()
-    assert (body["outcome"], body["state"]) == ("none", "success")
+    assert (body["outcome"], body["reason"], body["state"]) == ("none", "no_result_task", "success")
     assert "results" not in body
-    assert (await client.get(result_path(key, "?unwrap=true"))).status_code == 502
+    assert (await client.get(result_path(key, "?unwrap=true"))).status_code == 204
+
+
+async def test_a_skipped_result_task_returns_204_with_unwrap(
+    client: httpx.AsyncClient, airflow: AirflowSql, run: RunKey
+) -> None:
+    await airflow.start_task(run, "answer")
+    await airflow.set_task(run, "answer", "skipped")
+    assert (await client.get(result_path(run, "?unwrap=true&timeout=0"))).status_code == 202
+    waiting = asyncio.create_task(client.get(result_path(run, "?unwrap=true")))
+    await airflow.set_run(run, "success")
+    bare = await waiting
+    assert (bare.status_code, bare.content) == (204, b"")
+    assert "content-type" not in bare.headers
+    body = (await client.get(result_path(run))).json()
+    assert (body["outcome"], body["reason"], body["task_id"]) == ("none", "task_skipped", "answer")
+
+
+async def test_skipped_instances_are_named_by_the_indexes_of_the_others(
+    client: httpx.AsyncClient, airflow: AirflowSql
+) -> None:
+    version = await airflow.add_dag("squares", {"square": []})
+    key = RunKey("squares", "r")
+    await airflow.trigger(key, version, ["square"])
+    await airflow.expand(key, version, "square", 3)
+    await airflow.start_task(key, "square", 1)
+    await airflow.set_task(key, "square", "skipped", 1)
+    for map_index in (0, 2):
+        await airflow.run_task(key, "square", map_index, map_index)
+    body = (await client.get(result_path(key))).json()
+    assert (body["results"], body["map_indexes"]) == ({"square": [0, 2]}, {"square": [0, 2]})
+    assert (await client.get(result_path(key, "?unwrap=true"))).json() == [0, 2]
 
 
 @pytest.mark.parametrize(

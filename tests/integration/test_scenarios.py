@@ -133,6 +133,7 @@ def check_outcome(knowledge: RunKnowledge, expected: Expected) -> None:
     assert knowledge.end == (expected.type or "none")
     if expected.type is None:
         assert knowledge.outcome is None
+        assert expected.fields.items() <= knowledge.missing.items()
         return
     assert knowledge.outcome is not None
     found = {name: knowledge.outcome.get(name) for name in expected.fields}

@@ -182,6 +182,11 @@ async def test_every_response_is_described(
     await airflow.set_task(run, "ask", "failed")
     await request(200, f"{one}/result", f"{here}/result?result=ask")
     await request(502, f"{one}/result", f"{here}/result?result=ask&unwrap=true")
+    await airflow.start_task(run, "clean_up")
+    await airflow.set_task(run, "clean_up", "skipped")
+    await airflow.set_run(run, "success")
+    await request(200, f"{one}/result", f"{here}/result?result=clean_up")
+    await request(204, f"{one}/result", f"{here}/result?result=clean_up&unwrap=true")
     for what in ("stream", "result"):
         await request(404, f"{one}/{what}", f"{RUNS}/missing/{what}")
         await request(422, f"{one}/{what}", f"{here}/{what}?result=missing")

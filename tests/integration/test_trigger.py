@@ -169,6 +169,22 @@ async def test_a_failure_is_in_the_body_or_in_the_status(caller: httpx.AsyncClie
     assert bare.headers["content-location"] == run_path("manual__2") + "/result?unwrap=true&fail_status=418"
 
 
+async def test_no_outcome_is_in_the_body_or_in_the_status(caller: httpx.AsyncClient, stub: AirflowStub) -> None:
+    async def mark_as_success(session: AirflowSql, key: RunKey) -> None:
+        await session.start_task(key, "ask")
+        async with session.connection.transaction():
+            await session.set_run(key, "success")
+            await session.set_task(key, "ask", "success")
+            await session.set_task(key, "answer", "skipped")
+
+    stub.then = mark_as_success
+    full = await caller.post(WAIT, json={})
+    assert (full.status_code, full.json()["outcome"], full.json()["reason"]) == (200, "none", "run_ended")
+    bare = await caller.post(f"{WAIT}&unwrap=true&fail_status=418", json={})
+    assert (bare.status_code, bare.content) == (204, b"")
+    assert bare.headers["location"] == run_path("manual__2")
+
+
 async def test_an_error_after_the_trigger_names_the_run(caller: httpx.AsyncClient) -> None:
     answer = await caller.post(f"{WAIT}&result=missing", json={})
     assert (answer.status_code, answer.json()["title"]) == (422, "Unknown task")

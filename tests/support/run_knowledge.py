@@ -52,6 +52,9 @@ class RunKnowledge:
     end: str | None = None
     """The outcome that the `end` frame names."""
 
+    missing: dict[str, Any] = field(default_factory=dict)
+    """Why there is neither a result nor a failure: `reason` and `task_id` of the `end` frame."""
+
     def copy(self) -> RunKnowledge:
         return deepcopy(self)
 
@@ -74,7 +77,13 @@ class RunKnowledge:
     @property
     def everything(self) -> dict[str, object]:
         """All that must be the same for every client of the run."""
-        return {"tables": self.tables, "output": self.output, "outcome": self.outcome, "end": self.end}
+        return {
+            "tables": self.tables,
+            "output": self.output,
+            "outcome": self.outcome,
+            "end": self.end,
+            "missing": self.missing,
+        }
 
     @property
     def essentials(self) -> dict[str, object]:
@@ -124,6 +133,7 @@ class RunKnowledge:
     def _apply_end(self, frame: Frame) -> None:
         assert self.end in {None, frame["outcome"]}, f"another end: {frame}"
         self.end = frame["outcome"]
+        self.missing = {name: frame[name] for name in ("reason", "task_id") if name in frame}
 
 
 async def read_tables(connection: asyncpg.Connection[asyncpg.Record], key: RunKey) -> Tables:

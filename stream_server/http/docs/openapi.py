@@ -17,6 +17,7 @@ from stream_server.http.docs.responses import (
     add_detail_content,
     add_stream_content,
     body_content,
+    build_headers,
     lines_content,
     outcome_response,
     problem_responses,
@@ -149,8 +150,11 @@ def _trigger_operation() -> Json:
             "content": {JSON_TYPE: {"schema": {"type": "object"}, "example": {"conf": {"question": "why"}}}}
         },
         "responses": {
-            "200": add_stream_content(outcome_response("The outcome of the run", "result", "failure", **_RUN_HEADERS)),
+            "200": add_stream_content(
+                outcome_response("The outcome of the run", "result", "failure", "none", **_RUN_HEADERS)
+            ),
             "202": pending,
+            "204": {"description": NO_VALUE, "headers": build_headers(_RUN_HEADERS)},
             **problem_responses(
                 errors.RunNotFound,
                 errors.BadParameter,
@@ -215,13 +219,16 @@ def _result_operation() -> Json:
         "security": OPTIONAL_SECURITY,
         "parameters": build_parameters(f"{RUN_PATH}/result", WATCH_PARAMETERS | RESPONSE_PARAMETERS),
         "responses": {
-            "200": outcome_response("The outcome of the run; with `unwrap`, the bare value", "result", "failure"),
+            "200": outcome_response(
+                "The outcome of the run; with `unwrap`, the bare value", "result", "failure", "none"
+            ),
             "202": outcome_response(
                 "The timeout has passed; the body has the current state of the run",
                 "pending",
                 **_RETRY_HEADERS,
                 Location="URL of the next request.",
             ),
+            "204": {"description": NO_VALUE},
             **problem_responses(*STREAM_ERRORS, errors.NoResult, refused=READ_REFUSAL_STATUSES),
         },
     }
@@ -370,4 +377,6 @@ _RUN_HEADERS = {
     "Location": "URL of the run.",
     "Content-Location": "URL at which a broken call can be resumed.",
 }
+NO_VALUE = "Only with `unwrap`: the outcome is `none`, so there is no value"
+
 _RETRY_HEADERS = {"Retry-After": "Seconds after which to send the next request, which waits again."}

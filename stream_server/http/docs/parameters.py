@@ -91,7 +91,7 @@ QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
     "timeout": (_duration_schema(DEFAULT_TIMEOUT), "How long to wait for the outcome."),
     "unwrap": (
         FLAG_SCHEMA,
-        "Whether to respond with the bare value of the only result task, and with an error if there is none.",
+        "Whether to respond with the bare value of the only result task: with 204 if there is none, or an error.",
     ),
     "fail_status": (
         {
@@ -100,7 +100,7 @@ QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
             "maximum": FAIL_STATUS_BOUNDS[1],
             "default": DEFAULT_FAIL_STATUS,
         },
-        "HTTP status of a response without a value, if `unwrap` is true.",
+        "HTTP status of a failure, or of a value that cannot be sent, if `unwrap` is true.",
     ),
     "wait_for_completion": (
         FLAG_SCHEMA,

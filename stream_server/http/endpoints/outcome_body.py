@@ -44,15 +44,18 @@ def build_answer(key: RunKey, tracker: OutcomeTracker, run: RunState | None) -> 
         dag_run_id=run_id,
         state=tracker.sent_end.state,
         outcome=tracker.sent_end.outcome,
+        reason=tracker.sent_end.reason,
+        task_id=tracker.sent_end.task_id,
         results=None if result is None else result.results,
         references=None if result is None else result.references or None,
+        map_indexes=None if result is None else result.map_indexes or None,
         withheld=result is not None and result.withheld,
         failure=_build_failure_info(outcome) if isinstance(outcome, Failure) else None,
     )
 
 
 def encode_bare_value(answer: RunAnswer, fail_status: int) -> bytes:
-    """Return the value of the only result task, as JSON.
+    """Return the value of the only result task that has one, as JSON.
 
     Raises:
         BadParameter: There are several result tasks.
@@ -79,8 +82,7 @@ def _explain_missing_value(answer: RunAnswer) -> str:
         return (
             f"The result of {run} has {reference.bytes} bytes, too many to send; get it from Airflow: {reference.href}"
         )
-    if answer.failure is None:
-        return f"There is no result task in {run}; choose a task with `result`"
+    assert answer.failure is not None, "without a failure the outcome is `none`, which has no body"
     task = f" in task {answer.failure.task_id!r}" if answer.failure.task_id else ""
     return f"There will be no result of {run}: {answer.failure.reason.replace('_', ' ')}{task}"
 

@@ -151,13 +151,16 @@ def build_response(answer: RunAnswer, options: ResponseOptions, headers: Mapping
 
     Raises:
         BadParameter: `unwrap`, and there are several result tasks.
-        NoResult: `unwrap`, and there is no value.
+        NoResult: `unwrap`, and there is a failure, or a value that cannot be sent.
     """
     pending = answer.outcome == "pending"
     unwrap = options.unwrap and not pending
+    headers = {"Cache-Control": "no-store", **({"Retry-After": RETRY_AFTER} if pending else {}), **headers}
+    if unwrap and answer.outcome == "none":
+        return Response(status_code=204, headers=headers)
     return Response(
         encode_bare_value(answer, options.fail_status) if unwrap else msgspec.json.encode(answer),
         status_code=202 if pending else 200,
         media_type="application/json",
-        headers={"Cache-Control": "no-store", **({"Retry-After": RETRY_AFTER} if pending else {}), **headers},
+        headers=headers,
     )

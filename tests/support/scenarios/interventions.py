@@ -105,7 +105,7 @@ async def run_marked_failed(run: ScenarioRun) -> Expected:
         for task_id in ("answer", "clean_up"):
             await run.set_task(task_id, "skipped")
         await run.set_run("failed")
-    return Expected("failure", {})
+    return failure("run_failed")
 
 
 async def deleted_run(run: ScenarioRun) -> Expected:

@@ -17,7 +17,7 @@ class Expected(NamedTuple):
     """The outcome that each client must know in the end."""
 
     type: str | None
-    """`result`, `failure`, or `None` if the DAG has no result task."""
+    """`result`, `failure`, or `None` if the run has neither."""
 
     fields: Mapping[str, Any]
     """Fields of that frame."""
@@ -32,6 +32,12 @@ def failure(reason: str, task_id: str | None = None, **fields: Any) -> Expected:
 
 
 NO_OUTCOME = Expected(None, {})
+"""Neither a result nor a failure."""
+
+
+def no_outcome(reason: str, task_id: str | None = None) -> Expected:
+    """Return the outcome `none` with its reason; `fields` are those of the `end` frame."""
+    return Expected(None, {"reason": reason, **({"task_id": task_id} if task_id else {})})
 
 
 class ScenarioRun:
@@ -99,6 +105,45 @@ class ScenarioRun:
 
     async def set_run(self, state: str) -> None:
         await self.airflow.set_run(self.key, state)
+
+    async def skip(self, task_id: str, map_index: int = -1) -> None:
+        """Skip an instance without running it, as a branching task or the scheduler does."""
+        await self.airflow.connection.execute(
+            "UPDATE task_instance SET state = 'skipped', start_date = now(), end_date = now()"
+            " WHERE dag_id = $1 AND run_id = $2 AND task_id = $3 AND map_index = $4",
+            *self.key,
+            task_id,
+            map_index,
+        )
+
+    async def mark_run(self, state: str) -> None:
+        """End the run as a person does (`mark_tasks._set_dag_run_terminal_state`)."""
+        connection = self.airflow.connection
+        async with connection.transaction():
+            await connection.execute(
+                "UPDATE task_instance SET state = 'skipped', start_date = coalesce(start_date, now()),"
+                " end_date = coalesce(end_date, now()) WHERE dag_id = $1 AND run_id = $2"
+                " AND (state IS NULL OR state IN ('scheduled', 'queued', 'up_for_retry'))",
+                *self.key,
+            )
+            await self.set_run(state)
+            await connection.execute(
+                "UPDATE task_instance SET state = $3, end_date = clock_timestamp()"
+                " WHERE dag_id = $1 AND run_id = $2 AND state IN ('running', 'deferred', 'up_for_reschedule')",
+                *self.key,
+                state,
+            )
+
+    async def time_out(self) -> None:
+        """End the run as its timeout does (`SchedulerJobRunner._schedule_dag_run`): without an `end_date` of tasks."""
+        connection = self.airflow.connection
+        async with connection.transaction():
+            await self.set_run("failed")
+            await connection.execute(
+                "UPDATE task_instance SET state = 'skipped' WHERE dag_id = $1 AND run_id = $2 AND (state IS NULL"
+                " OR state NOT IN ('success', 'failed', 'skipped', 'upstream_failed', 'removed'))",
+                *self.key,
+            )
 
     async def emit(self, task_id: str, index: int, *items: object, try_number: int = 1) -> None:
         await self.airflow.emit_output(self.key, task_id, index, *items, try_number=try_number)

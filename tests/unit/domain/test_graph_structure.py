@@ -185,3 +185,33 @@ def test_unknown_shapes_are_ignored(fields: dict[str, Any], group: object, tags:
         assert read.marked_tasks <= read.tasks.keys()
         assert isinstance(read.is_mapped_over_nothing(task_id), bool)
         assert read.mapped_group_ids(task_id) is not None
+
+
+class TestOnlyLeaf:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"_is_empty": True},
+            {"do_xcom_push": False},
+            {"partial_kwargs": {"do_xcom_push": False}, "_is_mapped": True},
+            {"trigger_rule": "one_failed"},
+            {"trigger_rule": "all_failed"},
+        ],
+    )
+    def test_leaf_that_cannot_answer_is_set_aside_repeatedly(self, fields: dict[str, Any]) -> None:
+        read = dag({"work": Node("last"), "last": Node("end", **fields), "end": Node(**fields)})
+        assert read.only_leaf == "work"
+
+    def test_leaf_that_runs_after_a_failure_too_answers(self) -> None:
+        assert dag({"work": Node("notify"), "notify": Node(trigger_rule="all_done")}).only_leaf == "notify"
+
+    def test_setting_leaves_aside_can_leave_several(self) -> None:
+        read = dag({"left": Node("end"), "right": Node("end"), "end": Node(_is_empty=True)})
+        assert read.only_leaf is None
+
+    def test_no_task_answers_if_none_returns_a_value(self) -> None:
+        assert dag({"start": Node("end", _is_empty=True), "end": Node(_is_empty=True)}).only_leaf is None
+
+    def test_task_above_a_teardown_stays_a_leaf_whatever_follows_the_teardown(self) -> None:
+        read = dag({"work": Node("down"), "down": teardown("mail"), "mail": Node()})
+        assert read.only_leaf is None
