@@ -127,6 +127,9 @@ class Settings(BaseSettings):
     port: int = Field(default=8090, ge=0, le=65535)
     """Port to listen on; 0 selects a free one."""
 
+    url_prefix: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    """Path below which a proxy serves this server and Airflow's API: `/airflow`."""
+
     workers: int = Field(default=1, ge=1)
     """Number of processes that serve requests."""
 

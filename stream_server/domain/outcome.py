@@ -39,6 +39,9 @@ class WatchOptions:
     include_output: bool = True
     """Whether the output of running tasks is sent."""
 
+    url_prefix: str = ""
+    """What precedes paths in the URLs of clients."""
+
 
 class ReturnValue(NamedTuple):
     """A return value in the database."""

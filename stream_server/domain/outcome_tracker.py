@@ -115,7 +115,10 @@ class OutcomeTracker:
                         run.discard_push(task_id, map_index)
             decision = evaluate(run, self.options)
             if isinstance(decision, ResultKnown) and set(decision.task_ids) <= set(task_ids):
-                self.sent_outcome, self.result_versions = _result_frame(run, decision, values), decision.versions
+                self.sent_outcome, self.result_versions = (
+                    _result_frame(run, decision, values, self.options.url_prefix),
+                    decision.versions,
+                )
                 self.values_needed = frozenset()
                 return [self.sent_outcome, *self._end_frames(run, decision)]
         return self.update(run)
@@ -205,7 +208,7 @@ def _failure_frame(run: RunState, failure: FailureKnown) -> Failure:
     )
 
 
-def _result_frame(run: RunState, result: ResultKnown, values: ReturnValues) -> Result:
+def _result_frame(run: RunState, result: ResultKnown, values: ReturnValues, url_prefix: str) -> Result:
     results: dict[str, msgspec.Raw] = {}
     references: dict[str, Reference] = {}
     map_indexes: dict[str, list[int]] = {}
@@ -215,7 +218,7 @@ def _result_frame(run: RunState, result: ResultKnown, values: ReturnValues) -> R
         found = [values.get((task_id, index)) for index in indexes]
         if any(value is not None and value.json is None for value in found):
             size = sum(value.bytes for value in found if value is not None)
-            references[task_id] = Reference(href=_xcom_href(run, task_id, indexes), bytes=size)
+            references[task_id] = Reference(href=url_prefix + _xcom_href(run, task_id, indexes), bytes=size)
         elif is_expanded_to_nothing(run, task_id):
             results[task_id] = _EMPTY_LIST
         elif indexes == [-1]:

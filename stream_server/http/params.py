@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
+from starlette.types import Scope
 
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
@@ -127,7 +129,20 @@ def parse_watch_options(connection: HTTPConnection, known: frozenset[str] = STRE
     Raises:
         BadParameter: A parameter is unknown or has an invalid value.
     """
-    return _parse_watch_options(connection.scope["query_string"], known)
+    return with_url_prefix(connection.scope, _parse_watch_options(connection.scope["query_string"], known))
+
+
+def with_url_prefix(scope: Scope, options: WatchOptions) -> WatchOptions:
+    """Return watch options whose references have the URL prefix of the server."""
+    state: State = scope["state"]
+    prefix = state["settings"].url_prefix
+    return replace(options, url_prefix=prefix) if prefix else options
+
+
+def public_path(connection: HTTPConnection, path: str) -> str:
+    """Return a path of this server or of Airflow's API as clients reach it."""
+    state: State = connection.scope["state"]
+    return state["settings"].url_prefix + path
 
 
 @_cache_if_short

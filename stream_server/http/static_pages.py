@@ -59,9 +59,15 @@ class Asset(NamedTuple):
     """Of the uncompressed body."""
 
 
-def page_routes() -> list[Route]:
-    """Return the routes of the pages and of their files."""
+def page_routes(url_prefix: str = "") -> list[Route]:
+    """Return the routes of the pages and of their files.
+
+    Args:
+        url_prefix: What precedes paths in the URLs of browsers.
+    """
     assets = load_assets(BUILD_DIRECTORY)
+    if url_prefix and INDEX_FILE in assets:
+        assets[INDEX_FILE] = _prefix_urls(assets[INDEX_FILE], url_prefix)
     if INDEX_FILE not in assets:
         log.warning("This installation has no pages; `make pages` builds them in a checkout")
         return [Route(path, _raise_missing, include_in_schema=False) for path in PAGE_PATHS]
@@ -86,6 +92,13 @@ def _load_asset(name: str, path: Path) -> Asset:
         {**{coding: file.read_bytes() for coding, file in coded.items() if file.exists()}, "identity": body},
         hashlib.sha256(body).hexdigest()[:32],
     )
+
+
+def _prefix_urls(page: Asset, url_prefix: str) -> Asset:
+    """Return the HTML file with the prefix before its URLs, and in the `meta` element that its scripts read."""
+    body = page.bodies["identity"].replace(b'="/', f'="{url_prefix}/'.encode())
+    body = body.replace(b'name="url-prefix" content=""', f'name="url-prefix" content="{url_prefix}"'.encode())
+    return page._replace(bodies={"identity": body}, digest=hashlib.sha256(body).hexdigest()[:32])
 
 
 async def _send_asset(asset: Asset, request: Request) -> Response:

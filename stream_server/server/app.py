@@ -36,10 +36,14 @@ EXPOSED_RESPONSE_HEADERS = ("Content-Location", "Location", "Retry-After")
 
 
 class Application(Starlette):
-    """Adds to each scope what streams need of the server (`http.delivery.scope`)."""
+    """Adds to each scope what streams need of the server (`http.delivery.scope`), and removes the URL prefix."""
+
+    url_prefix = ""
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.url_prefix and scope["type"] != "lifespan":
+            _remove_prefix(scope, self.url_prefix)
         extensions = scope["extensions"] = scope.get("extensions") or {}
         if scope["type"] == "http":
             extensions[RESPONSE] = find_response(receive)
@@ -74,13 +78,22 @@ def create_app(
         routes=[
             *api_routes(),
             *([] if settings.admin_port is not None else [*probe_routes(), *_limit_rates(operator_routes())]),
-            *(_limit_rates(static_pages.page_routes()) if settings.web else []),
+            *(_limit_rates(static_pages.page_routes(settings.url_prefix)) if settings.web else []),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=make_lifespan(settings, make_journal_source, drains=drains),
     )
+    app.url_prefix = settings.url_prefix
     app.router.default = AddressRateMiddleware(raise_not_found)
     return app
+
+
+def _remove_prefix(scope: Scope, prefix: str) -> None:
+    """Remove the URL prefix from the path. A proxy may have removed it already."""
+    path: str = scope["path"]
+    if path == prefix or path.startswith(f"{prefix}/"):
+        # The prefix has no character that may be percent-encoded.
+        scope["path"], scope["raw_path"] = path[len(prefix) :] or "/", scope["raw_path"][len(prefix) :] or b"/"
 
 
 def _limit_rates(routes: Sequence[Route]) -> list[BaseRoute]:

@@ -9,6 +9,10 @@ export default defineConfig({
   // The sources of the client and the hooks, so that they need no build first.
   resolve: { conditions: ["stream-server-source", ...defaultClientConditions] },
   ssr: { resolve: { conditions: ["stream-server-source", ...defaultServerConditions] } },
+  // Below a path prefix, the server changes the URLs of the HTML file only.
+  experimental: {
+    renderBuiltUrl: (name, { hostType }) => (hostType === "html" ? `/${name}` : { relative: true }),
+  },
   build: {
     outDir: target,
     emptyOutDir: true,

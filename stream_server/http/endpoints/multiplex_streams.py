@@ -13,6 +13,7 @@ from stream_server.errors import BadRequest, StreamIdInUse, StreamServerError, T
 from stream_server.http.delivery.multiplex_queue import MultiplexQueue
 from stream_server.http.endpoints.firehose import build_filter
 from stream_server.http.endpoints.multiplex_messages import Subscribe, collect_filter_values, parse_run_stream
+from stream_server.http.params import with_url_prefix
 from stream_server.http.permission import authorize_firehose, authorize_run
 from stream_server.http.request_slot import count_streams, reattribute_connection, record_join
 from stream_server.http.state import State
@@ -124,6 +125,7 @@ class MultiplexStreams:
         resume_point = ResumePoint.parse(message.cursor)
         if isinstance(message.run_id, str):
             key, options = parse_run_stream(message, message.run_id)
+            options = with_url_prefix(self._scope, options)
             permission = await authorize_run(authorizer, caller, key)
             self._attribute_connection(caller)
             subscription = await hub.subscribe(key, permission.restrict_options(options), resume_from=resume_point)

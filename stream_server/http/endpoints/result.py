@@ -25,6 +25,7 @@ from stream_server.http.params import (
     parse_run_key,
     parse_seconds,
     parse_watch_options,
+    public_path,
     raw_query,
 )
 from stream_server.http.permission import authorize_run, ignore_expiry
@@ -89,7 +90,7 @@ async def get_result(request: Request) -> Response:
     subscription = await state["hub"].subscribe(key, permission.restrict_options(options))
     permission.bind(subscription, ignore_expiry)
     answer = await wait_for_outcome(request, subscription, key, response_options.answer_at)
-    url = f"{run_path(key)}/result{raw_query(request)}"
+    url = public_path(request, f"{run_path(key)}/result{raw_query(request)}")
     return build_response(answer, response_options, {"Location": url} if answer.outcome == "pending" else {})
 
 

@@ -18,7 +18,7 @@ from stream_server.auth.authorizer import Caller
 from stream_server.auth.revalidation import is_credential_refused
 from stream_server.errors import AirflowNotResponding, AirflowRefused, BadRequest, PermissionUnknown
 from stream_server.http.caller import airflow_api_for, identify_caller, refuse_foreign_origin
-from stream_server.http.params import read_body
+from stream_server.http.params import public_path, read_body
 from stream_server.http.state import State
 from stream_server.protocol.bodies import Session
 
@@ -103,8 +103,10 @@ async def _obtain_token(airflow: AirflowApi, credentials: SignIn) -> str:
 def _cookie_response(request: Request, token: str) -> Response:
     response = Response(status_code=204, headers={"Cache-Control": "no-store"})
     secure = request.scope["scheme"] == "https"
+    # As Airflow's login (`airflow.api_fastapi.app.get_cookie_path`). Another path would make a second cookie.
+    path = public_path(request, "/")
     if token:
-        response.set_cookie(TOKEN_COOKIE, token, path="/", secure=secure, httponly=True, samesite="lax")
+        response.set_cookie(TOKEN_COOKIE, token, path=path, secure=secure, httponly=True, samesite="lax")
     else:
-        response.delete_cookie(TOKEN_COOKIE, path="/", secure=secure, httponly=True, samesite="lax")
+        response.delete_cookie(TOKEN_COOKIE, path=path, secure=secure, httponly=True, samesite="lax")
     return response

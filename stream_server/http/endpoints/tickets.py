@@ -56,7 +56,7 @@ async def issue_ticket(request: Request) -> Response:
     state: State = request.scope["state"]
     refuse_foreign_origin(request)
     caller = await identify_caller(request)
-    settings, paths = state["settings"], _parse_paths(await read_body(request))
+    settings, paths = state["settings"], _parse_paths(await read_body(request), state["settings"].url_prefix)
     plain = [*dict.fromkeys(unquote(path) for path in paths)]
     for path in plain:
         await _check_access(state, caller, path)
@@ -79,9 +79,9 @@ async def issue_ticket(request: Request) -> Response:
     return Response(msgspec.json.encode(body), 201, {"Cache-Control": "no-store"}, "application/json")
 
 
-def _parse_paths(body: bytes) -> list[str]:
+def _parse_paths(body: bytes, url_prefix: str) -> list[str]:
     try:
-        paths = msgspec.json.decode(body, type=Wanted).paths
+        paths = [path.removeprefix(url_prefix) for path in msgspec.json.decode(body, type=Wanted).paths]
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f'The body must be a JSON object such as {{"paths": ["/api/v2/stream"]}}: {error}') from None
     if not 0 < len(paths) <= MAX_PATHS:

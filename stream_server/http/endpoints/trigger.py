@@ -53,6 +53,7 @@ from stream_server.http.params import (
     parse_run_key,
     parse_seconds,
     parse_watch_options,
+    public_path,
     raw_query,
     read_body,
 )
@@ -111,7 +112,7 @@ async def trigger_run(request: Request) -> Response:
     await state["authorizer"].check_dag(caller, request.path_params["dag_id"])
     run = await _trigger_or_attach(request, caller, airflow, options)
     form = negotiate_media_type(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
-    with _name_run_in_errors(run.key):
+    with _name_run_in_errors(request, run.key):
         permission = await authorize_run(state["authorizer"], caller, run.key)
         watch_options = permission.restrict_options(
             replace(parse_watch_options(request, TRIGGER_PARAMETERS), include_output=form != JSON)
@@ -198,7 +199,7 @@ async def _stream(
     state: State = request.scope["state"]
     headers = _build_run_headers(request, run.key, "stream", STREAM_PARAMETERS)
     try:
-        with _name_run_in_errors(run.key):
+        with _name_run_in_errors(request, run.key):
             subscription = await state["hub"].subscribe(run.key, watch_options, resume_from=run.resume_point)
     except Unavailable as error:
         return unavailable_response(request, error, headers)
@@ -230,23 +231,25 @@ async def _respond(
 
 
 @contextmanager
-def _name_run_in_errors(key: RunKey) -> Iterator[None]:
+def _name_run_in_errors(request: Request, key: RunKey) -> Iterator[None]:
     """Add id and URL of the triggered run to errors, so that clients don't trigger it again."""
+    path = public_path(request, run_path(key))
     try:
         yield
     except StreamServerError as error:
         text = str(error)
         if not isinstance(error, NoResult):
-            text = f"{text}. Run {key.run_id!r} was triggered; follow it at {run_path(key)}"
+            text = f"{text}. Run {key.run_id!r} was triggered; follow it at {path}"
         # A copy: requests that share one look-up share its error.
-        raise error.copy_with(text, {"Location": run_path(key), **error.headers}) from error
+        raise error.copy_with(text, {"Location": path, **error.headers}) from error
 
 
 def _build_run_headers(request: Request, key: RunKey, what: str, parameters: frozenset[str]) -> dict[str, str]:
     """Return the URLs of the run, and of the request that resumes a broken call (RFC 9110 sections 8.7 and 10.2.2)."""
     kept = [(name, value) for name, value in request.query_params.multi_items() if name in parameters]
     query = f"?{urlencode(kept)}" if kept else ""
-    return {"Location": run_path(key), "Content-Location": f"{run_path(key)}/{what}{query}"}
+    path = public_path(request, run_path(key))
+    return {"Location": path, "Content-Location": f"{path}/{what}{query}"}
 
 
 class KeyClaim(NamedTuple):

@@ -77,7 +77,9 @@ async def _wait(request: Request, key: RunKey) -> Response:
     silence = min(max(interval, MIN_REPEAT_SECONDS), state["settings"].ping_interval)
     subscription = await state["hub"].subscribe(key, WatchOptions(until="run", include_output=False))
     permission.bind(subscription, ignore_expiry)
-    return StateLines(Waiting(key, subscription, read, silence, state["scheduler"].counters["wait"]))
+    return StateLines(
+        Waiting(key, subscription, state["settings"].url_prefix, read, silence, state["scheduler"].counters["wait"])
+    )
 
 
 class Waiting(NamedTuple):
@@ -85,6 +87,7 @@ class Waiting(NamedTuple):
 
     key: RunKey
     subscription: Subscription
+    url_prefix: str
     read: Callable[[], Awaitable[ReturnValues]]
     """Reads the return values of the last line."""
 
@@ -149,10 +152,10 @@ class StateLines(Response):
             log.warning("Reset a client that waits for run %s: %s", self._waiting.key, error)
             return b""
         self._complete = True
-        return build_last_line(self._waiting.key, state, values)
+        return build_last_line(self._waiting.key, state, values, self._waiting.url_prefix)
 
 
-def build_last_line(key: RunKey, state: str, values: ReturnValues) -> bytes:
+def build_last_line(key: RunKey, state: str, values: ReturnValues, url_prefix: str = "") -> bytes:
     """Return the line with the final state and the return values, as they are in the database.
 
     The values of a mapped task are a list. Values that are too large are in `references`, which Airflow does not have.
@@ -163,7 +166,7 @@ def build_last_line(key: RunKey, state: str, values: ReturnValues) -> bytes:
         indexes = [map_index for _, map_index in keys]
         found = [values[task_id, index] for index in indexes]
         if any(value.json is None for value in found):
-            entries = f"{run_path(key)}/taskInstances/{quote(task_id, safe='')}/xcomEntries"
+            entries = f"{url_prefix}{run_path(key)}/taskInstances/{quote(task_id, safe='')}/xcomEntries"
             href = f"{entries}/{RETURN_VALUE_KEY}" if indexes == [-1] else entries
             references[task_id] = {"href": href, "bytes": sum(value.bytes for value in found)}
         else:

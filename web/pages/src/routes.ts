@@ -1,7 +1,10 @@
+import { URL_PREFIX } from "./urlPrefix.js"
+
 /** The page that a URL stands for. */
 export type Route = { page: "runs" } | { page: "chat" } | { page: "run"; dagId: string; runId: string }
 
-export function parseRoute(path: string): Route {
+export function parseRoute(fullPath: string): Route {
+  const path = fullPath.startsWith(`${URL_PREFIX}/`) ? fullPath.slice(URL_PREFIX.length) : fullPath
   const run = /^\/runs\/([^/]+)\/([^/]+)$/.exec(path)
   if (run?.[1] !== undefined && run[2] !== undefined) {
     return { page: "run", dagId: decodeURIComponent(run[1]), runId: decodeURIComponent(run[2]) }
@@ -11,5 +14,5 @@ export function parseRoute(path: string): Route {
 
 /** Return the path of a run's page. */
 export function buildRunPagePath(dagId: string, runId: string): string {
-  return `/runs/${encodeURIComponent(dagId)}/${encodeURIComponent(runId)}`
+  return `${URL_PREFIX}/runs/${encodeURIComponent(dagId)}/${encodeURIComponent(runId)}`
 }

@@ -1,5 +1,7 @@
 // Requests to the server that are not streams.
 
+import { URL_PREFIX } from "../urlPrefix.js"
+
 export interface RunItem {
   readonly dag_id: string
   readonly run_id: string
@@ -68,7 +70,10 @@ export function messageOfError(error: unknown): string {
 
 /** Request JSON, with the browser's cookies. */
 export async function fetchJson<Data>(path: string, init: RequestInit = {}): Promise<Data> {
-  const response = await fetch(path, { ...init, headers: { Accept: "application/json", ...init.headers } })
+  const response = await fetch(`${URL_PREFIX}${path}`, {
+    ...init,
+    headers: { Accept: "application/json", ...init.headers },
+  })
   if (!response.ok) throw new ApiError(response.status, await readDetail(response))
   return (response.status === 204 ? undefined : await response.json()) as Data
 }

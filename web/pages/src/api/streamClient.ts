@@ -2,6 +2,7 @@
 
 import { type Client, createClient } from "airflow-stream-client"
 import { getConnectionName } from "../session/signInState.js"
+import { URL_PREFIX } from "../urlPrefix.js"
 
 let current: { name: string; client: Client } | null = null
 
@@ -10,7 +11,7 @@ export function getClient(): Client {
   const name = getConnectionName()
   if (current?.name !== name) {
     current?.client.close()
-    current = { name, client: createClient({ shareAs: name }) }
+    current = { name, client: createClient({ baseUrl: URL_PREFIX, shareAs: `${name}${URL_PREFIX}` }) }
   }
   return current.client
 }

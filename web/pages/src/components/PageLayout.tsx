@@ -3,6 +3,7 @@ import type { Session } from "../api/api.js"
 import { useFetch } from "../api/useFetch.js"
 import { SignInForm } from "../session/SignInForm.js"
 import { signOut, useSignInState } from "../session/signInState.js"
+import { URL_PREFIX } from "../urlPrefix.js"
 
 interface Props {
   readonly title: string
@@ -21,15 +22,15 @@ export function PageLayout({ title, current: here, children }: Props) {
         Skip to content
       </a>
       <header className="bar">
-        <a className="brand" href="/">
-          <img src="/favicon.svg" alt="" width="24" height="24" />
+        <a className="brand" href={`${URL_PREFIX}/`}>
+          <img src={`${URL_PREFIX}/favicon.svg`} alt="" width="24" height="24" />
           stream_server
         </a>
         <nav aria-label="Pages">
-          <a href="/" aria-current={here === "runs" ? "page" : undefined}>
+          <a href={`${URL_PREFIX}/`} aria-current={here === "runs" ? "page" : undefined}>
             Runs
           </a>
-          <a href="/chat" aria-current={here === "chat" ? "page" : undefined}>
+          <a href={`${URL_PREFIX}/chat`} aria-current={here === "chat" ? "page" : undefined}>
             Chat
           </a>
         </nav>

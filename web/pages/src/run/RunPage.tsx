@@ -5,6 +5,7 @@ import { ConnectionState } from "../components/ConnectionState.js"
 import { PageLayout } from "../components/PageLayout.js"
 import { StateLabel } from "../components/StateLabel.js"
 import { formatDateTime, formatDuration, useNow } from "../components/time.js"
+import { URL_PREFIX } from "../urlPrefix.js"
 import { DagGraph } from "./DagGraph.js"
 import { EventLog } from "./EventLog.js"
 import { GanttChart } from "./GanttChart.js"
@@ -34,7 +35,7 @@ export default function RunPage({ dagId, runId }: Props) {
       <div className="heading">
         <div>
           <p className="faint">
-            <a href={`/?dag_id=${encodeURIComponent(dagId)}`}>{dagId}</a>
+            <a href={`${URL_PREFIX}/?dag_id=${encodeURIComponent(dagId)}`}>{dagId}</a>
           </p>
           <h1>{runId}</h1>
         </div>

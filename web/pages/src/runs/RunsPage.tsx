@@ -4,6 +4,7 @@ import { PageLayout } from "../components/PageLayout.js"
 import { StateLabel } from "../components/StateLabel.js"
 import { formatDateTime, formatDuration, useNow } from "../components/time.js"
 import { buildRunPagePath } from "../routes.js"
+import { URL_PREFIX } from "../urlPrefix.js"
 import { useRuns } from "./useRuns.js"
 
 /** The newest runs, live. */
@@ -49,7 +50,7 @@ function Row({ run, now }: { run: RunItem; now: number }) {
         <StateLabel state={run.state} />
       </td>
       <td>
-        <a className="quiet" href={`/?dag_id=${encodeURIComponent(run.dag_id)}`}>
+        <a className="quiet" href={`${URL_PREFIX}/?dag_id=${encodeURIComponent(run.dag_id)}`}>
           {run.dag_id}
         </a>
       </td>

@@ -25,7 +25,7 @@ export function SignInForm() {
     try {
       await signIn(withToken ? { token: text("token") } : { username: text("username"), password: text("password") })
     } catch (error) {
-      const isRefused = error instanceof ApiError && error.status === 401
+      const isRefused = error instanceof ApiError && error.status === 401 && !withToken
       setError(isRefused ? "Wrong user name or password. Check both and try again." : messageOfError(error))
       setBusy(false)
     }

@@ -2,6 +2,7 @@
 
 import { useSyncExternalStore } from "react"
 import { fetchJson } from "../api/api.js"
+import { URL_PREFIX } from "../urlPrefix.js"
 
 export interface SignInState {
   readonly isSignInRequired: boolean
@@ -42,7 +43,7 @@ export function completeSignIn(): void {
 export async function signOut(): Promise<void> {
   await fetchJson(PATH, { method: "DELETE" })
   localStorage.setItem(SIGN_IN_KEY, `${Date.now()}`)
-  location.assign("/")
+  location.assign(`${URL_PREFIX}/`)
 }
 
 /** Return the name under which tabs share a connection. It changes with each sign-in: permissions differ between users. */
