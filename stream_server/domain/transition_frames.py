@@ -13,6 +13,7 @@ from stream_server.protocol.frames import (
     Chunk,
     Progress,
     Report,
+    Reset,
     RunTransition,
     TaskTransition,
 )
@@ -40,11 +41,13 @@ _batch_decoder = msgspec.json.Decoder(_OutputBatch)
 
 
 def frames_of(transition: Transition) -> list[AnyFrame]:
-    """Return the frames of a transition; none for an XCom that is not output."""
+    """Return the frames of a transition, for streams of many runs; none for an XCom that is not output."""
     if transition.kind is TransitionKind.TASK:
         return [task_frame(transition)]
     if transition.kind in {TransitionKind.RUN, TransitionKind.RUN_DELETED}:
         return [run_frame(transition)]
+    if transition.kind is TransitionKind.RUN_CHANGED:
+        return [Reset(dag_id=transition.dag_id, run_id=transition.run_id, reason="run_changed")]
     return [*output_frames(transition)]
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from stream_server.domain.replay import Gap
-from stream_server.domain.transition import Transition
+from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.domain.transition_frames import frames_of, is_output
 from stream_server.hub.redaction import redact
 from stream_server.hub.subscription import Subscription
@@ -42,7 +42,7 @@ class Filter(NamedTuple):
     dag_ids: frozenset[str] = frozenset()
     run_ids: frozenset[str] = frozenset()
     task_ids: frozenset[str] = frozenset()
-    """A filter with tasks matches no transition of a run."""
+    """A filter with tasks matches no transition of a run, but its `reset`: its tasks may be other ones."""
 
     states: frozenset[str] = frozenset()
     """States after the transition, with `no_status` for none. A filter with states matches no output."""
@@ -63,7 +63,11 @@ class Filter(NamedTuple):
         return (
             (not self.dag_ids or transition.dag_id in self.dag_ids)
             and (not self.run_ids or transition.run_id in self.run_ids)
-            and (not self.task_ids or transition.task_id in self.task_ids)
+            and (
+                not self.task_ids
+                or transition.task_id in self.task_ids
+                or transition.kind is TransitionKind.RUN_CHANGED
+            )
         )
 
     def matches(self, transition: Transition, frame_type: str) -> bool:
@@ -72,6 +76,8 @@ class Filter(NamedTuple):
             return False
         if frame_type in OUTPUT_TYPES:
             return frame_type in self.types and not self.states
+        if frame_type == "reset":
+            return not self.types or "task" in self.types
         return (not self.states or (transition.state or "no_status") in self.states) and (
             not self.types or frame_type in self.types
         )

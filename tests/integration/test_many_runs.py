@@ -118,6 +118,21 @@ async def test_an_invalid_filter_is_rejected(
     assert detail in answer.json()["detail"]
 
 
+async def test_a_run_whose_instances_are_deleted_is_reset(
+    server: RunningServer, airflow: AirflowSql, runs: list[RunKey]
+) -> None:
+    async with following(server, "/api/v2/stream?type=task") as events:
+        await events.next()
+        cursor = events.ids[-1] or ""
+        await airflow.connection.execute(
+            "DELETE FROM task_instance WHERE dag_id = $1 AND run_id = $2 AND task_id = 'ask'", *runs[0]
+        )
+        (reset,) = await events.until("reset")
+        assert reset == {"type": "reset", **runs[0]._asdict(), "reason": "run_changed"}
+    async with following(server, "/api/v2/stream", {"Last-Event-ID": cursor}) as events:
+        assert types(await events.until("reset")) == ["resumed", "reset"]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_state_of_a_later_airflow_is_filtered_with_a_warning(
     journal: str, airflow: AirflowSql, runs: list[RunKey], unused_tcp_port: int, workers: int

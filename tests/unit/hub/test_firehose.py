@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.domain.replay import Gap
+from stream_server.domain.transition import TransitionKind
 from stream_server.hub.firehose import (
     BOOKMARK_SECONDS,
     MAX_PENDING_TRANSITIONS,
@@ -20,6 +21,7 @@ from stream_server.hub.firehose import (
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import ResumeToken
+from stream_server.protocol.frames import Reset
 from stream_server.protocol.wire import Wire
 from support.firehose_rows import cursor, last_cursor, output_row, sent_types, transition
 
@@ -47,6 +49,30 @@ def test_a_filter_of_tasks_matches_no_run() -> None:
     assert not Filter(types=frozenset({"task"})).matches(transition(1, task_id=None), "run")
     assert Filter(types=frozenset({"run"})).matches(transition(1, task_id=None), "run")
     assert Filter(states=frozenset({"no_status"})).matches(transition(1, state=None), "task")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_sent"),
+    [
+        (Filter(), True),
+        (Filter(states=frozenset({"failed"})), True),
+        (Filter(task_ids=frozenset({"t"})), True),
+        (Filter(types=frozenset({"task"})), True),
+        (Filter(types=frozenset({"run"})), False),
+        (Filter(run_ids=frozenset({"other"})), False),
+    ],
+)
+def test_a_run_with_other_tasks_is_reset(wanted: Filter, *, is_sent: bool) -> None:
+    changed = transition(2, task_id=None)._replace(kind=TransitionKind.RUN_CHANGED, state=None)
+    firehose, subscription = Firehose(), Subscription(1000)
+    firehose.add(wanted, subscription, cursor(2), now=0)
+    subscription.take()
+    firehose.dispatch([changed], cursor(3), now=1)
+    frames = [wire.frame for wire in subscription.take()]
+    reset = Reset(dag_id="a", run_id="r", reason="run_changed")
+    assert frames == ([reset] if is_sent else [])
+    replayed = [wire.frame for wire in replay(wanted, Gap(ResumeToken(cursor(2)), cursor(3), [changed]))]
+    assert replayed[1:] == frames
 
 
 def test_each_client_gets_matching_frames_and_the_position() -> None:
