@@ -17,11 +17,26 @@ IS_PYTHON_TIME = "BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59.9999
 """Condition on a time: whether Python's `datetime` can hold it. PostgreSQL's times reach from 4713 BC to 294276 AD, and
 can be infinite."""
 
+IS_TASK_CHANGED = """(
+            coalesce(n.state, '') OPERATOR(pg_catalog.<>) coalesce(o.state, '')
+            OR coalesce(n.try_number, -1) OPERATOR(pg_catalog.<>) coalesce(o.try_number, -1)
+            OR coalesce(n.map_index, -2) OPERATOR(pg_catalog.<>) coalesce(o.map_index, -2)
+        )"""
+"""Condition on the old (`o`) and the new row (`n`) of a task instance: whether the journal records the change."""
+
+_NO_VERSION = "'00000000-0000-0000-0000-000000000000'"
+HAS_OTHER_VERSION = (
+    f"coalesce(n.dag_version_id, {_NO_VERSION}) OPERATOR(pg_catalog.<>) coalesce(o.dag_version_id, {_NO_VERSION})"
+)
+"""The same for the DAG version. Both are true or false for rows that have no partner in a join."""
+
 COMMON_PLACEHOLDERS = {
     **NOTIFY_LOCKS,
     "output_key": OUTPUT_KEY,
     "output_bytes": str(MAX_STORED_OUTPUT_BYTES),
     "is_python_time": IS_PYTHON_TIME,
+    "is_task_changed": IS_TASK_CHANGED,
+    "has_other_version": HAS_OTHER_VERSION,
 }
 
 _BLOCK_NAME = re.compile(r"^-- (\w+) --\n", re.MULTILINE)

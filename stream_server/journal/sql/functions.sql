@@ -17,75 +17,136 @@ SET version = excluded.version, oldest_server = excluded.oldest_server, airflow_
 --
 -- The idle-consumer lock is tried a second time, because a tail may have become idle between the first try and the
 -- unnotified-writer lock. That tail may have seen the unnotified-writer lock free, and would miss this transaction.
+--
+-- Names are qualified, because the caller may set no search_path.
 CREATE OR REPLACE FUNCTION stream_server.ring() RETURNS void
     LANGUAGE plpgsql
 AS $body$
+DECLARE
+    unused pg_catalog.text;
 BEGIN
-    IF current_setting('stream_server.rung', true) = 'on' OR current_setting('stream_server.doorbell', true) = 'off' THEN
+    IF pg_catalog.current_setting('stream_server.rung', true) OPERATOR(pg_catalog.=) 'on'
+        OR pg_catalog.current_setting('stream_server.doorbell', true) OPERATOR(pg_catalog.=) 'off'
+    THEN
         RETURN;
     END IF;
-    PERFORM set_config('stream_server.rung', 'on', true);
-    IF (CASE WHEN pg_try_advisory_lock({idle_consumers}) THEN pg_advisory_unlock({idle_consumers}) ELSE false END)
-        AND pg_try_advisory_xact_lock_shared({unnotified_writers})
-        AND (CASE WHEN pg_try_advisory_lock({idle_consumers}) THEN pg_advisory_unlock({idle_consumers}) ELSE false END)
+    unused := pg_catalog.set_config('stream_server.rung', 'on', true);
+    IF (CASE WHEN pg_catalog.pg_try_advisory_lock({idle_consumers})
+             THEN pg_catalog.pg_advisory_unlock({idle_consumers}) ELSE false END)
+        AND pg_catalog.pg_try_advisory_xact_lock_shared({unnotified_writers})
+        AND (CASE WHEN pg_catalog.pg_try_advisory_lock({idle_consumers})
+                  THEN pg_catalog.pg_advisory_unlock({idle_consumers}) ELSE false END)
     THEN
         RETURN;
     END IF;
     -- If the queue is full, NOTIFY fails the commit. Without a notification, tails find the row at their next poll.
-    IF pg_notification_queue_usage() < 0.9 THEN
-        PERFORM pg_notify('stream_server', '');
+    IF pg_catalog.pg_notification_queue_usage() OPERATOR(pg_catalog.<) 0.9 THEN
+        PERFORM pg_catalog.pg_notify('stream_server', '');
     END IF;
 END
 $body$;
 
 -- The trigger functions below run inside Airflow's transactions. They must not fail a transaction, must not block it
--- for longer than lock_timeout, and must cost almost nothing if no state has changed. So:
+-- for longer than 100 ms, and must cost almost nothing if no state has changed. So:
 --
 -- * They name only columns that all of Airflow 3.0 to 3.3 have. A missing column would be an error at the first row.
--- * They name objects of our schema only inside the block with the exception handler: any of them may be missing.
+-- * Everything is inside the block with the exception handler: any object of our schema, and any column, may be missing.
 -- * After an error they write nothing for the rest of the transaction (stream_server.given_up): its rows in the journal
 --   are incomplete anyway, and each further row could wait for lock_timeout again.
 -- * The exception handler, inserted from exception_handler.sql, depends on no object of our schema outside a block
 --   of its own. It is text in each function, and not a function, because that could be missing too.
+--
+-- The block is a subtransaction. If it writes, it takes a transaction id, and PostgreSQL keeps no more than 64 of them
+-- for a transaction in memory (docs/decisions/0014). So the functions for task instances and for deleted runs, of which
+-- one statement may change many, are called once for a statement, with its rows in transition tables.
 
+-- Records the created or changed task instances of a statement.
+--
+-- The n-th row of old_rows is the n-th of new_rows: PostgreSQL adds both when it updates the row. No column identifies
+-- a row: a retry changes id, and an expansion map_index. It is also the order in which the rows were locked, which the
+-- ids of the journal must follow.
+--
+-- Most statements update one row, and change no state (heartbeats). For them everything but one query is too expensive:
+-- a SET clause, PERFORM, and a join by position. Without SET search_path all names and operators must be qualified: the
+-- function has the privileges of its owner, and search_path is that of the caller.
 CREATE OR REPLACE FUNCTION stream_server.record_task() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+    LANGUAGE plpgsql SECURITY DEFINER
 AS $body$
 DECLARE
-    old_state text;
-    has_same_state boolean := false;
-    run text;
+    has_several_rows pg_catalog.bool;
+    has_other_version pg_catalog.bool;
+    lock_timeout pg_catalog.text;
+    unused pg_catalog.text;
 BEGIN
-    IF TG_OP = 'UPDATE' THEN
-        has_same_state := NEW.state IS NOT DISTINCT FROM OLD.state
-            AND NEW.try_number IS NOT DISTINCT FROM OLD.try_number
-            AND NEW.map_index = OLD.map_index;
-        IF has_same_state AND NEW.dag_version_id IS NOT DISTINCT FROM OLD.dag_version_id THEN
+    IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+        SELECT s.has_several_rows, {has_other_version} INTO has_several_rows, has_other_version
+        FROM (SELECT (SELECT true FROM new_rows OFFSET 1 LIMIT 1) AS has_several_rows) AS s, old_rows AS o, new_rows AS n
+        WHERE s.has_several_rows OR {is_task_changed} OR {has_other_version}
+        LIMIT 1;
+        IF NOT FOUND THEN
             RETURN NULL;
         END IF;
-        old_state := OLD.state;
     END IF;
-    IF current_setting('stream_server.given_up', true) = 'on' THEN
+    IF pg_catalog.current_setting('stream_server.given_up', true) OPERATOR(pg_catalog.=) 'on' THEN
         RETURN NULL;
     END IF;
-    IF TG_OP = 'UPDATE' AND NEW.dag_version_id IS DISTINCT FROM OLD.dag_version_id THEN
+    lock_timeout := pg_catalog.current_setting('lock_timeout');
+    unused := pg_catalog.set_config('lock_timeout', '100ms', true);
+    IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' THEN
+        INSERT INTO stream_server.journal
+            (kind, dag_id, run_id, task_id, map_index, try_number, state, start_date, end_date)
+        SELECT 'task', n.dag_id, n.run_id, n.task_id, n.map_index, n.try_number, n.state, n.start_date, n.end_date
+        FROM new_rows AS n;
+    ELSIF has_several_rows OR has_other_version THEN
+        -- FULL, because a plan is kept for statements of any size: an inner join may be planned as nested loops. It is
+        -- not reduced to an inner join, since the condition is true for rows that have no partner.
+        --
         -- One row is enough for all instances of a run that a transaction moves to another version.
-        run := NEW.dag_id || ' ' || NEW.run_id;
-        IF current_setting('stream_server.changed_run', true) IS DISTINCT FROM run THEN
-            INSERT INTO stream_server.journal (kind, dag_id, run_id) VALUES ('run_changed', NEW.dag_id, NEW.run_id);
-            PERFORM set_config('stream_server.changed_run', run, true);
-            PERFORM stream_server.ring();
-        END IF;
-        IF has_same_state THEN
-            RETURN NULL;
-        END IF;
+        INSERT INTO stream_server.journal
+            (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state, start_date, end_date)
+        WITH changed AS MATERIALIZED (
+            SELECT n.*, o.state AS previous_state, {is_task_changed} AS is_task_changed,
+                   {has_other_version} AS has_other_version
+            FROM (SELECT pg_catalog.row_number() OVER () AS ordinal, r.dag_id, r.run_id, r.task_id, r.map_index,
+                         r.try_number, r.state, r.start_date, r.end_date, r.dag_version_id
+                  FROM new_rows AS r) AS n
+            FULL JOIN (SELECT pg_catalog.row_number() OVER () AS ordinal, r.map_index, r.try_number, r.state,
+                              r.dag_version_id
+                       FROM old_rows AS r) AS o
+                ON o.ordinal OPERATOR(pg_catalog.=) n.ordinal
+            WHERE {is_task_changed} OR {has_other_version}
+        )
+        SELECT c.kind, c.dag_id, c.run_id, c.task_id, c.map_index, c.try_number, c.state, c.previous_state,
+               c.start_date, c.end_date
+        FROM (
+            SELECT 0 AS ordinal, 'run_changed' AS kind, r.dag_id, r.run_id, NULL AS task_id, NULL AS map_index,
+                   NULL AS try_number, NULL AS state, NULL AS previous_state, NULL AS start_date, NULL AS end_date
+            FROM (SELECT DISTINCT t.dag_id, t.run_id FROM changed AS t WHERE t.has_other_version) AS r
+            WHERE coalesce(pg_catalog.current_setting('stream_server.changed_run', true), '')
+                  OPERATOR(pg_catalog.<>) pg_catalog.concat(r.dag_id, ' ', r.run_id)
+            UNION ALL
+            SELECT t.ordinal, 'task', t.dag_id, t.run_id, t.task_id, t.map_index, t.try_number, t.state,
+                   t.previous_state, t.start_date, t.end_date
+            FROM changed AS t WHERE t.is_task_changed
+        ) AS c
+        ORDER BY c.ordinal;
+    ELSE
+        INSERT INTO stream_server.journal
+            (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state, start_date, end_date)
+        SELECT 'task', n.dag_id, n.run_id, n.task_id, n.map_index, n.try_number, n.state, o.state, n.start_date,
+               n.end_date
+        FROM new_rows AS n, old_rows AS o;
     END IF;
-    INSERT INTO stream_server.journal
-        (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state, start_date, end_date)
-    VALUES
-        ('task', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.try_number, NEW.state, old_state,
-         NEW.start_date, NEW.end_date);
-    PERFORM stream_server.ring();
+    -- An expression is cheaper than PERFORM.
+    IF FOUND AND stream_server.ring() IS NULL THEN
+        NULL;
+    END IF;
+    IF has_other_version THEN
+        unused := pg_catalog.set_config(
+            'stream_server.changed_run',
+            (SELECT pg_catalog.concat(n.dag_id, ' ', n.run_id) FROM new_rows AS n LIMIT 1), true);
+    END IF;
+    unused := pg_catalog.set_config('lock_timeout', lock_timeout, true);
     RETURN NULL;
 {exception_handler}
 END
@@ -127,17 +188,30 @@ BEGIN
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
     END IF;
-    IF TG_OP = 'DELETE' THEN
-        INSERT INTO stream_server.journal (kind, dag_id, run_id, previous_state)
-        VALUES ('run_deleted', OLD.dag_id, OLD.run_id, OLD.state);
-    ELSE
-        INSERT INTO stream_server.journal
-            (kind, dag_id, run_id, state, previous_state, clear_number, queued_at, start_date, end_date)
-        VALUES
-            ('run', NEW.dag_id, NEW.run_id, NEW.state, old_state, NEW.clear_number, NEW.queued_at, NEW.start_date,
-             NEW.end_date);
-    END IF;
+    INSERT INTO stream_server.journal
+        (kind, dag_id, run_id, state, previous_state, clear_number, queued_at, start_date, end_date)
+    VALUES
+        ('run', NEW.dag_id, NEW.run_id, NEW.state, old_state, NEW.clear_number, NEW.queued_at, NEW.start_date,
+         NEW.end_date);
     PERFORM stream_server.ring();
+    RETURN NULL;
+{exception_handler}
+END
+$body$;
+
+-- Records the deleted runs of a statement. `airflow db clean` deletes any number of them in one.
+CREATE OR REPLACE FUNCTION stream_server.record_run_deletion() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+BEGIN
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal (kind, dag_id, run_id, previous_state)
+    SELECT 'run_deleted', o.dag_id, o.run_id, o.state FROM old_rows AS o;
+    IF FOUND THEN
+        PERFORM stream_server.ring();
+    END IF;
     RETURN NULL;
 {exception_handler}
 END
@@ -205,19 +279,24 @@ CREATE OR REPLACE FUNCTION stream_server.triggers()
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $body$
     WITH expected (table_name, trigger_name, events, level, function_name) AS (
-        VALUES ('task_instance', 'stream_server_task', 'INSERT OR UPDATE', 'ROW', 'record_task'),
-               ('task_instance', 'stream_server_deletion', 'DELETE', 'STATEMENT', 'record_deletion'),
-               ('dag_run', 'stream_server_run', 'INSERT OR DELETE OR UPDATE', 'ROW', 'record_run'),
-               ('xcom', 'stream_server_xcom', 'INSERT OR UPDATE', 'ROW', 'record_xcom'),
-               ('hitl_detail', 'stream_server_input', 'INSERT OR UPDATE', 'ROW', 'record_input')
+        -- A trigger with transition tables has one event.
+        VALUES ('task_instance', 'stream_server_task', 'UPDATE',
+                'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT', 'record_task'),
+               ('task_instance', 'stream_server_task_created', 'INSERT',
+                'REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT', 'record_task'),
+               ('task_instance', 'stream_server_deletion', 'DELETE',
+                'REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT WHEN ((pg_trigger_depth() = 0))',
+                'record_deletion'),
+               ('dag_run', 'stream_server_run', 'INSERT OR UPDATE', 'FOR EACH ROW', 'record_run'),
+               ('dag_run', 'stream_server_run_deleted', 'DELETE',
+                'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT', 'record_run_deletion'),
+               ('xcom', 'stream_server_xcom', 'INSERT OR UPDATE', 'FOR EACH ROW', 'record_xcom'),
+               ('hitl_detail', 'stream_server_input', 'INSERT OR UPDATE', 'FOR EACH ROW', 'record_input')
     )
     SELECT e.table_name,
            e.trigger_name,
-           format('CREATE TRIGGER %I AFTER %s ON %I.%I %sFOR EACH %s EXECUTE FUNCTION stream_server.%I()',
-                  e.trigger_name, e.events, m.airflow_schema, e.table_name,
-                  CASE e.level WHEN 'STATEMENT' THEN 'REFERENCING OLD TABLE AS deleted ' ELSE '' END,
-                  e.level || CASE e.level WHEN 'STATEMENT' THEN ' WHEN ((pg_trigger_depth() = 0))' ELSE '' END,
-                  e.function_name),
+           format('CREATE TRIGGER %I AFTER %s ON %I.%I %s EXECUTE FUNCTION stream_server.%I()',
+                  e.trigger_name, e.events, m.airflow_schema, e.table_name, e.level, e.function_name),
            pg_get_triggerdef(t.oid),
            coalesce(t.tgenabled IN ('O', 'A'), false)
     FROM expected e
@@ -269,7 +348,7 @@ DECLARE
     function_name text;
 BEGIN
     FOREACH function_name IN ARRAY
-        ARRAY['record_task', 'record_deletion', 'record_run', 'record_xcom', 'record_input']
+        ARRAY['record_task', 'record_deletion', 'record_run', 'record_run_deletion', 'record_xcom', 'record_input']
     LOOP
         EXECUTE format('CREATE OR REPLACE FUNCTION stream_server.%I() RETURNS trigger LANGUAGE plpgsql AS %L',
                        function_name, 'BEGIN RETURN NULL; END');
