@@ -93,9 +93,12 @@ format: $(VENV)/.dev  ## Format the code, and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-auth bench-early bench-evaluate bench-fanout bench-fanout-journal bench-journal bench-latency bench-long-transactions bench-tokens bench-waiters bench-workers
+.PHONY: bench-auth bench-bulk bench-early bench-evaluate bench-fanout bench-fanout-journal bench-journal bench-latency bench-long-transactions bench-tokens bench-waiters bench-workers
 bench-auth: $(VENV)/.dev  ## Cost of permission checks for 10,000 clients
 	$(BIN)/python -m bench.auth $(ARGS)
+
+bench-bulk: $(VENV)/.dev  ## Cost of the triggers for Airflow's large statements, beside an open transaction and on a standby
+	$(BIN)/python -m bench.bulk $(ARGS)
 
 bench-early: $(VENV)/.dev  ## Time to the result on a real Airflow, compared with its own /wait
 	$(BIN)/python -m bench.early_result $(ARGS)

@@ -195,7 +195,7 @@ async def test_server_polls_where_nothing_is_notified(
     )
     await airflow.connection.execute(
         "DO $$ DECLARE source text; BEGIN"
-        " source := replace(pg_get_functiondef('stream_server.record_task'::regproc), 'PERFORM pg_notify',"
+        " source := replace(pg_get_functiondef('stream_server.ring'::regproc), 'PERFORM pg_catalog.pg_notify',"
         " 'PERFORM stream_server.pg_notify'); EXECUTE source; END $$"
     )
     async with running_server(settings(poll_interval="100ms")) as server:

@@ -18,6 +18,7 @@ DEADLINE = 300.0
 
 SMALLEST: dict[str, list[str]] = {
     "bench-auth": ["ARGS=--clients 20"],
+    "bench-bulk": ["ARGS=--runs 200 --instances 200 --seconds 1 --rounds 1"],
     "bench-early": ["ARGS=--runs 1 --teardown 2"],
     "bench-evaluate": ["ARGS=--instances 100"],
     "bench-fanout": [

@@ -50,9 +50,10 @@ DECLARE
 BEGIN
     FOR notifying IN
         SELECT oid FROM pg_proc WHERE pronamespace = 'stream_server'::regnamespace
-        AND prosrc ~ 'PERFORM pg_notify' AND proname <> 'muffled_notify'
+        AND prosrc ~ 'PERFORM pg_catalog.pg_notify' AND proname <> 'muffled_notify'
     LOOP
-        EXECUTE replace(pg_get_functiondef(notifying), 'PERFORM pg_notify', 'PERFORM stream_server.muffled_notify');
+        EXECUTE replace(pg_get_functiondef(notifying), 'PERFORM pg_catalog.pg_notify',
+                        'PERFORM stream_server.muffled_notify');
     END LOOP;
     ASSERT FOUND, 'no function notifies';
 END $$;
