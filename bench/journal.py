@@ -54,7 +54,11 @@ WORKLOADS = {
 NONE, JOURNAL, ALWAYS, IDLE_NOTIFY = "no trigger", "journal", "a NOTIFY each", "journal and NOTIFY"
 MODES = (NONE, JOURNAL, ALWAYS, IDLE_NOTIFY)
 
-TARGETS = {("heartbeat", 1): 0.98, ("heartbeat", 8): 0.98, ("transition", 1): 0.90, ("transition", 8): 0.75}
+TARGETS = {
+    **{("heartbeat", writers): 0.98 for writers in WRITERS},
+    **{("transition", writers): least for writers, least in zip(WRITERS, (0.90, 0.85, 0.75), strict=True)},
+    **{("500 rows", writers): 0.85 for writers in WRITERS},
+}
 """Least ratio to the rate without triggers, with notifications of idle tails."""
 
 

@@ -119,10 +119,7 @@ async def test_a_merge_records_inserts_and_updates(bulk: asyncpg.Connection[asyn
     )
     updated = [(n, "scheduled", "success") for n in range(0, INSTANCES, 4)]
     inserted = [(INSTANCES + n, None, "failed") for n in range(2)]
-    rows = await bulk.fetch(
-        "SELECT map_index, previous_state, state FROM stream_server.journal WHERE state IN ('success', 'failed')"
-    )
-    assert sorted(tuple(row) for row in rows) == updated + inserted
+    assert sorted(await fetch_recorded(bulk)) == updated + inserted
 
 
 async def test_changes_of_one_statement_in_several_places_are_recorded(
@@ -237,9 +234,24 @@ async def test_times_that_python_cannot_hold_are_recorded(bulk: asyncpg.Connecti
     assert (found, await fetch_losses(bulk)) == (3, 0)
 
 
+async def test_another_version_is_recorded_once_for_each_run_of_a_transaction(
+    bulk: asyncpg.Connection[asyncpg.Record], airflow: AirflowSql
+) -> None:
+    versions = [await airflow.add_dag(f"other{number}", {"t": []}) for number in range(2)]
+    for statements in (
+        [f"UPDATE task_instance SET dag_version_id = '{versions[0]}', state = 'success'"],
+        [f"UPDATE task_instance SET dag_version_id = '{versions[1]}' WHERE map_index = {n}" for n in range(3)],
+    ):
+        await bulk.execute("DELETE FROM stream_server.journal")
+        async with bulk.transaction():
+            for statement in statements:
+                await bulk.execute(statement)
+        kinds = [row["kind"] for row in await bulk.fetch("SELECT kind FROM stream_server.journal ORDER BY id")]
+        assert kinds == ["run_changed"] + ["task"] * (INSTANCES if len(statements) == 1 else 0)
+
+
 HOSTILE = """
-CREATE SCHEMA hostile;
-CREATE TABLE hostile.callers (name text);
+CREATE SCHEMA hostile; CREATE TABLE hostile.callers (name text);
 GRANT ALL ON SCHEMA hostile TO PUBLIC; GRANT ALL ON hostile.callers TO PUBLIC;
 CREATE FUNCTION hostile.note(what pg_catalog.text) RETURNS pg_catalog.bool LANGUAGE sql AS
     $$INSERT INTO hostile.callers VALUES (current_user || ' ' || what); SELECT true$$;
@@ -263,6 +275,9 @@ CREATE FUNCTION hostile.pg_try_advisory_xact_lock_shared(integer, integer) RETUR
     $$SELECT hostile.note('lock')$$;
 CREATE FUNCTION hostile.pg_notification_queue_usage() RETURNS double precision LANGUAGE sql AS
     $$SELECT hostile.note('usage')::int::double precision$$;
+CREATE FUNCTION hostile.concat(pg_catalog.text, pg_catalog.text, pg_catalog.text) RETURNS pg_catalog.text
+    LANGUAGE sql AS
+    $$SELECT hostile.note('concat')::pg_catalog.text$$;
 CREATE TABLE hostile.new_rows (id integer); CREATE TABLE hostile.old_rows (id integer);
 """
 
@@ -306,10 +321,11 @@ async def test_names_of_the_callers_schemas_are_not_used(
             9000 + len(doorbell),
             version,
         )
+    await session.execute("UPDATE task_instance SET dag_version_id = NULL WHERE map_index OPERATOR(pg_catalog.=) 5")
     await bulk.execute("ALTER TABLE stream_server.journal RENAME TO elsewhere")
     await session.execute("UPDATE task_instance SET state = 'lost' WHERE map_index OPERATOR(pg_catalog.<) 2")
     await session.close()
-    assert await bulk.fetchval("SELECT count(*) FROM stream_server.elsewhere") == 8
+    assert await bulk.fetchval("SELECT count(*) FROM stream_server.elsewhere") == 9
     assert await fetch_losses(bulk) == 1
     callers = await bulk.fetch("SELECT DISTINCT name FROM hostile.callers WHERE name NOT LIKE 'stranger %'")
     assert [row["name"] for row in callers] == []
