@@ -38,7 +38,7 @@ def find_interrupted(run: RunState) -> Interrupted:
     skips = _Skips(run)
     found: dict[str, set[int]] = {}
     for task_id, instances in run.tasks.items():
-        for state in ("skipped", "failed", "success"):
+        for state in ("skipped", "failed", "success") if run.has_ended else ("skipped",):
             for map_index in instances.by_state.get(state, ()):
                 if skips.is_interrupted(task_id, map_index, instances[map_index]):
                     found.setdefault(task_id, set()).add(map_index)

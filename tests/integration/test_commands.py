@@ -70,6 +70,19 @@ async def test_a_pipe_gets_frames_as_lines(airflow: AirflowSql, server: RunningS
     assert frames[-2]["results"] == {"ask": {"question": "why"}}
 
 
+async def test_run_marked_as_success_exits_with_0(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
+    await airflow.start_task(run, "ask")
+    async with airflow.connection.transaction():
+        await airflow.set_run(run, "success")
+        await airflow.set_task(run, "ask", "success")
+        await airflow.set_task(run, "answer", "skipped")
+    code, output, _ = await wait_for_end(await start_tail(server.url, run, "--until", "result"))
+    frames = [json.loads(line) for line in output.splitlines()]
+    assert code == 0
+    assert types(frames) == ["snapshot", "end"]
+    assert (frames[-1]["outcome"], frames[-1]["reason"]) == ("none", "run_ended")
+
+
 async def test_failed_run_exits_with_1(airflow: AirflowSql, server: RunningServer, run: RunKey) -> None:
     await airflow.start_task(run, "answer")
     await airflow.set_task(run, "answer", "failed")
