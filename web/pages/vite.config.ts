@@ -19,7 +19,8 @@ export default defineConfig({
     // The server's Content-Security-Policy forbids data: URLs.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
-    target: "es2022",
+    // The oldest supported browsers (web/client/README.md).
+    target: ["chrome100", "firefox100", "safari15.4"],
   },
   server: { proxy: { "/api": { target: process.env.STREAM_SERVER_URL ?? "http://127.0.0.1:8090", ws: true } } },
 })

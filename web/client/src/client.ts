@@ -1,15 +1,13 @@
-// The client: creates streams, and sends the requests that are not streams.
+// The client: creates streams. What many applications never use is loaded on demand.
 
-import { StreamError } from "./errors.js"
 import { detectPlatform } from "./platform.js"
-import { decideNextStep } from "./stream/reconnect_decision.js"
 import type { ReconnectOptions } from "./stream/reconnection.js"
 import { MultiRunStream, SingleRunStream } from "./stream/run_streams.js"
-import { buildUrl, canRenewCredential, readRefusal, type ServerAccess, sendRequest } from "./transport/http.js"
+import { canRenewCredential, type ServerAccess } from "./transport/http.js"
 import { selectTransport } from "./transport/selection.js"
-import { buildMultiRunRequest, buildRunPath, buildRunRequest } from "./transport/stream_request.js"
-import type { Transport } from "./transport/transport.js"
-import { createTriggerConnector } from "./transport/trigger.js"
+import { buildMultiRunRequest, buildRunRequest } from "./transport/stream_request.js"
+import type { Connector, Transport } from "./transport/transport.js"
+import type { TriggerOptions } from "./transport/trigger.js"
 import type {
   Client,
   ClientOptions,
@@ -55,7 +53,7 @@ class StreamClient implements Client {
 
   run(dagId: string, conf: Readonly<Record<string, unknown>> = {}, options: RunOptions = {}): RunStream {
     let isTriggered = false
-    const connector = createTriggerConnector(this.#server, {
+    const triggerOptions: TriggerOptions = {
       dagId,
       conf,
       options,
@@ -65,7 +63,12 @@ class StreamClient implements Client {
         isTriggered = true
         stream.setRun(key)
       },
-    })
+    }
+    let trigger: Connector | null = null
+    const connector: Connector = async (...connection) => {
+      trigger ??= (await import("./transport/trigger.js")).createTriggerConnector(this.#server, triggerOptions)
+      return trigger(...connection)
+    }
     const { giveUpAfterMs, ...others } = this.#reconnectOptions()
     const limit = () => (isTriggered ? giveUpAfterMs() : Math.min(giveUpAfterMs(), TRIGGER_TIMEOUT_MS))
     const stream = new SingleRunStream(connector, this.#server.platform, { ...others, giveUpAfterMs: limit }, options)
@@ -79,25 +82,13 @@ class StreamClient implements Client {
   }
 
   async cancel(dagId: string, runId: string): Promise<string | null> {
-    const path = `${buildRunPath({ dagId, runId })}/cancel`
-    const body = (await this.#post(path)) as { state?: string | null }
-    return body.state ?? null
+    return (await import("./transport/cancel.js")).cancelRun(this.#server, { dagId, runId })
   }
 
   close(): void {
     for (const stream of this.#streams) stream.close()
     this.#streams.clear()
     this.#transport.close()
-  }
-
-  /** Send a request; again with a new credential if the first one is refused and can be renewed. */
-  async #post(path: string, refresh = false): Promise<unknown> {
-    const url = buildUrl(this.#server, path, new URLSearchParams())
-    const response = await sendRequest(this.#server, url, { method: "POST" }, refresh)
-    if (response.ok) return response.json()
-    const step = decideNextStep(await readRefusal(response), !refresh && canRenewCredential(this.#server.auth))
-    if (step.kind === "reconnect" && step.refresh) return this.#post(path, true)
-    throw step.kind === "stop" ? new StreamError("refused", "No response") : step.error
   }
 
   #reconnectOptions(): ReconnectOptions {

@@ -25,6 +25,8 @@ export {
   type TaskInfo,
   type TaskTransition,
 } from "./protocol/frames.js"
+export { createRandomId } from "./random_id.js"
+export { taskKey } from "./run_details.js"
 export {
   chunksOf,
   EMPTY_VIEW,
@@ -34,6 +36,5 @@ export {
   type RunView,
   reduce,
   type TaskOutput,
-  taskKey,
 } from "./run_view.js"
 export type * from "./types.js"

@@ -28,12 +28,16 @@ function onWake(callback: () => void): () => void {
   const onVisibilityChange = () => {
     if (document.visibilityState === "visible") callback()
   }
+  // Without `persisted`, the page was just loaded.
+  const onPageShow = ({ persisted }: PageTransitionEvent) => {
+    if (persisted) callback()
+  }
   document.addEventListener("visibilitychange", onVisibilityChange)
-  globalThis.addEventListener("pageshow", callback)
+  globalThis.addEventListener("pageshow", onPageShow)
   globalThis.addEventListener("online", callback)
   return () => {
     document.removeEventListener("visibilitychange", onVisibilityChange)
-    globalThis.removeEventListener("pageshow", callback)
+    globalThis.removeEventListener("pageshow", onPageShow)
     globalThis.removeEventListener("online", callback)
   }
 }

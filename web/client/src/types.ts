@@ -147,7 +147,10 @@ export interface RunStream extends AsyncIterable<Frame> {
   readonly view: RunView
   /** The run. Resolves at once for `watch`, and for `run` when the run is triggered. */
   readonly started: Promise<RunKey>
-  /** The first outcome, which may be a failure of the run. Rejects with a `StreamError` if the stream fails or is closed. */
+  /**
+   * The first outcome, which may be a failure of the run, or `none`. Rejects with a `StreamError` if the stream fails or is
+   * closed.
+   */
   readonly result: Promise<Outcome>
   /** Where to resume this stream; `null` before the first batch of frames. */
   readonly bookmark: Bookmark | null

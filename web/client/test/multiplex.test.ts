@@ -136,3 +136,18 @@ test("`follow` subscribes with a filter and a cursor", async () => {
     cursor: "c4",
   })
 })
+
+test.each(["wake", "silence"])("after a %s, streams leave a dead connection that they share", async (sign) => {
+  const server = await serveMultiplexed((_, cursor) =>
+    cursor === undefined ? [withCursor("c1", snapshot())] : [resumed(cursor), withCursor("c2", end())],
+  )
+  const { client: one, clock, wake } = createSocketClient(server.url, { transport: "multiplex" })
+  const streams = ["r1", "r2"].map((runId) => one.watch("chat", runId))
+  for (const stream of streams) await waitForState(stream, "live")
+  if (sign === "wake") {
+    clock.advance(5_000)
+    wake()
+  } else clock.advance(45_000)
+  for (const stream of streams) await waitForState(stream, "ended")
+  expect(server.sockets.length).toBe(2)
+})

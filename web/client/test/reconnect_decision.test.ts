@@ -9,17 +9,20 @@ const refusal = (status: number, retryAfter: number | null = null) => {
   return { kind: "refused", status, detail: "No", retryAfterMs: retryAfter } as const
 }
 
-test.each([400, 402, 403, 404, 405, 406, 409, 410, 413, 414, 418, 422, 431, 451, 501, 505, 511])(
+test.each([400, 402, 403, 404, 405, 406, 409, 410, 413, 414, 418, 422, 431, 451, 501, 505])(
   "status %i is final",
   (status) => {
     expect(decideNextStep(refusal(status), true)).toMatchObject({ kind: "fail", error: { code: "refused", status } })
   },
 )
 
-test.each([408, 425, 429, 500, 502, 503, 504])("status %i is temporary", (status) => {
-  const step = decideNextStep(refusal(status, 7000), true)
-  expect(step).toMatchObject({ kind: "reconnect", minDelayMs: 7000, refresh: false })
-})
+test.each([408, 425, 429, 500, 502, 503, 504, 507, 511, 520, 521, 522, 523, 524, 530])(
+  "status %i is temporary",
+  (status) => {
+    const step = decideNextStep(refusal(status, 7000), true)
+    expect(step).toMatchObject({ kind: "reconnect", minDelayMs: 7000, refresh: false })
+  },
+)
 
 test("status 401 reconnects with a new credential, if there can be one", () => {
   expect(decideNextStep(refusal(401), true)).toMatchObject({ kind: "reconnect", refresh: true })

@@ -239,17 +239,34 @@ test("a page that becomes visible reconnects at once, but honours Retry-After", 
   await waitForState(stream, "ended")
 })
 
-test("a page that was suspended during a ping reconnects at once", async () => {
-  const { stream, clock, wake } = await watchRun([respondAndStayOpen(SNAPSHOT), REST], {
-    platform: { random: () => 1 },
-  })
+test("a page that comes back replaces a connection that may have died", async () => {
+  const { stream, clock, wake, server } = await watchRun([respondAndStayOpen(SNAPSHOT), REST])
   await waitForState(stream, "live")
-  clock.advance(14_000)
+  clock.advance(500)
   wake()
   expect(stream.state).toBe("live")
-  clock.advance(2_000)
+  clock.advance(4_500)
   wake()
+  // Without waiting for the clock.
   await waitForState(stream, "ended")
+  expect(cursorsOf(server)).toEqual([null, "c1"])
+  expect((await stream.result).kind).toBe("result")
+})
+
+test("several signs that a page comes back replace the connection once", async () => {
+  const { stream, clock, wake, server } = await watchRun(
+    [respondAndStayOpen(SNAPSHOT), respondAndStayOpen(SNAPSHOT)],
+    {},
+  )
+  await waitForState(stream, "live")
+  clock.advance(5_000)
+  wake()
+  wake()
+  await eventually(() => server.requests.length === 2)
+  await waitForState(stream, "live")
+  wake()
+  expect(stream.state).toBe("live")
+  expect(server.requests.length).toBe(2)
 })
 
 test("a refused token is renewed once", async () => {

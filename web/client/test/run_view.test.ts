@@ -36,8 +36,8 @@ test("a mapped task with too many instances has counts only", () => {
   const counted = snapshot({ tasks: [], counts: { answer: { no_status: 2, running: 1 } } })
   const view = fold(
     counted,
-    task(1, "success", { map_index: 7, previous_state: "running" }),
-    task(2, "scheduled", { map_index: 8 }),
+    task(1, "success", { map_index: 2, previous_state: "running" }),
+    task(2, "scheduled", { map_index: 1 }),
   )
   expect(view.counts.answer).toEqual({ no_status: 1, running: 0, success: 1, scheduled: 1 })
   expect(view.tasks).toEqual({})
@@ -120,7 +120,11 @@ test("the outcome is one value, several, none, or a failure", () => {
   })
   expect(fold(result(1, { results: { a: 1, b: [2] } })).outcome).toMatchObject({ value: { a: 1, b: [2] } })
   expect(fold(failure()).outcome).toMatchObject({ kind: "failure", failure: { reason: "task_failed" } })
-  expect(fold(snapshot(), end("none")).outcome).toEqual({ kind: "none" })
+  expect(fold(snapshot(), end("none")).outcome).toEqual({ kind: "none", reason: null, taskId: null })
+  const skipped: Frame = { ...end("none"), reason: "task_skipped", task_id: "answer" } as Frame
+  expect(fold(snapshot(), skipped).outcome).toEqual({ kind: "none", reason: "task_skipped", taskId: "answer" })
+  const incomplete = result([1, 9], { map_indexes: { answer: [0, 2] } })
+  expect(fold(incomplete).outcome).toMatchObject({ value: [1, 9], mapIndexes: { answer: [0, 2] } })
   expect(fold(result(), end("result")).outcome).toMatchObject({ kind: "result", value: 42 })
   const large = { answer: { href: "/x", bytes: 9 } }
   expect(fold(result(1, { results: {}, references: large })).outcome).toMatchObject({

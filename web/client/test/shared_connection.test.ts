@@ -3,7 +3,7 @@
 import { setMaxListeners } from "node:events"
 import { expect, test } from "vitest"
 import { WebSocket } from "ws"
-import type { Client, RunStream } from "../src/index.js"
+import { type Client, createRandomId, type RunStream } from "../src/index.js"
 import { chunk, end, result, resumed, snapshot, withCursor } from "./support/frames.js"
 import { eventually, type TestClient, waitForState, waitUntil } from "./support/test_client.js"
 import { FakeBrowser } from "./support/web_locks.js"
@@ -19,7 +19,7 @@ interface Tab extends TestClient {
 /** Opens tabs of one browser that share a connection. */
 function openTabs(url: string, count: number): Tab[] {
   const browser = new FakeBrowser()
-  const name = crypto.randomUUID()
+  const name = createRandomId()
   return Array.from({ length: count }, () => {
     const { locks, kill } = browser.openTab()
     return { ...createSocketClient(url, { shareAs: name }, { locks, BroadcastChannel }), kill }
@@ -114,4 +114,21 @@ test("without locks, each tab has its own connection", async () => {
   const { client: one } = createSocketClient(server.url, { shareAs: "me too" }, { locks: broken, BroadcastChannel })
   await waitForState(one.watch("chat", "r1"), "live")
   expect(server.sockets.length).toBe(3)
+})
+
+test("a dead connection of the leading tab is replaced for all tabs", async () => {
+  const server = await serveMultiplexed((_, cursor) =>
+    cursor === undefined ? [withCursor("c1", snapshot())] : [resumed(cursor), withCursor("c2", result()), end()],
+  )
+  const [leader, follower] = openTabs(server.url, 2) as [Tab, Tab]
+  const first = watchRun(leader)
+  await waitForState(first, "live")
+  const second = watchRun(follower)
+  await waitForState(second, "live")
+  leader.clock.advance(5_000)
+  follower.clock.advance(5_000)
+  follower.wake()
+  await waitForState(second, "ended")
+  await waitForState(first, "ended")
+  expect(server.sockets.length).toBe(2)
 })

@@ -61,7 +61,14 @@ test.each([
   [[1, 2], "[\n  1,\n  2\n]"],
   [null, "null"],
 ])("the result replaces the output: %j", (value, text) => {
-  const outcome = { kind: "result" as const, value, results: { answer: value }, references: {}, withheld: false }
+  const outcome = {
+    kind: "result" as const,
+    value,
+    results: { answer: value },
+    references: {},
+    mapIndexes: {},
+    withheld: false,
+  }
   expect(getAnswerText(view({ output: { answer: output("Bec") }, outcome }))).toBe(text)
 })
 

@@ -1,6 +1,6 @@
 // A conversation with a DAG: each question triggers a run, whose output is the answer. Independent of React.
 
-import type { Client, RunStream } from "airflow-stream-client"
+import { type Client, createRandomId, type RunStream } from "airflow-stream-client"
 import { answerOf, type ChatTurn, createTurn, isOpen, type ResultOutcome, textOfResult } from "./chat_turn.js"
 import { messageOf } from "./run_stream_store.js"
 
@@ -58,7 +58,7 @@ export class Chat {
   /** Ask a question. Does nothing while another one is being answered. */
   readonly send = (question: string): void => {
     if (this.#turns.some(isOpen)) return
-    this.#setTurns([...this.#turns, createTurn(crypto.randomUUID(), question)])
+    this.#setTurns([...this.#turns, createTurn(createRandomId(), question)])
     this.#openStream(this.#turns.length - 1)
   }
 

@@ -35,7 +35,12 @@ export interface ChatTurn {
 
 export type ResultOutcome = Outcome & { kind: "result" }
 
-const NO_RESULT = "The run has ended without a result: the DAG has no result task."
+/** Return why a run has neither a result nor a failure. */
+function describeMissingOutcome({ reason, taskId }: Outcome & { kind: "none" }): string {
+  if (reason === "task_skipped") return `The run has ended without a result: task ${taskId} was skipped.`
+  if (reason === "run_ended") return "The run has ended before its result tasks had a value."
+  return "The run has ended without a result: the DAG has no result task."
+}
 
 export function isOpen({ status }: Pick<ChatTurn, "status">): boolean {
   return status === "asking" || status === "answering"
@@ -70,7 +75,8 @@ export function answerOf(
   if (outcome.kind === "failure") {
     return { answer: text, status: "failed", problem: describeFailure(outcome), progress: null }
   }
-  if (outcome.kind === "none") return { answer: text, status: text ? "answered" : "failed", problem: NO_RESULT }
+  if (outcome.kind === "none")
+    return { answer: text, status: text ? "answered" : "failed", problem: describeMissingOutcome(outcome) }
   if (state === "failed") return { answer: text, status: "failed", problem: error?.message ?? "", lost: true }
   return { answer: text, status: text ? "answering" : "asking", progress: progress.at(-1) ?? null }
 }

@@ -5,7 +5,7 @@
 //   lost                                                       reconnect
 //   not_a_stream                                               fail
 //   refused        401, credential can be renewed              reconnect with a new credential
-//   refused        408, 425, 429, 500, 502, 503, 504           reconnect, not before Retry-After
+//   refused        408, 425, 429, 5xx but 501 and 505          reconnect, not before Retry-After
 //   refused        other status                                fail
 //   closed         final, token expired, can be renewed        reconnect with a new credential
 //   closed         final                                       fail
@@ -27,7 +27,8 @@ export type NextStep =
       readonly error: StreamError
     }
 
-const TEMPORARY_STATUSES = new Set([408, 425, 429, 500, 502, 503, 504])
+/** Exceptions to the rule that errors of the client are final and errors of servers are not. CDNs have more of the latter. */
+const EXCEPTIONS = [408, 425, 429, 501, 505]
 
 /** Close codes after which the same token would be refused. */
 const TOKEN_EXPIRED: ReadonlySet<number> = new Set([CLOSE_CODES.AUTH_EXPIRING, CLOSE_CODES.UNAUTHENTICATED])
@@ -51,7 +52,7 @@ export function decideNextStep(end: ConnectionEnd, canRenew: boolean): NextStep 
 function afterRefusal(status: number, detail: string, retryAfterMs: number | null, canRenew: boolean): NextStep {
   if (status === 401) return afterAuthFailure(detail, status, canRenew)
   const error = new StreamError("refused", detail, status)
-  return TEMPORARY_STATUSES.has(status)
+  return EXCEPTIONS.includes(status) !== status >= 500
     ? { kind: "reconnect", minDelayMs: retryAfterMs, refresh: false, error }
     : { kind: "fail", error }
 }

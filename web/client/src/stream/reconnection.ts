@@ -10,7 +10,7 @@
 
 import { StreamError } from "../errors.js"
 import { FRAME_TYPES, type Frame } from "../protocol/frames.js"
-import { type ConnectionEnd, type Connector, lost, type OnFrames } from "../transport/transport.js"
+import { type ConnectionEnd, type Connector, DEAD, lost, type OnFrames } from "../transport/transport.js"
 import type { Platform, StreamState } from "../types.js"
 import { computeBackoff } from "./backoff.js"
 import { isFinal, NEXT_STATE, type StreamEvent } from "./connection_state.js"
@@ -37,6 +37,9 @@ const CONNECTION_TYPES: ReadonlySet<string> = new Set(["ping", "close", "ack", "
 const STALE_AFTER = 1.5
 const REPLACE_AFTER = 3
 
+/** After the page wakes up, a connection is trusted if it was made, or a frame has arrived, within this time. */
+const TRUSTED_MS = 1_000
+
 const MAX_PING_INTERVAL_MS = 120_000
 
 /** A connection that lasts this long counts as a success, even without a new cursor. */
@@ -60,6 +63,7 @@ export class ReconnectingConnection {
   #failingSince: number | null = null
   /** Whether the next attempt starts without a random delay. */
   #isUrgent = false
+  #connectedAt = 0
   #lastFrameAt: number
   #pingIntervalMs: number
   #endWait: (() => void) | null = null
@@ -109,7 +113,8 @@ export class ReconnectingConnection {
     const connection = new AbortController()
     this.#connection = connection
     this.#end = null
-    this.#startWatchdog(this.#now())
+    this.#connectedAt = this.#now()
+    this.#startWatchdog(this.#connectedAt)
     const onFrames: OnFrames = (frames) => {
       // Frames that arrive after an abort are ignored; the next connection receives them again.
       if (!connection.signal.aborted) this.#receive(frames)
@@ -183,12 +188,12 @@ export class ReconnectingConnection {
   /** Replace a connection that is assumed to be dead. */
   #abandon(reason: string): void {
     this.#end = lost(reason)
-    this.#abort()
+    this.#abort(DEAD)
   }
 
   /** Abort the connection, or the wait before the next one. */
-  #abort(): void {
-    this.#connection.abort()
+  #abort(reason?: typeof DEAD): void {
+    this.#connection.abort(reason)
     this.#endWait?.()
   }
 
@@ -222,10 +227,14 @@ export class ReconnectingConnection {
     })
   }
 
-  /** The page is visible again, or the network is back. A connection that missed a ping is replaced at once. */
+  /**
+   * The page is visible again, or the network is back. Meanwhile the connection may have died without an event. So it is
+   * replaced, which costs little: the cursor is known.
+   */
   #handleWake(): void {
+    const isOpen = this.#endWait === null && !this.#connection.signal.aborted
     this.#endWait?.()
-    if (!this.#connection.signal.aborted && this.#now() - this.#lastFrameAt > this.#pingIntervalMs) {
+    if (isOpen && this.#now() - Math.max(this.#lastFrameAt, this.#connectedAt) >= TRUSTED_MS) {
       this.#isUrgent = true
       this.#abandon("The page was suspended")
     }

@@ -13,9 +13,17 @@
 //
 // Tabs never send each other a credential: the leader uses its own.
 
+import { createRandomId } from "../random_id.js"
 import type { MultiplexedConnection } from "../transport/multiplex.js"
 import type { StreamRequest } from "../transport/stream_request.js"
-import { type ConnectionEnd, type ConnectOptions, type Connector, lost, type OnFrames } from "../transport/transport.js"
+import {
+  type ConnectionEnd,
+  type ConnectOptions,
+  type Connector,
+  DEAD,
+  lost,
+  type OnFrames,
+} from "../transport/transport.js"
 import type { Clock } from "../types.js"
 import { LeaderElection } from "./leader_election.js"
 import { channelName, type TabMessage } from "./tab_messages.js"
@@ -44,7 +52,7 @@ export interface SharedConnectionOptions {
 
 export class SharedConnection {
   readonly #options: SharedConnectionOptions
-  readonly #tabId = crypto.randomUUID()
+  readonly #tabId = createRandomId()
   readonly #channel: BroadcastChannel
   readonly #election: LeaderElection
   /** Streams that this tab reads, by id. */
@@ -97,7 +105,8 @@ export class SharedConnection {
     }
     const stream: TabStream = { request, options, onFrames, finish, isAnswered: false }
     const abort = () => {
-      if (!this.#election.isLeader) this.#post({ kind: "unsubscribe", from: this.#tabId, id })
+      const isDead = options.signal.reason === DEAD
+      if (!this.#election.isLeader) this.#post({ kind: "unsubscribe", from: this.#tabId, id, isDead })
       finish(lost("Aborted"))
     }
     this.#streams.set(id, stream)
@@ -109,7 +118,7 @@ export class SharedConnection {
 
   async #openHere({ request, options, onFrames, finish }: TabStream): Promise<void> {
     const connection = new AbortController()
-    options.signal.addEventListener("abort", () => connection.abort())
+    options.signal.addEventListener("abort", () => connection.abort(options.signal.reason))
     this.#own.add(connection)
     const connector = this.#options.ownConnection.createConnector(request)
     finish(await connector({ ...options, signal: connection.signal }, onFrames))
@@ -128,7 +137,11 @@ export class SharedConnection {
   #receive(message: TabMessage): void {
     if (message.kind === "leader") this.#switchLeader()
     else if (message.kind === "subscribe") this.#serve(message)
-    else if (message.kind === "unsubscribe") this.#served.get(message.from)?.get(message.id)?.abort()
+    else if (message.kind === "unsubscribe")
+      this.#served
+        .get(message.from)
+        ?.get(message.id)
+        ?.abort(message.isDead ? DEAD : undefined)
     else if (message.to === this.#tabId) this.#receiveFromLeader(message)
   }
 

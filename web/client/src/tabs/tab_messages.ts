@@ -20,7 +20,13 @@ export type TabMessage =
       readonly cursor: string | null
       readonly refresh: boolean
     }
-  | { readonly kind: "unsubscribe"; readonly from: string; readonly id: string }
+  | {
+      readonly kind: "unsubscribe"
+      readonly from: string
+      readonly id: string
+      /** Whether the connection seems to be dead. Absent from older versions. */
+      readonly isDead?: boolean
+    }
   /** From the leader. Without frames: the subscription was received. */
   | { readonly kind: "frames"; readonly to: string; readonly id: string; readonly frames: readonly Frame[] }
   /** From the leader: the connection of a stream has ended. */

@@ -25,7 +25,9 @@ export async function getBearerToken(auth: Auth, refresh: boolean): Promise<stri
 }
 
 export function buildUrl(server: ServerAccess, path: string, query: URLSearchParams): string {
-  return query.size > 0 ? `${server.baseUrl}${path}?${query}` : `${server.baseUrl}${path}`
+  // Not `query.size`, which older browsers don't have.
+  const text = query.toString()
+  return server.baseUrl + path + (text && `?${text}`)
 }
 
 /** Return the URL of a stream, with a new ticket if tickets are used: each ticket opens one connection. */

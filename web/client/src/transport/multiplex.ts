@@ -3,11 +3,14 @@
 import type { Frame } from "../protocol/frames.js"
 import type { ServerAccess } from "./http.js"
 import { MULTI_RUN_PATH, type StreamRequest } from "./stream_request.js"
-import { type ConnectionEnd, type ConnectOptions, type Connector, lost, type OnFrames } from "./transport.js"
+import { type ConnectionEnd, type ConnectOptions, type Connector, DEAD, lost, type OnFrames } from "./transport.js"
 import { openWebSocket, refusalOf, renewToken } from "./websocket.js"
 
 /** How long a connection without streams is kept: the next view of an application often needs it again at once. */
 const IDLE_CLOSE_MS = 1_000
+
+/** A connection with a frame in this time is not dead, whatever one of its streams takes it for. */
+const TRUSTED_MS = 1_000
 
 /** Abort reason of a connection that is replaced by one with a new credential. */
 const REPLACED = "replaced"
@@ -24,6 +27,7 @@ export class MultiplexedConnection {
   readonly #server: ServerAccess
   readonly #subscriptions = new Map<string, Subscription>()
   #lastId = 0
+  #lastFrameAt = 0
   /** `null` while there is no open WebSocket; set later than `#connection`. */
   #socket: WebSocket | null = null
   #connection: AbortController | null = null
@@ -55,6 +59,7 @@ export class MultiplexedConnection {
       if (this.#subscriptions.has(id)) this.#send({ op: "unsubscribe", id })
       this.#remove(id)
       finish(lost("Aborted"))
+      if (signal.reason === DEAD) this.#replaceDeadConnection()
     }
     const finish = (end: ConnectionEnd) => {
       signal.removeEventListener("abort", unsubscribe)
@@ -91,6 +96,7 @@ export class MultiplexedConnection {
   async #connect(refresh: boolean): Promise<void> {
     const connection = new AbortController()
     this.#connection = connection
+    this.#lastFrameAt = this.#server.platform.clock.now()
     const options = { cursor: null, refresh, signal: connection.signal }
     const end = await openWebSocket(this.#server, MULTI_RUN_PATH, new URLSearchParams(), options, {
       onOpen: (socket) => {
@@ -114,7 +120,14 @@ export class MultiplexedConnection {
     if (isReplaced && this.#subscriptions.size > 0) await this.#connect(true)
   }
 
+  /** All other streams end as lost, and connect again with their cursors. */
+  #replaceDeadConnection(): void {
+    const { clock } = this.#server.platform
+    if (clock.now() - this.#lastFrameAt >= TRUSTED_MS) this.#connection?.abort()
+  }
+
   #dispatch(frame: Frame): void {
+    this.#lastFrameAt = this.#server.platform.clock.now()
     const id = "id" in frame ? frame.id : undefined
     if (id === undefined) {
       // A frame without an id, such as `ping`, is about the connection: for each stream a sign that it is alive.

@@ -6,6 +6,9 @@
 import type { Frame } from "../protocol/frames.js"
 import type { StreamRequest } from "./stream_request.js"
 
+/** Reason of `signal` if the connection seems to be dead. A connection that is shared with other streams is replaced. */
+export const DEAD = "dead"
+
 export interface ConnectOptions {
   /** Where to resume; `null` starts with a snapshot. */
   readonly cursor: string | null

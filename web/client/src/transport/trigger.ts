@@ -8,6 +8,7 @@
 // The run id comes from a response header or, where CORS hides headers, from the first frame that contains it.
 
 import type { Frame } from "../protocol/frames.js"
+import { createRandomId } from "../random_id.js"
 import type { RunKey, RunOptions } from "../types.js"
 import { buildUrl, readRefusal, type ServerAccess, sendRequest } from "./http.js"
 import { readEventStream } from "./sse.js"
@@ -40,7 +41,7 @@ class RunTrigger {
   constructor(server: ServerAccess, trigger: TriggerOptions) {
     this.#server = server
     this.#trigger = trigger
-    this.#idempotencyKey = trigger.options.idempotencyKey ?? crypto.randomUUID()
+    this.#idempotencyKey = trigger.options.idempotencyKey ?? createRandomId()
   }
 
   async connect(options: ConnectOptions, onFrames: OnFrames): Promise<ConnectionEnd> {

@@ -1,7 +1,7 @@
 import { EMPTY_VIEW, type RunStatus, type RunStream, type RunView, type StreamState } from "airflow-stream-client"
 import { useCallback, useEffect, useMemo, useState } from "react"
 import { getClient } from "../api/streamClient.js"
-import { describeFailure } from "../run/failureText.js"
+import { describeFailure, describeMissingOutcome } from "../run/failureText.js"
 import { requireSignIn, useSignInState } from "../session/signInState.js"
 import {
   type Answer,
@@ -108,8 +108,7 @@ function toAnswer({ state, view, error }: RunStatus): Answer {
   const text = getAnswerText(view)
   const { outcome } = view
   if (outcome.kind === "failure") return { kind: "failed", text, reason: describeFailure(outcome.failure) }
-  if (outcome.kind === "none")
-    return { kind: "failed", text, reason: "The run has ended without a result: the DAG has no result task." }
+  if (outcome.kind === "none") return { kind: "failed", text, reason: describeMissingOutcome(outcome) }
   if (outcome.kind === "result") {
     if (outcome.withheld)
       return { kind: "failed", text, reason: "You do not have permission to read the answer of this run." }

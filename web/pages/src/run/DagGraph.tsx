@@ -26,8 +26,23 @@ interface Props {
   readonly view: RunView
 }
 
+/** Most tasks that are drawn. The layout of more blocks the page for seconds, and is too dense to read. */
+export const MAX_DRAWN_TASKS = 300
+
 /** The DAG of the run with the states of its tasks. The Gantt table has the same content as text. */
 export function DagGraph({ structure, view }: Props) {
+  if (structure.nodes.length <= MAX_DRAWN_TASKS) return <DrawnGraph structure={structure} view={view} />
+  return (
+    <section className="card" aria-labelledby="graph">
+      <h2 id="graph">DAG</h2>
+      <p className="faint">
+        The graph of a DAG with {structure.nodes.length} tasks is not drawn; the limit is {MAX_DRAWN_TASKS}.
+      </p>
+    </section>
+  )
+}
+
+function DrawnGraph({ structure, view }: Props) {
   const down = useMediaQuery("(max-width: 640px)")
   const dark = useMediaQuery("(prefers-color-scheme: dark)")
   const boxes = useMemo(() => layOutGraph(structure, down), [structure, down])

@@ -3,10 +3,14 @@ import { StateLabel } from "../components/StateLabel.js"
 import { formatTimeOfDay } from "../components/time.js"
 import { describeFailure } from "./failureText.js"
 
-const MAX_ENTRIES = 500
+interface Props {
+  readonly frames: readonly Frame[]
+  /** Number of earlier frames, which are not shown. */
+  readonly dropped: number
+}
 
-/** The frames since the page was opened, newest first. */
-export function EventLog({ frames }: { frames: readonly Frame[] }) {
+/** The last frames since the page was opened, newest first. */
+export function EventLog({ frames, dropped }: Props) {
   return (
     <section className="card" aria-labelledby="log">
       <h2 id="log">Event log</h2>
@@ -17,10 +21,9 @@ export function EventLog({ frames }: { frames: readonly Frame[] }) {
         tabIndex={0}
       >
         {frames
-          .slice(-MAX_ENTRIES)
           .map((frame, index) => (
-            // biome-ignore lint/suspicious/noArrayIndexKey: frames are only appended, so that their indexes never change
-            <li key={Math.max(0, frames.length - MAX_ENTRIES) + index}>
+            // biome-ignore lint/suspicious/noArrayIndexKey: with those dropped, the index of a frame never changes
+            <li key={dropped + index}>
               <LogEntry frame={frame} />
             </li>
           ))

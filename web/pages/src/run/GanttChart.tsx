@@ -1,9 +1,13 @@
 import type { RunInfo, TaskInfo } from "airflow-stream-client"
+import { useState } from "react"
 import { StateLabel } from "../components/StateLabel.js"
 import { formatDuration } from "../components/time.js"
 import type { TaskRow } from "./taskRows.js"
 
 const MAX_BARS = 100
+
+/** Thousands of rows that change all the time would block the page. */
+const ROWS_STEP = 300
 
 interface Props {
   readonly rows: readonly TaskRow[]
@@ -13,8 +17,11 @@ interface Props {
 
 /** The tasks on a time axis, updated while they run. */
 export function GanttChart({ rows, run, now }: Props) {
+  const [limit, setLimit] = useState(ROWS_STEP)
   const startDates = rows.flatMap((row) => row.instances).flatMap((task) => task.start_date ?? [])
-  const from = Math.min(...[run.start_date, ...startDates].flatMap((at) => at ?? []).map(Date.parse))
+  const starts = [run.start_date, ...startDates].flatMap((at) => at ?? []).map(Date.parse)
+  // Not by `Math.min(...starts)`: the number of arguments is limited.
+  const from = starts.reduce((first, start) => Math.min(first, start), Number.POSITIVE_INFINITY)
   const to = run.end_date === null ? now : Date.parse(run.end_date)
   const span = Math.max(1000, to - from)
   const barStyle = (task: TaskInfo) => {
@@ -37,7 +44,7 @@ export function GanttChart({ rows, run, now }: Props) {
           </tr>
         </thead>
         <tbody>
-          {rows.map((row) => (
+          {rows.slice(0, limit).map((row) => (
             <tr key={row.taskId}>
               <th scope="row">
                 {row.taskId}
@@ -59,6 +66,11 @@ export function GanttChart({ rows, run, now }: Props) {
           ))}
         </tbody>
       </table>
+      {rows.length > limit && (
+        <button type="button" className="quiet" onClick={() => setLimit(limit + ROWS_STEP)}>
+          Show more of {rows.length} tasks
+        </button>
+      )}
     </section>
   )
 }

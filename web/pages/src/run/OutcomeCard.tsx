@@ -1,5 +1,5 @@
 import type { Outcome, RunView } from "airflow-stream-client"
-import { describeFailure, describeTask } from "./failureText.js"
+import { describeFailure, describeMissingOutcome, describeTask } from "./failureText.js"
 import { getRunningProgress } from "./taskProgress.js"
 import type { TaskRow } from "./taskRows.js"
 
@@ -65,7 +65,7 @@ function PendingOutcome({ view }: { view: RunView }) {
 }
 
 function FinalOutcome({ outcome, isOver }: { outcome: Exclude<Outcome, { kind: "pending" }>; isOver: boolean }) {
-  if (outcome.kind === "none") return <p>The run has ended. Its DAG has no result task.</p>
+  if (outcome.kind === "none") return <p>{describeMissingOutcome(outcome)}</p>
   if (outcome.kind === "failure") {
     const { failure } = outcome
     return (

@@ -1,4 +1,5 @@
 import type { RunInfo } from "airflow-stream-client"
+import { useMemo } from "react"
 import { buildRunApiPath, type Session, type Structure } from "../api/api.js"
 import { useFetch } from "../api/useFetch.js"
 import { ConnectionState } from "../components/ConnectionState.js"
@@ -24,12 +25,13 @@ interface Props {
 
 /** One run: its outcome, DAG, tasks and events. */
 export default function RunPage({ dagId, runId }: Props) {
-  const { view, state, error, frames } = useRun(dagId, runId)
+  const { view, state, error, frames, droppedFrames } = useRun(dagId, runId)
   const { data: structure } = useFetch<Structure>(`${buildRunApiPath(dagId, runId)}/graph`)
   const { run } = view
   const isOver = run !== null && FINAL_STATES.has(run.state ?? "")
   const now = useNow(run !== null && !isOver)
-  const rows = buildTaskRows(view, structure)
+  // Not again for each tick of the clock.
+  const rows = useMemo(() => buildTaskRows(view, structure), [view, structure])
   return (
     <PageLayout title={`${dagId} ${run?.state ?? ""}`} current={null}>
       <div className="heading">
@@ -51,7 +53,7 @@ export default function RunPage({ dagId, runId }: Props) {
           <OutcomeCard view={view} isOver={isOver} rows={rows} />
           {structure !== null && structure.nodes.length > 0 && <DagGraph structure={structure} view={view} />}
           <GanttChart rows={rows} run={run} now={now} />
-          <EventLog frames={frames} />
+          <EventLog frames={frames} dropped={droppedFrames} />
         </>
       )}
     </PageLayout>

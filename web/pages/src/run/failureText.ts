@@ -1,6 +1,6 @@
 // Texts for failures of runs.
 
-import type { Failure } from "airflow-stream-client"
+import type { Failure, Outcome } from "airflow-stream-client"
 
 /** Return why a run has no result, as a sentence for users. */
 export function describeFailure(failure: Failure): string {
@@ -27,4 +27,14 @@ const REASON_TEXTS: Record<string, string> = {
 /** Return how to refer to a task in a sentence. */
 export function describeTask(taskId: string, mapIndex = -1): string {
   return mapIndex < 0 ? `Task “${taskId}”` : `Task “${taskId}” [${mapIndex}]`
+}
+
+/** Return why a run has neither a result nor a failure, as a sentence. */
+export function describeMissingOutcome({
+  reason,
+  taskId,
+}: Pick<Outcome & { kind: "none" }, "reason" | "taskId">): string {
+  if (reason === "task_skipped") return `Ended without a result: task “${taskId}” was skipped.`
+  if (reason === "run_ended") return "Ended without a result: the run ended before its result tasks had a value."
+  return "The run has ended. Its DAG has no result task."
 }

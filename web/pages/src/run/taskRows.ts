@@ -39,7 +39,9 @@ const STATE_PRIORITY = [
 export function buildTaskRows(view: RunView, structure: Structure | null): readonly TaskRow[] {
   const instances = new Map<string, TaskInfo[]>()
   for (const task of Object.values(view.tasks)) {
-    instances.set(task.task_id, [...(instances.get(task.task_id) ?? []), task])
+    const others = instances.get(task.task_id)
+    if (others === undefined) instances.set(task.task_id, [task])
+    else others.push(task)
   }
   const nodes = new Map(structure?.nodes.map((node) => [node.task_id, node]))
   const others = [...instances.keys(), ...Object.keys(view.counts)].filter((taskId) => !nodes.has(taskId))

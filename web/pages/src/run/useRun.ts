@@ -1,14 +1,25 @@
 import { EMPTY_VIEW, type Frame, type RunStatus } from "airflow-stream-client"
 import { useEffect, useRef, useState } from "react"
 import { getClient } from "../api/streamClient.js"
+import { Throttle } from "../components/throttle.js"
 import { requireSignIn, useSignInState } from "../session/signInState.js"
 
 export interface WatchedRun extends RunStatus {
-  /** All frames so far, oldest first, except the output of tasks, which is in the view. */
+  /** The last frames, oldest first, except the output of tasks, which is in the view. */
   readonly frames: readonly Frame[]
+  /** Number of frames before them. */
+  readonly droppedFrames: number
 }
 
-const INITIAL: WatchedRun = { state: "connecting", view: EMPTY_VIEW, error: null, frames: [] }
+/** How many frames are kept for the event log. */
+export const MAX_FRAMES = 500
+
+/** The page renders at most this often. With thousands of tasks, each rendering takes a while. */
+const RENDER_INTERVAL_MS = 100
+const RENDER_INTERVAL_OF_LARGE_DAGS_MS = 1_000
+const LARGE_DAG = 300
+
+const INITIAL: WatchedRun = { state: "connecting", view: EMPTY_VIEW, error: null, frames: [], droppedFrames: 0 }
 
 /** Stream a run until its end. After a sign-in the stream resumes from its bookmark. */
 export function useRun(dagId: string, runId: string): WatchedRun {
@@ -21,20 +32,34 @@ export function useRun(dagId: string, runId: string): WatchedRun {
   useEffect(() => {
     const resumeFrom = bookmark.current === null ? {} : { bookmark: bookmark.current }
     const stream = getClient().watch(dagId, runId, { until: "run", ...resumeFrom })
+    const throttle = new Throttle(() => {
+      setWatched(latest.current)
+      const isLarge = Object.keys(latest.current.view.tasks).length > LARGE_DAG
+      return isLarge ? RENDER_INTERVAL_OF_LARGE_DAGS_MS : RENDER_INTERVAL_MS
+    })
     const update = (status: RunStatus, newFrames: readonly Frame[]) => {
       const events = newFrames.filter(({ type }) => type !== "chunk" && type !== "progress")
-      const before = latest.current.frames
-      latest.current = { ...status, frames: events.length > 0 ? [...before, ...events] : before }
+      latest.current = addFrames(latest.current, status, events)
       bookmark.current = stream.bookmark ?? bookmark.current
-      setWatched(latest.current)
+      throttle.request()
       if (status.error?.code === "unauthenticated") requireSignIn(status.error.message)
     }
     update(stream.current, [])
     const unsubscribe = stream.subscribe(update)
     return () => {
       unsubscribe()
+      throttle.cancel()
       stream.close()
     }
   }, [dagId, runId, signInCount])
   return watched
+}
+
+/** Return the run after new frames. */
+export function addFrames(before: WatchedRun, status: RunStatus, events: readonly Frame[]): WatchedRun {
+  const { state, view, error } = status
+  const all = events.length > 0 ? [...before.frames, ...events] : before.frames
+  const dropped = Math.max(0, all.length - MAX_FRAMES)
+  const frames = dropped > 0 ? all.slice(dropped) : all
+  return { state, view, error, frames, droppedFrames: before.droppedFrames + dropped }
 }
