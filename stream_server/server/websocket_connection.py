@@ -156,12 +156,8 @@ class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
 
     @override
     def handle_parser_exception(self) -> None:
-        if self.conn.close_sent is None:
-            # The client has sent frames before the handshake was accepted, and a close frame can't be sent yet. What
-            # uvicorn does when the connection is lost: nothing is sent any more, and it logs no incomplete handshake.
-            self.handshake_complete = self.disconnected = True
-            self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE})
-            self.transport.abort()
+        if not self.handshake_complete:
+            self._abort_handshake()
             return
         super().handle_parser_exception()
         if self.writer is not None:
@@ -170,10 +166,20 @@ class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
 
     @override
     def handle_close(self, event: Frame) -> None:
+        if not self.handshake_complete:
+            self._abort_handshake()
+            return
         super().handle_close(event)
         if self.writer is not None:
             # As after a parser exception.
             self.writer.on_client_gone()
+
+    def _abort_handshake(self) -> None:
+        """End a connection whose client has sent frames before the handshake was accepted."""
+        # What uvicorn does when a connection is lost: nothing is sent any more, and no incomplete handshake is logged.
+        self.handshake_complete = self.disconnected = True
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE})
+        self.transport.abort()
 
 
 def _is_utf8(data: bytes) -> bool:

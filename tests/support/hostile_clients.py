@@ -153,7 +153,7 @@ async def ask_for_unknown_runs(attacker: Attacker) -> None:
 @kind
 async def send_large_queries(attacker: Attacker) -> None:
     odd = random.choice(
-        ("result=%ff", "run_id=a+00:00", "state=x", "limit=" + "9" * 5000, "%00=%00", "cursor=" + "a" * 9000)
+        ("result=%ff", "run_id=a+00:00", "until=x", "limit=" + "9" * 5000, "%00=%00", "cursor=" + "a" * 9000)
     )
     for query in ("&".join(f"result=t{n}" for n in range(1500)), "&".join(f"dag_id=d{n}" for n in range(1500)), odd):
         for path in (attacker.run, MANY, "/api/v2/stream/runs"):
