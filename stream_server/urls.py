@@ -223,9 +223,8 @@ class _QueryArguments:
         for name, value in self._arguments:
             allowed = _ENUMERATED.get(name)
             if allowed is not None and value not in allowed:
-                raise SettingsError(
-                    f"The database URL has {name}={value[:40]!r}; it must be one of {', '.join(allowed)}"
-                )
+                # The value may be a password in the wrong place.
+                raise SettingsError(f"`{name}` of the database URL must be one of {', '.join(allowed)}")
 
     def pop(self, name: str) -> str | None:
         """Return the last value of an argument; `None` if it is missing."""
@@ -260,9 +259,7 @@ class _QueryArguments:
         try:
             seconds = int(value or "0")
         except ValueError:
-            raise SettingsError(
-                f"The database URL has connect_timeout={(value or '')[:40]!r}; it must be a number of seconds"
-            ) from None
+            raise SettingsError("`connect_timeout` of the database URL must be a number of seconds") from None
         return seconds if seconds > 0 else None
 
     def pop_unsupported(self) -> tuple[str, ...]:
