@@ -105,13 +105,25 @@ def find_failed_result_task(evidence: Evidence, task_ids: Iterable[str]) -> Fail
             continue
         # When a mapping shrinks, Airflow removes the indexes beyond its length. Their values are not missing.
         failed = FAILED_STATES if count_expected_results(instances) else {*FAILED_STATES, "removed"}
-        ended += [(task_id, index) for state in failed for index in evidence.states_of(task_id).get(state, ())]
+        ended += [
+            (task_id, index)
+            for state in failed
+            for index in evidence.states_of(task_id).get(state, ())
+            if state != "upstream_failed" or _is_final(evidence, task_id, index)
+        ]
     if ended:
         return _find_cause(evidence, ended, is_ended=True)
     if evidence.prediction is None:
         return None
     certain = [(task_id, index) for task_id in task_ids for index in _find_failing(evidence.prediction, task_id)]
     return _find_cause(evidence, certain, is_ended=False) if certain else None
+
+
+def _is_final(evidence: Evidence, task_id: str, map_index: int) -> bool:
+    """Whether nothing overwrites `upstream_failed`: a task that is yet to branch or to short-circuit may skip it."""
+    if evidence.prediction is None or evidence.run.has_ended:
+        return True
+    return map_index in evidence.prediction.must_fail(task_id)
 
 
 def find_failed_leaf(evidence: Evidence) -> FailedInstance | None:

@@ -167,7 +167,7 @@ class History:
                 name, intervene = chosen
                 self._claims = [None] * len(self._claims)
                 self.figures[name.split()[0]] += 1
-                self._is_interrupted |= name.startswith(("expire", "mark run")) or (
+                self._is_interrupted |= name.startswith(("expire", "mark run", "delete")) or (
                     has_ended and name.startswith("mark")
                 )
                 with suppress(*REFUSALS):
@@ -312,8 +312,9 @@ class History:
                 yield f"it got no outcome, but expected is {expected}"
         elif has_ended or not may_be_early:
             yield f"it got {sent}, but expected is {expected}"
-        # A value that is pushed may be retracted by its own task, so only failures must hold.
-        if claim is None and sent is not None and sent.kind == "failure" and "pending" in kinds:
+        # A value that is pushed may be retracted by its own task.
+        must_hold = sent is not None and (sent.kind == "failure" or oracle.is_settled(question))
+        if claim is None and sent is not None and must_hold and "pending" in kinds:
             self.figures["predicted"] += 1
             self._claims[number] = self._moment, sent
 

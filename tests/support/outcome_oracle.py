@@ -108,6 +108,8 @@ class Oracle:
         if not tasks:
             return [self._judge_without_result_task(state)]
         answers = {task_id: self._answer(task_id) for task_id in tasks}
+        if question.is_interrupted:
+            answers = {task_id: self._admit_empty(task_id, answer) for task_id, answer in answers.items()}
         states = [answer.state for answer in answers.values()]
         if "failed" in states:
             return [Outcome("failure")]
@@ -130,9 +132,25 @@ class Oracle:
         return found
 
     def values(self, question: Question) -> dict[str, Any]:
-        """Return the values that result tasks have now, if none of them has failed."""
-        answers = {task_id: self._answer(task_id) for task_id in self.result_tasks(question)}
-        return {task_id: answer.value for task_id, answer in answers.items() if answer.state == "value"}
+        """Return the values that result tasks have now. The instances that wait may be certain to be skipped."""
+        found: dict[str, Any] = {}
+        for task_id in self.result_tasks(question):
+            answer = self._answer(task_id)
+            rows = sorted(self._of_task.get(task_id, {}).items())
+            values = [
+                row.value for index, row in rows if index >= 0 and (row.has_current_value or row.state == "success")
+            ]
+            if answer.state == "value" or (answer.state == "waiting" and values):
+                found[task_id] = answer.value if answer.state == "value" else values
+        return found
+
+    def is_settled(self, question: Question) -> bool:
+        """Whether no result task runs, so that none can retract a value."""
+        return not any(
+            row.state == "running"
+            for task_id in self.result_tasks(question)
+            for row in self._of_task.get(task_id, {}).values()
+        )
 
     def is_certain_to_fail(self) -> bool:
         """Whether a leaf that decides the state of the run has failed (`DagRun._tis_for_dagrun_state`)."""
@@ -250,7 +268,10 @@ class Oracle:
             return _Answer("skipped")
         if rows[-1].end_date is not None:
             return _Answer("skipped", may_be_empty=True)
-        return _Answer("value", [], [], may_be_empty=self._tables.run.state == "failed")
+        above = self._dag.get_task(task_id).upstream_task_ids
+        has_succeeded = all(row.state == "success" for (one, _), row in self._tables.instances.items() if one in above)
+        # Values of which some failed may be none, too. By the rules that is no empty list.
+        return _Answer("value", [], [], may_be_empty=self._tables.run.state == "failed" or not has_succeeded)
 
     def _may_be_interrupted(self, answers: Mapping[str, _Answer], state: str, question: Question) -> bool:
         """Whether a result task may have been ended from outside, so that its skip or its null is no answer (rule 5).
@@ -271,6 +292,16 @@ class Oracle:
             for task_id in answers
             for row in self._of_task.get(task_id, {}).values()
         )
+
+    def _admit_empty(self, task_id: str, answer: _Answer) -> _Answer:
+        """Return an answer that may also be an empty list, after a timeout.
+
+        The server does not read what a task is mapped over. A timeout leaves the row of a task that is mapped over
+        nothing; a clear of only the tasks above can then make it look like one.
+        """
+        row = self._of_task.get(task_id, {}).get(-1)
+        is_undated = answer.state == "skipped" and row is not None and row.end_date is None
+        return answer._replace(may_be_empty=True) if is_undated else answer
 
     def _is_mapped_over_nothing(self, task_id: str) -> bool:
         if not self._dag.has_task(task_id):

@@ -57,6 +57,23 @@ class TestSkippedResultTask:
         )
         assert SimulatedReader(history, *results).frames == frames
 
+    def test_upstream_failed_is_pending_while_a_branch_may_skip_the_task(self) -> None:
+        history = History(
+            dag({"branch": Node("answer", _can_skip_downstream=True), "other": Node("answer"), "answer": Node()})
+        )
+        reader = SimulatedReader(history, "answer")
+        history.start("branch")
+        history.start("other")
+        history.set_task("other", "failed")
+        history.set_task("answer", "upstream_failed")
+        assert "failure" not in types(reader.catch_up())
+        history.set_task("answer", "skipped")
+        history.succeed("branch")
+        history.set_run("success")
+        end = reader.catch_up()[-1]
+        assert isinstance(end, End)
+        assert (end.outcome, end.reason) == ("none", "task_skipped")
+
     def test_outcome_is_the_failure_if_the_run_fails(self) -> None:
         history = History(graph({"ask": ["answer", "log"], "answer": [], "log": []}, {}))
         reader = SimulatedReader(history, "answer")
