@@ -36,6 +36,8 @@ from stream_server.server.websocket_connection import WebSocketConnection
 LAST_CHUNK = b"0\r\n\r\n"
 """End of a chunked body (RFC 9112 section 7.1)."""
 
+RECEIVE_BUFFER_BYTES = 64 * 1024
+
 MAX_CACHED_HEADS = 1000
 """Bound of the response-head cache: its keys contain the header `Origin`, which clients choose."""
 
@@ -256,6 +258,18 @@ def abort_open_streams(connections: Iterable[object]) -> None:
     for connection in list(connections):
         if isinstance(connection, HttpConnection | WebSocketConnection) and connection.writer is not None:
             connection.transport.abort()
+
+
+def limit_receive_buffer(sock: socket.socket) -> None:
+    """Limit what the kernel keeps of each connection that was not read yet. Linux doubles the size.
+
+    By default it grows to 6 MiB. Clients that send much and are not read could take all memory of TCP, so that segments
+    of others are lost.
+
+    Args:
+        sock: A listening socket. The connections that it accepts inherit its options.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
 
 def set_dead_peer_timeout(sock: socket.socket, seconds: float) -> None:

@@ -17,6 +17,7 @@ from stream_server.server.client_connections import (
     HttpConnection,
     OperatorConnection,
     abort_open_streams,
+    limit_receive_buffer,
     set_dead_peer_timeout,
 )
 from stream_server.server.operator_api import create_admin_app
@@ -73,6 +74,7 @@ class DrainingServer(uvicorn.Server):
         # `servers` are uvicorn's asyncio servers; its `shutdown` closes them.
         for server in self.servers:
             for listener in server.sockets:
+                limit_receive_buffer(listener)
                 set_dead_peer_timeout(listener, DEAD_PEER_PINGS * self._settings.ping_interval)
 
     async def _start_admin_server(self) -> asyncio.Server:
