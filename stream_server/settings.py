@@ -234,8 +234,9 @@ class Settings(BaseSettings):
     retention_size: Size = Field(default=0, ge=0)
     """Size of the journal, in bytes, above which its oldest rows are deleted; 0 sets no limit."""
 
-    ping_interval: Duration = Field(default=15.0, gt=0)
-    """How long a stream may be silent before a `ping` frame is sent."""
+    ping_interval: Duration = Field(default=15.0, gt=0, le=30.0)
+    """How long a stream may be silent before a `ping` frame is sent. Clients give up a silent connection after 45 s,
+    and proxies after 60 s."""
 
     max_connection_age: Duration = Field(default=0.0, ge=0)
     """Maximum age of a stream's connection; 0 sets no limit."""
@@ -265,7 +266,7 @@ class Settings(BaseSettings):
     """Maximum streams on one WebSocket connection."""
 
     grace_period: Duration = Field(default=10.0, ge=0)
-    """How long to wait for clients to disconnect at shutdown."""
+    """Longest duration of a shutdown: streams and all other requests end within this time."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged."""

@@ -43,7 +43,7 @@ Web = Annotated[
     bool | None, typer.Option("--web/--no-web", help="Serve the run page and the chat page.  [default: web]")
 ]
 PollInterval = Annotated[str | None, typer.Option(help="Polling interval without notifications.  [default: 2s]")]
-PingInterval = Annotated[str | None, typer.Option(help="Longest time without a frame on a stream.  [default: 15s]")]
+PingInterval = Annotated[str | None, typer.Option(help="Longest silence of a stream; at most 30s.  [default: 15s]")]
 MaxConnectionAge = Annotated[str | None, typer.Option(help="Longest lifetime of a connection; 0: unlimited.")]
 Retention = Annotated[
     str | None, typer.Option(help="Age at which rows of the journal are deleted; 0: never.  [default: 24h]")

@@ -111,8 +111,12 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Streams end before uvicorn waits for their connections, and before it closes the listening sockets: until
         # then, `/ready` answers that this server shuts down.
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.grace_period
         await self.config.app.state.hub.drain(self._settings.grace_period)  # type: ignore[union-attr]
         abort_open_streams(self.server_state.connections)
+        # The other requests get what is left. uvicorn also waits with a fraction of a second, or with nothing.
+        self.config.timeout_graceful_shutdown = max(0.0, deadline - loop.time())  # type: ignore[assignment]
         await super().shutdown(sockets)
 
 

@@ -124,7 +124,13 @@ def test_a_missing_setting_is_named() -> None:
     ("name", "value"),
     [
         *(("port", 70000), ("port", -1), ("port", "http"), ("auth", "airflw"), ("log_level", "loud")),
-        *(("poll_interval", "0s"), ("poll_interval", "soon"), ("ping_interval", "0"), ("grace_period", "-1s")),
+        *(
+            ("poll_interval", "0s"),
+            ("poll_interval", "soon"),
+            ("ping_interval", "0"),
+            ("ping_interval", "31s"),
+            ("grace_period", "-1s"),
+        ),
         *(("pool_size", 0), ("max_queued_bytes", 10), ("max_result_bytes", -1)),
     ],
 )

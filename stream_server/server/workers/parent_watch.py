@@ -26,7 +26,7 @@ def read_settings(pipe: BinaryIO) -> Settings:
 
 def watch_parent(settings: Settings) -> None:
     """Start a thread that ends this process when the parent has ended: by SIGTERM, and after a timeout by force."""
-    timeout = 2 * settings.grace_period + 1
+    timeout = settings.grace_period + 1
     threading.Thread(target=_wait_for_parent_end, args=(timeout,), name="parent watch", daemon=True).start()
 
 

@@ -33,7 +33,7 @@ RESTART_SECONDS = (0.1, 5.0)
 """First and longest wait before a worker that died is replaced."""
 
 KILL_DELAY_SECONDS = 2.0
-"""Time beyond its grace periods after which a worker that does not stop is killed."""
+"""Time beyond its grace period after which a worker that does not stop is killed."""
 
 
 def run_supervisor(settings: Settings) -> None:
@@ -111,8 +111,8 @@ class Supervisor:
 
     @property
     def _stop_timeout(self) -> float:
-        """Seconds a worker has to stop: a grace period for its streams, and another one for its other requests."""
-        return 2 * self._settings.grace_period + KILL_DELAY_SECONDS
+        """Seconds a worker has to stop, by itself within the grace period."""
+        return self._settings.grace_period + KILL_DELAY_SECONDS
 
     def _request_stop(self) -> None:
         if self._stopping.is_set():
