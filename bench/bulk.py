@@ -3,7 +3,8 @@
 Airflow deletes many runs in one statement (`airflow db clean`), and clears many task instances in one transaction. Each
 is measured without triggers, with ours, and with triggers that record each row in a subtransaction. Another transaction
 stays open meanwhile, so that all snapshots have to deal with the transaction ids in use. The rate of reads is measured
-on the primary and on a hot standby, before Airflow's transaction commits. PostgreSQL runs without fsync.
+on the primary and on a hot standby, before Airflow's transaction commits. PostgreSQL runs without fsync, and
+without autovacuum, which takes transaction ids too.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=5, help="length of the reads (default: %(default)d)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)d)")
     options = parser.parse_args()
-    with raise_on_sigterm(), running_postgres() as primary, running_standby(primary) as standby:
+    with raise_on_sigterm(), running_postgres({"autovacuum": "off"}) as primary, running_standby(primary) as standby:
         found = uvloop.run(_measure_all(primary, standby, options))
     _show(found)
     print(json.dumps(_figures(found, options)))
