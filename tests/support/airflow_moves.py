@@ -92,6 +92,7 @@ class RunMoves:
         for mark in ("success", "failed"):
             if state != mark:
                 yield f"is marked {mark}", partial(run.set_task, task_id, mark, map_index)
+        yield "is deleted", partial(self._delete, task_id, map_index)
 
     async def _start(self, task_id: str, map_index: int) -> None:
         await self._run.set_task(task_id, "running", map_index)
@@ -109,6 +110,14 @@ class RunMoves:
         self._values += 1
         await self._run.airflow.emit_output(
             self._run.key, task_id, self._values, f"word {self._values}", map_index=map_index, try_number=tries
+        )
+
+    async def _delete(self, task_id: str, map_index: int) -> None:
+        await self._run.airflow.connection.execute(
+            "DELETE FROM task_instance WHERE dag_id = $1 AND run_id = $2 AND task_id = $3 AND map_index = $4",
+            *self._run.key,
+            task_id,
+            map_index,
         )
 
     async def _create_again(self) -> None:
