@@ -244,8 +244,9 @@ class Settings(BaseSettings):
     pool_size: int = Field(default=4, ge=1)
     """Maximum database connections for reading runs, in addition to the two that follow the journal."""
 
-    max_result_bytes: int = Field(default=1024 * 1024, ge=0)
-    """Maximum size of a return value; larger ones are sent as a reference."""
+    max_result_bytes: int = Field(default=960 * 1024, ge=0)
+    """Maximum size of all return values of a result together; beyond it the largest are sent as references. Many
+    WebSocket clients refuse messages of more than 1 MiB, and a message has more than the values."""
 
     max_output_bytes: int = Field(default=1024 * 1024, ge=0)
     """How much task output is kept per run for new clients, in bytes; the oldest output is dropped first."""

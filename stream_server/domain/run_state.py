@@ -29,6 +29,13 @@ MAX_LATE_JUDGEMENTS = 500
 """In DAGs with more tasks, a prediction is made when a run is loaded, before anything has failed: when something does,
 it would take too long."""
 
+MAX_LISTED_BYTES = 512 * 1024
+"""About how much of a snapshot lists instances. Beyond it, the tasks with the most instances are counted, so that the
+frame has less than 1 MiB: many WebSocket clients refuse larger messages."""
+
+_LISTED_BYTES = 170
+"""An instance in a snapshot as JSON, with both of its dates, without its task."""
+
 FINAL_RUN_STATES = frozenset({"success", "failed"})
 """States in which a run has ended (`airflow.utils.state.State.finished_dr_states`)."""
 
@@ -193,10 +200,11 @@ class RunState:
 
     def snapshot(self, result_tasks: tuple[str, ...]) -> Snapshot:
         """Return the frame with the whole state."""
+        counted = self._find_counted_tasks()
         listed: list[TaskInfo] = []
         counts: dict[str, dict[str, int]] = {}
         for task_id, instances in self.tasks.items():
-            if len(instances) > MAX_LISTED_INSTANCES:
+            if task_id in counted:
                 counts[task_id] = {state or NO_STATUS: len(found) for state, found in instances.by_state.items()}
             else:
                 listed.extend(_iter_task_infos(task_id, instances))
@@ -208,6 +216,19 @@ class RunState:
             result_tasks=list(result_tasks),
             counts=counts,
         )
+
+    def _find_counted_tasks(self) -> set[str]:
+        """Return the tasks whose instances a snapshot counts instead of listing them: those with the most instances."""
+        counted = {task_id for task_id, instances in self.tasks.items() if len(instances) > MAX_LISTED_INSTANCES}
+        listed = self.tasks.keys() - counted
+        size = sum(_listed_bytes(task_id, self.tasks[task_id]) for task_id in listed)
+        if size > MAX_LISTED_BYTES:
+            for task_id in sorted(listed, key=lambda task_id: (-len(self.tasks[task_id]), task_id)):
+                size -= _listed_bytes(task_id, self.tasks[task_id])
+                counted.add(task_id)
+                if size <= MAX_LISTED_BYTES:
+                    break
+        return counted
 
     def _put(self, task_id: str, map_index: int, instance: TaskInstance) -> None:
         instances = self.tasks.setdefault(task_id, TaskInstances())
@@ -313,6 +334,11 @@ class _StatesByTask(Mapping[str, Mapping[str | None, AbstractSet[int]]]):
 
 def _is_push_kept(before: TaskInstance, transition: Transition) -> bool:
     return transition.state in _PUSH_KEEPING_STATES and transition.try_number == before.try_number
+
+
+def _listed_bytes(task_id: str, instances: TaskInstances) -> int:
+    """Return about how many bytes of JSON the instances of a task are in a snapshot."""
+    return len(instances) * (_LISTED_BYTES + len(task_id))
 
 
 def _iter_task_infos(task_id: str, instances: TaskInstances) -> Iterator[TaskInfo]:

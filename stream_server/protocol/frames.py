@@ -142,7 +142,8 @@ class Snapshot(RunFrame, frozen=True, kw_only=True, tag="snapshot", omit_default
         dict[str, dict[str, int]],
         Meta(
             description=(
-                "Number of instances by task and state, for mapped tasks with too many instances to list in `tasks`."
+                "Number of instances by task and state, for tasks that are not in `tasks` because there are too many"
+                " instances to list them."
             )
         ),
     ] = msgspec.field(default_factory=dict)

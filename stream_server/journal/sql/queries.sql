@@ -282,31 +282,37 @@ WHERE t.name = $1 AND NOT d.is_stale
 ORDER BY d.dag_id
 
 -- return_values --
--- The return values of tasks ($3) of a run ($1 DAG, $2 run). The text is NULL if the values of the task have more than
--- $4 bytes together: larger values never leave the database. Upgrades from Airflow 2 leave values that are SQL NULL.
-SELECT x.task_id, x.map_index, v.bytes,
-       CASE WHEN sum(v.bytes) OVER (PARTITION BY x.task_id) <= $4 THEN v.text END AS json
-FROM {airflow}.dag_run AS r
-JOIN {airflow}.xcom AS x ON x.dag_run_id = r.id
-CROSS JOIN LATERAL (SELECT coalesce(x.value::text, 'null') AS text) AS s
-CROSS JOIN LATERAL (SELECT s.text, octet_length(s.text) AS bytes) AS v
-WHERE r.dag_id = $1 AND r.run_id = $2 AND x.task_id = ANY ($3::text[]) AND x.key = 'return_value'
+-- The return values of tasks ($3) of a run ($1 DAG, $2 run). All texts together have at most $4 bytes: beyond that, the
+-- text is NULL for the values of the largest tasks. Upgrades from Airflow 2 leave values that are SQL NULL.
+SELECT t.task_id, t.map_index, t.bytes,
+       CASE WHEN sum(t.bytes) OVER (ORDER BY t.of_task, t.task_id) <= $4 THEN t.text END AS json
+FROM (
+    SELECT x.task_id, x.map_index, v.bytes, v.text, sum(v.bytes) OVER (PARTITION BY x.task_id) AS of_task
+    FROM {airflow}.dag_run AS r
+    JOIN {airflow}.xcom AS x ON x.dag_run_id = r.id
+    CROSS JOIN LATERAL (SELECT coalesce(x.value::text, 'null') AS text) AS s
+    CROSS JOIN LATERAL (SELECT s.text, octet_length(s.text) AS bytes) AS v
+    WHERE r.dag_id = $1 AND r.run_id = $2 AND x.task_id = ANY ($3::text[]) AND x.key = 'return_value'
+) AS t
 
 -- final_values --
 -- The values that Airflow's own /wait endpoint returns at the end of a run ($1 DAG, $2 run): the return values of tasks
 -- ($3) or, if that is NULL, of the tasks with Airflow's result mark. The text is limited as in return_values ($4).
 -- dag_result is resolved as in run_snapshot.
-SELECT x.task_id, x.map_index, v.bytes,
-       CASE WHEN sum(v.bytes) OVER (PARTITION BY x.task_id) <= $4 THEN v.text END AS json
-FROM (SELECT NULL::boolean AS dag_result) AS without
-CROSS JOIN {airflow}.dag_run AS r
-CROSS JOIN LATERAL (
-    SELECT y.task_id, y.map_index, coalesce(y.value::text, 'null') AS text, dag_result AS marked
-    FROM {airflow}.xcom AS y
-    WHERE y.dag_run_id = r.id AND y.key = 'return_value'
-) AS x
-CROSS JOIN LATERAL (SELECT x.text, octet_length(x.text) AS bytes) AS v
-WHERE r.dag_id = $1 AND r.run_id = $2 AND CASE WHEN $3::text[] IS NULL THEN x.marked ELSE x.task_id = ANY ($3) END
+SELECT t.task_id, t.map_index, t.bytes,
+       CASE WHEN sum(t.bytes) OVER (ORDER BY t.of_task, t.task_id) <= $4 THEN t.text END AS json
+FROM (
+    SELECT x.task_id, x.map_index, v.bytes, v.text, sum(v.bytes) OVER (PARTITION BY x.task_id) AS of_task
+    FROM (SELECT NULL::boolean AS dag_result) AS without
+    CROSS JOIN {airflow}.dag_run AS r
+    CROSS JOIN LATERAL (
+        SELECT y.task_id, y.map_index, coalesce(y.value::text, 'null') AS text, dag_result AS marked
+        FROM {airflow}.xcom AS y
+        WHERE y.dag_run_id = r.id AND y.key = 'return_value'
+    ) AS x
+    CROSS JOIN LATERAL (SELECT x.text, octet_length(x.text) AS bytes) AS v
+    WHERE r.dag_id = $1 AND r.run_id = $2 AND CASE WHEN $3::text[] IS NULL THEN x.marked ELSE x.task_id = ANY ($3) END
+) AS t
 
 -- waiting_runs --
 -- Of some runs ($1 DAGs, $2 runs), those that are not finished and wait because their DAG is paused, or because as many

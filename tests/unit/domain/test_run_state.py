@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timezone
 
+import msgspec
 import pytest
 from hypothesis import given
 
 from stream_server.domain.mapped_result import count_expected_results
 from stream_server.domain.run_state import MAX_LISTED_INSTANCES, RETRACTING_STATES, RunState
+from stream_server.domain.task_instances import TaskInstance
 from stream_server.protocol.frames import RunTransition, Snapshot, TaskTransition
-from support.builders import History, at, comparable_state, graph
+from support.builders import KEY, History, at, comparable_state, graph
 from support.run_moves import Move, apply_move, run_histories
 
 
@@ -305,3 +308,17 @@ def test_a_snapshot_counts_the_instances_of_large_mapped_tasks() -> None:
     snapshot = snapshot_of_mapped(MAX_LISTED_INSTANCES + 1, ["success", "success", "failed"])
     assert [task.task_id for task in snapshot.tasks] == ["other"]
     assert snapshot.counts == {"square": {"success": 2, "failed": 1, "no_status": MAX_LISTED_INSTANCES - 2}}
+
+
+@pytest.mark.parametrize(("tasks", "length"), [(5001, 1), (300, 60), (3000, 5)])
+def test_a_snapshot_of_a_large_run_has_less_than_a_mebibyte(tasks: int, length: int) -> None:
+    run = RunState(KEY, History(graph({}, {})).state().info)
+    date = datetime(2026, 11, 22, 14, 21, 10, 812345, tzinfo=timezone.utc)
+    for number in range(tasks):
+        for index in range(length) if length > 1 else (-1,):
+            run.add_instance(f"group.task_{number:05}", index, TaskInstance("upstream_failed", 1, date, date))
+    snapshot = run.snapshot(("group.task_00000",))
+    assert len(msgspec.json.encode(snapshot)) < 1024 * 1024
+    assert len(snapshot.tasks) + sum(sum(states.values()) for states in snapshot.counts.values()) == tasks * length
+    assert {task.task_id for task in snapshot.tasks}.isdisjoint(snapshot.counts)
+    assert len(msgspec.json.encode(snapshot.tasks)) > 400 * 1024, "as many as fit are listed"

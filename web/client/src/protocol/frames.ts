@@ -15,7 +15,10 @@ export interface Snapshot {
   tasks: TaskInfo[]
   /** Tasks whose return values are the result, as far as they are known yet. */
   result_tasks: string[]
-  /** Number of instances by task and state, for mapped tasks with too many instances to list in `tasks`. */
+  /**
+   * Number of instances by task and state, for tasks that are not in `tasks` because there are too many instances to
+   * list them.
+   */
   counts?: Record<string, Record<string, number>>
   /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
