@@ -78,7 +78,8 @@ class _SerializedOperator(msgspec.Struct):
 
 
 class _SerializedDag(msgspec.Struct):
-    tasks: list[_SerializedOperator]
+    # Decoded one by one: a decoder does not let other threads run, and a DAG can have 20 MiB.
+    tasks: list[msgspec.Raw]
     tags: Any = None
     fail_fast: Any = None
     task_group: Any = None
@@ -89,6 +90,7 @@ class _SerializedDocument(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_SerializedDocument)
+_operator_decoder = msgspec.json.Decoder(_SerializedOperator)
 
 
 class Graph:
@@ -137,7 +139,7 @@ class Graph:
         dag = _decoder.decode(text).dag
         tags = dag.tags if isinstance(dag.tags, list) else []
         return cls(
-            [_parse_operator(operator.fields) for operator in dag.tasks],
+            [_parse_operator(_operator_decoder.decode(operator).fields) for operator in dag.tasks],
             dict(_iter_mapped_groups(dag.task_group)),
             tagged_tasks=[
                 tag.removeprefix(RESULT_TAG) for tag in tags if isinstance(tag, str) and tag.startswith(RESULT_TAG)

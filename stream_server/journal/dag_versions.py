@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from typing import cast
 from uuid import UUID
@@ -10,6 +11,7 @@ import msgspec
 from cachetools import LRUCache
 
 from stream_server.domain.graph import Graph
+from stream_server.domain.prediction_plan import plan_of
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.connection import AnyConnection
 
@@ -37,11 +39,18 @@ class GraphCache:
             return None
         if graph is None or row["dag_hash"] != cached_hash:
             try:
-                graph = Graph.parse(row["data"], row["data_compressed"])
+                # The event loop goes on meanwhile: this takes 0.5 s for a DAG of 20 MiB.
+                graph = await asyncio.to_thread(_prepare_graph, row["data"], row["data_compressed"])
             except msgspec.MsgspecError:
                 return None
             self._graphs[version] = row["dag_hash"], graph
         return graph
+
+
+def _prepare_graph(data: str | None, compressed: bytes | None) -> Graph:
+    graph = Graph.parse(data, compressed)
+    plan_of(graph)
+    return graph
 
 
 async def find_version(

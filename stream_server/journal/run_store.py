@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import asyncpg
 
 from stream_server.domain.outcome import ReturnValue, ReturnValues
-from stream_server.domain.run_state import MAX_OUTPUT_BYTES, RETRACTING_STATES, RunKey, RunState
+from stream_server.domain.run_state import MAX_LATE_JUDGEMENTS, MAX_OUTPUT_BYTES, RETRACTING_STATES, RunKey, RunState
 from stream_server.domain.task_instances import SourceRow, TaskInstance
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
@@ -134,6 +134,8 @@ class RunStore:
             version = await find_version(connection, queries, key, {row["dag_version_id"] for row in rows} - {None})
             if version is not None:
                 run.graph = await self._graphs.read(connection, queries, version)
+                if run.graph is not None and len(run.graph.tasks) > MAX_LATE_JUDGEMENTS:
+                    await asyncio.to_thread(run.predict)
                 if run.graph is not None and not run.graph.marked_tasks:
                     run.earlier_marks = await read_earlier_marks(connection, queries, key, version, run.graph.tasks)
         return run, position
