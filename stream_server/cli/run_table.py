@@ -82,6 +82,9 @@ class RunTable:
         self._state: str | None = None
         self._rows: dict[tuple[str, int], _TaskRow] = {}
         self._counts: dict[str, dict[str, int]] = {}
+        self._above_gap: dict[str, set[int]] = {}
+        """Of the tasks in `_counts`: indexes of instances above a gap. All below the gap are counted."""
+
         self._last_event = Text()
         self._output: dict[tuple[str, int], str] = {}
         self._progress: dict[tuple[str, int], Report] = {}
@@ -92,6 +95,7 @@ class RunTable:
         elif isinstance(frame, Snapshot):
             self._output, self._progress = {}, {}
             self._state = frame.run.state
+            self._above_gap = {}
             self._counts = {task_id: dict(states) for task_id, states in frame.counts.items()}
             self._rows = {
                 (task.task_id, task.map_index): _initial_row(
@@ -100,10 +104,7 @@ class RunTable:
                 for task in frame.tasks
             }
         elif isinstance(frame, TaskTransition) and frame.task_id in self._counts:
-            states = self._counts[frame.task_id]
-            for state, change in ((frame.previous_state, -1), (frame.state, +1)):
-                name = state or NO_STATUS
-                states[name] = max(0, states.get(name, 0) + change)
+            self._count_instance(frame)
         elif isinstance(frame, TaskTransition):
             if frame.map_index >= 0:
                 self._rows.pop((frame.task_id, -1), None)
@@ -113,6 +114,25 @@ class RunTable:
             self._state = frame.state
         elif not isinstance(frame, Resumed):
             self._last_event = Text(describe_frame(frame))
+
+    def _count_instance(self, frame: TaskTransition) -> None:
+        """Count the transition of an instance of a task with many instances.
+
+        A frame of a new instance looks like one of an instance without a state. But Airflow numbers the instances of a
+        mapped task from 0 without gaps: new is what is above those that are counted.
+        """
+        states = self._counts[frame.task_id]
+        above = self._above_gap.setdefault(frame.task_id, set())
+        gap = sum(states.values()) - len(above)
+        states[frame.state or NO_STATUS] = states.get(frame.state or NO_STATUS, 0) + 1
+        if frame.map_index < gap or frame.map_index in above:
+            previous = frame.previous_state or NO_STATUS
+            states[previous] = max(0, states.get(previous, 0) - 1)
+            return
+        above.add(frame.map_index)
+        while gap in above:
+            above.remove(gap)
+            gap += 1
 
     def _add_output(self, frame: Chunk | Progress) -> None:
         key = (frame.task_id, frame.map_index)

@@ -177,3 +177,16 @@ def test_describe_output_that_is_not_text_or_not_permitted() -> None:
     assert describe_frame(chunk(0, '{"a":1}', 2)) == 'answer [2] output: {"a":1}\n'
     assert describe_frame(chunk(0, None)) == "answer output: (not permitted)"
     assert describe_frame(progress(None, "searching")) == "answer: searching"
+
+
+def test_counts_are_those_of_a_fresh_client_after_an_expansion() -> None:
+    table = RunTable(*KEY)
+    table.update(snapshot(counts={"square": {"no_status": 150}}))
+    for index in (152, 150, 151, 3):
+        table.update(transition("square", None if index >= 150 else "running", index))
+    table.update(transition("square", "running", 151))
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(table)
+    assert "151 no_status, 2 running" in shown.get()
+    assert "square [153]" in shown.get()

@@ -24,6 +24,7 @@ export {
   type Snapshot,
   type TaskInfo,
   type TaskTransition,
+  type Waiting,
 } from "./protocol/frames.js"
 export { createRandomId } from "./random_id.js"
 export { taskKey } from "./run_details.js"

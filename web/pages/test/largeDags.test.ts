@@ -1,8 +1,9 @@
 // What the run page does while many transitions arrive.
 
-import { EMPTY_VIEW, type Frame } from "airflow-stream-client"
+import { EMPTY_VIEW, type Frame, type Waiting } from "airflow-stream-client"
 import { afterEach, expect, test, vi } from "vitest"
 import { Throttle } from "../src/components/throttle.js"
+import { describeWaiting } from "../src/run/failureText.js"
 import { buildTaskRows } from "../src/run/taskRows.js"
 import { addFrames, MAX_FRAMES, type WatchedRun } from "../src/run/useRun.js"
 
@@ -13,7 +14,7 @@ afterEach(() => {
 })
 
 test("the page keeps the last frames only", () => {
-  let run: WatchedRun = { ...STATUS, frames: [], droppedFrames: 0 }
+  let run: WatchedRun = { ...STATUS, frames: [], droppedFrames: 0, waiting: null }
   for (let number = 0; number < 1_000; number++) run = addFrames(run, STATUS, [{ type: "ping", number } as Frame])
   expect(run.frames.length).toBe(MAX_FRAMES)
   expect(run.droppedFrames).toBe(1_000 - MAX_FRAMES)
@@ -49,4 +50,13 @@ test("instances of a task are grouped in linear time", () => {
     }),
   )
   expect(buildTaskRows({ ...EMPTY_VIEW, tasks }, null)[0]?.counts).toEqual({ success: count })
+})
+
+test("the reason why a run waits is shown until it does not hold any more", () => {
+  const waiting = (reason: string | null) => ({ type: "waiting", dag_id: "d", run_id: "r", reason }) as Frame
+  const start: WatchedRun = { ...STATUS, frames: [], droppedFrames: 0, waiting: null }
+  const paused = addFrames(start, STATUS, [waiting("dag_paused")])
+  expect(describeWaiting(paused.waiting as Waiting)).toBe("The run waits: its DAG is paused.")
+  expect(addFrames(paused, STATUS, []).waiting).toBe(paused.waiting)
+  expect(addFrames(paused, STATUS, [waiting(null)]).waiting).toBe(null)
 })

@@ -9,6 +9,7 @@ import { formatDateTime, formatDuration, useNow } from "../components/time.js"
 import { URL_PREFIX } from "../urlPrefix.js"
 import { DagGraph } from "./DagGraph.js"
 import { EventLog } from "./EventLog.js"
+import { describeWaiting } from "./failureText.js"
 import { GanttChart } from "./GanttChart.js"
 import { OutcomeCard } from "./OutcomeCard.js"
 import { StopRunButton } from "./StopRunButton.js"
@@ -25,7 +26,7 @@ interface Props {
 
 /** One run: its outcome, DAG, tasks and events. */
 export default function RunPage({ dagId, runId }: Props) {
-  const { view, state, error, frames, droppedFrames } = useRun(dagId, runId)
+  const { view, state, error, frames, droppedFrames, waiting } = useRun(dagId, runId)
   const { data: structure } = useFetch<Structure>(`${buildRunApiPath(dagId, runId)}/graph`)
   const { run } = view
   const isOver = run !== null && FINAL_STATES.has(run.state ?? "")
@@ -50,6 +51,11 @@ export default function RunPage({ dagId, runId }: Props) {
       ) : (
         <>
           <RunSummary dagId={dagId} runId={runId} run={run} isOver={isOver} now={now} />
+          {waiting !== null && !isOver && (
+            <p className="card" role="status">
+              {describeWaiting(waiting)}
+            </p>
+          )}
           <OutcomeCard view={view} isOver={isOver} rows={rows} />
           {structure !== null && structure.nodes.length > 0 && <DagGraph structure={structure} view={view} />}
           <GanttChart rows={rows} run={run} now={now} />

@@ -1,6 +1,6 @@
 // Texts for failures of runs.
 
-import type { Failure, Outcome } from "airflow-stream-client"
+import type { Failure, Outcome, Waiting } from "airflow-stream-client"
 
 /** Return why a run has no result, as a sentence for users. */
 export function describeFailure(failure: Failure): string {
@@ -37,4 +37,12 @@ export function describeMissingOutcome({
   if (reason === "task_skipped") return `Ended without a result: task “${taskId}” was skipped.`
   if (reason === "run_ended") return "Ended without a result: the run ended before its result tasks had a value."
   return "The run has ended. Its DAG has no result task."
+}
+
+/** Return why a run does not proceed, as a sentence. */
+export function describeWaiting({ reason, active_runs }: Waiting): string {
+  if (reason === "dag_paused") return "The run waits: its DAG is paused."
+  if (reason === "active_runs")
+    return `The run waits: ${active_runs ?? "other"} runs of its DAG are active, which is the limit.`
+  return `The run waits: ${(reason ?? "").replaceAll("_", " ")}.`
 }

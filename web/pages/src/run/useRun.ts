@@ -1,4 +1,4 @@
-import { EMPTY_VIEW, type Frame, type RunStatus } from "airflow-stream-client"
+import { EMPTY_VIEW, type Frame, type RunStatus, type Waiting } from "airflow-stream-client"
 import { useEffect, useRef, useState } from "react"
 import { getClient } from "../api/streamClient.js"
 import { Throttle } from "../components/throttle.js"
@@ -7,6 +7,8 @@ import { requireSignIn, useSignInState } from "../session/signInState.js"
 export interface WatchedRun extends RunStatus {
   /** The last frames, oldest first, except the output of tasks, which is in the view. */
   readonly frames: readonly Frame[]
+  /** Why the run does not proceed; `null` if it does, or the server knows no reason. */
+  readonly waiting: Waiting | null
   /** Number of frames before them. */
   readonly droppedFrames: number
 }
@@ -19,7 +21,14 @@ const RENDER_INTERVAL_MS = 100
 const RENDER_INTERVAL_OF_LARGE_DAGS_MS = 1_000
 const LARGE_DAG = 300
 
-const INITIAL: WatchedRun = { state: "connecting", view: EMPTY_VIEW, error: null, frames: [], droppedFrames: 0 }
+const INITIAL: WatchedRun = {
+  state: "connecting",
+  view: EMPTY_VIEW,
+  error: null,
+  frames: [],
+  droppedFrames: 0,
+  waiting: null,
+}
 
 /** Stream a run until its end. After a sign-in the stream resumes from its bookmark. */
 export function useRun(dagId: string, runId: string): WatchedRun {
@@ -61,5 +70,22 @@ export function addFrames(before: WatchedRun, status: RunStatus, events: readonl
   const all = events.length > 0 ? [...before.frames, ...events] : before.frames
   const dropped = Math.max(0, all.length - MAX_FRAMES)
   const frames = dropped > 0 ? all.slice(dropped) : all
-  return { state, view, error, frames, droppedFrames: before.droppedFrames + dropped }
+  return {
+    state,
+    view,
+    error,
+    waiting: nextWaiting(before.waiting, events),
+    frames,
+    droppedFrames: before.droppedFrames + dropped,
+  }
+}
+
+/** A reason holds until another one, or none, is sent. Each snapshot is followed by the reason if there is one. */
+function nextWaiting(before: Waiting | null, events: readonly Frame[]): Waiting | null {
+  let waiting = before
+  for (const event of events) {
+    if (event.type === "waiting") waiting = event.reason === null ? null : event
+    if (event.type === "reset" || event.type === "snapshot" || event.type === "end") waiting = null
+  }
+  return waiting
 }
