@@ -59,4 +59,7 @@ test("the reason why a run waits is shown until it does not hold any more", () =
   expect(describeWaiting(paused.waiting as Waiting)).toBe("The run waits: its DAG is paused.")
   expect(addFrames(paused, STATUS, []).waiting).toBe(paused.waiting)
   expect(addFrames(paused, STATUS, [waiting(null)]).waiting).toBe(null)
+  for (const type of ["task", "run", "snapshot", "resumed"]) {
+    expect(addFrames(paused, STATUS, [{ type } as Frame]).waiting).toBe(null)
+  }
 })

@@ -80,12 +80,14 @@ export function addFrames(before: WatchedRun, status: RunStatus, events: readonl
   }
 }
 
-/** A reason holds until another one, or none, is sent. Each snapshot is followed by the reason if there is one. */
+/** Frames after which the last reason does not hold any more (`docs/protocol.md`). */
+const ENDS_WAITING: ReadonlySet<string> = new Set(["run", "task", "snapshot", "resumed", "reset", "end"])
+
 function nextWaiting(before: Waiting | null, events: readonly Frame[]): Waiting | null {
   let waiting = before
   for (const event of events) {
     if (event.type === "waiting") waiting = event.reason === null ? null : event
-    if (event.type === "reset" || event.type === "snapshot" || event.type === "end") waiting = null
+    if (ENDS_WAITING.has(event.type)) waiting = null
   }
   return waiting
 }
