@@ -7,8 +7,12 @@ DAG version: what this run shows overrides what earlier runs showed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from stream_server.domain.graph import Graph
 from stream_server.domain.prediction import END_OF_STATE
 from stream_server.domain.run_state import RunState
+from stream_server.domain.trigger_rules import WAITS_FOR_ALL
 
 
 def find_marked_tasks(run: RunState) -> frozenset[str]:
@@ -49,10 +53,24 @@ def may_show_mark(run: RunState, result_tasks: tuple[str, ...]) -> bool:
     if not any(run.native_marks.get(task_id) is False for task_id in result_tasks):
         return False
     known = run.native_marks.keys() | (run.earlier_marks or {}).keys() | run.graph.idle_when_all_succeed
+    known |= _find_awaited(run.graph, result_tasks)
     return any(
         task_id not in known and not task.is_teardown and not task.returns_nothing and not _has_ended(run, task_id)
         for task_id, task in run.graph.tasks.items()
     )
+
+
+def _find_awaited(graph: Graph, task_ids: Iterable[str]) -> set[str]:
+    """Return the tasks that have ended when these run, by the rules of the DAG."""
+    awaited: set[str] = set()
+    pending = [task_id for task_id in task_ids if task_id in graph.tasks]
+    while pending:
+        task_id = pending.pop()
+        if graph.tasks[task_id].trigger_rule in WAITS_FOR_ALL:
+            further = set(graph.upstream[task_id]) - awaited
+            awaited |= further
+            pending += further
+    return awaited
 
 
 def _has_ended(run: RunState, task_id: str) -> bool:

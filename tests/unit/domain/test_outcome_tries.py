@@ -97,6 +97,14 @@ class TestLeafThatEndsEarly:
         history.earlier_marks = {"fast": False, "slow": False, "first": False}
         assert isinstance(evaluate(history.state(), WatchOptions()), ResultKnown)
 
+    def test_tasks_that_the_leaf_has_waited_for_are_not_looked_at(self) -> None:
+        """The rules of the DAG have ended them, whatever the tables have."""
+        history = History()
+        history.marked = ()
+        history.start("answer")
+        history.push("answer", 1)
+        assert results_of(SimulatedReader(history).receive()) == [{"answer": 1}]
+
     def test_teardowns_are_not_waited_for(self) -> None:
         history = History(dag({"answer": Node("down"), "down": teardown()}))
         history.marked = ()
