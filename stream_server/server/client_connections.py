@@ -263,8 +263,7 @@ def abort_open_streams(connections: Iterable[object]) -> None:
 def limit_receive_buffer(sock: socket.socket) -> None:
     """Limit what the kernel keeps of each connection that was not read yet. Linux doubles the size.
 
-    By default it grows to 6 MiB. Clients that send much and are not read could take all memory of TCP, so that segments
-    of others are lost.
+    By default it grows to 6 MiB for each connection, and the kernel has one bound for all of them (`tcp_mem`).
 
     Args:
         sock: A listening socket. The connections that it accepts inherit its options.
