@@ -93,7 +93,7 @@ format: $(VENV)/.dev  ## Format the code, and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-auth bench-bulk bench-early bench-evaluate bench-fanout bench-fanout-journal bench-journal bench-latency bench-long-transactions bench-tokens bench-waiters bench-workers
+.PHONY: bench-auth bench-bulk bench-early bench-evaluate bench-fanout bench-fanout-journal bench-journal bench-latency bench-long-transactions bench-own-runs bench-tokens bench-waiters bench-workers
 bench-auth: $(VENV)/.dev  ## Cost of permission checks for 10,000 clients
 	$(BIN)/python -m bench.auth $(ARGS)
 
@@ -120,6 +120,9 @@ bench-evaluate: $(VENV)/.dev  ## Cost of evaluating a batch of a mapped task wit
 
 bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, compared with a bare LISTEN
 	$(BIN)/python -m bench.latency $(ARGS)
+
+bench-own-runs: $(VENV)/.dev  ## 1,000 transitions a second of 10,000 runs, each with a client of its own
+	$(BIN)/python -m bench.own_runs $(ARGS)
 
 bench-tokens: $(VENV)/.dev  ## From `yield` in a task to the client's frame, on a real Airflow
 	$(BIN)/python -m bench.tokens $(ARGS)

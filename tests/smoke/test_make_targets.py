@@ -28,6 +28,7 @@ SMALLEST: dict[str, list[str]] = {
     "bench-journal": ["ARGS=--seconds 1 --rounds 1 --workload heartbeat"],
     "bench-latency": ["ARGS=--seconds 1 --rounds 1 --warm-up 0.2 --rate 50"],
     "bench-long-transactions": ["ARGS=--reads 20 --rounds 1"],
+    "bench-own-runs": ["ARGS=--clients 50 --rate 50 --seconds 1 --profile 0.5"],
     "bench-tokens": ["ARGS=--runs 1 --tokens 20"],
     "bench-waiters": ["ARGS=--waiters 10 --idle 1"],
     "bench-workers": ["ARGS=--workers 2 --rate 20 --seconds 1 --rounds 1 --connections 10"],
