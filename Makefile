@@ -93,7 +93,7 @@ format: $(VENV)/.dev  ## Format the code, and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: bench-auth bench-bulk bench-early bench-evaluate bench-fanout bench-fanout-journal bench-journal bench-latency bench-long-transactions bench-own-runs bench-tokens bench-waiters bench-workers
+.PHONY: bench-auth bench-bulk bench-early bench-evaluate bench-fanout bench-fanout-journal bench-journal bench-large-dags bench-latency bench-long-transactions bench-own-runs bench-tokens bench-waiters bench-workers
 bench-auth: $(VENV)/.dev  ## Cost of permission checks for 10,000 clients
 	$(BIN)/python -m bench.auth $(ARGS)
 
@@ -117,6 +117,9 @@ bench-journal: $(VENV)/.dev  ## Cost of the triggers for Airflow's commits
 
 bench-evaluate: $(VENV)/.dev  ## Cost of evaluating a batch of a mapped task with 10,000 instances
 	$(BIN)/python -m bench.evaluate $(ARGS)
+
+bench-large-dags: $(VENV)/.dev  ## Longest steps of the event loop beside runs of large DAGs
+	$(BIN)/python -m bench.large_dags $(ARGS)
 
 bench-latency: $(VENV)/.dev  ## Commit to frame on the wire, compared with a bare LISTEN
 	$(BIN)/python -m bench.latency $(ARGS)

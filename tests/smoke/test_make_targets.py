@@ -26,6 +26,7 @@ SMALLEST: dict[str, list[str]] = {
     ],
     "bench-fanout-journal": ["ARGS=--clients 20 --rates 20 --seconds 1 --rounds 1"],
     "bench-journal": ["ARGS=--seconds 1 --rounds 1 --workload heartbeat"],
+    "bench-large-dags": ["ARGS=--seconds 1 --tasks 100 --links 5 --mebibytes 1 --instances 100 --results 20"],
     "bench-latency": ["ARGS=--seconds 1 --rounds 1 --warm-up 0.2 --rate 50"],
     "bench-long-transactions": ["ARGS=--reads 20 --rounds 1"],
     "bench-own-runs": ["ARGS=--clients 50 --rate 50 --seconds 1 --profile 0.5"],
