@@ -154,11 +154,14 @@ async def _measure(url: str, scenario: Scenario, writer: ProcessPoolExecutor) ->
             commits = await loop.run_in_executor(writer, _write, url, key, version, scenario.steps, instance)
             deadline = time.monotonic() + STRAGGLER_SECONDS
             last = len(commits)
-            while len(beside.received) < last and time.monotonic() < deadline:  # noqa: ASYNC110 # an event would be set while we measure
+            # The first load may take longer than all steps. An event would be set while we measure.
+            while (len(beside.received) < last or not watchers) and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(INTERVAL_SECONDS)
             await asyncio.sleep(JOIN_SECONDS)
             if watching.done():
                 watching.result()
+            if not watchers:
+                raise BenchmarkError(f"The run was not loaded in {STRAGGLER_SECONDS:g} s: {scenario.name}")
         finally:
             for task in (ticking, watching):
                 task.cancel()
@@ -172,7 +175,7 @@ async def _measure(url: str, scenario: Scenario, writer: ProcessPoolExecutor) ->
         "steps_above_target": sum(1000 * late > TARGET_MS for late in ticks.late),
         "longest_delay_ms": round(1000 * max([0.0, *delays]), 2),
         "transitions": len(commits),
-        "frames": watchers[0].frames if watchers else 0,
+        "frames": watchers[0].frames,
         "lost": len(commits) - len(delays),
     }
 
