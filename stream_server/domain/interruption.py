@@ -91,6 +91,12 @@ def _ended_after(run: RunState, instance: TaskInstance) -> bool:
     return instance.end_date >= run.info.end_date
 
 
+def _ended_before(run: RunState, instance: TaskInstance) -> bool:
+    """Whether an instance ended before the run last started."""
+    started = run.info.start_date or run.info.queued_at
+    return started is not None and instance.end_date is not None and instance.end_date < started
+
+
 class _Skips:
     """Judges instances of one run that have ended."""
 
@@ -107,8 +113,8 @@ class _Skips:
             return False
         if instance.end_date is None:
             return self._has_timed_out
-        if instance.start_date != instance.end_date:
-            # It ran, and skipped itself.
+        if instance.start_date != instance.end_date or _ended_before(run, instance):
+            # It ran, and skipped itself, or is still as it was before a clear of other tasks.
             return False
         if not run.has_ended or run.info.end_date is None:
             return not self._is_explained(task_id)

@@ -202,6 +202,21 @@ class TestMarkedSuccess:
         history.set_run("success")
         assert all_outcomes(history, reader) == {("none", "task_skipped", "left")}
 
+    def test_a_task_that_was_skipped_before_the_run_started_again_is_named(self) -> None:
+        """The branch that skipped it may be gone with another DAG version."""
+        history = History(PAIR)
+        history.set_run("running")
+        reader = watch(history, "left")
+        with history.transaction():  # All of it takes less than a second.
+            history.skip_from_outside("left")
+            history.run_task("right")
+            history.set_run("success")
+            history.clear("right")
+            history.set_run("running")
+            history.run_task("right")
+            history.set_run("success")
+        assert all_outcomes(history, reader) == {("none", "task_skipped", "left")}
+
 
 class TestFailFast:
     def test_what_it_skips_is_no_part_of_the_result(self) -> None:
