@@ -18,7 +18,7 @@ from stream_server.domain.outcome import WatchOptions
 from support.outcome_clients import Client, ClientEnd, ClientOutcome, Knowledge, Server, find_differences
 from support.outcome_dags import HistoryDagMaker
 from support.outcome_interventions import REFUSALS, Intervention, WatchedAirflowRun, choose_intervention
-from support.outcome_oracle import Oracle, Outcome, Question
+from support.outcome_oracle import Oracle, Outcome, Question, pushes
 from support.outcome_scheduler import FINAL, InstanceKey, SchedulerDatabase
 from support.outcome_simulation import choose_skipped
 from support.outcome_tables import InstanceRow, RunTables
@@ -29,6 +29,7 @@ MOMENTS = 60
 FAULTS = 3
 """After this many faults a history stops."""
 
+_SCHEDULEABLE = frozenset({None, "up_for_retry", "up_for_reschedule"})
 _WORK = frozenset({"scheduled", "queued", "running", "restarting"})
 
 
@@ -167,8 +168,9 @@ class History:
                 name, intervene = chosen
                 self._claims = [None] * len(self._claims)
                 self.figures[name.split()[0]] += 1
+                # Tasks that are marked as skipped look like those that the mark of a run skips.
                 self._is_interrupted |= name.startswith(("expire", "mark run", "delete")) or (
-                    has_ended and name.startswith("mark")
+                    name.startswith("mark") and (has_ended or " skipped " in name)
                 )
                 with suppress(*REFUSALS):
                     intervene(self._run)
@@ -222,7 +224,7 @@ class History:
         if task is not None and task.inherits_from_skipmixin:
             run.decide(key, choose_skipped(run, task, rng))
             return f"decide {key}"
-        if row.value_at is None and (task is None or _pushes(task)) and (key[0] in run.sources or rng.random() < 0.9):
+        if row.value_at is None and (task is None or pushes(task)) and (key[0] in run.sources or rng.random() < 0.9):
             run.push(key, self._value(key))
             if rng.random() < 0.5:
                 return f"push of {key}"
@@ -270,6 +272,8 @@ class History:
             if resumed is not None:
                 others.append(("resuming", resumed))
         self.faults += [f"{name}: {one}" for one in find_differences(live.knowledge, others, self._tables.current)]
+        if set(late.knowledge.result_tasks) != set(oracle.result_tasks(question)):
+            self.faults.append(f"{name}: the snapshot names {late.knowledge.result_tasks} as result tasks")
         expected = oracle.judge(question)
         self._note(f"        expected {expected}")
         self.faults += [
@@ -345,9 +349,11 @@ class History:
         if failure.task_id is None:
             return None
         row = self._tables.current.instances.get((failure.task_id, failure.map_index))  # type: ignore[arg-type]
-        if row is None or (row.state, row.try_number) != (failure.state, failure.try_number):
+        if row is None or row.try_number != failure.try_number:
             return f"{failure} names {row}"
-        return None
+        # Without a failure upstream it names the task itself, with the state that Airflow is about to write.
+        is_about_to_fail = failure.predicted and failure.state == "upstream_failed" and row.state in _SCHEDULEABLE
+        return None if row.state == failure.state or is_about_to_fail else f"{failure} names {row}"
 
     def _describe(self, before: Mapping[InstanceKey, InstanceRow]) -> str:
         now = self._tables.current
@@ -370,11 +376,6 @@ def _is_end(end: ClientEnd | None, state: str, expected: Outcome) -> bool:
     if expected.kind != "none":
         return end.reason is None
     return end.reason in expected.reasons and (end.reason != "task_skipped" or end.task_id == expected.task_id)
-
-
-def _pushes(task: Any) -> bool:
-    partial = getattr(task, "partial_kwargs", None)
-    return bool(partial.get("do_xcom_push", True) if partial is not None else task.do_xcom_push)
 
 
 _loop: asyncio.AbstractEventLoop | None = None

@@ -182,7 +182,7 @@ class Oracle:
     @staticmethod
     def _is_no_answer(task: Any) -> bool:
         rule = str(getattr(task.trigger_rule, "value", task.trigger_rule))
-        return task.inherits_from_empty_operator or not _pushes(task) or rule in ON_FAILURE_ONLY
+        return task.inherits_from_empty_operator or not pushes(task) or rule in ON_FAILURE_ONLY
 
     def _authors_marks(self) -> set[str]:
         return {task.task_id for task in self._dag.tasks if _param(task, "stream_result") is True}
@@ -326,7 +326,8 @@ class Oracle:
         return leaves or [task.task_id for task in self._dag.tasks if not task.downstream_task_ids]
 
 
-def _pushes(task: Any) -> bool:
+def pushes(task: Any) -> bool:
+    """Whether a task stores what it returns."""
     if hasattr(task, "partial_kwargs"):
         return bool(task.partial_kwargs.get("do_xcom_push", True))
     return bool(getattr(task, "do_xcom_push", True))
