@@ -174,8 +174,8 @@ async def test_ready_reports_an_empty_database_until_the_journal_is_back(
             # Another journal, without rows of the run.
             await install_journal(other.url(database), "public", lock_timeout=5, attempts=1)
             await proxy.switch_to(other.port)
-            (last,) = await events.rest()
-            assert (last["type"], last["reason"]) == ("close", "The run is not in the database any more")
+            *_, failure, last = await events.rest()
+            assert (failure["reason"], last["type"]) == ("run_deleted", "end")
             await wait_until_ready(server.url)
 
 
