@@ -18,6 +18,8 @@ from support.streams import Frame, frames_of
 
 SECONDS = 60.0
 
+INVALID_TOKEN = Access(403, "Invalid JWT token")
+
 Headers = Mapping[str, str]
 
 
@@ -52,7 +54,9 @@ class AirflowAccess:
         except httpx.TransportError:
             # Airflow cut the connection after an internal error.
             return Access(500)
-        return _without_values(answer)
+        access = _without_values(answer)
+        # Airflow answers 403 to a token that it does not accept; the server answers 401, as RFC 9110 has it.
+        return access._replace(status=401) if access == INVALID_TOKEN else access
 
 
 class ServerAccess:
