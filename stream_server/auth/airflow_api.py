@@ -214,11 +214,11 @@ class AirflowApi:
             AirflowNotResponding: There was no answer, or a 200 with another body.
         """
         response = await self._send("GET", path, "", headers=self._bearer, timeout=timeout)
-        challenge = response.headers.get("www-authenticate")
         if response.status_code == httpx.codes.OK:
-            return AirflowAnswer(response.status_code, _read_body(shape, response, "GET", path), "", challenge)
+            return AirflowAnswer(response.status_code, _read_body(shape, response, "GET", path), "", None)
         detail = _read_detail(response)
-        return AirflowAnswer(_refusal_status(response.status_code, detail), None, detail, challenge)
+        status = _refusal_status(response.status_code, detail)
+        return AirflowAnswer(status, None, detail, _find_challenge(response, status))
 
     async def check_credential(self) -> None:
         """Raise unless Airflow accepts the caller's credential, whatever the caller may do.
@@ -298,7 +298,7 @@ def _read_body(shape: type[_Body], response: httpx.Response, method: str, path: 
     what = f"{what}: {detail}"
     if response.is_client_error:
         status = _refusal_status(response.status_code, detail)
-        raise AirflowRefused(what, status, challenge=response.headers.get("www-authenticate"))
+        raise AirflowRefused(what, status, challenge=_find_challenge(response, status))
     raise AirflowNotResponding(f"{what}{doubt}")
 
 
@@ -346,6 +346,12 @@ def _describe_error(error: Exception) -> str:
 def _refusal_status(status: int, detail: str) -> int:
     """Return the status of a refusal: 401 where Airflow refuses the credential, and not what it is to be used for."""
     return UNAUTHENTICATED if status == FORBIDDEN and detail == INVALID_TOKEN_DETAIL else status
+
+
+def _find_challenge(response: httpx.Response, status: int) -> str | None:
+    """Return the `WWW-Authenticate` header for a refusal, which an answer with 401 must have (RFC 9110 15.5.2)."""
+    found: str | None = response.headers.get("www-authenticate")
+    return found or ("Bearer" if status == UNAUTHENTICATED else None)
 
 
 class _ErrorBody(msgspec.Struct):

@@ -38,6 +38,10 @@ cyclic garbage. One pass over the objects of 10,000 clients takes 150 ms, in whi
 objects of garbage wait for the collector."""
 
 
+ABORT_SECONDS = 0.2
+"""Time that aborted connections have to close, beside the grace period."""
+
+
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, but with streams drained before the connections are closed.
 
@@ -115,8 +119,9 @@ class DrainingServer(uvicorn.Server):
         deadline = loop.time() + self._settings.grace_period
         await self.config.app.state.hub.drain(self._settings.grace_period)  # type: ignore[union-attr]
         abort_open_streams(self.server_state.connections)
-        # The other requests get what is left. uvicorn also waits with a fraction of a second, or with nothing.
-        self.config.timeout_graceful_shutdown = max(0.0, deadline - loop.time())  # type: ignore[assignment]
+        # The other requests get what is left. uvicorn accepts fractions of a second. It also waits for aborted
+        # connections, and with nothing left it would log an error.
+        self.config.timeout_graceful_shutdown = max(ABORT_SECONDS, deadline - loop.time())  # type: ignore[assignment]
         await super().shutdown(sockets)
 
 

@@ -93,7 +93,9 @@ async def serve_target(database_url: str) -> AsyncIterator[str]:
 
 async def _as_airflow(received: ReceivedRequest) -> Response | None:
     """Refuse the requests that Airflow would refuse."""
-    if not re.match(r"/api/v2/dags((/(chat|~)/dagRuns(/over(/taskInstances/~/xcomEntries)?)?)?(\?|$))", received.target):
+    if not re.match(
+        r"/api/v2/dags((/(chat|~)/dagRuns(/over(/taskInstances/~/xcomEntries)?)?)?(\?|$))", received.target
+    ):
         return JSONResponse({"detail": "not found"}, 404)
     if received.method != "POST":
         return None
