@@ -106,7 +106,7 @@ async def _add_runs(url: str, count: int) -> list[UUID]:
         version = await airflow.add_dag(DAG_ID, {TASK: ["answer"], "answer": []})
         runs = [run_id(number) for number in range(count)]
         await add_runs(airflow, DAG_ID, runs, version)
-        await add_instances(airflow, DAG_ID, runs, version, [Instance(TASK), Instance("answer")])
+        await add_instances(airflow, DAG_ID, runs, version, [Instance(TASK, state="running"), Instance("answer")])
         await airflow.connection.execute("ANALYZE dag_run")
         await airflow.connection.execute("ANALYZE task_instance")
         return await read_instance_ids(airflow, DAG_ID, TASK)
@@ -166,9 +166,7 @@ def _measure(
             print(f"{options.rate:g} transitions/s", file=sys.stderr, flush=True)
             figures = load.run(options.rate, options.seconds)
             print("the same with times of the stages", file=sys.stderr, flush=True)
-            server.child.send_signal(signal.SIGUSR1)
-            load.run(options.rate, options.profile)
-            server.child.send_signal(signal.SIGUSR2)
+            load.run(options.rate, options.profile, with_stages=True)
             stages = _read_stages(_stages_file(directory))
     finally:
         generator.close()
@@ -205,19 +203,32 @@ class _Load:
         self._generator, self._writer, self._instances = generator, writer, instances
         self._first = 0
 
-    def run(self, rate: float, seconds: float) -> dict[str, Any]:
-        """Write transitions, and return the figures of what the clients read."""
+    def run(self, rate: float, seconds: float, *, with_stages: bool = False) -> dict[str, Any]:
+        """Write transitions, and return the figures of what the clients read.
+
+        Args:
+            rate: Transitions per second.
+            seconds: Length of the load.
+            with_stages: Whether the server measures its stages meanwhile.
+        """
         warm_up = CONNECTIONS + round(rate * WARM_UP_SECONDS)
         count = warm_up + max(2, round(rate * seconds))
         # The generator finds the client of a transition in its number, modulo the number of clients.
         clients = len(self._instances)
         self._first = first = self._first + (-self._first % clients or clients)
         self._first += count
-        before = cpu_seconds(self._server)
-        commits = self._writer.submit(_write, self._url, self._instances, first, rate, count).result()
+        commits, used = self._writer.submit(
+            _write,
+            self._url,
+            self._server,
+            self._instances,
+            first=first,
+            rate=rate,
+            count=count,
+            with_stages=with_stages,
+        ).result()
         sent = {commit.number: commit.acked for commit in commits}
         read: ReadResult = self._generator.request("collect", sent, clients, 0.0, first + warm_up - 1)
-        used = cpu_seconds(self._server) - before
         return {
             "p50_ms": round(percentile(read.latencies, 0.5), 2),
             "p99_ms": round(percentile(read.latencies, 0.99), 2),
@@ -231,9 +242,18 @@ class _Load:
         }
 
 
-def _write(url: str, instances: Sequence[UUID], first: int, rate: float, count: int) -> list[Commit]:
-    """Write transitions, in the writer's process."""
-    return uvloop.run(write_transitions(url, list(instances), first=first, rate=rate, count=count))
+def _write(
+    url: str, server: int, instances: Sequence[UUID], *, first: int, rate: float, count: int, with_stages: bool
+) -> tuple[list[Commit], float]:
+    """Write transitions; return them, and the seconds of the server's CPU meanwhile. Called in the writer's process."""
+    if with_stages:
+        os.kill(server, signal.SIGUSR1)
+    before = cpu_seconds(server)
+    commits = uvloop.run(write_transitions(url, list(instances), first=first, rate=rate, count=count))
+    used = cpu_seconds(server) - before
+    if with_stages:
+        os.kill(server, signal.SIGUSR2)
+    return commits, used
 
 
 def _read_stages(path: Path) -> dict[str, float]:
