@@ -97,6 +97,14 @@ def _ended_before(run: RunState, instance: TaskInstance) -> bool:
     return started is not None and instance.end_date is not None and instance.end_date < started
 
 
+def _may_be_set_by_mark(run: RunState, instance: TaskInstance) -> bool:
+    """Whether a person who marked the run may have set the state of an instance that ended after it."""
+    if instance.state == "failed":
+        # In a run that is a success, only a mark of the task itself has failed it.
+        return run.info.state == "failed"
+    return instance.state != "success" or instance.pushed is None
+
+
 class _Skips:
     """Judges instances of one run that have ended."""
 
@@ -108,7 +116,7 @@ class _Skips:
     def is_interrupted(self, task_id: str, map_index: int, instance: TaskInstance) -> bool:
         run = self._run
         if run.has_ended and _ended_after(run, instance):
-            return instance.state != "success" or instance.pushed is None
+            return _may_be_set_by_mark(run, instance)
         if instance.state != "skipped":
             return False
         if instance.end_date is None:

@@ -217,6 +217,15 @@ class TestMarkedSuccess:
             history.set_run("success")
         assert all_outcomes(history, reader) == {("none", "task_skipped", "left")}
 
+    def test_a_task_that_is_marked_failed_after_the_run_is_a_failure(self) -> None:
+        history = History(PAIR)
+        history.run_task("left", 1)
+        history.run_task("right", 2)
+        history.set_run("success")
+        history.set_task("left", "failed")
+        joining = SimulatedReader(history, "left", "right")
+        assert outcome_of([*joining.frames, *joining.receive()]) == ("failure", "task_failed", "left")
+
 
 class TestFailFast:
     def test_what_it_skips_is_no_part_of_the_result(self) -> None:
