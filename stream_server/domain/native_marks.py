@@ -53,7 +53,7 @@ def may_show_mark(run: RunState, result_tasks: tuple[str, ...]) -> bool:
     if not any(run.native_marks.get(task_id) is False for task_id in result_tasks):
         return False
     known = run.native_marks.keys() | (run.earlier_marks or {}).keys() | run.graph.idle_when_all_succeed
-    known |= _find_awaited(run.graph, result_tasks)
+    known |= {task_id for task_id in _find_awaited(run.graph, result_tasks) if not _runs_again(run, task_id)}
     return any(
         task_id not in known and not task.is_teardown and not task.returns_nothing and not _has_ended(run, task_id)
         for task_id, task in run.graph.tasks.items()
@@ -76,6 +76,12 @@ def _find_awaited(graph: Graph, task_ids: Iterable[str]) -> set[str]:
 def _has_ended(run: RunState, task_id: str) -> bool:
     instances = run.tasks.get(task_id)
     return instances is not None and instances.by_state.keys() <= END_OF_STATE.keys()
+
+
+def _runs_again(run: RunState, task_id: str) -> bool:
+    """Whether a task was cleared after it had run. Those below it may have been scheduled before."""
+    instances = run.tasks.get(task_id)
+    return instances is not None and instances.tries > 0 and not _has_ended(run, task_id)
 
 
 def _returns_nothing(run: RunState, task_id: str) -> bool:

@@ -105,6 +105,21 @@ class TestLeafThatEndsEarly:
         history.push("answer", 1)
         assert results_of(SimulatedReader(history).receive()) == [{"answer": 1}]
 
+    def test_a_task_that_was_cleared_while_the_leaf_waited_is_waited_for(self) -> None:
+        history = History(dag({"first": Node("answer"), "answer": Node()}))
+        history.marked = ("first",)
+        history.start("first")
+        history.succeed("first")
+        history.start("answer")
+        history.clear("first")
+        history.push("answer", 1)
+        history.succeed("answer")
+        reader = SimulatedReader(history)
+        assert results_of(reader.receive()) == []
+        history.run_task("first", 2)
+        history.set_run("success")
+        assert results_of(reader.catch_up()) == [{"first": 2}]
+
     def test_teardowns_are_not_waited_for(self) -> None:
         history = History(dag({"answer": Node("down"), "down": teardown()}))
         history.marked = ()
