@@ -18,6 +18,7 @@ EXAMPLES = re.findall(r"```python\n(.+?)\n```", TEXT, re.DOTALL)
 MARKED = [
     {"chat": {"fetch_answer"}, "check": {"fetch_answer"}},
     {"operators": {"date", "echo", "square"}},
+    {"draft": set()},
     {
         "by_argument": {"fetch_answer"},
         "by_return": {"fetch_answer"},
