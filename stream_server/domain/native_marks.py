@@ -79,9 +79,19 @@ def _has_ended(run: RunState, task_id: str) -> bool:
 
 
 def _runs_again(run: RunState, task_id: str) -> bool:
-    """Whether a task was cleared after it had run. Those below it may have been scheduled before."""
+    """Whether a task was cleared after it had run. Those below it may have been scheduled before.
+
+    A clear keeps the number of the last try; the next one is added when the task is scheduled.
+    """
     instances = run.tasks.get(task_id)
-    return instances is not None and instances.tries > 0 and not _has_ended(run, task_id)
+    if instances is None:
+        return False
+    return any(
+        instances[map_index].try_number > (0 if state is None else 1)
+        for state, indexes in instances.by_state.items()
+        if state not in END_OF_STATE
+        for map_index in indexes
+    )
 
 
 def _returns_nothing(run: RunState, task_id: str) -> bool:

@@ -244,7 +244,7 @@ async def test_waiting_sends_no_queries_to_the_database(
     assert before, "the run was read"
     async with sse(server.url, run) as events:
         await events.next()
-        for state in ("scheduled", "queued", "running"):
+        for state in ("scheduled", "queued", "running", "success"):
             await airflow.set_task(run, "ask", state)
             await events.next()
     assert await last_query_times(airflow) == before
