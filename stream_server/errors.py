@@ -80,8 +80,7 @@ class StreamServerError(Exception):
         return {"type": self.problem_type(), "title": self.title, "status": self.status, "detail": str(self)}
 
     def copy_with(self, text: str, headers: Mapping[str, str]) -> StreamServerError:
-        """Return a copy with another text and other headers."""
-        # Constructors of subclasses may take more than the text, so none is called.
+        """Return a copy with another text and other headers. No constructor is called: some take more than a text."""
         copied = type(self).__new__(type(self))
         copied.__dict__.update(self.__dict__)
         copied.args, copied.headers = (text,), headers

@@ -1,5 +1,4 @@
--- The queries of `stream-server serve`. Each block starts with its name. {airflow} is the schema of Airflow's tables,
--- quoted.
+-- The queries of `stream-server serve`, each after its name. {airflow} is the quoted schema of Airflow's tables.
 --
 -- Positions. A position in the journal is a snapshot, `xmin:xmax:xip,...`. It covers the rows of the transactions that
 -- are visible in it: those below xmax, except the ones listed in xip, which were in progress. The rows that come after
