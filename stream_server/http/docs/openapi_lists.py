@@ -74,7 +74,7 @@ def build_list_paths(
                 "operationId": "listRuns",
                 "summary": "List the latest runs, with a cursor from which to stream their changes",
                 "security": readers,
-                "parameters": build_parameters(RUN_LIST, ("limit", "dag_id")),
+                "parameters": _describe_single(build_parameters(RUN_LIST, ("limit", "dag_id"))),
                 "responses": {**success(RunList), **problems(errors.BadParameter, refused=_READ_REFUSAL_STATUSES)},
             }
         },
@@ -83,7 +83,7 @@ def build_list_paths(
                 "operationId": "listDags",
                 "summary": "List the DAGs that have a tag",
                 "security": readers,
-                "parameters": build_parameters(DAG_LIST, ("tag",), required="tag"),
+                "parameters": _describe_single(build_parameters(DAG_LIST, ("tag",), required="tag")),
                 "responses": {**success(DagList), **problems(errors.BadParameter, refused=_READ_REFUSAL_STATUSES)},
             }
         },
@@ -119,3 +119,11 @@ def build_list_paths(
             },
         },
     }
+
+
+def _describe_single(parameters: list[Json]) -> list[Json]:
+    """Return parameters that other endpoints accept repeatedly, as those of a list."""
+    return [
+        {**one, "schema": one["schema"].get("items", one["schema"]), "description": one["description"].split("; ")[0]}
+        for one in parameters
+    ]

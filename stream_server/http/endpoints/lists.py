@@ -73,7 +73,7 @@ async def list_runs(request: Request) -> Response:
     refuse_unknown_parameters(request.query_params.keys(), frozenset({"limit", "dag_id"}))
     state: State = request.scope["state"]
     limit = parse_integer(request, "limit", DEFAULT_RUN_LIMIT, *RUN_LIMIT_BOUNDS)
-    dag_id = request.query_params.get("dag_id")
+    dag_id = _parse_name(request, "dag_id")
     readable = await _load_read_permissions(request)
     read = await read_recent_runs(state["run_store"], dag_id, limit)
     cursor = read.position
@@ -91,8 +91,8 @@ async def list_runs(request: Request) -> Response:
 async def list_dags(request: Request) -> Response:
     refuse_unknown_parameters(request.query_params.keys(), frozenset({"tag"}))
     state: State = request.scope["state"]
-    tag = request.query_params.get("tag")
-    if not tag:
+    tag = _parse_name(request, "tag")
+    if tag is None:
         raise BadParameter("`tag` is required: the tag of the DAGs to list")
     readable = await _load_read_permissions(request)
     return _json_response(
@@ -110,6 +110,13 @@ async def get_run_graph(request: Request) -> Response:
     if run.graph is None:
         return _json_response(build_structure_without_edges(*key, run.tasks.keys(), result_tasks))
     return _json_response(build_structure(*key, run.graph, result_tasks))
+
+
+def _parse_name(request: Request, name: str) -> str | None:
+    values = request.query_params.getlist(name)
+    if len(values) > 1 or "" in values:
+        raise BadParameter(f"`{name}` must be given once, and not be empty")
+    return values[0] if values else None
 
 
 async def _load_read_permissions(request: Request) -> ReadPermissions | None:
