@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ANSWER = "Air scatters blue light more than red."
 DEMO_SECONDS = 180.0
-END_SECONDS = 15.0
+END_SECONDS = 60.0
 
 
 class Demo:
