@@ -13,6 +13,7 @@ import pytest
 from stream_server.settings import Settings
 from support.raw_connection import UPGRADE, RawResponse, open_raw, request
 from support.server import running_server
+from support.skipping import skip_or_fail
 from support.waiting import eventually_async
 
 pytestmark = pytest.mark.usefixtures("no_tracebacks")
@@ -29,7 +30,7 @@ def own_address() -> str:
         if address.family == socket.AF_INET and not address.address.startswith("127.")
     ]
     if not found:
-        pytest.skip("this machine has loopback addresses only")
+        skip_or_fail("this machine has loopback addresses only")
     return found[0]
 
 

@@ -14,6 +14,7 @@ from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.domain.run_state import RunKey
 from stream_server.journal.run_store import RunStore
 from support.airflow_sql import AirflowSql
+from support.skipping import skip_or_fail
 
 KEY = RunKey("bulk", "r")
 INSTANCES = 1000
@@ -111,7 +112,7 @@ async def test_a_statement_that_inserts_and_updates_records_both(bulk: asyncpg.C
 
 async def test_a_merge_records_inserts_and_updates(bulk: asyncpg.Connection[asyncpg.Record]) -> None:
     if bulk.get_server_version() < (15,):
-        pytest.skip("MERGE needs PostgreSQL 15")
+        skip_or_fail("MERGE needs PostgreSQL 15")
     await bulk.execute(
         f"MERGE INTO task_instance AS t USING generate_series(0, {INSTANCES + 1}) AS n ON t.map_index = n"
         " WHEN MATCHED AND n % 4 = 0 THEN UPDATE SET state = 'success' WHEN MATCHED AND n % 4 = 1 THEN DELETE"
