@@ -1,4 +1,4 @@
-"""Environments with older versions of Airflow, each built once from the constraints beside this file.
+"""Environments with other versions of Airflow, each built once from the constraints beside this file.
 
 All checkouts of a user share them, below `$XDG_CACHE_HOME` or `~/.cache`.
 """
@@ -19,6 +19,12 @@ from support.locks import exclusive_lock
 CONSTRAINTS = Path(__file__).with_name("constraints")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream-server-tests"
 BUILD_SECONDS = 600.0
+
+UPCOMING = "3.4.0b2"
+"""A pre-release of the version after the one that the `demo` extra installs."""
+
+HAS_UPCOMING = sys.version_info >= (3, 11)
+"""Whether this Python can run it."""
 
 
 def environment_python(version: str) -> Path:
