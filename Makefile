@@ -1,9 +1,17 @@
 # Needs Python 3.10+ and network access to a package index; everything else is installed into .venv.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
 ARGS ?=
+
+# `make demo AIRFLOW=3.4.0b2`: another version of Airflow than that of constraints.txt, in an environment of its own.
+AIRFLOW ?=
+OTHER_AIRFLOW := $(filter-out $(shell sed -n 's/^apache-airflow==//p' constraints.txt),$(AIRFLOW))
+VENV := .venv$(OTHER_AIRFLOW:%=-airflow-%)
+CONSTRAINTS := constraints$(OTHER_AIRFLOW:%=-airflow-%).txt
+ifeq ($(wildcard $(CONSTRAINTS)),)
+$(error $(CONSTRAINTS) does not exist: AIRFLOW must be empty or one of $(patsubst constraints-airflow-%.txt,%,$(wildcard constraints-airflow-*.txt)), got '$(AIRFLOW)')
+endif
+BIN := $(VENV)/bin
 
 # Otherwise, each process would compile all of its modules again.
 ifdef PYTHONDONTWRITEBYTECODE
@@ -15,18 +23,19 @@ endif
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-23s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(BIN)/uv: constraints.txt
+$(BIN)/uv: $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit("stream_server needs Python 3.10 or newer; set PYTHON=...") if sys.version_info < (3, 10) else None'
+	$(if $(OTHER_AIRFLOW),$(PYTHON) -c 'import sys; sys.exit("Airflow $(OTHER_AIRFLOW) needs Python 3.11 or newer, this is Python %d.%d; set PYTHON=..." % sys.version_info[:2]) if sys.version_info < (3, 11) else None')
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv
 	@touch $@
 
-$(VENV)/.demo: $(BIN)/uv pyproject.toml constraints.txt
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[demo]'
+$(VENV)/.demo: $(BIN)/uv pyproject.toml $(CONSTRAINTS)
+	$(BIN)/uv pip install --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+$(VENV)/.dev: $(BIN)/uv pyproject.toml $(CONSTRAINTS)
+	$(BIN)/uv pip install --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
 # The build hook builds the pages, and needs Node only if they are out of date; see hatch_build.py.
@@ -177,5 +186,10 @@ check-soak: $(VENV)/.dev  ## 200 rows/s with one minute of retention for MINUTES
 constraints: $(BIN)/uv  ## Update the pinned versions
 	$(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-header --no-annotate \
 	  --no-emit-index-url --upgrade --output-file constraints.txt pyproject.toml
-	for pins in tests/matrix/constraints/*.in; do $(BIN)/uv pip compile --universal --python-version 3.10 --no-header \
-	  --no-annotate --no-emit-index-url --quiet --upgrade --output-file "$${pins%.in}.txt" "$$pins" || exit 1; done
+	for pins in constraints-airflow-*.in; do $(BIN)/uv pip compile --universal --python-version 3.11 --all-extras \
+	  --no-header --no-annotate --no-emit-index-url --quiet --upgrade --output-file "$${pins%.in}.txt" pyproject.toml \
+	  "$$pins" || exit 1; done
+	for pins in tests/matrix/constraints/*.in; do \
+	  case $$pins in */airflow-3.[0-3].*) oldest=3.10 ;; *) oldest=3.11 ;; esac; \
+	  $(BIN)/uv pip compile --universal --python-version $$oldest --no-header --no-annotate --no-emit-index-url \
+	  --quiet --upgrade --output-file "$${pins%.in}.txt" "$$pins" || exit 1; done
