@@ -19,7 +19,7 @@ from stream_server.journal.installer import disable_triggers, enable_triggers, f
 from support.airflow_sql import AirflowSql
 
 TESTS = Path(__file__).resolve().parents[1]
-MAPPED = 600
+MAPPED = 100
 """Rows of one transaction: more than the 64 subtransactions of a transaction that PostgreSQL keeps in memory."""
 
 RAISE = (
