@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache
 from typing import TypeAlias
 
 import msgspec
@@ -25,42 +25,51 @@ Framing: TypeAlias = "Callable[[Wire], bytes]"
 class Wire:
     """A frame that is sent to any number of clients, encoded once for each transport."""
 
-    last_labelled: tuple[Framing, str, bytes] | None = None
-    """Framing, stream ID and bytes for the last client that got this frame on a connection with several streams."""
+    # No `cached_property`: before Python 3.12 it takes a lock, which costs more than encoding (`make bench-own-runs`).
+    __slots__ = ("_framed", "_json", "_text", "frame", "last_labelled", "token")
 
     def __init__(self, frame: AnyFrame, token: ResumeToken | None = None) -> None:
         self.frame = frame
         self.token = token
         """Token of a client that has received this frame; only the last frame of a batch has one."""
-        self._framed: dict[Framing, bytes] = {}
 
-    @cached_property
+        self.last_labelled: tuple[Framing, str, bytes] | None = None
+        """Framing, stream ID and bytes for the last client that got this frame on a connection with several streams."""
+
+        self._json: bytes | None = None
+        self._text: str | None = None
+        # Most frames are framed for one transport only.
+        self._framed: tuple[tuple[Framing, bytes], ...] = ()
+
+    @property
     def type(self) -> str:
         """The frame's `type`."""
         return type_of(self.frame)
 
-    @cached_property
+    @property
     def json(self) -> bytes:
         """The frame as one line of JSON, without its cursor."""
-        json = _encoder.encode(self.frame)
-        for character, escaped in _LINE_ENDS:
-            if character in json:
-                json = json.replace(character, escaped)
-        return json
+        if self._json is None:
+            self._json = _encode_line(self.frame)
+        return self._json
 
-    @cached_property
+    @property
     def text(self) -> str:
         """The frame as JSON with the cursor as the last member, as on WebSocket and NDJSON."""
-        if self.token is None:
-            return self.json.decode()
-        # A cursor has only letters, digits and ".:,~-", none of which JSON escapes.
-        return f'{self.json[:-1].decode()},"cursor":"{self.token}"}}'
+        if self._text is None:
+            self._text = self.json.decode()
+            if self.token is not None:
+                # A cursor has only letters, digits and ".:,~-", none of which JSON escapes.
+                self._text = f'{self._text[:-1]},"cursor":"{self.token}"}}'
+        return self._text
 
     def framed(self, framing: Framing) -> bytes:
         """Return `framing(self)`, computed once for each framing."""
-        framed = self._framed.get(framing)
-        if framed is None:
-            framed = self._framed[framing] = framing(self)
+        for known, framed in self._framed:
+            if known is framing:
+                return framed
+        framed = framing(self)
+        self._framed = (*self._framed, (framing, framed))
         return framed
 
 
@@ -69,7 +78,21 @@ PING = Wire(Ping())
 
 def type_of(frame: AnyFrame) -> str:
     """Return the `type` of a frame."""
-    return str(type(frame).__struct_config__.tag)
+    return _type_of_class(type(frame))
+
+
+@cache
+def _type_of_class(frame_class: type[AnyFrame]) -> str:
+    # msgspec builds this attribute at each access.
+    return str(frame_class.__struct_config__.tag)
+
+
+def _encode_line(frame: AnyFrame) -> bytes:
+    json = _encoder.encode(frame)
+    for character, escaped in _LINE_ENDS:
+        if character in json:
+            json = json.replace(character, escaped)
+    return json
 
 
 def decode_frame(text: bytes | str) -> AnyFrame:

@@ -24,8 +24,10 @@ RETRY_MS = (1000, 3000)
 
 def encode_event(wire: Wire) -> bytes:
     """Return a frame as an event, with its cursor as `id`."""
-    event_id = None if wire.token is None else str(wire.token)
-    return ServerSentEvent(wire.json.decode(), event=wire.type, id=event_id, sep="\n").encode()
+    # As sse-starlette encodes it, which also splits lines; neither the JSON nor the rest has a line end.
+    if wire.token is None:
+        return b"event: %b\ndata: %b\n\n" % (wire.type.encode(), wire.json)
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (str(wire.token).encode(), wire.type.encode(), wire.json)
 
 
 class EventStream(Response):

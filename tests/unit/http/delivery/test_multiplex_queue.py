@@ -130,7 +130,7 @@ def test_different_ids_of_a_frame_leave_one_entry() -> None:
         (labelled,) = connection.queue.take()
         texts.add(labelled.framed(websocket.encode_text_message))
     assert len(texts) == 100
-    assert wire._framed == {}
+    assert wire._framed == ()
     assert wire.last_labelled is not None
     assert wire.last_labelled[1] == "s99"
 
