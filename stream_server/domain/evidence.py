@@ -57,6 +57,20 @@ class FailedInstance(NamedTuple):
     """Row in which the result task or leaf failed; `None` if Airflow has not written it yet."""
 
 
+def lacks_evidence(run: RunState, task_ids: Iterable[str]) -> bool:
+    """Whether there is no evidence at all: nothing has ended without a value, or can, and no result task has a value.
+
+    Most changes of a run are like that (`make bench-own-runs`).
+    """
+    if run.has_ended or run.has_unsuccessful_tasks or run.predict() is not None:
+        return False
+    for task_id in task_ids:
+        instances = run.tasks.get(task_id)
+        if instances is not None and instances.indexes_with_result:
+            return False
+    return True
+
+
 def collect_evidence(run: RunState) -> Evidence:
     interrupted = find_interrupted(run)
     if not interrupted:

@@ -14,6 +14,7 @@ from stream_server.domain.evidence import (
     find_answer,
     find_failed_leaf,
     find_failed_result_task,
+    lacks_evidence,
 )
 from stream_server.domain.native_marks import are_marks_complete, find_marked_tasks, may_show_mark, uses_native_marks
 from stream_server.domain.run_state import RunState
@@ -126,6 +127,8 @@ def evaluate(run: RunState, options: WatchOptions) -> Decision:
     if run.is_deleted:
         return FailureKnown("run_deleted", run.last_change)
     tasks = select_result_tasks(run, options)
+    if lacks_evidence(run, tasks):
+        return Undecided()
     evidence = collect_evidence(run)
     if not options.result_tasks and uses_native_marks(run) and not are_marks_complete(run):
         if run.info.state != "success":

@@ -114,6 +114,11 @@ class RunState:
         return self.is_deleted or self.info.state in FINAL_RUN_STATES
 
     @property
+    def has_unsuccessful_tasks(self) -> bool:
+        """Whether any instance is in one of `UNSUCCESSFUL_STATES`."""
+        return bool(self._unsuccessful_tasks)
+
+    @property
     def is_at_rest(self) -> bool:
         """Whether the next step is up to the scheduler."""
         return not self.has_ended and all(
@@ -137,12 +142,12 @@ class RunState:
         """
         if self.is_outdated_by(transition):
             self.is_outdated = True
-        if transition.kind in {TransitionKind.TASK, TransitionKind.RUN}:
-            self.waiting = None
         if transition.kind is TransitionKind.TASK:
+            self.waiting = None
             self._apply_task(transition)
             return [task_frame(transition)]
         if transition.kind is TransitionKind.RUN:
+            self.waiting = None
             self._apply_run(transition)
             return [run_frame(transition)]
         if is_output(transition):
@@ -231,7 +236,7 @@ class RunState:
         return counted
 
     def _put(self, task_id: str, map_index: int, instance: TaskInstance) -> None:
-        instances = self.tasks.setdefault(task_id, TaskInstances())
+        instances = self._instances_of(task_id)
         instances.put(map_index, instance)
         self._track_states(task_id, instances)
         mark = instances.mark
@@ -239,6 +244,12 @@ class RunState:
             self.native_marks[task_id] = mark
         else:
             self.native_marks.pop(task_id, None)
+
+    def _instances_of(self, task_id: str) -> TaskInstances:
+        instances = self.tasks.get(task_id)
+        if instances is None:
+            instances = self.tasks[task_id] = TaskInstances()
+        return instances
 
     def _track_states(self, task_id: str, instances: TaskInstances) -> None:
         self._changed_tasks.add(task_id)
@@ -250,7 +261,7 @@ class RunState:
     def _apply_task(self, transition: Transition) -> None:
         assert transition.task_id is not None, "the journal names the task of every task transition"
         assert transition.map_index is not None, "task_instance.map_index is NOT NULL"
-        instances = self.tasks.setdefault(transition.task_id, TaskInstances())
+        instances = self._instances_of(transition.task_id)
         if transition.map_index >= 0:
             # Expansion replaces the instance with index -1.
             instances.remove(-1)

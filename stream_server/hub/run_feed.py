@@ -153,7 +153,10 @@ class RunFeed:
     @property
     def wanted_tasks(self) -> frozenset[str]:
         """Tasks whose return values some group needs."""
-        return frozenset().union(*(group.tracker.values_needed for group in self.groups.values()))
+        needed: frozenset[str] = frozenset()
+        for group in self.groups.values():
+            needed |= group.tracker.values_needed
+        return needed
 
     def start(self, run: RunState, loaded_at: JournalPosition) -> None:
         """Take over a state that was loaded, and apply the pending transitions that it does not include."""
@@ -172,12 +175,12 @@ class RunFeed:
 
     def is_outdated_by(self, transitions: Sequence[Transition]) -> bool:
         """Whether a batch has a transition after which the run must be read again. A deleted run cannot be read."""
-        if self.run_state is None:
+        run = self.run_state
+        if run is None:
             return False
-        unseen = self._unseen(transitions)
-        if any(transition.kind is TransitionKind.RUN_DELETED for transition in unseen):
-            return False
-        return any(self.run_state.is_outdated_by(transition) for transition in unseen)
+        decisive = [one for one in transitions if one.kind is TransitionKind.RUN_DELETED or run.is_outdated_by(one)]
+        unseen = self._unseen(decisive) if decisive else ()
+        return bool(unseen) and all(transition.kind is not TransitionKind.RUN_DELETED for transition in unseen)
 
     def is_covered_by(self, position: JournalPosition) -> bool:
         """Whether everything in the state was visible at a position."""
@@ -191,8 +194,9 @@ class RunFeed:
         self.changes += 1
         shared = [frame for transition in self._unseen(transitions) for frame in self.run_state.apply(transition)]
         retraction = self.run_state.take_retraction()
-        for group in list(self.groups.values()):
-            group.apply(self.run_state, shared, self._own_position(position), retraction=retraction)
+        covered = self._own_position(position)
+        for group in self.groups.values():
+            group.apply(self.run_state, shared, covered, retraction=retraction)
         self._settle_groups()
 
     def set_waiting(self, waiting: Waiting | None, position: JournalPosition) -> None:
@@ -328,12 +332,10 @@ class RunFeed:
 
         A later subscription gets a new group, and everything again.
         """
-        for key, group in list(self.groups.items()):
-            if group.tracker.has_ended:
-                del self.groups[key]
-        for key, group in list(self.groups.items()):
-            if key.has_result:
-                self._merge_group(key, group)
+        for key in [key for key, group in self.groups.items() if group.tracker.has_ended]:
+            del self.groups[key]
+        for key in [key for key in self.groups if key.has_result]:
+            self._merge_group(key, self.groups[key])
 
     def _merge_group(self, key: GroupKey, group: SubscriberGroup) -> None:
         """Merge a group whose clients know the result with that of all others, as soon as there is no difference."""
@@ -348,5 +350,6 @@ class RunFeed:
 
 def encode_frames(frames: Sequence[AnyFrame], token: ResumeToken) -> list[Wire]:
     """Encode frames, of which there is at least one. The last one carries the token."""
-    *others, last = frames
-    return [*map(Wire, others), Wire(last, token)]
+    wires = [Wire(frame) for frame in frames]
+    wires[-1].token = token
+    return wires

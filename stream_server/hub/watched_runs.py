@@ -141,8 +141,10 @@ class WatchedRuns:
             if watched is not None:
                 batches.setdefault(watched, []).append(transition)
         for watched, batch in batches.items():
-            with self._isolate_failure(watched):
+            try:
                 self._apply(watched, batch, cursor)
+            except Exception as error:  # noqa: BLE001 # the other runs of the batch must get their frames
+                self._handle_failure(watched, error)
 
     def resync(self, reason: ResetReason) -> None:
         """Load every run again: its state may be wrong."""
@@ -301,12 +303,12 @@ class WatchedRuns:
         """Keep an exception in the state of one run from the other runs of the batch."""
         try:
             yield
-        except Exception:
-            log.exception("Lost the state of run %s", watched.feed.key)
-            self._disconnect(watched, "The server lost the state of this run")
+        except Exception as error:  # noqa: BLE001 # the server must go on
+            self._handle_failure(watched, error)
 
-    def _disconnect(self, watched: WatchedRun, reason: str) -> None:
-        watched.feed.disconnect(CloseCode.INTERNAL, reason)
+    def _handle_failure(self, watched: WatchedRun, error: Exception) -> None:
+        log.error("Lost the state of run %s", watched.feed.key, exc_info=error)
+        watched.feed.disconnect(CloseCode.INTERNAL, "The server lost the state of this run")
         self._discard(watched)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Literal
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.domain.outcome import FailureKnown, ResultKnown, evaluate, select_result_tasks
+from stream_server.domain import outcome
+from stream_server.domain.evidence import lacks_evidence
+from stream_server.domain.outcome import FailureKnown, ResultKnown, Undecided, evaluate, select_result_tasks
 from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, Snapshot
 from support.airflow_sql import CHAIN
 from support.builders import History, SimulatedReader, graph
@@ -152,3 +155,12 @@ def test_late_subscriber_gets_the_outcome_and_the_end_that_others_got(
                 last_frames.append(frame)
         _, *opening = reader.answer.initial_frames(reader.run)
         assert opening == [*reader.run.output.frames, *last_frames]
+
+
+@given(watched(), run_histories)
+def test_a_run_that_lacks_evidence_is_undecided_by_all_rules(reader: SimulatedReader, moves: list[Move]) -> None:
+    for _ in play(reader, moves):
+        options = reader.answer.options
+        if not reader.run.is_deleted and lacks_evidence(reader.run, select_result_tasks(reader.run, options)):
+            with mock.patch.object(outcome, "lacks_evidence", return_value=False):
+                assert isinstance(evaluate(reader.run, options), Undecided)
