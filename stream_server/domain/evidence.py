@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from stream_server.domain.interruption import Interrupted, find_interrupted, is_expanded_to_nothing
 from stream_server.domain.mapped_result import count_expected_results
-from stream_server.domain.prediction import InstanceStates, Prediction
+from stream_server.domain.prediction import END_OF_STATE, InstanceStates, Prediction
 from stream_server.domain.root_cause import find_root_cause
 from stream_server.domain.run_state import RunState
 from stream_server.domain.task_instances import SourceRow
@@ -135,9 +135,17 @@ def find_failed_result_task(evidence: Evidence, task_ids: Iterable[str]) -> Fail
 
 def _is_final(evidence: Evidence, task_id: str, map_index: int) -> bool:
     """Whether nothing overwrites `upstream_failed`: a task that is yet to branch or to short-circuit may skip it."""
-    if evidence.prediction is None or evidence.run.has_ended:
+    if evidence.prediction is None:
         return True
-    return map_index in evidence.prediction.must_fail(task_id)
+    return map_index in evidence.prediction.must_fail(task_id) or _have_all_ended(evidence.run)
+
+
+def _have_all_ended(run: RunState) -> bool:
+    """Whether every instance has ended, so that the next loop of the scheduler ends the run (`DagRun.update_state`).
+
+    A prediction does not look at this: it allows for `fail_fast`, by which another failure skips what has failed.
+    """
+    return run.has_ended or all(instances.by_state.keys() <= END_OF_STATE.keys() for instances in run.tasks.values())
 
 
 def find_failed_leaf(evidence: Evidence) -> FailedInstance | None:
@@ -150,6 +158,13 @@ def find_failed_leaf(evidence: Evidence) -> FailedInstance | None:
         for task_id in graph.effective_leaves & prediction.failing_tasks
         for index in prediction.must_fail(task_id)
     ]
+    if not failing and _have_all_ended(evidence.run):
+        failing = [
+            (task_id, index)
+            for task_id in graph.effective_leaves & evidence.run.tasks.keys()
+            for state in FAILED_STATES
+            for index in evidence.states_of(task_id).get(state, ())
+        ]
     ended = [
         (task_id, index)
         for task_id, index in failing

@@ -247,3 +247,22 @@ class TestFailFast:
         assert reader.catch_up() == []
         history.set_run("failed")
         assert all_outcomes(history, reader) == {("failure", "run_failed", None)}
+
+    def test_once_all_have_ended_nothing_overwrites_a_failure(self) -> None:
+        history = History(dag({"bad": Node("below"), "below": Node(), "other": Node()}, fail_fast=True))
+        history.run_task("other", 1)
+        with history.transaction():
+            history.set_task("bad", "failed")  # as a person marks it, which stops no other task
+        readers = [watch(history, *names) for names in ((), ("below",))]
+        assert [reader.catch_up() for reader in readers] == [[], []]
+        history.set_task("below", "upstream_failed")
+        for reader in readers:
+            assert outcome_of(reader.catch_up()) == ("failure", "task_failed", "bad")
+
+    def test_as_long_as_something_runs_it_may_skip_a_failed_leaf(self) -> None:
+        history = History(dag({"bad": Node("below"), "below": Node(), "other": Node()}, fail_fast=True))
+        history.set_task("bad", "failed")
+        history.start("other")
+        reader = watch(history, "below")
+        history.set_task("below", "upstream_failed")
+        assert reader.catch_up() == []
