@@ -22,6 +22,8 @@ from stream_server.http.endpoints import (
     wait,
     websocket,
 )
+from stream_server.http.openai.endpoints import complete_chat, get_model, list_models
+from stream_server.http.openai.error_responses import ErrorResponseMiddleware
 from stream_server.http.rate_limiting import RateLimitMiddleware, as_asgi_app
 
 RUNS = "/api/v2/dags/{dag_id}/dagRuns"
@@ -62,4 +64,23 @@ def api_routes() -> list[BaseRoute]:
             WebSocketRoute(path, endpoint, middleware=[Middleware(RateLimitMiddleware)])
             for path, endpoint in websockets
         ),
+        *_openai_routes(),
+    ]
+
+
+def _openai_routes() -> list[BaseRoute]:
+    routes: tuple[tuple[str, Endpoint, str], ...] = (
+        ("/chat/completions", complete_chat, "POST"),
+        ("/models", list_models, "GET"),
+        ("/models/{model}", get_model, "GET"),
+    )
+    return [
+        Route(
+            prefix + path,
+            ErrorResponseMiddleware(RateLimitMiddleware(as_asgi_app(endpoint))),
+            methods=[method],
+            include_in_schema=bool(prefix),
+        )
+        for prefix in ("/v1", "")
+        for path, endpoint, method in routes
     ]

@@ -45,7 +45,7 @@ from support.postgres import create_database_from_airflow_template, drop_databas
 from support.server import running_server
 from support.waiting import eventually_async
 
-KNOWN = {"dag_id": "chat", "run_id": "over"}
+KNOWN = {"dag_id": "chat", "run_id": "over", "model": "chat"}
 """A finished run, so that its streams end."""
 
 CHECKS = [
@@ -82,7 +82,8 @@ async def serve_target(database_url: str) -> AsyncIterator[str]:
     """Start a server with a run, and a stub of Airflow that can trigger more."""
     options: dict[str, object] = {"max_joins_per_second": 1e6, "database_url": database_url, "port": 0}
     async with AirflowSql.open(database_url) as airflow, AirflowStub.serve(database_url, airflow) as stub:
-        key = RunKey(**KNOWN)
+        key = RunKey(KNOWN["dag_id"], KNOWN["run_id"])
+        await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) VALUES ('chat', 'chat')")
         await airflow.trigger(key, stub.version, ["ask", "answer", "clean_up"])
         await complete_run(airflow, key)
         stub.instead, stub.then = _as_airflow, complete_run
@@ -162,6 +163,8 @@ class _OperationChecker:
             case.path_parameters = {name: KNOWN[name] for name in case.path_parameters or {}}
             if case.operation.path == TICKETS_PATH and not wrong:
                 case.body = {"paths": ["/api/v2/dags/chat/dagRuns/over/stream"]}
+            if isinstance(case.body, dict) and "model" in case.body and not wrong:
+                case.body["model"] = KNOWN["model"]
         arguments = {**case.as_transport_kwargs(base_url=self._url), "stream": True, "timeout": SECONDS}
         response = self._session.request(**arguments)
         _read_body(response)

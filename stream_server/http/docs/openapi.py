@@ -10,6 +10,7 @@ import stream_server
 from stream_server import errors
 from stream_server.http.delivery import ndjson, sse
 from stream_server.http.docs.openapi_lists import LIST_BODIES, build_list_paths
+from stream_server.http.docs.openapi_openai import build_openai_paths
 from stream_server.http.docs.parameters import SECURITY_SCHEMES, build_parameters
 from stream_server.http.docs.responses import (
     JSON_TYPE,
@@ -115,6 +116,7 @@ def build_openapi() -> Json:
                 body_content,
                 OPTIONAL_SECURITY,
             ),
+            **build_openai_paths(OPTIONAL_SECURITY),
             PROBE_PATH: {"get": _probe_operation()},
             "/health": {"get": _health_operation()},
             "/ready": {"get": _ready_operation()},

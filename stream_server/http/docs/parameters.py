@@ -8,8 +8,9 @@ from typing import Any
 from stream_server.http.endpoints.firehose import KNOWN_STATES, MAX_FILTER_VALUES
 from stream_server.http.endpoints.lists import DEFAULT_RUN_LIMIT, RUN_LIMIT_BOUNDS
 from stream_server.http.endpoints.result import DEFAULT_FAIL_STATUS, DEFAULT_TIMEOUT, FAIL_STATUS_BOUNDS
-from stream_server.http.endpoints.trigger import DEFAULT_GRACE, IF_EXISTS, MAX_KEY_LENGTH, ON_DISCONNECT
+from stream_server.http.endpoints.trigger import DEFAULT_GRACE, IF_EXISTS, ON_DISCONNECT
 from stream_server.http.params import CONFIRM_VALUES, POLYFILL_CURSOR, UNTIL_VALUES
+from stream_server.http.triggering import MAX_KEY_LENGTH
 from stream_server.hub.firehose import FRAME_TYPES
 from stream_server.protocol.schema import Json
 

@@ -5,13 +5,8 @@ Without that parameter, the request is forwarded to Airflow unchanged.
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timezone
-from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -19,17 +14,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stream_server.auth.airflow_api import AirflowApi, run_path
-from stream_server.auth.authorizer import Caller
+from stream_server.auth.airflow_api import run_path
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import (
-    AirflowRefused,
     BadParameter,
     BadRequest,
-    IdempotencyKeyReused,
-    NoResult,
-    RunNotFound,
     StreamServerError,
     Unavailable,
 )
@@ -59,11 +49,15 @@ from stream_server.http.params import (
 )
 from stream_server.http.permission import Permission, authorize_run, ignore_expiry
 from stream_server.http.state import State
+from stream_server.http.triggering import (
+    TriggeredRun,
+    name_run_in_errors,
+    prepare_cancellation,
+    trigger_or_attach,
+)
 from stream_server.protocol.bodies import Cancelled
-from stream_server.protocol.cursor import ResumePoint, ResumeToken
 
 JSON = "application/json"
-CONFLICT = 409
 TRIGGER_PARAMETERS = (
     (STREAM_PARAMETERS - CURSOR_PARAMETERS)
     | RESPONSE_PARAMETERS
@@ -76,7 +70,6 @@ IF_EXISTS = ("fail", "attach")
 ON_DISCONNECT = ("continue", "cancel")
 """Values of the parameters; the first is the default."""
 
-MAX_KEY_LENGTH = 255
 FORWARDED_HEADERS = ("accept", "content-type")
 UNFORWARDED_HEADERS = frozenset(
     {"connection", "content-encoding", "content-length", "date", "keep-alive", "transfer-encoding"}
@@ -93,12 +86,6 @@ class TriggerOptions(NamedTuple):
     """Seconds after which a run without clients is set to failed; `None` lets it continue."""
 
 
-class TriggeredRun(NamedTuple):
-    key: RunKey
-    resume_point: ResumePoint | None
-    """Position before the run was created; `None` if it had existed before."""
-
-
 async def trigger_run(request: Request) -> Response:
     refuse_foreign_origin(request)
     if not parse_flag(request, "wait_for_completion"):
@@ -109,15 +96,17 @@ async def trigger_run(request: Request) -> Response:
     options = _parse_options(request)
     airflow = airflow_api_for(request, caller)
     # A caller without read permission gets the error before a run exists.
-    await state["authorizer"].check_dag(caller, request.path_params["dag_id"])
-    run = await _trigger_or_attach(request, caller, airflow, options)
+    dag_id = request.path_params["dag_id"]
+    await state["authorizer"].check_dag(caller, dag_id)
+    body, key = await _read_json_object(request), request.headers.get("idempotency-key")
+    run = await trigger_or_attach(state, caller, airflow, dag_id, body, key=key, attach=options.attach)
     form = negotiate_media_type(request, JSON, sse.MEDIA_TYPE, ndjson.MEDIA_TYPE)
-    with _name_run_in_errors(request, run.key):
+    with name_run_in_errors(request, run.key):
         permission = await authorize_run(state["authorizer"], caller, run.key)
         watch_options = permission.restrict_options(
             replace(parse_watch_options(request, TRIGGER_PARAMETERS), include_output=form != JSON)
         )
-        on_gone = await _prepare_cancellation(state, airflow, run.key, watch_options, options)
+        on_gone = await prepare_cancellation(state, airflow, run.key, watch_options, options.cancel_after)
         if form == JSON:
             return await _respond(request, permission, run, watch_options, options=options, on_gone=on_gone)
     return await _stream(request, permission, run, watch_options, on_gone)
@@ -141,54 +130,6 @@ def _parse_options(request: Request) -> TriggerOptions:
     return TriggerOptions(parse_response_options(request), attach, grace if cancels else None)
 
 
-async def _trigger_or_attach(
-    request: Request, caller: Caller, airflow: AirflowApi, options: TriggerOptions
-) -> TriggeredRun:
-    """Trigger a run, or find the existing one that the request refers to."""
-    dag_id = str(request.path_params["dag_id"])
-    state: State = request.scope["state"]
-    body = await _read_json_object(request)
-    # Read before the trigger, so that no transition of the new run is missed.
-    resume_point = ResumePoint(ResumeToken(state["hub"].cursor), before_creation=True)
-    claim = await _claim_key(request, dag_id, body)
-    attach = options.attach or (claim is not None and not claim.is_run_older)
-    run_id = claim.run_id if claim is not None else body.get("dag_run_id")
-    if claim is not None:
-        body = {**body, "dag_run_id": claim.run_id}
-    try:
-        return TriggeredRun(await airflow.trigger_run(dag_id, body), resume_point)
-    except AirflowRefused as error:
-        if error.status == CONFLICT and run_id is not None and attach:
-            # The conflict may concern something else, such as the logical date.
-            key = RunKey(dag_id, run_id)
-            await state["authorizer"].check_run(caller, key)
-            if await _run_exists(state, key):
-                return TriggeredRun(key, None)
-        if claim is not None and claim.is_new:
-            await state["idempotency_keys"].release_run(claim.digest, claim.run_id)
-        raise
-
-
-async def _run_exists(state: State, key: RunKey) -> bool:
-    try:
-        (await state["hub"].subscribe(key, WatchOptions(), is_client=False)).close()
-    except RunNotFound:
-        return False
-    return True
-
-
-async def _prepare_cancellation(
-    state: State, airflow: AirflowApi, key: RunKey, watch_options: WatchOptions, options: TriggerOptions
-) -> Callable[[], None] | None:
-    """Return a function to call if the client disconnects before the end."""
-    if options.cancel_after is None:
-        return None
-    await state["cancellations"].register_run(key)
-    return partial(
-        state["cancellations"].schedule_cancel, key, watch_options, partial(airflow.fail_run, key), options.cancel_after
-    )
-
-
 async def _stream(
     request: Request,
     permission: Permission,
@@ -199,7 +140,7 @@ async def _stream(
     state: State = request.scope["state"]
     headers = _build_run_headers(request, run.key, "stream", STREAM_PARAMETERS)
     try:
-        with _name_run_in_errors(request, run.key):
+        with name_run_in_errors(request, run.key):
             subscription = await state["hub"].subscribe(run.key, watch_options, resume_from=run.resume_point)
     except Unavailable as error:
         return unavailable_response(request, error, headers)
@@ -230,70 +171,12 @@ async def _respond(
         raise error.copy_with(str(error), headers) from error
 
 
-@contextmanager
-def _name_run_in_errors(request: Request, key: RunKey) -> Iterator[None]:
-    """Add id and URL of the triggered run to errors, so that clients don't trigger it again."""
-    path = public_path(request, run_path(key))
-    try:
-        yield
-    except StreamServerError as error:
-        text = str(error)
-        if not isinstance(error, NoResult):
-            text = f"{text}. Run {key.run_id!r} was triggered; follow it at {path}"
-        # A copy: requests that share one look-up share its error.
-        raise error.copy_with(text, {"Location": path, **error.headers}) from error
-
-
 def _build_run_headers(request: Request, key: RunKey, what: str, parameters: frozenset[str]) -> dict[str, str]:
     """Return the URLs of the run, and of the request that resumes a broken call (RFC 9110 sections 8.7 and 10.2.2)."""
     kept = [(name, value) for name, value in request.query_params.multi_items() if name in parameters]
     query = f"?{urlencode(kept)}" if kept else ""
     path = public_path(request, run_path(key))
     return {"Location": path, "Content-Location": f"{path}/{what}{query}"}
-
-
-class KeyClaim(NamedTuple):
-    """The run of an idempotency key."""
-
-    digest: bytes
-    run_id: str
-    is_new: bool
-    """Whether the key had not been used before."""
-
-    is_run_older: bool
-    """Whether the run had existed before the key was used."""
-
-
-async def _claim_key(request: Request, dag_id: str, body: Mapping[str, Any]) -> KeyClaim | None:
-    """Return the run of the `Idempotency-Key`, if the request has one (draft-ietf-httpapi-idempotency-key-header).
-
-    Raises:
-        BadRequest: The key is empty or too long.
-        IdempotencyKeyReused: The key was used for another request.
-    """
-    state: State = request.scope["state"]
-    key = request.headers.get("idempotency-key")
-    if key is None:
-        return None
-    if not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise BadRequest(f"`Idempotency-Key` must have 1 to {MAX_KEY_LENGTH} characters, got {len(key)}")
-    digest = _compute_digest([dag_id, key])
-    named = body.get("dag_run_id")
-    # Checked before the claim: a concurrent request with the same key may create the run at any time after it.
-    existed = named is not None and await _run_exists(state, RunKey(dag_id, named))
-    run_id = named or f"manual__{datetime.now(timezone.utc).isoformat()}_{secrets.token_hex(4)}"
-    claim = await state["idempotency_keys"].claim_run(
-        digest, _compute_digest(body), run_id, state["settings"].idempotency_ttl
-    )
-    if not claim.is_same_request:
-        raise IdempotencyKeyReused(
-            "This Idempotency-Key was used for another request to this DAG; use a new key for a new request"
-        )
-    return KeyClaim(digest, claim.run_id, claim.is_new, existed and claim.is_new)
-
-
-def _compute_digest(value: object) -> bytes:
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).digest()
 
 
 async def _read_json_object(request: Request) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""Starting the run that answers a question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from starlette.requests import Request
+
+from stream_server.auth.airflow_api import run_path
+from stream_server.auth.authorizer import Caller
+from stream_server.domain.outcome import WatchOptions
+from stream_server.domain.run_state import RunKey
+from stream_server.errors import JournalForbidden, JournalMissing, ReadReplica
+from stream_server.http.caller import airflow_api_for
+from stream_server.http.chat.question import Question
+from stream_server.http.params import public_path, with_url_prefix
+from stream_server.http.permission import authorize_run, ignore_expiry
+from stream_server.http.state import State
+from stream_server.http.triggering import (
+    TriggeredRun,
+    name_run_in_errors,
+    prepare_cancellation,
+    trigger_or_attach,
+)
+from stream_server.hub.subscription import Subscription
+from stream_server.protocol.cursor import ResumePoint
+
+
+class RequestKey(NamedTuple):
+    """What makes two requests the same one, so that the second one starts no run."""
+
+    text: str
+    is_retry: bool = True
+    """Whether an earlier request may have had the key. If not, a run of the key belongs to an older question."""
+
+    is_required: bool = True
+    """Whether the request fails if the key can't be stored."""
+
+
+class AnsweringRun(NamedTuple):
+    """A run that answers a question, and the subscription of the client that has asked."""
+
+    key: RunKey
+    subscription: Subscription
+    headers: dict[str, str]
+    """Headers of the response that name the run."""
+
+    on_gone: Callable[[], None] | None
+    """To be called if the client disconnects before the end."""
+
+
+async def start_run(
+    request: Request,
+    caller: Caller,
+    dag_id: str,
+    question: Question,
+    key: RequestKey | None,
+    *,
+    cancel_after: float | None,
+) -> AnsweringRun:
+    """Start a run with the caller's rights, and watch it.
+
+    Args:
+        request: The request.
+        caller: The caller, who may read the DAG.
+        dag_id: The DAG.
+        question: The question.
+        key: The idempotency key.
+        cancel_after: Seconds after which a run without clients is set to failed; `None` lets it continue.
+
+    Raises:
+        AirflowError: Airflow refuses, or does not answer.
+        StreamServerError: The run can't be watched. It exists if the error has the header `Location`.
+    """
+    run = await _trigger(request, caller, dag_id, question, key)
+    with name_run_in_errors(request, run.key):
+        return await watch_run(request, caller, run.key, resume_from=run.resume_point, cancel_after=cancel_after)
+
+
+async def watch_run(
+    request: Request,
+    caller: Caller,
+    key: RunKey,
+    *,
+    resume_from: ResumePoint | None = None,
+    cancel_after: float | None = None,
+) -> AnsweringRun:
+    """Watch a run up to its result."""
+    state: State = request.scope["state"]
+    airflow = airflow_api_for(request, caller)
+    permission = await authorize_run(state["authorizer"], caller, key)
+    options = permission.restrict_options(with_url_prefix(request.scope, WatchOptions()))
+    on_gone = await prepare_cancellation(state, airflow, key, options, cancel_after)
+    subscription = await state["hub"].subscribe(key, options, resume_from=resume_from)
+    # A response can't be continued by another one with a new token. So it goes on until Airflow refuses the old one.
+    permission.bind(subscription, ignore_expiry)
+    return AnsweringRun(key, subscription, {"Location": public_path(request, run_path(key))}, on_gone)
+
+
+async def _trigger(
+    request: Request, caller: Caller, dag_id: str, question: Question, key: RequestKey | None
+) -> TriggeredRun:
+    state: State = request.scope["state"]
+    airflow, body = airflow_api_for(request, caller), {"conf": question.conf}
+    if key is None:
+        return await trigger_or_attach(state, caller, airflow, dag_id, body, key=None)
+    try:
+        return await trigger_or_attach(state, caller, airflow, dag_id, body, key=key.text, renew=not key.is_retry)
+    except (JournalForbidden, JournalMissing, ReadReplica):
+        if key.is_required:
+            raise
+    return await trigger_or_attach(state, caller, airflow, dag_id, body, key=None)

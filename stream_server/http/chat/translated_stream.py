@@ -1,0 +1,92 @@
+"""A stream in the form of another protocol, made of the same frames as all streams."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Protocol
+
+import anyio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
+
+from stream_server.http.chat.run import AnsweringRun
+from stream_server.http.delivery.asgi_scope import abort_response
+from stream_server.http.delivery.due_frames import DueFrames, watch_due_frames
+from stream_server.http.delivery.scheduler import WriteScheduler
+from stream_server.http.delivery.streaming_body import HEADERS
+from stream_server.protocol.frames import AnyFrame
+
+MEDIA_TYPE = "text/event-stream"
+
+KEEP_ALIVE = b": ping\n\n"
+"""A comment (WHATWG HTML 9.2.6), which clients skip."""
+
+
+class Translator(Protocol):
+    """Translates the frames of one stream. It may keep what the stream needs, and nothing longer than that."""
+
+    def start(self) -> bytes:
+        """Return what comes before the first frame. It is sent at once."""
+
+    def translate(self, frame: AnyFrame) -> bytes:
+        """Return the translation of a frame; empty if it has none."""
+
+
+class TranslatedStream(Response):
+    """Server-sent events of a translator.
+
+    Args:
+        run: The run. Its subscription is closed at the end.
+        translator: The translator.
+        scheduler: For intervals and counters.
+        transport: One of `scheduler.TRANSPORTS`.
+        headers: Further headers.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self,
+        run: AnsweringRun,
+        translator: Translator,
+        scheduler: WriteScheduler,
+        transport: str,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(headers={**HEADERS, **run.headers, **(headers or {})})
+        del self.headers["content-length"]
+        self._run, self._translator, self._scheduler = run, translator, scheduler
+        self._counters = scheduler.counters[transport]
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        subscription, on_gone = self._run.subscription, self._run.on_gone
+        with closing(subscription):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            with self._counters.count_waiting(), watch_due_frames(subscription, receive) as frames:
+                # A client that does not read what is due at the end must not hold its connection for ever.
+                is_read = await self._write(self._translator.start(), send) and await self._send_frames(frames, send)
+                is_client_there = is_read and not frames.is_client_gone
+            if is_client_there:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                abort_response(scope)
+        if on_gone is not None and not subscription.is_complete:
+            on_gone()
+
+    async def _send_frames(self, frames: DueFrames, send: Send) -> bool:
+        """Send all frames. Return whether the client has read them."""
+        while not frames.have_ended:
+            wires = await frames.take(self._scheduler.ping_interval)
+            data = KEEP_ALIVE if wires is None else b"".join([self._translator.translate(wire.frame) for wire in wires])
+            self._counters.frames += len(wires or ())
+            if data and not await self._write(data, send):
+                return False
+        return True
+
+    async def _write(self, data: bytes, send: Send) -> bool:
+        with anyio.move_on_after(self._scheduler.close_timeout) as timeout:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._counters.bytes += len(data)
+        return not timeout.cancelled_caught
