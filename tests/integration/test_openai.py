@@ -18,9 +18,10 @@ from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest, TruncatedResponse
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
+from support.chat_runs import begin_answer, fail_answer
 from support.server import RunningServer, running_server
 from support.stub_callers import CallerPermissions, StubPermissions, refusal, unsigned_jwt
-from support.waiting import eventually_answered, eventually_async
+from support.waiting import eventually_async
 
 WHY: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Why?"}]
 TITLE_PROMPT = "### Task:\nGenerate a concise title\n<chat_history>\nUSER: Why is it so?\n</chat_history>"
@@ -42,24 +43,6 @@ async def tagged(airflow: AirflowSql, stub: AirflowStub) -> None:
 async def client(auth_server: RunningServer, ada: CallerPermissions, tagged: None) -> AsyncIterator[openai.AsyncOpenAI]:
     async with client_of(auth_server, ada.token) as client:
         yield client
-
-
-async def begin_answer(airflow: AirflowSql, stub: AirflowStub, *words: str) -> RunKey:
-    """Let the task `answer` of the triggered run write some words."""
-    await eventually_async(lambda: stub.triggers, what="a run is triggered")
-    key = RunKey("chat", stub.triggers[-1].json.get("dag_run_id", "manual__1"))
-    query = "SELECT true FROM dag_run WHERE run_id = $1"
-    await eventually_answered(lambda: airflow.connection.fetchval(query, key.run_id), what="the run exists")
-    await airflow.set_run(key, "running")
-    await airflow.start_task(key, "answer")
-    await airflow.emit_output(key, "answer", 0, *words)
-    return key
-
-
-async def fail(airflow: AirflowSql, key: RunKey) -> None:
-    """Let the task `answer` fail, and the run with it."""
-    await airflow.set_task(key, "answer", "failed")
-    await airflow.set_run(key, "failed")
 
 
 def text_of(chunks: list[ChatCompletionChunk]) -> str:
@@ -179,7 +162,7 @@ async def test_a_failing_run_raises_the_error_of_the_client_and_starts_no_second
                     pass
 
     consuming = asyncio.create_task(consume())
-    await fail(airflow, await begin_answer(airflow, stub, "Be"))
+    await fail_answer(airflow, await begin_answer(airflow, stub, "Be"))
     with pytest.raises(openai.APIError, match=r"has no result: task failed \(task 'answer'\)") as raised:
         await consuming
     assert raised.value.code == "task_failed"

@@ -1,0 +1,27 @@
+"""Runs of the stub's DAG `chat` that answer a question."""
+
+from __future__ import annotations
+
+from stream_server.domain.run_state import RunKey
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub
+from support.waiting import eventually_answered, eventually_async
+
+
+async def begin_answer(airflow: AirflowSql, stub: AirflowStub, *words: str) -> RunKey:
+    """Let the task `answer` of the triggered run write some words."""
+    await eventually_async(lambda: stub.triggers, what="a run is triggered")
+    key = RunKey("chat", stub.triggers[-1].json.get("dag_run_id", "manual__1"))
+    query = "SELECT true FROM dag_run WHERE run_id = $1"
+    await eventually_answered(lambda: airflow.connection.fetchval(query, key.run_id), what="the run exists")
+    await airflow.set_run(key, "running")
+    await airflow.start_task(key, "answer")
+    if words:
+        await airflow.emit_output(key, "answer", 0, *words)
+    return key
+
+
+async def fail_answer(airflow: AirflowSql, key: RunKey) -> None:
+    """Let the task `answer` fail, and the run with it."""
+    await airflow.set_task(key, "answer", "failed")
+    await airflow.set_run(key, "failed")
