@@ -331,7 +331,7 @@ def _identity_of(frame: AnyFrame) -> tuple[object, ...] | None:
     """Return a key that identifies a frame in its stream; `None` for frames that may repeat."""
     if isinstance(frame, (Chunk, Progress)):
         # Not by `seq`: a row of the journal may contain several, and the output of a try may be recorded twice.
-        return frame.task_id, frame.map_index, frame.try_number, frame.index
+        return frame.task_id, frame.map_index, frame.iteration, frame.try_number, frame.index
     seq = getattr(frame, "seq", None)
     return None if seq is None else (type(frame), seq)
 

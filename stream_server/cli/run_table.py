@@ -81,6 +81,11 @@ class RunTable:
         self._title = Text(f"{dag_id} / {run_id}", style="italic", no_wrap=True, overflow="fold")
         self._state: str | None = None
         self._rows: dict[tuple[str, int], _TaskRow] = {}
+        """Of tasks in loops, the instances of the newest iteration."""
+
+        self._iterations: dict[str, int] = {}
+        """The newest iteration of each task in a loop."""
+
         self._counts: dict[str, dict[str, int]] = {}
         self._above_gap: dict[str, set[int]] = {}
         """Of the tasks in `_counts`: indexes of instances above a gap. All below the gap are counted."""
@@ -93,27 +98,47 @@ class RunTable:
         if isinstance(frame, (Chunk, Progress)):
             self._add_output(frame)
         elif isinstance(frame, Snapshot):
-            self._output, self._progress = {}, {}
-            self._state = frame.run.state
-            self._above_gap = {}
-            self._counts = {task_id: dict(states) for task_id, states in frame.counts.items()}
-            self._rows = {
-                (task.task_id, task.map_index): _initial_row(
-                    task.state, task.try_number, task.start_date, task.end_date
-                )
-                for task in frame.tasks
-            }
-        elif isinstance(frame, TaskTransition) and frame.task_id in self._counts:
-            self._count_instance(frame)
+            self._replace_state(frame)
         elif isinstance(frame, TaskTransition):
-            if frame.map_index >= 0:
-                self._rows.pop((frame.task_id, -1), None)
-            row = self._rows.setdefault((frame.task_id, frame.map_index), _TaskRow(None, 0))
-            row.update(frame.state, frame.try_number)
+            self._apply_task(frame)
         elif isinstance(frame, RunTransition):
             self._state = frame.state
         elif not isinstance(frame, Resumed):
             self._last_event = Text(describe_frame(frame))
+
+    def _replace_state(self, frame: Snapshot) -> None:
+        self._output, self._progress, self._rows = {}, {}, {}
+        self._iterations, self._above_gap = {}, {}
+        self._state = frame.run.state
+        self._counts = {task_id: dict(states) for task_id, states in frame.counts.items()}
+        for task in frame.tasks:
+            if self._begin_iteration(task.task_id, task.iteration):
+                self._rows[task.task_id, task.map_index] = _initial_row(
+                    task.state, task.try_number, task.start_date, task.end_date
+                )
+
+    def _apply_task(self, frame: TaskTransition) -> None:
+        if not self._begin_iteration(frame.task_id, frame.iteration):
+            return
+        if frame.task_id in self._counts:
+            self._count_instance(frame)
+            return
+        if frame.map_index >= 0:
+            self._rows.pop((frame.task_id, -1), None)
+        row = self._rows.setdefault((frame.task_id, frame.map_index), _TaskRow(None, 0))
+        row.update(frame.state, frame.try_number)
+
+    def _begin_iteration(self, task_id: str, iteration: int | None) -> bool:
+        """Drop what is shown of earlier iterations of a task. Return false if a newer one is shown."""
+        newest = self._iterations.get(task_id, -1)
+        if iteration is not None and iteration > newest:
+            self._iterations[task_id] = iteration
+            if newest >= 0:
+                self._counts.pop(task_id, None)
+                self._rows = {key: row for key, row in self._rows.items() if key[0] != task_id}
+                self._output = {key: text for key, text in self._output.items() if key[0] != task_id}
+                self._progress = {key: report for key, report in self._progress.items() if key[0] != task_id}
+        return iteration is None or iteration >= newest
 
     def _count_instance(self, frame: TaskTransition) -> None:
         """Count the transition of an instance of a task with many instances.
@@ -135,6 +160,8 @@ class RunTable:
             gap += 1
 
     def _add_output(self, frame: Chunk | Progress) -> None:
+        if not self._begin_iteration(frame.task_id, frame.iteration):
+            return
         key = (frame.task_id, frame.map_index)
         if isinstance(frame, Progress):
             if frame.value is not UNSET:
@@ -153,7 +180,7 @@ class RunTable:
             seconds = row.elapsed_seconds
             report = self._progress.get((task_id, map_index)) if row.state == "running" else None
             table.add_row(
-                Text(_task_label(task_id, map_index)),
+                Text(_task_label(task_id, map_index, self._iterations.get(task_id))),
                 _format_state(row.state)
                 if report is None
                 else Text.assemble(_format_state(row.state), f" {_format_progress(report)}"),
@@ -163,7 +190,10 @@ class RunTable:
         for task_id, states in self._counts.items():
             counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
             table.add_row(Text(f"{task_id} [{sum(states.values())}]"), Text(counts), "", "")
-        output = [Text.assemble((f"{_task_label(*key)}: ", "bold"), text) for key, text in self._output.items()]
+        output = [
+            Text.assemble((f"{_task_label(*key, self._iterations.get(key[0]))}: ", "bold"), text)
+            for key, text in self._output.items()
+        ]
         return Group(self._title, table, *output, Text.assemble("Run: ", _format_state(self._state)), self._last_event)
 
 
@@ -173,13 +203,13 @@ def describe_frame(frame: AnyFrame) -> str:
         case Snapshot():
             text = f"run {frame.run.state}, {len(frame.tasks)} task instances"
         case TaskTransition():
-            index = "" if frame.map_index < 0 else f" [{frame.map_index}]"
-            text = f"{frame.task_id}{index}: {frame.state or NO_STATUS}"
+            label = _task_label(frame.task_id, frame.map_index, frame.iteration)
+            text = f"{label}: {frame.state or NO_STATUS}"
         case Chunk():
-            text = f"{_task_label(frame.task_id, frame.map_index)} output: "
+            text = f"{_task_label(frame.task_id, frame.map_index, frame.iteration)} output: "
             text += "(not permitted)" if frame.value is UNSET else _format_output(frame.value)
         case Progress():
-            text = f"{_task_label(frame.task_id, frame.map_index)}: "
+            text = f"{_task_label(frame.task_id, frame.map_index, frame.iteration)}: "
             text += "(not permitted)" if frame.value is UNSET else _format_progress(frame.value)
         case RunTransition():
             text = f"run {frame.state}"
@@ -198,8 +228,9 @@ def describe_frame(frame: AnyFrame) -> str:
     return text
 
 
-def _task_label(task_id: str, map_index: int) -> str:
-    return task_id if map_index < 0 else f"{task_id} [{map_index}]"
+def _task_label(task_id: str, map_index: int, iteration: int | None = None) -> str:
+    index = "" if map_index < 0 else f" [{map_index}]"
+    return task_id + index + ("" if iteration is None else f" (iteration {iteration})")
 
 
 def _format_output(value: msgspec.Raw) -> str:

@@ -13,8 +13,8 @@ from stream_server.protocol.frames import AnyOutputFrame, Chunk
 FRAME_OVERHEAD_BYTES = 300
 """Approximate memory of a frame, without its value."""
 
-InstanceKey = tuple[str, int]
-"""A task and a `map_index`."""
+InstanceKey = tuple[str, int, int | None]
+"""A task, a `map_index`, and the iteration of the loop around the task."""
 
 
 class _OutputState(NamedTuple):
@@ -65,7 +65,7 @@ class RunOutput:
         if not frames:
             return (), False
         first, last = frames[0], frames[-1]
-        key = first.task_id, first.map_index
+        key = instance_key(first)
         before = self._states.get(key)
         retracts = before is not None and first.index < before.next_index
         if before is not None and retracts:
@@ -84,9 +84,14 @@ class RunOutput:
         """Drop the output of a task instance, and return whether there was any."""
         if self._states.pop(key, None) is None:
             return False
-        self._frames = deque(frame for frame in self._frames if (frame.task_id, frame.map_index) != key)
+        self._frames = deque(frame for frame in self._frames if instance_key(frame) != key)
         self._bytes = sum(map(_frame_size, self._frames))
         return True
+
+
+def instance_key(frame: AnyOutputFrame) -> InstanceKey:
+    """Return the task instance that emitted a frame."""
+    return frame.task_id, frame.map_index, frame.iteration
 
 
 def _frame_size(frame: AnyOutputFrame) -> int:

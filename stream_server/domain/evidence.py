@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import Literal, NamedTuple, TypeAlias
 
 from stream_server.domain.interruption import Interrupted, find_interrupted, is_expanded_to_nothing
+from stream_server.domain.iterations import is_gate_open
 from stream_server.domain.mapped_result import count_expected_results
 from stream_server.domain.prediction import END_OF_STATE, InstanceStates, Prediction
 from stream_server.domain.root_cause import find_root_cause
@@ -40,6 +41,19 @@ class Evidence(NamedTuple):
 
     prediction: Prediction | None
     """`None` if nothing is certain beyond the states, or the run was a success."""
+
+    def may_iterate(self, task_id: str) -> bool:
+        """Whether a task is in a loop that may still have another iteration, whose instances would replace these."""
+        run = self.run
+        loop = run.graph.loop_of(task_id) if run.graph is not None else None
+        if loop is None or run.has_ended:
+            return False
+        gate = run.tasks.get(loop.gate_task_id)
+        iteration = run.iterations.newest(loop.gate_task_id)
+        if not is_gate_open(loop, None if gate is None else gate.by_state, iteration):
+            return False
+        possible = None if self.prediction is None else self.prediction.possible_states(loop.gate_task_id)
+        return possible is None or any(ends & Ends.SUCCESS for ends in possible)
 
     def states_of(self, task_id: str) -> Mapping[str | None, AbstractSet[int]]:
         return self.run.tasks[task_id].by_state if self.undone is None else self.undone[task_id]
@@ -81,7 +95,7 @@ def collect_evidence(run: RunState) -> Evidence:
     }
     if run.info.state == "success" or run.graph is None:
         return Evidence(run, interrupted, states, None)
-    return Evidence(run, interrupted, states, Prediction(run.graph, states))
+    return Evidence(run, interrupted, states, Prediction(run.graph, states, run.iterations.newest))
 
 
 def find_answer(evidence: Evidence, task_id: str, needs_success: bool) -> Answer:
@@ -91,7 +105,7 @@ def find_answer(evidence: Evidence, task_id: str, needs_success: bool) -> Answer
     """
     run = evidence.run
     instances = run.tasks.get(task_id)
-    if instances is None:
+    if instances is None or evidence.may_iterate(task_id):
         return "waiting"
     if is_expanded_to_nothing(run, task_id):
         return "value"
@@ -112,6 +126,7 @@ def find_answer(evidence: Evidence, task_id: str, needs_success: bool) -> Answer
 def find_failed_result_task(evidence: Evidence, task_ids: Iterable[str]) -> FailedInstance | None:
     """Return the root cause of the result tasks that have failed, or else are certain to."""
     run = evidence.run
+    task_ids = [task_id for task_id in task_ids if not evidence.may_iterate(task_id)]
     ended: list[tuple[str, int]] = []
     for task_id in task_ids:
         instances = run.tasks.get(task_id)

@@ -16,7 +16,7 @@ import msgspec
 
 from stream_server.domain.only_leaf import find_only_leaf
 from stream_server.domain.setup_scopes import find_indirect_setups
-from stream_server.domain.task_groups import NO_GROUPS, TaskGroups, parse_task_groups
+from stream_server.domain.task_groups import NO_GROUPS, Loop, TaskGroups, parse_task_groups
 from stream_server.domain.trigger_rules import MAY_SKIP_ON_SUCCESS
 
 RESULT_PARAM = "stream_result"
@@ -48,6 +48,9 @@ class Task(msgspec.Struct, frozen=True):
 
     has_result_mark: bool = False
     """Whether the DAG's author marked it as a result task with a param."""
+
+    has_native_mark: bool = False
+    """Whether it bears Airflow's own result mark. Airflow stores this from 3.4 on."""
 
     expanded_by: frozenset[str] = frozenset()
     """Tasks over whose return values it is mapped."""
@@ -101,7 +104,7 @@ class Graph:
         mapped_groups: By task, the mapped task groups around it, innermost first.
         tagged_tasks: Tasks that tags of the DAG mark as result tasks.
         fail_fast: Whether the first failure skips all tasks except teardowns.
-        task_groups: All task groups; only shown to users.
+        task_groups: All task groups, and the loops among them.
     """
 
     def __init__(
@@ -150,8 +153,9 @@ class Graph:
 
     @cached_property
     def marked_tasks(self) -> frozenset[str]:
-        """The tasks that the DAG's author marked as result tasks, by param or by tag."""
-        return frozenset(one for one, task in self.tasks.items() if task.has_result_mark or one in self._tagged_tasks)
+        """The tasks that the DAG's author marked as result tasks: by param or by tag, else with Airflow's own mark."""
+        marked = (one for one, task in self.tasks.items() if task.has_result_mark or one in self._tagged_tasks)
+        return frozenset(marked) or frozenset(one for one, task in self.tasks.items() if task.has_native_mark)
 
     @cached_property
     def upstream(self) -> dict[str, tuple[str, ...]]:
@@ -173,6 +177,14 @@ class Graph:
                 if not missing[downstream]:
                     order.append(downstream)
         return tuple(order)
+
+    def loop_of(self, task_id: str) -> Loop | None:
+        """Return the task loop around a task; `None` outside of loops."""
+        return self.task_groups.loop_of_task.get(task_id)
+
+    def has_decider(self, loop: Loop) -> bool:
+        """Whether a task in a loop can decide to skip other tasks."""
+        return any(task.can_skip_downstream and self.loop_of(one) == loop for one, task in self.tasks.items())
 
     def downstream(self, task_id: str) -> Iterator[str]:
         """Yield the direct downstream tasks of a task."""
@@ -279,6 +291,7 @@ def _parse_operator(fields: dict[str, Any]) -> Task:
             "is_mapped": flag("_is_mapped"),
             "can_skip_downstream": flag("_can_skip_downstream"),
             "has_result_mark": _has_result_mark(fields.get("params")) or _has_result_mark(partial.get("params")),
+            "has_native_mark": flag("returns_dag_result"),
             "expanded_by": list(_iter_xcom_tasks([fields.get(name) for name in _EXPAND_INPUTS])),
             "has_no_values": any(_is_empty_literal(fields.get(name)) for name in _EXPAND_INPUTS),
             "returns_nothing": flag("_is_empty") or fields.get(_PUSH, partial.get(_PUSH)) is False,

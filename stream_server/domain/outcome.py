@@ -66,6 +66,8 @@ class ResultVersion(NamedTuple):
     """`TaskInstances.result_changes`."""
 
     tries: int
+    iteration: int | None = None
+    """Iteration of the loop around the task."""
 
 
 class Undecided(NamedTuple):
@@ -92,6 +94,9 @@ class FailureKnown(NamedTuple):
     map_index: int | None = None
     try_number: int | None = None
     state: str | None = None
+    iteration: int | None = None
+    """Iteration of the loop around the task."""
+
     predicted: bool = False
     """Whether Airflow has not written yet that the result task ended."""
 
@@ -195,6 +200,7 @@ def _build_failure(run: RunState, failure: FailedInstance) -> FailureKnown:
         map_index=failure.map_index,
         try_number=instance.try_number,
         state=failure.state,
+        iteration=run.iterations.newest(failure.task_id),
         predicted=failure.ended is None,
     )
 
@@ -207,7 +213,9 @@ def _build_result(run: RunState, answers: Mapping[str, Answer], options: WatchOp
         instances = run.tasks[task_id]
         sources += [instances[one].changed for one in instances.by_state.get("skipped", ())]
         if answer == "value":
-            versions.append(ResultVersion(task_id, instances.result_changes, instances.tries))
+            versions.append(
+                ResultVersion(task_id, instances.result_changes, instances.tries, run.iterations.newest(task_id))
+            )
             sources.append(instances.last_result_source(needs_success))
     return ResultKnown(
         tuple(version.task_id for version in versions), max(sources, key=lambda row: row.seq or 0), tuple(versions)

@@ -146,8 +146,10 @@ class OutcomeTracker:
             return True
         if not isinstance(decision, FailureKnown):
             return False
-        if sent.task_id is None or (sent.task_id, sent.map_index) == (decision.task_id, decision.map_index):
+        if sent.task_id is None or _failed_instance(sent) == _failed_instance(decision):
             return True
+        if not run.iterations.is_current(sent.task_id, sent.iteration):
+            return False
         # Others may fail later, but the failure names this instance as long as it has failed.
         instance = run.tasks[sent.task_id].get(sent.map_index if sent.map_index is not None else -1)
         return instance is not None and instance.state in {*FAILED_STATES, "removed"}
@@ -193,6 +195,10 @@ class OutcomeTracker:
         return run.snapshot(select_result_tasks(run, self.options))
 
 
+def _failed_instance(failure: Failure | FailureKnown) -> tuple[str | None, int | None, int | None]:
+    return failure.task_id, failure.map_index, failure.iteration
+
+
 def _failure_frame(run: RunState, failure: FailureKnown) -> Failure:
     return Failure(
         dag_id=run.key.dag_id,
@@ -202,6 +208,7 @@ def _failure_frame(run: RunState, failure: FailureKnown) -> Failure:
         map_index=failure.map_index,
         try_number=failure.try_number,
         state=failure.state,
+        iteration=failure.iteration,
         predicted=failure.predicted,
         seq=failure.source.seq,
         at=failure.source.at,

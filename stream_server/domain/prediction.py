@@ -33,12 +33,13 @@ Examples, with `✗` failed, `✓` success, `…` running, `?` waiting:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple, TypeAlias
 
 from stream_server.domain import prediction_plan
 from stream_server.domain.graph import Graph
+from stream_server.domain.iterations import is_gate_open
 from stream_server.domain.judgement import (
     UNKNOWN,
     Judgement,
@@ -102,12 +103,17 @@ class Prediction:
 
     Args:
         graph: The DAG.
-        states: The instances of the run. They are not copied: `update` must be called after each change.
+        states: The instances of the run, in loops of the newest iteration. They are not copied: `update` must be called
+            after each change.
+        newest_iteration: Returns the newest iteration of a task in a loop.
     """
 
-    def __init__(self, graph: Graph, states: InstanceStates) -> None:
+    def __init__(
+        self, graph: Graph, states: InstanceStates, newest_iteration: Callable[[str], int | None] = lambda _: None
+    ) -> None:
         self.graph = graph
         self.states = states
+        self._newest_iteration = newest_iteration
         self.failing_tasks: set[str] = set()
         """Tasks of which an instance is certain to end as `failed` or `upstream_failed`."""
 
@@ -194,6 +200,15 @@ class Prediction:
         return plan.mapped is not None and (is_changed or after.possible != before.possible)
 
     def _judge(self, plan: TaskPlan) -> Judgement:
+        """Return the judgement of a task; that of a loop's gate is open while another iteration may follow."""
+        judgement = self._judge_iteration(plan)
+        loop = self.graph.loop_of(plan.task_id)
+        if loop is None or loop.gate_task_id != plan.task_id or not judgement.ends & CAN_SUCCEED:
+            return judgement
+        is_open = is_gate_open(loop, self.states.get(plan.task_id), self._newest_iteration(plan.task_id))
+        return UNKNOWN._replace(skips_downstream=self.graph.has_decider(loop)) if is_open else judgement
+
+    def _judge_iteration(self, plan: TaskPlan) -> Judgement:
         upstream = look_upstream(plan, self._judgements)
         states = self.states.get(plan.task_id)
         if not states:

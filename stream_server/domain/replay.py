@@ -98,10 +98,10 @@ def _ignored_output(rows: Sequence[Transition]) -> set[int]:
 
     The state of a task instance at such a row is the previous state of its next transition.
     """
-    states: dict[tuple[str | None, int | None], str | None] = {}
+    states: dict[tuple[str | None, int | None, int | None], str | None] = {}
     ignored = set()
     for row in reversed(rows):
-        instance = row.task_id, row.map_index
+        instance = row.task_id, row.map_index, row.iteration
         if row.kind is TransitionKind.TASK:
             states[instance] = row.previous_state
         elif is_output(row) and instance in states and states[instance] in RETRACTING_STATES:

@@ -13,28 +13,20 @@ from typing_extensions import override
 
 from stream_server.domain.emitted_output import RunOutput
 from stream_server.domain.graph import Graph
+from stream_server.domain.iterations import Iterations
 from stream_server.domain.prediction import UNSUCCESSFUL_STATES, Prediction
+from stream_server.domain.snapshot_tasks import list_tasks
 from stream_server.domain.task_instances import SourceRow, TaskInstance, TaskInstances
 from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output, output_frames, run_frame, task_frame
-from stream_server.protocol.frames import NO_STATUS, AnyFrame, AnyOutputFrame, RunInfo, Snapshot, TaskInfo, Waiting
+from stream_server.protocol.frames import AnyFrame, AnyOutputFrame, RunInfo, Snapshot, Waiting
 
 MAX_OUTPUT_BYTES = 1024 * 1024
 """Default for how much output of a run is kept, in bytes."""
 
-MAX_LISTED_INSTANCES = 100
-"""A snapshot has counts per state for a task with more instances than this, instead of thousands of rows."""
-
 MAX_LATE_JUDGEMENTS = 500
 """In DAGs with more tasks, a prediction is made when a run is loaded, before anything has failed: when something does,
 it would take too long."""
-
-MAX_LISTED_BYTES = 512 * 1024
-"""About how much of a snapshot lists instances. Beyond it, the tasks with the most instances are counted, so that the
-frame has less than 1 MiB: many WebSocket clients refuse larger messages."""
-
-_LISTED_BYTES = 170
-"""An instance in a snapshot as JSON, with both of its dates, without its task."""
 
 FINAL_RUN_STATES = frozenset({"success", "failed"})
 """States in which a run has ended (`airflow.utils.state.State.finished_dr_states`)."""
@@ -73,6 +65,9 @@ class RunState:
         """Structure of the DAG version of this run; `None` if Airflow has not stored it."""
 
         self.tasks: dict[str, TaskInstances] = {}
+        """The instances of each task; of a task in a loop those of its newest iteration."""
+
+        self.iterations = Iterations(self.tasks)
         self.native_marks: dict[str, bool] = {}
         """By task, whether its return value in this run bears Airflow 3.3's own result mark. A task without a return
         value is missing."""
@@ -130,9 +125,9 @@ class RunState:
         """The tasks of the DAG."""
         return self.tasks.keys() | (self.graph.tasks.keys() if self.graph is not None else set())
 
-    def add_instance(self, task_id: str, map_index: int, instance: TaskInstance) -> None:
+    def add_instance(self, task_id: str, map_index: int, instance: TaskInstance, iteration: int | None = None) -> None:
         """Add a task instance from the database."""
-        self._put(task_id, map_index, instance)
+        self._put(task_id, map_index, instance, iteration)
 
     def apply(self, transition: Transition) -> Sequence[AnyFrame]:
         """Apply a transition.
@@ -174,7 +169,7 @@ class RunState:
 
         The Execution API also accepts XComs of tries that have been killed.
         """
-        instances = self.tasks.get(frame.task_id)
+        instances = self.iterations.find(frame.task_id, frame.iteration)
         instance = instances.get(frame.map_index) if instances is not None else None
         if instance is None or instance.state in RETRACTING_STATES:
             return False
@@ -187,7 +182,8 @@ class RunState:
 
     def discard_push(self, task_id: str, map_index: int) -> None:
         """Discard a return value that is no longer in the database."""
-        self._put(task_id, map_index, self.tasks[task_id][map_index]._replace(pushed=None, mark=None))
+        instance = self.tasks[task_id][map_index]._replace(pushed=None, mark=None)
+        self._put(task_id, map_index, instance, self.iterations.newest(task_id))
 
     def predict(self) -> Prediction | None:
         """Return how the task instances can end; `None` if nothing can be predicted beyond their states."""
@@ -197,7 +193,7 @@ class RunState:
         is_predictable = bool(self._unsuccessful_tasks) or self.graph.may_skip_on_success
         if is_large or is_predictable:
             if self._prediction is None or self._prediction.graph is not self.graph:
-                self._prediction = Prediction(self.graph, _StatesByTask(self.tasks))
+                self._prediction = Prediction(self.graph, _StatesByTask(self.tasks), self.iterations.newest)
             elif self._changed_tasks:
                 self._prediction.update(self._changed_tasks)
             self._changed_tasks.clear()
@@ -205,51 +201,27 @@ class RunState:
 
     def snapshot(self, result_tasks: tuple[str, ...]) -> Snapshot:
         """Return the frame with the whole state."""
-        counted = self._find_counted_tasks()
-        listed: list[TaskInfo] = []
-        counts: dict[str, dict[str, int]] = {}
-        for task_id, instances in self.tasks.items():
-            if task_id in counted:
-                counts[task_id] = {state or NO_STATUS: len(found) for state, found in instances.by_state.items()}
-            else:
-                listed.extend(_iter_task_infos(task_id, instances))
+        tasks = list_tasks(self.tasks, self.iterations)
         return Snapshot(
             dag_id=self.key.dag_id,
             run_id=self.key.run_id,
             run=self.info,
-            tasks=listed,
+            tasks=tasks.listed,
             result_tasks=list(result_tasks),
-            counts=counts,
+            counts=tasks.counts,
         )
 
-    def _find_counted_tasks(self) -> set[str]:
-        """Return the tasks whose instances a snapshot counts instead of listing them: those with the most instances."""
-        counted = {task_id for task_id, instances in self.tasks.items() if len(instances) > MAX_LISTED_INSTANCES}
-        listed = self.tasks.keys() - counted
-        size = sum(_listed_bytes(task_id, self.tasks[task_id]) for task_id in listed)
-        if size > MAX_LISTED_BYTES:
-            for task_id in sorted(listed, key=lambda task_id: (-len(self.tasks[task_id]), task_id)):
-                size -= _listed_bytes(task_id, self.tasks[task_id])
-                counted.add(task_id)
-                if size <= MAX_LISTED_BYTES:
-                    break
-        return counted
-
-    def _put(self, task_id: str, map_index: int, instance: TaskInstance) -> None:
-        instances = self._instances_of(task_id)
+    def _put(self, task_id: str, map_index: int, instance: TaskInstance, iteration: int | None) -> None:
+        instances = self.iterations.open(task_id, iteration)
         instances.put(map_index, instance)
+        if not self.iterations.is_current(task_id, iteration):
+            return
         self._track_states(task_id, instances)
         mark = instances.mark
         if mark is not None:
             self.native_marks[task_id] = mark
         else:
             self.native_marks.pop(task_id, None)
-
-    def _instances_of(self, task_id: str) -> TaskInstances:
-        instances = self.tasks.get(task_id)
-        if instances is None:
-            instances = self.tasks[task_id] = TaskInstances()
-        return instances
 
     def _track_states(self, task_id: str, instances: TaskInstances) -> None:
         self._changed_tasks.add(task_id)
@@ -261,7 +233,7 @@ class RunState:
     def _apply_task(self, transition: Transition) -> None:
         assert transition.task_id is not None, "the journal names the task of every task transition"
         assert transition.map_index is not None, "task_instance.map_index is NOT NULL"
-        instances = self._instances_of(transition.task_id)
+        instances = self.iterations.open(transition.task_id, transition.iteration)
         if transition.map_index >= 0:
             # Expansion replaces the instance with index -1.
             instances.remove(-1)
@@ -277,8 +249,8 @@ class RunState:
             pushed=pushed,
             mark=before.mark if before and not is_value_deleted else None,
         )
-        self._put(transition.task_id, transition.map_index, instance)
-        key = transition.task_id, transition.map_index
+        self._put(transition.task_id, transition.map_index, instance, transition.iteration)
+        key = transition.task_id, transition.map_index, transition.iteration
         output_try = self.output.get_try_number(key)
         if output_try is not None and (output_try != instance.try_number or instance.state in RETRACTING_STATES):
             self.output.retract(key)
@@ -308,7 +280,7 @@ class RunState:
             return
         assert transition.task_id is not None, "an XCom belongs to a task"
         assert transition.map_index is not None, "xcom.map_index is NOT NULL"
-        instances = self.tasks.get(transition.task_id)
+        instances = self.iterations.find(transition.task_id, transition.iteration)
         instance = instances.get(transition.map_index) if instances is not None else None
         if instance is None:
             return
@@ -316,7 +288,7 @@ class RunState:
         # The Execution API also accepts XComs of tasks that have been killed; they are not a result.
         if instance.state in _PUSHING_STATES:
             instance = instance._replace(pushed=SourceRow(transition.seq, transition.at))
-        self._put(transition.task_id, transition.map_index, instance)
+        self._put(transition.task_id, transition.map_index, instance, transition.iteration)
 
 
 class _StatesByTask(Mapping[str, Mapping[str | None, AbstractSet[int]]]):
@@ -345,20 +317,3 @@ class _StatesByTask(Mapping[str, Mapping[str | None, AbstractSet[int]]]):
 
 def _is_push_kept(before: TaskInstance, transition: Transition) -> bool:
     return transition.state in _PUSH_KEEPING_STATES and transition.try_number == before.try_number
-
-
-def _listed_bytes(task_id: str, instances: TaskInstances) -> int:
-    """Return about how many bytes of JSON the instances of a task are in a snapshot."""
-    return len(instances) * (_LISTED_BYTES + len(task_id))
-
-
-def _iter_task_infos(task_id: str, instances: TaskInstances) -> Iterator[TaskInfo]:
-    for map_index, instance in sorted(instances.items()):
-        yield TaskInfo(
-            task_id=task_id,
-            map_index=map_index,
-            try_number=instance.try_number,
-            state=instance.state,
-            start_date=instance.start_date,
-            end_date=instance.end_date,
-        )

@@ -59,6 +59,9 @@ class Transition(NamedTuple):
     dag_result: bool | None = None
     """Airflow 3.3's own mark on the return values of result tasks; `None` before 3.3."""
 
+    iteration: int | None = None
+    """Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; `None` outside of loops."""
+
     body: str | None = None
     """Output of a task as JSON text; also `None` if it was too large or was not read."""
 

@@ -65,6 +65,7 @@ def task_frame(transition: Transition) -> TaskTransition:
         try_number=transition.try_number or 0,
         state=transition.state,
         previous_state=transition.previous_state,
+        iteration=transition.iteration,
     )
 
 
@@ -111,6 +112,7 @@ def _output_frame(transition: Transition, batch: _OutputBatch, index: int, item:
         "map_index": transition.map_index,
         "try_number": batch.try_number,
         "index": index,
+        "iteration": transition.iteration,
     }
     if item.chunk is not msgspec.UNSET:
         return Chunk(**members, value=item.chunk)  # type: ignore[arg-type]

@@ -19,6 +19,15 @@ TaskId: TypeAlias = Annotated[str, Meta(description="The task.")]
 MapIndex: TypeAlias = Annotated[
     int, Meta(description="Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet.")
 ]
+Iteration: TypeAlias = Annotated[
+    int | None,
+    Meta(
+        description=(
+            "Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of"
+            " loops. An instance of another iteration is another instance."
+        )
+    ),
+]
 TryNumber: TypeAlias = Annotated[int, Meta(description="Number of the try, counted from 1; 0 before the first try.")]
 ClearNumber: TypeAlias = Annotated[int, Meta(description="How often the run was cleared.")]
 PreviousState: TypeAlias = Annotated[str | None, Meta(description="The state before; `null` if there was none.")]

@@ -15,6 +15,7 @@ from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frame_members import (
     ClearNumber,
     Frame,
+    Iteration,
     MapIndex,
     MapIndexes,
     NoOutcomeReason,
@@ -32,7 +33,7 @@ References: TypeAlias = Annotated[
 ]
 
 
-class TaskTransition(RowFrame, frozen=True, kw_only=True, tag="task"):
+class TaskTransition(RowFrame, frozen=True, kw_only=True, tag="task", omit_defaults=True):
     """A task instance changed. An instance with `map_index` 0 or more replaces the one with -1."""
 
     task_id: TaskId
@@ -43,6 +44,7 @@ class TaskTransition(RowFrame, frozen=True, kw_only=True, tag="task"):
         Meta(description="The new state; `null` if the task is not scheduled, for example after it was cleared."),
     ]
     previous_state: PreviousState
+    iteration: Iteration = None
 
 
 class RunTransition(RowFrame, frozen=True, kw_only=True, tag="run"):
@@ -68,6 +70,7 @@ class OutputFrame(RowFrame, frozen=True, kw_only=True):
             )
         ),
     ]
+    iteration: Iteration = None
 
 
 class Chunk(OutputFrame, frozen=True, kw_only=True, tag="chunk", omit_defaults=True):
@@ -119,7 +122,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     clear_number: ClearNumber
 
 
-class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
+class TaskInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """State of a task instance."""
 
     task_id: TaskId
@@ -128,13 +131,22 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     state: Annotated[str | None, Meta(description="Airflow's name of the state; `null` before the task is scheduled.")]
     start_date: Annotated[Timestamp | None, Meta(description="When it started; `null` before.")]
     end_date: Annotated[Timestamp | None, Meta(description="When it ended; `null` before.")]
+    iteration: Iteration = None
 
 
 class Snapshot(RunFrame, frozen=True, kw_only=True, tag="snapshot", omit_defaults=True):
     """The state of the run and its task instances at this moment. Later frames continue from here."""
 
     run: Annotated[RunInfo, Meta(description="The run.")]
-    tasks: Annotated[list[TaskInfo], Meta(description="The task instances.")]
+    tasks: Annotated[
+        list[TaskInfo],
+        Meta(
+            description=(
+                "The task instances. Of a task in a loop, those of the newest iteration come last, after those of some"
+                " earlier ones."
+            )
+        ),
+    ]
     result_tasks: Annotated[
         list[str], Meta(description="Tasks whose return values are the result, as far as they are known yet.")
     ]
@@ -182,7 +194,12 @@ class Result(RunFrame, frozen=True, kw_only=True, tag="result", omit_defaults=Tr
 
     results: Annotated[
         dict[str, msgspec.Raw],
-        Meta(description="JSON value by task, as the database holds it; of a mapped task a list by `map_index`."),
+        Meta(
+            description=(
+                "JSON value by task, as the database holds it; of a mapped task a list by `map_index`; of a task in a"
+                " loop the value in its last iteration."
+            )
+        ),
     ]
     references: References = msgspec.field(default_factory=dict)
     map_indexes: MapIndexes = msgspec.field(default_factory=dict)
@@ -237,6 +254,7 @@ class Failure(RunFrame, frozen=True, kw_only=True, tag="failure", omit_defaults=
         str | None,
         Meta(description="State of the task instance that is the root cause, or of the run if no task is."),
     ] = None
+    iteration: Iteration = None
     predicted: Annotated[
         bool, Meta(description="Whether the failure is certain before Airflow has written the state that causes it.")
     ] = False

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
-from stream_server.domain.run_state import MAX_LISTED_INSTANCES, RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.domain.snapshot_tasks import MAX_LISTED_INSTANCES
 from support.run_knowledge import NO_STATUS, RunKnowledge
 from support.streams import Frame, sse
 

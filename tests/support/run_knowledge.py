@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from stream_server.domain.run_state import MAX_LISTED_INSTANCES, RunKey
+from stream_server.domain.run_state import RunKey
+from stream_server.domain.snapshot_tasks import MAX_LISTED_INSTANCES
 from support.streams import Frame
 
 NO_STATUS = "no_status"

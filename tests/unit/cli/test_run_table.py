@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 from msgspec import Raw
+from msgspec.structs import replace
 from rich.console import Console
 
 from stream_server.cli.run_table import RunTable, describe_frame
@@ -120,6 +121,27 @@ def test_task_with_many_instances_has_counts() -> None:
     text = render(snapshot(counts={"square": {"success": 150, "running": 3}}))
     assert "square" in text
     assert "150" in text
+
+
+def test_a_task_in_a_loop_has_its_newest_iteration() -> None:
+    def iteration(number: int, *frames: TaskInfo | TaskTransition | Chunk) -> list[AnyFrame]:
+        return [replace(frame, iteration=number) for frame in frames]  # type: ignore[misc]
+
+    listed = [replace(info("answer", "success", 0), iteration=0), replace(info("answer", "running"), iteration=1)]
+    text = render(snapshot(*listed), *iteration(1, chunk(0, '"one"')), *iteration(0, chunk(0, '"late"')))
+    assert row(text, "answer (iteration 1)")[:2] == ["answer (iteration 1)", "running"]
+    assert "[0]" not in text
+    assert "late" not in text
+    text = render(
+        snapshot(*listed),
+        *iteration(1, chunk(0, '"one"')),
+        *iteration(2, transition("answer", None), chunk(0, '"two"')),
+        *iteration(0, transition("answer", "failed")),
+    )
+    assert row(text, "answer (iteration 2)")[:2] == ["answer (iteration 2)", "no_status"]
+    assert "answer (iteration 2): two" in text
+    assert "one" not in text
+    assert "(iteration 0)" not in text
 
 
 def test_run_transition_updates_the_state() -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 
 from stream_server.domain.mapped_result import count_expected_results
-from stream_server.domain.run_state import MAX_LISTED_INSTANCES, RETRACTING_STATES, RunState
+from stream_server.domain.run_state import RETRACTING_STATES, RunState
+from stream_server.domain.snapshot_tasks import MAX_LISTED_INSTANCES
 from stream_server.domain.task_instances import TaskInstance
 from stream_server.protocol.frames import RunTransition, Snapshot, TaskTransition
 from support.builders import KEY, History, at, comparable_state, graph

@@ -11,7 +11,10 @@ export interface Snapshot {
   run_id: string
   /** The run. */
   run: RunInfo
-  /** The task instances. */
+  /**
+   * The task instances. Of a task in a loop, those of the newest iteration come last, after those of some earlier
+   * ones.
+   */
   tasks: TaskInfo[]
   /** Tasks whose return values are the result, as far as they are known yet. */
   result_tasks: string[]
@@ -57,6 +60,11 @@ export interface TaskInfo {
   start_date: string | null
   /** When it ended; `null` before. */
   end_date: string | null
+  /**
+   * Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of loops. An
+   * instance of another iteration is another instance.
+   */
+  iteration?: number | null
 }
 
 /** The run does not proceed. This holds until the next frame of type `waiting`, `run`, `task` or `snapshot`. */
@@ -105,6 +113,11 @@ export interface TaskTransition {
   state: string | null
   /** The state before; `null` if there was none. */
   previous_state: string | null
+  /**
+   * Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of loops. An
+   * instance of another iteration is another instance.
+   */
+  iteration?: number | null
   /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
   /**
@@ -159,6 +172,11 @@ export interface Chunk {
   try_number: number
   /** Position in the output of this try, chunks and progress together, from 0. Missing positions were not kept. */
   index: number
+  /**
+   * Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of loops. An
+   * instance of another iteration is another instance.
+   */
+  iteration?: number | null
   /** Any JSON value, as the database holds it. Append text to the text of earlier chunks. */
   value?: unknown
   /** Whether the value is left out because the caller may not read it. */
@@ -191,6 +209,11 @@ export interface Progress {
   try_number: number
   /** Position in the output of this try, chunks and progress together, from 0. Missing positions were not kept. */
   index: number
+  /**
+   * Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of loops. An
+   * instance of another iteration is another instance.
+   */
+  iteration?: number | null
   /** The progress. It replaces earlier progress of the task instance. */
   value?: Report
   /** Whether the value is left out because the caller may not read it. */
@@ -219,7 +242,10 @@ export interface Result {
   dag_id: string
   /** The run, as Airflow names it. */
   run_id: string
-  /** JSON value by task, as the database holds it; of a mapped task a list by `map_index`. */
+  /**
+   * JSON value by task, as the database holds it; of a mapped task a list by `map_index`; of a task in a loop the
+   * value in its last iteration.
+   */
   results: Record<string, unknown>
   /** By task, where to get a value that is too large to be sent. */
   references?: Record<string, Reference>
@@ -268,6 +294,11 @@ export interface Failure {
   try_number?: number | null
   /** State of the task instance that is the root cause, or of the run if no task is. */
   state?: string | null
+  /**
+   * Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of loops. An
+   * instance of another iteration is another instance.
+   */
+  iteration?: number | null
   /** Whether the failure is certain before Airflow has written the state that causes it. */
   predicted?: boolean
   /** Row that made the failure certain; absent if it was certain before the stream started. */
