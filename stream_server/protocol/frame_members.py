@@ -21,12 +21,7 @@ MapIndex: TypeAlias = Annotated[
 ]
 Iteration: TypeAlias = Annotated[
     int | None,
-    Meta(
-        description=(
-            "Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of"
-            " loops. An instance of another iteration is another instance."
-        )
-    ),
+    Meta(description="Iteration of the task loop (Airflow 3.4) around the task, from 0; absent outside of loops."),
 ]
 TryNumber: TypeAlias = Annotated[int, Meta(description="Number of the try, counted from 1; 0 before the first try.")]
 ClearNumber: TypeAlias = Annotated[int, Meta(description="How often the run was cleared.")]

@@ -31,15 +31,19 @@ Schema = dict[str, Any]
 
 
 def typescript() -> dict[Path, str]:
-    """Return the text of each file: frames about a run, and frames about a connection."""
+    """Return the text of each file: frames about a run, frames about a connection, and their members."""
     document = build_frames_document()
     definitions: Schema = document["$defs"]
     names = {tag: _name(reference) for tag, reference in document["discriminator"]["mapping"].items()}
     connection_frames = [name for name in names.values() if "dag_id" not in definitions[name]["properties"]]
+    members = [name for name in definitions if name not in names.values()]
+    member_names = ", ".join(sorted(members))
     frames_file = [
         HEADER,
-        "\nimport type { " + ", ".join(sorted(connection_frames)) + ' } from "./connection_frames.js"\n\n',
-        *(_interface(name, schema) for name, schema in definitions.items() if name not in connection_frames),
+        "\nimport type { " + ", ".join(sorted(connection_frames)) + ' } from "./connection_frames.js"\n',
+        f'import type {{ {member_names} }} from "./frame_members.js"\n\n',
+        f'export type {{ {member_names} }} from "./frame_members.js"\n\n',
+        *(_interface(name, definitions[name]) for name in names.values() if name not in connection_frames),
         _comment("Any frame; `type` is the discriminator.", ""),
         "export type Frame =" + "".join(f"\n  | {name}" for name in names.values()) + "\n\n",
         _comment("The frame types that this version supports. Other frames are ignored.", ""),
@@ -51,7 +55,9 @@ def typescript() -> dict[Path, str]:
         _comment("Why a connection ends before its stream does; also the close code of a WebSocket.", ""),
         "export const CLOSE_CODES = {" + "".join(map(_close_code, CloseCode)) + "\n} as const\n",
     ]
-    return {SOURCE / "frames.ts": "".join(frames_file), SOURCE / "connection_frames.ts": "".join(connection_file)}
+    members_file = [HEADER, "\n", *(_interface(name, definitions[name]) for name in members)]
+    texts = {"frames": frames_file, "connection_frames": connection_file, "frame_members": members_file}
+    return {SOURCE / f"{name}.ts": "".join(text).rstrip() + "\n" for name, text in texts.items()}
 
 
 def _interface(name: str, schema: Schema) -> str:

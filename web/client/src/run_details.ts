@@ -9,7 +9,7 @@ import type { RunView, TaskOutput } from "./run_view.js"
 
 type Detail = TaskTransition | Chunk | Progress
 
-type Details = Required<Pick<RunView, "tasks" | "counts" | "indexesAboveGap" | "output">>
+type Details = Required<Pick<RunView, "tasks" | "earlierIterations" | "counts" | "indexesAboveGap" | "output">>
 type Facts = Omit<RunView, keyof Details>
 
 /** The details while frames are applied. */
@@ -42,6 +42,9 @@ const FINAL_TRY_STATES = new Set<string | null>([
 
 const BLOCK_SIZE = 256
 
+/** For each task in a loop. */
+const MAX_EARLIER_INSTANCES = 100
+
 const NO_STATUS = "no_status"
 
 /** Return the key of a task instance in a view: `task`, or `task[3]` for an instance of a mapped task. */
@@ -73,6 +76,9 @@ function createView(parts: Parts): RunView {
     get tasks() {
       return applyFrames(parts).tasks
     },
+    get earlierIterations() {
+      return applyFrames(parts).earlierIterations
+    },
     get counts() {
       return applyFrames(parts).counts
     },
@@ -91,8 +97,8 @@ function createView(parts: Parts): RunView {
 function partsOf(view: RunView): Parts {
   const known = PARTS.get(view)
   if (known) return known
-  const { tasks, counts, indexesAboveGap = {}, output, ...facts } = view
-  return { facts, details: { tasks, counts, indexesAboveGap, output }, frames: [], length: 0 }
+  const { tasks, earlierIterations = {}, counts, indexesAboveGap = {}, output, ...facts } = view
+  return { facts, details: { tasks, earlierIterations, counts, indexesAboveGap, output }, frames: [], length: 0 }
 }
 
 function applyFrames(parts: Parts): Details {
@@ -107,6 +113,7 @@ function applyFrames(parts: Parts): Details {
 function applyDetails(before: Details, frames: readonly Detail[]): Details {
   const draft: Drafts = {
     tasks: new Draft(before.tasks),
+    earlierIterations: new Draft(before.earlierIterations),
     counts: new Draft(before.counts),
     indexesAboveGap: new Draft(before.indexesAboveGap),
     output: new Draft(before.output),
@@ -115,17 +122,20 @@ function applyDetails(before: Details, frames: readonly Detail[]): Details {
     if (frame.type === "task") applyTask(draft, frame)
     else applyOutput(draft, frame)
   }
-  const { tasks, counts, indexesAboveGap, output } = draft
+  const { tasks, earlierIterations, counts, indexesAboveGap, output } = draft
   return {
     tasks: tasks.record,
+    earlierIterations: earlierIterations.record,
     counts: counts.record,
     indexesAboveGap: indexesAboveGap.record,
     output: output.record,
   }
 }
 
-function applyTask({ tasks, counts, indexesAboveGap }: Drafts, frame: TaskTransition): void {
+function applyTask(draft: Drafts, frame: TaskTransition): void {
+  const { tasks, counts, indexesAboveGap } = draft
   const { task_id, map_index } = frame
+  if (typeof frame.iteration === "number" && !beginIteration(draft, frame, frame.iteration)) return
   const counted = counts.get(task_id)
   if (counted === undefined) {
     const key = taskKey(task_id, map_index)
@@ -137,6 +147,43 @@ function applyTask({ tasks, counts, indexesAboveGap }: Drafts, frame: TaskTransi
   const change = countInstance(counted, indexesAboveGap.get(task_id) ?? [], frame)
   counts.set(task_id, change.counts)
   if (change.above) indexesAboveGap.set(task_id, change.above)
+}
+
+/** Move the instances of earlier iterations away. Returns false for a frame of an earlier iteration, which is applied here. */
+function beginIteration(
+  { tasks, earlierIterations, counts }: Drafts,
+  frame: TaskTransition,
+  iteration: number,
+): boolean {
+  const { task_id } = frame
+  const shown = instancesOf(tasks, task_id)
+  const newest = shown[0]?.iteration ?? iteration
+  if (iteration === newest) return true
+  const earlier = earlierIterations.get(task_id) ?? []
+  if (iteration > newest) {
+    counts.delete(task_id)
+    for (const info of shown) tasks.delete(taskKey(task_id, info.map_index))
+    earlierIterations.set(task_id, [...earlier, ...shown].slice(-MAX_EARLIER_INSTANCES))
+    return true
+  }
+  const index = earlier.findIndex((one) => one.iteration === iteration && one.map_index === frame.map_index)
+  const changed = applyInstance(earlier[index], frame)
+  if (index >= 0)
+    earlierIterations.set(
+      task_id,
+      earlier.map((one, at) => (at === index ? changed : one)),
+    )
+  return false
+}
+
+/** Return the instances of a task, which Airflow numbers from 0 without gaps where it is mapped. */
+function instancesOf(tasks: Drafts["tasks"], taskId: string): TaskInfo[] {
+  const instances: TaskInfo[] = []
+  for (let index = -1; ; index++) {
+    const info = tasks.get(taskKey(taskId, index))
+    if (info !== undefined) instances.push(info)
+    else if (index >= 0) return instances
+  }
 }
 
 /**
@@ -167,7 +214,7 @@ function countInstance(
 }
 
 function applyInstance(before: TaskInfo | undefined, frame: TaskTransition): TaskInfo {
-  const { task_id, map_index, try_number, state, at } = frame
+  const { task_id, map_index, try_number, state, at, iteration } = frame
   // A cleared task has no state, and starts again.
   const isSameTry = before?.try_number === try_number && state !== null
   const startDate = isSameTry ? before.start_date : null
@@ -178,17 +225,30 @@ function applyInstance(before: TaskInfo | undefined, frame: TaskTransition): Tas
     state,
     start_date: state === "running" ? (startDate ?? at) : startDate,
     end_date: FINAL_TRY_STATES.has(state) ? at : null,
+    ...(typeof iteration === "number" && { iteration }),
   }
 }
 
 function applyOutput({ output }: Drafts, frame: Chunk | Progress): void {
-  const { task_id, map_index, try_number: tryNumber } = frame
+  const { task_id, map_index, try_number: tryNumber, iteration: ofFrame } = frame
+  const iteration = ofFrame ?? undefined
   const key = taskKey(task_id, map_index)
   const before = output.get(key)
-  // A frame of an earlier try that arrives late.
-  if (before && before.tryNumber > tryNumber) return
-  const current =
-    before?.tryNumber === tryNumber ? before : { tryNumber, blocks: [], text: "", progress: null, withheld: false }
+  const isSameIteration = before?.iteration === iteration
+  // A frame of an earlier try that arrives late, or of an earlier iteration.
+  if (before && isSameIteration && before.tryNumber > tryNumber) return
+  if (before && !isSameIteration && (before.iteration ?? -1) > (iteration ?? -1)) return
+  const current: TaskOutput =
+    before && isSameIteration && before.tryNumber === tryNumber
+      ? before
+      : {
+          tryNumber,
+          ...(iteration !== undefined && { iteration }),
+          blocks: [],
+          text: "",
+          progress: null,
+          withheld: false,
+        }
   output.set(key, appendOutput(current, frame))
 }
 

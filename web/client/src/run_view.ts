@@ -7,6 +7,8 @@ import { addDetail, changeFacts, taskKey } from "./run_details.js"
 /** What one task instance has emitted in its current try. */
 export interface TaskOutput {
   readonly tryNumber: number
+  /** Iteration of the task loop around the task; absent outside of loops. */
+  readonly iteration?: number
   /** Values of its chunks, oldest first, in blocks; `chunksOf` joins them. */
   readonly blocks: readonly (readonly unknown[])[]
   /** All chunks that are strings, joined. */
@@ -51,15 +53,17 @@ export interface RunView {
   readonly runId: string | null
   /** State and times of the run; `null` before the first snapshot. */
   readonly run: RunInfo | null
-  /** Task instances, by `taskKey`. */
+  /** Task instances, by `taskKey`. Of a task in a loop, those of its newest iteration. */
   readonly tasks: Readonly<Record<string, TaskInfo>>
+  /** By task in a loop, its instances in earlier iterations, oldest first: as many as are known, at most 100. */
+  readonly earlierIterations?: Readonly<Record<string, readonly TaskInfo[]>>
   /** Number of instances by task and state, for mapped tasks with too many instances to list. */
   readonly counts: Readonly<Record<string, Readonly<Record<string, number>>>>
   /** Of tasks in `counts`: instances whose `map_index` is above a gap. All below the gap are counted. */
   readonly indexesAboveGap?: Readonly<Record<string, readonly number[]>>
   /** Result tasks, as far as they are known. */
   readonly resultTasks: readonly string[]
-  /** What tasks have emitted, by `taskKey`. */
+  /** What tasks have emitted, by `taskKey`; in a loop, in the newest iteration. */
   readonly output: Readonly<Record<string, TaskOutput>>
   readonly outcome: Outcome
   /** Why earlier frames were retracted, if they were. */
@@ -127,10 +131,26 @@ function applySnapshot(view: RunView, frame: Snapshot): RunView {
     dagId: frame.dag_id,
     runId: frame.run_id,
     run: frame.run,
-    tasks: Object.fromEntries(frame.tasks.map((info) => [taskKey(info.task_id, info.map_index), info])),
+    ...splitIterations(frame.tasks),
     counts: frame.counts ?? {},
     resultTasks: frame.result_tasks,
     resetReason: view.resetReason,
+  }
+}
+
+function splitIterations(tasks: readonly TaskInfo[]): Pick<RunView, "tasks" | "earlierIterations"> {
+  const newest = new Map<string, number>()
+  for (const { task_id, iteration } of tasks) {
+    if (typeof iteration === "number") newest.set(task_id, Math.max(iteration, newest.get(task_id) ?? 0))
+  }
+  const isEarlier = ({ task_id, iteration }: TaskInfo) =>
+    typeof iteration === "number" && iteration < (newest.get(task_id) ?? 0)
+  const current = tasks.filter((info) => !isEarlier(info))
+  const earlier = new Map<string, TaskInfo[]>()
+  for (const info of tasks.filter(isEarlier)) earlier.set(info.task_id, [...(earlier.get(info.task_id) ?? []), info])
+  return {
+    tasks: Object.fromEntries(current.map((info) => [taskKey(info.task_id, info.map_index), info])),
+    ...(earlier.size > 0 && { earlierIterations: Object.fromEntries(earlier) }),
   }
 }
 

@@ -43,6 +43,31 @@ test("a mapped task with too many instances has counts only", () => {
   expect(view.tasks).toEqual({})
 })
 
+test("a task in a loop shows its newest iteration, and keeps the earlier ones", () => {
+  const info = (iteration: number, state: string | null, map_index = -1) => ({
+    ...{ task_id: "answer", try_number: 1, start_date: null, end_date: null },
+    ...{ map_index, state, iteration },
+  })
+  let view = fold(snapshot({ tasks: [info(0, "success", 0), info(0, "success", 1), info(1, "running")] }))
+  expect(view.tasks).toEqual({ answer: info(1, "running") })
+  expect(view.earlierIterations).toEqual({ answer: [info(0, "success", 0), info(0, "success", 1)] })
+
+  view = [
+    chunk(1, 0, "one", { iteration: 1 }),
+    task(2, "success", { iteration: 1 }),
+    task(3, null, { iteration: 2 }),
+    chunk(4, 0, "two", { iteration: 2 }),
+    chunk(5, 1, "late", { iteration: 1 }),
+  ].reduce(reduce, view)
+  expect(view.tasks.answer).toMatchObject({ state: null, iteration: 2 })
+  expect(view.earlierIterations?.answer?.map((one) => one.iteration)).toEqual([0, 0, 1])
+  expect(view.output.answer).toMatchObject({ text: "two", iteration: 2 })
+
+  view = reduce(view, task(6, "failed", { iteration: 0, map_index: 1 }))
+  expect(view.earlierIterations?.answer?.map((one) => one.state)).toEqual(["success", "failed", "success"])
+  expect(Object.keys(view.tasks)).toEqual(["answer"])
+})
+
 test("task ids may be names of inherited members", () => {
   const names = ["constructor", "toString", "__proto__"]
   const view = fold(

@@ -1,6 +1,9 @@
 // Made of the server's JSON Schema by `make frame-types`; to change it, change stream_server/protocol/frames.py.
 
 import type { Ack, AuthExpiring, Close, Ping, Refusal } from "./connection_frames.js"
+import type { Reference, Report, RunInfo, TaskInfo } from "./frame_members.js"
+
+export type { Reference, Report, RunInfo, TaskInfo } from "./frame_members.js"
 
 /** The state of the run and its task instances at this moment. Later frames continue from here. */
 export interface Snapshot {
@@ -30,41 +33,6 @@ export interface Snapshot {
    * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
-}
-
-/** State of a DAG run. */
-export interface RunInfo {
-  /** `queued`, `running`, `success` or `failed`, or a state that a later Airflow adds. */
-  state: string | null
-  /** When it was last queued. */
-  queued_at: string | null
-  /** When it started; `null` before. */
-  start_date: string | null
-  /** When it ended; `null` before. */
-  end_date: string | null
-  /** How often the run was cleared. */
-  clear_number: number
-}
-
-/** State of a task instance. */
-export interface TaskInfo {
-  /** The task. */
-  task_id: string
-  /** Index of an instance of a mapped task; -1 if the task is not mapped, or not expanded yet. */
-  map_index: number
-  /** Number of the try, counted from 1; 0 before the first try. */
-  try_number: number
-  /** Airflow's name of the state; `null` before the task is scheduled. */
-  state: string | null
-  /** When it started; `null` before. */
-  start_date: string | null
-  /** When it ended; `null` before. */
-  end_date: string | null
-  /**
-   * Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of loops. An
-   * instance of another iteration is another instance.
-   */
-  iteration?: number | null
 }
 
 /** The run does not proceed. This holds until the next frame of type `waiting`, `run`, `task` or `snapshot`. */
@@ -113,10 +81,7 @@ export interface TaskTransition {
   state: string | null
   /** The state before; `null` if there was none. */
   previous_state: string | null
-  /**
-   * Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of loops. An
-   * instance of another iteration is another instance.
-   */
+  /** Iteration of the task loop (Airflow 3.4) around the task, from 0; absent outside of loops. */
   iteration?: number | null
   /** On a connection with several streams, the `id` that the client gave the stream. */
   id?: string
@@ -172,10 +137,7 @@ export interface Chunk {
   try_number: number
   /** Position in the output of this try, chunks and progress together, from 0. Missing positions were not kept. */
   index: number
-  /**
-   * Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of loops. An
-   * instance of another iteration is another instance.
-   */
+  /** Iteration of the task loop (Airflow 3.4) around the task, from 0; absent outside of loops. */
   iteration?: number | null
   /** Any JSON value, as the database holds it. Append text to the text of earlier chunks. */
   value?: unknown
@@ -209,10 +171,7 @@ export interface Progress {
   try_number: number
   /** Position in the output of this try, chunks and progress together, from 0. Missing positions were not kept. */
   index: number
-  /**
-   * Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of loops. An
-   * instance of another iteration is another instance.
-   */
+  /** Iteration of the task loop (Airflow 3.4) around the task, from 0; absent outside of loops. */
   iteration?: number | null
   /** The progress. It replaces earlier progress of the task instance. */
   value?: Report
@@ -225,14 +184,6 @@ export interface Progress {
    * WebSocket and NDJSON the last frame of a batch has it; over SSE it is the `id` of the event. Opaque.
    */
   cursor?: string
-}
-
-/** How far a task has come. */
-export interface Report {
-  /** From 0 to 1; `null` if unknown. */
-  fraction?: number | null
-  /** Description of the progress. */
-  text?: string | null
 }
 
 /** The return values of the result tasks. The run may still be running. */
@@ -269,14 +220,6 @@ export interface Result {
   cursor?: string
 }
 
-/** Where to get a value that is too large to be sent. */
-export interface Reference {
-  /** Path below Airflow's address. */
-  href: string
-  /** Size of the value as JSON text. */
-  bytes: number
-}
-
 /** It is certain that there will be no result. */
 export interface Failure {
   type: "failure"
@@ -294,10 +237,7 @@ export interface Failure {
   try_number?: number | null
   /** State of the task instance that is the root cause, or of the run if no task is. */
   state?: string | null
-  /**
-   * Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; absent outside of loops. An
-   * instance of another iteration is another instance.
-   */
+  /** Iteration of the task loop (Airflow 3.4) around the task, from 0; absent outside of loops. */
   iteration?: number | null
   /** Whether the failure is certain before Airflow has written the state that causes it. */
   predicted?: boolean

@@ -42,7 +42,8 @@ export class ResumePosition {
 function keyOf(frame: Frame): string | null {
   if (frame.type === "chunk" || frame.type === "progress") {
     // One journal row contains several of them, with the same `seq`.
-    return JSON.stringify([frame.dag_id, frame.run_id, frame.task_id, frame.map_index, frame.try_number, frame.index])
+    const { dag_id, run_id, task_id, map_index, iteration, try_number, index } = frame
+    return JSON.stringify([dag_id, run_id, task_id, map_index, iteration, try_number, index])
   }
   return "seq" in frame && typeof frame.seq === "number" ? `${frame.type} ${frame.seq}` : null
 }

@@ -53,6 +53,7 @@ function FrameText({ frame }: { frame: Frame }) {
             {frame.task_id}
             {frame.map_index >= 0 && `[${frame.map_index}]`}
           </b>{" "}
+          {typeof frame.iteration === "number" && <span className="faint">Iteration {frame.iteration} </span>}
           <StateLabel state={frame.state} />
           {frame.try_number > 1 && <span className="faint"> Try {frame.try_number}</span>}
         </>

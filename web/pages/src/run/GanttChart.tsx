@@ -18,7 +18,7 @@ interface Props {
 /** The tasks on a time axis, updated while they run. */
 export function GanttChart({ rows, run, now }: Props) {
   const [limit, setLimit] = useState(ROWS_STEP)
-  const startDates = rows.flatMap((row) => row.instances).flatMap((task) => task.start_date ?? [])
+  const startDates = rows.flatMap((row) => [...row.earlier, ...row.instances]).flatMap((task) => task.start_date ?? [])
   const starts = [run.start_date, ...startDates].flatMap((at) => at ?? []).map(Date.parse)
   // Not by `Math.min(...starts)`: the number of arguments is limited.
   const from = starts.reduce((first, start) => Math.min(first, start), Number.POSITIVE_INFINITY)
@@ -48,17 +48,22 @@ export function GanttChart({ rows, run, now }: Props) {
             <tr key={row.taskId}>
               <th scope="row">
                 {row.taskId}
+                {row.iteration !== null && <span className="faint"> iteration {row.iteration}</span>}
                 {row.isResult && <span className="tag">result</span>}
               </th>
               <td className="counts">
                 <InstanceCounts row={row} />
               </td>
               <td className="track" aria-hidden="true">
-                {row.instances
+                {[...row.instances, ...row.earlier]
                   .filter((task) => task.start_date !== null)
                   .slice(0, MAX_BARS)
                   .map((task) => (
-                    <span key={task.map_index} data-state={task.state ?? "no_status"} style={barStyle(task)} />
+                    <span
+                      key={`${task.iteration} ${task.map_index}`}
+                      data-state={task.state ?? "no_status"}
+                      style={barStyle(task)}
+                    />
                   ))}
               </td>
               <td className="duration">{formatTotalDuration(row.instances, now)}</td>

@@ -8,11 +8,12 @@ export function describeFailure(failure: Failure): string {
     failure.task_id === null || failure.task_id === undefined
       ? "A task"
       : describeTask(failure.task_id, failure.map_index ?? -1)
+  const iteration = typeof failure.iteration === "number" ? ` in iteration ${failure.iteration}` : ""
   const tries = (failure.try_number ?? 0) > 1 ? ` on try ${failure.try_number}` : ""
   const text = Object.hasOwn(REASON_TEXTS, failure.reason) ? REASON_TEXTS[failure.reason] : undefined
   return (text ?? `There will be no result: ${failure.reason.replaceAll("_", " ")}.`)
     .replace("TASK", `${task}`)
-    .replace(" TRIES", tries)
+    .replace(" TRIES", iteration + tries)
 }
 
 const REASON_TEXTS: Record<string, string> = {

@@ -13,6 +13,10 @@ export interface TaskRow {
   /** Number of instances by state; more than one instance only if the task is mapped. */
   readonly counts: Readonly<Record<string, number>>
   readonly instances: readonly TaskInfo[]
+  /** Its instances in earlier iterations of the loop around it, oldest first. */
+  readonly earlier: readonly TaskInfo[]
+  /** The newest iteration of the loop around it, from 0; `null` outside of loops. */
+  readonly iteration: number | null
 }
 
 export const NO_STATUS = "no_status"
@@ -66,6 +70,8 @@ function buildTaskRow(
     state: present === NO_STATUS ? null : present,
     counts: counted,
     instances,
+    earlier: Object.hasOwn(view.earlierIterations ?? {}, taskId) ? (view.earlierIterations?.[taskId] ?? []) : [],
+    iteration: instances[0]?.iteration ?? null,
   }
 }
 
