@@ -163,8 +163,8 @@ MUTANTS = (
     ),
     _journal(
         "trigger ignores a change of the try",
-        "sql/functions.sql",
-        "            AND NEW.try_number IS NOT DISTINCT FROM OLD.try_number\n",
+        "queries.py",
+        "            OR coalesce(n.try_number, -1) OPERATOR(pg_catalog.<>) coalesce(o.try_number, -1)\n",
         "",
         *TRIGGERS,
     ),
