@@ -35,7 +35,8 @@ async def caller(stack: DemoStack, token: str) -> AsyncIterator[httpx.AsyncClien
 @pytest.fixture(scope="module", autouse=True)
 def dags(stack: DemoStack) -> None:
     """Wait until Airflow has parsed the DAGs of these tests."""
-    stack.airflow.wait_for_dags(["numbered_tries", "failure_six_levels_up"], ConsoleReporter())
+    dag_ids = ["numbered_tries", "numbered_tries_pushed_early", "failure_six_levels_up"]
+    stack.airflow.wait_for_dags(dag_ids, ConsoleReporter())
 
 
 def call(dag_id: str, query: str = "") -> str:
@@ -100,7 +101,7 @@ async def test_one_call_triggers_and_streams_from_the_first_row_on(
     ) as response:
         assert response.status_code == 200
         if accept == "text/event-stream":
-            frames = await Events(response).rest(RUN_SECONDS)
+            frames = await Events(response, RUN_SECONDS).rest(RUN_SECONDS)
         else:
             frames = [json.loads(line) async for line in response.aiter_lines()]
     key = RunKey("mapped_squares", frames[0]["run_id"])
@@ -120,7 +121,7 @@ async def test_a_failure_is_reported_seconds_before_the_run_ends(
     async with caller.stream(
         "POST", call("fail_before_teardown"), json=body, headers={"Accept": "text/event-stream"}
     ) as response:
-        frames = await Events(response).rest(RUN_SECONDS)
+        frames = await Events(response, RUN_SECONDS).rest(RUN_SECONDS)
     reported_at = time.monotonic()
     arrived = datetime.now(timezone.utc)
     failure, end = frames[-2:]
@@ -139,7 +140,7 @@ async def test_a_failure_six_levels_up_is_reported_before_airflow_writes_it(
     run_id = await asyncio.to_thread(airflow.trigger_run, "failure_six_levels_up", {})
     key = RunKey("failure_six_levels_up", run_id)
     async with sse(stack.server_url, key, "?result=level_6&until=run", timeout=RUN_SECONDS) as events:
-        frames = await events.until("failure")
+        frames = await asyncio.wait_for(events.until("failure"), RUN_SECONDS)
         arrived = datetime.now(timezone.utc)
         rest = await events.rest(RUN_SECONDS)
     failed = next(frame for frame in frames if frame["type"] == "task" and frame["state"] == "failed")
@@ -161,7 +162,7 @@ async def test_the_stop_button_stops_a_run(caller: httpx.AsyncClient, airflow: A
     async with caller.stream(
         "POST", call("native_result", "&until=run&result=answer"), json=body, headers={"Accept": "text/event-stream"}
     ) as response:
-        events = Events(response)
+        events = Events(response, RUN_SECONDS)
         frames = await asyncio.wait_for(events.until("result"), RUN_SECONDS)
         key = RunKey("native_result", frames[0]["run_id"])
         stopped = await caller.post(run_path(key, "cancel"))
@@ -200,7 +201,7 @@ async def test_a_run_without_waiting_clients_is_stopped(caller: httpx.AsyncClien
         json=body,
         headers={"Accept": "text/event-stream"},
     ) as response:
-        key = RunKey("native_result", (await Events(response).next())["run_id"])
+        key = RunKey("native_result", (await Events(response, RUN_SECONDS).next())["run_id"])
 
     async def failed() -> bool:
         return await state_of(airflow, key) == "failed"
@@ -263,6 +264,27 @@ async def test_errors_of_airflow_are_passed_on(stack: DemoStack, caller: httpx.A
             assert ours.headers.get("www-authenticate") == challenge
 
 
+async def clear_answer(airflow: AirflowRestClient, dag_id: str, run_id: str) -> None:
+    clear = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["answer"], "only_failed": False}
+    cleared = await asyncio.to_thread(airflow.request, "POST", f"/dags/{dag_id}/clearTaskInstances", json=clear)
+    assert cleared.status_code == 200, cleared.text
+
+
+async def until_success_of(task_id: str, events: Events) -> None:
+    while (frame := await events.next()).get("task_id") != task_id or frame["state"] != "success":
+        pass
+
+
+def check_that_the_first_result_is_retracted(frames: list[Frame], reason: str) -> None:
+    """Check the frames after the first result, which `answer` has returned in its first try."""
+    kinds = types(frames)
+    reset = kinds.index("reset")
+    assert (frames[reset]["reason"], kinds[reset + 1]) == (reason, "snapshot")
+    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": 2}]
+    assert kinds.index("result") > reset
+    assert (frames[-1]["type"], frames[-1]["state"], frames[-1]["outcome"]) == ("end", "success", "result")
+
+
 async def test_a_cleared_run_retracts_its_result_and_sends_a_new_one(
     caller: httpx.AsyncClient, airflow: AirflowRestClient, tmp_path: Path
 ) -> None:
@@ -271,20 +293,31 @@ async def test_a_cleared_run_retracts_its_result_and_sends_a_new_one(
     async with caller.stream(
         "POST", call("numbered_tries", "&until=run"), json=conf, headers={"Accept": "text/event-stream"}
     ) as response:
-        events = Events(response)
+        events = Events(response, RUN_SECONDS)
         frames = await asyncio.wait_for(events.until("result"), RUN_SECONDS)
-        run_id = frames[0]["run_id"]
         assert frames[-1]["results"] == {"answer": 1}
-        clear = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["answer"], "only_failed": False}
-        cleared = await asyncio.to_thread(
-            airflow.request, "POST", "/dags/numbered_tries/clearTaskInstances", json=clear
-        )
-        assert cleared.status_code == 200, cleared.text
+        # The result comes before the task has ended. If it ended while Airflow clears it, it could stay `restarting`
+        # until the scheduler misses its heartbeats (`clear_task_instances` does not lock it).
+        await asyncio.wait_for(until_success_of("answer", events), RUN_SECONDS)
+        await clear_answer(airflow, "numbered_tries", frames[0]["run_id"])
         marker.touch()
         frames = await events.rest(RUN_SECONDS)
-    kinds = types(frames)
-    reset = kinds.index("reset")
-    assert (frames[reset]["reason"], kinds[reset + 1]) == ("cleared", "snapshot")
-    assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"answer": 2}]
-    assert kinds.index("result") > reset
-    assert (frames[-1]["type"], frames[-1]["state"], frames[-1]["outcome"]) == ("end", "success", "result")
+    check_that_the_first_result_is_retracted(frames, "cleared")
+
+
+async def test_a_running_task_that_is_cleared_retracts_its_result_and_sends_a_new_one(
+    caller: httpx.AsyncClient, airflow: AirflowRestClient, tmp_path: Path
+) -> None:
+    marker = tmp_path / "cleared"
+    conf = {"conf": {"cleared": str(marker)}}
+    async with caller.stream(
+        "POST", call("numbered_tries_pushed_early", "&until=run"), json=conf, headers={"Accept": "text/event-stream"}
+    ) as response:
+        events = Events(response, RUN_SECONDS)
+        frames = await asyncio.wait_for(events.until("result"), RUN_SECONDS)
+        assert frames[-1]["results"] == {"answer": 1}
+        await clear_answer(airflow, "numbered_tries_pushed_early", frames[0]["run_id"])
+        marker.touch()
+        frames = await events.rest(RUN_SECONDS)
+    assert "restarting" in states(frames, "answer")
+    check_that_the_first_result_is_retracted(frames, "cleared")

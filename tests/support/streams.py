@@ -31,10 +31,16 @@ def stream_path(key: RunKey, query: str = "") -> str:
 
 
 class Events:
-    """Server-sent events, parsed after WHATWG HTML 9.2.6, kept as (id, event, data)."""
+    """Server-sent events, parsed after WHATWG HTML 9.2.6, kept as (id, event, data).
 
-    def __init__(self, response: httpx.Response) -> None:
+    Args:
+        response: The response whose body they are.
+        within: Seconds within which a frame that is due must arrive.
+    """
+
+    def __init__(self, response: httpx.Response, within: float = DEADLINE) -> None:
         self.response = response
+        self.within = within
         self.ids: list[str | None] = []
         self._events = self._parse()
 
@@ -57,11 +63,11 @@ class Events:
         return self._events
 
     async def next(self) -> Frame:
-        return await asyncio.wait_for(anext(self._events), DEADLINE)
+        return await asyncio.wait_for(anext(self._events), self.within)
 
-    async def rest(self, within: float = DEADLINE) -> list[Frame]:
+    async def rest(self, within: float | None = None) -> list[Frame]:
         """Return all frames up to the end of the body."""
-        return await asyncio.wait_for(self._all(), within)
+        return await asyncio.wait_for(self._all(), self.within if within is None else within)
 
     async def until(self, kind: str) -> list[Frame]:
         """Return frames up to and including the first one of a type."""
@@ -83,7 +89,7 @@ async def sse(
         httpx.AsyncClient(base_url=url, timeout=timeout) as client,
         client.stream("GET", stream_path(key, query), headers=headers) as response,
     ):
-        yield Events(response)
+        yield Events(response, timeout)
 
 
 @asynccontextmanager
