@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from stream_server.domain.json_reader import JsonReader
 from stream_server.domain.only_leaf import find_only_leaf
 from stream_server.domain.setup_scopes import find_indirect_setups
 from stream_server.domain.task_groups import NO_GROUPS, Loop, TaskGroups, parse_task_groups
@@ -28,6 +29,7 @@ RESULT_TAG = "stream-result:"
 DEFAULT_TRIGGER_RULE = "all_success"
 """Rule of a task without a `trigger_rule` (`airflow.task.trigger_rule.TriggerRule`)."""
 
+_DAG_MEMBERS = frozenset({"tags", "fail_fast", "task_group"})
 _PARTIAL_KWARGS = "partial_kwargs"
 _PUSH = "do_xcom_push"
 _EXPAND_INPUTS = ("expand_input", "op_kwargs_expand_input")
@@ -76,26 +78,6 @@ class MappedGroup(msgspec.Struct, frozen=True):
     """Whether it is mapped over an empty literal."""
 
 
-class _SerializedOperator(msgspec.Struct):
-    fields: dict[str, Any] = msgspec.field(name="__var")
-
-
-class _SerializedDag(msgspec.Struct):
-    # Decoded one by one: a decoder does not let other threads run, and a DAG can have 20 MiB.
-    tasks: list[msgspec.Raw]
-    tags: Any = None
-    fail_fast: Any = None
-    task_group: Any = None
-
-
-class _SerializedDocument(msgspec.Struct):
-    dag: _SerializedDag
-
-
-_decoder = msgspec.json.Decoder(_SerializedDocument)
-_operator_decoder = msgspec.json.Decoder(_SerializedOperator)
-
-
 class Graph:
     """Tasks and their dependencies.
 
@@ -133,23 +115,42 @@ class Graph:
             msgspec.MsgspecError: The text does not have the shape that Airflow 3 writes, or is nested too deeply.
         """
         try:
-            return cls._parse(zlib.decompress(compressed) if compressed else data or b"")
-        except (RecursionError, zlib.error) as error:
+            if compressed:
+                data = zlib.decompress(compressed)
+            return cls._parse(data.decode() if isinstance(data, bytes) else data or "")
+        except (RecursionError, UnicodeDecodeError, zlib.error) as error:
             raise msgspec.DecodeError(f"The serialised DAG cannot be read: {error}") from None
 
     @classmethod
-    def _parse(cls, text: str | bytes) -> Graph:
-        dag = _decoder.decode(text).dag
-        tags = dag.tags if isinstance(dag.tags, list) else []
+    def _parse(cls, text: str) -> Graph:
+        reader = JsonReader(text)
+        tasks: list[Task] | None = None
+        members: dict[str, Any] = {}
+        for name in reader.iter_keys():
+            if name == "dag":
+                tasks, members = _read_dag(reader)
+            else:
+                reader.read_value()
+        reader.read_end()
+        if tasks is None:
+            raise msgspec.ValidationError("The serialised DAG has no list of tasks")
+        tags, task_group = members.get("tags"), members.get("task_group")
         return cls(
-            [_parse_operator(_operator_decoder.decode(operator).fields) for operator in dag.tasks],
-            dict(_iter_mapped_groups(dag.task_group)),
+            tasks,
+            dict(_iter_mapped_groups(task_group)),
             tagged_tasks=[
-                tag.removeprefix(RESULT_TAG) for tag in tags if isinstance(tag, str) and tag.startswith(RESULT_TAG)
+                tag.removeprefix(RESULT_TAG)
+                for tag in (tags if isinstance(tags, list) else ())
+                if isinstance(tag, str) and tag.startswith(RESULT_TAG)
             ],
-            fail_fast=dag.fail_fast is True,
-            task_groups=parse_task_groups(dag.task_group),
+            fail_fast=members.get("fail_fast") is True,
+            task_groups=parse_task_groups(task_group),
         )
+
+    def prepare(self) -> None:
+        """Compute what is derived from the tasks, which takes milliseconds for a large DAG."""
+        for name in ("marked_tasks", "effective_leaves", "only_leaf", "idle_when_all_succeed", "may_skip_on_success"):
+            getattr(self, name)
 
     @cached_property
     def marked_tasks(self) -> frozenset[str]:
@@ -268,12 +269,29 @@ class Graph:
         return not is_ignored(task) and all(is_ignored(self.tasks[one]) for one in self.downstream(task.task_id))
 
 
-def _parse_operator(fields: dict[str, Any]) -> Task:
+def _read_dag(reader: JsonReader) -> tuple[list[Task] | None, dict[str, Any]]:
+    """Return the tasks of the member `dag`, `None` without a list of them, and its other members that are used."""
+    tasks: list[Task] | None = None
+    members: dict[str, Any] = {}
+    for name in reader.iter_keys():
+        if name == "tasks":
+            tasks = [_parse_operator(reader.read_value()) for _ in reader.iter_items()]
+        else:
+            value = reader.read_value()
+            if name in _DAG_MEMBERS:
+                members[name] = value
+    return tasks, members
+
+
+def _parse_operator(operator: object) -> Task:
     """Return the task of a serialised operator. A mapped operator has most members in `partial_kwargs`.
 
     Raises:
         msgspec.ValidationError: It has no task id, or its list of downstream tasks is malformed.
     """
+    fields = operator.get("__var") if isinstance(operator, dict) else None
+    if not isinstance(fields, dict):
+        raise msgspec.ValidationError("A serialised operator must be an object with an object `__var`")
     partial = fields.get(_PARTIAL_KWARGS)
     partial = partial if isinstance(partial, dict) else {}
 

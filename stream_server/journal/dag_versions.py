@@ -49,6 +49,7 @@ class GraphCache:
 
 def _prepare_graph(data: str | None, compressed: bytes | None) -> Graph:
     graph = Graph.parse(data, compressed)
+    graph.prepare()
     plan_of(graph)
     return graph
 
