@@ -76,6 +76,10 @@ class Iterations:
             self._current[task_id] = TaskInstances()
         return self._current[task_id]
 
+    def has_earlier(self, task_id: str) -> bool:
+        """Whether earlier iterations of a task are kept."""
+        return task_id in self._earlier
+
     def earlier(self, task_id: str) -> Iterator[tuple[int, TaskInstances]]:
         """Yield the earlier iterations of a task that are kept, and its instances in them, newest first."""
         return iter(sorted(self._earlier.get(task_id, {}).items(), reverse=True))

@@ -92,6 +92,16 @@ class Upstream(NamedTuple):
     """Failed instances that a loop must have seen for all upstream tasks to end."""
 
 
+class UpstreamView(NamedTuple):
+    """How the upstream of one instance, or of several with the same view, can end: sets of `Ends`."""
+
+    direct: int = 0
+    setups: int = 0
+    """The setups among the direct ones."""
+
+    indirect_setups: int = 0
+
+
 def look_upstream(plan: TaskPlan, judgements: Sequence[Judgement]) -> Upstream:
     """Return what a task sees of its direct upstream tasks."""
     ends, may_skip, has_failures = 0, False, False
@@ -164,6 +174,14 @@ def build_judgement(
         awaited_to_run,
         awaited_to_end,
     )
+
+
+def extend_view(plan: TaskPlan, view: UpstreamView, number: int, ends: int) -> UpstreamView:
+    """Return a view that also has the ends of an upstream task."""
+    if number not in plan.upstream:
+        return view._replace(indirect_setups=view.indirect_setups | ends)
+    direct = view.direct | ends
+    return UpstreamView(direct, view.setups | ends if number in plan.setups else view.setups, view.indirect_setups)
 
 
 def add_indexes(possible: dict[_T, AbstractSet[int]], key: _T, indexes: AbstractSet[int]) -> None:

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from stream_server.domain import prediction_plan
 from stream_server.domain.graph import Graph
@@ -45,21 +45,15 @@ from stream_server.domain.judgement import (
     Judgement,
     PossibleStates,
     Upstream,
+    UpstreamView,
     add_indexes,
     build_judgement,
+    extend_view,
     look_upstream,
 )
 from stream_server.domain.prediction_plan import MappedPlan, TaskPlan, plan_of
 from stream_server.domain.trigger_rules import ANY, FAILURE, NONE, Ends, ends_once_run
-from stream_server.domain.waiting_ends import (
-    CAN_SUCCEED,
-    CAN_SUCCEED_OR_BE_REMOVED,
-    MUST_FAIL,
-    Situation,
-    bit_of,
-    find_waiting_ends,
-    join_bits,
-)
+from stream_server.domain.waiting_ends import CAN_SUCCEED, MUST_FAIL, Situation, bit_of, find_waiting_ends, join_bits
 
 UNSUCCESSFUL_STATES = frozenset({"failed", "upstream_failed", "skipped", "removed"})
 """States in which a task instance has ended without a value."""
@@ -88,16 +82,6 @@ MAX_MEMO = 50_000
 """Judgements that are kept for the tasks of a DAG. They do not depend on the run."""
 
 
-class _UpstreamView(NamedTuple):
-    """How the upstream of one instance, or of several with the same view, can end: sets of `Ends`."""
-
-    direct: int = 0
-    setups: int = 0
-    """The setups among the direct ones."""
-
-    indirect_setups: int = 0
-
-
 class Prediction:
     """How every task instance of a run can end.
 
@@ -120,48 +104,49 @@ class Prediction:
         self._plan = plan_of(graph)
         self._judgements = [UNKNOWN] * len(self._plan.tasks)
         self._scope_ends: list[int | None] = [None] * len(self._plan.scopes)
+        # What is to be judged again, in topological order: tasks at even places, and each scope of setups at the odd
+        # place after its last setup.
+        self._is_due = bytearray(2 * len(self._plan.tasks))
+        self._changed: set[int] = set()
         for plan in self._plan.tasks:
             self._store(plan, self._judge(plan))
 
     def update(self, changed: Collection[str]) -> None:
         """Judge again the tasks whose instances have changed, and those below whose ends that changes."""
-        plan = self._plan
-        own = {plan.numbers[task_id] for task_id in changed if task_id in plan.numbers}
-        # In topological order: tasks at even places, and each scope of setups at the odd place after its last setup.
-        is_due = bytearray(2 * len(plan.tasks))
-        for number in own:
-            is_due[2 * number] = 1
-        place = -1
-        while (place := is_due.find(1, place + 1)) >= 0:
+        self.add_changes(changed)
+        self.advance()
+
+    def add_changes(self, changed: Collection[str]) -> None:
+        """Take note of tasks whose instances have changed, for `advance`."""
+        numbers = self._plan.numbers
+        for task_id in changed:
+            number = numbers.get(task_id)
+            if number is not None:
+                self._changed.add(number)
+                self._is_due[2 * number] = 1
+
+    def advance(self, at_most: int | None = None) -> bool:
+        """Judge what is due, up to a number of tasks. Return whether nothing is due any more.
+
+        Before that, the judgements are a mixture of old and new ones.
+        """
+        place, judged = -1, 0
+        while self._changed and (place := self._is_due.find(1, place + 1)) >= 0:
+            if judged == at_most:
+                return False
+            self._is_due[place] = 0
+            judged += 1
             number, is_scope = divmod(place, 2)
             if is_scope:
-                for scope in plan.scopes_after(number):
-                    if self._update_scope(scope):
-                        for one in plan.scopes[scope].tasks:
-                            is_due[2 * one] = 1
-            elif self._judge_again(plan.tasks[number], is_changed=number in own):
-                for one in plan.tasks[number].dependents:
-                    is_due[2 * one] = 1
-                for scope in plan.scopes_of(number):
-                    is_due[2 * plan.scopes[scope].setups[-1] + 1] = 1
+                self._update_scopes_after(number)
+            else:
+                self._update_task(number)
+        self._changed.clear()
+        return True
 
     def possible_states(self, task_id: str) -> PossibleStates:
         """Return how the instances of a task can end. Index -1 of an unexpanded task stands for its later instances."""
         return self._judgement(task_id).possible
-
-    def cannot_succeed(self, task_id: str) -> frozenset[int]:
-        """Return the indexes of the instances whose value is certain to be missing from the result.
-
-        An instance that may be removed is not missing, unless all are.
-        """
-        judgement = self._judgement(task_id)
-        if not judgement.ends & ~CAN_SUCCEED_OR_BE_REMOVED and judgement.ends & CAN_SUCCEED:
-            return frozenset()
-        possible = judgement.possible
-        missing = [found for ends, found in possible.items() if not ends & (Ends.SUCCESS | Ends.REMOVED)]
-        if not missing and not any(ends & Ends.SUCCESS for ends in possible):
-            missing = list(possible.values())
-        return frozenset().union(*missing)
 
     def must_fail(self, task_id: str) -> frozenset[int]:
         """Return the indexes of the instances that are certain to end as `failed` or `upstream_failed`."""
@@ -186,6 +171,21 @@ class Prediction:
             self.failing_tasks.add(plan.task_id)
         elif self.failing_tasks:
             self.failing_tasks.discard(plan.task_id)
+
+    def _update_scopes_after(self, setup: int) -> None:
+        plan = self._plan
+        for scope in plan.scopes_after(setup):
+            if self._update_scope(scope):
+                for one in plan.scopes[scope].tasks:
+                    self._is_due[2 * one] = 1
+
+    def _update_task(self, number: int) -> None:
+        plan, is_due = self._plan, self._is_due
+        if self._judge_again(plan.tasks[number], is_changed=number in self._changed):
+            for one in plan.tasks[number].dependents:
+                is_due[2 * one] = 1
+            for scope in plan.scopes_of(number):
+                is_due[2 * plan.scopes[scope].setups[-1] + 1] = 1
 
     def _judge_again(self, plan: TaskPlan, *, is_changed: bool) -> bool:
         """Judge a task, and return whether that may matter to those that depend on it."""
@@ -315,8 +315,8 @@ class Prediction:
         else:
             yield ANY, alone
 
-    def _view_all_upstream(self, plan: TaskPlan) -> _UpstreamView:
-        return _UpstreamView(self._ends_of(plan.upstream), self._ends_of(plan.setups), self._ends_of_scope(plan.scope))
+    def _view_all_upstream(self, plan: TaskPlan) -> UpstreamView:
+        return UpstreamView(self._ends_of(plan.upstream), self._ends_of(plan.setups), self._ends_of_scope(plan.scope))
 
     def _ends_of(self, numbers: tuple[int, ...]) -> int:
         ends = 0
@@ -341,33 +341,33 @@ class Prediction:
 
     def _group_by_view(
         self, plan: TaskPlan, mapped: MappedPlan, indexes: AbstractSet[int]
-    ) -> dict[_UpstreamView, AbstractSet[int]]:
+    ) -> dict[UpstreamView, AbstractSet[int]]:
         """Group instances by the view that they have of their upstream.
 
         Inside a mapped group an instance sees, of the other tasks, the instance with its own index.
         """
-        alike: dict[_UpstreamView, AbstractSet[int]] = {_UpstreamView(): indexes} if indexes else {}
+        alike: dict[UpstreamView, AbstractSet[int]] = {UpstreamView(): indexes} if indexes else {}
         for number in plan.upstream + plan.indirect_setups:
             judgement = self._judgements[number]
             if number not in mapped.same_index_only:
-                alike = {_extend_view(plan, view, number, judgement.ends): found for view, found in alike.items()}
+                alike = {extend_view(plan, view, number, judgement.ends): found for view, found in alike.items()}
                 continue
-            split: dict[_UpstreamView, AbstractSet[int]] = {}
+            split: dict[UpstreamView, AbstractSet[int]] = {}
             # All instances see index -1 of a task that is not fully expanded; index -1 sees no other instance.
             common = judgement.unexpanded
             for view, sharing in alike.items():
                 rest = sharing
                 for ends, found in judgement.possible.items():
                     if both := (rest & found) - _UNEXPANDED:
-                        add_indexes(split, _extend_view(plan, view, number, common | bit_of(ends)), both)
+                        add_indexes(split, extend_view(plan, view, number, common | bit_of(ends)), both)
                         rest = rest - both
                 if rest:
                     missing = bit_of(ANY) if rest != _UNEXPANDED else 0
-                    add_indexes(split, _extend_view(plan, view, number, common or missing), rest)
+                    add_indexes(split, extend_view(plan, view, number, common or missing), rest)
             alike = split
         return alike
 
-    def _predict_ends(self, plan: TaskPlan, upstream: Upstream, view: _UpstreamView) -> Ends:
+    def _predict_ends(self, plan: TaskPlan, upstream: Upstream, view: UpstreamView) -> Ends:
         """Return how waiting instances with this view can end."""
         mapped = plan.mapped
         situation = Situation(
@@ -391,10 +391,3 @@ class Prediction:
         """Return the ends of the tasks that a task is mapped over, as `MappedTaskUpstreamDep` sees them: unexpanded."""
         unknown = bit_of(ANY) if plan.has_unknown_source else 0
         return unknown | join_bits([self._judgements[number].unexpanded for number in plan.sources])
-
-
-def _extend_view(plan: TaskPlan, view: _UpstreamView, number: int, ends: int) -> _UpstreamView:
-    if number not in plan.upstream:
-        return view._replace(indirect_setups=view.indirect_setups | ends)
-    direct = view.direct | ends
-    return _UpstreamView(direct, view.setups | ends if number in plan.setups else view.setups, view.indirect_setups)

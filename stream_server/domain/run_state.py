@@ -15,7 +15,7 @@ from stream_server.domain.emitted_output import RunOutput
 from stream_server.domain.graph import Graph
 from stream_server.domain.iterations import Iterations
 from stream_server.domain.prediction import UNSUCCESSFUL_STATES, Prediction
-from stream_server.domain.snapshot_tasks import list_tasks
+from stream_server.domain.snapshot_tasks import TaskListing
 from stream_server.domain.task_instances import SourceRow, TaskInstance, TaskInstances
 from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output, output_frames, run_frame, task_frame
@@ -84,6 +84,9 @@ class RunState:
         self._changed_tasks: set[str] = set()
         """Tasks whose instances have changed since the prediction was updated."""
 
+        self._listing: TaskListing | None = None
+        """Kept for a large run, of which a snapshot would take too long otherwise."""
+
         self._unsuccessful_tasks: set[str] = set()
         """Tasks that have an instance in one of `UNSUCCESSFUL_STATES`."""
 
@@ -107,6 +110,13 @@ class RunState:
     @property
     def has_ended(self) -> bool:
         return self.is_deleted or self.info.state in FINAL_RUN_STATES
+
+    @property
+    def is_large(self) -> bool:
+        """Whether an evaluation of all tasks takes milliseconds."""
+        return len(self.tasks) > MAX_LATE_JUDGEMENTS or (
+            self.graph is not None and len(self.graph.tasks) > MAX_LATE_JUDGEMENTS
+        )
 
     @property
     def has_unsuccessful_tasks(self) -> bool:
@@ -189,19 +199,33 @@ class RunState:
         """Return how the task instances can end; `None` if nothing can be predicted beyond their states."""
         if self.graph is None:
             return None
-        is_large = len(self.graph.tasks) > MAX_LATE_JUDGEMENTS
+        self.advance_prediction()
         is_predictable = bool(self._unsuccessful_tasks) or self.graph.may_skip_on_success
-        if is_large or is_predictable:
-            if self._prediction is None or self._prediction.graph is not self.graph:
-                self._prediction = Prediction(self.graph, _StatesByTask(self.tasks), self.iterations.newest)
-            elif self._changed_tasks:
-                self._prediction.update(self._changed_tasks)
-            self._changed_tasks.clear()
         return self._prediction if is_predictable else None
+
+    def advance_prediction(self, at_most: int | None = None) -> bool:
+        """Bring the prediction closer to the states. Return whether it is up to date.
+
+        Args:
+            at_most: How many tasks to judge, beside those of a prediction that begins; `None` for all.
+        """
+        if self.graph is None:
+            return True
+        if not (self.is_large or self._unsuccessful_tasks or self.graph.may_skip_on_success):
+            return True
+        if self._prediction is None or self._prediction.graph is not self.graph:
+            self._prediction = Prediction(self.graph, _StatesByTask(self.tasks), self.iterations.newest)
+        elif self._changed_tasks:
+            self._prediction.add_changes(self._changed_tasks)
+        self._changed_tasks.clear()
+        return self._prediction.advance(at_most)
 
     def snapshot(self, result_tasks: tuple[str, ...]) -> Snapshot:
         """Return the frame with the whole state."""
-        tasks = list_tasks(self.tasks, self.iterations)
+        listing = self._listing or TaskListing(self.tasks, self.iterations)
+        if self.is_large:
+            self._listing = listing
+        tasks = listing.build()
         return Snapshot(
             dag_id=self.key.dag_id,
             run_id=self.key.run_id,
@@ -225,6 +249,8 @@ class RunState:
 
     def _track_states(self, task_id: str, instances: TaskInstances) -> None:
         self._changed_tasks.add(task_id)
+        if self._listing is not None:
+            self._listing.changed.add(task_id)
         if UNSUCCESSFUL_STATES.isdisjoint(instances.by_state):
             self._unsuccessful_tasks.discard(task_id)
         else:

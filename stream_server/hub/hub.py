@@ -22,7 +22,7 @@ from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import Draining, JournalUnreachable, Unavailable
 from stream_server.hub.firehose import Filter, Firehose, ReadPermissions, replay, required_resources, reset_wires
 from stream_server.hub.observer import HubObserver, HubStatistics, MultiplexConnection
-from stream_server.hub.run_feed import SubscriberGroup
+from stream_server.hub.subscriber_group import SubscriberGroup
 from stream_server.hub.subscription import QueueTotals, Subscription
 from stream_server.hub.watched_runs import RunSource, WatchedRun, WatchedRuns
 from stream_server.protocol.close_codes import CloseCode

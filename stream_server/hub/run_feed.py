@@ -5,127 +5,39 @@ Pure: the hub passes in what happened, and a feed pushes the frames that follow 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from stream_server.domain.outcome import ReturnValues, WatchOptions
-from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.domain.replay import Gap, has_outcome, replay_run
 from stream_server.domain.run_state import RetractionReason, RunKey, RunState
 from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.errors import UnknownTask
-from stream_server.hub.redaction import redact
+from stream_server.hub.subscriber_group import GroupKey, SubscriberGroup
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumeToken, SentOutcome
-from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, ResetReason, Waiting
+from stream_server.protocol.frames import AnyFrame, ResetReason, Waiting
 from stream_server.protocol.wire import Wire
 
-
-class SubscriberGroup:
-    """The subscriptions of a run with the same options. All of them get the same frames, encoded once."""
-
-    def __init__(self, options: WatchOptions, run: RunState, *, has_result: bool = False) -> None:
-        self.tracker = OutcomeTracker(options, run.info.clear_number)
-        if has_result:
-            self.tracker.assume_result(run)
-        # What it returns is among the first frames of each subscription.
-        self.tracker.update(run)
-        # Ordered by arrival, which is the order in memory of what belongs to them: iteration is faster that way.
-        self.subscriptions: dict[Subscription, None] = {}
-        # What a new subscription gets first, until the next publish.
-        self._initial_wires: list[Wire] | None = None
-
-    @property
-    def options(self) -> WatchOptions:
-        return self.tracker.options
-
-    def add(
-        self, subscription: Subscription, run: RunState, position: JournalPosition, token: ResumeToken | None
-    ) -> None:
-        """Add a subscription, and queue what is known; with a token only what the client gets beside its replay."""
-        self._join(subscription)
-        if token is None:
-            # Those that join between two changes share it.
-            if self._initial_wires is None:
-                self._initial_wires = self.encode(self.tracker.initial_frames(run), self.resume_token(position))
-            subscription.push(self._initial_wires)
-            return
-        waiting = () if run.waiting is None else (run.waiting,)
-        last = [*waiting, *self.tracker.last_frames(token.sent_outcome)]
-        if wires := self.encode(last, self.resume_token(position)):
-            subscription.push(wires)
-
-    def take_over(self, other: SubscriberGroup) -> None:
-        """Add the subscriptions of a group that were sent the same as those of this one."""
-        for subscription in other.subscriptions:
-            self._join(subscription)
-
-    def apply(
-        self,
-        run: RunState,
-        shared: Sequence[AnyFrame],
-        position: JournalPosition,
-        *,
-        retraction: RetractionReason | None = None,
-    ) -> None:
-        """Publish the frames that all groups of the run get, then those that follow for this one.
-
-        Args:
-            run: The state after these frames.
-            shared: Frames for all groups. Output is left out if it was not asked for.
-            position: What the frames cover.
-            retraction: Why output of a task was retracted, if it was.
-        """
-        if not self.options.include_output:
-            shared = [frame for frame in shared if not isinstance(frame, (Chunk, Progress))]
-        self._publish([*shared, *self.tracker.update(run, retraction)], position)
-
-    def publish_waiting(self, frame: Waiting, position: JournalPosition) -> None:
-        """Publish why the run does not proceed. It changes nothing else."""
-        self._publish([frame], position)
-
-    def add_values(
-        self, run: RunState, task_ids: frozenset[str], values: ReturnValues, position: JournalPosition
-    ) -> None:
-        """Continue with return values, if they include all that are needed here."""
-        if self.tracker.values_needed and self.tracker.values_needed <= task_ids:
-            self._publish(self.tracker.add_values(run, task_ids, values), position)
-
-    def resync(self, run: RunState, reason: ResetReason, position: JournalPosition) -> None:
-        """Reset all subscriptions, and send them what is known now."""
-        reset = Reset(dag_id=run.key.dag_id, run_id=run.key.run_id, reason=reason)
-        self.tracker.restart(run)
-        self.apply(run, [reset, *self.tracker.initial_frames(run)], position)
-
-    def encode(self, frames: Sequence[AnyFrame], token: ResumeToken) -> list[Wire]:
-        """Encode frames as this group may see them. The last one carries the token."""
-        visible = redact(frames) if self.options.redact_values else frames
-        return encode_frames(visible, token) if visible else []
-
-    def resume_token(self, position: JournalPosition) -> ResumeToken:
-        """Return the token of a client that has received all that was published up to a position."""
-        tracker = self.tracker
-        return ResumeToken(position, tracker.known_outcome, tracker.options.redact_values, tracker.has_ended)
-
-    def _join(self, subscription: Subscription) -> None:
-        self.subscriptions[subscription] = None
-        subscription.tracker = self.tracker
-
-    def _publish(self, frames: Sequence[AnyFrame], position: JournalPosition) -> None:
-        self._initial_wires = None
-        if self.subscriptions and (wires := self.encode(frames, self.resume_token(position))):
-            for subscription in self.subscriptions:
-                subscription.push(wires)
+MAX_JUDGEMENTS: int | None = 300
+"""Tasks of a prediction that the event loop judges in one step. It takes up to 10 µs for each."""
 
 
-class GroupKey(NamedTuple):
-    """Identifies a subscriber group of a run."""
+class _Batch(NamedTuple):
+    """Transitions, and the position that they lead to."""
 
-    options: WatchOptions
-    has_result: bool = False
-    """Whether the clients got the result on earlier connections, while the group of all others has yet to read it. The
-    groups are merged as soon as the result is sent to the others, or retracted."""
+    transitions: Sequence[Transition]
+    position: JournalPosition
+
+
+class _Unpublished(NamedTuple):
+    """What was applied, and is published when the prediction is up to date."""
+
+    shared: Sequence[AnyFrame]
+    retraction: RetractionReason | None
+    position: JournalPosition
 
 
 class RunFeed:
@@ -133,6 +45,10 @@ class RunFeed:
 
     A feed is loading until `start` is called, and again after `restart_loading`. Transitions that are applied meanwhile
     wait for `start`.
+
+    The prediction of a large run may take long after a batch. Then the feed `is_updating`: the owner calls `update`
+    again and again, between other work of the event loop. Batches that are applied meanwhile wait. Whatever else needs
+    the state or the groups finishes the update first.
     """
 
     def __init__(self, key: RunKey) -> None:
@@ -144,6 +60,13 @@ class RunFeed:
 
         self._loaded_at: JournalPosition | None = None
         self._pending: list[Transition] = []
+        self._unpublished: _Unpublished | None = None
+        self._waiting_batches: deque[_Batch] = deque()
+
+    @property
+    def is_updating(self) -> bool:
+        """Whether `update` must be called."""
+        return self._unpublished is not None
 
     @property
     def subscriptions(self) -> list[Subscription]:
@@ -172,6 +95,8 @@ class RunFeed:
         """Drop the state, which may be wrong, and wait for the next `start`."""
         self.run_state = None
         self._pending = []
+        self._unpublished = None
+        self._waiting_batches.clear()
 
     def is_outdated_by(self, transitions: Sequence[Transition]) -> bool:
         """Whether a batch has a transition after which the run must be read again. A deleted run cannot be read."""
@@ -190,17 +115,43 @@ class RunFeed:
         """Apply the transitions of one batch, and publish what follows."""
         if self.run_state is None:
             self._pending.extend(transitions)
+        elif self.is_updating:
+            self._waiting_batches.append(_Batch(transitions, position))
+        else:
+            self._apply(self.run_state, _Batch(transitions, position))
+
+    def update(self, at_most: int | None = MAX_JUDGEMENTS) -> None:
+        """Judge some tasks. If the prediction is up to date then, publish, and apply the next batch that waits."""
+        run, unpublished = self.run_state, self._unpublished
+        if run is None or unpublished is None or not run.advance_prediction(at_most):
             return
+        self._unpublished = None
+        self._publish(run, unpublished)
+        if self._waiting_batches:
+            self._apply(run, self._waiting_batches.popleft())
+
+    def _finish_update(self) -> None:
+        while self.is_updating:
+            self.update(at_most=None)
+
+    def _apply(self, run: RunState, batch: _Batch) -> None:
         self.changes += 1
-        shared = [frame for transition in self._unseen(transitions) for frame in self.run_state.apply(transition)]
-        retraction = self.run_state.take_retraction()
-        covered = self._own_position(position)
+        shared = [frame for transition in self._unseen(batch.transitions) for frame in run.apply(transition)]
+        unpublished = _Unpublished(shared, run.take_retraction(), self._own_position(batch.position))
+        if run.is_large and not run.advance_prediction(MAX_JUDGEMENTS):
+            self._unpublished = unpublished
+        else:
+            self._publish(run, unpublished)
+
+    def _publish(self, run: RunState, unpublished: _Unpublished) -> None:
+        shared, retraction, position = unpublished
         for group in self.groups.values():
-            group.apply(self.run_state, shared, covered, retraction=retraction)
+            group.apply(run, shared, position, retraction=retraction)
         self._settle_groups()
 
     def set_waiting(self, waiting: Waiting | None, position: JournalPosition) -> None:
         """Publish why the run does not proceed, or that the reason does not hold any more, if that has changed."""
+        self._finish_update()
         if self.run_state is None or waiting == self.run_state.waiting:
             return
         self.run_state.waiting = waiting
@@ -210,6 +161,7 @@ class RunFeed:
 
     def add_values(self, task_ids: frozenset[str], values: ReturnValues, position: JournalPosition) -> None:
         """Continue with the return values of some tasks, and publish what follows."""
+        self._finish_update()
         if self.run_state is None:
             return
         for group in list(self.groups.values()):
@@ -239,6 +191,7 @@ class RunFeed:
             UnknownTask: The options name a task that the DAG does not have.
         """
         assert self.run_state is not None, "subscriptions are added only after the feed has started"
+        self._finish_update()
         self._require_tasks(self.run_state, options)
         covered = self._own_position(position)
         group = self._find_or_add_group(options, self.run_state, None if token is None else token.sent_outcome)
@@ -253,6 +206,7 @@ class RunFeed:
             UnknownTask: The options name a task that the DAG does not have.
         """
         assert self.run_state is not None, "the feed has started"
+        self._finish_update()
         self._require_tasks(self.run_state, options)
         if token.is_redacted and not options.redact_values:
             # It may now read values that it was sent without: those frames are not sent again.
@@ -289,6 +243,7 @@ class RunFeed:
     def resync(self, reason: ResetReason, position: JournalPosition) -> None:
         """Reset all subscriptions, and send them what is known now."""
         assert self.run_state is not None, "the feed has started again"
+        self._finish_update()
         for group in list(self.groups.values()):
             group.resync(self.run_state, reason, self._own_position(position))
         self._settle_groups()
@@ -298,6 +253,8 @@ class RunFeed:
         for subscription in self.subscriptions:
             subscription.disconnect(code, reason)
         self.groups.clear()
+        self._unpublished = None
+        self._waiting_batches.clear()
 
     def _unseen(self, transitions: Iterable[Transition]) -> list[Transition]:
         """Return the transitions that the loaded state does not include."""
@@ -346,10 +303,3 @@ class RunFeed:
         elif others is None and not group.tracker.result_versions:
             del self.groups[key]
             self.groups[GroupKey(key.options)] = group
-
-
-def encode_frames(frames: Sequence[AnyFrame], token: ResumeToken) -> list[Wire]:
-    """Encode frames, of which there is at least one. The last one carries the token."""
-    wires = [Wire(frame) for frame in frames]
-    wires[-1].token = token
-    return wires

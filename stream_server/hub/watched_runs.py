@@ -71,6 +71,9 @@ class WatchedRun:
     """The latest load. An earlier one has no effect: it may have read another history."""
 
     fetch_task: asyncio.Task[None] | None = None
+    update_task: asyncio.Task[None] | None = None
+    """Brings the prediction of a large run up to date."""
+
     watcher_count: int = 0
     """Subscriptions, and those that wait for the load."""
 
@@ -129,7 +132,7 @@ class WatchedRuns:
         watched.watcher_count -= 1
         if watched.watcher_count == 0:
             self._discard(watched)
-            for task in (watched.load_task, watched.fetch_task):
+            for task in (watched.load_task, watched.fetch_task, watched.update_task):
                 if task is not None:
                     task.cancel()
 
@@ -172,7 +175,10 @@ class WatchedRuns:
         await self._tasks.aclose()
 
     async def _wait_until_loaded(self, watched: WatchedRun) -> None:
-        while watched.feed.run_state is None:
+        while watched.feed.run_state is None or watched.update_task is not None:
+            if watched.update_task is not None:
+                await asyncio.wait({watched.update_task})
+                continue
             load = watched.load_task
             assert load is not None, "a feed that has not started is being loaded"
             await asyncio.wait({load})
@@ -189,10 +195,31 @@ class WatchedRuns:
             self._start_reload(watched, "run_changed")
             return
         watched.feed.apply(batch, cursor)
+        self._follow_up(watched)
+
+    def _follow_up(self, watched: WatchedRun) -> None:
+        """Start what a change of a run needs."""
+        if watched.feed.is_updating:
+            if watched.update_task is None:
+                watched.update_task = self._tasks.start(self._update(watched), "update")
+            return
         self.start_fetch(watched)
         if watched.feed.run_state is not None and watched.feed.run_state.is_deleted:
             # Another run may get its id.
             self._discard(watched)
+
+    async def _update(self, watched: WatchedRun) -> None:
+        """Bring the prediction of a run up to date, in steps between which the event loop does other work."""
+        try:
+            while watched.feed.is_updating:
+                await asyncio.sleep(0)
+                with self._isolate_failure(watched):
+                    watched.feed.update()
+        finally:
+            watched.update_task = None
+        if watched.feed.run_state is not None:
+            with self._isolate_failure(watched):
+                self._follow_up(watched)
 
     def _discard(self, watched: WatchedRun) -> None:
         """Remove a run, so that the next `acquire` loads it again."""
@@ -259,6 +286,8 @@ class WatchedRuns:
             while task_ids := watched.feed.wanted_tasks:
                 load = watched.load_task
                 values = await self._retry_until_available(self._source.read_values, watched.feed.key, task_ids)
+                while watched.update_task is not None:
+                    await asyncio.wait({watched.update_task})
                 if watched.load_task is not load:
                     # A reload has started since, perhaps from another database.
                     continue

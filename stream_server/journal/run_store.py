@@ -6,15 +6,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import asyncpg
 
-from stream_server.domain.outcome import ReturnValue, ReturnValues
-from stream_server.domain.run_state import MAX_LATE_JUDGEMENTS, MAX_OUTPUT_BYTES, RETRACTING_STATES, RunKey, RunState
-from stream_server.domain.task_instances import SourceRow, TaskInstance
+from stream_server.domain.outcome import ReturnValues
+from stream_server.domain.run_state import MAX_OUTPUT_BYTES, RETRACTING_STATES, RunKey, RunState
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
 from stream_server.errors import JournalMissing, JournalUnreachable, RunNotFound
@@ -31,11 +30,15 @@ from stream_server.journal.dag_versions import GraphCache, find_version, read_ea
 from stream_server.journal.installer import load_queries_for
 from stream_server.journal.reader import decode_rows, limit_to_newest_row, log_skipped_rows
 from stream_server.journal.replica_snapshot import fetch_with_snapshot
+from stream_server.journal.run_rows import build_run_state, build_values, build_waiting
 from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition
-from stream_server.protocol.frames import RunInfo, Waiting
+from stream_server.protocol.frames import Waiting
 
 log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 MAX_HISTORY = 5000
 """Maximum number of transitions that are replayed to a resuming client. Beyond that, it gets a snapshot."""
@@ -55,6 +58,9 @@ OUTPUT_SCHEMA_VERSION = 3
 
 POOL_TIMEOUT_SECONDS = 20.0
 """How long to wait for a connection of the pool, including the time to open one."""
+
+MAX_ROWS_AT_ONCE = 300
+"""Rows that the event loop handles in one step. It takes up to 8 µs for each."""
 
 MAX_QUEUED = 10_000
 """Maximum number of reads that wait for a connection. Enough for all clients that come back after a restart."""
@@ -126,16 +132,17 @@ class RunStore:
             rows, snapshot = await fetch_with_snapshot(connection, queries, "run_snapshot", *key)
             if not rows:
                 return get_server_info(connection).is_replica
-            run = _build_run_state(key, rows, self._max_output_bytes)
-            self._log_merged_instances(key, rows)
+            run, versions = await _call_for_rows(build_run_state, rows, key, self._max_output_bytes)
+            if sum(map(len, run.tasks.values())) < len(rows):
+                self._log_merged_instances(key, rows)
             position = limit_to_newest_row(snapshot, rows[0])
             if rows[0]["version"] >= OUTPUT_SCHEMA_VERSION:
                 await self._load_output(connection, queries, run, position)
-            version = await find_version(connection, queries, key, {row["dag_version_id"] for row in rows} - {None})
+            version = await find_version(connection, queries, key, versions)
             if version is not None:
                 run.graph = await self._graphs.read(connection, queries, version)
-                if run.graph is not None and len(run.graph.tasks) > MAX_LATE_JUDGEMENTS:
-                    await asyncio.to_thread(run.predict)
+                if run.is_large:
+                    await asyncio.to_thread(_prepare_run_state, run)
                 if run.graph is not None and not run.graph.marked_tasks:
                     run.earlier_marks = await read_earlier_marks(connection, queries, key, version, run.graph.tasks)
         return run, position
@@ -198,7 +205,7 @@ class RunStore:
         """Return the return values of tasks of a run. Errors as for `read_run`, without `RunNotFound`."""
         async with self.acquire_connection() as (connection, queries):
             rows = await connection.fetch(queries["return_values"], *key, list(task_ids), self._max_result_bytes)
-        return _build_values(rows)
+        return await _call_for_rows(build_values, rows)
 
     async def read_final_values(self, key: RunKey, task_ids: Collection[str] | None) -> ReturnValues:
         """Return the return values of tasks of a run; with `None`, of the tasks with Airflow's own result mark.
@@ -207,13 +214,14 @@ class RunStore:
         """
         named = None if task_ids is None else list(task_ids)
         async with self.acquire_connection() as (connection, queries):
-            return _build_values(await connection.fetch(queries["final_values"], *key, named, self._max_result_bytes))
+            rows = await connection.fetch(queries["final_values"], *key, named, self._max_result_bytes)
+        return await _call_for_rows(build_values, rows)
 
     async def read_waiting(self, keys: Sequence[RunKey]) -> dict[RunKey, Waiting]:
         """Return why unfinished runs do not proceed. Errors as for `read_values`."""
         async with self.acquire_connection() as (connection, queries):
             rows = await connection.fetch(queries["waiting_runs"], *map(list, zip(*keys, strict=True)))
-        return {RunKey(row["dag_id"], row["run_id"]): _build_waiting(row) for row in rows}
+        return {RunKey(row["dag_id"], row["run_id"]): build_waiting(row) for row in rows}
 
     async def prune_journal(
         self,
@@ -346,38 +354,19 @@ class RunStore:
         return [one._replace(body=bodies.get(one.seq)) for one in transitions]
 
 
-def _build_waiting(row: asyncpg.Record) -> Waiting:
-    return Waiting(dag_id=row["dag_id"], run_id=row["run_id"], reason=row["reason"], active_runs=row["active_runs"])
+async def _call_for_rows(
+    function: Callable[Concatenate[Sequence[asyncpg.Record], _P], _T],
+    rows: Sequence[asyncpg.Record],
+    *args: _P.args,
+    **kwargs: _P.kwargs,
+) -> _T:
+    """Call a function, in a thread if there are many rows: the event loop goes on meanwhile."""
+    if len(rows) > MAX_ROWS_AT_ONCE:
+        return await asyncio.to_thread(function, rows, *args, **kwargs)
+    return function(rows, *args, **kwargs)
 
 
-def _build_values(rows: Sequence[asyncpg.Record]) -> ReturnValues:
-    return {(row["task_id"], row["map_index"]): ReturnValue(row["bytes"], row["json"]) for row in rows}
-
-
-def _build_run_state(key: RunKey, rows: Sequence[asyncpg.Record], output_bytes: int) -> RunState:
-    first = rows[0]
-    run = RunState(
-        key,
-        RunInfo(
-            state=first["run_state"],
-            queued_at=first["run_queued_at"],
-            start_date=first["run_start_date"],
-            end_date=first["run_end_date"],
-            clear_number=first["clear_number"] or 0,
-        ),
-        output_bytes=output_bytes,
-    )
-    for row in rows:
-        if row["task_id"] is None:
-            continue
-        instance = TaskInstance(
-            state=row["state"],
-            try_number=row["try_number"] or 0,
-            start_date=row["start_date"],
-            end_date=row["end_date"],
-            pushed=SourceRow() if row["pushed"] else None,
-            # A value of an earlier try is about to be deleted.
-            mark=row["dag_result"] if row["pushed"] or row["state"] != "running" else None,
-        )
-        run.add_instance(row["task_id"], row["map_index"], instance)
-    return run
+def _prepare_run_state(run: RunState) -> None:
+    """Compute what a large run keeps up to date from then on."""
+    run.predict()
+    run.snapshot(())

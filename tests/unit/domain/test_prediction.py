@@ -8,13 +8,13 @@ import pytest
 
 from stream_server.domain.graph import Graph
 from stream_server.domain.prediction import Prediction
-from support.predictions import CHAIN, predict
+from support.predictions import CHAIN, cannot_succeed, predict
 from support.serialized_dags import Node, dag, mapped_group, plain_group, setup, teardown
 
 
 def unsuccessful(graph: Graph, **states: str | Mapping[int, str | None] | None) -> set[str]:
     prediction = predict(graph, **states)
-    return {task_id for task_id in graph.tasks if prediction.cannot_succeed(task_id)}
+    return {task_id for task_id in graph.tasks if cannot_succeed(prediction, task_id)}
 
 
 class TestSpreading:
@@ -60,12 +60,12 @@ class TestSpreading:
         self, nodes: Mapping[str, Node], states: dict[str, str]
     ) -> None:
         prediction = predict(dag(nodes), **states)
-        assert prediction.cannot_succeed("d") == {-1}
+        assert cannot_succeed(prediction, "d") == {-1}
         assert prediction.must_fail("d") == frozenset()
 
     def test_skips_propagate_without_failing_the_run(self) -> None:
         prediction = predict(CHAIN, a="skipped")
-        assert prediction.cannot_succeed("f") == {-1}
+        assert cannot_succeed(prediction, "f") == {-1}
         assert prediction.must_fail("f") == frozenset()
 
     def test_running_task_has_met_its_rule(self) -> None:
@@ -80,7 +80,7 @@ class TestSpreading:
 
     def test_task_without_instances_can_succeed(self) -> None:
         prediction = Prediction(CHAIN, {"a": {"failed": {-1}}, "c": {None: {-1}}})
-        assert prediction.cannot_succeed("c") == frozenset()
+        assert cannot_succeed(prediction, "c") == frozenset()
 
 
 class TestRules:
@@ -131,7 +131,7 @@ class TestSetupsAndTeardowns:
         """The task is skipped, and the run does not fail (`_evaluate_setup_constraint` is evaluated first)."""
         graph = dag({"s": setup("a"), "a": Node("b"), "b": Node("c"), "c": Node(), "x": Node("c")})
         prediction = predict(graph, s="skipped", a="running", x="failed")
-        assert prediction.cannot_succeed("c") == {-1}
+        assert cannot_succeed(prediction, "c") == {-1}
         assert prediction.must_fail("c") == frozenset()
         assert predict(graph, s="success", a="running", x="failed").must_fail("c") == {-1}
 
@@ -150,13 +150,13 @@ class TestMapped:
 
     def test_failed_instance_fails_the_list_while_others_run(self) -> None:
         graph = dag({"m": Node(mapped_over=[1, 2])})
-        assert predict(graph, m={0: "running", 1: "failed"}).cannot_succeed("m") == {1}
+        assert cannot_succeed(predict(graph, m={0: "running", 1: "failed"}), "m") == {1}
 
     def test_removed_instance_is_not_missing_unless_all_are(self) -> None:
         graph = dag({"m": Node(mapped_over=[1, 2])})
-        assert predict(graph, m={0: "running", 1: "removed"}).cannot_succeed("m") == frozenset()
-        assert predict(graph, m={0: "removed", 1: "failed"}).cannot_succeed("m") == {1}
-        assert predict(graph, m={0: "removed", 1: "removed"}).cannot_succeed("m") == {0, 1}
+        assert cannot_succeed(predict(graph, m={0: "running", 1: "removed"}), "m") == frozenset()
+        assert cannot_succeed(predict(graph, m={0: "removed", 1: "failed"}), "m") == {1}
+        assert cannot_succeed(predict(graph, m={0: "removed", 1: "removed"}), "m") == {0, 1}
 
     def test_expansion_source_must_succeed_whatever_the_rule(self) -> None:
         graph = dag({"list": Node("m"), "m": Node(mapped_over="list", trigger_rule="all_done")})
@@ -167,7 +167,7 @@ class TestMapped:
         nodes = {"ready": Node("m", "list"), "list": Node("m", trigger_rule="one_failed")}
         graph = dag({**nodes, "m": Node("end", mapped_over="list", trigger_rule="one_done"), "end": Node()})
         prediction = predict(graph, ready="success")
-        assert prediction.cannot_succeed("end") == {-1}
+        assert cannot_succeed(prediction, "end") == {-1}
         assert prediction.must_fail("m") == frozenset()
         below = dag(
             {
@@ -176,7 +176,7 @@ class TestMapped:
                 "end": Node(trigger_rule="none_failed"),
             }
         )
-        assert predict(below, ready="success").cannot_succeed("end") == frozenset()
+        assert cannot_succeed(predict(below, ready="success"), "end") == frozenset()
 
     def test_skip_of_a_mapped_task_precedes_a_rule_that_waits_for_all(self) -> None:
         nodes = {"a": Node("m"), "b": Node("m"), "list": Node("m")}
@@ -205,13 +205,13 @@ class TestMappedGroup:
 
     def test_only_the_same_index_counts_within_the_group(self) -> None:
         prediction = predict(self.GRAPH, list="success", g_a={0: "failed", 1: "success"}, g_b={0: None, 1: None})
-        assert prediction.cannot_succeed("g.b") == {0}
-        assert prediction.cannot_succeed("end") == {-1}
+        assert cannot_succeed(prediction, "g.b") == {0}
+        assert cannot_succeed(prediction, "end") == {-1}
 
     def test_unexpanded_task_has_the_indexes_of_its_siblings(self) -> None:
         prediction = predict(self.GRAPH, list="success", g_a={0: "failed", 1: None})
-        assert prediction.cannot_succeed("g.b") == {0}
-        assert prediction.cannot_succeed("end") == {-1}
+        assert cannot_succeed(prediction, "g.b") == {0}
+        assert cannot_succeed(prediction, "end") == {-1}
 
     def test_nested_task_fails_with_the_expansion_source_of_the_group(self) -> None:
         assert unsuccessful(self.GRAPH, list="failed") == {"list", "g.a", "g.b", "end"}
@@ -222,8 +222,8 @@ class TestMappedGroup:
             plain_group(g=mapped_group("g.a", "g.b", over=[1, 2])),
         )
         pending = {0: None, 1: None}
-        assert predict(graph, g_a={0: "failed", 1: "running"}, g_b=pending).cannot_succeed("g.b") == frozenset()
-        assert predict(graph, g_a={0: "failed", 1: "failed"}, g_b=pending).cannot_succeed("g.b") == {0, 1}
+        assert cannot_succeed(predict(graph, g_a={0: "failed", 1: "running"}, g_b=pending), "g.b") == frozenset()
+        assert cannot_succeed(predict(graph, g_a={0: "failed", 1: "failed"}, g_b=pending), "g.b") == {0, 1}
 
     def test_a_mapping_within_a_mapping_is_waited_for(self) -> None:
         outer = mapped_group("o.a", over=[1, 2])
@@ -248,5 +248,5 @@ class TestSkippedByOthers:
     def test_fail_fast_skips_upstream_failed_tasks(self) -> None:
         graph = dag({"a": Node("b"), "b": Node(), "c": Node()}, fail_fast=True)
         prediction = predict(graph, a="failed", b="upstream_failed", c="running")
-        assert prediction.cannot_succeed("b") == {-1}
+        assert cannot_succeed(prediction, "b") == {-1}
         assert prediction.must_fail("b") == frozenset()

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_server.domain import run_state
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.errors import UnknownTask
+from stream_server.hub import run_feed
 from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
@@ -340,3 +342,60 @@ def test_tracker_of_a_subscription_stays_the_same_after_a_resync() -> None:
     run.fetch()
     assert subscription.tracker is tracker
     assert frames(subscription) == [tracker.sent_outcome]
+
+
+@given(run_histories, st.lists(st.booleans(), max_size=100))
+def test_a_prediction_that_is_updated_in_steps_changes_no_frame(moves: list[Move], pauses: list[bool]) -> None:
+    at_once, in_steps = FollowedRun(), FollowedRun()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_state, "MAX_LATE_JUDGEMENTS", 0)
+        followed = [(run, run.join()) for run in (at_once, in_steps)]
+        paused = iter(pauses)
+        for move in moves:
+            patch.setattr(run_feed, "MAX_JUDGEMENTS", None)
+            at_once.apply_move_or_read(move)
+            patch.setattr(run_feed, "MAX_JUDGEMENTS", 0)
+            in_steps.apply_move_or_read(move)
+            if not next(paused, False):
+                while in_steps.feed.is_updating:
+                    in_steps.feed.update(at_most=1)
+        for run, _ in followed:
+            run.read()
+            while run.feed.is_updating:
+                run.feed.update(at_most=1)
+            run.fetch()
+        assert [frames(one) for _, one in followed[1:]] == [frames(one) for _, one in followed[:1]]
+
+
+@pytest.fixture
+def _slow_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each prediction take more than one step, as in a large run."""
+    monkeypatch.setattr(run_state, "MAX_LATE_JUDGEMENTS", 0)
+    monkeypatch.setattr(run_feed, "MAX_JUDGEMENTS", 0)
+
+
+@pytest.mark.usefixtures("_slow_predictions")
+def test_a_batch_waits_while_the_prediction_is_updated() -> None:
+    run = FollowedRun()
+    subscription = run.join()
+    subscription.take()
+    run.history.set_task("ask", "failed")
+    run.read()
+    run.history.set_task("answer", "upstream_failed")
+    run.read()
+    assert taken(subscription) == []
+    while run.feed.is_updating:
+        run.feed.update(at_most=1)
+    assert taken(subscription) == ["task", "failure", "task"]
+
+
+@pytest.mark.usefixtures("_slow_predictions")
+def test_a_subscription_finishes_the_update_first() -> None:
+    run = FollowedRun()
+    first = run.join()
+    first.take()
+    run.history.set_task("ask", "failed")
+    run.read()
+    second = run.join()
+    assert taken(first) == ["task", "failure"]
+    assert taken(second) == ["snapshot", "failure"]
