@@ -356,9 +356,8 @@ def test_a_prediction_that_is_updated_in_steps_changes_no_frame(moves: list[Move
             at_once.apply_move_or_read(move)
             patch.setattr(run_feed, "MAX_JUDGEMENTS", 0)
             in_steps.apply_move_or_read(move)
-            if not next(paused, False):
-                while in_steps.feed.is_updating:
-                    in_steps.feed.update(at_most=1)
+            while in_steps.feed.is_updating and not next(paused, False):
+                in_steps.feed.update(at_most=1)
         for run, _ in followed:
             run.read()
             while run.feed.is_updating:
