@@ -101,6 +101,11 @@ def why_no_result(operator: Operator) -> str | None:
     pushes = operator.partial_kwargs.get("do_xcom_push", True) if mapped else operator.do_xcom_push
     if operator.inherits_from_empty_operator:
         return f"{operator.task_type} does nothing. Mark the task that returns the result."
+    if loop_id := _enclosing_loop(operator):
+        return (
+            f"it is in the loop {loop_id!r}, and returns a value in each iteration. Mark a task after the loop that"
+            " returns the result."
+        )
     if not pushes:
         return "it has do_xcom_push=False, so Airflow does not store its return value. Set do_xcom_push=True."
     # `SkipMixin` raises `DownstreamTasksSkipped` out of `execute`, unless it runs with a map index.
@@ -109,6 +114,16 @@ def why_no_result(operator: Operator) -> str | None:
             f"{operator.operator_name} may skip tasks, and Airflow does not store the return value of a task that skips"
             " others. Mark a task before or after it."
         )
+    return None
+
+
+def _enclosing_loop(operator: Operator) -> str | None:
+    """Return the task loop (Airflow 3.4) around a task. While its function runs, a loop has no gate yet."""
+    group = getattr(operator, "task_group", None)
+    while group is not None:
+        if hasattr(group, "max_iterations"):
+            return str(group.group_id)
+        group = group.parent_group
     return None
 
 

@@ -32,6 +32,7 @@ DEFAULT_TRIGGER_RULE = "all_success"
 _DAG_MEMBERS = frozenset({"tags", "fail_fast", "task_group"})
 _PARTIAL_KWARGS = "partial_kwargs"
 _PUSH = "do_xcom_push"
+_LOOP_GATE = "LoopGateOperator"
 _EXPAND_INPUTS = ("expand_input", "op_kwargs_expand_input")
 
 
@@ -64,7 +65,7 @@ class Task(msgspec.Struct, frozen=True):
     """Operator, as Airflow's UI names it."""
 
     returns_nothing: bool = False
-    """Whether it can never return a value: Airflow does not run it, or it pushes no XComs."""
+    """Whether it can never return a value: Airflow does not run it, it pushes no XComs, or it is the gate of a loop."""
 
 
 class MappedGroup(msgspec.Struct, frozen=True):
@@ -312,7 +313,9 @@ def _parse_operator(operator: object) -> Task:
             "has_native_mark": flag("returns_dag_result"),
             "expanded_by": list(_iter_xcom_tasks([fields.get(name) for name in _EXPAND_INPUTS])),
             "has_no_values": any(_is_empty_literal(fields.get(name)) for name in _EXPAND_INPUTS),
-            "returns_nothing": flag("_is_empty") or fields.get(_PUSH, partial.get(_PUSH)) is False,
+            "returns_nothing": flag("_is_empty")
+            or fields.get(_PUSH, partial.get(_PUSH)) is False
+            or fields.get("task_type") == _LOOP_GATE,
             "operator": str(fields.get("_operator_name") or fields.get("task_type") or ""),
         },
         Task,

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from matrix.environments import environment_python
+from matrix.environments import HAS_UPCOMING, UPCOMING, environment_python
 from matrix.upgraded_databases import COMMAND_SECONDS, NEWEST, VERSIONS
 from stream_server.domain.graph import Graph
 from support import authoring_forms
+
+READERS = (*VERSIONS, *((UPCOMING,) if HAS_UPCOMING else ()))
 
 SCRIPT = Path(__file__).with_name("read_dags.py")
 
@@ -33,6 +35,15 @@ STREAMING = {"text", "returns", "async", "mapped", "plain", "operator", "iterato
 Found = dict[str, Any]
 
 
+def invalid_dags(version: str) -> dict[str, authoring_forms.InvalidDag]:
+    """Return the DAG files that a version must refuse."""
+    return {
+        **authoring_forms.INVALID_DAGS,
+        **(authoring_forms.INVALID_WITH_NATIVE_MARKS if version in {NEWEST, UPCOMING} else {}),
+        **(authoring_forms.INVALID_WITH_LOOPS if version == UPCOMING else {}),
+    }
+
+
 @pytest.fixture(scope="module")
 def read(base_distribution: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
     """A function that returns how a version parses all forms and all invalid files, in one process."""
@@ -42,9 +53,7 @@ def read(base_distribution: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         folder = tmp_path_factory.mktemp(f"airflow-{version}")
         broken = folder / "dags"
         broken.mkdir()
-        authoring_forms.write_invalid_dags(
-            broken, authoring_forms.INVALID_DAGS, authoring_forms.INVALID_WITH_NATIVE_MARKS if version == NEWEST else {}
-        )
+        authoring_forms.write_invalid_dags(broken, invalid_dags(version))
         python = sys.executable if version == NEWEST else str(environment_python(version))
         output = folder / "found.json"
         done = subprocess.run(
@@ -73,7 +82,7 @@ def test_the_base_distribution_has_no_dependencies(base_distribution: Path) -> N
     assert names == {"airflow_stream_server", "bin", "stream_server"}
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", READERS)
 def test_forms_are_serialised_with_their_marks(version: str, read: Callable[[str], Found]) -> None:
     found = read(version)
     dags = {dag_id: dag for dag_id, dag in found["dags"].items() if dag_id.startswith(authoring_forms.PREFIX)}
@@ -86,7 +95,7 @@ def test_forms_are_serialised_with_their_marks(version: str, read: Callable[[str
     assert "kept" in dags["form_dag_arguments"]["dag"]["tags"]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", READERS)
 def test_streaming_forms_are_serialised(version: str, read: Callable[[str], Found]) -> None:
     found = {dag_id.removeprefix("stream_"): dag for dag_id, dag in read(version)["dags"].items()}
     assert found.keys() >= STREAMING
@@ -95,7 +104,7 @@ def test_streaming_forms_are_serialised(version: str, read: Callable[[str], Foun
     assert Graph.parse(json.dumps(found["text"])).marked_tasks == {"text"}
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", READERS)
 def test_dags_and_tasks_have_airflows_own_types(version: str, read: Callable[[str], Found]) -> None:
     for dag_id, serialized in read(version)["dags"].items():
         dag = serialized["dag"]
@@ -104,7 +113,7 @@ def test_dags_and_tasks_have_airflows_own_types(version: str, read: Callable[[st
         assert not [task for task in tasks if task["_task_module"].startswith("stream_server")]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", READERS)
 def test_a_mark_is_shown_in_the_documentation_of_the_task(version: str, read: Callable[[str], Found]) -> None:
     def documentation(dag_id: str, task_id: str) -> list[str]:
         tasks = [operator["__var"] for operator in read(version)["dags"][dag_id]["dag"]["tasks"]]
@@ -117,19 +126,16 @@ def test_a_mark_is_shown_in_the_documentation_of_the_task(version: str, read: Ca
     assert documentation("form_mapped", "multiply") == [note]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", READERS)
 def test_every_mistake_is_reported_when_the_file_is_parsed(version: str, read: Callable[[str], Found]) -> None:
     errors = {name.removesuffix(".py"): text.strip() for name, text in read(version)["errors"].items()}
-    expected = {
-        **authoring_forms.INVALID_DAGS,
-        **(authoring_forms.INVALID_WITH_NATIVE_MARKS if version == NEWEST else {}),
-    }
+    expected = invalid_dags(version)
     assert errors.keys() == expected.keys()
     wrong = {name: text for name, text in errors.items() if not text.endswith(expected[name].error)}
     assert wrong == {}
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", READERS)
 def test_dag_file_imports_no_server_module(version: str, read: Callable[[str], Found]) -> None:
     ours = {name.removeprefix("stream_server") for name in read(version)["modules"] if name.startswith("stream_server")}
     assert ours == OURS | {".airflow_provider"}

@@ -315,6 +315,49 @@ chat()
 }
 """On Airflow 3.3, which has its own marks."""
 
+INVALID_WITH_LOOPS = {
+    "loop": InvalidDag(
+        """
+from airflow.sdk import task_group
+
+@dag(result_task="again.draft")
+def chat():
+    @task_group
+    def again():
+        @task
+        def draft():
+            return "draft"
+        draft()
+    again.loop(max_iterations=2)
+chat()
+""",
+        "CannotAnswer: DAG 'chat': task 'again.draft' cannot be a result task: it is in the loop 'again', and returns a"
+        " value in each iteration. Mark a task after the loop that returns the result.",
+    ),
+    "mapped_in_loop": InvalidDag(
+        """
+from airflow.sdk import task_group
+
+@dag
+def chat():
+    @task_group
+    def again():
+        @task_group
+        def inner():
+            @task.result
+            def draft(number):
+                return number
+            draft.expand(number=[1, 2])
+        inner()
+    again.loop(max_iterations=2)
+chat()
+""",
+        "CannotAnswer: DAG 'chat': task 'again.inner.draft' cannot be a result task: it is in the loop 'again', and"
+        " returns a value in each iteration. Mark a task after the loop that returns the result.",
+    ),
+}
+"""On Airflow 3.4, which has task loops."""
+
 
 def write_invalid_dags(folder: Path, *tables: dict[str, InvalidDag]) -> None:
     """Write DAG files into a folder."""

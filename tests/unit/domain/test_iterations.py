@@ -222,6 +222,14 @@ def test_native_marks_are_read_before_any_value_was_pushed() -> None:
     assert Graph.parse(json.dumps(both)).marked_tasks == {"start"}
 
 
+def test_the_only_leaf_is_the_last_task_of_a_loop_instead_of_its_gate() -> None:
+    data = json.loads(serialized_loop())
+    tasks = {task["__var"]["task_id"]: task["__var"] for task in data["dag"]["tasks"]}
+    tasks["gate"] |= {"task_type": "LoopGateOperator", "downstream_task_ids": []}
+    data["dag"]["tasks"] = [{"__var": task} for task_id, task in tasks.items() if task_id != "publish"]
+    assert Graph.parse(json.dumps(data)).only_leaf == "check"
+
+
 def test_loops_are_found_around_tasks_in_nested_groups() -> None:
     loops = {task_id: GRAPH.loop_of(task_id) for task_id in GRAPH.tasks}
     assert {task_id for task_id, loop in loops.items() if loop is not None} == {*BODY}
