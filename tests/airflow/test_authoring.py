@@ -14,6 +14,7 @@ from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.graph import Graph
 from stream_server.domain.run_state import RunKey
 from support import authoring_forms
+from support.airflow_version import HAS_LOOPS
 from support.streams import sse
 from support.waiting import eventually
 
@@ -72,7 +73,10 @@ async def test_what_a_branch_returns_is_not_stored(stack: DemoStack, airflow: Ai
     """This is why a task that can skip others is refused as a result task."""
     run_id = await asyncio.to_thread(airflow.trigger_run, "branch_returns")
     assert await asyncio.to_thread(airflow.wait_until_finished, "branch_returns", run_id) == "success"
-    rows = await fetch(stack, "SELECT task_id, key FROM xcom WHERE dag_id = 'branch_returns' AND run_id = $1", run_id)
+    xcoms = "xcom_v2 AS x JOIN task_instance AS t ON t.id = x.task_instance_id" if HAS_LOOPS else "xcom"
+    rows = await fetch(
+        stack, f"SELECT task_id, key FROM {xcoms} WHERE dag_id = 'branch_returns' AND run_id = $1", run_id
+    )
     assert {(row["task_id"], row["key"]) for row in rows} == {
         ("choose", "skipmixin_key"),
         ("go_on", "skipmixin_key"),

@@ -10,11 +10,15 @@ import pytest
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 from support.airflow_callers import DeniedPermissions, airflow_settings
+from support.airflow_version import HAS_LOOPS
 from support.authoring_forms import DAGS
 from support.postgres import DATA_DIR, FAST
 
 BROWSER_DAGS = Path(__file__).resolve().parents[1] / "browser" / "dags"
-NEWEST_DAGS = Path(__file__).resolve().parents[1] / "airflow" / "dags_3_3"
+NEWEST_DAGS = [
+    Path(__file__).resolve().parents[1] / "airflow" / name
+    for name in ("dags_3_3", *(("dags_3_4",) if HAS_LOOPS else ()))
+]
 """DAG files that older versions of Airflow cannot read."""
 
 LOW_LOAD = {
@@ -37,7 +41,7 @@ def stack(denied_permissions: DeniedPermissions) -> Iterator[DemoStack]:
     options = ("--auth", "none")
     with DemoStack(
         DATA_DIR,
-        dags=[DAGS, BROWSER_DAGS, NEWEST_DAGS],
+        dags=[DAGS, BROWSER_DAGS, *NEWEST_DAGS],
         postgres_settings=FAST,
         airflow_settings={**airflow_settings(denied_permissions.path), **LOW_LOAD},
         serve_options=options,

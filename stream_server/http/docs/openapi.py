@@ -241,6 +241,7 @@ def _wait_operation() -> Json:
     lines = f'{{"state": "running"}}\n{msgspec.json.encode(line).decode()}\n'
     responses = {
         "404": {"description": ""},
+        "409": {"description": ""},
         # Before the endpoint is called, requests are refused as everywhere else.
         **problem_responses(
             errors.TicketRefused, errors.BadParameter, *CALLER_ERRORS, *THROTTLING_ERRORS, *UNAVAILABLE_ERRORS
@@ -250,6 +251,7 @@ def _wait_operation() -> Json:
         ("401", "Airflow does not accept the credential"),
         ("403", "The caller may not read the run, or XComs"),
         ("404", "The run does not exist"),
+        ("409", "A task of `result` is in a task loop (Airflow 3.4)"),
         ("422", "`interval` is missing or invalid"),
     ):
         add_detail_content(responses[status], text)

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from stream_server.auth.airflow_api import run_path
 from stream_server.domain.outcome import ReturnValues, WatchOptions
-from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
+from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey, RunState
 from stream_server.domain.transition import RETURN_VALUE_KEY
 from stream_server.errors import AirflowRefused, RunNotFound, Unavailable
 from stream_server.http.caller import identify_caller
@@ -76,6 +76,9 @@ async def _wait(request: Request, key: RunKey) -> Response:
 
     silence = min(max(interval, MIN_REPEAT_SECONDS), state["settings"].ping_interval)
     subscription = await state["hub"].subscribe(key, WatchOptions(until="run", include_output=False))
+    if task_id := _find_loop_task(state["hub"].run_state(key), task_ids or ()):
+        subscription.close()
+        return _loop_task_response(task_id)
     permission.bind(subscription, ignore_expiry)
     return StateLines(
         Waiting(key, subscription, state["settings"].url_prefix, read, silence, state["scheduler"].counters["wait"])
@@ -185,6 +188,13 @@ def _join_members(members: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in members.items()) + "}"
 
 
+def _find_loop_task(run: RunState | None, task_ids: Iterable[str]) -> str | None:
+    """Return the first of some tasks that is in a task loop. Airflow permits no result mark there."""
+    if run is None or run.graph is None:
+        return None
+    return next((task_id for task_id in task_ids if run.graph.loop_of(task_id) is not None), None)
+
+
 def _encode_line(members: Mapping[str, object]) -> bytes:
     return json.dumps(members).encode() + b"\n"
 
@@ -197,6 +207,13 @@ def _invalid_interval(errors: Iterable[Mapping[str, Any]]) -> Response:
 def _refused_response(error: AirflowRefused) -> Response:
     headers = {} if error.challenge is None else {"WWW-Authenticate": error.challenge}
     return JSONResponse({"detail": str(error)}, error.status, headers)
+
+
+def _loop_task_response(task_id: str) -> Response:
+    text = (
+        f"Cannot collect loop task {task_id!r} as a DagRun result; publish the result through a task outside the loop."
+    )
+    return JSONResponse({"detail": text}, 409)
 
 
 def _not_found_response(key: RunKey) -> Response:
