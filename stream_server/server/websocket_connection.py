@@ -94,6 +94,10 @@ class WebSocketConnection(StreamConnection, WebSocketsSansIOProtocol):
             # The application has refused the handshake with a response (ASGI extension `websocket.http.response`).
             # uvicorn would log "returned without completing handshake" and write a second response.
             self.handshake_complete = True
+        elif message["type"] == "websocket.accept" and not self.handshake_complete:
+            # uvicorn accepts nothing on a connection that is closing. The application returns before the connection
+            # is lost, and uvicorn would log the same.
+            self.handshake_complete = self.disconnected = True
 
     @override
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
