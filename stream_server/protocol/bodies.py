@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias, TypedDict
 import msgspec
 from msgspec import Meta
 
-from stream_server.protocol.frame_members import DagId, NoOutcomeReason, RunId, SkippedTaskId, TaskId
+from stream_server.protocol.frame_members import DagId, Iteration, NoOutcomeReason, RunId, SkippedTaskId, TaskId
 from stream_server.protocol.frames import WAITING_REASONS, Reference
 
 # Members that mean the same in several bodies.
@@ -21,7 +21,7 @@ IsMapped: TypeAlias = Annotated[
 ]
 
 
-class FailureInfo(msgspec.Struct, frozen=True, kw_only=True):
+class FailureInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why there will be no result. The members are those of the `failure` frame."""
 
     reason: Annotated[
@@ -40,6 +40,7 @@ class FailureInfo(msgspec.Struct, frozen=True, kw_only=True):
     predicted: Annotated[
         bool, Meta(description="Whether the failure is certain before Airflow has written the state that causes it.")
     ]
+    iteration: Iteration = None
 
 
 class WaitingInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -101,7 +101,7 @@ class Answer:
             return []
         value = None if frame.value is msgspec.UNSET else msgspec.json.decode(frame.value)
         text = value if isinstance(value, str) else ""
-        return self._text.add_output((frame.task_id, frame.map_index), frame.try_number, text)
+        return self._text.add_output((frame.task_id, frame.map_index), _count_tries(frame), text)
 
     def _finish(self, end: End) -> list[Step]:
         outcome = self._outcome
@@ -160,6 +160,11 @@ def describe_activity(frame: AnyFrame) -> str | None:
 
 def _name_instance(frame: Progress | TaskTransition) -> str:
     return frame.task_id if frame.map_index < 0 else f"{frame.task_id}[{frame.map_index}]"
+
+
+def _count_tries(frame: Chunk) -> int:
+    """Return a number that grows with each try: also in a task loop, where tries are counted in each iteration."""
+    return ((frame.iteration or 0) << 16) + frame.try_number
 
 
 def _describe_failure(failure: Failure) -> str:

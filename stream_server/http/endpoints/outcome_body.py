@@ -95,6 +95,7 @@ def _build_failure_info(failure: Failure) -> FailureInfo:
         try_number=failure.try_number,
         state=failure.state,
         predicted=failure.predicted,
+        iteration=failure.iteration,
     )
 
 
