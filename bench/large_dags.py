@@ -41,7 +41,7 @@ from stream_server.hub.subscription import Subscription
 from stream_server.journal.run_store import RunStore
 from stream_server.journal.tail import Tail
 from stream_server.protocol.frames import TaskTransition
-from stream_server.server.main import GC_THRESHOLDS
+from stream_server.server.main import GC_THRESHOLDS, SWITCH_SECONDS
 from stream_server.server.metrics import Metrics
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
@@ -145,6 +145,7 @@ async def _measure(url: str, scenario: Scenario, writer: ProcessPoolExecutor) ->
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_SECONDS)
     async with _running_hub(url) as hub:
         beside = Watcher(await hub.subscribe(other, WatchOptions(until="run")))
         ticking = asyncio.create_task(ticks.run())
