@@ -54,6 +54,9 @@ CONFIRM_VALUES = ("push", "success")
 """Values of `until` and `confirm`; the first is the default."""
 
 _NUMBER = re.compile("[0-9]{1,9}")
+MAX_PREFERENCES = 50
+"""Names of a header such as `Accept` that are read. Browsers send fewer than ten."""
+
 _QUALITY = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 """More than RFC 9110 section 12.4.2 allows: some clients send `.2`."""
 
@@ -285,11 +288,12 @@ def _select_offer(accept: bytes, offers: tuple[str, ...]) -> str:
 def parse_quality_values(header: str) -> Mapping[str, float]:
     """Return the quality values of a header such as `Accept`, by name in lower case (RFC 9110 section 12.4.2).
 
-    From 0 to 1; 0 where the value is not a number.
+    From 0 to 1; 0 where the value is not a number. Names after the first `MAX_PREFERENCES` are ignored: thousands would
+    take the event loop milliseconds.
     """
     qualities: dict[str, float] = {}
-    for part in header.lower().split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
+    for part in header.lower().split(",", MAX_PREFERENCES)[:MAX_PREFERENCES]:
+        name, *parameters = (piece.strip() for piece in part.split(";", MAX_PREFERENCES))
         quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
         # `float` also accepts `nan`, which can't be compared.
         qualities[name] = min(float(quality), 1.0) if _QUALITY.fullmatch(quality) else 0.0

@@ -15,7 +15,8 @@ from typing import Protocol
 SLICE_BYTES = 2048
 """Bytes that are parsed at once: at most 341 frames of a WebSocket, since a masked one has 6 bytes or more."""
 
-TURN_SECONDS = 0.005
+TURN_SECONDS = 0.002
+"""A frame takes several turns of the event loop from the commit to its client, and each may contain one of these."""
 
 MAX_WAITING_BYTES = 64 * 2**20
 """Bytes that wait in one process. Beyond that, the connection that has received more is aborted."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
+from threading import Lock
 from typing import NamedTuple
 
 import msgspec
@@ -34,14 +36,24 @@ def document_routes() -> list[Route]:
     ]
 
 
-@cache
+_documents: dict[Callable[[], Json], Document] = {}
+_rendering = Lock()
+
+
 def _render_document(build: Callable[[], Json]) -> Document:
-    body = msgspec.json.encode(build())
-    return Document(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+    with _rendering:
+        document = _documents.get(build)
+        if document is None:
+            body = msgspec.json.encode(build())
+            document = _documents[build] = Document(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+    return document
 
 
 async def _serve_document(build: Callable[[], Json], media_type: str, request: Request) -> Response:
-    document = _render_document(build)
+    document = _documents.get(build)
+    if document is None:
+        # It takes some 100 ms, in which the event loop must go on.
+        document = await asyncio.to_thread(_render_document, build)
     headers = {"ETag": document.etag, "Cache-Control": "no-cache"}
     if matches_etag(request.headers.getlist("if-none-match"), document.etag):
         return Response(status_code=304, headers=headers)

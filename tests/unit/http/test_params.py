@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from starlette.requests import HTTPConnection
 
 from stream_server.errors import BadParameter
-from stream_server.http.params import negotiate_media_type, parse_integer, parse_quality_values, parse_query
+from stream_server.http.params import (
+    MAX_PREFERENCES,
+    negotiate_media_type,
+    parse_integer,
+    parse_quality_values,
+    parse_query,
+)
 
 JSON, SSE = "application/json", "text/event-stream"
 
@@ -122,3 +128,9 @@ ACCEPTED = (
 @pytest.mark.parametrize(("accept", "expected"), ACCEPTED)
 def test_odd_weights_select_a_media_type(accept: str, expected: str) -> None:
     assert negotiate_media_type(connection(accept=accept), JSON, SSE) == expected
+
+
+def test_only_the_first_quality_values_are_read() -> None:
+    names = [f"a/{number}" for number in range(2 * MAX_PREFERENCES)]
+    assert list(parse_quality_values(",".join(names))) == names[:MAX_PREFERENCES]
+    assert parse_quality_values("a" + ";x" * 10_000) == {"a": 1.0}
