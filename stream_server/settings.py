@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     """HTTP proxy for requests to Airflow's API: its address, or `environment` for that of HTTP_PROXY, HTTPS_PROXY and
     NO_PROXY. By default these variables are ignored."""
 
+    api_keys_file: str | None = None
+    """File of API keys for chat clients, each with its Airflow account. It is read again when it has changed."""
+
     airflow_ui_url: Annotated[str, AfterValidator(_check_address)] | None = None
     """Address of Airflow's UI as browsers reach it, for links; without it there are no links."""
 

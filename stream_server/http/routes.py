@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
+from stream_server.http.ai_sdk.endpoints import answer_chat, resume_chat, stop_chat
 from stream_server.http.endpoints import (
     firehose,
     lists,
@@ -28,6 +29,7 @@ from stream_server.http.rate_limiting import RateLimitMiddleware, as_asgi_app
 
 RUNS = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_STREAM = f"{RUNS}/{{run_id}}/stream"
+CHAT = "/api/v2/dags/{dag_id}/chat"
 SESSION = "/api/v2/stream/session"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -52,6 +54,9 @@ def api_routes() -> list[BaseRoute]:
         (probe.PROBE_PATH, probe.stream_pings, "GET"),
         ("/api/v2/stream", firehose.stream_firehose, "GET"),
         ("/api/v2/dags/{dag_id}/stream", firehose.stream_firehose, "GET"),
+        (CHAT, answer_chat, "POST"),
+        (f"{CHAT}/{{chat_id}}/stream", resume_chat, "GET"),
+        (f"{CHAT}/{{chat_id}}/stop", stop_chat, "POST"),
     )
     websockets = (
         (RUN_STREAM, websocket.serve_run_websocket),

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import httpx
 
+from stream_server.auth.api_keys import ApiKeys
 from stream_server.auth.authorizer import Authorizer
 from stream_server.auth.rate_limits import RateLimits
 from stream_server.http.cancellation import Cancellations
@@ -24,6 +25,7 @@ class State(TypedDict):
     hub: Hub
     scheduler: WriteScheduler
     authorizer: Authorizer
+    api_keys: ApiKeys
     airflow: httpx.AsyncClient | None
     run_store: RunStore
     idempotency_keys: IdempotencyKeys

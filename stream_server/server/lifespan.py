@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from stream_server.auth.airflow_api import create_shared_client
 from stream_server.auth.airflow_authorizer import AirflowAuthorizer
+from stream_server.auth.api_keys import ApiKeys
 from stream_server.auth.authorizer import AllowAll, Authorizer
 from stream_server.auth.rate_limits import RateLimits
 from stream_server.http.cancellation import Cancellations
@@ -101,6 +102,7 @@ async def _start(stack: AsyncExitStack, settings: Settings, make_journal_source:
         journal_source=journal_source,
         scheduler=scheduler,
         authorizer=authorizer,
+        api_keys=ApiKeys(settings.api_keys_file, airflow),
         airflow=airflow,
         run_store=run_store,
         idempotency_keys=IdempotencyKeys(run_store),

@@ -122,7 +122,7 @@ def test_a_wrong_token_is_refused(auth_server: StreamServerProcess) -> None:
 
 def test_a_request_for_a_title_starts_no_run(client: openai.OpenAI, airflow: AirflowRestClient) -> None:
     before = count_runs(airflow, "chat_stream")
-    prompt = f"### Task:\nGenerate a concise title.\n<chat_history>\nUSER: {QUESTION}\n</chat_history>"
+    prompt = f'### Task:\nGenerate a concise title.\n{{"title": ""}}\n<chat_history>\nUSER: {QUESTION}\n</chat_history>'
     completion = client.chat.completions.create(model="chat_stream", messages=[{"role": "user", "content": prompt}])
     assert completion.choices[0].message.content == f'{{"title":"{QUESTION}"}}'
     assert count_runs(airflow, "chat_stream") == before

@@ -24,7 +24,10 @@ from support.stub_callers import CallerPermissions, StubPermissions, refusal, un
 from support.waiting import eventually_async
 
 WHY: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Why?"}]
-TITLE_PROMPT = "### Task:\nGenerate a concise title\n<chat_history>\nUSER: Why is it so?\n</chat_history>"
+TITLE_PROMPT = (
+    '### Task:\nGenerate a concise title\nJSON format: {"title": ""}\n'
+    "<chat_history>\nUSER: Why is it so?\n</chat_history>"
+)
 
 
 def client_of(server: RunningServer, key: str, retries: int = 0) -> openai.AsyncOpenAI:

@@ -8,7 +8,7 @@ from support.airflow_stub import AirflowStub
 from support.waiting import eventually_answered, eventually_async
 
 
-async def begin_answer(airflow: AirflowSql, stub: AirflowStub, *words: str) -> RunKey:
+async def begin_answer(airflow: AirflowSql, stub: AirflowStub, *words: object) -> RunKey:
     """Let the task `answer` of the triggered run write some words."""
     await eventually_async(lambda: stub.triggers, what="a run is triggered")
     key = RunKey("chat", stub.triggers[-1].json.get("dag_run_id", "manual__1"))

@@ -133,7 +133,7 @@ class _DemoRun:
         stack.airflow.report_import_errors(self._reporter)
         if once:
             return DONE if code == 0 else RUN_FAILED
-        self._reporter.print_line(_format_instructions(stack))
+        self._reporter.print_line(_format_instructions(stack, token))
         while True:
             stack.raise_if_ended()
             time.sleep(CHECK_SECONDS)
@@ -154,7 +154,7 @@ def _format_addresses(stack: DemoStack) -> str:
     )
 
 
-def _format_instructions(stack: DemoStack) -> str:
+def _format_instructions(stack: DemoStack, token: str) -> str:
     user = stack.credentials
     return "\n".join(
         (
@@ -172,6 +172,12 @@ def _format_instructions(stack: DemoStack) -> str:
             f'    -d \'{{"username": "{user.username}", "password": "{user.password}"}}\' | cut -d \'"\' -f 4)',
             f"  curl -N {stack.server_url}/api/v2/dags/{DAG_ID}/dagRuns/{RUN_ID}/stream \\",
             '    -H "Authorization: Bearer $TOKEN"',
+            "",
+            "Or ask from a chat UI or an SDK of OpenAI (docs/openai.md) or from the AI SDK (docs/ai-sdk.md):",
+            "",
+            f"  base URL       {stack.server_url}/v1  (model chat_stream)",
+            f"  for useChat    {stack.server_url}/api/v2/dags/chat_stream/chat",
+            f"  key            {token}  (valid for a day)",
             "",
             "Press Ctrl-C to stop.",
         )

@@ -9,6 +9,7 @@ import msgspec
 import stream_server
 from stream_server import errors
 from stream_server.http.delivery import ndjson, sse
+from stream_server.http.docs.openapi_ai_sdk import build_ai_sdk_paths
 from stream_server.http.docs.openapi_lists import LIST_BODIES, build_list_paths
 from stream_server.http.docs.openapi_openai import build_openai_paths
 from stream_server.http.docs.parameters import SECURITY_SCHEMES, build_parameters
@@ -117,6 +118,11 @@ def build_openapi() -> Json:
                 OPTIONAL_SECURITY,
             ),
             **build_openai_paths(OPTIONAL_SECURITY),
+            **build_ai_sdk_paths(
+                partial(problem_responses, *CALLER_ERRORS, *THROTTLING_ERRORS, *UNAVAILABLE_ERRORS, errors.ReadReplica),
+                OPTIONAL_SECURITY,
+                REFUSAL_STATUSES,
+            ),
             PROBE_PATH: {"get": _probe_operation()},
             "/health": {"get": _health_operation()},
             "/ready": {"get": _ready_operation()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stream_server.http.delivery import sse
+from stream_server.http.docs.parameters import build_parameters
 from stream_server.http.docs.responses import JSON_TYPE, build_headers
 from stream_server.http.openai.chunks import DONE, CompletionHead, build_error, build_model, build_usage
 from stream_server.protocol import examples
@@ -104,7 +105,6 @@ def build_openai_paths(security: list[Json]) -> Json:
         "required": ["object", "data"],
     }
     model = build_model(examples.DAG_ID)
-    parameter = {"name": "model", "in": "path", "required": True, "schema": _TEXT, "description": "ID of the DAG."}
     return {
         MODELS: {
             "get": {
@@ -122,7 +122,7 @@ def build_openai_paths(security: list[Json]) -> Json:
                 "operationId": "getModel",
                 "summary": "Get a DAG that answers questions, as a model of OpenAI's API",
                 **shared,
-                "parameters": [parameter],
+                "parameters": build_parameters(MODEL),
                 "responses": {
                     "200": _respond_with("The model", _MODEL, model),
                     **_errors("400", "401", "404", "429", "default"),
@@ -137,12 +137,11 @@ def _build_completion_operation(shared: Json) -> Json:
     success = _respond_with("The answer", _COMPLETION, _ANSWER)
     success["content"][sse.MEDIA_TYPE] = {"schema": {"type": "string"}, "example": _STREAM.decode()}
     success["headers"] = build_headers({"Location": "URL of the run."})
-    key = {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "minLength": 1, "maxLength": 255}}
     return {
         "operationId": "completeChat",
         "summary": "Ask a DAG a question, as with Chat Completions of OpenAI's API",
         **shared,
-        "parameters": [{**key, "description": "A request with the same key attaches to the run of the first one."}],
+        "parameters": build_parameters(COMPLETIONS, (), ("Idempotency-Key",)),
         "requestBody": {"required": True, "content": {JSON_TYPE: {"schema": _REQUEST, "example": _QUESTION}}},
         "responses": {"200": success, **_errors(*ERRORS)},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from stream_server.http.ai_sdk.endpoints import RESET_VALUES
 from stream_server.http.endpoints.firehose import KNOWN_STATES, MAX_FILTER_VALUES
 from stream_server.http.endpoints.lists import DEFAULT_RUN_LIMIT, RUN_LIMIT_BOUNDS
 from stream_server.http.endpoints.result import DEFAULT_FAIL_STATUS, DEFAULT_TIMEOUT, FAIL_STATUS_BOUNDS
@@ -55,12 +56,18 @@ FLAG_SCHEMA: Json = {"type": "boolean", "default": False}
 NAMES_SCHEMA: Json = {"type": "array", "items": {"type": "string", "minLength": 1}}
 
 PATH_VARIABLES: dict[str, str] = {
+    "chat_id": "ID of the chat, as the client has chosen it.",
+    "model": "ID of a DAG with the tag `chat`.",
     "dag_id": "The DAG ID.",
     "run_id": "The run ID, percent-encoded or not.",
 }
 """Description of each path variable."""
 
 QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
+    "reset": (
+        _choice_schema(RESET_VALUES),
+        "What takes text back: `part`, a new text part after `data-reset`; `step`, the chunk `reset-step` (AI SDK 7).",
+    ),
     "result": (
         NAMES_SCHEMA,
         "A task whose return value is the result; repeatable. Default: the result tasks of the DAG.",

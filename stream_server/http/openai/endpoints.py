@@ -8,8 +8,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stream_server.http.caller import identify_caller, refuse_foreign_origin
+from stream_server.auth.authorizer import Caller
+from stream_server.http.caller import refuse_foreign_origin
 from stream_server.http.chat.answer import Answer, Failed, Finished, Step
+from stream_server.http.chat.caller import identify_chat_caller
 from stream_server.http.chat.dags import answers_helper_calls, find_chat_dag, list_chat_dags, refuse_paused_dag
 from stream_server.http.chat.run import AnsweringRun, RequestKey, start_run
 from stream_server.http.chat.translated_stream import TranslatedStream
@@ -39,20 +41,26 @@ HELPER_RUN_ID = "helper"
 
 
 async def list_models(request: Request) -> Response:
-    dags = await list_chat_dags(request, await identify_caller(request))
+    async with identify_chat_caller(request) as caller:
+        dags = await list_chat_dags(request, caller)
     return _respond({"object": "list", "data": [build_model(dag.dag_id) for dag in dags]})
 
 
 async def get_model(request: Request) -> Response:
     model = request.path_params["model"]
-    dag = await find_chat_dag(request, await identify_caller(request), model)
+    async with identify_chat_caller(request) as caller:
+        dag = await find_chat_dag(request, caller, model)
     return _refuse_model(model) if dag is None else _respond(build_model(dag.dag_id))
 
 
 async def complete_chat(request: Request) -> Response:
     refuse_foreign_origin(request)
+    async with identify_chat_caller(request) as caller:
+        return await _complete(request, caller)
+
+
+async def _complete(request: Request, caller: Caller) -> Response:
     state: State = request.scope["state"]
-    caller = await identify_caller(request)
     body = await read_body(request)
     wanted = decode_completion_request(body)
     dag = await find_chat_dag(request, caller, wanted.model)

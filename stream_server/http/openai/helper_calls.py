@@ -31,16 +31,18 @@ LOCAL_ANSWERS: Mapping[str, Any] = {
 }
 """What is answered, by task. The text of other tasks, such as the answers of several models in one, needs a run."""
 
-PROMPTS = (
-    (re.compile(r"\btitle\b", re.IGNORECASE), TITLE),
-    (re.compile(r"\btags\b", re.IGNORECASE), "tags_generation"),
-    (re.compile(r"\bfollow-?\s?ups?\b", re.IGNORECASE), "follow_up_generation"),
-    (re.compile(r"\bsearch queries\b", re.IGNORECASE), "query_generation"),
-    (re.compile(r"\bautocompletion\b", re.IGNORECASE), "autocomplete_generation"),
-    (re.compile(r"\bimage generation\b", re.IGNORECASE), "image_prompt_generation"),
-)
-"""What the first line after `PROMPT_START` has, by task. The order matters."""
+TASK_OF_MEMBER = {
+    "title": TITLE,
+    "tags": "tags_generation",
+    "follow_ups": "follow_up_generation",
+    "queries": "query_generation",
+    "text": "autocomplete_generation",
+    "prompt": "image_prompt_generation",
+}
+"""Tasks by the member that the answer must have. All prompts show it, in each version of Open WebUI."""
 
+HISTORY_START = "<chat_history>"
+_SHOWN_MEMBER = re.compile(rf'"({"|".join(TASK_OF_MEMBER)})"\s*:')
 _FIRST_USER_LINE = re.compile(r"^(?:USER|user)\s*:\s*(.+)$", re.MULTILINE)
 MAX_TITLE_WORDS, MAX_TITLE_LENGTH = 6, 60
 DEFAULT_TITLE = "New chat"
@@ -53,11 +55,12 @@ def find_helper_task(request: CompletionRequest, headers: Mapping[str, str]) -> 
         return named if named in LOCAL_ANSWERS else None
     if request.stream or len(request.messages) != 1 or request.messages[0].role != "user":
         return None
-    text = request.messages[0].text.lstrip()
-    if not text.startswith(PROMPT_START):
+    instructions, has_history, _ = request.messages[0].text.lstrip().partition(HISTORY_START)
+    # The prompt for answers from documents begins in the same way, and is a question of the user.
+    if not instructions.startswith(PROMPT_START) or not has_history:
         return None
-    instruction = text.removeprefix(PROMPT_START).lstrip().partition("\n")[0]
-    return next((task for pattern, task in PROMPTS if pattern.search(instruction)), None)
+    member = _SHOWN_MEMBER.search(instructions)
+    return None if member is None else TASK_OF_MEMBER[member[1]]
 
 
 def answer_helper_task(task: str, request: CompletionRequest) -> str:
@@ -69,7 +72,7 @@ def answer_helper_task(task: str, request: CompletionRequest) -> str:
 def _build_title(request: CompletionRequest) -> str:
     """Return the first words of the first question in the prompt."""
     prompt = "\n".join([message.text for message in request.messages])
-    _, marker, history = prompt.rpartition("<chat_history>")
+    _, marker, history = prompt.rpartition(HISTORY_START)
     found = _FIRST_USER_LINE.search(history if marker else prompt)
     words = found[1].split() if found else []
     title = " ".join(words[:MAX_TITLE_WORDS])[:MAX_TITLE_LENGTH]

@@ -1,0 +1,126 @@
+"""Translation of frames to chunks of a UI message stream. Pure.
+
+A chunk of an unknown type ends the chat of a client with an error. So only types are sent that version 5 of the AI SDK
+knows, and `reset-step`, which version 7 has added, only to clients that request it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from stream_server.domain.run_state import RunKey
+from stream_server.http.chat.answer import Activity, Answer, Failed, Finished, Step
+from stream_server.http.chat.answer_text import Append, Restart
+from stream_server.protocol.frames import AnyFrame, Progress, Result, Snapshot, TaskInfo, TaskTransition
+from stream_server.protocol.schema import Json
+
+DONE = b"data: [DONE]\n\n"
+
+
+class UiMessageTranslator:
+    """Implements `stream_server.http.chat.translated_stream.Translator`.
+
+    Args:
+        key: The run.
+        resets_steps: Whether the client knows `reset-step`.
+    """
+
+    def __init__(self, key: RunKey, *, resets_steps: bool) -> None:
+        self._key, self._resets_steps = key, resets_steps
+        self._answer = Answer()
+        self._text_count = 0
+        self._is_text_open = False
+        self._data: dict[tuple[str, str], Json] = {}
+        """The data parts of the message, by type and id."""
+
+    def start(self) -> bytes:
+        metadata = {"dag_id": self._key.dag_id, "run_id": self._key.run_id}
+        start = {"type": "start", "messageId": self._key.run_id, "messageMetadata": metadata}
+        return _encode([start, {"type": "start-step"}])
+
+    def translate(self, frame: AnyFrame) -> bytes:
+        chunks = [*self._build_data(frame)]
+        for step in self._answer.apply(frame):
+            chunks += self._translate_step(step)
+        is_last = bool(chunks) and chunks[-1]["type"] in {"finish", "error"}
+        return _encode(chunks) + (DONE if is_last else b"")
+
+    def _build_data(self, frame: AnyFrame) -> Iterator[Json]:
+        match frame:
+            case Snapshot():
+                for task in frame.tasks:
+                    if task.state is not None:
+                        yield self._keep(_build_task(task))
+            case TaskTransition():
+                yield self._keep(_build_task(frame))
+            case Progress() if frame.value is not msgspec.UNSET:
+                value = {"task_id": frame.task_id, "map_index": frame.map_index, **msgspec.to_builtins(frame.value)}
+                yield self._keep(_build_part("progress", frame, value))
+            case Result() if not frame.withheld:
+                # Values as JSON, without decoding them.
+                data = {"results": frame.results, "references": frame.references}
+                yield {"type": "data-result", "id": "result", "data": data}
+
+    def _keep(self, chunk: Json) -> Json:
+        self._data[chunk["type"], chunk["id"]] = chunk
+        return chunk
+
+    def _translate_step(self, step: Step) -> list[Json]:
+        match step:
+            case Append():
+                return self._append(step.text)
+            case Restart():
+                return self._restart(step.text)
+            case Activity():
+                # Clients get the states of tasks themselves.
+                return []
+            case Failed():
+                return [*self._end_text(), {"type": "error", "errorText": step.message}]
+            case Finished():
+                return [*self._end_text(), {"type": "finish-step"}, {"type": "finish", "finishReason": "stop"}]
+
+    def _append(self, text: str) -> list[Json]:
+        chunks: list[Json] = []
+        if not self._is_text_open:
+            self._text_count += 1
+            self._is_text_open = True
+            chunks.append({"type": "text-start", "id": self._text_id})
+        return [*chunks, {"type": "text-delta", "id": self._text_id, "delta": text}]
+
+    def _restart(self, text: str) -> list[Json]:
+        if self._resets_steps:
+            # It removes the data parts, too.
+            self._is_text_open = False
+            return [{"type": "reset-step"}, *self._data.values(), *self._append(text)]
+        ended = self._text_id
+        return [*self._end_text(), {"type": "data-reset", "data": {"text_id": ended}}, *self._append(text)]
+
+    def _end_text(self) -> list[Json]:
+        was_open, self._is_text_open = self._is_text_open, False
+        return [{"type": "text-end", "id": self._text_id}] if was_open else []
+
+    @property
+    def _text_id(self) -> str:
+        return f"text-{self._text_count}"
+
+
+def _build_task(task: TaskTransition | TaskInfo) -> Json:
+    value = {
+        "task_id": task.task_id,
+        "map_index": task.map_index,
+        "state": task.state,
+        "try_number": task.try_number,
+    }
+    return _build_part("task", task, value)
+
+
+def _build_part(name: str, frame: TaskTransition | TaskInfo | Progress, data: Json) -> Json:
+    """Return a data part. One with the same type and id replaces it."""
+    part_id = frame.task_id if frame.map_index < 0 else f"{frame.task_id}[{frame.map_index}]"
+    return {"type": f"data-{name}", "id": part_id, "data": data}
+
+
+def _encode(chunks: list[Json]) -> bytes:
+    return b"".join([b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks])

@@ -1,0 +1,193 @@
+"""The npm package `ai` in three major versions, as DAGs answer it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from stream_server.domain.run_state import RunKey
+from support.airflow_sql import AirflowSql
+from support.airflow_stub import AirflowStub
+from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
+from support.chat_runs import begin_answer, fail_answer
+from support.node_clients import ClientProcess, run_node
+from support.server import RunningServer
+from support.stub_callers import CallerPermissions, StubPermissions, client_for, refusal, unsigned_jwt
+from support.waiting import eventually_async
+
+CHAT = "/api/v2/dags/chat/chat"
+BODY = {"id": "c1", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Why?"}]}]}
+MAJORS = ("5", "6", "7")
+each_major = pytest.mark.parametrize("major", MAJORS)
+
+
+@pytest.fixture(autouse=True)
+async def tagged(airflow: AirflowSql, stub: AirflowStub) -> None:
+    """The DAG `chat` of the stub answers questions."""
+    await airflow.connection.execute("INSERT INTO dag_tag (dag_id, name) VALUES ('chat', 'chat')")
+
+
+def arguments(server: RunningServer, key: str, major: str, mode: str = "send", query: str = "") -> list[str]:
+    return ["ai-chat.js", major, f"{server.url}{CHAT}{query}", key, "c1", mode]
+
+
+async def last_message(script: ClientProcess) -> dict[str, Any]:
+    """Return the last version of the message, when the client has closed the stream."""
+    lines = await script.until("closed")
+    message: dict[str, Any] = lines[-2]["message"]
+    return message
+
+
+def texts_of(message: dict[str, Any]) -> list[str]:
+    return [part["text"] for part in message["parts"] if part["type"] == "text"]
+
+
+def data_of(message: dict[str, Any], name: str) -> list[Any]:
+    return [part["data"] for part in message["parts"] if part["type"] == f"data-{name}"]
+
+
+async def retry_answer(airflow: AirflowSql, key: RunKey, text: str) -> None:
+    """Let the task `answer` fail and write another text in its second try."""
+    await airflow.set_task(key, "answer", "up_for_retry")
+    await airflow.archive_try(key, "answer")
+    await airflow.start_task(key, "answer")
+    await airflow.emit_output(key, "answer", 0, text, try_number=2)
+    await airflow.push(key, "answer", text)
+
+
+@each_major
+async def test_a_message_is_streamed_with_its_tasks_and_result(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub, major: str
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token, major)) as script:
+        key = await begin_answer(airflow, stub, {"progress": 0.5, "text": "writing"}, "Be")
+        while not texts_of(message := (await script.next())["message"]):
+            pass
+        assert (message["id"], message["metadata"]) == (key.run_id, {"dag_id": "chat", "run_id": key.run_id})
+        assert texts_of(message) == ["Be"]
+        await airflow.emit_output(key, "answer", 2, "cause")
+        await airflow.push(key, "answer", {"answer": "Because.", "sources": ["sky"]})
+        message = await last_message(script)
+    assert texts_of(message) == ["Because."]
+    assert {"task_id": "answer", "map_index": -1, "state": "running", "try_number": 1} in data_of(message, "task")
+    assert data_of(message, "progress") == [{"task_id": "answer", "map_index": -1, "fraction": 0.5, "text": "writing"}]
+    assert data_of(message, "result") == [
+        {"results": {"answer": {"answer": "Because.", "sources": ["sky"]}}, "references": {}}
+    ]
+    assert stub.triggers[0].json["conf"] == {
+        "message": "Why?",
+        "history": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes?"}],
+    }
+
+
+@each_major
+async def test_a_failing_run_is_an_error_of_the_client(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub, major: str
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token, major)) as script:
+        await fail_answer(airflow, await begin_answer(airflow, stub, "Be"))
+        error = (await script.until("closed"))[-2]
+    assert error["type"] == "error"
+    assert "has no result: task failed (task 'answer')" in error["message"]
+
+
+@each_major
+async def test_a_chat_is_resumed_from_its_start_and_stopped(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub, major: str
+) -> None:
+    resume = arguments(auth_server, ada.token, major, "resume")
+    async with run_node(*resume) as script:
+        assert (await script.until("closed"))[0] == {"type": "nothing"}
+    async with run_node(*arguments(auth_server, ada.token, major, "abort")) as script:
+        key = await begin_answer(airflow, stub, "Be")
+        await script.until("closed")
+    await wait_for_cancellation_decision()
+    assert stub.patches == [], "a disconnect does not cancel the run"
+    async with run_node(*resume) as script:
+        while not texts_of(message := (await script.next())["message"]):
+            pass
+        assert (message["id"], texts_of(message)) == (key.run_id, ["Be"])
+        async with client_for(auth_server, ada) as plain:
+            stopped = await plain.post(f"{CHAT}/c1/stop")
+            assert (stopped.status_code, stopped.json()["state"]) == (200, "failed")
+        assert (await script.until("closed"))[-2]["type"] == "error"
+    async with run_node(*resume) as script:
+        assert (await script.until("closed"))[0] == {"type": "nothing"}
+
+
+@each_major
+async def test_a_retried_task_that_writes_other_text_begins_a_new_part(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub, major: str
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token, major)) as script:
+        key = await begin_answer(airflow, stub, "Because")
+        while not texts_of((await script.next())["message"]):
+            pass
+        await retry_answer(airflow, key, "Bees")
+        message = await last_message(script)
+    assert texts_of(message) == ["Because", "Bees"]
+    assert data_of(message, "reset") == [{"text_id": "text-1"}]
+
+
+async def test_version_7_takes_text_back(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token, "7", query="?reset=step")) as script:
+        key = await begin_answer(airflow, stub, "Because")
+        while not texts_of((await script.next())["message"]):
+            pass
+        await retry_answer(airflow, key, "Bees")
+        message = await last_message(script)
+    assert texts_of(message) == ["Bees"]
+    assert [task["try_number"] for task in data_of(message, "task") if task["task_id"] == "answer"] == [2]
+
+
+async def test_the_next_question_of_a_chat_is_the_current_one(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    async with client_for(auth_server, ada) as plain:
+        stub.then = complete_run
+        first = await plain.post(CHAT, json=BODY)
+        assert first.headers["x-vercel-ai-ui-message-stream"] == "v1"
+        assert first.text.endswith("data: [DONE]\n\n")
+        assert (await plain.get(f"{CHAT}/c1/stream")).status_code == 204
+        stub.then = None
+        async with plain.stream("POST", CHAT, json=BODY) as second:
+            async for line in second.aiter_lines():
+                if line.startswith("data: "):
+                    start = json.loads(line[6:])
+                    break
+        assert (await plain.post(f"{CHAT}/c1/stop")).json()["dag_run_id"] == start["messageId"]
+        assert start["messageId"] not in first.text
+
+
+async def test_each_caller_needs_their_own_rights(
+    auth_server: RunningServer, ada: CallerPermissions, permissions: StubPermissions, stub: AirflowStub
+) -> None:
+    bob = CallerPermissions(unsigned_jwt(sub="bob"), of_dag={"chat": refusal(403, "Forbidden")})
+    permissions.callers.append(bob)
+    async with client_for(auth_server, ada) as plain, plain.stream("POST", CHAT, json=BODY):
+        await eventually_async(lambda: stub.triggers)
+        async with client_for(auth_server, bob) as other:
+            assert (await other.post(CHAT, json=BODY)).status_code == 404
+            assert (await other.get(f"{CHAT}/c1/stream")).status_code == 403
+            assert (await other.post(f"{CHAT}/c1/stop")).status_code == 403
+        async with client_for(auth_server) as anonymous:
+            assert (await anonymous.post(CHAT, json=BODY)).status_code == 401
+    assert len(stub.triggers) == 1
+    assert stub.patches == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"id": "", "messages": []}, {"id": "c1", "messages": []}, {**BODY, "messages": [{"role": "assistant"}]}, []],
+)
+async def test_a_request_without_a_question_is_refused(
+    auth_server: RunningServer, ada: CallerPermissions, stub: AirflowStub, body: object
+) -> None:
+    async with client_for(auth_server, ada) as plain:
+        answer = await plain.post(CHAT, json=body)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert stub.triggers == []
