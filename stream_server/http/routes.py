@@ -25,6 +25,7 @@ from stream_server.http.endpoints import (
 )
 from stream_server.http.openai.endpoints import complete_chat, get_model, list_models
 from stream_server.http.openai.error_responses import ErrorResponseMiddleware
+from stream_server.http.openai.responses import cancel_response, create_response, get_response
 from stream_server.http.rate_limiting import RateLimitMiddleware, as_asgi_app
 
 RUNS = "/api/v2/dags/{dag_id}/dagRuns"
@@ -76,6 +77,9 @@ def api_routes() -> list[BaseRoute]:
 def _openai_routes() -> list[BaseRoute]:
     routes: tuple[tuple[str, Endpoint, str], ...] = (
         ("/chat/completions", complete_chat, "POST"),
+        ("/responses", create_response, "POST"),
+        ("/responses/{response_id}", get_response, "GET"),
+        ("/responses/{response_id}/cancel", cancel_response, "POST"),
         ("/models", list_models, "GET"),
         ("/models/{model}", get_model, "GET"),
     )

@@ -27,11 +27,19 @@ log = logging.getLogger(__name__)
 
 ALLOWED_METHODS = ("GET", "POST", "DELETE")
 ALLOWED_REQUEST_HEADERS = (
-    *("Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Requested-With"),
+    *(
+        "Authorization",
+        "Cache-Control",
+        "Content-Type",
+        "Idempotency-Key",
+        "Last-Event-ID",
+        "Prefer",
+        "X-Requested-With",
+    ),
     # Headers that libraries for tracing add to each request: W3C Trace Context, W3C Baggage, Sentry.
     *("traceparent", "tracestate", "baggage", "sentry-trace"),
 )
-EXPOSED_RESPONSE_HEADERS = ("Content-Location", "Location", "Retry-After")
+EXPOSED_RESPONSE_HEADERS = ("Content-Location", "Location", "Preference-Applied", "Retry-After")
 """What pages of other origins may use, send and read, besides the safelisted ones (WHATWG Fetch, section 3.2)."""
 
 

@@ -32,6 +32,8 @@ HEADERS = {
     # Proxies must not store, buffer or compress the stream; compression buffers, too.
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
+    # Intermediaries must forward each part at once (RFC 10036).
+    "Incremental": "?1",
 }
 
 

@@ -153,7 +153,7 @@ def _trigger_operation() -> Json:
             " Airflow's response to the client, both unchanged."
         ),
         "security": [{name: []} for name in SECURITY_SCHEMES],
-        "parameters": build_parameters(RUNS_PATH, names, ("Idempotency-Key",)),
+        "parameters": build_parameters(RUNS_PATH, names, ("Idempotency-Key", "Prefer")),
         "requestBody": {
             "content": {JSON_TYPE: {"schema": {"type": "object"}, "example": {"conf": {"question": "why"}}}}
         },
@@ -225,7 +225,7 @@ def _result_operation() -> Json:
         "summary": "Wait for the outcome of a run",
         "description": "The status describes the request, the body the run: a failed run has status 200.",
         "security": OPTIONAL_SECURITY,
-        "parameters": build_parameters(f"{RUN_PATH}/result", WATCH_PARAMETERS | RESPONSE_PARAMETERS),
+        "parameters": build_parameters(f"{RUN_PATH}/result", WATCH_PARAMETERS | RESPONSE_PARAMETERS, ("Prefer",)),
         "responses": {
             "200": outcome_response(
                 "The outcome of the run; with `unwrap`, the bare value", "result", "failure", "none"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from stream_server.domain.run_state import RunKey
 from stream_server.http.delivery import sse
 from stream_server.http.docs.parameters import build_parameters
 from stream_server.http.docs.responses import JSON_TYPE, build_headers
 from stream_server.http.openai.chunks import DONE, CompletionHead, build_error, build_model, build_usage
+from stream_server.http.openai.response_objects import ResponseHead, encode_named_event
 from stream_server.protocol import examples
 from stream_server.protocol.schema import Json
 
 MODELS = "/v1/models"
 MODEL = "/v1/models/{model}"
 COMPLETIONS = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
+RESPONSE = f"{RESPONSES}/{{response_id}}"
+CANCEL = f"{RESPONSE}/cancel"
 
 ERRORS = {
     "400": "The request is invalid, or the DAG is paused",
@@ -94,6 +99,46 @@ _COMPLETION: Json = {
     },
     "required": ["id", "object", "created", "model", "choices", "usage"],
 }
+_RESPONSE_REQUEST: Json = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string", "description": "ID of a DAG with the tag `chat`."},
+        "input": {
+            "anyOf": [{"type": "string", "minLength": 1}, _REQUEST["properties"]["messages"]],
+            "description": "The question, or a conversation whose last message is the question.",
+        },
+        "instructions": {"type": ["string", "null"], "description": "The first message, of the system."},
+        "previous_response_id": {
+            "type": ["string", "null"],
+            "description": "ID of the response to the question before; its conversation comes first.",
+        },
+        "stream": {"type": ["boolean", "null"], "description": "Whether the response is streamed."},
+        "background": {
+            "type": ["boolean", "null"],
+            "description": "Whether to respond at once, and to continue without the client.",
+        },
+        "metadata": {
+            "type": ["object", "null"],
+            "additionalProperties": _TEXT,
+            "description": "Returned in the response to this request. It is not stored.",
+        },
+    },
+    "required": ["model", "input"],
+    "description": "Other members are ignored.",
+}
+_RESPONSE: Json = {
+    "type": "object",
+    "properties": {
+        "id": _TEXT,
+        "object": {"const": "response"},
+        "created_at": {"type": "integer"},
+        "status": {"enum": ["queued", "in_progress", "completed", "failed", "cancelled"]},
+        "model": _TEXT,
+        "output": {"type": "array", "maxItems": 1, "items": {"type": "object"}},
+        "error": {"type": ["object", "null"]},
+    },
+    "required": ["id", "object", "created_at", "status", "model", "output", "error"],
+}
 
 
 def build_openai_paths(security: list[Json]) -> Json:
@@ -130,6 +175,7 @@ def build_openai_paths(security: list[Json]) -> Json:
             }
         },
         COMPLETIONS: {"post": _build_completion_operation(shared)},
+        **_build_response_paths(shared),
     }
 
 
@@ -144,6 +190,49 @@ def _build_completion_operation(shared: Json) -> Json:
         "parameters": build_parameters(COMPLETIONS, (), ("Idempotency-Key",)),
         "requestBody": {"required": True, "content": {JSON_TYPE: {"schema": _REQUEST, "example": _QUESTION}}},
         "responses": {"200": success, **_errors(*ERRORS)},
+    }
+
+
+def _build_response_paths(shared: Json) -> Json:
+    head = ResponseHead(RunKey(examples.DAG_ID, examples.RUN_ID), 1764400000)
+    shown = head.build_response("completed", "Because.", usage=build_usage(None))
+    success = _respond_with("The response", _RESPONSE, shown)
+    started = {"response": head.build_response("in_progress")}
+    streamed = {**success, "content": {**success["content"], sse.MEDIA_TYPE: {"schema": {"type": "string"}}}}
+    streamed["content"][sse.MEDIA_TYPE]["example"] = encode_named_event("response.created", 0, started).decode()
+    question = {"model": examples.DAG_ID, "input": "Why?", "background": True}
+    return {
+        RESPONSES: {
+            "post": {
+                "operationId": "createResponse",
+                "summary": "Ask a DAG a question, as with Responses of OpenAI's API",
+                **shared,
+                "parameters": build_parameters(RESPONSES, (), ("Idempotency-Key",)),
+                "requestBody": {
+                    "required": True,
+                    "content": {JSON_TYPE: {"schema": _RESPONSE_REQUEST, "example": question}},
+                },
+                "responses": {"200": streamed, **_errors(*ERRORS)},
+            }
+        },
+        RESPONSE: {
+            "get": {
+                "operationId": "getResponse",
+                "summary": "Get a response, or stream it from its start or after an event",
+                **shared,
+                "parameters": build_parameters(RESPONSE, ("stream", "starting_after")),
+                "responses": {"200": streamed, **_errors("400", "401", "403", "404", "429", "default")},
+            }
+        },
+        CANCEL: {
+            "post": {
+                "operationId": "cancelResponse",
+                "summary": "Cancel the run of a response, with the caller's rights",
+                **shared,
+                "parameters": build_parameters(CANCEL),
+                "responses": {"200": success, **_errors("400", "401", "403", "404", "429", "default")},
+            }
+        },
     }
 
 

@@ -10,6 +10,7 @@ from stream_server.http.endpoints.firehose import KNOWN_STATES, MAX_FILTER_VALUE
 from stream_server.http.endpoints.lists import DEFAULT_RUN_LIMIT, RUN_LIMIT_BOUNDS
 from stream_server.http.endpoints.result import DEFAULT_FAIL_STATUS, DEFAULT_TIMEOUT, FAIL_STATUS_BOUNDS
 from stream_server.http.endpoints.trigger import DEFAULT_GRACE, IF_EXISTS, ON_DISCONNECT
+from stream_server.http.openai.responses import MAX_SEQUENCE_NUMBER
 from stream_server.http.params import CONFIRM_VALUES, POLYFILL_CURSOR, UNTIL_VALUES
 from stream_server.http.triggering import MAX_KEY_LENGTH
 from stream_server.hub.firehose import FRAME_TYPES
@@ -57,6 +58,7 @@ NAMES_SCHEMA: Json = {"type": "array", "items": {"type": "string", "minLength": 
 
 PATH_VARIABLES: dict[str, str] = {
     "chat_id": "ID of the chat, as the client has chosen it.",
+    "response_id": "ID of the response.",
     "model": "ID of a DAG with the tag `chat`.",
     "dag_id": "The DAG ID.",
     "run_id": "The run ID, percent-encoded or not.",
@@ -64,6 +66,11 @@ PATH_VARIABLES: dict[str, str] = {
 """Description of each path variable."""
 
 QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
+    "stream": (_choice_schema(("false", "true")), "Whether to stream the response."),
+    "starting_after": (
+        {"type": "integer", "minimum": 0, "maximum": MAX_SEQUENCE_NUMBER},
+        "`sequence_number` of the last event that the client has received; with `stream`.",
+    ),
     "reset": (
         _choice_schema(RESET_VALUES),
         "What takes text back: `part`, a new text part after `data-reset`; `step`, the chunk `reset-step` (AI SDK 7).",
@@ -156,6 +163,10 @@ REQUEST_HEADERS: dict[str, tuple[Json, str]] = {
     "Idempotency-Key": (
         {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
         "Requests with the same key and the same body use the same run, on all replicas.",
+    ),
+    "Prefer": (
+        {"type": "string", "examples": ["wait=60", "respond-async"]},
+        "How long to wait, where the query has no `timeout`: `wait=n` seconds, or not at all (RFC 7240).",
     ),
     "If-None-Match": ({"type": "string"}, "`ETag` of the document that the client has."),
 }

@@ -29,6 +29,7 @@ from stream_server.http.params import (
     raw_query,
 )
 from stream_server.http.permission import authorize_run, ignore_expiry
+from stream_server.http.preferences import parse_wait_preference
 from stream_server.http.state import State
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.bodies import RunAnswer
@@ -67,6 +68,9 @@ class ResponseOptions(NamedTuple):
     fail_status: int
     """Status of a response without a value, if `unwrap`."""
 
+    preference: str | None
+    """The preference that determined the timeout (RFC 7240); `None` if it was the query, or the default."""
+
 
 def parse_response_options(request: Request) -> ResponseOptions:
     """Return the parameters of the response. The timeout starts now.
@@ -74,10 +78,14 @@ def parse_response_options(request: Request) -> ResponseOptions:
     Raises:
         BadParameter: A value is invalid.
     """
+    timeout = parse_seconds(request, "timeout", DEFAULT_TIMEOUT)
+    has_timeout = "timeout" in request.query_params
+    preferred = None if has_timeout else parse_wait_preference(", ".join(request.headers.getlist("prefer")))
     return ResponseOptions(
-        anyio.current_time() + parse_seconds(request, "timeout", DEFAULT_TIMEOUT),
+        anyio.current_time() + (timeout if preferred is None else preferred.seconds),
         parse_flag(request, "unwrap"),
         parse_integer(request, "fail_status", DEFAULT_FAIL_STATUS, *FAIL_STATUS_BOUNDS),
+        None if preferred is None else preferred.text,
     )
 
 
@@ -156,7 +164,13 @@ def build_response(answer: RunAnswer, options: ResponseOptions, headers: Mapping
     """
     pending = answer.outcome == "pending"
     unwrap = options.unwrap and not pending
-    headers = {"Cache-Control": "no-store", **({"Retry-After": RETRY_AFTER} if pending else {}), **headers}
+    headers = {
+        "Cache-Control": "no-store",
+        "Vary": "Prefer",
+        **({"Retry-After": RETRY_AFTER} if pending else {}),
+        **({} if options.preference is None else {"Preference-Applied": options.preference}),
+        **headers,
+    }
     if unwrap and answer.outcome == "none":
         return Response(status_code=204, headers=headers)
     return Response(

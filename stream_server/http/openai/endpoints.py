@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from stream_server.auth.authorizer import Caller
 from stream_server.http.caller import refuse_foreign_origin
-from stream_server.http.chat.answer import Answer, Failed, Finished, Step
+from stream_server.http.chat.answer import Failed, Finished
 from stream_server.http.chat.caller import identify_chat_caller
 from stream_server.http.chat.dags import answers_helper_calls, find_chat_dag, list_chat_dags, refuse_paused_dag
+from stream_server.http.chat.reading import read_whole_answer
 from stream_server.http.chat.run import AnsweringRun, RequestKey, start_run
 from stream_server.http.chat.translated_stream import TranslatedStream
-from stream_server.http.delivery.due_frames import watch_due_frames
 from stream_server.http.openai.chunks import CompletionHead, build_error, build_model, build_usage
 from stream_server.http.openai.error_responses import NO_RETRY
 from stream_server.http.openai.helper_calls import answer_helper_task, find_helper_task
@@ -43,14 +41,14 @@ HELPER_RUN_ID = "helper"
 async def list_models(request: Request) -> Response:
     async with identify_chat_caller(request) as caller:
         dags = await list_chat_dags(request, caller)
-    return _respond({"object": "list", "data": [build_model(dag.dag_id) for dag in dags]})
+    return respond({"object": "list", "data": [build_model(dag.dag_id) for dag in dags]})
 
 
 async def get_model(request: Request) -> Response:
     model = request.path_params["model"]
     async with identify_chat_caller(request) as caller:
         dag = await find_chat_dag(request, caller, model)
-    return _refuse_model(model) if dag is None else _respond(build_model(dag.dag_id))
+    return refuse_model(model) if dag is None else respond(build_model(dag.dag_id))
 
 
 async def complete_chat(request: Request) -> Response:
@@ -65,13 +63,13 @@ async def _complete(request: Request, caller: Caller) -> Response:
     wanted = decode_completion_request(body)
     dag = await find_chat_dag(request, caller, wanted.model)
     if dag is None:
-        return _refuse_model(wanted.model)
+        return refuse_model(wanted.model)
     task = find_helper_task(wanted, request.headers)
     if task is not None and not await answers_helper_calls(request, dag.dag_id):
         return _answer_locally(wanted, task)
     question = build_question(wanted.messages)
     refuse_paused_dag(dag)
-    run = await start_run(request, caller, dag.dag_id, question, _find_key(request, body), cancel_after=GRACE)
+    run = await start_run(request, caller, dag.dag_id, question, find_key(request, body), cancel_after=GRACE)
     head = CompletionHead.of_run(dag.dag_id, run.key.run_id)
     if not wanted.stream:
         return await _respond_with_answer(request, run, head)
@@ -80,42 +78,31 @@ async def _complete(request: Request, caller: Caller) -> Response:
     return TranslatedStream(run, translator, state["scheduler"], TRANSPORT)
 
 
-def _refuse_model(model: str) -> Response:
+def refuse_model(model: str) -> Response:
     text = f"There is no model {model[:250]!r}: no DAG with this ID and the tag `chat` that you may read"
-    return _respond(build_error(text, NOT_FOUND, "model_not_found"), status=NOT_FOUND)
+    return respond(build_error(text, NOT_FOUND, "model_not_found"), status=NOT_FOUND)
 
 
 def _answer_locally(wanted: CompletionRequest, task: str) -> Response:
     """Answer a request of a chat UI for itself. Those are never streamed."""
     head = CompletionHead.of_run(wanted.model, HELPER_RUN_ID)
-    return _respond(head.build_completion(answer_helper_task(task, wanted), build_usage(None)))
+    return respond(head.build_completion(answer_helper_task(task, wanted), build_usage(None)))
 
 
 async def _respond_with_answer(request: Request, run: AnsweringRun, head: CompletionHead) -> Response:
     """Respond when the answer is complete, however long that takes."""
-    state: State = request.scope["state"]
-    answer, last, subscription = Answer(), list[Step](), run.subscription
-    with (
-        closing(subscription),
-        watch_due_frames(subscription, request.receive) as frames,
-        state["scheduler"].counters[TRANSPORT].count_waiting(),
-    ):
-        while not frames.have_ended:
-            for wire in await frames.take() or ():
-                last = answer.apply(wire.frame) or last
-    if not subscription.is_complete and run.on_gone is not None:
-        run.on_gone()
-    for step in last:
-        if isinstance(step, Failed):
-            body = build_error(step.message, step.status, step.code)
-            return _respond(body, {**run.headers, **NO_RETRY}, step.status)
-        if isinstance(step, Finished):
-            return _respond(head.build_completion(answer.text, build_usage(step.value)), run.headers)
-    # Nothing receives this: the client has disconnected.
-    return Response(status_code=499, headers=run.headers)
+    text, end = await read_whole_answer(request, run, TRANSPORT)
+    match end:
+        case Failed():
+            return respond(build_error(end.message, end.status, end.code), {**run.headers, **NO_RETRY}, end.status)
+        case Finished():
+            return respond(head.build_completion(text, build_usage(end.value)), run.headers)
+        case None:
+            # Nothing receives this: the client has disconnected.
+            return Response(status_code=499)
 
 
-def _find_key(request: Request, body: bytes) -> RequestKey | None:
+def find_key(request: Request, body: bytes) -> RequestKey | None:
     """Return the idempotency key of a request.
 
     SDKs of OpenAI send a request again after an error of the connection, when a run may exist. They send no key then,
@@ -131,7 +118,7 @@ def _find_key(request: Request, body: bytes) -> RequestKey | None:
     return RequestKey(digest, is_retry=retries != "0", is_required=False)
 
 
-def _respond(body: Json, headers: dict[str, str] | None = None, status: int = 200) -> Response:
+def respond(body: Json, headers: dict[str, str] | None = None, status: int = 200) -> Response:
     return Response(
         msgspec.json.encode(body),
         status,

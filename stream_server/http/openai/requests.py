@@ -1,4 +1,4 @@
-"""Bodies of requests (`POST /v1/chat/completions`). Pure.
+"""Bodies of requests (`POST /v1/chat/completions` and `POST /v1/responses`). Pure.
 
 Members that a DAG has no use for, such as `temperature`, are ignored: clients send them always.
 """
@@ -14,6 +14,9 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 """Roles in the history of a question by roles of messages. Messages of other roles are calls of tools."""
 
 
+TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+
+
 class ContentPart(msgspec.Struct):
     """A part of a message. Only text is read."""
 
@@ -22,7 +25,9 @@ class ContentPart(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    role: str
+    role: str = ""
+    """Empty for items of `input` that are no messages."""
+
     content: str | list[ContentPart] | None = None
 
     @property
@@ -30,7 +35,7 @@ class Message(msgspec.Struct):
         """The text of all parts."""
         if isinstance(self.content, str):
             return self.content
-        return "\n".join([part.text for part in self.content or () if part.type in {"text", "input_text"}])
+        return "\n".join([part.text for part in self.content or () if part.type in TEXT_PARTS])
 
 
 class StreamOptions(msgspec.Struct):
@@ -79,3 +84,31 @@ def build_question(messages: list[Message]) -> Question:
         raise BadRequest("The last of `messages` has no text; images and files are not read")
     turns = [Turn(ROLES[message.role], message.text) for message in messages[:-1] if message.role in ROLES]
     return Question(question, [turn for turn in turns if turn.content])
+
+
+class ResponseRequest(msgspec.Struct):
+    model: str
+    input: str | list[Message]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    stream: bool | None = False
+    background: bool | None = False
+    metadata: dict[str, str] | None = None
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation, as that of a chat completion."""
+        items = [Message("user", self.input)] if isinstance(self.input, str) else self.input
+        return [*([Message("system", self.instructions)] if self.instructions else []), *items]
+
+
+def decode_response_request(body: bytes) -> ResponseRequest:
+    """Return the request of a body.
+
+    Raises:
+        BadRequest: The body is not such a request.
+    """
+    try:
+        return msgspec.json.decode(body, type=ResponseRequest)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequest(f"The body must be a request for a response: {error}") from None
