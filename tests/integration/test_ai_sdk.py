@@ -63,7 +63,7 @@ async def test_a_message_is_streamed_with_its_tasks_and_result(
 ) -> None:
     async with run_node(*arguments(auth_server, ada.token, major)) as script:
         key = await begin_answer(airflow, stub, {"progress": 0.5, "text": "writing"}, "Be")
-        while not texts_of(message := (await script.next())["message"]):
+        while not any(texts_of(message := (await script.next())["message"])):
             pass
         assert (message["id"], message["metadata"]) == (key.run_id, {"dag_id": "chat", "run_id": key.run_id})
         assert texts_of(message) == ["Be"]
@@ -106,7 +106,7 @@ async def test_a_chat_is_resumed_from_its_start_and_stopped(
     await wait_for_cancellation_decision()
     assert stub.patches == [], "a disconnect does not cancel the run"
     async with run_node(*resume) as script:
-        while not texts_of(message := (await script.next())["message"]):
+        while not any(texts_of(message := (await script.next())["message"])):
             pass
         assert (message["id"], texts_of(message)) == (key.run_id, ["Be"])
         async with client_for(auth_server, ada) as plain:
@@ -123,7 +123,7 @@ async def test_a_retried_task_that_writes_other_text_begins_a_new_part(
 ) -> None:
     async with run_node(*arguments(auth_server, ada.token, major)) as script:
         key = await begin_answer(airflow, stub, "Because")
-        while not texts_of((await script.next())["message"]):
+        while not any(texts_of((await script.next())["message"])):
             pass
         await retry_answer(airflow, key, "Bees")
         message = await last_message(script)
@@ -136,7 +136,7 @@ async def test_version_7_takes_text_back(
 ) -> None:
     async with run_node(*arguments(auth_server, ada.token, "7", query="?reset=step")) as script:
         key = await begin_answer(airflow, stub, "Because")
-        while not texts_of((await script.next())["message"]):
+        while not any(texts_of((await script.next())["message"])):
             pass
         await retry_answer(airflow, key, "Bees")
         message = await last_message(script)

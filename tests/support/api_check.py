@@ -36,6 +36,7 @@ from starlette.responses import JSONResponse, Response
 
 from stream_server.domain.run_state import RunKey
 from stream_server.http.endpoints.tickets import TICKETS_PATH
+from stream_server.http.openai.response_objects import encode_response_id
 from stream_server.journal.installer import install_journal
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
@@ -45,7 +46,13 @@ from support.postgres import create_database_from_airflow_template, drop_databas
 from support.server import running_server
 from support.waiting import eventually_async
 
-KNOWN = {"dag_id": "chat", "run_id": "over", "model": "chat"}
+KNOWN = {
+    "dag_id": "chat",
+    "run_id": "over",
+    "model": "chat",
+    "chat_id": "c1",
+    "response_id": encode_response_id(RunKey("chat", "over")),
+}
 """A finished run, so that its streams end."""
 
 CHECKS = [
