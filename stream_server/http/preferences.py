@@ -1,4 +1,4 @@
-"""The header `Prefer` (RFC 7240): how long a client waits for a response, where the query does not say. Pure."""
+"""The header `Prefer` (RFC 7240): how long a client waits for a response, if the query has no `timeout`. Pure."""
 
 from __future__ import annotations
 
