@@ -94,6 +94,11 @@ def _buffer_of(task: RunningTask) -> OutputBuffer:
 
 def _push_xcom(task: RunningTask, batch: dict[str, Any]) -> None:
     # Not `task.xcom_push`: an XCom backend may store values outside of the database, where no trigger sees them.
+    push = getattr(BaseXCom, "_push", None)
+    if push is not None:
+        # Airflow 3.4: `set` does not find the iteration of a task loop when the function of the task has ended.
+        push(task, OUTPUT_KEY, batch)
+        return
     BaseXCom.set(
         key=OUTPUT_KEY,
         value=batch,

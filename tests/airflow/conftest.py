@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.airflow_version import HAS_LOOPS
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
     from stream_server.cli.demo.server import StreamServerProcess
     from stream_server.cli.demo.stack import DemoStack
     from support.airflow_callers import DeniedPermissions
-
-collect_ignore = [] if HAS_LOOPS else ["test_task_loops.py"]
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ def doctor(*arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, {check["check"]: check for check in json.loads(done.stdout)["checks"]}
 
 
+@pytest.mark.core
 def test_a_whole_stack_has_no_problem(stack: DemoStack, token: str) -> None:
     code, checks = doctor(
         *("--database-url", stack.database_url, "--url", stack.server_url),

@@ -33,6 +33,7 @@ async def wait_natively(airflow: AirflowRestClient, key: RunKey) -> dict[str, An
     return await asyncio.to_thread(airflow.wait_at_airflow, *key)
 
 
+@pytest.mark.core
 async def test_a_stream_has_one_result_with_the_tasks_of_airflows_own_wait(
     stack: DemoStack, airflow: AirflowRestClient
 ) -> None:

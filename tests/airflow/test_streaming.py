@@ -85,6 +85,7 @@ async def test_two_thousand_tokens_arrive_once_and_in_order_over_two_connections
     assert frames[-1]["type"] == "end"
 
 
+@pytest.mark.core
 async def test_a_retry_retracts_the_output_of_the_failed_try(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "stream_retry")
     async with sse(stack.server_url, key, timeout=RUN_SECONDS) as events:

@@ -69,6 +69,7 @@ def duplicates(frames: list[Frame]) -> list[tuple[Any, ...]]:
     return [identity for identity in set(identities) if identities.count(identity) > 1]
 
 
+@pytest.mark.core
 async def test_the_result_arrives_long_before_the_teardown_ends(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "chat_answer", teardown_seconds=10)
     waiting = asyncio.create_task(asyncio.to_thread(airflow.wait_at_airflow, *key, 1.0))
@@ -124,6 +125,7 @@ def watched_runs(stack: DemoStack, airflow: AirflowRestClient) -> dict[str, Watc
     return asyncio.run(watch_all())
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("dag_id", "outcome", "results"),
     [
@@ -155,6 +157,7 @@ async def test_the_frames_of_a_run_are_its_committed_transitions(
     assert shared == transitions_in(over_websocket)[-len(shared) :]
 
 
+@pytest.mark.core
 async def test_a_mapped_task_is_expanded_and_its_results_are_collected(
     stack: DemoStack, airflow: AirflowRestClient
 ) -> None:
@@ -176,6 +179,7 @@ async def test_a_finished_run_sends_its_result_at_once(stack: DemoStack, airflow
     assert (await frames_over_sse(stack, key, "?result=think"))[1]["results"] == {"think": ANSWER["answer"]}
 
 
+@pytest.mark.core
 async def test_a_cleared_run_sends_a_new_result(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key = await trigger(airflow, "native_result", question="Again?", archive_seconds=0)
     await asyncio.to_thread(airflow.wait_until_finished, *key)

@@ -12,7 +12,11 @@ from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.progress import ConsoleReporter
 from stream_server.cli.demo.stack import DemoStack
 from stream_server.domain.run_state import RunKey
+from support.airflow_version import HAS_LOOPS
 from support.streams import Frame, sse, types
+
+if not HAS_LOOPS:
+    pytest.skip("needs Airflow 3.4: make test-airflow AIRFLOW=3.4.0b2", allow_module_level=True)
 
 RUN_SECONDS = 120.0
 
@@ -64,6 +68,7 @@ def attempts_in_airflow(airflow: AirflowRestClient, key: RunKey) -> set[Attempt]
     }
 
 
+@pytest.mark.core
 async def test_frames_of_a_loop_are_airflows_attempts(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key, frames = await run_dag(stack, airflow, "loop_drafts", "?until=run&result=revise.check")
     assert last_attempts(frames) == await asyncio.to_thread(attempts_in_airflow, airflow, key)
@@ -84,6 +89,7 @@ async def test_the_result_is_the_value_of_the_last_iteration_and_comes_before_th
     assert (frames[-1]["state"], frames[-1]["outcome"]) == ("running", "result")
 
 
+@pytest.mark.core
 async def test_a_mapped_task_is_expanded_in_each_iteration(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key, frames = await run_dag(stack, airflow, "loop_squares", "?until=run")
     assert last_attempts(frames) == await asyncio.to_thread(attempts_in_airflow, airflow, key)
@@ -91,10 +97,13 @@ async def test_a_mapped_task_is_expanded_in_each_iteration(stack: DemoStack, air
     assert last_attempts([await snapshot_of(stack, key)]) == last_attempts(frames)
 
 
+@pytest.mark.core
 async def test_a_failure_names_the_iteration(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key, frames = await run_dag(stack, airflow, "loop_fails", "?until=run&result=publish")
     (failure,) = [frame for frame in frames if frame["type"] == "failure"]
     assert (failure["task_id"], failure["iteration"], failure["predicted"]) == ("attempt.step", 1, True)
+    output = [(frame["iteration"], frame["value"]) for frame in frames if frame["type"] == "chunk"]
+    assert output == [(iteration, text) for iteration in (0, 1) for text in (f"step {iteration}", "last output")]
     assert last_attempts(frames) == await asyncio.to_thread(attempts_in_airflow, airflow, key)
 
 

@@ -134,6 +134,7 @@ async def test_a_failure_is_reported_seconds_before_the_run_ends(
     assert ahead > 4, "the teardown alone takes five seconds"
 
 
+@pytest.mark.core
 async def test_a_failure_six_levels_up_is_reported_before_airflow_writes_it(
     stack: DemoStack, airflow: AirflowRestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from stream_server.urls import redact_url
 ACCEPTED_ENCODINGS = "gzip, deflate, br, zstd"
 """Accept-Encoding of browsers, so that a proxy that compresses does so for the check, too."""
 
-OLDEST_AIRFLOW, NEWEST_AIRFLOW = (3, 0), (3, 3)
+OLDEST_AIRFLOW, NEWEST_AIRFLOW = (3, 0), (3, 4)
 
 _NUMBER = re.compile("[0-9]{1,9}")
 
@@ -60,7 +60,7 @@ class AirflowChecks:
         found = f"Airflow {version} at {address}, in {milliseconds:.0f} ms"
         facts = {"version": version, "milliseconds": milliseconds}
         if not OLDEST_AIRFLOW <= release_of(version) <= NEWEST_AIRFLOW:
-            return warning(found, "stream_server supports Airflow 3.0 to 3.3", **facts)
+            return warning(found, "stream_server supports Airflow 3.0 to 3.4", **facts)
         return ok(found, **facts)
 
     async def check_token(self) -> Finding:

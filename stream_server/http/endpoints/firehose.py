@@ -59,7 +59,7 @@ KNOWN_STATES = (
     "up_for_retry",
     "upstream_failed",
 )
-"""States of runs and task instances (`airflow.utils.state`, 3.0 to 3.3), and the name of no state."""
+"""States of runs and task instances (`airflow.utils.state`, 3.0 to 3.4), and the name of no state."""
 
 
 async def stream_firehose(request: Request) -> Response:
@@ -145,7 +145,7 @@ def _check_states(states: Sequence[str]) -> None:
             raise BadParameter(f"`state` must be one of {', '.join(KNOWN_STATES)}, got {state[:40]!r}")
         if state not in KNOWN_STATES and _unknown_states.add_if_new(state):
             log.warning(
-                "A filter names the state %s, which this version does not know; Airflow 3.0 to 3.3 does not have it",
+                "A filter names the state %s, which this version does not know; Airflow 3.0 to 3.4 does not have it",
                 state,
                 extra={"action": "unknown_state"},
             )

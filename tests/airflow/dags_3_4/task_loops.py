@@ -68,6 +68,8 @@ def fails():
     def attempt():
         @task
         def step(*, loop) -> int:
+            emit(f"step {loop.index}")
+            emit("last output")
             if loop.index == 1:
                 raise RuntimeError("the second iteration fails")
             return int(loop.index)
