@@ -129,6 +129,17 @@ def select_result_tasks(run: RunState, options: WatchOptions) -> tuple[str, ...]
 
 def evaluate(run: RunState, options: WatchOptions) -> Decision:
     """Return what is certain about the result of a run."""
+    if not run.is_large:
+        return _evaluate(run, options)
+    # It can take some 20 ms, and clients that join need it again.
+    key = options.result_tasks, options.confirm
+    decision: Decision | None = run.decisions.get(key)
+    if decision is None:
+        decision = run.decisions[key] = _evaluate(run, options)
+    return decision
+
+
+def _evaluate(run: RunState, options: WatchOptions) -> Decision:
     if run.is_deleted:
         return FailureKnown("run_deleted", run.last_change)
     tasks = select_result_tasks(run, options)

@@ -37,7 +37,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TypeAlias
 
-from stream_server.domain import prediction_plan
 from stream_server.domain.graph import Graph
 from stream_server.domain.iterations import is_gate_open
 from stream_server.domain.judgement import (
@@ -53,7 +52,15 @@ from stream_server.domain.judgement import (
 )
 from stream_server.domain.prediction_plan import MappedPlan, TaskPlan, plan_of
 from stream_server.domain.trigger_rules import ANY, FAILURE, NONE, Ends, ends_once_run
-from stream_server.domain.waiting_ends import CAN_SUCCEED, MUST_FAIL, Situation, bit_of, find_waiting_ends, join_bits
+from stream_server.domain.waiting_ends import (
+    CAN_SUCCEED,
+    FAILS,
+    MUST_FAIL,
+    Situation,
+    bit_of,
+    find_waiting_ends,
+    join_bits,
+)
 
 UNSUCCESSFUL_STATES = frozenset({"failed", "upstream_failed", "skipped", "removed"})
 """States in which a task instance has ended without a value."""
@@ -87,8 +94,8 @@ class Prediction:
 
     Args:
         graph: The DAG.
-        states: The instances of the run, in loops of the newest iteration. They are not copied: `update` must be called
-            after each change.
+        states: The instances of the run, in loops of the newest iteration. They are not copied: `add_changes`
+            and `advance` must be called after each change.
         newest_iteration: Returns the newest iteration of a task in a loop.
     """
 
@@ -110,11 +117,6 @@ class Prediction:
         self._changed: set[int] = set()
         for plan in self._plan.tasks:
             self._store(plan, self._judge(plan))
-
-    def update(self, changed: Collection[str]) -> None:
-        """Judge again the tasks whose instances have changed, and those below whose ends that changes."""
-        self.add_changes(changed)
-        self.advance()
 
     def add_changes(self, changed: Collection[str]) -> None:
         """Take note of tasks whose instances have changed, for `advance`."""
@@ -153,13 +155,16 @@ class Prediction:
         possible = self.possible_states(task_id)
         return frozenset().union(*(found for ends, found in possible.items() if not ends & ANY & ~FAILURE))
 
-    def deciding_upstream(self, task_id: str) -> tuple[str, ...]:
-        """Return the tasks that decide whether a task is run, without those that it is mapped over."""
-        return prediction_plan.deciding_upstream(self.graph, task_id)
-
-    def sees_same_index_only(self, task_id: str, upstream: str) -> bool:
-        """Whether an instance sees, of another task, only the one with its own index (`_get_relevant_map_indexes`)."""
-        return prediction_plan.sees_same_index_only(self.graph, task_id, upstream)
+    def failing_upstream(self, task_id: str) -> list[str] | None:
+        """Return the failing tasks that decide whether a task is run; `None` if the task may expand."""
+        number = self._plan.numbers.get(task_id)
+        if number is None:
+            return []
+        plan = self._plan.tasks[number]
+        if plan.mapped is not None:
+            return None
+        failing = {one for one in plan.upstream + plan.indirect_setups if self._judgements[one].ends & FAILS}
+        return [self._plan.tasks[one].task_id for one in failing]
 
     def _judgement(self, task_id: str) -> Judgement:
         number = self._plan.numbers.get(task_id)

@@ -90,6 +90,9 @@ class RunState:
         self._unsuccessful_tasks: set[str] = set()
         """Tasks that have an instance in one of `UNSUCCESSFUL_STATES`."""
 
+        self.decisions: dict[object, Any] = {}
+        """What `outcome.evaluate` has found since the last change, for a large run."""
+
         self.last_change = SourceRow()
         """The last change of the run itself."""
 
@@ -161,6 +164,7 @@ class RunState:
             self._apply_xcom(transition)
         elif transition.kind is TransitionKind.RUN_DELETED:
             self.is_deleted = True
+            self.decisions.clear()
             self.last_change = SourceRow(transition.seq, transition.at)
         return ()
 
@@ -236,6 +240,7 @@ class RunState:
         )
 
     def _put(self, task_id: str, map_index: int, instance: TaskInstance, iteration: int | None) -> None:
+        self.decisions.clear()
         instances = self.iterations.open(task_id, iteration)
         instances.put(map_index, instance)
         if not self.iterations.is_current(task_id, iteration):
@@ -283,6 +288,7 @@ class RunState:
             self._retraction = "retried" if transition.state == "up_for_retry" else "cleared"
 
     def _apply_run(self, transition: Transition) -> None:
+        self.decisions.clear()
         self.info = RunInfo(
             state=transition.state,
             queued_at=transition.queued_at,

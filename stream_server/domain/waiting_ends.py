@@ -65,6 +65,7 @@ CAN_SUCCEED_OR_BE_REMOVED: Final = _bits_where(any_of=Ends.SUCCESS | Ends.REMOVE
 CAN_SKIP: Final = _bits_where(any_of=Ends.SKIPPED)
 CAN_FAIL_OR_BE_REMOVED_BY_UPSTREAM: Final = _bits_where(any_of=Ends.UPSTREAM_FAILED | Ends.REMOVED)
 MAY_RUN: Final = _bits_where(any_of=Ends.SUCCESS, none_of=Ends.ENDED)
+FAILS: Final = _bits_where(any_of=FAILURE, none_of=Ends.SUCCESS)
 HAS_FAILED: Final = join_bits(bit_of(ends) for ends in ALL_ENDS if ends & Ends.ENDED and ends & FAILURE)
 MUST_FAIL: Final = join_bits(bit_of(ends) for ends in ALL_ENDS if not ends & ANY & ~FAILURE)
 FAILS_WITH_UPSTREAM_ONLY: Final = bit_of(Ends.UPSTREAM_FAILED)

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import asyncpg
 
-from stream_server.domain.outcome import ReturnValues
+from stream_server.domain.outcome import ReturnValues, WatchOptions, evaluate
 from stream_server.domain.run_state import MAX_OUTPUT_BYTES, RETRACTING_STATES, RunKey, RunState
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
@@ -141,10 +141,10 @@ class RunStore:
             version = await find_version(connection, queries, key, versions)
             if version is not None:
                 run.graph = await self._graphs.read(connection, queries, version)
-                if run.is_large:
-                    await asyncio.to_thread(_prepare_run_state, run)
                 if run.graph is not None and not run.graph.marked_tasks:
                     run.earlier_marks = await read_earlier_marks(connection, queries, key, version, run.graph.tasks)
+        if run.is_large:
+            await asyncio.to_thread(_prepare_run_state, run)
         return run, position
 
     async def read_history(
@@ -367,6 +367,7 @@ async def _call_for_rows(
 
 
 def _prepare_run_state(run: RunState) -> None:
-    """Compute what a large run keeps up to date from then on."""
+    """Compute what a large run keeps up to date from then on, and its outcome for most clients."""
     run.predict()
     run.snapshot(())
+    evaluate(run, WatchOptions())

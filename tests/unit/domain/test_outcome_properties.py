@@ -9,7 +9,7 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.domain import outcome
+from stream_server.domain import outcome, run_state
 from stream_server.domain.evidence import lacks_evidence
 from stream_server.domain.outcome import FailureKnown, ResultKnown, Undecided, evaluate, select_result_tasks
 from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, Snapshot
@@ -164,3 +164,13 @@ def test_a_run_that_lacks_evidence_is_undecided_by_all_rules(reader: SimulatedRe
         if not reader.run.is_deleted and lacks_evidence(reader.run, select_result_tasks(reader.run, options)):
             with mock.patch.object(outcome, "lacks_evidence", return_value=False):
                 assert isinstance(evaluate(reader.run, options), Undecided)
+
+
+@given(watched(), run_histories)
+def test_a_large_run_has_the_same_outcome(reader: SimulatedReader, moves: list[Move]) -> None:
+    for _ in play(reader, moves):
+        options = reader.answer.options
+        decision = evaluate(reader.run, options)
+        with mock.patch.object(run_state, "MAX_LATE_JUDGEMENTS", 0):
+            assert evaluate(reader.run, options) == decision
+            assert evaluate(reader.run, options) == decision
