@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx
 import msgspec
 from starlette.requests import cookie_parser
 
+from stream_server.auth.airflow_bodies import AnswerBody, RunBody, RunPage, RunStateBody, TokenBody
 from stream_server.domain.run_state import FINAL_RUN_STATES, RunKey
 from stream_server.errors import AirflowNotResponding, AirflowRefused, AirflowTimeout, UrlTooLong
 from stream_server.settings import ENVIRONMENT
@@ -33,7 +34,10 @@ FAIL_PAUSE_SECONDS = (0.1, 0.5)
 MAYBE_CREATED = "; the run may have been created all the same"
 """Added to an error if a request to trigger a run had no answer."""
 
-UNAUTHENTICATED, FORBIDDEN = 401, 403
+MAYBE_ANSWERED = "; the request may have been answered all the same"
+"""The same for an answer to a request for human input."""
+
+BAD_REQUEST, UNAUTHENTICATED, FORBIDDEN, UNPROCESSABLE = 400, 401, 403, 422
 
 INVALID_TOKEN_DETAIL = "Invalid JWT token"  # noqa: S105 # what Airflow answers, and no token
 """Detail of the 403 with which Airflow answers a revoked, expired or malformed token (`core_api.security`)."""
@@ -46,55 +50,6 @@ TOKEN_COOKIE = "_token"  # noqa: S105 # a name
 
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """RFC 6750 section 2.1."""
-
-StorableName = Annotated[str, msgspec.Meta(pattern=r"^[^\x00\ud800-\udfff]+$")]
-"""A name that PostgreSQL can store. A JSON string can also have NUL, and half a surrogate pair."""
-
-
-# The members of Airflow's answers that are read (`airflow.api_fastapi.core_api.datamodels`). An answer of another shape
-# raises `AirflowNotResponding`, wherever it is read.
-
-
-class TokenBody(msgspec.Struct):
-    """Answer to a login."""
-
-    access_token: StorableName
-
-
-class RunBody(msgspec.Struct):
-    """The name of a DAG run."""
-
-    dag_run_id: StorableName
-
-
-class RunStateBody(msgspec.Struct):
-    """The state of a DAG run."""
-
-    state: StorableName
-
-
-class RunPage(msgspec.Struct):
-    """List of DAG runs."""
-
-    dag_runs: list[Any]
-
-
-class XComPage(msgspec.Struct):
-    """List of XComs."""
-
-    xcom_entries: list[Any]
-
-
-class DagBody(msgspec.Struct):
-    """The name of a DAG."""
-
-    dag_id: StorableName
-
-
-class DagPage(msgspec.Struct):
-    """List of DAGs."""
-
-    dags: list[DagBody]
 
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
@@ -199,6 +154,22 @@ class AirflowApi:
                 break
             await asyncio.sleep(random.uniform(*FAIL_PAUSE_SECONDS))  # noqa: S311 # not for secrets
         return _read_body(RunStateBody, response, "PATCH", path).state
+
+    async def answer_request(self, key: RunKey, task_id: str, map_index: int, answer: Mapping[str, Any]) -> AnswerBody:
+        """Answer the request for human input of a task instance (`PATCH …/hitlDetails`), and return the answer.
+
+        Raises:
+            AirflowRefused: Airflow refuses: with 409 if the request is not open any more, with 422 if the answer does
+                not fit it.
+            AirflowNotResponding: There was no usable answer. The request may have been answered.
+        """
+        path = f"{run_path(key)}/taskInstances/{quote(task_id, safe='')}/{map_index}/hitlDetails"
+        try:
+            return await self._request_body(AnswerBody, "PATCH", path, answer, doubt=MAYBE_ANSWERED)
+        except AirflowRefused as error:
+            if error.status != BAD_REQUEST:
+                raise
+            raise AirflowRefused(str(error), UNPROCESSABLE) from None
 
     async def get(self, shape: type[_Body], path: str, timeout: float) -> AirflowAnswer[_Body]:
         """Request something. A refusal is returned, not raised.

@@ -17,16 +17,8 @@ import httpx
 import msgspec
 from typing_extensions import override
 
-from stream_server.auth.airflow_api import (
-    EMPTY_RUN_LIST,
-    AirflowAnswer,
-    AirflowApi,
-    DagPage,
-    RunBody,
-    RunPage,
-    XComPage,
-    run_path,
-)
+from stream_server.auth.airflow_api import EMPTY_RUN_LIST, AirflowAnswer, AirflowApi, run_path
+from stream_server.auth.airflow_bodies import DagPage, RequestPage, RunBody, RunPage, XComPage
 from stream_server.auth.authorizer import (
     ACCESS_WITHOUT_VALUES,
     Access,
@@ -41,7 +33,7 @@ from stream_server.auth.readable_dags import ReadableDags
 from stream_server.auth.revalidation import Revalidator, StreamPermission
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowNotResponding, AirflowRefused, PermissionUnknown, RunNotFound
-from stream_server.hub.firehose import Resource
+from stream_server.hub.filters import Resource
 from stream_server.hub.subscription import Subscription
 
 log = logging.getLogger(__name__)
@@ -71,9 +63,12 @@ DOT_SEGMENTS = {".", ".."}
 EMPTY_XCOM_QUERY = "limit=1&xcom_key="
 """Matches no XComs, which PostgreSQL finds out by an index. Without a key it counts all XComs of the DAG."""
 
-UNAUTHENTICATED, NOT_FOUND = 401, 404
+EMPTY_REQUEST_QUERY = "limit=1&task_id=~"
+"""Matches no requests: no task has that id."""
 
-DEFAULT_CHALLENGES = {UNAUTHENTICATED: "Bearer", 403: None, NOT_FOUND: None}
+UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 401, 403, 404
+
+DEFAULT_CHALLENGES = {UNAUTHENTICATED: "Bearer", FORBIDDEN: None, NOT_FOUND: None}
 """Statuses of refusals, and the challenge where Airflow sends none (RFC 9110 section 15.5.2)."""
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
@@ -118,30 +113,29 @@ class AirflowAuthorizer(Authorizer):
         if DOT_SEGMENTS & set(key):
             # In a path these are resolved, so that Airflow would be asked about something else.
             raise RunNotFound(*key)
-        runs, xcoms = await asyncio.gather(
+        runs, xcoms, inputs = await asyncio.gather(
             self._run_permission(caller, key.dag_id, anew=anew, run_id=key.run_id),
             self._xcom_permission(caller, key.dag_id, anew=anew),
+            self._input_permission(caller, key.dag_id, anew=anew),
         )
         if runs.status == NOT_FOUND:
             raise RunNotFound(*key)
-        return _combine_permissions(runs, xcoms)
+        return _combine_permissions(runs, xcoms, inputs)
 
     @override
-    async def check_dag(self, caller: Caller, dag_id: str, *, output: bool = False, anew: bool = False) -> Access:
+    async def check_dag(
+        self, caller: Caller, dag_id: str, *, output: bool = False, inputs: bool = False, anew: bool = False
+    ) -> Access:
         """Return what a caller may see of the runs of a DAG. `anew` ignores the cache.
 
         Raises:
             AirflowRefused: The caller may not see them (401, 403), or there is no such DAG (404).
             PermissionUnknown: Airflow does not answer.
         """
-        if not output:
-            (await self._run_permission(caller, dag_id, anew=anew)).raise_if_refused()
-            return ACCESS_WITHOUT_VALUES
-        return _combine_permissions(
-            *await asyncio.gather(
-                self._run_permission(caller, dag_id, anew=anew), self._xcom_permission(caller, dag_id, anew=anew)
-            )
-        )
+        wanted = [self._run_permission(caller, dag_id, anew=anew)]
+        wanted.append(self._xcom_permission(caller, dag_id, anew=anew) if output else _not_wanted())
+        wanted.append(self._input_permission(caller, dag_id, anew=anew) if inputs else _not_wanted())
+        return _combine_permissions(*await asyncio.gather(*wanted))
 
     @override
     async def check_dags(self, caller: Caller, *, anew: bool = False) -> None:
@@ -163,6 +157,8 @@ class AirflowAuthorizer(Authorizer):
         if readable is None:
 
             async def ask(resource: Resource) -> bool:
+                if resource.inputs:
+                    return (await self._input_permission(caller, resource.dag_id, anew=True)).is_granted
                 request = self._xcom_permission if resource.output else self._run_permission
                 return (await request(caller, resource.dag_id, anew=True)).is_granted
 
@@ -192,7 +188,7 @@ class AirflowAuthorizer(Authorizer):
         if scope.run_id:
             return await self.check_run(caller, RunKey(scope.dag_id, scope.run_id), anew=True)
         if scope.dag_id:
-            return await self.check_dag(caller, scope.dag_id, output=scope.output, anew=True)
+            return await self.check_dag(caller, scope.dag_id, output=scope.output, inputs=scope.inputs, anew=True)
         await self.check_dags(caller, anew=True)
         return ACCESS_WITHOUT_VALUES
 
@@ -215,6 +211,13 @@ class AirflowAuthorizer(Authorizer):
         path = f"{run_path(RunKey(dag_id, '~'))}/taskInstances/~/xcomEntries?{EMPTY_XCOM_QUERY}"
         return await self._permissions.get(
             caller, ("xcoms", dag_id), lambda: self._request_permission(caller, path, XComPage), anew=anew
+        )
+
+    async def _input_permission(self, caller: Caller, dag_id: str, *, anew: bool = False) -> CachedPermission:
+        """Return whether a caller may read the requests for human input of a DAG. Airflow 3.0 has none."""
+        path = f"{run_path(RunKey(dag_id, '~'))}/hitlDetails?{EMPTY_REQUEST_QUERY}"
+        return await self._permissions.get(
+            caller, ("inputs", dag_id), lambda: self._request_permission(caller, path, RequestPage), anew=anew
         )
 
     async def _list_dags(self, caller: Caller) -> set[str]:
@@ -278,13 +281,18 @@ class AirflowAuthorizer(Authorizer):
         return PermissionUnknown(why)
 
 
-def _combine_permissions(runs: CachedPermission, xcoms: CachedPermission) -> Access:
-    """Return what a caller may see, from the permissions to read runs and XComs.
+async def _not_wanted() -> CachedPermission:
+    return CachedPermission(FORBIDDEN)
+
+
+def _combine_permissions(runs: CachedPermission, xcoms: CachedPermission, inputs: CachedPermission) -> Access:
+    """Return what a caller may see, from the permissions to read runs, XComs and requests for human input.
 
     Raises:
         AirflowRefused: The caller may not read runs, or the credential has expired between the two requests.
     """
     runs.raise_if_refused()
-    if xcoms.status == UNAUTHENTICATED:
-        xcoms.raise_if_refused()
-    return Access(can_read_values=xcoms.is_granted)
+    for permission in (xcoms, inputs):
+        if permission.status == UNAUTHENTICATED:
+            permission.raise_if_refused()
+    return Access(can_read_values=xcoms.is_granted, can_read_inputs=inputs.is_granted)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from stream_server.domain.run_state import RunKey
-from stream_server.hub.firehose import ReadPermissions
+from stream_server.hub.filters import ReadPermissions
 from stream_server.hub.subscription import Subscription
 
 BEARER_PREFIX = "bearer "
@@ -77,8 +77,12 @@ class Access(NamedTuple):
     can_read_values: bool
     """Whether return values and output of tasks are visible."""
 
+    can_read_inputs: bool = False
+    """Whether requests for human input and their answers are visible."""
 
-FULL_ACCESS, ACCESS_WITHOUT_VALUES = Access(can_read_values=True), Access(can_read_values=False)
+
+FULL_ACCESS = Access(can_read_values=True, can_read_inputs=True)
+ACCESS_WITHOUT_VALUES = Access(can_read_values=False)
 
 
 class StreamScope(NamedTuple):
@@ -92,6 +96,9 @@ class StreamScope(NamedTuple):
 
     output: bool = False
     """Whether it shows output of the runs of a DAG."""
+
+    inputs: bool = False
+    """Whether it shows the human input that the runs of a DAG ask for."""
 
 
 class Grant(NamedTuple):
@@ -125,8 +132,8 @@ class Authorizer(Protocol):
     async def check_run(self, caller: Caller, key: RunKey) -> Access:
         """Return what a caller may see of a run."""
 
-    async def check_dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
-        """Return what a caller may see of the runs of a DAG. Values are included only if `output` is wanted."""
+    async def check_dag(self, caller: Caller, dag_id: str, *, output: bool = False, inputs: bool = False) -> Access:
+        """Return what a caller may see of the runs of a DAG. It includes only what is wanted: values, human input."""
 
     async def check_dags(self, caller: Caller) -> None:
         """Raise unless a caller may see the runs of all DAGs that it may read; `readable_dags` returns which."""
@@ -154,7 +161,7 @@ class AllowAll:
     async def check_run(self, caller: Caller, key: RunKey) -> Access:
         return FULL_ACCESS
 
-    async def check_dag(self, caller: Caller, dag_id: str, *, output: bool = False) -> Access:
+    async def check_dag(self, caller: Caller, dag_id: str, *, output: bool = False, inputs: bool = False) -> Access:
         return FULL_ACCESS
 
     async def check_dags(self, caller: Caller) -> None:

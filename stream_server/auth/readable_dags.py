@@ -14,7 +14,7 @@ from cachetools import FIFOCache
 
 from stream_server.errors import AirflowRefused, PermissionUnknown, StreamServerError
 from stream_server.hub.asyncio_tasks import TaskSet
-from stream_server.hub.firehose import Resource
+from stream_server.hub.filters import Resource
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class ReadableDags:
     turns, and the others are renewed by what Airflow's own lists of the runs and XComs of many DAGs use
     (`permitted_dag_filter_factory`, and a permission that names no DAG): a list of the DAGs that may be read, which
     costs Airflow about as much as a request for one DAG, and whether XComs may be read at all. Whether runs may be read
-    at all is revalidated for each stream (`revalidation.py`).
+    at all is revalidated for each stream (`revalidation.py`). Human input is always requested directly.
 
     Args:
         ask: Requests whether the caller may read something, or `OUTPUT_OF_ALL_DAGS`.
@@ -185,7 +185,7 @@ class ReadableDags:
     def _is_renewed_by_list(self, resource: Resource) -> bool:
         """Whether a list can renew what is known of a resource, and the resource is not to be requested directly."""
         answer = self._answers.get(resource)
-        if answer is None:
+        if answer is None or resource.inputs:
             return False
         now = self._clock()
         is_too_old = now - answer.requested_at > self._good_for * MAX_RENEWAL_FACTOR
@@ -212,7 +212,7 @@ class ReadableDags:
                 self._answers[resource] = answer._replace(renewed_at=now)
             elif resource.dag_id not in listed:
                 del self._answers[resource]
-            elif self._can_read_all_output or not resource.output:
+            elif not resource.inputs and (self._can_read_all_output or not resource.output):
                 self._answers[resource] = answer._replace(renewed_at=now)
 
     def _on_renewed(self, _task: asyncio.Task[bool]) -> None:

@@ -37,11 +37,19 @@ class WatchOptions:
     redact_values: bool = False
     """Whether values are left out because the caller may not read them."""
 
+    redact_inputs: bool = False
+    """Whether requests for human input and their answers are left out because the caller may not read them."""
+
     include_output: bool = True
     """Whether the output of running tasks is sent."""
 
     url_prefix: str = ""
     """What precedes paths in the URLs of clients."""
+
+    @property
+    def is_redacted(self) -> bool:
+        """Whether anything is left out because the caller may not read it."""
+        return self.redact_values or self.redact_inputs
 
 
 class ReturnValue(NamedTuple):

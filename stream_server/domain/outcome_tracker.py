@@ -28,7 +28,8 @@ from stream_server.domain.prediction import END_OF_STATE
 from stream_server.domain.run_state import RetractionReason, RunState
 from stream_server.domain.transition import RETURN_VALUE_KEY
 from stream_server.protocol.cursor import SentOutcome
-from stream_server.protocol.frames import AnyFrame, End, Failure, Reference, Reset, Result, Snapshot
+from stream_server.protocol.frame_members import Reference
+from stream_server.protocol.frames import AnyFrame, End, Failure, Reset, Result, Snapshot
 
 _JSON_NULL, _EMPTY_LIST = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
 
@@ -78,7 +79,7 @@ class OutcomeTracker:
         """Return the first frames for a new subscriber: the snapshot, the output so far, and what was sent last."""
         output = run.output.frames if self.options.include_output else ()
         waiting = () if run.waiting is None else (run.waiting,)
-        return [self._snapshot(run), *waiting, *output, *self.last_frames()]
+        return [self._snapshot(run), *waiting, *run.requests.frames(), *output, *self.last_frames()]
 
     def last_frames(self, known: SentOutcome | None = None) -> list[AnyFrame]:
         """Return the outcome and the `end`, if they were sent. The outcome is left out for a subscriber that has it."""

@@ -68,7 +68,7 @@ def replay_run(run: RunState, options: WatchOptions, gap: Gap, *, before_creatio
     if options.include_output and any(_retracts_output(run, row) for row in rows):
         return None
     # Rows are applied to a scratch state for their frames only: `run` has them already.
-    scratch = RunState(run.key, _UNKNOWN_RUN, run.graph)
+    scratch = RunState(run.key, _UNKNOWN_RUN, run.graph, is_replay=not before_creation)
     first = (
         scratch.snapshot(result_tasks)
         if before_creation

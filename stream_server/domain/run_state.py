@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from stream_server.domain.emitted_output import RunOutput
 from stream_server.domain.graph import Graph
+from stream_server.domain.human_input import RunRequests
 from stream_server.domain.iterations import Iterations
 from stream_server.domain.prediction import UNSUCCESSFUL_STATES, Prediction
 from stream_server.domain.snapshot_tasks import TaskListing
@@ -57,7 +58,13 @@ class RunState:
     """The state of a run, and the frames of each transition."""
 
     def __init__(
-        self, key: RunKey, info: RunInfo, graph: Graph | None = None, *, output_bytes: int = MAX_OUTPUT_BYTES
+        self,
+        key: RunKey,
+        info: RunInfo,
+        graph: Graph | None = None,
+        *,
+        output_bytes: int = MAX_OUTPUT_BYTES,
+        is_replay: bool = False,
     ) -> None:
         self.key = key
         self.info = info
@@ -77,6 +84,7 @@ class RunState:
         them; `None` if there is no such run."""
 
         self.output = RunOutput(output_bytes)
+        self.requests = RunRequests(sends_unknown=not is_replay)
         self._retraction: RetractionReason | None = None
         self._prediction: Prediction | None = None
         """Kept up to date from its first use on, as the judgement of a whole DAG can take milliseconds."""
@@ -158,6 +166,8 @@ class RunState:
             self.waiting = None
             self._apply_run(transition)
             return [run_frame(transition)]
+        if transition.kind is TransitionKind.INPUT:
+            return self.requests.apply(transition)
         if is_output(transition):
             return self._apply_output(transition)
         if transition.kind is TransitionKind.XCOM:
@@ -282,6 +292,10 @@ class RunState:
         )
         self._put(transition.task_id, transition.map_index, instance, transition.iteration)
         key = transition.task_id, transition.map_index, transition.iteration
+        if transition.iteration is None:
+            self.requests.update_instance(
+                key[:2], instance.state, instance.try_number, is_given_up=instance.state in RETRACTING_STATES
+            )
         output_try = self.output.get_try_number(key)
         if output_try is not None and (output_try != instance.try_number or instance.state in RETRACTING_STATES):
             self.output.retract(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple
+from uuid import UUID
 
 RETURN_VALUE_KEY = "return_value"
 """Key of the XCom that holds the return value of a task (`airflow.models.xcom.XCOM_RETURN_KEY`)."""
@@ -12,10 +13,8 @@ RETURN_VALUE_KEY = "return_value"
 OUTPUT_KEY = "stream_server_output"
 """Key of the XCom that a running task overwrites with each batch of output (`stream_server.authoring.output`)."""
 
-INPUT = "input"
-"""Kind of the rows that requests for human input write (`hitl_detail`). They name a task instance by its id, and no
-run: a trigger must not read Airflow's tables. They are no transitions, and nothing consumes them yet; readers skip
-them."""
+OPEN, ANSWERED = "open", "answered"
+"""States of rows of kind `INPUT`. Triggers of an earlier version write none."""
 
 
 class TransitionKind(str, Enum):
@@ -27,6 +26,10 @@ class TransitionKind(str, Enum):
     XCOM = "xcom"
     RUN_CHANGED = "run_changed"
     """Task instances of the run have another DAG version, or were deleted: the run must be read again."""
+
+    INPUT = "input"
+    """A request for human input was written (`hitl_detail`), or its answer. The row names a task instance by its id,
+    and no run: a trigger must not read Airflow's tables. `journal.human_input` adds what is missing."""
 
 
 class Transition(NamedTuple):
@@ -61,9 +64,11 @@ class Transition(NamedTuple):
 
     iteration: int | None = None
     """Iteration of the task loop (Airflow 3.4) that the task instance belongs to, from 0; `None` outside of loops."""
+    ti_id: UUID | None = None
+    """Id of a task instance; only of kind `INPUT`."""
 
     body: str | None = None
-    """Output of a task as JSON text; also `None` if it was too large or was not read."""
+    """Output of a task, or a request for human input, as JSON text; also `None` if output was too large or not read."""
 
     had_output: bool = False
     """Whether the task instance had emitted output before, which this transition may retract. Only set in a history."""
@@ -84,11 +89,15 @@ class UndecodableRow(ValueError):
 
 
 _KINDS = {kind.value: kind for kind in TransitionKind}
-_TASK_KINDS = frozenset({TransitionKind.TASK, TransitionKind.XCOM})
+_NEEDED_COLUMNS = {
+    TransitionKind.TASK: ("dag_id", "run_id", "task_id", "map_index"),
+    TransitionKind.XCOM: ("dag_id", "run_id", "task_id", "map_index"),
+    TransitionKind.INPUT: (),
+}
 
 
-def decode_row(columns: tuple[Any, ...]) -> Transition | None:
-    """Return the transition of a journal row, or `None` for a row of kind `INPUT`.
+def decode_row(columns: tuple[Any, ...]) -> Transition:
+    """Return the transition of a journal row.
 
     Args:
         columns: In the order of the fields of `Transition`; trailing fields may be absent.
@@ -99,11 +108,9 @@ def decode_row(columns: tuple[Any, ...]) -> Transition | None:
     seq, txid, at, name, *rest = columns
     kind = _KINDS.get(name)
     if kind is None:
-        if name == INPUT:
-            return None
         raise UndecodableRow(f"unknown kind {name!r}")
     row = Transition(seq, txid, at, kind, *rest)
-    needs = ("dag_id", "run_id", "task_id", "map_index") if kind in _TASK_KINDS else ("dag_id", "run_id")
-    if missing := [column for column in needs if getattr(row, column) is None]:
+    needed = _NEEDED_COLUMNS.get(kind, ("dag_id", "run_id"))
+    if missing := [column for column in needed if getattr(row, column) is None]:
         raise UndecodableRow(f"{' and '.join(missing)} of kind {name!r} must not be NULL")
     return row

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from stream_server.domain.human_input import input_frames
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.protocol.frames import (
     AnyFrame,
@@ -48,6 +49,8 @@ def frames_of(transition: Transition) -> list[AnyFrame]:
         return [run_frame(transition)]
     if transition.kind is TransitionKind.RUN_CHANGED:
         return [Reset(dag_id=transition.dag_id, run_id=transition.run_id, reason="run_changed")]
+    if transition.kind is TransitionKind.INPUT:
+        return [*input_frames(transition)]
     return [*output_frames(transition)]
 
 

@@ -16,7 +16,7 @@ from stream_server.auth.authorizer import (
 )
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
-from stream_server.hub.firehose import Filter
+from stream_server.hub.filters import Filter
 from stream_server.hub.subscription import Subscription
 
 
@@ -27,12 +27,19 @@ class Permission(NamedTuple):
     grant: Grant
 
     def restrict_options(self, options: WatchOptions) -> WatchOptions:
-        """Return watch options with XCom values redacted, if the caller may not read them."""
-        return options if self.grant.access.can_read_values else replace(options, redact_values=True)
+        """Return watch options with everything redacted that the caller may not read."""
+        access = self.grant.access
+        if access.can_read_values and access.can_read_inputs:
+            return options
+        return replace(options, redact_values=not access.can_read_values, redact_inputs=not access.can_read_inputs)
 
     def restrict_filter(self, run_filter: Filter) -> Filter:
-        """Return the filter of a DAG's runs with task output redacted, if the caller may not read it."""
-        return run_filter._replace(redacted=self.grant.scope.output and not self.grant.access.can_read_values)
+        """Return the filter of a DAG's runs with everything redacted that the caller may not read."""
+        scope, access = self.grant.scope, self.grant.access
+        return run_filter._replace(
+            redacted=scope.output and not access.can_read_values,
+            inputs_redacted=scope.inputs and not access.can_read_inputs,
+        )
 
     def bind(self, subscription: Subscription, expiring: OnTokenExpiring | None = None) -> LivePermission | None:
         """Revalidate the permission until the subscription is closed; the arguments are those of `register_stream`."""
@@ -48,10 +55,12 @@ async def authorize_run(authorizer: Authorizer, caller: Caller, key: RunKey) -> 
     return Permission(authorizer, Grant(caller, StreamScope(*key), access))
 
 
-async def authorize_dag(authorizer: Authorizer, caller: Caller, dag_id: str, *, output: bool) -> Permission:
+async def authorize_dag(
+    authorizer: Authorizer, caller: Caller, dag_id: str, *, output: bool, inputs: bool
+) -> Permission:
     """Return the permission to watch all runs of a DAG, or raise the error for the caller."""
-    access = await authorizer.check_dag(caller, dag_id, output=output)
-    return Permission(authorizer, Grant(caller, StreamScope(dag_id, output=output), access))
+    access = await authorizer.check_dag(caller, dag_id, output=output, inputs=inputs)
+    return Permission(authorizer, Grant(caller, StreamScope(dag_id, output=output, inputs=inputs), access))
 
 
 async def authorize_firehose(authorizer: Authorizer, caller: Caller) -> Permission:

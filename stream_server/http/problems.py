@@ -16,7 +16,8 @@ from stream_server.errors import AirflowRefused, StreamServerError, Throttled
 from stream_server.http.endpoints import run_stream
 
 _SLASH_IN_RUN_ID = re.compile(
-    r"(?:/api/v2/dags/[^/]+/dagRuns/[^/]+/.+/(?:stream|result|wait|cancel|graph)|/runs/[^/]+/[^/]+/.+)\Z", re.DOTALL
+    r"(?:/api/v2/dags/[^/]+/dagRuns/[^/]+/.+/(?:stream|result|wait|cancel|graph|input)|/runs/[^/]+/[^/]+/.+)\Z",
+    re.DOTALL,
 )
 """Paths that fit no route because of a slash. ASGI servers decode `%2F`, and so do many proxies."""
 

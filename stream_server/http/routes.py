@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from stream_server.http.ai_sdk.endpoints import answer_chat, resume_chat, stop_chat
 from stream_server.http.endpoints import (
     firehose,
+    human_input,
     lists,
     multiplex,
     probe,
@@ -45,6 +46,7 @@ def api_routes() -> list[BaseRoute]:
         (f"{RUNS}/{{run_id}}/result", result.get_result, "GET"),
         (f"{RUNS}/{{run_id}}/wait", wait.wait_for_run, "GET"),
         (f"{RUNS}/{{run_id}}/cancel", trigger.cancel_run, "POST"),
+        (f"{RUNS}/{{run_id}}/taskInstances/{{task_id}}/input", human_input.answer_request, "POST"),
         (tickets.TICKETS_PATH, tickets.issue_ticket, "POST"),
         (f"{RUNS}/{{run_id}}/graph", lists.get_run_graph, "GET"),
         ("/api/v2/stream/runs", lists.list_runs, "GET"),

@@ -7,14 +7,15 @@ those watches the run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from stream_server.domain.replay import Gap
 from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.domain.transition_frames import frames_of, is_output
-from stream_server.hub.redaction import redact
+from stream_server.hub.filters import Filter, PermissionMap, ReadPermissions, Resource
+from stream_server.hub.redaction import redact, redact_inputs
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
@@ -23,96 +24,11 @@ from stream_server.protocol.wire import Wire, type_of
 
 log = logging.getLogger(__name__)
 
-FRAME_TYPES = ("task", "run", "chunk", "progress")
-"""Types of frames that a filter can name, beside those about the connection."""
-
-OUTPUT_TYPES = frozenset({"chunk", "progress"})
-"""Types of frames with output of running tasks. They are sent only if a filter names them."""
-
 MAX_PENDING_TRANSITIONS = 10_000
 """Transitions of a group that may wait for permissions. Beyond that its clients are disconnected."""
 
 BOOKMARK_SECONDS = 5.0
 """How often a client for which nothing matches gets a `ping` with the position, so that it can resume there."""
-
-
-class Filter(NamedTuple):
-    """Which transitions are sent. A set that is empty matches everything."""
-
-    dag_ids: frozenset[str] = frozenset()
-    run_ids: frozenset[str] = frozenset()
-    task_ids: frozenset[str] = frozenset()
-    """A filter with tasks matches no transition of a run, but its `reset`: its tasks may be other ones."""
-
-    states: frozenset[str] = frozenset()
-    """States after the transition, with `no_status` for none. A filter with states matches no output."""
-
-    types: frozenset[str] = frozenset()
-    """Types of frames. Output matches only if its type is named."""
-
-    redacted: bool = False
-    """Whether output is sent without its values, because the caller may not read them."""
-
-    @property
-    def wants_output(self) -> bool:
-        """Whether any output can match."""
-        return bool(self.types & OUTPUT_TYPES) and not self.states
-
-    def matches_ids(self, transition: Transition) -> bool:
-        """Whether the DAG, run and task of a transition match, whatever its frame."""
-        return (
-            (not self.dag_ids or transition.dag_id in self.dag_ids)
-            and (not self.run_ids or transition.run_id in self.run_ids)
-            and (
-                not self.task_ids
-                or transition.task_id in self.task_ids
-                or transition.kind is TransitionKind.RUN_CHANGED
-            )
-        )
-
-    def matches(self, transition: Transition, frame_type: str) -> bool:
-        """Whether the frame of a transition is sent."""
-        if not self.matches_ids(transition):
-            return False
-        if frame_type in OUTPUT_TYPES:
-            return frame_type in self.types and not self.states
-        if frame_type == "reset":
-            return not self.types or "task" in self.types
-        return (not self.states or (transition.state or "no_status") in self.states) and (
-            not self.types or frame_type in self.types
-        )
-
-
-class Resource(NamedTuple):
-    """What a permission is about."""
-
-    dag_id: str
-    output: bool = False
-    """Whether it is the output of the DAG's tasks, rather than its runs."""
-
-
-PermissionMap = Mapping[Resource, bool | None]
-"""Whether resources may be read; `None` while that is not known."""
-
-
-class ReadPermissions(Protocol):
-    """What a caller may read. Transitions wait until it is known; they are neither sent nor dropped before."""
-
-    max_wait: float
-    """Seconds for which transitions may wait."""
-
-    def may_read(self, resource: Resource) -> bool | None:
-        """Whether the caller may read something; `None` if that is not known."""
-
-    def request_decision(self, resources: Collection[Resource], then: Callable[[], None]) -> None:
-        """Look up what is not known. `then` is called when all look-ups have ended, also without an answer."""
-
-    async def filter_readable(self, resources: Collection[Resource]) -> Collection[Resource]:
-        """Return which of some resources the caller may read, once that is known of all.
-
-        Raises:
-            PermissionUnknown: It can't be found out.
-        """
 
 
 class _EncodedTransition:
@@ -122,15 +38,16 @@ class _EncodedTransition:
         self.transition = transition
         self.dag_id = transition.dag_id
         self.frame_type = type_of(frame)
+        self.content = Resource.of_content(self.dag_id, self.frame_type)
         self.wire = Wire(frame)
         self.wire_with_cursor = Wire(frame, token)
 
     @cached_property
     def without_values(self) -> _EncodedTransition:
         """The same for callers that may not read values."""
-        if self.frame_type not in OUTPUT_TYPES:
+        if self.content is None:
             return self
-        (frame,), token = redact([self.wire.frame]), self.wire_with_cursor.token
+        (frame,), token = redact_inputs(redact([self.wire.frame])), self.wire_with_cursor.token
         assert token is not None, "it is created with one"
         return _EncodedTransition(self.transition, frame, token)
 
@@ -223,10 +140,10 @@ class _FirehoseGroup:
         known = {
             resource: self.permissions.may_read(resource) for resource in {Resource(one.dag_id) for one in encoded}
         }
-        for output in {Resource(one.dag_id, output=True) for one in encoded if one.frame_type in OUTPUT_TYPES}:
-            # The output of a DAG that may not be read is not looked up: nothing of that DAG is sent.
-            if known[Resource(output.dag_id)] is not False:
-                known[output] = self.permissions.may_read(output)
+        for content in {one.content for one in encoded if one.content is not None}:
+            # The content of a DAG that may not be read is not looked up: nothing of that DAG is sent.
+            if known[Resource(content.dag_id)] is not False:
+                known[content] = self.permissions.may_read(content)
         return known
 
     def _publish(self, batch: _GroupBatch, permissions: PermissionMap, recipients: Iterable[Subscription]) -> None:
@@ -349,6 +266,7 @@ def required_resources(wanted: Filter, history: Iterable[Transition]) -> set[Res
     return {
         *(Resource(one.dag_id) for one in matching),
         *(Resource(one.dag_id, output=True) for one in matching if is_output(one)),
+        *(Resource(one.dag_id, inputs=True) for one in matching if one.kind is TransitionKind.INPUT),
     }
 
 
@@ -373,13 +291,13 @@ def _select_visible(
     """Return the transitions that a caller may see, with the values that it may read; `None` permits everything."""
     if permissions is not None:
         encoded = [
-            one
-            if one.frame_type not in OUTPUT_TYPES or permissions.get(Resource(one.dag_id, output=True))
-            else one.without_values
+            one if one.content is None or permissions.get(one.content) else one.without_values
             for one in encoded
             if permissions.get(Resource(one.dag_id))
         ]
-    return [one.without_values for one in encoded] if wanted.redacted else encoded
+    if not wanted.redacted and not wanted.inputs_redacted:
+        return encoded
+    return [one.without_values if wanted.withholds(one.frame_type) else one for one in encoded]
 
 
 def _wires_of(encoded: Sequence[_EncodedTransition]) -> list[Wire]:

@@ -20,7 +20,8 @@ from stream_server.domain.replay import Gap, explain_reset
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import Draining, JournalUnreachable, Unavailable
-from stream_server.hub.firehose import Filter, Firehose, ReadPermissions, replay, required_resources, reset_wires
+from stream_server.hub.filters import Filter, ReadPermissions
+from stream_server.hub.firehose import Firehose, replay, required_resources, reset_wires
 from stream_server.hub.observer import HubObserver, HubStatistics, MultiplexConnection
 from stream_server.hub.subscriber_group import SubscriberGroup
 from stream_server.hub.subscription import QueueTotals, Subscription

@@ -1,4 +1,4 @@
-"""Removes values from frames, for callers that may read a run but not its XComs. Pure."""
+"""Removes content from frames, for callers that may read a run but not all of it. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Result
+from stream_server.protocol.input_frames import Input, InputAnswered
+
+_KEPT = ("dag_id", "run_id", "seq", "at", "task_id", "map_index", "try_number", "asked_at", "answered_at")
 
 
 def redact(frames: Sequence[AnyFrame]) -> list[AnyFrame]:
     """Return the frames without the values in them. That there is a result, or output, stays visible."""
     return [_without_values(frame) for frame in frames]
+
+
+def redact_inputs(frames: Sequence[AnyFrame]) -> list[AnyFrame]:
+    """Return the frames without questions and answers. That there are some stays visible."""
+    return [_without_input(frame) for frame in frames]
 
 
 def _without_values(frame: AnyFrame) -> AnyFrame:
@@ -21,3 +29,11 @@ def _without_values(frame: AnyFrame) -> AnyFrame:
     if isinstance(frame, (Chunk, Progress)):
         return replace(frame, value=UNSET, withheld=True)
     return frame
+
+
+def _without_input(frame: AnyFrame) -> AnyFrame:
+    if not isinstance(frame, (Input, InputAnswered)):
+        return frame
+    # What is kept is named: members that are added later are withheld.
+    kept = {name: getattr(frame, name) for name in _KEPT if hasattr(frame, name)}
+    return type(frame)(**kept, withheld=True)

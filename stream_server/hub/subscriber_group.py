@@ -8,7 +8,7 @@ from typing import NamedTuple
 from stream_server.domain.outcome import ReturnValues, WatchOptions
 from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.domain.run_state import RetractionReason, RunState
-from stream_server.hub.redaction import redact
+from stream_server.hub.redaction import redact, redact_inputs
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.frames import AnyFrame, Chunk, Progress, Reset, ResetReason, Waiting
@@ -94,12 +94,13 @@ class SubscriberGroup:
     def encode(self, frames: Sequence[AnyFrame], token: ResumeToken) -> list[Wire]:
         """Encode frames as this group may see them. The last one carries the token."""
         visible = redact(frames) if self.options.redact_values else frames
+        visible = redact_inputs(visible) if self.options.redact_inputs else visible
         return encode_frames(visible, token) if visible else []
 
     def resume_token(self, position: JournalPosition) -> ResumeToken:
         """Return the token of a client that has received all that was published up to a position."""
         tracker = self.tracker
-        return ResumeToken(position, tracker.known_outcome, tracker.options.redact_values, tracker.has_ended)
+        return ResumeToken(position, tracker.known_outcome, tracker.options.is_redacted, tracker.has_ended)
 
     def _join(self, subscription: Subscription) -> None:
         self.subscriptions[subscription] = None

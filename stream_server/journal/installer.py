@@ -24,7 +24,7 @@ from stream_server.journal.privileges import build_grants_sql
 from stream_server.journal.queries import (
     fill_placeholders,
     load_migrations,
-    load_queries,
+    load_server_queries,
     load_sql,
     quote_identifier,
     quote_literal,
@@ -41,6 +41,13 @@ OLDEST_COMPATIBLE_SERVER = 1
 
 SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS = 2.0, 10
 """Arguments of `install_journal` for enabling, which restores missing triggers, and for disabling."""
+
+_META_QUERY = """
+SELECT version, oldest_server, airflow_schema,
+       coalesce(has_table_privilege(to_regclass(format('%I.hitl_detail', airflow_schema)), 'SELECT'), false)
+           AS has_requests
+FROM stream_server.meta
+"""
 
 _REQUIRED_TABLES = ("task_instance", "dag_run", "xcom")
 
@@ -304,17 +311,17 @@ async def _run_once(connection: AnyConnection, script: str, lock_timeout: float)
 
 
 async def load_queries_for(connection: AnyConnection) -> dict[str, str]:
-    """Return the blocks of `queries.sql` for the schema of Airflow's tables in this database.
+    """Return the queries of `load_server_queries` for this database.
 
     Raises:
         JournalMissing: The journal is not installed, or this server can't read its version.
     """
     with map_postgres_errors():
-        meta = await connection.fetchrow("SELECT version, oldest_server, airflow_schema FROM stream_server.meta")
+        meta = await connection.fetchrow(_META_QUERY)
         mismatch = "it is empty" if meta is None else _describe_mismatch(meta["version"], meta["oldest_server"])
         if meta is None or mismatch is not None:
             raise JournalMissing(f"The journal can't be read: {mismatch}")
-        return load_queries(airflow=quote_identifier(meta["airflow_schema"]))
+        return load_server_queries(quote_identifier(meta["airflow_schema"]), with_requests=meta["has_requests"])
 
 
 def _describe_mismatch(version: int | None, oldest_server: int) -> str | None:

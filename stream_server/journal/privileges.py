@@ -42,6 +42,7 @@ _AIRFLOW_TABLES = (
     "dag",
     "dag_run",
     "dag_tag",
+    "hitl_detail",
     "serialized_dag",
     "task_instance",
     "task_instance_history",

@@ -30,10 +30,15 @@ HAS_OTHER_VERSION = (
 )
 """The same for the DAG version. Both are true or false for rows that have no partner in a join."""
 
+MAX_REQUEST_BYTES, MAX_ALL_REQUEST_BYTES = 256 * 1024, 4 * 1024 * 1024
+"""Larger requests for human input are read without their content; so are the oldest of one read beyond the total."""
+
 COMMON_PLACEHOLDERS = {
     **NOTIFY_LOCKS,
     "output_key": OUTPUT_KEY,
     "output_bytes": str(MAX_STORED_OUTPUT_BYTES),
+    "request_bytes": str(MAX_REQUEST_BYTES),
+    "all_request_bytes": str(MAX_ALL_REQUEST_BYTES),
     "is_python_time": IS_PYTHON_TIME,
     "is_task_changed": IS_TASK_CHANGED,
     "has_other_version": HAS_OTHER_VERSION,
@@ -51,6 +56,22 @@ def load_queries(file: str = "queries.sql", **placeholders: str) -> dict[str, st
     """Return the blocks of a file by their names, with the placeholders filled in."""
     _, *parts = _BLOCK_NAME.split(fill_placeholders(load_sql(file), **placeholders))
     return {name: block.strip() for name, block in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def load_server_queries(airflow: str, *, with_requests: bool) -> dict[str, str]:
+    """Return the blocks of `queries.sql`, and the query `human_input` if requests for human input can be read.
+
+    Args:
+        airflow: Schema of Airflow's tables, quoted.
+        with_requests: Whether the table `hitl_detail` exists, and may be read.
+    """
+    blocks = load_queries("human_input.sql", airflow=airflow)
+    parts = {name: blocks[name] for name in ("request_record", "current_requests")}
+    of_run = fill_placeholders(blocks["requests_of_run" if with_requests else "no_requests"], **parts)
+    queries = load_queries(airflow=airflow, requests_of_run=of_run)
+    if with_requests:
+        queries["human_input"] = fill_placeholders(blocks["human_input"], **parts)
+    return queries
 
 
 def load_migrations() -> dict[int, str]:

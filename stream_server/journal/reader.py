@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import asyncpg
 
 from stream_server.domain.transition import Transition, UndecodableRow, decode_row
 from stream_server.errors import JournalUnreachable
 from stream_server.journal.connection import DatabaseConnection, close_connection, connect, map_postgres_errors
+from stream_server.journal.human_input import InstanceName, fetch_requests
 from stream_server.journal.installer import load_queries_for, read_status
 from stream_server.journal.origin import adopt_foreign_journal
 from stream_server.journal.recent_rows import RecentRow
@@ -173,6 +175,13 @@ class JournalReader:
         """Return the output of journal rows, by row."""
         return {row["id"]: row["body"] for row in await self._fetch("output_bodies", rows, None)}
 
+    async def read_requests(self, ids: list[UUID], names: list[InstanceName]) -> Sequence[asyncpg.Record]:
+        """Return the requests for human input of task instances; see `add_requests`."""
+        if ids and "human_input" not in self._queries:
+            # The rows show that the table exists: Airflow was upgraded since the connection was opened.
+            self._queries = await load_queries_for(self.connection)
+        return await fetch_requests(self.connection, self._queries, ids, names)
+
     async def is_replica(self) -> bool:
         """Whether the server is a read replica now: it may have been promoted since the connection was opened."""
         (row,) = await self._fetch("is_replica")
@@ -219,20 +228,14 @@ def limit_to_newest_row(snapshot: JournalPosition, row: asyncpg.Record) -> Journ
 
 
 def decode_rows(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Transition], list[SkippedRow]]:
-    """Return the transitions of rows, and the rows that can't be decoded. Columns are in the order of the fields.
-
-    Rows of kind `input` are in neither list: they name no run, and nothing consumes them yet.
-    """
+    """Return the transitions of rows, and the rows that can't be decoded. Columns are in the order of the fields."""
     transitions: list[Transition] = []
     skipped: list[SkippedRow] = []
     for columns in rows:
         try:
-            transition = decode_row(columns)
+            transitions.append(decode_row(columns))
         except UndecodableRow as error:
             skipped.append(SkippedRow(columns[0], str(error)))
-        else:
-            if transition is not None:
-                transitions.append(transition)
     return transitions, skipped
 
 

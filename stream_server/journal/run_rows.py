@@ -10,6 +10,7 @@ import asyncpg
 from stream_server.domain.outcome import ReturnValue, ReturnValues
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.task_instances import SourceRow, TaskInstance
+from stream_server.journal.human_input import parse_request
 from stream_server.protocol.frames import RunInfo, Waiting
 
 
@@ -48,4 +49,6 @@ def build_run_state(rows: Sequence[asyncpg.Record], key: RunKey, output_bytes: i
             mark=row["dag_result"] if row["pushed"] or row["state"] != "running" else None,
         )
         run.add_instance(row["task_id"], row["map_index"], instance)
+        if row["request"] is not None and (request := parse_request(key, row["request"])) is not None:
+            run.requests.load(request)
     return run, {row["dag_version_id"] for row in rows} - {None}

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import asyncpg
@@ -27,6 +28,7 @@ from stream_server.journal.connection import (
     open_connection,
 )
 from stream_server.journal.dag_versions import GraphCache, find_version, read_earlier_marks
+from stream_server.journal.human_input import add_requests, fetch_requests
 from stream_server.journal.installer import load_queries_for
 from stream_server.journal.reader import decode_rows, limit_to_newest_row, log_skipped_rows
 from stream_server.journal.replica_snapshot import fetch_with_snapshot
@@ -65,6 +67,9 @@ MAX_ROWS_AT_ONCE = 300
 MAX_QUEUED = 10_000
 """Maximum number of reads that wait for a connection. Enough for all clients that come back after a restart."""
 
+RELOAD_SECONDS = 60.0
+"""How often an Airflow without human input (3.0) is checked for an upgrade."""
+
 REPLICA_LAG_SECONDS, REPLICA_PAUSE_SECONDS = 1.0, 0.05
 """Timeout and interval for a run that a read replica does not have yet: it may have been triggered a moment ago."""
 
@@ -100,6 +105,7 @@ class RunStore:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._queued = 0
         self._queries: dict[str, str] | None = None
+        self._loaded_at = 0.0
         self._graphs = GraphCache()
         self._logged_causes = LoggedCauses()
 
@@ -159,7 +165,7 @@ class RunStore:
 
         Returns:
             `None` if there are more than `MAX_HISTORY`, or of all runs more than `MAX_HISTORY_SCAN`, if some were
-            pruned, if the journal has another epoch, or if one can't be decoded. Rows of kind `input` are left out.
+            pruned, if the journal has another epoch, or if one can't be decoded.
 
         Raises:
             JournalMissing: The journal is not installed.
@@ -177,6 +183,9 @@ class RunStore:
             if skipped:
                 log_skipped_rows(skipped, self._logged_causes)
                 return None
+            transitions = await add_requests(transitions, partial(fetch_requests, connection, queries))
+            if key is not None:
+                transitions = [one for one in transitions if (one.dag_id, one.run_id) == key]
             if not output or version < OUTPUT_SCHEMA_VERSION:
                 return transitions
             if key is not None:
@@ -293,11 +302,20 @@ class RunStore:
             finally:
                 self._queued -= 1
             try:
-                if self._queries is None:
-                    self._queries = await load_queries_for(connection)
+                if self._queries is None or self._may_lack_requests():
+                    self._queries, self._loaded_at = await load_queries_for(connection), time.monotonic()
                 yield connection, self._queries
+            except asyncpg.UndefinedTableError:
+                # Airflow was downgraded, and the next reads do without the table.
+                self._queries = None
+                raise
             finally:
                 await self._pool.release(connection)
+
+    def _may_lack_requests(self) -> bool:
+        """Whether an upgrade may have added the table for human input since the queries were loaded."""
+        is_old = time.monotonic() - self._loaded_at > RELOAD_SECONDS
+        return is_old and self._queries is not None and "human_input" not in self._queries
 
     async def read_output_bodies(self, rows: Collection[int]) -> dict[int, str | None]:
         """Return the output of journal rows, by row. Errors as for `read_history`."""

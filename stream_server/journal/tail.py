@@ -32,6 +32,7 @@ import anyio
 from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import JournalForbidden, JournalUnreachable, SettingsError, Unavailable
 from stream_server.journal.gaps import GapDetector
+from stream_server.journal.human_input import add_requests
 from stream_server.journal.listener import Listener, ListenObstacle
 from stream_server.journal.output_bodies import add_output_bodies
 from stream_server.journal.pacing import Pacing
@@ -257,7 +258,8 @@ class Tail:
         self._wake.clear()
         started = time.monotonic()
         batch = await reader.read_after(self._position)
-        transitions = await add_output_bodies(batch.transitions, self._sink.wants_output_of, reader.read_output_bodies)
+        transitions = await add_requests(batch.transitions, reader.read_requests)
+        transitions = await add_output_bodies(transitions, self._sink.wants_output_of, reader.read_output_bodies)
         finished = time.monotonic()
         duration = finished - started
         self._position, self._full_snapshot = batch.position, batch.full_snapshot

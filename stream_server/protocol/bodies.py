@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal, TypeAlias, TypedDict
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 import msgspec
 from msgspec import Meta
 
-from stream_server.protocol.frame_members import DagId, Iteration, NoOutcomeReason, RunId, SkippedTaskId, TaskId
-from stream_server.protocol.frames import WAITING_REASONS, Reference
+from stream_server.protocol.frame_members import (
+    DagId,
+    Iteration,
+    MapIndex,
+    NoOutcomeReason,
+    Reference,
+    RunId,
+    SkippedTaskId,
+    TaskId,
+)
+from stream_server.protocol.frames import WAITING_REASONS
+from stream_server.protocol.input_frames import InputUser
 
 # Members that mean the same in several bodies.
 
@@ -110,6 +120,42 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     dag_id: DagId
     dag_run_id: DagRunId
     state: Annotated[str, Meta(description="State of the run now. It is not `failed` while teardown tasks still run.")]
+
+
+class InputReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for human input that was answered."""
+
+    dag_id: DagId
+    dag_run_id: DagRunId
+    task_id: TaskId
+    map_index: MapIndex
+    answered_at: Annotated[datetime, Meta(description="When it was answered.")]
+    by: Annotated[InputUser, Meta(description="The user who answered.")]
+    chosen_options: Annotated[list[str], Meta(description="The options that were chosen.")]
+    params_input: Annotated[dict[str, Any], Meta(description="JSON value by field of the form.")]
+
+
+class InputAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An answer to a request for human input."""
+
+    chosen_options: Annotated[
+        list[str], Meta(description="One of the options, or several if the request permits it.", min_length=1)
+    ]
+    params_input: Annotated[dict[str, Any], Meta(description="JSON value by field of the form.")] = {}
+    asked_at: Annotated[
+        str | None,
+        Meta(
+            description=(
+                "`asked_at` of the request. From Airflow 3.4 on, the answer is refused with 409 if the task has asked"
+                " again since."
+            )
+        ),
+    ] = None
+
+    def as_airflow_body(self) -> dict[str, Any]:
+        """Return the body of Airflow's endpoint. Before 3.4, it ignores `request_created_at`."""
+        body = {"chosen_options": self.chosen_options, "params_input": self.params_input}
+        return body if self.asked_at is None else {**body, "request_created_at": self.asked_at}
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):

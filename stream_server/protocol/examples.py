@@ -15,6 +15,7 @@ from stream_server.protocol.bodies import (
     Edge,
     FailureInfo,
     Health,
+    InputReceipt,
     Node,
     Readiness,
     RunAnswer,
@@ -28,6 +29,7 @@ from stream_server.protocol.bodies import (
 )
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
+from stream_server.protocol.frame_members import Reference
 from stream_server.protocol.frames import (
     Ack,
     AuthExpiring,
@@ -37,7 +39,6 @@ from stream_server.protocol.frames import (
     Failure,
     Ping,
     Progress,
-    Reference,
     Refusal,
     Report,
     Reset,
@@ -50,6 +51,7 @@ from stream_server.protocol.frames import (
     TaskTransition,
     Waiting,
 )
+from stream_server.protocol.input_frames import Input, InputAnswered, InputParam, InputUser
 from stream_server.protocol.wire import Wire
 
 DAG_ID = "chat_answer"
@@ -72,6 +74,20 @@ LARGE_VALUE = Reference(
     href="/api/v2/dags/report/dagRuns/r1/taskInstances/render/xcomEntries/return_value",
     bytes=7340032,
 )
+
+ASKED_AT = "2026-11-22T14:21:12.300000Z"
+
+ADA = InputUser(id="1", name="Ada")
+
+REQUEST: dict[str, Any] = {
+    "dag_id": DAG_ID,
+    "run_id": RUN_ID,
+    "task_id": "approve",
+    "map_index": -1,
+    "try_number": 1,
+    "asked_at": _at(12.3),
+}
+"""What identifies a request for human input."""
 
 STREAM = (
     Wire(
@@ -180,6 +196,44 @@ FRAMES = (
             value=Report(fraction=0.5, text="writing"),
         )
     ),
+    Wire(
+        Input(
+            **REQUEST,
+            seq=61,
+            at=_at(12.31),
+            subject="Send it?",
+            body="The answer is *because*.",
+            options=["Approve", "Reject"],
+            defaults=["Reject"],
+            params={
+                "reason": InputParam(
+                    value=msgspec.Raw(b"null"), description="Why?", schema=msgspec.Raw(b'{"type":["string","null"]}')
+                )
+            },
+            assignees=[ADA],
+            expires_at=_at(59),
+        )
+    ),
+    Wire(
+        Input(
+            **REQUEST,
+            reference=Reference(
+                href="/api/v2/dags/chat_answer/dagRuns/r1/taskInstances/approve/-1/hitlDetails", bytes=300000
+            ),
+        )
+    ),
+    Wire(
+        InputAnswered(
+            **REQUEST,
+            seq=64,
+            at=_at(31.5),
+            answered_at=_at(31.49),
+            by=ADA,
+            chosen_options=["Approve"],
+            params_input={"reason": msgspec.Raw(b'"fine"')},
+        )
+    ),
+    Wire(InputAnswered(**REQUEST, answered_at=_at(59.8), expired=True, chosen_options=["Reject"])),
     Wire(Resumed(dag_id=DAG_ID, run_id=RUN_ID, since=str(START_TOKEN))),
     Wire(Reset(dag_id=DAG_ID, run_id=RUN_ID, reason="cleared")),
     Wire(
@@ -264,6 +318,16 @@ BODIES: tuple[msgspec.Struct, ...] = (
         ticket="pRVLnkv0pAxOKJ4DDVu0XrDMKfwb5X8gkRVb2zgJQ1U",
         expires_at=datetime(2026, 11, 22, 14, 21, 40, tzinfo=timezone.utc),
         paths=[f"/api/v2/dags/{DAG_ID}/dagRuns/{RUN_ID}/stream"],
+    ),
+    InputReceipt(
+        dag_id=DAG_ID,
+        dag_run_id=RUN_ID,
+        task_id="approve",
+        map_index=-1,
+        answered_at=_at(31.49),
+        by=ADA,
+        chosen_options=["Approve"],
+        params_input={"reason": "fine"},
     ),
     WaitLine(state="success", results={"answer": VALUE}),
     Health(status="ok"),

@@ -73,3 +73,10 @@ class RowFrame(RunFrame, frozen=True, kw_only=True):
         ),
     ]
     at: Annotated[Timestamp, Meta(description="When the row was written, inside Airflow's transaction; UTC.")]
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to get a value that is too large to be sent."""
+
+    href: Annotated[str, Meta(description="Path below Airflow's address.")]
+    bytes: Annotated[int, Meta(description="Size of the value as JSON text.")]

@@ -20,6 +20,7 @@ from stream_server.protocol.frame_members import (
     MapIndexes,
     NoOutcomeReason,
     PreviousState,
+    Reference,
     RowFrame,
     RunFrame,
     SkippedTaskId,
@@ -27,9 +28,10 @@ from stream_server.protocol.frame_members import (
     Timestamp,
     TryNumber,
 )
+from stream_server.protocol.input_frames import Input, InputAnswered
 
 References: TypeAlias = Annotated[
-    dict[str, "Reference"], Meta(description="By task, where to get a value that is too large to be sent.")
+    dict[str, Reference], Meta(description="By task, where to get a value that is too large to be sent.")
 ]
 
 
@@ -180,13 +182,6 @@ class Waiting(RunFrame, frozen=True, kw_only=True, tag="waiting", omit_defaults=
         ),
     ]
     active_runs: Annotated[int | None, Meta(description="Number of running runs; only with `active_runs`.")] = None
-
-
-class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to get a value that is too large to be sent."""
-
-    href: Annotated[str, Meta(description="Path below Airflow's address.")]
-    bytes: Annotated[int, Meta(description="Size of the value as JSON text.")]
 
 
 class Result(RunFrame, frozen=True, kw_only=True, tag="result", omit_defaults=True):
@@ -357,7 +352,7 @@ class AuthExpiring(Frame, frozen=True, kw_only=True, tag="auth_expiring"):
 class Ack(Frame, frozen=True, kw_only=True, tag="ack"):
     """An operation that the client requested on a WebSocket was done."""
 
-    op: Annotated[Literal["subscribe", "unsubscribe", "ping", "auth"], Meta(description="The operation.")]
+    op: Annotated[Literal["subscribe", "unsubscribe", "ping", "auth", "answer"], Meta(description="The operation.")]
     id: Annotated[str, Meta(description="The `id` that the client gave; empty if it gave none.")]
 
 
@@ -378,6 +373,8 @@ AnyFrame: TypeAlias = (
     | RunTransition
     | Chunk
     | Progress
+    | Input
+    | InputAnswered
     | Result
     | Failure
     | Reset

@@ -1,30 +1,35 @@
-"""Journal rows that are no transitions: requests for human input, and rows that cannot be decoded."""
+"""Requests for human input in all streams, and journal rows that cannot be decoded."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from stream_server.domain.run_state import RunKey
 from stream_server.journal import undecodable_rows as undecodable
+from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.airflow_stub import AirflowStub
 from support.server import RunningServer, running_server
-from support.streams import DEADLINE, Events, sse, states, types
+from support.streams import DEADLINE, Events, Frame, sse, states, stream_path, types
 from support.stub_callers import CallerPermissions, StubPermissions
 from support.waiting import eventually_async
 
 
 @asynccontextmanager
-async def all_runs(url: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[Events]:
+async def all_runs(
+    url: str, headers: Mapping[str, str] | None = None, query: str = "", *, dag_id: str | None = None
+) -> AsyncIterator[Events]:
+    path = "/api/v2/stream" if dag_id is None else f"/api/v2/dags/{dag_id}/stream"
     async with (
         httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client,
-        client.stream("GET", "/api/v2/stream", headers=headers) as response,
+        client.stream("GET", path + query, headers=headers) as response,
     ):
         yield Events(response)
 
@@ -42,45 +47,170 @@ async def metric(server: RunningServer, name: str) -> float:
     return float(re.findall(rf"^stream_server_{name} (\S+)$", text, re.MULTILINE)[0])
 
 
-async def test_a_request_for_human_input_changes_no_stream(
+INPUT_TYPES = ["input", "input_answered"]
+
+WITH_INPUT = "?type=input&type=input_answered"
+
+
+async def ask(airflow: AirflowSql, key: RunKey, **fields: Any) -> None:
+    await airflow.start_task(key, "ask")
+    await airflow.request_input(key, "ask", **fields)
+    await airflow.set_task(key, "ask", "awaiting_input")
+
+
+def inputs(frames: list[Frame]) -> list[str]:
+    return [frame["type"] for frame in frames if frame["type"] in INPUT_TYPES]
+
+
+async def test_a_question_and_its_answer_reach_all_streams(
     server: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
     await has_read_all(server, airflow)
-    async with all_runs(server.url) as firehose, sse(server.url, run, "?until=run") as events:
+    async with all_runs(server.url, query=WITH_INPUT) as firehose, sse(server.url, run, "?until=run") as events:
         await firehose.next()
         await events.next()
         run_cursor, firehose_cursor = events.ids[-1] or "", firehose.ids[-1] or ""
-        await airflow.request_input(run, "ask")
-        await has_read_all(server, airflow)
-        await airflow.set_task(run, "ask", "scheduled")
+        await ask(airflow, run)
+        question = (await events.until("input"))[-1]
+        assert (question["subject"], question["options"]) == ("Go on?", ["Approve", "Reject"])
+        assert (await firehose.next())["asked_at"] == question["asked_at"]
+        async with sse(server.url, run, "?until=run") as late:
+            assert types(await late.until("input")) == ["snapshot", "input"]
+        await airflow.answer_input(run, "ask", "Approve", reason="fine")
+        answer = (await events.until("input_answered"))[-1]
+        assert (answer["by"], answer["chosen_options"]) == ({"id": "ada", "name": "Ada"}, ["Approve"])
+        assert (answer["asked_at"], answer["params_input"]) == (question["asked_at"], {"reason": "fine"})
+        await firehose.until("input_answered")
         await airflow.set_run(run, "success")
-        expected = ["task", "run"]
-        assert [(await firehose.next())["type"] for _ in expected] == expected
-        assert types(await events.until("run")) == expected
-    async with all_runs(server.url, {"Last-Event-ID": firehose_cursor}) as firehose:
-        assert [(await firehose.next())["type"] for _ in range(3)] == ["resumed", *expected]
+        await events.until("end")
+    async with all_runs(server.url, {"Last-Event-ID": firehose_cursor}, WITH_INPUT) as firehose:
+        assert types(await firehose.until("input_answered")) == ["resumed", *INPUT_TYPES]
     async with sse(server.url, run, "?until=run", {"Last-Event-ID": run_cursor}) as events:
-        assert types(await events.until("run")) == ["resumed", *expected]
+        assert inputs(await events.until("run")) == INPUT_TYPES
     assert await metric(server, "journal_rows_skipped_total") == 0
 
 
-async def test_no_permission_is_looked_up_for_a_request_for_human_input(
-    auth_server: RunningServer,
-    airflow: AirflowSql,
-    key: RunKey,
-    ada: CallerPermissions,
-    permissions: StubPermissions,
-    stub: AirflowStub,
+async def test_a_client_that_knows_the_question_resumes_with_the_answer_alone(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
-    await has_read_all(auth_server, airflow)
-    async with all_runs(auth_server.url, ada.headers) as firehose:
+    async with sse(server.url, run, "?until=run") as events:
+        await ask(airflow, run)
+        await events.until("input")
+        await has_read_all(server, airflow)
+        await airflow.set_task(run, "answer", "scheduled")
+        while (await events.next()).get("task_id") != "answer":
+            pass
+        cursor = events.ids[-1] or ""
+    await airflow.answer_input(run, "ask", "Reject")
+    await airflow.set_run(run, "success")
+    async with sse(server.url, run, "?until=run", {"Last-Event-ID": cursor}) as events:
+        assert inputs(await events.until("run")) == ["input_answered"]
+
+
+async def test_the_deadline_is_sent_when_it_is_known(server: RunningServer, airflow: AirflowSql, run: RunKey) -> None:
+    async with sse(server.url, run, "?until=run") as events:
+        await airflow.start_task(run, "ask")
+        await airflow.request_input(run, "ask", defaults=["Reject"])
+        assert "expires_at" not in (await events.until("input"))[-1]
+        await airflow.connection.execute(
+            "UPDATE task_instance SET state = 'awaiting_input', next_method = 'execute_complete',"
+            " trigger_timeout = '2030-01-01Z' WHERE task_id = 'ask'"
+        )
+        assert (await events.until("input"))[-1]["expires_at"] == "2030-01-01T00:00:00Z"
+        await airflow.answer_input(run, "ask", "Reject", by=None)
+        answer = (await events.until("input_answered"))[-1]
+        assert (answer["expired"], answer.get("by")) == (True, None)
+
+
+async def test_many_runs_without_a_type_have_no_human_input(
+    server: RunningServer, airflow: AirflowSql, run: RunKey
+) -> None:
+    async with all_runs(server.url) as firehose:
         await firehose.next()
-        cursor = firehose.ids[-1] or ""
-        await airflow.request_input(key, "ask")
-        await airflow.set_task(key, "ask", "scheduled")
-        assert states(await firehose.until("task"), "ask") == ["scheduled"]
-    async with all_runs(auth_server.url, {**ada.headers, "Last-Event-ID": cursor}) as firehose:
-        assert types(await firehose.until("task")) == ["resumed", "task"]
+        await ask(airflow, run)
+        frames = [await firehose.next() for _ in range(4)]
+        assert states(frames, "ask") == ["scheduled", "queued", "running", "awaiting_input"]
+
+
+async def test_content_is_withheld_from_callers_without_the_permission(
+    auth_server: RunningServer, airflow: AirflowSql, key: RunKey, ada: CallerPermissions, permissions: StubPermissions
+) -> None:
+    ada.forbid_inputs()
+    await has_read_all(auth_server, airflow)
+    async with (
+        all_runs(auth_server.url, ada.headers, WITH_INPUT) as firehose,
+        all_runs(auth_server.url, ada.headers, WITH_INPUT, dag_id="chat") as of_dag,
+        sse(auth_server.url, key, "?until=run", ada.headers) as events,
+    ):
+        await firehose.next()
+        await of_dag.next()
+        await ask(airflow, key, subject="Secret?", body="Secret", params={"secret": "Secret"})
+        await airflow.answer_input(key, "ask", "Approve", secret="Secret")
+        for source in (firehose, of_dag, events):
+            frames = [frame for frame in await source.until("input_answered") if frame["type"] in INPUT_TYPES]
+            assert {frame["type"] for frame in frames} == set(INPUT_TYPES)
+            assert all(frame["withheld"] for frame in frames)
+            assert "Secret" not in str(frames)
+            assert "Approve" not in str(frames)
+
+
+async def test_content_comes_with_the_permission(
+    auth_server: RunningServer, airflow: AirflowSql, key: RunKey, ada: CallerPermissions, permissions: StubPermissions
+) -> None:
+    ada.forbid_inputs()
+    await ask(airflow, key)
+    async with sse(auth_server.url, key, "?until=run", ada.headers) as events:
+        assert (await events.until("input"))[-1]["withheld"]
+        cursor = events.ids[-1] or ""
+        ada.inputs = None
+        assert (await events.until("close"))[-1]["code"] == CloseCode.ACCESS_CHANGED
+    async with sse(auth_server.url, key, "?until=run", {**ada.headers, "Last-Event-ID": cursor}) as events:
+        frames = await events.until("input")
+        assert (frames[0]["reason"], frames[-1]["subject"]) == ("access_changed", "Go on?")
+
+
+@pytest.mark.parametrize("change", ["options = '{}'", "subject = repeat('x', 300000)", "created_at = 'infinity'"])
+async def test_an_unusual_request_affects_only_itself(
+    server: RunningServer, airflow: AirflowSql, run: RunKey, change: str
+) -> None:
+    async with sse(server.url, run, "?until=run") as events:
+        await airflow.start_task(run, "ask")
+        async with airflow.connection.transaction():
+            await airflow.request_input(run, "ask")
+            await airflow.connection.execute(f"UPDATE hitl_detail SET {change}")
+        await airflow.start_task(run, "answer")
+        await airflow.request_input(run, "answer")
+        frames = await events.until("input")
+        if "subject" in change:
+            assert frames[-1]["reference"]["href"].endswith("/taskInstances/ask/-1/hitlDetails")
+            frames = await events.until("input")
+        assert frames[-1]["task_id"] == "answer"
+        async with sse(server.url, run, "?until=run") as late:
+            frames = await late.until("input")
+            assert types(frames) == ["snapshot", "input"]
+
+
+async def test_streams_go_on_where_the_requests_cannot_be_read(
+    settings: Callable[..., Settings], airflow: AirflowSql, run: RunKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_server(settings()) as server:
+        await has_read_all(server, airflow)
+        async with sse(server.url, run, "?until=run") as events:
+            await events.next()
+            await airflow.connection.execute("ALTER TABLE hitl_detail RENAME TO hidden")
+            await airflow.connection.execute(
+                "INSERT INTO stream_server.journal (kind, ti_id) VALUES ('input', $1)", uuid4()
+            )
+            await airflow.start_task(run, "ask")
+            frames = [await events.next() for _ in range(3)]
+            assert states(frames, "ask") == ["scheduled", "queued", "running"]
+        assert "Requests for human input can't be read" in caplog.text
+        await eventually_async(lambda: server.watcher_count(run) == 0, what="the run is not watched")
+        # The first read without the table fails, and the next ones do without it.
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            answers = [await client.get(stream_path(run).replace("/stream", "/result?timeout=0")) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [503, 202]
+        await airflow.connection.execute("ALTER TABLE hidden RENAME TO hitl_detail")
 
 
 @pytest.mark.parametrize("with_run", [False, True])

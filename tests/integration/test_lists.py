@@ -12,7 +12,7 @@ import pytest
 from stream_server.auth.authorizer import FULL_ACCESS, Access, AllowAll, Caller
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused
-from stream_server.hub.firehose import Resource
+from stream_server.hub.filters import Resource
 from stream_server.server import lifespan
 from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, AirflowSql

@@ -24,7 +24,7 @@ START_SECONDS = 60.0
 """Time for the start of the command, on a busy machine."""
 
 
-@pytest.mark.parametrize("path", [RUNS, WAIT, f"{RUNS}/r/cancel"])
+@pytest.mark.parametrize("path", [RUNS, WAIT, f"{RUNS}/r/cancel", f"{RUNS}/r/taskInstances/t/input"])
 async def test_a_page_of_another_origin_triggers_nothing(
     caller: httpx.AsyncClient, stub: AirflowStub, path: str
 ) -> None:

@@ -7,8 +7,9 @@ import pytest
 from starlette.responses import JSONResponse, Response
 
 from stream_server.auth import airflow_authorizer
-from stream_server.auth.airflow_api import MAYBE_CREATED, AirflowApi, DagPage
+from stream_server.auth.airflow_api import MAYBE_CREATED, AirflowApi
 from stream_server.auth.airflow_authorizer import AirflowAuthorizer
+from stream_server.auth.airflow_bodies import DagPage
 from stream_server.auth.authorizer import Caller
 from stream_server.cli.doctor.report import Level
 from stream_server.cli.doctor.runner import DoctorTargets, run_checks

@@ -17,7 +17,7 @@ from stream_server.auth.authorizer import Caller
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.domain.run_state import RunKey
-from stream_server.hub.firehose import Resource
+from stream_server.hub.filters import Resource
 from support.airflow_callers import bearer_header, make_token
 from support.open_streams import FORBIDDEN, OUT, OpenStreams, ends_within, follow_all_runs
 from support.permission_comparison import SECONDS, Headers, ServerAccess, differs, query_both

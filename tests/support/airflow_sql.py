@@ -144,7 +144,7 @@ class AirflowSql:
             " state = $5::text, updated_at = clock_timestamp(),"
             " start_date = CASE WHEN $5::text = 'running' AND next_method IS NULL"
             "     THEN clock_timestamp() ELSE start_date END,"
-            " next_method = CASE WHEN $5::text = 'deferred' THEN 'execute_complete'"
+            " next_method = CASE WHEN $5::text IN ('deferred', 'awaiting_input') THEN 'execute_complete'"
             "     WHEN $5::text IN ('scheduled', 'queued', 'running') THEN next_method END,"
             " end_date = CASE WHEN $5::text IN ('success', 'failed', 'skipped', 'upstream_failed')"
             "     THEN clock_timestamp() ELSE end_date END"
@@ -285,17 +285,44 @@ class AirflowSql:
             for map_index in range(1, length):
                 await self.add_instance(key, version, task_id, map_index)
 
-    async def request_input(self, key: RunKey, task_id: str) -> None:
-        """Request human input for a task instance, as the Execution API does for a human-in-the-loop operator."""
+    async def request_input(self, key: RunKey, task_id: str, map_index: int = -1, **fields: object) -> None:
+        """Request human input for a task instance, as the Execution API does for a human-in-the-loop operator.
+
+        Args:
+            key: The run.
+            task_id: The task.
+            map_index: Index of the instance.
+            fields: Other values of columns than the default ones.
+        """
+        values = {"options": ["Approve", "Reject"], "subject": "Go on?", "params": {}, "params_input": {}, **fields}
+        columns = ", ".join(values)
+        placeholders = ", ".join(f"${number}" for number in range(5, 5 + len(values)))
         await self.connection.execute(
-            "INSERT INTO hitl_detail (ti_id, options, subject, params, params_input, created_at)"
-            " SELECT id, $4, 'Go on?', $5, $5, now() FROM task_instance"
-            " WHERE dag_id = $1 AND run_id = $2 AND task_id = $3",
+            f"INSERT INTO hitl_detail (ti_id, created_at, {columns}) SELECT id, clock_timestamp(), {placeholders}"
+            " FROM task_instance WHERE dag_id = $1 AND run_id = $2 AND task_id = $3 AND map_index = $4",
             *key,
             task_id,
-            ["Approve", "Reject"],
-            {},
+            map_index,
+            *values.values(),
         )
+
+    async def answer_input(
+        self, key: RunKey, task_id: str, *options: str, map_index: int = -1, by: str | None = "ada", **fields: object
+    ) -> None:
+        """Answer a request, and resume its task instance in the same transaction (`update_hitl_detail`)."""
+        async with self.connection.transaction():
+            await self.set_task(key, task_id, "scheduled", map_index)
+            await self.connection.execute(
+                "UPDATE hitl_detail SET responded_at = clock_timestamp(), responded_by = $5, chosen_options = $6,"
+                " params_input = $7 FROM task_instance AS t WHERE t.id = ti_id AND dag_id = $1 AND run_id = $2"
+                " AND task_id = $3 AND map_index = $4",
+                *key,
+                task_id,
+                map_index,
+                None if by is None else {"id": by, "name": by.title()},
+                list(options),
+                fields,
+            )
 
     async def write_unknown_row(self, key: RunKey | None = None) -> None:
         """Write a journal row of an unknown kind, as triggers of a newer version might."""

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from stream_server.domain.run_state import RunKey
+from stream_server.domain.prediction import END_OF_STATE
+from stream_server.domain.run_state import RETRACTING_STATES, RunKey
 from stream_server.domain.snapshot_tasks import MAX_LISTED_INSTANCES
 from support.streams import Frame
 
@@ -45,6 +46,9 @@ class RunKnowledge:
 
     output: dict[tuple[str, int, int], dict[int, Any]] = field(default_factory=dict)
     """Values by index, for each instance and try."""
+
+    requests: dict[Instance, Frame] = field(default_factory=dict)
+    """The `input` frame of each instance, with the members of `input_answered`, and without those of the row."""
 
     outcome: dict[str, Any] | None = None
     """The `result` or `failure` frame without what depends on when a client joined: the row that caused it, and whether
@@ -81,6 +85,7 @@ class RunKnowledge:
         return {
             "tables": self.tables,
             "output": self.output,
+            "requests": self.requests,
             "outcome": self.outcome,
             "end": self.end,
             "missing": self.missing,
@@ -111,6 +116,24 @@ class RunKnowledge:
         if map_index >= 0:
             self.instances.pop((task_id, -1), None)
         self.instances[task_id, map_index] = frame["state"], frame["try_number"]
+        if (request := self.requests.get((task_id, map_index))) is not None:
+            is_over = request["try_number"] != frame["try_number"] or frame["state"] in RETRACTING_STATES
+            # An answer may follow the frame of the task that it resumes.
+            if is_over or ("answered_at" not in request and frame["state"] in END_OF_STATE):
+                del self.requests[task_id, map_index]
+
+    def _apply_input(self, frame: Frame) -> None:
+        known = self.requests.get((frame["task_id"], frame["map_index"]), {})
+        is_answered = known.get("asked_at") == frame["asked_at"] and "answered_at" in known
+        assert not is_answered or known["try_number"] != frame["try_number"], f"asked again after the answer: {frame}"
+        # The deadline is known only while the task waits.
+        self.requests[frame["task_id"], frame["map_index"]] = _without(frame, "seq", "at", "cursor", "expires_at")
+
+    def _apply_input_answered(self, frame: Frame) -> None:
+        request = self.requests[frame["task_id"], frame["map_index"]]
+        assert (request["try_number"], request["asked_at"]) == (frame["try_number"], frame["asked_at"])
+        assert "answered_at" not in request, f"a second answer: {frame}"
+        request.update(_without(frame, "seq", "at", "cursor", "type"))
 
     def _apply_run(self, frame: Frame) -> None:
         self.run = frame["state"], frame["clear_number"]
@@ -135,6 +158,10 @@ class RunKnowledge:
         assert self.end in {None, frame["outcome"]}, f"another end: {frame}"
         self.end = frame["outcome"]
         self.missing = {name: frame[name] for name in ("reason", "task_id") if name in frame}
+
+
+def _without(frame: Frame, *names: str) -> Frame:
+    return {name: value for name, value in frame.items() if name not in names}
 
 
 async def read_tables(connection: asyncpg.Connection[asyncpg.Record], key: RunKey) -> Tables:

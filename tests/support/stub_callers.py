@@ -36,6 +36,7 @@ class CallerPermissions:
     """Instead of a run, or a list of them."""
 
     xcoms: Response | None = None
+    inputs: Response | None = None
     dags: Response | None = None
     """Instead of all runs, or a list of DAGs."""
 
@@ -57,18 +58,22 @@ class CallerPermissions:
 
     def revoke(self) -> None:
         """Log the user out."""
-        self.runs = self.xcoms = self.dags = refusal(403, "Invalid JWT token")
+        self.runs = self.xcoms = self.inputs = self.dags = refusal(403, "Invalid JWT token")
 
     def expire(self) -> None:
-        self.runs = self.xcoms = self.dags = refusal(401, "Token Expired")
+        self.runs = self.xcoms = self.inputs = self.dags = refusal(401, "Token Expired")
 
     def forbid(self) -> None:
         """Take all permissions away."""
-        self.runs = self.xcoms = self.dags = refusal(403, "Forbidden")
+        self.runs = self.xcoms = self.inputs = self.dags = refusal(403, "Forbidden")
 
     def forbid_xcoms(self) -> None:
         """Take the permission for XComs away."""
         self.xcoms = refusal(403, "Forbidden")
+
+    def forbid_inputs(self) -> None:
+        """Take the permission for requests for human input away."""
+        self.inputs = refusal(403, "Forbidden")
 
 
 class StubPermissions:
@@ -93,6 +98,8 @@ def _respond(rights: CallerPermissions, received: ReceivedRequest) -> Response |
     path = received.target.partition("?")[0]
     if "/xcomEntries" in path:
         return rights.xcoms_of.get(path.split("/")[4], rights.xcoms)
+    if path.endswith("/hitlDetails"):
+        return rights.inputs
     if path == "/api/v2/dags":
         known = [{"dag_id": dag_id} for dag_id in rights.known if dag_id not in rights.of_dag]
         page = JSONResponse({"dags": known if "offset=0" in received.target else []})

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from stream_server.auth.authorizer import Caller
 from stream_server.errors import AirflowRefused, BadRequest
 from stream_server.http.state import State
-from stream_server.hub.firehose import Resource
+from stream_server.hub.filters import Resource
 from stream_server.journal.run_lists import read_tagged_dags
 from stream_server.protocol.bodies import DagItem
 

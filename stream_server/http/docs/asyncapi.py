@@ -10,7 +10,7 @@ import msgspec
 from stream_server.http.docs.openapi import DAG_FIREHOSE_PATH, FIREHOSE_PATH, INFO, RUN_PATH
 from stream_server.http.docs.parameters import QUERY_PARAMETERS, build_query_schema, describe_path_variables
 from stream_server.http.endpoints.firehose import STREAM_PARAMETERS as FIREHOSE_QUERY
-from stream_server.http.endpoints.multiplex_messages import ClientMessage, Probe, Subscribe, Unsubscribe
+from stream_server.http.endpoints.multiplex_messages import Answer, ClientMessage, Probe, Subscribe, Unsubscribe
 from stream_server.http.endpoints.probe import PROBE_PATH
 from stream_server.http.params import STREAM_PARAMETERS
 from stream_server.http.websocket_auth import Introduction
@@ -18,10 +18,12 @@ from stream_server.protocol import examples
 from stream_server.protocol.frames import (
     Ack,
     AuthExpiring,
+    Chunk,
     Close,
     End,
     Failure,
     Ping,
+    Progress,
     Refusal,
     Reset,
     Result,
@@ -29,7 +31,9 @@ from stream_server.protocol.frames import (
     RunTransition,
     Snapshot,
     TaskTransition,
+    Waiting,
 )
+from stream_server.protocol.input_frames import Input, InputAnswered
 from stream_server.protocol.schema import (
     FRAME_TYPES,
     Json,
@@ -41,9 +45,10 @@ from stream_server.protocol.schema import (
 )
 
 CONNECTION_FRAMES = (Resumed, Reset, Ping, Close)
-RUN_FRAMES = (Snapshot, TaskTransition, RunTransition, Result, Failure, End, *CONNECTION_FRAMES)
+TASK_FRAMES = (TaskTransition, RunTransition, Chunk, Progress, Input, InputAnswered)
+RUN_FRAMES = (Snapshot, Waiting, *TASK_FRAMES, Result, Failure, End, *CONNECTION_FRAMES)
 WEBSOCKET_FRAMES = (*RUN_FRAMES, AuthExpiring, Ack, Refusal)
-FIREHOSE_FRAMES = (TaskTransition, RunTransition, *CONNECTION_FRAMES)
+FIREHOSE_FRAMES = (*TASK_FRAMES, *CONNECTION_FRAMES)
 
 CLIENT_MESSAGES: tuple[type[msgspec.Struct], ...] = get_args(ClientMessage)
 """Messages from a client on the multiplexed WebSocket."""
@@ -52,6 +57,14 @@ CLIENT_MESSAGE_EXAMPLES: Mapping[type[msgspec.Struct], Json] = {
     Subscribe: {"op": "subscribe", "id": "a", "dag_id": examples.DAG_ID, "run_id": examples.RUN_ID},
     Unsubscribe: {"op": "unsubscribe", "id": "a"},
     Probe: {"op": "ping", "id": "p"},
+    Answer: {
+        "op": "answer",
+        "id": "q",
+        "dag_id": examples.DAG_ID,
+        "run_id": examples.RUN_ID,
+        "task_id": "approve",
+        "chosen_options": ["Approve"],
+    },
     Introduction: {"op": "auth", "token": "eyJhbGciOiJIUzUxMiJ9.e30.c2ln"},
 }
 
@@ -115,6 +128,9 @@ def _build_schemas() -> Json:
     references = "#/components/schemas/{name}"
     descriptions = {name: text for name, (_, text) in QUERY_PARAMETERS.items()} | {
         "id": "ID that the client chooses.",
+        "chosen_options": "One of the options, or several if the request permits it.",
+        "params_input": "JSON value by field of the form.",
+        "asked_at": "`asked_at` of the request. Airflow 3.4 refuses the answer if the task has asked again.",
         "op": "The operation.",
     }
     found = {**build_frame_schemas(references), **build_schemas(CLIENT_MESSAGES, references, descriptions)}

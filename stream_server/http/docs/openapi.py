@@ -8,10 +8,18 @@ import msgspec
 
 import stream_server
 from stream_server import errors
-from stream_server.http.delivery import ndjson, sse
+from stream_server.http.delivery import ndjson
 from stream_server.http.docs.openapi_ai_sdk import build_ai_sdk_paths
+from stream_server.http.docs.openapi_input import build_answer_operation
 from stream_server.http.docs.openapi_lists import LIST_BODIES, build_list_paths
 from stream_server.http.docs.openapi_openai import build_openai_paths
+from stream_server.http.docs.openapi_server import (
+    document_operation,
+    health_operation,
+    metrics_operation,
+    probe_operation,
+    ready_operation,
+)
 from stream_server.http.docs.parameters import SECURITY_SCHEMES, build_parameters
 from stream_server.http.docs.responses import (
     JSON_TYPE,
@@ -30,7 +38,18 @@ from stream_server.http.endpoints.probe import PROBE_PATH
 from stream_server.http.endpoints.result import RESPONSE_PARAMETERS
 from stream_server.http.params import STREAM_PARAMETERS, WATCH_PARAMETERS
 from stream_server.protocol import examples
-from stream_server.protocol.bodies import Cancelled, Detail, Health, Problem, Readiness, RunAnswer, Ticket, WaitLine
+from stream_server.protocol.bodies import (
+    Cancelled,
+    Detail,
+    Health,
+    InputAnswer,
+    InputReceipt,
+    Problem,
+    Readiness,
+    RunAnswer,
+    Ticket,
+    WaitLine,
+)
 from stream_server.protocol.schema import (
     DIALECT,
     Json,
@@ -39,10 +58,10 @@ from stream_server.protocol.schema import (
     description_of,
     reference_to,
 )
-from stream_server.protocol.wire import PING
 
 RUNS_PATH = "/api/v2/dags/{dag_id}/dagRuns"
 RUN_PATH = f"{RUNS_PATH}/{{run_id}}"
+ANSWER_PATH = f"{RUN_PATH}/taskInstances/{{task_id}}/input"
 FIREHOSE_PATH = "/api/v2/stream"
 DAG_FIREHOSE_PATH = "/api/v2/dags/{dag_id}/stream"
 
@@ -82,6 +101,8 @@ AIRFLOW_ERRORS = (
     *THROTTLING_ERRORS,
 )
 
+ANSWERS = (RunAnswer, Cancelled, InputAnswer, InputReceipt, Ticket, WaitLine, Health, Readiness)
+
 REFUSAL_STATUSES = (400, 401, 403, 404, 409, 422)
 """Statuses with which Airflow refuses requests; the client gets the same."""
 
@@ -95,7 +116,7 @@ OPTIONAL_SECURITY: list[Json] = [{name: []} for name in SECURITY_SCHEMES] + [{}]
 def build_openapi() -> Json:
     references = "#/components/schemas/{name}"
     answers = build_schemas(
-        (RunAnswer, Cancelled, Ticket, tickets.Wanted, WaitLine, Health, Readiness, Problem, Detail, *LIST_BODIES),
+        (*ANSWERS, tickets.Wanted, Problem, Detail, *LIST_BODIES),
         references,
     )
     return {
@@ -109,6 +130,18 @@ def build_openapi() -> Json:
             f"{RUN_PATH}/result": {"get": _result_operation()},
             f"{RUN_PATH}/wait": {"get": _wait_operation()},
             f"{RUN_PATH}/cancel": {"post": _cancel_operation()},
+            ANSWER_PATH: {
+                "post": build_answer_operation(
+                    ANSWER_PATH,
+                    problem_responses(
+                        errors.BadRequest,
+                        errors.BadParameter,
+                        errors.RequestTooLarge,
+                        *AIRFLOW_ERRORS,
+                        refused=REFUSAL_STATUSES,
+                    ),
+                )
+            },
             FIREHOSE_PATH: {"get": _firehose_operation(FIREHOSE_PATH)},
             DAG_FIREHOSE_PATH: {"get": _firehose_operation(DAG_FIREHOSE_PATH)},
             tickets.TICKETS_PATH: {"post": _ticket_operation()},
@@ -123,15 +156,15 @@ def build_openapi() -> Json:
                 OPTIONAL_SECURITY,
                 REFUSAL_STATUSES,
             ),
-            PROBE_PATH: {"get": _probe_operation()},
-            "/health": {"get": _health_operation()},
-            "/ready": {"get": _ready_operation()},
-            "/metrics": {"get": _metrics_operation()},
-            "/openapi.json": {"get": _document_operation("openapi", "This document", JSON_TYPE)},
+            PROBE_PATH: {"get": probe_operation()},
+            "/health": {"get": health_operation()},
+            "/ready": {"get": ready_operation()},
+            "/metrics": {"get": metrics_operation()},
+            "/openapi.json": {"get": document_operation("openapi", "This document", JSON_TYPE)},
             "/asyncapi.json": {
-                "get": _document_operation("asyncapi", "AsyncAPI 3.0 document of all streams", JSON_TYPE)
+                "get": document_operation("asyncapi", "AsyncAPI 3.0 document of all streams", JSON_TYPE)
             },
-            "/schema/frames.json": {"get": _document_operation("frames", "JSON Schema of all frames", SCHEMA_TYPE)},
+            "/schema/frames.json": {"get": document_operation("frames", "JSON Schema of all frames", SCHEMA_TYPE)},
         },
         "components": {"schemas": {**build_frame_schemas(references), **answers}, "securitySchemes": SECURITY_SCHEMES},
     }
@@ -318,67 +351,6 @@ def _ticket_operation() -> Json:
                 *UNAVAILABLE_ERRORS,
                 refused=READ_REFUSAL_STATUSES,
             ),
-        },
-    }
-
-
-def _probe_operation() -> Json:
-    return {
-        "operationId": "probeStreams",
-        "summary": "Stream pings for one second, to test how a proxy in front of the server treats streams",
-        "responses": {
-            "200": {
-                "description": "`ping` frames",
-                "content": {sse.MEDIA_TYPE: lines_content("Frame", PING.framed(sse.encode_event).decode())},
-            },
-            **problem_responses(*THROTTLING_ERRORS),
-        },
-    }
-
-
-def _health_operation() -> Json:
-    answer = {"description": description_of(Health), "content": {JSON_TYPE: body_content(Health)}}
-    return {
-        "operationId": "getHealth",
-        "summary": "Check that the process runs",
-        "responses": {"200": answer, **problem_responses()},
-    }
-
-
-def _ready_operation() -> Json:
-    return {
-        "operationId": "getReadiness",
-        "summary": "Check that streams are complete and up to date",
-        "responses": {
-            "200": {"description": "Ready", "content": {JSON_TYPE: body_content(Readiness)}},
-            "503": {"description": "Not ready", "content": {JSON_TYPE: {"schema": reference_to(Readiness)}}},
-            **problem_responses(),
-        },
-    }
-
-
-def _metrics_operation() -> Json:
-    texts: Json = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
-    return {
-        "operationId": "getMetrics",
-        "summary": "Get metrics for Prometheus",
-        "responses": {
-            "200": {"description": "In the format that `Accept` requests", "content": texts},
-            **problem_responses(),
-        },
-    }
-
-
-def _document_operation(what: str, summary: str, media_type: str) -> Json:
-    tag = {"ETag": {"schema": {"type": "string"}, "description": "Changes with the document."}}
-    return {
-        "operationId": f"describe{what.capitalize()}",
-        "summary": summary,
-        "parameters": build_parameters("", (), ("If-None-Match",)),
-        "responses": {
-            "200": {"description": summary, "headers": tag, "content": {media_type: {"schema": {"type": "object"}}}},
-            "304": {"description": "The client's copy is up to date", "headers": tag},
-            **problem_responses(),
         },
     }
 

@@ -13,7 +13,7 @@ from stream_server.http.endpoints.trigger import DEFAULT_GRACE, IF_EXISTS, ON_DI
 from stream_server.http.openai.responses import MAX_SEQUENCE_NUMBER
 from stream_server.http.params import CONFIRM_VALUES, POLYFILL_CURSOR, UNTIL_VALUES
 from stream_server.http.triggering import MAX_KEY_LENGTH
-from stream_server.hub.firehose import FRAME_TYPES
+from stream_server.hub.filters import FRAME_TYPES
 from stream_server.protocol.schema import Json
 
 DURATION_EXAMPLES = ["500ms", "5s", "2m", "1h", "2.5"]
@@ -62,6 +62,7 @@ PATH_VARIABLES: dict[str, str] = {
     "model": "ID of a DAG with the tag `chat`.",
     "dag_id": "The DAG ID.",
     "run_id": "The run ID, percent-encoded or not.",
+    "task_id": "The task ID.",
 }
 """Description of each path variable."""
 
@@ -132,6 +133,10 @@ QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
     "grace": (
         _duration_schema(DEFAULT_GRACE),
         "How long the run continues without any client, with `on_disconnect=cancel`.",
+    ),
+    "map_index": (
+        {"type": "integer", "minimum": -1, "maximum": 2**31 - 1, "default": -1},
+        "Index of an instance of a mapped task.",
     ),
     "interval": (
         {"type": "number", "exclusiveMinimum": 0},

@@ -20,7 +20,7 @@ from stream_server.http.params import (
 )
 from stream_server.http.permission import authorize_dag, authorize_firehose
 from stream_server.http.state import State
-from stream_server.hub.firehose import FRAME_TYPES, Filter
+from stream_server.hub.filters import FRAME_TYPES, Filter
 from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.frames import NO_STATUS
 
@@ -76,7 +76,9 @@ async def stream_firehose(request: Request) -> Response:
     authorizer, readable = state["authorizer"], None
     try:
         if dag_id:
-            permission = await authorize_dag(authorizer, caller, dag_id, output=stream_filter.wants_output)
+            permission = await authorize_dag(
+                authorizer, caller, dag_id, output=stream_filter.wants_output, inputs=stream_filter.wants_inputs
+            )
             stream_filter = permission.restrict_filter(stream_filter)
         else:
             permission = await authorize_firehose(authorizer, caller)

@@ -16,7 +16,7 @@ from stream_server.errors import BadParameter, JournalMissing
 from stream_server.http.caller import identify_caller
 from stream_server.http.params import parse_integer, parse_run_key, refuse_unknown_parameters
 from stream_server.http.state import State
-from stream_server.hub.firehose import ReadPermissions, Resource
+from stream_server.hub.filters import ReadPermissions, Resource
 from stream_server.journal.run_lists import read_recent_runs, read_tagged_dags
 from stream_server.protocol.bodies import DagItem, DagList, Edge, Node, NodeGroup, RunItem, RunList, Structure
 from stream_server.protocol.cursor import ResumeToken

@@ -15,12 +15,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream_server.auth.authorizer import Caller
 from stream_server.auth.revalidation import is_credential_refused
+from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowRefused, BadParameter, StreamServerError
-from stream_server.http.caller import identify_caller, refuse_foreign_origin
+from stream_server.http.caller import airflow_api_for, identify_caller, refuse_foreign_origin
 from stream_server.http.delivery.asgi_scope import CONNECTION, find_extension
 from stream_server.http.delivery.scheduler import FrameWriter
 from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, pack_frames
+from stream_server.http.endpoints.human_input import send_answer
 from stream_server.http.endpoints.multiplex_messages import (
+    Answer,
     ClientMessage,
     Subscribe,
     Unsubscribe,
@@ -30,7 +33,7 @@ from stream_server.http.endpoints.multiplex_messages import (
 from stream_server.http.endpoints.multiplex_streams import MultiplexStreams
 from stream_server.http.endpoints.websocket import close_websocket, encode_text_message
 from stream_server.http.params import parse_ping_interval, refuse_unknown_parameters
-from stream_server.http.request_slot import authenticate_connection, reattribute_connection
+from stream_server.http.request_slot import authenticate_connection, reattribute_connection, record_join
 from stream_server.http.state import State
 from stream_server.http.websocket_auth import (
     MAX_ID_LENGTH,
@@ -41,6 +44,8 @@ from stream_server.http.websocket_auth import (
     refusal_frame,
     send_refusal,
 )
+from stream_server.hub.asyncio_tasks import TaskSet
+from stream_server.protocol.bodies import InputAnswer
 from stream_server.protocol.frames import Ack
 from stream_server.protocol.wire import Wire
 
@@ -76,6 +81,7 @@ class MultiplexConnection:
         self._state: State = websocket.scope["state"]
         self._streams = MultiplexStreams(websocket.scope, caller)
         self._queue = self._streams.queue
+        self._answers = TaskSet("multiplex: answer")
 
     async def authenticate(self, caller: Caller) -> None:
         """Wait for an `auth` message if the handshake had no credential and the server requires one.
@@ -106,6 +112,7 @@ class MultiplexConnection:
                 reading.result()
         finally:
             reading.cancel()
+            await self._answers.aclose()
             await self._streams.close_all()
             # The queue and the streams refer to each other; without the cycle, they are freed at once.
             self._queue.drop_callback()
@@ -159,11 +166,26 @@ class MultiplexConnection:
             raise BadParameter(f"`id` must have 1 to {MAX_ID_LENGTH} characters, got {len(message.id)}")
         if isinstance(message, Subscribe):
             self._streams.open(message)
+        elif isinstance(message, Answer):
+            record_join(self._websocket.scope)
+            self._answers.start(self._answer(message), message.id)
         elif isinstance(message, Unsubscribe):
             await self._streams.close(message.id)
             await self._queue.reply(Wire(Ack(op="unsubscribe", id=message.id)))
         else:
             await self._queue.reply(Wire(Ack(op="ping", id=message.id)))
+
+    async def _answer(self, message: Answer) -> None:
+        """Pass an answer to Airflow, while other messages are handled."""
+        answer = InputAnswer(message.chosen_options, message.params_input, message.asked_at)
+        key = RunKey(message.dag_id, message.run_id)
+        try:
+            airflow = airflow_api_for(self._websocket, self._streams.caller)
+            await send_answer(airflow, key, message.task_id, message.map_index, answer)
+        except StreamServerError as error:
+            await self._queue.reply(Wire(refusal_frame(message.id, error)))
+        else:
+            await self._queue.reply(Wire(Ack(op="answer", id=message.id)))
 
     async def _change_credential(
         self, message: Introduction, attribute_connection: Callable[[Scope, Mapping[str, str]], None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -40,7 +40,20 @@ class Probe(msgspec.Struct, tag_field="op", tag="ping", forbid_unknown_fields=Tr
     id: str
 
 
-ClientMessage: TypeAlias = Subscribe | Unsubscribe | Probe | Introduction
+class Answer(msgspec.Struct, tag_field="op", tag="answer", forbid_unknown_fields=True):
+    """Answer a request for human input."""
+
+    id: str
+    dag_id: str
+    run_id: str
+    task_id: str
+    chosen_options: Annotated[list[str], msgspec.Meta(min_length=1)]
+    map_index: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] = -1
+    params_input: dict[str, Any] = {}
+    asked_at: str | None = None
+
+
+ClientMessage: TypeAlias = Subscribe | Unsubscribe | Probe | Answer | Introduction
 
 _decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 

@@ -59,6 +59,11 @@ class MultiplexStreams:
         self._streams: dict[str, _Stream] = {}
         self._announced_expiry: datetime | None = None
 
+    @property
+    def caller(self) -> Caller:
+        """The caller, by the last credential that the client has sent."""
+        return self._caller
+
     def open(self, message: Subscribe) -> None:
         """Start to open a stream. Its `ack` or its refusal follows through the queue.
 

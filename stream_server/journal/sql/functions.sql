@@ -256,8 +256,9 @@ BEGIN
 END
 $body$;
 
--- A request for human input names its task instance by id. The row has no DAG and no run: to look them up, the trigger
--- would have to read Airflow's tables. Readers skip rows of this kind: nothing consumes them yet.
+-- A request for human input, or its answer, names its task instance by id. The row has no DAG and no run: to look them
+-- up, the trigger would have to read Airflow's tables. Readers do that. A new try takes over the row by its id alone,
+-- which asks nothing.
 CREATE OR REPLACE FUNCTION stream_server.record_input() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
@@ -265,7 +266,11 @@ BEGIN
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
     END IF;
-    INSERT INTO stream_server.journal (kind, ti_id) VALUES ('input', NEW.ti_id);
+    IF TG_OP = 'UPDATE' AND NEW.ti_id IS DISTINCT FROM OLD.ti_id THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal (kind, ti_id, state)
+    VALUES ('input', NEW.ti_id, CASE WHEN NEW.responded_at IS NULL THEN 'open' ELSE 'answered' END);
     PERFORM stream_server.ring();
     RETURN NULL;
 {exception_handler}

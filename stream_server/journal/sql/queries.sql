@@ -23,7 +23,6 @@ CROSS JOIN stream_server.losses AS l
 LEFT JOIN LATERAL (SELECT id, txid, at FROM stream_server.journal ORDER BY txid DESC LIMIT 1) AS n ON true
 
 -- newest_rows --
--- The $1 rows with the highest transaction ids.
 SELECT id AS seq, txid::text::bigint, at FROM stream_server.journal ORDER BY stream_server.journal.txid DESC LIMIT $1
 
 -- is_any_row_missing --
@@ -59,7 +58,6 @@ FROM stream_server.journal
 WHERE txid >= pg_snapshot_xmax($1::text::pg_snapshot) OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
 
 -- is_replica --
--- Whether this server is a read replica.
 SELECT pg_is_in_recovery()
 
 -- rows_after --
@@ -78,7 +76,8 @@ LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
            clear_number, CASE WHEN queued_at {is_python_time} THEN queued_at END AS queued_at,
            CASE WHEN start_date {is_python_time} THEN start_date END AS start_date,
-           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result
+           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result,
+           NULL::integer AS iteration, ti_id
     FROM stream_server.journal
     WHERE (txid >= pg_snapshot_xmax($1::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
        OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
@@ -86,8 +85,8 @@ LEFT JOIN LATERAL (
 ORDER BY j.id
 
 -- run_snapshot --
--- A run ($1 DAG, $2 run), its task instances, and which of them pushed a return value in their current try, all in one
--- snapshot. One row for each task instance, or one row with a NULL task_id if there are none.
+-- A run ($1 DAG, $2 run), its task instances, which of them pushed a return value in their current try, and which asked
+-- for human input, all in one snapshot. One row for each task instance, or one row with a NULL task_id if there are none.
 --
 -- The XCom of a cleared task remains until its next try is running, and is deleted a moment later. So an XCom of a
 -- running task counts only if it is not older than the start of the try. A deferred task keeps its XComs, also while it
@@ -111,12 +110,13 @@ SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigi
                OR (t.state IN ('deferred', 'awaiting_input', 'scheduled', 'queued') AND t.next_method IS NOT NULL)
            )), false
        ) AND x.task_id IS NOT NULL AS pushed,
-       x.dag_result
+       x.dag_result, h.record AS request
 FROM stream_server.meta AS m
 LEFT JOIN LATERAL (SELECT id, txid, at FROM stream_server.journal ORDER BY txid DESC LIMIT 1) AS n ON true
 CROSS JOIN (SELECT NULL::boolean AS dag_result) AS without
 CROSS JOIN {airflow}.dag_run AS r
 LEFT JOIN {airflow}.task_instance AS t ON t.dag_id = r.dag_id AND t.run_id = r.run_id
+LEFT JOIN ({requests_of_run}) AS h ON h.ti_id = t.id
 LEFT JOIN LATERAL (
     SELECT y.task_id, y.timestamp, dag_result
     FROM {airflow}.xcom AS y
@@ -151,12 +151,14 @@ LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
            clear_number, CASE WHEN queued_at {is_python_time} THEN queued_at END AS queued_at,
            CASE WHEN start_date {is_python_time} THEN start_date END AS start_date,
-           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result
+           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result,
+           NULL::integer AS iteration, ti_id
     FROM stream_server.journal
     WHERE h.is_complete
         AND ((txid >= pg_snapshot_xmax($3::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
              OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($3::text::pg_snapshot))))
-        AND ($1::text IS NULL OR (dag_id = $1 AND run_id = $2))
+        AND ($1::text IS NULL OR (dag_id = $1 AND run_id = $2) OR (kind = 'input' AND ti_id IN (
+            SELECT id FROM {airflow}.task_instance WHERE dag_id = $1 AND run_id = $2)))
     LIMIT $4
 ) AS j ON true
 ORDER BY j.id
@@ -370,7 +372,6 @@ SELECT CASE WHEN pg_is_in_recovery() THEN 0
             ELSE stream_server.prune(make_interval(secs => $1), $2, $3, $4::text::pg_snapshot, $5) END
 
 -- current_snapshot --
--- The current snapshot.
 SELECT pg_current_snapshot()::text
 
 -- gauges --

@@ -12,7 +12,7 @@ import msgspec
 
 from stream_server.domain.run_state import RunKey
 from stream_server.domain.transition import ReadTiming, Transition
-from stream_server.hub.firehose import Filter
+from stream_server.hub.filters import Filter
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import ResetReason
 from stream_server.server.metric_families import MetricFamily

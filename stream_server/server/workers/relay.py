@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from stream_server.domain.run_state import RunKey
 from stream_server.domain.transition import ReadTiming, Transition
+from stream_server.domain.transition_frames import is_output
 from stream_server.hub.asyncio_tasks import TaskSet
-from stream_server.hub.firehose import Filter
+from stream_server.hub.filters import Filter
 from stream_server.journal.run_store import RunStore
 from stream_server.journal.tail import BatchSink
 from stream_server.journal.undecodable_rows import LoggedCauses
@@ -130,7 +131,7 @@ class Relay(BatchSink):
     @override
     def dispatch(self, transitions: Sequence[Transition], position: JournalPosition, timing: ReadTiming | None) -> None:
         self._position = position
-        with_output = [transition for transition in transitions if transition.body is not None]
+        with_output = [one for one in transitions if one.body is not None and is_output(one)]
         # Most workers want the same output, mostly none: each batch is encoded once for all workers that want the same.
         encoded: dict[frozenset[int], bytes] = {}
         for worker in self._workers:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import Unavailable
-from stream_server.hub.firehose import Filter
+from stream_server.hub.filters import Filter
 from stream_server.hub.hub import Hub
 from stream_server.journal.output_bodies import add_output_bodies
 from stream_server.journal.run_store import RunStore

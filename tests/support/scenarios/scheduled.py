@@ -91,21 +91,6 @@ async def sql_null(run: ScenarioRun) -> Expected:
     return result(answer=None)
 
 
-async def human_input(run: ScenarioRun) -> Expected:
-    """A human-in-the-loop operator waits for an answer (Airflow 3.3's `awaiting_input`)."""
-    await run.start_run()
-    await run.start_task("ask")
-    await run.airflow.request_input(run.key, "ask")
-    await run.set_task("ask", "awaiting_input")
-    await run.step()
-    for state in ("scheduled", "queued", "running"):
-        await run.set_task("ask", state)
-    await run.return_value("ask", {"chosen_options": ["Approve"]})
-    await run.run_task("answer", "yes")
-    await run.finish_chain()
-    return result(answer="yes")
-
-
 async def mapped_task(run: ScenarioRun) -> Expected:
     await run.start_run({"list": Node("square"), "square": Node(mapped_over="list")})
     await run.run_task("list", [1, 2, 3])

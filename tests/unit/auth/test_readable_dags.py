@@ -10,7 +10,8 @@ from stream_server.auth import readable_dags as readable
 from stream_server.auth.readable_dags import MAX_DIRECT_REQUESTS, OUTPUT_OF_ALL_DAGS, ReadableDags
 from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.errors import AirflowRefused, PermissionUnknown
-from stream_server.hub.firehose import Filter, Firehose, Resource
+from stream_server.hub.filters import Filter, Resource
+from stream_server.hub.firehose import Firehose
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition
 

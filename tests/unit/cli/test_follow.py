@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.cli.follow import encode_result_value, parse_conf
-from stream_server.protocol.frames import Reference, Result
+from stream_server.protocol.frame_members import Reference
+from stream_server.protocol.frames import Result
 from support.builders import KEY
 
 

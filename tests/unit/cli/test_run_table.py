@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from stream_server.cli.run_table import RunTable, describe_frame
+from stream_server.protocol.frame_members import Reference
 from stream_server.protocol.frames import (
     AnyFrame,
     Chunk,
@@ -16,7 +17,6 @@ from stream_server.protocol.frames import (
     Failure,
     Ping,
     Progress,
-    Reference,
     Report,
     Reset,
     Result,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.replay import Gap
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
-from stream_server.hub.firehose import Filter, Firehose, Resource, replay, required_resources
+from stream_server.hub.filters import Filter, Resource
+from stream_server.hub.firehose import Firehose, replay, required_resources
 from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscriber_group import SubscriberGroup
 from stream_server.hub.subscription import Subscription

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -12,13 +13,14 @@ from stream_server.journal.undecodable_rows import LoggedCauses
 
 AT = datetime(2026, 11, 22, 10, tzinfo=timezone.utc)
 TASK = {"kind": "task", "dag_id": "chat", "run_id": "r1", "task_id": "answer", "map_index": -1}
+TI_ID = UUID(int=7)
 RUN = {"kind": "run", "dag_id": "chat", "run_id": "r1", "task_id": None, "map_index": None}
 
 
 def row(columns: Mapping[str, object], seq: int = 1) -> tuple[Any, ...]:
     """Return a row as the queries do, all columns that are not given NULL."""
     given = {"seq": seq, "txid": 8, "at": AT, **columns}
-    return tuple(given.get(name) for name in Transition._fields[:17])
+    return tuple(given.get(name) for name in Transition._fields[:19])
 
 
 @pytest.mark.parametrize("kind", list(TransitionKind))
@@ -32,9 +34,9 @@ def test_a_run_needs_no_task(kind: str) -> None:
     assert decode_row(row({**RUN, "kind": kind})) is not None
 
 
-def test_a_request_for_human_input_is_no_transition() -> None:
-    assert decode_row(row({"kind": "input"})) is None
-    assert decode_row(row({**RUN, "kind": "input"})) is None
+def test_a_request_for_human_input_needs_no_run() -> None:
+    request = decode_row(row({"kind": "input", "ti_id": TI_ID, "state": "open"}))
+    assert (request.kind, request.ti_id, request.state) == (TransitionKind.INPUT, TI_ID, "open")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_other_rows_name_the_cause(columns: dict[str, object], cause: str) -> No
 def test_undecodable_row_affects_only_itself() -> None:
     rows = [row(TASK, 1), row({"kind": "input"}, 2), row({"kind": "asset"}, 3), row(RUN, 4)]
     transitions, skipped = decode_rows(rows)
-    assert [one.seq for one in transitions] == [1, 4]
+    assert [one.seq for one in transitions] == [1, 2, 4]
     assert skipped == [SkippedRow(3, "unknown kind 'asset'")]
 
 

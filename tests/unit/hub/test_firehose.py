@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 
 from stream_server.domain.replay import Gap
 from stream_server.domain.transition import TransitionKind
-from stream_server.hub.firehose import (
-    BOOKMARK_SECONDS,
-    MAX_PENDING_TRANSITIONS,
-    Filter,
-    Firehose,
-    Resource,
-    replay,
-    required_resources,
-)
+from stream_server.hub.filters import Filter, Resource
+from stream_server.hub.firehose import BOOKMARK_SECONDS, MAX_PENDING_TRANSITIONS, Firehose, replay, required_resources
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import ResumeToken

@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection
 
 import pytest
 
-from stream_server.hub.firehose import Filter, Firehose, Resource
+from stream_server.hub.filters import Filter, Resource
+from stream_server.hub.firehose import Firehose
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from support.firehose_rows import cursor, last_cursor, output_row, sent_types, transition

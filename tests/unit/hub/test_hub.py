@@ -14,7 +14,7 @@ from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.transition import Transition
 from stream_server.errors import Draining, JournalUnreachable, RunNotFound, Unavailable, UnknownTask
 from stream_server.hub import watched_runs
-from stream_server.hub.firehose import Filter
+from stream_server.hub.filters import Filter
 from stream_server.hub.hub import Hub
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode

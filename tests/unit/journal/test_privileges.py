@@ -7,7 +7,7 @@ from stream_server.journal.queries import load_sql
 
 
 def test_a_reader_has_the_privileges_of_all_queries() -> None:
-    queries = re.sub(r"^--.*", "", load_sql("queries.sql"), flags=re.MULTILINE)
+    queries = re.sub(r"^--.*", "", load_sql("queries.sql") + load_sql("human_input.sql"), flags=re.MULTILINE)
     journal_objects = {*re.findall(rf"{JOURNAL_SCHEMA}\.(\w+)", queries), "triggers"}
     airflow_tables = set(re.findall(r"\{airflow\}\.(\w+)", queries))
     assert {each.name for each in READER_PRIVILEGES if each.schema == JOURNAL_SCHEMA} == journal_objects | {""}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.journal.queries import load_queries, load_sql, quote_identifier, quote_literal
+from stream_server.journal.queries import load_queries, load_server_queries, load_sql, quote_identifier, quote_literal
 
 NAMES = {"journal_head", "rows_after", "run_snapshot", "serialized_dag", "return_values"}
 
@@ -20,8 +20,10 @@ def test_each_block_is_one_statement_under_its_name() -> None:
         assert "-- " + name not in text
 
 
-def test_placeholders_are_filled_in() -> None:
-    queries = load_queries(airflow='"my schema"')
+@pytest.mark.parametrize("with_requests", [False, True])
+def test_placeholders_are_filled_in(*, with_requests: bool) -> None:
+    queries = load_server_queries('"my schema"', with_requests=with_requests)
+    assert ("human_input" in queries) == with_requests
     assert '"my schema".dag_run AS r' in queries["run_snapshot"]
     assert not [name for name, text in queries.items() if re.search(r"\{\w+\}", text)]
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
+from stream_server.protocol.frame_members import Reference
 from stream_server.protocol.frames import (
     AnyFrame,
     Close,
     End,
     Failure,
     Ping,
-    Reference,
     Reset,
     Result,
     RunInfo,

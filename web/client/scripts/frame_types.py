@@ -6,11 +6,13 @@ It supports the parts of JSON Schema that the frames use, and fails for any othe
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from stream_server.protocol.close_codes import CloseCode
+from stream_server.protocol.input_frames import Input, InputAnswered
 from stream_server.protocol.schema import build_frames_document
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "protocol"
@@ -27,23 +29,30 @@ SCALARS = {"string": "string", "integer": "number", "number": "number", "boolean
 OPEN_ENUMS = frozenset({"reason", "code"})
 """Members that may have further values in later versions: clients must accept them."""
 
+INPUT_FRAMES = (Input.__name__, InputAnswered.__name__)
+
 Schema = dict[str, Any]
 
 
 def typescript() -> dict[Path, str]:
-    """Return the text of each file: frames about a run, frames about a connection, and their members."""
+    """Return the text of each file: frames about a run, about a connection and human input, and their members."""
     document = build_frames_document()
     definitions: Schema = document["$defs"]
     names = {tag: _name(reference) for tag, reference in document["discriminator"]["mapping"].items()}
     connection_frames = [name for name in names.values() if "dag_id" not in definitions[name]["properties"]]
+    elsewhere = {*connection_frames, *INPUT_FRAMES}
     members = [name for name in definitions if name not in names.values()]
     member_names = ", ".join(sorted(members))
+    frames = [_interface(name, definitions[name]) for name in names.values() if name not in elsewhere]
+    used = ", ".join(name for name in sorted(members) if re.search(rf"\b{name}\b", "".join(frames)))
     frames_file = [
         HEADER,
         "\nimport type { " + ", ".join(sorted(connection_frames)) + ' } from "./connection_frames.js"\n',
-        f'import type {{ {member_names} }} from "./frame_members.js"\n\n',
-        f'export type {{ {member_names} }} from "./frame_members.js"\n\n',
-        *(_interface(name, definitions[name]) for name in names.values() if name not in connection_frames),
+        f'import type {{ {used} }} from "./frame_members.js"\n',
+        f'import type {{ {", ".join(INPUT_FRAMES)} }} from "./input_frames.js"\n\n',
+        f'export type {{ {member_names} }} from "./frame_members.js"\n',
+        f'export type {{ {", ".join(INPUT_FRAMES)} }} from "./input_frames.js"\n\n',
+        *frames,
         _comment("Any frame; `type` is the discriminator.", ""),
         "export type Frame =" + "".join(f"\n  | {name}" for name in names.values()) + "\n\n",
         _comment("The frame types that this version supports. Other frames are ignored.", ""),
@@ -55,8 +64,14 @@ def typescript() -> dict[Path, str]:
         _comment("Why a connection ends before its stream does; also the close code of a WebSocket.", ""),
         "export const CLOSE_CODES = {" + "".join(map(_close_code, CloseCode)) + "\n} as const\n",
     ]
+    input_file = [
+        HEADER,
+        '\nimport type { InputParam, InputUser, Reference } from "./frame_members.js"\n\n',
+        *(_interface(name, definitions[name]) for name in INPUT_FRAMES),
+    ]
     members_file = [HEADER, "\n", *(_interface(name, definitions[name]) for name in members)]
     texts = {"frames": frames_file, "connection_frames": connection_file, "frame_members": members_file}
+    texts["input_frames"] = input_file
     return {SOURCE / f"{name}.ts": "".join(text).rstrip() + "\n" for name, text in texts.items()}
 
 

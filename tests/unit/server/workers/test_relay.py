@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter
 from stream_server.domain.run_state import RunKey
 from stream_server.domain.transition import OUTPUT_KEY, ReadTiming, Transition, TransitionKind
 from stream_server.errors import JournalUnreachable
-from stream_server.hub.firehose import Filter
+from stream_server.hub.filters import Filter
 from stream_server.hub.hub import Hub
 from stream_server.journal import undecodable_rows
 from stream_server.journal.tail import TailStatus

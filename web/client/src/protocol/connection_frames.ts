@@ -55,7 +55,7 @@ export interface AuthExpiring {
 export interface Ack {
   type: "ack"
   /** The operation. */
-  op: "auth" | "ping" | "subscribe" | "unsubscribe"
+  op: "answer" | "auth" | "ping" | "subscribe" | "unsubscribe"
   /** The `id` that the client gave; empty if it gave none. */
   id: string
 }

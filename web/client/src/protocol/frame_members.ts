@@ -40,6 +40,24 @@ export interface Report {
   text?: string | null
 }
 
+/** A field of the form. */
+export interface InputParam {
+  /** Value that is set in advance: any JSON value. */
+  value: unknown
+  /** Description for people. */
+  description: string | null
+  /** JSON Schema of the value: a JSON object. */
+  schema: unknown
+}
+
+/** A user, as Airflow's auth manager names them. */
+export interface InputUser {
+  /** Id of the user. */
+  id: string
+  /** Name of the user. */
+  name: string
+}
+
 /** Where to get a value that is too large to be sent. */
 export interface Reference {
   /** Path below Airflow's address. */

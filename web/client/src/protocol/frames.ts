@@ -2,8 +2,10 @@
 
 import type { Ack, AuthExpiring, Close, Ping, Refusal } from "./connection_frames.js"
 import type { Reference, Report, RunInfo, TaskInfo } from "./frame_members.js"
+import type { Input, InputAnswered } from "./input_frames.js"
 
-export type { Reference, Report, RunInfo, TaskInfo } from "./frame_members.js"
+export type { InputParam, InputUser, Reference, Report, RunInfo, TaskInfo } from "./frame_members.js"
+export type { Input, InputAnswered } from "./input_frames.js"
 
 /** The state of the run and its task instances at this moment. Later frames continue from here. */
 export interface Snapshot {
@@ -335,6 +337,8 @@ export type Frame =
   | RunTransition
   | Chunk
   | Progress
+  | Input
+  | InputAnswered
   | Result
   | Failure
   | Reset
@@ -354,6 +358,8 @@ export const FRAME_TYPES = [
   "run",
   "chunk",
   "progress",
+  "input",
+  "input_answered",
   "result",
   "failure",
   "reset",
