@@ -13,10 +13,11 @@ $(error $(CONSTRAINTS) does not exist: AIRFLOW must be empty or one of $(patsubs
 endif
 BIN := $(VENV)/bin
 
-# Otherwise, each process would compile all of its modules again.
+# Otherwise, each process would compile all of its modules again. All checkouts share the cache, as in
+# tests/support/fast_start.py: most of it is Airflow.
 ifdef PYTHONDONTWRITEBYTECODE
 unexport PYTHONDONTWRITEBYTECODE
-export PYTHONPYCACHEPREFIX := $(abspath .demo/cache/bytecode)
+export PYTHONPYCACHEPREFIX := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/stream-server-tests/bytecode
 endif
 
 .PHONY: help

@@ -6,7 +6,6 @@ All checkouts of a user share them, below `$XDG_CACHE_HOME` or `~/.cache`.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -14,10 +13,10 @@ from pathlib import Path
 
 from uv import find_uv_bin
 
+from support.fast_start import CACHE
 from support.locks import exclusive_lock
 
 CONSTRAINTS = Path(__file__).with_name("constraints")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream-server-tests"
 BUILD_SECONDS = 600.0
 
 UPCOMING = "3.4.0b2"

@@ -44,6 +44,10 @@ def invalid_dags(version: str) -> dict[str, authoring_forms.InvalidDag]:
     }
 
 
+def is_inherited(name: str) -> bool:
+    return name == "PYTHONPYCACHEPREFIX" or not name.startswith(("AIRFLOW", "PYTHON"))
+
+
 @pytest.fixture(scope="module")
 def read(base_distribution: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
     """A function that returns how a version parses all forms and all invalid files, in one process."""
@@ -59,7 +63,7 @@ def read(base_distribution: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         done = subprocess.run(
             [python, str(SCRIPT), str(output), str(authoring_forms.DAGS), str(broken)],
             env={
-                **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))},
+                **{name: value for name, value in os.environ.items() if is_inherited(name)},
                 "AIRFLOW_HOME": str(folder),
                 "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
                 "PYTHONPATH": str(base_distribution),

@@ -12,16 +12,18 @@ from typing import Any
 
 import httpx._transports.default
 
-BYTECODE = Path(__file__).resolve().parents[2] / ".demo" / "cache" / "bytecode"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream-server-tests"
+"""What all checkouts of a user share."""
 
 
 def keep_bytecode() -> None:
     """Write compiled modules to a directory of their own where PYTHONDONTWRITEBYTECODE is set.
 
-    Otherwise, each of hundreds of processes compiles all of its modules.
+    Otherwise, each of hundreds of processes compiles all of its modules. Checkouts share the directory, so that a new
+    one, or an environment of the matrix, does not compile Airflow again. It has a folder for each folder with modules.
     """
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(CACHE / "bytecode")
         sys.dont_write_bytecode = False
 
 
