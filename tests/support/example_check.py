@@ -38,6 +38,8 @@ SETTINGS = {
     "AIRFLOW__CORE__PARALLELISM": "8",
     # They do not change, and reading them all takes a core.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+    # Speed does not matter here, and the loop of an idle scheduler takes CPU time.
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
 }
 
 

@@ -34,6 +34,15 @@ FAST = (
 )
 """Integration tests that stop no server."""
 
+FAULTS = (
+    *("cancellation", "client_soak", "failover", "hostile_clients", "lossless", "other_cluster", "pooler", "proxies"),
+    *("signal_drain", "standby", "trigger_safety", "workers"),
+)
+"""Integration tests that take longest: most break something, and wait until it works again."""
+
+OWN_AIRFLOW = ("demo_processes", "outcome_check")
+"""Tests of `airflow` that use no stack of the session, whose scheduler would run beside them."""
+
 NO_TESTS = 5
 """Exit code of pytest."""
 
@@ -84,24 +93,29 @@ class Tier:
 def make_tiers(arguments: list[str], *, fast: bool = False) -> list[Tier]:
     """Return the tiers in the order in which they start.
 
-    `web` builds the TypeScript client, which late tests of `integration` use. `airflow` and `browser` share an Airflow.
+    `web` builds the TypeScript client, which `integration` uses later. `airflow` and `browser` share an Airflow.
     The longest tiers are first.
     """
+
+    def other_files(directory: str, files: list[str]) -> list[str]:
+        return sorted({f"{directory}/{path.name}" for path in ROOT.glob(f"tests/{directory}/test_*.py")} - {*files})
 
     def pytest(name: str, *directories: str) -> Tier:
         return Tier(name, (*PYTEST, *(f"tests/{directory}" for directory in directories), *arguments))
 
-    steady = [f"integration/test_{name}.py" for name in FAST]
+    steady, faults = ([f"integration/test_{name}.py" for name in names] for names in (FAST, FAULTS))
     if fast:
-        return [pytest("integration", *steady), pytest("unit", "unit")]
-    others = {f"integration/{path.name}" for path in ROOT.glob("tests/integration/test_*.py")} - {*steady}
+        return [pytest("integration, fast", *steady), pytest("unit", "unit")]
+    own = [f"airflow/test_{name}.py" for name in OWN_AIRFLOW]
     return [
         Tier("web", ("make", "--no-print-directory", "test-web")),
-        pytest("airflow, browser", "airflow", "browser"),
-        pytest("integration, faults", *sorted(others)),
+        pytest("airflow, browser", *other_files("airflow", own), "browser"),
+        pytest("faults", *faults),
+        pytest("integration", *other_files("integration", steady + faults)),
         pytest("matrix", "matrix"),
+        pytest("demo, outcome", *own),
         pytest("smoke", "smoke"),
-        pytest("integration", *steady),
+        pytest("integration, fast", *steady),
         pytest("unit", "unit"),
     ]
 
