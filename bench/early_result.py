@@ -15,15 +15,13 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 import httpx
 from rich.console import Console
 from rich.table import Table
 
+from bench.testbed import add_stack_option, airflow_stack
 from stream_server.cli.demo.airflow_client import AirflowRestClient
-from stream_server.cli.demo.progress import ConsoleReporter
-from stream_server.cli.demo.stack import DemoStack
 
 TARGET_MS = 100.0
 """Milliseconds from the journal row to the frame, as a median."""
@@ -46,11 +44,11 @@ async def main() -> int:
     """Run the benchmark and return its exit code."""
     options = _options()
     console = Console(stderr=True)
-    with DemoStack(Path(".demo"), progress=ConsoleReporter()) as stack, stack.rest_client() as airflow:
-        await _timed_run(stack, airflow, teardown=0)
+    with airflow_stack(options.stack) as (server_url, airflow):
+        await _timed_run(server_url, airflow, teardown=0)
         timings = []
         for number in range(1, options.runs + 1):
-            timings.append(await _timed_run(stack, airflow, teardown=options.teardown))
+            timings.append(await _timed_run(server_url, airflow, teardown=options.teardown))
             console.print(f"run {number}: {timings[-1]}", highlight=False)
     _print_report(timings, options.teardown)
     return 0
@@ -60,13 +58,14 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--teardown", type=float, default=10.0, help="seconds that each run's teardown takes")
+    add_stack_option(parser)
     return parser.parse_args()
 
 
-async def _timed_run(stack: DemoStack, airflow: AirflowRestClient, teardown: float) -> Timing:
+async def _timed_run(server_url: str, airflow: AirflowRestClient, teardown: float) -> Timing:
     run_id = await asyncio.to_thread(airflow.trigger_run, "chat_answer", {"teardown_seconds": teardown})
     waiting = asyncio.create_task(asyncio.to_thread(_time_airflow_wait, airflow, run_id))
-    arrived, frame = await asyncio.wait_for(_result_frame(stack.server_url, airflow.token, run_id), DEADLINE)
+    arrived, frame = await asyncio.wait_for(_result_frame(server_url, airflow.token, run_id), DEADLINE)
     written = datetime.fromisoformat(frame["at"].replace("Z", "+00:00")).timestamp()
     answered = await asyncio.wait_for(waiting, DEADLINE)
     return Timing(frame_ms=(arrived - written) * 1000, ahead_s=answered - arrived)

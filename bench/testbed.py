@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import NoReturn
 import psutil
 
 from stream_server.cli.demo import template_cluster
+from stream_server.cli.demo.airflow import ADMIN
+from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.postgres import EmbeddedPostgres
 from stream_server.cli.demo.progress import ConsoleReporter, SilentReporter
 from stream_server.cli.demo.run_directory import RunDirectory
 from stream_server.cli.demo.server import StreamServerProcess, install_journal
+from stream_server.cli.demo.stack import DemoStack
 from stream_server.settings import ENV_PREFIX
 
 DATA_DIR = Path(__file__).resolve().parents[1] / ".demo"
@@ -38,6 +42,33 @@ class Testbed:
         """Return the CPU time that the server has used."""
         times = self.server.cpu_times()
         return times.user + times.system
+
+
+def add_stack_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option for `airflow_stack`."""
+    parser.add_argument(
+        "--stack",
+        nargs=2,
+        metavar=("SERVER_URL", "AIRFLOW_URL"),
+        help="use a stack that runs, such as that of `make demo`, instead of a new one",
+    )
+
+
+@contextmanager
+def airflow_stack(running: Sequence[str] | None, dags: Sequence[Path] = ()) -> Iterator[tuple[str, AirflowRestClient]]:
+    """Yield the address of a stream server, and the REST API of its Airflow.
+
+    Args:
+        running: The addresses of both, if they run; otherwise they are started.
+        dags: Folders with DAG files, besides the examples.
+    """
+    if running:
+        server_url, airflow_url = running
+        with AirflowRestClient(airflow_url, ADMIN.username, ADMIN.password) as airflow:
+            yield server_url, airflow
+        return
+    with DemoStack(Path(".demo"), dags=dags, progress=ConsoleReporter()) as stack, stack.rest_client() as airflow:
+        yield stack.server_url, airflow
 
 
 @contextmanager

@@ -22,9 +22,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from bench.testbed import add_stack_option, airflow_stack
 from stream_server.cli.demo.airflow_client import AirflowRestClient
-from stream_server.cli.demo.progress import ConsoleReporter
-from stream_server.cli.demo.stack import DemoStack
 
 DAGS = Path(__file__).resolve().parents[1] / "tests" / "airflow" / "dags"
 DAG_ID = "stream_tokens"
@@ -54,12 +53,12 @@ async def main() -> int:
     """Run the benchmark and return its exit code."""
     options = _options()
     console = Console(stderr=True)
-    with DemoStack(Path(".demo"), dags=[DAGS], progress=ConsoleReporter()) as stack, stack.rest_client() as airflow:
+    with airflow_stack(options.stack, [DAGS]) as (server_url, airflow):
         runs = []
         while not airflow.get_dag(DAG_ID):
             time.sleep(0.5)  # noqa: ASYNC251 # nothing else runs yet
         for number in range(options.runs + 1):
-            took = await _timed_run(stack, airflow, options.tokens, options.per_second)
+            took = await _timed_run(server_url, airflow, options.tokens, options.per_second)
             if number:
                 runs.append(took)
                 _print_run(console, number, took)
@@ -72,17 +71,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="runs that count, after one that does not")
     parser.add_argument("--tokens", type=int, default=2000, help="tokens of a run")
     parser.add_argument("--per-second", type=float, default=100.0, help="tokens yielded in a second")
+    add_stack_option(parser)
     return parser.parse_args()
 
 
-async def _timed_run(stack: DemoStack, airflow: AirflowRestClient, tokens: int, per_second: float) -> list[Token]:
+async def _timed_run(server_url: str, airflow: AirflowRestClient, tokens: int, per_second: float) -> list[Token]:
     """Return the times of each token.
 
     Raises:
         RuntimeError: A token is missing, duplicated or out of order.
     """
     run_id = await asyncio.to_thread(airflow.trigger_run, DAG_ID, {"tokens": tokens, "per_second": per_second})
-    path = f"{stack.server_url}/api/v2/dags/{DAG_ID}/dagRuns/{run_id}/stream"
+    path = f"{server_url}/api/v2/dags/{DAG_ID}/dagRuns/{run_id}/stream"
     took, numbers = [], []
     headers = {"Authorization": f"Bearer {airflow.token}"}
     async with (
