@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-POLL_SECONDS = 0.02
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.1
+"""Seconds between two checks: short at first, and longer where a tenth of the waiting adds little to it.
+
+Many conditions take more CPU time than a pause: they list processes, or call Airflow's API.
+"""
 
 Answer = TypeVar("Answer")
 
@@ -20,10 +24,10 @@ def eventually(condition: Callable[[], Answer], within: float = 10.0, what: str 
     Raises:
         AssertionError: It was not true within `within` seconds; the message has the last value.
     """
-    deadline = time.monotonic() + within
+    began = time.monotonic()
     while not (answer := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come true within {within} s; last answer: {answer!r}"
-        time.sleep(POLL_SECONDS)
+        assert time.monotonic() < began + within, f"{what} did not come true within {within} s; last answer: {answer!r}"
+        time.sleep(_pause_after(began))
     return answer
 
 
@@ -31,10 +35,10 @@ async def eventually_answered(
     condition: Callable[[], Awaitable[Answer]], within: float = 10.0, what: str = "the answer"
 ) -> Answer:
     """Like ``eventually``, with an awaitable condition."""
-    deadline = time.monotonic() + within
+    began = time.monotonic()
     while not (answer := await condition()):
-        assert time.monotonic() < deadline, f"{what} did not come within {within} s; last answer: {answer!r}"
-        await asyncio.sleep(POLL_SECONDS)
+        assert time.monotonic() < began + within, f"{what} did not come within {within} s; last answer: {answer!r}"
+        await asyncio.sleep(_pause_after(began))
     return answer
 
 
@@ -42,8 +46,12 @@ async def eventually_async(
     condition: Callable[[], Answer], within: float = 10.0, what: str = "the condition"
 ) -> Answer:
     """Like ``eventually``, without blocking the event loop."""
-    deadline = time.monotonic() + within
+    began = time.monotonic()
     while not (answer := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come true within {within} s; last answer: {answer!r}"
-        await asyncio.sleep(POLL_SECONDS)
+        assert time.monotonic() < began + within, f"{what} did not come true within {within} s; last answer: {answer!r}"
+        await asyncio.sleep(_pause_after(began))
     return answer
+
+
+def _pause_after(began: float) -> float:
+    return min(max((time.monotonic() - began) / 10, SHORTEST_PAUSE), LONGEST_PAUSE)

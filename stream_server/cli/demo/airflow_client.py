@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REQUEST_SECONDS = 60.0
 RUN_SECONDS = 120.0
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
 FINAL_STATES = frozenset({"success", "failed"})
 
 
