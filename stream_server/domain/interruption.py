@@ -163,7 +163,8 @@ class _Skips:
         states = instances.by_state.keys()
         if run.graph.tasks[task_id].can_skip_downstream and "success" in states:
             return True
-        if states & {"failed", "upstream_failed", "removed"} and rule not in FAILS_WITH_UPSTREAM:
+        if "removed" in states or (states & _FAILED and rule not in FAILS_WITH_UPSTREAM):
+            # What was removed may have been skipped before: Airflow removes it with its task, or its length.
             return True
         return any(
             task_id in explained or instances[index].start_date != instances[index].end_date

@@ -119,7 +119,8 @@ def _replaces_outcome(row: Transition, sent: SentOutcome, result_tasks: Sequence
         return answers and row.xcom_key == RETURN_VALUE_KEY
     if row.kind is not TransitionKind.TASK:
         return False
-    if answers and row.state != "success":
+    if answers and (row.state, row.previous_state) != ("success", "running"):
+        # A user may also mark a task that was skipped, or is certain to be, as a success.
         return True
     if sent == "failure" and row.previous_state in END_OF_STATE:
         # A user has marked a task that had ended, perhaps as a success and then as a failure again.

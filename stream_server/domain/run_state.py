@@ -95,6 +95,9 @@ class RunState:
         self._listing: TaskListing | None = None
         """Kept for a large run, of which a snapshot would take too long otherwise."""
 
+        self._expansions: dict[str, int] = {}
+        """By task, the transaction that has expanded it. Its rows may come in several batches."""
+
         self._unsuccessful_tasks: set[str] = set()
         """Tasks that have an instance in one of `UNSUCCESSFUL_STATES`."""
 
@@ -181,12 +184,22 @@ class RunState:
     def is_outdated_by(self, transition: Transition) -> bool:
         """Whether the run must be read again after a transition.
 
-        Airflow adds the tasks of another DAG version to a run, also where all other instances have ended.
+        When Airflow takes up another DAG version, it adds the instances that the run lacks, of new tasks and of others
+        (`DagRun.verify_integrity`). No other row shows the version if nothing else is scheduled.
         """
         if transition.kind is TransitionKind.TASK:
-            task_id = transition.task_id
-            return self.graph is not None and task_id not in self.graph.tasks and task_id not in self.tasks
+            return self.graph is not None and self._is_added(transition)
         return transition.kind is TransitionKind.RUN_CHANGED
+
+    def _is_added(self, transition: Transition) -> bool:
+        """Whether an instance is new in the run, and does not come from the expansion of a mapped task."""
+        assert transition.task_id is not None, "the journal names the task of every task transition"
+        instances = self.tasks.get(transition.task_id)
+        if instances is None:
+            return True
+        if transition.map_index in instances or -1 in instances:
+            return False
+        return self._expansions.get(transition.task_id) != transition.txid
 
     def is_current(self, frame: AnyOutputFrame) -> bool:
         """Whether output belongs to the current try of its task instance, and that try will not be repeated.
@@ -206,7 +219,7 @@ class RunState:
 
     def discard_push(self, task_id: str, map_index: int) -> None:
         """Discard a return value that is no longer in the database."""
-        instance = self.tasks[task_id][map_index]._replace(pushed=None, mark=None)
+        instance = self.tasks[task_id][map_index]._replace(pushed=None, has_value=False, mark=None)
         self._put(task_id, map_index, instance, self.iterations.newest(task_id))
 
     def predict(self) -> Prediction | None:
@@ -277,18 +290,24 @@ class RunState:
         instances = self.iterations.open(transition.task_id, transition.iteration)
         if transition.map_index >= 0:
             # Expansion replaces the instance with index -1.
+            if -1 in instances:
+                self._expansions[transition.task_id] = transition.txid
             instances.remove(-1)
         before = instances.get(transition.map_index)
+        changed = SourceRow(transition.seq, transition.at)
         pushed = before.pushed if before and _is_push_kept(before, transition) else None
-        is_value_deleted = transition.state == "running" and pushed is None
+        if pushed is None and before and before.has_value and _is_marked_success(before, transition):
+            pushed = changed
+        is_value_kept = before is not None and (transition.state != "running" or pushed is not None)
         instance = TaskInstance(
             state=transition.state,
             try_number=transition.try_number or 0,
             start_date=transition.start_date,
             end_date=transition.end_date,
-            changed=SourceRow(transition.seq, transition.at),
+            changed=changed,
             pushed=pushed,
-            mark=before.mark if before and not is_value_deleted else None,
+            has_value=before.has_value if before and is_value_kept else False,
+            mark=before.mark if before and is_value_kept else None,
         )
         self._put(transition.task_id, transition.map_index, instance, transition.iteration)
         key = transition.task_id, transition.map_index, transition.iteration
@@ -330,7 +349,7 @@ class RunState:
         instance = instances.get(transition.map_index) if instances is not None else None
         if instance is None:
             return
-        instance = instance._replace(mark=transition.dag_result)
+        instance = instance._replace(has_value=True, mark=transition.dag_result)
         # The Execution API also accepts XComs of tasks that have been killed; they are not a result.
         if instance.state in _PUSHING_STATES:
             instance = instance._replace(pushed=SourceRow(transition.seq, transition.at))
@@ -363,3 +382,7 @@ class _StatesByTask(Mapping[str, Mapping[str | None, AbstractSet[int]]]):
 
 def _is_push_kept(before: TaskInstance, transition: Transition) -> bool:
     return transition.state in _PUSH_KEEPING_STATES and transition.try_number == before.try_number
+
+
+def _is_marked_success(before: TaskInstance, transition: Transition) -> bool:
+    return transition.state == "success" and transition.try_number == before.try_number

@@ -28,6 +28,10 @@ class TaskInstance(NamedTuple):
     pushed: SourceRow | None = None
     """Push of its return value; `None` if this try has not pushed one."""
 
+    has_value: bool = False
+    """Whether its return value is in the database, also if it does not count: a try that has been killed may still push
+    one, and a person may mark the task as a success afterwards."""
+
     mark: bool | None = None
     """Whether its return value in the database bears Airflow 3.3's own result mark; `None` if there is no value, or an
     older Airflow wrote it. Airflow deletes the value of an earlier try only when the next one runs."""

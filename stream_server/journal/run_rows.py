@@ -46,6 +46,7 @@ def build_run_state(rows: Sequence[asyncpg.Record], key: RunKey, output_bytes: i
             end_date=row["end_date"],
             pushed=SourceRow() if row["pushed"] else None,
             # A value of an earlier try is about to be deleted.
+            has_value=row["has_value"] and (row["pushed"] or row["state"] != "running"),
             mark=row["dag_result"] if row["pushed"] or row["state"] != "running" else None,
         )
         run.add_instance(row["task_id"], row["map_index"], instance)

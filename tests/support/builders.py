@@ -94,8 +94,10 @@ class History:
             is_of_try = xcom is not None and row.start_date is not None and xcom.at >= row.start_date
             keeps = row.state == "running" or (task_id, map_index) in self.resuming
             pushed = xcom is not None and (row.state == "success" or (is_of_try and keeps))
-            mark = xcom.dag_result if xcom is not None and (pushed or row.state != "running") else None
-            run.add_instance(task_id, map_index, row._replace(pushed=SourceRow() if pushed else None, mark=mark))
+            has_value = xcom is not None and (pushed or row.state != "running")
+            mark = xcom.dag_result if xcom is not None and has_value else None
+            source = SourceRow() if pushed else None
+            run.add_instance(task_id, map_index, row._replace(pushed=source, has_value=has_value, mark=mark))
         for transition in filter(is_output, self.journal):
             run.apply(transition)
         run.take_retraction()

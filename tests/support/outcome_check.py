@@ -38,6 +38,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from support.outcome_clock import CLOCK
+
 if TYPE_CHECKING:
     from support.outcome_scheduler import SchedulerDatabase
 
@@ -67,6 +69,10 @@ def prepare(home: str, url: str) -> None:
         AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=url,
         AIRFLOW__LOGGING__LOGGING_LEVEL="CRITICAL",
     )
+    from airflow._shared.timezones import timezone  # noqa: PLC0415
+
+    # Before Airflow's tables are defined, whose columns have it as their default.
+    timezone.utcnow = CLOCK
     import airflow.models  # noqa: F401, PLC0415
 
     logging.disable(logging.CRITICAL)

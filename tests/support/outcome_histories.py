@@ -16,6 +16,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import WatchOptions
 from support.outcome_clients import Client, ClientEnd, ClientOutcome, Knowledge, Server, find_differences
+from support.outcome_clock import CLOCK, PAUSES
 from support.outcome_dags import HistoryDagMaker
 from support.outcome_interventions import REFUSALS, Intervention, WatchedAirflowRun, choose_intervention
 from support.outcome_oracle import Oracle, Outcome, Question, pushes
@@ -98,6 +99,7 @@ class History:
         self._case = case
         self._log = log
         self._rng = random.Random(f"{case.seed}/life")
+        self._pauses = random.Random(f"{case.seed}/pauses")
         self._versions = list(case.versions)
         first = self._versions.pop(0)
         self._run = WatchedAirflowRun(
@@ -128,11 +130,13 @@ class History:
             idle = False
             while self._moment < MOMENTS and len(self.faults) < FAULTS:
                 before = self._tables.current
+                CLOCK.advance(self._pauses.choice(PAUSES))
                 name = self._act(idle=idle)
                 if name is None:
                     break
                 batch = self._tables.commit()
-                if self._tables.current.version != before.version or (name == "loop" and self._is_deployed):
+                is_taken_up = name == "loop" and before.run.state == "running" and self._is_deployed
+                if self._tables.current.version != before.version or is_taken_up:
                     self._is_deployed = False
                     # The run has taken up another version, which no prediction foresees.
                     self._claims = [None] * len(self._claims)
@@ -388,6 +392,7 @@ def play_history(case: HistoryCase, database: SchedulerDatabase, log: list[str] 
         _loop = asyncio.new_event_loop()
 
     async def play() -> History:
+        CLOCK.restart()
         history = History(case, database, log)
         await history.play()
         return history

@@ -34,12 +34,12 @@ from airflow.models.taskmap import TaskMap
 from airflow.models.xcom import XComModel
 from airflow.serialization.definitions.dag import SerializedDAG
 from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
-from airflow.utils import timezone
 from airflow.utils.state import DagRunState, TaskInstanceState
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 from typing_extensions import override
 
+from support.outcome_clock import CLOCK
 from support.outcome_dags import DAG_ID
 from support.outcome_scheduler import InstanceKey, OrderedDeps, Run, SchedulerDatabase
 
@@ -115,7 +115,7 @@ class WatchedAirflowRun(Run):
         if self._run.state == DagRunState.QUEUED:
             # `SchedulerJobRunner._start_queued_dagruns`
             self._run.state = DagRunState.RUNNING
-            self._run.start_date = timezone.utcnow()
+            self._run.start_date = CLOCK()
         elif self._run.state == DagRunState.RUNNING:
             self._scheduler._schedule_dag_run(self._run, self._session)
         self.dag = self._bag.get_dag_for_run(self._run, self._session)
@@ -190,7 +190,7 @@ class WatchedAirflowRun(Run):
     def expire(self) -> None:
         """Let the `dagrun_timeout` of the run pass. The next loop of the scheduler ends it."""
         self._session.execute(
-            update(DagRun).values(start_date=timezone.utcnow() - timedelta(days=1)),
+            update(DagRun).values(start_date=CLOCK() - timedelta(days=1)),
             execution_options={"synchronize_session": False},
         )
         self._session.expire(self._run)
@@ -278,9 +278,9 @@ class WatchedAirflowRun(Run):
         instance = self._instance(instance_key)
         instance.set_state(state, session=self._session)
         if state == "running":
-            instance.start_date = timezone.utcnow()
+            instance.start_date = CLOCK()
         else:
-            instance.end_date = timezone.utcnow()
+            instance.end_date = CLOCK()
         self._refresh()
 
     @override

@@ -23,6 +23,7 @@ from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.task_instances import TaskInstance
 from stream_server.domain.trigger_rules import ANY, NONE, Ends
 from stream_server.protocol.frames import RunInfo
+from support.outcome_clock import CLOCK
 from support.outcome_dags import DAG_ID, DagMaker
 from support.outcome_scheduler import FINAL, UNFINISHED_WORK, InstanceKey, Row, Run, SchedulerDatabase
 
@@ -126,6 +127,7 @@ def simulate(
         then: Behaviour of the workers after that.
     """
     rng = random.Random(f"{case.seed}/life")
+    CLOCK.restart()
     run = Run(field, case.text, case.sources, random.Random(f"{case.seed}/deps"))
     moments = [_moment(case, run)]
     misread = _misread_tasks(case.graph, run)

@@ -27,6 +27,7 @@ from stream_server.domain.task_instances import SourceRow, TaskInstance
 from stream_server.domain.transition import RETURN_VALUE_KEY, Transition, TransitionKind
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import RunInfo, Waiting
+from support.outcome_clock import CLOCK
 from support.outcome_dags import DAG_ID
 
 KEY = RunKey(DAG_ID, "run")
@@ -216,6 +217,7 @@ class RunTables:
                 start_date=row.start_date,
                 end_date=row.end_date,
                 pushed=SourceRow() if row.has_current_value else None,
+                has_value=row.value_at is not None and (row.has_current_value or row.state != "running"),
                 mark=row.dag_result if row.has_current_value or row.state != "running" else None,
             )
             state.add_instance(task_id, map_index, instance)
@@ -260,7 +262,7 @@ def _build_transition(row: Any, txid: int) -> Transition:
     return Transition(
         seq,
         txid,
-        datetime.now(timezone.utc),
+        CLOCK(),
         TransitionKind(kind),
         *KEY,
         task_id,

@@ -152,6 +152,17 @@ class TestMarkedFailed:
 
 
 class TestMarkedSuccess:
+    def test_a_task_that_a_removed_one_may_have_skipped_is_skipped(self) -> None:
+        history = History(dag({"numbers": Node("work"), "work": Node(), "other": Node()}))
+        history.run_task("other")
+        reader = watch(history, "work")
+        history.set_task("numbers", "skipped")
+        with history.transaction():
+            history.set_task("numbers", "removed")
+            history.skip_from_outside("work")
+        history.set_run("success")
+        assert all_outcomes(history, reader) == {("none", "task_skipped", "work")}
+
     def test_has_no_outcome(self) -> None:
         history = History(ABC)
         history.run_task("a")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_server.domain.graph import Graph
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.replay import Gap
 from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
@@ -19,7 +20,7 @@ from stream_server.hub.subscriber_group import SubscriberGroup
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
 from stream_server.protocol.wire import Wire
-from support.builders import EPOCH, KEY, History, at
+from support.builders import EPOCH, KEY, History, at, graph
 from support.client_knowledge import Knowledge, history_rows
 from support.run_moves import Move, apply_move, run_histories_of
 
@@ -42,9 +43,9 @@ class Disconnected(NamedTuple):
 class FollowedRun:
     """A run with one client that stays connected, and a copy of the client's state at each of its tokens."""
 
-    def __init__(self, options: WatchOptions) -> None:
+    def __init__(self, options: WatchOptions, dag: Graph | None = None) -> None:
         self.options = options
-        self.history = History()
+        self.history = History(dag)
         self.feed = RunFeed(KEY)
         self.feed.start(self.history.state(), self.history.cursor())
         self.live = Knowledge()
@@ -184,6 +185,21 @@ def test_a_failure_that_was_marked_as_success_and_as_failure_again_is_not_resume
         followed.history.set_task("answer", state)
         followed.read()
     assert followed.live.outcome == ("failure", {})
+    assert followed.resume(client) is None
+
+
+def test_a_result_is_not_resumed_if_a_skipped_result_task_was_marked_as_success() -> None:
+    followed = FollowedRun(WatchOptions(("left", "right"), until="run"), graph({"left": [], "right": []}, {}))
+    followed.history.set_task("right", "skipped")
+    followed.history.run_task("left", 1)
+    followed.read()
+    followed.fetch()
+    client = followed.disconnected[-1]
+    assert client.token.sent_outcome == "result"
+    followed.history.set_task("right", "success")
+    followed.read()
+    followed.fetch()
+    assert followed.live.outcome == ("result", {"left": b"1", "right": b"null"})
     assert followed.resume(client) is None
 
 

@@ -14,6 +14,7 @@ from stream_server.domain.task_instances import TaskInstance
 from stream_server.protocol.frames import RunTransition, Snapshot, TaskTransition
 from support.builders import KEY, History, at, comparable_state, graph
 from support.run_moves import Move, apply_move, run_histories
+from support.serialized_dags import Node, dag
 
 
 def may_happen(history: History, move: Move) -> bool:
@@ -252,6 +253,40 @@ def test_one_instance_of_a_mapped_task_shows_its_native_mark() -> None:
     history.start("ask", 0)
     history.push("ask", 1, 0, dag_result=True)
     assert native_marks(history) == [{"ask": True}] * 2
+
+
+def test_a_late_value_counts_once_its_task_is_marked_as_success() -> None:
+    history = History()
+    history.start("answer")
+    history.set_task("answer", "failed")
+    history.push("answer", 1)
+    joining, watching = history.state(), follow(RunState(KEY, history.run, history.graph), history)
+    for run in (joining, watching):
+        assert run.tasks["answer"][-1].pushed is None
+    history.set_task("answer", "success")
+    for run in (joining, watching):
+        run.apply(history.journal[-1])
+        assert run.tasks["answer"][-1].pushed is not None
+
+
+def test_a_run_is_outdated_by_an_instance_of_another_dag_version() -> None:
+    history = History(graph({"a": ["b"], "b": []}, {}))
+    del history.rows["b", -1]
+    run = history.state()
+    history.set_task("b", None)
+    assert run.is_outdated_by(history.journal[-1])
+
+
+def test_a_run_is_not_outdated_by_the_expansion_of_a_task() -> None:
+    history = History(dag({"list": Node("work"), "work": Node(mapped_over="list")}))
+    run = history.state()
+    history.expand("work", 3)
+    for row in history.journal[-3:]:  # each may come in a batch of its own
+        assert not run.is_outdated_by(row)
+        run.apply(row)
+    assert not run.is_outdated
+    history.set_task("work", None, 3)  # as when another version maps it over a longer list
+    assert run.is_outdated_by(history.journal[-1])
 
 
 def test_run_transition_has_its_row() -> None:
