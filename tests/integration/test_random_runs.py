@@ -16,9 +16,10 @@ from stream_server.domain.run_state import FINAL_RUN_STATES
 from support.airflow_moves import TASKS, RunMoves
 from support.airflow_sql import AirflowSql
 from support.run_knowledge import RunKnowledge, read_tables
-from support.run_watchers import RunWatcher, Way
+from support.run_watchers import RunWatcher
 from support.scenario_servers import all_ways
 from support.scenarios.scenario_run import ScenarioRun
+from support.stream_receivers import Way
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

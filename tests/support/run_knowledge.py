@@ -60,6 +60,9 @@ class RunKnowledge:
     missing: dict[str, Any] = field(default_factory=dict)
     """Why there is neither a result nor a failure: `reason` and `task_id` of the `end` frame."""
 
+    waiting: dict[str, Any] | None = None
+    """Why the run waits: `reason` and `active_runs`. It depends on when a client joined, and is not in `everything`."""
+
     def copy(self) -> RunKnowledge:
         return deepcopy(self)
 
@@ -100,6 +103,13 @@ class RunKnowledge:
     def _apply_reset(self, _frame: Frame) -> None:
         self.__init__()  # type: ignore[misc]
 
+    def _apply_resumed(self, _frame: Frame) -> None:
+        self.waiting = None
+
+    def _apply_waiting(self, frame: Frame) -> None:
+        found: dict[str, Any] = {name: frame[name] for name in ("reason", "active_runs") if name in frame}
+        self.waiting = found if found["reason"] is not None else None
+
     def _apply_snapshot(self, frame: Frame) -> None:
         self._apply_reset(frame)
         self.run = frame["run"]["state"], frame["run"]["clear_number"]
@@ -108,6 +118,7 @@ class RunKnowledge:
         self.counts = {task_id: Counter(states) for task_id, states in frame.get("counts", {}).items()}
 
     def _apply_task(self, frame: Frame) -> None:
+        self.waiting = None
         task_id, map_index = frame["task_id"], frame["map_index"]
         if (counts := self.counts.get(task_id)) is not None:
             counts[frame["previous_state"] or NO_STATUS] -= 1
@@ -136,6 +147,7 @@ class RunKnowledge:
         request.update(_without(frame, "seq", "at", "cursor", "type"))
 
     def _apply_run(self, frame: Frame) -> None:
+        self.waiting = None
         self.run = frame["state"], frame["clear_number"]
 
     def _apply_chunk(self, frame: Frame) -> None:

@@ -13,8 +13,8 @@ import httpx
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.readiness import get_ready
-from support.run_watchers import TRANSPORTS, Target, Way
 from support.server import server_process
+from support.stream_receivers import TRANSPORTS, Target, Way
 from support.streams import DEADLINE
 from support.stub_callers import CallerPermissions, StubPermissions
 from support.waiting import eventually_answered
@@ -35,7 +35,9 @@ async def all_ways(database_url: str) -> AsyncIterator[list[Way]]:
         airflow = await stack.enter_async_context(AirflowSql.open(database_url))
         stub = await stack.enter_async_context(AirflowStub.serve(database_url, airflow))
         stub.instead = StubPermissions(ada)
-        client = await stack.enter_async_context(httpx.AsyncClient(timeout=3 * DEADLINE, limits=httpx.Limits()))
+        # The client gives up an idle connection before the server closes it (5 s), so that it is not closed when used.
+        limits = httpx.Limits(keepalive_expiry=2)
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=3 * DEADLINE, limits=limits))
         targets = []
         for (name, arguments), auth in itertools.product(ARRANGEMENTS.items(), ("none", "airflow")):
             port = await stack.enter_async_context(_serving(database_url, stub.url, "--auth", auth, *arguments))
