@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from stream_server.domain.run_state import RunKey
-from stream_server.http.chat.answer import Activity, Answer, Failed, Finished, Step
+from stream_server.http.chat.answer import Activity, Answer, Failed, Finished, Step, name_instance
 from stream_server.http.chat.answer_text import Append, Restart
 from stream_server.protocol.frames import AnyFrame, Progress, Result, Snapshot, TaskInfo, TaskTransition
 from stream_server.protocol.schema import Json
@@ -56,8 +56,7 @@ class UiMessageTranslator:
             case TaskTransition():
                 yield self._keep(_build_task(frame))
             case Progress() if frame.value is not msgspec.UNSET:
-                value = {"task_id": frame.task_id, "map_index": frame.map_index, **msgspec.to_builtins(frame.value)}
-                yield self._keep(_build_part("progress", frame, value))
+                yield self._keep(_build_part("progress", frame, msgspec.to_builtins(frame.value)))
             case Result() if not frame.withheld:
                 # Values as JSON, without decoding them.
                 data = {"results": frame.results, "references": frame.references}
@@ -107,19 +106,15 @@ class UiMessageTranslator:
 
 
 def _build_task(task: TaskTransition | TaskInfo) -> Json:
-    value = {
-        "task_id": task.task_id,
-        "map_index": task.map_index,
-        "state": task.state,
-        "try_number": task.try_number,
-    }
-    return _build_part("task", task, value)
+    return _build_part("task", task, {"state": task.state, "try_number": task.try_number})
 
 
 def _build_part(name: str, frame: TaskTransition | TaskInfo | Progress, data: Json) -> Json:
-    """Return a data part. One with the same type and id replaces it."""
-    part_id = frame.task_id if frame.map_index < 0 else f"{frame.task_id}[{frame.map_index}]"
-    return {"type": f"data-{name}", "id": part_id, "data": data}
+    """Return a data part of a task instance. One with the same type and id replaces it."""
+    instance: Json = {"task_id": frame.task_id, "map_index": frame.map_index}
+    if frame.iteration is not None:
+        instance["iteration"] = frame.iteration
+    return {"type": f"data-{name}", "id": name_instance(frame), "data": {**instance, **data}}
 
 
 def _encode(chunks: list[Json]) -> bytes:

@@ -18,6 +18,7 @@ from stream_server.protocol.frames import (
     Reset,
     Result,
     Snapshot,
+    TaskInfo,
     TaskTransition,
     Waiting,
 )
@@ -75,7 +76,7 @@ class Answer:
         match frame:
             case Snapshot():
                 self._result_tasks = frozenset(frame.result_tasks)
-                return [Activity(f"{task.task_id}: running") for task in frame.tasks if task.state == "running"]
+                return [Activity(f"{name_instance(task)}: running") for task in frame.tasks if task.state == "running"]
             case Chunk():
                 return [*self._add_chunk(frame)]
             case Result() | Failure():
@@ -101,7 +102,8 @@ class Answer:
             return []
         value = None if frame.value is msgspec.UNSET else msgspec.json.decode(frame.value)
         text = value if isinstance(value, str) else ""
-        return self._text.add_output((frame.task_id, frame.map_index), _count_tries(frame), text)
+        attempt = (frame.iteration or 0, frame.try_number)
+        return self._text.add_output((frame.task_id, frame.map_index), attempt, text)
 
     def _finish(self, end: End) -> list[Step]:
         outcome = self._outcome
@@ -148,9 +150,9 @@ def describe_activity(frame: AnyFrame) -> str | None:
         case Progress():
             if frame.withheld or frame.value is msgspec.UNSET or not frame.value.text:
                 return None
-            return f"{_name_instance(frame)}: {frame.value.text}"
+            return f"{name_instance(frame)}: {frame.value.text}"
         case TaskTransition() if frame.state in ACTIVE_STATES:
-            return f"{_name_instance(frame)}: {frame.state.replace('_', ' ')}"
+            return f"{name_instance(frame)}: {frame.state.replace('_', ' ')}"
         case Waiting() if frame.reason is not None:
             reasons = {"dag_paused": "The DAG is paused", "active_runs": "Waiting for other runs of the DAG"}
             return reasons.get(frame.reason, frame.reason.replace("_", " "))
@@ -158,13 +160,11 @@ def describe_activity(frame: AnyFrame) -> str | None:
             return None
 
 
-def _name_instance(frame: Progress | TaskTransition) -> str:
-    return frame.task_id if frame.map_index < 0 else f"{frame.task_id}[{frame.map_index}]"
-
-
-def _count_tries(frame: Chunk) -> int:
-    """Return a number that grows with each try: also in a task loop, where tries are counted in each iteration."""
-    return ((frame.iteration or 0) << 16) + frame.try_number
+def name_instance(frame: Progress | TaskTransition | TaskInfo) -> str:
+    """Return the name of a task instance, which is unique in its run."""
+    index = "" if frame.map_index < 0 else f"[{frame.map_index}]"
+    iteration = "" if frame.iteration is None else f" (iteration {frame.iteration})"
+    return f"{frame.task_id}{index}{iteration}"
 
 
 def _describe_failure(failure: Failure) -> str:

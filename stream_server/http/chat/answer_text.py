@@ -26,6 +26,9 @@ TextStep: TypeAlias = Append | Restart
 TaskInstanceKey: TypeAlias = tuple[str, int]
 """Task and map index."""
 
+Attempt: TypeAlias = tuple[int, int]
+"""Iteration of the task loop, or 0, and number of the try. The output of the largest one holds."""
+
 
 class AnswerText:
     """The text that a client has received, and what follows it."""
@@ -41,7 +44,7 @@ class AnswerText:
         """Characters of `_shown` that `_parts` repeat."""
 
         self._current: TaskInstanceKey | None = None
-        self._tries: dict[TaskInstanceKey, int] = {}
+        self._attempts: dict[TaskInstanceKey, Attempt] = {}
         self._waiting: dict[TaskInstanceKey, list[str]] = {}
 
     @property
@@ -54,14 +57,14 @@ class AnswerText:
         """Whether there is no text since the last retraction."""
         return not self._parts and not self._waiting
 
-    def add_output(self, key: TaskInstanceKey, try_number: int, text: str) -> list[TextStep]:
-        """Add output of a task instance. A later try takes the output of the earlier one back."""
-        last_try = self._tries.get(key, try_number)
-        if try_number < last_try or not text:
+    def add_output(self, key: TaskInstanceKey, attempt: Attempt, text: str) -> list[TextStep]:
+        """Add output of a task instance. A later attempt takes the output of the earlier one back."""
+        last = self._attempts.get(key, attempt)
+        if attempt < last or not text:
             return []
-        if try_number > last_try:
+        if attempt > last:
             self._retract_instance(key)
-        self._tries[key] = try_number
+        self._attempts[key] = attempt
         if self._current is None:
             self._current = key
         if key != self._current:
@@ -74,7 +77,7 @@ class AnswerText:
         self._retract_parts()
         self._current = None
         self._waiting.clear()
-        self._tries.clear()
+        self._attempts.clear()
 
     def finish(self, final: str | None) -> list[TextStep]:
         """End the answer.
