@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -13,11 +13,12 @@ from starlette.responses import JSONResponse, Response
 from stream_server.domain.run_state import RunKey
 from stream_server.http.openai import responses
 from stream_server.http.openai.response_objects import encode_response_id
+from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
 from support.chat_runs import begin_answer, fail_answer
-from support.server import RunningServer
+from support.server import RunningServer, running_server
 from support.stub_callers import CallerPermissions, StubPermissions, refusal, unsigned_jwt
 from support.waiting import eventually_answered, eventually_async
 
@@ -118,6 +119,32 @@ async def test_a_response_without_background_is_cancelled_by_a_disconnect(
     await stream.close()
     await eventually_async(lambda: stub.patches, what="the run is set to failed")
     await wait_for_cancellation_decision()
+
+
+async def test_a_stream_continues_after_its_server_has_stopped(
+    client: openai.AsyncOpenAI,
+    auth_server: RunningServer,
+    ada: CallerPermissions,
+    airflow: AirflowSql,
+    stub: AirflowStub,
+    settings: Callable[..., Settings],
+) -> None:
+    stream = await client.responses.create(model="chat", input="Why?", stream=True)
+    created = await next_of(stream, "response.created")
+    key = await begin_answer(airflow, stub, "Be")
+    await next_of(stream, "response.output_text.delta")
+    await auth_server.hub.drain(5)
+    error = await next_of(stream, "error")
+    assert error.code == "stream_draining"
+    async with running_server(settings(airflow_url=stub.url)) as other:
+        await eventually_async(lambda: other.hub.is_live)
+        await airflow.emit_output(key, "answer", 1, "cause")
+        async with client_of(other, ada.token) as elsewhere:
+            resumed = await elsewhere.responses.retrieve(
+                created.response.id, stream=True, starting_after=error.sequence_number
+            )
+            assert (await anext(resumed)).delta == "cause"
+    assert stub.patches == []
 
 
 async def test_a_failing_run_is_a_failed_response(

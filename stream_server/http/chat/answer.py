@@ -46,6 +46,9 @@ class Failed(NamedTuple):
     status: int
     """HTTP status, if the response has not started."""
 
+    is_final: bool = True
+    """Whether the run has no answer. If not, the stream has ended, and the run continues."""
+
 
 class Finished(NamedTuple):
     """The answer is complete."""
@@ -89,7 +92,7 @@ class Answer:
             case Close():
                 code = CloseCode(frame.code)
                 status = STATUS_OF_CLOSE_CODE.get(code, UNAVAILABLE)
-                return [Failed(frame.reason, f"stream_{code.name.lower()}", status)]
+                return [Failed(frame.reason, f"stream_{code.name.lower()}", status, is_final=False)]
             case _:
                 return [Activity(text) for text in (describe_activity(frame),) if text]
         return []

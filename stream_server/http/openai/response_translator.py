@@ -81,6 +81,10 @@ class ResponseTranslator:
         )
 
     def _fail(self, step: Failed) -> bytes:
+        if not step.is_final:
+            # The number is that of the last text, from which the client can resume.
+            members = {"code": step.code, "message": step.message, "param": None}
+            return encode_named_event("error", self._number, members)
         failed = self._head.build_response("failed", self._text, error=build_response_error(step))
         return self._encode("response.failed", self._number + 1, {"response": failed})
 

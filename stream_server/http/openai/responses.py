@@ -23,6 +23,7 @@ from stream_server.http.chat.run import AnsweringRun, start_run, watch_run
 from stream_server.http.chat.translated_stream import TranslatedStream
 from stream_server.http.openai.chunks import build_error, build_usage
 from stream_server.http.openai.endpoints import GRACE, HELPER_RUN_ID, TRANSPORT, find_key, refuse_model, respond
+from stream_server.http.openai.error_responses import NO_RETRY
 from stream_server.http.openai.helper_calls import answer_helper_task, find_helper_task
 from stream_server.http.openai.requests import (
     CompletionRequest,
@@ -131,6 +132,9 @@ def _stream(request: Request, run: AnsweringRun, translator: ResponseTranslator)
 
 def _build_response(head: ResponseHead, answer: AnswerState, headers: dict[str, str]) -> Response:
     match answer.end:
+        case Failed() if not answer.end.is_final:
+            error = build_error(answer.end.message, answer.end.status, answer.end.code)
+            return respond(error, {**headers, **NO_RETRY}, answer.end.status)
         case Failed():
             return respond(head.build_response("failed", answer.text, error=build_response_error(answer.end)), headers)
         case Finished():
