@@ -14,20 +14,24 @@ from rich.console import Console
 from rich.live import Live
 
 from stream_server.auth.airflow_api import AirflowApi
+from stream_server.cli.answer import Answer, has_terminal
 from stream_server.cli.exit import ExitCode
 from stream_server.cli.run_table import RunTable, describe_frame, describe_missing_outcome
 from stream_server.cli.standard_streams import ErrorConsole, OutputConsole, write_output
+from stream_server.cli.terminal_questions import TerminalQuestions
 from stream_server.client import (
     ClientError,
     Message,
     Refused,
     RenewToken,
     TokenExpired,
+    answer_input,
     follow,
 )
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import AirflowError, AirflowNotResponding, AirflowRefused
 from stream_server.protocol.frames import End, Failure, Reset, Result
+from stream_server.protocol.input_frames import Input
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
@@ -117,7 +121,9 @@ class Follower:
         table = RunTable(*key)
         is_live = console is not None and console.is_terminal
         end: End | None = None
-        with Live(table, console=console, refresh_per_second=8) if is_live else nullcontext():
+        live = Live(table, console=console, refresh_per_second=8) if is_live else None
+        questions = self._start_questions(key, live)
+        with live or nullcontext(), questions or nullcontext():
             async for message in follow(
                 self._url,
                 *key,
@@ -128,6 +134,8 @@ class Follower:
                 patience=self._patience,
             ):
                 table.update(message.frame)
+                if questions is not None:
+                    questions.update(message.frame)
                 self._print_frame(message, None if is_live else console, write_lines=write_lines)
                 if isinstance(message.frame, Result):
                     self.result = message.frame
@@ -139,6 +147,25 @@ class Follower:
         if end is not None and end.outcome == "none":
             self._print_error(describe_missing_outcome(end))
         return ExitCode.FAILURE if end is not None and end.outcome == "failure" else ExitCode.RESULT
+
+    def _start_questions(self, key: RunKey, live: Live | None) -> TerminalQuestions | None:
+        """Return what puts the questions of tasks to the user, if there is a terminal."""
+        if live is None or not has_terminal():
+            return None
+
+        async def send(request: Input, answer: Answer) -> None:
+            await answer_input(
+                self._url,
+                *key,
+                request.task_id,
+                answer.chosen_options,
+                map_index=request.map_index,
+                params_input=answer.params_input,
+                asked_at=request.asked_at.isoformat(),
+                token=self._token,
+            )
+
+        return TerminalQuestions(live, send)
 
     def _print_frame(self, message: Message, console: Console | None, *, write_lines: bool) -> None:
         if write_lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from stream_server import __version__
 from stream_server.cli import journal_commands
+from stream_server.cli.answer import parse_params
 from stream_server.cli.exit import ExitCode, exit_with_error, print_message
 from stream_server.cli.follow import Follower, TriggerRequest, encode_result_value, parse_conf
 from stream_server.cli.options import (
@@ -25,6 +27,7 @@ from stream_server.cli.options import (
 )
 from stream_server.cli.serve import serve
 from stream_server.cli.standard_streams import OutputError, configure_encodings, discard_output, write_output
+from stream_server.client import ConnectionLost, Refused, answer_input
 from stream_server.domain.run_state import RunKey
 from stream_server.settings import ENV_PREFIX
 
@@ -168,6 +171,39 @@ def run(
         value = encode_result_value(follower.result).decode()
         write_output(json.loads(value) if raw and value.startswith('"') else value)
     raise typer.Exit(code)
+
+
+@app.command()
+def answer(
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    *,
+    option: Annotated[list[str], typer.Option("--option", help="Option to choose; repeatable.")],
+    param: Annotated[
+        list[str] | None, typer.Option("--param", help="Field of the form, as name=value; JSON or text; repeatable.")
+    ] = None,
+    map_index: Annotated[int, typer.Option(help="Index of an instance of a mapped task.")] = -1,
+    url: Url = "http://127.0.0.1:8090",
+    token: Token = None,
+) -> None:
+    """Answer a question that a task of a run asks.
+
+    Exit codes: 0 answered, 2 connection lost, 64 usage, also if the question is not open any more.
+    """
+    try:
+        params = parse_params(param or ())
+    except ValueError as error:
+        exit_with_error(f"--param: {error}", ExitCode.USAGE)
+    require_host_and_port("--url", url)
+    request = answer_input(url, dag_id, run_id, task_id, option, map_index=map_index, params_input=params, token=token)
+    try:
+        written = asyncio.run(request)
+    except Refused as error:
+        exit_with_error(str(error), ExitCode.USAGE)
+    except ConnectionLost as error:
+        exit_with_error(str(error), ExitCode.CONNECTION_LOST)
+    write_output(json.dumps(written, ensure_ascii=False))
 
 
 @app.command()

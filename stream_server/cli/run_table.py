@@ -29,6 +29,7 @@ from stream_server.protocol.frames import (
     TaskTransition,
     Waiting,
 )
+from stream_server.protocol.input_frames import Input, InputAnswered
 
 MAX_OUTPUT_CHARACTERS = 10_000
 """Most characters of a task's output that the table shows; the last ones."""
@@ -224,8 +225,18 @@ def describe_frame(frame: AnyFrame) -> str:
         case End():
             text = _describe_end(frame)
         case _:
-            text = type(frame).__name__.lower()
+            text = _describe_other_frame(frame)
     return text
+
+
+def _describe_other_frame(frame: AnyFrame) -> str:
+    if isinstance(frame, Input):
+        subject = "a question that this token may not read" if frame.withheld else frame.subject or "a question"
+        return f"{_task_label(frame.task_id, frame.map_index)} asks: {subject}"
+    if isinstance(frame, InputAnswered):
+        chosen = "not permitted" if frame.withheld else ", ".join(frame.chosen_options)
+        return f"{_task_label(frame.task_id, frame.map_index)} answered: {chosen}"
+    return type(frame).__name__.lower()
 
 
 def _task_label(task_id: str, map_index: int, iteration: int | None = None) -> str:

@@ -11,6 +11,7 @@ import pytest
 from starlette.responses import JSONResponse
 from websockets.asyncio.client import ClientConnection, connect
 
+from stream_server.client import Refused, answer_input
 from support.airflow_stub import AirflowStub, ReceivedRequest
 from support.server import RunningServer
 from support.stub_callers import CallerPermissions, client_for
@@ -117,6 +118,19 @@ async def test_a_page_of_another_origin_answers_nothing(
     response = await caller.post(INPUT, json=ANSWER, headers={"Origin": "https://evil.example"})
     assert (response.status_code, response.json()["title"]) == (403, "Foreign origin")
     assert stub.patches == []
+
+
+async def test_the_python_client_answers(
+    auth_server: RunningServer, responses: list[Any], stub: AirflowStub, ada: CallerPermissions
+) -> None:
+    written = await answer_input(
+        auth_server.url, "chat", "r1", "ask", ["Approve"], params_input={"reason": "fine"}, token=ada.token
+    )
+    assert (written["by"], stub.patches[0].json) == ({"id": "1", "name": "Ada"}, ANSWER)
+    responses[:] = [JSONResponse({"detail": "Not so"}, 409)]
+    with pytest.raises(Refused, match="Not so") as refused:
+        await answer_input(auth_server.url, "chat", "r1", "ask", ["Approve"], token=ada.token)
+    assert refused.value.status == 409
 
 
 async def test_an_answer_over_a_websocket(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
@@ -14,6 +13,8 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
+from stream_server.client.answers import answer_input
+from stream_server.client.errors import ClientError, ConnectionLost, Refused, StreamClosed, TokenExpired, error_detail
 from stream_server.protocol.backoff import FULL_JITTER, Backoff
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import (
@@ -30,7 +31,16 @@ from stream_server.protocol.frames import (
 )
 from stream_server.protocol.wire import decode_frame
 
-__all__ = ["ClientError", "ConnectionLost", "Message", "Refused", "StreamClosed", "TokenExpired", "follow"]
+__all__ = [
+    "ClientError",
+    "ConnectionLost",
+    "Message",
+    "Refused",
+    "StreamClosed",
+    "TokenExpired",
+    "answer_input",
+    "follow",
+]
 
 DEFAULT_PATIENCE_SECONDS = 60.0
 """How long `follow` tries to reconnect, by default, before it raises `ConnectionLost`."""
@@ -62,37 +72,6 @@ def is_temporary(status: int) -> bool:
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return status in _TEMPORARY_CLIENT_ERRORS
     return status not in _PERMANENT_SERVER_ERRORS
-
-
-class ClientError(Exception):
-    """Base class of the exceptions of `follow`."""
-
-
-class Refused(ClientError):
-    """The server rejected the request: the run does not exist, the request is invalid, or it is not allowed."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        self.status, self.detail = status, detail
-        super().__init__(f"{detail} (HTTP {status})")
-
-
-class StreamClosed(ClientError):
-    """The server closed the stream for good; a further attempt would fail, too."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        self.code, self.reason = code, reason
-        super().__init__(f"{reason} (code {code})")
-
-
-class TokenExpired(StreamClosed):
-    """The token has expired or was revoked while the stream was open. The run continues."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(code, f"the token has expired or was revoked: {reason}")
-
-
-class ConnectionLost(ClientError):
-    """No connection for too long."""
 
 
 class Message(NamedTuple):
@@ -221,7 +200,7 @@ class _Credential:
         if error.response.status_code != HTTPStatus.UNAUTHORIZED:
             return False
         try:
-            self._handle_refusal(HTTPStatus.UNAUTHORIZED, _error_detail(error.response.body))
+            self._handle_refusal(HTTPStatus.UNAUTHORIZED, error_detail(error.response.body))
         except _RenewalNeeded:
             return True
         return False
@@ -383,17 +362,8 @@ def _retry_delay_of_response(error: InvalidStatus) -> float | None:
     """
     response = error.response
     if not is_temporary(response.status_code):
-        raise Refused(response.status_code, _error_detail(response.body)) from error
+        raise Refused(response.status_code, error_detail(response.body)) from error
     retry_after = response.headers.get("Retry-After", "")
     if not (retry_after.isascii() and retry_after.isdecimal()):
         return None
     return min(float(retry_after), LONGEST_PAUSE_SECONDS)
-
-
-def _error_detail(body: bytes | bytearray | None) -> str:
-    """Return the detail of a problem+json body, or the start of any other body."""
-    text = (body or b"").decode(errors="replace")
-    try:
-        return str(json.loads(text)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return text[:500] or "the server gave no reason"
