@@ -110,8 +110,7 @@ SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigi
                OR (t.state IN ('deferred', 'awaiting_input', 'scheduled', 'queued') AND t.next_method IS NOT NULL)
            )), false
        ) AND x.task_id IS NOT NULL AS pushed,
-       x.task_id IS NOT NULL AS has_value,
-       x.dag_result, h.record AS request
+       x.task_id IS NOT NULL AS has_value, x.dag_result, h.record AS request
 FROM stream_server.meta AS m
 LEFT JOIN LATERAL (SELECT id, txid, at FROM stream_server.journal ORDER BY txid DESC LIMIT 1) AS n ON true
 CROSS JOIN (SELECT NULL::boolean AS dag_result) AS without
