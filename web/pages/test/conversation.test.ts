@@ -7,6 +7,7 @@ import {
   createTurn,
   dropOldTurns,
   getAnswerText,
+  toAnswer,
   updateTurn,
 } from "../src/chat/conversation.js"
 import { getRunningProgress } from "../src/run/taskProgress.js"
@@ -33,6 +34,15 @@ test("the history contains the earlier turns with an answer", () => {
     { role: "assistant", content: "1" },
   ])
   expect(buildHistory(turns, turns[0]?.id ?? "")).toEqual([])
+})
+
+test("a run without a result is no failure", () => {
+  const skipped = view({ outcome: { kind: "none", reason: "task_skipped", taskId: "answer" } })
+  expect(toAnswer({ state: "ended", view: skipped, error: null })).toEqual({
+    kind: "none",
+    text: "",
+    reason: "Ended without a result: task “answer” was skipped.",
+  })
 })
 
 test("updating a turn does not change the others", () => {

@@ -56,9 +56,10 @@ function AnswerMessage({ dagId, turn, view, onRetry }: Omit<Props, "turns"> & { 
           {answer.reason}
         </p>
       )}
+      {answer.kind === "none" && <p className="faint">{answer.reason}</p>}
       {answer.kind === "stopped" && <p className="faint">Stopped.</p>}
       <p className="below">
-        {(answer.kind === "failed" || answer.kind === "stopped") && (
+        {(answer.kind === "failed" || answer.kind === "none" || answer.kind === "stopped") && (
           <button type="button" className="quiet" onClick={() => onRetry(turn)}>
             Retry
           </button>

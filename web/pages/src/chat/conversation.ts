@@ -1,6 +1,7 @@
 // A conversation as plain JSON, which is stored across reloads. Pure.
 
-import type { Bookmark, Output, RunView } from "airflow-stream-client"
+import type { Bookmark, Output, RunStatus, RunView } from "airflow-stream-client"
+import { describeFailure, describeMissingOutcome } from "../run/failureText.js"
 
 /** One question and its answer. */
 export interface Turn {
@@ -21,6 +22,8 @@ export type Answer =
   | { readonly kind: "complete"; readonly text: string }
   /** `reason` is a text for users; `text` is the part that arrived before the failure. */
   | { readonly kind: "failed"; readonly text: string; readonly reason: string }
+  /** The run ended with neither a result nor a failure. */
+  | { readonly kind: "none"; readonly text: string; readonly reason: string }
   | { readonly kind: "stopped"; readonly text: string }
 
 export type Conversation = readonly Turn[]
@@ -63,6 +66,22 @@ export function buildHistory(turns: Conversation, id: string): { role: "user" | 
       { role: "user" as const, content: turn.message },
       { role: "assistant" as const, content: turn.answer.text },
     ])
+}
+
+/** Return the answer of a run so far. */
+export function toAnswer({ state, view, error }: RunStatus): Answer {
+  const text = getAnswerText(view)
+  const { outcome } = view
+  if (outcome.kind === "failure") return { kind: "failed", text, reason: describeFailure(outcome.failure) }
+  if (outcome.kind === "none") return { kind: "none", text, reason: describeMissingOutcome(outcome) }
+  if (outcome.kind === "result") {
+    if (outcome.withheld)
+      return { kind: "failed", text, reason: "You do not have permission to read the answer of this run." }
+    return { kind: "complete", text }
+  }
+  if (state === "failed")
+    return { kind: "failed", text, reason: error?.message ?? "The connection failed. Reload the page to try again." }
+  return { kind: "coming", text }
 }
 
 /** Return the text of an answer: the result, or before it the output of the tasks. */

@@ -1,15 +1,14 @@
 import { EMPTY_VIEW, type RunStatus, type RunStream, type RunView, type StreamState } from "airflow-stream-client"
 import { useCallback, useEffect, useMemo, useState } from "react"
 import { getClient } from "../api/streamClient.js"
-import { describeFailure, describeMissingOutcome } from "../run/failureText.js"
 import { requireSignIn, useSignInState } from "../session/signInState.js"
 import {
   type Answer,
   buildHistory,
   type Conversation,
   createTurn,
-  getAnswerText,
   type Turn,
+  toAnswer,
   updateTurn,
 } from "./conversation.js"
 import { ConversationSaver, createId, loadConversation } from "./conversationStorage.js"
@@ -102,19 +101,4 @@ function openAnswerStream(dagId: string, turn: Turn, turns: Conversation): RunSt
   }
   const conf = { message: turn.message, history: buildHistory(turns, turn.id) }
   return getClient().run(dagId, conf, { idempotencyKey: turn.key })
-}
-
-function toAnswer({ state, view, error }: RunStatus): Answer {
-  const text = getAnswerText(view)
-  const { outcome } = view
-  if (outcome.kind === "failure") return { kind: "failed", text, reason: describeFailure(outcome.failure) }
-  if (outcome.kind === "none") return { kind: "failed", text, reason: describeMissingOutcome(outcome) }
-  if (outcome.kind === "result") {
-    if (outcome.withheld)
-      return { kind: "failed", text, reason: "You do not have permission to read the answer of this run." }
-    return { kind: "complete", text }
-  }
-  if (state === "failed")
-    return { kind: "failed", text, reason: error?.message ?? "The connection failed. Reload the page to try again." }
-  return { kind: "coming", text }
 }
