@@ -18,7 +18,13 @@ from stream_server.domain.trigger_rules import WAITS_FOR_ALL
 def find_marked_tasks(run: RunState) -> frozenset[str]:
     """Return the tasks that are known to bear the mark; see `are_marks_complete`."""
     known = {**(run.earlier_marks or {}), **run.native_marks}
-    return frozenset(task_id for task_id, is_marked in known.items() if is_marked)
+    return frozenset(task_id for task_id, is_marked in known.items() if is_marked and not _is_late(run, task_id))
+
+
+def _is_late(run: RunState, task_id: str) -> bool:
+    """Whether a mark may be seen after the result: none waits for a teardown whose mark no earlier run showed."""
+    task = run.graph.tasks.get(task_id) if run.graph is not None else None
+    return task is not None and task.is_teardown and not (run.earlier_marks or {}).get(task_id)
 
 
 def uses_native_marks(run: RunState) -> bool:

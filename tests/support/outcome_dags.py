@@ -201,10 +201,7 @@ class HistoryDagMaker(DagMaker):
                 for task in marked:
                     _mark(task)
             elif marks < 0.35:
-                # A result does not wait for a teardown, so a mark of one is seen too late.
-                self.natively_marked = {
-                    task.task_id for task in marked if not isinstance(task, EmptyOperator) and not task.is_teardown
-                }
+                self.natively_marked = {task.task_id for task in marked if not isinstance(task, EmptyOperator)}
             if self._extended:
                 for _ in range(self._rng.choice((1, 1, 2))):
                     self._connect(self._task(mapped=False))

@@ -193,7 +193,14 @@ class Oracle:
             shown = [row.dag_result for row in rows.values() if row.has_current_value]
             if shown:
                 known[task_id] = any(shown)
-        return {task_id for task_id, is_marked in known.items() if is_marked}
+        earlier = question.earlier_marks or {}
+        # No result waits for a teardown, so its mark counts only if an earlier run showed it.
+        return {
+            one for one, is_marked in known.items() if is_marked and (earlier.get(one) or not self._is_teardown(one))
+        }
+
+    def _is_teardown(self, task_id: str) -> bool:
+        return bool(self._dag.has_task(task_id) and self._dag.get_task(task_id).is_teardown)
 
     def _may_show_mark(self, state: str, question: Question) -> bool:
         """Whether an unfinished task may show Airflow's own mark, so that the only leaf is not the result task."""

@@ -238,6 +238,36 @@ class TestMarkedSuccess:
         assert outcome_of([*joining.frames, *joining.receive()]) == ("failure", "task_failed", "left")
 
 
+class TestFailedTeardown:
+    """It ends after the result, which remains valid, also where it fails the run."""
+
+    @pytest.mark.parametrize("fails_run", [False, True])
+    def test_does_not_revoke_the_result(self, *, fails_run: bool) -> None:
+        down = teardown(on_failure_fail_dagrun=fails_run)
+        history = History(dag({"up": setup("answer", "down"), "answer": Node("down"), "down": down}))
+        reader = watch(history, until="run")
+        for task_id in ("up", "answer"):
+            history.run_task(task_id, 1)
+        assert results_of(reader.catch_up()) == [{"answer": 1}]
+        history.start("down")
+        history.set_task("down", "failed")
+        assert types(reader.catch_up()) == []
+        history.set_run("failed" if fails_run else "success")
+        assert all_outcomes(history, reader) == {("result", None, None)}
+
+    def test_fails_a_run_that_was_stopped_before_the_result(self) -> None:
+        down = teardown(on_failure_fail_dagrun=True)
+        history = History(dag({"up": setup("answer", "down"), "answer": Node("down"), "down": down}))
+        history.run_task("up", 1)
+        history.start("answer")
+        reader = watch(history)
+        history.set_task("answer", "failed")  # as `POST …/cancel` does while the teardown has yet to run
+        history.start("down")
+        history.set_task("down", "failed")
+        history.set_run("failed")
+        assert all_outcomes(history, reader) == {("failure", "task_failed", "answer")}
+
+
 class TestFailFast:
     def test_what_it_skips_is_no_part_of_the_result(self) -> None:
         history = History(dag({"left": Node(), "right": Node(), "bad": Node()}, fail_fast=True))

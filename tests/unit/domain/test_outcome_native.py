@@ -14,7 +14,7 @@ from stream_server.domain.outcome import FailureKnown, ResultKnown, Undecided, W
 from stream_server.protocol.frames import Failure, Reset, Result
 from support.builders import History, SimulatedReader, graph, results_of, types
 from support.run_moves import Move, apply_move, run_histories
-from support.serialized_dags import Node, dag
+from support.serialized_dags import Node, dag, teardown
 
 LEAVES: dict[str, list[str]] = {"left": [], "right": [], "log": []}
 ALL_KNOWN = {"left": True, "right": True, "log": False}
@@ -27,6 +27,31 @@ def history_of(
     history = History(dag or graph(LEAVES, {}))
     history.marked, history.earlier_marks = marked, earlier
     return history
+
+
+class TestTeardown:
+    """No result waits for a teardown."""
+
+    TEARDOWN = dag({"answer": Node("down"), "down": teardown()})
+
+    def test_its_mark_revokes_no_value(self) -> None:
+        history = history_of(self.TEARDOWN, marked=("down",))
+        reader = SimulatedReader(history, until="run")
+        history.run_task("answer", 1)
+        assert results_of(reader.catch_up()) == [{"answer": 1}]
+        history.run_task("down", 2)
+        assert reader.catch_up() == []
+        history.set_run("success")
+        assert types(reader.catch_up()) == ["end"]
+        assert results_of(SimulatedReader(history, until="run").receive()) == [{"answer": 1}]
+
+    def test_its_mark_counts_if_an_earlier_run_showed_it(self) -> None:
+        history = history_of(self.TEARDOWN, marked=("down",), earlier={"answer": False, "down": True})
+        reader = SimulatedReader(history)
+        history.run_task("answer", 1)
+        assert reader.catch_up() == []
+        history.run_task("down", 2)
+        assert results_of(reader.catch_up()) == [{"down": 2}]
 
 
 class TestFirstRunOfAVersion:
