@@ -36,14 +36,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from packaging.version import Version
 
 from support.outcome_clock import CLOCK
 
 if TYPE_CHECKING:
     from support.outcome_scheduler import SchedulerDatabase
 
-KINDS = ("predictions", "histories")
+HAS_HISTORIES = Version(version("apache-airflow")).release < (3, 4)
+"""Whether histories can be played. They write the tables that Airflow has up to 3.3."""
+
+KINDS = ("predictions", "histories") if HAS_HISTORIES else ("predictions",)
 
 SAMPLED = 20
 """One of this number of failures is checked for its timing, which needs many simulations."""
@@ -107,7 +113,6 @@ def _create_database() -> SchedulerDatabase:
     from sqlalchemy.pool import StaticPool  # noqa: PLC0415
 
     from support.outcome_scheduler import SchedulerDatabase  # noqa: PLC0415
-    from support.outcome_tables import TRIGGERS  # noqa: PLC0415
 
     import_all_models()
     url = os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
@@ -115,9 +120,12 @@ def _create_database() -> SchedulerDatabase:
     if url.startswith("sqlite"):
         setup_event_handlers(engine)
         Base.metadata.create_all(engine)
-        with engine.begin() as connection:
-            for statement in TRIGGERS:
-                connection.execute(text(statement))
+        if HAS_HISTORIES:
+            from support.outcome_tables import TRIGGERS  # noqa: PLC0415
+
+            with engine.begin() as connection:
+                for statement in TRIGGERS:
+                    connection.execute(text(statement))
     return SchedulerDatabase(Session(engine))
 
 

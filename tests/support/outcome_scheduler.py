@@ -7,23 +7,18 @@ import random
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from airflow.api_fastapi.execution_api.datamodels.taskinstance import TISkippedDownstreamTasksStatePayload
-from airflow.api_fastapi.execution_api.routes.task_instances import ti_skip_downstream
 from airflow.models.dag import DagModel
 from airflow.models.dag_version import DagVersion
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.dagrun import DagRun
-from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance, _stop_remaining_tasks
-from airflow.models.taskinstancehistory import TaskInstanceHistory
-from airflow.models.taskmap import TaskMap
-from airflow.models.xcom import XComModel
 from airflow.serialization.serialized_objects import DagSerialization
 from airflow.utils.state import DagRunState
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from support import outcome_airflow
 from support.outcome_dags import DAG_ID
 
 FINAL = frozenset({"success", "failed"})
@@ -91,6 +86,7 @@ class Run:
         self.dag = DagSerialization.from_dict(json.loads(text))
         for task in self.dag.task_dict.values():
             task.deps = OrderedDeps(sorted(task.deps, key=lambda dep: dep.NAME))
+        outcome_airflow.serve_dag(database.version_id, self.dag)
         self.shuffle(rng)
         model: Any = self._session.get(DagModel, DAG_ID)
         model.fail_fast = bool(self.dag.fail_fast)
@@ -118,8 +114,7 @@ class Run:
     def close(self) -> None:
         """Delete all rows. Airflow commits when it forces other tasks to fail (`TaskInstance.error`)."""
         self._session.rollback()
-        for table in (XComModel, TaskMap, TaskInstanceHistory, TaskInstance, DagRun, SerializedDagModel):
-            self._session.execute(delete(table))
+        outcome_airflow.delete_runs(self._session)
         self._session.execute(delete(DagVersion).where(DagVersion.version_number > 1))
         self._session.commit()
         self._session.expunge_all()
@@ -141,7 +136,7 @@ class Run:
             TaskInstance.state,
             TaskInstance.try_number,
             TaskInstance.end_date.is_not(None),
-        ).where(TaskInstance.dag_id == DAG_ID, TaskInstance.run_id == "run")
+        ).where(TaskInstance.dag_id == DAG_ID, TaskInstance.run_id == "run", *outcome_airflow.CURRENT)
         return {
             (task_id, map_index): Row(None if state is None else str(getattr(state, "value", state)), try_number, dated)
             for task_id, map_index, state, try_number, dated in self._session.execute(columns)
@@ -161,9 +156,7 @@ class Run:
         instance = self._instance(instance_key)
         if instance_key[0] in self._sources:
             values = list(range(length))
-            if instance_key[1] < 0:
-                self._session.merge(TaskMap.from_task_instance_xcom(instance, values))
-            self._push(instance_key, "return_value", values)
+            outcome_airflow.push(self._session, instance, "return_value", values, is_source=True)
         self._set(instance_key, "success")
 
     def decide(self, instance_key: InstanceKey, skipped: list[str]) -> None:
@@ -172,10 +165,9 @@ class Run:
             branches = "Branch" in self.dag.task_dict[instance_key[0]].task_type
             direct = self.dag.task_dict[instance_key[0]].downstream_task_ids
             decision = {"followed": sorted(direct - set(skipped))} if branches else {"skipped": skipped}
-            self._push(instance_key, "skipmixin_key", decision)
+            outcome_airflow.push(self._session, self._instance(instance_key), "skipmixin_key", decision)
             if instance_key[1] < 0:
-                payload = TISkippedDownstreamTasksStatePayload(tasks=[(task_id, -1) for task_id in skipped])
-                ti_skip_downstream(self._instance(instance_key).id, payload, self._session)
+                outcome_airflow.skip_downstream(self._instance(instance_key), skipped, self._session)
         self._set(instance_key, "success")
 
     def fail(self, instance_key: InstanceKey) -> None:
@@ -193,22 +185,12 @@ class Run:
     def retry(self, instance_key: InstanceKey) -> None:
         self._set(instance_key, "up_for_retry")
 
-    def _push(self, instance_key: InstanceKey, key: str, value: object) -> None:
-        XComModel.set(
-            key=key,
-            value=value,
-            dag_id=DAG_ID,
-            run_id="run",
-            task_id=instance_key[0],
-            map_index=instance_key[1],
-            session=self._session,
-        )
-
     def _instance(self, instance_key: InstanceKey) -> Any:
         chosen = select(TaskInstance).where(
             TaskInstance.dag_id == DAG_ID,
             TaskInstance.task_id == instance_key[0],
             TaskInstance.map_index == instance_key[1],
+            *outcome_airflow.CURRENT,
         )
         instance = self._session.scalars(chosen).one()
         instance.task = self.dag.task_dict[instance_key[0]]

@@ -1,0 +1,107 @@
+"""What simulated runs need that differs between versions of Airflow.
+
+From Airflow 3.4 on each try of a task instance has a row, XComs belong to a try, and the scheduler's code reads DAGs by
+their version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from airflow.api_fastapi.execution_api.datamodels.taskinstance import TISkippedDownstreamTasksStatePayload
+from airflow.api_fastapi.execution_api.routes.task_instances import ti_skip_downstream
+from airflow.models.dagbag import DBDagBag
+from airflow.models.dagrun import DagRun
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.serialization.serialized_objects import LazyDeserializedDAG
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+
+HAS_ROW_PER_TRY = hasattr(TaskInstance, "working_set")
+
+_RUN_TABLES = (
+    (
+        ("airflow.models.xcom", "XComModelV2"),
+        ("airflow.models.xcom", "XComModelV1"),
+        ("airflow.models.taskinstance", "TaskInstance"),
+    )
+    if HAS_ROW_PER_TRY
+    else (
+        ("airflow.models.xcom", "XComModel"),
+        ("airflow.models.taskmap", "TaskMap"),
+        ("airflow.models.taskinstancehistory", "TaskInstanceHistory"),
+        ("airflow.models.taskinstance", "TaskInstance"),
+    )
+)
+
+CURRENT: Sequence[Any] = (TaskInstance.working_set.is_(True),) if HAS_ROW_PER_TRY else ()
+"""Conditions for the rows of current tries."""
+
+
+def delete_runs(session: Session) -> None:
+    """Delete all runs, and all that belongs to them."""
+    for module, name in _RUN_TABLES:
+        session.execute(delete(getattr(import_module(module), name)))
+    if HAS_ROW_PER_TRY:
+        session.execute(delete(import_module("airflow.models.dynamic_region").DynamicRegion))
+    session.execute(delete(DagRun))
+    session.execute(delete(SerializedDagModel))
+
+
+def store_dag(session: Session, version_id: Any, text: str) -> None:
+    """Store the DAG of a version."""
+    stored = SerializedDagModel(LazyDeserializedDAG(data=json.loads(text)))
+    stored.dag_version_id = version_id
+    session.add(stored)
+    session.flush()
+
+
+def serve_dag(version_id: Any, dag: Any) -> None:
+    """Have the scheduler of Airflow 3.4 read this object as the DAG of a version."""
+    if not HAS_ROW_PER_TRY:
+        return
+    dag.dag_version_id = version_id
+    DBDagBag._get_dag = lambda *_args, **_options: dag
+
+
+def push(session: Session, instance: Any, key: str, value: object, *, is_source: bool = False) -> None:
+    """Store an XCom, as the Execution API does.
+
+    Args:
+        session: Where to write.
+        instance: The task instance that pushes it.
+        key: Its key.
+        value: Its value.
+        is_source: Whether it is a list over which tasks are mapped.
+    """
+    is_mapped_over = is_source and isinstance(value, list) and instance.map_index < 0
+    if HAS_ROW_PER_TRY:
+        length = len(value) if is_mapped_over and isinstance(value, list) else None
+        XComModel.set_for_attempt(
+            task_instance_id=instance.id, key=key, value=value, mapped_length=length, session=session
+        )
+        return
+    if is_mapped_over:
+        task_map = import_module("airflow.models.taskmap").TaskMap
+        session.merge(task_map.from_task_instance_xcom(instance, value))
+    XComModel.set(
+        key=key,
+        value=value,
+        dag_id=instance.dag_id,
+        run_id=instance.run_id,
+        task_id=instance.task_id,
+        map_index=instance.map_index,
+        session=session,
+    )
+
+
+def skip_downstream(instance: Any, task_ids: Sequence[str], session: Session) -> None:
+    """Skip tasks, as the Execution API does for a task that branches."""
+    payload = TISkippedDownstreamTasksStatePayload(tasks=[(task_id, -1) for task_id in task_ids])
+    bag = (DBDagBag(load_op_links=False),) if HAS_ROW_PER_TRY else ()
+    ti_skip_downstream(instance.id, payload, session, *bag)
