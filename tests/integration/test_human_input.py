@@ -125,6 +125,7 @@ async def test_the_deadline_is_sent_when_it_is_known(server: RunningServer, airf
 async def test_many_runs_without_a_type_have_no_human_input(
     server: RunningServer, airflow: AirflowSql, run: RunKey
 ) -> None:
+    await has_read_all(server, airflow)
     async with all_runs(server.url) as firehose:
         await firehose.next()
         await ask(airflow, run)

@@ -99,6 +99,11 @@ class AirflowStub:
                 methods=["GET"],
             ),
             Route(f"{run}/taskInstances/~/xcomEntries", stub._respond_to_read({"xcom_entries": []}), methods=["GET"]),
+            Route(
+                f"{run}/taskInstances/{{task_id}}/{{map_index}}/hitlDetails",
+                stub._respond_to_read({}),
+                methods=["PATCH"],
+            ),
             Route(f"{run}/hitlDetails", stub._respond_to_read({"hitl_details": []}), methods=["GET"]),
             Route("/api/v2/version", stub._respond_to_read({"version": "3.3.0"}), methods=["GET"]),
             Route("/auth/token", stub._log_in, methods=["POST"]),

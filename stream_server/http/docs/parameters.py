@@ -135,7 +135,7 @@ QUERY_PARAMETERS: dict[str, tuple[Json, str]] = {
         "How long the run continues without any client, with `on_disconnect=cancel`.",
     ),
     "map_index": (
-        {"type": "integer", "minimum": -1, "maximum": 2**31 - 1, "default": -1},
+        {"type": "integer", "minimum": -1, "maximum": 999_999_999, "default": -1},
         "Index of an instance of a mapped task.",
     ),
     "interval": (

@@ -10,12 +10,12 @@ from stream_server.auth.airflow_api import AirflowApi
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import BadRequest
 from stream_server.http.caller import airflow_api_for, identify_caller, refuse_foreign_origin
-from stream_server.http.params import parse_integer, parse_run_key, read_body, refuse_unknown_parameters
+from stream_server.http.params import parse_integer, parse_query, parse_run_key, read_body, refuse_unknown_parameters
 from stream_server.protocol.bodies import InputAnswer, InputReceipt
 
 JSON = "application/json"
 
-NOT_MAPPED, MAX_MAP_INDEX = -1, 2**31 - 1
+NOT_MAPPED, MAX_MAP_INDEX = -1, 999_999_999
 
 _decoder = msgspec.json.Decoder(InputAnswer)
 
@@ -25,7 +25,9 @@ async def answer_request(request: Request) -> Response:
     refuse_unknown_parameters(request.query_params.keys(), frozenset({"map_index"}))
     airflow = airflow_api_for(request, await identify_caller(request))
     key, task_id = parse_run_key(request), request.path_params["task_id"]
-    map_index = parse_integer(request, "map_index", NOT_MAPPED, NOT_MAPPED, MAX_MAP_INDEX)
+    map_index = NOT_MAPPED
+    if parse_query(request).get("map_index", str(NOT_MAPPED)) != str(NOT_MAPPED):
+        map_index = parse_integer(request, "map_index", 0, NOT_MAPPED, MAX_MAP_INDEX)
     answer = _parse_answer(await read_body(request))
     receipt = await send_answer(airflow, key, task_id, map_index, answer)
     return Response(msgspec.json.encode(receipt), media_type=JSON)
