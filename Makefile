@@ -61,7 +61,7 @@ test-fast: $(VENV)/.dev $(VENV)/.pages  ## Unit tests, and integration tests tha
 	$(BIN)/python tests/support/tiers.py --fast $(ARGS)
 
 test-unit: $(VENV)/.dev  ## Tests of the core, without a database
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(BIN)/python tests/support/tiers.py --unit $(ARGS)
 
 test-integration: $(VENV)/.dev $(VENV)/.pages  ## Tests with a real PostgreSQL that has Airflow's schema
 	$(BIN)/python -m pytest tests/integration $(ARGS)

@@ -1,10 +1,12 @@
-"""Runs test tiers, three at a time: `python tests/support/tiers.py [--fast] [ARGUMENT ...]`, with arguments of pytest.
+"""Runs test tiers, three at a time: `python tests/support/tiers.py [--fast | --unit] [ARGUMENT ...]`.
+
+The arguments are those of pytest.
 
 The output of a tier is printed when it ends; that of failed tiers comes last. A table of times follows. The exit code
 is that of the first failed tier. A tier without tests for the arguments is no failure, unless CI=true.
 
-By default, all tiers run; with `--fast`, the unit tests and the integration tests that stop no server. If an argument
-is a path below `tests`, one pytest runs it.
+By default, all tiers run; with `--fast`, the unit tests and the integration tests that stop no server; with `--unit`,
+the unit tests. If an argument is a path below `tests`, one pytest runs it.
 """
 
 from __future__ import annotations
@@ -42,6 +44,11 @@ FAULTS = (
 
 OWN_AIRFLOW = ("demo_processes", "outcome_check")
 """Tests of `airflow` that use no stack of the session, whose scheduler would run beside them."""
+
+CORE = ("domain", "hub", "journal")
+"""Unit tests that take half of the time."""
+
+SELECTIONS = ("--fast", "--unit")
 
 NO_TESTS = 5
 """Exit code of pytest."""
@@ -90,33 +97,40 @@ class Tier:
         )
 
 
-def make_tiers(arguments: list[str], *, fast: bool = False) -> list[Tier]:
+def make_tiers(arguments: list[str], selection: str | None = None) -> list[Tier]:
     """Return the tiers in the order in which they start.
 
     `web` builds the TypeScript client, which `integration` uses later. `airflow` and `browser` share an Airflow.
     The longest tiers are first.
     """
 
-    def other_files(directory: str, files: list[str]) -> list[str]:
-        return sorted({f"{directory}/{path.name}" for path in ROOT.glob(f"tests/{directory}/test_*.py")} - {*files})
+    def others(directory: str, listed: list[str]) -> list[str]:
+        """Return the other files and folders with tests."""
+        files = ROOT.glob(f"tests/{directory}/**/test_*.py")
+        first = {path.relative_to(ROOT / "tests" / directory).parts[0] for path in files}
+        return sorted({f"{directory}/{name}" for name in first} - {*listed})
 
     def pytest(name: str, *directories: str) -> Tier:
         return Tier(name, (*PYTEST, *(f"tests/{directory}" for directory in directories), *arguments))
 
     steady, faults = ([f"integration/test_{name}.py" for name in names] for names in (FAST, FAULTS))
-    if fast:
-        return [pytest("integration, fast", *steady), pytest("unit", "unit")]
+    core = [f"unit/{name}" for name in CORE]
+    units = [pytest("unit, core", *core), pytest("unit", *others("unit", core))]
+    if selection == "--unit":
+        return units
+    if selection == "--fast":
+        return [pytest("integration, fast", *steady), *units]
     own = [f"airflow/test_{name}.py" for name in OWN_AIRFLOW]
     return [
         Tier("web", ("make", "--no-print-directory", "test-web")),
-        pytest("airflow, browser", *other_files("airflow", own), "browser"),
+        pytest("airflow, browser", *others("airflow", own), "browser"),
         pytest("faults", *faults),
-        pytest("integration", *other_files("integration", steady + faults)),
+        pytest("integration", *others("integration", steady + faults)),
         pytest("matrix", "matrix"),
         pytest("demo, outcome", *own),
         pytest("smoke", "smoke"),
         pytest("integration, fast", *steady),
-        pytest("unit", "unit"),
+        *units,
     ]
 
 
@@ -162,8 +176,8 @@ def main(arguments: list[str]) -> int:
     if any(argument.startswith("tests/") for argument in arguments):
         return subprocess.run([*PYTEST, *arguments], cwd=ROOT, check=False).returncode
     began = time.monotonic()
-    fast = "--fast" in arguments
-    todo = make_tiers([argument for argument in arguments if argument != "--fast"], fast=fast)
+    selection = next((argument for argument in arguments if argument in SELECTIONS), None)
+    todo = make_tiers([argument for argument in arguments if argument not in SELECTIONS], selection)
     run_lanes(todo)
     failed = [tier for tier in todo if tier.is_failed]
     for tier in failed:

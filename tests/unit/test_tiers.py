@@ -34,12 +34,19 @@ def test_a_tier_without_tests_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> No
     assert empty.is_failed
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_tiers_have_all_tests_of_their_directories(*, fast: bool) -> None:
-    arguments = [argument for tier in make_tiers(["-x"], fast=fast) for argument in tier.command]
+@pytest.mark.parametrize(
+    ("selection", "complete"),
+    [
+        (None, {"airflow", "browser", "integration", "matrix", "smoke", "unit"}),
+        ("--fast", {"unit"}),
+        ("--unit", {"unit"}),
+    ],
+)
+def test_tiers_have_all_tests_of_their_directories(selection: str | None, complete: set[str]) -> None:
+    arguments = [argument for tier in make_tiers(["-x"], selection) for argument in tier.command]
     paths = [argument for argument in arguments if argument.startswith("tests/")]
     assert all((ROOT / path).exists() for path in paths)
-    files = [path.relative_to(ROOT) for path in ROOT.glob("tests/*/test_*.py")]
-    missing = [path for path in files if not {str(path), str(path.parent)} & set(paths)]
     assert len(paths) == len(set(paths))
-    assert bool(missing) is fast
+    files = [path.relative_to(ROOT) for path in ROOT.glob("tests/*/**/test_*.py")]
+    missing = [path for path in files if not {str(path), *map(str, path.parents)} & {*paths}]
+    assert {path.parts[1] for path in files} - {path.parts[1] for path in missing} == complete
