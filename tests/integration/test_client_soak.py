@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from support.client_soak import FAULTS, soak_clients
 
-SECONDS, CLIENTS, ROUNDS = 12.0, 150, 2
+SECONDS, CLIENTS, ROUNDS = 12.0, 150, 1
 
 
 async def test_nothing_is_lost_duplicated_or_leaked(journal: str) -> None:

@@ -70,7 +70,7 @@ GROWTH = 1.15
 WARM_SECONDS = 60.0
 """Time in which memory may grow, because some code runs for the first time."""
 
-OBJECTS_LEFT, OBJECTS_PER_VISIT = 1000, 0.02
+OBJECTS_LEFT, OBJECTS_PER_VISIT = 500, 0.02
 """Objects that may be added: by code that runs for the first time, and by each visit."""
 
 UPDATE = "UPDATE task_instance SET state = $2, try_number = try_number + 1 WHERE id = $1 RETURNING try_number"
@@ -95,12 +95,16 @@ class ClientSoak:
         self.closed_abandoned = 0
 
     async def run(self, seconds: float, rounds: int) -> None:
-        """Run a few clients first, so that lazy imports are done; then all, for `seconds` and `rounds` of faults."""
+        """Run a few clients and each fault first; then all clients, for `seconds` and `rounds` of faults.
+
+        The first part imports late modules, and fills caches such as those of prepared statements.
+        """
         self._is_long = seconds > WARM_SECONDS
         await self._prepare()
-        await self._run_clients(3.0, min(self._clients, 60), rounds=0)
+        await self._run_clients(3.0, min(self._clients, 60), rounds=1)
         self.before = await self._wait_until_idle()
         self.tally.visits.clear()
+        self.faults.clear()
         self._began = time.monotonic()
         sampler, closer = asyncio.create_task(self._sample()), asyncio.create_task(self._close_abandoned())
         await self._run_clients(seconds, self._clients, rounds)
@@ -299,7 +303,7 @@ class ClientSoak:
             for name in ("subscriptions", "runs", "tasks", "sockets", "files")
         }
         misses = [*tally.misses[:20]]
-        misses += [f"{count} frames {what}" for what, count in _lost_updates(tally).items() if count]
+        misses += [f"{count} frames {what}" for what, count in tally.lost_updates().items() if count]
         # A client that subscribes just after a server lost its database gets a reset: the rows may no longer exist.
         unexpected_resets = {why: count for why, count in tally.resets.items() if why != "journal_changed"}
         misses += [f"{count} clients got a reset: {why}" for why, count in unexpected_resets.items()]
@@ -320,7 +324,7 @@ class ClientSoak:
             "disconnects": dict(tally.disconnects),
             "vanished_long_ago": self.closed_abandoned,
             "frames": tally.frames,
-            **_lost_updates(tally),
+            **tally.lost_updates(),
             "repeated": tally.repeated,
             "resumed": tally.resumed,
             "resets": dict(tally.resets),
@@ -331,6 +335,7 @@ class ClientSoak:
             "faults": dict(self.faults),
             "memory_mib": [round(early / 2**20, 1), round(late / 2**20, 1)],
             "objects_left": objects,
+            "types_left": dict((Counter(after.types) - Counter(before.types)).most_common(8)),
             "idle": left,
             "states": after.states,
             "misses": misses,
@@ -350,10 +355,6 @@ class ClientSoak:
 
 SPARE = {"tasks": 2, "files": 6}
 """Tasks and files that may be added without a leak: pooled database connections, and requests in progress."""
-
-
-def _lost_updates(tally: Tally) -> dict[str, int]:
-    return {"lost": tally.lost, "doubled": tally.doubled}
 
 
 async def soak_clients(url: str, seconds: float, clients: int, rounds: int = 1) -> dict[str, Any]:

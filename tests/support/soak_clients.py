@@ -81,6 +81,10 @@ class Tally:
     misses: list[str] = field(default_factory=list)
     abandoned: deque[AbandonedConnection] = field(default_factory=deque)
 
+    def lost_updates(self) -> dict[str, int]:
+        """Return the numbers of frames that the protocol does not allow to miss or to repeat."""
+        return {"lost": self.lost, "doubled": self.doubled}
+
 
 class RunProgress:
     """A client's state of one run."""

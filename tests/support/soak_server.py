@@ -39,7 +39,10 @@ class ServerState(msgspec.Struct, frozen=True):
     """Open files, without the connections of clients."""
 
     objects: int
-    """Objects that the garbage collector tracks, after a collection."""
+    """Objects that the garbage collector tracks."""
+
+    types: dict[str, int]
+    """Those objects by type, after a collection; empty if none was requested."""
 
     memory: int
     """Resident memory in bytes."""
@@ -48,8 +51,10 @@ class ServerState(msgspec.Struct, frozen=True):
 async def get_state(request: Request) -> Response:
     """Return the state; `?thorough=true` collects garbage first."""
     process, hub = psutil.Process(), request.app.state.hub
+    types: Counter[str] = Counter()
     if request.query_params.get("thorough") == "true":
         gc.collect()
+        types.update(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects())
     port = request.url.port
     sockets = [
         one for one in process.net_connections("tcp") if one.laddr.port == port and one.status != psutil.CONN_LISTEN
@@ -63,6 +68,7 @@ async def get_state(request: Request) -> Response:
         states=dict(Counter(one.status for one in sockets)),
         files=process.num_fds() - len(sockets),
         objects=len(gc.get_objects()),
+        types=types,
         memory=process.memory_info().rss,
     )
     return Response(msgspec.json.encode(state), media_type="application/json")
