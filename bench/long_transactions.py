@@ -1,7 +1,7 @@
 """The cost of other sessions' long transactions for reads of the journal: `make bench-long-transactions`.
 
 In each round reads are timed twice: alone, and beside a session with an open transaction that has an id, and another
-that keeps its snapshot. Before that, 20,000 rows are written and half of all deleted, which vacuum can't remove.
+that keeps its snapshot. Before that, many rows are written and half of all deleted, which vacuum can't remove.
 Each read is the tail's own, after one transaction with one row.
 """
 
@@ -22,7 +22,6 @@ from bench.testbed import raise_on_sigterm, running_testbed
 from stream_server.journal.reader import JournalReader
 from stream_server.journal.run_store import RunStore
 
-ROWS = 20_000
 QUIET, BESIDE = "in quiet", "beside long transactions"
 TARGET_RATIO = 1.2
 """Greatest ratio of the duration of a read beside long transactions to that without."""
@@ -39,35 +38,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench-long-transactions", description=__doc__)
     parser.add_argument("--reads", type=int, default=1000, help="reads of a measurement (default: %(default)d)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)d)")
+    parser.add_argument("--rows", type=int, default=20_000, help="before each measurement (default: %(default)d)")
     options = parser.parse_args()
     # The server must neither read at the same time nor prune.
     with raise_on_sigterm(), running_testbed(poll_interval="1h", retention="0") as running:
         running.server.suspend()
         try:
-            times = uvloop.run(_measure(running.database_url, options.rounds, options.reads))
+            times = uvloop.run(_measure(running.database_url, options))
         finally:
             running.server.resume()
     print(json.dumps(_figures(times)))
     return 0
 
 
-async def _measure(url: str, rounds: int, reads: int) -> dict[str, list[list[float]]]:
+async def _measure(url: str, options: argparse.Namespace) -> dict[str, list[list[float]]]:
     times: dict[str, list[list[float]]] = {QUIET: [], BESIDE: []}
     runs = RunStore(url, pool_size=1, max_result_bytes=0)
-    for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    for number in range(options.rounds):
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
         for name, found in times.items():
             async with AsyncExitStack() as stack:
                 if name == BESIDE:
                     await stack.enter_async_context(_long_transactions(url))
                 writer = await stack.enter_async_context(_session(url))
-                await writer.execute(f"DO $$ BEGIN FOR n IN 1..{ROWS} LOOP {WRITE}; COMMIT; END LOOP; END $$")
+                await writer.execute(f"DO $$ BEGIN FOR n IN 1..{options.rows} LOOP {WRITE}; COMMIT; END LOOP; END $$")
                 size = await writer.fetchval("SELECT 216 * count(*) / 2 FROM stream_server.journal")
                 while await runs.prune_journal(None, 1000, size, onward=True):
                     pass
                 if name == QUIET:
                     await writer.execute("VACUUM stream_server.journal")
-                found.append(await _read(url, writer, reads))
+                found.append(await _read(url, writer, options.reads))
     await runs.close()
     return times
 

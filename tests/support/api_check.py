@@ -152,8 +152,9 @@ class _OperationChecker:
             suppress_health_check=list(HealthCheck),
         )
         for wrong in (False, True):
+            # Making one takes longer than a few examples.
+            cases = operation.as_strategy(generation_mode=GenerationMode("negative" if wrong else "positive"))
             for known in (True, False):
-                cases = operation.as_strategy(generation_mode=GenerationMode("negative" if wrong else "positive"))
                 # An operation without parameters has no invalid request.
                 with suppress(Unsatisfiable):
                     seed(number)(bounded(given(cases)(self._property_test(known=known, wrong=wrong))))()
