@@ -66,8 +66,7 @@ SELECT pg_is_in_recovery()
 -- there are none.
 --
 -- All transactions in xip are below xmax, so the arms of the OR don't overlap. The upper bound (txid < xmax of the
--- current snapshot) excludes no visible row. Without it, a generic plan assumes that a third of the journal matches,
--- and scans it.
+-- current snapshot) excludes no visible row. Without it, a generic plan assumes that a third matches, and scans it.
 SELECT m.epoch, pg_current_snapshot()::text AS snapshot, l.last_value + l.is_called::integer AS dropped_writes,
        clock_timestamp() AS read_at, m.pruned_to::text::bigint AS pruned_to, j.*
 FROM stream_server.losses AS l
