@@ -118,6 +118,30 @@ async def test_a_chat_is_resumed_from_its_start_and_stopped(
 
 
 @each_major
+async def test_a_question_to_a_human_is_a_part_that_gets_its_answer(
+    auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub, major: str
+) -> None:
+    async with run_node(*arguments(auth_server, ada.token, major)) as script:
+        key = await begin_answer(airflow, stub, "Be")
+        await airflow.start_task(key, "ask")
+        await airflow.request_input(key, "ask", subject="Publish?")
+        await airflow.set_task(key, "ask", "awaiting_input")
+        while not data_of(message := (await script.next())["message"], "input"):
+            pass
+        (question,) = data_of(message, "input")
+        assert (question["task_id"], question["subject"], question["options"]) == (
+            "ask",
+            "Publish?",
+            ["Approve", "Reject"],
+        )
+        await airflow.answer_input(key, "ask", "Approve")
+        await airflow.push(key, "answer", "Because")
+        (answered,) = data_of(await last_message(script), "input")
+    assert answered["subject"] == "Publish?"
+    assert (answered["answered"]["chosen_options"], answered["answered"]["by"]["id"]) == (["Approve"], "ada")
+
+
+@each_major
 async def test_a_retried_task_that_writes_other_text_begins_a_new_part(
     auth_server: RunningServer, ada: CallerPermissions, airflow: AirflowSql, stub: AirflowStub, major: str
 ) -> None:

@@ -14,6 +14,7 @@ from stream_server.domain.run_state import RunKey
 from stream_server.http.chat.answer import Activity, Answer, Failed, Finished, Step, name_instance
 from stream_server.http.chat.answer_text import Append, Restart
 from stream_server.protocol.frames import AnyFrame, Progress, Result, Snapshot, TaskInfo, TaskTransition
+from stream_server.protocol.input_frames import Input, InputAnswered
 from stream_server.protocol.schema import Json
 
 DONE = b"data: [DONE]\n\n"
@@ -57,6 +58,13 @@ class UiMessageTranslator:
                 yield self._keep(_build_task(frame))
             case Progress() if frame.value is not msgspec.UNSET:
                 yield self._keep(_build_part("progress", frame, msgspec.to_builtins(frame.value)))
+            case Input():
+                yield self._keep({"type": "data-input", "id": name_instance(frame), "data": _list_members(frame)})
+            case InputAnswered():
+                part_id = name_instance(frame)
+                question = self._data.get(("data-input", part_id), {"data": {}})["data"]
+                data = {**question, "answered": _list_members(frame)}
+                yield self._keep({"type": "data-input", "id": part_id, "data": data})
             case Result() if not frame.withheld:
                 # Values as JSON, without decoding them.
                 data = {"results": frame.results, "references": frame.references}
@@ -115,6 +123,13 @@ def _build_part(name: str, frame: TaskTransition | TaskInfo | Progress, data: Js
     if frame.iteration is not None:
         instance["iteration"] = frame.iteration
     return {"type": f"data-{name}", "id": name_instance(frame), "data": {**instance, **data}}
+
+
+def _list_members(frame: Input | InputAnswered) -> Json:
+    """Return the members of a frame as they are sent, but for its type."""
+    members: Json = msgspec.json.decode(msgspec.json.encode(frame))
+    del members["type"]
+    return members
 
 
 def _encode(chunks: list[Json]) -> bytes:

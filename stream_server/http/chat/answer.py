@@ -22,6 +22,7 @@ from stream_server.protocol.frames import (
     TaskTransition,
     Waiting,
 )
+from stream_server.protocol.input_frames import Input, InputAnswered, InputFrame
 
 TEXT_MEMBERS = ("answer", "text", "content", "message")
 """Members of a result that can be the text of the answer, as on the chat page."""
@@ -30,6 +31,9 @@ UNAUTHORIZED, FORBIDDEN, BAD_GATEWAY, UNAVAILABLE = 401, 403, 502, 503
 STATUS_OF_CLOSE_CODE = {CloseCode.UNAUTHENTICATED: UNAUTHORIZED, CloseCode.FORBIDDEN: FORBIDDEN}
 ACTIVE_STATES = frozenset({"running", "up_for_retry", "deferred", "failed", "upstream_failed"})
 """States of tasks that an activity is made of."""
+
+WAITING_TEXTS = {"dag_paused": "The DAG is paused", "active_runs": "Waiting for other runs of the DAG"}
+"""Texts by reason of the frame `waiting`."""
 
 
 class Activity(NamedTuple):
@@ -149,25 +153,33 @@ def find_text(value: Any) -> str | None:  # noqa: ANN401 # any JSON value
 
 def describe_activity(frame: AnyFrame) -> str | None:
     """Return a line about what a task does now; `None` if the frame is no news for people."""
+    if isinstance(frame, Waiting):
+        return None if frame.reason is None else WAITING_TEXTS.get(frame.reason, frame.reason.replace("_", " "))
+    if isinstance(frame, Progress | TaskTransition | InputFrame) and (text := _describe_event(frame)):
+        return f"{name_instance(frame)}: {text}"
+    return None
+
+
+def _describe_event(frame: Progress | TaskTransition | InputFrame) -> str | None:
+    """Return what has happened to a task instance; `None` if it is no news for people."""
     match frame:
         case Progress():
-            if frame.withheld or frame.value is msgspec.UNSET or not frame.value.text:
-                return None
-            return f"{name_instance(frame)}: {frame.value.text}"
-        case TaskTransition() if frame.state in ACTIVE_STATES:
-            return f"{name_instance(frame)}: {frame.state.replace('_', ' ')}"
-        case Waiting() if frame.reason is not None:
-            reasons = {"dag_paused": "The DAG is paused", "active_runs": "Waiting for other runs of the DAG"}
-            return reasons.get(frame.reason, frame.reason.replace("_", " "))
+            return None if frame.withheld or frame.value is msgspec.UNSET else frame.value.text
+        case TaskTransition():
+            return frame.state.replace("_", " ") if frame.state in ACTIVE_STATES else None
+        case Input():
+            return f"asks {frame.subject or ''}".rstrip()
+        case InputAnswered():
+            return "got no answer in time" if frame.expired else "was answered"
         case _:
             return None
 
 
-def name_instance(frame: Progress | TaskTransition | TaskInfo) -> str:
+def name_instance(frame: Progress | TaskTransition | TaskInfo | InputFrame) -> str:
     """Return the name of a task instance, which is unique in its run."""
     index = "" if frame.map_index < 0 else f"[{frame.map_index}]"
-    iteration = "" if frame.iteration is None else f" (iteration {frame.iteration})"
-    return f"{frame.task_id}{index}{iteration}"
+    iteration = None if isinstance(frame, InputFrame) else frame.iteration
+    return f"{frame.task_id}{index}" + ("" if iteration is None else f" (iteration {iteration})")
 
 
 def _describe_failure(failure: Failure) -> str:
