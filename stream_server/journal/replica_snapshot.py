@@ -19,6 +19,7 @@ from dataclasses import replace
 import asyncpg
 
 from stream_server.journal.connection import AnyConnection, get_server_info, map_postgres_errors
+from stream_server.journal.row_slices import fetch_in_slices
 from stream_server.protocol.cursor import JournalPosition
 
 EMPTY_POSITION = JournalPosition("0", 1, 1)
@@ -60,11 +61,11 @@ async def fetch_with_snapshot(
     If there are no rows, the position is `EMPTY_POSITION`.
     """
     if not get_server_info(connection).is_replica:
-        rows = await connection.fetch(queries[name], *arguments)
+        rows = await fetch_in_slices(connection, queries[name], *arguments)
         return rows, JournalPosition.from_snapshot(rows[0]["epoch"], rows[0]["snapshot"]) if rows else EMPTY_POSITION
     replica_snapshot = ReplicaSnapshot(connection, queries)
     lower_bound = await replica_snapshot.read_lower_bound(EMPTY_POSITION.epoch)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        rows = await connection.fetch(queries[name], *arguments)
+        rows = await fetch_in_slices(connection, queries[name], *arguments)
         position = await replica_snapshot.add_written_transactions(lower_bound)
     return rows, replace(position, epoch=rows[0]["epoch"]) if rows else EMPTY_POSITION

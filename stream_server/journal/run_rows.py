@@ -10,7 +10,9 @@ import asyncpg
 from stream_server.domain.outcome import ReturnValue, ReturnValues
 from stream_server.domain.run_state import RunKey, RunState
 from stream_server.domain.task_instances import SourceRow, TaskInstance
+from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
 from stream_server.journal.human_input import parse_request
+from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import RunInfo, Waiting
 
 
@@ -53,3 +55,12 @@ def build_run_state(rows: Sequence[asyncpg.Record], key: RunKey, output_bytes: i
         if row["request"] is not None and (request := parse_request(key, row["request"])) is not None:
             run.requests.load(request)
     return run, {row["dag_version_id"] for row in rows} - {None}
+
+
+def apply_output(rows: Sequence[asyncpg.Record], run: RunState, position: JournalPosition) -> None:
+    """Apply output to a run, as far as it is visible at a position."""
+    for seq, txid, at, kind, dag_id, run_id, task_id, map_index, body in rows:
+        if position.is_visible(txid):
+            output = Transition(seq, txid, at, TransitionKind(kind), dag_id, run_id, task_id, map_index)
+            run.apply(output._replace(xcom_key=OUTPUT_KEY, body=body))
+    run.take_retraction()

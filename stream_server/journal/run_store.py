@@ -6,16 +6,16 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import asyncpg
 
 from stream_server.domain.outcome import ReturnValues, WatchOptions, evaluate
 from stream_server.domain.run_state import MAX_OUTPUT_BYTES, RETRACTING_STATES, RunKey, RunState
-from stream_server.domain.transition import OUTPUT_KEY, Transition, TransitionKind
+from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
 from stream_server.errors import JournalMissing, JournalUnreachable, RunNotFound
 from stream_server.journal.connection import (
@@ -32,15 +32,13 @@ from stream_server.journal.human_input import add_requests, fetch_requests
 from stream_server.journal.installer import load_queries_for
 from stream_server.journal.reader import decode_rows, limit_to_newest_row, log_skipped_rows
 from stream_server.journal.replica_snapshot import fetch_with_snapshot
-from stream_server.journal.run_rows import build_run_state, build_values, build_waiting
+from stream_server.journal.row_slices import call_for_rows, fetch_in_slices
+from stream_server.journal.run_rows import apply_output, build_run_state, build_values, build_waiting
 from stream_server.journal.undecodable_rows import LoggedCauses
 from stream_server.protocol.cursor import JournalPosition
 from stream_server.protocol.frames import Waiting
 
 log = logging.getLogger(__name__)
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 MAX_HISTORY = 5000
 """Maximum number of transitions that are replayed to a resuming client. Beyond that, it gets a snapshot."""
@@ -60,9 +58,6 @@ OUTPUT_SCHEMA_VERSION = 3
 
 POOL_TIMEOUT_SECONDS = 20.0
 """How long to wait for a connection of the pool, including the time to open one."""
-
-MAX_ROWS_AT_ONCE = 300
-"""Rows that the event loop handles in one step. It takes up to 8 µs for each."""
 
 MAX_QUEUED = 10_000
 """Maximum number of reads that wait for a connection. Enough for all clients that come back after a restart."""
@@ -138,7 +133,7 @@ class RunStore:
             rows, snapshot = await fetch_with_snapshot(connection, queries, "run_snapshot", *key)
             if not rows:
                 return get_server_info(connection).is_replica
-            run, versions = await _call_for_rows(build_run_state, rows, key, self._max_output_bytes)
+            run, versions = await call_for_rows(build_run_state, rows, key, self._max_output_bytes)
             if sum(map(len, run.tasks.values())) < len(rows):
                 self._log_merged_instances(key, rows)
             position = limit_to_newest_row(snapshot, rows[0])
@@ -213,8 +208,10 @@ class RunStore:
     async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
         """Return the return values of tasks of a run. Errors as for `read_run`, without `RunNotFound`."""
         async with self.acquire_connection() as (connection, queries):
-            rows = await connection.fetch(queries["return_values"], *key, list(task_ids), self._max_result_bytes)
-        return await _call_for_rows(build_values, rows)
+            rows = await fetch_in_slices(
+                connection, queries["return_values"], *key, list(task_ids), self._max_result_bytes
+            )
+        return await call_for_rows(build_values, rows)
 
     async def read_final_values(self, key: RunKey, task_ids: Collection[str] | None) -> ReturnValues:
         """Return the return values of tasks of a run; with `None`, of the tasks with Airflow's own result mark.
@@ -223,8 +220,8 @@ class RunStore:
         """
         named = None if task_ids is None else list(task_ids)
         async with self.acquire_connection() as (connection, queries):
-            rows = await connection.fetch(queries["final_values"], *key, named, self._max_result_bytes)
-        return await _call_for_rows(build_values, rows)
+            rows = await fetch_in_slices(connection, queries["final_values"], *key, named, self._max_result_bytes)
+        return await call_for_rows(build_values, rows)
 
     async def read_waiting(self, keys: Sequence[RunKey]) -> dict[RunKey, Waiting]:
         """Return why unfinished runs do not proceed. Errors as for `read_values`."""
@@ -339,12 +336,10 @@ class RunStore:
         self, connection: AnyConnection, queries: dict[str, str], run: RunState, position: JournalPosition
     ) -> None:
         """Apply the output of its tasks to a run, as far as it is visible in the snapshot of the run."""
-        rows = await connection.fetch(queries["run_output"], *run.key, MAX_OUTPUT_ROWS, self._max_output_bytes)
-        for seq, txid, at, kind, dag_id, run_id, task_id, map_index, body in rows:
-            if position.is_visible(txid):
-                output = Transition(seq, txid, at, TransitionKind(kind), dag_id, run_id, task_id, map_index)
-                run.apply(output._replace(xcom_key=OUTPUT_KEY, body=body))
-        run.take_retraction()
+        rows = await fetch_in_slices(
+            connection, queries["run_output"], *run.key, MAX_OUTPUT_ROWS, self._max_output_bytes
+        )
+        await call_for_rows(apply_output, rows, run, position)
 
     async def _flag_prior_output(
         self, connection: AnyConnection, queries: dict[str, str], key: RunKey, transitions: list[Transition]
@@ -370,18 +365,6 @@ class RunStore:
             return None
         bodies = {row["id"]: row["body"] for row in rows}
         return [one._replace(body=bodies.get(one.seq)) for one in transitions]
-
-
-async def _call_for_rows(
-    function: Callable[Concatenate[Sequence[asyncpg.Record], _P], _T],
-    rows: Sequence[asyncpg.Record],
-    *args: _P.args,
-    **kwargs: _P.kwargs,
-) -> _T:
-    """Call a function, in a thread if there are many rows: the event loop goes on meanwhile."""
-    if len(rows) > MAX_ROWS_AT_ONCE:
-        return await asyncio.to_thread(function, rows, *args, **kwargs)
-    return function(rows, *args, **kwargs)
 
 
 def _prepare_run_state(run: RunState) -> None:
