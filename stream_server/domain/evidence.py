@@ -42,6 +42,9 @@ class Evidence(NamedTuple):
     prediction: Prediction | None
     """`None` if nothing is certain beyond the states, or the run was a success."""
 
+    needs_cause: bool = True
+    """Whether a failure must name its root cause, or may name any instance because of which there is no result."""
+
     def may_iterate(self, task_id: str) -> bool:
         """Whether a task is in a loop that may still have another iteration, whose instances would replace these."""
         run = self.run
@@ -238,7 +241,8 @@ def _find_cause(evidence: Evidence, failing: list[tuple[str, int]], *, is_ended:
 
     first = min(failing, key=lambda one: (end_of(*one), *one))
     ended = run.tasks[first[0]][first[1]].changed if is_ended else None
-    root = find_root_cause(evidence.prediction, failing, end_of) if evidence.prediction is not None else None
+    prediction = evidence.prediction if evidence.needs_cause else None
+    root = find_root_cause(prediction, failing, end_of) if prediction is not None else None
     task_id, map_index = root or first
     instances = run.tasks[task_id]
     map_index = map_index if map_index in instances else min(instances)

@@ -135,25 +135,31 @@ def select_result_tasks(run: RunState, options: WatchOptions) -> tuple[str, ...]
     return (run.graph.only_leaf,) if run.graph is not None and run.graph.only_leaf is not None else ()
 
 
-def evaluate(run: RunState, options: WatchOptions) -> Decision:
-    """Return what is certain about the result of a run."""
+def evaluate(run: RunState, options: WatchOptions, *, needs_cause: bool = True) -> Decision:
+    """Return what is certain about the result of a run.
+
+    Args:
+        run: The run.
+        options: What is watched of it.
+        needs_cause: Whether a failure must name its root cause. To find it takes milliseconds in a large run.
+    """
     if not run.is_large:
-        return _evaluate(run, options)
+        return _evaluate(run, options, needs_cause)
     # It can take some 20 ms, and clients that join need it again.
-    key = options.result_tasks, options.confirm
+    key = options.result_tasks, options.confirm, needs_cause
     decision: Decision | None = run.decisions.get(key)
     if decision is None:
-        decision = run.decisions[key] = _evaluate(run, options)
+        decision = run.decisions[key] = _evaluate(run, options, needs_cause)
     return decision
 
 
-def _evaluate(run: RunState, options: WatchOptions) -> Decision:
+def _evaluate(run: RunState, options: WatchOptions, needs_cause: bool) -> Decision:
     if run.is_deleted:
         return FailureKnown("run_deleted", run.last_change)
     tasks = select_result_tasks(run, options)
     if lacks_evidence(run, tasks):
         return Undecided()
-    evidence = collect_evidence(run)
+    evidence = collect_evidence(run)._replace(needs_cause=needs_cause)
     if not options.result_tasks and uses_native_marks(run) and not are_marks_complete(run):
         if run.info.state != "success":
             return _evaluate_incomplete(evidence, tasks)

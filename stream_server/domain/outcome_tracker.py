@@ -96,8 +96,11 @@ class OutcomeTracker:
         self.values_needed = frozenset()
         if self.sent_end is not None:
             return []
-        decision = evaluate(run, self.options)
+        is_failure_kept = self._is_named_instance_failed(run)
+        decision = evaluate(run, self.options, needs_cause=not is_failure_kept)
         frames = self._retract_outdated(run, decision, retraction)
+        if is_failure_kept and self.known_outcome is None:
+            decision = evaluate(run, self.options)
         if self.known_outcome is None:
             if isinstance(decision, ResultKnown):
                 self.values_needed = frozenset(decision.task_ids)
@@ -149,9 +152,16 @@ class OutcomeTracker:
             return False
         if sent.task_id is None or _failed_instance(sent) == _failed_instance(decision):
             return True
+        # Others may fail later, but the failure names this instance as long as it has failed.
+        return self._is_named_instance_failed(run)
+
+    def _is_named_instance_failed(self, run: RunState) -> bool:
+        """Whether a failure was sent that names an instance, and that is still in a failed state."""
+        sent = self.sent_outcome
+        if not isinstance(sent, Failure) or sent.task_id is None:
+            return False
         if not run.iterations.is_current(sent.task_id, sent.iteration):
             return False
-        # Others may fail later, but the failure names this instance as long as it has failed.
         instance = run.tasks[sent.task_id].get(sent.map_index if sent.map_index is not None else -1)
         return instance is not None and instance.state in {*FAILED_STATES, "removed"}
 
