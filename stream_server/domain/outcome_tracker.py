@@ -262,9 +262,12 @@ def _raw_json(value: ReturnValue | None) -> msgspec.Raw:
 
 
 def _xcom_href(run: RunState, task_id: str, indexes: list[int]) -> str:
-    """Return the path of a return value in Airflow's REST API, or of all return values of a mapped task."""
+    """Return the path of a return value in Airflow's REST API, or of all XComs of a task that is mapped, or in a loop.
+
+    Airflow refuses the shorter path with 409 for a task in a loop.
+    """
     path = (
         f"/api/v2/dags/{quote(run.key.dag_id, safe='')}/dagRuns/{quote(run.key.run_id, safe='')}"
         f"/taskInstances/{quote(task_id, safe='')}/xcomEntries"
     )
-    return f"{path}/{RETURN_VALUE_KEY}" if indexes == [-1] else path
+    return f"{path}/{RETURN_VALUE_KEY}" if indexes == [-1] and run.iterations.newest(task_id) is None else path

@@ -12,14 +12,16 @@ from stream_server.domain.outcome import (
     FailureKnown,
     NoneKnown,
     ResultKnown,
+    ReturnValue,
     Undecided,
     WatchOptions,
     evaluate,
 )
+from stream_server.domain.outcome_tracker import OutcomeTracker
 from stream_server.domain.run_state import RunState
 from stream_server.domain.snapshot_tasks import MAX_LISTED_INSTANCES
 from stream_server.domain.transition import OUTPUT_KEY, RETURN_VALUE_KEY, Transition, TransitionKind
-from stream_server.protocol.frames import Chunk, RunInfo, TaskTransition
+from stream_server.protocol.frames import Chunk, Result, RunInfo, TaskTransition
 from support.builders import KEY, at
 
 LAST = 2
@@ -154,6 +156,16 @@ def test_the_value_of_the_last_iteration_is_the_result_once_the_loop_has_ended(t
     decision = run.decide(task_id)
     assert isinstance(decision, ResultKnown)
     assert [version.iteration for version in decision.versions] == [1]
+
+
+def test_a_value_that_is_too_large_refers_to_the_values_of_all_iterations() -> None:
+    run = LoopRun()
+    run.complete(0, another=False)
+    tracker = OutcomeTracker(WatchOptions(result_tasks=("check",)))
+    tracker.update(run.state)
+    (result, *_) = tracker.add_values(run.state, ["check"], {("check", -1): ReturnValue(5_000_000, None)})
+    assert isinstance(result, Result)
+    assert result.references["check"].href.endswith("/taskInstances/check/xcomEntries")
 
 
 def test_the_value_of_the_last_possible_iteration_is_the_result_at_once() -> None:
