@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -11,10 +12,12 @@ import asyncpg
 import httpx
 import psutil
 import pytest
+from websockets.asyncio.client import connect
 
 from stream_server.cli.demo.airflow_client import AirflowRestClient
 from stream_server.cli.demo.server import StreamServerProcess
 from stream_server.cli.demo.stack import DemoStack
+from stream_server.client import Refused, answer_input
 from stream_server.domain.run_state import RunKey
 from support.example_runs import ANSWER_SECONDS
 from support.streams import Events, Frame, sse, states, types
@@ -59,8 +62,9 @@ async def until_state(events: Events, task_id: str, state: str) -> list[Frame]:
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("way", ["airflow", "http", "websocket"])
 async def test_streams_continue_across_a_human_response(
-    server: StreamServerProcess, stack: DemoStack, airflow: AirflowRestClient
+    server: StreamServerProcess, stack: DemoStack, airflow: AirflowRestClient, way: str
 ) -> None:
     await asyncio.to_thread(eventually, lambda: airflow.get_dag(DAG_ID), RUN_SECONDS, f"{DAG_ID} is read")
     before = workers(server)
@@ -73,10 +77,16 @@ async def test_streams_continue_across_a_human_response(
             frames = await until_state(events, "approve", "awaiting_input")
             # An event that no API shows; see `ANSWER_SECONDS`.
             await asyncio.sleep(ANSWER_SECONDS)
-            await asyncio.to_thread(approve, airflow, key)
+            await approve(way, server.url, airflow, key)
             frames += await events.rest(RUN_SECONDS)
         received = await until_state(firehose, "publish", "success")
     assert "reset" not in types(frames)
+    question, answer = (
+        next(frame for frame in frames if frame["type"] == kind) for kind in ("input", "input_answered")
+    )
+    assert (question["subject"], question["options"]) == ("Publish it?", ["Approve", "Reject"])
+    assert (answer["asked_at"], answer["chosen_options"]) == (question["asked_at"], ["Approve"])
+    assert answer["by"]["name"] == "admin"
     assert states(frames, "publish")[-1] == "success"
     assert frames[-1]["outcome"] == "result"
     assert [frame["results"] for frame in frames if frame["type"] == "result"] == [{"publish": "published"}]
@@ -88,9 +98,28 @@ async def test_streams_continue_across_a_human_response(
     assert workers(server) == before
 
 
-def approve(airflow: AirflowRestClient, key: RunKey) -> None:
-    path = f"/dags/{key.dag_id}/dagRuns/{key.run_id}/taskInstances/approve/-1/hitlDetails"
-    airflow.request("PATCH", path, json={"chosen_options": ["Approve"]}).raise_for_status()
+async def approve(way: str, url: str, airflow: AirflowRestClient, key: RunKey) -> None:
+    if way == "airflow":
+        path = f"/dags/{key.dag_id}/dagRuns/{key.run_id}/taskInstances/approve/-1/hitlDetails"
+        response = await asyncio.to_thread(airflow.request, "PATCH", path, json={"chosen_options": ["Approve"]})
+        response.raise_for_status()
+    elif way == "http":
+        written = await answer_input(url, *key, "approve", ["Approve"], token=airflow.token)
+        assert written["chosen_options"] == ["Approve"]
+        with pytest.raises(Refused) as refused:
+            await answer_input(url, *key, "approve", ["Reject"], token=airflow.token)
+        assert refused.value.status == 409
+    else:
+        message = {"op": "answer", "id": "q", **key._asdict(), "task_id": "approve", "chosen_options": ["Approve"]}
+        headers = {"Authorization": f"Bearer {airflow.token}"}
+        address = url.replace("http", "ws", 1) + "/api/v2/stream"
+        async with connect(address, additional_headers=headers, proxy=None) as connection:
+            replies = []
+            for _ in range(2):
+                await connection.send(json.dumps(message))
+                replies.append(json.loads(await connection.recv()))
+        assert replies[0] == {"type": "ack", "op": "answer", "id": "q"}
+        assert (replies[1]["type"], replies[1]["status"]) == ("error", 409)
 
 
 async def input_rows(stack: DemoStack) -> int:

@@ -14,6 +14,8 @@ import type {
   Filter,
   FollowOptions,
   FrameStream,
+  InputAnswer,
+  InputKey,
   RunOptions,
   RunStream,
   WatchOptions,
@@ -83,6 +85,10 @@ class StreamClient implements Client {
 
   async cancel(dagId: string, runId: string): Promise<string | null> {
     return (await import("./transport/cancel.js")).cancelRun(this.#server, { dagId, runId })
+  }
+
+  async answer(request: InputKey, answer: InputAnswer): Promise<void> {
+    return (await import("./transport/answer.js")).answerInput(this.#server, request, answer)
   }
 
   close(): void {

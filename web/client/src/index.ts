@@ -32,6 +32,7 @@ export {
 } from "./protocol/frames.js"
 export { createRandomId } from "./random_id.js"
 export { taskKey } from "./run_details.js"
+export type { InputRequest, InputRequests } from "./run_inputs.js"
 export {
   chunksOf,
   EMPTY_VIEW,

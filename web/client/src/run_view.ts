@@ -1,8 +1,21 @@
 // The view of a run: its frames, folded into one object. Pure: a view is immutable plain JSON; each frame creates a new one
 // in constant time (run_details.ts).
 
-import type { End, Failure, Frame, Reference, RunInfo, RunTransition, Snapshot, TaskInfo } from "./protocol/frames.js"
+import type {
+  End,
+  Failure,
+  Frame,
+  Input,
+  InputAnswered,
+  Reference,
+  RunInfo,
+  RunTransition,
+  Snapshot,
+  TaskInfo,
+  TaskTransition,
+} from "./protocol/frames.js"
 import { addDetail, changeFacts, taskKey } from "./run_details.js"
+import { applyToInputs, type InputRequests } from "./run_inputs.js"
 
 /** What one task instance has emitted in its current try. */
 export interface TaskOutput {
@@ -65,6 +78,8 @@ export interface RunView {
   readonly resultTasks: readonly string[]
   /** What tasks have emitted, by `taskKey`; in a loop, in the newest iteration. */
   readonly output: Readonly<Record<string, TaskOutput>>
+  /** What tasks ask people in their current tries, by `taskKey`; absent from views of earlier versions. */
+  readonly inputs?: InputRequests
   readonly outcome: Outcome
   /** Why earlier frames were retracted, if they were. */
   readonly resetReason: string | null
@@ -81,6 +96,7 @@ export const EMPTY_VIEW: RunView = {
   counts: {},
   resultTasks: [],
   output: {},
+  inputs: {},
   outcome: { kind: "pending" },
   resetReason: null,
   end: null,
@@ -102,6 +118,9 @@ export function reduce(view: RunView, frame: Frame): RunView {
     case "snapshot":
       return applySnapshot(view, frame)
     case "task":
+    case "input":
+    case "input_answered":
+      return applyInput(frame.type === "task" ? addDetail(view, frame) : view, frame)
     case "chunk":
     case "progress":
       return addDetail(view, frame)
@@ -123,6 +142,12 @@ export function reduce(view: RunView, frame: Frame): RunView {
     default:
       return view
   }
+}
+
+function applyInput(view: RunView, frame: Input | InputAnswered | TaskTransition): RunView {
+  const before = view.inputs ?? {}
+  const inputs = applyToInputs(before, frame)
+  return inputs === before ? view : changeFacts(view, { inputs })
 }
 
 function applySnapshot(view: RunView, frame: Snapshot): RunView {

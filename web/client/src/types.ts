@@ -1,7 +1,7 @@
 // The public types of the client.
 
 import type { StreamError } from "./errors.js"
-import type { Frame } from "./protocol/frames.js"
+import type { Frame, Input } from "./protocol/frames.js"
 import type { Outcome, RunView } from "./run_view.js"
 
 /**
@@ -172,6 +172,17 @@ export interface RunKey {
   readonly runId: string
 }
 
+/** What identifies a request for human input; an `input` frame has it. */
+export type InputKey = Pick<Input, "dag_id" | "run_id" | "task_id" | "map_index" | "asked_at">
+
+/** An answer to a request for human input. */
+export interface InputAnswer {
+  /** One of the options, or several if the request permits it. */
+  readonly chosenOptions: readonly string[]
+  /** JSON value by field of the form. */
+  readonly paramsInput?: Readonly<Record<string, unknown>>
+}
+
 export interface Client {
   /** Stream a run, from its present state until the stream ends. */
   watch(dagId: string, runId: string, options?: WatchOptions): RunStream
@@ -179,6 +190,13 @@ export interface Client {
   run(dagId: string, conf?: Readonly<Record<string, unknown>>, options?: RunOptions): RunStream
   /** Set a run to failed. Returns its state: `running` while a teardown task has yet to run. */
   cancel(dagId: string, runId: string): Promise<string | null>
+  /**
+   * Answer a request for human input, with the caller's rights. Rejects with a `StreamError`: its `status` is 409 if the
+   * request is not open any more, 403 if the caller may not answer it, and 422 if the answer does not fit it.
+   *
+   * @param request the `input` frame, or its members
+   */
+  answer(request: InputKey, answer: InputAnswer): Promise<void>
   /** Stream the transitions of many runs. */
   follow(filter?: Filter, options?: FollowOptions): FrameStream
   /** Close all streams. */

@@ -4,6 +4,8 @@ import { createRunStore, EMPTY_STORE } from "./run_stream_store.js"
 
 /** A run, and the state of its stream. */
 export interface DagRun extends RunStatus {
+  /** Answer what a task of the run asks (`view.inputs`). Rejects with a `StreamError`, as `Client.answer`. */
+  readonly answer: Client["answer"]
   /** Continue a stream that has failed, for example after the user has signed in. */
   readonly resume: () => void
   /** @deprecated Use `resume`. */
@@ -24,7 +26,15 @@ export function useDagRun(client: Client, dagId: string, runId: string | null, o
     [client, dagId, runId, optionsKey],
   )
   const status = useSyncExternalStore(store.subscribe, store.getStatus, store.getStatus)
-  return useMemo(() => ({ ...status, resume: store.resume, again: store.resume }), [status, store])
+  return useMemo(
+    () => ({
+      ...status,
+      answer: (request, answer) => client.answer(request, answer),
+      resume: store.resume,
+      again: store.resume,
+    }),
+    [client, status, store],
+  )
 }
 
 /** The outcome of a run. */

@@ -1,5 +1,6 @@
 import type { RunView } from "airflow-stream-client"
 import { useEffect, useRef } from "react"
+import { InputForms } from "../components/InputForms.js"
 import { StateLabel } from "../components/StateLabel.js"
 import { buildRunPagePath } from "../routes.js"
 import { getRunningProgress } from "../run/taskProgress.js"
@@ -51,6 +52,7 @@ function AnswerMessage({ dagId, turn, view, onRetry }: Omit<Props, "turns"> & { 
     <div className="message by-dag" data-answer={answer.kind}>
       {answer.text !== "" && <p className="text">{answer.text}</p>}
       {answer.kind === "coming" && <RunSteps view={view} isWaiting={answer.text === ""} />}
+      {answer.kind === "coming" && <InputForms view={view} />}
       {answer.kind === "failed" && (
         <p className="problem" role="alert">
           {answer.reason}

@@ -64,6 +64,18 @@ function FrameText({ frame }: { frame: Frame }) {
           <b>Run</b> <StateLabel state={frame.state} />
         </>
       )
+    case "input":
+      return (
+        <>
+          <b>{frame.task_id}</b> asks{frame.subject != null && `: ${frame.subject}`}
+        </>
+      )
+    case "input_answered":
+      return (
+        <>
+          <b>{frame.task_id}</b> was answered{frame.chosen_options != null && `: ${frame.chosen_options.join(", ")}`}
+        </>
+      )
     case "result":
       return <b>Result available</b>
     case "failure":

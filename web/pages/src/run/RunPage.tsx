@@ -3,6 +3,7 @@ import { useMemo } from "react"
 import { buildRunApiPath, type Session, type Structure } from "../api/api.js"
 import { useFetch } from "../api/useFetch.js"
 import { ConnectionState } from "../components/ConnectionState.js"
+import { InputForms } from "../components/InputForms.js"
 import { PageLayout } from "../components/PageLayout.js"
 import { StateLabel } from "../components/StateLabel.js"
 import { formatDateTime, formatDuration, useNow } from "../components/time.js"
@@ -56,6 +57,7 @@ export default function RunPage({ dagId, runId }: Props) {
               {describeWaiting(waiting)}
             </p>
           )}
+          <InputForms view={view} />
           <OutcomeCard view={view} isOver={isOver} rows={rows} />
           {structure !== null && structure.nodes.length > 0 && <DagGraph structure={structure} view={view} />}
           <GanttChart rows={rows} run={run} now={now} />
