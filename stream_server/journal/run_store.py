@@ -348,7 +348,7 @@ class RunStore:
         candidates = [one for one in transitions if one.kind is TransitionKind.TASK and one.state in RETRACTING_STATES]
         if not candidates:
             return transitions
-        columns = zip(*((one.seq, one.task_id, one.map_index) for one in candidates), strict=True)
+        columns = zip(*((one.seq, one.task_id, one.map_index, one.iteration) for one in candidates), strict=True)
         rows = await connection.fetch(queries["rows_after_output"], *key, *map(list, columns))
         found = {row["id"] for row in rows}
         return [one._replace(had_output=True) if one.seq in found else one for one in transitions]

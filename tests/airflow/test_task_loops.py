@@ -107,6 +107,23 @@ async def test_a_failure_names_the_iteration(stack: DemoStack, airflow: AirflowR
     assert last_attempts(frames) == await asyncio.to_thread(attempts_in_airflow, airflow, key)
 
 
+@pytest.mark.core
+async def test_a_client_resumes_across_iterations_without_a_reset(stack: DemoStack, airflow: AirflowRestClient) -> None:
+    """The next iteration creates a task instance without a state, which retracts no output of the earlier one."""
+    key = RunKey("loop_fails", await asyncio.to_thread(airflow.trigger_run, "loop_fails"))
+    query = "?until=run&result=publish"
+    async with sse(stack.server_url, key, query, timeout=RUN_SECONDS) as events:
+        frames = await events.rest(RUN_SECONDS)
+        cursors = list(events.ids)
+    place = next(index for index, frame in enumerate(frames) if frame["type"] == "chunk" and cursors[index])
+    async with sse(stack.server_url, key, f"{query}&cursor={cursors[place]}", timeout=RUN_SECONDS) as events:
+        resumed = await events.rest(RUN_SECONDS)
+    assert resumed[0]["type"] == "resumed"
+    assert [frame["seq"] for frame in resumed if frame["type"] in {"task", "chunk"}] == [
+        frame["seq"] for frame in frames[place + 1 :] if frame["type"] in {"task", "chunk"}
+    ]
+
+
 async def test_clearing_the_gate_starts_the_next_iterations_again(stack: DemoStack, airflow: AirflowRestClient) -> None:
     key, _ = await run_dag(stack, airflow, "loop_squares", "?until=run")
     async with sse(stack.server_url, key, "?until=run", timeout=RUN_SECONDS) as events:

@@ -198,12 +198,13 @@ WHERE NOT EXISTS (SELECT FROM abandoned AS a WHERE a.task_id = o.task_id AND a.m
 ORDER BY o.id
 
 -- rows_after_output --
--- Of some journal rows ($3 ids, $4 tasks, $5 map indexes) of a run ($1 DAG, $2 run), those with earlier output of the
--- same task instance.
-SELECT r.id FROM unnest($3::bigint[], $4::text[], $5::integer[]) AS r (id, task_id, map_index)
+-- Of some journal rows ($3 ids, $4 tasks, $5 map indexes, $6 iterations) of a run ($1 DAG, $2 run), those with earlier
+-- output of the same task instance. Before version 5 of the journal, output has no iteration: then it is that of "without".
+SELECT r.id FROM unnest($3::bigint[], $4::text[], $5::integer[], $6::integer[]) AS r (id, task_id, map_index, of_loop),
+    (SELECT NULL::integer AS iteration) AS without
 WHERE EXISTS (SELECT FROM stream_server.output AS o
               WHERE o.dag_id = $1 AND o.run_id = $2 AND o.task_id = r.task_id AND o.map_index = r.map_index
-                AND o.id < r.id)
+                AND iteration IS NOT DISTINCT FROM r.of_loop AND o.id < r.id)
 
 -- serialized_dag --
 -- The serialised structure of a DAG version ($1), and its hash. The structure is left out if it has a hash ($2).
