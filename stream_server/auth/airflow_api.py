@@ -231,7 +231,7 @@ class AirflowApi:
         # As the client sent them: a header value is octets, which need not be text (RFC 9110 section 5.5).
         octets = {name.encode(): value.encode("latin-1", "surrogateescape") for name, value in headers.items()}
         try:
-            return await self._client.request(method, path, headers=octets, **what)
+            return await self._request(method, path, headers=octets, **what)
         except httpx.LocalProtocolError:
             # Its text contains the credential, and a cause is logged too.
             raise AirflowRefused("A credential header contains characters that no header may contain", 400) from None
@@ -246,6 +246,16 @@ class AirflowApi:
             raise AirflowNotResponding(
                 f"The request to Airflow at {address} failed ({_describe_error(error)}){doubt}"
             ) from error
+
+    async def _request(self, method: str, path: str, **what: Any) -> httpx.Response:  # noqa: ANN401
+        try:
+            return await self._client.request(method, path, **what)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            # An idle connection may be closed just as it is used again. RFC 9110 section 9.2.2 permits to repeat what
+            # is idempotent.
+            if method != "GET":
+                raise
+            return await self._client.request(method, path, **what)
 
 
 def _read_body(shape: type[_Body], response: httpx.Response, method: str, path: str, doubt: str = "") -> _Body:
