@@ -23,6 +23,7 @@
     ├── CursorError           a cursor is damaged
     ├── Unavailable           try again later
     │   ├── JournalMissing    the journal is not installed, or incomplete
+    │   │   └── AirflowSchemaUnknown  Airflow's tables lack columns
     │   ├── JournalForbidden  the database role lacks a privilege
     │   ├── JournalUnreachable  PostgreSQL does not answer
     │   ├── ReadReplica       a read replica cannot store anything

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import anyio
 import asyncpg
 
 from stream_server.errors import InstallError, JournalMissing
+from stream_server.journal.airflow_tables import AirflowSchemaUnknown, read_airflow_tables
 from stream_server.journal.connection import (
     AnyConnection,
     DatabaseConnection,
@@ -30,7 +32,9 @@ from stream_server.journal.queries import (
     quote_literal,
 )
 
-SCHEMA_VERSION = 4
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 5
 """Schema version that this package installs: that of the last migration."""
 
 OLDEST_READABLE_SCHEMA = 1
@@ -38,6 +42,11 @@ OLDEST_READABLE_SCHEMA = 1
 
 OLDEST_COMPATIBLE_SERVER = 1
 """Oldest server, by the schema version that it installs, that can read this schema. At least the previous one."""
+
+SCHEMA_UNKNOWN = (
+    "the triggers met tables of Airflow that they can't read, and do nothing since; run `stream-server install`"
+)
+"""Problem of a journal whose triggers lacked a column or table of Airflow."""
 
 SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS = 2.0, 10
 """Arguments of `install_journal` for enabling, which restores missing triggers, and for disabling."""
@@ -48,8 +57,6 @@ SELECT version, oldest_server, airflow_schema,
            AS has_requests
 FROM stream_server.meta
 """
-
-_REQUIRED_TABLES = ("task_instance", "dag_run", "xcom")
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,16 @@ class TriggerStatus:
     @property
     def is_working(self) -> bool:
         return self.installed and self.enabled and self.current
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, as a sentence; `None` if nothing is."""
+        name = f"trigger {self.trigger} on {self.table}"
+        if not self.installed:
+            return f"{name} is missing"
+        if not self.current:
+            return f"{name} is not that of this version"
+        return None if self.enabled else f"{name} is disabled"
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,12 @@ class JournalStatus:
     losses: int = 0
     """Number of writes that the triggers dropped since the installation."""
 
+    schema_unknown: bool = False
+    """Whether the triggers met tables of Airflow that they can't read. They do nothing since then."""
+
+    airflow_problem: str | None = None
+    """What Airflow's tables lack and what to do, as a sentence; `None` if nothing."""
+
     foreign: str | None = None
     """Why the transaction ids of the journal are not those of this cluster, as a sentence; `None` if they are."""
 
@@ -96,22 +119,18 @@ class JournalStatus:
         """What is wrong and what to do, as sentences; empty if nothing is."""
         if not self.installed:
             return ["the journal is not installed; run `stream-server install`"]
-        problems = []
-        if (mismatch := _describe_mismatch(self.version, self.oldest_server)) is not None:
-            problems.append(mismatch)
-        if self.foreign is not None:
-            problems.append(self.foreign)
-        if not self.enabled:
-            problems.append("the triggers are disabled; run `stream-server triggers enable`")
-        for trigger in self.triggers:
-            name = f"trigger {trigger.trigger} on {trigger.table}"
-            if not trigger.installed:
-                problems.append(f"{name} is missing")
-            elif not trigger.current:
-                problems.append(f"{name} is not that of this version")
-            elif not trigger.enabled:
-                problems.append(f"{name} is disabled")
-        return problems
+        problems = [
+            problem
+            for problem in (
+                _describe_mismatch(self.version, self.oldest_server),
+                self.foreign,
+                self.airflow_problem,
+                None if not self.schema_unknown else SCHEMA_UNKNOWN,
+                None if self.enabled else "the triggers are disabled; run `stream-server triggers enable`",
+            )
+            if problem is not None
+        ]
+        return [*problems, *filter(None, (trigger.problem for trigger in self.triggers))]
 
     def as_json(self) -> dict[str, Any]:
         """Return the output of `stream-server status --json`."""
@@ -122,13 +141,14 @@ def build_install_sql(airflow_schema: str, reader: str | None = None) -> str:
     """Return the script that installs, upgrades or repairs the journal, and grants `reader` its privileges."""
     migrations = "".join(_build_migration_step(version, text) for version, text in load_migrations().items())
     grants = "" if reader is None else f"\n{build_grants_sql(reader, airflow_schema)}"
-    files = ("begin.sql", "functions.sql", "services.sql", "finish.sql")
+    files = ("begin.sql", "functions.sql", "functions_tries.sql", "triggers.sql", "services.sql", "finish.sql")
     begin, *rest = map(load_sql, files)
     script = fill_placeholders(
         "\n".join((begin, migrations, *rest)),
         version=str(SCHEMA_VERSION),
         oldest_server=str(OLDEST_COMPATIBLE_SERVER),
         airflow=quote_literal(airflow_schema),
+        airflow_tables=quote_identifier(airflow_schema),
         exception_handler=load_sql("exception_handler.sql").rstrip(),
     )
     return script + grants
@@ -193,6 +213,7 @@ async def enable_triggers(url: str) -> None:
     async with _connected(url) as connection:
         schema = (await read_status(connection)).airflow_schema
         assert schema is not None, "meta.airflow_schema is NOT NULL"
+        await _require_airflow_tables(connection, schema)
         await _run_with_retries(
             connection, load_sql("enable.sql") + build_install_sql(schema), SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS
         )
@@ -222,14 +243,18 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
     """
     with map_postgres_errors():
         meta = await connection.fetchrow(
-            "SELECT version, oldest_server, epoch, airflow_schema, enabled, last_value + is_called::integer AS losses"
-            " FROM stream_server.meta, stream_server.losses"
+            "SELECT version, oldest_server, epoch, airflow_schema, enabled, last_value + is_called::integer AS losses,"
+            " CASE WHEN has_sequence_privilege(s.unknown_schema, 'SELECT')"
+            " THEN pg_sequence_last_value(s.unknown_schema) END IS NOT NULL AS schema_unknown"
+            " FROM stream_server.meta, stream_server.losses,"
+            " to_regclass('stream_server.unknown_schema') AS s (unknown_schema)"
         )
         rows = await connection.fetch("SELECT * FROM stream_server.triggers()")
         await connection.fetch("SELECT FROM stream_server.journal LIMIT 1")
         reason = await find_foreign_reason(connection)
     if meta is None:
         raise JournalMissing("The journal is incomplete; run `stream-server install`")
+    tables = await read_airflow_tables(connection, meta["airflow_schema"])
     return JournalStatus(
         installed=True,
         version=meta["version"],
@@ -238,6 +263,8 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
         airflow_schema=meta["airflow_schema"],
         enabled=meta["enabled"],
         losses=meta["losses"],
+        schema_unknown=meta["schema_unknown"],
+        airflow_problem=tables.describe_problem(),
         foreign=None if reason is None else describe_foreign_journal(reason),
         triggers=[
             TriggerStatus(
@@ -262,16 +289,14 @@ async def _connected(url: str) -> AsyncIterator[DatabaseConnection]:
 
 
 async def _require_airflow_tables(connection: AnyConnection, schema: str) -> None:
-    with map_postgres_errors():
-        missing = [
-            table
-            for table in _REQUIRED_TABLES
-            if await connection.fetchval("SELECT to_regclass($1)", f"{quote_identifier(schema)}.{table}") is None
-        ]
-    if missing:
-        raise InstallError(
-            f"Schema {schema!r} of this database lacks Airflow's tables {', '.join(missing)};"
-            " run `airflow db migrate` first, or give another schema with --airflow-schema"
+    tables = await read_airflow_tables(connection, schema)
+    if (problem := tables.describe_problem()) is not None:
+        raise InstallError(problem)
+    if tables.revision is not None and not tables.is_release:
+        log.warning(
+            "The revision of Airflow's tables, %s, is unknown, but they have all columns that are needed",
+            tables.revision,
+            extra={"action": "airflow_revision_unknown"},
         )
 
 
@@ -310,18 +335,26 @@ async def _run_once(connection: AnyConnection, script: str, lock_timeout: float)
             ) from error
 
 
-async def load_queries_for(connection: AnyConnection) -> dict[str, str]:
-    """Return the queries of `load_server_queries` for this database.
+async def load_queries_for(connection: AnyConnection, *, only_journal: bool = False) -> dict[str, str]:
+    """Return the queries of `load_server_queries` for Airflow's tables in this database.
+
+    Args:
+        connection: A connection to the database.
+        only_journal: Whether the caller can do without the queries that read Airflow's tables.
 
     Raises:
+        AirflowSchemaUnknown: The tables lack columns that the queries need, unless `only_journal`.
         JournalMissing: The journal is not installed, or this server can't read its version.
     """
     with map_postgres_errors():
         meta = await connection.fetchrow(_META_QUERY)
-        mismatch = "it is empty" if meta is None else _describe_mismatch(meta["version"], meta["oldest_server"])
-        if meta is None or mismatch is not None:
-            raise JournalMissing(f"The journal can't be read: {mismatch}")
-        return load_server_queries(quote_identifier(meta["airflow_schema"]), with_requests=meta["has_requests"])
+    mismatch = "it is empty" if meta is None else _describe_mismatch(meta["version"], meta["oldest_server"])
+    if meta is None or mismatch is not None:
+        raise JournalMissing(f"The journal can't be read: {mismatch}")
+    tables = await read_airflow_tables(connection, meta["airflow_schema"])
+    if not only_journal and (problem := tables.describe_problem()) is not None:
+        raise AirflowSchemaUnknown(problem)
+    return load_server_queries(tables.schema, has_tries=tables.has_tries, with_requests=meta["has_requests"])
 
 
 def _describe_mismatch(version: int | None, oldest_server: int) -> str | None:

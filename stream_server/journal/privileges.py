@@ -42,17 +42,22 @@ _AIRFLOW_TABLES = (
     "dag",
     "dag_run",
     "dag_tag",
+    "dynamic_region",
     "hitl_detail",
+    "legacy_task_data_owner",
     "serialized_dag",
     "task_instance",
     "task_instance_history",
     "xcom",
+    "xcom_v1",
+    "xcom_v2",
 )
 
 READER_PRIVILEGES = (
     Privilege("schema", JOURNAL_SCHEMA, "", "USAGE"),
     *(Privilege("table", JOURNAL_SCHEMA, name, "SELECT") for name in _JOURNAL_TABLES),
     Privilege("sequence", JOURNAL_SCHEMA, "losses", "SELECT"),
+    Privilege("sequence", JOURNAL_SCHEMA, "unknown_schema", "SELECT"),
     *(Privilege("function", JOURNAL_SCHEMA, name, "EXECUTE") for name in _JOURNAL_FUNCTIONS),
     Privilege("schema", None, "", "USAGE"),
     *(Privilege("table", None, name, "SELECT") for name in _AIRFLOW_TABLES),

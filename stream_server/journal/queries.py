@@ -19,10 +19,60 @@ can be infinite."""
 
 IS_TASK_CHANGED = """(
             coalesce(n.state, '') OPERATOR(pg_catalog.<>) coalesce(o.state, '')
-            OR coalesce(n.try_number, -1) OPERATOR(pg_catalog.<>) coalesce(o.try_number, -1)
             OR coalesce(n.map_index, -2) OPERATOR(pg_catalog.<>) coalesce(o.map_index, -2)
         )"""
 """Condition on the old (`o`) and the new row (`n`) of a task instance: whether the journal records the change."""
+
+IS_TRY_CHANGED = IS_TASK_CHANGED.replace("map_index", "region_index")
+"""The same for tables in which each try is a row (Airflow 3.4), but also true for rows that are not live."""
+
+IS_TRY_RECORDED = f"""(
+            (n.working_set IS TRUE OR n.dag_id IS NULL) AND {IS_TRY_CHANGED}
+            AND coalesce(n.state, '') OPERATOR(pg_catalog.<>) 'up_for_retry'
+        )"""
+"""Whether the journal records the change; see `functions_tries.sql`. True for old rows that have no partner."""
+
+HAS_LEFT = (
+    "(o.working_set IS TRUE AND n.working_set IS NULL"
+    " AND coalesce(n.archived_reason, '') OPERATOR(pg_catalog.=) 'superseded')"
+)
+"""Whether a task instance left its run without a successor."""
+
+_SENTINEL_REGION = "'00000000-0000-0000-0000-000000000000'"
+MAP_INDEX = (
+    f"CASE WHEN n.region_id OPERATOR(pg_catalog.=) {_SENTINEL_REGION}"
+    " OR g.node_id OPERATOR(pg_catalog.=) n.task_id THEN n.region_index ELSE -1 END"
+)
+"""The `map_index` of Airflow's API, of a try (`n`) with its region (`g`)
+(`airflow.models.task_coordinates.public_map_index_expression`)."""
+
+ITERATION = (
+    f"CASE WHEN n.region_id OPERATOR(pg_catalog.=) {_SENTINEL_REGION} THEN NULL"
+    " WHEN g.node_id OPERATOR(pg_catalog.=) n.task_id THEN g.parent_region_index ELSE n.region_index END"
+)
+"""The iteration of a task loop. A mapped task in a loop has a region of its own, below that of the loop."""
+
+LAST_TRY = (
+    "CASE WHEN n.try_number OPERATOR(pg_catalog.>) 0"
+    " AND (n.state IS NULL OR n.state OPERATOR(pg_catalog.=) 'up_for_retry')"
+    " THEN n.try_number OPERATOR(pg_catalog.-) 1 ELSE n.try_number END"
+)
+"""The number of the last try, also of a row that waits for its next one."""
+
+RETURN_IF_SCHEMA_UNKNOWN = """
+    IF pg_catalog.pg_sequence_last_value('stream_server.unknown_schema'::pg_catalog.regclass) IS NOT NULL THEN
+        RETURN NULL;
+    END IF;""".strip()
+
+RETURN_IF_MIGRATING = """
+        IF EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
+                   WHERE a.attrelid OPERATOR(pg_catalog.=) TG_RELID
+                       AND a.xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid)
+        THEN
+            PERFORM pg_catalog.set_config('stream_server.given_up', 'on', true);
+            RETURN NULL;
+        END IF;""".strip()
+"""Ends a trigger function, and silences the others, in a transaction that has changed the columns of the table."""
 
 _NO_VERSION = "'00000000-0000-0000-0000-000000000000'"
 HAS_OTHER_VERSION = (
@@ -42,6 +92,14 @@ COMMON_PLACEHOLDERS = {
     "is_python_time": IS_PYTHON_TIME,
     "is_task_changed": IS_TASK_CHANGED,
     "has_other_version": HAS_OTHER_VERSION,
+    "is_try_changed": IS_TRY_CHANGED,
+    "is_try_recorded": IS_TRY_RECORDED,
+    "has_left": HAS_LEFT,
+    "map_index": MAP_INDEX,
+    "iteration": ITERATION,
+    "last_try": LAST_TRY,
+    "return_if_schema_unknown": RETURN_IF_SCHEMA_UNKNOWN,
+    "return_if_migrating": RETURN_IF_MIGRATING,
 }
 
 _BLOCK_NAME = re.compile(r"^-- (\w+) --\n", re.MULTILINE)
@@ -58,20 +116,23 @@ def load_queries(file: str = "queries.sql", **placeholders: str) -> dict[str, st
     return {name: block.strip() for name, block in zip(parts[::2], parts[1::2], strict=True)}
 
 
-def load_server_queries(airflow: str, *, with_requests: bool) -> dict[str, str]:
+def load_server_queries(airflow_schema: str, *, has_tries: bool, with_requests: bool) -> dict[str, str]:
     """Return the blocks of `queries.sql`, and the query `human_input` if requests for human input can be read.
 
     Args:
-        airflow: Schema of Airflow's tables, quoted.
+        airflow_schema: Schema of Airflow's tables.
+        has_tries: Whether each try of a task is a row of its own.
         with_requests: Whether the table `hitl_detail` exists, and may be read.
     """
+    airflow = quote_identifier(airflow_schema)
+    reads = load_queries("reads_tries.sql" if has_tries else "reads_instances.sql", airflow=airflow)
     blocks = load_queries("human_input.sql", airflow=airflow)
-    parts = {name: blocks[name] for name in ("request_record", "current_requests")}
+    parts = {**{name: blocks[name] for name in ("request_record", "current_requests")}, **reads}
     of_run = fill_placeholders(blocks["requests_of_run" if with_requests else "no_requests"], **parts)
-    queries = load_queries(airflow=airflow, requests_of_run=of_run)
+    queries = load_queries(requests_of_run=of_run, **reads, airflow=airflow)
     if with_requests:
-        queries["human_input"] = fill_placeholders(blocks["human_input"], **parts)
-    return queries
+        queries["human_input"] = fill_placeholders(blocks["human_input"], **parts, airflow=airflow)
+    return {name: fill_placeholders(text, airflow=airflow) for name, text in queries.items()}
 
 
 def load_migrations() -> dict[int, str]:

@@ -100,7 +100,7 @@ class JournalReader:
             if not connection.server_info.is_pooled:
                 with map_postgres_errors():
                     await connection.execute("; ".join(f"SET {setting}" for setting in READER_SETTINGS))
-            yield cls(connection, await load_queries_for(connection))
+            yield cls(connection, await load_queries_for(connection, only_journal=True))
         finally:
             await close_connection(connection)
 
@@ -179,7 +179,7 @@ class JournalReader:
         """Return the requests for human input of task instances; see `add_requests`."""
         if ids and "human_input" not in self._queries:
             # The rows show that the table exists: Airflow was upgraded since the connection was opened.
-            self._queries = await load_queries_for(self.connection)
+            self._queries = await load_queries_for(self.connection, only_journal=True)
         return await fetch_requests(self.connection, self._queries, ids, names)
 
     async def is_replica(self) -> bool:

@@ -51,7 +51,7 @@ def build_run_state(rows: Sequence[asyncpg.Record], key: RunKey, output_bytes: i
             has_value=row["has_value"] and (row["pushed"] or row["state"] != "running"),
             mark=row["dag_result"] if row["pushed"] or row["state"] != "running" else None,
         )
-        run.add_instance(row["task_id"], row["map_index"], instance)
+        run.add_instance(row["task_id"], row["map_index"], instance, row["iteration"])
         if row["request"] is not None and (request := parse_request(key, row["request"])) is not None:
             run.requests.load(request)
     return run, {row["dag_version_id"] for row in rows} - {None}
@@ -59,8 +59,8 @@ def build_run_state(rows: Sequence[asyncpg.Record], key: RunKey, output_bytes: i
 
 def apply_output(rows: Sequence[asyncpg.Record], run: RunState, position: JournalPosition) -> None:
     """Apply output to a run, as far as it is visible at a position."""
-    for seq, txid, at, kind, dag_id, run_id, task_id, map_index, body in rows:
+    for seq, txid, at, kind, dag_id, run_id, task_id, map_index, iteration, body in rows:
         if position.is_visible(txid):
             output = Transition(seq, txid, at, TransitionKind(kind), dag_id, run_id, task_id, map_index)
-            run.apply(output._replace(xcom_key=OUTPUT_KEY, body=body))
+            run.apply(output._replace(xcom_key=OUTPUT_KEY, iteration=iteration, body=body))
     run.take_retraction()

@@ -18,6 +18,7 @@ from stream_server.domain.run_state import MAX_OUTPUT_BYTES, RETRACTING_STATES, 
 from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.domain.transition_frames import is_output
 from stream_server.errors import JournalMissing, JournalUnreachable, RunNotFound
+from stream_server.journal.changed_tables import repeat_for_new_tables
 from stream_server.journal.connection import (
     CLOSE_TIMEOUT,
     AnyConnection,
@@ -127,6 +128,7 @@ class RunStore:
             await asyncio.sleep(REPLICA_PAUSE_SECONDS)
         return found
 
+    @repeat_for_new_tables
     async def _try_read_run(self, key: RunKey) -> tuple[RunState, JournalPosition] | bool:
         """Return a run. If it does not exist, return whether it may arrive: this is a read replica."""
         async with self.acquire_connection() as (connection, queries):
@@ -205,6 +207,7 @@ class RunStore:
             is_missing = await connection.fetchval(queries["is_any_row_missing"], [row.seq], [txid], [row.written_at])
         return bool(is_missing)
 
+    @repeat_for_new_tables
     async def read_values(self, key: RunKey, task_ids: Collection[str]) -> ReturnValues:
         """Return the return values of tasks of a run. Errors as for `read_run`, without `RunNotFound`."""
         async with self.acquire_connection() as (connection, queries):
@@ -213,6 +216,7 @@ class RunStore:
             )
         return await call_for_rows(build_values, rows)
 
+    @repeat_for_new_tables
     async def read_final_values(self, key: RunKey, task_ids: Collection[str] | None) -> ReturnValues:
         """Return the return values of tasks of a run; with `None`, of the tasks with Airflow's own result mark.
 
@@ -270,9 +274,14 @@ class RunStore:
 
     async def reconnect(self) -> None:
         """Replace all connections when they are used next: the server may be another one."""
-        self._queries = None
+        self.forget_queries()
         if self._pool is not None:
             await self._pool.expire_connections()
+
+    def forget_queries(self) -> bool:
+        """Have the next read ask for the columns of Airflow's tables. Return whether any queries were cached."""
+        had_queries, self._queries = self._queries is not None, None
+        return had_queries
 
     @asynccontextmanager
     async def acquire_connection(self) -> AsyncIterator[tuple[AnyConnection, dict[str, str]]]:
@@ -321,14 +330,14 @@ class RunStore:
         return {row["id"]: row["body"] for row in found}
 
     def _log_merged_instances(self, key: RunKey, rows: Sequence[asyncpg.Record]) -> None:
-        """Log that a run has several rows for one task instance. Airflow 3.0 to 3.3 has a constraint against it."""
-        counts = Counter((row["task_id"], row["map_index"]) for row in rows)
-        task_id, map_index = max(counts, key=lambda instance: counts[instance])
-        if counts[task_id, map_index] > 1 and self._logged_causes.add_if_new(f"{key.dag_id}.{task_id}"):
+        """Log that a run has several rows for one task instance. Airflow 3.0 to 3.4 has a constraint against it."""
+        counts = Counter((row["task_id"], row["map_index"], row["iteration"]) for row in rows)
+        task_id, map_index, iteration = max(counts, key=lambda instance: counts[instance])
+        if counts[task_id, map_index, iteration] > 1 and self._logged_causes.add_if_new(f"{key.dag_id}.{task_id}"):
             log.warning(
                 "Run %s of DAG %s has %d rows of task %s with map_index %s, of which streams have the last one: the"
                 " tables are those of a newer Airflow; upgrade stream-server",
-                *(key.run_id, key.dag_id, counts[task_id, map_index], task_id, map_index),
+                *(key.run_id, key.dag_id, counts[task_id, map_index, iteration], task_id, map_index),
                 extra={"action": "task_instances_merged"},
             )
 

@@ -21,6 +21,7 @@ from stream_server.domain.transition import ReadTiming
 from stream_server.http.delivery.scheduler import TransportStatistics
 from stream_server.hub.hub import Hub
 from stream_server.journal.gauges import DatabaseGauges
+from stream_server.journal.installer import SCHEMA_UNKNOWN
 from stream_server.journal.tail import ReadReason, Tail
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import ResetReason
@@ -239,6 +240,11 @@ class _TailCollector(Collector):
             status.receives_notifications,
         )
         yield _gauge("problems", "Reasons why streams are incomplete or late; /ready lists them.", len(status.problems))
+        yield _gauge(
+            "schema_unknown",
+            "Whether the triggers do nothing, because they met tables of Airflow that they can't read.",
+            SCHEMA_UNKNOWN in status.problems,
+        )
         if self._gauges.values is None or self._gauges.read_at is None:
             return
         values = self._gauges.values

@@ -15,6 +15,7 @@ import pytest
 
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import InstallError, JournalUnreachable
+from stream_server.journal.airflow_tables import MAP_INDEX_COLUMNS
 from stream_server.journal.installer import (
     SCHEMA_VERSION,
     build_install_sql,
@@ -127,7 +128,7 @@ async def test_install_reports_what_is_missing(postgres: object, airflow_databas
 async def test_install_works_in_a_schema_of_another_name(airflow_database: str) -> None:
     async with connected(airflow_database) as connection:
         await connection.execute('CREATE SCHEMA "Air flow"')
-        for table in ("task_instance", "dag_run", "xcom", "hitl_detail"):
+        for table in (*MAP_INDEX_COLUMNS, "hitl_detail"):
             await connection.execute(f'ALTER TABLE {table} SET SCHEMA "Air flow"')
     await install_journal(airflow_database, "Air flow", lock_timeout=1, attempts=1)
     found = await fetch_status(airflow_database)

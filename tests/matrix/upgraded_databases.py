@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from matrix.environments import environment_python
+from matrix.environments import HAS_UPCOMING, UPCOMING, environment_python
 from matrix.versioned_sql import VersionedSql, clear_try_numbers, fill_tables
 from stream_server.cli.demo import airflow
 from stream_server.cli.demo.postgres import EmbeddedPostgres
@@ -21,9 +21,15 @@ HAS_FIRST = sys.version_info < (3, 13)
 """Whether this Python can run Airflow 3.0."""
 
 VERSIONS = (*(("3.0.6",) if HAS_FIRST else ()), "3.1.8", "3.2.2", NEWEST)
+DATABASE_VERSIONS = (*VERSIONS, *((UPCOMING,) if HAS_UPCOMING else ()))
+"""Versions of which the tables are tested: also a pre-release, if this Python can run it."""
+
 COMMAND_SECONDS = 600.0
-PASSED_VARIABLES = ("dag", "dag_version", "serialized_dag", "dag_run", "task_instance", "xcom")
-"""Tables whose rows a migration must keep."""
+COUNTS = (
+    *("dag", "dag_version", "serialized_dag", "dag_run", "task_instance", "task_instance_history", "xcom"),
+    "stream_server.journal",
+)
+"""Tables whose rows a migration must keep. It must add no rows to the journal."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,12 @@ class UpgradedDatabases:
         """Return the database of a version, which must not be changed."""
         if version not in self._databases:
             database = f"upgraded_{version.replace('.', '_')}"
-            index = VERSIONS.index(version)
+            index = DATABASE_VERSIONS.index(version)
             drop_database(self._postgres, database)  # the remains of a failed attempt, so that the failure occurs again
             if index == 0:
                 self._postgres.execute(f"CREATE DATABASE {database} OWNER {ROLE}")
             else:
-                below = await self.database_at(VERSIONS[index - 1])
+                below = await self.database_at(DATABASE_VERSIONS[index - 1])
                 self._copy(below.database, database)
             self._databases[version] = await self._make(version, self._postgres.url(database), database)
         return self._databases[version]
@@ -113,7 +119,7 @@ class UpgradedDatabases:
         found = await fetch_status(url)
         assert found.epoch is not None, "the journal is installed"
         async with VersionedSql.open(url) as session:
-            rows = {table: await session.count(table) for table in PASSED_VARIABLES}
+            rows = {table: await session.count(table) for table in COUNTS}
         await install_now(url)
         return VersionDatabase(database, found.epoch, found.problems, rows)
 

@@ -28,7 +28,8 @@ class VersionedSql(AirflowSql):
     async def open(cls, url: str) -> AsyncIterator[VersionedSql]:
         async with super().open(url) as session:
             assert isinstance(session, cls)
-            yield session
+            has_tries = "region_index" in await session.columns("task_instance")
+            yield _load_tries_class()(session.connection) if has_tries else session
 
     async def add_dag(
         self, dag_id: str, tasks: Mapping[str, Sequence[str]], teardowns: Mapping[str, bool] | None = None
@@ -84,7 +85,14 @@ class VersionedSql(AirflowSql):
         return {row["attname"] for row in rows}
 
     async def count(self, table: str) -> int:
+        """Return the number of rows of a table that older versions have."""
         return int(await self.connection.fetchval(f"SELECT count(*) FROM {table}"))
+
+
+def _load_tries_class() -> type[VersionedSql]:
+    from matrix.tries_sql import TriesSql  # noqa: PLC0415 # it is a subclass
+
+    return TriesSql
 
 
 async def fill_tables(airflow: VersionedSql) -> None:
@@ -115,6 +123,17 @@ async def fill_tables(airflow: VersionedSql) -> None:
     for map_index, state in enumerate(("up_for_retry", "deferred", "removed"), start=1):
         await airflow.start_task(running, "answer", map_index)
         await airflow.set_task(running, "answer", state, map_index)
+
+    cleared, retried = (RunKey("history", f"manual__{name}") for name in ("cleared", "retried"))
+    for key in (cleared, retried):
+        await airflow.trigger(key, version, list(CHAIN))
+        await airflow.complete_chain(key)
+    await airflow.set_run(cleared, "success")
+    await airflow.clear(cleared, ["ask", "answer"])
+    await airflow.set_task(retried, "clean_up", "up_for_retry")
+    await airflow.start_task(retried, "clean_up")
+    await airflow.set_task(retried, "clean_up", "failed")
+    await airflow.set_run(retried, "failed")
 
 
 async def clear_try_numbers(airflow: VersionedSql) -> None:

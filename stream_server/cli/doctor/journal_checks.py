@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from stream_server.cli.doctor.airflow_schema import REQUIRED_COLUMNS, VERSION_TABLES, evaluate_schema
+from stream_server.cli.doctor.airflow_schema import evaluate_schema
 from stream_server.cli.doctor.database_session import ReadOnlySession
 from stream_server.cli.doctor.report import Finding, ok, problem, warning
 from stream_server.cli.doctor.thresholds import Thresholds
+from stream_server.journal.airflow_tables import read_airflow_tables
 from stream_server.journal.installer import read_status
 from stream_server.journal.privileges import READER_PRIVILEGES
 from stream_server.journal.queries import load_queries, quote_identifier
@@ -52,12 +53,7 @@ class JournalChecks:
         """Check version and tables of Airflow in this database."""
         schema = await self._find_airflow_schema()
         async with self._session.transaction() as connection:
-            rows = await connection.fetch(self._queries["columns"], schema, [*REQUIRED_COLUMNS, *VERSION_TABLES])
-            revision = None
-            if await connection.fetchval(self._queries["may_read_version"], schema):
-                table = f"{quote_identifier(schema)}.alembic_version"
-                revision = await connection.fetchval(f"SELECT version_num FROM {table}")  # noqa: S608 # quoted
-        return evaluate_schema(schema, {(row["table_name"], row["column_name"]) for row in rows}, revision)
+            return evaluate_schema(await read_airflow_tables(connection, schema))
 
     async def check_triggers(self) -> Finding:
         """Check that the triggers are installed and enabled, and have recorded every change."""

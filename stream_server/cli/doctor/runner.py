@@ -23,12 +23,14 @@ from stream_server.errors import (
     SettingsError,
     StreamServerError,
 )
+from stream_server.journal.airflow_tables import AirflowSchemaUnknown
 from stream_server.urls import find_secrets
 
 NamedCheck = tuple[str, Callable[[], Awaitable[Finding]]]
 
 REMEDIES: dict[type[StreamServerError], str] = {
     JournalForbidden: "run `stream-server install --reader ROLE` for this role, as the role that owns Airflow's tables",
+    AirflowSchemaUnknown: "upgrade stream-server, or finish `airflow db migrate`; see the check `airflow`",
     JournalMissing: "run `stream-server install`",
     JournalUnreachable: ("check host, port, user, password and database of the URL, pg_hba.conf, and the network"),
     SettingsError: "correct the URL: postgresql://user:password@host:5432/airflow, as in Airflow's sql_alchemy_conn",

@@ -28,7 +28,7 @@ BEGIN
         FOR leftover IN
             SELECT format('%s %s', CASE relkind WHEN 'r' THEN 'TABLE' ELSE 'SEQUENCE' END, c.oid::regclass)
             FROM pg_class c
-            WHERE relnamespace = 'stream_server'::regnamespace AND (relkind = 'r' OR relname = 'losses')
+            WHERE relnamespace = 'stream_server'::regnamespace AND (relkind = 'r' OR relname IN ('losses', 'unknown_schema'))
         LOOP
             EXECUTE format('DROP %s', leftover);
         END LOOP;

@@ -54,23 +54,9 @@ ORDER BY held DESC NULLS LAST
 -- airflow_schemas --
 -- Schemas with Airflow's tables, `public` first.
 SELECT n.nspname FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid
-WHERE c.relname IN ('task_instance', 'dag_run', 'xcom', 'serialized_dag') AND c.relkind IN ('r', 'p')
-GROUP BY n.nspname HAVING count(*) = 4
+WHERE c.relname IN ('task_instance', 'dag_run', 'serialized_dag') AND c.relkind IN ('r', 'p')
+GROUP BY n.nspname HAVING count(*) = 3
 ORDER BY n.nspname <> 'public', n.nspname
-
--- columns --
--- The columns of tables ($2) of a schema ($1).
-SELECT c.relname AS table_name, a.attname AS column_name
-FROM pg_namespace AS n
-JOIN pg_class AS c ON c.relnamespace = n.oid
-JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-WHERE n.nspname = $1 AND c.relname = ANY ($2::text[])
-
--- may_read_version --
--- Whether this role may read the version of Airflow's schema ($1), in alembic_version.
-SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
-FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid
-WHERE n.nspname = $1 AND c.relname = 'alembic_version'
 
 -- privileges --
 -- Whether this role has privileges ($4) on objects: their kinds ($1), schemas ($2) and names ($3, empty for the schema

@@ -10,16 +10,27 @@ SELECT stream_server.put_back(also_disabled => true);
 -- Triggers that were disabled stay disabled.
 SELECT stream_server.switch_off() FROM stream_server.meta WHERE NOT enabled;
 
+-- A trigger of Airflow's that waits for a lock on a table of the journal gives up after 100 ms. So these statements are
+-- the last ones, and wait for less.
+--
+-- The columns hold the iteration of a task loop of Airflow 3.4; they are NULL outside of loops.
+--
 -- Without a replica identity, a publication FOR ALL TABLES makes each DELETE fail, and the journal grows. Below
--- logical replication it costs nothing. A trigger of Airflow's that waits for this lock gives up after 100 ms.
+-- logical replication it costs nothing.
 DO $body$
 DECLARE
     lock_timeout text := current_setting('lock_timeout');
 BEGIN
-    IF (SELECT relreplident <> 'f' FROM pg_class WHERE oid = 'stream_server.journal'::regclass) THEN
-        PERFORM set_config('lock_timeout', '80ms', true);
-        ALTER TABLE stream_server.journal REPLICA IDENTITY FULL;
-        PERFORM set_config('lock_timeout', lock_timeout, true);
+    PERFORM set_config('lock_timeout', '80ms', true);
+    IF NOT EXISTS (SELECT FROM pg_attribute
+                   WHERE attrelid = 'stream_server.output'::regclass AND attname = 'iteration')
+    THEN
+        ALTER TABLE stream_server.output ADD COLUMN iteration integer;
+        ALTER TABLE stream_server.journal ADD COLUMN iteration integer;
     END IF;
+    IF (SELECT relreplident <> 'f' FROM pg_class WHERE oid = 'stream_server.journal'::regclass) THEN
+        ALTER TABLE stream_server.journal REPLICA IDENTITY FULL;
+    END IF;
+    PERFORM set_config('lock_timeout', lock_timeout, true);
 END
 $body$;

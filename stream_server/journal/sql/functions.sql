@@ -49,10 +49,15 @@ $body$;
 -- The trigger functions below run inside Airflow's transactions. They must not fail a transaction, must not block it
 -- for longer than 100 ms, and must cost almost nothing if no state has changed. So:
 --
--- * They name only columns that all of Airflow 3.0 to 3.3 have. A missing column would be an error at the first row.
+-- * They name only columns that Airflow's tables have. There are two sets of functions: for tables with map_index
+--   (Airflow 3.0 to 3.3), and for those in which each try is a row (functions_tries.sql). Both are always installed;
+--   triggers() chooses by the columns. So put_back() can adapt the triggers after `airflow db migrate`.
+-- * If a column or table is missing nevertheless, they do nothing from then on (the sequence unknown_schema).
 -- * Everything is inside the block with the exception handler: any object of our schema, and any column, may be missing.
 -- * After an error they write nothing for the rest of the transaction (stream_server.given_up): its rows in the journal
 --   are incomplete anyway, and each further row could wait for lock_timeout again.
+-- * They record nothing of a migration of Airflow. They detect it by their table: its columns were changed by the same
+--   transaction. Migrations that only change values change no state: a try number without a state is no transition.
 -- * The exception handler, inserted from exception_handler.sql, depends on no object of our schema outside a block
 --   of its own. It is text in each function, and not a function, because that could be missing too.
 --
@@ -78,6 +83,7 @@ DECLARE
     lock_timeout pg_catalog.text;
     unused pg_catalog.text;
 BEGIN
+    {return_if_schema_unknown}
     IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
         SELECT s.has_several_rows, {has_other_version} INTO has_several_rows, has_other_version
         FROM (SELECT (SELECT true FROM new_rows OFFSET 1 LIMIT 1) AS has_several_rows) AS s, old_rows AS o, new_rows AS n
@@ -89,6 +95,9 @@ BEGIN
     END IF;
     IF pg_catalog.current_setting('stream_server.given_up', true) OPERATOR(pg_catalog.=) 'on' THEN
         RETURN NULL;
+    END IF;
+    IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' OR has_several_rows THEN
+        {return_if_migrating}
     END IF;
     lock_timeout := pg_catalog.current_setting('lock_timeout');
     unused := pg_catalog.set_config('lock_timeout', '100ms', true);
@@ -160,6 +169,7 @@ CREATE OR REPLACE FUNCTION stream_server.record_deletion() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
 BEGIN
+    {return_if_schema_unknown}
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
     END IF;
@@ -185,6 +195,7 @@ BEGIN
         END IF;
         old_state := OLD.state;
     END IF;
+    {return_if_schema_unknown}
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
     END IF;
@@ -204,6 +215,7 @@ CREATE OR REPLACE FUNCTION stream_server.record_run_deletion() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
 BEGIN
+    {return_if_schema_unknown}
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
     END IF;
@@ -220,6 +232,9 @@ $body$;
 -- Records return values and the output of running tasks. Other XComs are no results. A DELETE is not recorded: when a
 -- return value is deleted, the state of its task changes too. Output is stored in its own table, up to {output_bytes}
 -- bytes of text.
+--
+-- A migration to Airflow 3.4 renames the table to xcom_v1, with its trigger, and a downgrade inserts rows before it
+-- renames it again. Nothing else writes to xcom_v1.
 CREATE OR REPLACE FUNCTION stream_server.record_xcom() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
@@ -227,11 +242,15 @@ DECLARE
     journal_row record;
     output_text text;
 BEGIN
-    IF NEW.key <> 'return_value' AND NEW.key <> '{output_key}' THEN
+    IF (NEW.key <> 'return_value' AND NEW.key <> '{output_key}') OR TG_TABLE_NAME <> 'xcom' THEN
         RETURN NULL;
     END IF;
+    {return_if_schema_unknown}
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        {return_if_migrating}
     END IF;
     IF NEW.key = '{output_key}' AND pg_column_size(NEW.value) <= {output_bytes} THEN
         output_text := NEW.value::text;
@@ -263,6 +282,7 @@ CREATE OR REPLACE FUNCTION stream_server.record_input() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $body$
 BEGIN
+    {return_if_schema_unknown}
     IF current_setting('stream_server.given_up', true) = 'on' THEN
         RETURN NULL;
     END IF;
@@ -274,90 +294,5 @@ BEGIN
     PERFORM stream_server.ring();
     RETURN NULL;
 {exception_handler}
-END
-$body$;
-
--- Returns each trigger: its wanted and its existing (standing) definition. hitl_detail is left out if this version of
--- Airflow does not have it.
-CREATE OR REPLACE FUNCTION stream_server.triggers()
-    RETURNS TABLE (table_name text, trigger_name text, wanted text, standing text, enabled boolean)
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $body$
-    WITH expected (table_name, trigger_name, events, level, function_name) AS (
-        -- A trigger with transition tables has one event.
-        VALUES ('task_instance', 'stream_server_task', 'UPDATE',
-                'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT', 'record_task'),
-               ('task_instance', 'stream_server_task_created', 'INSERT',
-                'REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT', 'record_task'),
-               ('task_instance', 'stream_server_deletion', 'DELETE',
-                'REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT WHEN ((pg_trigger_depth() = 0))',
-                'record_deletion'),
-               ('dag_run', 'stream_server_run', 'INSERT OR UPDATE', 'FOR EACH ROW', 'record_run'),
-               ('dag_run', 'stream_server_run_deleted', 'DELETE',
-                'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT', 'record_run_deletion'),
-               ('xcom', 'stream_server_xcom', 'INSERT OR UPDATE', 'FOR EACH ROW', 'record_xcom'),
-               ('hitl_detail', 'stream_server_input', 'INSERT OR UPDATE', 'FOR EACH ROW', 'record_input')
-    )
-    SELECT e.table_name,
-           e.trigger_name,
-           format('CREATE TRIGGER %I AFTER %s ON %I.%I %s EXECUTE FUNCTION stream_server.%I()',
-                  e.trigger_name, e.events, m.airflow_schema, e.table_name, e.level, e.function_name),
-           pg_get_triggerdef(t.oid),
-           coalesce(t.tgenabled IN ('O', 'A'), false)
-    FROM expected e
-    CROSS JOIN stream_server.meta m
-    LEFT JOIN pg_namespace n ON n.nspname = m.airflow_schema
-    LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = e.table_name
-    LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = e.trigger_name
-    WHERE c.oid IS NOT NULL OR e.table_name <> 'hitl_detail'
-$body$;
-
--- Restores the triggers that are missing or differ, for example after `airflow db reset`, and returns how many. If
--- also_disabled, restores disabled triggers too, and raises an error if a table is missing. Otherwise skips missing
--- tables.
-CREATE OR REPLACE FUNCTION stream_server.put_back(also_disabled boolean) RETURNS integer
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $body$
-DECLARE
-    missing record;
-    restored integer := 0;
-BEGIN
-    FOR missing IN
-        SELECT t.*, m.airflow_schema FROM stream_server.triggers() t, stream_server.meta m
-        WHERE (t.standing IS DISTINCT FROM t.wanted OR (also_disabled AND NOT t.enabled))
-          AND (also_disabled OR to_regclass(format('%I.%I', m.airflow_schema, t.table_name)) IS NOT NULL)
-    LOOP
-        -- The TRIGGER privilege allows to create and, from PostgreSQL 14, to replace a trigger on another role's table,
-        -- but not to drop it.
-        IF missing.standing IS NULL THEN
-            EXECUTE missing.wanted;
-        ELSIF current_setting('server_version_num')::integer >= 140000 THEN
-            EXECUTE replace(missing.wanted, 'CREATE TRIGGER', 'CREATE OR REPLACE TRIGGER');
-        ELSE
-            EXECUTE format('DROP TRIGGER %I ON %I.%I',
-                           missing.trigger_name, missing.airflow_schema, missing.table_name);
-            EXECUTE missing.wanted;
-        END IF;
-        restored := restored + 1;
-    END LOOP;
-    RETURN restored;
-END
-$body$;
-
--- Disables the triggers at once, by functions that do nothing: this needs no lock on Airflow's tables, and none that
--- its transactions hold. The install script enables them: it creates the functions again.
-CREATE OR REPLACE FUNCTION stream_server.switch_off() RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $body$
-DECLARE
-    function_name text;
-BEGIN
-    FOREACH function_name IN ARRAY
-        ARRAY['record_task', 'record_deletion', 'record_run', 'record_run_deletion', 'record_xcom', 'record_input']
-    LOOP
-        EXECUTE format('CREATE OR REPLACE FUNCTION stream_server.%I() RETURNS trigger LANGUAGE plpgsql AS %L',
-                       function_name, 'BEGIN RETURN NULL; END');
-    END LOOP;
-    UPDATE stream_server.meta SET enabled = false;
 END
 $body$;

@@ -10,8 +10,7 @@
 --     has a next_method; a task that waits for a new try has none, and the start of the old one.
 
 -- current_requests --
--- The requests of the current tries of all task instances. Only Airflow 3.4 has task_instance.working_set, which is true
--- for the current try. The unqualified name is resolved in the inner FROM first, and else in the outer one.
+-- The requests of the current tries of all task instances.
 SELECT t.id AS ti_id, t.dag_id, t.run_id, t.task_id, t.map_index, t.try_number,
        CASE WHEN q.created_at {is_python_time} THEN q.created_at END AS asked_at,
        CASE WHEN t.state = 'awaiting_input' AND t.trigger_timeout {is_python_time} THEN t.trigger_timeout END AS expires_at,
@@ -23,9 +22,8 @@ SELECT t.id AS ti_id, t.dag_id, t.run_id, t.task_id, t.map_index, t.try_number,
            + coalesce(octet_length(q.defaults::text), 0) + octet_length(q.params::text)
            + coalesce(octet_length(q.assignees::text), 0) + coalesce(octet_length(q.responded_by::text), 0)
            + coalesce(octet_length(q.chosen_options::text), 0) + octet_length(q.params_input::text) AS bytes
-FROM (SELECT true AS working_set) AS every
-CROSS JOIN {airflow}.hitl_detail AS q
-CROSS JOIN LATERAL (SELECT i.* FROM {airflow}.task_instance AS i WHERE i.id = q.ti_id AND working_set) AS t
+FROM {airflow}.hitl_detail AS q
+JOIN ({instances}) AS t ON t.id = q.ti_id
 WHERE CASE WHEN q.responded_at IS NULL
            THEN t.state IN ('deferred', 'awaiting_input') OR (t.state = 'running' AND t.next_method IS NULL)
            ELSE q.responded_at >= t.start_date AND t.state NOT IN ('restarting', 'up_for_retry')
@@ -60,5 +58,5 @@ SELECT c.ti_id, {request_record} AS record
 FROM (SELECT id FROM unnest($1::uuid[]) AS id
       UNION
       SELECT i.id FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[]) AS n (dag_id, run_id, task_id, map_index)
-      JOIN {airflow}.task_instance AS i USING (dag_id, run_id, task_id, map_index)) AS wanted
+      JOIN ({instances}) AS i USING (dag_id, run_id, task_id, map_index)) AS wanted
 JOIN ({current_requests}) AS c ON c.ti_id = wanted.id

@@ -1,4 +1,5 @@
--- The queries of `stream-server serve`, each after its name. {airflow} is the quoted schema of Airflow's tables.
+-- The queries of `stream-server serve`, each after its name. {airflow} is the quoted schema of Airflow's tables. Parts
+-- that depend on the columns of these tables are in reads_instances.sql and reads_tries.sql.
 --
 -- Positions. A position in the journal is a snapshot, `xmin:xmax:xip,...`. It covers the rows of the transactions that
 -- are visible in it: those below xmax, except the ones listed in xip, which were in progress. The rows that come after
@@ -67,16 +68,19 @@ SELECT pg_is_in_recovery()
 --
 -- All transactions in xip are below xmax, so the arms of the OR don't overlap. The upper bound (txid < xmax of the
 -- current snapshot) excludes no visible row. Without it, a generic plan assumes that a third matches, and scans it.
+--
+-- The journal has the column iteration from version 5. The unqualified name is resolved in the inner FROM first, and
+-- else in the outer one (the NULL of "without"). PostgreSQL resolves it again when the table changes.
 SELECT m.epoch, pg_current_snapshot()::text AS snapshot, l.last_value + l.is_called::integer AS dropped_writes,
        clock_timestamp() AS read_at, m.pruned_to::text::bigint AS pruned_to, j.*
 FROM stream_server.losses AS l
 CROSS JOIN stream_server.meta AS m
+CROSS JOIN (SELECT NULL::integer AS iteration) AS without
 LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
            clear_number, CASE WHEN queued_at {is_python_time} THEN queued_at END AS queued_at,
            CASE WHEN start_date {is_python_time} THEN start_date END AS start_date,
-           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result,
-           NULL::integer AS iteration, ti_id
+           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result, iteration, ti_id
     FROM stream_server.journal
     WHERE (txid >= pg_snapshot_xmax($1::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
        OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
@@ -90,17 +94,13 @@ ORDER BY j.id
 -- The XCom of a cleared task remains until its next try is running, and is deleted a moment later. So an XCom of a
 -- running task counts only if it is not older than the start of the try. A deferred task keeps its XComs, also while it
 -- waits to run again. Then its next_method is set; that of a new try is not.
---
--- Only Airflow 3.3 has xcom.dag_result. The unqualified name dag_result is resolved in the inner FROM first (the column
--- of xcom), and else in the outer one (the NULL of "without"). PostgreSQL resolves it again when the table changes, so
--- an upgrade or downgrade of Airflow needs no restart.
 SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigint AS pruned_to,
        n.txid::text::bigint AS newest, n.id AS newest_id, n.at AS newest_at, m.version,
        r.state AS run_state, r.clear_number,
        CASE WHEN r.queued_at {is_python_time} THEN r.queued_at END AS run_queued_at,
        CASE WHEN r.start_date {is_python_time} THEN r.start_date END AS run_start_date,
        CASE WHEN r.end_date {is_python_time} THEN r.end_date END AS run_end_date,
-       t.task_id, t.map_index, t.try_number, t.state, t.dag_version_id,
+       t.task_id, t.map_index, t.iteration, t.try_number, t.state, t.dag_version_id,
        CASE WHEN t.start_date {is_python_time} THEN t.start_date END AS start_date,
        CASE WHEN t.end_date {is_python_time} THEN t.end_date END AS end_date,
        coalesce(
@@ -108,21 +108,17 @@ SELECT m.epoch, pg_current_snapshot()::text AS snapshot, m.pruned_to::text::bigi
                t.state = 'running'
                OR (t.state IN ('deferred', 'awaiting_input', 'scheduled', 'queued') AND t.next_method IS NOT NULL)
            )), false
-       ) AND x.task_id IS NOT NULL AS pushed,
-       x.task_id IS NOT NULL AS has_value, x.dag_result, h.record AS request
+       ) AND x.has_value IS TRUE AS pushed,
+       x.has_value IS TRUE AS has_value, x.dag_result, h.record AS request
 FROM stream_server.meta AS m
 LEFT JOIN LATERAL (SELECT id, txid, at FROM stream_server.journal ORDER BY txid DESC LIMIT 1) AS n ON true
 CROSS JOIN (SELECT NULL::boolean AS dag_result) AS without
 CROSS JOIN {airflow}.dag_run AS r
-LEFT JOIN {airflow}.task_instance AS t ON t.dag_id = r.dag_id AND t.run_id = r.run_id
+LEFT JOIN ({instances}) AS t ON t.dag_id = r.dag_id AND t.run_id = r.run_id
 LEFT JOIN ({requests_of_run}) AS h ON h.ti_id = t.id
-LEFT JOIN LATERAL (
-    SELECT y.task_id, y.timestamp, dag_result
-    FROM {airflow}.xcom AS y
-    WHERE y.dag_run_id = r.id AND y.task_id = t.task_id AND y.map_index = t.map_index AND y.key = 'return_value'
-) AS x ON true
+LEFT JOIN LATERAL ({instance_value}) AS x ON true
 WHERE r.dag_id = $1 AND r.run_id = $2
-ORDER BY t.task_id, t.map_index
+ORDER BY t.task_id, t.map_index, t.iteration
 
 -- history --
 -- The rows of a run ($1 DAG, $2 run), or of all runs if both are NULL, that a snapshot ($3) of an epoch ($5) does not
@@ -146,12 +142,12 @@ WITH history AS MATERIALIZED (
 )
 SELECT h.is_complete, h.version, j.*
 FROM history AS h
+CROSS JOIN (SELECT NULL::integer AS iteration) AS without
 LEFT JOIN LATERAL (
     SELECT id, txid::text::bigint, at, kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state,
            clear_number, CASE WHEN queued_at {is_python_time} THEN queued_at END AS queued_at,
            CASE WHEN start_date {is_python_time} THEN start_date END AS start_date,
-           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result,
-           NULL::integer AS iteration, ti_id
+           CASE WHEN end_date {is_python_time} THEN end_date END AS end_date, xcom_key, dag_result, iteration, ti_id
     FROM stream_server.journal
     WHERE h.is_complete
         AND ((txid >= pg_snapshot_xmax($3::text::pg_snapshot) AND txid < pg_snapshot_xmax(pg_current_snapshot()))
@@ -171,30 +167,28 @@ FROM stream_server.output WHERE id = ANY ($1::bigint[])
 
 -- run_output --
 -- The latest output of the tasks of a run ($1 DAG, $2 run), oldest first: at most $3 rows and $4 bytes. It excludes
--- task instances whose current try was abandoned, by a retry or a clear. Airflow copies an abandoned try to
--- task_instance_history, while task_instance keeps its number until the next try starts.
+-- task instances whose current try was abandoned. iteration is resolved as in rows_after.
 WITH latest AS (
     SELECT o.*
-    FROM (
-        SELECT id, txid::text::bigint, at, task_id, map_index, body,
+    FROM (SELECT NULL::integer AS iteration) AS without
+    CROSS JOIN LATERAL (
+        SELECT id, txid::text::bigint, at, task_id, map_index, iteration, body,
                sum(octet_length(body)) OVER (ORDER BY id DESC) AS bytes
         FROM stream_server.output WHERE dag_id = $1 AND run_id = $2
         ORDER BY id DESC LIMIT $3
     ) AS o
     WHERE o.bytes <= $4
-), abandoned AS (
-    SELECT s.task_id, s.map_index
-    FROM (SELECT DISTINCT task_id, map_index FROM latest) AS s
-    CROSS JOIN LATERAL (
-        SELECT FROM {airflow}.task_instance AS t
-        JOIN {airflow}.task_instance_history AS h USING (dag_id, run_id, task_id, map_index, try_number)
-        WHERE t.dag_id = $1 AND t.run_id = $2 AND t.task_id = s.task_id AND t.map_index = s.map_index
-        LIMIT 1
-    ) AS archived
+), abandoned AS MATERIALIZED (
+    SELECT s.*
+    FROM (SELECT DISTINCT task_id, map_index, iteration FROM latest) AS s
+    WHERE {is_abandoned}
 )
-SELECT o.id, o.txid, o.at, 'xcom' AS kind, $1::text AS dag_id, $2::text AS run_id, o.task_id, o.map_index, o.body
+SELECT o.id, o.txid, o.at, 'xcom' AS kind, $1::text AS dag_id, $2::text AS run_id, o.task_id, o.map_index, o.iteration,
+       o.body
 FROM latest AS o
-WHERE NOT EXISTS (SELECT FROM abandoned AS a WHERE a.task_id = o.task_id AND a.map_index = o.map_index)
+WHERE NOT EXISTS (SELECT FROM abandoned AS a
+                  WHERE a.task_id = o.task_id AND a.map_index = o.map_index
+                    AND a.iteration IS NOT DISTINCT FROM o.iteration)
 ORDER BY o.id
 
 -- rows_after_output --
@@ -230,21 +224,17 @@ ORDER BY r.id DESC
 -- earlier_result_marks --
 -- Which of some tasks ($4) of a DAG ($1) have Airflow 3.3's own result mark, according to some runs ($3) of a version
 -- ($2). The newest return value decides: its mark is NULL if an older Airflow wrote it. A task that succeeded without a
--- return value has no mark. Other tasks are left out. dag_result is resolved as in run_snapshot. Without each LIMIT,
--- the planner would read all task instances of the version.
+-- return value has no mark. Other tasks are left out. Without each LIMIT, the planner would read all task instances of the version.
 SELECT DISTINCT ON (n.task_id) n.task_id, x.has_value IS TRUE AS has_value,
        CASE WHEN x.has_value THEN x.dag_result ELSE false END AS marked
 FROM unnest($4::text[]) AS n (task_id)
-CROSS JOIN (SELECT id, run_id FROM {airflow}.dag_run WHERE id = ANY ($3::integer[])) AS r
+CROSS JOIN (SELECT id, dag_id, run_id FROM {airflow}.dag_run WHERE id = ANY ($3::integer[])) AS r
 CROSS JOIN (SELECT NULL::boolean AS dag_result) AS without
 LEFT JOIN LATERAL (
-    SELECT true AS has_value, dag_result
-    FROM {airflow}.xcom AS y
-    WHERE y.dag_run_id = r.id AND y.task_id = n.task_id AND y.key = 'return_value'
-    LIMIT 1
+    SELECT true AS has_value, v.dag_result FROM ({run_values}) AS v WHERE v.task_id = n.task_id LIMIT 1
 ) AS x ON true
 CROSS JOIN LATERAL (
-    SELECT FROM {airflow}.task_instance AS t
+    SELECT FROM ({instances}) AS t
     WHERE t.dag_id = $1 AND t.run_id = r.run_id AND t.task_id = n.task_id AND t.dag_version_id = $2
         AND (x.has_value OR t.state = 'success')
     LIMIT 1
@@ -284,36 +274,37 @@ ORDER BY d.dag_id
 
 -- return_values --
 -- The return values of tasks ($3) of a run ($1 DAG, $2 run). All texts together have at most $4 bytes: beyond that, the
--- text is NULL for the values of the largest tasks. Upgrades from Airflow 2 leave values that are SQL NULL.
+-- text is NULL for the values of the largest tasks. Upgrades from Airflow 2 leave values that are SQL NULL. Of a task in
+-- a loop, the last iteration comes last.
 SELECT t.task_id, t.map_index, t.bytes,
        CASE WHEN sum(t.bytes) OVER (ORDER BY t.of_task, t.task_id) <= $4 THEN t.text END AS json
 FROM (
-    SELECT x.task_id, x.map_index, v.bytes, v.text, sum(v.bytes) OVER (PARTITION BY x.task_id) AS of_task
-    FROM {airflow}.dag_run AS r
-    JOIN {airflow}.xcom AS x ON x.dag_run_id = r.id
+    SELECT x.task_id, x.map_index, x.iteration, v.bytes, v.text, sum(v.bytes) OVER (PARTITION BY x.task_id) AS of_task
+    FROM (SELECT NULL::boolean AS dag_result) AS without
+    CROSS JOIN {airflow}.dag_run AS r
+    CROSS JOIN LATERAL ({run_values}) AS x
     CROSS JOIN LATERAL (SELECT coalesce(x.value::text, 'null') AS text) AS s
     CROSS JOIN LATERAL (SELECT s.text, octet_length(s.text) AS bytes) AS v
-    WHERE r.dag_id = $1 AND r.run_id = $2 AND x.task_id = ANY ($3::text[]) AND x.key = 'return_value'
+    WHERE r.dag_id = $1 AND r.run_id = $2 AND x.task_id = ANY ($3::text[])
 ) AS t
+ORDER BY t.of_task, t.task_id, t.iteration
 
 -- final_values --
 -- The values that Airflow's own /wait endpoint returns at the end of a run ($1 DAG, $2 run): the return values of tasks
 -- ($3) or, if that is NULL, of the tasks with Airflow's result mark. The text is limited as in return_values ($4).
--- dag_result is resolved as in run_snapshot.
 SELECT t.task_id, t.map_index, t.bytes,
        CASE WHEN sum(t.bytes) OVER (ORDER BY t.of_task, t.task_id) <= $4 THEN t.text END AS json
 FROM (
-    SELECT x.task_id, x.map_index, v.bytes, v.text, sum(v.bytes) OVER (PARTITION BY x.task_id) AS of_task
+    SELECT x.task_id, x.map_index, x.iteration, v.bytes, v.text, sum(v.bytes) OVER (PARTITION BY x.task_id) AS of_task
     FROM (SELECT NULL::boolean AS dag_result) AS without
     CROSS JOIN {airflow}.dag_run AS r
-    CROSS JOIN LATERAL (
-        SELECT y.task_id, y.map_index, coalesce(y.value::text, 'null') AS text, dag_result AS marked
-        FROM {airflow}.xcom AS y
-        WHERE y.dag_run_id = r.id AND y.key = 'return_value'
-    ) AS x
-    CROSS JOIN LATERAL (SELECT x.text, octet_length(x.text) AS bytes) AS v
-    WHERE r.dag_id = $1 AND r.run_id = $2 AND CASE WHEN $3::text[] IS NULL THEN x.marked ELSE x.task_id = ANY ($3) END
+    CROSS JOIN LATERAL ({run_values}) AS x
+    CROSS JOIN LATERAL (SELECT coalesce(x.value::text, 'null') AS text) AS s
+    CROSS JOIN LATERAL (SELECT s.text, octet_length(s.text) AS bytes) AS v
+    WHERE r.dag_id = $1 AND r.run_id = $2
+        AND CASE WHEN $3::text[] IS NULL THEN x.dag_result ELSE x.task_id = ANY ($3) END
 ) AS t
+ORDER BY t.of_task, t.task_id, t.iteration
 
 -- waiting_runs --
 -- Of some runs ($1 DAGs, $2 runs), those that are not finished and wait because their DAG is paused, or because as many

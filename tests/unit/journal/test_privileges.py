@@ -7,8 +7,9 @@ from stream_server.journal.queries import load_sql
 
 
 def test_a_reader_has_the_privileges_of_all_queries() -> None:
-    queries = re.sub(r"^--.*", "", load_sql("queries.sql") + load_sql("human_input.sql"), flags=re.MULTILINE)
-    journal_objects = {*re.findall(rf"{JOURNAL_SCHEMA}\.(\w+)", queries), "triggers"}
+    files = ("queries.sql", "reads_instances.sql", "reads_tries.sql", "human_input.sql")
+    queries = re.sub(r"^--.*", "", "".join(map(load_sql, files)), flags=re.MULTILINE)
+    journal_objects = {*re.findall(rf"{JOURNAL_SCHEMA}\.(\w+)", queries), "triggers", "unknown_schema"}
     airflow_tables = set(re.findall(r"\{airflow\}\.(\w+)", queries))
     assert {each.name for each in READER_PRIVILEGES if each.schema == JOURNAL_SCHEMA} == journal_objects | {""}
     assert {each.name for each in READER_PRIVILEGES if each.schema is None} == airflow_tables | {""}

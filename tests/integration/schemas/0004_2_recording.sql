@@ -1,0 +1,334 @@
+-- The trigger functions and triggers. Every install creates them again. 'public' is the schema of Airflow's tables, as
+-- a literal.
+
+INSERT INTO stream_server.meta (version, oldest_server, airflow_schema)
+VALUES (4, 1, 'public')
+ON CONFLICT (singleton) DO UPDATE
+SET version = excluded.version, oldest_server = excluded.oldest_server, airflow_schema = excluded.airflow_schema;
+
+-- Notifies idle tails, at most once in a transaction. NOTIFY serialises commits, so a transaction does not notify if no
+-- tail is idle: active tails read without notifications (docs/decisions/0006).
+--
+-- Two advisory locks decide. An idle tail holds the idle-consumer lock, 1937011301, 1, in shared mode. So this
+-- function tries the lock in exclusive mode: if it fails, a tail is idle. The lock is released at once; CASE guarantees
+-- the order of the two calls. A transaction that does not notify holds the unnotified-writer lock,
+-- 1937011301, 2, in shared mode until its end. A tail that becomes idle waits until this lock is free, and reads
+-- once more before it waits for NOTIFY.
+--
+-- The idle-consumer lock is tried a second time, because a tail may have become idle between the first try and the
+-- unnotified-writer lock. That tail may have seen the unnotified-writer lock free, and would miss this transaction.
+--
+-- Names are qualified, because the caller may set no search_path.
+CREATE OR REPLACE FUNCTION stream_server.ring() RETURNS void
+    LANGUAGE plpgsql
+AS $body$
+DECLARE
+    unused pg_catalog.text;
+BEGIN
+    IF pg_catalog.current_setting('stream_server.rung', true) OPERATOR(pg_catalog.=) 'on'
+        OR pg_catalog.current_setting('stream_server.doorbell', true) OPERATOR(pg_catalog.=) 'off'
+    THEN
+        RETURN;
+    END IF;
+    unused := pg_catalog.set_config('stream_server.rung', 'on', true);
+    IF (CASE WHEN pg_catalog.pg_try_advisory_lock(1937011301, 1)
+             THEN pg_catalog.pg_advisory_unlock(1937011301, 1) ELSE false END)
+        AND pg_catalog.pg_try_advisory_xact_lock_shared(1937011301, 2)
+        AND (CASE WHEN pg_catalog.pg_try_advisory_lock(1937011301, 1)
+                  THEN pg_catalog.pg_advisory_unlock(1937011301, 1) ELSE false END)
+    THEN
+        RETURN;
+    END IF;
+    -- If the queue is full, NOTIFY fails the commit. Without a notification, tails find the row at their next poll.
+    IF pg_catalog.pg_notification_queue_usage() OPERATOR(pg_catalog.<) 0.9 THEN
+        PERFORM pg_catalog.pg_notify('stream_server', '');
+    END IF;
+END
+$body$;
+
+-- The trigger functions below run inside Airflow's transactions. They must not fail a transaction, must not block it
+-- for longer than 100 ms, and must cost almost nothing if no state has changed. So:
+--
+-- * They name only columns that all of Airflow 3.0 to 3.3 have. A missing column would be an error at the first row.
+-- * Everything is inside the block with the exception handler: any object of our schema, and any column, may be missing.
+-- * After an error they write nothing for the rest of the transaction (stream_server.given_up): its rows in the journal
+--   are incomplete anyway, and each further row could wait for lock_timeout again.
+-- * The exception handler, inserted from exception_handler.sql, depends on no object of our schema outside a block
+--   of its own. It is text in each function, and not a function, because that could be missing too.
+--
+-- The block is a subtransaction. If it writes, it takes a transaction id, and PostgreSQL keeps no more than 64 of them
+-- for a transaction in memory (docs/decisions/0014). So the functions for task instances and for deleted runs, of which
+-- one statement may change many, are called once for a statement, with its rows in transition tables.
+
+-- Records the created or changed task instances of a statement.
+--
+-- The n-th row of old_rows is the n-th of new_rows: PostgreSQL adds both when it updates the row. No column identifies
+-- a row: a retry changes id, and an expansion map_index. It is also the order in which the rows were locked, which the
+-- ids of the journal must follow.
+--
+-- Most statements update one row, and change no state (heartbeats). For them everything but one query is too expensive:
+-- a SET clause, PERFORM, and a join by position. Without SET search_path all names and operators must be qualified: the
+-- function has the privileges of its owner, and search_path is that of the caller.
+CREATE OR REPLACE FUNCTION stream_server.record_task() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+AS $body$
+DECLARE
+    has_several_rows pg_catalog.bool;
+    has_other_version pg_catalog.bool;
+    lock_timeout pg_catalog.text;
+    unused pg_catalog.text;
+BEGIN
+    IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+        SELECT s.has_several_rows, coalesce(n.dag_version_id, '00000000-0000-0000-0000-000000000000') OPERATOR(pg_catalog.<>) coalesce(o.dag_version_id, '00000000-0000-0000-0000-000000000000') INTO has_several_rows, has_other_version
+        FROM (SELECT (SELECT true FROM new_rows OFFSET 1 LIMIT 1) AS has_several_rows) AS s, old_rows AS o, new_rows AS n
+        WHERE s.has_several_rows OR (
+            coalesce(n.state, '') OPERATOR(pg_catalog.<>) coalesce(o.state, '')
+            OR coalesce(n.try_number, -1) OPERATOR(pg_catalog.<>) coalesce(o.try_number, -1)
+            OR coalesce(n.map_index, -2) OPERATOR(pg_catalog.<>) coalesce(o.map_index, -2)
+        ) OR coalesce(n.dag_version_id, '00000000-0000-0000-0000-000000000000') OPERATOR(pg_catalog.<>) coalesce(o.dag_version_id, '00000000-0000-0000-0000-000000000000')
+        LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+    IF pg_catalog.current_setting('stream_server.given_up', true) OPERATOR(pg_catalog.=) 'on' THEN
+        RETURN NULL;
+    END IF;
+    lock_timeout := pg_catalog.current_setting('lock_timeout');
+    unused := pg_catalog.set_config('lock_timeout', '100ms', true);
+    IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' THEN
+        INSERT INTO stream_server.journal
+            (kind, dag_id, run_id, task_id, map_index, try_number, state, start_date, end_date)
+        SELECT 'task', n.dag_id, n.run_id, n.task_id, n.map_index, n.try_number, n.state, n.start_date, n.end_date
+        FROM new_rows AS n;
+    ELSIF has_several_rows OR has_other_version THEN
+        -- FULL, because a plan is kept for statements of any size: an inner join may be planned as nested loops. It is
+        -- not reduced to an inner join, since the condition is true for rows that have no partner.
+        --
+        -- One row is enough for all instances of a run that a transaction moves to another version.
+        INSERT INTO stream_server.journal
+            (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state, start_date, end_date)
+        WITH changed AS MATERIALIZED (
+            SELECT n.*, o.state AS previous_state, (
+            coalesce(n.state, '') OPERATOR(pg_catalog.<>) coalesce(o.state, '')
+            OR coalesce(n.try_number, -1) OPERATOR(pg_catalog.<>) coalesce(o.try_number, -1)
+            OR coalesce(n.map_index, -2) OPERATOR(pg_catalog.<>) coalesce(o.map_index, -2)
+        ) AS is_task_changed,
+                   coalesce(n.dag_version_id, '00000000-0000-0000-0000-000000000000') OPERATOR(pg_catalog.<>) coalesce(o.dag_version_id, '00000000-0000-0000-0000-000000000000') AS has_other_version
+            FROM (SELECT pg_catalog.row_number() OVER () AS ordinal, r.dag_id, r.run_id, r.task_id, r.map_index,
+                         r.try_number, r.state, r.start_date, r.end_date, r.dag_version_id
+                  FROM new_rows AS r) AS n
+            FULL JOIN (SELECT pg_catalog.row_number() OVER () AS ordinal, r.map_index, r.try_number, r.state,
+                              r.dag_version_id
+                       FROM old_rows AS r) AS o
+                ON o.ordinal OPERATOR(pg_catalog.=) n.ordinal
+            WHERE (
+            coalesce(n.state, '') OPERATOR(pg_catalog.<>) coalesce(o.state, '')
+            OR coalesce(n.try_number, -1) OPERATOR(pg_catalog.<>) coalesce(o.try_number, -1)
+            OR coalesce(n.map_index, -2) OPERATOR(pg_catalog.<>) coalesce(o.map_index, -2)
+        ) OR coalesce(n.dag_version_id, '00000000-0000-0000-0000-000000000000') OPERATOR(pg_catalog.<>) coalesce(o.dag_version_id, '00000000-0000-0000-0000-000000000000')
+        )
+        SELECT c.kind, c.dag_id, c.run_id, c.task_id, c.map_index, c.try_number, c.state, c.previous_state,
+               c.start_date, c.end_date
+        FROM (
+            SELECT 0 AS ordinal, 'run_changed' AS kind, r.dag_id, r.run_id, NULL AS task_id, NULL AS map_index,
+                   NULL AS try_number, NULL AS state, NULL AS previous_state, NULL AS start_date, NULL AS end_date
+            FROM (SELECT DISTINCT t.dag_id, t.run_id FROM changed AS t WHERE t.has_other_version) AS r
+            WHERE coalesce(pg_catalog.current_setting('stream_server.changed_run', true), '')
+                  OPERATOR(pg_catalog.<>) pg_catalog.concat(r.dag_id, ' ', r.run_id)
+            UNION ALL
+            SELECT t.ordinal, 'task', t.dag_id, t.run_id, t.task_id, t.map_index, t.try_number, t.state,
+                   t.previous_state, t.start_date, t.end_date
+            FROM changed AS t WHERE t.is_task_changed
+        ) AS c
+        ORDER BY c.ordinal;
+    ELSE
+        INSERT INTO stream_server.journal
+            (kind, dag_id, run_id, task_id, map_index, try_number, state, previous_state, start_date, end_date)
+        SELECT 'task', n.dag_id, n.run_id, n.task_id, n.map_index, n.try_number, n.state, o.state, n.start_date,
+               n.end_date
+        FROM new_rows AS n, old_rows AS o;
+    END IF;
+    -- An expression is cheaper than PERFORM.
+    IF FOUND AND stream_server.ring() IS NULL THEN
+        NULL;
+    END IF;
+    IF has_other_version THEN
+        unused := pg_catalog.set_config(
+            'stream_server.changed_run',
+            (SELECT pg_catalog.concat(n.dag_id, ' ', n.run_id) FROM new_rows AS n LIMIT 1), true);
+    END IF;
+    unused := pg_catalog.set_config('lock_timeout', lock_timeout, true);
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM pg_catalog.set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM pg_catalog.nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+-- Records that task instances were deleted, by one row for each run. If their run is deleted, the DELETE cascades to
+-- them, and this is not called: the trigger's WHEN is evaluated inside the trigger of the foreign key, where
+-- pg_trigger_depth() is 1. It names no column, so it is in no migration's way. This function can't check the depth
+-- itself: PostgreSQL calls it after the trigger of the foreign key has returned.
+CREATE OR REPLACE FUNCTION stream_server.record_deletion() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+BEGIN
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal (kind, dag_id, run_id)
+    SELECT DISTINCT 'run_changed', d.dag_id, d.run_id FROM deleted AS d;
+    IF FOUND THEN
+        PERFORM stream_server.ring();
+    END IF;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM pg_catalog.set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM pg_catalog.nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+CREATE OR REPLACE FUNCTION stream_server.record_run() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+DECLARE
+    old_state text;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        IF NEW.state IS NOT DISTINCT FROM OLD.state AND NEW.clear_number = OLD.clear_number THEN
+            RETURN NULL;
+        END IF;
+        old_state := OLD.state;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal
+        (kind, dag_id, run_id, state, previous_state, clear_number, queued_at, start_date, end_date)
+    VALUES
+        ('run', NEW.dag_id, NEW.run_id, NEW.state, old_state, NEW.clear_number, NEW.queued_at, NEW.start_date,
+         NEW.end_date);
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM pg_catalog.set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM pg_catalog.nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+-- Records the deleted runs of a statement. `airflow db clean` deletes any number of them in one.
+CREATE OR REPLACE FUNCTION stream_server.record_run_deletion() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+BEGIN
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal (kind, dag_id, run_id, previous_state)
+    SELECT 'run_deleted', o.dag_id, o.run_id, o.state FROM old_rows AS o;
+    IF FOUND THEN
+        PERFORM stream_server.ring();
+    END IF;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM pg_catalog.set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM pg_catalog.nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+-- Records return values and the output of running tasks. Other XComs are no results. A DELETE is not recorded: when a
+-- return value is deleted, the state of its task changes too. Output is stored in its own table, up to 262144
+-- bytes of text.
+CREATE OR REPLACE FUNCTION stream_server.record_xcom() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+DECLARE
+    journal_row record;
+    output_text text;
+BEGIN
+    IF NEW.key <> 'return_value' AND NEW.key <> 'stream_server_output' THEN
+        RETURN NULL;
+    END IF;
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    IF NEW.key = 'stream_server_output' AND pg_column_size(NEW.value) <= 262144 THEN
+        output_text := NEW.value::text;
+    END IF;
+    -- Only Airflow 3.3 has dag_result, so it is read through JSON. The value is removed first, from this copy of the
+    -- row: it may be large, and to_jsonb would convert it.
+    NEW.value := NULL;
+    INSERT INTO stream_server.journal (kind, dag_id, run_id, task_id, map_index, xcom_key, dag_result)
+    VALUES
+        ('xcom', NEW.dag_id, NEW.run_id, NEW.task_id, NEW.map_index, NEW.key,
+         (to_jsonb(NEW) ->> 'dag_result')::boolean)
+    RETURNING id, txid, at INTO journal_row;
+    IF NEW.key = 'stream_server_output' THEN
+        INSERT INTO stream_server.output (id, txid, at, map_index, dag_id, run_id, task_id, body)
+        VALUES
+            (journal_row.id, journal_row.txid, journal_row.at, NEW.map_index, NEW.dag_id, NEW.run_id, NEW.task_id,
+             CASE WHEN octet_length(output_text) <= 262144 THEN output_text END);
+    END IF;
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM pg_catalog.set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM pg_catalog.nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+
+-- A request for human input names its task instance by id. The row has no DAG and no run: to look them up, the trigger
+-- would have to read Airflow's tables. Readers skip rows of this kind: nothing consumes them yet.
+CREATE OR REPLACE FUNCTION stream_server.record_input() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $body$
+BEGIN
+    IF current_setting('stream_server.given_up', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO stream_server.journal (kind, ti_id) VALUES ('input', NEW.ti_id);
+    PERFORM stream_server.ring();
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM pg_catalog.set_config('stream_server.given_up', 'on', true);
+    RAISE LOG 'stream_server could not record a transition: %', SQLERRM;
+    BEGIN
+        PERFORM pg_catalog.nextval('stream_server.losses');
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$body$;
+

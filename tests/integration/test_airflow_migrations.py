@@ -1,0 +1,44 @@
+"""Statements of `airflow db migrate`, as the triggers see them."""
+
+from __future__ import annotations
+
+from stream_server.domain.run_state import RunKey
+from support.airflow_sql import AirflowSql
+
+COUNT = "SELECT count(*) FROM stream_server.journal"
+COPY = (
+    "INSERT INTO task_instance (id, dag_id, run_id, task_id, map_index, try_number, max_tries, pool, pool_slots, state)"
+    " SELECT gen_random_uuid(), dag_id, run_id, task_id, 7, 1, 0, pool, pool_slots, 'success' FROM task_instance"
+)
+
+
+async def test_a_try_number_without_a_state_is_no_transition(airflow: AirflowSql, run: RunKey) -> None:
+    """Migrations of Airflow to 3.2 and 3.4 change try numbers of old rows."""
+    before = await airflow.connection.fetchval(COUNT)
+    await airflow.connection.execute("UPDATE task_instance SET try_number = try_number + 1, id = gen_random_uuid()")
+    await airflow.connection.execute("UPDATE task_instance SET try_number = 7 WHERE task_id = 'ask'")
+    assert await airflow.connection.fetchval(COUNT) == before
+
+
+async def test_copies_of_rows_are_not_recorded_in_a_migration(airflow: AirflowSql, run: RunKey) -> None:
+    """A migration changes the columns of a table and its rows in one transaction."""
+    before = await airflow.connection.fetchval(COUNT)
+    async with airflow.connection.transaction():
+        await airflow.connection.execute("ALTER TABLE task_instance ADD COLUMN kept boolean DEFAULT true")
+        await airflow.connection.execute(COPY)
+        await airflow.connection.execute("UPDATE task_instance SET state = 'failed'")
+    assert await airflow.connection.fetchval(COUNT) == before
+    await airflow.set_task(run, "ask", "success")
+    assert await airflow.connection.fetchval(COUNT) == before + 1
+    assert await airflow.connection.fetchval("SELECT last_value + is_called::integer FROM stream_server.losses") == 0
+
+
+async def test_values_that_a_migration_touches_are_not_recorded(airflow: AirflowSql, run: RunKey) -> None:
+    await airflow.run_task(run, "ask", "value")
+    before = await airflow.connection.fetchval(COUNT)
+    async with airflow.connection.transaction():
+        await airflow.connection.execute("ALTER TABLE xcom ADD COLUMN mapped_length integer")
+        await airflow.connection.execute("UPDATE xcom SET mapped_length = 1")
+    assert await airflow.connection.fetchval(COUNT) == before
+    await airflow.connection.execute("UPDATE xcom SET value = '1'")
+    assert await airflow.connection.fetchval(COUNT) == before + 1
