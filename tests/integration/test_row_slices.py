@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+
 import pytest
 
+from stream_server.domain.run_state import RunKey
 from stream_server.journal.connection import close_connection, connect
 from stream_server.journal.row_slices import ROWS_AT_ONCE, fetch_in_slices
+from stream_server.journal.run_store import RunStore
+from support.airflow_sql import AirflowSql, serialized_dag
 
 NUMBERS = "SELECT number, $1::text AS name FROM generate_series(1, $2::integer) AS number ORDER BY number DESC -- last"
 
@@ -25,3 +31,24 @@ async def test_the_rows_are_those_of_a_fetch(journal: str, count: int, in_transa
         assert not connection.is_in_transaction()
     finally:
         await close_connection(connection)
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+async def test_a_large_dag_is_read_in_pieces(journal: str, airflow: AirflowSql, is_compressed: bool) -> None:
+    document = serialized_dag("large", {f"{'é' * 200}_{number:04}": () for number in range(3000)})
+    version = await airflow.add_serialized_dag("large", document)
+    if is_compressed:
+        await airflow.connection.execute(
+            "UPDATE serialized_dag SET data = NULL, data_compressed = $2 WHERE dag_version_id = $1",
+            version,
+            zlib.compress(json.dumps(document).encode()),
+        )
+    key = RunKey("large", "r")
+    await airflow.trigger(key, version, [])
+    store = RunStore(journal, pool_size=1, max_result_bytes=1000)
+    try:
+        run, _ = await store.read_run(key)
+    finally:
+        await store.close()
+    assert run.graph is not None
+    assert run.graph.tasks.keys() == {f"{'é' * 200}_{number:04}" for number in range(3000)}
