@@ -95,9 +95,9 @@ def _find_request(transition: Transition, requests: dict[UUID | InstanceName, _R
     if not _starts_to_wait(transition):
         return None
     request = requests.get(_name_of(transition))
-    if request is None or (request.record.answered_at is not None and not request.record.is_taken_over):
+    if request is None or request.record.try_number != transition.try_number:
         return None
-    return request
+    return request if request.record.answered_at is None or request.record.is_taken_over else None
 
 
 def _announce(transition: Transition, request: _Request) -> Transition:
