@@ -12,6 +12,7 @@ import uvicorn
 from starlette.applications import Starlette
 from typing_extensions import override
 
+from stream_server.auth.api_keys import ApiKeys
 from stream_server.errors import SettingsError
 from stream_server.server.app import create_app
 from stream_server.server.client_connections import (
@@ -146,12 +147,15 @@ def run_server(settings: Settings) -> None:
 
 
 def check_settings(settings: Settings) -> None:
-    """Check what settings mean together, and the database's URL.
+    """Check what settings mean together, the database's URL, and the file of API keys.
 
     Raises:
-        SettingsError: Other machines can reach the address and no authorization was chosen, or the URL is invalid.
+        SettingsError: Other machines can reach the address and no authorization was chosen, or the URL or the file is
+            invalid.
     """
     DatabaseUrl.parse(settings.database_address)
+    # Reads the file.
+    ApiKeys(settings.api_keys_file, None)
     settings.check_auth_choice(loopback=is_loopback(settings.host))
 
 

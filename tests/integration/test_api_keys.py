@@ -11,8 +11,8 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from stream_server.auth.api_keys import ApiKeys
 from stream_server.errors import SettingsError
+from stream_server.server.main import check_settings
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest
@@ -145,9 +145,9 @@ async def test_a_token_that_airflow_refuses_is_not_used_again(client: httpx.Asyn
         json.dumps({"keys": [entry(password="secret")]}),
     ],
 )
-def test_a_file_that_is_not_valid_stops_the_start(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_valid_stops_the_start(tmp_path: Path, settings: Callable[..., Settings], text: str) -> None:
     path = tmp_path / "keys.json"
     path.write_text(text)
     with pytest.raises(SettingsError, match="API keys") as raised:
-        ApiKeys(str(path), None)
+        check_settings(settings(api_keys_file=str(path)))
     assert "secret" not in str(raised.value)
