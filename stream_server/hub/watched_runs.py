@@ -300,9 +300,19 @@ class WatchedRuns:
         """Look up why runs do not proceed, as long as any are watched: one query for all that have not changed."""
         while True:
             await asyncio.sleep(WAITING_CHECK_SECONDS)
-            resting = [watched for watched in self._runs.values() if _is_resting(watched)]
+            resting = await self._find_resting()
             for start in range(0, len(resting), MAX_WAITING_RUNS):
                 await self._read_waiting(resting[start : start + MAX_WAITING_RUNS])
+
+    async def _find_resting(self) -> list[WatchedRun]:
+        resting = []
+        for number, watched in enumerate(list(self._runs.values()), 1):
+            if _is_resting(watched):
+                resting.append(watched)
+            if number % MAX_WAITING_RUNS == 0:
+                # 10,000 runs take more than 10 ms.
+                await asyncio.sleep(0)
+        return resting
 
     async def _read_waiting(self, resting: Sequence[WatchedRun]) -> None:
         changes = [watched.feed.changes for watched in resting]
