@@ -55,11 +55,12 @@ async def add_requests(transitions: Sequence[Transition], read_requests: ReadReq
         request = _find_request(transition, requests)
         if request is None:
             continue
+        announcement = _announce(transition, request)
         identity = (request.record.dag_id, request.record.run_id, request.record.instance, request.record.identity)
-        key = (*identity, is_open_row(transition, request.record))
+        key = (*identity, is_open_row(announcement, request.record))
         if key not in seen:
             seen.add(key)
-            found.append(_announce(transition, request))
+            found.append(announcement)
     return found
 
 
