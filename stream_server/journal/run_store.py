@@ -31,7 +31,7 @@ from stream_server.journal.connection import (
 from stream_server.journal.dag_versions import GraphCache, find_version, read_earlier_marks
 from stream_server.journal.human_input import add_requests, fetch_requests
 from stream_server.journal.installer import load_queries_for
-from stream_server.journal.reader import decode_rows, limit_to_newest_row, log_skipped_rows
+from stream_server.journal.reader import SkippedRow, decode_rows, limit_to_newest_row, log_skipped_rows
 from stream_server.journal.replica_snapshot import fetch_with_snapshot
 from stream_server.journal.row_slices import call_for_rows, fetch_in_slices
 from stream_server.journal.run_rows import apply_output, build_run_state, build_values, build_waiting
@@ -170,13 +170,12 @@ class RunStore:
         """
         async with self.acquire_connection() as (connection, queries):
             dag_id, run_id = key or (None, None)
-            rows = await connection.fetch(
-                queries["history"], dag_id, run_id, since.snapshot, MAX_HISTORY + 1, since.epoch, MAX_HISTORY_SCAN
-            )
+            arguments = dag_id, run_id, since.snapshot, MAX_HISTORY + 1, since.epoch, MAX_HISTORY_SCAN
+            rows = await fetch_in_slices(connection, queries["history"], *arguments)
             version = rows[0]["version"]
             if len(rows) > MAX_HISTORY or not rows[0]["is_complete"]:
                 return None
-            transitions, skipped = decode_rows(row[2:] for row in rows if row["id"] is not None)
+            transitions, skipped = await call_for_rows(_decode_history, rows)
             if skipped:
                 log_skipped_rows(skipped, self._logged_causes)
                 return None
@@ -374,6 +373,10 @@ class RunStore:
             return None
         bodies = {row["id"]: row["body"] for row in rows}
         return [one._replace(body=bodies.get(one.seq)) for one in transitions]
+
+
+def _decode_history(rows: Sequence[asyncpg.Record]) -> tuple[list[Transition], list[SkippedRow]]:
+    return decode_rows(row[2:] for row in rows if row["id"] is not None)
 
 
 def _prepare_run_state(run: RunState) -> None:
