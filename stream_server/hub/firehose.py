@@ -262,7 +262,11 @@ def reset_wires(reason: ResetReason, position: JournalPosition) -> list[Wire]:
 
 def required_resources(wanted: Filter, history: Iterable[Transition]) -> set[Resource]:
     """Return what a caller must be allowed to read to get everything of a history that matches a filter."""
-    matching = [one for one in history if wanted.matches_ids(one)]
+    matching = [
+        one
+        for one in history
+        if wanted.matches_ids(one) and (one.kind is not TransitionKind.INPUT or wanted.wants_inputs)
+    ]
     return {
         *(Resource(one.dag_id) for one in matching),
         *(Resource(one.dag_id, output=True) for one in matching if is_output(one)),
