@@ -168,16 +168,6 @@ async def test_output_is_a_resource_of_its_own(airflow: AirflowDouble) -> None:
     assert sorted(airflow.requests) == [RUNS, RUNS, OUTPUT, OUTPUT]
 
 
-async def test_no_list_renews_the_permission_for_human_input(airflow: AirflowDouble) -> None:
-    airflow.allowed = {f"dag{number}" for number in range(2 * MAX_DIRECT_REQUESTS)}
-    inputs = {Resource(dag_id, inputs=True) for dag_id in airflow.allowed}
-    assert await airflow.dags.filter_readable(inputs) == inputs
-    airflow.requests.clear()
-    airflow.now += 61
-    assert await airflow.dags.filter_readable(inputs) == inputs
-    assert (set(airflow.requests), airflow.listed) == (inputs, 0)
-
-
 async def test_a_lost_permission_for_output_is_detected_for_many_dags(airflow: AirflowDouble) -> None:
     airflow.allowed = {f"dag{number}" for number in range(3 * MAX_DIRECT_REQUESTS)}
     output = output_of(*airflow.allowed)
