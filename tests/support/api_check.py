@@ -49,6 +49,7 @@ from support.waiting import eventually_async
 KNOWN = {
     "dag_id": "chat",
     "run_id": "over",
+    "task_id": "ask",
     "model": "chat",
     "chat_id": "c1",
     "response_id": encode_response_id(RunKey("chat", "over")),
