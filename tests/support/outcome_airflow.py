@@ -19,6 +19,7 @@ from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
+from airflow.utils.state import TaskInstanceState
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
@@ -105,3 +106,19 @@ def skip_downstream(instance: Any, task_ids: Sequence[str], session: Session) ->
     payload = TISkippedDownstreamTasksStatePayload(tasks=[(task_id, -1) for task_id in task_ids])
     bag = (DBDagBag(load_op_links=False),) if HAS_ROW_PER_TRY else ()
     ti_skip_downstream(instance.id, payload, session, *bag)
+
+
+def find_looped_tasks(dag: Any) -> frozenset[str]:
+    """Return the tasks in loops, and their gates (Airflow 3.4)."""
+    if not HAS_ROW_PER_TRY:
+        return frozenset()
+    enclosing_loop = import_module("airflow.models.task_coordinates").enclosing_loop
+    return frozenset(task.task_id for task in dag.tasks if enclosing_loop(task) is not None)
+
+
+def complete_gate(instance: Any, session: Session, *, stops: bool) -> None:
+    """Decide whether another iteration follows, as the Execution API does when a gate succeeds."""
+    loop = import_module("airflow.models.task_coordinates").enclosing_loop(instance.task)
+    is_last = instance.region_index + 1 >= loop.max_iterations
+    state = TaskInstanceState.SUCCESS
+    instance.dag_run.complete_loop_gate(instance, loop, state, stop=stops or is_last, reason=None, session=session)

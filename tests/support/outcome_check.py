@@ -101,6 +101,9 @@ def scheduler_database() -> SchedulerDatabase:
     global _database  # noqa: PLW0603 # a process of a pool has no other place
     if _database is None:
         _database = _create_database()
+        # What is imported stays: a collection after each chunk need not look at it again.
+        gc.collect()
+        gc.freeze()
     return _database
 
 
@@ -164,6 +167,7 @@ def _check_predictions(seed: str, figures: Counter[str], remarks: list[str]) -> 
 
     case = Case(seed)
     simulated = simulate(case, scheduler_database())
+    figures["looped"] += any(case.graph.loop_of(task_id) is not None for task_id in case.graph.tasks)
     figures.update(
         cases=1, plain=not case.branching, moments=len(simulated.moments), instances=len(simulated.moments[-1].rows)
     )
@@ -228,6 +232,7 @@ def report_figures(figures: Counter[str]) -> dict[str, Any]:
         "early": round(figures["at once"] / reported, 4) if reported else None,
         "misses": figures["plain late"],
         "without_branching": figures["plain"],
+        "with_loops": figures["looped"],
         "sampled_without_branching": figures["plain at once"] + figures["plain late"],
         "failed_answers": figures["failed"],
         "sampled": reported + figures["hopeless"],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.python import BranchPythonOperator, ShortCircuitOperator
-from airflow.sdk import DAG, BaseOperator, TaskGroup
+from airflow.sdk import DAG, BaseOperator, TaskGroup, task_group
 from airflow.sdk.definitions._internal.expandinput import DictOfListsExpandInput
 from airflow.sdk.definitions.taskgroup import MappedTaskGroup
 from typing_extensions import override
@@ -17,6 +18,12 @@ DAG_ID = "random"
 
 RESULT_PARAM = "stream_result"
 """Param that marks a task as a result task."""
+
+HAS_LOOPS = find_spec("airflow.sdk.definitions.loop") is not None
+"""Whether there are task loops (Airflow 3.4)."""
+
+LOOP_RULES = ["all_success", "all_success", "all_done", "none_failed", "none_skipped"]
+"""Rules in loops: those that wait for all, so that an iteration has ended when its gate runs."""
 
 RULES = [
     "all_done",
@@ -35,6 +42,11 @@ RACING_RULES = ["one_success", "one_failed", "one_done", "none_failed_min_one_su
 
 FAILURE_RULES = ["all_failed", "all_skipped", "one_failed"]
 """Rules that run a task because others failed or were skipped. Half of the DAGs have them."""
+
+
+def is_enough() -> bool:
+    """Stand for the decision of a gate, which the test makes."""
+    return True
 
 
 class ScriptedTask(BaseOperator):  # type: ignore[misc]
@@ -58,6 +70,9 @@ class DagMaker:
         self._rng = rng
         self._branching = branching
         self._tasks: list[Any] = []
+        self._looped: list[Any] = []
+        """The tasks in loops."""
+
         self._fail_fast = rng.random() < 0.08
         self._rules = RULES + (FAILURE_RULES if rng.random() < 0.5 else [])
         self._common = {"retry_delay": timedelta(0), "retries": 3}
@@ -85,6 +100,9 @@ class DagMaker:
     def _group(self, count: int, *, depth: int, mapped: bool) -> None:
         name = f"g{len(self._tasks)}_{depth}"
         first = len(self._tasks)
+        if HAS_LOOPS and not mapped and self._chance(0.4):
+            self._loop(name, count)
+            return
         # Airflow maps a group within a mapped one, but not a task.
         if self._chance(0.5) and (not mapped or (self._branching and self._chance(0.2))):
             values = {"value": self._values(literal=mapped)}
@@ -96,6 +114,30 @@ class DagMaker:
             self._fill(count, depth=depth, mapped=mapped)
         if self._tasks[:first] and self._chance(0.3):
             self._rng.choice(self._tasks[:first]) >> group
+
+    def _loop(self, name: str, count: int) -> None:
+        """Add a task loop. It has one last task, from which its gate follows."""
+
+        def add_tasks() -> None:
+            added = [self._looped_task() for _ in range(count)]
+            leaves = [task for task in added if not task.downstream_list]
+            if len(leaves) > 1:
+                leaves >> self._looped_task(connect=False)
+
+        loop: Any = task_group(group_id=name)(add_tasks)
+        loop.loop(max_iterations=self._rng.choice((1, 2, 2, 3)), until=is_enough)
+
+    def _looped_task(self, *, connect: bool = True) -> Any:
+        rule = "all_success" if self._fail_fast else self._rng.choice(LOOP_RULES)
+        options = {"task_id": f"t{len(self._tasks)}", "trigger_rule": rule, **self._common}
+        kind = BranchPythonOperator if self._branching and self._chance(0.15) else None
+        task = ScriptedTask(**options) if kind is None else kind(python_callable=print, **options)
+        if connect:
+            self._connect(task)
+        else:
+            self._tasks.append(task)
+        self._looped.append(task)
+        return task
 
     def _task(self, *, mapped: bool) -> Any:
         rule = "all_success" if self._fail_fast or self._chance(0.5) else self._rng.choice(self._rules)
@@ -118,6 +160,7 @@ class DagMaker:
     def _values(self, *, literal: bool = False) -> Any:
         """Return what to map over: some numbers, or the value of an earlier task."""
         sources = [task for task in self._tasks if task.get_closest_mapped_task_group() is None]
+        sources = [task for task in sources if task not in self._looped]
         if not self._branching:
             sources = [task for task in sources if not hasattr(task, "partial_kwargs")]
         if sources and not literal and self._chance(0.6):
@@ -137,7 +180,7 @@ class DagMaker:
             return
         for _ in range(self._rng.randint(1, 2)):
             setup = self._rng.choice(self._tasks)
-            if setup.is_teardown or setup.is_setup or self._is_skipper(setup):
+            if setup.is_teardown or setup.is_setup or self._is_skipper(setup) or setup in self._looped:
                 continue
             group = setup.task_group if self._chance(0.7) else None
             options: dict[str, Any] = {"task_id": f"d{len(self._tasks)}", **self._common}

@@ -26,6 +26,9 @@ UNFINISHED_WORK = frozenset({"scheduled", "queued", "running"})
 
 InstanceKey = tuple[str, int]
 
+_ORDER = (TaskInstance.task_id, TaskInstance.map_index)
+"""The newest iteration of a task in a loop is the last one: its number is where others have the `map_index`."""
+
 
 class Row(NamedTuple):
     """A task instance in the database."""
@@ -34,6 +37,9 @@ class Row(NamedTuple):
     try_number: int
     dated: bool
     """Whether it has an `end_date`."""
+
+    iteration: int | None = None
+    """Of a task in a loop, its newest iteration."""
 
 
 class OrderedDeps:
@@ -86,6 +92,7 @@ class Run:
         self.dag = DagSerialization.from_dict(json.loads(text))
         for task in self.dag.task_dict.values():
             task.deps = OrderedDeps(sorted(task.deps, key=lambda dep: dep.NAME))
+        self._looped = outcome_airflow.find_looped_tasks(self.dag)
         outcome_airflow.serve_dag(database.version_id, self.dag)
         self.shuffle(rng)
         model: Any = self._session.get(DagModel, DAG_ID)
@@ -137,10 +144,12 @@ class Run:
             TaskInstance.try_number,
             TaskInstance.end_date.is_not(None),
         ).where(TaskInstance.dag_id == DAG_ID, TaskInstance.run_id == "run", *outcome_airflow.CURRENT)
-        return {
-            (task_id, map_index): Row(None if state is None else str(getattr(state, "value", state)), try_number, dated)
-            for task_id, map_index, state, try_number, dated in self._session.execute(columns)
-        }
+        rows: dict[InstanceKey, Row] = {}
+        for task_id, map_index, state, try_number, dated in self._session.execute(columns.order_by(*_ORDER)):
+            iteration = map_index if task_id in self._looped else None
+            row = Row(None if state is None else str(getattr(state, "value", state)), try_number, dated, iteration)
+            rows[task_id, -1 if task_id in self._looped else map_index] = row
+        return rows
 
     def schedule(self) -> None:
         """Run one loop of the scheduler for the run (`SchedulerJobRunner._schedule_dag_run`)."""
@@ -179,6 +188,11 @@ class Run:
             )
         self._set(instance_key, "failed")
 
+    def complete_gate(self, instance_key: InstanceKey, *, stops: bool) -> None:
+        """Succeed as the gate of a loop."""
+        outcome_airflow.complete_gate(self._instance(instance_key), self._session, stops=stops)
+        self._set(instance_key, "success")
+
     def skip(self, instance_key: InstanceKey) -> None:
         self._set(instance_key, "skipped")
 
@@ -187,12 +201,11 @@ class Run:
 
     def _instance(self, instance_key: InstanceKey) -> Any:
         chosen = select(TaskInstance).where(
-            TaskInstance.dag_id == DAG_ID,
-            TaskInstance.task_id == instance_key[0],
-            TaskInstance.map_index == instance_key[1],
-            *outcome_airflow.CURRENT,
+            TaskInstance.dag_id == DAG_ID, TaskInstance.task_id == instance_key[0], *outcome_airflow.CURRENT
         )
-        instance = self._session.scalars(chosen).one()
+        if instance_key[0] not in self._looped:
+            chosen = chosen.where(TaskInstance.map_index == instance_key[1])
+        *_, instance = self._session.scalars(chosen.order_by(*_ORDER))
         instance.task = self.dag.task_dict[instance_key[0]]
         return instance
 

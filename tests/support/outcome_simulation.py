@@ -161,6 +161,9 @@ def _work(run: Run, instance: InstanceKey, rng: random.Random, behaviour: Worker
         run.fail(instance)
     elif (draw := draw - behaviour.skip) < 0 or instance[0] == behaviour.skipping:
         run.skip(instance)
+    elif task.task_type == "LoopGateOperator":
+        # It is not retried: its delay is Airflow's default of minutes.
+        run.complete_gate(instance, stops=rng.random() < 0.4)
     elif draw - behaviour.retry < 0:
         run.retry(instance)
     elif behaviour.decide and task.inherits_from_skipmixin:
@@ -213,8 +216,10 @@ def _moment(case: Case, run: Run, *, with_prediction: bool = True) -> Moment:
     state = RunState(KEY, info, case.graph)
     for (task_id, map_index), row in rows.items():
         end_date = SOME_TIME if row.dated else None
-        state.add_instance(task_id, map_index, TaskInstance(row.state, row.try_number, end_date=end_date))
-    whole = Prediction(case.graph, {task_id: instances.by_state for task_id, instances in state.tasks.items()})
+        instance = TaskInstance(row.state, row.try_number, end_date=end_date)
+        state.add_instance(task_id, map_index, instance, row.iteration)
+    states = {task_id: instances.by_state for task_id, instances in state.tasks.items()}
+    whole = Prediction(case.graph, states, state.iterations.newest)
     decisions: dict[str, FailureKnown] = {}
     options = [WatchOptions(result_tasks=(task_id,)) for task_id in case.graph.tasks]
     if case.graph.only_leaf is None:
@@ -243,11 +248,19 @@ def find_faults(case: Case, simulated: SimulatedRun) -> list[str]:
             found += [f"moment {number}: {one}" for one in _is_wrong(simulated, moment, option, decision)]
         for task_id, possible_states in moment.possible_states.items():
             for (name, index), row in last.rows.items():
-                if name == task_id and row.state in ENDS and not _possible(possible_states, index) & ENDS[row.state]:
+                if name != task_id or row.state not in ENDS or _is_replaced(moment, last, (name, index)):
+                    continue
+                if not _possible(possible_states, index) & ENDS[row.state]:
                     found.append(
                         f"moment {number}: {name}[{index}] cannot be {row.state}, only {dict(possible_states)}"
                     )
     return found
+
+
+def _is_replaced(moment: Moment, last: Moment, instance: InstanceKey) -> bool:
+    """Whether another iteration of its loop has followed (Airflow 3.4)."""
+    before = moment.rows.get(instance)
+    return before is not None and before.iteration != last.rows[instance].iteration
 
 
 def _is_wrong(simulated: SimulatedRun, moment: Moment, option: str, decision: FailureKnown) -> list[str]:
