@@ -15,6 +15,13 @@ def test_a_reader_has_the_privileges_of_all_queries() -> None:
     assert {each.name for each in READER_PRIVILEGES if each.schema is None} == airflow_tables | {""}
 
 
+def test_uninstall_revokes_the_privileges_on_all_tables() -> None:
+    listed = re.search(r"relname IN \(([^)]*)\)", load_sql("uninstall.sql"))
+    assert listed is not None
+    granted = {each.name for each in READER_PRIVILEGES if each.kind == "table" and each.schema is None}
+    assert set(re.findall(r"'(\w+)'", listed[1])) == granted
+
+
 def test_names_are_quoted() -> None:
     script = build_grants_sql("o'brien", "it's")
     assert "rolname = 'o''brien'" in script
