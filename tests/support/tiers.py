@@ -15,6 +15,8 @@ import contextlib
 import os
 import queue
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +51,12 @@ CORE = ("domain", "hub", "journal")
 """Unit tests that take half of the time."""
 
 SELECTIONS = ("--fast", "--unit")
+
+NEXT_AIRFLOW = "3.4.0b2"
+"""Version on which the tests with the marker `core` run, too, in an environment of their own."""
+
+NEXT_AIRFLOW_PYTHON = (3, 11)
+"""The oldest Python that it runs on."""
 
 NO_TESTS = 5
 """Exit code of pytest."""
@@ -128,10 +136,36 @@ def make_tiers(arguments: list[str], selection: str | None = None) -> list[Tier]
         pytest("integration", *others("integration", steady + faults)),
         pytest("matrix", "matrix"),
         pytest("demo, outcome", *own),
+        *_make_next_airflow_tiers(arguments),
         pytest("smoke", "smoke"),
         pytest("integration, fast", *steady),
         *units,
     ]
+
+
+def _make_next_airflow_tiers(arguments: list[str]) -> list[Tier]:
+    """Return the tier with the next version of Airflow. It is left out, with a message, where no Python can run it."""
+    python = sys.executable
+    if sys.version_info < NEXT_AIRFLOW_PYTHON:
+        names = (f"python3.{minor}" for minor in range(NEXT_AIRFLOW_PYTHON[1], 15))
+        # Not all programs on PATH run: pyenv has one for each version that any environment has.
+        python = next((name for name in names if shutil.which(name) and _is_executable(name)), "")
+    if not python:
+        _print(
+            f"Left out: the tests on Airflow {NEXT_AIRFLOW}, which needs Python 3.11 or newer. This is Python"
+            f" {sys.version.split()[0]}, and PATH has no newer one."
+        )
+        return []
+    environment = f".venv-airflow-{NEXT_AIRFLOW}"
+    make = ["make", "--no-print-directory", f"AIRFLOW={NEXT_AIRFLOW}", f"PYTHON={python}"]
+    pytest = [f"{environment}/bin/python", "-m", "pytest", "tests/airflow", "-m", "core", *arguments]
+    # Not `make test-airflow`: make would replace the exit code of pytest.
+    script = f"{shlex.join([*make, f'{environment}/.dev', f'{environment}/.pages'])} && exec {shlex.join(pytest)}"
+    return [Tier(f"airflow {NEXT_AIRFLOW}", ("sh", "-c", script))]
+
+
+def _is_executable(program: str) -> bool:
+    return subprocess.run([program, "-c", ""], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def run_lanes(todo: list[Tier]) -> None:

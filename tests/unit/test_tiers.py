@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from support.tiers import NO_TESTS, ROOT, Tier, make_tiers, run_lanes
+from support.tiers import NEXT_AIRFLOW, NO_TESTS, ROOT, Tier, make_tiers, run_lanes
 
 
 def make_tier(name: str, code: int, *, output: str = "") -> Tier:
@@ -32,6 +32,23 @@ def test_a_tier_without_tests_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> No
     assert empty.is_failed, "it has not run"
     run_lanes([empty])
     assert empty.is_failed
+
+
+def test_a_core_of_the_tests_runs_on_the_next_airflow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def commands() -> list[str]:
+        return [" ".join(tier.command) for tier in make_tiers(["-k", "a or $b"]) if tier.name.startswith("airflow 3")]
+
+    (command,) = commands()
+    assert f"AIRFLOW={NEXT_AIRFLOW}" in command
+    assert command.endswith("-m pytest tests/airflow -m core -k 'a or $b'")
+    assert (ROOT / f"constraints-airflow-{NEXT_AIRFLOW}.txt").exists()
+
+    monkeypatch.setattr("support.tiers.NEXT_AIRFLOW_PYTHON", (3, 99))
+    monkeypatch.setenv("PATH", "")
+    assert commands() == []
+    assert f"Left out: the tests on Airflow {NEXT_AIRFLOW}, which needs Python 3.11" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
