@@ -17,13 +17,17 @@ IS_PYTHON_TIME = "BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59.9999
 """Condition on a time: whether Python's `datetime` can hold it. PostgreSQL's times reach from 4713 BC to 294276 AD, and
 can be infinite."""
 
-IS_TASK_CHANGED = """(
+_IS_STATE_CHANGED = """(
             coalesce(n.state, '') OPERATOR(pg_catalog.<>) coalesce(o.state, '')
             OR coalesce(n.map_index, -2) OPERATOR(pg_catalog.<>) coalesce(o.map_index, -2)
         )"""
+IS_TASK_CHANGED = f"({_IS_STATE_CHANGED} OR coalesce(n.try_number OPERATOR(pg_catalog.<>) o.try_number, false))"
 """Condition on the old (`o`) and the new row (`n`) of a task instance: whether the journal records the change."""
 
-IS_TRY_CHANGED = IS_TASK_CHANGED.replace("map_index", "region_index")
+IS_ONLY_TRY_CHANGED = f"NOT {_IS_STATE_CHANGED}"
+"""Whether a recorded change is one of the try number alone. Airflow makes none, except in migrations."""
+
+IS_TRY_CHANGED = _IS_STATE_CHANGED.replace("map_index", "region_index")
 """The same for tables in which each try is a row (Airflow 3.4), but also true for rows that are not live."""
 
 IS_TRY_RECORDED = f"""(
@@ -74,6 +78,11 @@ RETURN_IF_MIGRATING = """
         END IF;""".strip()
 """Ends a trigger function, and silences the others, in a transaction that has changed the columns of the table."""
 
+RETURN_IF_CATALOG_CHANGED = RETURN_IF_MIGRATING.replace("pg_attribute", "pg_class").replace(
+    "a.attrelid OPERATOR(pg_catalog.=) TG_RELID\n                       AND ", ""
+)
+"""The same for a change of any table. It reads all of pg_class, so it is for statements that Airflow never makes."""
+
 _NO_VERSION = "'00000000-0000-0000-0000-000000000000'"
 HAS_OTHER_VERSION = (
     f"coalesce(n.dag_version_id, {_NO_VERSION}) OPERATOR(pg_catalog.<>) coalesce(o.dag_version_id, {_NO_VERSION})"
@@ -92,6 +101,7 @@ COMMON_PLACEHOLDERS = {
     "is_python_time": IS_PYTHON_TIME,
     "is_task_changed": IS_TASK_CHANGED,
     "has_other_version": HAS_OTHER_VERSION,
+    "is_only_try_changed": IS_ONLY_TRY_CHANGED,
     "is_try_changed": IS_TRY_CHANGED,
     "is_try_recorded": IS_TRY_RECORDED,
     "has_left": HAS_LEFT,
@@ -100,6 +110,7 @@ COMMON_PLACEHOLDERS = {
     "last_try": LAST_TRY,
     "return_if_schema_unknown": RETURN_IF_SCHEMA_UNKNOWN,
     "return_if_migrating": RETURN_IF_MIGRATING,
+    "return_if_catalog_changed": RETURN_IF_CATALOG_CHANGED,
 }
 
 _BLOCK_NAME = re.compile(r"^-- (\w+) --\n", re.MULTILINE)

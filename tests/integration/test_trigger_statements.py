@@ -85,7 +85,7 @@ async def test_unchanged_rows_of_a_statement_are_not_recorded(bulk: asyncpg.Conn
     assert len(await fetch_recorded(bulk)) == len(changed)
 
 
-@pytest.mark.parametrize("change", ["state = 'failed'", "map_index = 5000", "state = NULL"])
+@pytest.mark.parametrize("change", ["state = 'failed'", "try_number = 7", "map_index = 5000", "state = NULL"])
 async def test_each_change_of_one_row_is_recorded_once(bulk: asyncpg.Connection[asyncpg.Record], change: str) -> None:
     for _ in range(2):
         await bulk.execute(f"UPDATE task_instance SET {change} WHERE map_index IN (0, 5000)")
@@ -223,8 +223,8 @@ async def test_a_statement_takes_one_transaction_id_for_its_rows(
 async def test_times_that_python_cannot_hold_are_recorded(bulk: asyncpg.Connection[asyncpg.Record]) -> None:
     for rows in (1, 2):
         await bulk.execute(
-            f"UPDATE task_instance SET state = 'success', start_date = 'infinity', end_date = '-infinity',"
-            f" try_number = try_number + 1 WHERE map_index < {rows}"
+            f"UPDATE task_instance SET state = 's{rows}', start_date = 'infinity', end_date = '-infinity'"
+            f" WHERE map_index < {rows}"
         )
     found = await bulk.fetchval(
         "SELECT count(*) FROM stream_server.journal WHERE start_date = 'infinity' AND end_date = '-infinity'"
@@ -360,7 +360,7 @@ async def test_transactions_that_touch_different_rows_do_not_wait_for_each_other
                 await session.connection.execute("SET LOCAL lock_timeout = '2s'")
                 first = 100 * number + 10 * step
                 await session.connection.execute(
-                    "UPDATE task_instance SET state = NULL, try_number = 9 WHERE map_index BETWEEN $1 AND $1 + $2",
+                    "UPDATE task_instance SET state = 'removed' WHERE map_index BETWEEN $1 AND $1 + $2",
                     first,
                     step,
                 )

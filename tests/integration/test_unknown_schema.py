@@ -66,8 +66,8 @@ async def test_install_refuses_tables_that_lack_a_column(airflow: AirflowSql, ru
     await airflow.connection.execute(RENAME_BACK)
     await install_now(journal)
     assert (await fetch_status(journal)).problems == []
-    await airflow.set_task(run, "ask", "queued")
-    assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal WHERE state = 'queued'") == 1
+    await airflow.set_task(run, "ask", "running")
+    assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal WHERE state = 'running'") == 1
 
 
 async def test_enable_refuses_tables_that_lack_a_column(airflow: AirflowSql, journal: str) -> None:

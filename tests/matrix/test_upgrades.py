@@ -114,7 +114,8 @@ async def test_a_server_adapts_the_triggers_to_tries_as_rows_and_back(databases:
                 rows = "SELECT kind, run_id, task_id, state FROM stream_server.journal WHERE id > $1"
                 assert await airflow.connection.fetch(rows, before) == []
             await assert_triggers_restored(url)
-            await assert_streams(url, server)
+            if command == ["migrate"]:
+                await assert_streams(url, server)
             async with VersionedSql.open(url) as airflow:
                 before = await airflow.connection.fetchval("SELECT max(id) FROM stream_server.journal")
 

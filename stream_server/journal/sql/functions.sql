@@ -57,7 +57,8 @@ $body$;
 -- * After an error they write nothing for the rest of the transaction (stream_server.given_up): its rows in the journal
 --   are incomplete anyway, and each further row could wait for lock_timeout again.
 -- * They record nothing of a migration of Airflow. They detect it by their table: its columns were changed by the same
---   transaction. Migrations that only change values change no state: a try number without a state is no transition.
+--   transaction. Migrations that only change try numbers (3.4) have changed another table before, and change rows that
+--   no worker runs.
 -- * The exception handler, inserted from exception_handler.sql, depends on no object of our schema outside a block
 --   of its own. It is text in each function, and not a function, because that could be missing too.
 --
@@ -80,12 +81,14 @@ AS $body$
 DECLARE
     has_several_rows pg_catalog.bool;
     has_other_version pg_catalog.bool;
+    is_only_try_changed pg_catalog.bool;
     lock_timeout pg_catalog.text;
     unused pg_catalog.text;
 BEGIN
     {return_if_schema_unknown}
     IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
-        SELECT s.has_several_rows, {has_other_version} INTO has_several_rows, has_other_version
+        SELECT s.has_several_rows, {has_other_version}, {is_only_try_changed}
+        INTO has_several_rows, has_other_version, is_only_try_changed
         FROM (SELECT (SELECT true FROM new_rows OFFSET 1 LIMIT 1) AS has_several_rows) AS s, old_rows AS o, new_rows AS n
         WHERE s.has_several_rows OR {is_task_changed} OR {has_other_version}
         LIMIT 1;
@@ -98,6 +101,14 @@ BEGIN
     END IF;
     IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' OR has_several_rows THEN
         {return_if_migrating}
+    END IF;
+    IF has_several_rows THEN
+        is_only_try_changed := NOT EXISTS (
+            SELECT FROM new_rows AS n
+            WHERE n.state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'running', 'deferred', 'restarting']));
+    END IF;
+    IF is_only_try_changed THEN
+        {return_if_catalog_changed}
     END IF;
     lock_timeout := pg_catalog.current_setting('lock_timeout');
     unused := pg_catalog.set_config('lock_timeout', '100ms', true);
