@@ -66,7 +66,7 @@ class RunFeed:
     @property
     def is_updating(self) -> bool:
         """Whether `update` must be called."""
-        return self._unpublished is not None
+        return self._unpublished is not None or bool(self._waiting_batches)
 
     @property
     def subscriptions(self) -> list[Subscription]:
@@ -123,10 +123,13 @@ class RunFeed:
     def update(self, at_most: int | None = MAX_JUDGEMENTS) -> None:
         """Judge some tasks. If the prediction is up to date then, publish, and apply the next batch that waits."""
         run, unpublished = self.run_state, self._unpublished
-        if run is None or unpublished is None or not run.advance_prediction(at_most):
+        if run is None:
             return
-        self._unpublished = None
-        self._publish(run, unpublished)
+        if unpublished is not None:
+            if not run.advance_prediction(at_most):
+                return
+            self._unpublished = None
+            self._publish(run, unpublished)
         if self._waiting_batches:
             self._apply(run, self._waiting_batches.popleft())
 

@@ -6,64 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_server.domain import run_state
 from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.transition import Transition, TransitionKind
 from stream_server.errors import UnknownTask
-from stream_server.hub import run_feed
 from stream_server.hub.run_feed import RunFeed
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.cursor import JournalPosition, ResumeToken
-from stream_server.protocol.frames import AnyFrame, Close, End, Reset, Result, RunTransition, Snapshot, TaskTransition
+from stream_server.protocol.frames import Close, End, Reset, Result, RunTransition, Snapshot, TaskTransition
 from stream_server.protocol.wire import Wire
 from support.builders import EPOCH, KEY, History, comparable_state, graph, results_of, types
+from support.followed_run import UNTIL_RUN, FollowedRun, frames, taken
 from support.run_moves import Move, apply_move, run_histories
-
-UNTIL_RUN = WatchOptions(until="run")
-
-
-class FollowedRun:
-    """A feed and the history that it follows, read as the hub does."""
-
-    def __init__(self) -> None:
-        self.history = History()
-        self.feed = RunFeed(KEY)
-        self.feed.start(self.history.state(), self.history.cursor())
-        self._read = len(self.history.journal)
-
-    def join(self, options: WatchOptions = UNTIL_RUN, limit: int = 1_000_000) -> Subscription:
-        subscription = Subscription(limit)
-        self.feed.add_subscription(options, subscription, self.history.cursor())
-        return subscription
-
-    def read(self) -> None:
-        batch, self._read = self.history.journal[self._read :], len(self.history.journal)
-        self.feed.apply(batch, self.history.cursor())
-
-    def fetch(self) -> None:
-        while wanted := self.feed.wanted_tasks:
-            self.feed.add_values(wanted, self.history.values(wanted), self.history.cursor())
-
-    def catch_up(self) -> None:
-        self.read()
-        self.fetch()
-
-    def apply_move_or_read(self, move: Move) -> None:
-        if move[0] == "read":
-            self.read()
-        elif move[0] == "fetch":
-            self.fetch()
-        else:
-            apply_move(self.history, move)
-
-
-def frames(subscription: Subscription) -> list[AnyFrame]:
-    return [wire.frame for wire in subscription.take()]
-
-
-def taken(subscription: Subscription) -> list[str]:
-    return types(frames(subscription))
 
 
 def cursor_of(rows: Sequence[Transition]) -> JournalPosition:
@@ -342,59 +296,3 @@ def test_tracker_of_a_subscription_stays_the_same_after_a_resync() -> None:
     run.fetch()
     assert subscription.tracker is tracker
     assert frames(subscription) == [tracker.sent_outcome]
-
-
-@given(run_histories, st.lists(st.booleans(), max_size=100))
-def test_a_prediction_that_is_updated_in_steps_changes_no_frame(moves: list[Move], pauses: list[bool]) -> None:
-    at_once, in_steps = FollowedRun(), FollowedRun()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_state, "MAX_LATE_JUDGEMENTS", 0)
-        followed = [(run, run.join()) for run in (at_once, in_steps)]
-        paused = iter(pauses)
-        for move in moves:
-            patch.setattr(run_feed, "MAX_JUDGEMENTS", None)
-            at_once.apply_move_or_read(move)
-            patch.setattr(run_feed, "MAX_JUDGEMENTS", 0)
-            in_steps.apply_move_or_read(move)
-            while in_steps.feed.is_updating and not next(paused, False):
-                in_steps.feed.update(at_most=1)
-        for run, _ in followed:
-            run.read()
-            while run.feed.is_updating:
-                run.feed.update(at_most=1)
-            run.fetch()
-        assert [frames(one) for _, one in followed[1:]] == [frames(one) for _, one in followed[:1]]
-
-
-@pytest.fixture
-def _slow_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have each prediction take more than one step, as in a large run."""
-    monkeypatch.setattr(run_state, "MAX_LATE_JUDGEMENTS", 0)
-    monkeypatch.setattr(run_feed, "MAX_JUDGEMENTS", 0)
-
-
-@pytest.mark.usefixtures("_slow_predictions")
-def test_a_batch_waits_while_the_prediction_is_updated() -> None:
-    run = FollowedRun()
-    subscription = run.join()
-    subscription.take()
-    run.history.set_task("ask", "failed")
-    run.read()
-    run.history.set_task("answer", "upstream_failed")
-    run.read()
-    assert taken(subscription) == []
-    while run.feed.is_updating:
-        run.feed.update(at_most=1)
-    assert taken(subscription) == ["task", "failure", "task"]
-
-
-@pytest.mark.usefixtures("_slow_predictions")
-def test_a_subscription_finishes_the_update_first() -> None:
-    run = FollowedRun()
-    first = run.join()
-    first.take()
-    run.history.set_task("ask", "failed")
-    run.read()
-    second = run.join()
-    assert taken(first) == ["task", "failure"]
-    assert taken(second) == ["snapshot", "failure"]
