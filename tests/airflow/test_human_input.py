@@ -61,8 +61,7 @@ async def until_state(events: Events, task_id: str, state: str) -> list[Frame]:
     raise AssertionError(f"{task_id} is not {state}; the last frames are {frames[-5:]}")
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("way", ["airflow", "http", "websocket"])
+@pytest.mark.parametrize("way", ["airflow", pytest.param("http", marks=pytest.mark.core), "websocket"])
 async def test_streams_continue_across_a_human_response(
     server: StreamServerProcess, stack: DemoStack, airflow: AirflowRestClient, way: str
 ) -> None:
