@@ -13,13 +13,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from stream_server.domain.run_state import FINAL_RUN_STATES
-from support.airflow_moves import TASKS, RunMoves
+from support.airflow_moves import RunMoves
 from support.airflow_sql import AirflowSql
-from support.run_knowledge import RunKnowledge, read_tables
+from support.firehose_watchers import FirehoseWatcher
+from support.run_knowledge import RunKnowledge, Tables, read_instances, read_tables
 from support.run_watchers import RunWatcher
 from support.scenario_servers import all_ways
 from support.scenarios.scenario_run import ScenarioRun
 from support.stream_receivers import Way
+from support.version_moves import VersionMoves
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -48,12 +50,20 @@ class ComparedClients:
         self._ways = st.sampled_from(ways)
         self._draw = data.draw
         self._live: RunWatcher | None = None
+        self._firehose: FirehoseWatcher | None = None
         self._points: list[tuple[RunKnowledge, str]] = []
         """What was known at each cursor, of all clients that were never disconnected."""
+
+    async def watch_many_runs(self) -> None:
+        """Start a client of a stream of many runs, before the run is created."""
+        self._firehose = FirehoseWatcher(self._draw(self._ways, "way"), self._run.key)
+        await self._firehose.has_started()
 
     async def compare(self) -> None:
         """Wait until all clients know what the tables have."""
         tables = await read_tables(self._reader.connection, self._run.key)
+        if self._firehose is not None:
+            await self._compare_firehose(self._firehose, tables)
         if tables.run is None:
             if self._live is not None:
                 await self._live.has_ended()
@@ -71,14 +81,29 @@ class ComparedClients:
                 await asyncio.gather(*(one.has_ended() for one in (live, *others)))
             for other in others:
                 await other.knows_the_same(live)
+            if self._firehose is not None:
+                await self._firehose.has_output_of(live.knowledge)
         finally:
             await asyncio.gather(*(one.close() for one in others))
         if tables.run[0] in FINAL_RUN_STATES:
             await self._disconnect()
 
     async def close(self) -> None:
-        if self._live is not None:
-            await self._live.close()
+        for client in (self._live, self._firehose):
+            if client is not None:
+                await client.close()
+
+    async def _compare_firehose(self, firehose: FirehoseWatcher, tables: Tables) -> None:
+        """Check it, and one that resumes where it was once."""
+        instances = await read_instances(self._reader.connection, self._run.key)
+        await firehose.knows(tables, instances)
+        number = firehose.cursors[self._draw(st.integers(0, 1000), "resumes after") % len(firehose.cursors)]
+        resumed = FirehoseWatcher(self._draw(self._ways, "way"), self._run.key, (firehose, number))
+        try:
+            await resumed.has_continued()
+            await resumed.knows(tables, instances)
+        finally:
+            await resumed.close()
 
     def _watch(self, point: tuple[RunKnowledge, str] | None = None) -> RunWatcher:
         return RunWatcher(self._draw(self._ways, "way"), self._run.key, OPTIONS, point)
@@ -107,9 +132,13 @@ async def test_all_clients_know_the_same_after_each_move(
     ):
         run = ScenarioRun(airflow, reader, f"random_{next(_numbers)}", lambda: clients.compare())  # noqa: PLW0108
         clients = ComparedClients(run, reader, ways, data)
-        moves = RunMoves(run, data.draw(st.integers(1, 3), "length"))
+        versions = VersionMoves(run, data.draw(st.sampled_from([[], ["stream-result:join"]]), "tags"))
+        moves = RunMoves(run, versions, data.draw(st.integers(1, 3), "length"))
         try:
-            await run.trigger(TASKS, tags=data.draw(st.sampled_from([[], ["stream-result:join"]]), "tags"))
+            # Without such a client, a server whose run has ended has no client at all.
+            if data.draw(st.booleans(), "a client watches many runs"):
+                await clients.watch_many_runs()
+            await versions.trigger()
             for _ in range(data.draw(st.integers(1, MAX_MOVES), "number of moves")):
                 possible = await moves.possible()
                 await possible[data.draw(st.sampled_from(sorted(possible)), "move")]()

@@ -7,17 +7,9 @@ from functools import partial
 
 from support.run_knowledge import read_instances, read_tables
 from support.scenarios.scenario_run import ScenarioRun
-from support.serialized_dags import Node
+from support.version_moves import VersionMoves
 
 Move = Callable[[], Awaitable[object]]
-
-TASKS = {
-    "list": Node("square"),
-    "square": Node("join", mapped_over="list"),
-    "join": Node("clean_up"),
-    "clean_up": Node(),
-}
-"""A mapped task in the middle, and two tasks that may be the result: `join` by a tag, `clean_up` as the leaf."""
 
 _NEXT_STATE = {
     "up_for_retry": "scheduled",
@@ -35,11 +27,13 @@ class RunMoves:
 
     Args:
         run: The run.
+        versions: The versions of its DAG.
         length: Number of instances that the mapped task expands to.
     """
 
-    def __init__(self, run: ScenarioRun, length: int) -> None:
+    def __init__(self, run: ScenarioRun, versions: VersionMoves, length: int) -> None:
         self._run = run
+        self._versions = versions
         self._length = length
         self._values = 0
 
@@ -47,9 +41,9 @@ class RunMoves:
         """Return the moves that are possible now."""
         tables = await read_tables(self._run.airflow.connection, self._run.key)
         if tables.run is None:
-            return {"create the run again": self._create_again}
+            return {"create the run again": self._versions.create_again}
         instances = await read_instances(self._run.airflow.connection, self._run.key)
-        moves = dict(self._run_moves(tables.run[0]))
+        moves = dict(self._run_moves(tables.run[0])) | await self._versions.possible(tables.run[0])
         for (task_id, map_index), (state, tries) in instances.items():
             name = task_id if map_index < 0 else f"{task_id}[{map_index}]"
             if tables.run[0] == "running":
@@ -119,6 +113,3 @@ class RunMoves:
             task_id,
             map_index,
         )
-
-    async def _create_again(self) -> None:
-        await self._run.airflow.trigger(self._run.key, self._run.version, list(TASKS))

@@ -82,6 +82,16 @@ class AirflowSql:
             )
         return version
 
+    async def replace_unused_version(self, version: UUID, data: Mapping[str, object]) -> bool:
+        """Change a version in place if it has no task instances (`SerializedDagModel.write_dag`); return whether."""
+        status = await self.connection.execute(
+            "UPDATE serialized_dag SET data = $2, dag_hash = md5(gen_random_uuid()::text), last_updated = now()"
+            " WHERE dag_version_id = $1 AND NOT EXISTS (SELECT FROM task_instance WHERE dag_version_id = $1)",
+            version,
+            data,
+        )
+        return status == "UPDATE 1"
+
     async def trigger(self, key: RunKey, version: UUID, task_ids: Sequence[str]) -> None:
         """Create a queued run and its task instances, in one transaction (`airflow-facts` 2.2)."""
         async with self.connection.transaction():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from support.airflow_sql import CHAIN
 from support.scenarios.scenario_run import Expected, ScenarioRun, failure, result
+from support.serialized_dags import Node
 
 
 async def cleared_while_running(run: ScenarioRun) -> Expected:
@@ -188,3 +189,25 @@ async def deleted_instances(run: ScenarioRun) -> Expected:
     await run.step()
     await run.finish_chain()
     return result(answer="second")
+
+
+async def version_changed_in_place(run: ScenarioRun) -> Expected:
+    """All instances are deleted, so that Airflow changes the version itself (`SerializedDagModel.write_dag`)."""
+    await run.start_run({"ask": Node("answer"), "answer": Node()})
+    await run.run_task("ask", 1)
+    await run.step()
+    for task_id in ("ask", "answer"):
+        await run.airflow.delete_instances(run.key, task_id)
+    await run.step()
+    before = run.version
+    await run.write_version({"ask": Node(), "answer": Node("ask")})
+    assert run.version == before
+    await run.step()
+    for task_id in ("ask", "answer"):
+        await run.airflow.add_instance(run.key, run.version, task_id, -1)
+    await run.step()
+    await run.run_task("answer", 2)
+    await run.step()
+    await run.run_task("ask", "of the changed version")
+    await run.set_run("success")
+    return result(ask="of the changed version")

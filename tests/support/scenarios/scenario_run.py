@@ -59,15 +59,15 @@ class ScenarioRun:
 
     async def trigger(self, tasks: Tasks | None = None, *, tags: Sequence[str] = ()) -> None:
         """Add a DAG, `CHAIN` by default, and create a run that waits; clients start to watch it."""
-        if tasks is None:
-            data = serialized_dag(self.key.dag_id, CHAIN, {"clean_up": False})
-        else:
-            operators = [node.serialized(task_id) for task_id, node in tasks.items()]
-            fields = {"dag_id": self.key.dag_id, "tasks": operators, "task_group": {}, "tags": [*tags]}
-            data = {"__version": 3, "dag": fields}
-        self._version = await self.airflow.add_serialized_dag(self.key.dag_id, data)
+        self._version = await self.airflow.add_serialized_dag(self.key.dag_id, self._serialize(tasks, tags))
         await self.airflow.trigger(self.key, self._version, [*(tasks or CHAIN)])
         await self.step()
+
+    async def write_version(self, tasks: Tasks, *, tags: Sequence[str] = ()) -> None:
+        """Change the DAG: `version` is another one, or the same one in place as long as no task instance uses it."""
+        data = self._serialize(tasks, tags)
+        if not await self.airflow.replace_unused_version(self.version, data):
+            self._version = await self.airflow.add_serialized_dag(self.key.dag_id, data)
 
     async def start_task(self, task_id: str, map_index: int = -1) -> None:
         """Start a try, whose worker deletes the XComs of the try before (`TIRunContext.xcom_keys_to_clear`)."""
@@ -144,6 +144,13 @@ class ScenarioRun:
                 " OR state NOT IN ('success', 'failed', 'skipped', 'upstream_failed', 'removed'))",
                 *self.key,
             )
+
+    def _serialize(self, tasks: Tasks | None, tags: Sequence[str]) -> dict[str, object]:
+        if tasks is None:
+            return serialized_dag(self.key.dag_id, CHAIN, {"clean_up": False})
+        operators = [node.serialized(task_id) for task_id, node in tasks.items()]
+        fields = {"dag_id": self.key.dag_id, "tasks": operators, "task_group": {}, "tags": [*tags]}
+        return {"__version": 3, "dag": fields}
 
     async def emit(self, task_id: str, index: int, *items: object, try_number: int = 1) -> None:
         await self.airflow.emit_output(self.key, task_id, index, *items, try_number=try_number)
