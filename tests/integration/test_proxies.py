@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -254,18 +255,25 @@ PATHS_OF_AIRFLOW = [
     ("POST", f"{RUN}/clear"),
     ("GET", f"{RUN}/taskInstances/result"),
     ("GET", f"{RUN}/taskInstances/stream"),
+    ("GET", f"{RUN}/taskInstances/input"),
+    ("GET", f"{RUN}/taskInstances/answer/1/hitlDetails"),
     ("GET", f"{RUN}/upstreamAssetEvents"),
     ("GET", "/api/v2/monitor/health"),
 ]
+
+
+PATH_PARAMETERS = {"{dag_id}": "chat", "{run_id}": "manual__2026-11-22T10%3A00%3A00%2B00%3A00"}
+UNROUTED = ("/chat/completions",)
+"""Paths without `/v1` could be Airflow's."""
 
 
 def _paths_of_ours(settings: Settings) -> Iterator[tuple[str, str]]:
     """Return the application's paths below Airflow's API, its pages, and its health endpoints."""
     for route in create_app(settings).routes:
         assert isinstance(route, (Route, WebSocketRoute))
-        path = route.path.format(dag_id="chat", run_id="manual__2026-11-22T10%3A00%3A00%2B00%3A00")
-        if not path.startswith(("/api/v2/", "/assets/", "/chat", "/runs/")):
+        if not route.path.startswith(("/api/v2/", "/v1/", "/assets/", "/chat", "/runs/")) or route.path in UNROUTED:
             continue
+        path = re.sub(r"{\w+}", lambda found: PATH_PARAMETERS.get(found[0], "one"), route.path)
         method = "POST" if isinstance(route, Route) and route.methods == {"POST"} else "GET"
         yield method, f"{path}?wait_for_completion=true" if path.endswith("/dagRuns") else path
     yield from (("GET", "/health"), ("GET", "/ready"))
