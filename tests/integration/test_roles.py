@@ -31,7 +31,7 @@ from stream_server.journal.installer import (
 )
 from stream_server.journal.privileges import READER_PRIVILEGES
 from stream_server.settings import Settings
-from support.airflow_sql import CHAIN, AirflowSql
+from support.airflow_sql import CHAIN, ONLY_WITH_TRIES, AirflowSql
 from support.server import running_server
 from support.streams import DEADLINE, sse, websocket
 from support.waiting import eventually_answered, eventually_async
@@ -145,7 +145,11 @@ async def test_a_reader_gets_what_serve_needs_and_nothing_else(
     await install_for(airflow_database, reader)
     given = await privileges(airflow_database, reader)
     # PUBLIC can already use the schema `public`.
-    wanted = {(one.name or one.schema, one.privilege) for one in READER_PRIVILEGES if one.name or one.schema}
+    wanted = {
+        (one.name or one.schema, one.privilege)
+        for one in READER_PRIVILEGES
+        if (one.name or one.schema) and one.name not in ONLY_WITH_TRIES
+    }
     assert {(name.rpartition(".")[2], privilege) for name, privilege in given} == wanted
     await install_for(airflow_database, reader)
     assert await privileges(airflow_database, reader) == given
@@ -180,7 +184,7 @@ async def test_another_schema_is_opened_to_the_reader_and_closed(
 ) -> None:
     reader = role("reader")
     await fetch(airflow_database, 'CREATE SCHEMA "Air flow"')
-    for table in ("task_instance", "dag_run", "xcom", "hitl_detail", "serialized_dag"):
+    for table in ("task_instance", "task_instance_history", "dag_run", "xcom", "hitl_detail", "serialized_dag"):
         await fetch(airflow_database, f'ALTER TABLE {table} SET SCHEMA "Air flow"')
     await install_journal(airflow_database, "Air flow", lock_timeout=1, attempts=1, reader=reader)
     given = await privileges(airflow_database, reader)

@@ -11,9 +11,13 @@ import asyncpg
 
 from stream_server.domain.run_state import RunKey
 from stream_server.domain.transition import OUTPUT_KEY
+from stream_server.journal.airflow_tables import MAP_INDEX_COLUMNS, TRY_COLUMNS
 
 CHAIN = {"ask": ["answer"], "answer": ["clean_up"], "clean_up": []}
 """A chain with a teardown; `answer` is its only effective leaf."""
+
+ONLY_WITH_TRIES = TRY_COLUMNS.keys() - MAP_INDEX_COLUMNS.keys()
+"""Tables that the installed Airflow, 3.3, does not have yet."""
 
 
 def serialized_dag(
