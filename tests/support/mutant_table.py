@@ -70,7 +70,12 @@ MUTANTS = (
         " or instance.end_date is not None:\n        return False",
         ":\n        return False",
     ),
-    _domain("value of a retried try is kept", "run_state", "and transition.try_number == before.try_number", ""),
+    _domain(
+        "value of a retried try is kept",
+        "run_state",
+        "in _PUSH_KEEPING_STATES and transition.try_number == before.try_number",
+        "in _PUSH_KEEPING_STATES",
+    ),
     _domain(
         "value of a killed task counts", "run_state", "if instance.state in _PUSHING_STATES:", "if instance.state:"
     ),
@@ -109,7 +114,10 @@ MUTANTS = (
         "if False and any(",
     ),
     _domain(
-        "waiting task may always succeed", "prediction", "if not ends & (Ends.SUCCESS | Ends.REMOVED)]", "if not ends]"
+        "task that may never expand cannot fail",
+        "prediction",
+        "failed = NONE if mapped.is_count_known else Ends.UPSTREAM_FAILED",
+        "failed = NONE",
     ),
     _domain(
         "skipped leaf fails the run", "prediction", "if not ends & ANY & ~FAILURE))", "if not ends & Ends.SUCCESS))"
@@ -122,12 +130,15 @@ MUTANTS = (
     ),
     _hub(
         "resumed client gets its result again",
-        "run_feed",
+        "subscriber_group",
         "self.tracker.last_frames(token.sent_outcome)",
         "self.tracker.last_frames()",
     ),
     _hub(
-        "late client gets old first frames", "run_feed", "        self._initial_wires = None\n        if", "        if"
+        "late client gets old first frames",
+        "subscriber_group",
+        "        self._initial_wires = None\n        if",
+        "        if",
     ),
     _hub("slow client is never disconnected", "subscription", "> self._limit and not", "> 10**12 and not"),
     _hub("shared queue is changed", "subscription", "if self._is_shared or not isinstance", "if not isinstance"),
@@ -164,7 +175,7 @@ MUTANTS = (
     _journal(
         "trigger ignores a change of the try",
         "queries.py",
-        "            OR coalesce(n.try_number, -1) OPERATOR(pg_catalog.<>) coalesce(o.try_number, -1)\n",
+        " OR coalesce(n.try_number OPERATOR(pg_catalog.<>) o.try_number, false)",
         "",
         *TRIGGERS,
     ),

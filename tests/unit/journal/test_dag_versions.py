@@ -19,8 +19,8 @@ class StubConnection:
     def __init__(self, row: dict[str, object]) -> None:
         self.row = row
 
-    async def fetchrow(self, *_arguments: object) -> dict[str, object]:
-        return self.row
+    async def fetch(self, *_arguments: object) -> list[dict[str, object]]:
+        return [self.row]
 
 
 async def test_a_serialised_dag_is_parsed_outside_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,8 +32,8 @@ async def test_a_serialised_dag_is_parsed_outside_of_the_event_loop(monkeypatch:
         return parse(*arguments)
 
     monkeypatch.setattr(Graph, "parse", record_thread)
-    data = msgspec.json.encode({"dag": {"tasks": [{"__type": "operator", "__var": {"task_id": "a"}}]}}).decode()
-    connection = cast("Any", StubConnection({"data": data, "data_compressed": None, "dag_hash": "h"}))
+    data = msgspec.json.encode({"dag": {"tasks": [{"__type": "operator", "__var": {"task_id": "a"}}]}})
+    connection = cast("Any", StubConnection({"piece": data, "data_compressed": None, "dag_hash": "h"}))
     graph = await GraphCache().read(connection, {"serialized_dag": ""}, uuid4())
     assert graph is not None
     assert list(graph.tasks) == ["a"]
