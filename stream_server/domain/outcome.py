@@ -46,11 +46,6 @@ class WatchOptions:
     url_prefix: str = ""
     """What precedes paths in the URLs of clients."""
 
-    @property
-    def is_redacted(self) -> bool:
-        """Whether anything is left out because the caller may not read it."""
-        return self.redact_values or self.redact_inputs
-
 
 class ReturnValue(NamedTuple):
     """A return value in the database."""

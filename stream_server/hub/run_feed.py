@@ -211,11 +211,13 @@ class RunFeed:
         assert self.run_state is not None, "the feed has started"
         self._finish_update()
         self._require_tasks(self.run_state, options)
-        if token.is_redacted and not options.is_redacted:
-            # It may now read values that it was sent without: those frames are not sent again.
+        # It may now read what it was sent without: those frames are not sent again.
+        if token.lacks_values and not options.redact_values:
             has_output = options.include_output and bool(self.run_state.output.frames)
-            if token.sent_outcome == "result" or has_output or self.run_state.requests:
+            if token.sent_outcome == "result" or has_output:
                 return "access_changed"
+        if token.lacks_inputs and not options.redact_inputs and self.run_state.requests:
+            return "access_changed"
         if token.sent_outcome is not None and not has_outcome(self.run_state, options, token.sent_outcome):
             return "revoked"
         return None
@@ -233,7 +235,8 @@ class RunFeed:
         if frames is None:
             return None
         # The outcome is not part of a replay: the token keeps what the client had been sent before.
-        token = ResumeToken(gap.position, gap.token.sent_outcome, group.options.is_redacted)
+        options = group.options
+        token = ResumeToken(gap.position, gap.token.sent_outcome, options.redact_values, options.redact_inputs)
         return group.encode(frames, token)
 
     def remove_subscription(self, subscription: Subscription) -> None:

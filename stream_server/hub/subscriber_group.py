@@ -99,8 +99,10 @@ class SubscriberGroup:
 
     def resume_token(self, position: JournalPosition) -> ResumeToken:
         """Return the token of a client that has received all that was published up to a position."""
-        tracker = self.tracker
-        return ResumeToken(position, tracker.known_outcome, tracker.options.is_redacted, tracker.has_ended)
+        tracker, options = self.tracker, self.options
+        return ResumeToken(
+            position, tracker.known_outcome, options.redact_values, options.redact_inputs, tracker.has_ended
+        )
 
     def _join(self, subscription: Subscription) -> None:
         self.subscriptions[subscription] = None

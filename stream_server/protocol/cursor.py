@@ -16,7 +16,7 @@ _TXID = "[1-9][0-9]{0,19}"
 _SNAPSHOT = re.compile(rf"({_TXID}):({_TXID}):((?:{_TXID}(?:,{_TXID})*)?)")
 _TOKEN = re.compile(
     rf"(?P<epoch>[0-9a-f]{{1,32}})\.(?P<snapshot>{_SNAPSHOT.pattern})(?:~(?P<seq>[1-9][0-9]{{0,17}})-(?P<at>0|[1-9][0-9]{{0,16}}))?"
-    r"(?:\.(?P<outcome>result|failure))?(?P<redacted>\.withheld)?(?P<ended>\.end)?"
+    r"(?:\.(?P<outcome>result|failure))?(?P<redacted>\.withheld)?(?P<no_inputs>\.noinput)?(?P<ended>\.end)?"
 )
 _LAST_TXID = 2**64 - 1
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -134,8 +134,11 @@ class ResumeToken(NamedTuple):
 
     position: JournalPosition
     sent_outcome: SentOutcome | None = None
-    is_redacted: bool = False
+    lacks_values: bool = False
     """Whether values were left out because the client could not read them."""
+
+    lacks_inputs: bool = False
+    """Whether requests for human input and their answers were left out because the client could not read them."""
 
     has_ended: bool = False
     """Whether the client has received the `end` of its stream, so that there is nothing to resume."""
@@ -153,7 +156,8 @@ class ResumeToken(NamedTuple):
         row = None if match["seq"] is None else JournalRow(int(match["seq"]), int(match["at"]))
         position = replace(JournalPosition.from_snapshot(match["epoch"], match["snapshot"]), row=row)
         outcome = cast("SentOutcome | None", match["outcome"])
-        return cls(position, outcome, match["redacted"] is not None, match["ended"] is not None)
+        redacted, no_inputs, ended = (match[name] is not None for name in ("redacted", "no_inputs", "ended"))
+        return cls(position, outcome, redacted, no_inputs, ended)
 
     def __str__(self) -> str:
         position, row = self.position, self.position.row
@@ -162,7 +166,8 @@ class ResumeToken(NamedTuple):
                 f"{position.epoch}.{position.snapshot}",
                 "" if row is None else f"~{row.seq}-{row.at}",
                 f".{self.sent_outcome}" if self.sent_outcome else "",
-                ".withheld" if self.is_redacted else "",
+                ".withheld" if self.lacks_values else "",
+                ".noinput" if self.lacks_inputs else "",
                 ".end" if self.has_ended else "",
             )
         )

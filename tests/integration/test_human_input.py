@@ -155,10 +155,18 @@ async def test_content_is_withheld_from_callers_without_the_permission(
             assert "Approve" not in str(frames)
 
 
+@pytest.mark.parametrize("can_read_values", [True, False])
 async def test_content_comes_with_the_permission(
-    auth_server: RunningServer, airflow: AirflowSql, key: RunKey, ada: CallerPermissions, permissions: StubPermissions
+    auth_server: RunningServer,
+    airflow: AirflowSql,
+    key: RunKey,
+    ada: CallerPermissions,
+    permissions: StubPermissions,
+    can_read_values: bool,
 ) -> None:
     ada.forbid_inputs()
+    if not can_read_values:
+        ada.forbid_xcoms()
     await ask(airflow, key)
     async with sse(auth_server.url, key, "?until=run", ada.headers) as events:
         assert (await events.until("input"))[-1]["withheld"]

@@ -232,11 +232,14 @@ async def test_a_revoked_permission_ends_an_older_stream(
             assert await third.read_output(1) == [("chat", None)]
 
 
+@pytest.mark.parametrize("can_read_inputs", [True, False])
 async def test_the_result_is_sent_again_when_it_becomes_readable(
-    auth_server: RunningServer, airflow: AirflowSql, ada: CallerPermissions
+    auth_server: RunningServer, airflow: AirflowSql, ada: CallerPermissions, can_read_inputs: bool
 ) -> None:
     path = stream_path(CHAT_RUN, "?until=run")
     ada.forbid_xcoms()
+    if not can_read_inputs:
+        ada.forbid_inputs()
     async with over_http(auth_server, ada, path) as client:
         await airflow.emit_output(CHAT_RUN, "answer", 0, "be", "cause")
         assert await client.read_output(2) == [("chat", None)] * 2

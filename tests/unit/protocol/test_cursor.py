@@ -151,7 +151,13 @@ def test_text_form_contains_outcome_redaction_and_end() -> None:
     position = JournalPosition("7f3a", 5, 9, (5, 7))
     assert str(ResumeToken(position)) == "7f3a.5:9:5,7"
     assert str(ResumeToken(position, has_ended=True)) == "7f3a.5:9:5,7.end"
-    assert str(ResumeToken(position, "result", is_redacted=True, has_ended=True)) == "7f3a.5:9:5,7.result.withheld.end"
+    token = ResumeToken(position, "result", lacks_values=True, has_ended=True)
+    assert str(token) == "7f3a.5:9:5,7.result.withheld.end"
+    assert ResumeToken.parse(str(token)) == token
+    token = token._replace(lacks_inputs=True)
+    assert str(token) == "7f3a.5:9:5,7.result.withheld.noinput.end"
+    assert ResumeToken.parse(str(token)) == token
+    assert ResumeToken.parse("7f3a.5:9:5,7.noinput") == ResumeToken(position, lacks_inputs=True)
     assert ResumeToken.parse("7f3a.5:9:5,7.end").has_ended
 
 
