@@ -74,9 +74,12 @@ class RequestRecord(msgspec.Struct, frozen=True):
         return self.task_id, self.map_index
 
     @property
-    def identity(self) -> tuple[int, datetime]:
-        """What distinguishes the requests of a task instance; ascending."""
-        return self.try_number, self.asked_at
+    def identity(self) -> tuple[datetime, int]:
+        """What distinguishes the requests of a task instance; ascending.
+
+        The time comes first: a later iteration of a loop (Airflow 3.4) can have a lower try number.
+        """
+        return self.asked_at, self.try_number
 
 
 _decoder = msgspec.json.Decoder(RequestRecord)

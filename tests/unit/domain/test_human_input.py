@@ -95,6 +95,15 @@ def test_a_deadline_that_becomes_known_is_sent() -> None:
     assert requests.apply(OPEN_ROW) == ()
 
 
+def test_a_later_iteration_of_a_loop_may_ask_in_a_lower_try() -> None:
+    requests = RunRequests()
+    requests.apply(row("open", request(try_number=2)))
+    later = requests.apply(row("open", request(try_number=1, asked_at=at(3))))
+    assert [(frame.try_number, frame.asked_at) for frame in later] == [(1, at(3))]
+    assert requests.apply(row("answered", request(try_number=2, answered=True))) == ()
+    assert [frame.try_number for frame in requests.frames()] == [1]
+
+
 def test_an_older_question_changes_nothing() -> None:
     requests = RunRequests()
     requests.apply(row("open", request(asked_at=at(3))))
