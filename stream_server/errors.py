@@ -15,6 +15,7 @@
     │   ├── NulInText         a text has a NUL character
     │   └── NotHttp           the bytes are not an HTTP request
     ├── TicketRefused         a ticket is used, expired, unknown, or valid for something else
+    ├── TicketOnlyReads       a ticket permits no answer
     ├── RunNotFound           Airflow does not know the DAG run
     ├── PagesMissing          the pages were not built
     ├── Unauthenticated       the caller did not authenticate
@@ -43,8 +44,7 @@
     │   └── TooManyStreams    of open streams and waiting requests
     └── NoResult              the plain value was requested, and there is none
 
-The title of an error is public, because the problem type is made of it (`problem_type`). So are the docstrings, which
-are part of `/openapi.json`.
+Titles are public, because problem types are made of them. So are the docstrings: they are in `/openapi.json`.
 """
 
 from __future__ import annotations
@@ -134,10 +134,15 @@ class TicketRefused(StreamServerError):
     headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
     def __init__(self, why: str) -> None:
-        super().__init__(
-            f"{why}. A ticket opens one stream, once, for a short time: request another one with"
-            " POST /api/v2/stream/tickets, and resume the stream with cursor="
-        )
+        again = "request another one with POST /api/v2/stream/tickets, and resume the stream with cursor="
+        super().__init__(f"{why}. A ticket opens one stream, once, for a short time: {again}")
+
+
+class TicketOnlyReads(StreamServerError):
+    """The connection was opened with a ticket, which permits reading only."""
+
+    status = 403
+    title = "Ticket only reads"
 
 
 class RunNotFound(StreamServerError):
@@ -262,9 +267,8 @@ class AirflowRefused(AirflowError):
     title = "Refused by Airflow"
 
     def __init__(self, message: str, status: int, *, challenge: str | None = None) -> None:
-        self.status = status
-        self.challenge = challenge
-        """Airflow's `WWW-Authenticate` header, if it answered 401."""
+        self.status, self.challenge = status, challenge
+        """`challenge` is Airflow's `WWW-Authenticate` header, if it answered 401."""
         super().__init__(message)
 
 
@@ -352,9 +356,6 @@ class NotHttp(BadRequest):
     status = 400
     title = "Not HTTP"
 
-    def __init__(self) -> None:
-        super().__init__("This is not an HTTP/1.1 request (RFC 9112)")
-
 
 class Throttled(StreamServerError):
     """The caller exceeds a limit per caller."""
@@ -392,8 +393,7 @@ class NoResult(StreamServerError):
     title = "No result"
 
     def __init__(self, message: str, status: int, outcome: dict[str, Any]) -> None:
-        self.status = status
-        self._outcome = outcome
+        self.status, self._outcome = status, outcome
         super().__init__(message)
 
     def problem_body(self) -> dict[str, Any]:

@@ -298,7 +298,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     @override
     def send_400_response(self, msg: str) -> None:
         # uvicorn calls this when the parser has failed: because the request is not HTTP, or in `_abort_parsing`.
-        error, self._refusal = self._refusal or NotHttp(), None
+        error = self._refusal or NotHttp("This is not an HTTP/1.1 request (RFC 9112)")
+        self._refusal = None
         self._send_refusal(error)
 
     # Timers.

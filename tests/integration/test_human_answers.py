@@ -178,6 +178,28 @@ async def test_a_slow_airflow_delays_no_other_message(
     assert await receive(socket) == {"type": "ack", "op": "ping", "id": "p"}
 
 
+async def test_a_ticket_permits_no_answer_until_a_token_comes(
+    auth_server: RunningServer,
+    caller: httpx.AsyncClient,
+    responses: list[Any],
+    stub: AirflowStub,
+    ada: CallerPermissions,
+) -> None:
+    ticket = (await caller.post("/api/v2/stream/tickets", json={"paths": ["/api/v2/stream"]})).json()["ticket"]
+    address = auth_server.url.replace("http", "ws", 1) + f"/api/v2/stream?ticket={ticket}"
+    async with connect(address, proxy=None) as socket:
+        await socket.send(json.dumps(MESSAGE))
+        refusal = await receive(socket)
+        assert (refusal["type"], refusal["id"], refusal["status"]) == ("error", "q", 403)
+        assert refusal["title"] == "Ticket only reads"
+        assert stub.patches == []
+        await socket.send(json.dumps({"op": "auth", "token": ada.token}))
+        assert (await receive(socket))["op"] == "auth"
+        await socket.send(json.dumps(MESSAGE))
+        assert await receive(socket) == {"type": "ack", "op": "answer", "id": "q"}
+    assert len(stub.patches) == 1
+
+
 async def test_an_anonymous_caller_is_refused(auth_server: RunningServer, responses: list[Any]) -> None:
     responses[:] = [JSONResponse({"detail": "Not authenticated"}, 401)]
     async with client_for(auth_server) as client:

@@ -13,7 +13,6 @@ from stream_server.errors import (
     AirflowUrlMissing,
     Draining,
     NoResult,
-    NotHttp,
     NulInText,
     RunNotFound,
     StreamServerError,
@@ -38,7 +37,7 @@ MAKERS: dict[type[StreamServerError], Callable[[], StreamServerError]] = {
     AirflowRefused: lambda: AirflowRefused("What happened", 403),
     TokenInUrl: lambda: TokenInUrl("token"),
     NoResult: lambda: NoResult("What happened", 502, {}),
-    **{kind: kind for kind in (Draining, AirflowUrlMissing, NotHttp, NulInText)},
+    **{kind: kind for kind in (Draining, AirflowUrlMissing, NulInText)},
 }
 """Arguments of errors whose constructor needs more than a text."""
 

@@ -16,9 +16,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from stream_server.auth.authorizer import Caller
 from stream_server.auth.revalidation import is_credential_refused
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import AirflowRefused, BadParameter, StreamServerError
+from stream_server.errors import AirflowRefused, BadParameter, StreamServerError, TicketOnlyReads
 from stream_server.http.caller import airflow_api_for, identify_caller, refuse_foreign_origin
-from stream_server.http.delivery.asgi_scope import CONNECTION, find_extension
+from stream_server.http.delivery.asgi_scope import CONNECTION, TICKET_KEY, find_extension
 from stream_server.http.delivery.scheduler import FrameWriter
 from stream_server.http.delivery.writers import AsgiWriter, DirectWriter, pack_frames
 from stream_server.http.endpoints.human_input import send_answer
@@ -82,6 +82,8 @@ class MultiplexConnection:
         self._streams = MultiplexStreams(websocket.scope, caller)
         self._queue = self._streams.queue
         self._answers = TaskSet("multiplex: answer")
+        # A ticket is in a URL, which logs may keep, and was requested to read.
+        self._only_reads = TICKET_KEY in websocket.scope
 
     async def authenticate(self, caller: Caller) -> None:
         """Wait for an `auth` message if the handshake had no credential and the server requires one.
@@ -167,6 +169,8 @@ class MultiplexConnection:
         if isinstance(message, Subscribe):
             self._streams.open(message)
         elif isinstance(message, Answer):
+            if self._only_reads:
+                raise TicketOnlyReads('A ticket permits reading only: send {"op":"auth","token":"…"} before an answer')
             record_join(self._websocket.scope)
             self._answers.start(self._answer(message), message.id)
         elif isinstance(message, Unsubscribe):
@@ -198,6 +202,7 @@ class MultiplexConnection:
             if is_credential_refused(error):
                 raise
         attribute_connection(self._websocket.scope, caller.headers)
+        self._only_reads = False
         await self._streams.change_caller(caller)
         await self._queue.reply(Wire(Ack(op="auth", id=message.id[:MAX_ID_LENGTH])))
 
