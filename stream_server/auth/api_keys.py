@@ -18,7 +18,7 @@ import msgspec
 
 from stream_server.auth.airflow_api import AirflowApi
 from stream_server.auth.authorizer import BEARER_PREFIX, Caller
-from stream_server.errors import AirflowNotResponding, SettingsError
+from stream_server.errors import AirflowNotResponding, AirflowUrlMissing, SettingsError
 from stream_server.journal.password_source import PasswordUnavailable, make_password_reader
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class ApiKeys:
 
         Raises:
             AirflowError: Airflow does not accept the account, or does not answer.
+        AirflowUrlMissing: The account has a password, and the address of Airflow is unknown.
         """
         authorization = caller.headers.get("authorization", "")
         if self._path is None or authorization[: len(BEARER_PREFIX)].lower() != BEARER_PREFIX:
@@ -96,6 +97,9 @@ class ApiKeys:
         self._tokens = {account: token for account, token in self._tokens.items() if token.caller != caller}
 
     async def _get_token(self, account: Account) -> str:
+        if account.username is not None and self._airflow is None:
+            # The password must not be used as a token.
+            raise AirflowUrlMissing
         read = make_password_reader(account.file, account.command)
         try:
             secret = "" if read is None else await read()

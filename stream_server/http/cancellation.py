@@ -147,6 +147,9 @@ class Cancellations:
         try:
             if await self._is_watched_elsewhere(key) or not await self._is_undecided(key, options):
                 return
+            # A client may have reconnected while the database answered.
+            if self._hub.is_watched(key):
+                return
             await cancel()
         except StreamServerError as error:
             log.warning("Run %s has no client any more and could not be cancelled: %s", key, error)

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from stream_server.domain.run_state import RunKey
+from stream_server.errors import JournalUnreachable, ReadReplica
+from stream_server.http.ai_sdk import endpoints
+from stream_server.journal.idempotency_keys import IdempotencyKeys
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
@@ -215,3 +218,51 @@ async def test_a_request_without_a_question_is_refused(
         answer = await plain.post(CHAT, json=body)
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
     assert stub.triggers == []
+
+
+async def test_a_wrong_value_of_reset_starts_no_run_and_leaves_nothing_open(
+    auth_server: RunningServer, ada: CallerPermissions, stub: AirflowStub
+) -> None:
+    async with client_for(auth_server, ada) as plain, plain.stream("POST", CHAT, json=BODY) as first:
+        assert first.status_code == 200
+        await eventually_async(lambda: len(auth_server.subscriptions()) == 1)
+        assert (await plain.post(f"{CHAT}?reset=all", json=BODY)).status_code == 422
+        assert (await plain.get(f"{CHAT}/c1/stream?reset=all")).status_code == 422
+        assert len(auth_server.subscriptions()) == len(stub.triggers) == 1
+
+
+async def test_a_chat_that_cannot_be_stored_leaves_nothing_open(
+    auth_server: RunningServer, ada: CallerPermissions, stub: AirflowStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_arguments: object) -> None:
+        raise JournalUnreachable("PostgreSQL does not answer")
+
+    monkeypatch.setattr(endpoints, "store_current_run", fail)
+    async with client_for(auth_server, ada) as plain:
+        answer = await plain.post(CHAT, json=BODY)
+    assert len(stub.triggers) == 1
+    assert answer.status_code == 503
+    assert answer.headers["location"] in answer.json()["detail"]
+    assert auth_server.subscriptions() == []
+
+
+async def test_a_server_that_stores_nothing_has_no_current_answer(
+    auth_server: RunningServer, ada: CallerPermissions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_arguments: object, **_options: object) -> None:
+        raise ReadReplica("The database is a read replica")
+
+    monkeypatch.setattr(IdempotencyKeys, "claim_run", refuse)
+    async with client_for(auth_server, ada) as plain:
+        assert (await plain.get(f"{CHAT}/c1/stream")).status_code == 204
+        assert (await plain.post(f"{CHAT}/c1/stop")).status_code == 204
+
+
+async def test_head_of_a_stream_has_no_body(auth_server: RunningServer, ada: CallerPermissions) -> None:
+    async with client_for(auth_server, ada) as plain, plain.stream("POST", CHAT, json=BODY) as first:
+        assert first.status_code == 200
+        await eventually_async(lambda: len(auth_server.subscriptions()) == 1)
+        answer = await plain.head(f"{CHAT}/c1/stream")
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert len(auth_server.subscriptions()) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from stream_server.auth.airflow_api import MAX_FAIL_ATTEMPTS
 from stream_server.domain.run_state import RunKey
+from stream_server.http.cancellation import Cancellations
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
 from support.airflow_stub import AirflowStub, ReceivedRequest
@@ -96,6 +98,28 @@ async def test_a_reconnect_within_the_grace_period_keeps_the_run(
         assert stub.patches == []
         await airflow.complete_chain(KEY)
         assert types(await events.rest())[-2:] == ["result", "end"]
+
+
+async def test_a_reconnect_during_the_last_check_keeps_the_run(
+    trigger_server: RunningServer, caller: httpx.AsyncClient, stub: AirflowStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_checked, is_reconnected = asyncio.Event(), asyncio.Event()
+    check = Cancellations._is_undecided
+
+    async def check_slowly(self: Cancellations, *arguments: Any) -> bool:
+        is_undecided = await check(self, *arguments)
+        is_checked.set()
+        await is_reconnected.wait()
+        return is_undecided
+
+    monkeypatch.setattr(Cancellations, "_is_undecided", check_slowly)
+    await disconnect_stream(caller, SHORT)
+    await asyncio.wait_for(is_checked.wait(), 10)
+    async with sse(trigger_server.url, KEY) as events:
+        await events.next()
+        is_reconnected.set()
+        await wait_for_cancellation_decision()
+        assert stub.patches == []
 
 
 async def has_entries(airflow: AirflowSql, servers: int) -> bool:

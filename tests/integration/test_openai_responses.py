@@ -19,7 +19,7 @@ from support.airflow_stub import AirflowStub, ReceivedRequest
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
 from support.chat_runs import begin_answer, fail_answer
 from support.server import RunningServer, running_server
-from support.stub_callers import CallerPermissions, StubPermissions, refusal, unsigned_jwt
+from support.stub_callers import CallerPermissions, StubPermissions, client_for, refusal, unsigned_jwt
 from support.waiting import eventually_answered, eventually_async
 
 EVENTS = [
@@ -156,6 +156,7 @@ async def test_a_failing_run_is_a_failed_response(
     assert "task_failed" in failed.response.error.message
     found = await client.responses.retrieve(failed.response.id)
     assert (found.status, found.output_text) == ("failed", "Be")
+    assert [response.output[0].status for response in (failed.response, found)] == ["incomplete", "incomplete"]
 
 
 async def test_a_conversation_continues_by_the_id_of_a_response(
@@ -197,3 +198,14 @@ async def test_each_caller_needs_their_own_rights(
             await other.responses.create(model="chat", input="Why?")
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(encode_response_id(RunKey("chat", "unknown")))
+
+
+@pytest.mark.parametrize("query", ["stream=maybe", "stream=true&starting_after=x", "stream=true&starting_after=-5"])
+async def test_a_wrong_query_leaves_no_subscription_open(
+    client: openai.AsyncOpenAI, auth_server: RunningServer, ada: CallerPermissions, stub: AirflowStub, query: str
+) -> None:
+    response = await client.responses.create(model="chat", input="Why?", background=True)
+    assert len(stub.triggers) == 1
+    async with client_for(auth_server, ada) as plain:
+        assert (await plain.get(f"/v1/responses/{response.id}?{query}")).status_code == 400
+    assert auth_server.subscriptions() == []

@@ -10,11 +10,14 @@ from stream_server.http.triggering import compute_digest
 PURPOSE = "chat of the AI SDK"
 """Separates these claims from those of idempotency keys."""
 
+CANNOT_STORE = (JournalForbidden, JournalMissing, ReadReplica)
+"""Errors of servers that store nothing. There chats can't be resumed."""
+
 NO_RUN = ""
 
 
 async def store_current_run(state: State, key: RunKey, chat_id: str) -> None:
-    """Store the run of a chat. Where nothing can be stored, as on a read replica, chats can't be resumed."""
+    """Store the run of a chat, where that is possible."""
     keys, digest = state["idempotency_keys"], _digest_of(key.dag_id, chat_id)
     lifetime = state["settings"].idempotency_ttl
     try:
@@ -22,15 +25,18 @@ async def store_current_run(state: State, key: RunKey, chat_id: str) -> None:
         if claim.run_id != key.run_id:
             await keys.release_run(digest, claim.run_id)
             await keys.claim_run(digest, b"", key.run_id, lifetime)
-    except (JournalForbidden, JournalMissing, ReadReplica):
+    except CANNOT_STORE:
         return
 
 
 async def find_current_run(state: State, dag_id: str, chat_id: str) -> RunKey | None:
-    """Return the run of a chat; `None` if the chat has none, or it was stored too long ago."""
+    """Return the run of a chat; `None` if the chat has none, or it was not stored, or too long ago."""
     keys, digest = state["idempotency_keys"], _digest_of(dag_id, chat_id)
     # There is no query that only reads a claim.
-    claim = await keys.claim_run(digest, b"", NO_RUN, 1.0)
+    try:
+        claim = await keys.claim_run(digest, b"", NO_RUN, 1.0)
+    except CANNOT_STORE:
+        return None
     if claim.run_id == NO_RUN:
         await keys.release_run(digest, NO_RUN)
         return None

@@ -18,10 +18,11 @@ from stream_server.http.ai_sdk.translator import UiMessageTranslator
 from stream_server.http.caller import airflow_api_for, refuse_foreign_origin
 from stream_server.http.chat.caller import identify_chat_caller
 from stream_server.http.chat.dags import find_chat_dag, refuse_paused_dag
-from stream_server.http.chat.run import AnsweringRun, RequestKey, start_run, watch_run
+from stream_server.http.chat.run import AnsweringRun, RequestKey, close_on_error, start_run, watch_run
 from stream_server.http.chat.translated_stream import TranslatedStream
 from stream_server.http.params import parse_choice, read_body, refuse_unknown_parameters
 from stream_server.http.state import State
+from stream_server.http.triggering import name_run_in_errors
 from stream_server.protocol.bodies import Cancelled
 
 TRANSPORT = "ai_sdk"
@@ -34,12 +35,12 @@ NOT_FOUND = 404
 
 async def answer_chat(request: Request) -> Response:
     refuse_foreign_origin(request)
-    _refuse_unknown_parameters(request)
+    resets_steps = _parse_reset(request)
     async with identify_chat_caller(request) as caller:
-        return await _answer(request, caller)
+        return await _answer(request, caller, resets_steps=resets_steps)
 
 
-async def _answer(request: Request, caller: Caller) -> Response:
+async def _answer(request: Request, caller: Caller, *, resets_steps: bool) -> Response:
     state: State = request.scope["state"]
     wanted = decode_chat_request(await read_body(request))
     question = build_question(wanted.messages)
@@ -52,18 +53,19 @@ async def _answer(request: Request, caller: Caller) -> Response:
     run = await start_run(
         request, caller, dag_id, question, None if key is None else RequestKey(key), cancel_after=None
     )
-    await store_current_run(state, run.key, wanted.id)
-    return _stream(request, run)
+    with close_on_error(run), name_run_in_errors(request, run.key):
+        await store_current_run(state, run.key, wanted.id)
+        return _stream(request, run, resets_steps=resets_steps)
 
 
 async def resume_chat(request: Request) -> Response:
     """Stream the current answer from its start; 204 if no answer is in progress."""
-    _refuse_unknown_parameters(request)
+    resets_steps = _parse_reset(request)
     async with identify_chat_caller(request) as caller:
-        return await _resume(request, caller)
+        return await _resume(request, caller, resets_steps=resets_steps)
 
 
-async def _resume(request: Request, caller: Caller) -> Response:
+async def _resume(request: Request, caller: Caller, *, resets_steps: bool) -> Response:
     state: State = request.scope["state"]
     key = await _find_run(request, caller)
     if key is None:
@@ -76,7 +78,8 @@ async def _resume(request: Request, caller: Caller) -> Response:
     if run.subscription.is_complete or watched is None or watched.has_ended:
         run.subscription.close()
         return Response(status_code=204)
-    return _stream(request, run)
+    with close_on_error(run):
+        return _stream(request, run, resets_steps=resets_steps)
 
 
 async def stop_chat(request: Request) -> Response:
@@ -100,12 +103,13 @@ async def _find_run(request: Request, caller: Caller) -> RunKey | None:
     return await find_current_run(state, dag_id, request.path_params["chat_id"])
 
 
-def _refuse_unknown_parameters(request: Request) -> None:
+def _parse_reset(request: Request) -> bool:
+    """Whether a restarted text resets the step. It is read before there is a run, which an error would leave behind."""
     refuse_unknown_parameters(request.query_params.keys(), frozenset({"reset"}))
+    return parse_choice(request, "reset", RESET_VALUES) == "step"
 
 
-def _stream(request: Request, run: AnsweringRun) -> Response:
+def _stream(request: Request, run: AnsweringRun, *, resets_steps: bool) -> Response:
     state: State = request.scope["state"]
-    resets_steps = parse_choice(request, "reset", RESET_VALUES) == "step"
     translator = UiMessageTranslator(run.key, resets_steps=resets_steps)
     return TranslatedStream(run, translator, state["scheduler"], TRANSPORT, HEADERS)

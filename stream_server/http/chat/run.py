@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -93,9 +94,21 @@ async def watch_run(
     options = permission.restrict_options(with_url_prefix(request.scope, WatchOptions()))
     on_gone = await prepare_cancellation(state, airflow, key, options, cancel_after)
     subscription = await state["hub"].subscribe(key, options, resume_from=resume_from)
-    # A response can't be continued by another one with a new token. So it goes on until Airflow refuses the old one.
-    permission.bind(subscription, ignore_expiry)
-    return AnsweringRun(key, subscription, {"Location": public_path(request, run_path(key))}, on_gone)
+    run = AnsweringRun(key, subscription, {"Location": public_path(request, run_path(key))}, on_gone)
+    with close_on_error(run):
+        # A response can't be continued by another one with a new token. It goes on until Airflow refuses the old one.
+        permission.bind(subscription, ignore_expiry)
+    return run
+
+
+@contextmanager
+def close_on_error(run: AnsweringRun) -> Iterator[None]:
+    """Close the subscription of a run if an error leaves no response that does."""
+    try:
+        yield
+    except BaseException:
+        run.subscription.close()
+        raise
 
 
 async def _trigger(

@@ -64,6 +64,9 @@ class TranslatedStream(Response):
         subscription, on_gone = self._run.subscription, self._run.on_gone
         with closing(subscription):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
             with self._counters.count_waiting(), watch_due_frames(subscription, receive) as frames:
                 # A client that does not read what is due at the end must not hold its connection for ever.
                 is_read = await self._write(self._translator.start(), send) and await self._send_frames(frames, send)

@@ -12,7 +12,7 @@ from stream_server.http.chat.answer import Failed, Finished
 from stream_server.http.chat.caller import identify_chat_caller
 from stream_server.http.chat.dags import answers_helper_calls, find_chat_dag, list_chat_dags, refuse_paused_dag
 from stream_server.http.chat.reading import read_whole_answer
-from stream_server.http.chat.run import AnsweringRun, RequestKey, start_run
+from stream_server.http.chat.run import AnsweringRun, RequestKey, close_on_error, start_run
 from stream_server.http.chat.translated_stream import TranslatedStream
 from stream_server.http.openai.chunks import CompletionHead, build_error, build_model, build_usage
 from stream_server.http.openai.error_responses import NO_RETRY
@@ -70,12 +70,13 @@ async def _complete(request: Request, caller: Caller) -> Response:
     question = build_question(wanted.messages)
     refuse_paused_dag(dag)
     run = await start_run(request, caller, dag.dag_id, question, find_key(request, body), cancel_after=GRACE)
-    head = CompletionHead.of_run(dag.dag_id, run.key.run_id)
-    if not wanted.stream:
-        return await _respond_with_answer(request, run, head)
-    is_open_webui = any(name.startswith(OPEN_WEBUI_PREFIX) for name in request.headers)
-    translator = CompletionTranslator(head, includes_usage=wanted.includes_usage, shows_status=is_open_webui)
-    return TranslatedStream(run, translator, state["scheduler"], TRANSPORT)
+    with close_on_error(run):
+        head = CompletionHead.of_run(dag.dag_id, run.key.run_id)
+        if not wanted.stream:
+            return await _respond_with_answer(request, run, head)
+        is_open_webui = any(name.startswith(OPEN_WEBUI_PREFIX) for name in request.headers)
+        translator = CompletionTranslator(head, includes_usage=wanted.includes_usage, shows_status=is_open_webui)
+        return TranslatedStream(run, translator, state["scheduler"], TRANSPORT)
 
 
 def refuse_model(model: str) -> Response:

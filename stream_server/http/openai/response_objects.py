@@ -17,6 +17,9 @@ from stream_server.protocol.schema import Json
 ID_PREFIX = "resp_"
 MAX_ID_LENGTH = 2000
 
+ITEM_STATUSES = {"queued": "in_progress", "in_progress": "in_progress", "completed": "completed"}
+"""Status of the item by that of its response; `incomplete` for all others, which have ended without an answer."""
+
 
 def encode_response_id(key: RunKey) -> str:
     """Return the id of the response that a run gives."""
@@ -66,7 +69,6 @@ class ResponseHead(NamedTuple):
             error: `{"code", "message"}`.
             usage: That of a chat completion.
         """
-        is_complete = status == "completed"
         return {
             "id": encode_response_id(self.key),
             "object": "response",
@@ -74,7 +76,7 @@ class ResponseHead(NamedTuple):
             "status": status,
             "background": self.is_background,
             "model": self.key.dag_id,
-            "output": [] if text is None else [self.build_item(text, is_complete=is_complete)],
+            "output": [] if text is None else [self.build_item(text, status)],
             "error": error,
             "incomplete_details": None,
             "instructions": None,
@@ -88,12 +90,12 @@ class ResponseHead(NamedTuple):
             "usage": None if usage is None else _build_usage(usage),
         }
 
-    def build_item(self, text: str | None, *, is_complete: bool) -> Json:
-        """Return the item of the output; `None` for the empty one at the beginning."""
+    def build_item(self, text: str | None, response_status: str) -> Json:
+        """Return the item of the output. A `text` of `None` is the empty item at the beginning."""
         return {
             "type": "message",
             "id": self.message_id,
-            "status": "completed" if is_complete else "in_progress",
+            "status": ITEM_STATUSES.get(response_status, "incomplete"),
             "role": "assistant",
             "content": [] if text is None else [build_part(text)],
         }

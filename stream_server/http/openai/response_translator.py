@@ -35,7 +35,7 @@ class ResponseTranslator:
 
     def start(self) -> bytes:
         started = {"response": self._head.build_response("in_progress")}
-        item = {"output_index": 0, "item": self._head.build_item(None, is_complete=False)}
+        item = {"output_index": 0, "item": self._head.build_item(None, "in_progress")}
         events: tuple[tuple[str, Json], ...] = (
             ("response.created", started),
             ("response.in_progress", started),
@@ -68,7 +68,7 @@ class ResponseTranslator:
         return self._encode("response.output_text.delta", self._number, {**self._place, "delta": new, "logprobs": []})
 
     def _finish(self, step: Finished) -> bytes:
-        item = {"output_index": 0, "item": self._head.build_item(self._text, is_complete=True)}
+        item = {"output_index": 0, "item": self._head.build_item(self._text, "completed")}
         usage = build_usage(step.value)
         events: tuple[tuple[str, Json], ...] = (
             ("response.output_text.done", {**self._place, "text": self._text, "logprobs": []}),

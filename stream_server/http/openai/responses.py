@@ -19,7 +19,7 @@ from stream_server.http.chat.caller import identify_chat_caller
 from stream_server.http.chat.dags import answers_helper_calls, find_chat_dag, refuse_paused_dag
 from stream_server.http.chat.question import Question, Turn
 from stream_server.http.chat.reading import AnswerState, read_answer_so_far, read_whole_answer
-from stream_server.http.chat.run import AnsweringRun, start_run, watch_run
+from stream_server.http.chat.run import AnsweringRun, close_on_error, start_run, watch_run
 from stream_server.http.chat.translated_stream import TranslatedStream
 from stream_server.http.openai.chunks import build_error, build_usage
 from stream_server.http.openai.endpoints import GRACE, HELPER_RUN_ID, TRANSPORT, find_key, refuse_model, respond
@@ -63,6 +63,10 @@ async def create_response(request: Request) -> Response:
 
 
 async def get_response(request: Request) -> Response:
+    # Before there is a subscription, which an error would leave open.
+    is_streamed = parse_flag(request, "stream")
+    resumes = is_streamed and "starting_after" in request.query_params
+    after = parse_integer(request, "starting_after", -1, 0, MAX_SEQUENCE_NUMBER) if resumes else -1
     async with identify_chat_caller(request) as caller:
         key = decode_response_id(request.path_params["response_id"])
         if key is None or await find_chat_dag(request, caller, key.dag_id) is None:
@@ -71,11 +75,11 @@ async def get_response(request: Request) -> Response:
             run = await watch_run(request, caller, key)
         except RunNotFound:
             return _refuse_id(request)
-    head = ResponseHead(key, _find_creation_time(request, key))
-    if not parse_flag(request, "stream"):
-        return _build_response(head, await read_answer_so_far(request, run), run.headers)
-    after = parse_integer(request, "starting_after", -1, 0, MAX_SEQUENCE_NUMBER) if _has_start(request) else -1
-    return _stream(request, run, ResponseTranslator(head, after))
+    with close_on_error(run):
+        head = ResponseHead(key, _find_creation_time(request, key))
+        if not is_streamed:
+            return _build_response(head, await read_answer_so_far(request, run), run.headers)
+        return _stream(request, run, ResponseTranslator(head, after))
 
 
 async def cancel_response(request: Request) -> Response:
@@ -110,7 +114,8 @@ async def _create(request: Request, caller: Caller) -> Response:
     # A background response continues without its client.
     grace = None if wanted.background else GRACE
     run = await start_run(request, caller, dag.dag_id, question, find_key(request, body), cancel_after=grace)
-    return await _respond(request, run, wanted)
+    with close_on_error(run):
+        return await _respond(request, run, wanted)
 
 
 async def _respond(request: Request, run: AnsweringRun, wanted: ResponseRequest) -> Response:
@@ -170,10 +175,6 @@ def _find_creation_time(request: Request, key: RunKey) -> int:
     run = state["hub"].run_state(key)
     queued_at = None if run is None else run.info.queued_at
     return int(time.time() if queued_at is None else queued_at.timestamp())
-
-
-def _has_start(request: Request) -> bool:
-    return "starting_after" in request.query_params
 
 
 def _refuse_id(request: Request) -> Response:
