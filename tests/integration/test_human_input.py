@@ -11,11 +11,15 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from stream_server.domain.human_input import parse_record
 from stream_server.domain.run_state import RunKey
 from stream_server.journal import undecodable_rows as undecodable
+from stream_server.journal.human_input import fetch_requests
+from stream_server.journal.installer import load_queries_for
+from stream_server.journal.queries import COMMON_PLACEHOLDERS
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.settings import Settings
-from support.airflow_sql import AirflowSql
+from support.airflow_sql import CHAIN, AirflowSql
 from support.server import RunningServer, running_server
 from support.streams import DEADLINE, Events, Frame, sse, states, stream_path, types
 from support.stub_callers import CallerPermissions, StubPermissions
@@ -197,6 +201,33 @@ async def test_an_unusual_request_affects_only_itself(
         async with sse(server.url, run, "?until=run") as late:
             frames = await late.until("input")
             assert types(frames) == ["snapshot", "input"]
+
+
+async def test_contents_of_a_run_that_are_sent_count_for_its_limit_alone(
+    airflow: AirflowSql, run: RunKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = RunKey(run.dag_id, "other")
+    version = await airflow.connection.fetchval("SELECT created_dag_version_id FROM dag_run LIMIT 1")
+    await airflow.trigger(other, version, list(CHAIN))
+    # The newest request comes last.
+    for key, task_id, size in (
+        (other, "ask", 500),
+        (run, "clean_up", 500),
+        (run, "ask", 500),
+        (run, "answer", 5000),
+        (other, "answer", 500),
+    ):
+        await airflow.start_task(key, task_id)
+        await airflow.request_input(key, task_id, subject="x" * size)
+    monkeypatch.setitem(COMMON_PLACEHOLDERS, "request_bytes", "1000")
+    monkeypatch.setitem(COMMON_PLACEHOLDERS, "all_request_bytes", "1200")
+    names = [(*key, task_id, -1) for key in (run, other) for task_id in CHAIN]
+    queries = await load_queries_for(airflow.connection)
+    rows = await fetch_requests(airflow.connection, queries, [], names)
+    records = [parse_record(row["record"]) for row in rows]
+    sent = {(one.run_id, one.task_id) for one in records if one is not None and one.content is not None}
+    assert len(records) == 5
+    assert sent == {(run.run_id, "clean_up"), (run.run_id, "ask"), ("other", "ask"), ("other", "answer")}
 
 
 async def test_streams_go_on_where_the_requests_cannot_be_read(

@@ -30,14 +30,16 @@ WHERE CASE WHEN q.responded_at IS NULL
                 AND (t.state NOT IN ('scheduled', 'queued') OR t.next_method IS NOT NULL) END
 
 -- request_record --
--- A request (c) as JSON. The content is left out if it has more than {request_bytes} bytes, or all together have more
--- than {all_request_bytes}.
+-- A request (c) as JSON. The content is left out if it has more than {request_bytes} bytes, or if the contents of the run
+-- that are sent have more than {all_request_bytes} together. The newest ones are sent.
 json_build_object(
     'dag_id', c.dag_id, 'run_id', c.run_id, 'task_id', c.task_id, 'map_index', c.map_index, 'try_number', c.try_number,
     'asked_at', c.asked_at, 'expires_at', c.expires_at, 'is_taken_over', c.is_taken_over,
     'answered_at', c.answered_at, 'bytes', c.bytes,
     'content', CASE
-        WHEN c.bytes <= {request_bytes} AND sum(c.bytes) OVER (ORDER BY c.asked_at DESC, c.ti_id) <= {all_request_bytes}
+        WHEN c.bytes <= {request_bytes}
+             AND sum(CASE WHEN c.bytes <= {request_bytes} THEN c.bytes ELSE 0 END)
+                 OVER (PARTITION BY c.dag_id, c.run_id ORDER BY c.asked_at DESC, c.ti_id) <= {all_request_bytes}
         THEN json_build_object(
             'subject', c.subject, 'body', c.body, 'options', c.options, 'defaults', c.defaults, 'multiple', c.multiple,
             'params', c.params, 'assignees', c.assignees, 'by', c.responded_by,
