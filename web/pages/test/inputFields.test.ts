@@ -25,6 +25,26 @@ test("a field keeps its value if it is not changed", () => {
   }
 })
 
+test("members of a schema that are no JSON Schema are ignored", () => {
+  const schemas = [
+    { enum: "abc" },
+    { enum: {} },
+    { type: 5 },
+    { type: {} },
+    { type: [5, null] },
+    { title: {} },
+    "x",
+    5,
+    [],
+    null,
+  ]
+  for (const schema of schemas) {
+    const [field] = buildFields({ name: { value: "text", description: null, schema } })
+    expect(field, JSON.stringify(schema)).toMatchObject({ kind: "text", label: "name", text: "text", choices: [] })
+    expect(read(schema, "text"), JSON.stringify(schema)).toBe("text")
+  }
+})
+
 test("a changed text becomes a value of the type in the schema", () => {
   expect(read({ type: "integer" }, 1, "4")).toBe(4)
   expect(read({ type: "string" }, "", "4")).toBe("4")

@@ -15,10 +15,11 @@ export interface Field {
   readonly isNullable: boolean
 }
 
+/** What a form needs of a JSON Schema. */
 interface Schema {
-  readonly type?: string | readonly string[]
-  readonly enum?: readonly unknown[]
-  readonly title?: string
+  readonly types: readonly string[]
+  readonly choices: readonly unknown[]
+  readonly title: string | undefined
 }
 
 /** Return the fields of a form in the order of its params. */
@@ -27,15 +28,21 @@ export function buildFields(params: Readonly<Record<string, InputParam>>): Field
 }
 
 function buildField(name: string, { value, description, schema: given }: InputParam): Field {
-  const schema = (given ?? {}) as Schema
-  const types = typeof schema.type === "string" ? [schema.type] : [...(schema.type ?? [])]
-  const kind = selectKind(schema, types, value)
+  const schema = readSchema(given)
+  const kind = selectKind(schema, value)
   const label = [schema.title ?? name, description].filter(Boolean).join(": ")
-  const choices = (schema.enum ?? []).map(toText)
+  const choices = schema.choices.map(toText)
   const text = kind === "json" ? JSON.stringify(value ?? null) : toText(value)
-  const isNullable = types.includes("null") || value == null
+  const isNullable = schema.types.includes("null") || value == null
   const shown = kind === "choice" && !choices.includes(text) ? (choices[0] ?? "") : text
-  return { name, label, kind, text: shown, choices, values: schema.enum ?? [], isNullable }
+  return { name, label, kind, text: shown, choices, values: schema.choices, isNullable }
+}
+
+/** Members of another form than JSON Schema's are left out: Airflow stores what the author of a DAG has written. */
+function readSchema(given: unknown): Schema {
+  const { type, enum: choices, title } = (given ?? {}) as Record<string, unknown>
+  const types = (Array.isArray(type) ? type : [type]).filter((one) => typeof one === "string")
+  return { types, choices: Array.isArray(choices) ? choices : [], title: typeof title === "string" ? title : undefined }
 }
 
 /**
@@ -57,8 +64,8 @@ export function parseField({ name, kind, text, isNullable, choices, values }: Fi
   throw new Error(`${name} must be ${kind === "number" ? "a number" : "JSON"}`)
 }
 
-function selectKind(schema: Schema, types: readonly string[], value: unknown): Field["kind"] {
-  if (schema.enum !== undefined && schema.enum.length > 0) return "choice"
+function selectKind({ types, choices }: Schema, value: unknown): Field["kind"] {
+  if (choices.length > 0) return "choice"
   const [type = typeOf(value)] = types.filter((one) => one !== "null")
   if (type === "boolean") return "boolean"
   if (type === "number" || type === "integer") return "number"
