@@ -15,7 +15,7 @@ from stream_server.domain.transition import Transition, UndecodableRow, decode_r
 from stream_server.errors import JournalUnreachable
 from stream_server.journal.connection import DatabaseConnection, close_connection, connect, map_postgres_errors
 from stream_server.journal.human_input import InstanceName, fetch_requests
-from stream_server.journal.installer import load_queries_for, read_status
+from stream_server.journal.installer import JournalStatus, load_queries_for, read_status
 from stream_server.journal.origin import adopt_foreign_journal
 from stream_server.journal.recent_rows import RecentRow
 from stream_server.journal.replica_snapshot import ReplicaSnapshot
@@ -188,7 +188,7 @@ class JournalReader:
         return bool(row["pg_is_in_recovery"])
 
     async def restore_triggers(self) -> int:
-        """Restore the triggers that are missing, and return how many.
+        """Restore the triggers that are missing or switched themselves off, and return how many were missing.
 
         Restore none if a table can't be locked within `RESTORE_LOCK_TIMEOUT`. The next check tries again.
 
@@ -202,9 +202,9 @@ class JournalReader:
                 return int(await self.connection.fetchval(self._queries["restore_triggers"]))
         return 0
 
-    async def find_trigger_problems(self) -> list[str]:
-        """Return what is wrong with the triggers, as sentences; empty if nothing is."""
-        return (await read_status(self.connection)).problems
+    async def read_status(self) -> JournalStatus:
+        """Return the status of the journal and its triggers."""
+        return await read_status(self.connection)
 
     async def _fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
         with map_postgres_errors():

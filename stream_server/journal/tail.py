@@ -33,6 +33,7 @@ from stream_server.domain.transition import ReadTiming, Transition
 from stream_server.errors import JournalForbidden, JournalUnreachable, SettingsError, Unavailable
 from stream_server.journal.gaps import GapDetector
 from stream_server.journal.human_input import add_requests
+from stream_server.journal.installer import JournalStatus
 from stream_server.journal.listener import Listener, ListenObstacle
 from stream_server.journal.output_bodies import add_output_bodies
 from stream_server.journal.pacing import Pacing
@@ -165,6 +166,7 @@ class Tail:
         self._resync_requested = False
         self._triggers_complete = True
         self._checked_at = float("-inf")
+        self._switched_on_at = float("-inf")
         self._pacing = Pacing()
         self._idle_state = IdleState.ACTIVE
         self._settle_backoff = Backoff(*SETTLE_SECONDS, jitter=NO_JITTER)
@@ -317,18 +319,20 @@ class Tail:
             await asyncio.sleep(self._pacing.pause_seconds)
 
     async def _check_triggers(self, reader: JournalReader) -> None:
-        """Check the triggers, and restore those that `airflow db reset` has dropped."""
+        """Check the triggers, and restore those that `airflow db reset` has dropped or that switched themselves off."""
         assert self._position is not None, "_start_from has set it"
-        problems, restored = await reader.find_trigger_problems(), 0
+        status, restored = await reader.read_status(), 0
+        problems = status.problems
         if problems:
             log.error("Streams are incomplete: %s", "; ".join(problems), extra={"action": "journal_problem"})
             self._triggers_complete = False
-            try:
-                if restored := await reader.restore_triggers():
-                    log.warning("Restored %d triggers", restored, extra={"action": "triggers_put_back"})
-                    problems = await reader.find_trigger_problems()
-            except JournalForbidden as error:
-                log.warning("%s", error, extra={"action": "journal_problem"})
+            if self._may_restore_triggers(status):
+                try:
+                    if restored := await reader.restore_triggers():
+                        log.warning("Restored %d triggers", restored, extra={"action": "triggers_put_back"})
+                    problems = (await reader.read_status()).problems
+                except JournalForbidden as error:
+                    log.warning("%s", error, extra={"action": "journal_problem"})
         if not problems and not self._triggers_complete:
             self._triggers_complete = True
             if not restored:
@@ -338,6 +342,20 @@ class Tail:
             self._resync(self._position, "transitions_lost")
         if problems != self.status.problems:
             self.status = replace(self.status, problems=problems)
+
+    def _may_restore_triggers(self, status: JournalStatus) -> bool:
+        """Whether the triggers can read Airflow's tables, as far as is known.
+
+        Triggers that meet another error at each row are switched on once in a check interval, although each loss, and
+        each resync that it causes, is followed by a check.
+        """
+        if status.airflow_problem is not None:
+            return False
+        if status.schema_unknown:
+            if self._checked_at - self._switched_on_at <= self._check_interval:
+                return False
+            self._switched_on_at = self._checked_at
+        return True
 
     def _resync(self, position: JournalPosition, reason: ResetReason) -> None:
         log.warning("Clients resync: %s", reason.replace("_", " "), extra={"action": reason})

@@ -104,3 +104,39 @@ async def test_a_server_is_not_ready_after_a_column_was_renamed(
         answer = await client.get(f"/api/v2/dags/{run.dag_id}/dagRuns/{run.run_id}/stream")
         assert answer.status_code == 503, answer.text
         assert "lack task_instance.map_index" in answer.json()["detail"]
+
+
+async def test_a_server_switches_the_triggers_on_when_the_column_is_back(
+    airflow: AirflowSql, run: RunKey, journal: str, settings: Callable[..., Settings]
+) -> None:
+    """The column may be away and back between two checks, so that no server has seen it missing."""
+    async with running_server(settings(check_interval=0.2)) as server:
+        await eventually_async(lambda: server.hub.is_live, what="the tail has started")
+        async with sse(server.url, run) as events:
+            await events.next()
+            await airflow.connection.execute(RENAME)
+            await airflow.heartbeat(run, "ask")
+            await airflow.connection.execute(RENAME_BACK)
+            await airflow.set_task(run, "ask", "queued")
+
+            async def is_well() -> bool:
+                return (await fetch_status(journal)).problems == []
+
+            await eventually_answered(is_well, 10, what="the server switches the triggers on")
+            await airflow.complete_chain(run)
+            frames = await events.rest()
+    assert frames[-2]["results"] == {"answer": {"text": "because"}}
+    assert await count_losses(airflow) == 2
+
+
+async def test_switching_the_triggers_on_counts_a_loss(airflow: AirflowSql, run: RunKey) -> None:
+    """Each server resyncs then: the triggers have not recorded what was written meanwhile."""
+    await airflow.connection.execute(RENAME)
+    await airflow.heartbeat(run, "ask")
+    await airflow.connection.execute(RENAME_BACK)
+    await airflow.set_task(run, "ask", "queued")
+    for _ in range(2):
+        assert await airflow.connection.fetchval("SELECT stream_server.put_back(false)") == 0
+        assert await count_losses(airflow) == 2
+    await airflow.set_task(run, "ask", "running")
+    assert await airflow.connection.fetchval("SELECT count(*) FROM stream_server.journal WHERE state = 'running'") == 1

@@ -52,7 +52,7 @@ $body$;
 
 -- Restores the triggers that are missing or differ, for example after `airflow db reset`, and returns how many. If
 -- also_disabled, restores disabled triggers too, and raises an error if a table is missing. Otherwise skips missing
--- tables. Triggers that had to be restored may have met tables that they could not read.
+-- tables. Triggers that switched themselves off record again: the caller has checked the columns of Airflow's tables.
 CREATE OR REPLACE FUNCTION stream_server.put_back(also_disabled boolean) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $body$
@@ -78,8 +78,10 @@ BEGIN
         END IF;
         restored := restored + 1;
     END LOOP;
-    IF restored > 0 OR also_disabled THEN
+    IF pg_sequence_last_value('stream_server.unknown_schema') IS NOT NULL THEN
         PERFORM setval('stream_server.unknown_schema', 1, false);
+        -- After the reset: each transaction that recorded nothing has begun before this loss, so all servers resync.
+        PERFORM nextval('stream_server.losses');
     END IF;
     RETURN restored;
 END
