@@ -24,6 +24,16 @@ async def test_try_numbers_that_a_migration_changes_are_not_recorded(airflow: Ai
     assert await airflow.connection.fetchval(COUNT) == before
 
 
+async def test_try_numbers_of_restarting_tasks_are_not_recorded(airflow: AirflowSql, run: RunKey) -> None:
+    """The migration to 3.4 changes them, too, also in runs that ended long ago."""
+    await airflow.connection.execute("UPDATE task_instance SET state = 'restarting'")
+    before = await airflow.connection.fetchval(COUNT)
+    async with airflow.connection.transaction():
+        await airflow.connection.execute("CREATE TEMPORARY TABLE retired (id uuid) ON COMMIT DROP")
+        await airflow.connection.execute("UPDATE task_instance SET try_number = try_number + 1")
+    assert await airflow.connection.fetchval(COUNT) == before
+
+
 async def test_copies_of_rows_are_not_recorded_in_a_migration(airflow: AirflowSql, run: RunKey) -> None:
     """A migration changes the columns of a table and its rows in one transaction."""
     before = await airflow.connection.fetchval(COUNT)

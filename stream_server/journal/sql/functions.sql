@@ -105,7 +105,7 @@ BEGIN
     IF has_several_rows THEN
         is_only_try_changed := NOT EXISTS (
             SELECT FROM new_rows AS n
-            WHERE n.state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'running', 'deferred', 'restarting']));
+            WHERE n.state OPERATOR(pg_catalog.=) ANY (ARRAY['scheduled', 'queued', 'running', 'deferred']));
     END IF;
     IF is_only_try_changed THEN
         {return_if_catalog_changed}
