@@ -114,10 +114,10 @@ MUTANTS = (
         "if False and any(",
     ),
     _domain(
-        "task that may never expand cannot fail",
+        "unexpanded task never runs",
         "prediction",
-        "failed = NONE if mapped.is_count_known else Ends.UPSTREAM_FAILED",
-        "failed = NONE",
+        "        if not ends & Ends.RUN:\n            # Airflow removes",
+        "        if True:\n            # Airflow removes",
     ),
     _domain(
         "skipped leaf fails the run", "prediction", "if not ends & ANY & ~FAILURE))", "if not ends & Ends.SUCCESS))"
