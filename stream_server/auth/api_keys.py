@@ -20,6 +20,7 @@ from stream_server.auth.airflow_api import AirflowApi
 from stream_server.auth.authorizer import BEARER_PREFIX, Caller
 from stream_server.errors import AirflowNotResponding, AirflowUrlMissing, SettingsError
 from stream_server.journal.password_source import PasswordUnavailable, make_password_reader
+from stream_server.protocol.schema import INVALID_JSON
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class ApiKeys:
             found = msgspec.json.decode(path.read_bytes(), type=_AccountFile)
         except OSError as error:
             raise SettingsError(f"The file of API keys {path} can't be read ({error.strerror})") from None
-        except msgspec.DecodeError as error:
+        except INVALID_JSON as error:
             raise SettingsError(f"The file of API keys {path} is not valid: {error}") from None
         if any((account.file is None) == (account.command is None) for account in found.keys):
             raise SettingsError(f"The file of API keys {path} is not valid: each key needs either `file` or `command`")

@@ -25,6 +25,7 @@ from stream_server.http.request_slot import reattribute_connection
 from stream_server.hub.subscription import Subscription
 from stream_server.protocol.close_codes import CloseCode
 from stream_server.protocol.frames import Ack, Close, Refusal
+from stream_server.protocol.schema import INVALID_JSON
 from stream_server.protocol.wire import Wire
 
 SUBPROTOCOL = "airflow-stream"
@@ -87,7 +88,7 @@ async def receive_auth(websocket: WebSocket) -> Introduction:
             raise WebSocketDisconnect(message["code"])
         try:
             return msgspec.json.decode(message.get("text") or message.get("bytes") or b"", type=Introduction)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except INVALID_JSON as error:
             raise Unauthenticated(f"Invalid message: {error}; {expected}") from None
     raise Unauthenticated(f"No message came within {AUTH_TIMEOUT_SECONDS:g} s; {expected}")
 
@@ -141,13 +142,13 @@ class WebSocketAuth:
     def handle(self, text: str | bytes) -> None:
         try:
             operation = msgspec.json.decode(text, type=_OperationHead)
-        except (msgspec.DecodeError, RecursionError):
+        except INVALID_JSON:
             return
         if operation.op != "auth":
             return
         try:
             message = msgspec.json.decode(text, type=Introduction)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except INVALID_JSON as error:
             self._push_refusal(operation.id, BadRequest(f"Invalid message: {error}"))
             return
         if self._revalidation is not None:

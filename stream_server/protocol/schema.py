@@ -15,6 +15,9 @@ from stream_server.protocol.frames import Ack, AnyFrame, AuthExpiring, Close, Re
 
 Json: TypeAlias = dict[str, Any]
 
+INVALID_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""Errors of decoders for a text from outside. For bytes within a string that are no UTF-8, it is the second one."""
+
 FRAME_TYPES: tuple[type[Frame], ...] = get_args(AnyFrame)
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -172,6 +172,34 @@ async def test_too_many_pipelined_requests_end_the_connection(server: RunningSer
         await eventually_async(lambda: not server.hub.statistics().subscriptions, what="the stream has ended")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", b'{"model":"\xff","messages":[]}'),
+        ("/v1/responses", b'{"model":"\xff","input":""}'),
+        ("/api/v2/dags/chat/chat", b'{"id":"\xff","messages":[]}'),
+        ("/api/v2/dags/chat/dagRuns?wait_for_completion=true", b'{"conf":{"a":"\xff"}}'),
+        ("/api/v2/dags/chat/dagRuns/r/taskInstances/t/input", b'{"chosen_options":["\xff"]}'),
+        ("/api/v2/stream/tickets", b'{"paths":["\xff"]}'),
+        ("/api/v2/stream/session", b'{"token":"\xff"}'),
+    ],
+)
+async def test_bytes_that_are_no_utf_8_are_refused(
+    auth_server: RunningServer, ada: CallerPermissions, path: str, body: bytes
+) -> None:
+    async with client_for(auth_server, ada) as client:
+        answer = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == (400 if path.startswith("/v1") else 422), answer.text
+    assert "body must be" in answer.text
+
+
+@pytest.mark.parametrize("message", [b'{"op":"ping","id":"\xff"}', b'{"op":"\xff"}'])
+async def test_a_message_that_is_no_utf_8_gets_an_error(server: RunningServer, message: bytes) -> None:
+    async with connect(server.url.replace("http", "ws") + MANY_RUNS) as connection:
+        await connection.send(message)
+        assert json.loads(await connection.recv())["type"] == "error"
+
+
 EMPTY_FRAMES = {
     "text": b"\x81\x80",
     "part": b"\x01\x80",

@@ -336,3 +336,13 @@ async def test_errors_have_the_shape_of_openai(
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert set(error) == {"message", "type", "param", "code"}
+
+
+async def test_a_retry_with_another_cookie_starts_a_run_of_its_own(
+    client: openai.AsyncOpenAI, airflow: AirflowSql, stub: AirflowStub
+) -> None:
+    stub.then = complete_run
+    for cookie, count, runs in [("a=1", "0", 1), ("a=1", "1", 1), ("a=2", "1", 2)]:
+        headers = {"Cookie": cookie, "x-stainless-retry-count": count}
+        await client.chat.completions.create(model="chat", messages=WHY, extra_headers=headers)
+        assert await airflow.connection.fetchval("SELECT count(*) FROM dag_run WHERE dag_id = 'chat'") == runs

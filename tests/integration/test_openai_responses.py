@@ -22,6 +22,7 @@ from support.server import RunningServer, running_server
 from support.stub_callers import CallerPermissions, StubPermissions, client_for, refusal, unsigned_jwt
 from support.waiting import eventually_answered, eventually_async
 
+EXCHANGE = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "because"}]
 EVENTS = [
     "response.created",
     "response.in_progress",
@@ -160,25 +161,42 @@ async def test_a_failing_run_is_a_failed_response(
 
 
 async def test_a_conversation_continues_by_the_id_of_a_response(
-    client: openai.AsyncOpenAI, permissions: StubPermissions, stub: AirflowStub
+    client: openai.AsyncOpenAI,
+    ada: CallerPermissions,
+    permissions: StubPermissions,
+    stub: AirflowStub,
+    settings: Callable[..., Settings],
 ) -> None:
     stub.then = complete_run
-    first = await client.responses.create(model="chat", input="Why?")
+    first = await client.responses.create(model="chat", input="Why?", instructions="Be brief.")
+
+    message = "Why?"
 
     async def with_conf(received: ReceivedRequest) -> Response | None:
         run_id = quote(stub.triggers[0].json["dag_run_id"], safe="")
         if received.method == "GET" and received.target.endswith(run_id):
-            return JSONResponse({"conf": stub.triggers[0].json["conf"]})
+            return JSONResponse({"conf": {**stub.triggers[0].json["conf"], "message": message}})
         return await permissions(received)
 
     stub.instead = with_conf
     await client.responses.create(model="chat", input="And now?", previous_response_id=first.id)
     assert stub.triggers[-1].json["conf"] == {
         "message": "And now?",
-        "history": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "because"}],
+        "history": [{"role": "system", "content": "Be brief."}, *EXCHANGE],
     }
+    await client.responses.create(
+        model="chat", input="And now?", instructions="Be verbose.", previous_response_id=first.id
+    )
+    assert stub.triggers[-1].json["conf"]["history"] == [{"role": "system", "content": "Be verbose."}, *EXCHANGE]
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
         await client.responses.create(model="chat", input="And now?", previous_response_id="resp_x")
+    message = "Why?" * 500
+    async with running_server(settings(airflow_url=stub.url, max_body_bytes=1000)) as small:
+        await eventually_async(lambda: small.hub.is_live)
+        async with client_of(small, ada.token) as limited:
+            with pytest.raises(openai.APIStatusError, match="more than 1000 bytes") as raised:
+                await limited.responses.create(model="chat", input="And now?", previous_response_id=first.id)
+    assert raised.value.status_code == 413
 
 
 async def test_each_caller_needs_their_own_rights(

@@ -8,6 +8,7 @@ import msgspec
 
 from stream_server.errors import BadRequest
 from stream_server.http.chat.question import Question, Turn
+from stream_server.protocol.schema import INVALID_JSON
 
 MAX_CHAT_ID_LENGTH = 250
 ROLES = frozenset({"system", "user", "assistant"})
@@ -45,7 +46,7 @@ def decode_chat_request(body: bytes) -> ChatRequest:
     """
     try:
         return msgspec.json.decode(body, type=ChatRequest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except INVALID_JSON as error:
         raise BadRequest(f"The body must be that of `DefaultChatTransport` of the AI SDK: {error}") from None
 
 

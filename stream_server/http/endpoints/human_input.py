@@ -12,6 +12,7 @@ from stream_server.errors import BadRequest
 from stream_server.http.caller import airflow_api_for, identify_caller, refuse_foreign_origin
 from stream_server.http.params import parse_integer, parse_query, parse_run_key, read_body, refuse_unknown_parameters
 from stream_server.protocol.bodies import InputAnswer, InputReceipt
+from stream_server.protocol.schema import INVALID_JSON
 
 JSON = "application/json"
 
@@ -53,7 +54,7 @@ async def send_answer(
 def _parse_answer(body: bytes) -> InputAnswer:
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except INVALID_JSON as error:
         raise BadRequest(
             f'The body must be JSON such as {{"chosen_options":["Approve"],"params_input":{{}}}}: {error}'
         ) from None

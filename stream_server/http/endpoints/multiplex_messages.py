@@ -10,6 +10,7 @@ from stream_server.domain.outcome import WatchOptions
 from stream_server.domain.run_state import RunKey
 from stream_server.errors import BadParameter, BadRequest
 from stream_server.http.websocket_auth import Introduction
+from stream_server.protocol.schema import INVALID_JSON
 
 
 class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", forbid_unknown_fields=True):
@@ -72,7 +73,7 @@ def parse_message(text: str | bytes) -> ClientMessage:
     """
     try:
         return _decoder.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except INVALID_JSON as error:
         raise BadRequest(
             f"Invalid message: {error}. Send JSON such as"
             ' {"op":"subscribe","id":"a","dag_id":"d","run_id":"r"}, {"op":"unsubscribe","id":"a"} or'
@@ -84,7 +85,7 @@ def read_message_id(text: str | bytes) -> str:
     """Return the `id` of an invalid message, or an empty string."""
     try:
         return msgspec.json.decode(text, type=_MessageId).id
-    except (msgspec.DecodeError, RecursionError):
+    except INVALID_JSON:
         return ""
 
 

@@ -21,6 +21,7 @@ from stream_server.http.caller import airflow_api_for, identify_caller, refuse_f
 from stream_server.http.params import public_path, read_body
 from stream_server.http.state import State
 from stream_server.protocol.bodies import Session
+from stream_server.protocol.schema import INVALID_JSON
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")
 """Syntax of a bearer token (RFC 6750 section 2.1), limited to what fits into a cookie."""
@@ -80,7 +81,7 @@ def _parse_credentials(request: Request, body: bytes) -> SignIn:
         raise BadRequest("Content-Type must be application/json")
     try:
         credentials = msgspec.json.decode(body, type=SignIn)
-    except (msgspec.DecodeError, RecursionError):
+    except INVALID_JSON:
         # The decoder's message could contain the password.
         raise BadRequest('The body must be {"username": …, "password": …} or {"token": …}') from None
     if (credentials.token is None) == (credentials.username is None or credentials.password is None):

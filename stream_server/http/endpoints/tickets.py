@@ -23,6 +23,7 @@ from stream_server.http.delivery.asgi_scope import SLOT_KEY
 from stream_server.http.params import read_body
 from stream_server.http.state import State
 from stream_server.protocol.bodies import Ticket
+from stream_server.protocol.schema import INVALID_JSON
 
 TICKETS_PATH = "/api/v2/stream/tickets"
 
@@ -82,7 +83,7 @@ async def issue_ticket(request: Request) -> Response:
 def _parse_paths(body: bytes, url_prefix: str) -> list[str]:
     try:
         paths = [path.removeprefix(url_prefix) for path in msgspec.json.decode(body, type=Wanted).paths]
-    except (msgspec.DecodeError, RecursionError) as error:
+    except INVALID_JSON as error:
         raise BadRequest(f'The body must be a JSON object such as {{"paths": ["/api/v2/stream"]}}: {error}') from None
     if not 0 < len(paths) <= MAX_PATHS:
         raise BadParameter(f"`paths` must have 1 to {MAX_PATHS} items, got {len(paths)}")

@@ -56,6 +56,7 @@ from stream_server.http.triggering import (
     trigger_or_attach,
 )
 from stream_server.protocol.bodies import Cancelled
+from stream_server.protocol.schema import INVALID_JSON
 
 JSON = "application/json"
 TRIGGER_PARAMETERS = (
@@ -189,7 +190,7 @@ async def _read_json_object(request: Request) -> dict[str, Any]:
     raw = await read_body(request)
     try:
         body = msgspec.json.decode(raw or b"{}", type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except INVALID_JSON as error:
         raise BadRequest(f"The body must be a JSON object as for Airflow's endpoint: {error}") from None
     if not isinstance(body.get("dag_run_id"), str | None):
         raise BadRequest("`dag_run_id` must be a string, or be omitted")

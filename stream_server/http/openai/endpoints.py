@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stream_server.auth.authorizer import Caller
-from stream_server.http.caller import refuse_foreign_origin
+from stream_server.http.caller import read_credential, refuse_foreign_origin
 from stream_server.http.chat.answer import Failed, Finished
 from stream_server.http.chat.caller import identify_chat_caller
 from stream_server.http.chat.dags import answers_helper_calls, find_chat_dag, list_chat_dags, refuse_paused_dag
@@ -114,8 +114,7 @@ def find_key(request: Request, body: bytes) -> RequestKey | None:
     retries = request.headers.get(RETRY_COUNT_HEADER)
     if retries is None:
         return None
-    caller = request.headers.get("authorization", "")
-    digest = compute_digest([TRANSPORT, caller, body.decode("latin-1")]).hex()
+    digest = compute_digest([TRANSPORT, read_credential(request), body.decode("latin-1")]).hex()
     return RequestKey(digest, is_retry=retries != "0", is_required=False)
 
 

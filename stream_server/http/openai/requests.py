@@ -9,6 +9,7 @@ import msgspec
 
 from stream_server.errors import BadRequest
 from stream_server.http.chat.question import Question, Turn
+from stream_server.protocol.schema import INVALID_JSON
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """Roles in the history of a question by roles of messages. Messages of other roles are calls of tools."""
@@ -63,7 +64,7 @@ def decode_completion_request(body: bytes) -> CompletionRequest:
     """
     try:
         request = msgspec.json.decode(body, type=CompletionRequest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except INVALID_JSON as error:
         raise BadRequest(f"The body must be a request for a chat completion: {error}") from None
     if request.n not in {None, 1}:
         raise BadRequest(f"`n` must be 1, got {request.n}: a DAG gives one answer")
@@ -110,5 +111,5 @@ def decode_response_request(body: bytes) -> ResponseRequest:
     """
     try:
         return msgspec.json.decode(body, type=ResponseRequest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except INVALID_JSON as error:
         raise BadRequest(f"The body must be a request for a response: {error}") from None

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from stream_server.auth.airflow_api import TIMEOUT_SECONDS, run_path
 from stream_server.auth.authorizer import Caller
 from stream_server.domain.run_state import RunKey
-from stream_server.errors import BadRequest, RunNotFound
+from stream_server.errors import BadRequest, RequestTooLarge, RunNotFound
 from stream_server.http.caller import airflow_api_for, refuse_foreign_origin
 from stream_server.http.chat.answer import Failed, Finished
 from stream_server.http.chat.caller import identify_chat_caller
@@ -109,7 +109,8 @@ async def _create(request: Request, caller: Caller) -> Response:
     question = build_question(wanted.messages)
     if wanted.previous_response_id is not None:
         earlier = await _read_history(request, caller, wanted.previous_response_id)
-        question = Question(question.message, [*earlier, *question.history])
+        question = _join(earlier, question, has_instructions=bool(wanted.instructions))
+        _refuse_large(request, question)
     refuse_paused_dag(dag)
     # A background response continues without its client.
     grace = None if wanted.background else GRACE
@@ -168,6 +169,22 @@ async def _read_history(request: Request, caller: Caller, response_id: str) -> l
         raise BadRequest("The response of `previous_response_id` is not complete")
     earlier = [Turn(turn.role, turn.content) for turn in conf.history]
     return [*earlier, Turn("user", conf.message), Turn("assistant", answer.text)]
+
+
+def _join(earlier: list[Turn], question: Question, *, has_instructions: bool) -> Question:
+    """Return a question with the conversation before it. New instructions replace those of the earlier response."""
+    instructions, history = question.history[:has_instructions], question.history[has_instructions:]
+    if has_instructions and earlier and earlier[0].role == "system":
+        earlier = earlier[1:]
+    return Question(question.message, [*instructions, *earlier, *history])
+
+
+def _refuse_large(request: Request, question: Question) -> None:
+    """Raise an error for a conversation that has grown beyond what one request may have."""
+    state: State = request.scope["state"]
+    max_bytes = state["settings"].max_body_bytes
+    if len(msgspec.json.encode(question.conf)) > max_bytes:
+        raise RequestTooLarge(f"The conversation up to this question has more than {max_bytes} bytes")
 
 
 def _find_creation_time(request: Request, key: RunKey) -> int:

@@ -53,7 +53,10 @@ def test_a_request_without_a_question_is_refused(messages: list[object]) -> None
         build_question(decode_completion_request(body(*messages)).messages)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff", b'{"model":5,"messages":[]}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"[]", b"{}", b"\xff", b'{"model":5,"messages":[]}', b'{"model":"\xff","messages":[]}', b"[" * 100_000],
+)
 def test_a_body_of_another_shape_is_refused(text: bytes) -> None:
     with pytest.raises(BadRequest, match="chat completion"):
         decode_completion_request(text)
