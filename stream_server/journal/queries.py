@@ -56,6 +56,14 @@ ITERATION = (
 )
 """The iteration of a task loop. A mapped task in a loop has a region of its own, below that of the loop."""
 
+REGION_OF_TRY = f"""LATERAL (
+            SELECT r.node_id, r.parent_region_index FROM {{airflow_tables}}.dynamic_region AS r
+            WHERE r.id OPERATOR(pg_catalog.=) n.region_id AND n.region_id OPERATOR(pg_catalog.<>) {_SENTINEL_REGION}
+            OFFSET 0
+        ) AS g ON true"""  # noqa: S608 # constants
+"""The right side of a join of tries (`n`) with their regions (`g`). OFFSET makes it an index scan for each try: a plain
+join may be planned as a hash join, which reads the whole table, and the plan is kept."""
+
 LAST_TRY = (
     "CASE WHEN n.try_number OPERATOR(pg_catalog.>) 0"
     " AND (n.state IS NULL OR n.state OPERATOR(pg_catalog.=) 'up_for_retry')"
@@ -107,6 +115,7 @@ COMMON_PLACEHOLDERS = {
     "has_left": HAS_LEFT,
     "map_index": MAP_INDEX,
     "iteration": ITERATION,
+    "region_of_try": REGION_OF_TRY,
     "last_try": LAST_TRY,
     "return_if_schema_unknown": RETURN_IF_SCHEMA_UNKNOWN,
     "return_if_migrating": RETURN_IF_MIGRATING,

@@ -69,7 +69,7 @@ BEGIN
                     THEN pg_catalog.split_part(given_up_try, '|', 1) END,
                n.start_date, n.end_date
         FROM new_rows AS n
-        LEFT JOIN {airflow_tables}.dynamic_region AS g ON g.id OPERATOR(pg_catalog.=) n.region_id
+        LEFT JOIN {region_of_try}
         WHERE n.working_set IS TRUE
             AND (n.state IS NULL OR n.state OPERATOR(pg_catalog.=) 'up_for_retry'
                  OR n.try_number OPERATOR(pg_catalog.=) 0);
@@ -103,7 +103,7 @@ BEGIN
             SELECT n.ordinal, 'task', n.dag_id, n.run_id, n.task_id, {map_index}, {iteration}, n.last_try, n.state,
                    n.previous_state, n.start_date, n.end_date
             FROM changed AS n
-            LEFT JOIN {airflow_tables}.dynamic_region AS g ON g.id OPERATOR(pg_catalog.=) n.region_id
+            LEFT JOIN {region_of_try}
             WHERE n.is_recorded
         ) AS c
         ORDER BY c.ordinal;
@@ -113,7 +113,7 @@ BEGIN
         SELECT 'task', n.dag_id, n.run_id, n.task_id, {map_index}, {iteration}, {last_try}, n.state, o.state,
                n.start_date, n.end_date
         FROM old_rows AS o, new_rows AS n
-        LEFT JOIN {airflow_tables}.dynamic_region AS g ON g.id OPERATOR(pg_catalog.=) n.region_id;
+        LEFT JOIN {region_of_try};
     END IF;
     IF FOUND AND stream_server.ring() IS NULL THEN
         NULL;
@@ -168,7 +168,7 @@ BEGIN
     INSERT INTO stream_server.journal (kind, dag_id, run_id, task_id, map_index, iteration, xcom_key, dag_result)
     SELECT 'xcom', n.dag_id, n.run_id, n.task_id, {map_index}, {iteration}, NEW.key, NEW.dag_result
     FROM {airflow_tables}.task_instance AS n
-    LEFT JOIN {airflow_tables}.dynamic_region AS g ON g.id = n.region_id
+    LEFT JOIN {region_of_try}
     WHERE n.id = NEW.task_instance_id AND n.working_set
     RETURNING id, txid, at, map_index, dag_id, run_id, task_id, iteration INTO journal_row;
     IF NOT FOUND THEN
