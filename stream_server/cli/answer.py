@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from stream_server.cli.control_characters import replace_control_characters
 from stream_server.client import ClientError, Refused
 from stream_server.protocol.input_frames import Input
 
@@ -68,7 +69,7 @@ class Prompter:
                 try:
                     await self._send(request, answer)
                 except ClientError as error:
-                    self._write(str(error))
+                    self._write(replace_control_characters(str(error)))
                     if not (isinstance(error, Refused) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY):
                         return
                 else:
@@ -89,10 +90,12 @@ class Prompter:
         params: dict[str, Any] = {}
         for name, param in request.params.items():
             label = f"{name} ({param.description})" if param.description else name
-            line = await self._read_line(f"{label} [{bytes(param.value).decode()}]: ")
+            prompt = replace_control_characters(f"{label} [{bytes(param.value).decode()}]: ")
+            line = await self._read_line(prompt)
             if line is None:
                 return None
-            params[name] = msgspec.json.decode(param.value) if line.strip() == "" else parse_value(line.strip())
+            is_kept = not line.strip()
+            params[name] = msgspec.json.decode(param.value) if is_kept else parse_value(line.strip(), param.schema)
         return Answer(chosen, params)
 
 
@@ -103,7 +106,7 @@ def describe_request(request: Input) -> str:
     if request.body:
         lines.append(request.body)
     lines += [f"  {number} {option}" for number, option in enumerate(request.options, 1)]
-    return "\n".join(lines)
+    return replace_control_characters("\n".join(lines))
 
 
 def parse_choice(line: str, request: Input) -> list[str] | None:
@@ -126,12 +129,27 @@ def parse_choice(line: str, request: Input) -> list[str] | None:
     return chosen if len(chosen) == 1 or request.multiple else None
 
 
-def parse_value(text: str) -> Any:  # noqa: ANN401
-    """Return a value of the form: JSON, or else a string."""
+def parse_value(text: str, schema: msgspec.Raw | None = None) -> Any:  # noqa: ANN401
+    """Return a value of the form: JSON, or else a string.
+
+    Args:
+        text: What the user has typed.
+        schema: JSON Schema of the value. If it permits strings, other JSON is a string too, except a permitted `null`.
+    """
+    types = () if schema is None else _read_types(schema)
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return text
+    is_text = "string" in types and not isinstance(value, str) and not (value is None and "null" in types)
+    return text if is_text else value
+
+
+def _read_types(schema: msgspec.Raw) -> Sequence[object]:
+    """Return the types that a JSON Schema permits; none if it does not have them in a valid form."""
+    decoded = msgspec.json.decode(schema)
+    types = decoded.get("type") if isinstance(decoded, dict) else None
+    return types if isinstance(types, list) else (types,)
 
 
 def parse_params(pairs: Sequence[str]) -> dict[str, Any]:

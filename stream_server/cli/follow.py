@@ -130,7 +130,7 @@ class Follower:
                 results=self._results,
                 until=self._until,
                 token=self._token,
-                renew_token=self._renew_token,
+                renew_token=None if self._renew_token is None else self._renew,
                 patience=self._patience,
             ):
                 table.update(message.frame)
@@ -152,20 +152,25 @@ class Follower:
         """Return what puts the questions of tasks to the user, if there is a terminal."""
         if live is None or not has_terminal():
             return None
+        return TerminalQuestions(live, partial(self._send_answer, key))
 
-        async def send(request: Input, answer: Answer) -> None:
-            await answer_input(
-                self._url,
-                *key,
-                request.task_id,
-                answer.chosen_options,
-                map_index=request.map_index,
-                params_input=answer.params_input,
-                asked_at=request.asked_at.isoformat(),
-                token=self._token,
-            )
+    async def _send_answer(self, key: RunKey, request: Input, answer: Answer) -> None:
+        await answer_input(
+            self._url,
+            *key,
+            request.task_id,
+            answer.chosen_options,
+            map_index=request.map_index,
+            params_input=answer.params_input,
+            asked_at=request.asked_at.isoformat(),
+            token=self._token,
+        )
 
-        return TerminalQuestions(live, send)
+    async def _renew(self) -> str:
+        """Return a new token, with which answers are sent, too."""
+        assert self._renew_token is not None, "only a token with a login is renewed"
+        self._token = await self._renew_token()
+        return self._token
 
     def _print_frame(self, message: Message, console: Console | None, *, write_lines: bool) -> None:
         if write_lines:

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from stream_server.cli.control_characters import replace_control_characters
 from stream_server.domain.run_state import FINAL_RUN_STATES
 from stream_server.protocol.frames import (
     NO_STATUS,
@@ -226,7 +227,7 @@ def describe_frame(frame: AnyFrame) -> str:
             text = _describe_end(frame)
         case _:
             text = _describe_other_frame(frame)
-    return text
+    return replace_control_characters(text)
 
 
 def _describe_other_frame(frame: AnyFrame) -> str:
@@ -247,12 +248,12 @@ def _task_label(task_id: str, map_index: int, iteration: int | None = None) -> s
 def _format_output(value: msgspec.Raw) -> str:
     """Return a value as text: a string as it is, other values as JSON in a separate line."""
     decoded = msgspec.json.decode(value)
-    return decoded if isinstance(decoded, str) else f"{bytes(value).decode()}\n"
+    return replace_control_characters(decoded if isinstance(decoded, str) else f"{bytes(value).decode()}\n")
 
 
 def _format_progress(report: Report) -> str:
     share = "" if report.fraction is None else f"{report.fraction:.0%}"
-    return " ".join(part for part in (share, report.text) if part)
+    return replace_control_characters(" ".join(part for part in (share, report.text) if part))
 
 
 def describe_missing_outcome(end: End) -> str:

@@ -26,6 +26,7 @@ class TerminalQuestions:
         self._live = live
         self._prompter = Prompter(read_terminal_line, self._write, send)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -33,6 +34,12 @@ class TerminalQuestions:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # A cancelled task ends after the table has: it must not start the table again, which hides the cursor.
+        self._is_closed = True
+        if self._tasks:
+            # The end of the run is shown below the prompt that waits.
+            self._write("")
+            self._live.start()
         for task in self._tasks:
             task.cancel()
 
@@ -53,7 +60,7 @@ class TerminalQuestions:
         try:
             await self._prompter.ask(request)
         finally:
-            if len(self._tasks) == 1:
+            if len(self._tasks) == 1 and not self._is_closed:
                 self._live.start()
 
     def _write(self, text: str) -> None:

@@ -84,6 +84,35 @@ async def test_fields_of_the_form_keep_their_values_or_get_others() -> None:
     assert "reason (Why?) [null]: " in terminal.shown
 
 
+@pytest.mark.parametrize(
+    ("schema", "line", "expected"),
+    [
+        (b'{"type":"string"}', "4", "4"),
+        (b'{"type":"string"}', "null", "null"),
+        (b'{"type":"string"}', '"4"', "4"),
+        (b'{"type":["null","string"]}', "[1]", "[1]"),
+        (b'{"type":["null","string"]}', "null", None),
+        (b'{"type":"integer"}', "4", 4),
+        (b'{"type":5}', "4", 4),
+        (b'"string"', "4", 4),
+    ],
+)
+async def test_a_field_for_text_gets_the_text(schema: bytes, line: str, expected: object) -> None:
+    param = InputParam(value=msgspec.Raw(b'"before"'), description=None, schema=msgspec.Raw(schema))
+    answers = await Terminal(["1", line]).ask(question(params={"name": param}))
+    assert answers == [Answer(["Approve"], {"name": expected})]
+
+
+async def test_control_characters_of_a_question_do_not_reach_the_terminal() -> None:
+    text = "a\x1b[2J\x9b\x7f\r\n\tb"
+    param = InputParam(value=msgspec.Raw('"\x9b"'.encode()), description=text, schema=msgspec.Raw(b"{}"))
+    terminal = Terminal(["1", ""])
+    await terminal.ask(question(subject=text, body=text, options=[text], params={text: param}))
+    shown = "".join(terminal.shown)
+    assert "a\ufffd[2J\ufffd\ufffd\n\tb" in shown
+    assert not {one for one in shown if not one.isprintable()} - {"\n", "\t"}
+
+
 async def test_a_refused_answer_can_be_corrected() -> None:
     terminal = Terminal(["1", "2"], refusals=1)
     assert await terminal.ask(question()) == [Answer(["Approve"], {}), Answer(["Reject"], {})]

@@ -95,6 +95,21 @@ def test_table_has_the_run_and_its_tasks() -> None:
     assert row(text, "answer") == ["answer", "no_status", "1", ""]
 
 
+@pytest.mark.parametrize("value", ['"a\\u001b[2J"', '["a\x9b"]'])
+def test_control_characters_of_output_do_not_reach_the_terminal(value: str) -> None:
+    frame = chunk(0, value)
+    for text in (describe_frame(frame), render(snapshot(info("answer", "running")), frame)):
+        assert "a\ufffd" in text
+        assert not {"\x1b", "\x9b"} & set(text)
+
+
+def test_control_characters_of_progress_do_not_reach_the_terminal() -> None:
+    frame = progress(0.5, "a\x1b[2J")
+    for text in (describe_frame(frame), render(snapshot(info("answer", "running")), frame)):
+        assert "a\ufffd" in text
+        assert "\x1b" not in text
+
+
 def test_transition_updates_its_row() -> None:
     text = render(snapshot(info("ask", "running")), transition("ask", "up_for_retry", try_number=2))
     assert row(text, "ask")[:3] == ["ask", "up_for_retry", "2"]
