@@ -22,10 +22,10 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 async def test_the_cursor_is_shown_if_the_run_ends_while_a_question_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    is_asked = asyncio.Event()
+    is_waiting = asyncio.Event()
 
     async def wait(_: str) -> None:
-        is_asked.set()
+        is_waiting.set()
         await asyncio.Event().wait()
 
     async def send(*_: Any) -> None:
@@ -37,7 +37,7 @@ async def test_the_cursor_is_shown_if_the_run_ends_while_a_question_waits(monkey
     before = asyncio.all_tasks()
     with live, TerminalQuestions(live, send) as questions:
         questions.update(REQUEST)
-        await is_asked.wait()
+        await is_waiting.wait()
         shown = screen.getvalue()
         (task,) = asyncio.all_tasks() - before
     await asyncio.wait({task})
