@@ -190,8 +190,11 @@ class Run:
 
     def complete_gate(self, instance_key: InstanceKey, *, stops: bool) -> None:
         """Succeed as the gate of a loop."""
-        outcome_airflow.complete_gate(self._instance(instance_key), self._session, stops=stops)
-        self._set(instance_key, "success")
+        gate = self._instance(instance_key)
+        outcome_airflow.complete_gate(gate, self._session, stops=stops)
+        # By its key, the gate of the next iteration would be found.
+        gate.set_state("success", session=self._session)
+        self._refresh()
 
     def skip(self, instance_key: InstanceKey) -> None:
         self._set(instance_key, "skipped")
