@@ -48,6 +48,12 @@ SCHEMA_UNKNOWN = (
 )
 """Problem of a journal whose triggers lacked a column or table of Airflow."""
 
+OWNER_PROBLEM = (
+    "the owner of the trigger functions, {owner}, lacks SELECT on {tables}, so the triggers lose transitions;"
+    " grant it, see Roles in docs/operations.md"
+)
+"""Problem of a journal whose triggers may not read Airflow's tables."""
+
 SWITCH_LOCK_TIMEOUT, SWITCH_ATTEMPTS = 2.0, 10
 """Arguments of `install_journal` for enabling, which restores missing triggers, and for disabling."""
 
@@ -109,6 +115,9 @@ class JournalStatus:
     airflow_problem: str | None = None
     """What Airflow's tables lack and what to do, as a sentence; `None` if nothing."""
 
+    owner_problem: str | None = None
+    """Which tables the owner of the trigger functions may not read, as a sentence; `None` if none."""
+
     foreign: str | None = None
     """Why the transaction ids of the journal are not those of this cluster, as a sentence; `None` if they are."""
 
@@ -125,6 +134,7 @@ class JournalStatus:
                 _describe_mismatch(self.version, self.oldest_server),
                 self.foreign,
                 self.airflow_problem,
+                self.owner_problem,
                 None if not self.schema_unknown else SCHEMA_UNKNOWN,
                 None if self.enabled else "the triggers are disabled; run `stream-server triggers enable`",
             )
@@ -150,8 +160,13 @@ def build_install_sql(airflow_schema: str, reader: str | None = None) -> str:
         airflow=quote_literal(airflow_schema),
         airflow_tables=quote_identifier(airflow_schema),
         exception_handler=load_sql("exception_handler.sql").rstrip(),
+        owner_privileges=_build_owner_query(airflow_schema),
     )
     return script + grants
+
+
+def _build_owner_query(airflow_schema: str) -> str:
+    return fill_placeholders(load_sql("owner_privileges.sql"), airflow=quote_literal(airflow_schema)).rstrip()
 
 
 def _build_migration_step(version: int, text: str) -> str:
@@ -255,6 +270,8 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
     if meta is None:
         raise JournalMissing("The journal is incomplete; run `stream-server install`")
     tables = await read_airflow_tables(connection, meta["airflow_schema"])
+    with map_postgres_errors():
+        lacking = await connection.fetchrow(_build_owner_query(meta["airflow_schema"]))
     return JournalStatus(
         installed=True,
         version=meta["version"],
@@ -265,6 +282,7 @@ async def read_status(connection: AnyConnection) -> JournalStatus:
         losses=meta["losses"],
         schema_unknown=meta["schema_unknown"],
         airflow_problem=tables.describe_problem(),
+        owner_problem=None if lacking is None else OWNER_PROBLEM.format(**lacking),
         foreign=None if reason is None else describe_foreign_journal(reason),
         triggers=[
             TriggerStatus(

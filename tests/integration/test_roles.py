@@ -34,6 +34,7 @@ from stream_server.settings import Settings
 from support.airflow_sql import CHAIN, ONLY_WITH_TRIES, AirflowSql
 from support.server import running_server
 from support.streams import DEADLINE, sse, websocket
+from support.tries_tables import TRIES_TABLES
 from support.waiting import eventually_answered, eventually_async
 
 PRIVILEGES = """
@@ -253,6 +254,30 @@ async def test_an_owner_needs_only_the_trigger_privilege(
     await uninstall_journal(url, lock_timeout=1, attempts=1)
     ((triggers,),) = await fetch(airflow_database, "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal")
     assert triggers == 0
+
+
+async def test_an_owner_must_read_tries_and_regions(
+    postgres: EmbeddedPostgres, airflow_database: str, role: Callable[[str], str]
+) -> None:
+    """The triggers look them up from Airflow 3.4 on. `airflow db reset` makes the tables without the privileges."""
+    owner = role("owner")
+    database = urlsplit(airflow_database).path[1:]
+    url = url_as(owner, airflow_database)
+    postgres.execute(documented_statements("GRANT CREATE", airflow=database, stream_owner=owner), database=database)
+    await execute(airflow_database, TRIES_TABLES)
+    may_trigger, may_read, _ = documented_statements("GRANT TRIGGER ON xcom_v2", stream_owner=owner).split(";", 2)
+    await execute(airflow_database, may_trigger)
+    lacks = f"owner of the trigger functions, {owner}, lacks SELECT on "
+    with pytest.raises(InstallError, match=f"{lacks}task_instance, dynamic_region"):
+        await install_for(url, None)
+    assert not (await fetch_status(airflow_database)).installed
+
+    await execute(airflow_database, may_read)
+    await install_for(url, None)
+    assert (await fetch_status(url)).problems == []
+    await execute(airflow_database, f"REVOKE SELECT ON dynamic_region FROM {owner}")
+    (problem,) = (await fetch_status(url)).problems
+    assert f"{lacks}dynamic_region, so" in problem
 
 
 async def test_a_journal_of_another_owner_is_served(

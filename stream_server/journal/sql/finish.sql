@@ -2,6 +2,20 @@
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA stream_server FROM PUBLIC;
 
+-- Without these privileges each row that the triggers can't look up is a loss.
+DO $body$
+DECLARE
+    lacking record;
+BEGIN
+    FOR lacking IN
+        {owner_privileges}
+    LOOP
+        RAISE EXCEPTION 'The owner of the trigger functions, %, lacks SELECT on %. See Roles in docs/operations.md',
+            lacking.owner, lacking.tables;
+    END LOOP;
+END
+$body$;
+
 -- The journal may be that of a restored dump.
 SELECT stream_server.adopt();
 
