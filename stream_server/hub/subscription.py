@@ -39,6 +39,14 @@ class QueueTotals:
             self._last, self._last_size = wires, sum([len(wire.json) for wire in wires])
         return self._last_size
 
+    def add(self, frames: int, size: int) -> None:
+        """Count frames that were queued, or, if negative, taken."""
+        self.frames += frames
+        self.bytes += size
+        if not self.frames:
+            # Otherwise the frames that were sent last would stay in memory.
+            self._last, self._last_size = (), 0
+
 
 class Subscription:
     """Frames for one client, oldest first, from `Hub.subscribe` until `close`.
@@ -157,8 +165,7 @@ class Subscription:
 
     def _count(self, frames: int, size: int) -> None:
         self._bytes += size
-        self._totals.frames += frames
-        self._totals.bytes += size
+        self._totals.add(frames, size)
 
     def _own_queue(self) -> list[Wire]:
         """Return the queue as a list that no other subscription shares."""

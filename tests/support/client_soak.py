@@ -70,8 +70,8 @@ GROWTH = 1.15
 WARM_SECONDS = 60.0
 """Time in which memory may grow, because some code runs for the first time."""
 
-OBJECTS_LEFT, OBJECTS_PER_VISIT = 2000, 0.02
-"""Objects that may be added: by first runs of code, and up to 315 frames that were sent last; by each visit."""
+OBJECTS_LEFT, OBJECTS_PER_VISIT = 500, 0.02
+"""Objects that may be added: by code that runs for the first time, and by each visit."""
 
 UPDATE = "UPDATE task_instance SET state = $2, try_number = try_number + 1 WHERE id = $1 RETURNING try_number"
 

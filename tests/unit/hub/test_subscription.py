@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 from hypothesis import given
@@ -189,3 +190,16 @@ def test_totals_are_the_sums_of_all_open_subscriptions(steps: list[tuple[int, st
         each = [one.statistics() for one in ones]
         assert totals.frames == sum(one.queued_frames for one in each)
         assert totals.bytes == sum(one.queued_bytes for one in each)
+
+
+def test_frames_are_released_once_all_clients_have_taken_them() -> None:
+    totals = QueueTotals()
+    first, second = Subscription(LIMIT, totals), Subscription(LIMIT, totals)
+    wires = [frame(60)]
+    held = sys.getrefcount(wires)
+    first.push(wires)
+    second.push(wires)
+    assert (totals.frames, totals.bytes) == (2, 120)
+    first.take()
+    second.take()
+    assert sys.getrefcount(wires) == held
