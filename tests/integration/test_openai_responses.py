@@ -15,7 +15,7 @@ from stream_server.http.openai import responses
 from stream_server.http.openai.response_objects import encode_response_id
 from stream_server.settings import Settings
 from support.airflow_sql import AirflowSql
-from support.airflow_stub import AirflowStub, ReceivedRequest
+from support.airflow_stub import AirflowStub, ReceivedRequest, describe_run
 from support.airflow_stub_fixtures import complete_run, wait_for_cancellation_decision
 from support.chat_runs import begin_answer, fail_answer
 from support.server import RunningServer, running_server
@@ -175,7 +175,10 @@ async def test_a_conversation_continues_by_the_id_of_a_response(
     async def with_conf(received: ReceivedRequest) -> Response | None:
         run_id = quote(stub.triggers[0].json["dag_run_id"], safe="")
         if received.method == "GET" and received.target.endswith(run_id):
-            return JSONResponse({"conf": {**stub.triggers[0].json["conf"], "message": message}})
+            conf = {**stub.triggers[0].json["conf"], "message": message}
+            return JSONResponse(
+                {**describe_run(RunKey("chat", stub.triggers[0].json["dag_run_id"]), "success"), "conf": conf}
+            )
         return await permissions(received)
 
     stub.instead = with_conf

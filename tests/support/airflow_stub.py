@@ -143,7 +143,7 @@ class AirflowStub:
                 return JSONResponse({"detail": CONFLICT}, 409)
             if self.then is not None and (answer := await self.then(airflow, key)) is not None:
                 return answer
-        return JSONResponse(_run(key, "queued"))
+        return JSONResponse(describe_run(key, "queued"))
 
     async def _get(self, request: Request) -> Response:
         received = await self._record(request)
@@ -152,7 +152,7 @@ class AirflowStub:
         key = RunKey(request.path_params["dag_id"], request.path_params["run_id"])
         async with AirflowSql.open(self._database_url) as airflow:
             state = await _state(airflow, key)
-        return JSONResponse(_run(key, state)) if state else JSONResponse({"detail": "not found"}, 404)
+        return JSONResponse(describe_run(key, state)) if state else JSONResponse({"detail": "not found"}, 404)
 
     def _respond_to_read(self, found: dict[str, Any]) -> Callable[[Request], Awaitable[Response]]:
         """Respond to requests that the server makes only to check a permission."""
@@ -174,7 +174,7 @@ class AirflowStub:
             if await _state(airflow, key) is None:
                 return JSONResponse({"detail": "not found"}, 404)
             await airflow.set_run(key, received.json["state"])
-        return JSONResponse(_run(key, received.json["state"]))
+        return JSONResponse(describe_run(key, received.json["state"]))
 
     async def _log_in(self, request: Request) -> Response:
         received = await self._record(request)
@@ -215,5 +215,5 @@ async def _state(airflow: AirflowSql, key: RunKey) -> str | None:
     return state
 
 
-def _run(key: RunKey, state: str | None) -> dict[str, Any]:
+def describe_run(key: RunKey, state: str | None) -> dict[str, Any]:
     return {"dag_id": key.dag_id, "dag_run_id": key.run_id, "state": state, "run_type": "manual"}
